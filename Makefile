@@ -1,0 +1,164 @@
+# fastebm: set-up, demo, tests. `make` alone lists what there is.
+#
+# Everything runs in the environment .venv, which is made on first need and installed again only when the build changed.
+
+PYTHON ?= python3
+VENV ?= .venv
+TORCH ?= torch==2.13.0
+DEMO_OUT ?= runs/demo
+PYTEST_ARGS ?=
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+.PHONY: help install demo test lint format bench wheel clean distclean
+
+# --- the environment -------------------------------------------------------------------------------------------------
+
+# SYSTEM=1, or an empty VENV, uses the environment of $(PYTHON) as it is, without making one of our own.
+ifneq ($(strip $(SYSTEM)),)
+override VENV :=
+endif
+ifeq ($(strip $(VENV)),)
+PY := $(PYTHON)
+STAMPS := build/stamps-$(shell "$(PYTHON)" -c 'import sys, zlib; print(zlib.crc32(sys.prefix.encode()))')
+ENVIRONMENT :=
+else
+PY := $(VENV)/bin/python
+STAMPS := $(VENV)/stamps
+ENVIRONMENT := $(VENV)/bin/python
+endif
+
+PIP := "$(PY)" -m pip --disable-pip-version-check
+RUN := PYTHONUNBUFFERED=1 "$(PY)"
+BUILD_INPUTS := pyproject.toml setup.py fastebm/compile.py \
+                $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu)
+
+define say
+@printf '\n\033[1m== %s\033[0m\n' '$(1)'
+endef
+
+# Python programs of the set-up, handed to `python -c` through the environment so that no quoting is needed.
+define CHECK_PYTHON
+import sys
+if sys.version_info < (3, 11):
+    sys.exit(f"fastebm needs Python 3.11 or later, {sys.executable} is {sys.version.split()[0]}: say PYTHON=python3.11")
+endef
+
+define HAS_TORCH
+import sys
+try:
+    import torch
+except Exception:
+    sys.exit(1)
+sys.exit(tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2]) < (2, 11))
+endef
+
+# A virtual environment can't inherit from another one. Where $(PYTHON) is one that holds torch, ours is laid over it by
+# a .pth file.
+define LAY_OVER_PARENT
+import pathlib, site, sys, sysconfig
+target = pathlib.Path(sys.argv[1]).resolve() / pathlib.Path(sysconfig.get_path("purelib")).relative_to(sys.prefix)
+target.joinpath("parent_environment.pth").write_text("".join(f"{path}\n" for path in site.getsitepackages()))
+endef
+export CHECK_PYTHON HAS_TORCH LAY_OVER_PARENT
+
+help:
+	@printf 'make demo     train a coarse-to-fine energy model on handwritten digits and sample from it, into $(DEMO_OUT)\n'
+	@printf 'make test     the whole test suite (PYTEST_ARGS="-k normal", say, for a part of it)\n'
+	@printf 'make install  what both need: the environment $(VENV), torch, fastebm with its compiled operators\n'
+	@printf 'make lint     ruff, mypy, import-linter        make format   rewrite the sources in the house format\n'
+	@printf 'make bench    benchmarks                       make wheel    dist/*.whl for this platform\n'
+	@printf 'make clean    what builds and tests left       make distclean   that and the environment\n'
+	@printf '\nPYTHON=python3.12   the interpreter           VENV=dir        another environment\n'
+	@printf 'TORCH=torch==2.12.0 the torch to install       SYSTEM=1        install into the environment of PYTHON itself\n'
+	@printf 'A torch >= 2.11 that PYTHON already has is kept.\n'
+
+$(VENV)/bin/python:
+	$(call say,Making the environment $(VENV))
+	@"$(PYTHON)" -c "$$CHECK_PYTHON"
+	@if ! "$(PYTHON)" -c "$$HAS_TORCH"; then \
+	    "$(PYTHON)" -m venv "$(VENV)"; \
+	elif "$(PYTHON)" -c 'import sys; sys.exit(sys.prefix == sys.base_prefix)'; then \
+	    echo "keeping the torch of the virtual environment of $(PYTHON)"; \
+	    "$(PYTHON)" -m venv "$(VENV)"; "$(PYTHON)" -c "$$LAY_OVER_PARENT" "$(VENV)"; \
+	else \
+	    echo "keeping the torch that $(PYTHON) has"; \
+	    "$(PYTHON)" -m venv --system-site-packages "$(VENV)"; \
+	fi
+	@$(PIP) install --quiet --upgrade pip
+
+# torch comes first and pinned, because the compiled operators are built against it, without build isolation. numpy
+# comes along because torch complains without.
+$(STAMPS)/base: $(BUILD_INPUTS) | $(ENVIRONMENT)
+	$(call say,Installing fastebm)
+	@"$(PY)" -c "$$CHECK_PYTHON"
+	@$(PIP) install --quiet 'setuptools>=77.0.3' wheel
+	@if "$(PY)" -c "$$HAS_TORCH"; then \
+	    "$(PY)" -c 'import torch; print(f"torch {torch.__version__} is there and is kept")'; \
+	else \
+	    echo 'installing $(TORCH)'; $(PIP) install '$(TORCH)' numpy; \
+	fi
+	@echo 'building and installing fastebm'
+	@$(PIP) install --quiet --no-build-isolation --editable .
+	@$(RUN) -m fastebm.cli info
+	@mkdir -p "$(@D)" && touch "$@"
+
+# fastebm[...] is installed already, so pip adds what the extra names and builds nothing again.
+$(STAMPS)/%: $(STAMPS)/base
+	$(call say,Installing what `make $*` needs)
+	@$(PIP) install --quiet 'fastebm[$*]'
+	@mkdir -p "$(@D)" && touch "$@"
+
+# --- the commands ----------------------------------------------------------------------------------------------------
+
+install: $(STAMPS)/base
+	@echo 'fastebm is installed for $(PY)'
+
+demo: $(STAMPS)/base
+	$(call say,Training and sampling the demo)
+	@$(RUN) -m fastebm.cli demo --out "$(DEMO_OUT)"
+
+# Triton's interpreter is chosen when triton is first imported, hence a process of its own. Its 5 means that PYTEST_ARGS
+# selects none of the operators' tests.
+test: $(STAMPS)/test
+	$(call say,The test suite)
+	@$(RUN) -m pytest tests $(PYTEST_ARGS)
+	$(call say,The operators in Triton'"'"'s interpreter)
+	@if "$(PY)" -c 'import triton' 2>/dev/null; then \
+	    TRITON_INTERPRET=1 FASTEBM_BACKEND=triton $(RUN) -m pytest tests/ops $(PYTEST_ARGS) || [ $$? -eq 5 ]; \
+	else \
+	    echo 'skipped: triton is not installed (it has wheels for Linux on x86_64 only)'; \
+	fi
+
+lint: $(STAMPS)/lint
+	$(call say,ruff)
+	@"$(PY)" -m ruff check .
+	@"$(PY)" -m ruff format --check .
+	$(call say,mypy)
+	@"$(PY)" -m mypy
+	$(call say,import-linter)
+	@"$(PY)" -c 'import sys; from importlinter.cli import lint_imports_command; sys.exit(lint_imports_command())'
+
+format: $(STAMPS)/lint
+	@"$(PY)" -m ruff check --fix --exit-zero .
+	@"$(PY)" -m ruff format .
+
+bench: $(STAMPS)/bench
+	$(call say,Benchmarks)
+	@$(RUN) -m pytest benchmarks $(PYTEST_ARGS)
+
+wheel: $(STAMPS)/base
+	$(call say,Building a wheel)
+	@rm -rf build/lib* build/bdist*
+	@$(PIP) wheel --no-build-isolation --no-deps --wheel-dir dist .
+	@ls -l dist/*.whl
+
+clean:
+	rm -rf build dist *.egg-info fastebm/*.so .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .benchmarks
+	rm -rf $(if $(VENV),"$(VENV)/stamps")
+	find . -name __pycache__ -not -path './.*' -prune -exec rm -rf {} +
+
+distclean: clean
+	rm -rf $(if $(VENV),"$(VENV)")

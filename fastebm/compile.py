@@ -1,0 +1,183 @@
+"""The build list of the compiled operators: one for `setup.py` and for `fastebm build`.
+
+This file imports neither the package nor torch at its top, because `setup.py` loads it by its path before either may
+exist.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from setuptools import Extension
+
+PACKAGE = Path(__file__).resolve().parent
+
+# Extensions use torch's stable headers only, so that one build serves this version of torch and every later one.
+TORCH_MINIMUM = "2.11"
+TORCH_TARGET_VERSION = "0x020b000000000000"
+
+CPP_SOURCES = (
+    "module.cpp",
+    "cpu/variants.cpp",
+    "cpu/normal.cpp",
+    "cpu/uniform.cpp",
+    "cpu/langevin.cpp",
+    "cpu/block_tail.cpp",
+    "cpu/expand_blend.cpp",
+)
+CUDA_SOURCES = (
+    "cuda/register.cpp",
+    "cuda/normal.cu",
+    "cuda/uniform.cu",
+    "cuda/langevin.cu",
+    "cuda/block_tail.cu",
+    "cuda/expand_blend.cu",
+)
+
+# -ffp-contract=off: a fused multiply-add stands only where it is written, which bit-identity across compilers rests on.
+# The next two let the compiler vectorise square roots and selections; neither changes a result.
+# No -march: wide instructions are chosen at run time, function by function, so that a build runs on older CPUs.
+CPP_FLAGS = (
+    "-std=c++20",
+    "-O3",
+    "-ffp-contract=off",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-fvisibility=hidden",
+    "-Wno-maybe-uninitialized",  # GCC 12 warns about its own AVX-512 header
+    f"-DTORCH_TARGET_VERSION={TORCH_TARGET_VERSION}",
+    f'-DFASTEBM_TORCH_TARGET="{TORCH_MINIMUM}"',
+)
+NVCC_FLAGS = (
+    "-std=c++20",
+    "-O3",
+    "-fmad=false",
+    "-prec-sqrt=true",
+    "-prec-div=true",
+    "-ftz=false",
+    "--expt-relaxed-constexpr",
+)
+CUDA_ARCHITECTURES = "8.0;9.0+PTX"
+
+
+def source_folder() -> Path:
+    """The folder of the C++ and CUDA sources: inside an installed package, or beside it in a checkout."""
+    for folder in (PACKAGE / "csrc", PACKAGE.parent / "csrc"):
+        if (folder / "module.cpp").is_file():
+            return folder
+    raise RuntimeError(f"fastebm's C++ sources were not found in {PACKAGE / 'csrc'} or {PACKAGE.parent / 'csrc'}")
+
+
+def cpp_compiler() -> str | None:
+    """The C++ compiler that would be used (`CXX`, else c++, g++ or clang++), or None."""
+    asked = os.environ.get("CXX")
+    names = asked.split()[:1] if asked else ["c++", "g++", "clang++"]
+    return next((found for name in names if (found := shutil.which(name))), None)
+
+
+def why_not() -> str | None:
+    """Why the compiled operators can't be built here, or None when they can."""
+    try:
+        import torch
+    except ImportError as error:
+        return f"torch can't be imported by the Python that builds ({sys.executable}): {error}"
+    version = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2])
+    if version < tuple(int(part) for part in TORCH_MINIMUM.split(".")):
+        return f"torch {torch.__version__} is older than {TORCH_MINIMUM}"
+    if cpp_compiler() is None:
+        asked = os.environ.get("CXX")
+        return f"no C++ compiler was found ({f'CXX={asked}' if asked else 'looked for c++, g++ and clang++'})"
+    return None
+
+
+def cuda_why_not() -> str | None:
+    """Why the CUDA operators can't be built here, or None when they can."""
+    import torch
+    from torch.utils.cpp_extension import CUDA_HOME
+
+    if torch.version.cuda is None:
+        return f"torch {torch.__version__} is built without CUDA"
+    if CUDA_HOME is None or not (Path(CUDA_HOME) / "bin" / "nvcc").is_file():
+        return "no CUDA toolkit (nvcc) was found"
+    return None
+
+
+def extensions() -> list[Extension]:
+    """The extension modules that can be built here. Needs torch; see `why_not`."""
+    from torch.utils.cpp_extension import CppExtension, CUDAExtension
+
+    # setuptools wants paths relative to the project when it builds a distribution; `fastebm build` has only absolute
+    # ones.
+    folder = source_folder()
+    if folder.parent == Path.cwd():
+        folder = Path(folder.name)
+    built = [
+        CppExtension(
+            "fastebm._C",
+            [str(folder / name) for name in CPP_SOURCES],
+            include_dirs=[str(source_folder())],
+            extra_compile_args={"cxx": list(CPP_FLAGS)},
+        )
+    ]
+    if cuda_why_not() is None:
+        os.environ.setdefault("TORCH_CUDA_ARCH_LIST", CUDA_ARCHITECTURES)
+        built.append(
+            CUDAExtension(
+                "fastebm._cuda",
+                [str(folder / name) for name in CUDA_SOURCES],
+                include_dirs=[str(source_folder())],
+                extra_compile_args={"cxx": [*CPP_FLAGS, "-DUSE_CUDA"], "nvcc": list(NVCC_FLAGS)},
+            )
+        )
+    return built
+
+
+def command_class() -> dict[str, Any]:
+    """setuptools' `cmdclass` that compiles `extensions()`."""
+    from torch.utils.cpp_extension import BuildExtension
+
+    return {"build_ext": BuildExtension.with_options(use_ninja=shutil.which("ninja") is not None)}
+
+
+def build(verbose: bool = False) -> list[Path]:
+    """Compile the operators and put them into this installation of the package; returns the files written.
+
+    The libraries are built in a temporary folder and renamed into place, so that a failed build leaves what was there.
+
+    Raises:
+        RuntimeError: where `why_not()` gives a reason, the compiler fails, or the package's folder can't be written.
+    """
+    reason = why_not()
+    if reason is not None:
+        raise RuntimeError(f"the compiled operators can't be built: {reason}")
+    if not os.access(PACKAGE, os.W_OK):
+        raise RuntimeError(f"the compiled operators can't be put into {PACKAGE}: the folder is not writable")
+    from setuptools import Distribution
+
+    with tempfile.TemporaryDirectory(prefix="fastebm-build-") as scratch:
+        distribution = Distribution({"name": "fastebm", "ext_modules": extensions(), "cmdclass": command_class()})
+        distribution.verbose = verbose  # type: ignore[attr-defined]
+        command = distribution.get_command_obj("build_ext")
+        command.build_lib = str(Path(scratch) / "lib")  # type: ignore[attr-defined]
+        command.build_temp = str(Path(scratch) / "temp")  # type: ignore[attr-defined]
+        try:
+            command.ensure_finalized()
+            command.run()
+        except Exception as error:
+            raise RuntimeError(f"compiling fastebm's operators failed: {error}") from error
+        written = []
+        for library in sorted((Path(scratch) / "lib" / "fastebm").iterdir()):
+            # The copy crosses file systems; the rename then is atomic, and a process that has the old library open
+            # keeps it.
+            target = PACKAGE / library.name
+            waiting = target.with_name(target.name + f".{os.getpid()}.new")
+            shutil.copy2(library, waiting)
+            os.replace(waiting, target)
+            written.append(target)
+    return written

@@ -1,0 +1,73 @@
+"""The build of fastebm: pyproject.toml says what the package is, this file adds the compiled operators.
+
+The list of what is compiled, and how, is fastebm/compile.py, which `fastebm build` uses as well. Where it can't compile
+(torch is not importable here, or there is no C++ compiler), the package has no compiled operators, and says so.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+import warnings
+from pathlib import Path
+from types import ModuleType
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).resolve().parent
+
+
+def load_build_list() -> ModuleType:
+    """fastebm/compile.py by its path: as part of the package it would bring in torch, which may be missing here."""
+    spec = importlib.util.spec_from_file_location("fastebm_compile", ROOT / "fastebm" / "compile.py")
+    if spec is None or spec.loader is None:
+        raise RuntimeError(f"fastebm/compile.py is missing under {ROOT}: these sources are incomplete")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def boxed(lines: list[str]) -> str:
+    """The lines in a frame that is seen even in a long build log."""
+    width = max(len(line) for line in lines)
+    rule = "+" + "=" * (width + 2) + "+"
+    return "\n".join(["", rule, *(f"| {line:<{width}} |" for line in lines), rule, ""])
+
+
+def compiled_part() -> dict:
+    """What setup() needs for the compiled operators: nothing, with a notice, where they can't be built."""
+    build_list = load_build_list()
+    reason = build_list.why_not()
+    if reason is None:
+        return {"ext_modules": build_list.extensions(), "cmdclass": build_list.command_class()}
+    notice = [
+        "fastebm is being built WITHOUT its compiled operators.",
+        "",
+        *(f"Reason: {reason}".splitlines()),
+        "",
+        "It will work, but every operator runs as plain PyTorch, several times slower.",
+        "To add the compiled operators once it is installed, beside torch and a C++ compiler:",
+        "",
+        "    fastebm build",
+    ]
+    print(boxed(notice), file=sys.stderr, flush=True)
+    return {}
+
+
+# The sources of the kernels travel as the folder fastebm/csrc, so that `fastebm build` finds them in an installed
+# package too. setuptools wants each of its folders named as a package, though no Python stands in them.
+folders = {"fastebm.csrc": "csrc"} | {
+    f"fastebm.csrc.{path.name}": f"csrc/{path.name}" for path in ROOT.glob("csrc/[a-z]*/")
+}
+
+# Said of every editable install that maps a folder; here the mapping is meant.
+warnings.filterwarnings("ignore", message="Editable installation")
+
+setup(
+    packages=[*find_packages(include=["fastebm", "fastebm.*"]), *folders],
+    package_dir={"fastebm": "fastebm", **folders},
+    package_data={"fastebm": ["py.typed"], **{folder: ["*.h", "*.cpp", "*.cu"] for folder in folders}},
+    include_package_data=False,
+    **compiled_part(),
+)
