@@ -1,0 +1,60 @@
+// Which instruction set the CPU kernels use.
+#include "variants.h"
+
+#include <atomic>
+#include <cstdlib>
+#include <stdexcept>
+#include <string>
+
+namespace fastebm {
+
+const char* isa_name(Isa isa) {
+  return isa == Isa::avx512 ? "avx512" : isa == Isa::avx2 ? "avx2" : "baseline";
+}
+
+Isa isa_from_name(const std::string& name) {
+  for (Isa isa : {Isa::baseline, Isa::avx2, Isa::avx512})
+    if (name == isa_name(isa)) return isa;
+  throw std::runtime_error("unknown CPU variant '" + name + "': need baseline, avx2 or avx512");
+}
+
+Isa best_isa() {
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma") || !__builtin_cpu_supports("f16c")) return Isa::baseline;
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+      __builtin_cpu_supports("avx512vl"))
+    return Isa::avx512;
+  return Isa::avx2;
+#else
+  return Isa::baseline;
+#endif
+}
+
+namespace {
+
+// -1 until first asked. Reading the environment here, not while the library loads, lets a bad value raise where it can be caught.
+std::atomic<int> chosen{-1};
+
+void require_supported(Isa isa) {
+  if (static_cast<int>(isa) > static_cast<int>(best_isa()))
+    throw std::runtime_error(std::string("CPU variant '") + isa_name(isa) + "' asked for, but this CPU runs at most '" +
+                             isa_name(best_isa()) + "'");
+}
+
+}  // namespace
+
+void set_active_isa(Isa isa) {
+  require_supported(isa);
+  chosen.store(static_cast<int>(isa), std::memory_order_relaxed);
+}
+
+Isa active_isa() {
+  const int now = chosen.load(std::memory_order_relaxed);
+  if (now >= 0) return static_cast<Isa>(now);
+  const char* asked = std::getenv("FASTEBM_CPU");
+  set_active_isa(asked && *asked ? isa_from_name(asked) : best_isa());
+  return static_cast<Isa>(chosen.load(std::memory_order_relaxed));
+}
+
+}  // namespace fastebm

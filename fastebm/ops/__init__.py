@@ -1,0 +1,24 @@
+"""Fused operators: each has a reference in plain PyTorch, and C++, Triton and CUDA implementations behind one name."""
+
+from . import backends, schemas
+from .activations import ACTIVATIONS, activation
+from .backends import backend
+from .block_tail import block_tail
+from .expand_blend import expand_blend
+from .langevin import langevin_step, langevin_step_
+from .normal import normal
+from .uniform import uniform
+
+__all__ = [
+    "ACTIVATIONS",
+    "activation",
+    "backend",
+    "backends",
+    "block_tail",
+    "expand_blend",
+    "langevin_step",
+    "langevin_step_",
+    "normal",
+    "schemas",
+    "uniform",
+]

@@ -1,0 +1,231 @@
+"""Which backend runs an operator, and the one place that decides it.
+
+    reference   plain PyTorch, any device and dtype; slow, and the definition of what is right
+    cpp         compiled C++ on the CPU; AVX2 or AVX-512 chosen at run time, FASTEBM_CPU=baseline|avx2|avx512 overrides
+    triton      Triton on a GPU; on the CPU in Triton's interpreter (TRITON_INTERPRET=1), which is for tests
+    cuda        CUDA C++ on a GPU
+
+`auto` takes cpp on the CPU, and on a GPU cuda where it was built, else triton; where none is there, the reference.
+Float64 on a GPU always takes the reference. `FASTEBM_BACKEND` sets the choice for the process, `backend(...)` for a
+block of code.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.util
+import os
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import schemas
+
+__all__ = ["BACKENDS", "backend", "chosen", "launch", "refuse_autograd", "register", "report", "why_unavailable"]
+
+BACKENDS = ("auto", "reference", "cpp", "triton", "cuda")
+
+_override: list[str] = []
+_extension: Any = None
+_cuda_library: str | None = None
+_why_no_extension = ""
+_why_no_cuda_library = "it was not built"
+_triton_found = importlib.util.find_spec("triton") is not None
+
+
+def _load_extensions() -> None:
+    """Load what was compiled. A library that is there but does not load is a warning with the reason, never a crash."""
+    global _extension, _cuda_library, _why_no_extension, _why_no_cuda_library
+    try:
+        _extension = importlib.import_module("fastebm._C")
+    except ModuleNotFoundError:
+        _why_no_extension = "they were not built"
+    except ImportError as error:
+        _why_no_extension = f"they don't load: {error}"
+    if _extension is None:
+        warnings.warn(
+            f"fastebm runs without its compiled operators ({_why_no_extension}): plain PyTorch takes their place, "
+            "which is right but several times slower. `fastebm build` compiles them (it needs a C++ compiler).",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+    for library in sorted(Path(__file__).parent.parent.glob("_cuda*.so")):
+        try:
+            torch.ops.load_library(str(library))
+            _cuda_library = str(library)
+        except OSError as error:
+            _why_no_cuda_library = f"it does not load: {error}"
+            warnings.warn(f"fastebm's CUDA operators don't load: {error}", RuntimeWarning, stacklevel=2)
+
+
+_load_extensions()
+
+
+def _interpreted() -> bool:
+    return os.environ.get("TRITON_INTERPRET", "0") not in ("", "0")
+
+
+def why_unavailable(name: str, device_type: str) -> str | None:
+    """Why backend `name` can't run on `device_type` ("cpu" or "cuda"), or None when it can."""
+    if name == "reference":
+        return None
+    if name == "cpp":
+        if device_type != "cpu":
+            return f"it runs on the CPU, not on {device_type}"
+        return None if _extension is not None else f"the compiled operators are missing: {_why_no_extension}"
+    if name == "triton":
+        if not _triton_found:
+            return "Triton is not installed"
+        if device_type == "cpu" and not _interpreted():
+            return "on the CPU it needs Triton's interpreter (TRITON_INTERPRET=1 before the process starts)"
+        return None if device_type in ("cpu", "cuda") else f"it does not run on {device_type}"
+    if device_type != "cuda":
+        return f"it runs on a CUDA GPU, not on {device_type}"
+    return None if _cuda_library is not None else f"fastebm's CUDA library is missing: {_why_no_cuda_library}"
+
+
+def _checked(name: str, source: str) -> str:
+    if name not in BACKENDS:
+        raise ValueError(f"{source} must be one of {', '.join(BACKENDS)}, got {name!r}")
+    return name
+
+
+@contextlib.contextmanager
+def backend(name: str) -> Iterator[None]:
+    """Run operators on one backend within a `with` block: "auto", "reference", "cpp", "triton" or "cuda".
+
+    A backend that can't run on the tensors' device is an error at the first operator, not a fallback.
+
+    Raises:
+        ValueError: for another name.
+
+    Example:
+        >>> import fastebm
+        >>> with fastebm.ops.backend("reference"):
+        ...     noise = fastebm.normal((2, 3), seed=0)
+    """
+    _override.append(_checked(name, "backend"))
+    try:
+        yield
+    finally:
+        _override.pop()
+
+
+def chosen(device_type: str, double: bool = False) -> str:
+    """The backend that runs an operator on `device_type` for float32 and narrower types, or for float64 where `double`.
+
+    Raises:
+        RuntimeError: where the backend asked for can't run there.
+    """
+    asked = _override[-1] if _override else _checked(os.environ.get("FASTEBM_BACKEND") or "auto", "FASTEBM_BACKEND")
+    if asked != "auto":
+        reason = why_unavailable(asked, device_type)
+        if reason is None and double and asked in ("triton", "cuda"):
+            reason = "it has no float64; use the reference or cpp"
+        if reason is not None:
+            raise RuntimeError(f"backend {asked!r} was asked for but can't run: {reason}")
+        return asked
+    candidates = ("cpp",) if device_type == "cpu" else ("cuda", "triton")
+    if not (double and device_type != "cpu"):
+        for name in candidates:
+            if why_unavailable(name, device_type) is None:
+                return name
+    return "reference"
+
+
+def launch(name: str, out: Tensor, *arguments: Any) -> None:
+    """Run kernel `name` of `schemas.KERNELS` on the backend chosen for `out`."""
+    if _plain_cpu and not _override and out.is_cpu:
+        # What nearly every call on a CPU is, without the questions: 2 microseconds of a step on tiny images are worth it.
+        return _COMPILED["cpp"][name](out, *arguments)
+    backend_name = chosen(out.device.type, out.dtype == torch.float64)
+    if backend_name in _COMPILED:
+        _COMPILED[backend_name][name](out, *arguments)
+    elif backend_name == "triton":
+        with torch.cuda.device(out.device) if out.is_cuda else contextlib.nullcontext():
+            _python_kernel(f"fastebm.ops.triton.{schemas.KERNELS[name].subject}", name)(out, *arguments)
+    else:
+        _python_kernel(f"fastebm.ops.{schemas.KERNELS[name].subject}", f"reference_{name}")(out, *arguments)
+
+
+_COMPILED: dict[str, dict[str, Callable[..., None]]] = {
+    name: {kernel: getattr(namespace, kernel).default for kernel in schemas.KERNELS}
+    for name, namespace in (("cpp", torch.ops.fastebm_cpp), ("cuda", torch.ops.fastebm_cuda))
+}
+_plain_cpu = _extension is not None and (os.environ.get("FASTEBM_BACKEND") or "auto") == "auto"
+_python_kernels: dict[tuple[str, str], Callable[..., None]] = {}
+
+
+def _python_kernel(module: str, function: str) -> Callable[..., None]:
+    if (module, function) not in _python_kernels:
+        _python_kernels[module, function] = getattr(importlib.import_module(module), function)
+    return _python_kernels[module, function]
+
+
+def register(name: str, *, fake: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Decorator: make the function the implementation of public operator `name` on the CPU and on CUDA.
+
+    Args:
+        fake: gives empty outputs of the right shape, dtype and layout.
+    """
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        for key in ("CPU", "CUDA"):
+            schemas.LIBRARY.impl(name, function, key)
+        torch.library.register_fake(f"fastebm::{name}", fake, lib=schemas.LIBRARY)
+        return function
+
+    return decorate
+
+
+def refuse_autograd(name: str, *tensors: Tensor | None) -> None:
+    """A clear error where autograd would record an operator that has no derivative.
+
+    Called by the implementation rather than registered for autograd's dispatch key: another pass through Python would cost
+    5 microseconds a call.
+    """
+    if torch.is_grad_enabled():
+        for tensor in tensors:
+            if tensor is not None and tensor.requires_grad:
+                raise RuntimeError(
+                    f"fastebm::{name} has no derivative, but was given a tensor that requires grad. "
+                    "Call it under torch.no_grad(), or detach its inputs."
+                )
+
+
+def report() -> dict[str, Any]:
+    """What runs where: the facts that `fastebm info` prints.
+
+    Returns:
+        "cpu" and "cuda": the backend that operators take there now, or why none; "cpu_variant": the instruction set of
+        the C++ operators;
+        "self_test": "passed" or what is wrong with the compiled random numbers; "extension", "cuda_extension": the
+        libraries' files;
+        "build": facts of the build; "triton": its version or None.
+    """
+    facts: dict[str, Any] = {"cpu_variant": None, "self_test": None, "extension": None, "build": None}
+    facts["cuda_extension"] = _cuda_library
+    facts["triton"] = None
+    if _triton_found:
+        from importlib.metadata import PackageNotFoundError, version
+
+        with contextlib.suppress(PackageNotFoundError):
+            facts["triton"] = version("triton")
+    if _extension is not None:
+        facts["cpu_variant"] = _extension.active_variant()
+        facts["self_test"] = _extension.self_test() or "passed"
+        facts["extension"] = _extension.__file__
+        facts["build"] = _extension.build_facts()
+    for device_type in ("cpu", "cuda"):
+        try:
+            facts[device_type] = chosen(device_type)
+        except RuntimeError as error:
+            facts[device_type] = str(error)
+    if not torch.cuda.is_available():
+        facts["cuda"] = "no GPU"
+    return facts

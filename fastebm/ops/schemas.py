@@ -1,0 +1,81 @@
+"""The one list of operators: what each is called, what it takes, and the files that implement it.
+
+A *public* schema is `torch.ops.fastebm.<name>`; its implementation allocates outputs, checks what it was given and
+chooses a backend.
+A *kernel* schema is what every backend implements under one name, writing into tensors it is given:
+`fastebm_cpp::<name>` (C++),
+`fastebm_cuda::<name>` (CUDA C++), `fastebm.ops.triton.<subject>.<name>` and the reference
+`fastebm.ops.<subject>.reference_<name>`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+__all__ = ["KERNELS", "PUBLIC", "Kernel"]
+
+_STEP = (
+    "Tensor grad, Tensor schedule, Tensor key, Tensor chains, float? clamp_min, float? clamp_max, float? grad_clip, "
+    "float? grad_norm_clip, Tensor? mask, Tensor? known, Tensor? anchor, Tensor? anchor_weight, float anchor_hinge"
+)
+# beta is absent where nothing fades, so that an ordinary tail needs no tensor for it.
+_TAIL = "Tensor? beta, int activation, float parameter"
+
+# Public operators by name.
+PUBLIC: dict[str, str] = {
+    "normal": "(SymInt[] shape, Tensor key, Tensor chains, int stream, ScalarType dtype) -> Tensor",
+    "uniform": "(SymInt[] shape, Tensor key, Tensor chains, int stream, ScalarType dtype) -> Tensor",
+    "langevin_step": f"(Tensor x, {_STEP}) -> Tensor",
+    "langevin_step_": f"(Tensor(a!) x, {_STEP}) -> ()",
+    "block_tail": f"(Tensor main, Tensor skip, Tensor? fade, {_TAIL}) -> Tensor",
+    "block_tail_backward": f"(Tensor grad, Tensor main, {_TAIL}) -> (Tensor, Tensor, Tensor)",
+    "block_tail_double_backward": (
+        "(Tensor grad_main, Tensor grad_skip, Tensor? grad_fade, "
+        f"Tensor grad, Tensor main, {_TAIL}) -> (Tensor, Tensor)"
+    ),
+    "expand_blend": "(Tensor primal, Tensor fade, Tensor beta) -> Tensor",
+    "expand_blend_backward": "(Tensor grad, Tensor beta) -> (Tensor, Tensor)",
+}
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One kernel: its schema, and the subject that names its files (`ops/<subject>.py`, `csrc/cpu/<subject>.cpp`,
+    ...)."""
+
+    subject: str
+    schema: str
+
+
+# What backends implement, by name.
+KERNELS: dict[str, Kernel] = {
+    "normal": Kernel("normal", "(Tensor(a!) out, Tensor key, Tensor chains, int stream) -> ()"),
+    "uniform": Kernel("uniform", "(Tensor(a!) out, Tensor key, Tensor chains, int stream) -> ()"),
+    "langevin_step": Kernel("langevin", f"(Tensor(a!) out, Tensor x, {_STEP}) -> ()"),
+    "block_tail": Kernel("block_tail", f"(Tensor(a!) out, Tensor main, Tensor skip, Tensor? fade, {_TAIL}) -> ()"),
+    "block_tail_backward": Kernel(
+        "block_tail",
+        f"(Tensor(a!) grad_main, Tensor(b!) grad_skip, Tensor(c!)? grad_fade, Tensor grad, Tensor main, {_TAIL}) -> ()",
+    ),
+    "block_tail_double_backward": Kernel(
+        "block_tail",
+        "(Tensor(a!) out_grad, Tensor(b!) out_main, Tensor grad_main, Tensor grad_skip, Tensor? grad_fade, "
+        f"Tensor grad, Tensor main, {_TAIL}) -> ()",
+    ),
+    "expand_blend": Kernel("expand_blend", "(Tensor(a!) out, Tensor primal, Tensor fade, Tensor beta) -> ()"),
+    "expand_blend_backward": Kernel(
+        "expand_blend", "(Tensor(a!) grad_primal, Tensor(b!) grad_fade, Tensor grad, Tensor beta) -> ()"
+    ),
+}
+
+# Kept for the life of the process: a Library that is collected takes its operators with it.
+LIBRARY = torch.library.Library("fastebm", "DEF")
+_COMPILED = [torch.library.Library(namespace, "DEF") for namespace in ("fastebm_cpp", "fastebm_cuda")]
+
+for _name, _schema in PUBLIC.items():
+    LIBRARY.define(_name + _schema)
+for _library in _COMPILED:
+    for _name, _kernel in KERNELS.items():
+        _library.define(_name + _kernel.schema)

@@ -1,0 +1,105 @@
+"""Keys, streams and addresses of random numbers: the one place that numbers them.
+
+Noise is a pure function of where it falls, never of when or by whom it was drawn. Philox4x32-10 (Salmon et al., SC
+2011) maps
+
+    key     = (seed low 32 bits, seed high 32 bits)
+    counter = (quad, step, chain low 32 bits, stream << 24 | chain high 24 bits)
+
+to four 32-bit words, for elements `4 * quad` to `4 * quad + 3` of one chain in row-major (C, H, W) order. So chains
+can be split into batches, spread over processes or resumed, and see the same noise.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+import torch
+from torch import Tensor
+
+__all__ = ["MAX_CHAIN", "MAX_STEP", "Stream", "chain_ids", "check_step", "check_stream", "draw_seed", "make_key"]
+
+MAX_STEP = 2**32
+MAX_CHAIN = 2**56
+MAX_STREAM = 2**8
+MAX_ELEMENTS = 2**34
+
+
+class Stream(IntEnum):
+    """What the noise is for; different streams of one seed are independent. Numbers are part of the contract and never
+    reused."""
+
+    LANGEVIN = 0
+    INITIAL = 1
+    MOMENTUM = 2
+    ACCEPTANCE = 3
+    PRIOR = 4
+    DATA_NOISE = 5
+    AUGMENTATION = 6
+    RESTART = 7
+    SHUFFLE = 8
+
+
+def draw_seed() -> int:
+    """A fresh seed in [0, 2^63) from torch's default generator, so that `torch.manual_seed` governs."""
+    return int(torch.randint(2**63 - 1, (), dtype=torch.int64))
+
+
+def check_step(step: int) -> int:
+    """`step` itself. Raises ValueError outside [0, 2^32), where the counter would overflow."""
+    if not 0 <= step < MAX_STEP:
+        raise ValueError(f"step must be in [0, 2^32), got {step}: the noise counter would overflow")
+    return step
+
+
+def check_stream(stream: int) -> int:
+    """`stream` as an int. Raises ValueError outside [0, 256)."""
+    if not 0 <= stream < MAX_STREAM:
+        raise ValueError(f"stream must be in [0, 256), got {stream}")
+    return int(stream)
+
+
+def make_key(seed: int, step: int = 0, index: int = 0, device: torch.device | str | None = None) -> Tensor:
+    """An int64 tensor (seed, step, schedule index), as operators take it.
+
+    Args:
+        seed: in [-2^63, 2^64), the range of `torch.manual_seed`; its 64 bits are the Philox key.
+        step: in [0, 2^32), the step of the chain; counts on through the levels of a cascade.
+        index: the row of the schedule, not negative.
+
+    Raises:
+        ValueError: for a number outside its range.
+    """
+    if not -(2**63) <= seed < 2**64:
+        raise ValueError(f"seed must be in [-2^63, 2^64), got {seed}")
+    if index < 0:
+        raise ValueError(f"the schedule index must not be negative, got {index}")
+    signed = seed - 2**64 if seed >= 2**63 else seed
+    return torch.tensor([signed, check_step(step), index], dtype=torch.int64, device=device)
+
+
+def chain_ids(chains: int | Tensor, count: int, device: torch.device | str | None = None) -> Tensor:
+    """Ids of `count` chains as operators take them: an int64 tensor (1,), the id of the first of consecutive ones, or
+    (count,).
+
+    Args:
+        chains: the id of the first chain, or an int64 tensor of `count` ids. Ids lie in [0, 2^56).
+
+    Raises:
+        ValueError: for ids out of range (a tensor on a GPU is not read, which would stall it: there the noise of such
+            a chain is NaN), or a tensor of another length.
+        TypeError: for ids that are not integers.
+    """
+    if isinstance(chains, Tensor):
+        if chains.dtype != torch.int64:
+            raise TypeError(f"chains must be an int64 tensor or an int, got a tensor of {chains.dtype}")
+        if chains.shape != (count,):
+            raise ValueError(f"chains must hold one id a chain, shape ({count},), got {tuple(chains.shape)}")
+        if chains.device.type == "cpu" and count and not (int(chains.min()) >= 0 and int(chains.max()) < MAX_CHAIN):
+            raise ValueError(f"chain ids must be in [0, 2^56), got {int(chains.min())} to {int(chains.max())}")
+        return chains.to(device) if device is not None else chains
+    if isinstance(chains, bool) or not isinstance(chains, int):
+        raise TypeError(f"chains must be an int or an int64 tensor, got {type(chains).__name__}")
+    if not (chains >= 0 and chains + max(count, 1) <= MAX_CHAIN):
+        raise ValueError(f"chain ids must be in [0, 2^56), got {chains} to {chains + max(count, 1) - 1}")
+    return torch.tensor([chains], dtype=torch.int64, device=device)
