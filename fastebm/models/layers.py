@@ -1,0 +1,62 @@
+"""Layers whose weight is a parametrisation: equalised learning rate, and spectral norm.
+
+Both go through `torch.nn.utils.parametrize`, so a layer stays a plain `nn.Conv2d` or `nn.Linear`, and whatever
+evaluates weights once for many calls treats the two alike.
+"""
+
+import math
+from typing import TypeVar
+
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import spectral_norm
+from torch.nn.utils.parametrize import register_parametrization
+
+Layer = TypeVar("Layer", nn.Conv2d, nn.Linear)
+
+
+class EqualizedScale(nn.Module):
+    """The parametrisation `weight = scale * original`.
+
+    With `scale = sqrt(2 / fan_in)` and a standard normal original the weight starts as He's initialisation has it,
+    while an optimiser such as Adam, whose steps don't depend on the size of a gradient, moves every layer by the same
+    fraction (Karras et al., "Progressive Growing of GANs", 2018).
+    """
+
+    def __init__(self, scale: float):
+        super().__init__()
+        self.scale = scale
+
+    def forward(self, original: Tensor) -> Tensor:
+        return original * self.scale
+
+    def right_inverse(self, weight: Tensor) -> Tensor:
+        return weight / self.scale
+
+    def extra_repr(self) -> str:
+        return f"scale={self.scale:.4g}"
+
+
+def he_normal(layer: Layer) -> Layer:
+    """The same layer with weights from N(0, 2 / fan_in) and biases 0."""
+    nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+    return layer
+
+
+def equalized(layer: Layer) -> Layer:
+    """The same layer, started by `he_normal` and with an equalised learning rate on its weight."""
+    fan_in = layer.weight[0].numel()
+    register_parametrization(he_normal(layer), "weight", EqualizedScale(math.sqrt(2 / fan_in)))
+    return layer
+
+
+def normalized(layer: Layer, enabled: bool = True) -> Layer:
+    """The same layer, started by `he_normal` and with spectral norm on its weight unless not `enabled`.
+
+    Power iterations (one for each forward pass) run in train mode only.
+    """
+    he_normal(layer)
+    if enabled:
+        spectral_norm(layer)
+    return layer
