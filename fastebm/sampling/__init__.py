@@ -1,0 +1,21 @@
+"""Samplers of energies: explicit chain state, schedules, Langevin dynamics, coarse-to-fine cascades."""
+
+from fastebm.sampling.cascade import Cascade, ExpandingCascade
+from fastebm.sampling.langevin import Langevin
+from fastebm.sampling.schedules import Schedule, constant, cosine, linear, polynomial, table, textbook
+from fastebm.sampling.state import ChainState, StepInfo
+
+__all__ = [
+    "Cascade",
+    "ChainState",
+    "ExpandingCascade",
+    "Langevin",
+    "Schedule",
+    "StepInfo",
+    "constant",
+    "cosine",
+    "linear",
+    "polynomial",
+    "table",
+    "textbook",
+]

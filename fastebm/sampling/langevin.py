@@ -1,0 +1,368 @@
+"""Langevin chains at a fixed energy: `x' = clamp(x - step_size * clip(grad E(x)) + noise_std * noise)`.
+
+The update is one fused operator, `fastebm::langevin_step`; this file keeps the loop around it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any, Literal, TypedDict
+
+import torch
+from torch import Tensor, nn
+
+import fastebm.ops  # noqa: F401  (registers torch.ops.fastebm)
+from fastebm import rng
+from fastebm.gradient import EnergyGradient, energy_gradient
+from fastebm.sampling.observers import Observer, finite_chains, frame_writer, progress_bar
+from fastebm.sampling.schedules import Constant, Schedule, as_schedule, evaluate, table
+from fastebm.sampling.state import ChainState, StepInfo
+
+Energy = nn.Module | Callable[[Tensor], Tensor] | EnergyGradient
+Callback = Callable[[int, Tensor, StepInfo], None]
+Anchor = tuple[Tensor, float | Schedule] | tuple[Tensor, float | Schedule, float]
+
+
+class LangevinOptions(TypedDict, total=False):
+    """The optional arguments of `Langevin`, for samplers that are made of it."""
+
+    clamp: tuple[float | None, float | None] | None
+    grad_clip: float | None
+    grad_norm_clip: float | None
+    dtype: torch.dtype | None
+    engine: str
+
+
+class Langevin:
+    """Langevin sampler of an energy `E(x) -> (B,)`, low meaning real: `init`, `step` on explicit state, and `sample`.
+
+    `step_size` and `noise_std` are independent, since published recipes untie them; `textbook(epsilon)` gives the pair
+    of temperature 1, and `temperature` the implied one.
+
+    Args:
+        energy: an `nn.Module` or function that returns one energy a sample, or a ready `EnergyGradient`.
+        step_size: positive number or schedule.
+        noise_std: number or schedule, not negative; 0 draws no noise.
+        clamp: `(low, high)`, imposed after every update; either may be None.
+        grad_clip: largest magnitude of a gradient's entry.
+        grad_norm_clip: largest norm of a sample's gradient; not together with `grad_clip`.
+        dtype, engine: passed to `energy_gradient`.
+
+    Raises ValueError or TypeError for options out of range.
+
+    Example:
+        >>> import torch, fastebm
+        >>> normal = fastebm.Langevin(lambda x: 0.5 * x.square().sum(1), **fastebm.sampling.textbook(0.5))
+        >>> x = normal.sample(torch.zeros(1000, 2), steps=50, seed=1)
+        >>> bool((x.std(0) - 1).abs().max() < 0.1)
+        True
+    """
+
+    def __init__(
+        self,
+        energy: Energy,
+        step_size: float | Schedule,
+        noise_std: float | Schedule,
+        *,
+        clamp: tuple[float | None, float | None] | None = None,
+        grad_clip: float | None = None,
+        grad_norm_clip: float | None = None,
+        dtype: torch.dtype | None = None,
+        engine: str = "auto",
+    ) -> None:
+        if isinstance(energy, EnergyGradient):
+            if dtype is not None or engine != "auto":
+                raise ValueError(
+                    "dtype and engine are options of energy_gradient; this energy is an EnergyGradient already"
+                )
+            self.gradient = energy
+        else:
+            self.gradient = energy_gradient(energy, dtype=dtype, engine=engine)
+        self.step_size = as_schedule(step_size)
+        self.noise_std = as_schedule(noise_std)
+        table(self.step_size, self.noise_std, 2)  # a wrong range is found here rather than at the first chain
+        self.clamp = _checked_clamp(clamp)
+        if grad_clip is not None and grad_norm_clip is not None:
+            raise ValueError("give grad_clip (by value) or grad_norm_clip (by a sample's norm), not both")
+        for name, bound in (("grad_clip", grad_clip), ("grad_norm_clip", grad_norm_clip)):
+            if bound is not None and not bound > 0:
+                raise ValueError(f"{name} must be positive, got {bound}")
+        self.grad_clip = grad_clip
+        self.grad_norm_clip = grad_norm_clip
+
+    def __repr__(self) -> str:
+        start, end = self.temperature(2).tolist()
+        temperature = f"{start:.3g}" if start == end else f"{start:.3g} to {end:.3g}"
+        options = {"step_size": repr(self.step_size), "noise_std": repr(self.noise_std)}
+        if self.clamp != (None, None):
+            options["clamp"] = str(self.clamp)
+        for name, bound in (("grad_clip", self.grad_clip), ("grad_norm_clip", self.grad_norm_clip)):
+            if bound is not None:
+                options[name] = f"{bound:g}"
+        listed = ", ".join(f"{name}={value}" for name, value in options.items())
+        return f"Langevin({self.gradient.describe()}; {listed}; temperature {temperature})"
+
+    def temperature(self, steps: int = 1) -> Tensor:
+        """The implied temperature `T = noise_std**2 / (2 * step_size)` of each of `steps` updates, float64 `(steps,)`.
+
+        Small steps at constant `T` sample `p(x) ~ exp(-E(x) / T)`.
+        """
+        return evaluate(self.noise_std, steps).square() / (2 * evaluate(self.step_size, steps))
+
+    @torch.no_grad()
+    def init(
+        self,
+        x0: Tensor,
+        seed: int | None = None,
+        chains: int | Tensor = 0,
+        *,
+        step: int = 0,
+        steps: int | None = None,
+        mask: Tensor | None = None,
+        known: Tensor | None = None,
+        anchor: Anchor | None = None,
+    ) -> ChainState:
+        """The state from which chains start.
+
+        Args:
+            x0: where they start, `(B, ...)`, float32 or float64; it is copied.
+            seed: of all noise; None draws one from torch's default generator.
+            chains: the id of the first chain, or int64 ids `(B,)`. Equal seed, id and step mean equal noise.
+            step: the step of the random numbers at which the chain starts; a continued chain counts on.
+            steps: the length of the chain; needed where a schedule is not constant.
+            mask, known: pin `x` to `known` where `mask` is set, from the start on; both broadcast to `x0`.
+            anchor: `(target, weight)` or `(target, weight, hinge)`: adds `weight * (x - target)` to the (clipped)
+                gradient of the samples with `||x - target||**2 > hinge`; the weight is a number or a schedule, not
+                negative.
+        """
+        _check_x0(x0)
+        check_steps(step, 0 if steps is None else steps)
+        if anchor is not None and (not isinstance(anchor, tuple) or len(anchor) not in (2, 3)):
+            raise TypeError("an anchor is a tuple (target, weight) or (target, weight, hinge)")
+        rows = self._rows(steps, None if anchor is None else anchor[1])
+        device = x0.device
+        x = x0.detach().clone()
+        if (mask is None) != (known is None):
+            raise ValueError(f"mask and known come together, got only {'known' if mask is None else 'mask'}")
+        if mask is not None and known is not None:
+            mask = _beside(x, "mask", mask, torch.bool)
+            known = _beside(x, "known", known, x.dtype)
+            x = torch.where(mask, known, x)
+        target, weight, hinge = (None, None, 0.0) if anchor is None else _checked_anchor(x, anchor, rows)
+        return ChainState(
+            x=x,
+            key=rng.make_key(rng.draw_seed() if seed is None else seed, step, device=device),
+            chains=rng.chain_ids(chains, x.shape[0], device=device),
+            schedule=table(self.step_size, self.noise_std, rows).to(device),
+            step=step,
+            mask=mask,
+            known=known,
+            anchor=target,
+            anchor_weight=weight,
+            anchor_hinge=hinge,
+        )
+
+    @torch.no_grad()
+    def step(self, state: ChainState) -> tuple[ChainState, StepInfo]:
+        """One update. The given state is left as it was.
+
+        Outside of `with sampler.gradient.chain():` every call reads the weights anew.
+        """
+        check_steps(state.step, 1)
+        energy, gradient = self.gradient(state.x)
+        x = torch.ops.fastebm.langevin_step(state.x, gradient, *self._arguments(state))
+        after = replace(state, x=x, key=state.key + _one_step(state.key), step=state.step + 1)
+        return after, StepInfo(energy, gradient, state.x, x)
+
+    def advance(self, state: ChainState, steps: int, *, check: bool = True) -> ChainState:
+        """`steps` updates on from `state`, which is left as it was: `step` repeated, bit for bit, without its copies.
+
+        Raises FloatingPointError where energies or states are not finite, unless `check` is False.
+        """
+        state = replace(state, x=state.x.clone(), key=state.key.clone())
+        with finite_chains(state, check) as observers:
+            return self.advance_(state, steps, observers)
+
+    @torch.no_grad()
+    def advance_(self, state: ChainState, steps: int, observers: Sequence[Observer] = ()) -> ChainState:
+        """`advance` in place: overwrites the `x` and `key` of `state`, which is of no use afterwards.
+
+        Nothing here syncs with the host, and energies that are not finite are the caller's business.
+        """
+        check_steps(state.step, steps)
+        arguments = self._arguments(state)
+        one = _one_step(state.key)
+        with self.gradient.chain():
+            for done in range(1, steps + 1):
+                energies, gradient = self.gradient(state.x)
+                torch.ops.fastebm.langevin_step_(state.x, gradient, *arguments)
+                state.key.add_(one)
+                for observe in observers:
+                    observe(done, state.x, energies)
+        return replace(state, step=state.step + steps)
+
+    def follow(
+        self, state: ChainState, steps: int, callback: Callback, *, thin: int = 1, observers: Sequence[Observer] = ()
+    ) -> ChainState:
+        """`steps` updates by `step`, with `callback(k, x, info)` after every `thin`-th, which may keep both."""
+        with self.gradient.chain():
+            for done in range(1, steps + 1):
+                state, info = self.step(state)
+                for observe in observers:
+                    observe(done, state.x, info.energy)
+                if done % thin == 0:
+                    callback(done, state.x, info)
+        return state
+
+    @torch.no_grad()
+    def sample(
+        self,
+        x0: Tensor,
+        steps: int,
+        seed: int | None = None,
+        chains: int | Tensor = 0,
+        *,
+        step: int = 0,
+        thin: int = 1,
+        keep: Literal["last", "trajectory"] | Callback = "last",
+        batch_size: int | None = None,
+        progress: bool = False,
+        mask: Tensor | None = None,
+        known: Tensor | None = None,
+        anchor: Anchor | None = None,
+        check: bool = True,
+    ) -> Tensor:
+        """Runs chains of `steps` updates from `x0`, which is left as it was, and returns where they end, like `x0`.
+
+        Args:
+            x0, seed, chains, step, mask, known, anchor: as in `init`.
+            steps: the number of updates, 0 or more; schedules stretch over it.
+            thin: the distance in updates between kept states or calls.
+            keep: "last"; or "trajectory" for the start and every `thin`-th state after it,
+                `(1 + steps // thin, B, ...)`; or a function called as `callback(k, x, info)` after every `thin`-th
+                update `k`, batch after batch; it may keep `x` and the `StepInfo` but not change them.
+            batch_size: runs this many chains at a time; ids, noise and order are those of a single batch.
+            progress: shows a bar with the mean energy.
+            check: raises FloatingPointError where an energy or a final state was not finite (one sync a batch, at
+                its end); False leaves that to the caller.
+        """
+        if thin < 1:
+            raise ValueError(f"thin must be at least 1, got {thin}")
+        if not callable(keep) and keep not in ("last", "trajectory"):
+            raise ValueError(f'keep is "last", "trajectory" or a function, got {keep!r}')
+        check_steps(step, steps)
+        state = self.init(x0, seed, chains, step=step, steps=steps, mask=mask, known=known, anchor=anchor)
+        x = state.x
+        frames = x.new_empty((1 + steps // thin, *x.shape)) if keep == "trajectory" else None
+        batches = list(batch_rows(x.shape[0], batch_size))
+        with progress_bar(steps * len(batches), progress) as bar:
+            for first, last in batches:
+                part = state.rows(first, last)
+                with finite_chains(part, check) as watch:
+                    observers = [*watch, *bar]
+                    if callable(keep):
+                        x[first:last] = self.follow(part, steps, keep, thin=thin, observers=observers).x
+                        continue
+                    if frames is not None:
+                        frames[0, first:last] = part.x
+                        observers.append(frame_writer(frames[:, first:last], thin))
+                    self.advance_(part, steps, observers)
+        return x if frames is None else frames
+
+    def _arguments(self, state: ChainState) -> tuple[Any, ...]:
+        """The operator's arguments after `x` and the gradient, in its order."""
+        return (
+            state.schedule,
+            state.key,
+            state.chains,
+            *self.clamp,
+            self.grad_clip,
+            self.grad_norm_clip,
+            state.mask,
+            state.known,
+            state.anchor,
+            state.anchor_weight,
+            state.anchor_hinge,
+        )
+
+    def _rows(self, steps: int | None, anchor_weight: float | Schedule | None) -> int:
+        """How many rows the tables of a chain of `steps` updates need: one, if all its schedules are constant."""
+        schedules = [self.step_size, self.noise_std] + ([] if anchor_weight is None else [as_schedule(anchor_weight)])
+        varying = [schedule for schedule in schedules if not isinstance(schedule, Constant)]
+        if not varying:
+            return 1
+        if steps is None:
+            raise ValueError(
+                f"a schedule that is not constant needs the length of the chain: give steps (got {varying[0]!r})"
+            )
+        return max(steps, 1)
+
+
+def batch_rows(count: int, batch_size: int | None) -> Iterator[tuple[int, int]]:
+    """The (first, last + 1) rows of consecutive batches of at most `batch_size`."""
+    if batch_size is not None and batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    size = max(count, 1) if batch_size is None else batch_size
+    return ((first, min(first + size, count)) for first in range(0, max(count, 1), size))
+
+
+def _one_step(key: Tensor) -> Tensor:
+    """What an update adds to (seed, step, schedule index): (0, 1, 1), made on the device as a copy to it would sync."""
+    return torch.arange(3, device=key.device).clamp_(max=1)
+
+
+def _check_x0(x0: Tensor) -> None:
+    if not isinstance(x0, Tensor):
+        raise TypeError(f"x0 must be a tensor, got {type(x0).__name__}")
+    if x0.dtype not in (torch.float32, torch.float64):
+        raise TypeError(
+            f"chains keep their state in float32 or float64, got x0 in {x0.dtype}; gradients may be lower (see dtype)"
+        )
+    if x0.dim() < 1:
+        raise ValueError("x0 must have shape (chains, ...), got a tensor without dimensions")
+
+
+def check_steps(step: int, steps: int) -> None:
+    """Steps count up to 2**32: beyond it noise would come again."""
+    if steps < 0:
+        raise ValueError(f"steps must not be negative, got {steps}")
+    if not 0 <= step <= step + steps <= rng.MAX_STEP:
+        raise ValueError(f"steps {step} to {step + steps} of the random numbers leave the range 0 to 2**32")
+
+
+def _checked_clamp(clamp: tuple[float | None, float | None] | None) -> tuple[float | None, float | None]:
+    if clamp is None:
+        return None, None
+    if len(clamp) != 2:
+        raise ValueError(f"clamp is a pair (low, high), got {clamp!r}")
+    low, high = clamp
+    if not (-math.inf if low is None else low) <= (math.inf if high is None else high):
+        raise ValueError(f"clamp needs low <= high, got {clamp!r}")
+    return low, high
+
+
+def _beside(x: Tensor, name: str, value: Tensor, dtype: torch.dtype) -> Tensor:
+    """A copy of `value` as `dtype`, broadcast to `x`'s shape and laid out as `x` is."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
+    if value.device != x.device:
+        raise ValueError(f"{name} is on {value.device}, x0 on {x.device}")
+    try:
+        fits = torch.broadcast_shapes(value.shape, x.shape) == x.shape
+    except RuntimeError:
+        fits = False
+    if not fits:
+        raise ValueError(f"{name} must broadcast to x0's shape {tuple(x.shape)}, got {tuple(value.shape)}")
+    return torch.empty_like(x, dtype=dtype).copy_(value)
+
+
+def _checked_anchor(x: Tensor, anchor: Anchor, rows: int) -> tuple[Tensor, Tensor, float]:
+    """The target, the table of weights and the hinge of `anchor`."""
+    target, weight, *rest = anchor
+    hinge = float(rest[0]) if rest else 0.0
+    weights = evaluate(weight, rows)
+    if not (math.isfinite(hinge) and hinge >= 0) or (weights < 0).any():
+        raise ValueError(f"an anchor needs weight >= 0 and a finite hinge >= 0, got weight {weight!r}, hinge {hinge}")
+    return _beside(x, "the anchor's target", target, x.dtype), weights.float().to(x.device), hinge

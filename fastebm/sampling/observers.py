@@ -1,0 +1,102 @@
+"""What watches a running chain: the finiteness of its energies, a progress bar, the frames of its trajectory."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from fastebm.sampling.state import ChainState
+
+Observer = Callable[[int, Tensor, Tensor], None]
+"""Called after an update with the number of updates done, the live state (do not keep it) and energies before it."""
+
+
+class FiniteWatch:
+    """Notes for how many updates each chain's energy was finite, without a sync.
+
+    A clamp hides an infinite gradient, so the end of a chain alone would not tell.
+    """
+
+    _FOLD = 64  # one small copy an update, and the reductions only once in so many
+
+    def __init__(self, step: int, chains: Tensor) -> None:
+        self.step = step
+        self.chains = chains
+        self.seen = 0
+        self.finite = torch.zeros((), dtype=torch.int64, device=chains.device)
+        self.recent: list[Tensor] = []
+        self.x: Tensor | None = None
+
+    def __call__(self, done: int, x: Tensor, energies: Tensor) -> None:
+        self.x = x
+        self.recent.append(energies.clone())  # an engine may write its next energies to the same memory
+        if len(self.recent) == self._FOLD:
+            self._fold()
+
+    def _fold(self) -> None:
+        leading = torch.stack(self.recent).isfinite().cumprod(0).sum(0)
+        self.finite = torch.where(self.finite == self.seen, self.finite + leading, self.finite)
+        self.seen += len(self.recent)
+        self.recent.clear()
+
+    def check(self) -> None:
+        """Raises FloatingPointError if an energy or the last state was not finite. Syncs with the host."""
+        if self.x is None:
+            return
+        if self.recent:
+            self._fold()
+        count = self.x.shape[0]
+        lost = (self.finite < self.seen) | ~self.x.isfinite().reshape(count, math.prod(self.x.shape[1:])).all(1)
+        if not lost.any():
+            return
+        updates, chain = torch.where(lost, self.finite, self.seen + 1).min(0)
+        first = int(updates)
+        name = int(self.chains[chain]) if self.chains.shape[0] == count else int(self.chains[0] + chain)
+        where = f"energy before update {first + 1} of {self.seen} (step {self.step + first})"
+        raise FloatingPointError(
+            f"{int(lost.sum())} of {count} chains are not finite; the first is chain {name}, "
+            f"by its {where if first < self.seen else 'state at the end'}. "
+            "A smaller step_size, a clamp or a gradient clip may hold them; check=False lets them pass."
+        )
+
+
+@contextmanager
+def finite_chains(state: ChainState, check: bool) -> Iterator[Sequence[Observer]]:
+    """The observer after which the end of the block raises FloatingPointError for lost chains; none if not `check`."""
+    if not check:
+        yield ()
+        return
+    watch = FiniteWatch(state.step, state.chains)
+    yield (watch,)
+    watch.check()
+
+
+@contextmanager
+def progress_bar(total: int, shown: bool) -> Iterator[Sequence[Observer]]:
+    """The observer that moves a bar of `total` updates, reading energies only when it redraws; none if not `shown`."""
+    if not shown:
+        yield ()
+        return
+    from tqdm.auto import tqdm
+
+    with tqdm(total=total, unit="step", desc="Langevin") as bar:
+
+        def observe(done: int, x: Tensor, energies: Tensor) -> None:
+            if bar.update():
+                bar.set_postfix(energy=f"{float(energies.mean()):.4g}", refresh=False)
+
+        yield (observe,)
+
+
+def frame_writer(frames: Tensor, thin: int) -> Observer:
+    """The observer that copies the state after update `j * thin` to `frames[j]`."""
+
+    def observe(done: int, x: Tensor, energies: Tensor) -> None:
+        if done % thin == 0:
+            frames[done // thin].copy_(x)
+
+    return observe

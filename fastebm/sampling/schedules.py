@@ -1,0 +1,156 @@
+"""Schedules of step size and noise: callables from the time `t` of a chain, in [0, 1], to values.
+
+A schedule takes a float64 tensor of times and returns a tensor of values of the same shape. Any callable of that form
+serves, next to the four of this file; a plain number stands for `constant(number)`. `table` evaluates them for the
+kernels: update `k` of `K` stands at `t = k / (K - 1)`, so that the first update has the start value and the last one
+the end value.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+Schedule = Callable[[Tensor], Tensor]
+
+
+def _check_finite(**values: float) -> None:
+    for name, value in values.items():
+        if not math.isfinite(value):
+            raise ValueError(f"a schedule needs finite numbers, got {name}={value}")
+
+
+@dataclass(frozen=True)
+class Constant:
+    """The same value at all times. Build it with `constant`."""
+
+    value: float
+
+    def __call__(self, t: Tensor) -> Tensor:
+        return torch.full_like(t, self.value)
+
+    def __repr__(self) -> str:
+        return f"{self.value:g}"
+
+
+@dataclass(frozen=True)
+class Polynomial:
+    """`end + (start - end) * (1 - t)**power`. Build it with `polynomial` or `linear`."""
+
+    start: float
+    end: float
+    power: float
+
+    def __call__(self, t: Tensor) -> Tensor:
+        # The convex combination meets both ends exactly, `end + (start - end) * w` does not.
+        weight = (1 - t) ** self.power
+        return self.start * weight + self.end * (1 - weight)
+
+    def __repr__(self) -> str:
+        if self.power == 1:
+            return f"linear({self.start:g}, {self.end:g})"
+        return f"polynomial({self.start:g}, {self.end:g}, {self.power:g})"
+
+
+@dataclass(frozen=True)
+class Cosine:
+    """`end + (start - end) * (1 + cos(pi t)) / 2`. Build it with `cosine`."""
+
+    start: float
+    end: float
+
+    def __call__(self, t: Tensor) -> Tensor:
+        weight = (1 + torch.cos(math.pi * t)) / 2
+        return self.start * weight + self.end * (1 - weight)
+
+    def __repr__(self) -> str:
+        return f"cosine({self.start:g}, {self.end:g})"
+
+
+def constant(value: float) -> Constant:
+    """`value` at all times."""
+    _check_finite(value=value)
+    return Constant(float(value))
+
+
+def linear(start: float, end: float) -> Polynomial:
+    """A straight line from `start` to `end`: the noise of the CF-EBM cascade is `linear(0.015, 0.0)`."""
+    return polynomial(start, end, 1.0)
+
+
+def polynomial(start: float, end: float, power: float) -> Polynomial:
+    """`end + (start - end) * (1 - t)**power`, for `power > 0`; above 1 most of the way is covered early."""
+    _check_finite(start=start, end=end, power=power)
+    if power <= 0:
+        raise ValueError(f"a polynomial schedule needs power > 0, got {power}")
+    return Polynomial(float(start), float(end), float(power))
+
+
+def cosine(start: float, end: float) -> Cosine:
+    """Half a cosine wave from `start` to `end`: flat at both ends, steepest in the middle."""
+    _check_finite(start=start, end=end)
+    return Cosine(float(start), float(end))
+
+
+def textbook(epsilon: float) -> dict[str, float]:
+    """`step_size = epsilon**2 / 2` and `noise_std = epsilon`: unadjusted Langevin dynamics at temperature 1.
+
+    For `Langevin(energy, **textbook(0.1))`. Published recipes for images often untie the two (`Langevin.temperature`
+    says how far).
+    """
+    if not (math.isfinite(epsilon) and epsilon > 0):
+        raise ValueError(f"textbook needs a finite epsilon > 0, got {epsilon}")
+    return {"step_size": epsilon**2 / 2, "noise_std": epsilon}
+
+
+def as_schedule(value: float | Schedule) -> Schedule:
+    """The schedule that `value` stands for: `constant(value)` of a number, a callable as it is."""
+    if callable(value):
+        return value
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return constant(value)
+    raise TypeError(f"a schedule is a number or a callable from times to values, got {type(value).__name__}")
+
+
+def evaluate(schedule: float | Schedule, steps: int) -> Tensor:
+    """The values at the times of `steps` updates: a float64 tensor `(steps,)` on the CPU.
+
+    Raises ValueError where the schedule returns another shape or a value that is not finite.
+    """
+    if steps < 1:
+        raise ValueError(f"a schedule is evaluated over at least one step, got steps={steps}")
+    times = torch.linspace(0, 1, steps, dtype=torch.float64)
+    values = as_schedule(schedule)(times)
+    if not isinstance(values, Tensor) or values.shape != times.shape:
+        given = f"shape {tuple(values.shape)}" if isinstance(values, Tensor) else type(values).__name__
+        raise ValueError(
+            f"a schedule must return one value a time, a tensor of shape {tuple(times.shape)}, got {given}"
+        )
+    values = values.to("cpu", torch.float64)
+    if not values.isfinite().all():
+        raise ValueError(
+            f"the schedule {schedule!r} is not finite at step {int((~values.isfinite()).nonzero()[0])} of {steps}"
+        )
+    return values
+
+
+def table(step_size: float | Schedule, noise_std: float | Schedule, steps: int) -> Tensor:
+    """The float32 table `(steps, 2)` of (step size, noise std) that the Langevin kernels read, on the CPU.
+
+    Raises ValueError where a step size is not positive, a noise std is negative, or either overflows float32.
+    """
+    rows = torch.stack((evaluate(step_size, steps), evaluate(noise_std, steps)), dim=1).float()
+    for name, column, wrong in (
+        ("step_size > 0", rows[:, 0], ~(rows[:, 0] > 0) | rows[:, 0].isinf()),
+        ("noise_std >= 0", rows[:, 1], ~(rows[:, 1] >= 0) | rows[:, 1].isinf()),
+    ):
+        if wrong.any():
+            first = int(wrong.nonzero()[0])
+            raise ValueError(
+                f"Langevin steps need a finite {name} in float32, got {float(column[first])} at step {first} of {steps}"
+            )
+    return rows

@@ -1,0 +1,109 @@
+"""The explicit state of a batch of chains, and what one update reports."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastebm import rng
+
+_TENSORS = ("x", "key", "chains", "schedule", "mask", "known", "anchor", "anchor_weight")
+_REQUIRED = ("x", "key", "chains", "schedule", "step")
+
+
+@dataclass(frozen=True, eq=False)
+class ChainState:
+    """Everything that the next update of `B` chains depends on, besides the energy and the sampler's options.
+
+    Attributes:
+        x: the states `(B, ...)`, float32 or float64.
+        key: int64 `(3,)` on `x`'s device: seed, step of the random numbers, row of the schedule.
+        chains: int64 chain ids on `x`'s device, `(B,)`, or `(1,)` for the id of the first of consecutive ones.
+        schedule: float32 `(S, 2)` or `(S, B, 2)` rows of (step size, noise std); the last row serves all later updates.
+        step: the step in `key`, known to the host, so that its range can be checked without a sync.
+        mask, known: where `mask` (bool) is set, every update ends at `known`; both have `x`'s shape.
+        anchor, anchor_weight, anchor_hinge: a pull `weight * (x - anchor)` where `||x - anchor||**2 > hinge` for the
+            sample; the weights are a float32 `(S,)` table.
+    """
+
+    x: Tensor
+    key: Tensor
+    chains: Tensor
+    schedule: Tensor
+    step: int
+    mask: Tensor | None = None
+    known: Tensor | None = None
+    anchor: Tensor | None = None
+    anchor_weight: Tensor | None = None
+    anchor_hinge: float = 0.0
+
+    def rows(self, first: int, last: int) -> ChainState:
+        """The chains `first` to `last - 1`, with the ids they have here. `x` is a view, `key` is a copy."""
+
+        def part(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else tensor[first:last]
+
+        return replace(
+            self,
+            x=self.x[first:last],
+            key=self.key.clone(),
+            chains=self.chains[first:last] if self.chains.shape[0] == self.x.shape[0] else self.chains + first,
+            schedule=self.schedule[:, first:last] if self.schedule.dim() == 3 else self.schedule,
+            mask=part(self.mask),
+            known=part(self.known),
+            anchor=part(self.anchor),
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """The fields that are set, by name: tensors (not copied), the int `step` and the float `anchor_hinge`."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) is not None}
+
+    @classmethod
+    def from_state_dict(cls, state: Mapping[str, Any], device: torch.device | str | None = None) -> ChainState:
+        """The state that `state_dict` described, on `device` (default: where its tensors lie).
+
+        Raises ValueError for missing or unknown fields, and where the step and the key don't belong together.
+        """
+        missing = [name for name in _REQUIRED if name not in state]
+        unknown = sorted(set(state) - {f.name for f in fields(cls)})
+        if missing or unknown:
+            raise ValueError(f"not the state of a chain: missing {missing}, unknown {unknown}")
+        for name in _TENSORS:
+            if name in state and not isinstance(state[name], Tensor):
+                raise ValueError(f"a chain's {name} is a tensor, got {type(state[name]).__name__}")
+        seed, step, index = state["key"].tolist()
+        if step != state["step"]:
+            raise ValueError(f"the chain's key stands at step {step} but its step is {state['step']}")
+        tensors = {name: state[name].to(device) for name in _TENSORS if name in state}
+        tensors["key"] = rng.make_key(seed, step, index, device=tensors["x"].device)
+        return cls(**{**state, **tensors})
+
+
+@dataclass(frozen=True, eq=False)
+class StepInfo:
+    """What one update saw: the energies `(B,)` and the gradient (like `x`) at the state before it, and both states."""
+
+    energy: Tensor
+    gradient: Tensor
+    before: Tensor
+    after: Tensor
+
+    @property
+    def gradient_norm(self) -> Tensor:
+        """`||gradient||` of each sample, `(B,)`, before any clipping."""
+        return _norm_of_each(self.gradient)
+
+    @property
+    def displacement(self) -> Tensor:
+        """`||after - before||` of each sample, `(B,)`."""
+        return _norm_of_each(self.after - self.before)
+
+
+def _norm_of_each(values: Tensor) -> Tensor:
+    wide = values if values.dtype == torch.float64 else values.float()
+    return wide.reshape(values.shape[0], math.prod(values.shape[1:])).norm(dim=1)

@@ -1,0 +1,263 @@
+"""Cascades over resolutions against the recipe written out plainly, and their contracts."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+import fastebm
+from fastebm import rng
+from fastebm.gradient import energy_gradient
+from fastebm.sampling import Cascade, ExpandingCascade, cosine, linear
+
+SEED, CHAINS, COUNT, CHANNELS = 5, 2**33, 7, 2
+
+
+def bowl(scale):
+    """An energy with an elementwise gradient, whose bits don't depend on the batch; `scale` tells levels apart."""
+
+    def energy(x):
+        return scale * (0.25 * x**4 - 0.5 * x**2).sum(dim=(1, 2, 3))
+
+    return energy
+
+
+class GrowingBowl(nn.Module):
+    """The same with a blend: the energy at twice the size fades from that of the average-pooled image."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(0.7))
+        self.betas = set()
+
+    def forward(self, x, beta=1.0):
+        self.betas.add(float(beta))
+        return beta * bowl(self.scale)(x) + (1 - beta) * (0.1 * x.square()).sum(dim=(1, 2, 3))
+
+
+def uniform_noise(size, step, stream):
+    """U(-1, 1)."""
+    shape = (COUNT, CHANNELS, size, size)
+    return 2 * fastebm.uniform(shape, seed=SEED, step=step, stream=stream, chains=CHAINS) - 1
+
+
+def updates(x, energy, step_sizes, noise_stds, step):
+    for k, (step_size, noise_std) in enumerate(zip(step_sizes, noise_stds, strict=True)):
+        _, gradient = energy_gradient(energy)(x)
+        x = fastebm.langevin_step(
+            x, gradient, step_size=step_size, noise_std=noise_std, seed=SEED, step=step + k, chains=CHAINS
+        )
+    return x
+
+
+def enlarged(x):
+    return x.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
+
+
+def float32_line(start, end, steps):
+    return torch.linspace(start, end, steps, dtype=torch.float64).float().tolist()
+
+
+@pytest.fixture
+def cascade():
+    levels = {8: bowl(0.5), 4: bowl(1.0), 16: bowl(-0.1)}
+    return Cascade(levels, steps=5, step_size=cosine(0.5, 0.2))
+
+
+@pytest.fixture
+def expanding():
+    return ExpandingCascade(GrowingBowl(), size=8, beta=0.3, steps=10, step_size=0.5)
+
+
+# The recipes ----------------------------------------------------------------------------------------------------------
+
+
+def test_cascade_is_the_recipe():
+    levels = {4: bowl(1.0), 8: bowl(-2.0), 16: bowl(0.5)}  # the middle one drives pixels beyond the clamp
+    noise = float32_line(0.015, 0.0, 9)
+    x = uniform_noise(4, 0, rng.Stream.INITIAL)
+    ends = {4: updates(x, levels[4], [1.0] * 3, noise[:3], 0)}
+    ends[8] = updates(enlarged(ends[4]).clamp(-1, 1), levels[8], [1.0] * 3, noise[3:6], 3)
+    assert ends[8].abs().max() > 1
+    ends[16] = updates(enlarged(ends[8]).clamp(-1, 1), levels[16], [1.0] * 3, noise[6:], 6)
+    cascade = Cascade(levels, steps=3)
+    result = cascade.sample_levels(COUNT, SEED, CHAINS, channels=CHANNELS)
+    assert list(result) == [4, 8, 16]
+    for size, end in ends.items():
+        assert torch.equal(result[size], end), size
+    assert torch.equal(cascade.sample(COUNT, SEED, CHAINS, channels=CHANNELS), ends[16])
+
+
+def test_levels_need_not_be_clamped():
+    levels = {4: bowl(-2.0), 8: bowl(0.1)}
+    x = updates(uniform_noise(4, 0, rng.Stream.INITIAL), levels[4], [0.5] * 2, [0.1] * 2, 0)
+    x = updates(enlarged(x), levels[8], [0.5] * 2, [0.1] * 2, 2)
+    cascade = Cascade(levels, steps=2, step_size=0.5, noise_std=0.1, clamp_levels=False)
+    assert torch.equal(cascade.sample(COUNT, SEED, CHAINS, channels=CHANNELS), x)
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.3, 0.97])
+@pytest.mark.parametrize("with_previous", [False, True])
+def test_expanding_cascade_is_the_recipe(beta, with_previous):
+    net, steps, previous = GrowingBowl(), 10, bowl(0.8) if with_previous else None
+    low = round(steps * (1 - beta))
+    assert low == {0.0: 10, 0.3: 7, 0.97: 0}[beta]
+    x = uniform_noise(4, 0, rng.Stream.INITIAL)
+    if low:
+        x = updates(x, previous or net, [1.0] * low, float32_line(0.03, 5e-4, low), 0)
+    noise = uniform_noise(8, low, rng.Stream.RESTART)
+    x = (enlarged(x) * math.sqrt(1 - beta**2) + noise * beta).clamp(-1, 1)
+
+    def blended(x):
+        return net(x, torch.tensor(beta))
+
+    x = updates(x, blended, [1.0] * steps, float32_line(0.03, 5e-4, steps), low)
+    cascade = ExpandingCascade(net, size=8, previous=previous, beta=beta, steps=steps)
+    assert torch.equal(cascade.sample(COUNT, SEED, CHAINS, channels=CHANNELS), x)
+
+
+def test_expanding_cascade_at_the_end_starts_from_noise():
+    net = GrowingBowl()
+    expected = updates(uniform_noise(8, 0, rng.Stream.INITIAL), net, [1.0] * 10, float32_line(0.03, 5e-4, 10), 0)
+    cascade = ExpandingCascade(net, size=8, steps=10)
+    assert torch.equal(cascade.sample(COUNT, SEED, CHAINS, channels=CHANNELS), expected)
+
+
+def test_noise_enlarges_to_the_same_spread():
+    """sqrt(1 - beta**2) x + beta u keeps the variance of U(-1, 1); images and noise are independent."""
+    cascade = ExpandingCascade(
+        GrowingBowl(), size=8, beta=0.6, steps=1, step_size=1e-30, noise_std=0.0, clamp_levels=False
+    )
+    x = cascade.sample(20_000, seed=1, channels=1)
+    assert x.var().item() == pytest.approx(1 / 3, rel=0.01)
+    neighbours = (x[:, :, ::2, ::2] * x[:, :, 1::2, ::2]).mean().item()
+    assert neighbours == pytest.approx((1 - 0.6**2) / 3, rel=0.02)
+
+
+def test_beta_is_read_anew_for_every_chain(expanding):
+    for beta in (0.1, 0.5, 1.0, 0.0):
+        expanding.beta = beta
+        fresh = ExpandingCascade(GrowingBowl(), size=8, beta=beta, steps=10, step_size=0.5)
+        assert expanding.beta == beta
+        arguments = {"seed": SEED, "channels": 1}
+        assert torch.equal(expanding.sample(3, **arguments), fresh.sample(3, **arguments))
+
+
+def test_previous_replaces_the_net_at_half_the_size():
+    net = GrowingBowl()
+    ExpandingCascade(net, size=8, previous=bowl(2.0), beta=0.5, steps=4).sample(2, seed=0, channels=1)
+    assert net.betas == {0.5}
+    ExpandingCascade(net, size=8, beta=0.5, steps=4).sample(2, seed=0, channels=1)
+    assert net.betas == {0.5, 1.0}
+
+
+# Contracts ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["cascade", "expanding"])
+@pytest.mark.parametrize("batch_size", [1, 3, 5])
+def test_batches_don_t_change_a_bit(name, batch_size, request):
+    sampler = request.getfixturevalue(name)
+    whole = sampler.sample_levels(COUNT, SEED, CHAINS, channels=3)
+    split = sampler.sample_levels(COUNT, SEED, CHAINS, channels=3, batch_size=batch_size)
+    assert list(whole) == list(split)
+    assert all(torch.equal(whole[size], split[size]) for size in whole)
+    by_ids = sampler.sample(3, SEED, torch.tensor([4, 1, 6]) + CHAINS, channels=3, batch_size=2)
+    assert torch.equal(by_ids, whole[max(whole)][[4, 1, 6]])
+
+
+@pytest.mark.parametrize("name", ["cascade", "expanding"])
+def test_seeds_and_steps(name, request):
+    sampler = request.getfixturevalue(name)
+    torch.manual_seed(0)
+    first = sampler.sample(4, channels=1)
+    torch.manual_seed(0)
+    assert torch.equal(sampler.sample(4, channels=1), first)
+    assert not torch.equal(sampler.sample(4, channels=1), first)
+    assert not torch.equal(sampler.sample(4, 1, channels=1), sampler.sample(4, 1, channels=1, step=1))
+
+
+def test_callback_counts_through_the_levels(cascade):
+    seen = []
+    expected = cascade.sample_levels(4, SEED, channels=1)
+    result = cascade.sample(4, SEED, channels=1, thin=5, keep=lambda k, x, info: seen.append((k, x)))
+    assert torch.equal(result, expected[16])
+    assert [(k, x.shape[-1]) for k, x in seen] == [(5, 4), (10, 8), (15, 16)]
+    assert all(torch.equal(x, expected[x.shape[-1]]) for _, x in seen)
+    seen.clear()
+    cascade.sample(4, SEED, channels=1, thin=4, keep=lambda k, x, info: seen.append((k, info.energy.shape)), step=100)
+    assert seen == [(4, (4,)), (8, (4,)), (12, (4,))]
+
+
+def test_progress_counts_all_levels(cascade, capsys):
+    cascade.sample(4, SEED, channels=1, progress=True, batch_size=2)
+    assert "30/30" in capsys.readouterr().err
+
+
+def test_options_reach_every_update():
+    cascade = Cascade({4: bowl(50.0), 8: bowl(50.0)}, clamp=(-0.25, 0.25))
+    ends = cascade.sample_levels(4, SEED, channels=1)
+    assert all(x.abs().max() <= 0.25 for x in ends.values())
+
+
+def test_nets_are_left_as_they_were():
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(1, 4, 3, padding=1), nn.SiLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 1)
+    )
+    Cascade({4: net, 8: energy_gradient(net)}, steps=2).sample(2, SEED, channels=1)
+    assert net.training
+    assert all(parameter.requires_grad and parameter.grad is None for parameter in net.parameters())
+
+
+def test_one_level_and_no_chains(cascade):
+    assert Cascade({4: bowl(1.0)}).sample(3, SEED, channels=1).shape == (3, 1, 4, 4)
+    assert cascade.sample(0, SEED, channels=1).shape == (0, 1, 16, 16)
+
+
+def test_lost_chains_are_an_error():
+    cascade = Cascade({4: bowl(1.0), 8: bowl(1e4)}, steps=3)
+    with pytest.raises(FloatingPointError, match="of 4 chains are not finite"):
+        cascade.sample(4, SEED, channels=1)
+    assert cascade.sample(4, SEED, channels=1, check=False).shape == (4, 1, 8, 8)
+
+
+def test_representation_tells_the_recipe(cascade, expanding):
+    assert "5 steps at 4, 5 steps at 8, 5 steps at 16" in repr(cascade)
+    assert "7 steps at 4, 10 steps at 8" in repr(expanding)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Cascade({}), "sizes \\[\\]"),
+        (lambda: Cascade({4: bowl(1.0), 16: bowl(1.0)}), r"doubles .* got sizes \[4, 16\]"),
+        (lambda: Cascade({4: bowl(1.0)}, steps=0), "at least one step a level"),
+        (lambda: Cascade({4: bowl(1.0)}, step_size=0.0), "step_size > 0"),
+        (lambda: Cascade({4: bowl(1.0)}, noise_std=linear(0.1, -0.1)), "noise_std >= 0"),
+        (lambda: ExpandingCascade(GrowingBowl(), size=7), "even size, got 7"),
+        (lambda: ExpandingCascade(GrowingBowl(), size=8, beta=1.1), r"beta must be in \[0, 1\], got 1.1"),
+        (lambda: ExpandingCascade(GrowingBowl(), size=8, steps=0), "at least one step a level"),
+    ],
+)
+def test_wrong_cascades_are_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"count": -1}, "count >= 0"),
+        ({"channels": 0}, "channels >= 1"),
+        ({"thin": 0}, "thin must be at least 1"),
+        ({"keep": "trajectory"}, "got 'trajectory'"),
+        ({"batch_size": 0}, "batch_size must be at least 1"),
+        ({"step": rng.MAX_STEP - 14}, "leave the range"),
+        ({"chains": torch.arange(3)}, "one id a chain"),
+    ],
+)
+def test_wrong_requests_are_refused(cascade, options, message):
+    with pytest.raises(ValueError, match=message):
+        cascade.sample(**{"count": 4, "channels": 1, "seed": 0, **options})

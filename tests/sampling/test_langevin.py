@@ -1,0 +1,431 @@
+"""The contracts of Langevin chains: explicit state, the same bits by any route, pins and limits, errors."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from fastebm import langevin_step, rng
+from fastebm.gradient import energy_gradient
+from fastebm.sampling import ChainState, Langevin, constant, linear
+from fastebm.sampling.observers import finite_chains
+
+SHAPE = (7, 2, 3, 5)
+
+
+def bowl(x):
+    """An energy whose gradient is elementwise, so that its bits don't depend on the batch."""
+    return (0.25 * x**4 - 0.5 * x**2).sum(dim=(1, 2, 3))
+
+
+@pytest.fixture
+def x0():
+    return torch.linspace(-1, 1, math.prod(SHAPE)).reshape(SHAPE)
+
+
+@pytest.fixture
+def sampler():
+    return Langevin(bowl, linear(0.2, 0.1), linear(0.1, 0.02), clamp=(-1.2, 1.2), grad_norm_clip=1.5)
+
+
+def everything(x0):
+    """Options that exercise each field of the state, some with a row for each chain and some without."""
+    return {
+        "mask": torch.arange(5) == 2,
+        "known": x0.flip(0),
+        "anchor": (torch.full(SHAPE[1:], 0.3), linear(0.5, 0.0), 0.1),
+    }
+
+
+def steps_of(sampler, state, steps):
+    for _ in range(steps):
+        state, info = sampler.step(state)
+    return state, info
+
+
+# The same chain by every route ----------------------------------------------------------------------------------------
+
+
+def test_sample_is_step_repeated(sampler, x0):
+    state = sampler.init(x0, 3, 10, steps=9, **everything(x0))
+    by_steps, _ = steps_of(sampler, state, 9)
+    assert torch.equal(sampler.sample(x0, 9, 3, 10, **everything(x0)), by_steps.x)
+    advanced = sampler.advance(state, 9)
+    assert torch.equal(advanced.x, by_steps.x)
+    assert torch.equal(advanced.key, by_steps.key)
+    assert advanced.step == by_steps.step == 9
+
+
+def test_sample_is_step_repeated_for_a_net():
+    torch.manual_seed(0)
+    convolution = nn.utils.parametrizations.spectral_norm(nn.Conv2d(1, 4, 3, padding=1))
+    net = nn.Sequential(convolution, nn.SiLU(), nn.Flatten(), nn.Linear(256, 1))
+    sampler = Langevin(net, 1.0, linear(0.1, 0.0), dtype=torch.bfloat16)
+    x0 = torch.rand(3, 1, 8, 8)
+    state, info = steps_of(sampler, sampler.init(x0, seed=1, steps=4), 4)
+    assert torch.equal(sampler.sample(x0, 4, seed=1), state.x)
+    assert info.energy.shape == (3,)
+    assert net.training
+    assert all(p.grad is None and p.requires_grad for p in net.parameters())
+
+
+def test_an_update_is_the_operator(x0):
+    sampler = Langevin(bowl, 0.3, 0.1, clamp=(-1, None), grad_clip=0.2)
+    _, gradient = energy_gradient(bowl)(x0)
+    expected = langevin_step(
+        x0, gradient, step_size=0.3, noise_std=0.1, seed=5, step=7, chains=2, clamp=(-1, None), grad_clip=0.2
+    )
+    assert torch.equal(sampler.sample(x0, 1, 5, 2, step=7), expected)
+
+
+def test_step_leaves_the_state_as_it_was_and_reports(sampler, x0):
+    state = sampler.init(x0, seed=3, steps=4)
+    before = {name: value.clone() for name, value in state.state_dict().items() if isinstance(value, torch.Tensor)}
+    after, info = sampler.step(state)
+    assert all(torch.equal(value, getattr(state, name)) for name, value in before.items())
+    assert (state.step, after.step) == (0, 1)
+    assert after.key.tolist() == [3, 1, 1]
+    torch.testing.assert_close(info.energy, bowl(x0))
+    torch.testing.assert_close(info.gradient, x0**3 - x0)
+    torch.testing.assert_close(info.gradient_norm, (x0**3 - x0).flatten(1).norm(dim=1))
+    torch.testing.assert_close(info.displacement, (after.x - x0).flatten(1).norm(dim=1))
+
+
+def test_inputs_are_left_as_they_were(sampler, x0):
+    options = everything(x0)
+    copies = [t.clone() for t in (x0, options["mask"], options["known"], options["anchor"][0])]
+    result = sampler.sample(x0, 5, seed=3, **options)
+    for tensor, copy in zip((x0, options["mask"], options["known"], options["anchor"][0]), copies, strict=True):
+        assert torch.equal(tensor, copy)
+    assert result.data_ptr() != x0.data_ptr()
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 7, 100])
+def test_batches_don_t_change_a_bit(sampler, x0, batch_size):
+    options = everything(x0)
+    whole = sampler.sample(x0, 6, 3, 2**33, keep="trajectory", thin=2, **options)
+    for keep in ("last", "trajectory"):
+        split = sampler.sample(x0, 6, 3, 2**33, keep=keep, thin=2, batch_size=batch_size, **options)
+        assert torch.equal(split, whole if keep == "trajectory" else whole[-1])
+
+
+def test_chain_ids_place_the_noise(sampler, x0):
+    ids = torch.tensor([5, 6, 7, 8, 9, 10, 11])
+    assert torch.equal(sampler.sample(x0, 4, 3, ids), sampler.sample(x0, 4, 3, 5))
+    order = torch.randperm(7, generator=torch.Generator().manual_seed(0))
+    shuffled = sampler.sample(x0[order], 4, 3, ids[order], batch_size=2)
+    assert torch.equal(shuffled, sampler.sample(x0, 4, 3, 5)[order])
+
+
+def test_an_offset_is_a_later_step(x0):
+    sampler = Langevin(bowl, 0.2, 0.1)
+    half = sampler.sample(x0, 5, seed=3)
+    assert torch.equal(sampler.sample(half, 5, seed=3, step=5), sampler.sample(x0, 10, seed=3))
+    assert not torch.equal(sampler.sample(half, 5, seed=3), sampler.sample(x0, 10, seed=3))
+
+
+def test_seed_none_follows_torch(sampler, x0):
+    results = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        results.append(sampler.sample(x0, 3))
+    assert torch.equal(results[0], results[1])
+    assert not torch.equal(results[0], results[2])
+    assert not torch.equal(sampler.sample(x0, 3), sampler.sample(x0, 3))
+
+
+def test_memory_format_is_kept_and_changes_no_noise(x0):
+    sampler = Langevin(bowl, 0.2, 0.1)
+    result = sampler.sample(x0.contiguous(memory_format=torch.channels_last), 3, seed=1, keep="last")
+    assert result.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(result, sampler.sample(x0, 3, seed=1))
+
+
+def test_works_where_autograd_is_on_or_off(sampler, x0):
+    expected = sampler.sample(x0, 3, seed=1)
+    result = sampler.sample(x0.clone().requires_grad_(), 3, seed=1)
+    assert not result.requires_grad
+    assert torch.equal(result, expected)
+    with torch.inference_mode():
+        born_in_inference = x0.clone()
+        assert torch.equal(sampler.sample(x0, 3, seed=1), expected)
+    assert torch.equal(sampler.sample(born_in_inference, 3, seed=1), expected)
+    state, _ = sampler.step(sampler.init(x0.clone().requires_grad_(), seed=1, steps=3))
+    assert not state.x.requires_grad
+
+
+def test_float64(x0):
+    result = Langevin(bowl, 0.2, 0.1).sample(x0.double(), 5, seed=1)
+    assert result.dtype == torch.float64
+    torch.testing.assert_close(result.float(), Langevin(bowl, 0.2, 0.1).sample(x0, 5, seed=1))
+
+
+@pytest.mark.parametrize("shape", [(5,), (0, 3), (4, 0)])
+def test_odd_shapes(shape):
+    sampler = Langevin(lambda x: x.square().reshape(x.shape[0], -1).sum(1) if x.dim() > 1 else x.square(), 0.1, 0.1)
+    assert sampler.sample(torch.zeros(shape), 2, seed=0).shape == shape
+    assert sampler.sample(torch.zeros(shape), 2, seed=0, keep="trajectory").shape == (3, *shape)
+
+
+# What is kept ---------------------------------------------------------------------------------------------------------
+
+
+def test_trajectory_and_callback_see_the_states_of_step(sampler, x0):
+    states, infos = [sampler.init(x0, 3, steps=7)], []
+    for _ in range(7):
+        state, info = sampler.step(states[-1])
+        states.append(state)
+        infos.append(info)
+    for thin, kept in ((1, range(8)), (3, (0, 3, 6)), (8, (0,))):
+        frames = sampler.sample(x0, 7, 3, keep="trajectory", thin=thin)
+        assert torch.equal(frames, torch.stack([states[k].x for k in kept]))
+    seen = []
+    last = sampler.sample(x0, 7, 3, keep=lambda k, x, info: seen.append((k, x, info)), thin=3)
+    assert torch.equal(last, states[-1].x)
+    assert [k for k, _, _ in seen] == [3, 6]
+    for k, x, info in seen:
+        assert torch.equal(x, states[k].x)  # also after the chain has gone on
+        assert torch.equal(info.energy, infos[k - 1].energy)
+        assert torch.equal(info.displacement, infos[k - 1].displacement)
+
+
+def test_no_steps_return_a_pinned_copy(sampler, x0):
+    assert torch.equal(sampler.sample(x0, 0, seed=1), x0)
+    assert sampler.sample(x0, 0, seed=1, keep="trajectory").shape == (1, *SHAPE)
+    pinned = sampler.sample(x0, 0, seed=1, mask=torch.ones(SHAPE, dtype=torch.bool), known=torch.tensor(0.5))
+    assert (pinned == 0.5).all()
+
+
+def test_progress_shows_the_energy(sampler, x0, capsys):
+    expected = sampler.sample(x0, 4, seed=1)
+    capsys.readouterr()
+    assert torch.equal(sampler.sample(x0, 4, seed=1, progress=True, batch_size=4), expected)
+    assert "8/8" in capsys.readouterr().err
+    sampler.sample(x0, 4, seed=1)
+    assert capsys.readouterr().err == ""
+
+
+# Pins, pulls and limits -----------------------------------------------------------------------------------------------
+
+
+def test_known_pixels_are_pinned_in_every_state(x0):
+    mask = torch.zeros(SHAPE[1:], dtype=torch.bool)
+    mask[:, 1:] = True
+    known = torch.full((1, 1, 1, 5), 0.7)
+    frames = Langevin(bowl, 0.3, 0.2).sample(x0, 5, seed=1, keep="trajectory", mask=mask, known=known)
+    assert (frames[:, :, mask] == 0.7).all()
+    free = Langevin(bowl, 0.3, 0.2).sample(x0, 5, seed=1, keep="trajectory")
+    assert torch.equal(frames[:, :, ~mask], free[:, :, ~mask])
+
+
+def test_clamp_and_clips(x0):
+    def steep(x):
+        return 100 * x.sum(dim=(1, 2, 3))
+
+    def first_update(**options):
+        return Langevin(steep, 0.1, 0.0, **options).sample(x0, 1, seed=0) - x0
+
+    torch.testing.assert_close(first_update(), torch.full(SHAPE, -10.0))
+    torch.testing.assert_close(first_update(grad_clip=0.5), torch.full(SHAPE, -0.05))
+    torch.testing.assert_close(first_update(grad_norm_clip=2.0).flatten(1).norm(dim=1), torch.full((7,), 0.2))
+    assert (Langevin(steep, 0.1, 0.0, clamp=(-2, None)).sample(x0, 1, seed=0) == -2).all()
+
+
+def test_anchor_pulls_beyond_its_hinge(x0):
+    def flat(x):
+        return 0 * x.sum(dim=(1, 2, 3))
+
+    offset = torch.zeros(SHAPE)
+    offset[:, 0, 0, 0] = torch.arange(7.0)
+    result = Langevin(flat, 0.5, 0.0).sample(x0 + offset, 1, seed=0, anchor=(x0, 0.5, 6.5))
+    moved = (x0 + offset - result)[:, 0, 0, 0]
+    torch.testing.assert_close(moved, torch.tensor([0, 0, 0, 0.75, 1.0, 1.25, 1.5]))
+
+
+# State ----------------------------------------------------------------------------------------------------------------
+
+
+def test_a_resumed_chain_is_the_uninterrupted_one(sampler, x0, tmp_path):
+    options = everything(x0)
+    expected = sampler.sample(x0, 9, 2**64 - 1, 10, step=2**31, **options)
+    half = sampler.advance(sampler.init(x0, 2**64 - 1, 10, step=2**31, steps=9, **options), 4)
+    torch.save(half.state_dict(), tmp_path / "chain.pt")
+    restored = ChainState.from_state_dict(torch.load(tmp_path / "chain.pt", weights_only=True))
+    for name, value in half.state_dict().items():
+        same = (
+            torch.equal(value, getattr(restored, name))
+            if isinstance(value, torch.Tensor)
+            else value == getattr(restored, name)
+        )
+        assert same, name
+    assert torch.equal(sampler.advance(restored, 5).x, expected)
+
+
+def test_state_dict_holds_tensors_and_numbers_only(sampler, x0):
+    state = sampler.init(x0, 3, steps=2)
+    assert set(state.state_dict()) == {"x", "key", "chains", "schedule", "step", "anchor_hinge"}
+    assert all(isinstance(value, torch.Tensor | int | float) for value in state.state_dict().values())
+
+
+def test_what_is_no_state_is_refused(sampler, x0):
+    state = sampler.init(x0, 3, steps=2).state_dict()
+    with pytest.raises(ValueError, match=r"missing \['key'\]"):
+        ChainState.from_state_dict({name: value for name, value in state.items() if name != "key"})
+    with pytest.raises(ValueError, match=r"unknown \['speed'\]"):
+        ChainState.from_state_dict({**state, "speed": 1})
+    with pytest.raises(ValueError, match="stands at step 0 but its step is 4"):
+        ChainState.from_state_dict({**state, "step": 4})
+    with pytest.raises(ValueError, match="x is a tensor, got list"):
+        ChainState.from_state_dict({**state, "x": [1.0]})
+
+
+def test_after_its_schedule_a_chain_keeps_the_last_row(x0):
+    sampler = Langevin(bowl, linear(0.2, 0.1), 0.0)
+    end = sampler.advance(sampler.init(x0, 3, steps=2), 2)
+    again = sampler.advance(end, 1)
+    assert torch.equal(again.x, Langevin(bowl, 0.1, 0.0).sample(end.x, 1, seed=3, step=2))
+
+
+# Chains that are lost -------------------------------------------------------------------------------------------------
+
+
+def cliff(x):
+    """Its energy and gradient overflow float32 a little beyond 1."""
+    return (x.square() + (100 * (x - 1).relu()).exp()).sum(dim=1)
+
+
+@pytest.mark.parametrize("options", [{}, {"keep": "trajectory"}, {"keep": lambda k, x, info: None}])
+@pytest.mark.parametrize("clamp", [None, (-1, 1)])
+def test_energies_that_are_not_finite_are_an_error(clamp, options):
+    """With the clamp the states stay finite and would hide it."""
+    x0 = torch.tensor([[0.5], [2.0], [0.1], [3.0]])
+    sampler = Langevin(cliff, 0.1, 0.0, clamp=clamp)
+    with pytest.raises(
+        FloatingPointError, match=r"2 of 4 chains .* chain 11, by its energy before update 1 of 5 \(step 20\)"
+    ):
+        sampler.sample(x0, 5, 0, 10, step=20, **options)
+    lost = sampler.sample(x0, 5, 0, 10, check=False)
+    assert lost.isfinite().all(1).tolist() == ([True, False, True, False] if clamp is None else [True] * 4)
+    with pytest.raises(FloatingPointError):
+        sampler.advance(sampler.init(x0, 0), 5)
+    assert sampler.advance(sampler.init(x0, 0), 5, check=False).step == 5
+
+
+def test_the_first_lost_step_is_named_in_long_chains():
+    # Growth by 1.1 an update: from 0.1 and 0.0001 the chains pass 1e3 before updates 98 and 170 of 180.
+    def runaway(x):
+        return torch.where(x > 1e3, math.nan, -0.05 * x.square()).sum(dim=1)
+
+    sampler = Langevin(runaway, 1.0, 0.0)
+    frames = sampler.sample(torch.tensor([[1e-4], [0.1], [0.0]]), 180, 0, keep="trajectory", check=False)
+    first = int((~(frames[:, 1, 0] <= 1e3)).nonzero()[0])
+    assert 64 < first < 128
+    with pytest.raises(
+        FloatingPointError, match=rf"2 of 3 chains .* chain 1, by its energy before update {first + 1} of 180"
+    ):
+        sampler.sample(torch.tensor([[1e-4], [0.1], [0.0]]), 180, 0)
+
+
+def test_a_last_state_that_is_not_finite_is_an_error():
+    def kink(x):
+        return x.abs().sqrt().sum(dim=1)  # finite at 0, its gradient is not
+
+    with pytest.raises(FloatingPointError, match=r"1 of 2 chains .* chain 1, by its state at the end"):
+        Langevin(kink, 0.1, 0.0).sample(torch.tensor([[1.0], [0.0]]), 1, 0)
+
+
+# Errors ---------------------------------------------------------------------------------------------------------------
+
+
+def test_steps_end_where_the_counter_does(x0):
+    sampler = Langevin(bowl, 0.1, 0.1)
+    end = sampler.advance(sampler.init(x0, 0, step=rng.MAX_STEP - 3), 3)
+    assert end.step == rng.MAX_STEP
+    with pytest.raises(ValueError, match="leave the range"):
+        sampler.step(end)
+    for step, steps in ((rng.MAX_STEP - 3, 4), (-1, 2), (rng.MAX_STEP, 1)):
+        with pytest.raises(ValueError, match="leave the range"):
+            sampler.sample(x0, steps, 0, step=step)
+    with pytest.raises(ValueError, match="must not be negative"):
+        sampler.sample(x0, -1, 0)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"step_size": 0.0}, ValueError, "step_size > 0"),
+        ({"noise_std": -0.1}, ValueError, "noise_std >= 0"),
+        ({"noise_std": "much"}, TypeError, "a number or a callable"),
+        ({"clamp": (1, -1)}, ValueError, "low <= high"),
+        ({"clamp": (math.nan, 1)}, ValueError, "low <= high"),
+        ({"clamp": (0, 1, 2)}, ValueError, "a pair"),
+        ({"grad_clip": 0.0}, ValueError, "grad_clip must be positive"),
+        ({"grad_norm_clip": math.nan}, ValueError, "grad_norm_clip must be positive"),
+        ({"grad_clip": 1.0, "grad_norm_clip": 1.0}, ValueError, "not both"),
+        ({"engine": "warp"}, ValueError, "engine"),
+        ({"energy": energy_gradient(bowl), "dtype": torch.bfloat16}, ValueError, "EnergyGradient already"),
+        ({"energy": 3.0}, TypeError, "energy"),
+    ],
+)
+def test_wrong_options_are_refused(options, error, message):
+    with pytest.raises(error, match=message):
+        Langevin(**{"energy": bowl, "step_size": 0.1, "noise_std": 0.1, **options})
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"x0": [0.0]}, TypeError, "must be a tensor, got list"),
+        ({"x0": torch.zeros(SHAPE, dtype=torch.int32)}, TypeError, "float32 or float64, got x0 in torch.int32"),
+        ({"x0": torch.zeros(SHAPE, dtype=torch.bfloat16)}, TypeError, "float32 or float64"),
+        ({"x0": torch.zeros(())}, ValueError, "without dimensions"),
+        ({"mask": torch.ones(SHAPE, dtype=torch.bool)}, ValueError, "got only mask"),
+        ({"known": torch.ones(SHAPE)}, ValueError, "got only known"),
+        (
+            {"mask": torch.ones(4, dtype=torch.bool), "known": torch.ones(SHAPE)},
+            ValueError,
+            r"mask must broadcast .* got \(4,\)",
+        ),
+        ({"mask": torch.tensor(True), "known": 1.0}, TypeError, "known must be a tensor"),
+        ({"anchor": torch.zeros(SHAPE)}, TypeError, "an anchor is a tuple"),
+        ({"anchor": (torch.zeros(1, *SHAPE), 1.0)}, ValueError, "target must broadcast"),
+        ({"anchor": (torch.zeros(SHAPE), -1.0)}, ValueError, "weight >= 0"),
+        ({"anchor": (torch.zeros(SHAPE), 1.0, -1.0)}, ValueError, "hinge >= 0"),
+        ({"chains": torch.arange(3)}, ValueError, "one id a chain"),
+        ({"seed": 2**64}, ValueError, "seed"),
+        ({"thin": 0}, ValueError, "thin must be at least 1"),
+        ({"keep": "all"}, ValueError, "got 'all'"),
+        ({"batch_size": 0}, ValueError, "batch_size must be at least 1"),
+    ],
+)
+def test_wrong_chains_are_refused(options, error, message):
+    with pytest.raises(error, match=message):
+        Langevin(bowl, 0.1, 0.1).sample(**{"x0": torch.zeros(SHAPE), "steps": 2, "seed": 0, **options})
+
+
+def test_schedules_need_a_length(x0):
+    Langevin(bowl, constant(0.1), 0.1).init(x0, 0)
+    for sampler, anchor in (
+        (Langevin(bowl, linear(0.2, 0.1), 0.1), None),
+        (Langevin(bowl, 0.1, lambda t: t), None),
+        (Langevin(bowl, 0.1, 0.1), (x0, linear(1.0, 0.0))),
+    ):
+        with pytest.raises(ValueError, match="give steps"):
+            sampler.init(x0, 0, anchor=anchor)
+
+
+# On a GPU -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_chain_never_waits_for_the_device():
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 1)).cuda()
+    sampler = Langevin(net, 0.1, linear(0.1, 0.0), clamp=(-1, 1))
+    state = sampler.advance(sampler.init(torch.zeros(8, 1, 8, 8, device="cuda"), 0, steps=200), 2)
+    with finite_chains(state, check=True) as observers:
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            sampler.advance_(state, 100, observers)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")

@@ -1,0 +1,95 @@
+"""Schedules against their closed forms, and the table that kernels read."""
+
+import math
+
+import pytest
+import torch
+
+from fastebm.sampling import constant, cosine, linear, polynomial, schedules, table, textbook
+
+TIMES = torch.linspace(0, 1, 11, dtype=torch.float64)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "closed_form"),
+    [
+        (constant(0.3), lambda t: 0.3),
+        (linear(0.015, 0.0), lambda t: 0.015 * (1 - t)),
+        (linear(1.0, 2.0), lambda t: 1 + t),
+        (polynomial(4.0, 1.0, 2.0), lambda t: 1 + 3 * (1 - t) ** 2),
+        (polynomial(0.0, 2.0, 0.5), lambda t: 2 - 2 * math.sqrt(1 - t)),
+        (cosine(3.0, 1.0), lambda t: 2 + math.cos(math.pi * t)),
+    ],
+)
+def test_values_follow_the_closed_form(schedule, closed_form):
+    expected = torch.tensor([closed_form(t) for t in TIMES.tolist()], dtype=torch.float64)
+    torch.testing.assert_close(schedule(TIMES), expected, rtol=1e-14, atol=1e-14)
+
+
+@pytest.mark.parametrize("schedule", [linear(0.1, 0.7), polynomial(0.1, 0.7, 3.0), cosine(0.1, 0.7)])
+def test_ends_are_met_exactly(schedule):
+    values = schedules.evaluate(schedule, 7)
+    assert values[0] == 0.1
+    assert values[-1] == 0.7
+
+
+def test_time_runs_from_the_first_to_the_last_update():
+    seen = []
+    schedules.evaluate(lambda t: seen.append(t) or t, 5)
+    assert seen[0].tolist() == [0, 0.25, 0.5, 0.75, 1]
+    assert schedules.evaluate(linear(3.0, 1.0), 1).tolist() == [3.0]  # a single update has the start value
+
+
+def test_table_pairs_step_size_and_noise():
+    rows = table(1, linear(0.5, 0.0), 3)
+    assert rows.dtype == torch.float32
+    assert rows.tolist() == [[1, 0.5], [1, 0.25], [1, 0]]
+
+
+def test_any_callable_is_a_schedule():
+    assert table(lambda t: 1 + t, lambda t: t * t, 2).tolist() == [[1, 0], [2, 1]]
+
+
+def test_textbook_unties_to_temperature_one():
+    pair = textbook(0.2)
+    assert pair == {"step_size": pytest.approx(0.02), "noise_std": 0.2}
+    assert pair["noise_std"] ** 2 / (2 * pair["step_size"]) == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    ("step_size", "noise_std", "message"),
+    [
+        (0.0, 0.1, r"step_size > 0.* got 0.0 at step 0 of 4"),
+        (-1.0, 0.1, "step_size > 0"),
+        (1e-60, 0.1, "step_size > 0"),  # 0 in float32
+        (1e60, 0.1, "step_size > 0"),  # infinite in float32
+        (linear(1.0, 0.0), 0.1, "at step 3 of 4"),
+        (1.0, -0.1, "noise_std >= 0"),
+        (1.0, linear(0.1, -0.1), "at step 2 of 4"),
+        (1.0, math.nan, "finite"),
+        (math.inf, 0.0, "finite"),
+        (1.0, lambda t: 1 / t - 1, "not finite at step 0 of 4"),
+        (1.0, lambda t: t[:2], r"shape \(4,\), got shape \(2,\)"),
+        (1.0, lambda t: 0.5, "got float"),
+    ],
+)
+def test_wrong_values_are_refused(step_size, noise_std, message):
+    with pytest.raises(ValueError, match=message):
+        table(step_size, noise_std, 4)
+
+
+@pytest.mark.parametrize("value", ["0.1", None, True, [0.1]])
+def test_what_is_no_schedule_is_refused(value):
+    with pytest.raises(TypeError, match="a number or a callable"):
+        table(value, 0.1, 2)
+
+
+def test_wrong_parameters_are_refused():
+    with pytest.raises(ValueError, match="power > 0"):
+        polynomial(1.0, 0.0, 0.0)
+    with pytest.raises(ValueError, match="end=nan"):
+        cosine(1.0, math.nan)
+    with pytest.raises(ValueError, match="epsilon > 0"):
+        textbook(0.0)
+    with pytest.raises(ValueError, match="at least one step"):
+        table(1.0, 0.1, 0)
