@@ -61,7 +61,7 @@ folders = {"fastebm.csrc": "csrc"} | {
     f"fastebm.csrc.{path.name}": f"csrc/{path.name}" for path in ROOT.glob("csrc/[a-z]*/")
 }
 
-# Said of every editable install that maps a folder; here the mapping is meant.
+# Said of every editable install whose package stands at the root of its repository, as ours is meant to.
 warnings.filterwarnings("ignore", message="Editable installation")
 
 setup(

@@ -50,7 +50,9 @@ CPP_FLAGS = (
     "-fno-math-errno",
     "-fno-trapping-math",
     "-fvisibility=hidden",
-    "-Wno-maybe-uninitialized",  # GCC 12 warns about its own AVX-512 header
+    "-g0",  # Python's own default flags ask for debug information, which makes a library of 1 MB one of 7
+    "-Wno-uninitialized",  # GCC 12 warns about its own AVX-512 header
+    "-Wno-maybe-uninitialized",
     f"-DTORCH_TARGET_VERSION={TORCH_TARGET_VERSION}",
     f'-DFASTEBM_TORCH_TARGET="{TORCH_MINIMUM}"',
 )
@@ -85,7 +87,7 @@ def why_not() -> str | None:
     """Why the compiled operators can't be built here, or None when they can."""
     try:
         import torch
-    except ImportError as error:
+    except (ImportError, OSError) as error:  # OSError: a torch whose libraries are broken
         return f"torch can't be imported by the Python that builds ({sys.executable}): {error}"
     version = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2])
     if version < tuple(int(part) for part in TORCH_MINIMUM.split(".")):

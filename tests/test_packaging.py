@@ -68,9 +68,13 @@ def build_wheel(folder: Path, env: Mapping[str, str]) -> Built:
 
 
 def installed(wheel: Path, target: Path) -> dict[str, str]:
-    """The environment of a process that finds the wheel installed in `target`, before any other fastebm."""
+    """The environment of a process that finds the wheel installed in `target`; to be used with python -S.
+
+    -S leaves .pth files out, and with them the hook of an editable install, which would lend its compiled operators.
+    """
     python("-m", "pip", "install", "--no-deps", "--no-index", "--target", str(target), str(wheel), cwd=target.parent)
-    return environment(PYTHONPATH=str(target))
+    others = [path for path in sys.path if path.endswith(("site-packages", "dist-packages"))]
+    return environment(PYTHONPATH=os.pathsep.join([str(target), *others]))
 
 
 def names_in(wheel: Path) -> set[str]:
@@ -138,7 +142,7 @@ def test_wheel_is_compiled_for_its_platform(compiled: Built) -> None:
 def test_installed_wheel_runs_compiled(compiled: Built, tmp_path: Path) -> None:
     env = installed(compiled.wheel, tmp_path / "site")
     program = "import fastebm, fastebm._C as c; print(fastebm.__file__); print(repr(c.self_test()))"
-    lines = python("-W", "error", "-c", program, cwd=tmp_path, env=env).splitlines()
+    lines = python("-S", "-W", "error", "-c", program, cwd=tmp_path, env=env).splitlines()
     assert lines[0].startswith(str(tmp_path / "site"))
     assert lines[1] == "''"
 
@@ -168,14 +172,14 @@ def test_pure_wheel_warns_works_and_compiles_in_place(
 ) -> None:
     env = installed(without_torch.wheel, tmp_path / "site")
     draw = "import fastebm; print(fastebm.__file__); print(fastebm.normal((2, 3), seed=1).tolist())"
-    said = python("-W", "always", "-c", draw, cwd=tmp_path, env=env)
+    said = python("-S", "-W", "always", "-c", draw, cwd=tmp_path, env=env)
     assert "fastebm build" in said, "a package without compiled operators must say how to get them"
     assert str(tmp_path / "site") in said
 
-    python("-m", "fastebm.cli", "build", cwd=tmp_path, env=env | {"CXX": quick_compiler})
+    python("-S", "-m", "fastebm.cli", "build", cwd=tmp_path, env=env | {"CXX": quick_compiler})
     assert list((tmp_path / "site" / "fastebm").glob("_C*.so"))
     check = "import fastebm, fastebm._C as c; print(repr(c.self_test()))"
-    assert python("-W", "error", "-c", check, cwd=tmp_path, env=env).splitlines()[-1] == "''"
+    assert python("-S", "-W", "error", "-c", check, cwd=tmp_path, env=env).splitlines()[-1] == "''"
 
 
 def test_missing_compiler_makes_a_pure_package_and_a_clear_refusal(without_torch: Built, tmp_path: Path) -> None:
@@ -193,7 +197,7 @@ def test_missing_compiler_makes_a_pure_package_and_a_clear_refusal(without_torch
 
     env = installed(without_torch.wheel, tmp_path / "site") | {"PATH": str(bare), "CXX": "no-such-compiler"}
     refused = subprocess.run(
-        [sys.executable, "-m", "fastebm.cli", "build"],
+        [sys.executable, "-S", "-m", "fastebm.cli", "build"],
         cwd=tmp_path,
         env=env,
         capture_output=True,

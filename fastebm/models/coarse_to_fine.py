@@ -176,7 +176,9 @@ class CoarseToFineEnergy(nn.Module):
     def frozen(self, size: int) -> "CoarseToFineEnergy":
         """An independent copy of the sub-net of `size` and below, in eval mode, its parameters without gradients."""
         self._check_size(size)
-        with torch.device("meta"):  # no memory, and no draws from the random generator, for weights that are replaced
+        # Weights that are replaced: no draws from the caller's generator for them. Not on the meta device, where the 15
+        # power iterations with which a spectral norm begins take half a second.
+        with torch.device("cpu"), torch.random.fork_rng(devices=[]):
             net = CoarseToFineEnergy(**(self.config | {"image_size": size}))
         state = self.state_dict()
         net.load_state_dict({name: state[name].detach().clone() for name in net.state_dict()}, assign=True)

@@ -310,7 +310,9 @@ def _langevin_step(x: Tensor, grad: Tensor, *arguments: Any) -> Tensor:
 @register("langevin_step_", fake=_fake_step_)
 def _langevin_step_(x: Tensor, grad: Tensor, *arguments: Any) -> None:
     _check(x, grad, *arguments)
-    if not x.is_contiguous() and any(size > 1 and stride == 0 for size, stride in zip(x.shape, x.stride(), strict=True)):
+    if not x.is_contiguous() and any(
+        size > 1 and stride == 0 for size, stride in zip(x.shape, x.stride(), strict=True)
+    ):
         raise RuntimeError("x can't be written in place: its elements share memory (it was expanded); clone it first")
     _run(x, x, grad, *arguments)
 

@@ -1,0 +1,63 @@
+"""Keys, streams and ids: the numbers that address noise."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from fastebm import rng
+
+
+def test_numbers_of_streams_never_change():
+    """A number that changed would change every user's noise."""
+    assert {stream.name: int(stream) for stream in rng.Stream} == {
+        "LANGEVIN": 0,
+        "INITIAL": 1,
+        "MOMENTUM": 2,
+        "ACCEPTANCE": 3,
+        "PRIOR": 4,
+        "DATA_NOISE": 5,
+        "AUGMENTATION": 6,
+        "RESTART": 7,
+        "SHUFFLE": 8,
+    }
+
+
+@pytest.mark.parametrize(
+    ("seed", "stored"), [(0, 0), (-1, -1), (2**64 - 1, -1), (2**63, -(2**63)), (2**63 - 1, 2**63 - 1), (5, 5)]
+)
+def test_key_holds_the_64_bits_of_a_seed(seed, stored):
+    key = rng.make_key(seed, 2**32 - 1, 7)
+    assert key.dtype == torch.int64
+    assert key.tolist() == [stored, 2**32 - 1, 7]
+
+
+def test_key_checks_its_numbers():
+    for arguments in ((2**64,), (-(2**63) - 1,), (0, 2**32), (0, -1), (0, 0, -1)):
+        with pytest.raises(ValueError, match="must"):
+            rng.make_key(*arguments)
+
+
+def test_chain_ids():
+    assert rng.chain_ids(2**56 - 3, 3).tolist() == [2**56 - 3]
+    listed = torch.tensor([4, 2, 9])
+    assert rng.chain_ids(listed, 3) is listed
+    assert rng.chain_ids(0, 0).tolist() == [0]
+    assert rng.chain_ids(torch.empty(0, dtype=torch.int64), 0).shape == (0,)
+
+
+def test_chain_ids_checks_its_numbers():
+    for chains in (2**56 - 2, -1, torch.tensor([0, 1, 2**56]), torch.tensor([0, 1, -1]), torch.tensor([0, 1])):
+        with pytest.raises(ValueError, match="chain"):
+            rng.chain_ids(chains, 3)
+    for chains in (1.0, True, "1", torch.zeros(3), torch.zeros(3, dtype=torch.int32)):
+        with pytest.raises(TypeError, match="chains must be"):
+            rng.chain_ids(chains, 3)
+
+
+def test_draw_seed_is_governed_by_torch():
+    torch.manual_seed(11)
+    first = rng.draw_seed()
+    assert first != rng.draw_seed()
+    torch.manual_seed(11)
+    assert rng.draw_seed() == first
