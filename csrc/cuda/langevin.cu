@@ -1,0 +1,222 @@
+// CUDA: one Langevin update in one pass that draws the noise in registers; before it, where chains need factors, a sum over each.
+//
+// Bytes: 12 an element (read x and gradient, write x) in float32. A thread owns a quad. The plain kernel, for contiguous tensors and no
+// option, is all 16-byte accesses; the general one takes any strides and options, whose switches are the same for all threads.
+#include "packs.h"
+
+namespace fastebm::cuda {
+namespace {
+
+// Lanes of the fixed summation order; see csrc/cpu/langevin.cpp.
+constexpr int kSumLanes = 1024;
+
+// Comparisons written so that NaN passes through.
+__device__ __forceinline__ float limited(float value, float low, float high) {
+  value = value < low ? low : value;
+  return value > high ? high : value;
+}
+
+// (channel, pixel) of an element. 64-bit division costs some 100 instructions, 32-bit 20.
+__device__ __forceinline__ void split(int64_t element, int64_t pixels, int64_t& channel, int64_t& pixel) {
+  if ((element | pixels) >> 32) {
+    channel = element / pixels;
+    pixel = element % pixels;
+  } else {
+    channel = static_cast<uint32_t>(element) / static_cast<uint32_t>(pixels);
+    pixel = static_cast<uint32_t>(element) % static_cast<uint32_t>(pixels);
+  }
+}
+
+template <class T>
+__device__ __forceinline__ T* at(const Image& image, int64_t slot, int64_t channel, int64_t pixel) {
+  return static_cast<T*>(image.data) + slot * image.batch_stride + channel * image.channel_stride + pixel * image.pixel_stride;
+}
+
+// An element of a chain, which takes no division where its elements lie in order.
+template <class T>
+__device__ __forceinline__ T element_of(const Image& image, int64_t slot, int64_t element, int64_t pixels) {
+  if (image.pixel_stride == 1 && image.channel_stride == pixels)
+    return static_cast<const T*>(image.data)[slot * image.batch_stride + element];
+  int64_t channel, pixel;
+  split(element, pixels, channel, pixel);
+  return *at<const T>(image, slot, channel, pixel);
+}
+
+// One quad of a chain: how many of its elements exist, and where they lie in tensors of any strides.
+struct QuadPlace {
+  int64_t slot, quad, elements, pixels, channel, pixel;
+  int count;
+
+  __device__ __forceinline__ QuadPlace(int64_t slot, int64_t quad, const LangevinArguments& step)
+      : slot(slot), quad(quad), elements(step.channels * step.pixels), pixels(step.pixels),
+        count(static_cast<int>(min(int64_t{4}, elements - 4 * quad))) {
+    split(4 * quad, pixels, channel, pixel);
+  }
+
+  // Runs visit(i, pointer) over the elements that exist.
+  template <class T, class Visit>
+  __device__ __forceinline__ void each(const Image& image, Visit visit) const {
+    int64_t c = channel, p = pixel;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      if (i < count) visit(i, at<T>(image, slot, c, p));
+      if (++p == pixels) {
+        p = 0;
+        ++c;
+      }
+    }
+  }
+};
+
+template <class T>
+__device__ __forceinline__ void read(float (&to)[4], const Image& image, const QuadPlace& place) {
+  if (image.vectors) return read_pack(to, static_cast<const T*>(image.data) + place.slot * place.elements + 4 * place.quad);
+  place.each<T>(image, [&](int i, const T* value) { to[i] = widened(*value); });
+}
+
+__device__ __forceinline__ void read(bool (&to)[4], const Image& image, const QuadPlace& place) {
+  if (image.vectors) {
+    const auto four = *reinterpret_cast<const Pack<bool, 4>*>(static_cast<const bool*>(image.data) + place.slot * place.elements +
+                                                           4 * place.quad);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) to[i] = four.value[i];
+    return;
+  }
+  place.each<bool>(image, [&](int i, const bool* value) { to[i] = *value; });
+}
+
+// Row of a table that is used now: the schedule index, or the last row. A negative index is out of order and makes NaN.
+__device__ __forceinline__ int64_t row_of(const LangevinArguments& step, int64_t rows) {
+  return max(int64_t{0}, min(step.address.key[2], rows - 1));
+}
+
+// x + drift + noise of one quad, before it is clamped and pinned.
+__device__ __forceinline__ void advance(float (&x)[4], const float (&g)[4], const LangevinArguments& step, int64_t slot, int64_t quad) {
+  const int64_t row = row_of(step, step.schedule_rows);
+  const float* pair = step.schedule + 2 * (step.per_chain ? row * step.batch + slot : row);
+  const float step_size = pair[0], noise_std = pair[1];
+#pragma unroll
+  for (int i = 0; i < 4; ++i) x[i] = fused(-step_size, g[i], x[i]);
+  bool valid = addressable(step.address.key[1], chain_of(step.address, slot));
+  if (noise_std != 0) {
+    float noise[4];
+    normals(words_of(step.address, slot, quad, 0, valid), noise);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) x[i] = fused(noise_std, noise[i], x[i]);
+  }
+  valid = valid && step.address.key[2] >= 0;
+#pragma unroll
+  for (int i = 0; i < 4; ++i) x[i] = valid ? x[i] : NAN;
+}
+
+template <class Gradient>
+__global__ void __launch_bounds__(kThreads) plain_kernel(const LangevinArguments step, const Tiling tiles) {
+  int64_t slot, quad;
+  if (!locate(tiles, slot, quad)) return;
+  const int64_t first = 4 * (slot * tiles.quads + quad);
+  float x[4], g[4];
+  read_pack(x, static_cast<const float*>(step.x.data) + first);
+  read_pack(g, static_cast<const Gradient*>(step.gradient.data) + first);
+  advance(x, g, step, slot, quad);
+#pragma unroll
+  for (int i = 0; i < 4; ++i) x[i] = limited(x[i], step.clamp_min, step.clamp_max);
+  write_pack(static_cast<float*>(step.out.data) + first, x);
+}
+
+template <class Gradient>
+__global__ void __launch_bounds__(kThreads) general_kernel(const LangevinArguments step, const Tiling tiles) {
+  int64_t slot, quad;
+  if (!locate(tiles, slot, quad)) return;
+  const QuadPlace place(slot, quad, step);
+  float x[4] = {}, g[4] = {}, side[4] = {};
+  read<float>(x, step.x, place);
+  read<Gradient>(g, step.gradient, place);
+  const float scale = step.factors ? step.factors[2 * slot] : 1.0f;
+#pragma unroll
+  for (int i = 0; i < 4; ++i) g[i] = limited(g[i], -step.gradient_clip, step.gradient_clip) * scale;
+  if (step.anchor.data) {
+    const float weight = step.factors ? step.factors[2 * slot + 1] : step.anchor_weight[row_of(step, step.weight_rows)];
+    read<float>(side, step.anchor, place);
+    if (weight != 0) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) g[i] = fused(weight, x[i] - side[i], g[i]);
+    }
+  }
+  advance(x, g, step, slot, quad);
+#pragma unroll
+  for (int i = 0; i < 4; ++i) x[i] = limited(x[i], step.clamp_min, step.clamp_max);
+  if (step.mask.data) {
+    bool pinned[4] = {};
+    read(pinned, step.mask, place);
+    read<float>(side, step.known, place);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) x[i] = pinned[i] ? side[i] : x[i];
+  }
+  if (step.out.vectors) write_pack(static_cast<float*>(step.out.data) + slot * place.elements + 4 * quad, x);
+  else place.each<float>(step.out, [&](int i, float* value) { *value = x[i]; });
+}
+
+// The sum of all lanes, folded in halves, in every thread.
+__device__ __forceinline__ float fold(float* lanes, float mine) {
+  lanes[threadIdx.x] = mine;
+  for (int half = kSumLanes / 2; half > 0; half /= 2) {
+    __syncthreads();
+    if (threadIdx.x < half) lanes[threadIdx.x] += lanes[threadIdx.x + half];
+  }
+  __syncthreads();
+  const float sum = lanes[0];
+  __syncthreads();  // before the lanes are used again
+  return sum;
+}
+
+// (gradient scale, anchor weight) of one chain, which is one block; a thread is a lane.
+template <class Gradient>
+__global__ void __launch_bounds__(kSumLanes, 1) factors_kernel(const LangevinArguments step) {
+  __shared__ float lanes[kSumLanes];
+  const int64_t slot = blockIdx.x, elements = step.channels * step.pixels;
+  float scale = 1, weight = 0, mine = 0;
+  if (isfinite(step.norm_clip)) {
+    for (int64_t element = threadIdx.x; element < elements; element += kSumLanes) {
+      const float g = widened(element_of<Gradient>(step.gradient, slot, element, step.pixels));
+      mine = fused(g, g, mine);
+    }
+    const float norm = rounded_sqrt(fold(lanes, mine));
+    if (norm > step.norm_clip) scale = __fdiv_rn(step.norm_clip, norm);
+  }
+  if (step.anchor.data) weight = step.anchor_weight[row_of(step, step.weight_rows)];
+  if (step.anchor.data && step.anchor_hinge > 0) {
+    mine = 0;
+    for (int64_t element = threadIdx.x; element < elements; element += kSumLanes) {
+      const float d = element_of<float>(step.x, slot, element, step.pixels) - element_of<float>(step.anchor, slot, element, step.pixels);
+      mine = fused(d, d, mine);
+    }
+    if (!(fold(lanes, mine) > step.anchor_hinge)) weight = 0;
+  }
+  if (threadIdx.x == 0) {
+    step.factors[2 * slot] = scale;
+    step.factors[2 * slot + 1] = weight;
+  }
+}
+
+template <class Gradient>
+void launch_as(const LangevinArguments& step, Stream stream) {
+  const Tiling tiles = tiling(step.batch, step.channels * step.pixels);
+  const bool plain = step.out.vectors && step.x.vectors && step.gradient.vectors && !step.mask.data && !step.anchor.data &&
+                     !step.factors && !std::isfinite(step.gradient_clip);
+  if (step.factors) factors_kernel<Gradient><<<static_cast<unsigned>(step.batch), kSumLanes, 0, stream>>>(step);
+  if (plain) plain_kernel<Gradient><<<blocks(tiles), kThreads, 0, stream>>>(step, tiles);
+  else general_kernel<Gradient><<<blocks(tiles), kThreads, 0, stream>>>(step, tiles);
+}
+
+}  // namespace
+
+const char* launch_langevin_step(const LangevinArguments& arguments, Stream stream) {
+  switch (arguments.gradient_type) {
+    case Type::float32: launch_as<float>(arguments, stream); break;
+    case Type::bfloat16: launch_as<__nv_bfloat16>(arguments, stream); break;
+    case Type::float16: launch_as<__half>(arguments, stream); break;
+  }
+  return launch_error();
+}
+
+}  // namespace fastebm::cuda

@@ -1,0 +1,328 @@
+"""Triton: one Langevin update in one pass that draws the noise in registers; where chains need factors, a sum over each
+before it.
+
+Bytes: 12 an element (read x and gradient, write x) in float32. An option that is off is None, which is compiled away.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ... import rng
+from ..langevin import SUM_LANES, check_index
+from .philox import (
+    ROWS,
+    WARPS,
+    addressable,
+    chain_of,
+    check_readable_address,
+    normal_rows,
+    philox,
+    rows_of_program,
+    tile,
+)
+from .specimens import Specimen, typed
+
+_STREAM = tl.constexpr(int(rng.Stream.LANGEVIN))
+# Rows of lanes that a sum reads before it adds them, so that their loads are under way together.
+_READ_AHEAD = tl.constexpr(4)
+
+_NUMBERS = ["batch", "elements", "pixels", "schedule_rows", "weight_rows"]
+_TABLES = ["schedule", "key", "chains", "anchor_weight", "factors"]
+
+
+@triton.jit
+def offsets(
+    slot: tl.tensor, channel: tl.tensor, pixel: tl.tensor, element: tl.tensor, elements: tl.tensor, strides: tl.tuple
+) -> tl.tensor:
+    """Where elements lie: contiguous (strides None), or by (batch, channel, pixel) strides."""
+    if strides is None:
+        return slot * elements + element
+    else:
+        return slot * strides[0] + channel * strides[1] + pixel * strides[2]
+
+
+@triton.jit
+def limited(value: tl.tensor, low: tl.tensor, high: tl.tensor) -> tl.tensor:
+    """value in [low, high], either may be None. NaN passes."""
+    if low is not None:
+        value = tl.where(value < low, low, value)
+    if high is not None:
+        value = tl.where(value > high, high, value)
+    return value
+
+
+@triton.jit(do_not_specialize=_NUMBERS, do_not_specialize_on_alignment=_TABLES)
+def step_kernel(
+    out: tl.tensor,
+    x: tl.tensor,
+    grad: tl.tensor,
+    mask: tl.tensor,
+    known: tl.tensor,
+    anchor: tl.tensor,
+    schedule: tl.tensor,
+    key: tl.tensor,
+    chains: tl.tensor,
+    anchor_weight: tl.tensor,
+    factors: tl.tensor,
+    batch: tl.tensor,
+    elements: tl.tensor,
+    pixels: tl.tensor,
+    schedule_rows: tl.tensor,
+    weight_rows: tl.tensor,
+    clamp_min: tl.tensor,
+    clamp_max: tl.tensor,
+    grad_clip: tl.tensor,
+    out_strides: tl.tuple,
+    x_strides: tl.tuple,
+    grad_strides: tl.tuple,
+    mask_strides: tl.tuple,
+    known_strides: tl.tuple,
+    anchor_strides: tl.tuple,
+    NORM_CLIP: tl.constexpr,
+    PER_CHAIN: tl.constexpr,
+    LISTED: tl.constexpr,
+    WHOLE: tl.constexpr,
+    STRIDED: tl.constexpr,
+    QUADS: tl.constexpr,
+    CHAINS: tl.constexpr,
+) -> None:
+    """One row (quad of a chain) a thread. WHOLE: channels are whole quads; a contiguous row is one 16-byte access."""
+    quads = tl.cdiv(elements, 4)
+    slot, quad, inside = rows_of_program(batch, quads, QUADS, CHAINS)
+    # What is one number a chain is a column beside (rows, 4).
+    chain_slot = slot[:, None]
+    element = quad[:, None] * 4 + tl.arange(0, 4)[None, :]
+    wanted = inside[:, None]
+    if WHOLE:
+        elements = quads.to(tl.int64) * 4  # tells the compiler that chains are whole quads
+    else:
+        wanted = wanted & (element < elements)
+    channel, pixel = element, element
+    if STRIDED:
+        if WHOLE:
+            # A row lies within one channel: one division, of 32 bits, where elements would take four of 64.
+            channel_quads = (pixels // 4).to(tl.uint32)
+            channel = (quad.to(tl.uint32) // channel_quads).to(tl.int64)[:, None]
+            pixel = (quad.to(tl.uint32) % channel_quads).to(tl.int64)[:, None] * 4 + tl.arange(0, 4)[None, :]
+        else:
+            channel, pixel = element // pixels, element % pixels
+
+    seed, step, index = tl.load(key), tl.load(key + 1), tl.load(key + 2)
+    chain = chain_of(chains, slot, inside, LISTED)
+    # A negative index is an error that a kernel can't raise: NaN, like a counter that overflows.
+    valid = addressable(step, chain) & (index >= 0)
+    index = tl.maximum(index, 0)
+    row = tl.minimum(index, schedule_rows - 1)
+    if PER_CHAIN:
+        pair = schedule + 2 * (row * batch + slot)
+        step_size = tl.load(pair, mask=inside, other=0.0)[:, None]
+        noise_std = tl.load(pair + 1, mask=inside, other=0.0)[:, None]
+    else:
+        step_size, noise_std = tl.load(schedule + 2 * row), tl.load(schedule + 2 * row + 1)
+
+    state = tl.load(x + offsets(chain_slot, channel, pixel, element, elements, x_strides), mask=wanted, other=0.0)
+    g = tl.load(grad + offsets(chain_slot, channel, pixel, element, elements, grad_strides), mask=wanted, other=0.0)
+    g = g.to(tl.float32)
+    if grad_clip is not None:
+        g = limited(g, -grad_clip, grad_clip)
+    if NORM_CLIP:
+        g = g * tl.load(factors + 2 * slot, mask=inside, other=0.0)[:, None]
+    if anchor is not None:
+        if factors is not None:
+            weight = tl.load(factors + 2 * slot + 1, mask=inside, other=0.0)[:, None]
+        else:
+            weight = tl.load(anchor_weight + tl.minimum(index, weight_rows - 1))
+        target_at = offsets(chain_slot, channel, pixel, element, elements, anchor_strides)
+        target = tl.load(anchor + target_at, mask=wanted, other=0.0)
+        g = tl.where(weight == 0, g, tl.fma(weight, state - target, g))
+
+    moved = tl.fma(-step_size, g, state)
+    if PER_CHAIN:
+        noise = normal_rows(philox(quad, step, chain, _STREAM, seed))
+        moved = tl.where(noise_std == 0, moved, tl.fma(noise_std, noise, moved))
+    else:
+        if noise_std != 0:
+            noise = normal_rows(philox(quad, step, chain, _STREAM, seed))
+            moved = tl.fma(noise_std, noise, moved)
+    moved = tl.where(valid[:, None], moved, float("nan"))
+    moved = limited(moved, clamp_min, clamp_max)
+    if mask is not None:
+        pinned = tl.load(
+            mask + offsets(chain_slot, channel, pixel, element, elements, mask_strides), mask=wanted, other=0
+        )
+        held_at = offsets(chain_slot, channel, pixel, element, elements, known_strides)
+        moved = tl.where(pinned != 0, tl.load(known + held_at, mask=wanted, other=0.0), moved)
+    tl.store(out + offsets(chain_slot, channel, pixel, element, elements, out_strides), moved, mask=wanted)
+
+
+@triton.jit
+def read_lanes(
+    tensor: tl.tensor, slot: tl.tensor, element: tl.tensor, elements: tl.tensor, pixels: tl.tensor, strides: tl.tuple
+) -> tl.tensor:
+    """float32 elements of one chain, 0 beyond its end."""
+    if strides is None:
+        at = slot * elements + element
+    else:
+        at = slot * strides[0] + (element // pixels) * strides[1] + (element % pixels) * strides[2]
+    return tl.load(tensor + at, mask=element < elements, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def ordered_square_sum(
+    first: tl.tensor,
+    second: tl.tensor,
+    slot: tl.tensor,
+    elements: tl.tensor,
+    pixels: tl.tensor,
+    first_strides: tl.tuple,
+    second_strides: tl.tuple,
+    LANES: tl.constexpr,
+) -> tl.tensor:
+    """Sum of squares of `first`, or of first - second, over one chain: lane l adds elements l, l + LANES, ..., then the
+    lanes fold in halves."""
+    lane = tl.arange(0, LANES).to(tl.int64)
+    lanes = tl.zeros((LANES,), tl.float32)
+    start = tl.full((), 0, tl.int64)
+    while start < elements:  # Triton 3.6 can't interpret a range that ends at a number known at run time
+        for ahead in tl.static_range(_READ_AHEAD):
+            element = start + ahead * LANES + lane
+            value = read_lanes(first, slot, element, elements, pixels, first_strides)
+            if second is not None:
+                value = value - read_lanes(second, slot, element, elements, pixels, second_strides)
+            lanes = tl.fma(value, value, lanes)
+        start += LANES * _READ_AHEAD
+    # Sums of two numbers, which have no order of their own.
+    tl.static_assert(LANES == 1024)
+    for _ in tl.static_range(10):
+        lanes = tl.sum(lanes.reshape((2, lanes.shape[0] // 2)), axis=0)
+    return tl.sum(lanes, axis=0)
+
+
+@triton.jit(do_not_specialize=_NUMBERS, do_not_specialize_on_alignment=_TABLES)
+def factors_kernel(
+    factors: tl.tensor,
+    x: tl.tensor,
+    grad: tl.tensor,
+    anchor: tl.tensor,
+    key: tl.tensor,
+    anchor_weight: tl.tensor,
+    elements: tl.tensor,
+    pixels: tl.tensor,
+    weight_rows: tl.tensor,
+    norm_clip: tl.tensor,
+    hinge: tl.tensor,
+    x_strides: tl.tuple,
+    grad_strides: tl.tuple,
+    anchor_strides: tl.tuple,
+    LANES: tl.constexpr,
+) -> None:
+    """(gradient scale, anchor weight) of one chain, which is one program."""
+    slot = tl.program_id(0).to(tl.int64)
+    if norm_clip is not None:
+        norm = tl.sqrt_rn(ordered_square_sum(grad, None, slot, elements, pixels, grad_strides, None, LANES))
+        tl.store(factors + 2 * slot, tl.where(norm > norm_clip, tl.div_rn(norm_clip, norm), 1.0))
+    if anchor is not None:
+        index = tl.maximum(tl.load(key + 2), 0)
+        weight = tl.load(anchor_weight + tl.minimum(index, weight_rows - 1))
+        if hinge is not None:
+            distance = ordered_square_sum(x, anchor, slot, elements, pixels, x_strides, anchor_strides, LANES)
+            weight = tl.where(distance > hinge, weight, 0.0)
+        tl.store(factors + 2 * slot + 1, weight)
+
+
+def _strides(tensor: Tensor | None) -> tuple[int, ...] | None:
+    """None for a contiguous tensor, else the strides of (batch, channel, pixel)."""
+    return None if tensor is None or tensor.is_contiguous() else tensor.stride()
+
+
+def langevin_step(
+    out: Tensor,
+    x: Tensor,
+    grad: Tensor,
+    schedule: Tensor,
+    key: Tensor,
+    chains: Tensor,
+    clamp_min: float | None,
+    clamp_max: float | None,
+    grad_clip: float | None,
+    grad_norm_clip: float | None,
+    mask: Tensor | None,
+    known: Tensor | None,
+    anchor: Tensor | None,
+    anchor_weight: Tensor | None,
+    anchor_hinge: float,
+) -> None:
+    """Kernel `langevin_step` of fastebm.ops.schemas."""
+    batch = x.shape[0]
+    check_readable_address(key, chains, batch)
+    check_index(key)
+    count = x.numel()
+    if count == 0:
+        return
+    elements = count // batch
+    strides = [_strides(tensor) for tensor in (out, x, grad, mask, known, anchor)]
+    strided = any(s is not None for s in strides)
+    pixels = x.shape[2] if strided else elements
+    weight_rows = 0 if anchor_weight is None else anchor_weight.shape[0]
+    hinge = anchor_hinge if anchor is not None and anchor_hinge > 0 else None
+    factors = None
+    if grad_norm_clip is not None or hinge is not None:
+        factors = torch.empty(2 * batch, dtype=torch.float32, device=x.device)
+        factors_kernel[(batch,)](
+            *(factors, x, grad, anchor, key, anchor_weight, elements, pixels, weight_rows, grad_norm_clip, hinge),
+            *(strides[1], strides[2], strides[5], SUM_LANES),
+            num_warps=WARPS,
+            enable_fp_fusion=False,
+        )
+    grid, quads, slots = tile(batch, -(-elements // 4))
+    step_kernel[grid](
+        *(out, x, grad, mask, known, anchor, schedule, key, chains, anchor_weight, factors),
+        *(batch, elements, pixels, schedule.shape[0], weight_rows, clamp_min, clamp_max, grad_clip),
+        *strides,
+        *(grad_norm_clip is not None, schedule.dim() == 3, chains.shape[0] > 1, pixels % 4 == 0, strided, quads, slots),
+        num_warps=WARPS,
+        enable_fp_fusion=False,
+    )
+
+
+def _step_specimen(
+    name: str, types: dict[str, Any], options: dict[str, Any], loads: int | None, stores: int | None, **shows: Any
+) -> Specimen:
+    """`step_kernel` with some types and options other than the plain ones."""
+    signature = typed("*fp32", "out x grad schedule") | typed("*i64", "key chains") | typed("i32", " ".join(_NUMBERS))
+    plain = dict.fromkeys(("NORM_CLIP", "PER_CHAIN", "LISTED", "STRIDED"), False)
+    constexprs = {**plain, "WHOLE": True, "QUADS": ROWS, "CHAINS": 1, **options}
+    shows = {"fused": 44, "vector_loads": loads, "vector_stores": stores, **shows}
+    return Specimen(f"langevin_step {name}", step_kernel, signature | types, constexprs, WARPS, **shows)
+
+
+def specimens() -> list[Specimen]:
+    """A quad of a step: 36 fused multiply-adds for its noise, 8 for the update, 4 for an anchor."""
+    clamp, strides = typed("fp32", "clamp_min clamp_max"), ("i32", "i32", "i32")
+    pinned = typed("*i1", "mask") | typed("*fp32", "known")
+    everything = clamp | pinned | typed("*fp32", "anchor anchor_weight factors")
+    broadcast = pinned | typed(strides, "mask_strides known_strides")
+    lying = typed(strides, "out_strides x_strides grad_strides")
+    summed = typed("*fp32", "factors x grad anchor anchor_weight") | typed("*i64", "key")
+    summed |= typed("i32", "elements pixels weight_rows") | typed("fp32", "norm_clip hinge")
+    return [
+        _step_specimen("plain", {}, {}, 2, 1),
+        _step_specimen("clamped", clamp, {}, 2, 1),
+        _step_specimen("clipped", clamp | typed("fp32", "grad_clip"), {}, 2, 1),
+        _step_specimen("with bfloat16 gradient", typed("*bf16", "grad"), {}, 1, 1),
+        _step_specimen("with float16 gradient", typed("*fp16", "grad"), {}, 1, 1),
+        _step_specimen("of 4x4 images", clamp, {"QUADS": 4, "CHAINS": ROWS // 4}, 2, 1),
+        _step_specimen("with a schedule for each chain", {}, {"PER_CHAIN": True, "LISTED": True}, 2, 1),
+        _step_specimen("with everything", everything, {"NORM_CLIP": True}, 4, 1, fused=48),
+        _step_specimen("with a broadcast mask", broadcast, {"STRIDED": True}, 2, 1),
+        _step_specimen("channels last", lying, {"STRIDED": True}, None, None, shared=True),
+        _step_specimen("of odd sizes", typed("i64", "elements"), {"WHOLE": False}, 0, 0, shared=True),
+        _step_specimen("of odd sizes, channels last", lying, {"WHOLE": False, "STRIDED": True}, 0, 0, shared=True),
+        Specimen("langevin_step factors", factors_kernel, summed, {"LANES": SUM_LANES}, WARPS, shared=True),
+    ]

@@ -1,0 +1,162 @@
+"""Philox words, uniforms and normals as Triton device functions: csrc/philox.h and csrc/normal.h, step for step.
+
+A row is one quad of one chain: four consecutive elements, drawn by one thread from one counter. A program covers QUADS
+quads of CHAINS chains, so that tiny images (4x4 is four quads) fill its lanes too.
+"""
+
+from __future__ import annotations
+
+import os
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ... import rng
+from ..normal import COSINE, LOG, SINE, chain_numbers, check_addressable
+
+# One row a thread. The interpreter pays for each operation and not for each row, so it gets long programs.
+WARPS = 4
+INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") not in ("", "0")
+ROWS = 1 << 16 if INTERPRETED else 32 * WARPS
+
+_MULTIPLIER0, _MULTIPLIER1 = tl.constexpr(0xD2511F53), tl.constexpr(0xCD9E8D57)
+_WEYL0, _WEYL1 = tl.constexpr(0x9E3779B9), tl.constexpr(0xBB67AE85)
+_MAX_STEP, _MAX_CHAIN = tl.constexpr(rng.MAX_STEP), tl.constexpr(rng.MAX_CHAIN)
+_LOG0, _LOG1, _LOG2, _LOG3, _LOG4, _LOG5, _LOG6, _LOG7 = (tl.constexpr(c) for c in LOG)
+_SINE0, _SINE1, _SINE2, _SINE3 = (tl.constexpr(c) for c in SINE)
+_COSINE0, _COSINE1, _COSINE2, _COSINE3, _COSINE4 = (tl.constexpr(c) for c in COSINE)
+_MINUS_TWO_LOG_TWO = tl.constexpr(float.fromhex("-0x1.62e430p+0"))
+
+
+@triton.jit
+def philox(quad: tl.tensor, step: tl.tensor, chain: tl.tensor, stream: tl.tensor, seed: tl.tensor) -> tl.tuple:
+    """The four words of each quad. `quad` (rows,), `chain` (rows,) or a number; int64 all, taken as they are."""
+    c0, c1, c2 = quad.to(tl.uint32), step.to(tl.uint32), chain.to(tl.uint32)
+    c3 = (chain >> 32).to(tl.uint32) | tl.cast(stream << 24, tl.uint32)
+    k0, k1 = seed.to(tl.uint32), (seed >> 32).to(tl.uint32)
+    for _ in tl.static_range(10):
+        high0, low0 = tl.umulhi(c0, _MULTIPLIER0), c0 * _MULTIPLIER0
+        high1, low1 = tl.umulhi(c2, _MULTIPLIER1), c2 * _MULTIPLIER1
+        c0, c1, c2, c3 = high1 ^ c1 ^ k0, low1, high0 ^ c3 ^ k1, low0
+        k0 += _WEYL0
+        k1 += _WEYL1
+    return c0, c1, c2, c3
+
+
+@triton.jit
+def uniform_from_bits(bits: tl.tensor) -> tl.tensor:
+    """float32 in (0, 1]."""
+    return tl.fma(bits.to(tl.float32), 2.0**-32, 2.0**-33)
+
+
+@triton.jit
+def minus_two_log(u: tl.tensor) -> tl.tensor:
+    """-2 log(u) for u in (0, 1]."""
+    bits = u.to(tl.int32, bitcast=True)
+    k = (bits - 0x3F3504F3) >> 23
+    f = (bits - (k << 23)).to(tl.float32, bitcast=True) - 1.0
+    p = tl.fma(f, _LOG0, _LOG1)
+    p = tl.fma(p, f, _LOG2)
+    p = tl.fma(p, f, _LOG3)
+    p = tl.fma(p, f, _LOG4)
+    p = tl.fma(p, f, _LOG5)
+    p = tl.fma(p, f, _LOG6)
+    p = tl.fma(p, f, _LOG7)
+    return tl.fma(k.to(tl.float32), _MINUS_TWO_LOG_TWO, tl.fma(f * f, p, -2.0 * f))
+
+
+@triton.jit
+def cos_sin_turn(u: tl.tensor) -> tl.tuple:
+    """cos and sin of 2 pi u for u in (0, 1]."""
+    quarters = 4.0 * u
+    quadrant = (quarters + 0.5).to(tl.int32)
+    r = quarters - quadrant.to(tl.float32)
+    z = r * r
+    s = tl.fma(z, _SINE0, _SINE1)
+    s = tl.fma(s, z, _SINE2)
+    s = tl.fma(s, z, _SINE3)
+    s = s * r
+    c = tl.fma(z, _COSINE0, _COSINE1)
+    c = tl.fma(c, z, _COSINE2)
+    c = tl.fma(c, z, _COSINE3)
+    c = tl.fma(c, z, _COSINE4)
+    swap = (quadrant & 1) != 0
+    cosine = tl.where(swap, s, c).to(tl.int32, bitcast=True) ^ (((quadrant + 1) & 2) << 30)
+    sine = tl.where(swap, c, s).to(tl.int32, bitcast=True) ^ ((quadrant & 2) << 30)
+    return cosine.to(tl.float32, bitcast=True), sine.to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def normal_pair(radius_bits: tl.tensor, angle_bits: tl.tensor) -> tl.tuple:
+    """Two independent standard normals: radius from the first word, angle from the second."""
+    radius = tl.sqrt_rn(minus_two_log(uniform_from_bits(radius_bits)))
+    cosine, sine = cos_sin_turn(uniform_from_bits(angle_bits))
+    return radius * cosine, radius * sine
+
+
+@triton.jit
+def side_by_side(n0: tl.tensor, n1: tl.tensor, n2: tl.tensor, n3: tl.tensor) -> tl.tensor:
+    """(rows, 4) from four (rows,): the four elements of a row stay in the thread that has it."""
+    return tl.join(tl.join(n0, n2), tl.join(n1, n3)).reshape((n0.shape[0], 4))
+
+
+@triton.jit
+def normal_rows(words: tl.tuple) -> tl.tensor:
+    """(rows, 4) normals from words."""
+    n0, n1 = normal_pair(words[0], words[1])
+    n2, n3 = normal_pair(words[2], words[3])
+    return side_by_side(n0, n1, n2, n3)
+
+
+@triton.jit
+def uniform_rows(words: tl.tuple) -> tl.tensor:
+    """(rows, 4) uniforms from words."""
+    return side_by_side(
+        uniform_from_bits(words[0]),
+        uniform_from_bits(words[1]),
+        uniform_from_bits(words[2]),
+        uniform_from_bits(words[3]),
+    )
+
+
+@triton.jit
+def rows_of_program(batch: tl.tensor, quads: tl.tensor, QUADS: tl.constexpr, CHAINS: tl.constexpr) -> tl.tuple:
+    """(slot of the chain in the batch, quad, whether the two exist), int64, of each row of this program."""
+    across = tl.cdiv(quads, QUADS)
+    program = tl.program_id(0)
+    lane = tl.arange(0, QUADS * CHAINS)
+    quad = (program % across).to(tl.int64) * QUADS + lane % QUADS
+    slot = (program // across).to(tl.int64) * CHAINS + lane // QUADS
+    return slot, quad, (slot < batch) & (quad < quads)
+
+
+@triton.jit
+def chain_of(chains: tl.tensor, slot: tl.tensor, inside: tl.tensor, LISTED: tl.constexpr) -> tl.tensor:
+    """Ids of the chains of rows: listed one by one, or consecutive from the first."""
+    if LISTED:
+        return tl.load(chains + slot, mask=inside, other=0)
+    else:
+        return tl.load(chains) + slot
+
+
+@triton.jit
+def addressable(step: tl.tensor, chain: tl.tensor) -> tl.tensor:
+    """Whether the counter has room for step and chain; where not, the noise is NaN, since a kernel can't raise."""
+    return (step >= 0) & (step < _MAX_STEP) & (chain >= 0) & (chain < _MAX_CHAIN)
+
+
+def tile(batch: int, quads: int) -> tuple[tuple[int], int, int]:
+    """(grid, QUADS, CHAINS) of programs that cover `batch` chains of `quads` quads."""
+    # Plain integers: triton.cdiv and its kin take microseconds each when called from the host.
+    across = min(ROWS, 1 << (quads - 1).bit_length())
+    chains = ROWS // across
+    if INTERPRETED:
+        chains = min(chains, 1 << (batch - 1).bit_length())
+    return (-(-quads // across) * -(-batch // chains),), across, chains
+
+
+def check_readable_address(key: Tensor, chains: Tensor, batch: int) -> None:
+    """Raise on an overflow where the address can be read without stalling a GPU, as the other CPU backends do."""
+    if not key.is_cuda:
+        check_addressable(key, chain_numbers(chains, batch))

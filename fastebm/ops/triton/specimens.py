@@ -1,0 +1,50 @@
+"""Triton kernels as a GPU gets them, written down so that they can be compiled and read where there is none."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from .. import schemas
+
+__all__ = ["Specimen", "all_specimens", "typed"]
+
+
+@dataclass(frozen=True)
+class Specimen:
+    """One kernel with the types of its arguments, and what its machine code must show.
+
+    Attributes:
+        name: unique among all specimens.
+        kernel: the `triton.jit` function.
+        signature: Triton types by argument, as "*fp32" or "i32"; pointers are taken to be aligned to 16 bytes.
+        constexprs: values by argument. An argument that neither names is None: an option that is off.
+        num_warps: as launched.
+        fused: fused multiply-adds that a thread executes as written, or None where that is not counted.
+        vector_loads, vector_stores: 16-byte accesses to global memory, or None where that is not counted.
+        shared: whether shared memory is used.
+    """
+
+    name: str
+    kernel: Any
+    signature: Mapping[str, Any]
+    constexprs: Mapping[str, Any]
+    num_warps: int = 4
+    fused: int | None = None
+    vector_loads: int | None = None
+    vector_stores: int | None = None
+    shared: bool = False
+
+
+def typed(kind: Any, names: str) -> dict[str, Any]:
+    """A part of a signature: arguments of one type, as "key chains"."""
+    return dict.fromkeys(names.split(), kind)
+
+
+def all_specimens() -> list[Specimen]:
+    """The specimens of every kernel's Triton module. Needs Triton."""
+    subjects = dict.fromkeys(kernel.subject for kernel in schemas.KERNELS.values())
+    modules = [importlib.import_module(f"{__package__}.{subject}") for subject in subjects]
+    return [specimen for module in modules for specimen in module.specimens()]

@@ -1,0 +1,85 @@
+"""Every Triton kernel compiles for sm_80 and sm_90 without a GPU, and its PTX shows what its specimen says."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fastebm.ops import schemas
+
+pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def triton_modules() -> list[Any]:
+    subjects = dict.fromkeys(kernel.subject for kernel in schemas.KERNELS.values())
+    return [importlib.import_module(f"fastebm.ops.triton.{subject}") for subject in subjects]
+
+
+def test_every_kernel_has_a_specimen():
+    from fastebm.ops.triton.specimens import all_specimens
+
+    specimens = all_specimens()
+    names = [specimen.name for specimen in specimens]
+    assert len(set(names)) == len(names)
+    kernels = {
+        id(value): name
+        for module in triton_modules()
+        for name, value in vars(module).items()
+        if name.endswith("_kernel")
+    }
+    missing = set(kernels) - {id(specimen.kernel) for specimen in specimens}
+    assert not missing, f"no specimen of {[kernels[kernel] for kernel in missing]}"
+    for specimen in specimens:
+        assert {*specimen.signature, *specimen.constexprs} <= {*specimen.kernel.arg_names}, specimen.name
+        assert not {*specimen.signature} & {*specimen.constexprs}, specimen.name
+
+
+@pytest.mark.parametrize("capability", [80, 90])
+def test_compiles_as_written(capability, tmp_path):
+    """In a process of its own: this one may have the interpreter in place of the compiler."""
+    kept = {name: value for name, value in os.environ.items() if name not in ("TRITON_INTERPRET", "FASTEBM_BACKEND")}
+    environment = {
+        **kept,
+        "TRITON_CACHE_DIR": str(tmp_path),
+        "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [kept.get("PYTHONPATH")])]),
+    }
+    command = [sys.executable, "-m", "tests.ops.compile_specimens", str(capability)]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    shown = json.loads(done.stdout.splitlines()[-1])
+
+    from fastebm.ops.triton.specimens import all_specimens
+
+    wrong = []
+    for specimen in all_specimens():
+        code = shown[specimen.name]
+        expected = {
+            "fma": specimen.fused,
+            "other_contractions": 0,
+            "approximate": 0,
+            "vector_loads": specimen.vector_loads,
+            "vector_stores": specimen.vector_stores,
+            "shared": None if specimen.shared else 0,
+            "shared_accesses": None if specimen.shared else 0,
+            "spilled": None if code["spilled"] is None else 0,
+        }
+        wrong += [
+            f"{specimen.name}: {what} is {code[what]}, not {value}"
+            for what, value in expected.items()
+            if value is not None and code[what] != value
+        ]
+    assert not wrong, "\n".join(wrong)
+    # The radius of a pair of normals is a square root, and it is the correctly rounded one.
+    for name in ("normal", "langevin_step plain"):
+        assert shown[name]["sqrt_rn"] == 2
+    assert shown["langevin_step factors"]["divisions"] == 1
