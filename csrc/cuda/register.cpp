@@ -129,7 +129,8 @@ const void* data(const std::optional<Tensor>& x) { return x ? x->const_data_ptr(
 void* room(const std::optional<Tensor>& x) { return x ? x->mutable_data_ptr() : nullptr; }
 
 // What the three kernels share; `packs` is settled by on_packs, once all pointers are there.
-TailArguments tail(const Tensor& main, const Tensor& pooled, const std::optional<Tensor>& beta, int64_t activation, double parameter) {
+TailArguments tail(const Tensor& main, const Tensor& pooled, const std::optional<Tensor>& beta, int64_t activation,
+                   double parameter) {
   TailArguments a{};
   a.type = type_of(main);
   a.pooling = pooling_of(main, pooled);
@@ -143,13 +144,14 @@ void on_packs(const char* name, const char* (*launch)(const TailArguments&, Stre
   if (a.pooling.pooled == 0) return;
   const int64_t pack = 16 / static_cast<int64_t>(main.element_size());
   a.packs = (a.pooling.inner > 1 ? a.pooling.inner : a.pooling.width) % pack == 0 && a.pooling.input_row % pack == 0;
-  for (const void* pointer : {a.main, a.skip, a.fade, a.grad, a.grad_main, a.grad_skip, a.grad_fade}) a.packs = a.packs && aligned(pointer);
-  for (const void* pointer : {a.out, a.to_main, a.to_skip, a.to_fade}) a.packs = a.packs && aligned(pointer);
+  for (const void* read : {a.main, a.skip, a.fade, a.grad, a.grad_main, a.grad_skip, a.grad_fade})
+    a.packs = a.packs && aligned(read);
+  for (const void* written : {a.out, a.to_main, a.to_skip, a.to_fade}) a.packs = a.packs && aligned(written);
   on_device_of(main, name, [&](Stream on) { return launch(a, on); });
 }
 
-void block_tail(Tensor out, Tensor main, Tensor skip, std::optional<Tensor> fade, std::optional<Tensor> beta, int64_t activation,
-                double parameter) {
+void block_tail(Tensor out, Tensor main, Tensor skip, std::optional<Tensor> fade, std::optional<Tensor> beta,
+                int64_t activation, double parameter) {
   TailArguments a = tail(main, out, beta, activation, parameter);
   a.skip = skip.const_data_ptr(), a.fade = data(fade), a.out = out.mutable_data_ptr();
   on_packs("block_tail", &launch_block_tail, main, a);
@@ -163,8 +165,9 @@ void block_tail_backward(Tensor grad_main, Tensor grad_skip, std::optional<Tenso
   on_packs("block_tail_backward", &launch_block_tail_backward, main, a);
 }
 
-void block_tail_double_backward(Tensor out_grad, Tensor out_main, Tensor grad_main, Tensor grad_skip, std::optional<Tensor> grad_fade,
-                                Tensor grad, Tensor main, std::optional<Tensor> beta, int64_t activation, double parameter) {
+void block_tail_double_backward(Tensor out_grad, Tensor out_main, Tensor grad_main, Tensor grad_skip,
+                                std::optional<Tensor> grad_fade, Tensor grad, Tensor main, std::optional<Tensor> beta,
+                                int64_t activation, double parameter) {
   TailArguments a = tail(main, grad, beta, activation, parameter);
   a.grad = grad.const_data_ptr(), a.grad_main = grad_main.const_data_ptr(), a.grad_skip = grad_skip.const_data_ptr();
   a.grad_fade = data(grad_fade);
@@ -175,19 +178,20 @@ void block_tail_double_backward(Tensor out_grad, Tensor out_main, Tensor grad_ma
 void expand_blend(Tensor out, Tensor primal, Tensor fade, Tensor beta) {
   const int64_t count = out.numel();
   if (count == 0) return;
-  BlendArguments a{type_of(out), false, count, static_cast<const float*>(beta.const_data_ptr()), primal.const_data_ptr(),
-                   fade.const_data_ptr(), out.mutable_data_ptr()};
-  a.packs = count % (16 / static_cast<int64_t>(out.element_size())) == 0 && aligned(a.primal) && aligned(a.fade) && aligned(a.out);
+  BlendArguments a{type_of(out), false, count, static_cast<const float*>(beta.const_data_ptr()),
+                   primal.const_data_ptr(), fade.const_data_ptr(), out.mutable_data_ptr()};
+  a.packs = count % (16 / static_cast<int64_t>(out.element_size())) == 0 && aligned(a.primal) && aligned(a.fade) &&
+            aligned(a.out);
   on_device_of(out, "expand_blend", [&](Stream on) { return launch_expand_blend(a, on); });
 }
 
 void expand_blend_backward(Tensor grad_primal, Tensor grad_fade, Tensor grad, Tensor beta) {
   const int64_t count = grad.numel();
   if (count == 0) return;
-  BlendBackwardArguments a{type_of(grad), false, count, static_cast<const float*>(beta.const_data_ptr()), grad.const_data_ptr(),
-                           grad_primal.mutable_data_ptr(), grad_fade.mutable_data_ptr()};
-  a.packs = count % (16 / static_cast<int64_t>(grad.element_size())) == 0 && aligned(a.grad) && aligned(a.grad_primal) &&
-            aligned(a.grad_fade);
+  BlendBackwardArguments a{type_of(grad), false, count, static_cast<const float*>(beta.const_data_ptr()),
+                           grad.const_data_ptr(), grad_primal.mutable_data_ptr(), grad_fade.mutable_data_ptr()};
+  a.packs = count % (16 / static_cast<int64_t>(grad.element_size())) == 0 && aligned(a.grad) &&
+            aligned(a.grad_primal) && aligned(a.grad_fade);
   on_device_of(grad, "expand_blend_backward", [&](Stream on) { return launch_expand_blend_backward(a, on); });
 }
 

@@ -99,6 +99,8 @@ WRITTEN = [
     ("cuda/uniform.cu", r"fill_kernel.*UniformNoiseEfLb1", 4, 0, 0, 1),
     ("cuda/langevin.cu", r"plain_kernelIf", 44, 2, 2, 1),
     ("cuda/langevin.cu", r"plain_kernelI13__nv_bfloat16", 44, 2, 1, 1),
+    ("cuda/expand_blend.cu", r"\dblend_kernelIfLi4", 4, 0, 2, 1),
+    ("cuda/expand_blend.cu", r"\dblend_kernelI13__nv_bfloat16Li8", 8, 0, 2, 1),
 ]
 
 
