@@ -1,0 +1,74 @@
+"""Your own energy: any module that gives one number a sample. Here a small one learns the shape of two moons.
+
+python examples/own_energy.py            # a minute
+python examples/own_energy.py --quick    # seconds: shows that it runs
+"""
+
+import argparse
+
+import torch
+from sklearn.datasets import make_moons
+from torch import Tensor, nn
+
+import fastebm
+from fastebm.evaluation import nearest_distances
+
+parser = argparse.ArgumentParser(description="Train an energy of one's own on points in the plane.")
+parser.add_argument("--iterations", type=int, default=800)
+parser.add_argument("--quick", action="store_true", help="a few iterations only")
+arguments = parser.parse_args()
+
+
+class Energy(nn.Module):
+    """Points (B, 2) to energies (B,), low where data are; the quadratic part makes far away points unlikely."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(2, 128), nn.SiLU(), nn.Linear(128, 128), nn.SiLU(), nn.Linear(128, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x).squeeze(1) + 0.1 * x.square().sum(dim=1)
+
+
+torch.manual_seed(0)
+points, _ = make_moons(4000, noise=0.05, random_state=0)
+data = torch.from_numpy(points).float() - torch.tensor([0.5, 0.25])
+
+energy = Energy()
+# Chains of temperature 1 in the usual discretisation: step_size = epsilon^2 / 2, noise_std = epsilon.
+sampler = fastebm.Langevin(energy, **fastebm.sampling.textbook(0.1))
+print(sampler)
+
+
+def noise(count: int) -> Tensor:
+    return torch.rand(count, 2) * 4 - 2
+
+
+# Contrastive learning: energies of data go down, those of chain ends go up. Chains go on from where they were, and a
+# few start anew; `chains` numbers them all, so that no noise is used twice.
+optimizer = torch.optim.Adam(energy.parameters(), lr=1e-3)
+state, batch, steps, started = noise(512), 512, 30, 0
+for iteration in range(50 if arguments.quick else arguments.iterations):
+    state[:25] = noise(25)
+    state = sampler.sample(state, steps=steps, seed=0, chains=started)
+    started += batch
+    real = data[torch.randint(len(data), (batch,))]
+    energies = energy(torch.cat((real, state)))
+    loss = energies[:batch].mean() - energies[batch:].mean() + 0.01 * energies.square().mean()
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    state = state[torch.randperm(batch)]
+    if iteration % 100 == 0:
+        data_energy, chain_energy = energies.detach().split(batch)
+        print(f"iteration {iteration}: gap {float(chain_energy.mean() - data_energy.mean()):+.3f}")
+
+# Explicit state: one update at a time, with what it saw.
+chain = sampler.init(noise(1000), seed=1)
+for _ in range(50 if arguments.quick else 500):
+    chain, info = sampler.step(chain)
+print(f"mean energy at the end {float(info.energy.mean()):.3f}, mean step {float(info.displacement.mean()):.3f}")
+
+far = nearest_distances(noise(1000), data).median()
+near = nearest_distances(chain.x, data).median()
+print(f"median distance to the nearest data point: noise {far:.3f}, samples {near:.3f}")

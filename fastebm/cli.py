@@ -1,0 +1,325 @@
+"""The command `fastebm`.
+
+What a user gave wrongly is one line on stderr and exit code 2, a run that diverged or a build that failed exit code 1.
+FASTEBM_TRACEBACK=1 shows the traceback behind such a line.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import platform
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import torch
+import tyro
+from torch import Tensor
+
+import fastebm
+from fastebm.data import digits
+from fastebm.evaluation import judge_digits
+from fastebm.ops import backends
+from fastebm.training import (
+    DIGITS,
+    PRESETS,
+    CoarseToFineConfig,
+    DivergedError,
+    RunError,
+    load_coarse_to_fine,
+    train_coarse_to_fine,
+)
+from fastebm.training.files import replacing, write_json
+from fastebm.training.pictures import save_grid
+from fastebm.training.run import RunFolder
+
+VERDICT = "evaluation.json"
+
+
+@dataclass(frozen=True)
+class Demo:
+    """Train on handwritten digits, sample, and judge the samples: minutes on two CPU cores.
+
+    A demo that was stopped goes on where it was; a finished one stays, and the new one goes to a folder with a number.
+    """
+
+    out: Path = Path("runs/demo")
+    """folder of the run"""
+    count: int = 1000
+    """samples to draw and judge"""
+    iterations: tuple[int, ...] = DIGITS.iterations
+    """updates of the weights at 4x4 and at 8x8; fewer are faster and worse"""
+    seed: int = DIGITS.seed
+    """of weights and all noise"""
+    threads: int = 1
+    """CPU threads; more make so small a net somewhat faster on idle cores, and many times slower on busy ones"""
+
+    def __call__(self) -> int:
+        _check_count(self.count)
+        if self.threads < 1:
+            raise ValueError(f"--threads must be at least 1, got {self.threads}")
+        torch.set_num_threads(self.threads)
+        config = dataclasses.replace(DIGITS, iterations=self.iterations, seed=self.seed)
+        images, _ = digits("train")
+        out = _demo_folder(self.out, config)
+        print(
+            f"Training an energy model on {len(images)} handwritten digits, coarse to fine, at "
+            f"{' and then '.join(f'{size}x{size}' for size in config.sizes)}, in {out}.\n"
+            "gap: mean energy of samples minus that of real digits; near 0 the model can't tell them apart.",
+            flush=True,
+        )
+        run = train_coarse_to_fine(config, images, out)
+        samples = run.sample(self.count)
+        _write_images(out / "samples.npz", samples)
+        print("Judging the samples ...", flush=True)
+        verdict = judge_digits(samples)
+        last = RunFolder.existing(out).log.lines()[-1]
+        write_json(out / VERDICT, {**verdict.to_json(), "training_seconds": last["seconds"]})
+        print(
+            f"\nIn {out}:\n"
+            "  samples.png      samples beside real digits: look here first\n"
+            "  strip.png        each row a chain, from noise to its digit\n"
+            "  curves.png       energies, loss and gradient norm over training\n"
+            f"  samples.npz      all {self.count} samples\n"
+            f"  {VERDICT}  the numbers below\n"
+            "  config.json, log.jsonl, checkpoints/\n\n"
+            f"Training took {last['seconds']:.0f} s. In the end the mean energy of real digits was "
+            f"{last['energy_data']:.2f}, that of samples {last['energy_samples']:.2f}.\n"
+            f"{verdict.explain()}\n\n"
+            f"More samples: fastebm sample {out} --count 100 --seed 1 --out more.png"
+        )
+        return 0
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train an energy model. A run that was stopped goes on where it was, with the same bits."""
+
+    method: tyro.conf.Positional[Literal["coarse-to-fine"]]
+    """CF-EBM: one energy per resolution, each grown out of the one below"""
+    preset: Literal["digits"] = "digits"
+    """data and settings to start from; the flags below change single settings"""
+    out: Path | None = None
+    """folder of the run; by default runs/ and the preset's name"""
+    device: str | None = None
+    """cpu or cuda; by default a GPU if there is one"""
+    config: tyro.conf.OmitArgPrefixes[CoarseToFineConfig] = field(default_factory=lambda: DIGITS)
+
+    def __call__(self) -> int:
+        out = Path("runs") / self.preset if self.out is None else self.out
+        images, _ = digits("train")
+        before = RunFolder(out).checkpoints.iterations()[-1:]
+        run = train_coarse_to_fine(self.config, images, out, device=_device(self.device))
+        if before == [run.iteration]:
+            print(f"{out} was finished before: {run.iteration} iterations. Another --out makes a new run.")
+        else:
+            print(f"{out}: trained {run.iteration} iterations. samples.png, strip.png and curves.png show the result.")
+        print(f"fastebm sample {out} draws more samples.")
+        return 0
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Draw samples from a run, finished or not."""
+
+    run: tyro.conf.Positional[Path]
+    """folder of the run"""
+    count: int = 100
+    """how many"""
+    seed: int | None = None
+    """other seeds, other samples; by default always the same ones"""
+    out: Path | None = None
+    """.npz ("images", float32 in [-1, 1], N x channels x S x S) or .png; by default an .npz in the run's folder"""
+    device: str | None = None
+    """cpu or cuda; by default a GPU if there is one"""
+
+    def __call__(self) -> int:
+        _check_count(self.count)
+        RunFolder.existing(self.run)
+        name = f"samples-{self.count}.npz" if self.seed is None else f"samples-{self.count}-seed-{self.seed}.npz"
+        out = self.run / name if self.out is None else self.out
+        if out.suffix not in (".npz", ".png"):
+            raise ValueError(f"--out must end in .npz or .png, got {out}")
+        if not out.parent.is_dir():
+            raise ValueError(f"the folder {out.parent} of --out does not exist")
+        run = load_coarse_to_fine(self.run, _device(self.device))
+        samples = run.sample(self.count, self.seed, progress=True)
+        _write_images(out, samples)
+        print(f"{out}: {self.count} samples of {run.size}x{run.size} from iteration {run.iteration} of {self.run}")
+        return 0
+
+
+@dataclass(frozen=True)
+class Info:
+    """Say which versions, devices and backends run here, and test the random numbers; or describe a run."""
+
+    run: Annotated[Path | None, tyro.conf.Positional] = None
+    """folder of a run"""
+
+    def __call__(self) -> int:
+        facts = _facts() if self.run is None else _run_facts(self.run)
+        width = max(map(len, facts))
+        for name, value in facts.items():
+            print(f"{name:{width}}  {value}")
+        return 0
+
+
+@dataclass(frozen=True)
+class Build:
+    """Compile the fused operators in place, where the package was installed without them."""
+
+    verbose: bool = False
+    """show the compiler's output"""
+
+    def __call__(self) -> int:
+        from fastebm.compile import build
+
+        try:
+            written = build(verbose=self.verbose)
+        except RuntimeError as error:
+            _complain(error)
+            return 1
+        for path in written:
+            print(f"built {path}")
+        return 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line and returns the exit code."""
+    try:
+        command = _parse(sys.argv[1:] if arguments is None else list(arguments))
+        return command()
+    except BrokenPipeError:  # whoever read our output has gone, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except (ValueError, RunError, OSError) as error:
+        _complain(error)
+        return 2
+    except DivergedError as error:
+        _complain(error)
+        return 1
+    except KeyboardInterrupt:
+        print("\nstopped; the same command goes on from the last checkpoint", file=sys.stderr)
+        return 130
+
+
+def _parse(arguments: list[str]) -> Any:
+    preset = _preset(arguments)
+    train = tyro.conf.subcommand("train", default=Train(tyro.MISSING, preset, config=PRESETS[preset]))
+    commands = Demo | Annotated[Train, train] | Sample | Info | Build
+    description = "Energy-based image models: train, sample, and see what runs here."
+    return tyro.cli(commands, prog="fastebm", description=description, args=arguments)  # type: ignore
+
+
+def _preset(arguments: list[str]) -> Any:
+    """The preset that the arguments name, found before they are parsed because it sets the defaults of the others."""
+    for given, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        flag, equals, value = given.partition("=")
+        if flag == "--preset" and (name := value if equals else following) in PRESETS:
+            return name
+    return "digits"
+
+
+def _complain(error: BaseException) -> None:
+    if os.environ.get("FASTEBM_TRACEBACK", "0") not in ("", "0"):
+        raise error
+    print(f"fastebm: {error}", file=sys.stderr)
+
+
+def _check_count(count: int) -> None:
+    if count < 1:
+        raise ValueError(f"--count must be at least 1, got {count}")
+
+
+def _device(name: str | None) -> torch.device | None:
+    if name is None:
+        return None
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"--device {name!r} is not a device: {str(error).splitlines()[0]}") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError("--device cuda was given, but there is no CUDA GPU here")
+    return device
+
+
+def _demo_folder(wanted: Path, config: CoarseToFineConfig) -> Path:
+    """`wanted`, if it is new or holds this very demo, unfinished; else the first such folder with a number behind."""
+    folder, number = wanted, 1
+    while not _is_free(folder, config):
+        number += 1
+        folder = wanted.with_name(f"{wanted.name}-{number}")
+    if folder != wanted:
+        print(f"{wanted} holds something else, which stays: this run goes to {folder}.")
+    return folder
+
+
+def _is_free(folder: Path, config: CoarseToFineConfig) -> bool:
+    if not RunFolder.is_run(folder):
+        return not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
+    try:
+        stored = CoarseToFineConfig.from_json(RunFolder.existing(folder).config("coarse_to_fine"))
+    except RunError:
+        return False
+    return stored == config and not (folder / VERDICT).exists()
+
+
+def _write_images(path: Path, images: Tensor) -> None:
+    if path.suffix == ".png":
+        save_grid(path, images)
+        return
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        np.savez_compressed(file, images=images.cpu().numpy())
+
+
+def _facts() -> dict[str, Any]:
+    """Versions, devices and backends; with the known-answer test of the random numbers that operators use here."""
+    report = backends.report()
+    gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    facts = {
+        "fastebm": fastebm.__version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "CPU": f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads",
+        "GPU": ", ".join(gpus) or "none",
+        "operators on the CPU": report.pop("cpu"),
+        "operators on a GPU": report.pop("cuda"),
+        "random numbers": _known_answer(),
+    }
+    return facts | {name.replace("_", " "): "none" if value is None else value for name, value in report.items()}
+
+
+def _known_answer() -> str:
+    """Whether the chosen backend gives Random123's answer for Philox4x32-10 with a counter and key of zeros."""
+    words = torch.tensor([0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8], dtype=torch.float64)
+    expected = (words.float().double() * 2**-32 + 2**-33).float()  # u = fma(float(r), 2^-32, 2^-33)
+    try:
+        given = fastebm.uniform((1, 4), seed=0)
+    except RuntimeError as error:
+        return f"not tested: {error}"
+    return (
+        "known answer given" if torch.equal(given[0], expected) else f"WRONG: {given.tolist()}, not {expected.tolist()}"
+    )
+
+
+def _run_facts(path: Path) -> dict[str, Any]:
+    folder = RunFolder.existing(path)
+    config = CoarseToFineConfig.from_json(folder.config("coarse_to_fine"))
+    facts: dict[str, Any] = {"run": path, "kind": "coarse_to_fine"}
+    facts |= dataclasses.asdict(config)
+    facts["checkpoints"] = ", ".join(map(str, folder.checkpoints.iterations())) or "none"
+    lines = folder.log.lines()
+    if lines:
+        facts["state"] = (
+            f"{lines[-1]['iteration']} of {config.total_iterations} iterations, {lines[-1]['seconds']:.0f} s"
+        )
+        facts |= {name: f"{lines[-1][name]:.4g}" for name in ("energy_data", "energy_samples", "gap", "gradient_norm")}
+    return facts
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,159 @@
+"""The settings of a coarse-to-fine run, and what follows from them for each iteration."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from fastebm import rng
+from fastebm.training.run import RunError
+
+_PER_STAGE = ("sizes", "iterations", "batch_sizes", "learning_rates")
+_RANGES: dict[str, tuple[float, float]] = {
+    "iterations": (1, 10**9 - 1),
+    "batch_sizes": (1, 2**20),
+    "learning_rates": (1e-12, 1.0),
+    "fade": (0, 1),
+    "lr_decay": (0, 1),
+    "steps": (1, 10**6),
+    "step_size": (1e-12, 1e12),
+    "noise_start": (0, 1e6),
+    "noise_end": (0, 1e6),
+    "adam_betas": (0, 1 - 1e-9),
+    "data_noise": (0, 1e6),
+    "energy_l2": (0, 1e6),
+    "ema": (0, 1 - 1e-9),
+    "max_energy": (1e-12, 1e30),
+    "log_every": (1, 10**9),
+    "checkpoint_every": (1, 10**9),
+    "keep_checkpoints": (1, 10**9),
+}
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One resolution's part of a run, and what the stages before it have used up."""
+
+    size: int
+    iterations: int
+    batch_size: int
+    learning_rate: float
+    first_iteration: int
+    first_image: int
+
+
+@dataclass(frozen=True)
+class CoarseToFineConfig:
+    """Everything that a coarse-to-fine run depends on, besides its images.
+
+    The first four fields have one entry a stage. Defaults are what the authors' repository has for 32x32 images;
+    what it has nothing for is off.
+    """
+
+    sizes: tuple[int, ...]
+    """resolution of each stage, powers of two, each twice the one before"""
+    iterations: tuple[int, ...]
+    """updates of the weights in each stage"""
+    batch_sizes: tuple[int, ...]
+    """images, and as many chains, in an update"""
+    learning_rates: tuple[float, ...]
+    """of Adam"""
+    fade: float = 0.5
+    """share of a stage over which its new block fades in; the first stage has none"""
+    lr_decay: float = 0.0
+    """share of a stage, at its end, over which the learning rate falls linearly to a tenth"""
+    channels: int = 3
+    """colours of an image"""
+    base_width: int = 32
+    """channels of the net, in the units of CoarseToFineEnergy"""
+    activation: str = "scaled_swish"
+    """any that fastebm.ops.activation knows"""
+    spectral_norm: bool = True
+    """on the 3x3 and 4x4 convolutions"""
+    steps: int = 15
+    """Langevin updates at each resolution"""
+    step_size: float = 1.0
+    """of a Langevin update"""
+    noise_start: float = 0.015
+    """noise std of a chain's first update, at the lowest resolution"""
+    noise_end: float = 0.0
+    """noise std of a chain's last update; linear in between"""
+    adam_betas: tuple[float, float] = (0.5, 0.999)
+    """decay rates of Adam's moments"""
+    data_noise: float = 0.0
+    """std of the noise on training images, which lie in [-1, 1]"""
+    energy_l2: float = 0.0
+    """weight of the mean squared energy in the loss"""
+    ema: float = 0.0
+    """decay of the averaged weights that are sampled from; 0 samples from the trained ones"""
+    max_energy: float = 1000.0
+    """an energy of larger magnitude stops the run"""
+    seed: int = 0
+    """of the weights, the order of the images and all noise"""
+    log_every: int = 10
+    """iterations between lines of the log, which hold means over them"""
+    checkpoint_every: int = 100
+    """iterations between checkpoints; the end of a stage always makes one"""
+    keep_checkpoints: int = 3
+    """how many of the newest checkpoints stay"""
+
+    def __post_init__(self) -> None:
+        lengths = {name: len(getattr(self, name)) for name in _PER_STAGE}
+        if len(set(lengths.values())) != 1 or not self.sizes:
+            raise ValueError(f"each stage needs its entry in {', '.join(_PER_STAGE)}, got {lengths} entries")
+        if any(high != 2 * low for low, high in itertools.pairwise(self.sizes)):
+            raise ValueError(f"each size must be twice the one before, got sizes {self.sizes}")
+        for name, (low, high) in _RANGES.items():
+            for value in values if isinstance(values := getattr(self, name), tuple) else (values,):
+                if not low <= value <= high:
+                    raise ValueError(f"{name} must lie in [{low:g}, {high:g}], got {value}")
+        rng.make_key(self.seed)
+
+    @classmethod
+    def from_json(cls, stored: Mapping[str, Any]) -> CoarseToFineConfig:
+        """The config that was stored as JSON. Raises RunError if its fields are not ours."""
+        try:
+            values: dict[str, Any] = {n: tuple(v) if isinstance(v, list) else v for n, v in stored.items()}
+            return cls(**values)
+        except (TypeError, ValueError) as error:
+            raise RunError(f"not the config of a coarse-to-fine run: {error}") from error
+
+    @functools.cached_property
+    def stages(self) -> tuple[Stage, ...]:
+        stages: list[Stage] = []
+        iteration = image = 0
+        for fields in zip(self.sizes, self.iterations, self.batch_sizes, self.learning_rates, strict=True):
+            stages.append(Stage(*fields, first_iteration=iteration, first_image=image))
+            iteration += stages[-1].iterations
+            image += stages[-1].iterations * stages[-1].batch_size
+        return tuple(stages)
+
+    @property
+    def total_iterations(self) -> int:
+        return sum(self.iterations)
+
+    @property
+    def total_chains(self) -> int:
+        """How many chains, and images, the whole run uses."""
+        return sum(stage.iterations * stage.batch_size for stage in self.stages)
+
+    def stage_at(self, iteration: int) -> Stage:
+        """The stage that iteration number `iteration`, from 0 on, belongs to; the last one for those beyond."""
+        return next(s for s in reversed(self.stages) if s.first_iteration <= iteration)
+
+    def beta_at(self, iteration: int) -> float:
+        """How far the newest block has faded in, in [0, 1]."""
+        stage = self.stage_at(iteration)
+        fading = self.fade * stage.iterations
+        if stage is self.stages[0] or not fading:
+            return 1.0
+        return min(1.0, (iteration - stage.first_iteration) / fading)
+
+    def learning_rate_at(self, iteration: int) -> float:
+        stage = self.stage_at(iteration)
+        falling = self.lr_decay * stage.iterations
+        left = stage.first_iteration + stage.iterations - iteration
+        return stage.learning_rate * (0.1 + 0.9 * left / falling if left < falling else 1.0)

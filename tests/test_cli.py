@@ -1,0 +1,218 @@
+"""The command line, mostly in this process; what only a process has (exit codes, a kill) in one of its own."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.image import imread
+
+from fastebm.cli import main
+from fastebm.training import load_coarse_to_fine
+from fastebm.training.run import RunFolder
+
+ROOT = Path(__file__).resolve().parents[1]
+TINY = ["--base-width", "1", "--steps", "2", "--batch-sizes", "8", "8", "--log-every", "1"]
+TRAIN = ["train", "coarse-to-fine", "--preset", "digits", *TINY]
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def start(*arguments: str, cwd: Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "fastebm.cli", *arguments],
+        cwd=cwd,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "COLUMNS": "100"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "tiny"
+    assert main([*TRAIN, "--iterations", "3", "4", "--out", str(out)]) == 0
+    return out
+
+
+def test_help_names_the_commands(tmp_path: Path) -> None:
+    process = start("--help", cwd=tmp_path)
+    printed, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    for command in ("demo", "train", "sample", "info", "build"):
+        assert command in printed
+
+
+def test_help_needs_neither_matplotlib_nor_scikit_learn() -> None:
+    program = "import sys, fastebm.cli; print([m for m in ('matplotlib', 'sklearn') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_a_user_error_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
+    process = start("sample", "nowhere", cwd=tmp_path)
+    printed, errors = process.communicate(timeout=300)
+    assert (process.returncode, printed) == (2, "")
+    assert errors == "fastebm: nowhere is not a run of fastebm: it has no config.json\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["sample", "RUN", "--count", "0"], "--count must be at least 1"),
+        (["sample", "RUN", "--out", "x.jpg"], "must end in .npz or .png"),
+        (["sample", "RUN", "--out", "missing/x.png"], "does not exist"),
+        (["sample", "RUN", "--device", "banana"], "'banana' is not a device"),
+        (["sample", "RUN", "--seed", str(2**70)], "seed must be in"),
+        (["demo", "--count", "0"], "--count must be at least 1"),
+        (["demo", "--threads", "0"], "--threads must be at least 1"),
+        (["demo", "--iterations", "3"], "entry in sizes, iterations"),
+        (["info", "missing"], "no config.json"),
+        ([*TRAIN, "--iterations", "3", "5", "--out", "RUN"], "iterations is [3, 4] there"),
+        ([*TRAIN, "--sizes", "8", "16", "--out", "new"], "too small to train up to 16"),
+        ([*TRAIN, "--channels", "3", "--out", "new"], "images must be float32"),
+    ],
+)
+def test_wrong_arguments(
+    trained: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main([str(trained) if argument == "RUN" else argument for argument in arguments]) == 2
+    errors = capsys.readouterr().err
+    assert message in errors
+    assert errors.startswith("fastebm: ")
+    assert errors.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "arguments", [["paint"], ["train"], ["train", "fine-to-coarse"], ["sample", "x", "--count", "q"]]
+)
+def test_what_does_not_parse_exits_with_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    assert stopped.value.code == 2
+
+
+def test_train_writes_a_run_and_says_when_it_is_finished(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = load_coarse_to_fine(trained)
+    assert run.finished
+    assert (run.config.iterations, run.config.base_width, run.config.data_noise) == ((3, 4), 1, 0.03)
+    assert {"samples.png", "strip.png", "curves.png", "log.jsonl"} <= {path.name for path in trained.iterdir()}
+    assert main([*TRAIN, "--iterations", "3", "4", "--out", str(trained)]) == 0
+    assert "was finished before" in capsys.readouterr().out
+
+
+def test_sample_writes_arrays_and_pictures(trained: Path, tmp_path: Path) -> None:
+    assert main(["sample", str(trained), "--count", "7"]) == 0
+    images = np.load(trained / "samples-7.npz")["images"]
+    assert (images.shape, images.dtype) == ((7, 1, 8, 8), np.float32)
+    np.testing.assert_array_equal(images, load_coarse_to_fine(trained).sample(7).numpy())
+
+    out = tmp_path / "a.npz"
+    assert main(["sample", str(trained), "--count", "7", "--seed", "3", "--out", str(out)]) == 0
+    seeded = np.load(out)["images"]
+    assert not np.array_equal(seeded, images)
+    assert main(["sample", str(trained), "--count", "7", "--seed", "3", "--out", str(out)]) == 0
+    np.testing.assert_array_equal(np.load(out)["images"], seeded)
+
+    assert main(["sample", str(trained), "--count", "7", "--out", str(tmp_path / "a.png")]) == 0
+    assert imread(tmp_path / "a.png").shape[:2] == (10 * 4, (7 * 9 + 1) * 4)
+
+
+def test_info_says_what_runs_and_tests_the_random_numbers(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["info"]) == 0
+    printed = capsys.readouterr().out
+    assert torch.__version__ in printed
+    assert "known answer given" in printed
+    assert "operators on the CPU" in printed
+
+
+def test_info_describes_a_run(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["info", str(trained)]) == 0
+    printed = capsys.readouterr().out
+    assert "7 of 7 iterations" in printed
+    assert "(4, 8)" in printed
+
+
+def test_build_that_can_not_is_exit_code_1(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("CXX", "/nonexistent/compiler")
+    assert main(["build"]) == 1
+    assert "no C++ compiler was found" in capsys.readouterr().err
+
+
+def test_a_diverged_run_is_exit_code_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*TRAIN, "--max-energy", "0.001", "--out", str(tmp_path / "run")]) == 1
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert last.startswith("fastebm: training stopped at iteration 1: ")
+
+
+def test_the_demo_from_digits_to_a_verdict(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "runs" / "demo"
+    demo = ["demo", "--iterations", "2", "2", "--count", "30", "--out", str(out)]
+    assert main(demo) == 0
+    printed = capsys.readouterr().out
+    assert str(out) in printed
+    assert "All that is asked for was" in printed
+    expected = {"samples.png", "strip.png", "curves.png", "samples.npz", "evaluation.json", "config.json", "log.jsonl"}
+    assert {path.name for path in out.iterdir()} == expected | {"checkpoints"}
+    verdict = json.loads((out / "evaluation.json").read_text())
+    assert sum(verdict["class_counts"]) == 30
+    assert np.load(out / "samples.npz")["images"].shape == (30, 1, 8, 8)
+
+    # Finished, it stays as it is, and the next goes to a folder of its own.
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+    (tmp_path / "runs" / "demo-2").mkdir()
+    (tmp_path / "runs" / "demo-2" / "letter.txt").write_text("")
+    assert main(demo) == 0
+    assert f"goes to {out}-3" in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
+    assert (tmp_path / "runs" / "demo-3" / "evaluation.json").is_file()
+
+    # Unfinished, it is taken up.
+    (out / "evaluation.json").unlink()
+    assert main(demo) == 0
+    assert (out / "evaluation.json").is_file()
+
+
+def test_killed_and_taken_up_it_ends_with_the_same_bits(tmp_path: Path) -> None:
+    command = [*TRAIN, "--iterations", "20", "80", "--checkpoint-every", "7"]
+    process = start(*command, "--out", "killed", cwd=tmp_path)
+    checkpoints = RunFolder(tmp_path / "killed").checkpoints
+    # Amid the second stage, and then at whatever it is doing.
+    while process.poll() is None and max(checkpoints.iterations(), default=0) < 30:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == -signal.SIGKILL, errors
+    assert 30 <= checkpoints.iterations()[-1] < 100
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)  # no checkpoint is damaged by a kill
+        assert main([*command, "--out", str(tmp_path / "killed")]) == 0
+    assert main([*command, "--out", str(tmp_path / "whole")]) == 0
+    resumed, whole = (RunFolder(tmp_path / name).checkpoints.load_newest() for name in ("killed", "whole"))
+    assert resumed is not None
+    assert whole is not None
+    assert resumed.iteration == whole.iteration == 100
+    assert [name for name in whole.tensors if not torch.equal(whole.tensors[name], resumed.tensors[name])] == []

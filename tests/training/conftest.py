@@ -1,0 +1,41 @@
+"""What the tests of training share: one thread, real digits, a configuration that takes a second."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor
+
+from fastebm.data import digits
+from fastebm.training import CoarseToFineConfig
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Results to the last bit hold for one number of threads, and so tiny nets are no faster with more."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def images() -> Tensor:
+    return digits("train")[0]
+
+
+@pytest.fixture
+def tiny() -> CoarseToFineConfig:
+    return CoarseToFineConfig(
+        sizes=(4, 8),
+        iterations=(5, 8),
+        batch_sizes=(8, 6),
+        learning_rates=(1e-3, 2e-3),
+        lr_decay=0.5,
+        channels=1,
+        base_width=1,
+        steps=3,
+        data_noise=0.03,
+        log_every=1,
+        checkpoint_every=3,
+    )
