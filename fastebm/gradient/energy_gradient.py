@@ -8,10 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from fastebm.gradient.fixed_weights import fixed_weights
+from fastebm.gradient.fused import FusedGradient, Unsupported
 from fastebm.gradient.precision import autocast_to, without_autocast
 
 Energy = Callable[[Tensor], Tensor]
 
+# What "auto" tries first.
+AUTO = "autograd"
 ENGINES = ("auto", "autograd", "fused")
 DTYPES = (None, torch.float32, torch.bfloat16, torch.float16)
 
@@ -36,7 +39,8 @@ class EnergyGradient:
         dtype: `torch.bfloat16` or `torch.float16` runs the energy under autocast to it, `torch.float32` without
             autocast, None as the caller's own autocast state has it. A float16 gradient may underflow: there is no
             loss scaling.
-        engine: "auto" and "autograd" run autograd; "fused" is an error where no fused program exists.
+        engine: "auto" and "autograd" run autograd. "fused" captures a program at first use, rewrites it and checks it
+            against autograd (see `FusedGradient`); the first call is an error that says why where that can't be done.
 
     During a call, or a whole `chain()`, the module is in eval mode, its weights need no gradient, and its
     parametrised weights (spectral norm and others of `torch.nn.utils.parametrize`) are evaluated once, without power
@@ -61,12 +65,11 @@ class EnergyGradient:
         self.energy = energy
         self.dtype = dtype
         self.name, self._module = _origin(energy)
-        if engine == "fused":
-            raise RuntimeError(
-                f"engine is 'fused', but no fused program exists for {self.name}; 'auto' and 'autograd' use autograd"
-            )
-        self.engine = "autograd"
-        self.reason = "autograd was asked for" if engine == "autograd" else f"no fused program exists for {self.name}"
+        self._may_fall_back = engine == "auto"
+        self.engine = AUTO if engine == "auto" else engine
+        self.reason = "" if self.engine == "fused" else f"engine is {engine!r}"
+        in_full_precision = functools.partial(self._by_autograd, dtype=torch.float32)
+        self._fused = FusedGradient(energy, self._module, dtype, in_full_precision)
         self._run: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None
         self._in_chain = False
 
@@ -104,29 +107,52 @@ class EnergyGradient:
                 undo.enter_context(fixed_weights(self._module))
             undo.callback(setattr, self, "_in_chain", False)
             self._in_chain = True
+            self._fused.new_chain()
             yield self
 
-    def describe(self) -> str:
+    def __repr__(self) -> str:
         """One line for people: what runs, in which precision, and why nothing faster does."""
         precision = "as autocast is set around it" if self.dtype is None else str(self.dtype).removeprefix("torch.")
-        return f"gradient of {self.name} by {self.engine}, {precision}; not fused: {self.reason}"
+        line = f"gradient of {self.name} by {self.engine}, {precision}"
+        if self.engine == "autograd":
+            return f"{line}; not fused: {self.reason}"
+        return line
+
+    def describe(self) -> str:
+        """What `repr` says, and every program so far as a table: operations, shapes, FLOPs, bytes; and its floor."""
+        return "\n".join(filter(None, [repr(self), self._fused.describe()]))
 
     def _evaluate(self, x: Tensor) -> tuple[Tensor, Tensor]:
         if self._run is None:
             self._check_independence(x)
-            self._run = self._autograd
+            by_autograd = functools.partial(self._by_autograd, dtype=self.dtype)
+            self._run = self._by_program if self.engine == "fused" else by_autograd
         return self._run(x)
 
-    def _autograd(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def _by_program(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        try:
+            result = self._fused(x)
+        except Unsupported as refusal:
+            if not self._may_fall_back:
+                raise RuntimeError(
+                    f"engine is 'fused', but no fused program exists for {self.name}: {refusal}; "
+                    "'auto' and 'autograd' use autograd"
+                ) from refusal
+            self.engine, self.reason = "autograd", str(refusal)
+            return self._by_autograd(x, self.dtype)
+        self.engine, self.reason = "fused", ""
+        return result
+
+    def _by_autograd(self, x: Tensor, dtype: torch.dtype | None) -> tuple[Tensor, Tensor]:
         with torch.inference_mode(False), torch.enable_grad():
             x = _leaf(x)
-            energies = self._energies(x)
+            energies = self._energies(x, dtype)
             gradient = self._differentiate(energies, x)
         return energies.detach().to(_energy_dtype(x)), gradient
 
-    def _energies(self, x: Tensor) -> Tensor:
+    def _energies(self, x: Tensor, dtype: torch.dtype | None) -> Tensor:
         """The energies as the net gives them, attached to x, but flattened to (B,)."""
-        with autocast_to(self.dtype, x.device.type):
+        with autocast_to(dtype, x.device.type):
             energies = self.energy(x)
         if not isinstance(energies, Tensor) or not energies.is_floating_point():
             kind = energies.dtype if isinstance(energies, Tensor) else type(energies).__name__
@@ -156,7 +182,7 @@ class EnergyGradient:
             ramp = torch.linspace(0.25, 1.0, x[0].numel(), dtype=x.dtype, device=x.device).reshape(x[0].shape)
             others = x[1:] if x.shape[0] > 1 else x
             batch = _leaf(torch.cat([x[:1] + ramp / 2, others + ramp]))
-            gradient = self._differentiate(self._energies(batch)[0], batch)
+            gradient = self._differentiate(self._energies(batch, self.dtype)[0], batch)
         # Not `!= 0`: a sample outside of the energy's domain gives 0 * inf = NaN in its own derivative.
         if (gradient[1:].abs() > 0).any():
             raise RuntimeError(

@@ -102,7 +102,7 @@ class Langevin:
             if bound is not None:
                 options[name] = f"{bound:g}"
         listed = ", ".join(f"{name}={value}" for name, value in options.items())
-        return f"Langevin({self.gradient.describe()}; {listed}; temperature {temperature})"
+        return f"Langevin({self.gradient!r}; {listed}; temperature {temperature})"
 
     def temperature(self, steps: int = 1) -> Tensor:
         """The implied temperature `T = noise_std**2 / (2 * step_size)` of each of `steps` updates, float64 `(steps,)`.

@@ -1,0 +1,172 @@
+"""Energy gradients by programs: captured, rewritten and checked at first use, then run without autograd."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastebm.gradient.capture import Unsupported, capture
+from fastebm.gradient.cost import Machine
+from fastebm.gradient.derivative import differentiated
+from fastebm.gradient.description import describe
+from fastebm.gradient.execution import Execution
+from fastebm.gradient.fingerprint import fingerprint
+from fastebm.gradient.floor import measured_rates
+from fastebm.gradient.precision import without_autocast
+from fastebm.gradient.program import Program
+from fastebm.gradient.rewrites import gradient_program
+
+__all__ = ["FusedGradient", "Unsupported"]
+
+Energy = Callable[[Tensor], Tensor]
+Gradient = Callable[[Tensor], tuple[Tensor, Tensor]]
+
+# How far a program may be from autograd, relative to the gradient: rounding is far below, a wrong program above.
+TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3}
+LOW_PRECISION_TOLERANCE = 0.1
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """What a program is made for."""
+
+    sample: torch.Size
+    dtype: torch.dtype
+    device: torch.device
+    computed_in: torch.dtype
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """A program that was checked, as captured and as it runs; or the node and the reason why there is none."""
+
+    state: Any
+    captured: Program | None = None
+    execution: Execution | None = None
+    refusal: tuple[str, str] = ("program", "there is none")
+
+
+class FusedGradient:
+    """Energies and gradient of one energy, `energies, gradient = self(x)`, by a program for each kind of x.
+
+    A program is captured at the first call for a shape of a sample, dtype, device and precision, and compared with
+    autograd on samples near the given ones. It reads weights anew in every chain, which `new_chain` announces. If what
+    the energy decides by has changed since capture (numbers and settings in its modules, what a function closes over,
+    shapes and types of weights), it is captured anew.
+
+    Results are those of library convolutions, which may choose another order of summation for another length of the
+    batch or number of threads: equal to rounding, not to the last bit.
+
+    Args:
+        energy, module: as for `capture`.
+        dtype: that in which the operations run, None for the caller's autocast state; float64 samples always run in
+            float64.
+        reference: energies and gradient by autograd, in the precision of x.
+    """
+
+    def __init__(self, energy: Energy, module: nn.Module | None, dtype: torch.dtype | None, reference: Gradient):
+        self.energy = energy
+        self.module = module
+        self.dtype = dtype
+        self.reference = reference
+        self._prepared: dict[_Kind, _Prepared] = {}
+        self._current: set[_Kind] = set()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies: without programs, which hold on to the original's weights."""
+        return vars(self) | {"_prepared": {}, "_current": set()}
+
+    def new_chain(self) -> None:
+        """Weights may have changed: what they decide is evaluated at the next call."""
+        self._current.clear()
+
+    def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Energies (B,), float32 or float64, and the gradient like x; both fresh.
+
+        Raises Unsupported where the energy has no program, with the node and the reason.
+        """
+        kind = _Kind(x.shape[1:], x.dtype, x.device, _computed_in(x, self.dtype))
+        with torch.inference_mode(False), torch.no_grad(), without_autocast(x.device.type):
+            if kind not in self._current:
+                self._bring_up_to_date(kind, x)
+            prepared = self._prepared[kind]
+            if prepared.execution is None:
+                raise Unsupported(*prepared.refusal)
+            energies, gradient = prepared.execution(x)
+            precise = torch.float64 if x.dtype is torch.float64 else torch.float32
+            return energies.to(precise, copy=True), torch.empty_like(x, requires_grad=False).copy_(gradient)
+
+    def describe(self) -> str:
+        """The programs so far, as tables, with the floor that measured rates of this machine set."""
+        texts = []
+        for kind, prepared in self._prepared.items():
+            if prepared.captured is not None and prepared.execution is not None:
+                before = differentiated(prepared.captured)
+                rates = measured_rates(kind.device, kind.computed_in)
+                texts.append(describe(before, prepared.execution.program, kind.computed_in, rates))
+        return "\n\n".join(texts)
+
+    def _bring_up_to_date(self, kind: _Kind, x: Tensor) -> None:
+        state = fingerprint(self.energy, self.module)
+        prepared = self._prepared.get(kind)
+        if prepared is None or prepared.state != state:
+            self._prepared[kind] = prepared = self._prepare(kind, x, state)
+        elif prepared.execution is not None:
+            prepared.execution.refresh()
+        self._current.add(kind)
+
+    def _prepare(self, kind: _Kind, x: Tensor, state: Any) -> _Prepared:
+        # First of all, so that what is no energy of x raises what it always does.
+        near = _near(x)
+        expected = self.reference(near)
+        try:
+            captured = capture(self.energy, self.module, x)
+            program = gradient_program(captured, Machine.of(x.device, kind.computed_in))
+            execution = Execution(program, kind.computed_in)
+            execution.refresh()
+            _check(program, execution, near, expected)
+        except Unsupported as refusal:
+            return _Prepared(state, refusal=(refusal.node, refusal.reason))
+        except Exception as error:  # a flaw of ours must not stop anyone whose energy autograd can do
+            return _Prepared(state, refusal=("program", f"{type(error).__name__}: {error}"))
+        return _Prepared(state, captured, execution)
+
+
+def _check(program: Program, execution: Execution, x: Tensor, expected: tuple[Tensor, Tensor]) -> None:
+    """Compare with autograd, in x's own precision and then, if that is another, in the one it will run in."""
+    if not all(part.isfinite().all() for part in expected):
+        raise Unsupported("check", "energies or gradients by autograd are not finite, so nothing can be compared")
+    if execution.dtype is not x.dtype:
+        precise = Execution(program, x.dtype)
+        precise.refresh()
+        _compare(precise(x), expected, TOLERANCE.get(x.dtype, LOW_PRECISION_TOLERANCE))
+    _compare(execution(x), expected, TOLERANCE.get(execution.dtype, LOW_PRECISION_TOLERANCE))
+
+
+def _computed_in(x: Tensor, dtype: torch.dtype | None) -> torch.dtype:
+    if x.dtype is torch.float64 or dtype is torch.float32:
+        return x.dtype
+    if dtype is not None:
+        return dtype
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+
+
+def _near(x: Tensor) -> Tensor:
+    """Three samples beside the first two of x: chains often start alike, or at zero, where little can be told apart."""
+    base = x.detach()[[0, min(1, x.shape[0] - 1), 0]].clone()
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(base.shape, generator=generator, dtype=torch.float64).to(base)
+    return base + 0.1 * noise
+
+
+def _compare(found: list[Tensor], expected: tuple[Tensor, Tensor], tolerance: float) -> None:
+    """Raise Unsupported where energies or gradients differ."""
+    for name, ours, theirs in zip(("energies", "gradients"), found, expected, strict=True):
+        ours, theirs = ours.double(), theirs.double()
+        size = theirs.norm() if name == "gradients" else max(1.0, float(theirs.abs().max()))
+        error = float((ours - theirs).norm() / size) if float(size) else float(ours.norm())
+        if not error <= tolerance:
+            raise Unsupported("check", f"its {name} differ from autograd's by {error:.2g}, more than {tolerance:g}")
