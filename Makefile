@@ -12,7 +12,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format bench wheel clean distclean
+.PHONY: help install demo test test-slow lint format bench wheel clean distclean
 
 # --- the environment -------------------------------------------------------------------------------------------------
 
@@ -67,6 +67,7 @@ export CHECK_PYTHON HAS_TORCH LAY_OVER_PARENT
 help:
 	@printf 'make demo     train a coarse-to-fine energy model on handwritten digits and sample from it, into $(DEMO_OUT)\n'
 	@printf 'make test     the whole test suite (PYTEST_ARGS="-k normal", say, for a part of it)\n'
+	@printf 'make test-slow  the tests that take minutes\n'
 	@printf 'make install  what both need: the environment $(VENV), torch, fastebm with its compiled operators\n'
 	@printf 'make lint     ruff, mypy, import-linter        make format   rewrite the sources in the house format\n'
 	@printf 'make bench    benchmarks                       make wheel    dist/*.whl for this platform\n'
@@ -131,6 +132,11 @@ test: $(STAMPS)/test
 	else \
 	    echo 'skipped: triton is not installed (it has wheels for Linux on x86_64 only)'; \
 	fi
+
+# Statistics over more than 10^8 draws, among others.
+test-slow: $(STAMPS)/test
+	$(call say,The tests that take minutes)
+	@$(RUN) -m pytest tests -m slow $(PYTEST_ARGS)
 
 lint: $(STAMPS)/lint
 	$(call say,ruff)

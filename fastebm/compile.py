@@ -7,7 +7,9 @@ exist.
 from __future__ import annotations
 
 import os
+import re
 import shutil
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -77,9 +79,9 @@ def source_folder() -> Path:
 
 
 def cpp_compiler() -> str | None:
-    """The C++ compiler that would be used (`CXX`, else c++, g++ or clang++), or None."""
+    """The C++ compiler that would be used (`CXX`, else c++ or g++), or None."""
     asked = os.environ.get("CXX")
-    names = asked.split()[:1] if asked else ["c++", "g++", "clang++"]
+    names = asked.split()[:1] if asked else ["c++", "g++"]
     return next((found for name in names if (found := shutil.which(name))), None)
 
 
@@ -94,7 +96,8 @@ def why_not() -> str | None:
         return f"torch {torch.__version__} is older than {TORCH_MINIMUM}"
     if cpp_compiler() is None:
         asked = os.environ.get("CXX")
-        return f"no C++ compiler was found ({f'CXX={asked}' if asked else 'looked for c++, g++ and clang++'})"
+        looked = f"CXX={asked}" if asked else "looked for c++ and g++; CXX=clang++ takes another"
+        return f"no C++ compiler was found ({looked})"
     return None
 
 
@@ -105,15 +108,25 @@ def cuda_why_not() -> str | None:
 
     if torch.version.cuda is None:
         return f"torch {torch.__version__} is built without CUDA"
-    if CUDA_HOME is None or not (Path(CUDA_HOME) / "bin" / "nvcc").is_file():
+    nvcc = Path(CUDA_HOME or "") / "bin" / "nvcc"
+    if CUDA_HOME is None or not nvcc.is_file():
         return "no CUDA toolkit (nvcc) was found"
+    said = subprocess.run([str(nvcc), "--version"], capture_output=True, text=True).stdout
+    release = re.search(r"release (\d+)\.", said)
+    if release is None or release.group(1) != torch.version.cuda.split(".")[0]:
+        found = release.group(1) if release else "unknown"
+        return f"the CUDA toolkit's major version is {found}, torch {torch.__version__} wants {torch.version.cuda}"
     return None
 
 
 def extensions() -> list[Extension]:
     """The extension modules that can be built here. Needs torch; see `why_not`."""
+    import torch
     from torch.utils.cpp_extension import CppExtension, CUDAExtension
 
+    # Paths of the machine that builds have no place in a library, nor in the messages of its checks.
+    torch_folder = Path(torch.__file__).parent
+    prefixes = (f"-ffile-prefix-map={source_folder()}=csrc", f"-ffile-prefix-map={torch_folder}=torch")
     # setuptools wants paths relative to the project when it builds a distribution; `fastebm build` has only absolute
     # ones.
     folder = source_folder()
@@ -124,7 +137,7 @@ def extensions() -> list[Extension]:
             "fastebm._C",
             [str(folder / name) for name in CPP_SOURCES],
             include_dirs=[str(source_folder())],
-            extra_compile_args={"cxx": list(CPP_FLAGS)},
+            extra_compile_args={"cxx": [*CPP_FLAGS, *prefixes]},
         )
     ]
     if cuda_why_not() is None:
@@ -134,7 +147,7 @@ def extensions() -> list[Extension]:
                 "fastebm._cuda",
                 [str(folder / name) for name in CUDA_SOURCES],
                 include_dirs=[str(source_folder())],
-                extra_compile_args={"cxx": [*CPP_FLAGS, "-DUSE_CUDA"], "nvcc": list(NVCC_FLAGS)},
+                extra_compile_args={"cxx": [*CPP_FLAGS, *prefixes, "-DUSE_CUDA"], "nvcc": list(NVCC_FLAGS)},
             )
         )
     return built

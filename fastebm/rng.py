@@ -12,7 +12,9 @@ can be split into batches, spread over processes or resumed, and see the same no
 
 from __future__ import annotations
 
+import operator
 from enum import IntEnum
+from typing import SupportsIndex
 
 import torch
 from torch import Tensor
@@ -45,21 +47,33 @@ def draw_seed() -> int:
     return int(torch.randint(2**63 - 1, (), dtype=torch.int64))
 
 
-def check_step(step: int) -> int:
-    """`step` itself. Raises ValueError outside [0, 2^32), where the counter would overflow."""
+def whole(name: str, number: SupportsIndex) -> int:
+    """`number` as an int. Raises TypeError for what is not a whole number: to round a seed would repeat noise."""
+    try:
+        return operator.index(number)
+    except TypeError:
+        raise TypeError(f"{name} must be an integer, got {number!r}") from None
+
+
+def check_step(step: SupportsIndex) -> int:
+    """`step` as an int. Raises ValueError outside [0, 2^32), where the counter would overflow."""
+    step = whole("step", step)
     if not 0 <= step < MAX_STEP:
         raise ValueError(f"step must be in [0, 2^32), got {step}: the noise counter would overflow")
     return step
 
 
-def check_stream(stream: int) -> int:
+def check_stream(stream: SupportsIndex) -> int:
     """`stream` as an int. Raises ValueError outside [0, 256)."""
+    stream = whole("stream", stream)
     if not 0 <= stream < MAX_STREAM:
         raise ValueError(f"stream must be in [0, 256), got {stream}")
-    return int(stream)
+    return stream
 
 
-def make_key(seed: int, step: int = 0, index: int = 0, device: torch.device | str | None = None) -> Tensor:
+def make_key(
+    seed: SupportsIndex, step: SupportsIndex = 0, index: SupportsIndex = 0, device: torch.device | str | None = None
+) -> Tensor:
     """An int64 tensor (seed, step, schedule index), as operators take it.
 
     Args:
@@ -69,7 +83,9 @@ def make_key(seed: int, step: int = 0, index: int = 0, device: torch.device | st
 
     Raises:
         ValueError: for a number outside its range.
+        TypeError: for one that is not whole.
     """
+    seed, index = whole("seed", seed), whole("the schedule index", index)
     if not -(2**63) <= seed < 2**64:
         raise ValueError(f"seed must be in [-2^63, 2^64), got {seed}")
     if index < 0:
@@ -98,8 +114,9 @@ def chain_ids(chains: int | Tensor, count: int, device: torch.device | str | Non
         if chains.device.type == "cpu" and count and not (int(chains.min()) >= 0 and int(chains.max()) < MAX_CHAIN):
             raise ValueError(f"chain ids must be in [0, 2^56), got {int(chains.min())} to {int(chains.max())}")
         return chains.to(device) if device is not None else chains
-    if isinstance(chains, bool) or not isinstance(chains, int):
-        raise TypeError(f"chains must be an int or an int64 tensor, got {type(chains).__name__}")
+    if isinstance(chains, bool):
+        raise TypeError("chains must be an int or an int64 tensor, got bool")
+    chains = whole("chains", chains)
     if not (chains >= 0 and chains + max(count, 1) <= MAX_CHAIN):
         raise ValueError(f"chain ids must be in [0, 2^56), got {chains} to {chains + max(count, 1) - 1}")
     return torch.tensor([chains], dtype=torch.int64, device=device)

@@ -175,6 +175,7 @@ def test_pure_wheel_warns_works_and_compiles_in_place(
     said = python("-S", "-W", "always", "-c", draw, cwd=tmp_path, env=env)
     assert "fastebm build" in said, "a package without compiled operators must say how to get them"
     assert str(tmp_path / "site") in said
+    assert not list((tmp_path / "site" / "fastebm").glob("_C*.so")), "an import must never compile"
 
     python("-S", "-m", "fastebm.cli", "build", cwd=tmp_path, env=env | {"CXX": quick_compiler})
     assert list((tmp_path / "site" / "fastebm").glob("_C*.so"))

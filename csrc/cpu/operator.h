@@ -36,7 +36,7 @@ struct Key {
 };
 
 inline Key read_key(const Tensor& key) {
-  STD_TORCH_CHECK(key.numel() == 3, "key needs 3 numbers (seed, step, schedule index), got ", key.numel());
+  STD_TORCH_CHECK(key.numel() == 3 && key.is_contiguous(), "key needs 3 contiguous numbers (seed, step, schedule index)");
   const auto* data = static_cast<const int64_t*>(key.const_data_ptr());
   return {data[0], data[1], data[2]};
 }
@@ -46,6 +46,7 @@ class ChainIds {
  public:
   ChainIds(const Tensor& chains, int64_t batch, int64_t step)
       : ids_(static_cast<const int64_t*>(chains.const_data_ptr())), listed_(chains.numel() > 1) {
+    STD_TORCH_CHECK(chains.is_contiguous(), "chains must be contiguous");
     STD_TORCH_CHECK(!listed_ || chains.numel() == batch, "chains lists ", chains.numel(), " ids for a batch of ", batch);
     STD_TORCH_CHECK(step >= 0 && step < kMaxStep, "step ", step, " is outside [0, 2^32): the noise counter would overflow");
     for (int64_t b = 0; b < batch; ++b) {

@@ -52,7 +52,8 @@ bool holds_vectors(const Tensor& tensor, int64_t elements) {
 }
 
 Address address_of(const Tensor& key, const Tensor& chains) {
-  STD_TORCH_CHECK(key.numel() == 3, "key needs 3 numbers (seed, step, schedule index), got ", key.numel());
+  STD_TORCH_CHECK(key.numel() == 3 && key.is_contiguous(), "key needs 3 contiguous numbers (seed, step, schedule index)");
+  STD_TORCH_CHECK(chains.is_contiguous(), "chains must be contiguous");
   return {static_cast<const int64_t*>(key.const_data_ptr()), static_cast<const int64_t*>(chains.const_data_ptr()),
           chains.numel() > 1};
 }

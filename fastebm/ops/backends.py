@@ -47,6 +47,12 @@ def _load_extensions() -> None:
         _why_no_extension = "they were not built"
     except ImportError as error:
         _why_no_extension = f"they don't load: {error}"
+    else:
+        # Here, and not within the first operator's parallel region, where FASTEBM_CPU's mistakes lose their message.
+        try:
+            _extension.active_variant()
+        except RuntimeError as error:
+            raise ValueError(f"FASTEBM_CPU: {error}") from None
     if _extension is None:
         warnings.warn(
             f"fastebm runs without its compiled operators ({_why_no_extension}): plain PyTorch takes their place, "

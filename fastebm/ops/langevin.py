@@ -57,12 +57,13 @@ def langevin_step(
             read as they lie.
         grad: gradient of the energy (low = real) at x, x's shape; float32, bfloat16 or float16 (any of these or
             float64 for float64 x).
-        step_size: eta > 0, or a tensor (B,) of one for each chain.
+        step_size: eta > 0, or a tensor (B,) of one for each chain; taken as float32, for a float64 x too.
         noise_std: sigma >= 0, or a tensor (B,). `fastebm.textbook(eps)` gives the pair of unadjusted Langevin dynamics.
         seed, step, chains: where the noise falls; see `fastebm.normal`.
         clamp: (low, high) for the new state; either may be None.
         grad_clip: clip every entry of the gradient to [-grad_clip, grad_clip].
         grad_norm_clip: scale each chain's gradient down to at most this Euclidean norm. Not together with grad_clip.
+            A norm beyond 1.8e19, whose square is no float32, counts as infinite: that gradient becomes 0.
         mask, known: broadcastable to x; where mask is 1 (True) the new state is `known`.
         anchor: (target, weight) or (target, weight, hinge): adds the gradient of weight/2 * max(|x - target|^2,
             hinge), by chain, after clipping. `target` is broadcastable to x.
@@ -131,6 +132,11 @@ def _tensors(
         raise TypeError(f"x and grad must be tensors, got {type(x).__name__} and {type(grad).__name__}")
     if x.dim() == 0:
         raise ValueError("x must be (chains, ...), got a tensor without dimensions")
+    for name, value in (("mask", mask), ("known", known), ("the anchor's target", anchor and anchor[0])):
+        if value is not None and not isinstance(value, Tensor):
+            raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
+    if clamp is not None and not (isinstance(clamp, tuple | list) and len(clamp) == 2):
+        raise TypeError(f"clamp must be (low, high), got {clamp!r}")
     schedule = _schedule_row(step_size, noise_std, x)
     low, high = clamp if clamp is not None else (None, None)
     target = weight = None
@@ -138,6 +144,8 @@ def _tensors(
     if anchor is not None:
         if len(anchor) not in (2, 3):
             raise ValueError(f"anchor must be (target, weight) or (target, weight, hinge), got {len(anchor)} entries")
+        if not math.isfinite(anchor[1]):
+            raise ValueError(f"the anchor's weight must be finite, got {anchor[1]}")
         target = _broadcast("the anchor's target", anchor[0], x, x.dtype)
         weight = torch.tensor([anchor[1]], dtype=torch.float32, device=x.device)
         hinge = float(anchor[2]) if len(anchor) == 3 else 0.0
@@ -171,7 +179,16 @@ def _schedule_row(step_size: float | Tensor, noise_std: float | Tensor, x: Tenso
             raise ValueError(
                 f"{name} must be a number or one for each chain, shape ({x.shape[0]},), got {tuple(value.shape)}"
             )
+    if x.device.type == "cpu":  # a GPU is not read, which would stall it
+        _check_schedule_range(*pair)
     return torch.stack([v.expand(x.shape[0]) for v in pair], dim=-1)[None]
+
+
+def _check_schedule_range(step_size: Tensor, noise_std: Tensor) -> None:
+    if not bool(((step_size > 0) & step_size.isfinite()).all()):
+        raise ValueError(f"step_size must be positive and finite, got {step_size.tolist()}")
+    if not bool(((noise_std >= 0) & noise_std.isfinite()).all()):
+        raise ValueError(f"noise_std must be finite and not negative, got {noise_std.tolist()}")
 
 
 def _broadcast(name: str, value: Tensor, x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -279,9 +296,9 @@ def _check_anchor(x: Tensor, anchor: Tensor | None, anchor_weight: Tensor | None
 
 
 def images(*tensors: Any) -> list[Any]:
-    """Tensors (or None) of one shape as kernels take them: as they are when all are contiguous, else as (batch,
-    channel, pixel)
-    with strides.
+    """Tensors (or None) of one shape as kernels take them.
+
+    As they are when all are contiguous, else as (batch, channel, pixel) with strides.
 
     A tensor whose pixels are not evenly spaced is copied.
     """
@@ -314,13 +331,28 @@ def _langevin_step_(x: Tensor, grad: Tensor, *arguments: Any) -> None:
         size > 1 and stride == 0 for size, stride in zip(x.shape, x.stride(), strict=True)
     ):
         raise RuntimeError("x can't be written in place: its elements share memory (it was expanded); clone it first")
-    _run(x, x, grad, *arguments)
+    grad = grad if _same_place(grad, x) else _apart(grad, x)
+    *address, mask, known, anchor, anchor_weight, anchor_hinge = arguments
+    sides = (t if t is None else _apart(t, x) for t in (mask, known, anchor))
+    _run(x, x, grad, *address, *sides, anchor_weight, anchor_hinge)
+
+
+def _same_place(tensor: Tensor, x: Tensor) -> bool:
+    """Whether each element lies where x's does: a kernel reads it before it writes there."""
+    return tensor.data_ptr() == x.data_ptr() and tensor.dtype == x.dtype and tensor.stride() == x.stride()
+
+
+def _apart(tensor: Tensor, x: Tensor) -> Tensor:
+    """The tensor, or a copy where it shares memory with x: kernels write x while they still read the others."""
+    shared = tensor.untyped_storage().data_ptr() == x.untyped_storage().data_ptr()
+    return tensor.clone() if shared else tensor
 
 
 def _run(out: Tensor, x: Tensor, grad: Tensor, schedule: Tensor, key: Tensor, chains: Tensor, *rest: Any) -> None:
     limits, (mask, known, anchor, anchor_weight, anchor_hinge) = rest[:4], rest[4:]
     target, x_view, grad_view, *sides = images(out, x, grad, mask, known, anchor)
-    address = (schedule.contiguous(), key, chains)
+    address = (schedule.contiguous(), key.contiguous(), chains.contiguous())
+    anchor_weight = None if anchor_weight is None else anchor_weight.contiguous()
     launch("langevin_step", target, x_view, grad_view, *address, *limits, *sides, anchor_weight, anchor_hinge)
     if target.data_ptr() != out.data_ptr():
         # The state itself had to be copied to be seen as images.

@@ -112,7 +112,7 @@ def empty_noise(shape: Sequence[int], key: Tensor, chains: Tensor, stream: int, 
 @register("normal", fake=empty_noise)
 def _normal(shape: Sequence[int], key: Tensor, chains: Tensor, stream: int, dtype: torch.dtype) -> Tensor:
     out = empty_noise(shape, key, chains, stream, dtype)
-    launch("normal", out, key, chains, rng.check_stream(stream))
+    launch("normal", out, key.contiguous(), chains.contiguous(), rng.check_stream(stream))
     return out
 
 

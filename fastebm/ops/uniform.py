@@ -39,7 +39,7 @@ def uniform(
 @register("uniform", fake=empty_noise)
 def _uniform(shape: Sequence[int], key: Tensor, chains: Tensor, stream: int, dtype: torch.dtype) -> Tensor:
     out = empty_noise(shape, key, chains, stream, dtype)
-    launch("uniform", out, key, chains, rng.check_stream(stream))
+    launch("uniform", out, key.contiguous(), chains.contiguous(), rng.check_stream(stream))
     return out
 
 

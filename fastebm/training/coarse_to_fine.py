@@ -18,6 +18,7 @@ import functools
 import hashlib
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -108,10 +109,11 @@ def train_coarse_to_fine(
         DivergedError: where energies explode or are not finite; the folder's newest checkpoint is from before that.
     """
     device = torch.device(device if device is not None else "cuda" if torch.cuda.is_available() else "cpu")
-    levels = _image_levels(config, images)
+    images = images.detach()
+    # The trainer first: a config that makes no net must not leave a folder that then holds "another config".
+    trainer = _Trainer(config, _image_levels(config, images), device)
     folder = RunFolder.open(run_dir, KIND, dataclasses.asdict(config), keep_checkpoints=config.keep_checkpoints)
-    trainer = _Trainer(config, levels, device)
-    checkpoint = folder.checkpoints.load_newest()
+    checkpoint = folder.newest_checkpoint()
     if checkpoint is not None:
         trainer.restore(checkpoint)
     folder.log.rewind(trainer.iteration)
@@ -130,7 +132,7 @@ def load_coarse_to_fine(run_dir: str | Path, device: torch.device | str | None =
     """
     folder = RunFolder.existing(run_dir)
     config = CoarseToFineConfig.from_json(folder.config(KIND))
-    checkpoint = folder.checkpoints.load_newest()
+    checkpoint = folder.newest_checkpoint()
     if checkpoint is None:
         raise RunError(f"{run_dir} has no checkpoint yet: train it for at least {config.checkpoint_every} iterations")
     net = _new_net(config).to(device)
@@ -172,14 +174,15 @@ class _Trainer:
             stage = self.stage
             line = {"iteration": self.iteration + 1, "size": stage.size, "beta": config.beta_at(self.iteration)}
             line["learning_rate"] = config.learning_rate_at(self.iteration)
-            try:
+            with _advising(folder):
                 health = self.update()
-            except DivergedError as error:
-                raise DivergedError(f"{error}. {_advice(folder)}") from None
             self.seconds = time.monotonic() - began
             means.add(health)
             bar.advance(f"{stage.size}x{stage.size}", gap=health["gap"], energy=health["energy_data"])
             ended = self.iteration == stage.first_iteration + stage.iterations
+            saving = ended or self.iteration % config.checkpoint_every == 0
+            if saving:
+                self._examine(stage, folder)
             if ended or self.iteration % config.log_every == 0:
                 yield {**line, **means.take(), "seconds": round(self.seconds, 3)}
             if ended:
@@ -187,7 +190,7 @@ class _Trainer:
                 if save_pictures:  # before the checkpoint, so that no kill leaves a finished run without them
                     run = CoarseToFineRun(folder.path, config, self.iteration, dict(self.frozen))
                     _save_pictures(run, self.images[stage.size], folder)
-            if ended or self.iteration % config.checkpoint_every == 0:
+            if saving:
                 folder.checkpoints.save(self.iteration, self.tensors(), self.state())
 
     def update(self) -> dict[str, float]:
@@ -212,6 +215,23 @@ class _Trainer:
             _average(self.average, self.net, self.config.ema)
         self.iteration += 1
         return health
+
+    def _examine(self, stage: Stage, folder: RunFolder) -> None:
+        """Lets the guard see energies under the weights that are about to be saved, which no update has come from yet.
+
+        The chains are those that the next update would start, and leave no trace.
+        """
+        count = stage.batch_size
+        first = stage.first_image + (self.iteration - stage.first_iteration) * count
+        beta = self.config.beta_at(self.iteration - 1)
+        real = self.images[stage.size][:count].to(self.device)
+        with torch.no_grad(), _advising(folder):
+            fake = self._chain_ends(beta, count, first)
+            self.net.eval()
+            data, samples = (self.net(images, beta).abs().max().item() for images in (real, fake))
+            self.net.train()
+            largest = {"largest_energy_data": data, "largest_energy_samples": samples, "gradient_norm": 0.0}
+            self.guard.check(self.iteration, largest)
 
     def _real_images(self, size: int, count: int, first: int) -> Tensor:
         images = self.images[size]
@@ -375,6 +395,15 @@ def _digest(images: Tensor) -> str:
 def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """The tensors whose names begin with `prefix`, by the rest of their names."""
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+@contextmanager
+def _advising(folder: RunFolder) -> Iterator[None]:
+    """Adds to the guard's word what is left of the run and what may help."""
+    try:
+        yield
+    except DivergedError as error:
+        raise DivergedError(f"{error}. {_advice(folder)}") from None
 
 
 def _advice(folder: RunFolder) -> str:

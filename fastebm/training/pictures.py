@@ -24,10 +24,13 @@ STRIP_COLUMNS = 13
 def tile(images: Tensor, columns: int, border: float = 0.0) -> Tensor:
     """Images (N, C, H, W) in [-1, 1] as one picture (height, width, 3) in [0, 1], row by row, with lines between them.
 
-    C is 1 (gray) or 3; values outside of [-1, 1] are clamped. Lines have the brightness `border`.
+    C is 1 (gray) or 3; of other numbers of colours the mean is shown in gray. Values outside of [-1, 1] are clamped.
+    Lines have the brightness `border`.
     """
-    if images.ndim != 4 or images.shape[1] not in (1, 3) or not len(images):
-        raise ValueError(f"images must be (N, C, H, W) with N >= 1 and C of 1 or 3, got {tuple(images.shape)}")
+    if images.ndim != 4 or 0 in images.shape:
+        raise ValueError(f"images must be (N, C, H, W), none of them 0, got {tuple(images.shape)}")
+    if images.shape[1] not in (1, 3):
+        images = images.mean(1, keepdim=True)
     bright = images.detach().cpu().float().clamp(-1, 1).add(1).div(2).expand(-1, 3, -1, -1)
     bright = F.pad(bright, (0, 1, 0, 1), value=border)
     columns = min(columns, len(bright))

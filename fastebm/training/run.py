@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from fastebm.training.checkpoints import Checkpoints
+from fastebm.training.checkpoints import Checkpoint, Checkpoints
 from fastebm.training.files import replacing, write_json
 
 
@@ -35,9 +35,8 @@ class DivergedError(RuntimeError):
 class Guard:
     """Stops a run as soon as an energy is not finite or exceeds `max_energy` in magnitude.
 
-    It looks before every update of the weights, so that what it stops is not in them: all weights that were ever
-    saved come from updates which it let pass. Healthy energies of CF-EBM nets are about 1 to 20; a run that reaches
-    hundreds does not come back.
+    It looks before every update of the weights, and at the weights themselves before they are saved. Healthy energies
+    of CF-EBM nets are about 1 to 20 (2 to 17 in the logs of YangNaruto/ProEBM at 32x32).
     """
 
     def __init__(self, max_energy: float) -> None:
@@ -105,6 +104,15 @@ class RunFolder:
     @staticmethod
     def is_run(path: str | Path) -> bool:
         return (Path(path) / "config.json").is_file()
+
+    def newest_checkpoint(self) -> Checkpoint | None:
+        """The newest good checkpoint, or None where none was saved yet. Raises RunError if all are damaged."""
+        saved = self.checkpoints.iterations()
+        checkpoint = self.checkpoints.load_newest()
+        if checkpoint is None and saved:
+            where = self.checkpoints.folder
+            raise RunError(f"all {len(saved)} checkpoints in {where} are damaged: choose another folder")
+        return checkpoint
 
     def config(self, kind: str) -> dict[str, Any]:
         """The stored config. Raises RunError if the run is not of `kind`, or the file is damaged."""

@@ -131,13 +131,14 @@ def variant(request: pytest.FixtureRequest) -> Iterator[str]:
 
 
 @needs_extension
+@pytest.mark.parametrize("draw", [fastebm.normal, fastebm.uniform])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
-def test_cpp_variants_are_bit_equal(variant, dtype):
+def test_cpp_variants_are_bit_equal(variant, dtype, draw):
     with fastebm.ops.backend("cpp"):
         for shape in ((3, 4099), (2, 3), (1, 16), (5, 1024)):
-            drawn = fastebm.normal(shape, seed=8, step=2, chains=2**33, dtype=dtype)
+            drawn = draw(shape, seed=8, step=2, chains=2**33, dtype=dtype)
             _C.set_variant("baseline")
-            expected = fastebm.normal(shape, seed=8, step=2, chains=2**33, dtype=dtype)
+            expected = draw(shape, seed=8, step=2, chains=2**33, dtype=dtype)
             _C.set_variant(variant)
             assert torch.equal(drawn, expected)
 

@@ -175,15 +175,49 @@ def test_the_guard_stops_an_exploding_run_before_its_checkpoint(
     tiny: CoarseToFineConfig, images: Tensor, tmp_path: Path
 ) -> None:
     config = dataclasses.replace(
-        tiny, sizes=(8,), iterations=(400,), batch_sizes=(8,), learning_rates=(0.3,), max_energy=20.0
+        tiny,
+        sizes=(8,),
+        iterations=(400,),
+        batch_sizes=(8,),
+        learning_rates=(0.1,),
+        max_energy=20.0,
+        checkpoint_every=1,
     )
     with pytest.raises(DivergedError, match=r"more than max_energy = 20\. The checkpoint of iteration \d+ in"):
         train(config, images, tmp_path)
     run = load_coarse_to_fine(tmp_path)
     assert 0 < run.iteration < 400
     with torch.no_grad():
-        assert run.levels[run.size](images[:100]).isfinite().all()
+        energy = run.levels[run.size]
+        for seen in (images[:100], run.cascade().sample(100, 1, channels=1)):
+            assert energy(seen).abs().max() <= 2 * config.max_energy
     assert all(abs(line["energy_data"]) <= 20 for line in RunFolder.existing(tmp_path).log.lines())
+
+
+def test_a_config_that_makes_no_net_leaves_no_folder(tiny: CoarseToFineConfig, images: Tensor, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="base_width"):
+        train(dataclasses.replace(tiny, base_width=0), images, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_only_damaged_checkpoints_are_an_error_and_nothing_is_lost(
+    tiny: CoarseToFineConfig, images: Tensor, tmp_path: Path
+) -> None:
+    train(tiny, images, tmp_path)
+    for weights in (tmp_path / "checkpoints").glob("*.safetensors"):
+        weights.write_bytes(b"damaged")
+    log = (tmp_path / "log.jsonl").read_text()
+    for again in (lambda: train(tiny, images, tmp_path), lambda: load_coarse_to_fine(tmp_path)):
+        with pytest.raises(RunError, match=r"all \d+ checkpoints in .* are damaged"), pytest.warns(RuntimeWarning):
+            again()
+    assert (tmp_path / "log.jsonl").read_text() == log
+
+
+def test_images_of_two_colours(tiny: CoarseToFineConfig, images: Tensor, tmp_path: Path) -> None:
+    config = dataclasses.replace(tiny, channels=2)
+    run = train_coarse_to_fine(config, images.repeat(1, 2, 1, 1), tmp_path, progress=False)
+    assert run.sample(3).shape[:2] == (3, 2)
+    assert (tmp_path / "samples.png").is_file()
 
 
 def test_weights_never_take_in_what_is_not_finite(

@@ -25,10 +25,15 @@ def test_colours_and_clamping() -> None:
     assert pictures.tile(image, 5)[1, 1].tolist() == [0.0, 0.5, 1.0]
 
 
-@pytest.mark.parametrize("shape", [(0, 1, 4, 4), (2, 2, 4, 4), (1, 4, 4)])
+@pytest.mark.parametrize("shape", [(0, 1, 4, 4), (2, 0, 4, 4), (1, 4, 4)])
 def test_other_shapes_are_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="images must be"):
         pictures.tile(torch.zeros(shape), 4)
+
+
+def test_two_colours_are_shown_by_their_mean() -> None:
+    image = torch.tensor([-1.0, 0.0]).reshape(1, 2, 1, 1)
+    assert pictures.tile(image, 5)[1, 1].tolist() == [0.25, 0.25, 0.25]
 
 
 def test_a_grid_is_enlarged_pixel_by_pixel(tmp_path: Path) -> None:
