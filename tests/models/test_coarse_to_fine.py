@@ -86,6 +86,16 @@ def test_zero_beta_is_exactly_the_half_size_energy(size, dtype):
     assert not torch.equal(net(x, 1.0), half)
 
 
+def test_high_resolutions_run_and_fade_from_the_half_size():
+    net = CoarseToFineEnergy(512, base_width=4).eval().requires_grad_(False)
+    for size in (128, 256, 512):
+        x = torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(size)) * 2 - 1
+        half = net(F.avg_pool2d(x, 2))
+        assert half.isfinite().all()
+        assert torch.equal(net(x, torch.tensor(0.0)), half)
+        assert not torch.equal(net(x), half)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_growing_leaves_the_energy_unchanged(dtype):
     net = make_net(16, dtype=dtype).requires_grad_(False)
