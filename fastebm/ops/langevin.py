@@ -168,10 +168,7 @@ def _tensors(
 
 def _schedule_row(step_size: float | Tensor, noise_std: float | Tensor, x: Tensor) -> Tensor:
     if not isinstance(step_size, Tensor) and not isinstance(noise_std, Tensor):
-        if not (step_size > 0 and math.isfinite(step_size)):
-            raise ValueError(f"step_size must be positive and finite, got {step_size}")
-        if not (noise_std >= 0 and math.isfinite(noise_std)):
-            raise ValueError(f"noise_std must be finite and not negative, got {noise_std}")
+        _check_range(step_size, noise_std)
         return torch.tensor([[step_size, noise_std]], dtype=torch.float32, device=x.device)
     pair = [torch.as_tensor(v, dtype=torch.float32, device=x.device) for v in (step_size, noise_std)]
     for name, value in zip(("step_size", "noise_std"), pair, strict=True):
@@ -180,15 +177,19 @@ def _schedule_row(step_size: float | Tensor, noise_std: float | Tensor, x: Tenso
                 f"{name} must be a number or one for each chain, shape ({x.shape[0]},), got {tuple(value.shape)}"
             )
     if x.device.type == "cpu":  # a GPU is not read, which would stall it
-        _check_schedule_range(*pair)
+        _check_range(*(v.tolist() for v in pair))
     return torch.stack([v.expand(x.shape[0]) for v in pair], dim=-1)[None]
 
 
-def _check_schedule_range(step_size: Tensor, noise_std: Tensor) -> None:
-    if not bool(((step_size > 0) & step_size.isfinite()).all()):
-        raise ValueError(f"step_size must be positive and finite, got {step_size.tolist()}")
-    if not bool(((noise_std >= 0) & noise_std.isfinite()).all()):
-        raise ValueError(f"noise_std must be finite and not negative, got {noise_std.tolist()}")
+def _check_range(step_size: float | list[float], noise_std: float | list[float]) -> None:
+    if not all(v > 0 and math.isfinite(v) for v in _listed(step_size)):
+        raise ValueError(f"step_size must be positive and finite, got {step_size}")
+    if not all(v >= 0 and math.isfinite(v) for v in _listed(noise_std)):
+        raise ValueError(f"noise_std must be finite and not negative, got {noise_std}")
+
+
+def _listed(value: float | list[float]) -> list[float]:
+    return value if isinstance(value, list) else [value]
 
 
 def _broadcast(name: str, value: Tensor, x: Tensor, dtype: torch.dtype) -> Tensor:

@@ -7,6 +7,7 @@ double roundings only.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 
@@ -109,11 +110,14 @@ def empty_noise(shape: Sequence[int], key: Tensor, chains: Tensor, stream: int, 
     return torch.empty(shape, dtype=dtype, device=key.device)
 
 
-@register("normal", fake=empty_noise)
-def _normal(shape: Sequence[int], key: Tensor, chains: Tensor, stream: int, dtype: torch.dtype) -> Tensor:
+def draw(kernel: str, shape: Sequence[int], key: Tensor, chains: Tensor, stream: int, dtype: torch.dtype) -> Tensor:
+    """Noise by `kernel`: the implementation of `normal` and `uniform`."""
     out = empty_noise(shape, key, chains, stream, dtype)
-    launch("normal", out, key.contiguous(), chains.contiguous(), rng.check_stream(stream))
+    launch(kernel, out, key.contiguous(), chains.contiguous(), rng.check_stream(stream))
     return out
+
+
+register("normal", fake=empty_noise)(functools.partial(draw, "normal"))
 
 
 # Reference ----------------------------------------------------------------------------------------------------------

@@ -1,10 +1,8 @@
 """The one list of operators: what each is called, what it takes, and the files that implement it.
 
 A *public* schema is `torch.ops.fastebm.<name>`; its implementation allocates outputs, checks what it was given and
-chooses a backend.
-A *kernel* schema is what every backend implements under one name, writing into tensors it is given:
-`fastebm_cpp::<name>` (C++),
-`fastebm_cuda::<name>` (CUDA C++), `fastebm.ops.triton.<subject>.<name>` and the reference
+chooses a backend. A *kernel* schema is what every backend implements under one name, writing into tensors it is given:
+`fastebm_cpp::<name>` (C++), `fastebm_cuda::<name>` (CUDA C++), `fastebm.ops.triton.<subject>.<name>` and the reference
 `fastebm.ops.<subject>.reference_<name>`.
 """
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from .. import rng
-from .backends import launch, register
-from .normal import _arguments, empty_noise, fill_from_words, uniforms_from_words
+from .backends import register
+from .normal import _arguments, draw, empty_noise, fill_from_words, uniforms_from_words
 
 __all__ = ["uniform"]
 
@@ -36,11 +36,7 @@ def uniform(
     return torch.ops.fastebm.uniform(*_arguments(shape, seed, step, stream, chains, device, dtype))
 
 
-@register("uniform", fake=empty_noise)
-def _uniform(shape: Sequence[int], key: Tensor, chains: Tensor, stream: int, dtype: torch.dtype) -> Tensor:
-    out = empty_noise(shape, key, chains, stream, dtype)
-    launch("uniform", out, key.contiguous(), chains.contiguous(), rng.check_stream(stream))
-    return out
+register("uniform", fake=empty_noise)(functools.partial(draw, "uniform"))
 
 
 # Reference ----------------------------------------------------------------------------------------------------------
