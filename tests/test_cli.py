@@ -54,7 +54,7 @@ def test_help_names_the_commands(tmp_path: Path) -> None:
     process = start("--help", cwd=tmp_path)
     printed, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors
-    for command in ("demo", "train", "sample", "info", "build"):
+    for command in ("demo", "train", "sample", "bench", "info", "build"):
         assert command in printed
 
 

@@ -1,0 +1,418 @@
+"""The peers: Langevin chains and energy gradients in stock PyTorch and other libraries, each as well as it can be run.
+
+Every peer gives a gradient and a chain. The gradient is what is compared with float64 autograd before anything is
+timed, because a compiled one may silently be wrong: `torch.func.grad` over an opaque operator or an
+`autograd.Function` can give zeros under `torch.compile` (pytorch#193279).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from fastebm.compile import cpp_compiler
+from fastebm.evaluation.speed.rows import dtype_name
+from fastebm.evaluation.speed.stock import Energy, as_written, entering, tuned
+
+Gradient = Callable[[Tensor], tuple[Tensor, Tensor]]
+
+RESEARCH = "eager, research code"
+TUNED = "eager, tuned"
+COMPILED = "torch.compile"
+TORCHEBM = "torchebm"
+
+
+class SkippedError(Exception):
+    """A peer can't run here, for a reason that lies with the machine and not with the peer."""
+
+
+@dataclass(frozen=True)
+class Updates:
+    """A chain's updates, `x <- clamp(x - step_size * grad E(x) + noise_std * noise)`.
+
+    Attributes:
+        schedule: (step size, noise std) of each update.
+        clamp: imposed after every update, or None.
+    """
+
+    schedule: tuple[tuple[float, float], ...]
+    clamp: tuple[float, float] | None = (-1.0, 1.0)
+
+    @classmethod
+    def constant(cls, steps: int, step_size: float, noise_std: float) -> Updates:
+        return cls(((step_size, noise_std),) * steps)
+
+
+Chain = Callable[[Tensor, Updates], Tensor]
+
+
+@dataclass(frozen=True)
+class Peer:
+    """One way to run an energy.
+
+    Attributes:
+        name, variant: who it is, and how it was run.
+        gradient: x (B, ...) in float32 to energies and their gradient.
+        chain: the state after all updates, from a start that is left as it was. It may be the only thing that is
+            compiled: then `gradient` is what its update implies.
+        net: the copy of the energy that it reads.
+    """
+
+    name: str
+    variant: str
+    gradient: Gradient
+    chain: Chain
+    net: Energy
+
+
+# ---- eager
+
+
+def research_eager(energy: Energy) -> Peer:
+    """What repositories of energy-based models have: float32, one graph a step, noise and state made anew each step.
+
+    Weights require gradients, so that every step keeps all activations for them, and parametrised weights (spectral
+    norm, in eval mode) are evaluated in every step.
+    """
+    net = as_written(energy)
+
+    def gradient(x: Tensor) -> tuple[Tensor, Tensor]:
+        x = x.detach().requires_grad_(True)
+        energies = net(x)
+        (slope,) = torch.autograd.grad(energies.sum(), x)
+        return energies.detach(), slope
+
+    def chain(x: Tensor, updates: Updates) -> Tensor:
+        for step_size, noise_std in updates.schedule:
+            _, slope = gradient(x)
+            x = x - step_size * slope + noise_std * torch.randn_like(x)
+            if updates.clamp is not None:
+                x = x.clamp(*updates.clamp)
+        return x
+
+    return Peer(RESEARCH, "float32, weights with gradients", gradient, chain, net)
+
+
+def tuned_eager(energy: Energy, dtype: torch.dtype, precision: Literal["cast", "autocast"] = "cast") -> Peer:
+    """What can be had without a compiler: frozen and folded weights, channels-last, updates and noise in place.
+
+    A 16-bit `dtype` is reached by weights of that dtype ("cast") or by autocast.
+    """
+    cast, autocast = _reached_by(precision, dtype)
+    net = tuned(energy, cast)
+
+    def gradient(x: Tensor) -> tuple[Tensor, Tensor]:
+        x_in = entering(x.detach(), cast).requires_grad_(True)
+        with torch.enable_grad(), autocast(x):
+            energies = net(x_in)
+        (slope,) = torch.autograd.grad(energies.sum(), x_in)
+        return energies.detach().float(), slope.float()
+
+    return Peer(TUNED, _precision_name(dtype, precision), gradient, _updated_in_place(gradient), net)
+
+
+def _updated_in_place(gradient: Gradient) -> Chain:
+    def chain(x: Tensor, updates: Updates) -> Tensor:
+        x, noise = x.clone(), torch.empty_like(x)
+        for step_size, noise_std in updates.schedule:
+            _, slope = gradient(x)
+            x.add_(slope, alpha=-step_size).add_(noise.normal_(), alpha=noise_std)
+            if updates.clamp is not None:
+                x.clamp_(*updates.clamp)
+        return x
+
+    return chain
+
+
+def _reached_by(precision: str, dtype: torch.dtype) -> tuple[torch.dtype | None, Callable[[Tensor], Any]]:
+    """The dtype that weights are cast to, if they are, and the context in which the energy of an x is evaluated."""
+    if dtype is torch.float32:
+        return None, lambda x: nullcontext()
+    if precision == "cast":
+        return dtype, lambda x: nullcontext()
+    return None, lambda x: torch.autocast(x.device.type, dtype=dtype)
+
+
+def _precision_name(dtype: torch.dtype, precision: str) -> str:
+    reached = "autocast to " if precision == "autocast" else ""
+    return f"{reached}{dtype_name(dtype)}, frozen"
+
+
+# ---- torch.compile
+
+
+def compiled_gradient(
+    energy: Energy, dtype: torch.dtype, device: str, backward: Literal["functional", "autograd"] = "functional"
+) -> Peer:
+    """Energy and gradient as one compiled function, or (`backward="autograd"`) a compiled energy under autograd.
+
+    The first is what compiles best. The second is for energies of which the first gives wrong gradients.
+    """
+    cast = None if dtype is torch.float32 else dtype
+    net = tuned(energy, cast)
+    if backward == "functional":
+        compiled = _compiled(_functional(net), device, fullgraph=True)
+    else:
+        compiled = _compiled(lambda x: net(x), device, fullgraph=False)
+
+    def gradient(x: Tensor) -> tuple[Tensor, Tensor]:
+        torch.compiler.cudagraph_mark_step_begin()
+        if backward == "functional":
+            with torch.no_grad():
+                energies, slope = compiled(entering(x, cast))
+        else:
+            x = entering(x.detach(), cast).requires_grad_(True)
+            with torch.enable_grad():
+                energies = compiled(x)
+            (slope,) = torch.autograd.grad(energies.sum(), x)
+        return energies.detach().float(), slope.float()
+
+    how = "func.grad" if backward == "functional" else "energy compiled, autograd outside"
+    return Peer(COMPILED, f"{dtype_name(dtype)}, {how}", gradient, _updated_in_place(gradient), net)
+
+
+def compiled_chain(
+    energy: Energy,
+    dtype: torch.dtype,
+    device: str,
+    noise: Literal["inside", "outside"],
+    clamp: tuple[float, float] | None,
+    *,
+    capture: bool = False,
+) -> Peer:
+    """A whole update as one compiled function: cast, energy gradient, step, noise, clamp.
+
+    Args:
+        noise: whether it is drawn in the compiled function or before it, in place. On a CPU the second is often
+            faster, because the compiler's own generator is slow there.
+        clamp: as in `Updates`, which chains must then have as well.
+        capture: on a GPU, record the compiled update as a CUDA graph by hand instead of by `torch.compile`'s own mode.
+    """
+    cast = None if dtype is torch.float32 else dtype
+    net = tuned(energy, cast)
+    slope_of = _functional(net)
+
+    def update(x: Tensor, pair: Tensor, drawn: Tensor | None) -> Tensor:
+        _, slope = slope_of(entering(x, cast))
+        drawn = torch.randn_like(x) if drawn is None else drawn
+        moved = x - pair[0] * slope.float() + pair[1] * drawn
+        return moved if clamp is None else moved.clamp(*clamp)
+
+    written = update if noise == "outside" else lambda x, pair: update(x, pair, None)
+    compiled = _compiled(written, device, fullgraph=True, own_graphs=not capture)
+    stepper = _Captured(compiled, noise) if capture else _Stepped(compiled, noise)
+
+    def gradient(x: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.zeros(len(x), device=x.device), _implied_gradient(stepper, x, clamp)
+
+    def chain(x: Tensor, updates: Updates) -> Tensor:
+        if updates.clamp != clamp:
+            raise ValueError(f"the update was compiled with clamp {clamp}, not {updates.clamp}")
+        return stepper(x, _table(updates.schedule, x.device))
+
+    name = f"{dtype_name(dtype)}, noise drawn {noise}" + (", CUDA graph by hand" if capture else "")
+    return Peer(COMPILED, name, gradient, chain, net)
+
+
+def _functional(net: Energy) -> Gradient:
+    def total(x: Tensor) -> tuple[Tensor, Tensor]:
+        energies = net(x)
+        return energies.sum(), energies
+
+    def gradient(x: Tensor) -> tuple[Tensor, Tensor]:
+        slope, energies = torch.func.grad(total, has_aux=True)(x)
+        return energies, slope
+
+    return gradient
+
+
+def _compiled(
+    function: Callable[..., Any], device: str, *, fullgraph: bool, own_graphs: bool = True
+) -> Callable[..., Any]:
+    """`function` under `torch.compile` at its best: static shapes; on a GPU max-autotune, with CUDA graphs if wanted.
+
+    Raises SkippedError where there is no C++ compiler, which it needs even on a GPU.
+    """
+    if cpp_compiler() is None:
+        raise SkippedError("torch.compile needs a C++ compiler, and none was found")
+
+    def called(*arguments: Any) -> Any:
+        return function(*arguments)
+
+    # Compiled code is kept by code object: without one of its own, every peer's would be looked through at each call.
+    called.__code__ = called.__code__.replace()
+    on_gpu = "max-autotune" if own_graphs else "max-autotune-no-cudagraphs"
+    return torch.compile(called, dynamic=False, fullgraph=fullgraph, mode=on_gpu if device == "cuda" else "default")
+
+
+def _table(schedule: Sequence[tuple[float, float]], device: torch.device) -> Tensor:
+    """(step size, noise std) of each update, in rows of 16 bytes: a GPU's compiled code copies what is not aligned."""
+    return torch.tensor([(*pair, 0.0, 0.0) for pair in schedule], device=device).reshape(-1, 4)
+
+
+class _Stepped:
+    """Updates one by one: `self(start, table)` with the table's (step size, noise std) of each."""
+
+    def __init__(self, compiled: Callable[..., Tensor], noise: str):
+        self.compiled = compiled
+        self.noise = noise
+
+    @torch.no_grad()
+    def __call__(self, start: Tensor, table: Tensor) -> Tensor:
+        x, drawn = start.clone(), torch.empty_like(start)
+        for pair in table:
+            torch.compiler.cudagraph_mark_step_begin()
+            x = self.compiled(x, pair) if self.noise == "inside" else self.compiled(x, pair, drawn.normal_())
+            if x.is_cuda:  # where a CUDA graph put it, the next replay writes
+                x = x.clone()
+        return x
+
+
+class _Captured:
+    """The same with every update a replay of one CUDA graph, which is recorded at the first call for a shape."""
+
+    def __init__(self, compiled: Callable[..., Tensor], noise: str):
+        self.compiled = compiled
+        self.noise = noise
+        self._recorded: dict[torch.Size, tuple[Any, Tensor, Tensor]] = {}
+
+    @torch.no_grad()
+    def __call__(self, start: Tensor, table: Tensor) -> Tensor:
+        if start.shape not in self._recorded:
+            self._recorded[start.shape] = self._record(start)
+        graph, x, pair = self._recorded[start.shape]
+        x.copy_(start)
+        for row in table:
+            pair.copy_(row)
+            graph.replay()
+        return x.clone()
+
+    def _record(self, start: Tensor) -> tuple[Any, Tensor, Tensor]:
+        x, drawn, pair = start.clone(), torch.empty_like(start), torch.zeros(4, device=start.device)
+
+        def once() -> None:
+            given = (x, pair) if self.noise == "inside" else (x, pair, drawn.normal_())
+            x.copy_(self.compiled(*given))
+
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):  # PyTorch wants warm-ups away from the stream that is recorded
+            for _ in range(3):
+                once()
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            once()
+        return graph, x, pair
+
+
+def _implied_gradient(
+    stepper: Callable[[Tensor, Tensor], Tensor], x: Tensor, clamp: tuple[float, float] | None
+) -> Tensor:
+    """The gradient that one update without noise moved x by, with a step size at which neither clamp nor rounding show.
+
+    x must lie within the clamp.
+    """
+
+    def moved(step_size: float) -> Tensor:
+        return stepper(x, _table([(step_size, 0.0)], x.device))
+
+    # Moves by a tenth of x's own size: rounding is 1e-6 of them.
+    wanted, step_size = 0.1 * float(x.abs().max()), 1.0
+    for _ in range(20):
+        after = moved(step_size)
+        free = clamp is None or bool(((after > clamp[0]) & (after < clamp[1])).all())
+        largest = float((after - x).abs().max())
+        if not free:
+            step_size /= 10
+        elif largest == 0 or 0.1 * wanted < largest <= 2 * wanted:
+            break
+        else:
+            step_size *= wanted / largest
+    return (x.double() - moved(step_size).double()).div(step_size).to(x.dtype)
+
+
+# ---- other libraries
+
+
+def torchebm_langevin(energy: Energy, dtype: torch.dtype, precision: Literal["cast", "autocast"] = "cast") -> Peer:
+    """`torchebm.samplers.LangevinDynamics` on a tuned energy, which gives it the same frozen and folded weights.
+
+    Its noise is `sqrt(2 * step_size) * noise_scale`. Schedules are objects of its own there: a chain takes the means
+    of ours, which is as much work. Raises SkippedError where torchebm is not installed.
+    """
+    try:
+        from torchebm.core import BaseModel
+        from torchebm.samplers import LangevinDynamics
+    except ImportError as error:
+        raise SkippedError(f"torchebm can't be imported: {error}") from error
+
+    cast, autocast = _reached_by(precision, dtype)
+    net = tuned(energy, cast)
+
+    class Model(BaseModel):
+        def forward(self, x: Tensor) -> Tensor:
+            with autocast(x):
+                energies = net(entering(x, cast))
+            return energies.reshape(len(x)).float()
+
+    samplers: dict[Any, Any] = {}
+
+    def sampler(updates: Updates, device: torch.device) -> Any:
+        key = (updates, device)
+        if key not in samplers:
+            step_size, noise_std = (sum(column) / len(column) for column in zip(*updates.schedule, strict=True))
+            options = {"step_size": step_size, "noise_scale": noise_std / (2 * step_size) ** 0.5}
+            samplers[key] = LangevinDynamics(Model(device=device), clamp=updates.clamp, device=device, **options)
+        return samplers[key]
+
+    def gradient(x: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.zeros(len(x), device=x.device), Model(device=x.device).gradient(x)
+
+    def chain(x: Tensor, updates: Updates) -> Tensor:
+        return sampler(updates, x.device).sample(x=x.clone(), n_steps=len(updates.schedule))
+
+    return Peer(TORCHEBM, _precision_name(dtype, precision), gradient, chain, net)
+
+
+# ---- which of them
+
+Variants = Sequence[Callable[[], Peer]]
+
+
+def _precisions(dtype: torch.dtype) -> tuple[Literal["cast", "autocast"], ...]:
+    return ("cast",) if dtype is torch.float32 else ("cast", "autocast")
+
+
+def gradient_peers(energy: Energy, dtype: torch.dtype, device: str) -> dict[str, Variants]:
+    """What a gradient in `dtype` is compared with: of each peer the variants, of which the fastest right one counts."""
+    return {
+        RESEARCH: [partial(research_eager, energy)],
+        TUNED: [partial(tuned_eager, energy, dtype, how) for how in _precisions(dtype)],
+        COMPILED: [partial(compiled_gradient, energy, dtype, device)],
+    }
+
+
+def chain_peers(
+    energy: Energy, dtype: torch.dtype, device: str, clamp: tuple[float, float] | None
+) -> dict[str, Variants]:
+    """What chains in `dtype` are compared with: of each peer the variants, of which the fastest right one counts."""
+    compiled = partial(compiled_chain, energy, dtype, device, clamp=clamp)
+    by_hand = [partial(compiled, noise="inside", capture=True)] if device == "cuda" else []
+    return {
+        RESEARCH: [partial(research_eager, energy)],
+        TUNED: [partial(tuned_eager, energy, dtype, how) for how in _precisions(dtype)],
+        COMPILED: [partial(compiled, noise="outside"), partial(compiled, noise="inside"), *by_hand],
+        TORCHEBM: [partial(torchebm_langevin, energy, dtype, how) for how in _precisions(dtype)],
+    }
+
+
+def last_resort(energy: Energy, dtype: torch.dtype, device: str) -> Peer:
+    """What `torch.compile` still does for an energy of which it gets no right gradient as one function."""
+    return compiled_gradient(energy, dtype, device, backward="autograd")

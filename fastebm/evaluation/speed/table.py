@@ -1,0 +1,102 @@
+"""Result rows as text: a table for the terminal, and one in Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from fastebm.evaluation.speed.rows import Row, Run
+
+_TITLES = ("peer", "median", "20 % to 80 %", "x ours", "gradient error", "floor")
+
+
+def printed(rows: Iterable[Row]) -> str:
+    """The rows in one table for a terminal, a line for each, under a heading for each comparison."""
+    groups = comparisons(rows)
+    cells = {key: [_cells(row) for row in group] for key, group in groups.items()}
+    lines = [_TITLES, *(line for group in cells.values() for line in group)]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(_TITLES))]
+    out = []
+    for key, group in groups.items():
+        out += ["", heading(group[0]), _aligned(_TITLES, widths)]
+        out += [_aligned(line, widths) for line in cells[key]]
+        out += [f"    {note}" for note in _notes(group)]
+    return "\n".join(out[1:])
+
+
+def markdown(runs: Sequence[Run]) -> str:
+    """The rows of all runs as Markdown, a table for each comparison, with each run's machine above its own."""
+    parts = []
+    for run in runs:
+        parts.append(f"{machine_line(run)}\n")
+        for group in comparisons(run.rows).values():
+            parts += [f"**{heading(group[0])}**\n", f"| {' | '.join(_TITLES)} |", "|---|---:|---:|---:|---:|---:|"]
+            parts += [f"| {' | '.join(_cells(row))} |" for row in group]
+            notes = _notes(group)
+            parts.append("\n" + "\n".join(f"- {note}" for note in notes) + "\n" if notes else "")
+    return "\n".join(parts)
+
+
+def comparisons(rows: Iterable[Row]) -> dict[tuple, list[Row]]:
+    """Rows by what was measured together, in their order."""
+    groups: dict[tuple, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(row.comparison, []).append(row)
+    return groups
+
+
+def heading(row: Row) -> str:
+    """What a comparison is of: suite, case, shape, precision, unit."""
+    shape = "x".join(map(str, (row.batch, *row.shape)))
+    what = "peak memory" if row.quantity == "bytes" else "time"
+    return f"{row.suite}: {row.case}, {shape}, {row.dtype}, {what} of one {row.unit}"
+
+
+def machine_line(run: Run) -> str:
+    """The machine and code that figures hang on, in a sentence."""
+    facts = run.machine
+    device = facts["gpu"] or f"{facts['cpu']} ({', '.join(facts['cpu_features'])})"
+    changed = " with changes" if facts["dirty"] else ""
+    commit = f"commit {facts['commit'][:12]}{changed}" if facts["commit"] else f"fastebm {facts['fastebm']}"
+    return f"{device}, {facts['threads']} threads, torch {facts['torch']}, {commit}, {facts['date'][:10]}."
+
+
+def amount(value: float | None, quantity: str) -> str:
+    """A figure with a unit that suits its size."""
+    if value is None:
+        return "-"
+    if quantity == "bytes":
+        return f"{value / 2**20:.1f} MiB"
+    for scale, unit in ((1.0, "s"), (1e3, "ms")):
+        if value * scale >= 1:
+            return f"{value * scale:.3g} {unit}"
+    return f"{value * 1e6:.3g} us"
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    spread = "-" if row.median is None else f"{amount(row.low, row.quantity)} to {amount(row.high, row.quantity)}"
+    return (
+        f"{row.peer}: {row.variant}" if row.variant else row.peer,
+        amount(row.median, row.quantity),
+        spread,
+        "-" if row.ratio is None else f"{row.ratio:.2f}",
+        "-" if row.gradient_error is None else f"{row.gradient_error:.1e}",
+        "-" if row.achieved is None else f"{100 * row.achieved.floor_share:.0f} %",
+    )
+
+
+def _notes(rows: Sequence[Row]) -> list[str]:
+    notes = [f"{row.peer}: {row.note}" for row in rows if row.note]
+    for row in rows:
+        if row.achieved is not None:
+            done = row.achieved
+            notes.append(
+                f"{row.peer}: {done.flops_per_second / 1e9:.0f} GFLOP/s and {done.bytes_per_second / 1e9:.1f} GB/s; "
+                f"products alone reach {done.gemm_flops_per_second / 1e9:.0f} GFLOP/s here, "
+                f"copies {done.copy_bytes_per_second / 1e9:.1f} GB/s"
+            )
+    return notes
+
+
+def _aligned(line: Sequence[str], widths: Sequence[int]) -> str:
+    first, *others = (cell.rjust(width) for cell, width in zip(line, widths, strict=True))
+    return "  ".join(["  " + line[0].ljust(len(first)), *others]).rstrip()
