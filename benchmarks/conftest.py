@@ -1,160 +1,149 @@
-"""How the benchmarks measure: every case of a comparison in one process, interleaved, medians and ratios.
+"""How the suites run: options, what each case is measured against, and where its rows go.
 
-    pytest benchmarks                      run and print tables
-    pytest benchmarks --save RESULT.json   also write the raw figures with machine, versions and commit
-    pytest benchmarks --rounds 30          more rounds
+    pytest benchmarks                                a sane subset for this device, as one table at the end
+    pytest benchmarks --full                         everything
+    pytest benchmarks --save benchmarks/results      also write the rows, to <machine>/<suite>.json there
+    pytest benchmarks --base main                    ours against ours at another revision; fails where it is slower
 
-A shared machine drifts, so that times of two cases are only comparable within one round: a round runs every case once,
-in an order that is shuffled anew, and the ratio quoted is the median of the rounds' ratios.
+A suite lists its workloads in `workloads(device, full)`. The measurement itself is `fastebm.evaluation.speed`.
 """
 
 from __future__ import annotations
 
-import datetime
-import json
-import os
-import platform
-import random
-import statistics
-import subprocess
-import time
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-import fastebm
-from fastebm.ops import backends
-
-REPOSITORY = Path(__file__).resolve().parent.parent
+from benchmarks.base import Base
+from benchmarks.workloads import Workload, ours
+from fastebm.evaluation.speed import Entrant, Plan, Row, Run, compare, machine_facts, printed, record, verdict
+from fastebm.gradient.cost import Cost
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--save", type=Path, default=None, help="write the raw figures to this JSON file")
+    parser.addoption("--save", type=Path, default=None, help="write rows to <machine>/<suite>.json in this folder")
     parser.addoption("--rounds", type=int, default=20, help="rounds of a comparison (each runs every case once)")
+    parser.addoption("--budget", type=float, default=15.0, help="seconds for a comparison's rounds, 3 at least")
     parser.addoption("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda")
+    parser.addoption("--engine", default="fused", help="of our gradients: fused (an error where it can't), or auto")
+    parser.addoption("--full", action="store_true", help="all nets, batches and precisions")
+    parser.addoption("--base", default=None, help="a git revision: compare ours with ours there, and with nothing else")
 
 
-def machine() -> dict[str, Any]:
-    """What the figures hang on: device, versions, commit."""
-
-    def output(*command: str) -> str:
-        run = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY)
-        return run.stdout.strip()
-
-    cpu = next(
-        (line.split(":", 1)[1].strip() for line in _cpu_lines() if line.startswith("model name")), platform.processor()
-    )
-    return {
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "commit": output("git", "rev-parse", "HEAD") + ("+changes" if output("git", "status", "--porcelain") else ""),
-        "cpu": cpu,
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "fastebm": fastebm.__version__,
-        "operators": {key: str(value) for key, value in backends.report().items() if "extension" not in key},
-    }
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "work" in metafunc.fixturenames:
+        option = metafunc.config.getoption
+        found = metafunc.module.workloads(option("--device"), option("--full"))
+        found = [dataclasses.replace(work, engine=option("--engine"), device=option("--device")) for work in found]
+        metafunc.parametrize("work", found, ids=lambda work: work.name)
 
 
-def _cpu_lines() -> list[str]:
-    information = Path("/proc/cpuinfo")
-    return information.read_text().splitlines() if information.exists() else []
+@pytest.fixture(scope="session")
+def base(request: pytest.FixtureRequest) -> Iterator[Base | None]:
+    revision = request.config.getoption("--base")
+    if revision is None:
+        yield None
+        return
+    with Base.built(revision, request.config.getoption("--device")) as built:
+        yield built
 
 
-def _seconds(case: Callable[[], Any], repeats: int, device: str) -> float:
-    if device == "cuda":
-        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        begin.record()
-        for _ in range(repeats):
-            case()
-        end.record()
-        end.synchronize()
-        return begin.elapsed_time(end) / 1e3 / repeats
-    start = time.perf_counter()
-    for _ in range(repeats):
-        case()
-    return (time.perf_counter() - start) / repeats
+class Measure:
+    """Does one workload against peers, or against the base where one is given."""
 
+    def __init__(self, config: pytest.Config, base: Base | None) -> None:
+        self.config = config
+        self.base = base
 
-def interleaved(
-    cases: dict[str, Callable[[], Any]], rounds: int, device: str, slice_seconds: float = 0.02
-) -> dict[str, list[float]]:
-    """Seconds of each case in each round. A case is repeated within a round until about `slice_seconds` have passed."""
-    repeats = {}
-    for name, case in cases.items():
-        case()  # compiles, allocates
-        case()
-        repeats[name] = max(
-            1, min(1000, int(slice_seconds / max(1e-7, min(_seconds(case, 1, device) for _ in range(3)))))
+    def __call__(self, work: Workload, compared: Callable[[Workload, Plan], list[Row]]) -> None:
+        """`compared` measures against peers, by the plan it is given."""
+        if self.base is not None:
+            self._against_base(work, self.base)
+            return
+        try:
+            rows = compared(work, self.plan(work))
+        except RuntimeError as refusal:
+            if work.engine != "fused" or "no fused program exists" not in str(refusal):
+                raise
+            # Such a case stays in the table, with what runs instead and the reason.
+            work = dataclasses.replace(work, engine="auto")
+            rows = compared(work, self.plan(work))
+            rows[0] = dataclasses.replace(rows[0], note=str(refusal))
+        self._keep(work, rows)
+
+    def operator(self, work: Workload, peers: Mapping[str, Callable[[], Any]], bytes_moved: int) -> None:
+        """An operator against the same in other words; its floor is `bytes_moved` a sample over a copy's rate."""
+        entrants = {name: [lambda run=run: Entrant("", run)] for name, run in peers.items()}
+
+        def compared(work: Workload, plan: Plan) -> list[Row]:
+            return compare(plan, Entrant("", ours(work)), entrants, unit="call", cost=lambda: Cost(0, bytes_moved))
+
+        self(work, compared)
+
+    def plan(self, work: Workload) -> Plan:
+        option = self.config.getoption
+        return Plan(
+            work.suite,
+            work.case,
+            work.shape,
+            work.batch,
+            work.precision,
+            work.engine,
+            work.device,
+            option("--rounds"),
+            option("--budget"),
+            say=lambda line: print(line, flush=True),
         )
-    times: dict[str, list[float]] = {name: [] for name in cases}
-    order = list(cases)
-    shuffle = random.Random(0).shuffle
-    for _ in range(rounds):
-        shuffle(order)
-        for name in order:
-            times[name].append(_seconds(cases[name], repeats[name], device))
-    return times
+
+    def _keep(self, work: Workload, rows: list[Row]) -> None:
+        self.config.stash[_ROWS].extend(rows)
+        folder, facts = self.config.getoption("--save"), self.config.stash[_MACHINE]
+        if folder is not None:  # at once, so that a run that is cut short leaves what it had done
+            record(folder / facts["name"] / f"{work.suite}.json", Run(facts, tuple(rows)))
+
+    def _against_base(self, work: Workload, base: Base) -> None:
+        option = self.config.getoption
+        now, before = base.measure(work, option("--rounds"), option("--budget"))
+        found = verdict(now, before)
+        line = f"{work.suite}: {work.name}: {found}"
+        self.config.stash[_LINES].append(line)
+        if found.regressed:
+            pytest.fail(line, pytrace=False)
 
 
-class Comparison:
-    """One table: cases against the first one, which is ours."""
-
-    def __init__(self, rounds: int, device: str, records: list[dict[str, Any]]) -> None:
-        self.rounds, self.device, self.records = rounds, device, records
-
-    def __call__(self, title: str, cases: dict[str, Callable[[], Any]]) -> dict[str, float]:
-        """Measure, print, record; returns each case's time over the first case's (median of the rounds' ratios)."""
-        times = interleaved(cases, self.rounds, self.device)
-        ours = next(iter(cases))
-        ratios = {
-            name: statistics.median(t / o for t, o in zip(times[name], times[ours], strict=True)) for name in cases
-        }
-        print(f"\n{title}  [{self.device}, {self.rounds} rounds]")
-        for name, values in times.items():
-            low, middle, high = (
-                statistics.quantiles(values, n=10)[0],
-                statistics.median(values),
-                statistics.quantiles(values, n=10)[-1],
-            )
-            print(
-                f"  {name:58s} {middle * 1e6:12.1f} us  (p10 {low * 1e6:.1f}, p90 {high * 1e6:.1f})"
-                f"   {ratios[name]:7.2f} x ours"
-            )
-        self.records.append(
-            {"title": title, "device": self.device, "ours": ours, "seconds": times, "ratio_to_ours": ratios}
-        )
-        return ratios
+_ROWS = pytest.StashKey[list[Row]]()
+_LINES = pytest.StashKey[list[str]]()
+_MACHINE = pytest.StashKey[dict[str, Any]]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.stash[_RECORDS] = []
+    config.stash[_ROWS], config.stash[_LINES] = [], []
+    # Once, before anything is written, so that all rows of a run carry the same.
+    config.stash[_MACHINE] = machine_facts(config.getoption("--device"))
 
 
-_RECORDS = pytest.StashKey[list]()
+def pytest_sessionstart(session: pytest.Session) -> None:
+    # It captures what PyTorch's compiler traces for debugging, which then is made, at every compilation.
+    plugins = session.config.pluginmanager
+    plugins.unregister(plugins.get_plugin("logging-plugin"))
 
 
 @pytest.fixture
-def device(request: pytest.FixtureRequest) -> str:
-    return request.config.getoption("--device")
+def measure(request: pytest.FixtureRequest, base: Base | None) -> Measure:
+    return Measure(request.config, base)
 
 
-@pytest.fixture
-def compare(request: pytest.FixtureRequest, device: str) -> Comparison:
-    return Comparison(request.config.getoption("--rounds"), device, request.config.stash[_RECORDS])
-
-
-def pytest_sessionfinish(session: pytest.Session) -> None:
-    path, records = session.config.getoption("--save"), session.config.stash[_RECORDS]
-    if path is None or not records:
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    waiting = path.with_name(path.name + ".new")
-    waiting.write_text(json.dumps({"machine": machine(), "comparisons": records}, indent=1) + "\n")
-    os.replace(waiting, path)
-    print(f"\nwritten: {path}")
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    rows, lines = config.stash[_ROWS], config.stash[_LINES]
+    if rows:
+        terminalreporter.section("speed")
+        terminalreporter.write_line("x ours: time over ours, the median of the rounds' ratios; above 1 ours is faster")
+        terminalreporter.write_line(printed(rows))
+    if lines:
+        terminalreporter.section(f"against {config.getoption('--base')}")
+        for line in lines:
+            terminalreporter.write_line(line)

@@ -8,42 +8,33 @@ from __future__ import annotations
 
 import math
 
-import pytest
 import torch
 import torch.nn.functional as F
 
-import fastebm
+from benchmarks.workloads import Workload, of_tail
 
-SHAPE = (64, 128, 32, 32)
-LAYOUTS = {"nchw": torch.contiguous_format, "channels-last": torch.channels_last}
+SHAPE = (128, 32, 32)
+
+
+def workloads(device: str, full: bool) -> list[Workload]:
+    layouts = ("nchw", "channels-last") if full else ("channels-last",)
+    return [
+        Workload("block_tail", f"{layout}, {passes}", SHAPE, 64, dtype)
+        for dtype in ("float32", "bfloat16")
+        for layout in layouts
+        for passes in ("forward", "forward and backward")
+    ]
 
 
 def eager(main, skip):
     return (F.silu(F.avg_pool2d(main, 2)) / 1.1 + F.avg_pool2d(skip, 2)) / math.sqrt(2)
 
 
-def with_backward(tail, main, skip, grad):
-    return lambda: torch.autograd.grad(tail(main, skip), (main, skip), grad)
-
-
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_block_tail(compare, device, dtype, layout):
+def test_block_tail(measure, work):
     torch._dynamo.reset()
-    main, skip = (
-        fastebm.normal(SHAPE, seed=seed, device=device).to(dtype).contiguous(memory_format=LAYOUTS[layout])
-        for seed in (0, 1)
+    values = 22 if "backward" in work.case else 9
+    measure.operator(
+        work,
+        {"eager": of_tail(eager, work), "torch.compile": of_tail(torch.compile(eager), work)},
+        bytes_moved=values * math.prod(SHAPE) // 4 * work.precision.itemsize,
     )
-    tails = {
-        "fastebm.ops.block_tail": fastebm.ops.block_tail,
-        "eager": eager,
-        "torch.compile": torch.compile(eager),
-    }
-    title = f"block_tail {'x'.join(map(str, SHAPE))} {dtype} {layout}"
-    with torch.no_grad():
-        grad = torch.randn_like(eager(main, skip))
-        compare(f"{title}, forward", {name: lambda tail=tail: tail(main, skip) for name, tail in tails.items()})
-    main.requires_grad_()
-    skip.requires_grad_()
-    cases = {name: with_backward(tail, main, skip, grad) for name, tail in tails.items()}
-    compare(f"{title}, forward and backward", cases)

@@ -2,32 +2,35 @@
 
 from __future__ import annotations
 
-import pytest
+import math
+
 import torch
 
-import fastebm
+from benchmarks.workloads import Workload, noise
 
-SHAPE = (64, 128, 16, 16)
+SHAPE = (128, 16, 16)
+
+
+def workloads(device: str, full: bool) -> list[Workload]:
+    return [Workload("expand_blend", "scalar beta", SHAPE, 64, dtype) for dtype in ("float32", "bfloat16")]
 
 
 def eager(primal, fade, beta):
     return beta * primal + (1 - beta) * fade
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_expand_blend(compare, device, dtype):
+def test_expand_blend(measure, work):
     torch._dynamo.reset()
-    primal, fade = (fastebm.normal(SHAPE, seed=seed, device=device, dtype=dtype) for seed in (0, 1))
-    beta = torch.full((1,), 0.3, device=device)
+    primal, fade = noise(work, seed=0), noise(work, seed=1)
     # A beta of no dimensions leaves the dtype alone, as a number does.
-    scalar = beta.reshape(()).to(dtype)
+    beta = torch.full((), 0.3, device=work.device, dtype=work.precision)
     compiled = torch.compile(eager)
-    compare(
-        f"expand_blend {'x'.join(map(str, SHAPE))} {dtype}",
+    measure.operator(
+        work,
         {
-            "fastebm.ops.expand_blend": lambda: fastebm.ops.expand_blend(primal, fade, beta),
-            "eager": lambda: eager(primal, fade, scalar),
-            "torch.lerp": lambda: torch.lerp(fade, primal, scalar),
-            "torch.compile": lambda: compiled(primal, fade, scalar),
+            "eager": lambda: eager(primal, fade, beta),
+            "torch.lerp": lambda: torch.lerp(fade, primal, beta),
+            "torch.compile": lambda: compiled(primal, fade, beta),
         },
+        bytes_moved=3 * math.prod(SHAPE) * work.precision.itemsize,
     )

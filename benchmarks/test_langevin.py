@@ -6,33 +6,21 @@ noise costs about as much. Peers do what ours does: step, noise, clamp to [-1, 1
 
 from __future__ import annotations
 
-import pytest
+import math
+
 import torch
 
-import fastebm
-from fastebm import rng
+from benchmarks.workloads import Workload, images, noise
 
 STEP_SIZE, NOISE_STD = 0.1, 0.05
-SHAPES = {"64x3x32x32": (64, 3, 32, 32), "16M elements": (16 * 2**20 // 3072, 3, 32, 32)}
+SHAPE = (3, 32, 32)
+# Images in 64 MB and in 256 MB.
+MANY, MOST = 16 * 2**20 // 3072, 64 * 2**20 // 3072
 
 
-def tensors(shape, device):
-    x = fastebm.uniform(shape, seed=0, device=device) * 2 - 1
-    grad = fastebm.normal(shape, seed=1, device=device)
-    return x, grad
-
-
-def ours(x, grad, noise_std):
-    schedule = torch.tensor([[STEP_SIZE, noise_std]], device=x.device)
-    key, chains = rng.make_key(0, device=x.device), rng.chain_ids(0, len(x), x.device)
-    advance = torch.tensor([0, 1, 1], device=x.device)
-    options = (-1.0, 1.0, None, None, None, None, None, None, 0.0)
-
-    def step():
-        torch.ops.fastebm.langevin_step_(x, grad, schedule, key, chains, *options)
-        key.add_(advance)
-
-    return step
+def workloads(device: str, full: bool) -> list[Workload]:
+    batches = [64, MANY] + ([MOST] if full or device == "cuda" else [])
+    return [Workload("langevin", case, SHAPE, batch, "float32") for batch in batches for case in ("noise", "no noise")]
 
 
 def research(x, grad):
@@ -48,29 +36,34 @@ def in_place_without_noise(x, grad):
     return x.add_(grad, alpha=-STEP_SIZE).clamp_(-1, 1)
 
 
-def given_noise(x, grad, noise):
-    return x.add_(grad, alpha=-STEP_SIZE).add_(noise, alpha=NOISE_STD).clamp_(-1, 1)
+def given_noise(x, grad, drawn):
+    return x.add_(grad, alpha=-STEP_SIZE).add_(drawn, alpha=NOISE_STD).clamp_(-1, 1)
 
 
-@pytest.mark.parametrize("size", SHAPES)
-def test_langevin_step(compare, device, size):
-    shape = SHAPES[size]
-    x, grad = tensors(shape, device)
-    cases = {
-        "fastebm langevin_step_": ours(x.clone(), grad, NOISE_STD),
-        "fastebm langevin_step_, no noise": ours(x.clone(), grad, 0.0),
-    }
-    y = x.clone()
-    cases["eager, as research code writes it"] = lambda: research(y, grad)
-    cases["eager, in place"] = lambda: in_place(y, grad)
-    cases["eager, in place, no noise"] = lambda: in_place_without_noise(y, grad)
+def peers(x, grad, device):
     mode = "max-autotune" if device == "cuda" else "default"
     compiled = torch.compile(research, mode=mode)
     compiled_in_place = torch.compile(in_place)
     compiled_given = torch.compile(given_noise)
-    compiled_without = torch.compile(in_place_without_noise)
-    cases["torch.compile, noise drawn inside"] = lambda: compiled(y, grad)
-    cases["torch.compile, in place, noise drawn inside"] = lambda: compiled_in_place(y, grad)
-    cases["torch.compile, in place, noise drawn outside"] = lambda: compiled_given(y, grad, torch.randn_like(y))
-    cases["torch.compile, in place, no noise"] = lambda: compiled_without(y, grad)
-    compare(f"langevin_step {size}", cases)
+    return {
+        "eager, research code": lambda: research(x, grad),
+        "eager, in place": lambda: in_place(x, grad),
+        "torch.compile, noise inside": lambda: compiled(x, grad),
+        "torch.compile, in place, noise inside": lambda: compiled_in_place(x, grad),
+        "torch.compile, in place, noise outside": lambda: compiled_given(x, grad, torch.randn_like(x)),
+    }
+
+
+def peers_without_noise(x, grad):
+    compiled = torch.compile(in_place_without_noise)
+    return {
+        "eager, in place": lambda: in_place_without_noise(x, grad),
+        "torch.compile, in place": lambda: compiled(x, grad),
+    }
+
+
+def test_langevin_step(measure, work):
+    torch._dynamo.reset()
+    x, grad = images(work), noise(work, seed=1)
+    others = peers(x, grad, work.device) if work.case == "noise" else peers_without_noise(x, grad)
+    measure.operator(work, others, bytes_moved=12 * math.prod(SHAPE))

@@ -1,21 +1,25 @@
-"""`fastebm.normal` against torch's generators."""
+"""`fastebm.normal` against torch's generators. The floor is 4 bytes an element, written."""
 
 from __future__ import annotations
 
-import pytest
+import math
+
 import torch
 
-import fastebm
+from benchmarks.workloads import Workload
+
+SHAPE = (3, 32, 32)
 
 
-@pytest.mark.parametrize("shape", [(64, 3, 32, 32), (5461, 3, 32, 32)], ids=["64x3x32x32", "16M elements"])
-def test_normal(compare, device, shape):
-    inside = torch.compile(lambda: torch.randn(shape, device=device))
-    compare(
-        f"normal {'x'.join(map(str, shape))}",
-        {
-            "fastebm.normal": lambda: fastebm.normal(shape, seed=0, device=device),
-            "torch.randn": lambda: torch.randn(shape, device=device),
-            "torch.compile of randn": inside,
-        },
+def workloads(device: str, full: bool) -> list[Workload]:
+    return [Workload("normal", "float32", SHAPE, batch, "float32") for batch in (64, 16 * 2**20 // 3072)]
+
+
+def test_normal(measure, work):
+    torch._dynamo.reset()
+    compiled = torch.compile(lambda: torch.randn(work.full_shape, device=work.device))
+    measure.operator(
+        work,
+        {"torch.randn": lambda: torch.randn(work.full_shape, device=work.device), "torch.compile of randn": compiled},
+        bytes_moved=4 * math.prod(SHAPE),
     )

@@ -1,21 +1,25 @@
-"""`fastebm.uniform` against torch's generators."""
+"""`fastebm.uniform` against torch's generators. The floor is 4 bytes an element, written."""
 
 from __future__ import annotations
 
-import pytest
+import math
+
 import torch
 
-import fastebm
+from benchmarks.workloads import Workload
+
+SHAPE = (3, 32, 32)
 
 
-@pytest.mark.parametrize("shape", [(64, 3, 32, 32), (5461, 3, 32, 32)], ids=["64x3x32x32", "16M elements"])
-def test_uniform(compare, device, shape):
-    inside = torch.compile(lambda: torch.rand(shape, device=device))
-    compare(
-        f"uniform {'x'.join(map(str, shape))}",
-        {
-            "fastebm.uniform": lambda: fastebm.uniform(shape, seed=0, device=device),
-            "torch.rand": lambda: torch.rand(shape, device=device),
-            "torch.compile of rand": inside,
-        },
+def workloads(device: str, full: bool) -> list[Workload]:
+    return [Workload("uniform", "float32", SHAPE, batch, "float32") for batch in (64, 16 * 2**20 // 3072)]
+
+
+def test_uniform(measure, work):
+    torch._dynamo.reset()
+    compiled = torch.compile(lambda: torch.rand(work.full_shape, device=work.device))
+    measure.operator(
+        work,
+        {"torch.rand": lambda: torch.rand(work.full_shape, device=work.device), "torch.compile of rand": compiled},
+        bytes_moved=4 * math.prod(SHAPE),
     )

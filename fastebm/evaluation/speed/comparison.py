@@ -18,8 +18,9 @@ from fastebm.evaluation.speed.rows import OURS, Achieved, Row, dtype_name
 from fastebm.gradient.cost import Cost
 from fastebm.ops import uniform
 
-# How far a gradient may be from float64 autograd, relative to its norm: rounding is below, a wrong gradient above.
-TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.15}
+# How far a gradient may be from float64 autograd, relative to its norm: rounding is below, a wrong gradient above. With
+# leaky ReLUs float32 can reach 1e-3, where a unit within rounding of its kink takes the other slope.
+TOLERANCE = {torch.float32: 1e-2, torch.bfloat16: 0.15}
 
 # Rounds by which the fastest variant of a peer is found, before the real ones.
 _TRIALS = 3

@@ -37,7 +37,8 @@ VERIFIED = 4
 
 def compare_gradients(energy: Energy, plan: Plan) -> list[Row]:
     """One energy gradient, as rows of unit "gradient": ours within a chain, so that all have their weights fixed."""
-    x, plain = plan.samples(), stock(energy)
+    # A copy, because within a chain the energy itself must not be copied, as peers do.
+    x, plain = plan.samples(), copy.deepcopy(stock(energy))
     ours = energy_gradient(energy, dtype=plan.dtype, engine=plan.engine)
     verified = Verified.at(x, plain, lambda peer: peer.gradient(x))
     with ours.chain():
