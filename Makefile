@@ -151,9 +151,13 @@ format: $(STAMPS)/lint
 	@"$(PY)" -m ruff check --fix --exit-zero .
 	@"$(PY)" -m ruff format .
 
+# Some 20 minutes on two cores. PYTEST_ARGS='-k cascade' measures a part, '--full' everything, '--base main' ours against
+# ours at another revision. Rows that are not measured anew stay.
 bench: $(STAMPS)/bench
 	$(call say,Benchmarks)
-	@$(RUN) -m pytest benchmarks $(PYTEST_ARGS)
+	@$(RUN) -m pytest benchmarks -q --save benchmarks/results $(PYTEST_ARGS)
+	@$(RUN) benchmarks/plots.py benchmarks/results docs/results/speed
+	@$(RUN) benchmarks/table.py benchmarks/results --write docs/results/speed
 
 wheel: $(STAMPS)/base
 	$(call say,Building a wheel)

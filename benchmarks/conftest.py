@@ -27,7 +27,7 @@ from fastebm.gradient.cost import Cost
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--save", type=Path, default=None, help="write rows to <machine>/<suite>.json in this folder")
     parser.addoption("--rounds", type=int, default=20, help="rounds of a comparison (each runs every case once)")
-    parser.addoption("--budget", type=float, default=15.0, help="seconds for a comparison's rounds, 3 at least")
+    parser.addoption("--budget", type=float, default=10.0, help="seconds for a comparison's rounds, 3 at least")
     parser.addoption("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda")
     parser.addoption("--engine", default="fused", help="of our gradients: fused (an error where it can't), or auto")
     parser.addoption("--full", action="store_true", help="all nets, batches and precisions")

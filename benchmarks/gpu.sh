@@ -1,14 +1,18 @@
 #!/usr/bin/env bash
-# Everything that only a GPU can show, in one call, with the torch that is there: build, suite, benchmarks, a short training run.
+# Everything that only a GPU can show, in one call, with the torch that is there: build, suites, tests, a short training run.
 #
 #   benchmarks/gpu.sh RESULTS [PYTHON]
+#   PARTS='build cascade chains' benchmarks/gpu.sh RESULTS     only these, in the order below
+#   SECONDS_IN_ALL=480                                         no part goes on beyond this; 480 is the default
 #
-# Writes logs and raw figures into RESULTS and packs them into RESULTS/gpu.tar.gz after every part, so that a run that is cut short
+# Writes logs and rows into RESULTS and packs them into RESULTS/gpu.tar.gz after every part, so that a run that is cut short
 # leaves what it had done. A part that fails is reported at the end and does not stop the others. Nothing is downloaded.
 set -uo pipefail
 
 RESULTS=${1:?usage: benchmarks/gpu.sh RESULTS [PYTHON]}
 PYTHON=${2:-python3}
+PARTS=${PARTS:-facts build info operators cascade training chains gradients memory suite demo}
+SECONDS_IN_ALL=${SECONDS_IN_ALL:-480}
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 mkdir -p "$RESULTS"
 RESULTS=$(cd "$RESULTS" && pwd)
@@ -16,16 +20,28 @@ export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
 failed=()
 
 part() { # NAME SECONDS COMMAND...: run with a limit, log, pack
-  local name=$1 seconds=$2
+  local name=$1 seconds=$2 left=$((SECONDS_IN_ALL - SECONDS))
   shift 2
-  printf '\n== %s\n' "$name"
-  if timeout "$seconds" "$@" > >(tee "$RESULTS/$name.log") 2>&1; then
+  [[ " $PARTS " == *" $name "* ]] || return
+  if ((left < 10)); then
+    echo "== $name: no time left"
+    failed+=("$name")
+    return
+  fi
+  printf '\n== %s, %d s so far\n' "$name" "$SECONDS"
+  if timeout "$((seconds < left ? seconds : left))" "$@" > >(tee "$RESULTS/$name.log") 2>&1; then
     echo "== $name: done"
   else
     echo "== $name: FAILED (exit $?)"
     failed+=("$name")
   fi
   tar -czf "$RESULTS/gpu.tar.gz.new" -C "$RESULTS" --exclude='gpu.tar.gz*' . && mv "$RESULTS/gpu.tar.gz.new" "$RESULTS/gpu.tar.gz"
+}
+
+bench() { # NAME SECONDS SUITES...: rows are written after each comparison
+  local name=$1 seconds=$2
+  shift 2
+  part "$name" "$seconds" "$PYTHON" -m pytest -q "${@/#/benchmarks/test_}" --device cuda --budget 3 --save "$RESULTS/rows"
 }
 
 "$PYTHON" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' || {
@@ -36,9 +52,14 @@ part() { # NAME SECONDS COMMAND...: run with a limit, log, pack
 part facts 60 bash -c "nvidia-smi; nvcc --version; $PYTHON -m torch.utils.collect_env"
 part build 300 "$PYTHON" -m fastebm.cli build
 part info 60 "$PYTHON" -m fastebm.cli info
-part suite 500 "$PYTHON" -m pytest tests/ops tests/gradient tests/models tests/sampling -q --maxfail=20
-part benchmarks 500 "$PYTHON" -m pytest benchmarks -q -s --device cuda --save "$RESULTS/benchmarks.json"
-part training 300 "$PYTHON" -m fastebm.cli demo --out "$RESULTS/demo"
+bench operators 60 langevin.py normal.py uniform.py block_tail.py expand_blend.py
+bench cascade 150 cascade.py
+bench training 120 training.py
+bench chains 120 chains.py
+bench gradients 150 energy_gradient.py
+bench memory 60 memory.py
+part suite 500 "$PYTHON" -m pytest tests/ops tests/gradient tests/models tests/sampling tests/evaluation -q --maxfail=20
+part demo 300 "$PYTHON" -m fastebm.cli demo --out "$RESULTS/demo"
 
 echo
 if ((${#failed[@]})); then

@@ -16,14 +16,12 @@ def workloads(device: str, full: bool) -> list[Workload]:
         return Workload("chains", "CF-EBM", (3, size, size), batch, dtype, steps)
 
     if full:
+        dtypes = ("bfloat16", "float32")
         sizes = (8, 16, 32, 64, 128)
-        return [work(size, batch, dtype) for size in sizes for batch in (1, 16, 64, 256) for dtype in DTYPES]
-    sizes = (8, 32, 64) if device == "cuda" else (8, 16, 32, 64)
-    found = [work(size, 64, "bfloat16") for size in sizes]
-    return found if device == "cuda" else [*found, work(32, 64, "float32"), work(128, 4, "bfloat16")]
-
-
-DTYPES = ("bfloat16", "float32")
+        return [work(size, batch, dtype) for size in sizes for batch in (1, 16, 64, 256) for dtype in dtypes]
+    if device == "cuda":
+        return [work(size, 64, "bfloat16") for size in (8, 32, 64)]
+    return [work(size, 4 if size == 128 else 64, "bfloat16") for size in (8, 16, 32, 64, 128)]
 
 
 def compared(work: Workload, plan: Plan) -> list[Row]:

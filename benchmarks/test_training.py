@@ -23,7 +23,7 @@ SHAPE = (3, 32, 32)
 
 def workloads(device: str, full: bool) -> list[Workload]:
     dtypes = ("bfloat16", "float32") if full else ("bfloat16",)
-    batches = (16, 64) if full else (64,)
+    batches = (16, 64) if full else (64,) if device == "cuda" else (16,)
     return [Workload("training", "CF-EBM", SHAPE, batch, dtype, steps=15) for batch in batches for dtype in dtypes]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from fastebm.evaluation.speed.peers import (
     last_resort,
 )
 from fastebm.evaluation.speed.rows import Row
-from fastebm.evaluation.speed.stock import Energy, module_of, stock
+from fastebm.evaluation.speed.stock import Energy, copied, module_of, stock
 from fastebm.gradient import EnergyGradient, energy_gradient
 from fastebm.gradient.capture import Unsupported, capture
 from fastebm.gradient.cost import Cost, Machine, cost
@@ -38,7 +37,7 @@ VERIFIED = 4
 def compare_gradients(energy: Energy, plan: Plan) -> list[Row]:
     """One energy gradient, as rows of unit "gradient": ours within a chain, so that all have their weights fixed."""
     # A copy, because within a chain the energy itself must not be copied, as peers do.
-    x, plain = plan.samples(), copy.deepcopy(stock(energy))
+    x, plain = plan.samples(), copied(stock(energy))
     ours = energy_gradient(energy, dtype=plan.dtype, engine=plan.engine)
     verified = Verified.at(x, plain, lambda peer: peer.gradient(x))
     with ours.chain():
@@ -113,7 +112,7 @@ def true_gradient(energy: Energy, x: Tensor) -> Tensor:
 
     Raises ValueError where it is zero or not finite, so that nothing could be verified.
     """
-    exact = copy.deepcopy(energy)
+    exact = copied(energy)
     module = module_of(exact)
     if module is not None:
         module.eval().double()

@@ -37,7 +37,8 @@ class Summary:
         if len(values) == 1:
             return cls(values[0], values[0], values[0])
         fifths = statistics.quantiles(values, n=5, method="inclusive")
-        return cls(statistics.median(values), fifths[0], fifths[-1])
+        median = statistics.median(values)
+        return cls(median, min(median, fifths[0]), max(median, fifths[-1]))  # interpolation rounds
 
 
 def ratios(values: Sequence[float], base: Sequence[float]) -> list[float]:

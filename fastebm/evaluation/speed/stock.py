@@ -32,9 +32,18 @@ def module_of(energy: Energy) -> nn.Module | None:
     return owner if isinstance(owner, nn.Module) else None
 
 
+def copied(energy: Energy) -> Energy:
+    """A copy with weights of its own, as far as they are known."""
+    module = module_of(energy)
+    parts = [] if module is None else module.modules()
+    # What a hook computed in the last forward pass, such as the older spectral norm's weight, can't be copied as it is.
+    computed = (value for part in parts for value in vars(part).values() if isinstance(value, Tensor))
+    return copy.deepcopy(energy, {id(value): value.detach().clone() for value in computed if not value.is_leaf})
+
+
 def as_written(energy: Energy) -> Energy:
     """A copy in eval mode whose weights require gradients and whose parametrisations stay: research code's energy."""
-    written = copy.deepcopy(energy)
+    written = copied(energy)
     module = module_of(written)
     if module is not None:
         module.eval().requires_grad_(True)
@@ -47,7 +56,7 @@ def tuned(energy: Energy, weights: torch.dtype | None = None) -> Energy:
     `weights` is the dtype that they are cast to, None leaves them. Raises ValueError for a cast of an energy whose
     module is not known.
     """
-    made = copy.deepcopy(energy)
+    made = copied(energy)
     module = module_of(made)
     if module is None:
         if weights is not None:

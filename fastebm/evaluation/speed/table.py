@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from fastebm.evaluation.speed.rows import Row, Run
+from fastebm.evaluation.speed.rows import Achieved, Row, Run
 
 _TITLES = ("peer", "median", "20 % to 80 %", "x ours", "gradient error", "floor")
 
@@ -86,15 +86,15 @@ def _cells(row: Row) -> tuple[str, ...]:
 
 def _notes(rows: Sequence[Row]) -> list[str]:
     notes = [f"{row.peer}: {row.note}" for row in rows if row.note]
-    for row in rows:
-        if row.achieved is not None:
-            done = row.achieved
-            notes.append(
-                f"{row.peer}: {done.flops_per_second / 1e9:.0f} GFLOP/s and {done.bytes_per_second / 1e9:.1f} GB/s; "
-                f"products alone reach {done.gemm_flops_per_second / 1e9:.0f} GFLOP/s here, "
-                f"copies {done.copy_bytes_per_second / 1e9:.1f} GB/s"
-            )
-    return notes
+    return notes + [f"{row.peer}: {_rates(row.achieved)}" for row in rows if row.achieved is not None]
+
+
+def _rates(done: Achieved) -> str:
+    flops = ""
+    if done.flops_per_second:
+        flops = f"{done.flops_per_second / 1e9:.0f} of {done.gemm_flops_per_second / 1e9:.0f} GFLOP/s in products, "
+    moved = f"{done.bytes_per_second / 1e9:.1f} GB/s beside {done.copy_bytes_per_second / 1e9:.1f} in copies"
+    return f"{flops}{moved}"
 
 
 def _aligned(line: Sequence[str], widths: Sequence[int]) -> str:

@@ -1,0 +1,169 @@
+"""The suites under benchmarks/: their nets are energies, their workloads run, committed results are readable."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import nets, plots, table
+from benchmarks.base import Worker, WorkerError
+from benchmarks.workloads import Workload, ours
+from fastebm.compile import cpp_compiler
+from fastebm.evaluation.speed import Row, Run, machine_facts, read_runs, write_runs
+
+ROOT = Path(__file__).resolve().parents[1]
+SUITES = sorted(path.stem for path in (ROOT / "benchmarks").glob("test_*.py"))
+SHAPES = {"UvA tutorial": (1, 28, 28)}
+
+
+def workloads(suite: str, device: str, full: bool) -> Sequence[Workload]:
+    return import_module(f"benchmarks.{suite}").workloads(device, full)
+
+
+@pytest.mark.parametrize("name", nets.NETS)
+def test_nets_are_energies_whose_samples_do_not_influence_each_other(name: str) -> None:
+    if name == "wide residual 28-10":
+        pytest.skip("36 million weights; its twin of width 2 is the same code")
+    shape = SHAPES.get(name, (3, 32, 32))
+    net = nets.made(name, shape, "cpu")
+    x = torch.rand(2, *shape, requires_grad=True)
+    energies = net(x)
+    assert energies.shape == (2,)
+    (slope,) = torch.autograd.grad(energies[0], x)
+    assert slope[0].any()
+    assert not slope[1].any()
+    torch.testing.assert_close(nets.made(name, shape, "cpu")(x), energies)
+
+
+def test_wide_nets_have_the_depth_and_width_of_their_names() -> None:
+    net = nets.WideResidual(28, 2)
+    convolutions = [part for part in net.modules() if isinstance(part, torch.nn.Conv2d) and part.kernel_size == (3, 3)]
+    assert len(convolutions) + 1 == 28 - 2  # three shortcuts of 1x1 are counted as layers, too, and the linear one
+    assert max(part.out_channels for part in convolutions) == 128
+    with pytest.raises(ValueError, match="6n \\+ 4"):
+        nets.WideResidual(27, 2)
+
+
+@pytest.mark.parametrize("suite", SUITES)
+def test_workloads_have_names_of_their_own_and_known_nets(suite: str) -> None:
+    for device in ("cpu", "cuda"):
+        for full in (False, True):
+            found = workloads(suite, device, full)
+            names = [work.name for work in found]
+            assert len(set(names)) == len(names) > 0
+            assert {work.suite for work in found} == {suite.removeprefix("test_")}
+            energies = suite in ("test_energy_gradient", "test_chains", "test_cascade", "test_training", "test_memory")
+            assert not energies or {work.case for work in found} <= set(nets.NETS)
+            assert all(work == Workload.from_json(work.to_json()) for work in found)
+
+
+TINY = {
+    "energy_gradient": Workload("energy_gradient", "UvA tutorial", (1, 28, 28), 2, "float32", steps=2),
+    "chains": Workload("chains", "CF-EBM", (1, 8, 8), 2, "bfloat16", steps=2),
+    "cascade": Workload("cascade", "CF-EBM", (1, 16, 16), 2, "bfloat16", steps=1),
+    "training": Workload("training", "CF-EBM", (1, 16, 16), 2, "bfloat16", steps=1),
+    "langevin": Workload("langevin", "noise", (1, 4, 4), 2, "float32"),
+    "block_tail": Workload("block_tail", "channels-last, forward and backward", (4, 4, 4), 2, "float32"),
+    "expand_blend": Workload("expand_blend", "scalar beta", (4, 4, 4), 2, "float32"),
+    "normal": Workload("normal", "float32", (1, 4, 4), 2, "float32"),
+    "uniform": Workload("uniform", "float32", (1, 4, 4), 2, "float32"),
+}
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_ours_runs_more_than_once(name: str) -> None:
+    run = ours(TINY[name])
+    run()
+    run()
+
+
+def test_a_worker_measures_and_says_what_fails() -> None:
+    worker = Worker([ROOT], ROOT)
+    try:
+        with pytest.raises(WorkerError, match="nothing was prepared"):
+            worker.ask({"repeats": 1})
+        assert worker.ask({"prepare": TINY["normal"].to_json()}) > 0
+        assert worker.ask({"repeats": 3}) > 0
+        unknown = TINY["chains"].to_json() | {"engine": "steam"}
+        with pytest.raises(WorkerError, match="ValueError: engine is 'steam'"):
+            worker.ask({"prepare": unknown})
+    finally:
+        worker.stop()
+
+
+def test_a_worker_that_finds_another_fastebm_says_so(tmp_path: Path) -> None:
+    worker = Worker([ROOT], tmp_path)
+    try:
+        with pytest.raises(WorkerError, match=f"not from {tmp_path}"):
+            worker.ask({"prepare": TINY["normal"].to_json()})
+    finally:
+        worker.stop()
+
+
+def suite_run(tmp_path: Path, *arguments: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", *arguments, "--rounds", "2", "--budget", "0.1", "--device", "cpu"],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.mark.skipif(cpp_compiler() is None, reason="no C++ compiler: torch.compile can't run")
+def test_a_suite_prints_its_table_and_saves_its_rows(tmp_path: Path) -> None:
+    printed = suite_run(tmp_path, "benchmarks/test_uniform.py", "-k", "64x3", "--save", str(tmp_path))
+    assert "uniform: float32, 64x3x32x32, float32, time of one call" in printed
+    assert "torch.compile of rand" in printed
+    (path,) = tmp_path.rglob("uniform.json")
+    (run,) = read_runs(path)
+    assert path.parent.name == run.machine["name"]
+    assert [row.peer for row in run.rows] == ["fastebm", "torch.rand", "torch.compile of rand"]
+    assert run.rows[0].achieved is not None
+
+
+def test_committed_results_are_readable() -> None:
+    found = sorted((ROOT / "benchmarks" / "results").rglob("*.json"))
+    assert found
+    for path in found:
+        assert table.page(path).count("|---") > 0
+
+
+def test_a_page_of_the_earlier_format_is_what_was_committed() -> None:
+    for path in (ROOT / "benchmarks" / "results").glob("*.md"):
+        assert table.page(path.with_suffix(".json")) == path.read_text()
+
+
+def measured(suite: str, size: int, peers: Sequence[str], quantity: str = "seconds") -> list[Row]:
+    seconds = [0.01 * size, 0.011 * size]
+    made = [Row(suite, "CF-EBM", peer, "", (3, size, size), "bfloat16", 4, "step", quantity) for peer in peers]
+    return [row.with_values([value * (i + 1) for value in seconds], seconds) for i, row in enumerate(made)]
+
+
+def test_pages_and_plots_are_made_of_what_is_there(tmp_path: Path) -> None:
+    peers = ["fastebm", "eager, research code", "eager, tuned", "torch.compile", "torchebm"]
+    rows = [row for size in (8, 16) for row in measured("chains", size, peers)]
+    rows[-1] = Row("chains", "CF-EBM", "torchebm", "", (3, 16, 16), "bfloat16", 4, "step", note="skipped: not there")
+    results, docs = tmp_path / "results", tmp_path / "docs"
+    write_runs(results / "cpu-any" / "chains.json", [Run(machine_facts("cpu"), tuple(rows))])
+    memory = measured("memory", 256, ["fastebm", "eager, tuned"], "bytes")
+    write_runs(results / "cpu-any" / "memory.json", [Run(machine_facts("cpu"), tuple(memory))])
+    (results / "cpu-none").mkdir()
+
+    drawn = plots.draw(results, docs)
+    assert [path.name for path in drawn] == [f"cpu-any.{kind}.png" for kind in ("ratios", "chains", "memory")]
+    (page,) = table.write_pages(results, docs)
+    text = page.read_text()
+    assert all(f"]({path.name})" in text for path in drawn)
+    assert "skipped: not there" in text
+    assert text.count("| peer | median |") == 3
