@@ -155,7 +155,7 @@ format: $(STAMPS)/lint
 # ours at another revision. Rows that are not measured anew stay.
 bench: $(STAMPS)/bench
 	$(call say,Benchmarks)
-	@$(RUN) -m pytest benchmarks -q --save benchmarks/results $(PYTEST_ARGS)
+	@$(RUN) -m pytest benchmarks -q -s --save benchmarks/results $(PYTEST_ARGS)
 	@$(RUN) benchmarks/plots.py benchmarks/results docs/results/speed
 	@$(RUN) benchmarks/table.py benchmarks/results --write docs/results/speed
 
