@@ -81,10 +81,12 @@ class ByteReader:
             check_expansion(self.name, self._packed, end)
 
     def rows(self, count: int, width: int) -> Iterator[NDArray[np.uint8]]:
-        """uint8 (k, width) arrays of `count` rows in all, about 1 MiB each."""
+        """uint8 (k, width) arrays of `count` rows, an image or record each, in all; about 1 MiB at a time."""
+        if width < 1:
+            raise DataError(f"{self.name}: has images without pixels")
         if width > 3 * MAX_PIXELS:
             raise DataError(f"{self.name}: a single image of {width:,} bytes is more than {3 * MAX_PIXELS:,}")
-        at_once = max(1, PIECE // max(width, 1))
+        at_once = max(1, PIECE // width)
         for first in range(0, count, at_once):
             k = min(at_once, count - first)
             yield np.frombuffer(self.read(k * width), dtype=np.uint8).reshape(k, width)
