@@ -120,15 +120,16 @@ def _padded(name: str, images: NDArray[np.uint8], size: int) -> NDArray[np.uint8
 
 
 def _resized(images: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
-    """Square images at another size: means of pixels where a pixel becomes of whole ones, as in the pyramid, else
-    Lanczos' filter, widened when it shrinks."""
-    if images.shape[2] == size:
-        return images
-    filter_ = Image.Resampling.BOX if images.shape[2] % size == 0 else Image.Resampling.LANCZOS
-    resized = np.empty((*images.shape[:2], size, size), dtype=np.uint8)
+    """Square images at another size: means where a pixel becomes of whole ones, as in the pyramid, else Lanczos'
+    filter, widened when it shrinks."""
+    count, channels, side, _ = images.shape
+    factor, rest = divmod(side, size)
+    if not rest:  # not by Pillow, which rounds twice, after rows and after columns
+        return np.rint(images.reshape(count, channels, size, factor, size, factor).mean((3, 5))).astype(np.uint8)
+    resized = np.empty((count, channels, size, size), dtype=np.uint8)
     for image, target in zip(images, resized, strict=True):
         for plane, target_plane in zip(image, target, strict=True):
-            target_plane[:] = np.asarray(Image.fromarray(plane).resize((size, size), filter_))
+            target_plane[:] = np.asarray(Image.fromarray(plane).resize((size, size), Image.Resampling.LANCZOS))
     return resized
 
 
