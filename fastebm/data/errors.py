@@ -7,7 +7,14 @@ from contextlib import contextmanager
 
 
 class DataError(ValueError):
-    """A file, folder or data set that can't be read as images. The message says which, and what is wrong with it."""
+    """A file, folder or data set that can't be read as images. The message says which, and what is wrong with it.
+
+    What the message quotes of a file is escaped: control characters are commands to a terminal.
+    """
+
+    def __init__(self, message: str) -> None:
+        printable = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in message)
+        super().__init__("".join(printable))
 
 
 @contextmanager

@@ -57,14 +57,18 @@ class Images:
             raise ValueError(f"{self.name}: its images are {height}x{width}, not square: give a size")
         return height
 
+    def chosen(self, indices: Tensor | slice, device: torch.device | str | None = None) -> Tensor:
+        """uint8 (B, C, H, W): the pixels at int64 `indices` (B,) or in a slice, on `device`."""
+        if isinstance(indices, Tensor):
+            indices = indices.to(self.pixels.device)
+        return self.pixels[indices].to(device)
+
     def batch(self, indices: Tensor | slice, device: torch.device | str | None = None) -> Tensor:
         """float32 (B, C, H, W) in [-1, 1] of the images at int64 `indices` (B,) or in a slice, on `device`.
 
         Bytes travel to the device, not floats, and become the same floats everywhere.
         """
-        if isinstance(indices, Tensor):
-            indices = indices.to(self.pixels.device)
-        return to_float(self.pixels[indices].to(device))
+        return to_float(self.chosen(indices, device))
 
     def to(self, device: torch.device | str) -> Images:
         """The same set with its tensors on `device`."""
@@ -86,7 +90,12 @@ def to_float(pixels: Tensor) -> Tensor:
     2p - 255 is exact in float32, so that a single product is rounded, on any device in the same way; a division by
     127.5 is not, because some devices multiply by the reciprocal instead.
     """
-    return pixels.to(torch.float32).mul_(2).sub_(255).mul_(1 / 255)
+    return centred(pixels).mul_(1 / 255)
+
+
+def centred(pixels: Tensor) -> Tensor:
+    """float32 of uint8 pixels as the odd whole numbers from -255 to 255, a new tensor."""
+    return pixels.to(torch.float32).mul_(2).sub_(255)
 
 
 def to_pixels(images: Tensor) -> Tensor:

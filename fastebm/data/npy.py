@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -82,7 +83,8 @@ class StoredArray:
 
 def read_header(reader: ByteReader) -> StoredArray:
     """The array that begins at the reader's next byte."""
-    with explaining(reader.name, "is no array of numpy"):
+    with explaining(reader.name, "is no array of numpy"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of headers that Python 2 wrote, and of odd escapes
         source: Any = _Header(reader)
         version = npy_format.read_magic(source)
         if version == (1, 0):

@@ -4,7 +4,7 @@ A pickle is a program, and the standard unpickler runs it: it imports what is na
 only parsed (`pickletools.genops`) and its few harmless instructions are carried out on a stack of our own. Nothing is
 imported and nothing of the file's choosing is called: the names that numpy writes are recognised and stand for
 arrays that are built here, every other name is refused. What is understood is what the CIFAR archives hold, written by
-Python 2 or 3 in any protocol from 2 to 5: dicts, lists, tuples, numbers, text, bytes, and arrays of numbers.
+Python 2 or 3: dicts, lists, tuples, numbers, text and bytes in any protocol, and arrays of numbers in 2 to 5.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 import pickletools
 import re
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -41,7 +42,8 @@ def read_pickle(name: str, content: bytes) -> Any:
     Raises DataError, with `name`, for anything else.
     """
     machine = _Machine(len(content))
-    with explaining(name, "is no pickle of arrays and plain containers"):
+    with explaining(name, "is no pickle of arrays and plain containers"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of odd escapes in text, which is not used
         for count, (opcode, argument, _) in enumerate(pickletools.genops(content)):
             if count == _MOST_INSTRUCTIONS:
                 raise ValueError(f"it has more than {_MOST_INSTRUCTIONS:,} instructions")

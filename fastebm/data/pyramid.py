@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastebm.data.images import Images
+from fastebm.data.images import Images, centred
 
 _AT_ONCE = 2**24  # pixels that are floats, 64 MiB, while a level is made
 
@@ -37,8 +37,11 @@ class ImagePyramid:
 
     The full size is made from bytes batch by batch. Lower levels are kept as floats once they have been asked for, from
     the lowest up as far as `cache_bytes` reach (the level below the top takes as many bytes as the set itself, all
-    below it together a third of that); the others are made batch by batch as well. A batch is the same either way, to
-    the last bit, and the same as indexing `pyramid(images.batch(slice(None)), lowest)`.
+    below it together a third of that); the others are made batch by batch as well.
+
+    A pixel of a level is the mean of the pixels that it stands for, exact until it is scaled to [-1, 1] and rounded in
+    the end (for means of up to 256x256, whose sums fit into 24 bits). So a batch has the same bits kept or made anew,
+    on every device and however it is split; `pyramid`, which rounds at every level, gives them to 1e-6.
 
     Args:
         images: square images, of a side that is `lowest` times a power of two.
@@ -73,7 +76,7 @@ class ImagePyramid:
         if size not in self.sizes:
             raise ValueError(f"size {size} is no level; levels are {', '.join(map(str, self.sizes))}")
         if size not in self._cached:
-            return average_pool_to(self.images.batch(indices, device), size)
+            return _level(self.images.chosen(indices, device), size)
         level = self._cached[size]
         if level is None:
             level = self._cached[size] = self._made(size)
@@ -85,11 +88,15 @@ class ImagePyramid:
         at_once = max(1, _AT_ONCE // pixels[0].numel())
         for first in range(0, len(pixels), at_once):
             part = slice(first, first + at_once)
-            level[part] = average_pool_to(self.images.batch(part), size)
+            level[part] = _level(self.images.chosen(part), size)
         return level
 
     def _bytes_of(self, size: int) -> int:
         return 4 * len(self.images) * self.images.channels * size * size
+
+
+def _level(pixels: Tensor, size: int) -> Tensor:
+    return average_pool_to(centred(pixels), size).mul_(1 / 255)
 
 
 def _check(images: Tensor, size: int) -> None:

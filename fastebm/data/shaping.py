@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from fastebm.data.byte_reader import MAX_BYTES
+from fastebm.data.byte_reader import MAX_BYTES, PIECE
 from fastebm.data.errors import DataError, explaining
 from fastebm.data.layout import CHANNELS
 
@@ -45,7 +45,7 @@ class Shaping:
 
         Beside the result only a chunk is ever in memory. Errors as in `collect`.
         """
-        return self.collect(name, count, (self.apply(name, chunk) for chunk in chunks))
+        return self.collect(name, count, self._applied(name, chunks))
 
     def collect(self, name: str, count: int, shaped: Iterable[NDArray[np.uint8]]) -> Tensor:
         """One tensor (count, C, H, W) of chunks that are shaped already.
@@ -80,6 +80,13 @@ class Shaping:
         if self.fit == "pad":
             return _padded(name, images, self.size)
         return _resized(_centre(name, images, min(images.shape[2:])), self.size)
+
+    def _applied(self, name: str, chunks: Iterable[NDArray[np.uint8]]) -> Iterator[NDArray[np.uint8]]:
+        at_once = max(1, 4 * PIECE // (3 * self.size * self.size)) if self.size else None  # small images may grow
+        for chunk in chunks:
+            step = at_once or max(1, len(chunk))
+            for first in range(0, len(chunk), step):
+                yield self.apply(name, chunk[first : first + step])
 
     def _room(self, name: str, shape: tuple[int, ...]) -> Tensor:
         needed = int(np.prod(shape, dtype=object))

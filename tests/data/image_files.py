@@ -168,7 +168,9 @@ def cifar10_files(
     if batch is None:
         files["batches.meta.txt"] = "\n".join([*CIFAR10_NAMES, "", ""]).encode()
     else:
-        files["batches.meta"] = pickle.dumps({"num_vis": 3072, "label_names": list(CIFAR10_NAMES)}, 2)
+        names = "".join(f"S'{name}'\np{number}\na" for number, name in enumerate(CIFAR10_NAMES, start=4))
+        meta = f"(dp1\nS'num_cases_per_batch'\np2\nI10000\nsS'label_names'\np3\n(lp30\n{names}sS'num_vis'\nI3072\ns."
+        files["batches.meta"] = meta.encode()  # protocol 0, as Python 2 wrote this one
     train = [parts[f"data_batch_{number}"] for number in range(1, 6)]
     joined = np.concatenate([pixels for pixels, _ in train]), np.concatenate([labels for _, labels in train])
     return files, {"train": joined, "test": parts["test_batch"]}

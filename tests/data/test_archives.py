@@ -133,3 +133,9 @@ def test_damage_behind_the_files_is_found(tmp_path: Path) -> None:
     (tmp_path / "cifar.tar.gz").write_bytes(content)
     with pytest.raises(DataError, match=r"cifar\.tar\.gz: damaged after .*CRC"):
         open_images(tmp_path / "cifar.tar.gz")
+
+
+def test_messages_hold_no_commands_to_a_terminal(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="symbolic link") as caught:
+        contents(archive(tmp_path, setting(type=tarfile.SYMTYPE, name="a\x1b[2J\n\u202eb", size=0)))
+    assert r"a\x1b[2J\n\u202eb: is a symbolic link" in str(caught.value)

@@ -15,7 +15,7 @@ from fastebm.data.pickles import read_pickle
 from tests.data.image_files import WRITERS, noise, npz_bytes
 
 
-@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+@pytest.mark.parametrize("protocol", [0, 1, 2, 3, 4, 5])
 @pytest.mark.parametrize(
     "content",
     [

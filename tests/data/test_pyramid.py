@@ -50,12 +50,16 @@ def test_batches_of_a_pyramid_are_the_same_however_much_is_kept(cache_bytes, mon
     images = image_set()
     levels = ImagePyramid(images, 4, cache_bytes=cache_bytes)
     assert (levels.sizes, len(levels)) == ((4, 8, 16, 32), 7)
-    whole = pyramid(images.batch(slice(None)), 4)
+    exact = pyramid(images.pixels.double() * 2 - 255, 4)
+    rounded = pyramid(images.batch(slice(None)), 4)
     for indices in (torch.tensor([6, 0, 0, 3]), torch.tensor([2])):
         for size in levels.sizes:
             batch = levels.batch(size, indices)
             assert batch.dtype == torch.float32
-            assert torch.equal(batch, whole[size][indices])
+            assert torch.equal(batch, exact[size][indices].float() * torch.tensor(1 / 255))
+            assert (batch - rounded[size][indices]).abs().max() < 1e-6
+            assert torch.equal(levels.batch(size, indices[-1:]), batch[-1:])
+    assert torch.equal(levels.batch(32, torch.tensor([2])), images.batch(torch.tensor([2])))
 
 
 def test_a_pyramid_keeps_what_fits():
