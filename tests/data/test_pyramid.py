@@ -80,3 +80,15 @@ def test_a_pyramid_refuses():
     with pytest.raises(ValueError, match="size 64 is no level; levels are 8, 16, 32"):
         ImagePyramid(image_set(), 8).batch(64, torch.tensor([0]))
     assert ImagePyramid(image_set(size=28), 7).sizes == (7, 14, 28)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_batches_have_the_same_bits_on_a_gpu():
+    images = image_set()
+    for moved in (images, images.to("cuda")):
+        for cache_bytes in (0, 2**30):
+            levels = ImagePyramid(moved, 4, cache_bytes=cache_bytes)
+            for size in levels.sizes:
+                batch = levels.batch(size, torch.arange(7), "cuda")
+                assert batch.device.type == "cuda"
+                assert torch.equal(batch.cpu(), ImagePyramid(images, 4).batch(size, torch.arange(7)))
