@@ -1,7 +1,24 @@
-"""Images, their resolution pyramid, and the order in which training sees them."""
+"""Images: readers of every common format, their resolution pyramid, and the order in which training sees them."""
 
+from fastebm.data.augmentation import add_noise, flip
 from fastebm.data.batches import batches
 from fastebm.data.digits import digits
-from fastebm.data.pyramid import average_pool_to, pyramid
+from fastebm.data.errors import DataError
+from fastebm.data.images import Images, to_float, to_pixels
+from fastebm.data.opening import open_images
+from fastebm.data.pyramid import ImagePyramid, average_pool_to, pyramid
 
-__all__ = ["average_pool_to", "batches", "digits", "pyramid"]
+__all__ = [
+    "DataError",
+    "ImagePyramid",
+    "Images",
+    "add_noise",
+    "average_pool_to",
+    "batches",
+    "digits",
+    "flip",
+    "open_images",
+    "pyramid",
+    "to_float",
+    "to_pixels",
+]
