@@ -93,6 +93,19 @@ std::pair<float, float> normal_from_bits(uint32_t radius_bits, uint32_t angle_bi
 }  // namespace
 }  // namespace fastebm
 
+namespace fastebm {
+namespace {
+
+// How weights of fused programs lie for numbers of so many bytes (Layout), and the outputs of a panel.
+std::pair<int64_t, int64_t> program_layout(int64_t bytes) {
+  const Isa isa = active_isa();
+  if (isa == Isa::amx && bytes == 2) return {2, 32};
+  return {1, isa >= Isa::avx512 ? 32 : 16};
+}
+
+}  // namespace
+}  // namespace fastebm
+
 PYBIND11_MODULE(_C, m) {
   m.doc() = "Compiled CPU operators of fastebm.";
   m.def("build_facts", &fastebm::build_facts);
@@ -101,5 +114,6 @@ PYBIND11_MODULE(_C, m) {
   m.def("normal_from_bits", &fastebm::normal_from_bits);
   m.def("best_variant", [] { return std::string(fastebm::isa_name(fastebm::best_isa())); });
   m.def("active_variant", [] { return std::string(fastebm::isa_name(fastebm::active_isa())); });
+  m.def("program_layout", &fastebm::program_layout);
   m.def("set_variant", [](const std::string& name) { fastebm::set_active_isa(fastebm::isa_from_name(name)); });
 }

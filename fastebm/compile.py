@@ -32,6 +32,10 @@ CPP_SOURCES = (
     "cpu/langevin.cpp",
     "cpu/block_tail.cpp",
     "cpu/expand_blend.cpp",
+    "cpu/program.cpp",
+    "cpu/program_baseline.cpp",
+    "cpu/program_avx2.cpp",
+    "cpu/program_avx512.cpp",
 )
 CUDA_SOURCES = (
     "cuda/register.cpp",

@@ -1,6 +1,12 @@
 // Which instruction set the CPU kernels use.
 #include "variants.h"
 
+#if defined(__x86_64__) && defined(__linux__)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 #include <atomic>
 #include <cstdlib>
 #include <stdexcept>
@@ -9,14 +15,34 @@
 namespace fastebm {
 
 const char* isa_name(Isa isa) {
-  return isa == Isa::avx512 ? "avx512" : isa == Isa::avx2 ? "avx2" : "baseline";
+  return isa == Isa::amx ? "amx" : isa == Isa::avx512 ? "avx512" : isa == Isa::avx2 ? "avx2" : "baseline";
 }
 
 Isa isa_from_name(const std::string& name) {
-  for (Isa isa : {Isa::baseline, Isa::avx2, Isa::avx512})
+  for (Isa isa : {Isa::baseline, Isa::avx2, Isa::avx512, Isa::amx})
     if (name == isa_name(isa)) return isa;
-  throw std::runtime_error("unknown CPU variant '" + name + "': need baseline, avx2 or avx512");
+  throw std::runtime_error("unknown CPU variant '" + name + "': need baseline, avx2, avx512 or amx");
 }
+
+namespace {
+
+// Matrix units for bfloat16, which a process must ask Linux for before its first tile.
+bool has_amx() {
+#if defined(__x86_64__) && defined(__linux__)
+  static const bool found = [] {
+    unsigned a, b, c, d;
+    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return false;
+    if (!(d >> 22 & 1) || !(d >> 24 & 1)) return false;  // amx-bf16, amx-tile
+    constexpr long kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+    return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+  }();
+  return found;
+#else
+  return false;
+#endif
+}
+
+}  // namespace
 
 Isa best_isa() {
 #if defined(__x86_64__)
@@ -24,7 +50,7 @@ Isa best_isa() {
   if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma") || !__builtin_cpu_supports("f16c")) return Isa::baseline;
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
       __builtin_cpu_supports("avx512vl"))
-    return Isa::avx512;
+    return has_amx() ? Isa::amx : Isa::avx512;
   return Isa::avx2;
 #else
   return Isa::baseline;

@@ -10,7 +10,8 @@
 
 namespace fastebm {
 
-enum class Isa { baseline = 0, avx2 = 1, avx512 = 2 };
+// amx is avx512 with matrix units for bfloat16, which only fused programs use.
+enum class Isa { baseline = 0, avx2 = 1, avx512 = 2, amx = 3 };
 
 const char* isa_name(Isa isa);
 Isa isa_from_name(const std::string& name);  // throws std::runtime_error on an unknown name
@@ -44,6 +45,7 @@ void set_active_isa(Isa isa);  // throws std::runtime_error where the CPU lacks 
   template <class Kernel>                                                          \
   inline void NAME PARAMS {                                                        \
     switch (active_isa()) {                                                        \
+      case Isa::amx:                                                               \
       case Isa::avx512: return NAME##_avx512<Kernel> ARGS;                         \
       case Isa::avx2: return NAME##_avx2<Kernel> ARGS;                             \
       default: return NAME##_baseline<Kernel> ARGS;                                \

@@ -6,10 +6,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fastebm.gradient.lowering import Lowered
 from fastebm.gradient.kernels import TO_BUFFER, Kernel, kernel, overwritable
 from fastebm.gradient.operations import Input
 from fastebm.gradient.program import Node, Program
 from fastebm.gradient.values import Value, evaluate
+from fastebm.ops import Fused
 
 # Plans that are kept, each for one length of the batch: a full one, and the rest at the end of a list.
 PLANS = 2
@@ -87,6 +89,33 @@ class Execution:
         buffers = (step.buffer for plan in self._plans.values() for step in plan)
         storages = {buffer.untyped_storage().data_ptr(): buffer for buffer in buffers if buffer is not None}
         return sum(buffer.untyped_storage().nbytes() for buffer in storages.values())
+
+
+class FusedExecution:
+    """A lowered program that runs by `fastebm::run_program`: as `Execution`, for float32 samples.
+
+    Its results are the same bits for any batch, split and number of threads.
+    """
+
+    def __init__(self, program: Program, lowered: Lowered, dtype: torch.dtype, device: torch.device):
+        self.program = program
+        self.lowered = lowered
+        self.dtype = dtype
+        self._fused = Fused(lowered.recipe, device)
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """Evaluate all that the weights decide."""
+        self._fused.refresh(*self.lowered.constants())
+
+    @torch.no_grad()
+    def __call__(self, x: Tensor) -> list[Tensor]:
+        """Energies and gradient of a batch of samples, fresh, in float32."""
+        return list(self._fused(x.detach().contiguous()))
+
+    def workspace(self) -> int:
+        """The bytes that the kept buffers take."""
+        return self._fused.workspace_bytes
 
 
 def _packed(tensor: Tensor, dtype: torch.dtype) -> Tensor:

@@ -1,7 +1,7 @@
 """Energy gradients by programs: captured, rewritten and checked at first use, then run without autograd."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -11,12 +11,13 @@ from fastebm.gradient.capture import Unsupported, capture
 from fastebm.gradient.cost import Machine
 from fastebm.gradient.derivative import differentiated
 from fastebm.gradient.description import describe
-from fastebm.gradient.execution import Execution
+from fastebm.gradient.execution import Execution, FusedExecution
 from fastebm.gradient.fingerprint import fingerprint
 from fastebm.gradient.floor import measured_rates
+from fastebm.gradient.lowering import NotLowered, lowered
 from fastebm.gradient.precision import without_autocast
 from fastebm.gradient.program import Program
-from fastebm.gradient.rewrites import gradient_program
+from fastebm.gradient.rewrites import WITHOUT_PARITY, gradient_program
 
 __all__ = ["FusedGradient", "Unsupported"]
 
@@ -40,11 +41,15 @@ class _Kind:
 
 @dataclass(frozen=True)
 class _Prepared:
-    """A program that was checked, as captured and as it runs; or the node and the reason why there is none."""
+    """A program that was checked, as captured and as it runs; or the node and the reason why there is none.
+
+    `on_stock` says why it runs on stock operations, if it does.
+    """
 
     state: Any
     captured: Program | None = None
-    execution: Execution | None = None
+    execution: Execution | FusedExecution | None = None
+    on_stock: str = ""
     refusal: tuple[str, str] = ("program", "there is none")
 
 
@@ -123,23 +128,38 @@ class FusedGradient:
         expected = self.reference(near)
         try:
             captured = capture(self.energy, self.module, x)
-            program = gradient_program(captured, Machine.of(x.device, kind.computed_in))
-            execution = Execution(program, kind.computed_in)
+            execution, on_stock = _executed(captured, kind)
             execution.refresh()
-            _check(program, execution, near, expected)
+            _check(execution, near, expected)
         except Unsupported as refusal:
             return _Prepared(state, refusal=(refusal.node, refusal.reason))
         except Exception as error:  # a flaw of ours must not stop anyone whose energy autograd can do
             return _Prepared(state, refusal=("program", f"{type(error).__name__}: {error}"))
-        return _Prepared(state, captured, execution)
+        return _Prepared(state, captured, execution, on_stock)
 
 
-def _check(program: Program, execution: Execution, x: Tensor, expected: tuple[Tensor, Tensor]) -> None:
+def _executed(captured: Program, kind: _Kind) -> tuple[Execution | FusedExecution, str]:
+    """What runs the program: our own kernels, or stock operations with the reason why."""
+    machine = Machine.of(kind.device, kind.computed_in)
+    reason = ""
+    if kind.dtype is not torch.float32 or kind.computed_in not in (torch.float32, torch.bfloat16):
+        reason = f"fused kernels take float32 samples in float32 or bfloat16, not {kind.dtype} in {kind.computed_in}"
+    else:
+        try:
+            program = gradient_program(captured, replace(machine, strided_adjoint=1.0), WITHOUT_PARITY)
+            recipe = lowered(program, kind.computed_in.itemsize)
+            return FusedExecution(program, recipe, kind.computed_in, kind.device), ""
+        except NotLowered as refusal:
+            reason = str(refusal)
+    return Execution(gradient_program(captured, machine), kind.computed_in), reason
+
+
+def _check(execution: Execution | FusedExecution, x: Tensor, expected: tuple[Tensor, Tensor]) -> None:
     """Compare with autograd, in x's own precision and then, if that is another, in the one it will run in."""
     if not all(part.isfinite().all() for part in expected):
         raise Unsupported("check", "energies or gradients by autograd are not finite, so nothing can be compared")
     if execution.dtype is not x.dtype:
-        precise = Execution(program, x.dtype)
+        precise = Execution(execution.program, x.dtype)
         precise.refresh()
         _compare(precise(x), expected, TOLERANCE.get(x.dtype, LOW_PRECISION_TOLERANCE))
     _compare(execution(x), expected, TOLERANCE.get(execution.dtype, LOW_PRECISION_TOLERANCE))

@@ -7,10 +7,13 @@ from .block_tail import block_tail
 from .expand_blend import expand_blend
 from .langevin import langevin_step, langevin_step_
 from .normal import normal
+from .program import Fused, Recipe
 from .uniform import uniform
 
 __all__ = [
     "ACTIVATIONS",
+    "Fused",
+    "Recipe",
     "activation",
     "backend",
     "backends",

@@ -1,7 +1,7 @@
 """Which backend runs an operator, and the one place that decides it.
 
     reference   plain PyTorch, any device and dtype; slow, and the definition of what is right
-    cpp         compiled C++ on the CPU; AVX2 or AVX-512 chosen at run time, FASTEBM_CPU=baseline|avx2|avx512 overrides
+    cpp         compiled C++ on the CPU; AVX2, AVX-512 or AMX chosen at run time, FASTEBM_CPU=baseline|avx2|avx512|amx overrides
     triton      Triton on a GPU; on the CPU in Triton's interpreter (TRITON_INTERPRET=1), which is for tests
     cuda        CUDA C++ on a GPU
 
@@ -122,8 +122,16 @@ def backend(name: str) -> Iterator[None]:
         _override.pop()
 
 
-def chosen(device_type: str, double: bool = False) -> str:
+def program_layout(bytes: int) -> tuple[int, int]:
+    """How the C++ operators read weights of fused programs, for numbers of so many bytes; see `instructions.Layout`."""
+    layout: tuple[int, int] = _extension.program_layout(bytes)
+    return layout
+
+
+def chosen(device_type: str, double: bool = False, kernel: str | None = None) -> str:
     """The backend that runs an operator on `device_type` for float32 and narrower types, or for float64 where `double`.
+
+    `kernel` is the one of `schemas.KERNELS` that is to run, where not all backends have it.
 
     Raises:
         RuntimeError: where the backend asked for can't run there.
@@ -131,6 +139,8 @@ def chosen(device_type: str, double: bool = False) -> str:
     asked = _override[-1] if _override else _checked(os.environ.get("FASTEBM_BACKEND") or "auto", "FASTEBM_BACKEND")
     if asked != "auto":
         reason = why_unavailable(asked, device_type)
+        if reason is None and asked != "reference" and kernel and asked not in schemas.KERNELS[kernel].backends:
+            reason = f"{kernel} has no {asked} kernel; it has {', '.join(schemas.KERNELS[kernel].backends)}"
         if reason is None and double and asked in ("triton", "cuda"):
             reason = "it has no float64; use the reference or cpp"
         if reason is not None:
@@ -139,7 +149,7 @@ def chosen(device_type: str, double: bool = False) -> str:
     candidates = ("cpp",) if device_type == "cpu" else ("cuda", "triton")
     if not (double and device_type != "cpu"):
         for name in candidates:
-            if why_unavailable(name, device_type) is None:
+            if (kernel is None or name in schemas.KERNELS[kernel].backends) and why_unavailable(name, device_type) is None:
                 return name
     return "reference"
 
@@ -149,7 +159,7 @@ def launch(name: str, out: Tensor, *arguments: Any) -> None:
     if _plain_cpu and not _override and out.is_cpu:
         # What nearly every call on a CPU is, without the questions, which cost a step on tiny images 2 microseconds.
         return _COMPILED["cpp"][name](out, *arguments)
-    backend_name = chosen(out.device.type, out.dtype == torch.float64)
+    backend_name = chosen(out.device.type, out.dtype == torch.float64, name)
     if backend_name in _COMPILED:
         _COMPILED[backend_name][name](out, *arguments)
     elif backend_name == "triton":
@@ -160,7 +170,7 @@ def launch(name: str, out: Tensor, *arguments: Any) -> None:
 
 
 _COMPILED: dict[str, dict[str, Callable[..., None]]] = {
-    name: {kernel: getattr(namespace, kernel).default for kernel in schemas.KERNELS}
+    name: {k: getattr(namespace, k).default for k, kernel in schemas.KERNELS.items() if name in kernel.backends}
     for name, namespace in (("cpp", torch.ops.fastebm_cpp), ("cuda", torch.ops.fastebm_cuda))
 }
 _plain_cpu = _extension is not None and (os.environ.get("FASTEBM_BACKEND") or "auto") == "auto"

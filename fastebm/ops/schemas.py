@@ -35,16 +35,23 @@ PUBLIC: dict[str, str] = {
     ),
     "expand_blend": "(Tensor primal, Tensor fade, Tensor beta) -> Tensor",
     "expand_blend_backward": "(Tensor grad, Tensor beta) -> (Tensor, Tensor)",
+    "run_program": "(Tensor x, Tensor code, Tensor[] constants, Tensor(a!) workspace) -> (Tensor, Tensor)",
 }
 
 
 @dataclass(frozen=True)
 class Kernel:
-    """One kernel: its schema, and the subject that names its files (`ops/<subject>.py`, `csrc/cpu/<subject>.cpp`,
-    ...)."""
+    """One kernel.
+
+    Attributes:
+        subject: what names its files (`ops/<subject>.py`, `csrc/cpu/<subject>.cpp`, ...).
+        schema: what it takes.
+        backends: those that implement it beside the reference.
+    """
 
     subject: str
     schema: str
+    backends: tuple[str, ...] = ("cpp", "triton", "cuda")
 
 
 # What backends implement, by name.
@@ -66,14 +73,21 @@ KERNELS: dict[str, Kernel] = {
     "expand_blend_backward": Kernel(
         "expand_blend", "(Tensor(a!) grad_primal, Tensor(b!) grad_fade, Tensor grad, Tensor beta) -> ()"
     ),
+    # On a GPU in Triton alone, whose compiler specialises each instruction.
+    "run_program": Kernel(
+        "program",
+        "(Tensor(a!) energies, Tensor(b!) gradient, Tensor x, Tensor code, Tensor[] constants, Tensor(c!) workspace) -> ()",
+        backends=("cpp", "triton"),
+    ),
 }
 
 # Kept for the life of the process: a Library that is collected takes its operators with it.
 LIBRARY = torch.library.Library("fastebm", "DEF")
-_COMPILED = [torch.library.Library(namespace, "DEF") for namespace in ("fastebm_cpp", "fastebm_cuda")]
+_COMPILED = {name: torch.library.Library(f"fastebm_{name}", "DEF") for name in ("cpp", "cuda")}
 
 for _name, _schema in PUBLIC.items():
     LIBRARY.define(_name + _schema)
-for _library in _COMPILED:
+for _backend, _library in _COMPILED.items():
     for _name, _kernel in KERNELS.items():
-        _library.define(_name + _kernel.schema)
+        if _backend in _kernel.backends:
+            _library.define(_name + _kernel.schema)

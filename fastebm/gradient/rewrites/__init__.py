@@ -20,7 +20,7 @@ from fastebm.gradient.rewrites.parity import split_by_parity
 from fastebm.gradient.rewrites.pooled_convolution import pool_in_convolution
 from fastebm.gradient.rewrites.recognised import recognise
 
-__all__ = ["PASSES", "Pass", "gradient_program", "simplified"]
+__all__ = ["PASSES", "WITHOUT_PARITY", "Pass", "gradient_program", "simplified"]
 
 Pass = Callable[[Program], Iterator[Program]]
 
@@ -37,10 +37,13 @@ FORWARD: tuple[Pass, ...] = (
 
 PASSES: tuple[Pass, ...] = (*FORWARD, join_parts, split_by_parity)
 
+# For backends whose convolutions write every phase of an output where it belongs, adjoints need no pass of their own.
+WITHOUT_PARITY: tuple[Pass, ...] = tuple(propose for propose in PASSES if propose is not split_by_parity)
 
-def gradient_program(energies: Program, machine: Machine | None = None) -> Program:
+
+def gradient_program(energies: Program, machine: Machine | None = None, passes: Iterable[Pass] = PASSES) -> Program:
     """The cheapest program known for energies and their gradient: rewritten, differentiated, and rewritten again."""
-    return simplified(differentiated(simplified(energies, machine, FORWARD)), machine)
+    return simplified(differentiated(simplified(energies, machine, FORWARD)), machine, passes)
 
 
 def simplified(program: Program, machine: Machine | None = None, passes: Iterable[Pass] = PASSES) -> Program:

@@ -1,0 +1,81 @@
+// A fused program as fastebm/ops/instructions.py numbers it, decoded once a call, and what one worker knows of it.
+//
+// program.cpp decodes and shares out the images; program_kernels.h, compiled once for each instruction set, runs them.
+#pragma once
+
+#include <cstdint>
+
+namespace fastebm {
+
+enum class Layout : int64_t { plain, panels, tiles };
+enum class Kind : int64_t { load, gather, convolution, pool, log_sum_exp, softmax };
+enum class Do : int64_t {
+  add_constant, multiply_constant, scale, add, multiply, activate, activate_keeping, slope, store, store_gradient, store_energies
+};
+enum class Curve : int64_t { silu, gelu, gelu_tanh, elu, leaky_relu, relu, softplus, tanh, sigmoid, square, exp };
+
+struct ProgramHeader {
+  int64_t version, buffers, instructions, epilogues, segments;
+  Layout layout;
+  int64_t panel, bytes, chunk, slot, workers, team, unused[4];
+};
+
+struct BufferRow {
+  int64_t channels, height, width, bytes, images, margin, offset, pixel, row, image;
+};
+
+struct InstructionRow {
+  Kind kind;
+  int64_t source, source_channel, source_channels, channels, height, width, start_y, start_x, step_y, step_x, kernel_y, kernel_x,
+      stride_y, stride_x, pad_y, pad_x, dilation_y, dilation_x, constant, first, count, spread;
+};
+
+struct EpilogueRow {
+  Do action;
+  int64_t buffer, channel, factor_y, factor_x, number;
+  Curve curve;
+  int64_t of_result, spread;
+};
+
+struct SegmentRow {
+  int64_t first, count, images;
+};
+
+struct ConstantView {
+  const void* data;
+  int64_t height, width, channels;  // of a constant image
+};
+
+struct ProgramJob {
+  const ProgramHeader* header;
+  const BufferRow* buffers;
+  const InstructionRow* instructions;
+  const EpilogueRow* epilogues;
+  const SegmentRow* segments;
+  const ConstantView* constants;
+  const float* numbers;
+  const float* x;  // (batch, channels, height, width)
+  float* energies;
+  float* gradient;
+  int64_t batch, sample, plane, width;  // numbers of one sample, of one of its channels, and of a row
+  char* workspace;
+};
+
+// What one worker is at: its slot, the first images of its chunk and of its segment, and its share of every instruction.
+struct Worker {
+  const ProgramJob* job;
+  char* slot;
+  int64_t chunk_start, segment_start, part, parts;
+};
+
+constexpr int64_t kDense = 4;         // numbers of a pixel with few channels
+constexpr int64_t kDenseMargin = 8;   // pixels of zeros behind their rows
+constexpr int64_t kBlock = 32;        // pixels and channels of a block that an epilogue works on
+
+// Runs one instruction on images [begin, end).
+using Execute = void (*)(const Worker&, const InstructionRow&, int64_t begin, int64_t end);
+void execute_baseline(const Worker&, const InstructionRow&, int64_t begin, int64_t end);
+void execute_avx2(const Worker&, const InstructionRow&, int64_t begin, int64_t end);
+void execute_avx512(const Worker&, const InstructionRow&, int64_t begin, int64_t end);
+
+}  // namespace fastebm

@@ -1,0 +1,551 @@
+"""Fused programs: an energy and its gradient with respect to the input, by a list of instructions, in one operator call.
+
+`Recipe` is a program as `fastebm.gradient` lowers it: buffers, instructions and constants (weights, biases, factors) that
+are evaluated once a chain. `Fused` makes it runnable: it packs the constants as the backend reads them, plans for each
+length of the batch which images go through the program together and where each buffer lies, and calls the operator
+
+    run_program(x, code, constants, workspace) -> (energies, gradient)
+
+Images are independent of one another by construction: the value of each number, order of summation included, is the
+same for any batch, chunk and number of threads.
+
+The reference carries out one instruction after the other on whole batches in plain PyTorch, in float64 where `x` is;
+it reads weights in every layout.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from . import backends
+from .backends import launch, refuse_autograd, register
+from .instructions import KINDS, Buffer, Code, Do, Epilogue, Header, Instruction, Kind, Layout, Segment, decode, encode
+
+__all__ = ["Constant", "Fused", "Recipe", "pack_convolution", "unpack_convolution"]
+
+# Channels of one pixel are filled up to a multiple of this, so that kernels read whole vectors (16 float32, 32 bfloat16).
+LANES = {2: 32, 4: 16, 8: 1}
+# Images of few channels stay dense: a pixel then has this many numbers, and a row of a kernel is one short vector.
+DENSE = 4
+# Rows of dense images end in as many pixels of zeros as one matrix tile may read beyond a window.
+DENSE_MARGIN = 8
+# What of one segment should stay in a core's own cache.
+CACHE_BYTES = 1 << 20
+# The most images of a chunk (a matrix tile has 16 rows), and of all slots together the most bytes, unless one image takes more.
+CHUNK = 16
+WORKSPACE_BYTES = 1 << 30
+LINE = 64
+
+
+@dataclass(frozen=True)
+class Constant:
+    """One tensor that weights decide.
+
+    Attributes:
+        kind: "convolution", (out, in, kernel_y, kernel_x); or "image", (channels, H or 1, W or 1), in float32.
+        dense: for a convolution, whether it reads an image of few channels (`DENSE`).
+    """
+
+    kind: str
+    dense: bool = False
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A program without places and layouts: `Buffer`s have only channels, height, width, bytes and margin.
+
+    Attributes:
+        sample: the shape of one sample of x.
+        bytes: of the numbers that convolutions read: 2 (bfloat16), 4 or 8.
+        constants: what `Fused.refresh` gets values for, in that order, after the numbers.
+    """
+
+    sample: tuple[int, ...]
+    bytes: int
+    buffers: tuple[Buffer, ...]
+    instructions: tuple[Instruction, ...]
+    epilogues: tuple[Epilogue, ...]
+    constants: tuple[Constant, ...]
+
+    def reads(self, instruction: Instruction) -> list[int]:
+        """The buffers that an instruction reads."""
+        found = [instruction.source] if instruction.source >= 0 else []
+        for step in self.epilogue(instruction):
+            if step.do in (Do.ADD, Do.MULTIPLY, Do.SLOPE):
+                found.append(step.buffer)
+        return found
+
+    def writes(self, instruction: Instruction) -> list[int]:
+        """The buffers that an instruction writes."""
+        return [s.buffer for s in self.epilogue(instruction) if s.do in (Do.STORE, Do.ACTIVATE_KEEPING)]
+
+    def epilogue(self, instruction: Instruction) -> tuple[Epilogue, ...]:
+        return self.epilogues[instruction.first : instruction.first + instruction.count]
+
+
+class Fused:
+    """A recipe that runs on one device: `energies, gradient = self(x)`, after `refresh`.
+
+    Args:
+        recipe: the program.
+        device: where x and the constants are.
+
+    Raises:
+        RuntimeError: where the chosen backend can't run it there.
+    """
+
+    def __init__(self, recipe: Recipe, device: torch.device) -> None:
+        self.recipe = recipe
+        self.device = device
+        self.layout, self.panel = layout_for(device, recipe.bytes)
+        self._constants: list[Tensor] = []
+        self._codes: dict[tuple[int, int], Tensor] = {}
+        self._workspace = torch.zeros(0, dtype=torch.uint8, device=device)
+
+    @torch.no_grad()
+    def refresh(self, numbers: Sequence[float | Tensor], values: Sequence[Tensor]) -> None:
+        """New constants, written to the places of the old ones: all factors, and then `recipe.constants` in order."""
+        packed = [_numbers(numbers, self.device)]
+        for constant, value in zip(self.recipe.constants, values, strict=True):
+            packed.append(self._packed(constant, value))
+        if self._constants:
+            for place, tensor in zip(self._constants, packed, strict=True):
+                place.copy_(tensor)
+        else:
+            self._constants = packed
+
+    def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Energies (B,) and the gradient, like x; float32, or float64 in the reference. x is contiguous."""
+        code = self.code(x.shape[0])
+        return torch.ops.fastebm.run_program(x, code, self._constants, self._workspace)
+
+    def code(self, batch: int) -> Tensor:
+        """The code for one length of the batch; the workspace grows with it."""
+        workers = torch.get_num_threads() if self.device.type == "cpu" else 1
+        key = (batch, workers)
+        if key not in self._codes:
+            self._codes[key] = encode(planned(self.recipe, self.layout, self.panel, batch, workers, self.device.type))
+        code = self._codes[key]
+        needed = int(code[9] * code[10])
+        if self._workspace.numel() < needed:
+            self._workspace = torch.zeros(needed, dtype=torch.uint8, device=self.device)
+        return code
+
+    @property
+    def workspace_bytes(self) -> int:
+        """What is kept between two calls, without the constants."""
+        return self._workspace.numel()
+
+    def _packed(self, constant: Constant, value: Tensor) -> Tensor:
+        if constant.kind == "image":
+            return packed_image(value, LANES[self.recipe.bytes], torch.float64 if self.recipe.bytes == 8 else torch.float32)
+        dtype = {2: torch.bfloat16, 4: torch.float32, 8: torch.float64}[self.recipe.bytes]
+        return pack_convolution(value, self.layout, self.panel, constant.dense, dtype)
+
+
+def layout_for(device: torch.device, bytes: int) -> tuple[Layout, int]:
+    """How weights of programs with numbers of so many bytes lie on the backend that runs there now."""
+    if bytes == 8 or backends.chosen(device.type, kernel="run_program") != "cpp":
+        return Layout.PLAIN, 0
+    kind, panel = backends.program_layout(bytes)
+    return Layout(kind), panel
+
+
+def _numbers(numbers: Sequence[float | Tensor], device: torch.device) -> Tensor:
+    double = any(isinstance(n, Tensor) and n.dtype == torch.float64 for n in numbers)
+    dtype = torch.float64 if double else torch.float32
+    if not any(isinstance(n, Tensor) for n in numbers):
+        return torch.tensor([*map(float, numbers), 0.0], dtype=torch.float64).to(device, dtype)
+    parts = [n.reshape(()).to(device, dtype) if isinstance(n, Tensor) else torch.tensor(n, dtype=dtype, device=device) for n in numbers]
+    return torch.stack(parts)
+
+
+# ---- constants as kernels read them
+
+
+def packed_image(value: Tensor, lanes: int, dtype: torch.dtype) -> Tensor:
+    """(C, H, W) to (H, W, C filled up with zeros to a multiple of `lanes`)."""
+    channels = value.shape[0]
+    return F.pad(value.to(dtype).permute(1, 2, 0), (0, -channels % lanes)).contiguous()
+
+
+def pack_convolution(weight: Tensor, layout: Layout, panel: int, dense: bool, dtype: torch.dtype) -> Tensor:
+    """A convolution's weight (out, in, kernel_y, kernel_x) in a layout; `dense` is for sources of few channels."""
+    out, inner, height, width = weight.shape
+    if layout == Layout.PLAIN:
+        return weight.permute(2, 3, 1, 0).reshape(height * width, inner, out).to(dtype).contiguous()
+    if layout == Layout.PANELS:
+        filled = F.pad(weight.float(), (0, 0, 0, 0, 0, 0, 0, -out % panel))
+        apart = filled.reshape(-1, panel, inner, height * width)
+        return apart.permute(0, 3, 2, 1).contiguous()
+    tiles = tiles_of(out)
+    weight = weight.to(torch.bfloat16)
+    weight = F.pad(weight, (0, 0, 0, 0, 0, 0, 0, -out % (16 * tiles)))
+    if dense:
+        # One step for each row of the kernel: its 32 numbers are (x, channel) with four channels to a pixel.
+        rows = F.pad(weight, (0, 0, 0, 0, 0, DENSE - inner)).permute(0, 2, 3, 1).reshape(-1, height, width * DENSE)
+        steps = F.pad(rows, (0, 32 - width * DENSE))
+    else:
+        filled = F.pad(weight, (0, 0, 0, 0, 0, -inner % 32))
+        steps = filled.permute(0, 2, 3, 1).reshape(len(filled), -1, 32)
+    apart = steps.reshape(-1, tiles, 16, steps.shape[1], 16, 2)  # panel, tile, output, step, pair, one of the pair
+    return apart.permute(0, 3, 1, 4, 2, 5).contiguous()
+
+
+def unpack_convolution(
+    packed: Tensor, layout: Layout, shape: tuple[int, int, int, int], dense: bool, dtype: torch.dtype
+) -> Tensor:
+    """The inverse of `pack_convolution`: the weight of `shape`."""
+    out, inner, height, width = shape
+    packed = packed.to(dtype)
+    if layout == Layout.PLAIN:
+        return packed.reshape(height, width, inner, out).permute(3, 2, 0, 1)
+    if layout == Layout.PANELS:
+        return packed.permute(0, 3, 2, 1).reshape(-1, inner, height, width)[:out]
+    steps = packed.permute(0, 2, 4, 1, 3, 5)
+    steps = steps.reshape(-1, steps.shape[3], 32)[:out]
+    if dense:
+        return steps[:, :, : width * DENSE].reshape(out, height, width, DENSE)[..., :inner].permute(0, 3, 1, 2)
+    return steps.reshape(out, height, width, -1)[..., :inner].permute(0, 3, 1, 2)
+
+
+def tiles_of(out: int) -> int:
+    """How many tiles of 16 outputs a panel of `Layout.TILES` has."""
+    return 1 if out <= 16 else 2
+
+
+# ---- planning
+
+
+def planned(recipe: Recipe, layout: Layout, panel: int, batch: int, workers: int, device: str) -> Code:
+    """Chunks, segments and places for one length of the batch."""
+    team = 1 < workers and batch < workers
+    if device != "cpu":
+        chunk, segments = max(batch, 1), [Segment(0, len(recipe.instructions), max(batch, 1))]
+    else:
+        chunk = max(1, batch) if team else chunk_of(batch, workers, _image_bytes(recipe))
+        segments = segments_of(recipe, chunk)
+    slot, buffers = placed(recipe, _margins(recipe) if layout == Layout.TILES else {}, segments, chunk)
+    header = Header(layout, panel, recipe.bytes, chunk, slot, 1 if team or device != "cpu" else workers, int(team))
+    return Code(header, buffers, recipe.instructions, recipe.epilogues, tuple(segments))
+
+
+def chunk_of(batch: int, workers: int, image_bytes: int) -> int:
+    """The images that a worker takes at a time: at most `CHUNK`, as equal as may be, and no more than memory holds."""
+    most = max(1, min(CHUNK, WORKSPACE_BYTES // max(1, workers * image_bytes)))
+    rounds = max(1, -(-batch // (workers * most)))
+    return max(1, -(-batch // (workers * rounds)))
+
+
+def _image_bytes(recipe: Recipe) -> int:
+    return sum(math.prod(_strides(buffer)[2:]) * buffer.bytes for buffer in recipe.buffers)
+
+
+def segments_of(recipe: Recipe, chunk: int) -> list[Segment]:
+    """Runs of instructions that work on as many images at a time as a core's cache holds, the largest power of two."""
+    segments: list[Segment] = []
+    for i, instruction in enumerate(recipe.instructions):
+        touched = {*recipe.reads(instruction), *recipe.writes(instruction)}
+        size = sum(_strides(recipe.buffers[b])[2] * recipe.buffers[b].bytes for b in touched)
+        images = 1
+        while 2 * images <= chunk and 2 * images * size <= CACHE_BYTES:
+            images *= 2
+        if 2 * images > chunk:
+            images = chunk
+        if segments and segments[-1].images == images:
+            segments[-1] = replace(segments[-1], count=segments[-1].count + 1)
+        else:
+            segments.append(Segment(i, 1, images))
+    return segments
+
+
+def _strides(buffer: Buffer) -> tuple[int, int, int]:
+    """Numbers from pixel to pixel, row to row and image to image."""
+    lanes = LANES[buffer.bytes]
+    pixel = DENSE if buffer.channels <= DENSE and buffer.pixel == DENSE else -(-buffer.channels // lanes) * lanes
+    margin = buffer.margin
+    extra = max(0, DENSE_MARGIN - margin) if pixel == DENSE else 0
+    row = (2 * margin + extra + buffer.width) * pixel
+    line = LINE // buffer.bytes
+    # An odd number of cache lines from image to image: equal pixels of 16 images then lie in different cache sets.
+    image = -(-buffer.height * row // line)
+    return pixel, row, (image + (image % 2 == 0)) * line
+
+
+def _margins(recipe: Recipe) -> dict[int, int]:
+    """The zeros beside the rows of each buffer that tiles of neighbouring pixels read in convolutions with padding."""
+    margins: dict[int, int] = {}
+    for i in recipe.instructions:
+        if i.kind == Kind.CONVOLUTION:
+            right = (i.width - 1) * i.stride_x + (i.kernel_x - 1) * i.dilation_x - i.pad_x - (recipe.buffers[i.source].width - 1)
+            margins[i.source] = max(margins.get(i.source, 0), i.pad_x, right)
+    return margins
+
+
+def placed(recipe: Recipe, margins: dict[int, int], segments: Sequence[Segment], chunk: int) -> tuple[int, tuple[Buffer, ...]]:
+    """The bytes of one slot, and the buffers with strides and offsets in it.
+
+    A buffer that lives within one segment has room for that segment's images only; memory is used again once the last
+    reader is through. What crosses segments holds its place for the whole of them, because within a segment
+    instructions repeat.
+    """
+    of_instruction = [number for number, s in enumerate(segments) for _ in range(s.count)]
+    lives: dict[int, list[int]] = {}
+    for i, instruction in enumerate(recipe.instructions):
+        for b in (*recipe.reads(instruction), *recipe.writes(instruction)):
+            lives.setdefault(b, []).append(i)
+    placed_at: list[tuple[int, int, int, int]] = []  # first, last, offset, end
+    buffers = [replace(buffer, margin=margins.get(b, 0)) for b, buffer in enumerate(recipe.buffers)]
+    order = sorted(lives, key=lambda b: lives[b][0])
+    for b in order:
+        first, last = min(lives[b]), max(lives[b])
+        local = of_instruction[first] == of_instruction[last]
+        images = segments[of_instruction[first]].images if local else chunk
+        if not local:
+            first = segments[of_instruction[first]].first
+            end_segment = segments[of_instruction[last]]
+            last = end_segment.first + end_segment.count - 1
+        pixel, row, image = _strides(buffers[b])
+        # Behind the last image a matrix tile may read, and not use, 16 pixels at a stride.
+        size = -(-(images * image * buffers[b].bytes + 64 * pixel * buffers[b].bytes) // LINE) * LINE
+        taken = sorted((o, e) for f, l, o, e in placed_at if f <= last and first <= l)
+        offset = 0
+        for start, end in taken:
+            if offset + size <= start:
+                break
+            offset = max(offset, end)
+        placed_at.append((first, last, offset, offset + size))
+        buffers[b] = replace(buffers[b], images=images, offset=offset, pixel=pixel, row=row, image=image)
+    # Matrix tiles of 16 images read, and do not use, what lies behind the last image of a short chunk.
+    largest = max((b.image * b.bytes for b in buffers if b.width < 32), default=0)
+    slot = max((end for *_, end in placed_at), default=0) + 16 * largest
+    return -(-slot // 4096) * 4096, tuple(buffers)
+
+
+# Operator -----------------------------------------------------------------------------------------------------------
+
+
+def _check(x: Tensor, code: Tensor, constants: Sequence[Tensor], workspace: Tensor) -> None:
+    if x.dim() == 0:
+        raise ValueError("x must be (batch, ...), got a tensor without dimensions")
+    if x.dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"x must be float32 (float64 in the reference), got {x.dtype}")
+    if code.dtype != torch.int64 or code.dim() != 1 or code.device.type not in ("cpu", "meta"):
+        raise ValueError(f"code must be an int64 vector on the CPU, got {code.dtype} {tuple(code.shape)} on {code.device}")
+    for name, tensor in (("workspace", workspace), *(("a constant", t) for t in constants)):
+        if tensor.device != x.device:
+            raise ValueError(f"{name} must be on x's device {x.device}, got {tensor.device}")
+    refuse_autograd("run_program", x, *constants)
+
+
+def _results(x: Tensor) -> tuple[Tensor, Tensor]:
+    return x.new_empty(x.shape[0]), torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
+def _fake_run_program(x: Tensor, code: Tensor, constants: Sequence[Tensor], workspace: Tensor) -> tuple[Tensor, Tensor]:
+    _check(x, code, constants, workspace)
+    return _results(x)
+
+
+@register("run_program", fake=_fake_run_program)
+def _run_program(x: Tensor, code: Tensor, constants: Sequence[Tensor], workspace: Tensor) -> tuple[Tensor, Tensor]:
+    _check(x, code, constants, workspace)
+    energies, gradient = _results(x)
+    if x.dtype == torch.float64:
+        reference_run_program(energies, gradient, x, code, constants, workspace)
+    elif x.numel():
+        launch("run_program", energies, gradient, x.contiguous(), code, list(constants), workspace)
+    return energies, gradient
+
+
+# Reference ----------------------------------------------------------------------------------------------------------
+
+
+def reference_run_program(
+    energies: Tensor, gradient: Tensor, x: Tensor, code: Tensor, constants: Sequence[Tensor], workspace: Tensor
+) -> None:
+    """Kernel `run_program` in plain PyTorch. The workspace is not used."""
+    _Reference(decode(code), x, list(constants), energies, gradient).run()
+
+
+class _Reference:
+    """One run: every buffer as a dense (B, C, H, W) tensor."""
+
+    def __init__(self, code: Code, x: Tensor, constants: list[Tensor], energies: Tensor, gradient: Tensor) -> None:
+        self.code, self.x, self.constants = code, x, constants
+        self.energies, self.gradient = energies, gradient
+        self.stored = {2: torch.bfloat16, 4: torch.float32, 8: torch.float64}
+        self.buffers = [
+            torch.zeros(len(x), b.channels, b.height, b.width, dtype=self.stored[b.bytes], device=x.device)
+            for b in code.buffers
+        ]
+
+    def run(self) -> None:
+        for instruction in self.code.instructions:
+            v = self._computed(instruction)
+            for step in self.code.epilogue(instruction):
+                v = self._done(instruction, step, v)
+
+    def _computed(self, i: Instruction) -> Tensor:
+        """The values before the epilogue, (B, channels, height, width)."""
+        if i.kind == Kind.LOAD:
+            if not i.source_channels:
+                return self.x.new_ones(len(self.x), i.channels, i.height, i.width)
+            v = self.x.reshape(len(self.x), i.source_channels, i.height, i.width)
+            return torch.cat([v, torch.ones_like(v[:, :1])], 1) if i.constant > 0 else v
+        source = self.buffers[i.source][:, i.source_channel : i.source_channel + i.source_channels].to(self.x.dtype)
+        if i.kind == Kind.GATHER:
+            return self._gathered(i, source)
+        if i.kind == Kind.CONVOLUTION:
+            return self._convolved(i, source)
+        if i.kind == Kind.POOL:
+            ones = torch.ones(i.channels, 1, i.kernel_y, i.kernel_x, dtype=source.dtype, device=source.device)
+            return F.conv2d(self._window(i, source), ones, None, (i.stride_y, i.stride_x), groups=i.channels)
+        if i.kind == Kind.LOG_SUM_EXP:
+            return source.logsumexp(1, keepdim=True)
+        return source.softmax(1)
+
+    def _gathered(self, i: Instruction, source: Tensor) -> Tensor:
+        rows = torch.arange(i.height, device=source.device) - i.pad_y
+        columns = torch.arange(i.width, device=source.device) - i.pad_x
+        inside_y = (rows >= 0) & (rows < source.shape[2] * i.kernel_y)
+        inside_x = (columns >= 0) & (columns < source.shape[3] * i.kernel_x)
+        rows, columns = (rows // i.kernel_y).clamp(0, source.shape[2] - 1), (columns // i.kernel_x).clamp(0, source.shape[3] - 1)
+        v = source[:, :, rows][:, :, :, columns]
+        if not bool(inside_y.all() & inside_x.all()):
+            fill = self.constants[0][i.constant].to(v.dtype) if i.constant >= 0 else torch.zeros((), dtype=v.dtype, device=v.device)
+            v = torch.where(inside_y[:, None] & inside_x[None], v, fill)
+        return v.expand(-1, i.channels, -1, -1)
+
+    def _window(self, i: Instruction, source: Tensor) -> Tensor:
+        """The source with the border of zeros that makes the grid come out of a convolution without padding."""
+        needed = [
+            (n - 1) * s + (k - 1) * d + 1 - p
+            for n, s, k, d, p in (
+                (i.height, i.stride_y, i.kernel_y, i.dilation_y, i.pad_y),
+                (i.width, i.stride_x, i.kernel_x, i.dilation_x, i.pad_x),
+            )
+        ]
+        return F.pad(source, (i.pad_x, needed[1] - source.shape[3], i.pad_y, needed[0] - source.shape[2]))
+
+    def _convolved(self, i: Instruction, source: Tensor) -> Tensor:
+        shape = (i.channels, i.source_channels, i.kernel_y, i.kernel_x)
+        dense = self.code.buffers[i.source].pixel == DENSE
+        layout = Layout(self.code.header.layout)
+        weight = unpack_convolution(self.constants[i.constant], layout, shape, dense, self.x.dtype)
+        stride, dilation = (i.stride_y, i.stride_x), (i.dilation_y, i.dilation_x)
+        return F.conv2d(self._window(i, source), weight, None, stride, 0, dilation)
+
+    def _done(self, i: Instruction, step: Epilogue, v: Tensor) -> Tensor:
+        """The values after one operation of the epilogue."""
+        do = Do(step.do)
+        if do in (Do.ADD_CONSTANT, Do.MULTIPLY_CONSTANT):
+            constant = self.constants[step.number].permute(2, 0, 1)[: i.channels].to(v.dtype)
+            if constant.shape[1] > 1 or constant.shape[2] > 1:
+                rows, columns = self._pixels(i)
+                constant = constant.expand(-1, *(max(n, m) for n, m in zip(constant.shape[1:], (1, 1), strict=True)))
+                constant = constant[:, rows if constant.shape[1] > 1 else rows * 0][
+                    :, :, columns if constant.shape[2] > 1 else columns * 0
+                ]
+            return v + constant if do == Do.ADD_CONSTANT else v * constant
+        if do == Do.SCALE:
+            return v * self._number(step, v)
+        if do == Do.ADD:
+            return v + self._number(step, v) * self._read(i, step, v)
+        if do == Do.MULTIPLY:
+            return v * self._read(i, step, v)
+        if do == Do.ACTIVATE:
+            return activated(v, step.kind, self._parameters(step))
+        if do == Do.ACTIVATE_KEEPING:
+            self._write(i, step, slope(v, step.kind, self._parameters(step), of_result=False))
+            return activated(v, step.kind, self._parameters(step))
+        if do == Do.SLOPE:
+            kept = self._read(i, step, v)
+            return v * slope(kept, step.kind, self._parameters(step), of_result=bool(step.of_result))
+        if do == Do.STORE:
+            self._write(i, step, v)
+        elif do == Do.STORE_GRADIENT:
+            rows, columns = self._pixels(i)
+            shaped = self.gradient.view(len(v), i.channels, -1, self._width())
+            shaped[:, :, rows[:, None], columns] = v.to(shaped.dtype)
+        else:
+            self.energies.copy_(v.reshape(-1))
+        return v
+
+    def _width(self) -> int:
+        return self.x.shape[-1] if self.x.dim() == 4 else 1
+
+    def _pixels(self, i: Instruction) -> tuple[Tensor, Tensor]:
+        """The rows and columns of buffers that the grid stands for."""
+        rows = torch.arange(i.height, device=self.x.device) * i.step_y + i.start_y
+        return rows, torch.arange(i.width, device=self.x.device) * i.step_x + i.start_x
+
+    def _read(self, i: Instruction, step: Epilogue, v: Tensor) -> Tensor:
+        rows, columns = self._pixels(i)
+        count = 1 if step.spread else v.shape[1]
+        part = self.buffers[step.buffer][:, step.channel : step.channel + count]
+        return part[:, :, rows // step.factor_y][:, :, :, columns // step.factor_x].to(v.dtype)
+
+    def _write(self, i: Instruction, step: Epilogue, v: Tensor) -> None:
+        rows, columns = self._pixels(i)
+        buffer = self.buffers[step.buffer]
+        buffer[:, step.channel : step.channel + v.shape[1], rows[:, None], columns] = v.to(buffer.dtype)
+
+    def _number(self, step: Epilogue, v: Tensor) -> Tensor | float:
+        return self.constants[0][step.number].to(v.dtype) if step.number >= 0 else 1.0
+
+    def _parameters(self, step: Epilogue) -> list[float]:
+        return self.constants[0][step.number : step.number + 3].tolist() if step.number >= 0 else []
+
+
+aten = torch.ops.aten
+_FORWARD: dict[str, Callable[..., Tensor]] = {
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "gelu_tanh": lambda v: F.gelu(v, approximate="tanh"),
+    "elu": lambda v, alpha, scale, inner: aten.elu(v, alpha, scale, inner),
+    "leaky_relu": lambda v, negative: F.leaky_relu(v, negative),
+    "relu": lambda v: v.clamp(min=0),
+    "softplus": lambda v, beta, threshold: F.softplus(v, beta, threshold),
+    "tanh": torch.tanh,
+    "sigmoid": torch.sigmoid,
+    "square": torch.square,
+    "exp": torch.exp,
+}
+PARAMETERS = {"elu": 3, "leaky_relu": 1, "softplus": 2}
+
+
+def activated(v: Tensor, kind: int, parameters: Sequence[float]) -> Tensor:
+    """The activation number `kind` of v."""
+    name = KINDS[kind]
+    return _FORWARD[name](v, *parameters[: PARAMETERS.get(name, 0)])
+
+
+def slope(h: Tensor, kind: int, parameters: Sequence[float], *, of_result: bool) -> Tensor:
+    """The derivative of the activation at h, or where its result is h."""
+    name, ones = KINDS[kind], torch.ones_like(h)
+    backward: dict[str, Callable[[], Any]] = {
+        "silu": lambda: aten.silu_backward(ones, h),
+        "gelu": lambda: aten.gelu_backward(ones, h),
+        "gelu_tanh": lambda: aten.gelu_backward(ones, h, approximate="tanh"),
+        "elu": lambda: aten.elu_backward(ones, *parameters[:3], of_result, h),
+        "leaky_relu": lambda: torch.where(h > 0, ones, parameters[0] * ones),
+        "relu": lambda: (h > 0).to(h.dtype),
+        "softplus": lambda: aten.softplus_backward(ones, h, *parameters[:2]),
+        "tanh": lambda: 1 - (h if of_result else torch.tanh(h)).square(),
+        "sigmoid": lambda: _logistic_slope(h if of_result else torch.sigmoid(h)),
+        "square": lambda: 2 * h,
+        "exp": lambda: h if of_result else torch.exp(h),
+    }
+    return backward[name]()
+
+
+def _logistic_slope(s: Tensor) -> Tensor:
+    return s * (1 - s)
