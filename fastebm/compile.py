@@ -36,6 +36,7 @@ CPP_SOURCES = (
     "cpu/program_baseline.cpp",
     "cpu/program_avx2.cpp",
     "cpu/program_avx512.cpp",
+    "cpu/program_amx.cpp",
 )
 CUDA_SOURCES = (
     "cuda/register.cpp",

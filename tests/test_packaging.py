@@ -216,7 +216,7 @@ def test_missing_compiler_makes_a_pure_package_and_a_clear_refusal(without_torch
 VECTOR = re.compile(r"^v\w+\s.*%[xyz]mm\d")
 MASK = re.compile(r"^k(mov|or|and|xor|not|test|shift|unpck|add)\w*\s")
 BMI = re.compile(r"^(andn|bextr|blsi|blsmsk|blsr|bzhi|mulx|pdep|pext|rorx|sarx|shlx|shrx)[lq]?\s")
-VARIANT = re.compile(r"avx2|avx512")
+VARIANT = re.compile(r"avx2|avx512|\bamx::|_amx\b")
 
 
 def modern_instructions(disassembly: str) -> dict[str, str]:

@@ -77,5 +77,6 @@ using Execute = void (*)(const Worker&, const InstructionRow&, int64_t begin, in
 void execute_baseline(const Worker&, const InstructionRow&, int64_t begin, int64_t end);
 void execute_avx2(const Worker&, const InstructionRow&, int64_t begin, int64_t end);
 void execute_avx512(const Worker&, const InstructionRow&, int64_t begin, int64_t end);
+void execute_amx(const Worker&, const InstructionRow&, int64_t begin, int64_t end);
 
 }  // namespace fastebm

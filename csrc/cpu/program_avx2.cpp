@@ -9,6 +9,7 @@
 #pragma GCC target("avx2,fma,f16c")
 
 #define FASTEBM_VECTOR 8
+#define FASTEBM_TILES 0
 
 namespace fastebm {
 namespace avx2 {

@@ -9,6 +9,7 @@
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,prefer-vector-width=512")
 
 #define FASTEBM_VECTOR 16
+#define FASTEBM_TILES 0
 
 namespace fastebm {
 namespace avx512 {

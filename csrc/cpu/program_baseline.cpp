@@ -3,6 +3,7 @@
 #include "program.h"
 
 #define FASTEBM_VECTOR 4
+#define FASTEBM_TILES 0
 
 namespace fastebm {
 namespace baseline {

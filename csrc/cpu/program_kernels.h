@@ -1,6 +1,6 @@
 // The instructions of a fused program, for one instruction set: included by program_<isa>.cpp in a namespace of its own, under a
 // `target` pragma, with FASTEBM_VECTOR floats to a vector. No template of the standard library is used here: its instances would carry
-// wide instructions under names that the rest of the library shares.
+// wide instructions under names that the rest of the library shares. FASTEBM_TILES is 1 where there are matrix units.
 //
 // Values are float32 from the accumulators to the stores, whatever buffers hold. A block of at most 32 pixels and 32 channels stays in
 // L1 (4 KB) while its epilogue runs over it.
@@ -104,6 +104,71 @@ static FASTEBM_INLINE void store_channels(char* p, int64_t bytes, int count, F v
     }
   }
 }
+
+#if FASTEBM_VECTOR == 16
+// A full row of 32 channels in two registers: what nearly all of a net's blocks are made of.
+struct Row {
+  __m512 low, high;
+};
+
+template <int bytes>
+static FASTEBM_INLINE Row load_row(const char* p) {
+  if constexpr (bytes == 2) {
+    const __m512i h = _mm512_loadu_si512(p);
+    const __m512i low = _mm512_cvtepu16_epi32(_mm512_castsi512_si256(h)), high = _mm512_cvtepu16_epi32(_mm512_extracti64x4_epi64(h, 1));
+    return {_mm512_castsi512_ps(_mm512_slli_epi32(low, 16)), _mm512_castsi512_ps(_mm512_slli_epi32(high, 16))};
+  } else {
+    const float* f = reinterpret_cast<const float*>(p);
+    return {_mm512_loadu_ps(f), _mm512_loadu_ps(f + 16)};
+  }
+}
+
+static FASTEBM_INLINE __m256i narrowed_vector(__m512 f) {
+#if FASTEBM_TILES
+  return (__m256i)_mm512_cvtneps_pbh(f);
+#else
+  const __m512i u = _mm512_castps_si512(f), odd = _mm512_and_si512(_mm512_srli_epi32(u, 16), _mm512_set1_epi32(1));
+  const __m512i rounded = _mm512_srli_epi32(_mm512_add_epi32(u, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff))), 16);
+  const __mmask16 nan = _mm512_cmp_ps_mask(f, f, _CMP_UNORD_Q);
+  return _mm512_cvtepi32_epi16(_mm512_mask_mov_epi32(rounded, nan, _mm512_set1_epi32(0x7fc0)));
+#endif
+}
+
+template <int bytes>
+static FASTEBM_INLINE void store_row(char* p, const Row& row) {
+  if constexpr (bytes == 2) {
+    const __m512i low = _mm512_castsi256_si512(narrowed_vector(row.low));
+    _mm512_storeu_si512(p, _mm512_inserti64x4(low, narrowed_vector(row.high), 1));
+  } else {
+    float* f = reinterpret_cast<float*>(p);
+    _mm512_storeu_ps(f, row.low);
+    _mm512_storeu_ps(f + 16, row.high);
+  }
+}
+
+// 1 / (1 + e^-x) as `sigmoid` below has it, with an estimate refined once in the place of the division.
+static FASTEBM_INLINE __m512 sigmoid_vector(__m512 x) {
+  __m512 t = _mm512_mul_ps(x, _mm512_set1_ps(-0x1.715476p+0f));
+  t = _mm512_max_ps(_mm512_set1_ps(-126.0f), _mm512_min_ps(_mm512_set1_ps(126.0f), t));  // NaN, the second operand, stays
+  const __m512 n = _mm512_roundscale_ps(t, 0), f = _mm512_sub_ps(t, n);
+  __m512 p = _mm512_set1_ps(1.5403530e-4f);
+  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(1.3333558e-3f));
+  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(9.6181291e-3f));
+  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(5.5504109e-2f));
+  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(2.4022651e-1f));
+  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(6.9314718e-1f));
+  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(1.0f));
+  const __m512 d = _mm512_add_ps(_mm512_set1_ps(1.0f), _mm512_scalef_ps(p, n)), r = _mm512_rcp14_ps(d);
+  return _mm512_mul_ps(r, _mm512_fnmadd_ps(d, r, _mm512_set1_ps(2.0f)));
+}
+
+// f(h) in the place of h, and f'(h).
+static FASTEBM_INLINE __m512 silu_vector(__m512& h) {
+  const __m512 s = sigmoid_vector(h);
+  h = _mm512_mul_ps(h, s);
+  return _mm512_fmadd_ps(h, _mm512_sub_ps(_mm512_set1_ps(1.0f), s), s);
+}
+#endif
 
 // ---- activations
 
@@ -256,6 +321,18 @@ static void activate_keeping(const Worker& w, const InstructionRow& i, const Epi
   const float parameter[3] = {a[0], step.number < 0 ? 0 : a[1], step.number < 0 ? 0 : a[2]};
   const BufferRow& b = w.job->buffers[step.buffer];
   const int count = stored_count(b, i, step, block);
+#if FASTEBM_VECTOR == 16
+  if (curve == Curve::silu && count == kBlock) {
+    for_each_pixel(w, i, step, block, [&](float* v, char* p) __attribute__((always_inline)) {
+      Row h = load_row<4>(reinterpret_cast<const char*>(v));
+      const Row slope = {silu_vector(h.low), silu_vector(h.high)};
+      store_row<4>(reinterpret_cast<char*>(v), h);
+      if (b.bytes == 2) store_row<2>(p, slope);
+      else store_row<4>(p, slope);
+    });
+    return;
+  }
+#endif
   for_each_pixel(w, i, step, block, [&](float* __restrict v, char* p) __attribute__((always_inline)) {
     float slopes[kBlock];
     if constexpr (curve == Curve::silu) {
@@ -312,9 +389,31 @@ static void with_constant(const Worker& w, const InstructionRow& i, const Epilog
   }
 }
 
+#if FASTEBM_VECTOR == 16
+template <int bytes>
+static FASTEBM_INLINE void with_full_rows(const Worker& w, const InstructionRow& i, const EpilogueRow& step, const Block& block, float factor) {
+  const __m512 k = _mm512_set1_ps(factor);
+  const bool add = step.action == Do::add;
+  for_each_pixel(w, i, step, block, [&](float* v, const char* p) __attribute__((always_inline)) {
+    Row h = load_row<4>(reinterpret_cast<const char*>(v));
+    const Row other = load_row<bytes>(p);
+    h.low = add ? _mm512_fmadd_ps(k, other.low, h.low) : _mm512_mul_ps(h.low, other.low);
+    h.high = add ? _mm512_fmadd_ps(k, other.high, h.high) : _mm512_mul_ps(h.high, other.high);
+    store_row<4>(reinterpret_cast<char*>(v), h);
+  });
+}
+#endif
+
 static void with_buffer(const Worker& w, const InstructionRow& i, const EpilogueRow& step, const Block& block) {
   const int64_t bytes = w.job->buffers[step.buffer].bytes;
   const float factor = step.number < 0 ? 1.0f : w.job->numbers[step.number];
+#if FASTEBM_VECTOR == 16
+  if (block.valid == kBlock && !step.spread) {
+    if (bytes == 2) with_full_rows<2>(w, i, step, block, factor);
+    else with_full_rows<4>(w, i, step, block, factor);
+    return;
+  }
+#endif
   if (step.spread) {
     for_each_pixel(w, i, step, block, [&](float* __restrict v, const char* p) __attribute__((always_inline)) {
       const float h = bytes == 2 ? widened(*reinterpret_cast<const uint16_t*>(p)) : *reinterpret_cast<const float*>(p);
@@ -335,6 +434,16 @@ static void with_buffer(const Worker& w, const InstructionRow& i, const Epilogue
 static void store(const Worker& w, const InstructionRow& i, const EpilogueRow& step, const Block& block) {
   const BufferRow& b = w.job->buffers[step.buffer];
   const int count = stored_count(b, i, step, block);
+#if FASTEBM_VECTOR == 16
+  if (count == kBlock) {
+    for_each_pixel(w, i, step, block, [&](const float* v, char* p) __attribute__((always_inline)) {
+      const Row row = load_row<4>(reinterpret_cast<const char*>(v));
+      if (b.bytes == 2) store_row<2>(p, row);
+      else store_row<4>(p, row);
+    });
+    return;
+  }
+#endif
   for_each_pixel(w, i, step, block, [&](const float* __restrict v, char* p) __attribute__((always_inline)) {
     store_channels(p, b.bytes, count, [&](int c) __attribute__((always_inline)) { return v[c]; });
   });
@@ -537,27 +646,30 @@ static void convolution_panels(const Worker& w, const InstructionRow& i, int64_t
     const int64_t first = unit * kPositions;
     const int positions = static_cast<int>(least(kPositions, pixels - first));
     Block block{v, 0, 0, 0, {}};
-    int64_t ny[kPositions], nx[kPositions], image[kPositions];
+    const char* window[kPositions];  // where the first tap reads, or would read
+    int64_t top[kPositions], left[kPositions];
     for (int p = 0; p < kPositions; ++p) {
       const int64_t q = first + (p < positions ? p : positions - 1);
-      image[p] = begin + q / plane;
-      ny[p] = q % plane / i.width;
-      nx[p] = q % i.width;
+      const int64_t n = begin + q / plane, y = q % plane / i.width, x = q % i.width;
+      top[p] = y * i.stride_y - i.pad_y;
+      left[p] = x * i.stride_x - i.pad_x;
+      window[p] = pixel_of(w, source, n, 0, 0) + (top[p] * source.row + left[p] * source.pixel + i.source_channel) * source.bytes;
       if (p >= positions) continue;
-      if (p == 0 || nx[p] == 0) block.run[block.runs++] = {image[p], 0, ny[p], nx[p], 1, 0};
+      if (p == 0 || x == 0) block.run[block.runs++] = {n, 0, y, x, 1, 0};
       ++block.run[block.runs - 1].count;
     }
     for (int64_t panel = panel_range.begin; panel < panel_range.end; ++panel) {
       Vector acc[kPositions][kVectors] = {};
       const float* b = weights + panel * taps * i.source_channels * kPanel;
-      for (int64_t t = 0; t < taps; ++t) {
+      for (int64_t ky = 0, t = 0; ky < i.kernel_y; ++ky) for (int64_t kx = 0; kx < i.kernel_x; ++kx, ++t) {
+        const int64_t down = ky * i.dilation_y, right = kx * i.dilation_x;
+        const int64_t offset = (down * source.row + right * source.pixel) * source.bytes;
         const char* base[kPositions];
         bool any = false;
         for (int p = 0; p < kPositions; ++p) {
-          const int64_t y = ny[p] * i.stride_y - i.pad_y + t / i.kernel_x * i.dilation_y;
-          const int64_t x = nx[p] * i.stride_x - i.pad_x + t % i.kernel_x * i.dilation_x;
-          const bool inside = y >= 0 && y < source.height && x >= 0 && x < source.width;
-          base[p] = inside ? pixel_of(w, source, image[p], y, x) + i.source_channel * source.bytes : nullptr;
+          const uint64_t y = static_cast<uint64_t>(top[p] + down), x = static_cast<uint64_t>(left[p] + right);
+          const bool inside = y < static_cast<uint64_t>(source.height) && x < static_cast<uint64_t>(source.width);
+          base[p] = inside ? window[p] + offset : nullptr;
           any |= inside;
         }
         if (!any) continue;
@@ -589,7 +701,7 @@ static void convolution_panels(const Worker& w, const InstructionRow& i, int64_t
   }
 }
 
-#if FASTEBM_VECTOR == 16
+#if FASTEBM_TILES
 #include "program_tiles.h"
 #endif
 
@@ -613,7 +725,7 @@ static void clear_margins(const Worker& w, const InstructionRow& i, int64_t begi
 
 static void execute(const Worker& w, const InstructionRow& i, int64_t begin, int64_t end) {
   if (i.kind != Kind::convolution) pixelwise(w, i, begin, end);
-#if FASTEBM_VECTOR == 16
+#if FASTEBM_TILES
   else if (w.job->header->layout == Layout::tiles) convolution_tiles(w, i, begin, end);
 #endif
   else convolution_panels(w, i, begin, end);

@@ -1,4 +1,4 @@
-// Convolutions on the matrix units of x86 (AMX, bfloat16): part of program_kernels.h for AVX-512.
+// Convolutions on the matrix units of x86 (AMX, bfloat16): part of program_kernels.h where FASTEBM_TILES is 1.
 //
 // A tile is 16 rows of 32 inputs. Its rows are 16 pixels that lie at equal distances: 16 neighbours of one row of the image, whatever
 // the stride, or, on small maps, the same pixel of 16 images. 2x2 tiles of accumulators make a block of 32 pixels and 32 outputs
@@ -6,8 +6,6 @@
 // tiles; so the sums of one number are in one order, however images and pixels are grouped.
 //
 // Measured on one core of a 3.8 TFLOP/s machine: 2.4 TFLOP/s for 3x3 and 2.3 for 4x4 with stride 2, 128 channels.
-
-#define FASTEBM_AMX __attribute__((target("amx-tile,amx-bf16")))
 
 struct TileConfiguration {
   uint8_t palette, start_row, reserved[14];
@@ -60,22 +58,24 @@ static FASTEBM_INLINE TileSource source_at(const Worker& w, const TilePlan& plan
 }
 
 // How many steps of 32 inputs keep a panel's weights in L1, if there are more than fit at once: whole rows of taps.
-static FASTEBM_INLINE int64_t steps_at_a_time(int64_t steps, int64_t tiles, int64_t taps, int64_t inputs) {
-  if (steps * tiles <= 32) return taps;
-  return most(1, 24 / (tiles * inputs));
+static FASTEBM_INLINE int64_t taps_at_a_time(int64_t tiles, int64_t taps, int64_t row, int64_t inputs) {
+  if (taps * inputs * tiles <= 32) return taps;
+  return row * inputs * tiles <= 32 ? row * most(1, 32 / (row * inputs * tiles)) : most(1, 24 / (tiles * inputs));
 }
 
-// One block of M x N tiles over taps [first, last): accumulators come from and go to `sums`, unless these are the first.
+// One block of M x N tiles over taps [first, last): accumulators come from `sums`, at first from the bias, and go to `sums`.
 template <int M, int N>
-FASTEBM_AMX static FASTEBM_INLINE void multiply_tiles(const InstructionRow& i, const BufferRow& b, const TileSource* s, const char* weights,
-                                                      int64_t inputs, bool dense, int64_t first, int64_t last, bool fresh, float* sums) {
+static FASTEBM_INLINE void multiply_tiles(const InstructionRow& i, const BufferRow& b, const TileSource* s, const char* weights,
+                                                      int64_t inputs, bool dense, int64_t first, int64_t last, const float* bias, float* sums) {
   alignas(64) static const char zeros[64] = {};
   asm volatile("" ::: "memory");  // the compiler does not see what a tile reads
   // Tiles 0 to 3 accumulate (pixels 0: 0, 1; pixels 1: 2, 3; or pixels 0 to 3 of one panel of 16), 4 and 5 hold pixels, 6 and 7 weights.
-  if (fresh) {
-    _tile_zero(0);
-    if constexpr (M * N > 1) _tile_zero(1);
-    if constexpr (M * N > 2) { _tile_zero(2); _tile_zero(3); }
+  if (first == 0) {
+    // A stride of 0: every pixel begins with the bias.
+    _tile_loadd(0, bias, 0);
+    if constexpr (N == 2) _tile_loadd(1, bias + 16, 0);
+    if constexpr (M == 2) { _tile_loadd(2, bias, 0); _tile_loadd(3, bias + 16, 0); }
+    if constexpr (M == 4) { _tile_loadd(1, bias, 0); _tile_loadd(2, bias, 0); _tile_loadd(3, bias, 0); }
   } else {
     _tile_loadd(0, sums, 128);
     if constexpr (N == 2) _tile_loadd(1, sums + 16, 128);
@@ -83,8 +83,10 @@ FASTEBM_AMX static FASTEBM_INLINE void multiply_tiles(const InstructionRow& i, c
     if constexpr (M == 4) { _tile_loadd(1, sums + 512, 128); _tile_loadd(2, sums + 1024, 128); _tile_loadd(3, sums + 1536, 128); }
   }
   const int64_t kernel_x = dense ? 1 : i.kernel_x;
-  for (int64_t t = first; t < last; ++t) {
-    const int64_t ky = t / kernel_x * i.dilation_y, kx = t % kernel_x * i.dilation_x;
+  int64_t row = first / kernel_x, column = first % kernel_x;
+  for (int64_t t = first; t < last; ++t, ++column) {
+    if (column == kernel_x) { column = 0; ++row; }
+    const int64_t ky = row * i.dilation_y, kx = column * i.dilation_x;
     const char* a[M];
     int64_t stride[M], step[M];
     bool any = false;
@@ -135,6 +137,26 @@ FASTEBM_AMX static FASTEBM_INLINE void multiply_tiles(const InstructionRow& i, c
   if constexpr (M == 4) { _tile_stored(1, sums + 512, 128); _tile_stored(2, sums + 1024, 128); _tile_stored(3, sums + 1536, 128); }
 }
 
+// The block of pixels that one or two units are.
+static FASTEBM_INLINE Block block_of(const TilePlan& plan, const InstructionRow& i, const TileUnit* units, int count, float* sums, int64_t channel,
+                                     int64_t width) {
+  Block block{sums, 0, static_cast<int>(channel), static_cast<int>(least(width, i.channels - channel)), {}};
+  for (int k = 0; k < count; ++k) {
+    const TileUnit& unit = units[k];
+    block.run[block.runs++] = plan.over_images ? Run{unit.n, 1, unit.y, unit.x, 0, unit.count} : Run{unit.n, 0, unit.y, unit.x, 1, unit.count};
+  }
+  return block;
+}
+
+// Fetches what an epilogue will read and write while the products are still being summed: most of it is not in L2.
+static void fetch_ahead(const Worker& w, const InstructionRow& i, const Block& block) {
+  for (int64_t k = 0; k < i.count; ++k) {
+    const EpilogueRow& step = w.job->epilogues[i.first + k];
+    if (step.buffer < 0 || step.spread) continue;
+    for_each_pixel(w, i, step, block, [](const float*, const char* p) __attribute__((always_inline)) { __builtin_prefetch(p, 0, 2); });
+  }
+}
+
 static void finish_tiles(const Worker& w, const TilePlan& plan, const InstructionRow& i, const TileUnit* units, int count, float* sums,
                          int64_t channel, int64_t width) {
   if (width == 16)  // the other half of each row is not computed, but may be stored as filling
@@ -143,30 +165,34 @@ static void finish_tiles(const Worker& w, const TilePlan& plan, const Instructio
   // An epilogue works on at most 32 pixels.
   for (int u = 0; u < count; u += 2) {
     float* v = sums + u * 512;
-    Block block{v, 0, static_cast<int>(channel), static_cast<int>(least(width, i.channels - channel)), {}};
-    for (int k = u; k < count && k < u + 2; ++k) {
-      const TileUnit& unit = units[k];
-      const int rows = unit.count;
-      if (k > u && units[u].count < 16) {
-        // Rows of a block follow one another: close the gap behind a tile that is not full.
-        Block single = block;
-        epilogue(w, i, single);
-        block.v = sums + k * 512;
-        block.runs = 0;
-      }
-      block.run[block.runs++] = plan.over_images ? Run{unit.n, 1, unit.y, unit.x, 0, rows} : Run{unit.n, 0, unit.y, unit.x, 1, rows};
+    const int pair = static_cast<int>(least(2, count - u));
+    if (pair == 2 && units[u].count < 16) {
+      // Rows of a block follow one another: a tile that is not full ends its block.
+      epilogue(w, i, block_of(plan, i, units + u, 1, v, channel, width));
+      epilogue(w, i, block_of(plan, i, units + u + 1, 1, v + 512, channel, width));
+      continue;
     }
-    epilogue(w, i, block);
+    epilogue(w, i, block_of(plan, i, units + u, pair, v, channel, width));
   }
 }
 
 template <int M, int N>
-FASTEBM_AMX static void convolve_tiles(const Worker& w, const InstructionRow& i, const TilePlan& plan, Range panels, Range units) {
+static void convolve_tiles(const Worker& w, const InstructionRow& instruction, const TilePlan& plan, Range panels, Range units) {
+  InstructionRow i = instruction;
+  const float* biases = nullptr;
+  if (i.count > 0 && w.job->epilogues[i.first].action == Do::add_constant) {
+    const ConstantView& k = w.job->constants[w.job->epilogues[i.first].number];
+    if (k.height * k.width == 1) {
+      biases = static_cast<const float*>(k.data);
+      ++i.first;
+      --i.count;
+    }
+  }
   const BufferRow& source = w.job->buffers[i.source];
   const char* weights = static_cast<const char*>(w.job->constants[i.constant].data);
   const bool dense = source.pixel == kDense;
   const int64_t taps = dense ? i.kernel_y : i.kernel_y * i.kernel_x, inputs = dense ? 1 : (i.source_channels + 31) / 32;
-  const int64_t at_a_time = steps_at_a_time(taps * inputs, N, taps, inputs);
+  const int64_t at_a_time = taps_at_a_time(N, taps, dense ? 1 : i.kernel_x, inputs);
   constexpr int kGroup = 64 / M;  // blocks whose sums stay in L2 (128 KB) while the weights change
   alignas(64) float sums[64 * 512];
   TileUnit unit[64];
@@ -179,15 +205,17 @@ FASTEBM_AMX static void convolve_tiles(const Worker& w, const InstructionRow& i,
     }
     for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
       const char* b = weights + panel * taps * inputs * N * 1024;
+      const float* bias = biases ? biases + panel * 16 * N : kZeros;
       for (int64_t t = 0; t < taps; t += at_a_time) {
         const int64_t last = least(taps, t + at_a_time);
         int u = 0;
         for (; u + M <= count; u += M) {
-          multiply_tiles<M, N>(i, source, at + u, b, inputs, dense, t, last, t == 0, sums + u * 512);
+          if (last == taps) fetch_ahead(w, i, block_of(plan, i, unit + u, M, sums + u * 512, panel * 16 * N, 16 * N));
+          multiply_tiles<M, N>(i, source, at + u, b, inputs, dense, t, last, bias, sums + u * 512);
           if (last == taps) finish_tiles(w, plan, i, unit + u, M, sums + u * 512, panel * 16 * N, 16 * N);
         }
         for (; u < count; ++u) {
-          multiply_tiles<1, N>(i, source, at + u, b, inputs, dense, t, last, t == 0, sums + u * 512);
+          multiply_tiles<1, N>(i, source, at + u, b, inputs, dense, t, last, bias, sums + u * 512);
           if (last == taps) finish_tiles(w, plan, i, unit + u, 1, sums + u * 512, panel * 16 * N, 16 * N);
         }
       }
@@ -195,7 +223,7 @@ FASTEBM_AMX static void convolve_tiles(const Worker& w, const InstructionRow& i,
   }
 }
 
-FASTEBM_AMX static void convolution_tiles(const Worker& w, const InstructionRow& i, int64_t begin, int64_t end) {
+static void convolution_tiles(const Worker& w, const InstructionRow& i, int64_t begin, int64_t end) {
   asm volatile("ldtilecfg %0" ::"m"(kTiles));
   const TilePlan plan = plan_tiles(i, w.job->buffers[i.source].width, begin, end);
   const int64_t width = i.channels <= 16 ? 16 : 32, panels = (i.channels + width - 1) / width;

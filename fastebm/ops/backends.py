@@ -128,6 +128,12 @@ def program_layout(bytes: int) -> tuple[int, int]:
     return layout
 
 
+def use_large_pages(tensor: Tensor) -> None:
+    """Ask for large pages behind a tensor that nothing was written to yet; a hint, which may do nothing."""
+    if tensor.is_cpu and _extension is not None:
+        _extension.use_large_pages(tensor.data_ptr(), tensor.numel() * tensor.itemsize)
+
+
 def chosen(device_type: str, double: bool = False, kernel: str | None = None) -> str:
     """The backend that runs an operator on `device_type` for float32 and narrower types, or for float64 where `double`.
 

@@ -135,7 +135,9 @@ class Fused:
         code = self._codes[key]
         needed = int(code[9] * code[10])
         if self._workspace.numel() < needed:
-            self._workspace = torch.zeros(needed, dtype=torch.uint8, device=self.device)
+            self._workspace = torch.empty(needed, dtype=torch.uint8, device=self.device)
+            backends.use_large_pages(self._workspace)
+            self._workspace.zero_()  # finite numbers behind the last channel of every pixel
         return code
 
     @property
@@ -249,21 +251,37 @@ def _image_bytes(recipe: Recipe) -> int:
 
 
 def segments_of(recipe: Recipe, chunk: int) -> list[Segment]:
-    """Runs of instructions that work on as many images at a time as a core's cache holds, the largest power of two."""
+    """Runs of instructions that work on as many images at a time as a core's cache holds, a power of two.
+
+    Small instructions go along with their neighbours. Convolutions of narrow maps take the whole chunk, because rows of
+    matrix tiles then are images.
+    """
     segments: list[Segment] = []
     for i, instruction in enumerate(recipe.instructions):
-        touched = {*recipe.reads(instruction), *recipe.writes(instruction)}
-        size = sum(_strides(recipe.buffers[b])[2] * recipe.buffers[b].bytes for b in touched)
-        images = 1
-        while 2 * images <= chunk and 2 * images * size <= CACHE_BYTES:
-            images *= 2
-        if 2 * images > chunk:
-            images = chunk
-        if segments and segments[-1].images == images:
-            segments[-1] = replace(segments[-1], count=segments[-1].count + 1)
+        narrow = instruction.kind == Kind.CONVOLUTION and instruction.width < 16
+        images = chunk if narrow else _images_in_cache(recipe, instruction, chunk)
+        last = segments[-1] if segments else None
+        if last is not None and (images == last.images or _goes_along(instruction, images, last.images, chunk)):
+            segments[-1] = Segment(last.first, last.count + 1, min(images, last.images))
         else:
             segments.append(Segment(i, 1, images))
     return segments
+
+
+def _goes_along(instruction: Instruction, images: int, with_images: int, chunk: int) -> bool:
+    """Whether an instruction for `images` joins a segment for another number, none of which is a whole chunk's."""
+    if instruction.kind != Kind.CONVOLUTION:
+        return images >= with_images
+    return with_images < chunk and images < chunk and max(images, with_images) <= 2 * min(images, with_images)
+
+
+def _images_in_cache(recipe: Recipe, instruction: Instruction, chunk: int) -> int:
+    touched = {*recipe.reads(instruction), *recipe.writes(instruction)}
+    size = sum(_strides(recipe.buffers[b])[2] * recipe.buffers[b].bytes for b in touched)
+    images = 1
+    while 2 * images <= chunk and 2 * images * size <= CACHE_BYTES:
+        images *= 2
+    return chunk if 2 * images > chunk else images
 
 
 def _strides(buffer: Buffer) -> tuple[int, int, int]:
