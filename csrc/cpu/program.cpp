@@ -6,7 +6,6 @@
 #include "program.h"
 
 #include <vector>
-#include <cstdio>
 
 #include "operator.h"
 #include "variants.h"
@@ -31,10 +30,6 @@ const Row* table(const int64_t*& at, int64_t rows) {
   return first;
 }
 
-}
-unsigned long prof[512];
-struct Dump{~Dump(){unsigned long tot=0;for(int i=0;i<512;i++)tot+=prof[i];for(int i=0;i<512;i++)if(prof[i])fprintf(stderr,"%d: %.2f%%\n",i,100.0*prof[i]/tot);}} dump;
-namespace {
 void run_segments(const ProgramJob& job, Execute execute, Worker worker, int64_t end) {
   for (int64_t s = 0; s < job.header->segments; ++s) {
     const SegmentRow& segment = job.segments[s];
@@ -44,9 +39,7 @@ void run_segments(const ProgramJob& job, Execute execute, Worker worker, int64_t
       for (int64_t i = 0; i < segment.count; ++i) {
         const InstructionRow& instruction = job.instructions[segment.first + i];
         if (!job.header->team) {
-          unsigned long t0=__builtin_ia32_rdtsc();
           execute(worker, instruction, n, last);
-          prof[segment.first+i]+=__builtin_ia32_rdtsc()-t0;
           continue;
         }
         torch::stable::parallel_for(0, worker.parts, 1, [&](int64_t first, int64_t behind) {
