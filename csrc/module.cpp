@@ -107,6 +107,32 @@ std::pair<int64_t, int64_t> program_layout(int64_t bytes) {
   return {1, isa >= Isa::avx512 ? 32 : 16};
 }
 
+// 64 bits that tell the contents of some memory apart from others. A change of one word always changes them: each step is one-to-one.
+uint64_t hash_memory(const std::vector<std::pair<uintptr_t, size_t>>& ranges) {
+  constexpr int kWords = 8;
+  uint64_t lanes[kWords] = {1, 2, 3, 4, 5, 6, 7, 8};
+  const auto mix = [](uint64_t lane, uint64_t word) {
+    lane = (lane ^ word) * 0x9e3779b97f4a7c15u;
+    return lane ^ (lane >> 29);
+  };
+  for (const auto& [address, bytes] : ranges) {
+    const char* at = reinterpret_cast<const char*>(address);
+    size_t left = bytes;
+    for (; left >= sizeof lanes; left -= sizeof lanes, at += sizeof lanes) {
+      uint64_t words[kWords];
+      std::memcpy(words, at, sizeof words);
+      for (int i = 0; i < kWords; ++i) lanes[i] = mix(lanes[i], words[i]);
+    }
+    uint64_t words[kWords] = {};
+    std::memcpy(words, at, left);
+    for (int i = 0; i < kWords; ++i) lanes[i] = mix(lanes[i], words[i]);
+    lanes[0] = mix(lanes[0], bytes);
+  }
+  uint64_t all = 0;
+  for (const uint64_t lane : lanes) all = mix(all, lane);
+  return all;
+}
+
 // Tiles of 16 images touch 16 pages each: with large ones they stay within the reach of the address caches.
 void use_large_pages(uintptr_t address, size_t bytes) {
 #if defined(__linux__)
@@ -127,6 +153,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("normal_from_bits", &fastebm::normal_from_bits);
   m.def("best_variant", [] { return std::string(fastebm::isa_name(fastebm::best_isa())); });
   m.def("active_variant", [] { return std::string(fastebm::isa_name(fastebm::active_isa())); });
+  m.def("hash_memory", &fastebm::hash_memory);
   m.def("use_large_pages", &fastebm::use_large_pages);
   m.def("program_layout", &fastebm::program_layout);
   m.def("set_variant", [](const std::string& name) { fastebm::set_active_isa(fastebm::isa_from_name(name)); });

@@ -125,6 +125,23 @@ class _Reference:
         self.tensor = tensor
 
 
+def referenced(wanted: Iterable[Value]) -> list[Tensor]:
+    """The tensors held by reference that some values are made of, each once."""
+    found: dict[int, Tensor] = {}
+    seen: set[int] = set()
+    waiting: list[Any] = list(wanted)
+    while waiting:
+        argument = waiting.pop()
+        if isinstance(argument, list | tuple):
+            waiting += argument
+        elif isinstance(argument, _Reference):
+            found[id(argument.tensor)] = argument.tensor
+        elif isinstance(argument, Value) and id(argument) not in seen:
+            seen.add(id(argument))
+            waiting += [*argument.arguments, *argument.keywords.values()]
+    return list(found.values())
+
+
 def _itself(reference: _Reference) -> Tensor:
     return reference.tensor
 

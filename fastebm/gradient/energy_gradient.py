@@ -3,18 +3,20 @@
 import functools
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fastebm.gradient.fixed_weights import fixed_weights
+from fastebm.gradient.fixed_weights import Evaluated, fixed_weights
 from fastebm.gradient.fused import FusedGradient, Unsupported
 from fastebm.gradient.precision import autocast_to, without_autocast
+from fastebm.ops.backends import content_hash
 
 Energy = Callable[[Tensor], Tensor]
 
 # What "auto" tries first.
-AUTO = "autograd"
+AUTO = "fused"
 ENGINES = ("auto", "autograd", "fused")
 DTYPES = (None, torch.float32, torch.bfloat16, torch.float16)
 
@@ -72,6 +74,12 @@ class EnergyGradient:
         self._fused = FusedGradient(energy, self._module, dtype, in_full_precision)
         self._run: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None
         self._in_chain = False
+        self._weights: int | None = None
+        self._evaluated: Evaluated = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies, whose module is another."""
+        return vars(self) | {"_weights": None, "_evaluated": {}}
 
     def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Energies (B,), float32 (float64 for a float64 x), and the gradient, of x's shape and dtype; both detached.
@@ -103,12 +111,21 @@ class EnergyGradient:
             yield self
             return
         with ExitStack() as undo:
+            weights = self._weights_now()
+            if weights is None or weights != self._weights:
+                self._evaluated.clear()
+            self._weights = weights
             if self._module is not None:
-                undo.enter_context(fixed_weights(self._module))
+                undo.enter_context(fixed_weights(self._module, self._evaluated))
             undo.callback(setattr, self, "_in_chain", False)
             self._in_chain = True
-            self._fused.new_chain()
+            self._fused.new_chain(weights)
             yield self
+
+    def _weights_now(self) -> int | None:
+        """What tells the module's weights from others, None where it isn't known."""
+        tensors = [] if self._module is None else [*self._module.parameters(), *self._module.buffers()]
+        return None if any(tensor.is_inference() for tensor in tensors) else content_hash(tensors)
 
     def __repr__(self) -> str:
         """One line for people: what runs, in which precision, and why nothing faster does."""

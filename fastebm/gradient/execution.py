@@ -6,8 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fastebm.gradient.lowering import Lowered
+from fastebm.gradient.capture import referenced
 from fastebm.gradient.kernels import TO_BUFFER, Kernel, kernel, overwritable
+from fastebm.gradient.lowering import Lowered
 from fastebm.gradient.operations import Input
 from fastebm.gradient.program import Node, Program
 from fastebm.gradient.values import Value, evaluate
@@ -101,6 +102,7 @@ class FusedExecution:
         self.program = program
         self.lowered = lowered
         self.dtype = dtype
+        self.referenced = referenced([*lowered.values, *(n for n in lowered.numbers if isinstance(n, Value))])
         self._fused = Fused(lowered.recipe, device)
 
     @torch.no_grad()

@@ -11,9 +11,15 @@ from torch.nn.utils.parametrize import is_parametrized, type_before_parametrizat
 from fastebm.gradient.precision import without_autocast
 
 
+# Evaluated parametrisations by their layer and name, for chains with the weights of the last one.
+Evaluated = dict[tuple[nn.Module, str], Tensor]
+
+
 @contextmanager
-def fixed_weights(module: nn.Module) -> Iterator[None]:
+def fixed_weights(module: nn.Module, evaluated: Evaluated | None = None) -> Iterator[None]:
     """Inside, `module` is in eval mode, needs no weight gradients, and has each parametrised weight evaluated once.
+
+    What `evaluated` holds is taken from there, and what it doesn't is added: clear it when weights may have changed.
 
     On leaving, also by an exception, every flag is as it was, of each sub-module and parameter by itself. The flags
     are set directly and not through `eval()`, so that nothing that a module's own `train()` may do is left behind.
@@ -33,7 +39,7 @@ def fixed_weights(module: nn.Module) -> Iterator[None]:
             _replace_inference_tensors(module, undo)
             for part in module.modules():
                 if is_parametrized(part):
-                    _evaluate_parametrizations(part, undo)
+                    _evaluate_parametrizations(part, undo, {} if evaluated is None else evaluated)
         yield
 
 
@@ -62,7 +68,7 @@ def _replace_inference_tensors(module: nn.Module, undo: ExitStack) -> None:
                     setattr(part, name, copies[id(tensor)])
 
 
-def _evaluate_parametrizations(part: nn.Module, undo: ExitStack) -> None:
+def _evaluate_parametrizations(part: nn.Module, undo: ExitStack, evaluated: Evaluated) -> None:
     """Give `part` its class from before parametrisation, and the evaluated weights as plain attributes.
 
     Not `torch.nn.utils.parametrize.cached()`: that keeps values under the id of the module which was parametrised
@@ -73,7 +79,10 @@ def _evaluate_parametrizations(part: nn.Module, undo: ExitStack) -> None:
     names = [name for name in parametrizations if name not in vars(part)]  # not those that an outer call holds
     if not names:
         return
-    values = {name: parametrizations[name]() for name in names}
+    for name in names:
+        if (part, name) not in evaluated:
+            evaluated[part, name] = parametrizations[name]()
+    values = {name: evaluated[part, name] for name in names}
     undo.callback(setattr, part, "__class__", type(part))
     part.__class__ = type_before_parametrizations(part)
     for name, value in values.items():

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastebm.gradient.capture import Unsupported, capture
+from fastebm.gradient.capture import Unsupported, capture, referenced
 from fastebm.gradient.cost import Machine
 from fastebm.gradient.derivative import differentiated
 from fastebm.gradient.description import describe
@@ -18,6 +18,7 @@ from fastebm.gradient.lowering import NotLowered, lowered
 from fastebm.gradient.precision import without_autocast
 from fastebm.gradient.program import Program
 from fastebm.gradient.rewrites import WITHOUT_PARITY, gradient_program
+from fastebm.ops.backends import content_hash
 
 __all__ = ["FusedGradient", "Unsupported"]
 
@@ -61,8 +62,9 @@ class FusedGradient:
     the energy decides by has changed since capture (numbers and settings in its modules, what a function closes over,
     shapes and types of weights), it is captured anew.
 
-    Results are those of library convolutions, which may choose another order of summation for another length of the
-    batch or number of threads: equal to rounding, not to the last bit.
+    Most programs run by `fastebm::run_program`, whose results are the same bits for any batch and number of threads. Those
+    that it has no instructions for run on stock operations of PyTorch (`describe` says why): library convolutions may
+    choose another order of summation for another length of the batch, so that these are equal to rounding only.
 
     Args:
         energy, module: as for `capture`.
@@ -78,14 +80,21 @@ class FusedGradient:
         self.reference = reference
         self._prepared: dict[_Kind, _Prepared] = {}
         self._current: set[_Kind] = set()
+        self._weights: int | None = None
+        self._seen: dict[_Kind, tuple[int, int] | None] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         """For copies: without programs, which hold on to the original's weights."""
-        return vars(self) | {"_prepared": {}, "_current": set()}
+        return vars(self) | {"_prepared": {}, "_current": set(), "_seen": {}}
 
-    def new_chain(self) -> None:
-        """Weights may have changed: what they decide is evaluated at the next call."""
+    def new_chain(self, weights: int | None = None) -> None:
+        """Weights may have changed: what they decide is evaluated at the next call.
+
+        `weights` tells the module's weights from others. A program that has seen them, and of what it holds by
+        reference the same numbers, is as it should be.
+        """
         self._current.clear()
+        self._weights = weights
 
     def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Energies (B,), float32 or float64, and the gradient like x; both fresh.
@@ -100,6 +109,8 @@ class FusedGradient:
             if prepared.execution is None:
                 raise Unsupported(*prepared.refusal)
             energies, gradient = prepared.execution(x)
+            if isinstance(prepared.execution, FusedExecution):
+                return energies, gradient if gradient.stride() == x.stride() else torch.empty_like(x).copy_(gradient)
             precise = torch.float64 if x.dtype is torch.float64 else torch.float32
             return energies.to(precise, copy=True), torch.empty_like(x, requires_grad=False).copy_(gradient)
 
@@ -118,9 +129,20 @@ class FusedGradient:
         prepared = self._prepared.get(kind)
         if prepared is None or prepared.state != state:
             self._prepared[kind] = prepared = self._prepare(kind, x, state)
+            self._seen[kind] = self._weights_seen(prepared)
         elif prepared.execution is not None:
-            prepared.execution.refresh()
+            seen = self._weights_seen(prepared)
+            if seen is None or seen != self._seen.get(kind):
+                prepared.execution.refresh()
+            self._seen[kind] = seen
         self._current.add(kind)
+
+    def _weights_seen(self, prepared: _Prepared) -> tuple[int, int] | None:
+        """What tells all numbers that a program is made of from others, None where it isn't known."""
+        if self._weights is None or not isinstance(prepared.execution, FusedExecution):
+            return None
+        others = content_hash(prepared.execution.referenced)
+        return None if others is None else (self._weights, others)
 
     def _prepare(self, kind: _Kind, x: Tensor, state: Any) -> _Prepared:
         # First of all, so that what is no energy of x raises what it always does.

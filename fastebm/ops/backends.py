@@ -17,7 +17,7 @@ import importlib
 import importlib.util
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +126,22 @@ def program_layout(bytes: int) -> tuple[int, int]:
     """How the C++ operators read weights of fused programs, for numbers of so many bytes; see `instructions.Layout`."""
     layout: tuple[int, int] = _extension.program_layout(bytes)
     return layout
+
+
+def content_hash(tensors: Sequence[Tensor]) -> int | None:
+    """64 bits that tell the contents of these tensors from others; None where that costs more than it could save.
+
+    That is away from the CPU, without the C++ operators, and for tensors that don't lie in one piece.
+    """
+    if _extension is None:
+        return None
+    ranges = []
+    for tensor in tensors:
+        if not tensor.is_cpu or not tensor.is_contiguous() or tensor.layout is not torch.strided:
+            return None
+        ranges.append((tensor.data_ptr(), tensor.numel() * tensor.itemsize))
+    found: int = _extension.hash_memory(ranges)
+    return found
 
 
 def use_large_pages(tensor: Tensor) -> None:
