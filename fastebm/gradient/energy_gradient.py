@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fastebm.gradient.fingerprint import fingerprint
 from fastebm.gradient.fixed_weights import Evaluated, fixed_weights
 from fastebm.gradient.fused import FusedGradient, Unsupported
 from fastebm.gradient.precision import autocast_to, without_autocast
@@ -41,12 +42,13 @@ class EnergyGradient:
         dtype: `torch.bfloat16` or `torch.float16` runs the energy under autocast to it, `torch.float32` without
             autocast, None as the caller's own autocast state has it. A float16 gradient may underflow: there is no
             loss scaling.
-        engine: "auto" and "autograd" run autograd. "fused" captures a program at first use, rewrites it and checks it
-            against autograd (see `FusedGradient`); the first call is an error that says why where that can't be done.
+        engine: "fused" captures a program at first use, rewrites it and checks it against autograd (see
+            `FusedGradient`); the first call is an error that says why where that can't be done. "auto" does the same and
+            takes autograd where it can't, which `repr` then tells. "autograd" runs autograd.
 
     During a call, or a whole `chain()`, the module is in eval mode, its weights need no gradient, and its
     parametrised weights (spectral norm and others of `torch.nn.utils.parametrize`) are evaluated once, without power
-    iterations. Afterwards all is as it was, also after an exception, and no `.grad` is written. A plain function has
+    iterations, and by the fused engine only if anything changed since the last chain. Afterwards all is as it was, also after an exception, and no `.grad` is written. A plain function has
     no flags that could be set: nets that it closes over must be in eval mode already. All works under `no_grad` and
     `inference_mode` too.
 
@@ -74,12 +76,12 @@ class EnergyGradient:
         self._fused = FusedGradient(energy, self._module, dtype, in_full_precision)
         self._run: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None
         self._in_chain = False
-        self._weights: int | None = None
+        self._last: tuple[Any, int | None] = (None, None)
         self._evaluated: Evaluated = {}
 
     def __getstate__(self) -> dict[str, Any]:
         """For copies, whose module is another."""
-        return vars(self) | {"_weights": None, "_evaluated": {}}
+        return vars(self) | {"_last": (None, None), "_evaluated": {}}
 
     def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Energies (B,), float32 (float64 for a float64 x), and the gradient, of x's shape and dtype; both detached.
@@ -111,21 +113,24 @@ class EnergyGradient:
             yield self
             return
         with ExitStack() as undo:
-            weights = self._weights_now()
-            if weights is None or weights != self._weights:
+            state, weights = self._now()
+            if weights is None or (state, weights) != self._last:
                 self._evaluated.clear()
-            self._weights = weights
+            self._last = state, weights
             if self._module is not None:
                 undo.enter_context(fixed_weights(self._module, self._evaluated))
             undo.callback(setattr, self, "_in_chain", False)
             self._in_chain = True
-            self._fused.new_chain(weights)
+            self._fused.new_chain(state, weights)
             yield self
 
-    def _weights_now(self) -> int | None:
-        """What tells the module's weights from others, None where it isn't known."""
+    def _now(self) -> tuple[Any, int | None]:
+        """What the energy decides by (`fingerprint`), and what tells the module's weights from others, if it is known."""
+        if self.engine == "autograd":
+            return None, None
         tensors = [] if self._module is None else [*self._module.parameters(), *self._module.buffers()]
-        return None if any(tensor.is_inference() for tensor in tensors) else content_hash(tensors)
+        inference = any(tensor.is_inference() for tensor in tensors)
+        return fingerprint(self.energy, self._module), None if inference else content_hash(tensors)
 
     def __repr__(self) -> str:
         """One line for people: what runs, in which precision, and why nothing faster does."""

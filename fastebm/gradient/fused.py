@@ -12,7 +12,6 @@ from fastebm.gradient.cost import Machine
 from fastebm.gradient.derivative import differentiated
 from fastebm.gradient.description import describe
 from fastebm.gradient.execution import Execution, FusedExecution
-from fastebm.gradient.fingerprint import fingerprint
 from fastebm.gradient.floor import measured_rates
 from fastebm.gradient.lowering import NotLowered, lowered
 from fastebm.gradient.precision import without_autocast
@@ -80,6 +79,7 @@ class FusedGradient:
         self.reference = reference
         self._prepared: dict[_Kind, _Prepared] = {}
         self._current: set[_Kind] = set()
+        self._state: Any = None
         self._weights: int | None = None
         self._seen: dict[_Kind, tuple[int, int] | None] = {}
 
@@ -87,13 +87,14 @@ class FusedGradient:
         """For copies: without programs, which hold on to the original's weights."""
         return vars(self) | {"_prepared": {}, "_current": set(), "_seen": {}}
 
-    def new_chain(self, weights: int | None = None) -> None:
+    def new_chain(self, state: Any, weights: int | None) -> None:
         """Weights may have changed: what they decide is evaluated at the next call.
 
-        `weights` tells the module's weights from others. A program that has seen them, and of what it holds by
-        reference the same numbers, is as it should be.
+        `state` is the energy's `fingerprint`. `weights` tells the module's weights from others, if it is known: a program
+        that has seen them, and in what it holds by reference the same numbers, is as it should be.
         """
         self._current.clear()
+        self._state = state
         self._weights = weights
 
     def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -121,14 +122,15 @@ class FusedGradient:
             if prepared.captured is not None and prepared.execution is not None:
                 before = differentiated(prepared.captured)
                 rates = measured_rates(kind.device, kind.computed_in)
-                texts.append(describe(before, prepared.execution.program, kind.computed_in, rates))
+                text = describe(before, prepared.execution.program, kind.computed_in, rates)
+                where = f"stock operations: {prepared.on_stock}" if prepared.on_stock else "fused kernels"
+                texts.append(f"{text}\nruns on {where}")
         return "\n\n".join(texts)
 
     def _bring_up_to_date(self, kind: _Kind, x: Tensor) -> None:
-        state = fingerprint(self.energy, self.module)
         prepared = self._prepared.get(kind)
-        if prepared is None or prepared.state != state:
-            self._prepared[kind] = prepared = self._prepare(kind, x, state)
+        if prepared is None or prepared.state != self._state:
+            self._prepared[kind] = prepared = self._prepare(kind, x, self._state)
             self._seen[kind] = self._weights_seen(prepared)
         elif prepared.execution is not None:
             seen = self._weights_seen(prepared)

@@ -223,12 +223,7 @@ class _Lowering:
         elif isinstance(operation, LogSumExp | Softmax):
             self._softmax(node, operation)
         elif isinstance(operation, Pad):
-            channels_before, *before = operation.before if len(operation.before) == 3 else (1,)
-            if channels_before or operation.after[0]:
-                raise NotLowered("channels are padded")
-            place = self._stored(node.inputs[0])
-            gather = self._gather(place, self.images[node.name], offset=(-before[0], -before[1]))
-            self._begin(node, [replace(gather, constant=self._number(operation.constant))])
+            self._pad(node, operation)
         else:
             raise NotLowered(f"{type(operation).__name__} is not among the instructions")
 
@@ -300,7 +295,7 @@ class _Lowering:
                     weight = computed(_taps, conv.weight, (first_y, first_x), conv.stride)
                     one = self._windows(place, weight, inputs, image, padding=(pad_y, pad_x))
                 else:
-                    one = self._gather(place, image, offset=(-OUTSIDE, 0))
+                    one = self._gather(replace(place, spread=True), image, offset=(-OUTSIDE, 0))
                 instructions.append(
                     replace(one, start_y=row, start_x=column, step_y=conv.stride[0], step_x=conv.stride[1])
                 )
@@ -457,6 +452,24 @@ class _Lowering:
             raise NotLowered("this slice is not among the instructions")
         offset = (operation.start, 0) if operation.dim == 1 else (0, operation.start)
         self._begin(node, [self._gather(place, self.images[node.name], offset=offset)])
+
+    def _pad(self, node: Node, pad: Pad) -> None:
+        place, image = self._stored(node.inputs[0]), self.images[node.name]
+        channel, *before = pad.before if len(pad.before) == 3 else (*pad.before, 0, 0)
+        fill = self._number(pad.constant)
+        inner = (self.images[node.inputs[0]][0], *image[1:])
+        copy = replace(self._gather(place, inner, offset=(-before[0], -before[1])), constant=fill)
+        if inner == image:
+            self._begin(node, [copy])
+            return
+        if len(pad.before) == 1 and image[1:] != (1, 1):
+            raise NotLowered("a vector that lies as an image is padded")
+        # First the border, and then what lies within over it.
+        buffer = self._buffer(image)
+        border = replace(self._gather(replace(place, spread=True), image, offset=(-OUTSIDE, 0)), constant=fill)
+        self.groups.append(_Group([border], [Epilogue(Do.STORE, buffer)], "", image))
+        self.groups.append(_Group([copy], [Epilogue(Do.STORE, buffer, channel=channel)], "", inner))
+        self.places[node.name] = _Place(buffer)
 
     def _append_one(self, node: Node) -> None:
         source = self.program[node.inputs[0]]

@@ -112,7 +112,7 @@ class Fused:
     @torch.no_grad()
     def refresh(self, numbers: Sequence[float | Tensor], values: Sequence[Tensor]) -> None:
         """New constants, written to the places of the old ones: all factors, and then `recipe.constants` in order."""
-        packed = [_numbers(numbers, self.device)]
+        packed = [_numbers(numbers, torch.float64 if self.recipe.bytes == 8 else torch.float32, self.device)]
         for constant, value in zip(self.recipe.constants, values, strict=True):
             packed.append(self._packed(constant, value))
         if self._constants:
@@ -160,13 +160,13 @@ def layout_for(device: torch.device, bytes: int) -> tuple[Layout, int]:
     return Layout(kind), panel
 
 
-def _numbers(numbers: Sequence[float | Tensor], device: torch.device) -> Tensor:
-    double = any(isinstance(n, Tensor) and n.dtype == torch.float64 for n in numbers)
-    dtype = torch.float64 if double else torch.float32
-    if not any(isinstance(n, Tensor) for n in numbers):
-        return torch.tensor([*map(float, numbers), 0.0], dtype=torch.float64).to(device, dtype)
-    parts = [n.reshape(()).to(device, dtype) if isinstance(n, Tensor) else torch.tensor(n, dtype=dtype, device=device) for n in numbers]
-    return torch.stack(parts)
+def _numbers(numbers: Sequence[float | Tensor], dtype: torch.dtype, device: torch.device) -> Tensor:
+    given = {i: n.reshape(()).to(device, dtype) for i, n in enumerate(numbers) if isinstance(n, Tensor)}
+    # One more, so that there is a tensor for programs without numbers.
+    tensor = torch.tensor([*(0.0 if i in given else float(n) for i, n in enumerate(numbers)), 0.0], dtype=dtype).to(device)
+    for i, number in given.items():
+        tensor[i] = number
+    return tensor
 
 
 # ---- constants as kernels read them

@@ -11,8 +11,12 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import spectral_norm
 
-from fastebm.gradient import EnergyGradient, energy_gradient
+from fastebm import gradient as gradients
+from fastebm.gradient import EnergyGradient
 from fastebm.models import CoarseToFineEnergy
+
+# What this file pins down, to the last bit, is the engine that the fused one is compared with in test_program_engine.py.
+energy_gradient = functools.partial(gradients.energy_gradient, engine="autograd")
 
 
 def images(count: int = 4, size: int = 8, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -447,7 +451,7 @@ def test_says_what_runs():
     gradient = energy_gradient(make_net(), dtype=torch.bfloat16)
     assert isinstance(gradient, EnergyGradient)
     assert gradient.engine == "autograd"
-    assert gradient.reason == "engine is 'auto'"
+    assert gradient.reason == "engine is 'autograd'"
     assert gradient.describe() == ("gradient of CoarseToFineEnergy by autograd, bfloat16; not fused: engine is 'auto'")
     assert energy_gradient(make_net(), engine="autograd").reason == "engine is 'autograd'"
 
