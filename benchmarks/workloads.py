@@ -134,7 +134,7 @@ def training(work: Workload) -> Run:
 
     The update runs under autocast to the workload's dtype, as those of peers do.
     """
-    net = nets.made(work.case, work.shape, work.device).train()
+    net = nets.made(work.case, work.shape, work.device).train().to(memory_format=torch.channels_last)
     energies = {size: level if size < work.shape[-1] else net for size, level in levels(work).items()}
     sampler, real, optimizer = cascade_of(energies, work), images(work), adam(net)
     started = 0
@@ -157,10 +157,13 @@ def adam(net: nn.Module) -> torch.optim.Adam:
 def update(
     energy: Callable[[Tensor], Tensor], optimizer: torch.optim.Optimizer, real: Tensor, fake: Tensor, work: Workload
 ) -> None:
-    """One update of the weights: the mean energy of real images down, that of the chains' ends up."""
+    """One update of the weights: the mean energy of real images down, that of the chains' ends up.
+
+    Images lie channels-last for everyone: on a CPU with matrix units the other layout took twelve times as long.
+    """
     low = work.precision is not torch.float32
     with torch.autocast(work.device, dtype=work.precision if low else torch.bfloat16, enabled=low):
-        energies = energy(torch.cat((real, fake))).float()
+        energies = energy(torch.cat((real, fake)).contiguous(memory_format=torch.channels_last)).float()
     loss = energies[: len(real)].mean() - energies[len(real) :].mean()
     optimizer.zero_grad()
     loss.backward()
