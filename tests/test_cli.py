@@ -174,7 +174,16 @@ def test_the_demo_from_digits_to_a_verdict(tmp_path: Path, capsys: pytest.Captur
     printed = capsys.readouterr().out
     assert str(out) in printed
     assert "All that is asked for was" in printed
-    expected = {"samples.png", "strip.png", "curves.png", "samples.npz", "evaluation.json", "config.json", "log.jsonl"}
+    expected = {
+        ".lock",
+        "samples.png",
+        "strip.png",
+        "curves.png",
+        "samples.npz",
+        "evaluation.json",
+        "config.json",
+        "log.jsonl",
+    }
     assert {path.name for path in out.iterdir()} == expected | {"checkpoints"}
     verdict = json.loads((out / "evaluation.json").read_text())
     assert sum(verdict["class_counts"]) == 30

@@ -20,6 +20,7 @@ def test_numbers_of_streams_never_change():
         "AUGMENTATION": 6,
         "RESTART": 7,
         "SHUFFLE": 8,
+        "RESEED": 9,
     }
 
 
