@@ -84,7 +84,8 @@ class Trainer:
             try:
                 health = self.update()
                 ended = self.iteration == stage.first_iteration + stage.iterations
-                saving = ended or request.asked or self.iteration % config.checkpoint_every == 0
+                stopping = request.asked  # read once: it may be asked at any moment, and what stops must be saved
+                saving = ended or stopping or self.iteration % config.checkpoint_every == 0
                 if saving:
                     self._examine(stage)
             except DivergedError as error:
@@ -104,7 +105,7 @@ class Trainer:
                 self._save_pictures(stage, folder, board)
             if saving:
                 folder.save_checkpoint(self.iteration, self.tensors(), self.state())
-            if request.asked and self.iteration < config.total_iterations:
+            if stopping and self.iteration < config.total_iterations:
                 raise StoppedError(
                     f"stopped as asked; iteration {self.iteration} is saved, and the run goes on from it"
                 )
