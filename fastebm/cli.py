@@ -46,7 +46,7 @@ from fastebm.training.files import replacing, write_json
 from fastebm.training.image_source import source_from_json
 from fastebm.training.pictures import save_grid
 from fastebm.training.presets import SHAPING
-from fastebm.training.run import RunFolder
+from fastebm.training.run import LOCK, RunFolder
 
 VERDICT = "evaluation.json"
 
@@ -404,7 +404,7 @@ def _demo_folder(wanted: Path, config: CoarseToFineConfig) -> Path:
 
 def _is_free(folder: Path, config: CoarseToFineConfig) -> bool:
     if not RunFolder.is_run(folder):
-        return not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
+        return not folder.exists() or (folder.is_dir() and all(entry.name == LOCK for entry in folder.iterdir()))
     try:
         stored = CoarseToFineConfig.from_json(RunFolder.existing(folder).config("coarse_to_fine"))
     except RunError:
@@ -455,6 +455,7 @@ def _run_facts(path: Path) -> dict[str, Any]:
     config = CoarseToFineConfig.from_json(folder.config("coarse_to_fine"))
     facts: dict[str, Any] = {"run": path, "kind": "coarse_to_fine"}
     facts |= dataclasses.asdict(config)
+    facts["images"] = folder.images() or "unknown"
     facts["checkpoints"] = ", ".join(map(str, folder.checkpoints.iterations())) or "none"
     lines = folder.log.lines()
     if lines:
