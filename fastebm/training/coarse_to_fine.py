@@ -17,6 +17,7 @@ energies explode, the guard goes back to a good checkpoint and on with fresh noi
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,8 @@ def train_coarse_to_fine(
     """
     device = torch.device(device if device is not None else "cuda" if torch.cuda.is_available() else "cpu")
     source, opened = (None, images) if isinstance(images, Tensor | Images) else (images.to_json(), images.open())
+    if progress and isinstance(opened, Images):
+        print(opened, file=sys.stderr, flush=True)  # what the file or folder was taken for
     # The trainer first: a config that makes no net must not leave a folder that then holds "another config".
     trainer = Trainer(config, image_levels(opened, config.sizes, config.channels), device)
     with RunFolder.locked(run_dir):

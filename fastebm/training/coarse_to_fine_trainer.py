@@ -150,8 +150,8 @@ class Trainer:
         guard = self.guard
         if guard.exhausted:
             raise DivergedError(error.iteration, error.reason, _advice(folder, guard.attempt)) from None
-        rollbacks, target = guard.state(), guard.target(folder.checkpoints.iterations())
-        checkpoint = None if target is None else folder.checkpoints.load_newest(target)
+        rollbacks = guard.state()
+        checkpoint = folder.newest_checkpoint(guard.target(folder.checkpoints.iterations()))
         if checkpoint is None:
             self._start()
         else:

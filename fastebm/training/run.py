@@ -120,10 +120,13 @@ class RunFolder:
     def is_run(path: str | Path) -> bool:
         return (Path(path) / "config.json").is_file()
 
-    def newest_checkpoint(self) -> Checkpoint | None:
-        """The newest good checkpoint, or None where none was saved yet. Raises RunError if all are damaged."""
+    def newest_checkpoint(self, last: int | None = None) -> Checkpoint | None:
+        """The newest good checkpoint (with `last`: of that iteration or before), or None where none was saved yet.
+
+        Raises RunError if all are damaged.
+        """
         saved = self.checkpoints.iterations()
-        checkpoint = self.checkpoints.load_newest()
+        checkpoint = self.checkpoints.load_newest(last)
         if checkpoint is None and saved:
             where = self.checkpoints.folder
             raise RunError(f"all {len(saved)} checkpoints in {where} are damaged: choose another folder")

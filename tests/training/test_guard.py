@@ -16,6 +16,7 @@ from fastebm.models import CoarseToFineEnergy
 from fastebm.training import (
     CoarseToFineConfig,
     DivergedError,
+    RunError,
     load_coarse_to_fine,
     resume_coarse_to_fine,
     train_coarse_to_fine,
@@ -173,6 +174,20 @@ def test_after_the_last_try_it_stops_and_more_tries_take_it_up(
     with pytest.warns(RuntimeWarning, match="try 4 of 4"):
         again = resume_coarse_to_fine(tmp_path, images, retries=4, progress=False, save_pictures=False)
     assert again.finished
+
+
+def test_it_does_not_begin_again_where_all_checkpoints_are_damaged(
+    tiny: CoarseToFineConfig, images: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    explosive(monkeypatch, iteration=7, attempts=1)
+
+    def damage(line: dict[str, Any]) -> None:
+        if line["iteration"] == 7:
+            for weights in (tmp_path / "checkpoints").glob("*.safetensors"):
+                weights.write_bytes(b"damaged")
+
+    with pytest.raises(RunError, match=r"checkpoints in .* are damaged"), pytest.warns(RuntimeWarning, match="damaged"):
+        train_coarse_to_fine(tiny, images, tmp_path, progress=False, save_pictures=False, on_log=damage)
 
 
 def test_energies_that_are_not_finite_are_survived(

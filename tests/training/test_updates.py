@@ -158,6 +158,16 @@ def test_the_variants_start_their_chains_where_they_should(tiny: CoarseToFineCon
         assert isinstance(sampler, Cascade if variant == "cascade" else ExpandingCascade)
 
 
+def test_chains_in_batches_see_the_noise_of_one_batch(tiny: CoarseToFineConfig, images: Tensor) -> None:
+    ends = []
+    for max_batch in (0, 4):  # 6 chains: a batch and half a one
+        trainer = trainer_at(tiny, images, 7)
+        trainer.config = dataclasses.replace(trainer.config, max_batch=max_batch)
+        ends.append(trainer._chain_ends(trainer.stage, 0.5, 100)[0])
+    # To the rounding of library convolutions, which may depend on the batch; other noise would be 1e-2 away.
+    torch.testing.assert_close(*ends, atol=1e-5, rtol=0)
+
+
 def test_chains_in_bfloat16_end_elsewhere(tiny: CoarseToFineConfig, images: Tensor, tmp_path: Path) -> None:
     lines = {}
     for dtype in ("float32", "bfloat16"):
