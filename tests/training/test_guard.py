@@ -147,7 +147,26 @@ def test_a_run_that_went_back_resumes_to_the_last_bit(
     assert whole is not None
     assert stopped is not None
     assert whole.state["guard"] == stopped.state["guard"]
+    assert [rollback["back_to"] for rollback in whole.state["guard"]["rollbacks"]] == [6, 5]
     assert [name for name in whole.tensors if not torch.equal(whole.tensors[name], stopped.tensors[name])] == []
+
+
+def test_a_rollback_is_saved_at_once(
+    tiny: CoarseToFineConfig, images: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    explosive(monkeypatch, iteration=7, attempts=2)
+    seen = []
+
+    def look(line: dict[str, Any]) -> None:
+        if line["attempt"] == 2 and line["iteration"] == 6:
+            checkpoints = RunFolder.existing(tmp_path).checkpoints
+            newest = checkpoints.load_newest()
+            assert newest is not None
+            seen.append((checkpoints.iterations()[-1], len(newest.state["guard"]["rollbacks"])))
+
+    with pytest.warns(RuntimeWarning, match="Back to iteration 5"):
+        train_coarse_to_fine(tiny, images, tmp_path, progress=False, save_pictures=False, on_log=look)
+    assert seen == [(5, 2)]
 
 
 def test_before_the_first_checkpoint_it_begins_again(
