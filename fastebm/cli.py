@@ -1,6 +1,7 @@
 """The command `fastebm`.
 
 What a user gave wrongly is one line on stderr and exit code 2, a run that diverged or a build that failed exit code 1.
+A run that SIGTERM stopped, with its last update saved, is exit code 143, and one that Ctrl-C stopped 130.
 FASTEBM_TRACEBACK=1 shows the traceback behind such a line.
 """
 
@@ -9,8 +10,11 @@ from __future__ import annotations
 import dataclasses
 import os
 import platform
+import signal
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -28,14 +32,21 @@ from fastebm.training import (
     DIGITS,
     PRESETS,
     CoarseToFineConfig,
+    CoarseToFineRun,
+    DigitsSource,
     DivergedError,
+    ImageSource,
     RunError,
+    StoppedError,
     load_coarse_to_fine,
+    resume_coarse_to_fine,
     train_coarse_to_fine,
 )
 from fastebm.training.files import replacing, write_json
+from fastebm.training.image_source import source_from_json
 from fastebm.training.pictures import save_grid
-from fastebm.training.run import RunFolder
+from fastebm.training.presets import SHAPING
+from fastebm.training.run import LOCK, RunFolder
 
 VERDICT = "evaluation.json"
 
@@ -72,7 +83,7 @@ class Demo:
             "gap: mean energy of samples minus that of real digits; near 0 the model can't tell them apart.",
             flush=True,
         )
-        run = train_coarse_to_fine(config, images, out)
+        run = train_coarse_to_fine(config, DigitsSource(), out)
         samples = run.sample(self.count)
         _write_images(out / "samples.npz", samples)
         print("Judging the samples ...", flush=True)
@@ -98,29 +109,112 @@ class Demo:
 
 @dataclass(frozen=True)
 class Train:
-    """Train an energy model. A run that was stopped goes on where it was, with the same bits."""
+    """Train an energy model on your images. A run that was stopped goes on where it was, with the same bits.
+
+    Without --data it learns scikit-learn's digits, in minutes.
+
+    With --data and no preset it takes colour images at 32x32.
+
+    Presets other than digits are the paper's settings on the side of caution. They were not run: they are meant for a
+    GPU and many hours.
+    """
 
     method: tyro.conf.Positional[Literal["coarse-to-fine"]]
     """CF-EBM: one energy per resolution, each grown out of the one below"""
-    preset: Literal["digits"] = "digits"
-    """data and settings to start from; the flags below change single settings"""
+    data: Path | None = None
+    """a file or folder of images: .npz, CIFAR, STL-10, IDX (MNIST), ImageNet-32, or pictures of any size"""
+    preset: Literal["digits", "mnist", "cifar10", "celeba64", "church128", "celebahq256", "celebahq512"] = "digits"
+    """settings to start from (not run, but for digits); the flags below change single ones"""
+    split: str | None = None
+    """part of the data; by default "train", or all where it has no parts"""
+    fit: Literal["resize", "pad"] | None = None
+    """how images get the size of the last stage: the largest square resized, or black around them; by default as the
+    preset has it, or resize"""
+    crop: int | None = None
+    """side of a square that is cut out of the middle before; by default as the preset has it"""
+    key: str | None = None
+    """array of an .npz file that holds the images, where its names don't say"""
     out: Path | None = None
-    """folder of the run; by default runs/ and the preset's name"""
+    """folder of the run; by default runs/ and the name of the data or the preset"""
     device: str | None = None
     """cpu or cuda; by default a GPU if there is one"""
     config: tyro.conf.OmitArgPrefixes[CoarseToFineConfig] = field(default_factory=lambda: DIGITS)
 
     def __call__(self) -> int:
-        out = Path("runs") / self.preset if self.out is None else self.out
-        images, _ = digits("train")
+        source = self._source()
+        name = self.preset if self.data is None else self.data.resolve().name.split(".")[0]
+        out = Path("runs") / name if self.out is None else self.out
         before = RunFolder(out).checkpoints.iterations()[-1:]
-        run = train_coarse_to_fine(self.config, images, out, device=_device(self.device))
-        if before == [run.iteration]:
-            print(f"{out} was finished before: {run.iteration} iterations. Another --out makes a new run.")
-        else:
-            print(f"{out}: trained {run.iteration} iterations. samples.png, strip.png and curves.png show the result.")
-        print(f"fastebm sample {out} draws more samples.")
-        return 0
+        with _short_warnings():
+            run = train_coarse_to_fine(self.config, source, out, device=_device(self.device))
+        return _report(run, before)
+
+    def _source(self) -> ImageSource | DigitsSource:
+        if self.data is None:
+            if self.preset != "digits":
+                raise ValueError(f"--preset {self.preset} needs --data, a file or folder of images")
+            return DigitsSource()
+        shaping = SHAPING.get(self.preset, {}) | {
+            name: value for name, value in (("fit", self.fit), ("crop", self.crop)) if value is not None
+        }
+        size, channels = self.config.sizes[-1], self.config.channels
+        return ImageSource(self.data, size, channels, self.split, key=self.key, **shaping)
+
+
+@dataclass(frozen=True)
+class Resume:
+    """Take up a run that was stopped, on its own images and with its own settings, to the same bits."""
+
+    run: tyro.conf.Positional[Path]
+    """folder of the run"""
+    data: Path | None = None
+    """where its images lie now, if they were moved; other images are refused"""
+    retries: int | None = None
+    """times in all that the guard may go back; more of them give a run that was given up another chance"""
+    device: str | None = None
+    """cpu or cuda; by default a GPU if there is one"""
+
+    def __call__(self) -> int:
+        folder = RunFolder.existing(self.run)
+        if threads := folder.threads():
+            torch.set_num_threads(threads)  # library convolutions on a CPU may sum in another order with others
+        before = folder.checkpoints.iterations()[-1:]
+        source = self._moved(folder)
+        with _short_warnings():
+            run = resume_coarse_to_fine(self.run, source, retries=self.retries, device=_device(self.device))
+        return _report(run, before)
+
+    def _moved(self, folder: RunFolder) -> ImageSource | None:
+        if self.data is None:
+            return None
+        stored = source_from_json(folder.images() or {"path": str(self.data)})
+        if not isinstance(stored, ImageSource):
+            raise ValueError(f"{self.run} learns scikit-learn's digits, which lie in no file: leave --data out")
+        return dataclasses.replace(stored, path=self.data)
+
+
+def _report(run: CoarseToFineRun, before: list[int]) -> int:
+    if before == [run.iteration]:
+        print(f"{run.path} was finished before: {run.iteration} iterations. Another --out makes a new run.")
+    else:
+        pictures = "samples.png, strip.png and curves.png show the result"
+        print(f"{run.path}: trained {run.iteration} iterations. {pictures}.")
+    print(f"fastebm sample {run.path} draws more samples.")
+    return 0
+
+
+@contextmanager
+def _short_warnings() -> Iterator[None]:
+    """Within the block a warning is one line without its place in the code, each as often as it comes."""
+
+    def show(message: Warning | str, *_: Any, **__: Any) -> None:
+        print(f"\nfastebm: {message}", file=sys.stderr, flush=True)
+
+    with warnings.catch_warnings():
+        if not sys.warnoptions:
+            warnings.simplefilter("always", RuntimeWarning)
+        warnings.showwarning = show
+        yield
 
 
 @dataclass(frozen=True)
@@ -249,6 +343,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except DivergedError as error:
         _complain(error)
         return 1
+    except StoppedError as error:
+        _complain(error)
+        return 128 + signal.SIGTERM
     except KeyboardInterrupt:
         print("\nstopped; a run goes on from its last checkpoint when its command is given again", file=sys.stderr)
         return 130
@@ -256,8 +353,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parse(arguments: list[str]) -> Any:
     preset = _preset(arguments)
-    train = tyro.conf.subcommand("train", default=Train(tyro.MISSING, preset, config=PRESETS[preset]))
-    commands = Demo | Annotated[Train, train] | Sample | Bench | Info | Build
+    train = tyro.conf.subcommand("train", default=Train(tyro.MISSING, preset=preset, config=PRESETS[preset]))
+    commands = Demo | Annotated[Train, train] | Resume | Sample | Bench | Info | Build
     description = "Energy-based image models: train, sample, measure, and see what runs here."
     return tyro.cli(commands, prog="fastebm", description=description, args=arguments)  # type: ignore
 
@@ -268,7 +365,7 @@ def _preset(arguments: list[str]) -> Any:
         flag, equals, value = given.partition("=")
         if flag == "--preset" and (name := value if equals else following) in PRESETS:
             return name
-    return "digits"
+    return "cifar10" if any(given.partition("=")[0] == "--data" for given in arguments) else "digits"
 
 
 def _complain(error: BaseException) -> None:
@@ -307,7 +404,7 @@ def _demo_folder(wanted: Path, config: CoarseToFineConfig) -> Path:
 
 def _is_free(folder: Path, config: CoarseToFineConfig) -> bool:
     if not RunFolder.is_run(folder):
-        return not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
+        return not folder.exists() or (folder.is_dir() and all(entry.name == LOCK for entry in folder.iterdir()))
     try:
         stored = CoarseToFineConfig.from_json(RunFolder.existing(folder).config("coarse_to_fine"))
     except RunError:
@@ -358,13 +455,15 @@ def _run_facts(path: Path) -> dict[str, Any]:
     config = CoarseToFineConfig.from_json(folder.config("coarse_to_fine"))
     facts: dict[str, Any] = {"run": path, "kind": "coarse_to_fine"}
     facts |= dataclasses.asdict(config)
+    facts["images"] = folder.images() or "unknown"
     facts["checkpoints"] = ", ".join(map(str, folder.checkpoints.iterations())) or "none"
     lines = folder.log.lines()
     if lines:
         facts["state"] = (
             f"{lines[-1]['iteration']} of {config.total_iterations} iterations, {lines[-1]['seconds']:.0f} s"
         )
-        facts |= {name: f"{lines[-1][name]:.4g}" for name in ("energy_data", "energy_samples", "gap", "gradient_norm")}
+        health = ("energy_data", "energy_samples", "gap", "gradient_norm", "displacement", "clamped")
+        facts |= {name: f"{lines[-1][name]:.4g}" for name in health if name in lines[-1]}
     return facts
 
 

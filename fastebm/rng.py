@@ -19,12 +19,23 @@ from typing import SupportsIndex
 import torch
 from torch import Tensor
 
-__all__ = ["MAX_CHAIN", "MAX_STEP", "Stream", "chain_ids", "check_step", "check_stream", "draw_seed", "make_key"]
+__all__ = [
+    "MAX_CHAIN",
+    "MAX_STEP",
+    "Stream",
+    "chain_ids",
+    "check_step",
+    "check_stream",
+    "derived_seed",
+    "draw_seed",
+    "make_key",
+]
 
 MAX_STEP = 2**32
 MAX_CHAIN = 2**56
 MAX_STREAM = 2**8
 MAX_ELEMENTS = 2**34
+_WORD = 2**32 - 1
 
 
 class Stream(IntEnum):
@@ -40,11 +51,31 @@ class Stream(IntEnum):
     AUGMENTATION = 6
     RESTART = 7
     SHUFFLE = 8
+    RESEED = 9
 
 
 def draw_seed() -> int:
     """A fresh seed in [0, 2^63) from torch's default generator, so that `torch.manual_seed` governs."""
     return int(torch.randint(2**63 - 1, (), dtype=torch.int64))
+
+
+def derived_seed(seed: SupportsIndex, index: SupportsIndex) -> int:
+    """The seed in [0, 2^64) of the `index`-th fresh start of what began with `seed`; number 0 is `seed` itself.
+
+    The first 64 bits that Philox gives at key `seed`, step `index` and stream RESEED, computed here in whole numbers:
+    the operators give floats, which don't hold as many bits. Raises as `make_key` does.
+    """
+    make_key(seed, index)
+    if index == 0:
+        return whole("seed", seed)
+    key = [int(seed) & _WORD, int(seed) >> 32 & _WORD]
+    counter = [0, int(index), 0, Stream.RESEED << 24]
+    for _ in range(10):
+        high0, low0 = divmod(0xD2511F53 * counter[0], 2**32)
+        high1, low1 = divmod(0xCD9E8D57 * counter[2], 2**32)
+        counter = [high1 ^ counter[1] ^ key[0], low1, high0 ^ counter[3] ^ key[1], low0]
+        key = [key[0] + 0x9E3779B9 & _WORD, key[1] + 0xBB67AE85 & _WORD]
+    return counter[0] | counter[1] << 32
 
 
 def whole(name: str, number: SupportsIndex) -> int:

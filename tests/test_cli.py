@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.image import imread
+from PIL import Image
 
 from fastebm.cli import main
 from fastebm.training import load_coarse_to_fine
@@ -54,7 +55,7 @@ def test_help_names_the_commands(tmp_path: Path) -> None:
     process = start("--help", cwd=tmp_path)
     printed, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors
-    for command in ("demo", "train", "sample", "bench", "info", "build"):
+    for command in ("demo", "train", "resume", "sample", "bench", "info", "build"):
         assert command in printed
 
 
@@ -86,6 +87,10 @@ def test_a_user_error_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
         ([*TRAIN, "--iterations", "3", "5", "--out", "RUN"], "iterations is [3, 4] there"),
         ([*TRAIN, "--sizes", "8", "16", "--out", "new"], "too small to train up to 16"),
         ([*TRAIN, "--channels", "3", "--out", "new"], "images must be float32"),
+        (["train", "coarse-to-fine", "--preset", "mnist"], "--preset mnist needs --data"),
+        (["train", "coarse-to-fine", "--data", "nowhere.npz"], "nowhere.npz: there is no such file"),
+        (["resume", "missing"], "no config.json"),
+        (["resume", "RUN", "--data", "x.npz"], "learns scikit-learn's digits"),
     ],
 )
 def test_wrong_arguments(
@@ -174,7 +179,16 @@ def test_the_demo_from_digits_to_a_verdict(tmp_path: Path, capsys: pytest.Captur
     printed = capsys.readouterr().out
     assert str(out) in printed
     assert "All that is asked for was" in printed
-    expected = {"samples.png", "strip.png", "curves.png", "samples.npz", "evaluation.json", "config.json", "log.jsonl"}
+    expected = {
+        ".lock",
+        "samples.png",
+        "strip.png",
+        "curves.png",
+        "samples.npz",
+        "evaluation.json",
+        "config.json",
+        "log.jsonl",
+    }
     assert {path.name for path in out.iterdir()} == expected | {"checkpoints"}
     verdict = json.loads((out / "evaluation.json").read_text())
     assert sum(verdict["class_counts"]) == 30
@@ -216,3 +230,86 @@ def test_killed_and_taken_up_it_ends_with_the_same_bits(tmp_path: Path) -> None:
     assert whole is not None
     assert resumed.iteration == whole.iteration == 100
     assert [name for name in whole.tensors if not torch.equal(whole.tensors[name], resumed.tensors[name])] == []
+
+
+@pytest.fixture
+def pets(tmp_path: Path) -> Path:
+    """A folder of pictures of several sizes."""
+    draws = np.random.default_rng(1)
+    for number in range(12):
+        path = tmp_path / "pets" / ("cats" if number % 2 else "dogs") / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(draws.integers(0, 256, (20 + number, 30, 3), dtype=np.uint8)).save(path)
+    return tmp_path / "pets"
+
+
+SMALL = ["--base-width", "1", "--steps", "2", "--sizes", "4", "8", "--batch-sizes", "4", "4"]
+SMALL += ["--iterations", "2", "3", "--learning-rates", "1e-3", "1e-3", "--log-every", "1"]
+
+
+def test_a_folder_of_pictures_trains_with_one_command_and_resumes(
+    pets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", "coarse-to-fine", "--data", "pets", *SMALL]) == 0
+    run = load_coarse_to_fine("runs/pets")
+    assert run.finished
+    assert run.sample(2).shape == (2, 3, 8, 8)
+    assert (run.config.flip, run.config.energy_l2) == (True, 1e-3)  # of the preset for colour images
+    assert json.loads(Path("runs/pets/config.json").read_text())["images"]["path"] == str(pets)
+    capsys.readouterr()
+    assert main(["resume", "runs/pets"]) == 0
+    assert "was finished before" in capsys.readouterr().out
+
+    # Without its last checkpoints it is unfinished; moved, its pictures have to be named, and others are refused.
+    for path in Path("runs/pets/checkpoints").glob("iteration-000000005.*"):
+        path.unlink()
+    pets.rename(tmp_path / "moved")
+    assert main(["resume", "runs/pets"]) == 2
+    assert "there is no such file or folder" in capsys.readouterr().err
+    next(iter((tmp_path / "moved").rglob("*.png"))).rename(tmp_path / "lost.png")
+    assert main(["resume", "runs/pets", "--data", "moved"]) == 2
+    assert "was trained on other images" in capsys.readouterr().err
+
+
+def test_a_preset_shapes_its_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    np.savez("set.npz", x_train=np.zeros((9, 28, 28), np.uint8))
+    width = ["--base-width", "1", "--steps", "1", "--iterations", "1", "1", "1", "--batch-sizes", "2", "2", "2"]
+    assert main(["train", "coarse-to-fine", "--preset", "mnist", "--data", "set.npz", *width]) == 0
+    content = json.loads(Path("runs/set/config.json").read_text())
+    assert content["config"]["sizes"] == [8, 16, 32]
+    assert content["images"] | {"path": ""} == {
+        "path": "",
+        "size": 32,
+        "channels": 1,
+        "split": None,
+        "fit": "pad",
+        "crop": None,
+        "key": None,
+    }
+
+
+def test_the_guard_says_on_one_line_that_it_went_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*TRAIN, "--max-gap", "1e-9", "--retries", "2", "--out", str(tmp_path / "run")]) == 1
+    errors = capsys.readouterr().err
+    for attempt in (1, 2):
+        assert f"(try {attempt} of 2)\n" in errors
+    assert "RuntimeWarning" not in errors
+    assert "The guard went back 2 times in vain" in errors.splitlines()[-1]
+
+
+def test_sigterm_is_exit_code_143_and_resume_ends_with_the_same_bits(tmp_path: Path) -> None:
+    command = [*TRAIN, "--iterations", "20", "120", "--checkpoint-every", "1000"]
+    process = start(*command, "--out", "stopped", cwd=tmp_path)
+    log = tmp_path / "stopped" / "log.jsonl"
+    while process.poll() is None and not (log.is_file() and log.read_text().count("\n") >= 25):
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 143, errors
+    assert "fastebm: stopped as asked" in errors
+    assert main(["resume", str(tmp_path / "stopped")]) == 0
+    assert main([*command, "--out", str(tmp_path / "whole")]) == 0
+    runs = [load_coarse_to_fine(tmp_path / name) for name in ("stopped", "whole")]
+    assert torch.equal(runs[0].sample(9), runs[1].sample(9))

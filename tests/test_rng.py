@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from fastebm import rng
+from tests.ops.philox_by_hand import words
 
 
 def test_numbers_of_streams_never_change():
@@ -20,7 +21,19 @@ def test_numbers_of_streams_never_change():
         "AUGMENTATION": 6,
         "RESTART": 7,
         "SHUFFLE": 8,
+        "RESEED": 9,
     }
+
+
+def test_derived_seeds_are_bits_of_their_own_stream():
+    for seed in (0, 5, 2**63 + 9, -3):
+        assert rng.derived_seed(seed, 0) == seed
+        for index in (1, 2, 1000):
+            low, high, _, _ = words(seed, index, 0, rng.Stream.RESEED, 0)
+            assert rng.derived_seed(seed, index) == low | high << 32
+    for arguments in ((2**64, 1), (0, -1), (0, 2**32)):
+        with pytest.raises(ValueError, match="must"):
+            rng.derived_seed(*arguments)
 
 
 @pytest.mark.parametrize(

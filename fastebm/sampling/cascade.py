@@ -122,8 +122,13 @@ class LevelSampler(ABC):
         device: torch.device | str | None = None,
         progress: bool = False,
         check: bool = True,
+        on_start: Callable[[Level, Tensor], None] | None = None,
     ) -> dict[int, Tensor]:
-        """`sample`, but with the images at the end of each level, by size."""
+        """`sample`, but with the images at the end of each level, by size.
+
+        on_start: called with each level and the images that it starts from, batch after batch; it may read them, but
+            the level goes on to overwrite them.
+        """
         if thin < 1:
             raise ValueError(f"thin must be at least 1, got {thin}")
         if not callable(keep) and keep != "last":
@@ -147,7 +152,7 @@ class LevelSampler(ABC):
             for first, last in batches:
                 state = start.rows(first, last)
                 with finite_chains(state, check) as watch:
-                    for level, x in self._climb(levels, state, report, [*watch, *bar]):
+                    for level, x in self._climb(levels, state, report, [*watch, *bar], on_start):
                         ends[level.size].append(x)
         return {size: torch.cat(parts) for size, parts in ends.items()}
 
@@ -157,6 +162,7 @@ class LevelSampler(ABC):
         state: ChainState,
         report: Callable[[int], Callback] | None,
         observers: Sequence[Observer],
+        on_start: Callable[[Level, Tensor], None] | None,
     ) -> Iterator[tuple[Level, Tensor]]:
         """Each level with the images at its end. `state.x` gives the shape of the start, not its values."""
         begin = state.step
@@ -165,6 +171,8 @@ class LevelSampler(ABC):
             if level is not levels[0]:
                 x = self._enlarged(state, level.renewal)
             state = replace(state, x=x)
+            if on_start is not None:
+                on_start(level, x)
             if report is None:
                 state = level.sampler.advance_(state, level.steps, observers)
             else:

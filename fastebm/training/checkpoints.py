@@ -56,9 +56,26 @@ class Checkpoints:
         write_json(description, {"iteration": iteration, "sha256": digest, "state": dict(state)})
         self._prune()
 
-    def load_newest(self) -> Checkpoint | None:
-        """The newest good checkpoint, or None where there is none. Each damaged one it meets is a warning."""
+    def amend(self, checkpoint: Checkpoint, state: Mapping[str, Any]) -> None:
+        """Gives a checkpoint of this folder another state, and removes all that are newer.
+
+        A kill in between leaves the newer ones, which are good as well.
+        """
+        weights, description = self._paths(checkpoint.iteration)
+        content = {"iteration": checkpoint.iteration, "sha256": _digest(weights), "state": dict(state)}
+        write_json(description, content)
+        for iteration in self.iterations():
+            if iteration > checkpoint.iteration:
+                self._remove(iteration)
+
+    def load_newest(self, last: int | None = None) -> Checkpoint | None:
+        """The newest good checkpoint (with `last`: of that iteration or before), or None where there is none.
+
+        Each damaged one it meets is a warning.
+        """
         for iteration in reversed(self.iterations()):
+            if last is not None and iteration > last:
+                continue
             try:
                 return self._load(iteration)
             except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
@@ -83,9 +100,12 @@ class Checkpoints:
 
     def _prune(self) -> None:
         for iteration in self.iterations()[: -self.keep]:
-            weights, description = self._paths(iteration)
-            description.unlink(missing_ok=True)  # first, so that no checkpoint ever lacks its tensors
-            weights.unlink(missing_ok=True)
+            self._remove(iteration)
+
+    def _remove(self, iteration: int) -> None:
+        weights, description = self._paths(iteration)
+        description.unlink(missing_ok=True)  # first, so that no checkpoint ever lacks its tensors
+        weights.unlink(missing_ok=True)
 
 
 def _digest(path: Path) -> str:

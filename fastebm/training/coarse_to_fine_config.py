@@ -6,7 +6,7 @@ import functools
 import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from fastebm import rng
 from fastebm.training.run import RunError
@@ -26,11 +26,39 @@ _RANGES: dict[str, tuple[float, float]] = {
     "data_noise": (0, 1e6),
     "energy_l2": (0, 1e6),
     "ema": (0, 1 - 1e-9),
+    "max_batch": (0, 2**20),
+    "recompute_from": (0, 2**20),
     "max_energy": (1e-12, 1e30),
+    "max_gap": (1e-12, 1e30),
+    "max_loss": (1e-12, 1e30),
+    "retries": (0, 10**6),
+    "retry_rate": (1e-6, 1),
     "log_every": (1, 10**9),
     "checkpoint_every": (1, 10**9),
     "keep_checkpoints": (1, 10**9),
+    "pictures_every": (0, 10**9),
 }
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "variant": ("cascade", "expanding"),
+    "dtype": ("float32", "bfloat16"),
+    "engine": ("auto", "fused", "autograd"),
+}
+
+FREE = frozenset(
+    {
+        "engine",
+        "max_batch",
+        "recompute_from",
+        "retries",
+        "log_every",
+        "checkpoint_every",
+        "keep_checkpoints",
+        "pictures_every",
+        "tensorboard",
+    }
+)
+"""Fields that a run may be taken up with other values of: they change what is kept and shown, and numbers by their
+rounding at most (engine, max_batch; those two must stay for a resume to the last bit)."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +101,9 @@ class CoarseToFineConfig:
     """any that fastebm.ops.activation knows"""
     spectral_norm: bool = True
     """on the 3x3 and 4x4 convolutions"""
+    variant: Literal["cascade", "expanding"] = "cascade"
+    """cascade: chains climb through the frozen nets of all lower sizes; expanding: one growing net, whose chains start
+    at half the size while its newest block fades in, and from noise at full size afterwards"""
     steps: int = 15
     """Langevin updates at each resolution"""
     step_size: float = 1.0
@@ -80,17 +111,35 @@ class CoarseToFineConfig:
     noise_start: float = 0.015
     """noise std of a chain's first update, at the lowest resolution"""
     noise_end: float = 0.0
-    """noise std of a chain's last update; linear in between"""
+    """noise std of a chain's last update; linear in between (expanding: within each level)"""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """in which the net runs inside chains; updates of the weights are always float32"""
+    engine: Literal["auto", "fused", "autograd"] = "auto"
+    """of the chains' gradients"""
     adam_betas: tuple[float, float] = (0.5, 0.999)
     """decay rates of Adam's moments"""
+    flip: bool = False
+    """mirrors each training image with probability 1/2"""
     data_noise: float = 0.0
     """std of the noise on training images, which lie in [-1, 1]"""
     energy_l2: float = 0.0
     """weight of the mean squared energy in the loss"""
     ema: float = 0.0
     """decay of the averaged weights that are sampled from; 0 samples from the trained ones"""
+    max_batch: int = 0
+    """images, and as many chains, that are in the net at a time; of larger batches gradients are summed up; 0: all"""
+    recompute_from: int = 0
+    """resolution from which on an update keeps no activations inside of blocks but computes them twice; 0: none"""
     max_energy: float = 1000.0
-    """an energy of larger magnitude stops the run"""
+    """the guard rolls back where an energy has a larger magnitude"""
+    max_gap: float = 1000.0
+    """and where mean energies of data and samples are further apart"""
+    max_loss: float = 1000.0
+    """and where the loss has a larger magnitude"""
+    retries: int = 3
+    """times that the guard goes back to a checkpoint, with fresh noise, before the run is given up"""
+    retry_rate: float = 0.5
+    """factor on the learning rate, for the rest of the run, each time"""
     seed: int = 0
     """of the weights, the order of the images and all noise"""
     log_every: int = 10
@@ -99,6 +148,10 @@ class CoarseToFineConfig:
     """iterations between checkpoints; the end of a stage always makes one"""
     keep_checkpoints: int = 3
     """how many of the newest checkpoints stay"""
+    pictures_every: int = 0
+    """iterations between pictures of samples; the end of a stage always makes some; 0: only that"""
+    tensorboard: bool = False
+    """also writes the log and the samples for TensorBoard"""
 
     def __post_init__(self) -> None:
         lengths = {name: len(getattr(self, name)) for name in _PER_STAGE}
@@ -110,6 +163,9 @@ class CoarseToFineConfig:
             for value in values if isinstance(values := getattr(self, name), tuple) else (values,):
                 if not low <= value <= high:
                     raise ValueError(f"{name} must lie in [{low:g}, {high:g}], got {value}")
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}")
         rng.make_key(self.seed)
 
     @classmethod

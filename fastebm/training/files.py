@@ -10,6 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+PART = ".part"
+"""How the name of a file ends, after a dot in front, that is still being written."""
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
@@ -17,7 +20,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
     After an exception, in the block or while syncing (a full disk), `path` is as it was before.
     """
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=PART, dir=path.parent)
     os.close(handle)
     temporary = Path(name)
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -85,21 +86,28 @@ def save_strip(path: Path, moments: Sequence[Tensor]) -> None:
 
 
 def save_curves(path: Path, log: Sequence[Mapping[str, Any]]) -> None:
-    """A PNG of energies, loss and gradient norm over the iterations of a run's log, with its stages marked."""
+    """A PNG of energies, loss, gradient norm and the chains' motion over the iterations of a run's log.
+
+    Stages are marked, and where the guard had gone back.
+    """
     iterations = [line["iteration"] for line in log]
     panels: tuple[tuple[str, dict[str, str]], ...] = (
         ("mean energy (low: real)", {"energy_data": "data", "energy_samples": "samples"}),
         ("loss = E(data) - E(samples)", {"loss": "loss"}),
         ("gradient norm", {"gradient_norm": "weights"}),
+        ("pixels of samples", {"displacement": "mean way at full size", "clamped": "share at or beyond ±1"}),
     )
-    figure = _figure(9, 8)
+    figure = _figure(9, 10)
     for axes, (title, curves) in zip(figure.subplots(len(panels), 1, sharex=True), panels, strict=True):
         for key, label in curves.items():
-            axes.plot(iterations, [line[key] for line in log], label=label, linewidth=1)
+            # Runs from before a quantity was logged have none.
+            axes.plot(iterations, [line.get(key, math.nan) for line in log], label=label, linewidth=1)
         for before, after in itertools.pairwise(log):
             if before["size"] != after["size"]:
                 growth = f"to {after['size']}x{after['size']}"
                 axes.axvline(before["iteration"], color="gray", linestyle=":", label=growth)
+            if before.get("attempt", 0) != after.get("attempt", 0):
+                axes.axvline(before["iteration"], color="red", linestyle="--", linewidth=1, label="guard went back")
         axes.set_ylabel(title)
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)

@@ -1,64 +1,36 @@
-"""A run folder, its log, the guard that stops a run before it ends exploded, and the progress bar.
+"""A run folder, its log, and the progress bar.
 
-config.json       what was asked for, and by which versions
+config.json       what was asked for, with which images, and by which versions
 log.jsonl         one line of health every few iterations
 checkpoints/      see `fastebm.training.checkpoints`
-*.png             pictures
+*.png, pictures/  pictures
+tensorboard/      where asked for
+.lock             held by the process that trains; the system lets go of it however that ends
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
-import math
 import platform
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from fastebm.training.checkpoints import Checkpoint, Checkpoints
-from fastebm.training.files import replacing, write_json
+from fastebm.training.files import PART, replacing, write_json
+
+LOCK = ".lock"
 
 
 class RunError(RuntimeError):
     """A run folder that can't be used as asked: another run's, incomplete, or damaged."""
-
-
-class DivergedError(RuntimeError):
-    """Training was stopped because energies exploded or were not finite. Checkpoints made before are good."""
-
-
-class Guard:
-    """Stops a run as soon as an energy is not finite or exceeds `max_energy` in magnitude.
-
-    It looks before every update of the weights, and at the weights themselves before they are saved. Healthy energies
-    of CF-EBM nets are about 1 to 20 (2 to 17 in the logs of YangNaruto/ProEBM at 32x32).
-    """
-
-    def __init__(self, max_energy: float) -> None:
-        self.max_energy = max_energy
-
-    def check(self, iteration: int, health: Mapping[str, float]) -> None:
-        """Raises DivergedError if an energy or the gradient is not healthy.
-
-        Args:
-            iteration: for the message.
-            health: "largest_energy_data" and "largest_energy_samples" (magnitudes) and "gradient_norm" of the weights.
-        """
-        stopped = f"training stopped at iteration {iteration}"
-        for source in ("data", "samples"):
-            largest = health[f"largest_energy_{source}"]
-            if not math.isfinite(largest):
-                raise DivergedError(f"{stopped}: an energy of {source} is {largest}")
-            if largest > self.max_energy:
-                limit = f"more than max_energy = {self.max_energy:g}"
-                raise DivergedError(f"{stopped}: an energy of {source} has the magnitude {largest:.4g}, {limit}")
-        if not math.isfinite(health["gradient_norm"]):
-            raise DivergedError(f"{stopped}: the gradient of the weights has the norm {health['gradient_norm']}")
 
 
 class RunFolder:
@@ -70,25 +42,68 @@ class RunFolder:
         self.log = RunLog(path / "log.jsonl")
 
     @classmethod
-    def open(cls, path: str | Path, kind: str, config: Mapping[str, Any], *, keep_checkpoints: int = 3) -> RunFolder:
+    @contextmanager
+    def locked(cls, path: str | Path) -> Iterator[None]:
+        """Makes the folder at `path`, and keeps it for this process alone until the end of the block.
+
+        Raises RunError where another process has it, where it holds files of something else, or can't be written to.
+        """
+        path = Path(path)
+        _refuse_foreign(path)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            lock = (path / LOCK).open("a")
+        except OSError as error:
+            raise RunError(f"{path} can't be written to: {error.strerror or error}") from error
+        with lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise RunError(
+                    f"another process is training in {path}: wait for it, or choose another folder"
+                ) from None
+            # What a killed process had half written. The lock says that nobody is writing it now.
+            for part in (*path.glob(f".*{PART}"), *path.glob(f"checkpoints/.*{PART}")):
+                part.unlink(missing_ok=True)
+            yield
+
+    @classmethod
+    def open(
+        cls,
+        path: str | Path,
+        kind: str,
+        config: Mapping[str, Any],
+        *,
+        images: Mapping[str, Any] | None = None,
+        defaults: Mapping[str, Any] | None = None,
+        free: Collection[str] = (),
+        keep_checkpoints: int = 3,
+    ) -> RunFolder:
         """The folder at `path` for a run of `kind` with `config`, new or begun before.
 
+        Args:
+            images: where they come from, to be kept with a new run.
+            defaults: of fields that a config of an older version lacks.
+            free: fields that may differ from those of a run that was begun before.
+
         Raises RunError where it holds another kind of run or one with another config (naming the difference), or files
-        of something else.
+        of something else, or can't be written to.
         """
         folder = cls(Path(path), keep_checkpoints)
         if not folder.is_run(folder.path):
-            if folder.path.exists() and (not folder.path.is_dir() or any(folder.path.iterdir())):
-                raise RunError(f"{path} exists and is not a run of fastebm: choose another folder")
-            folder.path.mkdir(parents=True, exist_ok=True)
-            write_json(folder._config, {"kind": kind, "config": dict(config), "versions": _versions()})
+            _refuse_foreign(folder.path)
+            begun = {"kind": kind, "config": dict(config), "images": images and dict(images)}
+            with folder.writing("config.json"):
+                folder.path.mkdir(parents=True, exist_ok=True)
+                write_json(folder._config, {**begun, "threads": torch.get_num_threads(), "versions": _versions()})
             return folder
-        stored = folder.config(kind)
         # Through JSON, because that makes lists of tuples.
+        wanted, stored = json.loads(json.dumps([dict(config), dict(defaults or {})]))
+        stored |= folder.config(kind)
         differences = [
             f"{name} is {stored.get(name)!r} there and {value!r} here"
-            for name, value in json.loads(json.dumps(dict(config))).items()
-            if stored.get(name) != value
+            for name, value in wanted.items()
+            if stored.get(name) != value and name not in free
         ]
         if differences:
             raise RunError(f"{path} holds a run with another config ({'; '.join(differences)}): choose another folder")
@@ -105,25 +120,59 @@ class RunFolder:
     def is_run(path: str | Path) -> bool:
         return (Path(path) / "config.json").is_file()
 
-    def newest_checkpoint(self) -> Checkpoint | None:
-        """The newest good checkpoint, or None where none was saved yet. Raises RunError if all are damaged."""
+    def newest_checkpoint(self, last: int | None = None) -> Checkpoint | None:
+        """The newest good checkpoint (with `last`: of that iteration or before), or None where none was saved yet.
+
+        Raises RunError if all are damaged.
+        """
         saved = self.checkpoints.iterations()
-        checkpoint = self.checkpoints.load_newest()
+        checkpoint = self.checkpoints.load_newest(last)
         if checkpoint is None and saved:
             where = self.checkpoints.folder
             raise RunError(f"all {len(saved)} checkpoints in {where} are damaged: choose another folder")
         return checkpoint
 
+    def save_checkpoint(self, iteration: int, tensors: Mapping[str, torch.Tensor], state: Mapping[str, Any]) -> None:
+        """Saves to `checkpoints`. Raises RunError, with what is left, where that can't be written."""
+        with self.writing(f"the checkpoint of iteration {iteration}"):
+            self.checkpoints.save(iteration, tensors, state)
+
+    @contextmanager
+    def writing(self, what: str) -> Iterator[None]:
+        """Turns errors of the file system (a full disk, a folder that is read only) into a RunError that names `what`
+        and says what is left of the run."""
+        try:
+            yield
+        except (OSError, SafetensorError) as error:
+            saved = self.checkpoints.iterations()
+            left = (
+                f"The checkpoint of iteration {saved[-1]} is whole: once there is room, the run goes on from it"
+                if saved
+                else "The run has no checkpoint yet"
+            )
+            raise RunError(f"{what} could not be written to {self.path}: {error}. {left}") from error
+
     def config(self, kind: str) -> dict[str, Any]:
         """The stored config. Raises RunError if the run is not of `kind`, or the file is damaged."""
+        content = self._stored()
+        if content["kind"] != kind:
+            raise RunError(f"{self.path} holds a run of kind {content['kind']!r}, not {kind!r}")
+        return dict(content["config"])
+
+    def images(self) -> dict[str, Any] | None:
+        """Where the images came from, if the run was told. Raises RunError if the file is damaged."""
+        return self._stored().get("images")
+
+    def threads(self) -> int | None:
+        """How many CPU threads the run began with. Raises RunError if the file is damaged."""
+        return self._stored().get("threads")
+
+    def _stored(self) -> dict[str, Any]:
         try:
-            content = json.loads(self._config.read_text())
-            stored_kind, config = content["kind"], dict(content["config"])
+            content = dict(json.loads(self._config.read_text()))
+            return content | {"kind": content["kind"], "config": dict(content["config"])}
         except (ValueError, KeyError, TypeError) as error:
             raise RunError(f"{self._config} is damaged: {error!r}") from error
-        if stored_kind != kind:
-            raise RunError(f"{self.path} holds a run of kind {stored_kind!r}, not {kind!r}")
-        return config
 
     @property
     def _config(self) -> Path:
@@ -178,10 +227,22 @@ class Progress:
         ) as bar:
             yield cls(bar)
 
+    def go_back(self, iteration: int) -> None:
+        self._bar.n = iteration
+        self._bar.refresh()
+
     def advance(self, title: str, **numbers: float) -> None:
         self._bar.set_description(title, refresh=False)
         self._bar.set_postfix({name: f"{value:+.3f}" for name, value in numbers.items()}, refresh=False)
         self._bar.update()
+
+
+def _refuse_foreign(path: Path) -> None:
+    """Raises RunError where `path` is neither free nor a run. A lock alone is what a killed beginner leaves."""
+    if RunFolder.is_run(path) or not path.exists():
+        return
+    if not path.is_dir() or any(entry.name != LOCK for entry in path.iterdir()):
+        raise RunError(f"{path} exists and is not a run of fastebm: choose another folder")
 
 
 def _versions() -> dict[str, str]:

@@ -124,6 +124,23 @@ def test_expanding_cascade_at_the_end_starts_from_noise():
     assert torch.equal(cascade.sample(COUNT, SEED, CHAINS, channels=CHANNELS), expected)
 
 
+def test_levels_say_where_they_start():
+    starts: dict[int, list[torch.Tensor]] = {4: [], 8: []}
+    cascade = ExpandingCascade(GrowingBowl(), size=8, beta=0.3, steps=10)
+    ends = cascade.sample_levels(
+        COUNT,
+        SEED,
+        CHAINS,
+        channels=CHANNELS,
+        batch_size=2,
+        on_start=lambda level, x: starts[level.size].append(x.clone()),
+    )
+    first, second = (torch.cat(parts) for parts in starts.values())
+    assert torch.equal(first, uniform_noise(4, 0, rng.Stream.INITIAL))
+    noise = uniform_noise(8, 7, rng.Stream.RESTART)
+    assert torch.equal(second, (enlarged(ends[4]) * math.sqrt(1 - 0.3**2) + noise * 0.3).clamp(-1, 1))
+
+
 def test_noise_enlarges_to_the_same_spread():
     """sqrt(1 - beta**2) x + beta u keeps the variance of U(-1, 1); images and noise are independent."""
     cascade = ExpandingCascade(

@@ -90,3 +90,42 @@ def test_a_kill_between_the_two_files_leaves_the_one_before(tmp_path: Path, monk
     assert loaded is not None
     assert loaded.iteration == 10
     assert saved(tmp_path, 20).iterations() == [10, 20]
+
+
+def test_the_newest_up_to_an_iteration(tmp_path: Path) -> None:
+    store = saved(tmp_path, 10, 20, 30)
+    for last, found in ((30, 30), (29, 20), (10, 10)):
+        loaded = store.load_newest(last)
+        assert loaded is not None
+        assert loaded.iteration == found
+    assert store.load_newest(9) is None
+
+
+def test_an_amended_checkpoint_is_the_newest_and_good(tmp_path: Path) -> None:
+    store = saved(tmp_path, 10, 20, 30)
+    chosen = store.load_newest(20)
+    assert chosen is not None
+    store.amend(chosen, {"seen": 20, "tries": 1})
+    assert store.iterations() == [10, 20]
+    loaded = store.load_newest()
+    assert loaded is not None
+    assert (loaded.iteration, loaded.state) == (20, {"seen": 20, "tries": 1})
+    assert loaded.tensors["x"].tolist() == [20.0] * 3
+    assert not list(tmp_path.glob("*30*"))
+
+
+def test_a_kill_while_amending_leaves_the_newer_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = saved(tmp_path, 10, 20)
+    chosen = store.load_newest(10)
+    assert chosen is not None
+
+    def killed(self: Path, missing_ok: bool = False) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", killed)
+        with pytest.raises(KeyboardInterrupt):
+            store.amend(chosen, {"seen": 10, "tries": 1})
+    newest = store.load_newest()
+    assert newest is not None
+    assert newest.iteration == 20

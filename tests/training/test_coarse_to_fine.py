@@ -181,6 +181,7 @@ def test_the_guard_stops_an_exploding_run_before_its_checkpoint(
         batch_sizes=(8,),
         learning_rates=(0.1,),
         max_energy=20.0,
+        retries=0,
         checkpoint_every=1,
     )
     with pytest.raises(DivergedError, match=r"more than max_energy = 20\. The checkpoint of iteration \d+ in"):
@@ -234,7 +235,7 @@ def test_weights_never_take_in_what_is_not_finite(
 
     monkeypatch.setattr(CoarseToFineEnergy, "forward", broken)
     with pytest.raises(DivergedError, match="iteration 5: an energy of data is nan"):
-        train(tiny, images, tmp_path)
+        train(dataclasses.replace(tiny, retries=0), images, tmp_path)
     monkeypatch.undo()
     # What was saved is good: the run goes on from there.
     assert train(tiny, images, tmp_path).finished

@@ -1,13 +1,17 @@
 """What follows from a configuration for each iteration, and what is refused."""
 
 import dataclasses
+import inspect
 import itertools
 import json
 from typing import Any
 
 import pytest
+import torch
 
-from fastebm.training import PRESETS, CoarseToFineConfig, RunError
+from fastebm.training import PRESETS, CoarseToFineConfig, RunError, presets
+from fastebm.training.coarse_to_fine_config import FREE
+from fastebm.training.coarse_to_fine_run import new_net
 
 CONFIG = CoarseToFineConfig(
     sizes=(8, 16, 32),
@@ -63,6 +67,11 @@ def test_json_gives_the_config_back() -> None:
         ({"adam_betas": (0.5, 1.0)}, "adam_betas must lie in"),
         ({"noise_start": -1.0}, "noise_start must lie in"),
         ({"seed": 2**64}, "seed must be in"),
+        ({"variant": "growing"}, "variant must be one of cascade, expanding, got 'growing'"),
+        ({"dtype": "float16"}, "dtype must be one of"),
+        ({"engine": "magic"}, "engine must be one of"),
+        ({"retry_rate": 0.0}, "retry_rate must lie in"),
+        ({"max_batch": -1}, "max_batch must lie in"),
     ],
 )
 def test_values_out_of_range_are_refused(changes: dict[str, Any], message: str) -> None:
@@ -70,5 +79,17 @@ def test_values_out_of_range_are_refused(changes: dict[str, Any], message: str) 
         dataclasses.replace(CONFIG, **changes)
 
 
-def test_presets_are_whole() -> None:
-    assert all(isinstance(preset, CoarseToFineConfig) for preset in PRESETS.values())
+def test_presets_make_nets_and_say_whether_they_were_run() -> None:
+    lines = inspect.getsource(presets).splitlines()
+    for name, preset in PRESETS.items():
+        assert isinstance(preset, CoarseToFineConfig)
+        with torch.device("meta"):
+            new_net(preset)
+        said = lines[next(k for k, line in enumerate(lines) if line.startswith(f"{name.upper()} = ")) :]
+        assert next(line for line in said if line.startswith('"""')).endswith(
+            'Run: docs/results/digits has the result."""' if name == "digits" else 'Not run."""'
+        )
+
+
+def test_free_fields_exist() -> None:
+    assert {field.name for field in dataclasses.fields(CoarseToFineConfig)} > FREE

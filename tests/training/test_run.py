@@ -1,31 +1,11 @@
-"""Run folders, their log, and the guard."""
+"""Run folders, their lock and log."""
 
-import math
 from pathlib import Path
 
 import pytest
 
-from fastebm.training.run import DivergedError, Guard, Progress, RunError, RunFolder, RunLog
-
-HEALTHY = {"largest_energy_data": 3.0, "largest_energy_samples": 4.0, "gradient_norm": 1.0}
-
-
-@pytest.mark.parametrize(
-    ("name", "value", "message"),
-    [
-        ("largest_energy_data", math.nan, "an energy of data is nan"),
-        ("largest_energy_samples", math.inf, "an energy of samples is inf"),
-        ("largest_energy_samples", 100.5, "magnitude 100.5, more than max_energy = 100"),
-        ("gradient_norm", math.nan, "the gradient of the weights has the norm nan"),
-    ],
-)
-def test_the_guard_says_what_is_wrong_and_when(name: str, value: float, message: str) -> None:
-    with pytest.raises(DivergedError, match=f"iteration 17.*{message}"):
-        Guard(100.0).check(17, HEALTHY | {name: value})
-
-
-def test_the_guard_lets_healthy_energies_pass() -> None:
-    Guard(100.0).check(1, HEALTHY | {"largest_energy_data": 100.0, "gradient_norm": 1e9})
+from fastebm.training.files import write_json
+from fastebm.training.run import Progress, RunError, RunFolder, RunLog
 
 
 def test_a_folder_is_made_and_taken_up_again(tmp_path: Path) -> None:
@@ -85,3 +65,41 @@ def test_the_bar_starts_where_the_run_stands_and_shows_numbers(capfd: pytest.Cap
     with Progress.over(10, 4, shown=False) as bar:
         bar.advance("8x8", gap=0.25)
     assert capfd.readouterr().err == ""
+
+
+def test_fields_that_are_free_may_differ_and_new_ones_have_their_default(tmp_path: Path) -> None:
+    RunFolder.open(tmp_path, "kind", {"rate": 1, "every": 5})
+    config = {"rate": 1, "every": 9, "new": (1, 2)}
+    RunFolder.open(tmp_path, "kind", config, defaults={"new": (1, 2)}, free={"every"})
+    with pytest.raises(RunError, match=r"every is 5 there and 9 here; new is \[0\] there and \[1, 2\] here"):
+        RunFolder.open(tmp_path, "kind", config, defaults={"new": (0,)})
+
+
+def test_a_folder_knows_its_images_and_threads(tmp_path: Path) -> None:
+    folder = RunFolder.open(tmp_path / "told", "kind", {}, images={"path": "there"})
+    assert folder.images() == {"path": "there"}
+    assert folder.threads() == 1
+    assert RunFolder.open(tmp_path / "not", "kind", {}).images() is None
+
+
+def test_one_process_at_a_time(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    with RunFolder.locked(path):
+        RunFolder.open(path, "kind", {})
+        with pytest.raises(RunError, match=r"another process is training in .*run"), RunFolder.locked(path):
+            pass
+    with RunFolder.locked(path):
+        pass
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError, match="file exists and is not a run"), RunFolder.locked(tmp_path / "file"):
+        pass
+
+
+def test_what_a_kill_left_half_written_is_swept_away(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    write_json(tmp_path / "config.json", {})
+    parts = [tmp_path / ".log.jsonl.abc.part", tmp_path / "checkpoints" / ".iteration-000000003.json.abc.part"]
+    for part in parts:
+        part.write_text("half")
+    with RunFolder.locked(tmp_path):
+        assert not any(part.exists() for part in parts)

@@ -1,0 +1,93 @@
+"""The images of a run at each of its resolutions, from floats or from bytes, behind one face."""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from fastebm.data import ImagePyramid, Images, pyramid
+
+
+class ImageLevels(ABC):
+    """`batch(size, indices, device)`: float32 (B, C, size, size) in [-1, 1]; `len` images; `digest` of them all."""
+
+    digest: str
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def batch(self, size: int, indices: Tensor, device: torch.device | str | None = None) -> Tensor: ...
+
+    def first(self, size: int, count: int, device: torch.device | str | None = None) -> Tensor:
+        """The first `count` images, or all if there are fewer."""
+        return self.batch(size, torch.arange(min(count, len(self))), device)
+
+
+class FloatLevels(ImageLevels):
+    """Images that came as floats; every level is kept."""
+
+    def __init__(self, images: Tensor, lowest: int) -> None:
+        self.levels = pyramid(images, lowest)
+        self.digest = _digest(images)
+
+    def __len__(self) -> int:
+        return len(self.levels[max(self.levels)])
+
+    def batch(self, size: int, indices: Tensor, device: torch.device | str | None = None) -> Tensor:
+        images = self.levels[size]
+        return images[indices.to(images.device)].to(device)
+
+
+class PixelLevels(ImageLevels):
+    """Images that came as bytes and become floats batch by batch."""
+
+    def __init__(self, images: Images, lowest: int) -> None:
+        self.pyramid = ImagePyramid(images, lowest)
+        self.digest = _digest(images.pixels)
+
+    def __len__(self) -> int:
+        return len(self.pyramid)
+
+    def batch(self, size: int, indices: Tensor, device: torch.device | str | None = None) -> Tensor:
+        return self.pyramid.batch(size, indices, device)
+
+
+def image_levels(images: Tensor | Images, sizes: Sequence[int], channels: int) -> ImageLevels:
+    """The images at each of `sizes`, ascending, after a look at whether they can be trained on.
+
+    Raises ValueError for another number of channels, for floats outside of [-1, 1], and for images that are too small
+    or can't be halved to the lowest size.
+    """
+    if isinstance(images, Images):
+        if images.channels != channels:
+            raise ValueError(f"{images.name}: images have {images.channels} channels, and the config {channels}")
+        levels: ImageLevels = PixelLevels(images, sizes[0])
+        size = images.size
+    else:
+        images = images.detach()
+        _check_floats(images, channels)
+        levels = FloatLevels(images, sizes[0])
+        size = images.shape[3]
+    if size < sizes[-1]:
+        raise ValueError(f"images of size {size} are too small to train up to {sizes[-1]}")
+    return levels
+
+
+def _check_floats(images: Tensor, channels: int) -> None:
+    if images.dtype != torch.float32 or images.ndim != 4 or images.shape[1] != channels or not len(images):
+        raise ValueError(
+            f"images must be float32 (N, {channels}, S, S) with N >= 1, got {images.dtype} {tuple(images.shape)}"
+        )
+    low, high = images.aminmax()
+    if not (low >= -1 and high <= 1):
+        raise ValueError(f"images must lie in [-1, 1], got values from {float(low):g} to {float(high):g}")
+
+
+def _digest(images: Tensor) -> str:
+    # Read in place: a set of gigabytes is not copied for it.
+    return hashlib.sha256(images.detach().cpu().contiguous().numpy().data).hexdigest()

@@ -1,0 +1,221 @@
+"""Pieces of an update: batches in parts, blocks computed again, both variants of the net, chains, health."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from fastebm.models import CoarseToFineEnergy
+from fastebm.ops import uniform
+from fastebm.rng import Stream
+from fastebm.sampling import Cascade, ExpandingCascade
+from fastebm.training import CoarseToFineConfig, CoarseToFineRun, load_coarse_to_fine, train_coarse_to_fine
+from fastebm.training.coarse_to_fine_trainer import Trainer
+from fastebm.training.image_levels import image_levels
+from fastebm.training.recomputation import recomputed_blocks
+from fastebm.training.run import RunFolder
+
+
+class Stop(BaseException):
+    """A stop that nothing in the trainer catches, as a kill would be."""
+
+
+def trained(config: CoarseToFineConfig, images: Tensor, path: Path, stop_at: int | None = None) -> CoarseToFineRun:
+    def stop(line: dict[str, Any]) -> None:
+        if line["iteration"] == stop_at:
+            raise Stop
+
+    return train_coarse_to_fine(config, images, path, progress=False, save_pictures=False, on_log=stop)
+
+
+def trainer_at(config: CoarseToFineConfig, images: Tensor, iteration: int) -> Trainer:
+    """A trainer before the update number `iteration`, in the second stage amid its fading in for 5 to 8 of `tiny`."""
+    trainer = Trainer(config, image_levels(images, config.sizes, config.channels), torch.device("cpu"))
+    while trainer.iteration < iteration:
+        stage = trainer.stage
+        trainer.update()
+        if trainer.iteration == stage.first_iteration + stage.iterations:
+            trainer._end_stage()
+    return trainer
+
+
+def gradients(trainer: Trainer, changes: dict[str, int]) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
+    """Loss, gradients and buffers of the update that `trainer` stands before, under a changed config."""
+    trainer.config = dataclasses.replace(trainer.config, **changes)
+    stage, beta = trainer.stage, trainer.config.beta_at(trainer.iteration)
+    draws = torch.Generator().manual_seed(3)
+    shape = (stage.batch_size, trainer.config.channels, stage.size, stage.size)
+    real, fake = (torch.rand(shape, generator=draws) * 2 - 1 for _ in range(2))
+    loss, _, _ = trainer._accumulate_gradient(stage, real, fake, beta)
+    assert trainer.net.training
+    got = {name: p.grad.clone() for name, p in trainer.net.named_parameters() if p.grad is not None}
+    return loss, got, {name: buffer.clone() for name, buffer in trainer.net.named_buffers()}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"max_batch": 1},
+        {"max_batch": 4},
+        {"max_batch": 6},
+        {"recompute_from": 8},
+        {"max_batch": 2, "recompute_from": 4},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("iteration", [5, 7, 10])
+def test_an_update_in_pieces_has_the_gradient_of_the_whole(
+    tiny: CoarseToFineConfig, images: Tensor, iteration: int, changes: dict[str, int]
+) -> None:
+    config = dataclasses.replace(tiny, energy_l2=0.1)
+    loss, whole, norms = gradients(trainer_at(config, images, iteration), {})
+    again, pieces, norms_again = gradients(trainer_at(config, images, iteration), changes)
+    torch.testing.assert_close(again, loss)
+    assert pieces.keys() == whole.keys()
+    for name in whole:
+        torch.testing.assert_close(pieces[name], whole[name])
+    for name in norms:  # one power iteration, however many pieces
+        torch.testing.assert_close(norms_again[name], norms[name])
+
+
+def test_blocks_computed_again_keep_less_and_give_the_same_bits() -> None:
+    net = CoarseToFineEnergy(32, 1, base_width=2).eval()
+    x = torch.rand(4, 1, 32, 32, generator=torch.Generator().manual_seed(0))
+
+    def gradient(again: bool) -> tuple[int, list[Tensor]]:
+        kept: dict[int, int] = {}
+
+        def pack(tensor: Tensor) -> Tensor:
+            kept[tensor.data_ptr()] = tensor.numel()
+            return tensor
+
+        net.zero_grad()
+        with recomputed_blocks(net, again):
+            with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+                energies = net(x, 0.5)
+            energies.sum().backward()
+        return sum(kept.values()), [p.grad.clone() for p in net.parameters() if p.grad is not None]
+
+    kept, gradients = gradient(False)
+    kept_again, gradients_again = gradient(True)
+    assert kept_again < kept / 3
+    assert all(torch.equal(one, other) for one, other in zip(gradients, gradients_again, strict=True))
+    assert "forward" not in vars(net.blocks["32"])
+
+
+def test_blocks_are_not_computed_again_in_train_mode() -> None:
+    net = CoarseToFineEnergy(8, 1, base_width=1)
+    with pytest.raises(ValueError, match="in train mode"), recomputed_blocks(net):
+        pass
+    with recomputed_blocks(net, enabled=False):
+        pass
+
+
+def test_a_run_in_pieces_may_be_taken_up_in_others(tiny: CoarseToFineConfig, images: Tensor, tmp_path: Path) -> None:
+    with pytest.raises(Stop):
+        trained(dataclasses.replace(tiny, max_batch=3), images, tmp_path, stop_at=7)
+    changes: dict[str, Any] = {"recompute_from": 8, "log_every": 2, "checkpoint_every": 4, "keep_checkpoints": 1}
+    assert trained(dataclasses.replace(tiny, max_batch=4, **changes), images, tmp_path).finished
+    assert RunFolder.existing(tmp_path).checkpoints.iterations() == [13]
+
+
+@pytest.mark.parametrize("stop_at", [4, 7, 8, 12])
+def test_the_expanding_variant_resumes_to_the_last_bit(
+    tiny: CoarseToFineConfig, images: Tensor, tmp_path: Path, stop_at: int
+) -> None:
+    config = dataclasses.replace(tiny, variant="expanding", noise_start=0.03, noise_end=5e-4, ema=0.5)
+    whole = trained(config, images, tmp_path / "whole")
+    with pytest.raises(Stop):
+        trained(config, images, tmp_path / "stopped", stop_at)
+    part = load_coarse_to_fine(tmp_path / "stopped")
+    sampler = part.cascade()
+    assert isinstance(sampler, ExpandingCascade)
+    assert sampler.beta == config.beta_at(part.iteration) or part.iteration in (3, 5)
+    assert part.sample(2).shape[3] == (4 if part.iteration <= 5 else 8)
+    resumed = trained(config, images, tmp_path / "stopped")
+    assert torch.equal(whole.sample(5), resumed.sample(5))
+
+
+def test_the_variants_start_their_chains_where_they_should(tiny: CoarseToFineConfig, images: Tensor) -> None:
+    for variant, iteration, levels in (
+        ("cascade", 10, [(4, 3), (8, 3)]),
+        ("cascade", 2, [(4, 3)]),
+        ("expanding", 2, [(4, 3)]),
+        ("expanding", 7, [(4, 2), (8, 3)]),  # beta is 1/2 there, and half of 3 steps rounds to 2
+        ("expanding", 10, [(8, 3)]),
+    ):
+        config = dataclasses.replace(tiny, variant=variant)
+        trainer = trainer_at(config, images, iteration)
+        sampler = trainer._sampler(trainer.stage, config.beta_at(iteration))
+        assert [(level.size, level.steps) for level in sampler.levels] == levels
+        assert isinstance(sampler, Cascade if variant == "cascade" else ExpandingCascade)
+
+
+def test_chains_in_batches_see_the_noise_of_one_batch(tiny: CoarseToFineConfig, images: Tensor) -> None:
+    ends = []
+    for max_batch in (0, 4):  # 6 chains: a batch and half a one
+        trainer = trainer_at(tiny, images, 7)
+        trainer.config = dataclasses.replace(trainer.config, max_batch=max_batch)
+        ends.append(trainer._chain_ends(trainer.stage, 0.5, 100)[0])
+    # To the rounding of library convolutions, which may depend on the batch; other noise would be 1e-2 away.
+    torch.testing.assert_close(*ends, atol=1e-5, rtol=0)
+
+
+def test_chains_in_bfloat16_end_elsewhere(tiny: CoarseToFineConfig, images: Tensor, tmp_path: Path) -> None:
+    lines = {}
+    for dtype in ("float32", "bfloat16"):
+        config = dataclasses.replace(tiny, dtype=dtype)
+        run = trained(config, images, tmp_path / dtype)
+        assert run.sample(2).dtype == torch.float32
+        lines[dtype] = RunFolder.existing(tmp_path / dtype).log.lines()
+    first = [log[0]["energy_samples"] for log in lines.values()]
+    assert first[0] != first[1]
+    assert first[0] == pytest.approx(first[1], rel=0.1, abs=0.05)
+
+
+@pytest.mark.parametrize("variant", ["cascade", "expanding"])
+def test_displacement_and_clamped_are_what_they_say(tiny: CoarseToFineConfig, images: Tensor, variant: str) -> None:
+    config = dataclasses.replace(tiny, variant=variant, step_size=1e-9, noise_start=0.0, noise_end=0.0)
+    trainer = trainer_at(config, images, 0)
+    _, motion = trainer._chain_ends(trainer.stage, 1.0, 0)
+    # Chains that stand still: the start is uniform in (-1, 1].
+    assert float(motion["displacement"]) < 1e-6
+    assert float(motion["clamped"]) < 0.02
+
+    class Slope(torch.nn.Module):
+        def forward(self, x: Tensor, beta: float | Tensor = 1.0) -> Tensor:
+            return x.sum((1, 2, 3))
+
+    # Down a slope of 1 by 3 steps of 0.25; what starts below -0.25 ends at -1 or beyond.
+    def level() -> Callable[[Tensor], Tensor]:
+        return functools.partial(Slope(), beta=1.0)
+
+    trainer._grown = Cascade({4: level()}, steps=3, step_size=0.25, noise_std=0.0)
+    trainer._expanding = ExpandingCascade(Slope(), size=4, steps=3, step_size=0.25, noise_std=0.0)
+    _, motion = trainer._chain_ends(trainer.stage, 1.0, 0)
+    assert float(motion["displacement"]) == pytest.approx(0.75, abs=1e-5)
+    start = uniform((8, 16), seed=config.seed, stream=Stream.INITIAL) * 2 - 1
+    assert float(motion["clamped"]) == pytest.approx(float((start <= -0.25).float().mean()), abs=1e-6)
+
+
+def test_every_line_has_the_health_of_its_updates(tiny: CoarseToFineConfig, images: Tensor, tmp_path: Path) -> None:
+    trained(tiny, images, tmp_path)
+    for line in RunFolder.existing(tmp_path).log.lines():
+        assert {"energy_data", "energy_samples", "gap", "gradient_norm", "loss", "attempt"} <= line.keys()
+        assert line["displacement"] > 0
+        assert 0 <= line["clamped"] < 1
+
+
+def test_pictures_at_intervals(tiny: CoarseToFineConfig, images: Tensor, tmp_path: Path) -> None:
+    config = dataclasses.replace(tiny, pictures_every=4)
+    train_coarse_to_fine(config, images, tmp_path, progress=False)
+    assert {"samples.png", "strip.png", "curves.png"} <= {path.name for path in tmp_path.iterdir()}
+    names = [path.name for path in sorted((tmp_path / "pictures").iterdir())]
+    assert names == [f"iteration-{iteration:09d}.png" for iteration in (4, 5, 8, 12, 13)]
