@@ -41,6 +41,7 @@ _RANGES: dict[str, tuple[float, float]] = {
 _CHOICES: dict[str, tuple[str, ...]] = {
     "variant": ("cascade", "expanding"),
     "dtype": ("float32", "bfloat16"),
+    "update_dtype": ("float32", "bfloat16"),
     "engine": ("auto", "fused", "autograd"),
 }
 
@@ -113,7 +114,9 @@ class CoarseToFineConfig:
     noise_end: float = 0.0
     """noise std of a chain's last update; linear in between (expanding: within each level)"""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """in which the net runs inside chains; updates of the weights are always float32"""
+    """in which the net runs inside chains"""
+    update_dtype: Literal["float32", "bfloat16"] = "float32"
+    """of the convolutions in an update of the weights, which themselves are always float32; loss and norms too"""
     engine: Literal["auto", "fused", "autograd"] = "auto"
     """of the chains' gradients"""
     adam_betas: tuple[float, float] = (0.5, 0.999)

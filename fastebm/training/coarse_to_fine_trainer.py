@@ -217,7 +217,7 @@ class Trainer:
             for first in range(0, count, size):
                 shown = real[first : first + size]
                 # One pass for both, so that one power iteration of the spectral norm serves both.
-                energies = self.net(torch.cat((shown, fake[first : first + size])), beta)
+                energies = self._energies(torch.cat((shown, fake[first : first + size])), beta)
                 low, high = energies[: len(shown)], energies[len(shown) :]
                 loss = low.mean() - high.mean() + self.config.energy_l2 * energies.square().mean()
                 loss = loss * (len(shown) / count)
@@ -226,6 +226,15 @@ class Trainer:
                 data.append(low.detach())
                 samples.append(high.detach())
         return torch.stack(losses).sum(), torch.cat(data), torch.cat(samples)
+
+    def _energies(self, images: Tensor, beta: float) -> Tensor:
+        """Energies (B,), float32, for an update."""
+        # Channels-last by a copy, as the strides of gray images tell no layout. Other layouts took 3 to 12 times as
+        # long on a CPU with matrix units.
+        images = torch.empty_like(images, memory_format=torch.channels_last).copy_(images)
+        low = self.config.update_dtype == "bfloat16"
+        with torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=low):
+            return self.net(images, beta).float()
 
     @contextmanager
     def _fixed_norms(self, stage: Stage, image: Tensor, beta: float, *, several: bool) -> Iterator[None]:
