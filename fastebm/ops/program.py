@@ -225,15 +225,16 @@ def tiles_of(out: int) -> int:
 
 
 def planned(recipe: Recipe, layout: Layout, panel: int, batch: int, workers: int, device: str) -> Code:
-    """Chunks, segments and places for one length of the batch."""
-    team = 1 < workers and batch < workers
-    if device != "cpu":
+    """Chunks, segments and places for one length of the batch. Only the C++ kernels share images out among workers."""
+    whole = device != "cpu" or layout == Layout.PLAIN
+    team = not whole and 1 < workers and batch < workers
+    if whole:
         chunk, segments = max(batch, 1), [Segment(0, len(recipe.instructions), max(batch, 1))]
     else:
         chunk = max(1, batch) if team else chunk_of(batch, workers, _image_bytes(recipe))
         segments = segments_of(recipe, chunk)
     slot, buffers = placed(recipe, _margins(recipe) if layout == Layout.TILES else {}, segments, chunk)
-    header = Header(layout, panel, recipe.bytes, chunk, slot, 1 if team or device != "cpu" else workers, int(team))
+    header = Header(layout, panel, recipe.bytes, chunk, slot, 1 if team or whole else workers, int(team))
     return Code(header, buffers, recipe.instructions, recipe.epilogues, tuple(segments))
 
 
