@@ -1,4 +1,4 @@
-"""Recipes of a few instructions for tests: what is computed from x ends in random projections, energies and a gradient."""
+"""Recipes of a few instructions for tests, which end in random projections: energies and a gradient."""
 
 from __future__ import annotations
 
@@ -57,8 +57,16 @@ class Making:
         inputs = fields.pop("source_channels", self.buffers[source].channels)
         weight = normal(image[0], inputs, *kernel, seed=len(self.values)) / math.sqrt(inputs * math.prod(kernel))
         number = self._constant(Constant("convolution"), weight)
-        grid = {"channels": image[0], "height": image[1], "width": image[2], "kernel_y": kernel[0], "kernel_x": kernel[1]}
-        self.add(Instruction(Kind.CONVOLUTION, source, source_channels=inputs, constant=number, **grid, **fields), *steps)
+        grid = {
+            "channels": image[0],
+            "height": image[1],
+            "width": image[2],
+            "kernel_y": kernel[0],
+            "kernel_x": kernel[1],
+        }
+        self.add(
+            Instruction(Kind.CONVOLUTION, source, source_channels=inputs, constant=number, **grid, **fields), *steps
+        )
 
     def stored(self, instruction: Instruction, *steps: Epilogue) -> int:
         """The instruction with steps behind it, into a new buffer."""
@@ -73,7 +81,7 @@ class Making:
         cover = (image.height, image.width)
         self.convolution(result, (PROJECTIONS, 1, 1), cover, Epilogue(Do.STORE, projections))
         self.convolution(projections, (1, 1, 1), (1, 1), Epilogue(Do.STORE_ENERGIES))
-        channels, height, width = self.sample
+        _, height, width = self.sample
         pad = {"pad_y": height - 1, "pad_x": width - 1}
         self.convolution(projections, self.sample, (height, width), Epilogue(Do.STORE_GRADIENT), **pad)
         return self

@@ -5,8 +5,8 @@ inner dimension runs over taps and input channels, so nothing is unfolded in mem
 epilogue, so what follows a product (bias, activation, derivative, sums) costs no launch and no pass over memory.
 
 Block sizes follow from the instruction alone, never from the batch: the order of summation does not depend on it.
-Products of bfloat16 run on tensor cores with float32 sums; those of float32 as three products of tf32 parts, which keeps
-22 bits. There is no allocation here and nothing waits for the device, so that a chain can be captured in a graph.
+Products of bfloat16 run on tensor cores with float32 sums; those of float32 as three products of tf32 parts, which
+keeps 22 bits. There is no allocation here and nothing waits for the device, so that a chain can be captured in a graph.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ class Window(NamedTuple):
 
 # Kernels ------------------------------------------------------------------------------------------------------------
 #
-# `grid` is (images, height, width, start_y, start_x, step_y, step_x) of an instruction, `source_strides` (height, width,
-# row, image) of the buffer that it reads.
+# `grid` is (images, height, width, start_y, start_x, step_y, step_x) of an instruction, `source_strides` (height,
+# width, row, image) of the buffer that it reads.
 
 
 @triton.jit
@@ -420,7 +420,7 @@ class _Call:
 
 @dataclass(frozen=True)
 class _Facts:
-    """What, beside the code, a program's launches follow from: the sample's shape, and dtypes and shapes of constants."""
+    """What, beside the code, decides about launches: the sample's shape, and dtypes and shapes of constants."""
 
     sample: tuple[int, ...]
     constants: tuple[tuple[torch.dtype, tuple[int, ...]], ...]
@@ -468,7 +468,12 @@ def _check(program: Code, x: Tensor, constants: Sequence[Tensor], workspace: Ten
     if batch > header.chunk:
         raise ValueError(f"the code is for at most {header.chunk} images at a time, got a batch of {batch}")
     needed = header.slot * header.workers
-    if workspace.dtype != torch.uint8 or workspace.dim() != 1 or not workspace.is_contiguous() or workspace.numel() < needed:
+    if (
+        workspace.dtype != torch.uint8
+        or workspace.dim() != 1
+        or not workspace.is_contiguous()
+        or workspace.numel() < needed
+    ):
         raise ValueError(
             f"the workspace must be a vector of {needed} bytes or more, got {workspace.dtype} {tuple(workspace.shape)}"
         )
@@ -481,11 +486,11 @@ def _check(program: Code, x: Tensor, constants: Sequence[Tensor], workspace: Ten
 
 @functools.lru_cache(maxsize=256)
 def _calls(code: bytes, facts: _Facts) -> tuple[Code, tuple[_Call, ...]]:
-    """The program and its launches. Raises ValueError where the code is none of this backend's, or constants don't fit."""
+    """The program and its launches. Raises ValueError where the code is for another backend or constants don't fit."""
     program = decode(torch.frombuffer(bytearray(code), dtype=torch.int64))
     if program.header.layout != Layout.PLAIN:
         raise ValueError(
-            f"the weights of this program lie as {Layout(program.header.layout).name}, for the C++ backend; Triton reads PLAIN"
+            f"the weights of this program lie as {Layout(program.header.layout).name}, as C++ reads them; Triton reads PLAIN"
         )
     if program.header.bytes not in _STORED:
         raise ValueError(f"Triton has programs of 2 and 4 bytes a number, not {program.header.bytes}")
@@ -514,7 +519,12 @@ def _call(program: Code, facts: _Facts, i: Instruction) -> _Call:
     else:
         columns = min(triton.next_power_of_2(i.channels), 64)
         taps = min(triton.next_power_of_2(i.kernel_y * i.kernel_x), WINDOW_STEP) if kind == Kind.POOL else 1
-        options |= {"WINDOW": window, "KIND": i.kind, "SPREAD": bool(i.spread), "FILLED": kind == Kind.GATHER and i.constant >= 0}
+        options |= {
+            "WINDOW": window,
+            "KIND": i.kind,
+            "SPREAD": bool(i.spread),
+            "FILLED": kind == Kind.GATHER and i.constant >= 0,
+        }
         options |= {"ROWS": max(1, 2048 // (columns * taps)), "COLUMNS": columns, "TAPS": taps, "num_warps": 4}
         kernel = pixels_kernel
     return _Call(
@@ -618,7 +628,7 @@ def _integers(values: Sequence[int]) -> tuple[str, ...]:
 def _specimen(name: str, instruction: Instruction, size: int, operations: Sequence[Epilogue], **shown: Any) -> Specimen:
     """A kernel as `_launch` compiles it, for numbers of `size` bytes.
 
-    Buffer 0 is the source. Buffers 1 to 3 are of the result's shape, 4 is of half of it. Constant 1 is a weight, 2 a bias.
+    Buffer 0 is the source. Buffers 1 to 3 are of the result's shape, 4 of half of it. Constant 1 is a weight, 2 a bias.
     """
     i = instruction
     lanes = {2: 32, 4: 16}[size]
@@ -666,7 +676,15 @@ def _specimen(name: str, instruction: Instruction, size: int, operations: Sequen
 def _convolution(inner: int, out: int, size: int, kernel: int = 3, **fields: int) -> Instruction:
     """A convolution to a map of size x size pixels."""
     pad = (kernel - 1) // 2
-    given = {"kernel_y": kernel, "kernel_x": kernel, "pad_y": pad, "pad_x": pad, "height": size, "width": size, **fields}
+    given = {
+        "kernel_y": kernel,
+        "kernel_x": kernel,
+        "pad_y": pad,
+        "pad_x": pad,
+        "height": size,
+        "width": size,
+        **fields,
+    }
     return Instruction(Kind.CONVOLUTION, 0, source_channels=inner, channels=out, constant=1, **given)
 
 
@@ -684,7 +702,9 @@ def specimens() -> list[Specimen]:
         _specimen("gather", Instruction(Kind.GATHER, 0, **few, kernel_y=2, kernel_x=2, constant=1), 2, [bias, store]),
         _specimen("pool", Instruction(Kind.POOL, 0, **few, kernel_y=8, kernel_x=8), 2, [store]),
         _specimen("softmax", Instruction(Kind.SOFTMAX, 0, **few), 2, [store]),
-        _specimen("log_sum_exp", Instruction(Kind.LOG_SUM_EXP, 0, source_channels=10), 4, [Epilogue(Do.STORE_ENERGIES)]),
+        _specimen(
+            "log_sum_exp", Instruction(Kind.LOG_SUM_EXP, 0, source_channels=10), 4, [Epilogue(Do.STORE_ENERGIES)]
+        ),
     ]
     for size, name in ((2, "bf16"), (4, "fp32")):
         found += [
@@ -694,9 +714,17 @@ def specimens() -> list[Specimen]:
             _specimen(f"parity {name}", _convolution(128, 128, 16, 2, **parity), size, sloped),
             _specimen(f"few channels {name}", _convolution(4, 128, 32), size, keeping),
             _specimen(f"to the gradient {name}", _convolution(128, 3, 32), size, [Epilogue(Do.STORE_GRADIENT)]),
-            _specimen(f"elu, softplus {name}", _convolution(64, 64, 32), size, [
-                bias, Epilogue(Do.ACTIVATE, number=2, kind=elu), Epilogue(Do.ACTIVATE_KEEPING, 2, number=5, kind=softplus), store,
-            ]),
+            _specimen(
+                f"elu, softplus {name}",
+                _convolution(64, 64, 32),
+                size,
+                [
+                    bias,
+                    Epilogue(Do.ACTIVATE, number=2, kind=elu),
+                    Epilogue(Do.ACTIVATE_KEEPING, 2, number=5, kind=softplus),
+                    store,
+                ],
+            ),
             _specimen(f"linear {name}", _convolution(256, 1, 1, 1), size, [bias, Epilogue(Do.STORE_ENERGIES)]),
         ]
     return found

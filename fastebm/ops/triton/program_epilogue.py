@@ -188,7 +188,7 @@ def epilogue(
     STEPS: tl.constexpr,
     CHANNELS: tl.constexpr,
 ) -> None:
-    """Every operation on the values v of pixels (image, y, x) of the buffers, where `inside`, and of channels `columns`.
+    """Every operation on the values v of pixels (image, y, x) of the buffers, where `inside`, and channels `columns`.
 
     Operation i has operands[i] with strides rows[i] and images[i], and its number at numbers[at[i]].
     """
