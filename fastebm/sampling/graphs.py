@@ -1,8 +1,9 @@
 """Chains in CUDA graphs: blocks of 8 and of 1 updates, captured once and replayed for chains of any length.
 
 On small images an update is a few dozen launches of a few microseconds each, and the host is what takes time. A
-replayed block is one launch. That it may be replayed at any time rests on what does not move: constants of a fused program are
-written to the places of the old ones, and seed, step and row of the schedule are in a tensor on the device.
+replayed block is one launch. That it may be replayed at any time rests on what does not move: constants of a fused
+program are written to the places of the old ones, and seed, step and row of the schedule are in a tensor on the
+device.
 
 Compiled for sm_80 and sm_90, not yet run on a GPU.
 """

@@ -490,7 +490,7 @@ def _calls(code: bytes, facts: _Facts) -> tuple[Code, tuple[_Call, ...]]:
     program = decode(torch.frombuffer(bytearray(code), dtype=torch.int64))
     if program.header.layout != Layout.PLAIN:
         raise ValueError(
-            f"the weights of this program lie as {Layout(program.header.layout).name}, as C++ reads them; Triton reads PLAIN"
+            f"the weights of this program lie as {Layout(program.header.layout).name}, as C++ reads them, not PLAIN"
         )
     if program.header.bytes not in _STORED:
         raise ValueError(f"Triton has programs of 2 and 4 bytes a number, not {program.header.bytes}")
