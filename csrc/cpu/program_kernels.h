@@ -36,7 +36,7 @@ struct Run {
 struct Block {
   float* v;  // rows of 32
   int runs, channel, valid;  // the first channel, and how many there are
-  Run run[16];
+  Run run[32];
 };
 
 static FASTEBM_INLINE int64_t image_index(const Worker& w, const BufferRow& b, int64_t n) {
@@ -302,10 +302,13 @@ static FASTEBM_INLINE void each_value(const Block& block, F f) {
   for (int i = 0; i < count; ++i) v[i] = f(v[i]);
 }
 
-// How many numbers of a row are written: behind the last channel of a buffer its filling too, which is finite and has weight zero.
+// How many numbers of a row are written: of the last block the filling behind the last channel of a buffer too, which is finite and has
+// weight zero. Not more, because another worker may write the next panel.
 static FASTEBM_INLINE int stored_count(const BufferRow& b, const InstructionRow& i, const EpilogueRow& step, const Block& block) {
-  const int64_t limit = step.channel + i.channels >= b.channels ? b.pixel - step.channel : i.channels;
-  return static_cast<int>(least(kBlock < limit - block.channel ? kBlock : limit - block.channel, kBlock));
+  if (block.channel + block.valid < i.channels) return block.valid;
+  const int64_t filled = least(b.pixel, b.image) - step.channel;
+  const int64_t limit = step.channel + i.channels >= b.channels ? filled : i.channels;
+  return static_cast<int>(least(kBlock, limit - block.channel));
 }
 
 template <Curve curve>
@@ -715,6 +718,15 @@ static void clear_margins(const Worker& w, const InstructionRow& i, int64_t begi
     const BufferRow& b = w.job->buffers[step.buffer];
     const int64_t left = b.margin * b.pixel * b.bytes, right = (b.row - (b.margin + b.width) * b.pixel) * b.bytes;
     if (left + right == 0) continue;
+    if (b.image < b.pixel) {  // images lie pixel by pixel beside each other
+      for (int64_t n = begin; n < end; ++n)
+        for (int64_t y = 0; y < b.height; ++y)
+          for (int64_t x = 0; x < b.margin; ++x) {
+            __builtin_memset(pixel_of(w, b, n, y, x - b.margin), 0, b.image * b.bytes);
+            __builtin_memset(pixel_of(w, b, n, y, b.width + x), 0, b.image * b.bytes);
+          }
+      continue;
+    }
     for (int64_t n = begin; n < end; ++n)
       for (int64_t y = 0; y < b.height; ++y) {
         __builtin_memset(pixel_of(w, b, n, y, 0) - left, 0, left);

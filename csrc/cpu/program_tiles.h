@@ -25,22 +25,27 @@ struct TileUnit {
 struct TilePlan {
   bool over_images;  // rows are images, else pixels of a row
   int64_t begin, end, groups, units;
+  int64_t pixels;  // neighbours that share a tile over images, where a chunk has fewer than 16
 };
 
-static TilePlan plan_tiles(const InstructionRow& i, int64_t source_width, int64_t begin, int64_t end) {
+static TilePlan plan_tiles(const InstructionRow& i, const BufferRow& source, int64_t begin, int64_t end) {
   const int64_t images = end - begin, across = (i.width + 15) / 16, deep = (images + 15) / 16;
-  // The share of tile rows that is wanted: width / (16 across) against images / (16 deep).
-  // Wide maps never read beyond the images of a short chunk, for which the workspace would need room.
-  const bool over_images = source_width < 32 && images * across > i.width * deep;
-  const int64_t groups = over_images ? deep : across;
-  return {over_images, begin, end, groups, over_images ? deep * i.height * i.width : across * i.height * images};
+  // Images that lie pixel by pixel beside each other: 16 rows at one distance are all images of several neighbours.
+  const bool beside = source.pixel == images * source.image && images < 16 && 16 % images == 0 && i.stride_x == 1 && source.pixel != kDense;
+  const int64_t pixels = beside ? 16 / images : 1, steps = (i.width + pixels - 1) / pixels;
+  // The share of tile rows that is wanted: width / (16 across), against images / (16 deep) or width / (steps pixels). Wide maps never
+  // read beyond the images of a short chunk, for which the workspace would need room.
+  const bool over_images = source.width < 32 && (beside || images * across > i.width * deep);
+  if (!over_images) return {false, begin, end, across, across * i.height * images, 1};
+  return {true, begin, end, deep, deep * i.height * steps, pixels};
 }
 
 static FASTEBM_INLINE TileUnit unit_at(const TilePlan& plan, const InstructionRow& i, int64_t unit) {
   const int64_t group = unit % plan.groups, rest = unit / plan.groups;
   if (plan.over_images) {
-    const int64_t n = plan.begin + 16 * group;
-    return {n, rest / i.width, rest % i.width, static_cast<int>(least(16, plan.end - n))};
+    const int64_t n = plan.begin + 16 * group, steps = (i.width + plan.pixels - 1) / plan.pixels, x = rest % steps * plan.pixels;
+    const int64_t images = least(16, plan.end - n);
+    return {n, rest / steps, x, static_cast<int>(plan.pixels == 1 ? images : images * least(plan.pixels, i.width - x))};
   }
   return {plan.begin + rest / i.height, rest % i.height, 16 * group, static_cast<int>(least(16, i.width - 16 * group))};
 }
@@ -48,13 +53,13 @@ static FASTEBM_INLINE TileUnit unit_at(const TilePlan& plan, const InstructionRo
 struct TileSource {
   const char* data;  // where the window's first pixel is, or would be
   int64_t stride, first_y, first_x;
-  bool over_images;
+  bool one_pixel;  // all rows are beside the image where one is; else zeros lie there
 };
 
 static FASTEBM_INLINE TileSource source_at(const Worker& w, const TilePlan& plan, const InstructionRow& i, const BufferRow& b, const TileUnit& u) {
   const int64_t y = u.y * i.stride_y - i.pad_y, x = u.x * i.stride_x - i.pad_x;
   const char* data = pixel_of(w, b, u.n, 0, 0) + (y * b.row + x * b.pixel + i.source_channel) * 2;
-  return {data, (plan.over_images ? b.image : i.stride_x * b.pixel) * 2, y, x, plan.over_images};
+  return {data, (plan.over_images ? b.image : i.stride_x * b.pixel) * 2, y, x, plan.over_images && plan.pixels == 1};
 }
 
 // How many steps of 32 inputs keep a panel's weights in L1, if there are more than fit at once: whole rows of taps.
@@ -93,7 +98,7 @@ static FASTEBM_INLINE void multiply_tiles(const InstructionRow& i, const BufferR
 #pragma GCC unroll 4
     for (int m = 0; m < M; ++m) {
       const int64_t y = s[m].first_y + ky, x = s[m].first_x + kx;
-      const bool inside = y >= 0 && y < b.height && (dense || !s[m].over_images || (x >= 0 && x < b.width));
+      const bool inside = y >= 0 && y < b.height && (dense || !s[m].one_pixel || (x >= 0 && x < b.width));
       a[m] = inside ? s[m].data + (ky * b.row + kx * b.pixel) * 2 : zeros;
       stride[m] = inside ? s[m].stride : 0;
       step[m] = inside ? 64 : 0;
@@ -143,7 +148,12 @@ static FASTEBM_INLINE Block block_of(const TilePlan& plan, const InstructionRow&
   Block block{sums, 0, static_cast<int>(channel), static_cast<int>(least(width, i.channels - channel)), {}};
   for (int k = 0; k < count; ++k) {
     const TileUnit& unit = units[k];
-    block.run[block.runs++] = plan.over_images ? Run{unit.n, 1, unit.y, unit.x, 0, unit.count} : Run{unit.n, 0, unit.y, unit.x, 1, unit.count};
+    if (!plan.over_images) {
+      block.run[block.runs++] = {unit.n, 0, unit.y, unit.x, 1, unit.count};
+      continue;
+    }
+    const int images = static_cast<int>(unit.count / most(1, least(plan.pixels, i.width - unit.x)));
+    for (int64_t x = unit.x, left = unit.count; left > 0; ++x, left -= images) block.run[block.runs++] = {unit.n, 1, unit.y, x, 0, images};
   }
   return block;
 }
@@ -225,7 +235,7 @@ static void convolve_tiles(const Worker& w, const InstructionRow& instruction, c
 
 static void convolution_tiles(const Worker& w, const InstructionRow& i, int64_t begin, int64_t end) {
   asm volatile("ldtilecfg %0" ::"m"(kTiles));
-  const TilePlan plan = plan_tiles(i, w.job->buffers[i.source].width, begin, end);
+  const TilePlan plan = plan_tiles(i, w.job->buffers[i.source], begin, end);
   const int64_t width = i.channels <= 16 ? 16 : 32, panels = (i.channels + width - 1) / width;
   Range panel, unit;
   share_convolution(w, panels, plan.units, panel, unit);

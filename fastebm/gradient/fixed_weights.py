@@ -10,7 +10,6 @@ from torch.nn.utils.parametrize import is_parametrized, type_before_parametrizat
 
 from fastebm.gradient.precision import without_autocast
 
-
 # Evaluated parametrisations by their layer and name, for chains with the weights of the last one.
 Evaluated = dict[tuple[nn.Module, str], Tensor]
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastebm.gradient.capture import Unsupported, capture, referenced
+from fastebm.gradient.capture import Unsupported, capture
 from fastebm.gradient.cost import Machine
 from fastebm.gradient.derivative import differentiated
 from fastebm.gradient.description import describe

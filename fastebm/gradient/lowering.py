@@ -173,13 +173,20 @@ class _Lowering:
     def _lower(self, node: Node) -> None:
         operation = node.operation
         shapes = [node.shape, *self.program.shapes(node)]
-        if any(len(shape) not in (0, 1, 3) for shape in shapes) and not isinstance(operation, (Input, Reshape, *POINTWISE)):
+        if any(len(shape) not in (0, 1, 3) for shape in shapes) and not isinstance(
+            operation, (Input, Reshape, *POINTWISE)
+        ):
             raise NotLowered(f"samples of shape {shapes[0]} are neither images nor vectors")
         if isinstance(operation, Input):
             channels, height, width = self.images[node.name]
             ones = any(isinstance(user.operation, AppendOne) for user in self.program.users(node.name))
             load = Instruction(
-                Kind.LOAD, source_channels=channels, channels=channels + ones, height=height, width=width, constant=int(ones)
+                Kind.LOAD,
+                source_channels=channels,
+                channels=channels + ones,
+                height=height,
+                width=width,
+                constant=int(ones),
             )
             self._begin(node, [load], (channels + ones, height, width))
         elif isinstance(operation, Ones):
@@ -216,7 +223,9 @@ class _Lowering:
             if not pool.simple:
                 raise NotLowered("the derivative of a pool whose windows overlap or are padded is not known")
             place, (_, height, width) = self._stored(node.inputs[0]), self.images[node.name]
-            group = self._begin(node, [self._gather(place, self.images[node.name], factor=pool.kernel, size=(height, width))])
+            group = self._begin(
+                node, [self._gather(place, self.images[node.name], factor=pool.kernel, size=(height, width))]
+            )
             group.epilogue.append(self._scale(1.0 / math.prod(pool.kernel)))
         elif isinstance(operation, Sum):
             self._sum(node, operation)
@@ -236,7 +245,15 @@ class _Lowering:
             return self._transposed(node, conv)
         (channels, height, width), place = self.images[node.name], self._stored(node.inputs[0])
         return [
-            self._windows(place, conv.weight, self.images[node.inputs[0]][0], (channels, height, width), conv.stride, conv.padding, conv.dilation)
+            self._windows(
+                place,
+                conv.weight,
+                self.images[node.inputs[0]][0],
+                (channels, height, width),
+                conv.stride,
+                conv.padding,
+                conv.dilation,
+            )
         ]
 
     def _windows(
@@ -316,7 +333,11 @@ class _Lowering:
 
     def _bias(self, group: _Group, bias: Value | None) -> None:
         if bias is not None:
-            image = computed(_spread_out, bias, group.image) if group.image[1:] != (1, 1) and bias.shape[0] != group.image[0] else computed(_column, bias)
+            image = (
+                computed(_spread_out, bias, group.image)
+                if group.image[1:] != (1, 1) and bias.shape[0] != group.image[0]
+                else computed(_column, bias)
+            )
             group.epilogue.append(Epilogue(Do.ADD_CONSTANT, number=self._constant(Constant("image"), image)))
 
     # ---- windows without weights
@@ -326,7 +347,10 @@ class _Lowering:
         padded = pool.padding != (0, 0)
         if padded and not pool.count_include_pad and pool.divisor is None:
             raise NotLowered("a pool that doesn't count its padding is not among the instructions")
-        floors = [(n + 2 * p - k) // s + 1 for n, k, s, p in zip(source[1:], pool.kernel, pool.stride, pool.padding, strict=True)]
+        floors = [
+            (n + 2 * p - k) // s + 1
+            for n, k, s, p in zip(source[1:], pool.kernel, pool.stride, pool.padding, strict=True)
+        ]
         if pool.ceil_mode and tuple(floors) != target[1:]:
             raise NotLowered("a pool in ceil mode is not among the instructions")
         self._window_sum(node, pool.kernel, pool.stride, pool.padding, 1.0 / (pool.divisor or math.prod(pool.kernel)))
@@ -481,12 +505,17 @@ class _Lowering:
         copy = self._gathered(node.name, self._stored(source.name, plain=False), (channels, height, width))
         copy.epilogue.append(Epilogue(Do.STORE, buffer))
         ones = Instruction(Kind.LOAD, height=height, width=width, constant=1)
-        self.groups.append(_Group([ones], [Epilogue(Do.STORE, buffer, channel=channels)], node.name, (1, height, width)))
+        self.groups.append(
+            _Group([ones], [Epilogue(Do.STORE, buffer, channel=channels)], node.name, (1, height, width))
+        )
         self.places[node.name] = _Place(buffer)
         copy.tip = self.groups[-1].tip = ""
 
     def _concatenate(self, node: Node, operation: Concatenate) -> None:
-        if operation.dim != 0 or any(len(shape) == 1 and self.images[n][1:] != (1, 1) for shape, n in zip(self.program.shapes(node), node.inputs, strict=True)):
+        if operation.dim != 0 or any(
+            len(shape) == 1 and self.images[n][1:] != (1, 1)
+            for shape, n in zip(self.program.shapes(node), node.inputs, strict=True)
+        ):
             raise NotLowered("only channels can be concatenated")
         buffer, channel = self._buffer(self.images[node.name]), 0
         for name in node.inputs:
@@ -530,7 +559,11 @@ class _Lowering:
         place = self.places.get(name)
         if place is None:
             return True  # its derivative was kept instead
-        writers = [k for k, group in enumerate(self.groups) if any(e.buffer == place.buffer and e.do in (Do.STORE, Do.ACTIVATE_KEEPING) for e in group.epilogue)]
+        writers = [
+            k
+            for k, group in enumerate(self.groups)
+            if any(e.buffer == place.buffer and e.do in (Do.STORE, Do.ACTIVATE_KEEPING) for e in group.epilogue)
+        ]
         return bool(writers) and max(writers) < number
 
     def _open(self, name: str) -> _Group | None:
@@ -541,7 +574,9 @@ class _Lowering:
     def _extend(self, group: _Group, node: Node, name: str) -> None:
         operation, add = node.operation, group.epilogue.append
         if isinstance(operation, Combine):
-            for c, other in sorted(zip(operation.coefficients, node.inputs, strict=True), key=lambda term: term[1] != name):
+            for c, other in sorted(
+                zip(operation.coefficients, node.inputs, strict=True), key=lambda term: term[1] != name
+            ):
                 if other == name:
                     if c != 1:
                         add(self._scale(c))
@@ -594,7 +629,9 @@ class _Lowering:
         name = group.tip
         if not name:
             return
-        if name not in self.places and any(user is not joining and not self._served(user, name) for user in self.program.users(name)):
+        if name not in self.places and any(
+            user is not joining and not self._served(user, name) for user in self.program.users(name)
+        ):
             buffer = self._buffer(group.image)
             group.epilogue.append(Epilogue(Do.STORE, buffer))
             self.places[name] = _Place(buffer)

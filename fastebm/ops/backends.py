@@ -171,7 +171,9 @@ def chosen(device_type: str, double: bool = False, kernel: str | None = None) ->
     candidates = ("cpp",) if device_type == "cpu" else ("cuda", "triton")
     if not (double and device_type != "cpu"):
         for name in candidates:
-            if (kernel is None or name in schemas.KERNELS[kernel].backends) and why_unavailable(name, device_type) is None:
+            if (kernel is None or name in schemas.KERNELS[kernel].backends) and why_unavailable(
+                name, device_type
+            ) is None:
                 return name
     return "reference"
 

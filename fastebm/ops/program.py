@@ -147,7 +147,9 @@ class Fused:
 
     def _packed(self, constant: Constant, value: Tensor) -> Tensor:
         if constant.kind == "image":
-            return packed_image(value, LANES[self.recipe.bytes], torch.float64 if self.recipe.bytes == 8 else torch.float32)
+            return packed_image(
+                value, LANES[self.recipe.bytes], torch.float64 if self.recipe.bytes == 8 else torch.float32
+            )
         dtype = {2: torch.bfloat16, 4: torch.float32, 8: torch.float64}[self.recipe.bytes]
         return pack_convolution(value, self.layout, self.panel, constant.dense, dtype)
 
@@ -163,7 +165,9 @@ def layout_for(device: torch.device, bytes: int) -> tuple[Layout, int]:
 def _numbers(numbers: Sequence[float | Tensor], dtype: torch.dtype, device: torch.device) -> Tensor:
     given = {i: n.reshape(()).to(device, dtype) for i, n in enumerate(numbers) if isinstance(n, Tensor)}
     # One more, so that there is a tensor for programs without numbers.
-    tensor = torch.tensor([*(0.0 if i in given else float(n) for i, n in enumerate(numbers)), 0.0], dtype=dtype).to(device)
+    tensor = torch.tensor([*(0.0 if i in given else float(n) for i, n in enumerate(numbers)), 0.0], dtype=dtype).to(
+        device
+    )
     for i, number in given.items():
         tensor[i] = number
     return tensor
@@ -227,15 +231,16 @@ def tiles_of(out: int) -> int:
 
 
 def planned(recipe: Recipe, layout: Layout, panel: int, batch: int, workers: int, device: str) -> Code:
-    """Chunks, segments and places for one length of the batch."""
-    team = 1 < workers and batch < workers
-    if device != "cpu":
+    """Chunks, segments and places for one length of the batch. Only the C++ kernels share images out among workers."""
+    whole = device != "cpu" or layout == Layout.PLAIN
+    team = not whole and workers > 1 and batch < workers
+    if whole:
         chunk, segments = max(batch, 1), [Segment(0, len(recipe.instructions), max(batch, 1))]
     else:
         chunk = max(1, batch) if team else chunk_of(batch, workers, _image_bytes(recipe))
         segments = segments_of(recipe, chunk)
-    slot, buffers = placed(recipe, _margins(recipe) if layout == Layout.TILES else {}, segments, chunk)
-    header = Header(layout, panel, recipe.bytes, chunk, slot, 1 if team or device != "cpu" else workers, int(team))
+    slot, buffers = placed(recipe, layout, segments, chunk)
+    header = Header(layout, panel, recipe.bytes, chunk, slot, 1 if team or whole else workers, int(team))
     return Code(header, buffers, recipe.instructions, recipe.epilogues, tuple(segments))
 
 
@@ -284,11 +289,16 @@ def _images_in_cache(recipe: Recipe, instruction: Instruction, chunk: int) -> in
     return chunk if 2 * images > chunk else images
 
 
-def _strides(buffer: Buffer) -> tuple[int, int, int]:
-    """Numbers from pixel to pixel, row to row and image to image."""
+def _strides(buffer: Buffer, together: int = 1) -> tuple[int, int, int]:
+    """Numbers from pixel to pixel, row to row and image to image.
+
+    With `together` > 1 so many images lie pixel by pixel beside each other: for tiles whose rows are images.
+    """
     lanes = LANES[buffer.bytes]
     pixel = DENSE if buffer.channels <= DENSE and buffer.pixel == DENSE else -(-buffer.channels // lanes) * lanes
     margin = buffer.margin
+    if together > 1:
+        return together * pixel, (2 * margin + buffer.width) * together * pixel, pixel
     extra = max(0, DENSE_MARGIN - margin) if pixel == DENSE else 0
     row = (2 * margin + extra + buffer.width) * pixel
     line = LINE // buffer.bytes
@@ -302,12 +312,17 @@ def _margins(recipe: Recipe) -> dict[int, int]:
     margins: dict[int, int] = {}
     for i in recipe.instructions:
         if i.kind == Kind.CONVOLUTION:
-            right = (i.width - 1) * i.stride_x + (i.kernel_x - 1) * i.dilation_x - i.pad_x - (recipe.buffers[i.source].width - 1)
+            right = (
+                (i.width - 1) * i.stride_x
+                + (i.kernel_x - 1) * i.dilation_x
+                - i.pad_x
+                - (recipe.buffers[i.source].width - 1)
+            )
             margins[i.source] = max(margins.get(i.source, 0), i.pad_x, right)
     return margins
 
 
-def placed(recipe: Recipe, margins: dict[int, int], segments: Sequence[Segment], chunk: int) -> tuple[int, tuple[Buffer, ...]]:
+def placed(recipe: Recipe, layout: Layout, segments: Sequence[Segment], chunk: int) -> tuple[int, tuple[Buffer, ...]]:
     """The bytes of one slot, and the buffers with strides and offsets in it.
 
     A buffer that lives within one segment has room for that segment's images only; memory is used again once the last
@@ -320,6 +335,7 @@ def placed(recipe: Recipe, margins: dict[int, int], segments: Sequence[Segment],
         for b in (*recipe.reads(instruction), *recipe.writes(instruction)):
             lives.setdefault(b, []).append(i)
     placed_at: list[tuple[int, int, int, int]] = []  # first, last, offset, end
+    margins = _margins(recipe) if layout == Layout.TILES else {}
     buffers = [replace(buffer, margin=margins.get(b, 0)) for b, buffer in enumerate(recipe.buffers)]
     order = sorted(lives, key=lambda b: lives[b][0])
     for b in order:
@@ -330,9 +346,11 @@ def placed(recipe: Recipe, margins: dict[int, int], segments: Sequence[Segment],
             first = segments[of_instruction[first]].first
             end_segment = segments[of_instruction[last]]
             last = end_segment.first + end_segment.count - 1
-        pixel, row, image = _strides(buffers[b])
+        narrow = layout == Layout.TILES and buffers[b].width < 16 and buffers[b].pixel != DENSE
+        pixel, row, image = _strides(buffers[b], images if narrow else 1)
+        whole = buffers[b].height * row if narrow and images > 1 else images * image
         # Behind the last image a matrix tile may read, and not use, 16 pixels at a stride.
-        size = -(-(images * image * buffers[b].bytes + 64 * pixel * buffers[b].bytes) // LINE) * LINE
+        size = -(-((whole + 64 * pixel) * buffers[b].bytes) // LINE) * LINE
         taken = sorted((o, e) for f, l, o, e in placed_at if f <= last and first <= l)
         offset = 0
         for start, end in taken:
@@ -356,7 +374,9 @@ def _check(x: Tensor, code: Tensor, constants: Sequence[Tensor], workspace: Tens
     if x.dtype not in (torch.float32, torch.float64):
         raise TypeError(f"x must be float32 (float64 in the reference), got {x.dtype}")
     if code.dtype != torch.int64 or code.dim() != 1 or code.device.type not in ("cpu", "meta"):
-        raise ValueError(f"code must be an int64 vector on the CPU, got {code.dtype} {tuple(code.shape)} on {code.device}")
+        raise ValueError(
+            f"code must be an int64 vector on the CPU, got {code.dtype} {tuple(code.shape)} on {code.device}"
+        )
     for name, tensor in (("workspace", workspace), *(("a constant", t) for t in constants)):
         if tensor.device != x.device:
             raise ValueError(f"{name} must be on x's device {x.device}, got {tensor.device}")
@@ -435,10 +455,17 @@ class _Reference:
         columns = torch.arange(i.width, device=source.device) - i.pad_x
         inside_y = (rows >= 0) & (rows < source.shape[2] * i.kernel_y)
         inside_x = (columns >= 0) & (columns < source.shape[3] * i.kernel_x)
-        rows, columns = (rows // i.kernel_y).clamp(0, source.shape[2] - 1), (columns // i.kernel_x).clamp(0, source.shape[3] - 1)
+        rows, columns = (
+            (rows // i.kernel_y).clamp(0, source.shape[2] - 1),
+            (columns // i.kernel_x).clamp(0, source.shape[3] - 1),
+        )
         v = source[:, :, rows][:, :, :, columns]
         if not bool(inside_y.all() & inside_x.all()):
-            fill = self.constants[0][i.constant].to(v.dtype) if i.constant >= 0 else torch.zeros((), dtype=v.dtype, device=v.device)
+            fill = (
+                self.constants[0][i.constant].to(v.dtype)
+                if i.constant >= 0
+                else torch.zeros((), dtype=v.dtype, device=v.device)
+            )
             v = torch.where(inside_y[:, None] & inside_x[None], v, fill)
         return v.expand(-1, i.channels, -1, -1)
 

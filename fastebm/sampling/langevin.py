@@ -16,6 +16,7 @@ from torch import Tensor, nn
 import fastebm.ops  # noqa: F401  (registers torch.ops.fastebm)
 from fastebm import rng
 from fastebm.gradient import EnergyGradient, energy_gradient
+from fastebm.sampling.graphs import ChainGraphs, replayable
 from fastebm.sampling.observers import Observer, finite_chains, frame_writer, progress_bar
 from fastebm.sampling.schedules import Constant, Schedule, as_schedule, evaluate, table
 from fastebm.sampling.state import ChainState, StepInfo
@@ -91,6 +92,7 @@ class Langevin:
                 raise ValueError(f"{name} must be positive, got {bound}")
         self.grad_clip = grad_clip
         self.grad_norm_clip = grad_norm_clip
+        self._graphs = ChainGraphs()
 
     def __repr__(self) -> str:
         start, end = self.temperature(2).tolist()
@@ -189,19 +191,35 @@ class Langevin:
     def advance_(self, state: ChainState, steps: int, observers: Sequence[Observer] = ()) -> ChainState:
         """`advance` in place: overwrites the `x` and `key` of `state`, which is of no use afterwards.
 
-        Nothing here syncs with the host, and energies that are not finite are the caller's business.
+        Nothing here syncs with the host, and energies that are not finite are the caller's business. On a CUDA device,
+        where nobody reads every state, updates after the first one are replayed from CUDA graphs.
         """
         check_steps(state.step, steps)
-        arguments = self._arguments(state)
-        one = _one_step(state.key)
+        update = self._update(_one_step(state.key))
         with self.gradient.chain():
-            for done in range(1, steps + 1):
-                energies, gradient = self.gradient(state.x)
-                torch.ops.fastebm.langevin_step_(state.x, gradient, *arguments)
-                state.key.add_(one)
+            done = 0
+            while done < steps:
+                # The first update reads the weights; from then on all that moves is on the device.
+                if done == 1 and replayable(state.x, observers):
+                    done += self._graphs.advance_(self.gradient, update, state, steps - done, observers, done)
+                    if done == steps:
+                        break
+                energies = update(state)
+                done += 1
                 for observe in observers:
                     observe(done, state.x, energies)
         return replace(state, step=state.step + steps)
+
+    def _update(self, one: Tensor) -> Callable[[ChainState], Tensor]:
+        """The function that moves a state on in place, its key by `one`, and returns the energies before."""
+
+        def update(state: ChainState) -> Tensor:
+            energies, gradient = self.gradient(state.x)
+            torch.ops.fastebm.langevin_step_(state.x, gradient, *self._arguments(state))
+            state.key.add_(one)
+            return energies
+
+        return update
 
     def follow(
         self, state: ChainState, steps: int, callback: Callback, *, thin: int = 1, observers: Sequence[Observer] = ()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,7 +13,10 @@ from torch import Tensor
 from fastebm.sampling.state import ChainState
 
 Observer = Callable[[int, Tensor, Tensor], None]
-"""Called after an update with the number of updates done, the live state (do not keep it) and energies before it."""
+"""Called after an update with the number of updates done, the live state (do not keep it) and energies before it.
+
+One with an attribute `reads_states` that is False may be called later, in order, when the state is further on.
+"""
 
 
 class FiniteWatch:
@@ -21,6 +25,7 @@ class FiniteWatch:
     A clamp hides an infinite gradient, so the end of a chain alone would not tell.
     """
 
+    reads_states = False
     _FOLD = 64  # one small copy an update, and the reductions only once in so many
 
     def __init__(self, step: int, chains: Tensor) -> None:
@@ -84,12 +89,20 @@ def progress_bar(total: int, shown: bool) -> Iterator[Sequence[Observer]]:
     from tqdm.auto import tqdm
 
     with tqdm(total=total, unit="step", desc="Langevin") as bar:
+        yield (_Progress(bar),)
 
-        def observe(done: int, x: Tensor, energies: Tensor) -> None:
-            if bar.update():
-                bar.set_postfix(energy=f"{float(energies.mean()):.4g}", refresh=False)
 
-        yield (observe,)
+class _Progress:
+    """Moves a bar of tqdm."""
+
+    reads_states = False
+
+    def __init__(self, bar: Any) -> None:
+        self.bar = bar
+
+    def __call__(self, done: int, x: Tensor, energies: Tensor) -> None:
+        if self.bar.update():
+            self.bar.set_postfix(energy=f"{float(energies.mean()):.4g}", refresh=False)
 
 
 def frame_writer(frames: Tensor, thin: int) -> Observer:

@@ -33,28 +33,44 @@ def compiled(specimen: Specimen, capability: int) -> Any:
         for position, name in enumerate(names)
         if name not in specimen.signature
     }
-    attributes = {(position,): ALIGNED for position, name in enumerate(names) if str(signature[name]).startswith("*")}
-    source = ASTSource(specimen.kernel, signature, constexprs, attributes)
+    attributes = {key: ALIGNED for position, name in enumerate(names) for key in aligned((position,), signature[name])}
+    source = ASTSource(specimen.kernel, {name: plain(kind) for name, kind in signature.items()}, constexprs, attributes)
     options = {"enable_fp_fusion": False, "num_warps": specimen.num_warps}
+    if specimen.num_stages is not None:
+        options["num_stages"] = specimen.num_stages
     return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
 
 
+def aligned(path: tuple[int, ...], kind: Any) -> list[tuple[int, ...]]:
+    """The paths of pointers and of numbers marked as multiples of 16 ("i32:16"), also those within tuples."""
+    if isinstance(kind, tuple):
+        return [inner for i, part in enumerate(kind) for inner in aligned((*path, i), part)]
+    return [path] if str(kind).startswith("*") or str(kind).endswith(":16") else []
+
+
+def plain(kind: Any) -> Any:
+    """A type without the mark."""
+    return tuple(map(plain, kind)) if isinstance(kind, tuple) else kind.removesuffix(":16")
+
+
 def registers(ptx: str) -> tuple[int | None, int | None]:
-    """(registers, bytes spilled) by the assembler that comes with Triton, or by the one installed; None without one."""
-    bundled = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "ptxas"
+    """(registers, bytes spilled) by an assembler that comes with Triton, or the one installed; None without one."""
+    folder = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
     architecture = re.search(r"^\.target (\w+)", ptx, re.MULTILINE)
     with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
         file.write(ptx)
         file.flush()
-        command = [str(bundled) if bundled.is_file() else "ptxas", "-v", f"-arch={architecture and architecture[1]}"]
-        try:
-            said = subprocess.run(
-                [*command, file.name, "-o", "/dev/null"], capture_output=True, text=True, check=True
-            ).stderr
-        except (OSError, subprocess.CalledProcessError):
-            return None, None
-    used, spilled = re.search(r"Used (\d+) registers", said), re.search(r"(\d+) bytes spill stores", said)
-    return (int(used[1]), int(spilled[1])) if used and spilled else (None, None)
+        # Triton brings two, of which the older one doesn't read what is written for the newer GPUs.
+        for assembler in (folder / "ptxas", folder / "ptxas-blackwell", "ptxas"):
+            command = [str(assembler), "-v", f"-arch={architecture and architecture[1]}", file.name, "-o", "/dev/null"]
+            try:
+                said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+            except (OSError, subprocess.CalledProcessError):
+                continue
+            used, spilled = re.search(r"Used (\d+) registers", said), re.search(r"(\d+) bytes spill stores", said)
+            if used and spilled:
+                return int(used[1]), int(spilled[1])
+    return None, None
 
 
 def shown(specimen: Specimen, capability: int) -> dict[str, Any]:
@@ -71,6 +87,8 @@ def shown(specimen: Specimen, capability: int) -> dict[str, Any]:
         "vector_loads": r"\bld\.global(?:\.\w+)*\.v4\.b32\b",
         "vector_stores": r"\bst\.global(?:\.\w+)*\.v4\.b32\b",
         "shared_accesses": r"\b(?:ld|st)\.shared\b",
+        "bf16": r"\b(?:wg)?mma\.[\w.:]*\.f32\.bf16\.bf16",
+        "tf32": r"\b(?:wg)?mma\.[\w.:]*\.f32\.tf32\.tf32",
     }
     counts = {name: len(re.findall(pattern, ptx)) for name, pattern in patterns.items()}
     return {**counts, "shared": kernel.metadata.shared, "registers": used, "spilled": spilled}

@@ -19,6 +19,13 @@ SOURCES = build.source_folder()
 SUBJECTS = list(dict.fromkeys(kernel.subject for kernel in schemas.KERNELS.values()))
 
 every_kernel = pytest.mark.parametrize("name", schemas.KERNELS)
+
+
+def kernels_of(backend: str) -> pytest.MarkDecorator:
+    """The kernels that name this backend among theirs: only those have its files."""
+    return pytest.mark.parametrize("name", [name for name, k in schemas.KERNELS.items() if backend in k.backends])
+
+
 every_subject = pytest.mark.parametrize("subject", SUBJECTS)
 
 
@@ -40,6 +47,15 @@ def test_reference(name):
 
 
 @every_kernel
+def test_backends(name):
+    """The CPU's and one of a GPU are the least; no file is there for a backend that isn't named."""
+    kernel = schemas.KERNELS[name]
+    assert {"cpp", "triton"} <= {*kernel.backends} <= {"cpp", "triton", "cuda"}
+    others = [k.backends for k in schemas.KERNELS.values() if k.subject == kernel.subject]
+    assert (SOURCES / f"cuda/{kernel.subject}.cu").is_file() == any("cuda" in backends for backends in others)
+
+
+@kernels_of("cpp")
 def test_cpp(name):
     file = f"cpu/{schemas.KERNELS[name].subject}.cpp"
     assert registered(source(file), name), f"{file} does not register {name}"
@@ -48,7 +64,7 @@ def test_cpp(name):
         assert torch._C._dispatch_has_kernel_for_dispatch_key(f"fastebm_cpp::{name}", "CPU")
 
 
-@every_kernel
+@kernels_of("cuda")
 def test_cuda(name):
     file = f"cuda/{schemas.KERNELS[name].subject}.cu"
     assert re.search(rf"\blaunch_{name}\(", source("cuda/launch.h")), f"launch.h does not declare launch_{name}"
@@ -57,7 +73,7 @@ def test_cuda(name):
     assert file in build.CUDA_SOURCES
 
 
-@every_kernel
+@kernels_of("triton")
 def test_triton(name):
     """Read rather than imported: Triton may be missing."""
     path = ROOT / "fastebm" / "ops" / "triton" / f"{schemas.KERNELS[name].subject}.py"

@@ -19,12 +19,15 @@ class Specimen:
     Attributes:
         name: unique among all specimens.
         kernel: the `triton.jit` function.
-        signature: Triton types by argument, as "*fp32" or "i32"; pointers are taken to be aligned to 16 bytes.
+        signature: Triton types by argument, as "*fp32" or "i32", and tuples of them; pointers are taken to be aligned
+            to 16 bytes, and "i32:16" is a multiple of 16.
         constexprs: values by argument. An argument that neither names is None: an option that is off.
         num_warps: as launched.
         fused: fused multiply-adds that a thread executes as written, or None where that is not counted.
         vector_loads, vector_stores: 16-byte accesses to global memory, or None where that is not counted.
-        shared: whether shared memory is used.
+        shared: whether shared memory is used, up to `most_shared` bytes.
+        num_stages: as launched, None for Triton's default.
+        matrix: whether products must run on tensor cores (mma or wgmma), of bfloat16 or tf32.
     """
 
     name: str
@@ -36,6 +39,9 @@ class Specimen:
     vector_loads: int | None = None
     vector_stores: int | None = None
     shared: bool = False
+    most_shared: int = 4096  # 2 KiB to spread accesses, 4 for 1024 lanes
+    num_stages: int | None = None
+    matrix: str | None = None
 
 
 def typed(kind: Any, names: str) -> dict[str, Any]:

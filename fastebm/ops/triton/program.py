@@ -1,0 +1,730 @@
+"""Triton: a fused program, one launch for each instruction over the whole batch.
+
+A convolution is an implicit matrix product: rows are positions (image, y, x) of its grid, columns its outputs, and the
+inner dimension runs over taps and input channels, so nothing is unfolded in memory. Each kernel is compiled for its
+epilogue, so what follows a product (bias, activation, derivative, sums) costs no launch and no pass over memory.
+
+Block sizes follow from the instruction alone, never from the batch: the order of summation does not depend on it.
+Products of bfloat16 run on tensor cores with float32 sums; those of float32 as three products of tf32 parts, which
+keeps 22 bits. There is no allocation here and nothing waits for the device, so that a chain can be captured in a graph.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ..instructions import KINDS, Buffer, Code, Do, Epilogue, Header, Instruction, Kind, Layout, decode
+from .activations import exponential
+from .curves import logarithm
+from .philox import INTERPRETED
+from .program_epilogue import Step, epilogue
+from .specimens import Specimen
+
+_LOAD, _GATHER, _POOL = tl.constexpr(int(Kind.LOAD)), tl.constexpr(int(Kind.GATHER)), tl.constexpr(int(Kind.POOL))
+_LOG_SUM_EXP = tl.constexpr(int(Kind.LOG_SUM_EXP))
+# Inputs of so few channels make the inner dimension out of taps and channels together: a product needs 16 of it.
+FEW = 16
+_FEW = tl.constexpr(FEW)
+_INTERPRETED = tl.constexpr(INTERPRETED)
+# Pixels of a window that one step of a pool reads, so that their loads are under way together.
+WINDOW_STEP = 16
+_STORED = {2: torch.bfloat16, 4: torch.float32}
+
+
+class Window(NamedTuple):
+    """The window of a convolution, pool or gather; see `instructions.Kind`."""
+
+    kernel_y: int
+    kernel_x: int
+    stride_y: int
+    stride_x: int
+    pad_y: int
+    pad_x: int
+    dilation_y: int
+    dilation_x: int
+
+
+# Kernels ------------------------------------------------------------------------------------------------------------
+#
+# `grid` is (images, height, width, start_y, start_x, step_y, step_x) of an instruction, `source_strides` (height,
+# width, row, image) of the buffer that it reads.
+
+
+@triton.jit
+def positions(block: tl.tensor, grid: tl.tuple, ROWS: tl.constexpr) -> tl.tuple:
+    """(image, y, x, inside) of one block of positions, `image` in int64."""
+    position = block * ROWS + tl.arange(0, ROWS)
+    plane = grid[1] * grid[2]
+    image = position // plane
+    pixel = position % plane
+    return image.to(tl.int64), pixel // grid[2], pixel % grid[2], image < grid[0]
+
+
+@triton.jit
+def images_of_pixel(unit: tl.tensor, grid: tl.tuple, ROWS: tl.constexpr) -> tl.tuple:
+    """(image, y, x, inside) of a block of images at one pixel."""
+    plane = grid[1] * grid[2]
+    image = unit // plane * ROWS + tl.arange(0, ROWS)
+    pixel = unit % plane
+    return image.to(tl.int64), pixel // grid[2], pixel % grid[2], image < grid[0]
+
+
+@triton.jit
+def product(a: tl.tensor, b: tl.tensor, sums: tl.tensor) -> tl.tensor:
+    """sums + a @ b, for float32 by three products of tf32 parts."""
+    if _INTERPRETED:  # whose product takes the bits of a bfloat16 for an integer
+        a, b = a.to(tl.float32), b.to(tl.float32)
+    return tl.dot(a, b, sums, input_precision="tf32x3")
+
+
+@triton.jit
+def over_taps(
+    source: tl.tensor,
+    weight: tl.tensor,
+    image: tl.tensor,
+    y: tl.tensor,
+    x: tl.tensor,
+    columns: tl.tensor,
+    inside: tl.tensor,
+    source_strides: tl.tuple,
+    WINDOW: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    INPUTS: tl.constexpr,
+    PIXEL: tl.constexpr,
+    DEPTH: tl.constexpr,
+) -> tl.tensor:
+    """The sums over taps and, DEPTH at a time, inputs."""
+    STEPS: tl.constexpr = (INPUTS + DEPTH - 1) // DEPTH
+    there = (columns < CHANNELS)[None, :]
+    base = image * source_strides[3]
+    sums = tl.zeros((image.shape[0], columns.shape[0]), tl.float32)
+    for k in range(WINDOW.kernel_y * WINDOW.kernel_x * STEPS):
+        tap = k // STEPS
+        inputs = k % STEPS * DEPTH + tl.arange(0, DEPTH)
+        sy = y * WINDOW.stride_y - WINDOW.pad_y + tap // WINDOW.kernel_x * WINDOW.dilation_y
+        sx = x * WINDOW.stride_x - WINDOW.pad_x + tap % WINDOW.kernel_x * WINDOW.dilation_x
+        seen = inside & (sy >= 0) & (sy < source_strides[0]) & (sx >= 0) & (sx < source_strides[1])
+        pixels = source + (base + (sy * source_strides[2] + sx * PIXEL))[:, None]
+        weights = weight + ((tap * INPUTS + inputs) * CHANNELS)[:, None] + columns[None, :]
+        if INPUTS % DEPTH == 0:
+            a = tl.load(pixels + inputs[None, :], mask=seen[:, None], other=0.0)
+            b = tl.load(weights, mask=there, other=0.0)
+        else:
+            a = tl.load(pixels + inputs[None, :], mask=seen[:, None] & (inputs < INPUTS)[None, :], other=0.0)
+            b = tl.load(weights, mask=there & (inputs < INPUTS)[:, None], other=0.0)
+        sums = product(a, b, sums)
+    return sums
+
+
+@triton.jit
+def over_few_inputs(
+    source: tl.tensor,
+    weight: tl.tensor,
+    image: tl.tensor,
+    y: tl.tensor,
+    x: tl.tensor,
+    columns: tl.tensor,
+    inside: tl.tensor,
+    source_strides: tl.tuple,
+    WINDOW: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    INPUTS: tl.constexpr,
+    PIXEL: tl.constexpr,
+    DEPTH: tl.constexpr,
+) -> tl.tensor:
+    """The sums over (tap, input) as one dimension, in which the weights lie side by side as well."""
+    TOTAL: tl.constexpr = WINDOW.kernel_y * WINDOW.kernel_x * INPUTS
+    there = (columns < CHANNELS)[None, :]
+    base = image * source_strides[3]
+    sums = tl.zeros((image.shape[0], columns.shape[0]), tl.float32)
+    for first in range(0, TOTAL, DEPTH):
+        k = first + tl.arange(0, DEPTH)
+        tap = k // INPUTS
+        sy = (y * WINDOW.stride_y - WINDOW.pad_y)[:, None] + (tap // WINDOW.kernel_x * WINDOW.dilation_y)[None, :]
+        sx = (x * WINDOW.stride_x - WINDOW.pad_x)[:, None] + (tap % WINDOW.kernel_x * WINDOW.dilation_x)[None, :]
+        seen = inside[:, None] & (k < TOTAL)[None, :]
+        seen = seen & (sy >= 0) & (sy < source_strides[0]) & (sx >= 0) & (sx < source_strides[1])
+        numbers = source + base[:, None] + (sy * source_strides[2] + sx * PIXEL + (k % INPUTS)[None, :])
+        a = tl.load(numbers, mask=seen, other=0.0)
+        b = tl.load(weight + (k * CHANNELS)[:, None] + columns[None, :], mask=there & (k < TOTAL)[:, None], other=0.0)
+        sums = product(a, b, sums)
+    return sums
+
+
+@triton.jit
+def of_one_tap(
+    source: tl.tensor,
+    weight: tl.tensor,
+    image: tl.tensor,
+    y: tl.tensor,
+    x: tl.tensor,
+    columns: tl.tensor,
+    inside: tl.tensor,
+    source_strides: tl.tuple,
+    WINDOW: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    INPUTS: tl.constexpr,
+    DEPTH: tl.constexpr,
+) -> tl.tensor:
+    """The sums over the inputs of images of one pixel, which one pixel (y, x) of the grid sees through one tap."""
+    tap_y, tap_x = WINDOW.pad_y - y, WINDOW.pad_x - x
+    seen = (tap_y >= 0) & (tap_y < WINDOW.kernel_y) & (tap_x >= 0) & (tap_x < WINDOW.kernel_x)
+    weight += tl.where(seen, tap_y * WINDOW.kernel_x + tap_x, 0) * (INPUTS * CHANNELS)
+    bound = tl.where(seen, INPUTS, 0)
+    pixels = source + (image * source_strides[3])[:, None]
+    sums = tl.zeros((image.shape[0], columns.shape[0]), tl.float32)
+    for first in range(0, INPUTS, DEPTH):
+        inputs = first + tl.arange(0, DEPTH)
+        a = tl.load(pixels + inputs[None, :], mask=inside[:, None] & (inputs < bound)[None, :], other=0.0)
+        mask = (columns < CHANNELS)[None, :] & (inputs < bound)[:, None]
+        b = tl.load(weight + (inputs * CHANNELS)[:, None] + columns[None, :], mask=mask, other=0.0)
+        sums = product(a, b, sums)
+    return sums
+
+
+@triton.jit
+def convolution_kernel(
+    source: tl.tensor,
+    weight: tl.tensor,
+    numbers: tl.tensor,
+    operands: tl.tuple,
+    rows: tl.tuple,
+    images: tl.tuple,
+    at: tl.tuple,
+    grid: tl.tuple,
+    source_strides: tl.tuple,
+    STEPS: tl.constexpr,
+    WINDOW: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    INPUTS: tl.constexpr,
+    PIXEL: tl.constexpr,
+    ONE_PIXEL: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    DEPTH: tl.constexpr,
+) -> None:
+    """One block of positions and outputs. ONE_PIXEL: a block is of images at one pixel, and the source is one pixel."""
+    PANELS: tl.constexpr = (CHANNELS + COLUMNS - 1) // COLUMNS
+    program = tl.program_id(0)
+    columns = program % PANELS * COLUMNS + tl.arange(0, COLUMNS)
+    if ONE_PIXEL:
+        image, y, x, inside = images_of_pixel(program // PANELS, grid, ROWS)
+        v = of_one_tap(
+            *(source, weight, image, y, x, columns, inside, source_strides, WINDOW, CHANNELS, INPUTS, DEPTH),
+        )
+    else:
+        image, y, x, inside = positions(program // PANELS, grid, ROWS)
+        if INPUTS <= _FEW:
+            v = over_few_inputs(
+                *(source, weight, image, y, x, columns, inside, source_strides, WINDOW, CHANNELS, INPUTS, PIXEL, DEPTH),
+            )
+        else:
+            v = over_taps(
+                *(source, weight, image, y, x, columns, inside, source_strides, WINDOW, CHANNELS, INPUTS, PIXEL, DEPTH),
+            )
+    y, x = grid[3] + grid[5] * y, grid[4] + grid[6] * x
+    epilogue(v, image, y, x, columns, inside, numbers, operands, rows, images, at, STEPS, CHANNELS)
+
+
+@triton.jit
+def gathered(
+    source: tl.tensor,
+    numbers: tl.tensor,
+    fill: tl.tensor,
+    image: tl.tensor,
+    y: tl.tensor,
+    x: tl.tensor,
+    columns: tl.tensor,
+    inside: tl.tensor,
+    source_strides: tl.tuple,
+    WINDOW: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    PIXEL: tl.constexpr,
+    SPREAD: tl.constexpr,
+    FILLED: tl.constexpr,
+) -> tl.tensor:
+    """Pixel ((y, x) - pad) / kernel of the source, numbers[fill] (or 0) outside of it."""
+    sy, sx = y - WINDOW.pad_y, x - WINDOW.pad_x
+    seen = (sy >= 0) & (sx >= 0)
+    seen = seen & (sy < source_strides[0] * WINDOW.kernel_y) & (sx < source_strides[1] * WINDOW.kernel_x)
+    pixel = sy // WINDOW.kernel_y * source_strides[2] + sx // WINDOW.kernel_x * PIXEL
+    pointers = source + (image * source_strides[3] + pixel)[:, None]
+    if not SPREAD:
+        pointers += columns[None, :]
+    mask = (inside & seen)[:, None] & (columns < CHANNELS)[None, :]
+    value = tl.load(pointers + tl.zeros_like(columns)[None, :], mask=mask, other=0.0).to(tl.float32)
+    if FILLED:
+        value = tl.where(seen[:, None], value, tl.load(numbers + fill))
+    return value
+
+
+@triton.jit
+def window_sums(
+    source: tl.tensor,
+    image: tl.tensor,
+    y: tl.tensor,
+    x: tl.tensor,
+    columns: tl.tensor,
+    inside: tl.tensor,
+    source_strides: tl.tuple,
+    WINDOW: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    PIXEL: tl.constexpr,
+    TAPS: tl.constexpr,
+) -> tl.tensor:
+    """Sums over windows, TAPS pixels of them at a time."""
+    TOTAL: tl.constexpr = WINDOW.kernel_y * WINDOW.kernel_x
+    sums = tl.zeros((image.shape[0], columns.shape[0]), tl.float32)
+    base = (image * source_strides[3])[:, None]
+    for first in range(0, TOTAL, TAPS):
+        tap = first + tl.arange(0, TAPS)[None, :]
+        sy = (y * WINDOW.stride_y - WINDOW.pad_y)[:, None] + tap // WINDOW.kernel_x
+        sx = (x * WINDOW.stride_x - WINDOW.pad_x)[:, None] + tap % WINDOW.kernel_x
+        seen = inside[:, None] & (tap < TOTAL)
+        seen = seen & (sy >= 0) & (sy < source_strides[0]) & (sx >= 0) & (sx < source_strides[1])
+        pointers = source + (base + (sy * source_strides[2] + sx * PIXEL))[:, :, None] + columns[None, None, :]
+        mask = seen[:, :, None] & (columns < CHANNELS)[None, None, :]
+        sums += tl.sum(tl.load(pointers, mask=mask, other=0.0).to(tl.float32), axis=1)
+    return sums
+
+
+@triton.jit
+def pixels_kernel(
+    source: tl.tensor,
+    numbers: tl.tensor,
+    fill: tl.tensor,
+    operands: tl.tuple,
+    rows: tl.tuple,
+    images: tl.tuple,
+    at: tl.tuple,
+    grid: tl.tuple,
+    source_strides: tl.tuple,
+    STEPS: tl.constexpr,
+    KIND: tl.constexpr,
+    WINDOW: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    INPUTS: tl.constexpr,
+    PIXEL: tl.constexpr,
+    SPREAD: tl.constexpr,
+    FILLED: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    TAPS: tl.constexpr,
+) -> None:
+    """LOAD (the source is x, channel by channel), GATHER and POOL."""
+    PANELS: tl.constexpr = (CHANNELS + COLUMNS - 1) // COLUMNS
+    program = tl.program_id(0)
+    columns = program % PANELS * COLUMNS + tl.arange(0, COLUMNS)
+    image, y, x, inside = positions(program // PANELS, grid, ROWS)
+    if KIND == _LOAD:
+        plane = grid[1] * grid[2]
+        offset = image * (INPUTS * plane) + (y * grid[2] + x)
+        mask = inside[:, None] & (columns < INPUTS)[None, :]
+        v = tl.load(source + offset[:, None] + (columns * plane)[None, :], mask=mask, other=1.0)
+    elif KIND == _GATHER:
+        v = gathered(
+            *(source, numbers, fill, image, y, x, columns, inside, source_strides),
+            *(WINDOW, CHANNELS, PIXEL, SPREAD, FILLED),
+        )
+    else:
+        v = window_sums(
+            *(source, image, y, x, columns, inside, source_strides, WINDOW, CHANNELS, PIXEL, TAPS),
+        )
+    y, x = grid[3] + grid[5] * y, grid[4] + grid[6] * x
+    epilogue(v, image, y, x, columns, inside, numbers, operands, rows, images, at, STEPS, CHANNELS)
+
+
+@triton.jit
+def softmax_kernel(
+    source: tl.tensor,
+    numbers: tl.tensor,
+    operands: tl.tuple,
+    rows: tl.tuple,
+    images: tl.tuple,
+    at: tl.tuple,
+    grid: tl.tuple,
+    source_strides: tl.tuple,
+    STEPS: tl.constexpr,
+    KIND: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    INPUTS: tl.constexpr,
+    PIXEL: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+) -> None:
+    """LOG_SUM_EXP and SOFTMAX over all channels of a pixel, COLUMNS being as many or more."""
+    columns = tl.arange(0, COLUMNS)
+    image, y, x, inside = positions(tl.program_id(0), grid, ROWS)
+    pixels = source + (image * source_strides[3] + (y * source_strides[2] + x * PIXEL))[:, None]
+    there = (columns < INPUTS)[None, :]
+    h = tl.load(pixels + columns[None, :], mask=inside[:, None] & there, other=0.0).to(tl.float32)
+    largest = tl.max(tl.where(there, h, float("-inf")), axis=1)[:, None]
+    e = tl.where(there, exponential(h - largest), 0.0)
+    total = tl.sum(e, axis=1)[:, None]
+    y, x = grid[3] + grid[5] * y, grid[4] + grid[6] * x
+    if KIND == _LOG_SUM_EXP:
+        v = largest + logarithm(total)
+        epilogue(v, image, y, x, tl.arange(0, 1), inside, numbers, operands, rows, images, at, STEPS, CHANNELS)
+    else:
+        v = tl.div_rn(e, total + tl.zeros_like(e))
+        epilogue(v, image, y, x, columns, inside, numbers, operands, rows, images, at, STEPS, CHANNELS)
+
+
+# Launcher -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Call:
+    """One instruction as a launch, all but the batch and the places in memory.
+
+    Attributes:
+        kernel, options: what is compiled: constexprs by name, warps and stages.
+        source: the buffer that is read and its first channel; -1 for x.
+        weight: the constant with the weights, -1 for none.
+        operands: of each step where it points to, "buffers", "constants" and an index, "gradient" or "energies".
+        rows, images, at: the run-time numbers of each step.
+        grid: height, width, start and step of the instruction's grid.
+        source_strides: height, width, row and image of the source.
+        panels: blocks of channels.
+    """
+
+    kernel: Any
+    options: dict[str, Any]
+    source: tuple[int, int]
+    weight: int
+    fill: int
+    operands: tuple[tuple[str, int], ...]
+    rows: tuple[int, ...]
+    images: tuple[int, ...]
+    at: tuple[int, ...]
+    grid: tuple[int, ...]
+    source_strides: tuple[int, ...]
+    panels: int
+
+    def programs(self, batch: int) -> int:
+        """How many programs cover the grids of so many images."""
+        plane, rows = self.grid[0] * self.grid[1], self.options["ROWS"]
+        if self.options.get("ONE_PIXEL"):
+            return plane * triton.cdiv(batch, rows) * self.panels
+        return triton.cdiv(batch * plane, rows) * self.panels
+
+
+@dataclass(frozen=True)
+class _Facts:
+    """What, beside the code, decides about launches: the sample's shape, and dtypes and shapes of constants."""
+
+    sample: tuple[int, ...]
+    constants: tuple[tuple[torch.dtype, tuple[int, ...]], ...]
+
+
+def run_program(
+    energies: Tensor, gradient: Tensor, x: Tensor, code: Tensor, constants: Sequence[Tensor], workspace: Tensor
+) -> None:
+    """Kernel `run_program` of fastebm.ops.schemas."""
+    facts = _Facts(tuple(x.shape[1:]), tuple((t.dtype, tuple(t.shape)) for t in constants))
+    program, calls = _calls(code.numpy().tobytes(), facts)
+    _check(program, x, constants, workspace)
+    buffers = [_view(workspace, buffer) for buffer in program.buffers]
+    places = {"buffers": buffers, "constants": constants, "gradient": [gradient], "energies": [energies]}
+    for call in calls:
+        _launch(call, x, constants, places)
+
+
+def _launch(call: _Call, x: Tensor, constants: Sequence[Tensor], places: dict[str, Sequence[Tensor]]) -> None:
+    buffer, channel = call.source
+    source = x if buffer < 0 else places["buffers"][buffer][channel:]
+    given: tuple[Any, ...] = (source, constants[0])
+    if call.weight >= 0:
+        given = (source, constants[call.weight], constants[0])
+    elif call.kernel is pixels_kernel:
+        given = (*given, call.fill)
+    operands = tuple(places[kind][index] for kind, index in call.operands)
+    grid = (x.shape[0], *call.grid)
+    call.kernel[(call.programs(x.shape[0]),)](
+        *(*given, operands, call.rows, call.images, call.at, grid, call.source_strides),
+        **call.options,
+        enable_fp_fusion=False,
+    )
+
+
+def _view(workspace: Tensor, buffer: Buffer) -> Tensor:
+    """All numbers of a buffer."""
+    size = buffer.images * buffer.image * buffer.bytes
+    return workspace[buffer.offset : buffer.offset + size].view(_STORED[buffer.bytes])
+
+
+def _check(program: Code, x: Tensor, constants: Sequence[Tensor], workspace: Tensor) -> None:
+    """Raises ValueError where a program can't run on this batch, in this workspace."""
+    header, batch = program.header, x.shape[0]
+    if batch > header.chunk:
+        raise ValueError(f"the code is for at most {header.chunk} images at a time, got a batch of {batch}")
+    needed = header.slot * header.workers
+    if (
+        workspace.dtype != torch.uint8
+        or workspace.dim() != 1
+        or not workspace.is_contiguous()
+        or workspace.numel() < needed
+    ):
+        raise ValueError(
+            f"the workspace must be a vector of {needed} bytes or more, got {workspace.dtype} {tuple(workspace.shape)}"
+        )
+    if not all(constant.is_contiguous() for constant in constants):
+        raise ValueError("all constants must be contiguous")
+    pixels = batch * max((i.height * i.width for i in program.instructions), default=1)
+    if pixels > torch.iinfo(torch.int32).max - 1024:
+        raise ValueError(f"a batch of {batch} has {pixels} pixels at a time; this kernel counts up to 2**31 of them")
+
+
+@functools.lru_cache(maxsize=256)
+def _calls(code: bytes, facts: _Facts) -> tuple[Code, tuple[_Call, ...]]:
+    """The program and its launches. Raises ValueError where the code is for another backend or constants don't fit."""
+    program = decode(torch.frombuffer(bytearray(code), dtype=torch.int64))
+    if program.header.layout != Layout.PLAIN:
+        raise ValueError(
+            f"the weights of this program lie as {Layout(program.header.layout).name}, as C++ reads them, not PLAIN"
+        )
+    if program.header.bytes not in _STORED:
+        raise ValueError(f"Triton has programs of 2 and 4 bytes a number, not {program.header.bytes}")
+    if not facts.constants or facts.constants[0][0] != torch.float32:
+        raise ValueError("the first constant must be the numbers, in float32")
+    return program, tuple(_call(program, facts, i) for i in program.instructions)
+
+
+def _call(program: Code, facts: _Facts, i: Instruction) -> _Call:
+    kind, source = Kind(i.kind), program.buffers[i.source] if i.source >= 0 else None
+    operands, steps, rows, images, at = _steps(program, facts, i)
+    options: dict[str, Any] = {"STEPS": steps, "CHANNELS": i.channels, "INPUTS": i.source_channels}
+    options["PIXEL"] = source.pixel if source is not None else 0
+    window = Window(
+        *(i.kernel_y, i.kernel_x, i.stride_y, i.stride_x, i.pad_y, i.pad_x, i.dilation_y, i.dilation_x),
+    )
+    if kind == Kind.CONVOLUTION:
+        _check_weight(program, facts, i)
+        one = (source.height, source.width) == (1, 1) and window[2:4] == window[6:8] == (1, 1) if source else False
+        options |= {"WINDOW": window, "ONE_PIXEL": one, **_product_blocks(i, program.header.bytes, one)}
+        kernel = convolution_kernel
+    elif kind in (Kind.LOG_SUM_EXP, Kind.SOFTMAX):
+        columns = triton.next_power_of_2(i.source_channels)
+        options |= {"KIND": i.kind, "ROWS": max(1, 1024 // columns), "COLUMNS": columns, "num_warps": 4}
+        kernel = softmax_kernel
+    else:
+        columns = min(triton.next_power_of_2(i.channels), 64)
+        taps = min(triton.next_power_of_2(i.kernel_y * i.kernel_x), WINDOW_STEP) if kind == Kind.POOL else 1
+        options |= {
+            "WINDOW": window,
+            "KIND": i.kind,
+            "SPREAD": bool(i.spread),
+            "FILLED": kind == Kind.GATHER and i.constant >= 0,
+        }
+        options |= {"ROWS": max(1, 2048 // (columns * taps)), "COLUMNS": columns, "TAPS": taps, "num_warps": 4}
+        kernel = pixels_kernel
+    return _Call(
+        kernel,
+        options,
+        source=(i.source, i.source_channel),
+        weight=i.constant if kind == Kind.CONVOLUTION else -1,
+        fill=max(i.constant, 0) if kind == Kind.GATHER else 0,
+        operands=operands,
+        rows=rows,
+        images=images,
+        at=at,
+        grid=(i.height, i.width, i.start_y, i.start_x, i.step_y, i.step_x),
+        source_strides=(source.height, source.width, source.row, source.image) if source else (0, 0, 0, 0),
+        panels=1 if kernel is softmax_kernel else triton.cdiv(i.channels, options["COLUMNS"]),
+    )
+
+
+def _check_weight(program: Code, facts: _Facts, i: Instruction) -> None:
+    dtype, shape = facts.constants[i.constant]
+    needed = (i.kernel_y * i.kernel_x, i.source_channels, i.channels)
+    if shape != needed or dtype != _STORED[program.header.bytes]:
+        raise ValueError(
+            f"constant {i.constant} must be a weight (taps, in, out) = {needed} in {_STORED[program.header.bytes]}, "
+            f"got {shape} in {dtype}"
+        )
+
+
+def _product_blocks(i: Instruction, size: int, one_pixel: bool) -> dict[str, int]:
+    """Blocks of a convolution by its shape alone: large ones where a single image fills several.
+
+    Sums are float32 in registers, at most 32 a thread: with 64, an epilogue of activation and derivative spills.
+    Operands of three stages take at most 72 KB of shared memory.
+    """
+    plane = 1 if one_pixel else i.height * i.width
+    columns = min(max(triton.next_power_of_2(i.channels), 16), 64)
+    rows = 128 if plane >= 256 else 64 if plane >= 16 else 16
+    inner = i.source_channels if one_pixel or i.source_channels > FEW else i.source_channels * i.kernel_y * i.kernel_x
+    depth = min(max(triton.next_power_of_2(inner), 16), 64 if size == 2 else 32)
+    warps = 8 if rows * columns > 64 * 64 else 4
+    return {"ROWS": rows, "COLUMNS": columns, "DEPTH": depth, "num_warps": warps, "num_stages": 3}
+
+
+def _steps(program: Code, facts: _Facts, i: Instruction) -> tuple[Any, ...]:
+    """Operands, what the compiler knows, and the strides and numbers of an epilogue's operations."""
+    lists: tuple[list[Any], ...] = ([], [], [], [], [])
+    written: set[int] = set()
+    for operation in program.epilogue(i):
+        operand, step, row, image = _step(program, facts, i, operation, operation.buffer in written)
+        for values, value in zip(lists, (operand, step, row, image, max(operation.number, 0)), strict=True):
+            values.append(value)
+        if operation.do in (Do.STORE, Do.ACTIVATE_KEEPING):
+            written.add(operation.buffer)
+    return tuple(tuple(values) for values in lists)
+
+
+def _step(
+    program: Code, facts: _Facts, i: Instruction, operation: Epilogue, own: bool
+) -> tuple[tuple[str, int], Step, int, int]:
+    """(operand, what the compiler knows, row, image) of one operation."""
+    do = Do(operation.do)
+    if do in (Do.ADD_CONSTANT, Do.MULTIPLY_CONSTANT):
+        dtype, (height, width, channels) = facts.constants[operation.number]
+        if dtype != torch.float32 or channels < i.channels:
+            raise ValueError(
+                f"constant {operation.number} must be a float32 image of {i.channels} channels or more, "
+                f"got {facts.constants[operation.number]}"
+            )
+        pixel, row = (channels if width > 1 else 0), (width * channels if height > 1 else 0)
+        return ("constants", operation.number), Step(int(do), pixel=pixel, flat=not (pixel or row)), row, 0
+    if do == Do.STORE_GRADIENT:
+        width = facts.sample[-1] if len(facts.sample) == 3 else 1
+        return ("gradient", 0), Step(int(do)), width, math.prod(facts.sample)
+    if do == Do.STORE_ENERGIES:
+        return ("energies", 0), Step(int(do)), 0, 0
+    if do in (Do.SCALE, Do.ACTIVATE):
+        return ("constants", 0), Step(int(do), kind=operation.kind), 0, 0
+    buffer = program.buffers[operation.buffer]
+    step = Step(
+        int(do),
+        kind=operation.kind,
+        of_result=bool(operation.of_result),
+        spread=bool(operation.spread),
+        channel=operation.channel,
+        factor_y=operation.factor_y,
+        factor_x=operation.factor_x,
+        scaled=do == Do.ADD and operation.number >= 0,
+        pixel=buffer.pixel,
+        own=own,
+    )
+    return ("buffers", operation.buffer), step, buffer.row, buffer.image
+
+
+# Specimens ----------------------------------------------------------------------------------------------------------
+
+
+def _integers(values: Sequence[int]) -> tuple[str, ...]:
+    return tuple("i32:16" if value % 16 == 0 else "i32" for value in values)
+
+
+def _specimen(name: str, instruction: Instruction, size: int, operations: Sequence[Epilogue], **shown: Any) -> Specimen:
+    """A kernel as `_launch` compiles it, for numbers of `size` bytes.
+
+    Buffer 0 is the source. Buffers 1 to 3 are of the result's shape, 4 of half of it. Constant 1 is a weight, 2 a bias.
+    """
+    i = instruction
+    lanes = {2: 32, 4: 16}[size]
+
+    def buffer(channels: int, height: int, width: int) -> Buffer:
+        pixel = 4 if channels <= 4 else -(-channels // lanes) * lanes
+        row = width * pixel if pixel > 4 else (width + 8) * pixel
+        return Buffer(channels, height, width, size, 64, 0, 0, pixel, row, height * row)
+
+    tall, wide = i.height * i.stride_y * i.step_y, i.width * i.stride_x * i.step_x
+    target = buffer(i.channels, i.height * i.step_y, i.width * i.step_x)
+    half = buffer(i.channels, max(1, target.height // 2), max(1, target.width // 2))
+    source = buffer(i.source_channels, max(1, tall // i.kernel_y), max(1, wide // i.kernel_x))
+    if i.kind == Kind.CONVOLUTION:
+        source = buffer(i.source_channels, tall, wide)
+    header = Header(Layout.PLAIN, 0, size, 64, 0, 1)
+    code = Code(header, (source, target, target, target, half), (i,), tuple(operations), ())
+    weight = (_STORED[size], (i.kernel_y * i.kernel_x, i.source_channels, i.channels))
+    bias = (torch.float32, (1, 1, -(-i.channels // lanes) * lanes))
+    facts = _Facts((i.channels, target.height, target.width), ((torch.float32, (8,)), weight, bias))
+    call = _call(code, facts, replace(i, count=len(operations)))
+    stored = {2: "*bf16", 4: "*fp32"}[size]
+    options = {key: value for key, value in call.options.items() if not key.startswith("num_")}
+    types = {
+        "source": stored if i.source >= 0 else "*fp32",
+        "weight": stored,
+        "numbers": "*fp32",
+        "fill": "i32",
+        "operands": tuple(stored if kind == "buffers" else "*fp32" for kind, _ in call.operands),
+        "rows": _integers(call.rows),
+        "images": _integers(call.images),
+        "at": _integers(call.at),
+        "grid": ("i32", *_integers(call.grid)),
+        "source_strides": _integers(call.source_strides),
+    }
+    signature = {key: types[key] for key in call.kernel.arg_names if key in types}
+    warps, stages = call.options["num_warps"], call.options.get("num_stages")
+    # Blocks of 2048 numbers change their layout between reading and writing through shared memory.
+    shown = {"shared": True, "most_shared": 73728 if stages else 16384, **shown}
+    if i.kind == Kind.CONVOLUTION:
+        shown["matrix"] = {2: "bf16", 4: "tf32"}[size]
+    return Specimen(f"program {name}", call.kernel, signature, options, warps, num_stages=stages, **shown)
+
+
+def _convolution(inner: int, out: int, size: int, kernel: int = 3, **fields: int) -> Instruction:
+    """A convolution to a map of size x size pixels."""
+    pad = (kernel - 1) // 2
+    given = {
+        "kernel_y": kernel,
+        "kernel_x": kernel,
+        "pad_y": pad,
+        "pad_x": pad,
+        "height": size,
+        "width": size,
+        **fields,
+    }
+    return Instruction(Kind.CONVOLUTION, 0, source_channels=inner, channels=out, constant=1, **given)
+
+
+def specimens() -> list[Specimen]:
+    """Convolutions as CF-EBM's gradient has them at 32x32 and 8x8, their epilogues, and all other kinds."""
+    silu, gelu, elu, softplus = (KINDS.index(name) for name in ("silu", "gelu", "elu", "softplus"))
+    bias, store = Epilogue(Do.ADD_CONSTANT, number=2), Epilogue(Do.STORE, 1)
+    keeping = [bias, Epilogue(Do.ACTIVATE_KEEPING, 2, kind=silu), store]
+    sloped = [Epilogue(Do.MULTIPLY, 2), Epilogue(Do.ADD, 4, factor_y=2, factor_x=2, number=3), store]
+    again = [Epilogue(Do.SLOPE, 2, kind=gelu), Epilogue(Do.SCALE, number=1), Epilogue(Do.ADD, 3), store]
+    strided, parity = {"stride_y": 2, "stride_x": 2}, {"kernel_y": 2, "kernel_x": 2, "step_y": 2, "step_x": 2}
+    few = {"source_channels": 10, "channels": 10, "height": 8, "width": 8}
+    found = [
+        _specimen("load", Instruction(Kind.LOAD, source_channels=3, channels=4, height=32, width=32), 2, [store]),
+        _specimen("gather", Instruction(Kind.GATHER, 0, **few, kernel_y=2, kernel_x=2, constant=1), 2, [bias, store]),
+        _specimen("pool", Instruction(Kind.POOL, 0, **few, kernel_y=8, kernel_x=8), 2, [store]),
+        _specimen("softmax", Instruction(Kind.SOFTMAX, 0, **few), 2, [store]),
+        _specimen(
+            "log_sum_exp", Instruction(Kind.LOG_SUM_EXP, 0, source_channels=10), 4, [Epilogue(Do.STORE_ENERGIES)]
+        ),
+    ]
+    for size, name in ((2, "bf16"), (4, "fp32")):
+        found += [
+            _specimen(f"3x3 {name}", _convolution(128, 128, 32), size, keeping),
+            _specimen(f"3x3 of 8x8 {name}", _convolution(256, 256, 8), size, again),
+            _specimen(f"4x4 stride 2 {name}", _convolution(128, 128, 16, 4, **strided), size, keeping),
+            _specimen(f"parity {name}", _convolution(128, 128, 16, 2, **parity), size, sloped),
+            _specimen(f"few channels {name}", _convolution(4, 128, 32), size, keeping),
+            _specimen(f"to the gradient {name}", _convolution(128, 3, 32), size, [Epilogue(Do.STORE_GRADIENT)]),
+            _specimen(
+                f"elu, softplus {name}",
+                _convolution(64, 64, 32),
+                size,
+                [
+                    bias,
+                    Epilogue(Do.ACTIVATE, number=2, kind=elu),
+                    Epilogue(Do.ACTIVATE_KEEPING, 2, number=5, kind=softplus),
+                    store,
+                ],
+            ),
+            _specimen(f"linear {name}", _convolution(256, 1, 1, 1), size, [bias, Epilogue(Do.STORE_ENERGIES)]),
+        ]
+    return found

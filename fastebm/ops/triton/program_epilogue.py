@@ -1,0 +1,198 @@
+"""Triton: what follows the values of an instruction of a fused program, unrolled when a kernel is compiled.
+
+Values are float32 blocks (positions, channels) in registers. Where a step's buffer lies is known to the compiler as far
+as alignment needs it (channels of a pixel, `Step.pixel`), the rest comes at run time, so that one compiled kernel
+serves all sizes of an image and all lengths of a batch. Factors and parameters are read from the constants: new weights
+and a captured graph need nothing else.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import triton
+import triton.language as tl
+
+from ..instructions import Do
+from .curves import curve, parameters, slope
+
+
+class Step(NamedTuple):
+    """What the compiler knows of one operation.
+
+    Attributes:
+        do, kind, of_result, spread, channel, factor_y, factor_x: as in `instructions.Epilogue`.
+        scaled: whether a factor belongs to it.
+        pixel: numbers from pixel to pixel of the operand; 0 where all columns share one.
+        flat: whether the operand is one row of channels for all pixels and images.
+        own: whether the buffer was written by this epilogue before.
+    """
+
+    do: int
+    kind: int = 0
+    of_result: bool = False
+    spread: bool = False
+    channel: int = 0
+    factor_y: int = 1
+    factor_x: int = 1
+    scaled: bool = False
+    pixel: int = 0
+    flat: bool = False
+    own: bool = False
+
+
+(
+    _ADD_CONSTANT,
+    _MULTIPLY_CONSTANT,
+    _SCALE,
+    _ADD,
+    _MULTIPLY,
+    _ACTIVATE,
+    _ACTIVATE_KEEPING,
+    _SLOPE,
+    _STORE,
+    _STORE_GRADIENT,
+    _STORE_ENERGIES,
+) = (tl.constexpr(int(do)) for do in Do)
+
+
+@triton.jit
+def pixels_of(
+    operand: tl.tensor,
+    image: tl.tensor,
+    y: tl.tensor,
+    x: tl.tensor,
+    row: tl.tensor,
+    image_stride: tl.tensor,
+    STEP: tl.constexpr,
+) -> tl.tensor:
+    """Pointers (positions, 1) to channel 0 of v in the operand."""
+    offset = image * image_stride + (y // STEP.factor_y * row + x // STEP.factor_x * STEP.pixel)
+    return operand + offset[:, None] + STEP.channel
+
+
+@triton.jit
+def read(
+    operand: tl.tensor,
+    image: tl.tensor,
+    y: tl.tensor,
+    x: tl.tensor,
+    columns: tl.tensor,
+    inside: tl.tensor,
+    row: tl.tensor,
+    image_stride: tl.tensor,
+    STEP: tl.constexpr,
+    CHANNELS: tl.constexpr,
+) -> tl.tensor:
+    """The operand's float32 values, (positions, channels) or what broadcasts to it."""
+    there = (columns < CHANNELS)[None, :]
+    pixels = pixels_of(operand, image, y, x, row, image_stride, STEP)
+    if STEP.own:
+        tl.debug_barrier()  # other threads of this block may have written what this one reads
+    if STEP.flat:
+        return tl.load(operand + columns[None, :], mask=there, other=0.0)
+    elif STEP.spread:
+        return tl.load(pixels, mask=inside[:, None], other=0.0).to(tl.float32)
+    else:
+        return tl.load(pixels + columns[None, :], mask=inside[:, None] & there, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def write(
+    v: tl.tensor,
+    operand: tl.tensor,
+    image: tl.tensor,
+    y: tl.tensor,
+    x: tl.tensor,
+    columns: tl.tensor,
+    inside: tl.tensor,
+    row: tl.tensor,
+    image_stride: tl.tensor,
+    STEP: tl.constexpr,
+    CHANNELS: tl.constexpr,
+) -> None:
+    """v to the operand. Behind the last channel nothing is written: no kernel here reads it."""
+    pixels = pixels_of(operand, image, y, x, row, image_stride, STEP)
+    mask = inside[:, None] & (columns < CHANNELS)[None, :]
+    tl.store(pixels + columns[None, :], v.to(operand.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def done(
+    v: tl.tensor,
+    image: tl.tensor,
+    y: tl.tensor,
+    x: tl.tensor,
+    columns: tl.tensor,
+    inside: tl.tensor,
+    numbers: tl.tensor,
+    operand: tl.tensor,
+    row: tl.tensor,
+    image_stride: tl.tensor,
+    at: tl.tensor,
+    STEP: tl.constexpr,
+    CHANNELS: tl.constexpr,
+) -> tl.tensor:
+    """The values after one operation."""
+    if STEP.do == _ADD_CONSTANT:
+        v += read(operand, image, y, x, columns, inside, row, image_stride, STEP, CHANNELS)
+    elif STEP.do == _MULTIPLY_CONSTANT:
+        v *= read(operand, image, y, x, columns, inside, row, image_stride, STEP, CHANNELS)
+    elif STEP.do == _SCALE:
+        v *= tl.load(numbers + at)
+    elif STEP.do == _ADD:
+        term = read(operand, image, y, x, columns, inside, row, image_stride, STEP, CHANNELS)
+        if STEP.scaled:
+            term *= tl.load(numbers + at)
+        v += term
+    elif STEP.do == _MULTIPLY:
+        v *= read(operand, image, y, x, columns, inside, row, image_stride, STEP, CHANNELS)
+    elif STEP.do == _ACTIVATE:
+        a, b, c = parameters(numbers, at, STEP.kind)
+        v = curve(v, a, b, c, STEP.kind)
+    elif STEP.do == _ACTIVATE_KEEPING:
+        a, b, c = parameters(numbers, at, STEP.kind)
+        kept = slope(v, a, b, c, STEP.kind, False)
+        write(kept, operand, image, y, x, columns, inside, row, image_stride, STEP, CHANNELS)
+        v = curve(v, a, b, c, STEP.kind)
+    elif STEP.do == _SLOPE:
+        a, b, c = parameters(numbers, at, STEP.kind)
+        h = read(operand, image, y, x, columns, inside, row, image_stride, STEP, CHANNELS)
+        v *= slope(h, a, b, c, STEP.kind, STEP.of_result)
+    elif STEP.do == _STORE:
+        write(v, operand, image, y, x, columns, inside, row, image_stride, STEP, CHANNELS)
+    elif STEP.do == _STORE_GRADIENT:
+        # Channel by channel: an image of the result has image_stride numbers, a plane its share of them.
+        plane = image_stride // CHANNELS
+        offset = image * image_stride + (y * row + x)
+        mask = inside[:, None] & (columns < CHANNELS)[None, :]
+        tl.store(operand + offset[:, None] + (columns * plane)[None, :], v, mask=mask)
+    else:
+        tl.store(operand + image[:, None] + columns[None, :], v, mask=inside[:, None] & (columns == 0)[None, :])
+    return v
+
+
+@triton.jit
+def epilogue(
+    v: tl.tensor,
+    image: tl.tensor,
+    y: tl.tensor,
+    x: tl.tensor,
+    columns: tl.tensor,
+    inside: tl.tensor,
+    numbers: tl.tensor,
+    operands: tl.tuple,
+    rows: tl.tuple,
+    images: tl.tuple,
+    at: tl.tuple,
+    STEPS: tl.constexpr,
+    CHANNELS: tl.constexpr,
+) -> None:
+    """Every operation on the values v of pixels (image, y, x) of the buffers, where `inside`, and channels `columns`.
+
+    Operation i has operands[i] with strides rows[i] and images[i], and its number at numbers[at[i]].
+    """
+    for i in tl.static_range(len(STEPS)):
+        v = done(
+            *(v, image, y, x, columns, inside, numbers, operands[i], rows[i], images[i], at[i], STEPS[i], CHANNELS),
+        )

@@ -1,0 +1,166 @@
+"""Chains in CUDA graphs: blocks of 8 and of 1 updates, captured once and replayed for chains of any length.
+
+On small images an update is a few dozen launches of a few microseconds each, and the host is what takes time. A
+replayed block is one launch. That it may be replayed at any time rests on what does not move: constants of a fused
+program are written to the places of the old ones, and seed, step and row of the schedule are in a tensor on the
+device.
+
+Compiled for sm_80 and sm_90, not yet run on a GPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastebm.gradient import EnergyGradient
+from fastebm.gradient.execution import FusedExecution
+from fastebm.sampling.observers import Observer
+from fastebm.sampling.state import ChainState
+
+__all__ = ["ChainGraphs", "blocks", "replayable"]
+
+Update = Callable[[ChainState], Tensor]
+"""One update of a state in place; returns the energies before it."""
+
+BLOCKS = (8, 1)
+# Captured chains that are kept, each with its own copy of a state: the levels of a cascade, for two lengths of a batch.
+KEPT = 16
+
+
+def replayable(x: Tensor, observers: Sequence[Observer]) -> bool:
+    """Whether chains like `x` may run in graphs: on a CUDA device, where no observer reads every state."""
+    return x.is_cuda and not any(getattr(observe, "reads_states", True) for observe in observers)
+
+
+def blocks(steps: int) -> Iterator[int]:
+    """The lengths of the blocks that make up `steps` updates, long ones first."""
+    for length in BLOCKS:
+        yield from [length] * (steps // length)
+        steps %= length
+
+
+@dataclass
+class _Captured:
+    """A state in tensors that stay, and by length the graphs that move it on, with the energies that each one writes.
+
+    `execution` and `workspace` are those that the graphs read: another program, or a workspace that grew, makes them
+    worthless. Held here, as is `update` with its tensors, their memory is nobody else's before the graphs are gone.
+    """
+
+    state: ChainState
+    update: Update
+    execution: FusedExecution
+    workspace: Tensor
+    graphs: dict[int, tuple[torch.cuda.CUDAGraph, list[Tensor]]] = field(default_factory=dict)
+
+    def serves(self, execution: FusedExecution) -> bool:
+        return self.execution is execution and self.workspace is execution._fused._workspace
+
+
+class ChainGraphs:
+    """The captured chains of one sampler, whose options never change."""
+
+    def __init__(self) -> None:
+        self._captured: dict[Any, _Captured] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies: a graph belongs to one process and to one set of tensors."""
+        return {"_captured": {}}
+
+    def advance_(
+        self,
+        gradient: EnergyGradient,
+        update: Update,
+        state: ChainState,
+        steps: int,
+        observers: Sequence[Observer],
+        done: int,
+    ) -> int:
+        """Moves `state` on by `steps` updates, of which `done` went before in the same `gradient.chain()`.
+
+        Returns how many updates it did: all, or none where the gradient doesn't run by a fused program.
+        """
+        execution = _program(gradient, state.x)
+        if execution is None:
+            return 0
+        with torch.cuda.device(state.x.device):
+            captured = self._for(execution, update, state)
+            _copy(state, captured.state)
+            for length in blocks(steps):
+                if length not in captured.graphs:
+                    captured.graphs[length] = _capture(captured.update, captured.state, length)
+                graph, energies = captured.graphs[length]
+                graph.replay()
+                for i, of_update in enumerate(energies):
+                    for observe in observers:
+                        observe(done + i + 1, state.x, of_update)
+                done += length
+            state.x.copy_(captured.state.x)
+            state.key.copy_(captured.state.key)
+        return steps
+
+    def _for(self, execution: FusedExecution, update: Update, state: ChainState) -> _Captured:
+        """The captured chain for states like this one; new, where there is none for the program as it is now."""
+        kind = _kind(state)
+        captured = self._captured.pop(kind, None)
+        if captured is None or not captured.serves(execution):
+            own = ChainState(**state.state_dict() | {name: _own(tensor) for name, tensor in _tensors(state).items()})
+            _warm_up(update, own)
+            captured = _Captured(own, update, execution, execution._fused._workspace)
+            while len(self._captured) >= KEPT:
+                del self._captured[next(iter(self._captured))]
+        self._captured[kind] = captured  # behind all others: the first one is the one that was not used for longest
+        return captured
+
+
+def _program(gradient: EnergyGradient, x: Tensor) -> FusedExecution | None:
+    """The fused kernels that the gradient ran on `x` in this chain, if it did."""
+    fused = gradient._fused
+    current = [
+        kind for kind in fused._current if (kind.sample, kind.dtype, kind.device) == (x.shape[1:], x.dtype, x.device)
+    ]
+    if gradient.engine != "fused" or len(current) != 1:
+        return None
+    execution = fused._prepared[current[0]].execution
+    return execution if isinstance(execution, FusedExecution) else None
+
+
+def _tensors(state: ChainState) -> dict[str, Tensor]:
+    return {name: value for name, value in state.state_dict().items() if isinstance(value, Tensor)}
+
+
+def _kind(state: ChainState) -> Any:
+    """What tells states apart that need graphs of their own."""
+    shapes = ((name, t.shape, t.stride(), t.dtype, t.device) for name, t in _tensors(state).items())
+    return (*shapes, state.anchor_hinge)
+
+
+def _own(tensor: Tensor) -> Tensor:
+    return torch.empty_like(tensor, memory_format=torch.preserve_format).copy_(tensor)
+
+
+def _copy(source: ChainState, target: ChainState) -> None:
+    for name, tensor in _tensors(source).items():
+        getattr(target, name).copy_(tensor)
+
+
+def _warm_up(update: Update, state: ChainState) -> None:
+    """One update beside the current stream, so that kernels are compiled and loaded and the workspace has its size."""
+    beside = torch.cuda.Stream()
+    beside.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(beside):
+        update(state)
+    torch.cuda.current_stream().wait_stream(beside)
+
+
+def _capture(update: Update, state: ChainState, length: int) -> tuple[torch.cuda.CUDAGraph, list[Tensor]]:
+    """A graph of so many updates, and the tensors where each one's energies are after a replay."""
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        energies = [update(state) for _ in range(length)]
+    return graph, energies

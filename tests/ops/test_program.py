@@ -1,0 +1,516 @@
+"""`fastebm::run_program`: every instruction and every operation of an epilogue, against the reference in float64."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fastebm import ops
+from fastebm.gradient.capture import capture
+from fastebm.gradient.cost import Machine
+from fastebm.gradient.lowering import lowered
+from fastebm.gradient.rewrites import WITHOUT_PARITY, gradient_program
+from fastebm.models import CoarseToFineEnergy
+from fastebm.ops import Fused
+from fastebm.ops.backends import _extension as _C
+from fastebm.ops.instructions import KINDS, Do, Epilogue, Instruction, Kind, decode, encode
+from fastebm.ops.program import PARAMETERS
+from tests.gradient.networks import Decoder, ResidualNet
+from tests.ops.agreement import truncates
+from tests.ops.precision import relative_error
+from tests.ops.small_recipes import Making, normal
+
+STORE = Do.STORE
+SIZES = {torch.float32: 4, torch.bfloat16: 2}
+both_dtypes = pytest.mark.parametrize("dtype", SIZES, ids=str)
+INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") not in ("", "0")
+
+
+def images(batch: int, sample: tuple[int, ...], seed: int = 5) -> Tensor:
+    return torch.tanh(normal(batch, *sample, seed=seed)).float()
+
+
+def limit(backend_device: tuple[str, str], dtype: torch.dtype, rounded: Tensor, truth: Tensor) -> float:
+    """How far off a result may be: in float32 1e-5, in bfloat16 twice as far as the reference that rounds likewise."""
+    if dtype == torch.float32:
+        return 1e-5
+    # Triton's interpreter truncates where a GPU rounds: every number loses up to 2^-7, and sums don't make up for it.
+    spare = 4 * 2.0**-7 if truncates(backend_device, dtype) else 4e-3
+    return 2 * relative_error(rounded, truth) + spare
+
+
+def assert_right(making: Making, backend_device: tuple[str, str], dtype: torch.dtype, batch: int = 3) -> None:
+    """Energies and gradient are within `limit` of the reference in float64."""
+    x = images(batch, making.sample)
+    with ops.backend("reference"):
+        truth = making.fused(8, "cpu")(x.double())
+        rounded = making.fused(SIZES[dtype], "cpu")(x)
+    found = making.fused(SIZES[dtype], backend_device[1])(x.to(backend_device[1]))
+    for actual, wanted, rough in zip(found, truth, rounded, strict=True):
+        assert actual.dtype == torch.float32
+        assert actual.shape == wanted.shape
+        assert wanted.norm() > 0
+        assert relative_error(actual.cpu(), wanted) < limit(backend_device, dtype, rough, wanted)
+
+
+# Instructions -------------------------------------------------------------------------------------------------------
+
+# inputs, outputs, (height, width), kernel, stride, padding, dilation
+CONVOLUTIONS = [
+    (1, 3, (5, 7), (3, 3), 1, 1, 1),
+    (3, 16, (8, 8), (3, 3), 1, 1, 1),
+    (4, 33, (6, 5), (4, 4), 2, 1, 1),
+    (4, 64, (9, 17), (5, 3), 1, 2, 1),
+    (5, 4, (7, 6), (3, 5), 1, 2, 1),
+    (3, 5, (9, 9), (5, 5), 3, 2, 1),
+    (3, 17, (12, 11), (3, 3), 1, 2, 2),
+    (16, 17, (5, 5), (3, 3), 2, 1, 1),
+    (17, 16, (9, 4), (3, 3), 1, 2, 2),
+    (33, 64, (4, 4), (2, 2), 1, 0, 1),
+    (64, 5, (3, 3), (3, 3), 1, 1, 1),
+    (64, 33, (1, 1), (1, 1), 1, 0, 1),
+    (33, 1, (1, 1), (3, 3), 1, 1, 1),
+    (40, 70, (17, 16), (3, 3), 1, 1, 1),
+]
+
+
+@both_dtypes
+@pytest.mark.parametrize("case", CONVOLUTIONS, ids=str)
+def test_convolution(backend_device, dtype, case):
+    inputs, outputs, size, kernel, stride, pad, dilation = case
+    making = Making((inputs, *size))
+    grid = [(n + 2 * pad - dilation * (k - 1) - 1) // stride + 1 for n, k in zip(size, kernel, strict=True)]
+    target = making.buffer((outputs, *grid))
+    bias = Epilogue(Do.ADD_CONSTANT, number=making.image(outputs, 1, 1))
+    fields = {f"{name}_{axis}": value for name, value in (("stride", stride), ("pad", pad)) for axis in "yx"}
+    fields |= {"dilation_y": dilation, "dilation_x": dilation}
+    making.convolution(0, (outputs, *grid), kernel, bias, Epilogue(STORE, target), **fields)
+    assert_right(making.finish(target), backend_device, dtype)
+
+
+@both_dtypes
+@pytest.mark.parametrize(("inputs", "outputs"), [(4, 5), (33, 40)])
+def test_phases_of_a_transposed_convolution(backend_device, dtype, inputs, outputs):
+    making, (height, width) = Making((inputs, 5, 3)), (9, 6)
+    target = making.buffer((outputs, height, width))
+    for row, column in itertools.product((0, 1), (0, 1)):
+        grid = (outputs, -(-(height - row) // 2), -(-(width - column) // 2))
+        phase = {"start_y": row, "start_x": column, "step_y": 2, "step_x": 2, "pad_y": 1 - row, "pad_x": 1}
+        making.convolution(0, grid, (2, 1 + column), Epilogue(STORE, target), **phase)
+    assert_right(making.finish(target), backend_device, dtype)
+
+
+@both_dtypes
+def test_convolution_of_some_channels(backend_device, dtype):
+    making = Making((40, 4, 5))
+    target = making.buffer((12, 4, 5))
+    making.convolution(0, (12, 4, 5), (1, 1), Epilogue(STORE, target), source_channels=20, source_channel=16)
+    assert_right(making.finish(target), backend_device, dtype)
+
+
+def gather(channels: int, height: int, width: int, **fields: int) -> Instruction:
+    given = {"source_channels": channels, "channels": channels, "height": height, "width": width, **fields}
+    return Instruction(Kind.GATHER, **{"source": 0, **given})
+
+
+def ones_beside(making: Making) -> int:
+    """x with a channel of ones, and behind it another."""
+    channels, height, width = making.sample
+    target = making.buffer((channels + 2, height, width))
+    size = {"height": height, "width": width}
+    load = Instruction(Kind.LOAD, source_channels=channels, channels=channels + 1, constant=1, **size)
+    making.add(load, Epilogue(STORE, target))
+    making.add(Instruction(Kind.LOAD, constant=1, **size), Epilogue(STORE, target, channel=channels + 1))
+    return target
+
+
+def pooled(making: Making) -> int:
+    size = {"channels": 5, "source_channels": 5, "height": 4, "width": 3}
+    window = {"kernel_y": 3, "kernel_x": 2, "stride_y": 2, "stride_x": 2, "pad_y": 1, "pad_x": 0}
+    return making.stored(Instruction(Kind.POOL, 0, **size, **window))
+
+
+def summed(making: Making) -> int:
+    return making.stored(Instruction(Kind.POOL, 0, source_channels=5, channels=5, kernel_y=7, kernel_x=6))
+
+
+PLAIN_KINDS: dict[str, Callable[[Making], int]] = {
+    "load with ones": ones_beside,
+    "gather": lambda m: m.stored(gather(5, 7, 6)),
+    "gather some channels": lambda m: m.stored(gather(2, 7, 6, source_channel=2)),
+    "gather a part": lambda m: m.stored(gather(5, 4, 3, pad_y=-2, pad_x=-1)),
+    "gather larger pixels": lambda m: m.stored(gather(5, 14, 18, kernel_y=2, kernel_x=3)),
+    "gather with a border of zeros": lambda m: m.stored(gather(5, 10, 9, pad_y=1, pad_x=2)),
+    "gather with a filled border": lambda m: m.stored(gather(5, 10, 9, pad_y=2, pad_x=1, constant=m.number(0.7))),
+    "gather one channel for all": lambda m: m.stored(gather(9, 7, 6, source_channels=1, source_channel=3, spread=1)),
+    "pool": pooled,
+    "sum": summed,
+    "softmax": lambda m: m.stored(Instruction(Kind.SOFTMAX, 0, source_channels=5, channels=5, height=7, width=6)),
+    "log_sum_exp": lambda m: m.stored(Instruction(Kind.LOG_SUM_EXP, 0, source_channels=5, height=7, width=6)),
+}
+
+
+@both_dtypes
+@pytest.mark.parametrize("name", PLAIN_KINDS)
+def test_other_kinds(backend_device, dtype, name):
+    making = Making((5, 7, 6))
+    assert_right(making.finish(PLAIN_KINDS[name](making)), backend_device, dtype)
+
+
+@both_dtypes
+def test_softmax_of_many_channels_and_sizes(backend_device, dtype):
+    making = Making((100, 2, 1))
+    scaled = making.stored(gather(100, 2, 1), Epilogue(Do.SCALE, number=making.number(30.0)))
+    size = {"source_channels": 100, "height": 2, "width": 1}
+    both = making.buffer((101, 2, 1))
+    making.add(Instruction(Kind.SOFTMAX, scaled, channels=100, **size), Epilogue(STORE, both))
+    making.add(Instruction(Kind.LOG_SUM_EXP, scaled, **size), Epilogue(STORE, both, channel=100))
+    assert_right(making.finish(both), backend_device, dtype)
+
+
+# Epilogues ----------------------------------------------------------------------------------------------------------
+
+VALUES = {"elu": (0.7, 1.3, 0.9), "leaky_relu": (0.2, 0.0, 0.0), "softplus": (1.5, 2.0, 0.0)}
+
+
+def parameters(making: Making, kind: str) -> int:
+    return making.number(*VALUES[kind]) if kind in PARAMETERS else -1
+
+
+@both_dtypes
+@pytest.mark.parametrize("kind", KINDS)
+def test_activations(backend_device, dtype, kind):
+    """The value, the derivative kept and the derivative worked out again, side by side."""
+    making, number = Making((19, 3, 5)), KINDS.index(kind)
+    at, wide = parameters(making, kind), Epilogue(Do.SCALE, number=making.number(4.0))
+    both, kept = making.buffer((57, 3, 5)), making.buffer((19, 3, 5))
+    scaled = making.stored(gather(19, 3, 5), wide)
+    making.add(gather(19, 3, 5, source=scaled), Epilogue(Do.ACTIVATE, kind=number, number=at), Epilogue(STORE, both))
+    keeping = Epilogue(Do.ACTIVATE_KEEPING, kept, kind=number, number=at)
+    making.add(gather(19, 3, 5, source=scaled), keeping, Epilogue(Do.MULTIPLY, kept), Epilogue(STORE, both, channel=19))
+    again = Epilogue(Do.SLOPE, scaled, kind=number, number=at)
+    making.add(gather(19, 3, 5), again, Epilogue(STORE, both, channel=38))
+    assert_right(making.finish(both), backend_device, dtype)
+
+
+@both_dtypes
+@pytest.mark.parametrize("kind", ["elu", "leaky_relu", "relu", "tanh", "sigmoid", "exp"])
+def test_slope_of_a_result(backend_device, dtype, kind):
+    making, number = Making((6, 3, 5)), KINDS.index(kind)
+    at = parameters(making, kind)
+    result = making.stored(gather(6, 3, 5), Epilogue(Do.ACTIVATE, kind=number, number=at))
+    slope = Epilogue(Do.SLOPE, result, kind=number, number=at, of_result=1)
+    assert_right(making.finish(making.stored(gather(6, 3, 5), slope)), backend_device, dtype)
+
+
+def operands(making: Making) -> dict[str, tuple[Epilogue, ...]]:
+    half = making.stored(gather(6, 4, 3))
+    column = making.stored(gather(6, 1, 1))
+    one = making.stored(Instruction(Kind.LOG_SUM_EXP, 0, source_channels=6, height=7, width=5))
+    factor = making.number(-0.7)
+    larger = {"factor_y": 2, "factor_x": 2}
+    return {
+        "add": (Epilogue(Do.ADD, 0),),
+        "add with a factor": (Epilogue(Do.ADD, 0, number=factor),),
+        "add of larger pixels": (Epilogue(Do.ADD, half, number=factor, **larger),),
+        "add one channel for all": (Epilogue(Do.ADD, one, number=factor, spread=1),),
+        "add one pixel for all": (Epilogue(Do.ADD, column, factor_y=7, factor_x=5),),
+        "multiply": (Epilogue(Do.MULTIPLY, 0),),
+        "multiply by larger pixels": (Epilogue(Do.MULTIPLY, half, **larger),),
+        "multiply one channel for all": (Epilogue(Do.MULTIPLY, one, spread=1),),
+        "scale": (Epilogue(Do.SCALE, number=factor),),
+        "an image": (Epilogue(Do.ADD_CONSTANT, number=making.image(6, 7, 5)),),
+        "by an image": (Epilogue(Do.MULTIPLY_CONSTANT, number=making.image(6, 7, 5)),),
+        "by channels": (Epilogue(Do.MULTIPLY_CONSTANT, number=making.image(6, 1, 1)),),
+        "rows": (Epilogue(Do.ADD_CONSTANT, number=making.image(6, 7, 1)),),
+        "columns": (Epilogue(Do.ADD_CONSTANT, number=making.image(6, 1, 5)),),
+    }
+
+
+@both_dtypes
+@pytest.mark.parametrize("name", operands(Making((6, 7, 5))))
+def test_operands(backend_device, dtype, name):
+    making = Making((6, 7, 5))
+    steps = operands(making)[name]
+    assert_right(making.finish(making.stored(gather(6, 7, 5), *steps)), backend_device, dtype)
+
+
+@both_dtypes
+def test_everything_behind_phases(backend_device, dtype):
+    """Operands are read and written at start + step * (y, x), constants as well."""
+    making = Making((5, 6, 8))
+    half, target = making.stored(gather(5, 3, 4)), making.buffer((5, 6, 8))
+    kept = making.buffer((5, 6, 8))
+    steps = (
+        Epilogue(Do.ADD_CONSTANT, number=making.image(5, 6, 8)),
+        Epilogue(Do.ACTIVATE_KEEPING, kept),
+        Epilogue(Do.ADD, half, factor_y=2, factor_x=2),
+        Epilogue(Do.MULTIPLY, kept),
+        Epilogue(Do.SLOPE, 0, kind=KINDS.index("gelu")),
+        Epilogue(STORE, target),
+    )
+    for row, column in itertools.product((0, 1), (0, 1)):
+        phase = {"start_y": row, "start_x": column, "step_y": 2, "step_x": 2}
+        making.convolution(0, (5, 3, 4), (3, 3), *steps, pad_y=1, pad_x=1, **phase)
+    assert_right(making.finish(target), backend_device, dtype)
+
+
+@both_dtypes
+def test_a_gradient_written_by_phases(backend_device, dtype):
+    making = Making((3, 5, 4)).finish(0)
+    making.instructions.pop()
+    for row, column in itertools.product((0, 1), (0, 1)):
+        phase = {"start_y": row, "start_x": column, "step_y": 2, "step_x": 2, "pad_y": 1, "pad_x": 1}
+        grid = (3, 3 - row, 2)
+        making.convolution(0, grid, (3, 3), Epilogue(Do.STORE_GRADIENT), **phase)
+    assert_right(making, backend_device, dtype)
+
+
+@pytest.mark.parametrize("batch", [1, 17])
+def test_batches(backend_device, batch):
+    making = Making((5, 7, 6))
+    assert_right(making.finish(pooled(making)), backend_device, torch.float32, batch)
+
+
+def test_no_images(backend_device):
+    energies, gradient = (
+        Making((3, 4, 4)).finish(0).fused(4, backend_device[1])(torch.zeros(0, 3, 4, 4, device=backend_device[1]))
+    )
+    assert energies.shape == (0,)
+    assert gradient.shape == (0, 3, 4, 4)
+
+
+# Whole gradients ----------------------------------------------------------------------------------------------------
+
+
+def of_net(net: nn.Module, x: Tensor, dtype: torch.dtype, device: str) -> Fused:
+    """The fused program of a net's energy and gradient, as `fastebm.gradient` lowers it."""
+    machine = replace(Machine.of(torch.device("cpu"), dtype), strided_adjoint=1.0)
+    with torch.no_grad():
+        found = lowered(gradient_program(capture(net, net, x), machine, WITHOUT_PARITY), SIZES[dtype])
+        numbers, values = found.constants()
+        fused = Fused(found.recipe, torch.device(device))
+        fused.refresh(numbers, [value.to(device) for value in values])
+    return fused
+
+
+def coarse_to_fine() -> tuple[nn.Module, tuple[int, ...]]:
+    return CoarseToFineEnergy(16, base_width=8), (3, 16, 16)
+
+
+def decoded() -> tuple[nn.Module, tuple[int, ...]]:
+    return nn.Sequential(Decoder(width=4), ResidualNet(4)), (6,)
+
+
+NETS = {"coarse to fine": coarse_to_fine, "a vector decoded": decoded}
+
+
+def made(name: str) -> tuple[nn.Module, tuple[int, ...]]:
+    torch.manual_seed(0)
+    net, sample = NETS[name]()
+    return net.eval().requires_grad_(False), sample
+
+
+@both_dtypes
+@pytest.mark.parametrize("name", NETS)
+def test_nets(backend_device, dtype, name):
+    net, sample = made(name)
+    x = images(3, sample)
+    with ops.backend("reference"):
+        program = of_net(net, x, dtype, "cpu")
+        y = x.double().requires_grad_()
+        energies = net.double()(y).flatten()
+        truth = (energies.detach(), torch.autograd.grad(energies.sum(), y)[0])
+        rounded = program(x)
+        net.float()
+    found = of_net(net, x, dtype, backend_device[1])(x.to(backend_device[1]))
+    for actual, wanted, rough in zip(found, truth, rounded, strict=True):
+        assert relative_error(actual.cpu(), wanted) < limit(backend_device, dtype, rough, wanted)
+
+
+def test_new_constants_take_the_places_of_the_old(backend_device):
+    """As a chain in a captured graph needs it; results are those of the new ones."""
+    making = Making((5, 7, 6))
+    steps = (Epilogue(Do.SCALE, number=making.number(2.0)), Epilogue(Do.ACTIVATE))
+    making.finish(making.stored(gather(5, 7, 6), *steps))
+    fused, x = making.fused(4, backend_device[1]), images(2, making.sample).to(backend_device[1])
+    first, places = fused(x), [constant.data_ptr() for constant in fused._constants]
+    making.numbers[0] = -3.0
+    fused.refresh(making.numbers, [2 * value.to(x.device) for value in making.values])
+    assert [constant.data_ptr() for constant in fused._constants] == places
+    second = fused(x)
+    making.values = [2 * value for value in making.values]
+    for actual, wanted, before in zip(second, making.fused(4, backend_device[1])(x), first, strict=True):
+        assert torch.equal(actual, wanted)
+        assert not torch.allclose(actual, before)
+
+
+# The same bits ------------------------------------------------------------------------------------------------------
+
+VARIANTS = ("baseline", "avx2", "avx512", "amx")
+
+
+@pytest.fixture(params=VARIANTS)
+def variant(request):
+    """One of the C++ backend's instruction sets, for the length of a test."""
+    if _C is None:
+        pytest.skip("fastebm's C++ operators are not built")
+    before = _C.active_variant()
+    try:
+        _C.set_variant(request.param)
+    except RuntimeError as error:
+        pytest.skip(str(error))
+    with ops.backend("cpp"):
+        yield request.param
+    _C.set_variant(before)
+
+
+@both_dtypes
+@pytest.mark.parametrize("name", NETS)
+def test_neither_batch_nor_threads_matter_in_cpp(variant, dtype, name):
+    net, sample = made(name)
+    x = images(65, sample)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        fused = of_net(net, x[:3], dtype, "cpu")
+        expected = fused(x)
+        assert all(part.isfinite().all() for part in expected)
+        for threads, batch in itertools.product((1, 2), (1, 3, 16, 64, 65)):
+            torch.set_num_threads(threads)
+            parts = [fused(part) for part in x[: max(batch, 4)].split(batch)]
+            for found, wanted in zip(map(torch.cat, zip(*parts, strict=True)), expected, strict=True):
+                assert torch.equal(found, wanted[: len(found)]), f"{threads} threads, batches of {batch}"
+    finally:
+        torch.set_num_threads(before)
+
+
+@both_dtypes
+@pytest.mark.parametrize("case", CONVOLUTIONS, ids=str)
+def test_every_variant_in_cpp(variant, dtype, case):
+    test_convolution(("cpp", "cpu"), dtype, case)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available() or INTERPRETED, reason="needs a GPU")
+@both_dtypes
+def test_batch_does_not_matter_on_a_gpu(dtype):
+    net, sample = made("coarse to fine")
+    x = images(65, sample)
+    with ops.backend("triton"):
+        fused = of_net(net, x[:3], dtype, "cuda")
+        x = x.cuda()
+        expected = fused(x)
+        for batch in (1, 3, 16, 64):
+            parts = [fused(part) for part in x.split(batch)]
+            for found, wanted in zip(map(torch.cat, zip(*parts, strict=True)), expected, strict=True):
+                assert torch.equal(found, wanted)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available() or INTERPRETED, reason="needs a GPU")
+def test_captured_in_a_graph_it_sees_new_constants():
+    making = Making((5, 7, 6))
+    making.finish(making.stored(gather(5, 7, 6), Epilogue(Do.SCALE, number=making.number(2.0))))
+    with ops.backend("triton"):
+        fused, x = making.fused(4, "cuda"), images(2, making.sample).cuda()
+        fused(x)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            captured = fused(x)
+        making.numbers[0] = -3.0
+        fused.refresh(making.numbers, [value.cuda() for value in making.values])
+        graph.replay()
+        for found, wanted in zip(captured, fused(x), strict=True):
+            assert torch.equal(found, wanted)
+
+
+# The operator -------------------------------------------------------------------------------------------------------
+
+
+def arguments(device: str, batch: int = 2) -> tuple[Tensor, Tensor, list[Tensor], Tensor]:
+    making = Making((3, 4, 5)).finish(0)
+    fused = making.fused(4, device)
+    code = fused.code(batch)
+    return images(batch, making.sample).to(device), code, fused._constants, fused._workspace
+
+
+def test_opcheck(backend_device):
+    # The workspace is scratch: what is left in it is nobody's business, so it is not compared.
+    tests = ("test_autograd_registration", "test_faketensor", "test_schema")
+    torch.library.opcheck(torch.ops.fastebm.run_program.default, arguments(backend_device[1]), test_utils=tests)
+
+
+def test_compiles(backend_device):
+    x, code, constants, workspace = arguments(backend_device[1])
+
+    def doubled(x: Tensor) -> tuple[Tensor, Tensor]:
+        energies, gradient = torch.ops.fastebm.run_program(x, code, constants, workspace)
+        return 2 * energies, 2 * gradient
+
+    with torch.no_grad():
+        compiled = torch.compile(doubled, fullgraph=True, backend="aot_eager")
+        for found, wanted in zip(compiled(x), doubled(x), strict=True):
+            torch.testing.assert_close(found, wanted, rtol=0, atol=0)
+    torch._dynamo.reset()
+
+
+def test_errors_of_every_backend(backend_device):
+    x, code, constants, workspace = arguments(backend_device[1])
+    run = torch.ops.fastebm.run_program
+    with pytest.raises(RuntimeError, match="has no derivative"):
+        run(x.clone().requires_grad_(), code, constants, workspace)
+    with pytest.raises(ValueError, match="tensor without dimensions"):
+        run(x[0, 0, 0, 0], code, constants, workspace)
+    with pytest.raises(TypeError, match="x must be float32"):
+        run(x.half(), code, constants, workspace)
+    with pytest.raises(ValueError, match="code must be an int64 vector on the CPU"):
+        run(x, code.int(), constants, workspace)
+    with pytest.raises(ValueError, match="workspace must be on x's device"):
+        run(x, code, constants, workspace.to("meta"))
+    with pytest.raises(ValueError, match="a constant must be on x's device"):
+        run(x, code, [constants[0].to("meta"), *constants[1:]], workspace)
+    for wrong, message in (
+        (torch.zeros(20, dtype=torch.int64), "does not begin"),
+        (torch.cat([code, code[:1]]), "its header"),
+    ):
+        with pytest.raises((ValueError, RuntimeError), match=message):
+            run(x, wrong, constants, workspace)
+
+
+def test_errors_of_kernels(backend_device):
+    if backend_device[0] == "reference":
+        pytest.skip("the reference reads every layout and needs no workspace")
+    x, code, constants, workspace = arguments(backend_device[1])
+    run = torch.ops.fastebm.run_program
+    with pytest.raises((ValueError, RuntimeError), match="workspace"):
+        run(x, code, constants, workspace[:100])
+    program = decode(code)
+    other = 1 if backend_device[0] == "triton" else 0
+    foreign = encode(replace(program, header=replace(program.header, layout=other)))
+    with pytest.raises((ValueError, RuntimeError), match="the weights of this program"):
+        run(x, foreign, constants, workspace)
+    with pytest.raises((ValueError, RuntimeError), match="first constant must be the numbers"):
+        run(x, code, [], workspace)
+
+
+def test_errors_of_triton(backend_device):
+    if backend_device[0] != "triton":
+        pytest.skip("the C++ backend divides batches among its workers")
+    x, code, constants, workspace = arguments(backend_device[1])
+    run = torch.ops.fastebm.run_program
+    with pytest.raises(ValueError, match="at most 2 images at a time, got a batch of 4"):
+        run(torch.cat([x, x]), code, constants, workspace)
+    with pytest.raises(ValueError, match=r"must be a weight \(taps, in, out\)"):
+        run(x, code, [constants[0], constants[1][:, :-1].contiguous(), *constants[2:]], workspace)
+    with pytest.raises(ValueError, match="contiguous"):
+        run(
+            x,
+            code,
+            [constants[0], constants[1].transpose(1, 2).contiguous().transpose(1, 2), *constants[2:]],
+            workspace,
+        )
