@@ -158,6 +158,7 @@ bench: $(STAMPS)/bench
 	@$(RUN) -m pytest benchmarks -q -s --save benchmarks/results $(PYTEST_ARGS)
 	@$(RUN) benchmarks/plots.py benchmarks/results docs/results/speed
 	@$(RUN) benchmarks/table.py benchmarks/results --write docs/results/speed
+	@$(RUN) benchmarks/summary.py
 
 wheel: $(STAMPS)/base
 	$(call say,Building a wheel)

@@ -1,0 +1,65 @@
+"""The one table of README.md and docs/results/speed/README.md, out of committed rows: `python benchmarks/summary.py`.
+
+Of each comparison of whole energies: how many times our time the best of tuned eager and `torch.compile` takes, and
+eager as research code writes it. The table stands between two marks, and nothing of it is typed in by hand.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+from fastebm.evaluation.speed import Row, read_runs
+from fastebm.evaluation.speed.peers import COMPILED, RESEARCH, TUNED
+from fastebm.evaluation.speed.table import comparisons
+
+ROOT = Path(__file__).resolve().parent.parent
+WHOLE = ("chains", "cascade", "training", "energy_gradient")
+BEGIN, END = "<!-- speed: made by benchmarks/summary.py -->", "<!-- speed: end -->"
+
+
+def ratio(group: list[Row], *names: str) -> float | None:
+    """The least time of these peers over ours."""
+    found = [row.ratio for row in group if row.peer in names and row.ratio is not None]
+    return min(found) if found else None
+
+
+def line(group: list[Row]) -> str | None:
+    """One comparison as a row of the table."""
+    stock, research = ratio(group, COMPILED, TUNED), ratio(group, RESEARCH)
+    if stock is None or research is None:
+        return None
+    row = group[0]
+    shape = "x".join(map(str, row.shape))
+    return f"| {row.unit}, {row.case} {shape}, batch {row.batch}, {row.dtype} | {stock:.2f} | {research:.1f} |"
+
+
+def summary(folder: Path) -> str:
+    """The table of one machine."""
+    rows = [row for path in sorted(folder.glob("*.json")) for run in read_runs(path) for row in run.rows]
+    timed = [row for row in rows if row.suite in WHOLE and row.quantity == "seconds"]
+    timed.sort(key=lambda row: (WHOLE.index(row.suite), row.case != "CF-EBM"))
+    lines = [text for group in comparisons(timed).values() if (text := line(group)) is not None]
+    head = [f"| {folder.name} | best of tuned eager and torch.compile | eager, research code |", "|---|---:|---:|"]
+    return "\n".join([*head, *lines])
+
+
+def inserted(page: str, table: str) -> str:
+    """The page with the table between its marks."""
+    if BEGIN not in page or END not in page:
+        raise ValueError(f"the page has no marks {BEGIN} and {END}")
+    return re.sub(f"{BEGIN}.*?{END}", lambda _: f"{BEGIN}\n\n{table}\n\n{END}", page, flags=re.DOTALL)
+
+
+def main() -> int:
+    machines = [folder for folder in sorted((ROOT / "benchmarks" / "results").iterdir()) if folder.is_dir()]
+    table = "\n\n".join(map(summary, machines))
+    for path in (ROOT / "README.md", ROOT / "docs" / "results" / "speed" / "README.md"):
+        path.write_text(inserted(path.read_text(), table))
+        print(f"written: {path.relative_to(ROOT)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
