@@ -1,7 +1,8 @@
 """One training iteration of CF-EBM at 32x32: chains 8 -> 16 -> 32, then one update of the weights by Adam.
 
 Peers run the same loop, with the same optimizer and under the same autocast. The weights that change are folded anew
-for their chains in every iteration, as ours are. Under `torch.compile` the update is compiled as well, where that is faster.
+for their chains in every iteration, as ours are. Under `torch.compile` the update is compiled as well, where that is
+faster.
 """
 
 from __future__ import annotations

@@ -43,14 +43,14 @@ class EnergyGradient:
             autocast, None as the caller's own autocast state has it. A float16 gradient may underflow: there is no
             loss scaling.
         engine: "fused" captures a program at first use, rewrites it and checks it against autograd (see
-            `FusedGradient`); the first call is an error that says why where that can't be done. "auto" does the same and
-            takes autograd where it can't, which `repr` then tells. "autograd" runs autograd.
+            `FusedGradient`); the first call is an error that says why where that can't be done. "auto" does the same
+            and takes autograd where it can't, which `repr` then tells. "autograd" runs autograd.
 
     During a call, or a whole `chain()`, the module is in eval mode, its weights need no gradient, and its
     parametrised weights (spectral norm and others of `torch.nn.utils.parametrize`) are evaluated once, without power
-    iterations, and by the fused engine only if anything changed since the last chain. Afterwards all is as it was, also after an exception, and no `.grad` is written. A plain function has
-    no flags that could be set: nets that it closes over must be in eval mode already. All works under `no_grad` and
-    `inference_mode` too.
+    iterations, and by the fused engine only if anything changed since the last chain. Afterwards all is as it was, also
+    after an exception, and no `.grad` is written. A plain function has no flags that could be set: nets that it closes
+    over must be in eval mode already. All works under `no_grad` and `inference_mode` too.
 
     The first call checks that samples don't influence each other: the gradient of the first energy must be exactly
     zero for all other samples. Non-finite energies and gradients are passed on, because the sampler or a guard
@@ -125,7 +125,7 @@ class EnergyGradient:
             yield self
 
     def _now(self) -> tuple[Any, int | None]:
-        """What the energy decides by (`fingerprint`), and what tells the module's weights from others, if it is known."""
+        """What the energy decides by (`fingerprint`), and what tells the module's weights from others, if known."""
         if self.engine == "autograd":
             return None, None
         tensors = [] if self._module is None else [*self._module.parameters(), *self._module.buffers()]

@@ -24,8 +24,9 @@ __all__ = ["FusedGradient", "Unsupported"]
 Energy = Callable[[Tensor], Tensor]
 Gradient = Callable[[Tensor], tuple[Tensor, Tensor]]
 
-# How far a program may be from autograd, relative to the gradient: rounding is far below, a wrong program above. A deep net
-# of leaky ReLUs was seen at 1.1e-3 in float32, where a pre-activation near zero rounds to the other side of the kink.
+# How far a program may be from autograd, relative to the gradient: rounding is far below, a wrong program above. A
+# deep net of leaky ReLUs was seen at 1.1e-3 in float32, where a pre-activation near zero rounds to the other side of
+# the kink.
 TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-2}
 LOW_PRECISION_TOLERANCE = 0.1
 
@@ -62,9 +63,9 @@ class FusedGradient:
     the energy decides by has changed since capture (numbers and settings in its modules, what a function closes over,
     shapes and types of weights), it is captured anew.
 
-    Most programs run by `fastebm::run_program`, whose results are the same bits for any batch and number of threads. Those
-    that it has no instructions for run on stock operations of PyTorch (`describe` says why): library convolutions may
-    choose another order of summation for another length of the batch, so that these are equal to rounding only.
+    Most programs run by `fastebm::run_program`, whose results are the same bits for any batch and number of threads.
+    Those that it has no instructions for run on stock operations of PyTorch (`describe` says why): library convolutions
+    may choose another order of summation for another length of the batch, so that these are equal to rounding only.
 
     Args:
         energy, module: as for `capture`.
@@ -91,8 +92,8 @@ class FusedGradient:
     def new_chain(self, state: Any, weights: int | None) -> None:
         """Weights may have changed: what they decide is evaluated at the next call.
 
-        `state` is the energy's `fingerprint`. `weights` tells the module's weights from others, if it is known: a program
-        that has seen them, and in what it holds by reference the same numbers, is as it should be.
+        `state` is the energy's `fingerprint`. `weights` tells the module's weights from others, if it is known: a
+        program that has seen them, and in what it holds by reference the same numbers, is as it should be.
         """
         self._current.clear()
         self._state = state

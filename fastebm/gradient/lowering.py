@@ -1,8 +1,8 @@
 """From a program to a recipe: instructions with epilogues, which one operator runs (`fastebm.ops.program`).
 
 Every convolution, pool or gather begins a group. A pointwise operation joins the group whose newest value it reads, if
-all else that it reads was made earlier, so that most of them run on values that are still in registers or L1. A value is
-stored only where something outside of its group reads it. Where an activation's derivative is wanted later and the
+all else that it reads was made earlier, so that most of them run on values that are still in registers or L1. A value
+is stored only where something outside of its group reads it. Where an activation's derivative is wanted later and the
 activation is costly, its group stores the derivative instead of what it would be worked out from.
 """
 
@@ -74,12 +74,12 @@ class Lowered:
         return [known[n] if isinstance(n, Value) else n for n in self.numbers], [known[v] for v in self.values]
 
 
-def lowered(program: Program, bytes: int) -> Lowered:
+def lowered(program: Program, itemsize: int) -> Lowered:
     """The recipe of a program with energies and gradient as outputs, for numbers of so many bytes.
 
     Raises NotLowered with the node and the reason where an operation is beyond the instructions.
     """
-    return _Lowering(program, bytes).finish()
+    return _Lowering(program, itemsize).finish()
 
 
 def image_of(shape: Shape) -> Image:
@@ -144,7 +144,8 @@ class _Lowering:
         return self._recipe()
 
     def _recipe(self) -> Lowered:
-        instructions, epilogues = [], []
+        instructions: list[Instruction] = []
+        epilogues: list[Epilogue] = []
         for group in self.groups:
             for instruction in group.instructions:
                 instructions.append(replace(instruction, first=len(epilogues), count=len(group.epilogue)))
@@ -547,9 +548,11 @@ class _Lowering:
             (self.group_of[n] for n in node.inputs if n in self.group_of and self._open(n) is not None), default=-1
         )
         for name in candidates:
-            if self._open(name) is not None and self.group_of[name] == newest and node.inputs.count(name) == 1:
-                if all(self._made_before(other, newest) for other in node.inputs if other != name):
-                    return name
+            newest_of_all = self._open(name) is not None and self.group_of[name] == newest
+            others = [other for other in node.inputs if other != name]
+            once = len(others) == len(node.inputs) - 1
+            if newest_of_all and once and all(self._made_before(other, newest) for other in others):
+                return name
         return None
 
     def _made_before(self, name: str, number: int) -> bool:

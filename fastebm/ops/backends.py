@@ -1,7 +1,8 @@
 """Which backend runs an operator, and the one place that decides it.
 
     reference   plain PyTorch, any device and dtype; slow, and the definition of what is right
-    cpp         compiled C++ on the CPU; AVX2, AVX-512 or AMX chosen at run time, FASTEBM_CPU=baseline|avx2|avx512|amx overrides
+    cpp         compiled C++ on the CPU; AVX2, AVX-512 or AMX chosen at run time, which
+                FASTEBM_CPU=baseline|avx2|avx512|amx overrides
     triton      Triton on a GPU; on the CPU in Triton's interpreter (TRITON_INTERPRET=1), which is for tests
     cuda        CUDA C++ on a GPU
 
@@ -122,9 +123,9 @@ def backend(name: str) -> Iterator[None]:
         _override.pop()
 
 
-def program_layout(bytes: int) -> tuple[int, int]:
+def program_layout(itemsize: int) -> tuple[int, int]:
     """How the C++ operators read weights of fused programs, for numbers of so many bytes; see `instructions.Layout`."""
-    layout: tuple[int, int] = _extension.program_layout(bytes)
+    layout: tuple[int, int] = _extension.program_layout(itemsize)
     return layout
 
 

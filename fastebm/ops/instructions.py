@@ -1,7 +1,7 @@
-"""What a fused program is made of: buffers, instructions and the small operations behind each, as numbers in one tensor.
+"""What a fused program is made of: buffers, instructions and small operations behind each, as numbers in one tensor.
 
-An instruction computes a grid of pixels, image by image, and hands every block of values to its *epilogue*: a short list
-of pointwise operations on float32 values that ends in stores. So a convolution, its bias, its activation, the
+An instruction computes a grid of pixels, image by image, and hands every block of values to its *epilogue*: a short
+list of pointwise operations on float32 values that ends in stores. So a convolution, its bias, its activation, the
 derivative that the backward part needs and the sum with another branch are one pass over memory.
 
 The tensor (int64, on the host) holds, one after the other, a header of `HEADER` numbers, `BUFFER_FIELDS` for each
@@ -53,9 +53,9 @@ class Layout(IntEnum):
 class Kind(IntEnum):
     """What an instruction computes before its epilogue, for each pixel (y, x) of its grid and each channel.
 
-    LOAD: the samples themselves. GATHER: the source at ((y + offset) / factor), `fill` outside. CONVOLUTION: with source
-    row y * stride - pad + tap * dilation, zero outside. POOL: the sum over such a window. LOG_SUM_EXP and SOFTMAX: over
-    the channels of a pixel.
+    LOAD: the samples themselves. GATHER: the source at ((y + offset) / factor), `fill` outside. CONVOLUTION: with
+    source row y * stride - pad + tap * dilation, zero outside. POOL: the sum over such a window. LOG_SUM_EXP and
+    SOFTMAX: over the channels of a pixel.
     """
 
     LOAD = 0

@@ -1,8 +1,9 @@
-"""Fused programs: an energy and its gradient with respect to the input, by a list of instructions, in one operator call.
+"""Fused programs: an energy and its gradient with respect to the input, by a list of instructions, in one call.
 
-`Recipe` is a program as `fastebm.gradient` lowers it: buffers, instructions and constants (weights, biases, factors) that
-are evaluated once a chain. `Fused` makes it runnable: it packs the constants as the backend reads them, plans for each
-length of the batch which images go through the program together and where each buffer lies, and calls the operator
+`Recipe` is a program as `fastebm.gradient` lowers it: buffers, instructions and constants (weights, biases, factors)
+that are evaluated once a chain. `Fused` makes it runnable: it packs the constants as the backend reads them, plans for
+each length of the batch which images go through the program together and where each buffer lies, and calls the
+operator
 
     run_program(x, code, constants, workspace) -> (energies, gradient)
 
@@ -30,7 +31,8 @@ from .instructions import KINDS, Buffer, Code, Do, Epilogue, Header, Instruction
 
 __all__ = ["Constant", "Fused", "Recipe", "pack_convolution", "unpack_convolution"]
 
-# Channels of one pixel are filled up to a multiple of this, so that kernels read whole vectors (16 float32, 32 bfloat16).
+# Channels of one pixel are filled up to a multiple of this, so that kernels read whole vectors (16 float32, 32
+# bfloat16).
 LANES = {2: 32, 4: 16, 8: 1}
 # Images of few channels stay dense: a pixel then has this many numbers, and a row of a kernel is one short vector.
 DENSE = 4
@@ -38,7 +40,8 @@ DENSE = 4
 DENSE_MARGIN = 8
 # What of one segment should stay in a core's own cache.
 CACHE_BYTES = 1 << 20
-# The most images of a chunk (a matrix tile has 16 rows), and of all slots together the most bytes, unless one image takes more.
+# The most images of a chunk (a matrix tile has 16 rows), and of all slots together the most bytes, unless one image
+# takes more.
 CHUNK = 16
 WORKSPACE_BYTES = 1 << 30
 LINE = 64
@@ -154,11 +157,11 @@ class Fused:
         return pack_convolution(value, self.layout, self.panel, constant.dense, dtype)
 
 
-def layout_for(device: torch.device, bytes: int) -> tuple[Layout, int]:
+def layout_for(device: torch.device, itemsize: int) -> tuple[Layout, int]:
     """How weights of programs with numbers of so many bytes lie on the backend that runs there now."""
-    if bytes == 8 or backends.chosen(device.type, kernel="run_program") != "cpp":
+    if itemsize == 8 or backends.chosen(device.type, kernel="run_program") != "cpp":
         return Layout.PLAIN, 0
-    kind, panel = backends.program_layout(bytes)
+    kind, panel = backends.program_layout(itemsize)
     return Layout(kind), panel
 
 
@@ -351,7 +354,7 @@ def placed(recipe: Recipe, layout: Layout, segments: Sequence[Segment], chunk: i
         whole = buffers[b].height * row if narrow and images > 1 else images * image
         # Behind the last image a matrix tile may read, and not use, 16 pixels at a stride.
         size = -(-((whole + 64 * pixel) * buffers[b].bytes) // LINE) * LINE
-        taken = sorted((o, e) for f, l, o, e in placed_at if f <= last and first <= l)
+        taken = sorted((o, e) for begin, end, o, e in placed_at if begin <= last and first <= end)
         offset = 0
         for start, end in taken:
             if offset + size <= start:

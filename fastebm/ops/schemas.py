@@ -76,7 +76,8 @@ KERNELS: dict[str, Kernel] = {
     # On a GPU in Triton alone, whose compiler specialises each instruction.
     "run_program": Kernel(
         "program",
-        "(Tensor(a!) energies, Tensor(b!) gradient, Tensor x, Tensor code, Tensor[] constants, Tensor(c!) workspace) -> ()",
+        "(Tensor(a!) energies, Tensor(b!) gradient, Tensor x, Tensor code, Tensor[] constants, "
+        "Tensor(c!) workspace) -> ()",
         backends=("cpp", "triton"),
     ),
 }

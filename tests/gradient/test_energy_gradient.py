@@ -15,7 +15,8 @@ from fastebm import gradient as gradients
 from fastebm.gradient import EnergyGradient
 from fastebm.models import CoarseToFineEnergy
 
-# What this file pins down, to the last bit, is the engine that the fused one is compared with in test_program_engine.py.
+# What this file pins down, to the last bit, is the engine that the fused one is compared with in
+# test_program_engine.py.
 energy_gradient = functools.partial(gradients.energy_gradient, engine="autograd")
 
 
