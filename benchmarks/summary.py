@@ -1,7 +1,7 @@
-"""The one table of README.md and docs/results/speed/README.md, out of committed rows: `python benchmarks/summary.py`.
+"""The tables of README.md and docs/results/speed/README.md, out of committed rows: `python benchmarks/summary.py`.
 
 Of each comparison of whole energies: how many times our time the best of tuned eager and `torch.compile` takes, and
-eager as research code writes it. The table stands between two marks, and nothing of it is typed in by hand.
+eager as research code writes it. Tables stand between two marks, and nothing of them is typed in by hand.
 """
 
 from __future__ import annotations
@@ -45,6 +45,22 @@ def summary(folder: Path) -> str:
     return "\n".join([*head, *lines])
 
 
+def compact(folder: Path) -> str:
+    """CF-EBM's chains, cascades and training in two lines, for README.md."""
+    rows = [row for name in WHOLE[:3] for run in read_runs(folder / f"{name}.json") for row in run.rows]
+    groups = [group for group in comparisons(rows).values() if line(group) is not None]
+    heads = [f"{g[0].suite} {'x'.join(map(str, g[0].shape[1:]))}, {g[0].batch}" for g in groups]
+    stock = [f"{ratio(group, COMPILED, TUNED):.1f}" for group in groups]
+    research = [f"{ratio(group, RESEARCH):.0f}" for group in groups]
+    table = [
+        [f"{folder.name}, bfloat16, batch", *heads],
+        ["---", *["---:"] * len(heads)],
+        ["best of tuned eager and torch.compile", *stock],
+        ["eager, research code", *research],
+    ]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in table)
+
+
 def inserted(page: str, table: str) -> str:
     """The page with the table between its marks."""
     if BEGIN not in page or END not in page:
@@ -54,9 +70,9 @@ def inserted(page: str, table: str) -> str:
 
 def main() -> int:
     machines = [folder for folder in sorted((ROOT / "benchmarks" / "results").iterdir()) if folder.is_dir()]
-    table = "\n\n".join(map(summary, machines))
-    for path in (ROOT / "README.md", ROOT / "docs" / "results" / "speed" / "README.md"):
-        path.write_text(inserted(path.read_text(), table))
+    pages = {ROOT / "README.md": compact, ROOT / "docs" / "results" / "speed" / "README.md": summary}
+    for path, form in pages.items():
+        path.write_text(inserted(path.read_text(), "\n\n".join(map(form, machines))))
         print(f"written: {path.relative_to(ROOT)}")
     return 0
 
