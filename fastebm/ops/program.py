@@ -40,10 +40,10 @@ DENSE = 4
 DENSE_MARGIN = 8
 # What of one segment should stay in a core's own cache.
 CACHE_BYTES = 1 << 20
-# The most images of a chunk (a matrix tile has 16 rows), and of all slots together the most bytes, unless one image
-# takes more.
+# The most images of a chunk, as many as a matrix tile has rows, if their results take no more than so many bytes; of
+# larger images so few that they take half of that.
 CHUNK = 16
-WORKSPACE_BYTES = 1 << 30
+CHUNK_BYTES = 80 << 20
 LINE = 64
 
 
@@ -248,8 +248,10 @@ def planned(recipe: Recipe, layout: Layout, panel: int, batch: int, workers: int
 
 
 def chunk_of(batch: int, workers: int, image_bytes: int) -> int:
-    """The images that a worker takes at a time: at most `CHUNK`, as equal as may be, and no more than memory holds."""
-    most = max(1, min(CHUNK, WORKSPACE_BYTES // max(1, workers * image_bytes)))
+    """The images that a worker takes at a time: at most `CHUNK`, as equal as may be, and fewer where they are large."""
+    most = CHUNK
+    while most > 1 and most * image_bytes > (CHUNK_BYTES if most == CHUNK else CHUNK_BYTES // 2):
+        most //= 2
     rounds = max(1, -(-batch // (workers * most)))
     return max(1, -(-batch // (workers * rounds)))
 
