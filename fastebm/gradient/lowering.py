@@ -204,6 +204,7 @@ class _Lowering:
             self._anchor(node, operation)
 
     def _begin(self, node: Node, instructions: list[Instruction], image: Image | None = None) -> _Group:
+        """Open a group whose newest value is the node's result."""
         image = image or self.images[node.name]
         group = _Group(instructions, [], node.name, image)
         self.group_of[node.name] = len(self.groups)
@@ -211,6 +212,7 @@ class _Lowering:
         return group
 
     def _anchor(self, node: Node, operation: Operation) -> None:
+        """What begins a group of its own: maps with weights, windows, sums, borders."""
         if isinstance(operation, Convolution):
             group = self._begin(node, self._convolution(node, operation))
             self._bias(group, operation.bias)
@@ -223,10 +225,8 @@ class _Lowering:
             pool = operation.pool
             if not pool.simple:
                 raise NotLowered("the derivative of a pool whose windows overlap or are padded is not known")
-            place, (_, height, width) = self._stored(node.inputs[0]), self.images[node.name]
-            group = self._begin(
-                node, [self._gather(place, self.images[node.name], factor=pool.kernel, size=(height, width))]
-            )
+            place = self._stored(node.inputs[0])
+            group = self._begin(node, [self._gather(place, self.images[node.name], factor=pool.kernel)])
             group.epilogue.append(self._scale(1.0 / math.prod(pool.kernel)))
         elif isinstance(operation, Sum):
             self._sum(node, operation)
@@ -249,7 +249,6 @@ class _Lowering:
             self._windows(
                 place,
                 conv.weight,
-                self.images[node.inputs[0]][0],
                 (channels, height, width),
                 conv.stride,
                 conv.padding,
@@ -261,24 +260,22 @@ class _Lowering:
         self,
         place: _Place,
         weight: Value,
-        inputs: int,
         image: Image,
         stride: tuple[int, int] = (1, 1),
         padding: tuple[int, int] = (0, 0),
         dilation: tuple[int, int] = (1, 1),
-        kernel: tuple[int, int] | None = None,
     ) -> Instruction:
-        kernel = kernel or (weight.shape[2], weight.shape[3])
+        """A plain convolution with `weight`, (out, in, K, K), whose results are `image`."""
         return Instruction(
             Kind.CONVOLUTION,
             source=place.buffer,
             source_channel=place.channel,
-            source_channels=weight.shape[1] if weight.shape else inputs,
+            source_channels=weight.shape[1],
             channels=image[0],
             height=image[1],
             width=image[2],
-            kernel_y=kernel[0],
-            kernel_x=kernel[1],
+            kernel_y=weight.shape[2],
+            kernel_x=weight.shape[3],
             stride_y=stride[0],
             stride_x=stride[1],
             pad_y=padding[0],
@@ -293,11 +290,10 @@ class _Lowering:
         if conv.dilation != (1, 1) and conv.stride != (1, 1):
             raise NotLowered("a transposed convolution with stride and dilation is not among the instructions")
         (channels, height, width), place = self.images[node.name], self._stored(node.inputs[0])
-        inputs = self.images[node.inputs[0]][0]
         if conv.stride == (1, 1):
             weight = computed(_flipped, conv.weight)
             padding = tuple(d * (k - 1) - p for d, k, p in zip(conv.dilation, conv.kernel, conv.padding, strict=True))
-            return [self._windows(place, weight, inputs, (channels, height, width), (1, 1), padding, conv.dilation)]  # type: ignore[arg-type]
+            return [self._windows(place, weight, (channels, height, width), (1, 1), padding, conv.dilation)]  # type: ignore[arg-type]
         instructions = []
         for row in range(min(conv.stride[0], height)):
             for column in range(min(conv.stride[1], width)):
@@ -311,7 +307,7 @@ class _Lowering:
                 image = (channels, rows, columns)
                 if taps_y and taps_x:
                     weight = computed(_taps, conv.weight, (first_y, first_x), conv.stride)
-                    one = self._windows(place, weight, inputs, image, padding=(pad_y, pad_x))
+                    one = self._windows(place, weight, image, padding=(pad_y, pad_x))
                 else:
                     one = self._gather(replace(place, spread=True), image, offset=(-OUTSIDE, 0))
                 instructions.append(
@@ -326,10 +322,10 @@ class _Lowering:
         place = self._stored(node.inputs[0])
         if target[1:] == (1, 1):
             weight = computed(_over_image, linear.weight, source)
-            return self._windows(place, weight, source[0], target)
+            return self._windows(place, weight, target)
         if source[1:] == (1, 1):
             weight = computed(_to_image, linear.weight, target)
-            return self._windows(place, weight, source[0], target, padding=(target[1] - 1, target[2] - 1))
+            return self._windows(place, weight, target, padding=(target[1] - 1, target[2] - 1))
         raise NotLowered("a linear map from an image to an image is not among the instructions")
 
     def _bias(self, group: _Group, bias: Value | None) -> None:
@@ -359,6 +355,7 @@ class _Lowering:
     def _window_sum(
         self, node: Node, kernel: tuple[int, int], stride: tuple[int, int], padding: tuple[int, int], factor: float
     ) -> None:
+        """Sums over windows, times `factor`."""
         place, image = self._stored(node.inputs[0]), self.images[node.name]
         instruction = Instruction(
             Kind.POOL,
@@ -387,7 +384,7 @@ class _Lowering:
             self._window_sum(node, kernel, (1, 1), (0, 0), 1.0)
             return
         weight = Value(_ones, (image[0], *kernel, self._device()), (1, image[0], *kernel))
-        self._begin(node, [self._windows(self._stored(node.inputs[0]), weight, image[0], self.images[node.name])])
+        self._begin(node, [self._windows(self._stored(node.inputs[0]), weight, self.images[node.name])])
 
     def _device(self) -> Callable[[], torch.device]:
         """Where constants of our own go: beside the weights, or on the CPU where there are none."""
@@ -415,8 +412,8 @@ class _Lowering:
         image: Image,
         factor: tuple[int, int] = (1, 1),
         offset: tuple[int, int] = (0, 0),
-        size: tuple[int, int] | None = None,
     ) -> Instruction:
+        """A copy of a stored result: pixel (y, x) reads ((y, x) + offset) / factor, on top of what its place says."""
         return Instruction(
             Kind.GATHER,
             source=place.buffer,
@@ -439,6 +436,7 @@ class _Lowering:
         return group
 
     def _view(self, node: Node, operation: Operation) -> None:
+        """Another name, shape or factor for the same memory, where nothing has to be moved."""
         name = node.inputs[0]
         if isinstance(operation, Reshape):
             if self.images[name] != self.images[node.name]:
@@ -479,6 +477,7 @@ class _Lowering:
         self._begin(node, [self._gather(place, self.images[node.name], offset=offset)])
 
     def _pad(self, node: Node, pad: Pad) -> None:
+        """A constant border: a copy that reads it outside; around channels the inside over a filled buffer."""
         place, image = self._stored(node.inputs[0]), self.images[node.name]
         channel, *before = pad.before if len(pad.before) == 3 else (*pad.before, 0, 0)
         fill = self._number(pad.constant)
@@ -497,6 +496,7 @@ class _Lowering:
         self.places[node.name] = _Place(buffer)
 
     def _append_one(self, node: Node) -> None:
+        """A buffer with one more channel; for the samples themselves LOAD has put the ones there."""
         source = self.program[node.inputs[0]]
         if isinstance(source.operation, Input):
             self.places[node.name] = self._stored(node.inputs[0])
@@ -513,6 +513,7 @@ class _Lowering:
         copy.tip = self.groups[-1].tip = ""
 
     def _concatenate(self, node: Node, operation: Concatenate) -> None:
+        """One buffer, into whose channels each part is copied."""
         if operation.dim != 0 or any(
             len(shape) == 1 and self.images[n][1:] != (1, 1)
             for shape, n in zip(self.program.shapes(node), node.inputs, strict=True)
@@ -528,6 +529,7 @@ class _Lowering:
     # ---- pointwise operations, in the epilogue of a group
 
     def _pointwise(self, node: Node) -> None:
+        """Into the epilogue of the group that made its newest input, or of a new one that begins with a copy."""
         name = self._joined(node)
         group = self._open(name) if name is not None else None
         if name is None or group is None:
@@ -575,6 +577,7 @@ class _Lowering:
         return self.groups[number] if number is not None and self.groups[number].tip == name else None
 
     def _extend(self, group: _Group, node: Node, name: str) -> None:
+        """The steps of a pointwise operation on the value `name`, which the group holds."""
         operation, add = node.operation, group.epilogue.append
         if isinstance(operation, Combine):
             for c, other in sorted(
@@ -677,6 +680,7 @@ class _Lowering:
         return len(self.buffers) - 1
 
     def _constant(self, constant: Constant, value: Value) -> int:
+        """The position of a new constant among all, of which number 0 holds the numbers."""
         self.constants.append(constant)
         self.values.append(value)
         return len(self.constants)  # constant 0 holds the numbers
@@ -686,6 +690,7 @@ class _Lowering:
         return len(self.numbers) - 1
 
     def _parameters(self, parameters: tuple[float, ...]) -> int:
+        """The position of an activation's parameters, filled up to three; -1 where it has none."""
         if not parameters:
             return -1
         first = len(self.numbers)

@@ -14,7 +14,7 @@ floating-point numbers are elsewhere, in `constants`: so new weights need no new
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from enum import IntEnum
 
 import torch
@@ -234,9 +234,6 @@ class Code:
     def epilogue(self, instruction: Instruction) -> tuple[Epilogue, ...]:
         """The operations behind one instruction."""
         return self.epilogues[instruction.first : instruction.first + instruction.count]
-
-    def with_buffers(self, buffers: tuple[Buffer, ...]) -> Code:
-        return replace(self, buffers=buffers)
 
 
 def encode(code: Code) -> Tensor:

@@ -500,7 +500,6 @@ class _Reference:
             constant = self.constants[step.number].permute(2, 0, 1)[: i.channels].to(v.dtype)
             if constant.shape[1] > 1 or constant.shape[2] > 1:
                 rows, columns = self._pixels(i)
-                constant = constant.expand(-1, *(max(n, m) for n, m in zip(constant.shape[1:], (1, 1), strict=True)))
                 constant = constant[:, rows if constant.shape[1] > 1 else rows * 0][
                     :, :, columns if constant.shape[2] > 1 else columns * 0
                 ]
