@@ -1,0 +1,95 @@
+"""`fastebm demo`."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from fastebm.cli.arguments import check_count, write_images
+from fastebm.data import digits
+from fastebm.evaluation import judge_digits
+from fastebm.training import DIGITS, CoarseToFineConfig, DigitsSource, RunError, train_coarse_to_fine
+from fastebm.training.files import write_json
+from fastebm.training.run import LOCK, RunFolder
+
+VERDICT = "evaluation.json"
+
+
+@dataclass(frozen=True)
+class Demo:
+    """Train on handwritten digits, sample, and judge the samples: minutes on two CPU cores.
+
+    A demo that was stopped goes on where it was; a finished one stays, and the new one goes to a folder with a number.
+    """
+
+    out: Path = Path("runs/demo")
+    """folder of the run"""
+    count: int = 1000
+    """samples to draw and judge"""
+    iterations: tuple[int, ...] = DIGITS.iterations
+    """updates of the weights at 4x4 and at 8x8; fewer are faster and worse"""
+    seed: int = DIGITS.seed
+    """of weights and all noise"""
+    threads: int = 1
+    """CPU threads; more make so small a net somewhat faster on idle cores, and many times slower on busy ones"""
+
+    def __call__(self) -> int:
+        check_count(self.count)
+        if self.threads < 1:
+            raise ValueError(f"--threads must be at least 1, got {self.threads}")
+        torch.set_num_threads(self.threads)
+        config = dataclasses.replace(DIGITS, iterations=self.iterations, seed=self.seed)
+        images, _ = digits("train")
+        out = _demo_folder(self.out, config)
+        print(
+            f"Training an energy model on {len(images)} handwritten digits, coarse to fine, at "
+            f"{' and then '.join(f'{size}x{size}' for size in config.sizes)}, in {out}.\n"
+            "gap: mean energy of samples minus that of real digits; near 0 the model can't tell them apart.",
+            flush=True,
+        )
+        run = train_coarse_to_fine(config, DigitsSource(), out)
+        samples = run.sample(self.count)
+        write_images(out / "samples.npz", samples)
+        print("Judging the samples ...", flush=True)
+        verdict = judge_digits(samples)
+        last = RunFolder.existing(out).log.lines()[-1]
+        write_json(out / VERDICT, {**verdict.to_json(), "training_seconds": last["seconds"]})
+        print(
+            f"\nIn {out}:\n"
+            "  samples.png      samples beside real digits: look here first\n"
+            "  strip.png        each row a chain, from noise to its digit\n"
+            "  curves.png       energies, loss and gradient norm over training\n"
+            f"  samples.npz      all {self.count} samples\n"
+            f"  {VERDICT}  the numbers below\n"
+            "  config.json, log.jsonl, checkpoints/\n\n"
+            f"Training took {last['seconds']:.0f} s. In the end the mean energy of real digits was "
+            f"{last['energy_data']:.2f}, that of samples {last['energy_samples']:.2f}.\n"
+            f"{verdict.explain()}\n\n"
+            f"More samples: fastebm sample {out} --count 100 --seed 1 --out more.png"
+        )
+        # Settings of the user's own promise nothing.
+        return int(self == dataclasses.replace(Demo(), out=self.out, threads=self.threads) and not verdict.passed)
+
+
+def _demo_folder(wanted: Path, config: CoarseToFineConfig) -> Path:
+    """`wanted`, if it is new or holds this very demo, unfinished; else the first such folder with a number behind."""
+    folder, number = wanted, 1
+    while not _is_free(folder, config):
+        number += 1
+        folder = wanted.with_name(f"{wanted.name}-{number}")
+    if folder != wanted:
+        print(f"{wanted} holds something else, which stays: this run goes to {folder}.")
+    return folder
+
+
+def _is_free(folder: Path, config: CoarseToFineConfig) -> bool:
+    if not RunFolder.is_run(folder):
+        return not folder.exists() or (folder.is_dir() and all(entry.name == LOCK for entry in folder.iterdir()))
+    try:
+        stored = CoarseToFineConfig.from_json(RunFolder.existing(folder).config("coarse_to_fine"))
+    except RunError:
+        return False
+    return stored == config and not (folder / VERDICT).exists()

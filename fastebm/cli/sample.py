@@ -1,0 +1,43 @@
+"""`fastebm sample`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from fastebm.cli.arguments import check_count, parsed_device, write_images
+from fastebm.training import load_coarse_to_fine
+from fastebm.training.run import RunFolder
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Draw samples from a run, finished or not."""
+
+    run: tyro.conf.Positional[Path]
+    """folder of the run"""
+    count: int = 100
+    """how many"""
+    seed: int | None = None
+    """other seeds, other samples; by default always the same ones"""
+    out: Path | None = None
+    """.npz ("images", float32 in [-1, 1], N x channels x S x S) or .png; by default an .npz in the run's folder"""
+    device: str | None = None
+    """cpu or cuda; by default a GPU if there is one"""
+
+    def __call__(self) -> int:
+        check_count(self.count)
+        RunFolder.existing(self.run)
+        name = f"samples-{self.count}.npz" if self.seed is None else f"samples-{self.count}-seed-{self.seed}.npz"
+        out = self.run / name if self.out is None else self.out
+        if out.suffix not in (".npz", ".png"):
+            raise ValueError(f"--out must end in .npz or .png, got {out}")
+        if not out.parent.is_dir():
+            raise ValueError(f"the folder {out.parent} of --out does not exist")
+        run = load_coarse_to_fine(self.run, parsed_device(self.device))
+        samples = run.sample(self.count, self.seed, progress=True)
+        write_images(out, samples)
+        print(f"{out}: {self.count} samples of {run.size}x{run.size} from iteration {run.iteration} of {self.run}")
+        return 0

@@ -1,0 +1,149 @@
+"""`fastebm train` and `fastebm resume`."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import tyro
+
+from fastebm.cli.arguments import parsed_device
+from fastebm.training import (
+    DIGITS,
+    PRESETS,
+    CoarseToFineConfig,
+    CoarseToFineRun,
+    DigitsSource,
+    ImageSource,
+    resume_coarse_to_fine,
+    train_coarse_to_fine,
+)
+from fastebm.training.image_source import source_from_json
+from fastebm.training.presets import SHAPING
+from fastebm.training.run import RunFolder
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train an energy model on your images. A run that was stopped goes on where it was, with the same bits.
+
+    Without --data it learns scikit-learn's digits, in minutes.
+
+    With --data and no preset it takes colour images at 32x32.
+
+    Presets other than digits are the paper's settings on the side of caution. They were not run: they are meant for a
+    GPU and many hours.
+    """
+
+    method: tyro.conf.Positional[Literal["coarse-to-fine"]]
+    """CF-EBM: one energy per resolution, each grown out of the one below"""
+    data: Path | None = None
+    """a file or folder of images: .npz, CIFAR, STL-10, IDX (MNIST), ImageNet-32, or pictures of any size"""
+    preset: Literal["digits", "mnist", "cifar10", "celeba64", "church128", "celebahq256", "celebahq512"] = "digits"
+    """settings to start from (not run, but for digits); the flags below change single ones"""
+    split: str | None = None
+    """part of the data; by default "train", or all where it has no parts"""
+    fit: Literal["resize", "pad"] | None = None
+    """how images get the size of the last stage: the largest square resized, or black around them; by default as the
+    preset has it, or resize"""
+    crop: int | None = None
+    """side of a square that is cut out of the middle before; by default as the preset has it"""
+    key: str | None = None
+    """array of an .npz file that holds the images, where its names don't say"""
+    out: Path | None = None
+    """folder of the run; by default runs/ and the name of the data or the preset"""
+    device: str | None = None
+    """cpu or cuda; by default a GPU if there is one"""
+    config: tyro.conf.OmitArgPrefixes[CoarseToFineConfig] = field(default_factory=lambda: DIGITS)
+
+    def __call__(self) -> int:
+        source = self._source()
+        name = self.preset if self.data is None else self.data.resolve().name.split(".")[0]
+        out = Path("runs") / name if self.out is None else self.out
+        before = RunFolder(out).checkpoints.iterations()[-1:]
+        with _short_warnings():
+            run = train_coarse_to_fine(self.config, source, out, device=parsed_device(self.device))
+        return _report(run, before)
+
+    def _source(self) -> ImageSource | DigitsSource:
+        if self.data is None:
+            if self.preset != "digits":
+                raise ValueError(f"--preset {self.preset} needs --data, a file or folder of images")
+            return DigitsSource()
+        shaping = SHAPING.get(self.preset, {}) | {
+            name: value for name, value in (("fit", self.fit), ("crop", self.crop)) if value is not None
+        }
+        size, channels = self.config.sizes[-1], self.config.channels
+        return ImageSource(self.data, size, channels, self.split, key=self.key, **shaping)
+
+
+@dataclass(frozen=True)
+class Resume:
+    """Take up a run that was stopped, on its own images and with its own settings, to the same bits."""
+
+    run: tyro.conf.Positional[Path]
+    """folder of the run"""
+    data: Path | None = None
+    """where its images lie now, if they were moved; other images are refused"""
+    retries: int | None = None
+    """times in all that the guard may go back; more of them give a run that was given up another chance"""
+    device: str | None = None
+    """cpu or cuda; by default a GPU if there is one"""
+
+    def __call__(self) -> int:
+        folder = RunFolder.existing(self.run)
+        if threads := folder.threads():
+            torch.set_num_threads(threads)  # library convolutions on a CPU may sum in another order with others
+        before = folder.checkpoints.iterations()[-1:]
+        source = self._moved(folder)
+        with _short_warnings():
+            run = resume_coarse_to_fine(self.run, source, retries=self.retries, device=parsed_device(self.device))
+        return _report(run, before)
+
+    def _moved(self, folder: RunFolder) -> ImageSource | None:
+        if self.data is None:
+            return None
+        stored = source_from_json(folder.images() or {"path": str(self.data)})
+        if not isinstance(stored, ImageSource):
+            raise ValueError(f"{self.run} learns scikit-learn's digits, which lie in no file: leave --data out")
+        return dataclasses.replace(stored, path=self.data)
+
+
+def _report(run: CoarseToFineRun, before: list[int]) -> int:
+    if before == [run.iteration]:
+        print(f"{run.path} was finished before: {run.iteration} iterations. Another --out makes a new run.")
+    else:
+        pictures = "samples.png, strip.png and curves.png show the result"
+        print(f"{run.path}: trained {run.iteration} iterations. {pictures}.")
+    print(f"fastebm sample {run.path} draws more samples.")
+    return 0
+
+
+@contextmanager
+def _short_warnings() -> Iterator[None]:
+    """Within the block a warning is one line without its place in the code, each as often as it comes."""
+
+    def show(message: Warning | str, *_: Any, **__: Any) -> None:
+        print(f"\nfastebm: {message}", file=sys.stderr, flush=True)
+
+    with warnings.catch_warnings():
+        if not sys.warnoptions:
+            warnings.simplefilter("always", RuntimeWarning)
+        warnings.showwarning = show
+        yield
+
+
+def preset_of(arguments: list[str]) -> Any:
+    """The preset that the arguments name, found before they are parsed because it sets the defaults of the others."""
+    for given, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        flag, equals, value = given.partition("=")
+        if flag == "--preset" and (name := value if equals else following) in PRESETS:
+            return name
+    return "cifar10" if any(given.partition("=")[0] == "--data" for given in arguments) else "digits"
