@@ -18,6 +18,7 @@ from PIL import Image
 
 from fastebm.cli import main
 from fastebm.training import load_coarse_to_fine
+from fastebm.training.coarse_to_fine_trainer import Trainer
 from fastebm.training.run import RunFolder
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -261,15 +262,41 @@ def test_a_folder_of_pictures_trains_with_one_command_and_resumes(
     assert main(["resume", "runs/pets"]) == 0
     assert "was finished before" in capsys.readouterr().out
 
+    # Nothing is left to train, so that its pictures may be gone.
+    pets.rename(tmp_path / "moved")
+    assert main(["resume", "runs/pets"]) == 0
+    assert "was finished before: 5 iterations" in capsys.readouterr().out
+
     # Without its last checkpoints it is unfinished; moved, its pictures have to be named, and others are refused.
     for path in Path("runs/pets/checkpoints").glob("iteration-000000005.*"):
         path.unlink()
-    pets.rename(tmp_path / "moved")
     assert main(["resume", "runs/pets"]) == 2
     assert "there is no such file or folder" in capsys.readouterr().err
     next(iter((tmp_path / "moved").rglob("*.png"))).rename(tmp_path / "lost.png")
     assert main(["resume", "runs/pets", "--data", "moved"]) == 2
     assert "was trained on other images" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["train", "resume"])
+def test_a_run_is_taken_up_with_the_threads_that_it_began_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    out = tmp_path / "run"
+    train = [*TRAIN, "--iterations", "1", "2", "--out", str(out)]
+    assert main(train) == 0  # with one thread
+    for path in (out / "checkpoints").glob("iteration-000000003.*"):
+        path.unlink()
+    seen: list[int] = []
+    update = Trainer.update
+
+    def watched(self: Trainer) -> dict[str, float]:
+        seen.append(torch.get_num_threads())
+        return update(self)
+
+    monkeypatch.setattr(Trainer, "update", watched)
+    torch.set_num_threads(2)
+    assert main(train if command == "train" else ["resume", str(out)]) == 0
+    assert seen == [1, 1]
 
 
 def test_a_preset_shapes_its_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -67,6 +67,8 @@ class Train:
         source = self._source()
         name = self.preset if self.data is None else self.data.resolve().name.split(".")[0]
         out = Path("runs") / name if self.out is None else self.out
+        if RunFolder.is_run(out):
+            _take_up_threads(RunFolder(out))
         before = RunFolder(out).checkpoints.iterations()[-1:]
         with _short_warnings():
             run = train_coarse_to_fine(self.config, source, out, device=parsed_device(self.device))
@@ -99,8 +101,7 @@ class Resume:
 
     def __call__(self) -> int:
         folder = RunFolder.existing(self.run)
-        if threads := folder.threads():
-            torch.set_num_threads(threads)  # library convolutions on a CPU may sum in another order with others
+        _take_up_threads(folder)
         before = folder.checkpoints.iterations()[-1:]
         source = self._moved(folder)
         with _short_warnings():
@@ -114,6 +115,12 @@ class Resume:
         if not isinstance(stored, ImageSource):
             raise ValueError(f"{self.run} learns scikit-learn's digits, which lie in no file: leave --data out")
         return dataclasses.replace(stored, path=self.data)
+
+
+def _take_up_threads(folder: RunFolder) -> None:
+    """Sets as many threads as the run began with: with others, library convolutions may sum in another order."""
+    if threads := folder.threads():
+        torch.set_num_threads(threads)
 
 
 def _report(run: CoarseToFineRun, before: list[int]) -> int:

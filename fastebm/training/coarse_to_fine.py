@@ -68,7 +68,7 @@ def train_coarse_to_fine(
             folder's newest checkpoint is from before that.
         StoppedError: after SIGTERM (in the main thread), with the last update saved.
     """
-    device = torch.device(device if device is not None else "cuda" if torch.cuda.is_available() else "cpu")
+    device = _device(device)
     source, opened = (None, images) if isinstance(images, Tensor | Images) else (images.to_json(), images.open())
     if progress and isinstance(opened, Images):
         print(opened, file=sys.stderr, flush=True)  # what the file or folder was taken for
@@ -93,6 +93,8 @@ def resume_coarse_to_fine(
 ) -> CoarseToFineRun:
     """Takes up the unfinished run in `run_dir` with its own config, on the images that it was begun with.
 
+    A finished one is only loaded: nothing is left to train, so that its images need not be there any more.
+
     Args:
         images: the same, where the run doesn't know where they lie or they were moved.
         retries: lets the guard go back more often than the config does.
@@ -105,6 +107,10 @@ def resume_coarse_to_fine(
     if retries is not None:
         config = dataclasses.replace(config, retries=retries)
     if images is None:
+        if folder.checkpoints.iterations()[-1:] == [config.total_iterations]:
+            run = load_coarse_to_fine(run_dir, _device(options.get("device")))
+            if run.finished:  # which it isn't where that checkpoint is damaged
+                return run
         stored = folder.images()
         if stored is None:
             raise RunError(f"{run_dir} doesn't say where its images come from: give them")
@@ -139,6 +145,10 @@ def _train(
                     on_log(line)
     finally:
         board.close()
+
+
+def _device(given: torch.device | str | None) -> torch.device:
+    return torch.device(given if given is not None else "cuda" if torch.cuda.is_available() else "cpu")
 
 
 def _defaults() -> dict[str, Any]:

@@ -103,6 +103,25 @@ def test_changed_images_are_refused(tiny: CoarseToFineConfig, archive: Path, pix
     assert again.finished
 
 
+def test_a_finished_run_needs_no_images(
+    tiny: CoarseToFineConfig, archive: Path, images: Tensor, tmp_path: Path
+) -> None:
+    source = ImageSource(archive, size=8, channels=1)
+    train_coarse_to_fine(tiny, source, tmp_path / "file", **SILENT)
+    train_coarse_to_fine(tiny, images, tmp_path / "tensor", **SILENT)
+    archive.unlink()
+    for name in ("file", "tensor"):
+        assert resume_coarse_to_fine(tmp_path / name, **SILENT).finished
+    # One whose last checkpoint is damaged is not finished.
+    for name, error, message in (
+        ("file", DataError, "there is no such file"),
+        ("tensor", RunError, "doesn't say where its images come from"),
+    ):
+        (tmp_path / name / "checkpoints" / "iteration-000000013.safetensors").write_bytes(b"damaged")
+        with pytest.raises(error, match=message), pytest.warns(RuntimeWarning, match="is damaged"):
+            resume_coarse_to_fine(tmp_path / name, **SILENT)
+
+
 def open_pixels(pixels: Tensor, folder: Path) -> Tensor:
     np.savez(folder / "moved.npz", x_train=pixels.numpy())
     return open_images(folder / "moved.npz", size=8).pixels

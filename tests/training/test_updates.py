@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fastebm.models import CoarseToFineEnergy
 from fastebm.ops import uniform
+from fastebm.ops.backends import _extension
 from fastebm.rng import Stream
 from fastebm.sampling import Cascade, ExpandingCascade
 from fastebm.training import CoarseToFineConfig, CoarseToFineRun, load_coarse_to_fine, train_coarse_to_fine
@@ -158,14 +159,32 @@ def test_the_variants_start_their_chains_where_they_should(tiny: CoarseToFineCon
         assert isinstance(sampler, Cascade if variant == "cascade" else ExpandingCascade)
 
 
+def chain_ends(config: CoarseToFineConfig, images: Tensor, max_batch: int) -> tuple[Tensor, dict[str, Tensor]]:
+    trainer = trainer_at(config, images, 7)
+    trainer.config = dataclasses.replace(trainer.config, max_batch=max_batch)
+    return trainer._chain_ends(trainer.stage, 0.5, 100)
+
+
+@pytest.mark.skipif(_extension is None, reason="the C++ operators are not built: library convolutions run")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("variant", ["cascade", "expanding"])
+def test_chains_in_batches_are_those_of_one_batch(
+    tiny: CoarseToFineConfig, images: Tensor, variant: Any, dtype: Any
+) -> None:
+    """To the last bit, by fused gradients at the same weights; the sums over pieces that updates make are not."""
+    config = dataclasses.replace(tiny, variant=variant, dtype=dtype, engine="fused")
+    whole, motion = chain_ends(config, images, max_batch=0)
+    for max_batch in (1, 4):  # 6 chains: a batch and half a one
+        ends, moved = chain_ends(config, images, max_batch)
+        assert torch.equal(ends, whole)
+        assert moved == motion
+
+
 def test_chains_in_batches_see_the_noise_of_one_batch(tiny: CoarseToFineConfig, images: Tensor) -> None:
-    ends = []
-    for max_batch in (0, 4):  # 6 chains: a batch and half a one
-        trainer = trainer_at(tiny, images, 7)
-        trainer.config = dataclasses.replace(trainer.config, max_batch=max_batch)
-        ends.append(trainer._chain_ends(trainer.stage, 0.5, 100)[0])
+    config = dataclasses.replace(tiny, engine="autograd")
+    (whole, _), (ends, _) = (chain_ends(config, images, max_batch) for max_batch in (0, 4))
     # To the rounding of library convolutions, which may depend on the batch; other noise would be 1e-2 away.
-    torch.testing.assert_close(*ends, atol=1e-5, rtol=0)
+    torch.testing.assert_close(ends, whole, atol=1e-5, rtol=0)
 
 
 def test_chains_in_bfloat16_end_elsewhere(tiny: CoarseToFineConfig, images: Tensor, tmp_path: Path) -> None:
