@@ -204,8 +204,10 @@ class ArrayFile(Output):
         super().__init__(path, path.parent / f".{path.name}.generate")
 
     def write(self, request: Request, chunk: int, pixels: Pixels) -> None:
-        with replacing(self._marked(chunk)) as temporary, temporary.open("wb") as file:
-            np.save(file, pixels)
+        coded = io.BytesIO()  # straight to a file, numpy writes by a way that is silent about a full disk
+        np.save(coded, pixels)
+        with replacing(self._marked(chunk)) as temporary:
+            temporary.write_bytes(coded.getvalue())
 
     def finish(self, request: Request) -> None:
         self._assemble(request)

@@ -327,7 +327,7 @@ def test_two_calls_at_a_time_are_refused(digits_run: Path, tmp_path: Path) -> No
         (["--count", "5", "--out", "x", "--device", "banana"], "'banana' is not a device"),
         (["--count", "5", "--out", "x", "--seed", str(2**70)], "seed must be in"),
         (["--count", "10001", "--out", "x.png"], "at most 10,000"),
-        (["--count", "5", "--out", "letters"], "has other files in it, such as letter.txt"),
+        (["--count", "5", "--out", "letters"], "has other files in it, such as letter"),
         (["--count", "5", "--out", "letters", "--overwrite"], "has other files in it"),
         (["--count", "5", "--out", "letters/letter"], "is a file"),
     ],
