@@ -50,6 +50,8 @@ class Detect:
     """images in the net at a time"""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """in which the energy runs"""
+    engine: Literal["auto", "fused", "autograd"] = "auto"
+    """of energies and gradients"""
     seed: int = 0
     """of that choice and of the synthetic sets"""
     out: Path | None = None
@@ -83,6 +85,7 @@ class Detect:
             seed=self.seed,
             batch_size=self.batch_size,
             dtype=getattr(torch, self.dtype),
+            engine=self.engine,
             progress=True,
         )
         write_detection(out, detection)

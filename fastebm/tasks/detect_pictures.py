@@ -46,7 +46,7 @@ def save_histogram(path: Path, scores: Mapping[str, Scores]) -> None:
 def save_roc(path: Path, scores: Mapping[str, Scores], metrics: Mapping[str, Mapping[str, DetectionMetrics]]) -> None:
     """A PNG with a panel for each score: the ROC curves of all sets against the first."""
     first, *others = scores
-    figure, panels = _panels(list(scores[first]), side=4.2)
+    figure, panels = _panels(list(scores[first]), width=3.6, height=4.4)
     for name, axes in panels.items():
         axes.plot([0, 1], [0, 1], color="0.6", linestyle=":", linewidth=1)
         for index, label in enumerate(others):
@@ -57,7 +57,9 @@ def save_roc(path: Path, scores: Mapping[str, Scores], metrics: Mapping[str, Map
         axes.set_xlabel("in-distribution taken for outliers")
         axes.set_ylabel("outliers found")
         axes.set_aspect("equal")
-        axes.legend(fontsize=8, loc="lower right", title="AUROC", title_fontsize=8)
+        # Beneath, because curves may go anywhere inside.
+        beneath = (0.5, -0.18)
+        axes.legend(fontsize=8, title="AUROC", title_fontsize=8, loc="upper center", bbox_to_anchor=beneath, ncols=2)
     _save(figure, path)
 
 
@@ -88,10 +90,10 @@ def _edges(values: list[NDArray[np.float32]]) -> NDArray[np.float64]:
     return np.linspace(low, high, BINS + 1)
 
 
-def _panels(names: list[str], side: float = 3.2) -> tuple[Figure, dict[str, Axes]]:
+def _panels(names: list[str], width: float = 4.0, height: float = 3.2) -> tuple[Figure, dict[str, Axes]]:
     wide = min(PANELS_WIDE, len(names))
     high = -(-len(names) // wide)
-    figure = _figure(side * 1.25 * wide, side * high)
+    figure = _figure(width * wide, height * high)
     axes = figure.subplots(high, wide, squeeze=False).flatten()
     for unused in axes[len(names) :]:
         unused.axis("off")

@@ -92,6 +92,8 @@ def detect_outliers(
         raise ValueError(f"{', '.join(sorted(taken))}: such a set is always there; choose another name")
     if count < 2:
         raise ValueError(f"count must be at least 2, got {count}")
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     for name, given in {"training": training, IN_DISTRIBUTION: images, **against}.items():
         _check_fit(run, name, given)
     sets = {IN_DISTRIBUTION: _some(images, count, seed)}

@@ -26,6 +26,7 @@ class _Address(IntEnum):
 
 def uniform_noise(count: int, channels: int, size: int, *, seed: int = 0) -> Images:
     """Images whose pixels and channels are independent and uniform over all bytes. Raises ValueError for count < 1."""
+    _check_count(count)
     noise = torch.empty((count, channels, size, size), dtype=torch.uint8)
     at_once = max(1, 2**24 // (channels * size * size))
     for first in range(0, count, at_once):
@@ -36,6 +37,7 @@ def uniform_noise(count: int, channels: int, size: int, *, seed: int = 0) -> Ima
 
 def constant_colours(count: int, channels: int, size: int, *, seed: int = 0) -> Images:
     """Images of one colour each, uniform over all colours. Raises ValueError for count < 1."""
+    _check_count(count)
     colours = _bytes(_draws((count, channels), _Address.COLOURS, seed))
     pixels = colours[:, :, None, None].expand(-1, -1, size, size).contiguous()
     return Images(pixels, name="constant colours", format="synthetic")
@@ -45,6 +47,7 @@ def interpolations(images: Images, count: int, *, seed: int = 0) -> Images:
     """Means of two different ones of `images`, rounded to bytes. Raises ValueError for count < 1 or a single image."""
     if len(images) < 2:
         raise ValueError(f"{images.name}: means of two images need two at least, got {len(images)}")
+    _check_count(count)
     draws = _draws((count, 2), _Address.PAIRS, seed).double()
     first = (draws[:, 0] * len(images)).long().clamp(max=len(images) - 1)
     distance = 1 + (draws[:, 1] * (len(images) - 1)).long().clamp(max=len(images) - 2)
@@ -55,10 +58,13 @@ def interpolations(images: Images, count: int, *, seed: int = 0) -> Images:
     return Images(mean.to(torch.uint8), name=f"means of two of {images.name}", format="synthetic")
 
 
+def _check_count(count: int) -> None:
+    if count < 1:
+        raise ValueError(f"a set needs at least 1 image, got count {count}")
+
+
 def _draws(shape: tuple[int, ...], address: _Address, seed: int, first: int = 0) -> Tensor:
     """Uniforms in (0, 1]; the first dimension counts images from number `first` on."""
-    if shape[0] < 1:
-        raise ValueError(f"a set needs at least 1 image, got count {shape[0]}")
     return uniform(shape, seed=seed, step=address, stream=rng.Stream.INITIAL, chains=first)
 
 

@@ -117,7 +117,7 @@ def test_an_energy_that_is_not_finite_is_refused() -> None:
 
 def test_metrics_of_sets_that_can_be_told_apart() -> None:
     metrics = detection_metrics(np.linspace(0, 1, 50), np.linspace(2, 3, 20))
-    assert (metrics.auroc, metrics.aupr, metrics.fpr95) == (1.0, 1.0, 0.0)
+    assert (metrics.auroc, metrics.aupr, metrics.fpr95) == (1.0, pytest.approx(1.0), 0.0)
     turned = detection_metrics(np.linspace(2, 3, 50), np.linspace(0, 1, 20))
     assert (turned.auroc, turned.fpr95) == (0.0, 1.0)
 
@@ -220,9 +220,10 @@ def test_a_run_scores_sets(digits_run: Path) -> None:
         energies = outlier_scores(run.levels[8], detection.sets[name], engine="autograd")["energy"]
         np.testing.assert_array_equal(scores["energy"], energies)
     # The same images in both sets, chosen alike.
-    assert {metrics.auroc for metrics in detection.metrics["double"].values()} == {0.5}
+    for metrics in detection.metrics["double"].values():
+        assert metrics.auroc == pytest.approx(0.5)
     # Noise varies more than digits, and one colour not at all.
-    assert detection.metrics["uniform_noise"]["total_variation"].auroc > 0.99
+    assert detection.metrics["uniform_noise"]["total_variation"].auroc > 0.95
     assert detection.metrics["constant_colours"]["total_variation"].auroc == 0.0
     again = detect_outliers(run, training, held_out, count=60, batch_size=7, engine="autograd")
     np.testing.assert_allclose(again.scores["interpolations"]["energy"], detection.scores["interpolations"]["energy"])
@@ -276,7 +277,7 @@ def test_the_command_writes_numbers_scores_and_pictures(
     np.savez(tmp_path / "dark.npz", np.zeros((9, 8, 8), np.uint8))
     out = tmp_path / "detect"
     command = ["detect", str(digits_run), "--against", f"dark={tmp_path / 'dark.npz'}", "--count", "40"]
-    command += ["--out", str(out)]
+    command += ["--engine", "autograd", "--out", str(out)]
     assert main(command) == 0
     printed = capsys.readouterr().out
     assert "dark.npz: npz" in printed
@@ -316,10 +317,10 @@ def test_the_command_writes_numbers_scores_and_pictures(
         (["--against", "a=empty"], "no pictures in it"),
         (["--against", "a=broken"], "broken/1.png: "),
         (["--against", "a=letter.npz"], "is empty"),
-        (["--against", "a=colour.npz"], "--recolour brings them to that"),
-        (["--against", "a=large.npz"], "--fit resize or --fit pad"),
+        (["--against", "a=colour.npz"], "recolour (--recolour) brings them to that"),
+        (["--against", "a=large.npz"], "fit (--fit resize or --fit pad) brings them to that"),
         (["--against", "a=nan.npz"], "nan.npz"),
-        (["--data", "colour.npz"], "--recolour brings them to that"),
+        (["--data", "colour.npz"], "recolour (--recolour) brings them to that"),
         (["--out", "letter.npz"], "is a file; a folder is needed"),
         (["--batch-size", "0"], "batch_size must be at least 1"),
     ],
