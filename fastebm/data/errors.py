@@ -17,6 +17,10 @@ class DataError(ValueError):
         super().__init__("".join(printable))
 
 
+class NoSplitError(DataError):
+    """A set of images has no part of the wanted name."""
+
+
 @contextmanager
 def explaining(name: str, doing: str = "can't be read") -> Iterator[None]:
     """Turns whatever a parser of other people raises in the block into a DataError about `name`.

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fastebm.data.errors import DataError
+from fastebm.data.errors import NoSplitError
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -106,7 +106,7 @@ def to_pixels(images: Tensor) -> Tensor:
 def pick_split(name: str, wanted: str | None, there: Sequence[str]) -> str:
     """The split to read, of those that are `there` (none: the set is one piece, called "").
 
-    Without a wish it is the only one or "train". Raises DataError for one that is not there.
+    Without a wish it is the only one or "train". Raises NoSplitError for one that is not there.
     """
     if wanted is None:
         if not there or len(there) == 1:
@@ -114,5 +114,5 @@ def pick_split(name: str, wanted: str | None, there: Sequence[str]) -> str:
         wanted = "train"
     if wanted not in there:
         has = f"it has {', '.join(there)}" if there else "it is one piece: give no split"
-        raise DataError(f"{name}: has no split {wanted!r}; {has}")
+        raise NoSplitError(f"{name}: has no split {wanted!r}; {has}")
     return wanted

@@ -73,14 +73,18 @@ class CoarseToFineRun:
         return images.clamp(-1, 1)
 
 
-def load_coarse_to_fine(run_dir: str | Path, device: torch.device | str | None = None) -> CoarseToFineRun:
-    """The run in a folder, finished or not, as its newest good checkpoint has it, for sampling.
+def load_coarse_to_fine(
+    run_dir: str | Path, device: torch.device | str | None = None, *, iteration: int | None = None
+) -> CoarseToFineRun:
+    """The run in a folder, finished or not, as its newest good checkpoint has it, or that of `iteration`, for sampling.
 
-    Raises RunError where there is no such run or it has no checkpoint yet.
+    Raises RunError where there is no such run, it has no checkpoint yet, or not the one of `iteration`.
     """
     folder = RunFolder.existing(run_dir)
     config = CoarseToFineConfig.from_json(folder.config(KIND))
-    checkpoint = folder.newest_checkpoint()
+    checkpoint = folder.newest_checkpoint(iteration)
+    if iteration is not None and (checkpoint is None or checkpoint.iteration != iteration):
+        raise RunError(f"{run_dir} has no good checkpoint of iteration {iteration}")
     if checkpoint is None:
         raise RunError(f"{run_dir} has no checkpoint yet: train it for at least {config.checkpoint_every} iterations")
     net = new_net(config).to(device)

@@ -1,0 +1,72 @@
+"""Sets of outliers that need no files: noise, constant colours, means of two images.
+
+They are bytes, as images from files are, so that nothing but their content tells them apart from those. What is drawn
+is a pure function of the seed and of the image's number.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+import torch
+from torch import Tensor
+
+from fastebm import rng
+from fastebm.data import Images
+from fastebm.ops import uniform
+
+
+class _Address(IntEnum):
+    """Steps of the stream of initial states, at the end of its range, which no chain reaches."""
+
+    NOISE = rng.MAX_STEP - 1
+    COLOURS = rng.MAX_STEP - 2
+    PAIRS = rng.MAX_STEP - 3
+
+
+def uniform_noise(count: int, channels: int, size: int, *, seed: int = 0) -> Images:
+    """Images whose pixels and channels are independent and uniform over all bytes. Raises ValueError for count < 1."""
+    _check_count(count)
+    noise = torch.empty((count, channels, size, size), dtype=torch.uint8)
+    at_once = max(1, 2**24 // (channels * size * size))
+    for first in range(0, count, at_once):
+        part = noise[first : first + at_once]
+        part.copy_(_bytes(_draws(tuple(part.shape), _Address.NOISE, seed, first)))
+    return Images(noise, name="uniform noise", format="synthetic")
+
+
+def constant_colours(count: int, channels: int, size: int, *, seed: int = 0) -> Images:
+    """Images of one colour each, uniform over all colours. Raises ValueError for count < 1."""
+    _check_count(count)
+    colours = _bytes(_draws((count, channels), _Address.COLOURS, seed))
+    pixels = colours[:, :, None, None].expand(-1, -1, size, size).contiguous()
+    return Images(pixels, name="constant colours", format="synthetic")
+
+
+def interpolations(images: Images, count: int, *, seed: int = 0) -> Images:
+    """Means of two different ones of `images`, rounded to bytes. Raises ValueError for count < 1 or a single image."""
+    if len(images) < 2:
+        raise ValueError(f"{images.name}: means of two images need two at least, got {len(images)}")
+    _check_count(count)
+    draws = _draws((count, 2), _Address.PAIRS, seed).double()
+    first = (draws[:, 0] * len(images)).long().clamp(max=len(images) - 1)
+    distance = 1 + (draws[:, 1] * (len(images) - 1)).long().clamp(max=len(images) - 2)
+    second = (first + distance) % len(images)
+    a, b = images.chosen(first).short(), images.chosen(second).short()
+    total = a + b
+    mean = (total + (total >> 1 & 1)) >> 1  # half to even: always up would make images brighter
+    return Images(mean.to(torch.uint8), name=f"means of two of {images.name}", format="synthetic")
+
+
+def _check_count(count: int) -> None:
+    if count < 1:
+        raise ValueError(f"a set needs at least 1 image, got count {count}")
+
+
+def _draws(shape: tuple[int, ...], address: _Address, seed: int, first: int = 0) -> Tensor:
+    """Uniforms in (0, 1]; the first dimension counts images from number `first` on."""
+    return uniform(shape, seed=seed, step=address, stream=rng.Stream.INITIAL, chains=first)
+
+
+def _bytes(draws: Tensor) -> Tensor:
+    return draws.mul(256).clamp(max=255).to(torch.uint8)

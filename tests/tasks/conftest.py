@@ -1,0 +1,42 @@
+"""What the tests of tasks share: one thread, and a tiny run."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from fastebm.training import CoarseToFineConfig, DigitsSource, ImageSource, train_coarse_to_fine
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread() -> Iterator[None]:
+    """Results to the last bit hold for one number of threads, and so tiny nets are no faster with more."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def tiny(source: DigitsSource | ImageSource, path: Path, channels: int = 1) -> Path:
+    """The folder of a run of a few updates at 4x4 and 8x8, by the engine that is ready the soonest."""
+    config = CoarseToFineConfig(
+        sizes=(4, 8),
+        iterations=(3, 4),
+        batch_sizes=(8, 8),
+        learning_rates=(1e-3, 1e-3),
+        channels=channels,
+        base_width=1,
+        steps=2,
+        engine="autograd",
+        log_every=1,
+        checkpoint_every=3,
+    )
+    train_coarse_to_fine(config, source, path, progress=False, save_pictures=False)
+    return path
+
+
+@pytest.fixture(scope="session")
+def digits_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run on scikit-learn's digits, 8x8 and gray."""
+    return tiny(DigitsSource(), tmp_path_factory.mktemp("runs") / "digits")
