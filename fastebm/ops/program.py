@@ -100,6 +100,10 @@ class Fused:
         recipe: the program.
         device: where x and the constants are.
 
+    Attributes:
+        constants: what the operator reads beside the code; they keep their places.
+        workspace: what it writes between; another tensor, once a longer batch needs more of it.
+
     Raises:
         RuntimeError: where the chosen backend can't run it there.
     """
@@ -108,9 +112,9 @@ class Fused:
         self.recipe = recipe
         self.device = device
         self.layout, self.panel = layout_for(device, recipe.bytes)
-        self._constants: list[Tensor] = []
+        self.constants: list[Tensor] = []
         self._codes: dict[tuple[int, int], Tensor] = {}
-        self._workspace = torch.zeros(0, dtype=torch.uint8, device=device)
+        self.workspace = torch.zeros(0, dtype=torch.uint8, device=device)
 
     @torch.no_grad()
     def refresh(self, numbers: Sequence[float | Tensor], values: Sequence[Tensor]) -> None:
@@ -118,16 +122,16 @@ class Fused:
         packed = [_numbers(numbers, torch.float64 if self.recipe.bytes == 8 else torch.float32, self.device)]
         for constant, value in zip(self.recipe.constants, values, strict=True):
             packed.append(self._packed(constant, value))
-        if self._constants:
-            for place, tensor in zip(self._constants, packed, strict=True):
+        if self.constants:
+            for place, tensor in zip(self.constants, packed, strict=True):
                 place.copy_(tensor)
         else:
-            self._constants = packed
+            self.constants = packed
 
     def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Energies (B,) and the gradient, like x; float32, or float64 in the reference. x is contiguous."""
         code = self.code(x.shape[0])
-        return torch.ops.fastebm.run_program(x, code, self._constants, self._workspace)
+        return torch.ops.fastebm.run_program(x, code, self.constants, self.workspace)
 
     def code(self, batch: int) -> Tensor:
         """The code for one length of the batch; the workspace grows with it."""
@@ -137,16 +141,16 @@ class Fused:
             self._codes[key] = encode(planned(self.recipe, self.layout, self.panel, batch, workers, self.device.type))
         code = self._codes[key]
         needed = int(code[9] * code[10])
-        if self._workspace.numel() < needed:
-            self._workspace = torch.empty(needed, dtype=torch.uint8, device=self.device)
-            backends.use_large_pages(self._workspace)
-            self._workspace.zero_()  # finite numbers behind the last channel of every pixel
+        if self.workspace.numel() < needed:
+            self.workspace = torch.empty(needed, dtype=torch.uint8, device=self.device)
+            backends.use_large_pages(self.workspace)
+            self.workspace.zero_()  # finite numbers behind the last channel of every pixel
         return code
 
     @property
     def workspace_bytes(self) -> int:
         """What is kept between two calls, without the constants."""
-        return self._workspace.numel()
+        return self.workspace.numel()
 
     def _packed(self, constant: Constant, value: Tensor) -> Tensor:
         if constant.kind == "image":
