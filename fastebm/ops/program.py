@@ -377,7 +377,8 @@ def placed(recipe: Recipe, layout: Layout, segments: Sequence[Segment], chunk: i
 # Operator -----------------------------------------------------------------------------------------------------------
 
 
-def _check(x: Tensor, code: Tensor, constants: Sequence[Tensor], workspace: Tensor) -> None:
+def check(name: str, x: Tensor, code: Tensor, constants: Sequence[Tensor], workspace: Tensor) -> None:
+    """Raises where operator `name` can't run this program on x."""
     if x.dim() == 0:
         raise ValueError("x must be (batch, ...), got a tensor without dimensions")
     if x.dtype not in (torch.float32, torch.float64):
@@ -386,10 +387,10 @@ def _check(x: Tensor, code: Tensor, constants: Sequence[Tensor], workspace: Tens
         raise ValueError(
             f"code must be an int64 vector on the CPU, got {code.dtype} {tuple(code.shape)} on {code.device}"
         )
-    for name, tensor in (("workspace", workspace), *(("a constant", t) for t in constants)):
+    for what, tensor in (("workspace", workspace), *(("a constant", t) for t in constants)):
         if tensor.device != x.device:
-            raise ValueError(f"{name} must be on x's device {x.device}, got {tensor.device}")
-    refuse_autograd("run_program", x, *constants)
+            raise ValueError(f"{what} must be on x's device {x.device}, got {tensor.device}")
+    refuse_autograd(name, x, *constants)
 
 
 def _results(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -397,13 +398,13 @@ def _results(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _fake_run_program(x: Tensor, code: Tensor, constants: Sequence[Tensor], workspace: Tensor) -> tuple[Tensor, Tensor]:
-    _check(x, code, constants, workspace)
+    check("run_program", x, code, constants, workspace)
     return _results(x)
 
 
 @register("run_program", fake=_fake_run_program)
 def _run_program(x: Tensor, code: Tensor, constants: Sequence[Tensor], workspace: Tensor) -> tuple[Tensor, Tensor]:
-    _check(x, code, constants, workspace)
+    check("run_program", x, code, constants, workspace)
     energies, gradient = _results(x)
     if x.dtype == torch.float64:
         reference_run_program(energies, gradient, x, code, constants, workspace)

@@ -22,7 +22,7 @@ from fastebm.ops import Fused
 from fastebm.sampling.observers import Observer
 from fastebm.sampling.state import ChainState
 
-__all__ = ["ChainGraphs", "blocks", "replayable"]
+__all__ = ["ChainGraphs", "Update", "blocks"]
 
 Update = Callable[[ChainState], Tensor]
 """One update of a state in place; returns the energies before it."""
@@ -30,11 +30,6 @@ Update = Callable[[ChainState], Tensor]
 BLOCKS = (8, 1)
 # Captured chains that are kept, each with its own copy of a state: the levels of a cascade, for two lengths of a batch.
 KEPT = 16
-
-
-def replayable(x: Tensor, observers: Sequence[Observer]) -> bool:
-    """Whether chains like `x` may run in graphs: on a CUDA device, where no observer reads every state."""
-    return x.is_cuda and not any(getattr(observe, "reads_states", True) for observe in observers)
 
 
 def blocks(steps: int) -> Iterator[int]:
