@@ -250,8 +250,8 @@ def test_what_runs_in_one_call():
 
 
 def test_lost_chains_are_found(backend_device):
-    if backend_device[1] != "cpu":
-        pytest.skip("graphs have a test of their own")
+    if backend_device != ("cpp", "cpu"):
+        pytest.skip("samplers run chains in one call in C++ alone")
     sampler = Langevin(lambda x: -x.square().sum((1, 2, 3)), 1e6, 0.0)
     with pytest.raises(FloatingPointError, match="not finite"):
         sampler.sample(images(2, (3, 4, 4)), 40, seed=3)
