@@ -244,6 +244,7 @@ def test_what_runs_in_one_call():
     with ops.backend("cpp" if cpp else "reference"):
         assert in_one_call(small) == cpp
         assert in_one_call(torch.zeros(2, 3, 16, 16)) == cpp
+        assert in_one_call(torch.zeros(2)) == in_one_call(torch.zeros(2, 500)) == cpp
         assert not in_one_call(torch.zeros(2, 3, 32, 32))
         assert not in_one_call(small.double())
         assert not in_one_call(small.transpose(2, 3))
