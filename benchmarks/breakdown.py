@@ -39,12 +39,13 @@ def main(path: str) -> int:
     a, b = (torch.randn(2048, 2048, dtype=torch.bfloat16) for _ in range(2))
     with gradient.chain(), torch.no_grad():
         gradient(x)
-        fused = next(iter(gradient._fused._prepared.values())).execution._fused
+        fused = gradient.running(x)
+        assert fused is not None
         whole = decode(fused.code(BATCH))
         bare = encode(replace(whole, instructions=tuple(replace(i, count=0) for i in whole.instructions)))
 
         def run(code: torch.Tensor) -> Callable[[], object]:
-            return lambda: torch.ops.fastebm.run_program(x, code, fused._constants, fused._workspace)
+            return lambda: torch.ops.fastebm.run_program(x, code, fused.constants, fused.workspace)
 
         cases = {"program": run(encode(whole)), "products": run(bare), "matrix_product": lambda: a @ b}
         times: dict[str, list[float]] = {name: [] for name in cases}

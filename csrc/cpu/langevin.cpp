@@ -2,7 +2,7 @@
 //
 // Bytes: 12 an element (read x and gradient, write x) in float32; the noise never leaves L1. A stretch of 1024 elements goes through
 // short loops over L1 buffers, one for each option in use, so that options that are off cost nothing.
-#include "operator.h"
+#include "chain.h"
 
 namespace fastebm {
 namespace {

@@ -3,11 +3,7 @@
 // A worker takes a chunk of at most 16 images through the whole program without waiting for anyone, some at a time where they are large,
 // so that most of what one instruction writes is read from the core's own cache by the next. With fewer images than threads all workers
 // divide each instruction instead. Either way the value of a number depends on neither.
-#include "program.h"
-
-#include <vector>
-
-#include "operator.h"
+#include "chain.h"
 #include "variants.h"
 
 namespace fastebm {
@@ -63,11 +59,11 @@ void check_weights(const ProgramJob& job) {
 
 }  // namespace
 
-void run_program(Tensor energies, Tensor gradient, Tensor x, Tensor code, std::vector<Tensor> constants, Tensor workspace) {
+ReadyProgram::ReadyProgram(const Tensor& x, const Tensor& code, const std::vector<Tensor>& constants, const Tensor& workspace) {
+  ProgramJob& job = job_;
   const int64_t* at = static_cast<const int64_t*>(code.const_data_ptr());
   STD_TORCH_CHECK(code.numel() >= 16 && at[0] == 1, "code does not begin as a program does");
   STD_TORCH_CHECK(x.scalar_type() == ScalarType::Float && x.is_contiguous(), "x must be contiguous float32");
-  ProgramJob job{};
   job.header = table<ProgramHeader>(at, 1);
   job.buffers = table<BufferRow>(at, job.header->buffers);
   job.instructions = table<InstructionRow>(at, job.header->instructions);
@@ -78,25 +74,28 @@ void run_program(Tensor energies, Tensor gradient, Tensor x, Tensor code, std::v
   check_weights(job);
   STD_TORCH_CHECK(workspace.numel() >= job.header->slot * job.header->workers, "the workspace has ", workspace.numel(), " bytes, needed are ",
                   job.header->slot * job.header->workers);
-  std::vector<ConstantView> views;
   for (const Tensor& constant : constants) {
     const bool image = constant.dim() == 3;
-    views.push_back({constant.const_data_ptr(), image ? constant.size(0) : 1, image ? constant.size(1) : 1,
+    views_.push_back({constant.const_data_ptr(), image ? constant.size(0) : 1, image ? constant.size(1) : 1,
                      image ? constant.size(2) : constant.numel()});
   }
-  job.constants = views.data();
+  job.constants = views_.data();
   STD_TORCH_CHECK(constants.size() > 0 && constants[0].scalar_type() == ScalarType::Float, "the first constant must be the numbers, in float32");
-  job.numbers = static_cast<const float*>(views[0].data);
+  job.numbers = static_cast<const float*>(views_[0].data);
   job.x = static_cast<const float*>(x.const_data_ptr());
-  job.energies = static_cast<float*>(energies.mutable_data_ptr());
-  job.gradient = static_cast<float*>(gradient.mutable_data_ptr());
   job.batch = x.size(0);
   if (job.batch == 0) return;
   job.sample = x.numel() / job.batch;
   job.plane = x.dim() == 4 ? x.size(2) * x.size(3) : 1;
   job.width = x.dim() == 4 ? x.size(3) : 1;
   job.workspace = static_cast<char*>(workspace.mutable_data_ptr());
+}
 
+void ReadyProgram::run(float* energies, float* gradient) const {
+  if (job_.batch == 0) return;
+  ProgramJob job = job_;
+  job.energies = energies;
+  job.gradient = gradient;
   const Execute execute = chosen_variant();
   const int64_t chunk = job.header->chunk, chunks = (job.batch + chunk - 1) / chunk;
   if (job.header->team) {
@@ -111,6 +110,11 @@ void run_program(Tensor energies, Tensor gradient, Tensor x, Tensor code, std::v
       for (int64_t c = w; c < chunks; c += workers)
         run_segments(job, execute, {&job, job.workspace + w * job.header->slot, c * chunk, 0, 0, 1}, std::min(job.batch, (c + 1) * chunk));
   });
+}
+
+void run_program(Tensor energies, Tensor gradient, Tensor x, Tensor code, std::vector<Tensor> constants, Tensor workspace) {
+  ReadyProgram(x, code, constants, workspace)
+      .run(static_cast<float*>(energies.mutable_data_ptr()), static_cast<float*>(gradient.mutable_data_ptr()));
 }
 
 }  // namespace fastebm

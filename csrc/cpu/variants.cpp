@@ -1,10 +1,12 @@
 // Which instruction set the CPU kernels use.
 #include "variants.h"
 
-#if defined(__x86_64__) && defined(__linux__)
+#if defined(__x86_64__)
 #include <cpuid.h>
+#if defined(__linux__)
 #include <sys/syscall.h>
 #include <unistd.h>
+#endif
 #endif
 
 #include <atomic>
@@ -42,12 +44,21 @@ bool has_amx() {
 #endif
 }
 
+#if defined(__x86_64__)
+// Asked of the CPU itself: Clang's __builtin_cpu_supports doesn't know the name. That the system keeps the registers it works on,
+// the question about AVX2 answers.
+bool has_f16c() {
+  unsigned a, b, c, d;
+  return __get_cpuid(1, &a, &b, &c, &d) && (c >> 29 & 1);
+}
+#endif
+
 }  // namespace
 
 Isa best_isa() {
 #if defined(__x86_64__)
   __builtin_cpu_init();
-  if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma") || !__builtin_cpu_supports("f16c")) return Isa::baseline;
+  if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma") || !has_f16c()) return Isa::baseline;
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
       __builtin_cpu_supports("avx512vl"))
     return has_amx() ? Isa::amx : Isa::avx512;

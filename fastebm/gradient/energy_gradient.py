@@ -12,6 +12,7 @@ from fastebm.gradient.fingerprint import fingerprint
 from fastebm.gradient.fixed_weights import Evaluated, fixed_weights
 from fastebm.gradient.fused import FusedGradient, Unsupported
 from fastebm.gradient.precision import autocast_to, without_autocast
+from fastebm.ops import Fused
 from fastebm.ops.backends import content_hash
 
 Energy = Callable[[Tensor], Tensor]
@@ -131,6 +132,15 @@ class EnergyGradient:
         tensors = [] if self._module is None else [*self._module.parameters(), *self._module.buffers()]
         inference = any(tensor.is_inference() for tensor in tensors)
         return fingerprint(self.energy, self._module), None if inference else content_hash(tensors)
+
+    def running(self, x: Tensor) -> Fused | None:
+        """The fused program that ran on samples like x in this `chain()`, or None where something else did.
+
+        For those who run it themselves, as captured graphs and whole chains in one call do: it stays the same object,
+        with its constants at the same places, for as long as the energy keeps its form. Ask for `workspace` after
+        `code(batch)`, which may make a larger one.
+        """
+        return self._fused.running(x) if self._in_chain and self.engine == "fused" else None
 
     def __repr__(self) -> str:
         """One line for people: what runs, in which precision, and why nothing faster does."""

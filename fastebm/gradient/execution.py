@@ -95,7 +95,7 @@ class Execution:
 class FusedExecution:
     """A lowered program that runs by `fastebm::run_program`: as `Execution`, for float32 samples.
 
-    Its results are the same bits for any batch, split and number of threads.
+    Its results are the same bits for any batch, split and number of threads. `fused` is the program as it runs.
     """
 
     def __init__(self, program: Program, lowered: Lowered, dtype: torch.dtype, device: torch.device):
@@ -103,21 +103,21 @@ class FusedExecution:
         self.lowered = lowered
         self.dtype = dtype
         self.referenced = referenced([*lowered.values, *(n for n in lowered.numbers if isinstance(n, Value))])
-        self._fused = Fused(lowered.recipe, device)
+        self.fused = Fused(lowered.recipe, device)
 
     @torch.no_grad()
     def refresh(self) -> None:
         """Evaluate all that the weights decide."""
-        self._fused.refresh(*self.lowered.constants())
+        self.fused.refresh(*self.lowered.constants())
 
     @torch.no_grad()
     def __call__(self, x: Tensor) -> list[Tensor]:
         """Energies and gradient of a batch of samples, fresh, in float32."""
-        return list(self._fused(x.detach().contiguous()))
+        return list(self.fused(x.detach().contiguous()))
 
     def workspace(self) -> int:
         """The bytes that the kept buffers take."""
-        return self._fused.workspace_bytes
+        return self.fused.workspace_bytes
 
 
 def _packed(tensor: Tensor, dtype: torch.dtype) -> Tensor:

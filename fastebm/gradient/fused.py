@@ -17,6 +17,7 @@ from fastebm.gradient.lowering import NotLowered, lowered
 from fastebm.gradient.precision import without_autocast
 from fastebm.gradient.program import Program
 from fastebm.gradient.rewrites import WITHOUT_PARITY, gradient_program
+from fastebm.ops import Fused
 from fastebm.ops.backends import content_hash
 
 __all__ = ["FusedGradient", "Unsupported"]
@@ -104,7 +105,7 @@ class FusedGradient:
 
         Raises Unsupported where the energy has no program, with the node and the reason.
         """
-        kind = _Kind(x.shape[1:], x.dtype, x.device, _computed_in(x, self.dtype))
+        kind = self._kind(x)
         with torch.inference_mode(False), torch.no_grad(), without_autocast(x.device.type):
             if kind not in self._current:
                 self._bring_up_to_date(kind, x)
@@ -128,6 +129,15 @@ class FusedGradient:
                 where = f"stock operations: {prepared.on_stock}" if prepared.on_stock else "fused kernels"
                 texts.append(f"{text}\nruns on {where}")
         return "\n\n".join(texts)
+
+    def running(self, x: Tensor) -> Fused | None:
+        """The fused program that ran on samples like x since `new_chain`, if one did."""
+        prepared = self._prepared.get(kind) if (kind := self._kind(x)) in self._current else None
+        execution = None if prepared is None else prepared.execution
+        return execution.fused if isinstance(execution, FusedExecution) else None
+
+    def _kind(self, x: Tensor) -> _Kind:
+        return _Kind(x.shape[1:], x.dtype, x.device, _computed_in(x, self.dtype))
 
     def _bring_up_to_date(self, kind: _Kind, x: Tensor) -> None:
         prepared = self._prepared.get(kind)

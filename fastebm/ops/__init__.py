@@ -4,6 +4,7 @@ from . import backends, schemas
 from .activations import ACTIVATIONS, activation
 from .backends import backend
 from .block_tail import block_tail
+from .chain import CALL_STEPS, advance_chain, in_one_call
 from .expand_blend import expand_blend
 from .langevin import langevin_step, langevin_step_
 from .normal import normal
@@ -12,13 +13,16 @@ from .uniform import uniform
 
 __all__ = [
     "ACTIVATIONS",
+    "CALL_STEPS",
     "Fused",
     "Recipe",
     "activation",
+    "advance_chain",
     "backend",
     "backends",
     "block_tail",
     "expand_blend",
+    "in_one_call",
     "langevin_step",
     "langevin_step_",
     "normal",

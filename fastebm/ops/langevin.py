@@ -204,7 +204,8 @@ def _broadcast(name: str, value: Tensor, x: Tensor, dtype: torch.dtype) -> Tenso
 # Operator -----------------------------------------------------------------------------------------------------------
 
 
-def _check(
+def check(
+    operator: str,
     x: Tensor,
     grad: Tensor,
     schedule: Tensor,
@@ -220,9 +221,10 @@ def _check(
     anchor_weight: Tensor | None,
     anchor_hinge: float,
 ) -> None:
+    """Raises where `operator` can't update x by these arguments."""
     if x.dim() == 0:
         raise ValueError("x must be (chains, ...), got a tensor without dimensions")
-    refuse_autograd("langevin_step", x, grad, known, anchor)
+    refuse_autograd(operator, x, grad, known, anchor)
     if x.dtype not in _STATES:
         raise TypeError(f"x must be float32 (or float64), got {x.dtype}")
     if grad.dtype not in _GRADIENTS or (grad.dtype == torch.float64 and x.dtype != torch.float64):
@@ -309,17 +311,17 @@ def images(*tensors: Any) -> list[Any]:
 
 
 def _fake_step(x: Tensor, *arguments: Any) -> Tensor:
-    _check(x, *arguments)
+    check("langevin_step", x, *arguments)
     return torch.empty_like(x)
 
 
 def _fake_step_(x: Tensor, *arguments: Any) -> None:
-    _check(x, *arguments)
+    check("langevin_step", x, *arguments)
 
 
 @register("langevin_step", fake=_fake_step)
 def _langevin_step(x: Tensor, grad: Tensor, *arguments: Any) -> Tensor:
-    _check(x, grad, *arguments)
+    check("langevin_step", x, grad, *arguments)
     out = torch.empty_like(x)
     _run(out, x, grad, *arguments)
     return out
@@ -327,14 +329,14 @@ def _langevin_step(x: Tensor, grad: Tensor, *arguments: Any) -> Tensor:
 
 @register("langevin_step_", fake=_fake_step_)
 def _langevin_step_(x: Tensor, grad: Tensor, *arguments: Any) -> None:
-    _check(x, grad, *arguments)
+    check("langevin_step", x, grad, *arguments)
     if not x.is_contiguous() and any(
         size > 1 and stride == 0 for size, stride in zip(x.shape, x.stride(), strict=True)
     ):
         raise RuntimeError("x can't be written in place: its elements share memory (it was expanded); clone it first")
-    grad = grad if _same_place(grad, x) else _apart(grad, x)
+    grad = grad if _same_place(grad, x) else apart(grad, x)
     *address, mask, known, anchor, anchor_weight, anchor_hinge = arguments
-    sides = (t if t is None else _apart(t, x) for t in (mask, known, anchor))
+    sides = (t if t is None else apart(t, x) for t in (mask, known, anchor))
     _run(x, x, grad, *address, *sides, anchor_weight, anchor_hinge)
 
 
@@ -343,7 +345,7 @@ def _same_place(tensor: Tensor, x: Tensor) -> bool:
     return tensor.data_ptr() == x.data_ptr() and tensor.dtype == x.dtype and tensor.stride() == x.stride()
 
 
-def _apart(tensor: Tensor, x: Tensor) -> Tensor:
+def apart(tensor: Tensor, x: Tensor) -> Tensor:
     """The tensor, or a copy where it shares memory with x: kernels write x while they still read the others."""
     shared = tensor.untyped_storage().data_ptr() == x.untyped_storage().data_ptr()
     return tensor.clone() if shared else tensor

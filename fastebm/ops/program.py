@@ -100,6 +100,10 @@ class Fused:
         recipe: the program.
         device: where x and the constants are.
 
+    Attributes:
+        constants: what the operator reads beside the code; they keep their places.
+        workspace: what it writes between; another tensor, once a longer batch needs more of it.
+
     Raises:
         RuntimeError: where the chosen backend can't run it there.
     """
@@ -108,9 +112,9 @@ class Fused:
         self.recipe = recipe
         self.device = device
         self.layout, self.panel = layout_for(device, recipe.bytes)
-        self._constants: list[Tensor] = []
+        self.constants: list[Tensor] = []
         self._codes: dict[tuple[int, int], Tensor] = {}
-        self._workspace = torch.zeros(0, dtype=torch.uint8, device=device)
+        self.workspace = torch.zeros(0, dtype=torch.uint8, device=device)
 
     @torch.no_grad()
     def refresh(self, numbers: Sequence[float | Tensor], values: Sequence[Tensor]) -> None:
@@ -118,16 +122,16 @@ class Fused:
         packed = [_numbers(numbers, torch.float64 if self.recipe.bytes == 8 else torch.float32, self.device)]
         for constant, value in zip(self.recipe.constants, values, strict=True):
             packed.append(self._packed(constant, value))
-        if self._constants:
-            for place, tensor in zip(self._constants, packed, strict=True):
+        if self.constants:
+            for place, tensor in zip(self.constants, packed, strict=True):
                 place.copy_(tensor)
         else:
-            self._constants = packed
+            self.constants = packed
 
     def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Energies (B,) and the gradient, like x; float32, or float64 in the reference. x is contiguous."""
         code = self.code(x.shape[0])
-        return torch.ops.fastebm.run_program(x, code, self._constants, self._workspace)
+        return torch.ops.fastebm.run_program(x, code, self.constants, self.workspace)
 
     def code(self, batch: int) -> Tensor:
         """The code for one length of the batch; the workspace grows with it."""
@@ -137,16 +141,16 @@ class Fused:
             self._codes[key] = encode(planned(self.recipe, self.layout, self.panel, batch, workers, self.device.type))
         code = self._codes[key]
         needed = int(code[9] * code[10])
-        if self._workspace.numel() < needed:
-            self._workspace = torch.empty(needed, dtype=torch.uint8, device=self.device)
-            backends.use_large_pages(self._workspace)
-            self._workspace.zero_()  # finite numbers behind the last channel of every pixel
+        if self.workspace.numel() < needed:
+            self.workspace = torch.empty(needed, dtype=torch.uint8, device=self.device)
+            backends.use_large_pages(self.workspace)
+            self.workspace.zero_()  # finite numbers behind the last channel of every pixel
         return code
 
     @property
     def workspace_bytes(self) -> int:
         """What is kept between two calls, without the constants."""
-        return self._workspace.numel()
+        return self.workspace.numel()
 
     def _packed(self, constant: Constant, value: Tensor) -> Tensor:
         if constant.kind == "image":
@@ -373,7 +377,8 @@ def placed(recipe: Recipe, layout: Layout, segments: Sequence[Segment], chunk: i
 # Operator -----------------------------------------------------------------------------------------------------------
 
 
-def _check(x: Tensor, code: Tensor, constants: Sequence[Tensor], workspace: Tensor) -> None:
+def check(name: str, x: Tensor, code: Tensor, constants: Sequence[Tensor], workspace: Tensor) -> None:
+    """Raises where operator `name` can't run this program on x."""
     if x.dim() == 0:
         raise ValueError("x must be (batch, ...), got a tensor without dimensions")
     if x.dtype not in (torch.float32, torch.float64):
@@ -382,10 +387,10 @@ def _check(x: Tensor, code: Tensor, constants: Sequence[Tensor], workspace: Tens
         raise ValueError(
             f"code must be an int64 vector on the CPU, got {code.dtype} {tuple(code.shape)} on {code.device}"
         )
-    for name, tensor in (("workspace", workspace), *(("a constant", t) for t in constants)):
+    for what, tensor in (("workspace", workspace), *(("a constant", t) for t in constants)):
         if tensor.device != x.device:
-            raise ValueError(f"{name} must be on x's device {x.device}, got {tensor.device}")
-    refuse_autograd("run_program", x, *constants)
+            raise ValueError(f"{what} must be on x's device {x.device}, got {tensor.device}")
+    refuse_autograd(name, x, *constants)
 
 
 def _results(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -393,13 +398,13 @@ def _results(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _fake_run_program(x: Tensor, code: Tensor, constants: Sequence[Tensor], workspace: Tensor) -> tuple[Tensor, Tensor]:
-    _check(x, code, constants, workspace)
+    check("run_program", x, code, constants, workspace)
     return _results(x)
 
 
 @register("run_program", fake=_fake_run_program)
 def _run_program(x: Tensor, code: Tensor, constants: Sequence[Tensor], workspace: Tensor) -> tuple[Tensor, Tensor]:
-    _check(x, code, constants, workspace)
+    check("run_program", x, code, constants, workspace)
     energies, gradient = _results(x)
     if x.dtype == torch.float64:
         reference_run_program(energies, gradient, x, code, constants, workspace)

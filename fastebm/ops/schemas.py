@@ -18,6 +18,8 @@ _STEP = (
     "Tensor grad, Tensor schedule, Tensor key, Tensor chains, float? clamp_min, float? clamp_max, float? grad_clip, "
     "float? grad_norm_clip, Tensor? mask, Tensor? known, Tensor? anchor, Tensor? anchor_weight, float anchor_hinge"
 )
+# A chain makes its gradients itself, and moves its key on.
+_CHAIN_STEP = _STEP.removeprefix("Tensor grad, ").replace("Tensor key", "Tensor({}!) key")
 # beta is absent where nothing fades, so that an ordinary tail needs no tensor for it.
 _TAIL = "Tensor? beta, int activation, float parameter"
 
@@ -36,6 +38,10 @@ PUBLIC: dict[str, str] = {
     "expand_blend": "(Tensor primal, Tensor fade, Tensor beta) -> Tensor",
     "expand_blend_backward": "(Tensor grad, Tensor beta) -> (Tensor, Tensor)",
     "run_program": "(Tensor x, Tensor code, Tensor[] constants, Tensor(a!) workspace) -> (Tensor, Tensor)",
+    "run_chain": (
+        "(Tensor(a!) x, Tensor code, Tensor[] constants, Tensor(b!) workspace, int steps, "
+        f"{_CHAIN_STEP.format('c')}) -> Tensor"
+    ),
 }
 
 
@@ -78,6 +84,12 @@ KERNELS: dict[str, Kernel] = {
         "program",
         "(Tensor(a!) energies, Tensor(b!) gradient, Tensor x, Tensor code, Tensor[] constants, "
         "Tensor(c!) workspace) -> ()",
+        backends=("cpp", "triton"),
+    ),
+    "run_chain": Kernel(
+        "chain",
+        "(Tensor(a!) energies, Tensor(b!) x, Tensor(c!) gradient, Tensor code, Tensor[] constants, "
+        f"Tensor(d!) workspace, {_CHAIN_STEP.format('e')}) -> ()",
         backends=("cpp", "triton"),
     ),
 }

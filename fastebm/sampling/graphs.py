@@ -18,11 +18,11 @@ import torch
 from torch import Tensor
 
 from fastebm.gradient import EnergyGradient
-from fastebm.gradient.execution import FusedExecution
+from fastebm.ops import Fused
 from fastebm.sampling.observers import Observer
 from fastebm.sampling.state import ChainState
 
-__all__ = ["ChainGraphs", "blocks", "replayable"]
+__all__ = ["ChainGraphs", "Update", "blocks"]
 
 Update = Callable[[ChainState], Tensor]
 """One update of a state in place; returns the energies before it."""
@@ -30,11 +30,6 @@ Update = Callable[[ChainState], Tensor]
 BLOCKS = (8, 1)
 # Captured chains that are kept, each with its own copy of a state: the levels of a cascade, for two lengths of a batch.
 KEPT = 16
-
-
-def replayable(x: Tensor, observers: Sequence[Observer]) -> bool:
-    """Whether chains like `x` may run in graphs: on a CUDA device, where no observer reads every state."""
-    return x.is_cuda and not any(getattr(observe, "reads_states", True) for observe in observers)
 
 
 def blocks(steps: int) -> Iterator[int]:
@@ -48,18 +43,18 @@ def blocks(steps: int) -> Iterator[int]:
 class _Captured:
     """A state in tensors that stay, and by length the graphs that move it on, with the energies that each one writes.
 
-    `execution` and `workspace` are those that the graphs read: another program, or a workspace that grew, makes them
+    `program` and `workspace` are those that the graphs read: another program, or a workspace that grew, makes them
     worthless. Held here, as is `update` with its tensors, their memory is nobody else's before the graphs are gone.
     """
 
     state: ChainState
     update: Update
-    execution: FusedExecution
+    program: Fused
     workspace: Tensor
     graphs: dict[int, tuple[torch.cuda.CUDAGraph, list[Tensor]]] = field(default_factory=dict)
 
-    def serves(self, execution: FusedExecution) -> bool:
-        return self.execution is execution and self.workspace is execution._fused._workspace
+    def serves(self, program: Fused) -> bool:
+        return self.program is program and self.workspace is program.workspace
 
 
 class ChainGraphs:
@@ -85,11 +80,11 @@ class ChainGraphs:
 
         Returns how many updates it did: all, or none where the gradient doesn't run by a fused program.
         """
-        execution = _program(gradient, state.x)
-        if execution is None:
+        program = gradient.running(state.x)
+        if program is None:
             return 0
         with torch.cuda.device(state.x.device):
-            captured = self._for(execution, update, state)
+            captured = self._for(program, update, state)
             _copy(state, captured.state)
             for length in blocks(steps):
                 if length not in captured.graphs:
@@ -104,30 +99,18 @@ class ChainGraphs:
             state.key.copy_(captured.state.key)
         return steps
 
-    def _for(self, execution: FusedExecution, update: Update, state: ChainState) -> _Captured:
+    def _for(self, program: Fused, update: Update, state: ChainState) -> _Captured:
         """The captured chain for states like this one; new, where there is none for the program as it is now."""
         kind = _kind(state)
         captured = self._captured.pop(kind, None)
-        if captured is None or not captured.serves(execution):
+        if captured is None or not captured.serves(program):
             own = ChainState(**state.state_dict() | {name: _own(tensor) for name, tensor in _tensors(state).items()})
             _warm_up(update, own)
-            captured = _Captured(own, update, execution, execution._fused._workspace)
+            captured = _Captured(own, update, program, program.workspace)
             while len(self._captured) >= KEPT:
                 del self._captured[next(iter(self._captured))]
         self._captured[kind] = captured  # behind all others: the first one is the one that was not used for longest
         return captured
-
-
-def _program(gradient: EnergyGradient, x: Tensor) -> FusedExecution | None:
-    """The fused kernels that the gradient ran on `x` in this chain, if it did."""
-    fused = gradient._fused
-    current = [
-        kind for kind in fused._current if (kind.sample, kind.dtype, kind.device) == (x.shape[1:], x.dtype, x.device)
-    ]
-    if gradient.engine != "fused" or len(current) != 1:
-        return None
-    execution = fused._prepared[current[0]].execution
-    return execution if isinstance(execution, FusedExecution) else None
 
 
 def _tensors(state: ChainState) -> dict[str, Tensor]:

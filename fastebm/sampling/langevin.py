@@ -13,11 +13,11 @@ from typing import Any, Literal, TypedDict
 import torch
 from torch import Tensor, nn
 
-import fastebm.ops  # noqa: F401  (registers torch.ops.fastebm)
 from fastebm import rng
 from fastebm.gradient import EnergyGradient, energy_gradient
-from fastebm.sampling.graphs import ChainGraphs, replayable
-from fastebm.sampling.observers import Observer, finite_chains, frame_writer, progress_bar
+from fastebm.ops import CALL_STEPS, advance_chain, in_one_call
+from fastebm.sampling.graphs import ChainGraphs, Update
+from fastebm.sampling.observers import Observer, all_may_be_late, finite_chains, frame_writer, progress_bar
 from fastebm.sampling.schedules import Constant, Schedule, as_schedule, evaluate, table
 from fastebm.sampling.state import ChainState, StepInfo
 
@@ -191,8 +191,9 @@ class Langevin:
     def advance_(self, state: ChainState, steps: int, observers: Sequence[Observer] = ()) -> ChainState:
         """`advance` in place: overwrites the `x` and `key` of `state`, which is of no use afterwards.
 
-        Nothing here syncs with the host, and energies that are not finite are the caller's business. On a CUDA device,
-        where nobody reads every state, updates after the first one are replayed from CUDA graphs.
+        Nothing here syncs with the host, and energies that are not finite are the caller's business. Where nobody reads
+        every state, updates after the first one are replayed from CUDA graphs on a CUDA device, and on the CPU small
+        images get many updates in one call.
         """
         check_steps(state.step, steps)
         update = self._update(_one_step(state.key))
@@ -200,8 +201,8 @@ class Langevin:
             done = 0
             while done < steps:
                 # The first update reads the weights; from then on all that moves is on the device.
-                if done == 1 and replayable(state.x, observers):
-                    done += self._graphs.advance_(self.gradient, update, state, steps - done, observers, done)
+                if done == 1 and all_may_be_late(observers):
+                    done += self._advance_blocks_(update, state, steps - done, observers, done)
                     if done == steps:
                         break
                 energies = update(state)
@@ -210,7 +211,7 @@ class Langevin:
                     observe(done, state.x, energies)
         return replace(state, step=state.step + steps)
 
-    def _update(self, one: Tensor) -> Callable[[ChainState], Tensor]:
+    def _update(self, one: Tensor) -> Update:
         """The function that moves a state on in place, its key by `one`, and returns the energies before."""
 
         def update(state: ChainState) -> Tensor:
@@ -220,6 +221,23 @@ class Langevin:
             return energies
 
         return update
+
+    def _advance_blocks_(
+        self, update: Update, state: ChainState, steps: int, observers: Sequence[Observer], done: int
+    ) -> int:
+        """Moves `state` on by blocks of updates, `done` of which went before; returns how many it did: all, or none."""
+        if state.x.is_cuda:
+            return self._graphs.advance_(self.gradient, update, state, steps, observers, done)
+        program = self.gradient.running(state.x)
+        if program is None or not in_one_call(state.x):
+            return 0
+        for first in range(0, steps, CALL_STEPS):
+            block = min(CALL_STEPS, steps - first)
+            energies = advance_chain(state.x, program, block, *self._arguments(state))
+            for i, of_update in enumerate(energies.unbind()):
+                for observe in observers:
+                    observe(done + first + i + 1, state.x, of_update)
+        return steps
 
     def follow(
         self, state: ChainState, steps: int, callback: Callback, *, thin: int = 1, observers: Sequence[Observer] = ()

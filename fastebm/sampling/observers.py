@@ -19,6 +19,11 @@ One with an attribute `reads_states` that is False may be called later, in order
 """
 
 
+def all_may_be_late(observers: Sequence[Observer]) -> bool:
+    """Whether no observer reads every state, so that updates may run in blocks."""
+    return not any(getattr(observe, "reads_states", True) for observe in observers)
+
+
 class FiniteWatch:
     """Notes for how many updates each chain's energy was finite, without a sync.
 

@@ -340,10 +340,10 @@ def test_new_constants_take_the_places_of_the_old(backend_device):
     steps = (Epilogue(Do.SCALE, number=making.number(2.0)), Epilogue(Do.ACTIVATE))
     making.finish(making.stored(gather(5, 7, 6), *steps))
     fused, x = making.fused(4, backend_device[1]), images(2, making.sample).to(backend_device[1])
-    first, places = fused(x), [constant.data_ptr() for constant in fused._constants]
+    first, places = fused(x), [constant.data_ptr() for constant in fused.constants]
     making.numbers[0] = -3.0
     fused.refresh(making.numbers, [2 * value.to(x.device) for value in making.values])
-    assert [constant.data_ptr() for constant in fused._constants] == places
+    assert [constant.data_ptr() for constant in fused.constants] == places
     second = fused(x)
     making.values = [2 * value for value in making.values]
     for actual, wanted, before in zip(second, making.fused(4, backend_device[1])(x), first, strict=True):
@@ -436,7 +436,7 @@ def arguments(device: str, batch: int = 2) -> tuple[Tensor, Tensor, list[Tensor]
     making = Making((3, 4, 5)).finish(0)
     fused = making.fused(4, device)
     code = fused.code(batch)
-    return images(batch, making.sample).to(device), code, fused._constants, fused._workspace
+    return images(batch, making.sample).to(device), code, fused.constants, fused.workspace
 
 
 def test_opcheck(backend_device):

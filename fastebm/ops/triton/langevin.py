@@ -57,6 +57,106 @@ def limited(value: tl.tensor, low: tl.tensor, high: tl.tensor) -> tl.tensor:
     return value
 
 
+@triton.jit
+def update_rows(
+    out: tl.tensor,
+    x: tl.tensor,
+    grad: tl.tensor,
+    mask: tl.tensor,
+    known: tl.tensor,
+    anchor: tl.tensor,
+    schedule: tl.tensor,
+    seed: tl.tensor,
+    step: tl.tensor,
+    index: tl.tensor,
+    chains: tl.tensor,
+    anchor_weight: tl.tensor,
+    factors: tl.tensor,
+    batch: tl.tensor,
+    elements: tl.tensor,
+    pixels: tl.tensor,
+    schedule_rows: tl.tensor,
+    weight_rows: tl.tensor,
+    clamp_min: tl.tensor,
+    clamp_max: tl.tensor,
+    grad_clip: tl.tensor,
+    strides: tl.tuple,
+    slot: tl.tensor,
+    quad: tl.tensor,
+    inside: tl.tensor,
+    NORM_CLIP: tl.constexpr,
+    PER_CHAIN: tl.constexpr,
+    LISTED: tl.constexpr,
+    WHOLE: tl.constexpr,
+    STRIDED: tl.constexpr,
+) -> None:
+    """The update of rows (quad of the chain in a slot) where `inside`. WHOLE: channels are whole quads; a contiguous
+    row is one 16-byte access. `strides` are those of out, x, grad, mask, known and anchor."""
+    # What is one number a chain is a column beside (rows, 4).
+    chain_slot = slot[:, None]
+    element = quad[:, None] * 4 + tl.arange(0, 4)[None, :]
+    wanted = inside[:, None]
+    if WHOLE:
+        elements = tl.cdiv(elements, 4).to(tl.int64) * 4  # tells the compiler that chains are whole quads
+    else:
+        wanted = wanted & (element < elements)
+    channel, pixel = element, element
+    if STRIDED:
+        if WHOLE:
+            # A row lies within one channel: one division, of 32 bits, where elements would take four of 64.
+            channel_quads = (pixels // 4).to(tl.uint32)
+            channel = (quad.to(tl.uint32) // channel_quads).to(tl.int64)[:, None]
+            pixel = (quad.to(tl.uint32) % channel_quads).to(tl.int64)[:, None] * 4 + tl.arange(0, 4)[None, :]
+        else:
+            channel, pixel = element // pixels, element % pixels
+
+    chain = chain_of(chains, slot, inside, LISTED)
+    # A negative index is an error that a kernel can't raise: NaN, like a counter that overflows.
+    valid = addressable(step, chain) & (index >= 0)
+    index = tl.maximum(index, 0)
+    row = tl.minimum(index, schedule_rows - 1)
+    if PER_CHAIN:
+        pair = schedule + 2 * (row * batch + slot)
+        step_size = tl.load(pair, mask=inside, other=0.0)[:, None]
+        noise_std = tl.load(pair + 1, mask=inside, other=0.0)[:, None]
+    else:
+        step_size, noise_std = tl.load(schedule + 2 * row), tl.load(schedule + 2 * row + 1)
+
+    state = tl.load(x + offsets(chain_slot, channel, pixel, element, elements, strides[1]), mask=wanted, other=0.0)
+    g = tl.load(grad + offsets(chain_slot, channel, pixel, element, elements, strides[2]), mask=wanted, other=0.0)
+    g = g.to(tl.float32)
+    if grad_clip is not None:
+        g = limited(g, -grad_clip, grad_clip)
+    if NORM_CLIP:
+        g = g * tl.load(factors + 2 * slot, mask=inside, other=0.0)[:, None]
+    if anchor is not None:
+        if factors is not None:
+            weight = tl.load(factors + 2 * slot + 1, mask=inside, other=0.0)[:, None]
+        else:
+            weight = tl.load(anchor_weight + tl.minimum(index, weight_rows - 1))
+        target_at = offsets(chain_slot, channel, pixel, element, elements, strides[5])
+        target = tl.load(anchor + target_at, mask=wanted, other=0.0)
+        g = tl.where(weight == 0, g, tl.fma(weight, state - target, g))
+
+    moved = tl.fma(-step_size, g, state)
+    if PER_CHAIN:
+        noise = normal_rows(philox(quad, step, chain, _STREAM, seed))
+        moved = tl.where(noise_std == 0, moved, tl.fma(noise_std, noise, moved))
+    else:
+        if noise_std != 0:
+            noise = normal_rows(philox(quad, step, chain, _STREAM, seed))
+            moved = tl.fma(noise_std, noise, moved)
+    moved = tl.where(valid[:, None], moved, float("nan"))
+    moved = limited(moved, clamp_min, clamp_max)
+    if mask is not None:
+        pinned = tl.load(
+            mask + offsets(chain_slot, channel, pixel, element, elements, strides[3]), mask=wanted, other=0
+        )
+        held_at = offsets(chain_slot, channel, pixel, element, elements, strides[4])
+        moved = tl.where(pinned != 0, tl.load(known + held_at, mask=wanted, other=0.0), moved)
+    tl.store(out + offsets(chain_slot, channel, pixel, element, elements, strides[0]), moved, mask=wanted)
+
+
 @triton.jit(do_not_specialize=_NUMBERS, do_not_specialize_on_alignment=_TABLES)
 def step_kernel(
     out: tl.tensor,
@@ -92,73 +192,15 @@ def step_kernel(
     QUADS: tl.constexpr,
     CHAINS: tl.constexpr,
 ) -> None:
-    """One row (quad of a chain) a thread. WHOLE: channels are whole quads; a contiguous row is one 16-byte access."""
-    quads = tl.cdiv(elements, 4)
-    slot, quad, inside = rows_of_program(batch, quads, QUADS, CHAINS)
-    # What is one number a chain is a column beside (rows, 4).
-    chain_slot = slot[:, None]
-    element = quad[:, None] * 4 + tl.arange(0, 4)[None, :]
-    wanted = inside[:, None]
-    if WHOLE:
-        elements = quads.to(tl.int64) * 4  # tells the compiler that chains are whole quads
-    else:
-        wanted = wanted & (element < elements)
-    channel, pixel = element, element
-    if STRIDED:
-        if WHOLE:
-            # A row lies within one channel: one division, of 32 bits, where elements would take four of 64.
-            channel_quads = (pixels // 4).to(tl.uint32)
-            channel = (quad.to(tl.uint32) // channel_quads).to(tl.int64)[:, None]
-            pixel = (quad.to(tl.uint32) % channel_quads).to(tl.int64)[:, None] * 4 + tl.arange(0, 4)[None, :]
-        else:
-            channel, pixel = element // pixels, element % pixels
-
+    """One row (quad of a chain) a thread."""
+    slot, quad, inside = rows_of_program(batch, tl.cdiv(elements, 4), QUADS, CHAINS)
     seed, step, index = tl.load(key), tl.load(key + 1), tl.load(key + 2)
-    chain = chain_of(chains, slot, inside, LISTED)
-    # A negative index is an error that a kernel can't raise: NaN, like a counter that overflows.
-    valid = addressable(step, chain) & (index >= 0)
-    index = tl.maximum(index, 0)
-    row = tl.minimum(index, schedule_rows - 1)
-    if PER_CHAIN:
-        pair = schedule + 2 * (row * batch + slot)
-        step_size = tl.load(pair, mask=inside, other=0.0)[:, None]
-        noise_std = tl.load(pair + 1, mask=inside, other=0.0)[:, None]
-    else:
-        step_size, noise_std = tl.load(schedule + 2 * row), tl.load(schedule + 2 * row + 1)
-
-    state = tl.load(x + offsets(chain_slot, channel, pixel, element, elements, x_strides), mask=wanted, other=0.0)
-    g = tl.load(grad + offsets(chain_slot, channel, pixel, element, elements, grad_strides), mask=wanted, other=0.0)
-    g = g.to(tl.float32)
-    if grad_clip is not None:
-        g = limited(g, -grad_clip, grad_clip)
-    if NORM_CLIP:
-        g = g * tl.load(factors + 2 * slot, mask=inside, other=0.0)[:, None]
-    if anchor is not None:
-        if factors is not None:
-            weight = tl.load(factors + 2 * slot + 1, mask=inside, other=0.0)[:, None]
-        else:
-            weight = tl.load(anchor_weight + tl.minimum(index, weight_rows - 1))
-        target_at = offsets(chain_slot, channel, pixel, element, elements, anchor_strides)
-        target = tl.load(anchor + target_at, mask=wanted, other=0.0)
-        g = tl.where(weight == 0, g, tl.fma(weight, state - target, g))
-
-    moved = tl.fma(-step_size, g, state)
-    if PER_CHAIN:
-        noise = normal_rows(philox(quad, step, chain, _STREAM, seed))
-        moved = tl.where(noise_std == 0, moved, tl.fma(noise_std, noise, moved))
-    else:
-        if noise_std != 0:
-            noise = normal_rows(philox(quad, step, chain, _STREAM, seed))
-            moved = tl.fma(noise_std, noise, moved)
-    moved = tl.where(valid[:, None], moved, float("nan"))
-    moved = limited(moved, clamp_min, clamp_max)
-    if mask is not None:
-        pinned = tl.load(
-            mask + offsets(chain_slot, channel, pixel, element, elements, mask_strides), mask=wanted, other=0
-        )
-        held_at = offsets(chain_slot, channel, pixel, element, elements, known_strides)
-        moved = tl.where(pinned != 0, tl.load(known + held_at, mask=wanted, other=0.0), moved)
-    tl.store(out + offsets(chain_slot, channel, pixel, element, elements, out_strides), moved, mask=wanted)
+    strides = (out_strides, x_strides, grad_strides, mask_strides, known_strides, anchor_strides)
+    update_rows(
+        *(out, x, grad, mask, known, anchor, schedule, seed, step, index, chains, anchor_weight, factors),
+        *(batch, elements, pixels, schedule_rows, weight_rows, clamp_min, clamp_max, grad_clip, strides),
+        *(slot, quad, inside, NORM_CLIP, PER_CHAIN, LISTED, WHOLE, STRIDED),
+    )
 
 
 @triton.jit

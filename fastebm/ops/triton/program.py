@@ -344,6 +344,32 @@ def pixels_kernel(
 
 
 @triton.jit
+def softmaxed(
+    source: tl.tensor,
+    image: tl.tensor,
+    y: tl.tensor,
+    x: tl.tensor,
+    columns: tl.tensor,
+    inside: tl.tensor,
+    source_strides: tl.tuple,
+    KIND: tl.constexpr,
+    INPUTS: tl.constexpr,
+    PIXEL: tl.constexpr,
+) -> tl.tensor:
+    """LOG_SUM_EXP, one column, or SOFTMAX over all channels of a pixel."""
+    pixels = source + (image * source_strides[3] + (y * source_strides[2] + x * PIXEL))[:, None]
+    there = (columns < INPUTS)[None, :]
+    h = tl.load(pixels + columns[None, :], mask=inside[:, None] & there, other=0.0).to(tl.float32)
+    largest = tl.max(tl.where(there, h, float("-inf")), axis=1)[:, None]
+    e = tl.where(there, exponential(h - largest), 0.0)
+    total = tl.sum(e, axis=1)[:, None]
+    if KIND == _LOG_SUM_EXP:
+        return largest + logarithm(total)
+    else:
+        return tl.div_rn(e, total + tl.zeros_like(e))
+
+
+@triton.jit
 def softmax_kernel(
     source: tl.tensor,
     numbers: tl.tensor,
@@ -364,18 +390,11 @@ def softmax_kernel(
     """LOG_SUM_EXP and SOFTMAX over all channels of a pixel, COLUMNS being as many or more."""
     columns = tl.arange(0, COLUMNS)
     image, y, x, inside = positions(tl.program_id(0), grid, ROWS)
-    pixels = source + (image * source_strides[3] + (y * source_strides[2] + x * PIXEL))[:, None]
-    there = (columns < INPUTS)[None, :]
-    h = tl.load(pixels + columns[None, :], mask=inside[:, None] & there, other=0.0).to(tl.float32)
-    largest = tl.max(tl.where(there, h, float("-inf")), axis=1)[:, None]
-    e = tl.where(there, exponential(h - largest), 0.0)
-    total = tl.sum(e, axis=1)[:, None]
+    v = softmaxed(source, image, y, x, columns, inside, source_strides, KIND, INPUTS, PIXEL)
     y, x = grid[3] + grid[5] * y, grid[4] + grid[6] * x
     if KIND == _LOG_SUM_EXP:
-        v = largest + logarithm(total)
         epilogue(v, image, y, x, tl.arange(0, 1), inside, numbers, operands, rows, images, at, STEPS, CHANNELS)
     else:
-        v = tl.div_rn(e, total + tl.zeros_like(e))
         epilogue(v, image, y, x, columns, inside, numbers, operands, rows, images, at, STEPS, CHANNELS)
 
 
@@ -383,7 +402,7 @@ def softmax_kernel(
 
 
 @dataclass(frozen=True)
-class _Call:
+class Call:
     """One instruction as a launch, all but the batch and the places in memory.
 
     Attributes:
@@ -419,7 +438,7 @@ class _Call:
 
 
 @dataclass(frozen=True)
-class _Facts:
+class Facts:
     """What, beside the code, decides about launches: the sample's shape, and dtypes and shapes of constants."""
 
     sample: tuple[int, ...]
@@ -430,16 +449,20 @@ def run_program(
     energies: Tensor, gradient: Tensor, x: Tensor, code: Tensor, constants: Sequence[Tensor], workspace: Tensor
 ) -> None:
     """Kernel `run_program` of fastebm.ops.schemas."""
-    facts = _Facts(tuple(x.shape[1:]), tuple((t.dtype, tuple(t.shape)) for t in constants))
-    program, calls = _calls(code.numpy().tobytes(), facts)
-    _check(program, x, constants, workspace)
-    buffers = [_view(workspace, buffer) for buffer in program.buffers]
+    facts = facts_of(x, constants)
+    program, calls = calls_of(code.numpy().tobytes(), facts)
+    check_program(program, x, constants, workspace)
+    buffers = [view_of(workspace, buffer) for buffer in program.buffers]
     places = {"buffers": buffers, "constants": constants, "gradient": [gradient], "energies": [energies]}
     for call in calls:
         _launch(call, x, constants, places)
 
 
-def _launch(call: _Call, x: Tensor, constants: Sequence[Tensor], places: dict[str, Sequence[Tensor]]) -> None:
+def facts_of(x: Tensor, constants: Sequence[Tensor]) -> Facts:
+    return Facts(tuple(x.shape[1:]), tuple((t.dtype, tuple(t.shape)) for t in constants))
+
+
+def _launch(call: Call, x: Tensor, constants: Sequence[Tensor], places: dict[str, Sequence[Tensor]]) -> None:
     buffer, channel = call.source
     source = x if buffer < 0 else places["buffers"][buffer][channel:]
     given: tuple[Any, ...] = (source, constants[0])
@@ -456,13 +479,13 @@ def _launch(call: _Call, x: Tensor, constants: Sequence[Tensor], places: dict[st
     )
 
 
-def _view(workspace: Tensor, buffer: Buffer) -> Tensor:
+def view_of(workspace: Tensor, buffer: Buffer) -> Tensor:
     """All numbers of a buffer."""
     size = buffer.images * buffer.image * buffer.bytes
     return workspace[buffer.offset : buffer.offset + size].view(_STORED[buffer.bytes])
 
 
-def _check(program: Code, x: Tensor, constants: Sequence[Tensor], workspace: Tensor) -> None:
+def check_program(program: Code, x: Tensor, constants: Sequence[Tensor], workspace: Tensor) -> None:
     """Raises ValueError where a program can't run on this batch, in this workspace."""
     header, batch = program.header, x.shape[0]
     if batch > header.chunk:
@@ -485,7 +508,7 @@ def _check(program: Code, x: Tensor, constants: Sequence[Tensor], workspace: Ten
 
 
 @functools.lru_cache(maxsize=256)
-def _calls(code: bytes, facts: _Facts) -> tuple[Code, tuple[_Call, ...]]:
+def calls_of(code: bytes, facts: Facts) -> tuple[Code, tuple[Call, ...]]:
     """The program and its launches. Raises ValueError where the code is for another backend or constants don't fit."""
     program = decode(torch.frombuffer(bytearray(code), dtype=torch.int64))
     if program.header.layout != Layout.PLAIN:
@@ -496,10 +519,10 @@ def _calls(code: bytes, facts: _Facts) -> tuple[Code, tuple[_Call, ...]]:
         raise ValueError(f"Triton has programs of 2 and 4 bytes a number, not {program.header.bytes}")
     if not facts.constants or facts.constants[0][0] != torch.float32:
         raise ValueError("the first constant must be the numbers, in float32")
-    return program, tuple(_call(program, facts, i) for i in program.instructions)
+    return program, tuple(call_of(program, facts, i) for i in program.instructions)
 
 
-def _call(program: Code, facts: _Facts, i: Instruction) -> _Call:
+def call_of(program: Code, facts: Facts, i: Instruction) -> Call:
     kind, source = Kind(i.kind), program.buffers[i.source] if i.source >= 0 else None
     operands, steps, rows, images, at = _steps(program, facts, i)
     options: dict[str, Any] = {"STEPS": steps, "CHANNELS": i.channels, "INPUTS": i.source_channels}
@@ -527,7 +550,7 @@ def _call(program: Code, facts: _Facts, i: Instruction) -> _Call:
         }
         options |= {"ROWS": max(1, 2048 // (columns * taps)), "COLUMNS": columns, "TAPS": taps, "num_warps": 4}
         kernel = pixels_kernel
-    return _Call(
+    return Call(
         kernel,
         options,
         source=(i.source, i.source_channel),
@@ -543,7 +566,7 @@ def _call(program: Code, facts: _Facts, i: Instruction) -> _Call:
     )
 
 
-def _check_weight(program: Code, facts: _Facts, i: Instruction) -> None:
+def _check_weight(program: Code, facts: Facts, i: Instruction) -> None:
     dtype, shape = facts.constants[i.constant]
     needed = (i.kernel_y * i.kernel_x, i.source_channels, i.channels)
     if shape != needed or dtype != _STORED[program.header.bytes]:
@@ -568,7 +591,7 @@ def _product_blocks(i: Instruction, size: int, one_pixel: bool) -> dict[str, int
     return {"ROWS": rows, "COLUMNS": columns, "DEPTH": depth, "num_warps": warps, "num_stages": 3}
 
 
-def _steps(program: Code, facts: _Facts, i: Instruction) -> tuple[Any, ...]:
+def _steps(program: Code, facts: Facts, i: Instruction) -> tuple[Any, ...]:
     """Operands, what the compiler knows, and the strides and numbers of an epilogue's operations."""
     lists: tuple[list[Any], ...] = ([], [], [], [], [])
     written: set[int] = set()
@@ -582,7 +605,7 @@ def _steps(program: Code, facts: _Facts, i: Instruction) -> tuple[Any, ...]:
 
 
 def _step(
-    program: Code, facts: _Facts, i: Instruction, operation: Epilogue, own: bool
+    program: Code, facts: Facts, i: Instruction, operation: Epilogue, own: bool
 ) -> tuple[tuple[str, int], Step, int, int]:
     """(operand, what the compiler knows, row, image) of one operation."""
     do = Do(operation.do)
@@ -648,8 +671,8 @@ def _specimen(name: str, instruction: Instruction, size: int, operations: Sequen
     code = Code(header, (source, target, target, target, half), (i,), tuple(operations), ())
     weight = (_STORED[size], (i.kernel_y * i.kernel_x, i.source_channels, i.channels))
     bias = (torch.float32, (1, 1, -(-i.channels // lanes) * lanes))
-    facts = _Facts((i.channels, target.height, target.width), ((torch.float32, (8,)), weight, bias))
-    call = _call(code, facts, replace(i, count=len(operations)))
+    facts = Facts((i.channels, target.height, target.width), ((torch.float32, (8,)), weight, bias))
+    call = call_of(code, facts, replace(i, count=len(operations)))
     stored = {2: "*bf16", 4: "*fp32"}[size]
     options = {key: value for key, value in call.options.items() if not key.startswith("num_")}
     types = {

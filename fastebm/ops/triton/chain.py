@@ -1,0 +1,469 @@
+"""Triton: a whole chain of small images in one launch, each block of threads a few images from the first update to the
+last.
+
+Images don't depend on one another, so no block waits for another: it runs instruction after instruction of the fused
+program on its own images, with a barrier of its threads between them, then the update, and begins again. Buffers are
+those of `run_program`, in global memory, where nobody else touches what belongs to these images, so that they stay in
+the caches. Triton has no shared memory that outlives a product, so that they are not in there, as CUDA C++ could have
+it; weights come from the caches for each block anew either way.
+
+The kernel is compiled for one program: all instructions stand in it one after the other, in the blocks and the order of
+summation that `run_program` has, with its device functions and the one of `langevin_step`. So the results are the same
+bits. Compiled for sm_80 and sm_90, not yet run on a GPU.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ..chain import step_by_step
+from ..instructions import KINDS, Buffer, Code, Do, Epilogue, Header, Instruction, Kind, Layout
+from ..langevin import check_index
+from .langevin import update_rows
+from .philox import WARPS, check_readable_address
+from .program import (
+    FEW,
+    Call,
+    Facts,
+    Window,
+    call_of,
+    calls_of,
+    check_program,
+    facts_of,
+    gathered,
+    images_of_pixel,
+    of_one_tap,
+    over_few_inputs,
+    over_taps,
+    positions,
+    softmaxed,
+    view_of,
+    window_sums,
+)
+from .program_epilogue import Step, done
+from .specimens import Specimen, typed
+
+# The most instructions of one kernel, and positions of an image: beyond, a block of threads has too much to do alone.
+INSTRUCTIONS = 24
+POSITIONS = 64
+STAGES = 3
+_FEW = tl.constexpr(FEW)
+_LOAD, _GATHER, _CONVOLUTION, _POOL, _LOG_SUM_EXP, _SOFTMAX = (tl.constexpr(int(kind)) for kind in Kind)
+
+
+class Place(NamedTuple):
+    """Where an operation of an epilogue reads or writes: `where` is one of PLACES."""
+
+    where: int
+    number: int
+    row: int
+    image: int
+    at: int
+
+
+PLACES = ("buffers", "constants", "gradient", "energies")
+
+
+class Part(NamedTuple):
+    """One instruction, all of which the compiler knows but the places of buffers and constants."""
+
+    kind: int
+    source: int
+    source_channel: int
+    constant: int
+    grid: tuple[int, ...]
+    source_strides: tuple[int, ...]
+    steps: tuple[Step, ...]
+    places: tuple[Place, ...]
+    window: Window
+    channels: int
+    inputs: int
+    pixel: int
+    one_pixel: bool
+    spread: bool
+    filled: bool
+    rows: int
+    columns: int
+    depth: int
+    taps: int
+    blocks: int
+    panels: int
+
+
+@triton.jit
+def place_of(
+    buffers: tl.tuple, constants: tl.tuple, gradient: tl.tensor, energies: tl.tensor, PLACE: tl.constexpr
+) -> tl.tensor:
+    """What an operation points to."""
+    if PLACE.where == 0:
+        return buffers[PLACE.number]
+    elif PLACE.where == 1:
+        return constants[PLACE.number]
+    elif PLACE.where == 2:
+        return gradient
+    else:
+        return energies
+
+
+@triton.jit
+def finish(
+    v: tl.tensor,
+    image: tl.tensor,
+    y: tl.tensor,
+    x: tl.tensor,
+    columns: tl.tensor,
+    inside: tl.tensor,
+    buffers: tl.tuple,
+    constants: tl.tuple,
+    gradient: tl.tensor,
+    energies: tl.tensor,
+    PART: tl.constexpr,
+) -> None:
+    """The epilogue, as `program_epilogue.epilogue`."""
+    y, x = PART.grid[2] + PART.grid[4] * y, PART.grid[3] + PART.grid[5] * x
+    for i in tl.static_range(len(PART.steps)):
+        operand = place_of(buffers, constants, gradient, energies, PART.places[i])
+        v = done(
+            *(v, image, y, x, columns, inside, constants[0], operand, PART.places[i].row, PART.places[i].image),
+            *(PART.places[i].at, PART.steps[i], PART.channels),
+        )
+
+
+@triton.jit(noinline=True)
+def run_block(
+    block: tl.tensor,
+    state: tl.tensor,
+    energies: tl.tensor,
+    gradient: tl.tensor,
+    buffers: tl.tuple,
+    constants: tl.tuple,
+    first: tl.tensor,
+    count: tl.tensor,
+    PART: tl.constexpr,
+) -> None:
+    """One block of positions and channels of an instruction, of the images [first, first + count).
+
+    A function that is called: inlined, what the compiler hoists out of all instructions at once fills every register.
+    """
+    grid = (count, PART.grid[0], PART.grid[1])
+    columns = block % PART.panels * PART.columns + tl.arange(0, PART.columns)
+    if PART.one_pixel:
+        image, y, x, inside = images_of_pixel(block // PART.panels, grid, PART.rows)
+    else:
+        image, y, x, inside = positions(block // PART.panels, grid, PART.rows)
+    image += first
+    strides: tl.constexpr = PART.source_strides
+    if PART.kind == _LOAD:
+        plane: tl.constexpr = PART.grid[0] * PART.grid[1]
+        offset = image * (PART.inputs * plane) + (y * PART.grid[1] + x)
+        mask = inside[:, None] & (columns < PART.inputs)[None, :]
+        v = tl.load(state + offset[:, None] + (columns * plane)[None, :], mask=mask, other=1.0)
+        finish(v, image, y, x, columns, inside, buffers, constants, gradient, energies, PART)
+    else:
+        source = buffers[PART.source] + PART.source_channel
+        if PART.kind == _CONVOLUTION:
+            weight = constants[PART.constant]
+            if PART.one_pixel:
+                v = of_one_tap(
+                    *(source, weight, image, y, x, columns, inside, strides),
+                    *(PART.window, PART.channels, PART.inputs, PART.depth),
+                )
+            elif PART.inputs <= _FEW:
+                v = over_few_inputs(
+                    *(source, weight, image, y, x, columns, inside, strides),
+                    *(PART.window, PART.channels, PART.inputs, PART.pixel, PART.depth),
+                )
+            else:
+                v = over_taps(
+                    *(source, weight, image, y, x, columns, inside, strides),
+                    *(PART.window, PART.channels, PART.inputs, PART.pixel, PART.depth),
+                )
+            finish(v, image, y, x, columns, inside, buffers, constants, gradient, energies, PART)
+        elif PART.kind == _GATHER:
+            v = gathered(
+                *(source, constants[0], PART.constant, image, y, x, columns, inside, strides),
+                *(PART.window, PART.channels, PART.pixel, PART.spread, PART.filled),
+            )
+            finish(v, image, y, x, columns, inside, buffers, constants, gradient, energies, PART)
+        elif PART.kind == _POOL:
+            v = window_sums(
+                *(source, image, y, x, columns, inside, strides),
+                *(PART.window, PART.channels, PART.pixel, PART.taps),
+            )
+            finish(v, image, y, x, columns, inside, buffers, constants, gradient, energies, PART)
+        elif PART.kind == _LOG_SUM_EXP:
+            v = softmaxed(source, image, y, x, columns, inside, strides, PART.kind, PART.inputs, PART.pixel)
+            finish(v, image, y, x, tl.arange(0, 1), inside, buffers, constants, gradient, energies, PART)
+        else:
+            v = softmaxed(source, image, y, x, columns, inside, strides, PART.kind, PART.inputs, PART.pixel)
+            finish(v, image, y, x, columns, inside, buffers, constants, gradient, energies, PART)
+
+
+@triton.jit
+def chain_kernel(
+    energies: tl.tensor,
+    x: tl.tensor,
+    gradient: tl.tensor,
+    buffers: tl.tuple,
+    constants: tl.tuple,
+    schedule: tl.tensor,
+    key: tl.tensor,
+    chains: tl.tensor,
+    mask: tl.tensor,
+    known: tl.tensor,
+    anchor: tl.tensor,
+    anchor_weight: tl.tensor,
+    steps: tl.tensor,
+    batch: tl.tensor,
+    elements: tl.tensor,
+    schedule_rows: tl.tensor,
+    weight_rows: tl.tensor,
+    clamp_min: tl.tensor,
+    clamp_max: tl.tensor,
+    grad_clip: tl.tensor,
+    PARTS: tl.constexpr,
+    WHOLE: tl.constexpr,
+    PER_CHAIN: tl.constexpr,
+    LISTED: tl.constexpr,
+    QUADS: tl.constexpr,
+    CHAINS: tl.constexpr,
+) -> None:
+    """`steps` updates of CHAINS images."""
+    first = tl.program_id(0) * CHAINS
+    count = tl.minimum(batch - first, CHAINS)
+    lane = tl.arange(0, QUADS * CHAINS)
+    slot, quad = (first + lane // QUADS).to(tl.int64), (lane % QUADS).to(tl.int64)
+    inside = (slot < batch) & (quad < tl.cdiv(elements, 4))
+    seed, start, index = tl.load(key), tl.load(key + 1), tl.load(key + 2)
+    done_steps = tl.full((), 0, tl.int64)
+    while done_steps < steps:
+        for i in tl.static_range(len(PARTS)):
+            for block in range(PARTS[i].blocks):
+                run_block(
+                    *(block, x, energies + done_steps * batch, gradient, buffers, constants, first, count, PARTS[i]),
+                )
+            tl.debug_barrier()  # what one thread wrote, others read
+        update_rows(
+            *(x, x, gradient, mask, known, anchor, schedule, seed, start + done_steps, index + done_steps, chains),
+            *(anchor_weight, None, batch, elements, elements, schedule_rows, weight_rows, clamp_min, clamp_max),
+            *(grad_clip, (None, None, None, None, None, None), slot, quad, inside),
+            *(False, PER_CHAIN, LISTED, WHOLE, False),
+        )
+        tl.debug_barrier()
+        done_steps += 1
+
+
+# Launcher -----------------------------------------------------------------------------------------------------------
+
+
+class Shape(NamedTuple):
+    """A program as the kernel is compiled for it: its parts, and the images of a block of threads."""
+
+    program: Code
+    parts: tuple[Part, ...]
+    images: int
+
+
+def run_chain(
+    energies: Tensor,
+    x: Tensor,
+    gradient: Tensor,
+    code: Tensor,
+    constants: Sequence[Tensor],
+    workspace: Tensor,
+    schedule: Tensor,
+    key: Tensor,
+    chains: Tensor,
+    clamp_min: float | None,
+    clamp_max: float | None,
+    grad_clip: float | None,
+    grad_norm_clip: float | None,
+    mask: Tensor | None,
+    known: Tensor | None,
+    anchor: Tensor | None,
+    anchor_weight: Tensor | None,
+    anchor_hinge: float,
+) -> None:
+    """Kernel `run_chain` of fastebm.ops.schemas; update by update where a block of threads can't do it alone."""
+    steps, batch = energies.shape
+    shape = shape_of(code.numpy().tobytes(), facts_of(x, constants))
+    check_program(shape.program, x, constants, workspace)
+    if not shape.parts or grad_norm_clip is not None or anchor_hinge > 0:
+        limits = (clamp_min, clamp_max, grad_clip, grad_norm_clip)
+        sides = (mask, known, anchor, anchor_weight, anchor_hinge)
+        step_by_step(energies, x, gradient, code, constants, workspace, schedule, key, chains, *limits, *sides)
+        return
+    if not key.is_cuda:
+        check_index(key)
+        for row in (key, key + torch.tensor([0, max(steps - 1, 0), 0])):
+            check_readable_address(row, chains, batch)
+    elements = x.numel() // batch
+    buffers = tuple(view_of(workspace, buffer) for buffer in shape.program.buffers)
+    chain_kernel[(triton.cdiv(batch, shape.images),)](
+        *(energies, x, gradient, buffers, tuple(constants), schedule, key, chains),
+        *(mask, known, anchor, anchor_weight, steps, batch, elements),
+        *(schedule.shape[0], 0 if anchor_weight is None else anchor_weight.shape[0], clamp_min, clamp_max, grad_clip),
+        PARTS=shape.parts,
+        WHOLE=elements % 4 == 0,
+        PER_CHAIN=schedule.dim() == 3,
+        LISTED=chains.shape[0] > 1,
+        QUADS=triton.next_power_of_2(-(-elements // 4)),
+        CHAINS=shape.images,
+        num_warps=WARPS,
+        num_stages=STAGES,
+        enable_fp_fusion=False,
+    )
+    key[1:].add_(steps)
+
+
+@functools.lru_cache(maxsize=64)
+def shape_of(code: bytes, facts: Facts) -> Shape:
+    """The parts of a program, none where a block of threads had better not run it alone."""
+    program, calls = calls_of(code, facts)
+    plane = max((i.height * i.width for i in program.instructions), default=1)
+    if len(calls) > INSTRUCTIONS or plane > POSITIONS or any(call.options["num_warps"] != WARPS for call in calls):
+        return Shape(program, (), 1)
+    images = POSITIONS // triton.next_power_of_2(plane)
+    parts = (part_of(i, call, images) for i, call in zip(program.instructions, calls, strict=True))
+    return Shape(program, tuple(parts), images)
+
+
+def part_of(i: Instruction, call: Call, images: int) -> Part:
+    """One launch of `run_program`, for so many images, as a part of the chain's kernel."""
+    options = call.options
+    operands = zip(call.operands, call.rows, call.images, call.at, strict=True)
+    return Part(
+        kind=int(i.kind),
+        source=call.source[0],
+        source_channel=call.source[1],
+        constant=call.weight if i.kind == Kind.CONVOLUTION else call.fill,
+        grid=call.grid,
+        source_strides=call.source_strides,
+        steps=options["STEPS"],
+        places=tuple(
+            Place(PLACES.index(where), number, row, image, at) for (where, number), row, image, at in operands
+        ),
+        window=options.get("WINDOW", Window(1, 1, 1, 1, 0, 0, 1, 1)),
+        channels=options["CHANNELS"],
+        inputs=options["INPUTS"],
+        pixel=options["PIXEL"],
+        one_pixel=options.get("ONE_PIXEL", False),
+        spread=options.get("SPREAD", False),
+        filled=options.get("FILLED", False),
+        rows=options["ROWS"],
+        columns=options["COLUMNS"],
+        depth=options.get("DEPTH", 0),
+        taps=options.get("TAPS", 1),
+        blocks=call.programs(images),
+        panels=call.panels,
+    )
+
+
+# Specimens ----------------------------------------------------------------------------------------------------------
+
+
+def _code(images: Sequence[tuple[int, int]], instructions: Sequence[tuple[Instruction, Sequence[Epilogue]]]) -> Code:
+    """A program in bfloat16 with buffers of (channels, size)."""
+    buffers = []
+    for channels, size in images:
+        pixel = 4 if channels <= 4 else -(-channels // 32) * 32
+        row = size * pixel if pixel > 4 else (size + 8) * pixel
+        buffers.append(Buffer(channels, size, size, 2, 64, 0, 0, pixel, row, size * row))
+    rows: list[Instruction] = []
+    epilogues: list[Epilogue] = []
+    for instruction, steps in instructions:
+        rows.append(replace(instruction, first=len(epilogues), count=len(steps)))
+        epilogues += steps
+    return Code(Header(Layout.PLAIN, 0, 2, 64, 0, 1), tuple(buffers), tuple(rows), tuple(epilogues), ())
+
+
+def _convolution(source: int, inner: int, out: int, size: int, kernel: int, pad: int, constant: int) -> Instruction:
+    window = {"kernel_y": kernel, "kernel_x": kernel, "pad_y": pad, "pad_x": pad, "constant": constant}
+    return Instruction(Kind.CONVOLUTION, source, source_channels=inner, channels=out, height=size, width=size, **window)
+
+
+def _stage(size: int) -> Code:
+    """CF-EBM's first stage, its energy and its gradient: 128 channels at size x size. Constants are in `_constants`."""
+    bias, silu = Epilogue(Do.ADD_CONSTANT, number=7), KINDS.index("silu")
+    image = {"height": size, "width": size}
+
+    def keeping(kept: int) -> Epilogue:
+        return Epilogue(Do.ACTIVATE_KEEPING, kept, kind=silu)
+
+    instructions = [
+        (Instruction(Kind.LOAD, source_channels=3, channels=4, constant=1, **image), [Epilogue(Do.STORE, 0)]),
+        (_convolution(0, 4, 128, size, 3, 1, 1), [bias, keeping(2), Epilogue(Do.STORE, 1)]),
+        (_convolution(1, 128, 128, 1, size, 0, 2), [bias, keeping(4), Epilogue(Do.STORE, 3)]),
+        (_convolution(3, 128, 1, 1, 1, 0, 3), [bias, Epilogue(Do.STORE_ENERGIES)]),
+        (Instruction(Kind.LOAD), [Epilogue(Do.STORE, 5)]),
+        (_convolution(5, 1, 128, 1, 1, 0, 4), [Epilogue(Do.MULTIPLY, 4), Epilogue(Do.STORE, 6)]),
+        (_convolution(6, 128, 128, size, size, size - 1, 5), [Epilogue(Do.MULTIPLY, 2), Epilogue(Do.STORE, 7)]),
+        (_convolution(7, 128, 3, size, 3, 1, 6), [Epilogue(Do.STORE_GRADIENT)]),
+    ]
+    images = [(4, size), (128, size), (128, size), (128, 1), (128, 1), (1, 1), (128, 1), (128, size)]
+    return _code(images, instructions)
+
+
+def _constants(size: int) -> list[tuple[torch.dtype, tuple[int, ...]]]:
+    taps = ((9, 4, 128), (size * size, 128, 128), (1, 128, 1), (1, 1, 128), (size * size, 128, 128), (9, 128, 3))
+    weights = [(torch.bfloat16, shape) for shape in taps]
+    return [(torch.float32, (8,)), *weights, (torch.float32, (1, 1, 128))]
+
+
+def _others(size: int) -> Code:
+    """The kinds of instructions that are not in `_stage`."""
+    square = {"source_channels": 33, "channels": 33, "height": size, "width": size}
+    half = {"source_channels": 33, "channels": 33, "height": size // 2, "width": size // 2}
+    window = {"kernel_y": 2, "kernel_x": 2, "stride_y": 2, "stride_x": 2}
+    image = {"height": size, "width": size}
+    instructions = [
+        (Instruction(Kind.LOAD, source_channels=33, channels=33, **image), [Epilogue(Do.STORE, 0)]),
+        (Instruction(Kind.SOFTMAX, 0, **square), [Epilogue(Do.STORE, 1)]),
+        (Instruction(Kind.LOG_SUM_EXP, 0, source_channels=33, **image), [Epilogue(Do.STORE, 2)]),
+        (Instruction(Kind.POOL, 1, **half, **window), [Epilogue(Do.STORE, 3)]),
+        (
+            Instruction(Kind.GATHER, 3, **square, kernel_y=2, kernel_x=2),
+            [Epilogue(Do.ADD, 2, spread=1), Epilogue(Do.STORE_GRADIENT)],
+        ),
+        (Instruction(Kind.POOL, 2, source_channels=1, kernel_y=size, kernel_x=size), [Epilogue(Do.STORE_ENERGIES)]),
+    ]
+    return _code([(33, size), (33, size), (1, size), (33, size // 2)], instructions)
+
+
+def _specimen(name: str, code: Code, size: int, constants: Sequence[tuple[torch.dtype, tuple[int, ...]]]) -> Specimen:
+    channels = code.instructions[0].source_channels
+    facts = Facts((channels, size, size), tuple(constants))
+    images = POSITIONS // (size * size)
+    parts = tuple(part_of(i, call_of(code, facts, i), images) for i in code.instructions)
+    stored = {torch.float32: "*fp32", torch.bfloat16: "*bf16"}
+    types = {
+        **typed("*fp32", "energies x gradient schedule"),
+        **typed("*i64", "key chains"),
+        **typed("i32", "steps batch elements schedule_rows weight_rows"),
+        **typed("fp32", "clamp_min clamp_max"),
+        "buffers": tuple(stored[torch.bfloat16] for _ in code.buffers),
+        "constants": tuple(stored[dtype] for dtype, _ in constants),
+    }
+    options = {"PARTS": parts, "WHOLE": True, "PER_CHAIN": False, "LISTED": False, "CHAINS": images}
+    options["QUADS"] = triton.next_power_of_2(channels * size * size // 4)
+    matrix = "bf16" if any(i.kind == Kind.CONVOLUTION for i in code.instructions) else None
+    shows: dict[str, Any] = {"shared": True, "most_shared": 73728, "matrix": matrix}
+    return Specimen(f"run_chain {name}", chain_kernel, types, options, WARPS, num_stages=STAGES, **shows)
+
+
+def specimens() -> list[Specimen]:
+    """CF-EBM's first stage at 4x4 and 8x8, and the other kinds of instructions."""
+    numbers = [(torch.float32, (8,))]
+    return [
+        _specimen("4x4", _stage(4), 4, _constants(4)),
+        _specimen("8x8", _stage(8), 8, _constants(8)),
+        _specimen("other kinds", _others(4), 4, numbers),
+    ]
