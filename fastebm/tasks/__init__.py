@@ -1,0 +1,1 @@
+"""What trained energies are used for."""
