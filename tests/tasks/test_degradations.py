@@ -220,9 +220,14 @@ def test_what_is_known_of_the_half_size_is_true(operator: Degradation) -> None:
     x = images()
     half = operator.halved(operator.A(x))
     assert half is not None
-    small, known = half
-    torch.testing.assert_close(small.A(F.avg_pool2d(x, 2)), known)
-    assert_is_pseudo_inverse(small, (3, 8, 8))
+    torch.testing.assert_close(half.degradation.A(F.avg_pool2d(x, 2)), half.y)
+    assert_is_pseudo_inverse(half.degradation, (3, 8, 8))
+    noise = torch.randn(400, *operator.A(x).shape[1:], generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    of_noise = operator.halved(noise)
+    assert of_noise is not None
+    seen = of_noise.degradation.A(of_noise.degradation.pinv(of_noise.y))
+    variance = float(dots(seen, seen).mean()) / of_noise.degradation.rank((3, 8, 8))
+    assert variance**0.5 == pytest.approx(half.noise_scale, rel=0.03)
 
 
 def test_nothing_is_known_of_the_half_size_where_nothing_is() -> None:

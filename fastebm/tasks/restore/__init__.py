@@ -1,5 +1,7 @@
 """Zero-shot restoration: images from linear measurements `y = A x`, by an energy that was trained without them."""
 
+from fastebm.tasks.restore.by_cascade import restore_by_cascade
+from fastebm.tasks.restore.consistency import Consistent
 from fastebm.tasks.restore.degradations import (
     Colorization,
     Composition,
@@ -14,18 +16,33 @@ from fastebm.tasks.restore.degradations import (
     gaussian_kernel,
     random_mask,
 )
+from fastebm.tasks.restore.latent import LatentEnergy, LatentSearch, Refinement, Restored, restore
+from fastebm.tasks.restore.projected import ProjectedCascade, ProjectedLangevin
+from fastebm.tasks.restore.quality import bicubic, psnr, ssim
 
 __all__ = [
     "Colorization",
     "Composition",
     "CompressedSensing",
+    "Consistent",
     "Degradation",
     "Dense",
     "Inpainting",
+    "LatentEnergy",
+    "LatentSearch",
+    "ProjectedCascade",
+    "ProjectedLangevin",
+    "Refinement",
+    "Restored",
     "SeparableBlur",
     "SuperResolution",
+    "bicubic",
     "box_mask",
     "composed",
     "gaussian_kernel",
+    "psnr",
     "random_mask",
+    "restore",
+    "restore_by_cascade",
+    "ssim",
 ]

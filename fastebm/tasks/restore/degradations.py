@@ -9,6 +9,7 @@ Null-Space Model", ICLR 2023).
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -51,12 +52,19 @@ class Degradation(nn.Module):
         """How many numbers A measures of an image of `shape` (C, H, W): the rank of its matrix."""
         raise NotImplementedError
 
-    def halved(self, y: Tensor) -> tuple[Degradation, Tensor] | None:
-        """What y says of the images averaged to half their size, as a degradation of those and its measurement.
-
-        None where it says nothing that is one: then a coarse level of a cascade runs free.
-        """
+    def halved(self, y: Tensor) -> Half | None:
+        """What y says of the images averaged to half their size, or None if that is no degradation of them: then the
+        coarse level of a cascade runs free."""
         return None
+
+
+@dataclass(frozen=True, eq=False)
+class Half:
+    """A degradation of images of half the size and its measurement, whose noise has `noise_scale` times the std."""
+
+    degradation: Degradation
+    y: Tensor
+    noise_scale: float
 
 
 class SuperResolution(Degradation):
@@ -94,11 +102,11 @@ class SuperResolution(Degradation):
     def rank(self, shape: Shape) -> int:
         return math.prod(shape) // self.factor**2
 
-    def halved(self, y: Tensor) -> tuple[Degradation, Tensor] | None:
+    def halved(self, y: Tensor) -> Half | None:
         if self.factor % 2 == 0:
-            return SuperResolution(self.factor // 2), y
+            return Half(SuperResolution(self.factor // 2), y, 1.0)
         if self.factor == 1 and y.shape[2] % 2 == y.shape[3] % 2 == 0:
-            return self, F.avg_pool2d(y, 2)
+            return Half(self, F.avg_pool2d(y, 2), 0.5)
         return None
 
     def extra_repr(self) -> str:
@@ -127,8 +135,8 @@ class Colorization(Degradation):
     def rank(self, shape: Shape) -> int:
         return shape[1] * shape[2]
 
-    def halved(self, y: Tensor) -> tuple[Degradation, Tensor] | None:
-        return (self, F.avg_pool2d(y, 2)) if y.shape[2] % 2 == y.shape[3] % 2 == 0 else None
+    def halved(self, y: Tensor) -> Half | None:
+        return Half(self, F.avg_pool2d(y, 2), 0.5) if y.shape[2] % 2 == y.shape[3] % 2 == 0 else None
 
     def extra_repr(self) -> str:
         return f"channels={self.channels}"
@@ -172,7 +180,7 @@ class Inpainting(Degradation):
     def rank(self, shape: Shape) -> int:
         return int(self.known.sum()) * (shape[0] if self.known.shape[0] == 1 else 1)
 
-    def halved(self, y: Tensor) -> tuple[Degradation, Tensor] | None:
+    def halved(self, y: Tensor) -> Half | None:
         """A pixel of the half size is known where all four that it is the mean of are."""
         if y.shape[2] % 2 or y.shape[3] % 2:
             return None
@@ -180,7 +188,7 @@ class Inpainting(Degradation):
         if not known.any():
             return None
         half = Inpainting(known)
-        return half, half.A(F.avg_pool2d(self.A(y), 2))
+        return Half(half, half.A(F.avg_pool2d(self.A(y), 2)), 0.5)
 
     def extra_repr(self) -> str:
         return f"{int(self.known.sum())} of {self.known.numel()} known"
@@ -293,8 +301,8 @@ class SeparableBlur(Degradation):
         into_h, into_w, back_h, back_w = (
             self._basis(side, axis).to(x.dtype) for side in (into, back) for axis in ("h", "w")
         )
-        core = (into_h.mT @ x @ into_w) * self.get_buffer(factors).to(x.dtype)
-        return back_h @ core @ back_w.mT
+        core = _between(into_h, x, into_w) * self.get_buffer(factors).to(x.dtype)
+        return _between(back_h.mT, core, back_w.mT)
 
     def _basis(self, side: str, axis: str) -> Tensor:
         """Singular vectors as columns; the right ones come from an SVD as rows."""
@@ -331,13 +339,13 @@ class Composition(Degradation):
             return self.second.rank((between[0], between[1], between[2]))
         return round(_trace_of_projection(self, shape))
 
-    def halved(self, y: Tensor) -> tuple[Degradation, Tensor] | None:
+    def halved(self, y: Tensor) -> Half | None:
         # Averaging commutes with what is done to each pixel or block alike.
         if isinstance(self.first, Colorization) and (half := self.second.halved(y)):
-            return Composition(self.first, half[0]), half[1]
+            return replace(half, degradation=Composition(self.first, half.degradation))
         if isinstance(self.first, SuperResolution) and self.first.factor % 2 == 0:
             rest = SuperResolution(self.first.factor // 2)
-            return Composition(rest, self.second), y
+            return Half(Composition(rest, self.second), y, 1.0)
         return None
 
 
@@ -461,6 +469,11 @@ def _blur_matrix(kernel: Tensor, size: int) -> Tensor:
     places = torch.where(places < size, places, 2 * size - 1 - places)
     matrix = torch.zeros(size, size, dtype=torch.float64)
     return matrix.scatter_add_(1, places, kernel.expand(size, -1).contiguous())
+
+
+def _between(left: Tensor, x: Tensor, right: Tensor) -> Tensor:
+    """leftᵀ x right. Matrices stand on the right of images: that is in the vocabulary of fused gradients."""
+    return ((x @ right).transpose(2, 3) @ left).transpose(2, 3)
 
 
 def _is_pseudo_inverse(operator: Degradation, shape: Shape, tolerance: float = 1e-9) -> bool:
