@@ -1,1 +1,5 @@
 """What trained energies are used for."""
+
+from fastebm.tasks import restore
+
+__all__ = ["restore"]

@@ -17,6 +17,7 @@ from fastebm.tasks.restore.degradations import (
     random_mask,
 )
 from fastebm.tasks.restore.latent import LatentEnergy, LatentSearch, Refinement, Restored, restore
+from fastebm.tasks.restore.named import degradation
 from fastebm.tasks.restore.projected import ProjectedCascade, ProjectedLangevin
 from fastebm.tasks.restore.quality import bicubic, psnr, ssim
 
@@ -39,6 +40,7 @@ __all__ = [
     "bicubic",
     "box_mask",
     "composed",
+    "degradation",
     "gaussian_kernel",
     "psnr",
     "random_mask",
