@@ -6,6 +6,7 @@ import dataclasses
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,8 @@ class Restore:
 
     def __call__(self) -> int:
         check_count(self.count)
+        if find_spec("torchmetrics") is None:
+            raise ValueError("fastebm restore measures with torchmetrics: pip install 'fastebm[evaluation]'")
         folder = RunFolder.existing(self.run)
         out = self.run / f"restore-{self.task}" if self.out is None else self.out
         if (out / "results.json").exists() and not self.overwrite:

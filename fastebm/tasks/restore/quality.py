@@ -49,5 +49,5 @@ def _metrics():  # type: ignore[no-untyped-def]  # a module whose functions have
     try:
         import torchmetrics.functional.image as metrics  # here, because it takes seconds to import
     except ImportError as error:
-        raise ImportError("PSNR and SSIM need torchmetrics: pip install torchmetrics") from error
+        raise ImportError("PSNR and SSIM need torchmetrics: pip install 'fastebm[evaluation]'") from error
     return metrics
