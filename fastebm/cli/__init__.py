@@ -21,6 +21,7 @@ from fastebm.cli.demo import Demo
 from fastebm.cli.detect import Detect
 from fastebm.cli.generate import Generate
 from fastebm.cli.info import Build, Info
+from fastebm.cli.restore import Restore
 from fastebm.cli.sample import Sample
 from fastebm.cli.train import Resume, Train, preset_of
 from fastebm.training import PRESETS, DivergedError, RunError, StoppedError
@@ -51,6 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parse(arguments: list[str]) -> Any:
     preset = preset_of(arguments)
     train = tyro.conf.subcommand("train", default=Train(tyro.MISSING, preset=preset, config=PRESETS[preset]))
-    commands = Demo | Annotated[Train, train] | Resume | Sample | Detect | Generate | Bench | Info | Build
+    training = Annotated[Train, train] | Resume
+    tasks = Sample | Generate | Detect | Restore
+    commands = Demo | training | tasks | Bench | Info | Build
     description = "Energy-based image models: train, sample, measure, and see what runs here."
     return tyro.cli(commands, prog="fastebm", description=description, args=arguments)  # type: ignore

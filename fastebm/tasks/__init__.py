@@ -1,5 +1,6 @@
 """What trained energies are used for."""
 
+from fastebm.tasks import restore
 from fastebm.tasks.detect import DetectionMetrics, detection_metrics, mean_energy, outlier_scores, total_variation
 from fastebm.tasks.detect_run import Detection, detect_outliers
 from fastebm.tasks.generate import Generated, generate
@@ -16,6 +17,7 @@ __all__ = [
     "interpolations",
     "mean_energy",
     "outlier_scores",
+    "restore",
     "total_variation",
     "uniform_noise",
 ]

@@ -1,0 +1,141 @@
+"""`fastebm restore`, and degradations by name."""
+
+import doctest
+import importlib
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.image import imread
+from torch import nn
+
+import fastebm.training
+from fastebm.cli import main
+from fastebm.cli.restore import load_generator
+from fastebm.data import digits
+from fastebm.tasks.restore import Composition, Dense, Inpainting, SuperResolution, degradation
+from fastebm.training import RunError
+from fastebm.training.run import RunFolder
+
+TINY = ["--base-width", "1", "--steps", "2", "--batch-sizes", "8", "8", "--log-every", "1", "--iterations", "2", "2"]
+
+
+@pytest.fixture(scope="module")
+def cascade_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "tiny"
+    assert main(["train", "coarse-to-fine", "--preset", "digits", *TINY, "--out", str(out)]) == 0
+    return out
+
+
+@pytest.fixture
+def vae_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder that says that it holds an EC-VAE, and a loader that gives untrained nets for it."""
+    RunFolder.open(tmp_path / "vae", "ec_vae", {}, images={"set": "digits"})
+    vae = nn.Sequential(nn.Linear(4, 64), nn.Tanh(), nn.Unflatten(1, (1, 8, 8)))
+    vae.decode = vae.forward  # type: ignore[assignment]
+    energy = nn.Sequential(nn.Conv2d(1, 4, 3), nn.SiLU(), nn.Flatten(), nn.Linear(144, 1))
+    loaded = SimpleNamespace(vae=vae, energy=energy, config=SimpleNamespace(latent=4))
+    monkeypatch.setattr(fastebm.training, "load_ec_vae", lambda run, device: loaded, raising=False)
+    return tmp_path / "vae"
+
+
+def test_a_cascade_restores_digits(cascade_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "restored"
+    command = ["restore", str(cascade_run), "--task", "super-resolution-2", "--count", "5", "--out", str(out)]
+    assert main([*command, "--restarts", "2", "--refine-steps", "3"]) == 0
+    assert "super-resolution-2" in capsys.readouterr().out
+    results = json.loads((out / "results.json").read_text())
+    assert set(results["measures"]) == {"pseudo-inverse", "bicubic", "restored"}
+    assert results["measures"]["restored"]["misfit_rms"] < 1e-6
+    assert results["settings"]["search"]["restarts"] == 2
+    assert results["seconds"] > 0
+    images = torch.from_numpy(np.load(out / "restored.npz")["images"])
+    half, originals = SuperResolution(2), digits("test")[0][:5]
+    torch.testing.assert_close(half.A(images), half.A(originals), atol=1e-5, rtol=0)
+    error = (half.pinv(half.A(originals)) - originals).square().mean((1, 2, 3))
+    assert results["measures"]["pseudo-inverse"]["psnr"] == pytest.approx(float((10 * (4 / error).log10()).mean()))
+    assert imread(out / "grid.png").shape[0] >= 4 * 32
+
+    assert main(command) == 2
+    assert "has results already" in capsys.readouterr().err
+    assert main([*command, "--overwrite", "--noise", "0.1", "--task", "inpaint-box"]) == 0
+    results = json.loads((out / "results.json").read_text())
+    assert set(results["measures"]) == {"pseudo-inverse", "restored"}
+    assert 0 < results["measures"]["restored"]["misfit_rms"] <= 0.1 * 1.001
+
+
+def test_a_decoder_restores_digits(vae_run: Path) -> None:
+    search = ["--method", "langevin", "--steps", "5", "--restarts", "2", "--step-size", "0.001"]
+    assert main(["restore", str(vae_run), "--task", "inpaint-random-50", "--count", "3", *search]) == 0
+    results = json.loads((vae_run / "restore-inpaint-random-50" / "results.json").read_text())
+    assert results["measures"]["restored"]["misfit_rms"] < 1e-6
+    assert results["settings"]["search"]["method"] == "langevin"
+
+
+def test_other_runs_are_refused(vae_run: Path, cascade_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(RunError, match="which has no decoder"):
+        load_generator(cascade_run)
+    monkeypatch.setattr(
+        fastebm.training, "load_ec_vae", lambda run, device: SimpleNamespace(energy=None), raising=False
+    )
+    with pytest.raises(RunError, match="plain VAE"):
+        load_generator(vae_run)
+    monkeypatch.delattr(fastebm.training, "load_ec_vae")
+    with pytest.raises(RunError, match="can't read"):
+        load_generator(vae_run)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--task", "paint"], "there is no task 'paint'; tasks are super-resolution-K"),
+        (["--task", "super-resolution-x"], "task 'super-resolution-x': invalid literal"),
+        (["--task", "super-resolution-3"], "sides that are multiples"),
+        (["--count", "0"], "--count must be at least 1"),
+        (["--count", "1000"], "more than the 359 images"),
+        (["--device", "banana"], "'banana' is not a device"),
+        (["--data", "nowhere.npz"], "nowhere.npz: there is no such file"),
+    ],
+)
+def test_wrong_arguments(
+    cascade_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    out = tmp_path / "new"
+    assert main(["restore", str(cascade_run), "--out", str(out), *arguments]) == 2
+    errors = capsys.readouterr().err
+    assert message in errors
+    assert errors.count("\n") == 1
+    assert not out.exists()
+
+
+def test_runs_of_other_kinds_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    RunFolder.open(tmp_path / "flow", "other", {})
+    assert main(["restore", str(tmp_path / "flow")]) == 2
+    assert "needs a run of kind 'ec_vae' or 'coarse_to_fine'" in capsys.readouterr().err
+
+
+def test_tasks_are_what_their_names_say() -> None:
+    shape = (3, 16, 16)
+    x = torch.rand(2, *shape, generator=torch.Generator().manual_seed(0))
+    assert degradation("super-resolution-8", shape).rank(shape) == 12
+    assert degradation("colorization", shape).rank(shape) == 256
+    assert degradation("inpaint-box", shape).rank(shape) == 3 * 192
+    assert degradation("inpaint-random-25", shape).rank(shape) == 3 * 64
+    assert degradation("compressed-sensing-25", shape).rank(shape) == 3 * 64
+    assert degradation("deblur-1.5", shape).rank(shape) < 768
+    both = degradation("colorization+super-resolution-4", shape)
+    assert isinstance(both, Composition)
+    assert torch.equal(both.A(x), nn.functional.avg_pool2d(x.mean(1, keepdim=True), 4))
+    assert isinstance(degradation("deblur-1+super-resolution-2", shape), Dense)
+    mask, other = (degradation("inpaint-random-50", shape, seed=seed) for seed in (1, 2))
+    assert isinstance(mask, Inpainting)
+    assert not torch.equal(mask.known, other.known)
+    with pytest.raises(ValueError, match="share of known pixels"):
+        degradation("inpaint-random-200", shape)
+
+
+def test_docstring_example() -> None:
+    assert doctest.testmod(importlib.import_module("fastebm.tasks.restore.named")) == (0, 1)
