@@ -1,6 +1,18 @@
-"""What samples are worth: judged by a classifier, and by their distance from the training images."""
+"""What samples are worth: distances from real images in features, a classifier's verdict, nearest neighbours."""
 
 from fastebm.evaluation.digits import DigitsVerdict, judge_digits
+from fastebm.evaluation.distances import FeatureStatistics, frechet_distance, kernel_distance, precision_recall
+from fastebm.evaluation.features import FeatureClassifier, train_features
 from fastebm.evaluation.neighbours import nearest_distances
 
-__all__ = ["DigitsVerdict", "judge_digits", "nearest_distances"]
+__all__ = [
+    "DigitsVerdict",
+    "FeatureClassifier",
+    "FeatureStatistics",
+    "frechet_distance",
+    "judge_digits",
+    "kernel_distance",
+    "nearest_distances",
+    "precision_recall",
+    "train_features",
+]
