@@ -18,6 +18,7 @@ import tyro
 from fastebm.cli.arguments import complain
 from fastebm.cli.bench import Bench
 from fastebm.cli.demo import Demo
+from fastebm.cli.evaluate import Evaluate
 from fastebm.cli.info import Build, Info
 from fastebm.cli.sample import Sample
 from fastebm.cli.train import Resume, Train, preset_of
@@ -49,6 +50,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parse(arguments: list[str]) -> Any:
     preset = preset_of(arguments)
     train = tyro.conf.subcommand("train", default=Train(tyro.MISSING, preset=preset, config=PRESETS[preset]))
-    commands = Demo | Annotated[Train, train] | Resume | Sample | Bench | Info | Build
+    commands = Demo | Annotated[Train, train] | Resume | Sample | Evaluate | Bench | Info | Build
     description = "Energy-based image models: train, sample, measure, and see what runs here."
     return tyro.cli(commands, prog="fastebm", description=description, args=arguments)  # type: ignore

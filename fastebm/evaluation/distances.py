@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from fastebm.ops import uniform
 from fastebm.rng import Stream
@@ -176,18 +177,19 @@ def _distances(a: Tensor, b: Tensor) -> Tensor:
     return torch.cdist(a, b, compute_mode="use_mm_for_euclid_dist")
 
 
-def _discrepancy(a: Tensor, b: Tensor) -> Tensor:
+def _discrepancy(a: Tensor, b: Tensor) -> float:
+    """Of N and N features, without bias: pairs of a feature with itself are left out."""
     count = len(a)
+    # x·y / D + 1 as a single product: of vectors with a 1 behind.
+    a, b = (F.pad(x / x.shape[1] ** 0.5, (0, 1), value=1.0) for x in (a, b))
 
-    def kernel(x: Tensor, y: Tensor) -> Tensor:
-        values = (x @ y.T).div_(x.shape[1]).add_(1)
-        return values * values * values  # many times faster than pow
+    def cubes(values: Tensor) -> Tensor:
+        return values.square().flatten() @ values.flatten()  # many times faster than pow
 
     def among(x: Tensor) -> Tensor:
-        values = kernel(x, x)
-        return (values.sum() - values.trace()) / (count * (count - 1))
+        return (cubes(x @ x.T) - cubes(x.square().sum(dim=1))) / (count * (count - 1))
 
-    return among(a) + among(b) - 2 * kernel(a, b).mean()
+    return float(among(a) + among(b) - 2 * cubes(a @ b.T) / count**2)
 
 
 def _subset(count: int, size: int, seed: int, number: int) -> Tensor:
