@@ -163,7 +163,7 @@ def train_features(
     held_out: Images | None = None,
     *,
     task: Task = "classes",
-    images_seen: int = IMAGES_SEEN,
+    images_seen: int | None = None,
     seed: int = 0,
     device: torch.device | str | None = None,
     progress: bool = False,
@@ -177,7 +177,7 @@ def train_features(
         held_out: images to state the accuracy on; by default a tenth of `images`, which is then not trained on.
         task: "classes", or "rotations" for images without labels: it learns to tell by how many quarter turns an image
             was rotated (Gidaris et al., 2018), which asks for an up and a down in the data.
-        images_seen: how many images it is trained on in all, in so many passes over them.
+        images_seen: how many images it is trained on in all, in so many passes over them; by default 100,000.
         seed: of weights, order of the images and rotations.
         progress: shows a bar.
 
@@ -193,6 +193,7 @@ def train_features(
         >>> classifier.accuracy, classifier(dark_and_bright).features.shape
         (1.0, torch.Size([400, 64]))
     """
+    images_seen = IMAGES_SEEN if images_seen is None else images_seen
     if images_seen < 1:
         raise ValueError(f"images_seen must be at least 1, got {images_seen}")
     data, trained_on = repr(images), digest(images)
