@@ -162,7 +162,9 @@ class Evaluate:
         assert real is not None
         if not path.parent.is_dir():
             raise ValueError(f"the folder {path.parent} of --features does not exist")
-        classifier = train_features(real.train, real.test, task=task, device=device, progress=True)
+        labelled = self.rotations or (real.test is not None and real.test.labels is not None)
+        held_out = real.test if labelled else None
+        classifier = train_features(real.train, held_out, task=task, device=device, progress=True)
         classifier.save(path)
         print(f"{path}: features trained, {classifier.accuracy:.2%} right on held-out images", file=sys.stderr)
         return classifier

@@ -279,7 +279,7 @@ def _class_names(images: Images, held_out: Images, task: Task) -> tuple[str, ...
 
 def _turned(images: Images, seed: int) -> Images:
     """Each image rotated by 0 to 3 quarter turns, drawn by the seed, with that number as its label."""
-    images.size  # noqa: B018  (raises where they are not square)
+    _ = images.size  # raises where they are not square
     draws = uniform((1, len(images)), seed=seed, stream=Stream.AUGMENTATION)[0]
     turns = draws.mul(4).long().clamp(max=3)
     pixels = images.pixels.clone()

@@ -26,7 +26,8 @@ def read_samples(path: Path) -> Tensor:
     samples = _float_array(path) if path.suffix == ".npz" and path.is_file() else None
     if samples is None:
         images = open_images(path)
-        return images.batch(slice(images.size and None))
+        _ = images.size  # raises where they are not square
+        return images.batch(slice(None))
     if samples.ndim != 4 or samples.shape[1] not in (1, 3) or samples.shape[2] != samples.shape[3] or not len(samples):
         raise ValueError(f"{path}: samples must be (N, 1 or 3, S, S), got {tuple(samples.shape)}")
     if not (samples.min() >= -1 and samples.max() <= 1):  # also for what is not a number
