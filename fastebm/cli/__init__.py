@@ -19,6 +19,7 @@ from fastebm.cli.arguments import complain
 from fastebm.cli.bench import Bench
 from fastebm.cli.demo import Demo
 from fastebm.cli.detect import Detect
+from fastebm.cli.evaluate import Evaluate
 from fastebm.cli.generate import Generate
 from fastebm.cli.info import Build, Info
 from fastebm.cli.restore import Restore
@@ -54,6 +55,6 @@ def _parse(arguments: list[str]) -> Any:
     train = tyro.conf.subcommand("train", default=Train(tyro.MISSING, preset=preset, config=PRESETS[preset]))
     training = Annotated[Train, train] | Resume
     tasks = Sample | Generate | Detect | Restore
-    commands = Demo | training | tasks | Bench | Info | Build
+    commands = Demo | training | tasks | Evaluate | Bench | Info | Build
     description = "Energy-based image models: train, sample, measure, and see what runs here."
     return tyro.cli(commands, prog="fastebm", description=description, args=arguments)  # type: ignore

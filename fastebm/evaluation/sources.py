@@ -1,0 +1,91 @@
+"""Where samples and real images of an evaluation come from: arrays, pictures, data sets, the images of a run."""
+
+from __future__ import annotations
+
+import dataclasses
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastebm.data import DataError, Images, average_pool_to, digits, open_images, to_pixels
+from fastebm.evaluation.comparison import RealImages
+from fastebm.training import DigitsSource, ImageSource
+
+_PART = 1000
+
+
+def read_samples(path: Path) -> Tensor:
+    """float32 (N, C, S, S) in [-1, 1]: the samples of an .npz file with floats in [-1, 1] (as `fastebm sample` writes
+    it, array `images`), or whatever `open_images` reads.
+
+    Raises ValueError for samples that are not square, not finite or outside of [-1, 1], DataError as `open_images`.
+    """
+    samples = _float_array(path) if path.suffix == ".npz" and path.is_file() else None
+    if samples is None:
+        images = open_images(path)
+        _ = images.size  # raises where they are not square
+        return images.batch(slice(None))
+    if samples.ndim != 4 or samples.shape[1] not in (1, 3) or samples.shape[2] != samples.shape[3] or not len(samples):
+        raise ValueError(f"{path}: samples must be (N, 1 or 3, S, S), got {tuple(samples.shape)}")
+    if not (samples.min() >= -1 and samples.max() <= 1):  # also for what is not a number
+        raise ValueError(f"{path}: samples must be finite and lie in [-1, 1]")
+    return samples
+
+
+def _float_array(path: Path) -> Tensor | None:
+    """The array `images` of an .npz file if it is one of floats."""
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            if "images" not in arrays.files:
+                return None
+            array = arrays["images"]
+    except (ValueError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+        raise DataError(f"{path}: can't be read as an .npz file: {error}") from error
+    return torch.from_numpy(array).float() if array.dtype.kind == "f" else None
+
+
+def holds_statistics(path: Path) -> bool:
+    """Whether a file is an .npz with arrays `mu` and `sigma`, so that `FeatureStatistics.load` is to read it."""
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return {"mu.npy", "sigma.npy"} <= set(archive.namelist())
+
+
+def open_real(source: ImageSource | DigitsSource, size: int, seed: int = 0) -> RealImages:
+    """The images of a source at `size`, which they may be averaged down to, with their test split where there is one.
+
+    Raises DataError and ValueError as `open_images` does, and ValueError for images that are too small.
+    """
+    if isinstance(source, DigitsSource):
+        train, test = (
+            Images(to_pixels(images), labels, "digits", "scikit-learn", split)
+            for split, (images, labels) in (("train", digits("train")), ("test", digits("test")))
+        )
+        return RealImages(_averaged(train, size), _averaged(test, size), seed)
+    images = source.open()
+    return RealImages(_averaged(images, size), _held_out(source, images, size), seed)
+
+
+def _held_out(source: ImageSource, images: Images, size: int) -> Images | None:
+    if images.split != "train":
+        return None
+    try:
+        return _averaged(dataclasses.replace(source, split="test").open(), size)
+    except DataError:
+        return None  # it has none
+
+
+def _averaged(images: Images, size: int) -> Images:
+    if images.size == size:
+        return images
+    if images.size < size:
+        raise ValueError(f"{images.name}: its images of {images.size}x{images.size} are smaller than {size}x{size}")
+    parts = [
+        to_pixels(average_pool_to(images.batch(slice(first, first + _PART)), size))
+        for first in range(0, len(images), _PART)
+    ]
+    return dataclasses.replace(images, pixels=torch.cat(parts))

@@ -1,0 +1,165 @@
+"""`fastebm evaluate`: of a run, of arrays and pictures, what it writes and what it refuses."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fastebm.cli import main
+from fastebm.data import digits, to_pixels
+from fastebm.training import load_coarse_to_fine
+
+NOTE = "not comparable to published FID"
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True)
+def _quick_features(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fastebm.evaluation.features.IMAGES_SEEN", 1000)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "tiny"
+    tiny = ["--base-width", "1", "--steps", "2", "--batch-sizes", "8", "8", "--log-every", "1"]
+    assert (
+        main(["train", "coarse-to-fine", "--preset", "digits", *tiny, "--iterations", "3", "4", "--out", str(out)]) == 0
+    )
+    return out
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """scikit-learn's digits as a file, and half of the test images as samples."""
+    arrays = {}
+    for split in ("train", "test"):
+        images, labels = digits(split)
+        arrays |= {f"x_{split}": to_pixels(images)[:, 0].numpy(), f"y_{split}": labels.numpy()}
+    np.savez(tmp_path / "digits.npz", **arrays)
+    np.savez(tmp_path / "samples.npz", images=digits("test")[0][::2].numpy())
+    return tmp_path
+
+
+def result(path: Path) -> dict:
+    return json.loads(path.read_text())
+
+
+def test_a_run_against_its_own_images(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = {path: path.read_bytes() for path in trained.rglob("*") if path.is_file()}
+    assert main(["evaluate", str(trained), "--count", "60", "--train-features"]) == 0
+    printed = capsys.readouterr().out
+    for part in (NOTE, "floor: test images", "ceiling: uniform noise", "classes found, of 10", "gap", "40 more steps"):
+        assert part in printed
+    found = result(trained / "evaluation.json")
+    assert found["in_features"]["note"] == NOTE
+    assert found["in_features"]["distances"]["samples"]["count"] == 60
+    assert sum(found["in_features"]["classes"]["counts"]) == 60
+    assert found["health"]["count"] == 60
+    assert 0 <= found["health"]["acceptance_data"] <= 1
+    assert found["long_chains_in_features"]["count"] == 60
+    assert found["features"]["accuracy"] > 0.2
+    after = {path: path.read_bytes() for path in trained.rglob("*") if path.is_file()}
+    assert {path.name for path in after.keys() - before.keys()} == {"evaluation.json", "features.safetensors"}
+    assert {path: after[path] for path in before} == before
+
+    # Nothing is overwritten unasked; the features are there and used again.
+    assert main(["evaluate", str(trained), "--count", "60"]) == 2
+    assert "is there already: give --overwrite" in capsys.readouterr().err
+    assert main(["evaluate", str(trained), "--count", "60", "--train-features", "--out", str(trained / "b.json")]) == 0
+    assert "features are there" in capsys.readouterr().err
+    assert result(trained / "b.json") == found
+    assert main(["evaluate", str(trained), "--count", "50", "--overwrite", "--no-health"]) == 0
+    again = result(trained / "evaluation.json")
+    assert again["in_features"]["distances"]["samples"]["count"] == 50
+    assert "health" not in again
+
+
+def test_samples_of_a_file_are_those_of_the_run(trained: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(data)
+    np.savez("drawn.npz", images=load_coarse_to_fine(trained).sample(40).numpy())
+    options = ["--against", "digits.npz", "--count", "40"]
+    assert main(["evaluate", "drawn.npz", *options, "--train-features", "--out", "a.json"]) == 0
+    features = ["--features", "features.safetensors", "--no-health"]
+    assert main(["evaluate", str(trained), *options, *features, "--out", "b.json"]) == 0
+    first, second = result(Path("a.json")), result(Path("b.json"))
+    assert first["in_features"] == second["in_features"]
+    assert first["nearest"] == second["nearest"]
+
+
+def test_pictures_against_pictures_without_labels(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(data)
+    for name, images in (("made", digits("test")[0][:40]), ("real", digits("train")[0][:300])):
+        Path(name).mkdir()
+        for number, image in enumerate(to_pixels(images)):
+            Image.fromarray(image[0].numpy()).save(f"{name}/{number:04}.png")
+    assert main(["evaluate", "made", "--against", "real"]) == 0
+    assert set(result(Path("evaluation.json"))) == {"samples", "real", "nearest"}
+    rotations = ["--train-features", "--rotations", "--out", "rotations.json"]
+    assert main(["evaluate", "made", "--against", "real", *rotations]) == 0
+    found = result(Path("rotations.json"))
+    assert found["features"]["task"] == "rotations"
+    assert found["in_features"]["classes"] is None
+    assert found["in_features"]["distances"]["floor_of"] == "train images of the other half"
+
+
+def test_statistics_are_written_and_compared_with(
+    data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(data)
+    made = ["evaluate", "samples.npz", "--against", "digits.npz", "--train-features", "--save-statistics", "real.npz"]
+    assert main(made) == 0
+    assert np.load("real.npz")["sigma"].shape == (64, 64)
+    statistics = ["evaluate", "samples.npz", "--against", "real.npz", "--out", "b.json"]
+    assert main(statistics) == 2
+    assert "give the --inception or --features" in capsys.readouterr().err
+    assert main([*statistics, "--features", "features.safetensors"]) == 0
+    assert NOTE in capsys.readouterr().out
+    found = result(Path("b.json"))["statistics"]
+    assert NOTE in found["kind"]
+    # Of all train images here, of as many as there are samples there.
+    frechet = result(Path("evaluation.json"))["in_features"]["distances"]["samples"]["frechet"]
+    assert found["frechet"] == pytest.approx(frechet, rel=0.5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere", "--against", "digits.npz"], "there is no such file or folder"),
+        (["samples.npz"], "give --against"),
+        (["samples.npz", "--against", "nowhere.npz"], "there is no such file or folder"),
+        (["samples.npz", "--against", "digits.npz", "--count", "0"], "--count must be at least 1"),
+        (["samples.npz", "--against", "digits.npz", "--out", "missing/x.json"], "does not exist"),
+        (["samples.npz", "--against", "digits.npz", "--inception", "nowhere.pt"], "no such file of Inception weights"),
+        (["samples.npz", "--against", "digits.npz", "--features", "nowhere"], "give --train-features to train it"),
+        (["samples.npz", "--against", "digits.npz", "--features", "samples.npz"], "is no file of features"),
+        (["samples.npz", "--against", "digits.npz", "--rotations"], "give both"),
+        (["samples.npz", "--against", "digits.npz", "--save-statistics", "x.npz"], "needs features"),
+        (["samples.npz", "--against", "unlabelled.npz", "--train-features"], "has no labels"),
+        (["beyond.npz", "--against", "digits.npz"], "lie in [-1, 1]"),
+        (["digits.npz", "--against", "digits.npz", "--save-statistics", "samples.npz"], "give --overwrite"),
+    ],
+)
+def test_wrong_arguments(
+    data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    monkeypatch.chdir(data)
+    np.savez("unlabelled.npz", x_train=np.zeros((200, 8, 8), np.uint8))
+    np.savez("beyond.npz", images=np.full((20, 1, 8, 8), 1.5, np.float32))
+    before = sorted(data.iterdir())
+    assert main(["evaluate", *arguments]) == 2
+    errors = capsys.readouterr().err
+    assert message in errors
+    assert errors.startswith("fastebm: ")
+    assert errors.count("\n") == 1
+    assert sorted(data.iterdir()) == before
