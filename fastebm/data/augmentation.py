@@ -11,7 +11,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fastebm.ops import normal, uniform
+from fastebm.ops.normal import normal
+from fastebm.ops.uniform import uniform
 from fastebm.rng import Stream
 
 

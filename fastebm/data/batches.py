@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sized
 import torch
 from torch import Tensor
 
-from fastebm.ops import uniform
+from fastebm.ops.uniform import uniform
 from fastebm.rng import Stream
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from fastebm.data.pyramid import average_pool_to
-from fastebm.ops import uniform
+from fastebm.ops.uniform import uniform
 from fastebm.rng import Stream
 
 TEST_SHARE = 0.2

@@ -13,7 +13,7 @@ from torch import Tensor
 from fastebm.data import Images
 from fastebm.evaluation.distances import frechet_distance, kernel_distance, precision_recall
 from fastebm.evaluation.features import Described, chosen
-from fastebm.ops import uniform
+from fastebm.ops.uniform import uniform
 from fastebm.rng import Stream
 
 MIN_COUNT = 10

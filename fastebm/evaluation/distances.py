@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fastebm.ops import uniform
+from fastebm.ops.uniform import uniform
 from fastebm.rng import Stream
 from fastebm.training.files import replacing
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastebm.data import Images, batches, to_float, to_pixels
-from fastebm.ops import uniform
+from fastebm.ops.uniform import uniform
 from fastebm.rng import Stream
 from fastebm.training.files import replacing
 

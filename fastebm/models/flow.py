@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastebm.ops import normal, uniform
+from fastebm.ops.normal import normal
+from fastebm.ops.uniform import uniform
 from fastebm.rng import Stream
 
 _LOG_TWO_PI = math.log(2 * math.pi)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fastebm import rng
 from fastebm.data import Images
-from fastebm.ops import uniform
+from fastebm.ops.uniform import uniform
 
 
 class _Address(IntEnum):

@@ -16,7 +16,7 @@ from fastebm.evaluation.speed.measurement import Case, Summary, interleaved
 from fastebm.evaluation.speed.peers import SkippedError
 from fastebm.evaluation.speed.rows import OURS, Achieved, Row, dtype_name
 from fastebm.gradient.cost import Cost
-from fastebm.ops import uniform
+from fastebm.ops.uniform import uniform
 
 # How far a gradient may be from float64 autograd, relative to its norm: rounding is below, a wrong gradient above. With
 # leaky ReLUs float32 can reach 1e-3, where a unit within rounding of its kink takes the other slope.

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastebm.ops import uniform
+from fastebm.ops.uniform import uniform
 from fastebm.rng import Stream
 
 Shape = tuple[int, int, int]
