@@ -19,8 +19,10 @@ from fastebm.cli.arguments import complain
 from fastebm.cli.bench import Bench
 from fastebm.cli.demo import Demo
 from fastebm.cli.info import Build, Info
+from fastebm.cli.restoration import Denoise, Inpaint
 from fastebm.cli.sample import Sample
 from fastebm.cli.train import Resume, Train, preset_of
+from fastebm.cli.translation import Interpolate, Translate
 from fastebm.training import PRESETS, DivergedError, RunError, StoppedError
 
 
@@ -32,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # whoever read our output has gone, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except (ValueError, RunError, OSError) as error:
+    except (ValueError, RunError, OSError, ModuleNotFoundError) as error:
         complain(error)
         return 2
     except DivergedError as error:
@@ -49,6 +51,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parse(arguments: list[str]) -> Any:
     preset = preset_of(arguments)
     train = tyro.conf.subcommand("train", default=Train(tyro.MISSING, preset=preset, config=PRESETS[preset]))
-    commands = Demo | Annotated[Train, train] | Resume | Sample | Bench | Info | Build
+    commands = (
+        Demo
+        | Annotated[Train, train]
+        | Resume
+        | Sample
+        | Denoise
+        | Inpaint
+        | Translate
+        | Interpolate
+        | Bench
+        | Info
+        | Build
+    )
     description = "Energy-based image models: train, sample, measure, and see what runs here."
     return tyro.cli(commands, prog="fastebm", description=description, args=arguments)  # type: ignore
