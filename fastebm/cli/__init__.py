@@ -22,9 +22,11 @@ from fastebm.cli.detect import Detect
 from fastebm.cli.evaluate import Evaluate
 from fastebm.cli.generate import Generate
 from fastebm.cli.info import Build, Info
+from fastebm.cli.restoration import Denoise, Inpaint
 from fastebm.cli.restore import Restore
 from fastebm.cli.sample import Sample
 from fastebm.cli.train import Resume, Train, preset_of
+from fastebm.cli.translation import Interpolate, Translate
 from fastebm.training import PRESETS, DivergedError, RunError, StoppedError
 
 
@@ -36,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # whoever read our output has gone, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except (ValueError, RunError, OSError) as error:
+    except (ValueError, RunError, OSError, ModuleNotFoundError) as error:
         complain(error)
         return 2
     except DivergedError as error:
@@ -54,7 +56,7 @@ def _parse(arguments: list[str]) -> Any:
     preset = preset_of(arguments)
     train = tyro.conf.subcommand("train", default=Train(tyro.MISSING, preset=preset, config=PRESETS[preset]))
     training = Annotated[Train, train] | Resume
-    tasks = Sample | Generate | Detect | Restore
+    tasks = Sample | Generate | Denoise | Inpaint | Translate | Interpolate | Detect | Restore
     commands = Demo | training | tasks | Evaluate | Bench | Info | Build
     description = "Energy-based image models: train, sample, measure, and see what runs here."
     return tyro.cli(commands, prog="fastebm", description=description, args=arguments)  # type: ignore

@@ -1,23 +1,58 @@
-"""What trained energies are used for."""
+"""What a trained energy is good for, beside samples: restoration, outliers, translation, ways between images."""
 
 from fastebm.tasks import restore
+from fastebm.tasks.classical import ClassicalDenoiser, tuned_denoisers
+from fastebm.tasks.denoise import Denoised, DenoiseOptions, denoise, tuned_denoising, with_noise
 from fastebm.tasks.detect import DetectionMetrics, detection_metrics, mean_energy, outlier_scores, total_variation
 from fastebm.tasks.detect_run import Detection, detect_outliers
 from fastebm.tasks.generate import Generated, generate
+from fastebm.tasks.holes import hole_from_file, hole_of
+from fastebm.tasks.images import images_for, own_images
+from fastebm.tasks.inpaint import Inpainted, InpaintOptions, inpaint
+from fastebm.tasks.interpolate import ChainPath, ImagePath, PathOptions, interpolate_chains, interpolate_images
+from fastebm.tasks.neighbours import Neighbours, nearest_images
 from fastebm.tasks.outlier_sets import constant_colours, interpolations, uniform_noise
+from fastebm.tasks.quality import Quality, quality
+from fastebm.tasks.translate import Translated, TranslateOptions, translate
 
 __all__ = [
+    "ChainPath",
+    "ClassicalDenoiser",
+    "DenoiseOptions",
+    "Denoised",
     "Detection",
     "DetectionMetrics",
     "Generated",
+    "ImagePath",
+    "InpaintOptions",
+    "Inpainted",
+    "Neighbours",
+    "PathOptions",
+    "Quality",
+    "TranslateOptions",
+    "Translated",
     "constant_colours",
+    "denoise",
     "detect_outliers",
     "detection_metrics",
     "generate",
+    "hole_from_file",
+    "hole_of",
+    "images_for",
+    "inpaint",
+    "interpolate_chains",
+    "interpolate_images",
     "interpolations",
     "mean_energy",
+    "nearest_images",
     "outlier_scores",
+    "own_images",
+    "quality",
     "restore",
     "total_variation",
+    "translate",
+    "tuned_denoisers",
+    "tuned_denoising",
     "uniform_noise",
+    "with_noise",
 ]

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fastebm.training import CoarseToFineConfig, DigitsSource, ImageSource, train_coarse_to_fine
+from fastebm.training import CoarseToFineConfig, CoarseToFineRun, DigitsSource, ImageSource, train_coarse_to_fine
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -40,3 +40,18 @@ def tiny(source: DigitsSource | ImageSource, path: Path, channels: int = 1) -> P
 def digits_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run on scikit-learn's digits, 8x8 and gray."""
     return tiny(DigitsSource(), tmp_path_factory.mktemp("runs") / "digits")
+
+
+@pytest.fixture(scope="session")
+def run(tmp_path_factory: pytest.TempPathFactory) -> CoarseToFineRun:
+    config = CoarseToFineConfig(
+        sizes=(4, 8),
+        iterations=(3, 4),
+        batch_sizes=(8, 8),
+        learning_rates=(1e-3, 1e-3),
+        channels=1,
+        base_width=1,
+        steps=3,
+    )
+    path = tmp_path_factory.mktemp("tasks") / "run"
+    return train_coarse_to_fine(config, DigitsSource(), path, progress=False, save_pictures=False)

@@ -1,0 +1,236 @@
+"""Ways between images: of chains between their starts, and of images through low energies."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastebm.ops import uniform
+from fastebm.rng import Stream
+from fastebm.sampling import Langevin
+from fastebm.tasks.climb import Climb, climb, energies_of
+from fastebm.tasks.images import checked_images
+from fastebm.tasks.model import Model, device_of_model, level_gradients, top_gradient
+from fastebm.training import CoarseToFineRun
+
+
+@dataclass(frozen=True, eq=False)
+class ChainPath:
+    """Samples on the way between chains, in `points` equal parts.
+
+    Attributes:
+        between: "noise" or "coarse", what was interpolated.
+        starts: (N, P, C, s, s), the interpolated starts.
+        images: (N, P, C, H, W), the ends of the chains, in [-1, 1].
+        energy: (N, P), of the ends.
+    """
+
+    between: Literal["noise", "coarse"]
+    starts: Tensor
+    images: Tensor
+    energy: Tensor
+
+    @property
+    def largest_step(self) -> Tensor:
+        """Of each path the largest distance between neighbours over that between its ends, (N,): 1 / (P - 1) for a
+        straight one, and about 1 or more for one that jumps."""
+        steps = (self.images[:, 1:] - self.images[:, :-1]).flatten(2).norm(dim=2)
+        return steps.max(1).values / (self.images[:, -1] - self.images[:, 0]).flatten(1).norm(dim=1)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "between": self.between,
+            "pairs": len(self.images),
+            "points": self.images.shape[1],
+            "largest_step": float(self.largest_step.mean()),
+            "energy_ends": float(self.energy[:, [0, -1]].mean()),
+            "energy_between": float(self.energy[:, 1:-1].mean()),
+        }
+
+
+@torch.no_grad()
+def interpolate_chains(
+    run: CoarseToFineRun,
+    between: Literal["noise", "coarse"],
+    *,
+    pairs: int = 6,
+    points: int = 9,
+    seed: int = 0,
+    batch_size: int | None = 256,
+) -> ChainPath:
+    """Samples of `run` between pairs of chains, by starts in between that then go up through the levels.
+
+    "noise" interpolates where chains start: on the quarter circle between normal deviates that stand for the uniform
+    ones, so that a start in between is U(-1, 1) as well. "coarse" takes the samples at the lowest level in a straight
+    line, since images have no such circle, and goes on from there. All chains of a pair see the noise of its first,
+    whose end is a sample of the run at `seed`, to the last bit.
+
+    Args:
+        run: of variant "cascade".
+        pairs, points: how many, points with both ends, 3 or more.
+        seed: pair i has the starts of chains 2i and 2i + 1.
+        batch_size: chains at a time; the result does not depend on it.
+
+    Raises ValueError for another run, or numbers out of range; FloatingPointError where energies are not finite.
+    """
+    if pairs < 1 or points < 3:
+        raise ValueError(f"a path needs pairs >= 1 and points >= 3, got {pairs} and {points}")
+    if between not in ("noise", "coarse"):
+        raise ValueError(f"between is 'noise' or 'coarse', got {between!r}")
+    levels = level_gradients(run)
+    if between == "coarse" and len(levels) == 1:
+        raise ValueError(f"{run.path} has no level above {run.size}x{run.size} yet: interpolate between noise")
+    lowest, config = min(levels), run.config
+    how = Climb(config.steps, config.step_size, config.noise_start, config.noise_end)
+    shape = (2 * pairs, config.channels, lowest, lowest)
+    ends = 2 * uniform(shape, seed=seed, stream=Stream.INITIAL, device=device_of_model(run)) - 1
+    firsts = torch.arange(0, 2 * pairs, 2, device=ends.device)
+    if between == "noise":
+        starts = begin = _between_uniform(ends[::2], ends[1::2], points)
+    else:
+        both = firsts.repeat_interleave(2)
+        low = climb(levels, ends, how, seed=seed, chains=both, batch_size=batch_size)[lowest]
+        starts = straight_path(low[::2], low[1::2], points)
+        begin = starts.repeat_interleave(2, 3).repeat_interleave(2, 4).clamp(-1, 1)
+    alike = firsts.repeat_interleave(points)
+    reached = climb(levels, begin.flatten(0, 1), how, seed=seed, chains=alike, batch_size=batch_size)[run.size]
+    images = reached.clamp(-1, 1)
+    energy = energies_of(levels[run.size], images, batch_size)
+    return ChainPath(between, starts, images.unflatten(0, (pairs, points)), energy.unflatten(0, (pairs, points)))
+
+
+@dataclass(frozen=True)
+class PathOptions:
+    """How a path between images is relaxed.
+
+    Attributes:
+        points: of the path, with both ends.
+        iterations: each is a step down the energy at every inner point, and a new distribution of points.
+        step_size: of each.
+    """
+
+    points: int = 11
+    iterations: int = 60
+    step_size: float = 0.25
+
+    def __post_init__(self) -> None:
+        if self.points < 3 or self.iterations < 0 or not self.step_size > 0:
+            raise ValueError(
+                f"a path needs points >= 3, iterations >= 0 and step_size > 0, got {self.points}, {self.iterations} "
+                f"and {self.step_size}"
+            )
+
+
+@dataclass(frozen=True, eq=False)
+class ImagePath:
+    """Ways between pairs of images: straight, and relaxed through lower energies.
+
+    Attributes:
+        straight, relaxed: (N, P, C, H, W), in [-1, 1]; both have the same ends.
+        energy_straight, energy_relaxed: (N, P).
+    """
+
+    options: PathOptions
+    straight: Tensor
+    relaxed: Tensor
+    energy_straight: Tensor
+    energy_relaxed: Tensor
+
+    def to_json(self) -> dict[str, Any]:
+        highest = {"straight": self.energy_straight.max(1).values, "relaxed": self.energy_relaxed.max(1).values}
+        return {
+            "pairs": len(self.straight),
+            "options": dataclasses.asdict(self.options),
+            "energy_ends": float(self.energy_straight[:, [0, -1]].mean()),
+            "highest_energy_straight": float(highest["straight"].mean()),
+            "highest_energy_relaxed": float(highest["relaxed"].mean()),
+            "paths_that_became_lower": int((highest["relaxed"] < highest["straight"]).sum()),
+        }
+
+
+@torch.no_grad()
+def interpolate_images(
+    model: Model, first: Tensor, second: Tensor, options: PathOptions | None = None, *, batch_size: int | None = 256
+) -> ImagePath:
+    """Paths between images that avoid high energies, by the simplified string method.
+
+    E, Ren, Vanden-Eijnden, "Simplified and improved string method for computing the minimum energy paths in
+    barrier-crossing events", J. Chem. Phys. 126, 2007: from a straight path, every inner point goes down the energy's
+    gradient, and then points are put at equal distances along the path again. The ends stay. Of all iterations, the one
+    is kept whose highest energy is lowest, since an energy that was trained with short chains has minima that no image
+    lies in, into which long ways down lead. Nothing here is random.
+
+    Args:
+        model: an energy, or a run, of which the highest level serves.
+        first, second: float32 (N, C, H, W) in [-1, 1], the ends.
+        options: by default 60 iterations of 11 points.
+        batch_size: images at a time; the result does not depend on it.
+
+    Raises ValueError or TypeError for images that don't fit, FloatingPointError where energies are not finite.
+
+    Example:
+        >>> import torch
+        >>> from fastebm.tasks import interpolate_images
+        >>> def energy(x):  # of a ring around the origin
+        ...     return (x.square().sum((1, 2, 3)) - 1).square()
+        >>> ends = torch.tensor([1.0, 0.0]).reshape(1, 1, 1, 2), torch.tensor([0.0, 1.0]).reshape(1, 1, 1, 2)
+        >>> path = interpolate_images(energy, *ends)
+        >>> round(path.energy_straight.max().item(), 2), round(path.energy_relaxed.max().item(), 2)
+        (0.25, 0.0)
+    """
+    options = PathOptions() if options is None else options
+    first = checked_images("first images", first, model)
+    second = checked_images("second images", second, model)
+    if first.shape != second.shape:
+        raise ValueError(f"the ends of paths differ in shape: {tuple(first.shape)}, {tuple(second.shape)}")
+    gradient = top_gradient(model)
+    path = straight = straight_path(first, second, options.points)
+    best = path
+    best_energy = energy_straight = energies_of(gradient, path.flatten(0, 1), batch_size).unflatten(0, path.shape[:2])
+    sampler = Langevin(gradient, options.step_size, 0.0, clamp=(-1, 1))
+    with gradient.chain():
+        for _ in range(options.iterations):
+            inner = path[:, 1:-1].flatten(0, 1)
+            inner = sampler.sample(inner, 1, seed=0, batch_size=batch_size).unflatten(0, (len(path), -1))
+            path = _redistributed(torch.cat((first[:, None], inner, second[:, None]), 1))
+            energy = energies_of(gradient, path.flatten(0, 1), batch_size).unflatten(0, path.shape[:2])
+            lower = energy.max(1).values < best_energy.max(1).values
+            best = torch.where(lower[:, None, None, None, None], path, best)
+            best_energy = torch.where(lower[:, None], energy, best_energy)
+    return ImagePath(options, straight, best, energy_straight, best_energy)
+
+
+def straight_path(first: Tensor, second: Tensor, points: int) -> Tensor:
+    """(N, points, ...) from `first` to `second` (N, ...), which are the ends in every bit."""
+    t = torch.linspace(0, 1, points, device=first.device).reshape(points, *[1] * (first.dim() - 1))
+    path = (1 - t) * first[:, None] + t * second[:, None]
+    return torch.cat((first[:, None], path[:, 1:-1], second[:, None]), 1)
+
+
+def _between_uniform(first: Tensor, second: Tensor, points: int) -> Tensor:
+    """(N, points, ...) between U(-1, 1) deviates, U(-1, 1) at every point of the way; the ends in every bit."""
+    bound = 1 - 2.0**-24  # uniforms may be 1, which no finite normal deviate stands for
+    normal = [torch.erfinv(end.clamp(-bound, bound)) for end in (first, second)]
+    angles = torch.linspace(0, math.pi / 2, points, device=first.device).reshape(points, *[1] * (first.dim() - 1))
+    path = torch.erf(angles.cos() * normal[0][:, None] + angles.sin() * normal[1][:, None])
+    return torch.cat((first[:, None], path[:, 1:-1], second[:, None]), 1)
+
+
+def _redistributed(path: Tensor) -> Tensor:
+    """Points at equal distances along the broken line through `path` (N, P, ...), with the same ends."""
+    flat = path.flatten(2)
+    count, points, _ = flat.shape
+    lengths = (flat[:, 1:] - flat[:, :-1]).norm(dim=2)
+    along = F.pad(lengths.cumsum(1), (1, 0))
+    wanted = along[:, -1:] * torch.linspace(0, 1, points, device=path.device)
+    segment = (torch.searchsorted(along, wanted, right=True) - 1).clamp(0, points - 2)
+    share = (wanted - along.gather(1, segment)) / lengths.gather(1, segment).clamp(min=1e-12)
+    rows = torch.arange(count, device=path.device)[:, None]
+    new = torch.lerp(flat[rows, segment], flat[rows, segment + 1], share.clamp(0, 1)[:, :, None])
+    return torch.cat((path[:, :1], new[:, 1:-1].reshape(path[:, 1:-1].shape), path[:, -1:]), 1)

@@ -1,0 +1,166 @@
+"""What can't be worked on is refused, with what was given and what is needed; and nothing existing is overwritten."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from fastebm.data import DataError, digits
+from fastebm.tasks import (
+    DenoiseOptions,
+    InpaintOptions,
+    PathOptions,
+    TranslateOptions,
+    denoise,
+    hole_from_file,
+    hole_of,
+    images_for,
+    inpaint,
+    interpolate_chains,
+    interpolate_images,
+    nearest_images,
+    quality,
+    translate,
+    with_noise,
+)
+from fastebm.tasks.output import save_numbers, task_folder
+from fastebm.training import CoarseToFineRun
+
+GOOD = torch.zeros(2, 1, 8, 8)
+TASKS: dict[str, Callable[[CoarseToFineRun, Tensor], object]] = {
+    "denoise": lambda run, images: denoise(run, images, 0.2),
+    "inpaint": lambda run, images: inpaint(run, images, torch.ones(1, 1, 1, 1, dtype=torch.bool)),
+    "translate": lambda run, images: translate(run, images),
+    "interpolate": lambda run, images: interpolate_images(run, images, images),
+}
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize(
+    ("images", "error", "message"),
+    [
+        (GOOD[:, :, :4, :4], ValueError, "images are 1x4x4, and the run takes 1x8x8"),
+        (GOOD.expand(2, 3, 8, 8), ValueError, "images are 3x8x8, and the run takes 1x8x8"),
+        (GOOD[:0], ValueError, "none of them 0"),
+        (GOOD[0], ValueError, r"must be \(N, C, H, W\)"),
+        (GOOD.double(), TypeError, "must be a float32 tensor, got torch.float64"),
+        (torch.cat((GOOD, torch.full((1, 1, 8, 8), math.nan))), ValueError, "image 2 has pixels that are"),
+        (torch.full((1, 1, 8, 8), math.inf), ValueError, "image 0 has pixels that are infinite"),
+    ],
+)
+def test_images_that_do_not_fit(
+    run: CoarseToFineRun, task: str, images: Tensor, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        TASKS[task](run, images)
+
+
+@pytest.mark.parametrize("task", ["inpaint", "translate", "interpolate"])
+def test_bytes_taken_for_floats(run: CoarseToFineRun, task: str) -> None:
+    with pytest.raises(ValueError, match=r"must lie in \[-1, 1\], got values from 0 to 255"):
+        TASKS[task](run, torch.cat((GOOD, torch.full((1, 1, 8, 8), 255.0))))
+
+
+@pytest.mark.parametrize(
+    ("hole", "error", "message"),
+    [
+        (torch.zeros(1, 1, 4, 4, dtype=torch.bool), ValueError, r"must broadcast to the images' \(2, 1, 8, 8\)"),
+        (torch.zeros(2, 1, 8, 8), TypeError, "must be a bool tensor"),
+        (torch.zeros(2, 1, 8, 8, dtype=torch.bool), ValueError, "image 0 has no hole"),
+        (torch.ones(2, 1, 8, 8, dtype=torch.bool), ValueError, "image 0 has nothing but hole"),
+    ],
+)
+def test_holes_that_do_not_fit(run: CoarseToFineRun, hole: Tensor, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        inpaint(run, GOOD, hole)
+
+
+def test_masks_from_files(tmp_path: Path) -> None:
+    pixels = np.zeros((8, 8), np.uint8)
+    pixels[2:4] = 255
+    Image.fromarray(pixels).save(tmp_path / "mask.png")
+    hole = hole_from_file(tmp_path / "mask.png", 3, 8)
+    assert hole.shape == (3, 1, 8, 8)
+    assert torch.equal(hole[1, 0], torch.from_numpy(pixels) == 255)
+    with pytest.raises(ValueError, match="the mask is 8x8, and the images are 16x16"):
+        hole_from_file(tmp_path / "mask.png", 3, 16)
+    (tmp_path / "broken.png").write_bytes((tmp_path / "mask.png").read_bytes()[:50])
+    with pytest.raises(DataError, match="broken"):
+        hole_from_file(tmp_path / "broken.png", 3, 8)
+
+
+@pytest.mark.parametrize(("pattern", "share"), [("square", 0.25), ("half", 0.5), ("pixels", 0.5)])
+def test_patterns_leave_what_they_say(pattern: str, share: float) -> None:
+    hole = hole_of(pattern, 50, 16, seed=1)  # type: ignore[arg-type]
+    assert float(hole.float().mean()) == pytest.approx(share, abs=0.01)
+    assert torch.equal(hole_of(pattern, 3, 16, seed=1), hole[:3])  # type: ignore[arg-type]
+
+
+def test_options_out_of_range(run: CoarseToFineRun) -> None:
+    for wrong in (
+        lambda: DenoiseOptions(steps=0),
+        lambda: DenoiseOptions(temperature=-1),
+        lambda: InpaintOptions(restarts=0),
+        lambda: TranslateOptions(steps=3),
+        lambda: PathOptions(points=2),
+        lambda: hole_of("round", 1, 8),  # type: ignore[arg-type]
+        lambda: with_noise(GOOD, 0.0, 1),
+        lambda: denoise(run, GOOD, math.nan),
+        lambda: denoise(run, GOOD, 0.2, DenoiseOptions(start_size=5)),
+        lambda: denoise(run, GOOD, 0.2, clean=GOOD[:1]),
+        lambda: inpaint(lambda x: x.sum((1, 2, 3)), GOOD, hole_of("half", 2, 8), InpaintOptions(coarse=True)),
+        lambda: interpolate_chains(run, "noise", points=2),
+        lambda: interpolate_chains(run, "pixels"),  # type: ignore[arg-type]
+        lambda: nearest_images(GOOD, torch.zeros(2, 1, 8, 8), 3),
+        lambda: quality(GOOD, GOOD[:1]),
+        lambda: images_for(run, count=0),
+    ):
+        with pytest.raises(ValueError):
+            wrong()
+
+
+def test_a_diverging_energy_is_told(run: CoarseToFineRun) -> None:
+    with pytest.raises(FloatingPointError, match="chains are not finite"):
+        translate(lambda x: -x.square().square().sum((1, 2, 3)), torch.full((2, 1, 4, 4), 0.9))
+
+
+def test_data_are_taken_as_they_are_or_converted(run: CoarseToFineRun, tmp_path: Path) -> None:
+    draws = np.random.default_rng(0)
+    picture = tmp_path / "photo.png"
+    Image.fromarray(draws.integers(0, 256, (20, 30, 3), dtype=np.uint8)).save(picture)
+    for data in (picture, tmp_path):
+        with pytest.raises(ValueError, match="images are 3x20x30, and the run takes 1x8x8: convert"):
+            images_for(run, data)
+        images = images_for(run, data, convert=True)
+        assert images.shape == (1, 1, 8, 8)
+        assert float(images.abs().max()) <= 1
+    picture.write_bytes(picture.read_bytes()[:300])
+    for data, message in ((picture, "photo.png"), (tmp_path / "none", "no such file"), (tmp_path, "photo.png")):
+        with pytest.raises(DataError, match=message):
+            images_for(run, data, convert=True)
+    picture.unlink()
+    with pytest.raises(DataError, match="no pictures in it"):
+        images_for(run, tmp_path)
+
+
+def test_by_default_images_are_the_runs_own_and_unseen(run: CoarseToFineRun) -> None:
+    assert torch.equal(images_for(run, count=5), digits("test")[0][:5])
+    assert torch.equal(images_for(run, split="train", count=5), digits("train")[0][:5])
+
+
+def test_a_folder_with_files_stays(tmp_path: Path) -> None:
+    folder = task_folder(tmp_path / "new" / "folder")
+    save_numbers(folder, {"psnr": math.inf, "of": [1.0, math.nan], "steps": 3})
+    assert (folder / "numbers.json").read_text().split() == (
+        ["{", '"psnr":', "null,", '"of":', "[", "1.0,", "null", "],", '"steps":', "3", "}"]
+    )
+    with pytest.raises(ValueError, match="has files in it, which stay"):
+        task_folder(folder)
+    assert task_folder(folder, overwrite=True) == folder
+    with pytest.raises(ValueError, match="is a file"):
+        task_folder(folder / "numbers.json", overwrite=True)

@@ -1,0 +1,125 @@
+"""Denoising, inpainting and translation against closed forms, and the same bits for any batch split."""
+
+import itertools
+
+import pytest
+import torch
+from torch import Tensor
+
+from fastebm.data import digits
+from fastebm.tasks import (
+    DenoiseOptions,
+    InpaintOptions,
+    TranslateOptions,
+    denoise,
+    hole_of,
+    inpaint,
+    translate,
+    tuned_denoising,
+    with_noise,
+)
+from fastebm.training import CoarseToFineRun
+
+MEAN, STD = 0.3, 0.2
+
+
+def quadratic(x: Tensor) -> Tensor:
+    return (x - MEAN).square().sum((1, 2, 3)) / (2 * STD**2)
+
+
+@pytest.fixture
+def images() -> Tensor:
+    return digits("test")[0][:6]
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0])
+def test_the_data_term_leads_to_the_mean_of_the_posterior(temperature: float) -> None:
+    noise = 0.1
+    noisy = with_noise(torch.full((3, 2, 4, 4), 0.4), noise, seed=3)
+    options = DenoiseOptions(steps=200, step_size=0.005, temperature=temperature)
+    restored = denoise(quadratic, noisy, noise, options).restored
+    energy, data = 1 / STD**2, temperature / noise**2
+    torch.testing.assert_close(restored, (energy * MEAN + data * noisy) / (energy + data), atol=1e-4, rtol=0)
+
+
+def test_without_data_term_steps_go_down_the_energy() -> None:
+    noisy = torch.linspace(-0.9, 0.9, 16).reshape(1, 1, 4, 4)
+    restored = denoise(quadratic, noisy, 0.1, DenoiseOptions(steps=3, step_size=0.01)).restored
+    torch.testing.assert_close(restored, MEAN + (1 - 0.01 / STD**2) ** 3 * (noisy - MEAN))
+
+
+def test_noise_is_that_of_the_image_however_images_are_split() -> None:
+    images = torch.zeros(2000, 1, 4, 4)
+    noisy = with_noise(images, 0.5, seed=1)
+    assert abs(float(noisy.std()) - 0.5) < 0.01
+    assert torch.equal(with_noise(images[7:9], 0.5, seed=1, first=7), noisy[7:9])
+
+
+@pytest.mark.parametrize("start_size", [None, 4])
+def test_denoising_does_not_depend_on_batches(run: CoarseToFineRun, images: Tensor, start_size: int | None) -> None:
+    noisy = with_noise(images, 0.2, seed=1)
+    options = DenoiseOptions(steps=3, temperature=0.01, noise_std=0.05, start_size=start_size)
+    whole, split = (denoise(run, noisy, 0.2, options, seed=5, batch_size=size) for size in (None, 2))
+    assert torch.equal(whole.restored, split.restored)
+    assert torch.equal(whole.energy_after, split.energy_after)
+    assert not torch.equal(whole.restored, denoise(run, noisy, 0.2, options, seed=6).restored)
+    assert whole.restored.abs().max() <= 1
+
+
+def test_tuned_options_are_better_than_others_that_were_tried(run: CoarseToFineRun, images: Tensor) -> None:
+    tuned = tuned_denoising(run, images, 0.3, DenoiseOptions(steps=3), seed=2)
+    noisy = with_noise(images, 0.3, seed=2, first=2**32)
+    errors = [
+        float((denoise(run, noisy, 0.3, options).restored - images).square().flatten(1).mean(1).log10().mean())
+        for options in (tuned, *(DenoiseOptions(3, 1.0, 0.0, start_size=start) for start in (None, 4)))
+    ]
+    assert errors[0] <= min(errors[1:])
+    assert tuned.steps == 3
+
+
+@pytest.mark.parametrize(("coarse", "pattern"), list(itertools.product((False, True), ("square", "pixels", "half"))))
+def test_known_pixels_are_kept_to_the_bit_and_batches_do_not_matter(
+    run: CoarseToFineRun, images: Tensor, coarse: bool, pattern: str
+) -> None:
+    hole = hole_of(pattern, len(images), 8, seed=1)  # type: ignore[arg-type]
+    options = InpaintOptions(steps=3, restarts=3, coarse=coarse)
+    whole = inpaint(run, images, hole, options, seed=1, batch_size=None)
+    assert whole.filled.shape == (6, 3, 1, 8, 8)
+    known = (~hole)[:, None].expand_as(whole.filled)
+    assert torch.equal(whole.filled[known], images[:, None].expand_as(whole.filled)[known])
+    assert (whole.energy.diff(dim=1) >= 0).all()
+    assert (whole.diversity > 0).all()
+    split = inpaint(run, images, hole, options, seed=1, batch_size=4)
+    assert torch.equal(whole.filled, split.filled)
+    # What is in the hole was not looked at.
+    erased = inpaint(run, torch.where(hole, 0.0, images), hole, options, seed=1)
+    assert torch.equal(whole.filled, erased.filled)
+
+
+def test_inpainting_orders_by_energy_and_finds_the_mean() -> None:
+    images = torch.full((2, 1, 4, 4), 0.7)
+    result = inpaint(quadratic, images, hole_of("square", 2, 4), InpaintOptions(steps=100, step_size=0.01, restarts=4))
+    inner = result.filled[..., 1:3, 1:3]
+    assert float((inner - MEAN).abs().max()) < 0.1
+    expected = torch.stack([quadratic(chain) for chain in result.filled.unbind(1)], 1)
+    torch.testing.assert_close(result.energy, expected)
+    assert float(result.errors()["best"].mean()) == pytest.approx(0.4, abs=0.05)
+
+
+def test_translation_is_a_known_contraction_with_its_moments() -> None:
+    source = torch.linspace(-0.5, 0.5, 32).reshape(2, 1, 4, 4)
+    options = TranslateOptions(steps=10, step_size=0.004, start_noise=0.0, moments=5)
+    result = translate(quadratic, source, options)
+    assert result.steps == (0, 2, 4, 6, 8, 10)
+    for step, moment in zip(result.steps, result.moments, strict=True):
+        torch.testing.assert_close(moment, MEAN + (1 - 0.004 / STD**2) ** step * (source - MEAN))
+    torch.testing.assert_close(result.change, (result.images - source).abs()[:, 0])
+    assert (result.energy.diff(dim=0) < 0).all()
+
+
+def test_translation_does_not_depend_on_batches_or_moments(run: CoarseToFineRun, images: Tensor) -> None:
+    options = TranslateOptions(steps=6, noise_std=0.05, moments=6)
+    whole, split = (translate(run, images, options, seed=1, batch_size=size) for size in (None, 4))
+    assert torch.equal(whole.moments, split.moments)
+    once = translate(run, images, TranslateOptions(steps=6, noise_std=0.05, moments=1), seed=1)
+    assert torch.equal(whole.images, once.images)
