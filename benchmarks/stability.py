@@ -3,10 +3,10 @@
     python benchmarks/stability.py zebra128.npz docs/results/stability [--seeds 2]
 
 "plain" is the recipe of the authors without any of what our presets add (an energy L2 term, noise on the data, a rate
-that falls, lower rates, shorter stages); each other variant adds one of them, "all" all. The bounds of the guard are the
-1000 of the authors, and it may not go back, so that an explosion ends the run. Small nets on small images (8x8 to 32x32)
-stayed in health whatever was done to them, hence 64x64. Finished rows are kept in stability.json, and only missing ones
-are run. The table of the page is made of that file.
+that falls, lower rates, shorter stages); each other variant adds one of them, "all" all. The bounds of the guard are
+the 1000 of the authors, and it may not go back, so that an explosion ends the run. Small nets on small images (8x8 to
+32x32) stayed in health whatever was done to them, hence 64x64. Finished rows are kept in stability.json, and only
+missing ones are run. The table of the page is made of that file.
 """
 
 from __future__ import annotations
