@@ -1,5 +1,7 @@
-"""Energy nets as ordinary modules: E(x) of shape (batch,), low where x is real."""
+"""Nets as ordinary modules: energies E(x) of shape (batch,), low where x is real, and variational autoencoders."""
 
 from fastebm.models.coarse_to_fine import CoarseToFineEnergy
+from fastebm.models.multi_scale import MultiScaleEnergy
+from fastebm.models.vae import Elbo, Vae
 
-__all__ = ["CoarseToFineEnergy"]
+__all__ = ["CoarseToFineEnergy", "Elbo", "MultiScaleEnergy", "Vae"]
