@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Any
 
 import tyro
 
@@ -21,8 +21,8 @@ from fastebm.cli.demo import Demo
 from fastebm.cli.info import Build, Info
 from fastebm.cli.restore import Restore
 from fastebm.cli.sample import Sample
-from fastebm.cli.train import Resume, Train, preset_of
-from fastebm.training import PRESETS, DivergedError, RunError, StoppedError
+from fastebm.cli.train import Resume, train_command
+from fastebm.training import DivergedError, RunError, StoppedError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -48,8 +48,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parse(arguments: list[str]) -> Any:
-    preset = preset_of(arguments)
-    train = tyro.conf.subcommand("train", default=Train(tyro.MISSING, preset=preset, config=PRESETS[preset]))
-    commands = Demo | Annotated[Train, train] | Resume | Sample | Restore | Bench | Info | Build
+    commands = Demo | train_command(arguments) | Resume | Sample | Restore | Bench | Info | Build
     description = "Energy-based image models: train, sample, measure, and see what runs here."
     return tyro.cli(commands, prog="fastebm", description=description, args=arguments)  # type: ignore
