@@ -52,6 +52,7 @@ class Stream(IntEnum):
     RESTART = 7
     SHUFFLE = 8
     RESEED = 9
+    POSTERIOR = 10
 
 
 def draw_seed() -> int:

@@ -22,6 +22,7 @@ def test_numbers_of_streams_never_change():
         "RESTART": 7,
         "SHUFFLE": 8,
         "RESEED": 9,
+        "POSTERIOR": 10,
     }
 
 

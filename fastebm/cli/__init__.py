@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Any
 
 import tyro
 
@@ -25,9 +25,9 @@ from fastebm.cli.info import Build, Info
 from fastebm.cli.restoration import Denoise, Inpaint
 from fastebm.cli.restore import Restore
 from fastebm.cli.sample import Sample
-from fastebm.cli.train import Resume, Train, preset_of
+from fastebm.cli.train import Resume, train_command
 from fastebm.cli.translation import Interpolate, Translate
-from fastebm.training import PRESETS, DivergedError, RunError, StoppedError
+from fastebm.training import DivergedError, RunError, StoppedError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -53,9 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parse(arguments: list[str]) -> Any:
-    preset = preset_of(arguments)
-    train = tyro.conf.subcommand("train", default=Train(tyro.MISSING, preset=preset, config=PRESETS[preset]))
-    training = Annotated[Train, train] | Resume
+    training = train_command(arguments) | Resume
     tasks = Sample | Generate | Denoise | Inpaint | Translate | Interpolate | Detect | Restore
     commands = Demo | training | tasks | Evaluate | Bench | Info | Build
     description = "Energy-based image models: train, sample, measure, and see what runs here."

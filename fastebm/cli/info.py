@@ -15,7 +15,7 @@ import tyro
 import fastebm
 from fastebm.cli.arguments import complain
 from fastebm.ops import backends
-from fastebm.training import CoarseToFineConfig
+from fastebm.training.any_run import config_of
 from fastebm.training.run import RunFolder
 
 
@@ -86,8 +86,8 @@ def _known_answer() -> str:
 
 def _run_facts(path: Path) -> dict[str, Any]:
     folder = RunFolder.existing(path)
-    config = CoarseToFineConfig.from_json(folder.config("coarse_to_fine"))
-    facts: dict[str, Any] = {"run": path, "kind": "coarse_to_fine"}
+    config = config_of(folder)
+    facts: dict[str, Any] = {"run": path, "kind": folder.kind()}
     facts |= dataclasses.asdict(config)
     facts["images"] = folder.images() or "unknown"
     facts["checkpoints"] = ", ".join(map(str, folder.checkpoints.iterations())) or "none"
@@ -96,6 +96,7 @@ def _run_facts(path: Path) -> dict[str, Any]:
         facts["state"] = (
             f"{lines[-1]['iteration']} of {config.total_iterations} iterations, {lines[-1]['seconds']:.0f} s"
         )
-        health = ("energy_data", "energy_samples", "gap", "gradient_norm", "displacement", "clamped")
+        health = ("squared_error", "kl", "elbo", "calibration", "noise_floor", "lambda", "energy_data")
+        health += ("energy_samples", "gap", "gradient_norm", "displacement", "clamped")
         facts |= {name: f"{lines[-1][name]:.4g}" for name in health if name in lines[-1]}
     return facts

@@ -14,7 +14,6 @@ import torch
 import tyro
 from torch import Tensor
 
-import fastebm.training
 from fastebm.cli.arguments import check_count, parsed_device, write_images
 from fastebm.data import digits
 from fastebm.ops import normal
@@ -32,7 +31,7 @@ from fastebm.tasks.restore import (
     restore_by_cascade,
     ssim,
 )
-from fastebm.training import DigitsSource, ImageSource, RunError, load_coarse_to_fine
+from fastebm.training import DigitsSource, ImageSource, RunError, load_coarse_to_fine, load_ec_vae
 from fastebm.training.files import write_json
 from fastebm.training.image_source import source_from_json
 from fastebm.training.pictures import save_grid
@@ -198,9 +197,6 @@ def load_generator(run: Path, device: torch.device | None = None) -> tuple[Funct
     """
     if kind_of(run) != EC_VAE:
         raise RunError(f"{run} holds a run of kind {COARSE_TO_FINE!r}, which has no decoder")
-    load_ec_vae = getattr(fastebm.training, "load_ec_vae", None)
-    if load_ec_vae is None:
-        raise RunError(f"{run} holds a run of kind {EC_VAE!r}, which this version of fastebm can't read")
     loaded = load_ec_vae(run, device)
     if loaded.energy is None:
         raise RunError(f"{run} holds a plain VAE, without the energy that restoration goes by")

@@ -8,7 +8,7 @@ from pathlib import Path
 import tyro
 
 from fastebm.cli.arguments import check_count, parsed_device, write_images
-from fastebm.training import load_coarse_to_fine
+from fastebm.training import load_run
 from fastebm.training.run import RunFolder
 
 
@@ -36,7 +36,7 @@ class Sample:
             raise ValueError(f"--out must end in .npz or .png, got {out}")
         if not out.parent.is_dir():
             raise ValueError(f"the folder {out.parent} of --out does not exist")
-        run = load_coarse_to_fine(self.run, parsed_device(self.device))
+        run = load_run(self.run, parsed_device(self.device))
         samples = run.sample(self.count, self.seed, progress=True)
         write_images(out, samples)
         print(f"{out}: {self.count} samples of {run.size}x{run.size} from iteration {run.iteration} of {self.run}")

@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Generic, Literal, TypeVar, cast
 
 import torch
 import tyro
@@ -19,20 +19,59 @@ from fastebm.training import (
     DIGITS,
     PRESETS,
     CoarseToFineConfig,
-    CoarseToFineRun,
     DigitsSource,
+    EcVaeConfig,
     ImageSource,
-    resume_coarse_to_fine,
+    Run,
+    resume_run,
     train_coarse_to_fine,
+    train_ec_vae,
 )
+from fastebm.training.ec_vae_presets import EC_VAE_DIGITS, EC_VAE_PRESETS
 from fastebm.training.image_source import source_from_json
 from fastebm.training.presets import SHAPING
 from fastebm.training.run import RunFolder
 
 
 @dataclass(frozen=True)
-class Train:
-    """Train an energy model on your images. A run that was stopped goes on where it was, with the same bits.
+class _Images:
+    """Which images a run learns, and where it lies."""
+
+    data: Path | None = None
+    """a file or folder of images: .npz, CIFAR, STL-10, IDX (MNIST), ImageNet-32, or pictures of any size"""
+    split: str | None = None
+    """part of the data; by default "train", or all where it has no parts"""
+    fit: Literal["resize", "pad"] | None = None
+    """how images get the size of the (last stage's) net: the largest square resized, or black around them; by default
+    as the preset has it, or resize"""
+    crop: int | None = None
+    """side of a square that is cut out of the middle before; by default as the preset has it"""
+    key: str | None = None
+    """array of an .npz file that holds the images, where its names don't say"""
+    out: Path | None = None
+    """folder of the run; by default runs/ and the name of the data or the preset"""
+    device: str | None = None
+    """cpu or cuda; by default a GPU if there is one"""
+
+    def source(self, preset: str, size: int, channels: int) -> ImageSource | DigitsSource:
+        if self.data is None:
+            if preset != "digits":
+                raise ValueError(f"--preset {preset} needs --data, a file or folder of images")
+            return DigitsSource()
+        shaping = SHAPING.get(preset, {}) | {
+            name: value for name, value in (("fit", self.fit), ("crop", self.crop)) if value is not None
+        }
+        return ImageSource(self.data, size, channels, self.split, key=self.key, **shaping)
+
+    def folder(self, name: str) -> Path:
+        """The folder of the run; by default named after the data, or else `name`."""
+        named = name if self.data is None else self.data.resolve().name.split(".")[0]
+        return Path("runs") / named if self.out is None else self.out
+
+
+@dataclass(frozen=True)
+class CoarseToFine(_Images):
+    """CF-EBM: one energy per resolution, each grown out of the one below.
 
     Without --data it learns scikit-learn's digits, in minutes.
 
@@ -42,31 +81,13 @@ class Train:
     GPU and many hours.
     """
 
-    method: tyro.conf.Positional[Literal["coarse-to-fine"]]
-    """CF-EBM: one energy per resolution, each grown out of the one below"""
-    data: Path | None = None
-    """a file or folder of images: .npz, CIFAR, STL-10, IDX (MNIST), ImageNet-32, or pictures of any size"""
     preset: Literal["digits", "mnist", "cifar10", "celeba64", "church128", "celebahq256", "celebahq512"] = "digits"
     """settings to start from (not run, but for digits); the flags below change single ones"""
-    split: str | None = None
-    """part of the data; by default "train", or all where it has no parts"""
-    fit: Literal["resize", "pad"] | None = None
-    """how images get the size of the last stage: the largest square resized, or black around them; by default as the
-    preset has it, or resize"""
-    crop: int | None = None
-    """side of a square that is cut out of the middle before; by default as the preset has it"""
-    key: str | None = None
-    """array of an .npz file that holds the images, where its names don't say"""
-    out: Path | None = None
-    """folder of the run; by default runs/ and the name of the data or the preset"""
-    device: str | None = None
-    """cpu or cuda; by default a GPU if there is one"""
     config: tyro.conf.OmitArgPrefixes[CoarseToFineConfig] = field(default_factory=lambda: DIGITS)
 
     def __call__(self) -> int:
-        source = self._source()
-        name = self.preset if self.data is None else self.data.resolve().name.split(".")[0]
-        out = Path("runs") / name if self.out is None else self.out
+        source = self.source(self.preset, self.config.sizes[-1], self.config.channels)
+        out = self.folder(self.preset)
         if RunFolder.is_run(out):
             _take_up_threads(RunFolder(out))
         before = RunFolder(out).checkpoints.iterations()[-1:]
@@ -74,16 +95,48 @@ class Train:
             run = train_coarse_to_fine(self.config, source, out, device=parsed_device(self.device))
         return _report(run, before)
 
-    def _source(self) -> ImageSource | DigitsSource:
-        if self.data is None:
-            if self.preset != "digits":
-                raise ValueError(f"--preset {self.preset} needs --data, a file or folder of images")
-            return DigitsSource()
-        shaping = SHAPING.get(self.preset, {}) | {
-            name: value for name, value in (("fit", self.fit), ("crop", self.crop)) if value is not None
-        }
-        size, channels = self.config.sizes[-1], self.config.channels
-        return ImageSource(self.data, size, channels, self.split, key=self.key, **shaping)
+
+@dataclass(frozen=True)
+class EcVae(_Images):
+    """EC-VAE: a variational autoencoder, calibrated by an energy while it is trained; a sample is one decoder pass.
+
+    Without --data it learns scikit-learn's digits, in minutes.
+
+    With --data and no preset it takes colour images at 32x32.
+
+    With --lambda-start 0 it is a plain VAE, for comparison.
+
+    Presets other than digits and mnist were not run: they are meant for a GPU and many hours.
+    """
+
+    preset: Literal["digits", "mnist", "cifar10", "stl10-32", "imagenet32", "celeba64", "church64", "celebahq256"] = (
+        "digits"
+    )
+    """settings to start from (not run, but for digits and mnist); the flags below change single ones"""
+    config: tyro.conf.OmitArgPrefixes[EcVaeConfig] = field(default_factory=lambda: EC_VAE_DIGITS)
+
+    def __call__(self) -> int:
+        source = self.source(self.preset, self.config.size, self.config.channels)
+        out = self.folder(f"{self.preset}-ec-vae")
+        if RunFolder.is_run(out):
+            _take_up_threads(RunFolder(out))
+        before = RunFolder(out).checkpoints.iterations()[-1:]
+        with _short_warnings():
+            run = train_ec_vae(self.config, source, out, device=parsed_device(self.device))
+        return _report(run, before)
+
+
+Method = TypeVar("Method")
+
+
+@dataclass(frozen=True)
+class Train(Generic[Method]):
+    """Train a model on your images. A run that was stopped goes on where it was, with the same bits."""
+
+    method: Method
+
+    def __call__(self) -> int:
+        return cast(CoarseToFine | EcVae, self.method)()
 
 
 @dataclass(frozen=True)
@@ -105,7 +158,7 @@ class Resume:
         before = folder.checkpoints.iterations()[-1:]
         source = self._moved(folder)
         with _short_warnings():
-            run = resume_coarse_to_fine(self.run, source, retries=self.retries, device=parsed_device(self.device))
+            run = resume_run(self.run, source, retries=self.retries, device=parsed_device(self.device))
         return _report(run, before)
 
     def _moved(self, folder: RunFolder) -> ImageSource | None:
@@ -123,7 +176,7 @@ def _take_up_threads(folder: RunFolder) -> None:
         torch.set_num_threads(threads)
 
 
-def _report(run: CoarseToFineRun, before: list[int]) -> int:
+def _report(run: Run, before: list[int]) -> int:
     if before == [run.iteration]:
         print(f"{run.path} was finished before: {run.iteration} iterations. Another --out makes a new run.")
     else:
@@ -147,10 +200,21 @@ def _short_warnings() -> Iterator[None]:
         yield
 
 
-def preset_of(arguments: list[str]) -> Any:
+def train_command(arguments: list[str]) -> Any:
+    """`Train` over both methods, with the defaults of the preset that the arguments name, as tyro wants it."""
+    fine, vae = preset_of(arguments, PRESETS), preset_of(arguments, EC_VAE_PRESETS)
+    subcommand, unprefixed = tyro.conf.subcommand, tyro.conf.OmitArgPrefixes
+    methods = (
+        Annotated[CoarseToFine, subcommand("coarse-to-fine", default=CoarseToFine(preset=fine, config=PRESETS[fine]))]
+        | Annotated[EcVae, subcommand("ec-vae", default=EcVae(preset=vae, config=EC_VAE_PRESETS[vae]))]
+    )
+    return Annotated[Train[tyro.conf.OmitSubcommandPrefixes[unprefixed[methods]]], subcommand("train")]  # type: ignore
+
+
+def preset_of(arguments: list[str], presets: Collection[str]) -> Any:
     """The preset that the arguments name, found before they are parsed because it sets the defaults of the others."""
     for given, following in zip(arguments, [*arguments[1:], ""], strict=True):
         flag, equals, value = given.partition("=")
-        if flag == "--preset" and (name := value if equals else following) in PRESETS:
+        if flag == "--preset" and (name := value if equals else following) in presets:
             return name
     return "cifar10" if any(given.partition("=")[0] == "--data" for given in arguments) else "digits"

@@ -1,6 +1,8 @@
-"""Energy nets as ordinary modules: E(x) of shape (batch,), low where x is real; and a normalising flow."""
+"""Nets as ordinary modules: energies E(x) of shape (batch,), low where x is real, autoencoders and a flow."""
 
 from fastebm.models.coarse_to_fine import CoarseToFineEnergy
 from fastebm.models.flow import Flow, dequantized
+from fastebm.models.multi_scale import MultiScaleEnergy
+from fastebm.models.vae import Elbo, Vae
 
-__all__ = ["CoarseToFineEnergy", "Flow", "dequantized"]
+__all__ = ["CoarseToFineEnergy", "Elbo", "Flow", "MultiScaleEnergy", "Vae", "dequantized"]

@@ -1,8 +1,13 @@
 """Training of energy-based models in run folders that survive a kill at any moment."""
 
+from fastebm.training.any_run import Run, load_run, resume_run
+from fastebm.training.calibration import Anchor, DualUpdate, calibrate, calibration_loss, noise_floor
 from fastebm.training.coarse_to_fine import resume_coarse_to_fine, train_coarse_to_fine
 from fastebm.training.coarse_to_fine_config import CoarseToFineConfig, Stage
 from fastebm.training.coarse_to_fine_run import CoarseToFineRun, load_coarse_to_fine
+from fastebm.training.ec_vae import resume_ec_vae, train_ec_vae
+from fastebm.training.ec_vae_config import EcVaeConfig
+from fastebm.training.ec_vae_run import EcVaeRun, load_ec_vae
 from fastebm.training.guard import DivergedError
 from fastebm.training.image_source import DigitsSource, ImageSource
 from fastebm.training.presets import DIGITS, PRESETS
@@ -12,15 +17,28 @@ from fastebm.training.stopping import StoppedError
 __all__ = [
     "DIGITS",
     "PRESETS",
+    "Anchor",
     "CoarseToFineConfig",
     "CoarseToFineRun",
     "DigitsSource",
     "DivergedError",
+    "DualUpdate",
+    "EcVaeConfig",
+    "EcVaeRun",
     "ImageSource",
+    "Run",
     "RunError",
     "Stage",
     "StoppedError",
+    "calibrate",
+    "calibration_loss",
     "load_coarse_to_fine",
+    "load_ec_vae",
+    "load_run",
+    "noise_floor",
     "resume_coarse_to_fine",
+    "resume_ec_vae",
+    "resume_run",
     "train_coarse_to_fine",
+    "train_ec_vae",
 ]

@@ -17,25 +17,17 @@ energies explode, the guard goes back to a good checkpoint and on with fresh noi
 from __future__ import annotations
 
 import dataclasses
-import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from fastebm.data import Images
-from fastebm.training.board import Board
 from fastebm.training.coarse_to_fine_config import FREE, CoarseToFineConfig
 from fastebm.training.coarse_to_fine_run import KIND, CoarseToFineRun, load_coarse_to_fine
 from fastebm.training.coarse_to_fine_trainer import Trainer
 from fastebm.training.image_levels import image_levels
-from fastebm.training.image_source import DigitsSource, ImageSource, source_from_json
-from fastebm.training.run import Progress, RunError, RunFolder
-from fastebm.training.stopping import StopRequest
-
-Given = Tensor | Images | ImageSource | DigitsSource
+from fastebm.training.loop import Given, OnLog, chosen_device, defaults_of, opened, stored_images, train_in
+from fastebm.training.run import RunFolder
 
 
 def train_coarse_to_fine(
@@ -46,7 +38,7 @@ def train_coarse_to_fine(
     device: torch.device | str | None = None,
     progress: bool = True,
     save_pictures: bool = True,
-    on_log: Callable[[dict[str, Any]], None] | None = None,
+    on_log: OnLog | None = None,
 ) -> CoarseToFineRun:
     """Trains on `images` in the folder `run_dir`, or takes up the unfinished run that is there.
 
@@ -68,23 +60,21 @@ def train_coarse_to_fine(
             folder's newest checkpoint is from before that.
         StoppedError: after SIGTERM (in the main thread), with the last update saved.
     """
-    device = _device(device)
-    source, opened = (None, images) if isinstance(images, Tensor | Images) else (images.to_json(), images.open())
-    if progress and isinstance(opened, Images):
-        print(opened, file=sys.stderr, flush=True)  # what the file or folder was taken for
+    device = chosen_device(device)
+    source, found = opened(images, progress)
     # The trainer first: a config that makes no net must not leave a folder that then holds "another config".
-    trainer = Trainer(config, image_levels(opened, config.sizes, config.channels), device)
+    trainer = Trainer(config, image_levels(found, config.sizes, config.channels), device)
     with RunFolder.locked(run_dir):
         folder = RunFolder.open(
             run_dir,
             KIND,
             dataclasses.asdict(config),
             images=source,
-            defaults=_defaults(),
+            defaults=defaults_of(CoarseToFineConfig),
             free=FREE,
             keep_checkpoints=config.keep_checkpoints,
         )
-        _train(trainer, folder, progress, save_pictures, on_log)
+        train_in(trainer, folder, progress, save_pictures, on_log)
         return load_coarse_to_fine(run_dir, device)
 
 
@@ -108,50 +98,8 @@ def resume_coarse_to_fine(
         config = dataclasses.replace(config, retries=retries)
     if images is None:
         if folder.checkpoints.iterations()[-1:] == [config.total_iterations]:
-            run = load_coarse_to_fine(run_dir, _device(options.get("device")))
+            run = load_coarse_to_fine(run_dir, chosen_device(options.get("device")))
             if run.finished:  # which it isn't where that checkpoint is damaged
                 return run
-        stored = folder.images()
-        if stored is None:
-            raise RunError(f"{run_dir} doesn't say where its images come from: give them")
-        images = source_from_json(stored)
+        images = stored_images(folder)
     return train_coarse_to_fine(config, images, run_dir, **options)
-
-
-def _train(
-    trainer: Trainer,
-    folder: RunFolder,
-    progress: bool,
-    save_pictures: bool,
-    on_log: Callable[[dict[str, Any]], None] | None,
-) -> None:
-    config = trainer.config
-    checkpoint = folder.newest_checkpoint()
-    if checkpoint is not None:
-        trainer.restore(checkpoint)
-    with folder.writing("the log"):
-        folder.log.rewind(trainer.iteration)
-    board = Board.open(folder.path / "tensorboard", config.tensorboard, trainer.iteration)
-    try:
-        with (
-            Progress.over(config.total_iterations, trainer.iteration, progress) as bar,
-            StopRequest.listening() as request,
-        ):
-            for line in trainer.run(folder, bar, board, request, save_pictures):
-                with folder.writing("the log"):
-                    folder.log.append(line)
-                board.line(line)
-                if on_log is not None:
-                    on_log(line)
-    finally:
-        board.close()
-
-
-def _device(given: torch.device | str | None) -> torch.device:
-    return torch.device(given if given is not None else "cuda" if torch.cuda.is_available() else "cpu")
-
-
-def _defaults() -> dict[str, Any]:
-    """Of the fields that have one: what a run means that was begun before such a field existed."""
-    fields = dataclasses.fields(CoarseToFineConfig)
-    return {field.name: field.default for field in fields if field.default is not dataclasses.MISSING}

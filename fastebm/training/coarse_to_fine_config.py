@@ -8,8 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from fastebm import rng
-from fastebm.training.run import RunError
+from fastebm.training.config_fields import COMMON_FREE, check_fields, config_from_json
 
 _PER_STAGE = ("sizes", "iterations", "batch_sizes", "learning_rates")
 _RANGES: dict[str, tuple[float, float]] = {
@@ -17,47 +16,14 @@ _RANGES: dict[str, tuple[float, float]] = {
     "batch_sizes": (1, 2**20),
     "learning_rates": (1e-12, 1.0),
     "fade": (0, 1),
-    "lr_decay": (0, 1),
-    "steps": (1, 10**6),
-    "step_size": (1e-12, 1e12),
     "noise_start": (0, 1e6),
     "noise_end": (0, 1e6),
-    "adam_betas": (0, 1 - 1e-9),
-    "data_noise": (0, 1e6),
-    "energy_l2": (0, 1e6),
-    "ema": (0, 1 - 1e-9),
     "max_batch": (0, 2**20),
     "recompute_from": (0, 2**20),
-    "max_energy": (1e-12, 1e30),
-    "max_gap": (1e-12, 1e30),
-    "max_loss": (1e-12, 1e30),
-    "retries": (0, 10**6),
-    "retry_rate": (1e-6, 1),
-    "log_every": (1, 10**9),
-    "checkpoint_every": (1, 10**9),
-    "keep_checkpoints": (1, 10**9),
-    "pictures_every": (0, 10**9),
 }
-_CHOICES: dict[str, tuple[str, ...]] = {
-    "variant": ("cascade", "expanding"),
-    "dtype": ("float32", "bfloat16"),
-    "update_dtype": ("float32", "bfloat16"),
-    "engine": ("auto", "fused", "autograd"),
-}
+_CHOICES: dict[str, tuple[str, ...]] = {"variant": ("cascade", "expanding")}
 
-FREE = frozenset(
-    {
-        "engine",
-        "max_batch",
-        "recompute_from",
-        "retries",
-        "log_every",
-        "checkpoint_every",
-        "keep_checkpoints",
-        "pictures_every",
-        "tensorboard",
-    }
-)
+FREE = COMMON_FREE | {"max_batch", "recompute_from"}
 """Fields that a run may be taken up with other values of: they change what is kept and shown, and numbers by their
 rounding at most (engine, max_batch; those two must stay for a resume to the last bit)."""
 
@@ -162,23 +128,12 @@ class CoarseToFineConfig:
             raise ValueError(f"each stage needs its entry in {', '.join(_PER_STAGE)}, got {lengths} entries")
         if any(high != 2 * low for low, high in itertools.pairwise(self.sizes)):
             raise ValueError(f"each size must be twice the one before, got sizes {self.sizes}")
-        for name, (low, high) in _RANGES.items():
-            for value in values if isinstance(values := getattr(self, name), tuple) else (values,):
-                if not low <= value <= high:
-                    raise ValueError(f"{name} must lie in [{low:g}, {high:g}], got {value}")
-        for name, choices in _CHOICES.items():
-            if getattr(self, name) not in choices:
-                raise ValueError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}")
-        rng.make_key(self.seed)
+        check_fields(self, _RANGES, _CHOICES)
 
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> CoarseToFineConfig:
         """The config that was stored as JSON. Raises RunError if its fields are not ours."""
-        try:
-            values: dict[str, Any] = {n: tuple(v) if isinstance(v, list) else v for n, v in stored.items()}
-            return cls(**values)
-        except (TypeError, ValueError) as error:
-            raise RunError(f"not the config of a coarse-to-fine run: {error}") from error
+        return config_from_json(cls, stored, "a coarse-to-fine run")
 
     @functools.cached_property
     def stages(self) -> tuple[Stage, ...]:

@@ -18,6 +18,7 @@ from fastebm.training import pictures
 from fastebm.training.board import Board
 from fastebm.training.checkpoints import Checkpoint
 from fastebm.training.coarse_to_fine_config import CoarseToFineConfig
+from fastebm.training.loop import checkpoint_of, part
 from fastebm.training.run import RunError, RunFolder
 
 KIND = "coarse_to_fine"
@@ -82,11 +83,7 @@ def load_coarse_to_fine(
     """
     folder = RunFolder.existing(run_dir)
     config = CoarseToFineConfig.from_json(folder.config(KIND))
-    checkpoint = folder.newest_checkpoint(iteration)
-    if iteration is not None and (checkpoint is None or checkpoint.iteration != iteration):
-        raise RunError(f"{run_dir} has no good checkpoint of iteration {iteration}")
-    if checkpoint is None:
-        raise RunError(f"{run_dir} has no checkpoint yet: train it for at least {config.checkpoint_every} iterations")
+    checkpoint = checkpoint_of(folder, config.checkpoint_every, iteration)
     net = new_net(config).to(device)
     frozen = frozen_levels(net, checkpoint)
     net.load_state_dict(part(checkpoint.tensors, "average." if config.ema else "net."))
@@ -150,11 +147,6 @@ def frozen_levels(net: CoarseToFineEnergy, checkpoint: Checkpoint) -> dict[int, 
             frozen[size] = net.frozen(size)
             frozen[size].load_state_dict(state)
     return frozen
-
-
-def part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """The tensors whose names begin with `prefix`, by the rest of their names."""
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
 def save_pictures(run: CoarseToFineRun, real: Tensor, folder: RunFolder, board: Board) -> None:

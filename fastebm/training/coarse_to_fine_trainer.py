@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import functools
-import time
-import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -25,32 +23,26 @@ from fastebm.training.coarse_to_fine_run import (
     expanding_cascade,
     frozen_levels,
     new_net,
-    part,
     reached_levels,
     save_pictures,
 )
-from fastebm.training.guard import DivergedError, Guard
 from fastebm.training.image_levels import ImageLevels
+from fastebm.training.loop import Loop, average, optimizer_tensors, part, restore_optimizer
 from fastebm.training.pictures import GRID
 from fastebm.training.recomputation import recomputed_blocks
-from fastebm.training.run import Progress, RunError, RunFolder
-from fastebm.training.stopping import StoppedError, StopRequest
+from fastebm.training.run import RunFolder
 
 
-class Trainer:
-    """`iteration` updates done, the nets, the guard, and the optimizer of the current stage."""
+class Trainer(Loop):
+    """The nets of a run and the optimizer of its current stage."""
+
+    remedy = "a smaller learning rate or a larger energy_l2"
+    config: CoarseToFineConfig
 
     def __init__(self, config: CoarseToFineConfig, images: ImageLevels, device: torch.device) -> None:
-        self.config = config
-        self.images = images
-        self.device = device
-        self.guard = Guard(
-            config.max_energy, config.max_gap, config.max_loss, retries=config.retries, rate=config.retry_rate
-        )
-        self.seconds = 0.0
-        self._start()
+        super().__init__(config, images, device)
 
-    def _start(self) -> None:
+    def start(self) -> None:
         self.iteration = 0
         self.net = new_net(self.config).to(self.device)
         self.average = self._copy_to_average()
@@ -62,53 +54,25 @@ class Trainer:
         return self.config.stage_at(self.iteration)
 
     @property
-    def seed(self) -> int:
-        """Of all noise. The order of the images goes on by the config's seed, so that none is left out of an epoch."""
-        return self.guard.seed(self.config.seed)
+    def last_stage(self) -> Stage:
+        """The stage of the last update, which may have been the last one of it."""
+        return self.config.stage_at(self.iteration - 1)
 
     @property
     def learning_rate(self) -> float:
         return self.config.learning_rate_at(self.iteration) * self.guard.learning_rate_factor
 
-    def run(
-        self, folder: RunFolder, bar: Progress, board: Board, request: StopRequest, pictures: bool
-    ) -> Iterator[dict[str, Any]]:
-        """Trains to the end with a checkpoint now and then; yields lines for the log."""
-        config = self.config
-        began = time.monotonic() - self.seconds
-        means = _Means()
-        while self.iteration < config.total_iterations:
-            stage = self.stage
-            line = {"iteration": self.iteration + 1, "size": stage.size, "beta": config.beta_at(self.iteration)}
-            line |= {"learning_rate": self.learning_rate, "attempt": self.guard.attempt}
-            try:
-                health = self.update()
-                ended = self.iteration == stage.first_iteration + stage.iterations
-                stopping = request.asked  # read once: it may be asked at any moment, and what stops must be saved
-                saving = ended or stopping or self.iteration % config.checkpoint_every == 0
-                if saving:
-                    self._examine(stage)
-            except DivergedError as error:
-                self._roll_back(folder, error)
-                bar.go_back(self.iteration)
-                means.take()
-                continue
-            self.seconds = time.monotonic() - began
-            means.add(health)
-            bar.advance(f"{stage.size}x{stage.size}", gap=health["gap"], energy=health["energy_data"])
-            if ended or self.iteration % config.log_every == 0:
-                yield {**line, **means.take(), "seconds": round(self.seconds, 3)}
-            if ended:
-                self._end_stage()
-            # Before the checkpoint, so that no kill leaves a finished run without them.
-            if pictures and (ended or (config.pictures_every and self.iteration % config.pictures_every == 0)):
-                self._save_pictures(stage, folder, board)
-            if saving:
-                folder.save_checkpoint(self.iteration, self.tensors(), self.state())
-            if stopping and self.iteration < config.total_iterations:
-                raise StoppedError(
-                    f"stopped as asked; iteration {self.iteration} is saved, and the run goes on from it"
-                )
+    def describe(self) -> dict[str, Any]:
+        beta = self.config.beta_at(self.iteration)
+        return {"size": self.stage.size, "beta": beta, "learning_rate": self.learning_rate}
+
+    def watched(self, health: Mapping[str, float]) -> tuple[str, dict[str, float]]:
+        size = self.last_stage.size
+        return f"{size}x{size}", {"gap": health["gap"], "energy": health["energy_data"]}
+
+    def stage_ended(self) -> bool:
+        stage = self.last_stage
+        return self.iteration == stage.first_iteration + stage.iterations
 
     def update(self) -> dict[str, float]:
         """One update of the weights, and the health of the energies that it came from."""
@@ -123,16 +87,16 @@ class Trainer:
             group["lr"] = self.learning_rate
         self.optimizer.step()
         if self.config.ema:
-            _average(self.average, self.net, self.config.ema)
+            average(self.average, self.net, self.config.ema)
         self.iteration += 1
         return health
 
-    def _examine(self, stage: Stage) -> None:
+    def examine(self) -> None:
         """Lets the guard see energies under the weights that are about to be saved, which no update has come from yet.
 
         The chains are those that the next update would start, and leave no trace.
         """
-        beta = self.config.beta_at(self.iteration - 1)
+        stage, beta = self.last_stage, self.config.beta_at(self.iteration - 1)
         real = self.images.first(stage.size, stage.batch_size, self.device)
         with torch.no_grad():
             fake, _ = self._chain_ends(stage, beta, self._first_image(stage))
@@ -142,32 +106,9 @@ class Trainer:
             largest = {"largest_energy_data": data, "largest_energy_samples": samples, "gradient_norm": 0.0}
             self.guard.check(self.iteration, largest)
 
-    def _roll_back(self, folder: RunFolder, error: DivergedError) -> None:
-        """Goes back to a good checkpoint, and on from there with fresh noise and a lower learning rate.
-
-        Raises DivergedError, with what is left of the run, where that was done as often as the config allows.
-        """
-        guard = self.guard
-        if guard.exhausted:
-            raise DivergedError(error.iteration, error.reason, _advice(folder, guard.attempt)) from None
-        rollbacks = guard.state()
-        checkpoint = folder.newest_checkpoint(guard.target(folder.checkpoints.iterations()))
-        if checkpoint is None:
-            self._start()
-        else:
-            self.restore(checkpoint)
-        guard.restore(rollbacks)  # restoring the rest has restored those of that time
-        guard.went_back(error.iteration, self.iteration, error.reason)
-        with folder.writing("the log or a checkpoint"):
-            if checkpoint is not None:
-                folder.checkpoints.amend(checkpoint, self.state())
-            folder.log.rewind(self.iteration)
-        warnings.warn(
-            f"iteration {error.iteration}: {error.reason}. Back to iteration {self.iteration}, with fresh noise and "
-            f"the learning rate times {guard.learning_rate_factor:g} (try {guard.attempt} of {guard.retries})",
-            RuntimeWarning,
-            stacklevel=2,
-        )
+    @property
+    def images_seen(self) -> int:
+        return self._first_image(self.stage)
 
     def _first_image(self, stage: Stage) -> int:
         """How many images, and chains, came before the next update, which belongs to `stage` or follows it."""
@@ -292,8 +233,8 @@ class Trainer:
         self._blend.fill_(beta)
         return self._grown if beta == 1 else self._fading
 
-    def _end_stage(self) -> None:
-        size = self.config.stage_at(self.iteration - 1).size
+    def next_stage(self) -> None:
+        size = self.last_stage.size
         self.frozen[size] = self.average.frozen(size)
         self.average = self._copy_to_average()
         self._begin_stage()
@@ -302,81 +243,23 @@ class Trainer:
         """The net whose weights are sampled from: one that follows the trained one, or without averaging that one."""
         return self.net.frozen(self.net.image_size) if self.config.ema else self.net
 
-    def _save_pictures(self, stage: Stage, folder: RunFolder, board: Board) -> None:
+    def save_pictures(self, folder: RunFolder, board: Board) -> None:
         levels = reached_levels(self.config, self.iteration, self.frozen, self.average)
         run = CoarseToFineRun(folder.path, self.config, self.iteration, levels)
-        save_pictures(run, self.images.first(stage.size, GRID**2), folder, board)
+        save_pictures(run, self.images.first(self.last_stage.size, GRID**2), folder, board)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Every tensor that the next iteration depends on, by name."""
         named = {f"net.{name}": tensor for name, tensor in self.net.state_dict().items()}
         if self.config.ema:
             named |= {f"average.{name}": tensor for name, tensor in self.average.state_dict().items()}
         for size, net in self.frozen.items():
             named |= {f"frozen.{size}.{name}": tensor for name, tensor in net.state_dict().items()}
-        for index, moments in self.optimizer.state_dict()["state"].items():
-            named |= {f"optimizer.{index}.{name}": tensor for name, tensor in moments.items()}
-        return named
+        return named | optimizer_tensors(self.optimizer, "optimizer.")
 
-    def state(self) -> dict[str, Any]:
-        images = self._first_image(self.stage)
-        return {
-            "images_seen": images,
-            "chains_started": images,
-            "images": self.images.digest,
-            "guard": self.guard.state(),
-            "seconds": self.seconds,
-        }
-
-    def restore(self, checkpoint: Checkpoint) -> None:
-        """Takes up where `tensors` and `state` were saved. Raises RunError if that was with other images."""
-        if checkpoint.state["images"] != self.images.digest:
-            raise RunError("the run in this folder was trained on other images: choose another folder")
-        self.iteration = checkpoint.iteration
-        self.seconds = float(checkpoint.state["seconds"])
-        self.guard.restore(checkpoint.state.get("guard", {}))
+    def take_up(self, checkpoint: Checkpoint) -> None:
         self.net.load_state_dict(part(checkpoint.tensors, "net."))
         if self.config.ema:
             self.average.load_state_dict(part(checkpoint.tensors, "average."))
         self.frozen = frozen_levels(self.net, checkpoint)
         self._begin_stage()
-        moments: dict[int, dict[str, Tensor]] = {}
-        for name, tensor in part(checkpoint.tensors, "optimizer.").items():
-            index, _, moment = name.partition(".")
-            moments.setdefault(int(index), {})[moment] = tensor
-        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
-
-
-class _Means:
-    """Running means of numbers by name."""
-
-    def __init__(self) -> None:
-        self._sums: dict[str, float] = {}
-        self._count = 0
-
-    def add(self, numbers: Mapping[str, float]) -> None:
-        self._sums = {name: self._sums.get(name, 0.0) + value for name, value in numbers.items()}
-        self._count += 1
-
-    def take(self) -> dict[str, float]:
-        means = {name: total / self._count for name, total in self._sums.items()}
-        self._sums, self._count = {}, 0
-        return means
-
-
-def _average(average: CoarseToFineEnergy, net: CoarseToFineEnergy, decay: float) -> None:
-    """Moves the averaged weights; buffers (the spectral norm's vectors) are taken as they are."""
-    with torch.no_grad():
-        torch._foreach_lerp_(list(average.parameters()), list(net.parameters()), 1 - decay)
-        for mean, current in zip(average.buffers(), net.buffers(), strict=True):
-            mean.copy_(current)
-
-
-def _advice(folder: RunFolder, tries: int) -> str:
-    tried = f"The guard went back {tries} times in vain; a" if tries else "A"
-    wish = f"{tried} new run with a smaller learning rate or a larger energy_l2 may hold the energies"
-    saved = folder.checkpoints.iterations()
-    if not saved:
-        return f"There is no checkpoint yet. {wish}"
-    where = f"The checkpoint of iteration {saved[-1]} in {folder.path}"
-    return f"{where} is from before that and can be sampled from. {wish}"
+        restore_optimizer(self.optimizer, checkpoint.tensors, "optimizer.")

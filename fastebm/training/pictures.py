@@ -21,6 +21,15 @@ GRID = 10
 STRIP_ROWS = 8
 STRIP_COLUMNS = 13
 
+Curves = tuple[tuple[str, dict[str, str]], ...]
+"""Panels of curves: a title, and the label of each quantity of the log."""
+ENERGY_CURVES: Curves = (
+    ("mean energy (low: real)", {"energy_data": "data", "energy_samples": "samples"}),
+    ("loss = E(data) - E(samples)", {"loss": "loss"}),
+    ("gradient norm", {"gradient_norm": "weights"}),
+    ("pixels of samples", {"displacement": "mean way at full size", "clamped": "share at or beyond ±1"}),
+)
+
 
 def tile(images: Tensor, columns: int, border: float = 0.0) -> Tensor:
     """Images (N, C, H, W) in [-1, 1] as one picture (height, width, 3) in [0, 1], row by row, with lines between them.
@@ -55,8 +64,14 @@ def save_grid(path: Path, images: Tensor, columns: int = GRID) -> None:
 
 def save_samples(path: Path, samples: Tensor, real: Tensor) -> None:
     """A PNG of samples on the left and as many real images on the right, both (N, C, S, S) in [-1, 1]."""
-    figure = _figure(10, 5.3)
-    for axes, images, title in zip(figure.subplots(1, 2), (samples, real), ("samples", "real images"), strict=True):
+    save_panels(path, [("samples", samples), ("real images", real)])
+
+
+def save_panels(path: Path, panels: Sequence[tuple[str, Tensor]]) -> None:
+    """A PNG of grids of images (N, C, S, S) in [-1, 1], two side by side, each under its title."""
+    rows = -(-len(panels) // 2)
+    figure = _figure(10, 5.3 * rows)
+    for axes, (title, images) in zip(figure.subplots(rows, 2).flat, panels, strict=True):
         axes.imshow(tile(images, GRID, border=0.35).numpy(), interpolation="nearest")
         axes.set_title(f"{title} ({images.shape[3]}x{images.shape[2]})")
         axes.axis("off")
@@ -85,19 +100,13 @@ def save_strip(path: Path, moments: Sequence[Tensor]) -> None:
     _save(figure, path)
 
 
-def save_curves(path: Path, log: Sequence[Mapping[str, Any]]) -> None:
-    """A PNG of energies, loss, gradient norm and the chains' motion over the iterations of a run's log.
+def save_curves(path: Path, log: Sequence[Mapping[str, Any]], panels: Curves = ENERGY_CURVES) -> None:
+    """A PNG of the quantities of `panels`, by default of energies, over the iterations of a run's log.
 
     Stages are marked, and where the guard had gone back.
     """
     iterations = [line["iteration"] for line in log]
-    panels: tuple[tuple[str, dict[str, str]], ...] = (
-        ("mean energy (low: real)", {"energy_data": "data", "energy_samples": "samples"}),
-        ("loss = E(data) - E(samples)", {"loss": "loss"}),
-        ("gradient norm", {"gradient_norm": "weights"}),
-        ("pixels of samples", {"displacement": "mean way at full size", "clamped": "share at or beyond ±1"}),
-    )
-    figure = _figure(9, 10)
+    figure = _figure(9, 2.5 * len(panels))
     for axes, (title, curves) in zip(figure.subplots(len(panels), 1, sharex=True), panels, strict=True):
         for key, label in curves.items():
             # Runs from before a quantity was logged have none.

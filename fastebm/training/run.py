@@ -159,6 +159,10 @@ class RunFolder:
             raise RunError(f"{self.path} holds a run of kind {content['kind']!r}, not {kind!r}")
         return dict(content["config"])
 
+    def kind(self) -> str:
+        """The method that the run was begun with. Raises RunError if the file is damaged."""
+        return str(self._stored()["kind"])
+
     def images(self) -> dict[str, Any] | None:
         """Where the images came from, if the run was told. Raises RunError if the file is damaged."""
         return self._stored().get("images")

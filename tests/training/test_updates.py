@@ -43,7 +43,7 @@ def trainer_at(config: CoarseToFineConfig, images: Tensor, iteration: int) -> Tr
         stage = trainer.stage
         trainer.update()
         if trainer.iteration == stage.first_iteration + stage.iterations:
-            trainer._end_stage()
+            trainer.next_stage()
     return trainer
 
 

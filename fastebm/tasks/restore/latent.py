@@ -1,7 +1,8 @@
 """Zero-shot restoration with a decoder: the latent whose image, made consistent with the measurement, is most likely.
 
 The range-null space decomposition x̂(z) = A⁺y + (I - A⁺A) G(z) of an energy-calibrated decoder G (Luo, Qiu, Tao, Cai,
-Tang, "Energy-Calibrated VAE with Test Time Free Lunch", ECCV 2024): z is searched under E(x̂(z)) + ½‖z‖².
+Tang, "Energy-Calibrated VAE with Test Time Free Lunch", ECCV 2024): z is searched under E(x̂(z)) + ½‖z‖² and a
+term for what the decoder itself makes of the measurement.
 """
 
 from __future__ import annotations
@@ -41,7 +42,8 @@ class LatentSearch:
         energy_weight: factor w of E in w E(x̂(z)) + ½‖z‖². An energy in units of a small temperature drowns the prior;
             a smaller factor holds against that.
         decoder_weight: factor v of a further term ½ v ‖A⁺(y - A G(z))‖², that asks the decoder's own image to agree
-            with the measurement, before it is made to; 0 searches by the energy alone.
+            with the measurement, before it is made to. 1 / v is the variance of a pixel about the decoder's image; the
+            default is that of a VAE with the variance 0.05, as EC-VAE trains it. 0 searches by energy and prior alone.
 
     Raises ValueError for numbers out of range.
     """
@@ -53,7 +55,7 @@ class LatentSearch:
     step_size: float = 0.01
     noise_std: float = 0.01
     energy_weight: float = 1.0
-    decoder_weight: float = 0.0
+    decoder_weight: float = 20.0
 
     def __post_init__(self) -> None:
         if self.method not in ("adam", "langevin"):
@@ -98,10 +100,10 @@ class Restored:
 
 
 class LatentEnergy(nn.Module):
-    """w E(x̂(z)) + ½‖z‖² as a function of a joint state (B, latent + C H W): z, then A⁺y as it is for that row.
+    """w E(x̂(z)) + ½‖z‖² + ½ v ‖A⁺(y - A G(z))‖² of joint states (B, latent + C H W): z, then A⁺y as it is for that row.
 
-    So that measurements are part of the state, one function serves all of them, and whatever can be captured of
-    decoder, consistency and energy runs as one fused gradient. Searches leave that part of the state alone.
+    With measurements as a part of the state, one function serves all of them, and whatever can be captured of decoder,
+    consistency and energy runs as one fused gradient. Searches leave that part of the state alone.
     """
 
     def __init__(

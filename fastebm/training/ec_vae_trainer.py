@@ -1,0 +1,265 @@
+"""An EC-VAE run in memory: its nets, its optimizers, and what an update is."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
+
+from fastebm.data import add_noise, batches, flip
+from fastebm.models import MultiScaleEnergy
+from fastebm.models.vae import kl_to_prior, squared_error
+from fastebm.sampling import Langevin
+from fastebm.training.board import Board
+from fastebm.training.calibration import Anchor, DualUpdate, calibrate, calibration_loss
+from fastebm.training.checkpoints import Checkpoint
+from fastebm.training.ec_vae_config import EcVaeConfig
+from fastebm.training.ec_vae_run import EcVaeRun, new_energy, new_vae, save_pictures, settled
+from fastebm.training.guard import DivergedError
+from fastebm.training.image_levels import ImageLevels
+from fastebm.training.loop import Loop, average, optimizer_tensors, part, restore_optimizer
+from fastebm.training.pictures import GRID
+from fastebm.training.run import RunFolder
+
+Health = dict[str, Tensor]
+
+
+class EcVaeTrainer(Loop):
+    """VAE, averaged VAE, energy, an optimizer for each, and the weight of the calibration.
+
+    An update, as the authors' demo orders it: a step of the VAE, whose calibration comes from a chain that starts at
+    its own samples; the same latent vectors decoded anew; a second chain from these; a step of the energy.
+    """
+
+    remedy = "a smaller energy_learning_rate or a larger energy_l2"
+    config: EcVaeConfig
+
+    def __init__(self, config: EcVaeConfig, images: ImageLevels, device: torch.device) -> None:
+        super().__init__(config, images, device)
+
+    def start(self) -> None:
+        config = self.config
+        self.iteration = 0
+        self.weight = config.lambda_start
+        self.vae = new_vae(config).to(self.device)
+        self.average = copy.deepcopy(self.vae).requires_grad_(False) if config.ema else self.vae
+        self.optimizer = torch.optim.Adam(self.vae.parameters(), config.learning_rate, config.adam_betas)
+        energy = new_energy(config)
+        self.energy = None if energy is None else _EnergySide(config, energy.to(self.device))
+        self._order = batches(self.images, config.batch_size, config.seed)
+
+    @property
+    def images_seen(self) -> int:
+        return self.iteration * self.config.batch_size
+
+    @property
+    def calibrating(self) -> bool:
+        """Whether the next update calibrates: there is an energy, and the warm-up is over."""
+        return self.energy is not None and self.iteration >= self.config.warmup
+
+    @property
+    def rate(self) -> float:
+        """What learning rates are multiplied with."""
+        return self.config.learning_rate_factor_at(self.iteration) * self.guard.learning_rate_factor
+
+    def describe(self) -> dict[str, Any]:
+        line = {"size": self.config.size, "learning_rate": self.config.learning_rate * self.rate}
+        if self.energy is not None:
+            line |= {"energy_learning_rate": self.config.energy_learning_rate * self.rate}
+            line |= {"lambda": self.weight if self.calibrating else 0.0, "noise_floor": self.config.noise_floor}
+        return line
+
+    def watched(self, health: Mapping[str, float]) -> tuple[str, dict[str, float]]:
+        names = {"error": "squared_error", "kl": "kl", "calibration": "calibration", "gap": "gap"}
+        size = self.config.size
+        return f"{size}x{size}", {shown: health[name] for shown, name in names.items() if name in health}
+
+    def update(self) -> dict[str, float]:
+        first, rate = self.images_seen, self.rate
+        real = self._real_images(first)
+        z = self.vae.prior(len(real), self.seed, first)
+        found, ends = self._vae_gradient(real, z, first)
+        health = _numbers(found)
+        self._check_vae(health)
+        _step(self.optimizer, self.config.learning_rate * rate)
+        if self.config.ema:
+            average(self.average, self.vae, self.config.ema)
+        if self.energy is not None:
+            health |= self._energy_step(self.energy, real, z, ends, first, rate)
+            if self.calibrating:
+                self.weight = self._dual_update(self.weight, health["calibration"])
+        self.iteration += 1
+        return health
+
+    def _vae_gradient(self, real: Tensor, z: Tensor, first: int) -> tuple[Health, Tensor | None]:
+        """Sets the gradient of the VAE's loss; returns its parts, and the ends of the chains that calibrate."""
+        ends = None
+        with self._precision():
+            draws, mean, log_variance = self.vae.posterior(real, self.seed, first)
+            images = self.vae.decode(draws)
+            samples = self.vae.decode(z) if self.calibrating else None
+        error, kl = squared_error(real, images.float()), kl_to_prior(mean.float(), log_variance.float())
+        bound = self.vae.bound(error, kl, self.config.dimension)
+        # In units of the squared error: minus the bound times twice the variance, whose own gradient stays.
+        loss = -2 * self.vae.log_variance.detach().exp() * bound.elbo.mean()
+        numbers = {"elbo": bound.elbo.mean(), "squared_error": error.mean(), "kl": kl.mean()}
+        if samples is not None and self.energy is not None:
+            samples = samples.float()
+            ends = self.energy.chain_ends(samples, self.seed, first)
+            distance = calibration_loss(samples, ends)
+            loss = loss + self.weight * distance
+            numbers["calibration"] = distance
+        self.optimizer.zero_grad()
+        loss.backward()
+        norms = {f"gradient_norm_{name}": _norm(net) for name, net in self.vae.named_children()}
+        if self.config.learned_variance:
+            numbers["variance"] = self.vae.log_variance.exp()
+        return {"vae_loss": loss, **numbers, **norms}, ends
+
+    def _energy_step(
+        self, energy: _EnergySide, real: Tensor, z: Tensor, ends: Tensor | None, first: int, rate: float
+    ) -> dict[str, float]:
+        """One step of the energy, on chains from the new decoder or on those that calibrated the old one."""
+        found: Health = {}
+        if ends is None or self.config.chains == 2:
+            with torch.no_grad(), self._precision():
+                samples = self.vae.decode(z).float()
+            ends = energy.chain_ends(samples, self.seed, first, step=self.config.steps)
+            if not self.calibrating:
+                found["calibration"] = calibration_loss(samples, ends)
+            found["displacement"] = (ends - samples).abs().mean()
+        if self.config.data_noise:
+            real = add_noise(real, self.config.data_noise, seed=self.seed, positions=first)
+        with self._precision():
+            found |= energy.gradient(real, ends)
+        health = _numbers(found)
+        self.guard.check(self.iteration + 1, health)
+        _step(energy.optimizer, self.config.energy_learning_rate * rate)
+        return health
+
+    def _dual_update(self, weight: float, distance: float) -> float:
+        config = self.config
+        return DualUpdate(config.dual_rate, config.threshold, config.lambda_max)(weight, distance)
+
+    def _check_vae(self, health: Mapping[str, float]) -> None:
+        for name, value in health.items():
+            if not abs(value) < float("inf"):
+                raise DivergedError(self.iteration + 1, f"{name} is {value}")
+
+    def _real_images(self, first: int) -> Tensor:
+        real = self.images.batch(self.config.size, next(self._order), self.device)
+        real = flip(real, seed=self.seed, positions=first) if self.config.flip else real
+        return torch.empty_like(real, memory_format=torch.channels_last).copy_(real)
+
+    def _precision(self) -> AbstractContextManager[Any]:
+        low = self.config.update_dtype == "bfloat16"
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=low)
+
+    def examine(self) -> None:
+        """Lets the guard see energies under the weights that are about to be saved, which no update has come from yet.
+
+        The chains are those that the next update would start, but for batch norm's statistics, and leave no trace.
+        """
+        if self.energy is None:
+            return
+        real = self.images.first(self.config.size, self.config.batch_size, self.device)
+        samples = self.vae.sample(self.config.batch_size, self.seed, self.images_seen)
+        ends = self.energy.chain_ends(samples, self.seed, self.images_seen)
+        self.guard.check(self.iteration, self.energy.largest(real, ends) | {"gradient_norm": 0.0})
+
+    def save_pictures(self, folder: RunFolder, board: Board) -> None:
+        energy = None if self.energy is None else self.energy.net
+        ready = settled(self.average, self.config)
+        run = EcVaeRun(folder.path, self.config, self.iteration, ready, energy)
+        real = self.images.first(self.config.size, GRID**2)
+        save_pictures(run, self.vae, self.average, real, folder, board)
+
+    def tensors(self) -> dict[str, Tensor]:
+        named = {f"vae.{name}": tensor for name, tensor in self.vae.state_dict().items()}
+        if self.config.ema:
+            named |= {f"average.{name}": tensor for name, tensor in self.average.state_dict().items()}
+        named |= optimizer_tensors(self.optimizer, "vae_optimizer.")
+        if self.energy is not None:
+            named |= {f"energy.{name}": tensor for name, tensor in self.energy.net.state_dict().items()}
+            named |= optimizer_tensors(self.energy.optimizer, "energy_optimizer.")
+        return named
+
+    def state(self) -> dict[str, Any]:
+        return super().state() | {"lambda": self.weight}
+
+    def take_up(self, checkpoint: Checkpoint) -> None:
+        self.weight = float(checkpoint.state["lambda"])
+        self.vae.load_state_dict(part(checkpoint.tensors, "vae."))
+        if self.config.ema:
+            self.average.load_state_dict(part(checkpoint.tensors, "average."))
+        restore_optimizer(self.optimizer, checkpoint.tensors, "vae_optimizer.")
+        if self.energy is not None:
+            self.energy.net.load_state_dict(part(checkpoint.tensors, "energy."))
+            restore_optimizer(self.energy.optimizer, checkpoint.tensors, "energy_optimizer.")
+        self._order = batches(self.images, self.config.batch_size, self.config.seed, self.iteration)
+
+
+class _EnergySide:
+    """The energy, its optimizer, and the sampler through it, made once: a gradient examines its energy at first use."""
+
+    def __init__(self, config: EcVaeConfig, net: MultiScaleEnergy) -> None:
+        self.config = config
+        self.net = net
+        self.optimizer = torch.optim.Adam(net.parameters(), config.energy_learning_rate, config.adam_betas)
+        dtype = getattr(torch, config.dtype)
+        self.sampler = Langevin(net, config.step_size, config.noise_std, dtype=dtype, engine=config.engine)
+        self.anchor = Anchor(config.anchor_weight, config.anchor_hinge)
+
+    def chain_ends(self, samples: Tensor, seed: int, first: int, step: int = 0) -> Tensor:
+        """Where the chains end that start at `samples`, the state in float32."""
+        # Energies that are not finite are the guard's to report.
+        start = samples.detach().contiguous()
+        return calibrate(
+            start, self.sampler, self.config.steps, seed, first, step=step, anchor=self.anchor, check=False
+        )
+
+    def gradient(self, real: Tensor, ends: Tensor) -> Health:
+        """Sets the gradient of `mean E(data) - mean E(chain ends)`, and returns what the guard and the log ask."""
+        # One pass for both, so that one power iteration of the spectral norm serves both.
+        images = torch.cat((real, ends))
+        energies = self.net(torch.empty_like(images, memory_format=torch.channels_last).copy_(images)).float()
+        data, samples = energies[: len(real)], energies[len(real) :]
+        loss = data.mean() - samples.mean() + self.config.energy_l2 * energies.square().mean()
+        self.optimizer.zero_grad()
+        loss.backward()
+        return {
+            "loss": loss,
+            "energy_data": data.mean(),
+            "energy_samples": samples.mean(),
+            "gap": samples.mean() - data.mean(),
+            "largest_energy_data": data.abs().max(),
+            "largest_energy_samples": samples.abs().max(),
+            "gradient_norm": _norm(self.net),
+        }
+
+    @torch.no_grad()
+    def largest(self, real: Tensor, ends: Tensor) -> dict[str, float]:
+        self.net.eval()
+        data, samples = (self.net(images).abs().max().item() for images in (real, ends))
+        self.net.train()
+        return {"largest_energy_data": data, "largest_energy_samples": samples}
+
+
+def _step(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    optimizer.step()
+
+
+def _norm(net: nn.Module) -> Tensor:
+    return get_total_norm([p.grad for p in net.parameters() if p.grad is not None])
+
+
+def _numbers(found: Health) -> dict[str, float]:
+    """One copy to the host for all of them."""
+    return dict(zip(found, torch.stack([value.detach() for value in found.values()]).tolist(), strict=True))
