@@ -22,7 +22,7 @@ BEGIN, END = "<!-- run: made by benchmarks/results_page.py -->", "<!-- run: end 
 PICTURES = ("samples.png", "strip.png", "curves.png", "grid.png")
 
 
-def run_facts(run: Path, command: str) -> dict[str, Any]:
+def run_facts(run: Path, command: str, commit: str | None) -> dict[str, Any]:
     """What the page's table says, from the run's own files and from this machine, which it was trained on."""
     folder = RunFolder.existing(run)
     lines = folder.log.lines()
@@ -38,6 +38,8 @@ def run_facts(run: Path, command: str) -> dict[str, Any]:
     guard = json.loads(newest.read_text()).get("state", {}).get("guard", {})
     machine = machine_facts("cpu")
     machine["threads"] = folder.threads()
+    if commit is not None:
+        machine |= {"commit": commit, "dirty": None}
     return {
         "command": command,
         "finished_iteration": lines[-1]["iteration"],
@@ -73,33 +75,80 @@ def table(facts: dict[str, Any]) -> str:
     return "\n".join(head)
 
 
-def keep(run: Path, page: Path, command: str) -> None:
+def verdict(evaluation: dict[str, Any]) -> str:
+    """What `fastebm evaluate` found in features of the small classifier, beside floor and ceiling."""
+    judged, health = evaluation["in_features"], evaluation.get("health") or {}
+    distances, classes, nearest = judged["distances"], judged["classes"], judged["nearest"]
+    lines = [
+        f"Judged by a classifier that names {judged['accuracy']:.1%} of unseen images rightly (distances are "
+        f"{judged['note']}):",
+        "",
+        "| | count | Fréchet distance | kernel distance | precision | recall |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
+    names = {"samples": "samples", "floor": f"floor: {distances['floor_of']}", "noise": "ceiling: uniform noise"}
+    for key, name in names.items():
+        d = distances[key]
+        lines.append(
+            f"| {name} | {d['count']} | {d['frechet']:.3g} | {d['kernel']:.3g} | {d['precision']:.2f} | "
+            f"{d['recall']:.2f} |"
+        )
+    lines += [
+        "",
+        f"The samples' Fréchet distance is {distances['beside_floor']['frechet'] / distances['floor']['frechet']:.1f} "
+        "times the floor.",
+        "",
+        "| | samples | real |",
+        "|---|---:|---:|",
+        f"| classes found, of {len(classes['names'])} | {classes['found']} | {classes['found_real']} |",
+        f"| share of the most frequent | {classes['largest_share']:.1%} | {classes['largest_share_real']:.1%} |",
+        f"| entropy of classes | {classes['entropy']:.3f} | {classes['entropy_real']:.3f} |",
+        f"| share it is sure of | {classes['confident_share']:.1%} | {classes['confident_share_real']:.1%} |",
+        f"| median distance to the nearest train image | {nearest['median']:.2f} | {nearest['median_real']:.2f} |",
+        f"| first percentile of it | {nearest['first_percentile']:.2f} | {nearest['first_percentile_real']:.2f} |",
+    ]
+    if health:
+        lines.append(f"| mean energy | {health['energy_samples']:.3f} | {health['energy_data']:.3f} |")
+    return "\n".join(lines)
+
+
+def keep(run: Path, page: Path, command: str, commit: str | None, without: list[str]) -> None:
     """Writes or renews the page."""
     page.mkdir(parents=True, exist_ok=True)
     config = json.loads((run / "config.json").read_text())
-    if isinstance(config.get("images"), dict) and "path" in config["images"]:
-        config["images"]["path"] = Path(config["images"]["path"]).name
-    write_json(page / "config.json", config)
-    for name in (*PICTURES, "log.jsonl", "evaluation.json"):
-        if (run / name).exists():
+    images = config.get("images") or {}
+    folder = f"{Path(images['path']).parent}/" if "path" in images else None
+    for name in ("config.json", "log.jsonl", "evaluation.json"):
+        if (run / name).exists() and name not in without:
+            text = (run / name).read_text()
+            (page / name).write_text(text.replace(folder, "") if folder else text)
+    for name in PICTURES:
+        if (run / name).exists() and name not in without:
             shutil.copyfile(run / name, page / name)
-    facts = run_facts(run, command)
+    facts = run_facts(run, command, commit)
+    judged = page / "evaluation.json"
+    evaluation = json.loads(judged.read_text()) if judged.exists() else None
     write_json(page / "run.json", facts)
+    filled = table(facts) if evaluation is None else f"{table(facts)}\n\n{verdict(evaluation)}"
     readme = page / "README.md"
     text = readme.read_text() if readme.exists() else f"# {page.name}\n\n{BEGIN}\n{END}\n"
     if BEGIN not in text:
         raise SystemExit(f"{readme} lacks the line {BEGIN}: put it, and {END}, where the table belongs")
     pattern = re.compile(re.escape(BEGIN) + ".*?" + re.escape(END), re.DOTALL)
-    readme.write_text(pattern.sub(lambda _: f"{BEGIN}\n\n{table(facts)}\n\n{END}", text))
+    readme.write_text(pattern.sub(lambda _: f"{BEGIN}\n\n{filled}\n\n{END}", text))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run", type=Path)
     parser.add_argument("page", type=Path)
+    parser.add_argument("--commit", help="that the run began at, by default the one that is checked out")
     parser.add_argument("--command", required=True, help="what the run was made by, as a user would type it")
+    parser.add_argument(
+        "--without", nargs="*", default=[], help="files that stay away, such as pictures of real images"
+    )
     given = parser.parse_args()
-    keep(given.run, given.page, given.command)
+    keep(given.run, given.page, given.command, given.commit, given.without)
 
 
 if __name__ == "__main__":
