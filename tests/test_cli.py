@@ -1,7 +1,9 @@
 """The command line, mostly in this process; what only a process has (exit codes, a kill) in one of its own."""
 
+import dataclasses
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -56,8 +58,11 @@ def test_help_names_the_commands(tmp_path: Path) -> None:
     process = start("--help", cwd=tmp_path)
     printed, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors
-    for command in ("demo", "train", "resume", "sample", "bench", "info", "build"):
-        assert command in printed
+    commands = {"demo", "train", "resume", "sample", "generate", "denoise", "inpaint", "translate", "interpolate"}
+    commands |= {"detect", "restore", "evaluate", "bench", "info", "build"}
+    listed = re.search(r"{([\w,]+)}", "".join(printed.split()))  # the usage may be wrapped
+    assert listed is not None
+    assert set(listed[1].split(",")) == commands
 
 
 def test_help_needs_neither_matplotlib_nor_scikit_learn() -> None:
@@ -144,6 +149,22 @@ def test_sample_writes_arrays_and_pictures(trained: Path, tmp_path: Path) -> Non
 
     assert main(["sample", str(trained), "--count", "7", "--out", str(tmp_path / "a.png")]) == 0
     assert imread(tmp_path / "a.png").shape[:2] == (10 * 4, (7 * 9 + 1) * 4)
+
+
+def test_chains_that_are_not_finite_are_one_line_and_exit_code_1(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = load_coarse_to_fine(trained)
+    steep = {size: lambda x: 1e30 * x.square().sum((1, 2, 3)) for size in run.levels}
+    config = dataclasses.replace(run.config, engine="autograd")
+    broken = dataclasses.replace(run, levels=steep, config=config)
+    monkeypatch.setattr("fastebm.cli.sample.load_run", lambda *_: broken)
+    assert main(["sample", str(trained), "--count", "3", "--out", str(tmp_path / "a.npz")]) == 1
+    errors = capsys.readouterr().err
+    assert "3 of 3 chains are not finite" in errors
+    assert errors.splitlines()[-1].startswith("fastebm: ")
+    assert "Traceback" not in errors
+    assert not list(tmp_path.iterdir())
 
 
 def test_info_says_what_runs_and_tests_the_random_numbers(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,6 +1,7 @@
 """The command `fastebm`.
 
-What a user gave wrongly is one line on stderr and exit code 2, a run that diverged or a build that failed exit code 1.
+What a user gave wrongly is one line on stderr and exit code 2; a run that diverged, chains that are not finite, or a
+build that failed are exit code 1.
 A run that SIGTERM stopped, with its last update saved, is exit code 143, and one that Ctrl-C stopped 130.
 FASTEBM_TRACEBACK=1 shows the traceback behind such a line.
 """
@@ -41,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, RunError, OSError, ModuleNotFoundError) as error:
         complain(error)
         return 2
-    except DivergedError as error:
+    except (DivergedError, FloatingPointError) as error:
         complain(error)
         return 1
     except StoppedError as error:

@@ -34,10 +34,10 @@ class Detect:
     """images of the kind that the run learned, unseen in training; by default the test split of its own set"""
     against: tuple[str, ...] = ()
     """sets of outliers, each as NAME=PATH or NAME:SPLIT=PATH; the split is test by default, or what there is; uniform
-    noise, constant colours and means of two images are always measured as well"""
+    noise, constant colours, means of two images, and images turned and mirrored are always measured as well"""
     train: Path | None = None
-    """images that the run learned from, where it doesn't know its set or that has moved; typicality is measured from
-    their mean energy"""
+    """images that the run learned from, where it doesn't know its set or that has moved; what is typical is measured
+    on them"""
     split: str | None = None
     """part of --data; by default test, or what there is"""
     fit: Literal["resize", "pad"] | None = None
@@ -137,13 +137,13 @@ def write_detection(out: Path, detection: Detection) -> None:
 
 
 def table(detection: Detection) -> str:
-    """AUROC by set and score, to print."""
-    columns = [score.replace("_", " ") for score in next(iter(detection.metrics.values()))]
-    width = max(len("AUROC"), *map(len, detection.metrics))
-    lines = ["  ".join([f"{'AUROC':{width}}", *columns])]
-    for name, by_score in detection.metrics.items():
-        cells = (f"{numbers.auroc:{len(head)}.3f}" for head, numbers in zip(columns, by_score.values(), strict=True))
-        lines.append("  ".join([f"{name:{width}}", *cells]))
+    """AUROC, to print: a row for each score and a column for each set."""
+    scores = list(next(iter(detection.metrics.values())))
+    width = max(map(len, scores))
+    lines = ["  ".join([f"{'AUROC':{width}}", *(f"{name:>5}" for name in detection.metrics)])]
+    for score in scores:
+        cells = (f"{by_score[score].auroc:{max(5, len(name))}.3f}" for name, by_score in detection.metrics.items())
+        lines.append("  ".join([f"{score:{width}}", *cells]))
     return "\n".join(lines)
 
 

@@ -10,8 +10,9 @@ from fastebm.tasks.holes import hole_from_file, hole_of
 from fastebm.tasks.images import images_for, own_images
 from fastebm.tasks.inpaint import Inpainted, InpaintOptions, inpaint
 from fastebm.tasks.interpolate import ChainPath, ImagePath, PathOptions, interpolate_chains, interpolate_images
+from fastebm.tasks.level_statistics import LevelStatistics
 from fastebm.tasks.neighbours import Neighbours, nearest_images
-from fastebm.tasks.outlier_sets import constant_colours, interpolations, uniform_noise
+from fastebm.tasks.outlier_sets import constant_colours, flipped, interpolations, rotated, uniform_noise
 from fastebm.tasks.quality import Quality, quality
 from fastebm.tasks.translate import Translated, TranslateOptions, translate
 
@@ -26,6 +27,7 @@ __all__ = [
     "ImagePath",
     "InpaintOptions",
     "Inpainted",
+    "LevelStatistics",
     "Neighbours",
     "PathOptions",
     "Quality",
@@ -35,6 +37,7 @@ __all__ = [
     "denoise",
     "detect_outliers",
     "detection_metrics",
+    "flipped",
     "generate",
     "hole_from_file",
     "hole_of",
@@ -49,6 +52,7 @@ __all__ = [
     "own_images",
     "quality",
     "restore",
+    "rotated",
     "total_variation",
     "translate",
     "tuned_denoisers",

@@ -3,13 +3,14 @@
 An energy-based model says how unlikely an image is. Du and Mordatch ("Implicit Generation and Modeling with
 Energy-Based Models", NeurIPS 2019) score by the energy itself, Grathwohl et al. ("Your Classifier is Secretly an Energy
 Based Model", ICLR 2020) by the norm of its gradient, Nalisnick et al. ("Detecting Out-of-Distribution Inputs to Deep
-Generative Models Using Typicality", 2019) by the distance from what training images typically have. Two baselines show
-what needs no training: the total variation of an image, and the energy of an untrained net.
+Generative Models Using Typicality", 2019) by the distance from what training images typically have. Lee et al. ("A
+Simple Unified Framework for Detecting Out-of-Distribution Samples and Adversarial Attacks", NeurIPS 2018) measure such
+a distance in features of a net, by their covariance over training images. Two baselines show what needs no training:
+the total variation of an image, and the scores of an untrained net.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,13 +18,24 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from fastebm.data import Images
-from fastebm.gradient import EnergyGradient, energy_gradient
+from fastebm.gradient import EnergyGradient
 from fastebm.sampling.cascade import device_of
+from fastebm.tasks.image_batches import Energy, ImageBatches, check_finite, checked_batches, prepared
+from fastebm.tasks.level_statistics import LevelStatistics, gradient_norms
 
-Energy = Callable[[Tensor], Tensor]
-ImageBatches = Tensor | Images | Iterable[Tensor]
 Scores = dict[str, NDArray[np.float32]]
+
+ORDER = (
+    "energy",
+    "gradient_norm",
+    "typicality",
+    "level_energy",
+    "level_typicality",
+    "total_variation",
+    "untrained_energy",
+    "untrained_level_energy",
+    "untrained_level_typicality",
+)
 
 
 @dataclass(frozen=True)
@@ -48,7 +60,9 @@ def outlier_scores(
     images: ImageBatches,
     *,
     training_mean: float | None = None,
+    levels: LevelStatistics | None = None,
     untrained: Energy | EnergyGradient | None = None,
+    untrained_levels: LevelStatistics | None = None,
     batch_size: int = 256,
     dtype: torch.dtype | None = torch.float32,
     engine: str = "auto",
@@ -60,12 +74,21 @@ def outlier_scores(
     - "energy": E(x)
     - "gradient_norm": the Euclidean norm of the gradient of E at x
     - "typicality": |E(x) - training_mean|, where that mean is given (`mean_energy` gives it)
+    - "level_energy": max over the levels s of (E_s(x_s) - mean_s) / std_s, with x_s the image averaged down to s, and
+      mean and deviation over training images, where `levels` is given: an image is an outlier if any level finds it
+      unlikely. A maximum, because an energy means nothing for images that lower levels refuse; in a sum it could make
+      up for their verdict.
+    - "level_typicality": the Mahalanobis distance of all level energies and logarithms of gradient norms from their
+      mean over training images, with their covariance, likewise: a Gaussian typicality, to both sides
     - "total_variation": of `total_variation`, which knows nothing of the energy
     - "untrained_energy": of `untrained`, where it is given
+    - "untrained_level_energy" and "untrained_level_typicality": of `untrained_levels`, where they are given. These know
+      the training images, but by nets that know nothing: what they find, simple statistics of pixels tell apart.
 
     Args:
         energy: what `fastebm.energy_gradient` takes: images (B, C, H, W) to one number each, low for real ones. Or what
-            it gives, whose `dtype` and `engine` are then those used, and which is prepared once for many sets.
+            it gives, whose `dtype` and `engine` are then those used, and which is prepared once for many sets. That of
+            the highest of `levels` is `levels.highest`, which spares evaluating it twice; likewise for `untrained`.
         images: float32 (N, C, H, W) in [-1, 1]; or bytes, as `fastebm.data.open_images` reads them; or batches of such
             floats, one after the other, of which only one is in memory.
         batch_size: images in the net at a time.
@@ -88,26 +111,39 @@ def outlier_scores(
         >>> {name: float(values[0]) for name, values in scores.items()}
         {'energy': 2.0, 'gradient_norm': 2.0, 'typicality': 1.5, 'total_variation': 0.0}
     """
-    gradient = _gradient(energy, dtype, engine)
-    baseline = None if untrained is None else _gradient(untrained, dtype, engine)
+    gradient = prepared(energy, dtype, engine)
+    baseline = None if untrained is None else prepared(untrained, dtype, engine)
     parts: dict[str, list[Tensor]] = {}
     where = device_of(energy) if device is None else torch.device(device)
-    for first, batch in _checked_batches(images, batch_size, where, progress):
-        energies, slopes = gradient(batch)
-        scores = {
-            "energy": energies,
-            "gradient_norm": torch.linalg.vector_norm(slopes.flatten(1).double(), dim=1),
-            "total_variation": total_variation(batch),
-        }
+    for first, batch in checked_batches(images, batch_size, where, progress):
+        scores = _scores(gradient, levels, batch, first)
+        scores["total_variation"] = total_variation(batch)
         if training_mean is not None:
-            scores["typicality"] = (energies.double() - training_mean).abs()
-        if baseline is not None:
-            scores["untrained_energy"] = baseline(batch)[0]
+            scores["typicality"] = (scores["energy"].double() - training_mean).abs()
+        without = _scores(baseline, untrained_levels, batch, first)
+        without.pop("gradient_norm", None)
+        scores |= {f"untrained_{name}": values for name, values in without.items()}
         for name, values in scores.items():
-            _check_finite(name, values, first)
+            check_finite(name, values, first)
             parts.setdefault(name, []).append(values.float().cpu())
-    order = ("energy", "gradient_norm", "typicality", "total_variation", "untrained_energy")
-    return {name: torch.cat(parts[name]).numpy() for name in order if name in parts}
+    return {name: torch.cat(parts[name]).numpy() for name in ORDER if name in parts}
+
+
+def _scores(
+    gradient: EnergyGradient | None, levels: LevelStatistics | None, batch: Tensor, first: int
+) -> dict[str, Tensor]:
+    """Scores of one net, those of its levels among them; an energy that is also the highest level's runs once."""
+    scores: dict[str, Tensor] = {}
+    top = None
+    if gradient is not None:
+        energies, slopes = gradient(batch)
+        scores = {"energy": energies, "gradient_norm": gradient_norms(slopes)}
+        check_finite("energy", energies, first)
+        if levels is not None and levels.highest is gradient:
+            top = (energies, scores["gradient_norm"])
+    if levels is not None:
+        scores |= levels.scores(batch, first, top)
+    return scores
 
 
 def mean_energy(
@@ -124,12 +160,12 @@ def mean_energy(
 
     Arguments and errors are those of `outlier_scores`.
     """
-    gradient = _gradient(energy, dtype, engine)
+    gradient = prepared(energy, dtype, engine)
     total, count = 0.0, 0
     where = device_of(energy) if device is None else torch.device(device)
-    for first, batch in _checked_batches(images, batch_size, where, progress):
+    for first, batch in checked_batches(images, batch_size, where, progress):
         energies, _ = gradient(batch)
-        _check_finite("energy", energies, first)
+        check_finite("energy", energies, first)
         total += float(energies.double().sum())
         count += len(batch)
     return total / count
@@ -185,58 +221,3 @@ def labelled(in_scores: ArrayLike, out_scores: ArrayLike) -> tuple[NDArray[np.bo
             finite = "" if np.isfinite(scores).all() else ", with values that are not"
             raise ValueError(f"{name} must be finite and (N,) with N >= 1, got {scores.shape}{finite}")
     return np.repeat([False, True], [len(scores) for scores in given]), np.concatenate(given)
-
-
-def _gradient(energy: Energy | EnergyGradient, dtype: torch.dtype | None, engine: str) -> EnergyGradient:
-    return energy if isinstance(energy, EnergyGradient) else energy_gradient(energy, dtype=dtype, engine=engine)
-
-
-def _checked_batches(
-    images: ImageBatches, batch_size: int, device: torch.device, progress: bool
-) -> Iterator[tuple[int, Tensor]]:
-    """The number of its first image with each batch, on `device`."""
-    from tqdm.auto import tqdm
-
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-    first = 0
-    total = len(images) if isinstance(images, Tensor | Images) else None
-    with tqdm(total=total, unit="image", desc="scores", disable=not progress) as bar:
-        for batch in _split(images, batch_size):
-            _check_images(batch, first)
-            yield first, batch.to(device)
-            first += len(batch)
-            bar.update(len(batch))
-    if not first:
-        raise ValueError("there are no images to score")
-
-
-def _split(images: ImageBatches, batch_size: int) -> Iterator[Tensor]:
-    if isinstance(images, Images):
-        for first in range(0, len(images), batch_size):
-            yield images.batch(slice(first, first + batch_size))
-        return
-    for batch in (images,) if isinstance(images, Tensor) else images:
-        if len(batch):
-            yield from batch.split(batch_size)
-
-
-def _check_images(batch: Tensor, first: int) -> None:
-    if batch.dtype != torch.float32:
-        raise TypeError(
-            f"images must be float32 in [-1, 1], got {batch.dtype}; fastebm.data.to_float makes it of bytes"
-        )
-    if batch.ndim != 4 or 0 in batch.shape:
-        raise ValueError(f"images must be (N, C, H, W), none of them 0, got {tuple(batch.shape)}")
-    low, high = batch.flatten(1).aminmax(dim=1)
-    wrong = ~((low >= -1) & (high <= 1))  # so written, NaN is wrong as well
-    if wrong.any():
-        number = int(wrong.nonzero()[0])
-        values = f"from {float(low[number]):g} to {float(high[number]):g}"
-        raise ValueError(f"images must lie in [-1, 1], and image {first + number} has values {values}")
-
-
-def _check_finite(name: str, values: Tensor, first: int) -> None:
-    if not values.isfinite().all():
-        number = int((~values.isfinite()).nonzero()[0])
-        raise ValueError(f"the {name.replace('_', ' ')} of image {first + number} is {float(values[number])}")

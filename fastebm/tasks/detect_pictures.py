@@ -68,7 +68,7 @@ def save_typical(path: Path, sets: Mapping[str, Images], scores: Mapping[str, Sc
     figure = _figure(12, 1.45 * len(sets) + 0.4)
     grid = figure.subplots(len(sets), 2, squeeze=False)
     for row, (name, images) in zip(grid, sets.items(), strict=True):
-        distances = scores[name]["typicality"]
+        distances = scores[name]["level_typicality"]
         order = np.argsort(distances, kind="stable")
         shown = min(ROWS * COLUMNS, len(order))
         for axes, indices, title in zip(row, (order[:shown], order[::-1][:shown]), ("most", "least"), strict=True):

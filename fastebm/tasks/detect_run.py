@@ -13,15 +13,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fastebm.data import ImagePyramid, Images, batches
-from fastebm.gradient import energy_gradient
+from fastebm.models import CoarseToFineEnergy
 from fastebm.sampling.cascade import device_of
-from fastebm.tasks.detect import DetectionMetrics, Scores, detection_metrics, mean_energy, outlier_scores
-from fastebm.tasks.outlier_sets import constant_colours, interpolations, uniform_noise
+from fastebm.tasks.detect import DetectionMetrics, Scores, detection_metrics, outlier_scores
+from fastebm.tasks.level_statistics import LevelStatistics
+from fastebm.tasks.outlier_sets import constant_colours, flipped, interpolations, rotated, uniform_noise
 from fastebm.training import CoarseToFineRun
 from fastebm.training.coarse_to_fine_run import new_net
 
 IN_DISTRIBUTION = "in_distribution"
-SYNTHETIC = ("uniform_noise", "constant_colours", "interpolations")
+SYNTHETIC = ("uniform_noise", "constant_colours", "interpolations", "rotated", "flipped")
+FEWEST_TRAINING = 1000  # images for the statistics, however few are to be scored
 
 
 @dataclass(frozen=True)
@@ -32,16 +34,14 @@ class Detection:
         sets: the images that were scored, by the set's name, in the order of their scores.
         scores: of each set, as `outlier_scores` gives them.
         metrics: of each set but the first, by the name of the score.
-        training_mean: the mean energy of training images.
-        training_count: of how many.
+        levels: what the run's energies are on training images.
     """
 
     run: CoarseToFineRun
     sets: dict[str, Images]
     scores: dict[str, Scores]
     metrics: dict[str, dict[str, DetectionMetrics]]
-    training_mean: float
-    training_count: int
+    levels: LevelStatistics
 
     def to_json(self) -> dict[str, Any]:
         """Everything but the scores themselves."""
@@ -54,7 +54,11 @@ class Detection:
             for name, by_score in self.metrics.items()
         }
         run = {"path": str(self.run.path), "iteration": self.run.iteration, "size": self.run.size}
-        training = {"count": self.training_count, "mean_energy": self.training_mean}
+        training = {
+            "count": self.levels.count,
+            "mean_energy": self.levels.mean_energies,
+            "std_energy": self.levels.energy_deviations,
+        }
         return {"run": run, "training": training, "sets": sets, "metrics": metrics}
 
 
@@ -73,10 +77,12 @@ def detect_outliers(
 ) -> Detection:
     """Scores `images` and sets of outliers, and says how well each score tells them apart.
 
-    Uniform noise, constant colours and means of two of `images` are always among the outliers.
+    Always among the outliers are uniform noise, constant colours, means of two of `images`, and those of them that are
+    scored, turned by 90 degrees and mirrored.
 
     Args:
-        training: images that the run learned from, whose mean energy typicality is measured from.
+        training: images that the run learned from, from whose energies typicality is measured, and on which alone the
+            statistics of the levels are fitted: on `count` of them, or 1,000 if that is more.
         images: of the same kind, unseen in training.
         against: sets of outliers by name.
         count: how many of each set are scored at most, chosen at random; and how many of each synthetic set.
@@ -102,19 +108,23 @@ def detect_outliers(
     sets["uniform_noise"] = uniform_noise(count, *shape, seed=seed)
     sets["constant_colours"] = constant_colours(count, *shape, seed=seed)
     sets["interpolations"] = interpolations(images, count, seed=seed)
+    sets["rotated"] = rotated(sets[IN_DISTRIBUTION])
+    sets["flipped"] = flipped(sets[IN_DISTRIBUTION])
 
-    device = device_of(run.levels[run.size])
-    energy = energy_gradient(run.levels[run.size], dtype=dtype, engine=engine)
-    untrained = energy_gradient(new_net(run.config).frozen(run.size).to(device), dtype=dtype, engine=engine)
-    options: dict[str, Any] = {"device": device, "progress": progress}
-    learned = _some(training, count, seed)
-    mean = mean_energy(energy, _batches(learned, run.size, batch_size), **options)
+    options: dict[str, Any] = {"device": device_of(run.levels[run.size]), "progress": progress}
+    learned = _some(training, max(count, FEWEST_TRAINING), seed)
+    levels, untrained = (
+        LevelStatistics.fit(energies, _batches(learned, run.size, batch_size), dtype=dtype, engine=engine, **options)
+        for energies in (run.levels, _untrained_levels(run))
+    )
     scores = {
         name: outlier_scores(
-            energy,
+            levels.highest,
             _batches(given, run.size, batch_size),
-            training_mean=mean,
-            untrained=untrained,
+            training_mean=levels.mean_energies[run.size],
+            levels=levels,
+            untrained=untrained.highest,
+            untrained_levels=untrained,
             **options,
         )
         for name, given in sets.items()
@@ -124,7 +134,14 @@ def detect_outliers(
         for name, by_score in scores.items()
         if name != IN_DISTRIBUTION
     }
-    return Detection(run, sets, scores, metrics, mean, len(learned))
+    return Detection(run, sets, scores, metrics, levels)
+
+
+def _untrained_levels(run: CoarseToFineRun) -> dict[int, CoarseToFineEnergy]:
+    """A net with the run's settings and its first weights, at each of its levels."""
+    net = new_net(run.config)
+    device = device_of(run.levels[run.size])
+    return {size: net.frozen(size).to(device) for size in run.levels}
 
 
 def _check_fit(run: CoarseToFineRun, name: str, images: Images) -> None:

@@ -1,7 +1,8 @@
-"""Sets of outliers that need no files: noise, constant colours, means of two images.
+"""Sets of outliers that need no files: noise, constant colours, means of two images, images turned or mirrored.
 
 They are bytes, as images from files are, so that nothing but their content tells them apart from those. What is drawn
-is a pure function of the seed and of the image's number.
+is a pure function of the seed and of the image's number. Images turned or mirrored have the very pixels of the
+originals, so that colours and contrast tell nothing: their shapes must have been learned.
 """
 
 from __future__ import annotations
@@ -56,6 +57,16 @@ def interpolations(images: Images, count: int, *, seed: int = 0) -> Images:
     total = a + b
     mean = (total + (total >> 1 & 1)) >> 1  # half to even: always up would make images brighter
     return Images(mean.to(torch.uint8), name=f"means of two of {images.name}", format="synthetic")
+
+
+def rotated(images: Images) -> Images:
+    """The images turned by 90 degrees, counter-clockwise."""
+    return Images(images.pixels.rot90(1, (2, 3)).contiguous(), name=f"{images.name}, turned", format="synthetic")
+
+
+def flipped(images: Images) -> Images:
+    """The images mirrored, left for right."""
+    return Images(images.pixels.flip(3), name=f"{images.name}, mirrored", format="synthetic")
 
 
 def _check_count(count: int) -> None:

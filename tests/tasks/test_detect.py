@@ -20,9 +20,11 @@ from fastebm.tasks import (
     constant_colours,
     detect_outliers,
     detection_metrics,
+    flipped,
     interpolations,
     mean_energy,
     outlier_scores,
+    rotated,
     total_variation,
     uniform_noise,
 )
@@ -30,6 +32,9 @@ from fastebm.tasks.run_images import held_out_images, images_of_the_kind, open_f
 from fastebm.training import load_coarse_to_fine
 
 SCORES = ["energy", "gradient_norm", "typicality", "total_variation", "untrained_energy"]
+LEVEL_SCORES = ["level_energy", "level_typicality"]
+RUN_SCORES = [*SCORES[:3], *LEVEL_SCORES, *SCORES[3:], *(f"untrained_{name}" for name in LEVEL_SCORES)]
+SYNTHETIC = ["uniform_noise", "constant_colours", "interpolations", "rotated", "flipped"]
 
 
 def bowl(x: Tensor) -> Tensor:
@@ -196,6 +201,13 @@ def test_interpolations_are_means_of_two_different_images() -> None:
         interpolations(Images(pool.pixels[:1]), 5)
 
 
+def test_images_are_turned_and_mirrored() -> None:
+    images = Images(torch.tensor([[[[1, 2], [3, 4]]]], dtype=torch.uint8), name="four")
+    assert rotated(images).pixels.tolist() == [[[[2, 4], [1, 3]]]]
+    assert flipped(images).pixels.tolist() == [[[[2, 1], [4, 3]]]]
+    assert flipped(images).pixels.is_contiguous()
+
+
 def test_halves_are_rounded_to_even() -> None:
     pool = Images(torch.tensor([3, 4], dtype=torch.uint8).reshape(2, 1, 1, 1))
     assert set(interpolations(pool, 20).pixels.flatten().tolist()) == {4}
@@ -208,15 +220,10 @@ def test_a_run_scores_sets(digits_run: Path) -> None:
     training, held_out = training_images(run), held_out_images(run)
     assert (len(training), len(held_out)) == (len(digits("train")[0]), len(digits("test")[0]))
     detection = detect_outliers(run, training, held_out, {"double": held_out}, count=60, engine="autograd")
-    assert list(detection.scores) == [
-        "in_distribution",
-        "double",
-        "uniform_noise",
-        "constant_colours",
-        "interpolations",
-    ]
+    assert list(detection.scores) == ["in_distribution", "double", *SYNTHETIC]
+    assert torch.equal(detection.sets["flipped"].pixels.flip(3), detection.sets["in_distribution"].pixels)
     for name, scores in detection.scores.items():
-        assert list(scores) == SCORES
+        assert list(scores) == RUN_SCORES
         energies = outlier_scores(run.levels[8], detection.sets[name], engine="autograd")["energy"]
         np.testing.assert_array_equal(scores["energy"], energies)
     # The same images in both sets, chosen alike.
@@ -282,7 +289,7 @@ def test_the_command_writes_numbers_scores_and_pictures(
     assert main(command) == 0
     printed = capsys.readouterr().out
     assert "dark.npz: npz" in printed
-    assert printed.count("\n") == 3 + 5 + 1
+    assert printed.count("\n") == 3 + (1 + len(RUN_SCORES)) + 1
     assert {path.name for path in out.iterdir()} == {
         "detect.json",
         "scores.npz",
@@ -291,10 +298,11 @@ def test_the_command_writes_numbers_scores_and_pictures(
         "typical.png",
     }
     numbers = json.loads((out / "detect.json").read_text())
-    assert list(numbers["metrics"]) == ["dark", "uniform_noise", "constant_colours", "interpolations"]
-    assert numbers["training"]["count"] == 40
+    assert list(numbers["metrics"]) == ["dark", *SYNTHETIC]
+    assert numbers["training"]["count"] == 1000  # for the statistics, however few are scored
+    assert list(numbers["training"]["mean_energy"]) == list(numbers["training"]["std_energy"]) == ["4", "8"]
     with np.load(out / "scores.npz") as scores:
-        assert len(scores.files) == 5 * len(SCORES)
+        assert len(scores.files) == (2 + len(SYNTHETIC)) * len(RUN_SCORES)
         energies = scores["in_distribution/energy"], scores["dark/energy"]
     assert numbers["metrics"]["dark"]["energy"]["auroc"] == detection_metrics(*energies).auroc
     assert numbers["sets"]["dark"]["scores"]["energy"]["mean"] == pytest.approx(float(energies[1].mean()), rel=1e-5)
