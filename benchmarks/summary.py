@@ -48,6 +48,7 @@ def summary(folder: Path) -> str:
 def compact(folder: Path) -> str:
     """CF-EBM's chains, cascades and training in two lines, for README.md."""
     rows = [row for name in WHOLE[:3] for run in read_runs(folder / f"{name}.json") for row in run.rows]
+    rows.sort(key=lambda row: (WHOLE.index(row.suite), row.shape[-1], row.batch))
     groups = [group for group in comparisons(rows).values() if line(group) is not None]
     heads = [f"{g[0].suite} {'x'.join(map(str, g[0].shape[1:]))}, {g[0].batch}" for g in groups]
     stock = [f"{ratio(group, COMPILED, TUNED):.1f}" for group in groups]
