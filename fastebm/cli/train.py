@@ -106,13 +106,13 @@ class EcVae(_Images):
 
     With --lambda-start 0 it is a plain VAE, for comparison.
 
-    Presets other than digits and mnist were not run: they are meant for a GPU and many hours.
+    Presets other than digits were not run: those in colour are meant for a GPU and many hours.
     """
 
     preset: Literal["digits", "mnist", "cifar10", "stl10-32", "imagenet32", "celeba64", "church64", "celebahq256"] = (
         "digits"
     )
-    """settings to start from (not run, but for digits and mnist); the flags below change single ones"""
+    """settings to start from (not run, but for digits); the flags below change single ones"""
     config: tyro.conf.OmitArgPrefixes[EcVaeConfig] = field(default_factory=lambda: EC_VAE_DIGITS)
 
     def __call__(self) -> int:

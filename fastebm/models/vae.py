@@ -254,9 +254,9 @@ class Vae(nn.Module):
 
         Averaged weights were never run in training, so that the statistics they inherit are another net's.
         """
-        norms = [part for part in self.decoder.modules() if isinstance(part, nn.BatchNorm2d)]
+        norms = [module for module in self.decoder.modules() if isinstance(module, nn.BatchNorm2d)]
         momenta = [norm.momentum for norm in norms]
-        flags = [(part, part.training) for part in self.decoder.modules()]
+        flags = [(module, module.training) for module in self.decoder.modules()]
         try:
             self.decoder.eval()
             for norm in norms:
@@ -268,8 +268,8 @@ class Vae(nn.Module):
         finally:
             for norm, momentum in zip(norms, momenta, strict=True):
                 norm.momentum = momentum
-            for part, training in flags:
-                part.training = training
+            for module, training in flags:
+                module.training = training
 
 
 def kl_to_prior(mean: Tensor, log_variance: Tensor) -> Tensor:

@@ -47,7 +47,7 @@ EC_VAE_MNIST = EcVaeConfig(
     log_every=20,
     pictures_every=1000,
 )
-"""MNIST, padded to 32x32, gray: small nets for a CPU."""
+"""MNIST, padded to 32x32, gray: small nets for a CPU. Not run."""
 
 EC_VAE_CIFAR10 = EcVaeConfig(flip=True, **_AT_LENGTH)
 """CIFAR-10. Not run."""

@@ -285,7 +285,7 @@ def part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, prefix: str) -> dict[str, Tensor]:
     """The moments of each parameter by name, `prefix` in front."""
-    named = {}
+    named: dict[str, Tensor] = {}
     for index, moments in optimizer.state_dict()["state"].items():
         named |= {f"{prefix}{index}.{name}": tensor for name, tensor in moments.items()}
     return named

@@ -1,0 +1,311 @@
+"""EC-VAE's trainer: what an update is, health, the guard, kills and resumes, plain VAEs, and the command."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from fastebm.cli import main
+from fastebm.models import MultiScaleEnergy
+from fastebm.training import (
+    DivergedError,
+    EcVaeConfig,
+    EcVaeRun,
+    RunError,
+    load_ec_vae,
+    load_run,
+    resume_ec_vae,
+    resume_run,
+    train_ec_vae,
+)
+from fastebm.training.ec_vae_presets import EC_VAE_PRESETS
+from fastebm.training.ec_vae_trainer import EcVaeTrainer
+from fastebm.training.image_levels import image_levels
+from fastebm.training.run import RunFolder
+
+TINY = EcVaeConfig(
+    size=8,
+    channels=1,
+    iterations=7,
+    batch_size=4,
+    latent=3,
+    width=2,
+    energy_width=2,
+    energy_depth=2,
+    steps=2,
+    warmup=2,
+    lr_decay=0.5,
+    ema=0.5,
+    log_every=1,
+    checkpoint_every=3,
+    engine="autograd",  # a fused program is made for each trainer, which takes longer than these runs
+)
+
+
+class Stop(BaseException):
+    """A stop that nothing in the trainer catches, as a kill would be."""
+
+
+def train(config: EcVaeConfig, images: Tensor, path: Path, stop_at: int | None = None) -> EcVaeRun:
+    def stop(line: dict[str, Any]) -> None:
+        if line["iteration"] == stop_at:
+            raise Stop
+
+    return train_ec_vae(config, images, path, progress=False, save_pictures=False, on_log=stop)
+
+
+def trainer_at(config: EcVaeConfig, images: Tensor, iteration: int) -> EcVaeTrainer:
+    trainer = EcVaeTrainer(config, image_levels(images, (config.size,), config.channels), torch.device("cpu"))
+    while trainer.iteration < iteration:
+        trainer.update()
+    return trainer
+
+
+def final_tensors(path: Path) -> dict[str, Tensor]:
+    checkpoint = RunFolder.existing(path).checkpoints.load_newest()
+    assert checkpoint is not None
+    return checkpoint.tensors
+
+
+def log(path: Path) -> list[dict[str, Any]]:
+    return RunFolder.existing(path).log.lines()
+
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "two chains": {},
+    "one chain, dual update, anchor": {
+        "chains": 1, "dual_rate": 0.5, "anchor_weight": 1.0, "flip": True, "data_noise": 0.1, "learned_variance": True,
+    },
+    "plain": {"lambda_start": 0.0},
+    "trained weights, fused": {
+        "ema": 0.0, "dtype": "bfloat16", "update_dtype": "bfloat16", "energy_l2": 0.1, "engine": "fused",
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("stop_at", [2, 5])
+def test_a_resumed_run_ends_with_the_same_bits(images: Tensor, tmp_path: Path, variant: str, stop_at: int) -> None:
+    config = dataclasses.replace(TINY, **VARIANTS[variant])
+    whole = train(config, images, tmp_path / "whole")
+    with pytest.raises(Stop):
+        train(config, images, tmp_path / "stopped", stop_at)
+    resumed = train(config, images, tmp_path / "stopped")
+    assert resumed.finished
+    one, other = final_tensors(tmp_path / "whole"), final_tensors(tmp_path / "stopped")
+    assert one.keys() == other.keys()
+    assert [name for name in one if not torch.equal(one[name], other[name])] == []
+    assert torch.equal(whole.sample(5), resumed.sample(5))
+    for line, again in zip(log(tmp_path / "whole"), log(tmp_path / "stopped"), strict=True):
+        assert line | {"seconds": 0} == again | {"seconds": 0}
+
+
+def test_all_depends_on_the_seed_and_on_nothing_else(images: Tensor, tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    train(TINY, images, tmp_path / "a")
+    torch.randn(3)
+    train(TINY, images, tmp_path / "b")
+    torch.manual_seed(1)
+    one, other = final_tensors(tmp_path / "a"), final_tensors(tmp_path / "b")
+    assert [name for name in one if not torch.equal(one[name], other[name])] == []
+    third = train(dataclasses.replace(TINY, seed=1), images, tmp_path / "c")
+    assert not torch.equal(load_ec_vae(tmp_path / "a").sample(4), third.sample(4))
+
+
+def test_the_warm_up_is_that_of_a_plain_vae_and_then_calibration_pulls(images: Tensor, tmp_path: Path) -> None:
+    train(TINY, images, tmp_path / "calibrated")
+    train(dataclasses.replace(TINY, lambda_start=0.0), images, tmp_path / "plain")
+    ours, plain = log(tmp_path / "calibrated"), log(tmp_path / "plain")
+    assert [line["lambda"] for line in ours] == [0, 0] + [30.0] * 5
+    assert [a["squared_error"] == b["squared_error"] for a, b in zip(ours, plain, strict=True)][:3] == [True] * 3
+    assert ours[-1]["squared_error"] != plain[-1]["squared_error"]
+    assert "energy_data" not in plain[0]
+    assert load_ec_vae(tmp_path / "plain").energy is None
+    assert isinstance(load_ec_vae(tmp_path / "calibrated").energy, MultiScaleEnergy)
+
+
+def test_every_line_has_the_health_of_its_updates(images: Tensor, tmp_path: Path) -> None:
+    train(TINY, images, tmp_path)
+    for line in log(tmp_path):
+        assert line["gap"] == pytest.approx(line["energy_samples"] - line["energy_data"], abs=1e-5)
+        assert line["noise_floor"] == pytest.approx(2 * 1e-6 * 64)
+        assert line["calibration"] > 0
+        variance = TINY.kl_weight / 2
+        constant = 32 * math.log(2 * math.pi * variance)
+        bound = -line["squared_error"] / (2 * variance) - constant - line["kl"]
+        assert line["elbo"] == pytest.approx(bound, rel=1e-4)
+        distance = line["lambda"] * line["calibration"]
+        assert line["vae_loss"] == pytest.approx(-2 * variance * bound + distance, rel=1e-3)
+        assert {"gradient_norm", "gradient_norm_encoder", "gradient_norm_decoder", "learning_rate"} <= line.keys()
+
+
+def test_chains_calibrate_the_decoder_alone_and_each_has_noise_of_its_own(images: Tensor) -> None:
+    trainer = trainer_at(TINY, images, 3)
+    energy = trainer.energy
+    assert energy is not None
+    calls: list[tuple[Tensor, int, int, int, Tensor]] = []
+    run = energy.chain_ends
+
+    def watched(samples: Tensor, seed: int, first: int, step: int = 0) -> Tensor:
+        ends = run(samples, seed, first, step)
+        calls.append((samples.detach().clone(), seed, first, step, ends))
+        return ends
+
+    energy.chain_ends = watched  # type: ignore[method-assign]
+    trainer.update()
+    # Two chains from the same latent vectors: the second from the updated decoder, with the noise of later steps.
+    assert [(first, step) for _, _, first, step, _ in calls] == [(12, 0), (12, 2)]
+    assert not torch.equal(calls[0][0], calls[1][0])
+    assert not any(call[4].requires_grad for call in calls)
+    calls.clear()
+    trainer.config = dataclasses.replace(TINY, chains=1)
+    trainer.update()
+    assert [(first, step) for _, _, first, step, _ in calls] == [(16, 0)]
+
+
+def test_the_dual_update_moves_lambda(images: Tensor, tmp_path: Path) -> None:
+    config = dataclasses.replace(TINY, lambda_start=1.0, dual_rate=1.0, dual_threshold=1.0)
+    train(config, images, tmp_path)
+    values = [line["lambda"] for line in log(tmp_path)]
+    assert config.threshold == pytest.approx(config.noise_floor + 64)
+    assert values == [0, 0, 1.0, 0, 0, 0, 0]  # far below the threshold of 64: straight to zero
+    config = dataclasses.replace(TINY, lambda_start=1.0, lambda_max=1.5, dual_rate=1e6, dual_threshold=0.0)
+    train(config, images, tmp_path / "up")
+    assert [line["lambda"] for line in log(tmp_path / "up")][-1] == 1.5
+
+
+def test_the_guard_goes_back_and_a_run_that_did_resumes_to_the_last_bit(images: Tensor, tmp_path: Path) -> None:
+    trained = EcVaeTrainer.update
+
+    def exploding(self: EcVaeTrainer) -> dict[str, float]:
+        if self.iteration == 4 and self.guard.attempt == 0:
+            raise DivergedError(5, "for the test")
+        return trained(self)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(EcVaeTrainer, "update", exploding)
+        with pytest.warns(RuntimeWarning, match="Back to iteration 3"):
+            train(TINY, images, tmp_path / "whole")
+        with pytest.warns(RuntimeWarning, match="Back to iteration 3"), pytest.raises(Stop):
+            train(TINY, images, tmp_path / "stopped", stop_at=6)
+    train(TINY, images, tmp_path / "stopped")
+    one, other = final_tensors(tmp_path / "whole"), final_tensors(tmp_path / "stopped")
+    assert [name for name in one if not torch.equal(one[name], other[name])] == []
+    assert [line["attempt"] for line in log(tmp_path / "whole")] == [0, 0, 0, 1, 1, 1, 1]
+
+
+def test_large_energies_stop_a_run(images: Tensor, tmp_path: Path) -> None:
+    with pytest.raises(DivergedError, match=r"iteration 1: an energy of data has .* more than max_energy"):
+        train(dataclasses.replace(TINY, retries=0, max_energy=1e-9), images, tmp_path)
+
+
+def test_a_vae_that_is_not_finite_never_reaches_the_weights(images: Tensor) -> None:
+    trainer = trainer_at(TINY, images, 3)
+    with torch.no_grad():
+        next(trainer.vae.decoder.to_image.parameters()).fill_(math.nan)
+    before = [parameter.clone() for parameter in trainer.vae.encoder.parameters()]
+    with pytest.raises(DivergedError, match="iteration 4: vae_loss is nan"):
+        trainer.update()
+    assert all(torch.equal(*pair) for pair in zip(before, trainer.vae.encoder.parameters(), strict=True))
+
+
+def test_examining_leaves_no_trace(images: Tensor) -> None:
+    trainer = trainer_at(TINY, images, 3)
+    before = {name: tensor.clone() for name, tensor in trainer.tensors().items()}
+    trainer.examine()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in trainer.tensors().items())
+    assert trainer.vae.training
+    assert trainer.energy is not None
+    assert trainer.energy.net.training
+
+
+def test_averaged_weights_and_trained_ones_can_be_sampled(images: Tensor, tmp_path: Path) -> None:
+    run = train(TINY, images, tmp_path)
+    samples = run.sample(6, seed=2)
+    assert samples.shape == (6, 1, 8, 8)
+    assert samples.abs().max() <= 1
+    assert torch.equal(load_ec_vae(tmp_path).sample(6, seed=2), samples)
+    torch.testing.assert_close(run.sample(6, seed=2, batch_size=4), samples)
+    assert not torch.equal(load_ec_vae(tmp_path, weights="trained").sample(6, seed=2), samples)
+    assert run.reconstruct(images[:3]).shape == (3, 1, 8, 8)
+    assert isinstance(load_run(tmp_path), EcVaeRun)
+    assert resume_run(tmp_path, images, progress=False).finished
+    with pytest.raises(RunError, match="doesn't say where"):
+        resume_ec_vae(tmp_path)
+
+
+def test_another_config_other_images_and_another_kind_are_refused(images: Tensor, tmp_path: Path) -> None:
+    train(TINY, images, tmp_path)
+    with pytest.raises(RunError, match="latent is 3 there and 4 here"):
+        train(dataclasses.replace(TINY, latent=4), images, tmp_path)
+    with pytest.raises(RunError, match="other images"):
+        train(TINY, -images, tmp_path)
+    stored = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(stored | {"kind": "tea"}))
+    with pytest.raises(RunError, match="of kind 'tea'; known are coarse_to_fine, ec_vae"):
+        load_run(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"size": 12}, "power of two"),
+        ({"steps": 0}, "steps must lie in"),
+        ({"chains": 3}, "chains must lie in"),
+        ({"dtype": "float16"}, "dtype must be one of"),
+        ({"lambda_start": 200.0}, "above lambda_max"),
+        ({"ema": 1.0}, "ema must lie in"),
+        ({"seed": 2**70}, "seed must be in"),
+    ],
+)
+def test_fields_out_of_range_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(TINY, **changes)
+
+
+def test_presets_make_nets_and_go_through_json() -> None:
+    for config in EC_VAE_PRESETS.values():
+        assert EcVaeConfig.from_json(json.loads(json.dumps(dataclasses.asdict(config)))) == config
+        assert config.calibrated
+    with pytest.raises(RunError, match="not the config of a run of EC-VAE"):
+        EcVaeConfig.from_json({"colour": "red"})
+
+
+def test_learning_rates_fall_at_the_end() -> None:
+    config = dataclasses.replace(TINY, iterations=100, lr_decay=0.5)
+    factors = [config.learning_rate_factor_at(k) for k in (0, 50, 75, 99)]
+    assert factors == pytest.approx([1, 1, 0.55, 0.118])
+    assert dataclasses.replace(config, lr_decay=0.0).learning_rate_factor_at(99) == 1
+
+
+def test_the_command_trains_draws_describes_and_resumes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    flags = ["--iterations", "3", "--batch-size", "4", "--latent", "3", "--width", "2", "--energy-width", "2"]
+    flags += ["--engine", "autograd", "--steps", "2", "--warmup", "1", "--pictures-every", "2", "--log-every", "1"]
+    assert main(["train", "ec-vae", *flags]) == 0
+    out = tmp_path / "runs" / "digits-ec-vae"
+    pictures = {"samples.png", "weights.png", "reconstructions.png", "curves.png"}
+    assert pictures <= {path.name for path in out.iterdir()}
+    assert len(list((out / "pictures").iterdir())) == 2
+    assert main(["sample", str(out), "--count", "5", "--out", "five.png"]) == 0
+    assert main(["info", str(out)]) == 0
+    printed = capsys.readouterr().out
+    assert "kind" in printed
+    assert "ec_vae" in printed
+    assert "3 of 3 iterations" in printed
+    for path in (out / "checkpoints").glob("iteration-000000003.*"):
+        path.unlink()
+    assert main(["resume", str(out)]) == 0
+    assert "was finished before" not in capsys.readouterr().out
+    assert load_ec_vae(out).finished
+    assert main(["train", "ec-vae", "--preset", "cifar10"]) == 2
+    assert "--preset cifar10 needs --data" in capsys.readouterr().err
