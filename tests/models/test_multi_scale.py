@@ -55,9 +55,12 @@ def test_it_runs_on_fused_kernels(size: int, channels: int, dtype: torch.dtype) 
     energies, slopes = gradient(x)
     assert "runs on fused kernels" in gradient.describe()
     expected, true = energy_gradient(net, engine="autograd")(x)
-    tolerance = 1e-5 if dtype is torch.float32 else 0.1
-    assert (slopes - true).norm() <= tolerance * true.norm()
-    assert (energies - expected).abs().max() <= tolerance * expected.abs().max()
+    # In bfloat16 at most twice as far off as autocast.
+    stock, rough = (
+        (expected, true) if dtype is torch.float32 else energy_gradient(net, dtype=dtype, engine="autograd")(x)
+    )
+    assert (slopes - true).norm() <= 1e-5 * true.norm() + 2 * (rough - true).norm()
+    assert (energies - expected).abs().max() <= 1e-5 * expected.abs().max() + 2 * (stock - expected).abs().max()
 
 
 @pytest.mark.parametrize("options", [{"size": 4}, {"size": 24}, {"size": 512}, {"size": 8, "width": 0}])

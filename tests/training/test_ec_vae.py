@@ -124,7 +124,9 @@ def test_the_warm_up_is_that_of_a_plain_vae_and_then_calibration_pulls(images: T
     train(dataclasses.replace(TINY, lambda_start=0.0), images, tmp_path / "plain")
     ours, plain = log(tmp_path / "calibrated"), log(tmp_path / "plain")
     assert [line["lambda"] for line in ours] == [0, 0] + [30.0] * 5
-    assert [a["squared_error"] == b["squared_error"] for a, b in zip(ours, plain, strict=True)][:3] == [True] * 3
+    # Library convolutions on a CPU may round differently where memory lies differently.
+    for a, b in list(zip(ours, plain, strict=True))[:3]:
+        assert a["squared_error"] == pytest.approx(b["squared_error"], rel=1e-5)
     assert ours[-1]["squared_error"] != plain[-1]["squared_error"]
     assert "energy_data" not in plain[0]
     assert load_ec_vae(tmp_path / "plain").energy is None
@@ -237,8 +239,7 @@ def test_averaged_weights_and_trained_ones_can_be_sampled(images: Tensor, tmp_pa
     assert run.reconstruct(images[:3]).shape == (3, 1, 8, 8)
     assert isinstance(load_run(tmp_path), EcVaeRun)
     assert resume_run(tmp_path, images, progress=False).finished
-    with pytest.raises(RunError, match="doesn't say where"):
-        resume_ec_vae(tmp_path)
+    assert resume_ec_vae(tmp_path, progress=False).finished  # nothing is left to train, so images are not asked for
 
 
 def test_another_config_other_images_and_another_kind_are_refused(images: Tensor, tmp_path: Path) -> None:
