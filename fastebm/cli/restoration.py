@@ -135,9 +135,10 @@ class Inpaint(ImageTask):
     restarts: int = 8
     """chains of each image; the one with the lowest energy is the result"""
     coarse: bool | None = None
-    """True starts at the lowest resolution and goes up, which is the default if the run can; False at full size"""
+    """True starts at the lowest resolution and goes up, by default for square, half and a mask, if the run can; False
+    starts at full size, from the mean of what is known around"""
     steps: int | None = None
-    """updates at each resolution; by default as in training"""
+    """updates at each resolution; by default as in training, and 5 at full size alone, whose start is near already"""
     step_size: float | None = None
     """of each; by default as in training"""
 
@@ -152,13 +153,15 @@ class Inpaint(ImageTask):
             hole = tasks.hole_from_file(self.mask, len(images), run.size)
         else:
             hole = tasks.hole_of(self.hole, len(images), run.size, self.seed)
+        able = run.config.variant == "cascade" and (self.mask is not None or self.hole != "pixels")
+        coarse = able if self.coarse is None else self.coarse
         options = tasks.InpaintOptions(
-            steps=run.config.steps if self.steps is None else self.steps,
+            steps=(run.config.steps if coarse else 5) if self.steps is None else self.steps,
             step_size=run.config.step_size if self.step_size is None else self.step_size,
             noise_start=run.config.noise_start,
             noise_end=run.config.noise_end,
             restarts=self.restarts,
-            coarse=run.config.variant == "cascade" if self.coarse is None else self.coarse,
+            coarse=coarse,
         )
         result = tasks.inpaint(run, images, hole, options, seed=self.seed)
         task_folder(out, overwrite=self.overwrite)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from fastebm.data import digits
 from fastebm.tasks import (
+    ClassicalDenoiser,
     DenoiseOptions,
     InpaintOptions,
     TranslateOptions,
@@ -181,3 +182,12 @@ def test_a_pull_holds_at_the_source() -> None:
     options = TranslateOptions(steps=200, step_size=0.005, start_noise=0.0, pull=25.0)
     expected = (MEAN / STD**2 + 25 * source) / (1 / STD**2 + 25)
     torch.testing.assert_close(translate(quadratic, source, options).images, expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["non-local means", "total variation"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_classical_denoisers_leave_images_upright(name: str, channels: int) -> None:
+    image = torch.full((1, channels, 12, 12), -1.0)
+    image[:, :, 2:4] = 1.0
+    settings = {"weight": 0.01} if name == "total variation" else {"h": 0.1, "sigma": 0.05, "fast_mode": False}
+    assert float((ClassicalDenoiser(name, settings)(image) - image).abs().max()) < 0.2  # type: ignore[arg-type]
