@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -56,7 +57,7 @@ class ImageTask:
         """The numbers as a file, and for people."""
         from fastebm.tasks.output import NUMBERS, save_numbers
 
-        begun = {"run": str(run.path), "iteration": run.iteration, "seed": self.seed}
+        begun = {"run": str(self.run), "iteration": run.iteration, "seed": self.seed}
         save_numbers(out, begun | numbers)
         print("\n".join([*lines, f"In {out}: {', '.join(sorted(p.name for p in out.iterdir()))}; see {NUMBERS}."]))
 
@@ -73,12 +74,16 @@ class Denoise(ImageTask):
     """standard deviation, of pixels in [-1, 1]"""
     noisy: bool = False
     """the images have that noise already"""
-    tune: int = 8
+    tune: int = 16
     """training images to tune on; 0 takes the numbers below and leaves out classical methods"""
-    steps: int = 20
+    steps: int = 10
     """updates at each resolution"""
     step_size: float = 1.0
     """of each; tuned"""
+    noise_std: float = 0.1
+    """of the chains' own noise, falling to 0"""
+    chains: int = 8
+    """of each image, of which the mean is taken; tuning is by one"""
     temperature: float = 0.0
     """of the energy beside the data term, 0 for none; tuned"""
     start_size: int | None = None
@@ -93,11 +98,15 @@ class Denoise(ImageTask):
             raise ValueError(f"--tune must not be negative, got {self.tune}")
         run, out = self.opened("denoise")
         images = self.images(run)
-        options = tasks.DenoiseOptions(self.steps, self.step_size, self.temperature, start_size=self.start_size)
+        options = tasks.DenoiseOptions(
+            self.steps, self.step_size, self.temperature, self.noise_std, self.start_size, self.chains
+        )
         baselines: list[tasks.ClassicalDenoiser] = []
         if self.tune:
             few = tasks.images_for(run, split="train", count=self.tune)
-            options = tasks.tuned_denoising(run, few, self.noise, options, seed=self.seed)
+            one = dataclasses.replace(options, chains=1)
+            options = tasks.tuned_denoising(run, few, self.noise, one, seed=self.seed)
+            options = dataclasses.replace(options, chains=self.chains)
             baselines = tasks.tuned_denoisers(few, tasks.with_noise(few, self.noise, self.seed, 2**32), self.noise)
         corrupted = images if self.noisy else tasks.with_noise(images, self.noise, self.seed)
         clean = None if self.noisy else images
@@ -126,9 +135,10 @@ class Inpaint(ImageTask):
     restarts: int = 8
     """chains of each image; the one with the lowest energy is the result"""
     coarse: bool | None = None
-    """start at the lowest resolution and go up; by default for square, half and a mask, if the run can"""
+    """True starts at the lowest resolution and goes up, by default for square, half and a mask, if the run can; False
+    starts at full size, from the mean of what is known around"""
     steps: int | None = None
-    """updates at each resolution; by default as in training"""
+    """updates at each resolution; by default as in training, and 5 at full size alone, whose start is near already"""
     step_size: float | None = None
     """of each; by default as in training"""
 
@@ -144,13 +154,14 @@ class Inpaint(ImageTask):
         else:
             hole = tasks.hole_of(self.hole, len(images), run.size, self.seed)
         able = run.config.variant == "cascade" and (self.mask is not None or self.hole != "pixels")
+        coarse = able if self.coarse is None else self.coarse
         options = tasks.InpaintOptions(
-            steps=run.config.steps if self.steps is None else self.steps,
+            steps=(run.config.steps if coarse else 5) if self.steps is None else self.steps,
             step_size=run.config.step_size if self.step_size is None else self.step_size,
             noise_start=run.config.noise_start,
             noise_end=run.config.noise_end,
             restarts=self.restarts,
-            coarse=able if self.coarse is None else self.coarse,
+            coarse=coarse,
         )
         result = tasks.inpaint(run, images, hole, options, seed=self.seed)
         task_folder(out, overwrite=self.overwrite)
@@ -159,8 +170,9 @@ class Inpaint(ImageTask):
         errors = {name: float(values.mean()) for name, values in result.errors().items()}
         lines = [
             f"Root mean square error in the hole: {errors['best']:.3f} of the chain with the lowest energy, "
-            f"{errors['chains']:.3f} of all chains in the mean, {errors['nearest']:.3f} of the nearest.",
+            f"{errors['chains']:.3f} of all chains in the mean, {errors['nearest']:.3f} of the nearest; "
+            f"{errors['surroundings']:.3f} of the mean of known pixels around.",
             f"Standard deviation between the chains of an image: {float(result.diversity.mean()):.3f}.",
         ]
-        self.leave(run, out, result.to_json() | {"pattern": str(self.mask or self.hole)}, lines)
+        self.leave(run, out, result.to_json() | {"pattern": self.hole if self.mask is None else self.mask.name}, lines)
         return 0

@@ -24,6 +24,10 @@ class Translate(ImageTask):
     """of the chain"""
     start_noise: float = 0.01
     """standard deviation of the noise that images get before"""
+    start_size: int | None = None
+    """start from images averaged down to this resolution, with as many steps at each; by default the full one"""
+    pull: float = 0.0
+    """weight of a pull to the images that are translated"""
 
     def __call__(self) -> int:
         from fastebm import tasks
@@ -34,7 +38,13 @@ class Translate(ImageTask):
             raise ValueError("--data is needed: images of the domain to come from")
         run, out = self.opened("translate")
         options = tasks.TranslateOptions(
-            self.steps, self.step_size, self.noise_std, self.start_noise, moments=min(6, self.steps)
+            self.steps,
+            self.step_size,
+            self.noise_std,
+            self.start_noise,
+            min(6, self.steps),
+            self.start_size,
+            self.pull,
         )
         result = tasks.translate(run, self.images(run), options, seed=self.seed)
         task_folder(out, overwrite=self.overwrite)

@@ -29,8 +29,9 @@ class ClassicalDenoiser:
     def __call__(self, images: Tensor) -> Tensor:
         restoration = skimage("restoration")
         function: Any = restoration.denoise_nl_means if self.name == NAMES[0] else restoration.denoise_tv_chambolle
-        restored = [function(image, channel_axis=0, **self.settings) for image in images.cpu().double().numpy()]
-        # Non-local means drop a single colour.
+        # Of a single colour given with its axis, non-local means return the image transposed.
+        pixels, axis = (images[:, 0], None) if images.shape[1] == 1 else (images, 0)
+        restored = [function(image, channel_axis=axis, **self.settings) for image in pixels.cpu().double().numpy()]
         return torch.from_numpy(np.stack(restored)).to(images).reshape(images.shape).clamp(-1, 1)
 
 

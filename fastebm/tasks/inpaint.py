@@ -17,7 +17,7 @@ from fastebm.tasks.holes import checked_hole
 from fastebm.tasks.images import checked_images
 from fastebm.tasks.model import Model, level_gradients, top_gradient
 
-_FIRST_NOISE = 0.03  # the hole's start at full size is U(-0.03, 0.03), as in the authors' repository: "small"
+_FIRST_NOISE = 0.03  # at full size the hole starts with U(-0.03, 0.03), as in the authors' repository: "small"
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,8 @@ class InpaintOptions:
         restarts: chains of each image.
         coarse: whether chains start from U(-1, 1) at the lowest resolution and go up, with what is known pinned at
             each level: far better for large holes, for which it needs a run of variant "cascade". Without it they start
-            at full size, with the hole at almost 0.
+            at full size, with the hole at the mean of the known pixels around each of its own, and a little noise. (The
+            authors start at 0 and noise; an energy that was trained coarse to fine can't lead away from such a gray.)
     """
 
     steps: int = 20
@@ -77,10 +78,17 @@ class Inpainted:
 
     def errors(self) -> dict[str, Tensor]:
         """The root mean square difference over the hole from the images, (N,): of the "best" by energy, of the mean
-        over chains of that ("chains"), and of the chain that happens to be the "nearest"."""
+        over chains of that ("chains"), of the chain that happens to be the "nearest", and, as what a model has to beat,
+        of the mean of the known pixels around ("surroundings")."""
         squares = ((self.filled - self.images[:, None]).square() * self.hole[:, None]).flatten(2).sum(2)
         each = (squares / self.hole.flatten(1).sum(1)[:, None]).sqrt()
-        return {"best": each[:, 0], "chains": each.mean(1), "nearest": each.min(1).values}
+        around = ((surroundings(self.images, self.hole) - self.images).square() * self.hole).flatten(1).sum(1)
+        return {
+            "best": each[:, 0],
+            "chains": each.mean(1),
+            "nearest": each.min(1).values,
+            "surroundings": (around / self.hole.flatten(1).sum(1)).sqrt(),
+        }
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -135,7 +143,9 @@ def inpaint(
     pinned = {level: _pinned(images, hole, size // level, count) for level in levels}
     known = pinned[min(levels)][1]
     draws = uniform(known.shape, seed=seed, stream=Stream.INITIAL, device=images.device)
-    start = (2 * draws - 1) * (1 if options.coarse else _FIRST_NOISE)
+    start = 2 * draws - 1
+    if not options.coarse:
+        start = surroundings(images, hole).repeat_interleave(count, 0) + _FIRST_NOISE * start
     how = Climb(options.steps, options.step_size, options.noise_start, options.noise_end)
     ends = climb(levels, start, how, seed=seed, pinned=pinned, batch_size=batch_size)[size].clamp(-1, 1)
     energy, order = energies_of(top, ends, batch_size).unflatten(0, (-1, count)).sort(dim=1, stable=True)
@@ -154,3 +164,19 @@ def _pinned(images: Tensor, hole: Tensor, factor: int, chains: int) -> tuple[Ten
     mean = F.avg_pool2d(images * seen, factor) / share.clamp(min=torch.finfo(share.dtype).tiny)
     mask, known = (share >= 0.5, mean) if factor > 1 else (~hole, images)
     return mask.repeat_interleave(chains, 0), known.repeat_interleave(chains, 0)
+
+
+def surroundings(images: Tensor, hole: Tensor) -> Tensor:
+    """`images` (N, C, H, W) with each pixel of the hole at the mean of the known ones around it, in the same colour.
+
+    "Around" is the smallest square of 3, 5, 9, 17 and so on a side that has any; 0 where a colour has none at all.
+    """
+    seen = (~hole).float()
+    filled, missing, radius = images * seen, hole, 1
+    while missing.any() and radius < 2 * max(images.shape[2:]):
+        share, mean = (F.avg_pool2d(x, 2 * radius + 1, 1, radius) for x in (seen, images * seen))
+        # Less than a pixel's share is rounding.
+        found = missing & (share > 0.5 / (2 * radius + 1) ** 2)
+        filled = torch.where(found, mean / share, filled)
+        missing, radius = missing & ~found, 2 * radius
+    return filled

@@ -35,6 +35,14 @@ def level_gradients(model: Model) -> dict[int, EnergyGradient]:
     return {size: _of_level(model, size) for size in sorted(model.levels)}
 
 
+def levels_from(model: Model, lowest: int) -> dict[int, EnergyGradient]:
+    """The same from size `lowest` on. Raises ValueError as above, and where there is no such level."""
+    levels = level_gradients(model)
+    if lowest not in levels:
+        raise ValueError(f"start_size must be one of the run's levels, {sorted(levels)}, got {lowest}")
+    return {size: gradient for size, gradient in levels.items() if size >= lowest}
+
+
 def device_of_model(model: Model) -> torch.device:
     """Where the weights lie, and chains run."""
     return device_of(model.levels[model.size]) if isinstance(model, CoarseToFineRun) else device_of(model)  # type: ignore[arg-type]

@@ -2,6 +2,10 @@
 
 Zhao, Xie and Li, "Learning Energy-Based Generative Models via Coarse-to-Fine Expanding and Sampling", ICLR 2021:
 neither a generator nor pairs nor a cycle loss, only the target's energy. Settings are those of the authors' code.
+
+The energy of a run that was trained coarse to fine knows little but the way from enlarged samples of the level below to
+sharp ones, so that chains of its highest level alone change details at most. With `start_size` they start lower, from
+the source averaged down, and go up through the levels; a pull to the source then keeps what is where.
 """
 
 from __future__ import annotations
@@ -12,14 +16,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from fastebm.ops import normal
 from fastebm.rng import Stream
 from fastebm.sampling import Langevin
-from fastebm.tasks.climb import energies_of
+from fastebm.tasks.climb import Climb, climb, energies_of
 from fastebm.tasks.images import checked_images
-from fastebm.tasks.model import Model, top_gradient
+from fastebm.tasks.model import Model, levels_from, top_gradient
 
 
 @dataclass(frozen=True)
@@ -32,6 +37,10 @@ class TranslateOptions:
         noise_std: of the chains.
         start_noise: standard deviation of the noise that the source images get.
         moments: images that are kept of the way, after the start, at about equal distances.
+        start_size: the resolution at which chains start, from the source averaged down, with `steps` at each level.
+            What is finer comes from the energy. None is full size. A lower one needs a run of variant "cascade", and
+            the moments are then the ends of the levels, enlarged.
+        pull: weight of a pull to the source (averaged down) in the gradient, at each level; 0 for none.
     """
 
     steps: int = 50
@@ -39,12 +48,19 @@ class TranslateOptions:
     noise_std: float = 0.0
     start_noise: float = 0.01
     moments: int = 6
+    start_size: int | None = None
+    pull: float = 0.0
 
     def __post_init__(self) -> None:
         if not 1 <= self.moments <= self.steps:
             raise ValueError(f"moments must be from 1 to the {self.steps} steps, got {self.moments}")
         if not self.start_noise >= 0:
             raise ValueError(f"start_noise must not be negative, got {self.start_noise}")
+        if not 0 <= self.pull <= 1 / self.step_size:
+            raise ValueError(
+                f"pull must be from 0 to 1 / step_size = {1 / self.step_size:g}, at which a step begins anew from the "
+                f"source, got {self.pull}"
+            )
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,14 +131,42 @@ def translate(
     options = TranslateOptions() if options is None else options
     source = checked_images("source images", source, model)
     gradient = top_gradient(model)
-    sampler = Langevin(gradient, options.step_size, options.noise_std)
-    noise = normal(source.shape, seed=seed, stream=Stream.INITIAL, device=source.device)
-    x = source + options.start_noise * noise
-    taken = torch.linspace(0, options.steps, options.moments + 1).round().int().tolist()
-    moments = [x]
-    for before, after in itertools.pairwise(taken):
-        x = sampler.sample(x, after - before, seed, step=before, batch_size=batch_size)
-        moments.append(x)
+    way = _at_full_size if options.start_size is None else _up_from
+    taken, moments = way(model, source, options, seed, batch_size)
     frames = torch.stack(moments).clamp(-1, 1)
     energy = torch.stack([energies_of(gradient, frame, batch_size) for frame in frames])
     return Translated(options, source, tuple(taken), frames, energy)
+
+
+def _at_full_size(
+    model: Model, source: Tensor, options: TranslateOptions, seed: int, batch_size: int | None
+) -> tuple[list[int], list[Tensor]]:
+    """The steps after which moments were taken, and these."""
+    sampler = Langevin(top_gradient(model), options.step_size, options.noise_std)
+    anchor = (source, options.pull) if options.pull else None
+    x = _noisy(source, options, seed)
+    taken = torch.linspace(0, options.steps, options.moments + 1).round().int().tolist()
+    moments = [x]
+    for before, after in itertools.pairwise(taken):
+        x = sampler.sample(x, after - before, seed, step=before, anchor=anchor, batch_size=batch_size)
+        moments.append(x)
+    return taken, moments
+
+
+def _up_from(
+    model: Model, source: Tensor, options: TranslateOptions, seed: int, batch_size: int | None
+) -> tuple[list[int], list[Tensor]]:
+    """The same through the levels from `start_size` on; moments are the start and the ends of levels, enlarged."""
+    assert options.start_size is not None
+    levels = levels_from(model, options.start_size)
+    sources = {level: F.avg_pool2d(source, source.shape[3] // level) for level in levels}
+    start = _noisy(sources[options.start_size], options, seed)
+    how = Climb(options.steps, options.step_size, options.noise_std, options.noise_std)
+    pulled = {level: (target, options.pull) for level, target in sources.items()} if options.pull else None
+    ends = climb(levels, start, how, seed=seed, pulled=pulled, batch_size=batch_size)
+    moments = [F.interpolate(x, source.shape[2:], mode="nearest") for x in (start, *ends.values())]
+    return [place * options.steps for place in range(len(moments))], moments
+
+
+def _noisy(x: Tensor, options: TranslateOptions, seed: int) -> Tensor:
+    return x + options.start_noise * normal(x.shape, seed=seed, stream=Stream.INITIAL, device=x.device)

@@ -1,12 +1,20 @@
 """What the tests of tasks share: one thread, and a tiny run."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from fastebm.training import CoarseToFineConfig, CoarseToFineRun, DigitsSource, ImageSource, train_coarse_to_fine
+from fastebm.training import (
+    CoarseToFineConfig,
+    CoarseToFineRun,
+    DigitsSource,
+    ImageSource,
+    load_coarse_to_fine,
+    train_coarse_to_fine,
+)
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -43,15 +51,12 @@ def digits_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def run(tmp_path_factory: pytest.TempPathFactory) -> CoarseToFineRun:
-    config = CoarseToFineConfig(
-        sizes=(4, 8),
-        iterations=(3, 4),
-        batch_sizes=(8, 8),
-        learning_rates=(1e-3, 1e-3),
-        channels=1,
-        base_width=1,
-        steps=3,
-    )
-    path = tmp_path_factory.mktemp("tasks") / "run"
-    return train_coarse_to_fine(config, DigitsSource(), path, progress=False, save_pictures=False)
+def run(digits_run: Path) -> CoarseToFineRun:
+    """The same, opened."""
+    return load_coarse_to_fine(digits_run)
+
+
+@pytest.fixture(scope="session")
+def fused_run(run: CoarseToFineRun) -> CoarseToFineRun:
+    """The same, by the engine that gives the same bits for any batch; each call of it takes seconds to get ready."""
+    return replace(run, config=replace(run.config, engine="fused"))

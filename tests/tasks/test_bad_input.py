@@ -107,6 +107,8 @@ def test_options_out_of_range(run: CoarseToFineRun) -> None:
         lambda: DenoiseOptions(temperature=-1),
         lambda: InpaintOptions(restarts=0),
         lambda: TranslateOptions(steps=3),
+        lambda: TranslateOptions(pull=1.5),
+        lambda: DenoiseOptions(chains=0),
         lambda: PathOptions(points=2),
         lambda: hole_of("round", 1, 8),  # type: ignore[arg-type]
         lambda: with_noise(GOOD, 0.0, 1),

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from fastebm.data import digits
 from fastebm.tasks import (
+    ClassicalDenoiser,
     DenoiseOptions,
     InpaintOptions,
     TranslateOptions,
@@ -18,6 +19,7 @@ from fastebm.tasks import (
     tuned_denoising,
     with_noise,
 )
+from fastebm.tasks.inpaint import surroundings
 from fastebm.training import CoarseToFineRun
 
 MEAN, STD = 0.3, 0.2
@@ -55,15 +57,36 @@ def test_noise_is_that_of_the_image_however_images_are_split() -> None:
     assert torch.equal(with_noise(images[7:9], 0.5, seed=1, first=7), noisy[7:9])
 
 
+def test_by_the_fused_engine_batches_do_not_change_a_bit(fused_run: CoarseToFineRun, images: Tensor) -> None:
+    noisy = with_noise(images, 0.2, seed=1)
+    options = DenoiseOptions(steps=2, temperature=0.01, noise_std=0.05, start_size=4)
+    whole, split = (denoise(fused_run, noisy, 0.2, options, seed=5, batch_size=size) for size in (None, 4))
+    assert torch.equal(whole.restored, split.restored)
+    assert torch.equal(whole.energy_after, split.energy_after)
+
+
 @pytest.mark.parametrize("start_size", [None, 4])
 def test_denoising_does_not_depend_on_batches(run: CoarseToFineRun, images: Tensor, start_size: int | None) -> None:
     noisy = with_noise(images, 0.2, seed=1)
     options = DenoiseOptions(steps=3, temperature=0.01, noise_std=0.05, start_size=start_size)
     whole, split = (denoise(run, noisy, 0.2, options, seed=5, batch_size=size) for size in (None, 2))
-    assert torch.equal(whole.restored, split.restored)
-    assert torch.equal(whole.energy_after, split.energy_after)
+    torch.testing.assert_close(whole.restored, split.restored, atol=1e-5, rtol=0)
     assert not torch.equal(whole.restored, denoise(run, noisy, 0.2, options, seed=6).restored)
     assert whole.restored.abs().max() <= 1
+
+
+def test_several_chains_are_averaged() -> None:
+    noisy = with_noise(torch.full((2, 1, 4, 4), 0.4), 0.1, seed=3)
+    one, four = (
+        denoise(quadratic, noisy, 0.1, DenoiseOptions(20, 0.005, 1.0, 0.1, chains=chains), seed=1).restored
+        for chains in (1, 4)
+    )
+    apart = denoise(
+        quadratic, noisy.repeat_interleave(4, 0), 0.1, DenoiseOptions(20, 0.005, 1.0, 0.1), seed=1
+    ).restored.unflatten(0, (2, 4))
+    torch.testing.assert_close(four, apart.mean(1))
+    torch.testing.assert_close(one[0], apart[0, 0])
+    assert float(apart.std(1).mean()) > 0.001
 
 
 def test_tuned_options_are_better_than_others_that_were_tried(run: CoarseToFineRun, images: Tensor) -> None:
@@ -71,7 +94,7 @@ def test_tuned_options_are_better_than_others_that_were_tried(run: CoarseToFineR
     noisy = with_noise(images, 0.3, seed=2, first=2**32)
     errors = [
         float((denoise(run, noisy, 0.3, options).restored - images).square().flatten(1).mean(1).log10().mean())
-        for options in (tuned, *(DenoiseOptions(3, 1.0, 0.0, start_size=start) for start in (None, 4)))
+        for options in (tuned, *(DenoiseOptions(3, start_size=start) for start in (None, 4)))
     ]
     assert errors[0] <= min(errors[1:])
     assert tuned.steps == 3
@@ -90,10 +113,24 @@ def test_known_pixels_are_kept_to_the_bit_and_batches_do_not_matter(
     assert (whole.energy.diff(dim=1) >= 0).all()
     assert (whole.diversity > 0).all()
     split = inpaint(run, images, hole, options, seed=1, batch_size=4)
-    assert torch.equal(whole.filled, split.filled)
+    torch.testing.assert_close(whole.filled, split.filled, atol=1e-5, rtol=0)
     # What is in the hole was not looked at.
     erased = inpaint(run, torch.where(hole, 0.0, images), hole, options, seed=1)
     assert torch.equal(whole.filled, erased.filled)
+
+
+def test_surroundings_are_means_of_the_nearest_known_pixels() -> None:
+    images = torch.arange(16.0).reshape(1, 1, 4, 4) / 16
+    hole = torch.zeros(1, 1, 4, 4, dtype=torch.bool)
+    hole[0, 0, 0, 0] = hole[0, 0, 3, 2:] = True
+    filled = surroundings(images, hole)
+    assert torch.equal(filled[~hole], images[~hole])
+    torch.testing.assert_close(filled[hole] * 16, torch.tensor([10 / 3, (9 + 10 + 11 + 13) / 4, (10 + 11) / 2]))
+    hole[:] = True
+    hole[0, 0, 3, 3] = False
+    torch.testing.assert_close(surroundings(images, hole), torch.full_like(images, 15 / 16))
+    result = inpaint(lambda x: 0 * x.sum((1, 2, 3)), images, hole, InpaintOptions(1, 1.0, 0.0, restarts=2))
+    assert 0 < float((result.filled - 15 / 16).abs().max()) <= 0.03 + 1e-6
 
 
 def test_inpainting_orders_by_energy_and_finds_the_mean() -> None:
@@ -120,6 +157,37 @@ def test_translation_is_a_known_contraction_with_its_moments() -> None:
 def test_translation_does_not_depend_on_batches_or_moments(run: CoarseToFineRun, images: Tensor) -> None:
     options = TranslateOptions(steps=6, noise_std=0.05, moments=6)
     whole, split = (translate(run, images, options, seed=1, batch_size=size) for size in (None, 4))
-    assert torch.equal(whole.moments, split.moments)
+    torch.testing.assert_close(whole.moments, split.moments, atol=1e-5, rtol=0)
     once = translate(run, images, TranslateOptions(steps=6, noise_std=0.05, moments=1), seed=1)
     assert torch.equal(whole.images, once.images)
+
+
+def test_translation_from_a_lower_size_goes_up_through_the_levels(run: CoarseToFineRun, images: Tensor) -> None:
+    options = TranslateOptions(steps=3, moments=1, start_size=4, start_noise=0.0)
+    result = translate(run, images, options, seed=1)
+    assert result.steps == (0, 3, 6)
+    assert result.moments.shape == (3, 6, 1, 8, 8)
+    start = torch.nn.functional.avg_pool2d(images, 2)
+    for moment, kept in zip(result.moments, (True, False, False), strict=True):
+        assert torch.equal(moment[:, :, ::2, ::2], start) is kept
+    # A pull of 1 / step_size leaves nothing but the source and a step down the energy from wherever the chain is.
+    pulled = translate(run, images, TranslateOptions(3, 1.0, moments=1, start_size=4, pull=1.0), seed=1)
+    assert pulled.change.mean() < result.change.mean()
+    with pytest.raises(ValueError, match=r"start_size must be one of the run's levels, \[4, 8\], got 5"):
+        translate(run, images, TranslateOptions(3, moments=1, start_size=5))
+
+
+def test_a_pull_holds_at_the_source() -> None:
+    source = torch.linspace(-0.5, 0.5, 32).reshape(2, 1, 4, 4)
+    options = TranslateOptions(steps=200, step_size=0.005, start_noise=0.0, pull=25.0)
+    expected = (MEAN / STD**2 + 25 * source) / (1 / STD**2 + 25)
+    torch.testing.assert_close(translate(quadratic, source, options).images, expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["non-local means", "total variation"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_classical_denoisers_leave_images_upright(name: str, channels: int) -> None:
+    image = torch.full((1, channels, 12, 12), -1.0)
+    image[:, :, 2:4] = 1.0
+    settings = {"weight": 0.01} if name == "total variation" else {"h": 0.1, "sigma": 0.05, "fast_mode": False}
+    assert float((ClassicalDenoiser(name, settings)(image) - image).abs().max()) < 0.2  # type: ignore[arg-type]

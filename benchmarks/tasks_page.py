@@ -1,0 +1,155 @@
+"""Keeps what commands of tasks left as a page: `python benchmarks/tasks_page.py FOLDER docs/results/tasks`.
+
+FOLDER holds a folder of each command's call (`denoise-0.2`, `inpaint-square` and so on, as the page says). Their
+pictures and numbers are copied, and the README's tables filled between marks. Words around them are written by a
+person, and stay. Of translation only what came out is shown, not the photographs that went in.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import shutil
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from fastebm.tasks.pictures import heat, save_columns
+from fastebm.training.files import write_json
+
+Numbers = dict[str, Any]
+DENOISED = ("denoise-0.2", "denoise-0.4")
+INPAINTED = ("inpaint-square", "inpaint-half", "inpaint-pixels", "inpaint-pixels-coarse")
+TRANSLATED = ("translate-128", "translate-64", "translate-32", "translate-32-pull")
+PATHS = ("images.png", "noise.png", "coarse.png", "neighbours.png")
+ROWS = 3
+
+
+def rows(head: str, lines: Iterable[str]) -> str:
+    """A table whose first column is words and whose others are numbers."""
+    return "\n".join([f"| {head} |", "|---|" + "---:|" * head.count("|"), *(f"| {line} |" for line in lines)])
+
+
+def denoise_table(of: dict[str, Numbers]) -> str:
+    lines = []
+    for numbers in (of[name] for name in DENOISED if name in of):
+        options = numbers["options"]
+        how = (
+            f"start {options['start_size'] or 'full size'}, {options['chains']} chains of {options['steps']} steps of "
+            f"{options['step_size']:g} a level, temperature {options['temperature']:g}, noise {options['noise_std']:g}"
+        )
+        for name, reached in numbers["quality"].items():
+            settings = how if name == "restored" else ""
+            lines.append(f"{numbers['noise']:g}, {name} | {reached['psnr']:.2f} | {reached['ssim']:.3f} | {settings}")
+    return rows("noise, image | PSNR, dB | SSIM | settings", lines)
+
+
+def inpaint_table(of: dict[str, Numbers]) -> str:
+    lines = []
+    for name in (name for name in INPAINTED if name in of):
+        error, numbers = of[name]["error"], of[name]
+        around = f"{error['surroundings']:.3f}" if "surroundings" in error else ""
+        start = "lowest resolution" if numbers["options"]["coarse"] else "full size"
+        lines.append(
+            f"{numbers['pattern']}, {numbers['images']} images, from {start} | {numbers['hole']:.2f} | "
+            f"{error['best']:.3f} | "
+            f"{error['chains']:.3f} | {error['nearest']:.3f} | {around} | {numbers['diversity']:.3f}"
+        )
+    head = "hole, start | share | lowest energy | all chains | nearest chain | mean of surroundings | spread of chains"
+    return rows(head, lines)
+
+
+def interpolate_table(of: dict[str, Numbers]) -> str:
+    numbers = of["interpolate"]
+    images, near = numbers["images"], numbers["neighbours"]
+    lines = [
+        f"energy at the ends of paths between images | {images['energy_ends']:.2f}",
+        f"highest energy of straight paths | {images['highest_energy_straight']:.2f}",
+        f"highest energy of relaxed paths | {images['highest_energy_relaxed']:.2f}",
+        f"paths that became lower | {images['paths_that_became_lower']} of {images['pairs']}",
+    ]
+    for between in ("noise", "coarse"):
+        path = numbers[between]
+        lines.append(f"between {between}: energy at the ends | {path['energy_ends']:.2f}")
+        lines.append(f"between {between}: energy in between | {path['energy_between']:.2f}")
+        lines.append(f"between {between}: largest step, as a share of the way | {path['largest_step']:.2f}")
+    lines += [
+        f"distance of samples to the nearest training image | {near['samples']:.2f}",
+        f"the smallest of these | {near['samples_smallest']:.2f}",
+        f"distance of images that were not learned | {near['unseen_images']:.2f}",
+    ]
+    return rows("what | value", lines)
+
+
+def translate_table(of: dict[str, Numbers]) -> str:
+    lines = []
+    for numbers in (of[name] for name in TRANSLATED if name in of):
+        options, energy = numbers["options"], numbers["energy"]
+        lines.append(
+            f"{options['start_size'] or 'full'} | {options['steps']} | {options['pull']:g} | {energy[0]:.1f} | "
+            f"{energy[-1]:.1f} | {numbers['change']:.3f}"
+        )
+    return rows("start size | steps a level | pull | energy of the start | at the end | mean change of a pixel", lines)
+
+
+TABLES: dict[str, Callable[[dict[str, Numbers]], str]] = {
+    "denoise": denoise_table,
+    "inpaint": inpaint_table,
+    "interpolate": interpolate_table,
+    "translate": translate_table,
+}
+
+
+def filled(text: str, of: dict[str, Numbers]) -> str:
+    """`text` with each table between its marks. Raises SystemExit where marks are missing."""
+    for name, table in TABLES.items():
+        begin, end = f"<!-- {name}: made by benchmarks/tasks_page.py -->", f"<!-- {name}: end -->"
+        if begin not in text or end not in text:
+            raise SystemExit(f"the page lacks the lines {begin} and {end}: put them where the table belongs")
+        block = f"{begin}\n\n{table(of)}\n\n{end}"
+        text = re.sub(re.escape(begin) + ".*?" + re.escape(end), lambda _, block=block: block, text, flags=re.DOTALL)
+    return text
+
+
+def numbers_of(page: Path) -> dict[str, Numbers]:
+    return {path.stem: json.loads(path.read_text()) for path in sorted(page.glob("*.json"))}
+
+
+def keep(folder: Path, page: Path) -> None:
+    """Copies pictures and numbers of `folder` to `page`, and renews its tables; calls not made there are left out."""
+    page.mkdir(parents=True, exist_ok=True)
+    made = [name for name in (*DENOISED, *INPAINTED, *TRANSLATED, "interpolate") if (folder / name).is_dir()]
+    for name in made:
+        numbers = json.loads((folder / name / "numbers.json").read_text())
+        write_json(page / f"{name}.json", numbers | {"run": Path(numbers["run"]).name})
+        for picture in ("denoised.png", "inpainted.png"):
+            if (folder / name / picture).exists():
+                shutil.copyfile(folder / name / picture, page / f"{name}.png")
+    for picture in PATHS:
+        shutil.copyfile(folder / "interpolate" / picture, page / f"interpolate-{picture}")
+    shutil.copyfile(folder / "grid.png", page / "generate.png")
+    columns = {}
+    for name in (name for name in TRANSLATED if name in made):
+        with np.load(folder / name / "translated.npz") as arrays:
+            images, change = (torch.from_numpy(arrays[kind][:ROWS]) for kind in ("translated", "change"))
+        heading = name.removeprefix("translate-").replace("-", ", ")
+        columns |= {f"from {heading}": images, f"change\n{heading}": heat((change / 0.5).clamp(0, 1))}
+    save_columns(page / "translate.png", columns)
+    readme = page / "README.md"
+    readme.write_text(filled(readme.read_text(), numbers_of(page)))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("page", type=Path)
+    given = parser.parse_args()
+    keep(given.folder, given.page)
+
+
+if __name__ == "__main__":
+    main()
