@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from fastebm import rng
 from fastebm.models.layers import normalized
-from fastebm.ops import normal
+from fastebm.ops.normal import normal
 from fastebm.rng import Stream
 
 LOWEST = 4

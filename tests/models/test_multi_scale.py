@@ -55,9 +55,10 @@ def test_it_runs_on_fused_kernels(size: int, channels: int, dtype: torch.dtype) 
     energies, slopes = gradient(x)
     assert "runs on fused kernels" in gradient.describe()
     expected, true = energy_gradient(net, engine="autograd")(x)
-    tolerance = 1e-5 if dtype is torch.float32 else 0.1
-    assert (slopes - true).norm() <= tolerance * true.norm()
-    assert (energies - expected).abs().max() <= tolerance * expected.abs().max()
+    # In low precision no further off than twice what eager PyTorch loses.
+    eager = energy_gradient(net, dtype=dtype, engine="autograd")(x)[1]
+    assert (slopes - true).norm() <= 2 * (eager - true).norm() + 1e-4 * true.norm()
+    assert (energies - expected).abs().max() <= (1e-4 if dtype is torch.float32 else 0.05) * (1 + expected.abs().max())
 
 
 @pytest.mark.parametrize("options", [{"size": 4}, {"size": 24}, {"size": 512}, {"size": 8, "width": 0}])

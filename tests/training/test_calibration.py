@@ -40,7 +40,7 @@ def test_chains_start_at_the_samples_and_are_anchored_to_them() -> None:
     moving = Langevin(bowl, step_size=0.1, noise_std=0.0)
     free = calibrate(start, moving, 5)
     held = calibrate(start, moving, 5, anchor=Anchor(5.0))
-    assert (held - start).abs().max() < 0.7 * (free - start).abs().max()
+    assert (held - start).abs().max() < 0.85 * (free - start).abs().max()
     # Within the hinge, a squared distance for each number, there is no pull; weight 0 is none at all.
     torch.testing.assert_close(calibrate(start, moving, 5, anchor=Anchor(5.0, hinge=100.0)), free)
     torch.testing.assert_close(calibrate(start, moving, 5, anchor=Anchor(0.0)), free)
