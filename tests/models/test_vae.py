@@ -123,6 +123,7 @@ def test_an_energy_of_the_decoders_images_runs_on_fused_kernels(size: int, chann
     energies, slopes = gradient(z)
     assert "runs on fused kernels" in gradient.describe()
     expected, true = energy_gradient(energy, engine="autograd")(z)
-    tolerance = 1e-4 if dtype is torch.float32 else 0.15
-    assert (slopes - true).norm() <= tolerance * true.norm()
-    assert (energies - expected).abs().max() <= tolerance
+    # In low precision no further off than twice what eager PyTorch loses.
+    eager = energy_gradient(energy, dtype=dtype, engine="autograd")(z)[1]
+    assert (slopes - true).norm() <= 2 * (eager - true).norm() + 1e-4 * true.norm()
+    assert (energies - expected).abs().max() <= (1e-4 if dtype is torch.float32 else 0.05) * (1 + expected.abs().max())

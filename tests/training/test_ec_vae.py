@@ -124,9 +124,9 @@ def test_the_warm_up_is_that_of_a_plain_vae_and_then_calibration_pulls(images: T
     train(dataclasses.replace(TINY, lambda_start=0.0), images, tmp_path / "plain")
     ours, plain = log(tmp_path / "calibrated"), log(tmp_path / "plain")
     assert [line["lambda"] for line in ours] == [0, 0] + [30.0] * 5
-    # Library convolutions on a CPU may round differently where memory lies differently.
-    for a, b in list(zip(ours, plain, strict=True))[:3]:
-        assert a["squared_error"] == pytest.approx(b["squared_error"], rel=1e-5)
+    # Nearly: each chain decodes once more, which moves the power iterations of the decoder's spectral norms on.
+    for a, b in zip(ours[:3], plain[:3], strict=True):
+        assert a["squared_error"] == pytest.approx(b["squared_error"], rel=0.02)
     assert ours[-1]["squared_error"] != plain[-1]["squared_error"]
     assert "energy_data" not in plain[0]
     assert load_ec_vae(tmp_path / "plain").energy is None
