@@ -36,3 +36,9 @@ def test_own_energy(tmp_path: Path) -> None:
     assert "temperature 1" in printed
     noise, samples = (float(part.split()[-1].strip(",")) for part in printed.splitlines()[-1].split(", samples"))
     assert samples < noise
+
+
+def test_own_generator(tmp_path: Path) -> None:
+    printed = run("own_generator.py", "--quick", cwd=tmp_path)
+    last = printed.splitlines()[-1]
+    assert float(last.split("one pass ")[1].split(";")[0]) < float(last.split("untrained ")[1].split(",")[0])
