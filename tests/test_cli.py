@@ -207,12 +207,12 @@ def test_the_demo_from_digits_to_a_verdict(tmp_path: Path, capsys: pytest.Captur
         "strip.png",
         "curves.png",
         "samples.npz",
-        "evaluation.json",
+        "verdict.json",
         "config.json",
         "log.jsonl",
     }
     assert {path.name for path in out.iterdir()} == expected | {"checkpoints"}
-    verdict = json.loads((out / "evaluation.json").read_text())
+    verdict = json.loads((out / "verdict.json").read_text())
     assert sum(verdict["class_counts"]) == 30
     assert np.load(out / "samples.npz")["images"].shape == (30, 1, 8, 8)
 
@@ -223,12 +223,12 @@ def test_the_demo_from_digits_to_a_verdict(tmp_path: Path, capsys: pytest.Captur
     assert main(demo) == 0
     assert f"goes to {out}-3" in capsys.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
-    assert (tmp_path / "runs" / "demo-3" / "evaluation.json").is_file()
+    assert (tmp_path / "runs" / "demo-3" / "verdict.json").is_file()
 
     # Unfinished, it is taken up.
-    (out / "evaluation.json").unlink()
+    (out / "verdict.json").unlink()
     assert main(demo) == 0
-    assert (out / "evaluation.json").is_file()
+    assert (out / "verdict.json").is_file()
 
 
 def test_killed_and_taken_up_it_ends_with_the_same_bits(tmp_path: Path) -> None:

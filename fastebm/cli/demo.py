@@ -15,7 +15,7 @@ from fastebm.training import DIGITS, CoarseToFineConfig, DigitsSource, RunError,
 from fastebm.training.files import write_json
 from fastebm.training.run import LOCK, RunFolder
 
-VERDICT = "evaluation.json"
+VERDICT = "verdict.json"
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Demo:
             "  strip.png        each row a chain, from noise to its digit\n"
             "  curves.png       energies, loss and gradient norm over training\n"
             f"  samples.npz      all {self.count} samples\n"
-            f"  {VERDICT}  the numbers below\n"
+            f"  {VERDICT}     the numbers below\n"
             "  config.json, log.jsonl, checkpoints/\n\n"
             f"Training took {last['seconds']:.0f} s. In the end the mean energy of real digits was "
             f"{last['energy_data']:.2f}, that of samples {last['energy_samples']:.2f}.\n"
