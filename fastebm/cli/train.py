@@ -77,12 +77,12 @@ class CoarseToFine(_Images):
 
     With --data and no preset it takes colour images at 32x32.
 
-    Presets other than digits are the paper's settings on the side of caution. They were not run: they are meant for a
-    GPU and many hours.
+    Presets other than digits and mnist are the paper's settings on the side of caution. They were not run: they are
+    meant for a GPU and many hours.
     """
 
     preset: Literal["digits", "mnist", "cifar10", "celeba64", "church128", "celebahq256", "celebahq512"] = "digits"
-    """settings to start from (not run, but for digits); the flags below change single ones"""
+    """settings to start from (not run, but for digits and mnist); the flags below change single ones"""
     config: tyro.conf.OmitArgPrefixes[CoarseToFineConfig] = field(default_factory=lambda: DIGITS)
 
     def __call__(self) -> int:
