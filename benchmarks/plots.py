@@ -104,7 +104,8 @@ def draw(results: Path, folder: Path) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     written = []
     for machine in sorted(path for path in results.iterdir() if path.is_dir()):
-        rows = [row for file in sorted(machine.glob("*.json")) for run in read_runs(file) for row in run.rows]
+        files = sorted(file for file in machine.glob("*.json") if file.stem != "stages")  # that has a page of its own
+        rows = [row for file in files for run in read_runs(file) for row in run.rows]
         for kind in kinds:
             figure = kind(rows)
             if figure is not None:

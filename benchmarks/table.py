@@ -54,7 +54,7 @@ def write_pages(results: Path, folder: Path) -> list[Path]:
     written = []
     folder.mkdir(parents=True, exist_ok=True)
     for machine in sorted(path for path in results.iterdir() if path.is_dir()):
-        files = sorted(machine.glob("*.json"))
+        files = sorted(file for file in machine.glob("*.json") if file.stem != "stages")  # that has a page of its own
         if files:
             plots = [f"![{plot.stem}]({plot.name})" for plot in sorted(folder.glob(f"{machine.name}.*.png"))]
             source = f"Made by `make bench` from `benchmarks/results/{machine.name}`."
