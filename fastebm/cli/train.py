@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 import warnings
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -88,12 +88,7 @@ class CoarseToFine(_Images):
     def __call__(self) -> int:
         source = self.source(self.preset, self.config.sizes[-1], self.config.channels)
         out = self.folder(self.preset)
-        if RunFolder.is_run(out):
-            _take_up_threads(RunFolder(out))
-        before = RunFolder(out).checkpoints.iterations()[-1:]
-        with _short_warnings():
-            run = train_coarse_to_fine(self.config, source, out, device=parsed_device(self.device))
-        return _report(run, before)
+        return _trained(train_coarse_to_fine, self.config, source, out, self.device)
 
 
 @dataclass(frozen=True)
@@ -118,12 +113,7 @@ class EcVae(_Images):
     def __call__(self) -> int:
         source = self.source(self.preset, self.config.size, self.config.channels)
         out = self.folder(f"{self.preset}-ec-vae")
-        if RunFolder.is_run(out):
-            _take_up_threads(RunFolder(out))
-        before = RunFolder(out).checkpoints.iterations()[-1:]
-        with _short_warnings():
-            run = train_ec_vae(self.config, source, out, device=parsed_device(self.device))
-        return _report(run, before)
+        return _trained(train_ec_vae, self.config, source, out, self.device)
 
 
 Method = TypeVar("Method")
@@ -168,6 +158,17 @@ class Resume:
         if not isinstance(stored, ImageSource):
             raise ValueError(f"{self.run} learns scikit-learn's digits, which lie in no file: leave --data out")
         return dataclasses.replace(stored, path=self.data)
+
+
+def _trained(train: Callable[..., Run], config: Any, source: Any, out: Path, device: str | None) -> int:
+    """Trains in the folder `out`, or takes up the run that is there, and says what came of it."""
+    folder = RunFolder(out)
+    if RunFolder.is_run(out):
+        _take_up_threads(folder)
+    before = folder.checkpoints.iterations()[-1:]
+    with _short_warnings():
+        run = train(config, source, out, device=parsed_device(device))
+    return _report(run, before)
 
 
 def _take_up_threads(folder: RunFolder) -> None:

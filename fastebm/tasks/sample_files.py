@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from fastebm.data import to_float
 from fastebm.data.pictures import SUFFIXES
 from fastebm.training import RunError
-from fastebm.training.files import PART, replacing, write_json
+from fastebm.training.files import PART, replacing, sync, write_json
 from fastebm.training.pictures import GRID, save_grid
 
 Pixels = NDArray[np.uint8]
@@ -178,7 +178,7 @@ class PictureFolder(Output):
             temporary.write_bytes(coded.getvalue())
             os.replace(temporary, path)
         for path in (*paths, self.path):  # before the mark: after a power cut, what is marked has its content
-            _sync(path)
+            sync(path)
         with replacing(self._marked(chunk)):
             pass
 
@@ -266,11 +266,3 @@ def output_for(path: Path) -> Output:
 def _names(request: Request, chunk: int) -> list[str]:
     width = max(6, len(str(request.count - 1)))
     return [f"{number:0{width}d}.png" for number in request.rows(chunk)]
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -16,7 +16,6 @@ energies explode, the guard goes back to a good checkpoint and on with fresh noi
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +25,7 @@ from fastebm.training.coarse_to_fine_config import FREE, CoarseToFineConfig
 from fastebm.training.coarse_to_fine_run import KIND, CoarseToFineRun, load_coarse_to_fine
 from fastebm.training.coarse_to_fine_trainer import Trainer
 from fastebm.training.image_levels import image_levels
-from fastebm.training.loop import Given, OnLog, chosen_device, defaults_of, opened, stored_images, train_in
-from fastebm.training.run import RunFolder
+from fastebm.training.loop import Given, OnLog, chosen_device, opened, resume_folder, train_folder
 
 
 def train_coarse_to_fine(
@@ -64,18 +62,8 @@ def train_coarse_to_fine(
     source, found = opened(images, progress)
     # The trainer first: a config that makes no net must not leave a folder that then holds "another config".
     trainer = Trainer(config, image_levels(found, config.sizes, config.channels), device)
-    with RunFolder.locked(run_dir):
-        folder = RunFolder.open(
-            run_dir,
-            KIND,
-            dataclasses.asdict(config),
-            images=source,
-            defaults=defaults_of(CoarseToFineConfig),
-            free=FREE,
-            keep_checkpoints=config.keep_checkpoints,
-        )
-        train_in(trainer, folder, progress, save_pictures, on_log)
-        return load_coarse_to_fine(run_dir, device)
+    train_folder(trainer, run_dir, KIND, source, FREE, progress=progress, save_pictures=save_pictures, on_log=on_log)
+    return load_coarse_to_fine(run_dir, device)
 
 
 def resume_coarse_to_fine(
@@ -92,14 +80,6 @@ def resume_coarse_to_fine(
 
     Raises as `train_coarse_to_fine`; also RunError where there is no run, or nobody knows its images.
     """
-    folder = RunFolder.existing(run_dir)
-    config = CoarseToFineConfig.from_json(folder.config(KIND))
-    if retries is not None:
-        config = dataclasses.replace(config, retries=retries)
-    if images is None:
-        if folder.checkpoints.iterations()[-1:] == [config.total_iterations]:
-            run = load_coarse_to_fine(run_dir, chosen_device(options.get("device")))
-            if run.finished:  # which it isn't where that checkpoint is damaged
-                return run
-        images = stored_images(folder)
-    return train_coarse_to_fine(config, images, run_dir, **options)
+    return resume_folder(
+        run_dir, KIND, CoarseToFineConfig, load_coarse_to_fine, train_coarse_to_fine, images, retries, options
+    )

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.utils import get_total_norm
 
 from fastebm.data import add_noise, batches, flip
 from fastebm.models import CoarseToFineEnergy
@@ -27,7 +26,7 @@ from fastebm.training.coarse_to_fine_run import (
     save_pictures,
 )
 from fastebm.training.image_levels import ImageLevels
-from fastebm.training.loop import Loop, average, optimizer_tensors, part, restore_optimizer
+from fastebm.training.loop import Loop, average, energy_health, optimizer_tensors, part, restore_optimizer
 from fastebm.training.pictures import GRID
 from fastebm.training.recomputation import recomputed_blocks
 from fastebm.training.run import RunFolder
@@ -197,16 +196,7 @@ class Trainer(Loop):
             self.net.train()
 
     def _health(self, loss: Tensor, data: Tensor, samples: Tensor, motion: Mapping[str, Tensor]) -> dict[str, float]:
-        numbers = {
-            "loss": loss,
-            "energy_data": data.mean(),
-            "energy_samples": samples.mean(),
-            "gap": samples.mean() - data.mean(),
-            "largest_energy_data": data.abs().max(),
-            "largest_energy_samples": samples.abs().max(),
-            "gradient_norm": get_total_norm([p.grad for p in self.net.parameters() if p.grad is not None]),
-            **motion,
-        }
+        numbers = energy_health(self.net, loss, data, samples) | dict(motion)
         # One copy to the host for all of them.
         return dict(zip(numbers, torch.stack(list(numbers.values())).tolist(), strict=True))
 

@@ -14,7 +14,6 @@ how many images came before, so that a resumed run ends with the weights of an u
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +23,7 @@ from fastebm.training.ec_vae_config import FREE, EcVaeConfig
 from fastebm.training.ec_vae_run import KIND, EcVaeRun, load_ec_vae
 from fastebm.training.ec_vae_trainer import EcVaeTrainer
 from fastebm.training.image_levels import image_levels
-from fastebm.training.loop import Given, OnLog, chosen_device, defaults_of, opened, stored_images, train_in
-from fastebm.training.run import RunFolder
+from fastebm.training.loop import Given, OnLog, chosen_device, opened, resume_folder, train_folder
 
 
 def train_ec_vae(
@@ -65,18 +63,8 @@ def train_ec_vae(
     source, found = opened(images, progress)
     # The trainer first: a config that makes no net must not leave a folder that then holds "another config".
     trainer = EcVaeTrainer(config, image_levels(found, (config.size,), config.channels), device)
-    with RunFolder.locked(run_dir):
-        folder = RunFolder.open(
-            run_dir,
-            KIND,
-            dataclasses.asdict(config),
-            images=source,
-            defaults=defaults_of(EcVaeConfig),
-            free=FREE,
-            keep_checkpoints=config.keep_checkpoints,
-        )
-        train_in(trainer, folder, progress, save_pictures, on_log)
-        return load_ec_vae(run_dir, device)
+    train_folder(trainer, run_dir, KIND, source, FREE, progress=progress, save_pictures=save_pictures, on_log=on_log)
+    return load_ec_vae(run_dir, device)
 
 
 def resume_ec_vae(
@@ -93,14 +81,4 @@ def resume_ec_vae(
 
     Raises as `train_ec_vae`; also RunError where there is no run, or nobody knows its images.
     """
-    folder = RunFolder.existing(run_dir)
-    config = EcVaeConfig.from_json(folder.config(KIND))
-    if retries is not None:
-        config = dataclasses.replace(config, retries=retries)
-    if images is None:
-        if folder.checkpoints.iterations()[-1:] == [config.total_iterations]:
-            run = load_ec_vae(run_dir, chosen_device(options.get("device")))
-            if run.finished:  # which it isn't where that checkpoint is damaged
-                return run
-        images = stored_images(folder)
-    return train_ec_vae(config, images, run_dir, **options)
+    return resume_folder(run_dir, KIND, EcVaeConfig, load_ec_vae, train_ec_vae, images, retries, options)

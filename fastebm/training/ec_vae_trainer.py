@@ -8,8 +8,7 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn.utils import get_total_norm
+from torch import Tensor
 
 from fastebm.data import add_noise, batches, flip
 from fastebm.models import MultiScaleEnergy
@@ -22,7 +21,15 @@ from fastebm.training.ec_vae_config import EcVaeConfig
 from fastebm.training.ec_vae_run import EcVaeRun, new_energy, new_vae, save_pictures, settled
 from fastebm.training.guard import DivergedError
 from fastebm.training.image_levels import ImageLevels
-from fastebm.training.loop import Loop, average, optimizer_tensors, part, restore_optimizer
+from fastebm.training.loop import (
+    Loop,
+    average,
+    energy_health,
+    gradient_norm,
+    optimizer_tensors,
+    part,
+    restore_optimizer,
+)
 from fastebm.training.pictures import GRID
 from fastebm.training.run import RunFolder
 
@@ -116,7 +123,7 @@ class EcVaeTrainer(Loop):
             numbers["calibration"] = distance
         self.optimizer.zero_grad()
         loss.backward()
-        norms = {f"gradient_norm_{name}": _norm(net) for name, net in self.vae.named_children()}
+        norms = {f"gradient_norm_{name}": gradient_norm(net) for name, net in self.vae.named_children()}
         if self.config.learned_variance:
             numbers["variance"] = self.vae.log_variance.exp()
         return {"vae_loss": loss, **numbers, **norms}, ends
@@ -232,15 +239,7 @@ class _EnergySide:
         loss = data.mean() - samples.mean() + self.config.energy_l2 * energies.square().mean()
         self.optimizer.zero_grad()
         loss.backward()
-        return {
-            "loss": loss,
-            "energy_data": data.mean(),
-            "energy_samples": samples.mean(),
-            "gap": samples.mean() - data.mean(),
-            "largest_energy_data": data.abs().max(),
-            "largest_energy_samples": samples.abs().max(),
-            "gradient_norm": _norm(self.net),
-        }
+        return energy_health(self.net, loss, data, samples)
 
     @torch.no_grad()
     def largest(self, real: Tensor, ends: Tensor) -> dict[str, float]:
@@ -254,10 +253,6 @@ def _step(optimizer: torch.optim.Optimizer, rate: float) -> None:
     for group in optimizer.param_groups:
         group["lr"] = rate
     optimizer.step()
-
-
-def _norm(net: nn.Module) -> Tensor:
-    return get_total_norm([p.grad for p in net.parameters() if p.grad is not None])
 
 
 def _numbers(found: Health) -> dict[str, float]:

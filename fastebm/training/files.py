@@ -25,13 +25,13 @@ def replacing(path: Path) -> Iterator[Path]:
     temporary = Path(name)
     try:
         yield temporary
-        _sync(temporary)
+        sync(temporary)
         os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes files that only their owner can read
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    _sync(path.parent)  # without it a power cut may undo the rename
+    sync(path.parent)  # without it a power cut may undo the rename
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -41,7 +41,8 @@ def write_json(path: Path, content: Any) -> None:
         temporary.write_text(text)
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Waits until a file, or what a folder says of its files, is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -11,11 +11,13 @@ import sys
 import time
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
 
 from fastebm.data import Images
 from fastebm.training.board import Board
@@ -239,6 +241,78 @@ def train_in(loop: Loop, folder: RunFolder, progress: bool, save_pictures: bool,
                     on_log(line)
     finally:
         board.close()
+
+
+def train_folder(
+    loop: Loop,
+    run_dir: str | Path,
+    kind: str,
+    source: Mapping[str, Any] | None,
+    free: Collection[str],
+    *,
+    progress: bool,
+    save_pictures: bool,
+    on_log: OnLog | None,
+) -> None:
+    """`train_in` the folder of a run of `kind` with the loop's config, new or begun before, which nobody else may use
+    meanwhile. Errors as of `RunFolder.locked` and `RunFolder.open`, where `source` and `free` are told of."""
+    config: Any = loop.config
+    with RunFolder.locked(run_dir):
+        folder = RunFolder.open(
+            run_dir,
+            kind,
+            dataclasses.asdict(config),
+            images=source,
+            defaults=defaults_of(type(config)),
+            free=free,
+            keep_checkpoints=config.keep_checkpoints,
+        )
+        train_in(loop, folder, progress, save_pictures, on_log)
+
+
+def resume_folder(
+    run_dir: str | Path,
+    kind: str,
+    config_type: Any,
+    load: Callable[..., Any],
+    train: Callable[..., Any],
+    images: Given | None,
+    retries: int | None,
+    options: Mapping[str, Any],
+) -> Any:
+    """What `train` makes of a run that was begun before, with its own config (and `retries`, if given).
+
+    A finished one is only loaded: nothing is left to train, so that its images need not be there any more.
+    """
+    folder = RunFolder.existing(run_dir)
+    config = config_type.from_json(folder.config(kind))
+    if retries is not None:
+        config = dataclasses.replace(config, retries=retries)
+    if images is None:
+        if folder.checkpoints.iterations()[-1:] == [config.total_iterations]:
+            run = load(run_dir, chosen_device(options.get("device")))
+            if run.finished:  # which it isn't where that checkpoint is damaged
+                return run
+        images = stored_images(folder)
+    return train(config, images, run_dir, **options)
+
+
+def energy_health(net: nn.Module, loss: Tensor, data: Tensor, samples: Tensor) -> dict[str, Tensor]:
+    """What guard and log ask of an update of an energy, from its loss and its energies of data and samples (B,)."""
+    return {
+        "loss": loss,
+        "energy_data": data.mean(),
+        "energy_samples": samples.mean(),
+        "gap": samples.mean() - data.mean(),
+        "largest_energy_data": data.abs().max(),
+        "largest_energy_samples": samples.abs().max(),
+        "gradient_norm": gradient_norm(net),
+    }
+
+
+def gradient_norm(net: nn.Module) -> Tensor:
+    """The norm of the gradients of all parameters that have one."""
+    return get_total_norm([p.grad for p in net.parameters() if p.grad is not None])
 
 
 def opened(images: Given, progress: bool) -> tuple[dict[str, Any] | None, Tensor | Images]:

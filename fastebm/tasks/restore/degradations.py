@@ -9,6 +9,7 @@ Null-Space Model", ICLR 2023).
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 
 import torch
@@ -23,7 +24,7 @@ Shape = tuple[int, int, int]
 _AT_ONCE = 2**22  # numbers in a batch of basis vectors, 32 MiB of float64
 
 
-class Degradation(nn.Module):
+class Degradation(nn.Module, ABC):
     """What all degradations share. Constants are kept in float64 and used in the dtype of the images.
 
     Attributes:
@@ -33,13 +34,13 @@ class Degradation(nn.Module):
 
     orthogonal_rows = False
 
+    @abstractmethod
     def A(self, x: Tensor) -> Tensor:  # noqa: N802  (the field's own name)
         """The measurement of images x (B, C, H, W). Raises ValueError for images that don't fit."""
-        raise NotImplementedError
 
+    @abstractmethod
     def pinv(self, y: Tensor) -> Tensor:
         """The images (B, C, H, W) of least norm among those with the measurement nearest to y."""
-        raise NotImplementedError
 
     def null(self, x: Tensor) -> Tensor:
         """What A doesn't see of images x: x - pinv(A(x))."""
@@ -48,9 +49,9 @@ class Degradation(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return self.A(x)
 
+    @abstractmethod
     def rank(self, shape: Shape) -> int:
         """How many numbers A measures of an image of `shape` (C, H, W): the rank of its matrix."""
-        raise NotImplementedError
 
     def halved(self, y: Tensor) -> Half | None:
         """What y says of the images averaged to half their size, or None if that is no degradation of them: then the
