@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,32 +20,42 @@ from fastebm.training.loop import Given
 from fastebm.training.run import RunError, RunFolder
 
 Run = CoarseToFineRun | EcVaeRun
+Config = CoarseToFineConfig | EcVaeConfig
+
+
+@dataclass(frozen=True)
+class _Method:
+    """What a kind of run is read and taken up by."""
+
+    config: type[Config]
+    load: Callable[..., Run]
+    resume: Callable[..., Run]
+
+
+_METHODS = {
+    coarse_to_fine_run.KIND: _Method(CoarseToFineConfig, load_coarse_to_fine, resume_coarse_to_fine),
+    ec_vae_run.KIND: _Method(EcVaeConfig, load_ec_vae, resume_ec_vae),
+}
 
 
 def load_run(run_dir: str | Path, device: torch.device | str | None = None) -> Run:
     """The run in a folder, finished or not, for sampling. Raises RunError where there is none, or none of ours."""
-    if _kind(RunFolder.existing(run_dir)) == ec_vae_run.KIND:
-        return load_ec_vae(run_dir, device)
-    return load_coarse_to_fine(run_dir, device)
+    return _METHODS[_kind(RunFolder.existing(run_dir))].load(run_dir, device)
 
 
 def resume_run(run_dir: str | Path, images: Given | None = None, **options: Any) -> Run:
     """Takes up the unfinished run in a folder; arguments and errors as of `resume_coarse_to_fine`."""
-    if _kind(RunFolder.existing(run_dir)) == ec_vae_run.KIND:
-        return resume_ec_vae(run_dir, images, **options)
-    return resume_coarse_to_fine(run_dir, images, **options)
+    return _METHODS[_kind(RunFolder.existing(run_dir))].resume(run_dir, images, **options)
 
 
-def config_of(folder: RunFolder) -> CoarseToFineConfig | EcVaeConfig:
+def config_of(folder: RunFolder) -> Config:
     """The config of a run. Raises RunError where it is none of ours, or damaged."""
     kind = _kind(folder)
-    if kind == ec_vae_run.KIND:
-        return EcVaeConfig.from_json(folder.config(kind))
-    return CoarseToFineConfig.from_json(folder.config(kind))
+    return _METHODS[kind].config.from_json(folder.config(kind))
 
 
 def _kind(folder: RunFolder) -> str:
-    kind, known = folder.kind(), (coarse_to_fine_run.KIND, ec_vae_run.KIND)
-    if kind not in known:
-        raise RunError(f"{folder.path} holds a run of kind {kind!r}; known are {', '.join(known)}")
+    kind = folder.kind()
+    if kind not in _METHODS:
+        raise RunError(f"{folder.path} holds a run of kind {kind!r}; known are {', '.join(_METHODS)}")
     return kind

@@ -11,20 +11,18 @@ import torch
 from torch import Tensor
 
 from fastebm.data import add_noise, batches, flip
-from fastebm.models import MultiScaleEnergy
 from fastebm.models.vae import kl_to_prior, squared_error
-from fastebm.sampling import Langevin
 from fastebm.training.board import Board
-from fastebm.training.calibration import Anchor, DualUpdate, calibrate, calibration_loss
+from fastebm.training.calibration import DualUpdate, calibration_loss
 from fastebm.training.checkpoints import Checkpoint
 from fastebm.training.ec_vae_config import EcVaeConfig
 from fastebm.training.ec_vae_run import EcVaeRun, new_energy, new_vae, save_pictures, settled
+from fastebm.training.energy_side import EnergySide, Health, numbers_of, step
 from fastebm.training.guard import DivergedError
 from fastebm.training.image_levels import ImageLevels
 from fastebm.training.loop import (
     Loop,
     average,
-    energy_health,
     gradient_norm,
     optimizer_tensors,
     part,
@@ -32,8 +30,6 @@ from fastebm.training.loop import (
 )
 from fastebm.training.pictures import GRID
 from fastebm.training.run import RunFolder
-
-Health = dict[str, Tensor]
 
 
 class EcVaeTrainer(Loop):
@@ -57,7 +53,7 @@ class EcVaeTrainer(Loop):
         self.average = copy.deepcopy(self.vae).requires_grad_(False) if config.ema else self.vae
         self.optimizer = torch.optim.Adam(self.vae.parameters(), config.learning_rate, config.adam_betas)
         energy = new_energy(config)
-        self.energy = None if energy is None else _EnergySide(config, energy.to(self.device))
+        self.energy = None if energy is None else EnergySide(config, energy.to(self.device))
         self._order = batches(self.images, config.batch_size, config.seed)
 
     @property
@@ -91,9 +87,9 @@ class EcVaeTrainer(Loop):
         real = self._real_images(first)
         z = self.vae.prior(len(real), self.seed, first)
         found, ends = self._vae_gradient(real, z, first)
-        health = _numbers(found)
+        health = numbers_of(found)
         self._check_vae(health)
-        _step(self.optimizer, self.config.learning_rate * rate)
+        step(self.optimizer, self.config.learning_rate * rate)
         if self.config.ema:
             average(self.average, self.vae, self.config.ema)
         if self.energy is not None:
@@ -129,7 +125,7 @@ class EcVaeTrainer(Loop):
         return {"vae_loss": loss, **numbers, **norms}, ends
 
     def _energy_step(
-        self, energy: _EnergySide, real: Tensor, z: Tensor, ends: Tensor | None, first: int, rate: float
+        self, energy: EnergySide, real: Tensor, z: Tensor, ends: Tensor | None, first: int, rate: float
     ) -> dict[str, float]:
         """One step of the energy, on chains from the new decoder or on those that calibrated the old one."""
         found: Health = {}
@@ -144,9 +140,9 @@ class EcVaeTrainer(Loop):
             real = add_noise(real, self.config.data_noise, seed=self.seed, positions=first)
         with self._precision():
             found |= energy.gradient(real, ends)
-        health = _numbers(found)
+        health = numbers_of(found)
         self.guard.check(self.iteration + 1, health)
-        _step(energy.optimizer, self.config.energy_learning_rate * rate)
+        step(energy.optimizer, self.config.energy_learning_rate * rate)
         return health
 
     def _dual_update(self, weight: float, distance: float) -> float:
@@ -209,52 +205,3 @@ class EcVaeTrainer(Loop):
             self.energy.net.load_state_dict(part(checkpoint.tensors, "energy."))
             restore_optimizer(self.energy.optimizer, checkpoint.tensors, "energy_optimizer.")
         self._order = batches(self.images, self.config.batch_size, self.config.seed, self.iteration)
-
-
-class _EnergySide:
-    """The energy, its optimizer, and the sampler through it, made once: a gradient examines its energy at first use."""
-
-    def __init__(self, config: EcVaeConfig, net: MultiScaleEnergy) -> None:
-        self.config = config
-        self.net = net
-        self.optimizer = torch.optim.Adam(net.parameters(), config.energy_learning_rate, config.adam_betas)
-        dtype = getattr(torch, config.dtype)
-        self.sampler = Langevin(net, config.step_size, config.noise_std, dtype=dtype, engine=config.engine)
-        self.anchor = Anchor(config.anchor_weight, config.anchor_hinge)
-
-    def chain_ends(self, samples: Tensor, seed: int, first: int, step: int = 0) -> Tensor:
-        """Where the chains end that start at `samples`, the state in float32."""
-        # Energies that are not finite are the guard's to report.
-        start = samples.detach().contiguous()
-        return calibrate(
-            start, self.sampler, self.config.steps, seed, first, step=step, anchor=self.anchor, check=False
-        )
-
-    def gradient(self, real: Tensor, ends: Tensor) -> Health:
-        """Sets the gradient of `mean E(data) - mean E(chain ends)`, and returns what the guard and the log ask."""
-        # One pass for both, so that one power iteration of the spectral norm serves both.
-        images = torch.cat((real, ends))
-        energies = self.net(torch.empty_like(images, memory_format=torch.channels_last).copy_(images)).float()
-        data, samples = energies[: len(real)], energies[len(real) :]
-        loss = data.mean() - samples.mean() + self.config.energy_l2 * energies.square().mean()
-        self.optimizer.zero_grad()
-        loss.backward()
-        return energy_health(self.net, loss, data, samples)
-
-    @torch.no_grad()
-    def largest(self, real: Tensor, ends: Tensor) -> dict[str, float]:
-        self.net.eval()
-        data, samples = (self.net(images).abs().max().item() for images in (real, ends))
-        self.net.train()
-        return {"largest_energy_data": data, "largest_energy_samples": samples}
-
-
-def _step(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    for group in optimizer.param_groups:
-        group["lr"] = rate
-    optimizer.step()
-
-
-def _numbers(found: Health) -> dict[str, float]:
-    """One copy to the host for all of them."""
-    return dict(zip(found, torch.stack([value.detach() for value in found.values()]).tolist(), strict=True))
