@@ -91,6 +91,9 @@ class CoarseToFineConfig:
     """mirrors each training image with probability 1/2"""
     data_noise: float = 0.0
     """std of the noise on training images, which lie in [-1, 1]"""
+    clamp_ends: bool = False
+    """clamps chain ends, and images after their noise, to [-1, 1] before an update sees them, as they will be shown: a
+    chain may then leave that range without being told from real images by it"""
     energy_l2: float = 0.0
     """weight of the mean squared energy in the loss"""
     ema: float = 0.0

@@ -119,7 +119,7 @@ class Trainer(Loop):
             real = flip(real, seed=self.seed, positions=first)
         if self.config.data_noise:
             real = add_noise(real, self.config.data_noise, seed=self.seed, positions=first)
-        return real
+        return real.clamp(-1, 1) if self.config.clamp_ends else real
 
     def _chain_ends(self, stage: Stage, beta: float, first: int) -> tuple[Tensor, dict[str, Tensor]]:
         """The ends of chains from number `first` on, and how they moved at the highest resolution."""
@@ -143,7 +143,7 @@ class Trainer(Loop):
             "displacement": (fake - torch.cat(starts)).abs().mean(),
             "clamped": (fake.abs() >= 1).float().mean(),
         }
-        return fake, motion
+        return (fake.clamp(-1, 1) if self.config.clamp_ends else fake), motion
 
     def _accumulate_gradient(
         self, stage: Stage, real: Tensor, fake: Tensor, beta: float
