@@ -56,7 +56,7 @@ def _careful(largest: int, images: int, **changes: Any) -> CoarseToFineConfig:
 
 MNIST = CoarseToFineConfig(
     sizes=(8, 16, 32),
-    iterations=(2000, 3000, 3000),
+    iterations=(2000, 2000, 3000),
     batch_sizes=(64, 64, 64),
     learning_rates=(1e-3, 1e-3, 1e-3),
     fade=0.5,
