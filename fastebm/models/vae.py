@@ -249,22 +249,37 @@ class Vae(nn.Module):
         return Elbo(likelihood - kl, likelihood, kl, error)
 
     @torch.no_grad()
-    def settle_batch_norms(self, batches: int = 16, batch_size: int = 128, seed: int = 0, first: int = 0) -> None:
-        """Makes the decoder's running statistics those of its samples: means over batches from the prior.
+    def settle_batch_norms(
+        self, images: Tensor | None = None, *, batches: int = 16, batch_size: int = 128, seed: int = 0, first: int = 0
+    ) -> None:
+        """Makes the running statistics of all batch norms those of the net as it is now: means over batches.
 
         Averaged weights were never run in training, so that the statistics they inherit are another net's.
+
+        Args:
+            images: real ones; the encoder's statistics become theirs, and the decoder's those of as many draws from
+                their posteriors as from the prior, which it decodes side by side. Without any, only the decoder's are
+                measured, on draws from the prior.
+            batches, batch_size: how many draws; fewer where there are fewer images.
+            seed, first: of the draws.
         """
-        norms = [module for module in self.decoder.modules() if isinstance(module, nn.BatchNorm2d)]
+        part = self.decoder if images is None else self
+        norms = [module for module in part.modules() if isinstance(module, nn.BatchNorm2d)]
         momenta = [norm.momentum for norm in norms]
-        flags = [(module, module.training) for module in self.decoder.modules()]
+        flags = [(module, module.training) for module in part.modules()]
         try:
-            self.decoder.eval()
+            part.eval()
             for norm in norms:
                 norm.reset_running_stats()
                 norm.momentum = None  # a plain mean over all batches
                 norm.training = True
             for number in range(batches):
-                self.decode(self.prior(batch_size, seed, first + number * batch_size))
+                start = number * batch_size
+                shown = None if images is None else images[start : start + batch_size]
+                if shown is not None and len(shown) < (batch_size if number else 1):
+                    break
+                z = self.prior(batch_size if shown is None else len(shown), seed, first + start)
+                self.decode(z if shown is None else torch.cat((self.posterior(shown, seed, first + start)[0], z)))
         finally:
             for norm, momentum in zip(norms, momenta, strict=True):
                 norm.momentum = momentum

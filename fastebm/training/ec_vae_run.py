@@ -93,8 +93,7 @@ def load_ec_vae(
     if energy is not None:
         energy.to(device).load_state_dict(part(checkpoint.tensors, "energy."))
         energy.eval().requires_grad_(False)
-    ready = settled(vae, config) if weights == "average" else vae.eval().requires_grad_(False)
-    return EcVaeRun(Path(run_dir), config, checkpoint.iteration, ready, energy)
+    return EcVaeRun(Path(run_dir), config, checkpoint.iteration, vae.eval().requires_grad_(False), energy)
 
 
 def new_vae(config: EcVaeConfig) -> Vae:
@@ -128,10 +127,10 @@ def new_energy(config: EcVaeConfig) -> MultiScaleEnergy | None:
         )
 
 
-def settled(vae: Vae, config: EcVaeConfig) -> Vae:
-    """An independent copy for sampling, whose batch norms have the statistics of its own samples."""
+def settled(vae: Vae, config: EcVaeConfig, images: Tensor) -> Vae:
+    """An independent copy for sampling, whose batch norms have its own statistics, on real `images` and the prior."""
     ready = copy.deepcopy(vae).eval().requires_grad_(False)
-    ready.settle_batch_norms(SETTLING_BATCHES, config.batch_size, config.seed)
+    ready.settle_batch_norms(images, batches=SETTLING_BATCHES, batch_size=config.batch_size, seed=config.seed)
     return ready
 
 

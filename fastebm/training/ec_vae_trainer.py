@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 
 from fastebm.data import add_noise, batches, flip
+from fastebm.models import Vae
 from fastebm.models.vae import kl_to_prior, squared_error
 from fastebm.training.board import Board
 from fastebm.training.calibration import DualUpdate, calibration_loss
 from fastebm.training.checkpoints import Checkpoint
 from fastebm.training.ec_vae_config import EcVaeConfig
-from fastebm.training.ec_vae_run import EcVaeRun, new_energy, new_vae, save_pictures, settled
+from fastebm.training.ec_vae_run import SETTLING_BATCHES, EcVaeRun, new_energy, new_vae, save_pictures, settled
 from fastebm.training.energy_side import EnergySide, Health, numbers_of, step
 from fastebm.training.guard import DivergedError
 from fastebm.training.image_levels import ImageLevels
@@ -86,61 +87,62 @@ class EcVaeTrainer(Loop):
         first, rate = self.images_seen, self.rate
         real = self._real_images(first)
         z = self.vae.prior(len(real), self.seed, first)
-        found, ends = self._vae_gradient(real, z, first)
+        found, draws, ends = self._vae_gradient(real, z, first)
         health = numbers_of(found)
         self._check_vae(health)
         step(self.optimizer, self.config.learning_rate * rate)
         if self.config.ema:
             average(self.average, self.vae, self.config.ema)
         if self.energy is not None:
-            health |= self._energy_step(self.energy, real, z, ends, first, rate)
+            health |= self._energy_step(self.energy, real, torch.cat((draws, z)), ends, first, rate)
             if self.calibrating:
                 self.weight = self._dual_update(self.weight, health["calibration"])
         self.iteration += 1
         return health
 
-    def _vae_gradient(self, real: Tensor, z: Tensor, first: int) -> tuple[Health, Tensor | None]:
-        """Sets the gradient of the VAE's loss; returns its parts, and the ends of the chains that calibrate."""
-        ends = None
+    def _vae_gradient(self, real: Tensor, z: Tensor, first: int) -> tuple[Health, Tensor, Tensor | None]:
+        """Sets the gradient of the VAE's loss; returns its parts, the draws from the posterior, detached, and the ends
+        of the chains from the decoder's samples, where there is an energy."""
         with self._precision():
             draws, mean, log_variance = self.vae.posterior(real, self.seed, first)
-            images = self.vae.decode(draws)
-            samples = self.vae.decode(z) if self.calibrating else None
-        error, kl = squared_error(real, images.float()), kl_to_prior(mean.float(), log_variance.float())
+            # One pass, so that batch norm has the same statistics for both: else the decoder gives up coding, and
+            # evaluated under the statistics of one it is poor at the other.
+            decoded = self.vae.decode(draws if self.energy is None else torch.cat((draws, z))).float()
+        images, samples = decoded[: len(real)], decoded[len(real) :]
+        error, kl = squared_error(real, images), kl_to_prior(mean.float(), log_variance.float())
         bound = self.vae.bound(error, kl, self.config.dimension)
         # In units of the squared error: minus the bound times twice the variance, whose own gradient stays.
         loss = -2 * self.vae.log_variance.detach().exp() * bound.elbo.mean()
         numbers = {"elbo": bound.elbo.mean(), "squared_error": error.mean(), "kl": kl.mean()}
-        if samples is not None and self.energy is not None:
-            samples = samples.float()
+        ends = None
+        if self.energy is not None:
             ends = self.energy.chain_ends(samples, self.seed, first)
-            distance = calibration_loss(samples, ends)
-            loss = loss + self.weight * distance
-            numbers["calibration"] = distance
+            numbers["calibration"] = calibration_loss(samples, ends)
+            numbers["displacement"] = (ends - samples).abs().mean()
+            if self.calibrating:
+                loss = loss + self.weight * numbers["calibration"]
         self.optimizer.zero_grad()
         loss.backward()
         norms = {f"gradient_norm_{name}": gradient_norm(net) for name, net in self.vae.named_children()}
         if self.config.learned_variance:
             numbers["variance"] = self.vae.log_variance.exp()
-        return {"vae_loss": loss, **numbers, **norms}, ends
+        return {"vae_loss": loss, **numbers, **norms}, draws.detach(), ends
 
     def _energy_step(
         self, energy: EnergySide, real: Tensor, z: Tensor, ends: Tensor | None, first: int, rate: float
     ) -> dict[str, float]:
-        """One step of the energy, on chains from the new decoder or on those that calibrated the old one."""
-        found: Health = {}
+        """One step of the energy, on chains from the new decoder or on those that calibrated the old one.
+
+        `z` are draws from the posteriors of `real`, and then from the prior, decoded together as before.
+        """
         if ends is None or self.config.chains == 2:
             with torch.no_grad(), self._precision():
-                samples = self.vae.decode(z).float()
+                samples = self.vae.decode(z).float()[len(real) :]
             ends = energy.chain_ends(samples, self.seed, first, step=self.config.steps)
-            if not self.calibrating:
-                found["calibration"] = calibration_loss(samples, ends)
-            found["displacement"] = (ends - samples).abs().mean()
         if self.config.data_noise:
             real = add_noise(real, self.config.data_noise, seed=self.seed, positions=first)
         with self._precision():
-            found |= energy.gradient(real, ends)
-        health = numbers_of(found)
+            health = numbers_of(energy.gradient(real, ends))
         self.guard.check(self.iteration + 1, health)
         step(energy.optimizer, self.config.energy_learning_rate * rate)
         return health
@@ -177,15 +179,21 @@ class EcVaeTrainer(Loop):
 
     def save_pictures(self, folder: RunFolder, board: Board) -> None:
         energy = None if self.energy is None else self.energy.net
-        ready = settled(self.average, self.config)
+        ready = self._settled()
         run = EcVaeRun(folder.path, self.config, self.iteration, ready, energy)
         real = self.images.first(self.config.size, GRID**2)
         save_pictures(run, self.vae, self.average, real, folder, board)
 
+    def _settled(self) -> Vae:
+        """The averaged VAE as it is sampled from."""
+        count = SETTLING_BATCHES * self.config.batch_size
+        return settled(self.average, self.config, self.images.first(self.config.size, count, self.device))
+
     def tensors(self) -> dict[str, Tensor]:
         named = {f"vae.{name}": tensor for name, tensor in self.vae.state_dict().items()}
         if self.config.ema:
-            named |= {f"average.{name}": tensor for name, tensor in self.average.state_dict().items()}
+            # Its statistics are measured for the sake of whoever samples; the next update overwrites them.
+            named |= {f"average.{name}": tensor for name, tensor in self._settled().state_dict().items()}
         named |= optimizer_tensors(self.optimizer, "vae_optimizer.")
         if self.energy is not None:
             named |= {f"energy.{name}": tensor for name, tensor in self.energy.net.state_dict().items()}

@@ -11,6 +11,7 @@ from torch import nn
 from fastebm.gradient import energy_gradient
 from fastebm.models import MultiScaleEnergy, Vae
 from fastebm.models.vae import kl_to_prior, squared_error
+from fastebm.ops.normal import normal
 
 
 def small(size: int = 8, channels: int = 1, **options: object) -> Vae:
@@ -83,6 +84,26 @@ def test_settled_statistics_are_those_of_the_samples() -> None:
     assert all(torch.equal(value, before[name]) for name, value in vae.encoder.state_dict().items())
     assert all(module.training for module in vae.decoder.modules())
     assert vae.decoder.norm.momentum == 0.1
+
+
+def test_settled_statistics_on_images_are_those_of_posterior_and_prior_side_by_side() -> None:
+    vae = small().train()
+    images = normal((50, 1, 8, 8), seed=3)
+    vae.settle_batch_norms(images, batches=3, batch_size=20, seed=2)  # the last 10 are no whole batch
+    encoder_mean, decoder_mean = vae.encoder.stem[1].running_mean.clone(), vae.decoder.norm.running_mean.clone()
+    seen: list[torch.Tensor] = []
+    vae.decoder.norm.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    vae.encoder.stem[1].register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    with torch.no_grad():
+        parts = [slice(0, 20), slice(20, 40)]
+        draws = [vae.posterior(images[rows], 2, rows.start)[0] for rows in parts]
+        vae.decode(torch.cat((*draws, vae.prior(40, 2))))
+    stems, start = seen[:2], seen[2]
+    torch.testing.assert_close(encoder_mean, torch.cat(stems).mean((0, 2, 3)))
+    torch.testing.assert_close(decoder_mean, start.mean((0, 2, 3)), rtol=1e-4, atol=1e-5)
+    few = small()
+    few.settle_batch_norms(images[:7], batch_size=20)
+    assert few.encoder.stem[1].num_batches_tracked == 1
 
 
 def test_kl_and_squared_error_of_known_values() -> None:

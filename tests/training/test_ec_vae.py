@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import math
@@ -119,18 +120,29 @@ def test_all_depends_on_the_seed_and_on_nothing_else(images: Tensor, tmp_path: P
     assert not torch.equal(load_ec_vae(tmp_path / "a").sample(4), third.sample(4))
 
 
-def test_the_warm_up_is_that_of_a_plain_vae_and_then_calibration_pulls(images: Tensor, tmp_path: Path) -> None:
+def test_the_warm_up_is_nearly_that_of_a_plain_vae_and_then_calibration_pulls(images: Tensor, tmp_path: Path) -> None:
     train(TINY, images, tmp_path / "calibrated")
     train(dataclasses.replace(TINY, lambda_start=0.0), images, tmp_path / "plain")
     ours, plain = log(tmp_path / "calibrated"), log(tmp_path / "plain")
     assert [line["lambda"] for line in ours] == [0, 0] + [30.0] * 5
-    # Nearly: each chain decodes once more, which moves the power iterations of the decoder's spectral norms on.
+    # Nearly: draws from the prior are decoded in the same batches, and share batch norm's statistics.
     for a, b in zip(ours[:3], plain[:3], strict=True):
-        assert a["squared_error"] == pytest.approx(b["squared_error"], rel=0.02)
+        assert a["squared_error"] == pytest.approx(b["squared_error"], rel=0.1)
     assert ours[-1]["squared_error"] != plain[-1]["squared_error"]
     assert "energy_data" not in plain[0]
     assert load_ec_vae(tmp_path / "plain").energy is None
     assert isinstance(load_ec_vae(tmp_path / "calibrated").energy, MultiScaleEnergy)
+
+
+def test_saved_averages_have_the_statistics_of_both_kinds_of_draws(images: Tensor, tmp_path: Path) -> None:
+    run = train(TINY, images, tmp_path)
+    vae = copy.deepcopy(run.vae)
+    vae.settle_batch_norms(images, batch_size=TINY.batch_size, seed=TINY.seed)
+    for name, buffer in vae.named_buffers():
+        torch.testing.assert_close(buffer, run.vae.get_buffer(name))
+    # The trained weights keep what training gave them.
+    trained = load_ec_vae(tmp_path, weights="trained").vae
+    assert not torch.equal(trained.decoder.norm.running_mean, run.vae.decoder.norm.running_mean)
 
 
 def test_every_line_has_the_health_of_its_updates(images: Tensor, tmp_path: Path) -> None:
