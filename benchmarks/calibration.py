@@ -1,9 +1,10 @@
 """What calibration does to a VAE: the same VAE with and without it, same budget, some seeds, judged alike.
 
-    python benchmarks/calibration.py digits docs/results/ec-vae [--seeds 3] [--iterations 1500]
-    python benchmarks/calibration.py mnist docs/results/ec-vae --data mnist.npz
+    python benchmarks/calibration.py digits docs/results/ec-vae [--seeds 3]
+    python benchmarks/calibration.py mnist docs/results/ec-vae --data mnist.npz [--size 16] [--set steps=8 ...]
 
-The name is that of a preset. Judged are one-pass samples, in the features of the classifier that `fastebm evaluate`
+The name is that of a preset, `--set` changes single fields of it, and `--size` takes the images at half their size or
+less. Judged are one-pass samples, in the features of the classifier that `fastebm evaluate`
 trains (not comparable to published FID), beside the same distance between real images; their high-frequency energy
 beside that of real images; reconstruction error and ELBO on held-out images. Finished rows are kept in NAME.json, and
 only missing ones are run. The table of the page is made of these files.
@@ -26,7 +27,7 @@ from torch import Tensor
 from fastebm.data import Images, digits, open_images, to_float, to_pixels
 from fastebm.evaluation import FeatureClassifier, frechet_distance, train_features
 from fastebm.evaluation.speed.machine import machine_facts
-from fastebm.training import load_ec_vae, train_ec_vae
+from fastebm.training import EcVaeConfig, load_ec_vae, train_ec_vae
 from fastebm.training.ec_vae_presets import EC_VAE_PRESETS
 from fastebm.training.files import write_json
 from fastebm.training.pictures import save_grid
@@ -47,6 +48,21 @@ def labelled_images(name: str, data: Path | None, size: int, channels: int) -> t
     shaping = SHAPING.get(name, {})
     train, test = (open_images(data, size=size, channels=channels, split=part, **shaping) for part in ("train", "test"))
     return train, test
+
+
+def at_size(images: Images, size: int) -> Images:
+    """The images by average pooling; energies need fewer halvings then."""
+    factor = images.pixels.shape[-1] // size
+    pooled = [F.avg_pool2d(to_float(part), factor) for part in images.pixels.split(5000)]
+    return Images(to_pixels(torch.cat(pooled)), images.labels)
+
+
+def changed(config: EcVaeConfig, settings: list[str]) -> EcVaeConfig:
+    """The config with fields as `name=value` has them."""
+    values = dict(setting.split("=", 1) for setting in settings)
+    return dataclasses.replace(
+        config, **{n: v if isinstance(getattr(config, n), str) else json.loads(v) for n, v in values.items()}
+    )
 
 
 def high_frequencies(images: Tensor) -> float:
@@ -88,11 +104,13 @@ def floor(judge: FeatureClassifier, train: Images, test: Images) -> dict[str, An
 def table(name: str, stored: dict[str, Any]) -> str:
     """Rows by seed, then means and what calibration gained."""
     base, rows = stored["floor"], stored["rows"]
+    config = stored["config"]
+    size = f"{config['size']}x{config['size']}"
     lines = [
-        f"{name}: {stored['config']['iterations']} updates of batch {stored['config']['batch_size']}. The judge is "
-        f"right on {base['accuracy']:.1%} of unseen images and sure of {base['confident']:.0%} of them; between train "
-        f"and test images the distance is {base['distance']:.3g}, of uniform noise {base['noise']:.3g} (not comparable "
-        "to published FID).",
+        f"{name} at {size}: {config['iterations']} updates of batch {config['batch_size']}. The judge is right on "
+        f"{base['accuracy']:.1%} of unseen images and sure of {base['confident']:.0%} of them; between train and test "
+        f"images the distance is {base['distance']:.3g}, of uniform noise {base['noise']:.3g} (not comparable to "
+        "published FID).",
         "",
         "| seed | VAE | distance | sure of | high frequencies, real = 1 | reconstruction | ELBO | minutes |",
         "|---:|---|---:|---:|---:|---:|---:|---:|",
@@ -127,13 +145,16 @@ def main() -> None:
     parser.add_argument("--data", type=Path)
     parser.add_argument("--runs", type=Path, default=Path("runs/calibration"))
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--iterations", type=int)
+    parser.add_argument("--size", type=int)
+    parser.add_argument("--set", nargs="*", default=[], metavar="FIELD=VALUE")
     given = parser.parse_args()
     torch.set_num_threads(1)
     config = EC_VAE_PRESETS[given.name]
-    if given.iterations:
-        config = dataclasses.replace(config, iterations=given.iterations)
     train, test = labelled_images(given.name, given.data, config.size, config.channels)
+    if given.size:
+        train, test = (at_size(images, given.size) for images in (train, test))
+        config = dataclasses.replace(config, size=given.size)
+    config = changed(config, given.set)
     judge = train_features(train, test, images_seen=100_000 if len(train) > 10_000 else 40_000)
     given.page.mkdir(parents=True, exist_ok=True)
     path = given.page / f"{given.name}.json"

@@ -224,6 +224,20 @@ def test_displacement_and_clamped_are_what_they_say(tiny: CoarseToFineConfig, im
     assert float(motion["clamped"]) == pytest.approx(float((start <= -0.25).float().mean()), abs=1e-6)
 
 
+def test_an_update_sees_what_will_be_shown_where_ends_are_clamped(tiny: CoarseToFineConfig, images: Tensor) -> None:
+    free = dataclasses.replace(tiny, data_noise=0.5, step_size=5.0)
+    clamped = dataclasses.replace(free, clamp_ends=True)
+    trainers = [trainer_at(config, images, 0) for config in (free, clamped)]
+    stage = trainers[0].stage
+    (free_ends, free_motion), (ends, motion) = (trainer._chain_ends(stage, 1.0, 0) for trainer in trainers)
+    assert free_ends.abs().max() > 1
+    assert torch.equal(ends, free_ends.clamp(-1, 1))
+    assert {name: float(value) for name, value in motion.items()} == {n: float(v) for n, v in free_motion.items()}
+    noisy, real = (trainer._real_images(stage, 0) for trainer in trainers)
+    assert noisy.abs().max() > 1
+    assert torch.equal(real, noisy.clamp(-1, 1))
+
+
 def test_every_line_has_the_health_of_its_updates(tiny: CoarseToFineConfig, images: Tensor, tmp_path: Path) -> None:
     trained(tiny, images, tmp_path)
     for line in RunFolder.existing(tmp_path).log.lines():
