@@ -5,7 +5,6 @@ from __future__ import annotations
 import subprocess
 import sys
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -37,13 +36,12 @@ with fastebm.ops.backend("cpp"):
 
 
 @pytest.fixture
-def loaded_anew(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def loaded_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     """What was loaded stays as it was for tests after this one."""
     if backends._extension is None:
         pytest.skip("the compiled operators are not built here")
     for name in ("_extension", "_cuda_library", "_why_no_extension", "_why_no_cuda_library"):
         monkeypatch.setattr(backends, name, getattr(backends, name))
-    yield
 
 
 def test_an_older_extension_is_named_and_left_out() -> None:
