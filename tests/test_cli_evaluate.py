@@ -11,7 +11,7 @@ from PIL import Image
 
 from fastebm.cli import main
 from fastebm.data import digits, to_pixels
-from fastebm.training import load_coarse_to_fine
+from fastebm.training import DigitsSource, EcVaeConfig, load_coarse_to_fine, load_run, train_ec_vae
 
 NOTE = "not comparable to published FID"
 
@@ -37,6 +37,13 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         main(["train", "coarse-to-fine", "--preset", "digits", *tiny, "--iterations", "3", "4", "--out", str(out)]) == 0
     )
     return out
+
+
+def ec_vae(path: Path, **changes: float) -> Path:
+    """The folder of an EC-VAE run of a few updates."""
+    config = EcVaeConfig(size=8, channels=1, iterations=3, batch_size=4, latent=4, width=4, energy_width=4, **changes)  # type: ignore[arg-type]
+    train_ec_vae(config, DigitsSource(), path, progress=False, save_pictures=False)
+    return path
 
 
 @pytest.fixture
@@ -83,6 +90,40 @@ def test_a_run_against_its_own_images(trained: Path, capsys: pytest.CaptureFixtu
     again = result(trained / "evaluation.json")
     assert again["in_features"]["distances"]["samples"]["count"] == 50
     assert "health" not in again
+
+
+def test_a_run_that_calibrates_a_generator(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One-pass samples are judged as others are; of its energy the gaps, which no chain of a cascade is there for."""
+    run = ec_vae(tmp_path / "vae", steps=3, noise_std=0.01)
+    assert main(["evaluate", str(run), "--count", "60", "--train-features"]) == 0
+    printed = capsys.readouterr().out
+    for part in (NOTE, "ceiling: uniform noise", "classes found, of 10", "left to calibrate", "chains of 3 steps"):
+        assert part in printed
+    assert "Metropolis" not in printed
+    found = result(run / "evaluation.json")
+    assert "health" not in found
+    assert found["in_features"]["distances"]["samples"]["count"] == 60
+    assert found["nearest"]["median"] > 0
+    assert found["short_chains_in_features"]["count"] == 60
+    health, loaded = found["calibration"], load_run(run)
+    assert isinstance(loaded.energy, torch.nn.Module)  # type: ignore[union-attr]
+    with torch.no_grad():
+        energies = loaded.energy(loaded.sample(60))  # type: ignore[union-attr]
+    assert health["energy_samples"] == pytest.approx(float(energies.mean()), rel=1e-4)
+    assert health["gap"] == pytest.approx(health["energy_samples"] - health["energy_data"])
+    assert health["gap_ends"] == pytest.approx(health["energy_ends"] - health["energy_data"])
+    assert health["energy_ends"] < health["energy_samples"]
+    assert health["noise_floor"] == pytest.approx(3 * 0.01**2 * 64)
+    assert health["distance"] > health["noise_floor"] / 2
+
+
+def test_a_run_without_an_energy_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = ec_vae(tmp_path / "plain", lambda_start=0.0)
+    assert main(["evaluate", str(run), "--count", "20"]) == 0
+    assert f"No health: {run} has no energy" in capsys.readouterr().err
+    assert set(result(run / "evaluation.json")) == {"samples", "real", "nearest"}
+    assert main(["evaluate", str(run), "--count", "20", "--no-health", "--overwrite"]) == 0
+    assert "No health" not in capsys.readouterr().err
 
 
 def test_samples_of_a_file_are_those_of_the_run(trained: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -42,3 +44,13 @@ def test_own_generator(tmp_path: Path) -> None:
     printed = run("own_generator.py", "--quick", cwd=tmp_path)
     last = printed.splitlines()[-1]
     assert float(last.split("one pass ")[1].split(";")[0]) < float(last.split("untrained ")[1].split(",")[0])
+
+
+@pytest.mark.parametrize("name", ["gan_generator.py", "autoregressive_generator.py"])
+def test_calibrated_generators(name: str, tmp_path: Path) -> None:
+    """Both models are trained, with and without calibration, and judged; far too briefly for one to be the better."""
+    lines = run(name, "--iterations", "6", cwd=tmp_path).splitlines()
+    assert [line.split()[0] for line in lines] == ["plain", "calibrated"]
+    distances = [float(line.split("distance ")[1].split()[0]) for line in lines]
+    assert all(0 < distance < 1000 for distance in distances)
+    assert distances[0] != distances[1]

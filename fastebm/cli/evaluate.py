@@ -14,10 +14,13 @@ from torch import Tensor
 
 from fastebm.cli.arguments import check_count, parsed_device
 from fastebm.evaluation import (
+    CalibrationHealth,
+    EnergyHealth,
     FeatureClassifier,
     FeatureStatistics,
     Inception,
     RealImages,
+    calibration_health,
     energy_health,
     frechet_distance,
     judge,
@@ -30,7 +33,7 @@ from fastebm.evaluation.report import Report, Survival
 from fastebm.evaluation.sources import holds_statistics, open_real, read_samples
 from fastebm.evaluation.verdict import Nearest
 from fastebm.sampling.cascade import device_of
-from fastebm.training import CoarseToFineRun, DigitsSource, ImageSource, RunError, load_coarse_to_fine
+from fastebm.training import Anchor, CoarseToFineRun, DigitsSource, ImageSource, Run, RunError, load_run
 from fastebm.training.files import write_json
 from fastebm.training.image_source import source_from_json
 from fastebm.training.run import RunFolder
@@ -47,7 +50,8 @@ class Evaluate:
     Distances in Inception's features need a weights file of your own (--inception); nothing is downloaded. Without it,
     --train-features trains a small classifier on the real images: distances in its features tell better samples from
     worse ones, but are not comparable to published FID. Both stand beside a floor, real images against real ones, and a
-    ceiling, uniform noise. Of a run, the health of its energy is measured too.
+    ceiling, uniform noise. Of a run, the health of its energy is measured too: how its chains do, or, where it
+    calibrates a generator, what chains still find to better in one-pass samples.
     """
 
     what: tyro.conf.Positional[Path]
@@ -91,7 +95,7 @@ class Evaluate:
         device = parsed_device(self.device) or torch.device("cuda" if torch.cuda.is_available() else "cpu")
         inception = None if self.inception is None else Inception.load(self.inception, device)
         statistics = self._statistics()
-        run = load_coarse_to_fine(self.what, device) if is_run else None
+        run = load_run(self.what, device) if is_run else None
         given = read_samples(self.what)[: self.count] if run is None else None
         size, channels = _form(given, run)
         real = None if statistics is not None else open_real(self._source(size, channels), size)
@@ -169,16 +173,16 @@ class Evaluate:
         print(f"{path}: features trained, {classifier.accuracy:.2%} right on held-out images", file=sys.stderr)
         return classifier
 
-    def _drawn(self, run: CoarseToFineRun) -> Tensor:
+    def _drawn(self, run: Run) -> Tensor:
         try:
             return run.sample(self.count, self.seed, progress=True)
         except FloatingPointError as error:
-            raise RunError(f"{run.path}: its chains can't be evaluated: {error}") from error
+            raise RunError(f"{run.path}: its samples can't be drawn: {error}") from error
 
     def _report(
         self,
         samples: Tensor,
-        run: CoarseToFineRun | None,
+        run: Run | None,
         real: RealImages | None,
         statistics: FeatureStatistics | None,
         classifier: FeatureClassifier | None,
@@ -225,7 +229,7 @@ class Evaluate:
         }
 
 
-def _form(given: Tensor | None, run: CoarseToFineRun | None) -> tuple[int, int]:
+def _form(given: Tensor | None, run: Run | None) -> tuple[int, int]:
     """Size and channels of the samples, whether they are there or are going to be drawn."""
     if given is not None:
         return given.shape[-1], given.shape[1]
@@ -234,12 +238,34 @@ def _form(given: Tensor | None, run: CoarseToFineRun | None) -> tuple[int, int]:
 
 
 def _health(
-    run: CoarseToFineRun, samples: Tensor, real: RealImages, classifier: FeatureClassifier | None
-) -> tuple[Any, Survival | None]:
-    """The health of a run's highest energy, and what becomes of samples in features when their chains go on."""
-    energy, cascade = run.levels[run.size], run.cascade()
+    run: Run, samples: Tensor, real: RealImages, classifier: FeatureClassifier | None
+) -> tuple[EnergyHealth | CalibrationHealth | None, Survival | None]:
+    """The health of a run's energy, and what becomes of samples in features when chains go on; None without an energy.
+
+    That is of the highest energy of a cascade, with chains that go on for long; and of the energy that calibrates a
+    generator, with chains as in training.
+    """
+    energy = run.levels[run.size] if isinstance(run, CoarseToFineRun) else getattr(run, "energy", None)
+    if energy is None:
+        print(f"No health: {run.path} has no energy, only what it generates by.", file=sys.stderr)
+        return None, None
     start = samples[:HEALTH_COUNT].to(device_of(energy))
     reference = real.reference(len(start)).batch(slice(None), start.device)
-    health = energy_health(energy, start, reference, seed=run.config.seed, **last_level(cascade))
-    survival = None if classifier is None else Survival.of(start, health.long.images, real, classifier)
-    return health, survival
+    health: EnergyHealth | CalibrationHealth
+    if isinstance(run, CoarseToFineRun):
+        health = energy_health(energy, start, reference, seed=run.config.seed, **last_level(run.cascade()))
+        ends = health.long.images
+    else:
+        config = run.config
+        health = calibration_health(
+            energy,
+            start,
+            reference,
+            step_size=config.step_size,
+            noise_std=config.noise_std,
+            steps=config.steps,
+            anchor=Anchor(config.anchor_weight, config.anchor_hinge),
+            seed=config.seed,
+        )
+        ends = health.ends
+    return health, None if classifier is None else Survival.of(start, ends, real, classifier)

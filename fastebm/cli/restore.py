@@ -6,7 +6,6 @@ import dataclasses
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +14,9 @@ import tyro
 from torch import Tensor
 
 from fastebm.cli.arguments import check_count, parsed_device, write_images
-from fastebm.data import digits
 from fastebm.ops import normal
 from fastebm.rng import Stream
+from fastebm.tasks.quality import quality, skimage
 from fastebm.tasks.restore import (
     Consistent,
     Degradation,
@@ -26,14 +25,12 @@ from fastebm.tasks.restore import (
     Restored,
     bicubic,
     degradation,
-    psnr,
     restore,
     restore_by_cascade,
-    ssim,
 )
-from fastebm.training import DigitsSource, ImageSource, RunError, load_coarse_to_fine, load_ec_vae
+from fastebm.tasks.run_images import images_for
+from fastebm.training import CoarseToFineRun, EcVaeRun, Run, RunError, load_run
 from fastebm.training.files import write_json
-from fastebm.training.image_source import source_from_json
 from fastebm.training.pictures import save_grid
 from fastebm.training.run import RunFolder
 
@@ -56,7 +53,7 @@ class Restore:
     """super-resolution-K, colorization, inpaint-box, inpaint-random-P (per cent known), compressed-sensing-P,
     deblur-S (std in pixels), or several joined by +"""
     count: int = 16
-    """how many images"""
+    """how many images, at most"""
     noise: float = 0.0
     """std of noise that is added to the measurements, where images are in [-1, 1]"""
     seed: int = 0
@@ -68,9 +65,10 @@ class Restore:
     refine_noise: float = 0.0
     """std of their noise at the start; it falls to 0"""
     data: Path | None = None
-    """images to degrade; by default those of the run"""
-    split: str = "test"
-    """part of the data"""
+    """images to degrade, brought to the run's size and colours as those of training were: a set as `train` takes it, or
+    a single picture; by default the run's own"""
+    split: str | None = None
+    """part of the data; by default test, or what there is"""
     batch_size: int = 64
     """images at a time"""
     out: Path | None = None
@@ -83,16 +81,19 @@ class Restore:
 
     def __call__(self) -> int:
         check_count(self.count)
-        if find_spec("torchmetrics") is None:
-            raise ValueError("fastebm restore measures with torchmetrics: pip install 'fastebm[evaluation]'")
-        folder = RunFolder.existing(self.run)
+        try:
+            skimage("metrics")  # before the work, not after it
+        except ModuleNotFoundError as error:
+            raise ValueError(str(error)) from error
+        check_kind(self.run)
         out = self.run / f"restore-{self.task}" if self.out is None else self.out
         if (out / "results.json").exists() and not self.overwrite:
             raise ValueError(f"{out} has results already: choose another --out, or give --overwrite")
         device = parsed_device(self.device) or torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        restorer, size, channels = self._restorer(device)
-        originals = self._originals(folder, size, channels).to(device)
-        operator = degradation(self.task, (channels, size, size), seed=self.seed).to(device)
+        run = load_run(self.run, device)
+        restorer = self._restorer(run)
+        originals = images_for(run, self.data, split=self.split, count=self.count, convert=True).to(device)
+        operator = degradation(self.task, (run.config.channels, run.size, run.size), seed=self.seed).to(device)
         y = operator.A(originals)
         if self.noise:
             y = y + self.noise * normal(y.shape, seed=self.seed, stream=Stream.DATA_NOISE, device=device)
@@ -102,34 +103,17 @@ class Restore:
         self._write(out, operator, y, originals, restored, seconds)
         return 0
 
-    def _restorer(self, device: torch.device) -> tuple[Callable[[Tensor, Degradation], Restored], int, int]:
-        """What restores measurements under a degradation, and the size and channels of its images."""
+    def _restorer(self, run: Run) -> Callable[[Tensor, Degradation], Restored]:
+        """What restores measurements under a degradation."""
         options: dict[str, Any] = {"noise": self.noise, "seed": self.seed, "batch_size": self.batch_size}
         if self.refine_steps:
             options["refinement"] = Refinement(self.refine_steps, self.refine_step_size, self.refine_noise)
-        if kind_of(self.run) == COARSE_TO_FINE:
-            run = load_coarse_to_fine(self.run, device)
+        if isinstance(run, CoarseToFineRun):
             options |= {"cascade": run.cascade(), "restarts": self.search.restarts}
-            return (lambda y, operator: restore_by_cascade(y, operator, **options)), run.size, run.config.channels
-        decoder, energy, latent = load_generator(self.run, device)
-        with torch.no_grad():
-            channels, size, _ = decoder(torch.zeros(1, latent, device=device)).shape[1:]
+            return lambda y, operator: restore_by_cascade(y, operator, **options)
+        decoder, energy, latent = generator_of(run)
         options |= {"decoder": decoder, "energy": energy, "latent": latent, "search": self.search}
-        return (lambda y, operator: restore(y, operator, **options)), size, channels
-
-    def _originals(self, folder: RunFolder, size: int, channels: int) -> Tensor:
-        if self.data is not None:
-            source: ImageSource | DigitsSource = ImageSource(self.data, size, channels, self.split)
-        else:
-            source = source_from_json(folder.images() or {})
-        if isinstance(source, DigitsSource):
-            images = digits("train" if self.split == "train" else "test", size)[0]
-        else:
-            opened = dataclasses.replace(source, size=size, channels=channels, split=self.split).open()
-            images = opened.batch(slice(0, self.count))
-        if len(images) < self.count:
-            raise ValueError(f"--count {self.count} is more than the {len(images)} images there are")
-        return images[: self.count]
+        return lambda y, operator: restore(y, operator, **options)
 
     def _write(
         self,
@@ -148,8 +132,7 @@ class Restore:
         rows["restored"] = restored.images
         measures = {
             name: {
-                "psnr": float(psnr(images, originals).mean()),
-                "ssim": float(ssim(images, originals).mean()),
+                **quality(images.clamp(-1, 1), originals).to_json(),
                 "misfit_rms": float(consistent.misfit(images, base).square().mean().sqrt()),
             }
             for name, images in rows.items()
@@ -157,7 +140,7 @@ class Restore:
         }
         out.mkdir(parents=True, exist_ok=True)
         write_images(out / "restored.npz", restored.images)
-        save_grid(out / "grid.png", torch.cat(list(rows.values())), columns=self.count)
+        save_grid(out / "grid.png", torch.cat(list(rows.values())), columns=len(originals))
         settings = dataclasses.asdict(self) | {
             "run": str(self.run),
             "data": self.data and str(self.data),
@@ -167,9 +150,16 @@ class Restore:
         energy = float(restored.energies.mean())
         write_json(
             out / "results.json",
-            {"settings": settings, "measures": measures, "seconds": seconds, "energy": energy, **facts},
+            {
+                "settings": settings,
+                "images": len(originals),
+                "measures": measures,
+                "seconds": seconds,
+                "energy": energy,
+                **facts,
+            },
         )
-        print(f"{out}: {self.count} images, {self.task}, noise {self.noise:g}, in {seconds:.1f} s")
+        print(f"{out}: {len(originals)} images, {self.task}, noise {self.noise:g}, in {seconds:.1f} s")
         for name, values in measures.items():
             print(
                 f"  {name:15} PSNR {values['psnr']:6.2f} dB   SSIM {values['ssim']:.3f}   "
@@ -177,27 +167,20 @@ class Restore:
             )
 
 
-def kind_of(run: Path) -> str:
-    """What kind of run is in a folder. Raises RunError where it is none that restores images."""
-    folder = RunFolder.existing(run)
-    for kind in (COARSE_TO_FINE, EC_VAE):
-        try:
-            folder.config(kind)
-        except RunError as error:
-            refusal = error
-        else:
-            return kind
-    raise RunError(f"restoration needs a run of kind {EC_VAE!r} or {COARSE_TO_FINE!r}: {refusal}")
+def check_kind(run: Path) -> None:
+    """Raises RunError where a folder has no run, or one that does not restore images."""
+    kind = RunFolder.existing(run).kind()
+    if kind not in (COARSE_TO_FINE, EC_VAE):
+        raise RunError(f"restoration needs a run of kind {EC_VAE!r} or {COARSE_TO_FINE!r}; {run} holds one of {kind!r}")
 
 
-def load_generator(run: Path, device: torch.device | None = None) -> tuple[Function, Function, int]:
+def generator_of(run: Run) -> tuple[Function, Function, int]:
     """The decoder, the energy and the length of a latent of a run that has them.
 
     Raises RunError for a run of another kind, and for one that trained a decoder without an energy.
     """
-    if kind_of(run) != EC_VAE:
-        raise RunError(f"{run} holds a run of kind {COARSE_TO_FINE!r}, which has no decoder")
-    loaded = load_ec_vae(run, device)
-    if loaded.energy is None:
-        raise RunError(f"{run} holds a plain VAE, without the energy that restoration goes by")
-    return loaded.vae.decode, loaded.energy, loaded.config.latent
+    if not isinstance(run, EcVaeRun):
+        raise RunError(f"{run.path} holds a run that has no decoder")
+    if run.energy is None:
+        raise RunError(f"{run.path} holds a plain VAE, without the energy that restoration goes by")
+    return run.vae.decode, run.energy, run.config.latent

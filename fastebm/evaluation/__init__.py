@@ -1,5 +1,6 @@
 """What samples are worth: distances from real images in features, a classifier's verdict, an energy's health."""
 
+from fastebm.evaluation.calibration import CalibrationHealth, calibration_health
 from fastebm.evaluation.comparison import Comparison, Distances, RealImages, compare
 from fastebm.evaluation.digits import DigitsVerdict, judge_digits
 from fastebm.evaluation.distances import FeatureStatistics, frechet_distance, kernel_distance, precision_recall
@@ -10,6 +11,7 @@ from fastebm.evaluation.neighbours import nearest_distances
 from fastebm.evaluation.verdict import Verdict, judge
 
 __all__ = [
+    "CalibrationHealth",
     "Comparison",
     "DigitsVerdict",
     "Distances",
@@ -21,6 +23,7 @@ __all__ = [
     "RealImages",
     "Verdict",
     "acceptance_rate",
+    "calibration_health",
     "compare",
     "energy_health",
     "frechet_distance",

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
+from fastebm.evaluation.calibration import CalibrationHealth
 from fastebm.evaluation.comparison import Comparison, RealImages
 from fastebm.evaluation.distances import FeatureStatistics, frechet_distance
 from fastebm.evaluation.features import NOT_COMPARABLE, FeatureClassifier
@@ -22,7 +23,7 @@ _NAME = 36
 
 @dataclass(frozen=True)
 class Survival:
-    """What becomes of samples when their chains go on for long, in the features of a classifier.
+    """What becomes of samples when chains go on from them, in the features of a classifier.
 
     Attributes:
         count: chains that are still finite.
@@ -71,11 +72,12 @@ class Report:
     verdict: Verdict | None = None
     inception: InceptionVerdict | None = None
     statistics: dict[str, Any] | None = None
-    health: EnergyHealth | None = None
+    health: EnergyHealth | CalibrationHealth | None = None
     survival: Survival | None = None
 
     def to_json(self) -> dict[str, Any]:
         """What evaluation.json holds. Infinite and undefined numbers become null."""
+        calibrated = isinstance(self.health, CalibrationHealth)
         parts = {
             "samples": self.samples,
             "real": self.real,
@@ -84,8 +86,9 @@ class Report:
             "in_features": self.verdict and self.verdict.to_json(),
             "inception": self.inception and self.inception.to_json(),
             "statistics": self.statistics,
-            "health": self.health and self.health.to_json(),
-            "long_chains_in_features": self.survival and {"note": NOT_COMPARABLE, **dataclasses.asdict(self.survival)},
+            "calibration" if calibrated else "health": self.health and self.health.to_json(),
+            f"{'short' if calibrated else 'long'}_chains_in_features": self.survival
+            and {"note": NOT_COMPARABLE, **dataclasses.asdict(self.survival)},
         }
         return {name: _finite(part) for name, part in parts.items() if part is not None}
 
@@ -142,25 +145,10 @@ class Report:
             yield f"{'first percentile (copies are near 0)':{_NAME}} {percentiles[0]:9.3f} {percentiles[1]:9.3f}"
 
     def _health(self) -> Iterator[str]:
-        if self.health is None:
-            return
-        found, long = self.health, self.health.long
-        yield f"health of the energy, {found.count:,} images"
-        yield (
-            f"mean energy: real {found.energy_data:.3f} (deviation {found.energy_data_std:.3f}), samples "
-            f"{found.energy_samples:.3f}, gap {found.gap:+.3f}"
-        )
-        if found.acceptance_samples is None or found.acceptance_data is None:
-            yield "Metropolis acceptance: none, the last level has no noise"
-        else:
-            yield (
-                f"Metropolis acceptance of an update at temperature {found.temperature:.2g}: from samples "
-                f"{found.acceptance_samples:.1%}, from real images {found.acceptance_data:.1%} (of {ACCEPTANCE_COUNT})"
-            )
-        yield (
-            f"{long.steps} more steps: {long.finite_share:.0%} of chains stay finite, energy {long.energy_start:.3f} "
-            f"-> {long.energy_end:.3f}, pixels move by {long.motion:.4f} on average"
-        )
+        if isinstance(self.health, CalibrationHealth):
+            yield from _calibration_lines(self.health)
+        elif self.health is not None:
+            yield from _health_lines(self.health)
         if self.survival is not None:
             after = self.survival
             classes = "" if after.found_end is None else f"; classes found {after.found_start} -> {after.found_end}"
@@ -169,6 +157,43 @@ class Report:
                 f"{_number(after.frechet_end)} ({NOT_COMPARABLE}); sure of {after.confident_start:.0%} -> "
                 f"{after.confident_end:.0%}{classes}"
             )
+
+
+def _health_lines(found: EnergyHealth) -> Iterator[str]:
+    long = found.long
+    yield f"health of the energy, {found.count:,} images"
+    yield _energies(found)
+    if found.acceptance_samples is None or found.acceptance_data is None:
+        yield "Metropolis acceptance: none, the last level has no noise"
+    else:
+        yield (
+            f"Metropolis acceptance of an update at temperature {found.temperature:.2g}: from samples "
+            f"{found.acceptance_samples:.1%}, from real images {found.acceptance_data:.1%} (of {ACCEPTANCE_COUNT})"
+        )
+    yield (
+        f"{long.steps} more steps: {long.finite_share:.0%} of chains stay finite, energy {long.energy_start:.3f} "
+        f"-> {long.energy_end:.3f}, pixels move by {long.motion:.4f} on average"
+    )
+
+
+def _calibration_lines(found: CalibrationHealth) -> Iterator[str]:
+    yield f"what the energy has left to calibrate, {found.count:,} images"
+    yield _energies(found)
+    if found.energy_ends is None or found.gap_ends is None or found.distance is None:
+        yield f"chains of {found.steps} steps from samples: not all stay finite"
+        return
+    yield (
+        f"chains of {found.steps} steps from samples: energy {found.energy_samples:.3f} -> {found.energy_ends:.3f}, "
+        f"gap {found.gap_ends:+.3f}, squared distance {_number(found.distance)} (of noise alone "
+        f"{_number(found.noise_floor)})"
+    )
+
+
+def _energies(found: EnergyHealth | CalibrationHealth) -> str:
+    return (
+        f"mean energy: real {found.energy_data:.3f} (deviation {found.energy_data_std:.3f}), samples "
+        f"{found.energy_samples:.3f}, gap {found.gap:+.3f}"
+    )
 
 
 def _table(comparison: Comparison) -> Iterator[str]:

@@ -36,6 +36,8 @@ _extension: Any = None
 _cuda_library: str | None = None
 _why_no_extension = ""
 _why_no_cuda_library = "it was not built"
+# What this package calls in the extension beside operators.
+_ASKED_OF_EXTENSION = ("active_variant", "build_facts", "hash_memory", "program_layout", "self_test", "use_large_pages")
 _triton_found = importlib.util.find_spec("triton") is not None
 
 
@@ -49,6 +51,10 @@ def _load_extensions() -> None:
     except ImportError as error:
         _why_no_extension = f"they don't load: {error}"
     else:
+        lacking = [name for name in _ASKED_OF_EXTENSION if not hasattr(_extension, name)]
+        if lacking := _without_kernel("cpp") + lacking:
+            _extension, _why_no_extension = None, _stale(lacking)
+    if _extension is not None:
         # Here, and not within the first operator's parallel region, where FASTEBM_CPU's mistakes lose their message.
         try:
             _extension.active_variant()
@@ -64,10 +70,36 @@ def _load_extensions() -> None:
     for library in sorted(Path(__file__).parent.parent.glob("_cuda*.so")):
         try:
             torch.ops.load_library(str(library))
-            _cuda_library = str(library)
+            if lacking := _without_kernel("cuda"):
+                _why_no_cuda_library = _stale(lacking)
+                warnings.warn(
+                    f"fastebm runs without its CUDA operators: {_why_no_cuda_library}. `fastebm build` compiles them.",
+                    RuntimeWarning,
+                    stacklevel=2,
+                )
+            else:
+                _cuda_library = str(library)
         except OSError as error:
             _why_no_cuda_library = f"it does not load: {error}"
             warnings.warn(f"fastebm's CUDA operators don't load: {error}", RuntimeWarning, stacklevel=2)
+
+
+def _without_kernel(backend_name: str) -> list[str]:
+    """Operators that this package asks of a compiled backend, and that no library has registered.
+
+    Those of a library from before they were added: each would be a NotImplementedError in the middle of some work.
+    """
+    key = {"cpp": "CPU", "cuda": "CUDA"}[backend_name]
+    return [
+        name
+        for name, kernel in schemas.KERNELS.items()
+        if backend_name in kernel.backends
+        and not torch._C._dispatch_has_kernel_for_dispatch_key(f"fastebm_{backend_name}::{name}", key)
+    ]
+
+
+def _stale(lacking: Sequence[str]) -> str:
+    return f"they were built from other sources than this package's, without {', '.join(lacking)}"
 
 
 _load_extensions()
@@ -84,7 +116,8 @@ def why_unavailable(name: str, device_type: str) -> str | None:
     if name == "cpp":
         if device_type != "cpu":
             return f"it runs on the CPU, not on {device_type}"
-        return None if _extension is not None else f"the compiled operators are missing: {_why_no_extension}"
+        missing = f"the compiled operators are missing: {_why_no_extension}; `fastebm build` compiles them"
+        return None if _extension is not None else missing
     if name == "triton":
         if not _triton_found:
             return "Triton is not installed"

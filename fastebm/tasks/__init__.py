@@ -7,13 +7,13 @@ from fastebm.tasks.detect import DetectionMetrics, detection_metrics, mean_energ
 from fastebm.tasks.detect_run import Detection, detect_outliers
 from fastebm.tasks.generate import Generated, generate
 from fastebm.tasks.holes import hole_from_file, hole_of
-from fastebm.tasks.images import images_for, own_images
 from fastebm.tasks.inpaint import Inpainted, InpaintOptions, inpaint
 from fastebm.tasks.interpolate import ChainPath, ImagePath, PathOptions, interpolate_chains, interpolate_images
 from fastebm.tasks.level_statistics import LevelStatistics
 from fastebm.tasks.neighbours import Neighbours, nearest_images
 from fastebm.tasks.outlier_sets import constant_colours, flipped, interpolations, rotated, uniform_noise
 from fastebm.tasks.quality import Quality, quality
+from fastebm.tasks.run_images import images_for, own_images
 from fastebm.tasks.translate import Translated, TranslateOptions, translate
 
 __all__ = [

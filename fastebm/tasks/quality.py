@@ -9,6 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+WINDOW = 11
+STD = 1.5
+SMALLEST = 4
+
 
 @dataclass(frozen=True, eq=False)
 class Quality:
@@ -24,19 +28,25 @@ class Quality:
 def quality(images: Tensor, truth: Tensor) -> Quality:
     """Of each of `images` (N, C, H, W) in [-1, 1], beside `truth` of the same shape.
 
-    PSNR is `10 log10(2^2 / mean squared error)`; SSIM is that of Wang et al. 2004 with windows of 7x7, or of the
-    largest odd side that fits into smaller images. Raises ValueError for shapes that differ.
+    PSNR is `10 log10(2^2 / mean squared error)`. SSIM is that of Wang et al. 2004: Gaussian windows of std 1.5, cut off
+    at 11x11, population variances, K = (0.01, 0.03), colours averaged, and the mean over windows that lie within the
+    image. Images smaller than a window are continued by reflection, and the mean is over the middle. Values outside of
+    [-1, 1], as noise leads to, count as they are. Raises ValueError for shapes that differ and sides below 4.
     """
     if images.shape != truth.shape or images.ndim != 4:
         raise ValueError(f"images must be (N, C, H, W) as the truth, got {tuple(images.shape)}, {tuple(truth.shape)}")
     metrics = skimage("metrics")
-    side = min(*images.shape[2:], 7)
-    window = side - (side + 1) % 2
+    side = min(*images.shape[2:], WINDOW)
+    if side < SMALLEST:
+        raise ValueError(f"an SSIM needs images of at least {SMALLEST}x{SMALLEST}, got {tuple(images.shape[2:])}")
+    # With Gaussian windows, win_size is only how much of the border is left out of the mean.
+    options = {"gaussian_weights": True, "sigma": STD, "use_sample_covariance": False}
+    options |= {"data_range": 2, "channel_axis": 0, "win_size": side - (side + 1) % 2}
     psnr, ssim = [], []
     for image, true in zip(images.cpu().double().numpy(), truth.cpu().double().numpy(), strict=True):
         error = float(((image - true) ** 2).mean())
         psnr.append(metrics.peak_signal_noise_ratio(true, image, data_range=2) if error else float("inf"))
-        ssim.append(metrics.structural_similarity(true, image, data_range=2, channel_axis=0, win_size=window))
+        ssim.append(metrics.structural_similarity(true, image, **options))
     return Quality(torch.tensor(psnr, dtype=torch.float64), torch.tensor(ssim, dtype=torch.float64))
 
 

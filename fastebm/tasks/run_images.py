@@ -1,4 +1,4 @@
-"""The images that belong to a run, and others in the form that it takes."""
+"""The images that belong to a run, and others in the form that it takes: the one reader of all tasks."""
 
 from __future__ import annotations
 
@@ -6,32 +6,87 @@ import dataclasses
 from pathlib import Path
 from typing import Literal
 
-from fastebm.data import Images, digits, to_pixels
+import torch
+from torch import Tensor
+
+from fastebm.data import Images, average_pool_to, digits, to_pixels
 from fastebm.data.errors import NoSplitError
-from fastebm.training import CoarseToFineRun, DigitsSource, ImageSource, RunError
+from fastebm.data.pictures import SUFFIXES, read_picture
+from fastebm.data.shaping import Shaping
+from fastebm.tasks.images import shape
+from fastebm.training import CoarseToFineRun, DigitsSource, ImageSource, Run, RunError
 from fastebm.training.image_source import source_from_json
 from fastebm.training.run import RunFolder
 
 HELD_OUT = "test"
 
 
-def source_of(run: CoarseToFineRun) -> ImageSource | DigitsSource:
-    """Where the run's images come from. Raises RunError if it was trained on tensors, whose origin nobody knows."""
-    stored = RunFolder.existing(run.path).images()
-    if stored is None:
-        raise RunError(f"{run.path} doesn't say where its images come from: give them")
-    return source_from_json(stored)
+def images_for(
+    run: Run,
+    data: str | Path | None = None,
+    *,
+    split: str | None = None,
+    count: int | None = None,
+    convert: bool = False,
+) -> Tensor:
+    """Images for a task of `run`, float32 (N, channels, size, size) in [-1, 1].
+
+    Args:
+        data: a set as `fastebm.data.open_images` reads it, or a single picture. By default the run's own images.
+        split: the part of the set; by default "test", or what there is.
+        count: the first so many, or all if there are fewer.
+        convert: brings images of another size or of other colours to those of the run, as its training images were.
+
+    Raises:
+        DataError: for what can't be read.
+        ValueError: for images of another size or other colours than the run's, without `convert`.
+        RunError: where the run does not know its own images.
+    """
+    if count is not None and count < 1:
+        raise ValueError(f"count must be at least 1, got {count}")
+    if data is None:
+        images = own_images(run, split)
+    elif Path(data).suffix.lower() in SUFFIXES and Path(data).is_file():
+        images = _single_picture(run, Path(data), convert)
+    else:
+        images = _opened(_shaped(run, _with_path(run, Path(data))) if convert else ImageSource(Path(data)), split)
+    if not isinstance(images, Images):
+        return images[:count]
+    images = _pooled(images, run.size) if convert or data is None else images
+    wanted = (run.config.channels, run.size, run.size)
+    if tuple(images.pixels.shape[1:]) != wanted:
+        raise ValueError(
+            f"{images.name}: its images are {shape(images.pixels.shape[1:])}, and the run takes {shape(wanted)}: "
+            "convert (--convert) brings them to that as its training images were"
+        )
+    return images.batch(slice(0, count))
 
 
-def training_images(run: CoarseToFineRun) -> Images:
-    """The images that the run learned from, as bytes. Raises as `source_of` and `open_images`."""
+def own_images(run: Run, split: str | None = None) -> Images | Tensor:
+    """The images that a run was trained on, at its size so far; by default those it has not seen, if there are any."""
     source = source_of(run)
     if isinstance(source, DigitsSource):
-        return _digits("train")
-    return source.open()
+        return digits("train" if split == "train" else "test", run.size)[0]
+    if split is None:
+        return _pooled(_opened(_shaped(run, source), None, otherwise=source.split), run.size)
+    return _pooled(_opened(_shaped(run, source), split), run.size)
 
 
-def held_out_images(run: CoarseToFineRun) -> Images:
+def source_of(run: Run) -> ImageSource | DigitsSource:
+    """Where the run's images come from. Raises RunError if it was trained on tensors, whose origin nobody knows."""
+    stored = _stored(run)
+    if stored is None:
+        raise RunError(f"{run.path} doesn't say where its images come from: give data")
+    return stored
+
+
+def training_images(run: Run) -> Images:
+    """The images that the run learned from, as bytes. Raises as `source_of` and `open_images`."""
+    source = source_of(run)
+    return _digits("train") if isinstance(source, DigitsSource) else source.open()
+
+
+def held_out_images(run: Run) -> Images:
     """The test split of the set that the run learned from. Raises DataError where it has none; else as above."""
     source = source_of(run)
     if isinstance(source, DigitsSource):
@@ -49,12 +104,11 @@ def images_of_the_kind(
     Without a `split` it is the one called `prefer`, or what there is. Raises as `open_images`, and ValueError for other
     colours.
     """
-    stored = RunFolder.existing(run.path).images()
-    source = None if stored is None else source_from_json(stored)
-    if not isinstance(source, ImageSource):
+    if not isinstance(_stored(run), ImageSource):
         return open_for(run, path, split, recolour=recolour)
     channels = run.config.channels if recolour else None
-    images = _opened(dataclasses.replace(source, path=path, key=None, channels=channels), split, prefer)
+    source = dataclasses.replace(_with_path(run, path), channels=channels, key=None)
+    images = _opened(source, split, prefer)
     _check_colours(run, images)
     return images
 
@@ -95,13 +149,48 @@ def _check_colours(run: CoarseToFineRun, images: Images) -> None:
         )
 
 
-def _opened(source: ImageSource, split: str | None, prefer: str = HELD_OUT) -> Images:
+def _opened(source: ImageSource, split: str | None, prefer: str = HELD_OUT, otherwise: str | None = None) -> Images:
     if split is not None:
         return dataclasses.replace(source, split=split).open()
     try:
         return dataclasses.replace(source, split=prefer).open()
     except NoSplitError:
-        return dataclasses.replace(source, split=None).open()
+        return dataclasses.replace(source, split=otherwise).open()
+
+
+def _stored(run: Run) -> ImageSource | DigitsSource | None:
+    stored = RunFolder.existing(run.path).images()
+    return None if stored is None else source_from_json(stored)
+
+
+def _with_path(run: Run, path: Path) -> ImageSource:
+    """Images at `path` brought to their size as the run's own; the largest square resized, where it doesn't say how."""
+    source = _stored(run)
+    if not isinstance(source, ImageSource):
+        return ImageSource(path)
+    return dataclasses.replace(source, path=path, key=source.key if path.resolve() == source.path.resolve() else None)
+
+
+def _shaped(run: Run, source: ImageSource) -> ImageSource:
+    """The same in the run's colours, at its size; padded ones at full size, which a run on the way sees pooled."""
+    size = source.size if source.fit == "pad" and source.size is not None else run.size
+    return dataclasses.replace(source, size=size, channels=run.config.channels)
+
+
+def _pooled(images: Images, size: int) -> Images:
+    height, width = images.pixels.shape[2:]
+    if height != width or height <= size:
+        return images
+    pixels = average_pool_to(images.pixels.float(), size).round().to(torch.uint8)
+    return dataclasses.replace(images, pixels=pixels)
+
+
+def _single_picture(run: Run, path: Path, convert: bool) -> Images:
+    pixels = read_picture(path, run.config.channels if convert else None)
+    if convert:
+        source = _shaped(run, _with_path(run, path))
+        pixels = Shaping(source.size, run.config.channels, source.fit, source.crop).apply(str(path), pixels)
+    return Images(torch.from_numpy(pixels.copy()), name=str(path), format="picture")
 
 
 def _digits(split: Literal["train", "test"]) -> Images:

@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.image import imread
+from PIL import Image
 from torch import nn
 
 from fastebm.cli import main
-from fastebm.cli.restore import load_generator
+from fastebm.cli.restore import generator_of
 from fastebm.data import digits
 from fastebm.tasks.restore import Composition, Dense, Inpainting, SuperResolution, degradation
-from fastebm.training import DigitsSource, EcVaeConfig, RunError, load_ec_vae, train_ec_vae
+from fastebm.training import DigitsSource, EcVaeConfig, RunError, load_coarse_to_fine, load_ec_vae, train_ec_vae
 from fastebm.training.run import RunFolder
 
 TINY = ["--base-width", "1", "--steps", "2", "--batch-sizes", "8", "8", "--log-every", "1", "--iterations", "2", "2"]
@@ -70,13 +71,23 @@ def test_a_decoder_restores_digits(vae_run: Path) -> None:
     assert results["settings"]["search"]["method"] == "langevin"
 
 
-def test_other_runs_are_refused(cascade_run: Path, vae_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(RunError, match="which has no decoder"):
-        load_generator(cascade_run)
-    plain = dataclasses.replace(load_ec_vae(vae_run), energy=None)
-    monkeypatch.setattr("fastebm.cli.restore.load_ec_vae", lambda run, device: plain)
+def test_other_runs_are_refused(cascade_run: Path, vae_run: Path) -> None:
+    with pytest.raises(RunError, match="has no decoder"):
+        generator_of(load_coarse_to_fine(cascade_run))
     with pytest.raises(RunError, match="plain VAE"):
-        load_generator(vae_run)
+        generator_of(dataclasses.replace(load_ec_vae(vae_run), energy=None))
+
+
+def test_any_images_are_brought_to_the_form_of_the_run(cascade_run: Path, tmp_path: Path) -> None:
+    """A single picture in colour, and a set of which there are fewer than were asked for."""
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 24, 16, 3), dtype=np.uint8)
+    np.savez(tmp_path / "set.npz", x_train=pixels)
+    Image.fromarray(pixels[0]).save(tmp_path / "picture.png")
+    for data, count in (("set.npz", 3), ("picture.png", 1)):
+        out = tmp_path / f"restored-{count}"
+        assert main(["restore", str(cascade_run), "--data", str(tmp_path / data), "--out", str(out)]) == 0
+        assert np.load(out / "restored.npz")["images"].shape == (count, 1, 8, 8)
+        assert json.loads((out / "results.json").read_text())["images"] == count
 
 
 @pytest.mark.parametrize(
@@ -86,15 +97,22 @@ def test_other_runs_are_refused(cascade_run: Path, vae_run: Path, monkeypatch: p
         (["--task", "super-resolution-x"], "task 'super-resolution-x': invalid literal"),
         (["--task", "super-resolution-3"], "sides that are multiples"),
         (["--count", "0"], "--count must be at least 1"),
-        (["--count", "1000"], "more than the 359 images"),
+        (["--split", "val", "--data", "small.npz"], "has no split 'val'"),
         (["--device", "banana"], "'banana' is not a device"),
         (["--data", "nowhere.npz"], "nowhere.npz: there is no such file"),
     ],
 )
 def test_wrong_arguments(
-    cascade_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+    cascade_run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    message: str,
 ) -> None:
     out = tmp_path / "new"
+    monkeypatch.chdir(tmp_path)
+    np.savez("small.npz", x_train=np.zeros((4, 8, 8), np.uint8), x_test=np.zeros((4, 8, 8), np.uint8))
     assert main(["restore", str(cascade_run), "--out", str(out), *arguments]) == 2
     errors = capsys.readouterr().err
     assert message in errors

@@ -11,6 +11,7 @@ from fastebm.tasks.restore.degradations import (
     Inpainting,
     SeparableBlur,
     SuperResolution,
+    bicubic,
     box_mask,
     composed,
     gaussian_kernel,
@@ -19,7 +20,6 @@ from fastebm.tasks.restore.degradations import (
 from fastebm.tasks.restore.latent import LatentEnergy, LatentSearch, Refinement, Restored, restore
 from fastebm.tasks.restore.named import degradation
 from fastebm.tasks.restore.projected import ProjectedCascade, ProjectedLangevin
-from fastebm.tasks.restore.quality import bicubic, psnr, ssim
 
 __all__ = [
     "Colorization",
@@ -42,9 +42,7 @@ __all__ = [
     "composed",
     "degradation",
     "gaussian_kernel",
-    "psnr",
     "random_mask",
     "restore",
     "restore_by_cascade",
-    "ssim",
 ]

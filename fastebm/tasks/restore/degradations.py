@@ -511,3 +511,10 @@ def _trace_of_projection(operator: Degradation, shape: Shape) -> float:
 
 def _size(shape: tuple[int, ...]) -> str:
     return f"{shape[-2]}x{shape[-1]}"
+
+
+def bicubic(y: Tensor, degradation: Degradation) -> Tensor | None:
+    """The measurement enlarged by bicubic interpolation, for super-resolution; None for other degradations."""
+    if not isinstance(degradation, SuperResolution):
+        return None
+    return F.interpolate(y, scale_factor=degradation.factor, mode="bicubic", align_corners=False)
