@@ -23,6 +23,7 @@ EC_VAE_DIGITS = EcVaeConfig(
     lr_decay=0.3,
     chains=1,
     warmup=200,
+    lambda_start=2.0,
     ema=0.99,
 )
 """scikit-learn's handwritten digits, 8x8, gray: minutes on a CPU. Run: docs/results/ec-vae has the result."""
