@@ -53,7 +53,9 @@ class PosteriorSampler:
     The decoder is in eval mode inside: batch norm's own statistics of a batch would let the images of a batch change
     each other's posterior, so that no energy of one latent vector would exist. In training these are running means
     over the refined latent vectors of the batches before, hence those that the posterior's decoder is about to see.
-    The state is float32 whatever `dtype` the decoder runs in.
+    Noise is the same bits in any split of a batch, gradients are but for rounding: the fused engine runs this energy on
+    stock operations (it joins the gradients of channels only), whose sums may have another order in another batch. The
+    state is float32 whatever `dtype` the decoder runs in.
 
     Args:
         vae: its weights are read anew for each call of `refine`.

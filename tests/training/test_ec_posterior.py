@@ -165,17 +165,16 @@ def test_the_gradient_is_that_of_the_joint_density() -> None:
 
 
 @pytest.mark.parametrize("engine", ["autograd", "fused"])
-def test_each_image_has_the_same_bits_in_any_split(images: Tensor, engine: Any) -> None:
+def test_each_image_has_the_same_chain_in_any_split(images: Tensor, engine: Any) -> None:
     vae, x = Vae(8, 1, latent=3, width=2).train(), images[:6]
     z = fastebm.normal((6, 3), seed=1)
     sampler = PosteriorSampler(vae, 0.01, engine=engine)
     whole = sampler.refine(x, z, 3, seed=4, chains=10)
     assert whole.shape == z.shape
-    if engine == "fused":  # library convolutions may sum in another order for another batch
-        assert torch.equal(sampler.refine(x, z, 3, seed=4, chains=10, batch_size=4), whole)
-        assert torch.equal(sampler.refine(x[2:], z[2:], 3, seed=4, chains=12), whole[2:])
-    else:
-        torch.testing.assert_close(sampler.refine(x, z, 3, seed=4, chains=10, batch_size=4), whole)
+    # Equal noise, and gradients but for their rounding: these programs run on stock operations, as autograd does, and
+    # library convolutions may sum in another order for another batch.
+    torch.testing.assert_close(sampler.refine(x, z, 3, seed=4, chains=10, batch_size=4), whole, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(sampler.refine(x[2:], z[2:], 3, seed=4, chains=12), whole[2:], rtol=1e-5, atol=1e-5)
     halfway = sampler.refine(x, z, 2, seed=4, chains=10)
     torch.testing.assert_close(sampler.refine(x, halfway, 1, seed=4, chains=10, step=2), whole)
     assert not torch.equal(sampler.refine(x, z, 3, seed=5, chains=10), whole)
