@@ -256,7 +256,7 @@ def _health(
         health = energy_health(energy, start, reference, seed=run.config.seed, **last_level(run.cascade()))
         ends = health.long.images
     else:
-        config = run.config
+        config: Any = run.config
         health = calibration_health(
             energy,
             start,

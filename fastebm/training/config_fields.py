@@ -44,13 +44,16 @@ rounding at most (engine, which must stay for a resume to the last bit)."""
 def check_fields(config: Any, ranges: Ranges, choices: Mapping[str, tuple[str, ...]]) -> None:
     """Raises ValueError where a field, or an entry of a tuple, is out of its range or none of its choices.
 
-    Fields of `COMMON_RANGES` and `COMMON_CHOICES` are checked too, and the seed.
+    Those fields of `COMMON_RANGES` and `COMMON_CHOICES` that the config has are checked too, and the seed.
     """
-    for name, (low, high) in {**COMMON_RANGES, **ranges}.items():
+    fields = vars(config)
+    common = {name: bounds for name, bounds in COMMON_RANGES.items() if name in fields}
+    for name, (low, high) in {**common, **ranges}.items():
         for value in values if isinstance(values := getattr(config, name), tuple) else (values,):
             if not low <= value <= high:
                 raise ValueError(f"{name} must lie in [{low:g}, {high:g}], got {value}")
-    for name, allowed in {**COMMON_CHOICES, **choices}.items():
+    common_choices = {name: allowed for name, allowed in COMMON_CHOICES.items() if name in fields}
+    for name, allowed in {**common_choices, **choices}.items():
         if getattr(config, name) not in allowed:
             raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(config, name)!r}")
     rng.make_key(config.seed)

@@ -2,38 +2,29 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fastebm.data import add_noise, batches, flip
-from fastebm.models import Vae
+from fastebm.data import add_noise
 from fastebm.models.vae import kl_to_prior, squared_error
 from fastebm.training.board import Board
 from fastebm.training.calibration import DualUpdate, calibration_loss
 from fastebm.training.checkpoints import Checkpoint
 from fastebm.training.ec_vae_config import EcVaeConfig
-from fastebm.training.ec_vae_run import SETTLING_BATCHES, EcVaeRun, new_energy, new_vae, save_pictures, settled
+from fastebm.training.ec_vae_run import CURVES, EcVaeRun, new_energy
 from fastebm.training.energy_side import EnergySide, Health, numbers_of, step
-from fastebm.training.guard import DivergedError
 from fastebm.training.image_levels import ImageLevels
-from fastebm.training.loop import (
-    Loop,
-    average,
-    gradient_norm,
-    optimizer_tensors,
-    part,
-    restore_optimizer,
-)
+from fastebm.training.loop import gradient_norm, optimizer_tensors, part, restore_optimizer
 from fastebm.training.pictures import GRID
 from fastebm.training.run import RunFolder
+from fastebm.training.vae_loop import VaeLoop
+from fastebm.training.vae_run import save_pictures
 
 
-class EcVaeTrainer(Loop):
+class EcVaeTrainer(VaeLoop):
     """VAE, averaged VAE, energy, an optimizer for each, and the weight of the calibration.
 
     An update, as the authors' demo orders it: a step of the VAE, whose calibration comes from a chain that starts at
@@ -47,29 +38,15 @@ class EcVaeTrainer(Loop):
         super().__init__(config, images, device)
 
     def start(self) -> None:
-        config = self.config
-        self.iteration = 0
-        self.weight = config.lambda_start
-        self.vae = new_vae(config).to(self.device)
-        self.average = copy.deepcopy(self.vae).requires_grad_(False) if config.ema else self.vae
-        self.optimizer = torch.optim.Adam(self.vae.parameters(), config.learning_rate, config.adam_betas)
-        energy = new_energy(config)
-        self.energy = None if energy is None else EnergySide(config, energy.to(self.device))
-        self._order = batches(self.images, config.batch_size, config.seed)
-
-    @property
-    def images_seen(self) -> int:
-        return self.iteration * self.config.batch_size
+        super().start()
+        self.weight = self.config.lambda_start
+        energy = new_energy(self.config)
+        self.energy = None if energy is None else EnergySide(self.config, energy.to(self.device))
 
     @property
     def calibrating(self) -> bool:
         """Whether the next update calibrates: there is an energy, and the warm-up is over."""
         return self.energy is not None and self.iteration >= self.config.warmup
-
-    @property
-    def rate(self) -> float:
-        """What learning rates are multiplied with."""
-        return self.config.learning_rate_factor_at(self.iteration) * self.guard.learning_rate_factor
 
     def describe(self) -> dict[str, Any]:
         line = {"size": self.config.size, "learning_rate": self.config.learning_rate * self.rate}
@@ -89,10 +66,8 @@ class EcVaeTrainer(Loop):
         z = self.vae.prior(len(real), self.seed, first)
         found, draws, ends = self._vae_gradient(real, z, first)
         health = numbers_of(found)
-        self._check_vae(health)
-        step(self.optimizer, self.config.learning_rate * rate)
-        if self.config.ema:
-            average(self.average, self.vae, self.config.ema)
+        self._check_finite(health)
+        self._step_vae(rate)
         if self.energy is not None:
             health |= self._energy_step(self.energy, real, torch.cat((draws, z)), ends, first, rate)
             if self.calibrating:
@@ -151,20 +126,6 @@ class EcVaeTrainer(Loop):
         config = self.config
         return DualUpdate(config.dual_rate, config.threshold, config.lambda_max)(weight, distance)
 
-    def _check_vae(self, health: Mapping[str, float]) -> None:
-        for name, value in health.items():
-            if not abs(value) < float("inf"):
-                raise DivergedError(self.iteration + 1, f"{name} is {value}")
-
-    def _real_images(self, first: int) -> Tensor:
-        real = self.images.batch(self.config.size, next(self._order), self.device)
-        real = flip(real, seed=self.seed, positions=first) if self.config.flip else real
-        return torch.empty_like(real, memory_format=torch.channels_last).copy_(real)
-
-    def _precision(self) -> AbstractContextManager[Any]:
-        low = self.config.update_dtype == "bfloat16"
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=low)
-
     def examine(self) -> None:
         """Lets the guard see energies under the weights that are about to be saved, which no update has come from yet.
 
@@ -182,19 +143,11 @@ class EcVaeTrainer(Loop):
         ready = self._settled()
         run = EcVaeRun(folder.path, self.config, self.iteration, ready, energy)
         real = self.images.first(self.config.size, GRID**2)
-        save_pictures(run, self.vae, self.average, real, folder, board)
-
-    def _settled(self) -> Vae:
-        """The averaged VAE as it is sampled from."""
-        count = SETTLING_BATCHES * self.config.batch_size
-        return settled(self.average, self.config, self.images.first(self.config.size, count, self.device))
+        reconstructions = [("reconstructions", run.reconstruct(real.to(self.device)))]
+        save_pictures(run, self.vae, self.average, real, reconstructions, CURVES, folder, board)
 
     def tensors(self) -> dict[str, Tensor]:
-        named = {f"vae.{name}": tensor for name, tensor in self.vae.state_dict().items()}
-        if self.config.ema:
-            # Its statistics are measured for the sake of whoever samples; the next update overwrites them.
-            named |= {f"average.{name}": tensor for name, tensor in self._settled().state_dict().items()}
-        named |= optimizer_tensors(self.optimizer, "vae_optimizer.")
+        named = super().tensors()
         if self.energy is not None:
             named |= {f"energy.{name}": tensor for name, tensor in self.energy.net.state_dict().items()}
             named |= optimizer_tensors(self.energy.optimizer, "energy_optimizer.")
@@ -204,12 +157,8 @@ class EcVaeTrainer(Loop):
         return super().state() | {"lambda": self.weight}
 
     def take_up(self, checkpoint: Checkpoint) -> None:
+        super().take_up(checkpoint)
         self.weight = float(checkpoint.state["lambda"])
-        self.vae.load_state_dict(part(checkpoint.tensors, "vae."))
-        if self.config.ema:
-            self.average.load_state_dict(part(checkpoint.tensors, "average."))
-        restore_optimizer(self.optimizer, checkpoint.tensors, "vae_optimizer.")
         if self.energy is not None:
             self.energy.net.load_state_dict(part(checkpoint.tensors, "energy."))
             restore_optimizer(self.energy.optimizer, checkpoint.tensors, "energy_optimizer.")
-        self._order = batches(self.images, self.config.batch_size, self.config.seed, self.iteration)
