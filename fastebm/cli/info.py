@@ -97,6 +97,6 @@ def _run_facts(path: Path) -> dict[str, Any]:
             f"{lines[-1]['iteration']} of {config.total_iterations} iterations, {lines[-1]['seconds']:.0f} s"
         )
         health: tuple[str, ...] = ("squared_error", "kl", "elbo", "calibration", "noise_floor", "lambda", "energy_data")
-        health += ("energy_samples", "gap", "gradient_norm", "displacement", "clamped")
+        health += ("bits_per_dimension", "energy_samples", "gap", "gradient_norm", "displacement", "clamped")
         facts |= {name: f"{lines[-1][name]:.4g}" for name in health if name in lines[-1]}
     return facts

@@ -5,6 +5,9 @@ from fastebm.training.calibration import Anchor, DualUpdate, calibrate, calibrat
 from fastebm.training.coarse_to_fine import resume_coarse_to_fine, train_coarse_to_fine
 from fastebm.training.coarse_to_fine_config import CoarseToFineConfig, Stage
 from fastebm.training.coarse_to_fine_run import CoarseToFineRun, load_coarse_to_fine
+from fastebm.training.ec_flow import resume_ec_flow, train_ec_flow
+from fastebm.training.ec_flow_config import EcFlowConfig
+from fastebm.training.ec_flow_run import EcFlowRun, load_ec_flow
 from fastebm.training.ec_vae import resume_ec_vae, train_ec_vae
 from fastebm.training.ec_vae_config import EcVaeConfig
 from fastebm.training.ec_vae_run import EcVaeRun, load_ec_vae
@@ -23,6 +26,8 @@ __all__ = [
     "DigitsSource",
     "DivergedError",
     "DualUpdate",
+    "EcFlowConfig",
+    "EcFlowRun",
     "EcVaeConfig",
     "EcVaeRun",
     "ImageSource",
@@ -33,12 +38,15 @@ __all__ = [
     "calibrate",
     "calibration_loss",
     "load_coarse_to_fine",
+    "load_ec_flow",
     "load_ec_vae",
     "load_run",
     "noise_floor",
     "resume_coarse_to_fine",
+    "resume_ec_flow",
     "resume_ec_vae",
     "resume_run",
     "train_coarse_to_fine",
+    "train_ec_flow",
     "train_ec_vae",
 ]

@@ -9,18 +9,21 @@ from typing import Any
 
 import torch
 
-from fastebm.training import coarse_to_fine_run, ec_vae_run
+from fastebm.training import coarse_to_fine_run, ec_flow_run, ec_vae_run
 from fastebm.training.coarse_to_fine import resume_coarse_to_fine
 from fastebm.training.coarse_to_fine_config import CoarseToFineConfig
 from fastebm.training.coarse_to_fine_run import CoarseToFineRun, load_coarse_to_fine
+from fastebm.training.ec_flow import resume_ec_flow
+from fastebm.training.ec_flow_config import EcFlowConfig
+from fastebm.training.ec_flow_run import EcFlowRun, load_ec_flow
 from fastebm.training.ec_vae import resume_ec_vae
 from fastebm.training.ec_vae_config import EcVaeConfig
 from fastebm.training.ec_vae_run import EcVaeRun, load_ec_vae
 from fastebm.training.loop import Given
 from fastebm.training.run import RunError, RunFolder
 
-Run = CoarseToFineRun | EcVaeRun
-Config = CoarseToFineConfig | EcVaeConfig
+Run = CoarseToFineRun | EcVaeRun | EcFlowRun
+Config = CoarseToFineConfig | EcVaeConfig | EcFlowConfig
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,7 @@ class _Method:
 _METHODS = {
     coarse_to_fine_run.KIND: _Method(CoarseToFineConfig, load_coarse_to_fine, resume_coarse_to_fine),
     ec_vae_run.KIND: _Method(EcVaeConfig, load_ec_vae, resume_ec_vae),
+    ec_flow_run.KIND: _Method(EcFlowConfig, load_ec_flow, resume_ec_flow),
 }
 
 
