@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import tyro
 
@@ -41,7 +42,7 @@ class Sample:
         run = load_run(self.run, parsed_device(self.device))
         if self.temperature is not None and not isinstance(run, EcFlowRun):
             raise ValueError(f"--temperature is of a flow's latents, and {self.run} holds another kind of run")
-        options = {} if self.temperature is None else {"temperature": self.temperature}
+        options: dict[str, Any] = {} if self.temperature is None else {"temperature": self.temperature}
         samples = run.sample(self.count, self.seed, progress=True, **options)
         write_images(out, samples)
         print(f"{out}: {self.count} samples of {run.size}x{run.size} from iteration {run.iteration} of {self.run}")
