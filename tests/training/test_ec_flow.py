@@ -240,7 +240,12 @@ def test_norms_begin_from_the_first_batch_and_the_energy_sees_dequantised_images
     energy = trainer.energy
     assert energy is not None
     run = energy.gradient
-    energy.gradient = lambda real, ends: (seen.append(real), run(real, ends))[1]  # type: ignore[method-assign]
+
+    def watched(real: Tensor, ends: Tensor) -> dict[str, Tensor]:
+        seen.append(real)
+        return run(real, ends)
+
+    energy.gradient = watched  # type: ignore[method-assign]
     again = Flow(**trainer.flow.config)
     again.load_state_dict(trainer.flow.state_dict())
     trainer.update()
