@@ -98,6 +98,7 @@ def _run_facts(path: Path) -> dict[str, Any]:
         )
         health: tuple[str, ...] = ("squared_error", "kl", "elbo", "calibration", "noise_floor", "lambda", "energy_data")
         health += (
+            "bits_per_dimension",
             "refined_error",
             "surprise",
             "refinement",

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import tyro
 
 from fastebm.cli.arguments import check_count, parsed_device, write_images
-from fastebm.training import load_run
+from fastebm.training import EcFlowRun, load_run
 from fastebm.training.run import RunFolder
 
 
@@ -24,6 +25,8 @@ class Sample:
     """other seeds, other samples; by default always the same ones"""
     out: Path | None = None
     """.npz ("images", float32 in [-1, 1], N x channels x S x S) or .png; by default an .npz in the run's folder"""
+    temperature: float | None = None
+    """of a flow's latents, by default 1; less gives fewer kinds of images, which look more regular"""
     device: str | None = None
     """cpu or cuda; by default a GPU if there is one"""
 
@@ -37,7 +40,10 @@ class Sample:
         if not out.parent.is_dir():
             raise ValueError(f"the folder {out.parent} of --out does not exist")
         run = load_run(self.run, parsed_device(self.device))
-        samples = run.sample(self.count, self.seed, progress=True)
+        if self.temperature is not None and not isinstance(run, EcFlowRun):
+            raise ValueError(f"--temperature is of a flow's latents, and {self.run} holds another kind of run")
+        options: dict[str, Any] = {} if self.temperature is None else {"temperature": self.temperature}
+        samples = run.sample(self.count, self.seed, progress=True, **options)
         write_images(out, samples)
         print(f"{out}: {self.count} samples of {run.size}x{run.size} from iteration {run.iteration} of {self.run}")
         return 0

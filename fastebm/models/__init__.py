@@ -1,8 +1,8 @@
 """Nets as ordinary modules: energies E(x) of shape (batch,), low where x is real, autoencoders and a flow."""
 
 from fastebm.models.coarse_to_fine import CoarseToFineEnergy
-from fastebm.models.flow import Flow, dequantized
+from fastebm.models.flow import Flow, dequantized, quantized
 from fastebm.models.multi_scale import MultiScaleEnergy
 from fastebm.models.vae import Elbo, Vae
 
-__all__ = ["CoarseToFineEnergy", "Elbo", "Flow", "MultiScaleEnergy", "Vae", "dequantized"]
+__all__ = ["CoarseToFineEnergy", "Elbo", "Flow", "MultiScaleEnergy", "Vae", "dequantized", "quantized"]

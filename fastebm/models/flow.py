@@ -232,14 +232,17 @@ class Flow(nn.Module):
         evaluation of generative models", ICLR 2016).
         """
         spread = dequantized(images, seed=seed, step=step, chains=chains, brightnesses=brightnesses)
-        nats = -self.log_prob(spread) / self.dimensions - math.log(2 / (brightnesses - 1))
+        return self.bits_per_dimension_of_dequantized(spread, brightnesses)
+
+    def bits_per_dimension_of_dequantized(self, images: Tensor, brightnesses: int = 256) -> Tensor:
+        """(B,) the same of images that are `dequantized` already."""
+        nats = -self.log_prob(images) / self.dimensions - math.log(2 / (brightnesses - 1))
         return nats / math.log(2)
 
-    @torch.no_grad()
-    def sample(
+    def prior(
         self, count: int, seed: int, *, step: int = 0, chains: int | Tensor = 0, temperature: float = 1.0
     ) -> Tensor:
-        """(count, C, H, W) images, not clamped; latents are N(0, temperature²), a function of seed, step and chain."""
+        """(count, C H W) latents of N(0, temperature²), a function of seed, step and chain."""
         parameter = next(self.parameters())
         latents = normal(
             (count, self.dimensions),
@@ -250,7 +253,14 @@ class Flow(nn.Module):
             device=parameter.device,
             dtype=parameter.dtype,
         )
-        return self.decode(temperature * latents)
+        return temperature * latents
+
+    @torch.no_grad()
+    def sample(
+        self, count: int, seed: int, *, step: int = 0, chains: int | Tensor = 0, temperature: float = 1.0
+    ) -> Tensor:
+        """(count, C, H, W) images of the latents of `prior`, not clamped and not of discrete brightness."""
+        return self.decode(self.prior(count, seed, step=step, chains=chains, temperature=temperature))
 
     def extra_repr(self) -> str:
         return ", ".join(f"{name}={value}" for name, value in self.config.items())
@@ -311,6 +321,17 @@ def dequantized(
         dtype=images.dtype,
     )
     return images + (noise - 0.5) * (2 / (brightnesses - 1))
+
+
+def quantized(images: Tensor, brightnesses: int = 256) -> Tensor:
+    """Images of any floats as discrete ones: each number the nearest of `brightnesses` equidistant ones from -1 to 1.
+
+    What `dequantized` spreads comes back. Raises ValueError for fewer than two brightnesses.
+    """
+    if brightnesses < 2:
+        raise ValueError(f"discrete images have at least two brightnesses, got {brightnesses}")
+    half = (brightnesses - 1) / 2
+    return ((images.clamp(-1, 1) + 1) * half).round() / half - 1
 
 
 def _step(channels: int, width: int, kernel: int, bound: float) -> nn.Sequential:

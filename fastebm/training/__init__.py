@@ -5,6 +5,9 @@ from fastebm.training.calibration import Anchor, DualUpdate, calibrate, calibrat
 from fastebm.training.coarse_to_fine import resume_coarse_to_fine, train_coarse_to_fine
 from fastebm.training.coarse_to_fine_config import CoarseToFineConfig, Stage
 from fastebm.training.coarse_to_fine_run import CoarseToFineRun, load_coarse_to_fine
+from fastebm.training.ec_flow import resume_ec_flow, train_ec_flow
+from fastebm.training.ec_flow_config import EcFlowConfig
+from fastebm.training.ec_flow_run import EcFlowRun, load_ec_flow
 from fastebm.training.ec_posterior import resume_ec_posterior, train_ec_posterior
 from fastebm.training.ec_posterior_config import EcPosteriorConfig
 from fastebm.training.ec_posterior_run import EcPosteriorRun, load_ec_posterior
@@ -27,6 +30,8 @@ __all__ = [
     "DigitsSource",
     "DivergedError",
     "DualUpdate",
+    "EcFlowConfig",
+    "EcFlowRun",
     "EcPosteriorConfig",
     "EcPosteriorRun",
     "EcVaeConfig",
@@ -41,16 +46,19 @@ __all__ = [
     "calibration_loss",
     "importance_bound",
     "load_coarse_to_fine",
+    "load_ec_flow",
     "load_ec_posterior",
     "load_ec_vae",
     "load_run",
     "noise_floor",
     "refine_posterior",
     "resume_coarse_to_fine",
+    "resume_ec_flow",
     "resume_ec_posterior",
     "resume_ec_vae",
     "resume_run",
     "train_coarse_to_fine",
+    "train_ec_flow",
     "train_ec_posterior",
     "train_ec_vae",
 ]

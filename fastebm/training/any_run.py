@@ -9,10 +9,13 @@ from typing import Any
 
 import torch
 
-from fastebm.training import coarse_to_fine_run, ec_posterior_run, ec_vae_run
+from fastebm.training import coarse_to_fine_run, ec_flow_run, ec_posterior_run, ec_vae_run
 from fastebm.training.coarse_to_fine import resume_coarse_to_fine
 from fastebm.training.coarse_to_fine_config import CoarseToFineConfig
 from fastebm.training.coarse_to_fine_run import CoarseToFineRun, load_coarse_to_fine
+from fastebm.training.ec_flow import resume_ec_flow
+from fastebm.training.ec_flow_config import EcFlowConfig
+from fastebm.training.ec_flow_run import EcFlowRun, load_ec_flow
 from fastebm.training.ec_posterior import resume_ec_posterior
 from fastebm.training.ec_posterior_config import EcPosteriorConfig
 from fastebm.training.ec_posterior_run import EcPosteriorRun, load_ec_posterior
@@ -22,8 +25,8 @@ from fastebm.training.ec_vae_run import EcVaeRun, load_ec_vae
 from fastebm.training.loop import Given
 from fastebm.training.run import RunError, RunFolder
 
-Run = CoarseToFineRun | EcVaeRun | EcPosteriorRun
-Config = CoarseToFineConfig | EcVaeConfig | EcPosteriorConfig
+Run = CoarseToFineRun | EcVaeRun | EcPosteriorRun | EcFlowRun
+Config = CoarseToFineConfig | EcVaeConfig | EcPosteriorConfig | EcFlowConfig
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,7 @@ _METHODS = {
     coarse_to_fine_run.KIND: _Method(CoarseToFineConfig, load_coarse_to_fine, resume_coarse_to_fine),
     ec_vae_run.KIND: _Method(EcVaeConfig, load_ec_vae, resume_ec_vae),
     ec_posterior_run.KIND: _Method(EcPosteriorConfig, load_ec_posterior, resume_ec_posterior),
+    ec_flow_run.KIND: _Method(EcFlowConfig, load_ec_flow, resume_ec_flow),
 }
 
 
