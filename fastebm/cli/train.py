@@ -155,11 +155,11 @@ class EcFlow(_Images):
 
     With --lambda-start 0 it is a plain flow, for comparison.
 
-    Presets were not run.
+    Presets other than digits were not run.
     """
 
     preset: Literal["digits", "mnist", "cifar10"] = "digits"
-    """settings to start from (not run); the flags below change single ones"""
+    """settings to start from (not run, but for digits); the flags below change single ones"""
     config: tyro.conf.OmitArgPrefixes[EcFlowConfig] = field(default_factory=lambda: EC_FLOW_DIGITS)
 
     def __call__(self) -> int:
