@@ -40,7 +40,7 @@ from fastebm.training.run import RunFolder
 
 RESULT = "evaluation.json"
 COUNT = 10_000
-HEALTH_COUNT = 500
+HEALTH_COUNT = 200
 
 
 @dataclass(frozen=True)

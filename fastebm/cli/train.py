@@ -132,11 +132,11 @@ class EcPosterior(_Images):
 
     With --steps 0 it is a plain VAE, for comparison.
 
-    No preset was run to its end yet; cifar10 is meant for a GPU and many hours.
+    Presets other than digits were not run; cifar10 is meant for a GPU and many hours.
     """
 
     preset: Literal["digits", "mnist", "cifar10"] = "digits"
-    """settings to start from (not run); the flags below change single ones"""
+    """settings to start from (not run, but for digits); the flags below change single ones"""
     config: tyro.conf.OmitArgPrefixes[EcPosteriorConfig] = field(default_factory=lambda: EC_POSTERIOR_DIGITS)
 
     def __call__(self) -> int:
