@@ -1,7 +1,7 @@
 """Keeps what `fastebm restore` left as a page: `python benchmarks/restoration_page.py FOLDER docs/results/restoration`.
 
-FOLDER holds a folder of each call, `SET-TASK`. Their numbers and grids are copied, and the README's table filled between
-marks. Words around it are written by a person, and stay.
+FOLDER holds a folder of each call, `SET-TASK`. Their numbers and grids are copied, and the table of the README filled
+between marks. Words around it are written by a person, and stay.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ EC_POSTERIOR_DIGITS = EcPosteriorConfig(
     warmup=200,
     ema=0.99,
 )
-"""scikit-learn's handwritten digits, 8x8, gray: for a CPU. Run: docs/results/ec-posterior has the result, which is no gain."""
+"""scikit-learn's handwritten digits, 8x8, gray: for a CPU. Run, without a gain: docs/results/ec-posterior."""
 
 _AT_LENGTH: dict[str, Any] = {"ema": 0.9999, "log_every": 50, "checkpoint_every": 1000, "pictures_every": 5000}
 
