@@ -79,7 +79,33 @@ def lowered(program: Program, itemsize: int) -> Lowered:
 
     Raises NotLowered with the node and the reason where an operation is beyond the instructions.
     """
-    return _Lowering(program, itemsize).finish()
+    return _Lowering(_flattened(program), itemsize).finish()
+
+
+def _flattened(program: Program) -> Program:
+    """A program of the same numbers as vectors, where an energy begins by making a vector of its image.
+
+    A linear map of a vector is a matrix product; one of an image is a convolution that covers it, which for images of
+    few channels does many times the work.
+    """
+    image, gradient = program.nodes[0], program[program.outputs[1]]
+    entries = program.users(image.name)
+    flat = (math.prod(image.shape),)
+    if len(image.shape) != 3 or not entries or image.name in program.outputs:
+        return program
+    if any(not isinstance(node.operation, Reshape) or node.shape != flat for node in entries):
+        return program
+    if not isinstance(gradient.operation, Reshape) or program[gradient.inputs[0]].shape != flat:
+        return program
+    if program.users(gradient.name) or gradient.inputs[0] == image.name or gradient in entries:
+        return program
+    aside = {node.name for node in entries}
+    nodes = [replace(image, operation=Input(flat), shape=flat)]
+    for node in program.nodes[1:]:
+        if node.name not in aside and node is not gradient:
+            inputs = tuple(image.name if name in aside else name for name in node.inputs)
+            nodes.append(replace(node, inputs=inputs))
+    return Program(tuple(nodes), (program.outputs[0], gradient.inputs[0]))
 
 
 def image_of(shape: Shape) -> Image:

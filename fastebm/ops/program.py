@@ -131,7 +131,13 @@ class Fused:
     def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Energies (B,) and the gradient, like x; float32, or float64 in the reference. x is contiguous."""
         code = self.code(x.shape[0])
-        return torch.ops.fastebm.run_program(x, code, self.constants, self.workspace)
+        sample = x.view(x.shape[0], *self.recipe.sample)
+        energies, gradient = torch.ops.fastebm.run_program(sample, code, self.constants, self.workspace)
+        return energies, gradient.view(x.shape)
+
+    def takes(self, x: Tensor) -> bool:
+        """Whether samples come in the very shape that the program has, not as images that it sees as vectors."""
+        return x.shape[1:] == self.recipe.sample
 
     def code(self, batch: int) -> Tensor:
         """The code for one length of the batch; the workspace grows with it."""

@@ -229,7 +229,7 @@ class Langevin:
         if state.x.is_cuda:
             return self._graphs.advance_(self.gradient, update, state, steps, observers, done)
         program = self.gradient.running(state.x)
-        if program is None or not in_one_call(state.x):
+        if program is None or not (program.takes(state.x) and in_one_call(state.x)):
             return 0
         for first in range(0, steps, CALL_STEPS):
             block = min(CALL_STEPS, steps - first)

@@ -16,6 +16,7 @@ from fastebm.gradient.lowering import Lowered, NotLowered, lowered
 from fastebm.gradient.rewrites import WITHOUT_PARITY, gradient_program
 from fastebm.models import CoarseToFineEnergy
 from fastebm.ops.instructions import Do, Kind
+from fastebm.sampling import Langevin
 from tests.gradient.networks import Decoder, ResidualNet, TutorialNet, WideNet
 from tests.gradient.small_programs import assert_close, tensor
 
@@ -141,6 +142,46 @@ def test_from_a_vector_to_an_image_and_back():
         nn.Flatten(), nn.ELU(), nn.Linear(45, 1),
     )  # fmt: skip
     assert_lowers(net, 3, 6)
+
+
+@pytest.mark.parametrize("shape", [(3, 5, 6), (1, 8, 8), (6, 1, 1)])
+def test_an_image_that_begins_as_a_vector_is_one(shape):
+    torch.manual_seed(0)
+    length = math.prod(shape)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(length, 16), nn.SiLU(), nn.Linear(16, 1))
+    assert_lowers(net, 4, *shape)
+    recipe = lower(net.double(), torch.zeros(1, *shape, dtype=torch.float64)).recipe
+    assert recipe.sample == (length,)
+    assert all(buffer.height == buffer.width == 1 for buffer in recipe.buffers)
+
+
+class Both(nn.Module):
+    """An image that is made a vector, and is read as an image too."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear, self.conv = nn.Linear(27, 1), nn.Conv2d(3, 2, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x.flatten(1)).squeeze(1) + self.conv(x).square().flatten(1).sum(1)
+
+
+def test_an_image_with_another_use_stays_an_image():
+    torch.manual_seed(0)
+    assert_lowers(Both(), 2, 3, 3, 3)
+    assert lower(Both().double(), torch.zeros(1, 3, 3, 3, dtype=torch.float64)).recipe.sample == (3, 3, 3)
+
+
+def test_chains_of_flattened_images_are_the_same_bits_in_any_split():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(48, 32), nn.SiLU(), nn.Linear(32, 1))
+    sampler = Langevin(net, step_size=0.1, noise_std=0.01, engine="fused")
+    x = tensor(7, 3, 4, 4).float()
+    whole = sampler.sample(x, 20, seed=1)
+    assert "runs on fused kernels" in sampler.gradient.describe()
+    assert torch.equal(sampler.sample(x, 20, seed=1, batch_size=3), whole)
+    expected = Langevin(net, step_size=0.1, noise_std=0.01, engine="autograd").sample(x, 20, seed=1)
+    torch.testing.assert_close(whole, expected)
 
 
 @pytest.mark.parametrize(("size", "beta"), [(4, 1.0), (8, 0.0), (8, 0.3), (8, 1.0), (32, 0.0), (32, 0.3), (32, 1.0)])
