@@ -53,6 +53,7 @@ class Stream(IntEnum):
     SHUFFLE = 8
     RESEED = 9
     POSTERIOR = 10
+    NOISY_START = 11
 
 
 def draw_seed() -> int:

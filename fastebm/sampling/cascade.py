@@ -156,6 +156,40 @@ class LevelSampler(ABC):
                         ends[level.size].append(x)
         return {size: torch.cat(parts) for size, parts in ends.items()}
 
+    @torch.no_grad()
+    def refine(
+        self,
+        x: Tensor,
+        seed: int | None = None,
+        chains: int | Tensor = 0,
+        *,
+        batch_size: int | None = None,
+        check: bool = True,
+    ) -> Tensor:
+        """Where the last level leads from images of one's own, (B, C, size, size) in float32, which stay as they are.
+
+        Noise and schedule are what a chain from noise has at that level. `seed`, `chains`, `batch_size` and `check` are
+        as in `Langevin.sample`. Raises ValueError for images of another size.
+        """
+        level, schedule = self.levels[-1], self.schedule
+        if x.ndim != 4 or x.shape[2:] != (level.size, level.size) or x.dtype != torch.float32:
+            raise ValueError(
+                f"images must be float32 (B, C, {level.size}, {level.size}), got {x.dtype} {tuple(x.shape)}"
+            )
+        begin = len(schedule) - level.steps
+        state = ChainState(
+            x=x.detach().clone(),
+            key=rng.make_key(rng.draw_seed() if seed is None else seed, begin, begin, device=x.device),
+            chains=rng.chain_ids(chains, len(x), device=x.device),
+            schedule=schedule.to(x.device),
+            step=begin,
+        )
+        for first, last in batch_rows(len(x), batch_size):
+            part = state.rows(first, last)
+            with finite_chains(part, check) as watch:
+                level.sampler.advance_(part, level.steps, watch)
+        return state.x
+
     def _climb(
         self,
         levels: Sequence[Level],

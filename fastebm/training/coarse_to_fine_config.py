@@ -18,6 +18,8 @@ _RANGES: dict[str, tuple[float, float]] = {
     "fade": (0, 1),
     "noise_start": (0, 1e6),
     "noise_end": (0, 1e6),
+    "noisy_starts": (0, 0.99),
+    "start_noise": (0, 1e6),
     "max_batch": (0, 2**20),
     "recompute_from": (0, 2**20),
 }
@@ -79,6 +81,11 @@ class CoarseToFineConfig:
     """noise std of a chain's first update, at the lowest resolution"""
     noise_end: float = 0.0
     """noise std of a chain's last update; linear in between (expanding: within each level)"""
+    noisy_starts: float = 0.0
+    """share of an update's chains that start at training images under noise and run at the stage's resolution alone, as
+    chains that restore images do; the others start from noise"""
+    start_noise: float = 0.4
+    """largest std of that noise; each chain draws its own, evenly from 0 on"""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """in which the net runs inside chains"""
     update_dtype: Literal["float32", "bfloat16"] = "float32"
@@ -156,6 +163,10 @@ class CoarseToFineConfig:
     def total_chains(self) -> int:
         """How many chains, and images, the whole run uses."""
         return sum(stage.iterations * stage.batch_size for stage in self.stages)
+
+    def chains_from_images(self, stage: Stage) -> int:
+        """How many of an update's chains start at images."""
+        return int(self.noisy_starts * stage.batch_size)
 
     def stage_at(self, iteration: int) -> Stage:
         """The stage that iteration number `iteration`, from 0 on, belongs to; the last one for those beyond."""

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from fastebm.data import add_noise, batches, flip
 from fastebm.models import CoarseToFineEnergy
+from fastebm.ops import normal, uniform
+from fastebm.rng import Stream
 from fastebm.sampling.cascade import Level, LevelSampler
 from fastebm.training.board import Board
 from fastebm.training.checkpoints import Checkpoint
@@ -78,7 +80,7 @@ class Trainer(Loop):
         stage, beta = self.stage, self.config.beta_at(self.iteration)
         first = self._first_image(stage)
         real = self._real_images(stage, first)
-        fake, motion = self._chain_ends(stage, beta, first)
+        fake, motion = self._fake_images(stage, beta, first, real)
         loss, data, samples = self._accumulate_gradient(stage, real, fake, beta)
         health = self._health(loss, data, samples, motion)
         self.guard.check(self.iteration + 1, health)
@@ -98,7 +100,7 @@ class Trainer(Loop):
         stage, beta = self.last_stage, self.config.beta_at(self.iteration - 1)
         real = self.images.first(stage.size, stage.batch_size, self.device)
         with torch.no_grad():
-            fake, _ = self._chain_ends(stage, beta, self._first_image(stage))
+            fake, _ = self._fake_images(stage, beta, self._first_image(stage), real)
             self.net.eval()
             data, samples = (self.net(images, beta).abs().max().item() for images in (real, fake))
             self.net.train()
@@ -121,8 +123,26 @@ class Trainer(Loop):
             real = add_noise(real, self.config.data_noise, seed=self.seed, positions=first)
         return real.clamp(-1, 1) if self.config.clamp_ends else real
 
+    def _fake_images(self, stage: Stage, beta: float, first: int, real: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """The ends of chains from number `first` on, and how those from noise moved at the highest resolution."""
+        ends, motion = self._chain_ends(stage, beta, first)
+        if restored := self.config.chains_from_images(stage):
+            number = first + stage.batch_size - restored
+            ends = torch.cat((ends, self._restored(stage, beta, number, real[-restored:])))
+        return (ends.clamp(-1, 1) if self.config.clamp_ends else ends), motion
+
+    def _restored(self, stage: Stage, beta: float, first: int, images: Tensor) -> Tensor:
+        """The ends of chains, from number `first` on, that start at `images` under noise."""
+        where: dict[str, Any] = {"seed": self.seed, "stream": Stream.NOISY_START, "chains": first}
+        std = self.config.start_noise * uniform((len(images), 1), step=0, device=self.device, **where)
+        noise = normal(images.shape, step=1, device=self.device, **where)
+        start = (images + std[:, :, None, None] * noise).clamp(-1, 1)
+        return self._sampler(stage, beta).refine(
+            start, self.seed, first, batch_size=self.config.max_batch or None, check=False
+        )
+
     def _chain_ends(self, stage: Stage, beta: float, first: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """The ends of chains from number `first` on, and how they moved at the highest resolution."""
+        """The ends of chains from noise, from number `first` on, and how they moved at the highest resolution."""
         starts: list[Tensor] = []
 
         def keep(level: Level, x: Tensor) -> None:
@@ -130,7 +150,7 @@ class Trainer(Loop):
                 starts.append(x.clone())
 
         ends = self._sampler(stage, beta).sample_levels(
-            stage.batch_size,
+            stage.batch_size - self.config.chains_from_images(stage),
             self.seed,
             first,
             channels=self.config.channels,
@@ -143,7 +163,7 @@ class Trainer(Loop):
             "displacement": (fake - torch.cat(starts)).abs().mean(),
             "clamped": (fake.abs() >= 1).float().mean(),
         }
-        return (fake.clamp(-1, 1) if self.config.clamp_ends else fake), motion
+        return fake, motion
 
     def _accumulate_gradient(
         self, stage: Stage, real: Tensor, fake: Tensor, beta: float

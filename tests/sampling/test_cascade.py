@@ -278,3 +278,25 @@ def test_wrong_cascades_are_refused(make, message):
 def test_wrong_requests_are_refused(cascade, options, message):
     with pytest.raises(ValueError, match=message):
         cascade.sample(**{"count": 4, "channels": 1, "seed": 0, **options})
+
+
+def test_refine_is_the_last_level_of_a_chain_from_noise():
+    cascade = Cascade({4: bowl(0.7), 8: bowl(0.4)}, steps=3, step_size=linear(0.5, 0.2), noise_std=linear(0.2, 0.1))
+    starts = []
+    whole = cascade.sample_levels(
+        COUNT, SEED, CHAINS, channels=CHANNELS, on_start=lambda level, x: starts.append(x.clone())
+    )
+    kept = starts[-1].clone()
+    for batch_size in (None, 2):
+        assert torch.equal(cascade.refine(starts[-1], SEED, CHAINS, batch_size=batch_size), whole[8])
+    assert torch.equal(starts[-1], kept)
+    growing = ExpandingCascade(GrowingBowl(), size=8, beta=0.5, steps=4, step_size=0.1, noise_std=linear(0.2, 0.1))
+    starts.clear()
+    whole = growing.sample_levels(
+        COUNT, SEED, CHAINS, channels=CHANNELS, on_start=lambda level, x: starts.append(x.clone())
+    )
+    assert torch.equal(growing.refine(starts[-1], SEED, CHAINS), whole[8])
+    with pytest.raises(ValueError, match=r"must be float32 \(B, C, 8, 8\), got torch.float32 \(7, 2, 4, 4\)"):
+        cascade.refine(starts[0], SEED)
+    with pytest.raises(ValueError, match="float64"):
+        cascade.refine(starts[-1].double(), SEED)

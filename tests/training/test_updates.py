@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fastebm.models import CoarseToFineEnergy
-from fastebm.ops import uniform
+from fastebm.ops import normal, uniform
 from fastebm.ops.backends import _extension
 from fastebm.rng import Stream
 from fastebm.sampling import Cascade, ExpandingCascade
@@ -229,13 +229,53 @@ def test_an_update_sees_what_will_be_shown_where_ends_are_clamped(tiny: CoarseTo
     clamped = dataclasses.replace(free, clamp_ends=True)
     trainers = [trainer_at(config, images, 0) for config in (free, clamped)]
     stage = trainers[0].stage
-    (free_ends, free_motion), (ends, motion) = (trainer._chain_ends(stage, 1.0, 0) for trainer in trainers)
+    shown = images[: stage.batch_size].unflatten(2, (4, 2)).unflatten(4, (4, 2)).mean((3, 5))
+    (free_ends, free_motion), (ends, motion) = (trainer._fake_images(stage, 1.0, 0, shown) for trainer in trainers)
     assert free_ends.abs().max() > 1
     assert torch.equal(ends, free_ends.clamp(-1, 1))
     assert {name: float(value) for name, value in motion.items()} == {n: float(v) for n, v in free_motion.items()}
     noisy, real = (trainer._real_images(stage, 0) for trainer in trainers)
     assert noisy.abs().max() > 1
     assert torch.equal(real, noisy.clamp(-1, 1))
+
+
+@pytest.mark.parametrize("variant", ["cascade", "expanding"])
+def test_some_chains_start_at_noisy_images(tiny: CoarseToFineConfig, images: Tensor, variant: Any) -> None:
+    config = dataclasses.replace(tiny, variant=variant, noisy_starts=0.5, start_noise=0.3, step_size=1e-9)
+    config = dataclasses.replace(config, noise_start=0.0, noise_end=0.0)
+    trainer, without = (trainer_at(c, images, 7) for c in (config, dataclasses.replace(config, noisy_starts=0.0)))
+    stage = trainer.stage
+    assert (stage.size, stage.batch_size, config.chains_from_images(stage)) == (8, 6, 3)
+    real = images[:6]
+    ends, _ = trainer._fake_images(stage, 1.0, 48, real)
+    from_noise, _ = without._fake_images(stage, 1.0, 48, real)
+    assert len(ends) == 6
+    # Chains from noise are those of a run without others, one by one. Nothing moves here: the rest are their starts.
+    assert torch.equal(ends[:3], from_noise[:3])
+    std = uniform((3, 1), seed=config.seed, stream=Stream.NOISY_START, chains=51) * 0.3
+    noise = normal((3, 1, 8, 8), seed=config.seed, step=1, stream=Stream.NOISY_START, chains=51)
+    expected = (real[3:] + std[:, :, None, None] * noise).clamp(-1, 1)
+    torch.testing.assert_close(ends[3:], expected, rtol=0, atol=1e-6)
+    assert 0.01 < float((ends[3:] - real[3:]).std()) < 0.3
+
+
+@pytest.mark.parametrize("variant", ["cascade", "expanding"])
+def test_chains_at_noisy_images_stop_and_go_on_to_the_last_bit(
+    tiny: CoarseToFineConfig, images: Tensor, tmp_path: Path, variant: Any
+) -> None:
+    config = dataclasses.replace(tiny, variant=variant, noisy_starts=0.4, ema=0.5)
+    whole = trained(config, images, tmp_path / "whole")
+    with pytest.raises(Stop):
+        trained(config, images, tmp_path / "stopped", 9)
+    resumed = trained(config, images, tmp_path / "stopped")
+    for one, other in zip(whole.levels[8].state_dict().values(), resumed.levels[8].state_dict().values(), strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.0])
+def test_chains_from_noise_are_needed(tiny: CoarseToFineConfig, share: float) -> None:
+    with pytest.raises(ValueError, match="noisy_starts must lie in"):
+        dataclasses.replace(tiny, noisy_starts=share)
 
 
 def test_every_line_has_the_health_of_its_updates(tiny: CoarseToFineConfig, images: Tensor, tmp_path: Path) -> None:
