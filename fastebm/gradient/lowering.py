@@ -493,8 +493,10 @@ class _Lowering:
         )
 
     def _slice(self, node: Node, operation: Slice, place: _Place) -> None:
-        shape = self.program[node.inputs[0]].shape
-        if operation.dim == 0 and (len(shape) == 3 or self.images[node.inputs[0]][1:] == (1, 1)):
+        shape, source = self.program[node.inputs[0]].shape, self.images[node.inputs[0]]
+        if self.images[node.name][1:] != (source[1:] if len(shape) == 1 else node.shape[1:]):
+            raise NotLowered("a part of a vector lies as an image elsewhere")
+        if operation.dim == 0 and (len(shape) == 3 or source[1:] == (1, 1)):
             self.places[node.name] = place if place.spread else replace(place, channel=place.channel + operation.start)
             return
         if len(shape) != 3 or not place.plain:
@@ -539,18 +541,28 @@ class _Lowering:
         copy.tip = self.groups[-1].tip = ""
 
     def _concatenate(self, node: Node, operation: Concatenate) -> None:
-        """One buffer, into whose channels each part is copied."""
-        if operation.dim != 0 or any(
-            len(shape) == 1 and self.images[n][1:] != (1, 1)
-            for shape, n in zip(self.program.shapes(node), node.inputs, strict=True)
-        ):
-            raise NotLowered("only channels can be concatenated")
+        """One buffer, into whose channels, rows or columns each part is copied."""
+        shapes = self.program.shapes(node)
+        if any(len(shape) == 1 and self.images[n][1:] != (1, 1) for shape, n in zip(shapes, node.inputs, strict=True)):
+            raise NotLowered("vectors that lie as images are concatenated")
+        if operation.dim > 0:
+            self._begin(node, self._side_by_side(node, operation.dim))
+            return
         buffer, channel = self._buffer(self.images[node.name]), 0
         for name in node.inputs:
             copy = self._gathered("", self._stored(name, plain=False), self.images[name])
             copy.epilogue.append(Epilogue(Do.STORE, buffer, channel=channel))
             channel += self.images[name][0]
         self.places[node.name] = _Place(buffer)
+
+    def _side_by_side(self, node: Node, dim: int) -> list[Instruction]:
+        """Copies of images, each after the ones before it along rows (1) or columns (2)."""
+        copies, reached = [], 0
+        for name in node.inputs:
+            copy = self._gather(self._stored(name, plain=False), self.images[name])
+            copies.append(replace(copy, start_y=reached) if dim == 1 else replace(copy, start_x=reached))
+            reached += self.images[name][dim]
+        return copies
 
     # ---- pointwise operations, in the epilogue of a group
 

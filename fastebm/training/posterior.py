@@ -11,6 +11,7 @@ import math
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastebm import rng
@@ -26,20 +27,38 @@ Engine = Literal["auto", "fused", "autograd"]
 class PosteriorEnergy(nn.Module):
     """`U(z; x) = ||x - G(z)||^2 / (2 variance) + ||z||^2 / 2`: minus `log p(x | z) + log p(z)`, but for a constant.
 
-    It takes states (B, latent + dimension), a latent vector and the numbers of its image in one row, so that each row
-    has an energy of its own: chains can be split into batches, and a captured program serves all images.
+    It takes states (B, channels, size + rows, size), an image with its latent vector in as many rows below it as that
+    fills, so that each has an energy of its own: chains can be split into batches, and a captured program serves all
+    images. What the latent vector leaves of the last row is zero.
     """
 
     def __init__(self, vae: Vae) -> None:
         super().__init__()
-        self.latent = vae.latent
+        self.latent, self.size, self.channels = vae.latent, vae.size, vae.channels
+        self.rows = math.ceil(vae.latent / (vae.channels * vae.size))
         self.decoder = vae.decoder
         self.log_variance = vae.log_variance
+        weight = next(vae.decoder.parameters())
+        # A map with weights, because a fused program has none of a vector that lies as an image to one that doesn't.
+        unpacking = torch.eye(self.latent, self.channels * self.rows * self.size, device=weight.device)
+        self.unpacking: Tensor
+        self.register_buffer("unpacking", unpacking.to(weight.dtype), persistent=False)
 
     def forward(self, state: Tensor) -> Tensor:
-        z, x = state[:, : self.latent], state[:, self.latent :]
-        error = (self.decoder(z).flatten(1) - x).square().sum(1)
-        return 0.5 * (-self.log_variance).exp() * error + 0.5 * z.square().sum(1)
+        x, below = state[:, :, : self.size], state[:, :, self.size :]
+        z = F.linear(below.flatten(1), self.unpacking)
+        error = (self.decoder(z) - x).square().sum((1, 2, 3))
+        return 0.5 * (-self.log_variance).exp() * error + 0.5 * below.square().sum((1, 2, 3))
+
+    def pack(self, images: Tensor, z: Tensor, rest: float = 0.0) -> Tensor:
+        """States of images (B, channels, size, size) and latent vectors (B, latent), with the `rest` of a row so."""
+        room = self.channels * self.rows * self.size
+        below = F.pad(z, (0, room - self.latent), value=rest)
+        return torch.cat((images.to(z.dtype), below.unflatten(1, (self.channels, self.rows, self.size))), dim=2)
+
+    def unpack(self, state: Tensor) -> Tensor:
+        """The latent vectors (B, latent) of states."""
+        return state[:, :, self.size :].flatten(1)[:, : self.latent].contiguous()
 
 
 class PosteriorSampler:
@@ -53,9 +72,8 @@ class PosteriorSampler:
     The decoder is in eval mode inside: batch norm's own statistics of a batch would let the images of a batch change
     each other's posterior, so that no energy of one latent vector would exist. In training these are running means
     over the refined latent vectors of the batches before, hence those that the posterior's decoder is about to see.
-    Noise is the same bits in any split of a batch, gradients are but for rounding: the fused engine runs this energy on
-    stock operations (it joins the gradients of channels only), whose sums may have another order in another batch. The
-    state is float32 whatever `dtype` the decoder runs in.
+    The state is float32 whatever `dtype` the decoder runs in, and by the fused engine the same bits in any split of a
+    batch.
 
     Args:
         vae: its weights are read anew for each call of `refine`.
@@ -97,19 +115,20 @@ class PosteriorSampler:
         latent = self.energy.latent
         if z.ndim != 2 or z.shape[1] != latent:
             raise ValueError(f"z has shape {tuple(z.shape)}; latent vectors of this VAE are (batch, {latent})")
-        if images.ndim != 4 or len(images) != len(z):
-            raise ValueError(f"images must be (batch, C, H, W), one for each of {len(z)} z; got {tuple(images.shape)}")
-        state = torch.cat((z.detach(), images.detach().to(z.dtype).flatten(1)), dim=1)
-        pinned = torch.arange(state.shape[1], device=z.device) >= latent
+        shape = (len(z), self.energy.channels, self.energy.size, self.energy.size)
+        if images.shape != shape:
+            raise ValueError(f"images must be {shape}, one for each of {len(z)} z; got {tuple(images.shape)}")
+        state = self.energy.pack(images.detach(), z.detach())
+        pinned = self.energy.pack(torch.ones_like(images[:1]), torch.zeros_like(z[:1]), rest=1.0) > 0
         ends = self.langevin.sample(
             state, steps, seed, chains, step=step, batch_size=batch_size, mask=pinned, known=state, check=check
         )
-        return ends[:, :latent].contiguous()
+        return self.energy.unpack(ends)
 
     @torch.no_grad()
     def energies(self, images: Tensor, z: Tensor) -> Tensor:
         """`U(z; x)` of each pair, (B,), in eval mode, as chains see it."""
-        return self.langevin.gradient(torch.cat((z, images.to(z.dtype).flatten(1)), dim=1))[0]
+        return self.langevin.gradient(self.energy.pack(images, z))[0]
 
 
 def refine_posterior(

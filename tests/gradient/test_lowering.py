@@ -108,6 +108,10 @@ LAYERS = {
     "padding with a constant": lambda: Lambda(lambda h: F.pad(h, (1, 2, 0, 1), value=0.5)),
     "slices of pixels": lambda: Lambda(lambda h: h[:, :, 1:-1, 2:]),
     "slices of channels": lambda: Lambda(lambda h: torch.cat([h[:, 4:], h[:, :4] * h[:, 1:5]], 1)),
+    "rows side by side": lambda: Lambda(
+        lambda h: torch.cat([h[:, :, 5:], torch.tanh(h), h[:, :, :2] * h[:, :, 1:3]], 2)
+    ),
+    "columns side by side": lambda: Lambda(lambda h: torch.cat([h[..., 6:], h[..., :3] * h[..., 1:4]], 3)),
     "glu": lambda: nn.Sequential(nn.Conv2d(6, 12, 1), nn.GLU(dim=1)),
     "image constant": lambda: Lambda(lambda h: h * torch.linspace(0.5, 1, 8, dtype=h.dtype).reshape(1, 1, 8, 1) + 0.1),
     "sum over channels": lambda: Lambda(lambda h: h * h.sum(1, keepdim=True)),
@@ -241,6 +245,23 @@ def test_what_is_refused_runs_on_stock_operations_and_says_why(name):
     assert (found - wanted).norm() < 1e-5 * wanted.norm()
     assert "runs on stock operations" in gradient.describe()
     assert reason in gradient.describe()
+
+
+@pytest.mark.parametrize("shape", [(20,), (20, 1, 1)])
+def test_a_part_of_a_vector_that_meets_an_image_is_left_to_stock_operations(shape):
+    torch.manual_seed(0)
+    linear = nn.Linear(4, 16)
+
+    def energy(x: Tensor) -> Tensor:
+        image = torch.tanh(linear(x[:, :4].flatten(1))).unflatten(1, (1, 4, 4))
+        pooled = F.avg_pool2d(image, 2).square().flatten(1).sum(1)
+        return (image.flatten(1) - x[:, 4:].flatten(1)).square().sum(1) + pooled
+
+    x = tensor(3, *shape).float()
+    gradient = energy_gradient(energy, engine="fused")
+    for found, wanted in zip(gradient(x), energy_gradient(energy, engine="autograd")(x), strict=True):
+        torch.testing.assert_close(found, wanted)
+    assert "a part of a vector lies as an image elsewhere" in gradient.describe()
 
 
 # ---- the same bits however the batch is split

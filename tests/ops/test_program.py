@@ -261,6 +261,26 @@ def test_everything_behind_phases(backend_device, dtype):
     assert_right(making.finish(target), backend_device, dtype)
 
 
+def beside(axis: str) -> tuple[int, Instruction, Instruction]:
+    """How much larger the whole is along one axis, and two copies that fill it."""
+    height, width = (3, 6) if axis == "y" else (7, 2)
+    part = gather(5, height, width, **{f"pad_{axis}": -1})
+    moved = {"start_y": height} if axis == "y" else {"start_x": width}
+    return (height if axis == "y" else width), part, gather(5, 7, 6, **moved)
+
+
+@both_dtypes
+@pytest.mark.parametrize("axis", ["y", "x"])
+def test_images_side_by_side(backend_device, dtype, axis):
+    making = Making((5, 7, 6))
+    more, *copies = beside(axis)
+    whole = (5, 7 + more, 6) if axis == "y" else (5, 7, 6 + more)
+    target, constant = making.buffer(whole), making.image(*whole)
+    for copy in copies:
+        making.add(copy, Epilogue(Do.ADD_CONSTANT, number=constant), Epilogue(STORE, target))
+    assert_right(making.finish(target), backend_device, dtype)
+
+
 @both_dtypes
 def test_a_gradient_written_by_phases(backend_device, dtype):
     making = Making((3, 5, 4)).finish(0)
