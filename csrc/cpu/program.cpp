@@ -57,6 +57,20 @@ void check_weights(const ProgramJob& job) {
                   "the weights of this program were packed for another instruction set than '", isa_name(isa), "'");
 }
 
+// Kernels read as many numbers as the program says, whatever x has.
+void check_samples(const ProgramJob& job, const Tensor& x) {
+  const bool image = x.dim() == 4;
+  int64_t channels = 1;
+  for (int64_t d = 1; d < (image ? 2 : x.dim()); ++d) channels *= x.size(d);
+  const int64_t height = image ? x.size(2) : 1, width = image ? x.size(3) : 1;
+  for (int64_t k = 0; k < job.header->instructions; ++k) {
+    const InstructionRow& i = job.instructions[k];
+    if (i.kind != Kind::load || i.source_channels == 0) continue;
+    STD_TORCH_CHECK(channels == i.source_channels && height == i.height && width == i.width, "this program is for samples of ",
+                    i.source_channels, "x", i.height, "x", i.width, " numbers, got x with samples of ", channels, "x", height, "x", width);
+  }
+}
+
 }  // namespace
 
 ReadyProgram::ReadyProgram(const Tensor& x, const Tensor& code, const std::vector<Tensor>& constants, const Tensor& workspace) {
@@ -72,6 +86,7 @@ ReadyProgram::ReadyProgram(const Tensor& x, const Tensor& code, const std::vecto
   STD_TORCH_CHECK(at - static_cast<const int64_t*>(code.const_data_ptr()) == code.numel(), "code has another length than its header says");
   STD_TORCH_CHECK(job.header->bytes != 8, "float64 programs run in the reference only");
   check_weights(job);
+  check_samples(job, x);
   STD_TORCH_CHECK(workspace.numel() >= job.header->slot * job.header->workers, "the workspace has ", workspace.numel(), " bytes, needed are ",
                   job.header->slot * job.header->workers);
   for (const Tensor& constant : constants) {

@@ -235,6 +235,16 @@ class Code:
         """The operations behind one instruction."""
         return self.epilogues[instruction.first : instruction.first + instruction.count]
 
+    def check_samples(self, x: Tensor) -> None:
+        """Raises ValueError where samples of x (batch, ...) are not those that the program loads."""
+        given = tuple(x.shape[1:]) if x.dim() == 4 else (x.shape[1:].numel(), 1, 1)
+        for i in self.instructions:
+            if i.kind == Kind.LOAD and i.source_channels and given != (i.source_channels, i.height, i.width):
+                raise ValueError(
+                    f"this program is for samples of {i.source_channels}x{i.height}x{i.width} numbers, "
+                    f"got x of shape {tuple(x.shape)}"
+                )
+
 
 def encode(code: Code) -> Tensor:
     """The program as one int64 tensor."""

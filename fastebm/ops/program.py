@@ -426,7 +426,9 @@ def reference_run_program(
     energies: Tensor, gradient: Tensor, x: Tensor, code: Tensor, constants: Sequence[Tensor], workspace: Tensor
 ) -> None:
     """Kernel `run_program` in plain PyTorch. The workspace is not used."""
-    _Reference(decode(code), x, list(constants), energies, gradient).run()
+    program = decode(code)
+    program.check_samples(x)
+    _Reference(program, x, list(constants), energies, gradient).run()
 
 
 class _Reference:

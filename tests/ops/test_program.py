@@ -494,6 +494,9 @@ def test_errors_of_every_backend(backend_device):
         run(x, code, constants, workspace.to("meta"))
     with pytest.raises(ValueError, match="a constant must be on x's device"):
         run(x, code, [constants[0].to("meta"), *constants[1:]], workspace)
+    for other in (x[:, :2], x[:, :, :3], x[..., :1], torch.cat([x, x], 3), x.flatten(1), x.flatten(1, 2)):
+        with pytest.raises((ValueError, RuntimeError), match="this program is for samples of 3x4x5 numbers"):
+            run(other.contiguous(), code, constants, workspace)
     for wrong, message in (
         (torch.zeros(20, dtype=torch.int64), "does not begin"),
         (torch.cat([code, code[:1]]), "its header"),

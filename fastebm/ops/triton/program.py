@@ -488,6 +488,7 @@ def view_of(workspace: Tensor, buffer: Buffer) -> Tensor:
 def check_program(program: Code, x: Tensor, constants: Sequence[Tensor], workspace: Tensor) -> None:
     """Raises ValueError where a program can't run on this batch, in this workspace."""
     header, batch = program.header, x.shape[0]
+    program.check_samples(x)
     if batch > header.chunk:
         raise ValueError(f"the code is for at most {header.chunk} images at a time, got a batch of {batch}")
     needed = header.slot * header.workers
