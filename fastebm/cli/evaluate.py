@@ -253,7 +253,8 @@ def _health(
     reference = real.reference(len(start)).batch(slice(None), start.device)
     health: EnergyHealth | CalibrationHealth
     if isinstance(run, CoarseToFineRun):
-        health = energy_health(energy, start, reference, seed=run.config.seed, **last_level(run.cascade()))
+        dtype, seed = getattr(torch, run.config.dtype), run.config.seed
+        health = energy_health(energy, start, reference, dtype=dtype, seed=seed, **last_level(run.cascade()))
         ends = health.long.images
     else:
         config: Any = run.config

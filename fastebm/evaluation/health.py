@@ -91,6 +91,7 @@ def energy_health(
     step_size: float,
     noise_std: float,
     steps: int,
+    dtype: torch.dtype | None = None,
     seed: int = 0,
 ) -> EnergyHealth:
     """The health of `energy`, low meaning real, at samples and real images (N, C, H, W) in [-1, 1].
@@ -98,6 +99,7 @@ def energy_health(
     Args:
         step_size, noise_std: of the Langevin updates that samples are made by; `last_level` says those of a cascade.
         steps: updates in the chain that they are made by; here chains go on for ten times as many.
+        dtype: in which the energy runs inside those chains, as in `Langevin`; that of the samples' own says most.
         seed: of the noise.
 
     Raises ValueError for images of different shapes or none.
@@ -123,7 +125,7 @@ def energy_health(
         noise_std=noise_std,
         acceptance_samples=accepted[0],
         acceptance_data=accepted[1],
-        long=long_chains(energy, samples, step_size, noise_std, TIMES_LONGER * steps, seed=seed),
+        long=long_chains(energy, samples, step_size, noise_std, TIMES_LONGER * steps, dtype=dtype, seed=seed),
     )
 
 
@@ -146,14 +148,21 @@ def energies(energy: Energy, images: Tensor) -> Tensor:
 
 
 def long_chains(
-    energy: Energy, start: Tensor, step_size: float, noise_std: float, steps: int, *, seed: int = 0
+    energy: Energy,
+    start: Tensor,
+    step_size: float,
+    noise_std: float,
+    steps: int,
+    *,
+    dtype: torch.dtype | None = None,
+    seed: int = 0,
 ) -> LongChains:
     """Lets chains go on from `start` (N, ...) for `steps` updates, without a clamp but at the end.
 
     Chains that leave the finite numbers are counted and left out.
     """
     # The ids of these chains begin where nobody's samples do.
-    sampler = Langevin(energy, step_size, noise_std)
+    sampler = Langevin(energy, step_size, noise_std, dtype=dtype)
     ends = sampler.sample(start, steps, seed, chains=2**40, batch_size=_BATCH, check=False)
     before = energies(energy, start)
     finite = ends.flatten(1).isfinite().all(dim=1)

@@ -12,7 +12,7 @@ from fastebm.evaluation import acceptance_rate, energy_health, log_acceptance
 from fastebm.evaluation.health import in_double, last_level, long_chains
 from fastebm.models import CoarseToFineEnergy
 from fastebm.ops import normal
-from fastebm.sampling import Cascade, linear
+from fastebm.sampling import Cascade, Langevin, linear
 
 
 def gaussian(x: Tensor) -> Tensor:
@@ -137,3 +137,14 @@ def test_a_net_and_its_cascade() -> None:
     exact = in_double(energy)
     assert isinstance(exact, nn.Module)
     torch.testing.assert_close(exact.eval()(samples.double()).float(), energy.eval()(samples), atol=1e-4, rtol=1e-4)
+
+
+def test_long_chains_run_in_the_type_that_samples_are_made_in() -> None:
+    net = CoarseToFineEnergy(8, 1, base_width=2, lowest=4).frozen(8)
+    start = torch.rand(6, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    real, settings = start.flip(3), {"step_size": 0.5, "noise_std": 0.01, "steps": 1}
+    single, low = (energy_health(net, start, real, dtype=t, **settings) for t in (torch.float32, torch.bfloat16))
+    expected = Langevin(net, 0.5, 0.01, dtype=torch.bfloat16).sample(start, 10, 0, chains=2**40).clamp(-1, 1)
+    assert torch.equal(low.long.images, expected)
+    assert not torch.equal(low.long.images, single.long.images)
+    torch.testing.assert_close(low.long.images, single.long.images, atol=0.05, rtol=0)
