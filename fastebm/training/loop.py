@@ -28,6 +28,7 @@ from fastebm.training.image_source import DigitsSource, ImageSource, source_from
 from fastebm.training.run import Progress, RunError, RunFolder
 from fastebm.training.stopping import StoppedError, StopRequest
 
+Health = dict[str, Tensor]
 Given = Tensor | Images | ImageSource | DigitsSource
 OnLog = Callable[[dict[str, Any]], None]
 
@@ -297,7 +298,7 @@ def resume_folder(
     return train(config, images, run_dir, **options)
 
 
-def energy_health(net: nn.Module, loss: Tensor, data: Tensor, samples: Tensor) -> dict[str, Tensor]:
+def energy_health(net: nn.Module, loss: Tensor, data: Tensor, samples: Tensor) -> Health:
     """What guard and log ask of an update of an energy, from its loss and its energies of data and samples (B,)."""
     return {
         "loss": loss,
@@ -308,6 +309,11 @@ def energy_health(net: nn.Module, loss: Tensor, data: Tensor, samples: Tensor) -
         "largest_energy_samples": samples.abs().max(),
         "gradient_norm": gradient_norm(net),
     }
+
+
+def numbers_of(found: Health) -> dict[str, float]:
+    """One copy to the host for all of them."""
+    return dict(zip(found, torch.stack([value.detach() for value in found.values()]).tolist(), strict=True))
 
 
 def gradient_norm(net: nn.Module) -> Tensor:
@@ -372,6 +378,13 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Te
         index, _, moment = name.partition(".")
         moments.setdefault(int(index), {})[moment] = tensor
     optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
+
+
+def step(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """A step by the gradients that are there, with the learning rate `rate`."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    optimizer.step()
 
 
 def average(mean: nn.Module, net: nn.Module, decay: float) -> None:
