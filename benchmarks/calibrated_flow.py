@@ -74,8 +74,9 @@ def table(name: str, stored: dict[str, Any]) -> str:
 
 
 def pictured(page: Path, name: str, runs: dict[str, Path]) -> None:
-    grids = [(f"{way}, seed 0", load_ec_flow(run).sample(100)) for way, run in runs.items()]
-    save_panels(page / f"{name}.png", grids)
+    if len(runs) == len(WAYS):  # one picture for all of them
+        grids = [(f"{way}, seed 0", load_ec_flow(run).sample(100)) for way, run in runs.items()]
+        save_panels(page / f"{name}.png", grids)
 
 
 def main() -> None:
