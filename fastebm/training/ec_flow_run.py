@@ -15,8 +15,8 @@ from fastebm.training import pictures
 from fastebm.training.board import Board
 from fastebm.training.ec_flow_config import EcFlowConfig
 from fastebm.training.energy_side import stored_energy
-from fastebm.training.loop import checkpoint_of, part
-from fastebm.training.run import RunError, RunFolder
+from fastebm.training.loop import part, trained_checkpoint
+from fastebm.training.run import RunFolder
 
 KIND = "ec_flow"
 TEMPERATURES = (0.5, 0.7, 0.85, 1.0)
@@ -101,11 +101,7 @@ def load_ec_flow(
 
     Raises RunError where there is no such run or it has no checkpoint yet.
     """
-    folder = RunFolder.existing(run_dir)
-    config = EcFlowConfig.from_json(folder.config(KIND))
-    checkpoint = checkpoint_of(folder, config.checkpoint_every)
-    if not checkpoint.iteration:
-        raise RunError(f"{run_dir} has no trained net yet: its newest checkpoint is of iteration 0")
+    config, checkpoint = trained_checkpoint(run_dir, KIND, EcFlowConfig)
     flow, energy = new_flow(config).to(device), stored_energy(config, checkpoint.tensors, device)
     averaged = weights == "average" and config.ema
     flow.load_state_dict(part(checkpoint.tensors, "average." if averaged else "flow."))

@@ -12,8 +12,7 @@ from fastebm.models import MultiScaleEnergy
 from fastebm.training import pictures
 from fastebm.training.ec_vae_config import EcVaeConfig
 from fastebm.training.energy_side import stored_energy
-from fastebm.training.loop import checkpoint_of
-from fastebm.training.run import RunError, RunFolder
+from fastebm.training.loop import trained_checkpoint
 from fastebm.training.vae_run import VaeRun, Weights, stored_vae
 
 KIND = "ec_vae"
@@ -58,10 +57,6 @@ def load_ec_vae(
 
     Raises RunError where there is no such run or it has no checkpoint yet.
     """
-    folder = RunFolder.existing(run_dir)
-    config = EcVaeConfig.from_json(folder.config(KIND))
-    checkpoint = checkpoint_of(folder, config.checkpoint_every)
-    if not checkpoint.iteration:
-        raise RunError(f"{run_dir} has no trained net yet: its newest checkpoint is of iteration 0")
+    config, checkpoint = trained_checkpoint(run_dir, KIND, EcVaeConfig)
     vae, energy = stored_vae(config, checkpoint, weights, device), stored_energy(config, checkpoint.tensors, device)
     return EcVaeRun(Path(run_dir), config, checkpoint.iteration, vae, energy)

@@ -23,7 +23,7 @@ from fastebm.data import Images
 from fastebm.training.board import Board
 from fastebm.training.checkpoints import Checkpoint
 from fastebm.training.guard import DivergedError, Guard
-from fastebm.training.image_levels import ImageLevels
+from fastebm.training.image_levels import ImageLevels, image_levels
 from fastebm.training.image_source import DigitsSource, ImageSource, source_from_json
 from fastebm.training.run import Progress, RunError, RunFolder
 from fastebm.training.stopping import StoppedError, StopRequest
@@ -245,19 +245,23 @@ def train_in(loop: Loop, folder: RunFolder, progress: bool, save_pictures: bool,
 
 
 def train_folder(
-    loop: Loop,
+    trainer: Callable[[Any, ImageLevels, torch.device], Loop],
+    config: Any,
+    images: Given,
     run_dir: str | Path,
     kind: str,
-    source: Mapping[str, Any] | None,
     free: Collection[str],
     *,
+    device: torch.device,
     progress: bool,
     save_pictures: bool,
     on_log: OnLog | None,
 ) -> None:
-    """`train_in` the folder of a run of `kind` with the loop's config, new or begun before, which nobody else may use
-    meanwhile. Errors as of `RunFolder.locked` and `RunFolder.open`, where `source` and `free` are told of."""
-    config: Any = loop.config
+    """`train_in` the folder of a run of `kind`, new or begun before, which nobody else may use meanwhile. Errors as of
+    `RunFolder.locked` and `RunFolder.open`, where `free` is told of."""
+    source, found = opened(images, progress)
+    # The trainer first: a config that makes no net must not leave a folder that then holds "another config".
+    loop = trainer(config, image_levels(found, config.sizes, config.channels), device)
     with RunFolder.locked(run_dir):
         folder = RunFolder.open(
             run_dir,
@@ -356,6 +360,21 @@ def checkpoint_of(folder: RunFolder, checkpoint_every: int, iteration: int | Non
     if checkpoint is None:
         raise RunError(f"{folder.path} has no checkpoint yet: train it for at least {checkpoint_every} iterations")
     return checkpoint
+
+
+def trained_checkpoint(
+    run_dir: str | Path, kind: str, config_type: Any, iteration: int | None = None
+) -> tuple[Any, Checkpoint]:
+    """The config of a run, and its newest good checkpoint, or that of one `iteration`.
+
+    Raises RunError where there is no such run, or where it has no such checkpoint, or none after an update.
+    """
+    folder = RunFolder.existing(run_dir)
+    config = config_type.from_json(folder.config(kind))
+    checkpoint = checkpoint_of(folder, config.checkpoint_every, iteration)
+    if not checkpoint.iteration:
+        raise RunError(f"{run_dir} has no trained net yet: its newest checkpoint is of iteration 0")
+    return config, checkpoint
 
 
 def part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
