@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
+
+from marks import filled
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "results" / "detect"
 
@@ -27,11 +28,7 @@ def main() -> None:
     readme = PAGE / "README.md"
     text = readme.read_text()
     for path in sorted(PAGE.glob("*.json")):
-        begin, end = f"<!-- {path.stem}: made by benchmarks/detect_page.py -->", f"<!-- {path.stem}: end -->"
-        if begin not in text or end not in text:
-            raise SystemExit(f"{readme} lacks the lines {begin} and {end}: put them where the table belongs")
-        block = f"{begin}\n\n{table(path)}\n\n{end}"
-        text = re.sub(re.escape(begin) + ".*?" + re.escape(end), lambda _, block=block: block, text, flags=re.DOTALL)
+        text = filled(text, path.stem, Path(__file__).name, table(path))
     readme.write_text(text)
 
 

@@ -14,12 +14,12 @@ untrained: nothing is said about the quality of samples.
 from __future__ import annotations
 
 import argparse
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from marks import fill
 from torch import Tensor, nn
 
 from fastebm import Langevin
@@ -29,7 +29,6 @@ from fastebm.models import CoarseToFineEnergy, MultiScaleEnergy, Vae
 from fastebm.sampling import Cascade, linear
 from fastebm.training.files import write_json
 
-BEGIN, END = "<!-- one pass: made by benchmarks/one_pass.py -->", "<!-- one pass: end -->"
 ONE_PASS = "EC-VAE, one decoder pass"
 
 
@@ -101,10 +100,7 @@ def main() -> None:
         )
     given.page.mkdir(parents=True, exist_ok=True)
     write_json(given.page / "one-pass.json", {"machine": machine_facts("cpu"), "batch": given.batch, "rows": rows})
-    readme = given.page / "README.md"
-    text = readme.read_text() if readme.exists() else f"# One pass\n\n{BEGIN}\n{END}\n"
-    pattern = re.compile(re.escape(BEGIN) + ".*?" + re.escape(END), re.DOTALL)
-    readme.write_text(pattern.sub(lambda _: f"{BEGIN}\n\n{table(rows)}\n\n{END}", text))
+    fill(given.page / "README.md", "One pass", "one pass", Path(__file__).name, table(rows))
 
 
 if __name__ == "__main__":

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import shutil
 from pathlib import Path
 from typing import Any
 
-from fastebm.training.files import write_json
+from marks import fill
 
-BEGIN, END = "<!-- table: made by benchmarks/restoration_page.py -->", "<!-- table: end -->"
+from fastebm.training.files import write_json
 
 
 def table(of: dict[str, dict[str, Any]]) -> str:
@@ -40,12 +39,7 @@ def keep(folder: Path, page: Path) -> None:
         write_json(page / f"{call.name}.json", result)
         shutil.copyfile(call / "grid.png", page / f"{call.name}.png")
     results = {path.stem: json.loads(path.read_text()) for path in sorted(page.glob("*.json"))}
-    readme = page / "README.md"
-    text = readme.read_text() if readme.exists() else f"# {page.name}\n\n{BEGIN}\n{END}\n"
-    if BEGIN not in text or END not in text:
-        raise SystemExit(f"{readme} lacks the lines {BEGIN} and {END}: put them where the table belongs")
-    block = f"{BEGIN}\n\n{table(results)}\n\n{END}"
-    readme.write_text(re.sub(re.escape(BEGIN) + ".*?" + re.escape(END), lambda _: block, text, flags=re.DOTALL))
+    fill(page / "README.md", page.name, "table", Path(__file__).name, table(results))
 
 
 def main() -> None:

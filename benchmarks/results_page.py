@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import shutil
 from pathlib import Path
 from typing import Any
+
+from marks import fill
 
 from fastebm.evaluation.speed.machine import machine_facts
 from fastebm.training.files import write_json
 from fastebm.training.run import RunFolder
 
-BEGIN, END = "<!-- run: made by benchmarks/results_page.py -->", "<!-- run: end -->"
 PICTURES = ("samples.png", "strip.png", "curves.png", "grid.png")
 
 
@@ -130,12 +130,7 @@ def keep(run: Path, page: Path, command: str, commit: str | None, without: list[
     evaluation = json.loads(judged.read_text()) if judged.exists() else None
     write_json(page / "run.json", facts)
     filled = table(facts) if evaluation is None else f"{table(facts)}\n\n{verdict(evaluation)}"
-    readme = page / "README.md"
-    text = readme.read_text() if readme.exists() else f"# {page.name}\n\n{BEGIN}\n{END}\n"
-    if BEGIN not in text:
-        raise SystemExit(f"{readme} lacks the line {BEGIN}: put it, and {END}, where the table belongs")
-    pattern = re.compile(re.escape(BEGIN) + ".*?" + re.escape(END), re.DOTALL)
-    readme.write_text(pattern.sub(lambda _: f"{BEGIN}\n\n{filled}\n\n{END}", text))
+    fill(page / "README.md", page.name, "run", Path(__file__).name, filled)
 
 
 def main() -> None:

@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import re
 import statistics
 import tempfile
 import time
@@ -22,13 +21,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from marks import fill
 
 from fastebm.data import open_images
 from fastebm.evaluation.speed.machine import machine_facts
 from fastebm.training import CoarseToFineConfig, DivergedError, train_coarse_to_fine
 from fastebm.training.files import write_json
 
-BEGIN, END = "<!-- stability: made by benchmarks/stability.py -->", "<!-- stability: end -->"
 PLAIN = CoarseToFineConfig(
     sizes=(8, 16, 32, 64),
     iterations=(200, 200, 200, 300),
@@ -104,7 +103,7 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(1)
     given.page.mkdir(parents=True, exist_ok=True)
-    stored, readme = given.page / "stability.json", given.page / "README.md"
+    stored = given.page / "stability.json"
     rows: list[dict[str, Any]] = json.loads(stored.read_text())["rows"] if stored.exists() else []
     images = open_images(given.data, size=PLAIN.sizes[-1])
     for seed in range(given.seeds):
@@ -114,9 +113,7 @@ def main() -> None:
                 print(rows[-1], flush=True)
                 facts = {"machine": machine_facts("cpu"), "data": given.data.name, "rows": rows}
                 write_json(stored, facts | {"config": dataclasses.asdict(PLAIN)})
-    text = readme.read_text() if readme.exists() else f"# Stability\n\n{BEGIN}\n{END}\n"
-    pattern = re.compile(re.escape(BEGIN) + ".*?" + re.escape(END), re.DOTALL)
-    readme.write_text(pattern.sub(lambda _: f"{BEGIN}\n\n{table(rows)}\n\n{END}", text))
+    fill(given.page / "README.md", "Stability", "stability", Path(__file__).name, table(rows))
 
 
 if __name__ == "__main__":

@@ -6,9 +6,10 @@ eager as research code writes it. Tables stand between two marks, and nothing of
 
 from __future__ import annotations
 
-import re
 import sys
 from pathlib import Path
+
+from marks import filled
 
 from fastebm.evaluation.speed import Row, read_runs
 from fastebm.evaluation.speed.peers import COMPILED, RESEARCH, TUNED
@@ -16,7 +17,6 @@ from fastebm.evaluation.speed.table import comparisons
 
 ROOT = Path(__file__).resolve().parent.parent
 WHOLE = ("chains", "cascade", "training", "energy_gradient")
-BEGIN, END = "<!-- speed: made by benchmarks/summary.py -->", "<!-- speed: end -->"
 
 
 def ratio(group: list[Row], *names: str) -> float | None:
@@ -62,18 +62,12 @@ def compact(folder: Path) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in table)
 
 
-def inserted(page: str, table: str) -> str:
-    """The page with the table between its marks."""
-    if BEGIN not in page or END not in page:
-        raise ValueError(f"the page has no marks {BEGIN} and {END}")
-    return re.sub(f"{BEGIN}.*?{END}", lambda _: f"{BEGIN}\n\n{table}\n\n{END}", page, flags=re.DOTALL)
-
-
 def main() -> int:
     machines = [folder for folder in sorted((ROOT / "benchmarks" / "results").iterdir()) if folder.is_dir()]
     pages = {ROOT / "README.md": compact, ROOT / "docs" / "results" / "speed" / "README.md": summary}
     for path, form in pages.items():
-        path.write_text(inserted(path.read_text(), "\n\n".join(map(form, machines))))
+        table = "\n\n".join(map(form, machines))
+        path.write_text(filled(path.read_text(), "speed", Path(__file__).name, table))
         print(f"written: {path.relative_to(ROOT)}")
     return 0
 

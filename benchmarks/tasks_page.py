@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import marks
 import numpy as np
 import torch
 
@@ -107,11 +107,7 @@ TABLES: dict[str, Callable[[dict[str, Numbers]], str]] = {
 def filled(text: str, of: dict[str, Numbers]) -> str:
     """`text` with each table between its marks. Raises SystemExit where marks are missing."""
     for name, table in TABLES.items():
-        begin, end = f"<!-- {name}: made by benchmarks/tasks_page.py -->", f"<!-- {name}: end -->"
-        if begin not in text or end not in text:
-            raise SystemExit(f"the page lacks the lines {begin} and {end}: put them where the table belongs")
-        block = f"{begin}\n\n{table(of)}\n\n{end}"
-        text = re.sub(re.escape(begin) + ".*?" + re.escape(end), lambda _, block=block: block, text, flags=re.DOTALL)
+        text = marks.filled(text, name, Path(__file__).name, table(of))
     return text
 
 

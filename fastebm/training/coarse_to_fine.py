@@ -24,8 +24,7 @@ import torch
 from fastebm.training.coarse_to_fine_config import FREE, CoarseToFineConfig
 from fastebm.training.coarse_to_fine_run import KIND, CoarseToFineRun, load_coarse_to_fine
 from fastebm.training.coarse_to_fine_trainer import Trainer
-from fastebm.training.image_levels import image_levels
-from fastebm.training.loop import Given, OnLog, chosen_device, opened, resume_folder, train_folder
+from fastebm.training.loop import Given, OnLog, chosen_device, resume_folder, train_folder
 
 
 def train_coarse_to_fine(
@@ -59,10 +58,8 @@ def train_coarse_to_fine(
         StoppedError: after SIGTERM (in the main thread), with the last update saved.
     """
     device = chosen_device(device)
-    source, found = opened(images, progress)
-    # The trainer first: a config that makes no net must not leave a folder that then holds "another config".
-    trainer = Trainer(config, image_levels(found, config.sizes, config.channels), device)
-    train_folder(trainer, run_dir, KIND, source, FREE, progress=progress, save_pictures=save_pictures, on_log=on_log)
+    given: dict[str, Any] = {"progress": progress, "save_pictures": save_pictures, "on_log": on_log}
+    train_folder(Trainer, config, images, run_dir, KIND, FREE, device=device, **given)
     return load_coarse_to_fine(run_dir, device)
 
 

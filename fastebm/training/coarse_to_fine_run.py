@@ -18,8 +18,8 @@ from fastebm.training import pictures
 from fastebm.training.board import Board
 from fastebm.training.checkpoints import Checkpoint
 from fastebm.training.coarse_to_fine_config import CoarseToFineConfig
-from fastebm.training.loop import checkpoint_of, part
-from fastebm.training.run import RunError, RunFolder
+from fastebm.training.loop import part, trained_checkpoint
+from fastebm.training.run import RunFolder
 
 KIND = "coarse_to_fine"
 Levels = Mapping[int, Callable[[Tensor], Tensor]]
@@ -81,15 +81,11 @@ def load_coarse_to_fine(
 
     Raises RunError where there is no such run, it has no checkpoint yet, or not the one of `iteration`.
     """
-    folder = RunFolder.existing(run_dir)
-    config = CoarseToFineConfig.from_json(folder.config(KIND))
-    checkpoint = checkpoint_of(folder, config.checkpoint_every, iteration)
+    config, checkpoint = trained_checkpoint(run_dir, KIND, CoarseToFineConfig, iteration)
     net = new_net(config).to(device)
     frozen = frozen_levels(net, checkpoint)
     net.load_state_dict(part(checkpoint.tensors, "average." if config.ema else "net."))
     levels = reached_levels(config, checkpoint.iteration, frozen, net)
-    if not levels:
-        raise RunError(f"{run_dir} has no trained net yet: its newest checkpoint is of iteration 0")
     return CoarseToFineRun(Path(run_dir), config, checkpoint.iteration, levels)
 
 

@@ -28,7 +28,16 @@ from fastebm.training.coarse_to_fine_run import (
     save_pictures,
 )
 from fastebm.training.image_levels import ImageLevels
-from fastebm.training.loop import Loop, average, energy_health, optimizer_tensors, part, restore_optimizer
+from fastebm.training.loop import (
+    Loop,
+    average,
+    energy_health,
+    numbers_of,
+    optimizer_tensors,
+    part,
+    restore_optimizer,
+    step,
+)
 from fastebm.training.pictures import GRID
 from fastebm.training.recomputation import recomputed_blocks
 from fastebm.training.run import RunFolder
@@ -82,11 +91,9 @@ class Trainer(Loop):
         real = self._real_images(stage, first)
         fake, motion = self._fake_images(stage, beta, first, real)
         loss, data, samples = self._accumulate_gradient(stage, real, fake, beta)
-        health = self._health(loss, data, samples, motion)
+        health = numbers_of(energy_health(self.net, loss, data, samples) | motion)
         self.guard.check(self.iteration + 1, health)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate
-        self.optimizer.step()
+        step(self.optimizer, self.learning_rate)
         if self.config.ema:
             average(self.average, self.net, self.config.ema)
         self.iteration += 1
@@ -214,11 +221,6 @@ class Trainer(Loop):
                 yield
         finally:
             self.net.train()
-
-    def _health(self, loss: Tensor, data: Tensor, samples: Tensor, motion: Mapping[str, Tensor]) -> dict[str, float]:
-        numbers = energy_health(self.net, loss, data, samples) | dict(motion)
-        # One copy to the host for all of them.
-        return dict(zip(numbers, torch.stack(list(numbers.values())).tolist(), strict=True))
 
     def _begin_stage(self) -> None:
         """What lives as long as a stage: optimizer, order of the images, and the samplers through the net.

@@ -2,49 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import ClassVar, Literal
 
-from fastebm.training.config_fields import COMMON_FREE, check_fields, config_from_json
+from fastebm.training.config_fields import COMMON_FREE, Ranges
+from fastebm.training.generator_settings import CalibratedSettings
 
-_RANGES: dict[str, tuple[float, float]] = {
-    "size": (8, 256),
-    "channels": (1, 2**10),
+_RANGES: Ranges = {
     "brightnesses": (2, 2**16),
-    "iterations": (1, 10**9 - 1),
-    "batch_size": (2, 2**20),
     "levels": (1, 8),
     "flow_steps": (1, 2**10),
-    "width": (1, 2**16),
     "bound": (1e-6, 1e6),
-    "energy_width": (1, 2**16),
-    "energy_depth": (1, 6),
-    "learning_rate": (1e-12, 1.0),
     "flow_betas": (0, 1 - 1e-9),
     "max_gradient_norm": (0, 1e30),
-    "energy_learning_rate": (1e-12, 1.0),
-    "noise_std": (0, 1e6),
-    "anchor_weight": (0, 1e12),
-    "anchor_hinge": (0, 1e12),
-    "warmup": (0, 10**9),
-    "lambda_start": (0, 1e12),
-    "lambda_max": (0, 1e12),
-    "dual_rate": (0, 1e12),
-    "dual_threshold": (0, 1e12),
 }
 
 FREE = COMMON_FREE
 
 
 @dataclass(frozen=True)
-class EcFlowConfig:
+class EcFlowConfig(CalibratedSettings):
     """Everything that a run of a calibrated flow depends on, besides its images.
 
     The paper names calibrated flows among its extensions, without public code: everything here is our choice.
 
     With `lambda_start=0` and `dual_rate=0` it is a plain flow: no energy is trained and no chain is run.
     """
+
+    called: ClassVar[str] = "a run of a calibrated flow"
 
     size: int = 32
     """resolution of the images, a power of two"""
@@ -141,50 +126,6 @@ class EcFlowConfig:
     """also writes the log and the samples for TensorBoard"""
 
     def __post_init__(self) -> None:
-        check_fields(self, _RANGES, {})
-        if self.size & (self.size - 1):
-            raise ValueError(f"size must be a power of two, got {self.size}")
+        self.check(_RANGES)
         if 2**self.levels > self.size:
             raise ValueError(f"images of size {self.size} can't be halved {self.levels} times, as levels wants")
-        if self.lambda_start > self.lambda_max:
-            raise ValueError(f"lambda_start is {self.lambda_start}, above lambda_max, which is {self.lambda_max}")
-
-    @classmethod
-    def from_json(cls, stored: Mapping[str, Any]) -> EcFlowConfig:
-        """The config that was stored as JSON. Raises RunError if its fields are not ours."""
-        return config_from_json(cls, stored, "a run of a calibrated flow")
-
-    @property
-    def total_iterations(self) -> int:
-        return self.iterations
-
-    @property
-    def total_chains(self) -> int:
-        """How many samples, and images, the whole run uses."""
-        return self.iterations * self.batch_size
-
-    @property
-    def calibrated(self) -> bool:
-        """Whether there is an energy; without it this is a plain flow."""
-        return self.lambda_start > 0 or self.dual_rate > 0
-
-    @property
-    def dimension(self) -> int:
-        """Numbers in an image."""
-        return self.channels * self.size**2
-
-    @property
-    def noise_floor(self) -> float:
-        """The calibration loss of a chain that noise alone moves: `steps * noise_std**2 * dimension`."""
-        return self.steps * self.noise_std**2 * self.dimension
-
-    @property
-    def threshold(self) -> float:
-        """The calibration loss at which the dual update leaves its weight as it is."""
-        return self.noise_floor + self.dual_threshold * self.dimension
-
-    def learning_rate_factor_at(self, iteration: int) -> float:
-        """What both learning rates are multiplied with in iteration number `iteration`, from 0 on."""
-        falling = self.lr_decay * self.iterations
-        left = self.iterations - iteration
-        return 0.1 + 0.9 * left / falling if left < falling else 1.0

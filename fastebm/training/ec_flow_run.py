@@ -14,8 +14,9 @@ from fastebm.models import Flow, MultiScaleEnergy, quantized
 from fastebm.training import pictures
 from fastebm.training.board import Board
 from fastebm.training.ec_flow_config import EcFlowConfig
-from fastebm.training.loop import checkpoint_of, part
-from fastebm.training.run import RunError, RunFolder
+from fastebm.training.energy_side import stored_energy
+from fastebm.training.loop import part, trained_checkpoint
+from fastebm.training.run import RunFolder
 
 KIND = "ec_flow"
 TEMPERATURES = (0.5, 0.7, 0.85, 1.0)
@@ -100,17 +101,10 @@ def load_ec_flow(
 
     Raises RunError where there is no such run or it has no checkpoint yet.
     """
-    folder = RunFolder.existing(run_dir)
-    config = EcFlowConfig.from_json(folder.config(KIND))
-    checkpoint = checkpoint_of(folder, config.checkpoint_every)
-    if not checkpoint.iteration:
-        raise RunError(f"{run_dir} has no trained net yet: its newest checkpoint is of iteration 0")
-    flow, energy = new_flow(config).to(device), new_energy(config)
+    config, checkpoint = trained_checkpoint(run_dir, KIND, EcFlowConfig)
+    flow, energy = new_flow(config).to(device), stored_energy(config, checkpoint.tensors, device)
     averaged = weights == "average" and config.ema
     flow.load_state_dict(part(checkpoint.tensors, "average." if averaged else "flow."))
-    if energy is not None:
-        energy.to(device).load_state_dict(part(checkpoint.tensors, "energy."))
-        energy.eval().requires_grad_(False)
     return EcFlowRun(Path(run_dir), config, checkpoint.iteration, flow.eval().requires_grad_(False), energy)
 
 
@@ -124,21 +118,6 @@ def new_flow(config: EcFlowConfig) -> Flow:
             steps=config.flow_steps,
             width=config.width,
             bound=config.bound,
-        )
-
-
-def new_energy(config: EcFlowConfig) -> MultiScaleEnergy | None:
-    """The energy, likewise from the seed; None for a plain flow."""
-    if not config.calibrated:
-        return None
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(config.seed)
-        return MultiScaleEnergy(
-            config.size,
-            config.channels,
-            width=config.energy_width,
-            depth=config.energy_depth,
-            spectral_norm=config.spectral_norm,
         )
 
 

@@ -3,38 +3,31 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import ClassVar, Literal
 
-from fastebm.training.config_fields import COMMON_FREE, check_fields, config_from_json
+from fastebm.training.config_fields import COMMON_FREE, Ranges
+from fastebm.training.generator_settings import VAE_RANGES, GeneratorSettings
 
-_RANGES: dict[str, tuple[float, float]] = {
-    "size": (8, 256),
-    "channels": (1, 2**10),
-    "iterations": (1, 10**9 - 1),
-    "batch_size": (2, 2**20),
-    "latent": (1, 2**16),
-    "width": (1, 2**16),
-    "max_width": (1, 2**16),
-    "kl_weight": (1e-12, 1e12),
-    "learning_rate": (1e-12, 1.0),
+_RANGES: Ranges = {
+    **VAE_RANGES,
     "steps": (0, 10**6),
     "temperature": (0, 1e6),
     "elbo_weight": (0, 1e12),
     "pull_weight": (0, 1e12),
-    "warmup": (0, 10**9),
 }
 
 FREE = COMMON_FREE
 
 
 @dataclass(frozen=True)
-class EcPosteriorConfig:
+class EcPosteriorConfig(GeneratorSettings):
     """Everything that a run of the calibrated posterior depends on, besides its images.
 
     With `steps=0` it is a plain VAE: no chain is run, and both nets are trained by the ELBO.
     """
+
+    called: ClassVar[str] = "a run of the calibrated posterior"
 
     size: int = 32
     """resolution of the images, a power of two"""
@@ -104,30 +97,9 @@ class EcPosteriorConfig:
     """also writes the log and the samples for TensorBoard"""
 
     def __post_init__(self) -> None:
-        check_fields(self, _RANGES, {})
-        if self.size & (self.size - 1):
-            raise ValueError(f"size must be a power of two, got {self.size}")
+        self.check(_RANGES)
         if self.steps and not self.elbo_weight + self.pull_weight:
             raise ValueError("elbo_weight and pull_weight are both 0: nothing would train the encoder")
-
-    @classmethod
-    def from_json(cls, stored: Mapping[str, Any]) -> EcPosteriorConfig:
-        """The config that was stored as JSON. Raises RunError if its fields are not ours."""
-        return config_from_json(cls, stored, "a run of the calibrated posterior")
-
-    @property
-    def total_iterations(self) -> int:
-        return self.iterations
-
-    @property
-    def total_chains(self) -> int:
-        """How many latent vectors, and images, the whole run uses."""
-        return self.iterations * self.batch_size
-
-    @property
-    def dimension(self) -> int:
-        """Numbers in an image."""
-        return self.channels * self.size**2
 
     @property
     def noise_floor(self) -> float:
@@ -142,9 +114,3 @@ class EcPosteriorConfig:
     @property
     def max_gap(self) -> float:
         return math.inf
-
-    def learning_rate_factor_at(self, iteration: int) -> float:
-        """What the learning rate is multiplied with in iteration number `iteration`, from 0 on."""
-        falling = self.lr_decay * self.iterations
-        left = self.iterations - iteration
-        return 0.1 + 0.9 * left / falling if left < falling else 1.0

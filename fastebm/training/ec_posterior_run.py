@@ -10,9 +10,8 @@ from torch import Tensor
 
 from fastebm.training import pictures
 from fastebm.training.ec_posterior_config import EcPosteriorConfig
-from fastebm.training.loop import checkpoint_of
+from fastebm.training.loop import trained_checkpoint
 from fastebm.training.posterior import refine_posterior
-from fastebm.training.run import RunError, RunFolder
 from fastebm.training.vae_run import VaeRun, Weights, stored_vae
 
 KIND = "ec_posterior"
@@ -82,9 +81,5 @@ def load_ec_posterior(
 
     Arguments and errors as of `load_ec_vae`.
     """
-    folder = RunFolder.existing(run_dir)
-    config = EcPosteriorConfig.from_json(folder.config(KIND))
-    checkpoint = checkpoint_of(folder, config.checkpoint_every)
-    if not checkpoint.iteration:
-        raise RunError(f"{run_dir} has no trained net yet: its newest checkpoint is of iteration 0")
+    config, checkpoint = trained_checkpoint(run_dir, KIND, EcPosteriorConfig)
     return EcPosteriorRun(Path(run_dir), config, checkpoint.iteration, stored_vae(config, checkpoint, weights, device))

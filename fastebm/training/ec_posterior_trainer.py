@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -14,10 +14,9 @@ from fastebm.training.board import Board
 from fastebm.training.calibration import mean_square_distance
 from fastebm.training.ec_posterior_config import EcPosteriorConfig
 from fastebm.training.ec_posterior_run import CURVES, EcPosteriorRun
-from fastebm.training.energy_side import Health, numbers_of
 from fastebm.training.guard import DivergedError
 from fastebm.training.image_levels import ImageLevels
-from fastebm.training.loop import gradient_norm
+from fastebm.training.loop import Health, gradient_norm, numbers_of
 from fastebm.training.pictures import GRID
 from fastebm.training.posterior import PosteriorSampler, gaussian_surprise
 from fastebm.training.run import RunFolder
@@ -40,6 +39,9 @@ class EcPosteriorTrainer(VaeLoop):
     """
 
     remedy = "a smaller step_size or learning_rate"
+    shown: ClassVar[Mapping[str, str]] = {
+        "error": "squared_error", "refined": "refined_error", "kl": "kl", "way": "refinement",
+    }  # fmt: skip
     config: EcPosteriorConfig
 
     def __init__(self, config: EcPosteriorConfig, images: ImageLevels, device: torch.device) -> None:
@@ -59,13 +61,7 @@ class EcPosteriorTrainer(VaeLoop):
         return self.config.steps > 0 and self.iteration >= self.config.warmup
 
     def describe(self) -> dict[str, Any]:
-        line = {"size": self.config.size, "learning_rate": self.config.learning_rate * self.rate}
-        return line | ({"noise_floor": self.config.noise_floor} if self.config.steps else {})
-
-    def watched(self, health: Mapping[str, float]) -> tuple[str, dict[str, float]]:
-        names = {"error": "squared_error", "refined": "refined_error", "kl": "kl", "way": "refinement"}
-        size = self.config.size
-        return f"{size}x{size}", {shown: health[name] for shown, name in names.items() if name in health}
+        return super().describe() | ({"noise_floor": self.config.noise_floor} if self.config.steps else {})
 
     def update(self) -> dict[str, float]:
         first, rate = self.images_seen, self.rate
@@ -77,7 +73,7 @@ class EcPosteriorTrainer(VaeLoop):
             found["variance"] = self.vae.log_variance.exp()
         health = numbers_of(found | norms)
         self._check(health)
-        self._step_vae(rate)
+        self._step_generator(rate)
         self.iteration += 1
         return health
 
@@ -134,7 +130,7 @@ class EcPosteriorTrainer(VaeLoop):
                 parameter.requires_grad_(True)
 
     def _check(self, health: Mapping[str, float]) -> None:
-        self._check_finite(health)
+        self._check_finite(self.iteration + 1, health)
         if abs(loss := health["vae_loss"]) > self.config.max_loss:
             reason = f"vae_loss is {loss:.4g}, beyond max_loss = {self.config.max_loss:g}"
             raise DivergedError(self.iteration + 1, reason)
@@ -157,7 +153,7 @@ class EcPosteriorTrainer(VaeLoop):
             raise DivergedError(self.iteration, f"the squared error at refined latent vectors is {error.item()}")
 
     def save_pictures(self, folder: RunFolder, board: Board) -> None:
-        run = EcPosteriorRun(folder.path, self.config, self.iteration, self._settled())
+        run = EcPosteriorRun(folder.path, self.config, self.iteration, self._ready_average())
         real = self.images.first(self.config.size, GRID**2)
         shown = real.to(self.device)
         reconstructions = [

@@ -22,8 +22,7 @@ import torch
 from fastebm.training.ec_vae_config import FREE, EcVaeConfig
 from fastebm.training.ec_vae_run import KIND, EcVaeRun, load_ec_vae
 from fastebm.training.ec_vae_trainer import EcVaeTrainer
-from fastebm.training.image_levels import image_levels
-from fastebm.training.loop import Given, OnLog, chosen_device, opened, resume_folder, train_folder
+from fastebm.training.loop import Given, OnLog, chosen_device, resume_folder, train_folder
 
 
 def train_ec_vae(
@@ -60,10 +59,8 @@ def train_ec_vae(
         torch.Size([3, 1, 8, 8])
     """
     device = chosen_device(device)
-    source, found = opened(images, progress)
-    # The trainer first: a config that makes no net must not leave a folder that then holds "another config".
-    trainer = EcVaeTrainer(config, image_levels(found, (config.size,), config.channels), device)
-    train_folder(trainer, run_dir, KIND, source, FREE, progress=progress, save_pictures=save_pictures, on_log=on_log)
+    given: dict[str, Any] = {"progress": progress, "save_pictures": save_pictures, "on_log": on_log}
+    train_folder(EcVaeTrainer, config, images, run_dir, KIND, FREE, device=device, **given)
     return load_ec_vae(run_dir, device)
 
 

@@ -2,41 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import ClassVar, Literal
 
-from fastebm.training.config_fields import COMMON_FREE, check_fields, config_from_json
+from fastebm.training.config_fields import COMMON_FREE, Ranges
+from fastebm.training.generator_settings import VAE_RANGES, CalibratedSettings
 
-_RANGES: dict[str, tuple[float, float]] = {
-    "size": (8, 256),
-    "channels": (1, 2**10),
-    "iterations": (1, 10**9 - 1),
-    "batch_size": (2, 2**20),
-    "latent": (1, 2**16),
-    "width": (1, 2**16),
-    "max_width": (1, 2**16),
-    "energy_width": (1, 2**16),
-    "energy_depth": (1, 6),
-    "kl_weight": (1e-12, 1e12),
-    "learning_rate": (1e-12, 1.0),
-    "energy_learning_rate": (1e-12, 1.0),
-    "noise_std": (0, 1e6),
-    "anchor_weight": (0, 1e12),
-    "anchor_hinge": (0, 1e12),
-    "chains": (1, 2),
-    "warmup": (0, 10**9),
-    "lambda_start": (0, 1e12),
-    "lambda_max": (0, 1e12),
-    "dual_rate": (0, 1e12),
-    "dual_threshold": (0, 1e12),
-}
+_RANGES: Ranges = {**VAE_RANGES, "chains": (1, 2)}
 
 FREE = COMMON_FREE
 
 
 @dataclass(frozen=True)
-class EcVaeConfig:
+class EcVaeConfig(CalibratedSettings):
     """Everything that a run of EC-VAE depends on, besides its images.
 
     Where the authors' demo (Luo-Yihong/EC-VAE) has a number that works it is the default; the chain is the one of our
@@ -45,6 +23,8 @@ class EcVaeConfig:
 
     With `lambda_start=0` and `dual_rate=0` it is a plain VAE: no energy is trained and no chain is run.
     """
+
+    called: ClassVar[str] = "a run of EC-VAE"
 
     size: int = 32
     """resolution of the images, a power of two"""
@@ -139,48 +119,4 @@ class EcVaeConfig:
     """also writes the log and the samples for TensorBoard"""
 
     def __post_init__(self) -> None:
-        check_fields(self, _RANGES, {})
-        if self.size & (self.size - 1):
-            raise ValueError(f"size must be a power of two, got {self.size}")
-        if self.lambda_start > self.lambda_max:
-            raise ValueError(f"lambda_start is {self.lambda_start}, above lambda_max, which is {self.lambda_max}")
-
-    @classmethod
-    def from_json(cls, stored: Mapping[str, Any]) -> EcVaeConfig:
-        """The config that was stored as JSON. Raises RunError if its fields are not ours."""
-        return config_from_json(cls, stored, "a run of EC-VAE")
-
-    @property
-    def total_iterations(self) -> int:
-        return self.iterations
-
-    @property
-    def total_chains(self) -> int:
-        """How many samples, and images, the whole run uses."""
-        return self.iterations * self.batch_size
-
-    @property
-    def calibrated(self) -> bool:
-        """Whether there is an energy; without it this is a plain VAE."""
-        return self.lambda_start > 0 or self.dual_rate > 0
-
-    @property
-    def dimension(self) -> int:
-        """Numbers in an image."""
-        return self.channels * self.size**2
-
-    @property
-    def noise_floor(self) -> float:
-        """The calibration loss of a chain that noise alone moves: `steps * noise_std**2 * dimension`."""
-        return self.steps * self.noise_std**2 * self.dimension
-
-    @property
-    def threshold(self) -> float:
-        """The calibration loss at which the dual update leaves its weight as it is."""
-        return self.noise_floor + self.dual_threshold * self.dimension
-
-    def learning_rate_factor_at(self, iteration: int) -> float:
-        """What both learning rates are multiplied with in iteration number `iteration`, from 0 on."""
-        falling = self.lr_decay * self.iterations
-        left = self.iterations - iteration
-        return 0.1 + 0.9 * left / falling if left < falling else 1.0
+        self.check(_RANGES)

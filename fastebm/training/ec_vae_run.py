@@ -11,8 +11,8 @@ from torch import Tensor
 from fastebm.models import MultiScaleEnergy
 from fastebm.training import pictures
 from fastebm.training.ec_vae_config import EcVaeConfig
-from fastebm.training.loop import checkpoint_of, part
-from fastebm.training.run import RunError, RunFolder
+from fastebm.training.energy_side import stored_energy
+from fastebm.training.loop import trained_checkpoint
 from fastebm.training.vae_run import VaeRun, Weights, stored_vae
 
 KIND = "ec_vae"
@@ -57,28 +57,6 @@ def load_ec_vae(
 
     Raises RunError where there is no such run or it has no checkpoint yet.
     """
-    folder = RunFolder.existing(run_dir)
-    config = EcVaeConfig.from_json(folder.config(KIND))
-    checkpoint = checkpoint_of(folder, config.checkpoint_every)
-    if not checkpoint.iteration:
-        raise RunError(f"{run_dir} has no trained net yet: its newest checkpoint is of iteration 0")
-    vae, energy = stored_vae(config, checkpoint, weights, device), new_energy(config)
-    if energy is not None:
-        energy.to(device).load_state_dict(part(checkpoint.tensors, "energy."))
-        energy.eval().requires_grad_(False)
+    config, checkpoint = trained_checkpoint(run_dir, KIND, EcVaeConfig)
+    vae, energy = stored_vae(config, checkpoint, weights, device), stored_energy(config, checkpoint.tensors, device)
     return EcVaeRun(Path(run_dir), config, checkpoint.iteration, vae, energy)
-
-
-def new_energy(config: EcVaeConfig) -> MultiScaleEnergy | None:
-    """The energy, likewise from the seed; None for a plain VAE."""
-    if not config.calibrated:
-        return None
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(config.seed)
-        return MultiScaleEnergy(
-            config.size,
-            config.channels,
-            width=config.energy_width,
-            depth=config.energy_depth,
-            spectral_norm=config.spectral_norm,
-        )

@@ -3,28 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from fastebm.data import add_noise
 from fastebm.models.vae import kl_to_prior, squared_error
 from fastebm.training.board import Board
-from fastebm.training.calibration import DualUpdate, calibration_loss
-from fastebm.training.checkpoints import Checkpoint
+from fastebm.training.calibrated_loop import CalibratedLoop
+from fastebm.training.calibration import calibration_loss
 from fastebm.training.ec_vae_config import EcVaeConfig
-from fastebm.training.ec_vae_run import CURVES, EcVaeRun, new_energy
-from fastebm.training.energy_side import EnergySide, Health, numbers_of, step
+from fastebm.training.ec_vae_run import CURVES, EcVaeRun
+from fastebm.training.energy_side import EnergySide
 from fastebm.training.image_levels import ImageLevels
-from fastebm.training.loop import gradient_norm, optimizer_tensors, part, restore_optimizer
+from fastebm.training.loop import Health, gradient_norm, numbers_of
 from fastebm.training.pictures import GRID
 from fastebm.training.run import RunFolder
 from fastebm.training.vae_loop import VaeLoop
 from fastebm.training.vae_run import save_pictures
 
 
-class EcVaeTrainer(VaeLoop):
+class EcVaeTrainer(CalibratedLoop, VaeLoop):
     """VAE, averaged VAE, energy, an optimizer for each, and the weight of the calibration.
 
     An update, as the authors' demo orders it: a step of the VAE, whose calibration comes from a chain that starts at
@@ -32,33 +31,13 @@ class EcVaeTrainer(VaeLoop):
     """
 
     remedy = "a smaller energy_learning_rate or a larger energy_l2"
+    shown: ClassVar[Mapping[str, str]] = {
+        "error": "squared_error", "kl": "kl", "calibration": "calibration", "gap": "gap",
+    }  # fmt: skip
     config: EcVaeConfig
 
     def __init__(self, config: EcVaeConfig, images: ImageLevels, device: torch.device) -> None:
         super().__init__(config, images, device)
-
-    def start(self) -> None:
-        super().start()
-        self.weight = self.config.lambda_start
-        energy = new_energy(self.config)
-        self.energy = None if energy is None else EnergySide(self.config, energy.to(self.device))
-
-    @property
-    def calibrating(self) -> bool:
-        """Whether the next update calibrates: there is an energy, and the warm-up is over."""
-        return self.energy is not None and self.iteration >= self.config.warmup
-
-    def describe(self) -> dict[str, Any]:
-        line = {"size": self.config.size, "learning_rate": self.config.learning_rate * self.rate}
-        if self.energy is not None:
-            line |= {"energy_learning_rate": self.config.energy_learning_rate * self.rate}
-            line |= {"lambda": self.weight if self.calibrating else 0.0, "noise_floor": self.config.noise_floor}
-        return line
-
-    def watched(self, health: Mapping[str, float]) -> tuple[str, dict[str, float]]:
-        names = {"error": "squared_error", "kl": "kl", "calibration": "calibration", "gap": "gap"}
-        size = self.config.size
-        return f"{size}x{size}", {shown: health[name] for shown, name in names.items() if name in health}
 
     def update(self) -> dict[str, float]:
         first, rate = self.images_seen, self.rate
@@ -66,12 +45,13 @@ class EcVaeTrainer(VaeLoop):
         z = self.vae.prior(len(real), self.seed, first)
         found, draws, ends = self._vae_gradient(real, z, first)
         health = numbers_of(found)
-        self._check_finite(health)
-        self._step_vae(rate)
+        self._check_finite(self.iteration + 1, health)
+        self._step_generator(rate)
         if self.energy is not None:
-            health |= self._energy_step(self.energy, real, torch.cat((draws, z)), ends, first, rate)
-            if self.calibrating:
-                self.weight = self._dual_update(self.weight, health["calibration"])
+            if ends is None or self.config.chains == 2:
+                ends = self._ends_anew(self.energy, torch.cat((draws, z)), first)
+            health |= self._energy_step(self.energy, real, ends, first, rate)
+            self._update_weight(health["calibration"])
         self.iteration += 1
         return health
 
@@ -103,28 +83,14 @@ class EcVaeTrainer(VaeLoop):
             numbers["variance"] = self.vae.log_variance.exp()
         return {"vae_loss": loss, **numbers, **norms}, draws.detach(), ends
 
-    def _energy_step(
-        self, energy: EnergySide, real: Tensor, z: Tensor, ends: Tensor | None, first: int, rate: float
-    ) -> dict[str, float]:
-        """One step of the energy, on chains from the new decoder or on those that calibrated the old one.
+    def _ends_anew(self, energy: EnergySide, z: Tensor, first: int) -> Tensor:
+        """Ends of chains from the decoder that was just updated.
 
-        `z` are draws from the posteriors of `real`, and then from the prior, decoded together as before.
+        `z` are the draws from the posteriors, and then those from the prior, decoded together as before.
         """
-        if ends is None or self.config.chains == 2:
-            with torch.no_grad(), self._precision():
-                samples = self.vae.decode(z).float()[len(real) :]
-            ends = energy.chain_ends(samples, self.seed, first, step=self.config.steps)
-        if self.config.data_noise:
-            real = add_noise(real, self.config.data_noise, seed=self.seed, positions=first)
-        with self._precision():
-            health = numbers_of(energy.gradient(real, ends))
-        self.guard.check(self.iteration + 1, health)
-        step(energy.optimizer, self.config.energy_learning_rate * rate)
-        return health
-
-    def _dual_update(self, weight: float, distance: float) -> float:
-        config = self.config
-        return DualUpdate(config.dual_rate, config.threshold, config.lambda_max)(weight, distance)
+        with torch.no_grad(), self._precision():
+            samples = self.vae.decode(z).float()[-self.config.batch_size :]
+        return energy.chain_ends(samples, self.seed, first, step=self.config.steps)
 
     def examine(self) -> None:
         """Lets the guard see energies under the weights that are about to be saved, which no update has come from yet.
@@ -134,31 +100,11 @@ class EcVaeTrainer(VaeLoop):
         if self.energy is None:
             return
         real = self.images.first(self.config.size, self.config.batch_size, self.device)
-        samples = self.vae.sample(self.config.batch_size, self.seed, self.images_seen)
-        ends = self.energy.chain_ends(samples, self.seed, self.images_seen)
-        self.guard.check(self.iteration, self.energy.largest(real, ends) | {"gradient_norm": 0.0})
+        self._examine_energy(self.energy, real, self.vae.sample(self.config.batch_size, self.seed, self.images_seen))
 
     def save_pictures(self, folder: RunFolder, board: Board) -> None:
         energy = None if self.energy is None else self.energy.net
-        ready = self._settled()
-        run = EcVaeRun(folder.path, self.config, self.iteration, ready, energy)
+        run = EcVaeRun(folder.path, self.config, self.iteration, self._ready_average(), energy)
         real = self.images.first(self.config.size, GRID**2)
         reconstructions = [("reconstructions", run.reconstruct(real.to(self.device)))]
         save_pictures(run, self.vae, self.average, real, reconstructions, CURVES, folder, board)
-
-    def tensors(self) -> dict[str, Tensor]:
-        named = super().tensors()
-        if self.energy is not None:
-            named |= {f"energy.{name}": tensor for name, tensor in self.energy.net.state_dict().items()}
-            named |= optimizer_tensors(self.energy.optimizer, "energy_optimizer.")
-        return named
-
-    def state(self) -> dict[str, Any]:
-        return super().state() | {"lambda": self.weight}
-
-    def take_up(self, checkpoint: Checkpoint) -> None:
-        super().take_up(checkpoint)
-        self.weight = float(checkpoint.state["lambda"])
-        if self.energy is not None:
-            self.energy.net.load_state_dict(part(checkpoint.tensors, "energy."))
-            restore_optimizer(self.energy.optimizer, checkpoint.tensors, "energy_optimizer.")

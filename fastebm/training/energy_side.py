@@ -1,7 +1,8 @@
-"""The energy that calibrates a generator, as its trainer holds it: net, optimizer, and the sampler through it."""
+"""The energy that calibrates a generator: new, stored, and as a trainer holds it, with optimizer and sampler."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal, Protocol
 
 import torch
@@ -10,14 +11,26 @@ from torch import Tensor
 from fastebm.models import MultiScaleEnergy
 from fastebm.sampling import Langevin
 from fastebm.training.calibration import Anchor, calibrate
-from fastebm.training.loop import energy_health
-
-Health = dict[str, Tensor]
+from fastebm.training.loop import Health, energy_health, optimizer_tensors, part, restore_optimizer
 
 
 class EnergyConfig(Protocol):
     """The settings of an energy and of its chains."""
 
+    @property
+    def calibrated(self) -> bool: ...
+    @property
+    def size(self) -> int: ...
+    @property
+    def channels(self) -> int: ...
+    @property
+    def energy_width(self) -> int: ...
+    @property
+    def energy_depth(self) -> int: ...
+    @property
+    def spectral_norm(self) -> bool: ...
+    @property
+    def seed(self) -> int: ...
     @property
     def energy_learning_rate(self) -> float: ...
     @property
@@ -38,6 +51,33 @@ class EnergyConfig(Protocol):
     def engine(self) -> Literal["auto", "fused", "autograd"]: ...
     @property
     def energy_l2(self) -> float: ...
+
+
+def new_energy(config: EnergyConfig) -> MultiScaleEnergy | None:
+    """An energy with weights drawn from the config's seed and torch's own generator left alone; None for a plain
+    generator."""
+    if not config.calibrated:
+        return None
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(config.seed)
+        return MultiScaleEnergy(
+            config.size,
+            config.channels,
+            width=config.energy_width,
+            depth=config.energy_depth,
+            spectral_norm=config.spectral_norm,
+        )
+
+
+def stored_energy(
+    config: EnergyConfig, tensors: Mapping[str, Tensor], device: torch.device | str | None
+) -> MultiScaleEnergy | None:
+    """The energy of a checkpoint's tensors, in eval mode, its parameters without gradients; None likewise."""
+    energy = new_energy(config)
+    if energy is not None:
+        energy.to(device).load_state_dict(part(tensors, "energy."))
+        energy.eval().requires_grad_(False)
+    return energy
 
 
 class EnergySide:
@@ -77,13 +117,12 @@ class EnergySide:
         self.net.train()
         return {"largest_energy_data": data, "largest_energy_samples": samples}
 
+    def tensors(self) -> dict[str, Tensor]:
+        """What a checkpoint keeps of it, by name."""
+        named = {f"energy.{name}": tensor for name, tensor in self.net.state_dict().items()}
+        return named | optimizer_tensors(self.optimizer, "energy_optimizer.")
 
-def step(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    for group in optimizer.param_groups:
-        group["lr"] = rate
-    optimizer.step()
-
-
-def numbers_of(found: Health) -> dict[str, float]:
-    """One copy to the host for all of them."""
-    return dict(zip(found, torch.stack([value.detach() for value in found.values()]).tolist(), strict=True))
+    def take_up(self, tensors: Mapping[str, Tensor]) -> None:
+        """Takes up what `tensors` gave."""
+        self.net.load_state_dict(part(tensors, "energy."))
+        restore_optimizer(self.optimizer, tensors, "energy_optimizer.")

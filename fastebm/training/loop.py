@@ -23,11 +23,12 @@ from fastebm.data import Images
 from fastebm.training.board import Board
 from fastebm.training.checkpoints import Checkpoint
 from fastebm.training.guard import DivergedError, Guard
-from fastebm.training.image_levels import ImageLevels
+from fastebm.training.image_levels import ImageLevels, image_levels
 from fastebm.training.image_source import DigitsSource, ImageSource, source_from_json
 from fastebm.training.run import Progress, RunError, RunFolder
 from fastebm.training.stopping import StoppedError, StopRequest
 
+Health = dict[str, Tensor]
 Given = Tensor | Images | ImageSource | DigitsSource
 OnLog = Callable[[dict[str, Any]], None]
 
@@ -244,19 +245,23 @@ def train_in(loop: Loop, folder: RunFolder, progress: bool, save_pictures: bool,
 
 
 def train_folder(
-    loop: Loop,
+    trainer: Callable[[Any, ImageLevels, torch.device], Loop],
+    config: Any,
+    images: Given,
     run_dir: str | Path,
     kind: str,
-    source: Mapping[str, Any] | None,
     free: Collection[str],
     *,
+    device: torch.device,
     progress: bool,
     save_pictures: bool,
     on_log: OnLog | None,
 ) -> None:
-    """`train_in` the folder of a run of `kind` with the loop's config, new or begun before, which nobody else may use
-    meanwhile. Errors as of `RunFolder.locked` and `RunFolder.open`, where `source` and `free` are told of."""
-    config: Any = loop.config
+    """`train_in` the folder of a run of `kind`, new or begun before, which nobody else may use meanwhile. Errors as of
+    `RunFolder.locked` and `RunFolder.open`, where `free` is told of."""
+    source, found = opened(images, progress)
+    # The trainer first: a config that makes no net must not leave a folder that then holds "another config".
+    loop = trainer(config, image_levels(found, config.sizes, config.channels), device)
     with RunFolder.locked(run_dir):
         folder = RunFolder.open(
             run_dir,
@@ -297,7 +302,7 @@ def resume_folder(
     return train(config, images, run_dir, **options)
 
 
-def energy_health(net: nn.Module, loss: Tensor, data: Tensor, samples: Tensor) -> dict[str, Tensor]:
+def energy_health(net: nn.Module, loss: Tensor, data: Tensor, samples: Tensor) -> Health:
     """What guard and log ask of an update of an energy, from its loss and its energies of data and samples (B,)."""
     return {
         "loss": loss,
@@ -308,6 +313,11 @@ def energy_health(net: nn.Module, loss: Tensor, data: Tensor, samples: Tensor) -
         "largest_energy_samples": samples.abs().max(),
         "gradient_norm": gradient_norm(net),
     }
+
+
+def numbers_of(found: Health) -> dict[str, float]:
+    """One copy to the host for all of them."""
+    return dict(zip(found, torch.stack([value.detach() for value in found.values()]).tolist(), strict=True))
 
 
 def gradient_norm(net: nn.Module) -> Tensor:
@@ -352,6 +362,21 @@ def checkpoint_of(folder: RunFolder, checkpoint_every: int, iteration: int | Non
     return checkpoint
 
 
+def trained_checkpoint(
+    run_dir: str | Path, kind: str, config_type: Any, iteration: int | None = None
+) -> tuple[Any, Checkpoint]:
+    """The config of a run, and its newest good checkpoint, or that of one `iteration`.
+
+    Raises RunError where there is no such run, or where it has no such checkpoint, or none after an update.
+    """
+    folder = RunFolder.existing(run_dir)
+    config = config_type.from_json(folder.config(kind))
+    checkpoint = checkpoint_of(folder, config.checkpoint_every, iteration)
+    if not checkpoint.iteration:
+        raise RunError(f"{run_dir} has no trained net yet: its newest checkpoint is of iteration 0")
+    return config, checkpoint
+
+
 def part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """The tensors whose names begin with `prefix`, by the rest of their names."""
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
@@ -372,6 +397,13 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Te
         index, _, moment = name.partition(".")
         moments.setdefault(int(index), {})[moment] = tensor
     optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
+
+
+def step(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """A step by the gradients that are there, with the learning rate `rate`."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    optimizer.step()
 
 
 def average(mean: nn.Module, net: nn.Module, decay: float) -> None:

@@ -9,6 +9,8 @@ from torch import Tensor
 from fastebm.data import digits
 from fastebm.training import CoarseToFineConfig
 
+pytest.register_assert_rewrite("tests.training.resumed_runs")  # so that its asserts say what was compared
+
 
 @pytest.fixture(autouse=True)
 def _one_thread() -> Iterator[None]:

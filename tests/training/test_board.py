@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fastebm.training import CoarseToFineConfig, train_coarse_to_fine
 from fastebm.training.board import MISSING
-from fastebm.training.run import RunFolder
+from tests.training.resumed_runs import log
 
 
 def test_numbers_and_samples_arrive(tiny: CoarseToFineConfig, images: Tensor, tmp_path: Path) -> None:
@@ -17,7 +17,7 @@ def test_numbers_and_samples_arrive(tiny: CoarseToFineConfig, images: Tensor, tm
     train_coarse_to_fine(dataclasses.replace(tiny, tensorboard=True), images, tmp_path, progress=False)
     events = accumulator.EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
-    lines = RunFolder.existing(tmp_path).log.lines()
+    lines = log(tmp_path)
     for name in ("gap", "energy_data", "displacement", "clamped", "gradient_norm"):
         scalars = events.Scalars(name)
         assert [event.step for event in scalars] == [line["iteration"] for line in lines]

@@ -21,31 +21,19 @@ from fastebm.training import (
     train_coarse_to_fine,
 )
 from fastebm.training.run import RunFolder
-
-
-class Stop(BaseException):
-    """A stop that nothing in the trainer catches, as a kill would be."""
+from tests.training.resumed_runs import (
+    Stop,
+    assert_resumes_to_the_same_bits,
+    differing,
+    differing_tensors,
+    log,
+    stopping,
+)
 
 
 def train(config: CoarseToFineConfig, images: Tensor, path: Path, stop_at: int | None = None) -> CoarseToFineRun:
     """Trains silently; with `stop_at` only up to that iteration, which gets its line in the log but no checkpoint."""
-
-    def stop(line: dict[str, Any]) -> None:
-        if line["iteration"] == stop_at:
-            raise Stop
-
-    return train_coarse_to_fine(config, images, path, progress=False, save_pictures=False, on_log=stop)
-
-
-def final_tensors(path: Path) -> dict[str, Tensor]:
-    checkpoint = RunFolder.existing(path).checkpoints.load_newest()
-    assert checkpoint is not None
-    return checkpoint.tensors
-
-
-def assert_same_bits(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
-    assert one.keys() == other.keys()
-    assert [name for name in one if not torch.equal(one[name], other[name])] == []
+    return train_coarse_to_fine(config, images, path, progress=False, save_pictures=False, on_log=stopping(stop_at))
 
 
 def test_energies_of_data_fall_below_those_of_noise(images: Tensor, tmp_path: Path) -> None:
@@ -81,15 +69,7 @@ def test_a_resumed_run_ends_with_the_same_bits(
     tiny: CoarseToFineConfig, images: Tensor, tmp_path: Path, stop_at: int, changes: dict[str, float]
 ) -> None:
     config = dataclasses.replace(tiny, **changes)
-    train(config, images, tmp_path / "whole")
-    with pytest.raises(Stop):
-        train(config, images, tmp_path / "stopped", stop_at)
-    resumed = train(config, images, tmp_path / "stopped")
-    assert resumed.finished
-    assert_same_bits(final_tensors(tmp_path / "whole"), final_tensors(tmp_path / "stopped"))
-    logs = [RunFolder.existing(tmp_path / name).log.lines() for name in ("whole", "stopped")]
-    for one, other in zip(*logs, strict=True):
-        assert one | {"seconds": 0} == other | {"seconds": 0}
+    assert_resumes_to_the_same_bits(train, config, images, tmp_path, stop_at)
 
 
 def test_a_damaged_newest_checkpoint_costs_only_its_iterations(
@@ -101,7 +81,7 @@ def test_a_damaged_newest_checkpoint_costs_only_its_iterations(
     (tmp_path / "stopped" / "checkpoints" / "iteration-000000009.safetensors").write_bytes(b"")
     with pytest.warns(RuntimeWarning, match="is damaged"):
         train(tiny, images, tmp_path / "stopped")
-    assert_same_bits(final_tensors(tmp_path / "whole"), final_tensors(tmp_path / "stopped"))
+    assert differing(tmp_path / "whole", tmp_path / "stopped") == []
 
 
 def test_all_depends_on_the_seed_and_on_nothing_else(tiny: CoarseToFineConfig, images: Tensor, tmp_path: Path) -> None:
@@ -111,7 +91,7 @@ def test_all_depends_on_the_seed_and_on_nothing_else(tiny: CoarseToFineConfig, i
     state = torch.get_rng_state()
     train(tiny, images, tmp_path / "b")
     assert torch.equal(torch.get_rng_state(), state)
-    assert_same_bits(final_tensors(tmp_path / "a"), final_tensors(tmp_path / "b"))
+    assert differing(tmp_path / "a", tmp_path / "b") == []
     other = train(dataclasses.replace(tiny, seed=1), images, tmp_path / "c")
     assert not torch.equal(load_coarse_to_fine(tmp_path / "a").sample(4), other.sample(4))
 
@@ -122,7 +102,7 @@ def test_lower_levels_stay_as_their_stage_left_them(tiny: CoarseToFineConfig, im
     ended, last = checkpoints._load(5).tensors, checkpoints._load(13).tensors
     frozen = [name for name in ended if name.startswith("frozen.4.")]
     assert frozen
-    assert_same_bits({name: ended[name] for name in frozen}, {name: last[name] for name in frozen})
+    assert differing_tensors({name: ended[name] for name in frozen}, {name: last[name] for name in frozen}) == []
     # While the net itself went on: the head is trained in both stages.
     assert not torch.equal(ended["net.head.linear.bias"], last["net.head.linear.bias"])
 
@@ -192,7 +172,7 @@ def test_the_guard_stops_an_exploding_run_before_its_checkpoint(
         energy = run.levels[run.size]
         for seen in (images[:100], run.cascade().sample(100, 1, channels=1)):
             assert energy(seen).abs().max() <= 2 * config.max_energy
-    assert all(abs(line["energy_data"]) <= 20 for line in RunFolder.existing(tmp_path).log.lines())
+    assert all(abs(line["energy_data"]) <= 20 for line in log(tmp_path))
 
 
 def test_a_config_that_makes_no_net_leaves_no_folder(tiny: CoarseToFineConfig, images: Tensor, tmp_path: Path) -> None:
@@ -207,11 +187,11 @@ def test_only_damaged_checkpoints_are_an_error_and_nothing_is_lost(
     train(tiny, images, tmp_path)
     for weights in (tmp_path / "checkpoints").glob("*.safetensors"):
         weights.write_bytes(b"damaged")
-    log = (tmp_path / "log.jsonl").read_text()
+    lines = (tmp_path / "log.jsonl").read_text()
     for again in (lambda: train(tiny, images, tmp_path), lambda: load_coarse_to_fine(tmp_path)):
         with pytest.raises(RunError, match=r"all \d+ checkpoints in .* are damaged"), pytest.warns(RuntimeWarning):
             again()
-    assert (tmp_path / "log.jsonl").read_text() == log
+    assert (tmp_path / "log.jsonl").read_text() == lines
 
 
 def test_images_of_two_colours(tiny: CoarseToFineConfig, images: Tensor, tmp_path: Path) -> None:

@@ -30,8 +30,14 @@ from fastebm.training import (
 )
 from fastebm.training.ec_flow_presets import EC_FLOW_PRESETS
 from fastebm.training.ec_flow_trainer import EcFlowTrainer
-from fastebm.training.image_levels import image_levels
-from fastebm.training.run import RunFolder
+from tests.training.resumed_runs import (
+    assert_resumes_after_going_back,
+    assert_resumes_to_the_same_bits,
+    differing,
+    log,
+    stopping,
+    trainer_at,
+)
 
 TINY = EcFlowConfig(
     size=8,
@@ -55,39 +61,8 @@ TINY = EcFlowConfig(
 PLAIN = dataclasses.replace(TINY, lambda_start=0.0)
 
 
-class Stop(BaseException):
-    """A stop that nothing in the trainer catches, as a kill would be."""
-
-
 def train(config: EcFlowConfig, images: Tensor, path: Path, stop_at: int | None = None) -> EcFlowRun:
-    def stop(line: dict[str, Any]) -> None:
-        if line["iteration"] == stop_at:
-            raise Stop
-
-    return train_ec_flow(config, images, path, progress=False, save_pictures=False, on_log=stop)
-
-
-def trainer_at(config: EcFlowConfig, images: Tensor, iteration: int) -> EcFlowTrainer:
-    trainer = EcFlowTrainer(config, image_levels(images, (config.size,), config.channels), torch.device("cpu"))
-    while trainer.iteration < iteration:
-        trainer.update()
-    return trainer
-
-
-def final_tensors(path: Path) -> dict[str, Tensor]:
-    checkpoint = RunFolder.existing(path).checkpoints.load_newest()
-    assert checkpoint is not None
-    return checkpoint.tensors
-
-
-def differing(one: Path, other: Path) -> list[str]:
-    first, second = final_tensors(one), final_tensors(other)
-    assert first.keys() == second.keys()
-    return [name for name in first if not torch.equal(first[name], second[name])]
-
-
-def log(path: Path) -> list[dict[str, Any]]:
-    return RunFolder.existing(path).log.lines()
+    return train_ec_flow(config, images, path, progress=False, save_pictures=False, on_log=stopping(stop_at))
 
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -105,15 +80,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("stop_at", [2, 5])
 def test_a_resumed_run_ends_with_the_same_bits(images: Tensor, tmp_path: Path, variant: str, stop_at: int) -> None:
     config = dataclasses.replace(TINY, **VARIANTS[variant])
-    whole = train(config, images, tmp_path / "whole")
-    with pytest.raises(Stop):
-        train(config, images, tmp_path / "stopped", stop_at)
-    resumed = train(config, images, tmp_path / "stopped")
-    assert resumed.finished
-    assert differing(tmp_path / "whole", tmp_path / "stopped") == []
-    assert torch.equal(whole.sample(5), resumed.sample(5))
-    for line, again in zip(log(tmp_path / "whole"), log(tmp_path / "stopped"), strict=True):
-        assert line | {"seconds": 0} == again | {"seconds": 0}
+    assert_resumes_to_the_same_bits(train, config, images, tmp_path, stop_at)
 
 
 def test_all_depends_on_the_seed_and_on_nothing_else(images: Tensor, tmp_path: Path) -> None:
@@ -128,7 +95,7 @@ def test_all_depends_on_the_seed_and_on_nothing_else(images: Tensor, tmp_path: P
 
 def test_the_gradient_is_that_of_likelihood_and_distance_written_out_in_float64(images: Tensor) -> None:
     config = dataclasses.replace(TINY, batch_size=2, warmup=0)
-    trainer = trainer_at(config, images, 3)
+    trainer = trainer_at(EcFlowTrainer, config, images, 3)
     twin = Flow(**trainer.flow.config).double()
     twin.load_state_dict(trainer.flow.state_dict())
     real = trainer._dequantized(images[:2], 5, 0)
@@ -169,7 +136,7 @@ def test_distance_alone_reaches_every_parameter_through_the_inverse() -> None:
 
 def test_a_quadratic_energy_draws_samples_to_its_minimum_and_a_plain_flow_stays_at_the_data(images: Tensor) -> None:
     def mean_after_training(config: EcFlowConfig) -> float:
-        trainer = trainer_at(config, images, 0)
+        trainer = trainer_at(EcFlowTrainer, config, images, 0)
         if trainer.energy is not None:
             trainer.energy.sampler = fastebm.Langevin(
                 lambda x: 0.5 * (x - 0.5).square().flatten(1).sum(1), step_size=0.2, noise_std=1e-3, engine="autograd"
@@ -235,7 +202,7 @@ def test_every_line_has_the_health_of_its_updates(images: Tensor, tmp_path: Path
 
 
 def test_norms_begin_from_the_first_batch_and_the_energy_sees_dequantised_images(images: Tensor) -> None:
-    trainer = trainer_at(TINY, images, 0)
+    trainer = trainer_at(EcFlowTrainer, TINY, images, 0)
     seen: list[Tensor] = []
     energy = trainer.energy
     assert energy is not None
@@ -259,7 +226,7 @@ def test_norms_begin_from_the_first_batch_and_the_energy_sees_dequantised_images
 
 
 def test_long_gradients_are_shortened(images: Tensor) -> None:
-    trainer = trainer_at(dataclasses.replace(PLAIN, max_gradient_norm=1e-3), images, 0)
+    trainer = trainer_at(EcFlowTrainer, dataclasses.replace(PLAIN, max_gradient_norm=1e-3), images, 0)
     assert trainer.update()["gradient_norm_flow"] > 0.01
     norms = [parameter.grad.norm() for parameter in trainer.flow.parameters() if parameter.grad is not None]
     assert torch.stack(norms).norm() == pytest.approx(1e-3, rel=1e-3)
@@ -275,29 +242,14 @@ def test_the_dual_update_moves_lambda(images: Tensor, tmp_path: Path) -> None:
 
 
 def test_the_guard_goes_back_and_a_run_that_did_resumes_to_the_last_bit(images: Tensor, tmp_path: Path) -> None:
-    trained = EcFlowTrainer.update
-
-    def exploding(self: EcFlowTrainer) -> dict[str, float]:
-        if self.iteration == 4 and self.guard.attempt == 0:
-            raise DivergedError(5, "for the test")
-        return trained(self)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(EcFlowTrainer, "update", exploding)
-        with pytest.warns(RuntimeWarning, match="Back to iteration 3"):
-            train(TINY, images, tmp_path / "whole")
-        with pytest.warns(RuntimeWarning, match="Back to iteration 3"), pytest.raises(Stop):
-            train(TINY, images, tmp_path / "stopped", stop_at=6)
-    train(TINY, images, tmp_path / "stopped")
-    assert differing(tmp_path / "whole", tmp_path / "stopped") == []
-    assert [line["attempt"] for line in log(tmp_path / "whole")] == [0, 0, 0, 1, 1, 1, 1]
+    assert_resumes_after_going_back(EcFlowTrainer, train, TINY, images, tmp_path)
 
 
 def test_large_energies_stop_a_run_before_they_reach_the_weights(images: Tensor, tmp_path: Path) -> None:
     config = dataclasses.replace(TINY, retries=0, max_energy=1e-9)
     with pytest.raises(DivergedError, match=r"iteration 1: an energy of data has .* more than max_energy"):
         train(config, images, tmp_path)
-    trainer = trainer_at(config, images, 0)
+    trainer = trainer_at(EcFlowTrainer, config, images, 0)
     before = {name: tensor.clone() for name, tensor in trainer.flow.state_dict().items()}
     with pytest.raises(DivergedError):
         trainer.update()
@@ -305,7 +257,7 @@ def test_large_energies_stop_a_run_before_they_reach_the_weights(images: Tensor,
 
 
 def test_a_likelihood_that_is_not_finite_is_seen_before_an_update_and_before_a_checkpoint(images: Tensor) -> None:
-    trainer = trainer_at(TINY, images, 3)
+    trainer = trainer_at(EcFlowTrainer, TINY, images, 3)
     parameters = list(trainer.flow.parameters())
     with torch.no_grad():
         parameters[0].fill_(math.nan)
@@ -318,7 +270,7 @@ def test_a_likelihood_that_is_not_finite_is_seen_before_an_update_and_before_a_c
 
 
 def test_examining_leaves_no_trace(images: Tensor) -> None:
-    trainer = trainer_at(TINY, images, 3)
+    trainer = trainer_at(EcFlowTrainer, TINY, images, 3)
     before = {name: tensor.clone() for name, tensor in trainer.tensors().items()}
     trainer.examine()
     assert all(torch.equal(tensor, before[name]) for name, tensor in trainer.tensors().items())

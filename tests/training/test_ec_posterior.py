@@ -33,9 +33,8 @@ from fastebm.training import (
 )
 from fastebm.training.ec_posterior_presets import EC_POSTERIOR_PRESETS
 from fastebm.training.ec_posterior_trainer import EcPosteriorTrainer
-from fastebm.training.image_levels import image_levels
 from fastebm.training.posterior import PosteriorEnergy, gaussian_surprise
-from fastebm.training.run import RunFolder
+from tests.training.resumed_runs import assert_resumes_to_the_same_bits, differing, log, stopping, trainer_at
 
 TINY = EcPosteriorConfig(
     size=8,
@@ -54,10 +53,6 @@ TINY = EcPosteriorConfig(
     engine="autograd",  # a fused program is made for each trainer, which takes longer than these runs
 )
 LATENT, VARIANCE = 2, 0.5
-
-
-class Stop(BaseException):
-    """A stop that nothing in the trainer catches, as a kill would be."""
 
 
 class FixedEncoder(nn.Module):
@@ -246,28 +241,7 @@ def test_a_step_size_too_large_is_an_error() -> None:
 
 
 def train(config: EcPosteriorConfig, images: Tensor, path: Path, stop_at: int | None = None) -> EcPosteriorRun:
-    def stop(line: dict[str, Any]) -> None:
-        if line["iteration"] == stop_at:
-            raise Stop
-
-    return train_ec_posterior(config, images, path, progress=False, save_pictures=False, on_log=stop)
-
-
-def trainer_at(config: EcPosteriorConfig, images: Tensor, iteration: int) -> EcPosteriorTrainer:
-    trainer = EcPosteriorTrainer(config, image_levels(images, (config.size,), config.channels), torch.device("cpu"))
-    while trainer.iteration < iteration:
-        trainer.update()
-    return trainer
-
-
-def final_tensors(path: Path) -> dict[str, Tensor]:
-    checkpoint = RunFolder.existing(path).checkpoints.load_newest()
-    assert checkpoint is not None
-    return checkpoint.tensors
-
-
-def log(path: Path) -> list[dict[str, Any]]:
-    return RunFolder.existing(path).log.lines()
+    return train_ec_posterior(config, images, path, progress=False, save_pictures=False, on_log=stopping(stop_at))
 
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -282,17 +256,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("stop_at", [2, 5])
 def test_a_resumed_run_ends_with_the_same_bits(images: Tensor, tmp_path: Path, variant: str, stop_at: int) -> None:
     config = dataclasses.replace(TINY, **VARIANTS[variant])
-    whole = train(config, images, tmp_path / "whole")
-    with pytest.raises(Stop):
-        train(config, images, tmp_path / "stopped", stop_at)
-    resumed = train(config, images, tmp_path / "stopped")
-    assert resumed.finished
-    one, other = final_tensors(tmp_path / "whole"), final_tensors(tmp_path / "stopped")
-    assert one.keys() == other.keys()
-    assert [name for name in one if not torch.equal(one[name], other[name])] == []
-    assert torch.equal(whole.sample(5), resumed.sample(5))
-    for line, again in zip(log(tmp_path / "whole"), log(tmp_path / "stopped"), strict=True):
-        assert line | {"seconds": 0} == again | {"seconds": 0}
+    assert_resumes_to_the_same_bits(train, config, images, tmp_path, stop_at)
 
 
 def test_without_chains_it_is_the_plain_vae_of_the_other_method(images: Tensor, tmp_path: Path) -> None:
@@ -301,9 +265,7 @@ def test_without_chains_it_is_the_plain_vae_of_the_other_method(images: Tensor, 
     same = {name: getattr(TINY, name) for name in shared - {"steps", "max_loss"}}
     plain = EcVaeConfig(**same, energy_width=2, energy_depth=2, lambda_start=0.0)
     train_ec_vae(plain, images, tmp_path / "plain", progress=False, save_pictures=False)
-    one, other = final_tensors(tmp_path / "ours"), final_tensors(tmp_path / "plain")
-    assert one.keys() == other.keys()
-    assert [name for name in one if not torch.equal(one[name], other[name])] == []
+    assert differing(tmp_path / "ours", tmp_path / "plain") == []
 
 
 def test_every_line_has_the_health_of_its_updates(images: Tensor, tmp_path: Path) -> None:
@@ -325,7 +287,9 @@ def test_every_line_has_the_health_of_its_updates(images: Tensor, tmp_path: Path
 
 
 def test_the_decoder_learns_at_refined_draws_alone_and_the_encoder_does_not_move_them(images: Tensor) -> None:
-    trainer = trainer_at(dataclasses.replace(TINY, elbo_weight=0.0, pull_weight=0.0, steps=0), images, 2)
+    trainer = trainer_at(
+        EcPosteriorTrainer, dataclasses.replace(TINY, elbo_weight=0.0, pull_weight=0.0, steps=0), images, 2
+    )
     trainer.config = dataclasses.replace(TINY, pull_weight=1.0, elbo_weight=0.0)
     real = images[:4]
     norms = {}
@@ -358,7 +322,7 @@ def test_refined_latent_vectors_reconstruct_better(images: Tensor, tmp_path: Pat
 
 
 def test_the_guard_stops_what_is_not_finite_or_too_large(images: Tensor, tmp_path: Path) -> None:
-    trainer = trainer_at(TINY, images, 3)
+    trainer = trainer_at(EcPosteriorTrainer, TINY, images, 3)
     before = {name: tensor.clone() for name, tensor in trainer.tensors().items()}
     trainer.examine()
     assert all(torch.equal(tensor, before[name]) for name, tensor in trainer.tensors().items())

@@ -28,8 +28,14 @@ from fastebm.training import (
 )
 from fastebm.training.ec_vae_presets import EC_VAE_PRESETS
 from fastebm.training.ec_vae_trainer import EcVaeTrainer
-from fastebm.training.image_levels import image_levels
-from fastebm.training.run import RunFolder
+from tests.training.resumed_runs import (
+    assert_resumes_after_going_back,
+    assert_resumes_to_the_same_bits,
+    differing,
+    log,
+    stopping,
+    trainer_at,
+)
 
 TINY = EcVaeConfig(
     size=8,
@@ -50,33 +56,8 @@ TINY = EcVaeConfig(
 )
 
 
-class Stop(BaseException):
-    """A stop that nothing in the trainer catches, as a kill would be."""
-
-
 def train(config: EcVaeConfig, images: Tensor, path: Path, stop_at: int | None = None) -> EcVaeRun:
-    def stop(line: dict[str, Any]) -> None:
-        if line["iteration"] == stop_at:
-            raise Stop
-
-    return train_ec_vae(config, images, path, progress=False, save_pictures=False, on_log=stop)
-
-
-def trainer_at(config: EcVaeConfig, images: Tensor, iteration: int) -> EcVaeTrainer:
-    trainer = EcVaeTrainer(config, image_levels(images, (config.size,), config.channels), torch.device("cpu"))
-    while trainer.iteration < iteration:
-        trainer.update()
-    return trainer
-
-
-def final_tensors(path: Path) -> dict[str, Tensor]:
-    checkpoint = RunFolder.existing(path).checkpoints.load_newest()
-    assert checkpoint is not None
-    return checkpoint.tensors
-
-
-def log(path: Path) -> list[dict[str, Any]]:
-    return RunFolder.existing(path).log.lines()
+    return train_ec_vae(config, images, path, progress=False, save_pictures=False, on_log=stopping(stop_at))
 
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -95,17 +76,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("stop_at", [2, 5])
 def test_a_resumed_run_ends_with_the_same_bits(images: Tensor, tmp_path: Path, variant: str, stop_at: int) -> None:
     config = dataclasses.replace(TINY, **VARIANTS[variant])
-    whole = train(config, images, tmp_path / "whole")
-    with pytest.raises(Stop):
-        train(config, images, tmp_path / "stopped", stop_at)
-    resumed = train(config, images, tmp_path / "stopped")
-    assert resumed.finished
-    one, other = final_tensors(tmp_path / "whole"), final_tensors(tmp_path / "stopped")
-    assert one.keys() == other.keys()
-    assert [name for name in one if not torch.equal(one[name], other[name])] == []
-    assert torch.equal(whole.sample(5), resumed.sample(5))
-    for line, again in zip(log(tmp_path / "whole"), log(tmp_path / "stopped"), strict=True):
-        assert line | {"seconds": 0} == again | {"seconds": 0}
+    assert_resumes_to_the_same_bits(train, config, images, tmp_path, stop_at)
 
 
 def test_all_depends_on_the_seed_and_on_nothing_else(images: Tensor, tmp_path: Path) -> None:
@@ -114,8 +85,7 @@ def test_all_depends_on_the_seed_and_on_nothing_else(images: Tensor, tmp_path: P
     torch.randn(3)
     train(TINY, images, tmp_path / "b")
     torch.manual_seed(1)
-    one, other = final_tensors(tmp_path / "a"), final_tensors(tmp_path / "b")
-    assert [name for name in one if not torch.equal(one[name], other[name])] == []
+    assert differing(tmp_path / "a", tmp_path / "b") == []
     third = train(dataclasses.replace(TINY, seed=1), images, tmp_path / "c")
     assert not torch.equal(load_ec_vae(tmp_path / "a").sample(4), third.sample(4))
 
@@ -161,7 +131,7 @@ def test_every_line_has_the_health_of_its_updates(images: Tensor, tmp_path: Path
 
 
 def test_chains_calibrate_the_decoder_alone_and_each_has_noise_of_its_own(images: Tensor) -> None:
-    trainer = trainer_at(TINY, images, 3)
+    trainer = trainer_at(EcVaeTrainer, TINY, images, 3)
     energy = trainer.energy
     assert energy is not None
     calls: list[tuple[Tensor, int, int, int, Tensor]] = []
@@ -196,23 +166,7 @@ def test_the_dual_update_moves_lambda(images: Tensor, tmp_path: Path) -> None:
 
 
 def test_the_guard_goes_back_and_a_run_that_did_resumes_to_the_last_bit(images: Tensor, tmp_path: Path) -> None:
-    trained = EcVaeTrainer.update
-
-    def exploding(self: EcVaeTrainer) -> dict[str, float]:
-        if self.iteration == 4 and self.guard.attempt == 0:
-            raise DivergedError(5, "for the test")
-        return trained(self)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(EcVaeTrainer, "update", exploding)
-        with pytest.warns(RuntimeWarning, match="Back to iteration 3"):
-            train(TINY, images, tmp_path / "whole")
-        with pytest.warns(RuntimeWarning, match="Back to iteration 3"), pytest.raises(Stop):
-            train(TINY, images, tmp_path / "stopped", stop_at=6)
-    train(TINY, images, tmp_path / "stopped")
-    one, other = final_tensors(tmp_path / "whole"), final_tensors(tmp_path / "stopped")
-    assert [name for name in one if not torch.equal(one[name], other[name])] == []
-    assert [line["attempt"] for line in log(tmp_path / "whole")] == [0, 0, 0, 1, 1, 1, 1]
+    assert_resumes_after_going_back(EcVaeTrainer, train, TINY, images, tmp_path)
 
 
 def test_large_energies_stop_a_run(images: Tensor, tmp_path: Path) -> None:
@@ -221,7 +175,7 @@ def test_large_energies_stop_a_run(images: Tensor, tmp_path: Path) -> None:
 
 
 def test_a_vae_that_is_not_finite_never_reaches_the_weights(images: Tensor) -> None:
-    trainer = trainer_at(TINY, images, 3)
+    trainer = trainer_at(EcVaeTrainer, TINY, images, 3)
     with torch.no_grad():
         next(trainer.vae.decoder.to_image.parameters()).fill_(math.nan)
     before = [parameter.clone() for parameter in trainer.vae.encoder.parameters()]
@@ -231,7 +185,7 @@ def test_a_vae_that_is_not_finite_never_reaches_the_weights(images: Tensor) -> N
 
 
 def test_examining_leaves_no_trace(images: Tensor) -> None:
-    trainer = trainer_at(TINY, images, 3)
+    trainer = trainer_at(EcVaeTrainer, TINY, images, 3)
     before = {name: tensor.clone() for name, tensor in trainer.tensors().items()}
     trainer.examine()
     assert all(torch.equal(tensor, before[name]) for name, tensor in trainer.tensors().items())

@@ -27,6 +27,7 @@ from fastebm.training import (
     train_coarse_to_fine,
 )
 from fastebm.training.run import RunFolder
+from tests.training.resumed_runs import differing, log
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -70,16 +71,8 @@ def runner() -> Iterator[Runner]:
     runner.process.wait(timeout=60)
 
 
-def final_tensors(path: Path) -> dict[str, Tensor]:
-    checkpoint = RunFolder.existing(path).checkpoints.load_newest()
-    assert checkpoint is not None
-    return checkpoint.tensors
-
-
 def assert_same_run(one: Path, other: Path) -> None:
-    tensors, others = final_tensors(one), final_tensors(other)
-    assert tensors.keys() == others.keys()
-    assert [name for name in tensors if not torch.equal(tensors[name], others[name])] == []
+    assert differing(one, other) == []
     runs = [load_coarse_to_fine(path) for path in (one, other)]
     assert all(run.finished for run in runs)
     assert torch.equal(runs[0].sample(20), runs[1].sample(20))
@@ -119,7 +112,7 @@ def test_killed_a_dozen_times_at_random_it_ends_with_the_same_bits(
         assert said == {"ended": "finished"}
         runner.until("status")
     assert_same_run(tmp_path / "whole", tmp_path / "killed")
-    logs = [RunFolder.existing(tmp_path / name).log.lines() for name in ("whole", "killed")]
+    logs = [log(tmp_path / name) for name in ("whole", "killed")]
     for one, other in zip(*logs, strict=True):
         assert one | {"seconds": 0} == other | {"seconds": 0}
     assert not list((tmp_path / "killed").rglob(".*.part"))

@@ -24,6 +24,7 @@ from fastebm.training import (
 from fastebm.training.coarse_to_fine_trainer import Trainer
 from fastebm.training.guard import Guard
 from fastebm.training.run import RunFolder
+from tests.training.resumed_runs import Stop, stopping
 
 HEALTHY = {"largest_energy_data": 3.0, "largest_energy_samples": 4.0, "gradient_norm": 1.0, "gap": 0.1, "loss": -0.1}
 
@@ -80,10 +81,6 @@ def test_it_goes_further_back_where_the_newest_did_not_help() -> None:
     assert guard.target([10]) == 10
 
 
-class Stop(BaseException):
-    """A stop that nothing in the trainer catches, as a kill would be."""
-
-
 def explosive(monkeypatch: pytest.MonkeyPatch, iteration: int, attempts: int) -> None:
     """Makes updates from number `iteration` on go wrong, until the guard has gone back `attempts` times."""
     update = Trainer.update
@@ -97,11 +94,7 @@ def explosive(monkeypatch: pytest.MonkeyPatch, iteration: int, attempts: int) ->
 
 
 def train(config: CoarseToFineConfig, images: Tensor, path: Path, stop_at: int | None = None) -> None:
-    def stop(line: dict[str, Any]) -> None:
-        if line["iteration"] == stop_at:
-            raise Stop
-
-    train_coarse_to_fine(config, images, path, progress=False, save_pictures=False, on_log=stop)
+    train_coarse_to_fine(config, images, path, progress=False, save_pictures=False, on_log=stopping(stop_at))
 
 
 def test_an_exploding_run_is_saved_by_fresh_noise_and_a_lower_rate(

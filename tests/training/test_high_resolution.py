@@ -15,7 +15,7 @@ import fastebm
 from fastebm.models.coarse_to_fine import WIDTHS
 from fastebm.ops.backends import _extension
 from fastebm.training import CoarseToFineConfig, CoarseToFineRun, load_coarse_to_fine, train_coarse_to_fine
-from fastebm.training.run import RunFolder
+from tests.training.resumed_runs import differing_tensors, final_tensors, log
 
 CHANNELS = 3
 
@@ -55,7 +55,7 @@ CASES = [
 def test_a_cascade_trains_and_samples_end_to_end(size: int, changes: dict[str, Any], tmp_path: Path) -> None:
     config = config_for(*[s for s in WIDTHS if 8 <= s <= size], **changes)
     trained(config, tmp_path)
-    lines = RunFolder.existing(tmp_path).log.lines()
+    lines = log(tmp_path)
     assert [line["size"] for line in lines] == [*config.sizes, size]
     assert [line["beta"] for line in lines] == [1.0, *[0.0] * (len(config.sizes) - 1), 1.0]
     assert all(math.isfinite(line[name]) for line in lines for name in ("energy_data", "energy_samples", "loss"))
@@ -83,9 +83,7 @@ def kept_numbers(config: CoarseToFineConfig, path: Path) -> tuple[int, dict[str,
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         trained(config, path)
-    checkpoint = RunFolder.existing(path).checkpoints.load_newest()
-    assert checkpoint is not None
-    return kept, checkpoint.tensors
+    return kept, final_tensors(path)
 
 
 def test_recomputation_at_256x256_keeps_less_and_trains_the_same_weights(tmp_path: Path) -> None:
@@ -94,4 +92,4 @@ def test_recomputation_at_256x256_keeps_less_and_trains_the_same_weights(tmp_pat
     kept, plain = kept_numbers(config, tmp_path / "plain")
     less, recomputed = kept_numbers(dataclasses.replace(config, recompute_from=256), tmp_path / "recomputed")
     assert less < 0.6 * kept
-    assert [name for name in plain if not torch.equal(plain[name], recomputed[name])] == []
+    assert differing_tensors(plain, recomputed) == []

@@ -26,6 +26,7 @@ from fastebm.training.coarse_to_fine_trainer import Trainer
 from fastebm.training.image_levels import image_levels
 from fastebm.training.image_source import source_from_json
 from fastebm.training.run import RunFolder
+from tests.training.resumed_runs import Stop, stopping
 
 SILENT: dict[str, Any] = {"progress": False, "save_pictures": False}
 
@@ -39,15 +40,6 @@ def pixels() -> Tensor:
 def archive(pixels: Tensor, tmp_path: Path) -> Path:
     np.savez(tmp_path / "set.npz", x_train=pixels.numpy(), x_test=pixels[:2].numpy())
     return tmp_path / "set.npz"
-
-
-class Stop(BaseException):
-    """A stop that nothing in the trainer catches, as a kill would be."""
-
-
-def stop_at_7(line: dict[str, Any]) -> None:
-    if line["iteration"] == 7:
-        raise Stop
 
 
 def test_bytes_and_their_floats_are_the_same_images(pixels: Tensor) -> None:
@@ -80,7 +72,7 @@ def test_a_run_from_a_file_is_taken_up_by_its_folder_alone(
     source = ImageSource(Path("set.npz"), size=8, channels=1)
     whole = train_coarse_to_fine(config, source, tmp_path / "whole", **SILENT)
     with pytest.raises(Stop):
-        train_coarse_to_fine(config, source, tmp_path / "stopped", on_log=stop_at_7, **SILENT)
+        train_coarse_to_fine(config, source, tmp_path / "stopped", on_log=stopping(7), **SILENT)
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     resumed = resume_coarse_to_fine(tmp_path / "stopped", **SILENT)
@@ -91,7 +83,7 @@ def test_a_run_from_a_file_is_taken_up_by_its_folder_alone(
 def test_changed_images_are_refused(tiny: CoarseToFineConfig, archive: Path, pixels: Tensor, tmp_path: Path) -> None:
     source = ImageSource(archive, size=8, channels=1)
     with pytest.raises(Stop):
-        train_coarse_to_fine(tiny, source, tmp_path / "run", on_log=stop_at_7, **SILENT)
+        train_coarse_to_fine(tiny, source, tmp_path / "run", on_log=stopping(7), **SILENT)
     np.savez(archive, x_train=pixels.flip(0).numpy())
     with pytest.raises(RunError, match="other images"):
         resume_coarse_to_fine(tmp_path / "run", **SILENT)
@@ -131,7 +123,7 @@ def test_nobody_knows_the_images_of_a_run_from_a_tensor(
     tiny: CoarseToFineConfig, images: Tensor, tmp_path: Path
 ) -> None:
     with pytest.raises(Stop):
-        train_coarse_to_fine(tiny, images, tmp_path, on_log=stop_at_7, **SILENT)
+        train_coarse_to_fine(tiny, images, tmp_path, on_log=stopping(7), **SILENT)
     with pytest.raises(RunError, match="doesn't say where its images come from"):
         resume_coarse_to_fine(tmp_path, **SILENT)
     assert resume_coarse_to_fine(tmp_path, images, **SILENT).finished
@@ -139,7 +131,7 @@ def test_nobody_knows_the_images_of_a_run_from_a_tensor(
 
 def test_digits_need_no_file(tiny: CoarseToFineConfig, tmp_path: Path) -> None:
     with pytest.raises(Stop):
-        train_coarse_to_fine(tiny, DigitsSource(), tmp_path, on_log=stop_at_7, **SILENT)
+        train_coarse_to_fine(tiny, DigitsSource(), tmp_path, on_log=stopping(7), **SILENT)
     assert resume_coarse_to_fine(tmp_path, **SILENT).finished
 
 
@@ -167,7 +159,7 @@ def test_images_are_mirrored_by_their_position(tiny: CoarseToFineConfig, pixels:
 
 def test_a_run_of_an_older_version_is_taken_up(tiny: CoarseToFineConfig, images: Tensor, tmp_path: Path) -> None:
     with pytest.raises(Stop):
-        train_coarse_to_fine(tiny, images, tmp_path, on_log=stop_at_7, **SILENT)
+        train_coarse_to_fine(tiny, images, tmp_path, on_log=stopping(7), **SILENT)
     old = ("variant", "dtype", "engine", "flip", "max_batch", "recompute_from", "max_gap", "max_loss", "retries")
     content = json.loads((tmp_path / "config.json").read_text())
     for name in (*old, "retry_rate", "pictures_every", "tensorboard"):

@@ -19,32 +19,13 @@ from fastebm.rng import Stream
 from fastebm.sampling import Cascade, ExpandingCascade
 from fastebm.training import CoarseToFineConfig, CoarseToFineRun, load_coarse_to_fine, train_coarse_to_fine
 from fastebm.training.coarse_to_fine_trainer import Trainer
-from fastebm.training.image_levels import image_levels
 from fastebm.training.recomputation import recomputed_blocks
 from fastebm.training.run import RunFolder
-
-
-class Stop(BaseException):
-    """A stop that nothing in the trainer catches, as a kill would be."""
+from tests.training.resumed_runs import Stop, log, stopping, trainer_at
 
 
 def trained(config: CoarseToFineConfig, images: Tensor, path: Path, stop_at: int | None = None) -> CoarseToFineRun:
-    def stop(line: dict[str, Any]) -> None:
-        if line["iteration"] == stop_at:
-            raise Stop
-
-    return train_coarse_to_fine(config, images, path, progress=False, save_pictures=False, on_log=stop)
-
-
-def trainer_at(config: CoarseToFineConfig, images: Tensor, iteration: int) -> Trainer:
-    """A trainer before the update number `iteration`, in the second stage amid its fading in for 5 to 8 of `tiny`."""
-    trainer = Trainer(config, image_levels(images, config.sizes, config.channels), torch.device("cpu"))
-    while trainer.iteration < iteration:
-        stage = trainer.stage
-        trainer.update()
-        if trainer.iteration == stage.first_iteration + stage.iterations:
-            trainer.next_stage()
-    return trainer
+    return train_coarse_to_fine(config, images, path, progress=False, save_pictures=False, on_log=stopping(stop_at))
 
 
 def gradients(trainer: Trainer, changes: dict[str, int]) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
@@ -71,13 +52,13 @@ def gradients(trainer: Trainer, changes: dict[str, int]) -> tuple[Tensor, dict[s
     ],
     ids=str,
 )
-@pytest.mark.parametrize("iteration", [5, 7, 10])
+@pytest.mark.parametrize("iteration", [5, 7, 10])  # at 5 and 7 the second stage's block fades in
 def test_an_update_in_pieces_has_the_gradient_of_the_whole(
     tiny: CoarseToFineConfig, images: Tensor, iteration: int, changes: dict[str, int]
 ) -> None:
     config = dataclasses.replace(tiny, energy_l2=0.1)
-    loss, whole, norms = gradients(trainer_at(config, images, iteration), {})
-    again, pieces, norms_again = gradients(trainer_at(config, images, iteration), changes)
+    loss, whole, norms = gradients(trainer_at(Trainer, config, images, iteration), {})
+    again, pieces, norms_again = gradients(trainer_at(Trainer, config, images, iteration), changes)
     torch.testing.assert_close(again, loss)
     assert pieces.keys() == whole.keys()
     for name in whole:
@@ -153,14 +134,14 @@ def test_the_variants_start_their_chains_where_they_should(tiny: CoarseToFineCon
         ("expanding", 10, [(8, 3)]),
     ):
         config = dataclasses.replace(tiny, variant=variant)
-        trainer = trainer_at(config, images, iteration)
+        trainer = trainer_at(Trainer, config, images, iteration)
         sampler = trainer._sampler(trainer.stage, config.beta_at(iteration))
         assert [(level.size, level.steps) for level in sampler.levels] == levels
         assert isinstance(sampler, Cascade if variant == "cascade" else ExpandingCascade)
 
 
 def chain_ends(config: CoarseToFineConfig, images: Tensor, max_batch: int) -> tuple[Tensor, dict[str, Tensor]]:
-    trainer = trainer_at(config, images, 7)
+    trainer = trainer_at(Trainer, config, images, 7)
     trainer.config = dataclasses.replace(trainer.config, max_batch=max_batch)
     return trainer._chain_ends(trainer.stage, 0.5, 100)
 
@@ -193,7 +174,7 @@ def test_chains_in_bfloat16_end_elsewhere(tiny: CoarseToFineConfig, images: Tens
         config = dataclasses.replace(tiny, dtype=dtype)
         run = trained(config, images, tmp_path / dtype)
         assert run.sample(2).dtype == torch.float32
-        lines[dtype] = RunFolder.existing(tmp_path / dtype).log.lines()
+        lines[dtype] = log(tmp_path / dtype)
     first = [log[0]["energy_samples"] for log in lines.values()]
     assert first[0] != first[1]
     assert first[0] == pytest.approx(first[1], rel=0.1, abs=0.05)
@@ -202,7 +183,7 @@ def test_chains_in_bfloat16_end_elsewhere(tiny: CoarseToFineConfig, images: Tens
 @pytest.mark.parametrize("variant", ["cascade", "expanding"])
 def test_displacement_and_clamped_are_what_they_say(tiny: CoarseToFineConfig, images: Tensor, variant: str) -> None:
     config = dataclasses.replace(tiny, variant=variant, step_size=1e-9, noise_start=0.0, noise_end=0.0)
-    trainer = trainer_at(config, images, 0)
+    trainer = trainer_at(Trainer, config, images, 0)
     _, motion = trainer._chain_ends(trainer.stage, 1.0, 0)
     # Chains that stand still: the start is uniform in (-1, 1].
     assert float(motion["displacement"]) < 1e-6
@@ -227,7 +208,7 @@ def test_displacement_and_clamped_are_what_they_say(tiny: CoarseToFineConfig, im
 def test_an_update_sees_what_will_be_shown_where_ends_are_clamped(tiny: CoarseToFineConfig, images: Tensor) -> None:
     free = dataclasses.replace(tiny, data_noise=0.5, step_size=5.0)
     clamped = dataclasses.replace(free, clamp_ends=True)
-    trainers = [trainer_at(config, images, 0) for config in (free, clamped)]
+    trainers = [trainer_at(Trainer, config, images, 0) for config in (free, clamped)]
     stage = trainers[0].stage
     shown = images[: stage.batch_size].unflatten(2, (4, 2)).unflatten(4, (4, 2)).mean((3, 5))
     (free_ends, free_motion), (ends, motion) = (trainer._fake_images(stage, 1.0, 0, shown) for trainer in trainers)
@@ -280,7 +261,7 @@ def test_chains_from_noise_are_needed(tiny: CoarseToFineConfig, share: float) ->
 
 def test_every_line_has_the_health_of_its_updates(tiny: CoarseToFineConfig, images: Tensor, tmp_path: Path) -> None:
     trained(tiny, images, tmp_path)
-    for line in RunFolder.existing(tmp_path).log.lines():
+    for line in log(tmp_path):
         assert {"energy_data", "energy_samples", "gap", "gradient_norm", "loss", "attempt"} <= line.keys()
         assert line["displacement"] > 0
         assert 0 <= line["clamped"] < 1

@@ -1,0 +1,100 @@
+"""Runs of tests, which are stopped and taken up again, and what is left of them to compare, to the last bit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+import torch
+from torch import Tensor
+
+from fastebm.training import CoarseToFineConfig, DivergedError
+from fastebm.training.image_levels import image_levels
+from fastebm.training.loop import Loop, OnLog
+from fastebm.training.run import RunFolder
+
+Trainer = TypeVar("Trainer", bound=Loop)
+
+
+class Stop(BaseException):
+    """A stop that nothing in the trainer catches, as a kill would be."""
+
+
+def stopping(stop_at: int | None) -> OnLog:
+    """Lets a run come only up to iteration `stop_at`, which gets its line in the log but no checkpoint; None: on."""
+
+    def stop(line: dict[str, Any]) -> None:
+        if line["iteration"] == stop_at:
+            raise Stop
+
+    return stop
+
+
+def trainer_at(kind: type[Trainer], config: Any, images: Tensor, iteration: int) -> Trainer:
+    """A trainer before the update number `iteration`."""
+    sizes = config.sizes if isinstance(config, CoarseToFineConfig) else (config.size,)
+    trainer = kind(config, image_levels(images, sizes, config.channels), torch.device("cpu"))
+    while trainer.iteration < iteration:
+        trainer.update()
+        if trainer.stage_ended():
+            trainer.next_stage()
+    return trainer
+
+
+def final_tensors(path: Path) -> dict[str, Tensor]:
+    checkpoint = RunFolder.existing(path).checkpoints.load_newest()
+    assert checkpoint is not None
+    return checkpoint.tensors
+
+
+def log(path: Path) -> list[dict[str, Any]]:
+    return RunFolder.existing(path).log.lines()
+
+
+def differing(one: Path, other: Path) -> list[str]:
+    """The names of tensors that ended with other bits in one of two runs."""
+    return differing_tensors(final_tensors(one), final_tensors(other))
+
+
+def differing_tensors(one: dict[str, Tensor], other: dict[str, Tensor]) -> list[str]:
+    assert one.keys() == other.keys()
+    return [name for name in one if not torch.equal(one[name], other[name])]
+
+
+def assert_resumes_to_the_same_bits(
+    train: Callable[..., Any], config: Any, images: Tensor, folder: Path, stop_at: int
+) -> None:
+    """`train(config, images, path, stop_at)` ends in the same place whether it was stopped on the way or not."""
+    whole = train(config, images, folder / "whole")
+    with pytest.raises(Stop):
+        train(config, images, folder / "stopped", stop_at)
+    resumed = train(config, images, folder / "stopped")
+    assert resumed.finished
+    assert differing(folder / "whole", folder / "stopped") == []
+    assert torch.equal(whole.sample(5), resumed.sample(5))
+    for line, again in zip(log(folder / "whole"), log(folder / "stopped"), strict=True):
+        assert line | {"seconds": 0} == again | {"seconds": 0}
+
+
+def assert_resumes_after_going_back(
+    kind: type[Loop], train: Callable[..., Any], config: Any, images: Tensor, folder: Path
+) -> None:
+    """Likewise where the guard went back before the stop: from update 5 of 7 to iteration 3, once."""
+    trained = kind.update
+
+    def exploding(self: Loop) -> dict[str, float]:
+        if self.iteration == 4 and self.guard.attempt == 0:
+            raise DivergedError(5, "for the test")
+        return trained(self)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kind, "update", exploding)
+        with pytest.warns(RuntimeWarning, match="Back to iteration 3"):
+            train(config, images, folder / "whole")
+        with pytest.warns(RuntimeWarning, match="Back to iteration 3"), pytest.raises(Stop):
+            train(config, images, folder / "stopped", stop_at=6)
+    train(config, images, folder / "stopped")
+    assert differing(folder / "whole", folder / "stopped") == []
+    assert [line["attempt"] for line in log(folder / "whole")] == [0, 0, 0, 1, 1, 1, 1]
