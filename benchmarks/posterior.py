@@ -4,11 +4,11 @@
     python benchmarks/posterior.py mnist docs/results/ec-posterior --data mnist.npz [--size 16] [--set steps=8 ...]
 
 The name is that of a preset, `--set` changes single fields of it, and `--size` takes the images at half their size or
-less. Judged are, on held-out images, reconstruction from the encoder's means (one pass) and from there moved towards the
-mode, the ELBO by one draw, the importance-weighted bound of 64 draws, there and on train images, and of 2048 draws on
-200 images: with so many draws the encoder matters little, and it says what the decoder is worth; and one-pass samples
-by their distance to real images as in `benchmarks/calibration.py`. Finished rows are kept in NAME.json, and only
-missing ones are run.
+less. Judged are, on held-out images, reconstruction from the encoder's means (one pass) and from there moved towards
+the mode, the ELBO by one draw, the importance-weighted bound of 64 draws, there and on train images, and of 2048 draws
+on 200 images: with so many draws the encoder matters little, and it says what the decoder is worth; and one-pass
+samples by their distance to real images as in `benchmarks/calibration.py`. Finished rows are kept in NAME.json, and
+only missing ones are run.
 """
 
 from __future__ import annotations
