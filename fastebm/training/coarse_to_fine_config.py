@@ -20,6 +20,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "noise_end": (0, 1e6),
     "noisy_starts": (0, 0.99),
     "start_noise": (0, 1e6),
+    "domain": (-1, 2**31),
     "max_batch": (0, 2**20),
     "recompute_from": (0, 2**20),
 }
@@ -86,6 +87,9 @@ class CoarseToFineConfig:
     chains that restore images do; the others start from noise"""
     start_noise: float = 0.4
     """largest std of that noise; each chain draws its own, evenly from 0 on"""
+    domain: int = -1
+    """label of the images that are learned; chains of `noisy_starts` then begin at images with other labels, to be
+    translated; -1: all images are learned, whatever their labels"""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """in which the net runs inside chains"""
     update_dtype: Literal["float32", "bfloat16"] = "float32"

@@ -27,7 +27,7 @@ from fastebm.training.coarse_to_fine_run import (
     reached_levels,
     save_pictures,
 )
-from fastebm.training.image_levels import ImageLevels
+from fastebm.training.image_levels import ImageLevels, domains
 from fastebm.training.loop import (
     Loop,
     average,
@@ -50,6 +50,9 @@ class Trainer(Loop):
     config: CoarseToFineConfig
 
     def __init__(self, config: CoarseToFineConfig, images: ImageLevels, device: torch.device) -> None:
+        self.sources: ImageLevels | None = None
+        if config.domain >= 0:
+            images, self.sources = domains(images, config.domain)
         super().__init__(config, images, device)
 
     def start(self) -> None:
@@ -89,7 +92,7 @@ class Trainer(Loop):
         stage, beta = self.stage, self.config.beta_at(self.iteration)
         first = self._first_image(stage)
         real = self._real_images(stage, first)
-        fake, motion = self._fake_images(stage, beta, first, real)
+        fake, motion = self._fake_images(stage, beta, first, self._start_images(stage, first, real))
         loss, data, samples = self._accumulate_gradient(stage, real, fake, beta)
         health = numbers_of(energy_health(self.net, loss, data, samples) | motion)
         self.guard.check(self.iteration + 1, health)
@@ -106,8 +109,10 @@ class Trainer(Loop):
         """
         stage, beta = self.last_stage, self.config.beta_at(self.iteration - 1)
         real = self.images.first(stage.size, stage.batch_size, self.device)
+        count = self.config.chains_from_images(stage)
+        starts = real[:count] if self.sources is None else self.sources.first(stage.size, count, self.device)
         with torch.no_grad():
-            fake, _ = self._fake_images(stage, beta, self._first_image(stage), real)
+            fake, _ = self._fake_images(stage, beta, self._first_image(stage), starts)
             self.net.eval()
             data, samples = (self.net(images, beta).abs().max().item() for images in (real, fake))
             self.net.train()
@@ -130,12 +135,22 @@ class Trainer(Loop):
             real = add_noise(real, self.config.data_noise, seed=self.seed, positions=first)
         return real.clamp(-1, 1) if self.config.clamp_ends else real
 
-    def _fake_images(self, stage: Stage, beta: float, first: int, real: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """The ends of chains from number `first` on, and how those from noise moved at the highest resolution."""
+    def _start_images(self, stage: Stage, first: int, real: Tensor) -> Tensor:
+        """The images at which an update's last chains start, (B, C, size, size), before their noise."""
+        count = self.config.chains_from_images(stage)
+        if self.sources is None or not count:
+            return real[len(real) - count :]
+        images = self.sources.batch(stage.size, next(self._source_order), self.device)
+        number = first + stage.batch_size - count
+        return flip(images, seed=self.seed, positions=number) if self.config.flip else images
+
+    def _fake_images(self, stage: Stage, beta: float, first: int, starts: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """The ends of chains from number `first` on, of which the last begin at `starts` under noise, and how those
+        from noise alone moved at the highest resolution."""
         ends, motion = self._chain_ends(stage, beta, first)
-        if restored := self.config.chains_from_images(stage):
-            number = first + stage.batch_size - restored
-            ends = torch.cat((ends, self._restored(stage, beta, number, real[-restored:])))
+        if len(starts):
+            number = first + stage.batch_size - len(starts)
+            ends = torch.cat((ends, self._restored(stage, beta, number, starts)))
         return (ends.clamp(-1, 1) if self.config.clamp_ends else ends), motion
 
     def _restored(self, stage: Stage, beta: float, first: int, images: Tensor) -> Tensor:
@@ -230,6 +245,8 @@ class Trainer(Loop):
         stage, config = self.stage, self.config
         self.optimizer = torch.optim.Adam(self.net.parameters_at(stage.size), stage.learning_rate, config.adam_betas)
         self._order = batches(self.images, stage.batch_size, config.seed, self.iteration)
+        if self.sources is not None and (count := config.chains_from_images(stage)):
+            self._source_order = batches(self.sources, count, config.seed, self.iteration)
         if config.variant == "expanding":
             self._expanding = expanding_cascade(config, self.net, stage.size)
             return

@@ -13,9 +13,11 @@ from fastebm.data import ImagePyramid, Images, pyramid
 
 
 class ImageLevels(ABC):
-    """`batch(size, indices, device)`: float32 (B, C, size, size) in [-1, 1]; `len` images; `digest` of them all."""
+    """`batch(size, indices, device)`: float32 (B, C, size, size) in [-1, 1]; `len` images; `digest` of them all; their
+    `labels`, int64 (N,), if they have any."""
 
     digest: str
+    labels: Tensor | None = None
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -49,12 +51,40 @@ class PixelLevels(ImageLevels):
     def __init__(self, images: Images, lowest: int) -> None:
         self.pyramid = ImagePyramid(images, lowest)
         self.digest = _digest(images.pixels)
+        self.labels = images.labels
 
     def __len__(self) -> int:
         return len(self.pyramid)
 
     def batch(self, size: int, indices: Tensor, device: torch.device | str | None = None) -> Tensor:
         return self.pyramid.batch(size, indices, device)
+
+
+class SomeLevels(ImageLevels):
+    """Those of other images that lie at `positions`, int64. The digest stays that of all."""
+
+    def __init__(self, whole: ImageLevels, positions: Tensor) -> None:
+        self.whole, self.positions = whole, positions
+        self.digest = whole.digest
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def batch(self, size: int, indices: Tensor, device: torch.device | str | None = None) -> Tensor:
+        return self.whole.batch(size, self.positions[indices.to(self.positions.device)], device)
+
+
+def domains(images: ImageLevels, label: int) -> tuple[ImageLevels, ImageLevels]:
+    """The images with a label, and all others. Raises ValueError where there are no labels, or none of one kind."""
+    if images.labels is None:
+        raise ValueError(f"domain {label} is a label, and these images have none")
+    found = images.labels == label
+    if not found.any() or found.all():
+        counts = torch.bincount(images.labels).tolist()
+        raise ValueError(
+            f"needed are images with label {label} and others; of each label, from 0 on, there are {counts}"
+        )
+    return SomeLevels(images, found.nonzero()[:, 0]), SomeLevels(images, (~found).nonzero()[:, 0])
 
 
 def image_levels(images: Tensor | Images, sizes: Sequence[int], channels: int) -> ImageLevels:

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from fastebm.data import Images
 from fastebm.models import CoarseToFineEnergy
 from fastebm.ops import normal, uniform
 from fastebm.ops.backends import _extension
@@ -19,6 +20,7 @@ from fastebm.rng import Stream
 from fastebm.sampling import Cascade, ExpandingCascade
 from fastebm.training import CoarseToFineConfig, CoarseToFineRun, load_coarse_to_fine, train_coarse_to_fine
 from fastebm.training.coarse_to_fine_trainer import Trainer
+from fastebm.training.image_levels import image_levels
 from fastebm.training.recomputation import recomputed_blocks
 from fastebm.training.run import RunFolder
 from tests.training.resumed_runs import Stop, log, stopping, trainer_at
@@ -210,8 +212,7 @@ def test_an_update_sees_what_will_be_shown_where_ends_are_clamped(tiny: CoarseTo
     clamped = dataclasses.replace(free, clamp_ends=True)
     trainers = [trainer_at(Trainer, config, images, 0) for config in (free, clamped)]
     stage = trainers[0].stage
-    shown = images[: stage.batch_size].unflatten(2, (4, 2)).unflatten(4, (4, 2)).mean((3, 5))
-    (free_ends, free_motion), (ends, motion) = (trainer._fake_images(stage, 1.0, 0, shown) for trainer in trainers)
+    (free_ends, free_motion), (ends, motion) = (trainer._fake_images(stage, 1.0, 0, images[:0]) for trainer in trainers)
     assert free_ends.abs().max() > 1
     assert torch.equal(ends, free_ends.clamp(-1, 1))
     assert {name: float(value) for name, value in motion.items()} == {n: float(v) for n, v in free_motion.items()}
@@ -224,12 +225,14 @@ def test_an_update_sees_what_will_be_shown_where_ends_are_clamped(tiny: CoarseTo
 def test_some_chains_start_at_noisy_images(tiny: CoarseToFineConfig, images: Tensor, variant: Any) -> None:
     config = dataclasses.replace(tiny, variant=variant, noisy_starts=0.5, start_noise=0.3, step_size=1e-9)
     config = dataclasses.replace(config, noise_start=0.0, noise_end=0.0)
-    trainer, without = (trainer_at(c, images, 7) for c in (config, dataclasses.replace(config, noisy_starts=0.0)))
+    trainer, without = (
+        trainer_at(Trainer, c, images, 7) for c in (config, dataclasses.replace(config, noisy_starts=0.0))
+    )
     stage = trainer.stage
     assert (stage.size, stage.batch_size, config.chains_from_images(stage)) == (8, 6, 3)
     real = images[:6]
-    ends, _ = trainer._fake_images(stage, 1.0, 48, real)
-    from_noise, _ = without._fake_images(stage, 1.0, 48, real)
+    ends, _ = trainer._fake_images(stage, 1.0, 48, trainer._start_images(stage, 48, real))
+    from_noise, _ = without._fake_images(stage, 1.0, 48, without._start_images(stage, 48, real))
     assert len(ends) == 6
     # Chains from noise are those of a run without others, one by one. Nothing moves here: the rest are their starts.
     assert torch.equal(ends[:3], from_noise[:3])
@@ -251,6 +254,54 @@ def test_chains_at_noisy_images_stop_and_go_on_to_the_last_bit(
     resumed = trained(config, images, tmp_path / "stopped")
     for one, other in zip(whole.levels[8].state_dict().values(), resumed.levels[8].state_dict().values(), strict=True):
         assert torch.equal(one, other)
+
+
+def labelled(count: int = 40) -> Images:
+    """Dark images have label 0, and bright ones label 1."""
+    labels = torch.arange(count) % 2
+    return Images((labels * 200 + torch.arange(count)).to(torch.uint8)[:, None, None, None].expand(-1, 1, 8, 8), labels)
+
+
+def test_one_domain_is_learned_and_chains_start_at_the_others(tiny: CoarseToFineConfig) -> None:
+    config = dataclasses.replace(tiny, domain=1, noisy_starts=0.5, start_noise=0.0, data_noise=0.0, flip=True)
+    levels = image_levels(labelled(), config.sizes, config.channels)
+    trainer = Trainer(config, levels, torch.device("cpu"))
+    seen, starts = [], []
+    for step in range(8):  # each image comes twice in 10 batches of 4 from 20
+        real = trainer._real_images(trainer.stage, 8 * step)
+        seen.append(real)
+        starts.append(trainer._start_images(trainer.stage, 8 * step, real))
+    assert all(part.shape == (4, 1, 4, 4) for part in starts)
+    assert (torch.cat(seen) > 0.5).all()
+    assert (torch.cat(starts) < -0.5).all()
+    assert len(torch.cat(starts)[:20].unique()) == 20
+    trainer.update()
+    assert trainer.images.digest == levels.digest
+
+
+def test_a_run_of_one_domain_stops_and_goes_on_to_the_last_bit(tiny: CoarseToFineConfig, tmp_path: Path) -> None:
+    config = dataclasses.replace(tiny, domain=0, noisy_starts=0.4, ema=0.5, flip=True)
+    images = labelled()
+    whole = train_coarse_to_fine(config, images, tmp_path / "whole", progress=False, save_pictures=False)
+    with pytest.raises(Stop):
+        train_coarse_to_fine(config, images, tmp_path / "stopped", progress=False, on_log=stopping(8))
+    resumed = train_coarse_to_fine(config, images, tmp_path / "stopped", progress=False, save_pictures=False)
+    for one, other in zip(whole.levels[8].state_dict().values(), resumed.levels[8].state_dict().values(), strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (labelled(2).pixels.float() * 0, "these images have none"),
+        (Images(labelled(4).pixels, torch.tensor([2, 2, 2, 2])), r"there are \[0, 0, 4\]"),
+        (Images(labelled(4).pixels, torch.tensor([0, 0, 1, 1])), r"with label 2 and others; .* there are \[2, 2\]"),
+    ],
+)
+def test_domains_need_labels_of_both_kinds(tiny: CoarseToFineConfig, images: Any, message: str) -> None:
+    config = dataclasses.replace(tiny, domain=2)
+    with pytest.raises(ValueError, match=message):
+        Trainer(config, image_levels(images, config.sizes, config.channels), torch.device("cpu"))
 
 
 @pytest.mark.parametrize("share", [-0.1, 1.0])
