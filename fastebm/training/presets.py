@@ -67,6 +67,7 @@ MNIST = CoarseToFineConfig(
     steps=20,
     data_noise=0.01,
     clamp_ends=True,
+    noisy_starts=0.25,
     energy_l2=1e-3,
     ema=0.99,
     max_energy=200.0,
@@ -76,7 +77,7 @@ MNIST = CoarseToFineConfig(
 )
 """MNIST, padded to 32x32, gray. Run: docs/results/mnist has the result."""
 
-CIFAR10 = _careful(32, 1_200_000, learning_rates=(1e-3, 1e-3, 1e-3))
+CIFAR10 = _careful(32, 1_200_000, learning_rates=(1e-3, 1e-3, 1e-3), spectral_norm=False, clamp_ends=True, ema=0.99)
 """CIFAR-10, and other colour images at 32x32 (a smaller one was: docs/results/cifar10). Not run."""
 
 CELEBA64 = _careful(64, 1_500_000, steps=20)
