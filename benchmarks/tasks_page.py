@@ -22,8 +22,12 @@ from fastebm.tasks.pictures import heat, save_columns
 from fastebm.training.files import write_json
 
 Numbers = dict[str, Any]
-DENOISED = ("denoise-0.2", "denoise-0.4")
-INPAINTED = ("inpaint-square", "inpaint-half", "inpaint-pixels", "inpaint-pixels-coarse")
+DENOISED = ("denoise-0.2", "denoise-0.4", "cifar10-denoise-0.1", "cifar10-denoise-0.2")
+INPAINTED = (
+    *("inpaint-square", "inpaint-half", "inpaint-pixels", "inpaint-pixels-coarse"),
+    *("cifar10-inpaint-square", "cifar10-inpaint-half", "cifar10-inpaint-pixels"),
+)
+INPAINT_ERRORS = ("best", "chains", "nearest", "mean", "surroundings")
 TRANSLATED = ("translate-128", "translate-64", "translate-32", "translate-32-pull")
 PATHS = ("images.png", "noise.png", "coarse.png", "neighbours.png")
 ROWS = 3
@@ -34,33 +38,38 @@ def rows(head: str, lines: Iterable[str]) -> str:
     return "\n".join([f"| {head} |", "|---|" + "---:|" * head.count("|"), *(f"| {line} |" for line in lines)])
 
 
+def set_of(name: str) -> str:
+    """The images of a call, by the name of its folder."""
+    return "CIFAR-10" if name.startswith("cifar10-") else "MNIST"
+
+
 def denoise_table(of: dict[str, Numbers]) -> str:
     lines = []
-    for numbers in (of[name] for name in DENOISED if name in of):
+    for call in (call for call in DENOISED if call in of):
+        numbers = of[call]
         options = numbers["options"]
         how = (
             f"start {options['start_size'] or 'full size'}, {options['chains']} chains of {options['steps']} steps of "
             f"{options['step_size']:g} a level, temperature {options['temperature']:g}, noise {options['noise_std']:g}"
         )
         for name, reached in numbers["quality"].items():
-            settings = how if name == "restored" else ""
-            lines.append(f"{numbers['noise']:g}, {name} | {reached['psnr']:.2f} | {reached['ssim']:.3f} | {settings}")
-    return rows("noise, image | PSNR, dB | SSIM | settings", lines)
+            settings, way = how if name == "restored" else "", f"{set_of(call)}, {numbers['noise']:g}, {name}"
+            lines.append(f"{way} | {reached['psnr']:.2f} | {reached['ssim']:.3f} | {settings}")
+    return rows("images, noise, way | PSNR, dB | SSIM | settings", lines)
 
 
 def inpaint_table(of: dict[str, Numbers]) -> str:
     lines = []
     for name in (name for name in INPAINTED if name in of):
         error, numbers = of[name]["error"], of[name]
-        around = f"{error['surroundings']:.3f}" if "surroundings" in error else ""
         start = "lowest resolution" if numbers["options"]["coarse"] else "full size"
+        reached = " | ".join(f"{error[of_what]:.3f}" for of_what in INPAINT_ERRORS)
         lines.append(
-            f"{numbers['pattern']}, {numbers['images']} images, from {start} | {numbers['hole']:.2f} | "
-            f"{error['best']:.3f} | "
-            f"{error['chains']:.3f} | {error['nearest']:.3f} | {around} | {numbers['diversity']:.3f}"
+            f"{set_of(name)}, {numbers['pattern']}, {numbers['images']} images, from {start} | {numbers['hole']:.2f} | "
+            f"{reached} | {numbers['diversity']:.3f}"
         )
-    head = "hole, start | share | lowest energy | all chains | nearest chain | mean of surroundings | spread of chains"
-    return rows(head, lines)
+    head = "images, hole, start | share | lowest energy | all chains | nearest chain | mean of chains"
+    return rows(f"{head} | mean of surroundings | spread of chains", lines)
 
 
 def interpolate_table(of: dict[str, Numbers]) -> str:

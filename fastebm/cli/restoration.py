@@ -170,7 +170,8 @@ class Inpaint(ImageTask):
         errors = {name: float(values.mean()) for name, values in result.errors().items()}
         lines = [
             f"Root mean square error in the hole: {errors['best']:.3f} of the chain with the lowest energy, "
-            f"{errors['chains']:.3f} of all chains in the mean, {errors['nearest']:.3f} of the nearest; "
+            f"{errors['chains']:.3f} of all chains on average, {errors['nearest']:.3f} of the nearest, "
+            f"{errors['mean']:.3f} of the mean of the chains; "
             f"{errors['surroundings']:.3f} of the mean of known pixels around.",
             f"Standard deviation between the chains of an image: {float(result.diversity.mean()):.3f}.",
         ]

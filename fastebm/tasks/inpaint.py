@@ -71,6 +71,12 @@ class Inpainted:
         return self.filled[:, 0]
 
     @property
+    def mean(self) -> Tensor:
+        """Of each image the mean of its chains, (N, C, H, W): nearer to what is right by squared error than a chain is,
+        as the mean of a posterior is, and blurred where chains differ."""
+        return torch.where(self.hole, self.filled.mean(1), self.images)
+
+    @property
     def diversity(self) -> Tensor:
         """Of each image the root mean square over the hole of the chains' standard deviation, (N,); 0 for one chain."""
         variance = self.filled.var(1, correction=0) * self.hole
@@ -78,16 +84,19 @@ class Inpainted:
 
     def errors(self) -> dict[str, Tensor]:
         """The root mean square difference over the hole from the images, (N,): of the "best" by energy, of the mean
-        over chains of that ("chains"), of the chain that happens to be the "nearest", and, as what a model has to beat,
-        of the mean of the known pixels around ("surroundings")."""
+        over chains of that ("chains"), of the chain that happens to be the "nearest", of the "mean" of the chains, and,
+        as what that has to beat, of the mean of the known pixels around ("surroundings")."""
         squares = ((self.filled - self.images[:, None]).square() * self.hole[:, None]).flatten(2).sum(2)
-        each = (squares / self.hole.flatten(1).sum(1)[:, None]).sqrt()
-        around = ((surroundings(self.images, self.hole) - self.images).square() * self.hole).flatten(1).sum(1)
+        pixels = self.hole.flatten(1).sum(1)
+        each = (squares / pixels[:, None]).sqrt()
+        estimates = {"mean": self.mean, "surroundings": surroundings(self.images, self.hole)}
         return {
             "best": each[:, 0],
             "chains": each.mean(1),
             "nearest": each.min(1).values,
-            "surroundings": (around / self.hole.flatten(1).sum(1)).sqrt(),
+        } | {
+            name: (((images - self.images).square() * self.hole).flatten(1).sum(1) / pixels).sqrt()
+            for name, images in estimates.items()
         }
 
     def to_json(self) -> dict[str, Any]:
