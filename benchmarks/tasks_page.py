@@ -2,7 +2,7 @@
 
 FOLDER holds a folder of each command's call (`denoise-0.2`, `inpaint-square` and so on, as the page says). Their
 pictures and numbers are copied, and the README's tables filled between marks. Words around them are written by a
-person, and stay. Of translation only what came out is shown, not the photographs that went in.
+person, and stay.
 """
 
 from __future__ import annotations
@@ -15,10 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import marks
-import numpy as np
-import torch
 
-from fastebm.tasks.pictures import heat, save_columns
 from fastebm.training.files import write_json
 
 Numbers = dict[str, Any]
@@ -28,9 +25,7 @@ INPAINTED = (
     *("cifar10-inpaint-square", "cifar10-inpaint-half", "cifar10-inpaint-pixels"),
 )
 INPAINT_ERRORS = ("best", "chains", "nearest", "mean", "surroundings")
-TRANSLATED = ("translate-128", "translate-64", "translate-32", "translate-32-pull")
 PATHS = ("images.png", "noise.png", "coarse.png", "neighbours.png")
-ROWS = 3
 
 
 def rows(head: str, lines: Iterable[str]) -> str:
@@ -94,22 +89,10 @@ def interpolate_table(of: dict[str, Numbers]) -> str:
     return rows("what | value", lines)
 
 
-def translate_table(of: dict[str, Numbers]) -> str:
-    lines = []
-    for numbers in (of[name] for name in TRANSLATED if name in of):
-        options, energy = numbers["options"], numbers["energy"]
-        lines.append(
-            f"{options['start_size'] or 'full'} | {options['steps']} | {options['pull']:g} | {energy[0]:.1f} | "
-            f"{energy[-1]:.1f} | {numbers['change']:.3f}"
-        )
-    return rows("start size | steps a level | pull | energy of the start | at the end | mean change of a pixel", lines)
-
-
 TABLES: dict[str, Callable[[dict[str, Numbers]], str]] = {
     "denoise": denoise_table,
     "inpaint": inpaint_table,
     "interpolate": interpolate_table,
-    "translate": translate_table,
 }
 
 
@@ -127,7 +110,7 @@ def numbers_of(page: Path) -> dict[str, Numbers]:
 def keep(folder: Path, page: Path) -> None:
     """Copies pictures and numbers of `folder` to `page`, and renews its tables; calls not made there are left out."""
     page.mkdir(parents=True, exist_ok=True)
-    made = [name for name in (*DENOISED, *INPAINTED, *TRANSLATED, "interpolate") if (folder / name).is_dir()]
+    made = [name for name in (*DENOISED, *INPAINTED, "interpolate") if (folder / name).is_dir()]
     for name in made:
         numbers = json.loads((folder / name / "numbers.json").read_text())
         write_json(page / f"{name}.json", numbers | {"run": Path(numbers["run"]).name})
@@ -137,13 +120,6 @@ def keep(folder: Path, page: Path) -> None:
     for picture in PATHS:
         shutil.copyfile(folder / "interpolate" / picture, page / f"interpolate-{picture}")
     shutil.copyfile(folder / "grid.png", page / "generate.png")
-    columns = {}
-    for name in (name for name in TRANSLATED if name in made):
-        with np.load(folder / name / "translated.npz") as arrays:
-            images, change = (torch.from_numpy(arrays[kind][:ROWS]) for kind in ("translated", "change"))
-        heading = name.removeprefix("translate-").replace("-", ", ")
-        columns |= {f"from {heading}": images, f"change\n{heading}": heat((change / 0.5).clamp(0, 1))}
-    save_columns(page / "translate.png", columns)
     readme = page / "README.md"
     readme.write_text(filled(readme.read_text(), numbers_of(page)))
 
