@@ -1,11 +1,12 @@
 """How far chains carry images over: what a classifier of the two domains takes them for, before and after.
 
-    python benchmarks/translation.py runs/zebra --source horses.npz --target zebras.npz docs/results/translation
+    python benchmarks/translation.py runs/zebra docs/results/translation --source horses.npz --target zebras.npz
 
 The run is of the target domain. The classifier is the small one of `fastebm evaluate`, trained on both domains' train
 images at the run's size; it says which share of the source's test images it takes for the target, before and after
 chains with each setting, beside how much a pixel was changed and how much of the source is left (the correlation of
-images averaged down to a quarter, which says where things are). Only what came out is shown: sources may be others'.
+images averaged down to a quarter, which says where things are). The numbers are kept in the run's name and fill its
+table of the page. Only what came out is shown: sources may be others'.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from marks import fill
 from torch import Tensor
 
 from fastebm.data import Images, open_images, to_float
@@ -27,8 +29,7 @@ from fastebm.training import load_coarse_to_fine
 from fastebm.training.files import write_json
 from fastebm.training.pictures import save_grid
 
-PULLS = (0.0, 0.01, 0.03, 0.1)
-STEPS = 20
+PULLS = (0.0, 0.03)
 SHOWN = 40
 
 
@@ -47,7 +48,7 @@ def main() -> None:
     parser.add_argument("--target", type=Path, required=True)
     given = parser.parse_args()
     torch.set_num_threads(1)
-    run = load_coarse_to_fine(given.run)
+    run, name = load_coarse_to_fine(given.run), given.run.resolve().name
     wanted: dict[str, Any] = {"size": run.size, "channels": run.config.channels}
     train, test = (
         [open_images(p, split=part, **wanted) for p in (given.source, given.target)] for part in ("train", "test")
@@ -67,25 +68,27 @@ def main() -> None:
     starts = [None, *(size for size in sorted(run.levels, reverse=True)[1:])]
     given.page.mkdir(parents=True, exist_ok=True)
     for start, pull in itertools.product(starts, PULLS):
-        options = TranslateOptions(steps=STEPS, start_size=start, pull=pull)
+        options = TranslateOptions(steps=run.config.steps, start_size=start, pull=pull)
         images = translate(run, sources, options).images
         way = f"from {start or run.size}, pull {pull:g}"
         rows.append({"way": way, "start_size": start or run.size, "pull": pull, **measured(images)})
         print(rows[-1], flush=True)
-        save_grid(given.page / f"from-{start or run.size}-pull-{pull:g}.png", images[:SHOWN])
+        if not pull:
+            save_grid(given.page / f"{name}-from-{start or run.size}.png", images[:SHOWN])
     samples = run.sample(len(sources))
     named = judge(samples).probabilities[:, 1]
     found = {
         "images": len(sources),
-        "steps": STEPS,
+        "steps": run.config.steps,
         "size": run.size,
         "judge_accuracy": judge.accuracy,
         "samples_taken_for_target": float((named > 0.5).double().mean()),
         "rows": rows,
         "machine": machine_facts("cpu"),
     }
-    write_json(given.page / "translation.json", found)
-    print(table(found))
+    write_json(given.page / f"{name}.json", found)
+    save_grid(given.page / f"{name}-samples.png", samples[:SHOWN])
+    fill(given.page / "README.md", "Translation", name, Path(__file__).name, table(found))
 
 
 def joined(source: Images, target: Images) -> Images:
@@ -96,7 +99,17 @@ def joined(source: Images, target: Images) -> Images:
 
 def table(found: dict[str, Any]) -> str:
     """A row for each setting."""
-    lines = ["| chains | taken for the target | change of a pixel | likeness to the source |", "|---|---:|---:|---:|"]
+    head = (
+        f"{found['images']} test images at {found['size']}x{found['size']}, {found['steps']} updates a level. The "
+        f"classifier is right on {found['judge_accuracy']:.0%} of unseen images of both domains, and takes "
+        f"{found['samples_taken_for_target']:.0%} of the run's own samples for the target."
+    )
+    lines = [
+        head,
+        "",
+        "| chains | taken for the target | change of a pixel | likeness to the source |",
+        "|---|---:|---:|---:|",
+    ]
     for row in found["rows"]:
         lines.append(f"| {row['way']} | {row['taken_for_target']:.0%} | {row['change']:.3f} | {row['likeness']:.2f} |")
     return "\n".join(lines)
