@@ -23,6 +23,7 @@ def test_numbers_of_streams_never_change():
         "SHUFFLE": 8,
         "RESEED": 9,
         "POSTERIOR": 10,
+        "NOISY_START": 11,
     }
 
 
