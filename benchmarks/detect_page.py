@@ -1,8 +1,13 @@
-"""Fills the tables of docs/results/detect from what `fastebm detect` wrote: `python benchmarks/detect_page.py`."""
+"""Fills the tables of docs/results/detect from what `fastebm detect` wrote: `detect_page.py [--keep OUT NAME]`.
+
+OUT is the folder of a call; its numbers are kept as NAME.json first, with the names of files for where images lie.
+"""
 
 from __future__ import annotations
 
+import argparse
 import json
+import re
 from pathlib import Path
 
 from marks import filled
@@ -24,7 +29,17 @@ def table(path: Path) -> str:
     return "\n".join(lines)
 
 
+def keep(out: Path, name: str) -> None:
+    """Copies the numbers of a call, without the folders of paths."""
+    (PAGE / f"{name}.json").write_text(re.sub(r"(?<![\w.])/\S*/", "", (out / "detect.json").read_text()))
+
+
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--keep", nargs=2, metavar=("OUT", "NAME"))
+    given = parser.parse_args()
+    if given.keep:
+        keep(Path(given.keep[0]), given.keep[1])
     readme = PAGE / "README.md"
     text = readme.read_text()
     for path in sorted(PAGE.glob("*.json")):

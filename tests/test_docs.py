@@ -45,5 +45,11 @@ def test_make_targets_exist(page: Path) -> None:
     assert asked <= made
 
 
+def test_results_name_no_folders_of_a_machine() -> None:
+    files = [path for suffix in ("json", "jsonl") for path in (ROOT / "docs" / "results").glob(f"**/*.{suffix}")]
+    assert len(files) > 40
+    assert [name(path) for path in files if re.search(r"(?<![\w./])/\w[\w.-]*/", path.read_text())] == []
+
+
 def test_readme_fits_a_screen() -> None:
     assert len((ROOT / "README.md").read_text().splitlines()) <= 60
