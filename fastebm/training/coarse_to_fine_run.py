@@ -18,6 +18,7 @@ from fastebm.training import pictures
 from fastebm.training.board import Board
 from fastebm.training.checkpoints import Checkpoint
 from fastebm.training.coarse_to_fine_config import CoarseToFineConfig
+from fastebm.training.initial_weights import drawn_from
 from fastebm.training.loop import part, trained_checkpoint
 from fastebm.training.run import RunFolder
 
@@ -123,8 +124,7 @@ def _chain_options(config: CoarseToFineConfig) -> dict[str, Any]:
 
 def new_net(config: CoarseToFineConfig) -> CoarseToFineEnergy:
     """A net for all stages, with weights drawn from the config's seed and torch's own generator left alone."""
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(config.seed)
+    with drawn_from(config.seed):
         return CoarseToFineEnergy(
             config.sizes[-1],
             config.channels,

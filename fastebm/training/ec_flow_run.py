@@ -15,6 +15,7 @@ from fastebm.training import pictures
 from fastebm.training.board import Board
 from fastebm.training.ec_flow_config import EcFlowConfig
 from fastebm.training.energy_side import stored_energy
+from fastebm.training.initial_weights import drawn_from
 from fastebm.training.loop import part, trained_checkpoint
 from fastebm.training.run import RunFolder
 
@@ -110,8 +111,7 @@ def load_ec_flow(
 
 def new_flow(config: EcFlowConfig) -> Flow:
     """A flow with weights drawn from the config's seed and torch's own generator left alone."""
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(config.seed)
+    with drawn_from(config.seed):
         return Flow(
             (config.channels, config.size, config.size),
             levels=config.levels,

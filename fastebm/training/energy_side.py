@@ -11,6 +11,7 @@ from torch import Tensor
 from fastebm.models import MultiScaleEnergy
 from fastebm.sampling import Langevin
 from fastebm.training.calibration import Anchor, calibrate
+from fastebm.training.initial_weights import drawn_from
 from fastebm.training.loop import Health, energy_health, optimizer_tensors, part, restore_optimizer
 
 
@@ -58,8 +59,7 @@ def new_energy(config: EnergyConfig) -> MultiScaleEnergy | None:
     generator."""
     if not config.calibrated:
         return None
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(config.seed)
+    with drawn_from(config.seed):
         return MultiScaleEnergy(
             config.size,
             config.channels,

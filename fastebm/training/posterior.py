@@ -52,8 +52,7 @@ class PosteriorEnergy(nn.Module):
 
     def pack(self, images: Tensor, z: Tensor, rest: float = 0.0) -> Tensor:
         """States of images (B, channels, size, size) and latent vectors (B, latent), with the `rest` of a row so."""
-        room = self.channels * self.rows * self.size
-        below = F.pad(z, (0, room - self.latent), value=rest)
+        below = F.pad(z, (0, self.unpacking.shape[1] - self.latent), value=rest)
         return torch.cat((images.to(z.dtype), below.unflatten(1, (self.channels, self.rows, self.size))), dim=2)
 
     def unpack(self, state: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from fastebm.models import Vae
 from fastebm.training import pictures
 from fastebm.training.board import Board
 from fastebm.training.checkpoints import Checkpoint
+from fastebm.training.initial_weights import drawn_from
 from fastebm.training.loop import part
 from fastebm.training.run import RunFolder
 
@@ -91,8 +92,7 @@ class VaeRun:
 
 def new_vae(config: VaeConfig) -> Vae:
     """A VAE with weights drawn from the config's seed and torch's own generator left alone."""
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(config.seed)
+    with drawn_from(config.seed):
         return Vae(
             config.size,
             config.channels,

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fastebm.training import CoarseToFineConfig, DivergedError
 from fastebm.training.image_levels import image_levels
-from fastebm.training.loop import Loop, OnLog
+from fastebm.training.loop import Given, Loop, OnLog
 from fastebm.training.run import RunFolder
 
 Trainer = TypeVar("Trainer", bound=Loop)
@@ -64,7 +64,7 @@ def differing_tensors(one: dict[str, Tensor], other: dict[str, Tensor]) -> list[
 
 
 def assert_resumes_to_the_same_bits(
-    train: Callable[..., Any], config: Any, images: Tensor, folder: Path, stop_at: int
+    train: Callable[..., Any], config: Any, images: Given, folder: Path, stop_at: int
 ) -> None:
     """`train(config, images, path, stop_at)` ends in the same place whether it was stopped on the way or not."""
     whole = train(config, images, folder / "whole")

@@ -21,12 +21,13 @@ from fastebm.sampling import Cascade, ExpandingCascade
 from fastebm.training import CoarseToFineConfig, CoarseToFineRun, load_coarse_to_fine, train_coarse_to_fine
 from fastebm.training.coarse_to_fine_trainer import Trainer
 from fastebm.training.image_levels import image_levels
+from fastebm.training.loop import Given
 from fastebm.training.recomputation import recomputed_blocks
 from fastebm.training.run import RunFolder
-from tests.training.resumed_runs import Stop, log, stopping, trainer_at
+from tests.training.resumed_runs import Stop, assert_resumes_to_the_same_bits, log, stopping, trainer_at
 
 
-def trained(config: CoarseToFineConfig, images: Tensor, path: Path, stop_at: int | None = None) -> CoarseToFineRun:
+def trained(config: CoarseToFineConfig, images: Given, path: Path, stop_at: int | None = None) -> CoarseToFineRun:
     return train_coarse_to_fine(config, images, path, progress=False, save_pictures=False, on_log=stopping(stop_at))
 
 
@@ -248,12 +249,7 @@ def test_chains_at_noisy_images_stop_and_go_on_to_the_last_bit(
     tiny: CoarseToFineConfig, images: Tensor, tmp_path: Path, variant: Any
 ) -> None:
     config = dataclasses.replace(tiny, variant=variant, noisy_starts=0.4, ema=0.5)
-    whole = trained(config, images, tmp_path / "whole")
-    with pytest.raises(Stop):
-        trained(config, images, tmp_path / "stopped", 9)
-    resumed = trained(config, images, tmp_path / "stopped")
-    for one, other in zip(whole.levels[8].state_dict().values(), resumed.levels[8].state_dict().values(), strict=True):
-        assert torch.equal(one, other)
+    assert_resumes_to_the_same_bits(trained, config, images, tmp_path, stop_at=9)
 
 
 def labelled(count: int = 40) -> Images:
@@ -281,13 +277,7 @@ def test_one_domain_is_learned_and_chains_start_at_the_others(tiny: CoarseToFine
 
 def test_a_run_of_one_domain_stops_and_goes_on_to_the_last_bit(tiny: CoarseToFineConfig, tmp_path: Path) -> None:
     config = dataclasses.replace(tiny, domain=0, noisy_starts=0.4, ema=0.5, flip=True)
-    images = labelled()
-    whole = train_coarse_to_fine(config, images, tmp_path / "whole", progress=False, save_pictures=False)
-    with pytest.raises(Stop):
-        train_coarse_to_fine(config, images, tmp_path / "stopped", progress=False, on_log=stopping(8))
-    resumed = train_coarse_to_fine(config, images, tmp_path / "stopped", progress=False, save_pictures=False)
-    for one, other in zip(whole.levels[8].state_dict().values(), resumed.levels[8].state_dict().values(), strict=True):
-        assert torch.equal(one, other)
+    assert_resumes_to_the_same_bits(trained, config, labelled(), tmp_path, stop_at=8)
 
 
 @pytest.mark.parametrize(
