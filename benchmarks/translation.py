@@ -56,16 +56,18 @@ def main() -> None:
     judge = train_features(*(joined(*domains) for domains in (train, test)), images_seen=60_000)
     sources = to_float(test[0].pixels)
 
+    def taken_for_target(images: Tensor) -> float:
+        return float((judge(images).probabilities[:, 1] > 0.5).double().mean())
+
     def measured(images: Tensor) -> dict[str, float]:
-        named = judge(images).probabilities[:, 1]
         return {
-            "taken_for_target": float((named > 0.5).double().mean()),
+            "taken_for_target": taken_for_target(images),
             "change": float((images - sources).abs().mean()),
             "likeness": likeness(images, sources),
         }
 
     rows: list[dict[str, Any]] = [{"way": "sources", **measured(sources)}]
-    starts = [None, *(size for size in sorted(run.levels, reverse=True)[1:])]
+    starts = [None, *sorted(run.levels, reverse=True)[1:]]
     given.page.mkdir(parents=True, exist_ok=True)
     for start, pull in itertools.product(starts, PULLS):
         options = TranslateOptions(steps=run.config.steps, start_size=start, pull=pull)
@@ -76,13 +78,12 @@ def main() -> None:
         if not pull:
             save_grid(given.page / f"{name}-from-{start or run.size}.png", images[:SHOWN])
     samples = run.sample(len(sources))
-    named = judge(samples).probabilities[:, 1]
     found = {
         "images": len(sources),
         "steps": run.config.steps,
         "size": run.size,
         "judge_accuracy": judge.accuracy,
-        "samples_taken_for_target": float((named > 0.5).double().mean()),
+        "samples_taken_for_target": taken_for_target(samples),
         "rows": rows,
         "machine": machine_facts("cpu"),
     }

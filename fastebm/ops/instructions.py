@@ -14,6 +14,7 @@ floating-point numbers are elsewhere, in `constants`: so new weights need no new
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, fields
 from enum import IntEnum
 
@@ -235,15 +236,19 @@ class Code:
         """The operations behind one instruction."""
         return self.epilogues[instruction.first : instruction.first + instruction.count]
 
+    @functools.cached_property
+    def samples(self) -> frozenset[tuple[int, int, int]]:
+        """What it loads of a sample, (C, H, W): one shape, unless it reads no samples."""
+        loads = (i for i in self.instructions if i.kind == Kind.LOAD and i.source_channels)
+        return frozenset((i.source_channels, i.height, i.width) for i in loads)
+
     def check_samples(self, x: Tensor) -> None:
         """Raises ValueError where samples of x (batch, ...) are not those that the program loads."""
         given = tuple(x.shape[1:]) if x.dim() == 4 else (x.shape[1:].numel(), 1, 1)
-        for i in self.instructions:
-            if i.kind == Kind.LOAD and i.source_channels and given != (i.source_channels, i.height, i.width):
-                raise ValueError(
-                    f"this program is for samples of {i.source_channels}x{i.height}x{i.width} numbers, "
-                    f"got x of shape {tuple(x.shape)}"
-                )
+        for channels, height, width in self.samples - {given}:
+            raise ValueError(
+                f"this program is for samples of {channels}x{height}x{width} numbers, got x of shape {tuple(x.shape)}"
+            )
 
 
 def encode(code: Code) -> Tensor:

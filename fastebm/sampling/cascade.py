@@ -184,10 +184,7 @@ class LevelSampler(ABC):
             schedule=schedule.to(x.device),
             step=begin,
         )
-        for first, last in batch_rows(len(x), batch_size):
-            part = state.rows(first, last)
-            with finite_chains(part, check) as watch:
-                level.sampler.advance_(part, level.steps, watch)
+        level.sampler.advance_batches_(state, level.steps, batch_size, check)
         return state.x
 
     def _climb(

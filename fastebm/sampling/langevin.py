@@ -211,6 +211,13 @@ class Langevin:
                     observe(done, state.x, energies)
         return replace(state, step=state.step + steps)
 
+    def advance_batches_(self, state: ChainState, steps: int, batch_size: int | None, check: bool) -> None:
+        """`advance_` of so many chains at a time; `batch_size` and `check` as in `sample`."""
+        for first, last in batch_rows(state.x.shape[0], batch_size):
+            part = state.rows(first, last)
+            with finite_chains(part, check) as watch:
+                self.advance_(part, steps, watch)
+
     def _update(self, one: Tensor) -> Update:
         """The function that moves a state on in place, its key by `one`, and returns the energies before."""
 

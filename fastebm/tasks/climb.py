@@ -17,7 +17,6 @@ from fastebm import rng
 from fastebm.gradient import EnergyGradient
 from fastebm.sampling import Langevin, linear
 from fastebm.sampling.langevin import batch_rows
-from fastebm.sampling.observers import finite_chains
 from fastebm.sampling.schedules import table
 
 
@@ -78,10 +77,7 @@ def climb(
         done = place * how.steps
         state = sampler.init(x, seed, chains, step=done, mask=mask, known=known, anchor=anchor)
         state = replace(state, schedule=schedule, key=rng.make_key(seed, done, done, device=start.device))
-        for first, last in batch_rows(len(x), batch_size):
-            part = state.rows(first, last)
-            with finite_chains(part, True) as watch:
-                sampler.advance_(part, how.steps, watch)
+        sampler.advance_batches_(state, how.steps, batch_size, check=True)
         x = ends[size] = state.x
     return ends
 

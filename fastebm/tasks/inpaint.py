@@ -86,17 +86,18 @@ class Inpainted:
         """The root mean square difference over the hole from the images, (N,): of the "best" by energy, of the mean
         over chains of that ("chains"), of the chain that happens to be the "nearest", of the "mean" of the chains, and,
         as what that has to beat, of the mean of the known pixels around ("surroundings")."""
-        squares = ((self.filled - self.images[:, None]).square() * self.hole[:, None]).flatten(2).sum(2)
         pixels = self.hole.flatten(1).sum(1)
-        each = (squares / pixels[:, None]).sqrt()
-        estimates = {"mean": self.mean, "surroundings": surroundings(self.images, self.hole)}
+
+        def off(images: Tensor) -> Tensor:
+            return (((images - self.images).square() * self.hole).flatten(1).sum(1) / pixels).sqrt()
+
+        each = torch.stack([off(chains) for chains in self.filled.unbind(1)], 1)
         return {
             "best": each[:, 0],
             "chains": each.mean(1),
             "nearest": each.min(1).values,
-        } | {
-            name: (((images - self.images).square() * self.hole).flatten(1).sum(1) / pixels).sqrt()
-            for name, images in estimates.items()
+            "mean": off(self.mean),
+            "surroundings": off(surroundings(self.images, self.hole)),
         }
 
     def to_json(self) -> dict[str, Any]:
