@@ -14,6 +14,7 @@ same rule, asked for the largest measured stage from the one below, is kept besi
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import subprocess
@@ -79,6 +80,7 @@ def measured_here(setting: Setting, size: int, part: str) -> dict[str, Any]:
     net = setting.net(size)
     images = fastebm.uniform((2 * setting.batch, CELEBAHQ512.channels, size, size), seed=0) * 2 - 1
     _case("step", setting, setting.net(8), images[:2, :, :8, :8].contiguous())()  # brings in libraries and threads
+    gc.collect()  # what others left must not be given back on the way
     memory = ResidentMemory()
     before = memory.now()
     case = _case(part, setting, net, images)
