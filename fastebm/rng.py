@@ -54,6 +54,7 @@ class Stream(IntEnum):
     RESEED = 9
     POSTERIOR = 10
     NOISY_START = 11
+    HOLE = 12
 
 
 def draw_seed() -> int:

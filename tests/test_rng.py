@@ -24,6 +24,7 @@ def test_numbers_of_streams_never_change():
         "RESEED": 9,
         "POSTERIOR": 10,
         "NOISY_START": 11,
+        "HOLE": 12,
     }
 
 

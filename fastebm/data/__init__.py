@@ -4,6 +4,7 @@ from fastebm.data.augmentation import add_noise, flip
 from fastebm.data.batches import batches
 from fastebm.data.digits import digits
 from fastebm.data.errors import DataError
+from fastebm.data.holes import random_holes, surroundings
 from fastebm.data.images import Images, to_float, to_pixels
 from fastebm.data.opening import open_images
 from fastebm.data.pyramid import ImagePyramid, average_pool_to, pyramid
@@ -19,6 +20,8 @@ __all__ = [
     "flip",
     "open_images",
     "pyramid",
+    "random_holes",
+    "surroundings",
     "to_float",
     "to_pixels",
 ]

@@ -1,6 +1,7 @@
 """Samplers of energies: explicit chain state, schedules, Langevin dynamics, coarse-to-fine cascades."""
 
 from fastebm.sampling.cascade import Cascade, ExpandingCascade
+from fastebm.sampling.data_term import data_term
 from fastebm.sampling.langevin import Langevin
 from fastebm.sampling.schedules import Schedule, constant, cosine, linear, polynomial, table, textbook
 from fastebm.sampling.state import ChainState, StepInfo
@@ -14,6 +15,7 @@ __all__ = [
     "StepInfo",
     "constant",
     "cosine",
+    "data_term",
     "linear",
     "polynomial",
     "table",

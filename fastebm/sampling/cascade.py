@@ -16,7 +16,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, Unpack
+from typing import Any, Literal, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -163,13 +163,17 @@ class LevelSampler(ABC):
         seed: int | None = None,
         chains: int | Tensor = 0,
         *,
+        mask: Tensor | None = None,
+        known: Tensor | None = None,
+        anchor: tuple[Tensor, float] | None = None,
         batch_size: int | None = None,
         check: bool = True,
     ) -> Tensor:
         """Where the last level leads from images of one's own, (B, C, size, size) in float32, which stay as they are.
 
         Noise and schedule are what a chain from noise has at that level. `seed`, `chains`, `batch_size` and `check` are
-        as in `Langevin.sample`. Raises ValueError for images of another size.
+        as in `Langevin.sample`, and so are `mask` and `known`, which pin pixels, and `anchor`, a target and the weight
+        of the pull towards it. Raises ValueError for images of another size.
         """
         level, schedule = self.levels[-1], self.schedule
         if x.ndim != 4 or x.shape[2:] != (level.size, level.size) or x.dtype != torch.float32:
@@ -177,13 +181,11 @@ class LevelSampler(ABC):
                 f"images must be float32 (B, C, {level.size}, {level.size}), got {x.dtype} {tuple(x.shape)}"
             )
         begin = len(schedule) - level.steps
-        state = ChainState(
-            x=x.detach().clone(),
-            key=rng.make_key(rng.draw_seed() if seed is None else seed, begin, begin, device=x.device),
-            chains=rng.chain_ids(chains, len(x), device=x.device),
-            schedule=schedule.to(x.device),
-            step=begin,
-        )
+        seed = rng.draw_seed() if seed is None else seed
+        sides: dict[str, Any] = {"mask": mask, "known": known, "anchor": anchor}
+        state = level.sampler.init(x, seed, chains, step=begin, steps=level.steps, **sides)
+        key = rng.make_key(seed, begin, begin, device=x.device)
+        state = replace(state, schedule=schedule.to(x.device), key=key)
         level.sampler.advance_batches_(state, level.steps, batch_size, check)
         return state.x
 

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from fastebm.ops import normal
 from fastebm.rng import Stream
+from fastebm.sampling import data_term
 from fastebm.tasks.classical import ClassicalDenoiser
 from fastebm.tasks.climb import Climb, climb, energies_of
 from fastebm.tasks.images import checked_images
@@ -209,8 +210,7 @@ def _restored(
         factor = size // level
         target = F.avg_pool2d(noisy, factor).repeat_interleave(options.chains, 0)
         # A mean of factor^2 pixels has a factor-th of the noise.
-        weight = options.temperature * factor**2 / noise**2
-        pulled[level] = target, min(weight, 1 / options.step_size)
+        pulled[level] = target, data_term(options.temperature, noise / factor, options.step_size)
     start = pulled[min(levels)][0].clamp(-1, 1)
     how = Climb(options.steps, options.step_size, options.noise_std, clamp=True)
     ends = climb(levels, start, how, seed=seed, pulled=pulled, batch_size=batch_size)[size]

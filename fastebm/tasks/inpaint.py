@@ -10,14 +10,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastebm.data import surroundings
+from fastebm.data.holes import HOLE_NOISE
 from fastebm.ops import uniform
 from fastebm.rng import Stream
 from fastebm.tasks.climb import Climb, climb, energies_of
 from fastebm.tasks.holes import checked_hole
 from fastebm.tasks.images import checked_images
 from fastebm.tasks.model import Model, level_gradients, top_gradient
-
-_FIRST_NOISE = 0.03  # at full size the hole starts with U(-0.03, 0.03), as in the authors' repository: "small"
 
 
 @dataclass(frozen=True)
@@ -155,7 +155,7 @@ def inpaint(
     draws = uniform(known.shape, seed=seed, stream=Stream.INITIAL, device=images.device)
     start = 2 * draws - 1
     if not options.coarse:
-        start = surroundings(images, hole).repeat_interleave(count, 0) + _FIRST_NOISE * start
+        start = surroundings(images, hole).repeat_interleave(count, 0) + HOLE_NOISE * start
     how = Climb(options.steps, options.step_size, options.noise_start, options.noise_end)
     ends = climb(levels, start, how, seed=seed, pinned=pinned, batch_size=batch_size)[size].clamp(-1, 1)
     energy, order = energies_of(top, ends, batch_size).unflatten(0, (-1, count)).sort(dim=1, stable=True)
@@ -174,19 +174,3 @@ def _pinned(images: Tensor, hole: Tensor, factor: int, chains: int) -> tuple[Ten
     mean = F.avg_pool2d(images * seen, factor) / share.clamp(min=torch.finfo(share.dtype).tiny)
     mask, known = (share >= 0.5, mean) if factor > 1 else (~hole, images)
     return mask.repeat_interleave(chains, 0), known.repeat_interleave(chains, 0)
-
-
-def surroundings(images: Tensor, hole: Tensor) -> Tensor:
-    """`images` (N, C, H, W) with each pixel of the hole at the mean of the known ones around it, in the same colour.
-
-    "Around" is the smallest square of 3, 5, 9, 17 and so on a side that has any; 0 where a colour has none at all.
-    """
-    seen = (~hole).float()
-    filled, missing, radius = images * seen, hole, 1
-    while missing.any() and radius < 2 * max(images.shape[2:]):
-        share, mean = (F.avg_pool2d(x, 2 * radius + 1, 1, radius) for x in (seen, images * seen))
-        # Less than a pixel's share is rounding.
-        found = missing & (share > 0.5 / (2 * radius + 1) ** 2)
-        filled = torch.where(found, mean / share, filled)
-        missing, radius = missing & ~found, 2 * radius
-    return filled

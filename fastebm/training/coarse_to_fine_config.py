@@ -20,6 +20,8 @@ _RANGES: dict[str, tuple[float, float]] = {
     "noise_end": (0, 1e6),
     "noisy_starts": (0, 0.99),
     "start_noise": (0, 1e6),
+    "start_temperature": (0, 1e6),
+    "hole_starts": (0, 0.99),
     "domain": (-1, 2**31),
     "max_batch": (0, 2**20),
     "recompute_from": (0, 2**20),
@@ -87,6 +89,12 @@ class CoarseToFineConfig:
     chains that restore images do; the others start from noise"""
     start_noise: float = 0.4
     """largest std of that noise; each chain draws its own, evenly from 0 on"""
+    start_temperature: float = 0.0
+    """of the energy beside a data term that pulls chains of `noisy_starts` back to where they start, as denoising has
+    it; the std of their noise is then one for all chains of an update; 0: no data term"""
+    hole_starts: float = 0.0
+    """share of an update's chains that start at training images with a hole, at the mean of what is around it, and fill
+    it in with all else pinned, at the stage's resolution alone, as inpainting does"""
     domain: int = -1
     """label of the images that are learned; chains of `noisy_starts` then begin at images with other labels, to be
     translated; -1: all images are learned, whatever their labels"""
@@ -143,6 +151,9 @@ class CoarseToFineConfig:
         if any(high != 2 * low for low, high in itertools.pairwise(self.sizes)):
             raise ValueError(f"each size must be twice the one before, got sizes {self.sizes}")
         check_fields(self, _RANGES, _CHOICES)
+        if self.noisy_starts + self.hole_starts >= 1:
+            shares = f"noisy_starts {self.noisy_starts} and hole_starts {self.hole_starts}"
+            raise ValueError(f"some chains must start from noise: {shares} make a sum below 1")
 
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> CoarseToFineConfig:
@@ -168,9 +179,10 @@ class CoarseToFineConfig:
         """How many chains, and images, the whole run uses."""
         return sum(stage.iterations * stage.batch_size for stage in self.stages)
 
-    def chains_from_images(self, stage: Stage) -> int:
-        """How many of an update's chains start at images."""
-        return int(self.noisy_starts * stage.batch_size)
+    def chains_by_start(self, stage: Stage) -> tuple[int, int, int]:
+        """How many of an update's chains start from noise, at images with holes, and at noisy images, in that order."""
+        holes, noisy = (int(share * stage.batch_size) for share in (self.hole_starts, self.noisy_starts))
+        return stage.batch_size - holes - noisy, holes, noisy
 
     def stage_at(self, iteration: int) -> Stage:
         """The stage that iteration number `iteration`, from 0 on, belongs to; the last one for those beyond."""

@@ -10,10 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastebm.data import add_noise, batches, flip
+from fastebm.data import add_noise, batches, flip, random_holes, surroundings
+from fastebm.data.holes import HOLE_NOISE
 from fastebm.models import CoarseToFineEnergy
 from fastebm.ops import normal, uniform
 from fastebm.rng import Stream
+from fastebm.sampling import data_term
 from fastebm.sampling.cascade import Level, LevelSampler
 from fastebm.training.board import Board
 from fastebm.training.checkpoints import Checkpoint
@@ -92,7 +94,7 @@ class Trainer(Loop):
         stage, beta = self.stage, self.config.beta_at(self.iteration)
         first = self._first_image(stage)
         real = self._real_images(stage, first)
-        fake, motion = self._fake_images(stage, beta, first, self._start_images(stage, first, real))
+        fake, motion = self._fake_images(stage, beta, first, real, self._start_images(stage, first, real))
         loss, data, samples = self._accumulate_gradient(stage, real, fake, beta)
         health = numbers_of(energy_health(self.net, loss, data, samples) | motion)
         self.guard.check(self.iteration + 1, health)
@@ -109,10 +111,10 @@ class Trainer(Loop):
         """
         stage, beta = self.last_stage, self.config.beta_at(self.iteration - 1)
         real = self.images.first(stage.size, stage.batch_size, self.device)
-        count = self.config.chains_from_images(stage)
-        starts = real[:count] if self.sources is None else self.sources.first(stage.size, count, self.device)
+        _, _, noisy = self.config.chains_by_start(stage)
+        starts = real[:noisy] if self.sources is None else self.sources.first(stage.size, noisy, self.device)
         with torch.no_grad():
-            fake, _ = self._fake_images(stage, beta, self._first_image(stage), starts)
+            fake, _ = self._fake_images(stage, beta, self._first_image(stage), real, starts)
             self.net.eval()
             data, samples = (self.net(images, beta).abs().max().item() for images in (real, fake))
             self.net.train()
@@ -137,34 +139,61 @@ class Trainer(Loop):
 
     def _start_images(self, stage: Stage, first: int, real: Tensor) -> Tensor:
         """The images at which an update's last chains start, (B, C, size, size), before their noise."""
-        count = self.config.chains_from_images(stage)
-        if self.sources is None or not count:
-            return real[len(real) - count :]
+        _, _, noisy = self.config.chains_by_start(stage)
+        if self.sources is None or not noisy:
+            return real[len(real) - noisy :]
         images = self.sources.batch(stage.size, next(self._source_order), self.device)
-        number = first + stage.batch_size - count
+        number = first + stage.batch_size - noisy
         return flip(images, seed=self.seed, positions=number) if self.config.flip else images
 
-    def _fake_images(self, stage: Stage, beta: float, first: int, starts: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """The ends of chains from number `first` on, of which the last begin at `starts` under noise, and how those
-        from noise alone moved at the highest resolution."""
-        ends, motion = self._chain_ends(stage, beta, first)
-        if len(starts):
-            number = first + stage.batch_size - len(starts)
-            ends = torch.cat((ends, self._restored(stage, beta, number, starts)))
-        return (ends.clamp(-1, 1) if self.config.clamp_ends else ends), motion
+    def _fake_images(
+        self, stage: Stage, beta: float, first: int, real: Tensor, starts: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The ends of chains from number `first` on, and how those from noise alone moved at the highest resolution.
+
+        Chains from noise come first, then those that fill holes in their part of `real`, then those from `starts`.
+        """
+        count, holes, noisy = self.config.chains_by_start(stage)
+        fake, motion = self._chain_ends(stage, beta, first, count)
+        ends = [fake]
+        if holes:
+            ends.append(self._filled(stage, beta, first + count, real[count : count + holes]))
+        if noisy:
+            ends.append(self._restored(stage, beta, first + count + holes, starts))
+        fake = torch.cat(ends)
+        return (fake.clamp(-1, 1) if self.config.clamp_ends else fake), motion
+
+    def _filled(self, stage: Stage, beta: float, first: int, images: Tensor) -> Tensor:
+        """The ends of chains, from number `first` on, that fill in a hole in each of `images`."""
+        holes = random_holes(len(images), stage.size, seed=self.seed, positions=first, device=self.device)
+        holes = holes.expand_as(images)
+        where: dict[str, Any] = {"seed": self.seed, "stream": Stream.HOLE, "chains": first}
+        noise = HOLE_NOISE * (2 * uniform(images.shape, step=2, device=self.device, **where) - 1)
+        start = surroundings(images, holes) + noise
+        return self._refined(stage, beta, first, start, mask=~holes, known=images)
 
     def _restored(self, stage: Stage, beta: float, first: int, images: Tensor) -> Tensor:
         """The ends of chains, from number `first` on, that start at `images` under noise."""
+        config = self.config
         where: dict[str, Any] = {"seed": self.seed, "stream": Stream.NOISY_START, "chains": first}
-        std = self.config.start_noise * uniform((len(images), 1), step=0, device=self.device, **where)
+        # With a data term one std for all, as an anchor has one weight.
+        draws = 1 if config.start_temperature else len(images)
+        std = config.start_noise * uniform((draws, 1), step=0, device=self.device, **where)
         noise = normal(images.shape, step=1, device=self.device, **where)
-        start = (images + std[:, :, None, None] * noise).clamp(-1, 1)
-        return self._sampler(stage, beta).refine(
-            start, self.seed, first, batch_size=self.config.max_batch or None, check=False
-        )
+        noisy = images + std[:, :, None, None] * noise
+        start = noisy.clamp(-1, 1)
+        if not config.start_temperature:
+            return self._refined(stage, beta, first, start)
+        pull = data_term(config.start_temperature, std.item(), config.step_size)
+        return self._refined(stage, beta, first, start, anchor=(noisy, pull))
 
-    def _chain_ends(self, stage: Stage, beta: float, first: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """The ends of chains from noise, from number `first` on, and how they moved at the highest resolution."""
+    def _refined(self, stage: Stage, beta: float, first: int, start: Tensor, **held: Any) -> Tensor:
+        """The ends of chains from number `first` on at the stage's resolution, held as `LevelSampler.refine` has it."""
+        size = self.config.max_batch or None
+        return self._sampler(stage, beta).refine(start, self.seed, first, batch_size=size, check=False, **held)
+
+    def _chain_ends(self, stage: Stage, beta: float, first: int, count: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """The ends of `count` chains from noise, from number `first` on, and how they moved at the last level."""
         starts: list[Tensor] = []
 
         def keep(level: Level, x: Tensor) -> None:
@@ -172,7 +201,7 @@ class Trainer(Loop):
                 starts.append(x.clone())
 
         ends = self._sampler(stage, beta).sample_levels(
-            stage.batch_size - self.config.chains_from_images(stage),
+            count,
             self.seed,
             first,
             channels=self.config.channels,
@@ -245,8 +274,8 @@ class Trainer(Loop):
         stage, config = self.stage, self.config
         self.optimizer = torch.optim.Adam(self.net.parameters_at(stage.size), stage.learning_rate, config.adam_betas)
         self._order = batches(self.images, stage.batch_size, config.seed, self.iteration)
-        if self.sources is not None and (count := config.chains_from_images(stage)):
-            self._source_order = batches(self.sources, count, config.seed, self.iteration)
+        if self.sources is not None and (noisy := config.chains_by_start(stage)[2]):
+            self._source_order = batches(self.sources, noisy, config.seed, self.iteration)
         if config.variant == "expanding":
             self._expanding = expanding_cascade(config, self.net, stage.size)
             return

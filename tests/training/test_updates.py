@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 from collections.abc import Callable
@@ -12,7 +13,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastebm.data import Images
+from fastebm.data import Images, random_holes, surroundings
+from fastebm.data.holes import HOLE_NOISE
 from fastebm.models import CoarseToFineEnergy
 from fastebm.ops import normal, uniform
 from fastebm.ops.backends import _extension
@@ -146,7 +148,7 @@ def test_the_variants_start_their_chains_where_they_should(tiny: CoarseToFineCon
 def chain_ends(config: CoarseToFineConfig, images: Tensor, max_batch: int) -> tuple[Tensor, dict[str, Tensor]]:
     trainer = trainer_at(Trainer, config, images, 7)
     trainer.config = dataclasses.replace(trainer.config, max_batch=max_batch)
-    return trainer._chain_ends(trainer.stage, 0.5, 100)
+    return trainer._chain_ends(trainer.stage, 0.5, 100, 6)
 
 
 @pytest.mark.skipif(_extension is None, reason="the C++ operators are not built: library convolutions run")
@@ -187,7 +189,7 @@ def test_chains_in_bfloat16_end_elsewhere(tiny: CoarseToFineConfig, images: Tens
 def test_displacement_and_clamped_are_what_they_say(tiny: CoarseToFineConfig, images: Tensor, variant: str) -> None:
     config = dataclasses.replace(tiny, variant=variant, step_size=1e-9, noise_start=0.0, noise_end=0.0)
     trainer = trainer_at(Trainer, config, images, 0)
-    _, motion = trainer._chain_ends(trainer.stage, 1.0, 0)
+    _, motion = trainer._chain_ends(trainer.stage, 1.0, 0, trainer.stage.batch_size)
     # Chains that stand still: the start is uniform in (-1, 1].
     assert float(motion["displacement"]) < 1e-6
     assert float(motion["clamped"]) < 0.02
@@ -202,7 +204,7 @@ def test_displacement_and_clamped_are_what_they_say(tiny: CoarseToFineConfig, im
 
     trainer._grown = Cascade({4: level()}, steps=3, step_size=0.25, noise_std=0.0)
     trainer._expanding = ExpandingCascade(Slope(), size=4, steps=3, step_size=0.25, noise_std=0.0)
-    _, motion = trainer._chain_ends(trainer.stage, 1.0, 0)
+    _, motion = trainer._chain_ends(trainer.stage, 1.0, 0, trainer.stage.batch_size)
     assert float(motion["displacement"]) == pytest.approx(0.75, abs=1e-5)
     start = uniform((8, 16), seed=config.seed, stream=Stream.INITIAL) * 2 - 1
     assert float(motion["clamped"]) == pytest.approx(float((start <= -0.25).float().mean()), abs=1e-6)
@@ -213,7 +215,9 @@ def test_an_update_sees_what_will_be_shown_where_ends_are_clamped(tiny: CoarseTo
     clamped = dataclasses.replace(free, clamp_ends=True)
     trainers = [trainer_at(Trainer, config, images, 0) for config in (free, clamped)]
     stage = trainers[0].stage
-    (free_ends, free_motion), (ends, motion) = (trainer._fake_images(stage, 1.0, 0, images[:0]) for trainer in trainers)
+    (free_ends, free_motion), (ends, motion) = (
+        trainer._fake_images(stage, 1.0, 0, images, images[:0]) for trainer in trainers
+    )
     assert free_ends.abs().max() > 1
     assert torch.equal(ends, free_ends.clamp(-1, 1))
     assert {name: float(value) for name, value in motion.items()} == {n: float(v) for n, v in free_motion.items()}
@@ -230,10 +234,10 @@ def test_some_chains_start_at_noisy_images(tiny: CoarseToFineConfig, images: Ten
         trainer_at(Trainer, c, images, 7) for c in (config, dataclasses.replace(config, noisy_starts=0.0))
     )
     stage = trainer.stage
-    assert (stage.size, stage.batch_size, config.chains_from_images(stage)) == (8, 6, 3)
+    assert (stage.size, stage.batch_size, config.chains_by_start(stage)) == (8, 6, (3, 0, 3))
     real = images[:6]
-    ends, _ = trainer._fake_images(stage, 1.0, 48, trainer._start_images(stage, 48, real))
-    from_noise, _ = without._fake_images(stage, 1.0, 48, without._start_images(stage, 48, real))
+    ends, _ = trainer._fake_images(stage, 1.0, 48, real, trainer._start_images(stage, 48, real))
+    from_noise, _ = without._fake_images(stage, 1.0, 48, real, without._start_images(stage, 48, real))
     assert len(ends) == 6
     # Chains from noise are those of a run without others, one by one. Nothing moves here: the rest are their starts.
     assert torch.equal(ends[:3], from_noise[:3])
@@ -244,11 +248,65 @@ def test_some_chains_start_at_noisy_images(tiny: CoarseToFineConfig, images: Ten
     assert 0.01 < float((ends[3:] - real[3:]).std()) < 0.3
 
 
+def test_a_data_term_pulls_chains_back_to_their_noisy_images(tiny: CoarseToFineConfig, images: Tensor) -> None:
+    config = dataclasses.replace(
+        tiny, noisy_starts=0.5, start_noise=20.0, start_temperature=0.05, steps=4, clamp_ends=True
+    )
+    trainer = trainer_at(Trainer, config, images, 7)
+    stage, real = trainer.stage, images[:6]
+    first = 51  # of the chains that start at images
+    ends, _ = trainer._fake_images(stage, 1.0, 48, real, trainer._start_images(stage, 48, real))
+    # One noise level for all, and each update as it stands in the book of denoising.
+    std = float(config.start_noise * uniform((1, 1), seed=config.seed, stream=Stream.NOISY_START, chains=first))
+    noisy = real[3:] + std * normal((3, 1, 8, 8), seed=config.seed, step=1, stream=Stream.NOISY_START, chains=first)
+    pull = min(config.start_temperature / std**2, 1 / config.step_size)
+    assert 0 < pull < 1 / config.step_size
+    schedule = trainer._sampler(stage, 1.0).schedule
+    x, net = noisy.clamp(-1, 1), copy.deepcopy(trainer.net).eval()
+    for k in range(4, 8):
+        x = x.detach().requires_grad_()
+        (gradient,) = torch.autograd.grad(net(x, 1.0).sum(), x)
+        noise = normal(x.shape, seed=config.seed, step=k, chains=first)
+        x = x - schedule[k, 0] * (gradient + pull * (x - noisy)) + schedule[k, 1] * noise
+    torch.testing.assert_close(ends[3:], x.detach().clamp(-1, 1), rtol=0, atol=1e-5)
+    trainer.config = dataclasses.replace(config, start_temperature=0.0)
+    away, _ = trainer._fake_images(stage, 1.0, 48, real, trainer._start_images(stage, 48, real))
+    assert torch.equal(away[:3], ends[:3])
+    assert not torch.equal(away[3:], ends[3:])
+
+
 @pytest.mark.parametrize("variant", ["cascade", "expanding"])
-def test_chains_at_noisy_images_stop_and_go_on_to_the_last_bit(
-    tiny: CoarseToFineConfig, images: Tensor, tmp_path: Path, variant: Any
+def test_some_chains_fill_holes_in(tiny: CoarseToFineConfig, images: Tensor, variant: Any) -> None:
+    config = dataclasses.replace(tiny, variant=variant, noisy_starts=0.2, hole_starts=0.4)
+    trainer = trainer_at(Trainer, config, images, 7)
+    stage = trainer.stage
+    assert config.chains_by_start(stage) == (3, 2, 1)
+    real = images[:6]
+    ends, _ = trainer._fake_images(stage, 1.0, 48, real, trainer._start_images(stage, 48, real))
+    assert len(ends) == 6
+    holes = random_holes(2, 8, seed=config.seed, positions=51)
+    assert 0 < float(holes.float().mean()) < 1
+    assert torch.equal(ends[3:5][~holes], real[3:5][~holes])
+    assert not torch.equal(ends[3:5], real[3:5])
+    # Nothing of an image that lies in its hole is seen.
+    erased = torch.cat((real[:3], torch.where(holes, 0.5, real[3:5]), real[5:]))
+    again, _ = trainer._fake_images(stage, 1.0, 48, erased, trainer._start_images(stage, 48, erased))
+    assert torch.equal(again, ends)
+    # They are the chains that inpainting would run from there.
+    fill = surroundings(real[3:5], holes)
+    draws = uniform((2, 1, 8, 8), seed=config.seed, step=2, stream=Stream.HOLE, chains=51)
+    start = torch.where(holes, fill + HOLE_NOISE * (2 * draws - 1), real[3:5])
+    sampler = trainer._sampler(stage, 1.0)
+    alone = sampler.refine(start, config.seed, 51, mask=~holes, known=real[3:5])
+    assert torch.equal(alone, ends[3:5])
+
+
+@pytest.mark.parametrize("variant", ["cascade", "expanding"])
+@pytest.mark.parametrize("more", [{}, {"start_temperature": 0.005, "hole_starts": 0.2}])
+def test_chains_at_images_stop_and_go_on_to_the_last_bit(
+    tiny: CoarseToFineConfig, images: Tensor, tmp_path: Path, variant: Any, more: dict[str, Any]
 ) -> None:
-    config = dataclasses.replace(tiny, variant=variant, noisy_starts=0.4, ema=0.5)
+    config = dataclasses.replace(tiny, variant=variant, noisy_starts=0.4, ema=0.5, **more)
     assert_resumes_to_the_same_bits(trained, config, images, tmp_path, stop_at=9)
 
 
@@ -298,6 +356,8 @@ def test_domains_need_labels_of_both_kinds(tiny: CoarseToFineConfig, images: Any
 def test_chains_from_noise_are_needed(tiny: CoarseToFineConfig, share: float) -> None:
     with pytest.raises(ValueError, match="noisy_starts must lie in"):
         dataclasses.replace(tiny, noisy_starts=share)
+    with pytest.raises(ValueError, match=r"noisy_starts 0\.5 and hole_starts 0\.5 make a sum below 1"):
+        dataclasses.replace(tiny, noisy_starts=0.5, hole_starts=0.5)
 
 
 def test_every_line_has_the_health_of_its_updates(tiny: CoarseToFineConfig, images: Tensor, tmp_path: Path) -> None:
