@@ -5,7 +5,7 @@
 At 3x32x32, all on our fastest path (bfloat16 in chains, fused gradients). Times don't depend on weights, so nets are
 untrained: nothing is said about the quality of samples.
 
-- EC-VAE: one pass of the decoder, `Vae.sample`.
+- EC-VAE: one pass of the decoder, `Vae.sample`; beside it in float32, and as the module itself gives it in eval mode.
 - CF-EBM: the cascade 8 to 32, 15 steps a level, width 32.
 - like VAEBM: 16 Langevin steps on the latent vector under energy of the decoder's image plus half its squared norm.
 - like NCSN: annealed Langevin, 10 noise levels of 100 steps, on the CF-EBM net at 32x32.
@@ -60,7 +60,9 @@ def cases(batch: int) -> dict[str, Callable[[], Any]]:
         return vae.decode(joint.sample(latent, 16, seed=0, check=False))
 
     return {
-        ONE_PASS: lambda: vae.sample(batch, seed=0),
+        ONE_PASS: lambda: vae.sample(batch, seed=0, dtype=torch.bfloat16),
+        "the same in float32": lambda: vae.sample(batch, seed=0),
+        "the same by the module, float32": lambda: vae.decode(vae.prior(batch, seed=0)),
         "CF-EBM, cascade of 45 steps": lambda: cascade.sample(batch, seed=0, channels=3, check=False),
         "like VAEBM, 16 steps through decoder and energy": like_vaebm,
         "like NCSN, 1,000 annealed steps": lambda: annealed.sample(noise, 1000, seed=0, check=False),

@@ -84,6 +84,7 @@ def test_a_user_error_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
         (["sample", "RUN", "--count", "0"], "--count must be at least 1"),
         (["sample", "RUN", "--out", "x.jpg"], "must end in .npz or .png"),
         (["sample", "RUN", "--out", "missing/x.png"], "does not exist"),
+        (["sample", "RUN", "--dtype", "bfloat16"], "--dtype is of a VAE's decoder, and"),
         (["sample", "RUN", "--device", "banana"], "'banana' is not a device"),
         (["sample", "RUN", "--seed", str(2**70)], "seed must be in"),
         (["demo", "--count", "0"], "--count must be at least 1"),

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import torch
 import tyro
 
 from fastebm.cli.arguments import check_count, parsed_device, write_images
 from fastebm.training import EcFlowRun, load_run
 from fastebm.training.run import RunFolder
+from fastebm.training.vae_run import VaeRun
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,8 @@ class Sample:
     """.npz ("images", float32 in [-1, 1], N x channels x S x S) or .png; by default an .npz in the run's folder"""
     temperature: float | None = None
     """of a flow's latents, by default 1; less gives fewer kinds of images, which look more regular"""
+    dtype: Literal["float32", "bfloat16"] | None = None
+    """of a VAE's decoder, by default float32; bfloat16 is several times as fast, at a relative error around 1%"""
     device: str | None = None
     """cpu or cuda; by default a GPU if there is one"""
 
@@ -42,7 +46,11 @@ class Sample:
         run = load_run(self.run, parsed_device(self.device))
         if self.temperature is not None and not isinstance(run, EcFlowRun):
             raise ValueError(f"--temperature is of a flow's latents, and {self.run} holds another kind of run")
+        if self.dtype is not None and not isinstance(run, VaeRun):
+            raise ValueError(f"--dtype is of a VAE's decoder, and {self.run} holds another kind of run")
         options: dict[str, Any] = {} if self.temperature is None else {"temperature": self.temperature}
+        if self.dtype is not None:
+            options["dtype"] = getattr(torch, self.dtype)
         samples = run.sample(self.count, self.seed, progress=True, **options)
         write_images(out, samples)
         print(f"{out}: {self.count} samples of {run.size}x{run.size} from iteration {run.iteration} of {self.run}")

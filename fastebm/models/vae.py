@@ -9,6 +9,7 @@ net. Widths, the linear layer on the encoder's 4x4 map and all that concerns oth
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -16,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastebm import rng
+from fastebm.models.frozen_decoder import FrozenDecoder
 from fastebm.models.layers import normalized
 from fastebm.ops.normal import normal
 from fastebm.rng import Stream
@@ -45,8 +47,8 @@ class GatedUp(nn.Module):
     def __init__(self, width_in: int, width_out: int, spectral_norm: bool):
         super().__init__()
         # Without a bias, which the batch norm would take away again.
-        conv = nn.Conv2d(width_in, 2 * width_out, 3, padding=1, bias=False)
-        self.conv = normalized(conv, spectral_norm)
+        self.conv = nn.Conv2d(width_in, 2 * width_out, 3, padding=1, bias=False)
+        normalized(self.conv, spectral_norm)
         self.norm = nn.BatchNorm2d(2 * width_out)
 
     def forward(self, h: Tensor) -> Tensor:
@@ -67,6 +69,12 @@ class Decoder(nn.Module):
             *(GatedUp(widths[s], widths[2 * s], spectral_norm) for s in widths if 2 * s in widths)
         )
         self.to_image = nn.Conv2d(widths[size], channels, 3, padding=1)
+
+    def doublings(self) -> Iterator[GatedUp]:
+        """The blocks, from 4x4 up."""
+        for block in self.blocks:
+            assert isinstance(block, GatedUp)
+            yield block
 
     def forward(self, z: Tensor) -> Tensor:
         h = F.glu(self.norm(self.start(z[:, :, None, None])), dim=1)
@@ -222,20 +230,26 @@ class Vae(nn.Module):
         return mean + (0.5 * log_variance).exp() * noise, mean, log_variance
 
     @torch.no_grad()
-    def sample(self, count: int, seed: int | None = None, first: int = 0, *, batch_size: int = 1000) -> Tensor:
-        """Images (count, channels, size, size) in (-1, 1): one pass of the decoder at draws from the prior.
+    def sample(
+        self,
+        count: int,
+        seed: int | None = None,
+        first: int = 0,
+        *,
+        batch_size: int = 1000,
+        dtype: torch.dtype = torch.float32,
+    ) -> Tensor:
+        """Images (count, channels, size, size) in [-1, 1], float32: one pass of the decoder at draws from the prior.
 
-        In eval mode, whatever mode the net is in, so that no sample depends on its batch.
+        As in eval mode, whatever mode the net is in, so that no sample depends on its batch, and in a faster form of
+        the decoder (`FrozenDecoder`), which differs from `decode` by rounding. On CPUs with matrix units and on GPUs
+        `dtype` bfloat16 is several times as fast, at a relative error around 1%.
         """
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         z = self.prior(count, seed, first)
-        training = self.decoder.training
-        self.decoder.eval()
-        try:
-            return torch.cat([self.decode(part) for part in z.split(batch_size)])
-        finally:
-            self.decoder.train(training)
+        decode = FrozenDecoder(self.decoder, dtype)
+        return torch.cat([decode(part) for part in z.split(batch_size)])
 
     def elbo(self, x: Tensor, seed: int | None = None, first: int = 0) -> Elbo:
         """The evidence lower bound of images x by one draw from the posterior, and its parts."""

@@ -79,15 +79,24 @@ class VaeRun:
         """The resolution of samples."""
         return self.config.size
 
-    def sample(self, count: int, seed: int | None = None, *, batch_size: int = 1000, progress: bool = False) -> Tensor:
+    def sample(
+        self,
+        count: int,
+        seed: int | None = None,
+        *,
+        batch_size: int = 1000,
+        dtype: torch.dtype = torch.float32,
+        progress: bool = False,
+    ) -> Tensor:
         """Images `(count, channels, size, size)` in [-1, 1], by one pass of the decoder: no chain is run.
 
         Without a `seed`, latent vectors continue the numbering of those of training, with its seed: always the same
-        images, from vectors that training has not seen. `progress` is there for the sake of other runs: a pass shows
-        no bar.
+        images, from vectors that training has not seen. `dtype`, of the decoder, is float32 or bfloat16. `progress` is
+        there for the sake of other runs: a pass shows no bar.
         """
         first = self.config.total_chains if seed is None else 0
-        return self.vae.sample(count, self.config.seed if seed is None else seed, first, batch_size=batch_size)
+        seed = self.config.seed if seed is None else seed
+        return self.vae.sample(count, seed, first, batch_size=batch_size, dtype=dtype)
 
 
 def new_vae(config: VaeConfig) -> Vae:

@@ -9,6 +9,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -264,6 +265,9 @@ def test_the_command_trains_draws_describes_and_resumes(
     assert pictures <= {path.name for path in out.iterdir()}
     assert len(list((out / "pictures").iterdir())) == 2
     assert main(["sample", str(out), "--count", "5", "--out", "five.png"]) == 0
+    assert main(["sample", str(out), "--count", "5", "--dtype", "bfloat16", "--out", "low.npz"]) == 0
+    with np.load("low.npz") as low:
+        np.testing.assert_allclose(low["images"], load_ec_vae(out).sample(5).numpy(), rtol=0, atol=0.1)
     assert main(["info", str(out)]) == 0
     printed = capsys.readouterr().out
     assert "kind" in printed

@@ -1,0 +1,82 @@
+"""A decoder as it is at one moment, for sampling: batch norms folded into convolutions, in a dtype of one's choice."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
+
+if TYPE_CHECKING:
+    from fastebm.models.vae import Decoder
+
+
+class FrozenDecoder:
+    """What `decoder` gives in eval mode, latent vectors (B, latent) to float32 images (B, channels, size, size).
+
+    With running statistics a batch norm is a factor and a shift of each channel, which go into the weights of the
+    convolution before it, as spectral norms do; all in float32, before weights are rounded. The weights are copies:
+    later changes of the decoder are not seen.
+
+    Args:
+        dtype: of weights and activations, float32 or bfloat16.
+
+    Raises ValueError for another dtype.
+    """
+
+    def __init__(self, decoder: Decoder, dtype: torch.dtype = torch.float32):
+        if dtype not in (torch.float32, torch.bfloat16):
+            raise ValueError(f"a decoder runs in float32 or bfloat16, got {dtype}")
+        self.dtype = dtype
+        with _read_only(decoder):
+            weight, bias = _folded(decoder.start, decoder.norm, transposed=True)
+            self.side = weight.shape[3]
+            # At one place of its input, a transposed convolution is a product with a matrix.
+            self.start = weight.flatten(1).to(dtype), bias.repeat_interleave(self.side**2).to(dtype)
+            self.blocks = [self._laid_out(*_folded(block.conv, block.norm)) for block in decoder.doublings()]
+            last = decoder.to_image
+            assert last.bias is not None
+            self.to_image = self._laid_out(last.weight, last.bias)
+
+    @torch.no_grad()
+    def __call__(self, z: Tensor) -> Tensor:
+        weight, bias = self.start
+        h = torch.addmm(bias, z.to(self.dtype), weight).unflatten(1, (-1, self.side, self.side))
+        h = F.glu(h.contiguous(memory_format=torch.channels_last), dim=1)
+        for weight, bias in self.blocks:
+            h = F.interpolate(h, scale_factor=2, mode="nearest")
+            h = F.glu(F.conv2d(h, weight, bias, padding=1), dim=1)
+        weight, bias = self.to_image
+        return torch.tanh(F.conv2d(h, weight, bias, padding=1)).float().contiguous()
+
+    def _laid_out(self, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+        return weight.to(self.dtype, memory_format=torch.channels_last, copy=True), bias.to(self.dtype, copy=True)
+
+
+def _folded(
+    conv: nn.Conv2d | nn.ConvTranspose2d, norm: nn.BatchNorm2d, transposed: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Weight and bias of the convolution, which has none, with the norm after it."""
+    mean, variance = norm.running_mean, norm.running_var
+    assert mean is not None
+    assert variance is not None
+    return fuse_conv_bn_weights(
+        conv.weight, None, mean, variance, norm.eps, norm.weight, norm.bias, transpose=transposed
+    )
+
+
+@contextmanager
+def _read_only(decoder: nn.Module) -> Iterator[None]:
+    """Reading a weight under spectral norm is a power iteration in train mode, and leaves it alone in eval mode."""
+    modes = [(module, module.training) for module in decoder.modules()]
+    decoder.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training
