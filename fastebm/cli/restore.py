@@ -13,9 +13,10 @@ import torch
 import tyro
 from torch import Tensor
 
-from fastebm.cli.arguments import check_count, parsed_device, write_images
+from fastebm.cli.arguments import check_count, parsed_device
 from fastebm.ops import normal
 from fastebm.rng import Stream
+from fastebm.tasks.output import save_arrays
 from fastebm.tasks.quality import quality, skimage
 from fastebm.tasks.restore import (
     Consistent,
@@ -42,9 +43,9 @@ Function = Callable[[Tensor], Tensor]
 class Restore:
     """Restore degraded test images by a run that has not seen the degradation, and measure how near they come.
 
-    Writes grid.png (rows: originals, pseudo-inverse, bicubic for super-resolution, restored), results.json and
-    restored.npz. A run of an EC-VAE is searched through its decoder; one of CF-EBM by its cascade, held to the
-    measurement, with --restarts chains an image.
+    Writes grid.png (rows: originals, pseudo-inverse, bicubic for super-resolution, restored, mean of restarts),
+    results.json and restored.npz. A run of an EC-VAE is searched through its decoder; one of CF-EBM by its cascade,
+    held to the measurement, with --restarts chains an image. "restored" is the restart with the lowest energy.
     """
 
     run: tyro.conf.Positional[Path]
@@ -58,6 +59,9 @@ class Restore:
     """std of noise that is added to the measurements, where images are in [-1, 1]"""
     seed: int = 0
     """of masks, noise and searches"""
+    coarse: bool | None = None
+    """whether chains of a cascade go up from its lowest resolution or start at full size; by default the latter where
+    the measurement says little of a coarse image: for random pixels, compressed sensing, a blur"""
     refine_steps: int = 0
     """Langevin steps on the images in the end"""
     refine_step_size: float = 0.01
@@ -109,7 +113,7 @@ class Restore:
         if self.refine_steps:
             options["refinement"] = Refinement(self.refine_steps, self.refine_step_size, self.refine_noise)
         if isinstance(run, CoarseToFineRun):
-            options |= {"cascade": run.cascade(), "restarts": self.search.restarts}
+            options |= {"cascade": run.cascade(), "restarts": self.search.restarts, "coarse": self.coarse}
             return lambda y, operator: restore_by_cascade(y, operator, **options)
         decoder, energy, latent = generator_of(run)
         options |= {"decoder": decoder, "energy": energy, "latent": latent, "search": self.search}
@@ -129,7 +133,7 @@ class Restore:
         rows = {"originals": originals, "pseudo-inverse": base}
         if (enlarged := bicubic(y, operator)) is not None:
             rows["bicubic"] = enlarged
-        rows["restored"] = restored.images
+        rows |= {"restored": restored.images, "mean of restarts": restored.mean}
         measures = {
             name: {
                 **quality(images.clamp(-1, 1), originals).to_json(),
@@ -139,7 +143,7 @@ class Restore:
             if name != "originals"
         }
         out.mkdir(parents=True, exist_ok=True)
-        write_images(out / "restored.npz", restored.images)
+        save_arrays(out / "restored.npz", images=restored.images, mean=restored.mean)
         save_grid(out / "grid.png", torch.cat(list(rows.values())), columns=len(originals))
         settings = dataclasses.asdict(self) | {
             "run": str(self.run),
@@ -162,7 +166,7 @@ class Restore:
         print(f"{out}: {len(originals)} images, {self.task}, noise {self.noise:g}, in {seconds:.1f} s")
         for name, values in measures.items():
             print(
-                f"  {name:15} PSNR {values['psnr']:6.2f} dB   SSIM {values['ssim']:.3f}   "
+                f"  {name:16} PSNR {values['psnr']:6.2f} dB   SSIM {values['ssim']:.3f}   "
                 f"misfit {values['misfit_rms']:.1e}"
             )
 

@@ -239,16 +239,26 @@ def pulled_to(value: float) -> functools.partial[Tensor]:
     return functools.partial(lambda x, value: 0.5 * (x - value).square().sum((1, 2, 3)), value=value)
 
 
+@pytest.mark.parametrize("coarse", [None, True, False])
 @pytest.mark.parametrize("noise", [0.0, 0.05])
 @each_operator
-def test_a_cascade_is_held_to_the_measurement(operator: Degradation, noise: float) -> None:
+def test_a_cascade_is_held_to_the_measurement(operator: Degradation, noise: float, coarse: bool | None) -> None:
     x = torch.rand(3, *SHAPE, generator=torch.Generator().manual_seed(3)) * 2 - 1
     y = operator.A(x)
     cascade = fastebm.Cascade({4: pulled_to(0.2), 8: pulled_to(0.2)}, step_size=0.3, steps=10, noise_std=0.0)
     restored = restore_by_cascade(
-        y, operator, cascade=cascade, restarts=2, noise=noise, refinement=Refinement(20, 0.3), batch_size=2
+        y,
+        operator,
+        cascade=cascade,
+        restarts=2,
+        coarse=coarse,
+        noise=noise,
+        refinement=Refinement(20, 0.3),
+        batch_size=2,
     )
     assert restored.misfit.max() <= noise + 1e-5
+    consistent = Consistent(operator, SHAPE, noise)
+    assert consistent.misfit(restored.mean, operator.pinv(y)).max() <= noise + 1e-5
     if noise == 0:
         # What is not measured is where the energy pulls it.
         wanted = operator.pinv(y) + operator.null(torch.full_like(x, 0.2))
@@ -285,6 +295,60 @@ def test_a_cascade_gives_the_same_for_any_batches() -> None:
     torch.testing.assert_close(
         restore_by_cascade(y[3:], operator, cascade=cascade, seed=3, chains=3).images, whole.images[3:]
     )
+
+
+def flat(x: Tensor) -> Tensor:
+    """An energy that leads nowhere."""
+    return 0 * x.sum((1, 2, 3))
+
+
+def test_chains_start_at_full_size_where_coarse_images_know_little() -> None:
+    cascade = fastebm.Cascade({8: flat, 16: flat}, step_size=0.1, noise_std=0.0)
+    x = torch.rand(2, 1, 16, 16, generator=torch.Generator().manual_seed(3)) * 2 - 1
+    for operator, coarse in (
+        (Inpainting(random_mask(16, 16, 0.5, seed=1)), False),
+        (Inpainting(random_mask(16, 16, 0.95, seed=1)), True),
+        (Inpainting(box_mask(16, 16)), True),
+        (SuperResolution(2), True),
+        (SuperResolution(4), True),
+        (CompressedSensing(0.5, 8, seed=1), False),
+        (SeparableBlur(gaussian_kernel(0.5), 16, 16), False),
+    ):
+        y = operator.A(x)
+        given = {way: restore_by_cascade(y, operator, cascade=cascade, coarse=way).images for way in (True, False)}
+        assert torch.equal(restore_by_cascade(y, operator, cascade=cascade).images, given[coarse])
+        # Nothing moves them: at full size they are where they start, but for a little noise in what is free.
+        guess = operator.guess(y)
+        assert 0 < float((given[False] - guess).abs().max()) < 0.061
+        torch.testing.assert_close(guess, operator.pinv(operator.A(guess)) + operator.null(guess))
+
+
+def test_hidden_pixels_are_guessed_from_those_around() -> None:
+    operator = Inpainting(random_mask(8, 8, 0.5, seed=1))
+    images = torch.full((2, 3, 8, 8), 0.7)
+    y = torch.where(operator.known, images, torch.nan)
+    torch.testing.assert_close(operator.guess(y), images)
+
+
+def test_the_mean_is_that_of_all_starts() -> None:
+    operator = SuperResolution(2)
+    y = operator.A(torch.rand(3, 1, 8, 8, generator=torch.Generator().manual_seed(3)))
+    cascade = fastebm.Cascade({4: pulled_to(0.0), 8: pulled_to(0.1)}, step_size=0.1, noise_std=0.1)
+    both = restore_by_cascade(y, operator, cascade=cascade, restarts=2, seed=3)
+    one = restore_by_cascade(y, operator, cascade=cascade, restarts=1, seed=3)
+    torch.testing.assert_close(one.mean, one.images)
+    other = 2 * both.mean - both.images
+    energies = torch.stack([pulled_to(0.1)(both.images), pulled_to(0.1)(other)], 1)
+    torch.testing.assert_close(energies.sort(1).values, both.starts.sort(1).values)
+    decoder = nn.Sequential(nn.Linear(LATENT, 64), nn.Tanh(), nn.Unflatten(1, (1, 8, 8)))
+    search = LatentSearch(steps=2, restarts=2)
+    found = restore(y, operator, decoder=decoder, energy=pulled_to(0.1), latent=LATENT, search=search)
+    alone = restore(
+        y, operator, decoder=decoder, energy=pulled_to(0.1), latent=LATENT, search=LatentSearch(steps=2, restarts=1)
+    )
+    torch.testing.assert_close(alone.mean, alone.images)
+    assert not torch.equal(found.mean, found.images)
+    torch.testing.assert_close(operator.A(found.mean), y)
 
 
 def test_bicubic_is_for_super_resolution() -> None:

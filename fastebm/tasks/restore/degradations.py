@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastebm.data import surroundings
 from fastebm.ops.uniform import uniform
 from fastebm.rng import Stream
 
@@ -52,6 +53,10 @@ class Degradation(nn.Module, ABC):
     @abstractmethod
     def rank(self, shape: Shape) -> int:
         """How many numbers A measures of an image of `shape` (C, H, W): the rank of its matrix."""
+
+    def guess(self, y: Tensor) -> Tensor:
+        """Images (B, C, H, W) to start from at full size: `pinv(y)`, unless something smoother costs nothing."""
+        return self.pinv(y)
 
     def halved(self, y: Tensor) -> Half | None:
         """What y says of the images averaged to half their size, or None if that is no degradation of them: then the
@@ -180,6 +185,11 @@ class Inpainting(Degradation):
 
     def rank(self, shape: Shape) -> int:
         return int(self.known.sum()) * (shape[0] if self.known.shape[0] == 1 else 1)
+
+    def guess(self, y: Tensor) -> Tensor:
+        """With each hidden pixel at the mean of the known ones around it (`fastebm.data.surroundings`)."""
+        known = self.A(y)
+        return surroundings(known, (~self.known).expand_as(known))
 
     def halved(self, y: Tensor) -> Half | None:
         """A pixel of the half size is known where all four that it is the mean of are."""
