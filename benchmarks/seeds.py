@@ -61,41 +61,48 @@ class Comparison:
         return parser
 
     def run(self, given: argparse.Namespace) -> None:
-        """Trains and judges what `NAME.json` of the page has no row of, keeps it there, and renews the page's table."""
+        """Trains and judges what `NAME.json` of the page has no row of, keeps it there, and renews the page's table.
+
+        Under `--size` the name is `NAME-SIZE`. Raises SystemExit where rows are there that had other settings.
+        """
         torch.set_num_threads(1)
         given.page.mkdir(parents=True, exist_ok=True)
-        path = given.page / f"{given.name}.json"
+        name = f"{given.name}-{given.size}" if given.size else given.name
+        path = given.page / f"{name}.json"
         stored: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"rows": []}
         done = {(row["seed"], row["way"]) for row in stored["rows"]}
         missing = [(seed, way) for seed in range(given.seeds) for way in self.ways if (seed, way) not in done]
         if missing:
             self._add_rows(stored, missing, given, path)
         readme = given.page / "README.md"
-        begin, end = marks(given.name, self.script)
+        begin, end = marks(name, self.script)
         if readme.exists() and begin not in (text := readme.read_text()):
             readme.write_text(f"{text}\n{begin}\n{end}\n")
-        fill(readme, self.title, given.name, self.script, self.table(given.name, stored))
+        fill(readme, self.title, name, self.script, self.table(given.name, stored))
 
     def _add_rows(
         self, stored: dict[str, Any], missing: Sequence[tuple[int, str]], given: argparse.Namespace, path: Path
     ) -> None:
         config = self.presets[given.name]
-        train, test = labelled_images(given.name, given.data, config.size, config.channels)
+        shape = config.size, config.channels
         if given.size:
-            train, test = (at_size(images, given.size) for images in (train, test))
             config = dataclasses.replace(config, size=given.size)
         config = changed(config, given.set)
+        check_same(stored.get("config", {}), config, path)
+        train, test = labelled_images(given.name, given.data, *shape)
+        if given.size:
+            train, test = (at_size(images, given.size) for images in (train, test))
         features = train_features(train, test, images_seen=100_000 if len(train) > 10_000 else 40_000)
         judge = Judge(features, train, test)
         stored |= {"floor": judge.floor(), "config": dataclasses.asdict(config)}
-        runs = {way: given.runs / f"{given.name}-{way}-0" for way in self.ways}
+        runs = {way: given.runs / f"{path.stem}-{way}-0" for way in self.ways}
         for seed, way in missing:
-            run = given.runs / f"{given.name}-{way}-{seed}"
+            run = given.runs / f"{path.stem}-{way}-{seed}"
             self.train(dataclasses.replace(config, seed=seed, **self.ways[way]), train, run)
             stored["rows"].append({"seed": seed, "way": way, **self.judged(run, config, judge)})
             print(stored["rows"][-1], flush=True)
             if seed == 0:
-                self.pictured(given.page, given.name, {way: run for way, run in runs.items() if run.exists()})
+                self.pictured(given.page, path.stem, {way: run for way, run in runs.items() if run.exists()})
             write_json(path, stored | {"machine": machine_facts("cpu")})
 
 
@@ -105,6 +112,14 @@ def changed(config: Any, settings: Sequence[str]) -> Any:
     return dataclasses.replace(
         config, **{n: v if isinstance(getattr(config, n), str) else json.loads(v) for n, v in values.items()}
     )
+
+
+def check_same(stored: Mapping[str, Any], config: Any, path: Path) -> None:
+    """Rows of one table have one config. Raises SystemExit where `stored` has other values in fields of `config`."""
+    now = json.loads(json.dumps(dataclasses.asdict(config)))
+    others = [f"{name} {stored[name]}, not {now[name]}" for name in now if stored.get(name, now[name]) != now[name]]
+    if others:
+        raise SystemExit(f"{path} has rows with {'; '.join(others)}: give the same settings, or another page")
 
 
 def other_size(stored: Mapping[str, Any], preset: Any) -> str:

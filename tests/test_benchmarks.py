@@ -10,6 +10,7 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+import seeds
 import torch
 
 from benchmarks import nets, plots, stages, table
@@ -17,6 +18,7 @@ from benchmarks.base import Worker, WorkerError
 from benchmarks.workloads import Workload, ours
 from fastebm.compile import cpp_compiler
 from fastebm.evaluation.speed import Row, Run, machine_facts, read_runs, write_runs
+from fastebm.training import EcVaeConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 SUITES = sorted(path.stem for path in (ROOT / "benchmarks").glob("test_*.py"))
@@ -203,3 +205,36 @@ def test_a_part_of_a_stage_is_measured() -> None:
     low, high = (stages.Work.of(setting, size) for size in (8, 16))
     assert high.ratio(low, "step", "seconds") > 1
     assert high.ratio(low, "update", "bytes") == pytest.approx((16 * 16 + 8 * 8 + 4 * 4) / (8 * 8 + 4 * 4))
+
+
+def test_rows_of_one_table_have_one_config_and_sizes_have_their_own(tmp_path: Path) -> None:
+    trained: list[tuple[str, int, int]] = []
+
+    def train(config: EcVaeConfig, images: object, run: Path) -> None:
+        trained.append((run.name, config.size, config.iterations))
+
+    ways: dict[str, dict[str, object]] = {"plain": {"lambda_start": 0.0}, "calibrated": {}}
+    presets = {"digits": EcVaeConfig(size=8, channels=1, iterations=5, energy_depth=2)}
+    comparison = seeds.Comparison(
+        "calibration.py",
+        "A page",
+        presets,
+        ways,
+        train,
+        lambda run, config, judge: {"distance": 1.0},
+        lambda name, stored: f"{len(stored['rows'])} rows of {name} at {stored['config']['size']}",
+        lambda page, name, runs: None,
+    )
+
+    def call(*arguments: str) -> None:
+        page = tmp_path / "page"
+        comparison.run(comparison.parser("", str(tmp_path / "runs")).parse_args(["digits", str(page), *arguments]))
+
+    call("--seeds", "1", "--size", "8")
+    call("--seeds", "1", "--size", "8")  # nothing is missing
+    assert trained == [("digits-8-plain-0", 8, 5), ("digits-8-calibrated-0", 8, 5)]
+    assert {path.name for path in (tmp_path / "page").iterdir()} == {"digits-8.json", "README.md"}
+    assert "2 rows of digits at 8" in (tmp_path / "page" / "README.md").read_text()
+    with pytest.raises(SystemExit, match="has rows with iterations 5, not 6: give the same settings"):
+        call("--seeds", "2", "--size", "8", "--set", "iterations=6")
+    assert len(trained) == 2
