@@ -161,4 +161,4 @@ class EcPosteriorTrainer(VaeLoop):
             ("moved towards the mode", run.reconstruct(shown)),
             ("decoded posterior draws", run.reconstruct(shown, temperature=1.0)),
         ]
-        save_pictures(run, self.vae, self.average, real, reconstructions, CURVES, folder, board)
+        save_pictures(run, self.vae, real, reconstructions, CURVES, folder, board)

@@ -107,4 +107,4 @@ class EcVaeTrainer(CalibratedLoop, VaeLoop):
         run = EcVaeRun(folder.path, self.config, self.iteration, self._ready_average(), energy)
         real = self.images.first(self.config.size, GRID**2)
         reconstructions = [("reconstructions", run.reconstruct(real.to(self.device)))]
-        save_pictures(run, self.vae, self.average, real, reconstructions, CURVES, folder, board)
+        save_pictures(run, self.vae, real, reconstructions, CURVES, folder, board)

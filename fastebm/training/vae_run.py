@@ -132,7 +132,6 @@ def settled(vae: Vae, config: VaeConfig, images: Tensor) -> Vae:
 def save_pictures(
     run: VaeRun,
     trained: Vae,
-    averaged: Vae,
     real: Tensor,
     reconstructions: Sequence[tuple[str, Tensor]],
     curves: pictures.Curves,
@@ -141,12 +140,7 @@ def save_pictures(
 ) -> None:
     """samples.png, weights.png, reconstructions.png and curves.png; with `pictures_every` a grid in pictures/ too."""
     samples = run.sample(pictures.GRID**2)
-    z = run.vae.prior(pictures.GRID**2, run.config.seed, run.config.total_chains)
-    variants = [
-        (f"{name} weights, {statistics} statistics", _decoded(vae, z, statistics == "batch"))
-        for name, vae in (("trained", trained), ("averaged", averaged))
-        for statistics in ("running", "batch")
-    ]
+    variants = weight_variants(run, trained)
     with folder.writing("pictures"):
         pictures.save_samples(folder.path / "samples.png", samples, real)
         pictures.save_panels(folder.path / "weights.png", variants)
@@ -156,6 +150,17 @@ def save_pictures(
             (folder.path / "pictures").mkdir(exist_ok=True)
             pictures.save_grid(folder.path / "pictures" / f"iteration-{run.iteration:09d}.png", samples)
         board.picture(f"samples/{run.size}", pictures.tile(samples, pictures.GRID), run.iteration)
+
+
+def weight_variants(run: VaeRun, trained: Vae, count: int = pictures.GRID**2) -> list[tuple[str, Tensor]]:
+    """The first samples of `run` as its averaged weights and the `trained` ones give them, with running statistics,
+    which those of the run were measured for, and with those of this batch: titles and images."""
+    z = run.vae.prior(count, run.config.seed, run.config.total_chains)
+    return [
+        (f"{name} weights, {statistics} statistics", _decoded(vae, z, statistics == "batch"))
+        for name, vae in (("trained", trained), ("averaged", run.vae))
+        for statistics in ("running", "batch")
+    ]
 
 
 @torch.no_grad()

@@ -339,7 +339,9 @@ def test_the_mean_is_that_of_all_starts() -> None:
     torch.testing.assert_close(one.mean, one.images)
     other = 2 * both.mean - both.images
     energies = torch.stack([pulled_to(0.1)(both.images), pulled_to(0.1)(other)], 1)
-    torch.testing.assert_close(energies.sort(1).values, both.starts.sort(1).values)
+    torch.testing.assert_close(energies, both.starts.sort(1).values)  # that of the images first: the lowest
+    torch.testing.assert_close(both.energies, energies[:, 0])
+    assert (energies[:, 0] < energies[:, 1]).all()
     decoder = nn.Sequential(nn.Linear(LATENT, 64), nn.Tanh(), nn.Unflatten(1, (1, 8, 8)))
     search = LatentSearch(steps=2, restarts=2)
     found = restore(y, operator, decoder=decoder, energy=pulled_to(0.1), latent=LATENT, search=search)
@@ -348,6 +350,14 @@ def test_the_mean_is_that_of_all_starts() -> None:
     )
     torch.testing.assert_close(alone.mean, alone.images)
     assert not torch.equal(found.mean, found.images)
+    # What was chosen is what has the lowest energy: of its latents, image and the measurement.
+    assert found.latents is not None
+    lacking = operator.pinv(y - operator.A(decoder(found.latents)))
+    chosen = (
+        pulled_to(0.1)(found.images) + 0.5 * found.latents.square().sum(1) + 10 * lacking.square().flatten(1).sum(1)
+    )
+    torch.testing.assert_close(chosen, found.starts.min(1).values)
+    assert (found.starts[:, 0] != found.starts[:, 1]).all()
     torch.testing.assert_close(operator.A(found.mean), y)
 
 

@@ -29,6 +29,7 @@ from fastebm.training import (
 )
 from fastebm.training.ec_vae_presets import EC_VAE_PRESETS
 from fastebm.training.ec_vae_trainer import EcVaeTrainer
+from fastebm.training.vae_run import weight_variants
 from tests.training.resumed_runs import (
     assert_resumes_after_going_back,
     assert_resumes_to_the_same_bits,
@@ -114,6 +115,46 @@ def test_saved_averages_have_the_statistics_of_both_kinds_of_draws(images: Tenso
     # The trained weights keep what training gave them.
     trained = load_ec_vae(tmp_path, weights="trained").vae
     assert not torch.equal(trained.decoder.norm.running_mean, run.vae.decoder.norm.running_mean)
+
+
+def test_pictures_show_both_weights_with_both_statistics(images: Tensor, tmp_path: Path) -> None:
+    run = train(TINY, images, tmp_path)
+    trained = load_ec_vae(tmp_path, weights="trained").vae
+    panels = dict(weight_variants(run, trained, 6))
+    assert list(panels) == [
+        f"{weights} weights, {statistics} statistics"
+        for weights in ("trained", "averaged")
+        for statistics in ("running", "batch")
+    ]
+    torch.testing.assert_close(panels["averaged weights, running statistics"], run.sample(6))
+    torch.testing.assert_close(
+        panels["trained weights, running statistics"], load_ec_vae(tmp_path, weights="trained").sample(6)
+    )
+    shown = list(panels.values())
+    assert all((a - b).abs().max() > 1e-3 for i, a in enumerate(shown) for b in shown[:i])
+
+
+@pytest.mark.parametrize(("weight", "hinge"), [(0.0, 0.0), (0.03, 0.0), (0.03, 0.1)])
+def test_chains_of_training_are_held_by_the_anchor_of_the_config(images: Tensor, weight: float, hinge: float) -> None:
+    """As a chain that is written down again: the hinge is by pixel, and the weight falls to zero over the chain."""
+    config = dataclasses.replace(
+        TINY, steps=5, step_size=20.0, noise_std=0.0, anchor_weight=weight, anchor_hinge=hinge, energy_width=4
+    )
+    side = trainer_at(EcVaeTrainer, config, images, 3).energy
+    assert side is not None
+    samples = images[:4]
+    net = copy.deepcopy(side.net).eval()
+    x, held = samples.clone(), []
+    for k in range(5):
+        x.requires_grad_()
+        (gradient,) = torch.autograd.grad(net(x).sum(), x)
+        x = x.detach()
+        far = (x - samples).square().flatten(1).sum(1) > hinge * 64
+        pull = weight * (1 - k / 4) * far[:, None, None, None]
+        held.append(bool(pull.any()))
+        x = x - 20 * (gradient + pull * (x - samples))
+    torch.testing.assert_close(side.chain_ends(samples, 0, 0), x, rtol=1e-4, atol=1e-4)
+    assert sum(held) == (0 if not weight else 2 if hinge else 3), held  # an update's start is no distance away
 
 
 def test_every_line_has_the_health_of_its_updates(images: Tensor, tmp_path: Path) -> None:
