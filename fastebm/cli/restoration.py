@@ -84,6 +84,8 @@ class Denoise(ImageTask):
     """of the chains' own noise, falling to 0"""
     chains: int = 8
     """of each image, of which the mean is taken; tuning is by one"""
+    shifts: bool = True
+    """chains of an image see it moved by up to a pixel, so that their errors differ and a mean takes some away"""
     temperature: float = 0.0
     """of the energy beside the data term, 0 for none; tuned"""
     start_size: int | None = None
@@ -99,7 +101,7 @@ class Denoise(ImageTask):
         run, out = self.opened("denoise")
         images = self.images(run)
         options = tasks.DenoiseOptions(
-            self.steps, self.step_size, self.temperature, self.noise_std, self.start_size, self.chains
+            self.steps, self.step_size, self.temperature, self.noise_std, self.start_size, self.chains, self.shifts
         )
         baselines: list[tasks.ClassicalDenoiser] = []
         if self.tune:
@@ -133,7 +135,7 @@ class Inpaint(ImageTask):
     mask: Path | None = None
     """instead, a picture of the images' size that is white where to fill in"""
     restarts: int = 8
-    """chains of each image; the one with the lowest energy is the result"""
+    """chains of each image; all of them are kept, by ascending energy, and their mean"""
     coarse: bool | None = None
     """True starts at the lowest resolution and goes up, by default for square, half and a mask, if the run can; False
     starts at full size, from the mean of what is known around"""
@@ -166,7 +168,7 @@ class Inpaint(ImageTask):
         result = tasks.inpaint(run, images, hole, options, seed=self.seed)
         task_folder(out, overwrite=self.overwrite)
         save_inpainted(out / "inpainted.png", result)
-        save_arrays(out / "inpainted.npz", filled=result.filled, energy=result.energy)
+        save_arrays(out / "inpainted.npz", filled=result.filled, energy=result.energy, mean=result.mean)
         errors = {name: float(values.mean()) for name, values in result.errors().items()}
         lines = [
             f"Root mean square error in the hole: {errors['best']:.3f} of the chain with the lowest energy, "

@@ -55,12 +55,13 @@ def save_denoised(path: Path, result: Denoised, rows: int = ROWS) -> None:
     save_columns(path, columns)
 
 
-def save_inpainted(path: Path, result: Inpainted, rows: int = ROWS, samples: int = 5) -> None:
-    """A PNG: original, what was known (the hole in colour), the result with the lowest energy, and other chains."""
+def save_inpainted(path: Path, result: Inpainted, rows: int = ROWS, samples: int = 4) -> None:
+    """A PNG: original, what was known (the hole in colour), mean of the chains, that of lowest energy, and others."""
     images, hole = _coloured(result.images[:rows]), result.hole[:rows].any(1, keepdim=True)
     blue = images.new_tensor([-0.6, -0.2, 0.5]).reshape(1, 3, 1, 1)
     columns = {"original": images, "known": torch.where(hole.to(images.device), blue, images)}
-    columns["filled in\nlowest energy"] = result.filled[:rows, 0]
+    columns["mean of\nchains"] = result.mean[:rows]
+    columns["chain of\nlowest energy"] = result.filled[:rows, 0]
     others = min(samples, result.filled.shape[1] - 1)
     # By equal steps down the order of energies, so that the worst is among those shown.
     for place in torch.linspace(1, result.filled.shape[1] - 1, others).round().int().tolist():

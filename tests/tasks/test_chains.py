@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from fastebm import energy_gradient
 from fastebm.data import digits
 from fastebm.tasks import (
     ClassicalDenoiser,
@@ -77,7 +78,9 @@ def test_denoising_does_not_depend_on_batches(run: CoarseToFineRun, images: Tens
 def test_several_chains_are_averaged() -> None:
     noisy = with_noise(torch.full((2, 1, 4, 4), 0.4), 0.1, seed=3)
     one, four = (
-        denoise(quadratic, noisy, 0.1, DenoiseOptions(20, 0.005, 1.0, 0.1, chains=chains), seed=1).restored
+        denoise(
+            quadratic, noisy, 0.1, DenoiseOptions(20, 0.005, 1.0, 0.1, chains=chains, shifts=False), seed=1
+        ).restored
         for chains in (1, 4)
     )
     apart = denoise(
@@ -86,6 +89,24 @@ def test_several_chains_are_averaged() -> None:
     torch.testing.assert_close(four, apart.mean(1))
     torch.testing.assert_close(one[0], apart[0, 0])
     assert float(apart.std(1).mean()) > 0.001
+
+
+def test_chains_of_an_image_see_it_moved_and_are_moved_back() -> None:
+    seen: list[Tensor] = []
+
+    def energy(x: Tensor) -> Tensor:  # knows even columns from odd ones
+        seen.append(x.detach().clone())
+        return 2 * (x[..., ::2] - 0.5).square().sum((1, 2, 3))
+
+    noisy = torch.linspace(-0.9, 0.9, 64).reshape(2, 1, 4, 8)
+    options = DenoiseOptions(steps=1, step_size=0.1, chains=5)
+    result = denoise(energy_gradient(energy, engine="autograd"), noisy, 0.1, options)
+    starts = torch.stack([noisy.roll(offset, (2, 3)) for offset in [(0, 0), (1, 0), (0, 1), (1, 1), (0, 0)]], 1)
+    assert any(torch.equal(x, starts.flatten(0, 1)) for x in seen)
+    pulled = 0.6 * noisy + 0.2  # one update of a column that it sees as even
+    even = torch.arange(8) % 2 == 0
+    three, two = 0.6 * pulled + 0.4 * noisy, 0.4 * pulled + 0.6 * noisy
+    torch.testing.assert_close(result.restored, torch.where(even, three, two))
 
 
 def test_tuned_options_are_better_than_others_that_were_tried(run: CoarseToFineRun, images: Tensor) -> None:
