@@ -1,7 +1,7 @@
 """Samplers of energies: explicit chain state, schedules, Langevin dynamics, coarse-to-fine cascades."""
 
 from fastebm.sampling.cascade import Cascade, ExpandingCascade
-from fastebm.sampling.data_term import data_term
+from fastebm.sampling.data_term import data_term, implicit_step
 from fastebm.sampling.langevin import Langevin
 from fastebm.sampling.schedules import Schedule, constant, cosine, linear, polynomial, table, textbook
 from fastebm.sampling.state import ChainState, StepInfo
@@ -16,6 +16,7 @@ __all__ = [
     "constant",
     "cosine",
     "data_term",
+    "implicit_step",
     "linear",
     "polynomial",
     "table",

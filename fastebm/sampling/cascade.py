@@ -24,6 +24,7 @@ from torch import Tensor, nn
 import fastebm.ops  # noqa: F401  (registers torch.ops.fastebm)
 from fastebm import rng
 from fastebm.gradient import EnergyGradient
+from fastebm.sampling.data_term import implicit_step
 from fastebm.sampling.langevin import Callback, Energy, Langevin, LangevinOptions, batch_rows, check_steps
 from fastebm.sampling.observers import Observer, finite_chains, progress_bar
 from fastebm.sampling.schedules import Schedule, linear, table
@@ -172,8 +173,9 @@ class LevelSampler(ABC):
         """Where the last level leads from images of one's own, (B, C, size, size) in float32, which stay as they are.
 
         Noise and schedule are what a chain from noise has at that level. `seed`, `chains`, `batch_size` and `check` are
-        as in `Langevin.sample`, and so are `mask` and `known`, which pin pixels, and `anchor`, a target and the weight
-        of the pull towards it. Raises ValueError for images of another size.
+        as in `Langevin.sample`, and so are `mask` and `known`, which pin pixels. `anchor` is a target and the weight of
+        the pull towards it, which may be large: its updates are implicit (`implicit_step`). Raises ValueError for
+        images of another size.
         """
         level, schedule = self.levels[-1], self.schedule
         if x.ndim != 4 or x.shape[2:] != (level.size, level.size) or x.dtype != torch.float32:
@@ -184,6 +186,8 @@ class LevelSampler(ABC):
         seed = rng.draw_seed() if seed is None else seed
         sides: dict[str, Any] = {"mask": mask, "known": known, "anchor": anchor}
         state = level.sampler.init(x, seed, chains, step=begin, steps=level.steps, **sides)
+        if anchor is not None:
+            schedule = torch.stack((implicit_step(schedule[:, 0], anchor[1]), schedule[:, 1]), 1)
         key = rng.make_key(seed, begin, begin, device=x.device)
         state = replace(state, schedule=schedule.to(x.device), key=key)
         level.sampler.advance_batches_(state, level.steps, batch_size, check)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fastebm import rng
 from fastebm.gradient import EnergyGradient
-from fastebm.sampling import Langevin, linear
+from fastebm.sampling import Langevin, implicit_step, linear
 from fastebm.sampling.langevin import batch_rows
 from fastebm.sampling.schedules import table
 
@@ -56,14 +56,15 @@ def climb(
         levels: by size, each twice the one below.
         seed, chains, batch_size: as in `Langevin.sample`.
         pinned: by size, a mask of known pixels and their values.
-        pulled: by size, a target and the weight of the pull towards it, as the anchor of `Langevin`.
+        pulled: by size, a target and the weight of the pull towards it, as the anchor of `Langevin`, but in implicit
+            updates (`implicit_step`).
 
     Raises FloatingPointError where energies or states are not finite, ValueError for a start of no level's size.
     """
     sizes = sorted(levels)
     if start.shape[3] not in sizes:
         raise ValueError(f"chains start at one of the levels, {sizes}, got images of size {start.shape[3]}")
-    schedule = table(how.step_size, linear(how.noise_start, how.noise_end), how.steps * len(sizes)).to(start.device)
+    noise = linear(how.noise_start, how.noise_end)
     clamp = (-1.0, 1.0) if how.clamp else None
     x, ends = start, {}
     for place, size in enumerate(sizes):
@@ -73,7 +74,9 @@ def climb(
             x = F.interpolate(x, (size, size), mode="nearest").clamp_(-1, 1)
         mask, known = (pinned or {}).get(size, (None, None))
         anchor = (pulled or {}).get(size)
-        sampler = Langevin(levels[size], how.step_size, 0.0, clamp=clamp)
+        step_size = how.step_size if anchor is None else implicit_step(how.step_size, anchor[1])
+        schedule = table(step_size, noise, how.steps * len(sizes)).to(start.device)
+        sampler = Langevin(levels[size], step_size, 0.0, clamp=clamp)
         done = place * how.steps
         state = sampler.init(x, seed, chains, step=done, mask=mask, known=known, anchor=anchor)
         state = replace(state, schedule=schedule, key=rng.make_key(seed, done, done, device=start.device))

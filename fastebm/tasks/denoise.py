@@ -36,8 +36,8 @@ class DenoiseOptions:
     Attributes:
         steps: updates, at each level.
         step_size: of each.
-        temperature: of the energy beside the data term; 0 is without data term, 1 takes the energy at its word. The
-            pull is at most 1 / step_size, at which a step begins anew from the noisy image.
+        temperature: of the energy beside the data term; 0 is without data term, 1 takes the energy at its word. Updates
+            take its pull implicitly, so that it may be of any strength.
         noise_std: of the chains, falling to 0 over them.
         start_size: the resolution at which chains start, from the noisy image averaged down: what is fine in the image
             comes from the energy, and noise is averaged away. None is full size, from the noisy image itself. A lower
@@ -215,7 +215,7 @@ def _restored(
     for level in levels:
         factor = size // level
         # A mean of factor^2 pixels has a factor-th of the noise.
-        weight = data_term(options.temperature, noise / factor, options.step_size)
+        weight = data_term(options.temperature, noise / factor)
         pulled[level] = F.avg_pool2d(noisy, factor), weight
     start = pulled[min(levels)][0].clamp(-1, 1)
     how = Climb(options.steps, options.step_size, options.noise_std, clamp=True)

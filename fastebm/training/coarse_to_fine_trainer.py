@@ -184,7 +184,7 @@ class Trainer(Loop):
         start = noisy.clamp(-1, 1)
         if not config.start_temperature:
             return self._refined(stage, beta, first, start)
-        pull = data_term(config.start_temperature, std.item(), config.step_size)
+        pull = data_term(config.start_temperature, std.item())
         return self._refined(stage, beta, first, start, anchor=(noisy, pull))
 
     def _refined(self, stage: Stage, beta: float, first: int, start: Tensor, **held: Any) -> Tensor:

@@ -259,15 +259,15 @@ def test_a_data_term_pulls_chains_back_to_their_noisy_images(tiny: CoarseToFineC
     # One noise level for all, and each update as it stands in the book of denoising.
     std = float(config.start_noise * uniform((1, 1), seed=config.seed, stream=Stream.NOISY_START, chains=first))
     noisy = real[3:] + std * normal((3, 1, 8, 8), seed=config.seed, step=1, stream=Stream.NOISY_START, chains=first)
-    pull = min(config.start_temperature / std**2, 1 / config.step_size)
-    assert 0 < pull < 1 / config.step_size
+    pull = config.start_temperature / std**2
     schedule = trainer._sampler(stage, 1.0).schedule
     x, net = noisy.clamp(-1, 1), copy.deepcopy(trainer.net).eval()
     for k in range(4, 8):
         x = x.detach().requires_grad_()
         (gradient,) = torch.autograd.grad(net(x, 1.0).sum(), x)
         noise = normal(x.shape, seed=config.seed, step=k, chains=first)
-        x = x - schedule[k, 0] * (gradient + pull * (x - noisy)) + schedule[k, 1] * noise
+        # The pull as it is at the end of the update.
+        x = (x - schedule[k, 0] * (gradient - pull * noisy)) / (1 + schedule[k, 0] * pull) + schedule[k, 1] * noise
     torch.testing.assert_close(ends[3:], x.detach().clamp(-1, 1), rtol=0, atol=1e-5)
     trainer.config = dataclasses.replace(config, start_temperature=0.0)
     away, _ = trainer._fake_images(stage, 1.0, 48, real, trainer._start_images(stage, 48, real))
