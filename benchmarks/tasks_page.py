@@ -20,9 +20,11 @@ from fastebm.training.files import write_json
 
 Numbers = dict[str, Any]
 DENOISED = ("denoise-0.2", "denoise-0.4", "cifar10-denoise-0.1", "cifar10-denoise-0.2")
-INPAINTED = (
-    *("inpaint-square", "inpaint-half", "inpaint-pixels", "inpaint-pixels-coarse"),
-    *("cifar10-inpaint-square", "cifar10-inpaint-half", "cifar10-inpaint-pixels"),
+INPAINTED = tuple(
+    f"{images}inpaint-{hole}-{start}"
+    for images in ("", "cifar10-")
+    for hole in ("square", "half", "pixels")
+    for start in ("coarse", "full")
 )
 INPAINT_ERRORS = ("best", "chains", "nearest", "mean", "surroundings")
 PATHS = ("images.png", "noise.png", "coarse.png", "neighbours.png")
