@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -9,6 +10,8 @@ from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 
+import calibrated_flow
+import marks
 import one_pass
 import pytest
 import seeds
@@ -19,7 +22,7 @@ from benchmarks.base import Worker, WorkerError
 from benchmarks.workloads import Workload, ours
 from fastebm.compile import cpp_compiler
 from fastebm.evaluation.speed import Row, Run, machine_facts, read_runs, write_runs
-from fastebm.models import MultiScaleEnergy, Vae
+from fastebm.models import Flow, MultiScaleEnergy, Vae
 from fastebm.sampling.schedules import evaluate
 from fastebm.training import EcVaeConfig
 
@@ -277,3 +280,28 @@ def test_latents_and_noise_move_together_under_the_energy_of_the_noisy_image() -
     assert slope[:, 0].all()
     assert slope[:, 1].flatten(1)[:, :3].all()
     assert not slope[:, 1].flatten(1)[:, 3:].any()  # idle at 0
+
+
+def test_how_far_a_flow_is_from_its_inverse_is_measured_and_shown() -> None:
+    flow = Flow((1, 4, 4), levels=1, steps=1, width=2)
+    images = torch.rand(3, 1, 4, 4)
+    assert calibrated_flow.inverse_error(flow, images) < 1e-5
+    decode = flow.decode
+    flow.decode = lambda latents: decode(latents) + 0.25  # type: ignore[method-assign]
+    assert calibrated_flow.inverse_error(flow, images) == pytest.approx(0.25, abs=1e-5)
+    stored = json.loads((ROOT / "docs" / "results" / "ec-flow" / "digits.json").read_text())
+    stored["rows"][0]["inverse"] = 2.5e-6
+    assert calibrated_flow.table("digits", stored).count("| 2.5e-06 |") == 1
+
+
+def test_a_page_gets_marks_for_another_table_once_and_keeps_its_words(tmp_path: Path) -> None:
+    page = tmp_path / "README.md"
+    marks.add(page, "a", "one.py")
+    assert not page.exists()
+    marks.fill(page, "Title", "a", "one.py", "first")
+    for table_of_b in ("second", "third"):
+        marks.add(page, "b", "one.py")
+        marks.fill(page, "Title", "b", "one.py", table_of_b)
+    text = page.read_text()
+    assert text.startswith("# Title")
+    assert (text.count("first"), text.count("second"), text.count("third")) == (1, 0, 1)
