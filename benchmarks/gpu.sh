@@ -11,7 +11,7 @@ set -uo pipefail
 
 RESULTS=${1:?usage: benchmarks/gpu.sh RESULTS [PYTHON]}
 PYTHON=${2:-python3}
-PARTS=${PARTS:-facts build info operators cascade training chains gradients memory suite demo}
+PARTS=${PARTS:-facts build info operators cascade training chains gradients memory one-pass suite demo}
 SECONDS_IN_ALL=${SECONDS_IN_ALL:-480}
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 mkdir -p "$RESULTS"
@@ -58,6 +58,7 @@ bench training 120 training.py
 bench chains 120 chains.py
 bench gradients 150 energy_gradient.py
 bench memory 60 memory.py
+part one-pass 60 "$PYTHON" benchmarks/one_pass.py "$RESULTS/one-pass" --device cuda
 part suite 500 "$PYTHON" -m pytest tests/ops tests/gradient tests/models tests/sampling tests/evaluation -q --maxfail=20
 part demo 300 "$PYTHON" -m fastebm.cli demo --out "$RESULTS/demo"
 

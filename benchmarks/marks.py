@@ -20,6 +20,13 @@ def filled(text: str, name: str, script: str, table: str) -> str:
     return re.sub(re.escape(begin) + ".*?" + re.escape(end), lambda _: block, text, flags=re.DOTALL)
 
 
+def add(readme: Path, name: str, script: str) -> None:
+    """Puts the marks of a table that a page lacks at its end; a page that isn't there is left to `fill`."""
+    begin, end = marks(name, script)
+    if readme.exists() and begin not in (text := readme.read_text()):
+        readme.write_text(f"{text}\n{begin}\n{end}\n")
+
+
 def fill(readme: Path, title: str, name: str, script: str, table: str) -> None:
     """Renews the table of a page; one that isn't there is made, with `title` and that table alone."""
     begin, end = marks(name, script)

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from judging import Judge, Row, at_size, labelled_images
-from marks import fill, marks
+from marks import add, fill
 
 from fastebm.data import Images
 from fastebm.evaluation import train_features
@@ -75,9 +75,7 @@ class Comparison:
         if missing:
             self._add_rows(stored, missing, given, path)
         readme = given.page / "README.md"
-        begin, end = marks(name, self.script)
-        if readme.exists() and begin not in (text := readme.read_text()):
-            readme.write_text(f"{text}\n{begin}\n{end}\n")
+        add(readme, name, self.script)
         fill(readme, self.title, name, self.script, self.table(given.name, stored))
 
     def _add_rows(

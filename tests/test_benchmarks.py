@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -9,6 +10,9 @@ from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 
+import calibrated_flow
+import marks
+import one_pass
 import pytest
 import seeds
 import torch
@@ -18,6 +22,8 @@ from benchmarks.base import Worker, WorkerError
 from benchmarks.workloads import Workload, ours
 from fastebm.compile import cpp_compiler
 from fastebm.evaluation.speed import Row, Run, machine_facts, read_runs, write_runs
+from fastebm.models import Flow, MultiScaleEnergy, Vae
+from fastebm.sampling.schedules import evaluate
 from fastebm.training import EcVaeConfig
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -238,3 +244,64 @@ def test_rows_of_one_table_have_one_config_and_sizes_have_their_own(tmp_path: Pa
     with pytest.raises(SystemExit, match="has rows with iterations 5, not 6: give the same settings"):
         call("--seeds", "2", "--size", "8", "--set", "iterations=6")
     assert len(trained) == 2
+
+
+def test_one_pass_and_chains_are_measured_side_by_side() -> None:
+    tiny = one_pass.Nets(size=8, channels=1, latent=4, width=2, max_width=4, energy_width=2, base_width=1)
+    rows = one_pass.measured(tiny, batch=2, rounds=1, device="cpu", slice_seconds=0.0)
+    chains = [row["way"] for row in rows if row["gradients"]]
+    assert [way.split(",")[0] for way in chains] == ["CF-EBM", "like VAEBM", "like NCSN"]
+    assert rows[0]["way"] == one_pass.ONE_PASS
+    assert rows[0]["ratio"] == 1
+    assert all(row["seconds"][0] > 0 for row in rows)
+    assert one_pass.table(rows).count("\n") == 1 + len(rows)
+
+
+def test_noise_falls_in_ten_levels_of_a_hundred_steps_and_step_sizes_with_its_square() -> None:
+    sampler = one_pass.annealed(torch.nn.Flatten())
+    steps, noise = (evaluate(schedule, 1000) for schedule in (sampler.step_size, sampler.noise_std))
+    levels, counts = noise.unique_consecutive(return_counts=True)
+    assert counts.tolist() == [100] * 10
+    torch.testing.assert_close(levels, torch.logspace(0, -2, 10, dtype=torch.float64) * 0.2**0.5)
+    torch.testing.assert_close(steps, noise.square() / 2)
+
+
+def test_latents_and_noise_move_together_under_the_energy_of_the_noisy_image() -> None:
+    vae = Vae(8, 1, latent=3, width=2, max_width=4, variance=0.09).eval().requires_grad_(False)
+    energy = one_pass.JointEnergy(vae, MultiScaleEnergy(8, 1, width=2).eval()).requires_grad_(False)
+    z, noise = torch.randn(2, 3), torch.randn(2, 1, 8, 8)
+    state = torch.cat((noise, torch.zeros(2, 1, 8, 8)), 1).requires_grad_()
+    with torch.no_grad():
+        state[:, 1].flatten(1)[:, :3] = z
+    image = vae.decode(z) + 0.3 * noise
+    expected = energy.energy(image) + 0.5 * (z.square().sum(1) + noise.square().sum((1, 2, 3)))
+    torch.testing.assert_close(energy(state), expected)
+    (slope,) = torch.autograd.grad(energy(state).sum(), state)
+    assert slope[:, 0].all()
+    assert slope[:, 1].flatten(1)[:, :3].all()
+    assert not slope[:, 1].flatten(1)[:, 3:].any()  # idle at 0
+
+
+def test_how_far_a_flow_is_from_its_inverse_is_measured_and_shown() -> None:
+    flow = Flow((1, 4, 4), levels=1, steps=1, width=2)
+    images = torch.rand(3, 1, 4, 4)
+    assert calibrated_flow.inverse_error(flow, images) < 1e-5
+    decode = flow.decode
+    flow.decode = lambda latents: decode(latents) + 0.25  # type: ignore[method-assign]
+    assert calibrated_flow.inverse_error(flow, images) == pytest.approx(0.25, abs=1e-5)
+    stored = json.loads((ROOT / "docs" / "results" / "ec-flow" / "digits.json").read_text())
+    stored["rows"][0]["inverse"] = 2.5e-6
+    assert calibrated_flow.table("digits", stored).count("| 2.5e-06 |") == 1
+
+
+def test_a_page_gets_marks_for_another_table_once_and_keeps_its_words(tmp_path: Path) -> None:
+    page = tmp_path / "README.md"
+    marks.add(page, "a", "one.py")
+    assert not page.exists()
+    marks.fill(page, "Title", "a", "one.py", "first")
+    for table_of_b in ("second", "third"):
+        marks.add(page, "b", "one.py")
+        marks.fill(page, "Title", "b", "one.py", table_of_b)
+    text = page.read_text()
+    assert text.startswith("# Title")
+    assert (text.count("first"), text.count("second"), text.count("third")) == (1, 0, 1)

@@ -16,11 +16,13 @@ from torch import Tensor
 from fastebm.cli.arguments import check_count, parsed_device
 from fastebm.ops import normal
 from fastebm.rng import Stream
+from fastebm.tasks.holes import hole_from_file
 from fastebm.tasks.output import save_arrays
 from fastebm.tasks.quality import quality, skimage
 from fastebm.tasks.restore import (
     Consistent,
     Degradation,
+    Inpainting,
     LatentSearch,
     Refinement,
     Restored,
@@ -36,6 +38,7 @@ from fastebm.training.pictures import save_grid
 from fastebm.training.run import RunFolder
 
 COARSE_TO_FINE, EC_VAE = "coarse_to_fine", "ec_vae"
+MASK_TASK = "inpaint-mask"
 Function = Callable[[Tensor], Tensor]
 
 
@@ -52,7 +55,9 @@ class Restore:
     """folder of the run"""
     task: str = "super-resolution-2"
     """super-resolution-K, colorization, inpaint-box, inpaint-random-P (per cent known), compressed-sensing-P,
-    deblur-S (std in pixels), or several joined by +"""
+    deblur-S (std in pixels), or several joined by +; or inpaint-mask, alone and with --mask"""
+    mask: Path | None = None
+    """a picture of the run's size, white where pixels are to be filled in; for --task inpaint-mask"""
     count: int = 16
     """how many images, at most"""
     noise: float = 0.0
@@ -85,6 +90,7 @@ class Restore:
 
     def __call__(self) -> int:
         check_count(self.count)
+        check_mask(self.task, self.mask)
         try:
             skimage("metrics")  # before the work, not after it
         except ModuleNotFoundError as error:
@@ -97,7 +103,7 @@ class Restore:
         run = load_run(self.run, device)
         restorer = self._restorer(run)
         originals = images_for(run, self.data, split=self.split, count=self.count, convert=True).to(device)
-        operator = degradation(self.task, (run.config.channels, run.size, run.size), seed=self.seed).to(device)
+        operator = self._degradation(run).to(device)
         y = operator.A(originals)
         if self.noise:
             y = y + self.noise * normal(y.shape, seed=self.seed, stream=Stream.DATA_NOISE, device=device)
@@ -106,6 +112,11 @@ class Restore:
         seconds = time.perf_counter() - started
         self._write(out, operator, y, originals, restored, seconds)
         return 0
+
+    def _degradation(self, run: Run) -> Degradation:
+        if self.mask is not None:
+            return masked(self.mask, run.size)
+        return degradation(self.task, (run.config.channels, run.size, run.size), seed=self.seed)
 
     def _restorer(self, run: Run) -> Callable[[Tensor, Degradation], Restored]:
         """What restores measurements under a degradation."""
@@ -148,6 +159,7 @@ class Restore:
         settings = dataclasses.asdict(self) | {
             "run": str(self.run),
             "data": self.data and str(self.data),
+            "mask": self.mask and str(self.mask),
             "out": str(out),
         }
         facts = {"torch": torch.__version__, "device": originals.device.type, "threads": torch.get_num_threads()}
@@ -169,6 +181,27 @@ class Restore:
                 f"  {name:16} PSNR {values['psnr']:6.2f} dB   SSIM {values['ssim']:.3f}   "
                 f"misfit {values['misfit_rms']:.1e}"
             )
+
+
+def check_mask(task: str, mask: Path | None) -> None:
+    """Raises ValueError where the task needs a mask and has none, or has one and is another."""
+    if mask is None and MASK_TASK in task.split("+"):
+        raise ValueError(f"--task {MASK_TASK} needs --mask FILE, a picture that is white where pixels are missing")
+    if mask is not None and task != MASK_TASK:
+        raise ValueError(f"--mask is for --task {MASK_TASK}, alone, and the task is {task}")
+
+
+def masked(mask: Path, size: int) -> Inpainting:
+    """Images of a size without the pixels that are white in a picture.
+
+    Raises ValueError for a mask of another size, and for one that hides all or nothing; DataError for what is no
+    picture.
+    """
+    hole = hole_from_file(mask, 1, size)[0]
+    if hole.all() or not hole.any():
+        share = "all of the image" if hole.all() else "nothing"
+        raise ValueError(f"{mask}: this mask hides {share}; white is to be filled in by what is black")
+    return Inpainting(~hole)
 
 
 def check_kind(run: Path) -> None:

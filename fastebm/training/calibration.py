@@ -53,7 +53,8 @@ def calibrate(
 
     Args:
         samples: a generator's, (B, ...), float32 or float64; no gradient flows into them.
-        sampler: of the energy, low meaning real. Its energy is in eval mode inside, with its weights folded once.
+        sampler: of the energy, low meaning real; a sampler is made of an energy and holds it, so that none is given
+            beside it. Its energy is in eval mode inside, with its weights folded once.
         seed, chains, step, check: as in `Langevin.sample`. A second chain from the same samples takes another `step`.
         anchor: pulls chains back to where they started.
 

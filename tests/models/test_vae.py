@@ -20,7 +20,7 @@ def small(size: int = 8, channels: int = 1, **options: object) -> Vae:
     return Vae(size, channels, latent=5, width=4, **options).eval()  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(("size", "channels"), [(4, 1), (8, 1), (16, 2), (32, 3), (64, 3), (256, 3)])
+@pytest.mark.parametrize(("size", "channels"), [(4, 1), (8, 1), (16, 2), (32, 3), (64, 3), (128, 1), (256, 3)])
 def test_shapes_at_every_size(size: int, channels: int) -> None:
     vae = Vae(size, channels, latent=3, width=2, max_width=8).eval()
     x = torch.rand(2, channels, size, size) * 2 - 1

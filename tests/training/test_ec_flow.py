@@ -29,7 +29,9 @@ from fastebm.training import (
     train_ec_flow,
 )
 from fastebm.training.ec_flow_presets import EC_FLOW_PRESETS
+from fastebm.training.ec_flow_run import new_flow
 from fastebm.training.ec_flow_trainer import EcFlowTrainer
+from fastebm.training.energy_side import new_energy
 from tests.training.resumed_runs import (
     assert_resumes_after_going_back,
     assert_resumes_to_the_same_bits,
@@ -245,6 +247,18 @@ def test_the_guard_goes_back_and_a_run_that_did_resumes_to_the_last_bit(images: 
     assert_resumes_after_going_back(EcFlowTrainer, train, TINY, images, tmp_path)
 
 
+@pytest.mark.parametrize("weights", ["average", "trained"])
+def test_a_trained_flow_is_inverted_to_rounding(images: Tensor, tmp_path: Path, weights: Any) -> None:
+    config = dataclasses.replace(TINY, flow_steps=2, iterations=20, checkpoint_every=20)
+    train(config, images, tmp_path)
+    flow = load_ec_flow(tmp_path, weights=weights).flow
+    x = torch.cat((images[:100], dequantized(images[:100], seed=0, brightnesses=17)))
+    with torch.no_grad():
+        latents = flow.encode(x)[0]
+        assert (flow.decode(latents) - x).abs().max() < 1e-5
+        assert (latents - new_flow(config).encode(x)[0]).abs().max() > 0.1  # it is not the one that training began with
+
+
 def test_large_energies_stop_a_run_before_they_reach_the_weights(images: Tensor, tmp_path: Path) -> None:
     config = dataclasses.replace(TINY, retries=0, max_energy=1e-9)
     with pytest.raises(DivergedError, match=r"iteration 1: an energy of data has .* more than max_energy"):
@@ -322,8 +336,14 @@ def test_fields_out_of_range_are_refused(changes: dict[str, Any], message: str) 
         dataclasses.replace(TINY, **changes)
 
 
-def test_presets_go_through_json() -> None:
+def test_presets_make_nets_and_go_through_json() -> None:
     for config in EC_FLOW_PRESETS.values():
+        flow, energy = new_flow(dataclasses.replace(config, flow_steps=1)), new_energy(config)  # steps are alike
+        images = torch.zeros(2, config.channels, config.size, config.size)
+        with torch.no_grad():
+            assert flow.decode(flow.encode(images)[0]).shape == images.shape
+            assert energy is not None
+            assert energy.to("meta")(images.to("meta")).shape == (2,)
         assert EcFlowConfig.from_json(json.loads(json.dumps(dataclasses.asdict(config)))) == config
         assert config.calibrated
     with pytest.raises(RunError, match="not the config of a run of a calibrated flow"):

@@ -34,7 +34,15 @@ from fastebm.training import (
 from fastebm.training.ec_posterior_presets import EC_POSTERIOR_PRESETS
 from fastebm.training.ec_posterior_trainer import EcPosteriorTrainer
 from fastebm.training.posterior import PosteriorEnergy, gaussian_surprise
-from tests.training.resumed_runs import assert_resumes_to_the_same_bits, differing, log, stopping, trainer_at
+from fastebm.training.vae_run import new_vae
+from tests.training.resumed_runs import (
+    assert_resumes_after_going_back,
+    assert_resumes_to_the_same_bits,
+    differing,
+    log,
+    stopping,
+    trainer_at,
+)
 
 TINY = EcPosteriorConfig(
     size=8,
@@ -321,6 +329,10 @@ def test_refined_latent_vectors_reconstruct_better(images: Tensor, tmp_path: Pat
     assert torch.equal(run.reconstruct(x), run.reconstruct(x, config.steps))
 
 
+def test_the_guard_goes_back_and_a_run_that_did_resumes_to_the_last_bit(images: Tensor, tmp_path: Path) -> None:
+    assert_resumes_after_going_back(EcPosteriorTrainer, train, TINY, images, tmp_path)
+
+
 def test_the_guard_stops_what_is_not_finite_or_too_large(images: Tensor, tmp_path: Path) -> None:
     trainer = trainer_at(EcPosteriorTrainer, TINY, images, 3)
     before = {name: tensor.clone() for name, tensor in trainer.tensors().items()}
@@ -358,8 +370,12 @@ def test_fields_out_of_range_are_refused(changes: dict[str, Any], message: str) 
         dataclasses.replace(TINY, **changes)
 
 
-def test_presets_go_through_json() -> None:
+def test_presets_make_nets_and_go_through_json() -> None:
     for config in EC_POSTERIOR_PRESETS.values():
+        with torch.device("meta"):  # shapes without numbers
+            vae = new_vae(config)
+            images = torch.zeros(2, config.channels, config.size, config.size)
+            assert vae.decode(vae.encode(images)[0]).shape == images.shape
         assert EcPosteriorConfig.from_json(json.loads(json.dumps(dataclasses.asdict(config)))) == config
     with pytest.raises(RunError, match="not the config of a run of the calibrated posterior"):
         EcPosteriorConfig.from_json({"colour": "red"})

@@ -29,7 +29,8 @@ from fastebm.training import (
 )
 from fastebm.training.ec_vae_presets import EC_VAE_PRESETS
 from fastebm.training.ec_vae_trainer import EcVaeTrainer
-from fastebm.training.vae_run import weight_variants
+from fastebm.training.energy_side import new_energy
+from fastebm.training.vae_run import new_vae, weight_variants
 from tests.training.resumed_runs import (
     assert_resumes_after_going_back,
     assert_resumes_to_the_same_bits,
@@ -281,10 +282,32 @@ def test_fields_out_of_range_are_refused(changes: dict[str, Any], message: str) 
 
 def test_presets_make_nets_and_go_through_json() -> None:
     for config in EC_VAE_PRESETS.values():
+        with torch.device("meta"):  # shapes without numbers: some presets have tens of millions of them
+            vae, energy = new_vae(config), new_energy(config)
+            images = torch.zeros(2, config.channels, config.size, config.size)
+            assert vae.decode(vae.encode(images)[0]).shape == images.shape
+        assert energy is not None
+        assert energy(images).shape == (2,)
         assert EcVaeConfig.from_json(json.loads(json.dumps(dataclasses.asdict(config)))) == config
         assert config.calibrated
     with pytest.raises(RunError, match="not the config of a run of EC-VAE"):
         EcVaeConfig.from_json({"colour": "red"})
+
+
+def test_numbers_and_samples_arrive_at_tensorboard(images: Tensor, tmp_path: Path) -> None:
+    accumulator = pytest.importorskip(
+        "tensorboard.backend.event_processing.event_accumulator", reason="tensorboard is not installed"
+    )
+    config = dataclasses.replace(TINY, tensorboard=True)
+    train_ec_vae(config, images, tmp_path, progress=False)
+    events = accumulator.EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    lines = log(tmp_path)
+    for name in ("elbo", "squared_error", "gap", "lambda", "calibration"):
+        scalars = events.Scalars(name)
+        assert [event.step for event in scalars] == [line["iteration"] for line in lines]
+        assert [event.value for event in scalars] == pytest.approx([line[name] for line in lines])
+    assert [event.step for event in events.Images("samples/8")] == [7]
 
 
 def test_learning_rates_fall_at_the_end() -> None:
