@@ -13,6 +13,7 @@ import tyro
 from torch import Tensor
 
 from fastebm.cli.arguments import check_count, parsed_device
+from fastebm.data import Form
 from fastebm.evaluation import (
     CalibrationHealth,
     EnergyHealth,
@@ -30,7 +31,7 @@ from fastebm.evaluation import (
 from fastebm.evaluation.features import FEATURES_FILE, NOT_COMPARABLE
 from fastebm.evaluation.health import last_level
 from fastebm.evaluation.report import Report, Survival
-from fastebm.evaluation.sources import holds_statistics, open_real, read_samples
+from fastebm.evaluation.sources import holds_statistics, open_real, read_samples, source_of_real
 from fastebm.evaluation.verdict import Nearest
 from fastebm.sampling.cascade import device_of
 from fastebm.training import Anchor, CoarseToFineRun, DigitsSource, ImageSource, Run, RunError, load_run
@@ -64,6 +65,8 @@ class Evaluate:
     """how real images get the size of the samples; by default as the run has it, or resize"""
     crop: int | None = None
     """side of a square that is cut out of the middle before; by default as the run has it"""
+    convert: bool = False
+    """bring real images of another size or colours to those of the samples; for a run as its training images were"""
     count: int = COUNT
     """samples to draw or take, and real images to compare with; published FID mostly has 50000"""
     seed: int | None = None
@@ -98,7 +101,7 @@ class Evaluate:
         run = load_run(self.what, device) if is_run else None
         given = read_samples(self.what)[: self.count] if run is None else None
         size, channels = _form(given, run)
-        real = None if statistics is not None else open_real(self._source(size, channels), size)
+        real = None if statistics is not None else open_real(self._source(size, channels, run), size)
         classifier = self._classifier(self.features or out.parent / FEATURES_FILE, real, device)
         if given is None:
             assert run is not None
@@ -131,20 +134,30 @@ class Evaluate:
             raise ValueError(f"{self.against} holds statistics and no images, as --train-features and such need them")
         return FeatureStatistics.load(self.against)
 
-    def _source(self, size: int, channels: int) -> ImageSource | DigitsSource:
-        """Where the real images come from: --against, shaped as the images of the run if it is one."""
+    def _source(self, size: int, channels: int, run: Run | None) -> ImageSource | DigitsSource:
+        """Where the real images come from: --against, or a run's own; neither is brought to another form unasked."""
         stored: ImageSource | DigitsSource | None = None
-        if RunFolder.is_run(self.what) and (content := RunFolder.existing(self.what).images()):
+        if run is not None and (content := RunFolder.existing(run.path).images()):
             stored = source_from_json(content)
+        own = stored if isinstance(stored, ImageSource) else None
+        if self.against is not None:
+            return source_of_real(
+                self.against,
+                Form(channels, size, size),
+                own=own,
+                full=None if run is None else run.config.sizes[-1],
+                split=self.split,
+                fit=self.fit,
+                crop=self.crop,
+                convert=self.convert,
+            )
+        if stored is None:
+            raise ValueError(f"{self.what} does not say which real images it belongs to: give --against")
+        if own is None:
+            return stored
         given = {"split": self.split, "fit": self.fit, "crop": self.crop}
         changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-        if self.against is None:
-            if stored is None:
-                raise ValueError(f"{self.what} does not say which real images it belongs to: give --against")
-            return stored if isinstance(stored, DigitsSource) else dataclasses.replace(stored, **changes)
-        if isinstance(stored, ImageSource):
-            return dataclasses.replace(stored, path=self.against, **changes)
-        return ImageSource(self.against, size, channels, **changes)
+        return dataclasses.replace(own, **changes)
 
     def _classifier(self, path: Path, real: RealImages | None, device: torch.device) -> FeatureClassifier | None:
         if self.rotations and not self.train_features:
