@@ -12,6 +12,7 @@ from PIL import Image
 from fastebm.cli import main
 from fastebm.data import digits, to_pixels
 from fastebm.training import DigitsSource, EcVaeConfig, ImageSource, load_coarse_to_fine, load_run, train_ec_vae
+from tests.evaluation.small_inception import SmallInception, script
 
 NOTE = "not comparable to published FID"
 
@@ -202,9 +203,7 @@ def test_a_run_takes_what_has_the_form_that_its_own_images_had(
     capsys.readouterr()
     for other, given in (("less.npz", "1x6x6"), ("colour.npz", "3x8x8")):
         assert main([*evaluate, "--against", other]) == 2
-        message = (
-            f"{other}: its images are {given}, and the samples 1x8x8: --convert brings them to that as the run's"
-        )
+        message = f"{other}: its images are {given}, and the samples 1x8x8: --convert brings them to that as the run's"
         assert message in capsys.readouterr().err
         assert main([*evaluate, "--against", other, "--convert"]) == 0
     assert main([*evaluate, "--against", "less.npz", "--fit", "pad"]) == 0
@@ -221,17 +220,77 @@ def test_statistics_are_written_and_compared_with(
     monkeypatch.chdir(data)
     made = ["evaluate", "samples.npz", "--against", "digits.npz", "--train-features", "--save-statistics", "real.npz"]
     assert main(made) == 0
-    assert np.load("real.npz")["sigma"].shape == (64, 64)
+    with np.load("real.npz") as arrays:
+        assert sorted(arrays) == ["features", "mu", "sigma"]
+        assert arrays["sigma"].shape == (64, 64)
+        label = str(arrays["features"])
+    assert NOTE in label
+    assert f"mu and sigma of 1,438 real images, in the features of {label}" in capsys.readouterr().out
     statistics = ["evaluate", "samples.npz", "--against", "real.npz", "--out", "b.json"]
     assert main(statistics) == 2
     assert "give the --inception or --features" in capsys.readouterr().err
     assert main([*statistics, "--features", "features.safetensors"]) == 0
-    assert NOTE in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert NOTE in printed
+    assert "no floor" in printed
+    assert "does not say" not in printed
     found = result(Path("b.json"))["statistics"]
     assert NOTE in found["kind"]
+    ceiling = result(Path("evaluation.json"))["in_features"]["distances"]["noise"]["frechet"]
+    assert found["noise"] == pytest.approx(ceiling, rel=0.2)
+    assert found["noise"] > found["frechet"]
     # Of all train images here, of as many as there are samples there.
     frechet = result(Path("evaluation.json"))["in_features"]["distances"]["samples"]["frechet"]
     assert found["frechet"] == pytest.approx(frechet, rel=0.5)
+    whole = ["evaluate", "samples.npz", "--against", "digits.npz", "--all-real", "--out", "all.json"]
+    assert main(whole) == 0
+    of_all = result(Path("all.json"))["in_features"]["distances"]["samples"]
+    assert (of_all["count"], of_all["reference"]) == (180, 1438)
+    assert found["frechet"] == pytest.approx(of_all["frechet"], rel=1e-6)
+
+    # Other features of the same length are refused where the file has a label; where it has none, a line says so.
+    other = ["--train-features", "--rotations", "--features", "other.safetensors"]
+    assert main(["evaluate", "samples.npz", "--against", "digits.npz", *other, "--out", "other.json"]) == 0
+    capsys.readouterr()
+    again = ["evaluate", "samples.npz", "--out", "c.json", "--features", "other.safetensors", "--against"]
+    assert main([*again, "real.npz"]) == 2
+    assert "real.npz: statistics of the features small classifier" in capsys.readouterr().err
+    with np.load("real.npz") as arrays:
+        np.savez("plain.npz", mu=arrays["mu"], sigma=arrays["sigma"])
+    assert main([*again, "plain.npz"]) == 0
+    assert "which features the statistics are of, their file does not say" in capsys.readouterr().out
+
+
+def test_inception_and_the_statistics_that_it_made(
+    data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With a small module in the place of Inception: FID in the table is FID from the saved statistics."""
+    pytest.importorskip("torchmetrics")
+    monkeypatch.chdir(data)
+    script(SmallInception, Path("small.pt"))
+    script(SmallInception, Path("other.pt"), seed=1)
+    evaluate = ["evaluate", "samples.npz", "--inception", "small.pt"]
+    assert main([*evaluate, "--against", "digits.npz", "--save-statistics", "real.npz", "--out", "a.json"]) == 0
+    printed = capsys.readouterr().out
+    assert "mu and sigma of 1,438 real images, in the features of Inception weights" in printed
+    assert NOTE not in printed
+    inception = result(Path("a.json"))["inception"]
+    table = inception["comparison"]
+    for row in ("samples", "floor", "noise"):
+        assert (table[row]["count"], table[row]["reference"]) == (180, 1438)
+    assert table["floor"]["frechet"] < table["noise"]["frechet"]
+    assert inception["score"] >= 1
+    assert main([*evaluate, "--against", "real.npz", "--out", "b.json"]) == 0
+    printed = capsys.readouterr().out
+    assert "FID from the statistics in real.npz" in printed
+    assert NOTE not in printed
+    found = result(Path("b.json"))["statistics"]
+    assert (found["kind"], found["labelled"]) == ("FID", True)
+    assert found["frechet"] == pytest.approx(table["samples"]["frechet"], abs=1e-6)
+    assert found["noise"] == pytest.approx(table["noise"]["frechet"], abs=1e-6)
+    other = ["evaluate", "samples.npz", "--inception", "other.pt", "--against", "real.npz", "--out", "c.json"]
+    assert main(other) == 2
+    assert "real.npz: statistics of the features Inception weights" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,7 @@ from fastebm.evaluation import (
     judge_by_inception,
     train_features,
 )
+from fastebm.evaluation.comparison import noise_like
 from fastebm.evaluation.features import FEATURES_FILE, NOT_COMPARABLE
 from fastebm.evaluation.health import last_level
 from fastebm.evaluation.report import Report, Survival
@@ -68,9 +69,12 @@ class Evaluate:
     convert: bool = False
     """bring real images of another size or colours to those of the samples; for a run as its training images were"""
     count: int = COUNT
-    """samples to draw or take, and real images to compare with; published FID mostly has 50000"""
+    """samples to draw or take; published FID mostly has 50000"""
     seed: int | None = None
     """of the samples of a run; by default those that `fastebm sample` draws"""
+    all_real: bool = False
+    """in the classifier's features, compare with all real images too, not with as many as samples; in Inception's it is
+    always so"""
     inception: Path | None = None
     """Inception weights: inception-2015-12-05.pt (TorchScript), or with torch-fidelity installed a state dict"""
     features: Path | None = None
@@ -103,16 +107,24 @@ class Evaluate:
         size, channels = _form(given, run)
         real = None if statistics is not None else open_real(self._source(size, channels, run), size)
         classifier = self._classifier(self.features or out.parent / FEATURES_FILE, real, device)
+        describe = inception or classifier
+        if statistics is not None and describe is not None:
+            try:
+                statistics.check_label(describe.label)  # before the work, not after it
+            except ValueError as error:
+                raise ValueError(f"{self.against}: {error}") from error
         if given is None:
             assert run is not None
             given = self._drawn(run)
         report = self._report(given.cpu(), run, real, statistics, classifier, inception)
         write_json(out, report.to_json())
         if self.save_statistics is not None and real is not None:
-            describe = inception or classifier
             assert describe is not None
-            FeatureStatistics.of(describe(real.train).features).save(self.save_statistics)
-            print(f"{self.save_statistics}: mu and sigma of {len(real.train):,} real images\n")
+            FeatureStatistics.of(describe(real.train).features, describe.label).save(self.save_statistics)
+            print(
+                f"{self.save_statistics}: mu and sigma of {len(real.train):,} real images, in the features of "
+                f"{describe.label}\n"
+            )
         print(f"{report.explain()}\n\n{out} has these numbers.")
         return 0
 
@@ -210,7 +222,7 @@ class Evaluate:
             raise ValueError(f"samples have {samples.shape[1]} channels and real images {real.train.channels}")
         if classifier is None and inception is None:
             print("No features: --inception FILE or --train-features give distances and classes.", file=sys.stderr)
-        verdict = None if classifier is None else judge(samples, real, classifier)
+        verdict = None if classifier is None else judge(samples, real, classifier, all_real=self.all_real)
         health, survival = (None, None) if run is None or not self.health else _health(run, samples, real, classifier)
         return Report(
             words,
@@ -230,7 +242,7 @@ class Evaluate:
         classifier: FeatureClassifier | None,
         inception: Inception | None,
     ) -> dict[str, Any]:
-        """The Fréchet distance from stored statistics, and in which features it is."""
+        """The Fréchet distance from stored statistics, beside that of noise, and in which features it is."""
         describe = inception or classifier
         assert describe is not None
         return {
@@ -238,7 +250,9 @@ class Evaluate:
             "path": str(self.against),
             "count": len(samples),
             "features": str(self.inception if inception else self.features),
+            "labelled": statistics.label is not None,
             "frechet": frechet_distance(describe(samples).features, statistics),
+            "noise": frechet_distance(describe(noise_like(samples)).features, statistics),
         }
 
 
