@@ -322,6 +322,10 @@ def test_inception_and_the_statistics_that_it_made(
         (["samples.npz", "--against", "broken"], "damaged picture"),
         (["broken", "--against", "digits.npz"], "damaged picture"),
         (["samples.npz", "--against", "sizes"], "sizes: its images are of several sizes, with 1 channels, and"),
+        (
+            ["samples.npz", "--against", "uneven.npz"],
+            "train images are 1x8x8 and its test images 1x16x16: --convert",
+        ),
         (["nan.npz", "--against", "digits.npz"], "nan.npz: samples must be finite"),
     ],
 )
@@ -332,6 +336,7 @@ def test_wrong_arguments(
     np.savez("unlabelled.npz", x_train=np.zeros((200, 8, 8), np.uint8))
     np.savez("beyond.npz", images=np.full((20, 1, 8, 8), 1.5, np.float32))
     np.savez("nan.npz", images=np.full((20, 1, 8, 8), np.nan, np.float32))
+    np.savez("uneven.npz", x_train=np.zeros((20, 8, 8), np.uint8), x_test=np.zeros((20, 16, 16), np.uint8))
     for name, shape in (("large", (16, 16)), ("wide", (8, 16)), ("colour", (8, 8, 3))):
         np.savez(f"{name}.npz", x_train=np.zeros((20, *shape), np.uint8))
     for name in ("empty", "broken", "sizes"):

@@ -103,7 +103,8 @@ def source_of_real(
         )
     if as_learned or fit is not None:
         return shaped
-    return ImageSource(path, None, samples.channels, shaped.split, crop=crop, key=shaped.key)
+    channels = None if found.channels == samples.channels else samples.channels  # None: as it is, also when held out
+    return ImageSource(path, None, channels, shaped.split, crop=crop, key=shaped.key)
 
 
 def _form_before(own: ImageSource) -> Form | None:
@@ -133,9 +134,13 @@ def _held_out(source: ImageSource, images: Images, size: int) -> Images | None:
     if images.split != "train":
         return None
     try:
-        return _averaged(dataclasses.replace(source, split="test").open(), size)
+        held_out = dataclasses.replace(source, split="test").open()
     except DataError:
         return None  # it has none
+    forms = [Form(*part.pixels.shape[1:]) for part in (images, held_out)]
+    if forms[0] != forms[1]:
+        raise ValueError(f"{images.name}: its train images are {forms[0]} and its test images {forms[1]}: --convert")
+    return _averaged(held_out, size)
 
 
 def _averaged(images: Images, size: int) -> Images:
