@@ -11,7 +11,8 @@ from PIL import Image
 
 from fastebm.cli import main
 from fastebm.data import digits, to_pixels
-from fastebm.training import DigitsSource, EcVaeConfig, load_coarse_to_fine, load_run, train_ec_vae
+from fastebm.training import DigitsSource, EcVaeConfig, ImageSource, load_coarse_to_fine, load_run, train_ec_vae
+from tests.evaluation.small_inception import SmallInception, script
 
 NOTE = "not comparable to published FID"
 
@@ -154,23 +155,142 @@ def test_pictures_against_pictures_without_labels(data: Path, monkeypatch: pytes
     assert found["in_features"]["distances"]["floor_of"] == "train images of the other half"
 
 
+def test_real_images_are_brought_to_another_form_when_asked(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(data)
+    pixels = to_pixels(digits("train")[0])[:, 0].numpy()
+    doubled = pixels.repeat(2, axis=1).repeat(2, axis=2)
+    np.savez("plain.npz", x_train=pixels)
+    np.savez("large.npz", x_train=doubled)
+    np.savez("colour.npz", x_train=np.stack([doubled] * 3, axis=3))
+    np.savez("framed.npz", x_train=np.pad(pixels, ((0, 0), (4, 4), (4, 4))))
+    np.savez("small.npz", x_train=pixels[:, 1:7, 1:7])
+    found = []
+    for number, (name, *options) in enumerate(
+        [
+            ("plain.npz",),
+            ("large.npz", "--convert"),
+            ("large.npz", "--fit", "resize"),
+            ("colour.npz", "--convert"),
+            ("framed.npz", "--crop", "8"),
+        ]
+    ):
+        out = f"{number}.json"
+        assert main(["evaluate", "samples.npz", "--against", name, *options, "--out", out]) == 0
+        found.append(result(Path(out)))
+        assert ": 1,438 images of 1x8x8" in found[-1]["real"]
+        assert found[-1]["nearest"] == found[0]["nearest"]
+    assert main(["evaluate", "samples.npz", "--against", "small.npz", "--fit", "pad", "--out", "pad.json"]) == 0
+    assert ": 1,438 images of 1x8x8" in result(Path("pad.json"))["real"]
+
+
+def test_a_run_takes_what_has_the_form_that_its_own_images_had(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Padded in training from 7x7 to 8x8: other images of 7x7 are padded too, and those of 6x6 are of another size."""
+    monkeypatch.chdir(tmp_path)
+    pixels = to_pixels(digits("train")[0])[:200, 0].numpy()
+    for name, images in (("own", pixels[:100, :7, :7]), ("other", pixels[100:, :7, :7]), ("full", pixels)):
+        np.savez(f"{name}.npz", x_train=images)
+    np.savez("less.npz", x_train=pixels[:, :6, :6])
+    np.savez("colour.npz", x_train=np.stack([pixels] * 3, axis=3))
+    config = EcVaeConfig(size=8, channels=1, iterations=3, batch_size=4, latent=4, width=4, lambda_start=0.0)
+    source = ImageSource(Path("own.npz"), 8, 1, fit="pad", key="x_train")
+    train_ec_vae(config, source, tmp_path / "run", progress=False, save_pictures=False)
+    evaluate = ["evaluate", "run", "--count", "20", "--no-health", "--overwrite"]
+    for against in ([], ["--against", "own.npz"], ["--against", "other.npz"], ["--against", "full.npz"]):
+        assert main([*evaluate, *against]) == 0
+        assert "images of 1x8x8" in result(Path("run/evaluation.json"))["real"]
+    capsys.readouterr()
+    for other, given in (("less.npz", "1x6x6"), ("colour.npz", "3x8x8")):
+        assert main([*evaluate, "--against", other]) == 2
+        message = f"{other}: its images are {given}, and the samples 1x8x8: --convert brings them to that as the run's"
+        assert message in capsys.readouterr().err
+        assert main([*evaluate, "--against", other, "--convert"]) == 0
+    assert main([*evaluate, "--against", "less.npz", "--fit", "pad"]) == 0
+    # Where the run's own images have moved, nobody knows any more what form they had.
+    Path("own.npz").rename("moved.npz")
+    assert main([*evaluate, "--against", "moved.npz"]) == 2
+    assert "its images are 1x7x7, and the samples 1x8x8: --convert" in capsys.readouterr().err
+    assert main([*evaluate, "--against", "moved.npz", "--convert"]) == 0
+
+
 def test_statistics_are_written_and_compared_with(
     data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(data)
     made = ["evaluate", "samples.npz", "--against", "digits.npz", "--train-features", "--save-statistics", "real.npz"]
     assert main(made) == 0
-    assert np.load("real.npz")["sigma"].shape == (64, 64)
+    with np.load("real.npz") as arrays:
+        assert sorted(arrays) == ["features", "mu", "sigma"]
+        assert arrays["sigma"].shape == (64, 64)
+        label = str(arrays["features"])
+    assert NOTE in label
+    assert f"mu and sigma of 1,438 real images, in the features of {label}" in capsys.readouterr().out
     statistics = ["evaluate", "samples.npz", "--against", "real.npz", "--out", "b.json"]
     assert main(statistics) == 2
     assert "give the --inception or --features" in capsys.readouterr().err
     assert main([*statistics, "--features", "features.safetensors"]) == 0
-    assert NOTE in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert NOTE in printed
+    assert "no floor" in printed
+    assert "does not say" not in printed
     found = result(Path("b.json"))["statistics"]
     assert NOTE in found["kind"]
+    ceiling = result(Path("evaluation.json"))["in_features"]["distances"]["noise"]["frechet"]
+    assert found["noise"] == pytest.approx(ceiling, rel=0.2)
+    assert found["noise"] > found["frechet"]
     # Of all train images here, of as many as there are samples there.
     frechet = result(Path("evaluation.json"))["in_features"]["distances"]["samples"]["frechet"]
     assert found["frechet"] == pytest.approx(frechet, rel=0.5)
+    whole = ["evaluate", "samples.npz", "--against", "digits.npz", "--all-real", "--out", "all.json"]
+    assert main(whole) == 0
+    of_all = result(Path("all.json"))["in_features"]["distances"]["samples"]
+    assert (of_all["count"], of_all["reference"]) == (180, 1438)
+    assert found["frechet"] == pytest.approx(of_all["frechet"], rel=1e-6)
+
+    # Other features of the same length are refused where the file has a label; where it has none, a line says so.
+    other = ["--train-features", "--rotations", "--features", "other.safetensors"]
+    assert main(["evaluate", "samples.npz", "--against", "digits.npz", *other, "--out", "other.json"]) == 0
+    capsys.readouterr()
+    again = ["evaluate", "samples.npz", "--out", "c.json", "--features", "other.safetensors", "--against"]
+    assert main([*again, "real.npz"]) == 2
+    assert "real.npz: statistics of the features small classifier" in capsys.readouterr().err
+    with np.load("real.npz") as arrays:
+        np.savez("plain.npz", mu=arrays["mu"], sigma=arrays["sigma"])
+    assert main([*again, "plain.npz"]) == 0
+    assert "which features the statistics are of, their file does not say" in capsys.readouterr().out
+
+
+def test_inception_and_the_statistics_that_it_made(
+    data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With a small module in the place of Inception: FID in the table is FID from the saved statistics."""
+    pytest.importorskip("torchmetrics")
+    monkeypatch.chdir(data)
+    script(SmallInception, Path("small.pt"))
+    script(SmallInception, Path("other.pt"), seed=1)
+    evaluate = ["evaluate", "samples.npz", "--inception", "small.pt"]
+    assert main([*evaluate, "--against", "digits.npz", "--save-statistics", "real.npz", "--out", "a.json"]) == 0
+    printed = capsys.readouterr().out
+    assert "mu and sigma of 1,438 real images, in the features of Inception weights" in printed
+    assert NOTE not in printed
+    inception = result(Path("a.json"))["inception"]
+    table = inception["comparison"]
+    for row in ("samples", "floor", "noise"):
+        assert (table[row]["count"], table[row]["reference"]) == (180, 1438)
+    assert table["floor"]["frechet"] < table["noise"]["frechet"]
+    assert inception["score"] >= 1
+    assert main([*evaluate, "--against", "real.npz", "--out", "b.json"]) == 0
+    printed = capsys.readouterr().out
+    assert "FID from the statistics in real.npz" in printed
+    assert NOTE not in printed
+    found = result(Path("b.json"))["statistics"]
+    assert (found["kind"], found["labelled"]) == ("FID", True)
+    assert found["frechet"] == pytest.approx(table["samples"]["frechet"], abs=1e-6)
+    assert found["noise"] == pytest.approx(table["noise"]["frechet"], abs=1e-6)
+    other = ["evaluate", "samples.npz", "--inception", "other.pt", "--against", "real.npz", "--out", "c.json"]
+    assert main(other) == 2
+    assert "real.npz: statistics of the features Inception weights" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -189,6 +309,24 @@ def test_statistics_are_written_and_compared_with(
         (["samples.npz", "--against", "unlabelled.npz", "--train-features"], "has no labels"),
         (["beyond.npz", "--against", "digits.npz"], "lie in [-1, 1]"),
         (["digits.npz", "--against", "digits.npz", "--save-statistics", "samples.npz"], "give --overwrite"),
+        (
+            ["samples.npz", "--against", "large.npz"],
+            "large.npz: its images are 1x16x16, and the samples 1x8x8: --conv",
+        ),
+        (["samples.npz", "--against", "wide.npz"], "its images are 1x8x16, and the samples 1x8x8: --convert"),
+        (["samples.npz", "--against", "colour.npz"], "its images are 3x8x8, and the samples 1x8x8: --convert"),
+        (["samples.npz", "--against", "colour.npz", "--fit", "resize"], "its images are 3x8x8, and the samples 1x8x8"),
+        (["samples.npz", "--against", "large.npz", "--crop", "12"], "its images are 1x12x12, and the samples 1x8x8"),
+        (["samples.npz", "--against", "empty"], "empty: no data set that is known here, and no pictures in it"),
+        (["empty", "--against", "digits.npz"], "empty: no data set that is known here, and no pictures in it"),
+        (["samples.npz", "--against", "broken"], "damaged picture"),
+        (["broken", "--against", "digits.npz"], "damaged picture"),
+        (["samples.npz", "--against", "sizes"], "sizes: its images are of several sizes, with 1 channels, and"),
+        (
+            ["samples.npz", "--against", "uneven.npz"],
+            "train images are 1x8x8 and its test images 1x16x16: --convert",
+        ),
+        (["nan.npz", "--against", "digits.npz"], "nan.npz: samples must be finite"),
     ],
 )
 def test_wrong_arguments(
@@ -197,6 +335,17 @@ def test_wrong_arguments(
     monkeypatch.chdir(data)
     np.savez("unlabelled.npz", x_train=np.zeros((200, 8, 8), np.uint8))
     np.savez("beyond.npz", images=np.full((20, 1, 8, 8), 1.5, np.float32))
+    np.savez("nan.npz", images=np.full((20, 1, 8, 8), np.nan, np.float32))
+    np.savez("uneven.npz", x_train=np.zeros((20, 8, 8), np.uint8), x_test=np.zeros((20, 16, 16), np.uint8))
+    for name, shape in (("large", (16, 16)), ("wide", (8, 16)), ("colour", (8, 8, 3))):
+        np.savez(f"{name}.npz", x_train=np.zeros((20, *shape), np.uint8))
+    for name in ("empty", "broken", "sizes"):
+        Path(name).mkdir()
+    noise = np.random.default_rng(0).integers(0, 256, (8, 9), dtype=np.uint8)
+    Image.fromarray(noise[:, :8]).save("broken/0.png")
+    Path("broken/0.png").write_bytes(Path("broken/0.png").read_bytes()[:-40])
+    for width in (8, 9):
+        Image.fromarray(noise[:, :width]).save(f"sizes/{width}.png")
     before = sorted(data.iterdir())
     assert main(["evaluate", *arguments]) == 2
     errors = capsys.readouterr().err

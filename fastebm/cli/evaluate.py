@@ -13,6 +13,7 @@ import tyro
 from torch import Tensor
 
 from fastebm.cli.arguments import check_count, parsed_device
+from fastebm.data import Form
 from fastebm.evaluation import (
     CalibrationHealth,
     EnergyHealth,
@@ -27,10 +28,11 @@ from fastebm.evaluation import (
     judge_by_inception,
     train_features,
 )
+from fastebm.evaluation.comparison import noise_like
 from fastebm.evaluation.features import FEATURES_FILE, NOT_COMPARABLE
 from fastebm.evaluation.health import last_level
 from fastebm.evaluation.report import Report, Survival
-from fastebm.evaluation.sources import holds_statistics, open_real, read_samples
+from fastebm.evaluation.sources import holds_statistics, open_real, read_samples, source_of_real
 from fastebm.evaluation.verdict import Nearest
 from fastebm.sampling.cascade import device_of
 from fastebm.training import Anchor, CoarseToFineRun, DigitsSource, ImageSource, Run, RunError, load_run
@@ -64,10 +66,15 @@ class Evaluate:
     """how real images get the size of the samples; by default as the run has it, or resize"""
     crop: int | None = None
     """side of a square that is cut out of the middle before; by default as the run has it"""
+    convert: bool = False
+    """bring real images of another size or colours to those of the samples; for a run as its training images were"""
     count: int = COUNT
-    """samples to draw or take, and real images to compare with; published FID mostly has 50000"""
+    """samples to draw or take; published FID mostly has 50000"""
     seed: int | None = None
     """of the samples of a run; by default those that `fastebm sample` draws"""
+    all_real: bool = False
+    """in the classifier's features, compare with all real images too, not with as many as samples; in Inception's it is
+    always so"""
     inception: Path | None = None
     """Inception weights: inception-2015-12-05.pt (TorchScript), or with torch-fidelity installed a state dict"""
     features: Path | None = None
@@ -98,18 +105,26 @@ class Evaluate:
         run = load_run(self.what, device) if is_run else None
         given = read_samples(self.what)[: self.count] if run is None else None
         size, channels = _form(given, run)
-        real = None if statistics is not None else open_real(self._source(size, channels), size)
+        real = None if statistics is not None else open_real(self._source(size, channels, run), size)
         classifier = self._classifier(self.features or out.parent / FEATURES_FILE, real, device)
+        describe = inception or classifier
+        if statistics is not None and describe is not None:
+            try:
+                statistics.check_label(describe.label)  # before the work, not after it
+            except ValueError as error:
+                raise ValueError(f"{self.against}: {error}") from error
         if given is None:
             assert run is not None
             given = self._drawn(run)
         report = self._report(given.cpu(), run, real, statistics, classifier, inception)
         write_json(out, report.to_json())
         if self.save_statistics is not None and real is not None:
-            describe = inception or classifier
             assert describe is not None
-            FeatureStatistics.of(describe(real.train).features).save(self.save_statistics)
-            print(f"{self.save_statistics}: mu and sigma of {len(real.train):,} real images\n")
+            FeatureStatistics.of(describe(real.train).features, describe.label).save(self.save_statistics)
+            print(
+                f"{self.save_statistics}: mu and sigma of {len(real.train):,} real images, in the features of "
+                f"{describe.label}\n"
+            )
         print(f"{report.explain()}\n\n{out} has these numbers.")
         return 0
 
@@ -131,20 +146,30 @@ class Evaluate:
             raise ValueError(f"{self.against} holds statistics and no images, as --train-features and such need them")
         return FeatureStatistics.load(self.against)
 
-    def _source(self, size: int, channels: int) -> ImageSource | DigitsSource:
-        """Where the real images come from: --against, shaped as the images of the run if it is one."""
+    def _source(self, size: int, channels: int, run: Run | None) -> ImageSource | DigitsSource:
+        """Where the real images come from: --against, or a run's own; neither is brought to another form unasked."""
         stored: ImageSource | DigitsSource | None = None
-        if RunFolder.is_run(self.what) and (content := RunFolder.existing(self.what).images()):
+        if run is not None and (content := RunFolder.existing(run.path).images()):
             stored = source_from_json(content)
+        own = stored if isinstance(stored, ImageSource) else None
+        if self.against is not None:
+            return source_of_real(
+                self.against,
+                Form(channels, size, size),
+                own=own,
+                full=None if run is None else run.config.sizes[-1],
+                split=self.split,
+                fit=self.fit,
+                crop=self.crop,
+                convert=self.convert,
+            )
+        if stored is None:
+            raise ValueError(f"{self.what} does not say which real images it belongs to: give --against")
+        if own is None:
+            return stored
         given = {"split": self.split, "fit": self.fit, "crop": self.crop}
         changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-        if self.against is None:
-            if stored is None:
-                raise ValueError(f"{self.what} does not say which real images it belongs to: give --against")
-            return stored if isinstance(stored, DigitsSource) else dataclasses.replace(stored, **changes)
-        if isinstance(stored, ImageSource):
-            return dataclasses.replace(stored, path=self.against, **changes)
-        return ImageSource(self.against, size, channels, **changes)
+        return dataclasses.replace(own, **changes)
 
     def _classifier(self, path: Path, real: RealImages | None, device: torch.device) -> FeatureClassifier | None:
         if self.rotations and not self.train_features:
@@ -197,7 +222,7 @@ class Evaluate:
             raise ValueError(f"samples have {samples.shape[1]} channels and real images {real.train.channels}")
         if classifier is None and inception is None:
             print("No features: --inception FILE or --train-features give distances and classes.", file=sys.stderr)
-        verdict = None if classifier is None else judge(samples, real, classifier)
+        verdict = None if classifier is None else judge(samples, real, classifier, all_real=self.all_real)
         health, survival = (None, None) if run is None or not self.health else _health(run, samples, real, classifier)
         return Report(
             words,
@@ -217,7 +242,7 @@ class Evaluate:
         classifier: FeatureClassifier | None,
         inception: Inception | None,
     ) -> dict[str, Any]:
-        """The Fréchet distance from stored statistics, and in which features it is."""
+        """The Fréchet distance from stored statistics, beside that of noise, and in which features it is."""
         describe = inception or classifier
         assert describe is not None
         return {
@@ -225,7 +250,9 @@ class Evaluate:
             "path": str(self.against),
             "count": len(samples),
             "features": str(self.inception if inception else self.features),
+            "labelled": statistics.label is not None,
             "frechet": frechet_distance(describe(samples).features, statistics),
+            "noise": frechet_distance(describe(noise_like(samples)).features, statistics),
         }
 
 

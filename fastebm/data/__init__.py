@@ -4,6 +4,7 @@ from fastebm.data.augmentation import add_noise, flip
 from fastebm.data.batches import batches
 from fastebm.data.digits import digits
 from fastebm.data.errors import DataError
+from fastebm.data.forms import Form, form_of
 from fastebm.data.holes import random_holes, surroundings
 from fastebm.data.images import Images, to_float, to_pixels
 from fastebm.data.opening import open_images
@@ -11,6 +12,7 @@ from fastebm.data.pyramid import ImagePyramid, average_pool_to, pyramid
 
 __all__ = [
     "DataError",
+    "Form",
     "ImagePyramid",
     "Images",
     "add_noise",
@@ -18,6 +20,7 @@ __all__ = [
     "batches",
     "digits",
     "flip",
+    "form_of",
     "open_images",
     "pyramid",
     "random_holes",

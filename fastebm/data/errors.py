@@ -21,6 +21,10 @@ class NoSplitError(DataError):
     """A set of images has no part of the wanted name."""
 
 
+class MixedSizesError(DataError):
+    """Pictures of one folder differ in size where no size is wanted."""
+
+
 @contextmanager
 def explaining(name: str, doing: str = "can't be read") -> Iterator[None]:
     """Turns whatever a parser of other people raises in the block into a DataError about `name`.

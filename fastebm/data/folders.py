@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fastebm.data.errors import DataError
+from fastebm.data.errors import DataError, MixedSizesError
 from fastebm.data.images import Images, pick_split
 from fastebm.data.pictures import SUFFIXES, Facts, facts_of, read_picture
 from fastebm.data.shaping import Shaping
@@ -66,7 +66,7 @@ def _settled(top: Path, paths: Sequence[Path], shaping: Shaping) -> Shaping:
     if shaping.size is None and shaping.crop is None:
         odd = next((i for i, fact in enumerate(facts) if _sides(fact) != _sides(facts[0])), None)
         if odd is not None:
-            raise DataError(
+            raise MixedSizesError(
                 f"{top}: pictures differ in size, {paths[0].relative_to(top)} is {_sides(facts[0])} and "
                 f"{paths[odd].relative_to(top)} is {_sides(facts[odd])}: give a size"
             )

@@ -64,7 +64,11 @@ def open_images(
         if not isinstance(source, MapDataset):
             raise DataError(f"{type(source).__name__}: is neither a path nor has it a length and items by number")
         return read_dataset(source, shaping, split)
-    path = Path(source)
+    return open_path(Path(source), shaping, split, key)
+
+
+def open_path(path: Path, shaping: Shaping, split: str | None, key: str | None) -> Images:
+    """The images of a file or folder, each through `shaping`. Raises DataError as `open_images` does."""
     if path.is_dir():
         _refuse_key(key)
         return _open_folder(path, shaping, split)

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from fastebm.data import Images
-from fastebm.evaluation.distances import frechet_distance, kernel_distance, precision_recall
+from fastebm.evaluation.distances import PrecisionRecall, frechet_distance, kernel_distance, precision_recall
 from fastebm.evaluation.features import Described, chosen
 from fastebm.ops.uniform import uniform
 from fastebm.rng import Stream
@@ -26,14 +26,15 @@ Describe = Callable[[Tensor | Images], Described]
 
 @dataclass(frozen=True)
 class Distances:
-    """Distances of `count` images from as many real ones, in features.
+    """Distances of `count` images from `reference` real ones, in features.
 
     Attributes:
-        frechet, kernel, kernel_std: `frechet_distance` and `kernel_distance`, 0 for equal sets.
-        precision, recall: shares, of at most 5,000 images of each set.
+        frechet, kernel, kernel_std: `frechet_distance` and `kernel_distance` of all of both, 0 for equal sets.
+        precision, recall: shares, of as many images of each set, 5,000 at most, as they depend on the counts.
     """
 
     count: int
+    reference: int
     frechet: float
     kernel: float
     kernel_std: float
@@ -45,10 +46,15 @@ Measure = Callable[[Tensor, Tensor], Distances]
 
 
 def feature_distances(samples: Tensor, real: Tensor) -> Distances:
-    """All distances between features (N, D) and (N, D), as this package computes them."""
+    """All distances between features (N, D) and (M, D), as this package computes them."""
     kernel = kernel_distance(samples, real)
-    shares = precision_recall(samples[:PRECISION_COUNT], real[:PRECISION_COUNT])
-    return Distances(len(samples), frechet_distance(samples, real), *kernel, *shares)
+    return Distances(len(samples), len(real), frechet_distance(samples, real), *kernel, *shares(samples, real))
+
+
+def shares(samples: Tensor, real: Tensor) -> PrecisionRecall:
+    """Precision and recall of the first of each, as many of both and 5,000 at most."""
+    count = min(len(samples), len(real), PRECISION_COUNT)
+    return precision_recall(samples[:count], real[:count])
 
 
 @dataclass(frozen=True)
@@ -68,7 +74,7 @@ class RealImages:
 
     def reference(self, count: int) -> Images:
         """`count` of the train images, or all if there are fewer."""
-        return chosen(self.train, self._order[:count])
+        return chosen(self.train, self.order[:count])
 
     def unseen(self, count: int) -> tuple[Images, Images]:
         """As many real images as there are, up to `count`, that are not in the reference of their number; and all
@@ -77,7 +83,11 @@ class RealImages:
             draws = uniform((1, len(test)), seed=self.seed, step=2, stream=Stream.SHUFFLE)[0]
             return chosen(test, draws.argsort(stable=True)[:count]), self.train
         number = min(count, len(self.train) // 2)
-        return chosen(self.train, self._order[-number:]), chosen(self.train, self._order[:-number])
+        return chosen(self.train, self.order[-number:]), chosen(self.train, self.seen(count))
+
+    def seen(self, count: int) -> Tensor:
+        """int64: the train images that may be compared with `unseen`, in the order in which references take them."""
+        return self.order if self._test(count) is not None else self.order[: -min(count, len(self.train) // 2)]
 
     def unseen_are(self, count: int) -> str:
         """What `unseen` gives, in words."""
@@ -88,7 +98,8 @@ class RealImages:
         return self.test if enough else None
 
     @functools.cached_property
-    def _order(self) -> Tensor:
+    def order(self) -> Tensor:
+        """int64: all train images, in the order in which references take them."""
         draws = uniform((1, len(self.train)), seed=self.seed, step=1, stream=Stream.SHUFFLE)[0]
         return draws.argsort(stable=True)
 
@@ -131,16 +142,25 @@ class Compared:
     reference: Described
 
 
-def compare(samples: Tensor, real: RealImages, describe: Describe, measure: Measure = feature_distances) -> Compared:
-    """Compares samples (N, C, H, W) in [-1, 1] with as many real images.
+def compare(
+    samples: Tensor,
+    real: RealImages,
+    describe: Describe,
+    measure: Measure = feature_distances,
+    *,
+    all_real: bool = False,
+) -> Compared:
+    """Compares samples (N, C, H, W) in [-1, 1] with as many real images, or with all of them.
 
     Args:
         describe: gives features and probabilities of images, as a `FeatureClassifier` or `Inception` does.
         measure: gives the distances between features.
+        all_real: compares all samples with all train images, as published FID does; otherwise with as many, and only as
+            many samples as there are. The floor's images are then compared with all that they are not among.
 
     Raises ValueError where there are fewer than 10 samples, or too few real images to have 10 for the floor.
     """
-    count = min(len(samples), len(real.train))
+    count = len(samples) if all_real else min(len(samples), len(real.train))
     floor_images, _ = real.unseen(count)
     few = min(count, len(floor_images))
     if few < MIN_COUNT:
@@ -149,19 +169,30 @@ def compare(samples: Tensor, real: RealImages, describe: Describe, measure: Meas
             f"least {MIN_COUNT} of each are needed"
         )
     samples = samples[:count]
-    noise = uniform((few, *samples.shape[1:]), seed=real.seed, stream=Stream.INITIAL).mul(2).sub(1)
-    of_samples, of_reference, of_floor = (describe(images) for images in (samples, real.reference(count), floor_images))
-    of_noise = describe(noise)
+    of_samples, of_floor = describe(samples), describe(floor_images)
+    of_noise = describe(noise_like(samples[:few], real.seed))
+    if all_real:
+        of_train = describe(real.train)
+        of_reference, beyond = of_train.chosen(real.order), of_train.chosen(real.seen(count)).features
+    else:
+        of_reference = describe(real.reference(count))
+        beyond = of_reference.features[:few]
 
     def distances(described: Described, number: int) -> Distances:
-        return measure(described.features[:number], of_reference.features[:number])
+        reference = of_reference.features if all_real else of_reference.features[:number]
+        return measure(described.features[:number], reference)
 
     of_all = distances(of_samples, count)
     comparison = Comparison(
         samples=of_all,
         beside_floor=of_all if few == count else distances(of_samples, few),
-        floor=distances(of_floor, few),
+        floor=measure(of_floor.features[:few], beyond),
         noise=distances(of_noise, few),
         floor_of=real.unseen_are(count),
     )
     return Compared(comparison, of_samples, of_floor, of_reference)
+
+
+def noise_like(samples: Tensor, seed: int = 0) -> Tensor:
+    """Uniform noise in [-1, 1] of the shape of `samples`, which no generator should be worse than."""
+    return uniform(tuple(samples.shape), seed=seed, stream=Stream.INITIAL).mul(2).sub(1)

@@ -29,12 +29,14 @@ class FeatureStatistics:
     Attributes:
         mean: float64 (D,).
         covariance: float64 (D, D), the unbiased one, divided by N - 1.
+        label: names the features, so that others are told; None where nobody knows.
 
     Raises ValueError for other shapes and for values that are not finite.
     """
 
     mean: Tensor
     covariance: Tensor
+    label: str | None = None
 
     def __post_init__(self) -> None:
         width = self.mean.shape[0] if self.mean.ndim == 1 else 0
@@ -47,33 +49,43 @@ class FeatureStatistics:
             raise ValueError("statistics need a mean and a covariance that are finite")
 
     @classmethod
-    def of(cls, features: Tensor) -> FeatureStatistics:
+    def of(cls, features: Tensor, label: str | None = None) -> FeatureStatistics:
         """Those of features (N, D), N >= 2. Raises ValueError for others."""
         features = _checked("features", features)
         mean = features.mean(dim=0)
         centred = features - mean
-        return cls(mean, centred.T @ centred / (len(features) - 1))
+        return cls(mean, centred.T @ centred / (len(features) - 1), label)
 
     @classmethod
     def load(cls, path: str | Path) -> FeatureStatistics:
-        """Reads an .npz file with `mu` (D,) and `sigma` (D, D), as FID statistics are commonly kept.
+        """Reads an .npz file with `mu` (D,) and `sigma` (D, D), as FID statistics are commonly kept; ours have
+        the label beside them as `features`.
 
         Raises ValueError for a file that holds no such arrays, FileNotFoundError where there is none.
         """
         try:
             with np.load(path, allow_pickle=False) as arrays:
                 mean, covariance = (torch.from_numpy(arrays[name].astype(np.float64)) for name in ("mu", "sigma"))
+                label = _label(arrays["features"]) if "features" in arrays.files else None
         except (KeyError, ValueError, AttributeError, EOFError, TypeError, zipfile.BadZipFile) as error:
             raise ValueError(f"{path}: is no .npz file of statistics with arrays mu and sigma ({error})") from error
         try:
-            return cls(mean, covariance)
+            return cls(mean, covariance, label)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
 
     def save(self, path: str | Path) -> None:
-        """Writes what `load` reads, all or nothing."""
+        """Writes what `load` reads, all or nothing. Other readers of the format pass over the label."""
+        arrays = {"mu": self.mean.cpu().numpy(), "sigma": self.covariance.cpu().numpy()}
+        if self.label is not None:
+            arrays["features"] = np.array(self.label)
         with replacing(Path(path)) as temporary, temporary.open("wb") as file:
-            np.savez(file, mu=self.mean.cpu().numpy(), sigma=self.covariance.cpu().numpy())
+            np.savez(file, **arrays)  # type: ignore[arg-type]
+
+    def check_label(self, label: str | None) -> None:
+        """Raises ValueError where these are known to be of other features than those that `label` names."""
+        if None not in (self.label, label) and self.label != label:
+            raise ValueError(f"statistics of the features {self.label} and {label}: they must be of one kind")
 
 
 def frechet_distance(a: Tensor | FeatureStatistics, b: Tensor | FeatureStatistics) -> float:
@@ -86,7 +98,8 @@ def frechet_distance(a: Tensor | FeatureStatistics, b: Tensor | FeatureStatistic
     Args:
         a, b: features (N, D), N >= 2, or their statistics.
 
-    Raises ValueError for shapes that don't fit, and for features that are not finite.
+    Raises ValueError for shapes that don't fit, for statistics with different labels, and for features that are not
+    finite.
 
     Example:
         >>> import torch
@@ -98,6 +111,7 @@ def frechet_distance(a: Tensor | FeatureStatistics, b: Tensor | FeatureStatistic
     first, second = (x if isinstance(x, FeatureStatistics) else FeatureStatistics.of(x) for x in (a, b))
     if first.mean.shape != second.mean.shape:
         raise ValueError(f"features have {len(first.mean)} and {len(second.mean)} columns; they must be of one kind")
+    first.check_label(second.label)
     means = (first.mean - second.mean).square().sum()
     traces = first.covariance.trace() + second.covariance.trace()
     shared = torch.linalg.svdvals(_root(first.covariance) @ _root(second.covariance)).sum()
@@ -194,6 +208,11 @@ def _discrepancy(a: Tensor, b: Tensor) -> float:
 
 def _subset(count: int, size: int, seed: int, number: int) -> Tensor:
     return uniform((1, count), seed=seed, step=number, stream=Stream.SHUFFLE)[0].argsort(stable=True)[:size]
+
+
+def _label(stored: np.ndarray) -> str | None:
+    """The label in a file; None for an array of that name that is something else."""
+    return str(stored) if stored.ndim == 0 and stored.dtype.kind == "U" else None
 
 
 def _root(covariance: Tensor) -> Tensor:

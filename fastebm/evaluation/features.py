@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 from collections.abc import Iterator
@@ -68,6 +69,10 @@ class Described(NamedTuple):
     features: Tensor
     probabilities: Tensor
 
+    def chosen(self, indices: Tensor) -> Described:
+        """The same of the images at int64 `indices`."""
+        return Described(self.features[indices], self.probabilities[indices])
+
 
 @dataclass(frozen=True, eq=False)
 class FeatureClassifier:
@@ -119,6 +124,14 @@ class FeatureClassifier:
         if not images.isfinite().all():
             raise ValueError("images must be finite")
         return to_pixels(images)
+
+    @functools.cached_property
+    def label(self) -> str:
+        """Names these features in files of statistics: others, by as much as a weight, have another label."""
+        content = hashlib.sha256()
+        for name, tensor in sorted(self.net.state_dict().items()):
+            content.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
+        return f"small classifier {content.hexdigest()[:16]} of {self.task} ({NOT_COMPARABLE})"
 
     def facts(self) -> dict[str, Any]:
         """All but the net, for JSON."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import hashlib
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator
@@ -15,8 +17,7 @@ import torch
 from torch import Tensor
 
 from fastebm.data import Images, to_pixels
-from fastebm.evaluation.comparison import PRECISION_COUNT, Comparison, Distances, RealImages, compare
-from fastebm.evaluation.distances import precision_recall
+from fastebm.evaluation.comparison import Comparison, Distances, RealImages, compare, shares
 from fastebm.evaluation.features import Described
 
 WIDTH = 2048
@@ -58,6 +59,12 @@ class Inception:
             return cls(path, "TorchScript", _from_torchscript(path, device), device)
         return cls(path, "state dict, through torch-fidelity", _from_state_dict(path, device), device)
 
+    @functools.cached_property
+    def label(self) -> str:
+        """Names these features in files of statistics; those of another weights file have another label."""
+        with self.path.open("rb") as file:
+            return f"Inception weights {hashlib.file_digest(file, 'sha256').hexdigest()[:16]}"
+
     @torch.no_grad()
     def __call__(self, images: Tensor | Images, batch_size: int = 50) -> Described:
         """Features float32 (N, 2048) and class probabilities of images (N, 1 or 3, H, W): floats in [-1, 1] or bytes.
@@ -91,39 +98,43 @@ class InceptionVerdict:
 
 
 def judge_by_inception(samples: Tensor, real: RealImages, inception: Inception) -> InceptionVerdict:
-    """FID, KID, Inception score, precision and recall of samples (N, C, H, W) in [-1, 1] against as many real images.
+    """FID, KID, Inception score, precision and recall of samples (N, C, H, W) in [-1, 1] against all train images.
 
     FID, KID and score are those of torchmetrics. Published FID mostly has 50,000 samples; fewer give higher numbers,
-    which is why samples stand beside a floor of as many. Raises ValueError where torchmetrics is missing.
+    which is why samples stand beside a floor of as many. Precision and recall are of as many of both, 5,000 at most.
+
+    Raises ValueError where torchmetrics is missing.
     """
     _torchmetrics()
-    compared = compare(samples, real, inception, inception_distances)
+    compared = compare(samples, real, inception, inception_distances, all_real=True)
     score, score_std = inception_score(compared.samples.probabilities)
     score_real, _ = inception_score(compared.real.probabilities)
     return InceptionVerdict(str(inception.path), compared.comparison, score, score_std, score_real)
 
 
 def inception_distances(samples: Tensor, real: Tensor) -> Distances:
-    """The distances of torchmetrics between features (N, D) and (N, D) in float64, and our precision and recall."""
+    """The distances of torchmetrics between features (N, D) and (M, D) in float64, and our precision and recall."""
     fid, kid, _ = _torchmetrics()
     with _seeded():
         frechet = fid.FrechetInceptionDistance(feature=_Given(real.shape[1]))
-        kernel = kid.KernelInceptionDistance(feature=_Given(real.shape[1]), subset_size=min(1000, len(real)))
+        kernel = kid.KernelInceptionDistance(
+            feature=_Given(real.shape[1]), subset_size=min(1000, len(real), len(samples))
+        )
         for metric in (frechet, kernel):
             metric.update(real.double(), real=True)
             metric.update(samples.double(), real=False)
         mean, std = kernel.compute()
-        shares = precision_recall(samples[:PRECISION_COUNT], real[:PRECISION_COUNT])
-        return Distances(len(samples), float(frechet.compute()), float(mean), float(std), *shares)
+        found = float(frechet.compute()), float(mean), float(std)
+        return Distances(len(samples), len(real), *found, *shares(samples, real))
 
 
-def inception_score(probabilities: Tensor) -> tuple[float, float]:
-    """The score of class probabilities (N, K), and its standard deviation over ten parts (Salimans et al., 2016)."""
+def inception_score(probabilities: Tensor, splits: int = SPLITS) -> tuple[float, float]:
+    """The score of class probabilities (N, K), the mean over ten parts, and its standard deviation (Salimans et al.,
+    2016)."""
     _, _, inception = _torchmetrics()
     with _seeded():
-        metric = inception.InceptionScore(
-            feature=_Given(probabilities.shape[1]), splits=min(SPLITS, len(probabilities))
-        )
+        feature = _Given(probabilities.shape[1])
+        metric = inception.InceptionScore(feature=feature, splits=min(splits, len(probabilities)))
         # torchmetrics takes logits; the softmax of logs gives the probabilities back. The log of 0 would not be finite.
         metric.update(probabilities.double().clamp(min=1e-300).log())
         mean, std = metric.compute()

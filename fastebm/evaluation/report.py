@@ -29,6 +29,7 @@ class Survival:
         count: chains that are still finite.
         frechet_start, frechet_end: distances from as many real images as chains began. NOT comparable to published
             FID.
+        floor: the distance of as many unseen real images from those; None where there are fewer.
         found_start, found_end: classes found; None for a classifier of rotations.
         confident_start, confident_end: shares with a class probability of at least 0.9.
     """
@@ -36,6 +37,7 @@ class Survival:
     count: int
     frechet_start: float
     frechet_end: float
+    floor: float | None
     found_start: int | None
     found_end: int | None
     confident_start: float
@@ -47,6 +49,7 @@ class Survival:
         if len(end) < 2:
             return None
         reference = FeatureStatistics.of(classifier(real.reference(len(start))).features)
+        unseen, _ = real.unseen(len(start))
         before, after = classifier(start), classifier(end)
         classes = Classes.of(classifier.classes, after.probabilities, before.probabilities)
         named = classifier.task == "classes"
@@ -54,6 +57,7 @@ class Survival:
             len(end),
             frechet_distance(before.features, reference),
             frechet_distance(after.features, reference),
+            frechet_distance(classifier(unseen).features, reference) if len(unseen) == len(start) else None,
             classes.found_real if named else None,
             classes.found if named else None,
             classes.confident_share_real,
@@ -115,6 +119,9 @@ class Report:
             found = self.statistics
             yield f"{found['kind']} from the statistics in {found['path']}: {_number(found['frechet'])}"
             yield f"of {found['count']:,} samples, in the features of {found['features']}"
+            yield f"ceiling: {_number(found['noise'])}, of as much uniform noise; no floor, for which images are needed"
+            if not found["labelled"]:
+                yield "which features the statistics are of, their file does not say"
 
     def _features(self) -> Iterator[str]:
         if self.verdict is None or self.features is None:
@@ -152,9 +159,10 @@ class Report:
         if self.survival is not None:
             after = self.survival
             classes = "" if after.found_end is None else f"; classes found {after.found_start} -> {after.found_end}"
+            floor = "" if after.floor is None else f", floor {_number(after.floor)}"
             yield (
                 f"Fréchet distance of {after.count} samples {_number(after.frechet_start)} -> "
-                f"{_number(after.frechet_end)} ({NOT_COMPARABLE}); sure of {after.confident_start:.0%} -> "
+                f"{_number(after.frechet_end)}{floor} ({NOT_COMPARABLE}); sure of {after.confident_start:.0%} -> "
                 f"{after.confident_end:.0%}{classes}"
             )
 
@@ -197,11 +205,11 @@ def _energies(found: EnergyHealth | CalibrationHealth) -> str:
 
 
 def _table(comparison: Comparison) -> Iterator[str]:
-    yield f"{'':{_NAME}} {'count':>7} {'Fréchet':>9} {'kernel':>20} {'precision':>9} {'recall':>7}"
+    yield f"{'':{_NAME}} {'count':>7} {'of real':>7} {'Fréchet':>9} {'kernel':>20} {'precision':>9} {'recall':>7}"
     for name, row in comparison.rows():
         kernel = f"{_number(row.kernel)} ± {_number(row.kernel_std)}"
         shares = f"{row.precision:9.3f} {row.recall:7.3f}"
-        yield f"{name:{_NAME}} {row.count:7,} {_number(row.frechet):>9} {kernel:>20} {shares}"
+        yield f"{name:{_NAME}} {row.count:7,} {row.reference:7,} {_number(row.frechet):>9} {kernel:>20} {shares}"
 
 
 def _number(value: float) -> str:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 import zipfile
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fastebm.data import DataError, Images, average_pool_to, digits, open_images, to_pixels
+from fastebm.data import DataError, Form, Images, average_pool_to, digits, form_of, open_images, to_pixels
 from fastebm.evaluation.comparison import RealImages
 from fastebm.training import DigitsSource, ImageSource
 
@@ -55,6 +56,65 @@ def holds_statistics(path: Path) -> bool:
         return {"mu.npy", "sigma.npy"} <= set(archive.namelist())
 
 
+def source_of_real(
+    path: Path,
+    samples: Form,
+    *,
+    own: ImageSource | None = None,
+    full: int | None = None,
+    split: str | None = None,
+    fit: Literal["resize", "pad"] | None = None,
+    crop: int | None = None,
+    convert: bool = False,
+) -> ImageSource:
+    """The real images at `path` for samples of a form, brought to that only where this was asked for.
+
+    Unasked they pass in the form of the samples (or at the full size of a run on the way, which `open_real` averages
+    down), and in the form that a run's own images had before training shaped them: then they are shaped like those.
+
+    Args:
+        own: the images that the run learned, if the samples are of a run that knows them.
+        full: the side that the run ends at, by default that of the samples.
+        split, fit, crop: as in `ImageSource`, by default as in `own`. `fit` allows images of any size.
+        convert: allows images of any size and colours, which are shaped as the run's own, or resized.
+
+    Raises ValueError for images of another form, DataError as `open_images`.
+    """
+    full = full or samples.height
+    given = {"split": split, "fit": fit, "crop": crop}
+    changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    shaped = ImageSource(path, full, samples.channels)
+    if own is not None:
+        key = own.key if path.resolve() == own.path.resolve() else None
+        shaped = dataclasses.replace(own, path=path, size=own.size or full, channels=samples.channels, key=key)
+    shaped = dataclasses.replace(shaped, **changes)
+    if convert:
+        return shaped
+    found = form_of(path, shaped.split, crop=crop, key=shaped.key)
+    learned = None if own is None or crop is not None else _form_before(own)
+    as_learned = learned is not None and found[1:] == learned[1:]
+    fits = found[1:] in (samples[1:], (full, full))
+    colours = found.channels == samples.channels or (learned is not None and found.channels == learned.channels)
+    if not (colours and (fits or as_learned or fit is not None)):
+        raise ValueError(
+            f"{path}: its images are {found}, and the samples {samples}: --convert brings them to that"
+            + ("" if own is None else " as the run's own were")
+            + ("" if fit is not None or fits else "; --fit resize or --fit pad changes their size alone")
+        )
+    if as_learned or fit is not None:
+        return shaped
+    channels = None if found.channels == samples.channels else samples.channels  # None: as it is, also when held out
+    return ImageSource(path, None, channels, shaped.split, crop=crop, key=shaped.key)
+
+
+def _form_before(own: ImageSource) -> Form | None:
+    """The form of a run's own images before they were shaped; None where they can't be read any more."""
+    try:
+        return form_of(own.path, own.split, key=own.key)
+    except DataError:
+        return None
+
+
 def open_real(source: ImageSource | DigitsSource, size: int, seed: int = 0) -> RealImages:
     """The images of a source at `size`, which they may be averaged down to, with their test split where there is one.
 
@@ -74,9 +134,13 @@ def _held_out(source: ImageSource, images: Images, size: int) -> Images | None:
     if images.split != "train":
         return None
     try:
-        return _averaged(dataclasses.replace(source, split="test").open(), size)
+        held_out = dataclasses.replace(source, split="test").open()
     except DataError:
         return None  # it has none
+    forms = [Form(*part.pixels.shape[1:]) for part in (images, held_out)]
+    if forms[0] != forms[1]:
+        raise ValueError(f"{images.name}: its train images are {forms[0]} and its test images {forms[1]}: --convert")
+    return _averaged(held_out, size)
 
 
 def _averaged(images: Images, size: int) -> Images:

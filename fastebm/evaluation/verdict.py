@@ -144,8 +144,10 @@ class Verdict:
         }
 
 
-def judge(samples: Tensor, real: RealImages, classifier: FeatureClassifier) -> Verdict:
+def judge(samples: Tensor, real: RealImages, classifier: FeatureClassifier, *, all_real: bool = False) -> Verdict:
     """The verdict on samples (N, C, S, S) in [-1, 1] that are meant to look like `real`.
+
+    With `all_real`, distances are of all samples from all train images, otherwise from as many.
 
     Raises ValueError for samples of other shapes or not finite, and fewer than 10.
 
@@ -158,7 +160,7 @@ def judge(samples: Tensor, real: RealImages, classifier: FeatureClassifier) -> V
         >>> verdict.classes.found
         10
     """
-    compared = compare(samples, real, classifier)
+    compared = compare(samples, real, classifier, all_real=all_real)
     classes = None
     if classifier.task == "classes":
         classes = Classes.of(classifier.classes, compared.samples.probabilities, compared.real.probabilities)

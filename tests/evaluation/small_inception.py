@@ -1,7 +1,19 @@
 """A TorchScript module with the face of `inception-2015-12-05.pt`, in a file because TorchScript reads its source."""
 
+import warnings
+from pathlib import Path
+
 import torch
 from torch import Tensor
+
+
+def script(module: type[torch.nn.Module], path: Path, seed: int = 0) -> Path:
+    """Writes a module of this file as TorchScript, with weights drawn by the seed."""
+    torch.manual_seed(seed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        torch.jit.script(module()).save(path)
+    return path
 
 
 class SmallInception(torch.nn.Module):

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from fastebm.data import Images
-from fastebm.evaluation import RealImages, compare, frechet_distance
+from fastebm.evaluation import RealImages, compare, frechet_distance, precision_recall
 from fastebm.evaluation.features import Described
 
 
@@ -76,6 +76,33 @@ def test_rows_are_distances_from_as_many_real_images() -> None:
     assert even.beside_floor == even.samples
     assert len(even.rows()) == 3
     assert even.to_json()["floor"] == dataclasses.asdict(even.floor)
+
+
+def test_all_samples_are_compared_with_all_real_images_where_asked() -> None:
+    real = RealImages(numbered(60), seed=3)
+    samples = numbered(90, 20).batch(slice(None))
+    comparison = compare(samples, real, describe, all_real=True).comparison
+    counts = [(row.count, row.reference) for _, row in comparison.rows()]
+    assert counts == [(90, 60), (30, 60), (30, 30), (30, 60)]
+    everything, of_samples = describe(real.train).features, describe(samples).features
+    assert comparison.samples.frechet == pytest.approx(frechet_distance(of_samples, everything), abs=1e-9)
+    assert comparison.beside_floor.frechet == pytest.approx(frechet_distance(of_samples[:30], everything), abs=1e-9)
+    # The floor's images are not among those that they are compared with, here the other half.
+    unseen, rest = real.unseen(90)
+    assert not {*numbers(unseen)} & {*numbers(rest)}
+    floor = frechet_distance(describe(unseen).features, describe(rest).features)
+    assert comparison.floor.frechet == pytest.approx(floor, abs=1e-9)
+    # Shares depend on the counts: of as many of both.
+    shares = precision_recall(of_samples[:60], describe(real.reference(60)).features)
+    assert (comparison.samples.precision, comparison.samples.recall) == shares
+    with_test = RealImages(numbered(60), numbered(50, 200), seed=3)
+    comparison = compare(samples, with_test, describe, all_real=True).comparison
+    assert [(row.count, row.reference) for _, row in comparison.rows()] == [(90, 60), (30, 60), (30, 30), (30, 60)]
+    comparison = compare(samples[:40], with_test, describe, all_real=True).comparison
+    assert [(row.count, row.reference) for _, row in comparison.rows()] == [(40, 60)] * 3
+    assert comparison.floor_of == "test images"
+    # As many is still the default.
+    assert [row.reference for _, row in compare(samples[:40], with_test, describe).comparison.rows()] == [40] * 3
 
 
 def test_too_few_images_are_refused() -> None:

@@ -78,6 +78,21 @@ def test_statistics_survive_a_file_in_the_common_format(tmp_path: Path) -> None:
     assert FeatureStatistics.load(tmp_path / "theirs.npz").mean.dtype == torch.float64
 
 
+def test_a_label_tells_other_features_of_the_same_length(tmp_path: Path) -> None:
+    path = tmp_path / "real.npz"
+    FeatureStatistics.of(features(50), "ours").save(path)
+    with np.load(path, allow_pickle=False) as arrays:
+        assert sorted(arrays) == ["features", "mu", "sigma"]
+    loaded = FeatureStatistics.load(path)
+    assert loaded.label == "ours"
+    assert frechet_distance(FeatureStatistics.of(features(50), "ours"), loaded) == pytest.approx(0, abs=1e-9)
+    assert frechet_distance(features(50), loaded) == pytest.approx(0, abs=1e-9)  # nobody knows of which
+    with pytest.raises(ValueError, match="statistics of the features theirs and ours: they must be of one kind"):
+        frechet_distance(FeatureStatistics.of(features(50), "theirs"), loaded)
+    np.savez(path, mu=np.zeros(3), sigma=np.eye(3), features=np.zeros((4, 3)))  # somebody else's array of that name
+    assert FeatureStatistics.load(path).label is None
+
+
 def test_files_without_statistics_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "x.npz"
     for arrays in ({"mu": np.zeros(3)}, {"mu": np.zeros(3), "sigma": np.eye(4)}, {"mu": np.eye(3), "sigma": np.eye(3)}):

@@ -1,9 +1,7 @@
 """Inception's distances, with a small TorchScript module in the place of Inception, which nobody can download here."""
 
-import importlib.util
 import json
 import sys
-import warnings
 from pathlib import Path
 from types import ModuleType
 
@@ -13,29 +11,22 @@ import torch
 from torch import Tensor
 
 from fastebm.data import Images, to_pixels
-from fastebm.evaluation import Inception, RealImages, frechet_distance, judge_by_inception, kernel_distance
+from fastebm.evaluation import (
+    FeatureStatistics,
+    Inception,
+    RealImages,
+    frechet_distance,
+    judge_by_inception,
+    kernel_distance,
+)
 from fastebm.evaluation.inception import inception_distances, inception_score
 from fastebm.evaluation.report import Report
-
-
-def script(name: str, path: Path) -> Path:
-    """Writes the module `name` of small_inception.py as TorchScript."""
-    spec = importlib.util.spec_from_file_location("small_inception", Path(__file__).with_name("small_inception.py"))
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["small_inception"] = module
-    spec.loader.exec_module(module)
-    torch.manual_seed(0)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        torch.jit.script(getattr(module, name)()).save(path)
-    return path
+from tests.evaluation.small_inception import Bare, SmallInception, script
 
 
 @pytest.fixture(scope="module")
 def inception(tmp_path_factory: pytest.TempPathFactory) -> Inception:
-    return Inception.load(script("SmallInception", tmp_path_factory.mktemp("weights") / "inception.pt"))
+    return Inception.load(script(SmallInception, tmp_path_factory.mktemp("weights") / "inception.pt"))
 
 
 @pytest.fixture(scope="module")
@@ -76,10 +67,38 @@ def test_the_score_is_the_exponential_of_the_mean_divergence() -> None:
     probabilities = torch.rand(2000, 4, generator=torch.Generator().manual_seed(0)).softmax(1)
     p = probabilities.double().numpy()
     expected = np.exp((p * (np.log(p) - np.log(p.mean(0)))).sum(1).mean())
-    assert inception_score(probabilities)[0] == pytest.approx(expected, abs=1e-3)
+    assert inception_score(probabilities, splits=1)[0] == pytest.approx(expected, abs=1e-6)
+    # The mean over ten parts, each with a marginal of its own, in the order that torchmetrics shuffles them to.
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)
+        parts = np.split(p[torch.randperm(2000).numpy()], 10)
+    scores = [np.exp((part * (np.log(part) - np.log(part.mean(0)))).sum(1).mean()) for part in parts]
+    found = inception_score(probabilities)
+    assert found == (pytest.approx(np.mean(scores), abs=1e-6), pytest.approx(np.std(scores, ddof=1), abs=1e-6))
     even, deviation = inception_score(torch.eye(5).repeat(200, 1))  # certainty, and zeros whose log is not finite
     assert even == pytest.approx(5, rel=0.02)
     assert deviation < 0.1
+
+
+def test_fid_is_of_all_samples_from_all_train_images(inception: Inception, images: Tensor) -> None:
+    """Also where there are more samples than real images, and from the statistics that a file has of them."""
+    pytest.importorskip("torchmetrics")
+    train, test = Images(to_pixels(images[:60] * 0.5)), Images(to_pixels(images[60:] * 0.5))
+    for count in (40, 120):
+        samples = images[:count] * 0.6
+        comparison = judge_by_inception(samples, RealImages(train, test), inception).comparison
+        assert (comparison.samples.count, comparison.samples.reference) == (count, 60)
+        statistics = FeatureStatistics.of(inception(train).features)
+        expected = frechet_distance(inception(samples).features, statistics)
+        assert comparison.samples.frechet == pytest.approx(expected, abs=1e-6)
+        few = min(count, 60)
+        assert (comparison.floor.count, comparison.floor.reference) == (few, 60)
+        unseen, _ = RealImages(train, test).unseen(count)
+        expected = frechet_distance(inception(unseen).features[:few], statistics)
+        assert comparison.floor.frechet == pytest.approx(expected, abs=1e-6)
+    # Without test images the floor is of one half from the other, and samples stand beside it.
+    halves = judge_by_inception(images[:20], RealImages(train), inception).comparison
+    assert (halves.samples.reference, halves.beside_floor.reference, halves.floor.reference) == (60, 60, 40)
 
 
 def test_the_verdict_has_a_floor_and_a_ceiling(inception: Inception, images: Tensor) -> None:
@@ -107,7 +126,7 @@ def test_wrong_files_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     with pytest.raises(ValueError, match=r"text\.pt: is neither TorchScript nor a state dict"):
         Inception.load(tmp_path / "text.pt")
     with pytest.raises(ValueError, match="lacks the argument no_output_bias and return_features"):
-        Inception.load(script("Bare", tmp_path / "bare.pt"))
+        Inception.load(script(Bare, tmp_path / "bare.pt"))
     torch.save({"weight": torch.zeros(3)}, tmp_path / "state.pth")
     monkeypatch.setitem(sys.modules, "torch_fidelity", None)
     with pytest.raises(ValueError, match="which torch-fidelity reads"):

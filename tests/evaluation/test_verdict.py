@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from fastebm.data import Images, digits, to_pixels
-from fastebm.evaluation import FeatureClassifier, RealImages, judge, nearest_distances, train_features
+from fastebm.evaluation import FeatureClassifier, RealImages, frechet_distance, judge, nearest_distances, train_features
+from fastebm.evaluation.features import chosen
 from fastebm.evaluation.report import Report, Survival
 from fastebm.evaluation.verdict import Classes, Nearest
 
@@ -93,8 +94,15 @@ def test_the_report_says_everywhere_that_it_is_not_fid(real: RealImages, classif
     assert survival is not None
     assert survival.count == 90
     assert survival.frechet_end > survival.frechet_start
+    reference = classifier(real.reference(100)).features
+    assert survival.floor == frechet_distance(classifier(real.unseen(100)[0]).features, reference)
+    assert survival.floor < survival.frechet_end
+    scarce = Survival.of(samples, samples, RealImages(chosen(real.train, torch.arange(150))), classifier)
+    assert scarce is not None
+    assert scarce.floor is None
     report = Report("samples", "digits", verdict.nearest, classifier.facts(), verdict, survival=survival)
     text = report.explain()
+    assert f", floor {survival.floor:.4g} (" in text
     assert "not comparable to published FID" in text
     assert "floor: test images" in text
     assert "ceiling: uniform noise" in text
