@@ -74,8 +74,8 @@ def generate(
 
     A call that was killed or failed goes on when it is made again, with the checkpoint that it began with, and ends
     with the same files. With the fused engine these are the same bits for any number of processes and threads. Samples
-    are those of `CoarseToFineRun.sample`. Last it writes its numbers as JSON, `numbers.json` in a folder, and with .json
-    behind the whole name beside a file: what was asked for, the sampler's settings, seconds, images a second.
+    are those of `CoarseToFineRun.sample`. Last it writes numbers as JSON: what was asked for, the sampler's settings,
+    seconds, images a second; to `numbers.json` in a folder, beside a file to its whole name with .json behind it.
 
     Args:
         run_dir: folder of the run, finished or not.

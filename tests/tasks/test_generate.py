@@ -37,7 +37,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def digests(path: Path) -> dict[str, str]:
-    """Of all files of an output, hidden ones too, but for its numbers, which have the time; names begin at the output."""
+    """Of all files of an output, hidden ones too, but not of its numbers, which have the time; names begin at it."""
     files = [path] if path.is_file() else [entry for entry in path.rglob("*") if entry.is_file()]
     files = [file for file in files if file.name != "numbers.json"]
     return {str(file.relative_to(path)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}

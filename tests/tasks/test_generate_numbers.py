@@ -146,7 +146,7 @@ def test_numbers_that_can_not_be_written_are_written_by_the_next_call(
         write_json(path, content)
 
     monkeypatch.setattr(files, "write_json", full)
-    with pytest.raises(RunError, match="No space left.*5 of 5 samples are whole"):
+    with pytest.raises(RunError, match=r"No space left.*5 of 5 samples are whole"):
         generate(digits_run, 5, tmp_path / name)
     monkeypatch.undo()
     assert generate(digits_run, 5, tmp_path / name).drawn == 0

@@ -19,14 +19,14 @@ COMMANDS = {
     "detect --against": ["--engine", "autograd", "--against"],
 }
 WRONG = {
-    "small.npz": (["4x4", "8x8"], ["4x4", "8x8"]),
-    "large": (["20x20", "8x8", "--convert"], ["20x20", "8x8"]),
+    "small.npz": (["1x4x4", "1x8x8", "--convert"], ["4x4", "8x8", "--fit"]),
+    "large": (["1x20x20", "1x8x8", "--convert"], ["20x20", "8x8", "--fit"]),
     "colour.npz": (["3x8x8", "1x8x8", "--convert"], ["3 channels", "the run 1", "--recolour"]),
     "empty": (["empty: no data set that is known here, and no pictures in it"],) * 2,
-    "broken": (["broken/2.png"],) * 2,
-    "broken/2.png": (["broken/2.png"],) * 2,
-    "nan.npz": (["nan.npz", "nan"],) * 2,
-    "infinite.npy": (["infinite.npy"],) * 2,
+    "broken": (["broken/2.png: is no picture that can be read"],) * 2,
+    "broken/2.png": (["broken/2.png: is no picture that can be read"], ["2.png: is a single picture: give a folder"]),
+    "nan.npz": (["nan.npz: no array is uint8", "float32 (4, 8, 8)"],) * 2,
+    "infinite.npy": (["infinite.npy: is float32 (4, 8, 8)", "must be uint8"],) * 2,
     "missing": (["missing: there is no such file or folder"],) * 2,
 }
 """Names of what is given, with words of the line: of the tasks, and of `detect`."""
@@ -78,8 +78,8 @@ def test_images_that_do_not_fit_are_refused(
     [
         ("large/0.png", ["large/0.png: the mask is 20x20, and the images are 8x8"]),
         ("wide.png", ["wide.png: the mask is 4x8, and the images are 8x8"]),
-        ("broken/2.png", ["broken/2.png"]),
-        ("small.npz", ["small.npz"]),
+        ("broken/2.png", ["broken/2.png: is no picture that can be read"]),
+        ("small.npz", ["small.npz: is no picture that can be read"]),
         ("missing.png", ["missing.png: is no file"]),
         ("black.png", ["no hole"]),
         ("white.png", ["nothing but hole"]),
@@ -94,6 +94,15 @@ def test_masks_that_do_not_fit_are_refused(
     line = refusal(capsys, here, ["inpaint", str(digits_run), "--mask", mask, "--restarts", "1"])
     for word in words:
         assert word in line
+
+
+def test_what_a_refusal_offers_is_taken(digits_run: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for number, (given, offer) in enumerate({"small.npz": "--fit pad", "large": "--fit resize"}.items()):
+        words = ["detect", str(digits_run), *COMMANDS["detect"], given, "--count", "4", *offer.split()]
+        assert main([*words, "--out", str(here / f"detected-{number}")]) == 0, capsys.readouterr().err
+    for command in ("denoise", "inpaint", "translate", "interpolate"):
+        words = [command, str(digits_run), *COMMANDS[command], "large", "--count", "2", "--convert"]
+        assert main([*words, "--out", str(here / command)]) == 0, capsys.readouterr().err
 
 
 def test_a_single_picture_of_another_size_is_refused(
