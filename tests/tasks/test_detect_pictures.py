@@ -77,8 +77,8 @@ def test_the_picture_shows_these_bins(tmp_path: Path, monkeypatch: pytest.Monkey
         drawn = [patch for patch in axes.patches if isinstance(patch, StepPatch)]
         assert [patch.get_label() for patch in drawn] == ["in distribution", "noise"]
         for patch, heights in zip(drawn, shares.values(), strict=True):
-            np.testing.assert_array_equal(patch.get_data().values, heights)
-            np.testing.assert_array_equal(patch.get_data().edges, edges)
+            np.testing.assert_array_equal(patch.get_data()[0], heights)
+            np.testing.assert_array_equal(patch.get_data()[1], edges)
         top = max(heights.max() for heights in shares.values())
         assert axes.get_ylim()[1] >= top  # bars are within the panel
     # In the file, too: gray of the first set, the first colour of the other one.
