@@ -41,7 +41,8 @@ class Detect:
     split: str | None = None
     """part of --data; by default test, or what there is"""
     fit: Literal["resize", "pad"] | None = None
-    """brings images of --against to the run's size, which is otherwise asked of them"""
+    """brings images of --against to the run's size, which is otherwise asked of them; those of --data and --train get
+    theirs as in training, or in this way where the run doesn't know its set"""
     recolour: bool = False
     """brings images to the run's colours, which are otherwise asked of them"""
     count: int = 10_000
@@ -98,11 +99,11 @@ class Detect:
         training = (
             training_images(run)
             if self.train is None
-            else images_of_the_kind(run, self.train, prefer="train", recolour=self.recolour)
+            else images_of_the_kind(run, self.train, prefer="train", fit=self.fit, recolour=self.recolour)
         )
         if self.data is None:
             return training, held_out_images(run)
-        return training, images_of_the_kind(run, self.data, self.split, recolour=self.recolour)
+        return training, images_of_the_kind(run, self.data, self.split, fit=self.fit, recolour=self.recolour)
 
 
 def parsed_sets(arguments: Iterable[str]) -> dict[str, tuple[Path, str | None]]:

@@ -28,6 +28,9 @@ class Translate(ImageTask):
     """start from images averaged down to this resolution, with as many steps at each; by default the full one"""
     pull: float = 0.0
     """weight of a pull to the images that are translated"""
+    hide_source: bool = False
+    """leave the images that are translated out of the picture (not of the .npz), as where they are others' photographs;
+    chains at full size may end close to them"""
 
     def __call__(self) -> int:
         from fastebm import tasks
@@ -48,7 +51,7 @@ class Translate(ImageTask):
         )
         result = tasks.translate(run, self.images(run), options, seed=self.seed)
         task_folder(out, overwrite=self.overwrite)
-        save_translated(out / "translated.png", result)
+        save_translated(out / "translated.png", result, source=not self.hide_source)
         save_arrays(out / "translated.npz", source=result.source, translated=result.images, change=result.change)
         numbers = result.to_json()
         energies = numbers["energy"]

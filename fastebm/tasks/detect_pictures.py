@@ -29,18 +29,30 @@ def save_histogram(path: Path, scores: Mapping[str, Scores]) -> None:
     first, *_ = scores
     figure, panels = _panels(list(scores[first]))
     for name, axes in panels.items():
-        edges = _edges([by_score[name] for by_score in scores.values()])
-        low, high = edges[0], edges[-1]
-        for index, (label, by_score) in enumerate(scores.items()):
-            values = np.clip(by_score[name], low, high)  # the ends of the axis gather what lies beyond
-            shares, _ = np.histogram(values, edges, weights=np.full(len(values), 100 / len(values)))
+        edges, shares = histogram({label: by_score[name] for label, by_score in scores.items()})
+        for index, (label, heights) in enumerate(shares.items()):
             filled = label == first
             color = "0.75" if filled else f"C{index - 1}"
-            axes.stairs(shares, edges, fill=filled, color=color, label=_words(label), linewidth=1.4)
+            axes.stairs(heights, edges, fill=filled, color=color, label=_words(label), linewidth=1.4)
         axes.set_xlabel(_words(name))
         axes.set_ylabel("% of images")
     _legend(figure, next(iter(panels.values())))
     _save(figure, path)
+
+
+def histogram(
+    values: Mapping[str, NDArray[np.float32]],
+) -> tuple[NDArray[np.float64], dict[str, NDArray[np.float64]]]:
+    """Edges of bins that are common to all sets, and the share of each set in each bin, in percent.
+
+    Bins lie where the first set does, and so far as others lie near it; what is beyond is counted in the outermost.
+    """
+    edges = _edges(list(values.values()))
+    shares = {}
+    for label, scores in values.items():
+        counts, _ = np.histogram(np.clip(scores, edges[0], edges[-1]), edges)
+        shares[label] = 100 * counts / len(scores)
+    return edges, shares
 
 
 def save_roc(path: Path, scores: Mapping[str, Scores], metrics: Mapping[str, Mapping[str, DetectionMetrics]]) -> None:
@@ -83,10 +95,12 @@ def save_typical(path: Path, sets: Mapping[str, Images], scores: Mapping[str, Sc
 def _edges(values: list[NDArray[np.float32]]) -> NDArray[np.float64]:
     """Edges of bins over the first set and the middle of the others, unless those lie far away."""
     inner = np.quantile(values[0], (0.001, 0.999))
-    spread = max(float(inner[1] - inner[0]), 1e-6)
+    spread = max(float(inner[1] - inner[0]), 1e-6 * max(1.0, abs(float(inner[0]))))
     others = np.quantile(np.concatenate(values), (0.005, 0.995))
     low = max(min(inner[0], others[0]), inner[0] - 3 * spread)
     high = min(max(inner[1], others[1]), inner[1] + 3 * spread)
+    if high - low < spread:  # all scores are equal: bins still need a width
+        low, high = low - spread, high + spread
     return np.linspace(low, high, BINS + 1)
 
 

@@ -12,6 +12,7 @@ import hashlib
 import multiprocessing
 import signal
 import sys
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -41,11 +42,20 @@ class Generated:
         path: the folder or file.
         request: what the samples depend on.
         drawn: how many samples were drawn by this call; the others were there.
+        seconds: that this call took for them, to the last file, with the start of processes; the run was loaded before.
+        numbers: the file that says so, and what the samples depend on.
     """
 
     path: Path
     request: Request
     drawn: int
+    seconds: float
+    numbers: Path
+
+    @property
+    def images_per_second(self) -> float | None:
+        """Of this call; None where all were there."""
+        return self.drawn / self.seconds if self.drawn else None
 
 
 def generate(
@@ -64,7 +74,8 @@ def generate(
 
     A call that was killed or failed goes on when it is made again, with the checkpoint that it began with, and ends
     with the same files. With the fused engine these are the same bits for any number of processes and threads. Samples
-    are those of `CoarseToFineRun.sample`.
+    are those of `CoarseToFineRun.sample`. Last it writes numbers as JSON: what was asked for, the sampler's settings,
+    seconds, images a second; to `numbers.json` in a folder, beside a file to its whole name with .json behind it.
 
     Args:
         run_dir: folder of the run, finished or not.
@@ -73,8 +84,8 @@ def generate(
         seed: other seeds, other samples; by default those that continue the run's own noise.
         processes: each draws its share of chunks, on its share of the CPU threads; on a machine with several GPUs, in
             turns on each. With more than one, a script needs the usual `if __name__ == "__main__":`.
-        chunk: how many chains run at a time and are lost at most in a kill; by default 256 at up to 32x32, and as many
-            pixels above.
+        chunk: how many chains run at a time; by default 256 at up to 32x32, and as many pixels above. A kill loses at
+            most three such chunks of each process: the one being drawn, and two that wait to be written.
         device: cpu or cuda; by default a GPU if there is one.
         overwrite: begins anew where something else was begun, and replaces what an earlier call made.
         progress: shows a bar.
@@ -96,14 +107,19 @@ def generate(
     output.check(request, overwrite)
     with _writing(output, request), output.locked():
         output.begin(request, overwrite)
+        start = time.perf_counter()
         missing = sorted(set(range(request.chunks)) - output.done())
+        processes = max(1, min(processes, len(missing)))
         with _bar(request, missing, progress) as advance:
-            if processes == 1 or len(missing) < 2:
+            if processes == 1:
                 _draw_chunks(run, request, output, missing, advance)
             else:
                 _share(Path(run_dir), request, output, missing, processes, device, advance)
         output.finish(request)
-    return Generated(output.path, request, sum(len(request.rows(number)) for number in missing))
+        drawn = sum(len(request.rows(number)) for number in missing)
+        made = Generated(output.path, request, drawn, time.perf_counter() - start, output.numbers)
+        output.close(_numbers(made, run, processes, device))
+    return made
 
 
 def _draw_chunks(
@@ -141,12 +157,12 @@ def _share(
     device: torch.device,
     advance: Callable[[int], None],
 ) -> None:
-    """Draws chunks by several processes, every so-manieth by each."""
+    """Draws chunks by several processes, no more than there are chunks, every so-manieth by each."""
     context = multiprocessing.get_context("spawn")  # a fork can't use a GPU, nor OpenMP's threads
     threads = max(1, torch.get_num_threads() // processes)
     workers = []
     try:
-        for number in range(min(processes, len(chunks))):
+        for number in range(processes):
             receiver, sender = context.Pipe(duplex=False)
             arguments = (run_dir, request, output, chunks[number::processes], _device_of(device, number), threads)
             process = context.Process(target=_work, args=(*arguments, sender), daemon=True)
@@ -237,6 +253,39 @@ def _request(run: CoarseToFineRun, count: int, seed: int | None, chunk: int | No
     )
     rng.make_key(request.seed)
     return request
+
+
+def _numbers(made: Generated, run: CoarseToFineRun, processes: int, device: torch.device) -> dict[str, Any]:
+    """What was made by what and how fast, as JSON has it; the speed is that of this call alone."""
+    config, request = run.config, made.request
+    sampler = {
+        "variant": config.variant,
+        "levels": sorted(run.levels),
+        "steps": config.steps,
+        "step_size": config.step_size,
+        "noise_start": config.noise_start,
+        "noise_end": config.noise_end,
+        "dtype": config.dtype,
+        "engine": config.engine,
+    }
+    return {
+        "run": str(run.path),
+        "iteration": request.iteration,
+        "weights": request.weights,
+        "count": request.count,
+        "resolution": request.size,
+        "channels": request.channels,
+        "seed": request.seed,
+        "first_chain": request.first_chain,
+        "sampler": sampler,
+        "chunk": request.chunk,
+        "processes": processes,
+        "threads": torch.get_num_threads(),
+        "device": str(device),
+        "drawn": made.drawn,
+        "seconds": made.seconds,
+        "images_per_second": made.images_per_second,
+    }
 
 
 def _digest(run: CoarseToFineRun) -> str:

@@ -69,9 +69,13 @@ def save_inpainted(path: Path, result: Inpainted, rows: int = ROWS, samples: int
     save_columns(path, columns)
 
 
-def save_translated(path: Path, result: Translated, rows: int = ROWS) -> None:
-    """A PNG: source, moments of the way, the end, and a map of how much each pixel was changed."""
-    columns = {"source": result.source[:rows]}
+def save_translated(path: Path, result: Translated, rows: int = ROWS, *, source: bool = True) -> None:
+    """A PNG: source, moments of the way, the end, and a map of how much each pixel was changed.
+
+    Without `source` the first is left out, where it may not be shown to others. What comes after it is made of it, and
+    early moments look like it.
+    """
+    columns = {"source": result.source[:rows]} if source else {}
     for step, images in zip(result.steps[1:], result.moments[1:], strict=True):
         columns[f"step {step}"] = images[:rows]
     largest = max(float(result.change.max()), 1e-6)

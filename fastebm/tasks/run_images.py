@@ -97,15 +97,21 @@ def held_out_images(run: Run) -> Images:
 
 
 def images_of_the_kind(
-    run: CoarseToFineRun, path: Path, split: str | None = None, *, prefer: str = HELD_OUT, recolour: bool = False
+    run: CoarseToFineRun,
+    path: Path,
+    split: str | None = None,
+    *,
+    prefer: str = HELD_OUT,
+    fit: Literal["resize", "pad"] | None = None,
+    recolour: bool = False,
 ) -> Images:
     """Images of a file or folder, brought to the run's size as those of training were; with `recolour` to its colours.
 
-    Without a `split` it is the one called `prefer`, or what there is. Raises as `open_images`, and ValueError for other
-    colours.
+    Without a `split` it is the one called `prefer`, or what there is. A run that was not trained on files knows no way
+    to its size: then `fit` is asked for. Raises as `open_images`, and ValueError for other colours.
     """
     if not isinstance(_stored(run), ImageSource):
-        return open_for(run, path, split, recolour=recolour)
+        return open_for(run, path, split, fit=fit, recolour=recolour)
     channels = run.config.channels if recolour else None
     source = dataclasses.replace(_with_path(run, path), channels=channels, key=None)
     images = _opened(source, split, prefer)

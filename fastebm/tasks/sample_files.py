@@ -1,7 +1,8 @@
 """Where many samples go, chunk by chunk: pictures in a folder, one array, one grid; whole after a kill at any moment.
 
 Beside what they make, outputs keep a folder of their own work, hidden: what was asked for (`request.json`), and a mark
-or the samples of each chunk that is done. Chunks may be written in any order and by several processes.
+or the samples of each chunk that is done. Chunks may be written in any order and by several processes. Last come the
+numbers, for people: `numbers.json` in a folder of pictures, NAME.npz.json or NAME.png.json beside a file.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from numpy.typing import NDArray
 
 from fastebm.data import to_float
 from fastebm.data.pictures import SUFFIXES
+from fastebm.tasks.output import NUMBERS
 from fastebm.training import RunError
 from fastebm.training.files import PART, replacing, sync, write_json
 from fastebm.training.pictures import GRID, save_grid
@@ -73,9 +75,10 @@ class Output(ABC):
 
     mark: ClassVar[str] = ".npy"
 
-    def __init__(self, path: Path, work: Path) -> None:
+    def __init__(self, path: Path, work: Path, numbers: Path) -> None:
         self.path = path
         self.work = work
+        self.numbers = numbers
 
     @abstractmethod
     def write(self, request: Request, chunk: int, pixels: Pixels) -> None:
@@ -84,6 +87,10 @@ class Output(ABC):
     @abstractmethod
     def finish(self, request: Request) -> None:
         """Makes of all chunks what was asked for. May be called again after a kill."""
+
+    @abstractmethod
+    def close(self, numbers: dict[str, Any]) -> None:
+        """Leaves the numbers, and removes what only the work needed. May be called again after a kill."""
 
     @abstractmethod
     def check_free(self, overwrite: bool) -> None:
@@ -164,7 +171,7 @@ class PictureFolder(Output):
     mark = ".done"
 
     def __init__(self, path: Path) -> None:
-        super().__init__(path, path / ".generate")
+        super().__init__(path, path / ".generate", path / NUMBERS)
 
     def write(self, request: Request, chunk: int, pixels: Pixels) -> None:
         from PIL import Image
@@ -185,6 +192,11 @@ class PictureFolder(Output):
     def finish(self, request: Request) -> None:
         pass
 
+    def close(self, numbers: dict[str, Any]) -> None:
+        # A call that found all pictures there has nothing to say about how they were drawn.
+        if numbers["drawn"] or not self.numbers.exists():
+            write_json(self.numbers, numbers)
+
     def check_free(self, overwrite: bool) -> None:
         others = [path.name for path in self.path.glob("*") if path != self.work]
         if others and (self.begun(overwrite) is None or not overwrite):
@@ -192,7 +204,7 @@ class PictureFolder(Output):
 
     def clear(self) -> None:
         for entry in self.path.iterdir():
-            if re.fullmatch(r"\d{6,}\.png", entry.name):
+            if re.fullmatch(r"\d{6,}\.png", entry.name) or entry == self.numbers:
                 entry.unlink()
         self._clear_work()
 
@@ -201,7 +213,8 @@ class ArrayFile(Output):
     """One .npz with "images", uint8 (N, S, S, C), stored as they are."""
 
     def __init__(self, path: Path) -> None:
-        super().__init__(path, path.parent / f".{path.name}.generate")
+        # With its whole name in front: samples.npz and samples.png have numbers of their own.
+        super().__init__(path, path.parent / f".{path.name}.generate", path.parent / f"{path.name}.json")
 
     def write(self, request: Request, chunk: int, pixels: Pixels) -> None:
         coded = io.BytesIO()  # straight to a file, numpy writes by a way that is silent about a full disk
@@ -209,11 +222,11 @@ class ArrayFile(Output):
         with replacing(self._marked(chunk)) as temporary:
             temporary.write_bytes(coded.getvalue())
 
-    def finish(self, request: Request) -> None:
-        self._assemble(request)
+    def close(self, numbers: dict[str, Any]) -> None:
+        write_json(self.numbers, numbers)
         shutil.rmtree(self.work)
 
-    def _assemble(self, request: Request) -> None:
+    def finish(self, request: Request) -> None:
         shape = (request.count, request.size, request.size, request.channels)
         header = {"descr": "|u1", "fortran_order": False, "shape": shape}
         # The time in the archive is that of its format's beginning, so that equal samples are equal files.
@@ -228,13 +241,14 @@ class ArrayFile(Output):
                 member.write(self._chunk(chunk).tobytes())
 
     def check_free(self, overwrite: bool) -> None:
-        if self.path.is_dir():
-            raise ValueError(f"{self.path} is a folder, and a file is to be written: choose another name")
-        if self.path.exists() and not overwrite:
-            raise ValueError(f"{self.path} exists: --overwrite replaces it, or choose another name")
+        for path in (self.path, self.numbers):
+            if path.is_dir():
+                raise ValueError(f"{path} is a folder, and a file is to be written: choose another name")
+            if path.exists() and not overwrite:
+                raise ValueError(f"{path} exists: --overwrite replaces it, or choose another name")
 
     def clear(self) -> None:
-        self._clear_work()  # the file itself stays until it is replaced
+        self._clear_work()  # the file itself and its numbers stay until they are replaced
 
     def _chunk(self, chunk: int) -> Pixels:
         pixels: Pixels = np.load(self._marked(chunk))
@@ -244,7 +258,7 @@ class ArrayFile(Output):
 class GridFile(ArrayFile):
     """One PNG of all samples."""
 
-    def _assemble(self, request: Request) -> None:
+    def finish(self, request: Request) -> None:
         pixels = np.concatenate([self._chunk(chunk) for chunk in range(request.chunks)])
         images = to_float(torch.from_numpy(pixels).permute(0, 3, 1, 2))
         save_grid(self.path, images, max(GRID, math.isqrt(request.count - 1) + 1))

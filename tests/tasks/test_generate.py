@@ -37,8 +37,9 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def digests(path: Path) -> dict[str, str]:
-    """Of all files of an output, hidden ones too; their names begin at the output."""
+    """Of all files of an output, hidden ones too, but not of its numbers, which have the time; names begin at it."""
     files = [path] if path.is_file() else [entry for entry in path.rglob("*") if entry.is_file()]
+    files = [file for file in files if file.name != "numbers.json"]
     return {str(file.relative_to(path)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
 
 
@@ -65,7 +66,7 @@ def test_an_array_has_the_samples_of_the_run(fused_run: Path, tmp_path: Path, se
         images = archive["images"]
     assert (images.shape, images.dtype) == ((11, 8, 8, 1), np.uint8)
     assert torch.equal(torch.from_numpy(images).permute(0, 3, 1, 2), expected(fused_run, 11, seed))
-    assert [path.name for path in tmp_path.iterdir()] == ["a.npz"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.npz", "a.npz.json"]
 
 
 def test_bytes_are_rounded_and_clamped() -> None:
@@ -355,7 +356,9 @@ def test_wrong_arguments_are_one_line_and_leave_nothing(
 def test_the_command_says_what_it_made(digits_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out.npz"
     assert main(["generate", str(digits_run), "--count", "5", "--out", str(out)]) == 0
-    assert capsys.readouterr().out == f"{out}: 5 samples of 8x8 from iteration 7 of {digits_run}\n"
+    speed = json.loads((tmp_path / "out.npz.json").read_text())["images_per_second"]
+    said = f"5 samples of 8x8 from iteration 7 of {digits_run}, {speed:.4g} a second; see {out}.json"
+    assert capsys.readouterr().out == f"{out}: {said}\n"
     assert main(["generate", "nowhere", "--count", "5", "--out", str(tmp_path / "b.npz")]) == 2
     assert "nowhere is not a run" in capsys.readouterr().err
 
