@@ -140,7 +140,8 @@ class Inpaint(ImageTask):
     """True starts at the lowest resolution and goes up, by default for square, half and a mask, if the run can; False
     starts at full size, from the mean of what is known around"""
     steps: int | None = None
-    """updates at each resolution; by default as in training, and 5 at full size alone, whose start is near already"""
+    """updates at each resolution; by default as in training, and 5 at full size alone by a run that did not train with
+    holes (hole_starts): the start is near already"""
     step_size: float | None = None
     """of each; by default as in training"""
 
@@ -157,8 +158,9 @@ class Inpaint(ImageTask):
             hole = tasks.hole_of(self.hole, len(images), run.size, self.seed)
         able = run.config.variant == "cascade" and (self.mask is not None or self.hole != "pixels")
         coarse = able if self.coarse is None else self.coarse
+        usual = run.config.steps if coarse or run.config.hole_starts else 5
         options = tasks.InpaintOptions(
-            steps=(run.config.steps if coarse else 5) if self.steps is None else self.steps,
+            steps=usual if self.steps is None else self.steps,
             step_size=run.config.step_size if self.step_size is None else self.step_size,
             noise_start=run.config.noise_start,
             noise_end=run.config.noise_end,
