@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
+
+from fastebm.models.modes import in_eval_mode
 
 if TYPE_CHECKING:
     from fastebm.models.vae import Decoder
@@ -32,7 +32,8 @@ class FrozenDecoder:
         if dtype not in (torch.float32, torch.bfloat16):
             raise ValueError(f"a decoder runs in float32 or bfloat16, got {dtype}")
         self.dtype = dtype
-        with _read_only(decoder):
+        # In train mode reading a weight under spectral norm would be a power iteration.
+        with torch.no_grad(), in_eval_mode(decoder):
             weight, bias = _folded(decoder.start, decoder.norm, transposed=True)
             self.side = weight.shape[3]
             # At one place of its input, a transposed convolution is a product with a matrix.
@@ -67,16 +68,3 @@ def _folded(
     return fuse_conv_bn_weights(
         conv.weight, None, mean, variance, norm.eps, norm.weight, norm.bias, transpose=transposed
     )
-
-
-@contextmanager
-def _read_only(decoder: nn.Module) -> Iterator[None]:
-    """Reading a weight under spectral norm is a power iteration in train mode, and leaves it alone in eval mode."""
-    modes = [(module, module.training) for module in decoder.modules()]
-    decoder.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module, training in modes:
-            module.training = training

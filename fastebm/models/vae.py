@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from fastebm import rng
 from fastebm.models.frozen_decoder import FrozenDecoder
 from fastebm.models.layers import normalized
+from fastebm.models.modes import in_eval_mode
 from fastebm.ops.normal import normal
 from fastebm.rng import Stream
 
@@ -280,25 +281,22 @@ class Vae(nn.Module):
         part = self.decoder if images is None else self
         norms = [module for module in part.modules() if isinstance(module, nn.BatchNorm2d)]
         momenta = [norm.momentum for norm in norms]
-        flags = [(module, module.training) for module in part.modules()]
-        try:
-            part.eval()
-            for norm in norms:
-                norm.reset_running_stats()
-                norm.momentum = None  # a plain mean over all batches
-                norm.training = True
-            for number in range(batches):
-                start = number * batch_size
-                shown = None if images is None else images[start : start + batch_size]
-                if shown is not None and len(shown) < (batch_size if number else 1):
-                    break
-                z = self.prior(batch_size if shown is None else len(shown), seed, first + start)
-                self.decode(z if shown is None else torch.cat((self.posterior(shown, seed, first + start)[0], z)))
-        finally:
-            for norm, momentum in zip(norms, momenta, strict=True):
-                norm.momentum = momentum
-            for module, training in flags:
-                module.training = training
+        with in_eval_mode(part):
+            try:
+                for norm in norms:
+                    norm.reset_running_stats()
+                    norm.momentum = None  # a plain mean over all batches
+                    norm.training = True
+                for number in range(batches):
+                    start = number * batch_size
+                    shown = None if images is None else images[start : start + batch_size]
+                    if shown is not None and len(shown) < (batch_size if number else 1):
+                        break
+                    z = self.prior(batch_size if shown is None else len(shown), seed, first + start)
+                    self.decode(z if shown is None else torch.cat((self.posterior(shown, seed, first + start)[0], z)))
+            finally:
+                for norm, momentum in zip(norms, momenta, strict=True):
+                    norm.momentum = momentum
 
 
 def kl_to_prior(mean: Tensor, log_variance: Tensor) -> Tensor:

@@ -184,14 +184,12 @@ class LevelSampler(ABC):
             )
         begin = len(schedule) - level.steps
         seed = rng.draw_seed() if seed is None else seed
-        sides: dict[str, Any] = {"mask": mask, "known": known, "anchor": anchor}
-        state = level.sampler.init(x, seed, chains, step=begin, steps=level.steps, **sides)
         if anchor is not None:
             schedule = torch.stack((implicit_step(schedule[:, 0], anchor[1]), schedule[:, 1]), 1)
-        key = rng.make_key(seed, begin, begin, device=x.device)
-        state = replace(state, schedule=schedule.to(x.device), key=key)
-        level.sampler.advance_batches_(state, level.steps, batch_size, check)
-        return state.x
+        held: dict[str, Any] = {"mask": mask, "known": known, "anchor": anchor}
+        return level.sampler.run_part(
+            x, schedule, begin, level.steps, seed, chains, batch_size=batch_size, check=check, **held
+        )
 
     def _climb(
         self,

@@ -218,6 +218,33 @@ class Langevin:
             with finite_chains(part, check) as watch:
                 self.advance_(part, steps, watch)
 
+    @torch.no_grad()
+    def run_part(
+        self,
+        x: Tensor,
+        schedule: Tensor,
+        begin: int,
+        steps: int,
+        seed: int,
+        chains: int | Tensor,
+        *,
+        mask: Tensor | None = None,
+        known: Tensor | None = None,
+        anchor: Anchor | None = None,
+        batch_size: int | None = None,
+        check: bool = True,
+    ) -> Tensor:
+        """Updates number `begin` and on, `steps` of them, of a longer chain whose whole `schedule` is given, from `x`.
+
+        The table, (steps of all, 2) of (step size, noise std), stands in for the sampler's own schedules. Others as in
+        `sample`.
+        """
+        state = self.init(x, seed, chains, step=begin, steps=steps, mask=mask, known=known, anchor=anchor)
+        key = rng.make_key(seed, begin, begin, device=x.device)
+        state = replace(state, schedule=schedule.to(x.device), key=key)
+        self.advance_batches_(state, steps, batch_size, check)
+        return state.x
+
     def _update(self, one: Tensor) -> Update:
         """The function that moves a state on in place, its key by `one`, and returns the energies before."""
 

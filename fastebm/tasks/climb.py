@@ -7,13 +7,13 @@ whole cascade, also for chains that begin above the lowest level: from the same 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastebm import rng
 from fastebm.gradient import EnergyGradient
 from fastebm.sampling import Langevin, implicit_step, linear
 from fastebm.sampling.langevin import batch_rows
@@ -75,13 +75,12 @@ def climb(
         mask, known = (pinned or {}).get(size, (None, None))
         anchor = (pulled or {}).get(size)
         step_size = how.step_size if anchor is None else implicit_step(how.step_size, anchor[1])
-        schedule = table(step_size, noise, how.steps * len(sizes)).to(start.device)
+        schedule = table(step_size, noise, how.steps * len(sizes))
         sampler = Langevin(levels[size], step_size, 0.0, clamp=clamp)
-        done = place * how.steps
-        state = sampler.init(x, seed, chains, step=done, mask=mask, known=known, anchor=anchor)
-        state = replace(state, schedule=schedule, key=rng.make_key(seed, done, done, device=start.device))
-        sampler.advance_batches_(state, how.steps, batch_size, check=True)
-        x = ends[size] = state.x
+        held: dict[str, Any] = {"mask": mask, "known": known, "anchor": anchor}
+        x = ends[size] = sampler.run_part(
+            x, schedule, place * how.steps, how.steps, seed, chains, batch_size=batch_size, **held
+        )
     return ends
 
 

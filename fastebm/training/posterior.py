@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from fastebm import rng
 from fastebm.models import Vae
+from fastebm.models.modes import in_eval_mode
 from fastebm.models.vae import squared_error
 from fastebm.ops.normal import normal
 from fastebm.rng import Stream
@@ -192,14 +193,9 @@ def importance_bound(
     if samples < 1 or batch_size < 1:
         raise ValueError(f"samples and batch_size must be at least 1, got {samples} and {batch_size}")
     seed = rng.draw_seed() if seed is None else seed
-    modes = [(module, module.training) for module in vae.modules()]
-    vae.eval()
-    try:
-        parts = images.split(batch_size)
+    parts = images.split(batch_size)
+    with in_eval_mode(vae):
         bounds = [_bound(vae, part, samples, seed, first + k * batch_size) for k, part in enumerate(parts)]
-    finally:
-        for module, training in modes:
-            module.training = training
     return torch.cat(bounds)
 
 
