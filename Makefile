@@ -156,9 +156,9 @@ format: $(STAMPS)/lint
 bench: $(STAMPS)/bench
 	$(call say,Benchmarks)
 	@$(RUN) -m pytest benchmarks -q -s --save benchmarks/results $(PYTEST_ARGS)
-	@$(RUN) benchmarks/plots.py benchmarks/results docs/results/speed
-	@$(RUN) benchmarks/table.py benchmarks/results --write docs/results/speed
-	@$(RUN) benchmarks/summary.py
+	@$(RUN) -m benchmarks.harness.plots benchmarks/results docs/results/speed
+	@$(RUN) -m benchmarks.harness.table benchmarks/results --write docs/results/speed
+	@$(RUN) -m benchmarks.harness.summary
 
 wheel: $(STAMPS)/base
 	$(call say,Building a wheel)

@@ -18,10 +18,10 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.base import Base
-from benchmarks.workloads import Workload, ours
+from benchmarks.harness.base import Base
+from benchmarks.harness.workloads import Workload, ours
+from fastebm.compiler.cost import Cost
 from fastebm.evaluation.speed import Entrant, Plan, Row, Run, compare, machine_facts, printed, record, verdict
-from fastebm.gradient.cost import Cost
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

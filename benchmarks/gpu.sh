@@ -41,7 +41,7 @@ part() { # NAME SECONDS COMMAND...: run with a limit, log, pack
 bench() { # NAME SECONDS SUITES...: rows are written after each comparison
   local name=$1 seconds=$2
   shift 2
-  part "$name" "$seconds" "$PYTHON" -m pytest -q "${@/#/benchmarks/test_}" --device cuda --budget 3 --save "$RESULTS/rows"
+  part "$name" "$seconds" "$PYTHON" -m pytest -q "${@/#/benchmarks/}" --device cuda --budget 3 --save "$RESULTS/rows"
 }
 
 "$PYTHON" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' || {
@@ -52,14 +52,14 @@ bench() { # NAME SECONDS SUITES...: rows are written after each comparison
 part facts 60 bash -c "nvidia-smi; nvcc --version; $PYTHON -m torch.utils.collect_env"
 part build 300 "$PYTHON" -m fastebm.cli build
 part info 60 "$PYTHON" -m fastebm.cli info
-bench operators 60 langevin.py normal.py uniform.py block_tail.py expand_blend.py
-bench cascade 150 cascade.py
-bench training 120 training.py
-bench chains 120 chains.py
-bench gradients 150 energy_gradient.py
-bench memory 60 memory.py
-part one-pass 60 "$PYTHON" benchmarks/one_pass.py "$RESULTS/one-pass" --device cuda
-part suite 500 "$PYTHON" -m pytest tests/ops tests/gradient tests/models tests/sampling tests/evaluation -q --maxfail=20
+bench operators 60 ops/test_langevin.py ops/test_normal.py ops/test_uniform.py ops/test_block_tail.py ops/test_expand_blend.py
+bench cascade 150 end_to_end/test_cascade.py
+bench training 120 end_to_end/test_training.py
+bench chains 120 end_to_end/test_chains.py
+bench gradients 150 end_to_end/test_energy_gradient.py
+bench memory 60 end_to_end/test_memory.py
+part one-pass 60 "$PYTHON" -m benchmarks.studies.one_pass "$RESULTS/one-pass" --device cuda
+part suite 500 "$PYTHON" -m pytest tests/ops tests/compiler tests/models tests/sampling tests/evaluation -q --maxfail=20
 part demo 300 "$PYTHON" -m fastebm.cli demo --out "$RESULTS/demo"
 
 echo

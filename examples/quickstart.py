@@ -12,8 +12,8 @@ import torch
 
 from fastebm.data import digits
 from fastebm.evaluation import judge_digits
-from fastebm.training import DIGITS, train_coarse_to_fine
-from fastebm.training.pictures import save_samples, save_strip
+from fastebm.plotting import save_samples, save_strip
+from fastebm.training import DIGITS, train
 
 parser = argparse.ArgumentParser(description="Train on handwritten digits and sample.")
 parser.add_argument("--out", type=Path, default=Path("runs/quickstart"), help="folder of the run")
@@ -29,7 +29,7 @@ config = dataclasses.replace(DIGITS, iterations=(10, 15) if arguments.quick else
 
 # Trains in a folder with checkpoints, log and pictures. Called again after a stop, it goes on from the last checkpoint.
 device = "cuda" if torch.cuda.is_available() else "cpu"
-run = train_coarse_to_fine(config, images, arguments.out, device=device)
+run = train(config, images, arguments.out, device=device)
 
 # Chains from uniform noise at 4x4, enlarged on the way; always the same ones for the same seed.
 samples = run.sample(1000, seed=1)

@@ -7,8 +7,8 @@
 torch.Size([16, 2])
 """
 
-from . import data, gradient, models, ops, rng, sampling
-from .gradient import EnergyGradient, energy_gradient
+from . import compiler, data, models, ops, rng, sampling
+from .compiler import EnergyGradient, energy_gradient
 from .ops import langevin_step, langevin_step_, normal, uniform
 from .sampling import Cascade, ExpandingCascade, Langevin, constant, cosine, linear, polynomial, textbook
 
@@ -19,11 +19,11 @@ __all__ = [
     "EnergyGradient",
     "ExpandingCascade",
     "Langevin",
+    "compiler",
     "constant",
     "cosine",
     "data",
     "energy_gradient",
-    "gradient",
     "langevin_step",
     "langevin_step_",
     "linear",

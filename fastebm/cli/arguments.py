@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastebm.training.files import replacing
-from fastebm.training.pictures import save_grid
+from fastebm.plotting import save_grid
+from fastebm.runs.files import replacing
 
 
 def complain(error: BaseException) -> None:

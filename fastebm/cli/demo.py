@@ -11,9 +11,9 @@ import torch
 from fastebm.cli.arguments import check_count, write_images
 from fastebm.data import digits
 from fastebm.evaluation import judge_digits
-from fastebm.training import DIGITS, CoarseToFineConfig, DigitsSource, RunError, train_coarse_to_fine
-from fastebm.training.files import write_json
-from fastebm.training.run import LOCK, RunFolder
+from fastebm.runs.files import write_json
+from fastebm.runs.folder import LOCK, RunFolder
+from fastebm.training import DIGITS, CoarseToFineConfig, DigitsSource, RunError, train
 
 VERDICT = "verdict.json"
 
@@ -50,7 +50,7 @@ class Demo:
             "gap: mean energy of samples minus that of real digits; near 0 the model can't tell them apart.",
             flush=True,
         )
-        run = train_coarse_to_fine(config, DigitsSource(), out)
+        run = train(config, DigitsSource(), out)
         samples = run.sample(self.count)
         write_images(out / "samples.npz", samples)
         print("Judging the samples ...", flush=True)

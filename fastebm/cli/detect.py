@@ -14,12 +14,12 @@ import tyro
 
 from fastebm.cli.arguments import check_count, parsed_device
 from fastebm.data import Images
-from fastebm.tasks.detect_pictures import save_histogram, save_roc, save_typical
-from fastebm.tasks.detect_run import IN_DISTRIBUTION, SYNTHETIC, Detection, detect_outliers
+from fastebm.runs.files import replacing, write_json
+from fastebm.runs.folder import RunFolder
+from fastebm.tasks.detection.pictures import save_histogram, save_roc, save_typical
+from fastebm.tasks.detection.run import IN_DISTRIBUTION, SYNTHETIC, Detection, detect_outliers
 from fastebm.tasks.run_images import held_out_images, images_of_the_kind, open_for, training_images
-from fastebm.training import CoarseToFineRun, load_coarse_to_fine
-from fastebm.training.files import replacing, write_json
-from fastebm.training.run import RunFolder
+from fastebm.training import CoarseToFineRun
 
 FILES = ("detect.json", "scores.npz", "histogram.png", "roc.png", "typical.png")
 
@@ -69,7 +69,7 @@ class Detect:
         out = self.run / "detect" if self.out is None else self.out
         _refuse_taken(out, self.overwrite)
         device = parsed_device(self.device) or torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        run = load_coarse_to_fine(self.run, device)
+        run = CoarseToFineRun.load(self.run, device)
         training, images = self._own(run)
         against = {
             name: open_for(run, path, split, fit=self.fit, recolour=self.recolour)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fastebm.cli.arguments import check_count, parsed_device
 from fastebm.data import Form
+from fastebm.data.sources import source_from_json
 from fastebm.evaluation import (
     CalibrationHealth,
     EnergyHealth,
@@ -28,17 +29,16 @@ from fastebm.evaluation import (
     judge_by_inception,
     train_features,
 )
-from fastebm.evaluation.comparison import noise_like
-from fastebm.evaluation.features import FEATURES_FILE, NOT_COMPARABLE
-from fastebm.evaluation.health import last_level
+from fastebm.evaluation.energy_health import last_level
+from fastebm.evaluation.metrics.classifier import Nearest
+from fastebm.evaluation.metrics.comparison import noise_like
+from fastebm.evaluation.metrics.features import FEATURES_FILE, NOT_COMPARABLE
 from fastebm.evaluation.report import Report, Survival
 from fastebm.evaluation.sources import holds_statistics, open_real, read_samples, source_of_real
-from fastebm.evaluation.verdict import Nearest
+from fastebm.runs.files import write_json
+from fastebm.runs.folder import RunFolder
 from fastebm.sampling.cascade import device_of
-from fastebm.training import Anchor, CoarseToFineRun, DigitsSource, ImageSource, Run, RunError, load_run
-from fastebm.training.files import write_json
-from fastebm.training.image_source import source_from_json
-from fastebm.training.run import RunFolder
+from fastebm.training import Anchor, CoarseToFineRun, DigitsSource, ImageSource, Run, RunError, load
 
 RESULT = "evaluation.json"
 COUNT = 10_000
@@ -102,7 +102,7 @@ class Evaluate:
         device = parsed_device(self.device) or torch.device("cuda" if torch.cuda.is_available() else "cpu")
         inception = None if self.inception is None else Inception.load(self.inception, device)
         statistics = self._statistics()
-        run = load_run(self.what, device) if is_run else None
+        run = load(self.what, device) if is_run else None
         given = read_samples(self.what)[: self.count] if run is None else None
         size, channels = _form(given, run)
         real = None if statistics is not None else open_real(self._source(size, channels, run), size)

@@ -15,8 +15,8 @@ import tyro
 import fastebm
 from fastebm.cli.arguments import complain
 from fastebm.ops import backends
-from fastebm.training.any_run import config_of
-from fastebm.training.run import RunFolder
+from fastebm.runs.folder import RunFolder
+from fastebm.runs.registry import config_of
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import tyro
 from torch import Tensor
 
 from fastebm.cli.arguments import check_count, parsed_device
-from fastebm.training import CoarseToFineRun, load_coarse_to_fine
+from fastebm.training import CoarseToFineRun
 
 
 @dataclass(frozen=True)
@@ -40,10 +40,10 @@ class ImageTask:
 
     def opened(self, name: str) -> tuple[CoarseToFineRun, Path]:
         """The run, and the folder for what comes out, not yet made."""
-        from fastebm.tasks.output import check_free
+        from fastebm.tasks.outputs import check_free
 
         check_count(self.count)
-        run = load_coarse_to_fine(self.run, parsed_device(self.device))
+        run = CoarseToFineRun.load(self.run, parsed_device(self.device))
         out = self.run / name if self.out is None else self.out
         check_free(out, overwrite=self.overwrite)  # before the work, not after it
         return run, out
@@ -55,7 +55,7 @@ class ImageTask:
 
     def leave(self, run: CoarseToFineRun, out: Path, numbers: dict[str, Any], lines: list[str]) -> None:
         """The numbers as a file, and for people."""
-        from fastebm.tasks.output import NUMBERS, save_numbers
+        from fastebm.tasks.outputs import NUMBERS, save_numbers
 
         begun = {"run": str(self.run), "iteration": run.iteration, "seed": self.seed}
         save_numbers(out, begun | numbers)
@@ -93,7 +93,7 @@ class Denoise(ImageTask):
 
     def __call__(self) -> int:
         from fastebm import tasks
-        from fastebm.tasks.output import save_arrays, task_folder
+        from fastebm.tasks.outputs import save_arrays, task_folder
         from fastebm.tasks.pictures import save_denoised
 
         if self.tune < 0:
@@ -147,7 +147,7 @@ class Inpaint(ImageTask):
 
     def __call__(self) -> int:
         from fastebm import tasks
-        from fastebm.tasks.output import save_arrays, task_folder
+        from fastebm.tasks.outputs import save_arrays, task_folder
         from fastebm.tasks.pictures import save_inpainted
 
         run, out = self.opened("inpaint")

@@ -15,11 +15,14 @@ from torch import Tensor
 
 from fastebm.cli.arguments import check_count, parsed_device
 from fastebm.ops import normal
+from fastebm.plotting import save_grid
 from fastebm.rng import Stream
-from fastebm.tasks.holes import hole_from_file
-from fastebm.tasks.output import save_arrays
-from fastebm.tasks.quality import quality, skimage
-from fastebm.tasks.restore import (
+from fastebm.runs.files import write_json
+from fastebm.runs.folder import RunFolder
+from fastebm.tasks.image_quality import quality, skimage
+from fastebm.tasks.masks import hole_from_file
+from fastebm.tasks.outputs import save_arrays
+from fastebm.tasks.restoration import (
     Consistent,
     Degradation,
     Inpainting,
@@ -32,10 +35,7 @@ from fastebm.tasks.restore import (
     restore_by_cascade,
 )
 from fastebm.tasks.run_images import images_for
-from fastebm.training import CoarseToFineRun, EcVaeRun, Run, RunError, load_run
-from fastebm.training.files import write_json
-from fastebm.training.pictures import save_grid
-from fastebm.training.run import RunFolder
+from fastebm.training import CoarseToFineRun, EcVaeRun, Run, RunError, load
 
 COARSE_TO_FINE, EC_VAE = "coarse_to_fine", "ec_vae"
 MASK_TASK = "inpaint-mask"
@@ -100,7 +100,7 @@ class Restore:
         if (out / "results.json").exists() and not self.overwrite:
             raise ValueError(f"{out} has results already: choose another --out, or give --overwrite")
         device = parsed_device(self.device) or torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        run = load_run(self.run, device)
+        run = load(self.run, device)
         restorer = self._restorer(run)
         originals = images_for(run, self.data, split=self.split, count=self.count, convert=True).to(device)
         operator = self._degradation(run).to(device)

@@ -10,9 +10,9 @@ import torch
 import tyro
 
 from fastebm.cli.arguments import check_count, parsed_device, write_images
-from fastebm.training import EcFlowRun, load_run
-from fastebm.training.run import RunFolder
-from fastebm.training.vae_run import VaeRun
+from fastebm.runs.folder import RunFolder
+from fastebm.training import EcFlowRun, load
+from fastebm.training.calibration.vae_run import VaeRun
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Sample:
             raise ValueError(f"--out must end in .npz or .png, got {out}")
         if not out.parent.is_dir():
             raise ValueError(f"the folder {out.parent} of --out does not exist")
-        run = load_run(self.run, parsed_device(self.device))
+        run = load(self.run, parsed_device(self.device))
         if self.temperature is not None and not isinstance(run, EcFlowRun):
             raise ValueError(f"--temperature is of a flow's latents, and {self.run} holds another kind of run")
         if self.dtype is not None and not isinstance(run, VaeRun):

@@ -15,6 +15,8 @@ import torch
 import tyro
 
 from fastebm.cli.arguments import parsed_device
+from fastebm.data.sources import source_from_json
+from fastebm.runs.folder import RunFolder
 from fastebm.training import (
     DIGITS,
     PRESETS,
@@ -25,18 +27,13 @@ from fastebm.training import (
     EcVaeConfig,
     ImageSource,
     Run,
-    resume_run,
-    train_coarse_to_fine,
-    train_ec_flow,
-    train_ec_posterior,
-    train_ec_vae,
+    resume,
+    train,
 )
-from fastebm.training.ec_flow_presets import EC_FLOW_DIGITS, EC_FLOW_PRESETS
-from fastebm.training.ec_posterior_presets import EC_POSTERIOR_DIGITS, EC_POSTERIOR_PRESETS
-from fastebm.training.ec_vae_presets import EC_VAE_DIGITS, EC_VAE_PRESETS
-from fastebm.training.image_source import source_from_json
-from fastebm.training.presets import SHAPING
-from fastebm.training.run import RunFolder
+from fastebm.training.coarse_to_fine.presets import SHAPING
+from fastebm.training.ec_flow.presets import EC_FLOW_DIGITS, EC_FLOW_PRESETS
+from fastebm.training.ec_posterior.presets import EC_POSTERIOR_DIGITS, EC_POSTERIOR_PRESETS
+from fastebm.training.ec_vae.presets import EC_VAE_DIGITS, EC_VAE_PRESETS
 
 
 @dataclass(frozen=True)
@@ -94,7 +91,7 @@ class CoarseToFine(_Images):
     def __call__(self) -> int:
         source = self.source(self.preset, self.config.sizes[-1], self.config.channels)
         out = self.folder(self.preset)
-        return _trained(train_coarse_to_fine, self.config, source, out, self.device)
+        return _trained(train, self.config, source, out, self.device)
 
 
 @dataclass(frozen=True)
@@ -119,7 +116,7 @@ class EcVae(_Images):
     def __call__(self) -> int:
         source = self.source(self.preset, self.config.size, self.config.channels)
         out = self.folder(f"{self.preset}-ec-vae")
-        return _trained(train_ec_vae, self.config, source, out, self.device)
+        return _trained(train, self.config, source, out, self.device)
 
 
 @dataclass(frozen=True)
@@ -142,7 +139,7 @@ class EcPosterior(_Images):
     def __call__(self) -> int:
         source = self.source(self.preset, self.config.size, self.config.channels)
         out = self.folder(f"{self.preset}-ec-posterior")
-        return _trained(train_ec_posterior, self.config, source, out, self.device)
+        return _trained(train, self.config, source, out, self.device)
 
 
 @dataclass(frozen=True)
@@ -165,7 +162,7 @@ class EcFlow(_Images):
     def __call__(self) -> int:
         source = self.source(self.preset, self.config.size, self.config.channels)
         out = self.folder(f"{self.preset}-ec-flow")
-        return _trained(train_ec_flow, self.config, source, out, self.device)
+        return _trained(train, self.config, source, out, self.device)
 
 
 Method = TypeVar("Method")
@@ -200,7 +197,7 @@ class Resume:
         before = folder.checkpoints.iterations()[-1:]
         source = self._moved(folder)
         with _short_warnings():
-            run = resume_run(self.run, source, retries=self.retries, device=parsed_device(self.device))
+            run = resume(self.run, source, retries=self.retries, device=parsed_device(self.device))
         return _report(run, before)
 
     def _moved(self, folder: RunFolder) -> ImageSource | None:

@@ -34,7 +34,7 @@ class Translate(ImageTask):
 
     def __call__(self) -> int:
         from fastebm import tasks
-        from fastebm.tasks.output import save_arrays, task_folder
+        from fastebm.tasks.outputs import save_arrays, task_folder
         from fastebm.tasks.pictures import save_translated
 
         if self.data is None:
@@ -77,7 +77,7 @@ class Interpolate(ImageTask):
 
     def __call__(self) -> int:
         from fastebm import tasks
-        from fastebm.tasks.output import save_arrays, task_folder
+        from fastebm.tasks.outputs import save_arrays, task_folder
         from fastebm.tasks.pictures import save_chain_path, save_image_path
 
         run, out = self.opened("interpolate")

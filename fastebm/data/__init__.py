@@ -2,12 +2,12 @@
 
 from fastebm.data.augmentation import add_noise, flip
 from fastebm.data.batches import batches
-from fastebm.data.digits import digits
 from fastebm.data.errors import DataError
-from fastebm.data.forms import Form, form_of
-from fastebm.data.holes import random_holes, surroundings
+from fastebm.data.formats.digits import digits
+from fastebm.data.formats.forms import Form, form_of
+from fastebm.data.formats.opening import open_images
 from fastebm.data.images import Images, to_float, to_pixels
-from fastebm.data.opening import open_images
+from fastebm.data.masks import random_holes, surroundings
 from fastebm.data.pyramid import ImagePyramid, average_pool_to, pyramid
 
 __all__ = [

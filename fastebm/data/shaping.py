@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from fastebm.data.byte_reader import MAX_BYTES, PIECE
 from fastebm.data.errors import DataError, explaining
-from fastebm.data.layout import CHANNELS
+from fastebm.data.formats.byte_reader import MAX_BYTES, PIECE
+from fastebm.data.formats.layout import CHANNELS
 
 # ITU-R 601 luma in 16 bits fixed point, as Pillow's own conversion has it: arrays and files give the same grey.
 RED, GREEN, BLUE, HALF = 19595, 38470, 7471, 0x8000

@@ -10,13 +10,13 @@ from typing import Any
 
 from torch import Tensor
 
-from fastebm.evaluation.calibration import CalibrationHealth
-from fastebm.evaluation.comparison import Comparison, RealImages
-from fastebm.evaluation.distances import FeatureStatistics, frechet_distance
-from fastebm.evaluation.features import NOT_COMPARABLE, FeatureClassifier
-from fastebm.evaluation.health import ACCEPTANCE_COUNT, EnergyHealth
-from fastebm.evaluation.inception import InceptionVerdict
-from fastebm.evaluation.verdict import Classes, Nearest, Verdict
+from fastebm.evaluation.calibration_metrics import CalibrationHealth
+from fastebm.evaluation.energy_health import ACCEPTANCE_COUNT, EnergyHealth
+from fastebm.evaluation.metrics.classifier import Classes, Nearest, Verdict
+from fastebm.evaluation.metrics.comparison import Comparison, RealImages
+from fastebm.evaluation.metrics.distances import FeatureStatistics, frechet_distance
+from fastebm.evaluation.metrics.features import NOT_COMPARABLE, FeatureClassifier
+from fastebm.evaluation.metrics.inception import InceptionVerdict
 
 _NAME = 36
 

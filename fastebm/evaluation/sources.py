@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fastebm.data import DataError, Form, Images, average_pool_to, digits, form_of, open_images, to_pixels
-from fastebm.evaluation.comparison import RealImages
+from fastebm.evaluation.metrics.comparison import RealImages
 from fastebm.training import DigitsSource, ImageSource
 
 _PART = 1000

@@ -1,6 +1,6 @@
 """Fused programs: an energy and its gradient with respect to the input, by a list of instructions, in one call.
 
-`Recipe` is a program as `fastebm.gradient` lowers it: buffers, instructions and constants (weights, biases, factors)
+`Recipe` is a program as `fastebm.compiler` lowers it: buffers, instructions and constants (weights, biases, factors)
 that are evaluated once a chain. `Fused` makes it runnable: it packs the constants as the backend reads them, plans for
 each length of the batch which images go through the program together and where each buffer lies, and calls the
 operator

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 import fastebm.ops  # noqa: F401  (registers torch.ops.fastebm)
 from fastebm import rng
-from fastebm.gradient import EnergyGradient
+from fastebm.compiler import EnergyGradient
 from fastebm.sampling.data_term import implicit_step
 from fastebm.sampling.langevin import Callback, Energy, Langevin, LangevinOptions, batch_rows, check_steps
 from fastebm.sampling.observers import Observer, finite_chains, progress_bar

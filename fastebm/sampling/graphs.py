@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastebm.gradient import EnergyGradient
+from fastebm.compiler import EnergyGradient
 from fastebm.ops import Fused
 from fastebm.sampling.observers import Observer
 from fastebm.sampling.state import ChainState

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from fastebm import rng
-from fastebm.gradient import EnergyGradient, energy_gradient
+from fastebm.compiler import EnergyGradient, energy_gradient
 from fastebm.ops import CALL_STEPS, advance_chain, in_one_call
 from fastebm.sampling.graphs import ChainGraphs, Update
 from fastebm.sampling.observers import Observer, all_may_be_late, finite_chains, frame_writer, progress_bar

@@ -1,18 +1,24 @@
 """What a trained energy is good for, beside samples: restoration, outliers, translation, ways between images."""
 
-from fastebm.tasks import restore
-from fastebm.tasks.classical import ClassicalDenoiser, tuned_denoisers
+from fastebm.tasks import restoration as restore
+from fastebm.tasks.classical_denoisers import ClassicalDenoiser, tuned_denoisers
 from fastebm.tasks.denoise import Denoised, DenoiseOptions, denoise, tuned_denoising, with_noise
-from fastebm.tasks.detect import DetectionMetrics, detection_metrics, mean_energy, outlier_scores, total_variation
-from fastebm.tasks.detect_run import Detection, detect_outliers
-from fastebm.tasks.generate import Generated, generate
-from fastebm.tasks.holes import hole_from_file, hole_of
+from fastebm.tasks.detection.level_statistics import LevelStatistics
+from fastebm.tasks.detection.outlier_sets import constant_colours, flipped, interpolations, rotated, uniform_noise
+from fastebm.tasks.detection.run import Detection, detect_outliers
+from fastebm.tasks.detection.scores import (
+    DetectionMetrics,
+    detection_metrics,
+    mean_energy,
+    outlier_scores,
+    total_variation,
+)
+from fastebm.tasks.generation.generate import Generated, generate
+from fastebm.tasks.generation.nearest_images import Neighbours, nearest_images
+from fastebm.tasks.image_quality import Quality, quality
 from fastebm.tasks.inpaint import Inpainted, InpaintOptions, inpaint
 from fastebm.tasks.interpolate import ChainPath, ImagePath, PathOptions, interpolate_chains, interpolate_images
-from fastebm.tasks.level_statistics import LevelStatistics
-from fastebm.tasks.neighbours import Neighbours, nearest_images
-from fastebm.tasks.outlier_sets import constant_colours, flipped, interpolations, rotated, uniform_noise
-from fastebm.tasks.quality import Quality, quality
+from fastebm.tasks.masks import hole_from_file, hole_of
 from fastebm.tasks.run_images import images_for, own_images
 from fastebm.tasks.translate import Translated, TranslateOptions, translate
 

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastebm.gradient import EnergyGradient
+from fastebm.compiler import EnergyGradient
 from fastebm.sampling import Langevin, implicit_step, linear
 from fastebm.sampling.langevin import batch_rows
 from fastebm.sampling.schedules import table

@@ -22,11 +22,11 @@ from torch import Tensor
 from fastebm.ops import normal
 from fastebm.rng import Stream
 from fastebm.sampling import data_term
-from fastebm.tasks.classical import ClassicalDenoiser
+from fastebm.tasks.classical_denoisers import ClassicalDenoiser
 from fastebm.tasks.climb import Climb, climb, energies_of
-from fastebm.tasks.images import checked_images
-from fastebm.tasks.model import Model, level_gradients, levels_from, top_gradient
-from fastebm.tasks.quality import Quality, quality
+from fastebm.tasks.energies import Model, level_gradients, levels_from, top_gradient
+from fastebm.tasks.image_quality import Quality, quality
+from fastebm.tasks.inputs import checked_images
 
 
 @dataclass(frozen=True)

@@ -11,13 +11,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastebm.data import surroundings
-from fastebm.data.holes import HOLE_NOISE
+from fastebm.data.masks import HOLE_NOISE
 from fastebm.ops import uniform
 from fastebm.rng import Stream
 from fastebm.tasks.climb import Climb, climb, energies_of
-from fastebm.tasks.holes import checked_hole
-from fastebm.tasks.images import checked_images
-from fastebm.tasks.model import Model, level_gradients, top_gradient
+from fastebm.tasks.energies import Model, level_gradients, top_gradient
+from fastebm.tasks.inputs import checked_images
+from fastebm.tasks.masks import checked_hole
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ from fastebm.ops import uniform
 from fastebm.rng import Stream
 from fastebm.sampling import Langevin
 from fastebm.tasks.climb import Climb, climb, energies_of
-from fastebm.tasks.images import checked_images
-from fastebm.tasks.model import Model, device_of_model, level_gradients, top_gradient
+from fastebm.tasks.energies import Model, device_of_model, level_gradients, top_gradient
+from fastebm.tasks.inputs import checked_images
 from fastebm.training import CoarseToFineRun
 
 

@@ -8,11 +8,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from fastebm.plotting import _figure, _save, tile
 from fastebm.tasks.denoise import Denoised
 from fastebm.tasks.inpaint import Inpainted
 from fastebm.tasks.interpolate import ChainPath, ImagePath
 from fastebm.tasks.translate import Translated
-from fastebm.training.pictures import _figure, _save, tile
 
 ROWS = 10
 BORDER = 0.35

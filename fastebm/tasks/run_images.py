@@ -11,12 +11,12 @@ from torch import Tensor
 
 from fastebm.data import Images, average_pool_to, digits, to_pixels
 from fastebm.data.errors import NoSplitError
-from fastebm.data.pictures import SUFFIXES, read_picture
+from fastebm.data.formats.pictures import SUFFIXES, read_picture
 from fastebm.data.shaping import Shaping
-from fastebm.tasks.images import shape
+from fastebm.data.sources import source_from_json
+from fastebm.runs.folder import RunFolder
+from fastebm.tasks.inputs import shape
 from fastebm.training import CoarseToFineRun, DigitsSource, ImageSource, Run, RunError
-from fastebm.training.image_source import source_from_json
-from fastebm.training.run import RunFolder
 
 HELD_OUT = "test"
 

@@ -23,8 +23,8 @@ from fastebm.ops import normal
 from fastebm.rng import Stream
 from fastebm.sampling import Langevin
 from fastebm.tasks.climb import Climb, climb, energies_of
-from fastebm.tasks.images import checked_images
-from fastebm.tasks.model import Model, levels_from, top_gradient
+from fastebm.tasks.energies import Model, levels_from, top_gradient
+from fastebm.tasks.inputs import checked_images
 
 
 @dataclass(frozen=True)

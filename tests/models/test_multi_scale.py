@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fastebm.gradient import energy_gradient
+from fastebm.compiler import energy_gradient
 from fastebm.models import MultiScaleEnergy
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from fastebm.gradient import energy_gradient
+from fastebm.compiler import energy_gradient
 from fastebm.models import MultiScaleEnergy, Vae
 from fastebm.models.vae import kl_to_prior, squared_error
 from fastebm.ops.normal import normal

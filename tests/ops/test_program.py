@@ -12,16 +12,16 @@ import torch
 from torch import Tensor, nn
 
 from fastebm import ops
-from fastebm.gradient.capture import capture
-from fastebm.gradient.cost import Machine
-from fastebm.gradient.lowering import lowered
-from fastebm.gradient.rewrites import WITHOUT_PARITY, gradient_program
+from fastebm.compiler.capture import capture
+from fastebm.compiler.cost import Machine
+from fastebm.compiler.lowering import lowered
+from fastebm.compiler.rewrites import WITHOUT_PARITY, gradient_program
 from fastebm.models import CoarseToFineEnergy
 from fastebm.ops import Fused
 from fastebm.ops.backends import _extension as _C
 from fastebm.ops.instructions import KINDS, Do, Epilogue, Instruction, Kind, decode, encode
 from fastebm.ops.program import PARAMETERS
-from tests.gradient.networks import Decoder, ResidualNet
+from tests.compiler.networks import Decoder, ResidualNet
 from tests.ops.agreement import truncates
 from tests.ops.precision import relative_error
 from tests.ops.small_recipes import Making, normal
@@ -310,7 +310,7 @@ def test_no_images(backend_device):
 
 
 def of_net(net: nn.Module, x: Tensor, dtype: torch.dtype, device: str) -> Fused:
-    """The fused program of a net's energy and gradient, as `fastebm.gradient` lowers it."""
+    """The fused program of a net's energy and gradient, as `fastebm.compiler` lowers it."""
     machine = replace(Machine.of(torch.device("cpu"), dtype), strided_adjoint=1.0)
     with torch.no_grad():
         found = lowered(gradient_program(capture(net, net, x), machine, WITHOUT_PARITY), SIZES[dtype])

@@ -8,7 +8,7 @@ from torch import nn
 
 import fastebm
 from fastebm import rng
-from fastebm.gradient import energy_gradient
+from fastebm.compiler import energy_gradient
 from fastebm.sampling import Cascade, ExpandingCascade, cosine, linear
 
 SEED, CHAINS, COUNT, CHANNELS = 5, 2**33, 7, 2

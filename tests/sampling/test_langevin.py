@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from fastebm import langevin_step, rng
-from fastebm.gradient import energy_gradient
+from fastebm.compiler import energy_gradient
 from fastebm.sampling import ChainState, Langevin, constant, linear
 from fastebm.sampling.observers import finite_chains
 

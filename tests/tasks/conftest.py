@@ -12,8 +12,7 @@ from fastebm.training import (
     CoarseToFineRun,
     DigitsSource,
     ImageSource,
-    load_coarse_to_fine,
-    train_coarse_to_fine,
+    train,
 )
 
 
@@ -40,7 +39,7 @@ def tiny(source: DigitsSource | ImageSource, path: Path, channels: int = 1) -> P
         log_every=1,
         checkpoint_every=3,
     )
-    train_coarse_to_fine(config, source, path, progress=False, save_pictures=False)
+    train(config, source, path, progress=False, save_pictures=False)
     return path
 
 
@@ -53,7 +52,7 @@ def digits_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def run(digits_run: Path) -> CoarseToFineRun:
     """The same, opened."""
-    return load_coarse_to_fine(digits_run)
+    return CoarseToFineRun.load(digits_run)
 
 
 @pytest.fixture(scope="session")

@@ -24,11 +24,13 @@ from fastebm.tasks import (
     interpolate_chains,
     interpolate_images,
     nearest_images,
-    quality,
     translate,
     with_noise,
 )
-from fastebm.tasks.output import save_numbers, task_folder
+from fastebm.tasks import (
+    image_quality as quality,
+)
+from fastebm.tasks.outputs import save_numbers, task_folder
 from fastebm.training import CoarseToFineRun
 
 GOOD = torch.zeros(2, 1, 8, 8)

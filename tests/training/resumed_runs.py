@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from fastebm.runs.folder import RunFolder
 from fastebm.training import CoarseToFineConfig, DivergedError
-from fastebm.training.image_levels import image_levels
-from fastebm.training.loop import Given, Loop, OnLog
-from fastebm.training.run import RunFolder
+from fastebm.training.images import image_levels
+from fastebm.training.trainer.loop import Given, Loop, OnLog
 
 Trainer = TypeVar("Trainer", bound=Loop)
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from fastebm.data import digits
-from fastebm.training import CoarseToFineConfig, RunError, StoppedError, train_coarse_to_fine
+from fastebm.training import CoarseToFineConfig, RunError, StoppedError, train
 
 
 def say(**content: Any) -> None:
@@ -24,13 +24,13 @@ def say(**content: Any) -> None:
     os.write(1, (json.dumps(content) + "\n").encode())
 
 
-def train(order: dict[str, Any], images: torch.Tensor) -> None:
+def train_quietly(order: dict[str, Any], images: torch.Tensor) -> None:
     say(pid=os.getpid())
     if order["limit"] is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (order["limit"], order["limit"]))
     config = CoarseToFineConfig.from_json(order["config"])
     try:
-        train_coarse_to_fine(
+        train(
             config,
             images,
             order["path"],
@@ -51,7 +51,7 @@ def main() -> None:
         child = os.fork()
         if child == 0:
             try:
-                train(json.loads(text), images)
+                train_quietly(json.loads(text), images)
             finally:
                 os._exit(0)
         _, status = os.waitpid(child, 0)

@@ -13,19 +13,19 @@ import torch
 from torch import Tensor
 
 from fastebm.data import DataError, ImagePyramid, Images, flip, open_images, to_float
+from fastebm.data.sources import source_from_json
+from fastebm.runs.folder import RunFolder
 from fastebm.training import (
     CoarseToFineConfig,
+    CoarseToFineRun,
     DigitsSource,
     ImageSource,
     RunError,
-    load_coarse_to_fine,
-    resume_coarse_to_fine,
-    train_coarse_to_fine,
+    resume,
+    train,
 )
-from fastebm.training.coarse_to_fine_trainer import Trainer
-from fastebm.training.image_levels import image_levels
-from fastebm.training.image_source import source_from_json
-from fastebm.training.run import RunFolder
+from fastebm.training.coarse_to_fine.trainer import Trainer
+from fastebm.training.images import image_levels
 from tests.training.resumed_runs import Stop, stopping
 
 SILENT: dict[str, Any] = {"progress": False, "save_pictures": False}
@@ -70,12 +70,12 @@ def test_a_run_from_a_file_is_taken_up_by_its_folder_alone(
     config = dataclasses.replace(tiny, flip=True)
     monkeypatch.chdir(tmp_path)
     source = ImageSource(Path("set.npz"), size=8, channels=1)
-    whole = train_coarse_to_fine(config, source, tmp_path / "whole", **SILENT)
+    whole = train(config, source, tmp_path / "whole", **SILENT)
     with pytest.raises(Stop):
-        train_coarse_to_fine(config, source, tmp_path / "stopped", on_log=stopping(7), **SILENT)
+        train(config, source, tmp_path / "stopped", on_log=stopping(7), **SILENT)
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
-    resumed = resume_coarse_to_fine(tmp_path / "stopped", **SILENT)
+    resumed = resume(tmp_path / "stopped", **SILENT)
     assert resumed.finished
     assert torch.equal(whole.sample(5), resumed.sample(5))
 
@@ -83,15 +83,15 @@ def test_a_run_from_a_file_is_taken_up_by_its_folder_alone(
 def test_changed_images_are_refused(tiny: CoarseToFineConfig, archive: Path, pixels: Tensor, tmp_path: Path) -> None:
     source = ImageSource(archive, size=8, channels=1)
     with pytest.raises(Stop):
-        train_coarse_to_fine(tiny, source, tmp_path / "run", on_log=stopping(7), **SILENT)
+        train(tiny, source, tmp_path / "run", on_log=stopping(7), **SILENT)
     np.savez(archive, x_train=pixels.flip(0).numpy())
     with pytest.raises(RunError, match="other images"):
-        resume_coarse_to_fine(tmp_path / "run", **SILENT)
+        resume(tmp_path / "run", **SILENT)
     archive.unlink()
     with pytest.raises(DataError, match=r"set\.npz: there is no such file"):
-        resume_coarse_to_fine(tmp_path / "run", **SILENT)
+        resume(tmp_path / "run", **SILENT)
     # They may lie elsewhere, if they are the same.
-    again = resume_coarse_to_fine(tmp_path / "run", Images(open_pixels(pixels, tmp_path)), **SILENT)
+    again = resume(tmp_path / "run", Images(open_pixels(pixels, tmp_path)), **SILENT)
     assert again.finished
 
 
@@ -99,11 +99,11 @@ def test_a_finished_run_needs_no_images(
     tiny: CoarseToFineConfig, archive: Path, images: Tensor, tmp_path: Path
 ) -> None:
     source = ImageSource(archive, size=8, channels=1)
-    train_coarse_to_fine(tiny, source, tmp_path / "file", **SILENT)
-    train_coarse_to_fine(tiny, images, tmp_path / "tensor", **SILENT)
+    train(tiny, source, tmp_path / "file", **SILENT)
+    train(tiny, images, tmp_path / "tensor", **SILENT)
     archive.unlink()
     for name in ("file", "tensor"):
-        assert resume_coarse_to_fine(tmp_path / name, **SILENT).finished
+        assert resume(tmp_path / name, **SILENT).finished
     # One whose last checkpoint is damaged is not finished.
     for name, error, message in (
         ("file", DataError, "there is no such file"),
@@ -111,7 +111,7 @@ def test_a_finished_run_needs_no_images(
     ):
         (tmp_path / name / "checkpoints" / "iteration-000000013.safetensors").write_bytes(b"damaged")
         with pytest.raises(error, match=message), pytest.warns(RuntimeWarning, match="is damaged"):
-            resume_coarse_to_fine(tmp_path / name, **SILENT)
+            resume(tmp_path / name, **SILENT)
 
 
 def open_pixels(pixels: Tensor, folder: Path) -> Tensor:
@@ -123,16 +123,16 @@ def test_nobody_knows_the_images_of_a_run_from_a_tensor(
     tiny: CoarseToFineConfig, images: Tensor, tmp_path: Path
 ) -> None:
     with pytest.raises(Stop):
-        train_coarse_to_fine(tiny, images, tmp_path, on_log=stopping(7), **SILENT)
+        train(tiny, images, tmp_path, on_log=stopping(7), **SILENT)
     with pytest.raises(RunError, match="doesn't say where its images come from"):
-        resume_coarse_to_fine(tmp_path, **SILENT)
-    assert resume_coarse_to_fine(tmp_path, images, **SILENT).finished
+        resume(tmp_path, **SILENT)
+    assert resume(tmp_path, images, **SILENT).finished
 
 
 def test_digits_need_no_file(tiny: CoarseToFineConfig, tmp_path: Path) -> None:
     with pytest.raises(Stop):
-        train_coarse_to_fine(tiny, DigitsSource(), tmp_path, on_log=stopping(7), **SILENT)
-    assert resume_coarse_to_fine(tmp_path, **SILENT).finished
+        train(tiny, DigitsSource(), tmp_path, on_log=stopping(7), **SILENT)
+    assert resume(tmp_path, **SILENT).finished
 
 
 def test_a_source_comes_back_from_json(tmp_path: Path) -> None:
@@ -159,7 +159,7 @@ def test_images_are_mirrored_by_their_position(tiny: CoarseToFineConfig, pixels:
 
 def test_a_run_of_an_older_version_is_taken_up(tiny: CoarseToFineConfig, images: Tensor, tmp_path: Path) -> None:
     with pytest.raises(Stop):
-        train_coarse_to_fine(tiny, images, tmp_path, on_log=stopping(7), **SILENT)
+        train(tiny, images, tmp_path, on_log=stopping(7), **SILENT)
     old = ("variant", "dtype", "engine", "flip", "max_batch", "recompute_from", "max_gap", "max_loss", "retries")
     content = json.loads((tmp_path / "config.json").read_text())
     for name in (*old, "retry_rate", "pictures_every", "tensorboard"):
@@ -170,6 +170,6 @@ def test_a_run_of_an_older_version_is_taken_up(tiny: CoarseToFineConfig, images:
         description = json.loads(path.read_text())
         del description["state"]["guard"]
         path.write_text(json.dumps(description))
-    assert load_coarse_to_fine(tmp_path).iteration == 6
+    assert CoarseToFineRun.load(tmp_path).iteration == 6
     assert RunFolder.existing(tmp_path).threads() is None
-    assert train_coarse_to_fine(tiny, images, tmp_path, **SILENT).finished
+    assert train(tiny, images, tmp_path, **SILENT).finished

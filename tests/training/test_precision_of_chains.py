@@ -5,10 +5,10 @@ import dataclasses
 import pytest
 import torch
 
+from fastebm.compiler import energy_gradient
 from fastebm.data import digits
-from fastebm.gradient import energy_gradient
 from fastebm.sampling import Cascade
-from fastebm.training import DIGITS, train_coarse_to_fine
+from fastebm.training import DIGITS, train
 
 CHAINS = 600
 
@@ -17,9 +17,7 @@ CHAINS = 600
 def run(tmp_path_factory):
     config = dataclasses.replace(DIGITS, iterations=(60, 120), engine="auto")
     images, _ = digits("train")
-    return train_coarse_to_fine(
-        config, images, tmp_path_factory.mktemp("trained"), progress=False, save_pictures=False, device="cpu"
-    )
+    return train(config, images, tmp_path_factory.mktemp("trained"), progress=False, save_pictures=False, device="cpu")
 
 
 def test_bfloat16_gradients_are_at_most_twice_as_far_off_as_autocast(run):

@@ -11,11 +11,11 @@ import torch
 import torch._dynamo
 from torch import Tensor
 
+from fastebm.compiler.cost import Cost
 from fastebm.evaluation.speed.floor import machine_rates
 from fastebm.evaluation.speed.measurement import Case, Summary, interleaved
 from fastebm.evaluation.speed.peers import SkippedError
 from fastebm.evaluation.speed.rows import OURS, Achieved, Row, dtype_name
-from fastebm.gradient.cost import Cost
 from fastebm.ops.uniform import uniform
 
 # How far a gradient may be from float64 autograd, relative to its norm: rounding is below, a wrong gradient above. With

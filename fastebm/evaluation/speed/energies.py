@@ -10,6 +10,11 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from fastebm.compiler import EnergyGradient, energy_gradient
+from fastebm.compiler.capture import Unsupported, capture
+from fastebm.compiler.cost import Cost, Machine, cost
+from fastebm.compiler.fixed_weights import fixed_weights
+from fastebm.compiler.rewrites import gradient_program
 from fastebm.evaluation.speed.comparison import Entrant, Entrants, Plan, compare, relative_error
 from fastebm.evaluation.speed.peers import (
     COMPILED,
@@ -23,11 +28,6 @@ from fastebm.evaluation.speed.peers import (
 )
 from fastebm.evaluation.speed.rows import Row
 from fastebm.evaluation.speed.stock import Energy, copied, module_of, stock
-from fastebm.gradient import EnergyGradient, energy_gradient
-from fastebm.gradient.capture import Unsupported, capture
-from fastebm.gradient.cost import Cost, Machine, cost
-from fastebm.gradient.fixed_weights import fixed_weights
-from fastebm.gradient.rewrites import gradient_program
 from fastebm.sampling import Langevin
 
 # The first samples of a batch are verified: all are computed alike, and float64 is slow.

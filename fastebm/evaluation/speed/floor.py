@@ -6,9 +6,9 @@ import functools
 
 import torch
 
+from fastebm.compiler.cost import Cost
+from fastebm.compiler.roofline import Rates
 from fastebm.evaluation.speed.measurement import seconds
-from fastebm.gradient.cost import Cost
-from fastebm.gradient.floor import Rates
 
 # Products that reuse each number a thousand times, and copies that no cache near a core holds. A GPU needs more of
 # both until the time of a launch no longer shows.

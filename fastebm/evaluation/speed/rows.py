@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 
+from fastebm.compiler.cost import Cost
+from fastebm.compiler.roofline import Rates
 from fastebm.evaluation.speed.floor import floor_seconds
 from fastebm.evaluation.speed.measurement import Summary, ratios
-from fastebm.gradient.cost import Cost
-from fastebm.gradient.floor import Rates
-from fastebm.training.files import replacing
+from fastebm.runs.files import replacing
 
 FORMAT = 2
 

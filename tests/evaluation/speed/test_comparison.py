@@ -7,10 +7,19 @@ import pytest
 import torch
 
 from fastebm.compile import cpp_compiler
-from fastebm.evaluation.speed import Entrant, Plan, Row, Updates, compare, compare_chains, compare_gradients, comparison
+from fastebm.compiler import energy_gradient
+from fastebm.evaluation.speed import (
+    Entrant,
+    Plan,
+    Row,
+    Updates,
+    compare,
+    compare_chains,
+    compare_gradients,
+    comparison,
+)
 from fastebm.evaluation.speed.energies import program_cost
 from fastebm.evaluation.speed.peers import COMPILED, RESEARCH, TORCHEBM, TUNED
-from fastebm.gradient import energy_gradient
 from fastebm.models import CoarseToFineEnergy
 from tests.evaluation.speed.networks import SHAPE, convolutional, samples
 

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from fastebm.compiler.cost import Cost
+from fastebm.compiler.roofline import Rates
 from fastebm.evaluation.speed import (
     Row,
     Run,
@@ -18,8 +20,6 @@ from fastebm.evaluation.speed import (
     write_runs,
 )
 from fastebm.evaluation.speed.rows import Achieved
-from fastebm.gradient.cost import Cost
-from fastebm.gradient.floor import Rates
 
 OURS = [0.010, 0.011, 0.012]
 FACTS = machine_facts("cpu")

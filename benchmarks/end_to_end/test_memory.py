@@ -1,0 +1,62 @@
+"""The peak memory of one energy gradient of CF-EBM at 256x256: ours against autograd with frozen weights.
+
+Every figure comes from a fresh process (see `peak_memory`): what an earlier gradient left would hide in it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from benchmarks.harness.base import ROOT
+from benchmarks.harness.workloads import Workload
+from fastebm.evaluation.speed import Plan, Row
+from fastebm.evaluation.speed.peers import TUNED
+from fastebm.evaluation.speed.rows import OURS
+
+ROUNDS = 3
+
+
+def workloads(device: str, full: bool) -> list[Workload]:
+    batches = (1, 4, 16) if full else (4,)
+    dtypes = ("bfloat16", "float32") if full or device == "cpu" else ("bfloat16",)
+    return [Workload("memory", "CF-EBM", (3, 256, 256), batch, dtype) for batch in batches for dtype in dtypes]
+
+
+def peak(work: Workload, who: str) -> float:
+    # Every block from 64 kB on by itself, so that what is freed leaves the process at once.
+    settings = {"PYTHONPATH": str(ROOT), "MALLOC_MMAP_THRESHOLD_": "65536"}
+    question = json.dumps({**work.to_json(), "who": who})
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.harness.peak_memory", question],
+        cwd=ROOT,
+        env=os.environ | settings,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        pytest.fail(f"{who} failed:\n{done.stderr}", pytrace=False)
+    return float(json.loads(done.stdout.splitlines()[-1])["bytes"])
+
+
+def compared(work: Workload, plan: Plan) -> list[Row]:
+    ours = [peak(work, "fastebm") for _ in range(min(ROUNDS, plan.rounds))]
+    autograd = [peak(work, "autograd") for _ in ours]
+    rows = {
+        OURS: plan.row(OURS, f"{work.engine}, {work.dtype}", "gradient", quantity="bytes"),
+        TUNED: plan.row(TUNED, f"autograd, {work.dtype} weights, frozen", "gradient", quantity="bytes"),
+    }
+    return [rows[OURS].with_values(ours, ours), rows[TUNED].with_values(autograd, ours)]
+
+
+def test_memory(request, measure, work):
+    if measure.base is not None:
+        pytest.skip("memory is compared with autograd only")
+    if work.device == "cpu" and not sys.platform.startswith("linux"):
+        pytest.skip("the peak of resident memory can be reset on Linux only")
+    measure(work, compared)

@@ -1,0 +1,96 @@
+"""A cascade as peers run it: chains at the lowest resolution, twice the size, chains there, and so on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from benchmarks.harness.workloads import NOISE_STD, STEP_SIZE, Workload
+from fastebm.evaluation.speed import Entrant, Updates
+from fastebm.evaluation.speed.energies import gradient_error, true_gradient
+from fastebm.evaluation.speed.peers import Peer, chain_peers
+from fastebm.evaluation.speed.stock import Energy, stock
+
+
+@dataclass(frozen=True)
+class Climb:
+    """Chains of one peer through its levels.
+
+    Attributes:
+        peers: one for each size, of one name and variant.
+        updates: of each level; the noise falls to 0 over all of them.
+    """
+
+    peers: Mapping[int, Peer]
+    updates: Mapping[int, Updates]
+    shape: tuple[int, ...]
+    device: str
+
+    @property
+    def variant(self) -> str:
+        return next(iter(self.peers.values())).variant
+
+    def __call__(self) -> Tensor:
+        channels, lowest = self.shape[1], min(self.peers)
+        x = torch.empty(self.shape[0], channels, lowest, lowest, device=self.device).uniform_(-1, 1)
+        for size, peer in self.peers.items():
+            if size != lowest:
+                x = F.interpolate(x, scale_factor=2, mode="nearest").clamp_(-1, 1)
+            x = peer.chain(x, self.updates[size])
+        return x
+
+
+def climbs(work: Workload, energies: Mapping[int, nn.Module]) -> dict[str, list[Callable[[], Climb]]]:
+    """By peer and variant, what makes its climb through `energies` of the workload."""
+    plain = {size: stock(net) for size, net in energies.items()}
+    updates = _updates(work, list(plain))
+    found = {size: chain_peers(net, work.precision, work.device, clamp=None) for size, net in plain.items()}
+
+    def climb(name: str, index: int) -> Climb:
+        peers = {size: found[size][name][index]() for size in plain}
+        return Climb(peers, updates, work.full_shape, work.device)
+
+    names = {name: len(variants) for name, variants in next(iter(found.values())).items()}
+    return {
+        name: [lambda name=name, index=index: climb(name, index) for index in range(count)]
+        for name, count in names.items()
+    }
+
+
+@dataclass(frozen=True)
+class LevelTruths:
+    """Samples and true gradients at each size, to which a climb's peers are held."""
+
+    samples: Mapping[int, Tensor]
+    gradients: Mapping[int, Tensor]
+
+    @classmethod
+    def of(cls, work: Workload, energies: Mapping[int, Energy]) -> LevelTruths:
+        samples = {
+            size: 1.6 * torch.rand(work.batch, work.shape[0], size, size, device=work.device) - 0.8 for size in energies
+        }
+        return cls(samples, {size: true_gradient(stock(energies[size]), x) for size, x in samples.items()})
+
+    def error(self, gradients: Mapping[int, Callable[[Tensor], tuple[Tensor, Tensor]]]) -> float:
+        """The largest error of the gradients by size."""
+        return max(
+            gradient_error(gradient, self.samples[size], self.gradients[size]) for size, gradient in gradients.items()
+        )
+
+    def entrant(self, climb: Climb) -> Entrant:
+        gradients = {size: peer.gradient for size, peer in climb.peers.items()}
+        return Entrant(climb.variant, climb, lambda: self.error(gradients))
+
+
+def _updates(work: Workload, sizes: list[int]) -> dict[int, Updates]:
+    count = work.steps * len(sizes)
+    noise = [NOISE_STD * (1 - k / max(1, count - 1)) for k in range(count)]
+    found = {}
+    for level, size in enumerate(sizes):
+        part = noise[level * work.steps : (level + 1) * work.steps]
+        found[size] = Updates(tuple((STEP_SIZE, std) for std in part), clamp=None)
+    return found

@@ -1,0 +1,224 @@
+"""What the suites measure of ours, from nothing but fastebm's public face: an older revision can run it as well.
+
+A `Workload` says what is done, in values that go through JSON; `ours` makes a function that does it once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import fastebm
+from benchmarks.harness import nets
+from fastebm import rng
+
+# CF-EBM's own settings (Zhao et al., ICLR 2021), which all chains here run with.
+STEP_SIZE, NOISE_STD = 1.0, 0.015
+SIZES = (8, 16, 32)
+# Too small to move the weights of a net that is measured over and over.
+LEARNING_RATE = 1e-9
+
+Run = Callable[[], Any]
+
+
+@dataclass(frozen=True)
+class Workload:
+    """Attributes:
+    suite: what is done, the name of a function below.
+    case: the net, or the variety.
+    shape: of a sample.
+    batch: samples.
+    dtype: "float32" or "bfloat16".
+    steps: updates of a chain; of each level in a cascade.
+    engine, device: as `energy_gradient` and torch have them.
+    """
+
+    suite: str
+    case: str
+    shape: tuple[int, ...]
+    batch: int
+    dtype: str
+    steps: int = 1
+    engine: str = "fused"
+    device: str = "cpu"
+
+    @classmethod
+    def from_json(cls, stored: Mapping[str, Any]) -> Workload:
+        return cls(**(dict(stored) | {"shape": tuple(stored["shape"])}))
+
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @property
+    def precision(self) -> torch.dtype:
+        return getattr(torch, self.dtype)
+
+    @property
+    def full_shape(self) -> tuple[int, ...]:
+        return (self.batch, *self.shape)
+
+    @property
+    def name(self) -> str:
+        return f"{self.case} {'x'.join(map(str, self.full_shape))} {self.dtype}"
+
+
+def ours(work: Workload) -> Run:
+    """A function that does the work once, ours being all of it."""
+    return {
+        "energy_gradient": energy_gradient,
+        "chains": chains,
+        "cascade": cascade,
+        "training": training,
+        "langevin": langevin,
+        "block_tail": block_tail,
+        "expand_blend": expand_blend,
+        "normal": normal,
+        "uniform": uniform,
+    }[work.suite](work)
+
+
+def noise(work: Workload, seed: int) -> Tensor:
+    return fastebm.normal(work.full_shape, seed=seed, device=work.device, dtype=work.precision)
+
+
+def images(work: Workload) -> Tensor:
+    """Uniform in [-1, 1], float32."""
+    return fastebm.uniform(work.full_shape, seed=0, device=work.device) * 2 - 1
+
+
+# ---- energies
+
+
+def energy_gradient(work: Workload) -> Run:
+    net = nets.made(work.case, work.shape, work.device)
+    gradient = fastebm.energy_gradient(net, dtype=work.precision, engine=work.engine)
+    x = images(work)
+
+    def chain() -> None:
+        with gradient.chain():
+            for _ in range(work.steps):
+                gradient(x)
+
+    return chain
+
+
+def chains(work: Workload) -> Run:
+    net = nets.made(work.case, work.shape, work.device)
+    sampler = fastebm.Langevin(net, STEP_SIZE, NOISE_STD, clamp=(-1, 1), dtype=work.precision, engine=work.engine)
+    x = images(work)
+    return lambda: sampler.sample(x, work.steps, seed=0)
+
+
+def levels(work: Workload) -> dict[int, nn.Module]:
+    """A net of its own for each resolution of a cascade."""
+    sizes = [size for size in SIZES if size <= work.shape[-1]]
+    return {size: nets.made(work.case, (work.shape[0], size, size), work.device) for size in sizes}
+
+
+def cascade(work: Workload) -> Run:
+    sampler = cascade_of(levels(work), work)
+    return lambda: sampler.sample(work.batch, seed=0, channels=work.shape[0], device=work.device)
+
+
+def cascade_of(energies: Mapping[int, nn.Module], work: Workload) -> fastebm.Cascade:
+    return fastebm.Cascade(dict(energies), steps=work.steps, dtype=work.precision, engine=work.engine)
+
+
+def training(work: Workload) -> Run:
+    """An iteration as the trainer makes it: chains through frozen nets and the one in training, loss, backward, Adam.
+
+    The update runs under autocast to the workload's dtype, as those of peers do.
+    """
+    net = nets.made(work.case, work.shape, work.device).train().to(memory_format=torch.channels_last)
+    energies = {size: level if size < work.shape[-1] else net for size, level in levels(work).items()}
+    sampler, real, optimizer = cascade_of(energies, work), images(work), adam(net)
+    started = 0
+
+    def iterate() -> None:
+        nonlocal started
+        fake = sampler.sample(
+            work.batch, seed=0, chains=started, channels=work.shape[0], device=work.device, check=False
+        )
+        started += work.batch
+        update(net, optimizer, real, fake, work)
+
+    return iterate
+
+
+def adam(net: nn.Module) -> torch.optim.Adam:
+    return torch.optim.Adam(net.parameters(), LEARNING_RATE, betas=(0.5, 0.999))
+
+
+def update(
+    energy: Callable[[Tensor], Tensor], optimizer: torch.optim.Optimizer, real: Tensor, fake: Tensor, work: Workload
+) -> None:
+    """One update of the weights: the mean energy of real images down, that of the chains' ends up.
+
+    Images lie channels-last for everyone: on a CPU with matrix units the other layout took twelve times as long.
+    """
+    low = work.precision is not torch.float32
+    with torch.autocast(work.device, dtype=work.precision if low else torch.bfloat16, enabled=low):
+        energies = energy(torch.cat((real, fake)).contiguous(memory_format=torch.channels_last)).float()
+    loss = energies[: len(real)].mean() - energies[len(real) :].mean()
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+
+
+# ---- operators
+
+
+def langevin(work: Workload) -> Run:
+    """`langevin_step_` on float32 images; the case says whether with noise."""
+    x, grad = images(work), noise(work, seed=1)
+    schedule = torch.tensor([[0.1, 0.0 if work.case == "no noise" else 0.05]], device=work.device)
+    key, ids = rng.make_key(0, device=work.device), rng.chain_ids(0, len(x), work.device)
+    advance = torch.tensor([0, 1, 1], device=work.device)
+    options = (-1.0, 1.0, None, None, None, None, None, None, 0.0)
+
+    def step() -> None:
+        torch.ops.fastebm.langevin_step_(x, grad, schedule, key, ids, *options)
+        key.add_(advance)
+
+    return step
+
+
+def tail_inputs(work: Workload) -> tuple[Tensor, Tensor]:
+    """The two branches of a block's end, in the layout that the case names."""
+    layout = torch.channels_last if "channels-last" in work.case else torch.contiguous_format
+    first, second = (noise(work, seed).contiguous(memory_format=layout) for seed in (0, 1))
+    return first, second
+
+
+def block_tail(work: Workload) -> Run:
+    return of_tail(fastebm.ops.block_tail, work)
+
+
+def of_tail(tail: Callable[[Tensor, Tensor], Tensor], work: Workload) -> Run:
+    """The tail forward, or forward and backward where the case says so, for ours and all others."""
+    main, skip = tail_inputs(work)
+    if "backward" not in work.case:
+        return torch.no_grad()(lambda: tail(main, skip))
+    grad = torch.randn_like(tail(main, skip))
+    main.requires_grad_()
+    skip.requires_grad_()
+    return lambda: torch.autograd.grad(tail(main, skip), (main, skip), grad)
+
+
+def expand_blend(work: Workload) -> Run:
+    primal, fade = noise(work, seed=0), noise(work, seed=1)
+    beta = torch.full((1,), 0.3, device=work.device)
+    return lambda: fastebm.ops.expand_blend(primal, fade, beta)
+
+
+def normal(work: Workload) -> Run:
+    return lambda: fastebm.normal(work.full_shape, seed=0, device=work.device)
+
+
+def uniform(work: Workload) -> Run:
+    return lambda: fastebm.uniform(work.full_shape, seed=0, device=work.device)

@@ -1,0 +1,75 @@
+"""Where the time of one gradient goes: `python -m benchmarks.studies.breakdown docs/results/speed/breakdown.json`.
+
+CF-EBM at 32x32, batch 64, bfloat16: the whole program, the same without its epilogues (products of matrices only, whose
+results are thrown away), and a matrix product of 2048 x 2048, interleaved in one process.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+import fastebm
+from fastebm.compiler import energy_gradient
+from fastebm.evaluation.speed.machine import machine_facts
+from fastebm.models import CoarseToFineEnergy
+from fastebm.ops.instructions import Kind, decode, encode
+from fastebm.runs.files import write_json
+
+BATCH, SIZE, ROUNDS = 64, 32, 40
+
+
+def seconds(case: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    case()
+    return time.perf_counter() - start
+
+
+def main(path: str) -> int:
+    torch.manual_seed(0)
+    gradient = energy_gradient(CoarseToFineEnergy(SIZE), dtype=torch.bfloat16, engine="fused")
+    x = fastebm.uniform((BATCH, 3, SIZE, SIZE), seed=0) * 2 - 1
+    a, b = (torch.randn(2048, 2048, dtype=torch.bfloat16) for _ in range(2))
+    with gradient.chain(), torch.no_grad():
+        gradient(x)
+        fused = gradient.running(x)
+        assert fused is not None
+        whole = decode(fused.code(BATCH))
+        bare = encode(replace(whole, instructions=tuple(replace(i, count=0) for i in whole.instructions)))
+
+        def run(code: torch.Tensor) -> Callable[[], object]:
+            return lambda: torch.ops.fastebm.run_program(x, code, fused.constants, fused.workspace)
+
+        cases = {"program": run(encode(whole)), "products": run(bare), "matrix_product": lambda: a @ b}
+        times: dict[str, list[float]] = {name: [] for name in cases}
+        for _ in range(ROUNDS):
+            for name, case in cases.items():
+                times[name].append(seconds(case))
+    medians = {name: statistics.median(values[5:]) for name, values in times.items()}
+    flops = 2 * BATCH * sum(
+        i.channels * i.height * i.width * i.kernel_y * i.kernel_x * i.source_channels
+        for i in whole.instructions
+        if i.kind == Kind.CONVOLUTION
+    )  # fmt: skip
+    result = {
+        "machine": machine_facts("cpu"),
+        "median_seconds": medians,
+        "share_of_products": medians["products"] / medians["program"],
+        "flops_of_products": flops,
+        "rate_of_products": flops / medians["products"],
+        "rate_of_matrix_product": 2 * 2048**3 / medians["matrix_product"],
+    }
+    write_json(Path(path), result)
+    print(json.dumps(result, indent=1))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))

@@ -1,0 +1,321 @@
+"""Memory and time of CF-EBM's stages, 8x8 to 512x512, measured where that is feasible and computed above.
+
+    python -m benchmarks.studies.stages                            measures up to 256x256, writes the rows and the page
+    python -m benchmarks.studies.stages --largest 64 --batch 2     less
+    python -m benchmarks.studies.stages --page-only                the page again, from the rows that are there
+
+Every figure that is measured comes from a fresh process (see `peak_memory`): one Langevin update by the fused gradient,
+or one update of the weights (real images and as many samples, forward, backward, Adam), with and without recomputation.
+An iteration and a sampled image are sums of them over all levels. Above the largest stage that is measured, time grows
+with the FLOPs of the captured net and of its gradient's program, memory with the numbers that go into the blocks; the
+same rule, asked for the largest measured stage from the one below, is kept beside it, so that it can be judged.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import fastebm
+from benchmarks.harness.base import ROOT
+from benchmarks.harness.peak_memory import ResidentMemory
+from fastebm.compiler.capture import capture
+from fastebm.compiler.cost import Machine, cost
+from fastebm.compiler.derivative import differentiated
+from fastebm.compiler.rewrites import WITHOUT_PARITY, gradient_program
+from fastebm.evaluation.speed import Row, Run, Summary, machine_facts, read_runs, record
+from fastebm.evaluation.speed.measurement import seconds
+from fastebm.evaluation.speed.table import amount, machine_line
+from fastebm.models import CoarseToFineEnergy
+from fastebm.models.coarse_to_fine import WIDTHS
+from fastebm.runs.files import replacing
+from fastebm.training.coarse_to_fine.presets import CELEBAHQ512
+from fastebm.training.coarse_to_fine.recomputation import recomputed_blocks
+
+SIZES = CELEBAHQ512.sizes
+STEPS = CELEBAHQ512.steps
+PARTS = ("step", "update", "update, recomputed")
+CHAIN = 3  # Langevin updates in a measured chain, which reads the weights once
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all stages have in common: `base_width` of the net, images in a `batch`, the `dtype` of nets and updates."""
+
+    base_width: int
+    batch: int
+    dtype: str
+    rounds: int
+
+    def net(self, size: int) -> CoarseToFineEnergy:
+        torch.manual_seed(0)
+        return CoarseToFineEnergy(size, CELEBAHQ512.channels, base_width=self.base_width)
+
+    @property
+    def precision(self) -> torch.dtype:
+        return getattr(torch, self.dtype)
+
+    def row(self, size: int, unit: str, quantity: str) -> Row:
+        case, shape = f"CF-EBM, base width {self.base_width}", (CELEBAHQ512.channels, size, size)
+        return Row("stages", case, "fastebm", "", shape, self.dtype, self.batch, unit, quantity)
+
+
+# ---- measured, in a process of its own
+
+
+def measured_here(setting: Setting, size: int, part: str) -> dict[str, Any]:
+    """Bytes at the peak, beyond net and images, and seconds of each round, of one part at one size."""
+    net = setting.net(size)
+    images = fastebm.uniform((2 * setting.batch, CELEBAHQ512.channels, size, size), seed=0) * 2 - 1
+    _case("step", setting, setting.net(8), images[:2, :, :8, :8].contiguous())()  # brings in libraries and threads
+    gc.collect()  # what others left must not be given back on the way
+    memory = ResidentMemory()
+    before = memory.now()
+    case = _case(part, setting, net, images)
+    case()  # captures, or makes Adam's moments
+    memory.reset_peak()
+    case()
+    peak = memory.peak() - before
+    per = CHAIN if part == "step" else 1
+    return {"bytes": peak, "seconds": [seconds(case, 1, "cpu") / per for _ in range(setting.rounds)]}
+
+
+def _case(part: str, setting: Setting, net: CoarseToFineEnergy, images: torch.Tensor) -> Callable[[], Any]:
+    if part == "step":
+        sampler = fastebm.Langevin(net.frozen(net.image_size), 1.0, 0.015, dtype=setting.precision, engine="fused")
+        x = images[: len(images) // 2]
+        return lambda: sampler.sample(x, CHAIN, seed=0)
+    optimizer = torch.optim.Adam(net.parameters(), 1e-9, betas=CELEBAHQ512.adam_betas)
+    return lambda: _update(net, optimizer, images, setting.precision, part.endswith("recomputed"))
+
+
+def _update(
+    net: nn.Module, optimizer: torch.optim.Optimizer, images: torch.Tensor, dtype: torch.dtype, again: bool
+) -> None:
+    """An update as the trainer makes it: where blocks are computed again, the spectral norms move on before."""
+    if again:
+        with torch.no_grad():
+            net.train()(images[:1])
+        net.eval()
+    x = torch.empty_like(images, memory_format=torch.channels_last).copy_(images)
+    optimizer.zero_grad()
+    with recomputed_blocks(net, True) if again else nullcontext():  # type: ignore[arg-type]
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype is torch.bfloat16):
+            energies = net(x).float()
+        half = len(energies) // 2
+        (energies[:half].mean() - energies[half:].mean()).backward()
+    optimizer.step()
+    net.train()
+
+
+def measured(setting: Setting, size: int, part: str) -> dict[str, Any]:
+    """The same from a fresh process. Raises RuntimeError, with what it said, where that fails."""
+    question = json.dumps({"setting": vars(setting), "size": size, "part": part})
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.studies.stages", "--one", question],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "MALLOC_MMAP_THRESHOLD_": "65536"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        raise RuntimeError(f"{part} at {size}x{size} failed:\n{done.stderr}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+# ---- computed
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a stage's figures grow with, for one image: FLOPs of a gradient's program and of the net as it is written,
+    and how many numbers go into the blocks."""
+
+    program_flops: int
+    update_flops: int
+    numbers: int
+
+    @classmethod
+    def of(cls, setting: Setting, size: int) -> Work:
+        net = setting.net(size).frozen(size)
+        captured = capture(net, net, torch.zeros(2, CELEBAHQ512.channels, size, size))
+        machine = Machine.of(torch.device("cpu"), setting.precision)
+        program = gradient_program(captured, machine, WITHOUT_PARITY)
+        numbers = sum(int(width * setting.base_width) * s * s for s, width in WIDTHS.items() if s <= size)
+        return cls(cost(program).flops, cost(differentiated(captured)).flops, numbers)
+
+    def ratio(self, below: Work, part: str, quantity: str) -> float:
+        if quantity == "bytes":
+            return self.numbers / below.numbers
+        if part == "step":
+            return self.program_flops / below.program_flops
+        return self.update_flops / below.update_flops
+
+
+Figures = dict[tuple[int, str, str], Row]  # by size, part and quantity
+
+
+def all_rows(setting: Setting, largest: int, say: Callable[[str], None] = print) -> list[Row]:
+    """The rows of all stages: parts measured up to `largest` and computed above, and sums of them over the levels."""
+    work = {size: Work.of(setting, size) for size in SIZES}
+    found: Figures = {}
+    for size in (s for s in SIZES if s <= largest):
+        for part in PARTS:
+            figures = measured(setting, size, part)
+            for quantity, values in (("seconds", figures["seconds"]), ("bytes", [figures["bytes"]])):
+                found[size, part, quantity] = _measured_row(setting.row(size, part, quantity), values)
+            say(f"{size}x{size}, {part}: {amount(found[size, part, 'seconds'].median, 'seconds')}")
+    for size in (s for s in SIZES if s > largest):
+        for part in PARTS:
+            for quantity in ("seconds", "bytes"):
+                factor = work[size].ratio(work[largest], part, quantity)
+                value = factor * _median(found, largest, part, quantity)
+                basis = f"computed: {factor:.3g} times {largest}x{largest}"
+                found[size, part, quantity] = _computed_row(setting.row(size, part, quantity), value, basis)
+    return [*found.values(), *_sums(setting, found), *_checks(setting, found, work, largest)]
+
+
+def _sums(setting: Setting, found: Figures) -> list[Row]:
+    """An iteration, and the chain that makes an image, which climbs through all levels up to its size."""
+    rows = []
+    for size in SIZES:
+        chain = STEPS * sum(_median(found, level, "step", "seconds") for level in SIZES if level <= size)
+        rows.append(_computed_row(setting.row(size, "sample", "seconds"), chain / setting.batch, "computed: a sum"))
+        for part in PARTS[1:]:
+            total = chain + _median(found, size, part, "seconds")
+            unit = part.replace("update", "iteration")
+            rows.append(_computed_row(setting.row(size, unit, "seconds"), total, "computed: a sum"))
+    return rows
+
+
+def _checks(setting: Setting, found: Figures, work: dict[int, Work], largest: int) -> list[Row]:
+    """What the rule says of the largest measured stage from the one below."""
+    if largest == SIZES[0]:
+        return []
+    below, rows = largest // 2, []
+    for part in PARTS:
+        for quantity in ("seconds", "bytes"):
+            value = work[largest].ratio(work[below], part, quantity) * _median(found, below, part, quantity)
+            row = setting.row(largest, f"{part}, by the rule", quantity)
+            rows.append(_computed_row(row, value, f"computed: from {below}x{below}"))
+    return rows
+
+
+def _median(found: Figures, size: int, part: str, quantity: str) -> float:
+    median = found[size, part, quantity].median
+    assert median is not None
+    return median
+
+
+def _measured_row(row: Row, values: Sequence[float]) -> Row:
+    own = Summary.of(values)
+    figures = {"values": tuple(float(f"{value:.6g}") for value in values), **vars(own)}
+    return Row(**(vars(row) | figures | {"note": "measured"}))
+
+
+def _computed_row(row: Row, value: float, note: str) -> Row:
+    return Row(**(vars(row) | {"median": float(f"{value:.6g}"), "note": note}))
+
+
+# ---- the page
+
+COLUMNS = (
+    ("step", "seconds", "Langevin update"),
+    ("step", "bytes", "its memory"),
+    ("update", "seconds", "update of weights"),
+    ("update", "bytes", "its memory"),
+    ("update, recomputed", "seconds", "recomputed"),
+    ("update, recomputed", "bytes", "its memory"),
+    ("iteration", "seconds", "iteration"),
+    ("iteration, recomputed", "seconds", "recomputed"),
+    ("sample", "seconds", "an image"),
+)
+
+
+def page(results: Path) -> str:
+    """The Markdown page of all machines that have `stages.json` under `results`."""
+    parts = [
+        "# Stages, 8x8 to 512x512",
+        "Made by `python -m benchmarks.studies.stages` from `benchmarks/results/*/stages.json`.",
+        "A *Langevin update* is one of a batch at that size, an *update of weights* takes a batch of real images and "
+        f"as many samples, *recomputed* with `recompute_from`. An *iteration* is {STEPS} Langevin updates at each size "
+        "up to that one, and an update of the weights; *an image* is its share of those Langevin updates. Memory is "
+        "the peak of resident memory beyond net and images. **m**: measured, each in a fresh process, medians; **c**: "
+        "computed, from the largest measured stage by FLOPs (time) or numbers that go into blocks (memory), or a sum.",
+    ]
+    for path in sorted(results.glob("*/stages.json")):
+        for run in read_runs(path):
+            parts.append(f"## {path.parent.name}\n\n{machine_line(run)}")
+            for case in dict.fromkeys((row.case, row.batch, row.dtype) for row in run.rows):
+                rows = [row for row in run.rows if (row.case, row.batch, row.dtype) == case]
+                parts += [f"**{case[0]}, batch {case[1]}, {case[2]}**", _table(rows), _judged(rows)]
+    return "\n\n".join(filter(None, parts)) + "\n"
+
+
+def _table(rows: Sequence[Row]) -> str:
+    cells = {(row.shape[-1], row.unit, row.quantity): _cell(row) for row in rows}
+    lines = [f"| size | {' | '.join(title for _, _, title in COLUMNS)} |", "|---" + "|---:" * len(COLUMNS) + "|"]
+    for size in SIZES:
+        figures = [cells.get((size, unit, quantity), "-") for unit, quantity, _ in COLUMNS]
+        lines.append(f"| {size} | {' | '.join(figures)} |")
+    return "\n".join(lines)
+
+
+def _cell(row: Row) -> str:
+    return f"{amount(row.median, row.quantity)} **{row.note[0]}**"
+
+
+def _judged(rows: Sequence[Row]) -> str:
+    """The rule beside what was measured, as a ratio for each part."""
+    known = {(row.shape[-1], row.unit, row.quantity): row.median for row in rows}
+    found = []
+    for (size, unit, quantity), value in known.items():
+        part = unit.removesuffix(", by the rule")
+        base = known.get((size, part, quantity))
+        if part != unit and value and base:
+            found.append(f"{part}, {quantity}: {value / base:.2f}")
+    return f"The rule over what was measured, at the largest measured stage: {'; '.join(found)}." if found else ""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--base-width", type=int, default=32, help=f"the preset for 512 has {CELEBAHQ512.base_width}")
+    parser.add_argument("--batch", type=int, default=2)
+    parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--largest", type=int, choices=SIZES, default=256, help="the largest stage that is measured")
+    parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results")
+    parser.add_argument("--page", type=Path, default=ROOT / "docs" / "results" / "stages" / "README.md")
+    parser.add_argument("--page-only", action="store_true")
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    given = parser.parse_args(arguments)
+    if given.one:
+        question = json.loads(given.one)
+        print(json.dumps(measured_here(Setting(**question["setting"]), question["size"], question["part"])))
+        return
+    if not given.page_only:
+        facts = machine_facts("cpu")
+        setting = Setting(given.base_width, given.batch, given.dtype, given.rounds)
+        rows = all_rows(setting, given.largest)
+        record(given.results / facts["name"] / "stages.json", Run(facts, tuple(rows)))
+    given.page.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(given.page) as temporary:
+        temporary.write_text(page(given.results))
+    print(f"written: {given.page}")
+
+
+if __name__ == "__main__":
+    main()

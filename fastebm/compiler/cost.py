@@ -1,0 +1,77 @@
+"""What a program costs for one sample, and on which machine: the judge of all rewrites."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from fastebm.compiler.operations import Convolution
+from fastebm.compiler.program import Node, Program
+
+
+@dataclass(frozen=True)
+class Cost:
+    """FLOPs (a multiply-add is two), and bytes read and written; weights, which a batch shares, are not counted."""
+
+    flops: int
+    bytes: int
+
+    def __add__(self, other: "Cost") -> "Cost":
+        return Cost(self.flops + other.flops, self.bytes + other.bytes)
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What decides between two ways to compute the same.
+
+    Attributes:
+        flops_per_byte: the FLOPs that take as long as moving one byte. 16 is a core with AVX-512 and with it the most
+            cautious choice: a machine with matrix units does several times more, so that bytes count more.
+        strided_adjoint: how many times slower the library runs the adjoint of a strided convolution than a plain one
+            of as many FLOPs. 1.0 to 1.2 was seen with AVX-512, 10 with AMX (0.3 against 3.0 TFLOP/s in bfloat16).
+        lanes: outputs that a convolution computes together: fewer take as long. 3 or 1 outputs to a gradient of an
+            image took as long as 16 with AVX-512.
+        itemsize: bytes a number.
+    """
+
+    flops_per_byte: float = 16.0
+    strided_adjoint: float = 1.0
+    lanes: int = 16
+    itemsize: int = 4
+
+    @classmethod
+    def of(cls, device: torch.device, dtype: torch.dtype) -> "Machine":
+        """The machine that `device` is, for numbers of `dtype`."""
+        has_amx = getattr(torch.cpu, "_is_amx_tile_supported", bool)  # private: may go
+        amx = device.type == "cpu" and dtype is torch.bfloat16 and has_amx()
+        return cls(
+            flops_per_byte=64.0 if amx or device.type == "cuda" else 16.0,
+            strided_adjoint=10.0 if amx else 1.0,
+            itemsize=dtype.itemsize,
+        )
+
+    def time(self, program: Program) -> float:
+        """An estimate for one sample, in the time that moving a byte takes; good for comparisons only."""
+        return sum(self._node_time(program, node) for node in program)
+
+    def _node_time(self, program: Program, node: Node) -> float:
+        spent = node_cost(program, node, self.itemsize)
+        time = spent.flops / self.flops_per_byte
+        if isinstance(node.operation, Convolution):
+            outputs = node.shape[0]
+            time *= -(-outputs // self.lanes) * self.lanes / outputs
+            if node.operation.transposed and node.operation.stride != (1, 1):
+                time *= self.strided_adjoint
+        return time + spent.bytes
+
+
+def node_cost(program: Program, node: Node, itemsize: int = 4) -> Cost:
+    """The cost of one node for one sample."""
+    shapes = program.shapes(node)
+    moved = 0 if node.operation.is_view else sum(map(math.prod, [*shapes, node.shape]))
+    return Cost(node.operation.flops(node.shape, *shapes), moved * itemsize)
+
+
+def cost(program: Program, itemsize: int = 4) -> Cost:
+    """The cost of a program for one sample."""
+    return sum((node_cost(program, node, itemsize) for node in program), Cost(0, 0))

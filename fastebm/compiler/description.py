@@ -1,0 +1,52 @@
+"""Programs as text, for people: what runs, on which shapes, at what cost."""
+
+import math
+
+import torch
+
+from fastebm.compiler.cost import Cost, cost, node_cost
+from fastebm.compiler.operations import Input
+from fastebm.compiler.program import Node, Program
+from fastebm.compiler.roofline import Rates
+
+_LAYOUT = "{:<24} {:<12} {:<38} {:<44} {:>9} {:>9}"
+
+
+def describe(before: Program, after: Program, dtype: torch.dtype, rates: Rates) -> str:
+    """The rewritten program as a table, costs for one sample, what the captured one would cost, and the floor."""
+    name = str(dtype).removeprefix("torch.")
+    samples = "x".join(map(str, after.nodes[0].shape))
+    lines = [
+        f"program for samples {samples} in {name}; for one sample, weights not counted:",
+        _LAYOUT.format("result", "shape", "operation", "of", "MFLOP", "kB").rstrip(),
+        *(_line(after, node, dtype) for node in after if not isinstance(node.operation, Input)),
+        _total("captured", before, dtype),
+        _total("rewritten", after, dtype),
+        _saved(cost(before, dtype.itemsize), cost(after, dtype.itemsize)),
+        _floor(cost(after, dtype.itemsize), rates),
+    ]
+    return "\n".join(lines)
+
+
+def _line(program: Program, node: Node, dtype: torch.dtype) -> str:
+    spent = node_cost(program, node, dtype.itemsize)
+    operation = f"{type(node.operation).__name__} {node.operation.attributes()}".strip()
+    shape = "x".join(map(str, node.shape)) or "1"
+    flops, kilobytes = f"{spent.flops / 1e6:.3f}", f"{spent.bytes / 1e3:.1f}"
+    return _LAYOUT.format(node.name, shape, operation, ", ".join(node.inputs), flops, kilobytes)
+
+
+def _total(label: str, program: Program, dtype: torch.dtype) -> str:
+    spent = cost(program, dtype.itemsize)
+    return f"{label}: {len(program.nodes)} operations, {spent.flops / 1e6:.2f} MFLOP, {spent.bytes / 1e3:.1f} kB"
+
+
+def _floor(spent: Cost, rates: Rates) -> str:
+    machine = f"{rates.flops / 1e9:.0f} GFLOP/s in matrix products and {rates.bytes / 1e9:.0f} GB/s in copies"
+    return f"floor at {machine}: {1e6 * rates.seconds(spent):.1f} us"
+
+
+def _saved(before: Cost, after: Cost) -> str:
+    flops = before.flops / after.flops if after.flops else math.inf
+    moved = before.bytes / after.bytes if after.bytes else math.inf
+    return f"{flops:.2f} times fewer FLOPs, {moved:.2f} times fewer bytes"

@@ -1,0 +1,400 @@
+"""The vocabulary of a program: what can be done to a batch of samples, none of which touches another.
+
+Shapes are those of one sample, without the batch dimension in front. Weights and all else that doesn't depend on x are
+`Value`s. Each operation says how its output is shaped and what it costs; `derivative.py` has the derivatives and
+`kernels.py` runs them.
+"""
+
+import math
+from dataclasses import dataclass, fields
+from typing import ClassVar
+
+from fastebm.compiler.values import Coefficient, Shape, Value
+
+Pair = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Operation:
+    """What all operations have in common. Equal ones of equal inputs give equal results."""
+
+    is_view: ClassVar[bool] = False  # moves no data
+
+    def shape(self, *inputs: Shape) -> Shape:
+        """The output's shape for inputs of these shapes; elementwise unless overridden."""
+        return inputs[0]
+
+    def flops(self, output: Shape, *inputs: Shape) -> int:
+        """Floating-point operations for a sample; a multiply-add counts two."""
+        return 0 if self.is_view else math.prod(output)
+
+    def values(self) -> list[Value]:
+        """The values that the operation reads."""
+        found: list[Value] = []
+        for field in fields(self):
+            part = getattr(self, field.name)
+            found += [v for v in (part if isinstance(part, tuple) else (part,)) if isinstance(v, Value)]
+        return found
+
+    def attributes(self) -> str:
+        """What a person needs to know beside the name, for `describe`."""
+        return ""
+
+
+@dataclass(frozen=True)
+class Input(Operation):
+    """The samples."""
+
+    sample: Shape
+    is_view = True
+
+    def shape(self, *inputs: Shape) -> Shape:
+        return self.sample
+
+
+@dataclass(frozen=True)
+class Ones(Operation):
+    """The derivative of the energy with respect to itself: one for each sample."""
+
+    is_view = True
+
+    def shape(self, *inputs: Shape) -> Shape:
+        return ()
+
+
+# ---- linear maps with weights
+
+
+@dataclass(frozen=True)
+class Convolution(Operation):
+    """(C, H, W) to (O, H', W') with zero padding; `transposed` is the adjoint. Arguments are as PyTorch has them."""
+
+    weight: Value
+    bias: Value | None = None
+    stride: Pair = (1, 1)
+    padding: Pair = (0, 0)
+    dilation: Pair = (1, 1)
+    transposed: bool = False
+    output_padding: Pair = (0, 0)
+    groups: int = 1
+
+    @property
+    def kernel(self) -> Pair:
+        return self.weight.shape[2], self.weight.shape[3]
+
+    @property
+    def plain(self) -> bool:
+        """Whether it is neither transposed, dilated nor grouped, which most rewrites ask for."""
+        return not self.transposed and self.dilation == (1, 1) and self.groups == 1
+
+    @property
+    def pointwise(self) -> bool:
+        return self.plain and self.kernel == self.stride == (1, 1) and self.padding == (0, 0)
+
+    def shape(self, *inputs: Shape) -> Shape:
+        _, *size = inputs[0]
+        if self.transposed:
+            out = [
+                (n - 1) * s - 2 * p + d * (k - 1) + 1 + extra
+                for n, k, s, p, d, extra in zip(
+                    size, self.kernel, self.stride, self.padding, self.dilation, self.output_padding, strict=True
+                )
+            ]
+            return (self.weight.shape[1] * self.groups, *out)
+        out = [
+            (n + 2 * p - d * (k - 1) - 1) // s + 1
+            for n, k, s, p, d in zip(size, self.kernel, self.stride, self.padding, self.dilation, strict=True)
+        ]
+        return (self.weight.shape[0], *out)
+
+    def flops(self, output: Shape, *inputs: Shape) -> int:
+        positions = inputs[0] if self.transposed else output
+        return 2 * math.prod(self.weight.shape) * math.prod(positions[1:])
+
+    def attributes(self) -> str:
+        text = f"{self.kernel[0]}x{self.kernel[1]}"
+        text += f" stride {self.stride[0]}" if self.stride != (1, 1) else ""
+        text += f" dilation {self.dilation[0]}" if self.dilation != (1, 1) else ""
+        text += f" groups {self.groups}" if self.groups != 1 else ""
+        return text + (" transposed" if self.transposed else "") + (" + bias" if self.bias is not None else "")
+
+
+@dataclass(frozen=True)
+class Linear(Operation):
+    """(..., n) to (..., m) by a weight (m, n)."""
+
+    weight: Value
+    bias: Value | None = None
+
+    def shape(self, *inputs: Shape) -> Shape:
+        return (*inputs[0][:-1], self.weight.shape[0])
+
+    def flops(self, output: Shape, *inputs: Shape) -> int:
+        return 2 * math.prod(output) * self.weight.shape[1]
+
+    def attributes(self) -> str:
+        return "+ bias" if self.bias is not None else ""
+
+
+@dataclass(frozen=True)
+class Affine(Operation):
+    """`scale * h + shift`, both of which broadcast over a sample; an eval-mode batch norm is one."""
+
+    scale: Value | None
+    shift: Value | None = None
+
+    def flops(self, output: Shape, *inputs: Shape) -> int:
+        return math.prod(output) * ((self.scale is not None) + (self.shift is not None))
+
+
+@dataclass(frozen=True)
+class Combine(Operation):
+    """`c0 * h0 + c1 * h1 + ...` of any number of inputs of one shape."""
+
+    coefficients: tuple[Coefficient, ...]
+
+    def flops(self, output: Shape, *inputs: Shape) -> int:
+        scalings = sum(c != 1 for c in self.coefficients)
+        return math.prod(output) * (scalings + len(inputs) - 1)
+
+    def attributes(self) -> str:
+        return ", ".join(f"{c:.4g}" if not isinstance(c, Value) else "c" for c in self.coefficients)
+
+
+# ---- pointwise
+
+
+@dataclass(frozen=True)
+class Activation(Operation):
+    """A pointwise function by name; `parameters` as the ATen operation of that name takes them."""
+
+    kind: str
+    parameters: tuple[float, ...] = ()
+
+    def flops(self, output: Shape, *inputs: Shape) -> int:
+        return 4 * math.prod(output)
+
+    def attributes(self) -> str:
+        return self.kind
+
+
+@dataclass(frozen=True)
+class Slope(Operation):
+    """`gradient * f'(h)`; the second input is h, or f(h) where `of_result`."""
+
+    kind: str
+    parameters: tuple[float, ...] = ()
+    of_result: bool = False
+
+    def flops(self, output: Shape, *inputs: Shape) -> int:
+        return 6 * math.prod(output)
+
+    def attributes(self) -> str:
+        return self.kind
+
+
+@dataclass(frozen=True)
+class Multiply(Operation):
+    """The pointwise product of two inputs of one shape."""
+
+
+# ---- resolution, sums
+
+
+@dataclass(frozen=True)
+class AveragePool(Operation):
+    """Means over windows of (C, H, W), as `avg_pool2d` has them."""
+
+    kernel: Pair
+    stride: Pair
+    padding: Pair = (0, 0)
+    ceil_mode: bool = False
+    count_include_pad: bool = True
+    divisor: int | None = None
+
+    @property
+    def simple(self) -> bool:
+        """Windows that tile the image, without padding: the trailing rows and columns that fill none are left out."""
+        return self.kernel == self.stride and self.padding == (0, 0) and not self.ceil_mode and self.divisor is None
+
+    def shape(self, *inputs: Shape) -> Shape:
+        channels, *size = inputs[0]
+        return (channels, *(self._length(n, axis) for axis, n in enumerate(size)))
+
+    def _length(self, n: int, axis: int) -> int:
+        k, s, p = self.kernel[axis], self.stride[axis], self.padding[axis]
+        count = (n + 2 * p - k + (s - 1 if self.ceil_mode else 0)) // s + 1
+        # As in ATen: the last window must start inside of the image or its left padding.
+        return count - 1 if self.ceil_mode and (count - 1) * s >= n + p else count
+
+    def flops(self, output: Shape, *inputs: Shape) -> int:
+        return math.prod(output) * math.prod(self.kernel)
+
+    def attributes(self) -> str:
+        return f"{self.kernel[0]}x{self.kernel[1]}"
+
+
+@dataclass(frozen=True)
+class AveragePoolBackward(Operation):
+    """The adjoint of an average pool of samples of shape `sample`, in general; mostly `Upsample` takes its place."""
+
+    pool: AveragePool
+    sample: Shape
+
+    def shape(self, *inputs: Shape) -> Shape:
+        return self.sample
+
+
+@dataclass(frozen=True)
+class Upsample(Operation):
+    """Nearest-neighbour enlargement of (C, H, W) by whole factors."""
+
+    factor: Pair
+
+    def shape(self, *inputs: Shape) -> Shape:
+        channels, height, width = inputs[0]
+        return channels, height * self.factor[0], width * self.factor[1]
+
+    def attributes(self) -> str:
+        return f"{self.factor[0]}x{self.factor[1]}"
+
+
+@dataclass(frozen=True)
+class Interleave(Operation):
+    """(rows * columns * C, h, w) to (C, *size): channel block (i, j) are the pixels (rows * y + i, columns * x + j).
+
+    The pixels before `start` are cut off, and those beyond the last one are zero.
+    """
+
+    factor: Pair
+    start: Pair
+    size: Pair
+
+    def shape(self, *inputs: Shape) -> Shape:
+        return (inputs[0][0] // math.prod(self.factor), *self.size)
+
+    def flops(self, output: Shape, *inputs: Shape) -> int:
+        return 0
+
+    def attributes(self) -> str:
+        return f"{self.factor[0]}x{self.factor[1]}"
+
+
+@dataclass(frozen=True)
+class Sum(Operation):
+    """The sum over some dimensions of a sample, which stay with length 1."""
+
+    dims: tuple[int, ...]
+
+    def shape(self, *inputs: Shape) -> Shape:
+        return tuple(1 if dim in self.dims else n for dim, n in enumerate(inputs[0]))
+
+    def flops(self, output: Shape, *inputs: Shape) -> int:
+        return math.prod(inputs[0])
+
+
+@dataclass(frozen=True)
+class LogSumExp(Operation):
+    """log(sum(exp(h))) over one dimension of a sample, which stays with length 1."""
+
+    dim: int
+
+    def shape(self, *inputs: Shape) -> Shape:
+        return Sum((self.dim,)).shape(*inputs)
+
+    def flops(self, output: Shape, *inputs: Shape) -> int:
+        return 4 * math.prod(inputs[0])
+
+
+@dataclass(frozen=True)
+class Softmax(Operation):
+    """The derivative of `LogSumExp`."""
+
+    dim: int
+
+    def flops(self, output: Shape, *inputs: Shape) -> int:
+        return 4 * math.prod(output)
+
+
+# ---- moving data
+
+
+@dataclass(frozen=True)
+class Broadcast(Operation):
+    """Dimensions of length 1 stretched to `target`, of as many dimensions."""
+
+    target: Shape
+    is_view = True
+
+    def shape(self, *inputs: Shape) -> Shape:
+        return self.target
+
+
+@dataclass(frozen=True)
+class Reshape(Operation):
+    """Another shape for the same numbers in row-major order."""
+
+    target: Shape
+    is_view = True
+
+    def shape(self, *inputs: Shape) -> Shape:
+        return self.target
+
+
+@dataclass(frozen=True)
+class Permute(Operation):
+    """The sample's dimensions in another order."""
+
+    order: tuple[int, ...]
+    is_view = True
+
+    def shape(self, *inputs: Shape) -> Shape:
+        return tuple(inputs[0][dim] for dim in self.order)
+
+
+@dataclass(frozen=True)
+class Slice(Operation):
+    """The part [start, stop) of one dimension."""
+
+    dim: int
+    start: int
+    stop: int
+    is_view = True
+
+    def shape(self, *inputs: Shape) -> Shape:
+        return tuple(self.stop - self.start if dim == self.dim else n for dim, n in enumerate(inputs[0]))
+
+    def attributes(self) -> str:
+        return f"{self.start}:{self.stop} of dimension {self.dim}"
+
+
+@dataclass(frozen=True)
+class Pad(Operation):
+    """A constant border: `before` and `after` each dimension."""
+
+    before: tuple[int, ...]
+    after: tuple[int, ...]
+    constant: float = 0.0
+
+    def shape(self, *inputs: Shape) -> Shape:
+        return tuple(b + n + a for b, n, a in zip(self.before, inputs[0], self.after, strict=True))
+
+
+@dataclass(frozen=True)
+class Concatenate(Operation):
+    """The inputs one after the other along one dimension."""
+
+    dim: int
+
+    def shape(self, *inputs: Shape) -> Shape:
+        length = sum(shape[self.dim] for shape in inputs)
+        return tuple(length if dim == self.dim else n for dim, n in enumerate(inputs[0]))
+
+
+@dataclass(frozen=True)
+class AppendOne(Operation):
+    """(C, H, W) with a last channel that is one: zero padding turns it into the mark of what lies inside the image."""
+
+    def shape(self, *inputs: Shape) -> Shape:
+        channels, *size = inputs[0]
+        return (channels + 1, *size)

@@ -1,0 +1,54 @@
+"""The least time that a program can take on this machine: measured rates of a matrix product and of a copy."""
+
+import functools
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from fastebm.compiler.cost import Cost
+
+# A product of 768 x 768 matrices reuses every number 768 times; 32 MB are beyond any cache that is near a core.
+_MATRIX = 768
+_COPIED = 32 * 2**20
+_REPEATS = 5
+
+
+@dataclass(frozen=True)
+class Rates:
+    """FLOP/s of a large matrix product, and bytes/s, read and written, of a large copy."""
+
+    flops: float
+    bytes: float
+
+    def seconds(self, cost: Cost) -> float:
+        """The larger of the times that the FLOPs and the bytes take, as if each ran at its full rate."""
+        return max(cost.flops / self.flops, cost.bytes / self.bytes)
+
+
+def measured_rates(device: torch.device, dtype: torch.dtype) -> Rates:
+    """The rates of `device` with its present number of threads; measured once in a process, which takes some 0.1 s."""
+    return _measured(device, dtype, torch.get_num_threads())
+
+
+@functools.cache
+def _measured(device: torch.device, dtype: torch.dtype, threads: int) -> Rates:
+    a = torch.ones(_MATRIX, _MATRIX, dtype=dtype, device=device)
+    source = torch.ones(_COPIED, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    product = _fastest(lambda: torch.mm(a, a), device)
+    copy = _fastest(lambda: target.copy_(source), device)
+    return Rates(2 * _MATRIX**3 / product, 2 * _COPIED / copy)
+
+
+def _fastest(run: Callable[[], object], device: torch.device) -> float:
+    """Seconds of the fastest of a few runs after a first one."""
+    times = []
+    for _ in range(_REPEATS + 1):
+        start = time.perf_counter()
+        run()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        times.append(time.perf_counter() - start)
+    return min(times[1:])

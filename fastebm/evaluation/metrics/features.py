@@ -1,0 +1,321 @@
+"""A small classifier, trained on the data at hand, whose features stand in for Inception's where there are none."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fastebm.data import Images, batches, to_float, to_pixels
+from fastebm.ops.uniform import uniform
+from fastebm.rng import Stream
+from fastebm.runs.files import replacing
+
+WIDTH = 64
+BATCH = 128
+IMAGES_SEEN = 100_000
+PEAK_RATE = 3e-3
+HELD_OUT_SHARE = 0.1
+NOT_COMPARABLE = "not comparable to published FID"
+"""What every output says of distances in these features."""
+FEATURES_FILE = "features.safetensors"
+_KIND = "fastebm features"
+
+Task = Literal["classes", "rotations"]
+
+
+class FeatureNet(nn.Module):
+    """A plain convolutional classifier of images (B, channels, size, size) in [-1, 1], with 64 features.
+
+    Each of its blocks halves the resolution, down to 4x4; up to 64 channels; batch norm; ReLU. The features are what
+    the last linear layer reads, not negative.
+    """
+
+    def __init__(self, size: int, channels: int, classes: int) -> None:
+        super().__init__()
+        # From 16x16 on the first convolution strides: at full size it would take half of the time.
+        stride, side, width = (2, size // 2, 16) if size >= 16 else (1, size, 16)
+        layers: list[nn.Module] = [*_block(channels, width, 5, stride)]
+        while side > 4:
+            layers += [*_block(width, min(2 * width, WIDTH), 3, 1), nn.MaxPool2d(2)]
+            side, width = side // 2, min(2 * width, WIDTH)
+        self.body = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(4), nn.Flatten())
+        self.top = nn.Sequential(nn.Linear(16 * width, WIDTH, bias=False), nn.BatchNorm1d(WIDTH), nn.ReLU())
+        self.head = nn.Linear(WIDTH, classes)
+
+    def features(self, x: Tensor) -> Tensor:
+        """float32 (B, 64)."""
+        return self.top(self.body(x))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (B, classes)."""
+        return self.head(self.features(x))
+
+
+class Described(NamedTuple):
+    """What a classifier makes of N images: features float32 (N, 64), probabilities of the classes float32 (N, K)."""
+
+    features: Tensor
+    probabilities: Tensor
+
+    def chosen(self, indices: Tensor) -> Described:
+        """The same of the images at int64 `indices`."""
+        return Described(self.features[indices], self.probabilities[indices])
+
+
+@dataclass(frozen=True, eq=False)
+class FeatureClassifier:
+    """A trained `FeatureNet` and what it was trained on. Distances in its features are NOT comparable to published FID.
+
+    Attributes:
+        task: "classes" where it names labels; "rotations" where it tells by which quarter turns an image was rotated.
+        size, channels: of its images.
+        classes: names of what it tells apart.
+        accuracy: share of `held_out` images, which it has never seen, that it names rightly.
+        data: what it was trained on, in words, and `digest`, the digest of those images and labels.
+    """
+
+    net: FeatureNet
+    task: Task
+    size: int
+    channels: int
+    classes: tuple[str, ...]
+    accuracy: float
+    held_out: int
+    data: str
+    digest: str
+    seed: int
+    images_seen: int
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor | Images, batch_size: int = 500) -> Described:
+        """What it makes of images (N, channels, size, size): floats in [-1, 1] or bytes.
+
+        Floats become bytes first by `fastebm.data.to_pixels` (clamped, the nearest of 256 levels), so that samples and
+        real images are measured alike. Raises ValueError for other shapes and for values that are not finite.
+        """
+        pixels = self._pixels(images)
+        device = next(self.net.parameters()).device
+        parts = []
+        for part in pixels.split(batch_size):
+            features = self.net.features(to_float(part.to(device)))
+            parts.append((features, self.net.head(features).softmax(dim=1)))
+        return Described(*(torch.cat([part[index] for part in parts]).cpu() for index in range(2)))
+
+    def _pixels(self, images: Tensor | Images) -> Tensor:
+        if isinstance(images, Images):
+            images = images.pixels
+        wanted = (self.channels, self.size, self.size)
+        if images.ndim != 4 or images.shape[1:] != wanted or not len(images):
+            raise ValueError(f"these features are of images (N, {', '.join(map(str, wanted))}), got {[*images.shape]}")
+        if images.dtype == torch.uint8:
+            return images
+        if not images.isfinite().all():
+            raise ValueError("images must be finite")
+        return to_pixels(images)
+
+    @functools.cached_property
+    def label(self) -> str:
+        """Names these features in files of statistics: others, by as much as a weight, have another label."""
+        content = hashlib.sha256()
+        for name, tensor in sorted(self.net.state_dict().items()):
+            content.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
+        return f"small classifier {content.hexdigest()[:16]} of {self.task} ({NOT_COMPARABLE})"
+
+    def facts(self) -> dict[str, Any]:
+        """All but the net, for JSON."""
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "net"}
+        return values | {"classes": list(self.classes)}
+
+    def save(self, path: str | Path) -> None:
+        """Writes one .safetensors file, all or nothing."""
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.net.state_dict().items()}
+        with replacing(Path(path)) as temporary:
+            save_file(tensors, temporary, metadata={_KIND: json.dumps(self.facts())})
+
+    @classmethod
+    def load(
+        cls, path: str | Path, images: Images | None = None, device: torch.device | str | None = None
+    ) -> FeatureClassifier:
+        """Reads what `save` wrote; with `images`, only if it was trained on them.
+
+        Raises ValueError for what is no such file and for one of other images, FileNotFoundError where there is none.
+        """
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"{path}: there is no such file of features")
+        try:
+            with safe_open(path, framework="pt") as file:
+                facts = json.loads((file.metadata() or {})[_KIND])
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            facts["classes"] = tuple(facts["classes"])
+            net = FeatureNet(facts["size"], facts["channels"], len(facts["classes"]))
+            net.load_state_dict(tensors)
+            loaded = cls(net.eval().to(device), **facts)
+        except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise ValueError(f"{path}: is no file of features that --train-features made ({error})") from error
+        if images is not None and loaded.digest != digest(images):
+            raise ValueError(
+                f"{path}: was trained on other images ({loaded.data}): train features anew, in another file"
+            )
+        return loaded
+
+
+def train_features(
+    images: Images,
+    held_out: Images | None = None,
+    *,
+    task: Task = "classes",
+    images_seen: int | None = None,
+    seed: int = 0,
+    device: torch.device | str | None = None,
+    progress: bool = False,
+) -> FeatureClassifier:
+    """Trains a classifier on `images`; the result is a function of them, the seed and the number of threads.
+
+    MNIST at 32x32 takes about a minute on one core.
+
+    Args:
+        images: square ones, with labels if `task` is "classes".
+        held_out: images to state the accuracy on; by default a tenth of `images`, which is then not trained on.
+        task: "classes", or "rotations" for images without labels: it learns to tell by how many quarter turns an image
+            was rotated (Gidaris et al., 2018), which asks for an up and a down in the data.
+        images_seen: how many images it is trained on in all, in so many passes over them; by default 100,000.
+        seed: of weights, order of the images and rotations.
+        progress: shows a bar.
+
+    Raises ValueError for images without labels, of fewer than two classes or not square, and too few of them.
+
+    Example:
+        >>> import torch
+        >>> from fastebm.data import Images
+        >>> from fastebm.evaluation import train_features
+        >>> labels = torch.arange(400) % 2
+        >>> dark_and_bright = Images(labels.to(torch.uint8).mul(255)[:, None, None, None].repeat(1, 1, 8, 8), labels)
+        >>> classifier = train_features(dark_and_bright, images_seen=2000)
+        >>> classifier.accuracy, classifier(dark_and_bright).features.shape
+        (1.0, torch.Size([400, 64]))
+    """
+    images_seen = IMAGES_SEEN if images_seen is None else images_seen
+    if images_seen < 1:
+        raise ValueError(f"images_seen must be at least 1, got {images_seen}")
+    data, trained_on = repr(images), digest(images)
+    if held_out is None:
+        images, held_out = halves(images, HELD_OUT_SHARE, seed)
+    classes = _class_names(images, held_out, task)
+    learned, asked = (_turned(part, seed) if task == "rotations" else part for part in (images, held_out))
+    if len(learned) < BATCH:
+        raise ValueError(f"{images.name}: {len(learned)} images are too few to train features on: {BATCH} are needed")
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        net = FeatureNet(images.size, images.channels, len(classes))
+    _fit(net.to(device), learned, images_seen, seed, progress)
+    untested = FeatureClassifier(
+        net.eval(),
+        task,
+        images.size,
+        images.channels,
+        classes,
+        accuracy=0.0,
+        held_out=len(asked),
+        data=data,
+        digest=trained_on,
+        seed=seed,
+        images_seen=images_seen,
+    )
+    assert asked.labels is not None
+    right = untested(asked).probabilities.argmax(dim=1).eq(asked.labels)
+    accuracy = float(right.double().mean())
+    return dataclasses.replace(untested, accuracy=accuracy)
+
+
+def digest(images: Images) -> str:
+    """Of pixels and labels, to tell whether features were trained on them."""
+    content = hashlib.sha256(repr(tuple(images.pixels.shape)).encode())
+    for tensor in (images.pixels, images.labels):
+        if tensor is not None:
+            content.update(tensor.cpu().contiguous().numpy().data)
+    return content.hexdigest()
+
+
+def halves(images: Images, share: float = 0.5, seed: int = 0) -> tuple[Images, Images]:
+    """Two disjoint parts of a set, the second with `share` of it, drawn by `seed`, in the set's order.
+
+    Raises ValueError where one would be empty.
+    """
+    draws = uniform((1, len(images)), seed=seed, step=1, stream=Stream.SHUFFLE)[0]
+    count = round(share * len(images))
+    if not 0 < count < len(images):
+        raise ValueError(f"{images.name}: {len(images)} images are too few to hold a share of {share:g} out")
+    order = draws.argsort(stable=True)
+    return chosen(images, order[count:].sort().values), chosen(images, order[:count].sort().values)
+
+
+def chosen(images: Images, indices: Tensor) -> Images:
+    """The images at int64 `indices` with their labels."""
+    labels = None if images.labels is None else images.labels[indices]
+    return dataclasses.replace(images, pixels=images.pixels[indices], labels=labels)
+
+
+def _block(inputs: int, outputs: int, kernel: int, stride: int) -> Iterator[nn.Module]:
+    yield nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False)
+    yield nn.BatchNorm2d(outputs)
+    yield nn.ReLU()
+
+
+def _class_names(images: Images, held_out: Images, task: Task) -> tuple[str, ...]:
+    if task == "rotations":
+        return tuple(f"{90 * turns} degrees" for turns in range(4))
+    for part in (images, held_out):
+        if part.labels is None:
+            raise ValueError(
+                f"{part.name}: has no labels, which features by classes are trained on: give data with labels, or "
+                'train by rotations (task "rotations"; --train-features rotations)'
+            )
+    assert images.labels is not None
+    assert held_out.labels is not None
+    count = 1 + int(max(images.labels.max(), held_out.labels.max()))
+    if count < 2:
+        raise ValueError(f"{images.name}: has only one class; at least 2 are needed")
+    return images.classes if len(images.classes) == count else tuple(map(str, range(count)))
+
+
+def _turned(images: Images, seed: int) -> Images:
+    """Each image rotated by 0 to 3 quarter turns, drawn by the seed, with that number as its label."""
+    _ = images.size  # raises where they are not square
+    draws = uniform((1, len(images)), seed=seed, stream=Stream.AUGMENTATION)[0]
+    turns = draws.mul(4).long().clamp(max=3)
+    pixels = images.pixels.clone()
+    for number in range(1, 4):
+        pixels[turns == number] = pixels[turns == number].rot90(number, (2, 3))
+    return dataclasses.replace(images, pixels=pixels, labels=turns, classes=())
+
+
+def _fit(net: FeatureNet, images: Images, images_seen: int, seed: int, progress: bool) -> None:
+    from tqdm import tqdm
+
+    assert images.labels is not None
+    device = next(net.parameters()).device
+    updates = -(-images_seen // BATCH)
+    optimizer = torch.optim.AdamW(net.parameters(), weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, PEAK_RATE, total_steps=updates)
+    net.train()
+    order = batches(images, BATCH, seed)
+    for _ in tqdm(range(updates), "features", disable=not progress, dynamic_ncols=True):
+        indices = next(order)
+        logits = net(images.batch(indices, device))
+        loss = F.cross_entropy(logits, images.labels[indices].to(device))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()

@@ -1,0 +1,223 @@
+"""FID, KID and Inception score: Inception's features from the user's own weights file, distances by torchmetrics."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import warnings
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastebm.data import Images, to_pixels
+from fastebm.evaluation.metrics.comparison import Comparison, Distances, RealImages, compare, shares
+from fastebm.evaluation.metrics.features import Described
+
+WIDTH = 2048
+SPLITS = 10
+_SEED = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Inception:
+    """Inception-v3 as FID takes it, read from a file of the user's; nothing is ever downloaded.
+
+    Attributes:
+        path: of the file.
+        format: which of the formats of `load` it was taken for.
+    """
+
+    path: Path
+    format: str
+    run: Callable[[Tensor], tuple[Tensor, Tensor]]
+    device: torch.device
+
+    @classmethod
+    def load(cls, path: str | Path, device: torch.device | str | None = None) -> Inception:
+        """Reads one of two formats, told apart by content:
+
+        - TorchScript, such as `inception-2015-12-05.pt` of StyleGAN: a module that takes uint8 (B, 3, H, W), resizes
+          them itself, and has the arguments `return_features` (then it gives 2048 features) and `no_output_bias` (then
+          it gives probabilities). A TorchScript file is a program that is run: take it only from where you trust it.
+        - a state dict, such as `weights-inception-2015-12-05-6726825d.pth` (also `pt_inception-2015-12-05...pth`),
+          through torch-fidelity, which has to be installed. It is read as plain tensors, no code in it is run.
+
+        Raises ValueError for another file, and where torch-fidelity is needed and missing; FileNotFoundError where
+        there is none.
+        """
+        path, device = Path(path), torch.device(device or "cpu")
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: there is no such file of Inception weights")
+        if _is_torchscript(path):
+            return cls(path, "TorchScript", _from_torchscript(path, device), device)
+        return cls(path, "state dict, through torch-fidelity", _from_state_dict(path, device), device)
+
+    @functools.cached_property
+    def label(self) -> str:
+        """Names these features in files of statistics; those of another weights file have another label."""
+        with self.path.open("rb") as file:
+            return f"Inception weights {hashlib.file_digest(file, 'sha256').hexdigest()[:16]}"
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor | Images, batch_size: int = 50) -> Described:
+        """Features float32 (N, 2048) and class probabilities of images (N, 1 or 3, H, W): floats in [-1, 1] or bytes.
+
+        Floats become bytes by `fastebm.data.to_pixels`: clamped, the nearest of 256 levels. Gray becomes three equal
+        channels. Raises ValueError for others.
+        """
+        pixels = images.pixels if isinstance(images, Images) else images
+        if pixels.ndim != 4 or pixels.shape[1] not in (1, 3) or not len(pixels):
+            raise ValueError(f"Inception takes images (N, 1 or 3, H, W), got {tuple(pixels.shape)}")
+        if pixels.dtype != torch.uint8:
+            if not pixels.isfinite().all():
+                raise ValueError("images must be finite")
+            pixels = to_pixels(pixels)
+        parts = [self.run(part.to(self.device).expand(-1, 3, -1, -1)) for part in pixels.split(batch_size)]
+        return Described(*(torch.cat([part[index].float().cpu() for part in parts]) for index in range(2)))
+
+
+@dataclass(frozen=True)
+class InceptionVerdict:
+    """FID and KID (`comparison`), Inception scores with their deviation over ten parts, and of what."""
+
+    weights: str
+    comparison: Comparison
+    score: float
+    score_std: float
+    score_real: float
+
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+def judge_by_inception(samples: Tensor, real: RealImages, inception: Inception) -> InceptionVerdict:
+    """FID, KID, Inception score, precision and recall of samples (N, C, H, W) in [-1, 1] against all train images.
+
+    FID, KID and score are those of torchmetrics. Published FID mostly has 50,000 samples; fewer give higher numbers,
+    which is why samples stand beside a floor of as many. Precision and recall are of as many of both, 5,000 at most.
+
+    Raises ValueError where torchmetrics is missing.
+    """
+    _torchmetrics()
+    compared = compare(samples, real, inception, inception_distances, all_real=True)
+    score, score_std = inception_score(compared.samples.probabilities)
+    score_real, _ = inception_score(compared.real.probabilities)
+    return InceptionVerdict(str(inception.path), compared.comparison, score, score_std, score_real)
+
+
+def inception_distances(samples: Tensor, real: Tensor) -> Distances:
+    """The distances of torchmetrics between features (N, D) and (M, D) in float64, and our precision and recall."""
+    fid, kid, _ = _torchmetrics()
+    with _seeded():
+        frechet = fid.FrechetInceptionDistance(feature=_Given(real.shape[1]))
+        kernel = kid.KernelInceptionDistance(
+            feature=_Given(real.shape[1]), subset_size=min(1000, len(real), len(samples))
+        )
+        for metric in (frechet, kernel):
+            metric.update(real.double(), real=True)
+            metric.update(samples.double(), real=False)
+        mean, std = kernel.compute()
+        found = float(frechet.compute()), float(mean), float(std)
+        return Distances(len(samples), len(real), *found, *shares(samples, real))
+
+
+def inception_score(probabilities: Tensor, splits: int = SPLITS) -> tuple[float, float]:
+    """The score of class probabilities (N, K), the mean over ten parts, and its standard deviation (Salimans et al.,
+    2016)."""
+    _, _, inception = _torchmetrics()
+    with _seeded():
+        feature = _Given(probabilities.shape[1])
+        metric = inception.InceptionScore(feature=feature, splits=min(splits, len(probabilities)))
+        # torchmetrics takes logits; the softmax of logs gives the probabilities back. The log of 0 would not be finite.
+        metric.update(probabilities.double().clamp(min=1e-300).log())
+        mean, std = metric.compute()
+        return float(mean), float(std)
+
+
+class _Given(torch.nn.Identity):
+    """Stands for a net where features are there already, so that images go through Inception once and not thrice."""
+
+    def __init__(self, num_features: int) -> None:
+        super().__init__()
+        self.num_features = num_features
+
+
+@contextmanager
+def _seeded() -> Iterator[None]:
+    """torchmetrics draws subsets from torch's own generator: here from a fixed seed, and the generator left alone."""
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # that features are kept in memory
+        torch.default_generator.manual_seed(_SEED)
+        yield
+
+
+def _torchmetrics() -> tuple[Any, Any, Any]:
+    try:
+        from torchmetrics.image import fid, inception, kid
+    except ImportError as error:
+        raise ValueError(
+            f"FID, KID and Inception score need torchmetrics (pip install 'fastebm[evaluation]'): {error}"
+        ) from error
+    return fid, kid, inception
+
+
+def _is_torchscript(path: Path) -> bool:
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any("/code/" in name for name in archive.namelist())
+
+
+def _from_torchscript(path: Path, device: torch.device) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # the common file is of this format
+        try:
+            module = torch.jit.load(path, map_location=device).eval()
+            arguments = {argument.name for argument in module.forward.schema.arguments}
+        except (RuntimeError, ValueError) as error:
+            raise ValueError(f"{path}: can't be read as TorchScript ({str(error).splitlines()[0]})") from error
+    if missing := {"return_features", "no_output_bias"} - arguments:
+        raise ValueError(
+            f"{path}: is TorchScript whose forward lacks the argument {' and '.join(sorted(missing))}: the file "
+            "inception-2015-12-05.pt has them"
+        )
+
+    def run(pixels: Tensor) -> tuple[Tensor, Tensor]:
+        return module(pixels, return_features=True), module(pixels, no_output_bias=True)
+
+    return run
+
+
+def _from_state_dict(path: Path, device: torch.device) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+    try:
+        torch.load(path, map_location="cpu", weights_only=True, mmap=False)
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"{path}: is neither TorchScript nor a state dict ({reason})") from error
+    try:
+        from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+    except ImportError as error:
+        raise ValueError(
+            f"{path}: is a state dict, which torch-fidelity reads (pip install torch-fidelity); the TorchScript file "
+            "inception-2015-12-05.pt needs no other package"
+        ) from error
+    try:
+        net = FeatureExtractorInceptionV3(
+            "inception-v3-compat", [str(WIDTH), "logits_unbiased"], feature_extractor_weights_path=str(path)
+        )
+    except RuntimeError as error:
+        raise ValueError(f"{path}: holds no weights of Inception: {str(error).splitlines()[0]}") from error
+    net = net.to(device).eval()
+
+    def run(pixels: Tensor) -> tuple[Tensor, Tensor]:
+        features, logits = net(pixels)
+        return features.flatten(1), logits.softmax(dim=1)
+
+    return run

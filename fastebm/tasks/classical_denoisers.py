@@ -1,0 +1,58 @@
+"""Denoisers without learning, from scikit-image, each at its best for the noise at hand: what a model has to beat."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastebm.tasks.image_quality import quality, skimage
+
+NAMES: tuple[Literal["non-local means", "total variation"], ...] = ("non-local means", "total variation")
+
+
+@dataclass(frozen=True)
+class ClassicalDenoiser:
+    """`name` with `settings`, as scikit-image's function of that name takes them; called with images (N, C, H, W).
+
+    Results are clamped to [-1, 1], where images lie.
+    """
+
+    name: Literal["non-local means", "total variation"]
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        restoration = skimage("restoration")
+        function: Any = restoration.denoise_nl_means if self.name == NAMES[0] else restoration.denoise_tv_chambolle
+        # Of a single colour given with its axis, non-local means return the image transposed.
+        pixels, axis = (images[:, 0], None) if images.shape[1] == 1 else (images, 0)
+        restored = [function(image, channel_axis=axis, **self.settings) for image in pixels.cpu().double().numpy()]
+        return torch.from_numpy(np.stack(restored)).to(images).reshape(images.shape).clamp(-1, 1)
+
+
+def tuned_denoisers(clean: Tensor, noisy: Tensor, noise: float) -> list[ClassicalDenoiser]:
+    """Both, each with those settings of a grid that give `noisy` (N, C, H, W) the highest mean PSNR beside `clean`."""
+    best = []
+    for name in NAMES:
+        tried = [ClassicalDenoiser(name, settings) for settings in _grid(name, noise)]
+        best.append(max(tried, key=lambda denoiser: float(quality(denoiser(noisy), clean).psnr.mean())))
+    return best
+
+
+def _grid(name: str, noise: float) -> Iterator[dict[str, Any]]:
+    if name == NAMES[1]:
+        yield from ({"weight": weight * noise} for weight in (0.15, 0.25, 0.4, 0.6, 0.8, 1.0, 1.3, 1.7, 2.2))
+        return
+    for strength, patch, distance in itertools.product((0.6, 0.8, 1.0, 1.2), (3, 5), (5, 9)):
+        yield {
+            "h": strength * noise,
+            "sigma": noise,
+            "patch_size": patch,
+            "patch_distance": distance,
+            "fast_mode": False,
+        }

@@ -1,0 +1,1 @@
+"""Outliers by their energies."""

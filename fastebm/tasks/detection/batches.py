@@ -1,0 +1,71 @@
+"""Images as detection takes them, batch by batch and looked at before they reach an energy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+
+import torch
+from torch import Tensor
+
+from fastebm.compiler import EnergyGradient, energy_gradient
+from fastebm.data import Images
+
+Energy = Callable[[Tensor], Tensor]
+ImageBatches = Tensor | Images | Iterable[Tensor]
+
+
+def prepared(energy: Energy | EnergyGradient, dtype: torch.dtype | None, engine: str) -> EnergyGradient:
+    """The gradient of an energy; one that is given as such stays, with its own dtype and engine."""
+    return energy if isinstance(energy, EnergyGradient) else energy_gradient(energy, dtype=dtype, engine=engine)
+
+
+def checked_batches(
+    images: ImageBatches, batch_size: int, device: torch.device, progress: bool
+) -> Iterator[tuple[int, Tensor]]:
+    """The number of its first image with each batch, on `device`. Raises as `outlier_scores` for images."""
+    from tqdm.auto import tqdm
+
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    first = 0
+    total = len(images) if isinstance(images, Tensor | Images) else None
+    with tqdm(total=total, unit="image", desc="scores", disable=not progress) as bar:
+        for batch in _split(images, batch_size):
+            _check_images(batch, first)
+            yield first, batch.to(device)
+            first += len(batch)
+            bar.update(len(batch))
+    if not first:
+        raise ValueError("there are no images to score")
+
+
+def _split(images: ImageBatches, batch_size: int) -> Iterator[Tensor]:
+    if isinstance(images, Images):
+        for first in range(0, len(images), batch_size):
+            yield images.batch(slice(first, first + batch_size))
+        return
+    for batch in (images,) if isinstance(images, Tensor) else images:
+        if len(batch):
+            yield from batch.split(batch_size)
+
+
+def _check_images(batch: Tensor, first: int) -> None:
+    if batch.dtype != torch.float32:
+        raise TypeError(
+            f"images must be float32 in [-1, 1], got {batch.dtype}; fastebm.data.to_float makes it of bytes"
+        )
+    if batch.ndim != 4 or 0 in batch.shape:
+        raise ValueError(f"images must be (N, C, H, W), none of them 0, got {tuple(batch.shape)}")
+    low, high = batch.flatten(1).aminmax(dim=1)
+    wrong = ~((low >= -1) & (high <= 1))  # so written, NaN is wrong as well
+    if wrong.any():
+        number = int(wrong.nonzero()[0])
+        values = f"from {float(low[number]):g} to {float(high[number]):g}"
+        raise ValueError(f"images must lie in [-1, 1], and image {first + number} has values {values}")
+
+
+def check_finite(name: str, values: Tensor, first: int) -> None:
+    """Raises ValueError, naming the image, where a value is not finite; image `first` has the first of them."""
+    if not values.isfinite().all():
+        number = int((~values.isfinite()).nonzero()[0])
+        raise ValueError(f"the {name.replace('_', ' ')} of image {first + number} is {float(values[number])}")

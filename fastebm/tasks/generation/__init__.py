@@ -1,0 +1,1 @@
+"""Any number of samples of a run, written to files."""

@@ -1,0 +1,65 @@
+"""Which pixels are to be filled in: patterns, and masks from files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from fastebm.data.formats.pictures import read_picture
+from fastebm.ops import uniform
+from fastebm.rng import Stream
+from fastebm.tasks.inputs import shape
+
+Pattern = Literal["square", "pixels", "half"]
+
+
+def hole_of(pattern: Pattern, count: int, size: int, seed: int = 0) -> Tensor:
+    """Holes (count, 1, size, size), bool, True where a pixel is to be filled in.
+
+    "square" is a quarter of the image, in the middle; "half" its lower half; "pixels" half of all pixels, of each image
+    others, by the seed. Raises ValueError for another pattern.
+    """
+    hole = torch.zeros(count, 1, size, size, dtype=torch.bool)
+    if pattern == "square":
+        hole[:, :, size // 4 : size // 4 + size // 2, size // 4 : size // 4 + size // 2] = True
+    elif pattern == "half":
+        hole[:, :, size // 2 :] = True
+    elif pattern == "pixels":
+        hole = uniform(hole.shape, seed=seed, stream=Stream.AUGMENTATION) > 0.5
+    else:
+        raise ValueError(f"a hole is 'square', 'pixels' or 'half', got {pattern!r}")
+    return hole
+
+
+def hole_from_file(path: str | Path, count: int, size: int) -> Tensor:
+    """Holes (count, 1, size, size), all as in a picture in which what is lighter than middle gray is to be filled in.
+
+    Raises DataError for what is no picture, ValueError for one of another size.
+    """
+    pixels = torch.from_numpy(read_picture(path, 1).copy())
+    if pixels.shape[2:] != (size, size):
+        raise ValueError(f"{path}: the mask is {shape(pixels.shape[2:])}, and the images are {size}x{size}")
+    return (pixels > 127).expand(count, 1, size, size)
+
+
+def checked_hole(hole: Tensor, images: Tensor) -> Tensor:
+    """`hole` as bool (N, C, H, W) beside `images`. Raises TypeError for other than bool, ValueError for a shape that
+    does not fit, and for an image that is all hole or has none."""
+    if not isinstance(hole, Tensor) or hole.dtype != torch.bool:
+        kind = hole.dtype if isinstance(hole, Tensor) else type(hole).__name__
+        raise TypeError(f"the hole must be a bool tensor, True where to fill in, got {kind}")
+    try:
+        fits = torch.broadcast_shapes(hole.shape, images.shape) == images.shape
+    except RuntimeError:
+        fits = False
+    if not fits:
+        raise ValueError(f"the hole must broadcast to the images' {tuple(images.shape)}, got {tuple(hole.shape)}")
+    hole = hole.to(images.device).expand(images.shape)
+    share = hole.flatten(1).float().mean(1)
+    for wrong, what in ((share == 0, "no hole"), (share == 1, "nothing but hole")):
+        if wrong.any():
+            raise ValueError(f"image {int(wrong.nonzero()[0])} has {what}: its mask leaves nothing to do, or to go by")
+    return hole

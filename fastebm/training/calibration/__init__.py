@@ -1,0 +1,1 @@
+"""What EC-VAE, the calibrated posterior and the calibrated flow share."""

@@ -1,0 +1,45 @@
+"""Settings of calibrated flows for known data, all our choice. Each says whether and with what result it was run."""
+
+from fastebm.training.ec_flow.config import EcFlowConfig
+
+EC_FLOW_DIGITS = EcFlowConfig(
+    size=8,
+    channels=1,
+    brightnesses=17,
+    iterations=600,
+    batch_size=32,
+    levels=2,
+    flow_steps=4,
+    width=24,
+    energy_width=8,
+    energy_depth=2,
+    learning_rate=2e-3,
+    energy_learning_rate=5e-4,
+    lr_decay=0.3,
+    steps=10,
+    warmup=100,
+    ema=0.98,
+)
+"""scikit-learn's handwritten digits, 8x8, gray: minutes on a CPU. Run: docs/results/ec-flow has the result."""
+
+EC_FLOW_MNIST = EcFlowConfig(
+    channels=1,
+    iterations=6000,
+    flow_steps=6,
+    width=48,
+    energy_width=16,
+    energy_learning_rate=3e-4,
+    lr_decay=0.3,
+    warmup=1000,
+    ema=0.995,
+    log_every=20,
+    pictures_every=1000,
+)
+"""MNIST, padded to 32x32, gray: small nets for a CPU. Not run."""
+
+EC_FLOW_CIFAR10 = EcFlowConfig(
+    flip=True, warmup=5000, ema=0.9999, log_every=50, checkpoint_every=1000, pictures_every=5000
+)
+"""CIFAR-10. Not run."""
+
+EC_FLOW_PRESETS = {"digits": EC_FLOW_DIGITS, "mnist": EC_FLOW_MNIST, "cifar10": EC_FLOW_CIFAR10}

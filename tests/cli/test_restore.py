@@ -1,0 +1,150 @@
+"""`fastebm restore`, and degradations by name."""
+
+import dataclasses
+import doctest
+import importlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.image import imread
+from PIL import Image
+from torch import nn
+
+from fastebm.cli import main
+from fastebm.cli.restore import generator_of
+from fastebm.data import digits
+from fastebm.runs.folder import RunFolder
+from fastebm.tasks.restoration import Composition, Dense, Inpainting, SuperResolution, degradation
+from fastebm.training import CoarseToFineRun, DigitsSource, EcVaeConfig, EcVaeRun, RunError, train
+
+TINY = ["--base-width", "1", "--steps", "2", "--batch-sizes", "8", "8", "--log-every", "1", "--iterations", "2", "2"]
+
+
+@pytest.fixture(scope="module")
+def cascade_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "tiny"
+    assert main(["train", "coarse-to-fine", "--preset", "digits", *TINY, "--out", str(out)]) == 0
+    return out
+
+
+@pytest.fixture(scope="module")
+def vae_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    config = EcVaeConfig(size=8, channels=1, iterations=2, batch_size=4, latent=4, width=4, energy_width=4)
+    out = tmp_path_factory.mktemp("runs") / "vae"
+    train(config, DigitsSource(), out, progress=False, save_pictures=False)
+    return out
+
+
+def test_a_cascade_restores_digits(cascade_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "restored"
+    command = ["restore", str(cascade_run), "--task", "super-resolution-2", "--count", "5", "--out", str(out)]
+    assert main([*command, "--restarts", "2", "--refine-steps", "3"]) == 0
+    assert "super-resolution-2" in capsys.readouterr().out
+    results = json.loads((out / "results.json").read_text())
+    assert set(results["measures"]) == {"pseudo-inverse", "bicubic", "restored", "mean of restarts"}
+    assert results["measures"]["restored"]["misfit_rms"] < 1e-6
+    assert results["settings"]["search"]["restarts"] == 2
+    assert results["seconds"] > 0
+    images = torch.from_numpy(np.load(out / "restored.npz")["images"])
+    half, originals = SuperResolution(2), digits("test")[0][:5]
+    torch.testing.assert_close(half.A(images), half.A(originals), atol=1e-5, rtol=0)
+    error = (half.pinv(half.A(originals)) - originals).square().mean((1, 2, 3))
+    assert results["measures"]["pseudo-inverse"]["psnr"] == pytest.approx(float((10 * (4 / error).log10()).mean()))
+    assert imread(out / "grid.png").shape[0] >= 4 * 32
+
+    assert main(command) == 2
+    assert "has results already" in capsys.readouterr().err
+    assert main([*command, "--overwrite", "--noise", "0.1", "--task", "inpaint-box"]) == 0
+    results = json.loads((out / "results.json").read_text())
+    assert set(results["measures"]) == {"pseudo-inverse", "restored", "mean of restarts"}
+    assert 0 < results["measures"]["restored"]["misfit_rms"] <= 0.1 * 1.001
+
+
+def test_a_decoder_restores_digits(vae_run: Path) -> None:
+    search = ["--method", "langevin", "--steps", "5", "--restarts", "2", "--step-size", "0.001"]
+    assert main(["restore", str(vae_run), "--task", "inpaint-random-50", "--count", "3", *search]) == 0
+    results = json.loads((vae_run / "restore-inpaint-random-50" / "results.json").read_text())
+    assert results["measures"]["restored"]["misfit_rms"] < 1e-6
+    assert results["settings"]["search"]["method"] == "langevin"
+
+
+def test_other_runs_are_refused(cascade_run: Path, vae_run: Path) -> None:
+    with pytest.raises(RunError, match="has no decoder"):
+        generator_of(CoarseToFineRun.load(cascade_run))
+    with pytest.raises(RunError, match="plain VAE"):
+        generator_of(dataclasses.replace(EcVaeRun.load(vae_run), energy=None))
+
+
+def test_any_images_are_brought_to_the_form_of_the_run(cascade_run: Path, tmp_path: Path) -> None:
+    """A single picture in colour, and a set of which there are fewer than were asked for."""
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 24, 16, 3), dtype=np.uint8)
+    np.savez(tmp_path / "set.npz", x_train=pixels)
+    Image.fromarray(pixels[0]).save(tmp_path / "picture.png")
+    for data, count in (("set.npz", 3), ("picture.png", 1)):
+        out = tmp_path / f"restored-{count}"
+        assert main(["restore", str(cascade_run), "--data", str(tmp_path / data), "--out", str(out)]) == 0
+        assert np.load(out / "restored.npz")["images"].shape == (count, 1, 8, 8)
+        assert json.loads((out / "results.json").read_text())["images"] == count
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--task", "paint"], "there is no task 'paint'; tasks are super-resolution-K"),
+        (["--task", "super-resolution-x"], "task 'super-resolution-x': invalid literal"),
+        (["--task", "super-resolution-3"], "sides that are multiples"),
+        (["--count", "0"], "--count must be at least 1"),
+        (["--split", "val", "--data", "small.npz"], "has no split 'val'"),
+        (["--device", "banana"], "'banana' is not a device"),
+        (["--data", "nowhere.npz"], "nowhere.npz: there is no such file"),
+    ],
+)
+def test_wrong_arguments(
+    cascade_run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    message: str,
+) -> None:
+    out = tmp_path / "new"
+    monkeypatch.chdir(tmp_path)
+    np.savez("small.npz", x_train=np.zeros((4, 8, 8), np.uint8), x_test=np.zeros((4, 8, 8), np.uint8))
+    assert main(["restore", str(cascade_run), "--out", str(out), *arguments]) == 2
+    errors = capsys.readouterr().err
+    assert message in errors
+    assert errors.count("\n") == 1
+    assert not out.exists()
+
+
+def test_runs_of_other_kinds_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    RunFolder.open(tmp_path / "flow", "other", {})
+    assert main(["restore", str(tmp_path / "flow")]) == 2
+    assert "needs a run of kind 'ec_vae' or 'coarse_to_fine'" in capsys.readouterr().err
+
+
+def test_tasks_are_what_their_names_say() -> None:
+    shape = (3, 16, 16)
+    x = torch.rand(2, *shape, generator=torch.Generator().manual_seed(0))
+    assert degradation("super-resolution-8", shape).rank(shape) == 12
+    assert degradation("colorization", shape).rank(shape) == 256
+    assert degradation("inpaint-box", shape).rank(shape) == 3 * 192
+    assert degradation("inpaint-random-25", shape).rank(shape) == 3 * 64
+    assert degradation("compressed-sensing-25", shape).rank(shape) == 3 * 64
+    assert degradation("deblur-1.5", shape).rank(shape) < 768
+    both = degradation("colorization+super-resolution-4", shape)
+    assert isinstance(both, Composition)
+    assert torch.equal(both.A(x), nn.functional.avg_pool2d(x.mean(1, keepdim=True), 4))
+    assert isinstance(degradation("deblur-1+super-resolution-2", shape), Dense)
+    mask, other = (degradation("inpaint-random-50", shape, seed=seed) for seed in (1, 2))
+    assert isinstance(mask, Inpainting)
+    assert not torch.equal(mask.known, other.known)
+    with pytest.raises(ValueError, match="share of known pixels"):
+        degradation("inpaint-random-200", shape)
+
+
+def test_docstring_example() -> None:
+    assert doctest.testmod(importlib.import_module("fastebm.tasks.restoration.degradation_names")) == (0, 1)

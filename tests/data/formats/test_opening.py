@@ -1,0 +1,280 @@
+"""Every real format, written small and read back exactly; and what is none of them, refused with its name."""
+
+from __future__ import annotations
+
+import doctest
+import gzip
+import importlib
+import os
+import pickle
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from fastebm.data import DataError, open_images
+from tests.data.image_files import (
+    WRITERS,
+    Written,
+    cifar10_files,
+    cifar100_files,
+    folder_of,
+    idx,
+    noise,
+    python3_pickle,
+    tar_of,
+)
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_comes_back_exactly(name: str, tmp_path: Path) -> None:
+    written = WRITERS[name](tmp_path)
+    for split, (pixels, labels) in written.splits.items():
+        images = open_images(written.path, split=split or None)
+        assert torch.equal(images.pixels, torch.from_numpy(pixels))
+        assert (images.labels is None) == (labels is None)
+        if labels is not None:
+            assert torch.equal(images.labels, torch.from_numpy(labels))
+        assert images.format == written.format.format(split)
+        assert (images.name, images.split, images.classes) == (str(written.path), split, written.classes)
+
+
+@pytest.mark.parametrize("name", [name for name in WRITERS if name != "pictures"])
+def test_the_training_split_by_default_and_no_split_that_is_not_there(name: str, tmp_path: Path) -> None:
+    written = WRITERS[name](tmp_path)
+    assert open_images(str(written.path)).split == "train"
+    with pytest.raises(DataError, match=rf"{written.path.name}: has no split 'night'; it has train, test"):
+        open_images(written.path, split="night")
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_size_and_channels_of_every_format(name: str, tmp_path: Path) -> None:
+    images = open_images(WRITERS[name](tmp_path).path, size=4, channels=1)
+    assert images.pixels.shape == (len(images), 1, 4, 4)
+
+
+@pytest.mark.parametrize("files", [cifar10_files, cifar100_files])
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+def test_cifar_pickled_again_by_python_3(files: Callable, protocol: int, tmp_path: Path) -> None:
+    content, splits = files(python3_pickle(protocol))
+    folder_of(tmp_path / "py", content)
+    images = open_images(tmp_path / "py")
+    assert torch.equal(images.pixels, torch.from_numpy(splits["train"][0]))
+    assert torch.equal(images.labels, torch.from_numpy(splits["train"][1]))
+
+
+def test_a_tar_without_gzip_and_with_pax_headers(tmp_path: Path) -> None:
+    """As Python's own tarfile writes them by default: every file is preceded by a header with its time."""
+    files, splits = cifar10_files(None)
+    folder_of(tmp_path / "bin", files)
+    with tarfile.open(tmp_path / "cifar.tar", "w", format=tarfile.PAX_FORMAT) as archive:
+        archive.add(tmp_path / "bin", "bin")
+    assert b"mtime=" in (tmp_path / "cifar.tar").read_bytes()
+    images = open_images(tmp_path / "cifar.tar")
+    assert torch.equal(images.pixels, torch.from_numpy(splits["train"][0]))
+
+
+def test_a_batch_that_begins_as_gzip_files_do(tmp_path: Path) -> None:
+    """The first two pixels of STL-10's first image may be 0x1f and 0x8b by chance."""
+    written = WRITERS["stl10"](tmp_path)
+    path = written.path / "unlabeled_X.bin"
+    path.write_bytes(b"\x1f\x8b" + path.read_bytes()[2:])
+    assert open_images(written.path, split="unlabeled").pixels[0, 0, :2, 0].tolist() == [0x1F, 0x8B]
+
+
+def test_the_classes_of_cifar_may_be_missing(tmp_path: Path) -> None:
+    written = WRITERS["cifar10-binary"](tmp_path)
+    (written.path / "batches.meta.txt").unlink()
+    assert open_images(written.path).classes == ()
+
+
+@pytest.mark.parametrize("end", ["", ".gz"])
+def test_a_single_idx_file(end: str, tmp_path: Path) -> None:
+    written = WRITERS["mnist-gz" if end else "mnist"](tmp_path)
+    images = open_images(written.path / f"t10k-images-idx3-ubyte{end}")
+    assert images.split == "test"
+    assert torch.equal(images.labels, torch.from_numpy(written.splits["test"][1]))
+    with pytest.raises(DataError, match="no split 'train'; it has test"):
+        open_images(written.path / f"t10k-images-idx3-ubyte{end}", split="train")
+    (tmp_path / "digits").write_bytes(idx(noise(0, 3, 5, 4)))
+    images = open_images(tmp_path / "digits")
+    assert (images.pixels.shape, images.labels, images.split) == ((3, 1, 5, 4), None, "")
+
+
+def test_it_says_what_it_took(tmp_path: Path) -> None:
+    written = WRITERS["cifar10-binary"](tmp_path)
+    assert repr(open_images(written.path)).endswith(
+        "cifar-10-batches-bin, train: CIFAR-10, binary version: 12 images of 3x32x32, 10 classes, 0.0 MiB"
+    )
+
+
+def test_example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    results = doctest.testmod(importlib.import_module("fastebm.data.formats.opening"))
+    assert (results.failed, results.attempted > 0) == (0, True)
+
+
+# What is wrong, by name -----------------------------------------------------------------------------------------------
+
+
+def refused(path: Path, saying: str, **options) -> None:
+    with pytest.raises(DataError, match=saying) as caught:
+        open_images(path, **options)
+    assert str(caught.value).startswith(str(path.parent)), "the message begins with the file's name"
+
+
+def test_nothing_there(tmp_path: Path) -> None:
+    refused(tmp_path / "missing", "missing: there is no such file or folder")
+    (tmp_path / "empty").mkdir()
+    refused(tmp_path / "empty", "no data set that is known here, and no pictures")
+    (tmp_path / "nothing").write_bytes(b"")
+    refused(tmp_path / "nothing", "is empty")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="pipes as files are a thing of Unix")
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    refused(tmp_path / "pipe.png", "neither a file nor a folder")
+    refused(tmp_path, "pipe.png: is no file")
+
+
+def test_other_files(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("Dear diary")
+    refused(tmp_path / "notes.txt", "begins with 44 65 61 72 20 64 69 61, which is none of npz, npy, IDX, or a tar")
+    (tmp_path / "notes.gz").write_bytes(gzip.compress(b"Dear diary"))
+    refused(tmp_path / "notes.gz", "begins with 44 65 61 72 20 64 69 61 when unpacked, which is none of")
+    refused(WRITERS["pictures"](tmp_path).path / "cats" / "a.png", "is a single picture: give a folder")
+    refused(WRITERS["cifar10-python"](tmp_path).path / "data_batch_1", "part of a data set: give the folder")
+
+
+def test_a_tar_of_something_else(tmp_path: Path) -> None:
+    tar_of(tmp_path / "else.tar.gz", {"a.txt": b"a"}, "else")
+    refused(tmp_path / "else.tar.gz", "has none of the files of CIFAR-10, binary version, .*STL-10")
+
+
+Damage = Callable[[Written], None]
+
+
+def cut(name: str, by: int = 1) -> Damage:
+    def damage(written: Written) -> None:
+        path = written.path / name if name else written.path
+        path.write_bytes(path.read_bytes()[:-by])
+
+    return damage
+
+
+def longer(name: str) -> Damage:
+    return lambda written: (written.path / name).write_bytes((written.path / name).read_bytes() + b"\0")
+
+
+def without(name: str) -> Damage:
+    return lambda written: (written.path / name).unlink()
+
+
+def put(name: str, content: bytes) -> Damage:
+    return lambda written: (written.path / name).write_bytes(content)
+
+
+def set_byte(name: str, position: int, value: int) -> Damage:
+    def damage(written: Written) -> None:
+        content = bytearray((written.path / name).read_bytes())
+        content[position] = value
+        (written.path / name).write_bytes(content)
+
+    return damage
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "saying"),
+    [
+        ("npz", cut(""), r"set\.npz: is no whole zip file"),
+        ("npz", lambda w: w.path.write_bytes(w.path.read_bytes()[:200]), r"set\.npz: is no whole zip file"),
+        ("imagenet", without("train_data_batch_4.npz"), r"train_data_batch_4\.npz is missing"),
+        ("imagenet", put("train_data_batch_4.npz", b"PK"), r"train_data_batch_4\.npz: is no whole zip file"),
+        ("cifar10-binary", cut("data_batch_3.bin"), r"data_batch_3\.bin: 6,145 bytes are no whole number of records"),
+        ("cifar10-binary", without("data_batch_3.bin"), r"CIFAR-10, binary version without data_batch_3\.bin"),
+        ("cifar10-binary", set_byte("data_batch_2.bin", 0, 10), r"data_batch_2\.bin: the label 10 is not in 0 to 9"),
+        ("cifar10-binary", put("batches.meta.txt", b"a\nb"), r"batches\.meta\.txt: names 2 classes, .* has 10"),
+        ("cifar10-binary", put("data_batch_1.bin", b""), r"data_batch_1\.bin: 0 bytes"),
+        ("cifar10-python", cut("data_batch_3"), "data_batch_3: .*pickle"),
+        (
+            "cifar10-python",
+            put("data_batch_3", pickle.dumps([1])),
+            "data_batch_3: holds a list, where CIFAR has a dict",
+        ),
+        ("cifar10-python", put("data_batch_3", pickle.dumps({"data": 1})), "data_batch_3: has no uint8 array"),
+        (
+            "cifar10-python",
+            put("data_batch_3", pickle.dumps({"data": noise(0, 2, 3072), "labels": [1]})),
+            "data_batch_3: has no list of 2 whole numbers under 'labels'",
+        ),
+        ("cifar10-python", put("batches.meta", pickle.dumps({"label_names": 3})), "no list of names"),
+        ("cifar10-binary-archive", cut("", 30), r"cifar-10-binary\.tar\.gz: damaged after .* bytes"),
+        ("stl10", cut("train_X.bin"), r"train_X\.bin: .* no whole number of records"),
+        ("stl10", cut("train_y.bin"), r"stl10_binary: has 3 images but 2 labels of split 'train'"),
+        ("stl10", set_byte("train_y.bin", 1, 0), r"train_y\.bin: the label 0 is not in 1 to 10"),
+        ("stl10", without("train_y.bin"), r"without train_y\.bin"),
+        ("mnist", cut("train-images-idx3-ubyte"), "train-images-idx3-ubyte: has 5,503 bytes, 5,504 are needed"),
+        ("mnist", longer("train-images-idx3-ubyte"), "train-images-idx3-ubyte: more follows"),
+        ("mnist", longer("train-labels-idx1-ubyte"), "train-labels-idx1-ubyte: more follows"),
+        ("mnist", cut("train-labels-idx1-ubyte"), "train-labels-idx1-ubyte: has 14 bytes, 15 are needed"),
+        ("mnist", set_byte("train-images-idx3-ubyte", 2, 13), "begins with 00000d03, not with 00000803 as images"),
+        ("mnist", put("train-labels-idx1-ubyte", idx(noise(0, 6))), "has 6 labels for 7 images"),
+        ("mnist-gz", cut("train-images-idx3-ubyte.gz"), r"train-images-idx3-ubyte\.gz: damaged after"),
+        ("mnist-gz", set_byte("train-images-idx3-ubyte.gz", -6, 1), r"train-images-idx3-ubyte\.gz: damaged after"),
+        ("pictures", cut("dogs/c.tiff"), r"dogs/c\.tiff: "),
+        ("pictures", cut("cats/a.png", 40), r"cats/a\.png: damaged picture"),
+        ("pictures", put("cats/a.png", b"Dear diary"), r"cats/a\.png: is no picture that can be read"),
+    ],
+)
+def test_damaged_and_mislabelled_files(name: str, damage: Damage, saying: str, tmp_path: Path) -> None:
+    written = WRITERS[name](tmp_path)
+    damage(written)
+    with pytest.raises(DataError, match=saying) as caught:
+        open_images(written.path)
+    assert str(caught.value).startswith(str(written.path))
+
+
+def test_arguments(tmp_path: Path) -> None:
+    path = WRITERS["mnist"](tmp_path).path
+    for options in ({"size": 0}, {"crop": -1}, {"channels": 2}, {"fit": "stretch"}, {"max_bytes": 0}, {"key": "x"}):
+        with pytest.raises(ValueError, match=next(iter(options))) as caught:
+            open_images(path, **options)
+        assert not isinstance(caught.value, DataError)
+
+
+def test_memory_is_limited(tmp_path: Path) -> None:
+    path = WRITERS["mnist"](tmp_path).path
+    refused(path, "7 images of 1x28x28 take 5,488 bytes of memory, more than max_bytes = 5,487", max_bytes=5487)
+    assert open_images(path, max_bytes=5488).pixels.numel() == 5488
+    assert open_images(path, size=14, max_bytes=1372).pixels.numel() == 1372
+
+
+# The real sets --------------------------------------------------------------------------------------------------------
+
+REAL = Path(os.environ.get("FASTEBM_TEST_DATA") or Path(__file__).resolve().parents[3].parent / "shared" / "data")
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "shape"),
+    [
+        ("mnist.npz", {"split": "test", "size": 32, "fit": "pad"}, (10_000, 1, 32, 32)),
+        ("cifar10_lossless.npz", {"split": "test"}, (1_017, 3, 32, 32)),
+        ("cifar100_partial.npz", {"key": "x_train_jpeg75"}, (486, 3, 32, 32)),
+        ("svhn_partial.npz", {"channels": 1}, (1_083, 1, 32, 32)),
+        ("noto_emoji64.npz", {"split": "test"}, (300, 3, 64, 64)),
+    ],
+)
+def test_real_sets(name: str, options: dict, shape: tuple[int, ...]) -> None:
+    if not (REAL / name).exists():
+        pytest.skip(f"{name} is not here: FASTEBM_TEST_DATA names the folder with the real image sets")
+    images = open_images(REAL / name, **options)
+    assert images.pixels.shape == shape
+    with np.load(REAL / name) as arrays:
+        stored = arrays[options.get("key") or f"x_{images.split}"]
+    if "channels" not in options:
+        inner = images.pixels[:, :, 2:-2, 2:-2] if "fit" in options else images.pixels
+        assert np.array_equal(inner.numpy().transpose(0, 2, 3, 1), stored)

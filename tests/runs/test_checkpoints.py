@@ -1,0 +1,131 @@
+"""The newest good checkpoint survives whatever happens to those after it."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from fastebm.runs import checkpoints
+from fastebm.runs.checkpoints import Checkpoints
+
+
+def saved(folder: Path, *iterations: int, keep: int = 3) -> Checkpoints:
+    store = Checkpoints(folder, keep)
+    for iteration in iterations:
+        store.save(iteration, {"x": torch.full((3,), float(iteration))}, {"seen": iteration})
+    return store
+
+
+def test_tensors_and_state_come_back(tmp_path: Path) -> None:
+    tensors = {
+        "transposed": torch.arange(6.0).reshape(2, 3).T,
+        "half": torch.tensor([1.5, -2.0], dtype=torch.bfloat16),
+        "count": torch.tensor(7),
+        "none": torch.empty(0, 4),
+    }
+    Checkpoints(tmp_path / "new").save(12, tensors, {"a": [1, 2], "b": "c"})
+    loaded = Checkpoints(tmp_path / "new").load_newest()
+    assert loaded is not None
+    assert (loaded.iteration, loaded.state) == (12, {"a": [1, 2], "b": "c"})
+    assert loaded.tensors.keys() == tensors.keys()
+    for name, tensor in tensors.items():
+        assert loaded.tensors[name].dtype == tensor.dtype
+        assert torch.equal(loaded.tensors[name], tensor)
+
+
+def test_none_without_a_checkpoint(tmp_path: Path) -> None:
+    assert Checkpoints(tmp_path / "missing").load_newest() is None
+    (tmp_path / "notes.txt").write_text("")
+    assert Checkpoints(tmp_path).load_newest() is None
+
+
+def test_the_newest_few_stay(tmp_path: Path) -> None:
+    store = saved(tmp_path, 10, 20, 30, 40, keep=2)
+    assert store.iterations() == [30, 40]
+    assert len(list(tmp_path.iterdir())) == 4
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-5])
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("damage", [cut, flip, Path.unlink], ids=["cut", "flipped", "missing"])
+def test_damaged_tensors_fall_back_to_the_one_before(tmp_path: Path, damage: Callable[[Path], None]) -> None:
+    store = saved(tmp_path, 10, 20)
+    damage(tmp_path / "iteration-000000020.safetensors")
+    with pytest.warns(RuntimeWarning, match="iteration-000000020.* is damaged"):
+        loaded = store.load_newest()
+    assert loaded is not None
+    assert (loaded.iteration, loaded.tensors["x"].tolist()) == (10, [10.0] * 3)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"state": {}}', '{"sha256": "0", "state": {}}'])
+def test_a_damaged_description_falls_back_too(tmp_path: Path, content: str) -> None:
+    store = saved(tmp_path, 10, 20)
+    (tmp_path / "iteration-000000020.json").write_text(content)
+    with pytest.warns(RuntimeWarning, match="is damaged"):
+        loaded = store.load_newest()
+    assert loaded is not None
+    assert loaded.iteration == 10
+
+
+def test_a_kill_between_the_two_files_leaves_the_one_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = saved(tmp_path, 10)
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints, "write_json", killed)
+        with pytest.raises(KeyboardInterrupt):
+            saved(tmp_path, 20)
+    loaded = store.load_newest()
+    assert loaded is not None
+    assert loaded.iteration == 10
+    assert saved(tmp_path, 20).iterations() == [10, 20]
+
+
+def test_the_newest_up_to_an_iteration(tmp_path: Path) -> None:
+    store = saved(tmp_path, 10, 20, 30)
+    for last, found in ((30, 30), (29, 20), (10, 10)):
+        loaded = store.load_newest(last)
+        assert loaded is not None
+        assert loaded.iteration == found
+    assert store.load_newest(9) is None
+
+
+def test_an_amended_checkpoint_is_the_newest_and_good(tmp_path: Path) -> None:
+    store = saved(tmp_path, 10, 20, 30)
+    chosen = store.load_newest(20)
+    assert chosen is not None
+    store.amend(chosen, {"seen": 20, "tries": 1})
+    assert store.iterations() == [10, 20]
+    loaded = store.load_newest()
+    assert loaded is not None
+    assert (loaded.iteration, loaded.state) == (20, {"seen": 20, "tries": 1})
+    assert loaded.tensors["x"].tolist() == [20.0] * 3
+    assert not list(tmp_path.glob("*30*"))
+
+
+def test_a_kill_while_amending_leaves_the_newer_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = saved(tmp_path, 10, 20)
+    chosen = store.load_newest(10)
+    assert chosen is not None
+
+    def killed(self: Path, missing_ok: bool = False) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", killed)
+        with pytest.raises(KeyboardInterrupt):
+            store.amend(chosen, {"seen": 10, "tries": 1})
+    newest = store.load_newest()
+    assert newest is not None
+    assert newest.iteration == 20

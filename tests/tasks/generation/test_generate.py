@@ -1,0 +1,377 @@
+"""Many samples to files: the sampler's own, the same after kills and for any number of processes."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import hashlib
+import json
+import multiprocessing
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fastebm.cli import main
+from fastebm.data import open_images, to_pixels
+from fastebm.runs.folder import RunFolder
+from fastebm.sampling.cascade import LevelSampler
+from fastebm.tasks import generate
+from fastebm.tasks.generation.files import ArrayFile, PictureFolder, Request
+from fastebm.training import CoarseToFineRun, RunError
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def digests(path: Path) -> dict[str, str]:
+    """Of all files of an output, hidden ones too, but not of its numbers, which have the time; names begin at it."""
+    files = [path] if path.is_file() else [entry for entry in path.rglob("*") if entry.is_file()]
+    files = [file for file in files if file.name != "numbers.json"]
+    return {str(file.relative_to(path)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+
+
+def expected(run: Path, count: int, seed: int | None = None) -> torch.Tensor:
+    return to_pixels(CoarseToFineRun.load(run).sample(count, seed))
+
+
+@pytest.fixture(scope="module")
+def fused_run(digits_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run with the engine that people get by default."""
+    run = tmp_path_factory.mktemp("runs") / "fused"
+    shutil.copytree(digits_run, run)
+    config = json.loads((run / "config.json").read_text())
+    config["config"]["engine"] = "fused"
+    (run / "config.json").write_text(json.dumps(config))
+    return run
+
+
+@pytest.mark.parametrize("seed", [None, 3])
+def test_an_array_has_the_samples_of_the_run(fused_run: Path, tmp_path: Path, seed: int | None) -> None:
+    made = generate(fused_run, 11, tmp_path / "a.npz", seed=seed, chunk=4)
+    assert made.drawn == 11
+    with np.load(tmp_path / "a.npz") as archive:
+        images = archive["images"]
+    assert (images.shape, images.dtype) == ((11, 8, 8, 1), np.uint8)
+    assert torch.equal(torch.from_numpy(images).permute(0, 3, 1, 2), expected(fused_run, 11, seed))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.npz", "a.npz.json"]
+
+
+def test_bytes_are_rounded_and_clamped() -> None:
+    values = torch.tensor([-1.2, -1.0, -0.997, 0.0, 0.25, 1.0, 1.3])
+    assert to_pixels(values).tolist() == [round((max(-1, min(1, x)) + 1) * 127.5) for x in values.tolist()]
+
+
+def test_pictures_are_read_back_as_the_same_bytes(digits_run: Path, tmp_path: Path) -> None:
+    generate(digits_run, 11, tmp_path / "pictures", chunk=4)
+    names = sorted(path.name for path in (tmp_path / "pictures").glob("*.png"))
+    assert names == [f"{number:06d}.png" for number in range(11)]
+    images = open_images(tmp_path / "pictures")
+    assert torch.equal(images.pixels, expected(digits_run, 11))
+    assert Image.open(tmp_path / "pictures" / "000003.png").mode == "L"
+
+
+def test_colours_are_colours(tmp_path: Path) -> None:
+    output = PictureFolder(tmp_path)
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 4, 4, 3), dtype=np.uint8)
+    request = Request(0, "", "", 0, 0, count=3, chunk=8, channels=3, size=4)
+    with output.locked():
+        output.begin(request, overwrite=False)
+        output.write(request, 0, pixels)
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "000002.png")), pixels[2])
+
+
+def test_a_grid_shows_all(digits_run: Path, tmp_path: Path) -> None:
+    generate(digits_run, 130, tmp_path / "grid.png", chunk=50)
+    picture = np.asarray(Image.open(tmp_path / "grid.png").convert("RGB"))
+    assert picture.shape == ((11 * 9 + 1) * 4, (12 * 9 + 1) * 4, 3)  # 12 columns, 11 rows, lines, enlarged four times
+    last = expected(digits_run, 130)[129, 0].int().numpy()  # at row 10, column 9
+    shown = picture[10 * 36 + 4 : 10 * 36 + 36 : 4, 9 * 36 + 4 : 9 * 36 + 36 : 4, 0].astype(int)
+    assert np.abs(shown - last).max() <= 1  # matplotlib cuts where we round
+
+
+class StopError(Exception):
+    pass
+
+
+@pytest.mark.parametrize("name", ["out", "out.npz", "out.png"])
+def test_a_call_that_failed_goes_on_and_ends_with_the_same_files(
+    digits_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    whole, broken = tmp_path / "whole" / name, tmp_path / "broken" / name
+    whole.parent.mkdir()
+    broken.parent.mkdir()
+    generate(digits_run, 23, whole, chunk=4)
+    drawn: list[int] = []
+    sample = LevelSampler.sample
+
+    def counted(self: LevelSampler, count: int, *arguments: Any, **options: Any) -> torch.Tensor:
+        if len(drawn) == 3:
+            raise StopError
+        drawn.append(count)
+        return sample(self, count, *arguments, **options)
+
+    monkeypatch.setattr(LevelSampler, "sample", counted)
+    with pytest.raises(StopError):
+        generate(digits_run, 23, broken, chunk=4)
+    monkeypatch.undo()
+    assert drawn == [4, 4, 4]
+    assert generate(digits_run, 23, broken, chunk=4).drawn == 23 - 12
+    assert digests(broken) == digests(whole)
+
+
+def test_several_processes_make_the_same_files(fused_run: Path, tmp_path: Path) -> None:
+    generate(fused_run, 23, tmp_path / "one", chunk=4)
+    assert generate(fused_run, 23, tmp_path / "two", chunk=4, processes=2).drawn == 23
+    assert digests(tmp_path / "one") == digests(tmp_path / "two")
+
+
+def test_killed_and_taken_up_it_ends_with_the_same_files(digits_run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "killed"
+    command = ["generate", str(digits_run), "--count", "60000", "--chunk", "20", "--out", str(out)]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "fastebm.cli", *command],
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        stderr=subprocess.DEVNULL,
+    )
+    marks = out / ".generate"
+    while process.poll() is None and len(list(marks.glob("*.done"))) < 5:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait(timeout=60) == -signal.SIGKILL
+    done = len(list(marks.glob("*.done")))
+    assert 5 <= done < 3000
+
+    # The rest of 60,000 would take too long here: the same request for a few chunks more than are done.
+    count = 20 * (done + 4) - 7
+    request = json.loads((marks / "request.json").read_text())
+    (marks / "request.json").write_text(json.dumps(request | {"count": count}))
+    for path in out.glob("*.png"):  # beyond that, what the kill left of the chunks at hand
+        if int(path.stem) >= count:
+            path.unlink()
+    for path in marks.glob("*.done"):
+        if int(path.stem.removeprefix("chunk-")) >= done + 3:
+            path.unlink()
+    assert generate(digits_run, count, out, chunk=20).drawn == 20 * 4 - 7
+    generate(digits_run, count, tmp_path / "whole", chunk=20)
+    there, whole = digests(out), digests(tmp_path / "whole")
+    note = ".generate/request.json"
+    assert json.loads((out / note).read_text()) == json.loads((tmp_path / "whole" / note).read_text())
+    del there[note], whole[note]
+    assert there == whole
+
+
+def test_what_processes_say_is_passed_on() -> None:
+    """How many samples were written, errors, and that one ended without a word."""
+    follow = sys.modules["fastebm.tasks.generation.generate"]._follow  # type: ignore[attr-defined]
+    pipes = [multiprocessing.Pipe(duplex=False) for _ in range(2)]
+    written: list[int] = []
+    for said, (_, sender) in zip(((4, 4, None), (3, None)), pipes, strict=True):
+        for word in said:
+            sender.send(word)
+        sender.close()
+    follow([receiver for receiver, _ in pipes], written.append)
+    assert sorted(written) == [3, 4, 4]
+
+    receiver, sender = multiprocessing.Pipe(duplex=False)
+    sender.send(OSError(errno.ENOSPC, "No space left on device"))
+    with pytest.raises(OSError, match="No space left"):
+        follow([receiver], written.append)
+    sender.close()
+    with pytest.raises(RunError, match="was killed"):
+        follow([receiver], written.append)
+
+
+def test_samples_that_are_not_finite_are_an_error(digits_run: Path, tmp_path: Path) -> None:
+    shutil.copytree(digits_run, tmp_path / "run")
+    checkpoints = RunFolder.existing(tmp_path / "run").checkpoints
+    newest = checkpoints.load_newest()
+    assert newest is not None
+    tensors = {name: tensor * float("nan") for name, tensor in newest.tensors.items() if tensor.is_floating_point()}
+    checkpoints.save(newest.iteration, newest.tensors | tensors, newest.state)
+    with pytest.raises(RunError, match="are not finite"):
+        generate(tmp_path / "run", 8, tmp_path / "out.npz", chunk=4)
+    assert not (tmp_path / "out.npz").exists()
+
+
+def test_a_finished_call_is_not_repeated_nor_overwritten(digits_run: Path, tmp_path: Path) -> None:
+    generate(digits_run, 5, tmp_path / "out")
+    before = digests(tmp_path / "out")
+    assert generate(digits_run, 5, tmp_path / "out").drawn == 0
+    with pytest.raises(ValueError, match=r"count is 5 there and 6 here.*--overwrite"):
+        generate(digits_run, 6, tmp_path / "out")
+    with pytest.raises(ValueError, match="seed is 0 there and 1 here"):
+        generate(digits_run, 5, tmp_path / "out", seed=1)
+    assert digests(tmp_path / "out") == before
+    assert generate(digits_run, 3, tmp_path / "out", seed=1, overwrite=True).drawn == 3
+    assert torch.equal(open_images(tmp_path / "out").pixels, expected(digits_run, 3, 1))
+
+    generate(digits_run, 5, tmp_path / "out.npz")
+    with pytest.raises(ValueError, match="exists: --overwrite"):
+        generate(digits_run, 5, tmp_path / "out.npz")
+    assert generate(digits_run, 5, tmp_path / "out.npz", overwrite=True).drawn == 5
+
+
+def test_a_run_that_is_trained_on_meanwhile_is_taken_up_where_it_was(
+    digits_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(digits_run, run)
+    newest = max((run / "checkpoints").glob("*.json"))
+    held_back = [(path, path.read_bytes()) for path in (newest, newest.with_suffix(".safetensors"))]
+    for path, _ in held_back:
+        path.unlink()
+    monkeypatch.setattr(LevelSampler, "sample", _raise(StopError()))
+    with pytest.raises(StopError):
+        generate(run, 8, tmp_path / "out.npz", chunk=4)
+    monkeypatch.undo()
+    for path, content in held_back:
+        path.write_bytes(content)
+    request = generate(run, 8, tmp_path / "out.npz", chunk=4).request
+    assert request.iteration == CoarseToFineRun.load(run, iteration=request.iteration).iteration < 7
+
+    # Where that checkpoint has gone, it is an error.
+    monkeypatch.setattr(LevelSampler, "sample", _raise(StopError()))
+    with pytest.raises(StopError):
+        generate(run, 8, tmp_path / "other.npz", chunk=4)
+    monkeypatch.undo()
+    for path, _ in held_back:
+        path.unlink()
+    with pytest.raises(RunError, match=r"no good checkpoint of iteration 7.*--overwrite"):
+        generate(run, 8, tmp_path / "other.npz", chunk=4)
+
+
+def _raise(error: BaseException) -> Any:
+    def raises(*_: Any, **__: Any) -> None:
+        raise error
+
+    return raises
+
+
+@contextmanager
+def file_limit(size: int) -> Iterator[None]:
+    """No file grows beyond `size` bytes, as if the disk were full."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_full_disk_is_a_clear_error_and_the_call_goes_on(digits_run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.npz"
+    with file_limit(600), pytest.raises(RunError, match=r"could not be written.*0 of 40 samples are whole.*goes on"):
+        generate(digits_run, 40, out, chunk=20)
+    assert not out.exists()
+    # 20 images of 64 bytes fit, the file of them all does not.
+    with file_limit(2000), pytest.raises(RunError, match="40 of 40 samples are whole"):
+        generate(digits_run, 40, out, chunk=20)
+    assert not out.exists()
+    assert generate(digits_run, 40, out, chunk=20).drawn == 0
+    assert torch.equal(open_images(out).pixels, expected(digits_run, 40))
+
+
+def test_an_error_of_the_writer_ends_the_drawing(
+    digits_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ArrayFile, "write", _raise(OSError(errno.ENOSPC, "No space left on device")))
+    with pytest.raises(RunError, match="No space left"):
+        generate(digits_run, 10_000, tmp_path / "out.npz", chunk=4)
+
+
+def test_few_chunks_wait_to_be_written(digits_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The drawing goes on while a chunk is being written, but not without bound."""
+    free, drawn, write, sample = threading.Event(), [], PictureFolder.write, LevelSampler.sample
+
+    def waiting(*arguments: Any) -> None:
+        assert free.wait(60)
+        write(*arguments)
+
+    def counted(*arguments: Any, **options: Any) -> torch.Tensor:
+        drawn.append(free.is_set())
+        if len(drawn) == 3:
+            threading.Timer(0.3, free.set).start()  # if a fourth were not held back, it would come before
+        return sample(*arguments, **options)
+
+    monkeypatch.setattr(PictureFolder, "write", waiting)
+    monkeypatch.setattr(LevelSampler, "sample", counted)
+    generate(digits_run, 20, tmp_path / "out", chunk=4)
+    assert drawn == [False, False, False, True, True]
+
+
+def test_two_calls_at_a_time_are_refused(digits_run: Path, tmp_path: Path) -> None:
+    with PictureFolder(tmp_path / "out").locked(), pytest.raises(RunError, match="another process is writing"):
+        generate(digits_run, 5, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--count", "0", "--out", "x"], "--count must be at least 1"),
+        (["--count", "5", "--out", "x.jpg"], "neither a folder nor ends in .npz or .png"),
+        (["--count", "5", "--out", "missing/x.png"], "does not exist"),
+        (["--count", "5", "--out", "x", "--processes", "0"], "processes must be at least 1"),
+        (["--count", "5", "--out", "x", "--chunk", "0"], "chunk must be at least 1"),
+        (["--count", "5", "--out", "x", "--device", "banana"], "'banana' is not a device"),
+        (["--count", "5", "--out", "x", "--seed", str(2**70)], "seed must be in"),
+        (["--count", "10001", "--out", "x.png"], "at most 10,000"),
+        (["--count", "5", "--out", "letters"], "has other files in it, such as letter"),
+        (["--count", "5", "--out", "letters", "--overwrite"], "has other files in it"),
+        (["--count", "5", "--out", "letters/letter"], "is a file"),
+    ],
+)
+def test_wrong_arguments_are_one_line_and_leave_nothing(
+    digits_run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    message: str,
+) -> None:
+    (tmp_path / "letters").mkdir()
+    (tmp_path / "letters" / "letter.txt").write_text("")
+    (tmp_path / "letters" / "letter").write_text("")
+    before = sorted(tmp_path.rglob("*"))
+    monkeypatch.chdir(tmp_path)
+    assert main(["generate", str(digits_run), *arguments]) == 2
+    errors = capsys.readouterr().err
+    assert message in errors
+    assert errors.count("\n") == 1
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_the_command_says_what_it_made(digits_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out.npz"
+    assert main(["generate", str(digits_run), "--count", "5", "--out", str(out)]) == 0
+    speed = json.loads((tmp_path / "out.npz.json").read_text())["images_per_second"]
+    said = f"5 samples of 8x8 from iteration 7 of {digits_run}, {speed:.4g} a second; see {out}.json"
+    assert capsys.readouterr().out == f"{out}: {said}\n"
+    assert main(["generate", "nowhere", "--count", "5", "--out", str(tmp_path / "b.npz")]) == 2
+    assert "nowhere is not a run" in capsys.readouterr().err
+
+
+def test_a_damaged_note_is_an_error(digits_run: Path, tmp_path: Path) -> None:
+    generate(digits_run, 5, tmp_path / "out")
+    (tmp_path / "out" / ".generate" / "request.json").write_text("{")
+    with pytest.raises(RunError, match="damaged"):
+        generate(digits_run, 5, tmp_path / "out")
+    assert generate(digits_run, 5, tmp_path / "out", overwrite=True).drawn == 5
+
+
+def test_rows_of_chunks_cover_all_samples_once() -> None:
+    request = Request(0, "", "", 0, 0, count=23, chunk=4, channels=1, size=8)
+    assert [number for chunk in range(request.chunks) for number in request.rows(chunk)] == list(range(23))
+    assert dataclasses.replace(request, count=24).chunks == 6
