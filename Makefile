@@ -32,7 +32,7 @@ endif
 
 PIP := "$(PY)" -m pip --disable-pip-version-check
 RUN := PYTHONUNBUFFERED=1 "$(PY)"
-BUILD_INPUTS := pyproject.toml setup.py fastebm/compile.py \
+BUILD_INPUTS := pyproject.toml setup.py fastebm/build_extension.py \
                 $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu)
 
 define say

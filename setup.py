@@ -1,6 +1,6 @@
 """The build of fastebm: pyproject.toml says what the package is, this file adds the compiled operators.
 
-The list of what is compiled, and how, is fastebm/compile.py, which `fastebm build` uses as well. Where it can't compile
+The list of what is compiled, and how, is fastebm/build_extension.py, which `fastebm build` uses as well. Where it can't compile
 (torch is not importable here, or there is no C++ compiler), the package has no compiled operators, and says so.
 """
 
@@ -18,10 +18,10 @@ ROOT = Path(__file__).resolve().parent
 
 
 def load_build_list() -> ModuleType:
-    """fastebm/compile.py by its path: as part of the package it would bring in torch, which may be missing here."""
-    spec = importlib.util.spec_from_file_location("fastebm_compile", ROOT / "fastebm" / "compile.py")
+    """fastebm/build_extension.py by its path: as part of the package it would bring in torch, which may be missing here."""
+    spec = importlib.util.spec_from_file_location("fastebm_compile", ROOT / "fastebm" / "build_extension.py")
     if spec is None or spec.loader is None:
-        raise RuntimeError(f"fastebm/compile.py is missing under {ROOT}: these sources are incomplete")
+        raise RuntimeError(f"fastebm/build_extension.py is missing under {ROOT}: these sources are incomplete")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)

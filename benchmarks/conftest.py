@@ -20,8 +20,8 @@ import torch
 
 from benchmarks.harness.base import Base
 from benchmarks.harness.workloads import Workload, ours
-from fastebm.compiler.cost import Cost
-from fastebm.evaluation.speed import Entrant, Plan, Row, Run, compare, machine_facts, printed, record, verdict
+from fastebm.compiler.cost_model import Cost
+from fastebm.evaluation.speed import Candidate, Plan, Row, Run, compare, machine_facts, printed, record, verdict
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -75,12 +75,12 @@ class Measure:
             rows[0] = dataclasses.replace(rows[0], note=str(refusal))
         self._keep(work, rows)
 
-    def operator(self, work: Workload, peers: Mapping[str, Callable[[], Any]], bytes_moved: int) -> None:
+    def operator(self, work: Workload, baselines: Mapping[str, Callable[[], Any]], bytes_moved: int) -> None:
         """An operator against the same in other words; its floor is `bytes_moved` a sample over a copy's rate."""
-        entrants = {name: [lambda run=run: Entrant("", run)] for name, run in peers.items()}
+        entrants = {name: [lambda run=run: Candidate("", run)] for name, run in baselines.items()}
 
         def compared(work: Workload, plan: Plan) -> list[Row]:
-            return compare(plan, Entrant("", ours(work)), entrants, unit="call", cost=lambda: Cost(0, bytes_moved))
+            return compare(plan, Candidate("", ours(work)), entrants, unit="call", cost=lambda: Cost(0, bytes_moved))
 
         self(work, compared)
 

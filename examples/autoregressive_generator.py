@@ -103,7 +103,7 @@ def train_model(weight: float, seed: int) -> tuple[Autoregressive, float]:
         loss = model.nats(real)
         if weight:
             start = continuous(model.sample(BATCH, draws), draws)
-            ends = calibrate(start, sampler, STEPS, seed, chains=iteration * BATCH)
+            ends = calibrate(start, sampler, STEPS, seed, chain_ids=iteration * BATCH)
             energies = energy(torch.cat((continuous(real, draws), ends)))
             step(of_energy, energies[:BATCH].mean() - energies[BATCH:].mean())
             if iteration >= arguments.iterations // 5:  # before, there is little of a model and of an energy

@@ -62,7 +62,7 @@ def train_gan(weight: float, seed: int) -> tuple[nn.Module, float, float]:
 
         # The energy's half: where chains from these samples end, and a pull towards there.
         if weight:
-            targets = calibrate(samples, sampler, STEPS, seed, chains=iteration * BATCH)
+            targets = calibrate(samples, sampler, STEPS, seed, chain_ids=iteration * BATCH)
             pull = calibration_loss(samples, targets)
             energies = energy(torch.cat((real, targets)))
             step(of_energy, energies[:BATCH].mean() - energies[BATCH:].mean())
@@ -84,9 +84,9 @@ for name, weight in (("plain", 0.0), ("calibrated", arguments.weight)):
         drawn = generator(torch.randn(SAMPLES, LATENT, generator=torch.Generator().manual_seed(1)))
     found = judge(drawn, RealImages(train, test), classifier)
     of, real_of = found.comparison, found.classes
-    chains = f"; chains move by {distance:.4f} (noise alone {floor:.4f})" if weight else ""
+    chain_ids = f"; chains move by {distance:.4f} (noise alone {floor:.4f})" if weight else ""
     print(
         f"{name:10} distance {of.samples.frechet:.2f} (noise {of.noise.frechet:.1f}), precision "
         f"{of.samples.precision:.2f}, recall {of.samples.recall:.2f}, sure of {real_of.confident_share:.0%} (real "
-        f"{real_of.confident_share_real:.0%}); {seconds:.0f} s{chains}"
+        f"{real_of.confident_share_real:.0%}); {seconds:.0f} s{chain_ids}"
     )

@@ -36,7 +36,7 @@ data = torch.from_numpy(points).float() - torch.tensor([0.5, 0.25])
 
 energy = Energy()
 # Chains of temperature 1 in the usual discretisation: step_size = epsilon^2 / 2, noise_std = epsilon.
-sampler = fastebm.Langevin(energy, **fastebm.sampling.textbook(0.1))
+sampler = fastebm.Langevin(energy, **fastebm.sampling.from_epsilon(0.1))
 print(sampler)
 
 
@@ -47,10 +47,10 @@ def noise(count: int) -> Tensor:
 # Contrastive learning: energies of data go down, those of chain ends go up. Chains go on from where they were, and a
 # few start anew; `chains` numbers them all, so that no noise is used twice.
 optimizer = torch.optim.Adam(energy.parameters(), lr=1e-3)
-state, batch, steps, started = noise(512), 512, 30, 0
+state, batch, num_steps, started = noise(512), 512, 30, 0
 for iteration in range(50 if arguments.quick else arguments.iterations):
     state[:25] = noise(25)
-    state = sampler.sample(state, steps=steps, seed=0, chains=started)
+    state = sampler.sample(state, num_steps=num_steps, seed=0, chain_ids=started)
     started += batch
     real = data[torch.randint(len(data), (batch,))]
     energies = energy(torch.cat((real, state)))

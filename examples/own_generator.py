@@ -38,8 +38,8 @@ data = torch.from_numpy(points).float() - torch.tensor([0.5, 0.25])
 generator = nn.Sequential(nn.Linear(2, 128), nn.SiLU(), nn.Linear(128, 128), nn.SiLU(), nn.Linear(128, 2))
 energy = Energy()
 sampler = fastebm.Langevin(energy, step_size=0.02, noise_std=0.02)
-batch, steps = 512, 15
-print(f"calibration loss of noise alone: {noise_floor(sampler, steps, 2):.4f}")
+batch, num_steps = 512, 15
+print(f"calibration loss of noise alone: {noise_floor(sampler, num_steps, 2):.4f}")
 
 
 def latent(count: int) -> Tensor:
@@ -54,7 +54,7 @@ untrained = generator(latent(1000)).detach()
 iterations = 40 if arguments.quick else arguments.iterations
 for iteration in range(iterations):
     samples = generator(latent(batch))
-    targets = calibrate(samples, sampler, steps, seed=0, chains=iteration * batch)
+    targets = calibrate(samples, sampler, num_steps, seed=0, chain_ids=iteration * batch)
     loss = calibration_loss(samples, targets)
     generator_optimizer.zero_grad()
     loss.backward()

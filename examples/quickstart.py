@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from fastebm.data import digits
-from fastebm.evaluation import judge_digits
+from fastebm.evaluation import evaluate_digits
 from fastebm.plotting import save_samples, save_strip
 from fastebm.training import DIGITS, train
 
@@ -34,7 +34,7 @@ run = train(config, images, arguments.out, device=device)
 # Chains from uniform noise at 4x4, enlarged on the way; always the same ones for the same seed.
 samples = run.sample(1000, seed=1)
 save_samples(arguments.out / "quickstart.png", samples[:100], images[:100])
-print(judge_digits(samples).explain())
+print(evaluate_digits(samples).explain())
 
 # The energy itself: low for what looks real. Half of each image is noise here, and its energy says so.
 energy = run.levels[8]

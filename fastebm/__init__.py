@@ -3,14 +3,14 @@
 >>> import torch, fastebm
 >>> energy = torch.nn.Sequential(torch.nn.Linear(2, 64), torch.nn.SiLU(), torch.nn.Linear(64, 1))
 >>> sampler = fastebm.Langevin(energy, step_size=0.1, noise_std=0.05)
->>> sampler.sample(torch.zeros(16, 2), steps=20, seed=0).shape
+>>> sampler.sample(torch.zeros(16, 2), num_steps=20, seed=0).shape
 torch.Size([16, 2])
 """
 
 from . import compiler, data, models, ops, rng, sampling
 from .compiler import EnergyGradient, energy_gradient
 from .ops import langevin_step, langevin_step_, normal, uniform
-from .sampling import Cascade, ExpandingCascade, Langevin, constant, cosine, linear, polynomial, textbook
+from .sampling import Cascade, ExpandingCascade, Langevin, constant, cosine, from_epsilon, linear, polynomial
 
 __version__ = "0.1.0"
 
@@ -24,6 +24,7 @@ __all__ = [
     "cosine",
     "data",
     "energy_gradient",
+    "from_epsilon",
     "langevin_step",
     "langevin_step_",
     "linear",
@@ -33,6 +34,5 @@ __all__ = [
     "polynomial",
     "rng",
     "sampling",
-    "textbook",
     "uniform",
 ]

@@ -78,21 +78,21 @@ def save_panels(path: Path, panels: Sequence[tuple[str, Tensor]]) -> None:
     _save(figure, path)
 
 
-def save_strip(path: Path, moments: Sequence[Tensor]) -> None:
+def save_strip(path: Path, snapshots: Sequence[Tensor]) -> None:
     """A PNG of chains on their way: a row for each, from its start to its end, at about equal distances.
 
-    `moments` holds the chains (B, C, s, s) before the first and after each update; the size may grow on the way.
+    `snapshots` holds the chains (B, C, s, s) before the first and after each update; the size may grow on the way.
     """
-    chosen = torch.linspace(0, len(moments) - 1, min(STRIP_COLUMNS, len(moments))).round().int().tolist()
-    size = moments[-1].shape[3]
-    columns = [F.interpolate(moments[k].float(), (size, size), mode="nearest") for k in chosen]
+    chosen = torch.linspace(0, len(snapshots) - 1, min(STRIP_COLUMNS, len(snapshots))).round().int().tolist()
+    size = snapshots[-1].shape[3]
+    columns = [F.interpolate(snapshots[k].float(), (size, size), mode="nearest") for k in chosen]
     rows = torch.stack(columns, dim=1).flatten(0, 1)
-    height = len(moments[0])
+    height = len(snapshots[0])
     figure = _figure(0.8 * len(chosen), 0.8 * height + 0.6)
     axes = figure.subplots()
     axes.imshow(tile(rows, len(chosen), border=0.35).numpy(), interpolation="nearest")
     names = ["noise" if k == 0 else f"step {k}" for k in chosen]
-    sizes = [f"{moments[k].shape[3]}x{moments[k].shape[2]}" for k in chosen]
+    sizes = [f"{snapshots[k].shape[3]}x{snapshots[k].shape[2]}" for k in chosen]
     centres = [(size + 1) * column + (size + 1) / 2 for column in range(len(chosen))]
     axes.set_xticks(centres, [f"{name}\n{shape}" for name, shape in zip(names, sizes, strict=True)], fontsize=8)
     axes.set_yticks([])

@@ -23,11 +23,11 @@ __all__ = [
     "MAX_CHAIN",
     "MAX_STEP",
     "Stream",
-    "chain_ids",
     "check_step",
     "check_stream",
-    "derived_seed",
     "draw_seed",
+    "fold_in_seed",
+    "make_chain_ids",
     "make_key",
 ]
 
@@ -62,7 +62,7 @@ def draw_seed() -> int:
     return int(torch.randint(2**63 - 1, (), dtype=torch.int64))
 
 
-def derived_seed(seed: SupportsIndex, index: SupportsIndex) -> int:
+def fold_in_seed(seed: SupportsIndex, index: SupportsIndex) -> int:
     """The seed in [0, 2^64) of the `index`-th fresh start of what began with `seed`; number 0 is `seed` itself.
 
     The first 64 bits that Philox gives at key `seed`, step `index` and stream RESEED, computed here in whole numbers:
@@ -70,7 +70,7 @@ def derived_seed(seed: SupportsIndex, index: SupportsIndex) -> int:
     """
     make_key(seed, index)
     if index == 0:
-        return whole("seed", seed)
+        return as_int("seed", seed)
     key = [int(seed) & _WORD, int(seed) >> 32 & _WORD]
     counter = [0, int(index), 0, Stream.RESEED << 24]
     for _ in range(10):
@@ -81,7 +81,7 @@ def derived_seed(seed: SupportsIndex, index: SupportsIndex) -> int:
     return counter[0] | counter[1] << 32
 
 
-def whole(name: str, number: SupportsIndex) -> int:
+def as_int(name: str, number: SupportsIndex) -> int:
     """`number` as an int. Raises TypeError for what is not a whole number: to round a seed would repeat noise."""
     try:
         return operator.index(number)
@@ -91,7 +91,7 @@ def whole(name: str, number: SupportsIndex) -> int:
 
 def check_step(step: SupportsIndex) -> int:
     """`step` as an int. Raises ValueError outside [0, 2^32), where the counter would overflow."""
-    step = whole("step", step)
+    step = as_int("step", step)
     if not 0 <= step < MAX_STEP:
         raise ValueError(f"step must be in [0, 2^32), got {step}: the noise counter would overflow")
     return step
@@ -99,7 +99,7 @@ def check_step(step: SupportsIndex) -> int:
 
 def check_stream(stream: SupportsIndex) -> int:
     """`stream` as an int. Raises ValueError outside [0, 256)."""
-    stream = whole("stream", stream)
+    stream = as_int("stream", stream)
     if not 0 <= stream < MAX_STREAM:
         raise ValueError(f"stream must be in [0, 256), got {stream}")
     return stream
@@ -119,7 +119,7 @@ def make_key(
         ValueError: for a number outside its range.
         TypeError: for one that is not whole.
     """
-    seed, index = whole("seed", seed), whole("the schedule index", index)
+    seed, index = as_int("seed", seed), as_int("the schedule index", index)
     if not -(2**63) <= seed < 2**64:
         raise ValueError(f"seed must be in [-2^63, 2^64), got {seed}")
     if index < 0:
@@ -128,29 +128,33 @@ def make_key(
     return torch.tensor([signed, check_step(step), index], dtype=torch.int64, device=device)
 
 
-def chain_ids(chains: int | Tensor, count: int, device: torch.device | str | None = None) -> Tensor:
+def make_chain_ids(chain_ids: int | Tensor, count: int, device: torch.device | str | None = None) -> Tensor:
     """Ids of `count` chains as operators take them: an int64 tensor (1,), the id of the first of consecutive ones, or
     (count,).
 
     Args:
-        chains: the id of the first chain, or an int64 tensor of `count` ids. Ids lie in [0, 2^56).
+        chain_ids: the id of the first chain, or an int64 tensor of `count` ids. Ids lie in [0, 2^56).
 
     Raises:
         ValueError: for ids out of range (a tensor on a GPU is not read, which would stall it: there the noise of such
             a chain is NaN), or a tensor of another length.
         TypeError: for ids that are not integers.
     """
-    if isinstance(chains, Tensor):
-        if chains.dtype != torch.int64:
-            raise TypeError(f"chains must be an int64 tensor or an int, got a tensor of {chains.dtype}")
-        if chains.shape != (count,):
-            raise ValueError(f"chains must hold one id a chain, shape ({count},), got {tuple(chains.shape)}")
-        if chains.device.type == "cpu" and count and not (int(chains.min()) >= 0 and int(chains.max()) < MAX_CHAIN):
-            raise ValueError(f"chain ids must be in [0, 2^56), got {int(chains.min())} to {int(chains.max())}")
-        return chains.to(device) if device is not None else chains
-    if isinstance(chains, bool):
+    if isinstance(chain_ids, Tensor):
+        if chain_ids.dtype != torch.int64:
+            raise TypeError(f"chains must be an int64 tensor or an int, got a tensor of {chain_ids.dtype}")
+        if chain_ids.shape != (count,):
+            raise ValueError(f"chains must hold one id a chain, shape ({count},), got {tuple(chain_ids.shape)}")
+        if (
+            chain_ids.device.type == "cpu"
+            and count
+            and not (int(chain_ids.min()) >= 0 and int(chain_ids.max()) < MAX_CHAIN)
+        ):
+            raise ValueError(f"chain ids must be in [0, 2^56), got {int(chain_ids.min())} to {int(chain_ids.max())}")
+        return chain_ids.to(device) if device is not None else chain_ids
+    if isinstance(chain_ids, bool):
         raise TypeError("chains must be an int or an int64 tensor, got bool")
-    chains = whole("chains", chains)
-    if not (chains >= 0 and chains + max(count, 1) <= MAX_CHAIN):
-        raise ValueError(f"chain ids must be in [0, 2^56), got {chains} to {chains + max(count, 1) - 1}")
-    return torch.tensor([chains], dtype=torch.int64, device=device)
+    chain_ids = as_int("chain_ids", chain_ids)
+    if not (chain_ids >= 0 and chain_ids + max(count, 1) <= MAX_CHAIN):
+        raise ValueError(f"chain ids must be in [0, 2^56), got {chain_ids} to {chain_ids + max(count, 1) - 1}")
+    return torch.tensor([chain_ids], dtype=torch.int64, device=device)

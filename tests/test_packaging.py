@@ -155,7 +155,7 @@ def test_source_distribution_can_be_built_from(tmp_path: Path) -> None:
     with tarfile.open(archive) as held:
         names = {name.partition("/")[2] for name in held.getnames()}
     assert operator_sources() <= names
-    assert {"setup.py", "pyproject.toml", "fastebm/compile.py", "LICENSE", "README.md"} <= names
+    assert {"setup.py", "pyproject.toml", "fastebm/build_extension.py", "LICENSE", "README.md"} <= names
     assert not [name for name in names if name.endswith((".so", ".pyc"))]
 
 

@@ -30,13 +30,13 @@ def test_numbers_of_streams_never_change():
 
 def test_derived_seeds_are_bits_of_their_own_stream():
     for seed in (0, 5, 2**63 + 9, -3):
-        assert rng.derived_seed(seed, 0) == seed
+        assert rng.fold_in_seed(seed, 0) == seed
         for index in (1, 2, 1000):
             low, high, _, _ = words(seed, index, 0, rng.Stream.RESEED, 0)
-            assert rng.derived_seed(seed, index) == low | high << 32
+            assert rng.fold_in_seed(seed, index) == low | high << 32
     for arguments in ((2**64, 1), (0, -1), (0, 2**32)):
         with pytest.raises(ValueError, match="must"):
-            rng.derived_seed(*arguments)
+            rng.fold_in_seed(*arguments)
 
 
 @pytest.mark.parametrize(
@@ -55,20 +55,20 @@ def test_key_checks_its_numbers():
 
 
 def test_chain_ids():
-    assert rng.chain_ids(2**56 - 3, 3).tolist() == [2**56 - 3]
+    assert rng.make_chain_ids(2**56 - 3, 3).tolist() == [2**56 - 3]
     listed = torch.tensor([4, 2, 9])
-    assert rng.chain_ids(listed, 3) is listed
-    assert rng.chain_ids(0, 0).tolist() == [0]
-    assert rng.chain_ids(torch.empty(0, dtype=torch.int64), 0).shape == (0,)
+    assert rng.make_chain_ids(listed, 3) is listed
+    assert rng.make_chain_ids(0, 0).tolist() == [0]
+    assert rng.make_chain_ids(torch.empty(0, dtype=torch.int64), 0).shape == (0,)
 
 
 def test_chain_ids_checks_its_numbers():
-    for chains in (2**56 - 2, -1, torch.tensor([0, 1, 2**56]), torch.tensor([0, 1, -1]), torch.tensor([0, 1])):
+    for chain_ids in (2**56 - 2, -1, torch.tensor([0, 1, 2**56]), torch.tensor([0, 1, -1]), torch.tensor([0, 1])):
         with pytest.raises(ValueError, match="chain"):
-            rng.chain_ids(chains, 3)
-    for chains in (1.0, True, "1", torch.zeros(3), torch.zeros(3, dtype=torch.int32)):
+            rng.make_chain_ids(chain_ids, 3)
+    for chain_ids in (1.0, True, "1", torch.zeros(3), torch.zeros(3, dtype=torch.int32)):
         with pytest.raises(TypeError, match="chains must be"):
-            rng.chain_ids(chains, 3)
+            rng.make_chain_ids(chain_ids, 3)
 
 
 def test_draw_seed_is_governed_by_torch():

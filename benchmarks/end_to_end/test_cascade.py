@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from benchmarks.harness import workloads as of
-from benchmarks.harness.climbing import LevelTruths, climbs
+from benchmarks.harness.cascade_baselines import LevelTruths, climbs
 from benchmarks.harness.workloads import Workload
-from fastebm.compiler.cost import Cost
-from fastebm.evaluation.speed import Entrant, Plan, Row, compare
+from fastebm.compiler.cost_model import Cost
+from fastebm.evaluation.speed import Candidate, Plan, Row, compare
 from fastebm.evaluation.speed.energies import program_cost
 
 SHAPE = (3, 32, 32)
@@ -15,7 +15,7 @@ SHAPE = (3, 32, 32)
 def workloads(device: str, full: bool) -> list[Workload]:
     dtypes = ("bfloat16", "float32") if full else ("bfloat16",)
     batches = (16, 64, 256) if full else (64, 256) if device == "cuda" else (16, 64)
-    return [Workload("cascade", "CF-EBM", SHAPE, batch, dtype, steps=15) for batch in batches for dtype in dtypes]
+    return [Workload("cascade", "CF-EBM", SHAPE, batch, dtype, num_steps=15) for batch in batches for dtype in dtypes]
 
 
 def compared(work: Workload, plan: Plan) -> list[Row]:
@@ -25,7 +25,7 @@ def compared(work: Workload, plan: Plan) -> list[Row]:
     gradients = {level.size: level.sampler.gradient for level in cascade.levels}
     error = truths.error(gradients)
     engines = ", ".join(sorted({gradient.engine for gradient in gradients.values()}))
-    ours = Entrant(
+    ours = Candidate(
         f"{engines}, {work.dtype}",
         lambda: cascade.sample(work.batch, seed=0, channels=work.shape[0], device=work.device),
         lambda: error,
@@ -37,14 +37,14 @@ def compared(work: Workload, plan: Plan) -> list[Row]:
             one = program_cost(gradient, truths.samples[size])
             if one is None:
                 return None
-            total += Cost(work.steps * one.flops, work.steps * one.bytes)
+            total += Cost(work.num_steps * one.flops, work.num_steps * one.bytes)
         return total
 
-    peers = {
+    baselines = {
         name: [lambda make=make: truths.entrant(make()) for make in variants]
         for name, variants in climbs(work, energies).items()
     }
-    return compare(plan, ours, peers, unit="cascade", cost=cost)
+    return compare(plan, ours, baselines, unit="cascade", cost=cost)
 
 
 def test_cascade(measure, work):

@@ -12,8 +12,8 @@ from fastebm.evaluation.speed import Plan, Row, Updates, compare_chains
 
 def workloads(device: str, full: bool) -> list[Workload]:
     def work(size: int, batch: int, dtype: str) -> Workload:
-        steps = 15 if size <= 32 or device == "cuda" else 5
-        return Workload("chains", "CF-EBM", (3, size, size), batch, dtype, steps)
+        num_steps = 15 if size <= 32 or device == "cuda" else 5
+        return Workload("chains", "CF-EBM", (3, size, size), batch, dtype, num_steps)
 
     if full:
         dtypes = ("bfloat16", "float32")
@@ -25,7 +25,7 @@ def workloads(device: str, full: bool) -> list[Workload]:
 
 
 def compared(work: Workload, plan: Plan) -> list[Row]:
-    updates = Updates.constant(work.steps, STEP_SIZE, NOISE_STD)
+    updates = Updates.constant(work.num_steps, STEP_SIZE, NOISE_STD)
     return compare_chains(nets.made(work.case, work.shape, work.device), plan, updates)
 
 

@@ -12,7 +12,7 @@ FOREIGN = {"UvA tutorial": (1, 28, 28), "IGEBM-like residual": COLOUR, "wide res
 
 def workloads(device: str, full: bool) -> list[Workload]:
     def work(case: str, shape: tuple[int, ...], batch: int, dtype: str) -> Workload:
-        return Workload("energy_gradient", case, shape, batch, dtype, steps=10)
+        return Workload("energy_gradient", case, shape, batch, dtype, num_steps=10)
 
     if full:
         shapes = {"CF-EBM": COLOUR, "EC-VAE multi-scale": COLOUR, **FOREIGN, "wide residual 28-10": COLOUR}

@@ -15,7 +15,7 @@ import pytest
 from benchmarks.harness.base import ROOT
 from benchmarks.harness.workloads import Workload
 from fastebm.evaluation.speed import Plan, Row
-from fastebm.evaluation.speed.peers import TUNED
+from fastebm.evaluation.speed.baselines import TUNED
 from fastebm.evaluation.speed.rows import OURS
 
 ROUNDS = 3

@@ -13,11 +13,11 @@ import torch
 from torch import nn
 
 from benchmarks.harness import workloads as of
-from benchmarks.harness.climbing import Climb, LevelTruths, climbs
+from benchmarks.harness.cascade_baselines import Climb, LevelTruths, climbs
 from benchmarks.harness.workloads import Workload
-from fastebm.evaluation.speed import Entrant, Plan, Row, compare
-from fastebm.evaluation.speed.peers import COMPILED, TORCHEBM
-from fastebm.evaluation.speed.stock import module_of, refold, stock
+from fastebm.evaluation.speed import Candidate, Plan, Row, compare
+from fastebm.evaluation.speed.baselines import TORCH_COMPILE, TORCHEBM
+from fastebm.evaluation.speed.eager import module_of, refold, stock
 
 SHAPE = (3, 32, 32)
 
@@ -25,14 +25,14 @@ SHAPE = (3, 32, 32)
 def workloads(device: str, full: bool) -> list[Workload]:
     dtypes = ("bfloat16", "float32") if full else ("bfloat16",)
     batches = (16, 64) if full else (64,) if device == "cuda" else (16,)
-    return [Workload("training", "CF-EBM", SHAPE, batch, dtype, steps=15) for batch in batches for dtype in dtypes]
+    return [Workload("training", "CF-EBM", SHAPE, batch, dtype, num_steps=15) for batch in batches for dtype in dtypes]
 
 
 def iteration(work: Workload, climb: Climb, net: nn.Module, compiled: bool) -> Callable[[], None]:
     """The peer's whole iteration: `net` is in training, and the climb's highest level reads a copy of it."""
     net = net.train().requires_grad_(True).to(memory_format=torch.channels_last)
     real, optimizer = of.images(work), of.adam(net)
-    read = module_of(climb.peers[work.shape[-1]].net)
+    read = module_of(climb.baselines[work.shape[-1]].net)
     assert read is not None
     energy = torch.compile(net, dynamic=False) if compiled else net
 
@@ -44,20 +44,20 @@ def iteration(work: Workload, climb: Climb, net: nn.Module, compiled: bool) -> C
 
 
 def entrants(work: Workload, energies: Mapping[int, nn.Module], truths: LevelTruths) -> dict[str, list]:
-    def entrant(compiled: bool, make: Callable[[], Climb]) -> Entrant:
+    def entrant(compiled: bool, make: Callable[[], Climb]) -> Candidate:
         climb = make()
         verified = truths.entrant(climb)
         twin = stock(energies[work.shape[-1]])
         assert isinstance(twin, nn.Module)
         variant = climb.variant + (", update compiled" if compiled else "")
-        return Entrant(variant, iteration(work, climb, twin, compiled), verified.error)
+        return Candidate(variant, iteration(work, climb, twin, compiled), verified.error)
 
     # A compiled update is not always the faster one.
     return {
         name: [
             lambda compiled=compiled, make=make: entrant(compiled, make)
             for make in variants
-            for compiled in ((True, False) if name == COMPILED else (False,))
+            for compiled in ((True, False) if name == TORCH_COMPILE else (False,))
         ]
         for name, variants in climbs(work, energies).items()
         if name != TORCHEBM  # it has no training of this kind to be compared with
@@ -67,7 +67,7 @@ def entrants(work: Workload, energies: Mapping[int, nn.Module], truths: LevelTru
 def compared(work: Workload, plan: Plan) -> list[Row]:
     energies = of.levels(work)
     truths = LevelTruths.of(work, energies)
-    ours = Entrant(f"{work.engine}, {work.dtype}", of.training(work))
+    ours = Candidate(f"{work.engine}, {work.dtype}", of.training(work))
     return compare(plan, ours, entrants(work, energies, truths), unit="iteration")
 
 

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 import fastebm
 from benchmarks.harness import nets
 from benchmarks.harness.workloads import Workload, images
-from fastebm.evaluation.speed.peers import tuned_eager
-from fastebm.evaluation.speed.stock import stock
+from fastebm.evaluation.speed.baselines import tuned_eager
+from fastebm.evaluation.speed.eager import stock
 
 
 class ResidentMemory:

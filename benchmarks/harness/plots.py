@@ -18,12 +18,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from fastebm.evaluation.speed import Row, read_runs
-from fastebm.evaluation.speed.peers import COMPILED, RESEARCH, TORCHEBM, TUNED
+from fastebm.evaluation.speed.baselines import RESEARCH, TORCH_COMPILE, TORCHEBM, TUNED
 from fastebm.evaluation.speed.rows import OURS
 from fastebm.evaluation.speed.table import comparisons
 
-COLOURS = {OURS: "tab:red", COMPILED: "tab:blue", TUNED: "tab:green", TORCHEBM: "tab:orange", RESEARCH: "tab:gray"}
-WHOLE = ("energy_gradient", "chains", "cascade", "training")
+COLOURS = {OURS: "tab:red", TORCH_COMPILE: "tab:blue", TUNED: "tab:green", TORCHEBM: "tab:orange", RESEARCH: "tab:gray"}
+WHOLE = ("energy_gradient", "chain_ids", "cascade", "training")
 
 
 def ratios(rows: list[Row]) -> Figure | None:
@@ -35,7 +35,7 @@ def ratios(rows: list[Row]) -> Figure | None:
     names = [name for name in COLOURS if name != OURS]
     for place, group in enumerate(groups):
         for offset, name in enumerate(names):
-            row = next((row for row in group if row.peer == name and row.ratio is not None), None)
+            row = next((row for row in group if row.baseline == name and row.ratio is not None), None)
             if row is not None:
                 y = place + 0.2 * (offset - (len(names) - 1) / 2)
                 axes.barh(y, row.ratio - 1, height=0.18, left=1, color=COLOURS[name], label=name)
@@ -52,16 +52,16 @@ def ratios(rows: list[Row]) -> Figure | None:
     return figure
 
 
-def chains(rows: list[Row]) -> Figure | None:
+def chain_ids(rows: list[Row]) -> Figure | None:
     """The time of one update of one chain over the resolution, a line for each peer."""
-    found = [row for row in rows if row.suite == "chains" and row.dtype == "bfloat16" and row.median is not None]
+    found = [row for row in rows if row.suite == "chain_ids" and row.dtype == "bfloat16" and row.median is not None]
     sizes = sorted({row.shape[-1] for row in found})
     if len(sizes) < 2:
         return None
     figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
     for name, colour in COLOURS.items():
         # The largest batch of each size is where all run best.
-        best = {row.shape[-1]: row for row in sorted(found, key=lambda row: row.batch) if row.peer == name}
+        best = {row.shape[-1]: row for row in sorted(found, key=lambda row: row.batch) if row.baseline == name}
         points = [(size, 1e3 * (best[size].median or 0) / best[size].batch) for size in sizes if size in best]
         axes.plot(*zip(*points, strict=True), marker="o", color=colour, label=name) if points else None
     axes.set_xscale("log", base=2)
@@ -80,7 +80,9 @@ def memory(rows: list[Row]) -> Figure | None:
     figure, axes = plt.subplots(figsize=(6, 1.2 + 0.6 * len(groups)), layout="constrained")
     for place, group in enumerate(groups):
         for offset, row in enumerate(group):
-            axes.barh(place + 0.3 * offset, (row.median or 0) / 2**20, 0.28, color=COLOURS[row.peer], label=row.peer)
+            axes.barh(
+                place + 0.3 * offset, (row.median or 0) / 2**20, 0.28, color=COLOURS[row.baseline], label=row.baseline
+            )
     axes.set_yticks([place + 0.15 for place in range(len(groups))], [_label(group[0]) for group in groups], fontsize=8)
     axes.invert_yaxis()
     axes.set_xlabel("peak memory of one gradient, MiB")
@@ -100,7 +102,7 @@ def _legend(axes: Axes) -> None:
 
 def draw(results: Path, folder: Path) -> list[Path]:
     """All plots of all machines' folders under `results`; a machine without rows for one gets none."""
-    kinds: Iterable[Callable[[list[Row]], Figure | None]] = (ratios, chains, memory)
+    kinds: Iterable[Callable[[list[Row]], Figure | None]] = (ratios, chain_ids, memory)
     folder.mkdir(parents=True, exist_ok=True)
     written = []
     for machine in sorted(path for path in results.iterdir() if path.is_dir()):

@@ -9,24 +9,24 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from benchmarks.harness.marks import filled
+from benchmarks.harness.readme_sections import filled
 from fastebm.evaluation.speed import Row, read_runs
-from fastebm.evaluation.speed.peers import COMPILED, RESEARCH, TUNED
+from fastebm.evaluation.speed.baselines import RESEARCH, TORCH_COMPILE, TUNED
 from fastebm.evaluation.speed.table import comparisons
 
 ROOT = Path(__file__).resolve().parents[2]
-WHOLE = ("chains", "cascade", "training", "energy_gradient")
+WHOLE = ("chain_ids", "cascade", "training", "energy_gradient")
 
 
 def ratio(group: list[Row], *names: str) -> float | None:
     """The least time of these peers over ours."""
-    found = [row.ratio for row in group if row.peer in names and row.ratio is not None]
+    found = [row.ratio for row in group if row.baseline in names and row.ratio is not None]
     return min(found) if found else None
 
 
 def line(group: list[Row]) -> str | None:
     """One comparison as a row of the table."""
-    stock, research = ratio(group, COMPILED, TUNED), ratio(group, RESEARCH)
+    stock, research = ratio(group, TORCH_COMPILE, TUNED), ratio(group, RESEARCH)
     if stock is None or research is None:
         return None
     row = group[0]
@@ -50,7 +50,7 @@ def compact(folder: Path) -> str:
     rows.sort(key=lambda row: (WHOLE.index(row.suite), row.shape[-1], row.batch))
     groups = [group for group in comparisons(rows).values() if line(group) is not None]
     heads = [f"{g[0].suite} {'x'.join(map(str, g[0].shape[1:]))}, {g[0].batch}" for g in groups]
-    stock = [f"{ratio(group, COMPILED, TUNED):.1f}" for group in groups]
+    stock = [f"{ratio(group, TORCH_COMPILE, TUNED):.1f}" for group in groups]
     research = [f"{ratio(group, RESEARCH):.0f}" for group in groups]
     table = [
         [f"{folder.name}, bfloat16, batch", *heads],

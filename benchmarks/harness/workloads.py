@@ -34,7 +34,7 @@ class Workload:
     shape: of a sample.
     batch: samples.
     dtype: "float32" or "bfloat16".
-    steps: updates of a chain; of each level in a cascade.
+    num_steps: updates of a chain; of each level in a cascade.
     engine, device: as `energy_gradient` and torch have them.
     """
 
@@ -43,7 +43,7 @@ class Workload:
     shape: tuple[int, ...]
     batch: int
     dtype: str
-    steps: int = 1
+    num_steps: int = 1
     engine: str = "fused"
     device: str = "cpu"
 
@@ -71,7 +71,7 @@ def ours(work: Workload) -> Run:
     """A function that does the work once, ours being all of it."""
     return {
         "energy_gradient": energy_gradient,
-        "chains": chains,
+        "chain_ids": chain_ids,
         "cascade": cascade,
         "training": training,
         "langevin": langevin,
@@ -101,17 +101,17 @@ def energy_gradient(work: Workload) -> Run:
 
     def chain() -> None:
         with gradient.chain():
-            for _ in range(work.steps):
+            for _ in range(work.num_steps):
                 gradient(x)
 
     return chain
 
 
-def chains(work: Workload) -> Run:
+def chain_ids(work: Workload) -> Run:
     net = nets.made(work.case, work.shape, work.device)
     sampler = fastebm.Langevin(net, STEP_SIZE, NOISE_STD, clamp=(-1, 1), dtype=work.precision, engine=work.engine)
     x = images(work)
-    return lambda: sampler.sample(x, work.steps, seed=0)
+    return lambda: sampler.sample(x, work.num_steps, seed=0)
 
 
 def levels(work: Workload) -> dict[int, nn.Module]:
@@ -126,7 +126,7 @@ def cascade(work: Workload) -> Run:
 
 
 def cascade_of(energies: Mapping[int, nn.Module], work: Workload) -> fastebm.Cascade:
-    return fastebm.Cascade(dict(energies), steps=work.steps, dtype=work.precision, engine=work.engine)
+    return fastebm.Cascade(dict(energies), num_steps=work.num_steps, dtype=work.precision, engine=work.engine)
 
 
 def training(work: Workload) -> Run:
@@ -142,7 +142,7 @@ def training(work: Workload) -> Run:
     def iterate() -> None:
         nonlocal started
         fake = sampler.sample(
-            work.batch, seed=0, chains=started, channels=work.shape[0], device=work.device, check=False
+            work.batch, seed=0, chain_ids=started, channels=work.shape[0], device=work.device, check=False
         )
         started += work.batch
         update(net, optimizer, real, fake, work)
@@ -177,7 +177,7 @@ def langevin(work: Workload) -> Run:
     """`langevin_step_` on float32 images; the case says whether with noise."""
     x, grad = images(work), noise(work, seed=1)
     schedule = torch.tensor([[0.1, 0.0 if work.case == "no noise" else 0.05]], device=work.device)
-    key, ids = rng.make_key(0, device=work.device), rng.chain_ids(0, len(x), work.device)
+    key, ids = rng.make_key(0, device=work.device), rng.make_chain_ids(0, len(x), work.device)
     advance = torch.tensor([0, 1, 1], device=work.device)
     options = (-1.0, 1.0, None, None, None, None, None, None, 0.0)
 

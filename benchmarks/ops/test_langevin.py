@@ -40,7 +40,7 @@ def given_noise(x, grad, drawn):
     return x.add_(grad, alpha=-STEP_SIZE).add_(drawn, alpha=NOISE_STD).clamp_(-1, 1)
 
 
-def peers(x, grad, device):
+def baselines(x, grad, device):
     mode = "max-autotune" if device == "cuda" else "default"
     compiled = torch.compile(research, mode=mode)
     compiled_in_place = torch.compile(in_place)
@@ -65,5 +65,5 @@ def peers_without_noise(x, grad):
 def test_langevin_step(measure, work):
     torch._dynamo.reset()
     x, grad = images(work), noise(work, seed=1)
-    others = peers(x, grad, work.device) if work.case == "noise" else peers_without_noise(x, grad)
+    others = baselines(x, grad, work.device) if work.case == "noise" else peers_without_noise(x, grad)
     measure.operator(work, others, bytes_moved=12 * math.prod(SHAPE))

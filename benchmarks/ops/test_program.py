@@ -14,11 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.harness.workloads import Workload, images
-from fastebm.compiler.cost import Cost
-from fastebm.evaluation.speed import Entrant, Plan, Row, compare
-from fastebm.ops import Fused
+from fastebm.compiler.cost_model import Cost
+from fastebm.evaluation.speed import Candidate, Plan, Row, compare
+from fastebm.ops import CompiledProgram
 from fastebm.ops.instructions import KINDS, Buffer, Do, Epilogue, Instruction, Kind
-from fastebm.ops.program import Constant, Recipe
+from fastebm.ops.program import Constant, LoweredProgram
 
 # Case: kernel, stride. Shapes are (channels, size, size), to as many channels.
 CASES = {"3x3": (3, 1), "4x4 stride 2": (4, 2)}
@@ -39,7 +39,7 @@ def weights(work: Workload) -> tuple[Tensor, Tensor]:
     return weight.to(work.device), torch.randn(channels, generator=generator).to(work.device)
 
 
-def program(work: Workload) -> Fused:
+def program(work: Workload) -> CompiledProgram:
     """Samples to a buffer, and the convolution of them, with bias and SiLU, to another."""
     kernel, stride = CASES[work.case]
     channels, height, width = work.shape
@@ -62,7 +62,7 @@ def program(work: Workload) -> Fused:
         first=1,
         count=3,
     )
-    steps = (
+    num_steps = (
         Epilogue(Do.STORE, 0),
         Epilogue(Do.ADD_CONSTANT, number=2),
         Epilogue(Do.ACTIVATE, kind=KINDS.index("silu")),
@@ -70,8 +70,9 @@ def program(work: Workload) -> Fused:
     )
     buffers = (Buffer(channels, height, width, target.bytes), target)
     constants = (Constant("convolution"), Constant("image"))
-    fused = Fused(
-        Recipe(work.shape, target.bytes, buffers, (load, convolution), steps, constants), torch.device(work.device)
+    fused = CompiledProgram(
+        LoweredProgram(work.shape, target.bytes, buffers, (load, convolution), num_steps, constants),
+        torch.device(work.device),
     )
     weight, bias = weights(work)
     fused.refresh([], [weight, bias[:, None, None]])
@@ -94,12 +95,12 @@ def test_program(measure, work):
     moved = math.prod(work.shape) * work.precision.itemsize
 
     def compared(work: Workload, plan: Plan) -> list[Row]:
-        peers = {"eager": [lambda: Entrant("", eager)]}
+        baselines = {"eager": [lambda: Candidate("", eager)]}
         with torch.no_grad():
             return compare(
                 plan,
-                Entrant("", lambda: fused(x)),
-                peers,
+                Candidate("", lambda: fused(x)),
+                baselines,
                 unit="call",
                 cost=lambda: Cost(flops, moved + moved // stride**2),
             )

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.studies.judging import SAMPLES, Judge, Row
+from benchmarks.studies.sample_metrics import SAMPLES, Judge, Row
 from benchmarks.studies.seeds import Comparison, gain, in_order, other_size, pairs
 from fastebm.data import Images, to_float
 from fastebm.models import Flow
@@ -40,15 +40,15 @@ def inverse_error(flow: Flow, images: Tensor) -> float:
     return max(float((flow.decode(flow.encode(part)[0]) - part).abs().max()) for part in images.split(1000))
 
 
-def judged(run_dir: Path, config: EcFlowConfig, judge: Judge) -> Row:
+def judged(run_dir: Path, config: EcFlowConfig, evaluate_samples: Judge) -> Row:
     """The numbers of one run."""
     run = EcFlowRun.load(run_dir)
     line = RunFolder.existing(run_dir).log.lines()[-1]
     return {
-        "bits": float(run.bits_per_dimension(to_float(judge.test.pixels)).mean()),
-        "bits_train": float(run.bits_per_dimension(judge.real()).mean()),
-        "inverse": inverse_error(run.flow, to_float(judge.test.pixels)),
-        **judge.samples(run.sample(SAMPLES)),
+        "bits": float(run.bits_per_dimension(to_float(evaluate_samples.test.pixels)).mean()),
+        "bits_train": float(run.bits_per_dimension(evaluate_samples.real()).mean()),
+        "inverse": inverse_error(run.flow, to_float(evaluate_samples.test.pixels)),
+        **evaluate_samples.samples(run.sample(SAMPLES)),
         "seconds": line["seconds"],
         "calibration": line.get("calibration"),
         "noise_floor": line.get("noise_floor"),

@@ -1,7 +1,7 @@
 """What calibration does to a VAE: the same VAE with and without it, same budget, some seeds, judged alike.
 
     python -m benchmarks.studies.calibration digits docs/results/ec-vae [--seeds 3]
-    python -m benchmarks.studies.calibration mnist docs/results/ec-vae --data mnist.npz [--size 16] [--set steps=8 ...]
+    python -m benchmarks.studies.calibration mnist docs/results/ec-vae --data mnist.npz [--size 16] [--set num_steps=8 ...]
 
 The name is that of a preset, `--set` changes single fields of it, and `--size` takes the images at half their size or
 less. Judged are one-pass samples, in the features of the classifier that `fastebm evaluate`
@@ -15,7 +15,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from benchmarks.studies.judging import SAMPLES, Judge, Row
+from benchmarks.studies.sample_metrics import SAMPLES, Judge, Row
 from benchmarks.studies.seeds import Comparison, gain, in_order, pairs
 from fastebm.data import Images, to_float
 from fastebm.plotting import save_grid
@@ -30,13 +30,13 @@ def train_quietly(config: EcVaeConfig, images: Images, run_dir: Path) -> None:
     train(config, images, run_dir, progress=False)
 
 
-def judged(run_dir: Path, config: EcVaeConfig, judge: Judge) -> Row:
+def judged(run_dir: Path, config: EcVaeConfig, evaluate_samples: Judge) -> Row:
     """The numbers of one run."""
     run = EcVaeRun.load(run_dir)
-    held_out = to_float(judge.test.pixels[:1000])
+    held_out = to_float(evaluate_samples.test.pixels[:1000])
     elbo = run.vae.elbo(held_out, seed=0)
     return {
-        **judge.samples(run.sample(SAMPLES)),
+        **evaluate_samples.samples(run.sample(SAMPLES)),
         "reconstruction": float((run.reconstruct(held_out) - held_out).square().flatten(1).sum(1).mean()),
         "elbo": float(elbo.elbo.mean()),
         "seconds": RunFolder.existing(run_dir).log.lines()[-1]["seconds"],

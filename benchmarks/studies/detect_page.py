@@ -10,7 +10,7 @@ import json
 import re
 from pathlib import Path
 
-from benchmarks.harness.marks import filled
+from benchmarks.harness.readme_sections import filled
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "results" / "detect"
 

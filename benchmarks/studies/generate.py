@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness.marks import fill
+from benchmarks.harness.readme_sections import fill
 from fastebm.evaluation.speed.machine import machine_facts
 from fastebm.evaluation.speed.measurement import Summary, interleaved, ratios
 from fastebm.runs.files import write_json
@@ -125,7 +125,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "size": run.size,
         "channels": run.config.channels,
         "levels": len(run.levels),
-        "steps": run.config.steps,
+        "num_steps": run.config.num_steps,
         "count": given.count,
         "chunk": given.chunk,
         "rounds": given.rounds,

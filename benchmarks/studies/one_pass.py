@@ -5,7 +5,7 @@
 At 3x32x32, all on our fastest path (bfloat16 in chains, fused gradients; the last column says what gradients ran on).
 Times don't depend on weights, so nets are untrained: nothing is said about the quality of samples.
 
-- EC-VAE: one pass of the decoder, `Vae.sample`; beside it in float32, as the module itself gives it in eval mode, and
+- EC-VAE: one pass of the decoder, `VAE.sample`; beside it in float32, as the module itself gives it in eval mode, and
   with a decoder of half the width in every layer.
 - CF-EBM: the cascade 8 to 32, 15 steps a level, width 32.
 - like VAEBM (Xiao, Kreis, Kautz, Vahdat, ICLR 2021): 16 Langevin steps on the latent vector z and the noise eps of all
@@ -26,11 +26,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.harness.marks import add, fill
+from benchmarks.harness.readme_sections import add, fill
 from fastebm import Langevin
 from fastebm.evaluation.speed.machine import machine_facts
 from fastebm.evaluation.speed.measurement import Summary, interleaved, ratios
-from fastebm.models import CoarseToFineEnergy, MultiScaleEnergy, Vae
+from fastebm.models import VAE, CoarseToFineEnergy, MultiScaleEnergy
 from fastebm.models.frozen_decoder import FrozenDecoder
 from fastebm.runs.files import write_json
 from fastebm.sampling import Cascade, linear
@@ -93,7 +93,7 @@ class JointEnergy(nn.Module):
 
     pick: Tensor
 
-    def __init__(self, vae: Vae, energy: nn.Module) -> None:
+    def __init__(self, vae: VAE, energy: nn.Module) -> None:
         super().__init__()
         self.decoder = vae.decoder
         self.energy = energy
@@ -125,7 +125,7 @@ def runs_on(sampler: Langevin, x: Tensor) -> str:
 def decoder_ways(nets: Nets, batch: int, device: str) -> dict[str, Way]:
     """One pass, in several forms; the first is what all else is compared with."""
     vae, half = (
-        Vae(nets.size, nets.channels, latent=nets.latent, width=nets.width // part, max_width=nets.max_width // part)
+        VAE(nets.size, nets.channels, latent=nets.latent, width=nets.width // part, max_width=nets.max_width // part)
         .eval()
         .requires_grad_(False)
         .to(device)
@@ -143,15 +143,15 @@ def chain_ways(nets: Nets, batch: int, device: str) -> dict[str, Way]:
     size, channels = nets.size, nets.channels
     net = CoarseToFineEnergy(size, channels, base_width=nets.base_width).to(device)
     levels = {s: net.frozen(s) for s in (8, 16, 32) if s <= size}
-    cascade = Cascade(levels, steps=15, step_size=1.0, noise_std=linear(0.015, 0.0), dtype=torch.bfloat16)
+    cascade = Cascade(levels, num_steps=15, step_size=1.0, noise_std=linear(0.015, 0.0), dtype=torch.bfloat16)
     ncsn = annealed(levels[size])
     noise = torch.rand(batch, channels, size, size, device=device) * 2 - 1
-    steps = 15 * len(levels)
+    num_steps = 15 * len(levels)
     engines = {
         runs_on(level.sampler, noise.new_zeros(batch, channels, level.size, level.size)) for level in cascade.levels
     }
     return {
-        f"CF-EBM, cascade of {steps} steps": Way(
+        f"CF-EBM, cascade of {num_steps} steps": Way(
             lambda: cascade.sample(batch, seed=0, channels=channels, check=False), ", ".join(sorted(engines))
         ),
         "like VAEBM, 16 steps on latents and noise": like_vaebm(nets, batch, device),
@@ -162,7 +162,7 @@ def chain_ways(nets: Nets, batch: int, device: str) -> dict[str, Way]:
 
 
 def like_vaebm(nets: Nets, batch: int, device: str) -> Way:
-    vae = Vae(nets.size, nets.channels, latent=nets.latent, width=nets.width, max_width=nets.max_width)
+    vae = VAE(nets.size, nets.channels, latent=nets.latent, width=nets.width, max_width=nets.max_width)
     vae = vae.eval().requires_grad_(False).to(device)
     critic = MultiScaleEnergy(nets.size, nets.channels, width=nets.energy_width).eval().requires_grad_(False)
     energy = JointEnergy(vae, critic).to(device)

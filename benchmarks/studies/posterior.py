@@ -19,16 +19,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.studies.judging import SAMPLES, Judge, Row
+from benchmarks.studies.sample_metrics import SAMPLES, Judge, Row
 from benchmarks.studies.seeds import Comparison, gain, in_order, other_size, pairs
 from fastebm.data import Images, to_float
 from fastebm.models.vae import squared_error
 from fastebm.plotting import save_grid
 from fastebm.runs.folder import RunFolder
-from fastebm.training import EcPosteriorConfig, EcPosteriorRun, importance_bound, train
+from fastebm.training import EcPosteriorConfig, EcPosteriorRun, iwae_bound, train
 from fastebm.training.ec_posterior.presets import EC_POSTERIOR_PRESETS
 
-WAYS: dict[str, dict[str, Any]] = {"plain": {"steps": 0}, "refined": {}}
+WAYS: dict[str, dict[str, Any]] = {"plain": {"num_steps": 0}, "refined": {}}
 DRAWS, MANY_DRAWS, FEW_IMAGES = 64, 2048, 200
 COLUMNS = ("distance", "reconstruction", "moved", "elbo", "bound", "bound_train", "tight_bound")
 LARGER_IS_BETTER = ("elbo", "bound", "bound_train", "tight_bound")
@@ -38,26 +38,26 @@ def train_quietly(config: EcPosteriorConfig, images: Images, run_dir: Path) -> N
     train(config, images, run_dir, progress=False)
 
 
-def judged(run_dir: Path, config: EcPosteriorConfig, judge: Judge) -> Row:
+def judged(run_dir: Path, config: EcPosteriorConfig, evaluate_samples: Judge) -> Row:
     """The numbers of one run; both ways are moved by as many steps, those of `config`."""
     run = EcPosteriorRun.load(run_dir)
-    held_out = to_float(judge.test.pixels[:1000])
+    held_out = to_float(evaluate_samples.test.pixels[:1000])
 
     def error(images: Tensor) -> float:
         return float(squared_error(held_out, images).mean())
 
     with torch.no_grad():
         elbo = run.vae.elbo(held_out, seed=0)
-    samples = judge.samples(run.sample(SAMPLES))
+    samples = evaluate_samples.samples(run.sample(SAMPLES))
     return {
         "distance": samples["distance"],
         "sharpness": samples["sharpness"],
         "reconstruction": error(run.reconstruct(held_out, 0)),
-        "moved": error(run.reconstruct(held_out, config.steps)),
+        "moved": error(run.reconstruct(held_out, config.num_steps)),
         "elbo": float(elbo.elbo.mean()),
-        "bound": float(importance_bound(run.vae, held_out, DRAWS, seed=0).mean()),
-        "bound_train": float(importance_bound(run.vae, judge.real()[:1000], DRAWS, seed=0).mean()),
-        "tight_bound": float(importance_bound(run.vae, held_out[:FEW_IMAGES], MANY_DRAWS, seed=0).mean()),
+        "bound": float(iwae_bound(run.vae, held_out, DRAWS, seed=0).mean()),
+        "bound_train": float(iwae_bound(run.vae, evaluate_samples.real()[:1000], DRAWS, seed=0).mean()),
+        "tight_bound": float(iwae_bound(run.vae, held_out[:FEW_IMAGES], MANY_DRAWS, seed=0).mean()),
         "seconds": RunFolder.existing(run_dir).log.lines()[-1]["seconds"],
     }
 

@@ -12,7 +12,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness.marks import fill
+from benchmarks.harness.readme_sections import fill
 from fastebm.runs.files import write_json
 
 
@@ -24,7 +24,7 @@ def table(of: dict[str, dict[str, Any]]) -> str:
             seconds = f"{result['seconds']:.1f}" if way == "restored" else ""
             lines.append(
                 f"| {result['images']} of {name} | {way} | {reached['psnr']:.2f} | {reached['ssim']:.3f} | "
-                f"{reached['misfit_rms']:.1e} | {seconds} |"
+                f"{reached['residual_rms']:.1e} | {seconds} |"
             )
     return "\n".join(lines)
 

@@ -13,7 +13,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness.marks import fill
+from benchmarks.harness.readme_sections import fill
 from fastebm.evaluation.speed.machine import machine_facts
 from fastebm.runs.files import write_json
 from fastebm.runs.folder import RunFolder

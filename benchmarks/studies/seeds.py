@@ -17,8 +17,8 @@ from typing import Any
 
 import torch
 
-from benchmarks.harness.marks import add, fill
-from benchmarks.studies.judging import Judge, Row, at_size, labelled_images
+from benchmarks.harness.readme_sections import add, fill
+from benchmarks.studies.sample_metrics import Judge, Row, at_size, labelled_images
 from fastebm.data import Images
 from fastebm.evaluation import train_features
 from fastebm.evaluation.speed.machine import machine_facts
@@ -91,13 +91,13 @@ class Comparison:
         if given.size:
             train, test = (at_size(images, given.size) for images in (train, test))
         features = train_features(train, test, images_seen=100_000 if len(train) > 10_000 else 40_000)
-        judge = Judge(features, train, test)
-        stored |= {"floor": judge.floor(), "config": dataclasses.asdict(config)}
+        evaluate_samples = Judge(features, train, test)
+        stored |= {"floor": evaluate_samples.floor(), "config": dataclasses.asdict(config)}
         runs = {way: given.runs / f"{path.stem}-{way}-0" for way in self.ways}
         for seed, way in missing:
             run = given.runs / f"{path.stem}-{way}-{seed}"
             self.train(dataclasses.replace(config, seed=seed, **self.ways[way]), train, run)
-            stored["rows"].append({"seed": seed, "way": way, **self.judged(run, config, judge)})
+            stored["rows"].append({"seed": seed, "way": way, **self.judged(run, config, evaluate_samples)})
             print(stored["rows"][-1], flush=True)
             if seed == 0:
                 self.pictured(given.page, path.stem, {way: run for way, run in runs.items() if run.exists()})

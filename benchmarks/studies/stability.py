@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.harness.marks import fill
+from benchmarks.harness.readme_sections import fill
 from fastebm.data import open_images
 from fastebm.evaluation.speed.machine import machine_facts
 from fastebm.runs.files import write_json

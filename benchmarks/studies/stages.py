@@ -32,9 +32,9 @@ import fastebm
 from benchmarks.harness.base import ROOT
 from benchmarks.harness.peak_memory import ResidentMemory
 from fastebm.compiler.capture import capture
-from fastebm.compiler.cost import Machine, cost
-from fastebm.compiler.derivative import differentiated
-from fastebm.compiler.rewrites import WITHOUT_PARITY, gradient_program
+from fastebm.compiler.cost_model import Machine, cost
+from fastebm.compiler.derivative import differentiate
+from fastebm.compiler.rewrites import WITHOUT_POLYPHASE, build_gradient_program
 from fastebm.evaluation.speed import Row, Run, Summary, machine_facts, read_runs, record
 from fastebm.evaluation.speed.measurement import seconds
 from fastebm.evaluation.speed.table import amount, machine_line
@@ -45,7 +45,7 @@ from fastebm.training.coarse_to_fine.presets import CELEBAHQ512
 from fastebm.training.coarse_to_fine.recomputation import recomputed_blocks
 
 SIZES = CELEBAHQ512.sizes
-STEPS = CELEBAHQ512.steps
+STEPS = CELEBAHQ512.num_steps
 PARTS = ("step", "update", "update, recomputed")
 CHAIN = 3  # Langevin updates in a measured chain, which reads the weights once
 
@@ -153,9 +153,9 @@ class Work:
         net = setting.net(size).frozen(size)
         captured = capture(net, net, torch.zeros(2, CELEBAHQ512.channels, size, size))
         machine = Machine.of(torch.device("cpu"), setting.precision)
-        program = gradient_program(captured, machine, WITHOUT_PARITY)
+        program = build_gradient_program(captured, machine, WITHOUT_POLYPHASE)
         numbers = sum(int(width * setting.base_width) * s * s for s, width in WIDTHS.items() if s <= size)
-        return cls(cost(program).flops, cost(differentiated(captured)).flops, numbers)
+        return cls(cost(program).flops, cost(differentiate(captured)).flops, numbers)
 
     def ratio(self, below: Work, part: str, quantity: str) -> float:
         if quantity == "bytes":

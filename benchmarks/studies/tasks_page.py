@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness import marks
+from benchmarks.harness import readme_sections as marks
 from fastebm.runs.files import write_json
 
 Numbers = dict[str, Any]
@@ -25,7 +25,7 @@ INPAINTED = tuple(
     for hole in ("square", "half", "pixels")
     for start in ("coarse", "full")
 )
-INPAINT_ERRORS = ("best", "chains", "nearest", "mean", "surroundings")
+INPAINT_ERRORS = ("best", "chain_ids", "nearest", "mean", "neighbour_mean")
 PATHS = ("images.png", "noise.png", "coarse.png", "neighbours.png")
 
 
@@ -104,7 +104,7 @@ def filled(text: str, of: dict[str, Numbers]) -> str:
     return text
 
 
-def numbers_of(page: Path) -> dict[str, Numbers]:
+def to_floats(page: Path) -> dict[str, Numbers]:
     return {path.stem: json.loads(path.read_text()) for path in sorted(page.glob("*.json"))}
 
 
@@ -122,7 +122,7 @@ def keep(folder: Path, page: Path) -> None:
         shutil.copyfile(folder / "interpolate" / picture, page / f"interpolate-{picture}")
     shutil.copyfile(folder / "grid.png", page / "generate.png")
     readme = page / "README.md"
-    readme.write_text(filled(readme.read_text(), numbers_of(page)))
+    readme.write_text(filled(readme.read_text(), to_floats(page)))
 
 
 def main() -> None:

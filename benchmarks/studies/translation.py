@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.harness.marks import fill
+from benchmarks.harness.readme_sections import fill
 from fastebm.data import Images, open_images, to_float
 from fastebm.evaluation import train_features
 from fastebm.evaluation.speed.machine import machine_facts
@@ -29,7 +29,7 @@ from fastebm.runs.files import write_json
 from fastebm.tasks import TranslateOptions, translate
 from fastebm.training import CoarseToFineRun
 
-PULLS = (0.0, 0.03)
+DATA_WEIGHTS = (0.0, 0.03)
 SHOWN = 40
 
 
@@ -53,11 +53,11 @@ def main() -> None:
     train, test = (
         [open_images(p, split=part, **wanted) for p in (given.source, given.target)] for part in ("train", "test")
     )
-    judge = train_features(*(joined(*domains) for domains in (train, test)), images_seen=60_000)
+    evaluate_samples = train_features(*(joined(*domains) for domains in (train, test)), images_seen=60_000)
     sources = to_float(test[0].pixels)
 
     def taken_for_target(images: Tensor) -> float:
-        return float((judge(images).probabilities[:, 1] > 0.5).double().mean())
+        return float((evaluate_samples(images).probabilities[:, 1] > 0.5).double().mean())
 
     def measured(images: Tensor) -> dict[str, float]:
         return {
@@ -69,20 +69,20 @@ def main() -> None:
     rows: list[dict[str, Any]] = [{"way": "sources", **measured(sources)}]
     starts = [None, *sorted(run.levels, reverse=True)[1:]]
     given.page.mkdir(parents=True, exist_ok=True)
-    for start, pull in itertools.product(starts, PULLS):
-        options = TranslateOptions(steps=run.config.steps, start_size=start, pull=pull)
+    for start, data_weight in itertools.product(starts, DATA_WEIGHTS):
+        options = TranslateOptions(num_steps=run.config.num_steps, start_size=start, data_weight=data_weight)
         images = translate(run, sources, options).images
-        way = f"from {start or run.size}, pull {pull:g}"
-        rows.append({"way": way, "start_size": start or run.size, "pull": pull, **measured(images)})
+        way = f"from {start or run.size}, data weight {data_weight:g}"
+        rows.append({"way": way, "start_size": start or run.size, "data_weight": data_weight, **measured(images)})
         print(rows[-1], flush=True)
-        if not pull:
+        if not data_weight:
             save_grid(given.page / f"{name}-from-{start or run.size}.png", images[:SHOWN])
     samples = run.sample(len(sources))
     found = {
         "images": len(sources),
-        "steps": run.config.steps,
+        "num_steps": run.config.num_steps,
         "size": run.size,
-        "judge_accuracy": judge.accuracy,
+        "judge_accuracy": evaluate_samples.accuracy,
         "samples_taken_for_target": taken_for_target(samples),
         "rows": rows,
         "machine": machine_facts("cpu"),

@@ -16,7 +16,7 @@ from typing import Any
 
 import tyro
 
-from fastebm.cli.arguments import complain
+from fastebm.cli.arguments import print_error
 from fastebm.cli.bench import Bench
 from fastebm.cli.demo import Demo
 from fastebm.cli.detect import Detect
@@ -40,13 +40,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (ValueError, RunError, OSError, ModuleNotFoundError) as error:
-        complain(error)
+        print_error(error)
         return 2
     except (DivergedError, FloatingPointError) as error:
-        complain(error)
+        print_error(error)
         return 1
     except StoppedError as error:
-        complain(error)
+        print_error(error)
         return 128 + signal.SIGTERM
     except KeyboardInterrupt:
         print("\nstopped; a run goes on from its last checkpoint when its command is given again", file=sys.stderr)

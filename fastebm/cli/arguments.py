@@ -1,4 +1,4 @@
-"""What several commands ask of their arguments, and how they complain and write."""
+"""What several commands ask of their arguments, and how they print_error and write."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fastebm.plotting import save_grid
 from fastebm.runs.files import replacing
 
 
-def complain(error: BaseException) -> None:
+def print_error(error: BaseException) -> None:
     if os.environ.get("FASTEBM_TRACEBACK", "0") not in ("", "0"):
         raise error
     print(f"fastebm: {error}", file=sys.stderr)

@@ -25,7 +25,7 @@ class Bench:
     """chains at a time"""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """in which the energy runs"""
-    steps: int = 20
+    num_steps: int = 20
     """updates of a chain"""
     rounds: int = 20
     """of the measurement; each runs everything once, in an order of its own"""
@@ -45,7 +45,7 @@ class Bench:
             speed.parsed_shape(self.shape),
             batch=self.batch,
             dtype=getattr(torch, self.dtype),
-            steps=self.steps,
+            num_steps=self.num_steps,
             rounds=self.rounds,
             engine=self.engine,
             device=device.type,

@@ -10,7 +10,7 @@ import torch
 
 from fastebm.cli.arguments import check_count, write_images
 from fastebm.data import digits
-from fastebm.evaluation import judge_digits
+from fastebm.evaluation import evaluate_digits
 from fastebm.runs.files import write_json
 from fastebm.runs.folder import LOCK, RunFolder
 from fastebm.training import DIGITS, CoarseToFineConfig, DigitsSource, RunError, train
@@ -54,7 +54,7 @@ class Demo:
         samples = run.sample(self.count)
         write_images(out / "samples.npz", samples)
         print("Judging the samples ...", flush=True)
-        verdict = judge_digits(samples)
+        verdict = evaluate_digits(samples)
         last = RunFolder.existing(out).log.lines()[-1]
         write_json(out / VERDICT, {**verdict.to_json(), "training_seconds": last["seconds"]})
         print(

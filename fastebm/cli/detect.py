@@ -17,7 +17,7 @@ from fastebm.data import Images
 from fastebm.runs.files import replacing, write_json
 from fastebm.runs.folder import RunFolder
 from fastebm.tasks.detection.pictures import save_histogram, save_roc, save_typical
-from fastebm.tasks.detection.run import IN_DISTRIBUTION, SYNTHETIC, Detection, detect_outliers
+from fastebm.tasks.detection.run import IN_DISTRIBUTION, SYNTHETIC, DetectionResult, detect_outliers
 from fastebm.tasks.run_images import held_out_images, images_of_the_kind, open_for, training_images
 from fastebm.training import CoarseToFineRun
 
@@ -125,7 +125,7 @@ def parsed_sets(arguments: Iterable[str]) -> dict[str, tuple[Path, str | None]]:
     return sets
 
 
-def write_detection(out: Path, detection: Detection) -> None:
+def write_detection(out: Path, detection: DetectionResult) -> None:
     """The files of a detection; the numbers last, so that they are there when all is."""
     out.mkdir(parents=True, exist_ok=True)
     arrays = {f"{name}/{score}": values for name, by in detection.scores.items() for score, values in by.items()}
@@ -137,7 +137,7 @@ def write_detection(out: Path, detection: Detection) -> None:
     write_json(out / "detect.json", detection.to_json())
 
 
-def table(detection: Detection) -> str:
+def table(detection: DetectionResult) -> str:
     """AUROC, to print: a row for each score and a column for each set."""
     scores = list(next(iter(detection.metrics.values())))
     width = max(map(len, scores))

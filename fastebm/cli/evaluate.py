@@ -13,32 +13,32 @@ import tyro
 from torch import Tensor
 
 from fastebm.cli.arguments import check_count, parsed_device
-from fastebm.data import Form
+from fastebm.data import ImageFormat
 from fastebm.data.sources import source_from_json
 from fastebm.evaluation import (
-    CalibrationHealth,
-    EnergyHealth,
+    CalibrationMetrics,
+    EnergyMetrics,
     FeatureClassifier,
     FeatureStatistics,
     Inception,
     RealImages,
-    calibration_health,
-    energy_health,
+    calibration_metrics,
+    energy_metrics,
+    evaluate_samples,
     frechet_distance,
-    judge,
-    judge_by_inception,
+    inception_metrics,
     train_features,
 )
-from fastebm.evaluation.energy_health import last_level
+from fastebm.evaluation.energy_metrics import last_level
 from fastebm.evaluation.metrics.classifier import Nearest
 from fastebm.evaluation.metrics.comparison import noise_like
 from fastebm.evaluation.metrics.features import FEATURES_FILE, NOT_COMPARABLE
-from fastebm.evaluation.report import Report, Survival
+from fastebm.evaluation.report import LongRunFeatures, Report
 from fastebm.evaluation.sources import holds_statistics, open_real, read_samples, source_of_real
 from fastebm.runs.files import write_json
 from fastebm.runs.folder import RunFolder
 from fastebm.sampling.cascade import device_of
-from fastebm.training import Anchor, CoarseToFineRun, DigitsSource, ImageSource, Run, RunError, load
+from fastebm.training import CoarseToFineRun, DataTerm, DigitsSource, ImageSource, Run, RunError, load
 
 RESULT = "evaluation.json"
 COUNT = 10_000
@@ -155,7 +155,7 @@ class Evaluate:
         if self.against is not None:
             return source_of_real(
                 self.against,
-                Form(channels, size, size),
+                ImageFormat(channels, size, size),
                 own=own,
                 full=None if run is None else run.config.sizes[-1],
                 split=self.split,
@@ -222,7 +222,7 @@ class Evaluate:
             raise ValueError(f"samples have {samples.shape[1]} channels and real images {real.train.channels}")
         if classifier is None and inception is None:
             print("No features: --inception FILE or --train-features give distances and classes.", file=sys.stderr)
-        verdict = None if classifier is None else judge(samples, real, classifier, all_real=self.all_real)
+        verdict = None if classifier is None else evaluate_samples(samples, real, classifier, all_real=self.all_real)
         health, survival = (None, None) if run is None or not self.health else _health(run, samples, real, classifier)
         return Report(
             words,
@@ -230,7 +230,7 @@ class Evaluate:
             Nearest.of(samples, real) if verdict is None else verdict.nearest,
             None if classifier is None else classifier.facts(),
             verdict,
-            None if inception is None else judge_by_inception(samples, real, inception),
+            None if inception is None else inception_metrics(samples, real, inception),
             health=health,
             survival=survival,
         )
@@ -266,7 +266,7 @@ def _form(given: Tensor | None, run: Run | None) -> tuple[int, int]:
 
 def _health(
     run: Run, samples: Tensor, real: RealImages, classifier: FeatureClassifier | None
-) -> tuple[EnergyHealth | CalibrationHealth | None, Survival | None]:
+) -> tuple[EnergyMetrics | CalibrationMetrics | None, LongRunFeatures | None]:
     """The health of a run's energy, and what becomes of samples in features when chains go on; None without an energy.
 
     That is of the highest energy of a cascade, with chains that go on for long; and of the energy that calibrates a
@@ -278,22 +278,22 @@ def _health(
         return None, None
     start = samples[:HEALTH_COUNT].to(device_of(energy))
     reference = real.reference(len(start)).batch(slice(None), start.device)
-    health: EnergyHealth | CalibrationHealth
+    health: EnergyMetrics | CalibrationMetrics
     if isinstance(run, CoarseToFineRun):
         dtype, seed = getattr(torch, run.config.dtype), run.config.seed
-        health = energy_health(energy, start, reference, dtype=dtype, seed=seed, **last_level(run.cascade()))
+        health = energy_metrics(energy, start, reference, dtype=dtype, seed=seed, **last_level(run.cascade()))
         ends = health.long.images
     else:
         config: Any = run.config
-        health = calibration_health(
+        health = calibration_metrics(
             energy,
             start,
             reference,
             step_size=config.step_size,
             noise_std=config.noise_std,
-            steps=config.steps,
-            anchor=Anchor(config.anchor_weight, config.anchor_hinge),
+            num_steps=config.num_steps,
+            data_term=DataTerm(config.data_term_weight, config.data_term_hinge),
             seed=config.seed,
         )
         ends = health.ends
-    return health, None if classifier is None else Survival.of(start, ends, real, classifier)
+    return health, None if classifier is None else LongRunFeatures.of(start, ends, real, classifier)

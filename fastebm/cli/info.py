@@ -13,7 +13,7 @@ import torch
 import tyro
 
 import fastebm
-from fastebm.cli.arguments import complain
+from fastebm.cli.arguments import print_error
 from fastebm.ops import backends
 from fastebm.runs.folder import RunFolder
 from fastebm.runs.registry import config_of
@@ -42,12 +42,12 @@ class Build:
     """show the compiler's output"""
 
     def __call__(self) -> int:
-        from fastebm.compile import build
+        from fastebm.build_extension import build
 
         try:
             written = build(verbose=self.verbose)
         except RuntimeError as error:
-            complain(error)
+            print_error(error)
             return 1
         for path in written:
             print(f"built {path}")
@@ -100,7 +100,7 @@ def _run_facts(path: Path) -> dict[str, Any]:
         health += (
             "bits_per_dimension",
             "refined_error",
-            "surprise",
+            "nll",
             "refinement",
             "energy_samples",
             "gap",

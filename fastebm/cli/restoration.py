@@ -76,13 +76,13 @@ class Denoise(ImageTask):
     """the images have that noise already"""
     tune: int = 16
     """training images to tune on; 0 takes the numbers below and leaves out classical methods"""
-    steps: int = 10
+    num_steps: int = 10
     """updates at each resolution"""
     step_size: float = 1.0
     """of each; tuned"""
     noise_std: float = 0.1
     """of the chains' own noise, falling to 0"""
-    chains: int = 8
+    num_chains: int = 8
     """of each image, of which the mean is taken; tuning is by one"""
     shifts: bool = True
     """chains of an image see it moved by up to a pixel, so that their errors differ and a mean takes some away"""
@@ -101,16 +101,22 @@ class Denoise(ImageTask):
         run, out = self.opened("denoise")
         images = self.images(run)
         options = tasks.DenoiseOptions(
-            self.steps, self.step_size, self.temperature, self.noise_std, self.start_size, self.chains, self.shifts
+            self.num_steps,
+            self.step_size,
+            self.temperature,
+            self.noise_std,
+            self.start_size,
+            self.num_chains,
+            self.shifts,
         )
         baselines: list[tasks.ClassicalDenoiser] = []
         if self.tune:
             few = tasks.images_for(run, split="train", count=self.tune)
-            one = dataclasses.replace(options, chains=1)
-            options = tasks.tuned_denoising(run, few, self.noise, one, seed=self.seed)
-            options = dataclasses.replace(options, chains=self.chains)
-            baselines = tasks.tuned_denoisers(few, tasks.with_noise(few, self.noise, self.seed, 2**32), self.noise)
-        corrupted = images if self.noisy else tasks.with_noise(images, self.noise, self.seed)
+            one = dataclasses.replace(options, num_chains=1)
+            options = tasks.tune_denoising(run, few, self.noise, one, seed=self.seed)
+            options = dataclasses.replace(options, num_chains=self.num_chains)
+            baselines = tasks.tuned_denoisers(few, tasks.add_noise(few, self.noise, self.seed, 2**32), self.noise)
+        corrupted = images if self.noisy else tasks.add_noise(images, self.noise, self.seed)
         clean = None if self.noisy else images
         result = tasks.denoise(run, corrupted, self.noise, options, clean=clean, baselines=baselines, seed=self.seed)
         task_folder(out, overwrite=self.overwrite)
@@ -139,7 +145,7 @@ class Inpaint(ImageTask):
     coarse: bool | None = None
     """True starts at the lowest resolution and goes up, by default for square, half and a mask, if the run can; False
     starts at full size, from the mean of what is known around"""
-    steps: int | None = None
+    num_steps: int | None = None
     """updates at each resolution; by default as in training, and 5 at full size alone by a run that did not train with
     holes (hole_starts): the start is near already"""
     step_size: float | None = None
@@ -153,14 +159,14 @@ class Inpaint(ImageTask):
         run, out = self.opened("inpaint")
         images = self.images(run)
         if self.mask is not None:
-            hole = tasks.hole_from_file(self.mask, len(images), run.size)
+            hole = tasks.load_hole_mask(self.mask, len(images), run.size)
         else:
-            hole = tasks.hole_of(self.hole, len(images), run.size, self.seed)
+            hole = tasks.hole_mask(self.hole, len(images), run.size, self.seed)
         able = run.config.variant == "cascade" and (self.mask is not None or self.hole != "pixels")
         coarse = able if self.coarse is None else self.coarse
-        usual = run.config.steps if coarse or run.config.hole_starts else 5
+        usual = run.config.num_steps if coarse or run.config.hole_starts else 5
         options = tasks.InpaintOptions(
-            steps=usual if self.steps is None else self.steps,
+            num_steps=usual if self.num_steps is None else self.num_steps,
             step_size=run.config.step_size if self.step_size is None else self.step_size,
             noise_start=run.config.noise_start,
             noise_end=run.config.noise_end,

@@ -20,15 +20,15 @@ from fastebm.rng import Stream
 from fastebm.runs.files import write_json
 from fastebm.runs.folder import RunFolder
 from fastebm.tasks.image_quality import quality, skimage
-from fastebm.tasks.masks import hole_from_file
+from fastebm.tasks.masks import load_hole_mask
 from fastebm.tasks.outputs import save_arrays
 from fastebm.tasks.restoration import (
-    Consistent,
+    DataConsistency,
     Degradation,
     Inpainting,
     LatentSearch,
     Refinement,
-    Restored,
+    RestorationResult,
     bicubic,
     degradation,
     restore,
@@ -118,7 +118,7 @@ class Restore:
             return masked(self.mask, run.size)
         return degradation(self.task, (run.config.channels, run.size, run.size), seed=self.seed)
 
-    def _restorer(self, run: Run) -> Callable[[Tensor, Degradation], Restored]:
+    def _restorer(self, run: Run) -> Callable[[Tensor, Degradation], RestorationResult]:
         """What restores measurements under a degradation."""
         options: dict[str, Any] = {"noise": self.noise, "seed": self.seed, "batch_size": self.batch_size}
         if self.refine_steps:
@@ -136,11 +136,11 @@ class Restore:
         operator: Degradation,
         y: Tensor,
         originals: Tensor,
-        restored: Restored,
+        restored: RestorationResult,
         seconds: float,
     ) -> None:
         base = operator.pinv(y).contiguous()
-        consistent = Consistent(operator, (base.shape[1], base.shape[2], base.shape[3]), self.noise)
+        consistent = DataConsistency(operator, (base.shape[1], base.shape[2], base.shape[3]), self.noise)
         rows = {"originals": originals, "pseudo-inverse": base}
         if (enlarged := bicubic(y, operator)) is not None:
             rows["bicubic"] = enlarged
@@ -148,7 +148,7 @@ class Restore:
         measures = {
             name: {
                 **quality(images.clamp(-1, 1), originals).to_json(),
-                "misfit_rms": float(consistent.misfit(images, base).square().mean().sqrt()),
+                "residual_rms": float(consistent.residual_rms(images, base).square().mean().sqrt()),
             }
             for name, images in rows.items()
             if name != "originals"
@@ -179,7 +179,7 @@ class Restore:
         for name, values in measures.items():
             print(
                 f"  {name:16} PSNR {values['psnr']:6.2f} dB   SSIM {values['ssim']:.3f}   "
-                f"misfit {values['misfit_rms']:.1e}"
+                f"misfit {values['residual_rms']:.1e}"
             )
 
 
@@ -197,7 +197,7 @@ def masked(mask: Path, size: int) -> Inpainting:
     Raises ValueError for a mask of another size, and for one that hides all or nothing; DataError for what is no
     picture.
     """
-    hole = hole_from_file(mask, 1, size)[0]
+    hole = load_hole_mask(mask, 1, size)[0]
     if hole.all() or not hole.any():
         share = "all of the image" if hole.all() else "nothing"
         raise ValueError(f"{mask}: this mask hides {share}; white is to be filled in by what is black")

@@ -127,7 +127,7 @@ class EcPosterior(_Images):
 
     With --data and no preset it takes colour images at 32x32.
 
-    With --steps 0 it is a plain VAE, for comparison.
+    With --num-steps 0 it is a plain VAE, for comparison.
 
     Presets other than digits were not run; cifar10 is meant for a GPU and many hours.
     """
@@ -193,7 +193,7 @@ class Resume:
 
     def __call__(self) -> int:
         folder = RunFolder.existing(self.run)
-        _take_up_threads(folder)
+        _restore_num_threads(folder)
         before = folder.checkpoints.iterations()[-1:]
         source = self._moved(folder)
         with _short_warnings():
@@ -213,14 +213,14 @@ def _trained(train: Callable[..., Run], config: Any, source: Any, out: Path, dev
     """Trains in the folder `out`, or takes up the run that is there, and says what came of it."""
     folder = RunFolder(out)
     if RunFolder.is_run(out):
-        _take_up_threads(folder)
+        _restore_num_threads(folder)
     before = folder.checkpoints.iterations()[-1:]
     with _short_warnings():
         run = train(config, source, out, device=parsed_device(device))
     return _report(run, before)
 
 
-def _take_up_threads(folder: RunFolder) -> None:
+def _restore_num_threads(folder: RunFolder) -> None:
     """Sets as many threads as the run began with: with others, library convolutions may sum in another order."""
     if threads := folder.threads():
         torch.set_num_threads(threads)

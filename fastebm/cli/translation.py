@@ -16,7 +16,7 @@ from fastebm.training import CoarseToFineRun, RunError
 class Translate(ImageTask):
     """Carry images of another domain, --data, over into the one that the run has learned."""
 
-    steps: int = 50
+    num_steps: int = 50
     """updates"""
     step_size: float = 1.0
     """of each"""
@@ -26,7 +26,7 @@ class Translate(ImageTask):
     """standard deviation of the noise that images get before"""
     start_size: int | None = None
     """start from images averaged down to this resolution, with as many steps at each; by default the full one"""
-    pull: float = 0.0
+    data_weight: float = 0.0
     """weight of a pull to the images that are translated"""
     hide_source: bool = False
     """leave the images that are translated out of the picture (not of the .npz), as where they are others' photographs;
@@ -41,13 +41,13 @@ class Translate(ImageTask):
             raise ValueError("--data is needed: images of the domain to come from")
         run, out = self.opened("translate")
         options = tasks.TranslateOptions(
-            self.steps,
+            self.num_steps,
             self.step_size,
             self.noise_std,
             self.start_noise,
-            min(6, self.steps),
+            min(6, self.num_steps),
             self.start_size,
-            self.pull,
+            self.data_weight,
         )
         result = tasks.translate(run, self.images(run), options, seed=self.seed)
         task_folder(out, overwrite=self.overwrite)

@@ -13,16 +13,17 @@ from torch import Tensor
 
 from fastebm.compiler.operations import (
     Activation,
+    ActivationDerivative,
     Affine,
-    AppendOne,
+    AppendOnes,
     AveragePool,
     AveragePoolBackward,
     Broadcast,
-    Combine,
     Concatenate,
     Convolution,
     Interleave,
     Linear,
+    LinearCombination,
     LogSumExp,
     Multiply,
     Ones,
@@ -31,7 +32,6 @@ from fastebm.compiler.operations import (
     Permute,
     Reshape,
     Slice,
-    Slope,
     Softmax,
     Sum,
     Upsample,
@@ -46,14 +46,14 @@ Kernel = Callable[[Sequence[Tensor], Tensor | None], Tensor]
 TO_BUFFER = (
     Activation,
     Affine,
-    AppendOne,
+    AppendOnes,
     AveragePool,
-    Combine,
+    LinearCombination,
     Concatenate,
     Interleave,
     Multiply,
     Pad,
-    Slope,
+    ActivationDerivative,
     Upsample,
 )
 
@@ -62,9 +62,9 @@ def overwritable(operation: Operation) -> tuple[int, ...]:
     """The inputs whose place the result may take, if nothing else needs them."""
     if isinstance(operation, Multiply):
         return 0, 1
-    if isinstance(operation, Combine):
+    if isinstance(operation, LinearCombination):
         return (_first_term(operation),)
-    return (0,) if isinstance(operation, Activation | Slope | Affine) else ()
+    return (0,) if isinstance(operation, Activation | ActivationDerivative | Affine) else ()
 
 
 @singledispatch
@@ -142,7 +142,7 @@ def _(operation: Affine, known: Known) -> Kernel:
 
 
 @kernel.register
-def _(operation: Combine, known: Known) -> Kernel:
+def _(operation: LinearCombination, known: Known) -> Kernel:
     factors = [_number(c, known) for c in operation.coefficients]
     first = _first_term(operation)
     bare = operation.coefficients[first] == 1
@@ -158,7 +158,7 @@ def _(operation: Combine, known: Known) -> Kernel:
     return run
 
 
-def _first_term(operation: Combine) -> int:
+def _first_term(operation: LinearCombination) -> int:
     """The term that a sum starts from: one without a factor saves a pass."""
     return next((i for i, c in enumerate(operation.coefficients) if c == 1), 0)
 
@@ -215,7 +215,7 @@ def _(operation: Activation, known: Known) -> Kernel:
 
 
 @kernel.register
-def _(operation: Slope, known: Known) -> Kernel:
+def _(operation: ActivationDerivative, known: Known) -> Kernel:
     kind, parameters, keywords = operation.kind, operation.parameters, {}
     packet = getattr(aten, _POINTWISE[kind][1])
     if kind == "relu":
@@ -394,7 +394,7 @@ def _(operation: Concatenate, known: Known) -> Kernel:
 
 
 @kernel.register
-def _(operation: AppendOne, known: Known) -> Kernel:
+def _(operation: AppendOnes, known: Known) -> Kernel:
     def run(inputs: Sequence[Tensor], out: Tensor | None) -> Tensor:
         source = inputs[0]
         if out is None:

@@ -15,12 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from fastebm.compiler.import_aten import RULES, Samples, Translator, Unsupported
+from fastebm.compiler.import_aten import RULES, AtenImporter, SampleTensor, UnsupportedError
 from fastebm.compiler.operations import Input
-from fastebm.compiler.program import INPUT, Builder, Program, tidy
+from fastebm.compiler.program import INPUT, Builder, Program, eliminate_dead_code
 from fastebm.compiler.values import Value
 
-__all__ = ["Unsupported", "capture"]
+__all__ = ["UnsupportedError", "capture"]
 
 Energy = Callable[[Tensor], Tensor]
 
@@ -50,12 +50,12 @@ def capture(energy: Energy, module: nn.Module | None, x: Tensor) -> Program:
         x: some samples; only shape, dtype and device matter, and the length of the batch not at all.
 
     Raises:
-        Unsupported: with the node and the reason, where something lies beyond the vocabulary.
+        UnsupportedError: with the node and the reason, where something lies beyond the vocabulary.
     """
     exported = _export(_Holder(energy, module), x)
     leaves = _leaves(exported, module)
     builder = Builder()
-    translator = Translator(builder, x.dtype)
+    translator = AtenImporter(builder, x.dtype)
     known: dict[fx.Node, Any] = {}
     for node in exported.graph.nodes:
         if node.op == "placeholder":
@@ -63,14 +63,14 @@ def capture(energy: Energy, module: nn.Module | None, x: Tensor) -> Program:
                 known[node] = leaves[node.name]
             else:
                 translator.batch, *sample = node.meta["val"].shape
-                known[node] = Samples(builder.put(Input(tuple(sample)), name=INPUT))
+                known[node] = SampleTensor(builder.put(Input(tuple(sample)), name=INPUT))
         elif node.op == "call_function":
             known[node] = _call(translator, node, known)
         elif node.op == "output":
             return _finished(translator, known, node.args[0])
         else:
-            raise Unsupported(node.name, f"{node.op} is not understood")
-    raise Unsupported("output", "the graph has none")
+            raise UnsupportedError(node.name, f"{node.op} is not understood")
+    raise UnsupportedError("output", "the graph has none")
 
 
 def _export(holder: nn.Module, x: Tensor) -> torch.export.ExportedProgram:
@@ -84,11 +84,11 @@ def _export(holder: nn.Module, x: Tensor) -> torch.export.ExportedProgram:
             if any(_mutates(node) for node in exported.graph.nodes):
                 exported = exported.run_decompositions({})
     except Exception as error:  # whatever the energy or the exporter raises, autograd may still do it
-        raise Unsupported("torch.export", _first_line(error)) from error
+        raise UnsupportedError("torch.export", _first_line(error)) from error
     signature = exported.graph_signature
     if signature.buffers_to_mutate or signature.user_inputs_to_mutate:
         changed = [*signature.buffers_to_mutate.values(), *signature.user_inputs_to_mutate.values()]
-        raise Unsupported(changed[0], "the energy writes to it")
+        raise UnsupportedError(changed[0], "the energy writes to it")
     return exported
 
 
@@ -113,7 +113,7 @@ def _leaves(exported: torch.export.ExportedProgram, module: nn.Module | None) ->
         else:
             tensor = exported.constants.get(spec.target, exported.state_dict.get(spec.target))
             if not isinstance(tensor, Tensor):
-                raise Unsupported(spec.target, f"a {type(tensor).__name__} is no tensor")
+                raise UnsupportedError(spec.target, f"a {type(tensor).__name__} is no tensor")
             leaves[spec.arg.name] = Value(_itself, (_Reference(tensor),), tuple(tensor.shape))
     return leaves
 
@@ -154,7 +154,7 @@ def _find(module: nn.Module, path: str) -> Any:
     return found
 
 
-def _call(translator: Translator, node: fx.Node, known: dict[fx.Node, Any]) -> Any:
+def _call(translator: AtenImporter, node: fx.Node, known: dict[fx.Node, Any]) -> Any:
     """What `node` gives: samples or several of them, a value, or the batch's length."""
     used = list(_known_arguments((node.args, node.kwargs), known))
     if node.target is operator.getitem and not isinstance(used[0], Value):
@@ -164,10 +164,10 @@ def _call(translator: Translator, node: fx.Node, known: dict[fx.Node, Any]) -> A
         return node.meta["val"] if node.args[1] == 0 or isinstance(node.meta["val"], int) else None
     if any(check in name for check in _CHECKS):
         return None
-    if any(isinstance(argument, Samples) for argument in used):
+    if any(isinstance(argument, SampleTensor) for argument in used):
         rule = RULES.get(name)
         if rule is None:
-            raise Unsupported(node.name, f"{name} is not in the vocabulary")
+            raise UnsupportedError(node.name, f"{name} is not in the vocabulary")
         return translator.translate(rule, node, fx.node.map_arg((node.args, node.kwargs), known.__getitem__))
     return _value(node, name, used, known)
 
@@ -175,12 +175,12 @@ def _call(translator: Translator, node: fx.Node, known: dict[fx.Node, Any]) -> A
 def _value(node: fx.Node, name: str, used: list[Any], known: dict[fx.Node, Any]) -> Value:
     """A node that doesn't depend on x."""
     if any(isinstance(argument, torch.SymInt) for argument in used):
-        raise Unsupported(node.name, f"{name} makes something that depends on the length of the batch")
+        raise UnsupportedError(node.name, f"{name} makes something that depends on the length of the batch")
     if isinstance(node.target, torch._ops.OpOverload):
         if torch.Tag.nondeterministic_seeded in node.target.tags:
-            raise Unsupported(node.name, f"{name} is random")
+            raise UnsupportedError(node.name, f"{name} is random")
     elif node.target is not operator.getitem:
-        raise Unsupported(node.name, f"{name} is not understood")
+        raise UnsupportedError(node.name, f"{name} is not understood")
     arguments, keywords = fx.node.map_arg((node.args, node.kwargs), known.__getitem__)
     result = node.meta.get("val")
     shape = tuple(result.shape) if isinstance(result, Tensor) else ()
@@ -206,13 +206,13 @@ def _target_name(node: fx.Node) -> str:
     return getattr(target, "__name__", str(target))
 
 
-def _finished(translator: Translator, known: dict[fx.Node, Any], results: Any) -> Program:
+def _finished(translator: AtenImporter, known: dict[fx.Node, Any], results: Any) -> Program:
     """The program whose output are the energies, flattened."""
     energies = known[results[0]] if len(results) == 1 and isinstance(results[0], fx.Node) else None
-    if not isinstance(energies, Samples):
-        raise Unsupported("output", "the energies don't depend on x")
+    if not isinstance(energies, SampleTensor):
+        raise UnsupportedError("output", "the energies don't depend on x")
     shape = translator.shape(energies)
     if any(length != 1 for length in shape):
-        raise Unsupported("output", f"shape {shape} a sample is not one number")
+        raise UnsupportedError("output", f"shape {shape} a sample is not one number")
     last = translator.reshaped(energies, ())
-    return tidy(Program(tuple(translator.builder.nodes), (last.name,)))
+    return eliminate_dead_code(Program(tuple(translator.builder.nodes), (last.name,)))

@@ -7,20 +7,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastebm.compiler.capture import Unsupported, capture
-from fastebm.compiler.cost import Machine
-from fastebm.compiler.derivative import differentiated
+from fastebm.compiler.capture import UnsupportedError, capture
+from fastebm.compiler.cost_model import Machine
+from fastebm.compiler.derivative import differentiate
 from fastebm.compiler.description import describe
-from fastebm.compiler.executor import Execution, FusedExecution
-from fastebm.compiler.lowering import NotLowered, lowered
+from fastebm.compiler.executor import CompiledExecutor, StockExecutor
+from fastebm.compiler.lowering import UnsupportedLowering, lower
 from fastebm.compiler.precision import without_autocast
 from fastebm.compiler.program import Program
-from fastebm.compiler.rewrites import WITHOUT_PARITY, gradient_program
+from fastebm.compiler.rewrites import WITHOUT_POLYPHASE, build_gradient_program
 from fastebm.compiler.roofline import measured_rates
-from fastebm.ops import Fused
+from fastebm.ops import CompiledProgram
 from fastebm.ops.backends import content_hash
 
-__all__ = ["FusedGradient", "Unsupported"]
+__all__ = ["CompiledGradient", "UnsupportedError"]
 
 Energy = Callable[[Tensor], Tensor]
 Gradient = Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -51,12 +51,12 @@ class _Prepared:
 
     state: Any
     captured: Program | None = None
-    execution: Execution | FusedExecution | None = None
+    execution: StockExecutor | CompiledExecutor | None = None
     on_stock: str = ""
     refusal: tuple[str, str] = ("program", "there is none")
 
 
-class FusedGradient:
+class CompiledGradient:
     """Energies and gradient of one energy, `energies, gradient = self(x)`, by a program for each kind of x.
 
     A program is captured at the first call for a shape of a sample, dtype, device and precision, and compared with
@@ -111,9 +111,9 @@ class FusedGradient:
                 self._bring_up_to_date(kind, x)
             prepared = self._prepared[kind]
             if prepared.execution is None:
-                raise Unsupported(*prepared.refusal)
+                raise UnsupportedError(*prepared.refusal)
             energies, gradient = prepared.execution(x)
-            if isinstance(prepared.execution, FusedExecution):
+            if isinstance(prepared.execution, CompiledExecutor):
                 return energies, gradient if gradient.stride() == x.stride() else torch.empty_like(x).copy_(gradient)
             precise = torch.float64 if x.dtype is torch.float64 else torch.float32
             return energies.to(precise, copy=True), torch.empty_like(x, requires_grad=False).copy_(gradient)
@@ -123,18 +123,18 @@ class FusedGradient:
         texts = []
         for kind, prepared in self._prepared.items():
             if prepared.captured is not None and prepared.execution is not None:
-                before = differentiated(prepared.captured)
+                before = differentiate(prepared.captured)
                 rates = measured_rates(kind.device, kind.computed_in)
                 text = describe(before, prepared.execution.program, kind.computed_in, rates)
                 where = f"stock operations: {prepared.on_stock}" if prepared.on_stock else "fused kernels"
                 texts.append(f"{text}\nruns on {where}")
         return "\n\n".join(texts)
 
-    def running(self, x: Tensor) -> Fused | None:
+    def running(self, x: Tensor) -> CompiledProgram | None:
         """The fused program that ran on samples like x since `new_chain`, if one did."""
         prepared = self._prepared.get(kind) if (kind := self._kind(x)) in self._current else None
         execution = None if prepared is None else prepared.execution
-        return execution.fused if isinstance(execution, FusedExecution) else None
+        return execution.fused if isinstance(execution, CompiledExecutor) else None
 
     def _kind(self, x: Tensor) -> _Kind:
         return _Kind(x.shape[1:], x.dtype, x.device, _computed_in(x, self.dtype))
@@ -153,7 +153,7 @@ class FusedGradient:
 
     def _weights_seen(self, prepared: _Prepared) -> tuple[int, int] | None:
         """What tells all numbers that a program is made of from others, None where it isn't known."""
-        if self._weights is None or not isinstance(prepared.execution, FusedExecution):
+        if self._weights is None or not isinstance(prepared.execution, CompiledExecutor):
             return None
         others = content_hash(prepared.execution.referenced)
         return None if others is None else (self._weights, others)
@@ -167,14 +167,14 @@ class FusedGradient:
             execution, on_stock = _executed(captured, kind)
             execution.refresh()
             _check(execution, near, expected)
-        except Unsupported as refusal:
+        except UnsupportedError as refusal:
             return _Prepared(state, refusal=(refusal.node, refusal.reason))
         except Exception as error:  # a flaw of ours must not stop anyone whose energy autograd can do
             return _Prepared(state, refusal=("program", f"{type(error).__name__}: {error}"))
         return _Prepared(state, captured, execution, on_stock)
 
 
-def _executed(captured: Program, kind: _Kind) -> tuple[Execution | FusedExecution, str]:
+def _executed(captured: Program, kind: _Kind) -> tuple[StockExecutor | CompiledExecutor, str]:
     """What runs the program: our own kernels, or stock operations with the reason why."""
     machine = Machine.of(kind.device, kind.computed_in)
     reason = ""
@@ -182,20 +182,20 @@ def _executed(captured: Program, kind: _Kind) -> tuple[Execution | FusedExecutio
         reason = f"fused kernels take float32 samples in float32 or bfloat16, not {kind.dtype} in {kind.computed_in}"
     else:
         try:
-            program = gradient_program(captured, replace(machine, strided_adjoint=1.0), WITHOUT_PARITY)
-            recipe = lowered(program, kind.computed_in.itemsize)
-            return FusedExecution(program, recipe, kind.computed_in, kind.device), ""
-        except NotLowered as refusal:
+            program = build_gradient_program(captured, replace(machine, strided_adjoint=1.0), WITHOUT_POLYPHASE)
+            recipe = lower(program, kind.computed_in.itemsize)
+            return CompiledExecutor(program, recipe, kind.computed_in, kind.device), ""
+        except UnsupportedLowering as refusal:
             reason = str(refusal)
-    return Execution(gradient_program(captured, machine), kind.computed_in), reason
+    return StockExecutor(build_gradient_program(captured, machine), kind.computed_in), reason
 
 
-def _check(execution: Execution | FusedExecution, x: Tensor, expected: tuple[Tensor, Tensor]) -> None:
+def _check(execution: StockExecutor | CompiledExecutor, x: Tensor, expected: tuple[Tensor, Tensor]) -> None:
     """Compare with autograd, in x's own precision and then, if that is another, in the one it will run in."""
     if not all(part.isfinite().all() for part in expected):
-        raise Unsupported("check", "energies or gradients by autograd are not finite, so nothing can be compared")
+        raise UnsupportedError("check", "energies or gradients by autograd are not finite, so nothing can be compared")
     if execution.dtype is not x.dtype:
-        precise = Execution(execution.program, x.dtype)
+        precise = StockExecutor(execution.program, x.dtype)
         precise.refresh()
         _compare(precise(x), expected, TOLERANCE.get(x.dtype, LOW_PRECISION_TOLERANCE))
     _compare(execution(x), expected, TOLERANCE.get(execution.dtype, LOW_PRECISION_TOLERANCE))
@@ -225,4 +225,6 @@ def _compare(found: list[Tensor], expected: tuple[Tensor, Tensor], tolerance: fl
         size = theirs.norm() if name == "gradients" else max(1.0, float(theirs.abs().max()))
         error = float((ours - theirs).norm() / size) if float(size) else float(ours.norm())
         if not error <= tolerance:
-            raise Unsupported("check", f"its {name} differ from autograd's by {error:.2g}, more than {tolerance:g}")
+            raise UnsupportedError(
+                "check", f"its {name} differ from autograd's by {error:.2g}, more than {tolerance:g}"
+            )

@@ -12,16 +12,17 @@ from torch import Tensor
 
 from fastebm.compiler.operations import (
     Activation,
+    ActivationDerivative,
     Affine,
-    AppendOne,
+    AppendOnes,
     AveragePool,
     AveragePoolBackward,
     Broadcast,
-    Combine,
     Concatenate,
     Convolution,
     Input,
     Linear,
+    LinearCombination,
     LogSumExp,
     Multiply,
     Ones,
@@ -30,19 +31,18 @@ from fastebm.compiler.operations import (
     Permute,
     Reshape,
     Slice,
-    Slope,
     Softmax,
     Sum,
     Upsample,
 )
-from fastebm.compiler.program import INPUT, Builder, Node, Program, tidy
+from fastebm.compiler.program import INPUT, Builder, Node, Program, eliminate_dead_code
 from fastebm.compiler.values import Shape, Value, computed
 
 # Activations whose derivative their result tells: the pre-activation needn't be kept.
 OF_RESULT = ("relu", "tanh", "sigmoid", "exp")
 
 
-def differentiated(program: Program) -> Program:
+def differentiate(program: Program) -> Program:
     """The program with a second output, the gradient of the sum of the energies, of the shape of the samples.
 
     Raises ValueError where the energies don't depend on the input.
@@ -58,7 +58,7 @@ def differentiated(program: Program) -> Program:
     if INPUT not in reverse.gradients:
         raise ValueError("the energies don't depend on the input")
     gradient = reverse.gradient(INPUT)
-    return tidy(Program(tuple(reverse.builder.nodes), (energies, gradient)))
+    return eliminate_dead_code(Program(tuple(reverse.builder.nodes), (energies, gradient)))
 
 
 class _Reverse:
@@ -81,7 +81,7 @@ class _Reverse:
         """The sum of all contributions, once all are there."""
         self._name = f"d_{name}"
         parts = self.gradients[name]
-        return parts[0] if len(parts) == 1 else self.add(Combine((1.0,) * len(parts)), *parts)
+        return parts[0] if len(parts) == 1 else self.add(LinearCombination((1.0,) * len(parts)), *parts)
 
     def shape(self, name: str) -> Shape:
         return self.builder.shape(name)
@@ -99,7 +99,7 @@ def adjoint(operation: Operation, reverse: _Reverse, node: Node, gradient: str) 
 @adjoint.register
 def _(operation: Convolution, reverse: _Reverse, node: Node, gradient: str) -> list[str]:
     weight, source = operation.weight, node.inputs[0]
-    if isinstance(reverse.program[source].operation, AppendOne):
+    if isinstance(reverse.program[source].operation, AppendOnes):
         weight = computed(_without_last_input, weight)
     _, height, width = reverse.shape(source)
     # The channel of ones has no gradient, so it isn't computed; AppendOne's own adjoint takes what is there.
@@ -126,7 +126,7 @@ def _without_last_input(weight: Tensor) -> Tensor:
 
 
 @adjoint.register
-def _(operation: AppendOne, reverse: _Reverse, node: Node, gradient: str) -> list[str]:
+def _(operation: AppendOnes, reverse: _Reverse, node: Node, gradient: str) -> list[str]:
     return [gradient]
 
 
@@ -141,22 +141,22 @@ def _(operation: Affine, reverse: _Reverse, node: Node, gradient: str) -> list[s
 
 
 @adjoint.register
-def _(operation: Combine, reverse: _Reverse, node: Node, gradient: str) -> list[str]:
-    return [reverse.add(Combine((c,)), gradient) for c in operation.coefficients]
+def _(operation: LinearCombination, reverse: _Reverse, node: Node, gradient: str) -> list[str]:
+    return [reverse.add(LinearCombination((c,)), gradient) for c in operation.coefficients]
 
 
 @adjoint.register
 def _(operation: Activation, reverse: _Reverse, node: Node, gradient: str) -> list[str]:
     kind, parameters = operation.kind, operation.parameters
     if kind == "square":
-        return [reverse.add(Multiply(), reverse.add(Combine((2.0,)), gradient), node.inputs[0])]
+        return [reverse.add(Multiply(), reverse.add(LinearCombination((2.0,)), gradient), node.inputs[0])]
     if kind == "exp":
         return [reverse.add(Multiply(), gradient, node.name)]
     # With a negative slope or alpha the sign of the result is not that of the pre-activation.
     increasing = kind in ("leaky_relu", "elu") and all(p > 0 for p in parameters)
     of_result = kind in OF_RESULT or increasing
     kept = node.name if of_result else node.inputs[0]
-    return [reverse.add(Slope(kind, parameters, of_result), gradient, kept)]
+    return [reverse.add(ActivationDerivative(kind, parameters, of_result), gradient, kept)]
 
 
 @adjoint.register
@@ -170,7 +170,7 @@ def _(operation: AveragePool, reverse: _Reverse, node: Node, gradient: str) -> l
     sample = reverse.shape(node.inputs[0])
     tiles = all(n % k == 0 for n, k in zip(sample[1:], operation.kernel, strict=True))
     if operation.simple and tiles:
-        share = reverse.add(Combine((1.0 / (operation.kernel[0] * operation.kernel[1]),)), gradient)
+        share = reverse.add(LinearCombination((1.0 / (operation.kernel[0] * operation.kernel[1]),)), gradient)
         return [reverse.add(Upsample(operation.kernel), share)]
     return [reverse.add(AveragePoolBackward(operation, sample), gradient)]
 
@@ -178,7 +178,7 @@ def _(operation: AveragePool, reverse: _Reverse, node: Node, gradient: str) -> l
 @adjoint.register
 def _(operation: Upsample, reverse: _Reverse, node: Node, gradient: str) -> list[str]:
     mean = reverse.add(AveragePool(operation.factor, operation.factor), gradient)
-    return [reverse.add(Combine((float(operation.factor[0] * operation.factor[1]),)), mean)]
+    return [reverse.add(LinearCombination((float(operation.factor[0] * operation.factor[1]),)), mean)]
 
 
 @adjoint.register

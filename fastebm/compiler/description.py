@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from fastebm.compiler.cost import Cost, cost, node_cost
+from fastebm.compiler.cost_model import Cost, cost, node_cost
 from fastebm.compiler.operations import Input
 from fastebm.compiler.program import Node, Program
 from fastebm.compiler.roofline import Rates

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastebm.compiler.compiled_gradient import FusedGradient, Unsupported
+from fastebm.compiler.compiled_gradient import CompiledGradient, UnsupportedError
 from fastebm.compiler.fingerprint import fingerprint
-from fastebm.compiler.fixed_weights import Evaluated, fixed_weights
+from fastebm.compiler.frozen_weights import Evaluated, fixed_weights
 from fastebm.compiler.precision import autocast_to, without_autocast
-from fastebm.ops import Fused
+from fastebm.ops import CompiledProgram
 from fastebm.ops.backends import content_hash
 
 Energy = Callable[[Tensor], Tensor]
@@ -44,7 +44,7 @@ class EnergyGradient:
             autocast, None as the caller's own autocast state has it. A float16 gradient may underflow: there is no
             loss scaling.
         engine: "fused" captures a program at first use, rewrites it and checks it against autograd (see
-            `FusedGradient`); the first call is an error that says why where that can't be done. "auto" does the same
+            `CompiledGradient`); the first call is an error that says why where that can't be done. "auto" does the same
             and takes autograd where it can't, which `repr` then tells. "autograd" runs autograd.
 
     During a call, or a whole `chain()`, the module is in eval mode, its weights need no gradient, and its
@@ -74,7 +74,7 @@ class EnergyGradient:
         self.engine = AUTO if engine == "auto" else engine
         self.reason = "" if self.engine == "fused" else f"engine is {engine!r}"
         in_full_precision = functools.partial(self._by_autograd, dtype=torch.float32)
-        self._fused = FusedGradient(energy, self._module, dtype, in_full_precision)
+        self._fused = CompiledGradient(energy, self._module, dtype, in_full_precision)
         self._run: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None
         self._in_chain = False
         self._last: tuple[Any, int | None] = (None, None)
@@ -133,7 +133,7 @@ class EnergyGradient:
         inference = any(tensor.is_inference() for tensor in tensors)
         return fingerprint(self.energy, self._module), None if inference else content_hash(tensors)
 
-    def running(self, x: Tensor) -> Fused | None:
+    def running(self, x: Tensor) -> CompiledProgram | None:
         """The fused program that ran on samples like x in this `chain()`, or None where something else did.
 
         For those who run it themselves, as captured graphs and whole chains in one call do: it stays the same object,
@@ -164,7 +164,7 @@ class EnergyGradient:
     def _by_program(self, x: Tensor) -> tuple[Tensor, Tensor]:
         try:
             result = self._fused(x)
-        except Unsupported as refusal:
+        except UnsupportedError as refusal:
             if not self._may_fall_back:
                 raise RuntimeError(
                     f"engine is 'fused', but no fused program exists for {self.name}: {refusal}; "

@@ -8,11 +8,11 @@ from torch import Tensor
 
 from fastebm.compiler.aten_kernels import TO_BUFFER, Kernel, kernel, overwritable
 from fastebm.compiler.capture import referenced
-from fastebm.compiler.lowering import Lowered
+from fastebm.compiler.lowering import LoweringResult
 from fastebm.compiler.operations import Input
 from fastebm.compiler.program import Node, Program
 from fastebm.compiler.values import Value, evaluate
-from fastebm.ops import Fused
+from fastebm.ops import CompiledProgram
 
 # Plans that are kept, each for one length of the batch: a full one, and the rest at the end of a list.
 PLANS = 2
@@ -39,7 +39,7 @@ class Step:
     released: tuple[int, ...]
 
 
-class Execution:
+class StockExecutor:
     """A program that can be run, in one dtype.
 
     `refresh` evaluates the program's values: at the start of a chain, and once before the first run. They always stay
@@ -92,18 +92,18 @@ class Execution:
         return sum(buffer.untyped_storage().nbytes() for buffer in storages.values())
 
 
-class FusedExecution:
-    """A lowered program that runs by `fastebm::run_program`: as `Execution`, for float32 samples.
+class CompiledExecutor:
+    """A lowered program that runs by `fastebm::run_program`: as `StockExecutor`, for float32 samples.
 
     Its results are the same bits for any batch, split and number of threads. `fused` is the program as it runs.
     """
 
-    def __init__(self, program: Program, lowered: Lowered, dtype: torch.dtype, device: torch.device):
+    def __init__(self, program: Program, lowered: LoweringResult, dtype: torch.dtype, device: torch.device):
         self.program = program
         self.lowered = lowered
         self.dtype = dtype
         self.referenced = referenced([*lowered.values, *(n for n in lowered.numbers if isinstance(n, Value))])
-        self.fused = Fused(lowered.recipe, device)
+        self.fused = CompiledProgram(lowered.recipe, device)
 
     @torch.no_grad()
     def refresh(self) -> None:

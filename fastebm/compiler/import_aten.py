@@ -14,10 +14,10 @@ from fastebm.compiler.operations import (
     Affine,
     AveragePool,
     Broadcast,
-    Combine,
     Concatenate,
     Convolution,
     Linear,
+    LinearCombination,
     LogSumExp,
     Multiply,
     Operation,
@@ -34,7 +34,7 @@ from fastebm.compiler.values import Coefficient, Shape, Value, computed, product
 from fastebm.ops.activations import ACTIVATIONS, SWISH_SCALE
 
 
-class Unsupported(Exception):  # noqa: N818  (no error: autograd takes over)
+class UnsupportedError(Exception):
     """Why an energy has no program."""
 
     def __init__(self, node: str, reason: str):
@@ -44,7 +44,7 @@ class Unsupported(Exception):  # noqa: N818  (no error: autograd takes over)
 
 
 @dataclass(frozen=True)
-class Samples:
+class SampleTensor:
     """A result that depends on x, by its name in the program."""
 
     name: str
@@ -65,7 +65,7 @@ def _rule(*names: str) -> Callable[[Rule], Rule]:
     return register
 
 
-class Translator:
+class AtenImporter:
     """Translates one graph into the nodes of `builder`; `dtype` is that of x, and so of all results.
 
     Weights are folded in float64 for a float64 x, and otherwise in float32.
@@ -89,21 +89,21 @@ class Translator:
         # ATen's first argument is self or input; rules call it h.
         given = {("h" if i == 0 and name in ("self", "input") else name): given[name] for i, name in enumerate(names)}
         for name, value in given.items():
-            if isinstance(value, Samples) and name in ("weight", "bias"):
+            if isinstance(value, SampleTensor) and name in ("weight", "bias"):
                 raise self.unsupported(f"its {name} depends on x")
         result = rule(self, **given)
         self._check(result, node.meta.get("val"))
         return result
 
-    def unsupported(self, reason: str) -> Unsupported:
+    def unsupported(self, reason: str) -> UnsupportedError:
         """An exception that names the node now translated."""
-        return Unsupported(self.node.name, f"{self.node.target}: {reason}")
+        return UnsupportedError(self.node.name, f"{self.node.target}: {reason}")
 
     def _check(self, result: Any, seen: Any) -> None:
         if isinstance(result, list | tuple):
             for part, tensor in zip(result, seen, strict=True):
                 self._check(part, tensor)
-        elif isinstance(result, Samples) and isinstance(seen, Tensor):
+        elif isinstance(result, SampleTensor) and isinstance(seen, Tensor):
             self.require_batch_first(seen.shape)
             if self.shape(result) != tuple(seen.shape[1:]):
                 raise self.unsupported(f"shape {tuple(seen.shape)} was not expected")
@@ -119,19 +119,19 @@ class Translator:
 
     # ---- what rules are made of
 
-    def add(self, operation: Operation, *inputs: Samples) -> Samples:
-        return Samples(self.builder.add(operation, *(h.name for h in inputs), name=self.node.name))
+    def add(self, operation: Operation, *inputs: SampleTensor) -> SampleTensor:
+        return SampleTensor(self.builder.add(operation, *(h.name for h in inputs), name=self.node.name))
 
-    def shape(self, h: Samples) -> Shape:
+    def shape(self, h: SampleTensor) -> Shape:
         return self.builder.shape(h.name)
 
-    def samples(self, h: Any, argument: str = "an argument") -> Samples:
+    def samples(self, h: Any, argument: str = "an argument") -> SampleTensor:
         """h, which has to depend on x."""
-        if not isinstance(h, Samples):
+        if not isinstance(h, SampleTensor):
             raise self.unsupported(f"{argument} must depend on x here")
         return h
 
-    def dim(self, h: Samples, dim: int) -> int:
+    def dim(self, h: SampleTensor, dim: int) -> int:
         """A dimension of the batch as one of a sample."""
         count = len(self.shape(h)) + 1
         if not -count <= dim < count:
@@ -165,12 +165,12 @@ class Translator:
         device = self.node.meta["val"].device
         return Value(torch.full, ((), coefficient), (), dtype=self.fold_dtype, device=device)
 
-    def reshaped(self, h: Samples, target: Shape) -> Samples:
+    def reshaped(self, h: SampleTensor, target: Shape) -> SampleTensor:
         if self.shape(h) == target:
             return h
-        return Samples(self.builder.add(Reshape(target), h.name, name=h.name))
+        return SampleTensor(self.builder.add(Reshape(target), h.name, name=h.name))
 
-    def broadcast(self, h: Samples, target: Shape) -> Samples:
+    def broadcast(self, h: SampleTensor, target: Shape) -> SampleTensor:
         """h with dimensions put in front, as broadcasting does, and stretched."""
         shape = self.shape(h)
         if shape == target:
@@ -179,7 +179,7 @@ class Translator:
             raise self.unsupported(f"shapes {shape} and {target} a sample don't broadcast within samples")
         return self.add(Broadcast(target), h)
 
-    def together(self, *parts: Samples) -> list[Samples]:
+    def together(self, *parts: SampleTensor) -> list[SampleTensor]:
         """The parts broadcast to one shape."""
         try:
             target = tuple(torch.broadcast_shapes(*((1, *self.shape(h)) for h in parts)))[1:]
@@ -187,7 +187,7 @@ class Translator:
             raise self.unsupported("its inputs don't broadcast") from None
         return [self.broadcast(h, target) for h in parts]
 
-    def beside(self, value: Value, h: Samples) -> tuple[Value, Samples]:
+    def beside(self, value: Value, h: SampleTensor) -> tuple[Value, SampleTensor]:
         """A value without its batch dimension, and h broadcast with it."""
         count = len(self.shape(h)) + 1
         if len(value.shape) > count or (len(value.shape) == count and value.shape[0] != 1):
@@ -214,8 +214,8 @@ def _pair(numbers: Any) -> Pair:
 
 @_rule("aten.conv2d.default", "aten.conv2d.padding")
 def _conv2d(
-    t: Translator, h: Any, weight: Any, bias: Any, stride: Any, padding: Any, dilation: Any, groups: int
-) -> Samples:
+    t: AtenImporter, h: Any, weight: Any, bias: Any, stride: Any, padding: Any, dilation: Any, groups: int
+) -> SampleTensor:
     weight = t.weight(weight)
     dilation = _pair(dilation)
     if padding == "valid":
@@ -232,7 +232,7 @@ def _conv2d(
 
 @_rule("aten.conv_transpose2d.input")
 def _conv_transpose2d(
-    t: Translator,
+    t: AtenImporter,
     h: Any,
     weight: Any,
     bias: Any,
@@ -241,7 +241,7 @@ def _conv_transpose2d(
     output_padding: Any,
     groups: int,
     dilation: Any,
-) -> Samples:
+) -> SampleTensor:
     operation = Convolution(
         t.weight(weight) or _missing(t),
         t.weight(bias),
@@ -255,11 +255,11 @@ def _conv_transpose2d(
     return t.add(operation, _images(t, h))
 
 
-def _missing(t: Translator) -> Value:
+def _missing(t: AtenImporter) -> Value:
     raise t.unsupported("it has no weight")
 
 
-def _images(t: Translator, h: Any) -> Samples:
+def _images(t: AtenImporter, h: Any) -> SampleTensor:
     """h, whose samples must be (C, H, W)."""
     h = t.samples(h, "its input")
     if len(t.shape(h)) != 3:
@@ -268,7 +268,7 @@ def _images(t: Translator, h: Any) -> Samples:
 
 
 @_rule("aten.linear.default")
-def _linear(t: Translator, h: Any, weight: Any, bias: Any) -> Samples:
+def _linear(t: AtenImporter, h: Any, weight: Any, bias: Any) -> SampleTensor:
     h = t.samples(h, "its input")
     if not t.shape(h):
         raise t.unsupported("its input has no features")
@@ -276,9 +276,9 @@ def _linear(t: Translator, h: Any, weight: Any, bias: Any) -> Samples:
 
 
 @_rule("aten.matmul.default", "aten.mm.default")
-def _matmul(t: Translator, h: Any, other: Any = None, mat2: Any = None) -> Samples:
-    weight = t.weight(mat2 if other is None else other) if not isinstance(other or mat2, Samples) else None
-    if not isinstance(h, Samples) or weight is None:
+def _matmul(t: AtenImporter, h: Any, other: Any = None, mat2: Any = None) -> SampleTensor:
+    weight = t.weight(mat2 if other is None else other) if not isinstance(other or mat2, SampleTensor) else None
+    if not isinstance(h, SampleTensor) or weight is None:
         raise t.unsupported("only a product of samples with one matrix of weights is known")
     if len(weight.shape) != 2 or not t.shape(h):
         raise t.unsupported(f"a product with a weight of shape {weight.shape} is not known")
@@ -286,15 +286,15 @@ def _matmul(t: Translator, h: Any, other: Any = None, mat2: Any = None) -> Sampl
 
 
 @_rule("aten.addmm.default")
-def _addmm(t: Translator, h: Any, mat1: Any, mat2: Any, beta: Any, alpha: Any) -> Samples:
-    if isinstance(h, Samples) or isinstance(mat2, Samples) or (beta, alpha) != (1, 1):
+def _addmm(t: AtenImporter, h: Any, mat1: Any, mat2: Any, beta: Any, alpha: Any) -> SampleTensor:
+    if isinstance(h, SampleTensor) or isinstance(mat2, SampleTensor) or (beta, alpha) != (1, 1):
         raise t.unsupported("only weights of a linear layer are known here")
     return t.add(Linear(computed(Tensor.t, t.weight(mat2)), t.weight(h)), t.samples(mat1))
 
 
 @_rule("aten.batch_norm.default", "aten._native_batch_norm_legit_no_training.default")
 def _batch_norm(
-    t: Translator,
+    t: AtenImporter,
     h: Any,
     weight: Any,
     bias: Any,
@@ -330,7 +330,7 @@ def _norm_shift(
 
 
 @_rule("aten.add.Tensor", "aten.add.Scalar", "aten.sub.Tensor", "aten.sub.Scalar", "aten.rsub.Scalar")
-def _add(t: Translator, h: Any, other: Any, alpha: Any) -> Samples:
+def _add(t: AtenImporter, h: Any, other: Any, alpha: Any) -> SampleTensor:
     name = str(t.node.target)
     if "rsub" in name:
         h, other = other, h
@@ -338,16 +338,16 @@ def _add(t: Translator, h: Any, other: Any, alpha: Any) -> Samples:
     return _weighted_sum(t, [(1.0, h), (sign * alpha, other)])
 
 
-def _weighted_sum(t: Translator, terms: Sequence[tuple[Coefficient, Any]]) -> Samples:
+def _weighted_sum(t: AtenImporter, terms: Sequence[tuple[Coefficient, Any]]) -> SampleTensor:
     """The sum of coefficient * term, where some terms are samples and others numbers or values."""
-    inputs = [(c, term) for c, term in terms if isinstance(term, Samples)]
+    inputs = [(c, term) for c, term in terms if isinstance(term, SampleTensor)]
     parts = t.together(*(term for _, term in inputs))
-    result = t.add(Combine(tuple(c for c, _ in inputs)), *parts)
+    result = t.add(LinearCombination(tuple(c for c, _ in inputs)), *parts)
     for c, term in terms:
         if isinstance(term, Value):
             shift, result = t.beside(term, result)
             result = t.add(Affine(None, computed(_times, shift, c)), result)
-        elif not isinstance(term, Samples):
+        elif not isinstance(term, SampleTensor):
             result = t.add(Affine(None, t.constant(product(t.coefficient(term), c))), result)
     return result
 
@@ -357,18 +357,18 @@ def _times(value: Tensor, factor: Any) -> Tensor:
 
 
 @_rule("aten.neg.default")
-def _neg(t: Translator, h: Any) -> Samples:
-    return t.add(Combine((-1.0,)), t.samples(h))
+def _neg(t: AtenImporter, h: Any) -> SampleTensor:
+    return t.add(LinearCombination((-1.0,)), t.samples(h))
 
 
 @_rule("aten.mul.Tensor", "aten.mul.Scalar", "aten.div.Tensor", "aten.div.Scalar")
-def _mul(t: Translator, h: Any, other: Any) -> Samples:
+def _mul(t: AtenImporter, h: Any, other: Any) -> SampleTensor:
     dividing = "div" in str(t.node.target)
-    if isinstance(h, Samples) and isinstance(other, Samples):
+    if isinstance(h, SampleTensor) and isinstance(other, SampleTensor):
         if dividing:
             raise t.unsupported("a quotient of two results is not in the vocabulary")
         return t.add(Multiply(), *t.together(h, other))
-    if not isinstance(h, Samples):
+    if not isinstance(h, SampleTensor):
         if dividing:
             raise t.unsupported("a quotient by a result is not in the vocabulary")
         h, other = other, h
@@ -380,13 +380,13 @@ def _mul(t: Translator, h: Any, other: Any) -> Samples:
     factor = t.coefficient(other)
     if dividing:
         factor = computed(torch.reciprocal, factor) if isinstance(factor, Value) else 1.0 / factor
-    return t.add(Combine((factor,)), h)
+    return t.add(LinearCombination((factor,)), h)
 
 
 @_rule("fastebm.expand_blend.default")
-def _expand_blend(t: Translator, primal: Any, fade: Any, beta: Any) -> Samples:
+def _expand_blend(t: AtenImporter, primal: Any, fade: Any, beta: Any) -> SampleTensor:
     beta = t.coefficient(beta)
-    return t.add(Combine((beta, _complement(beta))), t.samples(primal), t.samples(fade))
+    return t.add(LinearCombination((beta, _complement(beta))), t.samples(primal), t.samples(fade))
 
 
 def _complement(beta: Coefficient) -> Coefficient:
@@ -399,8 +399,8 @@ def _one_minus(beta: Tensor) -> Tensor:
 
 @_rule("fastebm.block_tail.default")
 def _block_tail(
-    t: Translator, main: Any, skip: Any, fade: Any, beta: Any, activation: int, parameter: float
-) -> Samples:
+    t: AtenImporter, main: Any, skip: Any, fade: Any, beta: Any, activation: int, parameter: float
+) -> SampleTensor:
     name, scale, weight = ACTIVATIONS[activation], math.sqrt(0.5), 1.0
     pool = AveragePool((2, 2), (2, 2))
     pooled, skip = t.add(pool, _images(t, main)), t.add(pool, _images(t, skip))
@@ -408,10 +408,10 @@ def _block_tail(
     if name == "scaled_swish":
         weight = 1.0 / SWISH_SCALE
     if fade is None:
-        return t.add(Combine((scale * weight, scale)), active, skip)
+        return t.add(LinearCombination((scale * weight, scale)), active, skip)
     beta = t.coefficient(beta)
-    tail = t.add(Combine((scale * weight, scale)), active, skip)
-    return t.add(Combine((beta, _complement(beta))), tail, t.samples(fade))
+    tail = t.add(LinearCombination((scale * weight, scale)), active, skip)
+    return t.add(LinearCombination((beta, _complement(beta))), tail, t.samples(fade))
 
 
 def _tail_activation(name: str, parameter: float) -> Activation:
@@ -426,50 +426,50 @@ def _tail_activation(name: str, parameter: float) -> Activation:
 
 
 @_rule("aten.silu.default", "aten.relu.default", "aten.tanh.default", "aten.sigmoid.default", "aten.exp.default")
-def _unary(t: Translator, h: Any) -> Samples:
+def _unary(t: AtenImporter, h: Any) -> SampleTensor:
     return t.add(Activation(str(t.node.target).split(".")[1]), t.samples(h))
 
 
 @_rule("aten.gelu.default")
-def _gelu(t: Translator, h: Any, approximate: str) -> Samples:
+def _gelu(t: AtenImporter, h: Any, approximate: str) -> SampleTensor:
     return t.add(Activation("gelu" if approximate == "none" else "gelu_tanh"), t.samples(h))
 
 
 @_rule("aten.elu.default")
-def _elu(t: Translator, h: Any, alpha: float, scale: float, input_scale: float) -> Samples:
+def _elu(t: AtenImporter, h: Any, alpha: float, scale: float, input_scale: float) -> SampleTensor:
     return t.add(Activation("elu", (float(alpha), float(scale), float(input_scale))), t.samples(h))
 
 
 @_rule("aten.selu.default")
-def _selu(t: Translator, h: Any) -> Samples:
+def _selu(t: AtenImporter, h: Any) -> SampleTensor:
     # The constants of Klambauer et al., "Self-Normalizing Neural Networks", 2017.
     return t.add(Activation("elu", (1.6732632423543772, 1.0507009873554805, 1.0)), t.samples(h))
 
 
 @_rule("aten.leaky_relu.default")
-def _leaky_relu(t: Translator, h: Any, negative_slope: float) -> Samples:
+def _leaky_relu(t: AtenImporter, h: Any, negative_slope: float) -> SampleTensor:
     return t.add(Activation("leaky_relu", (float(negative_slope),)), t.samples(h))
 
 
 @_rule("aten.softplus.default")
-def _softplus(t: Translator, h: Any, beta: float, threshold: float) -> Samples:
+def _softplus(t: AtenImporter, h: Any, beta: float, threshold: float) -> SampleTensor:
     return t.add(Activation("softplus", (float(beta), float(threshold))), t.samples(h))
 
 
 @_rule("aten.square.default")
-def _square(t: Translator, h: Any) -> Samples:
+def _square(t: AtenImporter, h: Any) -> SampleTensor:
     return t.add(Activation("square"), t.samples(h))
 
 
 @_rule("aten.pow.Tensor_Scalar")
-def _pow(t: Translator, h: Any, exponent: Any) -> Samples:
+def _pow(t: AtenImporter, h: Any, exponent: Any) -> SampleTensor:
     if exponent != 2:
         raise t.unsupported(f"only the second power is in the vocabulary, not {exponent}")
     return t.add(Activation("square"), t.samples(h))
 
 
 @_rule("aten.glu.default")
-def _glu(t: Translator, h: Any, dim: int) -> Samples:
+def _glu(t: AtenImporter, h: Any, dim: int) -> SampleTensor:
     h = t.samples(h)
     dim = t.dim(h, dim)
     half = t.shape(h)[dim] // 2
@@ -483,7 +483,7 @@ def _glu(t: Translator, h: Any, dim: int) -> Samples:
 
 @_rule("aten.avg_pool2d.default")
 def _avg_pool2d(
-    t: Translator,
+    t: AtenImporter,
     h: Any,
     kernel_size: Any,
     stride: Any,
@@ -491,7 +491,7 @@ def _avg_pool2d(
     ceil_mode: bool,
     count_include_pad: bool,
     divisor_override: int | None,
-) -> Samples:
+) -> SampleTensor:
     kernel = _pair(kernel_size)
     pool = AveragePool(
         kernel, _pair(stride) if stride else kernel, _pair(padding), ceil_mode, count_include_pad, divisor_override
@@ -500,7 +500,7 @@ def _avg_pool2d(
 
 
 @_rule("aten.adaptive_avg_pool2d.default")
-def _adaptive_avg_pool2d(t: Translator, h: Any, output_size: Any) -> Samples:
+def _adaptive_avg_pool2d(t: AtenImporter, h: Any, output_size: Any) -> SampleTensor:
     h = _images(t, h)
     size, out = t.shape(h)[1:], _pair(output_size)
     if any(n % m for n, m in zip(size, out, strict=True)):
@@ -512,43 +512,43 @@ def _adaptive_avg_pool2d(t: Translator, h: Any, output_size: Any) -> Samples:
 _OVER_THE_BATCH = "it works along the batch, so that samples would influence each other"
 
 
-def _dims(t: Translator, h: Samples, dim: Any) -> tuple[int, ...]:
+def _dims(t: AtenImporter, h: SampleTensor, dim: Any) -> tuple[int, ...]:
     if not dim:
         raise t.unsupported(_OVER_THE_BATCH)
     return tuple(sorted(t.dim(h, d) for d in ([dim] if isinstance(dim, int) else dim)))
 
 
-def _without(t: Translator, h: Samples, dims: tuple[int, ...], keepdim: bool) -> Samples:
+def _without(t: AtenImporter, h: SampleTensor, dims: tuple[int, ...], keepdim: bool) -> SampleTensor:
     if keepdim:
         return h
     return t.reshaped(h, tuple(n for dim, n in enumerate(t.shape(h)) if dim not in dims))
 
 
 @_rule("aten.sum.default", "aten.mean.default")
-def _everything(t: Translator, h: Any, **_: Any) -> Samples:
+def _everything(t: AtenImporter, h: Any, **_: Any) -> SampleTensor:
     raise t.unsupported(_OVER_THE_BATCH)
 
 
 @_rule("aten.sum.dim_IntList")
-def _sum(t: Translator, h: Any, dim: Any, keepdim: bool, dtype: Any) -> Samples:
+def _sum(t: AtenImporter, h: Any, dim: Any, keepdim: bool, dtype: Any) -> SampleTensor:
     h = t.samples(h)
     dims = _dims(t, h, dim)
     return _without(t, t.add(Sum(dims), h), dims, keepdim)
 
 
 @_rule("aten.mean.dim")
-def _mean(t: Translator, h: Any, dim: Any, keepdim: bool, dtype: Any) -> Samples:
+def _mean(t: AtenImporter, h: Any, dim: Any, keepdim: bool, dtype: Any) -> SampleTensor:
     h = t.samples(h)
     dims = _dims(t, h, dim)
     count = math.prod(t.shape(h)[d] for d in dims)
     if dims == (1, 2) and len(t.shape(h)) == 3:
         kernel = (t.shape(h)[1], t.shape(h)[2])
         return _without(t, t.add(AveragePool(kernel, kernel), h), dims, keepdim)
-    return _without(t, t.add(Combine((1.0 / count,)), t.add(Sum(dims), h)), dims, keepdim)
+    return _without(t, t.add(LinearCombination((1.0 / count,)), t.add(Sum(dims), h)), dims, keepdim)
 
 
 @_rule("aten.logsumexp.default")
-def _logsumexp(t: Translator, h: Any, dim: Any, keepdim: bool) -> Samples:
+def _logsumexp(t: AtenImporter, h: Any, dim: Any, keepdim: bool) -> SampleTensor:
     h = t.samples(h)
     dims = _dims(t, h, dim)
     if len(dims) != 1:
@@ -562,7 +562,7 @@ def _logsumexp(t: Translator, h: Any, dim: Any, keepdim: bool) -> Samples:
     "aten._upsample_nearest_exact2d.vec",
     "aten._upsample_nearest_exact2d.default",
 )
-def _upsample(t: Translator, h: Any, **_: Any) -> Samples:
+def _upsample(t: AtenImporter, h: Any, **_: Any) -> SampleTensor:
     h = _images(t, h)
     size, out = t.shape(h)[1:], tuple(t.node.meta["val"].shape[2:])
     if any(m % n for n, m in zip(size, out, strict=True)):
@@ -576,26 +576,26 @@ def _upsample(t: Translator, h: Any, **_: Any) -> Samples:
 @_rule("aten.flatten.using_ints", "aten.view.default", "aten.reshape.default", "aten._unsafe_view.default")
 @_rule("aten.squeeze.dim", "aten.squeeze.dims", "aten.squeeze.default", "aten.unsqueeze.default")
 @_rule("aten.unflatten.int")
-def _reshape(t: Translator, h: Any, **_: Any) -> Samples:
+def _reshape(t: AtenImporter, h: Any, **_: Any) -> SampleTensor:
     seen = t.node.meta["val"].shape
     t.require_batch_first(seen)
     return t.reshaped(t.samples(h), tuple(seen[1:]))
 
 
 @_rule("aten.clone.default", "aten.contiguous.default", "aten.alias.default", "aten.lift_fresh_copy.default")
-def _same(t: Translator, h: Any, **_: Any) -> Samples:
+def _same(t: AtenImporter, h: Any, **_: Any) -> SampleTensor:
     return t.samples(h)
 
 
 @_rule("aten.dropout.default", "aten.feature_dropout.default", "aten.alpha_dropout.default")
-def _dropout(t: Translator, h: Any, p: float, train: bool) -> Samples:
+def _dropout(t: AtenImporter, h: Any, p: float, train: bool) -> SampleTensor:
     if train and p:
         raise t.unsupported("it is random")
     return t.samples(h)
 
 
 @_rule("aten.to.dtype", "aten.to.dtype_layout", "aten.to.device", "aten._to_copy.default", "aten.type_as.default")
-def _to(t: Translator, h: Any, **_: Any) -> Samples:
+def _to(t: AtenImporter, h: Any, **_: Any) -> SampleTensor:
     before, after = t.node.args[0].meta["val"], t.node.meta["val"]  # type: ignore[union-attr]
     if (before.dtype, before.device) != (after.dtype, after.device):
         raise t.unsupported(f"it changes {before.dtype} on {before.device} to {after.dtype} on {after.device}")
@@ -603,7 +603,7 @@ def _to(t: Translator, h: Any, **_: Any) -> Samples:
 
 
 @_rule("aten.permute.default")
-def _permute(t: Translator, h: Any, dims: Any) -> Samples:
+def _permute(t: AtenImporter, h: Any, dims: Any) -> SampleTensor:
     h = t.samples(h)
     count = len(t.shape(h)) + 1
     if dims[0] % count != 0:
@@ -612,7 +612,7 @@ def _permute(t: Translator, h: Any, dims: Any) -> Samples:
 
 
 @_rule("aten.transpose.int")
-def _transpose(t: Translator, h: Any, dim0: int, dim1: int) -> Samples:
+def _transpose(t: AtenImporter, h: Any, dim0: int, dim1: int) -> SampleTensor:
     h = t.samples(h)
     order = list(range(len(t.shape(h))))
     a, b = t.dim(h, dim0), t.dim(h, dim1)
@@ -621,7 +621,7 @@ def _transpose(t: Translator, h: Any, dim0: int, dim1: int) -> Samples:
 
 
 @_rule("aten.slice.Tensor")
-def _slice(t: Translator, h: Any, dim: int, start: Any, end: Any, step: Any) -> Samples:
+def _slice(t: AtenImporter, h: Any, dim: int, start: Any, end: Any, step: Any) -> SampleTensor:
     h = t.samples(h)
     count = len(t.shape(h)) + 1
     if dim % count == 0 and (start or 0) == 0 and (end is None or end >= 2**62) and step == 1:
@@ -634,7 +634,7 @@ def _slice(t: Translator, h: Any, dim: int, start: Any, end: Any, step: Any) -> 
 
 
 @_rule("aten.select.int")
-def _select(t: Translator, h: Any, dim: int, index: int) -> Samples:
+def _select(t: AtenImporter, h: Any, dim: int, index: int) -> SampleTensor:
     h = t.samples(h)
     dim = t.dim(h, dim)
     index %= t.shape(h)[dim]
@@ -642,7 +642,7 @@ def _select(t: Translator, h: Any, dim: int, index: int) -> Samples:
 
 
 @_rule("aten.chunk.default", "aten.split.Tensor", "aten.split_with_sizes.default", "aten.split.sizes")
-def _split(t: Translator, h: Any, dim: int, **_: Any) -> list[Samples]:
+def _split(t: AtenImporter, h: Any, dim: int, **_: Any) -> list[SampleTensor]:
     h = t.samples(h)
     dim = t.dim(h, dim)
     start, parts = 0, []
@@ -654,13 +654,13 @@ def _split(t: Translator, h: Any, dim: int, **_: Any) -> list[Samples]:
 
 
 @_rule("aten.cat.default", "aten.concat.default")
-def _cat(t: Translator, tensors: Any, dim: int) -> Samples:
+def _cat(t: AtenImporter, tensors: Any, dim: int) -> SampleTensor:
     parts = [t.samples(h, "each part") for h in tensors]
     return t.add(Concatenate(t.dim(parts[0], dim)), *parts)
 
 
 @_rule("aten.constant_pad_nd.default", "aten.pad.default")
-def _pad(t: Translator, h: Any, pad: Any, value: Any, mode: str = "constant") -> Samples:
+def _pad(t: AtenImporter, h: Any, pad: Any, value: Any, mode: str = "constant") -> SampleTensor:
     h = t.samples(h)
     count = len(t.shape(h))
     if mode != "constant" or len(pad) > 2 * count or any(n < 0 for n in pad):
@@ -672,7 +672,7 @@ def _pad(t: Translator, h: Any, pad: Any, value: Any, mode: str = "constant") ->
 
 
 @_rule("aten.pixel_shuffle.default")
-def _pixel_shuffle(t: Translator, h: Any, upscale_factor: int) -> Samples:
+def _pixel_shuffle(t: AtenImporter, h: Any, upscale_factor: int) -> SampleTensor:
     h = _images(t, h)
     (channels, height, width), r = t.shape(h), upscale_factor
     apart = t.reshaped(h, (channels // r**2, r, r, height, width))
@@ -680,7 +680,7 @@ def _pixel_shuffle(t: Translator, h: Any, upscale_factor: int) -> Samples:
 
 
 @_rule("aten.expand.default", "aten.expand_as.default")
-def _expand(t: Translator, h: Any, **_: Any) -> Samples:
+def _expand(t: AtenImporter, h: Any, **_: Any) -> SampleTensor:
     seen = t.node.meta["val"].shape
     t.require_batch_first(seen)
     return t.broadcast(t.samples(h), tuple(seen[1:]))

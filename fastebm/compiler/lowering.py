@@ -18,16 +18,17 @@ from torch import Tensor
 
 from fastebm.compiler.operations import (
     Activation,
+    ActivationDerivative,
     Affine,
-    AppendOne,
+    AppendOnes,
     AveragePool,
     AveragePoolBackward,
     Broadcast,
-    Combine,
     Concatenate,
     Convolution,
     Input,
     Linear,
+    LinearCombination,
     LogSumExp,
     Multiply,
     Ones,
@@ -35,19 +36,18 @@ from fastebm.compiler.operations import (
     Pad,
     Reshape,
     Slice,
-    Slope,
     Softmax,
     Sum,
     Upsample,
 )
 from fastebm.compiler.program import Node, Program
 from fastebm.compiler.values import Coefficient, Shape, Value, computed, evaluate
-from fastebm.ops.instructions import KINDS, Buffer, Do, Epilogue, Instruction, Kind
-from fastebm.ops.program import DENSE, Constant, Recipe
+from fastebm.ops.instructions import KINDS, Buffer, Epilogue, EpilogueOp, Instruction, Kind
+from fastebm.ops.program import DENSE, Constant, LoweredProgram
 
 # Activations whose derivative costs more to work out again than to read.
 COSTLY = ("silu", "gelu", "gelu_tanh", "softplus", "elu")
-POINTWISE = (Activation, Slope, Combine, Multiply, Affine)
+POINTWISE = (Activation, ActivationDerivative, LinearCombination, Multiply, Affine)
 # What shows another view of the same memory, or the same pixel several times.
 VIEWS = (Reshape, Upsample, Broadcast, Slice)
 OUTSIDE = 1 << 20
@@ -55,15 +55,15 @@ OUTSIDE = 1 << 20
 Image = tuple[int, int, int]
 
 
-class NotLowered(Exception):  # noqa: N818  (no error: stock operations take over)
+class UnsupportedLowering(Exception):  # noqa: N818  (no error: stock operations take over)
     """Why a program has no recipe."""
 
 
 @dataclass(frozen=True)
-class Lowered:
+class LoweringResult:
     """A recipe and what its constants are made of."""
 
-    recipe: Recipe
+    recipe: LoweredProgram
     numbers: tuple[Coefficient, ...]
     values: tuple[Value, ...]
 
@@ -74,10 +74,10 @@ class Lowered:
         return [known[n] if isinstance(n, Value) else n for n in self.numbers], [known[v] for v in self.values]
 
 
-def lowered(program: Program, itemsize: int) -> Lowered:
+def lower(program: Program, itemsize: int) -> LoweringResult:
     """The recipe of a program with energies and gradient as outputs, for numbers of so many bytes.
 
-    Raises NotLowered with the node and the reason where an operation is beyond the instructions.
+    Raises UnsupportedLowering with the node and the reason where an operation is beyond the instructions.
     """
     return _Lowering(_flattened(program), itemsize).finish()
 
@@ -156,12 +156,12 @@ class _Lowering:
         self.energies, self.gradient = self.program.outputs
         self.images = _images(self.program)
 
-    def finish(self) -> Lowered:
+    def finish(self) -> LoweringResult:
         for node in self.program:
             try:
                 self._lower(node)
-            except NotLowered as reason:
-                raise NotLowered(f"{node.name}: {reason}") from None
+            except UnsupportedLowering as reason:
+                raise UnsupportedLowering(f"{node.name}: {reason}") from None
         for group in self.groups:
             self._leave(group, None)
         for output in (self.energies, self.gradient):
@@ -169,7 +169,7 @@ class _Lowering:
                 self._leave(self._gathered(output, self.places[output], self.images[output]), None)
         return self._recipe()
 
-    def _recipe(self) -> Lowered:
+    def _recipe(self) -> LoweringResult:
         instructions: list[Instruction] = []
         epilogues: list[Epilogue] = []
         for group in self.groups:
@@ -178,8 +178,8 @@ class _Lowering:
             epilogues += group.epilogue
         buffers, constants = self._dense(instructions)
         sample = self.program[self.program.nodes[0].name].shape
-        recipe = Recipe(sample, self.bytes, buffers, tuple(instructions), tuple(epilogues), constants)
-        return Lowered(recipe, tuple(self.numbers), tuple(self.values))
+        recipe = LoweredProgram(sample, self.bytes, buffers, tuple(instructions), tuple(epilogues), constants)
+        return LoweringResult(recipe, tuple(self.numbers), tuple(self.values))
 
     def _dense(self, instructions: list[Instruction]) -> tuple[tuple[Buffer, ...], tuple[Constant, ...]]:
         """Buffers of few channels, and the weights that read them, in the form where a pixel has four numbers."""
@@ -203,10 +203,10 @@ class _Lowering:
         if any(len(shape) not in (0, 1, 3) for shape in shapes) and not isinstance(
             operation, (Input, Reshape, *POINTWISE)
         ):
-            raise NotLowered(f"samples of shape {shapes[0]} are neither images nor vectors")
+            raise UnsupportedLowering(f"samples of shape {shapes[0]} are neither images nor vectors")
         if isinstance(operation, Input):
             channels, height, width = self.images[node.name]
-            ones = any(isinstance(user.operation, AppendOne) for user in self.program.users(node.name))
+            ones = any(isinstance(user.operation, AppendOnes) for user in self.program.users(node.name))
             load = Instruction(
                 Kind.LOAD,
                 source_channels=channels,
@@ -222,7 +222,7 @@ class _Lowering:
             self._pointwise(node)
         elif isinstance(operation, VIEWS):
             self._view(node, operation)
-        elif isinstance(operation, AppendOne):
+        elif isinstance(operation, AppendOnes):
             self._append_one(node)
         elif isinstance(operation, Concatenate):
             self._concatenate(node, operation)
@@ -250,7 +250,7 @@ class _Lowering:
         elif isinstance(operation, AveragePoolBackward):
             pool = operation.pool
             if not pool.simple:
-                raise NotLowered("the derivative of a pool whose windows overlap or are padded is not known")
+                raise UnsupportedLowering("the derivative of a pool whose windows overlap or are padded is not known")
             place = self._stored(node.inputs[0])
             group = self._begin(node, [self._gather(place, self.images[node.name], factor=pool.kernel)])
             group.epilogue.append(self._scale(1.0 / math.prod(pool.kernel)))
@@ -261,13 +261,13 @@ class _Lowering:
         elif isinstance(operation, Pad):
             self._pad(node, operation)
         else:
-            raise NotLowered(f"{type(operation).__name__} is not among the instructions")
+            raise UnsupportedLowering(f"{type(operation).__name__} is not among the instructions")
 
     # ---- convolutions and other maps with weights
 
     def _convolution(self, node: Node, conv: Convolution) -> list[Instruction]:
         if conv.groups != 1:
-            raise NotLowered("a convolution in groups is not among the instructions")
+            raise UnsupportedLowering("a convolution in groups is not among the instructions")
         if conv.transposed:
             return self._transposed(node, conv)
         (channels, height, width), place = self.images[node.name], self._stored(node.inputs[0])
@@ -314,7 +314,7 @@ class _Lowering:
     def _transposed(self, node: Node, conv: Convolution) -> list[Instruction]:
         """One plain convolution for each phase of the output; see `rewrites.parity` for the formula."""
         if conv.dilation != (1, 1) and conv.stride != (1, 1):
-            raise NotLowered("a transposed convolution with stride and dilation is not among the instructions")
+            raise UnsupportedLowering("a transposed convolution with stride and dilation is not among the instructions")
         (channels, height, width), place = self.images[node.name], self._stored(node.inputs[0])
         if conv.stride == (1, 1):
             weight = computed(_flipped, conv.weight)
@@ -344,7 +344,7 @@ class _Lowering:
     def _linear(self, node: Node, linear: Linear) -> Instruction:
         source, target = self.images[node.inputs[0]], self.images[node.name]
         if len(self.program[node.inputs[0]].shape) > 1:
-            raise NotLowered("a linear map of something other than vectors is not among the instructions")
+            raise UnsupportedLowering("a linear map of something other than vectors is not among the instructions")
         place = self._stored(node.inputs[0])
         if target[1:] == (1, 1):
             weight = computed(_over_image, linear.weight, source)
@@ -352,7 +352,7 @@ class _Lowering:
         if source[1:] == (1, 1):
             weight = computed(_to_image, linear.weight, target)
             return self._windows(place, weight, target, padding=(target[1] - 1, target[2] - 1))
-        raise NotLowered("a linear map from an image to an image is not among the instructions")
+        raise UnsupportedLowering("a linear map from an image to an image is not among the instructions")
 
     def _bias(self, group: _Group, bias: Value | None) -> None:
         if bias is not None:
@@ -361,7 +361,7 @@ class _Lowering:
                 if group.image[1:] != (1, 1) and bias.shape[0] != group.image[0]
                 else computed(_column, bias)
             )
-            group.epilogue.append(Epilogue(Do.ADD_CONSTANT, number=self._constant(Constant("image"), image)))
+            group.epilogue.append(Epilogue(EpilogueOp.ADD_CONSTANT, number=self._constant(Constant("image"), image)))
 
     # ---- windows without weights
 
@@ -369,13 +369,13 @@ class _Lowering:
         source, target = self.images[node.inputs[0]], self.images[node.name]
         padded = pool.padding != (0, 0)
         if padded and not pool.count_include_pad and pool.divisor is None:
-            raise NotLowered("a pool that doesn't count its padding is not among the instructions")
+            raise UnsupportedLowering("a pool that doesn't count its padding is not among the instructions")
         floors = [
             (n + 2 * p - k) // s + 1
             for n, k, s, p in zip(source[1:], pool.kernel, pool.stride, pool.padding, strict=True)
         ]
         if pool.ceil_mode and tuple(floors) != target[1:]:
-            raise NotLowered("a pool in ceil mode is not among the instructions")
+            raise UnsupportedLowering("a pool in ceil mode is not among the instructions")
         self._window_sum(node, pool.kernel, pool.stride, pool.padding, 1.0 / (pool.divisor or math.prod(pool.kernel)))
 
     def _window_sum(
@@ -422,7 +422,7 @@ class _Lowering:
     def _softmax(self, node: Node, operation: LogSumExp | Softmax) -> None:
         channels, height, width = self.images[node.inputs[0]]
         if operation.dim != 0 or channels > 1024 or len(self.program[node.inputs[0]].shape) == 1 < height * width:
-            raise NotLowered("only a softmax over at most 1024 channels is among the instructions")
+            raise UnsupportedLowering("only a softmax over at most 1024 channels is among the instructions")
         place, image = self._stored(node.inputs[0]), self.images[node.name]
         kind = Kind.LOG_SUM_EXP if isinstance(operation, LogSumExp) else Kind.SOFTMAX
         instruction = Instruction(
@@ -466,7 +466,7 @@ class _Lowering:
         name = node.inputs[0]
         if isinstance(operation, Reshape):
             if self.images[name] != self.images[node.name]:
-                raise NotLowered(f"{self.program[name].shape} becomes {node.shape}")
+                raise UnsupportedLowering(f"{self.program[name].shape} becomes {node.shape}")
             group = self._open(name)
             if group is not None and self.program.only_user(name) is not None:
                 group.tip = node.name
@@ -495,12 +495,12 @@ class _Lowering:
     def _slice(self, node: Node, operation: Slice, place: _Place) -> None:
         shape, source = self.program[node.inputs[0]].shape, self.images[node.inputs[0]]
         if self.images[node.name][1:] != (source[1:] if len(shape) == 1 else node.shape[1:]):
-            raise NotLowered("a part of a vector lies as an image elsewhere")
+            raise UnsupportedLowering("a part of a vector lies as an image elsewhere")
         if operation.dim == 0 and (len(shape) == 3 or source[1:] == (1, 1)):
             self.places[node.name] = place if place.spread else replace(place, channel=place.channel + operation.start)
             return
         if len(shape) != 3 or not place.plain:
-            raise NotLowered("this slice is not among the instructions")
+            raise UnsupportedLowering("this slice is not among the instructions")
         offset = (operation.start, 0) if operation.dim == 1 else (0, operation.start)
         self._begin(node, [self._gather(place, self.images[node.name], offset=offset)])
 
@@ -515,12 +515,12 @@ class _Lowering:
             self._begin(node, [copy])
             return
         if len(pad.before) == 1 and image[1:] != (1, 1):
-            raise NotLowered("a vector that lies as an image is padded")
+            raise UnsupportedLowering("a vector that lies as an image is padded")
         # First the border, and then what lies within over it.
         buffer = self._buffer(image)
         border = replace(self._gather(replace(place, spread=True), image, offset=(-OUTSIDE, 0)), constant=fill)
-        self.groups.append(_Group([border], [Epilogue(Do.STORE, buffer)], "", image))
-        self.groups.append(_Group([copy], [Epilogue(Do.STORE, buffer, channel=channel)], "", inner))
+        self.groups.append(_Group([border], [Epilogue(EpilogueOp.STORE, buffer)], "", image))
+        self.groups.append(_Group([copy], [Epilogue(EpilogueOp.STORE, buffer, channel=channel)], "", inner))
         self.places[node.name] = _Place(buffer)
 
     def _append_one(self, node: Node) -> None:
@@ -532,10 +532,10 @@ class _Lowering:
         channels, height, width = self.images[source.name]
         buffer = self._buffer((channels + 1, height, width))
         copy = self._gathered(node.name, self._stored(source.name, plain=False), (channels, height, width))
-        copy.epilogue.append(Epilogue(Do.STORE, buffer))
+        copy.epilogue.append(Epilogue(EpilogueOp.STORE, buffer))
         ones = Instruction(Kind.LOAD, height=height, width=width, constant=1)
         self.groups.append(
-            _Group([ones], [Epilogue(Do.STORE, buffer, channel=channels)], node.name, (1, height, width))
+            _Group([ones], [Epilogue(EpilogueOp.STORE, buffer, channel=channels)], node.name, (1, height, width))
         )
         self.places[node.name] = _Place(buffer)
         copy.tip = self.groups[-1].tip = ""
@@ -544,14 +544,14 @@ class _Lowering:
         """One buffer, into whose channels, rows or columns each part is copied."""
         shapes = self.program.shapes(node)
         if any(len(shape) == 1 and self.images[n][1:] != (1, 1) for shape, n in zip(shapes, node.inputs, strict=True)):
-            raise NotLowered("vectors that lie as images are concatenated")
+            raise UnsupportedLowering("vectors that lie as images are concatenated")
         if operation.dim > 0:
             self._begin(node, self._side_by_side(node, operation.dim))
             return
         buffer, channel = self._buffer(self.images[node.name]), 0
         for name in node.inputs:
             copy = self._gathered("", self._stored(name, plain=False), self.images[name])
-            copy.epilogue.append(Epilogue(Do.STORE, buffer, channel=channel))
+            copy.epilogue.append(Epilogue(EpilogueOp.STORE, buffer, channel=channel))
             channel += self.images[name][0]
         self.places[node.name] = _Place(buffer)
 
@@ -583,7 +583,7 @@ class _Lowering:
 
     def _joined(self, node: Node) -> str | None:
         """The input whose group the operation joins: the newest, where the rest was made before."""
-        candidates = node.inputs[:1] if isinstance(node.operation, Slope) else node.inputs
+        candidates = node.inputs[:1] if isinstance(node.operation, ActivationDerivative) else node.inputs
         newest = max(
             (self.group_of[n] for n in node.inputs if n in self.group_of and self._open(n) is not None), default=-1
         )
@@ -605,7 +605,10 @@ class _Lowering:
         writers = [
             k
             for k, group in enumerate(self.groups)
-            if any(e.buffer == place.buffer and e.do in (Do.STORE, Do.ACTIVATE_KEEPING) for e in group.epilogue)
+            if any(
+                e.buffer == place.buffer and e.do in (EpilogueOp.STORE, EpilogueOp.ACTIVATE_KEEPING)
+                for e in group.epilogue
+            )
         ]
         return bool(writers) and max(writers) < number
 
@@ -617,7 +620,7 @@ class _Lowering:
     def _extend(self, group: _Group, node: Node, name: str) -> None:
         """The steps of a pointwise operation on the value `name`, which the group holds."""
         operation, add = node.operation, group.epilogue.append
-        if isinstance(operation, Combine):
+        if isinstance(operation, LinearCombination):
             for c, other in sorted(
                 zip(operation.coefficients, node.inputs, strict=True), key=lambda term: term[1] != name
             ):
@@ -625,23 +628,26 @@ class _Lowering:
                     if c != 1:
                         add(self._scale(c))
                 else:
-                    add(self._operand(Do.ADD, other, number=self._number(c) if c != 1 else -1))
+                    add(self._operand(EpilogueOp.ADD, other, number=self._number(c) if c != 1 else -1))
         elif isinstance(operation, Multiply):
             others = [other for other in node.inputs if other != name] or [name]
-            add(self._operand(Do.MULTIPLY, others[0]))
+            add(self._operand(EpilogueOp.MULTIPLY, others[0]))
         elif isinstance(operation, Affine):
-            for do, value in ((Do.MULTIPLY_CONSTANT, operation.scale), (Do.ADD_CONSTANT, operation.shift)):
+            for do, value in (
+                (EpilogueOp.MULTIPLY_CONSTANT, operation.scale),
+                (EpilogueOp.ADD_CONSTANT, operation.shift),
+            ):
                 if value is not None:
                     image = computed(_as_image, value, self.images[node.name], node.shape)
                     add(Epilogue(do, number=self._constant(Constant("image"), image)))
         elif isinstance(operation, Activation):
             self._activate(group, node, operation, name)
-        elif isinstance(operation, Slope):
+        elif isinstance(operation, ActivationDerivative):
             kept = self.slopes.get((node.inputs[1], operation.kind, operation.parameters))
             if kept is not None:
-                add(Epilogue(Do.MULTIPLY, kept.buffer))
+                add(Epilogue(EpilogueOp.MULTIPLY, kept.buffer))
             else:
-                step = self._operand(Do.SLOPE, node.inputs[1], number=self._parameters(operation.parameters))
+                step = self._operand(EpilogueOp.SLOPE, node.inputs[1], number=self._parameters(operation.parameters))
                 add(replace(step, kind=KINDS.index(operation.kind), of_result=int(operation.of_result)))
 
     def _activate(self, group: _Group, node: Node, operation: Activation, name: str) -> None:
@@ -649,16 +655,16 @@ class _Lowering:
         if any(self._keeps(user, operation, name) for user in self.program.users(name)):
             place = _Place(self._buffer(group.image))
             self.slopes[name, operation.kind, operation.parameters] = place
-            group.epilogue.append(Epilogue(Do.ACTIVATE_KEEPING, place.buffer, number=number, kind=kind))
+            group.epilogue.append(Epilogue(EpilogueOp.ACTIVATE_KEEPING, place.buffer, number=number, kind=kind))
         else:
-            group.epilogue.append(Epilogue(Do.ACTIVATE, number=number, kind=kind))
+            group.epilogue.append(Epilogue(EpilogueOp.ACTIVATE, number=number, kind=kind))
 
     @staticmethod
     def _keeps(user: Node, activation: Activation, name: str) -> bool:
         """Whether `user` wants the derivative of a costly activation at `name`."""
         slope = user.operation
         return (
-            isinstance(slope, Slope)
+            isinstance(slope, ActivationDerivative)
             and not slope.of_result
             and user.inputs[1] == name
             and user.inputs[0] != name
@@ -677,9 +683,9 @@ class _Lowering:
             user is not joining and not self._served(user, name) for user in self.program.users(name)
         ):
             buffer = self._buffer(group.image)
-            group.epilogue.append(Epilogue(Do.STORE, buffer))
+            group.epilogue.append(Epilogue(EpilogueOp.STORE, buffer))
             self.places[name] = _Place(buffer)
-        for output, do in ((self.energies, Do.STORE_ENERGIES), (self.gradient, Do.STORE_GRADIENT)):
+        for output, do in ((self.energies, EpilogueOp.STORE_ENERGIES), (self.gradient, EpilogueOp.STORE_GRADIENT)):
             if name == output and not self._delivers(group, output):
                 group.epilogue.append(Epilogue(do))
 
@@ -689,7 +695,7 @@ class _Lowering:
         return any(self._keeps(user, activation, name) for activation in activations)
 
     def _delivers(self, group: _Group, output: str) -> bool:
-        do = Do.STORE_ENERGIES if output == self.energies else Do.STORE_GRADIENT
+        do = EpilogueOp.STORE_ENERGIES if output == self.energies else EpilogueOp.STORE_GRADIENT
         return any(step.do == do for step in group.epilogue)
 
     def _stored(self, name: str, plain: bool = True) -> _Place:
@@ -697,19 +703,19 @@ class _Lowering:
         if name not in self.places:
             group = self._open(name)
             if group is None:
-                raise NotLowered(f"{name} was not kept")
+                raise UnsupportedLowering(f"{name} was not kept")
             self._leave(group, None)
             if name not in self.places:
-                raise NotLowered(f"{name} was not kept")
+                raise UnsupportedLowering(f"{name} was not kept")
         place = self.places[name]
         if plain and not place.plain:
             copy = self._gathered("", place, self.images[name])
             buffer = self._buffer(self.images[name])
-            copy.epilogue.append(Epilogue(Do.STORE, buffer))
+            copy.epilogue.append(Epilogue(EpilogueOp.STORE, buffer))
             place = self.places[name] = _Place(buffer)
         return place
 
-    def _operand(self, do: Do, name: str, number: int = -1) -> Epilogue:
+    def _operand(self, do: EpilogueOp, name: str, number: int = -1) -> Epilogue:
         place = self._stored(name, plain=False)
         return Epilogue(do, place.buffer, place.channel, *place.factor, number=number, spread=int(place.spread))
 
@@ -736,7 +742,7 @@ class _Lowering:
         return first
 
     def _scale(self, factor: Coefficient) -> Epilogue:
-        return Epilogue(Do.SCALE, number=self._number(factor))
+        return Epilogue(EpilogueOp.SCALE, number=self._number(factor))
 
 
 def _images(program: Program) -> dict[str, Image]:
@@ -756,7 +762,7 @@ def _images(program: Program) -> dict[str, Image]:
             shaped = {images[n] for n in names if images[n][1:] != (1, 1)}
             flat = [n for n in names if images[n][1:] == (1, 1)]
             if len(shaped) > 1:
-                raise NotLowered(f"{node.name}: one vector is several images")
+                raise UnsupportedLowering(f"{node.name}: one vector is several images")
             for n in flat:
                 if shaped:
                     images[n], changed = next(iter(shaped)), True

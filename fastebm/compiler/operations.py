@@ -148,7 +148,7 @@ class Affine(Operation):
 
 
 @dataclass(frozen=True)
-class Combine(Operation):
+class LinearCombination(Operation):
     """`c0 * h0 + c1 * h1 + ...` of any number of inputs of one shape."""
 
     coefficients: tuple[Coefficient, ...]
@@ -179,7 +179,7 @@ class Activation(Operation):
 
 
 @dataclass(frozen=True)
-class Slope(Operation):
+class ActivationDerivative(Operation):
     """`gradient * f'(h)`; the second input is h, or f(h) where `of_result`."""
 
     kind: str
@@ -392,7 +392,7 @@ class Concatenate(Operation):
 
 
 @dataclass(frozen=True)
-class AppendOne(Operation):
+class AppendOnes(Operation):
     """(C, H, W) with a last channel that is one: zero padding turns it into the mark of what lies inside the image."""
 
     def shape(self, *inputs: Shape) -> Shape:

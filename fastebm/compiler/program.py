@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from fastebm.compiler.operations import Combine, Input, Operation
+from fastebm.compiler.operations import Input, LinearCombination, Operation
 from fastebm.compiler.values import Shape
 
 INPUT = "x"
@@ -70,7 +70,7 @@ class Program:
 
     def with_nodes(self, nodes: Iterable[Node]) -> "Program":
         """A tidy program of these nodes in their order and the same outputs."""
-        return tidy(Program(tuple(nodes), self.outputs))
+        return eliminate_dead_code(Program(tuple(nodes), self.outputs))
 
 
 class Builder:
@@ -126,12 +126,12 @@ class Edit:
         return self.program.with_nodes([*self._builder.nodes, *self._after])
 
 
-def replaced(program: Program, changes: dict[str, Node]) -> Program:
+def replace_nodes(program: Program, changes: dict[str, Node]) -> Program:
     """The program with some nodes exchanged for others of the same names."""
     return program.with_nodes(changes.get(node.name, node) for node in program)
 
 
-def tidy(program: Program) -> Program:
+def eliminate_dead_code(program: Program) -> Program:
     """The same results without repetitions, sums of one term, and nodes that nothing needs."""
     renamed: dict[str, str] = {}
     seen: dict[tuple[Any, ...], str] = {}
@@ -139,7 +139,7 @@ def tidy(program: Program) -> Program:
     for node in program:
         inputs = tuple(renamed.get(name, name) for name in node.inputs)
         key = (node.operation, inputs)
-        if isinstance(node.operation, Combine) and len(inputs) == 1 and node.operation.coefficients[0] == 1:
+        if isinstance(node.operation, LinearCombination) and len(inputs) == 1 and node.operation.coefficients[0] == 1:
             renamed[node.name] = inputs[0]
         elif key in seen:
             renamed[node.name] = seen[key]

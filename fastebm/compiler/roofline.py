@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from fastebm.compiler.cost import Cost
+from fastebm.compiler.cost_model import Cost
 
 # A product of 768 x 768 matrices reuses every number 768 times; 32 MB are beyond any cache that is near a core.
 _MATRIX = 768

@@ -27,7 +27,7 @@ def flip(images: Tensor, *, seed: int, positions: int | Tensor) -> Tensor:
     """
     if images.ndim != 4:
         raise ValueError(f"images must be (B, C, H, W), got {tuple(images.shape)}")
-    draws = uniform((len(images), 1), seed=seed, stream=Stream.AUGMENTATION, chains=positions, device=images.device)
+    draws = uniform((len(images), 1), seed=seed, stream=Stream.AUGMENTATION, chain_ids=positions, device=images.device)
     return torch.where(draws[:, :, None, None] > 0.5, images.flip(3), images)
 
 
@@ -38,5 +38,5 @@ def add_noise(images: Tensor, std: float, *, seed: int, positions: int | Tensor)
     """
     if not std >= 0:
         raise ValueError(f"the standard deviation of noise must not be negative, got {std}")
-    noise = normal(images.shape, seed=seed, stream=Stream.DATA_NOISE, chains=positions, device=images.device)
+    noise = normal(images.shape, seed=seed, stream=Stream.DATA_NOISE, chain_ids=positions, device=images.device)
     return images + std * noise

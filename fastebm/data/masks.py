@@ -13,7 +13,7 @@ HOLE_NOISE = 0.03
 """A hole at its own size starts with U(-0.03, 0.03), as "small" noise as in the authors' repository, around a fill."""
 
 
-def surroundings(images: Tensor, hole: Tensor) -> Tensor:
+def neighbour_mean(images: Tensor, hole: Tensor) -> Tensor:
     """`images` (N, C, H, W) with each pixel of the hole at the mean of the known ones around it, in the same colour.
 
     "Around" is the smallest square of 3, 5, 9, 17 and so on a side that has any; 0 where a colour has none at all.
@@ -29,7 +29,7 @@ def surroundings(images: Tensor, hole: Tensor) -> Tensor:
     return filled
 
 
-def random_holes(
+def random_hole_masks(
     count: int, size: int, *, seed: int, positions: int | Tensor, device: torch.device | str = "cpu"
 ) -> Tensor:
     """Holes (count, 1, size, size), bool, True where a pixel is missing, each a function of seed and position alone.
@@ -40,8 +40,8 @@ def random_holes(
     Args:
         seed, positions: as in `fastebm.data.flip`.
     """
-    draws = uniform((count, 8), seed=seed, step=0, stream=Stream.HOLE, chains=positions, device=device)
-    pixels = uniform((count, 1, size, size), seed=seed, step=1, stream=Stream.HOLE, chains=positions, device=device)
+    draws = uniform((count, 8), seed=seed, step=0, stream=Stream.HOLE, chain_ids=positions, device=device)
+    pixels = uniform((count, 1, size, size), seed=seed, step=1, stream=Stream.HOLE, chain_ids=positions, device=device)
     kind, share, long, short, turned, top, left = draws.unbind(1)[:7]
     sides = torch.stack((size * (0.5 + 0.5 * long), size * (0.25 + 0.25 * short))).round().clamp(min=1)
     height, width = torch.where(turned > 0.5, sides, sides.flip(0))

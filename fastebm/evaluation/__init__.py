@@ -1,10 +1,10 @@
 """What samples are worth: distances from real images in features, a classifier's verdict, an energy's health."""
 
-from fastebm.evaluation.calibration_metrics import CalibrationHealth, calibration_health
-from fastebm.evaluation.energy_health import EnergyHealth, acceptance_rate, energy_health, log_acceptance
-from fastebm.evaluation.metrics.classifier import Verdict, judge
+from fastebm.evaluation.calibration_metrics import CalibrationMetrics, calibration_metrics
+from fastebm.evaluation.energy_metrics import EnergyMetrics, acceptance_rate, energy_metrics, log_acceptance
+from fastebm.evaluation.metrics.classifier import EvaluationResult, evaluate_samples
 from fastebm.evaluation.metrics.comparison import Comparison, Distances, RealImages, compare
-from fastebm.evaluation.metrics.digits import DigitsVerdict, judge_digits
+from fastebm.evaluation.metrics.digits import DigitsEvaluation, evaluate_digits
 from fastebm.evaluation.metrics.distances import (
     FeatureStatistics,
     frechet_distance,
@@ -12,29 +12,29 @@ from fastebm.evaluation.metrics.distances import (
     precision_recall,
 )
 from fastebm.evaluation.metrics.features import FeatureClassifier, train_features
-from fastebm.evaluation.metrics.inception import Inception, InceptionVerdict, judge_by_inception
+from fastebm.evaluation.metrics.inception import Inception, InceptionMetrics, inception_metrics
 from fastebm.evaluation.metrics.nearest_neighbors import nearest_distances
 
 __all__ = [
-    "CalibrationHealth",
+    "CalibrationMetrics",
     "Comparison",
-    "DigitsVerdict",
+    "DigitsEvaluation",
     "Distances",
-    "EnergyHealth",
+    "EnergyMetrics",
+    "EvaluationResult",
     "FeatureClassifier",
     "FeatureStatistics",
     "Inception",
-    "InceptionVerdict",
+    "InceptionMetrics",
     "RealImages",
-    "Verdict",
     "acceptance_rate",
-    "calibration_health",
+    "calibration_metrics",
     "compare",
-    "energy_health",
+    "energy_metrics",
+    "evaluate_digits",
+    "evaluate_samples",
     "frechet_distance",
-    "judge",
-    "judge_by_inception",
-    "judge_digits",
+    "inception_metrics",
     "kernel_distance",
     "log_acceptance",
     "nearest_distances",

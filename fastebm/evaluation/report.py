@@ -10,19 +10,19 @@ from typing import Any
 
 from torch import Tensor
 
-from fastebm.evaluation.calibration_metrics import CalibrationHealth
-from fastebm.evaluation.energy_health import ACCEPTANCE_COUNT, EnergyHealth
-from fastebm.evaluation.metrics.classifier import Classes, Nearest, Verdict
+from fastebm.evaluation.calibration_metrics import CalibrationMetrics
+from fastebm.evaluation.energy_metrics import ACCEPTANCE_COUNT, EnergyMetrics
+from fastebm.evaluation.metrics.classifier import Classes, EvaluationResult, Nearest
 from fastebm.evaluation.metrics.comparison import Comparison, RealImages
 from fastebm.evaluation.metrics.distances import FeatureStatistics, frechet_distance
 from fastebm.evaluation.metrics.features import NOT_COMPARABLE, FeatureClassifier
-from fastebm.evaluation.metrics.inception import InceptionVerdict
+from fastebm.evaluation.metrics.inception import InceptionMetrics
 
 _NAME = 36
 
 
 @dataclass(frozen=True)
-class Survival:
+class LongRunFeatures:
     """What becomes of samples when chains go on from them, in the features of a classifier.
 
     Attributes:
@@ -44,7 +44,7 @@ class Survival:
     confident_end: float
 
     @classmethod
-    def of(cls, start: Tensor, end: Tensor, real: RealImages, classifier: FeatureClassifier) -> Survival | None:
+    def of(cls, start: Tensor, end: Tensor, real: RealImages, classifier: FeatureClassifier) -> LongRunFeatures | None:
         """That of samples and the images they became; None where fewer than 2 are finite."""
         if len(end) < 2:
             return None
@@ -73,15 +73,15 @@ class Report:
     real: str
     nearest: Nearest | None = None
     features: dict[str, Any] | None = None
-    verdict: Verdict | None = None
-    inception: InceptionVerdict | None = None
+    verdict: EvaluationResult | None = None
+    inception: InceptionMetrics | None = None
     statistics: dict[str, Any] | None = None
-    health: EnergyHealth | CalibrationHealth | None = None
-    survival: Survival | None = None
+    health: EnergyMetrics | CalibrationMetrics | None = None
+    survival: LongRunFeatures | None = None
 
     def to_json(self) -> dict[str, Any]:
         """What evaluation.json holds. Infinite and undefined numbers become null."""
-        calibrated = isinstance(self.health, CalibrationHealth)
+        calibrated = isinstance(self.health, CalibrationMetrics)
         parts = {
             "samples": self.samples,
             "real": self.real,
@@ -152,7 +152,7 @@ class Report:
             yield f"{'first percentile (copies are near 0)':{_NAME}} {percentiles[0]:9.3f} {percentiles[1]:9.3f}"
 
     def _health(self) -> Iterator[str]:
-        if isinstance(self.health, CalibrationHealth):
+        if isinstance(self.health, CalibrationMetrics):
             yield from _calibration_lines(self.health)
         elif self.health is not None:
             yield from _health_lines(self.health)
@@ -167,7 +167,7 @@ class Report:
             )
 
 
-def _health_lines(found: EnergyHealth) -> Iterator[str]:
+def _health_lines(found: EnergyMetrics) -> Iterator[str]:
     long = found.long
     yield f"health of the energy, {found.count:,} images"
     yield _energies(found)
@@ -179,25 +179,25 @@ def _health_lines(found: EnergyHealth) -> Iterator[str]:
             f"{found.acceptance_samples:.1%}, from real images {found.acceptance_data:.1%} (of {ACCEPTANCE_COUNT})"
         )
     yield (
-        f"{long.steps} more steps: {long.finite_share:.0%} of chains stay finite, energy {long.energy_start:.3f} "
+        f"{long.num_steps} more steps: {long.finite_share:.0%} of chains stay finite, energy {long.energy_start:.3f} "
         f"-> {long.energy_end:.3f}, pixels move by {long.motion:.4f} on average"
     )
 
 
-def _calibration_lines(found: CalibrationHealth) -> Iterator[str]:
+def _calibration_lines(found: CalibrationMetrics) -> Iterator[str]:
     yield f"what the energy has left to calibrate, {found.count:,} images"
     yield _energies(found)
     if found.energy_ends is None or found.gap_ends is None or found.distance is None:
-        yield f"chains of {found.steps} steps from samples: not all stay finite"
+        yield f"chains of {found.num_steps} steps from samples: not all stay finite"
         return
     yield (
-        f"chains of {found.steps} steps from samples: energy {found.energy_samples:.3f} -> {found.energy_ends:.3f}, "
+        f"chains of {found.num_steps} steps from samples: energy {found.energy_samples:.3f} -> {found.energy_ends:.3f}, "
         f"gap {found.gap_ends:+.3f}, squared distance {_number(found.distance)} (of noise alone "
         f"{_number(found.noise_floor)})"
     )
 
 
-def _energies(found: EnergyHealth | CalibrationHealth) -> str:
+def _energies(found: EnergyMetrics | CalibrationMetrics) -> str:
     return (
         f"mean energy: real {found.energy_data:.3f} (deviation {found.energy_data_std:.3f}), samples "
         f"{found.energy_samples:.3f}, gap {found.gap:+.3f}"

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastebm.data import DataError, Form, Images, average_pool_to, digits, form_of, open_images, to_pixels
+from fastebm.data import DataError, ImageFormat, Images, average_pool_to, digits, image_format, open_images, to_pixels
 from fastebm.evaluation.metrics.comparison import RealImages
 from fastebm.training import DigitsSource, ImageSource
 
@@ -58,7 +58,7 @@ def holds_statistics(path: Path) -> bool:
 
 def source_of_real(
     path: Path,
-    samples: Form,
+    samples: ImageFormat,
     *,
     own: ImageSource | None = None,
     full: int | None = None,
@@ -90,7 +90,7 @@ def source_of_real(
     shaped = dataclasses.replace(shaped, **changes)
     if convert:
         return shaped
-    found = form_of(path, shaped.split, crop=crop, key=shaped.key)
+    found = image_format(path, shaped.split, crop=crop, key=shaped.key)
     learned = None if own is None or crop is not None else _form_before(own)
     as_learned = learned is not None and found[1:] == learned[1:]
     fits = found[1:] in (samples[1:], (full, full))
@@ -107,10 +107,10 @@ def source_of_real(
     return ImageSource(path, None, channels, shaped.split, crop=crop, key=shaped.key)
 
 
-def _form_before(own: ImageSource) -> Form | None:
+def _form_before(own: ImageSource) -> ImageFormat | None:
     """The form of a run's own images before they were shaped; None where they can't be read any more."""
     try:
-        return form_of(own.path, own.split, key=own.key)
+        return image_format(own.path, own.split, key=own.key)
     except DataError:
         return None
 
@@ -137,7 +137,7 @@ def _held_out(source: ImageSource, images: Images, size: int) -> Images | None:
         held_out = dataclasses.replace(source, split="test").open()
     except DataError:
         return None  # it has none
-    forms = [Form(*part.pixels.shape[1:]) for part in (images, held_out)]
+    forms = [ImageFormat(*part.pixels.shape[1:]) for part in (images, held_out)]
     if forms[0] != forms[1]:
         raise ValueError(f"{images.name}: its train images are {forms[0]} and its test images {forms[1]}: --convert")
     return _averaged(held_out, size)

@@ -3,6 +3,6 @@
 from fastebm.models.coarse_to_fine import CoarseToFineEnergy
 from fastebm.models.flow import Flow, dequantized, quantized
 from fastebm.models.multi_scale import MultiScaleEnergy
-from fastebm.models.vae import Elbo, Vae
+from fastebm.models.vae import ELBO, VAE
 
-__all__ = ["CoarseToFineEnergy", "Elbo", "Flow", "MultiScaleEnergy", "Vae", "dequantized", "quantized"]
+__all__ = ["ELBO", "VAE", "CoarseToFineEnergy", "Flow", "MultiScaleEnergy", "dequantized", "quantized"]

@@ -131,9 +131,9 @@ class Flow(nn.Module):
 
     Args:
         shape: (C, H, W) of the images; vectors are images of 1x1 pixel with `levels` 0.
-        levels: how often the resolution is halved, each time with `steps` steps at four times the channels, of which
+        levels: how often the resolution is halved, each time with `flow_steps` steps at four times the channels, of which
             half leave as latents before the next level. 0 keeps the resolution, for at least two channels.
-        steps: of a level, or of the whole flow with `levels` 0.
+        flow_steps: of a level, or of the whole flow with `levels` 0.
         width: channels inside of a coupling's net.
         bound: of the log-scales of a coupling.
 
@@ -145,7 +145,7 @@ class Flow(nn.Module):
     Example:
         >>> import torch
         >>> from fastebm.models import Flow
-        >>> flow = Flow((1, 8, 8), levels=2, steps=2, width=16)
+        >>> flow = Flow((1, 8, 8), levels=2, flow_steps=2, width=16)
         >>> images = torch.rand(16, 1, 8, 8) * 2 - 1
         >>> flow.initialize(images)
         >>> latents, _ = flow.encode(images)
@@ -156,15 +156,15 @@ class Flow(nn.Module):
     """
 
     def __init__(
-        self, shape: tuple[int, int, int], *, levels: int = 2, steps: int = 8, width: int = 64, bound: float = 1.5
+        self, shape: tuple[int, int, int], *, levels: int = 2, flow_steps: int = 8, width: int = 64, bound: float = 1.5
     ):
         super().__init__()
-        _check_sizes(shape, levels, steps, width, bound)
+        _check_sizes(shape, levels, flow_steps, width, bound)
         self.shape, self.levels = shape, levels
         self.config: dict[str, Any] = {
             "shape": tuple(shape),
             "levels": levels,
-            "steps": steps,
+            "flow_steps": flow_steps,
             "width": width,
             "bound": bound,
         }
@@ -174,7 +174,7 @@ class Flow(nn.Module):
             if levels:
                 channels, side = 4 * channels, side // 2
             kernel = 3 if side > 1 else 1
-            self.blocks.append(nn.ModuleList(_step(channels, width, kernel, bound) for _ in range(steps)))
+            self.blocks.append(nn.ModuleList(_step(channels, width, kernel, bound) for _ in range(flow_steps)))
             if level + 1 < levels:
                 channels //= 2
 
@@ -224,14 +224,14 @@ class Flow(nn.Module):
         return self.log_prob(images)
 
     def bits_per_dimension(
-        self, images: Tensor, *, seed: int, step: int = 0, chains: int | Tensor = 0, brightnesses: int = 256
+        self, images: Tensor, *, seed: int, step: int = 0, chain_ids: int | Tensor = 0, brightnesses: int = 256
     ) -> Tensor:
         """(B,) bits that the flow needs for each number of discrete images, by `dequantized` with the same arguments.
 
         An upper bound of the true ones in the mean over the noise (Theis, van den Oord, Bethge, "A note on the
         evaluation of generative models", ICLR 2016).
         """
-        spread = dequantized(images, seed=seed, step=step, chains=chains, brightnesses=brightnesses)
+        spread = dequantized(images, seed=seed, step=step, chain_ids=chain_ids, brightnesses=brightnesses)
         return self.bits_per_dimension_of_dequantized(spread, brightnesses)
 
     def bits_per_dimension_of_dequantized(self, images: Tensor, brightnesses: int = 256) -> Tensor:
@@ -240,7 +240,7 @@ class Flow(nn.Module):
         return nats / math.log(2)
 
     def prior(
-        self, count: int, seed: int, *, step: int = 0, chains: int | Tensor = 0, temperature: float = 1.0
+        self, count: int, seed: int, *, step: int = 0, chain_ids: int | Tensor = 0, temperature: float = 1.0
     ) -> Tensor:
         """(count, C H W) latents of N(0, temperature²), a function of seed, step and chain."""
         parameter = next(self.parameters())
@@ -249,7 +249,7 @@ class Flow(nn.Module):
             seed=seed,
             step=step,
             stream=Stream.PRIOR,
-            chains=chains,
+            chain_ids=chain_ids,
             device=parameter.device,
             dtype=parameter.dtype,
         )
@@ -257,10 +257,10 @@ class Flow(nn.Module):
 
     @torch.no_grad()
     def sample(
-        self, count: int, seed: int, *, step: int = 0, chains: int | Tensor = 0, temperature: float = 1.0
+        self, count: int, seed: int, *, step: int = 0, chain_ids: int | Tensor = 0, temperature: float = 1.0
     ) -> Tensor:
         """(count, C, H, W) images of the latents of `prior`, not clamped and not of discrete brightness."""
-        return self.decode(self.prior(count, seed, step=step, chains=chains, temperature=temperature))
+        return self.decode(self.prior(count, seed, step=step, chain_ids=chain_ids, temperature=temperature))
 
     def extra_repr(self) -> str:
         return ", ".join(f"{name}={value}" for name, value in self.config.items())
@@ -268,9 +268,9 @@ class Flow(nn.Module):
     def _encode(self, x: Tensor, *, initialize: bool) -> tuple[Tensor, Tensor]:
         latents = []
         total = x.new_zeros(len(x))
-        for level, steps in enumerate(self.blocks):
+        for level, flow_steps in enumerate(self.blocks):
             x = F.pixel_unshuffle(x, 2) if self.levels else x
-            for step in steps.children():
+            for step in flow_steps.children():
                 for layer in step.children():
                     if initialize and isinstance(layer, ActivationNorm):
                         layer.initialize(x)
@@ -299,13 +299,13 @@ class Flow(nn.Module):
 
 
 def dequantized(
-    images: Tensor, *, seed: int, step: int = 0, chains: int | Tensor = 0, brightnesses: int = 256
+    images: Tensor, *, seed: int, step: int = 0, chain_ids: int | Tensor = 0, brightnesses: int = 256
 ) -> Tensor:
     """Discrete images (B, C, H, W) with uniform noise as wide as the distance between two brightnesses, centred.
 
     Args:
         images: of `brightnesses` equidistant values from -1 to 1.
-        seed, step, chains: address of the noise, in stream DATA_NOISE.
+        seed, step, chain_ids: address of the noise, in stream DATA_NOISE.
 
     Raises ValueError for fewer than two brightnesses.
     """
@@ -316,7 +316,7 @@ def dequantized(
         seed=seed,
         step=step,
         stream=Stream.DATA_NOISE,
-        chains=chains,
+        chain_ids=chain_ids,
         device=images.device,
         dtype=images.dtype,
     )
@@ -340,13 +340,13 @@ def _step(channels: int, width: int, kernel: int, bound: float) -> nn.Sequential
     )
 
 
-def _check_sizes(shape: tuple[int, int, int], levels: int, steps: int, width: int, bound: float) -> None:
+def _check_sizes(shape: tuple[int, int, int], levels: int, flow_steps: int, width: int, bound: float) -> None:
     if len(shape) != 3 or min(shape) < 1:
         raise ValueError(f"the shape of images must be (C, H, W), each at least 1, got {tuple(shape)}")
-    if levels < 0 or steps < 1 or width < 1 or not bound > 0:
+    if levels < 0 or flow_steps < 1 or width < 1 or not bound > 0:
         raise ValueError(
             f"a flow needs levels >= 0, steps >= 1, width >= 1 and bound > 0, "
-            f"got levels={levels}, steps={steps}, width={width}, bound={bound}"
+            f"got levels={levels}, flow_steps={flow_steps}, width={width}, bound={bound}"
         )
     if shape[1] % 2**levels or shape[2] % 2**levels:
         raise ValueError(f"images of {shape[1]}x{shape[2]} can't be halved {levels} times")

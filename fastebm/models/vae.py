@@ -29,7 +29,7 @@ SIZES = (4, 8, 16, 32, 64, 128, 256)
 LOG_VARIANCE_BOUND = 10.0
 
 
-class Elbo(NamedTuple):
+class ELBO(NamedTuple):
     """The evidence lower bound of each image and its two parts, `(B,)` each, in nats: `elbo = likelihood - kl`.
 
     Attributes:
@@ -42,7 +42,7 @@ class Elbo(NamedTuple):
     squared_error: Tensor
 
 
-class GatedUp(nn.Module):
+class GatedUpBlock(nn.Module):
     """Twice the resolution: nearest upsampling, conv3x3, batch norm, gated linear unit."""
 
     def __init__(self, width_in: int, width_out: int, spectral_norm: bool):
@@ -67,14 +67,14 @@ class Decoder(nn.Module):
         self.start = nn.ConvTranspose2d(latent, 2 * widths[LOWEST], LOWEST, bias=False)
         self.norm = nn.BatchNorm2d(2 * widths[LOWEST])
         self.blocks = nn.Sequential(
-            *(GatedUp(widths[s], widths[2 * s], spectral_norm) for s in widths if 2 * s in widths)
+            *(GatedUpBlock(widths[s], widths[2 * s], spectral_norm) for s in widths if 2 * s in widths)
         )
         self.to_image = nn.Conv2d(widths[size], channels, 3, padding=1)
 
-    def doublings(self) -> Iterator[GatedUp]:
+    def doublings(self) -> Iterator[GatedUpBlock]:
         """The blocks, from 4x4 up."""
         for block in self.blocks:
-            assert isinstance(block, GatedUp)
+            assert isinstance(block, GatedUpBlock)
             yield block
 
     def forward(self, z: Tensor) -> Tensor:
@@ -82,7 +82,7 @@ class Decoder(nn.Module):
         return torch.tanh(self.to_image(self.blocks(h)))
 
 
-class ResidualDown(nn.Module):
+class ResidualDownBlock(nn.Module):
     """Half the resolution: two conv3x3 with batch norm, the first with stride 2, beside a strided 1x1 shortcut."""
 
     def __init__(self, width_in: int, width_out: int, stride: int):
@@ -115,11 +115,11 @@ class Encoder(nn.Module):
             nn.Conv2d(channels, widths[size], 3, padding=1, bias=False), nn.BatchNorm2d(widths[size]), nn.LeakyReLU(0.2)
         )
         blocks: list[nn.Module] = [
-            ResidualDown(widths[size], widths[size], 1),
-            ResidualDown(widths[size], widths[size], 1),
+            ResidualDownBlock(widths[size], widths[size], 1),
+            ResidualDownBlock(widths[size], widths[size], 1),
         ]
         for s in sorted(widths, reverse=True)[1:]:
-            blocks += [ResidualDown(widths[2 * s], widths[s], 2), ResidualDown(widths[s], widths[s], 1)]
+            blocks += [ResidualDownBlock(widths[2 * s], widths[s], 2), ResidualDownBlock(widths[s], widths[s], 1)]
         self.blocks = nn.Sequential(*blocks)
         self.linear = nn.Linear(widths[LOWEST] * LOWEST**2, 2 * latent)
 
@@ -128,7 +128,7 @@ class Encoder(nn.Module):
         return mean, log_variance.clamp(-LOG_VARIANCE_BOUND, LOG_VARIANCE_BOUND)
 
 
-class Vae(nn.Module):
+class VAE(nn.Module):
     """A variational autoencoder with a Gaussian decoder: `p(x | z) = N(G(z), variance)`, `z ~ N(0, I)`.
 
     Args:
@@ -146,7 +146,7 @@ class Vae(nn.Module):
 
     Raises ValueError for a size that is no such power of two, and for numbers that are not positive.
 
-        >>> vae = Vae(8, channels=1, latent=4, width=8).eval()
+        >>> vae = VAE(8, channels=1, latent=4, width=8).eval()
         >>> mean, log_variance = vae.encode(torch.zeros(2, 1, 8, 8))
         >>> vae.decode(mean).shape, vae.sample(5, seed=1).shape
         (torch.Size([2, 1, 8, 8]), torch.Size([5, 1, 8, 8]))
@@ -185,7 +185,7 @@ class Vae(nn.Module):
 
     @property
     def config(self) -> dict[str, Any]:
-        """The constructor's arguments, with the variance as it is now: `Vae(**vae.config)` has this one's shape."""
+        """The constructor's arguments, with the variance as it is now: `VAE(**vae.config)` has this one's shape."""
         return {
             "size": self.size,
             "channels": self.channels,
@@ -218,7 +218,7 @@ class Vae(nn.Module):
         """Latent vectors (count, latent) from the prior, numbers `first` and on of those that `seed` has."""
         seed = rng.draw_seed() if seed is None else seed
         device = self.log_variance.device
-        return normal((count, self.latent), seed=seed, stream=Stream.PRIOR, chains=first, device=device)
+        return normal((count, self.latent), seed=seed, stream=Stream.PRIOR, chain_ids=first, device=device)
 
     def posterior(self, x: Tensor, seed: int | None = None, first: int = 0) -> tuple[Tensor, Tensor, Tensor]:
         """A draw z from `q(z | x)` for each image, with the mean and log-variance that it came from.
@@ -227,7 +227,7 @@ class Vae(nn.Module):
         """
         mean, log_variance = self.encode(x)
         seed = rng.draw_seed() if seed is None else seed
-        noise = normal(tuple(mean.shape), seed=seed, stream=Stream.POSTERIOR, chains=first, device=x.device)
+        noise = normal(tuple(mean.shape), seed=seed, stream=Stream.POSTERIOR, chain_ids=first, device=x.device)
         return mean + (0.5 * log_variance).exp() * noise, mean, log_variance
 
     @torch.no_grad()
@@ -252,19 +252,19 @@ class Vae(nn.Module):
         decode = FrozenDecoder(self.decoder, dtype)
         return torch.cat([decode(part) for part in z.split(batch_size)])
 
-    def elbo(self, x: Tensor, seed: int | None = None, first: int = 0) -> Elbo:
+    def elbo(self, x: Tensor, seed: int | None = None, first: int = 0) -> ELBO:
         """The evidence lower bound of images x by one draw from the posterior, and its parts."""
         z, mean, log_variance = self.posterior(x, seed, first)
         return self.bound(squared_error(x, self.decode(z)), kl_to_prior(mean, log_variance), x[0].numel())
 
-    def bound(self, error: Tensor, kl: Tensor, pixels: int) -> Elbo:
+    def bound(self, error: Tensor, kl: Tensor, pixels: int) -> ELBO:
         """The bound from squared errors and KL terms (B,) of images with so many `pixels`, colours counted."""
         constant = 0.5 * pixels * (math.log(2 * math.pi) + self.log_variance)
         likelihood = -0.5 * error * (-self.log_variance).exp() - constant
-        return Elbo(likelihood - kl, likelihood, kl, error)
+        return ELBO(likelihood - kl, likelihood, kl, error)
 
     @torch.no_grad()
-    def settle_batch_norms(
+    def update_bn(
         self, images: Tensor | None = None, *, batches: int = 16, batch_size: int = 128, seed: int = 0, first: int = 0
     ) -> None:
         """Makes the running statistics of all batch norms those of the net as it is now: means over batches.

@@ -4,28 +4,28 @@ from . import backends, schemas
 from .activations import ACTIVATIONS, activation
 from .backends import backend
 from .block_tail import block_tail
-from .chain import CALL_STEPS, advance_chain, in_one_call
+from .chain import CALL_STEPS, advance_chain, prefer_fused_chain
 from .expand_blend import expand_blend
 from .langevin import langevin_step, langevin_step_
 from .normal import normal
-from .program import Fused, Recipe
+from .program import CompiledProgram, LoweredProgram
 from .uniform import uniform
 
 __all__ = [
     "ACTIVATIONS",
     "CALL_STEPS",
-    "Fused",
-    "Recipe",
+    "CompiledProgram",
+    "LoweredProgram",
     "activation",
     "advance_chain",
     "backend",
     "backends",
     "block_tail",
     "expand_blend",
-    "in_one_call",
     "langevin_step",
     "langevin_step_",
     "normal",
+    "prefer_fused_chain",
     "schemas",
     "uniform",
 ]

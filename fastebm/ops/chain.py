@@ -19,12 +19,12 @@ import torch
 from torch import Tensor
 
 from .backends import backend, chosen, launch, register
-from .langevin import apart
 from .langevin import check as check_update
-from .program import Fused, reference_run_program
+from .langevin import without_aliasing
+from .program import CompiledProgram, reference_run_program
 from .program import check as check_program
 
-__all__ = ["CALL_STEPS", "advance_chain", "in_one_call", "reference_run_chain"]
+__all__ = ["CALL_STEPS", "advance_chain", "prefer_fused_chain", "reference_run_chain"]
 
 # The most pixels of an image whose updates take so little that what lies between them counts.
 PIXELS = 16 * 16
@@ -32,7 +32,7 @@ PIXELS = 16 * 16
 CALL_STEPS = 16
 
 
-def in_one_call(x: Tensor) -> bool:
+def prefer_fused_chain(x: Tensor) -> bool:
     """Whether chains like x that a fused program moves are better run by `advance_chain`, some updates in a call.
 
     On a CPU, for small images; not on a GPU, where Triton's kernel has not run yet, and elsewhere updates are launched
@@ -47,13 +47,13 @@ def in_one_call(x: Tensor) -> bool:
     )
 
 
-def advance_chain(x: Tensor, fused: Fused, steps: int, *arguments: Any) -> Tensor:
-    """Moves x and the key among the arguments (those of `langevin_step_` behind the gradient) on by `steps` updates.
+def advance_chain(x: Tensor, fused: CompiledProgram, num_steps: int, *arguments: Any) -> Tensor:
+    """Moves x and the key among the arguments (those of `langevin_step_` behind the gradient) on by `num_steps` updates.
 
     Returns the energies before each, (steps, B).
     """
     code = fused.code(x.shape[0])
-    return torch.ops.fastebm.run_chain(x, code, fused.constants, fused.workspace, steps, *arguments)
+    return torch.ops.fastebm.run_chain(x, code, fused.constants, fused.workspace, num_steps, *arguments)
 
 
 # Operator -----------------------------------------------------------------------------------------------------------
@@ -64,25 +64,25 @@ def _check(
     code: Tensor,
     constants: Sequence[Tensor],
     workspace: Tensor,
-    steps: int,
+    num_steps: int,
     schedule: Tensor,
     key: Tensor,
     *rest: Any,
 ) -> None:
     check_program("run_chain", x, code, constants, workspace)
     check_update("run_chain", x, x, schedule, key, *rest)
-    if steps < 0:
-        raise ValueError(f"steps must not be negative, got {steps}")
+    if num_steps < 0:
+        raise ValueError(f"steps must not be negative, got {num_steps}")
     for name, tensor in (("x", x), ("key", key)):
         if not tensor.is_contiguous():
             raise ValueError(f"{name} is written in place and must be contiguous, got strides {tensor.stride()}")
 
 
 def _fake_run_chain(
-    x: Tensor, code: Tensor, constants: Sequence[Tensor], workspace: Tensor, steps: int, *arguments: Any
+    x: Tensor, code: Tensor, constants: Sequence[Tensor], workspace: Tensor, num_steps: int, *arguments: Any
 ) -> Tensor:
-    _check(x, code, constants, workspace, steps, *arguments)
-    return x.new_empty(steps, x.shape[0])
+    _check(x, code, constants, workspace, num_steps, *arguments)
+    return x.new_empty(num_steps, x.shape[0])
 
 
 @register("run_chain", fake=_fake_run_chain)
@@ -91,33 +91,35 @@ def _run_chain(
     code: Tensor,
     constants: Sequence[Tensor],
     workspace: Tensor,
-    steps: int,
+    num_steps: int,
     schedule: Tensor,
     key: Tensor,
-    chains: Tensor,
+    chain_ids: Tensor,
     clamp_min: float | None,
     clamp_max: float | None,
     grad_clip: float | None,
     grad_norm_clip: float | None,
     mask: Tensor | None,
     known: Tensor | None,
-    anchor: Tensor | None,
-    anchor_weight: Tensor | None,
-    anchor_hinge: float,
+    data_target: Tensor | None,
+    data_term_weight: Tensor | None,
+    data_term_hinge: float,
 ) -> Tensor:
     limits = (clamp_min, clamp_max, grad_clip, grad_norm_clip)
-    sides = (mask, known, anchor, anchor_weight)
-    _check(x, code, constants, workspace, steps, schedule, key, chains, *limits, *sides, anchor_hinge)
-    energies = x.new_empty(steps, x.shape[0])
+    sides = (mask, known, data_target, data_term_weight)
+    _check(x, code, constants, workspace, num_steps, schedule, key, chain_ids, *limits, *sides, data_term_hinge)
+    energies = x.new_empty(num_steps, x.shape[0])
     if x.numel() == 0:
-        key[1:].add_(steps)
+        key[1:].add_(num_steps)
         return energies
     # Kernels write x while they still read the others.
-    mask, known, anchor, anchor_weight = (None if side is None else apart(side, x).contiguous() for side in sides)
+    mask, known, data_target, data_term_weight = (
+        None if side is None else without_aliasing(side, x).contiguous() for side in sides
+    )
     given = (energies, x, torch.empty_like(x), code, list(constants), workspace)
-    address = (schedule.contiguous(), key, chains.contiguous())
-    run = step_by_step if x.dtype == torch.float64 else _launched
-    run(*given, *address, *limits, mask, known, anchor, anchor_weight, anchor_hinge)
+    address = (schedule.contiguous(), key, chain_ids.contiguous())
+    run = run_chain_unfused if x.dtype == torch.float64 else _launched
+    run(*given, *address, *limits, mask, known, data_target, data_term_weight, data_term_hinge)
     return energies
 
 
@@ -125,7 +127,7 @@ def _launched(*arguments: Any) -> None:
     launch("run_chain", *arguments)
 
 
-def step_by_step(
+def run_chain_unfused(
     energies: Tensor,
     x: Tensor,
     gradient: Tensor,
@@ -153,4 +155,4 @@ def step_by_step(
 def reference_run_chain(*arguments: Any) -> None:
     """Kernel `run_chain` in plain PyTorch: the references of its two parts in turn."""
     with backend("reference"):
-        step_by_step(*arguments)
+        run_chain_unfused(*arguments)

@@ -25,8 +25,8 @@ __all__ = [
     "HEADER",
     "KINDS",
     "Buffer",
-    "Do",
     "Epilogue",
+    "EpilogueOp",
     "Header",
     "Instruction",
     "Kind",
@@ -67,7 +67,7 @@ class Kind(IntEnum):
     SOFTMAX = 5
 
 
-class Do(IntEnum):
+class EpilogueOp(IntEnum):
     """An operation of an epilogue on the values v.
 
     ADD_CONSTANT, MULTIPLY_CONSTANT: v + k, v * k, with k a constant image (H or 1, W or 1, channels), a bias mostly.
@@ -164,12 +164,12 @@ class Epilogue:
     """One operation of an epilogue.
 
     Attributes:
-        do: a `Do`.
+        do: a `EpilogueOp`.
         buffer, channel: the buffer that is read or written, and its channel that belongs to channel 0 of v.
         factor_y, factor_x: pixel (y, x) reads the buffer's pixel (y / factor_y, x / factor_x).
         number: of a factor among the numbers, -1 for one; of the first parameter of an activation; of a constant.
         kind: of the activation, from `KINDS`.
-        of_result: see `Do.SLOPE`.
+        of_result: see `EpilogueOp.SLOPE`.
         spread: whether the buffer's one channel stands for all.
     """
 

@@ -17,18 +17,18 @@ from torch import Tensor
 from .. import rng
 from .backends import launch, refuse_autograd, register
 from .normal import (
-    chain_numbers,
     check_address,
     check_addressable,
-    fused,
+    expand_chain_ids,
+    fma,
     normals_from_words,
     philox_words,
     rounded_sqrt,
 )
 
-__all__ = ["Anchor", "langevin_step", "langevin_step_"]
+__all__ = ["DataTerm", "langevin_step", "langevin_step_"]
 
-Anchor = tuple[Tensor, float] | tuple[Tensor, float, float]
+DataTerm = tuple[Tensor, float] | tuple[Tensor, float, float]
 
 _STATES = (torch.float32, torch.float64)
 _GRADIENTS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -42,13 +42,13 @@ def langevin_step(
     noise_std: float | Tensor,
     seed: int,
     step: int = 0,
-    chains: int | Tensor = 0,
+    chain_ids: int | Tensor = 0,
     clamp: tuple[float | None, float | None] | None = None,
     grad_clip: float | None = None,
     grad_norm_clip: float | None = None,
     mask: Tensor | None = None,
     known: Tensor | None = None,
-    anchor: Anchor | None = None,
+    data_term: DataTerm | None = None,
 ) -> Tensor:
     """One Langevin step of every chain of a batch, in one pass over the data.
 
@@ -58,14 +58,14 @@ def langevin_step(
         grad: gradient of the energy (low = real) at x, x's shape; float32, bfloat16 or float16 (any of these or
             float64 for float64 x).
         step_size: eta > 0, or a tensor (B,) of one for each chain; taken as float32, for a float64 x too.
-        noise_std: sigma >= 0, or a tensor (B,). `fastebm.textbook(eps)` gives the pair of unadjusted Langevin dynamics.
-        seed, step, chains: where the noise falls; see `fastebm.normal`.
+        noise_std: sigma >= 0, or a tensor (B,). `fastebm.from_epsilon(eps)` gives the pair of unadjusted Langevin dynamics.
+        seed, step, chain_ids: where the noise falls; see `fastebm.normal`.
         clamp: (low, high) for the new state; either may be None.
         grad_clip: clip every entry of the gradient to [-grad_clip, grad_clip].
         grad_norm_clip: scale each chain's gradient down to at most this Euclidean norm. Not together with grad_clip.
             A norm beyond 1.8e19, whose square is no float32, counts as infinite: that gradient becomes 0.
         mask, known: broadcastable to x; where mask is 1 (True) the new state is `known`.
-        anchor: (target, weight) or (target, weight, hinge): adds the gradient of weight/2 * max(|x - target|^2,
+        data_term: (target, weight) or (target, weight, hinge): adds the gradient of weight/2 * max(|x - target|^2,
             hinge), by chain, after clipping. `target` is broadcastable to x.
 
     Returns:
@@ -83,7 +83,7 @@ def langevin_step(
         >>> x = fastebm.langevin_step(x, x, step_size=0.1, noise_std=0.01, seed=0, step=0, clamp=(-1, 1))
     """
     arguments = _tensors(
-        x, grad, step_size, noise_std, seed, step, chains, clamp, grad_clip, grad_norm_clip, mask, known, anchor
+        x, grad, step_size, noise_std, seed, step, chain_ids, clamp, grad_clip, grad_norm_clip, mask, known, data_term
     )
     return torch.ops.fastebm.langevin_step(x, *arguments)
 
@@ -96,17 +96,17 @@ def langevin_step_(
     noise_std: float | Tensor,
     seed: int,
     step: int = 0,
-    chains: int | Tensor = 0,
+    chain_ids: int | Tensor = 0,
     clamp: tuple[float | None, float | None] | None = None,
     grad_clip: float | None = None,
     grad_norm_clip: float | None = None,
     mask: Tensor | None = None,
     known: Tensor | None = None,
-    anchor: Anchor | None = None,
+    data_term: DataTerm | None = None,
 ) -> Tensor:
     """`langevin_step` in place: writes the new state into `x` and returns it."""
     arguments = _tensors(
-        x, grad, step_size, noise_std, seed, step, chains, clamp, grad_clip, grad_norm_clip, mask, known, anchor
+        x, grad, step_size, noise_std, seed, step, chain_ids, clamp, grad_clip, grad_norm_clip, mask, known, data_term
     )
     torch.ops.fastebm.langevin_step_(x, *arguments)
     return x
@@ -119,20 +119,20 @@ def _tensors(
     noise_std: float | Tensor,
     seed: int,
     step: int,
-    chains: int | Tensor,
+    chain_ids: int | Tensor,
     clamp: tuple[float | None, float | None] | None,
     grad_clip: float | None,
     grad_norm_clip: float | None,
     mask: Tensor | None,
     known: Tensor | None,
-    anchor: Anchor | None,
+    data_term: DataTerm | None,
 ) -> tuple[Any, ...]:
     """The operator's arguments after x, from a user's plain numbers."""
     if not isinstance(x, Tensor) or not isinstance(grad, Tensor):
         raise TypeError(f"x and grad must be tensors, got {type(x).__name__} and {type(grad).__name__}")
     if x.dim() == 0:
         raise ValueError("x must be (chains, ...), got a tensor without dimensions")
-    for name, value in (("mask", mask), ("known", known), ("the anchor's target", anchor and anchor[0])):
+    for name, value in (("mask", mask), ("known", known), ("the anchor's target", data_term and data_term[0])):
         if value is not None and not isinstance(value, Tensor):
             raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
     if clamp is not None and not (isinstance(clamp, tuple | list) and len(clamp) == 2):
@@ -141,19 +141,21 @@ def _tensors(
     low, high = clamp if clamp is not None else (None, None)
     target = weight = None
     hinge = 0.0
-    if anchor is not None:
-        if len(anchor) not in (2, 3):
-            raise ValueError(f"anchor must be (target, weight) or (target, weight, hinge), got {len(anchor)} entries")
-        if not math.isfinite(anchor[1]):
-            raise ValueError(f"the anchor's weight must be finite, got {anchor[1]}")
-        target = _broadcast("the anchor's target", anchor[0], x, x.dtype)
-        weight = torch.tensor([anchor[1]], dtype=torch.float32, device=x.device)
-        hinge = float(anchor[2]) if len(anchor) == 3 else 0.0
+    if data_term is not None:
+        if len(data_term) not in (2, 3):
+            raise ValueError(
+                f"anchor must be (target, weight) or (target, weight, hinge), got {len(data_term)} entries"
+            )
+        if not math.isfinite(data_term[1]):
+            raise ValueError(f"the anchor's weight must be finite, got {data_term[1]}")
+        target = _broadcast("the anchor's target", data_term[0], x, x.dtype)
+        weight = torch.tensor([data_term[1]], dtype=torch.float32, device=x.device)
+        hinge = float(data_term[2]) if len(data_term) == 3 else 0.0
     return (
         grad,
         schedule,
         rng.make_key(seed, step, device=x.device),
-        rng.chain_ids(chains, x.shape[0], x.device),
+        rng.make_chain_ids(chain_ids, x.shape[0], x.device),
         low,
         high,
         grad_clip,
@@ -210,21 +212,21 @@ def check(
     grad: Tensor,
     schedule: Tensor,
     key: Tensor,
-    chains: Tensor,
+    chain_ids: Tensor,
     clamp_min: float | None,
     clamp_max: float | None,
     grad_clip: float | None,
     grad_norm_clip: float | None,
     mask: Tensor | None,
     known: Tensor | None,
-    anchor: Tensor | None,
-    anchor_weight: Tensor | None,
-    anchor_hinge: float,
+    data_term: Tensor | None,
+    data_term_weight: Tensor | None,
+    data_term_hinge: float,
 ) -> None:
     """Raises where `operator` can't update x by these arguments."""
     if x.dim() == 0:
         raise ValueError("x must be (chains, ...), got a tensor without dimensions")
-    refuse_autograd(operator, x, grad, known, anchor)
+    refuse_autograd(operator, x, grad, known, data_term)
     if x.dtype not in _STATES:
         raise TypeError(f"x must be float32 (or float64), got {x.dtype}")
     if grad.dtype not in _GRADIENTS or (grad.dtype == torch.float64 and x.dtype != torch.float64):
@@ -246,7 +248,7 @@ def check(
             f"schedule must be a float32 table (steps, 2) or (steps, {batch}, 2) of (step size, noise std), "
             f"got {schedule.dtype} {tuple(schedule.shape)}"
         )
-    check_address(key, chains, batch)
+    check_address(key, chain_ids, batch)
     for name, tensor in (("schedule", schedule), ("key", key)):
         if tensor.device != x.device:
             raise ValueError(f"{name} must be on x's device {x.device}, got {tensor.device}")
@@ -254,8 +256,8 @@ def check(
         _check_limits(clamp_min, clamp_max, grad_clip, grad_norm_clip)
     if mask is not None or known is not None:
         _check_pair("mask", mask, torch.bool, "known", known, x)
-    if anchor is not None or anchor_weight is not None:
-        _check_anchor(x, anchor, anchor_weight, anchor_hinge)
+    if data_term is not None or data_term_weight is not None:
+        _check_data_term(x, data_term, data_term_weight, data_term_hinge)
 
 
 def _check_limits(
@@ -284,18 +286,22 @@ def _check_pair(
             )
 
 
-def _check_anchor(x: Tensor, anchor: Tensor | None, anchor_weight: Tensor | None, anchor_hinge: float) -> None:
-    _check_pair("anchor", anchor, x.dtype, "anchor_weight", anchor if anchor_weight is not None else None, x)
-    if anchor_weight is not None and (
-        anchor_weight.dtype != torch.float32 or anchor_weight.dim() != 1 or not len(anchor_weight)
+def _check_data_term(
+    x: Tensor, data_term: Tensor | None, data_term_weight: Tensor | None, data_term_hinge: float
+) -> None:
+    _check_pair(
+        "data_term", data_term, x.dtype, "data_term_weight", data_term if data_term_weight is not None else None, x
+    )
+    if data_term_weight is not None and (
+        data_term_weight.dtype != torch.float32 or data_term_weight.dim() != 1 or not len(data_term_weight)
     ):
         raise ValueError(
-            f"anchor_weight must be a float32 table (steps,), got {anchor_weight.dtype} {tuple(anchor_weight.shape)}"
+            f"anchor_weight must be a float32 table (steps,), got {data_term_weight.dtype} {tuple(data_term_weight.shape)}"
         )
-    if anchor_weight is not None and anchor_weight.device != x.device:
-        raise ValueError(f"anchor_weight must be on x's device {x.device}, got {anchor_weight.device}")
-    if not anchor_hinge >= 0:
-        raise ValueError(f"the anchor's hinge must not be negative, got {anchor_hinge}")
+    if data_term_weight is not None and data_term_weight.device != x.device:
+        raise ValueError(f"anchor_weight must be on x's device {x.device}, got {data_term_weight.device}")
+    if not data_term_hinge >= 0:
+        raise ValueError(f"the anchor's hinge must not be negative, got {data_term_hinge}")
 
 
 def images(*tensors: Any) -> list[Any]:
@@ -334,10 +340,10 @@ def _langevin_step_(x: Tensor, grad: Tensor, *arguments: Any) -> None:
         size > 1 and stride == 0 for size, stride in zip(x.shape, x.stride(), strict=True)
     ):
         raise RuntimeError("x can't be written in place: its elements share memory (it was expanded); clone it first")
-    grad = grad if _same_place(grad, x) else apart(grad, x)
-    *address, mask, known, anchor, anchor_weight, anchor_hinge = arguments
-    sides = (t if t is None else apart(t, x) for t in (mask, known, anchor))
-    _run(x, x, grad, *address, *sides, anchor_weight, anchor_hinge)
+    grad = grad if _same_place(grad, x) else without_aliasing(grad, x)
+    *address, mask, known, data_term, data_term_weight, data_term_hinge = arguments
+    sides = (t if t is None else without_aliasing(t, x) for t in (mask, known, data_term))
+    _run(x, x, grad, *address, *sides, data_term_weight, data_term_hinge)
 
 
 def _same_place(tensor: Tensor, x: Tensor) -> bool:
@@ -345,18 +351,18 @@ def _same_place(tensor: Tensor, x: Tensor) -> bool:
     return tensor.data_ptr() == x.data_ptr() and tensor.dtype == x.dtype and tensor.stride() == x.stride()
 
 
-def apart(tensor: Tensor, x: Tensor) -> Tensor:
+def without_aliasing(tensor: Tensor, x: Tensor) -> Tensor:
     """The tensor, or a copy where it shares memory with x: kernels write x while they still read the others."""
     shared = tensor.untyped_storage().data_ptr() == x.untyped_storage().data_ptr()
     return tensor.clone() if shared else tensor
 
 
-def _run(out: Tensor, x: Tensor, grad: Tensor, schedule: Tensor, key: Tensor, chains: Tensor, *rest: Any) -> None:
-    limits, (mask, known, anchor, anchor_weight, anchor_hinge) = rest[:4], rest[4:]
-    target, x_view, grad_view, *sides = images(out, x, grad, mask, known, anchor)
-    address = (schedule.contiguous(), key.contiguous(), chains.contiguous())
-    anchor_weight = None if anchor_weight is None else anchor_weight.contiguous()
-    launch("langevin_step", target, x_view, grad_view, *address, *limits, *sides, anchor_weight, anchor_hinge)
+def _run(out: Tensor, x: Tensor, grad: Tensor, schedule: Tensor, key: Tensor, chain_ids: Tensor, *rest: Any) -> None:
+    limits, (mask, known, data_term, data_term_weight, data_term_hinge) = rest[:4], rest[4:]
+    target, x_view, grad_view, *sides = images(out, x, grad, mask, known, data_term)
+    address = (schedule.contiguous(), key.contiguous(), chain_ids.contiguous())
+    data_term_weight = None if data_term_weight is None else data_term_weight.contiguous()
+    launch("langevin_step", target, x_view, grad_view, *address, *limits, *sides, data_term_weight, data_term_hinge)
     if target.data_ptr() != out.data_ptr():
         # The state itself had to be copied to be seen as images.
         out.copy_(target.view(out.shape))
@@ -375,16 +381,16 @@ def reference_langevin_step(
     grad: Tensor,
     schedule: Tensor,
     key: Tensor,
-    chains: Tensor,
+    chain_ids: Tensor,
     clamp_min: float | None,
     clamp_max: float | None,
     grad_clip: float | None,
     grad_norm_clip: float | None,
     mask: Tensor | None,
     known: Tensor | None,
-    anchor: Tensor | None,
-    anchor_weight: Tensor | None,
-    anchor_hinge: float,
+    data_term: Tensor | None,
+    data_term_weight: Tensor | None,
+    data_term_hinge: float,
 ) -> None:
     """Kernel `langevin_step` in plain PyTorch."""
     if x.numel() == 0:
@@ -401,18 +407,18 @@ def reference_langevin_step(
         norm = rounded_sqrt(ordered_square_sum(g))
         limit = torch.tensor(grad_norm_clip, dtype=x.dtype, device=x.device)
         g = g * torch.where(norm > limit, limit / norm, 1.0).reshape(by_chain)
-    if anchor is not None and anchor_weight is not None:
-        weight = anchor_weight[key[2].clamp(0, anchor_weight.shape[0] - 1)].to(x.dtype).expand(batch)
-        if anchor_hinge > 0:
-            weight = torch.where(ordered_square_sum(x - anchor) > anchor_hinge, weight, 0.0)
+    if data_term is not None and data_term_weight is not None:
+        weight = data_term_weight[key[2].clamp(0, data_term_weight.shape[0] - 1)].to(x.dtype).expand(batch)
+        if data_term_hinge > 0:
+            weight = torch.where(ordered_square_sum(x - data_term) > data_term_hinge, weight, 0.0)
         weight = weight.reshape(by_chain)
-        g = torch.where(weight == 0, g, fused(weight, x - anchor, g))
-    ids = chain_numbers(chains, batch)
+        g = torch.where(weight == 0, g, fma(weight, x - data_term, g))
+    ids = expand_chain_ids(chain_ids, batch)
     valid = check_addressable(key, ids) & (key[2] >= 0)
     elements = x[0].numel()
     noise = normals_from_words(philox_words(key, ids, rng.Stream.LANGEVIN, -(-elements // 4))).flatten(1)[:, :elements]
-    drifted = fused(-step_size, g, x)
-    moved = torch.where(noise_std == 0, drifted, fused(noise_std, noise.reshape(x.shape).to(x.dtype), drifted))
+    drifted = fma(-step_size, g, x)
+    moved = torch.where(noise_std == 0, drifted, fma(noise_std, noise.reshape(x.shape).to(x.dtype), drifted))
     moved = torch.where(valid.reshape(by_chain), moved, torch.nan)
     if clamp_min is not None:
         moved = torch.where(moved < clamp_min, clamp_min, moved)
@@ -434,7 +440,7 @@ def ordered_square_sum(values: Tensor) -> Tensor:
     flat = torch.nn.functional.pad(flat, (0, rows * SUM_LANES - flat.shape[1])).reshape(-1, rows, SUM_LANES)
     lanes = torch.zeros_like(flat[:, 0])
     for row in range(rows):
-        lanes = fused(flat[:, row], flat[:, row], lanes)
+        lanes = fma(flat[:, row], flat[:, row], lanes)
     while lanes.shape[1] > 1:
         half = lanes.shape[1] // 2
         lanes = lanes[:, :half] + lanes[:, half:]

@@ -28,7 +28,7 @@ def normal(
     seed: int,
     step: int = 0,
     stream: int = 0,
-    chains: int | Tensor = 0,
+    chain_ids: int | Tensor = 0,
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
 ) -> Tensor:
@@ -39,7 +39,7 @@ def normal(
         seed: in [-2^63, 2^64).
         step: in [0, 2^32).
         stream: in [0, 256); `fastebm.rng.Stream` lists the library's own.
-        chains: id of the first chain, the others follow; or an int64 tensor of shape (shape[0],). Ids in [0, 2^56).
+        chain_ids: id of the first chain, the others follow; or an int64 tensor of shape (shape[0],). Ids in [0, 2^56).
         device: where the noise is made; bit-equal on every compiled backend.
         dtype: float32 (default), float64, bfloat16 or float16; drawn in float32, then cast. |x| <= 6.77.
 
@@ -53,11 +53,11 @@ def normal(
 
     Example:
         >>> import fastebm
-        >>> whole = fastebm.normal((4, 3, 8, 8), seed=7, step=2)
-        >>> bool((fastebm.normal((2, 3, 8, 8), seed=7, step=2, chains=2) == whole[2:]).all())
+        >>> as_int = fastebm.normal((4, 3, 8, 8), seed=7, step=2)
+        >>> bool((fastebm.normal((2, 3, 8, 8), seed=7, step=2, chain_ids=2) == as_int[2:]).all())
         True
     """
-    return torch.ops.fastebm.normal(*_arguments(shape, seed, step, stream, chains, device, dtype))
+    return torch.ops.fastebm.normal(*_arguments(shape, seed, step, stream, chain_ids, device, dtype))
 
 
 def _arguments(
@@ -65,7 +65,7 @@ def _arguments(
     seed: int,
     step: int,
     stream: int,
-    chains: int | Tensor,
+    chain_ids: int | Tensor,
     device: torch.device | str | None,
     dtype: torch.dtype | None,
 ) -> tuple[list[int], Tensor, Tensor, int, torch.dtype]:
@@ -75,13 +75,13 @@ def _arguments(
         raise ValueError(f"shape must be (chains, ...) with sizes that are not negative, got {tuple(shape)}")
     if math.prod(shape[1:]) > rng.MAX_ELEMENTS:
         raise ValueError(f"a chain has at most 2^34 elements, shape {tuple(shape)} asks for {math.prod(shape[1:])}")
-    if device is None and isinstance(chains, Tensor):
-        device = chains.device
+    if device is None and isinstance(chain_ids, Tensor):
+        device = chain_ids.device
     device = torch.device("cpu") if device is None else torch.device(device)
     key = rng.make_key(seed, step, device=device)
     dtype = torch.float32 if dtype is None else dtype
     _check_dtype(dtype)
-    return shape, key, rng.chain_ids(chains, shape[0], device), rng.check_stream(stream), dtype
+    return shape, key, rng.make_chain_ids(chain_ids, shape[0], device), rng.check_stream(stream), dtype
 
 
 def _check_dtype(dtype: torch.dtype) -> None:
@@ -89,31 +89,33 @@ def _check_dtype(dtype: torch.dtype) -> None:
         raise ValueError(f"noise is float32, float64, bfloat16 or float16, got {dtype}")
 
 
-def check_address(key: Tensor, chains: Tensor, batch: int) -> None:
+def check_address(key: Tensor, chain_ids: Tensor, batch: int) -> None:
     """Refuse keys and chain ids of the wrong form (their values are the kernels' to check)."""
     if key.dtype != torch.int64 or key.shape != (3,):
         raise ValueError(
             f"key must be an int64 tensor (seed, step, schedule index), got {key.dtype} {tuple(key.shape)}"
         )
-    if chains.dtype != torch.int64 or chains.dim() != 1 or chains.shape[0] not in (1, batch):
-        raise ValueError(f"chains must be an int64 tensor (1,) or ({batch},), got {chains.dtype} {tuple(chains.shape)}")
-    if chains.device != key.device:
-        raise ValueError(f"key and chains must be on one device, got {key.device} and {chains.device}")
+    if chain_ids.dtype != torch.int64 or chain_ids.dim() != 1 or chain_ids.shape[0] not in (1, batch):
+        raise ValueError(
+            f"chains must be an int64 tensor (1,) or ({batch},), got {chain_ids.dtype} {tuple(chain_ids.shape)}"
+        )
+    if chain_ids.device != key.device:
+        raise ValueError(f"key and chains must be on one device, got {key.device} and {chain_ids.device}")
 
 
-def empty_noise(shape: Sequence[int], key: Tensor, chains: Tensor, stream: int, dtype: torch.dtype) -> Tensor:
+def empty_noise(shape: Sequence[int], key: Tensor, chain_ids: Tensor, stream: int, dtype: torch.dtype) -> Tensor:
     """Room for the noise: the checks and the fake kernel of `normal` and `uniform`."""
     if len(shape) == 0:
         raise ValueError("shape must be (chains, ...), got ()")
     _check_dtype(dtype)
-    check_address(key, chains, int(shape[0]) if chains.shape[0] != 1 else 1)
+    check_address(key, chain_ids, int(shape[0]) if chain_ids.shape[0] != 1 else 1)
     return torch.empty(shape, dtype=dtype, device=key.device)
 
 
-def draw(kernel: str, shape: Sequence[int], key: Tensor, chains: Tensor, stream: int, dtype: torch.dtype) -> Tensor:
+def draw(kernel: str, shape: Sequence[int], key: Tensor, chain_ids: Tensor, stream: int, dtype: torch.dtype) -> Tensor:
     """Noise by `kernel`: the implementation of `normal` and `uniform`."""
-    out = empty_noise(shape, key, chains, stream, dtype)
-    launch(kernel, out, key.contiguous(), chains.contiguous(), rng.check_stream(stream))
+    out = empty_noise(shape, key, chain_ids, stream, dtype)
+    launch(kernel, out, key.contiguous(), chain_ids.contiguous(), rng.check_stream(stream))
     return out
 
 
@@ -123,27 +125,27 @@ register("normal", fake=empty_noise)(functools.partial(draw, "normal"))
 # Reference ----------------------------------------------------------------------------------------------------------
 
 
-def reference_normal(out: Tensor, key: Tensor, chains: Tensor, stream: int) -> None:
+def reference_normal(out: Tensor, key: Tensor, chain_ids: Tensor, stream: int) -> None:
     """Kernel `normal` in plain PyTorch."""
-    fill_from_words(out, key, chains, stream, normals_from_words)
+    fill_from_words(out, key, chain_ids, stream, normals_from_words)
 
 
 def fill_from_words(
-    out: Tensor, key: Tensor, chains: Tensor, stream: int, transform: Callable[[Tensor], Tensor]
+    out: Tensor, key: Tensor, chain_ids: Tensor, stream: int, transform: Callable[[Tensor], Tensor]
 ) -> None:
     """Fill `out` (B, ...) with `transform` of the Philox words (B, quads, 4) of its elements."""
     if out.numel() == 0:
         return
     batch, elements = out.shape[0], out[0].numel()
-    ids = chain_numbers(chains, batch)
+    ids = expand_chain_ids(chain_ids, batch)
     valid = check_addressable(key, ids)
     noise = transform(philox_words(key, ids, stream, -(-elements // 4))).flatten(1)[:, :elements]
     out.copy_(torch.where(valid[:, None], noise, torch.nan).reshape(out.shape))
 
 
-def chain_numbers(chains: Tensor, batch: int) -> Tensor:
+def expand_chain_ids(chain_ids: Tensor, batch: int) -> Tensor:
     """Ids of all chains of a batch, from the id of the first or a list."""
-    return chains if chains.shape[0] == batch else chains + torch.arange(batch, device=chains.device)
+    return chain_ids if chain_ids.shape[0] == batch else chain_ids + torch.arange(batch, device=chain_ids.device)
 
 
 def check_addressable(key: Tensor, ids: Tensor) -> Tensor:
@@ -179,7 +181,7 @@ def philox(counter: Sequence[Tensor], key: Sequence[Tensor]) -> Tensor:
     return torch.stack((c0, c1, c2, c3), dim=-1)
 
 
-def fused(a: Tensor | float, b: Tensor, c: Tensor | float) -> Tensor:
+def fma(a: Tensor | float, b: Tensor, c: Tensor | float) -> Tensor:
     """a * b + c rounded once, for float32 (in float64, then down); for float64 rounded twice."""
     if b.dtype != torch.float32:
         return a * b + c
@@ -195,7 +197,7 @@ def rounded_sqrt(x: Tensor) -> Tensor:
 
 def uniforms_from_words(words: Tensor) -> Tensor:
     """float32 in (0, 1] from words."""
-    return fused(2.0**-32, words.float(), 2.0**-33)
+    return fma(2.0**-32, words.float(), 2.0**-33)
 
 
 def _hexadecimal(*digits: str) -> list[float]:
@@ -214,7 +216,7 @@ COSINE = [float.fromhex(h) for h in ("0x1.d9d4a6p-11", "-0x1.55c5dcp-6", "0x1.03
 def _polynomial(coefficients: list[float], x: Tensor) -> Tensor:
     value = torch.full_like(x, coefficients[0])
     for coefficient in coefficients[1:]:
-        value = fused(value, x, coefficient)
+        value = fma(value, x, coefficient)
     return value
 
 
@@ -225,8 +227,8 @@ def normals_from_words(words: Tensor) -> Tensor:
     bits = radius.contiguous().view(torch.int32)
     k = (bits - 0x3F3504F3) >> 23
     f = (bits - (k << 23)).view(torch.float32) - 1.0
-    log1p = fused(f * f, _polynomial(LOG, f), -2.0 * f)
-    radius = rounded_sqrt(fused(float.fromhex("-0x1.62e430p+0"), k.float(), log1p))
+    log1p = fma(f * f, _polynomial(LOG, f), -2.0 * f)
+    radius = rounded_sqrt(fma(float.fromhex("-0x1.62e430p+0"), k.float(), log1p))
     quarters = 4.0 * turn
     quadrant = (quarters + 0.5).int()
     r = quarters - quadrant.float()

@@ -1,7 +1,7 @@
 """Fused programs: an energy and its gradient with respect to the input, by a list of instructions, in one call.
 
-`Recipe` is a program as `fastebm.compiler` lowers it: buffers, instructions and constants (weights, biases, factors)
-that are evaluated once a chain. `Fused` makes it runnable: it packs the constants as the backend reads them, plans for
+`LoweredProgram` is a program as `fastebm.compiler` lowers it: buffers, instructions and constants (weights, biases, factors)
+that are evaluated once a chain. `CompiledProgram` makes it runnable: it packs the constants as the backend reads them, plans for
 each length of the batch which images go through the program together and where each buffer lies, and calls the
 operator
 
@@ -27,9 +27,22 @@ from torch import Tensor
 
 from . import backends
 from .backends import launch, refuse_autograd, register
-from .instructions import KINDS, Buffer, Code, Do, Epilogue, Header, Instruction, Kind, Layout, Segment, decode, encode
+from .instructions import (
+    KINDS,
+    Buffer,
+    Code,
+    Epilogue,
+    EpilogueOp,
+    Header,
+    Instruction,
+    Kind,
+    Layout,
+    Segment,
+    decode,
+    encode,
+)
 
-__all__ = ["Constant", "Fused", "Recipe", "pack_convolution", "unpack_convolution"]
+__all__ = ["CompiledProgram", "Constant", "LoweredProgram", "pack_convolution", "unpack_convolution"]
 
 # Channels of one pixel are filled up to a multiple of this, so that kernels read whole vectors (16 float32, 32
 # bfloat16).
@@ -61,13 +74,13 @@ class Constant:
 
 
 @dataclass(frozen=True)
-class Recipe:
+class LoweredProgram:
     """A program without places and layouts: `Buffer`s have only channels, height, width, bytes and margin.
 
     Attributes:
         sample: the shape of one sample of x.
         bytes: of the numbers that convolutions read: 2 (bfloat16), 4 or 8.
-        constants: what `Fused.refresh` gets values for, in that order, after the numbers.
+        constants: what `CompiledProgram.refresh` gets values for, in that order, after the numbers.
     """
 
     sample: tuple[int, ...]
@@ -81,19 +94,19 @@ class Recipe:
         """The buffers that an instruction reads."""
         found = [instruction.source] if instruction.source >= 0 else []
         for step in self.epilogue(instruction):
-            if step.do in (Do.ADD, Do.MULTIPLY, Do.SLOPE):
+            if step.do in (EpilogueOp.ADD, EpilogueOp.MULTIPLY, EpilogueOp.SLOPE):
                 found.append(step.buffer)
         return found
 
     def writes(self, instruction: Instruction) -> list[int]:
         """The buffers that an instruction writes."""
-        return [s.buffer for s in self.epilogue(instruction) if s.do in (Do.STORE, Do.ACTIVATE_KEEPING)]
+        return [s.buffer for s in self.epilogue(instruction) if s.do in (EpilogueOp.STORE, EpilogueOp.ACTIVATE_KEEPING)]
 
     def epilogue(self, instruction: Instruction) -> tuple[Epilogue, ...]:
         return self.epilogues[instruction.first : instruction.first + instruction.count]
 
 
-class Fused:
+class CompiledProgram:
     """A recipe that runs on one device: `energies, gradient = self(x)`, after `refresh`.
 
     Args:
@@ -108,7 +121,7 @@ class Fused:
         RuntimeError: where the chosen backend can't run it there.
     """
 
-    def __init__(self, recipe: Recipe, device: torch.device) -> None:
+    def __init__(self, recipe: LoweredProgram, device: torch.device) -> None:
         self.recipe = recipe
         self.device = device
         self.layout, self.panel = layout_for(device, recipe.bytes)
@@ -202,20 +215,22 @@ def pack_convolution(weight: Tensor, layout: Layout, panel: int, dense: bool, dt
         return weight.permute(2, 3, 1, 0).reshape(height * width, inner, out).to(dtype).contiguous()
     if layout == Layout.PANELS:
         filled = F.pad(weight.float(), (0, 0, 0, 0, 0, 0, 0, -out % panel))
-        apart = filled.reshape(-1, panel, inner, height * width)
-        return apart.permute(0, 3, 2, 1).contiguous()
+        without_aliasing = filled.reshape(-1, panel, inner, height * width)
+        return without_aliasing.permute(0, 3, 2, 1).contiguous()
     tiles = tiles_of(out)
     weight = weight.to(torch.bfloat16)
     weight = F.pad(weight, (0, 0, 0, 0, 0, 0, 0, -out % (16 * tiles)))
     if dense:
         # One step for each row of the kernel: its 32 numbers are (x, channel) with four channels to a pixel.
         rows = F.pad(weight, (0, 0, 0, 0, 0, DENSE - inner)).permute(0, 2, 3, 1).reshape(-1, height, width * DENSE)
-        steps = F.pad(rows, (0, 32 - width * DENSE))
+        num_steps = F.pad(rows, (0, 32 - width * DENSE))
     else:
         filled = F.pad(weight, (0, 0, 0, 0, 0, -inner % 32))
-        steps = filled.permute(0, 2, 3, 1).reshape(len(filled), -1, 32)
-    apart = steps.reshape(-1, tiles, 16, steps.shape[1], 16, 2)  # panel, tile, output, step, pair, one of the pair
-    return apart.permute(0, 3, 1, 4, 2, 5).contiguous()
+        num_steps = filled.permute(0, 2, 3, 1).reshape(len(filled), -1, 32)
+    without_aliasing = num_steps.reshape(
+        -1, tiles, 16, num_steps.shape[1], 16, 2
+    )  # panel, tile, output, step, pair, one of the pair
+    return without_aliasing.permute(0, 3, 1, 4, 2, 5).contiguous()
 
 
 def unpack_convolution(
@@ -228,11 +243,11 @@ def unpack_convolution(
         return packed.reshape(height, width, inner, out).permute(3, 2, 0, 1)
     if layout == Layout.PANELS:
         return packed.permute(0, 3, 2, 1).reshape(-1, inner, height, width)[:out]
-    steps = packed.permute(0, 2, 4, 1, 3, 5)
-    steps = steps.reshape(-1, steps.shape[3], 32)[:out]
+    num_steps = packed.permute(0, 2, 4, 1, 3, 5)
+    num_steps = num_steps.reshape(-1, num_steps.shape[3], 32)[:out]
     if dense:
-        return steps[:, :, : width * DENSE].reshape(out, height, width, DENSE)[..., :inner].permute(0, 3, 1, 2)
-    return steps.reshape(out, height, width, -1)[..., :inner].permute(0, 3, 1, 2)
+        return num_steps[:, :, : width * DENSE].reshape(out, height, width, DENSE)[..., :inner].permute(0, 3, 1, 2)
+    return num_steps.reshape(out, height, width, -1)[..., :inner].permute(0, 3, 1, 2)
 
 
 def tiles_of(out: int) -> int:
@@ -243,7 +258,7 @@ def tiles_of(out: int) -> int:
 # ---- planning
 
 
-def planned(recipe: Recipe, layout: Layout, panel: int, batch: int, workers: int, device: str) -> Code:
+def planned(recipe: LoweredProgram, layout: Layout, panel: int, batch: int, workers: int, device: str) -> Code:
     """Chunks, segments and places for one length of the batch. Only the C++ kernels share images out among workers."""
     whole = device != "cpu" or layout == Layout.PLAIN
     team = not whole and workers > 1 and batch < workers
@@ -266,11 +281,11 @@ def chunk_of(batch: int, workers: int, image_bytes: int) -> int:
     return max(1, -(-batch // (workers * rounds)))
 
 
-def _image_bytes(recipe: Recipe) -> int:
+def _image_bytes(recipe: LoweredProgram) -> int:
     return sum(math.prod(_strides(buffer)[2:]) * buffer.bytes for buffer in recipe.buffers)
 
 
-def segments_of(recipe: Recipe, chunk: int) -> list[Segment]:
+def segments_of(recipe: LoweredProgram, chunk: int) -> list[Segment]:
     """Runs of instructions that work on as many images at a time as a core's cache holds, a power of two.
 
     Small instructions go along with their neighbours. Convolutions of narrow maps take the whole chunk, because rows of
@@ -295,7 +310,7 @@ def _goes_along(instruction: Instruction, images: int, with_images: int, chunk: 
     return with_images < chunk and images < chunk and max(images, with_images) <= 2 * min(images, with_images)
 
 
-def _images_in_cache(recipe: Recipe, instruction: Instruction, chunk: int) -> int:
+def _images_in_cache(recipe: LoweredProgram, instruction: Instruction, chunk: int) -> int:
     touched = {*recipe.reads(instruction), *recipe.writes(instruction)}
     size = sum(_strides(recipe.buffers[b])[2] * recipe.buffers[b].bytes for b in touched)
     images = 1
@@ -322,7 +337,7 @@ def _strides(buffer: Buffer, together: int = 1) -> tuple[int, int, int]:
     return pixel, row, (image + (image % 2 == 0)) * line
 
 
-def _margins(recipe: Recipe) -> dict[int, int]:
+def _margins(recipe: LoweredProgram) -> dict[int, int]:
     """The zeros beside the rows of each buffer that tiles of neighbouring pixels read in convolutions with padding."""
     margins: dict[int, int] = {}
     for i in recipe.instructions:
@@ -337,7 +352,9 @@ def _margins(recipe: Recipe) -> dict[int, int]:
     return margins
 
 
-def placed(recipe: Recipe, layout: Layout, segments: Sequence[Segment], chunk: int) -> tuple[int, tuple[Buffer, ...]]:
+def placed(
+    recipe: LoweredProgram, layout: Layout, segments: Sequence[Segment], chunk: int
+) -> tuple[int, tuple[Buffer, ...]]:
     """The bytes of one slot, and the buffers with strides and offsets in it.
 
     A buffer that lives within one segment has room for that segment's images only; memory is used again once the last
@@ -508,32 +525,32 @@ class _Reference:
 
     def _done(self, i: Instruction, step: Epilogue, v: Tensor) -> Tensor:
         """The values after one operation of the epilogue."""
-        do = Do(step.do)
-        if do in (Do.ADD_CONSTANT, Do.MULTIPLY_CONSTANT):
+        do = EpilogueOp(step.do)
+        if do in (EpilogueOp.ADD_CONSTANT, EpilogueOp.MULTIPLY_CONSTANT):
             constant = self.constants[step.number].permute(2, 0, 1)[: i.channels].to(v.dtype)
             if constant.shape[1] > 1 or constant.shape[2] > 1:
                 rows, columns = self._pixels(i)
                 constant = constant[:, rows if constant.shape[1] > 1 else rows * 0][
                     :, :, columns if constant.shape[2] > 1 else columns * 0
                 ]
-            return v + constant if do == Do.ADD_CONSTANT else v * constant
-        if do == Do.SCALE:
+            return v + constant if do == EpilogueOp.ADD_CONSTANT else v * constant
+        if do == EpilogueOp.SCALE:
             return v * self._number(step, v)
-        if do == Do.ADD:
+        if do == EpilogueOp.ADD:
             return v + self._number(step, v) * self._read(i, step, v)
-        if do == Do.MULTIPLY:
+        if do == EpilogueOp.MULTIPLY:
             return v * self._read(i, step, v)
-        if do == Do.ACTIVATE:
+        if do == EpilogueOp.ACTIVATE:
             return activated(v, step.kind, self._parameters(step))
-        if do == Do.ACTIVATE_KEEPING:
+        if do == EpilogueOp.ACTIVATE_KEEPING:
             self._write(i, step, slope(v, step.kind, self._parameters(step), of_result=False))
             return activated(v, step.kind, self._parameters(step))
-        if do == Do.SLOPE:
+        if do == EpilogueOp.SLOPE:
             kept = self._read(i, step, v)
             return v * slope(kept, step.kind, self._parameters(step), of_result=bool(step.of_result))
-        if do == Do.STORE:
+        if do == EpilogueOp.STORE:
             self._write(i, step, v)
-        elif do == Do.STORE_GRADIENT:
+        elif do == EpilogueOp.STORE_GRADIENT:
             rows, columns = self._pixels(i)
             shaped = self.gradient.view(len(v), i.channels, -1, self._width())
             shaped[:, :, rows[:, None], columns] = v.to(shaped.dtype)

@@ -20,7 +20,7 @@ def uniform(
     seed: int,
     step: int = 0,
     stream: int = 0,
-    chains: int | Tensor = 0,
+    chain_ids: int | Tensor = 0,
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
 ) -> Tensor:
@@ -33,7 +33,7 @@ def uniform(
         >>> import fastebm
         >>> start = 2 * fastebm.uniform((16, 1, 8, 8), seed=0, stream=fastebm.rng.Stream.INITIAL) - 1
     """
-    return torch.ops.fastebm.uniform(*_arguments(shape, seed, step, stream, chains, device, dtype))
+    return torch.ops.fastebm.uniform(*_arguments(shape, seed, step, stream, chain_ids, device, dtype))
 
 
 register("uniform", fake=empty_noise)(functools.partial(draw, "uniform"))
@@ -42,6 +42,6 @@ register("uniform", fake=empty_noise)(functools.partial(draw, "uniform"))
 # Reference ----------------------------------------------------------------------------------------------------------
 
 
-def reference_uniform(out: Tensor, key: Tensor, chains: Tensor, stream: int) -> None:
+def reference_uniform(out: Tensor, key: Tensor, chain_ids: Tensor, stream: int) -> None:
     """Kernel `uniform` in plain PyTorch."""
-    fill_from_words(out, key, chains, stream, uniforms_from_words)
+    fill_from_words(out, key, chain_ids, stream, uniforms_from_words)

@@ -1,9 +1,9 @@
 """Samplers of energies: explicit chain state, schedules, Langevin dynamics, coarse-to-fine cascades."""
 
 from fastebm.sampling.cascade import Cascade, ExpandingCascade
-from fastebm.sampling.data_term import data_term, implicit_step
+from fastebm.sampling.data_term import data_term_weight, implicit_step
 from fastebm.sampling.langevin import Langevin
-from fastebm.sampling.schedules import Schedule, constant, cosine, linear, polynomial, table, textbook
+from fastebm.sampling.schedules import Schedule, constant, cosine, from_epsilon, linear, polynomial, table
 from fastebm.sampling.state import ChainState, StepInfo
 
 __all__ = [
@@ -15,10 +15,10 @@ __all__ = [
     "StepInfo",
     "constant",
     "cosine",
-    "data_term",
+    "data_term_weight",
+    "from_epsilon",
     "implicit_step",
     "linear",
     "polynomial",
     "table",
-    "textbook",
 ]

@@ -25,8 +25,8 @@ import fastebm.ops  # noqa: F401  (registers torch.ops.fastebm)
 from fastebm import rng
 from fastebm.compiler import EnergyGradient
 from fastebm.sampling.data_term import implicit_step
-from fastebm.sampling.langevin import Callback, Energy, Langevin, LangevinOptions, batch_rows, check_steps
-from fastebm.sampling.observers import Observer, finite_chains, progress_bar
+from fastebm.sampling.langevin import Callback, Energy, Langevin, LangevinOptions, batch_slices, check_steps
+from fastebm.sampling.observers import Observer, checking_finite, progress_bar
 from fastebm.sampling.schedules import Schedule, linear, table
 from fastebm.sampling.state import ChainState, StepInfo
 
@@ -36,12 +36,12 @@ _EXPANDING_NOISE = linear(0.03, 5e-4)
 
 @dataclass(frozen=True)
 class Level:
-    """`steps` updates by `sampler` on images of `size`, which on the way up to it are mixed with `renewal` of noise."""
+    """`num_steps` updates by `sampler` on images of `size`, which on the way up to it are mixed with `renoise` of noise."""
 
     size: int
     sampler: Langevin
-    steps: int
-    renewal: float = 0.0
+    num_steps: int
+    renoise: float = 0.0
 
 
 class LevelSampler(ABC):
@@ -60,20 +60,20 @@ class LevelSampler(ABC):
     @property
     @abstractmethod
     def schedule(self) -> Tensor:
-        """The float32 table `(steps of all levels, 2)` of (step size, noise std)."""
+        """The float32 table `(num_steps of all levels, 2)` of (step size, noise std)."""
 
     def __repr__(self) -> str:
-        levels = ", ".join(f"{level.steps} steps at {level.size}" for level in self.levels)
+        levels = ", ".join(f"{level.num_steps} steps at {level.size}" for level in self.levels)
         return f"{type(self).__name__}({levels}; step_size={self.step_size}, noise_std={self.noise_std})"
 
     def sample(
         self,
         count: int,
         seed: int | None = None,
-        chains: int | Tensor = 0,
+        chain_ids: int | Tensor = 0,
         *,
         channels: int,
-        step: int = 0,
+        start_step: int = 0,
         thin: int = 1,
         keep: Literal["last"] | Callback = "last",
         batch_size: int | None = None,
@@ -87,7 +87,7 @@ class LevelSampler(ABC):
 
         Args:
             count: the number of chains.
-            seed, chains, step, batch_size, progress, check: as in `Langevin.sample`.
+            seed, chain_ids, start_step, batch_size, progress, check: as in `Langevin.sample`.
             channels: of the images.
             keep: "last", or a function called as `callback(k, x, info)` after every `thin`-th update, counted through
                 the levels, batch after batch.
@@ -96,9 +96,9 @@ class LevelSampler(ABC):
         ends = self.sample_levels(
             count,
             seed,
-            chains,
+            chain_ids,
             channels=channels,
-            step=step,
+            start_step=start_step,
             thin=thin,
             keep=keep,
             batch_size=batch_size,
@@ -113,10 +113,10 @@ class LevelSampler(ABC):
         self,
         count: int,
         seed: int | None = None,
-        chains: int | Tensor = 0,
+        chain_ids: int | Tensor = 0,
         *,
         channels: int,
-        step: int = 0,
+        start_step: int = 0,
         thin: int = 1,
         keep: Literal["last"] | Callback = "last",
         batch_size: int | None = None,
@@ -137,22 +137,22 @@ class LevelSampler(ABC):
         if count < 0 or channels < 1:
             raise ValueError(f"a cascade needs count >= 0 and channels >= 1, got count={count}, channels={channels}")
         levels, schedule = self.levels, self.schedule
-        check_steps(step, len(schedule))
+        check_steps(start_step, len(schedule))
         device = device_of(levels[0].sampler.gradient) if device is None else torch.device(device)
         start = ChainState(
             x=torch.empty((count, channels, levels[0].size, levels[0].size), device=device),
-            key=rng.make_key(rng.draw_seed() if seed is None else seed, step, device=device),
-            chains=rng.chain_ids(chains, count, device=device),
+            key=rng.make_key(rng.draw_seed() if seed is None else seed, start_step, device=device),
+            chain_ids=rng.make_chain_ids(chain_ids, count, device=device),
             schedule=schedule.to(device),
-            step=step,
+            step=start_step,
         )
         report = _every(thin, keep) if callable(keep) else None
-        batches = list(batch_rows(count, batch_size))
+        batches = list(batch_slices(count, batch_size))
         ends: dict[int, list[Tensor]] = {level.size: [] for level in levels}
         with progress_bar(len(schedule) * len(batches), progress) as bar:
             for first, last in batches:
                 state = start.rows(first, last)
-                with finite_chains(state, check) as watch:
+                with checking_finite(state, check) as watch:
                     for level, x in self._climb(levels, state, report, [*watch, *bar], on_start):
                         ends[level.size].append(x)
         return {size: torch.cat(parts) for size, parts in ends.items()}
@@ -162,18 +162,18 @@ class LevelSampler(ABC):
         self,
         x: Tensor,
         seed: int | None = None,
-        chains: int | Tensor = 0,
+        chain_ids: int | Tensor = 0,
         *,
         mask: Tensor | None = None,
         known: Tensor | None = None,
-        anchor: tuple[Tensor, float] | None = None,
+        data_term: tuple[Tensor, float] | None = None,
         batch_size: int | None = None,
         check: bool = True,
     ) -> Tensor:
         """Where the last level leads from images of one's own, (B, C, size, size) in float32, which stay as they are.
 
-        Noise and schedule are what a chain from noise has at that level. `seed`, `chains`, `batch_size` and `check` are
-        as in `Langevin.sample`, and so are `mask` and `known`, which pin pixels. `anchor` is a target and the weight of
+        Noise and schedule are what a chain from noise has at that level. `seed`, `chain_ids`, `batch_size` and `check` are
+        as in `Langevin.sample`, and so are `mask` and `known`, which pin pixels. `data_term` is a target and the weight of
         the pull towards it, which may be large: its updates are implicit (`implicit_step`). Raises ValueError for
         images of another size.
         """
@@ -182,13 +182,13 @@ class LevelSampler(ABC):
             raise ValueError(
                 f"images must be float32 (B, C, {level.size}, {level.size}), got {x.dtype} {tuple(x.shape)}"
             )
-        begin = len(schedule) - level.steps
+        begin = len(schedule) - level.num_steps
         seed = rng.draw_seed() if seed is None else seed
-        if anchor is not None:
-            schedule = torch.stack((implicit_step(schedule[:, 0], anchor[1]), schedule[:, 1]), 1)
-        held: dict[str, Any] = {"mask": mask, "known": known, "anchor": anchor}
-        return level.sampler.run_part(
-            x, schedule, begin, level.steps, seed, chains, batch_size=batch_size, check=check, **held
+        if data_term is not None:
+            schedule = torch.stack((implicit_step(schedule[:, 0], data_term[1]), schedule[:, 1]), 1)
+        held: dict[str, Any] = {"mask": mask, "known": known, "data_term": data_term}
+        return level.sampler.sample_segment(
+            x, schedule, begin, level.num_steps, seed, chain_ids, batch_size=batch_size, check=check, **held
         )
 
     def _climb(
@@ -204,28 +204,30 @@ class LevelSampler(ABC):
         x = _symmetric_noise(state.x.shape, state, rng.Stream.INITIAL)
         for level in levels:
             if level is not levels[0]:
-                x = self._enlarged(state, level.renewal)
+                x = self._enlarged(state, level.renoise)
             state = replace(state, x=x)
             if on_start is not None:
                 on_start(level, x)
             if report is None:
-                state = level.sampler.advance_(state, level.steps, observers)
+                state = level.sampler.advance_(state, level.num_steps, observers)
             else:
-                state = level.sampler.follow(state, level.steps, report(state.step - begin), observers=observers)
+                state = level.sampler.run_with_callback(
+                    state, level.num_steps, report(state.step - begin), observers=observers
+                )
             yield level, state.x
 
-    def _enlarged(self, state: ChainState, renewal: float) -> Tensor:
-        """Twice the size by nearest neighbours, then `sqrt(1 - renewal**2) x + renewal U(-1, 1)`, then clamped."""
+    def _enlarged(self, state: ChainState, renoise: float) -> Tensor:
+        """Twice the size by nearest neighbours, then `sqrt(1 - renoise**2) x + renoise U(-1, 1)`, then clamped."""
         x = nn.functional.interpolate(state.x, scale_factor=2, mode="nearest")
-        if renewal > 0:
+        if renoise > 0:
             noise = _symmetric_noise(x.shape, state, rng.Stream.RESTART)
             # Not `add(alpha=...)`: it may fuse in whole vectors but not in the rest, which depends on the batch's size.
-            x = x * math.sqrt(1 - renewal**2) + noise * renewal
+            x = x * math.sqrt(1 - renoise**2) + noise * renoise
         return x.clamp_(-1, 1) if self.clamp_levels else x
 
 
 class Cascade(LevelSampler):
-    """One energy per resolution: `steps` updates at the lowest, then twice the size, `steps` updates there, and so on.
+    """One energy per resolution: `num_steps` updates at the lowest, then twice the size, `num_steps` updates there, and so on.
 
     The start is U(-1, 1) at the lowest resolution; between levels images are enlarged by nearest neighbours and clamped
     to [-1, 1]. The schedules run once over the whole cascade.
@@ -233,7 +235,7 @@ class Cascade(LevelSampler):
     Args:
         levels: energies of images `(B, C, size, size)` by size; each size is twice the one below. An energy is what
             `Langevin` takes. Lower ones are the nets as they stood when their stage of training ended.
-        steps: updates at each level; the authors use 15, and 20 for face crops.
+        num_steps: updates at each level; the authors use 15, and 20 for face crops.
         step_size, noise_std: numbers or schedules over all levels together.
         clamp_levels: whether enlarged images are clamped to [-1, 1].
         options: clamp, grad_clip, grad_norm_clip, dtype, engine, as in `Langevin`; the recipe has no clip in an update.
@@ -251,7 +253,7 @@ class Cascade(LevelSampler):
         self,
         levels: Mapping[int, Energy],
         *,
-        steps: int = 15,
+        num_steps: int = 15,
         step_size: float | Schedule = 1.0,
         noise_std: float | Schedule = _CASCADE_NOISE,
         clamp_levels: bool = True,
@@ -261,8 +263,10 @@ class Cascade(LevelSampler):
         sizes = sorted(levels)
         if not sizes or sizes[0] < 1 or any(high != 2 * low for low, high in itertools.pairwise(sizes)):
             raise ValueError(f"a cascade needs levels whose size doubles from one to the next, got sizes {sizes}")
-        _check_level_steps(steps)
-        self._levels = [Level(size, Langevin(levels[size], step_size, noise_std, **options), steps) for size in sizes]
+        _check_level_steps(num_steps)
+        self._levels = [
+            Level(size, Langevin(levels[size], step_size, noise_std, **options), num_steps) for size in sizes
+        ]
 
     @property
     def levels(self) -> list[Level]:
@@ -270,15 +274,15 @@ class Cascade(LevelSampler):
 
     @property
     def schedule(self) -> Tensor:
-        return table(self.step_size, self.noise_std, sum(level.steps for level in self._levels))
+        return table(self.step_size, self.noise_std, sum(level.num_steps for level in self._levels))
 
 
 class ExpandingCascade(LevelSampler):
     """One growing net, `net(x, beta=...)`, whose newest block fades in as `beta` goes from 0 to 1.
 
-    While `beta < 1`: from U(-1, 1), `round(steps * (1 - beta))` updates at half of `size`; images enlarged by nearest
-    neighbours; `x <- sqrt(1 - beta**2) x + beta U(-1, 1)`; clamped to [-1, 1]; `steps` updates at `size`. At
-    `beta = 1`: `steps` updates at `size` from U(-1, 1). The schedules run once in each level.
+    While `beta < 1`: from U(-1, 1), `round(num_steps * (1 - beta))` updates at half of `size`; images enlarged by nearest
+    neighbours; `x <- sqrt(1 - beta**2) x + beta U(-1, 1)`; clamped to [-1, 1]; `num_steps` updates at `size`. At
+    `beta = 1`: `num_steps` updates at `size` from U(-1, 1). The schedules run once in each level.
 
     Args:
         net: called as `net(x, beta=beta)` on `(B, C, size, size)`, with a number or a 0-dimensional tensor, and,
@@ -286,7 +290,7 @@ class ExpandingCascade(LevelSampler):
         size: of the images, even.
         previous: the energy at half of `size`, if it is another than `net` itself: the net as it stood before it grew.
         beta: in [0, 1]; may be set later.
-        steps: updates at `size`; the authors use 50 to 75.
+        num_steps: updates at `size`; the authors use 50 to 75.
         step_size, noise_std: numbers or schedules over each level; the authors use 1 to 2, and 0.03 to 5e-4 or 0.01.
         clamp_levels: whether enlarged images are clamped to [-1, 1].
         options: clamp, grad_clip, grad_norm_clip, dtype, engine, as in `Langevin`; the recipe has no clip in an update.
@@ -296,7 +300,7 @@ class ExpandingCascade(LevelSampler):
         >>> class Growing(torch.nn.Module):
         ...     def forward(self, x, beta=1.0):
         ...         return (0.1 + 0.4 * beta) * x.square().sum((1, 2, 3))
-        >>> cascade = fastebm.sampling.ExpandingCascade(Growing(), size=8, beta=0.5, steps=10, step_size=0.1)
+        >>> cascade = fastebm.sampling.ExpandingCascade(Growing(), size=8, beta=0.5, num_steps=10, step_size=0.1)
         >>> cascade
         ExpandingCascade(5 steps at 4, 10 steps at 8; step_size=0.1, noise_std=linear(0.03, 0.0005))
         >>> cascade.sample(16, seed=1, channels=1).shape
@@ -310,7 +314,7 @@ class ExpandingCascade(LevelSampler):
         size: int,
         previous: Energy | None = None,
         beta: float = 1.0,
-        steps: int = 50,
+        num_steps: int = 50,
         step_size: float | Schedule = 1.0,
         noise_std: float | Schedule = _EXPANDING_NOISE,
         clamp_levels: bool = True,
@@ -319,13 +323,13 @@ class ExpandingCascade(LevelSampler):
         super().__init__(step_size, noise_std, clamp_levels)
         if size < 2 or size % 2:
             raise ValueError(f"an expanding cascade needs an even size, got {size}")
-        _check_level_steps(steps)
+        _check_level_steps(num_steps)
 
         def sampler(energy: Energy) -> Langevin:
             return Langevin(energy, step_size, noise_std, **options)
 
         self.size = size
-        self.steps = steps
+        self.num_steps = num_steps
         self._blend = torch.ones((), device=device_of(net))
         self._lower = sampler(functools.partial(net, beta=1.0) if previous is None else previous)
         # At the ends the net skips what has weight 0; in between, one energy serves and reads beta in every chain.
@@ -347,14 +351,14 @@ class ExpandingCascade(LevelSampler):
 
     @property
     def levels(self) -> list[Level]:
-        lower = Level(self.size // 2, self._lower, round(self.steps * (1 - self._beta)))
-        upper = Level(self.size, self._upper.get(self._beta, self._between), self.steps, renewal=self._beta)
+        lower = Level(self.size // 2, self._lower, round(self.num_steps * (1 - self._beta)))
+        upper = Level(self.size, self._upper.get(self._beta, self._between), self.num_steps, renoise=self._beta)
         return [upper] if self._beta == 1 else [lower, upper]
 
     @property
     def schedule(self) -> Tensor:
         return torch.cat(
-            [table(self.step_size, self.noise_std, level.steps) for level in self.levels if level.steps > 0]
+            [table(self.step_size, self.noise_std, level.num_steps) for level in self.levels if level.num_steps > 0]
         )
 
 
@@ -372,7 +376,7 @@ def device_of(energy: Energy) -> torch.device:
 
 def _symmetric_noise(shape: torch.Size, state: ChainState, stream: rng.Stream) -> Tensor:
     """U(-1, 1) for the chains of `state` at its step."""
-    noise: Tensor = torch.ops.fastebm.uniform(shape, state.key, state.chains, stream, torch.float32)
+    noise: Tensor = torch.ops.fastebm.uniform(shape, state.key, state.chain_ids, stream, torch.float32)
     return noise.mul_(2).sub_(1)
 
 
@@ -389,6 +393,6 @@ def _every(thin: int, callback: Callback) -> Callable[[int], Callback]:
     return from_level
 
 
-def _check_level_steps(steps: int) -> None:
-    if steps < 1:
-        raise ValueError(f"a cascade needs at least one step a level, got steps={steps}")
+def _check_level_steps(num_steps: int) -> None:
+    if num_steps < 1:
+        raise ValueError(f"a cascade needs at least one step a level, got num_steps={num_steps}")

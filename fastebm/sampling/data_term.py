@@ -9,7 +9,7 @@ from torch import Tensor
 Number = TypeVar("Number", float, Tensor)
 
 
-def data_term(temperature: float, std: float) -> float:
+def data_term_weight(temperature: float, std: float) -> float:
     """The weight of an anchor at `y = x + std * N(0, I)` with which chains sample the posterior of x.
 
     For a prior `exp(-E(x) / T)` that posterior is `exp(-(E(x) + T / (2 std^2) ||x - y||^2) / T)`: the weight is
@@ -17,7 +17,7 @@ def data_term(temperature: float, std: float) -> float:
     Kingma, "Learning Energy-Based Models by Diffusion Recovery Likelihood", ICLR 2021).
 
     Example:
-        >>> round(data_term(0.01, 0.2), 3)
+        >>> round(data_term_weight(0.01, 0.2), 3)
         0.25
     """
     return temperature / std**2 if temperature else 0.0

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from fastebm.compiler import EnergyGradient
-from fastebm.ops import Fused
+from fastebm.ops import CompiledProgram
 from fastebm.sampling.observers import Observer
 from fastebm.sampling.state import ChainState
 
@@ -32,11 +32,11 @@ BLOCKS = (8, 1)
 KEPT = 16
 
 
-def blocks(steps: int) -> Iterator[int]:
-    """The lengths of the blocks that make up `steps` updates, long ones first."""
+def blocks(num_steps: int) -> Iterator[int]:
+    """The lengths of the blocks that make up `num_steps` updates, long ones first."""
     for length in BLOCKS:
-        yield from [length] * (steps // length)
-        steps %= length
+        yield from [length] * (num_steps // length)
+        num_steps %= length
 
 
 @dataclass
@@ -49,11 +49,11 @@ class _Captured:
 
     state: ChainState
     update: Update
-    program: Fused
+    program: CompiledProgram
     workspace: Tensor
     graphs: dict[int, tuple[torch.cuda.CUDAGraph, list[Tensor]]] = field(default_factory=dict)
 
-    def serves(self, program: Fused) -> bool:
+    def serves(self, program: CompiledProgram) -> bool:
         return self.program is program and self.workspace is program.workspace
 
 
@@ -72,11 +72,11 @@ class ChainGraphs:
         gradient: EnergyGradient,
         update: Update,
         state: ChainState,
-        steps: int,
+        num_steps: int,
         observers: Sequence[Observer],
         done: int,
     ) -> int:
-        """Moves `state` on by `steps` updates, of which `done` went before in the same `gradient.chain()`.
+        """Moves `state` on by `num_steps` updates, of which `done` went before in the same `gradient.chain()`.
 
         Returns how many updates it did: all, or none where the gradient doesn't run by a fused program.
         """
@@ -86,7 +86,7 @@ class ChainGraphs:
         with torch.cuda.device(state.x.device):
             captured = self._for(program, update, state)
             _copy(state, captured.state)
-            for length in blocks(steps):
+            for length in blocks(num_steps):
                 if length not in captured.graphs:
                     captured.graphs[length] = _capture(captured.update, captured.state, length)
                 graph, energies = captured.graphs[length]
@@ -97,9 +97,9 @@ class ChainGraphs:
                 done += length
             state.x.copy_(captured.state.x)
             state.key.copy_(captured.state.key)
-        return steps
+        return num_steps
 
-    def _for(self, program: Fused, update: Update, state: ChainState) -> _Captured:
+    def _for(self, program: CompiledProgram, update: Update, state: ChainState) -> _Captured:
         """The captured chain for states like this one; new, where there is none for the program as it is now."""
         kind = _kind(state)
         captured = self._captured.pop(kind, None)
@@ -120,7 +120,7 @@ def _tensors(state: ChainState) -> dict[str, Tensor]:
 def _kind(state: ChainState) -> Any:
     """What tells states apart that need graphs of their own."""
     shapes = ((name, t.shape, t.stride(), t.dtype, t.device) for name, t in _tensors(state).items())
-    return (*shapes, state.anchor_hinge)
+    return (*shapes, state.data_term_hinge)
 
 
 def _own(tensor: Tensor) -> Tensor:

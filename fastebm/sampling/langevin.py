@@ -15,15 +15,15 @@ from torch import Tensor, nn
 
 from fastebm import rng
 from fastebm.compiler import EnergyGradient, energy_gradient
-from fastebm.ops import CALL_STEPS, advance_chain, in_one_call
+from fastebm.ops import CALL_STEPS, advance_chain, prefer_fused_chain
 from fastebm.sampling.graphs import ChainGraphs, Update
-from fastebm.sampling.observers import Observer, all_may_be_late, finite_chains, frame_writer, progress_bar
+from fastebm.sampling.observers import Observer, all_deferrable, checking_finite, progress_bar, trajectory_recorder
 from fastebm.sampling.schedules import Constant, Schedule, as_schedule, evaluate, table
 from fastebm.sampling.state import ChainState, StepInfo
 
 Energy = nn.Module | Callable[[Tensor], Tensor] | EnergyGradient
 Callback = Callable[[int, Tensor, StepInfo], None]
-Anchor = tuple[Tensor, float | Schedule] | tuple[Tensor, float | Schedule, float]
+DataTerm = tuple[Tensor, float | Schedule] | tuple[Tensor, float | Schedule, float]
 
 
 class LangevinOptions(TypedDict, total=False):
@@ -39,7 +39,7 @@ class LangevinOptions(TypedDict, total=False):
 class Langevin:
     """Langevin sampler of an energy `E(x) -> (B,)`, low meaning real: `init`, `step` on explicit state, and `sample`.
 
-    `step_size` and `noise_std` are independent, since published recipes untie them; `textbook(epsilon)` gives the pair
+    `step_size` and `noise_std` are independent, since published recipes untie them; `from_epsilon(epsilon)` gives the pair
     of temperature 1, and `temperature` the implied one.
 
     Args:
@@ -55,8 +55,8 @@ class Langevin:
 
     Example:
         >>> import torch, fastebm
-        >>> normal = fastebm.Langevin(lambda x: 0.5 * x.square().sum(1), **fastebm.sampling.textbook(0.5))
-        >>> x = normal.sample(torch.zeros(1000, 2), steps=50, seed=1)
+        >>> normal = fastebm.Langevin(lambda x: 0.5 * x.square().sum(1), **fastebm.sampling.from_epsilon(0.5))
+        >>> x = normal.sample(torch.zeros(1000, 2), num_steps=50, seed=1)
         >>> bool((x.std(0) - 1).abs().max() < 0.1)
         True
     """
@@ -106,64 +106,64 @@ class Langevin:
         listed = ", ".join(f"{name}={value}" for name, value in options.items())
         return f"Langevin({self.gradient!r}; {listed}; temperature {temperature})"
 
-    def temperature(self, steps: int = 1) -> Tensor:
-        """The implied temperature `T = noise_std**2 / (2 * step_size)` of each of `steps` updates, float64 `(steps,)`.
+    def temperature(self, num_steps: int = 1) -> Tensor:
+        """The implied temperature `T = noise_std**2 / (2 * step_size)` of each of `num_steps` updates, float64 `(num_steps,)`.
 
         Small steps at constant `T` sample `p(x) ~ exp(-E(x) / T)`.
         """
-        return evaluate(self.noise_std, steps).square() / (2 * evaluate(self.step_size, steps))
+        return evaluate(self.noise_std, num_steps).square() / (2 * evaluate(self.step_size, num_steps))
 
     @torch.no_grad()
     def init(
         self,
         x0: Tensor,
         seed: int | None = None,
-        chains: int | Tensor = 0,
+        chain_ids: int | Tensor = 0,
         *,
-        step: int = 0,
-        steps: int | None = None,
+        start_step: int = 0,
+        num_steps: int | None = None,
         mask: Tensor | None = None,
         known: Tensor | None = None,
-        anchor: Anchor | None = None,
+        data_term: DataTerm | None = None,
     ) -> ChainState:
         """The state from which chains start.
 
         Args:
             x0: where they start, `(B, ...)`, float32 or float64; it is copied.
             seed: of all noise; None draws one from torch's default generator.
-            chains: the id of the first chain, or int64 ids `(B,)`. Equal seed, id and step mean equal noise.
-            step: the step of the random numbers at which the chain starts; a continued chain counts on.
-            steps: the length of the chain; needed where a schedule is not constant.
+            chain_ids: the id of the first chain, or int64 ids `(B,)`. Equal seed, id and step mean equal noise.
+            start_step: the step of the random numbers at which the chain starts; a continued chain counts on.
+            num_steps: the length of the chain; needed where a schedule is not constant.
             mask, known: pin `x` to `known` where `mask` is set, from the start on; both broadcast to `x0`.
-            anchor: `(target, weight)` or `(target, weight, hinge)`: adds `weight * (x - target)` to the (clipped)
+            data_term: `(target, weight)` or `(target, weight, hinge)`: adds `weight * (x - target)` to the (clipped)
                 gradient of the samples with `||x - target||**2 > hinge`; the weight is a number or a schedule, not
                 negative.
         """
         _check_x0(x0)
-        check_steps(step, 0 if steps is None else steps)
-        if anchor is not None and (not isinstance(anchor, tuple) or len(anchor) not in (2, 3)):
+        check_steps(start_step, 0 if num_steps is None else num_steps)
+        if data_term is not None and (not isinstance(data_term, tuple) or len(data_term) not in (2, 3)):
             raise TypeError("an anchor is a tuple (target, weight) or (target, weight, hinge)")
-        rows = self._rows(steps, None if anchor is None else anchor[1])
+        rows = self._rows(num_steps, None if data_term is None else data_term[1])
         device = x0.device
         x = x0.detach().clone()
         if (mask is None) != (known is None):
             raise ValueError(f"mask and known come together, got only {'known' if mask is None else 'mask'}")
         if mask is not None and known is not None:
-            mask = _beside(x, "mask", mask, torch.bool)
-            known = _beside(x, "known", known, x.dtype)
+            mask = _broadcast_like(x, "mask", mask, torch.bool)
+            known = _broadcast_like(x, "known", known, x.dtype)
             x = torch.where(mask, known, x)
-        target, weight, hinge = (None, None, 0.0) if anchor is None else _checked_anchor(x, anchor, rows)
+        target, weight, hinge = (None, None, 0.0) if data_term is None else _checked_data_term(x, data_term, rows)
         return ChainState(
             x=x,
-            key=rng.make_key(rng.draw_seed() if seed is None else seed, step, device=device),
-            chains=rng.chain_ids(chains, x.shape[0], device=device),
+            key=rng.make_key(rng.draw_seed() if seed is None else seed, start_step, device=device),
+            chain_ids=rng.make_chain_ids(chain_ids, x.shape[0], device=device),
             schedule=table(self.step_size, self.noise_std, rows).to(device),
-            step=step,
+            step=start_step,
             mask=mask,
             known=known,
-            anchor=target,
-            anchor_weight=weight,
-            anchor_hinge=hinge,
+            data_target=target,
+            data_term_weight=weight,
+            data_term_hinge=hinge,
         )
 
     @torch.no_grad()
@@ -175,74 +175,76 @@ class Langevin:
         check_steps(state.step, 1)
         energy, gradient = self.gradient(state.x)
         x = torch.ops.fastebm.langevin_step(state.x, gradient, *self._arguments(state))
-        after = replace(state, x=x, key=state.key + _one_step(state.key), step=state.step + 1)
+        after = replace(state, x=x, key=state.key + _key_increment(state.key), step=state.step + 1)
         return after, StepInfo(energy, gradient, state.x, x)
 
-    def advance(self, state: ChainState, steps: int, *, check: bool = True) -> ChainState:
-        """`steps` updates on from `state`, which is left as it was: `step` repeated, bit for bit, without its copies.
+    def advance(self, state: ChainState, num_steps: int, *, check: bool = True) -> ChainState:
+        """`num_steps` updates on from `state`, which is left as it was: `step` repeated, bit for bit, without its copies.
 
         Raises FloatingPointError where energies or states are not finite, unless `check` is False.
         """
         state = replace(state, x=state.x.clone(), key=state.key.clone())
-        with finite_chains(state, check) as observers:
-            return self.advance_(state, steps, observers)
+        with checking_finite(state, check) as observers:
+            return self.advance_(state, num_steps, observers)
 
     @torch.no_grad()
-    def advance_(self, state: ChainState, steps: int, observers: Sequence[Observer] = ()) -> ChainState:
+    def advance_(self, state: ChainState, num_steps: int, observers: Sequence[Observer] = ()) -> ChainState:
         """`advance` in place: overwrites the `x` and `key` of `state`, which is of no use afterwards.
 
         Nothing here syncs with the host, and energies that are not finite are the caller's business. Where nobody reads
         every state, updates after the first one are replayed from CUDA graphs on a CUDA device, and on the CPU small
         images get many updates in one call.
         """
-        check_steps(state.step, steps)
-        update = self._update(_one_step(state.key))
+        check_steps(state.step, num_steps)
+        update = self._update(_key_increment(state.key))
         with self.gradient.chain():
             done = 0
-            while done < steps:
+            while done < num_steps:
                 # The first update reads the weights; from then on all that moves is on the device.
-                if done == 1 and all_may_be_late(observers):
-                    done += self._advance_blocks_(update, state, steps - done, observers, done)
-                    if done == steps:
+                if done == 1 and all_deferrable(observers):
+                    done += self._advance_blocks_(update, state, num_steps - done, observers, done)
+                    if done == num_steps:
                         break
                 energies = update(state)
                 done += 1
                 for observe in observers:
                     observe(done, state.x, energies)
-        return replace(state, step=state.step + steps)
+        return replace(state, step=state.step + num_steps)
 
-    def advance_batches_(self, state: ChainState, steps: int, batch_size: int | None, check: bool) -> None:
+    def advance_in_batches_(self, state: ChainState, num_steps: int, batch_size: int | None, check: bool) -> None:
         """`advance_` of so many chains at a time; `batch_size` and `check` as in `sample`."""
-        for first, last in batch_rows(state.x.shape[0], batch_size):
+        for first, last in batch_slices(state.x.shape[0], batch_size):
             part = state.rows(first, last)
-            with finite_chains(part, check) as watch:
-                self.advance_(part, steps, watch)
+            with checking_finite(part, check) as watch:
+                self.advance_(part, num_steps, watch)
 
     @torch.no_grad()
-    def run_part(
+    def sample_segment(
         self,
         x: Tensor,
         schedule: Tensor,
         begin: int,
-        steps: int,
+        num_steps: int,
         seed: int,
-        chains: int | Tensor,
+        chain_ids: int | Tensor,
         *,
         mask: Tensor | None = None,
         known: Tensor | None = None,
-        anchor: Anchor | None = None,
+        data_term: DataTerm | None = None,
         batch_size: int | None = None,
         check: bool = True,
     ) -> Tensor:
-        """Updates number `begin` and on, `steps` of them, of a longer chain whose whole `schedule` is given, from `x`.
+        """Updates number `begin` and on, `num_steps` of them, of a longer chain whose whole `schedule` is given, from `x`.
 
         The table, (steps of all, 2) of (step size, noise std), stands in for the sampler's own schedules. Others as in
         `sample`.
         """
-        state = self.init(x, seed, chains, step=begin, steps=steps, mask=mask, known=known, anchor=anchor)
+        state = self.init(
+            x, seed, chain_ids, start_step=begin, num_steps=num_steps, mask=mask, known=known, data_term=data_term
+        )
         key = rng.make_key(seed, begin, begin, device=x.device)
         state = replace(state, schedule=schedule.to(x.device), key=key)
-        self.advance_batches_(state, steps, batch_size, check)
+        self.advance_in_batches_(state, num_steps, batch_size, check)
         return state.x
 
     def _update(self, one: Tensor) -> Update:
@@ -257,28 +259,34 @@ class Langevin:
         return update
 
     def _advance_blocks_(
-        self, update: Update, state: ChainState, steps: int, observers: Sequence[Observer], done: int
+        self, update: Update, state: ChainState, num_steps: int, observers: Sequence[Observer], done: int
     ) -> int:
         """Moves `state` on by blocks of updates, `done` of which went before; returns how many it did: all, or none."""
         if state.x.is_cuda:
-            return self._graphs.advance_(self.gradient, update, state, steps, observers, done)
+            return self._graphs.advance_(self.gradient, update, state, num_steps, observers, done)
         program = self.gradient.running(state.x)
-        if program is None or not (program.takes(state.x) and in_one_call(state.x)):
+        if program is None or not (program.takes(state.x) and prefer_fused_chain(state.x)):
             return 0
-        for first in range(0, steps, CALL_STEPS):
-            block = min(CALL_STEPS, steps - first)
+        for first in range(0, num_steps, CALL_STEPS):
+            block = min(CALL_STEPS, num_steps - first)
             energies = advance_chain(state.x, program, block, *self._arguments(state))
             for i, of_update in enumerate(energies.unbind()):
                 for observe in observers:
                     observe(done + first + i + 1, state.x, of_update)
-        return steps
+        return num_steps
 
-    def follow(
-        self, state: ChainState, steps: int, callback: Callback, *, thin: int = 1, observers: Sequence[Observer] = ()
+    def run_with_callback(
+        self,
+        state: ChainState,
+        num_steps: int,
+        callback: Callback,
+        *,
+        thin: int = 1,
+        observers: Sequence[Observer] = (),
     ) -> ChainState:
-        """`steps` updates by `step`, with `callback(k, x, info)` after every `thin`-th, which may keep both."""
+        """`num_steps` updates by `step`, with `callback(k, x, info)` after every `thin`-th, which may keep both."""
         with self.gradient.chain():
-            for done in range(1, steps + 1):
+            for done in range(1, num_steps + 1):
                 state, info = self.step(state)
                 for observe in observers:
                     observe(done, state.x, info.energy)
@@ -290,28 +298,28 @@ class Langevin:
     def sample(
         self,
         x0: Tensor,
-        steps: int,
+        num_steps: int,
         seed: int | None = None,
-        chains: int | Tensor = 0,
+        chain_ids: int | Tensor = 0,
         *,
-        step: int = 0,
+        start_step: int = 0,
         thin: int = 1,
         keep: Literal["last", "trajectory"] | Callback = "last",
         batch_size: int | None = None,
         progress: bool = False,
         mask: Tensor | None = None,
         known: Tensor | None = None,
-        anchor: Anchor | None = None,
+        data_term: DataTerm | None = None,
         check: bool = True,
     ) -> Tensor:
-        """Runs chains of `steps` updates from `x0`, which is left as it was, and returns where they end, like `x0`.
+        """Runs chains of `num_steps` updates from `x0`, which is left as it was, and returns where they end, like `x0`.
 
         Args:
-            x0, seed, chains, step, mask, known, anchor: as in `init`.
-            steps: the number of updates, 0 or more; schedules stretch over it.
+            x0, seed, chain_ids, start_step, mask, known, data_term: as in `init`.
+            num_steps: the number of updates, 0 or more; schedules stretch over it.
             thin: the distance in updates between kept states or calls.
             keep: "last"; or "trajectory" for the start and every `thin`-th state after it,
-                `(1 + steps // thin, B, ...)`; or a function called as `callback(k, x, info)` after every `thin`-th
+                `(1 + num_steps // thin, B, ...)`; or a function called as `callback(k, x, info)` after every `thin`-th
                 update `k`, batch after batch; it may keep `x` and the `StepInfo` but not change them.
             batch_size: runs this many chains at a time; ids, noise and order are those of a single batch.
             progress: shows a bar with the mean energy.
@@ -322,23 +330,25 @@ class Langevin:
             raise ValueError(f"thin must be at least 1, got {thin}")
         if not callable(keep) and keep not in ("last", "trajectory"):
             raise ValueError(f'keep is "last", "trajectory" or a function, got {keep!r}')
-        check_steps(step, steps)
-        state = self.init(x0, seed, chains, step=step, steps=steps, mask=mask, known=known, anchor=anchor)
+        check_steps(start_step, num_steps)
+        state = self.init(
+            x0, seed, chain_ids, start_step=start_step, num_steps=num_steps, mask=mask, known=known, data_term=data_term
+        )
         x = state.x
-        frames = x.new_empty((1 + steps // thin, *x.shape)) if keep == "trajectory" else None
-        batches = list(batch_rows(x.shape[0], batch_size))
-        with progress_bar(steps * len(batches), progress) as bar:
+        frames = x.new_empty((1 + num_steps // thin, *x.shape)) if keep == "trajectory" else None
+        batches = list(batch_slices(x.shape[0], batch_size))
+        with progress_bar(num_steps * len(batches), progress) as bar:
             for first, last in batches:
                 part = state.rows(first, last)
-                with finite_chains(part, check) as watch:
+                with checking_finite(part, check) as watch:
                     observers = [*watch, *bar]
                     if callable(keep):
-                        x[first:last] = self.follow(part, steps, keep, thin=thin, observers=observers).x
+                        x[first:last] = self.run_with_callback(part, num_steps, keep, thin=thin, observers=observers).x
                         continue
                     if frames is not None:
                         frames[0, first:last] = part.x
-                        observers.append(frame_writer(frames[:, first:last], thin))
-                    self.advance_(part, steps, observers)
+                        observers.append(trajectory_recorder(frames[:, first:last], thin))
+                    self.advance_(part, num_steps, observers)
         return x if frames is None else frames
 
     def _arguments(self, state: ChainState) -> tuple[Any, ...]:
@@ -346,31 +356,33 @@ class Langevin:
         return (
             state.schedule,
             state.key,
-            state.chains,
+            state.chain_ids,
             *self.clamp,
             self.grad_clip,
             self.grad_norm_clip,
             state.mask,
             state.known,
-            state.anchor,
-            state.anchor_weight,
-            state.anchor_hinge,
+            state.data_target,
+            state.data_term_weight,
+            state.data_term_hinge,
         )
 
-    def _rows(self, steps: int | None, anchor_weight: float | Schedule | None) -> int:
-        """How many rows the tables of a chain of `steps` updates need: one, if all its schedules are constant."""
-        schedules = [self.step_size, self.noise_std] + ([] if anchor_weight is None else [as_schedule(anchor_weight)])
+    def _rows(self, num_steps: int | None, data_term_weight: float | Schedule | None) -> int:
+        """How many rows the tables of a chain of `num_steps` updates need: one, if all its schedules are constant."""
+        schedules = [self.step_size, self.noise_std] + (
+            [] if data_term_weight is None else [as_schedule(data_term_weight)]
+        )
         varying = [schedule for schedule in schedules if not isinstance(schedule, Constant)]
         if not varying:
             return 1
-        if steps is None:
+        if num_steps is None:
             raise ValueError(
                 f"a schedule that is not constant needs the length of the chain: give steps (got {varying[0]!r})"
             )
-        return max(steps, 1)
+        return max(num_steps, 1)
 
 
-def batch_rows(count: int, batch_size: int | None) -> Iterator[tuple[int, int]]:
+def batch_slices(count: int, batch_size: int | None) -> Iterator[tuple[int, int]]:
     """The (first, last + 1) rows of consecutive batches of at most `batch_size`."""
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
@@ -378,7 +390,7 @@ def batch_rows(count: int, batch_size: int | None) -> Iterator[tuple[int, int]]:
     return ((first, min(first + size, count)) for first in range(0, max(count, 1), size))
 
 
-def _one_step(key: Tensor) -> Tensor:
+def _key_increment(key: Tensor) -> Tensor:
     """What an update adds to (seed, step, schedule index): (0, 1, 1), made on the device as a copy to it would sync."""
     return torch.arange(3, device=key.device).clamp_(max=1)
 
@@ -394,12 +406,14 @@ def _check_x0(x0: Tensor) -> None:
         raise ValueError("x0 must have shape (chains, ...), got a tensor without dimensions")
 
 
-def check_steps(step: int, steps: int) -> None:
+def check_steps(start_step: int, num_steps: int) -> None:
     """Steps count up to 2**32: beyond it noise would come again."""
-    if steps < 0:
-        raise ValueError(f"steps must not be negative, got {steps}")
-    if not 0 <= step <= step + steps <= rng.MAX_STEP:
-        raise ValueError(f"steps {step} to {step + steps} of the random numbers leave the range 0 to 2**32")
+    if num_steps < 0:
+        raise ValueError(f"steps must not be negative, got {num_steps}")
+    if not 0 <= start_step <= start_step + num_steps <= rng.MAX_STEP:
+        raise ValueError(
+            f"steps {start_step} to {start_step + num_steps} of the random numbers leave the range 0 to 2**32"
+        )
 
 
 def _checked_clamp(clamp: tuple[float | None, float | None] | None) -> tuple[float | None, float | None]:
@@ -413,7 +427,7 @@ def _checked_clamp(clamp: tuple[float | None, float | None] | None) -> tuple[flo
     return low, high
 
 
-def _beside(x: Tensor, name: str, value: Tensor, dtype: torch.dtype) -> Tensor:
+def _broadcast_like(x: Tensor, name: str, value: Tensor, dtype: torch.dtype) -> Tensor:
     """A copy of `value` as `dtype`, broadcast to `x`'s shape and laid out as `x` is."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
@@ -428,11 +442,11 @@ def _beside(x: Tensor, name: str, value: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.empty_like(x, dtype=dtype).copy_(value)
 
 
-def _checked_anchor(x: Tensor, anchor: Anchor, rows: int) -> tuple[Tensor, Tensor, float]:
-    """The target, the table of weights and the hinge of `anchor`."""
-    target, weight, *rest = anchor
+def _checked_data_term(x: Tensor, data_term: DataTerm, rows: int) -> tuple[Tensor, Tensor, float]:
+    """The target, the table of weights and the hinge of `data_term`."""
+    target, weight, *rest = data_term
     hinge = float(rest[0]) if rest else 0.0
     weights = evaluate(weight, rows)
     if not (math.isfinite(hinge) and hinge >= 0) or (weights < 0).any():
         raise ValueError(f"an anchor needs weight >= 0 and a finite hinge >= 0, got weight {weight!r}, hinge {hinge}")
-    return _beside(x, "the anchor's target", target, x.dtype), weights.float().to(x.device), hinge
+    return _broadcast_like(x, "the anchor's target", target, x.dtype), weights.float().to(x.device), hinge

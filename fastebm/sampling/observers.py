@@ -19,12 +19,12 @@ One with an attribute `reads_states` that is False may be called later, in order
 """
 
 
-def all_may_be_late(observers: Sequence[Observer]) -> bool:
+def all_deferrable(observers: Sequence[Observer]) -> bool:
     """Whether no observer reads every state, so that updates may run in blocks."""
     return not any(getattr(observe, "reads_states", True) for observe in observers)
 
 
-class FiniteWatch:
+class FiniteCheck:
     """Notes for how many updates each chain's energy was finite, without a sync.
 
     A clamp hides an infinite gradient, so the end of a chain alone would not tell.
@@ -33,11 +33,11 @@ class FiniteWatch:
     reads_states = False
     _FOLD = 64  # one small copy an update, and the reductions only once in so many
 
-    def __init__(self, step: int, chains: Tensor) -> None:
-        self.step = step
-        self.chains = chains
+    def __init__(self, start_step: int, chain_ids: Tensor) -> None:
+        self.start_step = start_step
+        self.chain_ids = chain_ids
         self.seen = 0
-        self.finite = torch.zeros((), dtype=torch.int64, device=chains.device)
+        self.finite = torch.zeros((), dtype=torch.int64, device=chain_ids.device)
         self.recent: list[Tensor] = []
         self.x: Tensor | None = None
 
@@ -65,8 +65,8 @@ class FiniteWatch:
             return
         updates, chain = torch.where(lost, self.finite, self.seen + 1).min(0)
         first = int(updates)
-        name = int(self.chains[chain]) if self.chains.shape[0] == count else int(self.chains[0] + chain)
-        where = f"energy before update {first + 1} of {self.seen} (step {self.step + first})"
+        name = int(self.chain_ids[chain]) if self.chain_ids.shape[0] == count else int(self.chain_ids[0] + chain)
+        where = f"energy before update {first + 1} of {self.seen} (step {self.start_step + first})"
         raise FloatingPointError(
             f"{int(lost.sum())} of {count} chains are not finite; the first is chain {name}, "
             f"by its {where if first < self.seen else 'state at the end'}. "
@@ -75,12 +75,12 @@ class FiniteWatch:
 
 
 @contextmanager
-def finite_chains(state: ChainState, check: bool) -> Iterator[Sequence[Observer]]:
+def checking_finite(state: ChainState, check: bool) -> Iterator[Sequence[Observer]]:
     """The observer after which the end of the block raises FloatingPointError for lost chains; none if not `check`."""
     if not check:
         yield ()
         return
-    watch = FiniteWatch(state.step, state.chains)
+    watch = FiniteCheck(state.step, state.chain_ids)
     yield (watch,)
     watch.check()
 
@@ -110,7 +110,7 @@ class _Progress:
             self.bar.set_postfix(energy=f"{float(energies.mean()):.4g}", refresh=False)
 
 
-def frame_writer(frames: Tensor, thin: int) -> Observer:
+def trajectory_recorder(frames: Tensor, thin: int) -> Observer:
     """The observer that copies the state after update `j * thin` to `frames[j]`."""
 
     def observe(done: int, x: Tensor, energies: Tensor) -> None:

@@ -96,10 +96,10 @@ def cosine(start: float, end: float) -> Cosine:
     return Cosine(float(start), float(end))
 
 
-def textbook(epsilon: float) -> dict[str, float]:
+def from_epsilon(epsilon: float) -> dict[str, float]:
     """`step_size = epsilon**2 / 2` and `noise_std = epsilon`: unadjusted Langevin dynamics at temperature 1.
 
-    For `Langevin(energy, **textbook(0.1))`. Published recipes for images often untie the two (`Langevin.temperature`
+    For `Langevin(energy, **from_epsilon(0.1))`. Published recipes for images often untie the two (`Langevin.temperature`
     says how far).
     """
     if not (math.isfinite(epsilon) and epsilon > 0):
@@ -116,14 +116,14 @@ def as_schedule(value: float | Schedule) -> Schedule:
     raise TypeError(f"a schedule is a number or a callable from times to values, got {type(value).__name__}")
 
 
-def evaluate(schedule: float | Schedule, steps: int) -> Tensor:
-    """The values at the times of `steps` updates: a float64 tensor `(steps,)` on the CPU.
+def evaluate(schedule: float | Schedule, num_steps: int) -> Tensor:
+    """The values at the times of `num_steps` updates: a float64 tensor `(num_steps,)` on the CPU.
 
     Raises ValueError where the schedule returns another shape or a value that is not finite.
     """
-    if steps < 1:
-        raise ValueError(f"a schedule is evaluated over at least one step, got steps={steps}")
-    times = torch.linspace(0, 1, steps, dtype=torch.float64)
+    if num_steps < 1:
+        raise ValueError(f"a schedule is evaluated over at least one step, got num_steps={num_steps}")
+    times = torch.linspace(0, 1, num_steps, dtype=torch.float64)
     values = as_schedule(schedule)(times)
     if not isinstance(values, Tensor) or values.shape != times.shape:
         given = f"shape {tuple(values.shape)}" if isinstance(values, Tensor) else type(values).__name__
@@ -133,17 +133,17 @@ def evaluate(schedule: float | Schedule, steps: int) -> Tensor:
     values = values.to("cpu", torch.float64)
     if not values.isfinite().all():
         raise ValueError(
-            f"the schedule {schedule!r} is not finite at step {int((~values.isfinite()).nonzero()[0])} of {steps}"
+            f"the schedule {schedule!r} is not finite at step {int((~values.isfinite()).nonzero()[0])} of {num_steps}"
         )
     return values
 
 
-def table(step_size: float | Schedule, noise_std: float | Schedule, steps: int) -> Tensor:
-    """The float32 table `(steps, 2)` of (step size, noise std) that the Langevin kernels read, on the CPU.
+def table(step_size: float | Schedule, noise_std: float | Schedule, num_steps: int) -> Tensor:
+    """The float32 table `(num_steps, 2)` of (step size, noise std) that the Langevin kernels read, on the CPU.
 
     Raises ValueError where a step size is not positive, a noise std is negative, or either overflows float32.
     """
-    rows = torch.stack((evaluate(step_size, steps), evaluate(noise_std, steps)), dim=1).float()
+    rows = torch.stack((evaluate(step_size, num_steps), evaluate(noise_std, num_steps)), dim=1).float()
     for name, column, wrong in (
         ("step_size > 0", rows[:, 0], ~(rows[:, 0] > 0) | rows[:, 0].isinf()),
         ("noise_std >= 0", rows[:, 1], ~(rows[:, 1] >= 0) | rows[:, 1].isinf()),
@@ -151,6 +151,6 @@ def table(step_size: float | Schedule, noise_std: float | Schedule, steps: int) 
         if wrong.any():
             first = int(wrong.nonzero()[0])
             raise ValueError(
-                f"Langevin steps need a finite {name} in float32, got {float(column[first])} at step {first} of {steps}"
+                f"Langevin steps need a finite {name} in float32, got {float(column[first])} at step {first} of {num_steps}"
             )
     return rows

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from fastebm import rng
 
-_TENSORS = ("x", "key", "chains", "schedule", "mask", "known", "anchor", "anchor_weight")
-_REQUIRED = ("x", "key", "chains", "schedule", "step")
+_TENSORS = ("x", "key", "chain_ids", "schedule", "mask", "known", "data_target", "data_term_weight")
+_REQUIRED = ("x", "key", "chain_ids", "schedule", "step")
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,24 +23,24 @@ class ChainState:
     Attributes:
         x: the states `(B, ...)`, float32 or float64.
         key: int64 `(3,)` on `x`'s device: seed, step of the random numbers, row of the schedule.
-        chains: int64 chain ids on `x`'s device, `(B,)`, or `(1,)` for the id of the first of consecutive ones.
+        chain_ids: int64 chain ids on `x`'s device, `(B,)`, or `(1,)` for the id of the first of consecutive ones.
         schedule: float32 `(S, 2)` or `(S, B, 2)` rows of (step size, noise std); the last row serves all later updates.
         step: the step in `key`, known to the host, so that its range can be checked without a sync.
         mask, known: where `mask` (bool) is set, every update ends at `known`; both have `x`'s shape.
-        anchor, anchor_weight, anchor_hinge: a pull `weight * (x - anchor)` where `||x - anchor||**2 > hinge` for the
+        data_target, data_term_weight, data_term_hinge: a pull `weight * (x - data_target)` where `||x - data_target||**2 > hinge` for the
             sample; the weights are a float32 `(S,)` table.
     """
 
     x: Tensor
     key: Tensor
-    chains: Tensor
+    chain_ids: Tensor
     schedule: Tensor
     step: int
     mask: Tensor | None = None
     known: Tensor | None = None
-    anchor: Tensor | None = None
-    anchor_weight: Tensor | None = None
-    anchor_hinge: float = 0.0
+    data_target: Tensor | None = None
+    data_term_weight: Tensor | None = None
+    data_term_hinge: float = 0.0
 
     def rows(self, first: int, last: int) -> ChainState:
         """The chains `first` to `last - 1`, with the ids they have here. `x` is a view, `key` is a copy."""
@@ -52,15 +52,17 @@ class ChainState:
             self,
             x=self.x[first:last],
             key=self.key.clone(),
-            chains=self.chains[first:last] if self.chains.shape[0] == self.x.shape[0] else self.chains + first,
+            chain_ids=self.chain_ids[first:last]
+            if self.chain_ids.shape[0] == self.x.shape[0]
+            else self.chain_ids + first,
             schedule=self.schedule[:, first:last] if self.schedule.dim() == 3 else self.schedule,
             mask=part(self.mask),
             known=part(self.known),
-            anchor=part(self.anchor),
+            data_target=part(self.data_target),
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """The fields that are set, by name: tensors (not copied), the int `step` and the float `anchor_hinge`."""
+        """The fields that are set, by name: tensors (not copied), the int `step` and the float `data_term_hinge`."""
         return {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) is not None}
 
     @classmethod

@@ -2,10 +2,10 @@
 
 from fastebm.tasks import restoration as restore
 from fastebm.tasks.classical_denoisers import ClassicalDenoiser, tuned_denoisers
-from fastebm.tasks.denoise import Denoised, DenoiseOptions, denoise, tuned_denoising, with_noise
+from fastebm.tasks.denoise import DenoiseOptions, DenoisingResult, add_noise, denoise, tune_denoising
 from fastebm.tasks.detection.level_statistics import LevelStatistics
 from fastebm.tasks.detection.outlier_sets import constant_colours, flipped, interpolations, rotated, uniform_noise
-from fastebm.tasks.detection.run import Detection, detect_outliers
+from fastebm.tasks.detection.run import DetectionResult, detect_outliers
 from fastebm.tasks.detection.scores import (
     DetectionMetrics,
     detection_metrics,
@@ -13,45 +13,46 @@ from fastebm.tasks.detection.scores import (
     outlier_scores,
     total_variation,
 )
-from fastebm.tasks.generation.generate import Generated, generate
+from fastebm.tasks.generation.generate import GenerationResult, generate
 from fastebm.tasks.generation.nearest_images import Neighbours, nearest_images
 from fastebm.tasks.image_quality import Quality, quality
-from fastebm.tasks.inpaint import Inpainted, InpaintOptions, inpaint
+from fastebm.tasks.inpaint import InpaintingResult, InpaintOptions, inpaint
 from fastebm.tasks.interpolate import ChainPath, ImagePath, PathOptions, interpolate_chains, interpolate_images
-from fastebm.tasks.masks import hole_from_file, hole_of
+from fastebm.tasks.masks import hole_mask, load_hole_mask
 from fastebm.tasks.run_images import images_for, own_images
-from fastebm.tasks.translate import Translated, TranslateOptions, translate
+from fastebm.tasks.translate import TranslateOptions, TranslationResult, translate
 
 __all__ = [
     "ChainPath",
     "ClassicalDenoiser",
     "DenoiseOptions",
-    "Denoised",
-    "Detection",
+    "DenoisingResult",
     "DetectionMetrics",
-    "Generated",
+    "DetectionResult",
+    "GenerationResult",
     "ImagePath",
     "InpaintOptions",
-    "Inpainted",
+    "InpaintingResult",
     "LevelStatistics",
     "Neighbours",
     "PathOptions",
     "Quality",
     "TranslateOptions",
-    "Translated",
+    "TranslationResult",
+    "add_noise",
     "constant_colours",
     "denoise",
     "detect_outliers",
     "detection_metrics",
     "flipped",
     "generate",
-    "hole_from_file",
-    "hole_of",
+    "hole_mask",
     "images_for",
     "inpaint",
     "interpolate_chains",
     "interpolate_images",
     "interpolations",
+    "load_hole_mask",
     "mean_energy",
     "nearest_images",
     "outlier_scores",
@@ -61,8 +62,7 @@ __all__ = [
     "rotated",
     "total_variation",
     "translate",
+    "tune_denoising",
     "tuned_denoisers",
-    "tuned_denoising",
     "uniform_noise",
-    "with_noise",
 ]

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fastebm.compiler import EnergyGradient
 from fastebm.sampling import Langevin, implicit_step, linear
-from fastebm.sampling.langevin import batch_rows
+from fastebm.sampling.langevin import batch_slices
 from fastebm.sampling.schedules import table
 
 
@@ -25,13 +25,13 @@ class Climb:
     """How chains go up.
 
     Attributes:
-        steps: updates at each level.
+        num_steps: updates at each level.
         step_size: of each.
         noise_start, noise_end: std of the noise, linear over all levels together.
         clamp: whether every update ends in [-1, 1]; enlarged images always do.
     """
 
-    steps: int
+    num_steps: int
     step_size: float = 1.0
     noise_start: float = 0.015
     noise_end: float = 0.0
@@ -45,7 +45,7 @@ def climb(
     how: Climb,
     *,
     seed: int,
-    chains: int | Tensor = 0,
+    chain_ids: int | Tensor = 0,
     pinned: Mapping[int, tuple[Tensor, Tensor]] | None = None,
     pulled: Mapping[int, tuple[Tensor, float]] | None = None,
     batch_size: int | None = None,
@@ -54,7 +54,7 @@ def climb(
 
     Args:
         levels: by size, each twice the one below.
-        seed, chains, batch_size: as in `Langevin.sample`.
+        seed, chain_ids, batch_size: as in `Langevin.sample`.
         pinned: by size, a mask of known pixels and their values.
         pulled: by size, a target and the weight of the pull towards it, as the anchor of `Langevin`, but in implicit
             updates (`implicit_step`).
@@ -73,18 +73,18 @@ def climb(
         if size != x.shape[3]:
             x = F.interpolate(x, (size, size), mode="nearest").clamp_(-1, 1)
         mask, known = (pinned or {}).get(size, (None, None))
-        anchor = (pulled or {}).get(size)
-        step_size = how.step_size if anchor is None else implicit_step(how.step_size, anchor[1])
-        schedule = table(step_size, noise, how.steps * len(sizes))
+        data_term = (pulled or {}).get(size)
+        step_size = how.step_size if data_term is None else implicit_step(how.step_size, data_term[1])
+        schedule = table(step_size, noise, how.num_steps * len(sizes))
         sampler = Langevin(levels[size], step_size, 0.0, clamp=clamp)
-        held: dict[str, Any] = {"mask": mask, "known": known, "anchor": anchor}
-        x = ends[size] = sampler.run_part(
-            x, schedule, place * how.steps, how.steps, seed, chains, batch_size=batch_size, **held
+        held: dict[str, Any] = {"mask": mask, "known": known, "data_term": data_term}
+        x = ends[size] = sampler.sample_segment(
+            x, schedule, place * how.num_steps, how.num_steps, seed, chain_ids, batch_size=batch_size, **held
         )
     return ends
 
 
 def energies_of(gradient: EnergyGradient, images: Tensor, batch_size: int | None = None) -> Tensor:
     """The energies (N,) of images (N, ...), so many at a time."""
-    parts = [gradient(images[first:last])[0] for first, last in batch_rows(len(images), batch_size)]
+    parts = [gradient(images[first:last])[0] for first, last in batch_slices(len(images), batch_size)]
     return torch.cat(parts)

@@ -4,7 +4,7 @@ Under noise of a known level, `y = x + noise * N(0, I)`, the posterior of a mode
 `exp(-(E(x) + T ||x - y||^2 / (2 noise^2)) / T)`. Chains follow its gradient: that of the energy, and the pull of the
 data term, `T / noise^2 * (x - y)`, inside of the same kernel. The authors of CF-EBM leave the data term out (T = 0) and
 stop after ten steps. An energy that was trained with short chains has no temperature that can be known beforehand, so
-that `tuned_denoising` tries some.
+that `tune_denoising` tries some.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from fastebm.ops import normal
 from fastebm.rng import Stream
-from fastebm.sampling import data_term
+from fastebm.sampling import data_term_weight
 from fastebm.tasks.classical_denoisers import ClassicalDenoiser
 from fastebm.tasks.climb import Climb, climb, energies_of
 from fastebm.tasks.energies import Model, level_gradients, levels_from, top_gradient
@@ -34,7 +34,7 @@ class DenoiseOptions:
     """How chains denoise.
 
     Attributes:
-        steps: updates, at each level.
+        num_steps: updates, at each level.
         step_size: of each.
         temperature: of the energy beside the data term; 0 is without data term, 1 takes the energy at its word. Updates
             take its pull implicitly, so that it may be of any strength.
@@ -42,7 +42,7 @@ class DenoiseOptions:
         start_size: the resolution at which chains start, from the noisy image averaged down: what is fine in the image
             comes from the energy, and noise is averaged away. None is full size, from the noisy image itself. A lower
             one needs a run of variant "cascade".
-        chains: of each image; their mean is the result, which has a smaller squared error than one of them, as the mean
+        num_chains: of each image; their mean is the result, which has a smaller squared error than one of them, as the mean
             of a posterior has, and is the smoother for it.
         shifts: whether chains of an image see it moved by 0 or 1 pixel each way, what leaves it coming in on the other
             side, and their ends are moved back: chains that begin at one noisy image end nearly alike, but an energy
@@ -50,17 +50,17 @@ class DenoiseOptions:
             "Translation-Invariant De-Noising", 1995).
     """
 
-    steps: int = 10
+    num_steps: int = 10
     step_size: float = 1.0
     temperature: float = 0.0
     noise_std: float = 0.0
     start_size: int | None = None
-    chains: int = 1
+    num_chains: int = 1
     shifts: bool = True
 
     def __post_init__(self) -> None:
-        if self.steps < 1 or self.chains < 1:
-            raise ValueError(f"steps and chains must be at least 1, got {self.steps} and {self.chains}")
+        if self.num_steps < 1 or self.num_chains < 1:
+            raise ValueError(f"steps and chains must be at least 1, got {self.num_steps} and {self.num_chains}")
         if not self.temperature >= 0 or not self.noise_std >= 0:
             raise ValueError(
                 f"temperature and noise_std must not be negative, got {self.temperature} and {self.noise_std}"
@@ -68,7 +68,7 @@ class DenoiseOptions:
 
 
 @dataclass(frozen=True, eq=False)
-class Denoised:
+class DenoisingResult:
     """Noisy images and what became of them, all (N, C, H, W).
 
     Attributes:
@@ -101,14 +101,14 @@ class Denoised:
         }
 
 
-def with_noise(images: Tensor, noise: float, seed: int, first: int = 0) -> Tensor:
+def add_noise(images: Tensor, noise: float, seed: int, first: int = 0) -> Tensor:
     """`images` (N, C, H, W) with normal noise of standard deviation `noise` on every pixel, not clamped.
 
     Image i has the noise of chain `first + i` of `seed`, however images are split.
     """
     if not noise > 0:
         raise ValueError(f"noise must be positive, got {noise}")
-    draws = normal(images.shape, seed=seed, stream=Stream.DATA_NOISE, chains=first, device=images.device)
+    draws = normal(images.shape, seed=seed, stream=Stream.DATA_NOISE, chain_ids=first, device=images.device)
     return images + noise * draws
 
 
@@ -122,7 +122,7 @@ def denoise(
     baselines: Sequence[ClassicalDenoiser] = (),
     seed: int = 0,
     batch_size: int | None = 256,
-) -> Denoised:
+) -> DenoisingResult:
     """Restores images by Langevin chains of `model`.
 
     Args:
@@ -132,18 +132,18 @@ def denoise(
         options: by default the authors' for CF-EBM: 10 steps of size 1, without data term.
         clean: what it was, for PSNR and SSIM.
         baselines: classical denoisers that are to work on the same images.
-        seed: of the chains; image i has the chains from `i * options.chains` on.
+        seed: of the chains; image i has the chains from `i * options.num_chains` on.
         batch_size: chains at a time; the result does not depend on it.
 
     Raises ValueError or TypeError for images that don't fit, FloatingPointError where energies are not finite.
 
     Example:
         >>> import torch
-        >>> from fastebm.tasks import DenoiseOptions, denoise, with_noise
+        >>> from fastebm.tasks import DenoiseOptions, denoise, add_noise
         >>> def energy(x):  # of images around 0.5, with a standard deviation of 0.1
         ...     return (x - 0.5).square().sum((1, 2, 3)) / (2 * 0.1**2)
-        >>> noisy = with_noise(torch.full((4, 1, 8, 8), 0.5), 0.2, seed=1)
-        >>> options = DenoiseOptions(steps=50, step_size=0.005, temperature=1.0)
+        >>> noisy = add_noise(torch.full((4, 1, 8, 8), 0.5), 0.2, seed=1)
+        >>> options = DenoiseOptions(num_steps=50, step_size=0.005, temperature=1.0)
         >>> round(denoise(energy, noisy, 0.2, options).restored.std().item() / noisy.std().item(), 2)  # 1 / (1 + 4)
         0.2
     """
@@ -159,7 +159,7 @@ def denoise(
     restored = _restored(model, noisy, noise, options, seed, batch_size)
     by_others: dict[str, Tensor] = {denoiser.name: denoiser(noisy) for denoiser in baselines}
     results: dict[str, Tensor] = {"noisy": noisy, "restored": restored, **by_others}
-    return Denoised(
+    return DenoisingResult(
         options,
         noise,
         noisy,
@@ -172,7 +172,7 @@ def denoise(
     )
 
 
-def tuned_denoising(
+def tune_denoising(
     model: Model, clean: Tensor, noise: float, options: DenoiseOptions | None = None, *, seed: int = 0
 ) -> DenoiseOptions:
     """The options with the step size, temperature and start that restore `clean` with noise on it best, by mean PSNR.
@@ -182,7 +182,7 @@ def tuned_denoising(
     """
     options = DenoiseOptions() if options is None else options
     clean = checked_images("clean images", clean, model)
-    noisy = with_noise(clean, noise, seed, first=2**32)
+    noisy = add_noise(clean, noise, seed, first=2**32)
     starts = [None, *_lower_sizes(model)]
     best, highest = options, -torch.inf
     for start, temperature, step_size in itertools.product(starts, _TEMPERATURES, _STEP_SIZES):
@@ -210,17 +210,17 @@ def _restored(
 ) -> Tensor:
     size = noisy.shape[3]
     levels = {size: top_gradient(model)} if options.start_size is None else levels_from(model, options.start_size)
-    noisy = _moved(noisy[:, None].expand(-1, options.chains, -1, -1, -1), 1 if options.shifts else 0).flatten(0, 1)
+    noisy = _moved(noisy[:, None].expand(-1, options.num_chains, -1, -1, -1), 1 if options.shifts else 0).flatten(0, 1)
     pulled = {}
     for level in levels:
         factor = size // level
         # A mean of factor^2 pixels has a factor-th of the noise.
-        weight = data_term(options.temperature, noise / factor)
+        weight = data_term_weight(options.temperature, noise / factor)
         pulled[level] = F.avg_pool2d(noisy, factor), weight
     start = pulled[min(levels)][0].clamp(-1, 1)
-    how = Climb(options.steps, options.step_size, options.noise_std, clamp=True)
+    how = Climb(options.num_steps, options.step_size, options.noise_std, clamp=True)
     ends = climb(levels, start, how, seed=seed, pulled=pulled, batch_size=batch_size)[size]
-    return _moved(ends.unflatten(0, (-1, options.chains)), -1 if options.shifts else 0).mean(1)
+    return _moved(ends.unflatten(0, (-1, options.num_chains)), -1 if options.shifts else 0).mean(1)
 
 
 def _moved(images: Tensor, by: int) -> Tensor:

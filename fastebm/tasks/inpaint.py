@@ -10,14 +10,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastebm.data import surroundings
+from fastebm.data import neighbour_mean
 from fastebm.data.masks import HOLE_NOISE
 from fastebm.ops import uniform
 from fastebm.rng import Stream
 from fastebm.tasks.climb import Climb, climb, energies_of
 from fastebm.tasks.energies import Model, level_gradients, top_gradient
 from fastebm.tasks.inputs import checked_images
-from fastebm.tasks.masks import checked_hole
+from fastebm.tasks.masks import check_hole_mask
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class InpaintOptions:
     """How chains fill in.
 
     Attributes:
-        steps: updates, at each level.
+        num_steps: updates, at each level.
         step_size: of each.
         noise_start, noise_end: std of the chains' noise, linear over all of them.
         restarts: chains of each image.
@@ -35,7 +35,7 @@ class InpaintOptions:
             authors start at 0 and noise; an energy that was trained coarse to fine can't lead away from such a gray.)
     """
 
-    steps: int = 20
+    num_steps: int = 20
     step_size: float = 1.0
     noise_start: float = 0.015
     noise_end: float = 0.0
@@ -43,12 +43,12 @@ class InpaintOptions:
     coarse: bool = False
 
     def __post_init__(self) -> None:
-        if self.steps < 1 or self.restarts < 1:
-            raise ValueError(f"steps and restarts must be at least 1, got {self.steps} and {self.restarts}")
+        if self.num_steps < 1 or self.restarts < 1:
+            raise ValueError(f"steps and restarts must be at least 1, got {self.num_steps} and {self.restarts}")
 
 
 @dataclass(frozen=True, eq=False)
-class Inpainted:
+class InpaintingResult:
     """Images with holes and what was filled in.
 
     Attributes:
@@ -91,13 +91,13 @@ class Inpainted:
         def off(images: Tensor) -> Tensor:
             return (((images - self.images).square() * self.hole).flatten(1).sum(1) / pixels).sqrt()
 
-        each = torch.stack([off(chains) for chains in self.filled.unbind(1)], 1)
+        each = torch.stack([off(chain) for chain in self.filled.unbind(1)], 1)
         return {
             "best": each[:, 0],
-            "chains": each.mean(1),
+            "mean_of_chains": each.mean(1),
             "nearest": each.min(1).values,
             "mean": off(self.mean),
-            "surroundings": off(surroundings(self.images, self.hole)),
+            "neighbour_mean": off(neighbour_mean(self.images, self.hole)),
         }
 
     def to_json(self) -> dict[str, Any]:
@@ -120,7 +120,7 @@ def inpaint(
     *,
     seed: int = 0,
     batch_size: int | None = 256,
-) -> Inpainted:
+) -> InpaintingResult:
     """Fills in holes by several Langevin chains an image, ordered by their energy.
 
     Args:
@@ -135,18 +135,18 @@ def inpaint(
 
     Example:
         >>> import torch
-        >>> from fastebm.tasks import hole_of, inpaint
+        >>> from fastebm.tasks import hole_mask, inpaint
         >>> def energy(x):  # of images without edges
         ...     edges = (x - x.roll(1, 2)).square() + (x - x.roll(1, 3)).square()
         ...     return 0.1 * edges.sum((1, 2, 3))
         >>> images = torch.full((2, 1, 8, 8), 0.5)
-        >>> result = inpaint(energy, images, hole_of("square", 2, 8))
+        >>> result = inpaint(energy, images, hole_mask("square", 2, 8))
         >>> result.filled.shape, bool((result.best - images).abs().max() < 0.1)
         (torch.Size([2, 8, 1, 8, 8]), True)
     """
     options = InpaintOptions() if options is None else options
     images = checked_images("images", images, model)
-    hole = checked_hole(hole, images)
+    hole = check_hole_mask(hole, images)
     top = top_gradient(model)
     size, count = images.shape[3], options.restarts
     levels = level_gradients(model) if options.coarse else {size: top}
@@ -155,16 +155,16 @@ def inpaint(
     draws = uniform(known.shape, seed=seed, stream=Stream.INITIAL, device=images.device)
     start = 2 * draws - 1
     if not options.coarse:
-        start = surroundings(images, hole).repeat_interleave(count, 0) + HOLE_NOISE * start
-    how = Climb(options.steps, options.step_size, options.noise_start, options.noise_end)
+        start = neighbour_mean(images, hole).repeat_interleave(count, 0) + HOLE_NOISE * start
+    how = Climb(options.num_steps, options.step_size, options.noise_start, options.noise_end)
     ends = climb(levels, start, how, seed=seed, pinned=pinned, batch_size=batch_size)[size].clamp(-1, 1)
     energy, order = energies_of(top, ends, batch_size).unflatten(0, (-1, count)).sort(dim=1, stable=True)
     filled = ends.unflatten(0, (-1, count))
     filled = torch.stack([of_one[places] for of_one, places in zip(filled, order, strict=True)])
-    return Inpainted(options, images, hole, filled, energy)
+    return InpaintingResult(options, images, hole, filled, energy)
 
 
-def _pinned(images: Tensor, hole: Tensor, factor: int, chains: int) -> tuple[Tensor, Tensor]:
+def _pinned(images: Tensor, hole: Tensor, factor: int, num_chains: int) -> tuple[Tensor, Tensor]:
     """The mask of known pixels and their values at a level with `factor` times fewer pixels a side, once a chain.
 
     There a pixel is known where at least half of those that it stands for are, and is then their mean.
@@ -173,4 +173,4 @@ def _pinned(images: Tensor, hole: Tensor, factor: int, chains: int) -> tuple[Ten
     share = F.avg_pool2d(seen, factor)
     mean = F.avg_pool2d(images * seen, factor) / share.clamp(min=torch.finfo(share.dtype).tiny)
     mask, known = (share >= 0.5, mean) if factor > 1 else (~hole, images)
-    return mask.repeat_interleave(chains, 0), known.repeat_interleave(chains, 0)
+    return mask.repeat_interleave(num_chains, 0), known.repeat_interleave(num_chains, 0)

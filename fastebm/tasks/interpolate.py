@@ -40,8 +40,8 @@ class ChainPath:
     def largest_step(self) -> Tensor:
         """Of each path the largest distance between neighbours over that between its ends, (N,): 1 / (P - 1) for a
         straight one, and about 1 or more for one that jumps."""
-        steps = (self.images[:, 1:] - self.images[:, :-1]).flatten(2).norm(dim=2)
-        return steps.max(1).values / (self.images[:, -1] - self.images[:, 0]).flatten(1).norm(dim=1)
+        num_steps = (self.images[:, 1:] - self.images[:, :-1]).flatten(2).norm(dim=2)
+        return num_steps.max(1).values / (self.images[:, -1] - self.images[:, 0]).flatten(1).norm(dim=1)
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -87,7 +87,7 @@ def interpolate_chains(
     if between == "coarse" and len(levels) == 1:
         raise ValueError(f"{run.path} has no level above {run.size}x{run.size} yet: interpolate between noise")
     lowest, config = min(levels), run.config
-    how = Climb(config.steps, config.step_size, config.noise_start, config.noise_end)
+    how = Climb(config.num_steps, config.step_size, config.noise_start, config.noise_end)
     shape = (2 * pairs, config.channels, lowest, lowest)
     ends = 2 * uniform(shape, seed=seed, stream=Stream.INITIAL, device=device_of_model(run)) - 1
     firsts = torch.arange(0, 2 * pairs, 2, device=ends.device)
@@ -95,11 +95,11 @@ def interpolate_chains(
         starts = begin = _between_uniform(ends[::2], ends[1::2], points)
     else:
         both = firsts.repeat_interleave(2)
-        low = climb(levels, ends, how, seed=seed, chains=both, batch_size=batch_size)[lowest]
+        low = climb(levels, ends, how, seed=seed, chain_ids=both, batch_size=batch_size)[lowest]
         starts = straight_path(low[::2], low[1::2], points)
         begin = starts.repeat_interleave(2, 3).repeat_interleave(2, 4).clamp(-1, 1)
     alike = firsts.repeat_interleave(points)
-    reached = climb(levels, begin.flatten(0, 1), how, seed=seed, chains=alike, batch_size=batch_size)[run.size]
+    reached = climb(levels, begin.flatten(0, 1), how, seed=seed, chain_ids=alike, batch_size=batch_size)[run.size]
     images = reached.clamp(-1, 1)
     energy = energies_of(levels[run.size], images, batch_size)
     return ChainPath(between, starts, images.unflatten(0, (pairs, points)), energy.unflatten(0, (pairs, points)))

@@ -16,7 +16,7 @@ from fastebm.tasks.inputs import shape
 Pattern = Literal["square", "pixels", "half"]
 
 
-def hole_of(pattern: Pattern, count: int, size: int, seed: int = 0) -> Tensor:
+def hole_mask(pattern: Pattern, count: int, size: int, seed: int = 0) -> Tensor:
     """Holes (count, 1, size, size), bool, True where a pixel is to be filled in.
 
     "square" is a quarter of the image, in the middle; "half" its lower half; "pixels" half of all pixels, of each image
@@ -34,7 +34,7 @@ def hole_of(pattern: Pattern, count: int, size: int, seed: int = 0) -> Tensor:
     return hole
 
 
-def hole_from_file(path: str | Path, count: int, size: int) -> Tensor:
+def load_hole_mask(path: str | Path, count: int, size: int) -> Tensor:
     """Holes (count, 1, size, size), all as in a picture in which what is lighter than middle gray is to be filled in.
 
     Raises DataError for what is no picture, ValueError for one of another size.
@@ -45,7 +45,7 @@ def hole_from_file(path: str | Path, count: int, size: int) -> Tensor:
     return (pixels > 127).expand(count, 1, size, size)
 
 
-def checked_hole(hole: Tensor, images: Tensor) -> Tensor:
+def check_hole_mask(hole: Tensor, images: Tensor) -> Tensor:
     """`hole` as bool (N, C, H, W) beside `images`. Raises TypeError for other than bool, ValueError for a shape that
     does not fit, and for an image that is all hole or has none."""
     if not isinstance(hole, Tensor) or hole.dtype != torch.bool:

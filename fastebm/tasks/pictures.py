@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from fastebm.plotting import _figure, _save, tile
-from fastebm.tasks.denoise import Denoised
-from fastebm.tasks.inpaint import Inpainted
+from fastebm.tasks.denoise import DenoisingResult
+from fastebm.tasks.inpaint import InpaintingResult
 from fastebm.tasks.interpolate import ChainPath, ImagePath
-from fastebm.tasks.translate import Translated
+from fastebm.tasks.translate import TranslationResult
 
 ROWS = 10
 BORDER = 0.35
@@ -42,7 +42,7 @@ def save_columns(path: Path, columns: Mapping[str, Tensor], *, rows: Sequence[st
     _save(figure, path)
 
 
-def save_denoised(path: Path, result: Denoised, rows: int = ROWS) -> None:
+def save_denoised(path: Path, result: DenoisingResult, rows: int = ROWS) -> None:
     """A PNG: original, noisy, restored, and what the baselines made of it, with PSNR and SSIM over all images."""
     shown = {"noisy": result.noisy, "restored": result.restored, **result.baselines}
     columns = {} if result.clean is None else {"original": result.clean[:rows]}
@@ -55,7 +55,7 @@ def save_denoised(path: Path, result: Denoised, rows: int = ROWS) -> None:
     save_columns(path, columns)
 
 
-def save_inpainted(path: Path, result: Inpainted, rows: int = ROWS, samples: int = 4) -> None:
+def save_inpainted(path: Path, result: InpaintingResult, rows: int = ROWS, samples: int = 4) -> None:
     """A PNG: original, what was known (the hole in colour), mean of the chains, that of lowest energy, and others."""
     images, hole = _coloured(result.images[:rows]), result.hole[:rows].any(1, keepdim=True)
     blue = images.new_tensor([-0.6, -0.2, 0.5]).reshape(1, 3, 1, 1)
@@ -69,14 +69,14 @@ def save_inpainted(path: Path, result: Inpainted, rows: int = ROWS, samples: int
     save_columns(path, columns)
 
 
-def save_translated(path: Path, result: Translated, rows: int = ROWS, *, source: bool = True) -> None:
-    """A PNG: source, moments of the way, the end, and a map of how much each pixel was changed.
+def save_translated(path: Path, result: TranslationResult, rows: int = ROWS, *, source: bool = True) -> None:
+    """A PNG: source, snapshots of the way, the end, and a map of how much each pixel was changed.
 
     Without `source` the first is left out, where it may not be shown to others. What comes after it is made of it, and
-    early moments look like it.
+    early snapshots look like it.
     """
     columns = {"source": result.source[:rows]} if source else {}
-    for step, images in zip(result.steps[1:], result.moments[1:], strict=True):
+    for step, images in zip(result.snapshot_steps[1:], result.snapshots[1:], strict=True):
         columns[f"step {step}"] = images[:rows]
     largest = max(float(result.change.max()), 1e-6)
     columns[f"change\n0 to {largest:.1f}"] = heat(result.change[:rows] / largest)

@@ -12,7 +12,7 @@ from torch import Tensor
 from fastebm.data import Images, average_pool_to, digits, to_pixels
 from fastebm.data.errors import NoSplitError
 from fastebm.data.formats.pictures import SUFFIXES, read_picture
-from fastebm.data.shaping import Shaping
+from fastebm.data.preprocessing import Preprocessing
 from fastebm.data.sources import source_from_json
 from fastebm.runs.folder import RunFolder
 from fastebm.tasks.inputs import shape
@@ -195,7 +195,7 @@ def _single_picture(run: Run, path: Path, convert: bool) -> Images:
     pixels = read_picture(path, run.config.channels if convert else None)
     if convert:
         source = _shaped(run, _with_path(run, path))
-        pixels = Shaping(source.size, run.config.channels, source.fit, source.crop).apply(str(path), pixels)
+        pixels = Preprocessing(source.size, run.config.channels, source.fit, source.crop).apply(str(path), pixels)
     return Images(torch.from_numpy(pixels.copy()), name=str(path), format="picture")
 
 

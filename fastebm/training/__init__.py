@@ -3,8 +3,8 @@
 from fastebm.data.sources import DigitsSource, ImageSource
 from fastebm.runs.folder import RunError
 from fastebm.runs.registry import load
-from fastebm.training.calibration.chains import Anchor, DualUpdate, calibrate, calibration_loss, noise_floor
-from fastebm.training.calibration.posterior import PosteriorSampler, importance_bound, refine_posterior
+from fastebm.training.calibration.calibrate import DataTerm, DualUpdate, calibrate, calibration_loss, noise_floor
+from fastebm.training.calibration.posterior import PosteriorSampler, iwae_bound, refine_posterior
 from fastebm.training.coarse_to_fine.config import CoarseToFineConfig, Stage
 from fastebm.training.coarse_to_fine.presets import DIGITS, PRESETS
 from fastebm.training.coarse_to_fine.run import CoarseToFineRun
@@ -16,16 +16,16 @@ from fastebm.training.ec_vae.config import EcVaeConfig
 from fastebm.training.ec_vae.run import EcVaeRun
 from fastebm.training.trainer.entry import resume, train
 from fastebm.training.trainer.guard import DivergedError
-from fastebm.training.trainer.stopping import StoppedError
+from fastebm.training.trainer.signals import StoppedError
 
 Run = CoarseToFineRun | EcVaeRun | EcPosteriorRun | EcFlowRun
 
 __all__ = [
     "DIGITS",
     "PRESETS",
-    "Anchor",
     "CoarseToFineConfig",
     "CoarseToFineRun",
+    "DataTerm",
     "DigitsSource",
     "DivergedError",
     "DualUpdate",
@@ -43,7 +43,7 @@ __all__ = [
     "StoppedError",
     "calibrate",
     "calibration_loss",
-    "importance_bound",
+    "iwae_bound",
     "load",
     "noise_floor",
     "refine_posterior",

@@ -60,7 +60,7 @@ class PixelLevels(ImageLevels):
         return self.pyramid.batch(size, indices, device)
 
 
-class SomeLevels(ImageLevels):
+class SubsetLevels(ImageLevels):
     """Those of other images that lie at `positions`, int64. The digest stays that of all."""
 
     def __init__(self, whole: ImageLevels, positions: Tensor) -> None:
@@ -74,7 +74,7 @@ class SomeLevels(ImageLevels):
         return self.whole.batch(size, self.positions[indices.to(self.positions.device)], device)
 
 
-def domains(images: ImageLevels, label: int) -> tuple[ImageLevels, ImageLevels]:
+def split_by_label(images: ImageLevels, label: int) -> tuple[ImageLevels, ImageLevels]:
     """The images with a label, and all others. Raises ValueError where there are no labels, or none of one kind."""
     if images.labels is None:
         raise ValueError(f"domain {label} is a label, and these images have none")
@@ -84,7 +84,7 @@ def domains(images: ImageLevels, label: int) -> tuple[ImageLevels, ImageLevels]:
         raise ValueError(
             f"needed are images with label {label} and others; of each label, from 0 on, there are {counts}"
         )
-    return SomeLevels(images, found.nonzero()[:, 0]), SomeLevels(images, (~found).nonzero()[:, 0])
+    return SubsetLevels(images, found.nonzero()[:, 0]), SubsetLevels(images, (~found).nonzero()[:, 0])
 
 
 def image_levels(images: Tensor | Images, sizes: Sequence[int], channels: int) -> ImageLevels:

@@ -12,14 +12,14 @@ import torch
 MISSING = "fastebm: tensorboard is not installed, so nothing is written for it: pip install 'fastebm[tensorboard]'"
 
 
-class Board:
+class TensorBoardWriter:
     """A writer of event files, or of nothing."""
 
     def __init__(self, writer: Any = None) -> None:
         self._writer = writer
 
     @classmethod
-    def open(cls, folder: Path, enabled: bool, iteration: int) -> Board:
+    def open(cls, folder: Path, enabled: bool, iteration: int) -> TensorBoardWriter:
         """A writer to `folder` from `iteration` on; if not `enabled`, or with one line on stderr, of nothing."""
         if not enabled:
             return cls()

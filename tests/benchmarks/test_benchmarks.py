@@ -13,13 +13,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.harness import marks, nets, plots, table
+from benchmarks.harness import nets, plots, table
+from benchmarks.harness import readme_sections as marks
 from benchmarks.harness.base import Worker, WorkerError
 from benchmarks.harness.workloads import Workload, ours
 from benchmarks.studies import calibrated_flow, one_pass, seeds, stages
-from fastebm.compile import cpp_compiler
+from fastebm.build_extension import cpp_compiler
 from fastebm.evaluation.speed import Row, Run, machine_facts, read_runs, write_runs
-from fastebm.models import Flow, MultiScaleEnergy, Vae
+from fastebm.models import VAE, Flow, MultiScaleEnergy
 from fastebm.sampling.schedules import evaluate
 from fastebm.training import EcVaeConfig
 
@@ -70,10 +71,10 @@ def test_workloads_have_names_of_their_own_and_known_nets(suite: str) -> None:
 
 
 TINY = {
-    "energy_gradient": Workload("energy_gradient", "UvA tutorial", (1, 28, 28), 2, "float32", steps=2),
-    "chains": Workload("chains", "CF-EBM", (1, 8, 8), 2, "bfloat16", steps=2),
-    "cascade": Workload("cascade", "CF-EBM", (1, 16, 16), 2, "bfloat16", steps=1),
-    "training": Workload("training", "CF-EBM", (1, 16, 16), 2, "bfloat16", steps=1),
+    "energy_gradient": Workload("energy_gradient", "UvA tutorial", (1, 28, 28), 2, "float32", num_steps=2),
+    "chains": Workload("chains", "CF-EBM", (1, 8, 8), 2, "bfloat16", num_steps=2),
+    "cascade": Workload("cascade", "CF-EBM", (1, 16, 16), 2, "bfloat16", num_steps=1),
+    "training": Workload("training", "CF-EBM", (1, 16, 16), 2, "bfloat16", num_steps=1),
     "langevin": Workload("langevin", "noise", (1, 4, 4), 2, "float32"),
     "block_tail": Workload("block_tail", "channels-last, forward and backward", (4, 4, 4), 2, "float32"),
     "expand_blend": Workload("expand_blend", "scalar beta", (4, 4, 4), 2, "float32"),
@@ -133,7 +134,7 @@ def test_a_suite_prints_its_table_and_saves_its_rows(tmp_path: Path) -> None:
     (path,) = tmp_path.rglob("uniform.json")
     (run,) = read_runs(path)
     assert path.parent.name == run.machine["name"]
-    assert [row.peer for row in run.rows] == ["fastebm", "torch.rand", "torch.compile of rand"]
+    assert [row.baseline for row in run.rows] == ["fastebm", "torch.rand", "torch.compile of rand"]
     assert run.rows[0].achieved is not None
 
 
@@ -149,15 +150,17 @@ def test_a_page_of_the_earlier_format_is_what_was_committed() -> None:
         assert table.page(path.with_suffix(".json")) == path.read_text()
 
 
-def measured(suite: str, size: int, peers: Sequence[str], quantity: str = "seconds") -> list[Row]:
+def measured(suite: str, size: int, baselines: Sequence[str], quantity: str = "seconds") -> list[Row]:
     seconds = [0.01 * size, 0.011 * size]
-    made = [Row(suite, "CF-EBM", peer, "", (3, size, size), "bfloat16", 4, "step", quantity) for peer in peers]
+    made = [
+        Row(suite, "CF-EBM", baseline, "", (3, size, size), "bfloat16", 4, "step", quantity) for baseline in baselines
+    ]
     return [row.with_values([value * (i + 1) for value in seconds], seconds) for i, row in enumerate(made)]
 
 
 def test_pages_and_plots_are_made_of_what_is_there(tmp_path: Path) -> None:
-    peers = ["fastebm", "eager, research code", "eager, tuned", "torch.compile", "torchebm"]
-    rows = [row for size in (8, 16) for row in measured("chains", size, peers)]
+    baselines = ["fastebm", "eager, research code", "eager, tuned", "torch.compile", "torchebm"]
+    rows = [row for size in (8, 16) for row in measured("chains", size, baselines)]
     rows[-1] = Row("chains", "CF-EBM", "torchebm", "", (3, 16, 16), "bfloat16", 4, "step", note="skipped: not there")
     results, docs = tmp_path / "results", tmp_path / "docs"
     write_runs(results / "cpu-any" / "chains.json", [Run(machine_facts("cpu"), tuple(rows))])
@@ -224,7 +227,7 @@ def test_rows_of_one_table_have_one_config_and_sizes_have_their_own(tmp_path: Pa
         presets,
         ways,
         train,
-        lambda run, config, judge: {"distance": 1.0},
+        lambda run, config, evaluate_samples: {"distance": 1.0},
         lambda name, stored: f"{len(stored['rows'])} rows of {name} at {stored['config']['size']}",
         lambda page, name, runs: None,
     )
@@ -256,15 +259,15 @@ def test_one_pass_and_chains_are_measured_side_by_side() -> None:
 
 def test_noise_falls_in_ten_levels_of_a_hundred_steps_and_step_sizes_with_its_square() -> None:
     sampler = one_pass.annealed(torch.nn.Flatten())
-    steps, noise = (evaluate(schedule, 1000) for schedule in (sampler.step_size, sampler.noise_std))
+    num_steps, noise = (evaluate(schedule, 1000) for schedule in (sampler.step_size, sampler.noise_std))
     levels, counts = noise.unique_consecutive(return_counts=True)
     assert counts.tolist() == [100] * 10
     torch.testing.assert_close(levels, torch.logspace(0, -2, 10, dtype=torch.float64) * 0.2**0.5)
-    torch.testing.assert_close(steps, noise.square() / 2)
+    torch.testing.assert_close(num_steps, noise.square() / 2)
 
 
 def test_latents_and_noise_move_together_under_the_energy_of_the_noisy_image() -> None:
-    vae = Vae(8, 1, latent=3, width=2, max_width=4, variance=0.09).eval().requires_grad_(False)
+    vae = VAE(8, 1, latent=3, width=2, max_width=4, variance=0.09).eval().requires_grad_(False)
     energy = one_pass.JointEnergy(vae, MultiScaleEnergy(8, 1, width=2).eval()).requires_grad_(False)
     z, noise = torch.randn(2, 3), torch.randn(2, 1, 8, 8)
     state = torch.cat((noise, torch.zeros(2, 1, 8, 8)), 1).requires_grad_()
@@ -280,7 +283,7 @@ def test_latents_and_noise_move_together_under_the_energy_of_the_noisy_image() -
 
 
 def test_how_far_a_flow_is_from_its_inverse_is_measured_and_shown() -> None:
-    flow = Flow((1, 4, 4), levels=1, steps=1, width=2)
+    flow = Flow((1, 4, 4), levels=1, num_steps=1, width=2)
     images = torch.rand(3, 1, 4, 4)
     assert calibrated_flow.inverse_error(flow, images) < 1e-5
     decode = flow.decode

@@ -13,7 +13,7 @@ import torch
 from benchmarks.studies import generate as benchmark
 from fastebm.data import open_images, to_pixels
 from fastebm.sampling.cascade import LevelSampler
-from fastebm.tasks import Generated
+from fastebm.tasks import GenerationResult
 from fastebm.training import CoarseToFineRun
 
 
@@ -43,7 +43,7 @@ def test_all_ways_draw_the_same_samples(run: CoarseToFineRun, tmp_path: Path, mo
         made = way()
         assert [len(chunk) for chunk in chunks] == [3, 3, 1]
         assert torch.equal(to_pixels(torch.cat(chunks)), expected)
-        if isinstance(made, Generated):
+        if isinstance(made, GenerationResult):
             assert torch.equal(open_images(made.path).pixels, expected)
     places = {way().path for _ in range(2) for name, way in ways.items() if "1 process" in name}
     assert len(places) == 4  # a call never finds what an earlier one made

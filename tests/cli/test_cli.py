@@ -24,7 +24,7 @@ from fastebm.training import CoarseToFineRun
 from fastebm.training.coarse_to_fine.trainer import Trainer
 
 ROOT = Path(__file__).resolve().parents[2]
-TINY = ["--base-width", "1", "--steps", "2", "--batch-sizes", "8", "8", "--log-every", "1"]
+TINY = ["--base-width", "1", "--num-steps", "2", "--batch-sizes", "8", "8", "--log-every", "1"]
 TRAIN = ["train", "coarse-to-fine", "--preset", "digits", *TINY]
 
 
@@ -266,7 +266,7 @@ def pets(tmp_path: Path) -> Path:
     return tmp_path / "pets"
 
 
-SMALL = ["--base-width", "1", "--steps", "2", "--sizes", "4", "8", "--batch-sizes", "4", "4"]
+SMALL = ["--base-width", "1", "--num-steps", "2", "--sizes", "4", "8", "--batch-sizes", "4", "4"]
 SMALL += ["--iterations", "2", "3", "--learning-rates", "1e-3", "1e-3", "--log-every", "1"]
 
 
@@ -324,7 +324,7 @@ def test_a_run_is_taken_up_with_the_threads_that_it_began_with(
 def test_a_preset_shapes_its_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     np.savez("set.npz", x_train=np.zeros((9, 28, 28), np.uint8))
-    width = ["--base-width", "1", "--steps", "1", "--iterations", "1", "1", "1", "--batch-sizes", "2", "2", "2"]
+    width = ["--base-width", "1", "--num-steps", "1", "--iterations", "1", "1", "1", "--batch-sizes", "2", "2", "2"]
     assert main(["train", "coarse-to-fine", "--preset", "mnist", "--data", "set.npz", *width]) == 0
     content = json.loads(Path("runs/set/config.json").read_text())
     assert content["config"]["sizes"] == [8, 16, 32]

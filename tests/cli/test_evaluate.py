@@ -33,7 +33,7 @@ def _quick_features(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "tiny"
-    tiny = ["--base-width", "1", "--steps", "2", "--batch-sizes", "8", "8", "--log-every", "1"]
+    tiny = ["--base-width", "1", "--num-steps", "2", "--batch-sizes", "8", "8", "--log-every", "1"]
     assert (
         main(["train", "coarse-to-fine", "--preset", "digits", *tiny, "--iterations", "3", "4", "--out", str(out)]) == 0
     )
@@ -95,7 +95,7 @@ def test_a_run_against_its_own_images(trained: Path, capsys: pytest.CaptureFixtu
 
 def test_a_run_that_calibrates_a_generator(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """One-pass samples are judged as others are; of its energy the gaps, which no chain of a cascade is there for."""
-    run = ec_vae(tmp_path / "vae", steps=3, noise_std=0.01)
+    run = ec_vae(tmp_path / "vae", num_steps=3, noise_std=0.01)
     assert main(["evaluate", str(run), "--count", "60", "--train-features"]) == 0
     printed = capsys.readouterr().out
     for part in (NOTE, "ceiling: uniform noise", "classes found, of 10", "left to calibrate", "chains of 3 steps"):

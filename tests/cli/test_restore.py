@@ -20,7 +20,20 @@ from fastebm.runs.folder import RunFolder
 from fastebm.tasks.restoration import Composition, Dense, Inpainting, SuperResolution, degradation
 from fastebm.training import CoarseToFineRun, DigitsSource, EcVaeConfig, EcVaeRun, RunError, train
 
-TINY = ["--base-width", "1", "--steps", "2", "--batch-sizes", "8", "8", "--log-every", "1", "--iterations", "2", "2"]
+TINY = [
+    "--base-width",
+    "1",
+    "--num-steps",
+    "2",
+    "--batch-sizes",
+    "8",
+    "8",
+    "--log-every",
+    "1",
+    "--iterations",
+    "2",
+    "2",
+]
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +58,7 @@ def test_a_cascade_restores_digits(cascade_run: Path, tmp_path: Path, capsys: py
     assert "super-resolution-2" in capsys.readouterr().out
     results = json.loads((out / "results.json").read_text())
     assert set(results["measures"]) == {"pseudo-inverse", "bicubic", "restored", "mean of restarts"}
-    assert results["measures"]["restored"]["misfit_rms"] < 1e-6
+    assert results["measures"]["restored"]["residual_rms"] < 1e-6
     assert results["settings"]["search"]["restarts"] == 2
     assert results["seconds"] > 0
     images = torch.from_numpy(np.load(out / "restored.npz")["images"])
@@ -60,14 +73,14 @@ def test_a_cascade_restores_digits(cascade_run: Path, tmp_path: Path, capsys: py
     assert main([*command, "--overwrite", "--noise", "0.1", "--task", "inpaint-box"]) == 0
     results = json.loads((out / "results.json").read_text())
     assert set(results["measures"]) == {"pseudo-inverse", "restored", "mean of restarts"}
-    assert 0 < results["measures"]["restored"]["misfit_rms"] <= 0.1 * 1.001
+    assert 0 < results["measures"]["restored"]["residual_rms"] <= 0.1 * 1.001
 
 
 def test_a_decoder_restores_digits(vae_run: Path) -> None:
-    search = ["--method", "langevin", "--steps", "5", "--restarts", "2", "--step-size", "0.001"]
+    search = ["--method", "langevin", "--num-steps", "5", "--restarts", "2", "--step-size", "0.001"]
     assert main(["restore", str(vae_run), "--task", "inpaint-random-50", "--count", "3", *search]) == 0
     results = json.loads((vae_run / "restore-inpaint-random-50" / "results.json").read_text())
-    assert results["measures"]["restored"]["misfit_rms"] < 1e-6
+    assert results["measures"]["restored"]["residual_rms"] < 1e-6
     assert results["settings"]["search"]["method"] == "langevin"
 
 

@@ -14,9 +14,9 @@ from fastebm.training import CoarseToFineRun
 @pytest.mark.parametrize(
     ("command", "files"),
     [
-        (["denoise", "--tune", "2", "--steps", "1"], {"denoised.png", "denoised.npz"}),
+        (["denoise", "--tune", "2", "--num-steps", "1"], {"denoised.png", "denoised.npz"}),
         (["inpaint", "--restarts", "3"], {"inpainted.png", "inpainted.npz"}),
-        (["translate", "--data", "DATA", "--steps", "4"], {"translated.png", "translated.npz"}),
+        (["translate", "--data", "DATA", "--num-steps", "4"], {"translated.png", "translated.npz"}),
         (
             ["interpolate", "--points", "3", "--iterations", "2"],
             {"images.png", "images.npz", "noise.png", "coarse.png", "neighbours.png"},

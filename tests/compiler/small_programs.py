@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor
 
-from fastebm.compiler.derivative import differentiated
-from fastebm.compiler.executor import Execution
+from fastebm.compiler.derivative import differentiate
+from fastebm.compiler.executor import StockExecutor
 from fastebm.compiler.operations import Input, Linear, Operation, Reshape
 from fastebm.compiler.program import INPUT, Builder, Program
 from fastebm.compiler.values import Value
@@ -64,7 +64,7 @@ def _functional(length: int) -> Tensor:
 
 def run(program: Program, x: Tensor, dtype: torch.dtype = torch.float64) -> list[Tensor]:
     """The outputs of a program."""
-    execution = Execution(program, dtype)
+    execution = StockExecutor(program, dtype)
     execution.refresh()
     return execution(x)
 
@@ -89,7 +89,7 @@ def assert_computes(programs: Iterable[Program], features: Callable[[Tensor], Te
     expected = by_autograd(lambda x: energy_of(features(x)), x)
     count = 0
     for program in programs:
-        for found, wanted in zip(run(differentiated(program), x), expected, strict=True):
+        for found, wanted in zip(run(differentiate(program), x), expected, strict=True):
             assert_close(found, wanted)
         count += 1
     return count

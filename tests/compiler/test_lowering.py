@@ -11,41 +11,41 @@ from torch import Tensor, nn
 from fastebm import ops
 from fastebm.compiler import energy_gradient
 from fastebm.compiler.capture import capture
-from fastebm.compiler.fixed_weights import fixed_weights
-from fastebm.compiler.lowering import Lowered, NotLowered, lowered
-from fastebm.compiler.rewrites import WITHOUT_PARITY, gradient_program
+from fastebm.compiler.frozen_weights import fixed_weights
+from fastebm.compiler.lowering import LoweringResult, UnsupportedLowering, lower
+from fastebm.compiler.rewrites import WITHOUT_POLYPHASE, build_gradient_program
 from fastebm.models import CoarseToFineEnergy
-from fastebm.ops.instructions import Do, Kind
+from fastebm.ops.instructions import EpilogueOp, Kind
 from fastebm.sampling import Langevin
 from tests.compiler.networks import Decoder, ResidualNet, TutorialNet, WideNet
 from tests.compiler.small_programs import assert_close, tensor
 
 
-def lower(energy, x: Tensor, itemsize: int = 8) -> Lowered:
+def lower_energy(energy, x: Tensor, itemsize: int = 8) -> LoweringResult:
     module = energy if isinstance(energy, nn.Module) else None
     with torch.no_grad():
-        return lowered(gradient_program(capture(energy, module, x), passes=WITHOUT_PARITY), itemsize)
+        return lower(build_gradient_program(capture(energy, module, x), passes=WITHOUT_POLYPHASE), itemsize)
 
 
 @torch.no_grad()
-def run(recipe: Lowered, x: Tensor) -> tuple[Tensor, Tensor]:
-    fused = ops.Fused(recipe.recipe, x.device)
+def run(recipe: LoweringResult, x: Tensor) -> tuple[Tensor, Tensor]:
+    fused = ops.CompiledProgram(recipe.recipe, x.device)
     fused.refresh(*recipe.constants())
     return fused(x)
 
 
-def assert_lowers(energy, *shape: int) -> Lowered:
+def assert_lowers(energy, *shape: int) -> LoweringResult:
     """In float64 by the reference to 1e-10, in float32 by what runs here to 1e-5."""
     x = torch.tanh(tensor(*shape, seed=5))
     if isinstance(energy, nn.Module):
         energy = energy.double().eval()
     wanted = energy_gradient(energy, engine="autograd")(x)
-    recipe = lower(energy, x)
+    recipe = lower_energy(energy, x)
     for found, expected in zip(run(recipe, x), wanted, strict=True):
         assert_close(found, expected, 1e-10)
     if isinstance(energy, nn.Module):
         single = energy.float()
-        found = run(lower(single, x.float(), 4), x.float())
+        found = run(lower_energy(single, x.float(), 4), x.float())
         energy.double()
         for part, expected in zip(found, wanted, strict=True):
             assert (part - expected).norm() <= 1e-5 * expected.norm()
@@ -154,7 +154,7 @@ def test_an_image_that_begins_as_a_vector_is_one(shape):
     length = math.prod(shape)
     net = nn.Sequential(nn.Flatten(), nn.Linear(length, 16), nn.SiLU(), nn.Linear(16, 1))
     assert_lowers(net, 4, *shape)
-    recipe = lower(net.double(), torch.zeros(1, *shape, dtype=torch.float64)).recipe
+    recipe = lower_energy(net.double(), torch.zeros(1, *shape, dtype=torch.float64)).recipe
     assert recipe.sample == (length,)
     assert all(buffer.height == buffer.width == 1 for buffer in recipe.buffers)
 
@@ -173,7 +173,7 @@ class Both(nn.Module):
 def test_an_image_with_another_use_stays_an_image():
     torch.manual_seed(0)
     assert_lowers(Both(), 2, 3, 3, 3)
-    assert lower(Both().double(), torch.zeros(1, 3, 3, 3, dtype=torch.float64)).recipe.sample == (3, 3, 3)
+    assert lower_energy(Both().double(), torch.zeros(1, 3, 3, 3, dtype=torch.float64)).recipe.sample == (3, 3, 3)
 
 
 def test_chains_of_flattened_images_are_the_same_bits_in_any_split():
@@ -215,13 +215,13 @@ def test_a_decoder_followed_by_an_energy_runs_on_fused_kernels():
 
 def test_pointwise_operations_cost_no_instructions_and_derivatives_are_kept():
     net = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.SiLU(), nn.Conv2d(8, 1, 4), nn.Flatten())
-    recipe = lower(net.double(), torch.zeros(1, 3, 4, 4, dtype=torch.float64)).recipe
+    recipe = lower_energy(net.double(), torch.zeros(1, 3, 4, 4, dtype=torch.float64)).recipe
     kinds = [Kind(i.kind) for i in recipe.instructions]
     assert kinds.count(Kind.GATHER) == 0
     assert kinds.count(Kind.CONVOLUTION) == 4
-    actions = [Do(e.do) for e in recipe.epilogues]
-    assert actions.count(Do.ACTIVATE_KEEPING) == 1
-    assert Do.SLOPE not in actions
+    actions = [EpilogueOp(e.do) for e in recipe.epilogues]
+    assert actions.count(EpilogueOp.ACTIVATE_KEEPING) == 1
+    assert EpilogueOp.SLOPE not in actions
     # The samples, the activation and its derivative, the seed of the backward part, and one gradient between.
     assert len(recipe.buffers) <= 5
 
@@ -238,8 +238,8 @@ def test_what_is_refused_runs_on_stock_operations_and_says_why(name):
     make, reason = REFUSED[name]
     net = Summed(make()).eval()
     x = torch.tanh(tensor(2, 3, 8, 8)).float()
-    with pytest.raises(NotLowered, match=reason):
-        lower(net, x, 4)
+    with pytest.raises(UnsupportedLowering, match=reason):
+        lower_energy(net, x, 4)
     gradient = energy_gradient(net, engine="fused")
     found, wanted = gradient(x)[1], energy_gradient(net, engine="autograd")(x)[1]
     assert (found - wanted).norm() < 1e-5 * wanted.norm()

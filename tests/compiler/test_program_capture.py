@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fastebm
-from fastebm.compiler.capture import Unsupported, capture
-from fastebm.compiler.derivative import differentiated
+from fastebm.compiler.capture import UnsupportedError, capture
+from fastebm.compiler.derivative import differentiate
 from fastebm.compiler.operations import Convolution
-from fastebm.compiler.rewrites import gradient_program, simplified
+from fastebm.compiler.rewrites import build_gradient_program, simplify
 from tests.compiler.small_programs import assert_close, by_autograd, energy_of, run, tensor
 
 W = tensor(6, 4, 3, 3, seed=1)
@@ -95,7 +95,7 @@ def test_the_vocabulary_against_autograd(name):
     energy = lambda x: energy_of(IMAGES[name](x))  # noqa: E731
     expected = by_autograd(energy, x)
     captured = capture(energy, None, x)
-    for program in (differentiated(captured), gradient_program(captured)):
+    for program in (differentiate(captured), build_gradient_program(captured)):
         for found, wanted in zip(run(program, x), expected, strict=True):
             assert_close(found, wanted)
 
@@ -110,7 +110,7 @@ def test_vectors_and_batch_norms():
         nn.init.uniform_(norm.running_var, 0.5, 2)
     net = net.double().eval()
     x = tensor(5, 7)
-    program = gradient_program(capture(net, net, x))
+    program = build_gradient_program(capture(net, net, x))
     for found, wanted in zip(run(program, x), by_autograd(net, x), strict=True):
         assert_close(found, wanted)
 
@@ -118,7 +118,7 @@ def test_vectors_and_batch_norms():
 def test_one_capture_serves_every_batch_and_new_weights():
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Tanh(), nn.Flatten(), nn.Linear(64, 1)).double().eval()
-    program = differentiated(simplified(capture(net, net, tensor(2, 3, 6, 6))))
+    program = differentiate(simplify(capture(net, net, tensor(2, 3, 6, 6))))
     for count in (1, 2, 7):
         x = tensor(count, 3, 6, 6, seed=count)
         for found, wanted in zip(run(program, x), by_autograd(net, x), strict=True):
@@ -137,7 +137,7 @@ def test_a_convolution_subclass_runs_its_own_forward():
 
     net = nn.Sequential(Scaled(3, 1, 3), nn.Flatten(), nn.Linear(16, 1)).double().eval()
     x = tensor(2, 3, 6, 6)
-    program = differentiated(capture(net, net, x))
+    program = differentiate(capture(net, net, x))
     for found, wanted in zip(run(program, x), by_autograd(net, x), strict=True):
         assert_close(found, wanted)
 
@@ -146,7 +146,7 @@ def test_what_does_not_depend_on_x_is_no_part_of_the_program():
     norm = nn.utils.parametrizations.spectral_norm
     layer = norm(nn.Conv2d(3, 2, 3)).double().eval()
     energy = lambda x: (layer(x) * torch.ones(2, 1, 1) * math.pi).mean((1, 2, 3))  # noqa: E731
-    program = simplified(capture(energy, None, tensor(2, 3, 6, 6)))
+    program = simplify(capture(energy, None, tensor(2, 3, 6, 6)))
     assert [type(node.operation).__name__ for node in program].count("Convolution") == 1
     assert not any("Affine" in type(node.operation).__name__ for node in program)
 
@@ -205,7 +205,7 @@ REFUSED = {
 @pytest.mark.parametrize("name", REFUSED)
 def test_refusals_name_the_reason(name):
     energy, reason = REFUSED[name]
-    with pytest.raises(Unsupported, match=reason):
+    with pytest.raises(UnsupportedError, match=reason):
         capture(energy, energy if isinstance(energy, nn.Module) else None, tensor(2, 4, 9, 9))
 
 
@@ -216,7 +216,7 @@ def test_arguments_of_a_partial_are_part_of_the_energy():
     offset = torch.ones(5, dtype=torch.float64)
     partial = functools.partial(energy, scale=3.0, offset=offset)
     x = tensor(2, 5)
-    program = differentiated(capture(partial, None, x))
+    program = differentiate(capture(partial, None, x))
     for _ in range(2):
         for found, wanted in zip(run(program, x), by_autograd(partial, x), strict=True):
             assert_close(found, wanted)

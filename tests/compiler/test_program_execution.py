@@ -6,10 +6,10 @@ import torch
 import torch.nn.functional as F
 
 from fastebm.compiler.capture import capture
-from fastebm.compiler.derivative import differentiated
-from fastebm.compiler.executor import PLANS, Execution
-from fastebm.compiler.operations import Activation, Combine, Convolution, Multiply, Permute
-from fastebm.compiler.rewrites import gradient_program
+from fastebm.compiler.derivative import differentiate
+from fastebm.compiler.executor import PLANS, StockExecutor
+from fastebm.compiler.operations import Activation, Convolution, LinearCombination, Multiply, Permute
+from fastebm.compiler.rewrites import build_gradient_program
 from fastebm.models import CoarseToFineEnergy
 from tests.compiler.small_programs import (
     Small,
@@ -23,8 +23,8 @@ from tests.compiler.small_programs import (
 )
 
 
-def ready(program) -> Execution:
-    execution = Execution(program, torch.float64)
+def ready(program) -> StockExecutor:
+    execution = StockExecutor(program, torch.float64)
     execution.refresh()
     return execution
 
@@ -35,7 +35,7 @@ def test_results_are_fresh_and_inputs_untouched():
     for _ in range(3):
         small.then(Activation("silu"))
         small.then(Convolution(value(weight), padding=(1, 1)))
-    execution = ready(differentiated(small.energy()))
+    execution = ready(differentiate(small.energy()))
     xs = [tensor(2, 4, 6, 6, seed=seed) for seed in range(3)]
     kept = [x.clone() for x in xs]
     first = [execution(x) for x in xs]
@@ -50,9 +50,9 @@ def test_a_result_that_is_read_later_is_not_overwritten():
     small = Small(5)
     a = small.then(Activation("tanh"))
     b = small.then(Activation("silu"), a)
-    c = small.then(Combine((1.0, 1.0)), a, b)
-    d = small.then(Combine((2.0, 1.0, 0.5)), b, c, a)
-    small.then(Combine((1.0, 1.0, 1.0, 1.0)), d, c, b, a)
+    c = small.then(LinearCombination((1.0, 1.0)), a, b)
+    d = small.then(LinearCombination((2.0, 1.0, 0.5)), b, c, a)
+    small.then(LinearCombination((1.0, 1.0, 1.0, 1.0)), d, c, b, a)
 
     def features(x):
         a = torch.tanh(x)
@@ -63,7 +63,7 @@ def test_a_result_that_is_read_later_is_not_overwritten():
 
     x = tensor(3, 5)
     for found, wanted in zip(
-        run(differentiated(small.energy()), x), by_autograd(lambda x: energy_of(features(x)), x), strict=True
+        run(differentiate(small.energy()), x), by_autograd(lambda x: energy_of(features(x)), x), strict=True
     ):
         assert_close(found, wanted)
 
@@ -73,7 +73,7 @@ def test_a_view_of_what_could_be_overwritten_is_read_first():
     h = small.then(Activation("tanh"), "x")
     small.then(Multiply(), h, small.then(Permute((1, 0)), h))
     h = small.then(Activation("silu"))
-    small.then(Combine((1.0, 1.0)), small.then(Permute((1, 0)), h), h)
+    small.then(LinearCombination((1.0, 1.0)), small.then(Permute((1, 0)), h), h)
 
     def features(x):
         h = torch.tanh(x)
@@ -90,7 +90,7 @@ def test_a_sum_that_takes_the_place_of_a_term_keeps_the_others():
         small.then(Activation("silu"), "x"),
         small.then(Activation("relu"), "x"),
     ]
-    small.then(Combine((2.0, 1.0, -0.5)), *terms)
+    small.then(LinearCombination((2.0, 1.0, -0.5)), *terms)
     x = tensor(3, 5)
     (found,) = run(small.features(), x)
     assert_close(found, 2 * torch.tanh(x) + F.silu(x) - 0.5 * F.relu(x))
@@ -113,7 +113,7 @@ def test_new_weights_go_to_the_old_places():
 def test_plans_of_few_batches_are_kept():
     small = Small(4, 5, 5)
     small.then(Activation("silu"))
-    execution = ready(differentiated(small.energy()))
+    execution = ready(differentiate(small.energy()))
     for count in (4, 3, 4, 2, 5, 1):
         x = tensor(count, 4, 5, 5)
         assert execution(x)[1].shape == x.shape
@@ -128,7 +128,7 @@ def test_the_workspace_does_not_grow_with_depth():
         for _ in range(depth):
             small.then(Convolution(value(tensor(4, 4, 3, 3)), padding=(1, 1)))
             small.then(Activation("silu"))
-        execution = ready(differentiated(small.energy()))
+        execution = ready(differentiate(small.energy()))
         execution(tensor(2, 4, 8, 8))
         return execution.workspace()
 
@@ -139,7 +139,7 @@ def test_a_gradient_at_256_needs_less_than_half_of_autograds_memory():
     """Bytes that live at one time, results of convolutions included, as PyTorch's profiler counts them."""
     net = CoarseToFineEnergy(256, base_width=4).eval().requires_grad_(False)
     x = tensor(1, 3, 256, 256).float()
-    execution = Execution(gradient_program(capture(net, net, x)), torch.float32)
+    execution = StockExecutor(build_gradient_program(capture(net, net, x)), torch.float32)
     execution.refresh()
 
     def by_program():

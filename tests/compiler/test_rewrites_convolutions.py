@@ -6,9 +6,9 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastebm.compiler.cost import cost
-from fastebm.compiler.operations import Activation, AppendOne, AveragePool, Combine, Convolution
-from fastebm.compiler.rewrites import simplified
+from fastebm.compiler.cost_model import cost
+from fastebm.compiler.operations import Activation, AppendOnes, AveragePool, Convolution, LinearCombination
+from fastebm.compiler.rewrites import simplify
 from fastebm.compiler.rewrites.composed_convolutions import compose_convolutions
 from fastebm.compiler.rewrites.merged_branches import merge_branches
 from tests.compiler.small_programs import Small, assert_computes, tensor, value
@@ -46,7 +46,7 @@ def test_a_convolution_after_a_pointwise_one_contains_it(height, width, kernel, 
     programs = list(compose_convolutions(small.energy()))
     assert assert_computes(programs, features, x) == 1
     (conv,) = [node for node in programs[0] if isinstance(node.operation, Convolution)]
-    ones = any(isinstance(node.operation, AppendOne) for node in programs[0])
+    ones = any(isinstance(node.operation, AppendOnes) for node in programs[0])
     assert ones == (biases[0] and padding != (0, 0))
     assert conv.operation.weight.shape[1] == 3 + ones
 
@@ -80,7 +80,7 @@ def test_three_in_a_row_share_one_channel_of_ones():
         return F.conv2d(F.conv2d(F.conv2d(x, a, biases[0]), b, biases[1]), c, biases[2], padding=1)
 
     assert assert_computes(compose_convolutions(small.energy()), features, x) == 2
-    program = simplified(small.energy(), passes=[compose_convolutions])
+    program = simplify(small.energy(), passes=[compose_convolutions])
     assert assert_computes([program], features, x)
     assert sum(isinstance(node.operation, Convolution) for node in program) == 1
 
@@ -89,9 +89,13 @@ def test_a_first_layer_that_two_branches_read_is_composed_with_each():
     small = Small(3, 8, 8)
     rgb = small.then(Convolution(value(tensor(32, 3, 1, 1)), value(tensor(32))))
     main = small.then(Activation("silu"), small.then(Convolution(value(tensor(32, 32, 3, 3)), padding=(1, 1)), rgb))
-    small.then(Combine((1.0, 1.0)), main, small.then(Convolution(value(tensor(32, 32, 1, 1)), value(tensor(32))), rgb))
+    small.then(
+        LinearCombination((1.0, 1.0)),
+        main,
+        small.then(Convolution(value(tensor(32, 32, 1, 1)), value(tensor(32))), rgb),
+    )
     program = small.energy()
-    better = simplified(program, passes=[compose_convolutions])
+    better = simplify(program, passes=[compose_convolutions])
     assert cost(better).flops < 0.25 * cost(program).flops
     convs = [node for node in better if isinstance(node.operation, Convolution)]
     assert sorted(conv.operation.weight.shape[1] for conv in convs) == [3, 4]
@@ -118,7 +122,7 @@ def test_a_bottleneck_stays_two_convolutions():
     small.then(Convolution(value(tensor(64, 2, 3, 3)), padding=(1, 1)))
     program = small.energy()
     assert len(list(compose_convolutions(program))) == 1
-    assert simplified(program, passes=[compose_convolutions]) is program
+    assert simplify(program, passes=[compose_convolutions]) is program
 
 
 # ---- side by side
@@ -148,9 +152,9 @@ def test_two_convolutions_of_one_input_are_one(height, width, kernel, growth, pa
     first = small.then(Convolution(value(a), value(a_bias), stride, padding), "x")
     second = small.then(Convolution(value(b), value(b_bias), stride, wide), "x")
     if third:
-        small.then(Combine((2.0, 1.5, value(factor))), first, small.then(Activation("silu"), second), second)
+        small.then(LinearCombination((2.0, 1.5, value(factor))), first, small.then(Activation("silu"), second), second)
     else:
-        small.then(Combine((2.0, value(factor))), first, second)
+        small.then(LinearCombination((2.0, value(factor))), first, second)
 
     def features(x):
         one, two = F.conv2d(x, a, a_bias, stride, padding), F.conv2d(x, b, b_bias, stride, wide)
@@ -176,7 +180,7 @@ def test_branches_that_differ_are_declined(difference):
     weight = tensor(4, 4 // options.get("groups", 1), size, size)
     second = small.then(Convolution(value(weight), **options), other if difference == "input" else "x")
     if small.shape(first) != small.shape(second):
-        small.then(Combine((1.0,)), first)
+        small.then(LinearCombination((1.0,)), first)
     else:
-        small.then(Combine((1.0, 1.0)), first, second)
+        small.then(LinearCombination((1.0, 1.0)), first, second)
     assert not list(merge_branches(small.energy()))

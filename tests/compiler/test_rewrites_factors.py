@@ -4,16 +4,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fastebm.compiler.cost import cost
-from fastebm.compiler.derivative import differentiated
+from fastebm.compiler.cost_model import cost
+from fastebm.compiler.derivative import differentiate
 from fastebm.compiler.operations import (
     Activation,
     Affine,
     AveragePool,
-    Combine,
     Concatenate,
     Convolution,
     Linear,
+    LinearCombination,
     Multiply,
     Permute,
     Reshape,
@@ -21,9 +21,9 @@ from fastebm.compiler.operations import (
     Sum,
     Upsample,
 )
-from fastebm.compiler.rewrites import simplified
+from fastebm.compiler.rewrites import simplify
 from fastebm.compiler.rewrites.folded_factors import fold_factors
-from fastebm.compiler.rewrites.recognized_activations import recognise
+from fastebm.compiler.rewrites.recognized_activations import match_activations
 from tests.compiler.small_programs import Small, assert_computes, tensor, value
 
 WEIGHT, BIAS = tensor(6, 4, 3, 3, seed=1), tensor(6, seed=2)
@@ -45,7 +45,7 @@ def names(program) -> list[str]:
 @pytest.mark.parametrize("factor", [-2.5, value(NUMBER)], ids=["number", "value"])
 def test_a_factor_behind_a_convolution_is_in_its_weight(factor, bias):
     small = convolved(bias)
-    small.then(Combine((factor,)))
+    small.then(LinearCombination((factor,)))
     number = factor if isinstance(factor, float) else NUMBER
     x = tensor(2, 4, 7, 8)
 
@@ -53,7 +53,7 @@ def test_a_factor_behind_a_convolution_is_in_its_weight(factor, bias):
         return number * F.conv2d(x, WEIGHT, BIAS if bias else None, padding=1)
 
     assert assert_computes(fold_factors(small.energy()), features, x) >= 1
-    assert "Combine" not in names(simplified(small.energy(), passes=[fold_factors]))
+    assert "LinearCombination" not in names(simplify(small.energy(), passes=[fold_factors]))
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -70,7 +70,7 @@ def test_an_affine_map_behind_a_convolution_is_in_its_weight_and_bias(scale, shi
         return h * (1 if scale is None else scale) + (0 if shift is None else shift)
 
     assert assert_computes(fold_factors(small.energy()), features, tensor(2, 4, 7, 8)) == 1
-    assert "Affine" not in names(simplified(small.energy(), passes=[fold_factors]))
+    assert "Affine" not in names(simplify(small.energy(), passes=[fold_factors]))
 
 
 @pytest.mark.parametrize("transposed", [True, False])
@@ -106,7 +106,7 @@ def test_an_affine_map_that_does_not_fit_is_declined(kind):
     conv = small.nodes[-1].name
     scaled = small.then(Affine(value(tensor(1, 7, 8) if kind == "by pixel" else BY_CHANNEL)))
     if kind == "read twice":
-        small.then(Combine((1.0, 1.0)), small.then(Activation("silu"), conv), scaled)
+        small.then(LinearCombination((1.0, 1.0)), small.then(Activation("silu"), conv), scaled)
     assert not list(fold_factors(small.energy()))
 
 
@@ -130,7 +130,7 @@ def test_a_factor_goes_through_what_commutes_with_it(between, factor_first):
     small = Small(4, 7, 8)
     if factor_first:
         small.then(Activation("tanh"))
-        small.then(Combine((0.7,)))
+        small.then(LinearCombination((0.7,)))
         small.then(operation)
         weight = tensor(5, small.nodes[-1].shape[0], 1, 1, seed=6)
         small.then(Convolution(value(weight)))
@@ -142,7 +142,7 @@ def test_a_factor_goes_through_what_commutes_with_it(between, factor_first):
         weight = tensor(4, 4, 1, 1, seed=6)
         small.then(Convolution(value(weight)))
         small.then(operation)
-        small.then(Combine((0.7,)))
+        small.then(LinearCombination((0.7,)))
         small.then(Activation("tanh"))
 
         def features(x):
@@ -150,13 +150,13 @@ def test_a_factor_goes_through_what_commutes_with_it(between, factor_first):
 
     program = small.energy()
     assert assert_computes(fold_factors(program), features, x) == 1
-    assert "Combine" not in names(simplified(program, passes=[fold_factors]))
+    assert "LinearCombination" not in names(simplify(program, passes=[fold_factors]))
 
 
 def test_a_factor_that_an_activation_reads_stays():
     small = Small(4, 7, 8)
     small.then(Activation("tanh"))
-    factor = small.then(Combine((0.7,)))
+    factor = small.then(LinearCombination((0.7,)))
     curved = small.then(Activation("silu"), factor)
     small.then(Concatenate(0), small.then(Convolution(value(WEIGHT), padding=(1, 1)), factor), curved)
     assert not list(fold_factors(small.energy()))
@@ -166,34 +166,34 @@ def test_a_factor_with_two_readers_goes_into_both():
     x = tensor(2, 4, 7, 8)
     small = Small(4, 7, 8)
     small.then(Activation("tanh"))
-    factor = small.then(Combine((value(NUMBER),)))
+    factor = small.then(LinearCombination((value(NUMBER),)))
     conv = small.then(Convolution(value(WEIGHT), value(BIAS), padding=(1, 1)), factor)
     pointwise = small.then(Convolution(value(tensor(6, 4, 1, 1))), factor)
-    small.then(Combine((2.0, 1.0)), conv, pointwise)
+    small.then(LinearCombination((2.0, 1.0)), conv, pointwise)
 
     def features(x):
         h = NUMBER * torch.tanh(x)
         return 2 * F.conv2d(h, WEIGHT, BIAS, padding=1) + F.conv2d(h, tensor(6, 4, 1, 1))
 
     assert assert_computes(fold_factors(small.energy()), features, x) == 2
-    better = simplified(small.energy(), passes=[fold_factors])
+    better = simplify(small.energy(), passes=[fold_factors])
     assert assert_computes([better], features, x)
-    assert sum(isinstance(node.operation, Combine) for node in better) == 1
+    assert sum(isinstance(node.operation, LinearCombination) for node in better) == 1
 
 
 def test_sums_of_sums_are_one_sum():
     x = tensor(2, 4, 7, 8)
     small = Small(4, 7, 8)
     a, b = small.then(Activation("tanh"), "x"), small.then(Activation("silu"), "x")
-    inner = small.then(Combine((0.5, value(NUMBER))), a, b)
-    small.then(Combine((3.0, 1.0)), inner, "x")
+    inner = small.then(LinearCombination((0.5, value(NUMBER))), a, b)
+    small.then(LinearCombination((3.0, 1.0)), inner, "x")
     program = small.energy()
 
     def features(x):
         return 3 * (0.5 * torch.tanh(x) + NUMBER * F.silu(x)) + x
 
     assert assert_computes(fold_factors(program), features, x) == 1
-    better = simplified(program, passes=[fold_factors])
+    better = simplify(program, passes=[fold_factors])
     assert assert_computes([better], features, x)
     assert cost(better).bytes < cost(program).bytes
 
@@ -203,12 +203,12 @@ def test_factors_of_the_backward_part_fold_too():
     small = Small(4, 8, 8)
     small.then(Convolution(value(WEIGHT[:, :4]), padding=(1, 1)))
     small.then(Activation("silu"))
-    small.then(Combine((1 / 1.1,)))
+    small.then(LinearCombination((1 / 1.1,)))
     small.then(AveragePool((2, 2), (2, 2)))
     small.then(Convolution(value(tensor(5, 6, 1, 1))))
-    program = differentiated(simplified(small.energy(), passes=[fold_factors]))
-    assert "Combine" in names(program)
-    assert "Combine" not in names(simplified(program, passes=[fold_factors]))
+    program = differentiate(simplify(small.energy(), passes=[fold_factors]))
+    assert "LinearCombination" in names(program)
+    assert "LinearCombination" not in names(simplify(program, passes=[fold_factors]))
 
 
 def test_products_that_are_activations_are_recognised():
@@ -217,13 +217,13 @@ def test_products_that_are_activations_are_recognised():
     gate = small.then(Activation("sigmoid"))
     swish = small.then(Multiply(), gate, "x")
     square = small.then(Multiply(), "x", "x")
-    small.then(Combine((1.0, 1.0)), swish, square)
+    small.then(LinearCombination((1.0, 1.0)), swish, square)
 
     def features(x):
         return F.silu(x) + x.square()
 
-    assert assert_computes(recognise(small.energy()), features, x) == 2
-    assert "Multiply" not in names(simplified(small.energy(), passes=[recognise]))
+    assert assert_computes(match_activations(small.energy()), features, x) == 2
+    assert "Multiply" not in names(simplify(small.energy(), passes=[match_activations]))
     other = Small(4, 7, 8)
     other.then(Multiply(), other.then(Activation("sigmoid")), other.then(Activation("tanh"), "x"))
-    assert not list(recognise(other.energy()))
+    assert not list(match_activations(other.energy()))

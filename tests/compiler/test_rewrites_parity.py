@@ -6,11 +6,11 @@ import torch.nn.functional as F
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from fastebm.compiler.cost import Machine, cost
-from fastebm.compiler.derivative import differentiated
+from fastebm.compiler.cost_model import Machine, cost
+from fastebm.compiler.derivative import differentiate
 from fastebm.compiler.operations import Activation, Convolution, Interleave
-from fastebm.compiler.rewrites import simplified
-from fastebm.compiler.rewrites.polyphase import split_by_parity
+from fastebm.compiler.rewrites import simplify
+from fastebm.compiler.rewrites.polyphase import split_polyphase
 from tests.compiler.small_programs import Small, assert_close, by_autograd, energy_of, run, tensor, value
 
 SLOW_ADJOINTS = Machine(strided_adjoint=10.0)
@@ -33,8 +33,8 @@ def strided(x, weight, bias, **options) -> Small:
 )
 def test_the_backward_part_of_a_strided_convolution(height, width, kernel, padding, stride):
     x, weight, bias = tensor(2, 3, height, width), tensor(4, 3, *kernel, seed=1), tensor(4, seed=2)
-    program = differentiated(strided(x, weight, bias, stride=stride, padding=padding).energy())
-    proposals = list(split_by_parity(program))
+    program = differentiate(strided(x, weight, bias, stride=stride, padding=padding).energy())
+    proposals = list(split_polyphase(program))
     assert len(proposals) == 1
     assert not any(node.operation.transposed for node in proposals[0] if isinstance(node.operation, Convolution))
 
@@ -65,15 +65,15 @@ def test_a_transposed_convolution_of_a_decoder(height, width, kernel, padding, s
     ]
     assume(min(size) > 0)
     small = strided(x, weight, bias, stride=stride, padding=padding, transposed=True, output_padding=rest)
-    (proposal,) = split_by_parity(small.features())
+    (proposal,) = split_polyphase(small.features())
     expected = F.conv_transpose2d(torch.tanh(x), weight, bias, stride, padding, rest)
     assert_close(run(proposal, x)[0], expected)
 
 
 def test_4x4_with_stride_2_has_the_same_flops_but_for_the_border():
     x = tensor(1, 8, 32, 32)
-    program = differentiated(strided(x, tensor(8, 8, 4, 4), None, stride=(2, 2), padding=(1, 1)).energy())
-    better = simplified(program, SLOW_ADJOINTS, passes=[split_by_parity])
+    program = differentiate(strided(x, tensor(8, 8, 4, 4), None, stride=(2, 2), padding=(1, 1)).energy())
+    better = simplify(program, SLOW_ADJOINTS, passes=[split_polyphase])
     assert any(isinstance(node.operation, Interleave) for node in better)
     assert cost(better).flops < 1.15 * cost(program).flops
 
@@ -82,19 +82,19 @@ def test_4x4_with_stride_2_has_the_same_flops_but_for_the_border():
 def test_others_are_declined(options):
     x = tensor(1, 4, 12, 12)
     weight = tensor(4, 4 // options.get("groups", 1), 3, 3)
-    program = differentiated(strided(x, weight, None, **({"stride": (2, 2)} | options)).energy())
-    assert not list(split_by_parity(program))
+    program = differentiate(strided(x, weight, None, **({"stride": (2, 2)} | options)).energy())
+    assert not list(split_polyphase(program))
 
 
 def test_it_is_not_taken_where_strided_adjoints_run_well():
     x = tensor(1, 32, 32, 32)
-    program = differentiated(strided(x, tensor(32, 32, 3, 3), None, stride=(2, 2), padding=(1, 1)).energy())
-    assert simplified(program, Machine(strided_adjoint=1.0), passes=[split_by_parity]) is program
-    assert simplified(program, SLOW_ADJOINTS, passes=[split_by_parity]) is not program
+    program = differentiate(strided(x, tensor(32, 32, 3, 3), None, stride=(2, 2), padding=(1, 1)).energy())
+    assert simplify(program, Machine(strided_adjoint=1.0), passes=[split_polyphase]) is program
+    assert simplify(program, SLOW_ADJOINTS, passes=[split_polyphase]) is not program
 
 
 def test_it_is_taken_where_the_outputs_are_few():
     """The gradient of a grey image: 4 outputs, a parity each, take as long as 1, and the kernel is 3x3, not 5x5."""
     x = tensor(1, 1, 28, 28)
-    program = differentiated(strided(x, tensor(16, 1, 5, 5), None, stride=(2, 2), padding=(4, 4)).energy())
-    assert simplified(program, Machine(strided_adjoint=1.0), passes=[split_by_parity]) is not program
+    program = differentiate(strided(x, tensor(16, 1, 5, 5), None, stride=(2, 2), padding=(4, 4)).energy())
+    assert simplify(program, Machine(strided_adjoint=1.0), passes=[split_polyphase]) is not program

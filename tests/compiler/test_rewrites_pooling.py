@@ -5,9 +5,9 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastebm.compiler.cost import Machine, cost
-from fastebm.compiler.operations import Activation, Affine, AveragePool, Combine, Convolution
-from fastebm.compiler.rewrites import simplified
+from fastebm.compiler.cost_model import Machine, cost
+from fastebm.compiler.operations import Activation, Affine, AveragePool, Convolution, LinearCombination
+from fastebm.compiler.rewrites import simplify
 from fastebm.compiler.rewrites.early_pooling import pool_early
 from fastebm.compiler.rewrites.pooled_convolution import pool_in_convolution
 from tests.compiler.small_programs import Small, assert_computes, tensor, value
@@ -53,7 +53,7 @@ def pooled(*, pool: AveragePool = POOL, channels: int = 16, **options) -> Small:
 
 def test_3x3_and_2x2_are_one_4x4_with_fewer_flops():
     program = pooled().energy()
-    better = simplified(program, passes=[pool_in_convolution])
+    better = simplify(program, passes=[pool_in_convolution])
     (conv,) = [node.operation for node in better if isinstance(node.operation, Convolution)]
     assert (conv.kernel, conv.stride, conv.padding) == ((4, 4), (2, 2), (1, 1))
     assert cost(better).flops < 0.45 * cost(program).flops
@@ -79,7 +79,7 @@ def test_a_convolution_that_others_read_is_declined():
     small = pooled()
     conv = small.nodes[1].name
     pool = small.nodes[-1].name
-    small.then(Combine((1.0, 1.0)), small.then(POOL, small.then(Activation("silu"), conv)), pool)
+    small.then(LinearCombination((1.0, 1.0)), small.then(POOL, small.then(Activation("silu"), conv)), pool)
     assert not list(pool_in_convolution(small.energy()))
 
 
@@ -91,7 +91,7 @@ def test_an_enlarged_kernel_that_costs_more_is_not_taken():
     assert cost(proposal).flops >= cost(program).flops - 64 * 4 * 4
     # Where bytes cost nothing, there is no gain beyond the pool's own additions.
     heavy = pooled(kernel=1, channels=64).energy()
-    assert Machine().time(simplified(heavy, passes=[pool_in_convolution])) <= Machine().time(heavy)
+    assert Machine().time(simplify(heavy, passes=[pool_in_convolution])) <= Machine().time(heavy)
 
 
 @settings(deadline=None, max_examples=25)
@@ -107,7 +107,7 @@ def test_a_pool_comes_before_a_pointwise_convolution(height, width, window, bias
         return F.avg_pool2d(F.conv2d(x, weight, offset), window)
 
     assert assert_computes(pool_early(small.energy()), features, x) == 1
-    assert simplified(small.features(), passes=[pool_early]).nodes[1].name != small.nodes[1].name or window == (1, 1)
+    assert simplify(small.features(), passes=[pool_early]).nodes[1].name != small.nodes[1].name or window == (1, 1)
 
 
 @pytest.mark.parametrize("stride", [1, 2])
@@ -116,7 +116,7 @@ def test_a_pool_comes_before_a_sum_and_an_affine_map(stride):
     scale, shift = tensor(4, 1, 1, seed=1), tensor(4, 1, 1, seed=2)
     small = Small(4, 9, 7)
     silu = small.then(Activation("silu"))
-    small.then(Combine((0.3, -2.0)), "x", silu)
+    small.then(LinearCombination((0.3, -2.0)), "x", silu)
     small.then(Affine(value(scale), value(shift)))
     small.then(AveragePool((3, 3), (stride, stride)))
 
@@ -126,7 +126,7 @@ def test_a_pool_comes_before_a_sum_and_an_affine_map(stride):
     program = small.energy()
     assert assert_computes(pool_early(program), features, x) == 1
     if stride == 2:
-        assert cost(simplified(program, passes=[pool_early])).bytes < cost(program).bytes
+        assert cost(simplify(program, passes=[pool_early])).bytes < cost(program).bytes
 
 
 def test_a_residual_block_lets_the_pool_through_to_its_convolution():
@@ -134,9 +134,9 @@ def test_a_residual_block_lets_the_pool_through_to_its_convolution():
     weight = tensor(8, 8, 3, 3, seed=1)
     small = Small(8, 8, 8)
     conv = small.then(Convolution(value(weight), padding=(1, 1)))
-    small.then(Combine((1.0, 1.0)), conv, "x")
+    small.then(LinearCombination((1.0, 1.0)), conv, "x")
     small.then(POOL)
-    program = simplified(small.energy(), passes=[pool_early, pool_in_convolution])
+    program = simplify(small.energy(), passes=[pool_early, pool_in_convolution])
     assert assert_computes([program], lambda x: F.avg_pool2d(F.conv2d(x, weight, padding=1) + x, 2), x)
     (conv_node,) = [node for node in program if isinstance(node.operation, Convolution)]
     assert conv_node.operation.stride == (2, 2)

@@ -5,16 +5,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastebm.compiler.cost import Machine
-from fastebm.compiler.derivative import differentiated
+from fastebm.compiler.cost_model import Machine
+from fastebm.compiler.derivative import differentiate
 from fastebm.compiler.operations import (
     Activation,
     Affine,
     AveragePool,
     Broadcast,
-    Combine,
     Concatenate,
     Convolution,
+    LinearCombination,
     Multiply,
     Pad,
     Reshape,
@@ -22,8 +22,8 @@ from fastebm.compiler.operations import (
     Sum,
     Upsample,
 )
-from fastebm.compiler.program import Edit, Program, tidy
-from fastebm.compiler.rewrites import PASSES, gradient_program
+from fastebm.compiler.program import Edit, Program, eliminate_dead_code
+from fastebm.compiler.rewrites import PASSES, build_gradient_program
 from tests.compiler.small_programs import Small, assert_close, run, tensor, value
 
 MACHINES = (
@@ -62,9 +62,9 @@ def grow(small: Small, draw, seed: int) -> None:
     elif kind == "image":
         small.then(Affine(None, value(tensor(1, height, width, seed=seed))), source)
     elif kind == "factor":
-        small.then(Combine((draw(st.sampled_from([0.3, -2.0, value(number)])),)), source)
+        small.then(LinearCombination((draw(st.sampled_from([0.3, -2.0, value(number)])),)), source)
     elif kind == "combine":
-        small.then(Combine((1.0, draw(st.sampled_from([1.0, -0.5, value(number)])))), source, other)
+        small.then(LinearCombination((1.0, draw(st.sampled_from([1.0, -0.5, value(number)])))), source, other)
     elif kind == "multiply":
         small.then(Multiply(), source, other)
     elif kind == "gate":
@@ -100,9 +100,9 @@ def test_random_programs_are_the_same_after_all_rewrites(data):
     for seed in range(data.draw(st.integers(1, 9))):
         grow(small, data.draw, seed)
     captured = small.energy()
-    plain = differentiated(captured)
+    plain = differentiate(captured)
     machine = data.draw(st.sampled_from(MACHINES))
-    rewritten = gradient_program(captured, machine)
+    rewritten = build_gradient_program(captured, machine)
     x = tensor(2, *small.nodes[0].shape, seed=5)
     for found, wanted in zip(run(rewritten, x), run(plain, x), strict=True):
         assert_close(found, wanted, 1e-9)
@@ -114,7 +114,7 @@ def test_every_proposal_of_every_pass_is_the_same_program(data):
     small = Small(2, 5, 6)
     for seed in range(data.draw(st.integers(1, 7))):
         grow(small, data.draw, seed)
-    plain = differentiated(small.energy())
+    plain = differentiate(small.energy())
     x = tensor(2, 2, 5, 6, seed=5)
     expected = run(plain, x)
     for propose in PASSES:
@@ -126,13 +126,13 @@ def test_every_proposal_of_every_pass_is_the_same_program(data):
 def test_tidying_drops_repetitions_idle_sums_and_what_nothing_reads():
     small = Small(4)
     first, second = small.then(Activation("tanh"), "x"), small.then(Activation("tanh"), "x")
-    idle = small.then(Combine((1.0,)), second)
+    idle = small.then(LinearCombination((1.0,)), second)
     small.then(Activation("silu"), "x")
-    small.then(Combine((1.0, 1.0)), first, idle)
-    program = tidy(small.features())
-    assert [type(node.operation).__name__ for node in program] == ["Input", "Activation", "Combine"]
+    small.then(LinearCombination((1.0, 1.0)), first, idle)
+    program = eliminate_dead_code(small.features())
+    assert [type(node.operation).__name__ for node in program] == ["Input", "Activation", "LinearCombination"]
     assert program.nodes[-1].inputs == (first, first)
-    assert tidy(Program(program.nodes, (first,))).nodes[-1].name == first
+    assert eliminate_dead_code(Program(program.nodes, (first,))).nodes[-1].name == first
 
 
 def test_a_rewrite_that_changes_a_shape_is_an_error():

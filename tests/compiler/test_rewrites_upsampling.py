@@ -5,10 +5,19 @@ import torch.nn.functional as F
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from fastebm.compiler.cost import cost
-from fastebm.compiler.derivative import differentiated
-from fastebm.compiler.operations import Activation, Affine, Combine, Concatenate, Convolution, Pad, Slice, Upsample
-from fastebm.compiler.rewrites import gradient_program, simplified
+from fastebm.compiler.cost_model import cost
+from fastebm.compiler.derivative import differentiate
+from fastebm.compiler.operations import (
+    Activation,
+    Affine,
+    Concatenate,
+    Convolution,
+    LinearCombination,
+    Pad,
+    Slice,
+    Upsample,
+)
+from fastebm.compiler.rewrites import build_gradient_program, simplify
 from fastebm.compiler.rewrites.joined_parts import join_parts
 from fastebm.compiler.rewrites.late_upsampling import upsample_late
 from tests.compiler.small_programs import Small, assert_close, assert_computes, run, tensor, value
@@ -46,7 +55,7 @@ def test_3x3_after_a_doubling_has_less_than_half_of_the_flops():
     small.then(Upsample((2, 2)))
     small.then(Convolution(value(tensor(16, 16, 3, 3)), padding=(1, 1)))
     program = small.energy()
-    better = simplified(program, passes=[upsample_late])
+    better = simplify(program, passes=[upsample_late])
     (conv,) = [node.operation for node in better if isinstance(node.operation, Convolution)]
     assert (conv.kernel, conv.stride, conv.padding, conv.transposed) == ((4, 4), (2, 2), (1, 1), True)
     assert cost(better).flops < 0.45 * cost(program).flops
@@ -68,7 +77,7 @@ def test_what_works_on_every_pixel_alike_comes_first(name):
     small.then(operation)
     program = small.energy()
     assert assert_computes(upsample_late(program), lambda x: function(F.interpolate(x, scale_factor=(2, 3))), x) == 1
-    assert cost(simplified(program, passes=[upsample_late])).flops < cost(program).flops
+    assert cost(simplify(program, passes=[upsample_late])).flops < cost(program).flops
 
 
 @pytest.mark.parametrize(
@@ -80,14 +89,14 @@ def test_what_works_on_every_pixel_alike_comes_first(name):
         Convolution(value(tensor(4, 4, 3, 3)), transposed=True),
         Convolution(value(tensor(4, 4, 1, 1)), padding=(1, 0)),
         Affine(value(tensor(4, 6, 6))),
-        Combine((2.0, 1.0)),
+        LinearCombination((2.0, 1.0)),
     ],
     ids=["stride", "dilation", "groups", "transposed", "padding beyond the kernel", "by pixel", "sum"],
 )
 def test_others_stay_behind_the_enlargement(operation):
     small = Small(4, 3, 3)
     small.then(Upsample((2, 2)))
-    if isinstance(operation, Combine):
+    if isinstance(operation, LinearCombination):
         small.then(operation, small.nodes[-1].name, small.nodes[-1].name)
     else:
         small.then(operation)
@@ -102,10 +111,10 @@ def test_the_gradient_of_a_gate_is_a_concatenation():
     small = Small(6, 3, 3)
     a, b = small.then(Slice(0, 0, 2), "x"), small.then(Slice(0, 2, 6), "x")
     small.then(Concatenate(0), small.then(Activation("silu"), b), small.then(Activation("tanh"), a))
-    plain = differentiated(small.energy())
+    plain = differentiate(small.energy())
     (proposal,) = join_parts(plain)
     assert any(isinstance(node.operation, Concatenate) and node.name.startswith("d_") for node in proposal)
-    assert not any(isinstance(node.operation, Pad) for node in gradient_program(small.energy()))
+    assert not any(isinstance(node.operation, Pad) for node in build_gradient_program(small.energy()))
     for found, wanted in zip(run(proposal, x), run(plain, x), strict=True):
         assert_close(found, wanted)
 
@@ -128,7 +137,7 @@ def test_only_parts_that_make_up_the_whole_are_joined(first, second, joint):
     for pad, kind in ((first, "tanh"), (second, "silu")):
         length = 5 - pad.before[0] - pad.after[0]
         parts.append(small.then(pad, small.then(Slice(0, 0, length), small.then(Activation(kind), "x"))))
-    small.then(Combine((1.0, 2.0, 1.0)), parts[0], "x", parts[1])
+    small.then(LinearCombination((1.0, 2.0, 1.0)), parts[0], "x", parts[1])
     program, x = small.energy(), tensor(3, 5, 4)
     proposals = list(join_parts(program))
     assert len(proposals) == joint

@@ -65,7 +65,7 @@ def test_flips_bytes_as_well() -> None:
 
 
 def test_noise_is_that_of_its_stream() -> None:
-    noise = normal(IMAGES.shape, seed=7, stream=rng.Stream.DATA_NOISE, chains=9)
+    noise = normal(IMAGES.shape, seed=7, stream=rng.Stream.DATA_NOISE, chain_ids=9)
     assert torch.equal(add_noise(IMAGES, 0.03, seed=7, positions=9), IMAGES + 0.03 * noise)
     assert torch.equal(add_noise(IMAGES, 0, seed=7, positions=9), IMAGES)
 
@@ -74,10 +74,10 @@ def test_a_resumed_run_sees_the_same() -> None:
     """Order, flips and noise of batch 5, from the beginning and from there."""
     data = Images((IMAGES[:10] * 255).to(torch.uint8))
 
-    def seen(start: int, steps: int) -> list[Tensor]:
+    def seen(start: int, num_steps: int) -> list[Tensor]:
         order = batches(data, 4, 1, start)
         found = []
-        for step in range(start, start + steps):
+        for step in range(start, start + num_steps):
             real = flip(data.batch(next(order)), seed=1, positions=4 * step)
             found.append(add_noise(real, 0.1, seed=1, positions=4 * step))
         return found

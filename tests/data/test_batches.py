@@ -13,8 +13,8 @@ def take(count: int, *args) -> list[list[int]]:
 @pytest.mark.parametrize(("images", "batch_size"), [(10, 5), (10, 3), (7, 7), (3, 10), (1, 1), (1, 4), (1000, 128)])
 def test_every_epoch_is_a_permutation(images, batch_size):
     epochs = 4
-    steps = -(-epochs * images // batch_size)
-    stream = [i for batch in take(steps, torch.zeros(images, 2), batch_size, 5) for i in batch]
+    num_steps = -(-epochs * images // batch_size)
+    stream = [i for batch in take(num_steps, torch.zeros(images, 2), batch_size, 5) for i in batch]
     for epoch in range(epochs):
         assert sorted(stream[epoch * images : (epoch + 1) * images]) == list(range(images))
 

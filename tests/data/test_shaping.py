@@ -7,78 +7,78 @@ import pytest
 from PIL import Image
 
 from fastebm.data import DataError
-from fastebm.data.shaping import Shaping
+from fastebm.data.preprocessing import Preprocessing
 from tests.data.image_files import noise
 
 
 def test_leaves_images_as_they_are() -> None:
     images = noise(0, 3, 3, 5, 7)
-    assert Shaping().apply("s", images) is images
-    assert np.array_equal(Shaping(size=5, channels=3).apply("s", images), images[:, :, :, 1:6])
+    assert Preprocessing().apply("s", images) is images
+    assert np.array_equal(Preprocessing(size=5, channels=3).apply("s", images), images[:, :, :, 1:6])
 
 
 def test_grey_is_that_of_pillow() -> None:
     images = noise(0, 4, 3, 32, 32)
     grey = [np.asarray(Image.fromarray(image.transpose(1, 2, 0)).convert("L")) for image in images]
-    assert np.array_equal(Shaping(channels=1).apply("s", images)[:, 0], grey)
+    assert np.array_equal(Preprocessing(channels=1).apply("s", images)[:, 0], grey)
 
 
 def test_colour_of_grey_has_equal_channels() -> None:
     images = noise(0, 4, 1, 8, 8)
-    assert np.array_equal(Shaping(channels=3).apply("s", images), np.concatenate([images] * 3, axis=1))
+    assert np.array_equal(Preprocessing(channels=3).apply("s", images), np.concatenate([images] * 3, axis=1))
 
 
 @pytest.mark.parametrize(("shape", "top", "left"), [((9, 5), 2, 0), ((5, 9), 0, 2), ((6, 5), 0, 0), ((5, 6), 0, 0)])
 def test_the_largest_square_in_the_middle(shape: tuple[int, int], top: int, left: int) -> None:
     images = noise(0, 2, 1, *shape)
-    assert np.array_equal(Shaping(size=5).apply("s", images), images[:, :, top : top + 5, left : left + 5])
+    assert np.array_equal(Preprocessing(size=5).apply("s", images), images[:, :, top : top + 5, left : left + 5])
 
 
 def test_crop_comes_before_the_size() -> None:
     images = noise(0, 2, 3, 10, 12)
     inner = images[:, :, 2:8, 3:9]
-    assert np.array_equal(Shaping(crop=6).apply("s", images), inner)
+    assert np.array_equal(Preprocessing(crop=6).apply("s", images), inner)
     means = inner.reshape(2, 3, 3, 2, 3, 2).mean((3, 5))
-    assert np.array_equal(Shaping(crop=6, size=3).apply("s", images), means.round())
+    assert np.array_equal(Preprocessing(crop=6, size=3).apply("s", images), means.round())
     with pytest.raises(DataError, match="s: an image of 10x12 is too small for a crop of 11x11"):
-        Shaping(crop=11).apply("s", images)
+        Preprocessing(crop=11).apply("s", images)
 
 
 @pytest.mark.parametrize("factor", [2, 3, 8])
 def test_means_where_a_pixel_becomes_of_whole_ones(factor: int) -> None:
     images = noise(0, 2, 3, 4 * factor, 4 * factor)
     means = images.reshape(2, 3, 4, factor, 4, factor).mean((3, 5))
-    assert np.array_equal(Shaping(size=4).apply("s", images), means.round())
+    assert np.array_equal(Preprocessing(size=4).apply("s", images), means.round())
 
 
 def test_other_sizes_are_resampled_smoothly() -> None:
     """A ramp stays a ramp, up and down; flat images stay flat."""
     ramp = np.broadcast_to(np.linspace(0, 252, 64).round().astype(np.uint8), (1, 1, 64, 64))
     for size in (40, 100):
-        resized = Shaping(size=size).apply("s", ramp)[0, 0].astype(int)
+        resized = Preprocessing(size=size).apply("s", ramp)[0, 0].astype(int)
         assert (resized == resized[0]).all()
         assert np.abs(resized[0] - np.linspace(0, 252, size)).max() <= 4
-    assert (Shaping(size=13).apply("s", np.full((1, 3, 8, 8), 77, np.uint8)) == 77).all()
+    assert (Preprocessing(size=13).apply("s", np.full((1, 3, 8, 8), 77, np.uint8)) == 77).all()
 
 
 def test_padding_changes_no_pixel() -> None:
     images = noise(0, 2, 1, 28, 27)
-    padded = Shaping(size=32, fit="pad").apply("s", images)
+    padded = Preprocessing(size=32, fit="pad").apply("s", images)
     assert np.array_equal(padded[:, :, 2:30, 2:29], images)
     assert padded.sum() == images.sum()
     with pytest.raises(DataError, match="s: an image of 28x27 can't be padded to 16x16"):
-        Shaping(size=16, fit="pad").apply("s", images)
+        Preprocessing(size=16, fit="pad").apply("s", images)
 
 
 def test_gathers_chunks() -> None:
     images = noise(0, 7, 3, 8, 8)
-    gathered = Shaping(size=4).gather("s", 7, [images[:3], images[3:]])
-    assert np.array_equal(gathered.numpy(), Shaping(size=4).apply("s", images))
+    gathered = Preprocessing(size=4).gather("s", 7, [images[:3], images[3:]])
+    assert np.array_equal(gathered.numpy(), Preprocessing(size=4).apply("s", images))
     with pytest.raises(DataError, match="s: holds 3 of 7 images"):
-        Shaping().gather("s", 7, [images[:3]])
+        Preprocessing().gather("s", 7, [images[:3]])
     with pytest.raises(DataError, match="s: holds no images"):
-        Shaping().gather("s", 0, [])
+        Preprocessing().gather("s", 0, [])
     with pytest.raises(DataError, match="s: image 7 is 1x8x8 and the first one 3x8x8: give a size, and channels"):
-        Shaping().gather("s", 8, [images, images[:1, :1]])
+        Preprocessing().gather("s", 8, [images, images[:1, :1]])
     with pytest.raises(DataError, match="s: 7 images of 3x8x8 take 1,344 bytes of memory, more than max_bytes = 1,343"):
-        Shaping(max_bytes=1343).gather("s", 7, [images])
+        Preprocessing(max_bytes=1343).gather("s", 7, [images])

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastebm.evaluation import calibration_health
-from fastebm.training import Anchor
+from fastebm.evaluation import calibration_metrics
+from fastebm.training import DataTerm
 
 REAL, SAMPLES = torch.zeros(50, 1, 2, 4), torch.full((40, 1, 2, 4), 0.5)
 
@@ -19,7 +19,7 @@ def quadratic(x: Tensor) -> Tensor:
 
 def test_gaps_of_a_quadratic_energy() -> None:
     """Without noise a step of η shrinks an image by 1 - η."""
-    health = calibration_health(quadratic, SAMPLES, REAL, step_size=0.1, noise_std=0.0, steps=7)
+    health = calibration_metrics(quadratic, SAMPLES, REAL, step_size=0.1, noise_std=0.0, num_steps=7)
     left = 0.9**7
     assert health.count == 40
     assert health.gap == pytest.approx(0.5 * 8 * 0.25)
@@ -32,23 +32,23 @@ def test_gaps_of_a_quadratic_energy() -> None:
 
 
 def test_noise_alone_is_the_floor() -> None:
-    flat = calibration_health(
+    flat = calibration_metrics(
         lambda x: 0 * x.sum((1, 2, 3)),
         SAMPLES.repeat(20, 1, 1, 1),
         REAL.repeat(20, 1, 1, 1),
         step_size=0.1,
         noise_std=0.02,
-        steps=5,
+        num_steps=5,
     )
     assert flat.noise_floor == pytest.approx(5 * 8 * 0.02**2)
     assert flat.distance == pytest.approx(flat.noise_floor, rel=0.05)
 
 
 def test_an_anchor_holds_chains_back() -> None:
-    options = {"step_size": 0.1, "noise_std": 0.0, "steps": 7}
+    options = {"step_size": 0.1, "noise_std": 0.0, "num_steps": 7}
     free, held = (
-        calibration_health(quadratic, SAMPLES, REAL, anchor=anchor, **options)
-        for anchor in (None, Anchor(5.0))  # type: ignore[arg-type]
+        calibration_metrics(quadratic, SAMPLES, REAL, data_term=data_term, **options)
+        for data_term in (None, DataTerm(5.0))  # type: ignore[arg-type]
     )
     assert held.distance is not None
     assert free.distance is not None
@@ -56,13 +56,13 @@ def test_an_anchor_holds_chains_back() -> None:
 
 
 def test_chains_that_run_away_are_told() -> None:
-    health = calibration_health(
+    health = calibration_metrics(
         lambda x: -x.square().square().sum((1, 2, 3)),
         torch.full((3, 1, 2, 2), 0.9),
         torch.zeros(3, 1, 2, 2),
         step_size=1.0,
         noise_std=0.0,
-        steps=20,
+        num_steps=20,
     )
     assert health.energy_ends is None
     assert health.to_json()["gap_ends"] is None
@@ -71,7 +71,7 @@ def test_chains_that_run_away_are_told() -> None:
 
 def test_images_have_to_be_alike() -> None:
     with pytest.raises(ValueError, match="must be alike"):
-        calibration_health(quadratic, SAMPLES, REAL[..., :2], step_size=0.1, noise_std=0.0, steps=1)
+        calibration_metrics(quadratic, SAMPLES, REAL[..., :2], step_size=0.1, noise_std=0.0, num_steps=1)
 
 
 def test_docstring_example() -> None:

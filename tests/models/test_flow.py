@@ -31,7 +31,7 @@ def moved(module: nn.Module, std: float = 0.1, *, seed: int = 0) -> nn.Module:
 
 def make_flow(shape: tuple[int, int, int], *, dtype: torch.dtype = torch.float64, std: float = 0.1, **options) -> Flow:
     torch.manual_seed(0)
-    return moved(Flow(shape, **({"levels": 2, "steps": 3, "width": 8} | options)).to(dtype), std)
+    return moved(Flow(shape, **({"levels": 2, "flow_steps": 3, "width": 8} | options)).to(dtype), std)
 
 
 def images(shape: tuple[int, int, int], count: int = 4, *, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -64,7 +64,7 @@ def test_log_determinant_is_that_of_autograds_jacobian(shape, levels):
 
 
 def test_density_of_vectors_integrates_to_one():
-    flow = make_flow((2, 1, 1), levels=0, steps=4)
+    flow = make_flow((2, 1, 1), levels=0, flow_steps=4)
     side, count = 16.0, 801
     line = torch.linspace(-side, side, count, dtype=torch.float64)
     grid = torch.cartesian_prod(line, line)[:, :, None, None]
@@ -80,7 +80,7 @@ def test_density_of_vectors_integrates_to_one():
 
 
 def test_samples_have_the_density():
-    flow = make_flow((2, 1, 1), levels=0, steps=4)
+    flow = make_flow((2, 1, 1), levels=0, flow_steps=4)
     x = flow.sample(20000, seed=1)
     assert x.dtype == torch.float64
     with torch.no_grad():
@@ -126,7 +126,7 @@ def test_couplings_begin_as_the_identity_and_stay_bounded():
 
 def test_activation_norms_are_set_by_the_first_batch():
     torch.manual_seed(0)
-    flow = Flow((1, 8, 8), levels=2, steps=2, width=8).double()
+    flow = Flow((1, 8, 8), levels=2, flow_steps=2, width=8).double()
     batch = 5 + 3 * images((1, 8, 8), 64)
     flow.initialize(batch)
     seen = []
@@ -145,7 +145,7 @@ def test_activation_norms_are_set_by_the_first_batch():
 
 
 def test_initialization_survives_constant_channels():
-    flow = Flow((1, 8, 8), levels=1, steps=1, width=8)
+    flow = Flow((1, 8, 8), levels=1, flow_steps=1, width=8)
     flow.initialize(torch.full((4, 1, 8, 8), -1.0))
     assert all(parameter.isfinite().all() for parameter in flow.parameters())
 
@@ -159,7 +159,7 @@ def test_bits_of_the_uniform_distribution():
             return images.new_full((len(images),), -math.log(width) * self.dimensions)
 
     x = (torch.randint(0, 17, (3, 1, 4, 4), generator=torch.Generator().manual_seed(0)) / 8 - 1).double()
-    bits = Uniform((1, 4, 4), levels=1, steps=1, width=2).bits_per_dimension(x, seed=0, brightnesses=17)
+    bits = Uniform((1, 4, 4), levels=1, flow_steps=1, width=2).bits_per_dimension(x, seed=0, brightnesses=17)
     torch.testing.assert_close(bits, torch.full((3,), math.log2(17), dtype=torch.float64))
 
 
@@ -168,14 +168,14 @@ def test_dequantized_images_stay_nearest_to_their_brightness():
     spread = dequantized(x, seed=3)
     assert torch.equal(((spread + 1) / 2 * 255).round(), ((x + 1) / 2 * 255).round())
     assert (spread - x).abs().max() > 0.9 / 255
-    assert torch.equal(dequantized(x[2:], seed=3, chains=2), spread[2:])
+    assert torch.equal(dequantized(x[2:], seed=3, chain_ids=2), spread[2:])
     assert not torch.equal(dequantized(x, seed=3, step=1), spread)
 
 
 def test_samples_are_functions_of_seed_and_chain():
     flow = make_flow((1, 4, 4), dtype=torch.float32)
     whole = flow.sample(5, seed=2)
-    torch.testing.assert_close(flow.sample(3, seed=2, chains=2), whole[2:])
+    torch.testing.assert_close(flow.sample(3, seed=2, chain_ids=2), whole[2:])
     assert not torch.allclose(flow.sample(5, seed=3), whole, atol=0.1)
     assert not torch.allclose(flow.sample(5, seed=2, step=1), whole, atol=0.1)
     narrow = flow.sample(5, seed=2, temperature=0.0)
@@ -184,7 +184,7 @@ def test_samples_are_functions_of_seed_and_chain():
 
 def test_likelihood_training_learns_a_distribution():
     torch.manual_seed(0)
-    flow = Flow((2, 1, 1), levels=0, steps=4, width=16)
+    flow = Flow((2, 1, 1), levels=0, flow_steps=4, width=16)
     generator = torch.Generator().manual_seed(1)
     angle = 2 * math.pi * torch.rand(1024, generator=generator)
     ring = torch.stack((angle.cos(), angle.sin()), 1) + 0.1 * torch.randn(1024, 2, generator=generator)
@@ -213,7 +213,7 @@ def test_impossible_flows_and_images_are_refused():
     for build, message in (
         (lambda: Flow((1, 6, 8)), "can't be halved 2 times"),
         (lambda: Flow((1, 1, 1), levels=0), "two channels, got 1"),
-        (lambda: Flow((1, 8, 8), steps=0), "steps=0"),
+        (lambda: Flow((1, 8, 8), flow_steps=0), "flow_steps=0"),
         (lambda: Flow((0, 8, 8)), "each at least 1"),
         (lambda: make_flow((1, 4, 4)).encode(torch.zeros(2, 3, 4, 4)), r"\(B, 1, 4, 4\), got \(2, 3, 4, 4\)"),
         (lambda: make_flow((1, 4, 4)).decode(torch.zeros(2, 15)), r"\(B, 16\), got \(2, 15\)"),

@@ -8,14 +8,14 @@ import pytest
 import torch
 from torch import nn
 
-from fastebm.models import Vae
+from fastebm.models import VAE
 from fastebm.models.frozen_decoder import FrozenDecoder
 
 
-def trained_like(size: int, channels: int, **options: object) -> Vae:
+def trained_like(size: int, channels: int, **options: object) -> VAE:
     """A VAE whose batch norms have statistics, factors and shifts of their own."""
     torch.manual_seed(size)
-    vae = Vae(size, channels, latent=6, width=8, max_width=32, **options).eval()  # type: ignore[arg-type]
+    vae = VAE(size, channels, latent=6, width=8, max_width=32, **options).eval()  # type: ignore[arg-type]
     for norm in vae.decoder.modules():
         if isinstance(norm, nn.BatchNorm2d):
             for values in (norm.weight.data, norm.bias.data, norm.running_mean):

@@ -10,19 +10,19 @@ import torch
 from torch import nn
 
 from fastebm.compiler import energy_gradient
-from fastebm.models import MultiScaleEnergy, Vae
+from fastebm.models import VAE, MultiScaleEnergy
 from fastebm.models.vae import kl_to_prior, squared_error
 from fastebm.ops.normal import normal
 
 
-def small(size: int = 8, channels: int = 1, **options: object) -> Vae:
+def small(size: int = 8, channels: int = 1, **options: object) -> VAE:
     torch.manual_seed(0)
-    return Vae(size, channels, latent=5, width=4, **options).eval()  # type: ignore[arg-type]
+    return VAE(size, channels, latent=5, width=4, **options).eval()  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("size", "channels"), [(4, 1), (8, 1), (16, 2), (32, 3), (64, 3), (128, 1), (256, 3)])
 def test_shapes_at_every_size(size: int, channels: int) -> None:
-    vae = Vae(size, channels, latent=3, width=2, max_width=8).eval()
+    vae = VAE(size, channels, latent=3, width=2, max_width=8).eval()
     x = torch.rand(2, channels, size, size) * 2 - 1
     mean, log_variance = vae.encode(x)
     assert mean.shape == log_variance.shape == (2, 3)
@@ -32,10 +32,10 @@ def test_shapes_at_every_size(size: int, channels: int) -> None:
 
 
 def test_widths_double_up_to_a_cap() -> None:
-    vae = Vae(32, width=8, max_width=20)
+    vae = VAE(32, width=8, max_width=20)
     assert vae.decoder.start.weight.shape[:2] == (128, 40)
     assert [block.conv.weight.shape[:2] for block in vae.decoder.blocks] == [(40, 20), (32, 20), (16, 16)]
-    assert Vae(**vae.config).config == pytest.approx(vae.config)
+    assert VAE(**vae.config).config == pytest.approx(vae.config)
 
 
 def test_the_bound_is_likelihood_minus_kl() -> None:
@@ -77,7 +77,7 @@ def test_samples_depend_on_seed_and_number_alone() -> None:
 def test_settled_statistics_are_those_of_the_samples() -> None:
     vae = small().train()
     before = {name: value.clone() for name, value in vae.encoder.state_dict().items()}
-    vae.settle_batch_norms(batches=4, batch_size=64, seed=2)
+    vae.update_bn(batches=4, batch_size=64, seed=2)
     seen: list[torch.Tensor] = []
     vae.decoder.norm.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
     with torch.no_grad():
@@ -91,7 +91,7 @@ def test_settled_statistics_are_those_of_the_samples() -> None:
 def test_settled_statistics_on_images_are_those_of_posterior_and_prior_side_by_side() -> None:
     vae = small().train()
     images = normal((50, 1, 8, 8), seed=3)
-    vae.settle_batch_norms(images, batches=3, batch_size=20, seed=2)  # the last 10 are no whole batch
+    vae.update_bn(images, batches=3, batch_size=20, seed=2)  # the last 10 are no whole batch
     encoder_mean, decoder_mean = vae.encoder.stem[1].running_mean.clone(), vae.decoder.norm.running_mean.clone()
     seen: list[torch.Tensor] = []
     vae.decoder.norm.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
@@ -104,7 +104,7 @@ def test_settled_statistics_on_images_are_those_of_posterior_and_prior_side_by_s
     torch.testing.assert_close(encoder_mean, torch.cat(stems).mean((0, 2, 3)))
     torch.testing.assert_close(decoder_mean, start.mean((0, 2, 3)), rtol=1e-4, atol=1e-5)
     few = small()
-    few.settle_batch_norms(images[:7], batch_size=20)
+    few.update_bn(images[:7], batch_size=20)
     assert few.encoder.stem[1].num_batches_tracked == 1
 
 
@@ -125,7 +125,7 @@ def test_kl_and_squared_error_of_known_values() -> None:
 )
 def test_what_makes_no_vae_is_refused(options: dict[str, float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        Vae(**options)  # type: ignore[arg-type]
+        VAE(**options)  # type: ignore[arg-type]
 
 
 def test_wrong_shapes_are_refused() -> None:
@@ -139,7 +139,7 @@ def test_wrong_shapes_are_refused() -> None:
 @pytest.mark.parametrize(("size", "channels"), [(8, 1), (32, 3)])
 def test_an_energy_of_the_decoders_images_runs_on_fused_kernels(size: int, channels: int, dtype: torch.dtype) -> None:
     vae = small(size, channels)
-    vae.settle_batch_norms(batches=1, batch_size=32)
+    vae.update_bn(batches=1, batch_size=32)
     energy = nn.Sequential(vae.decoder, MultiScaleEnergy(size, channels, width=4))
     z = vae.prior(4, seed=0)
     gradient = energy_gradient(energy, dtype=dtype, engine="fused")

@@ -65,7 +65,7 @@ def images(
     return [part.to(device, dtype).contiguous(memory_format=layout) for part in parts]
 
 
-def differentiated(function, inputs: list[Tensor], dtype: torch.dtype | None = None) -> list[Tensor]:
+def differentiate(function, inputs: list[Tensor], dtype: torch.dtype | None = None) -> list[Tensor]:
     """The value, the gradients, and the derivatives of those along random directions, by main and by the gradient."""
     inputs = [x.detach().to(dtype or x.dtype).requires_grad_() for x in inputs]
     value = function(*inputs)
@@ -92,9 +92,9 @@ def test_against_float64(backend_device, activation, dtype):
         if beta is not None:  # operators take it as float32, except for float64
             options["beta"] = beta if dtype == torch.float64 else float(torch.tensor(beta))
         results = (
-            differentiated(functools.partial(ours, **options), inputs),
-            differentiated(functools.partial(plain, **options), inputs, torch.float64),
-            differentiated(functools.partial(plain, **options), inputs),
+            differentiate(functools.partial(ours, **options), inputs),
+            differentiate(functools.partial(plain, **options), inputs, torch.float64),
+            differentiate(functools.partial(plain, **options), inputs),
         )
         for actual, truth, eager in zip(*results, strict=True):
             assert_precise(actual, truth, eager)
@@ -185,13 +185,13 @@ SHAPES = [*WHOLE, *LONG, *EMPTY]
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_shapes(backend_device, shape, layout):
     inputs = images(shape, backend_device[1], layout=layout)
-    results = differentiated(lambda m, s, f: ours(m, s, f, 0.3), inputs)
+    results = differentiate(lambda m, s, f: ours(m, s, f, 0.3), inputs)
     assert results[0].shape == pooled(shape)
     # avg_pool2d refuses what leaves no windows: nothing to compare then, but gradients are zero.
     if results[0].numel() == 0:
         assert all(not x.any() for x in results)
         return
-    truths = differentiated(lambda m, s, f: plain(m, s, f, float(torch.tensor(0.3))), inputs, torch.float64)
+    truths = differentiate(lambda m, s, f: plain(m, s, f, float(torch.tensor(0.3))), inputs, torch.float64)
     for actual, truth in zip(results, truths, strict=True):
         assert actual.shape == truth.shape
         assert relative_error(actual, truth) <= 1e-6
@@ -215,9 +215,9 @@ LAYOUTS = {
 @pytest.mark.parametrize("main_layout", LAYOUTS)
 def test_layouts(backend_device, main_layout, skip_layout):
     inputs = images((2, 4, 6, 8), backend_device[1])
-    expected = differentiated(lambda m, s, f: ours(m, s, f, 0.3), inputs)
+    expected = differentiate(lambda m, s, f: ours(m, s, f, 0.3), inputs)
     laid_out = [LAYOUTS[layout](x) for layout, x in zip((main_layout, skip_layout, skip_layout), inputs, strict=True)]
-    results = differentiated(lambda m, s, f: ours(m, s, f, 0.3), laid_out)
+    results = differentiate(lambda m, s, f: ours(m, s, f, 0.3), laid_out)
     for actual, wanted in zip(results, expected, strict=True):
         assert torch.equal(actual, wanted)
     layout = CHANNELS_LAST if main_layout == "channels-last" else CONTIGUOUS
@@ -227,7 +227,7 @@ def test_layouts(backend_device, main_layout, skip_layout):
 def test_inputs_are_left_alone(backend_device):
     inputs = images((2, 3, 5, 6), backend_device[1])
     before = [x.clone() for x in inputs]
-    differentiated(lambda m, s, f: ours(m, s, f, 0.3), inputs)
+    differentiate(lambda m, s, f: ours(m, s, f, 0.3), inputs)
     assert all(torch.equal(a, b) for a, b in zip(inputs, before, strict=True))
 
 
@@ -236,12 +236,12 @@ def test_neither_batch_nor_threads_matter(backend_device, layout):
     if backend_device[0] == "reference":
         pytest.skip("PyTorch's own operations promise no such thing")
     inputs = images((5, 24, 10, 14), backend_device[1], layout=layout)
-    expected = differentiated(lambda m, s, f: ours(m, s, f, 0.3), inputs)[:4]
+    expected = differentiate(lambda m, s, f: ours(m, s, f, 0.3), inputs)[:4]
     before = torch.get_num_threads()
     try:
         for threads in (1, 3):
             torch.set_num_threads(threads)
-            whole = differentiated(lambda m, s, f: ours(m, s, f, 0.3), inputs)[:4]
+            whole = differentiate(lambda m, s, f: ours(m, s, f, 0.3), inputs)[:4]
             assert all(torch.equal(a, b) for a, b in zip(whole, expected, strict=True))
     finally:
         torch.set_num_threads(before)
@@ -265,7 +265,7 @@ def test_cpp_variants_are_bit_equal(variant, dtype):
             for name in (variant, "baseline"):
                 _C.set_variant(name)
                 with ops.backend("cpp"):
-                    results.append(differentiated(lambda m, s, f: ours(m, s, f, 0.3, activation), inputs))  # noqa: B023
+                    results.append(differentiate(lambda m, s, f: ours(m, s, f, 0.3, activation), inputs))  # noqa: B023
             for actual, expected in zip(*results, strict=True):
                 assert torch.equal(actual, expected)
     finally:
@@ -281,8 +281,8 @@ def test_gpu_and_cpp_are_bit_equal(backend_device, dtype):
     for activation, layout in itertools.product(ops.ACTIVATIONS, (CONTIGUOUS, CHANNELS_LAST)):
         inputs = images((2, 24, 6, 16), "cpu", dtype, layout)
         with ops.backend("cpp"):
-            expected = differentiated(lambda m, s, f: ours(m, s, f, 0.3, activation), inputs)  # noqa: B023
-        actual = differentiated(lambda m, s, f: ours(m, s, f, 0.3, activation), [x.to(device) for x in inputs])  # noqa: B023
+            expected = differentiate(lambda m, s, f: ours(m, s, f, 0.3, activation), inputs)  # noqa: B023
+        actual = differentiate(lambda m, s, f: ours(m, s, f, 0.3, activation), [x.to(device) for x in inputs])  # noqa: B023
         for ours_there, ours_here in zip(actual, expected, strict=True):
             assert torch.equal(ours_there.cpu(), ours_here)
 

@@ -12,12 +12,12 @@ from torch import Tensor
 import fastebm
 from fastebm import Langevin, ops, rng
 from fastebm.models import CoarseToFineEnergy
-from fastebm.ops import CALL_STEPS, Fused, advance_chain, in_one_call
-from fastebm.ops.instructions import KINDS, Do, Epilogue, Instruction, Kind
-from tests.ops.small_recipes import Making, normal
+from fastebm.ops import CALL_STEPS, CompiledProgram, advance_chain, prefer_fused_chain
+from fastebm.ops.instructions import KINDS, Epilogue, EpilogueOp, Instruction, Kind
+from tests.ops.small_lowered_programs import ProgramBuilder, normal
 
 SIZES = {torch.float32: 4, torch.bfloat16: 2}
-STORE = Do.STORE
+STORE = EpilogueOp.STORE
 # Triton's interpreter takes seconds for an update.
 UPDATES = 2 if os.environ.get("TRITON_INTERPRET", "0") not in ("", "0") else 5
 
@@ -26,24 +26,28 @@ def images(batch: int, sample: tuple[int, ...], device: str = "cpu") -> Tensor:
     return torch.tanh(normal(batch, *sample, seed=5)).float().to(device)
 
 
-def every_kind(size: int = 4) -> Making:
+def every_kind(size: int = 4) -> ProgramBuilder:
     """All kinds of instructions on images of size x size, each of which reads what the one before it wrote."""
-    making = Making((3, size, size))
+    making = ProgramBuilder((3, size, size))
     square = {"height": size, "width": size}
     wide, kept = making.buffer((33, size, size)), making.buffer((33, size, size))
-    silu = Epilogue(Do.ACTIVATE_KEEPING, kept, kind=KINDS.index("silu"))
-    bias = Epilogue(Do.ADD_CONSTANT, number=making.image(33, 1, 1))
+    silu = Epilogue(EpilogueOp.ACTIVATE_KEEPING, kept, kind=KINDS.index("silu"))
+    bias = Epilogue(EpilogueOp.ADD_CONSTANT, number=making.image(33, 1, 1))
     making.convolution(0, (33, size, size), (3, 3), bias, silu, Epilogue(STORE, wide), pad_y=1, pad_x=1)
     again = making.buffer((33, size, size))
-    steps = (Epilogue(Do.MULTIPLY, kept), Epilogue(Do.SCALE, number=making.number(0.8)), Epilogue(STORE, again))
-    making.convolution(wide, (33, size, size), (3, 3), *steps, pad_y=1, pad_x=1)
+    num_steps = (
+        Epilogue(EpilogueOp.MULTIPLY, kept),
+        Epilogue(EpilogueOp.SCALE, number=making.number(0.8)),
+        Epilogue(STORE, again),
+    )
+    making.convolution(wide, (33, size, size), (3, 3), *num_steps, pad_y=1, pad_x=1)
     soft = making.stored(Instruction(Kind.SOFTMAX, again, source_channels=33, channels=33, **square))
     one = making.stored(Instruction(Kind.LOG_SUM_EXP, again, source_channels=33, **square))
     window = {"kernel_y": 2, "kernel_x": 2, "stride_y": 2, "stride_x": 2}
     half = {"source_channels": 33, "channels": 33, "height": size // 2, "width": size // 2}
     pooled = making.stored(Instruction(Kind.POOL, soft, **half, **window))
     gather = Instruction(Kind.GATHER, pooled, source_channels=33, channels=33, kernel_y=2, kernel_x=2, **square)
-    return making.finish(making.stored(gather, Epilogue(Do.ADD, one, spread=1)))
+    return making.finish(making.stored(gather, Epilogue(EpilogueOp.ADD, one, spread=1)))
 
 
 def coarse_to_fine(size: int, dtype: torch.dtype | None) -> Langevin:
@@ -52,31 +56,31 @@ def coarse_to_fine(size: int, dtype: torch.dtype | None) -> Langevin:
 
 
 def address(device: str, batch: int, step: int = 3) -> dict[str, Any]:
-    return {"key": rng.make_key(7, step, device=device), "chains": rng.chain_ids(5, batch, device)}
+    return {"key": rng.make_key(7, step, device=device), "chain_ids": rng.make_chain_ids(5, batch, device)}
 
 
-def options(name: str, x: Tensor, steps: int = UPDATES) -> tuple[Any, ...]:
-    """Arguments of the operator behind `steps`."""
+def options(name: str, x: Tensor, num_steps: int = UPDATES) -> tuple[Any, ...]:
+    """Arguments of the operator behind `num_steps`."""
     device, batch = x.device, len(x)
     given: dict[str, Any] = {
         "schedule": torch.tensor([[0.05, 0.02]], device=device),
         **address(str(device), batch),
         **dict.fromkeys(("clamp_min", "clamp_max", "grad_clip", "grad_norm_clip")),
-        **dict.fromkeys(("mask", "known", "anchor", "anchor_weight")),
-        "anchor_hinge": 0.0,
+        **dict.fromkeys(("mask", "known", "data_term", "data_term_weight")),
+        "data_term_hinge": 0.0,
     }
-    rows = torch.linspace(1.0, 0.0, steps, device=device)[:, None] * given["schedule"] + 1e-3
-    anchor = {"anchor": 0.3 * x.flip(0), "anchor_weight": torch.linspace(0.5, 0.0, steps, device=device)}
+    rows = torch.linspace(1.0, 0.0, num_steps, device=device)[:, None] * given["schedule"] + 1e-3
+    data_term = {"data_term": 0.3 * x.flip(0), "data_term_weight": torch.linspace(0.5, 0.0, num_steps, device=device)}
     given |= {
         "plain": {},
         "a schedule": {"schedule": rows, "clamp_min": -0.9, "clamp_max": 0.8},
         "a schedule for each chain": {"schedule": rows[:, None].expand(-1, batch, -1).contiguous()},
         "no noise": {"schedule": torch.tensor([[0.05, 0.0]], device=device), "grad_clip": 0.1},
-        "listed chains": {"chains": torch.arange(batch, device=device).flip(0) * 3},
+        "listed chains": {"chain_ids": torch.arange(batch, device=device).flip(0) * 3},
         "pinned": {"mask": x > 0, "known": 0.5 * x},
-        "anchor": anchor,
+        "data_term": data_term,
         "norm clip": {"grad_norm_clip": 0.3},
-        "anchor with a hinge": {**anchor, "anchor_hinge": 0.5},
+        "anchor with a hinge": {**data_term, "data_term_hinge": 0.5},
     }[name]
     return tuple(given.values())
 
@@ -88,16 +92,18 @@ OPTIONS = (
     "no noise",
     "listed chains",
     "pinned",
-    "anchor",
+    "data_term",
     "norm clip",
     "anchor with a hinge",
 )
 
 
-def one_by_one(x: Tensor, fused: Fused, steps: int, schedule: Tensor, key: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+def one_by_one(
+    x: Tensor, fused: CompiledProgram, num_steps: int, schedule: Tensor, key: Tensor, *rest: Any
+) -> tuple[Tensor, ...]:
     """Energies, state and key by the operators of one update."""
     x, key, energies = x.clone(), key.clone(), []
-    for _ in range(steps):
+    for _ in range(num_steps):
         found, gradient = fused(x)
         torch.ops.fastebm.langevin_step_(x, gradient, schedule, key, *rest)
         key += torch.tensor([0, 1, 1], device=key.device)
@@ -105,9 +111,11 @@ def one_by_one(x: Tensor, fused: Fused, steps: int, schedule: Tensor, key: Tenso
     return torch.stack(energies), x, key
 
 
-def in_one(x: Tensor, fused: Fused, steps: int, schedule: Tensor, key: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+def in_one(
+    x: Tensor, fused: CompiledProgram, num_steps: int, schedule: Tensor, key: Tensor, *rest: Any
+) -> tuple[Tensor, ...]:
     x, key = x.clone(), key.clone()
-    return advance_chain(x, fused, steps, schedule, key, *rest), x, key
+    return advance_chain(x, fused, num_steps, schedule, key, *rest), x, key
 
 
 def assert_same(found: tuple[Tensor, ...], wanted: tuple[Tensor, ...]) -> None:
@@ -129,7 +137,7 @@ def test_is_one_update_after_the_other(backend_device, size, dtype):
 
 @pytest.mark.parametrize("name", OPTIONS)
 def test_options(backend_device, name):
-    making, device = Making((3, 3, 3)).finish(0), backend_device[1]  # 27 numbers: the last quad is not whole
+    making, device = ProgramBuilder((3, 3, 3)).finish(0), backend_device[1]  # 27 numbers: the last quad is not whole
     fused, x = making.fused(4, device), images(3, making.sample, device)
     given = options(name, x)
     assert_same(in_one(x, fused, UPDATES, *given), one_by_one(x, fused, UPDATES, *given))
@@ -137,17 +145,17 @@ def test_options(backend_device, name):
 
 def test_noise_is_where_normal_draws_it(backend_device):
     """One update of a state of zeros whose gradient counts for nothing: noise_std times the normals of that step."""
-    making, device = Making((3, 4, 4)).finish(0), backend_device[1]
+    making, device = ProgramBuilder((3, 4, 4)).finish(0), backend_device[1]
     fused, x = making.fused(4, device), torch.zeros(3, 3, 4, 4, device=device)
     given = list(options("plain", x))
     given[0] = torch.tensor([[1e-30, 1.0]], device=device)
     _, state, _ = in_one(x, fused, 1, *given)
-    noise = fastebm.normal(x.shape, seed=7, step=3, chains=5, device=device)
+    noise = fastebm.normal(x.shape, seed=7, step=3, chain_ids=5, device=device)
     torch.testing.assert_close(state, noise, rtol=1e-6, atol=1e-6)
 
 
 def test_a_chain_may_be_cut_anywhere(backend_device):
-    making, device = Making((3, 4, 4)).finish(0), backend_device[1]
+    making, device = ProgramBuilder((3, 4, 4)).finish(0), backend_device[1]
     fused, x = making.fused(4, device), images(2, making.sample, device)
     schedule, key, *rest = options("a schedule", x, 5)
     whole = in_one(x, fused, 5, schedule, key, *rest)
@@ -162,12 +170,12 @@ def test_neither_batch_nor_neighbours_matter(backend_device):
     """A block of threads has several images of this size, the last one fewer."""
     if backend_device[0] == "reference":
         pytest.skip("PyTorch's convolutions sum in another order for another batch")
-    making, device = Making((3, 4, 4)).finish(0), backend_device[1]
+    making, device = ProgramBuilder((3, 4, 4)).finish(0), backend_device[1]
     fused, x = making.fused(4, device), images(7, making.sample, device)
-    schedule, key, chains, *rest = options("plain", x)
-    energies, state, _ = in_one(x, fused, 2, schedule, key, chains, *rest)
+    schedule, key, chain_ids, *rest = options("plain", x)
+    energies, state, _ = in_one(x, fused, 2, schedule, key, chain_ids, *rest)
     for i in (0, 4, 6):
-        alone = in_one(x[i : i + 1], fused, 2, schedule, key, chains + i, *rest)
+        alone = in_one(x[i : i + 1], fused, 2, schedule, key, chain_ids + i, *rest)
         assert torch.equal(alone[1], state[i : i + 1])
         assert torch.equal(alone[0], energies[:, i : i + 1])
 
@@ -188,7 +196,7 @@ def test_float64(backend_device):
 
 
 def test_no_images(backend_device):
-    making, device = Making((3, 4, 4)).finish(0), backend_device[1]
+    making, device = ProgramBuilder((3, 4, 4)).finish(0), backend_device[1]
     fused, x = making.fused(4, device), torch.zeros(0, 3, 4, 4, device=device)
     energies, state, key = in_one(x, fused, 3, *options("plain", x))
     assert energies.shape == (3, 0)
@@ -197,9 +205,9 @@ def test_no_images(backend_device):
 
 
 def test_sides_may_share_memory_with_the_state(backend_device):
-    making, device = Making((3, 4, 4)).finish(0), backend_device[1]
+    making, device = ProgramBuilder((3, 4, 4)).finish(0), backend_device[1]
     fused, x = making.fused(4, device), images(2, making.sample, device)
-    given = dict(zip(range(12), options("anchor", x), strict=True))
+    given = dict(zip(range(12), options("data_term", x), strict=True))
     apart = in_one(x, fused, 3, *(given | {9: x.clone()}).values())
     state, key = x.clone(), given[1].clone()
     advance_chain(state, fused, 3, *(given | {1: key, 9: state}).values())
@@ -220,15 +228,17 @@ def test_samplers_run_the_same_chains(monkeypatch, dtype, size):
     told = []
     late = lambda done, x, energies: told.append((done, energies.clone()))  # noqa: E731
     late.reads_states = False
-    steps = 2 * CALL_STEPS + 4
+    num_steps = 2 * CALL_STEPS + 4
     ends, energies = [], []
     with ops.backend("cpp" if ops.backends._extension else "reference"):
         for allowed in (True, False):
-            monkeypatch.setattr("fastebm.sampling.langevin.in_one_call", lambda x, a=allowed: a and in_one_call(x))
+            monkeypatch.setattr(
+                "fastebm.sampling.langevin.prefer_fused_chain", lambda x, a=allowed: a and prefer_fused_chain(x)
+            )
             told.clear()
-            state = sampler.init(x, seed=3, steps=steps)
-            ends.append(sampler.advance_(state, steps, (late,)))
-            assert [done for done, _ in told] == list(range(1, steps + 1))
+            state = sampler.init(x, seed=3, num_steps=num_steps)
+            ends.append(sampler.advance_(state, num_steps, (late,)))
+            assert [done for done, _ in told] == list(range(1, num_steps + 1))
             energies.append(torch.stack([e for _, e in told]))
     assert calls == ([CALL_STEPS, CALL_STEPS, 3] if ops.backends._extension else [])
     assert torch.equal(ends[0].x, ends[1].x)
@@ -240,14 +250,14 @@ def test_what_runs_in_one_call():
     small = torch.zeros(2, 3, 8, 8)
     cpp = ops.backends._extension is not None
     with ops.backend("reference"):
-        assert not in_one_call(small)
+        assert not prefer_fused_chain(small)
     with ops.backend("cpp" if cpp else "reference"):
-        assert in_one_call(small) == cpp
-        assert in_one_call(torch.zeros(2, 3, 16, 16)) == cpp
-        assert in_one_call(torch.zeros(2)) == in_one_call(torch.zeros(2, 500)) == cpp
-        assert not in_one_call(torch.zeros(2, 3, 32, 32))
-        assert not in_one_call(small.double())
-        assert not in_one_call(small.transpose(2, 3))
+        assert prefer_fused_chain(small) == cpp
+        assert prefer_fused_chain(torch.zeros(2, 3, 16, 16)) == cpp
+        assert prefer_fused_chain(torch.zeros(2)) == prefer_fused_chain(torch.zeros(2, 500)) == cpp
+        assert not prefer_fused_chain(torch.zeros(2, 3, 32, 32))
+        assert not prefer_fused_chain(small.double())
+        assert not prefer_fused_chain(small.transpose(2, 3))
 
 
 def test_lost_chains_are_found(backend_device):
@@ -262,7 +272,7 @@ def test_lost_chains_are_found(backend_device):
 
 
 def arguments(device: str, name: str = "pinned") -> tuple[Any, ...]:
-    making = Making((3, 4, 5)).finish(0)
+    making = ProgramBuilder((3, 4, 5)).finish(0)
     fused, x = making.fused(4, device), images(2, making.sample, device)
     return x, fused.code(2), fused.constants, fused.workspace, 2, *options(name, x)
 
@@ -270,28 +280,28 @@ def arguments(device: str, name: str = "pinned") -> tuple[Any, ...]:
 def test_opcheck(backend_device):
     # The workspace is scratch, as in run_program.
     tests = ("test_autograd_registration", "test_faketensor", "test_schema")
-    for name in ("plain", "pinned", "anchor"):
+    for name in ("plain", "pinned", "data_term"):
         given = arguments(backend_device[1], name)
         torch.library.opcheck(torch.ops.fastebm.run_chain.default, given, test_utils=tests)
 
 
 def test_errors(backend_device):
-    x, code, constants, workspace, steps, schedule, key, chains, *rest = arguments(backend_device[1])
+    x, code, constants, workspace, num_steps, schedule, key, chain_ids, *rest = arguments(backend_device[1])
     run = torch.ops.fastebm.run_chain
-    rest = [schedule, key, chains, *rest]
+    rest = [schedule, key, chain_ids, *rest]
     with pytest.raises(RuntimeError, match="run_chain has no derivative"):
-        run(x.clone().requires_grad_(), code, constants, workspace, steps, *rest)
+        run(x.clone().requires_grad_(), code, constants, workspace, num_steps, *rest)
     with pytest.raises(ValueError, match="steps must not be negative, got -1"):
         run(x, code, constants, workspace, -1, *rest)
     with pytest.raises(ValueError, match="x is written in place and must be contiguous"):
-        run(x.transpose(2, 3), code, constants, workspace, steps, *rest[:7], None, None, *rest[9:])
+        run(x.transpose(2, 3), code, constants, workspace, num_steps, *rest[:7], None, None, *rest[9:])
     with pytest.raises(TypeError, match="x must be float32"):
-        run(x.half(), code, constants, workspace, steps, *rest)
+        run(x.half(), code, constants, workspace, num_steps, *rest)
     with pytest.raises(ValueError, match="code must be an int64 vector"):
-        run(x, code.int(), constants, workspace, steps, *rest)
+        run(x, code.int(), constants, workspace, num_steps, *rest)
     with pytest.raises(ValueError, match="mask and known go together"):
-        run(x, code, constants, workspace, steps, *rest[:8], None, *rest[9:])
+        run(x, code, constants, workspace, num_steps, *rest[:8], None, *rest[9:])
     late = rng.make_key(7, 2**32 - 1, device=x.device)
     if x.device.type == "cpu":
         with pytest.raises((ValueError, RuntimeError), match=r"overflow|outside"):
-            run(x, code, constants, workspace, steps, schedule, late, *rest[2:])
+            run(x, code, constants, workspace, num_steps, schedule, late, *rest[2:])

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fastebm import compile as build
+from fastebm import build_extension as build
 
 SOURCES = build.source_folder()
 KERNELS = [name for name in build.CUDA_SOURCES if name.endswith(".cu")]

@@ -26,10 +26,10 @@ def triton_modules() -> list[Any]:
 
 
 def test_every_kernel_has_a_specimen():
-    from fastebm.ops.triton.specimens import all_specimens
+    from fastebm.ops.triton.launch_examples import all_launch_examples
 
-    specimens = all_specimens()
-    names = [specimen.name for specimen in specimens]
+    launch_examples = all_launch_examples()
+    names = [specimen.name for specimen in launch_examples]
     assert len(set(names)) == len(names)
     kernels = {
         id(value): name
@@ -37,9 +37,9 @@ def test_every_kernel_has_a_specimen():
         for name, value in vars(module).items()
         if name.endswith("_kernel")
     }
-    missing = set(kernels) - {id(specimen.kernel) for specimen in specimens}
+    missing = set(kernels) - {id(specimen.kernel) for specimen in launch_examples}
     assert not missing, f"no specimen of {[kernels[kernel] for kernel in missing]}"
-    for specimen in specimens:
+    for specimen in launch_examples:
         assert {*specimen.signature, *specimen.constexprs} <= {*specimen.kernel.arg_names}, specimen.name
         assert not {*specimen.signature} & {*specimen.constexprs}, specimen.name
 
@@ -53,15 +53,15 @@ def test_compiles_as_written(capability, tmp_path):
         "TRITON_CACHE_DIR": str(tmp_path),
         "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [kept.get("PYTHONPATH")])]),
     }
-    command = [sys.executable, "-m", "tests.ops.compile_specimens", str(capability)]
+    command = [sys.executable, "-m", "tests.ops.compile_launch_examples", str(capability)]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     shown = json.loads(done.stdout.splitlines()[-1])
 
-    from fastebm.ops.triton.specimens import all_specimens
+    from fastebm.ops.triton.launch_examples import all_launch_examples
 
     wrong = []
-    for specimen in all_specimens():
+    for specimen in all_launch_examples():
         code = shown[specimen.name]
         expected = {
             "fma": specimen.fused,

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fastebm import compile as build
+from fastebm import build_extension as build
 from fastebm.ops import backends, schemas
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -80,7 +80,7 @@ def test_triton(name):
     assert path.is_file(), f"{path} is missing"
     functions = {node.name: node for node in ast.parse(path.read_text()).body if isinstance(node, ast.FunctionDef)}
     assert name in functions, f"{path} has no function {name}"
-    assert "specimens" in functions, f"{path} has no specimens to compile"
+    assert "launch_examples" in functions, f"{path} has no launch_examples to compile"
     schema = torch._C.parse_schema(f"fastebm::{name}{schemas.KERNELS[name].schema}")
     assert len(functions[name].args.args) == len(schema.arguments), (
         f"{path}: {name} takes other arguments than its schema"

@@ -26,7 +26,7 @@ def pair(shape: tuple[int, ...], device: str, dtype: torch.dtype = torch.float32
     return [torch.randn(shape).to(device, dtype).requires_grad_() for _ in range(2)]
 
 
-def differentiated(function, inputs: list[Tensor], dtype: torch.dtype | None = None) -> list[Tensor]:
+def differentiate(function, inputs: list[Tensor], dtype: torch.dtype | None = None) -> list[Tensor]:
     """The value, the gradients, and the derivative of those in the gradient that came in."""
     inputs = [x.detach().to(dtype or x.dtype).requires_grad_() for x in inputs]
     value = function(*inputs)
@@ -46,9 +46,9 @@ def test_against_float64(backend_device, dtype, shape):
     inputs = pair(shape, backend_device[1], dtype)
     exact_beta = 0.3 if dtype == torch.float64 else float(torch.tensor(0.3))
     results = (
-        differentiated(lambda p, f: ops.expand_blend(p, f, 0.3), inputs),
-        differentiated(lambda p, f: plain(p, f, exact_beta), inputs, torch.float64),
-        differentiated(lambda p, f: plain(p, f, exact_beta), inputs),
+        differentiate(lambda p, f: ops.expand_blend(p, f, 0.3), inputs),
+        differentiate(lambda p, f: plain(p, f, exact_beta), inputs, torch.float64),
+        differentiate(lambda p, f: plain(p, f, exact_beta), inputs),
     )
     for actual, truth, eager in zip(*results, strict=True):
         if truth.numel() > 10 or dtype in (torch.float32, torch.float64):
@@ -112,7 +112,7 @@ def test_cpp_variants_are_bit_equal(variant, dtype):
         for name in (variant, "baseline"):
             _C.set_variant(name)
             with ops.backend("cpp"):
-                results.append(differentiated(lambda p, f: ops.expand_blend(p, f, 0.3), inputs))
+                results.append(differentiate(lambda p, f: ops.expand_blend(p, f, 0.3), inputs))
     finally:
         _C.set_variant(before)
     for actual, expected in zip(*results, strict=True):

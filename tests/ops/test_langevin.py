@@ -16,7 +16,7 @@ from fastebm.ops import backends
 from tests.ops.agreement import assert_agrees, compiled_or_reference, exact, ulps
 
 _C = backends._extension
-ADDRESS = {"seed": -7, "step": 2**31 + 5, "chains": 2**32 - 2}
+ADDRESS = {"seed": -7, "step": 2**31 + 5, "chain_ids": 2**32 - 2}
 SHAPES = [(1,), (5,), (3, 2), (2, 63), (2, 64), (2, 1025), (37, 1, 4, 4), (4, 3, 7, 5), (2, 3, 16, 16), (2, 3, 2, 3, 4)]
 
 
@@ -54,18 +54,18 @@ OPTIONS: dict[str, Callable[[tuple[int, ...]], dict[str, Any]]] = {
     "norm clip": lambda shape: {"grad_norm_clip": 0.9 * math.sqrt(math.prod(shape[1:]))},
     "mask": lambda shape: {"mask": randn(*shape, seed=3) > 0, "known": randn(*shape, seed=4)},
     "mask of one image": lambda shape: {"mask": randn(*shape[1:], seed=3) > 0, "known": randn(*shape[1:], seed=4)},
-    "anchor": lambda shape: {"anchor": (randn(*shape, seed=5), 0.4)},
-    "anchor with a hinge": lambda shape: {"anchor": _hinged(shape)},
-    "anchor of one image": lambda shape: {"anchor": (randn(*shape[1:], seed=5), 0.4, 0.0)},
+    "data_term": lambda shape: {"data_term": (randn(*shape, seed=5), 0.4)},
+    "anchor with a hinge": lambda shape: {"data_term": _hinged(shape)},
+    "anchor of one image": lambda shape: {"data_term": (randn(*shape[1:], seed=5), 0.4, 0.0)},
     "a step size for each chain": lambda shape: {"step_size": randn(shape[0], seed=6).abs() + 0.01},
     "a noise for each chain": lambda shape: {"noise_std": (randn(shape[0], seed=7) * 0.3).clamp(min=0)},
-    "listed chains": lambda shape: {"chains": torch.arange(shape[0]).flip(0) * 3 + 2**33},
+    "listed chains": lambda shape: {"chain_ids": torch.arange(shape[0]).flip(0) * 3 + 2**33},
     "everything": lambda shape: {
         "clamp": (-1.25, 1.0),
         "grad_norm_clip": 0.9 * math.sqrt(math.prod(shape[1:])),
         "mask": randn(*shape, seed=3) > 0.5,
         "known": randn(*shape, seed=4),
-        "anchor": _hinged(shape),
+        "data_term": _hinged(shape),
         "step_size": randn(shape[0], seed=6).abs() + 0.01,
     },
 }
@@ -83,11 +83,11 @@ def formula(x: Tensor, grad: Tensor, noise: Tensor, **options: Any) -> Tensor:
     if (limit := options.get("grad_norm_clip")) is not None:
         norm = g.flatten(1).norm(dim=1) if g.dim() > 1 else g.abs()
         g = g * by_chain((limit / norm).clamp(max=1), x)
-    if (anchor := options.get("anchor")) is not None:
-        pull = x - anchor[0].double()
-        if len(anchor) == 3 and anchor[2] > 0:
-            pull = pull * by_chain((pull.reshape(len(x), -1).square().sum(1) > anchor[2]), x)
-        g = g + anchor[1] * pull
+    if (data_term := options.get("data_term")) is not None:
+        pull = x - data_term[0].double()
+        if len(data_term) == 3 and data_term[2] > 0:
+            pull = pull * by_chain((pull.reshape(len(x), -1).square().sum(1) > data_term[2]), x)
+        g = g + data_term[1] * pull
     moved = x - by_chain(options["step_size"], x) * g + by_chain(options["noise_std"], x) * noise.double()
     low, high = options.get("clamp") or (None, None)
     if low is not None or high is not None:
@@ -104,7 +104,7 @@ def agrees_with_compiled(x: Tensor, grad: Tensor, backend_device: tuple[str, str
     drawn = run(x, grad, backend_device[1], **options)
     with fastebm.ops.backend(compiled_or_reference()):
         expected = run(x, grad, "cpu", **options)
-    step_size, pull = options["step_size"], x - options["anchor"][0] if "anchor" in options else torch.zeros(())
+    step_size, pull = options["step_size"], x - options["data_term"][0] if "data_term" in options else torch.zeros(())
     scale = x.abs() + by_chain(step_size, x) * (grad.float().abs() + pull.abs()) + 0.25
     assert_agrees(drawn, expected, backend_device, scale=scale)
     return drawn.cpu()
@@ -151,8 +151,12 @@ def test_float64_state(backend_device, name, grad_dtype):
     drawn = run(x, grad, device, **options)
     assert drawn.dtype == torch.float64
     noise = fastebm.normal(shape, **{key: options[key] for key in ADDRESS}, device=device)
-    if "anchor" in options:  # its weight is a float32 number
-        options["anchor"] = (options["anchor"][0], float(torch.tensor(options["anchor"][1])), *options["anchor"][2:])
+    if "data_term" in options:  # its weight is a float32 number
+        options["data_term"] = (
+            options["data_term"][0],
+            float(torch.tensor(options["data_term"][1])),
+            *options["data_term"][2:],
+        )
     torch.testing.assert_close(drawn, formula(x, grad, noise, **options).to(device), rtol=1e-14, atol=1e-14)
 
 
@@ -167,15 +171,15 @@ def test_noise_is_that_of_normal(backend_device):
 def test_without_noise_nothing_is_drawn(backend_device):
     _, device = backend_device
     x, grad = randn(3, 37).to(device), randn(3, 37, seed=1).to(device)
-    steps = [fastebm.langevin_step(x, grad, step_size=0.5, noise_std=0.0, seed=seed) for seed in (1, 2)]
-    assert torch.equal(*steps)
+    num_steps = [fastebm.langevin_step(x, grad, step_size=0.5, noise_std=0.0, seed=seed) for seed in (1, 2)]
+    assert torch.equal(*num_steps)
     # 0.5 * grad is exact, so that the fused multiply-add is the difference, rounded once.
-    assert torch.equal(steps[0], x - 0.5 * grad)
+    assert torch.equal(num_steps[0], x - 0.5 * grad)
     mixed = fastebm.langevin_step(
         x, grad, step_size=0.5, noise_std=torch.tensor([0.0, 1.0, 0.0], device=device), seed=1
     )
-    assert torch.equal(mixed[[0, 2]], steps[0][[0, 2]])
-    assert not torch.equal(mixed[1], steps[0][1])
+    assert torch.equal(mixed[[0, 2]], num_steps[0][[0, 2]])
+    assert not torch.equal(mixed[1], num_steps[0][1])
 
 
 @pytest.mark.parametrize("name", ["plain", "norm clip", "everything"])
@@ -262,7 +266,7 @@ def test_mask_may_be_of_numbers(backend_device):
 def test_hinge_is_by_chain(backend_device):
     _, device = backend_device
     x, target = torch.tensor([[0.1] * 5, [2.0] * 5]), torch.zeros(2, 5)
-    drawn = run(x, torch.zeros(2, 5), device, step_size=1.0, noise_std=0.0, seed=0, anchor=(target, 0.5, 1.0)).cpu()
+    drawn = run(x, torch.zeros(2, 5), device, step_size=1.0, noise_std=0.0, seed=0, data_term=(target, 0.5, 1.0)).cpu()
     assert torch.equal(drawn, torch.tensor([[0.1] * 5, [1.0] * 5]))
 
 
@@ -271,9 +275,9 @@ def test_hinge_is_by_chain(backend_device):
 NO_OPTIONS = (None,) * 8 + (0.0,)
 
 
-def step_operator(x: Tensor, grad: Tensor, schedule: Tensor, key: Tensor, chains: Tensor | None = None) -> Tensor:
-    chains = rng.chain_ids(0, len(x), x.device) if chains is None else chains
-    return torch.ops.fastebm.langevin_step(x, grad, schedule, key, chains, *NO_OPTIONS)
+def step_operator(x: Tensor, grad: Tensor, schedule: Tensor, key: Tensor, chain_ids: Tensor | None = None) -> Tensor:
+    chain_ids = rng.make_chain_ids(0, len(x), x.device) if chain_ids is None else chain_ids
+    return torch.ops.fastebm.langevin_step(x, grad, schedule, key, chain_ids, *NO_OPTIONS)
 
 
 @pytest.mark.parametrize("index", [0, 1, 2, 3, 100, 2**40])
@@ -303,10 +307,12 @@ def test_anchor_weight_table(backend_device, index, hinge):
     x, target = randn(3, 7).to(device), randn(3, 7, seed=5).to(device)
     weights = torch.tensor([0.5, 0.0, 2.0], device=device)
     schedule, key = torch.tensor([[0.1, 0.2]], device=device), rng.make_key(4, 9, index, device=device)
-    address, off = (schedule, key, rng.chain_ids(0, 3, device)), (None,) * 6
+    address, off = (schedule, key, rng.make_chain_ids(0, 3, device)), (None,) * 6
     drawn = torch.ops.fastebm.langevin_step(x, x, *address, *off, target, weights, hinge)
     weight = weights[min(index, 2)].item()
-    expected = fastebm.langevin_step(x, x, step_size=0.1, noise_std=0.2, seed=4, step=9, anchor=(target, weight, hinge))
+    expected = fastebm.langevin_step(
+        x, x, step_size=0.1, noise_std=0.2, seed=4, step=9, data_term=(target, weight, hinge)
+    )
     assert torch.equal(drawn, expected)
     if weight == 0:
         assert torch.equal(drawn, fastebm.langevin_step(x, x, step_size=0.1, noise_std=0.2, seed=4, step=9))
@@ -349,8 +355,8 @@ def test_overflow_is_nan_in_a_kernel(backend_device, monkeypatch):
     monkeypatch.setattr("fastebm.ops.triton.langevin.check_readable_address", lambda *_: None)
     monkeypatch.setattr("fastebm.ops.triton.langevin.check_index", lambda *_: None)
     x, schedule = randn(3, 8), torch.tensor([[0.1, 0.0]])
-    chains = torch.tensor([2**56, 5, -1])
-    drawn = step_operator(x, x, schedule, torch.tensor([0, 0, 0]), chains)
+    chain_ids = torch.tensor([2**56, 5, -1])
+    drawn = step_operator(x, x, schedule, torch.tensor([0, 0, 0]), chain_ids)
     assert drawn.isnan().all(dim=1).tolist() == [True, False, True]
     for key in ((0, 2**32, 0), (0, -1, 0), (0, 0, -1)):
         assert bool(step_operator(x, x, schedule, torch.tensor(key), torch.tensor([5, 6, 7])).isnan().all())
@@ -412,12 +418,12 @@ def test_sides_may_be_broadcast(backend_device, shape, sizes):
     sides = {
         "mask": (randn(*sizes, seed=3) > 0).to(device),
         "known": randn(*sizes, seed=4).to(device),
-        "anchor": (randn(*sizes, seed=5).to(device), 0.3, 2.0),
+        "data_term": (randn(*sizes, seed=5).to(device), 0.3, 2.0),
     }
     whole = {
         "mask": sides["mask"].expand(shape).contiguous(),
         "known": sides["known"].expand(shape).contiguous(),
-        "anchor": (sides["anchor"][0].expand(shape).contiguous(), 0.3, 2.0),
+        "data_term": (sides["data_term"][0].expand(shape).contiguous(), 0.3, 2.0),
     }
     arguments = {"step_size": 0.3, "noise_std": 0.2, **ADDRESS}
     for laid in (x, x.contiguous(memory_format=torch.channels_last)):
@@ -480,12 +486,12 @@ def test_batch_can_be_split_anyhow(backend_device, name):
     whole = fastebm.langevin_step(x, grad, **options)
     parts = []
     for rows in (slice(0, 1), slice(1, 4), slice(4, 6)):
-        part = {**options, "chains": options["chains"] + rows.start}
+        part = {**options, "chain_ids": options["chain_ids"] + rows.start}
         for key in ("mask", "known", "step_size"):
             if isinstance(part.get(key), Tensor):
                 part[key] = part[key][rows]
-        if "anchor" in part:
-            part["anchor"] = (part["anchor"][0][rows], *part["anchor"][1:])
+        if "data_term" in part:
+            part["data_term"] = (part["data_term"][0][rows], *part["data_term"][1:])
         parts.append(fastebm.langevin_step(x[rows], grad[rows], **part))
     assert torch.equal(torch.cat(parts), whole)
 
@@ -554,7 +560,7 @@ def operator_arguments(device: str, name: str = "plain") -> tuple[Any, ...]:
     shape = (3, 2, 4, 4)
     x, grad = randn(*shape).to(device), randn(*shape, seed=1).to(device)
     schedule = torch.tensor([[0.1, 0.5], [0.2, 0.25]], device=device)
-    address = (schedule, rng.make_key(4, 9, 1, device=device), rng.chain_ids(3, 3, device))
+    address = (schedule, rng.make_key(4, 9, 1, device=device), rng.make_chain_ids(3, 3, device))
     if name == "plain":
         return x, grad, *address, *NO_OPTIONS
     mask, known = (randn(*shape, seed=3) > 0).to(device), randn(*shape, seed=4).to(device)
@@ -589,14 +595,14 @@ def test_compiles_as_one_graph(backend_device, in_place):
     x, _, *rest = operator_arguments(device)
     advance = torch.tensor([0, 1, 1], device=device)
 
-    def chain(x: Tensor, schedule: Tensor, key: Tensor, chains: Tensor) -> Tensor:
+    def chain(x: Tensor, schedule: Tensor, key: Tensor, chain_ids: Tensor) -> Tensor:
         x = x.clone()
         for _ in range(3):
             grad = x.tanh()
             if in_place:
-                torch.ops.fastebm.langevin_step_(x, grad, schedule, key, chains, -1.0, 1.0, *NO_OPTIONS[2:])
+                torch.ops.fastebm.langevin_step_(x, grad, schedule, key, chain_ids, -1.0, 1.0, *NO_OPTIONS[2:])
             else:
-                x = torch.ops.fastebm.langevin_step(x, grad, schedule, key, chains, -1.0, 1.0, *NO_OPTIONS[2:])
+                x = torch.ops.fastebm.langevin_step(x, grad, schedule, key, chain_ids, -1.0, 1.0, *NO_OPTIONS[2:])
             key = key + advance
         return x
 
@@ -619,18 +625,18 @@ def test_captured_graph_replays_at_a_later_step(backend_device):
     _, device = backend_device
     if device != "cuda" or backend_device[0] == "reference":
         pytest.skip("CUDA graphs need a GPU and a compiled backend")
-    x, grad, schedule, key, chains, *rest = operator_arguments(device, "everything")
+    x, grad, schedule, key, chain_ids, *rest = operator_arguments(device, "everything")
     advance, start = torch.tensor([0, 1, 1], device=device), x.clone()
     expected = x.clone()
     for step in range(3):
-        torch.ops.fastebm.langevin_step_(expected, grad, schedule, key + step * advance, chains, *rest)
+        torch.ops.fastebm.langevin_step_(expected, grad, schedule, key + step * advance, chain_ids, *rest)
     side = torch.cuda.Stream()
     with torch.cuda.stream(side):
-        torch.ops.fastebm.langevin_step_(x, grad, schedule, key, chains, *rest)
+        torch.ops.fastebm.langevin_step_(x, grad, schedule, key, chain_ids, *rest)
     side.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        torch.ops.fastebm.langevin_step_(x, grad, schedule, key, chains, *rest)
+        torch.ops.fastebm.langevin_step_(x, grad, schedule, key, chain_ids, *rest)
         key += advance
     x.copy_(start)
     for _ in range(3):
@@ -652,7 +658,7 @@ def test_autograd_is_refused(backend_device, which):
         "seed": 0,
         "mask": torch.ones(2, 4, dtype=torch.bool, device=device),
     }
-    arguments |= {"known": tensors["known"], "anchor": (tensors["target"], 1.0)}
+    arguments |= {"known": tensors["known"], "data_term": (tensors["target"], 1.0)}
     for step in (fastebm.langevin_step, fastebm.langevin_step_):
         with pytest.raises(RuntimeError, match=r"no derivative.*no_grad"):
             step(tensors["x"], tensors["grad"], **arguments)
@@ -683,9 +689,9 @@ def test_autograd_is_refused(backend_device, which):
         ({"noise_std": torch.zeros(2, 4)}, ValueError, "noise_std must be a number or one for each chain"),
         ({"seed": 2**64}, ValueError, "seed must be in"),
         ({"step": 2**32}, ValueError, "step must be in"),
-        ({"chains": 2**56}, ValueError, "chain ids must be in"),
-        ({"chains": torch.tensor([1, 2, 3])}, ValueError, "one id a chain"),
-        ({"chains": 0.5}, TypeError, "chains must be"),
+        ({"chain_ids": 2**56}, ValueError, "chain ids must be in"),
+        ({"chain_ids": torch.tensor([1, 2, 3])}, ValueError, "one id a chain"),
+        ({"chain_ids": 0.5}, TypeError, "chains must be"),
         ({"clamp": (1.0, -1.0)}, ValueError, "low <= high"),
         ({"clamp": (math.nan, 1.0)}, ValueError, "low <= high"),
         ({"grad_clip": 0.0}, ValueError, "grad_clip must be positive"),
@@ -695,10 +701,10 @@ def test_autograd_is_refused(backend_device, which):
         ({"known": torch.ones(2, 4)}, ValueError, "mask and known go together"),
         ({"mask": torch.ones(3, 4), "known": torch.ones(4)}, ValueError, "mask must be broadcastable"),
         ({"mask": torch.ones(4), "known": torch.ones(5)}, ValueError, "known must be broadcastable"),
-        ({"anchor": (torch.ones(5), 1.0)}, ValueError, "target must be broadcastable"),
-        ({"anchor": (torch.ones(4),)}, ValueError, "anchor must be"),
-        ({"anchor": (torch.ones(4), 1.0, -1.0)}, ValueError, "hinge must not be negative"),
-        ({"anchor": (torch.ones(4), 1.0, math.nan)}, ValueError, "hinge must not be negative"),
+        ({"data_term": (torch.ones(5), 1.0)}, ValueError, "target must be broadcastable"),
+        ({"data_term": (torch.ones(4),)}, ValueError, "anchor must be"),
+        ({"data_term": (torch.ones(4), 1.0, -1.0)}, ValueError, "hinge must not be negative"),
+        ({"data_term": (torch.ones(4), 1.0, math.nan)}, ValueError, "hinge must not be negative"),
     ],
     ids=lambda value: ",".join(value) if isinstance(value, dict) else None,
 )

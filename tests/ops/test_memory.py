@@ -13,11 +13,11 @@ def test_strided_chain_ids_are_read_as_they_count(backend_device):
     _, device = backend_device
     every_other = torch.arange(10, device=device)[::2]
     for draw in (fastebm.normal, fastebm.uniform):
-        expected = draw((5, 8), seed=3, chains=every_other.clone(), device=device)
-        assert torch.equal(draw((5, 8), seed=3, chains=every_other, device=device), expected)
-        assert torch.equal(expected[1], draw((1, 8), seed=3, chains=2, device=device)[0])
-        repeated = draw((5, 8), seed=3, chains=torch.tensor([3], device=device).expand(5), device=device)
-        assert torch.equal(repeated, draw((1, 8), seed=3, chains=3, device=device).expand(5, 8))
+        expected = draw((5, 8), seed=3, chain_ids=every_other.clone(), device=device)
+        assert torch.equal(draw((5, 8), seed=3, chain_ids=every_other, device=device), expected)
+        assert torch.equal(expected[1], draw((1, 8), seed=3, chain_ids=2, device=device)[0])
+        repeated = draw((5, 8), seed=3, chain_ids=torch.tensor([3], device=device).expand(5), device=device)
+        assert torch.equal(repeated, draw((1, 8), seed=3, chain_ids=3, device=device).expand(5, 8))
 
 
 def test_strided_tables_are_read_as_they_count(backend_device):
@@ -26,14 +26,14 @@ def test_strided_tables_are_read_as_they_count(backend_device):
     schedule = torch.tensor([[0.1, 0.2], [9.0, 9.0], [0.3, 0.4]], device=device)[::2]
     weights = torch.tensor([[0.5, 7.0], [0.25, 7.0]], device=device)[:, 0]
     key = torch.tensor([[5, 0], [6, 0], [1, 0]], device=device)[:, 0]
-    chains = torch.tensor([[4, 9], [2, 9], [8, 9]], device=device)[:, 0]
+    chain_ids = torch.tensor([[4, 9], [2, 9], [8, 9]], device=device)[:, 0]
     options = (None,) * 4 + (None, None, grad)
 
     def step(*tables):
-        schedule, key, chains, weights = tables
-        return torch.ops.fastebm.langevin_step(x, grad, schedule, key, chains, *options, weights, 0.0)
+        schedule, key, chain_ids, weights = tables
+        return torch.ops.fastebm.langevin_step(x, grad, schedule, key, chain_ids, *options, weights, 0.0)
 
-    tables = (schedule, key, chains, weights)
+    tables = (schedule, key, chain_ids, weights)
     assert not any(table.is_contiguous() for table in tables)
     assert torch.equal(step(*tables), step(*(table.clone() for table in tables)))
 
@@ -42,8 +42,8 @@ SHARING = {
     "known is x": lambda x: {"mask": x > 0, "known": x},
     "known is x, turned": lambda x: {"mask": x > 0, "known": x.flip(0).set_(x.untyped_storage(), 0, (4, 16), (16, 1))},
     "known is one chain of x": lambda x: {"mask": x > 0, "known": x[1:2]},
-    "anchor is one chain of x": lambda x: {"anchor": (x[:1], 0.5)},
-    "anchor is x": lambda x: {"anchor": (x, 0.5, 0.1)},
+    "anchor is one chain of x": lambda x: {"data_term": (x[:1], 0.5)},
+    "anchor is x": lambda x: {"data_term": (x, 0.5, 0.1)},
     "nothing but the gradient": lambda x: {},
 }
 
@@ -69,7 +69,7 @@ def test_addresses_must_be_whole(wrong):
         lambda: rng.make_key(0, wrong),
         lambda: rng.make_key(0, 0, wrong),
         lambda: rng.check_stream(wrong),
-        lambda: rng.chain_ids(wrong, 3),
+        lambda: rng.make_chain_ids(wrong, 3),
         lambda: fastebm.normal((2, 2), seed=wrong),
     ):
         with pytest.raises(TypeError, match="must be an integer, got"):
@@ -82,8 +82,8 @@ def test_addresses_must_be_whole(wrong):
         ({"known": 0.0, "mask": torch.ones(2, 3)}, TypeError, "known must be a tensor, got float"),
         ({"known": torch.ones(2, 3), "mask": [1]}, TypeError, "mask must be a tensor, got list"),
         ({"clamp": 1.0}, TypeError, r"clamp must be \(low, high\), got 1.0"),
-        ({"anchor": (torch.ones(2, 3), float("nan"))}, ValueError, "weight must be finite, got nan"),
-        ({"anchor": (1.0, 1.0)}, TypeError, "target must be a tensor, got float"),
+        ({"data_term": (torch.ones(2, 3), float("nan"))}, ValueError, "weight must be finite, got nan"),
+        ({"data_term": (1.0, 1.0)}, TypeError, "target must be a tensor, got float"),
         ({"step_size": torch.tensor(-1.0)}, ValueError, "step_size must be positive and finite"),
         ({"noise_std": torch.tensor([0.1, -1.0])}, ValueError, "noise_std must be finite and not negative"),
     ],

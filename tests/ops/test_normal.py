@@ -90,7 +90,7 @@ def test_torch_stateless_philox():
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_backends_agree(backend_device, shape):
     _, device = backend_device
-    arguments = {"seed": -12345, "step": 2**31 + 1, "stream": 3, "chains": 2**32 - 1}
+    arguments = {"seed": -12345, "step": 2**31 + 1, "stream": 3, "chain_ids": 2**32 - 1}
     drawn = fastebm.normal(shape, device=device, **arguments)
     with fastebm.ops.backend(compiled_or_reference()):
         expected = fastebm.normal(shape, **arguments)
@@ -136,9 +136,9 @@ def variant(request: pytest.FixtureRequest) -> Iterator[str]:
 def test_cpp_variants_are_bit_equal(variant, dtype, draw):
     with fastebm.ops.backend("cpp"):
         for shape in ((3, 4099), (2, 3), (1, 16), (5, 1024)):
-            drawn = draw(shape, seed=8, step=2, chains=2**33, dtype=dtype)
+            drawn = draw(shape, seed=8, step=2, chain_ids=2**33, dtype=dtype)
             _C.set_variant("baseline")
-            expected = draw(shape, seed=8, step=2, chains=2**33, dtype=dtype)
+            expected = draw(shape, seed=8, step=2, chain_ids=2**33, dtype=dtype)
             _C.set_variant(variant)
             assert torch.equal(drawn, expected)
 
@@ -148,14 +148,14 @@ def test_cpp_variants_are_bit_equal(variant, dtype, draw):
 
 def test_batch_can_be_split_anyhow(backend_device):
     _, device = backend_device
-    whole = fastebm.normal((7, 3, 5, 5), seed=1, step=4, chains=2**32 - 3, device=device)
+    whole = fastebm.normal((7, 3, 5, 5), seed=1, step=4, chain_ids=2**32 - 3, device=device)
     parts = [
-        fastebm.normal((b - a, 3, 5, 5), seed=1, step=4, chains=2**32 - 3 + a, device=device)
+        fastebm.normal((b - a, 3, 5, 5), seed=1, step=4, chain_ids=2**32 - 3 + a, device=device)
         for a, b in ((0, 1), (1, 4), (4, 7))
     ]
     assert torch.equal(torch.cat(parts), whole)
     listed = fastebm.normal(
-        (3, 3, 5, 5), seed=1, step=4, chains=torch.tensor([2**32 + 1, 2**32 - 3, 2**32], device=device)
+        (3, 3, 5, 5), seed=1, step=4, chain_ids=torch.tensor([2**32 + 1, 2**32 - 3, 2**32], device=device)
     )
     assert torch.equal(listed, whole[[4, 0, 3]])
 
@@ -170,8 +170,16 @@ def test_shape_of_a_chain_does_not_matter(backend_device):
 
 def test_every_coordinate_matters(backend_device):
     _, device = backend_device
-    at = {"seed": 5, "step": 6, "stream": 7, "chains": 8}
-    changes = [{}, {"seed": 5 + 2**32}, {"seed": 4}, {"step": 5}, {"stream": 6}, {"chains": 9}, {"chains": 8 + 2**32}]
+    at = {"seed": 5, "step": 6, "stream": 7, "chain_ids": 8}
+    changes = [
+        {},
+        {"seed": 5 + 2**32},
+        {"seed": 4},
+        {"step": 5},
+        {"stream": 6},
+        {"chain_ids": 9},
+        {"chain_ids": 8 + 2**32},
+    ]
     draws = [fastebm.normal((1, 4), device=device, **{**at, **change}) for change in changes]
     assert len({tuple(d.flatten().tolist()) for d in draws}) == len(changes)
 
@@ -218,12 +226,12 @@ def test_manual_seed_governs_drawn_seeds():
     [
         ({"step": 2**32}, "step must be in"),
         ({"step": -1}, "step must be in"),
-        ({"chains": 2**56}, "chain ids must be in"),
-        ({"chains": 2**56 - 1}, "chain ids must be in"),  # the second chain of the batch overflows
-        ({"chains": -1}, "chain ids must be in"),
-        ({"chains": torch.tensor([0, 2**56])}, "chain ids must be in"),
-        ({"chains": torch.tensor([-1, 0])}, "chain ids must be in"),
-        ({"chains": torch.tensor([1, 2, 3])}, "shape \\(2,\\)"),
+        ({"chain_ids": 2**56}, "chain ids must be in"),
+        ({"chain_ids": 2**56 - 1}, "chain ids must be in"),  # the second chain of the batch overflows
+        ({"chain_ids": -1}, "chain ids must be in"),
+        ({"chain_ids": torch.tensor([0, 2**56])}, "chain ids must be in"),
+        ({"chain_ids": torch.tensor([-1, 0])}, "chain ids must be in"),
+        ({"chain_ids": torch.tensor([1, 2, 3])}, "shape \\(2,\\)"),
         ({"seed": 2**64}, "seed must be in"),
         ({"seed": -(2**63) - 1}, "seed must be in"),
         ({"stream": 256}, "stream must be in"),
@@ -242,14 +250,14 @@ def test_bad_shapes_are_errors(shape):
         fastebm.normal(shape, seed=0)
 
 
-@pytest.mark.parametrize("chains", [1.0, True, torch.tensor([1.0, 2.0]), torch.tensor([1, 2], dtype=torch.int32)])
-def test_chains_of_another_type_are_errors(chains):
+@pytest.mark.parametrize("chain_ids", [1.0, True, torch.tensor([1.0, 2.0]), torch.tensor([1, 2], dtype=torch.int32)])
+def test_chains_of_another_type_are_errors(chain_ids):
     with pytest.raises(TypeError, match="chains must be"):
-        fastebm.normal((2, 4), seed=0, chains=chains)
+        fastebm.normal((2, 4), seed=0, chain_ids=chain_ids)
 
 
 @pytest.mark.parametrize(
-    ("key", "chains"),
+    ("key", "chain_ids"),
     [
         ((0, 2**32, 0), (0,)),
         ((0, -1, 0), (0,)),
@@ -258,15 +266,15 @@ def test_chains_of_another_type_are_errors(chains):
         ((0, 0, 0), (0, 2**56)),
     ],
 )
-def test_overflow_of_the_operator(backend_device, key, chains):
+def test_overflow_of_the_operator(backend_device, key, chain_ids):
     """On the CPU an error; a GPU is not read, so the chain's noise is NaN there."""
     _, device = backend_device
-    key, chains = torch.tensor(key, device=device), torch.tensor(chains, device=device)
+    key, chain_ids = torch.tensor(key, device=device), torch.tensor(chain_ids, device=device)
     if device == "cpu":
         with pytest.raises(RuntimeError, match="overflow"):
-            torch.ops.fastebm.normal((2, 5), key, chains, 0, torch.float32)
+            torch.ops.fastebm.normal((2, 5), key, chain_ids, 0, torch.float32)
     else:
-        drawn = torch.ops.fastebm.normal((2, 5), key, chains, 0, torch.float32)
+        drawn = torch.ops.fastebm.normal((2, 5), key, chain_ids, 0, torch.float32)
         assert bool(drawn.isnan().all(dim=1).any())
 
 
@@ -275,15 +283,15 @@ def test_overflow_is_nan_in_a_kernel(backend_device, monkeypatch):
     if (name, device) != ("triton", "cpu"):
         pytest.skip("shown on the interpreter, whose check before the kernel is taken away here")
     monkeypatch.setattr("fastebm.ops.triton.normal.check_readable_address", lambda *_: None)
-    key, chains = torch.tensor([0, 0, 0]), torch.tensor([2**56, 5, -1])
-    drawn = torch.ops.fastebm.normal((3, 5), key, chains, 0, torch.float32)
+    key, chain_ids = torch.tensor([0, 0, 0]), torch.tensor([2**56, 5, -1])
+    drawn = torch.ops.fastebm.normal((3, 5), key, chain_ids, 0, torch.float32)
     assert drawn.isnan().all(dim=1).tolist() == [True, False, True]
     late = torch.ops.fastebm.normal((3, 5), torch.tensor([0, 2**32, 0]), torch.tensor([5]), 0, torch.float32)
     assert bool(late.isnan().all())
 
 
 @pytest.mark.parametrize(
-    ("key", "chains"),
+    ("key", "chain_ids"),
     [
         (torch.zeros(2, dtype=torch.int64), torch.zeros(1, dtype=torch.int64)),
         (torch.zeros(3), torch.zeros(1, dtype=torch.int64)),
@@ -291,9 +299,9 @@ def test_overflow_is_nan_in_a_kernel(backend_device, monkeypatch):
         (torch.zeros(3, dtype=torch.int64), torch.zeros(1)),
     ],
 )
-def test_operator_refuses_tensors_of_another_form(key, chains):
+def test_operator_refuses_tensors_of_another_form(key, chain_ids):
     with pytest.raises(ValueError, match="must be an int64 tensor"):
-        torch.ops.fastebm.normal((3, 5), key, chains, 0, torch.float32)
+        torch.ops.fastebm.normal((3, 5), key, chain_ids, 0, torch.float32)
 
 
 # Dispatcher and compiler --------------------------------------------------------------------------------------------
@@ -302,16 +310,16 @@ def test_operator_refuses_tensors_of_another_form(key, chains):
 def test_opcheck(backend_device):
     _, device = backend_device
     key = rng.make_key(1, 2, device=device)
-    for chains in (rng.chain_ids(5, 3, device), torch.tensor([4, 2, 9], device=device)):
-        torch.library.opcheck(torch.ops.fastebm.normal.default, ((3, 2, 5), key, chains, 3, torch.float32))
+    for chain_ids in (rng.make_chain_ids(5, 3, device), torch.tensor([4, 2, 9], device=device)):
+        torch.library.opcheck(torch.ops.fastebm.normal.default, ((3, 2, 5), key, chain_ids, 3, torch.float32))
 
 
 def test_compiles_as_one_graph(backend_device):
     _, device = backend_device
-    key, chains = rng.make_key(1, 2, device=device), rng.chain_ids(5, 3, device)
+    key, chain_ids = rng.make_key(1, 2, device=device), rng.make_chain_ids(5, 3, device)
 
     def draw(x: torch.Tensor) -> torch.Tensor:
-        return x + torch.ops.fastebm.normal(x.shape, key, chains, 0, x.dtype)
+        return x + torch.ops.fastebm.normal(x.shape, key, chain_ids, 0, x.dtype)
 
     x = torch.zeros(3, 7, device=device)
     torch._dynamo.reset()
@@ -453,7 +461,7 @@ def test_no_correlation_anywhere(count):
             "next step": {"step": step + 1},
             "step far away": {"step": step + 2**31},
             "next stream": {"stream": 1},
-            "chain 2^32 away": {"chains": 2**32},
+            "chain 2^32 away": {"chain_ids": 2**32},
             "next seed": {"seed": 20240230},
             "seed 2^32 away": {"seed": 20240229 + 2**32},
         }.items():

@@ -13,20 +13,20 @@ from torch import Tensor, nn
 
 from fastebm import ops
 from fastebm.compiler.capture import capture
-from fastebm.compiler.cost import Machine
-from fastebm.compiler.lowering import lowered
-from fastebm.compiler.rewrites import WITHOUT_PARITY, gradient_program
+from fastebm.compiler.cost_model import Machine
+from fastebm.compiler.lowering import lower
+from fastebm.compiler.rewrites import WITHOUT_POLYPHASE, build_gradient_program
 from fastebm.models import CoarseToFineEnergy
-from fastebm.ops import Fused
+from fastebm.ops import CompiledProgram
 from fastebm.ops.backends import _extension as _C
-from fastebm.ops.instructions import KINDS, Do, Epilogue, Instruction, Kind, decode, encode
+from fastebm.ops.instructions import KINDS, Epilogue, EpilogueOp, Instruction, Kind, decode, encode
 from fastebm.ops.program import PARAMETERS
 from tests.compiler.networks import Decoder, ResidualNet
 from tests.ops.agreement import truncates
 from tests.ops.precision import relative_error
-from tests.ops.small_recipes import Making, normal
+from tests.ops.small_lowered_programs import ProgramBuilder, normal
 
-STORE = Do.STORE
+STORE = EpilogueOp.STORE
 SIZES = {torch.float32: 4, torch.bfloat16: 2}
 both_dtypes = pytest.mark.parametrize("dtype", SIZES, ids=str)
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") not in ("", "0")
@@ -45,7 +45,7 @@ def limit(backend_device: tuple[str, str], dtype: torch.dtype, rounded: Tensor, 
     return 2 * relative_error(rounded, truth) + spare
 
 
-def assert_right(making: Making, backend_device: tuple[str, str], dtype: torch.dtype, batch: int = 3) -> None:
+def assert_right(making: ProgramBuilder, backend_device: tuple[str, str], dtype: torch.dtype, batch: int = 3) -> None:
     """Energies and gradient are within `limit` of the reference in float64."""
     x = images(batch, making.sample)
     with ops.backend("reference"):
@@ -84,10 +84,10 @@ CONVOLUTIONS = [
 @pytest.mark.parametrize("case", CONVOLUTIONS, ids=str)
 def test_convolution(backend_device, dtype, case):
     inputs, outputs, size, kernel, stride, pad, dilation = case
-    making = Making((inputs, *size))
+    making = ProgramBuilder((inputs, *size))
     grid = [(n + 2 * pad - dilation * (k - 1) - 1) // stride + 1 for n, k in zip(size, kernel, strict=True)]
     target = making.buffer((outputs, *grid))
-    bias = Epilogue(Do.ADD_CONSTANT, number=making.image(outputs, 1, 1))
+    bias = Epilogue(EpilogueOp.ADD_CONSTANT, number=making.image(outputs, 1, 1))
     fields = {f"{name}_{axis}": value for name, value in (("stride", stride), ("pad", pad)) for axis in "yx"}
     fields |= {"dilation_y": dilation, "dilation_x": dilation}
     making.convolution(0, (outputs, *grid), kernel, bias, Epilogue(STORE, target), **fields)
@@ -97,7 +97,7 @@ def test_convolution(backend_device, dtype, case):
 @both_dtypes
 @pytest.mark.parametrize(("inputs", "outputs"), [(4, 5), (33, 40)])
 def test_phases_of_a_transposed_convolution(backend_device, dtype, inputs, outputs):
-    making, (height, width) = Making((inputs, 5, 3)), (9, 6)
+    making, (height, width) = ProgramBuilder((inputs, 5, 3)), (9, 6)
     target = making.buffer((outputs, height, width))
     for row, column in itertools.product((0, 1), (0, 1)):
         grid = (outputs, -(-(height - row) // 2), -(-(width - column) // 2))
@@ -108,7 +108,7 @@ def test_phases_of_a_transposed_convolution(backend_device, dtype, inputs, outpu
 
 @both_dtypes
 def test_convolution_of_some_channels(backend_device, dtype):
-    making = Making((40, 4, 5))
+    making = ProgramBuilder((40, 4, 5))
     target = making.buffer((12, 4, 5))
     making.convolution(0, (12, 4, 5), (1, 1), Epilogue(STORE, target), source_channels=20, source_channel=16)
     assert_right(making.finish(target), backend_device, dtype)
@@ -119,7 +119,7 @@ def gather(channels: int, height: int, width: int, **fields: int) -> Instruction
     return Instruction(Kind.GATHER, **{"source": 0, **given})
 
 
-def ones_beside(making: Making) -> int:
+def ones_beside(making: ProgramBuilder) -> int:
     """x with a channel of ones, and behind it another."""
     channels, height, width = making.sample
     target = making.buffer((channels + 2, height, width))
@@ -130,17 +130,17 @@ def ones_beside(making: Making) -> int:
     return target
 
 
-def pooled(making: Making) -> int:
+def pooled(making: ProgramBuilder) -> int:
     size = {"channels": 5, "source_channels": 5, "height": 4, "width": 3}
     window = {"kernel_y": 3, "kernel_x": 2, "stride_y": 2, "stride_x": 2, "pad_y": 1, "pad_x": 0}
     return making.stored(Instruction(Kind.POOL, 0, **size, **window))
 
 
-def summed(making: Making) -> int:
+def summed(making: ProgramBuilder) -> int:
     return making.stored(Instruction(Kind.POOL, 0, source_channels=5, channels=5, kernel_y=7, kernel_x=6))
 
 
-PLAIN_KINDS: dict[str, Callable[[Making], int]] = {
+PLAIN_KINDS: dict[str, Callable[[ProgramBuilder], int]] = {
     "load with ones": ones_beside,
     "gather": lambda m: m.stored(gather(5, 7, 6)),
     "gather some channels": lambda m: m.stored(gather(2, 7, 6, source_channel=2)),
@@ -159,14 +159,14 @@ PLAIN_KINDS: dict[str, Callable[[Making], int]] = {
 @both_dtypes
 @pytest.mark.parametrize("name", PLAIN_KINDS)
 def test_other_kinds(backend_device, dtype, name):
-    making = Making((5, 7, 6))
+    making = ProgramBuilder((5, 7, 6))
     assert_right(making.finish(PLAIN_KINDS[name](making)), backend_device, dtype)
 
 
 @both_dtypes
 def test_softmax_of_many_channels_and_sizes(backend_device, dtype):
-    making = Making((100, 2, 1))
-    scaled = making.stored(gather(100, 2, 1), Epilogue(Do.SCALE, number=making.number(30.0)))
+    making = ProgramBuilder((100, 2, 1))
+    scaled = making.stored(gather(100, 2, 1), Epilogue(EpilogueOp.SCALE, number=making.number(30.0)))
     size = {"source_channels": 100, "height": 2, "width": 1}
     both = making.buffer((101, 2, 1))
     making.add(Instruction(Kind.SOFTMAX, scaled, channels=100, **size), Epilogue(STORE, both))
@@ -179,7 +179,7 @@ def test_softmax_of_many_channels_and_sizes(backend_device, dtype):
 VALUES = {"elu": (0.7, 1.3, 0.9), "leaky_relu": (0.2, 0.0, 0.0), "softplus": (1.5, 2.0, 0.0)}
 
 
-def parameters(making: Making, kind: str) -> int:
+def parameters(making: ProgramBuilder, kind: str) -> int:
     return making.number(*VALUES[kind]) if kind in PARAMETERS else -1
 
 
@@ -187,14 +187,18 @@ def parameters(making: Making, kind: str) -> int:
 @pytest.mark.parametrize("kind", KINDS)
 def test_activations(backend_device, dtype, kind):
     """The value, the derivative kept and the derivative worked out again, side by side."""
-    making, number = Making((19, 3, 5)), KINDS.index(kind)
-    at, wide = parameters(making, kind), Epilogue(Do.SCALE, number=making.number(4.0))
+    making, number = ProgramBuilder((19, 3, 5)), KINDS.index(kind)
+    at, wide = parameters(making, kind), Epilogue(EpilogueOp.SCALE, number=making.number(4.0))
     both, kept = making.buffer((57, 3, 5)), making.buffer((19, 3, 5))
     scaled = making.stored(gather(19, 3, 5), wide)
-    making.add(gather(19, 3, 5, source=scaled), Epilogue(Do.ACTIVATE, kind=number, number=at), Epilogue(STORE, both))
-    keeping = Epilogue(Do.ACTIVATE_KEEPING, kept, kind=number, number=at)
-    making.add(gather(19, 3, 5, source=scaled), keeping, Epilogue(Do.MULTIPLY, kept), Epilogue(STORE, both, channel=19))
-    again = Epilogue(Do.SLOPE, scaled, kind=number, number=at)
+    making.add(
+        gather(19, 3, 5, source=scaled), Epilogue(EpilogueOp.ACTIVATE, kind=number, number=at), Epilogue(STORE, both)
+    )
+    keeping = Epilogue(EpilogueOp.ACTIVATE_KEEPING, kept, kind=number, number=at)
+    making.add(
+        gather(19, 3, 5, source=scaled), keeping, Epilogue(EpilogueOp.MULTIPLY, kept), Epilogue(STORE, both, channel=19)
+    )
+    again = Epilogue(EpilogueOp.SLOPE, scaled, kind=number, number=at)
     making.add(gather(19, 3, 5), again, Epilogue(STORE, both, channel=38))
     assert_right(making.finish(both), backend_device, dtype)
 
@@ -202,62 +206,62 @@ def test_activations(backend_device, dtype, kind):
 @both_dtypes
 @pytest.mark.parametrize("kind", ["elu", "leaky_relu", "relu", "tanh", "sigmoid", "exp"])
 def test_slope_of_a_result(backend_device, dtype, kind):
-    making, number = Making((6, 3, 5)), KINDS.index(kind)
+    making, number = ProgramBuilder((6, 3, 5)), KINDS.index(kind)
     at = parameters(making, kind)
-    result = making.stored(gather(6, 3, 5), Epilogue(Do.ACTIVATE, kind=number, number=at))
-    slope = Epilogue(Do.SLOPE, result, kind=number, number=at, of_result=1)
+    result = making.stored(gather(6, 3, 5), Epilogue(EpilogueOp.ACTIVATE, kind=number, number=at))
+    slope = Epilogue(EpilogueOp.SLOPE, result, kind=number, number=at, of_result=1)
     assert_right(making.finish(making.stored(gather(6, 3, 5), slope)), backend_device, dtype)
 
 
-def operands(making: Making) -> dict[str, tuple[Epilogue, ...]]:
+def operands(making: ProgramBuilder) -> dict[str, tuple[Epilogue, ...]]:
     half = making.stored(gather(6, 4, 3))
     column = making.stored(gather(6, 1, 1))
     one = making.stored(Instruction(Kind.LOG_SUM_EXP, 0, source_channels=6, height=7, width=5))
     factor = making.number(-0.7)
     larger = {"factor_y": 2, "factor_x": 2}
     return {
-        "add": (Epilogue(Do.ADD, 0),),
-        "add with a factor": (Epilogue(Do.ADD, 0, number=factor),),
-        "add of larger pixels": (Epilogue(Do.ADD, half, number=factor, **larger),),
-        "add one channel for all": (Epilogue(Do.ADD, one, number=factor, spread=1),),
-        "add one pixel for all": (Epilogue(Do.ADD, column, factor_y=7, factor_x=5),),
-        "multiply": (Epilogue(Do.MULTIPLY, 0),),
-        "multiply by larger pixels": (Epilogue(Do.MULTIPLY, half, **larger),),
-        "multiply one channel for all": (Epilogue(Do.MULTIPLY, one, spread=1),),
-        "scale": (Epilogue(Do.SCALE, number=factor),),
-        "an image": (Epilogue(Do.ADD_CONSTANT, number=making.image(6, 7, 5)),),
-        "by an image": (Epilogue(Do.MULTIPLY_CONSTANT, number=making.image(6, 7, 5)),),
-        "by channels": (Epilogue(Do.MULTIPLY_CONSTANT, number=making.image(6, 1, 1)),),
-        "rows": (Epilogue(Do.ADD_CONSTANT, number=making.image(6, 7, 1)),),
-        "columns": (Epilogue(Do.ADD_CONSTANT, number=making.image(6, 1, 5)),),
+        "add": (Epilogue(EpilogueOp.ADD, 0),),
+        "add with a factor": (Epilogue(EpilogueOp.ADD, 0, number=factor),),
+        "add of larger pixels": (Epilogue(EpilogueOp.ADD, half, number=factor, **larger),),
+        "add one channel for all": (Epilogue(EpilogueOp.ADD, one, number=factor, spread=1),),
+        "add one pixel for all": (Epilogue(EpilogueOp.ADD, column, factor_y=7, factor_x=5),),
+        "multiply": (Epilogue(EpilogueOp.MULTIPLY, 0),),
+        "multiply by larger pixels": (Epilogue(EpilogueOp.MULTIPLY, half, **larger),),
+        "multiply one channel for all": (Epilogue(EpilogueOp.MULTIPLY, one, spread=1),),
+        "scale": (Epilogue(EpilogueOp.SCALE, number=factor),),
+        "an image": (Epilogue(EpilogueOp.ADD_CONSTANT, number=making.image(6, 7, 5)),),
+        "by an image": (Epilogue(EpilogueOp.MULTIPLY_CONSTANT, number=making.image(6, 7, 5)),),
+        "by channels": (Epilogue(EpilogueOp.MULTIPLY_CONSTANT, number=making.image(6, 1, 1)),),
+        "rows": (Epilogue(EpilogueOp.ADD_CONSTANT, number=making.image(6, 7, 1)),),
+        "columns": (Epilogue(EpilogueOp.ADD_CONSTANT, number=making.image(6, 1, 5)),),
     }
 
 
 @both_dtypes
-@pytest.mark.parametrize("name", operands(Making((6, 7, 5))))
+@pytest.mark.parametrize("name", operands(ProgramBuilder((6, 7, 5))))
 def test_operands(backend_device, dtype, name):
-    making = Making((6, 7, 5))
-    steps = operands(making)[name]
-    assert_right(making.finish(making.stored(gather(6, 7, 5), *steps)), backend_device, dtype)
+    making = ProgramBuilder((6, 7, 5))
+    num_steps = operands(making)[name]
+    assert_right(making.finish(making.stored(gather(6, 7, 5), *num_steps)), backend_device, dtype)
 
 
 @both_dtypes
 def test_everything_behind_phases(backend_device, dtype):
     """Operands are read and written at start + step * (y, x), constants as well."""
-    making = Making((5, 6, 8))
+    making = ProgramBuilder((5, 6, 8))
     half, target = making.stored(gather(5, 3, 4)), making.buffer((5, 6, 8))
     kept = making.buffer((5, 6, 8))
-    steps = (
-        Epilogue(Do.ADD_CONSTANT, number=making.image(5, 6, 8)),
-        Epilogue(Do.ACTIVATE_KEEPING, kept),
-        Epilogue(Do.ADD, half, factor_y=2, factor_x=2),
-        Epilogue(Do.MULTIPLY, kept),
-        Epilogue(Do.SLOPE, 0, kind=KINDS.index("gelu")),
+    num_steps = (
+        Epilogue(EpilogueOp.ADD_CONSTANT, number=making.image(5, 6, 8)),
+        Epilogue(EpilogueOp.ACTIVATE_KEEPING, kept),
+        Epilogue(EpilogueOp.ADD, half, factor_y=2, factor_x=2),
+        Epilogue(EpilogueOp.MULTIPLY, kept),
+        Epilogue(EpilogueOp.SLOPE, 0, kind=KINDS.index("gelu")),
         Epilogue(STORE, target),
     )
     for row, column in itertools.product((0, 1), (0, 1)):
         phase = {"start_y": row, "start_x": column, "step_y": 2, "step_x": 2}
-        making.convolution(0, (5, 3, 4), (3, 3), *steps, pad_y=1, pad_x=1, **phase)
+        making.convolution(0, (5, 3, 4), (3, 3), *num_steps, pad_y=1, pad_x=1, **phase)
     assert_right(making.finish(target), backend_device, dtype)
 
 
@@ -272,35 +276,37 @@ def beside(axis: str) -> tuple[int, Instruction, Instruction]:
 @both_dtypes
 @pytest.mark.parametrize("axis", ["y", "x"])
 def test_images_side_by_side(backend_device, dtype, axis):
-    making = Making((5, 7, 6))
+    making = ProgramBuilder((5, 7, 6))
     more, *copies = beside(axis)
     whole = (5, 7 + more, 6) if axis == "y" else (5, 7, 6 + more)
     target, constant = making.buffer(whole), making.image(*whole)
     for copy in copies:
-        making.add(copy, Epilogue(Do.ADD_CONSTANT, number=constant), Epilogue(STORE, target))
+        making.add(copy, Epilogue(EpilogueOp.ADD_CONSTANT, number=constant), Epilogue(STORE, target))
     assert_right(making.finish(target), backend_device, dtype)
 
 
 @both_dtypes
 def test_a_gradient_written_by_phases(backend_device, dtype):
-    making = Making((3, 5, 4)).finish(0)
+    making = ProgramBuilder((3, 5, 4)).finish(0)
     making.instructions.pop()
     for row, column in itertools.product((0, 1), (0, 1)):
         phase = {"start_y": row, "start_x": column, "step_y": 2, "step_x": 2, "pad_y": 1, "pad_x": 1}
         grid = (3, 3 - row, 2)
-        making.convolution(0, grid, (3, 3), Epilogue(Do.STORE_GRADIENT), **phase)
+        making.convolution(0, grid, (3, 3), Epilogue(EpilogueOp.STORE_GRADIENT), **phase)
     assert_right(making, backend_device, dtype)
 
 
 @pytest.mark.parametrize("batch", [1, 17])
 def test_batches(backend_device, batch):
-    making = Making((5, 7, 6))
+    making = ProgramBuilder((5, 7, 6))
     assert_right(making.finish(pooled(making)), backend_device, torch.float32, batch)
 
 
 def test_no_images(backend_device):
     energies, gradient = (
-        Making((3, 4, 4)).finish(0).fused(4, backend_device[1])(torch.zeros(0, 3, 4, 4, device=backend_device[1]))
+        ProgramBuilder((3, 4, 4))
+        .finish(0)
+        .fused(4, backend_device[1])(torch.zeros(0, 3, 4, 4, device=backend_device[1]))
     )
     assert energies.shape == (0,)
     assert gradient.shape == (0, 3, 4, 4)
@@ -309,13 +315,13 @@ def test_no_images(backend_device):
 # Whole gradients ----------------------------------------------------------------------------------------------------
 
 
-def of_net(net: nn.Module, x: Tensor, dtype: torch.dtype, device: str) -> Fused:
+def of_net(net: nn.Module, x: Tensor, dtype: torch.dtype, device: str) -> CompiledProgram:
     """The fused program of a net's energy and gradient, as `fastebm.compiler` lowers it."""
     machine = replace(Machine.of(torch.device("cpu"), dtype), strided_adjoint=1.0)
     with torch.no_grad():
-        found = lowered(gradient_program(capture(net, net, x), machine, WITHOUT_PARITY), SIZES[dtype])
+        found = lower(build_gradient_program(capture(net, net, x), machine, WITHOUT_POLYPHASE), SIZES[dtype])
         numbers, values = found.constants()
-        fused = Fused(found.recipe, torch.device(device))
+        fused = CompiledProgram(found.recipe, torch.device(device))
         fused.refresh(numbers, [value.to(device) for value in values])
     return fused
 
@@ -356,9 +362,9 @@ def test_nets(backend_device, dtype, name):
 
 def test_new_constants_take_the_places_of_the_old(backend_device):
     """As a chain in a captured graph needs it; results are those of the new ones."""
-    making = Making((5, 7, 6))
-    steps = (Epilogue(Do.SCALE, number=making.number(2.0)), Epilogue(Do.ACTIVATE))
-    making.finish(making.stored(gather(5, 7, 6), *steps))
+    making = ProgramBuilder((5, 7, 6))
+    num_steps = (Epilogue(EpilogueOp.SCALE, number=making.number(2.0)), Epilogue(EpilogueOp.ACTIVATE))
+    making.finish(making.stored(gather(5, 7, 6), *num_steps))
     fused, x = making.fused(4, backend_device[1]), images(2, making.sample).to(backend_device[1])
     first, places = fused(x), [constant.data_ptr() for constant in fused.constants]
     making.numbers[0] = -3.0
@@ -434,8 +440,8 @@ def test_batch_does_not_matter_on_a_gpu(dtype):
 
 @pytest.mark.skipif(not torch.cuda.is_available() or INTERPRETED, reason="needs a GPU")
 def test_captured_in_a_graph_it_sees_new_constants():
-    making = Making((5, 7, 6))
-    making.finish(making.stored(gather(5, 7, 6), Epilogue(Do.SCALE, number=making.number(2.0))))
+    making = ProgramBuilder((5, 7, 6))
+    making.finish(making.stored(gather(5, 7, 6), Epilogue(EpilogueOp.SCALE, number=making.number(2.0))))
     with ops.backend("triton"):
         fused, x = making.fused(4, "cuda"), images(2, making.sample).cuda()
         fused(x)
@@ -453,7 +459,7 @@ def test_captured_in_a_graph_it_sees_new_constants():
 
 
 def arguments(device: str, batch: int = 2) -> tuple[Tensor, Tensor, list[Tensor], Tensor]:
-    making = Making((3, 4, 5)).finish(0)
+    making = ProgramBuilder((3, 4, 5)).finish(0)
     fused = making.fused(4, device)
     code = fused.code(batch)
     return images(batch, making.sample).to(device), code, fused.constants, fused.workspace

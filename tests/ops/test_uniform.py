@@ -28,7 +28,7 @@ ADDRESSES = [
 def test_words_are_those_of_their_address(backend_device, address):
     _, device = backend_device
     seed, step, chain, stream = address.values()
-    drawn = fastebm.uniform((3, 10), seed=seed, step=step, chains=chain, stream=stream, device=device)
+    drawn = fastebm.uniform((3, 10), seed=seed, step=step, chain_ids=chain, stream=stream, device=device)
     expected = [
         [
             philox_by_hand.uniform(w)
@@ -47,9 +47,9 @@ def test_random123_first_vector(backend_device):
 
 def test_listed_chains_are_the_consecutive_ones_in_another_order(backend_device):
     _, device = backend_device
-    whole = fastebm.uniform((8, 2, 3, 5), seed=3, step=9, chains=2**40, device=device)
+    whole = fastebm.uniform((8, 2, 3, 5), seed=3, step=9, chain_ids=2**40, device=device)
     order = torch.tensor([5, 0, 7, 5], device=device)
-    listed = fastebm.uniform((4, 2, 3, 5), seed=3, step=9, chains=2**40 + order)
+    listed = fastebm.uniform((4, 2, 3, 5), seed=3, step=9, chain_ids=2**40 + order)
     assert listed.device.type == device
     assert torch.equal(listed, whole[order])
 
@@ -62,9 +62,9 @@ def test_backends_agree_to_the_last_bit(backend_device, shape, dtype):
     name, device = backend_device
     if dtype == torch.float64 and name in ("triton", "cuda"):
         pytest.skip("float64 is for the reference and C++")
-    drawn = fastebm.uniform(shape, seed=11, step=3, stream=2, chains=77, device=device, dtype=dtype)
+    drawn = fastebm.uniform(shape, seed=11, step=3, stream=2, chain_ids=77, device=device, dtype=dtype)
     with fastebm.ops.backend(compiled_or_reference()):
-        expected = fastebm.uniform(shape, seed=11, step=3, stream=2, chains=77, dtype=dtype)
+        expected = fastebm.uniform(shape, seed=11, step=3, stream=2, chain_ids=77, dtype=dtype)
     assert drawn.shape == shape
     assert drawn.is_contiguous()
     assert_cast(drawn, expected, backend_device)
@@ -88,8 +88,8 @@ def test_map_from_words(word):
 def test_kolmogorov_smirnov():
     count = 10**7 if fastebm.ops.backends.chosen("cpu") == "cpp" else 10**6
     drawn = np.sort(fastebm.uniform((100, count // 100), seed=2024).numpy().ravel()).astype(np.float64)
-    steps = np.arange(count + 1) / count
-    distance = max(np.max(steps[1:] - drawn), np.max(drawn - steps[:-1]))
+    num_steps = np.arange(count + 1) / count
+    distance = max(np.max(num_steps[1:] - drawn), np.max(drawn - num_steps[:-1]))
     # P(D sqrt(n) > 1.95) is 0.001.
     assert distance * math.sqrt(count) < 1.95
     assert abs(drawn.mean() - 0.5) < 4 * math.sqrt(1 / 12 / count)
@@ -99,8 +99,8 @@ def test_kolmogorov_smirnov():
 def test_opcheck(backend_device):
     _, device = backend_device
     key = fastebm.rng.make_key(1, 2, device=device)
-    for chains in (fastebm.rng.chain_ids(5, 3, device), torch.tensor([4, 2, 9], device=device)):
-        torch.library.opcheck(torch.ops.fastebm.uniform.default, ((3, 2, 5), key, chains, 3, torch.float32))
+    for chain_ids in (fastebm.rng.make_chain_ids(5, 3, device), torch.tensor([4, 2, 9], device=device)):
+        torch.library.opcheck(torch.ops.fastebm.uniform.default, ((3, 2, 5), key, chain_ids, 3, torch.float32))
 
 
 def test_is_of_a_given_stream_and_no_other(backend_device):

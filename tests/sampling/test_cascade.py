@@ -39,14 +39,14 @@ class GrowingBowl(nn.Module):
 def uniform_noise(size, step, stream):
     """U(-1, 1)."""
     shape = (COUNT, CHANNELS, size, size)
-    return 2 * fastebm.uniform(shape, seed=SEED, step=step, stream=stream, chains=CHAINS) - 1
+    return 2 * fastebm.uniform(shape, seed=SEED, start_step=step, stream=stream, chain_ids=CHAINS) - 1
 
 
 def updates(x, energy, step_sizes, noise_stds, step):
     for k, (step_size, noise_std) in enumerate(zip(step_sizes, noise_stds, strict=True)):
         _, gradient = energy_gradient(energy)(x)
         x = fastebm.langevin_step(
-            x, gradient, step_size=step_size, noise_std=noise_std, seed=SEED, step=step + k, chains=CHAINS
+            x, gradient, step_size=step_size, noise_std=noise_std, seed=SEED, step=step + k, chain_ids=CHAINS
         )
     return x
 
@@ -55,19 +55,19 @@ def enlarged(x):
     return x.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
 
 
-def float32_line(start, end, steps):
-    return torch.linspace(start, end, steps, dtype=torch.float64).float().tolist()
+def float32_line(start, end, num_steps):
+    return torch.linspace(start, end, num_steps, dtype=torch.float64).float().tolist()
 
 
 @pytest.fixture
 def cascade():
     levels = {8: bowl(0.5), 4: bowl(1.0), 16: bowl(-0.1)}
-    return Cascade(levels, steps=5, step_size=cosine(0.5, 0.2))
+    return Cascade(levels, num_steps=5, step_size=cosine(0.5, 0.2))
 
 
 @pytest.fixture
 def expanding():
-    return ExpandingCascade(GrowingBowl(), size=8, beta=0.3, steps=10, step_size=0.5)
+    return ExpandingCascade(GrowingBowl(), size=8, beta=0.3, num_steps=10, step_size=0.5)
 
 
 # The recipes ----------------------------------------------------------------------------------------------------------
@@ -81,7 +81,7 @@ def test_cascade_is_the_recipe():
     ends[8] = updates(enlarged(ends[4]).clamp(-1, 1), levels[8], [1.0] * 3, noise[3:6], 3)
     assert ends[8].abs().max() > 1
     ends[16] = updates(enlarged(ends[8]).clamp(-1, 1), levels[16], [1.0] * 3, noise[6:], 6)
-    cascade = Cascade(levels, steps=3)
+    cascade = Cascade(levels, num_steps=3)
     result = cascade.sample_levels(COUNT, SEED, CHAINS, channels=CHANNELS)
     assert list(result) == [4, 8, 16]
     for size, end in ends.items():
@@ -93,15 +93,15 @@ def test_levels_need_not_be_clamped():
     levels = {4: bowl(-2.0), 8: bowl(0.1)}
     x = updates(uniform_noise(4, 0, rng.Stream.INITIAL), levels[4], [0.5] * 2, [0.1] * 2, 0)
     x = updates(enlarged(x), levels[8], [0.5] * 2, [0.1] * 2, 2)
-    cascade = Cascade(levels, steps=2, step_size=0.5, noise_std=0.1, clamp_levels=False)
+    cascade = Cascade(levels, num_steps=2, step_size=0.5, noise_std=0.1, clamp_levels=False)
     assert torch.equal(cascade.sample(COUNT, SEED, CHAINS, channels=CHANNELS), x)
 
 
 @pytest.mark.parametrize("beta", [0.0, 0.3, 0.97])
 @pytest.mark.parametrize("with_previous", [False, True])
 def test_expanding_cascade_is_the_recipe(beta, with_previous):
-    net, steps, previous = GrowingBowl(), 10, bowl(0.8) if with_previous else None
-    low = round(steps * (1 - beta))
+    net, num_steps, previous = GrowingBowl(), 10, bowl(0.8) if with_previous else None
+    low = round(num_steps * (1 - beta))
     assert low == {0.0: 10, 0.3: 7, 0.97: 0}[beta]
     x = uniform_noise(4, 0, rng.Stream.INITIAL)
     if low:
@@ -112,21 +112,21 @@ def test_expanding_cascade_is_the_recipe(beta, with_previous):
     def blended(x):
         return net(x, torch.tensor(beta))
 
-    x = updates(x, blended, [1.0] * steps, float32_line(0.03, 5e-4, steps), low)
-    cascade = ExpandingCascade(net, size=8, previous=previous, beta=beta, steps=steps)
+    x = updates(x, blended, [1.0] * num_steps, float32_line(0.03, 5e-4, num_steps), low)
+    cascade = ExpandingCascade(net, size=8, previous=previous, beta=beta, num_steps=num_steps)
     assert torch.equal(cascade.sample(COUNT, SEED, CHAINS, channels=CHANNELS), x)
 
 
 def test_expanding_cascade_at_the_end_starts_from_noise():
     net = GrowingBowl()
     expected = updates(uniform_noise(8, 0, rng.Stream.INITIAL), net, [1.0] * 10, float32_line(0.03, 5e-4, 10), 0)
-    cascade = ExpandingCascade(net, size=8, steps=10)
+    cascade = ExpandingCascade(net, size=8, num_steps=10)
     assert torch.equal(cascade.sample(COUNT, SEED, CHAINS, channels=CHANNELS), expected)
 
 
 def test_levels_say_where_they_start():
     starts: dict[int, list[torch.Tensor]] = {4: [], 8: []}
-    cascade = ExpandingCascade(GrowingBowl(), size=8, beta=0.3, steps=10)
+    cascade = ExpandingCascade(GrowingBowl(), size=8, beta=0.3, num_steps=10)
     ends = cascade.sample_levels(
         COUNT,
         SEED,
@@ -144,7 +144,7 @@ def test_levels_say_where_they_start():
 def test_noise_enlarges_to_the_same_spread():
     """sqrt(1 - beta**2) x + beta u keeps the variance of U(-1, 1); images and noise are independent."""
     cascade = ExpandingCascade(
-        GrowingBowl(), size=8, beta=0.6, steps=1, step_size=1e-30, noise_std=0.0, clamp_levels=False
+        GrowingBowl(), size=8, beta=0.6, num_steps=1, step_size=1e-30, noise_std=0.0, clamp_levels=False
     )
     x = cascade.sample(20_000, seed=1, channels=1)
     assert x.var().item() == pytest.approx(1 / 3, rel=0.01)
@@ -155,7 +155,7 @@ def test_noise_enlarges_to_the_same_spread():
 def test_beta_is_read_anew_for_every_chain(expanding):
     for beta in (0.1, 0.5, 1.0, 0.0):
         expanding.beta = beta
-        fresh = ExpandingCascade(GrowingBowl(), size=8, beta=beta, steps=10, step_size=0.5)
+        fresh = ExpandingCascade(GrowingBowl(), size=8, beta=beta, num_steps=10, step_size=0.5)
         assert expanding.beta == beta
         arguments = {"seed": SEED, "channels": 1}
         assert torch.equal(expanding.sample(3, **arguments), fresh.sample(3, **arguments))
@@ -163,9 +163,9 @@ def test_beta_is_read_anew_for_every_chain(expanding):
 
 def test_previous_replaces_the_net_at_half_the_size():
     net = GrowingBowl()
-    ExpandingCascade(net, size=8, previous=bowl(2.0), beta=0.5, steps=4).sample(2, seed=0, channels=1)
+    ExpandingCascade(net, size=8, previous=bowl(2.0), beta=0.5, num_steps=4).sample(2, seed=0, channels=1)
     assert net.betas == {0.5}
-    ExpandingCascade(net, size=8, beta=0.5, steps=4).sample(2, seed=0, channels=1)
+    ExpandingCascade(net, size=8, beta=0.5, num_steps=4).sample(2, seed=0, channels=1)
     assert net.betas == {0.5, 1.0}
 
 
@@ -192,7 +192,7 @@ def test_seeds_and_steps(name, request):
     torch.manual_seed(0)
     assert torch.equal(sampler.sample(4, channels=1), first)
     assert not torch.equal(sampler.sample(4, channels=1), first)
-    assert not torch.equal(sampler.sample(4, 1, channels=1), sampler.sample(4, 1, channels=1, step=1))
+    assert not torch.equal(sampler.sample(4, 1, channels=1), sampler.sample(4, 1, channels=1, start_step=1))
 
 
 def test_callback_counts_through_the_levels(cascade):
@@ -203,7 +203,9 @@ def test_callback_counts_through_the_levels(cascade):
     assert [(k, x.shape[-1]) for k, x in seen] == [(5, 4), (10, 8), (15, 16)]
     assert all(torch.equal(x, expected[x.shape[-1]]) for _, x in seen)
     seen.clear()
-    cascade.sample(4, SEED, channels=1, thin=4, keep=lambda k, x, info: seen.append((k, info.energy.shape)), step=100)
+    cascade.sample(
+        4, SEED, channels=1, thin=4, keep=lambda k, x, info: seen.append((k, info.energy.shape)), start_step=100
+    )
     assert seen == [(4, (4,)), (8, (4,)), (12, (4,))]
 
 
@@ -223,7 +225,7 @@ def test_nets_are_left_as_they_were():
     net = nn.Sequential(
         nn.Conv2d(1, 4, 3, padding=1), nn.SiLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 1)
     )
-    Cascade({4: net, 8: energy_gradient(net)}, steps=2).sample(2, SEED, channels=1)
+    Cascade({4: net, 8: energy_gradient(net)}, num_steps=2).sample(2, SEED, channels=1)
     assert net.training
     assert all(parameter.requires_grad and parameter.grad is None for parameter in net.parameters())
 
@@ -234,7 +236,7 @@ def test_one_level_and_no_chains(cascade):
 
 
 def test_lost_chains_are_an_error():
-    cascade = Cascade({4: bowl(1.0), 8: bowl(1e4)}, steps=3)
+    cascade = Cascade({4: bowl(1.0), 8: bowl(1e4)}, num_steps=3)
     with pytest.raises(FloatingPointError, match="of 4 chains are not finite"):
         cascade.sample(4, SEED, channels=1)
     assert cascade.sample(4, SEED, channels=1, check=False).shape == (4, 1, 8, 8)
@@ -250,12 +252,12 @@ def test_representation_tells_the_recipe(cascade, expanding):
     [
         (lambda: Cascade({}), "sizes \\[\\]"),
         (lambda: Cascade({4: bowl(1.0), 16: bowl(1.0)}), r"doubles .* got sizes \[4, 16\]"),
-        (lambda: Cascade({4: bowl(1.0)}, steps=0), "at least one step a level"),
+        (lambda: Cascade({4: bowl(1.0)}, num_steps=0), "at least one step a level"),
         (lambda: Cascade({4: bowl(1.0)}, step_size=0.0), "step_size > 0"),
         (lambda: Cascade({4: bowl(1.0)}, noise_std=linear(0.1, -0.1)), "noise_std >= 0"),
         (lambda: ExpandingCascade(GrowingBowl(), size=7), "even size, got 7"),
         (lambda: ExpandingCascade(GrowingBowl(), size=8, beta=1.1), r"beta must be in \[0, 1\], got 1.1"),
-        (lambda: ExpandingCascade(GrowingBowl(), size=8, steps=0), "at least one step a level"),
+        (lambda: ExpandingCascade(GrowingBowl(), size=8, num_steps=0), "at least one step a level"),
     ],
 )
 def test_wrong_cascades_are_refused(make, message):
@@ -272,7 +274,7 @@ def test_wrong_cascades_are_refused(make, message):
         ({"keep": "trajectory"}, "got 'trajectory'"),
         ({"batch_size": 0}, "batch_size must be at least 1"),
         ({"step": rng.MAX_STEP - 14}, "leave the range"),
-        ({"chains": torch.arange(3)}, "one id a chain"),
+        ({"chain_ids": torch.arange(3)}, "one id a chain"),
     ],
 )
 def test_wrong_requests_are_refused(cascade, options, message):
@@ -281,7 +283,7 @@ def test_wrong_requests_are_refused(cascade, options, message):
 
 
 def test_refine_is_the_last_level_of_a_chain_from_noise():
-    cascade = Cascade({4: bowl(0.7), 8: bowl(0.4)}, steps=3, step_size=linear(0.5, 0.2), noise_std=linear(0.2, 0.1))
+    cascade = Cascade({4: bowl(0.7), 8: bowl(0.4)}, num_steps=3, step_size=linear(0.5, 0.2), noise_std=linear(0.2, 0.1))
     starts = []
     whole = cascade.sample_levels(
         COUNT, SEED, CHAINS, channels=CHANNELS, on_start=lambda level, x: starts.append(x.clone())
@@ -290,7 +292,7 @@ def test_refine_is_the_last_level_of_a_chain_from_noise():
     for batch_size in (None, 2):
         assert torch.equal(cascade.refine(starts[-1], SEED, CHAINS, batch_size=batch_size), whole[8])
     assert torch.equal(starts[-1], kept)
-    growing = ExpandingCascade(GrowingBowl(), size=8, beta=0.5, steps=4, step_size=0.1, noise_std=linear(0.2, 0.1))
+    growing = ExpandingCascade(GrowingBowl(), size=8, beta=0.5, num_steps=4, step_size=0.1, noise_std=linear(0.2, 0.1))
     starts.clear()
     whole = growing.sample_levels(
         COUNT, SEED, CHAINS, channels=CHANNELS, on_start=lambda level, x: starts.append(x.clone())

@@ -11,34 +11,34 @@ from torch import Tensor, nn
 from fastebm import Langevin
 from fastebm.models import CoarseToFineEnergy
 from fastebm.sampling.graphs import ChainGraphs, blocks
-from fastebm.sampling.observers import FiniteWatch, all_may_be_late, frame_writer, progress_bar
+from fastebm.sampling.observers import FiniteCheck, all_deferrable, progress_bar, trajectory_recorder
 from fastebm.sampling.schedules import linear
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 
-@pytest.mark.parametrize("steps", [0, 1, 7, 8, 9, 16, 61])
-def test_blocks_make_up_the_chain(steps):
-    lengths = list(blocks(steps))
-    assert sum(lengths) == steps
+@pytest.mark.parametrize("num_steps", [0, 1, 7, 8, 9, 16, 61])
+def test_blocks_make_up_the_chain(num_steps):
+    lengths = list(blocks(num_steps))
+    assert sum(lengths) == num_steps
     assert lengths == sorted(lengths, reverse=True)
-    assert lengths.count(8) == steps // 8
+    assert lengths.count(8) == num_steps // 8
 
 
 def test_who_reads_every_state_keeps_the_plain_loop():
-    watch, frames = FiniteWatch(0, torch.arange(2)), frame_writer(torch.zeros(3, 2, 3), 1)
-    assert all_may_be_late(())
-    assert all_may_be_late((watch,))
-    assert not all_may_be_late((watch, frames))
-    assert not all_may_be_late((lambda done, x, energies: None,))
+    watch, frames = FiniteCheck(0, torch.arange(2)), trajectory_recorder(torch.zeros(3, 2, 3), 1)
+    assert all_deferrable(())
+    assert all_deferrable((watch,))
+    assert not all_deferrable((watch, frames))
+    assert not all_deferrable((lambda done, x, energies: None,))
     with progress_bar(3, True) as bar:
-        assert all_may_be_late((watch, *bar))
+        assert all_deferrable((watch, *bar))
 
 
 def test_energies_may_be_told_in_blocks():
     """What a watch finds does not depend on when it is called, as long as the order is kept."""
     energies = torch.tensor([[1.0, 2.0], [1.0, float("inf")], [1.0, 2.0]])
-    watch = FiniteWatch(5, torch.tensor([3, 8]))
+    watch = FiniteCheck(5, torch.tensor([3, 8]))
     for done, of_update in enumerate(energies, 1):
         watch(done, torch.zeros(2, 4), of_update)
     with pytest.raises(FloatingPointError, match=r"chain 8, by its energy before update 2 of 3 \(step 6\)"):
@@ -64,19 +64,19 @@ def start(batch: int = 4) -> Tensor:
     return torch.tanh(torch.randn(batch, 3, 8, 8, generator=torch.Generator().manual_seed(1))).cuda()
 
 
-def plain(sampler: Langevin, x: Tensor, steps: int, **options) -> Tensor:
+def plain(sampler: Langevin, x: Tensor, num_steps: int, **options) -> Tensor:
     """The same chain with an observer that reads every state, and so without graphs."""
-    state = sampler.init(x, seed=3, steps=steps, **options)
-    return sampler.advance_(state, steps, (lambda done, x, energies: None,)).x
+    state = sampler.init(x, seed=3, num_steps=num_steps, **options)
+    return sampler.advance_(state, num_steps, (lambda done, x, energies: None,)).x
 
 
 @needs_gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_replayed_chains_are_the_plain_loops(dtype):
     sampler = Langevin(net(), 0.5, 0.01, clamp=(-1, 1), dtype=dtype, engine="fused")
-    for steps, batch in ((1, 4), (2, 4), (20, 4), (11, 3), (20, 4)):
+    for num_steps, batch in ((1, 4), (2, 4), (20, 4), (11, 3), (20, 4)):
         x = start(batch)
-        assert torch.equal(sampler.sample(x, steps, seed=3), plain(sampler, x, steps))
+        assert torch.equal(sampler.sample(x, num_steps, seed=3), plain(sampler, x, num_steps))
     assert len(sampler._graphs._captured) == 2
 
 
@@ -87,7 +87,7 @@ def test_pinned_pixels_anchors_and_schedules_are_replayed():
     mask = torch.zeros(8, 8, dtype=torch.bool, device="cuda")
     mask[2:5] = True
     for scale in (1.0, 0.5):  # the second chain has other values in tensors of the same shapes
-        options = {"mask": mask, "known": scale * x, "anchor": (-scale * x, 0.3, 0.1)}
+        options = {"mask": mask, "known": scale * x, "data_term": (-scale * x, 0.3, 0.1)}
         assert torch.equal(sampler.sample(scale * x, 19, seed=3, **options), plain(sampler, scale * x, 19, **options))
     assert len(sampler._graphs._captured) == 1
 

@@ -9,7 +9,7 @@ from torch import nn
 from fastebm import langevin_step, rng
 from fastebm.compiler import energy_gradient
 from fastebm.sampling import ChainState, Langevin, constant, linear
-from fastebm.sampling.observers import finite_chains
+from fastebm.sampling.observers import checking_finite
 
 SHAPE = (7, 2, 3, 5)
 
@@ -34,12 +34,12 @@ def everything(x0):
     return {
         "mask": torch.arange(5) == 2,
         "known": x0.flip(0),
-        "anchor": (torch.full(SHAPE[1:], 0.3), linear(0.5, 0.0), 0.1),
+        "data_term": (torch.full(SHAPE[1:], 0.3), linear(0.5, 0.0), 0.1),
     }
 
 
-def steps_of(sampler, state, steps):
-    for _ in range(steps):
+def steps_of(sampler, state, num_steps):
+    for _ in range(num_steps):
         state, info = sampler.step(state)
     return state, info
 
@@ -48,7 +48,7 @@ def steps_of(sampler, state, steps):
 
 
 def test_sample_is_step_repeated(sampler, x0):
-    state = sampler.init(x0, 3, 10, steps=9, **everything(x0))
+    state = sampler.init(x0, 3, 10, num_steps=9, **everything(x0))
     by_steps, _ = steps_of(sampler, state, 9)
     assert torch.equal(sampler.sample(x0, 9, 3, 10, **everything(x0)), by_steps.x)
     advanced = sampler.advance(state, 9)
@@ -63,7 +63,7 @@ def test_sample_is_step_repeated_for_a_net():
     net = nn.Sequential(convolution, nn.SiLU(), nn.Flatten(), nn.Linear(256, 1))
     sampler = Langevin(net, 1.0, linear(0.1, 0.0), dtype=torch.bfloat16)
     x0 = torch.rand(3, 1, 8, 8)
-    state, info = steps_of(sampler, sampler.init(x0, seed=1, steps=4), 4)
+    state, info = steps_of(sampler, sampler.init(x0, seed=1, num_steps=4), 4)
     assert torch.equal(sampler.sample(x0, 4, seed=1), state.x)
     assert info.energy.shape == (3,)
     assert net.training
@@ -74,13 +74,13 @@ def test_an_update_is_the_operator(x0):
     sampler = Langevin(bowl, 0.3, 0.1, clamp=(-1, None), grad_clip=0.2)
     _, gradient = energy_gradient(bowl)(x0)
     expected = langevin_step(
-        x0, gradient, step_size=0.3, noise_std=0.1, seed=5, step=7, chains=2, clamp=(-1, None), grad_clip=0.2
+        x0, gradient, step_size=0.3, noise_std=0.1, seed=5, step=7, chain_ids=2, clamp=(-1, None), grad_clip=0.2
     )
-    assert torch.equal(sampler.sample(x0, 1, 5, 2, step=7), expected)
+    assert torch.equal(sampler.sample(x0, 1, 5, 2, start_step=7), expected)
 
 
 def test_step_leaves_the_state_as_it_was_and_reports(sampler, x0):
-    state = sampler.init(x0, seed=3, steps=4)
+    state = sampler.init(x0, seed=3, num_steps=4)
     before = {name: value.clone() for name, value in state.state_dict().items() if isinstance(value, torch.Tensor)}
     after, info = sampler.step(state)
     assert all(torch.equal(value, getattr(state, name)) for name, value in before.items())
@@ -94,9 +94,9 @@ def test_step_leaves_the_state_as_it_was_and_reports(sampler, x0):
 
 def test_inputs_are_left_as_they_were(sampler, x0):
     options = everything(x0)
-    copies = [t.clone() for t in (x0, options["mask"], options["known"], options["anchor"][0])]
+    copies = [t.clone() for t in (x0, options["mask"], options["known"], options["data_term"][0])]
     result = sampler.sample(x0, 5, seed=3, **options)
-    for tensor, copy in zip((x0, options["mask"], options["known"], options["anchor"][0]), copies, strict=True):
+    for tensor, copy in zip((x0, options["mask"], options["known"], options["data_term"][0]), copies, strict=True):
         assert torch.equal(tensor, copy)
     assert result.data_ptr() != x0.data_ptr()
 
@@ -121,7 +121,7 @@ def test_chain_ids_place_the_noise(sampler, x0):
 def test_an_offset_is_a_later_step(x0):
     sampler = Langevin(bowl, 0.2, 0.1)
     half = sampler.sample(x0, 5, seed=3)
-    assert torch.equal(sampler.sample(half, 5, seed=3, step=5), sampler.sample(x0, 10, seed=3))
+    assert torch.equal(sampler.sample(half, 5, seed=3, start_step=5), sampler.sample(x0, 10, seed=3))
     assert not torch.equal(sampler.sample(half, 5, seed=3), sampler.sample(x0, 10, seed=3))
 
 
@@ -151,7 +151,7 @@ def test_works_where_autograd_is_on_or_off(sampler, x0):
         born_in_inference = x0.clone()
         assert torch.equal(sampler.sample(x0, 3, seed=1), expected)
     assert torch.equal(sampler.sample(born_in_inference, 3, seed=1), expected)
-    state, _ = sampler.step(sampler.init(x0.clone().requires_grad_(), seed=1, steps=3))
+    state, _ = sampler.step(sampler.init(x0.clone().requires_grad_(), seed=1, num_steps=3))
     assert not state.x.requires_grad
 
 
@@ -172,7 +172,7 @@ def test_odd_shapes(shape):
 
 
 def test_trajectory_and_callback_see_the_states_of_step(sampler, x0):
-    states, infos = [sampler.init(x0, 3, steps=7)], []
+    states, infos = [sampler.init(x0, 3, num_steps=7)], []
     for _ in range(7):
         state, info = sampler.step(states[-1])
         states.append(state)
@@ -238,7 +238,7 @@ def test_anchor_pulls_beyond_its_hinge(x0):
 
     offset = torch.zeros(SHAPE)
     offset[:, 0, 0, 0] = torch.arange(7.0)
-    result = Langevin(flat, 0.5, 0.0).sample(x0 + offset, 1, seed=0, anchor=(x0, 0.5, 6.5))
+    result = Langevin(flat, 0.5, 0.0).sample(x0 + offset, 1, seed=0, data_term=(x0, 0.5, 6.5))
     moved = (x0 + offset - result)[:, 0, 0, 0]
     torch.testing.assert_close(moved, torch.tensor([0, 0, 0, 0.75, 1.0, 1.25, 1.5]))
 
@@ -248,8 +248,8 @@ def test_anchor_pulls_beyond_its_hinge(x0):
 
 def test_a_resumed_chain_is_the_uninterrupted_one(sampler, x0, tmp_path):
     options = everything(x0)
-    expected = sampler.sample(x0, 9, 2**64 - 1, 10, step=2**31, **options)
-    half = sampler.advance(sampler.init(x0, 2**64 - 1, 10, step=2**31, steps=9, **options), 4)
+    expected = sampler.sample(x0, 9, 2**64 - 1, 10, start_step=2**31, **options)
+    half = sampler.advance(sampler.init(x0, 2**64 - 1, 10, start_step=2**31, num_steps=9, **options), 4)
     torch.save(half.state_dict(), tmp_path / "chain.pt")
     restored = ChainState.from_state_dict(torch.load(tmp_path / "chain.pt", weights_only=True))
     for name, value in half.state_dict().items():
@@ -263,13 +263,13 @@ def test_a_resumed_chain_is_the_uninterrupted_one(sampler, x0, tmp_path):
 
 
 def test_state_dict_holds_tensors_and_numbers_only(sampler, x0):
-    state = sampler.init(x0, 3, steps=2)
-    assert set(state.state_dict()) == {"x", "key", "chains", "schedule", "step", "anchor_hinge"}
+    state = sampler.init(x0, 3, num_steps=2)
+    assert set(state.state_dict()) == {"x", "key", "chain_ids", "schedule", "step", "data_term_hinge"}
     assert all(isinstance(value, torch.Tensor | int | float) for value in state.state_dict().values())
 
 
 def test_what_is_no_state_is_refused(sampler, x0):
-    state = sampler.init(x0, 3, steps=2).state_dict()
+    state = sampler.init(x0, 3, num_steps=2).state_dict()
     with pytest.raises(ValueError, match=r"missing \['key'\]"):
         ChainState.from_state_dict({name: value for name, value in state.items() if name != "key"})
     with pytest.raises(ValueError, match=r"unknown \['speed'\]"):
@@ -282,9 +282,9 @@ def test_what_is_no_state_is_refused(sampler, x0):
 
 def test_after_its_schedule_a_chain_keeps_the_last_row(x0):
     sampler = Langevin(bowl, linear(0.2, 0.1), 0.0)
-    end = sampler.advance(sampler.init(x0, 3, steps=2), 2)
+    end = sampler.advance(sampler.init(x0, 3, num_steps=2), 2)
     again = sampler.advance(end, 1)
-    assert torch.equal(again.x, Langevin(bowl, 0.1, 0.0).sample(end.x, 1, seed=3, step=2))
+    assert torch.equal(again.x, Langevin(bowl, 0.1, 0.0).sample(end.x, 1, seed=3, start_step=2))
 
 
 # Chains that are lost -------------------------------------------------------------------------------------------------
@@ -304,7 +304,7 @@ def test_energies_that_are_not_finite_are_an_error(clamp, options):
     with pytest.raises(
         FloatingPointError, match=r"2 of 4 chains .* chain 11, by its energy before update 1 of 5 \(step 20\)"
     ):
-        sampler.sample(x0, 5, 0, 10, step=20, **options)
+        sampler.sample(x0, 5, 0, 10, start_step=20, **options)
     lost = sampler.sample(x0, 5, 0, 10, check=False)
     assert lost.isfinite().all(1).tolist() == ([True, False, True, False] if clamp is None else [True] * 4)
     with pytest.raises(FloatingPointError):
@@ -340,13 +340,13 @@ def test_a_last_state_that_is_not_finite_is_an_error():
 
 def test_steps_end_where_the_counter_does(x0):
     sampler = Langevin(bowl, 0.1, 0.1)
-    end = sampler.advance(sampler.init(x0, 0, step=rng.MAX_STEP - 3), 3)
+    end = sampler.advance(sampler.init(x0, 0, start_step=rng.MAX_STEP - 3), 3)
     assert end.step == rng.MAX_STEP
     with pytest.raises(ValueError, match="leave the range"):
         sampler.step(end)
-    for step, steps in ((rng.MAX_STEP - 3, 4), (-1, 2), (rng.MAX_STEP, 1)):
+    for step, num_steps in ((rng.MAX_STEP - 3, 4), (-1, 2), (rng.MAX_STEP, 1)):
         with pytest.raises(ValueError, match="leave the range"):
-            sampler.sample(x0, steps, 0, step=step)
+            sampler.sample(x0, num_steps, 0, start_step=step)
     with pytest.raises(ValueError, match="must not be negative"):
         sampler.sample(x0, -1, 0)
 
@@ -388,11 +388,11 @@ def test_wrong_options_are_refused(options, error, message):
             r"mask must broadcast .* got \(4,\)",
         ),
         ({"mask": torch.tensor(True), "known": 1.0}, TypeError, "known must be a tensor"),
-        ({"anchor": torch.zeros(SHAPE)}, TypeError, "an anchor is a tuple"),
-        ({"anchor": (torch.zeros(1, *SHAPE), 1.0)}, ValueError, "target must broadcast"),
-        ({"anchor": (torch.zeros(SHAPE), -1.0)}, ValueError, "weight >= 0"),
-        ({"anchor": (torch.zeros(SHAPE), 1.0, -1.0)}, ValueError, "hinge >= 0"),
-        ({"chains": torch.arange(3)}, ValueError, "one id a chain"),
+        ({"data_term": torch.zeros(SHAPE)}, TypeError, "an anchor is a tuple"),
+        ({"data_term": (torch.zeros(1, *SHAPE), 1.0)}, ValueError, "target must broadcast"),
+        ({"data_term": (torch.zeros(SHAPE), -1.0)}, ValueError, "weight >= 0"),
+        ({"data_term": (torch.zeros(SHAPE), 1.0, -1.0)}, ValueError, "hinge >= 0"),
+        ({"chain_ids": torch.arange(3)}, ValueError, "one id a chain"),
         ({"seed": 2**64}, ValueError, "seed"),
         ({"thin": 0}, ValueError, "thin must be at least 1"),
         ({"keep": "all"}, ValueError, "got 'all'"),
@@ -401,18 +401,18 @@ def test_wrong_options_are_refused(options, error, message):
 )
 def test_wrong_chains_are_refused(options, error, message):
     with pytest.raises(error, match=message):
-        Langevin(bowl, 0.1, 0.1).sample(**{"x0": torch.zeros(SHAPE), "steps": 2, "seed": 0, **options})
+        Langevin(bowl, 0.1, 0.1).sample(**{"x0": torch.zeros(SHAPE), "num_steps": 2, "seed": 0, **options})
 
 
 def test_schedules_need_a_length(x0):
     Langevin(bowl, constant(0.1), 0.1).init(x0, 0)
-    for sampler, anchor in (
+    for sampler, data_term in (
         (Langevin(bowl, linear(0.2, 0.1), 0.1), None),
         (Langevin(bowl, 0.1, lambda t: t), None),
         (Langevin(bowl, 0.1, 0.1), (x0, linear(1.0, 0.0))),
     ):
         with pytest.raises(ValueError, match="give steps"):
-            sampler.init(x0, 0, anchor=anchor)
+            sampler.init(x0, 0, data_term=data_term)
 
 
 # On a GPU -------------------------------------------------------------------------------------------------------------
@@ -422,8 +422,8 @@ def test_schedules_need_a_length(x0):
 def test_a_chain_never_waits_for_the_device():
     net = nn.Sequential(nn.Flatten(), nn.Linear(64, 1)).cuda()
     sampler = Langevin(net, 0.1, linear(0.1, 0.0), clamp=(-1, 1))
-    state = sampler.advance(sampler.init(torch.zeros(8, 1, 8, 8, device="cuda"), 0, steps=200), 2)
-    with finite_chains(state, check=True) as observers:
+    state = sampler.advance(sampler.init(torch.zeros(8, 1, 8, 8, device="cuda"), 0, num_steps=200), 2)
+    with checking_finite(state, check=True) as observers:
         torch.cuda.set_sync_debug_mode("error")
         try:
             sampler.advance_(state, 100, observers)

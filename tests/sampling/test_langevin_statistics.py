@@ -10,7 +10,7 @@ import math
 import pytest
 import torch
 
-from fastebm.sampling import Langevin, linear, polynomial, textbook
+from fastebm.sampling import Langevin, from_epsilon, linear, polynomial
 
 SHAPE = (50_000, 4)
 COUNT = SHAPE[0] * SHAPE[1]
@@ -38,7 +38,7 @@ def assert_moments(x, mean, variance):
     ],
 )
 def test_stationary_variance_of_the_discretised_chain(a, eta, sigma):
-    x = Langevin(quadratic(a), eta, sigma).sample(torch.full(SHAPE, 0.1), steps=40, seed=11)
+    x = Langevin(quadratic(a), eta, sigma).sample(torch.full(SHAPE, 0.1), num_steps=40, seed=11)
     assert_moments(x, mean=0.1 * (1 - eta * a) ** 40, variance=sigma**2 / (2 * eta * a - eta**2 * a**2))
 
 
@@ -56,26 +56,26 @@ def test_transient():
 
 @pytest.mark.parametrize("epsilon", [0.5, 1.0, 1.5])
 def test_textbook_chain_of_a_standard_normal_has_the_known_bias(epsilon):
-    x = Langevin(quadratic(1.0), **textbook(epsilon)).sample(torch.zeros(SHAPE), steps=60, seed=13)
+    x = Langevin(quadratic(1.0), **from_epsilon(epsilon)).sample(torch.zeros(SHAPE), num_steps=60, seed=13)
     contraction = (1 - epsilon**2 / 2) ** 120
     assert_moments(x, mean=0.0, variance=(1 - contraction) / (1 - epsilon**2 / 4))
 
 
 def test_schedules_reach_the_chain():
-    a, steps, start = 1.0, 9, 2.0
+    a, num_steps, start = 1.0, 9, 2.0
     step_size, noise_std = polynomial(0.5, 0.1, 2.0), linear(0.4, 0.0)
     mean, variance = start, 0.0
-    for k in range(steps):
-        t = k / (steps - 1)
+    for k in range(num_steps):
+        t = k / (num_steps - 1)
         rho = 1 - a * (0.1 + 0.4 * (1 - t) ** 2)
         mean, variance = rho * mean, rho**2 * variance + (0.4 * (1 - t)) ** 2
-    x = Langevin(quadratic(a), step_size, noise_std).sample(torch.full(SHAPE, start), steps, seed=14)
+    x = Langevin(quadratic(a), step_size, noise_std).sample(torch.full(SHAPE, start), num_steps, seed=14)
     assert_moments(x, mean, variance)
 
 
 def test_no_noise_is_gradient_descent():
     x0 = torch.linspace(-2, 2, 12).reshape(3, 4)
-    x = Langevin(quadratic(0.5), 0.4, 0.0).sample(x0, steps=10, seed=1)
+    x = Langevin(quadratic(0.5), 0.4, 0.0).sample(x0, num_steps=10, seed=1)
     torch.testing.assert_close(x, x0 * 0.8**10)
 
 
@@ -83,13 +83,13 @@ def test_anchor_shifts_the_mean():
     """With a pull w (x - t) the drift is that of the energy (a + w)/2 (x - w t / (a + w))**2."""
     a, w, target, eta, sigma = 1.0, 3.0, 2.0, 0.2, 0.3
     x0 = torch.zeros(SHAPE)
-    x = Langevin(quadratic(a), eta, sigma).sample(x0, 40, seed=15, anchor=(torch.full((1, 4), target), w))
+    x = Langevin(quadratic(a), eta, sigma).sample(x0, 40, seed=15, data_term=(torch.full((1, 4), target), w))
     rate = eta * (a + w)
     assert_moments(x, mean=w * target / (a + w), variance=sigma**2 / (2 * rate - rate**2))
 
 
 def test_chains_are_independent():
-    x = Langevin(quadratic(1.0), 0.5, 1.0).sample(torch.zeros(SHAPE), steps=20, seed=16).double()
+    x = Langevin(quadratic(1.0), 0.5, 1.0).sample(torch.zeros(SHAPE), num_steps=20, seed=16).double()
     correlation = torch.corrcoef(torch.cat((x.T, x.roll(1, 0).T)))
     off_diagonal = correlation - torch.eye(8)
     assert off_diagonal.abs().max() < ERRORS / math.sqrt(SHAPE[0])
@@ -98,7 +98,7 @@ def test_chains_are_independent():
 def test_implied_temperature():
     sampler = Langevin(quadratic(1.0), 0.1, 0.2)
     assert sampler.temperature().tolist() == pytest.approx([0.2])
-    assert Langevin(quadratic(1.0), **textbook(0.3)).temperature(3).tolist() == pytest.approx([1, 1, 1], abs=1e-12)
+    assert Langevin(quadratic(1.0), **from_epsilon(0.3)).temperature(3).tolist() == pytest.approx([1, 1, 1], abs=1e-12)
     falling = Langevin(quadratic(1.0), 2.0, linear(0.2, 0.0)).temperature(3)
     assert falling.tolist() == pytest.approx([0.01, 0.0025, 0])
     assert "temperature 0.2)" in repr(sampler)

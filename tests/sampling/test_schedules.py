@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from fastebm.sampling import constant, cosine, linear, polynomial, schedules, table, textbook
+from fastebm.sampling import constant, cosine, from_epsilon, linear, polynomial, schedules, table
 
 TIMES = torch.linspace(0, 1, 11, dtype=torch.float64)
 
@@ -51,7 +51,7 @@ def test_any_callable_is_a_schedule():
 
 
 def test_textbook_unties_to_temperature_one():
-    pair = textbook(0.2)
+    pair = from_epsilon(0.2)
     assert pair == {"step_size": pytest.approx(0.02), "noise_std": 0.2}
     assert pair["noise_std"] ** 2 / (2 * pair["step_size"]) == pytest.approx(1)
 
@@ -90,6 +90,6 @@ def test_wrong_parameters_are_refused():
     with pytest.raises(ValueError, match="end=nan"):
         cosine(1.0, math.nan)
     with pytest.raises(ValueError, match="epsilon > 0"):
-        textbook(0.0)
+        from_epsilon(0.0)
     with pytest.raises(ValueError, match="at least one step"):
         table(1.0, 0.1, 0)

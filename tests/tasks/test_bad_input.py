@@ -16,16 +16,16 @@ from fastebm.tasks import (
     InpaintOptions,
     PathOptions,
     TranslateOptions,
+    add_noise,
     denoise,
-    hole_from_file,
-    hole_of,
+    hole_mask,
     images_for,
     inpaint,
     interpolate_chains,
     interpolate_images,
+    load_hole_mask,
     nearest_images,
     translate,
-    with_noise,
 )
 from fastebm.tasks import (
     image_quality as quality,
@@ -86,38 +86,38 @@ def test_masks_from_files(tmp_path: Path) -> None:
     pixels = np.zeros((8, 8), np.uint8)
     pixels[2:4] = 255
     Image.fromarray(pixels).save(tmp_path / "mask.png")
-    hole = hole_from_file(tmp_path / "mask.png", 3, 8)
+    hole = load_hole_mask(tmp_path / "mask.png", 3, 8)
     assert hole.shape == (3, 1, 8, 8)
     assert torch.equal(hole[1, 0], torch.from_numpy(pixels) == 255)
     with pytest.raises(ValueError, match="the mask is 8x8, and the images are 16x16"):
-        hole_from_file(tmp_path / "mask.png", 3, 16)
+        load_hole_mask(tmp_path / "mask.png", 3, 16)
     (tmp_path / "broken.png").write_bytes((tmp_path / "mask.png").read_bytes()[:50])
     with pytest.raises(DataError, match="broken"):
-        hole_from_file(tmp_path / "broken.png", 3, 8)
+        load_hole_mask(tmp_path / "broken.png", 3, 8)
 
 
 @pytest.mark.parametrize(("pattern", "share"), [("square", 0.25), ("half", 0.5), ("pixels", 0.5)])
 def test_patterns_leave_what_they_say(pattern: str, share: float) -> None:
-    hole = hole_of(pattern, 50, 16, seed=1)  # type: ignore[arg-type]
+    hole = hole_mask(pattern, 50, 16, seed=1)  # type: ignore[arg-type]
     assert float(hole.float().mean()) == pytest.approx(share, abs=0.01)
-    assert torch.equal(hole_of(pattern, 3, 16, seed=1), hole[:3])  # type: ignore[arg-type]
+    assert torch.equal(hole_mask(pattern, 3, 16, seed=1), hole[:3])  # type: ignore[arg-type]
 
 
 def test_options_out_of_range(run: CoarseToFineRun) -> None:
     for wrong in (
-        lambda: DenoiseOptions(steps=0),
+        lambda: DenoiseOptions(num_steps=0),
         lambda: DenoiseOptions(temperature=-1),
         lambda: InpaintOptions(restarts=0),
-        lambda: TranslateOptions(steps=3),
-        lambda: TranslateOptions(pull=1.5),
-        lambda: DenoiseOptions(chains=0),
+        lambda: TranslateOptions(num_steps=3),
+        lambda: TranslateOptions(data_weight=1.5),
+        lambda: DenoiseOptions(chain_ids=0),
         lambda: PathOptions(points=2),
-        lambda: hole_of("round", 1, 8),  # type: ignore[arg-type]
-        lambda: with_noise(GOOD, 0.0, 1),
+        lambda: hole_mask("round", 1, 8),  # type: ignore[arg-type]
+        lambda: add_noise(GOOD, 0.0, 1),
         lambda: denoise(run, GOOD, math.nan),
         lambda: denoise(run, GOOD, 0.2, DenoiseOptions(start_size=5)),
         lambda: denoise(run, GOOD, 0.2, clean=GOOD[:1]),
-        lambda: inpaint(lambda x: x.sum((1, 2, 3)), GOOD, hole_of("half", 2, 8), InpaintOptions(coarse=True)),
+        lambda: inpaint(lambda x: x.sum((1, 2, 3)), GOOD, hole_mask("half", 2, 8), InpaintOptions(coarse=True)),
         lambda: interpolate_chains(run, "noise", points=2),
         lambda: interpolate_chains(run, "pixels"),  # type: ignore[arg-type]
         lambda: nearest_images(GOOD, torch.zeros(2, 1, 8, 8), 3),
@@ -159,7 +159,7 @@ def test_by_default_images_are_the_runs_own_and_unseen(run: CoarseToFineRun) -> 
 
 def test_a_folder_with_files_stays(tmp_path: Path) -> None:
     folder = task_folder(tmp_path / "new" / "folder")
-    save_numbers(folder, {"psnr": math.inf, "of": [1.0, math.nan], "steps": 3})
+    save_numbers(folder, {"psnr": math.inf, "of": [1.0, math.nan], "num_steps": 3})
     assert (folder / "numbers.json").read_text().split() == (
         ["{", '"psnr":', "null,", '"of":', "[", "1.0,", "null", "],", '"steps":', "3", "}"]
     )

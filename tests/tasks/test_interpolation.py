@@ -42,8 +42,8 @@ def test_a_path_goes_around_a_barrier_and_keeps_its_ends() -> None:
     ends = path.energy_straight[0, [0, -1]].max()
     assert float(path.energy_straight.max() - ends) > 0.05
     assert float(path.energy_relaxed.max() - ends) < 0.01
-    steps = path.relaxed.flatten(2).diff(dim=1).norm(dim=2)
-    torch.testing.assert_close(steps, steps.mean().expand_as(steps), atol=0.02, rtol=0)
+    num_steps = path.relaxed.flatten(2).diff(dim=1).norm(dim=2)
+    torch.testing.assert_close(num_steps, num_steps.mean().expand_as(num_steps), atol=0.02, rtol=0)
 
 
 def test_a_relaxed_path_is_never_worse_and_does_not_depend_on_batches(run: CoarseToFineRun) -> None:

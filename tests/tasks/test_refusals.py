@@ -11,9 +11,9 @@ from PIL import Image
 from fastebm.cli import main
 
 COMMANDS = {
-    "denoise": ["--tune", "0", "--steps", "1", "--data"],
+    "denoise": ["--tune", "0", "--num-steps", "1", "--data"],
     "inpaint": ["--restarts", "1", "--data"],
-    "translate": ["--steps", "6", "--data"],
+    "translate": ["--num-steps", "6", "--data"],
     "interpolate": ["--points", "3", "--iterations", "1", "--data"],
     "detect": ["--engine", "autograd", "--data"],
     "detect --against": ["--engine", "autograd", "--against"],

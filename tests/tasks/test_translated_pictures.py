@@ -15,7 +15,7 @@ from torch import Tensor
 from fastebm.cli import main
 from fastebm.tasks import TranslateOptions, pictures, translate
 from fastebm.tasks.pictures import heat, save_translated
-from fastebm.tasks.translate import Translated
+from fastebm.tasks.translate import TranslationResult
 from fastebm.training import CoarseToFineRun
 
 Columns = dict[str, Tensor]
@@ -41,9 +41,9 @@ def columns(monkeypatch: pytest.MonkeyPatch) -> list[Columns]:
 
 
 @pytest.fixture(scope="module")
-def translated() -> Translated:
+def translated() -> TranslationResult:
     source = torch.linspace(-0.8, 0.9, 3 * 64).reshape(3, 1, 8, 8)
-    return translate(darker, source, TranslateOptions(steps=20, moments=4, start_noise=0.0))
+    return translate(darker, source, TranslateOptions(num_steps=20, snapshots=4, start_noise=0.0))
 
 
 def test_heat_goes_from_black_over_red_to_light_yellow() -> None:
@@ -68,7 +68,7 @@ def test_heat_keeps_what_is_where() -> None:
     assert torch.equal(images[0], images[0, :, :1, :1].expand(3, 4, 6))
 
 
-def test_columns_are_the_way_in_order(translated: Translated, tmp_path: Path, columns: list[Columns]) -> None:
+def test_columns_are_the_way_in_order(translated: TranslationResult, tmp_path: Path, columns: list[Columns]) -> None:
     save_translated(tmp_path / "a.png", translated)
     (shown,) = columns
     largest = float(translated.change.max())
@@ -80,7 +80,7 @@ def test_columns_are_the_way_in_order(translated: Translated, tmp_path: Path, co
     torch.testing.assert_close(shown[f"change\n0 to {largest:.1f}"], heat(translated.change / largest))
 
 
-def test_the_file_has_the_columns_from_left_to_right(translated: Translated, tmp_path: Path) -> None:
+def test_the_file_has_the_columns_from_left_to_right(translated: TranslationResult, tmp_path: Path) -> None:
     """Ever darker from the source to the end, in pixels of the file."""
     save_translated(tmp_path / "a.png", translated)
     pixels = np.asarray(Image.open(tmp_path / "a.png").convert("RGB")).astype(float)
@@ -94,7 +94,9 @@ def test_the_file_has_the_columns_from_left_to_right(translated: Translated, tmp
     assert colours[spans[5][len(spans[5]) // 2]] > 50
 
 
-def test_sources_are_left_out_where_asked(translated: Translated, tmp_path: Path, columns: list[Columns]) -> None:
+def test_sources_are_left_out_where_asked(
+    translated: TranslationResult, tmp_path: Path, columns: list[Columns]
+) -> None:
     save_translated(tmp_path / "all.png", translated)
     save_translated(tmp_path / "hidden.png", translated, source=False)
     whole, hidden = columns
@@ -108,7 +110,9 @@ def test_sources_are_left_out_where_asked(translated: Translated, tmp_path: Path
 
 def test_a_translation_without_change_is_black(tmp_path: Path, columns: list[Columns]) -> None:
     source = torch.zeros(2, 1, 8, 8)
-    result = translate(lambda x: 0 * x.sum((1, 2, 3)), source, TranslateOptions(steps=2, moments=1, start_noise=0.0))
+    result = translate(
+        lambda x: 0 * x.sum((1, 2, 3)), source, TranslateOptions(num_steps=2, snapshots=1, start_noise=0.0)
+    )
     save_translated(tmp_path / "a.png", result)
     assert list(columns[0]) == ["source", "step 2", "change\n0 to 0.0"]
     assert torch.equal(columns[0]["change\n0 to 0.0"], heat(torch.zeros(2, 8, 8)))
@@ -119,7 +123,7 @@ def test_the_command_hides_sources(
     run: CoarseToFineRun, tmp_path: Path, columns: list[Columns], capsys: pytest.CaptureFixture[str], hidden: bool
 ) -> None:
     np.savez(tmp_path / "data.npz", images=np.full((3, 8, 8), 200, np.uint8))
-    words = ["translate", str(run.path), "--data", str(tmp_path / "data.npz"), "--steps", "4"]
+    words = ["translate", str(run.path), "--data", str(tmp_path / "data.npz"), "--num-steps", "4"]
     words += ["--out", str(tmp_path / "out"), *(["--hide-source"] if hidden else [])]
     assert main(words) == 0, capsys.readouterr().err
     (shown,) = columns

@@ -36,7 +36,7 @@ def tiny() -> CoarseToFineConfig:
         lr_decay=0.5,
         channels=1,
         base_width=1,
-        steps=3,
+        num_steps=3,
         data_noise=0.03,
         log_every=1,
         checkpoint_every=3,

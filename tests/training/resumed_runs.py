@@ -13,7 +13,7 @@ from torch import Tensor
 from fastebm.runs.folder import RunFolder
 from fastebm.training import CoarseToFineConfig, DivergedError
 from fastebm.training.images import image_levels
-from fastebm.training.trainer.loop import Given, Loop, OnLog
+from fastebm.training.trainer.loop import ImageInput, Loop, OnLog
 
 Trainer = TypeVar("Trainer", bound=Loop)
 
@@ -64,7 +64,7 @@ def differing_tensors(one: dict[str, Tensor], other: dict[str, Tensor]) -> list[
 
 
 def assert_resumes_to_the_same_bits(
-    train: Callable[..., Any], config: Any, images: Given, folder: Path, stop_at: int
+    train: Callable[..., Any], config: Any, images: ImageInput, folder: Path, stop_at: int
 ) -> None:
     """`train(config, images, path, stop_at)` ends in the same place whether it was stopped on the way or not."""
     whole = train(config, images, folder / "whole")

@@ -162,7 +162,7 @@ def test_a_run_of_an_older_version_is_taken_up(tiny: CoarseToFineConfig, images:
         train(tiny, images, tmp_path, on_log=stopping(7), **SILENT)
     old = ("variant", "dtype", "engine", "flip", "max_batch", "recompute_from", "max_gap", "max_loss", "retries")
     content = json.loads((tmp_path / "config.json").read_text())
-    for name in (*old, "retry_rate", "pictures_every", "tensorboard"):
+    for name in (*old, "retry_lr_factor", "pictures_every", "tensorboard"):
         del content["config"][name]
     del content["images"], content["threads"]
     (tmp_path / "config.json").write_text(json.dumps(content))

@@ -1,14 +1,14 @@
 """The algebra that makes energy gradients cheap: exact identities, each a pass that proposes rewritten programs.
 
 A pass is a function from a program to the programs that one application of its identity gives, in the order of the
-nodes. It knows nothing of costs: `simplified` takes a proposal where the machine's estimate falls, and goes on until
+nodes. It knows nothing of costs: `simplify` takes a proposal where the machine's estimate falls, and goes on until
 no pass has a better one. All identities hold to rounding, for odd sizes too; in doubt a pass declines.
 """
 
 from collections.abc import Callable, Iterable, Iterator
 
-from fastebm.compiler.cost import Machine
-from fastebm.compiler.derivative import differentiated
+from fastebm.compiler.cost_model import Machine
+from fastebm.compiler.derivative import differentiate
 from fastebm.compiler.program import Program
 from fastebm.compiler.rewrites.composed_convolutions import compose_convolutions
 from fastebm.compiler.rewrites.early_pooling import pool_early
@@ -16,17 +16,17 @@ from fastebm.compiler.rewrites.folded_factors import fold_factors
 from fastebm.compiler.rewrites.joined_parts import join_parts
 from fastebm.compiler.rewrites.late_upsampling import upsample_late
 from fastebm.compiler.rewrites.merged_branches import merge_branches
-from fastebm.compiler.rewrites.polyphase import split_by_parity
+from fastebm.compiler.rewrites.polyphase import split_polyphase
 from fastebm.compiler.rewrites.pooled_convolution import pool_in_convolution
-from fastebm.compiler.rewrites.recognized_activations import recognise
+from fastebm.compiler.rewrites.recognized_activations import match_activations
 
-__all__ = ["PASSES", "WITHOUT_PARITY", "Pass", "gradient_program", "simplified"]
+__all__ = ["PASSES", "WITHOUT_POLYPHASE", "Pass", "build_gradient_program", "simplify"]
 
 Pass = Callable[[Program], Iterator[Program]]
 
 # What energies are rewritten by, before they are differentiated: of a strided convolution the backward part is another.
 FORWARD: tuple[Pass, ...] = (
-    recognise,
+    match_activations,
     fold_factors,
     pool_early,
     pool_in_convolution,
@@ -35,18 +35,20 @@ FORWARD: tuple[Pass, ...] = (
     merge_branches,
 )
 
-PASSES: tuple[Pass, ...] = (*FORWARD, join_parts, split_by_parity)
+PASSES: tuple[Pass, ...] = (*FORWARD, join_parts, split_polyphase)
 
 # For backends whose convolutions write every phase of an output where it belongs, adjoints need no pass of their own.
-WITHOUT_PARITY: tuple[Pass, ...] = tuple(propose for propose in PASSES if propose is not split_by_parity)
+WITHOUT_POLYPHASE: tuple[Pass, ...] = tuple(propose for propose in PASSES if propose is not split_polyphase)
 
 
-def gradient_program(energies: Program, machine: Machine | None = None, passes: Iterable[Pass] = PASSES) -> Program:
+def build_gradient_program(
+    energies: Program, machine: Machine | None = None, passes: Iterable[Pass] = PASSES
+) -> Program:
     """The cheapest program known for energies and their gradient: rewritten, differentiated, and rewritten again."""
-    return simplified(differentiated(simplified(energies, machine, FORWARD)), machine, passes)
+    return simplify(differentiate(simplify(energies, machine, FORWARD)), machine, passes)
 
 
-def simplified(program: Program, machine: Machine | None = None, passes: Iterable[Pass] = PASSES) -> Program:
+def simplify(program: Program, machine: Machine | None = None, passes: Iterable[Pass] = PASSES) -> Program:
     """The program after every rewrite that makes it cheaper on `machine`."""
     machine = machine or Machine()
     passes = tuple(passes)

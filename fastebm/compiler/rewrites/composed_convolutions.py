@@ -13,7 +13,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from fastebm.compiler.operations import AppendOne, Convolution
+from fastebm.compiler.operations import AppendOnes, Convolution
 from fastebm.compiler.program import Edit, Node, Program
 from fastebm.compiler.values import Value, computed
 
@@ -43,11 +43,11 @@ def _after_pointwise(program: Program, node: Node, outer: Convolution, source: N
     if inner.bias is None or outer.padding == (0, 0):
         bias = None if inner.bias is None else computed(_mapped_bias, outer.weight, inner.bias)
         return edit.finish(replace(outer, weight=weight, bias=_added(bias, outer.bias)), *source.inputs)
-    if isinstance(program[source.inputs[0]].operation, AppendOne):
+    if isinstance(program[source.inputs[0]].operation, AppendOnes):
         weight = computed(_with_bias_on_ones, weight, outer.weight, inner.bias)
         return edit.finish(replace(outer, weight=weight), *source.inputs)
     weight = computed(_with_bias_channel, weight, outer.weight, inner.bias)
-    return edit.finish(replace(outer, weight=weight), edit.add(AppendOne(), *source.inputs))
+    return edit.finish(replace(outer, weight=weight), edit.add(AppendOnes(), *source.inputs))
 
 
 def _added(a: Value | None, b: Value | None) -> Value | None:

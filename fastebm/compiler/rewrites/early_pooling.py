@@ -10,7 +10,7 @@ takes a pool into a convolution.
 
 from collections.abc import Iterator
 
-from fastebm.compiler.operations import Affine, AveragePool, Combine, Convolution, Operation
+from fastebm.compiler.operations import Affine, AveragePool, Convolution, LinearCombination, Operation
 from fastebm.compiler.program import Edit, Program
 
 
@@ -31,4 +31,4 @@ def pool_early(program: Program) -> Iterator[Program]:
 def _same_on_every_pixel(operation: Operation) -> bool:
     if isinstance(operation, Affine):
         return all(value.shape in ((), (1,)) or value.shape[-2:] == (1, 1) for value in operation.values())
-    return isinstance(operation, Combine) or (isinstance(operation, Convolution) and operation.pointwise)
+    return isinstance(operation, LinearCombination) or (isinstance(operation, Convolution) and operation.pointwise)

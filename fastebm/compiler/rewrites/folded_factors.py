@@ -16,23 +16,23 @@ import torch
 from torch import Tensor
 
 from fastebm.compiler.operations import (
+    ActivationDerivative,
     Affine,
     AveragePool,
     AveragePoolBackward,
     Broadcast,
-    Combine,
     Convolution,
     Interleave,
     Linear,
+    LinearCombination,
     Operation,
     Permute,
     Reshape,
     Slice,
-    Slope,
     Sum,
     Upsample,
 )
-from fastebm.compiler.program import Edit, Node, Program, replaced
+from fastebm.compiler.program import Edit, Node, Program, replace_nodes
 from fastebm.compiler.values import Coefficient, Shape, computed, product, scaled
 
 # f(c * h) = c * f(h), for the first input where there are two.
@@ -44,7 +44,7 @@ _COMMUTING = (
     Permute,
     Reshape,
     Slice,
-    Slope,
+    ActivationDerivative,
     Sum,
     Upsample,
 )
@@ -53,7 +53,7 @@ _COMMUTING = (
 def fold_factors(program: Program) -> Iterator[Program]:
     """Programs with one factor, shift or sum less."""
     for node in program:
-        if isinstance(node.operation, Combine):
+        if isinstance(node.operation, LinearCombination):
             yield from _into_producers(program, node, node.operation)
             yield from _nested(program, node, node.operation)
             if len(node.inputs) == 1:
@@ -65,7 +65,7 @@ def fold_factors(program: Program) -> Iterator[Program]:
 # ---- backwards, into what made the input
 
 
-def _into_producers(program: Program, node: Node, combine: Combine) -> Iterator[Program]:
+def _into_producers(program: Program, node: Node, combine: LinearCombination) -> Iterator[Program]:
     for i, (name, c) in enumerate(zip(node.inputs, combine.coefficients, strict=True)):
         source = None if c == 1 else _producer(program, name)
         if source is not None:
@@ -73,9 +73,9 @@ def _into_producers(program: Program, node: Node, combine: Combine) -> Iterator[
             coefficients = tuple(1.0 if j == i else other for j, other in enumerate(combine.coefficients))
             changes = {
                 source.name: replace(source, operation=operation),
-                node.name: replace(node, operation=Combine(coefficients)),
+                node.name: replace(node, operation=LinearCombination(coefficients)),
             }
-            yield replaced(program, changes)
+            yield replace_nodes(program, changes)
 
 
 def _producer(program: Program, name: str) -> Node | None:
@@ -150,8 +150,8 @@ def _into_readers(program: Program, node: Node, c: Coefficient) -> Iterator[Prog
     """The factor `node` leaves, if all that reads it can take it over."""
     changes: dict[str, Node] = {}
     if _absorbed(program, node.name, c, changes):
-        changes[node.name] = replace(node, operation=Combine((1.0,)))
-        yield replaced(program, changes)
+        changes[node.name] = replace(node, operation=LinearCombination((1.0,)))
+        yield replace_nodes(program, changes)
 
 
 def _absorbed(program: Program, name: str, c: Coefficient, changes: dict[str, Node]) -> bool:
@@ -163,9 +163,9 @@ def _absorbed(program: Program, name: str, c: Coefficient, changes: dict[str, No
         first_only = reader.inputs[0] == name and reader.inputs.count(name) == 1
         if isinstance(operation, Convolution | Linear):
             changed: Operation = replace(operation, weight=scaled(operation.weight, c))
-        elif isinstance(operation, Combine):
+        elif isinstance(operation, LinearCombination):
             coefficients = zip(reader.inputs, operation.coefficients, strict=True)
-            changed = Combine(tuple(product(c, k) if other == name else k for other, k in coefficients))
+            changed = LinearCombination(tuple(product(c, k) if other == name else k for other, k in coefficients))
         elif isinstance(operation, Affine) and operation.scale is not None:
             changed = replace(operation, scale=scaled(operation.scale, c))
         elif isinstance(operation, _COMMUTING) and first_only and _absorbed(program, reader.name, c, changes):
@@ -179,12 +179,12 @@ def _absorbed(program: Program, name: str, c: Coefficient, changes: dict[str, No
 # ---- sums of sums
 
 
-def _nested(program: Program, node: Node, combine: Combine) -> Iterator[Program]:
+def _nested(program: Program, node: Node, combine: LinearCombination) -> Iterator[Program]:
     for i, name in enumerate(node.inputs):
         inner = program[name].operation
-        if isinstance(inner, Combine) and program.only_user(name) is node:
+        if isinstance(inner, LinearCombination) and program.only_user(name) is node:
             c = combine.coefficients[i]
             terms = tuple(product(c, k) for k in inner.coefficients)
             coefficients = (*combine.coefficients[:i], *terms, *combine.coefficients[i + 1 :])
             inputs = (*node.inputs[:i], *program[name].inputs, *node.inputs[i + 1 :])
-            yield Edit(program, node).finish(Combine(coefficients), *inputs)
+            yield Edit(program, node).finish(LinearCombination(coefficients), *inputs)

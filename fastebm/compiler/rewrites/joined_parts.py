@@ -6,14 +6,14 @@ The backward part of a gated linear unit, and of whatever else takes slices, is 
 import itertools
 from collections.abc import Iterator
 
-from fastebm.compiler.operations import Combine, Concatenate, Pad
+from fastebm.compiler.operations import Concatenate, LinearCombination, Pad
 from fastebm.compiler.program import Edit, Node, Program
 
 
 def join_parts(program: Program) -> Iterator[Program]:
     """Programs in which two terms of one sum are a concatenation."""
     for node in program:
-        if not isinstance(node.operation, Combine):
+        if not isinstance(node.operation, LinearCombination):
             continue
         terms = list(zip(node.inputs, node.operation.coefficients, strict=True))
         for a, b in itertools.permutations(range(len(terms)), 2):
@@ -24,7 +24,7 @@ def join_parts(program: Program) -> Iterator[Program]:
             edit = Edit(program, node)
             rest = [term for i, term in enumerate(terms) if i not in (a, b)]
             joined = edit.add(Concatenate(dim), *first.inputs, *second.inputs)
-            yield edit.finish(Combine((*(c for _, c in rest), 1.0)), *(name for name, _ in rest), joined)
+            yield edit.finish(LinearCombination((*(c for _, c in rest), 1.0)), *(name for name, _ in rest), joined)
 
 
 def _joint(first: Node, second: Node) -> int | None:

@@ -13,7 +13,7 @@ from dataclasses import replace
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastebm.compiler.operations import Combine, Convolution, Pair
+from fastebm.compiler.operations import Convolution, LinearCombination, Pair
 from fastebm.compiler.program import Edit, Program
 from fastebm.compiler.values import Coefficient, Value, computed, scaled, total
 
@@ -23,7 +23,7 @@ Term = tuple[str, Coefficient]
 def merge_branches(program: Program) -> Iterator[Program]:
     """Programs in which two terms of one sum are one."""
     for node in program:
-        if not isinstance(node.operation, Combine):
+        if not isinstance(node.operation, LinearCombination):
             continue
         terms = list(zip(node.inputs, node.operation.coefficients, strict=True))
         for a, b in itertools.combinations(range(len(terms)), 2):
@@ -33,7 +33,7 @@ def merge_branches(program: Program) -> Iterator[Program]:
                 rest = [term for i, term in enumerate(terms) if i not in (a, b)]
                 name = edit.add(operation, *program[terms[a][0]].inputs)
                 coefficients = (*(c for _, c in rest), 1.0)
-                yield edit.finish(Combine(coefficients), *(other for other, _ in rest), name)
+                yield edit.finish(LinearCombination(coefficients), *(other for other, _ in rest), name)
 
 
 def _sum(program: Program, *terms: Term) -> Convolution | None:

@@ -21,7 +21,7 @@ from fastebm.compiler.program import Edit, Program
 from fastebm.compiler.values import computed
 
 
-def split_by_parity(program: Program) -> Iterator[Program]:
+def split_polyphase(program: Program) -> Iterator[Program]:
     """Programs in which one transposed convolution with a stride is a plain one."""
     for node in program:
         adjoint = node.operation

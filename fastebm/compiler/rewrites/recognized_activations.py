@@ -6,7 +6,7 @@ from fastebm.compiler.operations import Activation, Multiply
 from fastebm.compiler.program import Edit, Program
 
 
-def recognise(program: Program) -> Iterator[Program]:
+def match_activations(program: Program) -> Iterator[Program]:
     """Programs in which one product is the activation that it spells."""
     for node in program:
         if not isinstance(node.operation, Multiply):

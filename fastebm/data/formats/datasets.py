@@ -15,7 +15,7 @@ from fastebm.data.errors import DataError, explaining
 from fastebm.data.formats.layout import channels_first
 from fastebm.data.formats.pictures import pixels_of
 from fastebm.data.images import Images, pick_split
-from fastebm.data.shaping import Shaping
+from fastebm.data.preprocessing import Preprocessing
 
 _IMAGES = ("image", "img", "pixel_values", "images")
 _LABELS = ("label", "labels", "fine_label")
@@ -30,7 +30,7 @@ class MapDataset(Protocol):
     def __getitem__(self, index: int, /) -> Any: ...
 
 
-def read_dataset(dataset: MapDataset | Mapping[str, MapDataset], shaping: Shaping, split: str | None) -> Images:
+def read_dataset(dataset: MapDataset | Mapping[str, MapDataset], shaping: Preprocessing, split: str | None) -> Images:
     """Every item of a data set, once and in order: its random transforms are frozen as they fall.
 
     An item is an image, or a tuple or list that begins with one (and goes on with its label), or a mapping that has
@@ -58,7 +58,7 @@ def read_dataset(dataset: MapDataset | Mapping[str, MapDataset], shaping: Shapin
 
 
 def _shaped(
-    name: str, dataset: MapDataset, count: int, shaping: Shaping, labels: list[int]
+    name: str, dataset: MapDataset, count: int, shaping: Preprocessing, labels: list[int]
 ) -> Iterator[NDArray[np.uint8]]:
     for index in range(count):
         item_name = f"{name}, item {index}"

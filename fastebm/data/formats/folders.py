@@ -13,12 +13,12 @@ from torch import Tensor
 from fastebm.data.errors import DataError, MixedSizesError
 from fastebm.data.formats.pictures import SUFFIXES, Facts, facts_of, read_picture
 from fastebm.data.images import Images, pick_split
-from fastebm.data.shaping import Shaping
+from fastebm.data.preprocessing import Preprocessing
 
 _SPLITS = {"train", "test", "val", "valid", "validation", "unlabeled"}
 
 
-def read_folder(root: Path, shaping: Shaping, split: str | None) -> Images:
+def read_folder(root: Path, shaping: Preprocessing, split: str | None) -> Images:
     """All pictures below `root`, or below its folder `split`, in the order of their paths."""
     folders = {entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith(".")}
     # A folder "train" among others of any name is a class; among nothing but splits it is the training split.
@@ -55,7 +55,7 @@ def _walk_failed(error: OSError) -> None:
     raise DataError(f"{error.filename}: can't be listed: {error.strerror}") from error
 
 
-def _settled(top: Path, paths: Sequence[Path], shaping: Shaping) -> Shaping:
+def _settled(top: Path, paths: Sequence[Path], shaping: Preprocessing) -> Preprocessing:
     """The shaping with channels decided: colour if any picture has some. Reads headers only.
 
     Raises DataError for pictures of several sizes where no size is wanted: before the first is decoded.

@@ -18,7 +18,7 @@ from torch import Tensor
 from fastebm.data.errors import DataError
 from fastebm.data.formats.byte_reader import ByteReader, open_bytes
 from fastebm.data.images import Images, pick_split
-from fastebm.data.shaping import Shaping
+from fastebm.data.preprocessing import Preprocessing
 
 _UINT8 = 8
 _PREFIXES = {"train": "train", "test": "t10k"}
@@ -40,19 +40,19 @@ def idx_files(folder: Path, names: Sequence[str]) -> dict[str, Path]:
     return found
 
 
-def read_idx_folder(folder: Path, files: Mapping[str, Path], shaping: Shaping, split: str | None) -> Images:
+def read_idx_folder(folder: Path, files: Mapping[str, Path], shaping: Preprocessing, split: str | None) -> Images:
     """The images of one split, with the labels beside them."""
     split = pick_split(str(folder), split, tuple(files))
     return _read(files[split], shaping, split, str(folder))
 
 
-def read_idx(path: Path, shaping: Shaping, split: str | None) -> Images:
+def read_idx(path: Path, shaping: Preprocessing, split: str | None) -> Images:
     """The images of one file, with the labels of the file beside it that is called like it, if there is one."""
     of_file = next((known for known, prefix in _PREFIXES.items() if path.name.startswith(f"{prefix}-")), "")
     return _read(path, shaping, pick_split(str(path), split, (of_file,) if of_file else ()), str(path))
 
 
-def _read(path: Path, shaping: Shaping, split: str, name: str) -> Images:
+def _read(path: Path, shaping: Preprocessing, split: str, name: str) -> Images:
     with open_bytes(path) as reader:
         count, height, width = _shape(reader, axes=3)
         rows = reader.rows(count, height * width)

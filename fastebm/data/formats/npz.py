@@ -18,7 +18,7 @@ from fastebm.data.errors import DataError
 from fastebm.data.formats.layout import channels_first
 from fastebm.data.formats.npy import StoredArray, open_npy, open_npz
 from fastebm.data.images import Images, pick_split
-from fastebm.data.shaping import Shaping
+from fastebm.data.preprocessing import Preprocessing
 
 # What writers in use call images and labels: Keras' MNIST and ours, and MedMNIST.
 _NAMES = (("x_{}", "y_{}"), ("{}_images", "{}_labels"))
@@ -29,14 +29,14 @@ _PART = re.compile(r"train_data_batch_(\d{1,3})\.npz")
 _HELD_OUT = "val_data.npz"
 
 
-def read_npy(path: Path, shaping: Shaping, split: str | None) -> Images:
+def read_npy(path: Path, shaping: Preprocessing, split: str | None) -> Images:
     """The images of a file with one array."""
     split = pick_split(str(path), split, ())
     with open_npy(path) as array:
         return Images(_pixels(array, shaping), None, str(path), "numpy array", split)
 
 
-def read_npz(path: Path, shaping: Shaping, split: str | None, key: str | None = None) -> Images:
+def read_npz(path: Path, shaping: Preprocessing, split: str | None, key: str | None = None) -> Images:
     """The images of an archive: those of `key`, of x_train or x_test, of an ImageNet part, or the only ones."""
     with open_npz(path) as arrays:
         if key is not None:
@@ -81,7 +81,9 @@ def imagenet_files(folder: Path, names: Sequence[str]) -> dict[str, list[Path]]:
     return {split: paths for split, paths in files.items() if paths}
 
 
-def read_imagenet(folder: Path, files: Mapping[str, Sequence[Path]], shaping: Shaping, split: str | None) -> Images:
+def read_imagenet(
+    folder: Path, files: Mapping[str, Sequence[Path]], shaping: Preprocessing, split: str | None
+) -> Images:
     """All parts of one split as one set, read one after another into one tensor."""
     split = pick_split(str(folder), split, tuple(files))
     with ExitStack() as stack:
@@ -94,7 +96,7 @@ def read_imagenet(folder: Path, files: Mapping[str, Sequence[Path]], shaping: Sh
         return _imagenet(str(folder), parts, shaping, split)
 
 
-def _imagenet(name: str, parts: Sequence[Mapping[str, StoredArray]], shaping: Shaping, split: str) -> Images:
+def _imagenet(name: str, parts: Sequence[Mapping[str, StoredArray]], shaping: Preprocessing, split: str) -> Images:
     side = _side(parts[0]["data"])
     rows = itertools.chain.from_iterable(arrays["data"].chunks() for arrays in parts)
     pixels = shaping.gather(
@@ -148,7 +150,7 @@ def _listing(arrays: Mapping[str, StoredArray]) -> str:
     return ", ".join(shown) + (", ..." if len(arrays) > 10 else "")
 
 
-def _pixels(array: StoredArray, shaping: Shaping) -> Tensor:
+def _pixels(array: StoredArray, shaping: Preprocessing) -> Tensor:
     if not array.shape:
         raise DataError(f"{array.name}: is a single number")
     return shaping.gather(array.name, array.shape[0], _channels_first(array))

@@ -118,7 +118,7 @@ class Nearest:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class EvaluationResult:
     """What samples are worth, as a classifier sees it that was trained on the data. Its distances are NOT comparable
     to published FID.
 
@@ -144,7 +144,9 @@ class Verdict:
         }
 
 
-def judge(samples: Tensor, real: RealImages, classifier: FeatureClassifier, *, all_real: bool = False) -> Verdict:
+def evaluate_samples(
+    samples: Tensor, real: RealImages, classifier: FeatureClassifier, *, all_real: bool = False
+) -> EvaluationResult:
     """The verdict on samples (N, C, S, S) in [-1, 1] that are meant to look like `real`.
 
     With `all_real`, distances are of all samples from all train images, otherwise from as many.
@@ -153,10 +155,10 @@ def judge(samples: Tensor, real: RealImages, classifier: FeatureClassifier, *, a
 
     Example:
         >>> from fastebm.data import Images, digits, to_pixels
-        >>> from fastebm.evaluation import RealImages, judge, train_features
+        >>> from fastebm.evaluation import RealImages, evaluate_samples, train_features
         >>> train, test = (Images(to_pixels(x), y) for x, y in (digits("train"), digits("test")))
         >>> classifier = train_features(train, test, images_seen=10_000)
-        >>> verdict = judge(test.batch(slice(0, 100)), RealImages(train, test), classifier)
+        >>> verdict = evaluate_samples(test.batch(slice(0, 100)), RealImages(train, test), classifier)
         >>> verdict.classes.found
         10
     """
@@ -164,7 +166,7 @@ def judge(samples: Tensor, real: RealImages, classifier: FeatureClassifier, *, a
     classes = None
     if classifier.task == "classes":
         classes = Classes.of(classifier.classes, compared.samples.probabilities, compared.real.probabilities)
-    return Verdict(classifier.accuracy, compared.comparison, classes, Nearest.of(samples, real))
+    return EvaluationResult(classifier.accuracy, compared.comparison, classes, Nearest.of(samples, real))
 
 
 def _nearest(images: Tensor, reference: Images) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fastebm.data import Images
 from fastebm.evaluation.metrics.distances import PrecisionRecall, frechet_distance, kernel_distance, precision_recall
-from fastebm.evaluation.metrics.features import Described, chosen
+from fastebm.evaluation.metrics.features import FeatureExtractor, chosen
 from fastebm.ops.uniform import uniform
 from fastebm.rng import Stream
 
@@ -21,7 +21,7 @@ MIN_UNSEEN = 1000
 PRECISION_COUNT = 5000
 """Precision and recall compare all with all: of more samples the first so many are taken."""
 
-Describe = Callable[[Tensor | Images], Described]
+Describe = Callable[[Tensor | Images], FeatureExtractor]
 
 
 @dataclass(frozen=True)
@@ -133,13 +133,13 @@ class Comparison:
 
 
 @dataclass(frozen=True, eq=False)
-class Compared:
+class ComparisonResult:
     """A comparison, and what was made of the images for it: of samples, and of the floor's real ones."""
 
     comparison: Comparison
-    samples: Described
-    real: Described
-    reference: Described
+    samples: FeatureExtractor
+    real: FeatureExtractor
+    reference: FeatureExtractor
 
 
 def compare(
@@ -149,7 +149,7 @@ def compare(
     measure: Measure = feature_distances,
     *,
     all_real: bool = False,
-) -> Compared:
+) -> ComparisonResult:
     """Compares samples (N, C, H, W) in [-1, 1] with as many real images, or with all of them.
 
     Args:
@@ -178,7 +178,7 @@ def compare(
         of_reference = describe(real.reference(count))
         beyond = of_reference.features[:few]
 
-    def distances(described: Described, number: int) -> Distances:
+    def distances(described: FeatureExtractor, number: int) -> Distances:
         reference = of_reference.features if all_real else of_reference.features[:number]
         return measure(described.features[:number], reference)
 
@@ -190,7 +190,7 @@ def compare(
         noise=distances(of_noise, few),
         floor_of=real.unseen_are(count),
     )
-    return Compared(comparison, of_samples, of_floor, of_reference)
+    return ComparisonResult(comparison, of_samples, of_floor, of_reference)
 
 
 def noise_like(samples: Tensor, seed: int = 0) -> Tensor:

@@ -23,7 +23,7 @@ FOUND_SHARE = 0.01
 
 
 @dataclass(frozen=True)
-class DigitsVerdict:
+class DigitsEvaluation:
     """What the judge found. Distances are Euclidean, between 8x8 images in [-1, 1].
 
     Attributes:
@@ -96,7 +96,7 @@ All that is asked for was {"reached" if self.passed else "NOT reached"}.""".lstr
         return dataclasses.asdict(self) | {name: getattr(self, name) for name in derived}
 
 
-def judge_digits(samples: Tensor) -> DigitsVerdict:
+def evaluate_digits(samples: Tensor) -> DigitsEvaluation:
     """Judges samples (N, 1, 8, 8) of scikit-learn's handwritten digits, in [-1, 1], N >= 1.
 
     The classifier is a logistic regression on Gaussian kernel features, fitted in seconds to the train split of
@@ -118,7 +118,7 @@ def judge_digits(samples: Tensor) -> DigitsVerdict:
         raise RuntimeError(f"the judge is {accuracy:.1%} right on held-out digits, less than {MIN_ACCURACY:.0%}")
     classes, confidence = classify(samples)
     distances, real_distances = nearest_distances(samples, train), nearest_distances(real, train)
-    return DigitsVerdict(
+    return DigitsEvaluation(
         samples=len(samples),
         accuracy=accuracy,
         class_counts=tuple(torch.bincount(classes, minlength=CLASSES).tolist()),

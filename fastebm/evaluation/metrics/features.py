@@ -63,15 +63,15 @@ class FeatureNet(nn.Module):
         return self.head(self.features(x))
 
 
-class Described(NamedTuple):
+class FeatureExtractor(NamedTuple):
     """What a classifier makes of N images: features float32 (N, 64), probabilities of the classes float32 (N, K)."""
 
     features: Tensor
     probabilities: Tensor
 
-    def chosen(self, indices: Tensor) -> Described:
+    def chosen(self, indices: Tensor) -> FeatureExtractor:
         """The same of the images at int64 `indices`."""
-        return Described(self.features[indices], self.probabilities[indices])
+        return FeatureExtractor(self.features[indices], self.probabilities[indices])
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,7 +99,7 @@ class FeatureClassifier:
     images_seen: int
 
     @torch.no_grad()
-    def __call__(self, images: Tensor | Images, batch_size: int = 500) -> Described:
+    def __call__(self, images: Tensor | Images, batch_size: int = 500) -> FeatureExtractor:
         """What it makes of images (N, channels, size, size): floats in [-1, 1] or bytes.
 
         Floats become bytes first by `fastebm.data.to_pixels` (clamped, the nearest of 256 levels), so that samples and
@@ -111,7 +111,7 @@ class FeatureClassifier:
         for part in pixels.split(batch_size):
             features = self.net.features(to_float(part.to(device)))
             parts.append((features, self.net.head(features).softmax(dim=1)))
-        return Described(*(torch.cat([part[index] for part in parts]).cpu() for index in range(2)))
+        return FeatureExtractor(*(torch.cat([part[index] for part in parts]).cpu() for index in range(2)))
 
     def _pixels(self, images: Tensor | Images) -> Tensor:
         if isinstance(images, Images):

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from fastebm.data import Images, to_pixels
 from fastebm.evaluation.metrics.comparison import Comparison, Distances, RealImages, compare, shares
-from fastebm.evaluation.metrics.features import Described
+from fastebm.evaluation.metrics.features import FeatureExtractor
 
 WIDTH = 2048
 SPLITS = 10
@@ -66,7 +66,7 @@ class Inception:
             return f"Inception weights {hashlib.file_digest(file, 'sha256').hexdigest()[:16]}"
 
     @torch.no_grad()
-    def __call__(self, images: Tensor | Images, batch_size: int = 50) -> Described:
+    def __call__(self, images: Tensor | Images, batch_size: int = 50) -> FeatureExtractor:
         """Features float32 (N, 2048) and class probabilities of images (N, 1 or 3, H, W): floats in [-1, 1] or bytes.
 
         Floats become bytes by `fastebm.data.to_pixels`: clamped, the nearest of 256 levels. Gray becomes three equal
@@ -80,11 +80,11 @@ class Inception:
                 raise ValueError("images must be finite")
             pixels = to_pixels(pixels)
         parts = [self.run(part.to(self.device).expand(-1, 3, -1, -1)) for part in pixels.split(batch_size)]
-        return Described(*(torch.cat([part[index].float().cpu() for part in parts]) for index in range(2)))
+        return FeatureExtractor(*(torch.cat([part[index].float().cpu() for part in parts]) for index in range(2)))
 
 
 @dataclass(frozen=True)
-class InceptionVerdict:
+class InceptionMetrics:
     """FID and KID (`comparison`), Inception scores with their deviation over ten parts, and of what."""
 
     weights: str
@@ -97,7 +97,7 @@ class InceptionVerdict:
         return dataclasses.asdict(self)
 
 
-def judge_by_inception(samples: Tensor, real: RealImages, inception: Inception) -> InceptionVerdict:
+def inception_metrics(samples: Tensor, real: RealImages, inception: Inception) -> InceptionMetrics:
     """FID, KID, Inception score, precision and recall of samples (N, C, H, W) in [-1, 1] against all train images.
 
     FID, KID and score are those of torchmetrics. Published FID mostly has 50,000 samples; fewer give higher numbers,
@@ -109,7 +109,7 @@ def judge_by_inception(samples: Tensor, real: RealImages, inception: Inception) 
     compared = compare(samples, real, inception, inception_distances, all_real=True)
     score, score_std = inception_score(compared.samples.probabilities)
     score_real, _ = inception_score(compared.real.probabilities)
-    return InceptionVerdict(str(inception.path), compared.comparison, score, score_std, score_real)
+    return InceptionMetrics(str(inception.path), compared.comparison, score, score_std, score_real)
 
 
 def inception_distances(samples: Tensor, real: Tensor) -> Distances:

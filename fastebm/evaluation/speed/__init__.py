@@ -10,18 +10,18 @@ regression          whether one revision is slower than another
 bench, own_energy   the command `fastebm bench`
 """
 
+from fastebm.evaluation.speed.baselines import Updates
 from fastebm.evaluation.speed.bench import bench, parsed_shape
-from fastebm.evaluation.speed.comparison import Entrant, Plan, compare
+from fastebm.evaluation.speed.comparison import Candidate, Plan, compare
 from fastebm.evaluation.speed.energies import compare_chains, compare_gradients
 from fastebm.evaluation.speed.machine import machine_facts, machine_name
 from fastebm.evaluation.speed.measurement import Summary, interleaved, ratios
-from fastebm.evaluation.speed.peers import Updates
 from fastebm.evaluation.speed.regression import Verdict, verdict
 from fastebm.evaluation.speed.rows import Row, Run, read_runs, record, write_runs
 from fastebm.evaluation.speed.table import markdown, printed
 
 __all__ = [
-    "Entrant",
+    "Candidate",
     "Plan",
     "Row",
     "Run",

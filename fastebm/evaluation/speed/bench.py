@@ -8,13 +8,13 @@ from pathlib import Path
 
 import torch
 
+from fastebm.evaluation.speed.baselines import Updates
 from fastebm.evaluation.speed.comparison import Plan, reason
+from fastebm.evaluation.speed.eager import Energy
 from fastebm.evaluation.speed.energies import compare_chains
 from fastebm.evaluation.speed.machine import machine_facts
 from fastebm.evaluation.speed.own_energy import load_energy
-from fastebm.evaluation.speed.peers import Updates
 from fastebm.evaluation.speed.rows import Run, write_runs
-from fastebm.evaluation.speed.stock import Energy
 from fastebm.models import CoarseToFineEnergy
 
 # Small against [-1, 1], to which the chains are clamped: what an update costs doesn't depend on them.
@@ -27,19 +27,19 @@ def bench(
     *,
     batch: int,
     dtype: torch.dtype,
-    steps: int,
+    num_steps: int,
     rounds: int,
     engine: str,
     device: str,
     out: Path | None,
     say: Callable[[str], None],
 ) -> Run:
-    """Measures chains of `steps` updates and writes the rows to `out` if that is given.
+    """Measures chains of `num_steps` updates and writes the rows to `out` if that is given.
 
     Args:
         energy: `package.module:factory`, or None for the CF-EBM net of images of `shape`.
         shape: of a sample.
-        batch, steps, rounds: chains at a time, updates of each, rounds of the comparison; at least 1.
+        batch, num_steps, rounds: chains at a time, updates of each, rounds of the comparison; at least 1.
         dtype: in which energies run, `torch.float32` or `torch.bfloat16`.
         engine: of ours, as `energy_gradient` has it.
         device: "cpu" or "cuda".
@@ -48,7 +48,7 @@ def bench(
 
     Raises ValueError for what was given wrongly, in one line.
     """
-    for name, value in (("batch", batch), ("steps", steps), ("rounds", rounds)):
+    for name, value in (("batch", batch), ("num_steps", num_steps), ("rounds", rounds)):
         if value < 1:
             raise ValueError(f"--{name} must be at least 1, got {value}")
     _check_out(out)
@@ -56,7 +56,7 @@ def bench(
     name = f"CF-EBM {shape[-1]}x{shape[-1]}" if energy is None else energy
     plan = Plan("bench", name, shape, batch, dtype, engine, device, rounds, say=say)
     try:
-        rows = compare_chains(net, plan, Updates.constant(steps, _STEP_SIZE, _NOISE_STD))
+        rows = compare_chains(net, plan, Updates.constant(num_steps, _STEP_SIZE, _NOISE_STD))
     except (ArithmeticError, RuntimeError, TypeError) as error:
         raise ValueError(f"{name} can't be measured: {reason(error)}") from error
     run = Run(machine_facts(device), tuple(rows))

@@ -11,11 +11,11 @@ import torch
 import torch._dynamo
 from torch import Tensor
 
-from fastebm.compiler.cost import Cost
-from fastebm.evaluation.speed.floor import machine_rates
+from fastebm.compiler.cost_model import Cost
+from fastebm.evaluation.speed.baselines import SkippedError
 from fastebm.evaluation.speed.measurement import Case, Summary, interleaved
-from fastebm.evaluation.speed.peers import SkippedError
-from fastebm.evaluation.speed.rows import OURS, Achieved, Row, dtype_name
+from fastebm.evaluation.speed.roofline import machine_rates
+from fastebm.evaluation.speed.rows import OURS, AchievedRates, Row, dtype_name
 from fastebm.ops.uniform import uniform
 
 # How far a gradient may be from float64 autograd, relative to its norm: rounding is below, a wrong gradient above. With
@@ -56,13 +56,13 @@ class Plan:
         """Where gradients are taken and chains start: uniform in [-0.8, 0.8], within every usual clamp."""
         return 1.6 * uniform((self.batch, *self.shape), seed=0, device=self.device) - 0.8
 
-    def row(self, peer: str, variant: str, unit: str, **fields: Any) -> Row:
+    def row(self, baseline: str, variant: str, unit: str, **fields: Any) -> Row:
         name = dtype_name(self.dtype)
-        return Row(self.suite, self.case, peer, variant, self.shape, name, self.batch, unit, **fields)
+        return Row(self.suite, self.case, baseline, variant, self.shape, name, self.batch, unit, **fields)
 
 
 @dataclass(frozen=True)
-class Entrant:
+class Candidate:
     """One way to do the work of a comparison.
 
     Attributes:
@@ -76,33 +76,33 @@ class Entrant:
     error: Callable[[], float] | None = None
 
 
-Entrants = Sequence[Callable[[], Entrant]]
+Candidates = Sequence[Callable[[], Candidate]]
 
 
 @dataclass(frozen=True)
 class _Seeded:
     """What became of a peer: the entrant that stands for it, if any, and what is to be said."""
 
-    entrant: Entrant | None
+    entrant: Candidate | None
     error: float | None
     note: str
 
 
 def compare(
     plan: Plan,
-    ours: Entrant,
-    peers: Mapping[str, Entrants],
+    ours: Candidate,
+    baselines: Mapping[str, Candidates],
     *,
     unit: str,
     units: int = 1,
-    reserve: Mapping[str, Callable[[], Entrant]] | None = None,
+    reserve: Mapping[str, Callable[[], Candidate]] | None = None,
     cost: Callable[[], Cost | None] = lambda: None,
 ) -> list[Row]:
     """The rows of a comparison, ours first, then the peers, those that could not be measured with the reason.
 
     Args:
         ours: what is compared with the others.
-        peers: for each peer its variants, made when they are needed. Whatever one raises is its note.
+        baselines: for each peer its variants, made when they are needed. Whatever one raises is its note.
         unit, units: what a figure is of, and how many of it one run does.
         reserve: by peer, what stands in where none of its variants is right.
         cost: of our own program, for one sample and unit, asked for once ours has run.
@@ -114,8 +114,8 @@ def compare(
     error = None if ours.error is None else ours.error()
     if error is not None and not error <= TOLERANCE[plan.dtype]:
         raise ValueError(f"the gradient of {OURS} ({ours.variant}) differs from float64 autograd by {error:.2g}")
-    seeded = {name: _seeded(name, variants, (reserve or {}).get(name), plan) for name, variants in peers.items()}
-    cases = {name: peer.entrant.run for name, peer in seeded.items() if peer.entrant is not None}
+    seeded = {name: _seeded(name, variants, (reserve or {}).get(name), plan) for name, variants in baselines.items()}
+    cases = {name: baseline.entrant.run for name, baseline in seeded.items() if baseline.entrant is not None}
     plan.say("  measuring")
     ours.run()
     times = interleaved(
@@ -124,9 +124,9 @@ def compare(
     times = {name: [value / units for value in values] for name, values in times.items()}
     rows = [plan.row(OURS, ours.variant, unit, gradient_error=error).with_values(times[OURS], times[OURS])]
     rows[0] = replace(rows[0], achieved=_achieved(plan, cost(), times[OURS]))
-    for name, peer in seeded.items():
-        variant = "" if peer.entrant is None else peer.entrant.variant
-        row = plan.row(name, variant, unit, gradient_error=peer.error, note=peer.note)
+    for name, baseline in seeded.items():
+        variant = "" if baseline.entrant is None else baseline.entrant.variant
+        row = plan.row(name, variant, unit, gradient_error=baseline.error, note=baseline.note)
         rows.append(row.with_values(times[name], times[OURS]) if name in times else row)
     return rows
 
@@ -144,15 +144,15 @@ def reason(error: BaseException) -> str:
     return text if len(text) <= 200 else f"{text[:197]}..."
 
 
-def _achieved(plan: Plan, cost: Cost | None, values: Sequence[float]) -> Achieved | None:
+def _achieved(plan: Plan, cost: Cost | None, values: Sequence[float]) -> AchievedRates | None:
     if cost is None:
         return None
-    return Achieved.of(cost, plan.batch, Summary.of(values).median, machine_rates(plan.device, plan.dtype))
+    return AchievedRates.of(cost, plan.batch, Summary.of(values).median, machine_rates(plan.device, plan.dtype))
 
 
-def _seeded(name: str, variants: Entrants, reserve: Callable[[], Entrant] | None, plan: Plan) -> _Seeded:
+def _seeded(name: str, variants: Candidates, reserve: Callable[[], Candidate] | None, plan: Plan) -> _Seeded:
     """The fastest of a peer's variants whose gradients are right."""
-    right: list[tuple[Entrant, float | None]] = []
+    right: list[tuple[Candidate, float | None]] = []
     notes: dict[str, None] = {}
     for make in [*variants, *filter(None, [reserve])]:
         if right and make is reserve:
@@ -177,7 +177,7 @@ def _seeded(name: str, variants: Entrants, reserve: Callable[[], Entrant] | None
     return _Seeded(best, next(error for entrant, error in right if entrant is best), "; ".join(notes))
 
 
-def _fastest(entrants: list[Entrant], plan: Plan) -> tuple[Entrant, list[tuple[Entrant, float]]]:
+def _fastest(entrants: list[Candidate], plan: Plan) -> tuple[Candidate, list[tuple[Candidate, float]]]:
     """The fastest, and the others with their times over its time."""
     if len(entrants) == 1:
         return entrants[0], []

@@ -11,23 +11,23 @@ import torch
 from torch import Tensor
 
 from fastebm.compiler import EnergyGradient, energy_gradient
-from fastebm.compiler.capture import Unsupported, capture
-from fastebm.compiler.cost import Cost, Machine, cost
-from fastebm.compiler.fixed_weights import fixed_weights
-from fastebm.compiler.rewrites import gradient_program
-from fastebm.evaluation.speed.comparison import Entrant, Entrants, Plan, compare, relative_error
-from fastebm.evaluation.speed.peers import (
-    COMPILED,
+from fastebm.compiler.capture import UnsupportedError, capture
+from fastebm.compiler.cost_model import Cost, Machine, cost
+from fastebm.compiler.frozen_weights import fixed_weights
+from fastebm.compiler.rewrites import build_gradient_program
+from fastebm.evaluation.speed.baselines import (
+    TORCH_COMPILE,
+    Baseline,
     Gradient,
-    Peer,
     Updates,
     Variants,
-    chain_peers,
-    gradient_peers,
+    chain_baselines,
+    gradient_baselines,
     last_resort,
 )
+from fastebm.evaluation.speed.comparison import Candidate, Candidates, Plan, compare, relative_error
+from fastebm.evaluation.speed.eager import Energy, copied, module_of, stock
 from fastebm.evaluation.speed.rows import Row
-from fastebm.evaluation.speed.stock import Energy, copied, module_of, stock
 from fastebm.sampling import Langevin
 
 # The first samples of a batch are verified: all are computed alike, and float64 is slow.
@@ -39,14 +39,14 @@ def compare_gradients(energy: Energy, plan: Plan) -> list[Row]:
     # A copy, because within a chain the energy itself must not be copied, as peers do.
     x, plain = plan.samples(), copied(stock(energy))
     ours = energy_gradient(energy, dtype=plan.dtype, engine=plan.engine)
-    verified = Verified.at(x, plain, lambda peer: peer.gradient(x))
+    verified = Verified.at(x, plain, lambda baseline: baseline.gradient(x))
     with ours.chain():
         return compare(
             plan,
             verified.ours(ours, lambda: ours(x)),
-            verified.all(gradient_peers(plain, plan.dtype, plan.device)),
+            verified.all(gradient_baselines(plain, plan.dtype, plan.device)),
             unit="gradient",
-            reserve={COMPILED: verified.one(partial(last_resort, plain, plan.dtype, plan.device))},
+            reserve={TORCH_COMPILE: verified.one(partial(last_resort, plain, plan.dtype, plan.device))},
             cost=partial(program_cost, ours, x),
         )
 
@@ -58,17 +58,17 @@ def compare_chains(energy: Energy, plan: Plan, updates: Updates) -> list[Row]:
     """
     if len(set(updates.schedule)) != 1:
         raise ValueError("chains are compared at one step size and noise std")
-    x, plain, steps = plan.samples(), stock(energy), len(updates.schedule)
+    x, plain, num_steps = plan.samples(), stock(energy), len(updates.schedule)
     ours = energy_gradient(energy, dtype=plan.dtype, engine=plan.engine)
     sampler = Langevin(ours, *updates.schedule[0], clamp=updates.clamp)
-    verified = Verified.at(x, plain, lambda peer: peer.chain(x, updates))
+    verified = Verified.at(x, plain, lambda baseline: baseline.chain(x, updates))
     return compare(
         plan,
-        verified.ours(ours, lambda: sampler.sample(x, steps, seed=0)),
-        verified.all(chain_peers(plain, plan.dtype, plan.device, updates.clamp)),
+        verified.ours(ours, lambda: sampler.sample(x, num_steps, seed=0)),
+        verified.all(chain_baselines(plain, plan.dtype, plan.device, updates.clamp)),
         unit="step",
-        units=steps,
-        reserve={COMPILED: verified.one(partial(last_resort, plain, plan.dtype, plan.device))},
+        units=num_steps,
+        reserve={TORCH_COMPILE: verified.one(partial(last_resort, plain, plan.dtype, plan.device))},
         cost=partial(program_cost, ours, x),
     )
 
@@ -84,27 +84,27 @@ class Verified:
 
     x: Tensor
     truth: Tensor
-    run: Callable[[Peer], object]
+    run: Callable[[Baseline], object]
 
     @classmethod
-    def at(cls, x: Tensor, energy: Energy, run: Callable[[Peer], object]) -> Verified:
+    def at(cls, x: Tensor, energy: Energy, run: Callable[[Baseline], object]) -> Verified:
         return cls(x, true_gradient(energy, x), run)
 
-    def ours(self, ours: EnergyGradient, run: Callable[[], object]) -> Entrant:
+    def ours(self, ours: EnergyGradient, run: Callable[[], object]) -> Candidate:
         """Ours, named by what runs it. Its gradient is taken here and now, so that no capture is timed."""
         error = gradient_error(ours, self.x, self.truth)
-        return Entrant(repr(ours).rpartition(" by ")[2], run, lambda: error)
+        return Candidate(repr(ours).rpartition(" by ")[2], run, lambda: error)
 
-    def one(self, make: Callable[[], Peer]) -> Callable[[], Entrant]:
-        def entrant() -> Entrant:
-            peer = make()
-            error = partial(gradient_error, peer.gradient, self.x, self.truth)
-            return Entrant(peer.variant, lambda: self.run(peer), error)
+    def one(self, make: Callable[[], Baseline]) -> Callable[[], Candidate]:
+        def entrant() -> Candidate:
+            baseline = make()
+            error = partial(gradient_error, baseline.gradient, self.x, self.truth)
+            return Candidate(baseline.variant, lambda: self.run(baseline), error)
 
         return entrant
 
-    def all(self, peers: Mapping[str, Variants]) -> dict[str, Entrants]:
-        return {name: [self.one(make) for make in variants] for name, variants in peers.items()}
+    def all(self, baselines: Mapping[str, Variants]) -> dict[str, Candidates]:
+        return {name: [self.one(make) for make in variants] for name, variants in baselines.items()}
 
 
 def true_gradient(energy: Energy, x: Tensor) -> Tensor:
@@ -143,8 +143,8 @@ def program_cost(ours: EnergyGradient, x: Tensor) -> Cost | None:
     module, dtype = module_of(ours.energy), ours.dtype or x.dtype
     with nullcontext() if module is None else fixed_weights(module), torch.no_grad():
         try:
-            program = gradient_program(capture(ours.energy, module, x), Machine.of(x.device, dtype))
-        except Unsupported:
+            program = build_gradient_program(capture(ours.energy, module, x), Machine.of(x.device, dtype))
+        except UnsupportedError:
             return None
     return cost(program, dtype.itemsize)
 

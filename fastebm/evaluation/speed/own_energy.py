@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fastebm.evaluation.speed.comparison import reason
-from fastebm.evaluation.speed.stock import Energy, module_of
+from fastebm.evaluation.speed.eager import Energy, module_of
 
 
 def load_energy(name: str, shape: tuple[int, ...], device: str) -> Energy:

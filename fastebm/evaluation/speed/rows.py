@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 
-from fastebm.compiler.cost import Cost
+from fastebm.compiler.cost_model import Cost
 from fastebm.compiler.roofline import Rates
-from fastebm.evaluation.speed.floor import floor_seconds
 from fastebm.evaluation.speed.measurement import Summary, ratios
+from fastebm.evaluation.speed.roofline import roofline_seconds
 from fastebm.runs.files import replacing
 
 FORMAT = 2
@@ -24,13 +24,13 @@ OURS = "fastebm"
 
 
 @dataclass(frozen=True)
-class Achieved:
+class AchievedRates:
     """What our own case did, by its program's count of operations, beside what the machine can do.
 
     Attributes:
         flops_per_second, bytes_per_second: the program's own count over the median time.
         gemm_flops_per_second, copy_bytes_per_second: of a large matrix product and a large copy in the same run.
-        floor_share: the least time at those two rates over the median time. Bytes are counted as if each result went
+        roofline_share: the least time at those two rates over the median time. Bytes are counted as if each result went
             through memory: what stays in a cache can make this more than 1.
     """
 
@@ -38,17 +38,17 @@ class Achieved:
     bytes_per_second: float
     gemm_flops_per_second: float
     copy_bytes_per_second: float
-    floor_share: float
+    roofline_share: float
 
     @classmethod
-    def of(cls, cost: Cost, batch: int, median: float, rates: Rates) -> Achieved:
+    def of(cls, cost: Cost, batch: int, median: float, rates: Rates) -> AchievedRates:
         """For a `cost` a sample and the `median` seconds of `batch` samples."""
         return cls(
             batch * cost.flops / median,
             batch * cost.bytes / median,
             rates.flops,
             rates.bytes,
-            floor_seconds(cost, rates, batch) / median,
+            roofline_seconds(cost, rates, batch) / median,
         )
 
 
@@ -57,7 +57,7 @@ class Row:
     """One peer in one case.
 
     Attributes:
-        suite, case, peer: names.
+        suite, case, baseline: names.
         variant: how the peer was run: precision, layout, where its noise was drawn.
         shape: of a sample.
         dtype: that of the comparison, which research-style code may not follow (see `variant`).
@@ -74,7 +74,7 @@ class Row:
 
     suite: str
     case: str
-    peer: str
+    baseline: str
     variant: str
     shape: tuple[int, ...]
     dtype: str
@@ -89,7 +89,7 @@ class Row:
     ratio_low: float | None = None
     ratio_high: float | None = None
     gradient_error: float | None = None
-    achieved: Achieved | None = None
+    achieved: AchievedRates | None = None
     note: str = ""
 
     def with_values(self, values: Sequence[float], ours: Sequence[float]) -> Row:
@@ -118,7 +118,7 @@ class Row:
             fields = dict(stored)
             achieved = fields.pop("achieved", None)
             fields["shape"], fields["values"] = tuple(fields["shape"]), tuple(fields["values"])
-            return cls(**fields, achieved=None if achieved is None else Achieved(**achieved))
+            return cls(**fields, achieved=None if achieved is None else AchievedRates(**achieved))
         except (KeyError, TypeError) as error:
             raise ValueError(f"not a result row: {error}") from error
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from fastebm.evaluation.speed.rows import Achieved, Row, Run
+from fastebm.evaluation.speed.rows import AchievedRates, Row, Run
 
-_TITLES = ("peer", "median", "20 % to 80 %", "x ours", "gradient error", "floor")
+_TITLES = ("baseline", "median", "20 % to 80 %", "x ours", "gradient error", "floor")
 
 
 def printed(rows: Iterable[Row]) -> str:
@@ -75,21 +75,21 @@ def amount(value: float | None, quantity: str) -> str:
 def _cells(row: Row) -> tuple[str, ...]:
     spread = "-" if row.median is None else f"{amount(row.low, row.quantity)} to {amount(row.high, row.quantity)}"
     return (
-        f"{row.peer}: {row.variant}" if row.variant else row.peer,
+        f"{row.baseline}: {row.variant}" if row.variant else row.baseline,
         amount(row.median, row.quantity),
         spread,
         "-" if row.ratio is None else f"{row.ratio:.2f}",
         "-" if row.gradient_error is None else f"{row.gradient_error:.1e}",
-        "-" if row.achieved is None else f"{100 * row.achieved.floor_share:.0f} %",
+        "-" if row.achieved is None else f"{100 * row.achieved.roofline_share:.0f} %",
     )
 
 
 def _notes(rows: Sequence[Row]) -> list[str]:
-    notes = [f"{row.peer}: {row.note}" for row in rows if row.note]
-    return notes + [f"{row.peer}: {_rates(row.achieved)}" for row in rows if row.achieved is not None]
+    notes = [f"{row.baseline}: {row.note}" for row in rows if row.note]
+    return notes + [f"{row.baseline}: {_rates(row.achieved)}" for row in rows if row.achieved is not None]
 
 
-def _rates(done: Achieved) -> str:
+def _rates(done: AchievedRates) -> str:
     flops = ""
     if done.flops_per_second:
         flops = f"{done.flops_per_second / 1e9:.0f} of {done.gemm_flops_per_second / 1e9:.0f} GFLOP/s in products, "

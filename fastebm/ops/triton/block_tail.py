@@ -18,8 +18,8 @@ from torch import Tensor
 from ..activations import ACTIVATIONS
 from .activations import activated
 from .expand_blend import ROWS, blended, elements_of_program, tiles
+from .launch_examples import LaunchExample
 from .philox import WARPS
-from .specimens import Specimen
 
 _HALF_ROOT = tl.constexpr(1 / math.sqrt(2))
 _HINTS = {
@@ -282,7 +282,7 @@ def block_tail_double_backward(
 
 def _specimen(
     kernel: Any, dtype: str, layout: str, activation: str = "scaled_swish", fading: bool = True, **shown: Any
-) -> Specimen:
+) -> LaunchExample:
     """A kernel as `_launch` compiles it for whole 16-byte accesses ("nchw", "channels-last") or for none ("odd")."""
     vector = {"*fp32": 4, "*bf16": 8}[dtype]
     lanes = {"nchw": vector // 2, "channels-last": vector, "odd": 1}[layout]
@@ -295,10 +295,10 @@ def _specimen(
         name: types.get(name, dtype) for name in kernel.arg_names if name not in options and name not in absent
     }
     name = f"block_tail {kernel.fn.__name__.removesuffix('_kernel')} {dtype[1:]} {layout} {activation}"
-    return Specimen(name if fading else f"{name} plain", kernel, signature, {**options, **absent}, WARPS, **shown)
+    return LaunchExample(name if fading else f"{name} plain", kernel, signature, {**options, **absent}, WARPS, **shown)
 
 
-def specimens() -> list[Specimen]:
+def launch_examples() -> list[LaunchExample]:
     """Every kernel in every layout, and every activation. A lane's fused multiply-adds: 9 an exponential, 1 a blend."""
     forward, backward, double = forward_kernel, backward_kernel, double_backward_kernel
     lane = {"scaled_swish": 9, "silu": 9, "gelu": 20, "gelu_tanh": 10, "elu": 9, "leaky_relu": 0, "relu": 0}

@@ -24,10 +24,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..chain import step_by_step
-from ..instructions import KINDS, Buffer, Code, Do, Epilogue, Header, Instruction, Kind, Layout
+from ..chain import run_chain_unfused
+from ..instructions import KINDS, Buffer, Code, Epilogue, EpilogueOp, Header, Instruction, Kind, Layout
 from ..langevin import check_index
 from .langevin import update_rows
+from .launch_examples import LaunchExample, typed
 from .philox import WARPS, check_readable_address
 from .program import (
     FEW,
@@ -49,7 +50,6 @@ from .program import (
     window_sums,
 )
 from .program_epilogue import Step, done
-from .specimens import Specimen, typed
 
 # The most instructions of one kernel, and positions of an image: beyond, a block of threads has too much to do alone.
 INSTRUCTIONS = 24
@@ -216,11 +216,11 @@ def chain_kernel(
     constants: tl.tuple,
     schedule: tl.tensor,
     key: tl.tensor,
-    chains: tl.tensor,
+    chain_ids: tl.tensor,
     mask: tl.tensor,
     known: tl.tensor,
-    anchor: tl.tensor,
-    anchor_weight: tl.tensor,
+    data_target: tl.tensor,
+    data_term_weight: tl.tensor,
     steps: tl.tensor,
     batch: tl.tensor,
     elements: tl.tensor,
@@ -234,12 +234,12 @@ def chain_kernel(
     PER_CHAIN: tl.constexpr,
     LISTED: tl.constexpr,
     QUADS: tl.constexpr,
-    CHAINS: tl.constexpr,
+    NUM_CHAINS: tl.constexpr,
 ) -> None:
     """`steps` updates of CHAINS images."""
-    first = tl.program_id(0) * CHAINS
-    count = tl.minimum(batch - first, CHAINS)
-    lane = tl.arange(0, QUADS * CHAINS)
+    first = tl.program_id(0) * NUM_CHAINS
+    count = tl.minimum(batch - first, NUM_CHAINS)
+    lane = tl.arange(0, QUADS * NUM_CHAINS)
     slot, quad = (first + lane // QUADS).to(tl.int64), (lane % QUADS).to(tl.int64)
     inside = (slot < batch) & (quad < tl.cdiv(elements, 4))
     seed, start, index = tl.load(key), tl.load(key + 1), tl.load(key + 2)
@@ -252,8 +252,20 @@ def chain_kernel(
                 )
             tl.debug_barrier()  # what one thread wrote, others read
         update_rows(
-            *(x, x, gradient, mask, known, anchor, schedule, seed, start + done_steps, index + done_steps, chains),
-            *(anchor_weight, None, batch, elements, elements, schedule_rows, weight_rows, clamp_min, clamp_max),
+            *(
+                x,
+                x,
+                gradient,
+                mask,
+                known,
+                data_target,
+                schedule,
+                seed,
+                start + done_steps,
+                index + done_steps,
+                chain_ids,
+            ),
+            *(data_term_weight, None, batch, elements, elements, schedule_rows, weight_rows, clamp_min, clamp_max),
             *(grad_clip, (None, None, None, None, None, None), slot, quad, inside),
             *(False, PER_CHAIN, LISTED, WHOLE, False),
         )
@@ -281,42 +293,48 @@ def run_chain(
     workspace: Tensor,
     schedule: Tensor,
     key: Tensor,
-    chains: Tensor,
+    chain_ids: Tensor,
     clamp_min: float | None,
     clamp_max: float | None,
     grad_clip: float | None,
     grad_norm_clip: float | None,
     mask: Tensor | None,
     known: Tensor | None,
-    anchor: Tensor | None,
-    anchor_weight: Tensor | None,
-    anchor_hinge: float,
+    data_target: Tensor | None,
+    data_term_weight: Tensor | None,
+    data_term_hinge: float,
 ) -> None:
     """Kernel `run_chain` of fastebm.ops.schemas; update by update where a block of threads can't do it alone."""
     steps, batch = energies.shape
     shape = shape_of(code.numpy().tobytes(), facts_of(x, constants))
     check_program(shape.program, x, constants, workspace)
-    if not shape.parts or grad_norm_clip is not None or anchor_hinge > 0:
+    if not shape.parts or grad_norm_clip is not None or data_term_hinge > 0:
         limits = (clamp_min, clamp_max, grad_clip, grad_norm_clip)
-        sides = (mask, known, anchor, anchor_weight, anchor_hinge)
-        step_by_step(energies, x, gradient, code, constants, workspace, schedule, key, chains, *limits, *sides)
+        sides = (mask, known, data_target, data_term_weight, data_term_hinge)
+        run_chain_unfused(energies, x, gradient, code, constants, workspace, schedule, key, chain_ids, *limits, *sides)
         return
     if not key.is_cuda:
         check_index(key)
         for row in (key, key + torch.tensor([0, max(steps - 1, 0), 0])):
-            check_readable_address(row, chains, batch)
+            check_readable_address(row, chain_ids, batch)
     elements = x.numel() // batch
     buffers = tuple(view_of(workspace, buffer) for buffer in shape.program.buffers)
     chain_kernel[(triton.cdiv(batch, shape.images),)](
-        *(energies, x, gradient, buffers, tuple(constants), schedule, key, chains),
-        *(mask, known, anchor, anchor_weight, steps, batch, elements),
-        *(schedule.shape[0], 0 if anchor_weight is None else anchor_weight.shape[0], clamp_min, clamp_max, grad_clip),
+        *(energies, x, gradient, buffers, tuple(constants), schedule, key, chain_ids),
+        *(mask, known, data_target, data_term_weight, steps, batch, elements),
+        *(
+            schedule.shape[0],
+            0 if data_term_weight is None else data_term_weight.shape[0],
+            clamp_min,
+            clamp_max,
+            grad_clip,
+        ),
         PARTS=shape.parts,
         WHOLE=elements % 4 == 0,
         PER_CHAIN=schedule.dim() == 3,
-        LISTED=chains.shape[0] > 1,
+        LISTED=chain_ids.shape[0] > 1,
         QUADS=triton.next_power_of_2(-(-elements // 4)),
-        CHAINS=shape.images,
+        NUM_CHAINS=shape.images,
         num_warps=WARPS,
         num_stages=STAGES,
         enable_fp_fusion=False,
@@ -392,21 +410,24 @@ def _convolution(source: int, inner: int, out: int, size: int, kernel: int, pad:
 
 def _stage(size: int) -> Code:
     """CF-EBM's first stage, its energy and its gradient: 128 channels at size x size. Constants are in `_constants`."""
-    bias, silu = Epilogue(Do.ADD_CONSTANT, number=7), KINDS.index("silu")
+    bias, silu = Epilogue(EpilogueOp.ADD_CONSTANT, number=7), KINDS.index("silu")
     image = {"height": size, "width": size}
 
     def keeping(kept: int) -> Epilogue:
-        return Epilogue(Do.ACTIVATE_KEEPING, kept, kind=silu)
+        return Epilogue(EpilogueOp.ACTIVATE_KEEPING, kept, kind=silu)
 
     instructions = [
-        (Instruction(Kind.LOAD, source_channels=3, channels=4, constant=1, **image), [Epilogue(Do.STORE, 0)]),
-        (_convolution(0, 4, 128, size, 3, 1, 1), [bias, keeping(2), Epilogue(Do.STORE, 1)]),
-        (_convolution(1, 128, 128, 1, size, 0, 2), [bias, keeping(4), Epilogue(Do.STORE, 3)]),
-        (_convolution(3, 128, 1, 1, 1, 0, 3), [bias, Epilogue(Do.STORE_ENERGIES)]),
-        (Instruction(Kind.LOAD), [Epilogue(Do.STORE, 5)]),
-        (_convolution(5, 1, 128, 1, 1, 0, 4), [Epilogue(Do.MULTIPLY, 4), Epilogue(Do.STORE, 6)]),
-        (_convolution(6, 128, 128, size, size, size - 1, 5), [Epilogue(Do.MULTIPLY, 2), Epilogue(Do.STORE, 7)]),
-        (_convolution(7, 128, 3, size, 3, 1, 6), [Epilogue(Do.STORE_GRADIENT)]),
+        (Instruction(Kind.LOAD, source_channels=3, channels=4, constant=1, **image), [Epilogue(EpilogueOp.STORE, 0)]),
+        (_convolution(0, 4, 128, size, 3, 1, 1), [bias, keeping(2), Epilogue(EpilogueOp.STORE, 1)]),
+        (_convolution(1, 128, 128, 1, size, 0, 2), [bias, keeping(4), Epilogue(EpilogueOp.STORE, 3)]),
+        (_convolution(3, 128, 1, 1, 1, 0, 3), [bias, Epilogue(EpilogueOp.STORE_ENERGIES)]),
+        (Instruction(Kind.LOAD), [Epilogue(EpilogueOp.STORE, 5)]),
+        (_convolution(5, 1, 128, 1, 1, 0, 4), [Epilogue(EpilogueOp.MULTIPLY, 4), Epilogue(EpilogueOp.STORE, 6)]),
+        (
+            _convolution(6, 128, 128, size, size, size - 1, 5),
+            [Epilogue(EpilogueOp.MULTIPLY, 2), Epilogue(EpilogueOp.STORE, 7)],
+        ),
+        (_convolution(7, 128, 3, size, 3, 1, 6), [Epilogue(EpilogueOp.STORE_GRADIENT)]),
     ]
     images = [(4, size), (128, size), (128, size), (128, 1), (128, 1), (1, 1), (128, 1), (128, size)]
     return _code(images, instructions)
@@ -425,20 +446,25 @@ def _others(size: int) -> Code:
     window = {"kernel_y": 2, "kernel_x": 2, "stride_y": 2, "stride_x": 2}
     image = {"height": size, "width": size}
     instructions = [
-        (Instruction(Kind.LOAD, source_channels=33, channels=33, **image), [Epilogue(Do.STORE, 0)]),
-        (Instruction(Kind.SOFTMAX, 0, **square), [Epilogue(Do.STORE, 1)]),
-        (Instruction(Kind.LOG_SUM_EXP, 0, source_channels=33, **image), [Epilogue(Do.STORE, 2)]),
-        (Instruction(Kind.POOL, 1, **half, **window), [Epilogue(Do.STORE, 3)]),
+        (Instruction(Kind.LOAD, source_channels=33, channels=33, **image), [Epilogue(EpilogueOp.STORE, 0)]),
+        (Instruction(Kind.SOFTMAX, 0, **square), [Epilogue(EpilogueOp.STORE, 1)]),
+        (Instruction(Kind.LOG_SUM_EXP, 0, source_channels=33, **image), [Epilogue(EpilogueOp.STORE, 2)]),
+        (Instruction(Kind.POOL, 1, **half, **window), [Epilogue(EpilogueOp.STORE, 3)]),
         (
             Instruction(Kind.GATHER, 3, **square, kernel_y=2, kernel_x=2),
-            [Epilogue(Do.ADD, 2, spread=1), Epilogue(Do.STORE_GRADIENT)],
+            [Epilogue(EpilogueOp.ADD, 2, spread=1), Epilogue(EpilogueOp.STORE_GRADIENT)],
         ),
-        (Instruction(Kind.POOL, 2, source_channels=1, kernel_y=size, kernel_x=size), [Epilogue(Do.STORE_ENERGIES)]),
+        (
+            Instruction(Kind.POOL, 2, source_channels=1, kernel_y=size, kernel_x=size),
+            [Epilogue(EpilogueOp.STORE_ENERGIES)],
+        ),
     ]
     return _code([(33, size), (33, size), (1, size), (33, size // 2)], instructions)
 
 
-def _specimen(name: str, code: Code, size: int, constants: Sequence[tuple[torch.dtype, tuple[int, ...]]]) -> Specimen:
+def _specimen(
+    name: str, code: Code, size: int, constants: Sequence[tuple[torch.dtype, tuple[int, ...]]]
+) -> LaunchExample:
     channels = code.instructions[0].source_channels
     facts = Facts((channels, size, size), tuple(constants))
     images = POSITIONS // (size * size)
@@ -452,14 +478,14 @@ def _specimen(name: str, code: Code, size: int, constants: Sequence[tuple[torch.
         "buffers": tuple(stored[torch.bfloat16] for _ in code.buffers),
         "constants": tuple(stored[dtype] for dtype, _ in constants),
     }
-    options = {"PARTS": parts, "WHOLE": True, "PER_CHAIN": False, "LISTED": False, "CHAINS": images}
+    options = {"PARTS": parts, "WHOLE": True, "PER_CHAIN": False, "LISTED": False, "NUM_CHAINS": images}
     options["QUADS"] = triton.next_power_of_2(channels * size * size // 4)
     matrix = "bf16" if any(i.kind == Kind.CONVOLUTION for i in code.instructions) else None
     shows: dict[str, Any] = {"shared": True, "most_shared": 73728, "matrix": matrix}
-    return Specimen(f"run_chain {name}", chain_kernel, types, options, WARPS, num_stages=STAGES, **shows)
+    return LaunchExample(f"run_chain {name}", chain_kernel, types, options, WARPS, num_stages=STAGES, **shows)
 
 
-def specimens() -> list[Specimen]:
+def launch_examples() -> list[LaunchExample]:
     """CF-EBM's first stage at 4x4 and 8x8, and the other kinds of instructions."""
     numbers = [(torch.float32, (8,))]
     return [

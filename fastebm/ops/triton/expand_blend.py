@@ -13,8 +13,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .launch_examples import LaunchExample
 from .philox import INTERPRETED, WARPS
-from .specimens import Specimen
 
 # Tiles of one row a thread. The interpreter pays for each operation and not for each row, so it gets long tiles.
 ROWS = 1 << 12 if INTERPRETED else 32 * WARPS
@@ -99,10 +99,10 @@ def expand_blend_backward(grad_primal: Tensor, grad_fade: Tensor, grad: Tensor, 
     _launch(blend_backward_kernel, (grad_primal, grad_fade, grad, beta))
 
 
-def specimens() -> list[Specimen]:
+def launch_examples() -> list[LaunchExample]:
     """Both kernels: a fused multiply-add an element forward, and none backward."""
     return [
-        Specimen(
+        LaunchExample(
             f"{kernel.fn.__name__} {dtype[1:]}",
             kernel,
             {**dict.fromkeys(tensors, dtype), "beta": "*fp32", "packs": "i32"},

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ... import rng
 from ..langevin import SUM_LANES, check_index
+from .launch_examples import LaunchExample, typed
 from .philox import (
     ROWS,
     WARPS,
@@ -26,14 +27,13 @@ from .philox import (
     rows_of_program,
     tile,
 )
-from .specimens import Specimen, typed
 
 _STREAM = tl.constexpr(int(rng.Stream.LANGEVIN))
 # Rows of lanes that a sum reads before it adds them, so that their loads are under way together.
 _READ_AHEAD = tl.constexpr(4)
 
 _NUMBERS = ["batch", "elements", "pixels", "schedule_rows", "weight_rows"]
-_TABLES = ["schedule", "key", "chains", "anchor_weight", "factors"]
+_TABLES = ["schedule", "key", "chain_ids", "data_term_weight", "factors"]
 
 
 @triton.jit
@@ -64,13 +64,13 @@ def update_rows(
     grad: tl.tensor,
     mask: tl.tensor,
     known: tl.tensor,
-    anchor: tl.tensor,
+    data_target: tl.tensor,
     schedule: tl.tensor,
     seed: tl.tensor,
     step: tl.tensor,
     index: tl.tensor,
-    chains: tl.tensor,
-    anchor_weight: tl.tensor,
+    chain_ids: tl.tensor,
+    data_term_weight: tl.tensor,
     factors: tl.tensor,
     batch: tl.tensor,
     elements: tl.tensor,
@@ -110,7 +110,7 @@ def update_rows(
         else:
             channel, pixel = element // pixels, element % pixels
 
-    chain = chain_of(chains, slot, inside, LISTED)
+    chain = chain_of(chain_ids, slot, inside, LISTED)
     # A negative index is an error that a kernel can't raise: NaN, like a counter that overflows.
     valid = addressable(step, chain) & (index >= 0)
     index = tl.maximum(index, 0)
@@ -129,13 +129,13 @@ def update_rows(
         g = limited(g, -grad_clip, grad_clip)
     if NORM_CLIP:
         g = g * tl.load(factors + 2 * slot, mask=inside, other=0.0)[:, None]
-    if anchor is not None:
+    if data_target is not None:
         if factors is not None:
             weight = tl.load(factors + 2 * slot + 1, mask=inside, other=0.0)[:, None]
         else:
-            weight = tl.load(anchor_weight + tl.minimum(index, weight_rows - 1))
+            weight = tl.load(data_term_weight + tl.minimum(index, weight_rows - 1))
         target_at = offsets(chain_slot, channel, pixel, element, elements, strides[5])
-        target = tl.load(anchor + target_at, mask=wanted, other=0.0)
+        target = tl.load(data_target + target_at, mask=wanted, other=0.0)
         g = tl.where(weight == 0, g, tl.fma(weight, state - target, g))
 
     moved = tl.fma(-step_size, g, state)
@@ -164,11 +164,11 @@ def step_kernel(
     grad: tl.tensor,
     mask: tl.tensor,
     known: tl.tensor,
-    anchor: tl.tensor,
+    data_target: tl.tensor,
     schedule: tl.tensor,
     key: tl.tensor,
-    chains: tl.tensor,
-    anchor_weight: tl.tensor,
+    chain_ids: tl.tensor,
+    data_term_weight: tl.tensor,
     factors: tl.tensor,
     batch: tl.tensor,
     elements: tl.tensor,
@@ -190,14 +190,14 @@ def step_kernel(
     WHOLE: tl.constexpr,
     STRIDED: tl.constexpr,
     QUADS: tl.constexpr,
-    CHAINS: tl.constexpr,
+    NUM_CHAINS: tl.constexpr,
 ) -> None:
     """One row (quad of a chain) a thread."""
-    slot, quad, inside = rows_of_program(batch, tl.cdiv(elements, 4), QUADS, CHAINS)
+    slot, quad, inside = rows_of_program(batch, tl.cdiv(elements, 4), QUADS, NUM_CHAINS)
     seed, step, index = tl.load(key), tl.load(key + 1), tl.load(key + 2)
     strides = (out_strides, x_strides, grad_strides, mask_strides, known_strides, anchor_strides)
     update_rows(
-        *(out, x, grad, mask, known, anchor, schedule, seed, step, index, chains, anchor_weight, factors),
+        *(out, x, grad, mask, known, data_target, schedule, seed, step, index, chain_ids, data_term_weight, factors),
         *(batch, elements, pixels, schedule_rows, weight_rows, clamp_min, clamp_max, grad_clip, strides),
         *(slot, quad, inside, NORM_CLIP, PER_CHAIN, LISTED, WHOLE, STRIDED),
     )
@@ -251,9 +251,9 @@ def factors_kernel(
     factors: tl.tensor,
     x: tl.tensor,
     grad: tl.tensor,
-    anchor: tl.tensor,
+    data_target: tl.tensor,
     key: tl.tensor,
-    anchor_weight: tl.tensor,
+    data_term_weight: tl.tensor,
     elements: tl.tensor,
     pixels: tl.tensor,
     weight_rows: tl.tensor,
@@ -269,11 +269,11 @@ def factors_kernel(
     if norm_clip is not None:
         norm = tl.sqrt_rn(ordered_square_sum(grad, None, slot, elements, pixels, grad_strides, None, LANES))
         tl.store(factors + 2 * slot, tl.where(norm > norm_clip, tl.div_rn(norm_clip, norm), 1.0))
-    if anchor is not None:
+    if data_target is not None:
         index = tl.maximum(tl.load(key + 2), 0)
-        weight = tl.load(anchor_weight + tl.minimum(index, weight_rows - 1))
+        weight = tl.load(data_term_weight + tl.minimum(index, weight_rows - 1))
         if hinge is not None:
-            distance = ordered_square_sum(x, anchor, slot, elements, pixels, x_strides, anchor_strides, LANES)
+            distance = ordered_square_sum(x, data_target, slot, elements, pixels, x_strides, anchor_strides, LANES)
             weight = tl.where(distance > hinge, weight, 0.0)
         tl.store(factors + 2 * slot + 1, weight)
 
@@ -289,45 +289,65 @@ def langevin_step(
     grad: Tensor,
     schedule: Tensor,
     key: Tensor,
-    chains: Tensor,
+    chain_ids: Tensor,
     clamp_min: float | None,
     clamp_max: float | None,
     grad_clip: float | None,
     grad_norm_clip: float | None,
     mask: Tensor | None,
     known: Tensor | None,
-    anchor: Tensor | None,
-    anchor_weight: Tensor | None,
-    anchor_hinge: float,
+    data_target: Tensor | None,
+    data_term_weight: Tensor | None,
+    data_term_hinge: float,
 ) -> None:
     """Kernel `langevin_step` of fastebm.ops.schemas."""
     batch = x.shape[0]
-    check_readable_address(key, chains, batch)
+    check_readable_address(key, chain_ids, batch)
     check_index(key)
     count = x.numel()
     if count == 0:
         return
     elements = count // batch
-    strides = [_strides(tensor) for tensor in (out, x, grad, mask, known, anchor)]
+    strides = [_strides(tensor) for tensor in (out, x, grad, mask, known, data_target)]
     strided = any(s is not None for s in strides)
     pixels = x.shape[2] if strided else elements
-    weight_rows = 0 if anchor_weight is None else anchor_weight.shape[0]
-    hinge = anchor_hinge if anchor is not None and anchor_hinge > 0 else None
+    weight_rows = 0 if data_term_weight is None else data_term_weight.shape[0]
+    hinge = data_term_hinge if data_target is not None and data_term_hinge > 0 else None
     factors = None
     if grad_norm_clip is not None or hinge is not None:
         factors = torch.empty(2 * batch, dtype=torch.float32, device=x.device)
         factors_kernel[(batch,)](
-            *(factors, x, grad, anchor, key, anchor_weight, elements, pixels, weight_rows, grad_norm_clip, hinge),
+            *(
+                factors,
+                x,
+                grad,
+                data_target,
+                key,
+                data_term_weight,
+                elements,
+                pixels,
+                weight_rows,
+                grad_norm_clip,
+                hinge,
+            ),
             *(strides[1], strides[2], strides[5], SUM_LANES),
             num_warps=WARPS,
             enable_fp_fusion=False,
         )
     grid, quads, slots = tile(batch, -(-elements // 4))
     step_kernel[grid](
-        *(out, x, grad, mask, known, anchor, schedule, key, chains, anchor_weight, factors),
+        *(out, x, grad, mask, known, data_target, schedule, key, chain_ids, data_term_weight, factors),
         *(batch, elements, pixels, schedule.shape[0], weight_rows, clamp_min, clamp_max, grad_clip),
         *strides,
-        *(grad_norm_clip is not None, schedule.dim() == 3, chains.shape[0] > 1, pixels % 4 == 0, strided, quads, slots),
+        *(
+            grad_norm_clip is not None,
+            schedule.dim() == 3,
+            chain_ids.shape[0] > 1,
+            pixels % 4 == 0,
+            strided,
+            quads,
+            slots,
+        ),
         num_warps=WARPS,
         enable_fp_fusion=False,
     )
@@ -335,16 +355,16 @@ def langevin_step(
 
 def _step_specimen(
     name: str, types: dict[str, Any], options: dict[str, Any], loads: int | None, stores: int | None, **shows: Any
-) -> Specimen:
+) -> LaunchExample:
     """`step_kernel` with some types and options other than the plain ones."""
     signature = typed("*fp32", "out x grad schedule") | typed("*i64", "key chains") | typed("i32", " ".join(_NUMBERS))
     plain = dict.fromkeys(("NORM_CLIP", "PER_CHAIN", "LISTED", "STRIDED"), False)
-    constexprs = {**plain, "WHOLE": True, "QUADS": ROWS, "CHAINS": 1, **options}
+    constexprs = {**plain, "WHOLE": True, "QUADS": ROWS, "NUM_CHAINS": 1, **options}
     shows = {"fused": 44, "vector_loads": loads, "vector_stores": stores, **shows}
-    return Specimen(f"langevin_step {name}", step_kernel, signature | types, constexprs, WARPS, **shows)
+    return LaunchExample(f"langevin_step {name}", step_kernel, signature | types, constexprs, WARPS, **shows)
 
 
-def specimens() -> list[Specimen]:
+def launch_examples() -> list[LaunchExample]:
     """A quad of a step: 36 fused multiply-adds for its noise, 8 for the update, 4 for an anchor."""
     clamp, strides = typed("fp32", "clamp_min clamp_max"), ("i32", "i32", "i32")
     pinned = typed("*i1", "mask") | typed("*fp32", "known")
@@ -359,12 +379,12 @@ def specimens() -> list[Specimen]:
         _step_specimen("clipped", clamp | typed("fp32", "grad_clip"), {}, 2, 1),
         _step_specimen("with bfloat16 gradient", typed("*bf16", "grad"), {}, 1, 1),
         _step_specimen("with float16 gradient", typed("*fp16", "grad"), {}, 1, 1),
-        _step_specimen("of 4x4 images", clamp, {"QUADS": 4, "CHAINS": ROWS // 4}, 2, 1),
+        _step_specimen("of 4x4 images", clamp, {"QUADS": 4, "NUM_CHAINS": ROWS // 4}, 2, 1),
         _step_specimen("with a schedule for each chain", {}, {"PER_CHAIN": True, "LISTED": True}, 2, 1),
         _step_specimen("with everything", everything, {"NORM_CLIP": True}, 4, 1, fused=48),
         _step_specimen("with a broadcast mask", broadcast, {"STRIDED": True}, 2, 1),
         _step_specimen("channels last", lying, {"STRIDED": True}, None, None, shared=True),
         _step_specimen("of odd sizes", typed("i64", "elements"), {"WHOLE": False}, 0, 0, shared=True),
         _step_specimen("of odd sizes, channels last", lying, {"WHOLE": False, "STRIDED": True}, 0, 0, shared=True),
-        Specimen("langevin_step factors", factors_kernel, summed, {"LANES": SUM_LANES}, WARPS, shared=True),
+        LaunchExample("langevin_step factors", factors_kernel, summed, {"LANES": SUM_LANES}, WARPS, shared=True),
     ]

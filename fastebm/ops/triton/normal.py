@@ -8,6 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .launch_examples import LaunchExample, typed
 from .philox import (
     ROWS,
     WARPS,
@@ -20,14 +21,13 @@ from .philox import (
     tile,
     uniform_rows,
 )
-from .specimens import Specimen, typed
 
 
-@triton.jit(do_not_specialize=["batch", "elements", "stream"], do_not_specialize_on_alignment=["key", "chains"])
+@triton.jit(do_not_specialize=["batch", "elements", "stream"], do_not_specialize_on_alignment=["key", "chain_ids"])
 def fill_kernel(
     out: tl.tensor,
     key: tl.tensor,
-    chains: tl.tensor,
+    chain_ids: tl.tensor,
     batch: tl.tensor,
     elements: tl.tensor,
     stream: tl.tensor,
@@ -35,13 +35,13 @@ def fill_kernel(
     LISTED: tl.constexpr,
     WHOLE: tl.constexpr,
     QUADS: tl.constexpr,
-    CHAINS: tl.constexpr,
+    NUM_CHAINS: tl.constexpr,
 ) -> None:
     """One row a thread. WHOLE: chains are whole quads, so that a row is one 16-byte store."""
     quads = tl.cdiv(elements, 4)
-    slot, quad, inside = rows_of_program(batch, quads, QUADS, CHAINS)
+    slot, quad, inside = rows_of_program(batch, quads, QUADS, NUM_CHAINS)
     seed, step = tl.load(key), tl.load(key + 1)
-    chain = chain_of(chains, slot, inside, LISTED)
+    chain = chain_of(chain_ids, slot, inside, LISTED)
     words = philox(quad, step, chain, stream, seed)
     drawn = normal_rows(words) if NORMAL else uniform_rows(words)
     drawn = tl.where(addressable(step, chain)[:, None], drawn, float("nan"))
@@ -55,42 +55,54 @@ def fill_kernel(
     tl.store(out + offset, drawn.to(out.dtype.element_ty), mask=wanted)
 
 
-def fill(out: Tensor, key: Tensor, chains: Tensor, stream: int, normal: bool) -> None:
+def fill(out: Tensor, key: Tensor, chain_ids: Tensor, stream: int, normal: bool) -> None:
     """Fill contiguous `out` (B, ...) with normals or uniforms."""
     batch = out.shape[0]
-    check_readable_address(key, chains, batch)
+    check_readable_address(key, chain_ids, batch)
     count = out.numel()
     if count == 0:
         return
     elements = count // batch
     grid, quads, slots = tile(batch, -(-elements // 4))
     fill_kernel[grid](
-        *(out, key, chains, batch, elements, stream, normal, chains.shape[0] > 1, elements % 4 == 0, quads, slots),
+        *(
+            out,
+            key,
+            chain_ids,
+            batch,
+            elements,
+            stream,
+            normal,
+            chain_ids.shape[0] > 1,
+            elements % 4 == 0,
+            quads,
+            slots,
+        ),
         num_warps=WARPS,
         enable_fp_fusion=False,
     )
 
 
-def normal(out: Tensor, key: Tensor, chains: Tensor, stream: int) -> None:
+def normal(out: Tensor, key: Tensor, chain_ids: Tensor, stream: int) -> None:
     """Kernel `normal` of fastebm.ops.schemas."""
-    fill(out, key, chains, stream, normal=True)
+    fill(out, key, chain_ids, stream, normal=True)
 
 
-def fill_specimens(name: str, is_normal: bool, fused: int) -> list[Specimen]:
+def fill_specimens(name: str, is_normal: bool, fused: int) -> list[LaunchExample]:
     """`fill_kernel` for one kind of noise; `fused` multiply-adds make a quad of it."""
     types = typed("*i64", "key chains") | typed("i32", "batch elements stream") | typed("*fp32", "out")
-    plain = {"NORMAL": is_normal, "LISTED": False, "WHOLE": True, "QUADS": ROWS, "CHAINS": 1}
-    tiny = {**plain, "LISTED": True, "QUADS": 4, "CHAINS": ROWS // 4}
+    plain = {"NORMAL": is_normal, "LISTED": False, "WHOLE": True, "QUADS": ROWS, "NUM_CHAINS": 1}
+    tiny = {**plain, "LISTED": True, "QUADS": 4, "NUM_CHAINS": ROWS // 4}
     odd, far = {**plain, "WHOLE": False}, {**types, "elements": "i64"}
     shows: dict[str, Any] = {"num_warps": WARPS, "fused": fused}
     return [
-        Specimen(name, fill_kernel, types, plain, vector_stores=1, **shows),
-        Specimen(f"{name} in bfloat16", fill_kernel, {**types, "out": "*bf16"}, plain, **shows),
-        Specimen(f"{name} of 4x4 images", fill_kernel, types, tiny, vector_stores=1, **shows),
-        Specimen(f"{name} of odd sizes", fill_kernel, far, odd, vector_stores=0, shared=True, **shows),
+        LaunchExample(name, fill_kernel, types, plain, vector_stores=1, **shows),
+        LaunchExample(f"{name} in bfloat16", fill_kernel, {**types, "out": "*bf16"}, plain, **shows),
+        LaunchExample(f"{name} of 4x4 images", fill_kernel, types, tiny, vector_stores=1, **shows),
+        LaunchExample(f"{name} of odd sizes", fill_kernel, far, odd, vector_stores=0, shared=True, **shows),
     ]
 
 
-def specimens() -> list[Specimen]:
+def launch_examples() -> list[LaunchExample]:
     """A quad of normals: 4 uniforms of one, 2 logarithms of 9, 2 pairs of sine and cosine of 7."""
     return fill_specimens("normal", True, 4 + 2 * 9 + 2 * 7)

@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ... import rng
-from ..normal import COSINE, LOG, SINE, chain_numbers, check_addressable
+from ..normal import COSINE, LOG, SINE, check_addressable, expand_chain_ids
 
 # One row a thread. The interpreter pays for each operation and not for each row, so it gets long programs.
 WARPS = 4
@@ -121,23 +121,23 @@ def uniform_rows(words: tl.tuple) -> tl.tensor:
 
 
 @triton.jit
-def rows_of_program(batch: tl.tensor, quads: tl.tensor, QUADS: tl.constexpr, CHAINS: tl.constexpr) -> tl.tuple:
+def rows_of_program(batch: tl.tensor, quads: tl.tensor, QUADS: tl.constexpr, NUM_CHAINS: tl.constexpr) -> tl.tuple:
     """(slot of the chain in the batch, quad, whether the two exist), int64, of each row of this program."""
     across = tl.cdiv(quads, QUADS)
     program = tl.program_id(0)
-    lane = tl.arange(0, QUADS * CHAINS)
+    lane = tl.arange(0, QUADS * NUM_CHAINS)
     quad = (program % across).to(tl.int64) * QUADS + lane % QUADS
-    slot = (program // across).to(tl.int64) * CHAINS + lane // QUADS
+    slot = (program // across).to(tl.int64) * NUM_CHAINS + lane // QUADS
     return slot, quad, (slot < batch) & (quad < quads)
 
 
 @triton.jit
-def chain_of(chains: tl.tensor, slot: tl.tensor, inside: tl.tensor, LISTED: tl.constexpr) -> tl.tensor:
+def chain_of(chain_ids: tl.tensor, slot: tl.tensor, inside: tl.tensor, LISTED: tl.constexpr) -> tl.tensor:
     """Ids of the chains of rows: listed one by one, or consecutive from the first."""
     if LISTED:
-        return tl.load(chains + slot, mask=inside, other=0)
+        return tl.load(chain_ids + slot, mask=inside, other=0)
     else:
-        return tl.load(chains) + slot
+        return tl.load(chain_ids) + slot
 
 
 @triton.jit
@@ -150,13 +150,13 @@ def tile(batch: int, quads: int) -> tuple[tuple[int], int, int]:
     """(grid, QUADS, CHAINS) of programs that cover `batch` chains of `quads` quads."""
     # Plain integers: triton.cdiv and its kin take microseconds each when called from the host.
     across = min(ROWS, 1 << (quads - 1).bit_length())
-    chains = ROWS // across
+    chain_ids = ROWS // across
     if INTERPRETED:
-        chains = min(chains, 1 << (batch - 1).bit_length())
-    return (-(-quads // across) * -(-batch // chains),), across, chains
+        chain_ids = min(chain_ids, 1 << (batch - 1).bit_length())
+    return (-(-quads // across) * -(-batch // chain_ids),), across, chain_ids
 
 
-def check_readable_address(key: Tensor, chains: Tensor, batch: int) -> None:
+def check_readable_address(key: Tensor, chain_ids: Tensor, batch: int) -> None:
     """Raise on an overflow where the address can be read without stalling a GPU, as the other CPU backends do."""
     if not key.is_cuda:
-        check_addressable(key, chain_numbers(chains, batch))
+        check_addressable(key, expand_chain_ids(chain_ids, batch))

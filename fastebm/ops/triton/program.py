@@ -22,12 +22,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..instructions import KINDS, Buffer, Code, Do, Epilogue, Header, Instruction, Kind, Layout, decode
+from ..instructions import KINDS, Buffer, Code, Epilogue, EpilogueOp, Header, Instruction, Kind, Layout, decode
 from .activations import exponential
 from .curves import logarithm
+from .launch_examples import LaunchExample
 from .philox import INTERPRETED
 from .program_epilogue import Step, epilogue
-from .specimens import Specimen
 
 _LOAD, _GATHER, _POOL = tl.constexpr(int(Kind.LOAD)), tl.constexpr(int(Kind.GATHER)), tl.constexpr(int(Kind.POOL))
 _LOG_SUM_EXP = tl.constexpr(int(Kind.LOG_SUM_EXP))
@@ -600,7 +600,7 @@ def _steps(program: Code, facts: Facts, i: Instruction) -> tuple[Any, ...]:
         operand, step, row, image = _step(program, facts, i, operation, operation.buffer in written)
         for values, value in zip(lists, (operand, step, row, image, max(operation.number, 0)), strict=True):
             values.append(value)
-        if operation.do in (Do.STORE, Do.ACTIVATE_KEEPING):
+        if operation.do in (EpilogueOp.STORE, EpilogueOp.ACTIVATE_KEEPING):
             written.add(operation.buffer)
     return tuple(tuple(values) for values in lists)
 
@@ -609,8 +609,8 @@ def _step(
     program: Code, facts: Facts, i: Instruction, operation: Epilogue, own: bool
 ) -> tuple[tuple[str, int], Step, int, int]:
     """(operand, what the compiler knows, row, image) of one operation."""
-    do = Do(operation.do)
-    if do in (Do.ADD_CONSTANT, Do.MULTIPLY_CONSTANT):
+    do = EpilogueOp(operation.do)
+    if do in (EpilogueOp.ADD_CONSTANT, EpilogueOp.MULTIPLY_CONSTANT):
         dtype, (height, width, channels) = facts.constants[operation.number]
         if dtype != torch.float32 or channels < i.channels:
             raise ValueError(
@@ -619,12 +619,12 @@ def _step(
             )
         pixel, row = (channels if width > 1 else 0), (width * channels if height > 1 else 0)
         return ("constants", operation.number), Step(int(do), pixel=pixel, flat=not (pixel or row)), row, 0
-    if do == Do.STORE_GRADIENT:
+    if do == EpilogueOp.STORE_GRADIENT:
         width = facts.sample[-1] if len(facts.sample) == 3 else 1
         return ("gradient", 0), Step(int(do)), width, math.prod(facts.sample)
-    if do == Do.STORE_ENERGIES:
+    if do == EpilogueOp.STORE_ENERGIES:
         return ("energies", 0), Step(int(do)), 0, 0
-    if do in (Do.SCALE, Do.ACTIVATE):
+    if do in (EpilogueOp.SCALE, EpilogueOp.ACTIVATE):
         return ("constants", 0), Step(int(do), kind=operation.kind), 0, 0
     buffer = program.buffers[operation.buffer]
     step = Step(
@@ -635,7 +635,7 @@ def _step(
         channel=operation.channel,
         factor_y=operation.factor_y,
         factor_x=operation.factor_x,
-        scaled=do == Do.ADD and operation.number >= 0,
+        scaled=do == EpilogueOp.ADD and operation.number >= 0,
         pixel=buffer.pixel,
         own=own,
     )
@@ -649,7 +649,9 @@ def _integers(values: Sequence[int]) -> tuple[str, ...]:
     return tuple("i32:16" if value % 16 == 0 else "i32" for value in values)
 
 
-def _specimen(name: str, instruction: Instruction, size: int, operations: Sequence[Epilogue], **shown: Any) -> Specimen:
+def _specimen(
+    name: str, instruction: Instruction, size: int, operations: Sequence[Epilogue], **shown: Any
+) -> LaunchExample:
     """A kernel as `_launch` compiles it, for numbers of `size` bytes.
 
     Buffer 0 is the source. Buffers 1 to 3 are of the result's shape, 4 of half of it. Constant 1 is a weight, 2 a bias.
@@ -694,7 +696,7 @@ def _specimen(name: str, instruction: Instruction, size: int, operations: Sequen
     shown = {"shared": True, "most_shared": 73728 if stages else 16384, **shown}
     if i.kind == Kind.CONVOLUTION:
         shown["matrix"] = {2: "bf16", 4: "tf32"}[size]
-    return Specimen(f"program {name}", call.kernel, signature, options, warps, num_stages=stages, **shown)
+    return LaunchExample(f"program {name}", call.kernel, signature, options, warps, num_stages=stages, **shown)
 
 
 def _convolution(inner: int, out: int, size: int, kernel: int = 3, **fields: int) -> Instruction:
@@ -712,13 +714,18 @@ def _convolution(inner: int, out: int, size: int, kernel: int = 3, **fields: int
     return Instruction(Kind.CONVOLUTION, 0, source_channels=inner, channels=out, constant=1, **given)
 
 
-def specimens() -> list[Specimen]:
+def launch_examples() -> list[LaunchExample]:
     """Convolutions as CF-EBM's gradient has them at 32x32 and 8x8, their epilogues, and all other kinds."""
     silu, gelu, elu, softplus = (KINDS.index(name) for name in ("silu", "gelu", "elu", "softplus"))
-    bias, store = Epilogue(Do.ADD_CONSTANT, number=2), Epilogue(Do.STORE, 1)
-    keeping = [bias, Epilogue(Do.ACTIVATE_KEEPING, 2, kind=silu), store]
-    sloped = [Epilogue(Do.MULTIPLY, 2), Epilogue(Do.ADD, 4, factor_y=2, factor_x=2, number=3), store]
-    again = [Epilogue(Do.SLOPE, 2, kind=gelu), Epilogue(Do.SCALE, number=1), Epilogue(Do.ADD, 3), store]
+    bias, store = Epilogue(EpilogueOp.ADD_CONSTANT, number=2), Epilogue(EpilogueOp.STORE, 1)
+    keeping = [bias, Epilogue(EpilogueOp.ACTIVATE_KEEPING, 2, kind=silu), store]
+    sloped = [Epilogue(EpilogueOp.MULTIPLY, 2), Epilogue(EpilogueOp.ADD, 4, factor_y=2, factor_x=2, number=3), store]
+    again = [
+        Epilogue(EpilogueOp.SLOPE, 2, kind=gelu),
+        Epilogue(EpilogueOp.SCALE, number=1),
+        Epilogue(EpilogueOp.ADD, 3),
+        store,
+    ]
     strided, parity = {"stride_y": 2, "stride_x": 2}, {"kernel_y": 2, "kernel_x": 2, "step_y": 2, "step_x": 2}
     few = {"source_channels": 10, "channels": 10, "height": 8, "width": 8}
     found = [
@@ -727,7 +734,10 @@ def specimens() -> list[Specimen]:
         _specimen("pool", Instruction(Kind.POOL, 0, **few, kernel_y=8, kernel_x=8), 2, [store]),
         _specimen("softmax", Instruction(Kind.SOFTMAX, 0, **few), 2, [store]),
         _specimen(
-            "log_sum_exp", Instruction(Kind.LOG_SUM_EXP, 0, source_channels=10), 4, [Epilogue(Do.STORE_ENERGIES)]
+            "log_sum_exp",
+            Instruction(Kind.LOG_SUM_EXP, 0, source_channels=10),
+            4,
+            [Epilogue(EpilogueOp.STORE_ENERGIES)],
         ),
     ]
     for size, name in ((2, "bf16"), (4, "fp32")):
@@ -737,18 +747,18 @@ def specimens() -> list[Specimen]:
             _specimen(f"4x4 stride 2 {name}", _convolution(128, 128, 16, 4, **strided), size, keeping),
             _specimen(f"parity {name}", _convolution(128, 128, 16, 2, **parity), size, sloped),
             _specimen(f"few channels {name}", _convolution(4, 128, 32), size, keeping),
-            _specimen(f"to the gradient {name}", _convolution(128, 3, 32), size, [Epilogue(Do.STORE_GRADIENT)]),
+            _specimen(f"to the gradient {name}", _convolution(128, 3, 32), size, [Epilogue(EpilogueOp.STORE_GRADIENT)]),
             _specimen(
                 f"elu, softplus {name}",
                 _convolution(64, 64, 32),
                 size,
                 [
                     bias,
-                    Epilogue(Do.ACTIVATE, number=2, kind=elu),
-                    Epilogue(Do.ACTIVATE_KEEPING, 2, number=5, kind=softplus),
+                    Epilogue(EpilogueOp.ACTIVATE, number=2, kind=elu),
+                    Epilogue(EpilogueOp.ACTIVATE_KEEPING, 2, number=5, kind=softplus),
                     store,
                 ],
             ),
-            _specimen(f"linear {name}", _convolution(256, 1, 1, 1), size, [bias, Epilogue(Do.STORE_ENERGIES)]),
+            _specimen(f"linear {name}", _convolution(256, 1, 1, 1), size, [bias, Epilogue(EpilogueOp.STORE_ENERGIES)]),
         ]
     return found

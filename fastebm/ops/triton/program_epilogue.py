@@ -13,7 +13,7 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
-from ..instructions import Do
+from ..instructions import EpilogueOp
 from .curves import curve, parameters, slope
 
 
@@ -53,7 +53,7 @@ class Step(NamedTuple):
     _STORE,
     _STORE_GRADIENT,
     _STORE_ENERGIES,
-) = (tl.constexpr(int(do)) for do in Do)
+) = (tl.constexpr(int(do)) for do in EpilogueOp)
 
 
 @triton.jit

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from .launch_examples import LaunchExample
 from .normal import fill, fill_specimens
-from .specimens import Specimen
 
 
-def uniform(out: Tensor, key: Tensor, chains: Tensor, stream: int) -> None:
+def uniform(out: Tensor, key: Tensor, chain_ids: Tensor, stream: int) -> None:
     """Kernel `uniform` of fastebm.ops.schemas."""
-    fill(out, key, chains, stream, normal=False)
+    fill(out, key, chain_ids, stream, normal=False)
 
 
-def specimens() -> list[Specimen]:
+def launch_examples() -> list[LaunchExample]:
     """A quad of uniforms is four fused multiply-adds."""
     return fill_specimens("uniform", False, 4)

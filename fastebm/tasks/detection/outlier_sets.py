@@ -76,7 +76,7 @@ def _check_count(count: int) -> None:
 
 def _draws(shape: tuple[int, ...], address: _Address, seed: int, first: int = 0) -> Tensor:
     """Uniforms in (0, 1]; the first dimension counts images from number `first` on."""
-    return uniform(shape, seed=seed, step=address, stream=rng.Stream.INITIAL, chains=first)
+    return uniform(shape, seed=seed, step=address, stream=rng.Stream.INITIAL, chain_ids=first)
 
 
 def _bytes(draws: Tensor) -> Tensor:

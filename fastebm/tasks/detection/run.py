@@ -27,7 +27,7 @@ FEWEST_TRAINING = 1000  # images for the statistics, however few are to be score
 
 
 @dataclass(frozen=True)
-class Detection:
+class DetectionResult:
     """What a run says of several sets; "in_distribution" is the first of them.
 
     Attributes:
@@ -74,7 +74,7 @@ def detect_outliers(
     dtype: torch.dtype | None = torch.float32,
     engine: str = "auto",
     progress: bool = False,
-) -> Detection:
+) -> DetectionResult:
     """Scores `images` and sets of outliers, and says how well each score tells them apart.
 
     Always among the outliers are uniform noise, constant colours, means of two of `images`, and those of them that are
@@ -134,7 +134,7 @@ def detect_outliers(
         for name, by_score in scores.items()
         if name != IN_DISTRIBUTION
     }
-    return Detection(run, sets, scores, metrics, levels)
+    return DetectionResult(run, sets, scores, metrics, levels)
 
 
 def _untrained_levels(run: CoarseToFineRun) -> dict[int, CoarseToFineEnergy]:

@@ -35,7 +35,7 @@ LARGEST_GRID = 10_000
 
 
 @dataclass(frozen=True)
-class Generated:
+class GenerationResult:
     """What a call has made.
 
     Attributes:
@@ -69,7 +69,7 @@ def generate(
     device: torch.device | str | None = None,
     overwrite: bool = False,
     progress: bool = False,
-) -> Generated:
+) -> GenerationResult:
     """Draws `count` samples of the run in a folder, and writes them to `out`, as bytes: round((x + 1) * 127.5).
 
     A call that was killed or failed goes on when it is made again, with the checkpoint that it began with, and ends
@@ -117,7 +117,7 @@ def generate(
                 _share(Path(run_dir), request, output, missing, processes, device, advance)
         output.finish(request)
         drawn = sum(len(request.rows(number)) for number in missing)
-        made = Generated(output.path, request, drawn, time.perf_counter() - start, output.numbers)
+        made = GenerationResult(output.path, request, drawn, time.perf_counter() - start, output.numbers)
         output.close(_numbers(made, run, processes, device))
     return made
 
@@ -255,13 +255,13 @@ def _request(run: CoarseToFineRun, count: int, seed: int | None, chunk: int | No
     return request
 
 
-def _numbers(made: Generated, run: CoarseToFineRun, processes: int, device: torch.device) -> dict[str, Any]:
+def _numbers(made: GenerationResult, run: CoarseToFineRun, processes: int, device: torch.device) -> dict[str, Any]:
     """What was made by what and how fast, as JSON has it; the speed is that of this call alone."""
     config, request = run.config, made.request
     sampler = {
         "variant": config.variant,
         "levels": sorted(run.levels),
-        "steps": config.steps,
+        "num_steps": config.num_steps,
         "step_size": config.step_size,
         "noise_start": config.noise_start,
         "noise_end": config.noise_end,

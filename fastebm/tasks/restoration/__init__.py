@@ -1,7 +1,7 @@
 """Zero-shot restoration: images from linear measurements `y = A x`, by an energy that was trained without them."""
 
 from fastebm.tasks.restoration.cascade import restore_by_cascade
-from fastebm.tasks.restoration.consistency import Consistent
+from fastebm.tasks.restoration.consistency import DataConsistency
 from fastebm.tasks.restoration.degradation_names import degradation
 from fastebm.tasks.restoration.degradations import (
     Colorization,
@@ -18,14 +18,14 @@ from fastebm.tasks.restoration.degradations import (
     gaussian_kernel,
     random_mask,
 )
-from fastebm.tasks.restoration.latent import LatentEnergy, LatentSearch, Refinement, Restored, restore
+from fastebm.tasks.restoration.latent import LatentEnergy, LatentSearch, Refinement, RestorationResult, restore
 from fastebm.tasks.restoration.projected import ProjectedCascade, ProjectedLangevin
 
 __all__ = [
     "Colorization",
     "Composition",
     "CompressedSensing",
-    "Consistent",
+    "DataConsistency",
     "Degradation",
     "Dense",
     "Inpainting",
@@ -34,7 +34,7 @@ __all__ = [
     "ProjectedCascade",
     "ProjectedLangevin",
     "Refinement",
-    "Restored",
+    "RestorationResult",
     "SeparableBlur",
     "SuperResolution",
     "bicubic",

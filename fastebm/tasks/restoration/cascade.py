@@ -9,12 +9,12 @@ from torch import Tensor
 
 from fastebm.data.masks import HOLE_NOISE
 from fastebm.ops import uniform
-from fastebm.rng import Stream, chain_ids
+from fastebm.rng import Stream, make_chain_ids
 from fastebm.sampling.cascade import LevelSampler
-from fastebm.sampling.langevin import batch_rows
-from fastebm.tasks.restoration.consistency import Consistent
+from fastebm.sampling.langevin import batch_slices
+from fastebm.tasks.restoration.consistency import DataConsistency
 from fastebm.tasks.restoration.degradations import Degradation
-from fastebm.tasks.restoration.latent import Refinement, Restored, joined, refined
+from fastebm.tasks.restoration.latent import Refinement, RestorationResult, joined, refined
 from fastebm.tasks.restoration.projected import ProjectedCascade, Projection
 
 
@@ -29,12 +29,12 @@ def restore_by_cascade(
     coarse: bool | None = None,
     refinement: Refinement | None = None,
     seed: int = 0,
-    chains: int = 0,
+    first_chain_id: int = 0,
     batch_size: int | None = None,
-) -> Restored:
+) -> RestorationResult:
     """Images from measurements `y = A x + noise`, by the chains of `cascade` made consistent with y after each update.
 
-    In the last level by `degradation`; in the levels below by what it says of images of their size (`halved`), where it
+    In the last level by `degradation`; in the levels below by what it says of images of their size (`coarsened`), where it
     says anything. The start is the cascade's own noise, so that x̂ = A⁺y + (I - A⁺A) x from the first update on; or
     the last level's updates alone start at what `degradation` guesses.
 
@@ -45,7 +45,7 @@ def restore_by_cascade(
         restarts: chains for each image; the one that ends at the lowest energy of the last level is taken.
         coarse: whether chains go up from the lowest level. By default they do unless images of half the size would know
             less than half as large a part of themselves from y: then they start at full size.
-        chains: image i has the chains `(chains + i) * restarts` and on.
+        first_chain_id: image i has the chains `(first_chain_id + i) * restarts` and on.
 
     Raises ValueError where the sizes don't fit, FloatingPointError where a chain is not finite.
 
@@ -57,7 +57,7 @@ def restore_by_cascade(
         >>> half = SuperResolution(2)
         >>> y = half.A(torch.full((3, 1, 8, 8), 0.5))
         >>> restored = restore_by_cascade(y, half, cascade=fastebm.Cascade({4: energy, 8: energy}, step_size=0.1))
-        >>> restored.images.shape, bool(restored.misfit.max() < 1e-6)
+        >>> restored.images.shape, bool(restored.residual_rms.max() < 1e-6)
         (torch.Size([3, 1, 8, 8]), True)
     """
     if restarts < 1:
@@ -68,12 +68,12 @@ def restore_by_cascade(
     if (height, width) != (top.size, top.size):
         raise ValueError(f"the cascade ends at {top.size}x{top.size}, but y measures images of {height}x{width}")
     coarse = _says_enough_of_half(degradation, y) if coarse is None else coarse
-    consistent = Consistent(degradation, (channels, height, width), noise)
+    consistent = DataConsistency(degradation, (channels, height, width), noise)
     parts = []
-    for first, last in batch_rows(len(y), batch_size):
+    for first, last in batch_slices(len(y), batch_size):
         rows, count = y[first:last], last - first
         held = ProjectedCascade(cascade, _projections(cascade, degradation, rows, noise, restarts))
-        ids = (chain_ids((chains + first) * restarts, 1) + torch.arange(count * restarts)).to(y.device)
+        ids = (make_chain_ids((first_chain_id + first) * restarts, 1) + torch.arange(count * restarts)).to(y.device)
         if coarse:
             images = held.sample(len(ids), seed, ids, channels=channels, device=y.device)
         else:
@@ -81,18 +81,18 @@ def restore_by_cascade(
         energies = top.sampler.gradient(images)[0].reshape(count, restarts)
         images = images.unflatten(0, (count, restarts))
         chosen = images[torch.arange(count, device=y.device), energies.argmin(1)]
-        misfit = consistent.misfit(chosen, base[first:last])
-        found = Restored(chosen, energies.amin(1), misfit, energies, images.mean(1))
+        residual_rms = consistent.residual_rms(chosen, base[first:last])
+        found = RestorationResult(chosen, energies.amin(1), residual_rms, energies, images.mean(1))
         if refinement is not None:
             gradient = top.sampler.gradient
-            found = refined(found, base[first:last], consistent, gradient, refinement, seed, chains + first)
+            found = refined(found, base[first:last], consistent, gradient, refinement, seed, first_chain_id + first)
         parts.append(found)
     return joined(parts)
 
 
 def _says_enough_of_half(degradation: Degradation, y: Tensor) -> bool:
     """Whether images of half the size know at least half as large a part of themselves from y as whole ones do."""
-    half = degradation.halved(y)
+    half = degradation.coarsened(y)
     if half is None:
         return False
     shares = []
@@ -104,13 +104,13 @@ def _says_enough_of_half(degradation: Degradation, y: Tensor) -> bool:
 
 
 def _full_size_start(
-    degradation: Degradation, consistent: Consistent, y: Tensor, restarts: int, seed: int, ids: Tensor
+    degradation: Degradation, consistent: DataConsistency, y: Tensor, restarts: int, seed: int, ids: Tensor
 ) -> Tensor:
     """What the degradation guesses, with a little noise where y leaves it free, once a chain."""
-    guess = degradation.guess(y).repeat_interleave(restarts, 0)
-    draws = uniform(guess.shape, seed=seed, stream=Stream.INITIAL, chains=ids, device=y.device)
+    initial_estimate = degradation.initial_estimate(y).repeat_interleave(restarts, 0)
+    draws = uniform(initial_estimate.shape, seed=seed, stream=Stream.INITIAL, chain_ids=ids, device=y.device)
     base = degradation.pinv(y).repeat_interleave(restarts, 0)
-    return consistent(guess + HOLE_NOISE * (2 * draws - 1), base)
+    return consistent(initial_estimate + HOLE_NOISE * (2 * draws - 1), base)
 
 
 def _projections(
@@ -121,13 +121,13 @@ def _projections(
     for level in reversed(cascade.levels):
         base = degradation.pinv(y).repeat_interleave(restarts, 0)
         shape = (base.shape[1], base.shape[2], base.shape[3])
-        projections[level.size] = _onto(Consistent(degradation, shape, noise), base)
-        half = degradation.halved(y)
+        projections[level.size] = _onto(DataConsistency(degradation, shape, noise), base)
+        half = degradation.coarsened(y)
         if half is None:
             break
         degradation, y, noise = half.degradation, half.y, noise * half.noise_scale
     return projections
 
 
-def _onto(consistent: Consistent, base: Tensor) -> Projection:
+def _onto(consistent: DataConsistency, base: Tensor) -> Projection:
     return lambda x: consistent(x, base)

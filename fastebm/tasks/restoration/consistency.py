@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from fastebm.tasks.restoration.degradations import Degradation, Shape
 
 
-class Consistent(nn.Module):
+class DataConsistency(nn.Module):
     """Moves images x to the nearest that agree with a measurement y, which comes as `base` = A⁺y.
 
     Without noise that is the range-null space decomposition x̂ = A⁺y + (I - A⁺A) x (Wang, Yu, Zhang, ICLR 2023): A x̂ is
@@ -42,11 +42,11 @@ class Consistent(nn.Module):
         if self.noise == 0:
             return base + free
         lacking = base - (x - free)
-        misfit = _norms(self.degradation.A(lacking))
-        share = (1 - self.allowed / misfit.clamp_min(torch.finfo(x.dtype).tiny)).clamp_min(0)
+        residual_rms = _norms(self.degradation.A(lacking))
+        share = (1 - self.allowed / residual_rms.clamp_min(torch.finfo(x.dtype).tiny)).clamp_min(0)
         return x + share[:, None, None, None] * lacking
 
-    def misfit(self, x: Tensor, base: Tensor) -> Tensor:
+    def residual_rms(self, x: Tensor, base: Tensor) -> Tensor:
         """(B,) root mean squares of A A⁺(y - A x) over the numbers that A measures; about σ for the true image."""
         rank = self.degradation.rank((x.shape[1], x.shape[2], x.shape[3]))
         return _norms(self.degradation.A(base) - self.degradation.A(x)) / math.sqrt(rank)

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastebm.data import surroundings
+from fastebm.data import neighbour_mean
 from fastebm.ops.uniform import uniform
 from fastebm.rng import Stream
 
@@ -54,18 +54,18 @@ class Degradation(nn.Module, ABC):
     def rank(self, shape: Shape) -> int:
         """How many numbers A measures of an image of `shape` (C, H, W): the rank of its matrix."""
 
-    def guess(self, y: Tensor) -> Tensor:
+    def initial_estimate(self, y: Tensor) -> Tensor:
         """Images (B, C, H, W) to start from at full size: `pinv(y)`, unless something smoother costs nothing."""
         return self.pinv(y)
 
-    def halved(self, y: Tensor) -> Half | None:
+    def coarsened(self, y: Tensor) -> CoarseMeasurement | None:
         """What y says of the images averaged to half their size, or None if that is no degradation of them: then the
         coarse level of a cascade runs free."""
         return None
 
 
 @dataclass(frozen=True, eq=False)
-class Half:
+class CoarseMeasurement:
     """A degradation of images of half the size and its measurement, whose noise has `noise_scale` times the std."""
 
     degradation: Degradation
@@ -108,11 +108,11 @@ class SuperResolution(Degradation):
     def rank(self, shape: Shape) -> int:
         return math.prod(shape) // self.factor**2
 
-    def halved(self, y: Tensor) -> Half | None:
+    def coarsened(self, y: Tensor) -> CoarseMeasurement | None:
         if self.factor % 2 == 0:
-            return Half(SuperResolution(self.factor // 2), y, 1.0)
+            return CoarseMeasurement(SuperResolution(self.factor // 2), y, 1.0)
         if self.factor == 1 and y.shape[2] % 2 == y.shape[3] % 2 == 0:
-            return Half(self, F.avg_pool2d(y, 2), 0.5)
+            return CoarseMeasurement(self, F.avg_pool2d(y, 2), 0.5)
         return None
 
     def extra_repr(self) -> str:
@@ -141,8 +141,8 @@ class Colorization(Degradation):
     def rank(self, shape: Shape) -> int:
         return shape[1] * shape[2]
 
-    def halved(self, y: Tensor) -> Half | None:
-        return Half(self, F.avg_pool2d(y, 2), 0.5) if y.shape[2] % 2 == y.shape[3] % 2 == 0 else None
+    def coarsened(self, y: Tensor) -> CoarseMeasurement | None:
+        return CoarseMeasurement(self, F.avg_pool2d(y, 2), 0.5) if y.shape[2] % 2 == y.shape[3] % 2 == 0 else None
 
     def extra_repr(self) -> str:
         return f"channels={self.channels}"
@@ -186,12 +186,12 @@ class Inpainting(Degradation):
     def rank(self, shape: Shape) -> int:
         return int(self.known.sum()) * (shape[0] if self.known.shape[0] == 1 else 1)
 
-    def guess(self, y: Tensor) -> Tensor:
-        """With each hidden pixel at the mean of the known ones around it (`fastebm.data.surroundings`)."""
+    def initial_estimate(self, y: Tensor) -> Tensor:
+        """With each hidden pixel at the mean of the known ones around it (`fastebm.data.neighbour_mean`)."""
         known = self.A(y)
-        return surroundings(known, (~self.known).expand_as(known))
+        return neighbour_mean(known, (~self.known).expand_as(known))
 
-    def halved(self, y: Tensor) -> Half | None:
+    def coarsened(self, y: Tensor) -> CoarseMeasurement | None:
         """A pixel of the half size is known where all four that it is the mean of are."""
         if y.shape[2] % 2 or y.shape[3] % 2:
             return None
@@ -199,7 +199,7 @@ class Inpainting(Degradation):
         if not known.any():
             return None
         half = Inpainting(known)
-        return Half(half, half.A(F.avg_pool2d(self.A(y), 2)), 0.5)
+        return CoarseMeasurement(half, half.A(F.avg_pool2d(self.A(y), 2)), 0.5)
 
     def extra_repr(self) -> str:
         return f"{int(self.known.sum())} of {self.known.numel()} known"
@@ -350,13 +350,13 @@ class Composition(Degradation):
             return self.second.rank((between[0], between[1], between[2]))
         return round(_trace_of_projection(self, shape))
 
-    def halved(self, y: Tensor) -> Half | None:
+    def coarsened(self, y: Tensor) -> CoarseMeasurement | None:
         # Averaging commutes with what is done to each pixel or block alike.
-        if isinstance(self.first, Colorization) and (half := self.second.halved(y)):
+        if isinstance(self.first, Colorization) and (half := self.second.coarsened(y)):
             return replace(half, degradation=Composition(self.first, half.degradation))
         if isinstance(self.first, SuperResolution) and self.first.factor % 2 == 0:
             rest = SuperResolution(self.first.factor // 2)
-            return Half(Composition(rest, self.second), y, 1.0)
+            return CoarseMeasurement(Composition(rest, self.second), y, 1.0)
         return None
 
 

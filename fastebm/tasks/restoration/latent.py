@@ -18,11 +18,11 @@ from torch import Tensor, nn
 
 from fastebm.compiler import EnergyGradient, energy_gradient
 from fastebm.ops import normal
-from fastebm.rng import Stream, chain_ids
+from fastebm.rng import Stream, make_chain_ids
 from fastebm.sampling import Langevin, cosine, linear
-from fastebm.sampling.langevin import batch_rows
+from fastebm.sampling.langevin import batch_slices
 from fastebm.sampling.schedules import evaluate
-from fastebm.tasks.restoration.consistency import Consistent
+from fastebm.tasks.restoration.consistency import DataConsistency
 from fastebm.tasks.restoration.degradations import Degradation, Shape
 from fastebm.tasks.restoration.projected import ProjectedLangevin
 
@@ -35,7 +35,7 @@ class LatentSearch:
 
     Attributes:
         method: "adam" descends, with a rate that falls to 0 as half a cosine; "langevin" samples.
-        steps: of either.
+        num_steps: of either.
         restarts: how many starts from the prior each image gets; the one that ends at the lowest energy is taken.
         learning_rate: of Adam.
         step_size, noise_std: of Langevin.
@@ -49,7 +49,7 @@ class LatentSearch:
     """
 
     method: Literal["adam", "langevin"] = "adam"
-    steps: int = 200
+    num_steps: int = 200
     restarts: int = 4
     learning_rate: float = 0.05
     step_size: float = 0.01
@@ -60,7 +60,7 @@ class LatentSearch:
     def __post_init__(self) -> None:
         if self.method not in ("adam", "langevin"):
             raise ValueError(f'method is "adam" or "langevin", got {self.method!r}')
-        for name, least in (("steps", 0), ("restarts", 1), ("energy_weight", 0), ("decoder_weight", 0)):
+        for name, least in (("num_steps", 0), ("restarts", 1), ("energy_weight", 0), ("decoder_weight", 0)):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= least):
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
         if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
@@ -74,19 +74,19 @@ class Refinement:
     The noise falls to 0 along a straight line.
     """
 
-    steps: int
+    num_steps: int
     step_size: float
     noise_std: float = 0.0
 
 
 @dataclass(frozen=True, eq=False)
-class Restored:
+class RestorationResult:
     """What restoration gave for measurements of B images.
 
     Attributes:
         images: (B, C, H, W), float32. They are not clamped, which would undo what was measured.
         energies: (B,) what was minimised, of the chosen start.
-        misfit: (B,) root mean square of A x̂ - A A⁺y over the numbers that were measured: rounding without noise, and
+        residual_rms: (B,) root mean square of A x̂ - A A⁺y over the numbers that were measured: rounding without noise, and
             at most its std with noise.
         starts: (B, restarts) energies at which all starts ended.
         mean: (B, C, H, W), over all starts, which agrees with the measurement as they do. It is nearer to what is right
@@ -96,7 +96,7 @@ class Restored:
 
     images: Tensor
     energies: Tensor
-    misfit: Tensor
+    residual_rms: Tensor
     starts: Tensor
     mean: Tensor
     latents: Tensor | None = None
@@ -113,7 +113,7 @@ class LatentEnergy(nn.Module):
         self,
         decoder: Function,
         energy: Function,
-        consistent: Consistent,
+        consistent: DataConsistency,
         latent: int,
         shape: Shape,
         search: LatentSearch,
@@ -152,10 +152,10 @@ def restore(
     search: LatentSearch | None = None,
     refinement: Refinement | None = None,
     seed: int = 0,
-    chains: int = 0,
+    first_chain_id: int = 0,
     batch_size: int | None = None,
     engine: str = "auto",
-) -> Restored:
+) -> RestorationResult:
     """Images from measurements `y = A x + noise`, by a decoder and an energy that have not seen the degradation.
 
     Args:
@@ -163,9 +163,9 @@ def restore(
         degradation: A; it must be on that device too.
         decoder: z (B, latent) -> images (B, C, H, W) in [-1, 1], in eval mode unless it is a module.
         energy: images -> (B,), low meaning real.
-        noise: std of the measurement's noise, in its units. See `Consistent` for what it does.
+        noise: std of the measurement's noise, in its units. See `DataConsistency` for what it does.
         search, refinement: by default `LatentSearch()`, and no steps on the image.
-        seed, chains: what the starts and the noise are functions of; image i is chain `chains + i`, however the batch
+        seed, first_chain_id: what the starts and the noise are functions of; image i is chain `first_chain_id + i`, however the batch
             is split.
         batch_size: how many images are restored at a time, each with all its starts.
         engine: as in `energy_gradient`: "auto" fuses decoder, projection and energy where they can be captured.
@@ -182,34 +182,34 @@ def restore(
         >>> def energy(x):
         ...     return x.square().sum((1, 2, 3))
         >>> restored = restore(y, half, decoder=decoder, energy=energy, latent=2)
-        >>> restored.images.shape, bool(restored.misfit.max() < 1e-6)
+        >>> restored.images.shape, bool(restored.residual_rms.max() < 1e-6)
         (torch.Size([3, 1, 8, 8]), True)
     """
     search = LatentSearch() if search is None else search
     base = degradation.pinv(y)
     shape: Shape = (base.shape[1], base.shape[2], base.shape[3])
-    consistent = Consistent(degradation, shape, noise)
+    consistent = DataConsistency(degradation, shape, noise)
     composed = LatentEnergy(decoder, energy, consistent, latent, shape, search)
     gradient = energy_gradient(composed, engine=engine)
     in_image = None if refinement is None else energy_gradient(energy, engine=engine)
     parts = []
-    for first, last in batch_rows(len(y), batch_size):
-        found = _searched(gradient, base[first:last], latent, search, seed, chains + first)
+    for first, last in batch_slices(len(y), batch_size):
+        found = _searched(gradient, base[first:last], latent, search, seed, first_chain_id + first)
         if in_image is not None and refinement is not None:
-            found = refined(found, base[first:last], consistent, in_image, refinement, seed, chains + first)
+            found = refined(found, base[first:last], consistent, in_image, refinement, seed, first_chain_id + first)
         parts.append(found)
     return joined(parts)
 
 
 def refined(
-    found: Restored,
+    found: RestorationResult,
     base: Tensor,
-    consistent: Consistent,
+    consistent: DataConsistency,
     energy: EnergyGradient | Function,
     refinement: Refinement,
     seed: int,
-    chains: int,
-) -> Restored:
+    first_chain_id: int,
+) -> RestorationResult:
     """`found` after Langevin steps on its images, each made consistent with A⁺y = `base`; energies stay."""
 
     def project(x: Tensor) -> Tensor:
@@ -217,17 +217,17 @@ def refined(
 
     noise = linear(refinement.noise_std, 0.0) if refinement.noise_std else 0.0
     sampler = ProjectedLangevin(energy, refinement.step_size, noise, project=project)
-    images = sampler.sample(found.images, refinement.steps, seed, chains, step=_REFINEMENT_STEP)
-    return replace(found, images=images, misfit=consistent.misfit(images, base))
+    images = sampler.sample(found.images, refinement.num_steps, seed, first_chain_id, start_step=_REFINEMENT_STEP)
+    return replace(found, images=images, residual_rms=consistent.residual_rms(images, base))
 
 
-def joined(parts: list[Restored]) -> Restored:
+def joined(parts: list[RestorationResult]) -> RestorationResult:
     """What was restored in batches as one."""
     latents = [part.latents for part in parts if part.latents is not None]
-    return Restored(
+    return RestorationResult(
         torch.cat([part.images for part in parts]),
         torch.cat([part.energies for part in parts]),
-        torch.cat([part.misfit for part in parts]),
+        torch.cat([part.residual_rms for part in parts]),
         torch.cat([part.starts for part in parts]),
         torch.cat([part.mean for part in parts]),
         torch.cat(latents) if latents else None,
@@ -239,12 +239,12 @@ _REFINEMENT_STEP = 2**31
 
 
 def _searched(
-    gradient: EnergyGradient, base: Tensor, latent: int, search: LatentSearch, seed: int, chains: int
-) -> Restored:
+    gradient: EnergyGradient, base: Tensor, latent: int, search: LatentSearch, seed: int, first_chain_id: int
+) -> RestorationResult:
     composed: Any = gradient.energy
     count, restarts = len(base), search.restarts
-    ids = (chain_ids(chains, 1) * restarts + torch.arange(count * restarts)).to(base.device)
-    z = normal((count * restarts, latent), seed=seed, stream=Stream.PRIOR, chains=ids, dtype=base.dtype)
+    ids = (make_chain_ids(first_chain_id, 1) * restarts + torch.arange(count * restarts)).to(base.device)
+    z = normal((count * restarts, latent), seed=seed, stream=Stream.PRIOR, chain_ids=ids, dtype=base.dtype)
     state = torch.cat((z, base.flatten(1).repeat_interleave(restarts, 0)), 1)
     if search.method == "adam":
         state = _by_adam(gradient, state, latent, search)
@@ -261,17 +261,17 @@ def _searched(
         found = composed.images(state).unflatten(0, (count, restarts))
         z = state[:, :latent].unflatten(0, (count, restarts))[places]
     images = found[places]
-    misfit = composed.consistent.misfit(images, base)
-    return Restored(images, energies.amin(1), misfit, energies, found.mean(1), z)
+    residual_rms = composed.consistent.residual_rms(images, base)
+    return RestorationResult(images, energies.amin(1), residual_rms, energies, found.mean(1), z)
 
 
 def _by_adam(gradient: EnergyGradient, state: Tensor, latent: int, search: LatentSearch) -> Tensor:
-    if search.steps == 0:
+    if search.num_steps == 0:
         return state
     z, fixed = state[:, :latent].clone(), state[:, latent:]
     optimizer = torch.optim.Adam([z], lr=search.learning_rate)
     with gradient.chain():
-        for rate in evaluate(cosine(search.learning_rate, 0.0), search.steps).tolist():
+        for rate in evaluate(cosine(search.learning_rate, 0.0), search.num_steps).tolist():
             optimizer.param_groups[0]["lr"] = rate
             z.grad = gradient(torch.cat((z, fixed), 1))[1][:, :latent]
             optimizer.step()
@@ -283,7 +283,7 @@ def _by_langevin(
 ) -> Tensor:
     pinned = torch.arange(state.shape[1], device=state.device) >= latent
     sampler = Langevin(gradient, search.step_size, search.noise_std)
-    return sampler.sample(state, search.steps, seed, ids, mask=pinned, known=state)
+    return sampler.sample(state, search.num_steps, seed, ids, mask=pinned, known=state)
 
 
 def _flat(energies: Tensor) -> Tensor:

@@ -54,14 +54,14 @@ class ProjectedLangevin(Langevin):
         return after, replace(info, after=after.x)
 
     @torch.no_grad()
-    def advance_(self, state: ChainState, steps: int, observers: Sequence[Observer] = ()) -> ChainState:
+    def advance_(self, state: ChainState, num_steps: int, observers: Sequence[Observer] = ()) -> ChainState:
         energies: list[Tensor] = []
 
         def keep(_: int, x: Tensor, before: Tensor) -> None:
             energies[:] = [before]
 
         with self.gradient.chain():
-            for done in range(1, steps + 1):
+            for done in range(1, num_steps + 1):
                 state = super().advance_(state, 1, [keep])
                 state.x.copy_(self.project(state.x))
                 for observe in observers:

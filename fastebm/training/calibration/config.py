@@ -24,8 +24,8 @@ _CALIBRATION_RANGES: Ranges = {
     "energy_depth": (1, 6),
     "energy_learning_rate": (1e-12, 1.0),
     "noise_std": (0, 1e6),
-    "anchor_weight": (0, 1e12),
-    "anchor_hinge": (0, 1e12),
+    "data_term_weight": (0, 1e12),
+    "data_term_hinge": (0, 1e12),
     "lambda_start": (0, 1e12),
     "lambda_max": (0, 1e12),
     "dual_rate": (0, 1e12),
@@ -88,7 +88,7 @@ class GeneratorSettings:
 class CalibratedSettings(GeneratorSettings):
     """A run whose generator an energy calibrates."""
 
-    steps: int
+    num_steps: int
     noise_std: float
     lambda_start: float
     lambda_max: float
@@ -107,8 +107,8 @@ class CalibratedSettings(GeneratorSettings):
 
     @property
     def noise_floor(self) -> float:
-        """The calibration loss of a chain that noise alone moves: `steps * noise_std**2 * dimension`."""
-        return self.steps * self.noise_std**2 * self.dimension
+        """The calibration loss of a chain that noise alone moves: `num_steps * noise_std**2 * dimension`."""
+        return self.num_steps * self.noise_std**2 * self.dimension
 
     @property
     def threshold(self) -> float:

@@ -71,14 +71,14 @@ class GeneratorLoop(Loop):
     @property
     def rate(self) -> float:
         """What learning rates are multiplied with."""
-        return self.config.learning_rate_factor_at(self.iteration) * self.guard.learning_rate_factor
+        return self.config.learning_rate_factor_at(self.iteration) * self.guard.lr_factor
 
     def describe(self) -> dict[str, Any]:
         return {"size": self.config.size, "learning_rate": self.config.learning_rate * self.rate}
 
-    def watched(self, health: Mapping[str, float]) -> tuple[str, dict[str, float]]:
+    def progress_metrics(self, metrics: Mapping[str, float]) -> tuple[str, dict[str, float]]:
         size = self.config.size
-        return f"{size}x{size}", {shown: health[name] for shown, name in self.shown.items() if name in health}
+        return f"{size}x{size}", {shown: metrics[name] for shown, name in self.shown.items() if name in metrics}
 
     def _step_generator(self, rate: float) -> None:
         """A step by the gradients that are there, and the average's after it."""
@@ -86,8 +86,8 @@ class GeneratorLoop(Loop):
         if self.config.ema:
             average(self.average, self.generator, self.config.ema)
 
-    def _check_finite(self, iteration: int, health: Mapping[str, float]) -> None:
-        for name, value in health.items():
+    def _check_finite(self, iteration: int, metrics: Mapping[str, float]) -> None:
+        for name, value in metrics.items():
             if not abs(value) < float("inf"):
                 raise DivergedError(iteration, f"{name} is {value}")
 
@@ -99,17 +99,17 @@ class GeneratorLoop(Loop):
         low = self.config.update_dtype == "bfloat16"
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=low)
 
-    def _ready_average(self) -> nn.Module:
+    def _ema_for_sampling(self) -> nn.Module:
         """The averaged generator as it is saved and sampled from."""
         return self.average
 
     def tensors(self) -> dict[str, Tensor]:
         named = {f"{self.prefix}.{name}": tensor for name, tensor in self.generator.state_dict().items()}
         if self.config.ema:
-            named |= {f"average.{name}": tensor for name, tensor in self._ready_average().state_dict().items()}
+            named |= {f"average.{name}": tensor for name, tensor in self._ema_for_sampling().state_dict().items()}
         return named | optimizer_tensors(self.optimizer, f"{self.prefix}_optimizer.")
 
-    def take_up(self, checkpoint: Checkpoint) -> None:
+    def load_state(self, checkpoint: Checkpoint) -> None:
         self.generator.load_state_dict(part(checkpoint.tensors, f"{self.prefix}."))
         if self.config.ema:
             self.average.load_state_dict(part(checkpoint.tensors, "average."))

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastebm import rng
-from fastebm.models import Vae
+from fastebm.models import VAE
 from fastebm.models.modes import in_eval_mode
 from fastebm.models.vae import squared_error
 from fastebm.ops.normal import normal
@@ -33,7 +33,7 @@ class PosteriorEnergy(nn.Module):
     images. What the latent vector leaves of the last row is zero.
     """
 
-    def __init__(self, vae: Vae) -> None:
+    def __init__(self, vae: VAE) -> None:
         super().__init__()
         self.latent, self.size, self.channels = vae.latent, vae.size, vae.channels
         self.rows = math.ceil(vae.latent / (vae.channels * vae.size))
@@ -84,7 +84,7 @@ class PosteriorSampler:
 
     def __init__(
         self,
-        vae: Vae,
+        vae: VAE,
         step_size: float,
         *,
         temperature: float = 1.0,
@@ -103,15 +103,15 @@ class PosteriorSampler:
         self,
         images: Tensor,
         z: Tensor,
-        steps: int,
+        num_steps: int,
         seed: int | None = None,
-        chains: int | Tensor = 0,
+        chain_ids: int | Tensor = 0,
         *,
-        step: int = 0,
+        start_step: int = 0,
         batch_size: int | None = None,
         check: bool = True,
     ) -> Tensor:
-        """Where chains of `steps` updates end that start at `z`; arguments and errors as of `refine_posterior`."""
+        """Where chains of `num_steps` updates end that start at `z`; arguments and errors as of `refine_posterior`."""
         latent = self.energy.latent
         if z.ndim != 2 or z.shape[1] != latent:
             raise ValueError(f"z has shape {tuple(z.shape)}; latent vectors of this VAE are (batch, {latent})")
@@ -121,7 +121,15 @@ class PosteriorSampler:
         state = self.energy.pack(images.detach(), z.detach())
         pinned = self.energy.pack(torch.ones_like(images[:1]), torch.zeros_like(z[:1]), rest=1.0) > 0
         ends = self.langevin.sample(
-            state, steps, seed, chains, step=step, batch_size=batch_size, mask=pinned, known=state, check=check
+            state,
+            num_steps,
+            seed,
+            chain_ids,
+            start_step=start_step,
+            batch_size=batch_size,
+            mask=pinned,
+            known=state,
+            check=check,
         )
         return self.energy.unpack(ends)
 
@@ -132,15 +140,15 @@ class PosteriorSampler:
 
 
 def refine_posterior(
-    vae: Vae,
+    vae: VAE,
     images: Tensor,
     z: Tensor,
-    steps: int,
+    num_steps: int,
     step_size: float,
     seed: int | None = None,
-    chains: int | Tensor = 0,
+    chain_ids: int | Tensor = 0,
     *,
-    step: int = 0,
+    start_step: int = 0,
     temperature: float = 1.0,
     batch_size: int | None = None,
     dtype: torch.dtype | None = None,
@@ -156,29 +164,31 @@ def refine_posterior(
         images: float32 or float64 (B, channels, size, size) in [-1, 1], on `z`'s device.
         z: where chains start, (B, latent), float32 or float64; usually draws from the encoder, `vae.posterior`. Left
             as they are, and no gradient flows.
-        steps: updates, 0 or more.
-        seed, chains, step, batch_size, check: as in `Langevin.sample`: noise is that of chain and step, for any split.
+        num_steps: updates, 0 or more.
+        seed, chain_ids, start_step, batch_size, check: as in `Langevin.sample`: noise is that of chain and step, for any split.
 
     Raises ValueError for shapes that don't belong together or numbers out of range, and FloatingPointError where
     chains are not finite, as with a step size too large.
 
     Example:
         >>> import torch
-        >>> from fastebm.models import Vae
+        >>> from fastebm.models import VAE
         >>> from fastebm.training import refine_posterior
-        >>> vae = Vae(8, 1, latent=4, width=4)
+        >>> vae = VAE(8, 1, latent=4, width=4)
         >>> images = torch.zeros(3, 1, 8, 8)
         >>> z, _, _ = vae.eval().posterior(images, seed=0)
-        >>> refine_posterior(vae, images, z, steps=5, step_size=1e-3, seed=0, engine="autograd").shape
+        >>> refine_posterior(vae, images, z, num_steps=5, step_size=1e-3, seed=0, engine="autograd").shape
         torch.Size([3, 4])
     """
     sampler = PosteriorSampler(vae, step_size, temperature=temperature, dtype=dtype, engine=engine)
-    return sampler.refine(images, z, steps, seed, chains, step=step, batch_size=batch_size, check=check)
+    return sampler.refine(
+        images, z, num_steps, seed, chain_ids, start_step=start_step, batch_size=batch_size, check=check
+    )
 
 
 @torch.no_grad()
-def importance_bound(
-    vae: Vae, images: Tensor, samples: int = 64, seed: int | None = None, first: int = 0, *, batch_size: int = 1000
+def iwae_bound(
+    vae: VAE, images: Tensor, samples: int = 64, seed: int | None = None, first: int = 0, *, batch_size: int = 1000
 ) -> Tensor:
     """`log mean_k p(x | z_k) p(z_k) / q(z_k | x)` of each image, (B,), in nats, over draws z_k from the encoder.
 
@@ -199,13 +209,13 @@ def importance_bound(
     return torch.cat(bounds)
 
 
-def _bound(vae: Vae, images: Tensor, samples: int, seed: int, first: int) -> Tensor:
+def _bound(vae: VAE, images: Tensor, samples: int, seed: int, first: int) -> Tensor:
     mean, log_variance = vae.encode(images)
     constant = 0.5 * images[0].numel() * (math.log(2 * math.pi) + vae.log_variance)
     weights = []
     for k in range(samples):
         shape = tuple(mean.shape)
-        noise = normal(shape, seed=seed, step=k, stream=Stream.POSTERIOR, chains=first, device=mean.device)
+        noise = normal(shape, seed=seed, step=k, stream=Stream.POSTERIOR, chain_ids=first, device=mean.device)
         z = mean + (0.5 * log_variance).exp() * noise
         likelihood = -0.5 * squared_error(images, vae.decode(z)) * (-vae.log_variance).exp() - constant
         # log p(z) - log q(z | x), of which the constants cancel
@@ -214,7 +224,7 @@ def _bound(vae: Vae, images: Tensor, samples: int, seed: int, first: int) -> Ten
     return torch.stack(weights).logsumexp(0) - math.log(samples)
 
 
-def gaussian_surprise(z: Tensor, mean: Tensor, log_variance: Tensor) -> Tensor:
+def gaussian_nll(z: Tensor, mean: Tensor, log_variance: Tensor) -> Tensor:
     """`-log N(z; mean, exp(log_variance))` of each row, in nats, (B,)."""
     scaled = (z - mean).square() * (-log_variance).exp()
     return 0.5 * (scaled + log_variance + math.log(2 * math.pi)).sum(1)

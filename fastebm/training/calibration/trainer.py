@@ -8,10 +8,10 @@ from torch import Tensor
 
 from fastebm.data import add_noise
 from fastebm.runs.checkpoints import Checkpoint
-from fastebm.training.calibration.chains import DualUpdate
-from fastebm.training.calibration.energy import EnergyConfig, EnergySide, new_energy
+from fastebm.training.calibration.calibrate import DualUpdate
+from fastebm.training.calibration.energy_trainer import EnergyConfig, EnergyTrainer, new_energy
 from fastebm.training.calibration.generator_trainer import GeneratorConfig, GeneratorLoop
-from fastebm.training.trainer.loop import numbers_of, step
+from fastebm.training.trainer.loop import step, to_floats
 
 
 class CalibratedConfig(GeneratorConfig, EnergyConfig, Protocol):
@@ -42,7 +42,7 @@ class CalibratedLoop(GeneratorLoop):
         super().start()
         self.weight = self.config.lambda_start
         energy = new_energy(self.config)
-        self.energy = None if energy is None else EnergySide(self.config, energy.to(self.device))
+        self.energy = None if energy is None else EnergyTrainer(self.config, energy.to(self.device))
 
     @property
     def calibrating(self) -> bool:
@@ -56,15 +56,17 @@ class CalibratedLoop(GeneratorLoop):
             line |= {"lambda": self.weight if self.calibrating else 0.0, "noise_floor": self.config.noise_floor}
         return line
 
-    def _energy_step(self, energy: EnergySide, real: Tensor, ends: Tensor, first: int, rate: float) -> dict[str, float]:
+    def _energy_step(
+        self, energy: EnergyTrainer, real: Tensor, ends: Tensor, first: int, rate: float
+    ) -> dict[str, float]:
         """One step of the energy, on real images and ends of chains, if the guard lets it; returns its health."""
         if self.config.data_noise:
             real = add_noise(real, self.config.data_noise, seed=self.seed, positions=first)
         with self._precision():
-            health = numbers_of(energy.gradient(real, ends))
-        self.guard.check(self.iteration + 1, health)
+            metrics = to_floats(energy.gradient(real, ends))
+        self.guard.check(self.iteration + 1, metrics)
         step(energy.optimizer, self.config.energy_learning_rate * rate)
-        return health
+        return metrics
 
     def _update_weight(self, distance: float) -> None:
         """Lets the weight follow the calibration loss of an update that calibrated."""
@@ -72,7 +74,7 @@ class CalibratedLoop(GeneratorLoop):
             config = self.config
             self.weight = DualUpdate(config.dual_rate, config.threshold, config.lambda_max)(self.weight, distance)
 
-    def _examine_energy(self, energy: EnergySide, real: Tensor, samples: Tensor) -> None:
+    def _check_energy(self, energy: EnergyTrainer, real: Tensor, samples: Tensor) -> None:
         """Lets the guard see energies of real images and of the ends of chains that the next update would start."""
         ends = energy.chain_ends(samples, self.seed, self.images_seen)
         self.guard.check(self.iteration, energy.largest(real, ends) | {"gradient_norm": 0.0})
@@ -83,8 +85,8 @@ class CalibratedLoop(GeneratorLoop):
     def state(self) -> dict[str, Any]:
         return super().state() | {"lambda": self.weight}
 
-    def take_up(self, checkpoint: Checkpoint) -> None:
-        super().take_up(checkpoint)
+    def load_state(self, checkpoint: Checkpoint) -> None:
+        super().load_state(checkpoint)
         self.weight = float(checkpoint.state["lambda"])
         if self.energy is not None:
-            self.energy.take_up(checkpoint.tensors)
+            self.energy.load_state(checkpoint.tensors)

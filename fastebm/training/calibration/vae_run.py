@@ -12,15 +12,15 @@ import torch
 from torch import Tensor
 
 from fastebm import plotting as pictures
-from fastebm.models import Vae
+from fastebm.models import VAE
 from fastebm.runs.checkpoints import Checkpoint
 from fastebm.runs.folder import RunFolder
-from fastebm.training.tensorboard import Board
-from fastebm.training.trainer.initial_weights import drawn_from
+from fastebm.training.tensorboard import TensorBoardWriter
+from fastebm.training.trainer.initial_weights import fork_rng
 from fastebm.training.trainer.loop import part
 
 Weights = Literal["average", "trained"]
-SETTLING_BATCHES = 16
+BN_UPDATE_BATCHES = 16
 
 
 class VaeConfig(Protocol):
@@ -68,7 +68,7 @@ class VaeRun:
     path: Path
     config: VaeConfig
     iteration: int
-    vae: Vae
+    vae: VAE
 
     @property
     def finished(self) -> bool:
@@ -99,10 +99,10 @@ class VaeRun:
         return self.vae.sample(count, seed, first, batch_size=batch_size, dtype=dtype)
 
 
-def new_vae(config: VaeConfig) -> Vae:
+def new_vae(config: VaeConfig) -> VAE:
     """A VAE with weights drawn from the config's seed and torch's own generator left alone."""
-    with drawn_from(config.seed):
-        return Vae(
+    with fork_rng(config.seed):
+        return VAE(
             config.size,
             config.channels,
             latent=config.latent,
@@ -114,7 +114,7 @@ def new_vae(config: VaeConfig) -> Vae:
         )
 
 
-def stored_vae(config: VaeConfig, checkpoint: Checkpoint, weights: Weights, device: torch.device | str | None) -> Vae:
+def stored_vae(config: VaeConfig, checkpoint: Checkpoint, weights: Weights, device: torch.device | str | None) -> VAE:
     """The VAE of a checkpoint, ready for sampling: with averaged weights, or those trained last."""
     vae = new_vae(config).to(device)
     averaged = weights == "average" and config.ema
@@ -122,21 +122,21 @@ def stored_vae(config: VaeConfig, checkpoint: Checkpoint, weights: Weights, devi
     return vae.eval().requires_grad_(False)
 
 
-def settled(vae: Vae, config: VaeConfig, images: Tensor) -> Vae:
+def with_updated_bn(vae: VAE, config: VaeConfig, images: Tensor) -> VAE:
     """An independent copy for sampling, whose batch norms have its own statistics, on real `images` and the prior."""
     ready = copy.deepcopy(vae).eval().requires_grad_(False)
-    ready.settle_batch_norms(images, batches=SETTLING_BATCHES, batch_size=config.batch_size, seed=config.seed)
+    ready.update_bn(images, batches=BN_UPDATE_BATCHES, batch_size=config.batch_size, seed=config.seed)
     return ready
 
 
 def save_pictures(
     run: VaeRun,
-    trained: Vae,
+    trained: VAE,
     real: Tensor,
     reconstructions: Sequence[tuple[str, Tensor]],
     curves: pictures.Curves,
     folder: RunFolder,
-    board: Board,
+    board: TensorBoardWriter,
 ) -> None:
     """samples.png, weights.png, reconstructions.png and curves.png; with `pictures_every` a grid in pictures/ too."""
     samples = run.sample(pictures.GRID**2)
@@ -152,7 +152,7 @@ def save_pictures(
         board.picture(f"samples/{run.size}", pictures.tile(samples, pictures.GRID), run.iteration)
 
 
-def weight_variants(run: VaeRun, trained: Vae, count: int = pictures.GRID**2) -> list[tuple[str, Tensor]]:
+def weight_variants(run: VaeRun, trained: VAE, count: int = pictures.GRID**2) -> list[tuple[str, Tensor]]:
     """The first samples of `run` as its averaged weights and the `trained` ones give them, with running statistics,
     which those of the run were measured for, and with those of this batch: titles and images."""
     z = run.vae.prior(count, run.config.seed, run.config.total_chains)
@@ -164,6 +164,6 @@ def weight_variants(run: VaeRun, trained: Vae, count: int = pictures.GRID**2) ->
 
 
 @torch.no_grad()
-def _decoded(vae: Vae, z: Tensor, batch_statistics: bool) -> Tensor:
+def _decoded(vae: VAE, z: Tensor, batch_statistics: bool) -> Tensor:
     """Images of latent vectors, with batch norm's statistics of training or of this batch; the net stays as it is."""
     return copy.deepcopy(vae).train(batch_statistics).decode(z)

@@ -7,9 +7,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from fastebm.models import Vae
+from fastebm.models import VAE
 from fastebm.training.calibration.generator_trainer import GeneratorConfig, GeneratorLoop
-from fastebm.training.calibration.vae_run import SETTLING_BATCHES, VaeConfig, new_vae, settled
+from fastebm.training.calibration.vae_run import BN_UPDATE_BATCHES, VaeConfig, new_vae, with_updated_bn
 
 
 class VaeLoopConfig(VaeConfig, GeneratorConfig, Protocol):
@@ -24,9 +24,9 @@ class VaeLoop(GeneratorLoop):
 
     prefix = "vae"
     config: VaeLoopConfig
-    average: Vae
+    average: VAE
 
-    def new_generator(self) -> Vae:
+    def new_generator(self) -> VAE:
         self.vae = new_vae(self.config).to(self.device)
         return self.vae
 
@@ -38,7 +38,7 @@ class VaeLoop(GeneratorLoop):
         real = super()._real_images(first)
         return torch.empty_like(real, memory_format=torch.channels_last).copy_(real)
 
-    def _ready_average(self) -> Vae:
+    def _ema_for_sampling(self) -> VAE:
         # Its statistics are measured for the sake of whoever samples; the next update overwrites them.
-        count = SETTLING_BATCHES * self.config.batch_size
-        return settled(self.average, self.config, self.images.first(self.config.size, count, self.device))
+        count = BN_UPDATE_BATCHES * self.config.batch_size
+        return with_updated_bn(self.average, self.config, self.images.first(self.config.size, count, self.device))

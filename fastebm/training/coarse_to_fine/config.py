@@ -78,7 +78,7 @@ class CoarseToFineConfig:
     variant: Literal["cascade", "expanding"] = "cascade"
     """cascade: chains climb through the frozen nets of all lower sizes; expanding: one growing net, whose chains start
     at half the size while its newest block fades in, and from noise at full size afterwards"""
-    steps: int = 15
+    num_steps: int = 15
     """Langevin updates at each resolution"""
     step_size: float = 1.0
     """of a Langevin update"""
@@ -131,7 +131,7 @@ class CoarseToFineConfig:
     """and where the loss has a larger magnitude"""
     retries: int = 3
     """times that the guard goes back to a checkpoint, with fresh noise, before the run is given up"""
-    retry_rate: float = 0.5
+    retry_lr_factor: float = 0.5
     """factor on the learning rate, for the rest of the run, each time"""
     seed: int = 0
     """of the weights, the order of the images and all noise"""

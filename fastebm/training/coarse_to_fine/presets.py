@@ -64,7 +64,7 @@ MNIST = CoarseToFineConfig(
     channels=1,
     base_width=16,
     spectral_norm=False,
-    steps=20,
+    num_steps=20,
     data_noise=0.01,
     clamp_ends=True,
     noisy_starts=0.25,
@@ -82,7 +82,7 @@ MNIST = CoarseToFineConfig(
 CIFAR10 = _careful(32, 1_200_000, learning_rates=(1e-3, 1e-3, 1e-3), spectral_norm=False, clamp_ends=True, ema=0.99)
 """CIFAR-10, and other colour images at 32x32 (a smaller one was: docs/results/cifar10). Not run."""
 
-CELEBA64 = _careful(64, 1_500_000, steps=20)
+CELEBA64 = _careful(64, 1_500_000, num_steps=20)
 """CelebA's faces, the middle 140x140 at 64x64. Not run."""
 
 CHURCH128 = _careful(128, 1_000_000)

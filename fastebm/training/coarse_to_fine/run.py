@@ -18,8 +18,8 @@ from fastebm.runs.folder import RunFolder
 from fastebm.sampling import Cascade, ExpandingCascade, linear
 from fastebm.sampling.cascade import LevelSampler
 from fastebm.training.coarse_to_fine.config import CoarseToFineConfig
-from fastebm.training.tensorboard import Board
-from fastebm.training.trainer.initial_weights import drawn_from
+from fastebm.training.tensorboard import TensorBoardWriter
+from fastebm.training.trainer.initial_weights import fork_rng
 from fastebm.training.trainer.loop import part, trained_checkpoint
 
 Levels = Mapping[int, Callable[[Tensor], Tensor]]
@@ -113,7 +113,7 @@ def expanding_cascade(config: CoarseToFineConfig, net: nn.Module, size: int, bet
 
 def _chain_options(config: CoarseToFineConfig) -> dict[str, Any]:
     return {
-        "steps": config.steps,
+        "num_steps": config.num_steps,
         "step_size": config.step_size,
         "noise_std": linear(config.noise_start, config.noise_end),
         "dtype": getattr(torch, config.dtype),
@@ -123,7 +123,7 @@ def _chain_options(config: CoarseToFineConfig) -> dict[str, Any]:
 
 def new_net(config: CoarseToFineConfig) -> CoarseToFineEnergy:
     """A net for all stages, with weights drawn from the config's seed and torch's own generator left alone."""
-    with drawn_from(config.seed):
+    with fork_rng(config.seed):
         return CoarseToFineEnergy(
             config.sizes[-1],
             config.channels,
@@ -144,7 +144,7 @@ def frozen_levels(net: CoarseToFineEnergy, checkpoint: Checkpoint) -> dict[int, 
     return frozen
 
 
-def save_pictures(run: CoarseToFineRun, real: Tensor, folder: RunFolder, board: Board) -> None:
+def save_pictures(run: CoarseToFineRun, real: Tensor, folder: RunFolder, board: TensorBoardWriter) -> None:
     """samples.png, strip.png and curves.png of the run so far; with `pictures_every` also a grid in pictures/."""
     # Up to 32x32 all samples in one batch, above that batches of as many pixels.
     batch_size = max(1, pictures.GRID**2 * 32**2 // max(32, run.size) ** 2)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastebm.data import add_noise, batches, flip, random_holes, surroundings
+from fastebm.data import add_noise, batches, flip, neighbour_mean, random_hole_masks
 from fastebm.data.masks import HOLE_NOISE
 from fastebm.models import CoarseToFineEnergy
 from fastebm.ops import normal, uniform
@@ -18,7 +18,7 @@ from fastebm.plotting import GRID
 from fastebm.rng import Stream
 from fastebm.runs.checkpoints import Checkpoint
 from fastebm.runs.folder import RunFolder
-from fastebm.sampling import data_term
+from fastebm.sampling import data_term_weight
 from fastebm.sampling.cascade import Level, LevelSampler
 from fastebm.training.coarse_to_fine.config import CoarseToFineConfig, Stage
 from fastebm.training.coarse_to_fine.recomputation import recomputed_blocks
@@ -31,30 +31,30 @@ from fastebm.training.coarse_to_fine.run import (
     reached_levels,
     save_pictures,
 )
-from fastebm.training.images import ImageLevels, domains
-from fastebm.training.tensorboard import Board
+from fastebm.training.images import ImageLevels, split_by_label
+from fastebm.training.tensorboard import TensorBoardWriter
 from fastebm.training.trainer.loop import (
     Loop,
     average,
-    energy_health,
-    numbers_of,
     optimizer_tensors,
     part,
     restore_optimizer,
     step,
+    to_floats,
+    update_metrics,
 )
 
 
 class Trainer(Loop):
     """The nets of a run and the optimizer of its current stage."""
 
-    remedy = "a smaller learning rate or a larger energy_l2"
+    hint = "a smaller learning rate or a larger energy_l2"
     config: CoarseToFineConfig
 
     def __init__(self, config: CoarseToFineConfig, images: ImageLevels, device: torch.device) -> None:
         self.sources: ImageLevels | None = None
         if config.domain >= 0:
-            images, self.sources = domains(images, config.domain)
+            images, self.sources = split_by_label(images, config.domain)
         super().__init__(config, images, device)
 
     def start(self) -> None:
@@ -75,15 +75,15 @@ class Trainer(Loop):
 
     @property
     def learning_rate(self) -> float:
-        return self.config.learning_rate_at(self.iteration) * self.guard.learning_rate_factor
+        return self.config.learning_rate_at(self.iteration) * self.guard.lr_factor
 
     def describe(self) -> dict[str, Any]:
         beta = self.config.beta_at(self.iteration)
         return {"size": self.stage.size, "beta": beta, "learning_rate": self.learning_rate}
 
-    def watched(self, health: Mapping[str, float]) -> tuple[str, dict[str, float]]:
+    def progress_metrics(self, metrics: Mapping[str, float]) -> tuple[str, dict[str, float]]:
         size = self.last_stage.size
-        return f"{size}x{size}", {"gap": health["gap"], "energy": health["energy_data"]}
+        return f"{size}x{size}", {"gap": metrics["gap"], "energy": metrics["energy_data"]}
 
     def stage_ended(self) -> bool:
         stage = self.last_stage
@@ -96,15 +96,15 @@ class Trainer(Loop):
         real = self._real_images(stage, first)
         fake, motion = self._fake_images(stage, beta, first, real, self._start_images(stage, first, real))
         loss, data, samples = self._accumulate_gradient(stage, real, fake, beta)
-        health = numbers_of(energy_health(self.net, loss, data, samples) | motion)
-        self.guard.check(self.iteration + 1, health)
+        metrics = to_floats(update_metrics(self.net, loss, data, samples) | motion)
+        self.guard.check(self.iteration + 1, metrics)
         step(self.optimizer, self.learning_rate)
         if self.config.ema:
             average(self.average, self.net, self.config.ema)
         self.iteration += 1
-        return health
+        return metrics
 
-    def examine(self) -> None:
+    def check_before_save(self) -> None:
         """Lets the guard see energies under the weights that are about to be saved, which no update has come from yet.
 
         The chains are those that the next update would start, and leave no trace.
@@ -165,17 +165,17 @@ class Trainer(Loop):
 
     def _filled(self, stage: Stage, beta: float, first: int, images: Tensor) -> Tensor:
         """The ends of chains, from number `first` on, that fill in a hole in each of `images`."""
-        holes = random_holes(len(images), stage.size, seed=self.seed, positions=first, device=self.device)
+        holes = random_hole_masks(len(images), stage.size, seed=self.seed, positions=first, device=self.device)
         holes = holes.expand_as(images)
-        where: dict[str, Any] = {"seed": self.seed, "stream": Stream.HOLE, "chains": first}
+        where: dict[str, Any] = {"seed": self.seed, "stream": Stream.HOLE, "chain_ids": first}
         noise = HOLE_NOISE * (2 * uniform(images.shape, step=2, device=self.device, **where) - 1)
-        start = surroundings(images, holes) + noise
+        start = neighbour_mean(images, holes) + noise
         return self._refined(stage, beta, first, start, mask=~holes, known=images)
 
     def _restored(self, stage: Stage, beta: float, first: int, images: Tensor) -> Tensor:
         """The ends of chains, from number `first` on, that start at `images` under noise."""
         config = self.config
-        where: dict[str, Any] = {"seed": self.seed, "stream": Stream.NOISY_START, "chains": first}
+        where: dict[str, Any] = {"seed": self.seed, "stream": Stream.NOISY_START, "chain_ids": first}
         # With a data term one std for all, as an anchor has one weight.
         draws = 1 if config.start_temperature else len(images)
         std = config.start_noise * uniform((draws, 1), step=0, device=self.device, **where)
@@ -184,8 +184,8 @@ class Trainer(Loop):
         start = noisy.clamp(-1, 1)
         if not config.start_temperature:
             return self._refined(stage, beta, first, start)
-        pull = data_term(config.start_temperature, std.item())
-        return self._refined(stage, beta, first, start, anchor=(noisy, pull))
+        pull = data_term_weight(config.start_temperature, std.item())
+        return self._refined(stage, beta, first, start, data_term=(noisy, pull))
 
     def _refined(self, stage: Stage, beta: float, first: int, start: Tensor, **held: Any) -> Tensor:
         """The ends of chains from number `first` on at the stage's resolution, held as `LevelSampler.refine` has it."""
@@ -301,7 +301,7 @@ class Trainer(Loop):
         """The net whose weights are sampled from: one that follows the trained one, or without averaging that one."""
         return self.net.frozen(self.net.image_size) if self.config.ema else self.net
 
-    def save_pictures(self, folder: RunFolder, board: Board) -> None:
+    def save_pictures(self, folder: RunFolder, board: TensorBoardWriter) -> None:
         levels = reached_levels(self.config, self.iteration, self.frozen, self.average)
         run = CoarseToFineRun(folder.path, self.config, self.iteration, levels)
         save_pictures(run, self.images.first(self.last_stage.size, GRID**2), folder, board)
@@ -314,7 +314,7 @@ class Trainer(Loop):
             named |= {f"frozen.{size}.{name}": tensor for name, tensor in net.state_dict().items()}
         return named | optimizer_tensors(self.optimizer, "optimizer.")
 
-    def take_up(self, checkpoint: Checkpoint) -> None:
+    def load_state(self, checkpoint: Checkpoint) -> None:
         self.net.load_state_dict(part(checkpoint.tensors, "net."))
         if self.config.ema:
             self.average.load_state_dict(part(checkpoint.tensors, "average."))

@@ -16,7 +16,7 @@ EC_FLOW_DIGITS = EcFlowConfig(
     learning_rate=2e-3,
     energy_learning_rate=5e-4,
     lr_decay=0.3,
-    steps=10,
+    num_steps=10,
     warmup=100,
     ema=0.98,
 )

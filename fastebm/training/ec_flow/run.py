@@ -13,10 +13,10 @@ from torch import Tensor
 from fastebm import plotting as pictures
 from fastebm.models import Flow, MultiScaleEnergy, quantized
 from fastebm.runs.folder import RunFolder
-from fastebm.training.calibration.energy import stored_energy
+from fastebm.training.calibration.energy_trainer import stored_energy
 from fastebm.training.ec_flow.config import EcFlowConfig
-from fastebm.training.tensorboard import Board
-from fastebm.training.trainer.initial_weights import drawn_from
+from fastebm.training.tensorboard import TensorBoardWriter
+from fastebm.training.trainer.initial_weights import fork_rng
 from fastebm.training.trainer.loop import part, trained_checkpoint
 
 TEMPERATURES = (0.5, 0.7, 0.85, 1.0)
@@ -79,7 +79,7 @@ class EcFlowRun:
             raise ValueError(f"a temperature must be finite and not negative, got {temperature}")
         first, seed = (self.config.total_chains, self.config.seed) if seed is None else (0, seed)
         parts = [
-            self.flow.sample(min(batch_size, count - done), seed, chains=first + done, temperature=temperature)
+            self.flow.sample(min(batch_size, count - done), seed, chain_ids=first + done, temperature=temperature)
             for done in range(0, count, batch_size)
         ]
         return quantized(torch.cat(parts), self.config.brightnesses)
@@ -114,17 +114,17 @@ class EcFlowRun:
 
 def new_flow(config: EcFlowConfig) -> Flow:
     """A flow with weights drawn from the config's seed and torch's own generator left alone."""
-    with drawn_from(config.seed):
+    with fork_rng(config.seed):
         return Flow(
             (config.channels, config.size, config.size),
             levels=config.levels,
-            steps=config.flow_steps,
+            flow_steps=config.flow_steps,
             width=config.width,
             bound=config.bound,
         )
 
 
-def save_pictures(run: EcFlowRun, real: Tensor, folder: RunFolder, board: Board) -> None:
+def save_pictures(run: EcFlowRun, real: Tensor, folder: RunFolder, board: TensorBoardWriter) -> None:
     """samples.png, temperatures.png and curves.png; with `pictures_every` a grid in pictures/ too."""
     grids = {temperature: run.sample(pictures.GRID**2, temperature=temperature) for temperature in TEMPERATURES}
     samples = grids[1.0]

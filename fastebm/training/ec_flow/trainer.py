@@ -12,13 +12,13 @@ from fastebm.data import batches
 from fastebm.models import Flow, dequantized, quantized
 from fastebm.plotting import GRID
 from fastebm.runs.folder import RunFolder
-from fastebm.training.calibration.chains import calibration_loss
+from fastebm.training.calibration.calibrate import calibration_loss
 from fastebm.training.calibration.trainer import CalibratedLoop
 from fastebm.training.ec_flow.config import EcFlowConfig
 from fastebm.training.ec_flow.run import EcFlowRun, new_flow, save_pictures
 from fastebm.training.images import ImageLevels
-from fastebm.training.tensorboard import Board
-from fastebm.training.trainer.loop import Health, gradient_norm, numbers_of
+from fastebm.training.tensorboard import TensorBoardWriter
+from fastebm.training.trainer.loop import Metrics, gradient_norm, to_floats
 
 DEQUANTISATION = 1
 """Step of the stream DATA_NOISE whose draws dequantise; `data_noise` has those of step 0."""
@@ -32,7 +32,7 @@ class EcFlowTrainer(CalibratedLoop):
     noise of dequantisation, or the energy would learn to tell that alone, against the likelihood.
     """
 
-    remedy = "a smaller learning_rate or energy_learning_rate, or a larger energy_l2"
+    hint = "a smaller learning_rate or energy_learning_rate, or a larger energy_l2"
     prefix = "flow"
     shown: ClassVar[Mapping[str, str]] = {"bits": "bits_per_dimension", "calibration": "calibration", "gap": "gap"}
     config: EcFlowConfig
@@ -57,25 +57,25 @@ class EcFlowTrainer(CalibratedLoop):
         first, rate = self.images_seen, self.rate
         real = self._real_images(first)
         found, ends = self._flow_gradient(real, first)
-        health = numbers_of(found)
-        self._check_finite(self.iteration + 1, health)
+        metrics = to_floats(found)
+        self._check_finite(self.iteration + 1, metrics)
         if self.energy is not None and ends is not None:
-            health |= self._energy_step(self.energy, real, ends, first, rate)
-            self._update_weight(health["calibration"])
+            metrics |= self._energy_step(self.energy, real, ends, first, rate)
+            self._update_weight(metrics["calibration"])
         if self.config.max_gradient_norm:
             torch.nn.utils.clip_grad_norm_(self.flow.parameters(), self.config.max_gradient_norm)
         self._step_generator(rate)
         self.iteration += 1
-        return health
+        return metrics
 
-    def _flow_gradient(self, real: Tensor, first: int) -> tuple[Health, Tensor | None]:
+    def _flow_gradient(self, real: Tensor, first: int) -> tuple[Metrics, Tensor | None]:
         """Sets the gradient of the flow's loss; returns its parts, and the ends of the chains from its samples."""
         bits = self.flow.bits_per_dimension_of_dequantized(real, self.config.brightnesses).mean()
         loss, ends = bits, None
-        found: Health = {"bits_per_dimension": bits}
+        found: Metrics = {"bits_per_dimension": bits}
         if self.energy is not None:
             with torch.set_grad_enabled(self.calibrating):
-                samples = self.flow.decode(self.flow.prior(len(real), self.seed, chains=first))
+                samples = self.flow.decode(self.flow.prior(len(real), self.seed, chain_ids=first))
             ends = self.energy.chain_ends(samples, self.seed, first)
             distance = calibration_loss(samples, ends)
             if self.calibrating:
@@ -93,10 +93,10 @@ class EcFlowTrainer(CalibratedLoop):
     def _dequantized(self, images: Tensor, seed: int, first: int) -> Tensor:
         brightnesses = self.config.brightnesses
         discrete = quantized(images, brightnesses)
-        return dequantized(discrete, seed=seed, step=DEQUANTISATION, chains=first, brightnesses=brightnesses)
+        return dequantized(discrete, seed=seed, step=DEQUANTISATION, chain_ids=first, brightnesses=brightnesses)
 
     @torch.no_grad()
-    def examine(self) -> None:
+    def check_before_save(self) -> None:
         """Lets the guard see likelihood and energies under the weights that are about to be saved.
 
         The chains are those that the next update would start, and leave no trace.
@@ -106,9 +106,9 @@ class EcFlowTrainer(CalibratedLoop):
         bits = self.flow.bits_per_dimension_of_dequantized(real, config.brightnesses).mean()
         self._check_finite(self.iteration, {"bits_per_dimension": float(bits)})
         if self.energy is not None:
-            self._examine_energy(self.energy, real, self.flow.sample(len(real), self.seed, chains=first))
+            self._check_energy(self.energy, real, self.flow.sample(len(real), self.seed, chain_ids=first))
 
-    def save_pictures(self, folder: RunFolder, board: Board) -> None:
+    def save_pictures(self, folder: RunFolder, board: TensorBoardWriter) -> None:
         energy = None if self.energy is None else self.energy.net
         run = EcFlowRun(folder.path, self.config, self.iteration, self.average, energy)
         save_pictures(run, self.images.first(self.config.size, GRID**2), folder, board)

@@ -11,10 +11,10 @@ from fastebm.training.trainer.config_fields import COMMON_FREE, Ranges
 
 _RANGES: Ranges = {
     **VAE_RANGES,
-    "steps": (0, 10**6),
+    "num_steps": (0, 10**6),
     "temperature": (0, 1e6),
     "elbo_weight": (0, 1e12),
-    "pull_weight": (0, 1e12),
+    "nll_weight": (0, 1e12),
 }
 
 FREE = COMMON_FREE
@@ -24,7 +24,7 @@ FREE = COMMON_FREE
 class EcPosteriorConfig(GeneratorSettings):
     """Everything that a run of the calibrated posterior depends on, besides its images.
 
-    With `steps=0` it is a plain VAE: no chain is run, and both nets are trained by the ELBO.
+    With `num_steps=0` it is a plain VAE: no chain is run, and both nets are trained by the ELBO.
     """
 
     kind: ClassVar[str] = "ec_posterior"
@@ -57,7 +57,7 @@ class EcPosteriorConfig(GeneratorSettings):
     """share of the run, at its end, over which the learning rate falls linearly to a tenth"""
     adam_betas: tuple[float, float] = (0.0, 0.9)
     """decay rates of Adam's moments"""
-    steps: int = 10
+    num_steps: int = 10
     """Langevin updates of a chain on latent vectors; 0: a plain VAE"""
     step_size: float = 0.005
     """of a Langevin update; stable below twice the smallest posterior variance of a latent number"""
@@ -65,7 +65,7 @@ class EcPosteriorConfig(GeneratorSettings):
     """of the noise of a Langevin update, whose variance is 2 * step_size * temperature; 1 samples the posterior"""
     elbo_weight: float = 1.0
     """in the encoder's loss, of the ELBO at the encoder's own draws"""
-    pull_weight: float = 1.0
+    nll_weight: float = 1.0
     """in the encoder's loss, of the nats by which refined latent vectors surprise it, -log q(z | x)"""
     warmup: int = 500
     """iterations before chains are run, in which it is a plain VAE"""
@@ -83,7 +83,7 @@ class EcPosteriorConfig(GeneratorSettings):
     """the guard rolls back where the loss, in squared errors of an image, has a larger magnitude"""
     retries: int = 3
     """times that the guard goes back to a checkpoint, with fresh noise, before the run is given up"""
-    retry_rate: float = 0.5
+    retry_lr_factor: float = 0.5
     """factor on the learning rate, for the rest of the run, each time"""
     seed: int = 0
     """of the weights, the order of the images and all noise"""
@@ -100,13 +100,13 @@ class EcPosteriorConfig(GeneratorSettings):
 
     def __post_init__(self) -> None:
         self.check(_RANGES)
-        if self.steps and not self.elbo_weight + self.pull_weight:
-            raise ValueError("elbo_weight and pull_weight are both 0: nothing would train the encoder")
+        if self.num_steps and not self.elbo_weight + self.nll_weight:
+            raise ValueError("elbo_weight and nll_weight are both 0: nothing would train the encoder")
 
     @property
     def noise_floor(self) -> float:
         """The mean squared way of a latent vector that noise alone moves."""
-        return 2 * self.steps * self.step_size * self.temperature * self.latent
+        return 2 * self.num_steps * self.step_size * self.temperature * self.latent
 
     @property
     def max_energy(self) -> float:

@@ -16,7 +16,7 @@ from fastebm.training.trainer.loop import trained_checkpoint
 
 CURVES: pictures.Curves = (
     ("squared error of an image", {"squared_error": "at the encoder's draws", "refined_error": "at refined ones"}),
-    ("nats", {"kl": "KL to the prior", "surprise": "-log q of refined draws"}),
+    ("nats", {"kl": "KL to the prior", "nll": "-log q of refined draws"}),
     ("nats of an image", {"elbo": "ELBO at the encoder's draws"}),
     ("squared distance", {"refinement": "chain from its start", "noise_floor": "of noise alone"}),
     ("gradient norm", {"gradient_norm_encoder": "encoder", "gradient_norm_decoder": "decoder"}),
@@ -35,7 +35,7 @@ class EcPosteriorRun(VaeRun):
         self,
         images: Tensor,
         z: Tensor | None = None,
-        steps: int | None = None,
+        num_steps: int | None = None,
         seed: int = 0,
         *,
         temperature: float | None = None,
@@ -44,14 +44,14 @@ class EcPosteriorRun(VaeRun):
         """Latent vectors of images by `refine_posterior` from `z`, by default the posterior means of the encoder.
 
         Args:
-            steps, temperature: by default as in training.
+            num_steps, temperature: by default as in training.
         """
         # By autograd: a few steps are over before a program would have been made of the decoder.
         return refine_posterior(
             self.vae,
             images,
             self.vae.encode(images)[0] if z is None else z,
-            self.config.steps if steps is None else steps,
+            self.config.num_steps if num_steps is None else num_steps,
             self.config.step_size,
             seed,
             temperature=self.config.temperature if temperature is None else temperature,
@@ -61,15 +61,15 @@ class EcPosteriorRun(VaeRun):
 
     @torch.no_grad()
     def reconstruct(
-        self, images: Tensor, steps: int | None = None, seed: int = 0, *, temperature: float = 0.0
+        self, images: Tensor, num_steps: int | None = None, seed: int = 0, *, temperature: float = 0.0
     ) -> Tensor:
-        """Images (B, channels, size, size) decoded again, from the posterior mean moved by `steps` updates.
+        """Images (B, channels, size, size) decoded again, from the posterior mean moved by `num_steps` updates.
 
         Args:
-            steps: by default as in training; 0 decodes the encoder's means, one pass of each net.
+            num_steps: by default as in training; 0 decodes the encoder's means, one pass of each net.
             temperature: 0 walks towards the mode, for the nearest image; 1 draws from the posterior by `seed`.
         """
-        return self.vae.decode(self.refine(images, None, steps, seed, temperature=temperature))
+        return self.vae.decode(self.refine(images, None, num_steps, seed, temperature=temperature))
 
     @classmethod
     def load(

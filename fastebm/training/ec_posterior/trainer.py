@@ -12,16 +12,16 @@ from torch import Tensor
 from fastebm.models.vae import kl_to_prior, squared_error
 from fastebm.plotting import GRID
 from fastebm.runs.folder import RunFolder
-from fastebm.training.calibration.chains import mean_square_distance
-from fastebm.training.calibration.posterior import PosteriorSampler, gaussian_surprise
+from fastebm.training.calibration.calibrate import mean_square_distance
+from fastebm.training.calibration.posterior import PosteriorSampler, gaussian_nll
 from fastebm.training.calibration.vae_run import save_pictures
 from fastebm.training.calibration.vae_trainer import VaeLoop
 from fastebm.training.ec_posterior.config import EcPosteriorConfig
 from fastebm.training.ec_posterior.run import CURVES, EcPosteriorRun
 from fastebm.training.images import ImageLevels
-from fastebm.training.tensorboard import Board
+from fastebm.training.tensorboard import TensorBoardWriter
 from fastebm.training.trainer.guard import DivergedError
-from fastebm.training.trainer.loop import Health, gradient_norm, numbers_of
+from fastebm.training.trainer.loop import Metrics, gradient_norm, to_floats
 
 
 class EcPosteriorTrainer(VaeLoop):
@@ -31,14 +31,14 @@ class EcPosteriorTrainer(VaeLoop):
     error (with v the variance of a pixel):
 
     - the decoder's loss `||x - G(z')||^2`, or minus `2 v log p(x | z')` where v is learned;
-    - the encoder's loss `2 v (elbo_weight * -ELBO + pull_weight * -log q(z' | x))`, the ELBO at its own draw through a
+    - the encoder's loss `2 v (elbo_weight * -ELBO + nll_weight * -log q(z' | x))`, the ELBO at its own draw through a
       decoder that is held fixed. The second term fits the encoder's Gaussian to where chains end.
 
     A pull on the draw alone, `||z' - z||^2` as in EC-VAE's calibration, would know nothing of the variance: it is least
     where the draw's noise vanishes, while `-log q` is least at the mean and the variance of the ends.
     """
 
-    remedy = "a smaller step_size or learning_rate"
+    hint = "a smaller step_size or learning_rate"
     shown: ClassVar[Mapping[str, str]] = {
         "error": "squared_error", "refined": "refined_error", "kl": "kl", "way": "refinement",
     }  # fmt: skip
@@ -58,10 +58,10 @@ class EcPosteriorTrainer(VaeLoop):
     @property
     def refining(self) -> bool:
         """Whether the next update runs chains."""
-        return self.config.steps > 0 and self.iteration >= self.config.warmup
+        return self.config.num_steps > 0 and self.iteration >= self.config.warmup
 
     def describe(self) -> dict[str, Any]:
-        return super().describe() | ({"noise_floor": self.config.noise_floor} if self.config.steps else {})
+        return super().describe() | ({"noise_floor": self.config.noise_floor} if self.config.num_steps else {})
 
     def update(self) -> dict[str, float]:
         first, rate = self.images_seen, self.rate
@@ -71,37 +71,37 @@ class EcPosteriorTrainer(VaeLoop):
         norms = {f"gradient_norm_{name}": gradient_norm(net) for name, net in self.vae.named_children()}
         if self.config.learned_variance:
             found["variance"] = self.vae.log_variance.exp()
-        health = numbers_of(found | norms)
-        self._check(health)
+        metrics = to_floats(found | norms)
+        self._check(metrics)
         self._step_generator(rate)
         self.iteration += 1
-        return health
+        return metrics
 
-    def _plain_gradient(self, real: Tensor, first: int) -> Health:
+    def _plain_gradient(self, real: Tensor, first: int) -> Metrics:
         """Sets the gradient of minus the ELBO, for both nets; returns its parts."""
         _, _, _, found = self._elbo(real, first)
         loss = -self._unit * found["elbo"]
         loss.backward()
         return {"vae_loss": loss, **found}
 
-    def _refined_gradient(self, real: Tensor, first: int) -> Health:
+    def _refined_gradient(self, real: Tensor, first: int) -> Metrics:
         """Sets the gradient of the decoder at refined latent vectors and of the encoder towards them."""
         config, pixels = self.config, self.config.dimension
         with self._decoder_fixed():
             z, mean, log_variance, found = self._elbo(real, first)
-        ends = self.sampler.refine(real, z, config.steps, self.seed, first, check=False)
-        surprise = gaussian_surprise(ends, mean, log_variance).mean()
+        ends = self.sampler.refine(real, z, config.num_steps, self.seed, first, check=False)
+        nll = gaussian_nll(ends, mean, log_variance).mean()
         with self._precision():
             images = self.vae.decode(ends)
         error = squared_error(real, images.float())
         likelihood = self.vae.bound(error, torch.zeros_like(error), pixels).likelihood.mean()
-        encoder = config.pull_weight * surprise - config.elbo_weight * found["elbo"]
+        encoder = config.nll_weight * nll - config.elbo_weight * found["elbo"]
         loss = self._unit * (encoder - likelihood)
         loss.backward()
         way = mean_square_distance(z, ends)
-        return {"vae_loss": loss, **found, "refined_error": error.mean(), "surprise": surprise, "refinement": way}
+        return {"vae_loss": loss, **found, "refined_error": error.mean(), "nll": nll, "refinement": way}
 
-    def _elbo(self, real: Tensor, first: int) -> tuple[Tensor, Tensor, Tensor, Health]:
+    def _elbo(self, real: Tensor, first: int) -> tuple[Tensor, Tensor, Tensor, Metrics]:
         """The encoder's draws with their means and log-variances, and the ELBO's parts there."""
         with self._precision():
             z, mean, log_variance = self.vae.posterior(real, self.seed, first)
@@ -129,13 +129,13 @@ class EcPosteriorTrainer(VaeLoop):
             for parameter in held:
                 parameter.requires_grad_(True)
 
-    def _check(self, health: Mapping[str, float]) -> None:
-        self._check_finite(self.iteration + 1, health)
-        if abs(loss := health["vae_loss"]) > self.config.max_loss:
+    def _check(self, metrics: Mapping[str, float]) -> None:
+        self._check_finite(self.iteration + 1, metrics)
+        if abs(loss := metrics["vae_loss"]) > self.config.max_loss:
             reason = f"vae_loss is {loss:.4g}, beyond max_loss = {self.config.max_loss:g}"
             raise DivergedError(self.iteration + 1, reason)
 
-    def examine(self) -> None:
+    def check_before_save(self) -> None:
         """Lets the guard see chains under the weights that are about to be saved, which no update has come from yet.
 
         They are those that the next update would start, but for batch norm's statistics, and leave no trace.
@@ -145,15 +145,15 @@ class EcPosteriorTrainer(VaeLoop):
         try:
             with torch.no_grad():
                 z, _, _ = self.vae.posterior(real, self.seed, self.images_seen)
-                ends = self.sampler.refine(real, z, self.config.steps, self.seed, self.images_seen, check=False)
+                ends = self.sampler.refine(real, z, self.config.num_steps, self.seed, self.images_seen, check=False)
                 error = squared_error(real, self.vae.decode(ends)).mean()
         finally:
             self.vae.train()
         if not error.isfinite():
             raise DivergedError(self.iteration, f"the squared error at refined latent vectors is {error.item()}")
 
-    def save_pictures(self, folder: RunFolder, board: Board) -> None:
-        run = EcPosteriorRun(folder.path, self.config, self.iteration, self._ready_average())
+    def save_pictures(self, folder: RunFolder, board: TensorBoardWriter) -> None:
+        run = EcPosteriorRun(folder.path, self.config, self.iteration, self._ema_for_sampling())
         real = self.images.first(self.config.size, GRID**2)
         shown = real.to(self.device)
         reconstructions = [

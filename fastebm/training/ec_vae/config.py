@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 from fastebm.training.calibration.config import VAE_RANGES, CalibratedSettings
 from fastebm.training.trainer.config_fields import COMMON_FREE, Ranges
 
-_RANGES: Ranges = {**VAE_RANGES, "chains": (1, 2)}
+_RANGES: Ranges = {**VAE_RANGES, "num_chains": (1, 2)}
 
 FREE = COMMON_FREE
 
@@ -60,17 +60,17 @@ class EcVaeConfig(CalibratedSettings):
     """share of the run, at its end, over which learning rates fall linearly to a tenth"""
     adam_betas: tuple[float, float] = (0.0, 0.9)
     """decay rates of Adam's moments"""
-    steps: int = 15
+    num_steps: int = 15
     """Langevin updates of a chain"""
     step_size: float = 0.05
     """of a Langevin update"""
     noise_std: float = 1e-3
     """noise of a Langevin update"""
-    anchor_weight: float = 0.0
+    data_term_weight: float = 0.0
     """pull of a chain to the sample it started from, at its first update; falls to zero; 0: none"""
-    anchor_hinge: float = 0.0
+    data_term_hinge: float = 0.0
     """squared distance per pixel and colour that the anchor leaves free"""
-    chains: Literal[1, 2] = 2
+    num_chains: Literal[1, 2] = 2
     """chains of each sample in an update: 2 runs the energy's chain from the decoder that was just updated; 1 uses
     that of the calibration again, which costs half"""
     warmup: int = 500
@@ -105,7 +105,7 @@ class EcVaeConfig(CalibratedSettings):
     """and where the energy's loss has a larger magnitude"""
     retries: int = 3
     """times that the guard goes back to a checkpoint, with fresh noise, before the run is given up"""
-    retry_rate: float = 0.5
+    retry_lr_factor: float = 0.5
     """factor on the learning rates, for the rest of the run, each time"""
     seed: int = 0
     """of the weights, the order of the images and all noise"""

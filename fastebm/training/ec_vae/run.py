@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fastebm import plotting as pictures
 from fastebm.models import MultiScaleEnergy
-from fastebm.training.calibration.energy import stored_energy
+from fastebm.training.calibration.energy_trainer import stored_energy
 from fastebm.training.calibration.vae_run import VaeRun, Weights, stored_vae
 from fastebm.training.ec_vae.config import EcVaeConfig
 from fastebm.training.trainer.loop import trained_checkpoint

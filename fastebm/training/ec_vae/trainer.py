@@ -11,16 +11,16 @@ from torch import Tensor
 from fastebm.models.vae import kl_to_prior, squared_error
 from fastebm.plotting import GRID
 from fastebm.runs.folder import RunFolder
-from fastebm.training.calibration.chains import calibration_loss
-from fastebm.training.calibration.energy import EnergySide
+from fastebm.training.calibration.calibrate import calibration_loss
+from fastebm.training.calibration.energy_trainer import EnergyTrainer
 from fastebm.training.calibration.trainer import CalibratedLoop
 from fastebm.training.calibration.vae_run import save_pictures
 from fastebm.training.calibration.vae_trainer import VaeLoop
 from fastebm.training.ec_vae.config import EcVaeConfig
 from fastebm.training.ec_vae.run import CURVES, EcVaeRun
 from fastebm.training.images import ImageLevels
-from fastebm.training.tensorboard import Board
-from fastebm.training.trainer.loop import Health, gradient_norm, numbers_of
+from fastebm.training.tensorboard import TensorBoardWriter
+from fastebm.training.trainer.loop import Metrics, gradient_norm, to_floats
 
 
 class EcVaeTrainer(CalibratedLoop, VaeLoop):
@@ -30,7 +30,7 @@ class EcVaeTrainer(CalibratedLoop, VaeLoop):
     its own samples; the same latent vectors decoded anew; a second chain from these; a step of the energy.
     """
 
-    remedy = "a smaller energy_learning_rate or a larger energy_l2"
+    hint = "a smaller energy_learning_rate or a larger energy_l2"
     shown: ClassVar[Mapping[str, str]] = {
         "error": "squared_error", "kl": "kl", "calibration": "calibration", "gap": "gap",
     }  # fmt: skip
@@ -44,18 +44,18 @@ class EcVaeTrainer(CalibratedLoop, VaeLoop):
         real = self._real_images(first)
         z = self.vae.prior(len(real), self.seed, first)
         found, draws, ends = self._vae_gradient(real, z, first)
-        health = numbers_of(found)
-        self._check_finite(self.iteration + 1, health)
+        metrics = to_floats(found)
+        self._check_finite(self.iteration + 1, metrics)
         self._step_generator(rate)
         if self.energy is not None:
-            if ends is None or self.config.chains == 2:
-                ends = self._ends_anew(self.energy, torch.cat((draws, z)), first)
-            health |= self._energy_step(self.energy, real, ends, first, rate)
-            self._update_weight(health["calibration"])
+            if ends is None or self.config.num_chains == 2:
+                ends = self._second_chain_ends(self.energy, torch.cat((draws, z)), first)
+            metrics |= self._energy_step(self.energy, real, ends, first, rate)
+            self._update_weight(metrics["calibration"])
         self.iteration += 1
-        return health
+        return metrics
 
-    def _vae_gradient(self, real: Tensor, z: Tensor, first: int) -> tuple[Health, Tensor, Tensor | None]:
+    def _vae_gradient(self, real: Tensor, z: Tensor, first: int) -> tuple[Metrics, Tensor, Tensor | None]:
         """Sets the gradient of the VAE's loss; returns its parts, the draws from the posterior, detached, and the ends
         of the chains from the decoder's samples, where there is an energy."""
         with self._precision():
@@ -83,16 +83,16 @@ class EcVaeTrainer(CalibratedLoop, VaeLoop):
             numbers["variance"] = self.vae.log_variance.exp()
         return {"vae_loss": loss, **numbers, **norms}, draws.detach(), ends
 
-    def _ends_anew(self, energy: EnergySide, z: Tensor, first: int) -> Tensor:
+    def _second_chain_ends(self, energy: EnergyTrainer, z: Tensor, first: int) -> Tensor:
         """Ends of chains from the decoder that was just updated.
 
         `z` are the draws from the posteriors, and then those from the prior, decoded together as before.
         """
         with torch.no_grad(), self._precision():
             samples = self.vae.decode(z).float()[-self.config.batch_size :]
-        return energy.chain_ends(samples, self.seed, first, step=self.config.steps)
+        return energy.chain_ends(samples, self.seed, first, start_step=self.config.num_steps)
 
-    def examine(self) -> None:
+    def check_before_save(self) -> None:
         """Lets the guard see energies under the weights that are about to be saved, which no update has come from yet.
 
         The chains are those that the next update would start, but for batch norm's statistics, and leave no trace.
@@ -100,11 +100,11 @@ class EcVaeTrainer(CalibratedLoop, VaeLoop):
         if self.energy is None:
             return
         real = self.images.first(self.config.size, self.config.batch_size, self.device)
-        self._examine_energy(self.energy, real, self.vae.sample(self.config.batch_size, self.seed, self.images_seen))
+        self._check_energy(self.energy, real, self.vae.sample(self.config.batch_size, self.seed, self.images_seen))
 
-    def save_pictures(self, folder: RunFolder, board: Board) -> None:
+    def save_pictures(self, folder: RunFolder, board: TensorBoardWriter) -> None:
         energy = None if self.energy is None else self.energy.net
-        run = EcVaeRun(folder.path, self.config, self.iteration, self._ready_average(), energy)
+        run = EcVaeRun(folder.path, self.config, self.iteration, self._ema_for_sampling(), energy)
         real = self.images.first(self.config.size, GRID**2)
         reconstructions = [("reconstructions", run.reconstruct(real.to(self.device)))]
         save_pictures(run, self.vae, real, reconstructions, CURVES, folder, board)

@@ -14,7 +14,7 @@ Ranges = Mapping[str, tuple[float, float]]
 COMMON_RANGES: Ranges = {
     "adam_betas": (0, 1 - 1e-9),
     "lr_decay": (0, 1),
-    "steps": (1, 10**6),
+    "num_steps": (1, 10**6),
     "step_size": (1e-12, 1e12),
     "data_noise": (0, 1e6),
     "energy_l2": (0, 1e6),
@@ -23,7 +23,7 @@ COMMON_RANGES: Ranges = {
     "max_gap": (1e-12, 1e30),
     "max_loss": (1e-12, 1e30),
     "retries": (0, 10**6),
-    "retry_rate": (1e-6, 1),
+    "retry_lr_factor": (1e-6, 1),
     "log_every": (1, 10**9),
     "checkpoint_every": (1, 10**9),
     "keep_checkpoints": (1, 10**9),

@@ -12,11 +12,11 @@ from fastebm.runs.folder import RunFolder
 from fastebm.runs.registry import config_of, load, method
 from fastebm.training.images import image_levels
 from fastebm.training.trainer.loop import (
-    Given,
+    ImageInput,
     OnLog,
-    chosen_device,
     defaults_of,
     opened,
+    resolve_device,
     stored_images,
     train_in,
 )
@@ -24,7 +24,7 @@ from fastebm.training.trainer.loop import (
 
 def train(
     config: Any,
-    images: Given,
+    images: ImageInput,
     run_dir: str | Path,
     *,
     device: torch.device | str | None = None,
@@ -66,7 +66,7 @@ def train(
         >>> run.sample(3, seed=1).shape
         torch.Size([3, 1, 8, 8])
     """
-    device = chosen_device(device)
+    device = resolve_device(device)
     module = method(config.kind, Path(run_dir))
     source, found = opened(images, progress)
     # The trainer first: a config that makes no net must not leave a folder that then holds "another config".
@@ -85,7 +85,7 @@ def train(
     return load(run_dir, device)
 
 
-def resume(run_dir: str | Path, images: Given | None = None, *, retries: int | None = None, **options: Any) -> Any:
+def resume(run_dir: str | Path, images: ImageInput | None = None, *, retries: int | None = None, **options: Any) -> Any:
     """Resumes the unfinished run in `run_dir` with its own config, on the images that it was begun with.
 
     A finished one is only loaded: nothing is left to train, so that its images need not be there any more.
@@ -103,7 +103,7 @@ def resume(run_dir: str | Path, images: Given | None = None, *, retries: int | N
         config = dataclasses.replace(config, retries=retries)
     if images is None:
         if folder.checkpoints.iterations()[-1:] == [config.total_iterations]:
-            run = load(run_dir, chosen_device(options.get("device")))
+            run = load(run_dir, resolve_device(options.get("device")))
             if run.finished:  # which it isn't where that checkpoint is damaged
                 return run
         images = stored_images(folder)

@@ -30,7 +30,7 @@ class Guard:
     of CF-EBM nets are about 1 to 20 (2 to 17 in the logs of YangNaruto/ProEBM at 32x32, where a |loss| above 1000 ends
     a run).
 
-    After the k-th rollback all noise has the key `derived_seed(seed, k)`, and the learning rate the factor `rate**k`.
+    After the k-th rollback all noise has the key `fold_in_seed(seed, k)`, and the learning rate the factor `rate**k`.
     The rollbacks so far are part of a checkpoint, so that a resumed run goes on with the same noise.
 
     Attributes:
@@ -53,25 +53,25 @@ class Guard:
         self.rate = rate
         self.rollbacks: list[dict[str, Any]] = []
 
-    def check(self, iteration: int, health: Mapping[str, float]) -> None:
+    def check(self, iteration: int, metrics: Mapping[str, float]) -> None:
         """Raises DivergedError if anything is not healthy.
 
         Args:
             iteration: for the message.
-            health: "largest_energy_data" and "largest_energy_samples" (magnitudes) and "gradient_norm" of the weights;
+            metrics: "largest_energy_data" and "largest_energy_samples" (magnitudes) and "gradient_norm" of the weights;
                 and, where they are known, "gap" and "loss".
         """
         for source in ("data", "samples"):
-            largest = health[f"largest_energy_{source}"]
+            largest = metrics[f"largest_energy_{source}"]
             if not math.isfinite(largest):
                 raise DivergedError(iteration, f"an energy of {source} is {largest}")
             if largest > self.max_energy:
                 magnitude = f"has the magnitude {largest:.4g}, more than max_energy = {self.max_energy:g}"
                 raise DivergedError(iteration, f"an energy of {source} {magnitude}")
         for name, bound in (("gap", self.max_gap), ("loss", self.max_loss)):
-            if not abs(value := health.get(name, 0.0)) <= bound:
+            if not abs(value := metrics.get(name, 0.0)) <= bound:
                 raise DivergedError(iteration, f"the {name} is {value:.4g}, beyond max_{name} = {bound:g}")
-        norm = health["gradient_norm"]
+        norm = metrics["gradient_norm"]
         if not math.isfinite(norm):
             raise DivergedError(iteration, f"the gradient of the weights has the norm {norm}")
 
@@ -85,12 +85,12 @@ class Guard:
         return self.attempt >= self.retries
 
     @property
-    def learning_rate_factor(self) -> float:
+    def lr_factor(self) -> float:
         return self.rate**self.attempt
 
     def seed(self, seed: int) -> int:
         """The key of all noise from here on, for a run whose config has `seed`."""
-        return rng.derived_seed(seed, self.attempt)
+        return rng.fold_in_seed(seed, self.attempt)
 
     def target(self, saved: Sequence[int]) -> int | None:
         """The iteration to go back to, of those `saved`, ascending; None is the start of the run.
@@ -103,7 +103,7 @@ class Guard:
         stuck = bool(self.rollbacks) and self.rollbacks[-1]["back_to"] == saved[-1]
         return saved[-2] if stuck and len(saved) > 1 else saved[-1]
 
-    def went_back(self, iteration: int, back_to: int, reason: str) -> None:
+    def record_rollback(self, iteration: int, back_to: int, reason: str) -> None:
         self.rollbacks.append({"iteration": iteration, "back_to": back_to, "reason": reason})
 
     def state(self) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import torch
 
 
 @contextmanager
-def drawn_from(seed: int) -> Iterator[None]:
+def fork_rng(seed: int) -> Iterator[None]:
     """Within the block nets draw their weights from `seed`; afterwards torch's own generator is as it was before."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)

@@ -24,12 +24,12 @@ from fastebm.data.sources import DigitsSource, ImageSource, source_from_json
 from fastebm.runs.checkpoints import Checkpoint
 from fastebm.runs.folder import Progress, RunError, RunFolder
 from fastebm.training.images import ImageLevels
-from fastebm.training.tensorboard import Board
+from fastebm.training.tensorboard import TensorBoardWriter
 from fastebm.training.trainer.guard import DivergedError, Guard
-from fastebm.training.trainer.stopping import StoppedError, StopRequest
+from fastebm.training.trainer.signals import StoppedError, StopRequest
 
-Health = dict[str, Tensor]
-Given = Tensor | Images | ImageSource | DigitsSource
+Metrics = dict[str, Tensor]
+ImageInput = Tensor | Images | ImageSource | DigitsSource
 OnLog = Callable[[dict[str, Any]], None]
 
 
@@ -49,7 +49,7 @@ class LoopConfig(Protocol):
     @property
     def retries(self) -> int: ...
     @property
-    def retry_rate(self) -> float: ...
+    def retry_lr_factor(self) -> float: ...
     @property
     def log_every(self) -> int: ...
     @property
@@ -64,10 +64,10 @@ class Loop(ABC):
     """A run in memory: `iteration` updates done, `seconds` spent on them, and the guard.
 
     Attributes:
-        remedy: what may hold a run of this method that exploded, for the message.
+        hint: what may hold a run of this method that exploded, for the message.
     """
 
-    remedy: ClassVar[str]
+    hint: ClassVar[str]
     config: LoopConfig
 
     def __init__(self, config: LoopConfig, images: ImageLevels, device: torch.device) -> None:
@@ -75,7 +75,7 @@ class Loop(ABC):
         self.images = images
         self.device = device
         self.guard = Guard(
-            config.max_energy, config.max_gap, config.max_loss, retries=config.retries, rate=config.retry_rate
+            config.max_energy, config.max_gap, config.max_loss, retries=config.retries, rate=config.retry_lr_factor
         )
         self.iteration = 0
         self.seconds = 0.0
@@ -93,7 +93,7 @@ class Loop(ABC):
         """
 
     @abstractmethod
-    def examine(self) -> None:
+    def check_before_save(self) -> None:
         """Lets the guard see energies under the weights that are about to be saved, and leaves no trace."""
 
     @abstractmethod
@@ -101,11 +101,11 @@ class Loop(ABC):
         """What a line of the log says of the next update besides its health."""
 
     @abstractmethod
-    def watched(self, health: Mapping[str, float]) -> tuple[str, dict[str, float]]:
+    def progress_metrics(self, metrics: Mapping[str, float]) -> tuple[str, dict[str, float]]:
         """A title and a few numbers for the progress bar."""
 
     @abstractmethod
-    def save_pictures(self, folder: RunFolder, board: Board) -> None:
+    def save_pictures(self, folder: RunFolder, board: TensorBoardWriter) -> None:
         """Pictures of the run so far."""
 
     @abstractmethod
@@ -113,7 +113,7 @@ class Loop(ABC):
         """Every tensor that the next iteration depends on, by name."""
 
     @abstractmethod
-    def take_up(self, checkpoint: Checkpoint) -> None:
+    def load_state(self, checkpoint: Checkpoint) -> None:
         """Takes up `tensors`, and what the method added to `state`; `iteration` and guard have been."""
 
     @property
@@ -134,29 +134,29 @@ class Loop(ABC):
         return self.guard.seed(self.config.seed)
 
     def run(
-        self, folder: RunFolder, bar: Progress, board: Board, request: StopRequest, pictures: bool
+        self, folder: RunFolder, bar: Progress, board: TensorBoardWriter, request: StopRequest, pictures: bool
     ) -> Iterator[dict[str, Any]]:
         """Trains to the end with a checkpoint now and then; yields lines for the log."""
         config = self.config
         began = time.monotonic() - self.seconds
-        means = _Means()
+        means = _RunningMeans()
         while self.iteration < config.total_iterations:
             line = {"iteration": self.iteration + 1, **self.describe(), "attempt": self.guard.attempt}
             try:
-                health = self.update()
+                metrics = self.update()
                 ended = self.stage_ended()
                 stopping = request.asked  # read once: it may be asked at any moment, and what stops must be saved
                 saving = ended or stopping or self.iteration % config.checkpoint_every == 0
                 if saving:
-                    self.examine()
+                    self.check_before_save()
             except DivergedError as error:
                 self._roll_back(folder, error)
                 bar.go_back(self.iteration)
                 means.take()
                 continue
             self.seconds = time.monotonic() - began
-            means.add(health)
-            title, numbers = self.watched(health)
+            means.add(metrics)
+            title, numbers = self.progress_metrics(metrics)
             bar.advance(title, **numbers)
             if ended or self.iteration % config.log_every == 0:
                 yield {**line, **means.take(), "seconds": round(self.seconds, 3)}
@@ -189,7 +189,7 @@ class Loop(ABC):
         self.iteration = checkpoint.iteration
         self.seconds = float(checkpoint.state["seconds"])
         self.guard.restore(checkpoint.state.get("guard", {}))
-        self.take_up(checkpoint)
+        self.load_state(checkpoint)
 
     def _roll_back(self, folder: RunFolder, error: DivergedError) -> None:
         """Goes back to a good checkpoint, and on from there with fresh noise and a lower learning rate.
@@ -198,7 +198,7 @@ class Loop(ABC):
         """
         guard = self.guard
         if guard.exhausted:
-            advice = _advice(folder, guard.attempt, self.remedy)
+            advice = _advice(folder, guard.attempt, self.hint)
             raise DivergedError(error.iteration, error.reason, advice) from None
         rollbacks = guard.state()
         checkpoint = folder.newest_checkpoint(guard.target(folder.checkpoints.iterations()))
@@ -207,14 +207,14 @@ class Loop(ABC):
         else:
             self.restore(checkpoint)
         guard.restore(rollbacks)  # restoring the rest has restored those of that time
-        guard.went_back(error.iteration, self.iteration, error.reason)
+        guard.record_rollback(error.iteration, self.iteration, error.reason)
         with folder.writing("the log or a checkpoint"):
             if checkpoint is not None:
                 folder.checkpoints.amend(checkpoint, self.state())
             folder.log.rewind(self.iteration)
         warnings.warn(
             f"iteration {error.iteration}: {error.reason}. Back to iteration {self.iteration}, with fresh noise and "
-            f"the learning rate times {guard.learning_rate_factor:g} (try {guard.attempt} of {guard.retries})",
+            f"the learning rate times {guard.lr_factor:g} (try {guard.attempt} of {guard.retries})",
             RuntimeWarning,
             stacklevel=2,
         )
@@ -228,7 +228,7 @@ def train_in(loop: Loop, folder: RunFolder, progress: bool, save_pictures: bool,
         loop.restore(checkpoint)
     with folder.writing("the log"):
         folder.log.rewind(loop.iteration)
-    board = Board.open(folder.path / "tensorboard", config.tensorboard, loop.iteration)
+    board = TensorBoardWriter.open(folder.path / "tensorboard", config.tensorboard, loop.iteration)
     try:
         with (
             Progress.over(config.total_iterations, loop.iteration, progress) as bar,
@@ -244,7 +244,7 @@ def train_in(loop: Loop, folder: RunFolder, progress: bool, save_pictures: bool,
         board.close()
 
 
-def energy_health(net: nn.Module, loss: Tensor, data: Tensor, samples: Tensor) -> Health:
+def update_metrics(net: nn.Module, loss: Tensor, data: Tensor, samples: Tensor) -> Metrics:
     """What guard and log ask of an update of an energy, from its loss and its energies of data and samples (B,)."""
     return {
         "loss": loss,
@@ -257,7 +257,7 @@ def energy_health(net: nn.Module, loss: Tensor, data: Tensor, samples: Tensor) -
     }
 
 
-def numbers_of(found: Health) -> dict[str, float]:
+def to_floats(found: Metrics) -> dict[str, float]:
     """One copy to the host for all of them."""
     return dict(zip(found, torch.stack([value.detach() for value in found.values()]).tolist(), strict=True))
 
@@ -267,7 +267,7 @@ def gradient_norm(net: nn.Module) -> Tensor:
     return get_total_norm([p.grad for p in net.parameters() if p.grad is not None])
 
 
-def opened(images: Given, progress: bool) -> tuple[dict[str, Any] | None, Tensor | Images]:
+def opened(images: ImageInput, progress: bool) -> tuple[dict[str, Any] | None, Tensor | Images]:
     """Where images come from, if that can be kept with a run, and the images; with `progress` says what they are."""
     source, found = (None, images) if isinstance(images, Tensor | Images) else (images.to_json(), images.open())
     if progress and isinstance(found, Images):
@@ -275,7 +275,7 @@ def opened(images: Given, progress: bool) -> tuple[dict[str, Any] | None, Tensor
     return source, found
 
 
-def stored_images(folder: RunFolder) -> Given:
+def stored_images(folder: RunFolder) -> ImageInput:
     """The source of a run's images. Raises RunError where nobody knows it."""
     stored = folder.images()
     if stored is None:
@@ -283,7 +283,7 @@ def stored_images(folder: RunFolder) -> Given:
     return source_from_json(stored)
 
 
-def chosen_device(device: torch.device | str | None) -> torch.device:
+def resolve_device(device: torch.device | str | None) -> torch.device:
     """The given one, or else a GPU if there is one."""
     return torch.device(device if device is not None else "cuda" if torch.cuda.is_available() else "cpu")
 
@@ -354,7 +354,7 @@ def average(mean: nn.Module, net: nn.Module, decay: float) -> None:
             averaged.copy_(current)
 
 
-class _Means:
+class _RunningMeans:
     """Running means of numbers by name."""
 
     def __init__(self) -> None:
@@ -371,9 +371,9 @@ class _Means:
         return means
 
 
-def _advice(folder: RunFolder, tries: int, remedy: str) -> str:
+def _advice(folder: RunFolder, tries: int, hint: str) -> str:
     tried = f"The guard went back {tries} times in vain; a" if tries else "A"
-    wish = f"{tried} new run with {remedy} may hold the energies"
+    wish = f"{tried} new run with {hint} may hold the energies"
     saved = folder.checkpoints.iterations()
     if not saved:
         return f"There is no checkpoint yet. {wish}"

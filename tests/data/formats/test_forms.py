@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fastebm.data import DataError, Form, form_of, open_images
+from fastebm.data import DataError, ImageFormat, image_format, open_images
 
 
 def idx(path: Path, count: int, height: int, width: int) -> Path:
@@ -50,14 +50,14 @@ def test_the_form_is_that_of_the_opened_images(tmp_path: Path) -> None:
     ]
     for source in sources:
         for crop in (None, 4):
-            assert form_of(source, crop=crop) == tuple(open_images(source, crop=crop).pixels.shape[1:])
-    assert form_of(tmp_path / "a.npz", "test") == (1, 4, 4)
-    assert str(form_of(tmp_path / "a.npz")) == "3x6x7"
+            assert image_format(source, crop=crop) == tuple(open_images(source, crop=crop).pixels.shape[1:])
+    assert image_format(tmp_path / "a.npz", "test") == (1, 4, 4)
+    assert str(image_format(tmp_path / "a.npz")) == "3x6x7"
 
 
 def test_pictures_of_several_sizes_have_channels_only(tmp_path: Path) -> None:
-    assert form_of(pictures(tmp_path / "grey", (5, 6), (6, 6))) == Form(1, None, None)
-    assert str(form_of(pictures(tmp_path / "colour", (5, 6), (6, 6), mode="RGB"))) == (
+    assert image_format(pictures(tmp_path / "grey", (5, 6), (6, 6))) == ImageFormat(1, None, None)
+    assert str(image_format(pictures(tmp_path / "colour", (5, 6), (6, 6), mode="RGB"))) == (
         "of several sizes, with 3 channels"
     )
 
@@ -66,9 +66,9 @@ def test_what_cannot_be_read_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     for source in (tmp_path / "nowhere", tmp_path / "empty"):
         with pytest.raises(DataError, match=source.name):
-            form_of(source)
+            image_format(source)
 
 
 def test_docstring_example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert doctest.testmod(importlib.import_module("fastebm.data.formats.forms")) == (0, 4)
+    assert doctest.testmod(importlib.import_module("fastebm.data.formats.image_format")) == (0, 4)

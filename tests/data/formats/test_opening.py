@@ -113,7 +113,7 @@ def test_it_says_what_it_took(tmp_path: Path) -> None:
 
 def test_example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    results = doctest.testmod(importlib.import_module("fastebm.data.formats.opening"))
+    results = doctest.testmod(importlib.import_module("fastebm.data.formats.open_images"))
     assert (results.failed, results.attempted > 0) == (0, True)
 
 

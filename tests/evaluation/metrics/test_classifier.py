@@ -10,14 +10,14 @@ from fastebm.data import Images, digits, to_pixels
 from fastebm.evaluation import (
     FeatureClassifier,
     RealImages,
+    evaluate_samples,
     frechet_distance,
-    judge,
     nearest_distances,
     train_features,
 )
 from fastebm.evaluation.metrics.classifier import Classes, Nearest
 from fastebm.evaluation.metrics.features import chosen
-from fastebm.evaluation.report import Report, Survival
+from fastebm.evaluation.report import LongRunFeatures, Report
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,7 @@ def classifier(real: RealImages) -> FeatureClassifier:
 
 def test_unseen_real_digits_are_at_the_floor(real: RealImages, classifier: FeatureClassifier) -> None:
     assert real.test is not None
-    verdict = judge(real.test.batch(slice(None)), real, classifier)
+    verdict = evaluate_samples(real.test.batch(slice(None)), real, classifier)
     comparison, classes, nearest = verdict.comparison, verdict.classes, verdict.nearest
     assert comparison.samples.frechet == pytest.approx(comparison.floor.frechet, rel=1e-6)
     assert comparison.samples.precision > 0.6
@@ -52,19 +52,21 @@ def test_unseen_real_digits_are_at_the_floor(real: RealImages, classifier: Featu
 def test_noise_and_one_class_and_copies_show(real: RealImages, classifier: FeatureClassifier) -> None:
     assert real.test is not None
     assert real.test.labels is not None
-    noise = judge(torch.rand(300, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1, real, classifier)
+    noise = evaluate_samples(
+        torch.rand(300, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1, real, classifier
+    )
     assert noise.comparison.samples.frechet == pytest.approx(noise.comparison.noise.frechet, rel=0.2)
     assert noise.comparison.samples.precision < 0.05
     assert noise.classes is not None
     assert noise.classes.confident_share < noise.classes.confident_share_real / 2
 
-    threes = judge(real.test.batch(torch.nonzero(real.test.labels == 3)[:, 0]), real, classifier)
+    threes = evaluate_samples(real.test.batch(torch.nonzero(real.test.labels == 3)[:, 0]), real, classifier)
     assert threes.classes is not None
     assert threes.classes.largest_share > 0.8
     assert threes.classes.entropy < 0.7
     assert threes.comparison.samples.recall < 0.4 < threes.comparison.samples.precision
 
-    copies = judge(real.train.batch(slice(0, 200)), real, classifier)
+    copies = evaluate_samples(real.train.batch(slice(0, 200)), real, classifier)
     assert copies.nearest.median == 0
     assert copies.nearest.first_percentile_real > 0.5
 
@@ -96,15 +98,15 @@ def test_nearest_distances_are_from_all_train_images(real: RealImages) -> None:
 def test_the_report_says_everywhere_that_it_is_not_fid(real: RealImages, classifier: FeatureClassifier) -> None:
     assert real.test is not None
     samples = real.test.batch(slice(0, 100))
-    verdict = judge(samples, real, classifier)
-    survival = Survival.of(samples, samples[:90].flip(3), real, classifier)
+    verdict = evaluate_samples(samples, real, classifier)
+    survival = LongRunFeatures.of(samples, samples[:90].flip(3), real, classifier)
     assert survival is not None
     assert survival.count == 90
     assert survival.frechet_end > survival.frechet_start
     reference = classifier(real.reference(100)).features
     assert survival.floor == frechet_distance(classifier(real.unseen(100)[0]).features, reference)
     assert survival.floor < survival.frechet_end
-    scarce = Survival.of(samples, samples, RealImages(chosen(real.train, torch.arange(150))), classifier)
+    scarce = LongRunFeatures.of(samples, samples, RealImages(chosen(real.train, torch.arange(150))), classifier)
     assert scarce is not None
     assert scarce.floor is None
     report = Report("samples", "digits", verdict.nearest, classifier.facts(), verdict, survival=survival)
@@ -122,6 +124,6 @@ def test_the_report_says_everywhere_that_it_is_not_fid(real: RealImages, classif
 
 def test_features_by_rotations_have_no_classes(real: RealImages) -> None:
     trained = train_features(real.train, task="rotations", images_seen=1000)
-    verdict = judge(real.train.batch(slice(0, 50)), real, trained)
+    verdict = evaluate_samples(real.train.batch(slice(0, 50)), real, trained)
     assert verdict.classes is None
     assert "rotations" in Report("a", "b", verdict.nearest, trained.facts(), verdict).explain()

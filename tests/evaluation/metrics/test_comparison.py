@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fastebm.data import Images
 from fastebm.evaluation import RealImages, compare, frechet_distance, precision_recall
-from fastebm.evaluation.metrics.features import Described
+from fastebm.evaluation.metrics.features import FeatureExtractor
 
 
 def numbered(count: int, first: int = 0) -> Images:
@@ -23,11 +23,11 @@ def numbers(images: Images) -> list[int]:
     return (pairs[:, 0] * 256 + pairs[:, 1]).tolist()
 
 
-def describe(images: Tensor | Images) -> Described:
+def describe(images: Tensor | Images) -> FeatureExtractor:
     """Features that are the pixels."""
     pixels = images.batch(slice(None)) if isinstance(images, Images) else images
     features = pixels.flatten(1).double()
-    return Described(features, features.softmax(1))
+    return FeatureExtractor(features, features.softmax(1))
 
 
 def test_without_test_images_the_floor_is_a_disjoint_part() -> None:

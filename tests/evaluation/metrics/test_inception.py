@@ -16,7 +16,7 @@ from fastebm.evaluation import (
     Inception,
     RealImages,
     frechet_distance,
-    judge_by_inception,
+    inception_metrics,
     kernel_distance,
 )
 from fastebm.evaluation.metrics.inception import inception_distances, inception_score
@@ -86,7 +86,7 @@ def test_fid_is_of_all_samples_from_all_train_images(inception: Inception, image
     train, test = Images(to_pixels(images[:60] * 0.5)), Images(to_pixels(images[60:] * 0.5))
     for count in (40, 120):
         samples = images[:count] * 0.6
-        comparison = judge_by_inception(samples, RealImages(train, test), inception).comparison
+        comparison = inception_metrics(samples, RealImages(train, test), inception).comparison
         assert (comparison.samples.count, comparison.samples.reference) == (count, 60)
         statistics = FeatureStatistics.of(inception(train).features)
         expected = frechet_distance(inception(samples).features, statistics)
@@ -97,14 +97,14 @@ def test_fid_is_of_all_samples_from_all_train_images(inception: Inception, image
         expected = frechet_distance(inception(unseen).features[:few], statistics)
         assert comparison.floor.frechet == pytest.approx(expected, abs=1e-6)
     # Without test images the floor is of one half from the other, and samples stand beside it.
-    halves = judge_by_inception(images[:20], RealImages(train), inception).comparison
+    halves = inception_metrics(images[:20], RealImages(train), inception).comparison
     assert (halves.samples.reference, halves.beside_floor.reference, halves.floor.reference) == (60, 60, 40)
 
 
 def test_the_verdict_has_a_floor_and_a_ceiling(inception: Inception, images: Tensor) -> None:
     pytest.importorskip("torchmetrics")
     real = RealImages(Images(to_pixels(images * 0.5)))
-    verdict = judge_by_inception(images[:60] * 0.6, real, inception)
+    verdict = inception_metrics(images[:60] * 0.6, real, inception)
     rows = dict(verdict.comparison.rows())
     assert rows["floor: train images of the other half"].frechet < rows["ceiling: uniform noise"].frechet
     assert verdict.score >= 1
@@ -161,4 +161,4 @@ def test_without_torchmetrics_it_says_what_to_install(
     monkeypatch.setitem(sys.modules, "torchmetrics.image", None)
     monkeypatch.setitem(sys.modules, "torchmetrics", None)
     with pytest.raises(ValueError, match=r"need torchmetrics \(pip install 'fastebm\[evaluation\]'\)"):
-        judge_by_inception(images, RealImages(Images(to_pixels(images))), inception)
+        inception_metrics(images, RealImages(Images(to_pixels(images))), inception)

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from fastebm.cli import main
-from fastebm.evaluation.speed import parsed_shape, peers, read_runs
-from fastebm.evaluation.speed.peers import COMPILED, RESEARCH, TUNED
+from fastebm.evaluation.speed import baselines, parsed_shape, read_runs
+from fastebm.evaluation.speed.baselines import RESEARCH, TORCH_COMPILE, TUNED
 
 OWN = """
 import functools
@@ -31,7 +31,7 @@ class Holder:
     net = staticmethod(net)
 value = 3
 """
-TINY = ["--shape", "1,8,8", "--batch", "3", "--steps", "2", "--rounds", "2", "--dtype", "float32"]
+TINY = ["--shape", "1,8,8", "--batch", "3", "--num-steps", "2", "--rounds", "2", "--dtype", "float32"]
 
 
 @pytest.fixture(autouse=True)
@@ -45,7 +45,7 @@ def _own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def _no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(peers, "cpp_compiler", lambda: None)
+    monkeypatch.setattr(baselines, "cpp_compiler", lambda: None)
 
 
 @pytest.mark.parametrize("name", ["net", "function", "Holder.net"])
@@ -54,23 +54,24 @@ def test_an_own_energy_makes_a_table_and_a_file(name: str, tmp_path: Path, capsy
     out = tmp_path / "r.json"
     assert main(["bench", "--energy", f"own_energies:{name}", *TINY, "--out", str(out)]) == 0
     said = capsys.readouterr()
-    for peer in ("fastebm", RESEARCH, TUNED):
-        assert peer in said.out
+    for baseline in ("fastebm", RESEARCH, TUNED):
+        assert baseline in said.out
     assert "torch.compile: skipped: torch.compile needs a C++ compiler, and none was found" in said.out
     assert "preparing a variant" in said.err
     (run,) = read_runs(out)
-    rows = {row.peer: row for row in run.rows}
+    rows = {row.baseline: row for row in run.rows}
     assert (rows["fastebm"].shape, rows["fastebm"].batch, rows["fastebm"].dtype) == ((1, 8, 8), 3, "float32")
     assert len(rows[TUNED].values) == 2
     assert rows[TUNED].gradient_error < 1e-4
-    assert rows[COMPILED].median is None
+    assert rows[TORCH_COMPILE].median is None
     assert run.machine["torch"]
 
 
 @pytest.mark.usefixtures("_no_compiler")
 def test_without_an_energy_it_is_our_own_net(capsys: pytest.CaptureFixture[str]) -> None:
     assert (
-        main(["bench", "--shape", "1,4,4", "--batch", "2", "--steps", "1", "--rounds", "1", "--engine", "fused"]) == 0
+        main(["bench", "--shape", "1,4,4", "--batch", "2", "--num-steps", "1", "--rounds", "1", "--engine", "fused"])
+        == 0
     )
     printed = capsys.readouterr().out
     assert "bench: CF-EBM 4x4, 2x1x4x4, bfloat16, time of one step" in printed
@@ -99,7 +100,7 @@ def test_without_an_energy_it_is_our_own_net(capsys: pytest.CaptureFixture[str])
         (["--shape", "3,20,20"], "image_size is 20"),
         (["--shape", "3,x"], "--shape must be positive numbers with commas between"),
         (["--batch", "0"], "--batch must be at least 1, got 0"),
-        (["--steps", "0"], "--steps must be at least 1, got 0"),
+        (["--num-steps", "0"], "--num-steps must be at least 1, got 0"),
         (["--rounds", "-1"], "--rounds must be at least 1, got -1"),
         (["--out", "r.txt"], "--out must end in .json"),
         (["--out", "missing/r.json"], "does not exist"),

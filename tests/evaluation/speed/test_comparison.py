@@ -6,10 +6,10 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from fastebm.compile import cpp_compiler
+from fastebm.build_extension import cpp_compiler
 from fastebm.compiler import energy_gradient
 from fastebm.evaluation.speed import (
-    Entrant,
+    Candidate,
     Plan,
     Row,
     Updates,
@@ -18,28 +18,28 @@ from fastebm.evaluation.speed import (
     compare_gradients,
     comparison,
 )
+from fastebm.evaluation.speed.baselines import RESEARCH, TORCH_COMPILE, TORCHEBM, TUNED
 from fastebm.evaluation.speed.energies import program_cost
-from fastebm.evaluation.speed.peers import COMPILED, RESEARCH, TORCHEBM, TUNED
 from fastebm.models import CoarseToFineEnergy
 from tests.evaluation.speed.networks import SHAPE, convolutional, samples
 
-PLAN = Plan("chains", "a net", SHAPE, 3, torch.float32, rounds=2, budget_seconds=1.0)
+PLAN = Plan("chain_ids", "a net", SHAPE, 3, torch.float32, rounds=2, budget_seconds=1.0)
 
 
 def by_peer(rows: list[Row]) -> dict[str, Row]:
-    return {row.peer: row for row in rows}
+    return {row.baseline: row for row in rows}
 
 
 def test_chains_of_a_foreign_net_against_all_peers() -> None:
     net = convolutional().train()
     rows = compare_chains(net, PLAN, Updates.constant(2, 0.1, 0.01))
-    assert [row.peer for row in rows] == ["fastebm", RESEARCH, TUNED, COMPILED, TORCHEBM]
+    assert [row.baseline for row in rows] == ["fastebm", RESEARCH, TUNED, TORCH_COMPILE, TORCHEBM]
     found = by_peer(rows)
-    measured = {"fastebm", RESEARCH, TUNED} | ({COMPILED} if cpp_compiler() else set())
-    for peer in measured:
-        assert found[peer].gradient_error < 1e-4
-        assert len(found[peer].values) == 2
-        assert found[peer].ratio > 0
+    measured = {"fastebm", RESEARCH, TUNED} | ({TORCH_COMPILE} if cpp_compiler() else set())
+    for baseline in measured:
+        assert found[baseline].gradient_error < 1e-4
+        assert len(found[baseline].values) == 2
+        assert found[baseline].ratio > 0
     assert found["fastebm"].ratio == 1.0
     assert {row.unit for row in rows} == {"step"}
     assert net.training
@@ -53,8 +53,8 @@ def test_gradients_of_our_own_net_with_the_cost_of_its_program(dtype: torch.dtyp
     assert ours.variant.startswith("fused")
     assert ours.achieved is not None
     assert ours.achieved.flops_per_second > 0
-    assert ours.achieved.floor_share > 0
-    assert [row.peer for row in others] == [RESEARCH, TUNED, COMPILED]
+    assert ours.achieved.roofline_share > 0
+    assert [row.baseline for row in others] == [RESEARCH, TUNED, TORCH_COMPILE]
     assert {row.unit for row in (ours, *others)} == {"gradient"}
     assert all(row.achieved is None for row in others)
 
@@ -71,14 +71,14 @@ def test_the_cost_is_that_of_the_program_that_is_described() -> None:
     assert program_cost(by_autograd, x) is None
 
 
-def entrant(name: str, error: float | None = None, run: Callable[[], object] = lambda: None) -> Entrant:
-    return Entrant(name, run, None if error is None else lambda: error)
+def entrant(name: str, error: float | None = None, run: Callable[[], object] = lambda: None) -> Candidate:
+    return Candidate(name, run, None if error is None else lambda: error)
 
 
-def compared(variants: list[Callable[[], Entrant]], reserve: Callable[[], Entrant] | None = None) -> Row:
+def compared(variants: list[Callable[[], Candidate]], reserve: Callable[[], Candidate] | None = None) -> Row:
     ours = entrant("ours", 1e-6)
-    kept = {} if reserve is None else {"peer": reserve}
-    _, row = compare(PLAN, ours, {"peer": variants}, unit="call", reserve=kept)
+    kept = {} if reserve is None else {"baseline": reserve}
+    _, row = compare(PLAN, ours, {"baseline": variants}, unit="call", reserve=kept)
     return row
 
 
@@ -92,7 +92,7 @@ def test_wrong_gradients_are_reported_and_not_timed() -> None:
 
 
 def test_a_reserve_stands_in_only_where_no_variant_is_right() -> None:
-    def never() -> Entrant:
+    def never() -> Candidate:
         raise AssertionError("a right variant was there")
 
     assert compared([lambda: entrant("right", 1e-6)], reserve=never).variant == "right"
@@ -103,7 +103,7 @@ def test_a_reserve_stands_in_only_where_no_variant_is_right() -> None:
 
 
 def test_a_peer_that_fails_is_a_row_with_the_reason() -> None:
-    def broken() -> Entrant:
+    def broken() -> Candidate:
         raise RuntimeError("backend='inductor' raised:\n\nCppCompileError: no luck\nand much more")
 
     row = compared([broken, broken])
@@ -139,6 +139,6 @@ def test_chains_are_compared_at_one_step_size() -> None:
 def test_progress_is_said() -> None:
     lines: list[str] = []
     compare(
-        dataclasses.replace(PLAN, say=lines.append), entrant("ours"), {"peer": [lambda: entrant("it")]}, unit="call"
+        dataclasses.replace(PLAN, say=lines.append), entrant("ours"), {"baseline": [lambda: entrant("it")]}, unit="call"
     )
     assert lines == ["chains: a net, batch 3, float32", "  peer: preparing a variant", "  measuring"]

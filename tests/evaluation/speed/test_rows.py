@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fastebm.compiler.cost import Cost
+from fastebm.compiler.cost_model import Cost
 from fastebm.compiler.roofline import Rates
 from fastebm.evaluation.speed import (
     Row,
@@ -19,19 +19,19 @@ from fastebm.evaluation.speed import (
     record,
     write_runs,
 )
-from fastebm.evaluation.speed.rows import Achieved
+from fastebm.evaluation.speed.rows import AchievedRates
 
 OURS = [0.010, 0.011, 0.012]
 FACTS = machine_facts("cpu")
 
 
-def row(peer: str = "fastebm", case: str = "a net", **fields) -> Row:
-    plain = Row("chains", case, peer, "bfloat16", (3, 8, 8), "bfloat16", 4, "step")
+def row(baseline: str = "fastebm", case: str = "a net", **fields) -> Row:
+    plain = Row("chain_ids", case, baseline, "bfloat16", (3, 8, 8), "bfloat16", 4, "step")
     return dataclasses.replace(plain, **fields)
 
 
 def rows(case: str = "a net", factor: float = 2.0) -> tuple[Row, ...]:
-    achieved = Achieved.of(Cost(10**9, 10**6), 4, 0.011, Rates(1e12, 1e10))
+    achieved = AchievedRates.of(Cost(10**9, 10**6), 4, 0.011, Rates(1e12, 1e10))
     return (
         row(case=case, gradient_error=0.01, achieved=achieved).with_values(OURS, OURS),
         row("torch.compile", case).with_values([factor * seconds for seconds in OURS], OURS),
@@ -47,11 +47,11 @@ def test_ratios_of_a_row_are_those_of_its_rounds() -> None:
 
 
 def test_the_share_of_the_floor_is_the_larger_of_two_times_over_the_median() -> None:
-    by_flops = Achieved.of(Cost(10**9, 10**6), 4, 0.016, Rates(1e12, 1e10))  # 4 ms of products, 0.4 ms of copies
-    assert by_flops.floor_share == pytest.approx(0.25)
+    by_flops = AchievedRates.of(Cost(10**9, 10**6), 4, 0.016, Rates(1e12, 1e10))  # 4 ms of products, 0.4 ms of copies
+    assert by_flops.roofline_share == pytest.approx(0.25)
     assert by_flops.flops_per_second == pytest.approx(4e9 / 0.016)
-    by_bytes = Achieved.of(Cost(0, 10**6), 4, 0.016, Rates(1e12, 1e9))
-    assert by_bytes.floor_share == pytest.approx(0.25)
+    by_bytes = AchievedRates.of(Cost(0, 10**6), 4, 0.016, Rates(1e12, 1e9))
+    assert by_bytes.roofline_share == pytest.approx(0.25)
     assert by_bytes.bytes_per_second == pytest.approx(4e6 / 0.016)
 
 

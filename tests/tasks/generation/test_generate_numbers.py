@@ -52,7 +52,7 @@ def test_numbers_say_what_was_drawn_by_what(digits_run: Path, tmp_path: Path, na
         "sampler": {
             "variant": "cascade",
             "levels": [4, 8],
-            "steps": 2,
+            "num_steps": 2,
             "step_size": run.config.step_size,
             "noise_start": run.config.noise_start,
             "noise_end": run.config.noise_end,

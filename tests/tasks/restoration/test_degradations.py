@@ -218,12 +218,12 @@ def test_holes_of_a_measurement_are_not_read() -> None:
 )
 def test_what_is_known_of_the_half_size_is_true(operator: Degradation) -> None:
     x = images()
-    half = operator.halved(operator.A(x))
+    half = operator.coarsened(operator.A(x))
     assert half is not None
     torch.testing.assert_close(half.degradation.A(F.avg_pool2d(x, 2)), half.y)
     assert_is_pseudo_inverse(half.degradation, (3, 8, 8))
     noise = torch.randn(400, *operator.A(x).shape[1:], generator=torch.Generator().manual_seed(3), dtype=torch.float64)
-    of_noise = operator.halved(noise)
+    of_noise = operator.coarsened(noise)
     assert of_noise is not None
     seen = of_noise.degradation.A(of_noise.degradation.pinv(of_noise.y))
     variance = float(dots(seen, seen).mean()) / of_noise.degradation.rank((3, 8, 8))
@@ -237,7 +237,7 @@ def test_nothing_is_known_of_the_half_size_where_nothing_is() -> None:
     blur = SeparableBlur(gaussian_kernel(1.0), 16, 16)
     for operator in (SuperResolution(1), Inpainting(scattered), CompressedSensing(), blur, Composition(blur, blur)):
         odd = operator.A(x)[..., :15, :15] if isinstance(operator, SuperResolution) else operator.A(x)
-        assert operator.halved(odd) is None
+        assert operator.coarsened(odd) is None
 
 
 def test_constants_follow_the_dtype_of_images_and_the_module() -> None:

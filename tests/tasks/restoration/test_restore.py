@@ -13,7 +13,7 @@ import fastebm
 from fastebm.tasks.restoration import (
     Colorization,
     CompressedSensing,
-    Consistent,
+    DataConsistency,
     Degradation,
     Inpainting,
     LatentEnergy,
@@ -83,11 +83,11 @@ def test_restoration_finds_the_image_that_the_energy_knows(operator: Degradation
     z = latents(3)
     truth = Decoder()(z)
     y = operator.A(truth)
-    search = LatentSearch(steps=150, restarts=2, learning_rate=0.1)
+    search = LatentSearch(num_steps=150, restarts=2, learning_rate=0.1)
     restored = restore(y, operator, **nets(), latent=LATENT, search=search)
     # The prior pulls z a little towards 0, by 1 / (1 + 100 s²) with s the least part of a latent that y sees.
     assert (restored.images - truth).norm() < 0.35 * (operator.pinv(y) - truth).norm()
-    assert restored.misfit.max() < 1e-6
+    assert restored.residual_rms.max() < 1e-6
     assert restored.starts.shape == (3, 2)
     assert torch.equal(restored.energies, restored.starts.amin(1))
 
@@ -96,9 +96,9 @@ def test_restoration_finds_the_image_that_the_energy_knows(operator: Degradation
 def test_measurements_are_met_to_rounding_whatever_the_decoder_gives(operator: Degradation) -> None:
     x = torch.rand(4, *SHAPE, generator=torch.Generator().manual_seed(3)) * 2 - 1
     y = operator.A(x)
-    restored = restore(y, operator, **nets(), latent=LATENT, search=LatentSearch(steps=0, restarts=1))
+    restored = restore(y, operator, **nets(), latent=LATENT, search=LatentSearch(num_steps=0, restarts=1))
     assert (operator.A(restored.images) - y).abs().max() < 3e-6
-    assert restored.misfit.max() < 1e-6
+    assert restored.residual_rms.max() < 1e-6
     assert (operator.null(restored.images) - operator.null(Decoder()(restored.latents))).abs().max() < 1e-5
 
 
@@ -114,7 +114,7 @@ def test_known_pixels_are_the_measured_ones_to_the_last_bit() -> None:
 def test_the_gradient_of_the_composed_energy_is_that_of_autograd_and_fused(operator: Degradation) -> None:
     decoder = Decoder(torch.float64)
     search = LatentSearch(energy_weight=0.3, decoder_weight=0.7)
-    composition = LatentEnergy(decoder, OffSubspace(decoder), Consistent(operator, SHAPE), LATENT, SHAPE, search)
+    composition = LatentEnergy(decoder, OffSubspace(decoder), DataConsistency(operator, SHAPE), LATENT, SHAPE, search)
     x = torch.rand(3, *SHAPE, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     base = operator.pinv(operator.A(x))
     z = latents(3).double().requires_grad_()
@@ -133,11 +133,11 @@ def test_the_gradient_of_the_composed_energy_is_that_of_autograd_and_fused(opera
 def test_noisy_measurements_are_met_as_far_as_the_noise_allows(operator: Degradation) -> None:
     noise = 0.05
     x = torch.rand(6, *SHAPE, generator=torch.Generator().manual_seed(3), dtype=torch.float64) * 2 - 1
-    consistent = Consistent(operator, SHAPE, noise)
+    consistent = DataConsistency(operator, SHAPE, noise)
     base = operator.pinv(operator.A(x) + noise * torch.randn(operator.A(x).shape, dtype=torch.float64))
     other = torch.rand(6, *SHAPE, generator=torch.Generator().manual_seed(4), dtype=torch.float64) * 2 - 1
     moved = consistent(other, base)
-    torch.testing.assert_close(consistent.misfit(moved, base), torch.full((6,), noise, dtype=torch.float64))
+    torch.testing.assert_close(consistent.residual_rms(moved, base), torch.full((6,), noise, dtype=torch.float64))
     torch.testing.assert_close(operator.null(moved), operator.null(other))
     assert torch.equal(consistent(moved * 1.0, base).round(decimals=9), moved.round(decimals=9))
     near = base + 0.5 * operator.null(other)  # explains y better than the truth would
@@ -149,8 +149,8 @@ def test_the_allowed_misfit_is_that_of_the_true_image() -> None:
         x = torch.rand(200, *SHAPE, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
         y = operator.A(x)
         noisy = y + 0.1 * torch.randn(y.shape, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
-        misfit = Consistent(operator, SHAPE, 0.1).misfit(x, operator.pinv(noisy))
-        assert misfit.square().mean().sqrt().item() == pytest.approx(0.1, rel=0.05)
+        residual_rms = DataConsistency(operator, SHAPE, 0.1).residual_rms(x, operator.pinv(noisy))
+        assert residual_rms.square().mean().sqrt().item() == pytest.approx(0.1, rel=0.05)
 
 
 def test_noise_in_the_search_and_in_the_refinement() -> None:
@@ -159,20 +159,20 @@ def test_noise_in_the_search_and_in_the_refinement() -> None:
     y = operator.A(truth) + 0.02 * torch.randn(4, 3, 4, 4, generator=torch.Generator().manual_seed(0))
     for refinement in (None, Refinement(10, 1e-3, 1e-3)):
         restored = restore(
-            y, operator, **nets(), latent=LATENT, noise=0.02, search=LatentSearch(steps=60), refinement=refinement
+            y, operator, **nets(), latent=LATENT, noise=0.02, search=LatentSearch(num_steps=60), refinement=refinement
         )
-        assert restored.misfit.max() <= 0.02 * (1 + 1e-4)
+        assert restored.residual_rms.max() <= 0.02 * (1 + 1e-4)
 
 
 @pytest.mark.parametrize("method", ["adam", "langevin"])
 def test_results_are_functions_of_seed_and_chain_and_not_of_batches(method: str) -> None:
     operator = SuperResolution(2)
     y = operator.A(Decoder()(latents(5)))
-    search = LatentSearch(method, steps=20, restarts=3, step_size=1e-3)  # type: ignore[arg-type]
+    search = LatentSearch(method, num_steps=20, restarts=3, step_size=1e-3)  # type: ignore[arg-type]
     options = {**nets(), "latent": LATENT, "search": search, "refinement": Refinement(3, 1e-3, 0.01)}
     whole = restore(y, operator, **options, seed=4)
     torch.testing.assert_close(restore(y, operator, **options, seed=4, batch_size=2).images, whole.images)
-    torch.testing.assert_close(restore(y[2:], operator, **options, seed=4, chains=2).images, whole.images[2:])
+    torch.testing.assert_close(restore(y[2:], operator, **options, seed=4, first_chain_id=2).images, whole.images[2:])
     assert not torch.allclose(restore(y, operator, **options, seed=5).images, whole.images, atol=1e-4)
 
 
@@ -180,8 +180,8 @@ def test_langevin_lowers_the_energy_and_leaves_the_measurement_alone() -> None:
     operator = Colorization()
     y = operator.A(Decoder()(latents(3)))
     options = {**nets(), "latent": LATENT}
-    before = restore(y, operator, **options, search=LatentSearch(steps=0, restarts=2))
-    search = LatentSearch("langevin", steps=200, restarts=2, step_size=0.01, noise_std=0.0)
+    before = restore(y, operator, **options, search=LatentSearch(num_steps=0, restarts=2))
+    search = LatentSearch("langevin", num_steps=200, restarts=2, step_size=0.01, noise_std=0.0)
     after = restore(y, operator, **options, search=search)
     assert (after.energies < 0.5 * before.energies).all()
     assert (operator.A(after.images) - y).abs().max() < 1e-6
@@ -191,7 +191,7 @@ def test_refinement_lowers_the_energy_of_the_image() -> None:
     operator = SuperResolution(2)
     x = torch.rand(3, *SHAPE, generator=torch.Generator().manual_seed(3))
     energy = OffSubspace(Decoder())
-    options = {**nets(), "latent": LATENT, "search": LatentSearch(steps=5)}
+    options = {**nets(), "latent": LATENT, "search": LatentSearch(num_steps=5)}
     rough = restore(operator.A(x), operator, **options)
     fine = restore(operator.A(x), operator, **options, refinement=Refinement(50, 0.005))
     assert (energy(fine.images) < energy(rough.images)).all()
@@ -209,9 +209,9 @@ def test_nets_behind_functions_are_held_in_eval_mode_and_left_as_they_were() -> 
         decoder=functools.partial(decoder.forward),
         energy=energy.forward,
         latent=LATENT,
-        search=LatentSearch(steps=2),
+        search=LatentSearch(num_steps=2),
     )
-    assert restored.misfit.max() < 1e-6
+    assert restored.residual_rms.max() < 1e-6
     assert decoder.training
     assert decoder[1].running_mean.eq(0).all()
 
@@ -245,7 +245,7 @@ def pulled_to(value: float) -> functools.partial[Tensor]:
 def test_a_cascade_is_held_to_the_measurement(operator: Degradation, noise: float, coarse: bool | None) -> None:
     x = torch.rand(3, *SHAPE, generator=torch.Generator().manual_seed(3)) * 2 - 1
     y = operator.A(x)
-    cascade = fastebm.Cascade({4: pulled_to(0.2), 8: pulled_to(0.2)}, step_size=0.3, steps=10, noise_std=0.0)
+    cascade = fastebm.Cascade({4: pulled_to(0.2), 8: pulled_to(0.2)}, step_size=0.3, num_steps=10, noise_std=0.0)
     restored = restore_by_cascade(
         y,
         operator,
@@ -256,9 +256,9 @@ def test_a_cascade_is_held_to_the_measurement(operator: Degradation, noise: floa
         refinement=Refinement(20, 0.3),
         batch_size=2,
     )
-    assert restored.misfit.max() <= noise + 1e-5
-    consistent = Consistent(operator, SHAPE, noise)
-    assert consistent.misfit(restored.mean, operator.pinv(y)).max() <= noise + 1e-5
+    assert restored.residual_rms.max() <= noise + 1e-5
+    consistent = DataConsistency(operator, SHAPE, noise)
+    assert consistent.residual_rms(restored.mean, operator.pinv(y)).max() <= noise + 1e-5
     if noise == 0:
         # What is not measured is where the energy pulls it.
         wanted = operator.pinv(y) + operator.null(torch.full_like(x, 0.2))
@@ -293,7 +293,7 @@ def test_a_cascade_gives_the_same_for_any_batches() -> None:
         restore_by_cascade(y, operator, cascade=cascade, seed=3, batch_size=2).images, whole.images
     )
     torch.testing.assert_close(
-        restore_by_cascade(y[3:], operator, cascade=cascade, seed=3, chains=3).images, whole.images[3:]
+        restore_by_cascade(y[3:], operator, cascade=cascade, seed=3, first_chain_id=3).images, whole.images[3:]
     )
 
 
@@ -318,16 +318,18 @@ def test_chains_start_at_full_size_where_coarse_images_know_little() -> None:
         given = {way: restore_by_cascade(y, operator, cascade=cascade, coarse=way).images for way in (True, False)}
         assert torch.equal(restore_by_cascade(y, operator, cascade=cascade).images, given[coarse])
         # Nothing moves them: at full size they are where they start, but for a little noise in what is free.
-        guess = operator.guess(y)
-        assert float((given[False] - guess).abs().max()) < 0.061
-        torch.testing.assert_close(guess, operator.pinv(operator.A(guess)) + operator.null(guess))
+        initial_estimate = operator.initial_estimate(y)
+        assert float((given[False] - initial_estimate).abs().max()) < 0.061
+        torch.testing.assert_close(
+            initial_estimate, operator.pinv(operator.A(initial_estimate)) + operator.null(initial_estimate)
+        )
 
 
 def test_hidden_pixels_are_guessed_from_those_around() -> None:
     operator = Inpainting(random_mask(8, 8, 0.5, seed=1))
     images = torch.full((2, 3, 8, 8), 0.7)
     y = torch.where(operator.known, images, torch.nan)
-    torch.testing.assert_close(operator.guess(y), images)
+    torch.testing.assert_close(operator.initial_estimate(y), images)
 
 
 def test_the_mean_is_that_of_all_starts() -> None:
@@ -343,10 +345,10 @@ def test_the_mean_is_that_of_all_starts() -> None:
     torch.testing.assert_close(both.energies, energies[:, 0])
     assert (energies[:, 0] < energies[:, 1]).all()
     decoder = nn.Sequential(nn.Linear(LATENT, 64), nn.Tanh(), nn.Unflatten(1, (1, 8, 8)))
-    search = LatentSearch(steps=2, restarts=2)
+    search = LatentSearch(num_steps=2, restarts=2)
     found = restore(y, operator, decoder=decoder, energy=pulled_to(0.1), latent=LATENT, search=search)
     alone = restore(
-        y, operator, decoder=decoder, energy=pulled_to(0.1), latent=LATENT, search=LatentSearch(steps=2, restarts=1)
+        y, operator, decoder=decoder, energy=pulled_to(0.1), latent=LATENT, search=LatentSearch(num_steps=2, restarts=1)
     )
     torch.testing.assert_close(alone.mean, alone.images)
     assert not torch.equal(found.mean, found.images)
@@ -374,10 +376,10 @@ def test_wrong_settings_are_refused() -> None:
     for build, message in (
         (lambda: LatentSearch("newton"), "adam"),  # type: ignore[arg-type]
         (lambda: LatentSearch(restarts=0), "restarts must be at least 1"),
-        (lambda: LatentSearch(steps=-1), "steps must be at least 0"),
+        (lambda: LatentSearch(num_steps=-1), "steps must be at least 0"),
         (lambda: LatentSearch(energy_weight=math.nan), "energy_weight must be"),
         (lambda: LatentSearch(learning_rate=0.0), "learning_rate must be positive"),
-        (lambda: Consistent(SuperResolution(2), SHAPE, -1.0), "not negative, got -1"),
+        (lambda: DataConsistency(SuperResolution(2), SHAPE, -1.0), "not negative, got -1"),
         (
             lambda: restore_by_cascade(y, SuperResolution(2), cascade=fastebm.Cascade({4: pulled_to(0.0)})),
             "ends at 4x4, but y measures images of 8x8",
@@ -401,7 +403,7 @@ def test_searches_that_diverge_are_an_error() -> None:
             decoder=decoder,
             energy=lambda x: x.square().sum((1, 2, 3)) * torch.inf,
             latent=LATENT,
-            search=LatentSearch(steps=2),
+            search=LatentSearch(num_steps=2),
         )
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fastebm.sampling import Langevin
-from fastebm.training import Anchor, DualUpdate, calibrate, calibration_loss, noise_floor
+from fastebm.training import DataTerm, DualUpdate, calibrate, calibration_loss, noise_floor
 
 
 def bowl(x: Tensor) -> Tensor:
@@ -24,7 +24,7 @@ def test_a_generator_learns_the_energys_mean() -> None:
     draws = torch.Generator().manual_seed(0)
     for k in range(60):
         samples = generator(torch.randn(64, 2, generator=draws))
-        targets = calibrate(samples, sampler, 10, seed=0, chains=64 * k)
+        targets = calibrate(samples, sampler, 10, seed=0, chain_ids=64 * k)
         assert not targets.requires_grad
         optimizer.zero_grad()
         calibration_loss(samples, targets).backward()
@@ -39,22 +39,22 @@ def test_chains_start_at_the_samples_and_are_anchored_to_them() -> None:
     torch.testing.assert_close(calibrate(start, still, 5), start)
     moving = Langevin(bowl, step_size=0.1, noise_std=0.0)
     free = calibrate(start, moving, 5)
-    held = calibrate(start, moving, 5, anchor=Anchor(5.0))
+    held = calibrate(start, moving, 5, data_term=DataTerm(5.0))
     assert (held - start).abs().max() < 0.85 * (free - start).abs().max()
     # Within the hinge, a squared distance for each number, there is no pull; weight 0 is none at all.
-    torch.testing.assert_close(calibrate(start, moving, 5, anchor=Anchor(5.0, hinge=100.0)), free)
-    torch.testing.assert_close(calibrate(start, moving, 5, anchor=Anchor(0.0)), free)
-    assert calibrate(start, moving, 1, anchor=Anchor(5.0)).shape == start.shape
+    torch.testing.assert_close(calibrate(start, moving, 5, data_term=DataTerm(5.0, hinge=100.0)), free)
+    torch.testing.assert_close(calibrate(start, moving, 5, data_term=DataTerm(0.0)), free)
+    assert calibrate(start, moving, 1, data_term=DataTerm(5.0)).shape == start.shape
 
 
 def test_the_moments_of_an_anchored_chain_in_a_bowl_are_those_of_its_recursion() -> None:
-    count, steps, rate, noise, weight = 4000, 12, 0.1, 0.05, 2.0
+    count, num_steps, rate, noise, weight = 4000, 12, 0.1, 0.05, 2.0
     start = torch.full((count, 4), -0.5)
     sampler = Langevin(bowl, step_size=rate, noise_std=noise)
-    ends = calibrate(start, sampler, steps, seed=5, anchor=Anchor(weight))
+    ends = calibrate(start, sampler, num_steps, seed=5, data_term=DataTerm(weight))
     mean, variance = -0.5, 0.0
-    for k in range(steps):
-        pull = weight * (1 - k / (steps - 1))
+    for k in range(num_steps):
+        pull = weight * (1 - k / (num_steps - 1))
         mean = mean - rate * ((mean - 1) + pull * (mean + 0.5))
         variance = (1 - rate * (1 + pull)) ** 2 * variance + noise**2
     error = math.sqrt(variance / (4 * count))
@@ -87,4 +87,4 @@ def test_what_can_not_be_calibrated_is_refused() -> None:
     with pytest.raises(ValueError, match="one shape"):
         calibration_loss(torch.zeros(2, 3), torch.zeros(2, 1))
     with pytest.raises(ValueError, match="weight must be finite"):
-        Anchor(-1.0)
+        DataTerm(-1.0)

@@ -52,7 +52,11 @@ def test_the_learning_rate_falls_to_a_tenth_at_the_end_of_a_stage() -> None:
 
 def test_json_gives_the_config_back() -> None:
     assert CoarseToFineConfig.from_json(json.loads(json.dumps(dataclasses.asdict(CONFIG)))) == CONFIG
-    for stored in ({}, {**dataclasses.asdict(CONFIG), "colour": 3}, {**dataclasses.asdict(CONFIG), "steps": "many"}):
+    for stored in (
+        {},
+        {**dataclasses.asdict(CONFIG), "colour": 3},
+        {**dataclasses.asdict(CONFIG), "num_steps": "many"},
+    ):
         with pytest.raises(RunError, match="not the config"):
             CoarseToFineConfig.from_json(stored)
 
@@ -72,7 +76,7 @@ def test_json_gives_the_config_back() -> None:
         ({"variant": "growing"}, "variant must be one of cascade, expanding, got 'growing'"),
         ({"dtype": "float16"}, "dtype must be one of"),
         ({"engine": "magic"}, "engine must be one of"),
-        ({"retry_rate": 0.0}, "retry_rate must lie in"),
+        ({"retry_lr_factor": 0.0}, "retry_lr_factor must lie in"),
         ({"max_batch": -1}, "max_batch must lie in"),
     ],
 )

@@ -28,7 +28,7 @@ def config_for(*sizes: int, **changes: Any) -> CoarseToFineConfig:
         "batch_sizes": (2,) * count,
         "learning_rates": (1e-3,) * count,
         "base_width": max(1, sizes[-1] // 128),
-        "steps": 1,
+        "num_steps": 1,
         "engine": "fused",
         "log_every": 1,
     }

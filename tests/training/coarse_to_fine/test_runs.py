@@ -45,7 +45,7 @@ def test_energies_of_data_fall_below_those_of_noise(images: Tensor, tmp_path: Pa
         learning_rates=(2e-3, 2e-3),
         channels=1,
         base_width=2,
-        steps=6,
+        num_steps=6,
         data_noise=0.03,
     )
     run = train_quietly(config, images, tmp_path / "run")
@@ -236,7 +236,7 @@ def digest(path: Path) -> str:
 def test_another_config_and_other_images_are_refused(tiny: CoarseToFineConfig, images: Tensor, tmp_path: Path) -> None:
     train_quietly(tiny, images, tmp_path)
     with pytest.raises(RunError, match="steps is 3 there and 4 here"):
-        train_quietly(dataclasses.replace(tiny, steps=4), images, tmp_path)
+        train_quietly(dataclasses.replace(tiny, num_steps=4), images, tmp_path)
     with pytest.raises(RunError, match="other images"):
         train_quietly(tiny, -images, tmp_path)
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastebm.data import Images, random_holes, surroundings
+from fastebm.data import Images, neighbour_mean, random_hole_masks
 from fastebm.data.masks import HOLE_NOISE
 from fastebm.models import CoarseToFineEnergy
 from fastebm.ops import normal, uniform
@@ -25,11 +25,11 @@ from fastebm.training import CoarseToFineConfig, CoarseToFineRun, train
 from fastebm.training.coarse_to_fine.recomputation import recomputed_blocks
 from fastebm.training.coarse_to_fine.trainer import Trainer
 from fastebm.training.images import image_levels
-from fastebm.training.trainer.loop import Given
+from fastebm.training.trainer.loop import ImageInput
 from tests.training.resumed_runs import Stop, assert_resumes_to_the_same_bits, log, stopping, trainer_at
 
 
-def trained(config: CoarseToFineConfig, images: Given, path: Path, stop_at: int | None = None) -> CoarseToFineRun:
+def trained(config: CoarseToFineConfig, images: ImageInput, path: Path, stop_at: int | None = None) -> CoarseToFineRun:
     return train(config, images, path, progress=False, save_pictures=False, on_log=stopping(stop_at))
 
 
@@ -141,7 +141,7 @@ def test_the_variants_start_their_chains_where_they_should(tiny: CoarseToFineCon
         config = dataclasses.replace(tiny, variant=variant)
         trainer = trainer_at(Trainer, config, images, iteration)
         sampler = trainer._sampler(trainer.stage, config.beta_at(iteration))
-        assert [(level.size, level.steps) for level in sampler.levels] == levels
+        assert [(level.size, level.num_steps) for level in sampler.levels] == levels
         assert isinstance(sampler, Cascade if variant == "cascade" else ExpandingCascade)
 
 
@@ -202,8 +202,8 @@ def test_displacement_and_clamped_are_what_they_say(tiny: CoarseToFineConfig, im
     def level() -> Callable[[Tensor], Tensor]:
         return functools.partial(Slope(), beta=1.0)
 
-    trainer._grown = Cascade({4: level()}, steps=3, step_size=0.25, noise_std=0.0)
-    trainer._expanding = ExpandingCascade(Slope(), size=4, steps=3, step_size=0.25, noise_std=0.0)
+    trainer._grown = Cascade({4: level()}, num_steps=3, step_size=0.25, noise_std=0.0)
+    trainer._expanding = ExpandingCascade(Slope(), size=4, num_steps=3, step_size=0.25, noise_std=0.0)
     _, motion = trainer._chain_ends(trainer.stage, 1.0, 0, trainer.stage.batch_size)
     assert float(motion["displacement"]) == pytest.approx(0.75, abs=1e-5)
     start = uniform((8, 16), seed=config.seed, stream=Stream.INITIAL) * 2 - 1
@@ -241,8 +241,8 @@ def test_some_chains_start_at_noisy_images(tiny: CoarseToFineConfig, images: Ten
     assert len(ends) == 6
     # Chains from noise are those of a run without others, one by one. Nothing moves here: the rest are their starts.
     assert torch.equal(ends[:3], from_noise[:3])
-    std = uniform((3, 1), seed=config.seed, stream=Stream.NOISY_START, chains=51) * 0.3
-    noise = normal((3, 1, 8, 8), seed=config.seed, step=1, stream=Stream.NOISY_START, chains=51)
+    std = uniform((3, 1), seed=config.seed, stream=Stream.NOISY_START, chain_ids=51) * 0.3
+    noise = normal((3, 1, 8, 8), seed=config.seed, step=1, stream=Stream.NOISY_START, chain_ids=51)
     expected = (real[3:] + std[:, :, None, None] * noise).clamp(-1, 1)
     torch.testing.assert_close(ends[3:], expected, rtol=0, atol=1e-6)
     assert 0.01 < float((ends[3:] - real[3:]).std()) < 0.3
@@ -250,22 +250,22 @@ def test_some_chains_start_at_noisy_images(tiny: CoarseToFineConfig, images: Ten
 
 def test_a_data_term_pulls_chains_back_to_their_noisy_images(tiny: CoarseToFineConfig, images: Tensor) -> None:
     config = dataclasses.replace(
-        tiny, noisy_starts=0.5, start_noise=20.0, start_temperature=0.05, steps=4, clamp_ends=True
+        tiny, noisy_starts=0.5, start_noise=20.0, start_temperature=0.05, num_steps=4, clamp_ends=True
     )
     trainer = trainer_at(Trainer, config, images, 7)
     stage, real = trainer.stage, images[:6]
     first = 51  # of the chains that start at images
     ends, _ = trainer._fake_images(stage, 1.0, 48, real, trainer._start_images(stage, 48, real))
     # One noise level for all, and each update as it stands in the book of denoising.
-    std = float(config.start_noise * uniform((1, 1), seed=config.seed, stream=Stream.NOISY_START, chains=first))
-    noisy = real[3:] + std * normal((3, 1, 8, 8), seed=config.seed, step=1, stream=Stream.NOISY_START, chains=first)
+    std = float(config.start_noise * uniform((1, 1), seed=config.seed, stream=Stream.NOISY_START, chain_ids=first))
+    noisy = real[3:] + std * normal((3, 1, 8, 8), seed=config.seed, step=1, stream=Stream.NOISY_START, chain_ids=first)
     pull = config.start_temperature / std**2
     schedule = trainer._sampler(stage, 1.0).schedule
     x, net = noisy.clamp(-1, 1), copy.deepcopy(trainer.net).eval()
     for k in range(4, 8):
         x = x.detach().requires_grad_()
         (gradient,) = torch.autograd.grad(net(x, 1.0).sum(), x)
-        noise = normal(x.shape, seed=config.seed, step=k, chains=first)
+        noise = normal(x.shape, seed=config.seed, step=k, chain_ids=first)
         # The pull as it is at the end of the update.
         x = (x - schedule[k, 0] * (gradient - pull * noisy)) / (1 + schedule[k, 0] * pull) + schedule[k, 1] * noise
     torch.testing.assert_close(ends[3:], x.detach().clamp(-1, 1), rtol=0, atol=1e-5)
@@ -284,7 +284,7 @@ def test_some_chains_fill_holes_in(tiny: CoarseToFineConfig, images: Tensor, var
     real = images[:6]
     ends, _ = trainer._fake_images(stage, 1.0, 48, real, trainer._start_images(stage, 48, real))
     assert len(ends) == 6
-    holes = random_holes(2, 8, seed=config.seed, positions=51)
+    holes = random_hole_masks(2, 8, seed=config.seed, positions=51)
     assert 0 < float(holes.float().mean()) < 1
     assert torch.equal(ends[3:5][~holes], real[3:5][~holes])
     assert not torch.equal(ends[3:5], real[3:5])
@@ -293,8 +293,8 @@ def test_some_chains_fill_holes_in(tiny: CoarseToFineConfig, images: Tensor, var
     again, _ = trainer._fake_images(stage, 1.0, 48, erased, trainer._start_images(stage, 48, erased))
     assert torch.equal(again, ends)
     # They are the chains that inpainting would run from there.
-    fill = surroundings(real[3:5], holes)
-    draws = uniform((2, 1, 8, 8), seed=config.seed, step=2, stream=Stream.HOLE, chains=51)
+    fill = neighbour_mean(real[3:5], holes)
+    draws = uniform((2, 1, 8, 8), seed=config.seed, step=2, stream=Stream.HOLE, chain_ids=51)
     start = torch.where(holes, fill + HOLE_NOISE * (2 * draws - 1), real[3:5])
     sampler = trainer._sampler(stage, 1.0)
     alone = sampler.refine(start, config.seed, 51, mask=~holes, known=real[3:5])

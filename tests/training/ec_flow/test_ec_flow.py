@@ -26,7 +26,7 @@ from fastebm.training import (
     resume,
     train,
 )
-from fastebm.training.calibration.energy import new_energy
+from fastebm.training.calibration.energy_trainer import new_energy
 from fastebm.training.ec_flow.presets import EC_FLOW_PRESETS
 from fastebm.training.ec_flow.run import new_flow
 from fastebm.training.ec_flow.trainer import EcFlowTrainer
@@ -50,7 +50,7 @@ TINY = EcFlowConfig(
     width=4,
     energy_width=2,
     energy_depth=2,
-    steps=2,
+    num_steps=2,
     warmup=2,
     lr_decay=0.5,
     ema=0.5,
@@ -67,7 +67,7 @@ def train_quietly(config: EcFlowConfig, images: Tensor, path: Path, stop_at: int
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "fixed weight": {},
-    "dual update, anchor": {"dual_rate": 0.5, "anchor_weight": 1.0, "flip": True, "data_noise": 0.1},
+    "dual update, anchor": {"dual_rate": 0.5, "data_term_weight": 1.0, "flip": True, "data_noise": 0.1},
     "plain": {"lambda_start": 0.0},
     "trained weights, fused": {
         "ema": 0.0, "dtype": "bfloat16", "update_dtype": "bfloat16", "energy_l2": 0.1, "engine": "fused",
@@ -111,7 +111,7 @@ def test_the_gradient_is_that_of_likelihood_and_distance_written_out_in_float64(
         z = twin.encode(image[None])[0][0]
         log_density = torch.linalg.slogdet(jacobian).logabsdet - (z.square() + math.log(2 * math.pi)).sum() / 2
         bits = bits - (log_density / 64 + math.log(2 / 16)) / math.log(2) / 2
-    z = trainer.flow.prior(2, config.seed, chains=6).double()
+    z = trainer.flow.prior(2, config.seed, chain_ids=6).double()
     loss = bits + 300.0 * (twin.decode(z) - ends.double()).square().mean(0).sum() / 64
     loss.backward()
     assert found["bits_per_dimension"].item() == pytest.approx(bits.item(), rel=1e-5)
@@ -124,7 +124,7 @@ def test_the_gradient_is_that_of_likelihood_and_distance_written_out_in_float64(
 
 def test_distance_alone_reaches_every_parameter_through_the_inverse() -> None:
     torch.manual_seed(0)
-    flow = Flow((1, 8, 8), levels=2, steps=2, width=4)
+    flow = Flow((1, 8, 8), levels=2, num_steps=2, width=4)
     with torch.no_grad():
         for parameter in flow.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
@@ -155,7 +155,7 @@ def test_a_quadratic_energy_draws_samples_to_its_minimum_and_a_plain_flow_stays_
 
 def test_the_density_of_a_trained_calibrated_flow_integrates_to_one() -> None:
     torch.manual_seed(0)
-    flow = Flow((2, 1, 1), levels=0, steps=3, width=8).double()
+    flow = Flow((2, 1, 1), levels=0, num_steps=3, width=8).double()
     data = 0.7 * torch.randn(256, 2, 1, 1, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     flow.initialize(data)
     sampler = fastebm.Langevin(
@@ -164,7 +164,7 @@ def test_the_density_of_a_trained_calibrated_flow_integrates_to_one() -> None:
     optimizer = torch.optim.Adam(flow.parameters(), lr=1e-2)
     for step in range(80):
         samples = flow.decode(flow.prior(256, seed=0, step=step))
-        ends = calibrate(samples, sampler, 5, seed=0, step=5 * step)
+        ends = calibrate(samples, sampler, 5, seed=0, start_step=5 * step)
         loss = -flow.log_prob(data).mean() + 3 * calibration_loss(samples, ends)
         optimizer.zero_grad()
         loss.backward()
@@ -278,7 +278,7 @@ def test_a_likelihood_that_is_not_finite_is_seen_before_an_update_and_before_a_c
         parameters[0].fill_(math.nan)
     before = [parameter.clone() for parameter in parameters[1:]]
     with pytest.raises(DivergedError, match="iteration 3: bits_per_dimension is nan"):
-        trainer.examine()
+        trainer.check_before_save()
     with pytest.raises(DivergedError, match="iteration 4: flow_loss is nan"):
         trainer.update()
     assert all(torch.equal(*pair) for pair in zip(before, parameters[1:], strict=True))
@@ -287,7 +287,7 @@ def test_a_likelihood_that_is_not_finite_is_seen_before_an_update_and_before_a_c
 def test_examining_leaves_no_trace(images: Tensor) -> None:
     trainer = trainer_at(EcFlowTrainer, TINY, images, 3)
     before = {name: tensor.clone() for name, tensor in trainer.tensors().items()}
-    trainer.examine()
+    trainer.check_before_save()
     assert all(torch.equal(tensor, before[name]) for name, tensor in trainer.tensors().items())
     assert trainer.energy is not None
     assert trainer.energy.net.training
@@ -356,7 +356,7 @@ def test_the_command_trains_draws_describes_and_resumes(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     flags = ["--iterations", "3", "--batch-size", "4", "--flow-steps", "1", "--width", "2", "--energy-width", "2"]
-    flags += ["--engine", "autograd", "--steps", "2", "--warmup", "1", "--pictures-every", "2", "--log-every", "1"]
+    flags += ["--engine", "autograd", "--num-steps", "2", "--warmup", "1", "--pictures-every", "2", "--log-every", "1"]
     assert main(["train", "ec-flow", *flags]) == 0
     out = tmp_path / "runs" / "digits-ec-flow"
     assert {"samples.png", "temperatures.png", "curves.png"} <= {path.name for path in out.iterdir()}

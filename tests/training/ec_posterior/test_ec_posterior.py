@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import fastebm
 from fastebm.cli import main
-from fastebm.models import Vae
+from fastebm.models import VAE
 from fastebm.models.vae import squared_error
 from fastebm.training import (
     DivergedError,
@@ -23,13 +23,13 @@ from fastebm.training import (
     EcVaeConfig,
     PosteriorSampler,
     RunError,
-    importance_bound,
+    iwae_bound,
     load,
     refine_posterior,
     resume,
     train,
 )
-from fastebm.training.calibration.posterior import PosteriorEnergy, gaussian_surprise
+from fastebm.training.calibration.posterior import PosteriorEnergy, gaussian_nll
 from fastebm.training.calibration.vae_run import new_vae
 from fastebm.training.ec_posterior.presets import EC_POSTERIOR_PRESETS
 from fastebm.training.ec_posterior.trainer import EcPosteriorTrainer
@@ -49,7 +49,7 @@ TINY = EcPosteriorConfig(
     batch_size=4,
     latent=3,
     width=2,
-    steps=2,
+    num_steps=2,
     step_size=0.01,
     warmup=2,
     lr_decay=0.5,
@@ -69,9 +69,9 @@ class FixedEncoder(nn.Module):
         return mean, torch.full_like(mean, 2 * math.log(2.0))
 
 
-def linear_vae() -> tuple[Vae, Tensor, Tensor]:
+def linear_vae() -> tuple[VAE, Tensor, Tensor]:
     """A VAE whose decoder is `W z + b`, with W (16, 2) and b (16,): all about it is known exactly."""
-    vae = Vae(4, 1, latent=LATENT, width=2, variance=VARIANCE).requires_grad_(False)
+    vae = VAE(4, 1, latent=LATENT, width=2, variance=VARIANCE).requires_grad_(False)
     linear = nn.Linear(LATENT, 16)
     weight = fastebm.normal((16, LATENT), seed=3) * torch.tensor([0.4, 0.15])
     with torch.no_grad():
@@ -126,14 +126,14 @@ def test_short_chains_come_nearer_to_the_exact_posterior_with_each_step() -> Non
     moved_mean, moved = torch.full((LATENT,), 0.5).double(), 4 * torch.eye(LATENT).double()
     shrink = torch.eye(LATENT).double() - step_size * precision
     before = kl(moved_mean, moved, mean, precision)
-    for steps in range(1, 6):
+    for num_steps in range(1, 6):
         # Chains from a Gaussian stay Gaussian: their moments after each step in closed form.
         moved_mean = mean + shrink @ (moved_mean - mean)
         moved = shrink @ moved @ shrink + 2 * step_size * torch.eye(LATENT).double()
         after = kl(moved_mean, moved, mean, precision)
         assert after < before
         before = after
-        ends = sampler.refine(images, start, steps, seed=2).double()
+        ends = sampler.refine(images, start, num_steps, seed=2).double()
         spread = moved.diagonal().sqrt()
         assert ((ends.mean(0) - moved_mean).abs() < 5 * spread / math.sqrt(count)).all()
         assert ((ends.T.cov() - moved).abs() / spread.outer(spread)).max() < 5 * math.sqrt(2 / count)
@@ -148,7 +148,7 @@ def test_without_noise_chains_walk_to_the_mode() -> None:
 
 
 def test_the_gradient_is_that_of_the_joint_density() -> None:
-    vae = Vae(8, 1, latent=3, width=2, variance=0.2).double().eval()
+    vae = VAE(8, 1, latent=3, width=2, variance=0.2).double().eval()
     images = fastebm.normal((4, 1, 8, 8), seed=1).double().clamp(-1, 1)
     z = fastebm.normal((4, 3), seed=2).double().requires_grad_()
     with torch.no_grad():
@@ -169,7 +169,7 @@ def test_the_gradient_is_that_of_the_joint_density() -> None:
 
 @pytest.mark.parametrize(("size", "channels", "latent"), [(8, 1, 3), (8, 3, 40), (16, 1, 16)])
 def test_the_fused_engine_has_a_program_for_it(size: int, channels: int, latent: int) -> None:
-    vae = Vae(size, channels, latent=latent, width=2).eval()
+    vae = VAE(size, channels, latent=latent, width=2).eval()
     images = fastebm.normal((3, channels, size, size), seed=1).clamp(-1, 1)
     z = fastebm.normal((3, latent), seed=2)
     samplers = [PosteriorSampler(vae, 0.1, engine=engine) for engine in ("fused", "autograd")]
@@ -186,19 +186,19 @@ def test_the_fused_engine_has_a_program_for_it(size: int, channels: int, latent:
 
 @pytest.mark.parametrize("engine", ["autograd", "fused"])
 def test_each_image_has_the_same_chain_in_any_split(images: Tensor, engine: Any) -> None:
-    vae, x = Vae(8, 1, latent=3, width=2).train(), images[:6]
+    vae, x = VAE(8, 1, latent=3, width=2).train(), images[:6]
     z = fastebm.normal((6, 3), seed=1)
     sampler = PosteriorSampler(vae, 0.01, engine=engine)
-    whole = sampler.refine(x, z, 3, seed=4, chains=10)
+    whole = sampler.refine(x, z, 3, seed=4, chain_ids=10)
     assert whole.shape == z.shape
     # The fused engine sums in one order whatever the batch; library convolutions, which autograd runs on, may not.
     rounding = {"rtol": 0.0, "atol": 0.0} if engine == "fused" else {"rtol": 1e-5, "atol": 1e-5}
-    torch.testing.assert_close(sampler.refine(x, z, 3, seed=4, chains=10, batch_size=4), whole, **rounding)
-    torch.testing.assert_close(sampler.refine(x[2:], z[2:], 3, seed=4, chains=12), whole[2:], **rounding)
-    halfway = sampler.refine(x, z, 2, seed=4, chains=10)
-    torch.testing.assert_close(sampler.refine(x, halfway, 1, seed=4, chains=10, step=2), whole)
-    assert not torch.equal(sampler.refine(x, z, 3, seed=5, chains=10), whole)
-    assert not torch.allclose(sampler.refine(x.flip(0), z, 3, seed=4, chains=10), whole)  # images matter
+    torch.testing.assert_close(sampler.refine(x, z, 3, seed=4, chain_ids=10, batch_size=4), whole, **rounding)
+    torch.testing.assert_close(sampler.refine(x[2:], z[2:], 3, seed=4, chain_ids=12), whole[2:], **rounding)
+    halfway = sampler.refine(x, z, 2, seed=4, chain_ids=10)
+    torch.testing.assert_close(sampler.refine(x, halfway, 1, seed=4, chain_ids=10, start_step=2), whole)
+    assert not torch.equal(sampler.refine(x, z, 3, seed=5, chain_ids=10), whole)
+    assert not torch.allclose(sampler.refine(x.flip(0), z, 3, seed=4, chain_ids=10), whole)  # images matter
     assert torch.equal(sampler.refine(x, z, 0), z)
     assert vae.training
 
@@ -208,17 +208,15 @@ def test_the_importance_bound_goes_to_the_exact_likelihood() -> None:
     covariance = weight @ weight.T + VARIANCE * torch.eye(16, dtype=torch.float64)
     exact = torch.distributions.MultivariateNormal(bias, covariance).log_prob(X.double().flatten())
     vae.train()
-    bounds = [
-        importance_bound(vae, X.expand(200, -1, -1, -1), samples, seed=1).double().mean() for samples in (1, 16, 1000)
-    ]
+    bounds = [iwae_bound(vae, X.expand(200, -1, -1, -1), samples, seed=1).double().mean() for samples in (1, 16, 1000)]
     assert bounds[0] < bounds[1] < bounds[2] < exact + 0.02
     assert bounds[2] == pytest.approx(float(exact), abs=0.05)
     assert vae.training
     mean, log_variance = vae.encode(X)
     normal = torch.distributions.Normal(mean, (0.5 * log_variance).exp())
-    torch.testing.assert_close(gaussian_surprise(mean + 1, mean, log_variance), -normal.log_prob(mean + 1).sum(1))
-    split = importance_bound(vae, X.expand(5, -1, -1, -1), 4, seed=1, batch_size=2)
-    torch.testing.assert_close(split, importance_bound(vae, X.expand(5, -1, -1, -1), 4, seed=1))
+    torch.testing.assert_close(gaussian_nll(mean + 1, mean, log_variance), -normal.log_prob(mean + 1).sum(1))
+    split = iwae_bound(vae, X.expand(5, -1, -1, -1), 4, seed=1, batch_size=2)
+    torch.testing.assert_close(split, iwae_bound(vae, X.expand(5, -1, -1, -1), 4, seed=1))
 
 
 @pytest.mark.parametrize(
@@ -229,13 +227,13 @@ def test_the_importance_bound_goes_to_the_exact_likelihood() -> None:
         ({"step_size": 0.0}, "step_size must be positive"),
         ({"step_size": math.inf}, "step_size must be positive"),
         ({"temperature": -1.0}, "temperature must be finite and not negative"),
-        ({"steps": -1}, "steps must not be negative"),
+        ({"num_steps": -1}, "steps must not be negative"),
     ],
 )
 def test_bad_input_is_refused(change: dict[str, Any], message: str) -> None:
-    given = {"images": torch.zeros(2, 1, 8, 8), "z": torch.zeros(2, 3), "steps": 1, "step_size": 0.1, **change}
+    given = {"images": torch.zeros(2, 1, 8, 8), "z": torch.zeros(2, 3), "num_steps": 1, "step_size": 0.1, **change}
     with pytest.raises(ValueError, match=message):
-        refine_posterior(Vae(8, 1, latent=3, width=2), **given, engine="autograd")
+        refine_posterior(VAE(8, 1, latent=3, width=2), **given, engine="autograd")
 
 
 def test_a_step_size_too_large_is_an_error() -> None:
@@ -243,7 +241,7 @@ def test_a_step_size_too_large_is_an_error() -> None:
     with pytest.raises(FloatingPointError):
         refine_posterior(vae, X, torch.ones(1, LATENT), 300, 10.0, seed=0, engine="autograd")
     with pytest.raises(ValueError, match="samples and batch_size must be at least 1"):
-        importance_bound(vae, X, 0)
+        iwae_bound(vae, X, 0)
 
 
 def train_quietly(config: EcPosteriorConfig, images: Tensor, path: Path, stop_at: int | None = None) -> EcPosteriorRun:
@@ -253,7 +251,7 @@ def train_quietly(config: EcPosteriorConfig, images: Tensor, path: Path, stop_at
 VARIANTS: dict[str, dict[str, Any]] = {
     "refined": {},
     "pull alone, learned variance": {"elbo_weight": 0.0, "learned_variance": True, "flip": True},
-    "plain": {"steps": 0},
+    "plain": {"num_steps": 0},
     "trained weights, bfloat16": {"ema": 0.0, "dtype": "bfloat16", "update_dtype": "bfloat16"},
 }
 
@@ -266,9 +264,9 @@ def test_a_resumed_run_ends_with_the_same_bits(images: Tensor, tmp_path: Path, v
 
 
 def test_without_chains_it_is_the_plain_vae_of_the_other_method(images: Tensor, tmp_path: Path) -> None:
-    train_quietly(dataclasses.replace(TINY, steps=0), images, tmp_path / "ours")
+    train_quietly(dataclasses.replace(TINY, num_steps=0), images, tmp_path / "ours")
     shared = {field.name for field in dataclasses.fields(EcVaeConfig)} & {f.name for f in dataclasses.fields(TINY)}
-    same = {name: getattr(TINY, name) for name in shared - {"steps", "max_loss"}}
+    same = {name: getattr(TINY, name) for name in shared - {"num_steps", "max_loss"}}
     plain = EcVaeConfig(**same, energy_width=2, energy_depth=2, lambda_start=0.0)
     train(plain, images, tmp_path / "plain", progress=False, save_pictures=False)
     assert differing(tmp_path / "ours", tmp_path / "plain") == []
@@ -287,20 +285,20 @@ def test_every_line_has_the_health_of_its_updates(images: Tensor, tmp_path: Path
         assert line["noise_floor"] == pytest.approx(2 * 2 * 0.01 * 3)
         assert line["refinement"] > 0
         likelihood = -line["refined_error"] / (2 * variance) - constant
-        loss = 2 * variance * (line["surprise"] - line["elbo"] - likelihood)
+        loss = 2 * variance * (line["nll"] - line["elbo"] - likelihood)
         assert line["vae_loss"] == pytest.approx(loss, rel=1e-3)
         assert {"gradient_norm_encoder", "gradient_norm_decoder", "learning_rate"} <= line.keys()
 
 
 def test_the_decoder_learns_at_refined_draws_alone_and_the_encoder_does_not_move_them(images: Tensor) -> None:
     trainer = trainer_at(
-        EcPosteriorTrainer, dataclasses.replace(TINY, elbo_weight=0.0, pull_weight=0.0, steps=0), images, 2
+        EcPosteriorTrainer, dataclasses.replace(TINY, elbo_weight=0.0, nll_weight=0.0, num_steps=0), images, 2
     )
-    trainer.config = dataclasses.replace(TINY, pull_weight=1.0, elbo_weight=0.0)
+    trainer.config = dataclasses.replace(TINY, nll_weight=1.0, elbo_weight=0.0)
     real = images[:4]
     norms = {}
     for name, weights in {"elbo": (1.0, 1e-9), "pull": (1e-9, 1.0)}.items():
-        trainer.config = dataclasses.replace(TINY, elbo_weight=weights[0], pull_weight=weights[1])
+        trainer.config = dataclasses.replace(TINY, elbo_weight=weights[0], nll_weight=weights[1])
         trainer.optimizer.zero_grad()
         trainer._refined_gradient(real, 8)
         norms[name] = [p.grad.clone() for p in trainer.vae.decoder.parameters() if p.grad is not None]
@@ -318,13 +316,13 @@ def test_refined_latent_vectors_reconstruct_better(images: Tensor, tmp_path: Pat
     x = images[:100]
     z, _, _ = run.vae.posterior(x, seed=3)
     before = squared_error(x, run.vae.decode(z)).mean()
-    for temperature, steps in ((0.0, 5), (1.0, 30)):
-        after = squared_error(x, run.vae.decode(run.refine(x, z, steps, temperature=temperature))).mean()
+    for temperature, num_steps in ((0.0, 5), (1.0, 30)):
+        after = squared_error(x, run.vae.decode(run.refine(x, z, num_steps, temperature=temperature))).mean()
         assert after < before
     plain, moved = run.reconstruct(x, 0), run.reconstruct(x, 20)
     assert torch.equal(plain, run.vae.decode(run.vae.encode(x)[0]))
     assert squared_error(x, moved).mean() < squared_error(x, plain).mean()
-    assert torch.equal(run.reconstruct(x), run.reconstruct(x, config.steps))
+    assert torch.equal(run.reconstruct(x), run.reconstruct(x, config.num_steps))
 
 
 def test_the_guard_goes_back_and_a_run_that_did_resumes_to_the_last_bit(images: Tensor, tmp_path: Path) -> None:
@@ -334,7 +332,7 @@ def test_the_guard_goes_back_and_a_run_that_did_resumes_to_the_last_bit(images: 
 def test_the_guard_stops_what_is_not_finite_or_too_large(images: Tensor, tmp_path: Path) -> None:
     trainer = trainer_at(EcPosteriorTrainer, TINY, images, 3)
     before = {name: tensor.clone() for name, tensor in trainer.tensors().items()}
-    trainer.examine()
+    trainer.check_before_save()
     assert all(torch.equal(tensor, before[name]) for name, tensor in trainer.tensors().items())
     assert trainer.vae.training
     with torch.no_grad():
@@ -343,22 +341,22 @@ def test_the_guard_stops_what_is_not_finite_or_too_large(images: Tensor, tmp_pat
         trainer.update()
     assert all(torch.equal(p, before[f"vae.encoder.{name}"]) for name, p in trainer.vae.encoder.named_parameters())
     with pytest.raises(DivergedError, match="iteration 3: the squared error at refined latent vectors is nan"):
-        trainer.examine()
+        trainer.check_before_save()
     with pytest.raises(DivergedError, match="beyond max_loss = 1e-09"):
         train_quietly(dataclasses.replace(TINY, retries=0, max_loss=1e-9), images, tmp_path / "large")
     # A chain that flies away: too large a step.
     with pytest.raises(DivergedError, match="smaller step_size"):
-        train_quietly(dataclasses.replace(TINY, retries=0, steps=200, step_size=50.0), images, tmp_path / "far")
+        train_quietly(dataclasses.replace(TINY, retries=0, num_steps=200, step_size=50.0), images, tmp_path / "far")
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"size": 12}, "power of two"),
-        ({"steps": -1}, "steps must lie in"),
+        ({"num_steps": -1}, "steps must lie in"),
         ({"temperature": -1.0}, "temperature must lie in"),
         ({"dtype": "float16"}, "dtype must be one of"),
-        ({"elbo_weight": 0.0, "pull_weight": 0.0}, "nothing would train the encoder"),
+        ({"elbo_weight": 0.0, "nll_weight": 0.0}, "nothing would train the encoder"),
         ({"ema": 1.0}, "ema must lie in"),
         ({"seed": 2**70}, "seed must be in"),
     ],
@@ -384,7 +382,7 @@ def test_the_command_trains_draws_describes_and_resumes(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     flags = ["--iterations", "3", "--batch-size", "4", "--latent", "3", "--width", "2", "--engine", "autograd"]
-    flags += ["--steps", "2", "--warmup", "1", "--pictures-every", "2", "--log-every", "1"]
+    flags += ["--num-steps", "2", "--warmup", "1", "--pictures-every", "2", "--log-every", "1"]
     assert main(["train", "ec-posterior", *flags]) == 0
     out = tmp_path / "runs" / "digits-ec-posterior"
     pictures = {"samples.png", "weights.png", "reconstructions.png", "curves.png"}

@@ -25,7 +25,7 @@ from fastebm.training import (
     resume,
     train,
 )
-from fastebm.training.calibration.energy import new_energy
+from fastebm.training.calibration.energy_trainer import new_energy
 from fastebm.training.calibration.vae_run import new_vae, weight_variants
 from fastebm.training.ec_vae.presets import EC_VAE_PRESETS
 from fastebm.training.ec_vae.trainer import EcVaeTrainer
@@ -47,7 +47,7 @@ TINY = EcVaeConfig(
     width=2,
     energy_width=2,
     energy_depth=2,
-    steps=2,
+    num_steps=2,
     warmup=2,
     lr_decay=0.5,
     ema=0.5,
@@ -64,7 +64,7 @@ def train_quietly(config: EcVaeConfig, images: Tensor, path: Path, stop_at: int 
 VARIANTS: dict[str, dict[str, Any]] = {
     "two chains": {},
     "one chain, dual update, anchor": {
-        "chains": 1, "dual_rate": 0.5, "anchor_weight": 1.0, "flip": True, "data_noise": 0.1, "learned_variance": True,
+        "num_chains": 1, "dual_rate": 0.5, "data_term_weight": 1.0, "flip": True, "data_noise": 0.1, "learned_variance": True,
     },
     "plain": {"lambda_start": 0.0},
     "trained weights, fused": {
@@ -108,7 +108,7 @@ def test_the_warm_up_is_nearly_that_of_a_plain_vae_and_then_calibration_pulls(im
 def test_saved_averages_have_the_statistics_of_both_kinds_of_draws(images: Tensor, tmp_path: Path) -> None:
     run = train_quietly(TINY, images, tmp_path)
     vae = copy.deepcopy(run.vae)
-    vae.settle_batch_norms(images, batch_size=TINY.batch_size, seed=TINY.seed)
+    vae.update_bn(images, batch_size=TINY.batch_size, seed=TINY.seed)
     for name, buffer in vae.named_buffers():
         torch.testing.assert_close(buffer, run.vae.get_buffer(name))
     # The trained weights keep what training gave them.
@@ -137,7 +137,7 @@ def test_pictures_show_both_weights_with_both_statistics(images: Tensor, tmp_pat
 def test_chains_of_training_are_held_by_the_anchor_of_the_config(images: Tensor, weight: float, hinge: float) -> None:
     """As a chain that is written down again: the hinge is by pixel, and the weight falls to zero over the chain."""
     config = dataclasses.replace(
-        TINY, steps=5, step_size=20.0, noise_std=0.0, anchor_weight=weight, anchor_hinge=hinge, energy_width=4
+        TINY, num_steps=5, step_size=20.0, noise_std=0.0, data_term_weight=weight, data_term_hinge=hinge, energy_width=4
     )
     side = trainer_at(EcVaeTrainer, config, images, 3).energy
     assert side is not None
@@ -190,7 +190,7 @@ def test_chains_calibrate_the_decoder_alone_and_each_has_noise_of_its_own(images
     assert not torch.equal(calls[0][0], calls[1][0])
     assert not any(call[4].requires_grad for call in calls)
     calls.clear()
-    trainer.config = dataclasses.replace(TINY, chains=1)
+    trainer.config = dataclasses.replace(TINY, num_chains=1)
     trainer.update()
     assert [(first, step) for _, _, first, step, _ in calls] == [(16, 0)]
 
@@ -228,7 +228,7 @@ def test_a_vae_that_is_not_finite_never_reaches_the_weights(images: Tensor) -> N
 def test_examining_leaves_no_trace(images: Tensor) -> None:
     trainer = trainer_at(EcVaeTrainer, TINY, images, 3)
     before = {name: tensor.clone() for name, tensor in trainer.tensors().items()}
-    trainer.examine()
+    trainer.check_before_save()
     assert all(torch.equal(tensor, before[name]) for name, tensor in trainer.tensors().items())
     assert trainer.vae.training
     assert trainer.energy is not None
@@ -265,8 +265,8 @@ def test_another_config_other_images_and_another_kind_are_refused(images: Tensor
     ("changes", "message"),
     [
         ({"size": 12}, "power of two"),
-        ({"steps": 0}, "steps must lie in"),
-        ({"chains": 3}, "chains must lie in"),
+        ({"num_steps": 0}, "steps must lie in"),
+        ({"num_chains": 3}, "chains must lie in"),
         ({"dtype": "float16"}, "dtype must be one of"),
         ({"lambda_start": 200.0}, "above lambda_max"),
         ({"ema": 1.0}, "ema must lie in"),
@@ -320,7 +320,7 @@ def test_the_command_trains_draws_describes_and_resumes(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     flags = ["--iterations", "3", "--batch-size", "4", "--latent", "3", "--width", "2", "--energy-width", "2"]
-    flags += ["--engine", "autograd", "--steps", "2", "--warmup", "1", "--pictures-every", "2", "--log-every", "1"]
+    flags += ["--engine", "autograd", "--num-steps", "2", "--warmup", "1", "--pictures-every", "2", "--log-every", "1"]
     assert main(["train", "ec-vae", *flags]) == 0
     out = tmp_path / "runs" / "digits-ec-vae"
     pictures = {"samples.png", "weights.png", "reconstructions.png", "curves.png"}

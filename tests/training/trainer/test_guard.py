@@ -57,11 +57,11 @@ def test_each_rollback_has_a_key_of_its_own_and_a_lower_rate() -> None:
     seeds, rates = [], []
     for _ in range(3):
         seeds.append(guard.seed(7))
-        rates.append(guard.learning_rate_factor)
+        rates.append(guard.lr_factor)
         assert not guard.exhausted
-        guard.went_back(20, 10, "because")
+        guard.record_rollback(20, 10, "because")
     assert guard.exhausted
-    assert seeds == [7, rng.derived_seed(7, 1), rng.derived_seed(7, 2)]
+    assert seeds == [7, rng.fold_in_seed(7, 1), rng.fold_in_seed(7, 2)]
     assert rates == [1.0, 0.5, 0.25]
     other = Guard(100.0, retries=3, rate=0.5)
     other.restore(json.loads(json.dumps(guard.state())))
@@ -74,10 +74,10 @@ def test_it_goes_further_back_where_the_newest_did_not_help() -> None:
     guard = Guard(100.0, retries=9)
     assert guard.target([]) is None
     assert guard.target([10, 20]) == 20
-    guard.went_back(25, 20, "")
+    guard.record_rollback(25, 20, "")
     assert guard.target([10, 20]) == 10
     assert guard.target([10, 20, 30]) == 30
-    guard.went_back(25, 10, "")
+    guard.record_rollback(25, 10, "")
     assert guard.target([10]) == 10
 
 
@@ -116,7 +116,7 @@ def test_an_exploding_run_is_saved_by_fresh_noise_and_a_lower_rate(
         assert line["learning_rate"] == pytest.approx(rate * 0.5 ** line["attempt"])
 
     monkeypatch.undo()
-    train_quietly(dataclasses.replace(tiny, retry_rate=1.0), images, tmp_path / "calm")
+    train_quietly(dataclasses.replace(tiny, retry_lr_factor=1.0), images, tmp_path / "calm")
     calm = RunFolder.existing(tmp_path / "calm").log.lines()
     health = [[line["energy_samples"] for line in log] for log in (lines, calm)]
     assert health[0][:6] == health[1][:6]

@@ -6,7 +6,7 @@ import functools
 
 import torch
 
-from fastebm.compiler.cost import Cost
+from fastebm.compiler.cost_model import Cost
 from fastebm.compiler.roofline import Rates
 from fastebm.evaluation.speed.measurement import seconds
 
@@ -22,7 +22,7 @@ def machine_rates(device: str, dtype: torch.dtype) -> Rates:
     return _measured(device, dtype, torch.get_num_threads())
 
 
-def floor_seconds(cost: Cost, rates: Rates, batch: int = 1) -> float:
+def roofline_seconds(cost: Cost, rates: Rates, batch: int = 1) -> float:
     """The least time that `batch` samples of `cost` can take at these rates."""
     return batch * rates.seconds(cost)
 

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fastebm.evaluation.speed.stock import as_written, copied, module_of, refold, stock, tuned
-from fastebm.evaluation.speed.stock_coarse_to_fine import StockCoarseToFine
+from fastebm.evaluation.speed.eager import as_written, copied, module_of, refold, stock, tuned
+from fastebm.evaluation.speed.eager_coarse_to_fine import EagerCoarseToFine
 from fastebm.models import CoarseToFineEnergy
 from tests.evaluation.speed.networks import SHAPE, convolutional, samples
 
@@ -33,7 +33,7 @@ def test_the_stock_twin_of_our_net_agrees_in_float64_and_uses_no_operator_of_our
     torch.manual_seed(0)
     net = CoarseToFineEnergy(32, 2, base_width=2, lowest=4, spectral_norm=norm).double().eval()
     twin = stock(net)
-    assert isinstance(twin, StockCoarseToFine)
+    assert isinstance(twin, EagerCoarseToFine)
     x = samples(3, (2, size, size)).double().requires_grad_()
     with Namespaces() as ran:
         theirs = twin(x)
@@ -47,11 +47,11 @@ def test_the_stock_twin_of_our_net_agrees_in_float64_and_uses_no_operator_of_our
 
 def test_the_stock_twin_has_weights_of_its_own_and_knows_one_activation() -> None:
     net = CoarseToFineEnergy(8, 2, base_width=2)
-    twin = StockCoarseToFine(net)
+    twin = EagerCoarseToFine(net)
     assert {p.data_ptr() for p in twin.parameters()}.isdisjoint(p.data_ptr() for p in net.parameters())
     assert twin.training is net.training
     with pytest.raises(ValueError, match="knows scaled_swish, not relu"):
-        StockCoarseToFine(CoarseToFineEnergy(8, 2, base_width=2, activation="relu"))
+        EagerCoarseToFine(CoarseToFineEnergy(8, 2, base_width=2, activation="relu"))
 
 
 def test_other_energies_are_left_as_they_are() -> None:

@@ -16,15 +16,15 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from fastebm.compile import cpp_compiler
+from fastebm.build_extension import cpp_compiler
+from fastebm.evaluation.speed.eager import Energy, as_written, entering, tuned
 from fastebm.evaluation.speed.rows import dtype_name
-from fastebm.evaluation.speed.stock import Energy, as_written, entering, tuned
 
 Gradient = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 RESEARCH = "eager, research code"
 TUNED = "eager, tuned"
-COMPILED = "torch.compile"
+TORCH_COMPILE = "torch.compile"
 TORCHEBM = "torchebm"
 
 
@@ -45,15 +45,15 @@ class Updates:
     clamp: tuple[float, float] | None = (-1.0, 1.0)
 
     @classmethod
-    def constant(cls, steps: int, step_size: float, noise_std: float) -> Updates:
-        return cls(((step_size, noise_std),) * steps)
+    def constant(cls, num_steps: int, step_size: float, noise_std: float) -> Updates:
+        return cls(((step_size, noise_std),) * num_steps)
 
 
 Chain = Callable[[Tensor, Updates], Tensor]
 
 
 @dataclass(frozen=True)
-class Peer:
+class Baseline:
     """One way to run an energy.
 
     Attributes:
@@ -74,7 +74,7 @@ class Peer:
 # ---- eager
 
 
-def research_eager(energy: Energy) -> Peer:
+def research_eager(energy: Energy) -> Baseline:
     """What repositories of energy-based models have: float32, one graph a step, noise and state made anew each step.
 
     Weights require gradients, so that every step keeps all activations for them, and parametrised weights (spectral
@@ -96,10 +96,10 @@ def research_eager(energy: Energy) -> Peer:
                 x = x.clamp(*updates.clamp)
         return x
 
-    return Peer(RESEARCH, "float32, weights with gradients", gradient, chain, net)
+    return Baseline(RESEARCH, "float32, weights with gradients", gradient, chain, net)
 
 
-def tuned_eager(energy: Energy, dtype: torch.dtype, precision: Literal["cast", "autocast"] = "cast") -> Peer:
+def tuned_eager(energy: Energy, dtype: torch.dtype, precision: Literal["cast", "autocast"] = "cast") -> Baseline:
     """What can be had without a compiler: frozen and folded weights, channels-last, updates and noise in place.
 
     A 16-bit `dtype` is reached by weights of that dtype ("cast") or by autocast.
@@ -114,7 +114,7 @@ def tuned_eager(energy: Energy, dtype: torch.dtype, precision: Literal["cast", "
         (slope,) = torch.autograd.grad(energies.sum(), x_in)
         return energies.detach().float(), slope.float()
 
-    return Peer(TUNED, _precision_name(dtype, precision), gradient, _updated_in_place(gradient), net)
+    return Baseline(TUNED, _precision_name(dtype, precision), gradient, _updated_in_place(gradient), net)
 
 
 def _updated_in_place(gradient: Gradient) -> Chain:
@@ -147,9 +147,9 @@ def _precision_name(dtype: torch.dtype, precision: str) -> str:
 # ---- torch.compile
 
 
-def compiled_gradient(
+def torch_compile_gradient(
     energy: Energy, dtype: torch.dtype, device: str, backward: Literal["functional", "autograd"] = "functional"
-) -> Peer:
+) -> Baseline:
     """Energy and gradient as one compiled function, or (`backward="autograd"`) a compiled energy under autograd.
 
     The first is what compiles best. The second is for energies of which the first gives wrong gradients.
@@ -157,9 +157,9 @@ def compiled_gradient(
     cast = None if dtype is torch.float32 else dtype
     net = tuned(energy, cast)
     if backward == "functional":
-        compiled = _compiled(_functional(net), device, fullgraph=True)
+        compiled = _torch_compiled(_functional(net), device, fullgraph=True)
     else:
-        compiled = _compiled(lambda x: net(x), device, fullgraph=False)
+        compiled = _torch_compiled(lambda x: net(x), device, fullgraph=False)
 
     def gradient(x: Tensor) -> tuple[Tensor, Tensor]:
         torch.compiler.cudagraph_mark_step_begin()
@@ -174,10 +174,10 @@ def compiled_gradient(
         return energies.detach().float(), slope.float()
 
     how = "func.grad" if backward == "functional" else "energy compiled, autograd outside"
-    return Peer(COMPILED, f"{dtype_name(dtype)}, {how}", gradient, _updated_in_place(gradient), net)
+    return Baseline(TORCH_COMPILE, f"{dtype_name(dtype)}, {how}", gradient, _updated_in_place(gradient), net)
 
 
-def compiled_chain(
+def torch_compile_chain(
     energy: Energy,
     dtype: torch.dtype,
     device: str,
@@ -185,7 +185,7 @@ def compiled_chain(
     clamp: tuple[float, float] | None,
     *,
     capture: bool = False,
-) -> Peer:
+) -> Baseline:
     """A whole update as one compiled function: cast, energy gradient, step, noise, clamp.
 
     Args:
@@ -205,7 +205,7 @@ def compiled_chain(
         return moved if clamp is None else moved.clamp(*clamp)
 
     written = update if noise == "outside" else lambda x, pair: update(x, pair, None)
-    compiled = _compiled(written, device, fullgraph=True, own_graphs=not capture)
+    compiled = _torch_compiled(written, device, fullgraph=True, own_graphs=not capture)
     stepper = _Captured(compiled, noise) if capture else _Stepped(compiled, noise)
 
     def gradient(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -217,7 +217,7 @@ def compiled_chain(
         return stepper(x, _table(updates.schedule, x.device))
 
     name = f"{dtype_name(dtype)}, noise drawn {noise}" + (", CUDA graph by hand" if capture else "")
-    return Peer(COMPILED, name, gradient, chain, net)
+    return Baseline(TORCH_COMPILE, name, gradient, chain, net)
 
 
 def _functional(net: Energy) -> Gradient:
@@ -232,7 +232,7 @@ def _functional(net: Energy) -> Gradient:
     return gradient
 
 
-def _compiled(
+def _torch_compiled(
     function: Callable[..., Any], device: str, *, fullgraph: bool, own_graphs: bool = True
 ) -> Callable[..., Any]:
     """`function` under `torch.compile` at its best: static shapes; on a GPU max-autotune, with CUDA graphs if wanted.
@@ -341,7 +341,7 @@ def _implied_gradient(
 # ---- other libraries
 
 
-def torchebm_langevin(energy: Energy, dtype: torch.dtype, precision: Literal["cast", "autocast"] = "cast") -> Peer:
+def torchebm_langevin(energy: Energy, dtype: torch.dtype, precision: Literal["cast", "autocast"] = "cast") -> Baseline:
     """`torchebm.samplers.LangevinDynamics` on a tuned energy, which gives it the same frozen and folded weights.
 
     Its noise is `sqrt(2 * step_size) * noise_scale`. Schedules are objects of its own there: a chain takes the means
@@ -378,41 +378,41 @@ def torchebm_langevin(energy: Energy, dtype: torch.dtype, precision: Literal["ca
     def chain(x: Tensor, updates: Updates) -> Tensor:
         return sampler(updates, x.device).sample(x=x.clone(), n_steps=len(updates.schedule))
 
-    return Peer(TORCHEBM, _precision_name(dtype, precision), gradient, chain, net)
+    return Baseline(TORCHEBM, _precision_name(dtype, precision), gradient, chain, net)
 
 
 # ---- which of them
 
-Variants = Sequence[Callable[[], Peer]]
+Variants = Sequence[Callable[[], Baseline]]
 
 
 def _precisions(dtype: torch.dtype) -> tuple[Literal["cast", "autocast"], ...]:
     return ("cast",) if dtype is torch.float32 else ("cast", "autocast")
 
 
-def gradient_peers(energy: Energy, dtype: torch.dtype, device: str) -> dict[str, Variants]:
+def gradient_baselines(energy: Energy, dtype: torch.dtype, device: str) -> dict[str, Variants]:
     """What a gradient in `dtype` is compared with: of each peer the variants, of which the fastest right one counts."""
     return {
         RESEARCH: [partial(research_eager, energy)],
         TUNED: [partial(tuned_eager, energy, dtype, how) for how in _precisions(dtype)],
-        COMPILED: [partial(compiled_gradient, energy, dtype, device)],
+        TORCH_COMPILE: [partial(torch_compile_gradient, energy, dtype, device)],
     }
 
 
-def chain_peers(
+def chain_baselines(
     energy: Energy, dtype: torch.dtype, device: str, clamp: tuple[float, float] | None
 ) -> dict[str, Variants]:
     """What chains in `dtype` are compared with: of each peer the variants, of which the fastest right one counts."""
-    compiled = partial(compiled_chain, energy, dtype, device, clamp=clamp)
+    compiled = partial(torch_compile_chain, energy, dtype, device, clamp=clamp)
     by_hand = [partial(compiled, noise="inside", capture=True)] if device == "cuda" else []
     return {
         RESEARCH: [partial(research_eager, energy)],
         TUNED: [partial(tuned_eager, energy, dtype, how) for how in _precisions(dtype)],
-        COMPILED: [partial(compiled, noise="outside"), partial(compiled, noise="inside"), *by_hand],
+        TORCH_COMPILE: [partial(compiled, noise="outside"), partial(compiled, noise="inside"), *by_hand],
         TORCHEBM: [partial(torchebm_langevin, energy, dtype, how) for how in _precisions(dtype)],
     }
 
 
-def last_resort(energy: Energy, dtype: torch.dtype, device: str) -> Peer:
+def last_resort(energy: Energy, dtype: torch.dtype, device: str) -> Baseline:
     """What `torch.compile` still does for an energy of which it gets no right gradient as one function."""
-    return compiled_gradient(energy, dtype, device, backward="autograd")
+    return torch_compile_gradient(energy, dtype, device, backward="autograd")

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fastebm.evaluation import acceptance_rate, energy_health, log_acceptance
-from fastebm.evaluation.energy_health import in_double, last_level, long_chains
+from fastebm.evaluation import acceptance_rate, energy_metrics, log_acceptance
+from fastebm.evaluation.energy_metrics import in_double, last_level, long_chains
 from fastebm.models import CoarseToFineEnergy
 from fastebm.ops import normal
 from fastebm.sampling import Cascade, Langevin, linear
@@ -87,7 +87,7 @@ def test_a_descent_has_no_acceptance(x: Tensor) -> None:
 
 def test_long_chains_contract_as_the_gaussian_says() -> None:
     start = torch.full((10, 1, 4, 4), 0.5)
-    long = long_chains(gaussian, start, 0.1, 0.0, steps=7)
+    long = long_chains(gaussian, start, 0.1, 0.0, num_steps=7)
     end = 0.5 * 0.9**7
     assert long.motion == pytest.approx(0.5 - end, rel=1e-5)
     assert (long.energy_start, long.energy_end) == (pytest.approx(8 * 0.25), pytest.approx(8 * end**2, rel=1e-5))
@@ -98,39 +98,39 @@ def test_long_chains_contract_as_the_gaussian_says() -> None:
 def test_chains_that_leave_the_finite_numbers_are_counted() -> None:
     start = torch.full((10, 1, 2, 2), 0.5)
     start[:4] = 0
-    long = long_chains(lambda x: -gaussian(x), start, 1e6, 0.0, steps=20)
+    long = long_chains(lambda x: -gaussian(x), start, 1e6, 0.0, num_steps=20)
     assert long.finite_share == 0.4
     assert long.images.shape == (4, 1, 2, 2)
     assert long.motion == 0
-    lost = long_chains(lambda x: -gaussian(x), start[4:], 1e6, 0.0, steps=20)
+    lost = long_chains(lambda x: -gaussian(x), start[4:], 1e6, 0.0, num_steps=20)
     assert lost.finite_share == 0
     assert math.isnan(lost.motion)
 
 
 def test_the_gap_is_samples_minus_data() -> None:
     samples, real = torch.full((6, 1, 2, 2), 1.0), torch.full((8, 1, 2, 2), 0.5)
-    health = energy_health(gaussian, samples, real, step_size=0.1, noise_std=0.0, steps=3)
+    health = energy_metrics(gaussian, samples, real, step_size=0.1, noise_std=0.0, num_steps=3)
     assert (health.count, health.energy_samples, health.energy_data) == (6, 2.0, 0.5)
     assert (health.gap, health.energy_data_std, health.temperature) == (1.5, 0, 0)
     assert (health.acceptance_samples, health.acceptance_data) == (None, None)
-    assert health.long.steps == 30
+    assert health.long.num_steps == 30
     stored = json.loads(json.dumps(health.to_json(), allow_nan=False))
     assert (stored["gap"], stored["long_steps"]) == (1.5, 30)
     with pytest.raises(ValueError, match="must be alike"):
-        energy_health(gaussian, samples, torch.zeros(3, 1, 4, 4), step_size=0.1, noise_std=0.0, steps=3)
+        energy_metrics(gaussian, samples, torch.zeros(3, 1, 4, 4), step_size=0.1, noise_std=0.0, num_steps=3)
 
 
 def test_a_net_and_its_cascade() -> None:
     net = CoarseToFineEnergy(8, 1, base_width=2, lowest=4)
-    cascade = Cascade({4: net.frozen(4), 8: net.frozen(8)}, steps=5, step_size=0.5, noise_std=linear(0.1, 0.0))
+    cascade = Cascade({4: net.frozen(4), 8: net.frozen(8)}, num_steps=5, step_size=0.5, noise_std=linear(0.1, 0.0))
     settings = last_level(cascade)
-    assert settings["steps"] == 10
+    assert settings["num_steps"] == 10
     assert settings["step_size"] == 0.5
     noise = np.linspace(0.1, 0, 10)[5:]
     assert settings["noise_std"] == pytest.approx(np.sqrt((noise**2).mean()), rel=1e-6)
     samples = cascade.sample(20, 0, channels=1).clamp(-1, 1)
     energy = net.frozen(8)
-    health = energy_health(energy, samples, samples.flip(3), seed=1, **settings)
+    health = energy_metrics(energy, samples, samples.flip(3), seed=1, **settings)
     assert 0 <= health.acceptance_samples <= 1
     assert next(energy.parameters()).dtype == torch.float32
     # The copy in float64 is the same energy.
@@ -142,9 +142,9 @@ def test_a_net_and_its_cascade() -> None:
 def test_long_chains_run_in_the_type_that_samples_are_made_in() -> None:
     net = CoarseToFineEnergy(8, 1, base_width=2, lowest=4).frozen(8)
     start = torch.rand(6, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    real, settings = start.flip(3), {"step_size": 0.5, "noise_std": 0.01, "steps": 1}
-    single, low = (energy_health(net, start, real, dtype=t, **settings) for t in (torch.float32, torch.bfloat16))
-    expected = Langevin(net, 0.5, 0.01, dtype=torch.bfloat16).sample(start, 10, 0, chains=2**40).clamp(-1, 1)
+    real, settings = start.flip(3), {"step_size": 0.5, "noise_std": 0.01, "num_steps": 1}
+    single, low = (energy_metrics(net, start, real, dtype=t, **settings) for t in (torch.float32, torch.bfloat16))
+    expected = Langevin(net, 0.5, 0.01, dtype=torch.bfloat16).sample(start, 10, 0, chain_ids=2**40).clamp(-1, 1)
     assert torch.equal(low.long.images, expected)
     assert not torch.equal(low.long.images, single.long.images)
     torch.testing.assert_close(low.long.images, single.long.images, atol=0.05, rtol=0)

@@ -19,7 +19,7 @@ from fastebm.data.formats.byte_reader import ByteReader
 from fastebm.data.formats.npz import checked_labels
 from fastebm.data.formats.pickles import read_pickle
 from fastebm.data.images import Images, pick_split
-from fastebm.data.shaping import Shaping
+from fastebm.data.preprocessing import Preprocessing
 
 _LARGEST_PICKLE = 2**29  # that of CIFAR-100 has 155 MB
 _LARGEST_LIST = 2**16  # of names of classes
@@ -50,7 +50,7 @@ class Layout:
     format: str
     splits: Mapping[str, tuple[str, ...]]
     names: str
-    read: Callable[[ByteReader, Shaping], Part]
+    read: Callable[[ByteReader, Preprocessing], Part]
     read_names: Callable[[ByteReader], tuple[str, ...]]
     classes: int
 
@@ -67,7 +67,7 @@ def recognise(names: Iterable[str]) -> Layout | None:
     return None
 
 
-def read_bundle(path: Path, shaping: Shaping, split: str | None) -> Images:
+def read_bundle(path: Path, shaping: Preprocessing, split: str | None) -> Images:
     """Images of a folder or archive, in one pass over its files, which may come in any order."""
     files = files_of(path)
     first, layout = _first_known(path, files)
@@ -117,11 +117,11 @@ def _together(path: Path, layout: Layout, split: str, parts: list[Part], classes
 # CIFAR, binary version: records of one or two labels and 3,072 pixels -------------------------------------------------
 
 
-def _cifar_records(label_bytes: int, classes: int) -> Callable[[ByteReader, Shaping], Part]:
+def _cifar_records(label_bytes: int, classes: int) -> Callable[[ByteReader, Preprocessing], Part]:
     """A reader of records whose last label byte is the (fine) label."""
     width = label_bytes + 3072
 
-    def read(reader: ByteReader, shaping: Shaping) -> Part:
+    def read(reader: ByteReader, shaping: Preprocessing) -> Part:
         count = _count(reader, width)
         labels: list[NDArray[np.uint8]] = []
 
@@ -162,8 +162,8 @@ def _whole(reader: ByteReader, largest: int) -> bytes:
 # CIFAR, python version: pickled dicts of rows and labels --------------------------------------------------------------
 
 
-def _cifar_pickle(labels_key: str, classes: int) -> Callable[[ByteReader, Shaping], Part]:
-    def read(reader: ByteReader, shaping: Shaping) -> Part:
+def _cifar_pickle(labels_key: str, classes: int) -> Callable[[ByteReader, Preprocessing], Part]:
+    def read(reader: ByteReader, shaping: Preprocessing) -> Part:
         content = _pickled_dict(reader)
         data, labels = content.get("data"), content.get(labels_key)
         if not (isinstance(data, np.ndarray) and data.dtype == np.uint8 and data.ndim == 2 and data.shape[1] == 3072):
@@ -196,7 +196,7 @@ def _pickled_dict(reader: ByteReader) -> dict[Any, Any]:
 # STL-10, binary: images in one file, labels in another ----------------------------------------------------------------
 
 
-def _stl(reader: ByteReader, shaping: Shaping) -> Part:
+def _stl(reader: ByteReader, shaping: Preprocessing) -> Part:
     if reader.name.endswith("_y.bin"):
         labels = np.frombuffer(_whole(reader, _LARGEST_LIST * 16), np.uint8).astype(np.int64)
         return Part(None, checked_labels(reader.name, torch.from_numpy(labels) - 1, 10, first=1))

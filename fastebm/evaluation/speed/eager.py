@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize, remove_spectral_norm
 from torch.nn.utils.spectral_norm import SpectralNorm
 
-from fastebm.evaluation.speed.stock_coarse_to_fine import StockCoarseToFine
+from fastebm.evaluation.speed.eager_coarse_to_fine import EagerCoarseToFine
 from fastebm.models import CoarseToFineEnergy
 
 Energy = Callable[[Tensor], Tensor]
@@ -20,7 +20,7 @@ Energy = Callable[[Tensor], Tensor]
 
 def stock(energy: Energy) -> Energy:
     """What peers are given: `energy` itself, or the stock twin of our own net, whose operators no compiler can fuse."""
-    return StockCoarseToFine(energy) if isinstance(energy, CoarseToFineEnergy) else energy
+    return EagerCoarseToFine(energy) if isinstance(energy, CoarseToFineEnergy) else energy
 
 
 def module_of(energy: Energy) -> nn.Module | None:

@@ -9,19 +9,19 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fastebm.compile import cpp_compiler
-from fastebm.evaluation.speed import Updates, peers
-from fastebm.evaluation.speed.energies import gradient_error, true_gradient
-from fastebm.evaluation.speed.peers import (
-    Peer,
+from fastebm.build_extension import cpp_compiler
+from fastebm.evaluation.speed import Updates, baselines
+from fastebm.evaluation.speed.baselines import (
+    Baseline,
     SkippedError,
-    compiled_chain,
-    compiled_gradient,
     research_eager,
+    torch_compile_chain,
+    torch_compile_gradient,
     torchebm_langevin,
     tuned_eager,
 )
-from fastebm.evaluation.speed.stock import stock
+from fastebm.evaluation.speed.eager import stock
+from fastebm.evaluation.speed.energies import gradient_error, true_gradient
 from fastebm.models import CoarseToFineEnergy
 from tests.evaluation.speed.networks import convolutional, samples
 
@@ -31,15 +31,15 @@ needs_compiler = pytest.mark.skipif(cpp_compiler() is None, reason="no C++ compi
 needs_torchebm = pytest.mark.skipif(find_spec("torchebm") is None, reason="torchebm is not installed")
 
 
-def made(kind: str, energy: Callable[[Tensor], Tensor], dtype: torch.dtype) -> Peer:
+def made(kind: str, energy: Callable[[Tensor], Tensor], dtype: torch.dtype) -> Baseline:
     makers = {
         "research": partial(research_eager, energy),
         "tuned, cast": partial(tuned_eager, energy, dtype, "cast"),
         "tuned, autocast": partial(tuned_eager, energy, dtype, "autocast"),
-        "compiled gradient": partial(compiled_gradient, energy, dtype, "cpu"),
-        "compiled energy": partial(compiled_gradient, energy, dtype, "cpu", "autograd"),
-        "compiled, noise inside": partial(compiled_chain, energy, dtype, "cpu", "inside", CLAMP),
-        "compiled, noise outside": partial(compiled_chain, energy, dtype, "cpu", "outside", CLAMP),
+        "compiled gradient": partial(torch_compile_gradient, energy, dtype, "cpu"),
+        "compiled energy": partial(torch_compile_gradient, energy, dtype, "cpu", "autograd"),
+        "compiled, noise inside": partial(torch_compile_chain, energy, dtype, "cpu", "inside", CLAMP),
+        "compiled, noise outside": partial(torch_compile_chain, energy, dtype, "cpu", "outside", CLAMP),
         "torchebm": partial(torchebm_langevin, energy, dtype),
         "torchebm, autocast": partial(torchebm_langevin, energy, dtype, "autocast"),
     }
@@ -64,9 +64,9 @@ def test_gradients_are_those_of_float64_autograd(kind: str, dtype: torch.dtype) 
     net, x = convolutional(), samples()
     start = x.clone()
     truth = true_gradient(net, x)
-    peer = made(kind, net, dtype)
+    baseline = made(kind, net, dtype)
     precise = dtype is FULL or kind == "research"
-    assert gradient_error(peer.gradient, x, truth) < (1e-4 if precise else 0.05)
+    assert gradient_error(baseline.gradient, x, truth) < (1e-4 if precise else 0.05)
     assert torch.equal(x, start)
     assert not x.requires_grad
 
@@ -115,18 +115,18 @@ def test_the_gradient_that_an_update_implies_is_found_at_any_scale() -> None:
         def energy(x: Tensor, scale: float = scale) -> Tensor:
             return scale * x.square().sum(dim=(1, 2, 3))
 
-        peer = compiled_chain(energy, FULL, "cpu", "outside", CLAMP)
+        baseline = torch_compile_chain(energy, FULL, "cpu", "outside", CLAMP)
         x = samples()
-        assert gradient_error(peer.gradient, x, 2 * scale * x.double()) < 1e-4
+        assert gradient_error(baseline.gradient, x, 2 * scale * x.double()) < 1e-4
 
 
 @needs_compiler
 def test_a_compiled_update_has_the_clamp_it_was_made_with() -> None:
-    peer = compiled_chain(convolutional(), FULL, "cpu", "outside", None)
+    baseline = torch_compile_chain(convolutional(), FULL, "cpu", "outside", None)
     with pytest.raises(ValueError, match="compiled with clamp None"):
-        peer.chain(samples(), Updates.constant(1, 1.0, 0.1))
+        baseline.chain(samples(), Updates.constant(1, 1.0, 0.1))
     unclamped = Updates(((1.0, 5.0),), clamp=None)
-    assert float(peer.chain(samples(), unclamped).abs().max()) > 1.5
+    assert float(baseline.chain(samples(), unclamped).abs().max()) > 1.5
 
 
 def test_peers_of_our_own_net_read_its_stock_twin() -> None:
@@ -140,16 +140,16 @@ def test_peers_of_our_own_net_read_its_stock_twin() -> None:
 def test_functions_and_vectors_are_energies_too() -> None:
     x = samples(5, (7,))
     for kind in ("research", "tuned, cast", "tuned, autocast"):
-        peer = made(kind, lambda x: x.square().sum(dim=1), FULL)
-        energies, gradient = peer.gradient(x)
+        baseline = made(kind, lambda x: x.square().sum(dim=1), FULL)
+        energies, gradient = baseline.gradient(x)
         torch.testing.assert_close(gradient, 2 * x)
         torch.testing.assert_close(energies, x.square().sum(dim=1))
 
 
 def test_what_is_missing_is_skipped_with_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(peers, "cpp_compiler", lambda: None)
+    monkeypatch.setattr(baselines, "cpp_compiler", lambda: None)
     with pytest.raises(SkippedError, match="needs a C\\+\\+ compiler"):
-        compiled_gradient(convolutional(), FULL, "cpu")
+        torch_compile_gradient(convolutional(), FULL, "cpu")
     monkeypatch.setitem(sys.modules, "torchebm.core", None)
     with pytest.raises(SkippedError, match="torchebm can't be imported"):
         torchebm_langevin(convolutional(), FULL)

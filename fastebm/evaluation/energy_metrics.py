@@ -25,18 +25,18 @@ _BATCH = 250
 
 
 @dataclass(frozen=True, eq=False)
-class LongChains:
+class LongRunMetrics:
     """Where chains end that go on from samples.
 
     Attributes:
-        steps: updates that they went on for.
+        num_steps: updates that they went on for.
         images: their ends, clamped to [-1, 1]; only those that are finite.
         finite_share: share of chains that are.
         motion: mean of abs(end - start) over pixels and finite chains, in units of images in [-1, 1].
         energy_start, energy_end: mean energies of finite chains.
     """
 
-    steps: int
+    num_steps: int
     images: Tensor
     finite_share: float
     motion: float
@@ -45,7 +45,7 @@ class LongChains:
 
 
 @dataclass(frozen=True, eq=False)
-class EnergyHealth:
+class EnergyMetrics:
     """What an energy thinks of real images and samples, and what its chains do.
 
     Attributes:
@@ -66,7 +66,7 @@ class EnergyHealth:
     noise_std: float
     acceptance_samples: float | None
     acceptance_data: float | None
-    long: LongChains
+    long: LongRunMetrics
 
     @property
     def gap(self) -> float:
@@ -83,22 +83,22 @@ class EnergyHealth:
         return {name: value if value is None or math.isfinite(value) else None for name, value in numbers.items()}
 
 
-def energy_health(
+def energy_metrics(
     energy: Energy,
     samples: Tensor,
     real: Tensor,
     *,
     step_size: float,
     noise_std: float,
-    steps: int,
+    num_steps: int,
     dtype: torch.dtype | None = None,
     seed: int = 0,
-) -> EnergyHealth:
+) -> EnergyMetrics:
     """The health of `energy`, low meaning real, at samples and real images (N, C, H, W) in [-1, 1].
 
     Args:
         step_size, noise_std: of the Langevin updates that samples are made by; `last_level` says those of a cascade.
-        steps: updates in the chain that they are made by; here chains go on for ten times as many.
+        num_steps: updates in the chain that they are made by; here chains go on for ten times as many.
         dtype: in which the energy runs inside those chains, as in `Langevin`; that of the samples' own says most.
         seed: of the noise.
 
@@ -116,7 +116,7 @@ def energy_health(
             acceptance_rate(exact, x[:ACCEPTANCE_COUNT].double(), step_size, noise_std, seed=seed)
             for x in (samples, real)
         ]
-    return EnergyHealth(
+    return EnergyMetrics(
         count=count,
         energy_data=float(of_data.mean()),
         energy_data_std=float(of_data.std(correction=0)),
@@ -125,18 +125,18 @@ def energy_health(
         noise_std=noise_std,
         acceptance_samples=accepted[0],
         acceptance_data=accepted[1],
-        long=long_chains(energy, samples, step_size, noise_std, TIMES_LONGER * steps, dtype=dtype, seed=seed),
+        long=long_chains(energy, samples, step_size, noise_std, TIMES_LONGER * num_steps, dtype=dtype, seed=seed),
     )
 
 
 def last_level(cascade: LevelSampler) -> dict[str, Any]:
-    """`step_size` and `noise_std` (means over the highest level, of the noise the root mean square) and `steps` (of all
-    levels) of a cascade, as `energy_health` takes them."""
-    rows = cascade.schedule[-cascade.levels[-1].steps :].double()
+    """`step_size` and `noise_std` (means over the highest level, of the noise the root mean square) and `num_steps` (of all
+    levels) of a cascade, as `energy_metrics` takes them."""
+    rows = cascade.schedule[-cascade.levels[-1].num_steps :].double()
     return {
         "step_size": float(rows[:, 0].mean()),
         "noise_std": float(rows[:, 1].square().mean().sqrt()),
-        "steps": len(cascade.schedule),
+        "num_steps": len(cascade.schedule),
     }
 
 
@@ -152,27 +152,27 @@ def long_chains(
     start: Tensor,
     step_size: float,
     noise_std: float,
-    steps: int,
+    num_steps: int,
     *,
     dtype: torch.dtype | None = None,
     seed: int = 0,
-) -> LongChains:
-    """Lets chains go on from `start` (N, ...) for `steps` updates, without a clamp but at the end.
+) -> LongRunMetrics:
+    """Lets chains go on from `start` (N, ...) for `num_steps` updates, without a clamp but at the end.
 
     Chains that leave the finite numbers are counted and left out.
     """
     # The ids of these chains begin where nobody's samples do.
     sampler = Langevin(energy, step_size, noise_std, dtype=dtype)
-    ends = sampler.sample(start, steps, seed, chains=2**40, batch_size=_BATCH, check=False)
+    ends = sampler.sample(start, num_steps, seed, chain_ids=2**40, batch_size=_BATCH, check=False)
     before = energies(energy, start)
     finite = ends.flatten(1).isfinite().all(dim=1)
     after = energies(energy, ends.where(finite.view(-1, *[1] * (ends.ndim - 1)), torch.zeros_like(ends)))
     finite &= after.isfinite().to(finite.device)
     ends = ends[finite].clamp(-1, 1)
     if not len(ends):
-        return LongChains(steps, ends, 0.0, math.nan, math.nan, math.nan)
-    return LongChains(
-        steps=steps,
+        return LongRunMetrics(num_steps, ends, 0.0, math.nan, math.nan, math.nan)
+    return LongRunMetrics(
+        num_steps=num_steps,
         images=ends,
         finite_share=float(finite.double().mean()),
         motion=float((ends - start[finite]).abs().double().mean()),

@@ -21,7 +21,7 @@ RED, GREEN, BLUE, HALF = 19595, 38470, 7471, 0x8000
 
 
 @dataclass(frozen=True)
-class Shaping:
+class Preprocessing:
     """The wanted form of images. None leaves a thing as it is; the fields are explained at `open_images`."""
 
     size: int | None = None

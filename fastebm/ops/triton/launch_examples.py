@@ -9,15 +9,15 @@ from typing import Any
 
 from .. import schemas
 
-__all__ = ["Specimen", "all_specimens", "typed"]
+__all__ = ["LaunchExample", "all_launch_examples", "typed"]
 
 
 @dataclass(frozen=True)
-class Specimen:
+class LaunchExample:
     """One kernel with the types of its arguments, and what its machine code must show.
 
     Attributes:
-        name: unique among all specimens.
+        name: unique among all launch_examples.
         kernel: the `triton.jit` function.
         signature: Triton types by argument, as "*fp32" or "i32", and tuples of them; pointers are taken to be aligned
             to 16 bytes, and "i32:16" is a multiple of 16.
@@ -49,8 +49,8 @@ def typed(kind: Any, names: str) -> dict[str, Any]:
     return dict.fromkeys(names.split(), kind)
 
 
-def all_specimens() -> list[Specimen]:
-    """The specimens of every kernel's Triton module. Needs Triton."""
+def all_launch_examples() -> list[LaunchExample]:
+    """The launch_examples of every kernel's Triton module. Needs Triton."""
     subjects = dict.fromkeys(kernel.subject for kernel in schemas.KERNELS.values())
     modules = [importlib.import_module(f"{__package__}.{subject}") for subject in subjects]
-    return [specimen for module in modules for specimen in module.specimens()]
+    return [specimen for module in modules for specimen in module.launch_examples()]

@@ -9,15 +9,15 @@ from typing import Literal
 
 from fastebm.data.errors import DataError, explaining
 from fastebm.data.formats.archives import is_tar
-from fastebm.data.formats.bundles import read_bundle, recognise
 from fastebm.data.formats.byte_reader import MAX_BYTES, begins_as_gzip, open_bytes
 from fastebm.data.formats.datasets import MapDataset, read_dataset
 from fastebm.data.formats.folders import read_folder
 from fastebm.data.formats.idx import idx_files, is_idx, read_idx, read_idx_folder
+from fastebm.data.formats.known_datasets import read_bundle, recognise
 from fastebm.data.formats.npz import imagenet_files, read_imagenet, read_npy, read_npz
 from fastebm.data.formats.pictures import SUFFIXES
 from fastebm.data.images import Images
-from fastebm.data.shaping import Shaping
+from fastebm.data.preprocessing import Preprocessing
 
 
 def open_images(
@@ -58,7 +58,7 @@ def open_images(
         >>> fastebm.data.open_images("faces.npz", size=8)
         faces.npz, train: npz, array x_train: 10 images of 3x8x8, 0.0 MiB
     """
-    shaping = Shaping(size, channels, fit, crop, max_bytes)
+    shaping = Preprocessing(size, channels, fit, crop, max_bytes)
     if not isinstance(source, str | os.PathLike):
         _refuse_key(key)
         if not isinstance(source, MapDataset):
@@ -67,7 +67,7 @@ def open_images(
     return open_path(Path(source), shaping, split, key)
 
 
-def open_path(path: Path, shaping: Shaping, split: str | None, key: str | None) -> Images:
+def open_path(path: Path, shaping: Preprocessing, split: str | None, key: str | None) -> Images:
     """The images of a file or folder, each through `shaping`. Raises DataError as `open_images` does."""
     if path.is_dir():
         _refuse_key(key)
@@ -79,7 +79,7 @@ def open_path(path: Path, shaping: Shaping, split: str | None, key: str | None) 
     return _open_file(path, shaping, split, key)
 
 
-def _open_folder(path: Path, shaping: Shaping, split: str | None) -> Images:
+def _open_folder(path: Path, shaping: Preprocessing, split: str | None) -> Images:
     with explaining(str(path), "can't be listed"):
         names = sorted(entry.name for entry in os.scandir(path) if entry.is_file())
     if recognise(names) is not None:
@@ -91,7 +91,7 @@ def _open_folder(path: Path, shaping: Shaping, split: str | None) -> Images:
     return read_folder(path, shaping, split)
 
 
-def _open_file(path: Path, shaping: Shaping, split: str | None, key: str | None) -> Images:
+def _open_file(path: Path, shaping: Preprocessing, split: str | None, key: str | None) -> Images:
     with open_bytes(path, unpack=False) as reader:
         beginning = reader.some(512)
     if beginning[:2] == b"PK":

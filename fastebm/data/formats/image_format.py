@@ -10,11 +10,11 @@ from typing import NamedTuple
 from torch import Tensor
 
 from fastebm.data.errors import MixedSizesError
-from fastebm.data.formats.opening import open_path
-from fastebm.data.shaping import Shaping
+from fastebm.data.formats.open_images import open_path
+from fastebm.data.preprocessing import Preprocessing
 
 
-class Form(NamedTuple):
+class ImageFormat(NamedTuple):
     """Channels and sides of images; sides are None where pictures differ in size."""
 
     channels: int
@@ -27,9 +27,9 @@ class Form(NamedTuple):
         return f"{self.channels}x{self.height}x{self.width}"
 
 
-def form_of(
+def image_format(
     source: str | os.PathLike[str], split: str | None = None, *, crop: int | None = None, key: str | None = None
-) -> Form:
+) -> ImageFormat:
     """The form of the images at a path, as `open_images` would give them with these arguments.
 
     Of a folder of pictures all headers are read, of other sets the images up to the first few.
@@ -38,35 +38,35 @@ def form_of(
 
     Example:
         >>> import numpy as np
-        >>> from fastebm.data import form_of
+        >>> from fastebm.data import image_format
         >>> np.savez("faces.npz", x_train=np.zeros((10, 16, 24, 3), np.uint8))
-        >>> str(form_of("faces.npz")), str(form_of("faces.npz", crop=12))
+        >>> str(image_format("faces.npz")), str(image_format("faces.npz", crop=12))
         ('3x16x24', '3x12x12')
     """
     try:
         return _seen(Path(source), split, crop, key)
     except MixedSizesError:
-        return Form(_seen(Path(source), split, 1, key).channels, None, None)
+        return ImageFormat(_seen(Path(source), split, 1, key).channels, None, None)
 
 
 class _Seen(Exception):  # noqa: N818  (nothing is wrong: it ends the reading)
     """The form of the images, at the moment when memory would be set aside for them."""
 
-    def __init__(self, form: Form) -> None:
+    def __init__(self, form: ImageFormat) -> None:
         self.form = form
 
 
 @dataclass(frozen=True)
-class _Look(Shaping):
+class _Look(Preprocessing):
     """A shaping that goes no further than the first images."""
 
     def _room(self, name: str, shape: tuple[int, ...]) -> Tensor:
-        raise _Seen(Form(*shape[1:]))
+        raise _Seen(ImageFormat(*shape[1:]))
 
 
-def _seen(path: Path, split: str | None, crop: int | None, key: str | None) -> Form:
+def _seen(path: Path, split: str | None, crop: int | None, key: str | None) -> ImageFormat:
     try:
         images = open_path(path, _Look(crop=crop), split, key)
     except _Seen as seen:
         return seen.form
-    return Form(*images.pixels.shape[1:])
+    return ImageFormat(*images.pixels.shape[1:])

@@ -66,7 +66,7 @@ class _Head(nn.Module):
         return self.linear(h.flatten(1)).squeeze(1)
 
 
-class StockCoarseToFine(nn.Module):
+class EagerCoarseToFine(nn.Module):
     """The net that `net` is, with its weights copied, out of stock PyTorch layers: images (B, C, s, s) to (B,).
 
     Raises ValueError for another activation than the scaled swish, which is that of the authors.

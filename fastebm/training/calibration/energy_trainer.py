@@ -10,9 +10,9 @@ from torch import Tensor
 
 from fastebm.models import MultiScaleEnergy
 from fastebm.sampling import Langevin
-from fastebm.training.calibration.chains import Anchor, calibrate
-from fastebm.training.trainer.initial_weights import drawn_from
-from fastebm.training.trainer.loop import Health, energy_health, optimizer_tensors, part, restore_optimizer
+from fastebm.training.calibration.calibrate import DataTerm, calibrate
+from fastebm.training.trainer.initial_weights import fork_rng
+from fastebm.training.trainer.loop import Metrics, optimizer_tensors, part, restore_optimizer, update_metrics
 
 
 class EnergyConfig(Protocol):
@@ -37,15 +37,15 @@ class EnergyConfig(Protocol):
     @property
     def adam_betas(self) -> tuple[float, float]: ...
     @property
-    def steps(self) -> int: ...
+    def num_steps(self) -> int: ...
     @property
     def step_size(self) -> float: ...
     @property
     def noise_std(self) -> float: ...
     @property
-    def anchor_weight(self) -> float: ...
+    def data_term_weight(self) -> float: ...
     @property
-    def anchor_hinge(self) -> float: ...
+    def data_term_hinge(self) -> float: ...
     @property
     def dtype(self) -> str: ...
     @property
@@ -59,7 +59,7 @@ def new_energy(config: EnergyConfig) -> MultiScaleEnergy | None:
     generator."""
     if not config.calibrated:
         return None
-    with drawn_from(config.seed):
+    with fork_rng(config.seed):
         return MultiScaleEnergy(
             config.size,
             config.channels,
@@ -80,7 +80,7 @@ def stored_energy(
     return energy
 
 
-class EnergySide:
+class EnergyTrainer:
     """The energy, its optimizer, and the sampler through it, made once: a gradient examines its energy at first use."""
 
     def __init__(self, config: EnergyConfig, net: MultiScaleEnergy) -> None:
@@ -89,17 +89,24 @@ class EnergySide:
         self.optimizer = torch.optim.Adam(net.parameters(), config.energy_learning_rate, config.adam_betas)
         dtype = getattr(torch, config.dtype)
         self.sampler = Langevin(net, config.step_size, config.noise_std, dtype=dtype, engine=config.engine)
-        self.anchor = Anchor(config.anchor_weight, config.anchor_hinge)
+        self.data_term = DataTerm(config.data_term_weight, config.data_term_hinge)
 
-    def chain_ends(self, samples: Tensor, seed: int, first: int, step: int = 0) -> Tensor:
+    def chain_ends(self, samples: Tensor, seed: int, first: int, start_step: int = 0) -> Tensor:
         """Where the chains end that start at `samples`, the state in float32."""
         # Energies that are not finite are the guard's to report.
         start = samples.detach().contiguous()
         return calibrate(
-            start, self.sampler, self.config.steps, seed, first, step=step, anchor=self.anchor, check=False
+            start,
+            self.sampler,
+            self.config.num_steps,
+            seed,
+            first,
+            start_step=start_step,
+            data_term=self.data_term,
+            check=False,
         )
 
-    def gradient(self, real: Tensor, ends: Tensor) -> Health:
+    def gradient(self, real: Tensor, ends: Tensor) -> Metrics:
         """Sets the gradient of `mean E(data) - mean E(chain ends)`, and returns what the guard and the log ask."""
         # One pass for both, so that one power iteration of the spectral norm serves both.
         images = torch.cat((real, ends))
@@ -108,7 +115,7 @@ class EnergySide:
         loss = data.mean() - samples.mean() + self.config.energy_l2 * energies.square().mean()
         self.optimizer.zero_grad()
         loss.backward()
-        return energy_health(self.net, loss, data, samples)
+        return update_metrics(self.net, loss, data, samples)
 
     @torch.no_grad()
     def largest(self, real: Tensor, ends: Tensor) -> dict[str, float]:
@@ -122,7 +129,7 @@ class EnergySide:
         named = {f"energy.{name}": tensor for name, tensor in self.net.state_dict().items()}
         return named | optimizer_tensors(self.optimizer, "energy_optimizer.")
 
-    def take_up(self, tensors: Mapping[str, Tensor]) -> None:
+    def load_state(self, tensors: Mapping[str, Tensor]) -> None:
         """Takes up what `tensors` gave."""
         self.net.load_state_dict(part(tensors, "energy."))
         restore_optimizer(self.optimizer, tensors, "energy_optimizer.")

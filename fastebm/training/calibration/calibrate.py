@@ -17,7 +17,7 @@ from fastebm.sampling.schedules import evaluate
 
 
 @dataclass(frozen=True)
-class Anchor:
+class DataTerm:
     """The pull of a conditional chain back to the sample that it started from.
 
     Adds `weight * (x - x0)` to the energy's gradient where `||x - x0||^2 > hinge * dimension`, with a weight that falls
@@ -41,22 +41,22 @@ class Anchor:
 def calibrate(
     samples: Tensor,
     sampler: Langevin,
-    steps: int,
+    num_steps: int,
     seed: int | None = None,
-    chains: int | Tensor = 0,
+    chain_ids: int | Tensor = 0,
     *,
-    step: int = 0,
-    anchor: Anchor | None = None,
+    start_step: int = 0,
+    data_term: DataTerm | None = None,
     check: bool = True,
 ) -> Tensor:
-    """Where chains of `steps` updates of the sampler's energy end that start at `samples`, like these and detached.
+    """Where chains of `num_steps` updates of the sampler's energy end that start at `samples`, like these and detached.
 
     Args:
         samples: a generator's, (B, ...), float32 or float64; no gradient flows into them.
         sampler: of the energy, low meaning real; a sampler is made of an energy and holds it, so that none is given
             beside it. Its energy is in eval mode inside, with its weights folded once.
-        seed, chains, step, check: as in `Langevin.sample`. A second chain from the same samples takes another `step`.
-        anchor: pulls chains back to where they started.
+        seed, chain_ids, start_step, check: as in `Langevin.sample`. A second chain from the same samples takes another `start_step`.
+        data_term: pulls chains back to where they started.
 
     Example:
         >>> import torch, fastebm
@@ -64,17 +64,17 @@ def calibrate(
         >>> generator = torch.nn.Linear(2, 3)
         >>> sampler = fastebm.Langevin(lambda x: 0.5 * (x - 1).square().sum(1), step_size=0.1, noise_std=1e-3)
         >>> samples = generator(torch.randn(64, 2))
-        >>> targets = calibrate(samples, sampler, steps=10, seed=0)
+        >>> targets = calibrate(samples, sampler, num_steps=10, seed=0)
         >>> calibration_loss(samples, targets).backward()  # pulls the samples' mean to 1
     """
     start = samples.detach()
     if not start.isfinite().all() and check:
         raise FloatingPointError("a generator's samples are not finite: chains can't start there")
     held = None
-    if anchor is not None and anchor.weight:
-        weight: float | Schedule = linear(anchor.weight, 0.0) if steps > 1 else anchor.weight
-        held = (start, weight, anchor.hinge * math.prod(start.shape[1:]))
-    return sampler.sample(start, steps, seed, chains, step=step, anchor=held, check=check)
+    if data_term is not None and data_term.weight:
+        weight: float | Schedule = linear(data_term.weight, 0.0) if num_steps > 1 else data_term.weight
+        held = (start, weight, data_term.hinge * math.prod(start.shape[1:]))
+    return sampler.sample(start, num_steps, seed, chain_ids, start_step=start_step, data_term=held, check=check)
 
 
 def calibration_loss(samples: Tensor, targets: Tensor) -> Tensor:
@@ -87,12 +87,12 @@ def calibration_loss(samples: Tensor, targets: Tensor) -> Tensor:
     return (targets.detach() - samples).square().flatten(1).sum(1).mean()
 
 
-def noise_floor(sampler: Langevin, steps: int, dimension: int) -> float:
+def noise_floor(sampler: Langevin, num_steps: int, dimension: int) -> float:
     """The calibration loss of a chain that noise alone moves: `dimension` times the sum of its `noise_std**2`.
 
     What is measured above it is the energy's doing. It grows with the dimension, and so must any threshold on it.
     """
-    return dimension * float(evaluate(sampler.noise_std, max(steps, 1)).square().sum()) if steps else 0.0
+    return dimension * float(evaluate(sampler.noise_std, max(num_steps, 1)).square().sum()) if num_steps else 0.0
 
 
 @dataclass(frozen=True)

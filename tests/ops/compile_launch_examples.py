@@ -2,7 +2,7 @@
 
 A program, run without the interpreter:
 
-python -m tests.ops.compile_specimens 90
+python -m tests.ops.compile_launch_examples 90
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from fastebm.ops.triton.specimens import Specimen, all_specimens
+from fastebm.ops.triton.launch_examples import LaunchExample, all_launch_examples
 
 ALIGNED = [["tt.divisibility", 16]]
 
 
-def compiled(specimen: Specimen, capability: int) -> Any:
+def compiled(specimen: LaunchExample, capability: int) -> Any:
     """The compiled kernel; `ptx` and `cubin` are in its `asm`."""
     names = specimen.kernel.arg_names
     signature = {name: specimen.signature.get(name, "constexpr") for name in names}
@@ -73,7 +73,7 @@ def registers(ptx: str) -> tuple[int | None, int | None]:
     return None, None
 
 
-def shown(specimen: Specimen, capability: int) -> dict[str, Any]:
+def shown(specimen: LaunchExample, capability: int) -> dict[str, Any]:
     """Counts in the PTX of one specimen."""
     kernel = compiled(specimen, capability)
     ptx = kernel.asm["ptx"]
@@ -95,4 +95,4 @@ def shown(specimen: Specimen, capability: int) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    print(json.dumps({specimen.name: shown(specimen, int(sys.argv[1])) for specimen in all_specimens()}))
+    print(json.dumps({specimen.name: shown(specimen, int(sys.argv[1])) for specimen in all_launch_examples()}))

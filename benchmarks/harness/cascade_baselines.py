@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.harness.workloads import NOISE_STD, STEP_SIZE, Workload
-from fastebm.evaluation.speed import Entrant, Updates
+from fastebm.evaluation.speed import Candidate, Updates
+from fastebm.evaluation.speed.baselines import Baseline, chain_baselines
+from fastebm.evaluation.speed.eager import Energy, stock
 from fastebm.evaluation.speed.energies import gradient_error, true_gradient
-from fastebm.evaluation.speed.peers import Peer, chain_peers
-from fastebm.evaluation.speed.stock import Energy, stock
 
 
 @dataclass(frozen=True)
@@ -21,26 +21,26 @@ class Climb:
     """Chains of one peer through its levels.
 
     Attributes:
-        peers: one for each size, of one name and variant.
+        baselines: one for each size, of one name and variant.
         updates: of each level; the noise falls to 0 over all of them.
     """
 
-    peers: Mapping[int, Peer]
+    baselines: Mapping[int, Baseline]
     updates: Mapping[int, Updates]
     shape: tuple[int, ...]
     device: str
 
     @property
     def variant(self) -> str:
-        return next(iter(self.peers.values())).variant
+        return next(iter(self.baselines.values())).variant
 
     def __call__(self) -> Tensor:
-        channels, lowest = self.shape[1], min(self.peers)
+        channels, lowest = self.shape[1], min(self.baselines)
         x = torch.empty(self.shape[0], channels, lowest, lowest, device=self.device).uniform_(-1, 1)
-        for size, peer in self.peers.items():
+        for size, baseline in self.baselines.items():
             if size != lowest:
                 x = F.interpolate(x, scale_factor=2, mode="nearest").clamp_(-1, 1)
-            x = peer.chain(x, self.updates[size])
+            x = baseline.chain(x, self.updates[size])
         return x
 
 
@@ -48,11 +48,11 @@ def climbs(work: Workload, energies: Mapping[int, nn.Module]) -> dict[str, list[
     """By peer and variant, what makes its climb through `energies` of the workload."""
     plain = {size: stock(net) for size, net in energies.items()}
     updates = _updates(work, list(plain))
-    found = {size: chain_peers(net, work.precision, work.device, clamp=None) for size, net in plain.items()}
+    found = {size: chain_baselines(net, work.precision, work.device, clamp=None) for size, net in plain.items()}
 
     def climb(name: str, index: int) -> Climb:
-        peers = {size: found[size][name][index]() for size in plain}
-        return Climb(peers, updates, work.full_shape, work.device)
+        baselines = {size: found[size][name][index]() for size in plain}
+        return Climb(baselines, updates, work.full_shape, work.device)
 
     names = {name: len(variants) for name, variants in next(iter(found.values())).items()}
     return {
@@ -81,16 +81,16 @@ class LevelTruths:
             gradient_error(gradient, self.samples[size], self.gradients[size]) for size, gradient in gradients.items()
         )
 
-    def entrant(self, climb: Climb) -> Entrant:
-        gradients = {size: peer.gradient for size, peer in climb.peers.items()}
-        return Entrant(climb.variant, climb, lambda: self.error(gradients))
+    def entrant(self, climb: Climb) -> Candidate:
+        gradients = {size: baseline.gradient for size, baseline in climb.baselines.items()}
+        return Candidate(climb.variant, climb, lambda: self.error(gradients))
 
 
 def _updates(work: Workload, sizes: list[int]) -> dict[int, Updates]:
-    count = work.steps * len(sizes)
+    count = work.num_steps * len(sizes)
     noise = [NOISE_STD * (1 - k / max(1, count - 1)) for k in range(count)]
     found = {}
     for level, size in enumerate(sizes):
-        part = noise[level * work.steps : (level + 1) * work.steps]
+        part = noise[level * work.num_steps : (level + 1) * work.num_steps]
         found[size] = Updates(tuple((STEP_SIZE, std) for std in part), clamp=None)
     return found
