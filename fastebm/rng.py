@@ -142,9 +142,9 @@ def make_chain_ids(chain_ids: int | Tensor, count: int, device: torch.device | s
     """
     if isinstance(chain_ids, Tensor):
         if chain_ids.dtype != torch.int64:
-            raise TypeError(f"chains must be an int64 tensor or an int, got a tensor of {chain_ids.dtype}")
+            raise TypeError(f"chain_ids must be an int64 tensor or an int, got a tensor of {chain_ids.dtype}")
         if chain_ids.shape != (count,):
-            raise ValueError(f"chains must hold one id a chain, shape ({count},), got {tuple(chain_ids.shape)}")
+            raise ValueError(f"chain_ids must hold one id a chain, shape ({count},), got {tuple(chain_ids.shape)}")
         if (
             chain_ids.device.type == "cpu"
             and count
@@ -153,7 +153,7 @@ def make_chain_ids(chain_ids: int | Tensor, count: int, device: torch.device | s
             raise ValueError(f"chain ids must be in [0, 2^56), got {int(chain_ids.min())} to {int(chain_ids.max())}")
         return chain_ids.to(device) if device is not None else chain_ids
     if isinstance(chain_ids, bool):
-        raise TypeError("chains must be an int or an int64 tensor, got bool")
+        raise TypeError("chain_ids must be an int or an int64 tensor, got bool")
     chain_ids = as_int("chain_ids", chain_ids)
     if not (chain_ids >= 0 and chain_ids + max(count, 1) <= MAX_CHAIN):
         raise ValueError(f"chain ids must be in [0, 2^56), got {chain_ids} to {chain_ids + max(count, 1) - 1}")

@@ -37,7 +37,7 @@ from fastebm.data import Images, digits, pyramid, to_pixels
 from fastebm.models import CoarseToFineEnergy
 from fastebm.ops import backends
 from fastebm.tasks.climb import Climb, climb
-from fastebm.tasks.restore import Refinement, degradation, restore, restore_by_cascade
+from fastebm.tasks.restoration import Refinement, degradation, restore, restore_by_cascade
 
 FOLDER = Path(__file__).parent / "golden"
 RECORDING = os.environ.get("FASTEBM_RECORD_GOLDEN", "0") not in ("", "0")
@@ -213,8 +213,8 @@ def draws(device: str) -> dict[str, Tensor]:
     ids = torch.tensor([5, 2**40, 0], device=device)
     places: list[dict[str, Any]] = [
         {"seed": 0},
-        {"seed": 2**63 + 5, "step": 2**31 + 1, "stream": 3, "chains": 2**32 - 1},
-        {"seed": -7, "step": 2, "stream": 12, "chains": ids},
+        {"seed": 2**63 + 5, "step": 2**31 + 1, "stream": 3, "chain_ids": 2**32 - 1},
+        {"seed": -7, "step": 2, "stream": 12, "chain_ids": ids},
     ]
     for number, place in enumerate(places):
         for shape in ((3,), (3, 1), (3, 4099), (3, 3, 8, 8), (3, 1, 5, 7)):
@@ -301,22 +301,22 @@ def test_langevin(fused: Golden, dtype: str) -> None:
     falling = fastebm.linear(0.1, 0.01)
     plain = fastebm.Langevin(gradient, 0.5, 0.02)
     clamped = fastebm.Langevin(gradient, fastebm.cosine(0.5, 0.1), falling, clamp=(-1, 1))
-    state = plain.advance(plain.init(start, 4, chains=3), 5)
+    state = plain.advance(plain.init(start, 4, chain_ids=3), 5)
     stepped, info = plain.step(state)
     fused.check(
         f"langevin {dtype}",
         {
             "plain": plain.sample(start, 9, seed=1),
-            "batches": plain.sample(start, 9, seed=2, chains=2**40, batch_size=4, step=7),
-            "ids": plain.sample(start, 4, seed=2, chains=torch.arange(6) * 3),
+            "batches": plain.sample(start, 9, seed=2, chain_ids=2**40, batch_size=4, start_step=7),
+            "ids": plain.sample(start, 4, seed=2, chain_ids=torch.arange(6) * 3),
             "trajectory": plain.sample(start, 6, seed=1, thin=2, keep="trajectory"),
             "state": state.x,
             "step": stepped.x,
             "energy": info.energy,
             "clamped": clamped.sample(start, 9, seed=1),
             "mask": clamped.sample(start, 9, seed=1, mask=mask, known=known),
-            "anchor": clamped.sample(start, 9, seed=1, anchor=(known, 0.5)),
-            "hinge": plain.sample(start, 9, seed=1, anchor=(known, falling, 40.0), mask=mask, known=known),
+            "anchor": clamped.sample(start, 9, seed=1, data_term=(known, 0.5)),
+            "hinge": plain.sample(start, 9, seed=1, data_term=(known, falling, 40.0), mask=mask, known=known),
             "clipped": fastebm.Langevin(gradient, 0.5, 0.02, grad_clip=0.05).sample(start, 5, seed=1),
             "norm clipped": fastebm.Langevin(gradient, 0.5, 0.02, grad_norm_clip=0.2).sample(start, 5, seed=1),
         },
@@ -326,14 +326,14 @@ def test_langevin(fused: Golden, dtype: str) -> None:
 def held(x: Tensor) -> dict[str, dict[str, Any]]:
     """What chains are held by."""
     mask, other = noise(*x.shape, seed=5) > 0, noise(*x.shape, seed=6)
-    return {"free": {}, "pinned": {"mask": mask, "known": other}, "pulled": {"anchor": (other, 3.0)}}
+    return {"free": {}, "pinned": {"mask": mask, "known": other}, "pulled": {"data_term": (other, 3.0)}}
 
 
 @chains
 @each_dtype
 def test_cascade(folded: Golden, dtype: str) -> None:
     levels = {size: net() for size in (4, 8, 16)}
-    cascade = fastebm.Cascade(levels, steps=4, dtype=DTYPES[dtype], engine="fused")
+    cascade = fastebm.Cascade(levels, num_steps=4, dtype=DTYPES[dtype], engine="fused")
     found = {f"level {size}": x for size, x in cascade.sample_levels(5, 1, 7, channels=1).items()}
     found["batches"] = cascade.sample(5, 2, channels=1, batch_size=3)
     start = noise(3, 1, 16, 16, seed=4)
@@ -344,7 +344,7 @@ def test_cascade(folded: Golden, dtype: str) -> None:
 @chains
 @each_dtype
 def test_expanding_cascade(folded: Golden, dtype: str) -> None:
-    cascade = fastebm.ExpandingCascade(net(), size=16, beta=0.4, steps=5, dtype=DTYPES[dtype], engine="fused")
+    cascade = fastebm.ExpandingCascade(net(), size=16, beta=0.4, num_steps=5, dtype=DTYPES[dtype], engine="fused")
     found = {f"level {size}": x for size, x in cascade.sample_levels(4, 1, 7, channels=1).items()}
     start = noise(3, 1, 16, 16, seed=4)
     found |= {f"refined {name}": cascade.refine(start, 1, 2, **how) for name, how in held(start).items()}
@@ -361,7 +361,7 @@ def test_climb(folded: Golden) -> None:
     pinned = {size: (noise(4, 1, size, size, seed=5) > 0, noise(4, 1, size, size, seed=6)) for size in (4, 8, 16)}
     pulled = {size: (known, 2.0) for size, (_, known) in pinned.items()}
     for name, how in {"free": {}, "pinned": {"pinned": pinned}, "pulled": {"pulled": pulled}}.items():
-        ends = climb(levels, start, Climb(3, 0.7, 0.05, 0.01, clamp=name == "free"), seed=1, chains=9, **how)
+        ends = climb(levels, start, Climb(3, 0.7, 0.05, 0.01, clamp=name == "free"), seed=1, chain_ids=9, **how)
         found |= {f"{name} {size}": x for size, x in ends.items()}
     folded.check("climb", found)
 
@@ -369,7 +369,7 @@ def test_climb(folded: Golden) -> None:
 @chains
 def test_restore_by_a_cascade(folded: Golden) -> None:
     energy, images = net(8), digits("test")[0][:4]
-    cascade = fastebm.Cascade({4: energy, 8: energy}, steps=3, engine="fused")
+    cascade = fastebm.Cascade({4: energy, 8: energy}, num_steps=3, engine="fused")
     found = {}
     for task in ("super-resolution-2", "inpaint-box", "deblur-1"):
         operator = degradation(task, (1, 8, 8))
@@ -383,40 +383,50 @@ def test_restore_by_a_cascade(folded: Golden) -> None:
 
 SHARED: dict[str, Any] = {"channels": 1, "lr_decay": 0.5, "log_every": 1, "checkpoint_every": 7}
 COARSE = training.CoarseToFineConfig(
-    sizes=(4, 8), iterations=(8, 12), batch_sizes=(8, 6), learning_rates=(1e-3, 2e-3), base_width=1, steps=3, **SHARED
+    sizes=(4, 8),
+    iterations=(8, 12),
+    batch_sizes=(8, 6),
+    learning_rates=(1e-3, 2e-3),
+    base_width=1,
+    num_steps=3,
+    **SHARED,
 )
-SINGLE = SHARED | {"size": 8, "iterations": 20, "batch_size": 4, "steps": 2, "warmup": 4, "ema": 0.5}
+SINGLE = SHARED | {"size": 8, "iterations": 20, "batch_size": 4, "num_steps": 2, "warmup": 4, "ema": 0.5}
 EC_VAE = training.EcVaeConfig(latent=3, width=2, energy_width=2, energy_depth=2, **SINGLE)
 EC_POSTERIOR = training.EcPosteriorConfig(latent=3, width=2, step_size=0.01, **SINGLE)
 EC_FLOW = training.EcFlowConfig(
     brightnesses=17, levels=2, flow_steps=1, width=4, energy_width=2, energy_depth=2, **SINGLE
 )
 VARIED: dict[str, Any] = {"flip": True, "data_noise": 0.1, "engine": "autograd"}
-CALIBRATED = VARIED | {"dual_rate": 0.5, "anchor_weight": 1.0, "energy_l2": 0.1}
+CALIBRATED = VARIED | {"dual_rate": 0.5, "data_term_weight": 1.0, "energy_l2": 0.1}
 
 Train = Callable[..., Any]
 TRAININGS: dict[str, tuple[Train, Any, dict[str, Any]]] = {
-    "coarse to fine": (training.train_coarse_to_fine, COARSE, {}),
+    "coarse to fine": (training.train, COARSE, {}),
     "coarse to fine, restoring": (
-        training.train_coarse_to_fine, COARSE,
+        training.train, COARSE,
         VARIED | {"noisy_starts": 0.3, "start_temperature": 0.01, "hole_starts": 0.3, "ema": 0.9, "energy_l2": 0.1},
     ),
     "coarse to fine, expanding": (
-        training.train_coarse_to_fine, COARSE,
+        training.train, COARSE,
         VARIED | {"variant": "expanding", "clamp_ends": True, "max_batch": 4, "recompute_from": 8},
     ),
-    "EC-VAE": (training.train_ec_vae, EC_VAE, {}),
-    "EC-VAE, varied": (training.train_ec_vae, EC_VAE, CALIBRATED | {"chains": 1, "learned_variance": True}),
-    "EC-VAE, plain": (training.train_ec_vae, EC_VAE, {"lambda_start": 0.0}),
-    "EC posterior": (training.train_ec_posterior, EC_POSTERIOR, {}),
+    "EC-VAE": (training.train, EC_VAE, {}),
+    "EC-VAE, varied": (training.train, EC_VAE, CALIBRATED | {"num_chains": 1, "learned_variance": True}),
+    "EC-VAE, plain": (training.train, EC_VAE, {"lambda_start": 0.0}),
+    "EC posterior": (training.train, EC_POSTERIOR, {}),
     "EC posterior, varied": (
-        training.train_ec_posterior,
+        training.train,
         EC_POSTERIOR,
         {"ema": 0.0, "flip": True, "engine": "autograd", "learned_variance": True, "temperature": 0.5},
     ),
-    "EC flow": (training.train_ec_flow, EC_FLOW, {}),
-    "EC flow, varied": (training.train_ec_flow, EC_FLOW, CALIBRATED | {"ema": 0.0}),
+    "EC flow": (training.train, EC_FLOW, {}),
+    "EC flow, varied": (training.train, EC_FLOW, CALIBRATED | {"ema": 0.0}),
 }  # fmt: skip
+
+
+# Keys that have other names since the digests were recorded.
+RECORDED_AS = {"nll": "surprise", "mean_of_chains": "chains", "neighbour_mean": "surroundings"}
 
 
 @pytest.mark.parametrize("name", TRAININGS)
@@ -432,8 +442,7 @@ def test_training(stock: Golden, tmp_path: Path, name: str) -> None:
     found["names"] = digest(json.dumps(sorted([key, list(x.shape)] for key, x in tensors.items())).encode())
     found["weights"] = digest("".join(sorted(digest(x) for x in tensors.values())).encode())  # whatever their names
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
-    for line in lines:
-        line.pop("seconds")
+    lines = [{RECORDED_AS.get(key, key): value for key, value in line.items() if key != "seconds"} for line in lines]
     found["log"] = digest(json.dumps(lines, sort_keys=True).encode())
     found |= {"samples": run.sample(5), "samples of a seed": run.sample(5, seed=3)}
     if name.startswith("EC posterior"):
@@ -454,13 +463,13 @@ def run_folder(stock: Golden, tmp_path_factory: pytest.TempPathFactory) -> Path:
         COARSE, iterations=(30, 30), batch_sizes=(16, 16), base_width=2, engine="autograd", checkpoint_every=30
     )
     with one_thread():
-        training.train_coarse_to_fine(config, training.DigitsSource(), folder, progress=False, save_pictures=False)
+        training.train(config, training.DigitsSource(), folder, progress=False, save_pictures=False)
     return folder
 
 
 @pytest.fixture(scope="module")
 def run(run_folder: Path) -> Any:
-    return training.load_coarse_to_fine(run_folder)
+    return training.load(run_folder)
 
 
 def images(count: int = 4) -> Tensor:
@@ -468,16 +477,16 @@ def images(count: int = 4) -> Tensor:
 
 
 def test_denoise(stock: Golden, run: Any) -> None:
-    noisy, found = tasks.with_noise(images(), 0.3, seed=1), {}
+    noisy, found = tasks.add_noise(images(), 0.3, seed=1), {}
     for name, options in {
-        "plain": tasks.DenoiseOptions(steps=4),
-        "data term": tasks.DenoiseOptions(steps=4, temperature=0.01, noise_std=0.05, chains=5),
-        "coarse": tasks.DenoiseOptions(steps=4, temperature=0.01, start_size=4),
+        "plain": tasks.DenoiseOptions(num_steps=4),
+        "data term": tasks.DenoiseOptions(num_steps=4, temperature=0.01, noise_std=0.05, num_chains=5),
+        "coarse": tasks.DenoiseOptions(num_steps=4, temperature=0.01, start_size=4),
     }.items():
         made = tasks.denoise(run, noisy, 0.3, options, clean=images(), seed=2, batch_size=3)
         found |= {name: made.restored, f"{name} energy": made.energy_after}
         found |= {f"{name} error": float((made.restored - images()).square().mean())}
-    tuned = tasks.tuned_denoising(run, images(2), 0.3, tasks.DenoiseOptions(steps=2), seed=1)
+    tuned = tasks.tune_denoising(run, images(2), 0.3, tasks.DenoiseOptions(num_steps=2), seed=1)
     found |= {"noisy": noisy, "tuned": [tuned.step_size, tuned.temperature, tuned.start_size]}
     stock.check("denoise", found)
 
@@ -485,24 +494,29 @@ def test_denoise(stock: Golden, run: Any) -> None:
 def test_inpaint(stock: Golden, run: Any) -> None:
     found: dict[str, Any] = {}
     for pattern in ("square", "half", "pixels"):
-        hole = tasks.hole_of(pattern, 4, 8, seed=1)
+        hole = tasks.hole_mask(pattern, 4, 8, seed=1)
         for coarse in (False, True):
-            made = tasks.inpaint(run, images(), hole, tasks.InpaintOptions(steps=3, restarts=3, coarse=coarse), seed=1)
+            made = tasks.inpaint(
+                run, images(), hole, tasks.InpaintOptions(num_steps=3, restarts=3, coarse=coarse), seed=1
+            )
             name = f"{pattern}{' coarse' * coarse}"
             found |= {name: made.filled, f"{name} energy": made.energy, f"{name} diversity": made.diversity}
-            found |= {f"{name} {error}": float(values.mean()) for error, values in made.errors().items()}
+            found |= {
+                f"{name} {RECORDED_AS.get(error, error)}": float(values.mean())
+                for error, values in made.errors().items()
+            }
     stock.check("inpaint", found)
 
 
 def test_translate(stock: Golden, run: Any) -> None:
     found: dict[str, Any] = {}
     for name, options in {
-        "plain": tasks.TranslateOptions(steps=6, moments=3),
-        "pulled": tasks.TranslateOptions(steps=6, step_size=0.5, noise_std=0.05, moments=2, pull=0.5),
-        "coarse": tasks.TranslateOptions(steps=3, moments=1, start_size=4, pull=0.3),
+        "plain": tasks.TranslateOptions(num_steps=6, snapshots=3),
+        "pulled": tasks.TranslateOptions(num_steps=6, step_size=0.5, noise_std=0.05, snapshots=2, data_weight=0.5),
+        "coarse": tasks.TranslateOptions(num_steps=3, snapshots=1, start_size=4, data_weight=0.3),
     }.items():
         made = tasks.translate(run, images().flip(3), options, seed=1, batch_size=3)
-        found |= {name: made.moments, f"{name} energy": made.energy, f"{name} change": float(made.change.mean())}
+        found |= {name: made.snapshots, f"{name} energy": made.energy, f"{name} change": float(made.change.mean())}
     stock.check("translate", found)
 
 
@@ -539,11 +553,11 @@ def test_detect(stock: Golden, run: Any) -> None:
 
 def test_restore_by_a_decoder(stock: Golden, tmp_path: Path) -> None:
     config = dataclasses.replace(EC_VAE, width=4, latent=4, engine="autograd")
-    vae = training.train_ec_vae(config, digits("train")[0], tmp_path, progress=False, save_pictures=False)
+    vae = training.train(config, digits("train")[0], tmp_path, progress=False, save_pictures=False)
     found: dict[str, Any] = {"reconstructed": vae.reconstruct(images())}
     nets: dict[str, Any] = {"decoder": vae.vae.decode, "energy": vae.energy, "latent": 4, "engine": "autograd"}
     for method in ("adam", "langevin"):
-        search = tasks.restore.LatentSearch(method=method, steps=10, restarts=2, step_size=0.001)
+        search = tasks.restoration.LatentSearch(method=method, num_steps=10, restarts=2, step_size=0.001)
         for task, spread in {"super-resolution-2": 0.0, "inpaint-random-50": 0.1}.items():
             operator = degradation(task, (1, 8, 8))
             made = restore(
@@ -557,19 +571,19 @@ def test_restore_by_a_decoder(stock: Golden, tmp_path: Path) -> None:
             found |= {f"{method} {task}": made.images, f"{method} {task} energies": made.starts}
             found |= {f"{method} {task} latents": made.latents}
     real, samples = images(50), vae.sample(50)
-    health = evaluation.calibration_health(vae.energy, samples, real, step_size=0.1, noise_std=0.01, steps=3)
+    health = evaluation.calibration_metrics(vae.energy, samples, real, step_size=0.1, noise_std=0.01, num_steps=3)
     found |= {"gap": health.gap, "gap of ends": health.gap_ends, "distance": health.distance, "ends": health.ends}
     stock.check("restore by a decoder", found)
 
 
 def test_evaluate(stock: Golden, run: Any) -> None:
     real, samples = images(100), run.sample(100)
-    health = evaluation.energy_health(run.levels[8], samples, real, step_size=1.0, noise_std=0.01, steps=3)
+    health = evaluation.energy_metrics(run.levels[8], samples, real, step_size=1.0, noise_std=0.01, num_steps=3)
     found: dict[str, Any] = {"gap": health.gap, "of samples": health.acceptance_samples, "ends": health.long.images}
     found |= {"of data": health.acceptance_data, "motion": health.long.motion, "energy": health.long.energy_end}
     a, b = samples.flatten(1), real.flatten(1)
     found |= {"Fréchet": evaluation.frechet_distance(a, b), "kernel": list(evaluation.kernel_distance(a, b))}
     found |= {"precision": list(evaluation.precision_recall(a, b)), "near": evaluation.nearest_distances(a, b)}
-    verdict = evaluation.judge_digits(real)
+    verdict = evaluation.evaluate_digits(real)
     found |= {"counts": list(verdict.class_counts), "accuracy": verdict.accuracy, "far": verdict.distance_median}
     stock.check("evaluate", found)

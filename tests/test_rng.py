@@ -67,7 +67,7 @@ def test_chain_ids_checks_its_numbers():
         with pytest.raises(ValueError, match="chain"):
             rng.make_chain_ids(chain_ids, 3)
     for chain_ids in (1.0, True, "1", torch.zeros(3), torch.zeros(3, dtype=torch.int32)):
-        with pytest.raises(TypeError, match="chains must be"):
+        with pytest.raises(TypeError, match="chain_ids must be"):
             rng.make_chain_ids(chain_ids, 3)
 
 

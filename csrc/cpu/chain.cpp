@@ -9,9 +9,9 @@
 namespace fastebm {
 
 void run_chain(Tensor energies, Tensor x, Tensor gradient, Tensor code, std::vector<Tensor> constants, Tensor workspace, Tensor schedule,
-               Tensor key, Tensor chains, std::optional<double> clamp_min, std::optional<double> clamp_max,
+               Tensor key, Tensor chain_ids, std::optional<double> clamp_min, std::optional<double> clamp_max,
                std::optional<double> gradient_clip, std::optional<double> norm_clip, std::optional<Tensor> mask,
-               std::optional<Tensor> known, std::optional<Tensor> anchor, std::optional<Tensor> anchor_weight, double anchor_hinge) {
+               std::optional<Tensor> known, std::optional<Tensor> data_target, std::optional<Tensor> data_term_weight, double data_term_hinge) {
   read_key(key);  // refuses what is not (seed, step, schedule index)
   const ReadyProgram program(x, code, constants, workspace);
   const int64_t steps = energies.size(0), batch = x.size(0);
@@ -20,8 +20,8 @@ void run_chain(Tensor energies, Tensor x, Tensor gradient, Tensor code, std::vec
   auto* key_data = static_cast<int64_t*>(key.mutable_data_ptr());
   for (int64_t i = 0; i < steps; ++i) {
     program.run(energies_data + i * batch, gradient_data);
-    langevin_step(x, x, gradient, schedule, key, chains, clamp_min, clamp_max, gradient_clip, norm_clip, mask, known, anchor,
-                  anchor_weight, anchor_hinge);
+    langevin_step(x, x, gradient, schedule, key, chain_ids, clamp_min, clamp_max, gradient_clip, norm_clip, mask, known, data_target,
+                  data_term_weight, data_term_hinge);
     ++key_data[1];
     ++key_data[2];
   }

@@ -20,9 +20,9 @@ class ReadyProgram {
   std::vector<ConstantView> views_;
 };
 
-void langevin_step(Tensor out, Tensor x, Tensor gradient, Tensor schedule, Tensor key, Tensor chains, std::optional<double> clamp_min,
+void langevin_step(Tensor out, Tensor x, Tensor gradient, Tensor schedule, Tensor key, Tensor chain_ids, std::optional<double> clamp_min,
                    std::optional<double> clamp_max, std::optional<double> gradient_clip, std::optional<double> norm_clip,
-                   std::optional<Tensor> mask, std::optional<Tensor> known, std::optional<Tensor> anchor,
-                   std::optional<Tensor> anchor_weight, double anchor_hinge);
+                   std::optional<Tensor> mask, std::optional<Tensor> known, std::optional<Tensor> data_target,
+                   std::optional<Tensor> data_term_weight, double data_term_hinge);
 
 }  // namespace fastebm

@@ -26,14 +26,14 @@ struct LangevinJob {
   Image<const State> x;
   Image<const Gradient> gradient;
   Image<const bool> mask;
-  Image<const State> known, anchor;
+  Image<const State> known, data_target;
   const float* schedule;    // (step size, noise std), one pair or a pair for each chain
   int64_t schedule_stride;  // 0 or 2
   Key key;
-  const ChainIds* chains;
+  const ChainIds* chain_ids;
   std::optional<double> clamp_min, clamp_max, gradient_clip, norm_clip;
-  double anchor_weight, anchor_hinge;
-  State* factors;  // (batch, 2): gradient scale and anchor weight of each chain, or null where both are the same for all
+  double data_term_weight, data_term_hinge;
+  State* factors;  // (batch, 2): gradient scale and data term's weight of each chain, or null where both are the same for all
 };
 
 template <class State>
@@ -43,14 +43,14 @@ FASTEBM_INLINE State fold(State* __restrict lanes) {
   return lanes[0];
 }
 
-// Gradient scale (norm clip) and anchor weight (hinge) of chains [begin, end).
+// Gradient scale (norm clip) and data term's weight (hinge) of chains [begin, end).
 template <class Types, Isa isa>
 FASTEBM_INLINE void chain_factors_body(const LangevinJob<Types>& job, int64_t begin, int64_t end) {
   using State = typename Types::State;
   alignas(64) State lanes[kSumLanes], left[kStretch], right[kStretch];
   const int64_t elements = job.shape.elements();
   for (int64_t b = begin; b < end; ++b) {
-    State scale = 1, weight = static_cast<State>(job.anchor_weight);
+    State scale = 1, weight = static_cast<State>(job.data_term_weight);
     if (job.norm_clip) {
       std::fill_n(lanes, kSumLanes, State(0));
       for (int64_t first = 0; first < elements; first += kStretch) {
@@ -61,18 +61,18 @@ FASTEBM_INLINE void chain_factors_body(const LangevinJob<Types>& job, int64_t be
       const State norm = std::sqrt(fold(lanes)), limit = static_cast<State>(*job.norm_clip);
       if (norm > limit) scale = limit / norm;
     }
-    if (job.anchor_hinge > 0) {
+    if (job.data_term_hinge > 0) {
       std::fill_n(lanes, kSumLanes, State(0));
       for (int64_t first = 0; first < elements; first += kStretch) {
         const int64_t count = std::min(kStretch, elements - first);
         const State* __restrict x = read_stretch(job.x, left, b, first, count, job.shape);
-        const State* __restrict y = read_stretch(job.anchor, right, b, first, count, job.shape);
+        const State* __restrict y = read_stretch(job.data_target, right, b, first, count, job.shape);
         for (int64_t i = 0; i < count; ++i) {
           const State d = x[i] - y[i];
           lanes[i] = fused(d, d, lanes[i]);
         }
       }
-      if (!(fold(lanes) > static_cast<State>(job.anchor_hinge))) weight = 0;
+      if (!(fold(lanes) > static_cast<State>(job.data_term_hinge))) weight = 0;
     }
     job.factors[2 * b] = scale;
     job.factors[2 * b + 1] = weight;
@@ -87,7 +87,7 @@ FASTEBM_INLINE State limited(State value, State low, State high) {
   return value > high ? high : value;
 }
 
-// The drift of one stretch: the gradient, clipped, plus the pull of the anchor. In place where there is nothing to add.
+// The drift of one stretch: the gradient, clipped, plus the pull of the data term. In place where there is nothing to add.
 template <class Types, Isa isa>
 FASTEBM_INLINE const typename Types::State* drift(const LangevinJob<Types>& job, typename Types::State* __restrict buffer,
                                                   typename Types::State* __restrict side, const typename Types::State* x,
@@ -104,10 +104,10 @@ FASTEBM_INLINE const typename Types::State* drift(const LangevinJob<Types>& job,
     for (int64_t i = 0; i < count; ++i) buffer[i] = g[i] * scale;
     g = buffer;
   }
-  if (job.anchor) {
-    const State weight = job.factors ? job.factors[2 * b + 1] : static_cast<State>(job.anchor_weight);
+  if (job.data_target) {
+    const State weight = job.factors ? job.factors[2 * b + 1] : static_cast<State>(job.data_term_weight);
     if (weight != 0) {
-      const State* __restrict y = read_stretch(job.anchor, side, b, first, count, job.shape);
+      const State* __restrict y = read_stretch(job.data_target, side, b, first, count, job.shape);
       for (int64_t i = 0; i < count; ++i) buffer[i] = fused(weight, x[i] - y[i], g[i]);
       g = buffer;
     }
@@ -133,7 +133,7 @@ FASTEBM_INLINE void langevin_body(const LangevinJob<Types>& job, int64_t begin, 
     State* out = direct ? job.out.data + b * job.out.batch_stride + first : out_buffer;
     if (noise_std != 0) {
       draw_stretch<NormalNoise, isa>(noise, static_cast<uint32_t>(first / 4), count,
-                                     noise_address(job.key.seed, job.key.step, (*job.chains)[b], 0));
+                                     noise_address(job.key.seed, job.key.step, (*job.chain_ids)[b], 0));
 #pragma GCC ivdep
       for (int64_t i = 0; i < count; ++i)
         out[i] = fused(noise_std, static_cast<State>(noise[i]), fused(-step_size, g[i], x[i]));
@@ -160,10 +160,10 @@ FASTEBM_VARIANTS(langevin, (const LangevinJob<Kernel>& job, int64_t begin, int64
 struct LangevinArguments {
   Tensor out, x, gradient, schedule;
   Key key;
-  const ChainIds* chains;
+  const ChainIds* chain_ids;
   std::optional<double> clamp_min, clamp_max, gradient_clip, norm_clip;
-  std::optional<Tensor> mask, known, anchor, anchor_weight;
-  double anchor_hinge;
+  std::optional<Tensor> mask, known, data_target, data_term_weight;
+  double data_term_hinge;
 };
 
 int64_t row_of(const Tensor& table, const Key& key) { return std::min(key.index, table.size(0) - 1); }
@@ -176,14 +176,14 @@ void run(const LangevinArguments& a) {
   const auto* schedule = static_cast<const float*>(a.schedule.const_data_ptr());
   const bool per_chain = a.schedule.dim() == 3;
   std::optional<double> weight;
-  if (a.anchor_weight) weight = static_cast<const float*>(a.anchor_weight->const_data_ptr())[row_of(*a.anchor_weight, a.key)];
-  const double hinge = a.anchor ? a.anchor_hinge : 0;
+  if (a.data_term_weight) weight = static_cast<const float*>(a.data_term_weight->const_data_ptr())[row_of(*a.data_term_weight, a.key)];
+  const double hinge = a.data_target ? a.data_term_hinge : 0;
   std::vector<State> factors(a.norm_clip || hinge > 0 ? 2 * shape.batch : 0);
   const LangevinJob<Types> job{
       shape, image<State>(a.out), image<const State>(a.x), image<const typename Types::Gradient>(a.gradient),
-      image<const bool>(a.mask), image<const State>(a.known), image<const State>(a.anchor),
+      image<const bool>(a.mask), image<const State>(a.known), image<const State>(a.data_target),
       schedule + row_of(a.schedule, a.key) * (per_chain ? 2 * shape.batch : 2), per_chain ? 2 : 0,
-      a.key, a.chains, a.clamp_min, a.clamp_max, a.gradient_clip, a.norm_clip, weight.value_or(0), hinge,
+      a.key, a.chain_ids, a.clamp_min, a.clamp_max, a.gradient_clip, a.norm_clip, weight.value_or(0), hinge,
       factors.empty() ? nullptr : factors.data()};
   if (job.factors)
     torch::stable::parallel_for(0, shape.batch, grain(shape.elements()),
@@ -208,12 +208,12 @@ void run_with_state(const LangevinArguments& a) {
 void langevin_step(Tensor out, Tensor x, Tensor gradient, Tensor schedule, Tensor key_tensor, Tensor chain_tensor,
                    std::optional<double> clamp_min, std::optional<double> clamp_max, std::optional<double> gradient_clip,
                    std::optional<double> norm_clip, std::optional<Tensor> mask, std::optional<Tensor> known,
-                   std::optional<Tensor> anchor, std::optional<Tensor> anchor_weight, double anchor_hinge) {
+                   std::optional<Tensor> data_target, std::optional<Tensor> data_term_weight, double data_term_hinge) {
   const Key key = read_key(key_tensor);
   STD_TORCH_CHECK(key.index >= 0, "the schedule index must not be negative, got ", key.index);
-  const ChainIds chains(chain_tensor, x.size(0), key.step);
-  const LangevinArguments arguments{out, x, gradient, schedule, key, &chains, clamp_min, clamp_max, gradient_clip, norm_clip,
-                                    mask, known, anchor, anchor_weight, anchor_hinge};
+  const ChainIds chain_ids(chain_tensor, x.size(0), key.step);
+  const LangevinArguments arguments{out, x, gradient, schedule, key, &chain_ids, clamp_min, clamp_max, gradient_clip, norm_clip,
+                                    mask, known, data_target, data_term_weight, data_term_hinge};
   if (x.scalar_type() == ScalarType::Double) return run_with_state<double>(arguments);
   STD_TORCH_CHECK(x.scalar_type() == ScalarType::Float, "the state must be float32 or float64");
   run_with_state<float>(arguments);

@@ -3,7 +3,7 @@
 
 namespace fastebm {
 
-void normal(Tensor out, Tensor key, Tensor chains, int64_t stream) { fill_tensor<NormalNoise>(out, key, chains, stream); }
+void normal(Tensor out, Tensor key, Tensor chain_ids, int64_t stream) { fill_tensor<NormalNoise>(out, key, chain_ids, stream); }
 
 }  // namespace fastebm
 

@@ -44,10 +44,10 @@ inline Key read_key(const Tensor& key) {
 // Ids of the chains of a batch: consecutive from the first, or listed.
 class ChainIds {
  public:
-  ChainIds(const Tensor& chains, int64_t batch, int64_t step)
-      : ids_(static_cast<const int64_t*>(chains.const_data_ptr())), listed_(chains.numel() > 1) {
-    STD_TORCH_CHECK(chains.is_contiguous(), "chains must be contiguous");
-    STD_TORCH_CHECK(!listed_ || chains.numel() == batch, "chains lists ", chains.numel(), " ids for a batch of ", batch);
+  ChainIds(const Tensor& chain_ids, int64_t batch, int64_t step)
+      : ids_(static_cast<const int64_t*>(chain_ids.const_data_ptr())), listed_(chain_ids.numel() > 1) {
+    STD_TORCH_CHECK(chain_ids.is_contiguous(), "chain_ids must be contiguous");
+    STD_TORCH_CHECK(!listed_ || chain_ids.numel() == batch, "chain_ids lists ", chain_ids.numel(), " ids for a batch of ", batch);
     STD_TORCH_CHECK(step >= 0 && step < kMaxStep, "step ", step, " is outside [0, 2^32): the noise counter would overflow");
     for (int64_t b = 0; b < batch; ++b) {
       STD_TORCH_CHECK(addressable(step, (*this)[b]), "chain id ", (*this)[b], " is outside [0, 2^56): the noise counter would overflow");

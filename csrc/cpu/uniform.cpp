@@ -3,7 +3,7 @@
 
 namespace fastebm {
 
-void uniform(Tensor out, Tensor key, Tensor chains, int64_t stream) { fill_tensor<UniformNoise>(out, key, chains, stream); }
+void uniform(Tensor out, Tensor key, Tensor chain_ids, int64_t stream) { fill_tensor<UniformNoise>(out, key, chain_ids, stream); }
 
 }  // namespace fastebm
 

@@ -134,9 +134,9 @@ __global__ void __launch_bounds__(kThreads) general_kernel(const LangevinArgumen
   const float scale = step.factors ? step.factors[2 * slot] : 1.0f;
 #pragma unroll
   for (int i = 0; i < 4; ++i) g[i] = limited(g[i], -step.gradient_clip, step.gradient_clip) * scale;
-  if (step.anchor.data) {
-    const float weight = step.factors ? step.factors[2 * slot + 1] : step.anchor_weight[row_of(step, step.weight_rows)];
-    read<float>(side, step.anchor, place);
+  if (step.data_target.data) {
+    const float weight = step.factors ? step.factors[2 * slot + 1] : step.data_term_weight[row_of(step, step.weight_rows)];
+    read<float>(side, step.data_target, place);
     if (weight != 0) {
 #pragma unroll
       for (int i = 0; i < 4; ++i) g[i] = fused(weight, x[i] - side[i], g[i]);
@@ -169,7 +169,7 @@ __device__ __forceinline__ float fold(float* lanes, float mine) {
   return sum;
 }
 
-// (gradient scale, anchor weight) of one chain, which is one block; a thread is a lane.
+// (gradient scale, data term's weight) of one chain, which is one block; a thread is a lane.
 template <class Gradient>
 __global__ void __launch_bounds__(kSumLanes, 1) factors_kernel(const LangevinArguments step) {
   __shared__ float lanes[kSumLanes];
@@ -183,14 +183,14 @@ __global__ void __launch_bounds__(kSumLanes, 1) factors_kernel(const LangevinArg
     const float norm = rounded_sqrt(fold(lanes, mine));
     if (norm > step.norm_clip) scale = __fdiv_rn(step.norm_clip, norm);
   }
-  if (step.anchor.data) weight = step.anchor_weight[row_of(step, step.weight_rows)];
-  if (step.anchor.data && step.anchor_hinge > 0) {
+  if (step.data_target.data) weight = step.data_term_weight[row_of(step, step.weight_rows)];
+  if (step.data_target.data && step.data_term_hinge > 0) {
     mine = 0;
     for (int64_t element = threadIdx.x; element < elements; element += kSumLanes) {
-      const float d = element_of<float>(step.x, slot, element, step.pixels) - element_of<float>(step.anchor, slot, element, step.pixels);
+      const float d = element_of<float>(step.x, slot, element, step.pixels) - element_of<float>(step.data_target, slot, element, step.pixels);
       mine = fused(d, d, mine);
     }
-    if (!(fold(lanes, mine) > step.anchor_hinge)) weight = 0;
+    if (!(fold(lanes, mine) > step.data_term_hinge)) weight = 0;
   }
   if (threadIdx.x == 0) {
     step.factors[2 * slot] = scale;
@@ -201,7 +201,7 @@ __global__ void __launch_bounds__(kSumLanes, 1) factors_kernel(const LangevinArg
 template <class Gradient>
 void launch_as(const LangevinArguments& step, Stream stream) {
   const Tiling tiles = tiling(step.batch, step.channels * step.pixels);
-  const bool plain = step.out.vectors && step.x.vectors && step.gradient.vectors && !step.mask.data && !step.anchor.data &&
+  const bool plain = step.out.vectors && step.x.vectors && step.gradient.vectors && !step.mask.data && !step.data_target.data &&
                      !step.factors && !std::isfinite(step.gradient_clip);
   if (step.factors) factors_kernel<Gradient><<<static_cast<unsigned>(step.batch), kSumLanes, 0, stream>>>(step);
   if (plain) plain_kernel<Gradient><<<blocks(tiles), kThreads, 0, stream>>>(step, tiles);

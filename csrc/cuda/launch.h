@@ -20,7 +20,7 @@ enum class Type { float32, bfloat16, float16 };
 // Where noise falls: int64 (seed, step, schedule index), and the id of the first chain or a list of ids.
 struct Address {
   const int64_t* key;
-  const int64_t* chains;
+  const int64_t* chain_ids;
   bool listed;
 };
 
@@ -47,19 +47,19 @@ struct Image {
 };
 
 struct LangevinArguments {
-  Image out, x, gradient, mask, known, anchor;
+  Image out, x, gradient, mask, known, data_target;
   Type gradient_type;
   int64_t batch, channels, pixels;
   const float* schedule;  // (steps, 2), or (steps, batch, 2) where per_chain
   int64_t schedule_rows;
   bool per_chain;
-  const float* anchor_weight;  // (weight_rows,), or null
+  const float* data_term_weight;  // (weight_rows,), or null
   int64_t weight_rows;
   float* factors;  // room for (batch, 2), or null where there is neither norm clip nor hinge
   Address address;
   // Limits that are not wanted are infinite.
   float clamp_min, clamp_max, gradient_clip, norm_clip;
-  float anchor_hinge;
+  float data_term_hinge;
 };
 
 const char* launch_langevin_step(const LangevinArguments& arguments, Stream stream);

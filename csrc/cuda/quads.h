@@ -43,7 +43,7 @@ __device__ __forceinline__ bool locate(const Tiling& t, int64_t& slot, int64_t& 
 }
 
 __device__ __forceinline__ int64_t chain_of(const Address& address, int64_t slot) {
-  return address.listed ? address.chains[slot] : address.chains[0] + slot;
+  return address.listed ? address.chain_ids[slot] : address.chain_ids[0] + slot;
 }
 
 // The words of one quad, and whether the counter has room for its step and chain: a kernel can't raise, so noise without room is NaN.

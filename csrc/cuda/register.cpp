@@ -51,27 +51,27 @@ bool holds_vectors(const Tensor& tensor, int64_t elements) {
   return elements % 4 == 0 && tensor.is_contiguous() && address % (4 * tensor.element_size()) == 0;
 }
 
-Address address_of(const Tensor& key, const Tensor& chains) {
+Address address_of(const Tensor& key, const Tensor& chain_ids) {
   STD_TORCH_CHECK(key.numel() == 3 && key.is_contiguous(), "key needs 3 contiguous numbers (seed, step, schedule index)");
-  STD_TORCH_CHECK(chains.is_contiguous(), "chains must be contiguous");
-  return {static_cast<const int64_t*>(key.const_data_ptr()), static_cast<const int64_t*>(chains.const_data_ptr()),
-          chains.numel() > 1};
+  STD_TORCH_CHECK(chain_ids.is_contiguous(), "chain_ids must be contiguous");
+  return {static_cast<const int64_t*>(key.const_data_ptr()), static_cast<const int64_t*>(chain_ids.const_data_ptr()),
+          chain_ids.numel() > 1};
 }
 
 // normal, uniform ----------------------------------------------------------------------------------------------------------------
 
 void fill(const char* name, const char* (*launch)(const FillArguments&, Stream), const Tensor& out, const Tensor& key,
-          const Tensor& chains, int64_t stream) {
+          const Tensor& chain_ids, int64_t stream) {
   if (out.numel() == 0) return;
   const int64_t batch = out.size(0), elements = out.numel() / batch;
   const FillArguments arguments{out.mutable_data_ptr(), type_of(out), holds_vectors(out, elements), batch, elements, stream,
-                                address_of(key, chains)};
+                                address_of(key, chain_ids)};
   on_device_of(out, name, [&](Stream on) { return launch(arguments, on); });
 }
 
-void normal(Tensor out, Tensor key, Tensor chains, int64_t stream) { fill("normal", &launch_normal, out, key, chains, stream); }
+void normal(Tensor out, Tensor key, Tensor chain_ids, int64_t stream) { fill("normal", &launch_normal, out, key, chain_ids, stream); }
 
-void uniform(Tensor out, Tensor key, Tensor chains, int64_t stream) { fill("uniform", &launch_uniform, out, key, chains, stream); }
+void uniform(Tensor out, Tensor key, Tensor chain_ids, int64_t stream) { fill("uniform", &launch_uniform, out, key, chain_ids, stream); }
 
 // langevin_step ------------------------------------------------------------------------------------------------------------------
 
@@ -90,14 +90,14 @@ float limit(const std::optional<double>& value, float otherwise) {
   return value.has_value() ? static_cast<float>(*value) : otherwise;
 }
 
-void langevin_step(Tensor out, Tensor x, Tensor gradient, Tensor schedule, Tensor key, Tensor chains,
+void langevin_step(Tensor out, Tensor x, Tensor gradient, Tensor schedule, Tensor key, Tensor chain_ids,
                    std::optional<double> clamp_min, std::optional<double> clamp_max, std::optional<double> gradient_clip,
                    std::optional<double> norm_clip, std::optional<Tensor> mask, std::optional<Tensor> known,
-                   std::optional<Tensor> anchor, std::optional<Tensor> anchor_weight, double anchor_hinge) {
+                   std::optional<Tensor> data_target, std::optional<Tensor> data_term_weight, double data_term_hinge) {
   if (x.numel() == 0) return;
   LangevinArguments a{};
   a.out = image(out), a.x = image(x), a.gradient = image(gradient);
-  a.mask = image(mask), a.known = image(known), a.anchor = image(anchor);
+  a.mask = image(mask), a.known = image(known), a.data_target = image(data_target);
   a.gradient_type = type_of(gradient);
   a.batch = x.size(0);
   a.channels = x.dim() == 3 ? x.size(1) : 1;
@@ -105,16 +105,16 @@ void langevin_step(Tensor out, Tensor x, Tensor gradient, Tensor schedule, Tenso
   a.schedule = static_cast<const float*>(schedule.const_data_ptr());
   a.schedule_rows = schedule.size(0);
   a.per_chain = schedule.dim() == 3;
-  a.address = address_of(key, chains);
+  a.address = address_of(key, chain_ids);
   a.clamp_min = limit(clamp_min, -INFINITY), a.clamp_max = limit(clamp_max, INFINITY);
   a.gradient_clip = limit(gradient_clip, INFINITY), a.norm_clip = limit(norm_clip, INFINITY);
-  if (anchor_weight) {
-    a.anchor_weight = static_cast<const float*>(anchor_weight->const_data_ptr());
-    a.weight_rows = anchor_weight->size(0);
+  if (data_term_weight) {
+    a.data_term_weight = static_cast<const float*>(data_term_weight->const_data_ptr());
+    a.weight_rows = data_term_weight->size(0);
   }
-  a.anchor_hinge = static_cast<float>(anchor_hinge);
+  a.data_term_hinge = static_cast<float>(data_term_hinge);
   std::optional<Tensor> factors;
-  if (norm_clip || (anchor && anchor_hinge > 0)) {
+  if (norm_clip || (data_target && data_term_hinge > 0)) {
     factors = torch::stable::new_empty(x, {2 * a.batch});
     a.factors = static_cast<float*>(factors->mutable_data_ptr());
   }

@@ -2,7 +2,7 @@
 pinned.
 
 The arithmetic is part of the contract: `fma(noise_std, noise, fma(-step_size, g, x))`, then clamp, then pin, where g
-is the clipped gradient, plus `weight * (x - target)` where there is an anchor. A noise_std of 0 draws nothing. NaN
+is the clipped gradient, plus `weight * (x - target)` where there is a data term. A noise_std of 0 draws nothing. NaN
 passes through clip and clamp.
 """
 
@@ -132,7 +132,7 @@ def _tensors(
         raise TypeError(f"x and grad must be tensors, got {type(x).__name__} and {type(grad).__name__}")
     if x.dim() == 0:
         raise ValueError("x must be (chains, ...), got a tensor without dimensions")
-    for name, value in (("mask", mask), ("known", known), ("the anchor's target", data_term and data_term[0])):
+    for name, value in (("mask", mask), ("known", known), ("the target of data_term", data_term and data_term[0])):
         if value is not None and not isinstance(value, Tensor):
             raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
     if clamp is not None and not (isinstance(clamp, tuple | list) and len(clamp) == 2):
@@ -144,11 +144,11 @@ def _tensors(
     if data_term is not None:
         if len(data_term) not in (2, 3):
             raise ValueError(
-                f"anchor must be (target, weight) or (target, weight, hinge), got {len(data_term)} entries"
+                f"data_term must be (target, weight) or (target, weight, hinge), got {len(data_term)} entries"
             )
         if not math.isfinite(data_term[1]):
-            raise ValueError(f"the anchor's weight must be finite, got {data_term[1]}")
-        target = _broadcast("the anchor's target", data_term[0], x, x.dtype)
+            raise ValueError(f"the weight of data_term must be finite, got {data_term[1]}")
+        target = _broadcast("the target of data_term", data_term[0], x, x.dtype)
         weight = torch.tensor([data_term[1]], dtype=torch.float32, device=x.device)
         hinge = float(data_term[2]) if len(data_term) == 3 else 0.0
     return (
@@ -296,12 +296,12 @@ def _check_data_term(
         data_term_weight.dtype != torch.float32 or data_term_weight.dim() != 1 or not len(data_term_weight)
     ):
         raise ValueError(
-            f"anchor_weight must be a float32 table (steps,), got {data_term_weight.dtype} {tuple(data_term_weight.shape)}"
+            f"data_term_weight must be a float32 table (steps,), got {data_term_weight.dtype} {tuple(data_term_weight.shape)}"
         )
     if data_term_weight is not None and data_term_weight.device != x.device:
-        raise ValueError(f"anchor_weight must be on x's device {x.device}, got {data_term_weight.device}")
+        raise ValueError(f"data_term_weight must be on x's device {x.device}, got {data_term_weight.device}")
     if not data_term_hinge >= 0:
-        raise ValueError(f"the anchor's hinge must not be negative, got {data_term_hinge}")
+        raise ValueError(f"the hinge of data_term must not be negative, got {data_term_hinge}")
 
 
 def images(*tensors: Any) -> list[Any]:

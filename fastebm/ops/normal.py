@@ -97,7 +97,7 @@ def check_address(key: Tensor, chain_ids: Tensor, batch: int) -> None:
         )
     if chain_ids.dtype != torch.int64 or chain_ids.dim() != 1 or chain_ids.shape[0] not in (1, batch):
         raise ValueError(
-            f"chains must be an int64 tensor (1,) or ({batch},), got {chain_ids.dtype} {tuple(chain_ids.shape)}"
+            f"chain_ids must be an int64 tensor (1,) or ({batch},), got {chain_ids.dtype} {tuple(chain_ids.shape)}"
         )
     if chain_ids.device != key.device:
         raise ValueError(f"key and chains must be on one device, got {key.device} and {chain_ids.device}")

@@ -15,8 +15,8 @@ import torch
 __all__ = ["KERNELS", "PUBLIC", "Kernel"]
 
 _STEP = (
-    "Tensor grad, Tensor schedule, Tensor key, Tensor chains, float? clamp_min, float? clamp_max, float? grad_clip, "
-    "float? grad_norm_clip, Tensor? mask, Tensor? known, Tensor? anchor, Tensor? anchor_weight, float anchor_hinge"
+    "Tensor grad, Tensor schedule, Tensor key, Tensor chain_ids, float? clamp_min, float? clamp_max, float? grad_clip, "
+    "float? grad_norm_clip, Tensor? mask, Tensor? known, Tensor? data_target, Tensor? data_term_weight, float data_term_hinge"
 )
 # A chain makes its gradients itself, and moves its key on.
 _CHAIN_STEP = _STEP.removeprefix("Tensor grad, ").replace("Tensor key", "Tensor({}!) key")
@@ -25,8 +25,8 @@ _TAIL = "Tensor? beta, int activation, float parameter"
 
 # Public operators by name.
 PUBLIC: dict[str, str] = {
-    "normal": "(SymInt[] shape, Tensor key, Tensor chains, int stream, ScalarType dtype) -> Tensor",
-    "uniform": "(SymInt[] shape, Tensor key, Tensor chains, int stream, ScalarType dtype) -> Tensor",
+    "normal": "(SymInt[] shape, Tensor key, Tensor chain_ids, int stream, ScalarType dtype) -> Tensor",
+    "uniform": "(SymInt[] shape, Tensor key, Tensor chain_ids, int stream, ScalarType dtype) -> Tensor",
     "langevin_step": f"(Tensor x, {_STEP}) -> Tensor",
     "langevin_step_": f"(Tensor(a!) x, {_STEP}) -> ()",
     "block_tail": f"(Tensor main, Tensor skip, Tensor? fade, {_TAIL}) -> Tensor",
@@ -39,7 +39,7 @@ PUBLIC: dict[str, str] = {
     "expand_blend_backward": "(Tensor grad, Tensor beta) -> (Tensor, Tensor)",
     "run_program": "(Tensor x, Tensor code, Tensor[] constants, Tensor(a!) workspace) -> (Tensor, Tensor)",
     "run_chain": (
-        "(Tensor(a!) x, Tensor code, Tensor[] constants, Tensor(b!) workspace, int steps, "
+        "(Tensor(a!) x, Tensor code, Tensor[] constants, Tensor(b!) workspace, int num_steps, "
         f"{_CHAIN_STEP.format('c')}) -> Tensor"
     ),
 }
@@ -62,8 +62,8 @@ class Kernel:
 
 # What backends implement, by name.
 KERNELS: dict[str, Kernel] = {
-    "normal": Kernel("normal", "(Tensor(a!) out, Tensor key, Tensor chains, int stream) -> ()"),
-    "uniform": Kernel("uniform", "(Tensor(a!) out, Tensor key, Tensor chains, int stream) -> ()"),
+    "normal": Kernel("normal", "(Tensor(a!) out, Tensor key, Tensor chain_ids, int stream) -> ()"),
+    "uniform": Kernel("uniform", "(Tensor(a!) out, Tensor key, Tensor chain_ids, int stream) -> ()"),
     "langevin_step": Kernel("langevin", f"(Tensor(a!) out, Tensor x, {_STEP}) -> ()"),
     "block_tail": Kernel("block_tail", f"(Tensor(a!) out, Tensor main, Tensor skip, Tensor? fade, {_TAIL}) -> ()"),
     "block_tail_backward": Kernel(

@@ -10,7 +10,7 @@ Number = TypeVar("Number", float, Tensor)
 
 
 def data_term_weight(temperature: float, std: float) -> float:
-    """The weight of an anchor at `y = x + std * N(0, I)` with which chains sample the posterior of x.
+    """The weight of a data term at `y = x + std * N(0, I)` with which chains sample the posterior of x.
 
     For a prior `exp(-E(x) / T)` that posterior is `exp(-(E(x) + T / (2 std^2) ||x - y||^2) / T)`: the weight is
     `T / std^2`, and 0 at the temperature 0. Training on such chains is recovery likelihood (Gao, Song, Poole, Wu,
@@ -24,7 +24,7 @@ def data_term_weight(temperature: float, std: float) -> float:
 
 
 def implicit_step(step_size: Number, weight: float) -> Number:
-    """The step size `h' = h / (1 + h w)` at which an update with an anchor of weight w takes the pull at its end.
+    """The step size `h' = h / (1 + h w)` at which an update with a data term of weight w takes the pull at its end.
 
     `x' = x - h' (grad E(x) + w (x - y))` is `x' = x - h grad E(x) - h w (x' - y)`, solved for x'. So a pull may be of
     any weight, and never makes a chain unstable that is stable without: with steps of `h` it does where `h w` and `h`

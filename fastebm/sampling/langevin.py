@@ -142,7 +142,7 @@ class Langevin:
         _check_x0(x0)
         check_steps(start_step, 0 if num_steps is None else num_steps)
         if data_term is not None and (not isinstance(data_term, tuple) or len(data_term) not in (2, 3)):
-            raise TypeError("an anchor is a tuple (target, weight) or (target, weight, hinge)")
+            raise TypeError("data_term is a tuple (target, weight) or (target, weight, hinge)")
         rows = self._rows(num_steps, None if data_term is None else data_term[1])
         device = x0.device
         x = x0.detach().clone()
@@ -448,5 +448,5 @@ def _checked_data_term(x: Tensor, data_term: DataTerm, rows: int) -> tuple[Tenso
     hinge = float(rest[0]) if rest else 0.0
     weights = evaluate(weight, rows)
     if not (math.isfinite(hinge) and hinge >= 0) or (weights < 0).any():
-        raise ValueError(f"an anchor needs weight >= 0 and a finite hinge >= 0, got weight {weight!r}, hinge {hinge}")
-    return _broadcast_like(x, "the anchor's target", target, x.dtype), weights.float().to(x.device), hinge
+        raise ValueError(f"data_term needs weight >= 0 and a finite hinge >= 0, got weight {weight!r}, hinge {hinge}")
+    return _broadcast_like(x, "the target of data_term", target, x.dtype), weights.float().to(x.device), hinge

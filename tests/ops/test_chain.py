@@ -80,7 +80,7 @@ def options(name: str, x: Tensor, num_steps: int = UPDATES) -> tuple[Any, ...]:
         "pinned": {"mask": x > 0, "known": 0.5 * x},
         "data_term": data_term,
         "norm clip": {"grad_norm_clip": 0.3},
-        "anchor with a hinge": {**data_term, "data_term_hinge": 0.5},
+        "data term with a hinge": {**data_term, "data_term_hinge": 0.5},
     }[name]
     return tuple(given.values())
 
@@ -94,7 +94,7 @@ OPTIONS = (
     "pinned",
     "data_term",
     "norm clip",
-    "anchor with a hinge",
+    "data term with a hinge",
 )
 
 

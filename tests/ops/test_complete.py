@@ -88,7 +88,7 @@ def test_triton(name):
 
 
 @every_subject
-@pytest.mark.parametrize("folder", ["tests/ops", "benchmarks"])
+@pytest.mark.parametrize("folder", ["tests/ops", "benchmarks/ops"])
 def test_tests_and_benchmarks(subject, folder):
     path = ROOT / folder / f"test_{subject}.py"
     assert path.is_file(), f"{path} is missing"

@@ -36,7 +36,7 @@ def on(device: str, options: dict[str, Any]) -> dict[str, Any]:
 
 
 def _hinged(shape: tuple[int, ...], weight: float = 0.4) -> tuple[Tensor, float, float]:
-    """An anchor whose hinge lets the nearer half of the chains free."""
+    """A data term whose hinge lets the nearer half of the chains free."""
     target = randn(*shape, seed=5)
     distances = (
         (randn(*shape) - target).flatten(1).square().sum(1) if len(shape) > 1 else (randn(*shape) - target).square()
@@ -55,8 +55,8 @@ OPTIONS: dict[str, Callable[[tuple[int, ...]], dict[str, Any]]] = {
     "mask": lambda shape: {"mask": randn(*shape, seed=3) > 0, "known": randn(*shape, seed=4)},
     "mask of one image": lambda shape: {"mask": randn(*shape[1:], seed=3) > 0, "known": randn(*shape[1:], seed=4)},
     "data_term": lambda shape: {"data_term": (randn(*shape, seed=5), 0.4)},
-    "anchor with a hinge": lambda shape: {"data_term": _hinged(shape)},
-    "anchor of one image": lambda shape: {"data_term": (randn(*shape[1:], seed=5), 0.4, 0.0)},
+    "data term with a hinge": lambda shape: {"data_term": _hinged(shape)},
+    "data term of one image": lambda shape: {"data_term": (randn(*shape[1:], seed=5), 0.4, 0.0)},
     "a step size for each chain": lambda shape: {"step_size": randn(shape[0], seed=6).abs() + 0.01},
     "a noise for each chain": lambda shape: {"noise_std": (randn(shape[0], seed=7) * 0.3).clamp(min=0)},
     "listed chains": lambda shape: {"chain_ids": torch.arange(shape[0]).flip(0) * 3 + 2**33},
@@ -691,7 +691,7 @@ def test_autograd_is_refused(backend_device, which):
         ({"step": 2**32}, ValueError, "step must be in"),
         ({"chain_ids": 2**56}, ValueError, "chain ids must be in"),
         ({"chain_ids": torch.tensor([1, 2, 3])}, ValueError, "one id a chain"),
-        ({"chain_ids": 0.5}, TypeError, "chains must be"),
+        ({"chain_ids": 0.5}, TypeError, "chain_ids must be"),
         ({"clamp": (1.0, -1.0)}, ValueError, "low <= high"),
         ({"clamp": (math.nan, 1.0)}, ValueError, "low <= high"),
         ({"grad_clip": 0.0}, ValueError, "grad_clip must be positive"),
@@ -701,10 +701,10 @@ def test_autograd_is_refused(backend_device, which):
         ({"known": torch.ones(2, 4)}, ValueError, "mask and known go together"),
         ({"mask": torch.ones(3, 4), "known": torch.ones(4)}, ValueError, "mask must be broadcastable"),
         ({"mask": torch.ones(4), "known": torch.ones(5)}, ValueError, "known must be broadcastable"),
-        ({"data_term": (torch.ones(5), 1.0)}, ValueError, "target must be broadcastable"),
-        ({"data_term": (torch.ones(4),)}, ValueError, "anchor must be"),
-        ({"data_term": (torch.ones(4), 1.0, -1.0)}, ValueError, "hinge must not be negative"),
-        ({"data_term": (torch.ones(4), 1.0, math.nan)}, ValueError, "hinge must not be negative"),
+        ({"data_term": (torch.ones(5), 1.0)}, ValueError, "target of data_term must be broadcastable"),
+        ({"data_term": (torch.ones(4),)}, ValueError, "data_term must be"),
+        ({"data_term": (torch.ones(4), 1.0, -1.0)}, ValueError, "hinge of data_term must not be negative"),
+        ({"data_term": (torch.ones(4), 1.0, math.nan)}, ValueError, "hinge of data_term must not be negative"),
     ],
     ids=lambda value: ",".join(value) if isinstance(value, dict) else None,
 )
@@ -733,17 +733,17 @@ def test_errors(change, error, message):
         (2, torch.zeros(2, 2, dtype=torch.float64), "schedule must be a float32 table"),
         (3, torch.zeros(2, dtype=torch.int64), "key must be an int64 tensor"),
         (3, torch.zeros(3, dtype=torch.int32), "key must be an int64 tensor"),
-        (4, torch.zeros(2, dtype=torch.int64), "chains must be an int64 tensor"),
+        (4, torch.zeros(2, dtype=torch.int64), "chain_ids must be an int64 tensor"),
         (9, torch.zeros(3, 2, 4, 4), "mask must be torch.bool"),
         (10, torch.zeros(3, 2, 4), "known must be torch.float32"),
-        (11, torch.zeros(3, 2, 4, 4, dtype=torch.float64), "anchor must be torch.float32"),
-        (11, None, "anchor and anchor_weight go together"),
-        (12, None, "anchor and anchor_weight go together"),
-        (12, torch.zeros(2, 2), "anchor_weight must be a float32 table"),
-        (12, torch.zeros(0), "anchor_weight must be a float32 table"),
+        (11, torch.zeros(3, 2, 4, 4, dtype=torch.float64), "data_term must be torch.float32"),
+        (11, None, "data_term and data_term_weight go together"),
+        (12, None, "data_term and data_term_weight go together"),
+        (12, torch.zeros(2, 2), "data_term_weight must be a float32 table"),
+        (12, torch.zeros(0), "data_term_weight must be a float32 table"),
         (2, torch.zeros(2, 2, device="meta"), "schedule must be on x's device"),
         (3, torch.zeros(3, dtype=torch.int64, device="meta"), "on one device"),
-        (12, torch.zeros(2, device="meta"), "anchor_weight must be on x's device"),
+        (12, torch.zeros(2, device="meta"), "data_term_weight must be on x's device"),
     ],
 )
 def test_operator_errors(position, value, message):

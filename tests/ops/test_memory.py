@@ -42,8 +42,8 @@ SHARING = {
     "known is x": lambda x: {"mask": x > 0, "known": x},
     "known is x, turned": lambda x: {"mask": x > 0, "known": x.flip(0).set_(x.untyped_storage(), 0, (4, 16), (16, 1))},
     "known is one chain of x": lambda x: {"mask": x > 0, "known": x[1:2]},
-    "anchor is one chain of x": lambda x: {"data_term": (x[:1], 0.5)},
-    "anchor is x": lambda x: {"data_term": (x, 0.5, 0.1)},
+    "data target is one chain of x": lambda x: {"data_term": (x[:1], 0.5)},
+    "data target is x": lambda x: {"data_term": (x, 0.5, 0.1)},
     "nothing but the gradient": lambda x: {},
 }
 
@@ -82,8 +82,8 @@ def test_addresses_must_be_whole(wrong):
         ({"known": 0.0, "mask": torch.ones(2, 3)}, TypeError, "known must be a tensor, got float"),
         ({"known": torch.ones(2, 3), "mask": [1]}, TypeError, "mask must be a tensor, got list"),
         ({"clamp": 1.0}, TypeError, r"clamp must be \(low, high\), got 1.0"),
-        ({"data_term": (torch.ones(2, 3), float("nan"))}, ValueError, "weight must be finite, got nan"),
-        ({"data_term": (1.0, 1.0)}, TypeError, "target must be a tensor, got float"),
+        ({"data_term": (torch.ones(2, 3), float("nan"))}, ValueError, "weight of data_term must be finite, got nan"),
+        ({"data_term": (1.0, 1.0)}, TypeError, "target of data_term must be a tensor, got float"),
         ({"step_size": torch.tensor(-1.0)}, ValueError, "step_size must be positive and finite"),
         ({"noise_std": torch.tensor([0.1, -1.0])}, ValueError, "noise_std must be finite and not negative"),
     ],

@@ -252,7 +252,7 @@ def test_bad_shapes_are_errors(shape):
 
 @pytest.mark.parametrize("chain_ids", [1.0, True, torch.tensor([1.0, 2.0]), torch.tensor([1, 2], dtype=torch.int32)])
 def test_chains_of_another_type_are_errors(chain_ids):
-    with pytest.raises(TypeError, match="chains must be"):
+    with pytest.raises(TypeError, match="chain_ids must be"):
         fastebm.normal((2, 4), seed=0, chain_ids=chain_ids)
 
 

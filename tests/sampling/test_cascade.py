@@ -39,7 +39,7 @@ class GrowingBowl(nn.Module):
 def uniform_noise(size, step, stream):
     """U(-1, 1)."""
     shape = (COUNT, CHANNELS, size, size)
-    return 2 * fastebm.uniform(shape, seed=SEED, start_step=step, stream=stream, chain_ids=CHAINS) - 1
+    return 2 * fastebm.uniform(shape, seed=SEED, step=step, stream=stream, chain_ids=CHAINS) - 1
 
 
 def updates(x, energy, step_sizes, noise_stds, step):
@@ -273,7 +273,7 @@ def test_wrong_cascades_are_refused(make, message):
         ({"thin": 0}, "thin must be at least 1"),
         ({"keep": "trajectory"}, "got 'trajectory'"),
         ({"batch_size": 0}, "batch_size must be at least 1"),
-        ({"step": rng.MAX_STEP - 14}, "leave the range"),
+        ({"start_step": rng.MAX_STEP - 14}, "leave the range"),
         ({"chain_ids": torch.arange(3)}, "one id a chain"),
     ],
 )

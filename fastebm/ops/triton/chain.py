@@ -472,7 +472,7 @@ def _specimen(
     stored = {torch.float32: "*fp32", torch.bfloat16: "*bf16"}
     types = {
         **typed("*fp32", "energies x gradient schedule"),
-        **typed("*i64", "key chains"),
+        **typed("*i64", "key chain_ids"),
         **typed("i32", "steps batch elements schedule_rows weight_rows"),
         **typed("fp32", "clamp_min clamp_max"),
         "buffers": tuple(stored[torch.bfloat16] for _ in code.buffers),

@@ -91,7 +91,7 @@ def update_rows(
     STRIDED: tl.constexpr,
 ) -> None:
     """The update of rows (quad of the chain in a slot) where `inside`. WHOLE: channels are whole quads; a contiguous
-    row is one 16-byte access. `strides` are those of out, x, grad, mask, known and anchor."""
+    row is one 16-byte access. `strides` are those of out, x, grad, mask, known and data_target."""
     # What is one number a chain is a column beside (rows, 4).
     chain_slot = slot[:, None]
     element = quad[:, None] * 4 + tl.arange(0, 4)[None, :]
@@ -183,7 +183,7 @@ def step_kernel(
     grad_strides: tl.tuple,
     mask_strides: tl.tuple,
     known_strides: tl.tuple,
-    anchor_strides: tl.tuple,
+    data_target_strides: tl.tuple,
     NORM_CLIP: tl.constexpr,
     PER_CHAIN: tl.constexpr,
     LISTED: tl.constexpr,
@@ -195,7 +195,7 @@ def step_kernel(
     """One row (quad of a chain) a thread."""
     slot, quad, inside = rows_of_program(batch, tl.cdiv(elements, 4), QUADS, NUM_CHAINS)
     seed, step, index = tl.load(key), tl.load(key + 1), tl.load(key + 2)
-    strides = (out_strides, x_strides, grad_strides, mask_strides, known_strides, anchor_strides)
+    strides = (out_strides, x_strides, grad_strides, mask_strides, known_strides, data_target_strides)
     update_rows(
         *(out, x, grad, mask, known, data_target, schedule, seed, step, index, chain_ids, data_term_weight, factors),
         *(batch, elements, pixels, schedule_rows, weight_rows, clamp_min, clamp_max, grad_clip, strides),
@@ -261,10 +261,10 @@ def factors_kernel(
     hinge: tl.tensor,
     x_strides: tl.tuple,
     grad_strides: tl.tuple,
-    anchor_strides: tl.tuple,
+    data_target_strides: tl.tuple,
     LANES: tl.constexpr,
 ) -> None:
-    """(gradient scale, anchor weight) of one chain, which is one program."""
+    """(gradient scale, weight of the data term) of one chain, which is one program."""
     slot = tl.program_id(0).to(tl.int64)
     if norm_clip is not None:
         norm = tl.sqrt_rn(ordered_square_sum(grad, None, slot, elements, pixels, grad_strides, None, LANES))
@@ -273,7 +273,7 @@ def factors_kernel(
         index = tl.maximum(tl.load(key + 2), 0)
         weight = tl.load(data_term_weight + tl.minimum(index, weight_rows - 1))
         if hinge is not None:
-            distance = ordered_square_sum(x, data_target, slot, elements, pixels, x_strides, anchor_strides, LANES)
+            distance = ordered_square_sum(x, data_target, slot, elements, pixels, x_strides, data_target_strides, LANES)
             weight = tl.where(distance > hinge, weight, 0.0)
         tl.store(factors + 2 * slot + 1, weight)
 
@@ -357,7 +357,9 @@ def _step_specimen(
     name: str, types: dict[str, Any], options: dict[str, Any], loads: int | None, stores: int | None, **shows: Any
 ) -> LaunchExample:
     """`step_kernel` with some types and options other than the plain ones."""
-    signature = typed("*fp32", "out x grad schedule") | typed("*i64", "key chains") | typed("i32", " ".join(_NUMBERS))
+    signature = (
+        typed("*fp32", "out x grad schedule") | typed("*i64", "key chain_ids") | typed("i32", " ".join(_NUMBERS))
+    )
     plain = dict.fromkeys(("NORM_CLIP", "PER_CHAIN", "LISTED", "STRIDED"), False)
     constexprs = {**plain, "WHOLE": True, "QUADS": ROWS, "NUM_CHAINS": 1, **options}
     shows = {"fused": 44, "vector_loads": loads, "vector_stores": stores, **shows}
@@ -365,13 +367,13 @@ def _step_specimen(
 
 
 def launch_examples() -> list[LaunchExample]:
-    """A quad of a step: 36 fused multiply-adds for its noise, 8 for the update, 4 for an anchor."""
+    """A quad of a step: 36 fused multiply-adds for its noise, 8 for the update, 4 for a data term."""
     clamp, strides = typed("fp32", "clamp_min clamp_max"), ("i32", "i32", "i32")
     pinned = typed("*i1", "mask") | typed("*fp32", "known")
-    everything = clamp | pinned | typed("*fp32", "anchor anchor_weight factors")
+    everything = clamp | pinned | typed("*fp32", "data_target data_term_weight factors")
     broadcast = pinned | typed(strides, "mask_strides known_strides")
     lying = typed(strides, "out_strides x_strides grad_strides")
-    summed = typed("*fp32", "factors x grad anchor anchor_weight") | typed("*i64", "key")
+    summed = typed("*fp32", "factors x grad data_target data_term_weight") | typed("*i64", "key")
     summed |= typed("i32", "elements pixels weight_rows") | typed("fp32", "norm_clip hinge")
     return [
         _step_specimen("plain", {}, {}, 2, 1),

@@ -45,7 +45,7 @@ class LaunchExample:
 
 
 def typed(kind: Any, names: str) -> dict[str, Any]:
-    """A part of a signature: arguments of one type, as "key chains"."""
+    """A part of a signature: arguments of one type, as "key chain_ids"."""
     return dict.fromkeys(names.split(), kind)
 
 

@@ -90,7 +90,7 @@ def normal(out: Tensor, key: Tensor, chain_ids: Tensor, stream: int) -> None:
 
 def fill_specimens(name: str, is_normal: bool, fused: int) -> list[LaunchExample]:
     """`fill_kernel` for one kind of noise; `fused` multiply-adds make a quad of it."""
-    types = typed("*i64", "key chains") | typed("i32", "batch elements stream") | typed("*fp32", "out")
+    types = typed("*i64", "key chain_ids") | typed("i32", "batch elements stream") | typed("*fp32", "out")
     plain = {"NORMAL": is_normal, "LISTED": False, "WHOLE": True, "QUADS": ROWS, "NUM_CHAINS": 1}
     tiny = {**plain, "LISTED": True, "QUADS": 4, "NUM_CHAINS": ROWS // 4}
     odd, far = {**plain, "WHOLE": False}, {**types, "elements": "i64"}

@@ -1,7 +1,7 @@
 """Philox words, uniforms and normals as Triton device functions: csrc/philox.h and csrc/normal.h, step for step.
 
 A row is one quad of one chain: four consecutive elements, drawn by one thread from one counter. A program covers QUADS
-quads of CHAINS chains, so that tiny images (4x4 is four quads) fill its lanes too.
+quads of NUM_CHAINS chains, so that tiny images (4x4 is four quads) fill its lanes too.
 """
 
 from __future__ import annotations
@@ -147,7 +147,7 @@ def addressable(step: tl.tensor, chain: tl.tensor) -> tl.tensor:
 
 
 def tile(batch: int, quads: int) -> tuple[tuple[int], int, int]:
-    """(grid, QUADS, CHAINS) of programs that cover `batch` chains of `quads` quads."""
+    """(grid, QUADS, NUM_CHAINS) of programs that cover `batch` chains of `quads` quads."""
     # Plain integers: triton.cdiv and its kin take microseconds each when called from the host.
     across = min(ROWS, 1 << (quads - 1).bit_length())
     chain_ids = ROWS // across

@@ -35,7 +35,7 @@ class DataTerm:
     def __post_init__(self) -> None:
         for name, value in (("weight", self.weight), ("hinge", self.hinge)):
             if not 0 <= value < math.inf:
-                raise ValueError(f"an anchor's {name} must be finite and not negative, got {value}")
+                raise ValueError(f"a data term's {name} must be finite and not negative, got {value}")
 
 
 def calibrate(

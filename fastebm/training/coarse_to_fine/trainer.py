@@ -176,7 +176,7 @@ class Trainer(Loop):
         """The ends of chains, from number `first` on, that start at `images` under noise."""
         config = self.config
         where: dict[str, Any] = {"seed": self.seed, "stream": Stream.NOISY_START, "chain_ids": first}
-        # With a data term one std for all, as an anchor has one weight.
+        # With a data term one std for all, as a data term has one weight.
         draws = 1 if config.start_temperature else len(images)
         std = config.start_noise * uniform((draws, 1), step=0, device=self.device, **where)
         noise = normal(images.shape, step=1, device=self.device, **where)

@@ -78,7 +78,7 @@ class EcFlowConfig(CalibratedSettings):
     data_term_weight: float = 0.0
     """pull of a chain to the sample it started from, at its first update; falls to zero; 0: none"""
     data_term_hinge: float = 0.0
-    """squared distance per pixel and colour that the anchor leaves free"""
+    """squared distance per pixel and colour that the data term leaves free"""
     warmup: int = 500
     """iterations before the calibration begins, in which the energy learns already"""
     lambda_start: float = 10.0

@@ -18,8 +18,8 @@ class EcVaeConfig(CalibratedSettings):
     """Everything that a run of EC-VAE depends on, besides its images.
 
     Where the authors' demo (Luo-Yihong/EC-VAE) has a number that works it is the default; the chain is the one of our
-    own trial and of jcui1224/dual-MCMC, `step_size` in units of the energy itself, with noise of 1e-3 and no anchor:
-    in the demo's units the anchor is almost inert, and its dual threshold lies at the noise floor of its chain.
+    own trial and of jcui1224/dual-MCMC, `step_size` in units of the energy itself, with noise of 1e-3 and no data term:
+    in the demo's units the data term is almost inert, and its dual threshold lies at the noise floor of its chain.
 
     With `lambda_start=0` and `dual_rate=0` it is a plain VAE: no energy is trained and no chain is run.
     """
@@ -69,7 +69,7 @@ class EcVaeConfig(CalibratedSettings):
     data_term_weight: float = 0.0
     """pull of a chain to the sample it started from, at its first update; falls to zero; 0: none"""
     data_term_hinge: float = 0.0
-    """squared distance per pixel and colour that the anchor leaves free"""
+    """squared distance per pixel and colour that the data term leaves free"""
     num_chains: Literal[1, 2] = 2
     """chains of each sample in an update: 2 runs the energy's chain from the decoder that was just updated; 1 uses
     that of the calibration again, which costs half"""

@@ -67,7 +67,7 @@ def train_quietly(config: EcFlowConfig, images: Tensor, path: Path, stop_at: int
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "fixed weight": {},
-    "dual update, anchor": {"dual_rate": 0.5, "data_term_weight": 1.0, "flip": True, "data_noise": 0.1},
+    "dual update, data term": {"dual_rate": 0.5, "data_term_weight": 1.0, "flip": True, "data_noise": 0.1},
     "plain": {"lambda_start": 0.0},
     "trained weights, fused": {
         "ema": 0.0, "dtype": "bfloat16", "update_dtype": "bfloat16", "energy_l2": 0.1, "engine": "fused",
