@@ -26,7 +26,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 import fastebm
 from fastebm.data import Images, digits, to_pixels
-from fastebm.evaluation import RealImages, judge, train_features
+from fastebm.evaluation import RealImages, evaluate_samples, train_features
 from fastebm.training import calibrate
 
 parser = argparse.ArgumentParser(
@@ -121,7 +121,7 @@ def step(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
 for name, weight in (("plain", 0.0), ("calibrated", arguments.weight)):
     model, seconds = train_model(weight, arguments.seed)
     drawn = model.sample(SAMPLES, torch.Generator().manual_seed(1)).reshape(-1, 1, 8, 8) / 8 - 1
-    found = judge(drawn, RealImages(train, test), classifier)
+    found = evaluate_samples(drawn, RealImages(train, test), classifier)
     of, classes = found.comparison, found.classes
     with torch.no_grad():
         bits = float(model.nats(unseen)) / PIXELS / torch.log(torch.tensor(2.0))

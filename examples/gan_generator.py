@@ -17,7 +17,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 import fastebm
 from fastebm.data import Images, digits, to_pixels
-from fastebm.evaluation import RealImages, judge, train_features
+from fastebm.evaluation import RealImages, evaluate_samples, train_features
 from fastebm.training import calibrate, calibration_loss, noise_floor
 
 parser = argparse.ArgumentParser(description="Train a small GAN on digits, with and without calibration.")
@@ -82,7 +82,7 @@ for name, weight in (("plain", 0.0), ("calibrated", arguments.weight)):
     generator, distance, seconds = train_gan(weight, arguments.seed)
     with torch.no_grad():
         drawn = generator(torch.randn(SAMPLES, LATENT, generator=torch.Generator().manual_seed(1)))
-    found = judge(drawn, RealImages(train, test), classifier)
+    found = evaluate_samples(drawn, RealImages(train, test), classifier)
     of, real_of = found.comparison, found.classes
     chain_ids = f"; chains move by {distance:.4f} (noise alone {floor:.4f})" if weight else ""
     print(

@@ -36,7 +36,7 @@ data = torch.from_numpy(points).float() - torch.tensor([0.5, 0.25])
 
 energy = Energy()
 # Chains of temperature 1 in the usual discretisation: step_size = epsilon^2 / 2, noise_std = epsilon.
-sampler = fastebm.Langevin(energy, **fastebm.sampling.from_epsilon(0.1))
+sampler = fastebm.Langevin(energy, **fastebm.schedules.from_epsilon(0.1))
 print(sampler)
 
 

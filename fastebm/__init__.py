@@ -1,18 +1,44 @@
-"""fastebm: fused operators, samplers and training for energy-based image models.
+"""Fused operators, samplers and training for energy-based image models.
 
 >>> import torch, fastebm
 >>> energy = torch.nn.Sequential(torch.nn.Linear(2, 64), torch.nn.SiLU(), torch.nn.Linear(64, 1))
 >>> sampler = fastebm.Langevin(energy, step_size=0.1, noise_std=0.05)
 >>> sampler.sample(torch.zeros(16, 2), num_steps=20, seed=0).shape
 torch.Size([16, 2])
+
+Everything is imported when it is first touched, so that `import fastebm` costs little beside `import torch`.
 """
 
-from . import compiler, data, models, ops, rng, sampling
-from .compiler import EnergyGradient, energy_gradient
-from .ops import langevin_step, langevin_step_, normal, uniform
-from .sampling import Cascade, ExpandingCascade, Langevin, constant, cosine, from_epsilon, linear, polynomial
+from __future__ import annotations
 
-__version__ = "0.1.0"
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fastebm import compiler, data, evaluation, models, ops, rng, runs, sampling, tasks, training
+    from fastebm.compiler.energy_gradient import EnergyGradient, energy_gradient
+    from fastebm.ops import langevin_step, langevin_step_
+    from fastebm.runs.registry import load
+    from fastebm.sampling import Cascade, ExpandingCascade, Langevin, schedules
+    from fastebm.training import resume, train
+
+__version__ = "0.2.0"
+
+# Where each public name is defined; a subpackage is its own place.
+_PACKAGES = ("compiler", "data", "evaluation", "models", "ops", "rng", "runs", "sampling", "tasks", "training")
+_NAMES = {
+    "Cascade": "fastebm.sampling",
+    "EnergyGradient": "fastebm.compiler",
+    "ExpandingCascade": "fastebm.sampling",
+    "Langevin": "fastebm.sampling",
+    "energy_gradient": "fastebm.compiler",
+    "langevin_step": "fastebm.ops",
+    "langevin_step_": "fastebm.ops",
+    "load": "fastebm.runs.registry",
+    "resume": "fastebm.training",
+    "schedules": "fastebm.sampling",
+    "train": "fastebm.training",
+}
 
 __all__ = [
     "Cascade",
@@ -20,19 +46,34 @@ __all__ = [
     "ExpandingCascade",
     "Langevin",
     "compiler",
-    "constant",
-    "cosine",
     "data",
     "energy_gradient",
-    "from_epsilon",
+    "evaluation",
     "langevin_step",
     "langevin_step_",
-    "linear",
+    "load",
     "models",
-    "normal",
     "ops",
-    "polynomial",
+    "resume",
     "rng",
+    "runs",
     "sampling",
-    "uniform",
+    "schedules",
+    "tasks",
+    "train",
+    "training",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PACKAGES:
+        return importlib.import_module(f"fastebm.{name}")
+    if name not in _NAMES:
+        raise AttributeError(f"module 'fastebm' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_NAMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -190,7 +190,7 @@ def cpu_model() -> str:
 
 def noise(*shape: int, seed: int) -> Tensor:
     """Normal deviates that no library's version changes."""
-    return fastebm.normal((1, int(np.prod(shape))), seed=seed).reshape(shape)
+    return fastebm.ops.normal((1, int(np.prod(shape))), seed=seed).reshape(shape)
 
 
 # Noise --------------------------------------------------------------------------------------------------------------
@@ -218,10 +218,10 @@ def draws(device: str) -> dict[str, Tensor]:
     ]
     for number, place in enumerate(places):
         for shape in ((3,), (3, 1), (3, 4099), (3, 3, 8, 8), (3, 1, 5, 7)):
-            for draw in (fastebm.normal, fastebm.uniform):
+            for draw in (fastebm.ops.normal, fastebm.ops.uniform):
                 found[f"{draw.__name__} {number} {shape}"] = draw(shape, device=device, **place)
         for dtype in (torch.bfloat16, torch.float16):
-            found[f"normal {number} {dtype}"] = fastebm.normal((3, 65), device=device, dtype=dtype, **place)
+            found[f"normal {number} {dtype}"] = fastebm.ops.normal((3, 65), device=device, dtype=dtype, **place)
     return found
 
 
@@ -298,9 +298,9 @@ def test_langevin(fused: Golden, dtype: str) -> None:
     gradient = fastebm.energy_gradient(plain_net(), dtype=DTYPES[dtype], engine="fused")
     start = noise(6, 1, 8, 8, seed=1)
     mask, known = noise(6, 1, 8, 8, seed=2) > 0, noise(6, 1, 8, 8, seed=3)
-    falling = fastebm.linear(0.1, 0.01)
+    falling = fastebm.schedules.linear(0.1, 0.01)
     plain = fastebm.Langevin(gradient, 0.5, 0.02)
-    clamped = fastebm.Langevin(gradient, fastebm.cosine(0.5, 0.1), falling, clamp=(-1, 1))
+    clamped = fastebm.Langevin(gradient, fastebm.schedules.cosine(0.5, 0.1), falling, clamp=(-1, 1))
     state = plain.advance(plain.init(start, 4, chain_ids=3), 5)
     stepped, info = plain.step(state)
     fused.check(

@@ -171,7 +171,7 @@ def test_pure_wheel_warns_works_and_compiles_in_place(
     without_torch: Built, quick_compiler: str, tmp_path: Path
 ) -> None:
     env = installed(without_torch.wheel, tmp_path / "site")
-    draw = "import fastebm; print(fastebm.__file__); print(fastebm.normal((2, 3), seed=1).tolist())"
+    draw = "import fastebm; print(fastebm.__file__); print(fastebm.ops.normal((2, 3), seed=1).tolist())"
     said = python("-S", "-W", "always", "-c", draw, cwd=tmp_path, env=env)
     assert "fastebm build" in said, "a package without compiled operators must say how to get them"
     assert str(tmp_path / "site") in said

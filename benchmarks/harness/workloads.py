@@ -83,12 +83,12 @@ def ours(work: Workload) -> Run:
 
 
 def noise(work: Workload, seed: int) -> Tensor:
-    return fastebm.normal(work.full_shape, seed=seed, device=work.device, dtype=work.precision)
+    return fastebm.ops.normal(work.full_shape, seed=seed, device=work.device, dtype=work.precision)
 
 
 def images(work: Workload) -> Tensor:
     """Uniform in [-1, 1], float32."""
-    return fastebm.uniform(work.full_shape, seed=0, device=work.device) * 2 - 1
+    return fastebm.ops.uniform(work.full_shape, seed=0, device=work.device) * 2 - 1
 
 
 # ---- energies
@@ -217,8 +217,8 @@ def expand_blend(work: Workload) -> Run:
 
 
 def normal(work: Workload) -> Run:
-    return lambda: fastebm.normal(work.full_shape, seed=0, device=work.device)
+    return lambda: fastebm.ops.normal(work.full_shape, seed=0, device=work.device)
 
 
 def uniform(work: Workload) -> Run:
-    return lambda: fastebm.uniform(work.full_shape, seed=0, device=work.device)
+    return lambda: fastebm.ops.uniform(work.full_shape, seed=0, device=work.device)

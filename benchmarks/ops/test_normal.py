@@ -1,4 +1,4 @@
-"""`fastebm.normal` against torch's generators. The floor is 4 bytes an element, written."""
+"""`fastebm.ops.normal` against torch's generators. The floor is 4 bytes an element, written."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`fastebm.uniform` against torch's generators. The floor is 4 bytes an element, written."""
+"""`fastebm.ops.uniform` against torch's generators. The floor is 4 bytes an element, written."""
 
 from __future__ import annotations
 

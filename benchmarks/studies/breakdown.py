@@ -35,7 +35,7 @@ def seconds(case: Callable[[], object]) -> float:
 def main(path: str) -> int:
     torch.manual_seed(0)
     gradient = energy_gradient(CoarseToFineEnergy(SIZE), dtype=torch.bfloat16, engine="fused")
-    x = fastebm.uniform((BATCH, 3, SIZE, SIZE), seed=0) * 2 - 1
+    x = fastebm.ops.uniform((BATCH, 3, SIZE, SIZE), seed=0) * 2 - 1
     a, b = (torch.randn(2048, 2048, dtype=torch.bfloat16) for _ in range(2))
     with gradient.chain(), torch.no_grad():
         gradient(x)

@@ -78,7 +78,7 @@ class Setting:
 def measured_here(setting: Setting, size: int, part: str) -> dict[str, Any]:
     """Bytes at the peak, beyond net and images, and seconds of each round, of one part at one size."""
     net = setting.net(size)
-    images = fastebm.uniform((2 * setting.batch, CELEBAHQ512.channels, size, size), seed=0) * 2 - 1
+    images = fastebm.ops.uniform((2 * setting.batch, CELEBAHQ512.channels, size, size), seed=0) * 2 - 1
     _case("step", setting, setting.net(8), images[:2, :, :8, :8].contiguous())()  # brings in libraries and threads
     gc.collect()  # what others left must not be given back on the way
     memory = ResidentMemory()

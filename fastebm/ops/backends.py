@@ -147,7 +147,7 @@ def backend(name: str) -> Iterator[None]:
     Example:
         >>> import fastebm
         >>> with fastebm.ops.backend("reference"):
-        ...     noise = fastebm.normal((2, 3), seed=0)
+        ...     noise = fastebm.ops.normal((2, 3), seed=0)
     """
     _override.append(_checked(name, "backend"))
     try:

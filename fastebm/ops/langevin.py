@@ -58,8 +58,8 @@ def langevin_step(
         grad: gradient of the energy (low = real) at x, x's shape; float32, bfloat16 or float16 (any of these or
             float64 for float64 x).
         step_size: eta > 0, or a tensor (B,) of one for each chain; taken as float32, for a float64 x too.
-        noise_std: sigma >= 0, or a tensor (B,). `fastebm.from_epsilon(eps)` gives the pair of unadjusted Langevin dynamics.
-        seed, step, chain_ids: where the noise falls; see `fastebm.normal`.
+        noise_std: sigma >= 0, or a tensor (B,). `fastebm.schedules.from_epsilon(eps)` gives the pair of unadjusted Langevin dynamics.
+        seed, step, chain_ids: where the noise falls; see `fastebm.ops.normal`.
         clamp: (low, high) for the new state; either may be None.
         grad_clip: clip every entry of the gradient to [-grad_clip, grad_clip].
         grad_norm_clip: scale each chain's gradient down to at most this Euclidean norm. Not together with grad_clip.

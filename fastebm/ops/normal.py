@@ -53,8 +53,8 @@ def normal(
 
     Example:
         >>> import fastebm
-        >>> as_int = fastebm.normal((4, 3, 8, 8), seed=7, step=2)
-        >>> bool((fastebm.normal((2, 3, 8, 8), seed=7, step=2, chain_ids=2) == as_int[2:]).all())
+        >>> as_int = fastebm.ops.normal((4, 3, 8, 8), seed=7, step=2)
+        >>> bool((fastebm.ops.normal((2, 3, 8, 8), seed=7, step=2, chain_ids=2) == as_int[2:]).all())
         True
     """
     return torch.ops.fastebm.normal(*_arguments(shape, seed, step, stream, chain_ids, device, dtype))

@@ -25,13 +25,13 @@ def uniform(
     dtype: torch.dtype | None = None,
 ) -> Tensor:
     """Uniform noise in (0, 1], `fma(bits, 2^-32, 2^-33)` in float32 and then cast; arguments and errors as
-    `fastebm.normal`.
+    `fastebm.ops.normal`.
 
     Float16 has no numbers between 0 and 6e-8: there the smallest draws become 0.
 
     Example:
         >>> import fastebm
-        >>> start = 2 * fastebm.uniform((16, 1, 8, 8), seed=0, stream=fastebm.rng.Stream.INITIAL) - 1
+        >>> start = 2 * fastebm.ops.uniform((16, 1, 8, 8), seed=0, stream=fastebm.rng.Stream.INITIAL) - 1
     """
     return torch.ops.fastebm.uniform(*_arguments(shape, seed, step, stream, chain_ids, device, dtype))
 

@@ -55,7 +55,7 @@ class Langevin:
 
     Example:
         >>> import torch, fastebm
-        >>> normal = fastebm.Langevin(lambda x: 0.5 * x.square().sum(1), **fastebm.sampling.from_epsilon(0.5))
+        >>> normal = fastebm.Langevin(lambda x: 0.5 * x.square().sum(1), **fastebm.schedules.from_epsilon(0.5))
         >>> x = normal.sample(torch.zeros(1000, 2), num_steps=50, seed=1)
         >>> bool((x.std(0) - 1).abs().max() < 0.1)
         True

@@ -150,7 +150,7 @@ def test_noise_is_where_normal_draws_it(backend_device):
     given = list(options("plain", x))
     given[0] = torch.tensor([[1e-30, 1.0]], device=device)
     _, state, _ = in_one(x, fused, 1, *given)
-    noise = fastebm.normal(x.shape, seed=7, step=3, chain_ids=5, device=device)
+    noise = fastebm.ops.normal(x.shape, seed=7, step=3, chain_ids=5, device=device)
     torch.testing.assert_close(state, noise, rtol=1e-6, atol=1e-6)
 
 

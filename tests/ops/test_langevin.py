@@ -120,7 +120,7 @@ def test_against_formula_and_compiled(backend_device, shape, name):
     x, grad = randn(*shape), randn(*shape, seed=1)
     drawn = agrees_with_compiled(x, grad, backend_device, **options)
     with fastebm.ops.backend(compiled_or_reference()):
-        noise = fastebm.normal(shape, **{key: options[key] for key in ADDRESS})
+        noise = fastebm.ops.normal(shape, **{key: options[key] for key in ADDRESS})
     expected = formula(x, grad, noise, **options)
     torch.testing.assert_close(drawn.double(), expected, rtol=3e-7, atol=6e-7)
 
@@ -150,7 +150,7 @@ def test_float64_state(backend_device, name, grad_dtype):
         return
     drawn = run(x, grad, device, **options)
     assert drawn.dtype == torch.float64
-    noise = fastebm.normal(shape, **{key: options[key] for key in ADDRESS}, device=device)
+    noise = fastebm.ops.normal(shape, **{key: options[key] for key in ADDRESS}, device=device)
     if "data_term" in options:  # its weight is a float32 number
         options["data_term"] = (
             options["data_term"][0],
@@ -165,7 +165,7 @@ def test_noise_is_that_of_normal(backend_device):
     for shape in ((3, 37), (2, 3, 8, 8), (130, 1, 4, 4)):
         zero = torch.zeros(shape, device=device)
         drawn = fastebm.langevin_step(zero, zero, step_size=1.0, noise_std=1.0, **ADDRESS)
-        assert torch.equal(drawn, fastebm.normal(shape, device=device, stream=rng.Stream.LANGEVIN, **ADDRESS))
+        assert torch.equal(drawn, fastebm.ops.normal(shape, device=device, stream=rng.Stream.LANGEVIN, **ADDRESS))
 
 
 def test_without_noise_nothing_is_drawn(backend_device):

@@ -12,7 +12,7 @@ from fastebm import rng
 def test_strided_chain_ids_are_read_as_they_count(backend_device):
     _, device = backend_device
     every_other = torch.arange(10, device=device)[::2]
-    for draw in (fastebm.normal, fastebm.uniform):
+    for draw in (fastebm.ops.normal, fastebm.ops.uniform):
         expected = draw((5, 8), seed=3, chain_ids=every_other.clone(), device=device)
         assert torch.equal(draw((5, 8), seed=3, chain_ids=every_other, device=device), expected)
         assert torch.equal(expected[1], draw((1, 8), seed=3, chain_ids=2, device=device)[0])
@@ -22,7 +22,7 @@ def test_strided_chain_ids_are_read_as_they_count(backend_device):
 
 def test_strided_tables_are_read_as_they_count(backend_device):
     _, device = backend_device
-    x, grad = (fastebm.normal((3, 8), seed=seed, device=device) for seed in (0, 1))
+    x, grad = (fastebm.ops.normal((3, 8), seed=seed, device=device) for seed in (0, 1))
     schedule = torch.tensor([[0.1, 0.2], [9.0, 9.0], [0.3, 0.4]], device=device)[::2]
     weights = torch.tensor([[0.5, 7.0], [0.25, 7.0]], device=device)[:, 0]
     key = torch.tensor([[5, 0], [6, 0], [1, 0]], device=device)[:, 0]
@@ -52,8 +52,8 @@ SHARING = {
 @pytest.mark.parametrize("gradient", ["apart", "x", "one chain of x"])
 def test_a_step_in_place_reads_what_was_there_before(backend_device, sharing, gradient):
     _, device = backend_device
-    x = fastebm.normal((4, 16), seed=0, device=device)
-    grads = {"apart": lambda x: fastebm.normal((4, 16), seed=1, device=device), "x": lambda x: x}
+    x = fastebm.ops.normal((4, 16), seed=0, device=device)
+    grads = {"apart": lambda x: fastebm.ops.normal((4, 16), seed=1, device=device), "x": lambda x: x}
     grads["one chain of x"] = lambda x: x[2:3].expand(4, 16)
     options = {"step_size": 0.3, "noise_std": 0.1, "seed": 2}
     expected = fastebm.langevin_step(x, grads[gradient](x), **SHARING[sharing](x), **options)
@@ -70,7 +70,7 @@ def test_addresses_must_be_whole(wrong):
         lambda: rng.make_key(0, 0, wrong),
         lambda: rng.check_stream(wrong),
         lambda: rng.make_chain_ids(wrong, 3),
-        lambda: fastebm.normal((2, 2), seed=wrong),
+        lambda: fastebm.ops.normal((2, 2), seed=wrong),
     ):
         with pytest.raises(TypeError, match="must be an integer, got"):
             call()

@@ -81,7 +81,7 @@ def test_torch_stateless_philox():
     except NotImplementedError:
         pytest.skip(f"this torch has no stateless Philox on {device}")
     # The same integers; their map to [0, 1) differs from ours in the last bits.
-    torch.testing.assert_close(theirs, fastebm.uniform((1, 4096), seed=seed, device=device), rtol=0, atol=2.0**-22)
+    torch.testing.assert_close(theirs, fastebm.ops.uniform((1, 4096), seed=seed, device=device), rtol=0, atol=2.0**-22)
 
 
 # Agreement ----------------------------------------------------------------------------------------------------------
@@ -91,18 +91,18 @@ def test_torch_stateless_philox():
 def test_backends_agree(backend_device, shape):
     _, device = backend_device
     arguments = {"seed": -12345, "step": 2**31 + 1, "stream": 3, "chain_ids": 2**32 - 1}
-    drawn = fastebm.normal(shape, device=device, **arguments)
+    drawn = fastebm.ops.normal(shape, device=device, **arguments)
     with fastebm.ops.backend(compiled_or_reference()):
-        expected = fastebm.normal(shape, **arguments)
+        expected = fastebm.ops.normal(shape, **arguments)
     assert drawn.is_contiguous()
     assert_agrees(drawn, expected, backend_device)
 
 
 def test_backends_agree_on_many(backend_device):
     _, device = backend_device
-    drawn = fastebm.normal((16, 1 << 14), seed=99, device=device)
+    drawn = fastebm.ops.normal((16, 1 << 14), seed=99, device=device)
     with fastebm.ops.backend(compiled_or_reference()):
-        expected = fastebm.normal((16, 1 << 14), seed=99)
+        expected = fastebm.ops.normal((16, 1 << 14), seed=99)
     assert_agrees(drawn, expected, backend_device)
 
 
@@ -111,11 +111,11 @@ def test_other_dtypes_are_cast_from_float32(backend_device, dtype):
     name, device = backend_device
     if dtype == torch.float64 and name in ("triton", "cuda"):
         with pytest.raises(RuntimeError, match="float64"):
-            fastebm.normal((2, 3), seed=0, device=device, dtype=dtype)
+            fastebm.ops.normal((2, 3), seed=0, device=device, dtype=dtype)
         return
     for shape in ((3, 37), (2, 64)):
-        drawn = fastebm.normal(shape, seed=4, device=device, dtype=dtype)
-        assert_cast(drawn, fastebm.normal(shape, seed=4, device=device).to(dtype), backend_device)
+        drawn = fastebm.ops.normal(shape, seed=4, device=device, dtype=dtype)
+        assert_cast(drawn, fastebm.ops.normal(shape, seed=4, device=device).to(dtype), backend_device)
 
 
 @pytest.fixture(params=["baseline", "avx2", "avx512"])
@@ -131,7 +131,7 @@ def variant(request: pytest.FixtureRequest) -> Iterator[str]:
 
 
 @needs_extension
-@pytest.mark.parametrize("draw", [fastebm.normal, fastebm.uniform])
+@pytest.mark.parametrize("draw", [fastebm.ops.normal, fastebm.ops.uniform])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
 def test_cpp_variants_are_bit_equal(variant, dtype, draw):
     with fastebm.ops.backend("cpp"):
@@ -148,13 +148,13 @@ def test_cpp_variants_are_bit_equal(variant, dtype, draw):
 
 def test_batch_can_be_split_anyhow(backend_device):
     _, device = backend_device
-    whole = fastebm.normal((7, 3, 5, 5), seed=1, step=4, chain_ids=2**32 - 3, device=device)
+    whole = fastebm.ops.normal((7, 3, 5, 5), seed=1, step=4, chain_ids=2**32 - 3, device=device)
     parts = [
-        fastebm.normal((b - a, 3, 5, 5), seed=1, step=4, chain_ids=2**32 - 3 + a, device=device)
+        fastebm.ops.normal((b - a, 3, 5, 5), seed=1, step=4, chain_ids=2**32 - 3 + a, device=device)
         for a, b in ((0, 1), (1, 4), (4, 7))
     ]
     assert torch.equal(torch.cat(parts), whole)
-    listed = fastebm.normal(
+    listed = fastebm.ops.normal(
         (3, 3, 5, 5), seed=1, step=4, chain_ids=torch.tensor([2**32 + 1, 2**32 - 3, 2**32], device=device)
     )
     assert torch.equal(listed, whole[[4, 0, 3]])
@@ -162,9 +162,9 @@ def test_batch_can_be_split_anyhow(backend_device):
 
 def test_shape_of_a_chain_does_not_matter(backend_device):
     _, device = backend_device
-    flat = fastebm.normal((3, 90), seed=6, device=device)
-    assert torch.equal(fastebm.normal((3, 2, 5, 9), seed=6, device=device).flatten(1), flat)
-    longer = fastebm.normal((3, 91), seed=6, device=device)
+    flat = fastebm.ops.normal((3, 90), seed=6, device=device)
+    assert torch.equal(fastebm.ops.normal((3, 2, 5, 9), seed=6, device=device).flatten(1), flat)
+    longer = fastebm.ops.normal((3, 91), seed=6, device=device)
     assert torch.equal(longer[:, :90], flat)
 
 
@@ -180,7 +180,7 @@ def test_every_coordinate_matters(backend_device):
         {"chain_ids": 9},
         {"chain_ids": 8 + 2**32},
     ]
-    draws = [fastebm.normal((1, 4), device=device, **{**at, **change}) for change in changes]
+    draws = [fastebm.ops.normal((1, 4), device=device, **{**at, **change}) for change in changes]
     assert len({tuple(d.flatten().tolist()) for d in draws}) == len(changes)
 
 
@@ -188,11 +188,11 @@ def test_every_coordinate_matters(backend_device):
 def test_thread_count_does_not_matter(backend_device, threads):
     _, device = backend_device
     shape = (5, 20011)
-    expected = fastebm.normal(shape, seed=2, device=device)
+    expected = fastebm.ops.normal(shape, seed=2, device=device)
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(threads)
-        assert torch.equal(fastebm.normal(shape, seed=2, device=device), expected)
+        assert torch.equal(fastebm.ops.normal(shape, seed=2, device=device), expected)
     finally:
         torch.set_num_threads(before)
 
@@ -203,10 +203,10 @@ def test_block_size_does_not_matter(backend_device, rows, monkeypatch):
     if name != "triton":
         pytest.skip("only Triton's programs have a size to choose")
     shapes = [(3, 4, 4), (2, 100), (2, 101), (1, 2000)]
-    expected = [fastebm.normal(shape, seed=2, device=device) for shape in shapes]
+    expected = [fastebm.ops.normal(shape, seed=2, device=device) for shape in shapes]
     monkeypatch.setattr("fastebm.ops.triton.philox.ROWS", rows)
     for shape, whole in zip(shapes, expected, strict=True):
-        assert torch.equal(fastebm.normal(shape, seed=2, device=device), whole)
+        assert torch.equal(fastebm.ops.normal(shape, seed=2, device=device), whole)
 
 
 def test_manual_seed_governs_drawn_seeds():
@@ -241,19 +241,19 @@ def test_manual_seed_governs_drawn_seeds():
 )
 def test_out_of_range_is_an_error(change, message):
     with pytest.raises(ValueError, match=message):
-        fastebm.normal((2, 4), **{"seed": 0, **change})
+        fastebm.ops.normal((2, 4), **{"seed": 0, **change})
 
 
 @pytest.mark.parametrize("shape", [(), (-1, 2), (2, -3), (1, 2**34 + 1)])
 def test_bad_shapes_are_errors(shape):
     with pytest.raises(ValueError, match="shape"):
-        fastebm.normal(shape, seed=0)
+        fastebm.ops.normal(shape, seed=0)
 
 
 @pytest.mark.parametrize("chain_ids", [1.0, True, torch.tensor([1.0, 2.0]), torch.tensor([1, 2], dtype=torch.int32)])
 def test_chains_of_another_type_are_errors(chain_ids):
     with pytest.raises(TypeError, match="chain_ids must be"):
-        fastebm.normal((2, 4), seed=0, chain_ids=chain_ids)
+        fastebm.ops.normal((2, 4), seed=0, chain_ids=chain_ids)
 
 
 @pytest.mark.parametrize(
@@ -386,7 +386,7 @@ LONG = pytest.param(2 * 10**8, marks=pytest.mark.slow, id="2e8")
 def chunks(count: int, size: int = 10**7, **address: int) -> Iterator[torch.Tensor]:
     """`count` normals, in pieces of one step each that fit in memory."""
     for step in range(count // size):
-        yield fastebm.normal((100, size // 100), seed=20240229, **{"step": step, **address})
+        yield fastebm.ops.normal((100, size // 100), seed=20240229, **{"step": step, **address})
 
 
 @once
@@ -465,7 +465,7 @@ def test_no_correlation_anywhere(count):
             "next seed": {"seed": 20240230},
             "seed 2^32 away": {"seed": 20240229 + 2**32},
         }.items():
-            add(name, x, fastebm.normal(x.shape, **{**address, **change}))
+            add(name, x, fastebm.ops.normal(x.shape, **{**address, **change}))
         pieces += 1
     for name, score in scores.items():
         assert np.abs(score / math.sqrt(pieces)).max() < 4.3, f"{name}: {score / math.sqrt(pieces)}"

@@ -32,10 +32,10 @@ with warnings.catch_warnings(record=True) as caught:
     import fastebm
 for warning in caught:
     print("warned:", warning.message)
-print("runs on", fastebm.ops.backends.report()["cpu"], tuple(fastebm.normal((2, 3), seed=0).shape))
+print("runs on", fastebm.ops.backends.report()["cpu"], tuple(fastebm.ops.normal((2, 3), seed=0).shape))
 with fastebm.ops.backend("cpp"):
     try:
-        fastebm.normal((2, 3), seed=0)
+        fastebm.ops.normal((2, 3), seed=0)
     except RuntimeError as error:
         print("refused:", error)
 """

@@ -28,7 +28,7 @@ ADDRESSES = [
 def test_words_are_those_of_their_address(backend_device, address):
     _, device = backend_device
     seed, step, chain, stream = address.values()
-    drawn = fastebm.uniform((3, 10), seed=seed, step=step, chain_ids=chain, stream=stream, device=device)
+    drawn = fastebm.ops.uniform((3, 10), seed=seed, step=step, chain_ids=chain, stream=stream, device=device)
     expected = [
         [
             philox_by_hand.uniform(w)
@@ -41,15 +41,15 @@ def test_words_are_those_of_their_address(backend_device, address):
 
 
 def test_random123_first_vector(backend_device):
-    drawn = fastebm.uniform((1, 4), seed=0, device=backend_device[1])
+    drawn = fastebm.ops.uniform((1, 4), seed=0, device=backend_device[1])
     assert drawn.flatten().tolist() == [philox_by_hand.uniform(w) for w in philox_by_hand.KNOWN_ANSWERS[0][2]]
 
 
 def test_listed_chains_are_the_consecutive_ones_in_another_order(backend_device):
     _, device = backend_device
-    whole = fastebm.uniform((8, 2, 3, 5), seed=3, step=9, chain_ids=2**40, device=device)
+    whole = fastebm.ops.uniform((8, 2, 3, 5), seed=3, step=9, chain_ids=2**40, device=device)
     order = torch.tensor([5, 0, 7, 5], device=device)
-    listed = fastebm.uniform((4, 2, 3, 5), seed=3, step=9, chain_ids=2**40 + order)
+    listed = fastebm.ops.uniform((4, 2, 3, 5), seed=3, step=9, chain_ids=2**40 + order)
     assert listed.device.type == device
     assert torch.equal(listed, whole[order])
 
@@ -62,9 +62,9 @@ def test_backends_agree_to_the_last_bit(backend_device, shape, dtype):
     name, device = backend_device
     if dtype == torch.float64 and name in ("triton", "cuda"):
         pytest.skip("float64 is for the reference and C++")
-    drawn = fastebm.uniform(shape, seed=11, step=3, stream=2, chain_ids=77, device=device, dtype=dtype)
+    drawn = fastebm.ops.uniform(shape, seed=11, step=3, stream=2, chain_ids=77, device=device, dtype=dtype)
     with fastebm.ops.backend(compiled_or_reference()):
-        expected = fastebm.uniform(shape, seed=11, step=3, stream=2, chain_ids=77, dtype=dtype)
+        expected = fastebm.ops.uniform(shape, seed=11, step=3, stream=2, chain_ids=77, dtype=dtype)
     assert drawn.shape == shape
     assert drawn.is_contiguous()
     assert_cast(drawn, expected, backend_device)
@@ -72,7 +72,7 @@ def test_backends_agree_to_the_last_bit(backend_device, shape, dtype):
 
 def test_lies_above_zero_and_up_to_one(backend_device):
     name, device = backend_device
-    drawn = fastebm.uniform((16, 1 << (12 if (name, device) == INTERPRETED else 16)), seed=5, device=device)
+    drawn = fastebm.ops.uniform((16, 1 << (12 if (name, device) == INTERPRETED else 16)), seed=5, device=device)
     assert float(drawn.min()) > 0
     assert float(drawn.max()) <= 1
 
@@ -87,7 +87,7 @@ def test_map_from_words(word):
 
 def test_kolmogorov_smirnov():
     count = 10**7 if fastebm.ops.backends.chosen("cpu") == "cpp" else 10**6
-    drawn = np.sort(fastebm.uniform((100, count // 100), seed=2024).numpy().ravel()).astype(np.float64)
+    drawn = np.sort(fastebm.ops.uniform((100, count // 100), seed=2024).numpy().ravel()).astype(np.float64)
     num_steps = np.arange(count + 1) / count
     distance = max(np.max(num_steps[1:] - drawn), np.max(drawn - num_steps[:-1]))
     # P(D sqrt(n) > 1.95) is 0.001.
@@ -105,5 +105,5 @@ def test_opcheck(backend_device):
 
 def test_is_of_a_given_stream_and_no_other(backend_device):
     _, device = backend_device
-    draws = [fastebm.uniform((2, 8), seed=1, stream=stream, device=device) for stream in fastebm.rng.Stream]
+    draws = [fastebm.ops.uniform((2, 8), seed=1, stream=stream, device=device) for stream in fastebm.rng.Stream]
     assert len({tuple(d.flatten().tolist()) for d in draws}) == len(fastebm.rng.Stream)

@@ -39,7 +39,7 @@ class GrowingBowl(nn.Module):
 def uniform_noise(size, step, stream):
     """U(-1, 1)."""
     shape = (COUNT, CHANNELS, size, size)
-    return 2 * fastebm.uniform(shape, seed=SEED, step=step, stream=stream, chain_ids=CHAINS) - 1
+    return 2 * fastebm.ops.uniform(shape, seed=SEED, step=step, stream=stream, chain_ids=CHAINS) - 1
 
 
 def updates(x, energy, step_sizes, noise_stds, step):

@@ -66,7 +66,7 @@ class LevelStatistics:
             >>> from fastebm.tasks import LevelStatistics, outlier_scores
             >>> def energy(x):
             ...     return x.square().sum((1, 2, 3)) / 2 + x.sum((1, 2, 3))
-            >>> images = fastebm.uniform((50, 1, 4, 4), seed=0)
+            >>> images = fastebm.ops.uniform((50, 1, 4, 4), seed=0)
             >>> statistics = LevelStatistics.fit({2: energy, 4: energy}, images)
             >>> sorted(outlier_scores(energy, images, levels=statistics))
             ['energy', 'gradient_norm', 'level_energy', 'level_typicality', 'total_variation']

@@ -44,7 +44,7 @@ def bowl(x: Tensor) -> Tensor:
 
 @pytest.fixture(scope="module")
 def images() -> Tensor:
-    return 2 * fastebm.uniform((10, 3, 4, 5), seed=1) - 1
+    return 2 * fastebm.ops.uniform((10, 3, 4, 5), seed=1) - 1
 
 
 def test_scores_of_a_quadratic_energy_are_known(images: Tensor) -> None:
@@ -128,7 +128,7 @@ def test_metrics_of_sets_that_can_be_told_apart() -> None:
 
 
 def test_metrics_of_equal_sets_are_those_of_chance() -> None:
-    draws = fastebm.normal((2, 4000), seed=2).numpy()
+    draws = fastebm.ops.normal((2, 4000), seed=2).numpy()
     metrics = detection_metrics(*draws)
     assert metrics.auroc == pytest.approx(0.5, abs=0.02)  # three standard errors
     assert metrics.aupr == pytest.approx(0.5, abs=0.03)

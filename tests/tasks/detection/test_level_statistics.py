@@ -27,7 +27,7 @@ LEVELS = {4: gaussian(0.2, 0.3), 2: gaussian(0.1, -0.2)}  # not in the order of 
 
 
 def images(count: int, seed: int) -> Tensor:
-    return (0.2 * fastebm.normal((count, 1, 4, 4), seed=seed)).clamp(-1, 1)
+    return (0.2 * fastebm.ops.normal((count, 1, 4, 4), seed=seed)).clamp(-1, 1)
 
 
 def features_by_hand(x: Tensor) -> NDArray[np.float64]:
@@ -80,7 +80,7 @@ def test_a_level_below_sees_what_the_highest_rates_as_real() -> None:
     """The fault of a cascade's top level: it prefers what it has never seen, as here all that lies far out."""
     levels = {2: gaussian(0.1), 4: lambda x: -x.square().sum((1, 2, 3)) + 0.1 * x.sum((1, 2, 3))}
     statistics = LevelStatistics.fit(levels, images(300, seed=1), engine="autograd")
-    far = 2 * fastebm.uniform((100, 1, 4, 4), seed=3) - 1
+    far = 2 * fastebm.ops.uniform((100, 1, 4, 4), seed=3) - 1
     inside, outside = (
         outlier_scores(statistics.highest, x, levels=statistics, untrained_levels=statistics)
         for x in (images(100, seed=2), far)

@@ -36,7 +36,7 @@ def config_for(*sizes: int, **changes: Any) -> CoarseToFineConfig:
 
 
 def images_of(size: int) -> Tensor:
-    return fastebm.uniform((3, CHANNELS, size, size), seed=5) * 2 - 1
+    return fastebm.ops.uniform((3, CHANNELS, size, size), seed=5) * 2 - 1
 
 
 def trained(config: CoarseToFineConfig, path: Path) -> CoarseToFineRun:

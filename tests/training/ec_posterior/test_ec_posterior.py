@@ -73,10 +73,10 @@ def linear_vae() -> tuple[VAE, Tensor, Tensor]:
     """A VAE whose decoder is `W z + b`, with W (16, 2) and b (16,): all about it is known exactly."""
     vae = VAE(4, 1, latent=LATENT, width=2, variance=VARIANCE).requires_grad_(False)
     linear = nn.Linear(LATENT, 16)
-    weight = fastebm.normal((16, LATENT), seed=3) * torch.tensor([0.4, 0.15])
+    weight = fastebm.ops.normal((16, LATENT), seed=3) * torch.tensor([0.4, 0.15])
     with torch.no_grad():
         linear.weight.copy_(weight)
-        linear.bias.copy_(fastebm.normal((1, 16), seed=4)[0] * 0.1)
+        linear.bias.copy_(fastebm.ops.normal((1, 16), seed=4)[0] * 0.1)
     vae.decoder = nn.Sequential(linear, nn.Unflatten(1, (1, 4, 4))).requires_grad_(False)  # type: ignore[assignment]
     vae.encoder = FixedEncoder()  # type: ignore[assignment]
     return vae, linear.weight.detach().double(), linear.bias.detach().double()
@@ -95,7 +95,7 @@ def kl(mean: Tensor, covariance: Tensor, target: Tensor, precision: Tensor) -> f
     return 0.5 * float(value)
 
 
-X = fastebm.normal((1, 16), seed=5).reshape(1, 1, 4, 4)
+X = fastebm.ops.normal((1, 16), seed=5).reshape(1, 1, 4, 4)
 
 
 @pytest.mark.parametrize("engine", ["autograd", "auto"])
@@ -149,8 +149,8 @@ def test_without_noise_chains_walk_to_the_mode() -> None:
 
 def test_the_gradient_is_that_of_the_joint_density() -> None:
     vae = VAE(8, 1, latent=3, width=2, variance=0.2).double().eval()
-    images = fastebm.normal((4, 1, 8, 8), seed=1).double().clamp(-1, 1)
-    z = fastebm.normal((4, 3), seed=2).double().requires_grad_()
+    images = fastebm.ops.normal((4, 1, 8, 8), seed=1).double().clamp(-1, 1)
+    z = fastebm.ops.normal((4, 3), seed=2).double().requires_grad_()
     with torch.no_grad():
         vae.decode(z)
     joint = torch.distributions.Normal(vae.decode(z), math.sqrt(0.2)).log_prob(images).sum((1, 2, 3))
@@ -170,8 +170,8 @@ def test_the_gradient_is_that_of_the_joint_density() -> None:
 @pytest.mark.parametrize(("size", "channels", "latent"), [(8, 1, 3), (8, 3, 40), (16, 1, 16)])
 def test_the_fused_engine_has_a_program_for_it(size: int, channels: int, latent: int) -> None:
     vae = VAE(size, channels, latent=latent, width=2).eval()
-    images = fastebm.normal((3, channels, size, size), seed=1).clamp(-1, 1)
-    z = fastebm.normal((3, latent), seed=2)
+    images = fastebm.ops.normal((3, channels, size, size), seed=1).clamp(-1, 1)
+    z = fastebm.ops.normal((3, latent), seed=2)
     samplers = [PosteriorSampler(vae, 0.1, engine=engine) for engine in ("fused", "autograd")]
     assert torch.equal(samplers[0].energy.unpack(samplers[0].energy.pack(images, z)), z)
     state = samplers[0].energy.pack(images, z)
@@ -187,7 +187,7 @@ def test_the_fused_engine_has_a_program_for_it(size: int, channels: int, latent:
 @pytest.mark.parametrize("engine", ["autograd", "fused"])
 def test_each_image_has_the_same_chain_in_any_split(images: Tensor, engine: Any) -> None:
     vae, x = VAE(8, 1, latent=3, width=2).train(), images[:6]
-    z = fastebm.normal((6, 3), seed=1)
+    z = fastebm.ops.normal((6, 3), seed=1)
     sampler = PosteriorSampler(vae, 0.01, engine=engine)
     whole = sampler.refine(x, z, 3, seed=4, chain_ids=10)
     assert whole.shape == z.shape
