@@ -1,19 +1,17 @@
-"""An autoregressive generator, calibrated by an energy: the same model of 8x8 digits with and without.
+"""Calibrate an autoregressive generator by an energy, and compare it with the same model without, on 8x8 digits.
 
 python examples/autoregressive_generator.py                     # three minutes on a core
 python examples/autoregressive_generator.py --iterations 10     # seconds: shows that it runs
 
-Such a model draws pixel after pixel from 17 brightnesses. No gradient passes through its draws, so that there is no
-squared distance from samples to the ends of their chains to descend on. But a model that scores images has what takes
-its place: the likelihood of the chain ends. Where the calibration of a Gaussian decoder minimises ||end - G(z)||^2,
-which is -log N(end; G(z), 1) but for constants, this one minimises -log p(end): maximum likelihood on calibrated
-samples, mixed with that on data. Brightnesses are made continuous by uniform noise within a level before a chain
-starts, and rounded to the nearest level where it ends: a move of less than a level counts by how often it crosses a
-border.
+The model draws one pixel after another from 17 brightness levels. No gradient passes through the draws, so the squared
+distance from samples to the ends of their chains can't be minimised. The likelihood of the chain ends replaces it. A
+Gaussian decoder minimises ||end - G(z)||^2, which is -log N(end; G(z), 1) up to constants. This model minimises
+-log p(end): maximum likelihood on calibrated samples, mixed with that on data. Uniform noise within a level makes
+brightnesses continuous before a chain starts, and its end is rounded to the nearest level.
 
-What comes out is no success: docs/ec-vae.md has the numbers. A squared distance moves a generator by the chain's small
-step exactly; here such a step becomes a jump of a whole level at some pixels, which is noise to learn from, and half of
-what the model learns from is its own.
+The calibration does not help here; docs/ec-vae.md has the numbers. A squared distance would move the generator by
+exactly the chain's small step. Here the rounding turns that step into a jump of a whole level at some pixels, which is
+noise in the training data.
 """
 
 import argparse

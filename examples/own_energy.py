@@ -1,4 +1,4 @@
-"""Your own energy: any module that gives one number a sample. Here a small one learns the shape of two moons.
+"""Sample from your own energy, any module that gives one number per sample. A small one learns the shape of two moons.
 
 python examples/own_energy.py            # a minute
 python examples/own_energy.py --quick    # seconds: shows that it runs
@@ -13,14 +13,14 @@ from torch import Tensor, nn
 import fastebm
 from fastebm.evaluation import nearest_distances
 
-parser = argparse.ArgumentParser(description="Train an energy of one's own on points in the plane.")
+parser = argparse.ArgumentParser(description="Train your own energy on points in the plane.")
 parser.add_argument("--iterations", type=int, default=800)
 parser.add_argument("--quick", action="store_true", help="a few iterations only")
 arguments = parser.parse_args()
 
 
 class Energy(nn.Module):
-    """Points (B, 2) to energies (B,), low where data are; the quadratic part makes far away points unlikely."""
+    """Energies (B,) of points (B, 2), low where data are. The quadratic term makes points far away unlikely."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -35,7 +35,7 @@ points, _ = make_moons(4000, noise=0.05, random_state=0)
 data = torch.from_numpy(points).float() - torch.tensor([0.5, 0.25])
 
 energy = Energy()
-# Chains of temperature 1 in the usual discretisation: step_size = epsilon^2 / 2, noise_std = epsilon.
+# Unadjusted Langevin dynamics at temperature 1: step_size = epsilon^2 / 2, noise_std = epsilon.
 sampler = fastebm.Langevin(energy, **fastebm.schedules.from_epsilon(0.1))
 print(sampler)
 
@@ -44,8 +44,8 @@ def noise(count: int) -> Tensor:
     return torch.rand(count, 2) * 4 - 2
 
 
-# Contrastive learning: energies of data go down, those of chain ends go up. Chains go on from where they were, and a
-# few start anew; `chains` numbers them all, so that no noise is used twice.
+# Persistent contrastive divergence: the energies of data go down, those of chain ends go up. Chains continue from where
+# they were, and 25 of them restart from noise. `chain_ids` gives every chain its own noise.
 optimizer = torch.optim.Adam(energy.parameters(), lr=1e-3)
 state, batch, num_steps, started = noise(512), 512, 30, 0
 for iteration in range(50 if arguments.quick else arguments.iterations):
@@ -63,7 +63,7 @@ for iteration in range(50 if arguments.quick else arguments.iterations):
         data_energy, chain_energy = energies.detach().split(batch)
         print(f"iteration {iteration}: gap {float(chain_energy.mean() - data_energy.mean()):+.3f}")
 
-# Explicit state: one update at a time, with what it saw.
+# Explicit state: one update at a time. `info` holds the energies and gradients before the update.
 chain = sampler.init(noise(1000), seed=1)
 for _ in range(50 if arguments.quick else 500):
     chain, info = sampler.step(chain)

@@ -1,4 +1,4 @@
-"""Your own generator, calibrated by an energy: chains from its samples show it where to go; at the end none is run.
+"""Calibrate your own generator: short chains of an energy start at its samples, and it learns to move to their ends.
 
 python examples/own_generator.py            # a minute
 python examples/own_generator.py --quick    # seconds: shows that it runs
@@ -21,7 +21,7 @@ arguments = parser.parse_args()
 
 
 class Energy(nn.Module):
-    """Points (B, 2) to energies (B,), low where data are."""
+    """Energies (B,) of points (B, 2), low where data are."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -46,8 +46,8 @@ def latent(count: int) -> Tensor:
     return torch.randn(count, 2)
 
 
-# A loss of its own, such as that of a VAE, would be added to the calibration loss. This generator has none, so that all
-# that it learns comes from the energy.
+# A generator with its own loss, such as a VAE, adds the calibration loss to it. This one has no other loss: it learns
+# from the energy alone.
 generator_optimizer = torch.optim.Adam(generator.parameters(), lr=1e-3)
 energy_optimizer = torch.optim.Adam(energy.parameters(), lr=1e-3, betas=(0.0, 0.9))
 untrained = generator(latent(1000)).detach()
