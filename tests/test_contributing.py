@@ -1,4 +1,4 @@
-"""The worked example of CONTRIBUTING.md: applied to a copy of the tree, the new operator is complete and passes its tests."""
+"""The worked example of CONTRIBUTING.md makes a complete operator, which passes its tests in a copy of the tree."""
 
 from __future__ import annotations
 
