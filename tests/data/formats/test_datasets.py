@@ -105,7 +105,7 @@ def test_shaping() -> None:
     ("item", "saying"),
     [
         (lambda i: 1 / (2 - i), "Mapped, item 0: is float; an image of PIL"),
-        (lambda i: PIXELS[i] if i < 2 else 1 // 0, "Mapped, item 2: can't be had: integer division"),
+        (lambda i: PIXELS[i] if i < 2 else 1 // 0, "Mapped, item 2: cannot be read: integer division"),
         (lambda i: PIXELS[i].astype(np.int64), "item 0: is int64; images must be uint8, or floats"),
         (lambda i: PIXELS[i] / 127.5 - 1, "item 0: has values from -.* leave the normalization out"),
         (lambda i: np.full((4, 4), np.nan), "item 0: has values from nan to nan"),

@@ -190,10 +190,10 @@ def set_byte(name: str, position: int, value: int) -> Damage:
 @pytest.mark.parametrize(
     ("name", "damage", "saying"),
     [
-        ("npz", cut(""), r"set\.npz: is no whole zip file"),
-        ("npz", lambda w: w.path.write_bytes(w.path.read_bytes()[:200]), r"set\.npz: is no whole zip file"),
+        ("npz", cut(""), r"set\.npz: is no complete zip file"),
+        ("npz", lambda w: w.path.write_bytes(w.path.read_bytes()[:200]), r"set\.npz: is no complete zip file"),
         ("imagenet", without("train_data_batch_4.npz"), r"train_data_batch_4\.npz is missing"),
-        ("imagenet", put("train_data_batch_4.npz", b"PK"), r"train_data_batch_4\.npz: is no whole zip file"),
+        ("imagenet", put("train_data_batch_4.npz", b"PK"), r"train_data_batch_4\.npz: is no complete zip file"),
         ("cifar10-binary", cut("data_batch_3.bin"), r"data_batch_3\.bin: 6,145 bytes are no whole number of records"),
         ("cifar10-binary", without("data_batch_3.bin"), r"CIFAR-10, binary version without data_batch_3\.bin"),
         ("cifar10-binary", set_byte("data_batch_2.bin", 0, 10), r"data_batch_2\.bin: the label 10 is not in 0 to 9"),
