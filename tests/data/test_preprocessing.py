@@ -1,4 +1,4 @@
-"""Channels, crop and size: exact where exactness is possible."""
+"""Channels, crop and size of images, compared exactly with Pillow and numpy where possible."""
 
 from __future__ import annotations
 

@@ -1,3 +1,5 @@
+"""Resolution pyramids: levels are average pools, with the same bits whether they are kept or not."""
+
 import importlib
 
 import pytest

@@ -55,7 +55,7 @@ def read_dataset(
     pixels = preprocessing.collect_processed(name, count, _process_items(name, dataset, count, preprocessing, labels))
     classes = _class_names(dataset) if labels else ()
     if labels and len(labels) != count:
-        raise DataError(f"{name}: {len(labels)} of {count} items have a whole number as label")
+        raise DataError(f"{name}: {len(labels)} of {count} items have an integer as label")
     return Images(pixels, torch.tensor(labels) if labels else None, name, "data set", split, classes)
 
 

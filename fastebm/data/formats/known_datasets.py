@@ -110,7 +110,7 @@ def _count_records(reader: ByteReader, width: int) -> int:
     if reader.size is None:
         raise DataError(f"{reader.name}: is compressed by itself; unpack it first")
     if reader.size == 0 or reader.size % width:
-        raise DataError(f"{reader.name}: {reader.size:,} bytes are no whole number of records of {width:,}")
+        raise DataError(f"{reader.name}: {reader.size:,} bytes are not a multiple of the {width:,} bytes of a record")
     return reader.size // width
 
 
@@ -142,7 +142,7 @@ def _read_cifar_pickle(labels_key: str, reader: ByteReader, preprocessing: Prepr
     if not (isinstance(data, np.ndarray) and data.dtype == np.uint8 and data.ndim == 2 and data.shape[1] == 3072):
         raise DataError(f"{reader.name}: has no uint8 array (N, 3072) under 'data'")
     if not (isinstance(labels, list) and len(labels) == len(data) and all(type(i) is int for i in labels)):
-        raise DataError(f"{reader.name}: has no list of {len(data)} whole numbers under {labels_key!r}")
+        raise DataError(f"{reader.name}: has no list of {len(data)} integers under {labels_key!r}")
     pixels = preprocessing.collect(reader.name, len(data), [data.reshape(-1, *_CIFAR)])
     return pixels, torch.tensor(labels, dtype=torch.int64)
 

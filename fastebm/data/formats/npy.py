@@ -75,7 +75,7 @@ class StoredArray:
             raise DataError(f"{self.name}: holds Python objects, which are never unpickled because they can run code")
         size = self.reader.size
         if size is None:
-            raise DataError(f"{self.name}: is compressed as a whole; unpack it first")
+            raise DataError(f"{self.name}: is gzipped; unpack it first")
         needed = math.prod(self.shape) * self.dtype.itemsize
         if self.reader.position + needed != size:
             raise DataError(

@@ -92,19 +92,14 @@ def _open_folder(path: Path, preprocessing: Preprocessing, split: str | None) ->
 
 
 def _open_file(path: Path, preprocessing: Preprocessing, split: str | None, key: str | None) -> Images:
-    with open_bytes(path, unpack=False) as reader:
-        beginning = reader.read1(512)
+    beginning = _read_beginning(path, unpack=False)
     if beginning[:2] == b"PK":
         return read_npz(path, preprocessing, split, key)
     _refuse_key(key)
     if beginning[:6] == b"\x93NUMPY":
         return read_npy(path, preprocessing, split)
     packed = is_gzip(beginning)
-    if packed:
-        with open_bytes(path) as reader:
-            beginning = b""
-            while len(beginning) < 512 and (piece := reader.read1(512 - len(beginning))):
-                beginning += piece
+    beginning = _read_beginning(path)
     if is_tar(beginning):
         return read_known_dataset(path, preprocessing, split)
     if is_idx(beginning):
@@ -112,9 +107,18 @@ def _open_file(path: Path, preprocessing: Preprocessing, split: str | None, key:
     raise DataError(f"{path}: {_explain_unknown(path, beginning, packed)}")
 
 
+def _read_beginning(path: Path, unpack: bool = True) -> bytes:
+    """Up to 512 bytes, the length of a tar header."""
+    beginning = b""
+    with open_bytes(path, unpack) as reader:
+        while len(beginning) < 512 and (piece := reader.read1(512 - len(beginning))):
+            beginning += piece
+    return beginning
+
+
 def _explain_unknown(path: Path, beginning: bytes, packed: bool) -> str:
     if find_layout([path.name]) is not None:
-        return "is a part of a data set: give the folder that it lies in"
+        return "is a part of a data set: give the folder that contains it"
     if path.name.lower().endswith(IMAGE_SUFFIXES):
         return "is a single picture: give a folder of them"
     content = f"begins with {beginning[:8].hex(' ')}{' when unpacked' if packed else ''}" if beginning else "is empty"

@@ -16,7 +16,6 @@ import pickletools
 import re
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -27,24 +26,25 @@ from fastebm.data.errors import raise_as_data_error
 _NUMBERS = re.compile(r"[ui][1248]|f[248]|b1")
 _MAX_INTEGER = 2**63
 _MAX_INSTRUCTIONS = 2_000_000  # CIFAR-100 has 300,000; also limits memo indices, for which the unpickler allocates
-_MAX_TUPLES = 1000  # hashing a tuple as a key of a dict recurses without a limit into tuples inside it
-_TUPLES = {"TUPLE", "TUPLE1", "TUPLE2", "TUPLE3"}
-_PUTS = {"PUT", "BINPUT", "LONG_BINPUT"}
-_ALLOWED = {
-    *("PROTO", "FRAME", "MARK", "STOP", "NONE", "NEWTRUE", "NEWFALSE", "GLOBAL", "STACK_GLOBAL", "REDUCE", "BUILD"),
+_LITERALS = {
     *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT"),
     *("STRING", "BINSTRING", "SHORT_BINSTRING", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8"),
     *("UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"),
-    *("EMPTY_DICT", "EMPTY_LIST", "EMPTY_TUPLE", "DICT", "LIST", "APPEND", "APPENDS", "SETITEM", "SETITEMS"),
-    *("GET", "BINGET", "LONG_BINGET", "MEMOIZE", *_PUTS, *_TUPLES),
+}
+_PUTS, _GETS = {"PUT", "BINPUT", "LONG_BINPUT"}, {"GET", "BINGET", "LONG_BINGET"}
+_SETS_KEYS = {"SETITEM", "SETITEMS", "DICT"}
+_ALLOWED = {
+    *("PROTO", "FRAME", "MARK", "STOP", "NONE", "NEWTRUE", "NEWFALSE", "GLOBAL", "STACK_GLOBAL", "REDUCE", "BUILD"),
+    *("EMPTY_DICT", "EMPTY_LIST", "EMPTY_TUPLE", "LIST", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "APPEND", "APPENDS"),
+    *("MEMOIZE", *_LITERALS, *_PUTS, *_GETS, *_SETS_KEYS),
 }
 
 
 def read_pickle(name: str, content: bytes) -> Any:
     """The object in a pickle.
 
-    Arrays and bytes are converted where they are the object itself, one of its items or a value under one of its keys:
-    arrays to numpy arrays, bytes to text (latin-1).
+    Bytes, which are also the text of Python 2, become text (latin-1), and arrays become numpy arrays, if they are the
+    object itself, an item of it, or a key or value of it.
 
     Raises DataError, with `name`, for any other pickle.
     """
@@ -56,87 +56,83 @@ def read_pickle(name: str, content: bytes) -> Any:
             return [_convert(item) for item in value]
         if isinstance(value, dict):
             value = {_convert(key): _convert(item) for key, item in value.items()}
-            if not all(isinstance(key, str | int) for key in value):
-                raise ValueError("a key of a dict is neither text nor number")
         if not isinstance(value, str | int | float | tuple | dict | np.ndarray | None):
             raise ValueError("it ends with what is no plain data")
         return value
 
 
 def _check_instructions(content: bytes) -> None:
-    """Raises ValueError for a program that could run code, or take much more memory or stack than its length suggests.
+    """Raises ValueError for a program that could run code, or take much more memory, stack or time than its length.
 
-    Also for one that leaves objects on the unpickler's stack, whose height follows from the instructions alone.
+    It follows the unpickler's stack, because a key of a dict is hashed when it is set. A deeply nested tuple would then
+    overflow the interpreter's stack, and tuples that each contain the one before twice would take forever.
     """
-    tuples = height = 0
+    stack: list[bool] = []  # for each object whether it is known to be text, a number or a stand-in
     marks: list[int] = []
+    memo: dict[Any, bool] = {}
     for count, (opcode, argument, _) in enumerate(pickletools.genops(content)):
+        name, before = opcode.name, opcode.stack_before
         if count == _MAX_INSTRUCTIONS:
             raise ValueError(f"it has more than {_MAX_INSTRUCTIONS:,} instructions")
-        if opcode.name not in _ALLOWED:
-            raise ValueError(f"the instruction {opcode.name} is not one of plain data")
-        if isinstance(argument, int):
-            if abs(argument) >= _MAX_INTEGER:
-                raise ValueError("a number is too large")
-            if opcode.name in _PUTS and argument >= _MAX_INSTRUCTIONS:
-                raise ValueError(f"it remembers an object under the number {argument:,}")
-        tuples += opcode.name in _TUPLES
-        if tuples > _MAX_TUPLES:
-            raise ValueError(f"it has more than {_MAX_TUPLES:,} tuples")
-        before = opcode.stack_before
+        if name not in _ALLOWED:
+            raise ValueError(f"the instruction {name} is not one of plain data")
+        if isinstance(argument, int) and abs(argument) >= (_MAX_INSTRUCTIONS if name in _PUTS else _MAX_INTEGER):
+            raise ValueError("a number is too large")
+        if name in _PUTS or name == "MEMOIZE":
+            memo[len(memo) if argument is None else argument] = stack[-1]
+            continue
         if pickletools.markobject in before:
             if not marks:
                 raise ValueError("a mark is missing")
-            height = marks.pop() - before.index(pickletools.markobject)
+            first = marks.pop()
+            items, height = stack[first + 1 :], first - before.index(pickletools.markobject)
         else:
-            height -= len(before)
-        if opcode.name == "MARK":
-            marks.append(height)
-        height += len(opcode.stack_after)
-    if height:
+            items, height = stack[-2:], len(stack) - len(before)
+        if name in _SETS_KEYS and not all(items[::2]):
+            raise ValueError("a key of a dict is neither text nor number")
+        del stack[max(0, height) :]
+        if name == "MARK":
+            marks.append(len(stack))
+        is_literal = name in _LITERALS or name == "REDUCE" or (name in _GETS and memo.get(argument, False))
+        stack += [is_literal] * len(opcode.stack_after)
+    if stack:
         raise ValueError("it does not end with a single object")
 
 
-class _StandIn:
-    """What the program sees in place of an object of numpy: it has no attributes to change and no state to set."""
+class _Name:
+    """Stands for a name of numpy's: it can be called like a function, and refuses every state set on it."""
 
-    __slots__ = ()
+    def __init__(self, function: Callable[..., Any] | None = None) -> None:
+        self._function = function
+
+    def __call__(self, *arguments: Any) -> Any:
+        if self._function is None:
+            raise ValueError("it calls what is no function")
+        return self._function(*arguments)
 
     def __setstate__(self, state: Any) -> None:
         raise ValueError("it sets a state of what is no array")
 
 
-@dataclass(frozen=True)
-class _Function(_StandIn):
-    """Stands for a function of numpy."""
-
-    function: Callable[..., Any]
-
-    def __call__(self, *arguments: Any) -> Any:
-        return self.function(*arguments)
-
-
-class _Type(_StandIn):
+class _Type:
     """Stands for a dtype: its code, such as "u1", and the byte order, which its state brings."""
 
-    __slots__ = ("dtype",)
-
     def __init__(self, code: Any, *_: Any) -> None:
+        code = _convert(code)
         if not isinstance(code, str) or not _NUMBERS.fullmatch(code):
-            raise ValueError(f"an array of type {str(code)[:40]!r} is not one of numbers")
+            shown = repr(code[:40]) if isinstance(code, str) else type(code).__name__
+            raise ValueError(f"an array of type {shown} is not one of numbers")
         self.dtype: np.dtype[Any] = np.dtype(code)
 
     def __setstate__(self, state: Any) -> None:
         """Takes the state that numpy writes, (version, byte order, ...), of which only the order matters."""
-        if not isinstance(state, tuple) or len(state) < 2 or state[1] not in ("|", "<", ">", "="):
+        if not isinstance(state, tuple) or len(state) < 2 or _convert(state[1]) not in ("|", "<", ">", "="):
             raise ValueError("a byte order is unknown")
-        self.dtype = self.dtype.newbyteorder(state[1])
+        self.dtype = self.dtype.newbyteorder(_convert(state[1]))
 
 
-class _Array(_StandIn):
+class _Array:
     """Stands for an array, which is made when its state is set."""
-
-    __slots__ = ("_make", "value")
 
     def __init__(self, make: Callable[[Any, Any, bool, Any], NDArray[Any]]) -> None:
         self._make = make
@@ -152,7 +148,7 @@ class _ArrayMaker:
     """Makes the arrays of one pickle, of which all together may take `budget` bytes."""
 
     def __init__(self, budget: int) -> None:
-        self.array_type = _StandIn()
+        self.array_type = _Name()
         self.budget = budget
 
     def reconstruct(self, kind: Any = None, *_: Any) -> _Array:
@@ -185,22 +181,19 @@ class _Unpickler(pickle.Unpickler):
     """Python's unpickler with stand-ins for the few names that are resolved at all."""
 
     def __init__(self, content: bytes) -> None:
-        super().__init__(io.BytesIO(content), fix_imports=False, encoding="latin-1")
+        super().__init__(io.BytesIO(content), fix_imports=False, encoding="bytes")
         # Each array has its bytes in the file once; a hostile program would copy the same bytes over and over.
         maker = _ArrayMaker(budget=2 * len(content))
-        reconstruct, frombuffer = _Function(maker.reconstruct), _Function(maker.frombuffer)
         self._names = {
-            "numpy.core.multiarray._reconstruct": reconstruct,
-            "numpy._core.multiarray._reconstruct": reconstruct,
-            "numpy.core.numeric._frombuffer": frombuffer,
-            "numpy._core.numeric._frombuffer": frombuffer,
+            "numpy.core.multiarray._reconstruct": _Name(maker.reconstruct),
+            "numpy.core.numeric._frombuffer": _Name(maker.frombuffer),
             "numpy.ndarray": maker.array_type,
-            "numpy.dtype": _Function(_Type),
-            "_codecs.encode": _Function(_encode),
+            "numpy.dtype": _Name(_Type),
+            "_codecs.encode": _Name(_encode),
         }
 
     def find_class(self, module: str, name: str) -> Any:
-        full = f"{module}.{name}"
+        full = f"{module}.{name}".replace("numpy._core.", "numpy.core.", 1)  # the module's name in numpy 2 and 1
         if full not in self._names:
             raise ValueError(f"it asks for {full[:80]!r}, which is no array")
         return self._names[full]

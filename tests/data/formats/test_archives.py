@@ -1,4 +1,4 @@
-"""Tar archives: what data sets use is read, everything else that tar can do is refused."""
+"""Tar archives: plain files are read, and links, devices, sparse files and lying headers are refused."""
 
 from __future__ import annotations
 

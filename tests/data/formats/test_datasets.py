@@ -1,4 +1,4 @@
-"""Data sets of other people, known only by what they do: a length, and items by number."""
+"""Map-style data sets of PyTorch and Hugging Face: every kind of item, splits, class names, and refusals."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def test_shaping() -> None:
         (lambda i: np.full((4, 4), np.nan), "item 0: has values from nan to nan"),
         (lambda i: PIXELS[i, 0, 0], "item 0: an array of shape .* is no set of images"),
         (lambda i: {"picture": PIXELS[i]}, "item 0: has none of image, img, pixel_values, images; it has picture"),
-        (lambda i: (PIXELS[i], 3) if i < 4 else PIXELS[i], "4 of 5 items have a whole number as label"),
+        (lambda i: (PIXELS[i], 3) if i < 4 else PIXELS[i], "4 of 5 items have an integer as label"),
         (lambda i: (), r"item 0: is tuple; an image of PIL"),
         (lambda i: Image.new("I", (4, 4)), "item 0: has more than 8 bits"),
     ],

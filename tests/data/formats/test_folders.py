@@ -1,4 +1,4 @@
-"""Folders of pictures: what Pillow reads, upright and on white, in the order of their paths."""
+"""Folders of pictures: order, classes and splits, orientation, transparency, and decompression bombs."""
 
 from __future__ import annotations
 
