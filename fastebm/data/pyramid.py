@@ -81,7 +81,7 @@ class ImagePyramid:
     def batch(self, size: int, indices: Tensor, device: torch.device | str | None = None) -> Tensor:
         """float32 (B, C, size, size) in [-1, 1] of the images at int64 `indices` (B,), on `device`.
 
-        Raises ValueError for a size that is no level.
+        Raises ValueError for a size that is not a level.
         """
         if size not in self.sizes:
             raise ValueError(f"size {size} is not a level; the levels are {', '.join(map(str, self.sizes))}")

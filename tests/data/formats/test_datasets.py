@@ -94,7 +94,7 @@ def test_classes_of_torchvision() -> None:
     assert open_images(dataset).classes == ("cat", "dog")
 
 
-def test_shaping() -> None:
+def test_items_of_several_sizes() -> None:
     sizes = Mapped(lambda i: Image.fromarray(noise(i, 8 + i, 9, 3)))
     with pytest.raises(DataError, match="Mapped: image 1 is 3x9x9 and the first one 3x8x9: give a size"):
         open_images(sizes)
