@@ -1,4 +1,4 @@
-"""Images: readers of every common format, their resolution pyramid, and the order in which training sees them."""
+"""Image data: readers of common formats, resolution pyramids, and shuffling and augmentation for training."""
 
 from fastebm.data.augmentation import add_noise, flip
 from fastebm.data.batches import batches

@@ -1,9 +1,9 @@
-"""What is done to images each time they are seen: a flip, a little noise.
+"""Random flips and noise for training images.
 
-Both are pure functions of the seed and of the image's position, the number of images that training has seen before it.
-So a batch may be split, or a run stopped and resumed, and every image meets the same flip and the same noise; and an
-image that comes again in a later epoch, at another position, meets others. Positions are the "chains" of our random
-numbers, of which each purpose has a stream of its own.
+Both are pure functions of the seed and of the image's position in training, which is the number of images that were
+used before it. A batch can therefore be split, and a run stopped and resumed, without changing any flip or noise. An
+image that returns in a later epoch has another position and gets another flip and other noise. The random numbers take
+the position as their chain id; each purpose has a stream of its own.
 """
 
 from __future__ import annotations
@@ -17,13 +17,14 @@ from fastebm.rng import Stream
 
 
 def flip(images: Tensor, *, seed: int, positions: int | Tensor) -> Tensor:
-    """Images (B, C, H, W) of any type, each mirrored left to right with probability 1/2.
+    """Mirrors each image left to right with probability 1/2.
 
     Args:
+        images: (B, C, H, W) of any type.
         seed: in [-2^63, 2^64).
-        positions: the position of the first image, the others follow; or int64 (B,). In [0, 2^56).
+        positions: the position of the first image, with the others following; or int64 (B,). In [0, 2^56).
 
-    Raises ValueError for images of another form or positions out of range.
+    Raises ValueError for images of another shape or positions out of range.
     """
     if images.ndim != 4:
         raise ValueError(f"images must be (B, C, H, W), got {tuple(images.shape)}")
@@ -32,9 +33,9 @@ def flip(images: Tensor, *, seed: int, positions: int | Tensor) -> Tensor:
 
 
 def add_noise(images: Tensor, std: float, *, seed: int, positions: int | Tensor) -> Tensor:
-    """Images (B, C, H, W) in floats with normal noise of standard deviation `std` on every pixel; it is not clamped.
+    """Adds normal noise of standard deviation `std` to every pixel of float images (B, C, H, W), without clamping.
 
-    Arguments and errors as in `flip`; also ValueError for a `std` below 0.
+    Arguments and errors are those of `flip`; a `std` below 0 is a ValueError as well.
     """
     if not std >= 0:
         raise ValueError(f"the standard deviation of noise must not be negative, got {std}")

@@ -1,4 +1,4 @@
-"""The order in which training sees its images: shuffled, endless, and the same after a resume."""
+"""The order in which training reads its images: shuffled anew in each epoch, endless, and unchanged by a resume."""
 
 from collections.abc import Iterator, Sized
 
@@ -10,11 +10,11 @@ from fastebm.rng import Stream
 
 
 def batches(images: Sized, batch_size: int, seed: int, start_step: int = 0) -> Iterator[Tensor]:
-    """An endless stream of indices, int64 (batch_size,), into `images`, of which only the length is read.
+    """An endless stream of indices into `images`, int64 (batch_size,) per batch. Only the length of `images` is read.
 
-    Epoch after epoch each image comes once, in an order that depends on (seed, epoch) alone, and batches run on over
-    the borders of epochs; so the stream from `start_step` on is the one from 0 without its first `start_step`
-    batches. The epoch is the step of the shuffle stream of our counter-based random numbers.
+    Each epoch contains every image once, in an order that depends on (seed, epoch) alone; a batch may span two epochs.
+    The stream from `start_step` on equals the stream from 0 without its first `start_step` batches. The epoch is the
+    step of the shuffle stream of our counter-based random numbers.
 
     Raises ValueError for no images, a batch size below 1 or a negative start.
     """
@@ -23,10 +23,10 @@ def batches(images: Sized, batch_size: int, seed: int, start_step: int = 0) -> I
         raise ValueError(
             f"got {count} images, batch_size {batch_size} and start_step {start_step}; needed are at least 1, 1 and 0"
         )
-    return _stream(count, batch_size, seed, start_step)
+    return _index_stream(count, batch_size, seed, start_step)
 
 
-def _stream(count: int, batch_size: int, seed: int, start_step: int) -> Iterator[Tensor]:
+def _index_stream(count: int, batch_size: int, seed: int, start_step: int) -> Iterator[Tensor]:
     epoch, offset = divmod(start_step * batch_size, count)
     rest = _permutation(count, seed, epoch)[offset:]
     while True:
@@ -38,5 +38,5 @@ def _stream(count: int, batch_size: int, seed: int, start_step: int) -> Iterator
 
 
 def _permutation(count: int, seed: int, epoch: int) -> Tensor:
-    """Indices in the order of their draws. The few draws that are equal in float32 keep their order."""
+    """Indices sorted by their uniform draws. The few draws that are equal in float32 keep their order."""
     return uniform((1, count), seed=seed, step=epoch, stream=Stream.SHUFFLE)[0].argsort(stable=True)

@@ -1,4 +1,4 @@
-"""What goes wrong with data: one error, which begins with the name of the file."""
+"""Errors about image data. Each message begins with the name of the file or data set."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from contextlib import contextmanager
 
 
 class DataError(ValueError):
-    """A file, folder or data set that can't be read as images. The message says which, and what is wrong with it.
+    """A file, folder or data set cannot be read as images. The message names it and says what is wrong with it.
 
-    What the message quotes of a file is escaped: control characters are commands to a terminal.
+    Control characters in text quoted from a file are escaped, because a terminal would obey them.
     """
 
     def __init__(self, message: str) -> None:
@@ -18,19 +18,19 @@ class DataError(ValueError):
 
 
 class NoSplitError(DataError):
-    """A set of images has no part of the wanted name."""
+    """An image set has no split of the requested name."""
 
 
 class MixedSizesError(DataError):
-    """Pictures of one folder differ in size where no size is wanted."""
+    """The pictures of a folder differ in size, and no common size was requested."""
 
 
 @contextmanager
-def explaining(name: str, doing: str = "can't be read") -> Iterator[None]:
-    """Turns whatever a parser of other people raises in the block into a DataError about `name`.
+def raise_as_data_error(name: str, problem: str = "cannot be read") -> Iterator[None]:
+    """Turns any exception of the block into a DataError about `name`.
 
-    For blocks that hand the bytes of a file to such a parser, and for no others: hostile bytes make parsers raise
-    nearly everything, from struct.error over RecursionError to MemoryError.
+    Use it only around calls of parsers that are not ours: hostile bytes make those raise nearly everything, from
+    struct.error over RecursionError to MemoryError.
     """
     try:
         yield
@@ -40,4 +40,4 @@ def explaining(name: str, doing: str = "can't be read") -> Iterator[None]:
         raise DataError(f"{name}: there is no such file or folder") from error
     except Exception as error:
         reason = str(error).strip().split("\n")[0] or type(error).__name__
-        raise DataError(f"{name}: {doing}: {reason[:300]}") from error
+        raise DataError(f"{name}: {problem}: {reason[:300]}") from error

@@ -1,4 +1,4 @@
-"""An image set in memory: a byte a pixel and channel, and floats only for the batch at hand."""
+"""Image sets in memory: one byte per pixel and channel, converted to floats batch by batch."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ class Images:
     """Images of one size, with or without labels.
 
     Attributes:
-        pixels: uint8 (N, C, H, W), N >= 1, 0 is black; all the memory that the set takes.
+        pixels: uint8 (N, C, H, W), N >= 1, 0 is black.
         labels: int64 (N,), counted from 0, or None.
-        name: the file, folder or data set that they come from.
-        format: which format that was taken for.
-        split: the part of it, such as "train"; "" where it has no parts.
+        name: the file, folder or data set that the images come from.
+        format: the format that it was recognised as.
+        split: the part of the set, such as "train"; "" for a set without splits.
         classes: names of the labels, or ().
 
     Raises ValueError for tensors of other shapes or types.
@@ -37,7 +37,7 @@ class Images:
     def __post_init__(self) -> None:
         if self.pixels.dtype != torch.uint8 or self.pixels.ndim != 4 or not self.pixels.numel():
             raise ValueError(
-                f"pixels must be uint8 (N, C, H, W), none of them 0, got {self.pixels.dtype} {tuple(self.pixels.shape)}"
+                f"pixels must be uint8 (N, C, H, W), not empty, got {self.pixels.dtype} {tuple(self.pixels.shape)}"
             )
         if self.labels is not None and (self.labels.dtype != torch.int64 or self.labels.shape != (len(self),)):
             raise ValueError(f"labels must be int64 ({len(self)},), got {self.labels.dtype} {tuple(self.labels.shape)}")
@@ -51,14 +51,14 @@ class Images:
 
     @property
     def size(self) -> int:
-        """The side of the images. Raises ValueError where they are not square."""
+        """The side of the images. Raises ValueError for images that are not square."""
         height, width = self.pixels.shape[2:]
         if height != width:
             raise ValueError(f"{self.name}: its images are {height}x{width}, not square: give a size")
         return height
 
-    def chosen(self, indices: Tensor | slice, device: torch.device | str | None = None) -> Tensor:
-        """uint8 (B, C, H, W): the pixels at int64 `indices` (B,) or in a slice, on `device`."""
+    def select_pixels(self, indices: Tensor | slice, device: torch.device | str | None = None) -> Tensor:
+        """uint8 (B, C, H, W) of the images at int64 `indices` (B,) or in a slice, on `device`."""
         if isinstance(indices, Tensor):
             indices = indices.to(self.pixels.device)
         return self.pixels[indices].to(device)
@@ -66,9 +66,9 @@ class Images:
     def batch(self, indices: Tensor | slice, device: torch.device | str | None = None) -> Tensor:
         """float32 (B, C, H, W) in [-1, 1] of the images at int64 `indices` (B,) or in a slice, on `device`.
 
-        Bytes travel to the device, not floats, and become the same floats everywhere.
+        Bytes are copied to the device and converted there, with the same result on every device.
         """
-        return to_float(self.chosen(indices, device))
+        return to_float(self.select_pixels(indices, device))
 
     def to(self, device: torch.device | str) -> Images:
         """The same set with its tensors on `device`."""
@@ -85,34 +85,34 @@ class Images:
 
 
 def to_float(pixels: Tensor) -> Tensor:
-    """float32 in [-1, 1] of uint8 pixels: 0 becomes -1 and 255 becomes 1, exactly, and p and 255 - p are opposites.
+    """float32 in [-1, 1] of uint8 pixels: 0 becomes -1, 255 becomes 1, and p and 255 - p become exact opposites.
 
-    2p - 255 is exact in float32, so that a single product is rounded, on any device in the same way; a division by
-    127.5 is not, because some devices multiply by the reciprocal instead.
+    2p - 255 is exact in float32, so that only one product is rounded, in the same way on every device. A division by
+    127.5 is not the same everywhere, because some devices multiply by the reciprocal instead.
     """
-    return centred(pixels).mul_(1 / 255)
+    return to_odd_integers(pixels).mul_(1 / 255)
 
 
-def centred(pixels: Tensor) -> Tensor:
-    """float32 of uint8 pixels as the odd whole numbers from -255 to 255, a new tensor."""
+def to_odd_integers(pixels: Tensor) -> Tensor:
+    """A new float32 tensor with 2p - 255 for uint8 pixels p: the odd integers from -255 to 255."""
     return pixels.to(torch.float32).mul_(2).sub_(255)
 
 
 def to_pixels(images: Tensor) -> Tensor:
-    """uint8 of images in [-1, 1], the nearest: the way back of `to_float`. What lies outside is clamped."""
+    """The nearest uint8 pixels to float images in [-1, 1], the inverse of `to_float`. Other values are clamped."""
     return images.clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8)
 
 
-def pick_split(name: str, wanted: str | None, there: Sequence[str]) -> str:
-    """The split to read, of those that are `there` (none: the set is one piece, called "").
+def resolve_split(name: str, requested: str | None, available: Sequence[str]) -> str:
+    """The split to read, one of those `available`; a set without splits has the one split "".
 
-    Without a wish it is the only one or "train". Raises NoSplitError for one that is not there.
+    If none is requested, it is the only one there is, or else "train". Raises NoSplitError for a missing split.
     """
-    if wanted is None:
-        if not there or len(there) == 1:
-            return there[0] if there else ""
-        wanted = "train"
-    if wanted not in there:
-        has = f"it has {', '.join(there)}" if there else "it is one piece: give no split"
-        raise NoSplitError(f"{name}: has no split {wanted!r}; {has}")
-    return wanted
+    if requested is None:
+        if len(available) < 2:
+            return available[0] if available else ""
+        requested = "train"
+    if requested not in available:
+        has = f"it has {', '.join(available)}" if available else "it is one piece: give no split"
+        raise NoSplitError(f"{name}: has no split {requested!r}; {has}")
+    return requested

@@ -1,4 +1,4 @@
-"""Where the images of a run come from, as it is kept with the run, so that it can be taken up by its folder alone."""
+"""Descriptions of where a run's images come from, stored with the run so that it can be resumed from its folder."""
 
 from __future__ import annotations
 
@@ -16,7 +16,14 @@ from fastebm.runs.folder import RunError
 
 @dataclass(frozen=True)
 class ImageSource:
-    """Arguments of `fastebm.data.open_images`, which see: a path, and how its images get their size."""
+    """A file, folder or data set on disk and how its images are preprocessed: arguments of `fastebm.data.open_images`.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from fastebm.data.sources import ImageSource
+        >>> ImageSource(Path("photos"), size=64, channels=3).fit
+        'resize'
+    """
 
     path: Path
     size: int | None = None
@@ -27,20 +34,21 @@ class ImageSource:
     key: str | None = None
 
     def open(self) -> Images:
-        """The images. Raises DataError and ValueError as `open_images` does."""
+        """Reads the images. Raises DataError and ValueError as `open_images` does."""
         options = dataclasses.asdict(self)
         return open_images(options.pop("path"), **options)
 
     def to_json(self) -> dict[str, Any]:
-        """With the whole path, so that a run can be taken up from another folder."""
+        """The fields as JSON, with the path made absolute so that they hold in any working folder."""
         return dataclasses.asdict(self) | {"path": str(self.path.resolve())}
 
 
 @dataclass(frozen=True)
 class DigitsSource:
-    """scikit-learn's handwritten digits, the train split: 8x8, gray, as floats."""
+    """The train split of scikit-learn's handwritten digits (`fastebm.data.digits`)."""
 
     def open(self) -> Tensor:
+        """float32 (N, 1, 8, 8) in [-1, 1]."""
         return digits("train")[0]
 
     def to_json(self) -> dict[str, Any]:
@@ -48,10 +56,10 @@ class DigitsSource:
 
 
 def source_from_json(stored: Mapping[str, Any]) -> ImageSource | DigitsSource:
-    """The source that was stored as JSON. Raises RunError if its fields are not ours."""
+    """The source that `to_json` stored. Raises RunError for other fields."""
     if stored == DigitsSource().to_json():
         return DigitsSource()
     try:
         return ImageSource(**{**stored, "path": Path(stored["path"])})
     except (TypeError, KeyError) as error:
-        raise RunError(f"not a source of images: {error!r}") from error
+        raise RunError(f"the stored fields are not a source of images: {error!r}") from error

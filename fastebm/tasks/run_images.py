@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fastebm.data import Images, average_pool_to, digits, to_pixels
 from fastebm.data.errors import NoSplitError
-from fastebm.data.formats.pictures import SUFFIXES, read_picture
+from fastebm.data.formats.pictures import IMAGE_SUFFIXES, read_picture
 from fastebm.data.preprocessing import Preprocessing
 from fastebm.data.sources import source_from_json
 from fastebm.runs.folder import RunFolder
@@ -46,7 +46,7 @@ def images_for(
         raise ValueError(f"count must be at least 1, got {count}")
     if data is None:
         images = own_images(run, split)
-    elif Path(data).suffix.lower() in SUFFIXES and Path(data).is_file():
+    elif Path(data).suffix.lower() in IMAGE_SUFFIXES and Path(data).is_file():
         images = _single_picture(run, Path(data), convert)
     else:
         images = _opened(_shaped(run, _with_path(run, Path(data))) if convert else ImageSource(Path(data)), split)

@@ -1,4 +1,4 @@
-"""Small image sets, written as the real ones are: what the readers must give back, and the files to read."""
+"""Small image sets for the tests, written in each real format, with the pixels and labels that readers must return."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ CIFAR100_NAMES = tuple(f"kind_{number}" for number in range(100))
 
 @dataclass(frozen=True)
 class Written:
-    """A set on disk: where, which format it must be taken for, and by split the pixels (N, C, H, W) and labels."""
+    """A set on disk: its path, the format that must be recognised, and pixels (N, C, H, W) and labels by split."""
 
     path: Path
     format: str
@@ -292,7 +292,7 @@ def write_mnist_gz(folder: Path) -> Written:
 
 
 def write_pictures(folder: Path) -> Written:
-    """Two classes of pictures in lossless formats, nested, with what else lies about in such folders."""
+    """Two classes of pictures in lossless formats, nested, with other files as they occur in such folders."""
     path = folder / "pictures"
     places = ("cats/a.png", "cats/more/b.bmp", "dogs/c.tiff", "dogs/d.webp", "dogs/e.ppm")
     pixels = noise(3, len(places), 3, 8, 8)

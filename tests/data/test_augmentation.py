@@ -1,4 +1,4 @@
-"""Flips and noise depend on the seed and an image's position, and on nothing else."""
+"""Flips and noise of training images are functions of the seed and the image's position alone."""
 
 from __future__ import annotations
 

@@ -1,3 +1,5 @@
+"""The order of training images: permutations per epoch that can start anywhere."""
+
 from itertools import islice
 
 import pytest

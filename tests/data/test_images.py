@@ -1,4 +1,4 @@
-"""An image set in memory: bytes, and the floats that they become."""
+"""Image sets in memory, and the conversion between bytes and floats."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Holes in images: what is around them, and random ones."""
+"""Random hole masks, and the fill of a hole by the mean of its neighbours."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch
 from fastebm.data import neighbour_mean, random_hole_masks
 
 
-def test_surroundings_are_means_of_the_nearest_known_pixels() -> None:
+def test_fills_are_means_of_the_nearest_known_pixels() -> None:
     images = torch.arange(16.0).reshape(1, 1, 4, 4) / 16
     hole = torch.zeros(1, 1, 4, 4, dtype=torch.bool)
     hole[0, 0, 0, 0] = hole[0, 0, 3, 2:] = True

@@ -1,3 +1,5 @@
+"""Resolution pyramids: levels are average pools, with the same bits whether they are kept or not."""
+
 import importlib
 
 import pytest
@@ -68,7 +70,7 @@ def test_a_pyramid_keeps_what_fits():
         levels = ImagePyramid(images, 4, cache_bytes=cache_bytes)
         for size in levels.sizes:
             levels.batch(size, torch.arange(7))
-        kept = [size for size, level in levels._cached.items() if level is not None]
+        kept = [size for size, level in levels._cache.items() if level is not None]
         assert kept == [4, 8, 16][:levels_kept]
 
 
@@ -77,7 +79,7 @@ def test_a_pyramid_refuses():
         ImagePyramid(image_set(), 5)
     with pytest.raises(ValueError, match=r"\(N, C, s, s\)"):
         ImagePyramid(Images(torch.zeros(1, 1, 4, 8, dtype=torch.uint8)), 4)
-    with pytest.raises(ValueError, match="size 64 is no level; levels are 8, 16, 32"):
+    with pytest.raises(ValueError, match="size 64 is not a level; the levels are 8, 16, 32"):
         ImagePyramid(image_set(), 8).batch(64, torch.tensor([0]))
     assert ImagePyramid(image_set(size=28), 7).sizes == (7, 14, 28)
 

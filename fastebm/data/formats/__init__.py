@@ -1,1 +1,1 @@
-"""Readers of image files and data sets."""
+"""Readers of image files and data sets, one format per file; `open_images` chooses between them."""

@@ -1,41 +1,39 @@
-"""The files of a data set, one after another, out of a folder or a tar archive; nothing is ever written to disk.
+"""The files of a data set, read one after another from a folder or a tar archive without unpacking to disk.
 
-Of tar only what the data sets use is understood: plain files and folders, and pax headers, which are skipped. The
-standard library's reader follows every extension there is, and hostile archives have sent it round in circles
-(CVE-2024-6232, CVE-2025-8194).
+`tarfile.TarInfo` parses the header blocks. The loop over them is our own and accepts only what data sets contain: plain
+files, folders, and pax headers, which are skipped. The loop of `tarfile.TarFile` follows every extension of the format,
+and hostile archives have made it loop or stall (CVE-2024-6232, CVE-2025-8194).
 """
 
 from __future__ import annotations
 
 import os
+import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 
-from fastebm.data.errors import DataError
-from fastebm.data.formats.byte_reader import ByteReader, open_bytes
+from fastebm.data.errors import DataError, raise_as_data_error
+from fastebm.data.formats.byte_reader import PIECE, ByteReader, open_bytes
 
-_BLOCK = 512
-_LONGEST_EXTENSION = 2**16
-_FILES = (b"0", b"\0", b"7")
-_FOLDER = b"5"
-_EXTENSIONS = (b"x", b"g")
-_KINDS = {
-    b"1": "a hard link",
-    b"2": "a symbolic link",
-    b"3": "a device",
-    b"4": "a device",
-    b"6": "a pipe",
-    b"L": "a file with a name of over 100 bytes",
-    b"S": "a sparse file",
+_BLOCK = tarfile.BLOCKSIZE
+_MAX_EXTENSION = 2**16
+_REFUSED = {
+    tarfile.LNKTYPE: "a hard link",
+    tarfile.SYMTYPE: "a symbolic link",
+    tarfile.CHRTYPE: "a device",
+    tarfile.BLKTYPE: "a device",
+    tarfile.FIFOTYPE: "a pipe",
+    tarfile.GNUTYPE_LONGNAME: "a file with a name of over 100 bytes",
+    tarfile.GNUTYPE_SPARSE: "a sparse file",
 }
 
 
-def files_of(path: Path) -> Iterator[tuple[str, ByteReader]]:
-    """Names without folders, and readers, of all files that lie in a folder itself or anywhere in a tar archive.
+def iterate_files(path: Path) -> Iterator[tuple[str, ByteReader]]:
+    """(name, reader) of every file directly in a folder, or anywhere in a tar archive. Names are without folders.
 
-    A reader is good until the next one is asked for; it need not be read to its end.
+    A reader is valid until the next one is requested, and need not be read to its end.
     """
-    return _files_of_folder(path) if path.is_dir() else _files_of_tar(path)
+    return _iterate_folder(path) if path.is_dir() else _iterate_tar(path)
 
 
 def is_tar(beginning: bytes) -> bool:
@@ -43,78 +41,57 @@ def is_tar(beginning: bytes) -> bool:
     return beginning[257:262] == b"ustar"
 
 
-def _files_of_folder(path: Path) -> Iterator[tuple[str, ByteReader]]:
+def _iterate_folder(path: Path) -> Iterator[tuple[str, ByteReader]]:
     for name in sorted(os.listdir(path)):
         if (path / name).is_file():
             with open_bytes(path / name, unpack=False) as reader:
                 yield name, reader
 
 
-def _files_of_tar(path: Path) -> Iterator[tuple[str, ByteReader]]:
-    seen = set()
+def _iterate_tar(path: Path) -> Iterator[tuple[str, ByteReader]]:
+    names = set()
     with open_bytes(path) as archive:
-        while True:
-            header = archive.read(_BLOCK)
-            if not any(header):
-                break
-            name, size, kind = _header(archive, header)
-            archive.expect(size)
-            member = ByteReader(f"{path}, {name}", _within(archive, size), size)
-            if kind in _FILES and not name.endswith("/"):
-                if (base := PurePosixPath(name).name) in seen:
+        while any(block := archive.read(_BLOCK)):
+            entry = _parse_header(archive, block)
+            archive.check_remaining(entry.size)
+            member = ByteReader(f"{path}, {entry.name}", _limited_source(archive, entry.size), entry.size)
+            if entry.type in (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE):
+                name = PurePosixPath(entry.name).name
+                if name in names:
                     raise DataError(f"{member.name}: the archive has two files of this name")
-                seen.add(base)
-                yield base, member
-            elif kind in _EXTENSIONS:
-                _check_extension(member)
-            elif kind in _FILES or kind == _FOLDER:
-                pass
-            else:
-                what = _KINDS.get(kind, f"an entry of type {kind!r}")
-                raise DataError(f"{member.name}: is {what}, which no data set has: the archive is refused")
-            archive.skip(size - member.position + -size % _BLOCK)
-        # To the last byte, because only there does gzip check what came before.
-        while archive.some(2**20):
+                names.add(name)
+                yield name, member
+            elif entry.type in (tarfile.XHDTYPE, tarfile.XGLTYPE):
+                if b" size=" in member.read_all(_MAX_EXTENSION):
+                    raise DataError(f"{member.name}: a pax header that changes a size is refused")
+            elif entry.type != tarfile.DIRTYPE:
+                kind = _REFUSED.get(entry.type, f"an entry of type {entry.type!r}")
+                raise DataError(f"{member.name}: is {kind}, which no data set has: the archive is refused")
+            archive.skip(entry.size - member.position + -entry.size % _BLOCK)
+        # Read to the last byte, because only there does gzip verify what came before.
+        while archive.read1(PIECE):
             pass
 
 
-def _header(archive: ByteReader, header: bytes) -> tuple[str, int, bytes]:
-    """Name, size and kind of an entry, after a look at the header's checksum and at where the name would lead."""
-    where = f"{archive.name}: the tar header before byte {archive.position:,}"
-    if _octal(header[148:156], where) != sum(header) - sum(header[148:156]) + 8 * ord(" "):
-        raise DataError(f"{where} is damaged: its checksum does not fit")
-    name = header[:100].split(b"\0")[0].decode("utf-8", "replace")
-    if header[257:263] == b"ustar\0" and header[345]:
-        name = header[345:500].split(b"\0")[0].decode("utf-8", "replace") + "/" + name
-    if name.startswith("/") or ".." in PurePosixPath(name).parts or "\\" in name:
-        raise DataError(f"{archive.name}: the entry {name[:200]!r} leads out of the archive: it is refused")
-    return name, _octal(header[124:136], where), header[156:157]
+def _parse_header(archive: ByteReader, block: bytes) -> tarfile.TarInfo:
+    """The entry of a header block, which must have a valid checksum and a name and size inside the archive."""
+    problem = f"the tar header before byte {archive.position:,} is damaged"
+    with raise_as_data_error(archive.name, problem):
+        entry = tarfile.TarInfo.frombuf(block, "utf-8", "replace")
+    if entry.size < 0:
+        raise DataError(f"{archive.name}: {problem}: it has the size {entry.size:,}")
+    if entry.name.startswith("/") or ".." in PurePosixPath(entry.name).parts or "\\" in entry.name:
+        raise DataError(f"{archive.name}: the entry {entry.name[:200]!r} leads out of the archive: it is refused")
+    return entry
 
 
-def _octal(field: bytes, where: str) -> int:
-    digits = field.strip(b" \0")
-    if not digits or digits.strip(b"01234567"):
-        raise DataError(f"{where} is damaged: {field!r} is no octal number")
-    return int(digits, 8)
-
-
-def _check_extension(member: ByteReader) -> None:
-    """Refuses pax headers that change how the archive is to be read; times and owners, which all others hold, pass."""
-    if member.size is None or member.size > _LONGEST_EXTENSION:
-        raise DataError(f"{member.name}: a pax header of over {_LONGEST_EXTENSION:,} bytes is refused")
-    if b" size=" in member.read(member.size):
-        raise DataError(f"{member.name}: a pax header that changes a size is refused")
-
-
-def _within(archive: ByteReader, size: int) -> Callable[[int], bytes]:
+def _limited_source(archive: ByteReader, size: int) -> Callable[[int], bytes]:
     """The next `size` bytes of an archive as a source of their own."""
     left = size
 
     def read(count: int) -> bytes:
         nonlocal left
-        if not left:
-            return b""
-        piece = archive.some(min(count, left))
+        piece = archive.read1(min(count, left)) if left else b""
         left -= len(piece)
         return piece
 

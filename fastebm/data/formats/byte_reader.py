@@ -1,4 +1,4 @@
-"""Bytes of a file in order: counted, limited, and with every early, late or endless end an error with its name."""
+"""A forward reader of bytes with limits: every truncated, overlong or exploding file becomes an error with its name."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from fastebm.data.errors import DataError, explaining
+from fastebm.data.errors import DataError, raise_as_data_error
 
 MAX_BYTES = 2**34
-"""How many bytes of pixels are kept in memory unless the caller raises it: all of ImageNet-32 four times over."""
+"""The default limit of an image set in memory, in bytes: four times ImageNet at 32x32."""
 
 MAX_PIXELS = 10**8
-"""The largest single picture that is decoded: 10,000 x 10,000, a third of a gigabyte in colour."""
+"""The largest single picture that is decoded: 10,000 x 10,000 pixels, a third of a gigabyte in colour."""
 
-# Deflate reaches a factor of 1,032 and LZMA 7,000, on nothing but repetitions; real images of any kind stay below 100.
+# Deflate expands repetitions by up to 1,032 and LZMA by up to 7,000; real images stay below 100.
 MAX_EXPANSION = 256
 FREE_EXPANSION = 2**26
 
-PIECE = 2**20  # read at once: large beside a call's cost, small beside any image set
+PIECE = 2**20  # bytes per read: large compared with a call's cost, small compared with an image set
 
 
 def check_expansion(name: str, packed: int, unpacked: int) -> None:
-    """Raises DataError where `packed` bytes claim to hold more than images ever do. Up to 64 MiB nothing is said."""
+    """Raises DataError if `packed` bytes expand to over 64 MiB and by over 256 times, as no images do."""
     if unpacked > max(FREE_EXPANSION, MAX_EXPANSION * packed):
         raise DataError(
             f"{name}: {packed:,} compressed bytes unpack to {unpacked:,} or more, over {MAX_EXPANSION} times as many: "
@@ -36,25 +36,29 @@ def check_expansion(name: str, packed: int, unpacked: int) -> None:
 
 
 class ByteReader:
-    """Reads forward from `source`, a function that gives up to n bytes and b"" at the end.
+    """Reads forward from a source and raises DataError for whatever it cannot deliver.
+
+    Args:
+        name: the name of the file or member, for messages.
+        source: a function like `file.read`, which returns up to n bytes, and b"" at the end.
+        size: the number of bytes of the source, or None if only its end shows it.
+        packed: the size of the compressed file if `source` unpacks one; it bounds what may come out.
 
     Attributes:
-        name: of what is read, for messages.
-        size: the number of bytes that are there, or None where only the end shows it.
+        name, size: as given.
         position: the number of bytes read so far.
     """
 
     def __init__(self, name: str, source: Callable[[int], bytes], size: int | None, packed: int | None = None) -> None:
-        """`packed` is the size of the compressed file, where `source` unpacks one: it bounds what may come out."""
         self.name = name
         self.size = size
         self.position = 0
         self._source = source
         self._packed = packed
 
-    def some(self, count: int) -> bytes:
+    def read1(self, count: int) -> bytes:
         """Between 1 and `count` bytes, or b"" at the end."""
-        with explaining(self.name, f"damaged after {self.position:,} bytes"):
+        with raise_as_data_error(self.name, f"damaged after {self.position:,} bytes"):
             piece = self._source(min(count, PIECE))
         self.position += len(piece)
         if self._packed is not None:
@@ -62,61 +66,67 @@ class ByteReader:
         return piece
 
     def read(self, count: int) -> bytes:
-        """Exactly `count` bytes. Memory grows with what is there, not with what was asked for."""
+        """Exactly `count` bytes. Memory grows with the bytes that arrive, not with `count`."""
         content = bytearray()
         while len(content) < count:
-            piece = self.some(count - len(content))
+            piece = self.read1(count - len(content))
             if not piece:
                 missing = count - len(content)
                 raise DataError(f"{self.name}: ends after {self.position:,} bytes, at least {missing:,} are missing")
             content += piece
         return bytes(content)
 
-    def expect(self, count: int) -> None:
-        """Raises DataError where `count` more bytes can't be there: to be asked before memory is set aside for them."""
+    def read_all(self, limit: int) -> bytes:
+        """All bytes of a source of known size, of which at most `limit` are accepted."""
+        if self.size is None or self.size > limit:
+            raise DataError(f"{self.name}: has more than {limit:,} bytes, the limit for such a file")
+        return self.read(self.size)
+
+    def read_rows(self, count: int, width: int) -> Iterator[NDArray[np.uint8]]:
+        """`count` rows of `width` bytes, an image or record each, as uint8 (k, width) arrays of about 1 MiB."""
+        if width < 1:
+            raise DataError(f"{self.name}: has images without pixels")
+        if width > 3 * MAX_PIXELS:
+            raise DataError(f"{self.name}: a single image of {width:,} bytes is more than {3 * MAX_PIXELS:,}")
+        step = max(1, PIECE // width)
+        for first in range(0, count, step):
+            k = min(step, count - first)
+            yield np.frombuffer(self.read(k * width), dtype=np.uint8).reshape(k, width)
+
+    def skip(self, count: int) -> None:
+        """Reads `count` bytes and drops them."""
+        while count:
+            count -= len(self.read(min(count, PIECE)))
+
+    def check_remaining(self, count: int) -> None:
+        """Raises DataError if `count` more bytes cannot follow; call it before allocating memory for them."""
         end = self.position + count
         if self.size is not None and end > self.size:
             raise DataError(f"{self.name}: has {self.size:,} bytes, {end:,} are needed")
         if self._packed is not None:
             check_expansion(self.name, self._packed, end)
 
-    def rows(self, count: int, width: int) -> Iterator[NDArray[np.uint8]]:
-        """uint8 (k, width) arrays of `count` rows, an image or record each, in all; about 1 MiB at a time."""
-        if width < 1:
-            raise DataError(f"{self.name}: has images without pixels")
-        if width > 3 * MAX_PIXELS:
-            raise DataError(f"{self.name}: a single image of {width:,} bytes is more than {3 * MAX_PIXELS:,}")
-        at_once = max(1, PIECE // width)
-        for first in range(0, count, at_once):
-            k = min(at_once, count - first)
-            yield np.frombuffer(self.read(k * width), dtype=np.uint8).reshape(k, width)
-
-    def skip(self, count: int) -> None:
-        """Reads `count` bytes and forgets them."""
-        while count:
-            piece = self.read(min(count, PIECE))
-            count -= len(piece)
-
-    def finish(self) -> None:
-        """Raises DataError if anything follows. A compressed file checks its digest when its end is read."""
-        if self.some(1):
+    def check_end(self) -> None:
+        """Raises DataError if anything follows. Reading the end also makes compressed files verify their checksum."""
+        if self.read1(1):
             raise DataError(f"{self.name}: more follows after the {self.position - 1:,} bytes that belong there")
 
 
 @contextmanager
 def open_bytes(path: str | os.PathLike[str], unpack: bool = True) -> Iterator[ByteReader]:
-    """A reader of the file; if it begins as gzip files do, of what is packed in it, unless `unpack` is False."""
+    """A reader of a file; of the unpacked content if the file begins like gzip, unless `unpack` is False."""
     name = os.fspath(path)
-    with explaining(name):
+    with raise_as_data_error(name):
         size = os.path.getsize(path)
-        file = Path(path).open("rb")  # noqa: SIM115  (closed below; errors of the block are not ours to explain)
+        file = Path(path).open("rb")  # noqa: SIM115  (closed below; errors of the caller's block must pass unchanged)
     with file:
-        if not (unpack and begins_as_gzip(file.peek(2))):
+        if not (unpack and is_gzip(file.peek(2))):
             yield ByteReader(name, file.read, size)
             return
         with gzip.GzipFile(fileobj=file) as unpacked:
             yield ByteReader(name, unpacked.read, None, packed=size)
 
 
-def begins_as_gzip(content: bytes) -> bool:
-    return content[:2] == b"\x1f\x8b"
+def is_gzip(beginning: bytes) -> bool:
+    """Whether a file with this beginning is gzipped."""
+    return beginning[:2] == b"\x1f\x8b"

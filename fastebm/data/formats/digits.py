@@ -1,4 +1,4 @@
-"""Real handwritten digits that come with scikit-learn, so that nothing has to be downloaded."""
+"""The handwritten digits that come with scikit-learn: real images without a download."""
 
 from typing import Literal
 
@@ -10,25 +10,33 @@ from fastebm.ops.uniform import uniform
 from fastebm.rng import Stream
 
 TEST_SHARE = 0.2
-SPLIT_SEED = 1797  # nobody's usual seed, so that no training order repeats these draws
+SPLIT_SEED = 1797  # an unusual seed, so that no training order repeats these draws
 
 
 def digits(split: Literal["train", "test"] = "train", size: int = 8) -> tuple[Tensor, Tensor]:
-    """Images float32 (N, 1, size, size) in [-1, 1] (-1 is paper, 1 is ink) and labels int64 (N,) in 0..9.
+    """Images, float32 (N, 1, size, size) in [-1, 1] with -1 for paper and 1 for ink, and labels, int64 (N,) in 0..9.
 
-    The 1,797 8x8 digits of the UCI "Optical Recognition of Handwritten Digits" test set. A fixed fifth of each class
-    is the test split (chosen by our own random numbers, so that no library's version changes it), the rest the train
-    split; a `size` of 4, 2 or 1 averages them down. Raises ValueError for another split or size.
+    The source is the test set of the UCI "Optical Recognition of Handwritten Digits": 1,797 digits of 8x8 pixels. A
+    fixed fifth of each class is the test split, drawn by our own random numbers so that it does not depend on library
+    versions; the rest is the train split. A `size` of 4, 2 or 1 averages the images down.
+
+    Raises ValueError for another split or size.
+
+    Example:
+        >>> from fastebm.data import digits
+        >>> images, labels = digits("test")
+        >>> images.shape
+        torch.Size([359, 1, 8, 8])
     """
     if split not in ("train", "test"):
-        raise ValueError(f"split is {split!r}; it must be 'train' or 'test'")
-    from sklearn.datasets import load_digits  # here, because it takes a second to import
+        raise ValueError(f"split must be 'train' or 'test', got {split!r}")
+    from sklearn.datasets import load_digits  # imported here because it takes a second
 
     bunch = load_digits()
     images = torch.from_numpy(bunch.images).float().div(8).sub(1).unsqueeze(1)
     labels = torch.from_numpy(bunch.target).long()
-    chosen = _test_mask(labels) == (split == "test")
-    return average_pool_to(images[chosen], size), labels[chosen]
+    members = _test_mask(labels) == (split == "test")
+    return average_pool_to(images[members], size), labels[members]
 
 
 def _test_mask(labels: Tensor) -> Tensor:

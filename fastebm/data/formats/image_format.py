@@ -1,4 +1,4 @@
-"""What form the images of a file or folder have, found without reading them all."""
+"""Finds the channels and sides of the images of a file or folder without reading all of them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fastebm.data.preprocessing import Preprocessing
 
 
 class ImageFormat(NamedTuple):
-    """Channels and sides of images; sides are None where pictures differ in size."""
+    """Channels and sides of images. The sides are None for pictures of several sizes."""
 
     channels: int
     height: int | None
@@ -30,11 +30,10 @@ class ImageFormat(NamedTuple):
 def image_format(
     source: str | os.PathLike[str], split: str | None = None, *, crop: int | None = None, key: str | None = None
 ) -> ImageFormat:
-    """The form of the images at a path, as `open_images` would give them with these arguments.
+    """The format in which `open_images` would return the images at a path, given the same arguments.
 
-    Of a folder of pictures all headers are read, of other sets the images up to the first few.
-
-    Raises DataError as `open_images` does, but not for what is wrong further back.
+    Of a folder of pictures all headers are read, of other sets only the first images. Raises DataError as `open_images`
+    does, except for errors in parts of a file that are not read.
 
     Example:
         >>> import numpy as np
@@ -43,30 +42,31 @@ def image_format(
         >>> str(image_format("faces.npz")), str(image_format("faces.npz", crop=12))
         ('3x16x24', '3x12x12')
     """
+    path = Path(source)
     try:
-        return _seen(Path(source), split, crop, key)
+        return _probe(path, split, crop, key)
     except MixedSizesError:
-        return ImageFormat(_seen(Path(source), split, 1, key).channels, None, None)
+        return ImageFormat(_probe(path, split, 1, key).channels, None, None)
 
 
-class _Seen(Exception):  # noqa: N818  (nothing is wrong: it ends the reading)
-    """The form of the images, at the moment when memory would be set aside for them."""
+class _FormatFound(Exception):  # noqa: N818  (not an error: it ends the reading early)
+    """Carries the format out of the reader at the moment when memory for all images would be allocated."""
 
-    def __init__(self, form: ImageFormat) -> None:
-        self.form = form
+    def __init__(self, found: ImageFormat) -> None:
+        self.found = found
 
 
 @dataclass(frozen=True)
-class _Look(Preprocessing):
-    """A shaping that goes no further than the first images."""
+class _FormatProbe(Preprocessing):
+    """Preprocessing that stops the reader as soon as the shape of the first images is known."""
 
-    def _room(self, name: str, shape: tuple[int, ...]) -> Tensor:
-        raise _Seen(ImageFormat(*shape[1:]))
+    def _allocate(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        raise _FormatFound(ImageFormat(*shape[1:]))
 
 
-def _seen(path: Path, split: str | None, crop: int | None, key: str | None) -> ImageFormat:
+def _probe(path: Path, split: str | None, crop: int | None, key: str | None) -> ImageFormat:
     try:
-        images = open_path(path, _Look(crop=crop), split, key)
-    except _Seen as seen:
-        return seen.form
+        images = open_path(path, _FormatProbe(crop=crop), split, key)
+    except _FormatFound as probe:
+        return probe.found
     return ImageFormat(*images.pixels.shape[1:])

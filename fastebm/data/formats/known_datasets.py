@@ -1,10 +1,11 @@
-"""Data sets that are a handful of files of known names: CIFAR-10, CIFAR-100 and STL-10, as folders or tar archives."""
+"""CIFAR-10, CIFAR-100 and STL-10: data sets of a few files with known names, in a folder or a tar archive."""
 
 from __future__ import annotations
 
-import itertools
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,234 +15,203 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fastebm.data.errors import DataError
-from fastebm.data.formats.archives import files_of
+from fastebm.data.formats.archives import iterate_files
 from fastebm.data.formats.byte_reader import ByteReader
-from fastebm.data.formats.npz import checked_labels
+from fastebm.data.formats.npz import check_labels
 from fastebm.data.formats.pickles import read_pickle
-from fastebm.data.images import Images, pick_split
+from fastebm.data.images import Images, resolve_split
 from fastebm.data.preprocessing import Preprocessing
 
-_LARGEST_PICKLE = 2**29  # that of CIFAR-100 has 155 MB
-_LARGEST_LIST = 2**16  # of names of classes
+_MAX_PICKLE = 2**29  # bytes; that of CIFAR-100 has 155 MB
+_MAX_LABELS = 2**20
+_MAX_CLASS_NAMES = 2**16
 _CIFAR = (3, 32, 32)
 _STL = (3, 96, 96)
 
-
-@dataclass(frozen=True)
-class Part:
-    """What one file holds: images, labels, or both."""
-
-    pixels: Tensor | None
-    labels: Tensor | None
+Part = tuple[Tensor | None, Tensor | None]
+"""The images (N, C, H, W) and the labels (N,) in one file, either of which may be in another file instead."""
 
 
 @dataclass(frozen=True)
-class Layout:
-    """One kind of data set: names of its files, in the order of their images, and how they are read.
+class DatasetLayout:
+    """The files of one data set and how to read them.
 
     Attributes:
-        splits: the files of each split.
-        names: the file with the names of the classes, which may be missing.
-        read: makes images and labels of a split's file.
-        read_names: makes names of the file with names.
-        classes: how many there are.
+        format: the name of the data set, for messages.
+        splits: the files of each split, in the order of their images.
+        names_file: the file with the names of the classes, which may be missing.
+        read: reads a file of a split.
+        read_names: reads the file with the names.
+        classes: the number of classes.
+        first_label: the number of the first class in the files.
     """
 
     format: str
     splits: Mapping[str, tuple[str, ...]]
-    names: str
+    names_file: str
     read: Callable[[ByteReader, Preprocessing], Part]
     read_names: Callable[[ByteReader], tuple[str, ...]]
     classes: int
-
-    def files(self) -> set[str]:
-        return {self.names}.union(*self.splits.values())
+    first_label: int = 0
 
 
-def recognise(names: Iterable[str]) -> Layout | None:
-    """The layout to which the first of these names belongs that any layout knows."""
+def find_layout(names: Iterable[str]) -> DatasetLayout | None:
+    """The layout that contains the first of these file names known to any layout."""
     for name in names:
         for layout in LAYOUTS:
-            if name in layout.files():
+            if name in {layout.names_file}.union(*layout.splits.values()):
                 return layout
     return None
 
 
-def read_bundle(path: Path, shaping: Preprocessing, split: str | None) -> Images:
-    """Images of a folder or archive, in one pass over its files, which may come in any order."""
-    files = files_of(path)
-    first, layout = _first_known(path, files)
-    split = pick_split(str(path), split, tuple(layout.splits))
-    wanted = layout.splits[split]
+def read_known_dataset(path: Path, preprocessing: Preprocessing, split: str | None) -> Images:
+    """The images of a folder or archive, in one pass over its files, which may be in any order."""
+    layout: DatasetLayout | None = None
     parts: dict[str, Part] = {}
     classes: tuple[str, ...] = ()
-    for name, reader in itertools.chain([first], files):
-        if name == layout.names:
+    for name, reader in iterate_files(path):
+        if layout is None:
+            if not (layout := find_layout([name])):
+                continue
+            split = resolve_split(str(path), split, tuple(layout.splits))
+        if name == layout.names_file:
             classes = layout.read_names(reader)
             if len(classes) != layout.classes:
                 raise DataError(
                     f"{reader.name}: names {len(classes)} classes, but {layout.format} has {layout.classes}"
                 )
-        elif name in wanted:
-            parts[name] = layout.read(reader, shaping)
-    missing = [name for name in wanted if name not in parts]
-    if missing:
+        elif name in layout.splits[split or ""]:
+            pixels, labels = layout.read(reader, preprocessing)
+            if labels is not None:
+                labels = check_labels(reader.name, labels, layout.classes, layout.first_label)
+            parts[name] = pixels, labels
+    if layout is None:
+        raise DataError(f"{path}: has none of the files of {', '.join(layout.format for layout in LAYOUTS)}")
+    names = layout.splits[split or ""]
+    if missing := [name for name in names if name not in parts]:
         raise DataError(f"{path}: {layout.format} without {', '.join(missing)}: incomplete")
-    return _together(path, layout, split, [parts[name] for name in wanted], classes)
-
-
-def _first_known(path: Path, files: Iterator[tuple[str, ByteReader]]) -> tuple[tuple[str, ByteReader], Layout]:
-    """The first file that belongs to a layout, and that layout; the files before it are left behind."""
-    for name, reader in files:
-        if layout := recognise([name]):
-            return (name, reader), layout
-    raise DataError(f"{path}: has none of the files of {', '.join(layout.format for layout in LAYOUTS)}")
-
-
-def _together(path: Path, layout: Layout, split: str, parts: list[Part], classes: tuple[str, ...]) -> Images:
-    pixels = [part.pixels for part in parts if part.pixels is not None]
-    labels = [part.labels for part in parts if part.labels is not None]
-    images = sum(map(len, pixels))
-    if labels and sum(map(len, labels)) != images:
-        raise DataError(f"{path}: has {images} images but {sum(map(len, labels))} labels of split {split!r}")
+    all_pixels = [pixels for pixels, _ in map(parts.__getitem__, names) if pixels is not None]
+    all_labels = [labels for _, labels in map(parts.__getitem__, names) if labels is not None]
+    count, num_labels = sum(map(len, all_pixels)), sum(map(len, all_labels))
+    if all_labels and num_labels != count:
+        raise DataError(f"{path}: has {count} images but {num_labels} labels of split {split!r}")
     return Images(
-        pixels[0] if len(pixels) == 1 else torch.cat(pixels),
-        torch.cat(labels) if labels else None,
+        all_pixels[0] if len(all_pixels) == 1 else torch.cat(all_pixels),
+        torch.cat(all_labels) if all_labels else None,
         str(path),
         layout.format,
-        split,
+        split or "",
         classes,
     )
 
 
-# CIFAR, binary version: records of one or two labels and 3,072 pixels -------------------------------------------------
-
-
-def _cifar_records(label_bytes: int, classes: int) -> Callable[[ByteReader, Preprocessing], Part]:
-    """A reader of records whose last label byte is the (fine) label."""
-    width = label_bytes + 3072
-
-    def read(reader: ByteReader, shaping: Preprocessing) -> Part:
-        count = _count(reader, width)
-        labels: list[NDArray[np.uint8]] = []
-
-        def pixels() -> Iterator[NDArray[np.uint8]]:
-            for rows in reader.rows(count, width):
-                labels.append(rows[:, label_bytes - 1])
-                yield rows[:, label_bytes:].reshape(-1, *_CIFAR)
-
-        gathered = shaping.gather(reader.name, count, pixels())
-        numbers = torch.from_numpy(np.concatenate(labels).astype(np.int64))
-        return Part(gathered, checked_labels(reader.name, numbers, classes))
-
-    return read
-
-
-def _count(reader: ByteReader, width: int) -> int:
-    """How many records of a width a file holds."""
-    size = reader.size
-    if size is None:
+def _count_records(reader: ByteReader, width: int) -> int:
+    """The number of records of `width` bytes in a file."""
+    if reader.size is None:
         raise DataError(f"{reader.name}: is compressed by itself; unpack it first")
-    if size == 0 or size % width:
-        raise DataError(f"{reader.name}: {size:,} bytes are no whole number of records of {width:,}")
-    return size // width
+    if reader.size == 0 or reader.size % width:
+        raise DataError(f"{reader.name}: {reader.size:,} bytes are not a multiple of the {width:,} bytes of a record")
+    return reader.size // width
 
 
-def _lines(reader: ByteReader) -> tuple[str, ...]:
+def _read_name_lines(reader: ByteReader) -> tuple[str, ...]:
     """The lines of a short text that are not empty."""
-    content = _whole(reader, _LARGEST_LIST).decode("utf-8", "replace")
-    return tuple(line.strip() for line in content.splitlines() if line.strip())
+    lines = reader.read_all(_MAX_CLASS_NAMES).decode("utf-8", "replace").splitlines()
+    return tuple(line.strip() for line in lines if line.strip())
 
 
-def _whole(reader: ByteReader, largest: int) -> bytes:
-    if reader.size is None or reader.size > largest:
-        raise DataError(f"{reader.name}: has more than the {largest:,} bytes that are expected there at most")
-    return reader.read(reader.size)
+def _read_cifar_records(label_bytes: int, reader: ByteReader, preprocessing: Preprocessing) -> Part:
+    """CIFAR's binary version: records of one or two label bytes, of which the last is the label, and the pixels."""
+    width = label_bytes + math.prod(_CIFAR)
+    count = _count_records(reader, width)
+    labels: list[NDArray[np.uint8]] = []
+
+    def pixels() -> Iterator[NDArray[np.uint8]]:
+        for rows in reader.read_rows(count, width):
+            labels.append(rows[:, label_bytes - 1])
+            yield rows[:, label_bytes:].reshape(-1, *_CIFAR)
+
+    collected = preprocessing.collect(reader.name, count, pixels())
+    return collected, torch.from_numpy(np.concatenate(labels).astype(np.int64))
 
 
-# CIFAR, python version: pickled dicts of rows and labels --------------------------------------------------------------
+def _read_cifar_pickle(labels_key: str, reader: ByteReader, preprocessing: Preprocessing) -> Part:
+    """CIFAR's python version: a pickled dict of rows of pixels and a list of labels."""
+    content = _read_dict(reader)
+    data, labels = content.get("data"), content.get(labels_key)
+    if not (isinstance(data, np.ndarray) and data.dtype == np.uint8 and data.ndim == 2 and data.shape[1] == 3072):
+        raise DataError(f"{reader.name}: has no uint8 array (N, 3072) under 'data'")
+    if not (isinstance(labels, list) and len(labels) == len(data) and all(type(i) is int for i in labels)):
+        raise DataError(f"{reader.name}: has no list of {len(data)} integers under {labels_key!r}")
+    pixels = preprocessing.collect(reader.name, len(data), [data.reshape(-1, *_CIFAR)])
+    return pixels, torch.tensor(labels, dtype=torch.int64)
 
 
-def _cifar_pickle(labels_key: str, classes: int) -> Callable[[ByteReader, Preprocessing], Part]:
-    def read(reader: ByteReader, shaping: Preprocessing) -> Part:
-        content = _pickled_dict(reader)
-        data, labels = content.get("data"), content.get(labels_key)
-        if not (isinstance(data, np.ndarray) and data.dtype == np.uint8 and data.ndim == 2 and data.shape[1] == 3072):
-            raise DataError(f"{reader.name}: has no uint8 array (N, 3072) under 'data'")
-        if not (isinstance(labels, list) and len(labels) == len(data) and all(type(i) is int for i in labels)):
-            raise DataError(f"{reader.name}: has no list of {len(data)} whole numbers under {labels_key!r}")
-        pixels = shaping.gather(reader.name, len(data), [data.reshape(-1, *_CIFAR)])
-        return Part(pixels, checked_labels(reader.name, torch.tensor(labels, dtype=torch.int64), classes))
-
-    return read
+def _read_pickled_names(key: str, reader: ByteReader) -> tuple[str, ...]:
+    names = _read_dict(reader).get(key)
+    if isinstance(names, list):
+        names = [name.decode("latin-1") if isinstance(name, bytes) else name for name in names]
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise DataError(f"{reader.name}: has no list of names under {key!r}")
+    return tuple(names)
 
 
-def _pickled_names(key: str) -> Callable[[ByteReader], tuple[str, ...]]:
-    def read(reader: ByteReader) -> tuple[str, ...]:
-        names = _pickled_dict(reader).get(key)
-        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-            raise DataError(f"{reader.name}: has no list of names under {key!r}")
-        return tuple(names)
-
-    return read
-
-
-def _pickled_dict(reader: ByteReader) -> dict[Any, Any]:
-    content = read_pickle(reader.name, _whole(reader, _LARGEST_PICKLE))
+def _read_dict(reader: ByteReader) -> dict[Any, Any]:
+    content = read_pickle(reader.name, reader.read_all(_MAX_PICKLE))
     if not isinstance(content, dict):
         raise DataError(f"{reader.name}: holds a {type(content).__name__}, where CIFAR has a dict")
     return content
 
 
-# STL-10, binary: images in one file, labels in another ----------------------------------------------------------------
-
-
-def _stl(reader: ByteReader, shaping: Preprocessing) -> Part:
+def _read_stl(reader: ByteReader, preprocessing: Preprocessing) -> Part:
+    """STL-10's binary version: pixels in one file, labels in another."""
     if reader.name.endswith("_y.bin"):
-        labels = np.frombuffer(_whole(reader, _LARGEST_LIST * 16), np.uint8).astype(np.int64)
-        return Part(None, checked_labels(reader.name, torch.from_numpy(labels) - 1, 10, first=1))
-    count = _count(reader, 3 * 96 * 96)
-    # Columns come first: what is stored is (channel, x, y).
-    chunks = (rows.reshape(-1, *_STL).swapaxes(2, 3) for rows in reader.rows(count, 3 * 96 * 96))
-    return Part(shaping.gather(reader.name, count, chunks), None)
+        return None, torch.from_numpy(np.frombuffer(reader.read_all(_MAX_LABELS), np.uint8).astype(np.int64))
+    width = math.prod(_STL)
+    count = _count_records(reader, width)
+    # Stored as (channel, x, y), column by column.
+    chunks = (rows.reshape(-1, *_STL).swapaxes(2, 3) for rows in reader.read_rows(count, width))
+    return preprocessing.collect(reader.name, count, chunks), None
 
 
-_TEN_BATCHES = tuple(f"data_batch_{number}" for number in range(1, 6))
+def _cifar_layouts(
+    classes: int, train: tuple[str, ...], test: str, names_files: tuple[str, str], key_prefix: str, label_bytes: int
+) -> tuple[DatasetLayout, DatasetLayout]:
+    """The binary and the python version, whose files of images are called alike but for a suffix."""
+    splits = {"train": train, "test": (test,)}
+    return (
+        DatasetLayout(
+            f"CIFAR-{classes}, binary version",
+            {split: tuple(f"{name}.bin" for name in names) for split, names in splits.items()},
+            names_files[0],
+            partial(_read_cifar_records, label_bytes),
+            _read_name_lines,
+            classes,
+        ),
+        DatasetLayout(
+            f"CIFAR-{classes}, python version",
+            splits,
+            names_files[1],
+            partial(_read_cifar_pickle, f"{key_prefix}labels"),
+            partial(_read_pickled_names, f"{key_prefix}label_names"),
+            classes,
+        ),
+    )
+
 
 LAYOUTS = (
-    Layout(
-        "CIFAR-10, binary version",
-        {"train": tuple(f"{name}.bin" for name in _TEN_BATCHES), "test": ("test_batch.bin",)},
-        "batches.meta.txt",
-        _cifar_records(1, 10),
-        _lines,
+    *_cifar_layouts(
         10,
+        tuple(f"data_batch_{number}" for number in range(1, 6)),
+        "test_batch",
+        names_files=("batches.meta.txt", "batches.meta"),
+        key_prefix="",
+        label_bytes=1,
     ),
-    Layout(
-        "CIFAR-100, binary version",
-        {"train": ("train.bin",), "test": ("test.bin",)},
-        "fine_label_names.txt",
-        _cifar_records(2, 100),
-        _lines,
-        100,
+    *_cifar_layouts(
+        100, ("train",), "test", names_files=("fine_label_names.txt", "meta"), key_prefix="fine_", label_bytes=2
     ),
-    Layout(
-        "CIFAR-10, python version",
-        {"train": _TEN_BATCHES, "test": ("test_batch",)},
-        "batches.meta",
-        _cifar_pickle("labels", 10),
-        _pickled_names("label_names"),
-        10,
-    ),
-    Layout(
-        "CIFAR-100, python version",
-        {"train": ("train",), "test": ("test",)},
-        "meta",
-        _cifar_pickle("fine_labels", 100),
-        _pickled_names("fine_label_names"),
-        100,
-    ),
-    Layout(
+    DatasetLayout(
         "STL-10, binary version",
         {
             "train": ("train_X.bin", "train_y.bin"),
@@ -249,8 +219,9 @@ LAYOUTS = (
             "unlabeled": ("unlabeled_X.bin",),
         },
         "class_names.txt",
-        _stl,
-        _lines,
+        _read_stl,
+        _read_name_lines,
         10,
+        first_label=1,
     ),
 )

@@ -1,4 +1,4 @@
-"""The door to all readers: it looks at what it is given, and says what it took it for."""
+"""`open_images`: recognises the format of a file, folder or data set and calls its reader."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
-from fastebm.data.errors import DataError, explaining
+from fastebm.data.errors import DataError, raise_as_data_error
 from fastebm.data.formats.archives import is_tar
-from fastebm.data.formats.byte_reader import MAX_BYTES, begins_as_gzip, open_bytes
+from fastebm.data.formats.byte_reader import MAX_BYTES, is_gzip, open_bytes
 from fastebm.data.formats.datasets import MapDataset, read_dataset
 from fastebm.data.formats.folders import read_folder
-from fastebm.data.formats.idx import idx_files, is_idx, read_idx, read_idx_folder
-from fastebm.data.formats.known_datasets import read_bundle, recognise
-from fastebm.data.formats.npz import imagenet_files, read_imagenet, read_npy, read_npz
-from fastebm.data.formats.pictures import SUFFIXES
+from fastebm.data.formats.idx import find_idx_files, is_idx, read_idx, read_idx_folder
+from fastebm.data.formats.known_datasets import find_layout, read_known_dataset
+from fastebm.data.formats.npz import find_imagenet_files, read_imagenet, read_npy, read_npz
+from fastebm.data.formats.pictures import IMAGE_SUFFIXES
 from fastebm.data.images import Images
 from fastebm.data.preprocessing import Preprocessing
 
@@ -31,26 +31,26 @@ def open_images(
     key: str | None = None,
     max_bytes: int = MAX_BYTES,
 ) -> Images:
-    """The images of a file, a folder or a data set, in memory as bytes.
+    """Reads the images of a file, a folder or a data set into memory as bytes.
 
-    The format is recognised by content and by names of files: .npz and .npy, CIFAR-10 and CIFAR-100 (binary and python
-    version) and STL-10 (binary) as archives or folders, IDX and IDX.gz (MNIST), npz parts of the downsampled ImageNet,
-    folders of pictures, and data sets of PyTorch or Hugging Face. docs/data.md describes each.
+    The format is recognised by content and file names: .npz and .npy; CIFAR-10 and CIFAR-100 (binary and python
+    version) and STL-10 (binary), as archives or folders; IDX and IDX.gz (MNIST); npz parts of the downsampled ImageNet;
+    folders of pictures; data sets of PyTorch or Hugging Face. docs/data.md describes each.
 
     Args:
         source: a path, or an object with a length and items by number, or a mapping of splits to such objects.
-        size: the side of the images in memory; by default as they are, which pictures of several sizes are not.
-        channels: 1 (grey, by the luma of ITU-R 601) or 3; by default what the images have.
-        split: "train", "test" or what else the set has; by default "train", or all of a set without splits.
-        fit: how an image gets that size. "resize": the largest square in the middle, averaged down if a pixel becomes
-            of whole ones, else resampled by Lanczos' filter. "pad": black around the image, no pixel changed.
-        crop: the side of a square in the middle that is cut out before.
-        key: the array of an .npz file that holds the images, where the names do not say; its labels are not read.
-        max_bytes: how many bytes the images may take.
+        size: the side of the images in memory. By default it is unchanged, and all images must have the same size.
+        channels: 1 (grey, by the luma of ITU-R 601) or 3; by default as many as the images have.
+        split: "train", "test" or another split of the set; by default "train", or everything in a set without splits.
+        fit: how images are brought to `size`. "resize" takes the largest square in the middle and averages whole pixels
+            where the sizes divide, else resamples with Lanczos' filter. "pad" puts black around the image.
+        crop: the side of a square that is first cut out of the middle.
+        key: the array of an .npz file that contains the images, if the names do not say; its labels are not read.
+        max_bytes: the limit of memory for the images, in bytes.
 
     Raises:
-        DataError: for what can't be read, with its name and what is wrong; and for a split that is not there.
-        ValueError: for a size, crop, channels or fit out of range, or a key for what is no .npz file.
+        DataError: for a source that cannot be read, with its name and what is wrong; also for a missing split.
+        ValueError: for size, crop, channels or fit out of range, or a key for another format than .npz.
 
     Example:
         >>> import numpy as np, fastebm
@@ -58,64 +58,68 @@ def open_images(
         >>> fastebm.data.open_images("faces.npz", size=8)
         faces.npz, train: npz, array x_train: 10 images of 3x8x8, 0.0 MiB
     """
-    shaping = Preprocessing(size, channels, fit, crop, max_bytes)
+    preprocessing = Preprocessing(size, channels, fit, crop, max_bytes)
     if not isinstance(source, str | os.PathLike):
         _refuse_key(key)
         if not isinstance(source, MapDataset):
             raise DataError(f"{type(source).__name__}: is neither a path nor has it a length and items by number")
-        return read_dataset(source, shaping, split)
-    return open_path(Path(source), shaping, split, key)
+        return read_dataset(source, preprocessing, split)
+    return open_path(Path(source), preprocessing, split, key)
 
 
-def open_path(path: Path, shaping: Preprocessing, split: str | None, key: str | None) -> Images:
-    """The images of a file or folder, each through `shaping`. Raises DataError as `open_images` does."""
+def open_path(path: Path, preprocessing: Preprocessing, split: str | None, key: str | None) -> Images:
+    """The preprocessed images of a file or folder. Raises DataError as `open_images` does."""
     if path.is_dir():
         _refuse_key(key)
-        return _open_folder(path, shaping, split)
+        return _open_folder(path, preprocessing, split)
     if not path.exists():
         raise DataError(f"{path}: there is no such file or folder")
     if not path.is_file():
         raise DataError(f"{path}: is neither a file nor a folder")
-    return _open_file(path, shaping, split, key)
+    return _open_file(path, preprocessing, split, key)
 
 
-def _open_folder(path: Path, shaping: Preprocessing, split: str | None) -> Images:
-    with explaining(str(path), "can't be listed"):
+def _open_folder(path: Path, preprocessing: Preprocessing, split: str | None) -> Images:
+    with raise_as_data_error(str(path), "cannot be listed"):
         names = sorted(entry.name for entry in os.scandir(path) if entry.is_file())
-    if recognise(names) is not None:
-        return read_bundle(path, shaping, split)
-    if idx := idx_files(path, names):
-        return read_idx_folder(path, idx, shaping, split)
-    if parts := imagenet_files(path, names):
-        return read_imagenet(path, parts, shaping, split)
-    return read_folder(path, shaping, split)
+    if find_layout(names) is not None:
+        return read_known_dataset(path, preprocessing, split)
+    if idx_files := find_idx_files(path, names):
+        return read_idx_folder(path, idx_files, preprocessing, split)
+    if parts := find_imagenet_files(path, names):
+        return read_imagenet(path, parts, preprocessing, split)
+    return read_folder(path, preprocessing, split)
 
 
-def _open_file(path: Path, shaping: Preprocessing, split: str | None, key: str | None) -> Images:
-    with open_bytes(path, unpack=False) as reader:
-        beginning = reader.some(512)
+def _open_file(path: Path, preprocessing: Preprocessing, split: str | None, key: str | None) -> Images:
+    beginning = _read_beginning(path, unpack=False)
     if beginning[:2] == b"PK":
-        return read_npz(path, shaping, split, key)
+        return read_npz(path, preprocessing, split, key)
     _refuse_key(key)
     if beginning[:6] == b"\x93NUMPY":
-        return read_npy(path, shaping, split)
-    packed = begins_as_gzip(beginning)
-    if packed:
-        with open_bytes(path) as reader:
-            beginning = b""
-            while len(beginning) < 512 and (piece := reader.some(512 - len(beginning))):
-                beginning += piece
+        return read_npy(path, preprocessing, split)
+    packed = is_gzip(beginning)
+    beginning = _read_beginning(path)
     if is_tar(beginning):
-        return read_bundle(path, shaping, split)
+        return read_known_dataset(path, preprocessing, split)
     if is_idx(beginning):
-        return read_idx(path, shaping, split)
-    raise DataError(f"{path}: {_unknown(path, beginning, packed)}")
+        return read_idx(path, preprocessing, split)
+    raise DataError(f"{path}: {_explain_unknown(path, beginning, packed)}")
 
 
-def _unknown(path: Path, beginning: bytes, packed: bool) -> str:
-    if recognise([path.name]) is not None:
-        return "is a part of a data set: give the folder that it lies in"
-    if path.name.lower().endswith(SUFFIXES):
+def _read_beginning(path: Path, unpack: bool = True) -> bytes:
+    """Up to 512 bytes, the length of a tar header."""
+    beginning = b""
+    with open_bytes(path, unpack) as reader:
+        while len(beginning) < 512 and (piece := reader.read1(512 - len(beginning))):
+            beginning += piece
+    return beginning
+
+
+def _explain_unknown(path: Path, beginning: bytes, packed: bool) -> str:
+    if find_layout([path.name]) is not None:
+        return "is a part of a data set: give the folder that contains it"
+    if path.name.lower().endswith(IMAGE_SUFFIXES):
         return "is a single picture: give a folder of them"
     content = f"begins with {beginning[:8].hex(' ')}{' when unpacked' if packed else ''}" if beginning else "is empty"
     return f"{content}, which is none of npz, npy, IDX, or a tar archive of CIFAR or STL-10"
@@ -123,4 +127,4 @@ def _unknown(path: Path, beginning: bytes, packed: bool) -> str:
 
 def _refuse_key(key: str | None) -> None:
     if key is not None:
-        raise ValueError(f"key = {key!r} chooses an array of an .npz file, and this is none")
+        raise ValueError(f"key = {key!r} chooses an array of an .npz file; this source is none")

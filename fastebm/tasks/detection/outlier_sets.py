@@ -53,7 +53,7 @@ def interpolations(images: Images, count: int, *, seed: int = 0) -> Images:
     first = (draws[:, 0] * len(images)).long().clamp(max=len(images) - 1)
     distance = 1 + (draws[:, 1] * (len(images) - 1)).long().clamp(max=len(images) - 2)
     second = (first + distance) % len(images)
-    a, b = images.chosen(first).short(), images.chosen(second).short()
+    a, b = images.select_pixels(first).short(), images.select_pixels(second).short()
     total = a + b
     mean = (total + (total >> 1 & 1)) >> 1  # half to even: always up would make images brighter
     return Images(mean.to(torch.uint8), name=f"means of two of {images.name}", format="synthetic")

@@ -163,7 +163,7 @@ def _some(images: Images, count: int, seed: int) -> Images:
     if len(images) <= count:
         return images
     chosen = next(batches(images, count, seed)).sort().values
-    return dataclasses.replace(images, pixels=images.chosen(chosen), labels=None)
+    return dataclasses.replace(images, pixels=images.select_pixels(chosen), labels=None)
 
 
 def _batches(images: Images, size: int, batch_size: int) -> Iterator[Tensor]:

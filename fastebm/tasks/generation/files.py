@@ -28,7 +28,7 @@ import torch
 from numpy.typing import NDArray
 
 from fastebm.data import to_float
-from fastebm.data.formats.pictures import SUFFIXES
+from fastebm.data.formats.pictures import IMAGE_SUFFIXES
 from fastebm.plotting import GRID, save_grid
 from fastebm.runs.files import PART, replacing, sync, write_json
 from fastebm.tasks.outputs import NUMBERS
@@ -270,7 +270,7 @@ def output_for(path: Path) -> Output:
         return ArrayFile(path)
     if path.suffix == ".png":
         return GridFile(path)
-    if path.suffix.lower() in (*SUFFIXES, ".npy", ".pt", ".zip"):
+    if path.suffix.lower() in (*IMAGE_SUFFIXES, ".npy", ".pt", ".zip"):
         raise ValueError(f"{path} is neither a folder nor ends in .npz or .png")
     if path.exists() and not path.is_dir():
         raise ValueError(f"{path} is a file; name a folder, or a file that ends in .npz or .png")

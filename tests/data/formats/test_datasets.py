@@ -1,4 +1,4 @@
-"""Data sets of other people, known only by what they do: a length, and items by number."""
+"""Map-style data sets of PyTorch and Hugging Face: every kind of item, splits, class names, and refusals."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_classes_of_torchvision() -> None:
     assert open_images(dataset).classes == ("cat", "dog")
 
 
-def test_shaping() -> None:
+def test_items_of_several_sizes() -> None:
     sizes = Mapped(lambda i: Image.fromarray(noise(i, 8 + i, 9, 3)))
     with pytest.raises(DataError, match="Mapped: image 1 is 3x9x9 and the first one 3x8x9: give a size"):
         open_images(sizes)
@@ -105,13 +105,13 @@ def test_shaping() -> None:
     ("item", "saying"),
     [
         (lambda i: 1 / (2 - i), "Mapped, item 0: is float; an image of PIL"),
-        (lambda i: PIXELS[i] if i < 2 else 1 // 0, "Mapped, item 2: can't be had: integer division"),
+        (lambda i: PIXELS[i] if i < 2 else 1 // 0, "Mapped, item 2: cannot be read: integer division"),
         (lambda i: PIXELS[i].astype(np.int64), "item 0: is int64; images must be uint8, or floats"),
         (lambda i: PIXELS[i] / 127.5 - 1, "item 0: has values from -.* leave the normalization out"),
         (lambda i: np.full((4, 4), np.nan), "item 0: has values from nan to nan"),
         (lambda i: PIXELS[i, 0, 0], "item 0: an array of shape .* is no set of images"),
         (lambda i: {"picture": PIXELS[i]}, "item 0: has none of image, img, pixel_values, images; it has picture"),
-        (lambda i: (PIXELS[i], 3) if i < 4 else PIXELS[i], "4 of 5 items have a whole number as label"),
+        (lambda i: (PIXELS[i], 3) if i < 4 else PIXELS[i], "4 of 5 items have an integer as label"),
         (lambda i: (), r"item 0: is tuple; an image of PIL"),
         (lambda i: Image.new("I", (4, 4)), "item 0: has more than 8 bits"),
     ],

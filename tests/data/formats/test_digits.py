@@ -1,3 +1,5 @@
+"""scikit-learn's handwritten digits: ranges, labels and the fixed split."""
+
 import pytest
 import torch
 import torch.nn.functional as F

@@ -1,4 +1,4 @@
-"""Folders of pictures: what Pillow reads, upright and on white, in the order of their paths."""
+"""Folders of pictures: order, classes and splits, orientation, transparency, and decompression bombs."""
 
 from __future__ import annotations
 
@@ -159,7 +159,7 @@ def test_other_modes(tmp_path: Path) -> None:
 @pytest.mark.parametrize("dtype", [np.uint16, np.int32, np.float32])
 def test_deep_pictures_are_refused(dtype: type, tmp_path: Path) -> None:
     path = save(tmp_path / "deep.tiff", np.zeros((2, 2), dtype))
-    with pytest.raises(DataError, match=r"deep\.tiff: has more than 8 bits a channel"):
+    with pytest.raises(DataError, match=r"deep\.tiff: has more than 8 bits per channel"):
         read_picture(path, None)
 
 

@@ -1,7 +1,7 @@
-"""Thousands of damaged files: each is refused by a DataError with its name, or read to arrays of the right form.
+"""Thousands of damaged files: each is refused by a DataError with its name, or read to arrays of the right shape.
 
-What is mutated is the file itself and, so that damage is not only ever found by a checksum around it, the content of
-its containers, packed again as if it were whole. Seeds are fixed: a failure names the number of its mutation.
+Mutations change the file itself, or the content of its container, which is then packed again so that its checksum does
+not reveal the damage. Seeds are fixed, and a failure names the number of its mutation.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Channels, crop and size: exact where exactness is possible."""
+"""Channels, crop and size of images, compared exactly with Pillow and numpy where possible."""
 
 from __future__ import annotations
 
@@ -70,15 +70,15 @@ def test_padding_changes_no_pixel() -> None:
         Preprocessing(size=16, fit="pad").apply("s", images)
 
 
-def test_gathers_chunks() -> None:
+def test_collects_chunks() -> None:
     images = noise(0, 7, 3, 8, 8)
-    gathered = Preprocessing(size=4).gather("s", 7, [images[:3], images[3:]])
-    assert np.array_equal(gathered.numpy(), Preprocessing(size=4).apply("s", images))
+    collected = Preprocessing(size=4).collect("s", 7, [images[:3], images[3:]])
+    assert np.array_equal(collected.numpy(), Preprocessing(size=4).apply("s", images))
     with pytest.raises(DataError, match="s: holds 3 of 7 images"):
-        Preprocessing().gather("s", 7, [images[:3]])
+        Preprocessing().collect("s", 7, [images[:3]])
     with pytest.raises(DataError, match="s: holds no images"):
-        Preprocessing().gather("s", 0, [])
+        Preprocessing().collect("s", 0, [])
     with pytest.raises(DataError, match="s: image 7 is 1x8x8 and the first one 3x8x8: give a size, and channels"):
-        Preprocessing().gather("s", 8, [images, images[:1, :1]])
+        Preprocessing().collect("s", 8, [images, images[:1, :1]])
     with pytest.raises(DataError, match="s: 7 images of 3x8x8 take 1,344 bytes of memory, more than max_bytes = 1,343"):
-        Preprocessing(max_bytes=1343).gather("s", 7, [images])
+        Preprocessing(max_bytes=1343).collect("s", 7, [images])

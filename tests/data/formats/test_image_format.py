@@ -1,4 +1,4 @@
-"""The form of images is found without reading them, in each format as `open_images` then gives them."""
+"""`image_format` finds the channels and sides that `open_images` then returns."""
 
 import doctest
 import gzip
@@ -37,7 +37,7 @@ def pictures(folder: Path, *sizes: tuple[int, int], mode: str = "L") -> Path:
     return folder
 
 
-def test_the_form_is_that_of_the_opened_images(tmp_path: Path) -> None:
+def test_the_format_is_that_of_the_opened_images(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", x_train=np.zeros((5, 6, 7, 3), np.uint8), x_test=np.zeros((2, 4, 4), np.uint8))
     np.save(tmp_path / "a.npy", np.zeros((5, 6, 7), np.uint8))
     sources = [

@@ -1,4 +1,4 @@
-"""Which axis of an array is what: images come as (N, H, W), (N, H, W, C) or (N, C, H, W)."""
+"""Axes of image arrays: recognises (N, H, W), (N, H, W, C) and (N, C, H, W), and returns (N, C, H, W)."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ CHANNELS = (1, 3)
 def channels_first(name: str, images: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """A view (N, C, H, W) of images in any of the three layouts.
 
-    The axis of 1 or 3 is that of channels; if two axes could be, the one that leaves square images. Raises DataError
-    where that does not decide it: then nobody can. (H, W, 3) is taken for a single image and refused.
+    An axis of length 1 or 3 is that of the channels; if two axes could be, it is the one that leaves square images.
+    Raises DataError if that does not decide it, and for (H, W, 3), which is a single image.
     """
     shape = images.shape
     if images.ndim == 3:
         if shape[2] in (*CHANNELS, 4) and shape[1] != shape[2]:
-            raise DataError(f"{name}: an array of shape {shape} looks like one image, not like a set (N, H, W) of them")
+            raise DataError(f"{name}: an array of shape {shape} looks like one image; a set (N, H, W) is needed")
         return images[:, None]
     if images.ndim != 4:
         raise DataError(

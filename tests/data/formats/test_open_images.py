@@ -1,4 +1,4 @@
-"""Every real format, written small and read back exactly; and what is none of them, refused with its name."""
+"""Every format, written in small sets and read back exactly; damaged and unknown files are refused with their name."""
 
 from __future__ import annotations
 
@@ -190,11 +190,11 @@ def set_byte(name: str, position: int, value: int) -> Damage:
 @pytest.mark.parametrize(
     ("name", "damage", "saying"),
     [
-        ("npz", cut(""), r"set\.npz: is no whole zip file"),
-        ("npz", lambda w: w.path.write_bytes(w.path.read_bytes()[:200]), r"set\.npz: is no whole zip file"),
+        ("npz", cut(""), r"set\.npz: is no complete zip file"),
+        ("npz", lambda w: w.path.write_bytes(w.path.read_bytes()[:200]), r"set\.npz: is no complete zip file"),
         ("imagenet", without("train_data_batch_4.npz"), r"train_data_batch_4\.npz is missing"),
-        ("imagenet", put("train_data_batch_4.npz", b"PK"), r"train_data_batch_4\.npz: is no whole zip file"),
-        ("cifar10-binary", cut("data_batch_3.bin"), r"data_batch_3\.bin: 6,145 bytes are no whole number of records"),
+        ("imagenet", put("train_data_batch_4.npz", b"PK"), r"train_data_batch_4\.npz: is no complete zip file"),
+        ("cifar10-binary", cut("data_batch_3.bin"), r"data_batch_3\.bin: 6,145 bytes are not a multiple of the 3,073"),
         ("cifar10-binary", without("data_batch_3.bin"), r"CIFAR-10, binary version without data_batch_3\.bin"),
         ("cifar10-binary", set_byte("data_batch_2.bin", 0, 10), r"data_batch_2\.bin: the label 10 is not in 0 to 9"),
         ("cifar10-binary", put("batches.meta.txt", b"a\nb"), r"batches\.meta\.txt: names 2 classes, .* has 10"),
@@ -209,11 +209,11 @@ def set_byte(name: str, position: int, value: int) -> Damage:
         (
             "cifar10-python",
             put("data_batch_3", pickle.dumps({"data": noise(0, 2, 3072), "labels": [1]})),
-            "data_batch_3: has no list of 2 whole numbers under 'labels'",
+            "data_batch_3: has no list of 2 integers under 'labels'",
         ),
         ("cifar10-python", put("batches.meta", pickle.dumps({"label_names": 3})), "no list of names"),
         ("cifar10-binary-archive", cut("", 30), r"cifar-10-binary\.tar\.gz: damaged after .* bytes"),
-        ("stl10", cut("train_X.bin"), r"train_X\.bin: .* no whole number of records"),
+        ("stl10", cut("train_X.bin"), r"train_X\.bin: .* are not a multiple of the 27,648"),
         ("stl10", cut("train_y.bin"), r"stl10_binary: has 3 images but 2 labels of split 'train'"),
         ("stl10", set_byte("train_y.bin", 1, 0), r"train_y\.bin: the label 0 is not in 1 to 10"),
         ("stl10", without("train_y.bin"), r"without train_y\.bin"),
