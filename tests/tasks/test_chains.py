@@ -79,7 +79,7 @@ def test_several_chains_are_averaged() -> None:
     noisy = add_noise(torch.full((2, 1, 4, 4), 0.4), 0.1, seed=3)
     one, four = (
         denoise(
-            quadratic, noisy, 0.1, DenoiseOptions(20, 0.005, 1.0, 0.1, chain_ids=chains, shifts=False), seed=1
+            quadratic, noisy, 0.1, DenoiseOptions(20, 0.005, 1.0, 0.1, num_chains=chains, shifts=False), seed=1
         ).restored
         for chains in (1, 4)
     )
@@ -99,7 +99,7 @@ def test_chains_of_an_image_see_it_moved_and_are_moved_back() -> None:
         return 2 * (x[..., ::2] - 0.5).square().sum((1, 2, 3))
 
     noisy = torch.linspace(-0.9, 0.9, 64).reshape(2, 1, 4, 8)
-    options = DenoiseOptions(num_steps=1, step_size=0.1, chain_ids=5)
+    options = DenoiseOptions(num_steps=1, step_size=0.1, num_chains=5)
     result = denoise(energy_gradient(energy, engine="autograd"), noisy, 0.1, options)
     starts = torch.stack([noisy.roll(offset, (2, 3)) for offset in [(0, 0), (1, 0), (0, 1), (1, 1), (0, 0)]], 1)
     assert any(torch.equal(x, starts.flatten(0, 1)) for x in seen)
@@ -171,7 +171,7 @@ def test_translation_is_a_known_contraction_with_its_moments() -> None:
     source = torch.linspace(-0.5, 0.5, 32).reshape(2, 1, 4, 4)
     options = TranslateOptions(num_steps=10, step_size=0.004, start_noise=0.0, snapshots=5)
     result = translate(quadratic, source, options)
-    assert result.num_steps == (0, 2, 4, 6, 8, 10)
+    assert result.snapshot_steps == (0, 2, 4, 6, 8, 10)
     for step, moment in zip(result.snapshot_steps, result.snapshots, strict=True):
         torch.testing.assert_close(moment, MEAN + (1 - 0.004 / STD**2) ** step * (source - MEAN))
     torch.testing.assert_close(result.change, (result.images - source).abs()[:, 0])
@@ -189,7 +189,7 @@ def test_translation_does_not_depend_on_batches_or_moments(run: CoarseToFineRun,
 def test_translation_from_a_lower_size_goes_up_through_the_levels(run: CoarseToFineRun, images: Tensor) -> None:
     options = TranslateOptions(num_steps=3, snapshots=1, start_size=4, start_noise=0.0)
     result = translate(run, images, options, seed=1)
-    assert result.num_steps == (0, 3, 6)
+    assert result.snapshot_steps == (0, 3, 6)
     assert result.snapshots.shape == (3, 6, 1, 8, 8)
     start = torch.nn.functional.avg_pool2d(images, 2)
     for moment, kept in zip(result.snapshots, (True, False, False), strict=True):
