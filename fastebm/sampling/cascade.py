@@ -18,7 +18,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal, TypeAlias, TypedDict, TypeVar, Unpack
+from typing import Any, Literal, TypeAlias, TypeVar, Unpack
 
 import torch
 import torch.nn.functional as F
@@ -64,25 +64,6 @@ class Level:
     renoise: float = 0.0
 
 
-class SampleOptions(TypedDict, total=False):
-    """The keyword arguments of `LevelSampler.sample`, which documents them."""
-
-    x0: Tensor | None
-    start_size: int | None
-    channels: int | None
-    mask: ForLevels[Tensor] | None
-    known: ForLevels[Tensor] | None
-    data_term: ForLevels[LevelDataTerm] | None
-    project: ForLevels[Projection] | None
-    start_step: int
-    thin: int
-    keep: Literal["last"] | Callback
-    batch_size: int | None
-    device: torch.device | str | None
-    progress: bool
-    check: bool
-
-
 class LevelSampler(ABC):
     """The common base of both cascades: runs chains up through `levels`."""
 
@@ -110,12 +91,29 @@ class LevelSampler(ABC):
         levels = ", ".join(f"{level.num_steps} steps at {level.size}" for level in self.levels)
         return f"{type(self).__name__}({levels}; step_size={self.step_size}, noise_std={self.noise_std})"
 
+    @torch.no_grad()
     def sample(
         self,
         count: int | None = None,
         seed: int | None = None,
         chain_ids: int | Tensor = 0,
-        **options: Unpack[SampleOptions],
+        *,
+        x0: Tensor | None = None,
+        start_size: int | None = None,
+        channels: int | None = None,
+        mask: ForLevels[Tensor] | None = None,
+        known: ForLevels[Tensor] | None = None,
+        data_term: ForLevels[LevelDataTerm] | None = None,
+        project: ForLevels[Projection] | None = None,
+        start_step: int = 0,
+        thin: int = 1,
+        keep: Literal["last"] | Callback = "last",
+        batch_size: int | None = None,
+        device: torch.device | str | None = None,
+        progress: bool = False,
+        check: bool = True,
+        on_start: Callable[[Level, Tensor], None] | None = None,
+        on_end: Callable[[Level, Tensor], None] | None = None,
     ) -> Tensor:
         """Runs chains up to the last level and returns their ends, float32 images `(count, channels, size, size)`.
 
@@ -141,6 +139,8 @@ class LevelSampler(ABC):
             thin, keep: `keep` is "last", or a function called as `callback(k, x, info)` after every `thin`-th update,
                 counted through the levels, batch after batch.
             device: where the chains run. By default the device of `x0`, or of the first net's weights.
+            on_start, on_end: called with each level and the images at its start or end, batch after batch. They may
+                read the images of the start, but not keep them: the level overwrites them.
 
         Raises ValueError or TypeError for arguments that don't fit, FloatingPointError as `Langevin.sample` does.
 
@@ -153,37 +153,6 @@ class LevelSampler(ABC):
             >>> ends = cascade.sample(x0=images, start_size=4, mask=images > 0.5, known=images, seed=1)
             >>> torch.equal(ends[images > 0.5], images[images > 0.5])
             True
-        """
-        ends = self.sample_levels(count, seed, chain_ids, **options)
-        return ends[max(ends)]
-
-    @torch.no_grad()
-    def sample_levels(
-        self,
-        count: int | None = None,
-        seed: int | None = None,
-        chain_ids: int | Tensor = 0,
-        *,
-        x0: Tensor | None = None,
-        start_size: int | None = None,
-        channels: int | None = None,
-        mask: ForLevels[Tensor] | None = None,
-        known: ForLevels[Tensor] | None = None,
-        data_term: ForLevels[LevelDataTerm] | None = None,
-        project: ForLevels[Projection] | None = None,
-        start_step: int = 0,
-        thin: int = 1,
-        keep: Literal["last"] | Callback = "last",
-        batch_size: int | None = None,
-        device: torch.device | str | None = None,
-        progress: bool = False,
-        check: bool = True,
-        on_start: Callable[[Level, Tensor], None] | None = None,
-    ) -> dict[int, Tensor]:
-        """`sample`, but returns the images at the end of each level that chains went through, by size.
-
-        on_start: called with each level and the images that it starts from, batch after batch. It may read them, but
-            not keep them: the level overwrites them.
         """
         if thin < 1:
             raise ValueError(f"thin must be at least 1, got {thin}")
@@ -206,7 +175,7 @@ class LevelSampler(ABC):
         projections = [each.project for each in constraints if each.project is not None]
         batches = batch_slices(len(x), batch_size, projections[0] if projections else None)
         report = _every(thin, keep) if callable(keep) else None
-        ends: dict[int, list[Tensor]] = {level.size: [] for level in levels}
+        ends = []
         with progress_bar(num_steps * len(batches), progress) as bar:
             for first, last in batches:
                 state = start.rows(first, last)
@@ -228,7 +197,15 @@ class LevelSampler(ABC):
                         else:
                             callback = report(state.step - start.step)
                             state = level.sampler.run_with_callback(state, level.num_steps, callback, **options)
-                        ends[level.size].append(state.x)
+                        if on_end is not None:
+                            on_end(level, state.x)
+                ends.append(state.x)
+        return torch.cat(ends)
+
+    def sample_levels(self, *arguments: Any, **options: Any) -> dict[int, Tensor]:
+        """The images at the end of each level that chains go through, by size. Arguments are those of `sample`."""
+        ends: dict[int, list[Tensor]] = {}
+        self.sample(*arguments, **options, on_end=lambda level, x: ends.setdefault(level.size, []).append(x))
         return {size: torch.cat(parts) for size, parts in ends.items()}
 
     def _start_images(
@@ -294,18 +271,17 @@ class LevelSampler(ABC):
                 raise ValueError(f"the levels have the sizes {sizes}, but values are given for {unknown}")
             return value.get(level.size)
 
-        pull = at_level(data_term)
-        if pull is not None:
-            if not isinstance(pull, tuple) or len(pull) != 2:
+        term = at_level(data_term)
+        if term is not None:
+            if not isinstance(term, tuple) or len(term) != 2:
                 raise TypeError("the data_term of a cascade is a tuple (target, weight)")
-            weight: Any = pull[1]
+            weight: Any = term[1]
             step_sizes = torch.cat([evaluate(self.step_size, length) for length in self.schedule_lengths])
             if isinstance(weight, Tensor):
                 step_sizes = step_sizes.to(weight.dtype)
             implicit = implicit_step(step_sizes, weight).to(schedule)
-            schedule = torch.stack((implicit, schedule[:, 1]), 1)
-            pull = (pull[0], float(pull[1]))
-        return _Constraint(schedule, at_level(mask), at_level(known), pull, at_level(project))
+            schedule, term = torch.stack((implicit, schedule[:, 1]), 1), (term[0], float(weight))
+        return _Constraint(schedule, at_level(mask), at_level(known), term, at_level(project))
 
     def _enlarge(self, state: ChainState, renoise: float) -> Tensor:
         """Twice the size by nearest neighbours, then `sqrt(1 - renoise**2) x + renoise U(-1, 1)`, then clamped."""
@@ -330,20 +306,16 @@ class _Constraint:
     def apply(self, level: Level, state: ChainState, first: int, last: int, count: int) -> ChainState:
         """`state`, of the chains `first` to `last - 1` of `count`, under this constraint alone."""
 
-        def rows(name: str, value: Tensor) -> Tensor:
+        def rows(value: Any) -> Any:
             if not isinstance(value, Tensor) or value.dim() < 4 or len(value) == 1:
                 return value
             if len(value) != count:
-                raise ValueError(f"{name} holds {len(value)} images, but there are {count} chains")
+                raise ValueError(f"a mask, known or target holds {len(value)} images, but there are {count} chains")
             return value[first:last]
 
-        free = replace(state, schedule=self.schedule, mask=None, known=None, data_target=None, data_term_weight=None)
-        return level.sampler.constrain(
-            free,
-            None if self.mask is None else rows("mask", self.mask),
-            None if self.known is None else rows("known", self.known),
-            None if self.data_term is None else (rows("the target of data_term", self.data_term[0]), self.data_term[1]),
-        )
+        state = replace(state, schedule=self.schedule, mask=None, known=None, data_target=None, data_term_weight=None)
+        term = None if self.data_term is None else (rows(self.data_term[0]), self.data_term[1])
+        return level.sampler.constrain(state, rows(self.mask), rows(self.known), term)
 
 
 class Cascade(LevelSampler):

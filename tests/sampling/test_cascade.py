@@ -400,7 +400,7 @@ def test_nets_that_know_their_channels_need_not_be_told():
         (
             {"mask": torch.ones(3, 1, 16, 16, dtype=torch.bool), "known": torch.zeros(16)},
             ValueError,
-            "mask holds 3 images, but there are 4 chains",
+            "mask, known or target holds 3 images, but there are 4 chains",
         ),
         ({"data_term": {5: (torch.zeros(5), 1.0)}}, ValueError, r"values are given for \[5\]"),
         ({"data_term": (torch.zeros(16), 1.0, 0.1)}, TypeError, r"tuple \(target, weight\)"),

@@ -201,7 +201,7 @@ class Trainer(Loop):
             if level.size == stage.size:
                 starts.append(x.clone())
 
-        ends = self._sampler(stage, beta).sample_levels(
+        fake = self._sampler(stage, beta).sample(
             count,
             self.seed,
             first,
@@ -210,7 +210,6 @@ class Trainer(Loop):
             check=False,  # energies that are not finite are the guard's to report
             on_start=keep,
         )
-        fake = ends[stage.size]
         motion = {
             "displacement": (fake - torch.cat(starts)).abs().mean(),
             "clamped": (fake.abs() >= 1).float().mean(),
