@@ -36,7 +36,6 @@ from fastebm import evaluation, tasks, training
 from fastebm.data import Images, digits, pyramid, to_pixels
 from fastebm.models import CoarseToFineEnergy
 from fastebm.ops import backends
-from fastebm.tasks.climb import Climb, climb
 from fastebm.tasks.restoration import Refinement, degradation, restore, restore_by_cascade
 
 FOLDER = Path(__file__).parent / "golden"
@@ -326,7 +325,7 @@ def test_langevin(fused: Golden, dtype: str) -> None:
 def held(x: Tensor) -> dict[str, dict[str, Any]]:
     """What chains are held by."""
     mask, other = noise(*x.shape, seed=5) > 0, noise(*x.shape, seed=6)
-    return {"free": {}, "pinned": {"mask": mask, "known": other}, "pulled": {"data_term": (other, 3.0)}}
+    return {"free": {}, "pinned": {"mask": mask, "known": other}, "pulled": {"data_term": (other, torch.tensor(3.0))}}
 
 
 @chains
@@ -337,7 +336,7 @@ def test_cascade(folded: Golden, dtype: str) -> None:
     found = {f"level {size}": x for size, x in cascade.sample_levels(5, 1, 7, channels=1).items()}
     found["batches"] = cascade.sample(5, 2, channels=1, batch_size=3)
     start = noise(3, 1, 16, 16, seed=4)
-    found |= {f"refined {name}": cascade.refine(start, 1, 2, **how) for name, how in held(start).items()}
+    found |= {f"refined {name}": cascade.sample(None, 1, 2, x0=start, **how) for name, how in held(start).items()}
     folded.check(f"cascade {dtype}", found)
 
 
@@ -347,7 +346,7 @@ def test_expanding_cascade(folded: Golden, dtype: str) -> None:
     cascade = fastebm.ExpandingCascade(net(), size=16, beta=0.4, num_steps=5, dtype=DTYPES[dtype], engine="fused")
     found = {f"level {size}": x for size, x in cascade.sample_levels(4, 1, 7, channels=1).items()}
     start = noise(3, 1, 16, 16, seed=4)
-    found |= {f"refined {name}": cascade.refine(start, 1, 2, **how) for name, how in held(start).items()}
+    found |= {f"refined {name}": cascade.sample(None, 1, 2, x0=start, **how) for name, how in held(start).items()}
     cascade.beta = 1.0
     found["grown"] = cascade.sample(4, 1, channels=1)
     folded.check(f"expanding {dtype}", found)
@@ -357,11 +356,15 @@ def test_expanding_cascade(folded: Golden, dtype: str) -> None:
 def test_climb(folded: Golden) -> None:
     energy = net()
     levels = {size: fastebm.energy_gradient(energy, engine="fused") for size in (4, 8, 16)}
+    falling = fastebm.schedules.linear(0.05, 0.01)
     start, found = noise(4, 1, 4, 4, seed=4), {}
     pinned = {size: (noise(4, 1, size, size, seed=5) > 0, noise(4, 1, size, size, seed=6)) for size in (4, 8, 16)}
-    pulled = {size: (known, 2.0) for size, (_, known) in pinned.items()}
-    for name, how in {"free": {}, "pinned": {"pinned": pinned}, "pulled": {"pulled": pulled}}.items():
-        ends = climb(levels, start, Climb(3, 0.7, 0.05, 0.01, clamp=name == "free"), seed=1, chain_ids=9, **how)
+    mask, known = ({size: pair[place] for size, pair in pinned.items()} for place in (0, 1))
+    pulled = {size: (target, 2.0) for size, target in known.items()}
+    for name, how in {"free": {}, "pinned": {"mask": mask, "known": known}, "pulled": {"data_term": pulled}}.items():
+        clamp = (-1, 1) if name == "free" else None
+        cascade = fastebm.Cascade(levels, num_steps=3, step_size=0.7, noise_std=falling, clamp=clamp)
+        ends = cascade.sample_levels(None, 1, 9, x0=start, **how)
         found |= {f"{name} {size}": x for size, x in ends.items()}
     folded.check("climb", found)
 

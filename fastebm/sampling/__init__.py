@@ -1,5 +1,6 @@
-"""Samplers of energies: explicit chain state, schedules, Langevin dynamics, coarse-to-fine cascades."""
+"""Samplers of energies: Langevin chains with explicit state, coarse-to-fine cascades, schedules."""
 
+from fastebm.sampling import schedules
 from fastebm.sampling.cascade import Cascade, ExpandingCascade
 from fastebm.sampling.data_term import data_term_weight, implicit_step
 from fastebm.sampling.langevin import Langevin
@@ -20,5 +21,6 @@ __all__ = [
     "implicit_step",
     "linear",
     "polynomial",
+    "schedules",
     "table",
 ]

@@ -1,11 +1,13 @@
-"""Coarse-to-fine sampling: chains that start from noise at a low resolution and are enlarged between levels.
+"""Coarse-to-fine samplers: chains start at a low resolution and are enlarged from one resolution ("level") to the next.
 
-The two variants of CF-EBM (Zhao, Xie, Li, ICLR 2021; settings as in the authors' code): `Cascade` has one energy per
-resolution, `ExpandingCascade` one growing net whose newest block fades in.
+`Cascade` has one energy for each level, `ExpandingCascade` one growing net whose newest block fades in. Both are the
+samplers of CF-EBM (Zhao, Xie, Li, ICLR 2021; settings as in the authors' code). `LevelSampler` is their common base and
+has the only loop over levels.
 
-The steps of the random numbers and the rows of the schedule count on through the levels. The start is `2u - 1` with `u`
-from stream INITIAL at the first step; the noise mixed in when an expanding cascade enlarges comes from stream RESTART
-at the step reached. Both depend on seed, chain and step alone, so a batch may be split anyhow.
+The step of the random numbers and the row of the schedule count on through the levels. Chains from noise start at
+`2u - 1`, with `u` from stream INITIAL at their first step; the noise that an expanding cascade mixes into enlarged
+images is from stream RESTART at the step reached. Both depend on seed, chain id and step alone, so that a batch may be
+split.
 """
 
 from __future__ import annotations
@@ -14,29 +16,47 @@ import functools
 import itertools
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Unpack
+from typing import Any, Literal, TypeAlias, TypeVar, Unpack
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fastebm.ops  # noqa: F401  (registers torch.ops.fastebm)
 from fastebm import rng
 from fastebm.compiler import EnergyGradient
 from fastebm.sampling.data_term import implicit_step
-from fastebm.sampling.langevin import Callback, Energy, Langevin, LangevinOptions, batch_slices, check_steps
-from fastebm.sampling.observers import Observer, checking_finite, progress_bar
-from fastebm.sampling.schedules import Schedule, linear, table
+from fastebm.sampling.langevin import (
+    Callback,
+    Energy,
+    Langevin,
+    LangevinOptions,
+    Projection,
+    batch_slices,
+    check_steps,
+    repeat_start,
+)
+from fastebm.sampling.observers import checking_finite, progress_bar
+from fastebm.sampling.schedules import Schedule, evaluate, linear, table
 from fastebm.sampling.state import ChainState, StepInfo
 
 _CASCADE_NOISE = linear(0.015, 0.0)
 _EXPANDING_NOISE = linear(0.03, 5e-4)
 
+T = TypeVar("T")
+LevelDataTerm = tuple[Tensor, float | Tensor]
+ForLevels: TypeAlias = T | Mapping[int, T]
+"""A value for the last level, or values for several levels by their size."""
+
 
 @dataclass(frozen=True)
 class Level:
-    """`num_steps` updates by `sampler` on images of `size`, which on the way up to it are mixed with `renoise` of noise."""
+    """`num_steps` updates by `sampler` on images of `size`.
+
+    On their way up to this level, images are mixed with uniform noise: `sqrt(1 - renoise**2) x + renoise U(-1, 1)`.
+    """
 
     size: int
     sampler: Langevin
@@ -45,7 +65,7 @@ class Level:
 
 
 class LevelSampler(ABC):
-    """What both cascades share: chains from uniform noise up through `levels`."""
+    """The common base of both cascades: runs chains up through `levels`."""
 
     def __init__(self, step_size: float | Schedule, noise_std: float | Schedule, clamp_levels: bool) -> None:
         self.step_size = step_size
@@ -55,67 +75,36 @@ class LevelSampler(ABC):
     @property
     @abstractmethod
     def levels(self) -> list[Level]:
-        """The levels in the order in which a chain goes through them."""
+        """The levels in the order in which chains go through them; each size is twice the one before."""
 
     @property
     @abstractmethod
+    def schedule_lengths(self) -> list[int]:
+        """The numbers of updates over which the schedules run, one after the other."""
+
+    @property
     def schedule(self) -> Tensor:
         """The float32 table `(num_steps of all levels, 2)` of (step size, noise std)."""
+        return torch.cat([table(self.step_size, self.noise_std, length) for length in self.schedule_lengths])
 
     def __repr__(self) -> str:
         levels = ", ".join(f"{level.num_steps} steps at {level.size}" for level in self.levels)
         return f"{type(self).__name__}({levels}; step_size={self.step_size}, noise_std={self.noise_std})"
 
+    @torch.no_grad()
     def sample(
         self,
-        count: int,
+        count: int | None = None,
         seed: int | None = None,
         chain_ids: int | Tensor = 0,
         *,
-        channels: int,
-        start_step: int = 0,
-        thin: int = 1,
-        keep: Literal["last"] | Callback = "last",
-        batch_size: int | None = None,
-        device: torch.device | str | None = None,
-        progress: bool = False,
-        check: bool = True,
-    ) -> Tensor:
-        """Runs `count` chains from noise to the last level: float32 images `(count, channels, size, size)`.
-
-        The last updates are not followed by a clamp: values slightly beyond [-1, 1] are the chain's own.
-
-        Args:
-            count: the number of chains.
-            seed, chain_ids, start_step, batch_size, progress, check: as in `Langevin.sample`.
-            channels: of the images.
-            keep: "last", or a function called as `callback(k, x, info)` after every `thin`-th update, counted through
-                the levels, batch after batch.
-            device: where the chains run; by default where the first level's weights lie.
-        """
-        ends = self.sample_levels(
-            count,
-            seed,
-            chain_ids,
-            channels=channels,
-            start_step=start_step,
-            thin=thin,
-            keep=keep,
-            batch_size=batch_size,
-            device=device,
-            progress=progress,
-            check=check,
-        )
-        return ends[max(ends)]
-
-    @torch.no_grad()
-    def sample_levels(
-        self,
-        count: int,
-        seed: int | None = None,
-        chain_ids: int | Tensor = 0,
-        *,
-        channels: int,
+        x0: Tensor | None = None,
+        start_size: int | None = None,
+        channels: int | None = None,
+        mask: ForLevels[Tensor] | None = None,
+        known: ForLevels[Tensor] | None = None,
+        data_term: ForLevels[LevelDataTerm] | None = None,
+        project: ForLevels[Projection] | None = None,
         start_step: int = 0,
         thin: int = 1,
         keep: Literal["last"] | Callback = "last",
@@ -124,101 +113,179 @@ class LevelSampler(ABC):
         progress: bool = False,
         check: bool = True,
         on_start: Callable[[Level, Tensor], None] | None = None,
-    ) -> dict[int, Tensor]:
-        """`sample`, but with the images at the end of each level, by size.
+        on_end: Callable[[Level, Tensor], None] | None = None,
+    ) -> Tensor:
+        """Runs chains up to the last level and returns their ends, float32 images `(count, channels, size, size)`.
 
-        on_start: called with each level and the images that it starts from, batch after batch; it may read them, but
-            the level goes on to overwrite them.
+        Without `x0`, chains start at U(-1, 1). Chains that start at a higher level than the lowest have the step
+        numbers and the rows of the schedule that a chain from the lowest level has there. The last update is not
+        followed by a clamp, so that values may lie slightly outside of [-1, 1].
+
+        `mask`, `known`, `data_term` and `project` are for the last level, or mappings from the sizes of levels to
+        such values.
+
+        Args:
+            count: the number of chains, by default that of `x0`. A single start is repeated.
+            seed, chain_ids, start_step, batch_size, progress, check: as in `Langevin.sample`.
+            x0: float32 images (B, C, s, s) at which chains start; not changed.
+            start_size: the size of the level at which chains start. By default the size of `x0`, or the lowest level.
+                A larger `x0` is averaged down to it.
+            channels: of the images; needed if there is no `x0` and no net has an attribute `channels`.
+            mask, known: known pixels, where `mask` is True, as in `Langevin.init`.
+            data_term: `(target, weight)`: adds `weight * (x - target)` to the gradient. The updates are implicit
+                (`fastebm.sampling.implicit_step`), so that the weight may be large. Their step sizes are computed in
+                the precision of the weight: float64 for a number, its dtype for a tensor.
+            project: a function of the images of all chains, called after every update, as in `Langevin.sample`.
+            thin, keep: `keep` is "last", or a function called as `callback(k, x, info)` after every `thin`-th update,
+                counted through the levels, batch after batch.
+            device: where the chains run. By default the device of `x0`, or of the first net's weights.
+            on_start, on_end: called with each level and the images at its start or end, batch after batch. They may
+                read the images of the start, but not keep them: the level overwrites them.
+
+        Raises ValueError or TypeError for arguments that don't fit, FloatingPointError as `Langevin.sample` does.
+
+        Example:
+            >>> import torch, fastebm
+            >>> def energy(x):
+            ...     return 0.5 * x.square().sum((1, 2, 3))
+            >>> cascade = fastebm.Cascade({4: energy, 8: energy}, step_size=0.1)
+            >>> images = torch.rand(2, 1, 8, 8)
+            >>> ends = cascade.sample(x0=images, start_size=4, mask=images > 0.5, known=images, seed=1)
+            >>> torch.equal(ends[images > 0.5], images[images > 0.5])
+            True
         """
         if thin < 1:
             raise ValueError(f"thin must be at least 1, got {thin}")
         if not callable(keep) and keep != "last":
             raise ValueError(f'keep is "last" or a function, got {keep!r}')
-        if count < 0 or channels < 1:
-            raise ValueError(f"a cascade needs count >= 0 and channels >= 1, got count={count}, channels={channels}")
-        levels, schedule = self.levels, self.schedule
+        x = self._start_images(count, x0, start_size, channels, device)
+        levels = [level for level in self.levels if level.size >= x.shape[3]]
+        num_steps = sum(level.num_steps for level in levels)
+        schedule = self.schedule.to(x.device)
+        begin = len(schedule) - num_steps
         check_steps(start_step, len(schedule))
-        device = device_of(levels[0].sampler.gradient) if device is None else torch.device(device)
         start = ChainState(
-            x=torch.empty((count, channels, levels[0].size, levels[0].size), device=device),
-            key=rng.make_key(rng.draw_seed() if seed is None else seed, start_step, device=device),
-            chain_ids=rng.make_chain_ids(chain_ids, count, device=device),
-            schedule=schedule.to(device),
-            step=start_step,
+            x=x,
+            key=rng.make_key(rng.draw_seed() if seed is None else seed, start_step + begin, begin, device=x.device),
+            chain_ids=rng.make_chain_ids(chain_ids, len(x), device=x.device),
+            schedule=schedule,
+            step=start_step + begin,
         )
+        constraints = [self._constraint(level, schedule, mask, known, data_term, project) for level in levels]
+        projections = [each.project for each in constraints if each.project is not None]
+        batches = batch_slices(len(x), batch_size, projections[0] if projections else None)
         report = _every(thin, keep) if callable(keep) else None
-        batches = list(batch_slices(count, batch_size))
-        ends: dict[int, list[Tensor]] = {level.size: [] for level in levels}
-        with progress_bar(len(schedule) * len(batches), progress) as bar:
+        ends = []
+        with progress_bar(num_steps * len(batches), progress) as bar:
             for first, last in batches:
                 state = start.rows(first, last)
                 with checking_finite(state, check) as watch:
-                    for level, x in self._climb(levels, state, report, [*watch, *bar], on_start):
-                        ends[level.size].append(x)
+                    observers = [*watch, *bar]
+                    for level, constraint in zip(levels, constraints, strict=True):
+                        if level is not levels[0]:
+                            state = replace(state, x=self._enlarge(state, level.renoise))
+                        elif x0 is not None:
+                            state = replace(state, x=state.x.clone())
+                        else:
+                            state = replace(state, x=_symmetric_noise(state.x.shape, state, rng.Stream.INITIAL))
+                        state = constraint.apply(level, state, first, last, len(x))
+                        if on_start is not None:
+                            on_start(level, state.x)
+                        options: dict[str, Any] = {"observers": observers, "project": constraint.project}
+                        if report is None:
+                            state = level.sampler.advance_(state, level.num_steps, **options)
+                        else:
+                            callback = report(state.step - start.step)
+                            state = level.sampler.run_with_callback(state, level.num_steps, callback, **options)
+                        if on_end is not None:
+                            on_end(level, state.x)
+                ends.append(state.x)
+        return torch.cat(ends)
+
+    def sample_levels(self, *arguments: Any, **options: Any) -> dict[int, Tensor]:
+        """The images at the end of each level that chains go through, by size. Arguments are those of `sample`."""
+        ends: dict[int, list[Tensor]] = {}
+        self.sample(*arguments, **options, on_end=lambda level, x: ends.setdefault(level.size, []).append(x))
         return {size: torch.cat(parts) for size, parts in ends.items()}
 
-    @torch.no_grad()
-    def refine(
+    def _start_images(
         self,
-        x: Tensor,
-        seed: int | None = None,
-        chain_ids: int | Tensor = 0,
-        *,
-        mask: Tensor | None = None,
-        known: Tensor | None = None,
-        data_term: tuple[Tensor, float] | None = None,
-        batch_size: int | None = None,
-        check: bool = True,
+        count: int | None,
+        x0: Tensor | None,
+        start_size: int | None,
+        channels: int | None,
+        device: torch.device | str | None,
     ) -> Tensor:
-        """Where the last level leads from images of one's own, (B, C, size, size) in float32, which stay as they are.
-
-        Noise and schedule are what a chain from noise has at that level. `seed`, `chain_ids`, `batch_size` and `check` are
-        as in `Langevin.sample`, and so are `mask` and `known`, which pin pixels. `data_term` is a target and the weight of
-        the pull towards it, which may be large: its updates are implicit (`implicit_step`). Raises ValueError for
-        images of another size.
-        """
-        level, schedule = self.levels[-1], self.schedule
-        if x.ndim != 4 or x.shape[2:] != (level.size, level.size) or x.dtype != torch.float32:
-            raise ValueError(
-                f"images must be float32 (B, C, {level.size}, {level.size}), got {x.dtype} {tuple(x.shape)}"
-            )
-        begin = len(schedule) - level.num_steps
-        seed = rng.draw_seed() if seed is None else seed
-        if data_term is not None:
-            schedule = torch.stack((implicit_step(schedule[:, 0], data_term[1]), schedule[:, 1]), 1)
-        held: dict[str, Any] = {"mask": mask, "known": known, "data_term": data_term}
-        return level.sampler.sample_segment(
-            x, schedule, begin, level.num_steps, seed, chain_ids, batch_size=batch_size, check=check, **held
-        )
-
-    def _climb(
-        self,
-        levels: Sequence[Level],
-        state: ChainState,
-        report: Callable[[int], Callback] | None,
-        observers: Sequence[Observer],
-        on_start: Callable[[Level, Tensor], None] | None,
-    ) -> Iterator[tuple[Level, Tensor]]:
-        """Each level with the images at its end. `state.x` gives the shape of the start, not its values."""
-        begin = state.step
-        x = _symmetric_noise(state.x.shape, state, rng.Stream.INITIAL)
-        for level in levels:
-            if level is not levels[0]:
-                x = self._enlarged(state, level.renoise)
-            state = replace(state, x=x)
-            if on_start is not None:
-                on_start(level, x)
-            if report is None:
-                state = level.sampler.advance_(state, level.num_steps, observers)
-            else:
-                state = level.sampler.run_with_callback(
-                    state, level.num_steps, report(state.step - begin), observers=observers
+        """The images at which chains start; for chains from noise, a tensor with their shape and device alone."""
+        levels = self.levels
+        sizes = [level.size for level in levels]
+        if x0 is None:
+            size = sizes[0] if start_size is None else start_size
+            channels = self._net_channels() if channels is None else channels
+            if count is None or channels is None:
+                missing = "count or x0" if count is None else "channels, which no net has as an attribute"
+                raise ValueError(f"a cascade that starts from noise needs {missing}")
+            if count < 0 or channels < 1:
+                raise ValueError(
+                    f"a cascade needs count >= 0 and channels >= 1, got count={count}, channels={channels}"
                 )
-            yield level, state.x
+            device = device_of(levels[0].sampler.gradient) if device is None else device
+            x = torch.empty((), device=device).expand(count, channels, size, size)
+        else:
+            if not isinstance(x0, Tensor) or x0.ndim != 4 or x0.dtype != torch.float32:
+                found = f"{x0.dtype} {tuple(x0.shape)}" if isinstance(x0, Tensor) else type(x0).__name__
+                raise ValueError(f"x0 must be float32 (B, C, H, W), got {found}")
+            size = x0.shape[3] if start_size is None else start_size
+            if size < 1 or x0.shape[3] % size or x0.shape[2] % (x0.shape[3] // size):
+                raise ValueError(f"x0 of {x0.shape[2]}x{x0.shape[3]} can't be averaged down to start_size {size}")
+            x = x0 if size == x0.shape[3] else F.avg_pool2d(x0, x0.shape[3] // size)
+            x = repeat_start(x, count, "count").to(device)
+        if size not in sizes:
+            raise ValueError(f"chains start at the size of one of the levels, {sizes}, got {size}")
+        return x
 
-    def _enlarged(self, state: ChainState, renoise: float) -> Tensor:
+    def _net_channels(self) -> int | None:
+        """The attribute `channels` of the first net that has one."""
+        for level in self.levels:
+            channels = getattr(module_of(level.sampler.gradient), "channels", None)
+            if isinstance(channels, int):
+                return channels
+        return None
+
+    def _constraint(
+        self,
+        level: Level,
+        schedule: Tensor,
+        mask: ForLevels[Tensor] | None,
+        known: ForLevels[Tensor] | None,
+        data_term: ForLevels[LevelDataTerm] | None,
+        project: ForLevels[Projection] | None,
+    ) -> _Constraint:
+        """The constraint of one level, chosen from values for the last level or for levels by their size."""
+        sizes = [each.size for each in self.levels]
+
+        def at_level(value: ForLevels[T] | None) -> T | None:
+            if not isinstance(value, Mapping):
+                return value if level.size == sizes[-1] else None
+            if unknown := sorted(set(value) - set(sizes)):
+                raise ValueError(f"the levels have the sizes {sizes}, but values are given for {unknown}")
+            return value.get(level.size)
+
+        term = at_level(data_term)
+        if term is not None:
+            if not isinstance(term, tuple) or len(term) != 2:
+                raise TypeError("the data_term of a cascade is a tuple (target, weight)")
+            weight: Any = term[1]
+            step_sizes = torch.cat([evaluate(self.step_size, length) for length in self.schedule_lengths])
+            if isinstance(weight, Tensor):
+                step_sizes = step_sizes.to(weight.dtype)
+            implicit = implicit_step(step_sizes, weight).to(schedule)
+            schedule, term = torch.stack((implicit, schedule[:, 1]), 1), (term[0], float(weight))
+        return _Constraint(schedule, at_level(mask), at_level(known), term, at_level(project))
+
+    def _enlarge(self, state: ChainState, renoise: float) -> Tensor:
         """Twice the size by nearest neighbours, then `sqrt(1 - renoise**2) x + renoise U(-1, 1)`, then clamped."""
-        x = nn.functional.interpolate(state.x, scale_factor=2, mode="nearest")
+        x = F.interpolate(state.x, scale_factor=2, mode="nearest")
         if renoise > 0:
             noise = _symmetric_noise(x.shape, state, rng.Stream.RESTART)
             # Not `add(alpha=...)`: it may fuse in whole vectors but not in the rest, which depends on the batch's size.
@@ -226,16 +293,41 @@ class LevelSampler(ABC):
         return x.clamp_(-1, 1) if self.clamp_levels else x
 
 
+@dataclass(frozen=True)
+class _Constraint:
+    """The schedule of the chains at one level, and what holds them there."""
+
+    schedule: Tensor
+    mask: Tensor | None
+    known: Tensor | None
+    data_term: tuple[Tensor, float] | None
+    project: Projection | None
+
+    def apply(self, level: Level, state: ChainState, first: int, last: int, count: int) -> ChainState:
+        """`state`, of the chains `first` to `last - 1` of `count`, under this constraint alone."""
+
+        def rows(value: Any) -> Any:
+            if not isinstance(value, Tensor) or value.dim() < 4 or len(value) == 1:
+                return value
+            if len(value) != count:
+                raise ValueError(f"a mask, known or target holds {len(value)} images, but there are {count} chains")
+            return value[first:last]
+
+        state = replace(state, schedule=self.schedule, mask=None, known=None, data_target=None, data_term_weight=None)
+        term = None if self.data_term is None else (rows(self.data_term[0]), self.data_term[1])
+        return level.sampler.constrain(state, rows(self.mask), rows(self.known), term)
+
+
 class Cascade(LevelSampler):
-    """One energy per resolution: `num_steps` updates at the lowest, then twice the size, `num_steps` updates there, and so on.
+    """One energy for each resolution: `num_steps` updates at the lowest one, then as many at twice the size, and so on.
 
     The start is U(-1, 1) at the lowest resolution; between levels images are enlarged by nearest neighbours and clamped
     to [-1, 1]. The schedules run once over the whole cascade.
 
     Args:
-        levels: energies of images `(B, C, size, size)` by size; each size is twice the one below. An energy is what
-            `Langevin` takes. Lower ones are the nets as they stood when their stage of training ended.
-        num_steps: updates at each level; the authors use 15, and 20 for face crops.
+        levels: energies of images `(B, C, size, size)` by size, as `Langevin` takes them; each size is twice the one
+            below. In a trained run the lower ones are the nets at the end of their stage of training.
+        num_steps: the number of updates at each level; the authors use 15, and 20 for face crops.
         step_size, noise_std: numbers or schedules over all levels together.
         clamp_levels: whether enlarged images are clamped to [-1, 1].
         options: clamp, grad_clip, grad_norm_clip, dtype, engine, as in `Langevin`; the recipe has no clip in an update.
@@ -273,24 +365,24 @@ class Cascade(LevelSampler):
         return list(self._levels)
 
     @property
-    def schedule(self) -> Tensor:
-        return table(self.step_size, self.noise_std, sum(level.num_steps for level in self._levels))
+    def schedule_lengths(self) -> list[int]:
+        return [sum(level.num_steps for level in self._levels)]
 
 
 class ExpandingCascade(LevelSampler):
     """One growing net, `net(x, beta=...)`, whose newest block fades in as `beta` goes from 0 to 1.
 
-    While `beta < 1`: from U(-1, 1), `round(num_steps * (1 - beta))` updates at half of `size`; images enlarged by nearest
-    neighbours; `x <- sqrt(1 - beta**2) x + beta U(-1, 1)`; clamped to [-1, 1]; `num_steps` updates at `size`. At
-    `beta = 1`: `num_steps` updates at `size` from U(-1, 1). The schedules run once in each level.
+    While `beta < 1`: from U(-1, 1), `round(num_steps * (1 - beta))` updates at half of `size`; images enlarged by
+    nearest neighbours; `x <- sqrt(1 - beta**2) x + beta U(-1, 1)`; clamped to [-1, 1]; `num_steps` updates at `size`.
+    At `beta = 1`: `num_steps` updates at `size` from U(-1, 1). The schedules run once in each level.
 
     Args:
         net: called as `net(x, beta=beta)` on `(B, C, size, size)`, with a number or a 0-dimensional tensor, and,
             without `previous`, as `net(x, beta=1.0)` on images of half of it.
-        size: of the images, even.
-        previous: the energy at half of `size`, if it is another than `net` itself: the net as it stood before it grew.
-        beta: in [0, 1]; may be set later.
-        num_steps: updates at `size`; the authors use 50 to 75.
+        size: the even size of the images.
+        previous: the energy at half of `size`, for instance the net before it grew; by default `net` itself.
+        beta: the weight of the newest block, in [0, 1]; may be set later.
+        num_steps: the number of updates at `size`; the authors use 50 to 75.
         step_size, noise_std: numbers or schedules over each level; the authors use 1 to 2, and 0.03 to 5e-4 or 0.01.
         clamp_levels: whether enlarged images are clamped to [-1, 1].
         options: clamp, grad_clip, grad_norm_clip, dtype, engine, as in `Langevin`; the recipe has no clip in an update.
@@ -356,19 +448,23 @@ class ExpandingCascade(LevelSampler):
         return [upper] if self._beta == 1 else [lower, upper]
 
     @property
-    def schedule(self) -> Tensor:
-        return torch.cat(
-            [table(self.step_size, self.noise_std, level.num_steps) for level in self.levels if level.num_steps > 0]
-        )
+    def schedule_lengths(self) -> list[int]:
+        return [level.num_steps for level in self.levels if level.num_steps > 0]
+
+
+def module_of(energy: Energy) -> nn.Module | None:
+    """The module behind an energy: itself, or that of a `functools.partial`, a bound method or an `EnergyGradient`."""
+    function: Any = energy.energy if isinstance(energy, EnergyGradient) else energy
+    while isinstance(function, functools.partial):
+        function = function.func
+    function = getattr(function, "__self__", function)
+    return function if isinstance(function, nn.Module) else None
 
 
 def device_of(energy: Energy) -> torch.device:
-    """Where an energy's weights lie; the CPU for one without weights."""
-    function = energy.energy if isinstance(energy, EnergyGradient) else energy
-    while isinstance(function, functools.partial):
-        function = function.func
-    module = getattr(function, "__self__", function)
-    if isinstance(module, nn.Module):
+    """The device of an energy's weights; the CPU for an energy without weights."""
+    module = module_of(energy)
+    if module is not None:
         for tensor in (*module.parameters(), *module.buffers()):
             return tensor.device
     return torch.device("cpu")
@@ -381,7 +477,10 @@ def _symmetric_noise(shape: torch.Size, state: ChainState, stream: rng.Stream) -
 
 
 def _every(thin: int, callback: Callback) -> Callable[[int], Callback]:
-    """For a level that begins after so many updates: its callback, which counts on through the levels."""
+    """A function that gives the callback of a level from the number of updates before it.
+
+    That callback calls `callback` after every `thin`-th update, counted through the levels.
+    """
 
     def from_level(done: int) -> Callback:
         def report(k: int, x: Tensor, info: StepInfo) -> None:

@@ -1,4 +1,4 @@
-"""The pull of a chain to what was measured: an energy as the prior of an image that is known under noise."""
+"""Data terms: the weight that makes chains sample the posterior of a noisy image, and updates implicit in the term."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ Number = TypeVar("Number", float, Tensor)
 
 
 def data_term_weight(temperature: float, std: float) -> float:
-    """The weight of a data term at `y = x + std * N(0, I)` with which chains sample the posterior of x.
+    """The weight of the data term with which chains sample the posterior of x, given `y = x + std * N(0, I)`.
 
-    For a prior `exp(-E(x) / T)` that posterior is `exp(-(E(x) + T / (2 std^2) ||x - y||^2) / T)`: the weight is
-    `T / std^2`, and 0 at the temperature 0. Training on such chains is recovery likelihood (Gao, Song, Poole, Wu,
+    For a prior `exp(-E(x) / T)` the posterior is `exp(-(E(x) + T / (2 std^2) ||x - y||^2) / T)`, so that the weight is
+    `T / std^2`; at the temperature 0 it is 0. Training on such chains is recovery likelihood (Gao, Song, Poole, Wu,
     Kingma, "Learning Energy-Based Models by Diffusion Recovery Likelihood", ICLR 2021).
 
     Example:
@@ -24,11 +24,11 @@ def data_term_weight(temperature: float, std: float) -> float:
 
 
 def implicit_step(step_size: Number, weight: float) -> Number:
-    """The step size `h' = h / (1 + h w)` at which an update with a data term of weight w takes the pull at its end.
+    """The step size `h' = h / (1 + h w)` that makes an update implicit in a data term of weight w.
 
-    `x' = x - h' (grad E(x) + w (x - y))` is `x' = x - h grad E(x) - h w (x' - y)`, solved for x'. So a pull may be of
-    any weight, and never makes a chain unstable that is stable without: with steps of `h` it does where `h w` and `h`
-    times the energy's curvature are above 2 together.
+    `x' = x - h' (grad E(x) + w (x - y))` is the solution of `x' = x - h grad E(x) - h w (x' - y)`, in which the data
+    term is evaluated at the end of the update. So a data term of any weight leaves a stable chain stable. With steps of
+    `h`, the chain is unstable if `h w` plus `h` times the curvature of the energy exceeds 2.
 
     Example:
         >>> implicit_step(1.0, 1.0), implicit_step(1.0, 0.0)

@@ -1,9 +1,8 @@
-"""Chains in CUDA graphs: blocks of 8 and of 1 updates, captured once and replayed for chains of any length.
+"""CUDA graphs of chains: blocks of 8 and of 1 updates, captured once and replayed for chains of any length.
 
-On small images an update is a few dozen launches of a few microseconds each, and the host is what takes time. A
-replayed block is one launch. That it may be replayed at any time rests on what does not move: constants of a fused
-program are written to the places of the old ones, and seed, step and row of the schedule are in a tensor on the
-device.
+On small images an update is a few dozen launches of a few microseconds each, so that the time is the host's. A replayed
+block is one launch. Graphs stay valid because addresses stay the same: new constants of a compiled program overwrite
+the old ones, and seed, step and row of the schedule are in a tensor on the device.
 
 Compiled for sm_80 and sm_90, not yet run on a GPU.
 """
@@ -28,12 +27,12 @@ Update = Callable[[ChainState], Tensor]
 """One update of a state in place; returns the energies before it."""
 
 BLOCKS = (8, 1)
-# Captured chains that are kept, each with its own copy of a state: the levels of a cascade, for two lengths of a batch.
+# Captured chains that are kept, each with its own copy of a state: enough for 8 levels of a cascade at 2 batch sizes.
 KEPT = 16
 
 
 def blocks(num_steps: int) -> Iterator[int]:
-    """The lengths of the blocks that make up `num_steps` updates, long ones first."""
+    """The lengths of the blocks that add up to `num_steps` updates, long ones first."""
     for length in BLOCKS:
         yield from [length] * (num_steps // length)
         num_steps %= length
@@ -41,10 +40,10 @@ def blocks(num_steps: int) -> Iterator[int]:
 
 @dataclass
 class _Captured:
-    """A state in tensors that stay, and by length the graphs that move it on, with the energies that each one writes.
+    """A state in tensors of fixed address, and the graphs that advance it, by length, with the energies they write.
 
-    `program` and `workspace` are those that the graphs read: another program, or a workspace that grew, makes them
-    worthless. Held here, as is `update` with its tensors, their memory is nobody else's before the graphs are gone.
+    The graphs read `program` and `workspace`, and are invalid for any others. These references, and the one to
+    `update`, keep that memory from being reused as long as the graphs exist.
     """
 
     state: ChainState
@@ -76,9 +75,9 @@ class ChainGraphs:
         observers: Sequence[Observer],
         done: int,
     ) -> int:
-        """Moves `state` on by `num_steps` updates, of which `done` went before in the same `gradient.chain()`.
+        """Advances `state` by `num_steps` updates, after `done` earlier ones in the same `gradient.chain()`.
 
-        Returns how many updates it did: all, or none where the gradient doesn't run by a fused program.
+        Returns how many updates it did: all, or none if the gradient has no compiled program.
         """
         program = gradient.running(state.x)
         if program is None:
@@ -100,7 +99,7 @@ class ChainGraphs:
         return num_steps
 
     def _for(self, program: CompiledProgram, update: Update, state: ChainState) -> _Captured:
-        """The captured chain for states like this one; new, where there is none for the program as it is now."""
+        """The captured chain for states like this one; captured anew if there is none for the current program."""
         kind = _kind(state)
         captured = self._captured.pop(kind, None)
         if captured is None or not captured.serves(program):
@@ -109,7 +108,7 @@ class ChainGraphs:
             captured = _Captured(own, update, program, program.workspace)
             while len(self._captured) >= KEPT:
                 del self._captured[next(iter(self._captured))]
-        self._captured[kind] = captured  # behind all others: the first one is the one that was not used for longest
+        self._captured[kind] = captured  # last in order: the first one is the least recently used
         return captured
 
 
@@ -118,7 +117,7 @@ def _tensors(state: ChainState) -> dict[str, Tensor]:
 
 
 def _kind(state: ChainState) -> Any:
-    """What tells states apart that need graphs of their own."""
+    """A key that is equal for states that can share graphs."""
     shapes = ((name, t.shape, t.stride(), t.dtype, t.device) for name, t in _tensors(state).items())
     return (*shapes, state.data_term_hinge)
 
@@ -133,16 +132,16 @@ def _copy(source: ChainState, target: ChainState) -> None:
 
 
 def _warm_up(update: Update, state: ChainState) -> None:
-    """One update beside the current stream, so that kernels are compiled and loaded and the workspace has its size."""
-    beside = torch.cuda.Stream()
-    beside.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(beside):
+    """One update in a side stream, which compiles and loads kernels and gives the workspace its size."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
         update(state)
-    torch.cuda.current_stream().wait_stream(beside)
+    torch.cuda.current_stream().wait_stream(stream)
 
 
 def _capture(update: Update, state: ChainState, length: int) -> tuple[torch.cuda.CUDAGraph, list[Tensor]]:
-    """A graph of so many updates, and the tensors where each one's energies are after a replay."""
+    """A graph of `length` updates, and the tensors that hold the energies of each update after a replay."""
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         energies = [update(state) for _ in range(length)]

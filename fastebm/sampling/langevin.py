@@ -1,12 +1,12 @@
-"""Langevin chains at a fixed energy: `x' = clamp(x - step_size * clip(grad E(x)) + noise_std * noise)`.
+"""The Langevin sampler: `x' = clamp(x - step_size * clip(grad E(x)) + noise_std * noise)`, at fixed weights of E.
 
-The update is one fused operator, `fastebm::langevin_step`; this file keeps the loop around it.
+One update is the fused operator `fastebm::langevin_step` (`fastebm/ops/langevin.py`); this file is the loop around it.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, Literal, TypedDict
 
@@ -24,10 +24,11 @@ from fastebm.sampling.state import ChainState, StepInfo
 Energy = nn.Module | Callable[[Tensor], Tensor] | EnergyGradient
 Callback = Callable[[int, Tensor, StepInfo], None]
 DataTerm = tuple[Tensor, float | Schedule] | tuple[Tensor, float | Schedule, float]
+Projection = Callable[[Tensor], Tensor]
 
 
 class LangevinOptions(TypedDict, total=False):
-    """The optional arguments of `Langevin`, for samplers that are made of it."""
+    """The optional arguments of `Langevin`, for samplers that pass them on to it."""
 
     clamp: tuple[float | None, float | None] | None
     grad_clip: float | None
@@ -39,16 +40,16 @@ class LangevinOptions(TypedDict, total=False):
 class Langevin:
     """Langevin sampler of an energy `E(x) -> (B,)`, low meaning real: `init`, `step` on explicit state, and `sample`.
 
-    `step_size` and `noise_std` are independent, since published recipes untie them; `from_epsilon(epsilon)` gives the pair
-    of temperature 1, and `temperature` the implied one.
+    `step_size` and `noise_std` are independent, because published recipes untie them. `schedules.from_epsilon(epsilon)`
+    gives the pair with temperature 1; `temperature` gives the one that a pair implies.
 
     Args:
-        energy: an `nn.Module` or function that returns one energy a sample, or a ready `EnergyGradient`.
-        step_size: positive number or schedule.
-        noise_std: number or schedule, not negative; 0 draws no noise.
+        energy: an `nn.Module` or function that returns one energy for each sample, or a ready `EnergyGradient`.
+        step_size: a positive number or a schedule (`fastebm.schedules`).
+        noise_std: a number or a schedule, not negative; 0 draws no noise.
         clamp: `(low, high)`, imposed after every update; either may be None.
-        grad_clip: largest magnitude of a gradient's entry.
-        grad_norm_clip: largest norm of a sample's gradient; not together with `grad_clip`.
+        grad_clip: the largest magnitude of an entry of the gradient.
+        grad_norm_clip: the largest norm of a sample's gradient; not together with `grad_clip`.
         dtype, engine: passed to `energy_gradient`.
 
     Raises ValueError or TypeError for options out of range.
@@ -107,7 +108,7 @@ class Langevin:
         return f"Langevin({self.gradient!r}; {listed}; temperature {temperature})"
 
     def temperature(self, num_steps: int = 1) -> Tensor:
-        """The implied temperature `T = noise_std**2 / (2 * step_size)` of each of `num_steps` updates, float64 `(num_steps,)`.
+        """The temperature `T = noise_std**2 / (2 * step_size)` of each update, float64 `(num_steps,)`.
 
         Small steps at constant `T` sample `p(x) ~ exp(-E(x) / T)`.
         """
@@ -120,6 +121,7 @@ class Langevin:
         seed: int | None = None,
         chain_ids: int | Tensor = 0,
         *,
+        num_chains: int | None = None,
         start_step: int = 0,
         num_steps: int | None = None,
         mask: Tensor | None = None,
@@ -129,79 +131,117 @@ class Langevin:
         """The state from which chains start.
 
         Args:
-            x0: where they start, `(B, ...)`, float32 or float64; it is copied.
+            x0: the starts of the chains, `(B, ...)`, float32 or float64; copied.
             seed: of all noise; None draws one from torch's default generator.
             chain_ids: the id of the first chain, or int64 ids `(B,)`. Equal seed, id and step mean equal noise.
-            start_step: the step of the random numbers at which the chain starts; a continued chain counts on.
-            num_steps: the length of the chain; needed where a schedule is not constant.
-            mask, known: pin `x` to `known` where `mask` is set, from the start on; both broadcast to `x0`.
+            num_chains: the number of chains, by default B. A single start (B = 1) is repeated that many times.
+            start_step: the step of the random numbers at which the chains start; a continued chain counts on.
+            num_steps: the length of the chains; needed where a schedule is not constant.
+            mask, known: where `mask` (bool) is True, a pixel is known, and `x` is set to `known` from the start on and
+                after every update; both broadcast to `x0`.
             data_term: `(target, weight)` or `(target, weight, hinge)`: adds `weight * (x - target)` to the (clipped)
                 gradient of the samples with `||x - target||**2 > hinge`; the weight is a number or a schedule, not
                 negative.
         """
-        _check_x0(x0)
+        x0 = repeat_start(_checked_x0(x0), num_chains, "num_chains")
+        if isinstance(chain_ids, Tensor) and chain_ids.shape != x0.shape[:1]:
+            raise ValueError(
+                f"chain_ids must hold one id a chain: x0 has {x0.shape[0]} starts, but chain_ids has shape "
+                f"{tuple(chain_ids.shape)}; num_chains=N repeats a single start"
+            )
         check_steps(start_step, 0 if num_steps is None else num_steps)
-        if data_term is not None and (not isinstance(data_term, tuple) or len(data_term) not in (2, 3)):
-            raise TypeError("data_term is a tuple (target, weight) or (target, weight, hinge)")
-        rows = self._rows(num_steps, None if data_term is None else data_term[1])
+        rows = self._rows(num_steps)
         device = x0.device
-        x = x0.detach().clone()
+        state = ChainState(
+            x=x0.detach().clone(),
+            key=rng.make_key(rng.draw_seed() if seed is None else seed, start_step, device=device),
+            chain_ids=rng.make_chain_ids(chain_ids, x0.shape[0], device=device),
+            schedule=table(self.step_size, self.noise_std, rows).to(device),
+            step=start_step,
+        )
+        return self.constrain(state, mask, known, data_term, num_steps)
+
+    def constrain(
+        self,
+        state: ChainState,
+        mask: Tensor | None,
+        known: Tensor | None,
+        data_term: DataTerm | None,
+        num_steps: int | None = None,
+    ) -> ChainState:
+        """`state` with its known pixels set, and with what keeps them there and pulls the others; see `init`."""
         if (mask is None) != (known is None):
             raise ValueError(f"mask and known come together, got only {'known' if mask is None else 'mask'}")
+        x = state.x
         if mask is not None and known is not None:
             mask = _broadcast_like(x, "mask", mask, torch.bool)
             known = _broadcast_like(x, "known", known, x.dtype)
-            x = torch.where(mask, known, x)
-        target, weight, hinge = (None, None, 0.0) if data_term is None else _checked_data_term(x, data_term, rows)
-        return ChainState(
-            x=x,
-            key=rng.make_key(rng.draw_seed() if seed is None else seed, start_step, device=device),
-            chain_ids=rng.make_chain_ids(chain_ids, x.shape[0], device=device),
-            schedule=table(self.step_size, self.noise_std, rows).to(device),
-            step=start_step,
-            mask=mask,
-            known=known,
-            data_target=target,
-            data_term_weight=weight,
+            state = replace(state, x=torch.where(mask, known, x), mask=mask, known=known)
+        if data_term is None:
+            return state
+        if not isinstance(data_term, tuple) or len(data_term) not in (2, 3):
+            raise TypeError("data_term is a tuple (target, weight) or (target, weight, hinge)")
+        target, weight, *rest = data_term
+        hinge = float(rest[0]) if rest else 0.0
+        weights = evaluate(weight, self._rows(num_steps, weight))
+        if not (math.isfinite(hinge) and hinge >= 0) or (weights < 0).any():
+            raise ValueError(
+                f"data_term needs weight >= 0 and a finite hinge >= 0, got weight {weight!r}, hinge {hinge}"
+            )
+        return replace(
+            state,
+            data_target=_broadcast_like(x, "the target of data_term", target, x.dtype),
+            data_term_weight=weights.float().to(x.device),
             data_term_hinge=hinge,
         )
 
     @torch.no_grad()
-    def step(self, state: ChainState) -> tuple[ChainState, StepInfo]:
-        """One update. The given state is left as it was.
+    def step(self, state: ChainState, *, project: Projection | None = None) -> tuple[ChainState, StepInfo]:
+        """One update, followed by `project` if it is given (see `sample`). `state` is left as it was.
 
         Outside of `with sampler.gradient.chain():` every call reads the weights anew.
         """
         check_steps(state.step, 1)
         energy, gradient = self.gradient(state.x)
         x = torch.ops.fastebm.langevin_step(state.x, gradient, *self._arguments(state))
+        if project is not None:
+            x = project(x)
         after = replace(state, x=x, key=state.key + _key_increment(state.key), step=state.step + 1)
         return after, StepInfo(energy, gradient, state.x, x)
 
-    def advance(self, state: ChainState, num_steps: int, *, check: bool = True) -> ChainState:
-        """`num_steps` updates on from `state`, which is left as it was: `step` repeated, bit for bit, without its copies.
+    def advance(
+        self, state: ChainState, num_steps: int, *, project: Projection | None = None, check: bool = True
+    ) -> ChainState:
+        """The state `num_steps` updates after `state`, which is left as it was: the bits of `step` without its copies.
 
         Raises FloatingPointError where energies or states are not finite, unless `check` is False.
         """
         state = replace(state, x=state.x.clone(), key=state.key.clone())
         with checking_finite(state, check) as observers:
-            return self.advance_(state, num_steps, observers)
+            return self.advance_(state, num_steps, observers, project=project)
 
     @torch.no_grad()
-    def advance_(self, state: ChainState, num_steps: int, observers: Sequence[Observer] = ()) -> ChainState:
-        """`advance` in place: overwrites the `x` and `key` of `state`, which is of no use afterwards.
+    def advance_(
+        self,
+        state: ChainState,
+        num_steps: int,
+        observers: Sequence[Observer] = (),
+        *,
+        project: Projection | None = None,
+    ) -> ChainState:
+        """`advance` in place: overwrites the `x` and `key` of `state`, which must not be used afterwards.
 
-        Nothing here syncs with the host, and energies that are not finite are the caller's business. Where nobody reads
-        every state, updates after the first one are replayed from CUDA graphs on a CUDA device, and on the CPU small
-        images get many updates in one call.
+        Never waits for the device, and does not look for energies that are not finite. If no observer reads every state
+        and there is no `project`, updates after the first one are replayed from CUDA graphs on a CUDA device; on the
+        CPU, small images get many updates in one call.
         """
         check_steps(state.step, num_steps)
-        update = self._update(_key_increment(state.key))
+        update = self._update(_key_increment(state.key), project)
         with self.gradient.chain():
             done = 0
             while done < num_steps:
-                # The first update reads the weights; from then on all that moves is on the device.
-                if done == 1 and all_deferrable(observers):
+                # The first update reads the weights; everything that changes after it is on the device.
+                if done == 1 and project is None and all_deferrable(observers):
                     done += self._advance_blocks_(update, state, num_steps - done, observers, done)
                     if done == num_steps:
                         break
@@ -211,48 +251,14 @@ class Langevin:
                     observe(done, state.x, energies)
         return replace(state, step=state.step + num_steps)
 
-    def advance_in_batches_(self, state: ChainState, num_steps: int, batch_size: int | None, check: bool) -> None:
-        """`advance_` of so many chains at a time; `batch_size` and `check` as in `sample`."""
-        for first, last in batch_slices(state.x.shape[0], batch_size):
-            part = state.rows(first, last)
-            with checking_finite(part, check) as watch:
-                self.advance_(part, num_steps, watch)
-
-    @torch.no_grad()
-    def sample_segment(
-        self,
-        x: Tensor,
-        schedule: Tensor,
-        begin: int,
-        num_steps: int,
-        seed: int,
-        chain_ids: int | Tensor,
-        *,
-        mask: Tensor | None = None,
-        known: Tensor | None = None,
-        data_term: DataTerm | None = None,
-        batch_size: int | None = None,
-        check: bool = True,
-    ) -> Tensor:
-        """Updates number `begin` and on, `num_steps` of them, of a longer chain whose whole `schedule` is given, from `x`.
-
-        The table, (steps of all, 2) of (step size, noise std), stands in for the sampler's own schedules. Others as in
-        `sample`.
-        """
-        state = self.init(
-            x, seed, chain_ids, start_step=begin, num_steps=num_steps, mask=mask, known=known, data_term=data_term
-        )
-        key = rng.make_key(seed, begin, begin, device=x.device)
-        state = replace(state, schedule=schedule.to(x.device), key=key)
-        self.advance_in_batches_(state, num_steps, batch_size, check)
-        return state.x
-
-    def _update(self, one: Tensor) -> Update:
+    def _update(self, one: Tensor, project: Projection | None) -> Update:
         """The function that moves a state on in place, its key by `one`, and returns the energies before."""
 
         def update(state: ChainState) -> Tensor:
             energies, gradient = self.gradient(state.x)
             torch.ops.fastebm.langevin_step_(state.x, gradient, *self._arguments(state))
+            if project is not None:
+                state.x.copy_(project(state.x))
             state.key.add_(one)
             return energies
 
@@ -261,7 +267,7 @@ class Langevin:
     def _advance_blocks_(
         self, update: Update, state: ChainState, num_steps: int, observers: Sequence[Observer], done: int
     ) -> int:
-        """Moves `state` on by blocks of updates, `done` of which went before; returns how many it did: all, or none."""
+        """Moves `state` on by blocks of updates, after `done` earlier ones. Returns how many it did: all, or none."""
         if state.x.is_cuda:
             return self._graphs.advance_(self.gradient, update, state, num_steps, observers, done)
         program = self.gradient.running(state.x)
@@ -283,11 +289,12 @@ class Langevin:
         *,
         thin: int = 1,
         observers: Sequence[Observer] = (),
+        project: Projection | None = None,
     ) -> ChainState:
         """`num_steps` updates by `step`, with `callback(k, x, info)` after every `thin`-th, which may keep both."""
         with self.gradient.chain():
             for done in range(1, num_steps + 1):
-                state, info = self.step(state)
+                state, info = self.step(state, project=project)
                 for observe in observers:
                     observe(done, state.x, info.energy)
                 if done % thin == 0:
@@ -302,6 +309,7 @@ class Langevin:
         seed: int | None = None,
         chain_ids: int | Tensor = 0,
         *,
+        num_chains: int | None = None,
         start_step: int = 0,
         thin: int = 1,
         keep: Literal["last", "trajectory"] | Callback = "last",
@@ -310,12 +318,13 @@ class Langevin:
         mask: Tensor | None = None,
         known: Tensor | None = None,
         data_term: DataTerm | None = None,
+        project: Projection | None = None,
         check: bool = True,
     ) -> Tensor:
-        """Runs chains of `num_steps` updates from `x0`, which is left as it was, and returns where they end, like `x0`.
+        """Runs chains of `num_steps` updates from `x0` and returns the states at their ends, `(B, ...)` like `x0`.
 
         Args:
-            x0, seed, chain_ids, start_step, mask, known, data_term: as in `init`.
+            x0, seed, chain_ids, num_chains, start_step, mask, known, data_term: as in `init`.
             num_steps: the number of updates, 0 or more; schedules stretch over it.
             thin: the distance in updates between kept states or calls.
             keep: "last"; or "trajectory" for the start and every `thin`-th state after it,
@@ -323,8 +332,17 @@ class Langevin:
                 update `k`, batch after batch; it may keep `x` and the `StepInfo` but not change them.
             batch_size: runs this many chains at a time; ids, noise and order are those of a single batch.
             progress: shows a bar with the mean energy.
-            check: raises FloatingPointError where an energy or a final state was not finite (one sync a batch, at
-                its end); False leaves that to the caller.
+            project: a function from states to states `(B, ...)`, called after every update, behind the clamp. It acts
+                on all chains at once: chains cannot be split into batches with it, nor replayed from CUDA graphs.
+            check: raises FloatingPointError where an energy or a final state was not finite (one sync for each batch,
+                at its end); False leaves that to the caller.
+
+        Example:
+            >>> import torch, fastebm
+            >>> sampler = fastebm.Langevin(lambda x: 0.5 * x.square().sum(1), 0.1, 0.0)
+            >>> sampler.sample(torch.full((1, 2), 3.0), 50, num_chains=2, project=lambda x: x.clamp(min=1))
+            tensor([[1., 1.],
+                    [1., 1.]])
         """
         if thin < 1:
             raise ValueError(f"thin must be at least 1, got {thin}")
@@ -332,23 +350,34 @@ class Langevin:
             raise ValueError(f'keep is "last", "trajectory" or a function, got {keep!r}')
         check_steps(start_step, num_steps)
         state = self.init(
-            x0, seed, chain_ids, start_step=start_step, num_steps=num_steps, mask=mask, known=known, data_term=data_term
+            x0,
+            seed,
+            chain_ids,
+            num_chains=num_chains,
+            start_step=start_step,
+            num_steps=num_steps,
+            mask=mask,
+            known=known,
+            data_term=data_term,
         )
         x = state.x
         frames = x.new_empty((1 + num_steps // thin, *x.shape)) if keep == "trajectory" else None
-        batches = list(batch_slices(x.shape[0], batch_size))
+        batches = batch_slices(x.shape[0], batch_size, project)
         with progress_bar(num_steps * len(batches), progress) as bar:
             for first, last in batches:
                 part = state.rows(first, last)
                 with checking_finite(part, check) as watch:
                     observers = [*watch, *bar]
                     if callable(keep):
-                        x[first:last] = self.run_with_callback(part, num_steps, keep, thin=thin, observers=observers).x
+                        part = self.run_with_callback(
+                            part, num_steps, keep, thin=thin, observers=observers, project=project
+                        )
+                        x[first:last] = part.x
                         continue
                     if frames is not None:
                         frames[0, first:last] = part.x
                         observers.append(trajectory_recorder(frames[:, first:last], thin))
-                    self.advance_(part, num_steps, observers)
+                    self.advance_(part, num_steps, observers, project=project)
         return x if frames is None else frames
 
     def _arguments(self, state: ChainState) -> tuple[Any, ...]:
@@ -367,27 +396,40 @@ class Langevin:
             state.data_term_hinge,
         )
 
-    def _rows(self, num_steps: int | None, data_term_weight: float | Schedule | None) -> int:
-        """How many rows the tables of a chain of `num_steps` updates need: one, if all its schedules are constant."""
-        schedules = [self.step_size, self.noise_std] + (
-            [] if data_term_weight is None else [as_schedule(data_term_weight)]
-        )
-        varying = [schedule for schedule in schedules if not isinstance(schedule, Constant)]
+    def _rows(self, num_steps: int | None, *schedules: float | Schedule) -> int:
+        """How many rows a table of `schedules`, by default the sampler's own, needs for `num_steps` updates: 1 if all
+        of them are constant."""
+        schedules = schedules or (self.step_size, self.noise_std)
+        varying = [schedule for schedule in map(as_schedule, schedules) if not isinstance(schedule, Constant)]
         if not varying:
             return 1
         if num_steps is None:
             raise ValueError(
-                f"a schedule that is not constant needs the length of the chain: give steps (got {varying[0]!r})"
+                f"a schedule that is not constant needs the length of the chain: give num_steps (got {varying[0]!r})"
             )
         return max(num_steps, 1)
 
 
-def batch_slices(count: int, batch_size: int | None) -> Iterator[tuple[int, int]]:
-    """The (first, last + 1) rows of consecutive batches of at most `batch_size`."""
+def batch_slices(count: int, batch_size: int | None, project: Projection | None = None) -> list[tuple[int, int]]:
+    """The (first, last + 1) rows of consecutive batches of at most `batch_size`; at least one, which may be empty.
+
+    Raises ValueError for a batch size below 1, and for several batches of chains with a projection.
+    """
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     size = max(count, 1) if batch_size is None else batch_size
-    return ((first, min(first + size, count)) for first in range(0, max(count, 1), size))
+    if project is not None and size < count:
+        raise ValueError(f"project acts on all {count} chains at once: batch_size must not be smaller, got {size}")
+    return [(first, min(first + size, count)) for first in range(0, max(count, 1), size)]
+
+
+def repeat_start(x0: Tensor, count: int | None, name: str) -> Tensor:
+    """`x0` as the starts of `count` chains: a single one is repeated. Raises ValueError for any other number."""
+    if count is None or count == len(x0):
+        return x0
+    if len(x0) != 1 or count < 0:
+        raise ValueError(f"{name} is {count}, but x0 has {len(x0)} starts: only a single one can be repeated")
+    return x0.expand(count, *x0.shape[1:])
 
 
 def _key_increment(key: Tensor) -> Tensor:
@@ -395,7 +437,7 @@ def _key_increment(key: Tensor) -> Tensor:
     return torch.arange(3, device=key.device).clamp_(max=1)
 
 
-def _check_x0(x0: Tensor) -> None:
+def _checked_x0(x0: Tensor) -> Tensor:
     if not isinstance(x0, Tensor):
         raise TypeError(f"x0 must be a tensor, got {type(x0).__name__}")
     if x0.dtype not in (torch.float32, torch.float64):
@@ -403,13 +445,14 @@ def _check_x0(x0: Tensor) -> None:
             f"chains keep their state in float32 or float64, got x0 in {x0.dtype}; gradients may be lower (see dtype)"
         )
     if x0.dim() < 1:
-        raise ValueError("x0 must have shape (chains, ...), got a tensor without dimensions")
+        raise ValueError("x0 must have shape (B, ...), got a tensor without dimensions")
+    return x0
 
 
 def check_steps(start_step: int, num_steps: int) -> None:
-    """Steps count up to 2**32: beyond it noise would come again."""
+    """Raises ValueError for steps beyond 2**32, where the noise would repeat, and for a negative number of them."""
     if num_steps < 0:
-        raise ValueError(f"steps must not be negative, got {num_steps}")
+        raise ValueError(f"num_steps must not be negative, got {num_steps}")
     if not 0 <= start_step <= start_step + num_steps <= rng.MAX_STEP:
         raise ValueError(
             f"steps {start_step} to {start_step + num_steps} of the random numbers leave the range 0 to 2**32"
@@ -427,26 +470,21 @@ def _checked_clamp(clamp: tuple[float | None, float | None] | None) -> tuple[flo
     return low, high
 
 
-def _broadcast_like(x: Tensor, name: str, value: Tensor, dtype: torch.dtype) -> Tensor:
-    """A copy of `value` as `dtype`, broadcast to `x`'s shape and laid out as `x` is."""
+def expand_to(shape: torch.Size, name: str, value: Tensor, device: torch.device) -> Tensor:
+    """A view of `value` with `shape`. Raises TypeError or ValueError where it does not broadcast to it."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
-    if value.device != x.device:
-        raise ValueError(f"{name} is on {value.device}, x0 on {x.device}")
+    if value.device != device:
+        raise ValueError(f"{name} is on {value.device}, x0 on {device}")
     try:
-        fits = torch.broadcast_shapes(value.shape, x.shape) == x.shape
+        fits = torch.broadcast_shapes(value.shape, shape) == shape
     except RuntimeError:
         fits = False
     if not fits:
-        raise ValueError(f"{name} must broadcast to x0's shape {tuple(x.shape)}, got {tuple(value.shape)}")
-    return torch.empty_like(x, dtype=dtype).copy_(value)
+        raise ValueError(f"{name} must broadcast to x0's shape {tuple(shape)}, got {tuple(value.shape)}")
+    return value.expand(shape)
 
 
-def _checked_data_term(x: Tensor, data_term: DataTerm, rows: int) -> tuple[Tensor, Tensor, float]:
-    """The target, the table of weights and the hinge of `data_term`."""
-    target, weight, *rest = data_term
-    hinge = float(rest[0]) if rest else 0.0
-    weights = evaluate(weight, rows)
-    if not (math.isfinite(hinge) and hinge >= 0) or (weights < 0).any():
-        raise ValueError(f"data_term needs weight >= 0 and a finite hinge >= 0, got weight {weight!r}, hinge {hinge}")
-    return _broadcast_like(x, "the target of data_term", target, x.dtype), weights.float().to(x.device), hinge
+def _broadcast_like(x: Tensor, name: str, value: Tensor, dtype: torch.dtype) -> Tensor:
+    """A copy of `value` as `dtype`, with the shape and the memory layout of `x`."""
+    return torch.empty_like(x, dtype=dtype).copy_(expand_to(x.shape, name, value, x.device))

@@ -1,4 +1,4 @@
-"""What watches a running chain: the finiteness of its energies, a progress bar, the frames of its trajectory."""
+"""Observers of running chains: a check that all is finite, a progress bar, a recorder of trajectories."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from torch import Tensor
 from fastebm.sampling.state import ChainState
 
 Observer = Callable[[int, Tensor, Tensor], None]
-"""Called after an update with the number of updates done, the live state (do not keep it) and energies before it.
+"""Called after an update with the number of updates done, the live state (do not keep it) and the energies before it.
 
-One with an attribute `reads_states` that is False may be called later, in order, when the state is further on.
+An observer with `reads_states = False` may be called later, in order, when the state has moved on.
 """
 
 
 def all_deferrable(observers: Sequence[Observer]) -> bool:
-    """Whether no observer reads every state, so that updates may run in blocks."""
+    """Whether no observer reads every state: then updates may run in blocks."""
     return not any(getattr(observe, "reads_states", True) for observe in observers)
 
 
 class FiniteCheck:
-    """Notes for how many updates each chain's energy was finite, without a sync.
+    """Counts for how many updates each chain's energy was finite, without a sync.
 
-    A clamp hides an infinite gradient, so the end of a chain alone would not tell.
+    The end of a chain alone does not show an infinite gradient, because a clamp hides it.
     """
 
     reads_states = False
-    _FOLD = 64  # one small copy an update, and the reductions only once in so many
+    _FOLD = 64  # energies are copied after every update, but reduced only once in so many updates
 
     def __init__(self, start_step: int, chain_ids: Tensor) -> None:
         self.start_step = start_step
@@ -70,13 +70,13 @@ class FiniteCheck:
         raise FloatingPointError(
             f"{int(lost.sum())} of {count} chains are not finite; the first is chain {name}, "
             f"by its {where if first < self.seen else 'state at the end'}. "
-            "A smaller step_size, a clamp or a gradient clip may hold them; check=False lets them pass."
+            "Try a smaller step_size, a clamp or a gradient clip; check=False returns such chains."
         )
 
 
 @contextmanager
 def checking_finite(state: ChainState, check: bool) -> Iterator[Sequence[Observer]]:
-    """The observer after which the end of the block raises FloatingPointError for lost chains; none if not `check`."""
+    """A block that ends with FloatingPointError if a chain was not finite; gives the observer for it, if `check`."""
     if not check:
         yield ()
         return
@@ -87,7 +87,7 @@ def checking_finite(state: ChainState, check: bool) -> Iterator[Sequence[Observe
 
 @contextmanager
 def progress_bar(total: int, shown: bool) -> Iterator[Sequence[Observer]]:
-    """The observer that moves a bar of `total` updates, reading energies only when it redraws; none if not `shown`."""
+    """A block with a bar of `total` updates, if `shown`; gives its observer, which reads energies only to redraw."""
     if not shown:
         yield ()
         return
@@ -98,7 +98,7 @@ def progress_bar(total: int, shown: bool) -> Iterator[Sequence[Observer]]:
 
 
 class _Progress:
-    """Moves a bar of tqdm."""
+    """The observer that advances a tqdm bar."""
 
     reads_states = False
 
@@ -111,7 +111,7 @@ class _Progress:
 
 
 def trajectory_recorder(frames: Tensor, thin: int) -> Observer:
-    """The observer that copies the state after update `j * thin` to `frames[j]`."""
+    """An observer that copies the state after update `j * thin` to `frames[j]`."""
 
     def observe(done: int, x: Tensor, energies: Tensor) -> None:
         if done % thin == 0:

@@ -1,9 +1,13 @@
-"""Schedules of step size and noise: callables from the time `t` of a chain, in [0, 1], to values.
+"""Schedules of step size and noise (`fastebm.schedules`): functions from the time `t` of a chain, in [0, 1], to values.
 
-A schedule takes a float64 tensor of times and returns a tensor of values of the same shape. Any callable of that form
-serves, next to the four of this file; a plain number stands for `constant(number)`. `table` evaluates them for the
-kernels: update `k` of `K` stands at `t = k / (K - 1)`, so that the first update has the start value and the last one
-the end value.
+A schedule takes a float64 tensor of times and returns a tensor of values of the same shape. `constant`, `linear`,
+`polynomial` and `cosine` make schedules; any callable of that form is one too, and a plain number means
+`constant(number)`. Update `k` of `K` has the time `t = k / (K - 1)`, so that the first update has the start value and
+the last one the end value.
+
+>>> import torch, fastebm
+>>> fastebm.schedules.linear(0.3, 0.1)(torch.tensor([0.0, 0.5, 1.0]))
+tensor([0.3000, 0.2000, 0.1000])
 """
 
 from __future__ import annotations
@@ -78,12 +82,12 @@ def constant(value: float) -> Constant:
 
 
 def linear(start: float, end: float) -> Polynomial:
-    """A straight line from `start` to `end`: the noise of the CF-EBM cascade is `linear(0.015, 0.0)`."""
+    """A straight line from `start` to `end`; for instance, the noise of the CF-EBM cascade is `linear(0.015, 0.0)`."""
     return polynomial(start, end, 1.0)
 
 
 def polynomial(start: float, end: float, power: float) -> Polynomial:
-    """`end + (start - end) * (1 - t)**power`, for `power > 0`; above 1 most of the way is covered early."""
+    """`end + (start - end) * (1 - t)**power`, for `power > 0`. Powers above 1 change fastest at the start."""
     _check_finite(start=start, end=end, power=power)
     if power <= 0:
         raise ValueError(f"a polynomial schedule needs power > 0, got {power}")
@@ -99,16 +103,16 @@ def cosine(start: float, end: float) -> Cosine:
 def from_epsilon(epsilon: float) -> dict[str, float]:
     """`step_size = epsilon**2 / 2` and `noise_std = epsilon`: unadjusted Langevin dynamics at temperature 1.
 
-    For `Langevin(energy, **from_epsilon(0.1))`. Published recipes for images often untie the two (`Langevin.temperature`
-    says how far).
+    Used as `Langevin(energy, **from_epsilon(0.1))`. Published recipes for images often choose the two independently;
+    `Langevin.temperature` tells the temperature that they imply.
     """
     if not (math.isfinite(epsilon) and epsilon > 0):
-        raise ValueError(f"textbook needs a finite epsilon > 0, got {epsilon}")
+        raise ValueError(f"from_epsilon needs a finite epsilon > 0, got {epsilon}")
     return {"step_size": epsilon**2 / 2, "noise_std": epsilon}
 
 
 def as_schedule(value: float | Schedule) -> Schedule:
-    """The schedule that `value` stands for: `constant(value)` of a number, a callable as it is."""
+    """`value` as a schedule: `constant(value)` for a number; a callable is returned as it is."""
     if callable(value):
         return value
     if isinstance(value, int | float) and not isinstance(value, bool):
@@ -117,9 +121,9 @@ def as_schedule(value: float | Schedule) -> Schedule:
 
 
 def evaluate(schedule: float | Schedule, num_steps: int) -> Tensor:
-    """The values at the times of `num_steps` updates: a float64 tensor `(num_steps,)` on the CPU.
+    """The values of a schedule for each of `num_steps` updates: a float64 tensor `(num_steps,)` on the CPU.
 
-    Raises ValueError where the schedule returns another shape or a value that is not finite.
+    Raises ValueError if the schedule returns another shape or a value that is not finite.
     """
     if num_steps < 1:
         raise ValueError(f"a schedule is evaluated over at least one step, got num_steps={num_steps}")
@@ -128,7 +132,7 @@ def evaluate(schedule: float | Schedule, num_steps: int) -> Tensor:
     if not isinstance(values, Tensor) or values.shape != times.shape:
         given = f"shape {tuple(values.shape)}" if isinstance(values, Tensor) else type(values).__name__
         raise ValueError(
-            f"a schedule must return one value a time, a tensor of shape {tuple(times.shape)}, got {given}"
+            f"a schedule must return one value for each time, a tensor of shape {tuple(times.shape)}, got {given}"
         )
     values = values.to("cpu", torch.float64)
     if not values.isfinite().all():
@@ -141,7 +145,7 @@ def evaluate(schedule: float | Schedule, num_steps: int) -> Tensor:
 def table(step_size: float | Schedule, noise_std: float | Schedule, num_steps: int) -> Tensor:
     """The float32 table `(num_steps, 2)` of (step size, noise std) that the Langevin kernels read, on the CPU.
 
-    Raises ValueError where a step size is not positive, a noise std is negative, or either overflows float32.
+    Raises ValueError if a step size is not positive, a noise std is negative, or either overflows float32.
     """
     rows = torch.stack((evaluate(step_size, num_steps), evaluate(noise_std, num_steps)), dim=1).float()
     for name, column, wrong in (
@@ -151,6 +155,7 @@ def table(step_size: float | Schedule, noise_std: float | Schedule, num_steps: i
         if wrong.any():
             first = int(wrong.nonzero()[0])
             raise ValueError(
-                f"Langevin steps need a finite {name} in float32, got {float(column[first])} at step {first} of {num_steps}"
+                f"Langevin steps need a finite {name} in float32, "
+                f"got {float(column[first])} at step {first} of {num_steps}"
             )
     return rows

@@ -18,17 +18,17 @@ _REQUIRED = ("x", "key", "chain_ids", "schedule", "step")
 
 @dataclass(frozen=True, eq=False)
 class ChainState:
-    """Everything that the next update of `B` chains depends on, besides the energy and the sampler's options.
+    """All that the next update of `B` chains depends on, besides the energy and the sampler's options.
 
     Attributes:
         x: the states `(B, ...)`, float32 or float64.
         key: int64 `(3,)` on `x`'s device: seed, step of the random numbers, row of the schedule.
         chain_ids: int64 chain ids on `x`'s device, `(B,)`, or `(1,)` for the id of the first of consecutive ones.
-        schedule: float32 `(S, 2)` or `(S, B, 2)` rows of (step size, noise std); the last row serves all later updates.
-        step: the step in `key`, known to the host, so that its range can be checked without a sync.
-        mask, known: where `mask` (bool) is set, every update ends at `known`; both have `x`'s shape.
-        data_target, data_term_weight, data_term_hinge: a pull `weight * (x - data_target)` where `||x - data_target||**2 > hinge` for the
-            sample; the weights are a float32 `(S,)` table.
+        schedule: float32 `(S, 2)` or `(S, B, 2)` rows of (step size, noise std); later updates use the last row.
+        step: the step in `key`, on the host, so that its range can be checked without a sync.
+        mask, known: where `mask` (bool) is True, every update ends at `known`; both have the shape of `x`.
+        data_target, data_term_weight, data_term_hinge: the data term, `weight * (x - data_target)` in the gradient of
+            the samples with `||x - data_target||**2 > hinge`; the weights are a float32 table `(S,)`.
     """
 
     x: Tensor
@@ -43,7 +43,7 @@ class ChainState:
     data_term_hinge: float = 0.0
 
     def rows(self, first: int, last: int) -> ChainState:
-        """The chains `first` to `last - 1`, with the ids they have here. `x` is a view, `key` is a copy."""
+        """The state of the chains `first` to `last - 1`, with their ids. `x` is a view, `key` is a copy."""
 
         def part(tensor: Tensor | None) -> Tensor | None:
             return None if tensor is None else tensor[first:last]
@@ -67,9 +67,9 @@ class ChainState:
 
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Any], device: torch.device | str | None = None) -> ChainState:
-        """The state that `state_dict` described, on `device` (default: where its tensors lie).
+        """The inverse of `state_dict`, on `device`; by default on the device of the tensors.
 
-        Raises ValueError for missing or unknown fields, and where the step and the key don't belong together.
+        Raises ValueError for missing or unknown fields, and if step and key disagree.
         """
         missing = [name for name in _REQUIRED if name not in state]
         unknown = sorted(set(state) - {f.name for f in fields(cls)})
@@ -88,7 +88,7 @@ class ChainState:
 
 @dataclass(frozen=True, eq=False)
 class StepInfo:
-    """What one update saw: the energies `(B,)` and the gradient (like `x`) at the state before it, and both states."""
+    """One update: energies `(B,)` and gradient (like `x`) at the state before it, and the states before and after."""
 
     energy: Tensor
     gradient: Tensor

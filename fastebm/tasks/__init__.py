@@ -1,6 +1,6 @@
-"""What a trained energy is good for, beside samples: restoration, outliers, translation, ways between images."""
+"""Tasks with a trained energy: denoise, inpaint, restore, translate, interpolate, detect outliers, generate."""
 
-from fastebm.tasks import restoration as restore
+from fastebm.tasks import restoration
 from fastebm.tasks.classical_denoisers import ClassicalDenoiser, tuned_denoisers
 from fastebm.tasks.denoise import DenoiseOptions, DenoisingResult, add_noise, denoise, tune_denoising
 from fastebm.tasks.detection.level_statistics import LevelStatistics
@@ -19,6 +19,7 @@ from fastebm.tasks.image_quality import Quality, quality
 from fastebm.tasks.inpaint import InpaintingResult, InpaintOptions, inpaint
 from fastebm.tasks.interpolate import ChainPath, ImagePath, PathOptions, interpolate_chains, interpolate_images
 from fastebm.tasks.masks import hole_mask, load_hole_mask
+from fastebm.tasks.restoration import restore
 from fastebm.tasks.run_images import images_for, own_images
 from fastebm.tasks.translate import TranslateOptions, TranslationResult, translate
 
@@ -58,6 +59,7 @@ __all__ = [
     "outlier_scores",
     "own_images",
     "quality",
+    "restoration",
     "restore",
     "rotated",
     "total_variation",

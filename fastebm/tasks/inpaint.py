@@ -1,4 +1,4 @@
-"""Inpainting: chains fill in a hole, while what is known is pinned inside of the kernel after every step."""
+"""Inpainting: chains fill in a hole; the known pixels are reset after every step, inside the kernel."""
 
 from __future__ import annotations
 
@@ -14,25 +14,24 @@ from fastebm.data import neighbour_mean
 from fastebm.data.masks import HOLE_NOISE
 from fastebm.ops import uniform
 from fastebm.rng import Stream
-from fastebm.tasks.climb import Climb, climb, energies_of
-from fastebm.tasks.energies import Model, level_gradients, top_gradient
-from fastebm.tasks.inputs import checked_images
+from fastebm.sampling import Cascade, linear
+from fastebm.tasks.inputs import Model, open_energy
 from fastebm.tasks.masks import check_hole_mask
 
 
 @dataclass(frozen=True)
 class InpaintOptions:
-    """How chains fill in.
+    """The settings of inpainting.
 
     Attributes:
-        num_steps: updates, at each level.
-        step_size: of each.
-        noise_start, noise_end: std of the chains' noise, linear over all of them.
-        restarts: chains of each image.
-        coarse: whether chains start from U(-1, 1) at the lowest resolution and go up, with what is known pinned at
-            each level: far better for large holes, for which it needs a run of variant "cascade". Without it they start
-            at full size, with the hole at the mean of the known pixels around each of its own, and a little noise. (The
-            authors start at 0 and noise; an energy that was trained coarse to fine can't lead away from such a gray.)
+        num_steps: the number of updates at each level.
+        step_size: the step size of the updates.
+        noise_start, noise_end: the noise of the first and of the last update; linear in between.
+        restarts: chains for each image.
+        coarse: whether chains start from U(-1, 1) at the lowest resolution, with known pixels at each level. That is
+            far better for large holes; it needs a run of variant "cascade". Otherwise they start at full size, where
+            each pixel of the hole has the mean of the known pixels around it, plus a little noise. (The authors start
+            at 0 and noise; chains of an energy that was trained coarse to fine do not leave such a gray.)
     """
 
     num_steps: int = 20
@@ -44,16 +43,16 @@ class InpaintOptions:
 
     def __post_init__(self) -> None:
         if self.num_steps < 1 or self.restarts < 1:
-            raise ValueError(f"steps and restarts must be at least 1, got {self.num_steps} and {self.restarts}")
+            raise ValueError(f"num_steps and restarts must be at least 1, got {self.num_steps} and {self.restarts}")
 
 
 @dataclass(frozen=True, eq=False)
 class InpaintingResult:
-    """Images with holes and what was filled in.
+    """Images with holes, and the same images with the holes filled in.
 
     Attributes:
-        images: (N, C, H, W), as they were given; what they have in the hole was not looked at.
-        hole: bool, of the same shape.
+        images: (N, C, H, W), as they were given; their pixels in the hole are not used.
+        hole: bool, of the same shape, True where pixels are missing.
         filled: (N, R, C, H, W), the ends of the R chains of each image, the lowest energy first; outside of the hole
             equal to `images` in every bit.
         energy: (N, R), ascending.
@@ -67,25 +66,30 @@ class InpaintingResult:
 
     @property
     def best(self) -> Tensor:
-        """Of each image the chain with the lowest energy, (N, C, H, W)."""
+        """The chain with the lowest energy of each image, (N, C, H, W)."""
         return self.filled[:, 0]
 
     @property
     def mean(self) -> Tensor:
-        """Of each image the mean of its chains, (N, C, H, W): nearer to what is right by squared error than a chain is,
-        as the mean of a posterior is, and blurred where chains differ."""
+        """The mean of the chains of each image, (N, C, H, W).
+
+        It has a smaller squared error than one chain, as the mean of a posterior has, and is blurred where they differ.
+        """
         return torch.where(self.hole, self.filled.mean(1), self.images)
 
     @property
     def diversity(self) -> Tensor:
-        """Of each image the root mean square over the hole of the chains' standard deviation, (N,); 0 for one chain."""
+        """The standard deviation between the chains of each image, as root mean square over the hole, (N,)."""
         variance = self.filled.var(1, correction=0) * self.hole
         return (variance.flatten(1).sum(1) / self.hole.flatten(1).sum(1)).sqrt()
 
     def errors(self) -> dict[str, Tensor]:
-        """The root mean square difference over the hole from the images, (N,): of the "best" by energy, of the mean
-        over chains of that ("chains"), of the chain that happens to be the "nearest", of the "mean" of the chains, and,
-        as what that has to beat, of the mean of the known pixels around ("surroundings")."""
+        """Root mean square errors over the hole, (N,), against the pixels that `images` have there.
+
+        Of the chain with the lowest energy ("best"), averaged over the chains ("mean_of_chains"), of the chain with the
+        smallest error ("nearest"), of the mean of the chains ("mean"), and, as a baseline, of the means of the known
+        pixels around ("neighbour_mean").
+        """
         pixels = self.hole.flatten(1).sum(1)
 
         def off(images: Tensor) -> Tensor:
@@ -121,14 +125,16 @@ def inpaint(
     seed: int = 0,
     batch_size: int | None = 256,
 ) -> InpaintingResult:
-    """Fills in holes by several Langevin chains an image, ordered by their energy.
+    """Fills in holes by several Langevin chains for each image, ordered by their energy.
 
     Args:
-        model: an energy, or a run, of which the highest level serves (and, with `options.coarse`, all).
-        images: float32 (N, C, H, W) in [-1, 1]; in the hole they may be anything in that range.
-        hole: bool, True where to fill in, broadcast to `images`.
+        model: a run, the folder of one, or an energy of images. Of a coarse-to-fine run, chains use the highest level,
+            and with `options.coarse` all levels.
+        images: float32 (N, C, H, W) in [-1, 1]; any values in that range may stand in the hole.
+        hole: bool, True where pixels are missing, broadcast to `images`. (The `mask` of `fastebm.Langevin` is the
+            opposite: True where pixels are known.)
         options: by default 8 chains of 20 steps, at full size.
-        seed: of starts and chains; image i has the chains from `i * restarts` on.
+        seed: of starts and chains; image i has the chain ids from `i * restarts` on.
         batch_size: chains at a time; the result does not depend on it.
 
     Raises ValueError or TypeError for images or holes that don't fit, FloatingPointError where energies are not finite.
@@ -145,29 +151,31 @@ def inpaint(
         (torch.Size([2, 8, 1, 8, 8]), True)
     """
     options = InpaintOptions() if options is None else options
-    images = checked_images("images", images, model)
+    energy = open_energy(model)
+    images = energy.check_images("images", images)
     hole = check_hole_mask(hole, images)
-    top = top_gradient(model)
     size, count = images.shape[3], options.restarts
-    levels = level_gradients(model) if options.coarse else {size: top}
-    pinned = {level: _pinned(images, hole, size // level, count) for level in levels}
-    known = pinned[min(levels)][1]
-    draws = uniform(known.shape, seed=seed, stream=Stream.INITIAL, device=images.device)
-    start = 2 * draws - 1
+    levels = energy.levels() if options.coarse else {size: energy.gradient}
+    known_at = {level: _known_pixels(images, hole, size // level, count) for level in levels}
+    mask, known = ({level: pair[place] for level, pair in known_at.items()} for place in (0, 1))
+    shape = known[min(levels)].shape
+    start = 2 * uniform(shape, seed=seed, stream=Stream.INITIAL, device=images.device) - 1
     if not options.coarse:
         start = neighbour_mean(images, hole).repeat_interleave(count, 0) + HOLE_NOISE * start
-    how = Climb(options.num_steps, options.step_size, options.noise_start, options.noise_end)
-    ends = climb(levels, start, how, seed=seed, pinned=pinned, batch_size=batch_size)[size].clamp(-1, 1)
-    energy, order = energies_of(top, ends, batch_size).unflatten(0, (-1, count)).sort(dim=1, stable=True)
+    noise = linear(options.noise_start, options.noise_end)
+    cascade = Cascade(levels, num_steps=options.num_steps, step_size=options.step_size, noise_std=noise)
+    ends = cascade.sample(None, seed, x0=start, mask=mask, known=known, batch_size=batch_size).clamp(-1, 1)
+    energies, order = energy.energies(ends, batch_size).unflatten(0, (-1, count)).sort(dim=1, stable=True)
     filled = ends.unflatten(0, (-1, count))
-    filled = torch.stack([of_one[places] for of_one, places in zip(filled, order, strict=True)])
-    return InpaintingResult(options, images, hole, filled, energy)
+    filled = torch.stack([chains[places] for chains, places in zip(filled, order, strict=True)])
+    return InpaintingResult(options, images, hole, filled, energies)
 
 
-def _pinned(images: Tensor, hole: Tensor, factor: int, num_chains: int) -> tuple[Tensor, Tensor]:
-    """The mask of known pixels and their values at a level with `factor` times fewer pixels a side, once a chain.
+def _known_pixels(images: Tensor, hole: Tensor, factor: int, num_chains: int) -> tuple[Tensor, Tensor]:
+    """The mask of known pixels and their values at a level with `factor` times fewer pixels a side, for each chain.
 
-    There a pixel is known where at least half of those that it stands for are, and is then their mean.
+    The mask is True where a pixel is known, the opposite of `hole`. A pixel of a lower level is known if at least half
+    of the pixels that it averages are; its value is the mean of those.
     """
     seen = (~hole).float()
     share = F.avg_pool2d(seen, factor)

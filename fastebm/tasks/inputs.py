@@ -1,42 +1,116 @@
-"""The images that a task starts from, checked before any work is done on them."""
+"""The inputs of tasks: the energy of a run, of a run's folder or of the caller, and images that fit it."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from fastebm.tasks.energies import Model, device_of_model
-from fastebm.training import CoarseToFineRun
+from fastebm.compiler import EnergyGradient, energy_gradient
+from fastebm.runs import registry
+from fastebm.sampling.cascade import device_of
+from fastebm.sampling.langevin import Energy, batch_slices
+from fastebm.training import CoarseToFineRun, Run
+
+Model = Run | Energy | str | Path
+"""What a task takes: a run, the folder of one, or a bare energy `(B, C, H, W) -> (B,)`, low meaning real."""
 
 
-def checked_images(name: str, images: Tensor, model: Model, *, bounded: bool = True) -> Tensor:
-    """`images` on the model's device, after a look at whether the model can work on them.
+@dataclass(frozen=True, eq=False)
+class TaskEnergy:
+    """The energy of images that a task works with. Build it with `open_energy`.
 
-    Args:
-        name: of the images in messages.
-        images: float32 (N, C, H, W), N >= 1, finite, in [-1, 1]; of a run's own size and channels.
-        bounded: False lets values outside of [-1, 1] pass, as noise leads to.
-
-    Raises TypeError for another dtype, ValueError for anything else that is wrong.
+    Attributes:
+        gradient: energies and gradients at full size, in the run's own precision and by its own engine.
+        device: the device of the weights, on which chains run.
+        shape: (channels, height, width) of the images of a run; None for a bare energy, which takes any.
+        gradients: energies and gradients by size, ascending, where chains can start at the lowest; else empty.
+        missing_levels: why `gradients` is empty.
+        run: None for a bare energy.
     """
-    if not isinstance(images, Tensor) or images.dtype != torch.float32:
-        kind = images.dtype if isinstance(images, Tensor) else type(images).__name__
-        raise TypeError(f"{name} must be a float32 tensor, got {kind}")
-    if images.ndim != 4 or 0 in images.shape:
-        raise ValueError(f"{name} must be (N, C, H, W), none of them 0, got {tuple(images.shape)}")
-    if isinstance(model, CoarseToFineRun):
-        wanted = (model.config.channels, model.size, model.size)
-        if images.shape[1:] != wanted:
-            raise ValueError(f"{name} are {shape(images.shape[1:])}, and the run takes {shape(wanted)}")
-    if not images.isfinite().all():
-        broken = int((~images.isfinite().flatten(1).all(1)).nonzero()[0])
-        raise ValueError(f"{name} must be finite, but image {broken} has pixels that are infinite or not a number")
-    low, high = images.aminmax()
-    if bounded and not (low >= -1 and high <= 1):
-        raise ValueError(f"{name} must lie in [-1, 1], got values from {float(low):g} to {float(high):g}")
-    return images.detach().to(device_of_model(model))
+
+    gradient: EnergyGradient
+    device: torch.device
+    shape: tuple[int, int, int] | None = None
+    gradients: Mapping[int, EnergyGradient] = field(default_factory=dict)
+    missing_levels: str = "not a bare energy"
+    run: Run | None = None
+
+    def levels(self) -> dict[int, EnergyGradient]:
+        """`gradients`, for a cascade. Raises ValueError where there are none."""
+        if not self.gradients:
+            raise ValueError(f"a cascade needs a run with an energy for each resolution, {self.missing_levels}")
+        return dict(self.gradients)
+
+    def levels_from(self, start_size: int | None, size: int) -> dict[int, EnergyGradient]:
+        """The levels from `start_size` up; for None the energy at full `size` alone.
+
+        Raises ValueError where there are no levels, or none of that size.
+        """
+        if start_size is None:
+            return {size: self.gradient}
+        levels = self.levels()
+        if start_size not in levels:
+            raise ValueError(f"start_size must be one of the run's levels, {sorted(levels)}, got {start_size}")
+        return {size: gradient for size, gradient in levels.items() if size >= start_size}
+
+    def energies(self, images: Tensor, batch_size: int | None = None) -> Tensor:
+        """The energies (N,) of images (N, C, H, W), `batch_size` at a time."""
+        return torch.cat([self.gradient(images[a:b])[0] for a, b in batch_slices(len(images), batch_size)])
+
+    def check_images(self, name: str, images: Tensor, *, bounded: bool = True) -> Tensor:
+        """`images` on the energy's device, if the energy can work on them.
+
+        Args:
+            name: of the images in messages.
+            images: float32 (N, C, H, W), N >= 1, finite, in [-1, 1], with the shape of a run's images.
+            bounded: False accepts values outside of [-1, 1], as noisy images have them.
+
+        Raises TypeError for another dtype, ValueError for anything else that does not fit.
+        """
+        if not isinstance(images, Tensor) or images.dtype != torch.float32:
+            kind = images.dtype if isinstance(images, Tensor) else type(images).__name__
+            raise TypeError(f"{name} must be a float32 tensor, got {kind}")
+        if images.ndim != 4 or 0 in images.shape:
+            raise ValueError(f"{name} must be (N, C, H, W), none of them 0, got {tuple(images.shape)}")
+        if self.shape is not None and images.shape[1:] != self.shape:
+            raise ValueError(f"{name} are {shape(images.shape[1:])}, and the run takes {shape(self.shape)}")
+        if not images.isfinite().all():
+            broken = int((~images.isfinite().flatten(1).all(1)).nonzero()[0])
+            raise ValueError(f"{name} must be finite, but image {broken} has pixels that are infinite or not a number")
+        low, high = images.aminmax()
+        if bounded and not (low >= -1 and high <= 1):
+            raise ValueError(f"{name} must lie in [-1, 1], got values from {float(low):g} to {float(high):g}")
+        return images.detach().to(self.device)
+
+
+def open_energy(model: Model) -> TaskEnergy:
+    """The energy of a run, of the run in a folder (opened on the CPU), or of a bare energy.
+
+    Raises RunError where a folder holds no run, ValueError for a run without an energy of images.
+    """
+    opened: Run | Energy = registry.load(model) if isinstance(model, str | Path) else model
+    if not isinstance(opened, Run):
+        gradient = opened if isinstance(opened, EnergyGradient) else energy_gradient(opened)
+        return TaskEnergy(gradient, device_of(gradient))
+    model, config, gradients = opened, opened.config, {}
+    # An EC-posterior, a plain VAE and a plain flow have no energy of images.
+    energies = model.levels if isinstance(model, CoarseToFineRun) else {model.size: getattr(model, "energy", None)}
+    for size, energy in sorted(energies.items()):
+        if energy is None:
+            raise ValueError(f"{model.path} holds a run of kind {config.kind!r} without an energy of images")
+        gradients[size] = energy_gradient(energy, dtype=getattr(torch, config.dtype), engine=config.engine)
+    top = gradients[model.size]
+    shape = (config.channels, model.size, model.size)
+    if isinstance(model, CoarseToFineRun) and model.config.variant == "cascade":
+        return TaskEnergy(top, device_of(top), shape, gradients, run=model)
+    kind = f"variant {model.config.variant!r}" if isinstance(model, CoarseToFineRun) else f"kind {config.kind!r}"
+    return TaskEnergy(top, device_of(top), shape, missing_levels=f"and {model.path} holds one of {kind}", run=model)
 
 
 def shape(sides: tuple[int, ...] | torch.Size) -> str:
-    """Channels, height and width in words."""
+    """Channels, height and width in words: "3x32x32"."""
     return "x".join(map(str, sides))

@@ -1,10 +1,11 @@
-"""Ways between images: of chains between their starts, and of images through low energies."""
+"""Interpolation: between the starts of two chains, and between two images along a path of low energies."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -13,22 +14,20 @@ from torch import Tensor
 
 from fastebm.ops import uniform
 from fastebm.rng import Stream
-from fastebm.sampling import Langevin
-from fastebm.tasks.climb import Climb, climb, energies_of
-from fastebm.tasks.energies import Model, device_of_model, level_gradients, top_gradient
-from fastebm.tasks.inputs import checked_images
+from fastebm.sampling import Cascade, Langevin, linear
+from fastebm.tasks.inputs import Model, open_energy
 from fastebm.training import CoarseToFineRun
 
 
 @dataclass(frozen=True, eq=False)
 class ChainPath:
-    """Samples on the way between chains, in `points` equal parts.
+    """Samples whose starts lie between the starts of N pairs of chains, P points for each pair.
 
     Attributes:
-        between: "noise" or "coarse", what was interpolated.
+        between: what was interpolated, "noise" or "coarse".
         starts: (N, P, C, s, s), the interpolated starts.
         images: (N, P, C, H, W), the ends of the chains, in [-1, 1].
-        energy: (N, P), of the ends.
+        energy: the energies (N, P) of the ends.
     """
 
     between: Literal["noise", "coarse"]
@@ -38,10 +37,12 @@ class ChainPath:
 
     @property
     def largest_step(self) -> Tensor:
-        """Of each path the largest distance between neighbours over that between its ends, (N,): 1 / (P - 1) for a
-        straight one, and about 1 or more for one that jumps."""
-        num_steps = (self.images[:, 1:] - self.images[:, :-1]).flatten(2).norm(dim=2)
-        return num_steps.max(1).values / (self.images[:, -1] - self.images[:, 0]).flatten(1).norm(dim=1)
+        """The largest distance between neighbours of each path, divided by the distance of its ends, (N,).
+
+        It is 1 / (P - 1) for a straight path, and about 1 or more for one that jumps.
+        """
+        distances = (self.images[:, 1:] - self.images[:, :-1]).flatten(2).norm(dim=2)
+        return distances.max(1).values / (self.images[:, -1] - self.images[:, 0]).flatten(1).norm(dim=1)
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -56,7 +57,7 @@ class ChainPath:
 
 @torch.no_grad()
 def interpolate_chains(
-    run: CoarseToFineRun,
+    run: CoarseToFineRun | str | Path,
     between: Literal["noise", "coarse"],
     *,
     pairs: int = 6,
@@ -64,17 +65,17 @@ def interpolate_chains(
     seed: int = 0,
     batch_size: int | None = 256,
 ) -> ChainPath:
-    """Samples of `run` between pairs of chains, by starts in between that then go up through the levels.
+    """Samples of `run` whose starts lie between those of two chains.
 
-    "noise" interpolates where chains start: on the quarter circle between normal deviates that stand for the uniform
-    ones, so that a start in between is U(-1, 1) as well. "coarse" takes the samples at the lowest level in a straight
-    line, since images have no such circle, and goes on from there. All chains of a pair see the noise of its first,
-    whose end is a sample of the run at `seed`, to the last bit.
+    "noise" interpolates the noise at which chains start, as normal deviates on the quarter circle between both ends, so
+    that every point is U(-1, 1) too. "coarse" interpolates the samples of the lowest level in a straight line, and goes
+    on from there. All chains of a pair have the noise of its first chain, whose end is a sample of the run at `seed` in
+    every bit.
 
     Args:
-        run: of variant "cascade".
-        pairs, points: how many, points with both ends, 3 or more.
-        seed: pair i has the starts of chains 2i and 2i + 1.
+        run: a coarse-to-fine run of variant "cascade", or its folder.
+        pairs, points: the numbers of pairs, and of points of a path with both ends, at least 3.
+        seed: of the noise; pair i has the starts of the chain ids 2i and 2i + 1.
         batch_size: chains at a time; the result does not depend on it.
 
     Raises ValueError for another run, or numbers out of range; FloatingPointError where energies are not finite.
@@ -83,36 +84,42 @@ def interpolate_chains(
         raise ValueError(f"a path needs pairs >= 1 and points >= 3, got {pairs} and {points}")
     if between not in ("noise", "coarse"):
         raise ValueError(f"between is 'noise' or 'coarse', got {between!r}")
-    levels = level_gradients(run)
-    if between == "coarse" and len(levels) == 1:
-        raise ValueError(f"{run.path} has no level above {run.size}x{run.size} yet: interpolate between noise")
-    lowest, config = min(levels), run.config
-    how = Climb(config.num_steps, config.step_size, config.noise_start, config.noise_end)
+    energy = open_energy(run)
+    levels = energy.levels()
+    assert isinstance(energy.run, CoarseToFineRun)
+    lowest, size, config = min(levels), max(levels), energy.run.config
+    if between == "coarse" and lowest == size:
+        raise ValueError(f"{energy.run.path} has no level above {size}x{size} yet: interpolate between noise")
+    cascade = Cascade(
+        levels,
+        num_steps=config.num_steps,
+        step_size=config.step_size,
+        noise_std=linear(config.noise_start, config.noise_end),
+    )
     shape = (2 * pairs, config.channels, lowest, lowest)
-    ends = 2 * uniform(shape, seed=seed, stream=Stream.INITIAL, device=device_of_model(run)) - 1
+    ends = 2 * uniform(shape, seed=seed, stream=Stream.INITIAL, device=energy.device) - 1
     firsts = torch.arange(0, 2 * pairs, 2, device=ends.device)
     if between == "noise":
         starts = begin = _between_uniform(ends[::2], ends[1::2], points)
     else:
         both = firsts.repeat_interleave(2)
-        low = climb(levels, ends, how, seed=seed, chain_ids=both, batch_size=batch_size)[lowest]
+        low = cascade.sample_levels(None, seed, both, x0=ends, batch_size=batch_size)[lowest]
         starts = straight_path(low[::2], low[1::2], points)
         begin = starts.repeat_interleave(2, 3).repeat_interleave(2, 4).clamp(-1, 1)
     alike = firsts.repeat_interleave(points)
-    reached = climb(levels, begin.flatten(0, 1), how, seed=seed, chain_ids=alike, batch_size=batch_size)[run.size]
-    images = reached.clamp(-1, 1)
-    energy = energies_of(levels[run.size], images, batch_size)
-    return ChainPath(between, starts, images.unflatten(0, (pairs, points)), energy.unflatten(0, (pairs, points)))
+    images = cascade.sample(None, seed, alike, x0=begin.flatten(0, 1), batch_size=batch_size).clamp(-1, 1)
+    energies = energy.energies(images, batch_size).unflatten(0, (pairs, points))
+    return ChainPath(between, starts, images.unflatten(0, (pairs, points)), energies)
 
 
 @dataclass(frozen=True)
 class PathOptions:
-    """How a path between images is relaxed.
+    """The settings by which a path between images is relaxed.
 
     Attributes:
-        points: of the path, with both ends.
-        iterations: each is a step down the energy at every inner point, and a new distribution of points.
-        step_size: of each.
+        points: the number of points of the path, with both ends.
+        iterations: of one step down the energy at every inner point, and of redistributing the points.
+        step_size: the size of these steps.
     """
 
     points: int = 11
@@ -129,7 +136,7 @@ class PathOptions:
 
 @dataclass(frozen=True, eq=False)
 class ImagePath:
-    """Ways between pairs of images: straight, and relaxed through lower energies.
+    """Paths between pairs of images: the straight one, and the one relaxed to lower energies.
 
     Attributes:
         straight, relaxed: (N, P, C, H, W), in [-1, 1]; both have the same ends.
@@ -161,14 +168,14 @@ def interpolate_images(
     """Paths between images that avoid high energies, by the simplified string method.
 
     E, Ren, Vanden-Eijnden, "Simplified and improved string method for computing the minimum energy paths in
-    barrier-crossing events", J. Chem. Phys. 126, 2007: from a straight path, every inner point goes down the energy's
-    gradient, and then points are put at equal distances along the path again. The ends stay. Of all iterations, the one
-    is kept whose highest energy is lowest, since an energy that was trained with short chains has minima that no image
-    lies in, into which long ways down lead. Nothing here is random.
+    barrier-crossing events", J. Chem. Phys. 126, 2007. It starts at the straight path. In each iteration, every inner
+    point takes a step down the energy's gradient, and the points are then spaced equally along the path again. The ends
+    stay. The result is the path of the iteration whose highest energy is lowest: long descents on an energy that was
+    trained with short chains may end in minima that contain no images. Nothing here is random.
 
     Args:
-        model: an energy, or a run, of which the highest level serves.
-        first, second: float32 (N, C, H, W) in [-1, 1], the ends.
+        model: a run, the folder of one, or an energy of images; of a coarse-to-fine run, the highest level.
+        first, second: the ends, float32 (N, C, H, W) in [-1, 1].
         options: by default 60 iterations of 11 points.
         batch_size: images at a time; the result does not depend on it.
 
@@ -185,45 +192,45 @@ def interpolate_images(
         (0.25, 0.0)
     """
     options = PathOptions() if options is None else options
-    first = checked_images("first images", first, model)
-    second = checked_images("second images", second, model)
+    energy = open_energy(model)
+    first = energy.check_images("first images", first)
+    second = energy.check_images("second images", second)
     if first.shape != second.shape:
         raise ValueError(f"the ends of paths differ in shape: {tuple(first.shape)}, {tuple(second.shape)}")
-    gradient = top_gradient(model)
     path = straight = straight_path(first, second, options.points)
     best = path
-    best_energy = energy_straight = energies_of(gradient, path.flatten(0, 1), batch_size).unflatten(0, path.shape[:2])
-    sampler = Langevin(gradient, options.step_size, 0.0, clamp=(-1, 1))
-    with gradient.chain():
+    best_energy = energy_straight = energy.energies(path.flatten(0, 1), batch_size).unflatten(0, path.shape[:2])
+    sampler = Langevin(energy.gradient, options.step_size, 0.0, clamp=(-1, 1))
+    with energy.gradient.chain():
         for _ in range(options.iterations):
             inner = path[:, 1:-1].flatten(0, 1)
             inner = sampler.sample(inner, 1, seed=0, batch_size=batch_size).unflatten(0, (len(path), -1))
-            path = _redistributed(torch.cat((first[:, None], inner, second[:, None]), 1))
-            energy = energies_of(gradient, path.flatten(0, 1), batch_size).unflatten(0, path.shape[:2])
-            lower = energy.max(1).values < best_energy.max(1).values
+            path = _redistribute(torch.cat((first[:, None], inner, second[:, None]), 1))
+            energies = energy.energies(path.flatten(0, 1), batch_size).unflatten(0, path.shape[:2])
+            lower = energies.max(1).values < best_energy.max(1).values
             best = torch.where(lower[:, None, None, None, None], path, best)
-            best_energy = torch.where(lower[:, None], energy, best_energy)
+            best_energy = torch.where(lower[:, None], energies, best_energy)
     return ImagePath(options, straight, best, energy_straight, best_energy)
 
 
 def straight_path(first: Tensor, second: Tensor, points: int) -> Tensor:
-    """(N, points, ...) from `first` to `second` (N, ...), which are the ends in every bit."""
+    """A straight path (N, points, ...) from `first` to `second` (N, ...), which are its ends in every bit."""
     t = torch.linspace(0, 1, points, device=first.device).reshape(points, *[1] * (first.dim() - 1))
     path = (1 - t) * first[:, None] + t * second[:, None]
     return torch.cat((first[:, None], path[:, 1:-1], second[:, None]), 1)
 
 
 def _between_uniform(first: Tensor, second: Tensor, points: int) -> Tensor:
-    """(N, points, ...) between U(-1, 1) deviates, U(-1, 1) at every point of the way; the ends in every bit."""
-    bound = 1 - 2.0**-24  # uniforms may be 1, which no finite normal deviate stands for
+    """A path (N, points, ...) between U(-1, 1) deviates, which is U(-1, 1) at every point and keeps the ends."""
+    bound = 1 - 2.0**-24  # a uniform deviate may be 1, to which no finite normal deviate corresponds
     normal = [torch.erfinv(end.clamp(-bound, bound)) for end in (first, second)]
     angles = torch.linspace(0, math.pi / 2, points, device=first.device).reshape(points, *[1] * (first.dim() - 1))
     path = torch.erf(angles.cos() * normal[0][:, None] + angles.sin() * normal[1][:, None])
     return torch.cat((first[:, None], path[:, 1:-1], second[:, None]), 1)
 
 
-def _redistributed(path: Tensor) -> Tensor:
-    """Points at equal distances along the broken line through `path` (N, P, ...), with the same ends."""
+def _redistribute(path: Tensor) -> Tensor:
+    """Points at equal distances along the polyline through `path` (N, P, ...), with the same ends."""
     flat = path.flatten(2)
     count, points, _ = flat.shape
     lengths = (flat[:, 1:] - flat[:, :-1]).norm(dim=2)

@@ -1,4 +1,8 @@
-"""Which pixels are to be filled in: patterns, and masks from files."""
+"""Hole masks for inpainting: patterns, and masks from picture files.
+
+A hole mask is True where a pixel is missing. The `mask` of `fastebm.Langevin` and of `restoration.Inpainting` is the
+opposite: True where a pixel is known.
+"""
 
 from __future__ import annotations
 
@@ -17,10 +21,10 @@ Pattern = Literal["square", "pixels", "half"]
 
 
 def hole_mask(pattern: Pattern, count: int, size: int, seed: int = 0) -> Tensor:
-    """Holes (count, 1, size, size), bool, True where a pixel is to be filled in.
+    """Hole masks (count, 1, size, size), bool, True where a pixel is missing.
 
-    "square" is a quarter of the image, in the middle; "half" its lower half; "pixels" half of all pixels, of each image
-    others, by the seed. Raises ValueError for another pattern.
+    "square" is a quarter of the image, in the middle; "half" is its lower half; "pixels" is about half of all pixels,
+    drawn for each image by the seed. Raises ValueError for another pattern.
     """
     hole = torch.zeros(count, 1, size, size, dtype=torch.bool)
     if pattern == "square":
@@ -35,9 +39,9 @@ def hole_mask(pattern: Pattern, count: int, size: int, seed: int = 0) -> Tensor:
 
 
 def load_hole_mask(path: str | Path, count: int, size: int) -> Tensor:
-    """Holes (count, 1, size, size), all as in a picture in which what is lighter than middle gray is to be filled in.
+    """`count` equal hole masks (count, 1, size, size) from a picture: True where it is lighter than middle gray.
 
-    Raises DataError for what is no picture, ValueError for one of another size.
+    Raises DataError for a file that is no picture, ValueError for a picture of another size.
     """
     pixels = torch.from_numpy(read_picture(path, 1).copy())
     if pixels.shape[2:] != (size, size):
@@ -46,11 +50,14 @@ def load_hole_mask(path: str | Path, count: int, size: int) -> Tensor:
 
 
 def check_hole_mask(hole: Tensor, images: Tensor) -> Tensor:
-    """`hole` as bool (N, C, H, W) beside `images`. Raises TypeError for other than bool, ValueError for a shape that
-    does not fit, and for an image that is all hole or has none."""
+    """`hole`, expanded to the shape (N, C, H, W) of `images`, on their device.
+
+    Raises TypeError unless it is bool, ValueError for a shape that does not broadcast and for an image without a hole
+    or without a known pixel.
+    """
     if not isinstance(hole, Tensor) or hole.dtype != torch.bool:
         kind = hole.dtype if isinstance(hole, Tensor) else type(hole).__name__
-        raise TypeError(f"the hole must be a bool tensor, True where to fill in, got {kind}")
+        raise TypeError(f"the hole must be a bool tensor, True where pixels are missing, got {kind}")
     try:
         fits = torch.broadcast_shapes(hole.shape, images.shape) == images.shape
     except RuntimeError:
@@ -61,5 +68,5 @@ def check_hole_mask(hole: Tensor, images: Tensor) -> Tensor:
     share = hole.flatten(1).float().mean(1)
     for wrong, what in ((share == 0, "no hole"), (share == 1, "nothing but hole")):
         if wrong.any():
-            raise ValueError(f"image {int(wrong.nonzero()[0])} has {what}: its mask leaves nothing to do, or to go by")
+            raise ValueError(f"image {int(wrong.nonzero()[0])} has {what}: each needs missing and known pixels")
     return hole

@@ -1,11 +1,11 @@
-"""Translation: chains of an energy of the target domain that start at images of another one.
+"""Translation: Langevin chains of an energy of the target domain that start at images of a source domain.
 
-Zhao, Xie and Li, "Learning Energy-Based Generative Models via Coarse-to-Fine Expanding and Sampling", ICLR 2021:
-neither a generator nor pairs nor a cycle loss, only the target's energy. Settings are those of the authors' code.
+The method of Zhao, Xie and Li, "Learning Energy-Based Generative Models via Coarse-to-Fine Expanding and Sampling",
+ICLR 2021, which needs no generator, no pairs of images and no cycle loss. Settings are those of the authors' code.
 
-The energy of a run that was trained coarse to fine knows little but the way from enlarged samples of the level below to
-sharp ones, so that chains of its highest level alone change details at most. With `start_size` they start lower, from
-the source averaged down, and go up through the levels; a data_weight to the source then keeps what is where.
+The highest level of a coarse-to-fine run has learned only to sharpen enlarged samples of the level below, so that its
+chains alone change little but details. With `start_size`, chains start at a lower level, from the source averaged
+down; a data term (`data_weight`) then keeps the composition of the source.
 """
 
 from __future__ import annotations
@@ -21,26 +21,23 @@ from torch import Tensor
 
 from fastebm.ops import normal
 from fastebm.rng import Stream
-from fastebm.sampling import Langevin
-from fastebm.tasks.climb import Climb, climb, energies_of
-from fastebm.tasks.energies import Model, levels_from, top_gradient
-from fastebm.tasks.inputs import checked_images
+from fastebm.sampling import Cascade, Langevin
+from fastebm.tasks.inputs import Model, TaskEnergy, open_energy
 
 
 @dataclass(frozen=True)
 class TranslateOptions:
-    """How chains translate.
+    """The settings of translation.
 
     Attributes:
-        num_steps: updates.
-        step_size: of each.
-        noise_std: of the chains.
-        start_noise: standard deviation of the noise that the source images get.
-        snapshots: images that are kept of the way, after the start, at about equal distances.
-        start_size: the resolution at which chains start, from the source averaged down, with `num_steps` at each level.
-            What is finer comes from the energy. None is full size. A lower one needs a run of variant "cascade", and
-            the snapshots are then the ends of the levels, enlarged.
-        data_weight: weight of a data_weight to the source (averaged down) in the gradient, at each level; 0 for none.
+        num_steps: the number of updates; with `start_size`, at each level.
+        step_size: the step size of the updates.
+        noise_std: the noise of the updates.
+        start_noise: the standard deviation of the noise that is added to the source images.
+        snapshots: the number of states that are kept, after the start, at about equal distances.
+        start_size: the resolution at which chains start, from the source averaged down. None is full size. Others need
+            a run of variant "cascade", and the snapshots are then the ends of the levels, enlarged.
+        data_weight: the weight of the data term, which pulls to the source (averaged down) at each level; 0 for none.
     """
 
     num_steps: int = 50
@@ -58,20 +55,20 @@ class TranslateOptions:
             raise ValueError(f"start_noise must not be negative, got {self.start_noise}")
         if not 0 <= self.data_weight <= 1 / self.step_size:
             raise ValueError(
-                f"data_weight must be from 0 to 1 / step_size = {1 / self.step_size:g}, at which a step begins anew from the "
-                f"source, got {self.data_weight}"
+                f"data_weight must be from 0 to 1 / step_size = {1 / self.step_size:g}, at which every step starts at "
+                f"the source again, got {self.data_weight}"
             )
 
 
 @dataclass(frozen=True, eq=False)
 class TranslationResult:
-    """Source images and what became of them.
+    """Source images and their translations.
 
     Attributes:
         source: (N, C, H, W).
-        snapshot_steps: the updates after which `snapshots` were taken.
+        snapshot_steps: the numbers of updates after which `snapshots` were taken.
         snapshots: (T, N, C, H, W), in [-1, 1]; the first one is the start, the last one the end.
-        energy: (T, N), of the snapshots.
+        energy: the energies (T, N) of the snapshots.
     """
 
     options: TranslateOptions
@@ -87,7 +84,7 @@ class TranslationResult:
 
     @property
     def change(self) -> Tensor:
-        """How much each pixel was changed: the mean over colours of abs(end - source), (N, H, W), in [0, 2]."""
+        """The change of each pixel: the mean over colours of abs(end - source), (N, H, W), in [0, 2]."""
         return (self.images - self.source).abs().mean(1)
 
     def to_json(self) -> dict[str, Any]:
@@ -109,13 +106,14 @@ def translate(
     seed: int = 0,
     batch_size: int | None = 256,
 ) -> TranslationResult:
-    """Carries images over into the domain that `model` has learned.
+    """Translates images into the domain that `model` has learned.
 
     Args:
-        model: an energy of the target domain, or a run, of which the highest level serves.
+        model: a run, the folder of one, or an energy of images, trained on the target domain. Of a coarse-to-fine run,
+            chains use the highest level, and the levels from `options.start_size` up.
         source: float32 (N, C, H, W) in [-1, 1], of another domain.
-        options: by default the authors': 50 steps of size 1 without noise, from images with noise of 0.01.
-        seed: of all noise; image i has chain i.
+        options: by default those of the authors: 50 steps of size 1 without noise, from images with noise of 0.01.
+        seed: of all noise; image i has the chain id i.
         batch_size: chains at a time; the result does not depend on it.
 
     Raises ValueError or TypeError for images that don't fit, FloatingPointError where energies are not finite.
@@ -129,22 +127,22 @@ def translate(
         True
     """
     options = TranslateOptions() if options is None else options
-    source = checked_images("source images", source, model)
-    gradient = top_gradient(model)
-    way = _at_full_size if options.start_size is None else _up_from
-    taken, snapshots = way(model, source, options, seed, batch_size)
+    energy = open_energy(model)
+    source = energy.check_images("source images", source)
+    run_chains = _at_full_size if options.start_size is None else _from_level
+    taken, snapshots = run_chains(energy, source, options, seed, batch_size)
     frames = torch.stack(snapshots).clamp(-1, 1)
-    energy = torch.stack([energies_of(gradient, frame, batch_size) for frame in frames])
-    return TranslationResult(options, source, tuple(taken), frames, energy)
+    energies = torch.stack([energy.energies(frame, batch_size) for frame in frames])
+    return TranslationResult(options, source, tuple(taken), frames, energies)
 
 
 def _at_full_size(
-    model: Model, source: Tensor, options: TranslateOptions, seed: int, batch_size: int | None
+    energy: TaskEnergy, source: Tensor, options: TranslateOptions, seed: int, batch_size: int | None
 ) -> tuple[list[int], list[Tensor]]:
-    """The steps after which snapshots were taken, and these."""
-    sampler = Langevin(top_gradient(model), options.step_size, options.noise_std)
+    """The steps after which snapshots were taken, and the snapshots."""
+    sampler = Langevin(energy.gradient, options.step_size, options.noise_std)
     data_term = (source, options.data_weight) if options.data_weight else None
-    x = _noisy(source, options, seed)
+    x = _add_start_noise(source, options, seed)
     taken = torch.linspace(0, options.num_steps, options.snapshots + 1).round().int().tolist()
     snapshots = [x]
     for before, after in itertools.pairwise(taken):
@@ -153,22 +151,21 @@ def _at_full_size(
     return taken, snapshots
 
 
-def _up_from(
-    model: Model, source: Tensor, options: TranslateOptions, seed: int, batch_size: int | None
+def _from_level(
+    energy: TaskEnergy, source: Tensor, options: TranslateOptions, seed: int, batch_size: int | None
 ) -> tuple[list[int], list[Tensor]]:
     """The same through the levels from `start_size` on; snapshots are the start and the ends of levels, enlarged."""
-    assert options.start_size is not None
-    levels = levels_from(model, options.start_size)
+    levels = energy.levels_from(options.start_size, source.shape[3])
     sources = {level: F.avg_pool2d(source, source.shape[3] // level) for level in levels}
-    start = _noisy(sources[options.start_size], options, seed)
-    how = Climb(options.num_steps, options.step_size, options.noise_std, options.noise_std)
-    pulled = (
-        {level: (target, options.data_weight) for level, target in sources.items()} if options.data_weight else None
+    start = _add_start_noise(sources[min(levels)], options, seed)
+    data_term = {level: (target, options.data_weight) for level, target in sources.items()}
+    cascade = Cascade(levels, num_steps=options.num_steps, step_size=options.step_size, noise_std=options.noise_std)
+    ends = cascade.sample_levels(
+        None, seed, x0=start, data_term=data_term if options.data_weight else None, batch_size=batch_size
     )
-    ends = climb(levels, start, how, seed=seed, pulled=pulled, batch_size=batch_size)
     snapshots = [F.interpolate(x, source.shape[2:], mode="nearest") for x in (start, *ends.values())]
     return [place * options.num_steps for place in range(len(snapshots))], snapshots
 
 
-def _noisy(x: Tensor, options: TranslateOptions, seed: int) -> Tensor:
+def _add_start_noise(x: Tensor, options: TranslateOptions, seed: int) -> Tensor:
     return x + options.start_noise * normal(x.shape, seed=seed, stream=Stream.INITIAL, device=x.device)

@@ -282,7 +282,7 @@ def test_wrong_requests_are_refused(cascade, options, message):
         cascade.sample(**{"count": 4, "channels": 1, "seed": 0, **options})
 
 
-def test_refine_is_the_last_level_of_a_chain_from_noise():
+def test_chains_from_images_go_on_as_chains_from_noise_do():
     cascade = Cascade({4: bowl(0.7), 8: bowl(0.4)}, num_steps=3, step_size=linear(0.5, 0.2), noise_std=linear(0.2, 0.1))
     starts = []
     whole = cascade.sample_levels(
@@ -290,15 +290,124 @@ def test_refine_is_the_last_level_of_a_chain_from_noise():
     )
     kept = starts[-1].clone()
     for batch_size in (None, 2):
-        assert torch.equal(cascade.refine(starts[-1], SEED, CHAINS, batch_size=batch_size), whole[8])
+        assert torch.equal(cascade.sample(None, SEED, CHAINS, x0=starts[-1], batch_size=batch_size), whole[8])
     assert torch.equal(starts[-1], kept)
     growing = ExpandingCascade(GrowingBowl(), size=8, beta=0.5, num_steps=4, step_size=0.1, noise_std=linear(0.2, 0.1))
     starts.clear()
     whole = growing.sample_levels(
         COUNT, SEED, CHAINS, channels=CHANNELS, on_start=lambda level, x: starts.append(x.clone())
     )
-    assert torch.equal(growing.refine(starts[-1], SEED, CHAINS), whole[8])
-    with pytest.raises(ValueError, match=r"must be float32 \(B, C, 8, 8\), got torch.float32 \(7, 2, 4, 4\)"):
-        cascade.refine(starts[0], SEED)
-    with pytest.raises(ValueError, match="float64"):
-        cascade.refine(starts[-1].double(), SEED)
+    assert torch.equal(growing.sample(None, SEED, CHAINS, x0=starts[-1]), whole[8])
+    with pytest.raises(ValueError, match="x0 of 4x4 can't be averaged down to start_size 8"):
+        cascade.sample(x0=starts[0], start_size=8, seed=SEED)
+    with pytest.raises(ValueError, match=r"x0 must be float32 \(B, C, H, W\), got torch.float64 \(7, 2, 8, 8\)"):
+        cascade.sample(x0=starts[-1].double(), seed=SEED)
+
+
+def both_cascades():
+    noise = linear(0.2, 0.1)
+    return {
+        "cascade": Cascade(
+            {s: bowl(0.4) for s in (4, 8, 16)}, num_steps=3, step_size=linear(0.5, 0.2), noise_std=noise
+        ),
+        "expanding": ExpandingCascade(GrowingBowl(), size=8, beta=0.5, num_steps=4, step_size=0.1, noise_std=noise),
+    }
+
+
+@pytest.mark.parametrize("name", ["cascade", "expanding"])
+def test_any_level_may_be_the_start_and_keeps_the_steps_of_the_whole_cascade(name):
+    sampler = both_cascades()[name]
+    starts = {}
+    ends = sampler.sample_levels(
+        COUNT, SEED, CHAINS, channels=CHANNELS, on_start=lambda level, x: starts.update({level.size: x.clone()})
+    )
+    for size, start in starts.items():
+        for batch_size in (None, 3):
+            again = sampler.sample_levels(None, SEED, CHAINS, x0=start, batch_size=batch_size)
+            assert list(again) == [level for level in ends if level >= size]
+            assert all(torch.equal(again[level], ends[level]) for level in again)
+        offset = sampler.sample_levels(None, SEED, CHAINS, x0=start, start_step=5)
+        assert not torch.equal(offset[max(ends)], ends[max(ends)])
+    seen = []
+    sampler.sample(x0=starts[8], seed=SEED, thin=3, keep=lambda k, x, info: seen.append(k))
+    assert seen == list(range(3, 3 * len(seen) + 1, 3))
+
+
+def test_larger_starts_are_averaged_down_and_a_single_one_is_repeated():
+    sampler = both_cascades()["cascade"]
+    images = uniform_noise(16, 0, rng.Stream.INITIAL)
+    low = nn.functional.avg_pool2d(images, 2)
+    expected = sampler.sample(x0=low, seed=SEED)
+    assert torch.equal(sampler.sample(x0=images, start_size=8, seed=SEED), expected)
+    one = sampler.sample(3, SEED, x0=images[:1])
+    assert torch.equal(one, sampler.sample(x0=images[:1].expand(3, -1, -1, -1), seed=SEED))
+    assert sampler.sample(3, SEED, start_size=16, channels=2).shape == (3, 2, 16, 16)
+
+
+def test_constraints_hold_at_the_levels_they_are_given_for():
+    sampler = both_cascades()["cascade"]
+    masks = {s: torch.arange(s) < s // 2 for s in (4, 16)}
+    known = {s: torch.full((COUNT, 1, s, s), 0.7) * torch.arange(1, COUNT + 1)[:, None, None, None] for s in (4, 16)}
+    for batch_size in (None, 3):
+        ends = sampler.sample_levels(COUNT, SEED, channels=CHANNELS, mask=masks, known=known, batch_size=batch_size)
+        for size in masks:
+            assert torch.equal(ends[size][..., : size // 2], known[size].expand_as(ends[size])[..., : size // 2])
+        assert float((ends[8][..., :4] - 0.7).abs().min()) > 0
+    last = sampler.sample_levels(COUNT, SEED, channels=CHANNELS, mask=masks[16], known=known[16])
+    free = sampler.sample_levels(COUNT, SEED, channels=CHANNELS)
+    assert torch.equal(last[8], free[8])
+    assert torch.equal(last[16][..., :8], known[16].expand_as(last[16])[..., :8])
+    calls = []
+
+    def project(x):
+        calls.append(x.shape)
+        return x - x.mean((2, 3), keepdim=True)
+
+    ends = sampler.sample_levels(COUNT, SEED, channels=CHANNELS, project={8: project})
+    assert calls == [(COUNT, CHANNELS, 8, 8)] * 3
+    assert float(ends[8].mean((2, 3)).abs().max()) < 1e-6
+    assert torch.equal(ends[4], free[4])
+    kept = []
+    by_callback = sampler.sample(
+        COUNT, SEED, channels=CHANNELS, project={8: project}, keep=lambda k, x, info: kept.append(x)
+    )
+    assert torch.equal(by_callback, ends[16])
+    assert torch.equal(kept[5], ends[8])
+
+
+def test_nets_that_know_their_channels_need_not_be_told():
+    class Gray(nn.Module):
+        channels = 1
+
+        def forward(self, x, beta=1.0):
+            return x.square().sum((1, 2, 3))
+
+    assert Cascade({4: bowl(1.0), 8: Gray()}).sample(3, SEED).shape == (3, 1, 8, 8)
+    assert ExpandingCascade(Gray(), size=8, beta=0.5).sample(3, SEED).shape == (3, 1, 8, 8)
+    assert Cascade({4: energy_gradient(Gray())}).sample(3, SEED).shape == (3, 1, 4, 4)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"count": None}, ValueError, "starts from noise needs count or x0"),
+        ({"channels": None}, ValueError, "needs channels, which no net has"),
+        ({"start_size": 5}, ValueError, r"one of the levels, \[4, 8, 16\], got 5"),
+        ({"x0": torch.zeros(4, 1, 32, 32)}, ValueError, r"one of the levels, \[4, 8, 16\], got 32"),
+        ({"x0": torch.zeros(3, 1, 8, 8)}, ValueError, "count is 4, but x0 has 3 starts"),
+        ({"x0": [1.0]}, ValueError, "x0 must be float32 .* got list"),
+        ({"mask": torch.ones(16, dtype=torch.bool)}, ValueError, "got only mask"),
+        (
+            {"mask": torch.ones(3, 1, 16, 16, dtype=torch.bool), "known": torch.zeros(16)},
+            ValueError,
+            "mask, known or target holds 3 images, but there are 4 chains",
+        ),
+        ({"data_term": {5: (torch.zeros(5), 1.0)}}, ValueError, r"values are given for \[5\]"),
+        ({"data_term": (torch.zeros(16), 1.0, 0.1)}, TypeError, r"tuple \(target, weight\)"),
+        ({"data_term": (torch.zeros(16), -0.5)}, ValueError, "weight >= 0"),
+        ({"project": lambda x: x, "batch_size": 2}, ValueError, "all 4 chains at once"),
+    ],
+)
+def test_wrong_starts_and_constraints_are_refused(cascade, options, error, message):
+    with pytest.raises(error, match=message):
+        cascade.sample(**{"count": 4, "channels": 1, "seed": 0, **options})

@@ -30,7 +30,7 @@ def test_chains_with_a_pull_end_at_the_mean_of_the_posterior_at_any_weight(weigh
     """Where a step of 0.1 alone is just stable, 1.5 of 2: with an explicit pull of 10 it would not be."""
     cascade = Cascade({4: bowl}, step_size=0.1, noise_std=0.0, num_steps=200)
     y = torch.linspace(-1, 1, 32).reshape(2, 1, 4, 4)
-    ends = cascade.refine(y, seed=0, data_term=(y, weight))
+    ends = cascade.sample(x0=y, seed=0, data_term=(y, weight))
     torch.testing.assert_close(ends, (CURVATURE * 0.5 + weight * y) / (CURVATURE + weight), rtol=1e-4, atol=1e-5)
 
 
@@ -38,8 +38,8 @@ def test_the_weight_is_that_of_bayes() -> None:
     # Under noise of std 0.2 and a prior exp(-E / T) a bowl's posterior has the mean that the pull leads to.
     temperature, std = 0.05, 0.2
     y = torch.linspace(-1, 1, 16).reshape(1, 1, 4, 4)
-    ends = Cascade({4: bowl}, step_size=0.05, noise_std=0.0, num_steps=300).refine(
-        y, seed=0, data_term=(y, data_term_weight(temperature, std))
+    ends = Cascade({4: bowl}, step_size=0.05, noise_std=0.0, num_steps=300).sample(
+        x0=y, seed=0, data_term=(y, data_term_weight(temperature, std))
     )
     prior, measured = temperature / CURVATURE, std**2  # variances
     torch.testing.assert_close(ends, (0.5 * measured + y * prior) / (prior + measured), rtol=1e-4, atol=1e-5)

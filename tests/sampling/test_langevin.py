@@ -1,5 +1,7 @@
 """The contracts of Langevin chains: explicit state, the same bits by any route, pins and limits, errors."""
 
+import doctest
+import importlib
 import math
 
 import pytest
@@ -411,8 +413,51 @@ def test_schedules_need_a_length(x0):
         (Langevin(bowl, 0.1, lambda t: t), None),
         (Langevin(bowl, 0.1, 0.1), (x0, linear(1.0, 0.0))),
     ):
-        with pytest.raises(ValueError, match="give steps"):
+        with pytest.raises(ValueError, match="give num_steps"):
             sampler.init(x0, 0, data_term=data_term)
+
+
+def test_a_single_start_is_repeated(sampler, x0):
+    one = sampler.sample(x0[:1], 5, seed=1, num_chains=4)
+    assert torch.equal(one, sampler.sample(x0[:1].expand(4, -1, -1, -1), 5, seed=1))
+    ids = torch.arange(3, 7)
+    assert torch.equal(sampler.sample(x0[:1], 5, 1, ids, num_chains=4), sampler.sample(x0[:1], 5, 1, 3, num_chains=4))
+    assert torch.equal(sampler.sample(x0, 5, seed=1, num_chains=7), sampler.sample(x0, 5, seed=1))
+    assert sampler.init(x0[:1], 1, num_steps=5, num_chains=4).x.shape == (4, *SHAPE[1:])
+    with pytest.raises(ValueError, match="num_chains is 4, but x0 has 7 starts"):
+        sampler.sample(x0, 5, seed=1, num_chains=4)
+    with pytest.raises(ValueError, match=r"x0 has 1 starts, but chain_ids has shape \(8,\); num_chains=N repeats"):
+        sampler.sample(x0[:1], 5, 1, torch.arange(8))
+    with pytest.raises(ValueError, match=r"x0 has 4 starts, but chain_ids has shape \(8,\)"):
+        sampler.sample(x0[:1], 5, 1, torch.arange(8), num_chains=4)
+
+
+def test_a_projection_follows_every_update(x0):
+    def project(x):
+        return x - x.mean((2, 3), keepdim=True)
+
+    sampler = Langevin(bowl, 0.01, 0.1)
+    advanced = sampler.advance(sampler.init(x0, 1), 5, project=project)
+    stepped = sampler.init(x0, 1)
+    for _ in range(5):
+        stepped, info = sampler.step(stepped, project=project)
+        assert torch.equal(info.after, stepped.x)
+    assert torch.equal(stepped.x, advanced.x)
+    assert advanced.x.mean((2, 3)).abs().max() < 1e-6
+    frames = sampler.sample(x0, 5, 1, keep="trajectory", project=project)
+    assert torch.equal(frames[-1], advanced.x)
+    assert torch.equal(frames[0], x0)
+    assert advanced.step == 5
+    seen = []
+    sampler.sample(x0, 5, 1, keep=lambda k, x, info: seen.append(x), project=project)
+    assert torch.equal(torch.stack(seen), frames[1:])
+    with pytest.raises(ValueError, match="project acts on all 7 chains at once: batch_size must not be smaller, got 3"):
+        sampler.sample(x0, 5, 1, project=project, batch_size=3)
+
+
+@pytest.mark.parametrize(("module", "count"), [("langevin", 7), ("cascade", 15), ("schedules", 2)])
+def test_docstring_examples(module, count):
+    assert doctest.testmod(importlib.import_module(f"fastebm.sampling.{module}")) == (0, count)
 
 
 # On a GPU -------------------------------------------------------------------------------------------------------------

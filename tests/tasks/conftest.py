@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
+from fastebm.data import digits
 from fastebm.training import (
     CoarseToFineConfig,
     CoarseToFineRun,
@@ -59,3 +61,9 @@ def run(digits_run: Path) -> CoarseToFineRun:
 def fused_run(run: CoarseToFineRun) -> CoarseToFineRun:
     """The same, by the engine that gives the same bits for any batch; each call of it takes seconds to get ready."""
     return replace(run, config=replace(run.config, engine="fused"))
+
+
+@pytest.fixture
+def images() -> Tensor:
+    """Six digits that the run has not seen."""
+    return digits("test")[0][:6]

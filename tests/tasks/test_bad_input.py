@@ -25,10 +25,8 @@ from fastebm.tasks import (
     interpolate_images,
     load_hole_mask,
     nearest_images,
+    quality,
     translate,
-)
-from fastebm.tasks import (
-    image_quality as quality,
 )
 from fastebm.tasks.outputs import save_numbers, task_folder
 from fastebm.training import CoarseToFineRun
@@ -110,7 +108,7 @@ def test_options_out_of_range(run: CoarseToFineRun) -> None:
         lambda: InpaintOptions(restarts=0),
         lambda: TranslateOptions(num_steps=3),
         lambda: TranslateOptions(data_weight=1.5),
-        lambda: DenoiseOptions(chain_ids=0),
+        lambda: DenoiseOptions(num_chains=0),
         lambda: PathOptions(points=2),
         lambda: hole_mask("round", 1, 8),  # type: ignore[arg-type]
         lambda: add_noise(GOOD, 0.0, 1),
@@ -161,7 +159,7 @@ def test_a_folder_with_files_stays(tmp_path: Path) -> None:
     folder = task_folder(tmp_path / "new" / "folder")
     save_numbers(folder, {"psnr": math.inf, "of": [1.0, math.nan], "num_steps": 3})
     assert (folder / "numbers.json").read_text().split() == (
-        ["{", '"psnr":', "null,", '"of":', "[", "1.0,", "null", "],", '"steps":', "3", "}"]
+        ["{", '"psnr":', "null,", '"of":', "[", "1.0,", "null", "],", '"num_steps":', "3", "}"]
     )
     with pytest.raises(ValueError, match="has files in it, which stay"):
         task_folder(folder)

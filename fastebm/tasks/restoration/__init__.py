@@ -1,25 +1,24 @@
-"""Zero-shot restoration: images from linear measurements `y = A x`, by an energy that was trained without them."""
+"""Zero-shot restoration: images from linear measurements `y = A x`, by an energy trained on images alone."""
 
 from fastebm.tasks.restoration.cascade import restore_by_cascade
+from fastebm.tasks.restoration.composition import Composition, Dense, compose
 from fastebm.tasks.restoration.consistency import DataConsistency
 from fastebm.tasks.restoration.degradation_names import degradation
 from fastebm.tasks.restoration.degradations import (
     Colorization,
-    Composition,
     CompressedSensing,
     Degradation,
-    Dense,
     Inpainting,
     SeparableBlur,
     SuperResolution,
     bicubic,
     box_mask,
-    composed,
     gaussian_kernel,
     random_mask,
 )
-from fastebm.tasks.restoration.latent import LatentEnergy, LatentSearch, Refinement, RestorationResult, restore
-from fastebm.tasks.restoration.projected import ProjectedCascade, ProjectedLangevin
+from fastebm.tasks.restoration.latent import LatentEnergy, LatentSearch
+from fastebm.tasks.restoration.restore import ImageSearch, restore
+from fastebm.tasks.restoration.result import Refinement, RestorationResult
 
 __all__ = [
     "Colorization",
@@ -28,18 +27,17 @@ __all__ = [
     "DataConsistency",
     "Degradation",
     "Dense",
+    "ImageSearch",
     "Inpainting",
     "LatentEnergy",
     "LatentSearch",
-    "ProjectedCascade",
-    "ProjectedLangevin",
     "Refinement",
     "RestorationResult",
     "SeparableBlur",
     "SuperResolution",
     "bicubic",
     "box_mask",
-    "composed",
+    "compose",
     "degradation",
     "gaussian_kernel",
     "random_mask",

@@ -1,4 +1,4 @@
-"""Zero-shot restoration without a decoder: a coarse-to-fine cascade that is held to the measurement on its way up."""
+"""Restoration by a coarse-to-fine cascade whose images are projected onto the measurement after every update."""
 
 from __future__ import annotations
 
@@ -11,11 +11,10 @@ from fastebm.data.masks import HOLE_NOISE
 from fastebm.ops import uniform
 from fastebm.rng import Stream, make_chain_ids
 from fastebm.sampling.cascade import LevelSampler
-from fastebm.sampling.langevin import batch_slices
+from fastebm.sampling.langevin import Projection, batch_slices
 from fastebm.tasks.restoration.consistency import DataConsistency
 from fastebm.tasks.restoration.degradations import Degradation
-from fastebm.tasks.restoration.latent import Refinement, RestorationResult, joined, refined
-from fastebm.tasks.restoration.projected import ProjectedCascade, Projection
+from fastebm.tasks.restoration.result import Refinement, RestorationResult, concatenate, refine
 
 
 @torch.no_grad()
@@ -32,20 +31,20 @@ def restore_by_cascade(
     first_chain_id: int = 0,
     batch_size: int | None = None,
 ) -> RestorationResult:
-    """Images from measurements `y = A x + noise`, by the chains of `cascade` made consistent with y after each update.
+    """Images from measurements `y = A x + noise`, by chains of `cascade` that are made consistent with y.
 
-    In the last level by `degradation`; in the levels below by what it says of images of their size (`coarsened`), where it
-    says anything. The start is the cascade's own noise, so that x̂ = A⁺y + (I - A⁺A) x from the first update on; or
-    the last level's updates alone start at what `degradation` guesses.
+    After each update of the last level, images are projected by `degradation`; at lower levels by the degradation that
+    y implies for images of their size (`Degradation.coarsen`), if there is one. Chains start at the cascade's noise, or
+    at full size at `degradation.initial_estimate`.
 
     Args:
-        y, degradation, noise, refinement, seed, batch_size: as in `restore`. Steps of `refinement` are under the energy
-            of the last level.
-        cascade: sampler of images of the size that y is a measurement of.
-        restarts: chains for each image; the one that ends at the lowest energy of the last level is taken.
-        coarse: whether chains go up from the lowest level. By default they do unless images of half the size would know
-            less than half as large a part of themselves from y: then they start at full size.
-        first_chain_id: image i has the chains `(first_chain_id + i) * restarts` and on.
+        y, degradation, noise, refinement, seed, batch_size: as in `restore`. A `refinement` uses the energy of the last
+            level.
+        cascade: the sampler of images of the size that y measures.
+        restarts: chains for each image; the result is the one that ends at the lowest energy of the last level.
+        coarse: whether chains start at the lowest level. By default they do, unless y determines less than half as
+            large a share of an image of half the size as of a full image; then they start at full size.
+        first_chain_id: image i has the chain ids from `(first_chain_id + i) * restarts` on.
 
     Raises ValueError where the sizes don't fit, FloatingPointError where a chain is not finite.
 
@@ -67,32 +66,33 @@ def restore_by_cascade(
     channels, height, width = base.shape[1:]
     if (height, width) != (top.size, top.size):
         raise ValueError(f"the cascade ends at {top.size}x{top.size}, but y measures images of {height}x{width}")
-    coarse = _says_enough_of_half(degradation, y) if coarse is None else coarse
+    coarse = _determines_coarse(degradation, y) if coarse is None else coarse
     consistent = DataConsistency(degradation, (channels, height, width), noise)
     parts = []
     for first, last in batch_slices(len(y), batch_size):
         rows, count = y[first:last], last - first
-        held = ProjectedCascade(cascade, _projections(cascade, degradation, rows, noise, restarts))
+        project = _projections(cascade, degradation, rows, noise, restarts)
         ids = (make_chain_ids((first_chain_id + first) * restarts, 1) + torch.arange(count * restarts)).to(y.device)
         if coarse:
-            images = held.sample(len(ids), seed, ids, channels=channels, device=y.device)
+            images = cascade.sample(len(ids), seed, ids, channels=channels, project=project, device=y.device)
         else:
-            images = held.refine(_full_size_start(degradation, consistent, rows, restarts, seed, ids), seed, ids)
+            start = _full_size_start(degradation, consistent, rows, restarts, seed, ids)
+            images = cascade.sample(None, seed, ids, x0=start, project=project)
         energies = top.sampler.gradient(images)[0].reshape(count, restarts)
         images = images.unflatten(0, (count, restarts))
         chosen = images[torch.arange(count, device=y.device), energies.argmin(1)]
         residual_rms = consistent.residual_rms(chosen, base[first:last])
-        found = RestorationResult(chosen, energies.amin(1), residual_rms, energies, images.mean(1))
+        part = RestorationResult(chosen, energies.amin(1), residual_rms, energies, images.mean(1))
         if refinement is not None:
             gradient = top.sampler.gradient
-            found = refined(found, base[first:last], consistent, gradient, refinement, seed, first_chain_id + first)
-        parts.append(found)
-    return joined(parts)
+            part = refine(part, base[first:last], consistent, gradient, refinement, seed, first_chain_id + first)
+        parts.append(part)
+    return concatenate(parts)
 
 
-def _says_enough_of_half(degradation: Degradation, y: Tensor) -> bool:
-    """Whether images of half the size know at least half as large a part of themselves from y as whole ones do."""
-    half = degradation.coarsened(y)
+def _determines_coarse(degradation: Degradation, y: Tensor) -> bool:
+    """Whether y determines at least half as large a share of an image of half the size as of a full image."""
+    half = degradation.coarsen(y)
     if half is None:
         return False
     shares = []
@@ -106,7 +106,7 @@ def _says_enough_of_half(degradation: Degradation, y: Tensor) -> bool:
 def _full_size_start(
     degradation: Degradation, consistent: DataConsistency, y: Tensor, restarts: int, seed: int, ids: Tensor
 ) -> Tensor:
-    """What the degradation guesses, with a little noise where y leaves it free, once a chain."""
+    """The degradation's initial estimate for each chain, with a little noise in what y does not determine."""
     initial_estimate = degradation.initial_estimate(y).repeat_interleave(restarts, 0)
     draws = uniform(initial_estimate.shape, seed=seed, stream=Stream.INITIAL, chain_ids=ids, device=y.device)
     base = degradation.pinv(y).repeat_interleave(restarts, 0)
@@ -116,18 +116,18 @@ def _full_size_start(
 def _projections(
     cascade: LevelSampler, degradation: Degradation, y: Tensor, noise: float, restarts: int
 ) -> dict[int, Projection]:
-    """The projection of each level, by size, down to the first of which the measurement says nothing."""
+    """The projections of the levels by size, from the last level down, as far as y implies measurements of them."""
     projections: dict[int, Projection] = {}
     for level in reversed(cascade.levels):
         base = degradation.pinv(y).repeat_interleave(restarts, 0)
         shape = (base.shape[1], base.shape[2], base.shape[3])
-        projections[level.size] = _onto(DataConsistency(degradation, shape, noise), base)
-        half = degradation.coarsened(y)
+        projections[level.size] = _projection(DataConsistency(degradation, shape, noise), base)
+        half = degradation.coarsen(y)
         if half is None:
             break
         degradation, y, noise = half.degradation, half.y, noise * half.noise_scale
     return projections
 
 
-def _onto(consistent: DataConsistency, base: Tensor) -> Projection:
+def _projection(consistent: DataConsistency, base: Tensor) -> Projection:
     return lambda x: consistent(x, base)

@@ -1,4 +1,4 @@
-"""Images that agree with a measurement: exactly, or as far as its noise allows."""
+"""Data consistency: the projection of images onto those that agree with a measurement, up to its noise."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from fastebm.tasks.restoration.degradations import Degradation, Shape
 
 
 class DataConsistency(nn.Module):
-    """Moves images x to the nearest that agree with a measurement y, which comes as `base` = A⁺y.
+    """Moves images x to the nearest ones that agree with a measurement y, which is given as `base` = A⁺y.
 
-    Without noise that is the range-null space decomposition x̂ = A⁺y + (I - A⁺A) x (Wang, Yu, Zhang, ICLR 2023): A x̂ is
-    the measurement to rounding. With noise of std σ it goes only part of the way,
+    Without noise that is the range-null space decomposition x̂ = A⁺y + (I - A⁺A) x (Wang, Yu, Zhang, ICLR 2023), with A
+    x̂ equal to the measurement to rounding. With noise of standard deviation σ, x moves only part of the way,
 
         x̂ = x + λ A⁺(y - A x),   λ = max(0, 1 - σ √rank(A) / ‖A A⁺(y - A x)‖),
 
-    to where the misfit is what the noise alone would leave, σ a measured number (the discrepancy principle of Morozov,
-    1966); an x with less misfit stays as it is. λ is one number an image, as the Σ of DDNM+ is for a noise that is the
-    same in all directions, but set by the misfit rather than by the step of a diffusion.
+    until the residual is σ for each measured number, as it would be for the true image (the discrepancy principle of
+    Morozov, 1966). Images with a smaller residual do not move. λ is one number for each image, like the Σ of DDNM+ for
+    isotropic noise; here it depends on the residual instead of the step of a diffusion.
 
     Args:
         degradation: A.
@@ -37,7 +37,7 @@ class DataConsistency(nn.Module):
         self.allowed = noise * math.sqrt(degradation.rank(shape)) if noise else 0.0
 
     def forward(self, x: Tensor, base: Tensor) -> Tensor:
-        """Images like x, both (B, C, H, W)."""
+        """The moved images, (B, C, H, W) like x and `base`."""
         free = self.degradation.null(x)
         if self.noise == 0:
             return base + free
@@ -47,7 +47,7 @@ class DataConsistency(nn.Module):
         return x + share[:, None, None, None] * lacking
 
     def residual_rms(self, x: Tensor, base: Tensor) -> Tensor:
-        """(B,) root mean squares of A A⁺(y - A x) over the numbers that A measures; about σ for the true image."""
+        """(B,) root mean squares of A A⁺(y - A x) over the measured numbers; about σ for the true image."""
         rank = self.degradation.rank((x.shape[1], x.shape[2], x.shape[3]))
         return _norms(self.degradation.A(base) - self.degradation.A(x)) / math.sqrt(rank)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from fastebm.tasks.restoration.composition import compose
 from fastebm.tasks.restoration.degradations import (
     Colorization,
     CompressedSensing,
@@ -13,7 +14,6 @@ from fastebm.tasks.restoration.degradations import (
     Shape,
     SuperResolution,
     box_mask,
-    composed,
     gaussian_kernel,
     random_mask,
 )
@@ -22,16 +22,16 @@ TASKS = "super-resolution-K, colorization, inpaint-box, inpaint-random-P, compre
 
 
 def degradation(task: str, shape: Shape, *, seed: int = 0) -> Degradation:
-    """The degradation that `task` names, for images of `shape` (C, H, W).
+    """The degradation with the name `task`, for images of `shape` (C, H, W).
 
     Args:
-        task: super-resolution-K (by blocks of K x K), colorization, inpaint-box (without a box in the middle),
-            inpaint-random-P (P per cent of pixels are known), compressed-sensing-P (P per cent of the coefficients of
-            8x8 blocks, or of smaller ones that fit), deblur-S (a Gaussian of std S pixels), or several joined by "+",
-            the first one first.
-        seed: of masks and of sensing.
+        task: super-resolution-K (blocks of K x K), colorization, inpaint-box (a box in the middle is missing),
+            inpaint-random-P (P per cent of the pixels are known), compressed-sensing-P (P per cent of the coefficients
+            of blocks of 8x8, or of the largest smaller size that fits), deblur-S (a Gaussian of S pixels), or several
+            joined by "+", in the order in which they are applied.
+        seed: of masks and of the basis of compressed sensing.
 
-    Raises ValueError for other names, and where a degradation does not fit the images.
+    Raises ValueError for other names, and if a degradation does not fit the images.
 
     Example:
         >>> degradation("colorization+super-resolution-4", (3, 32, 32)).rank((3, 32, 32))
@@ -41,8 +41,8 @@ def degradation(task: str, shape: Shape, *, seed: int = 0) -> Degradation:
     operator = _single(first, shape, seed)
     for name in others:
         between = operator.A(torch.zeros(1, *shape)).shape[1:]
-        operator = composed(operator, _single(name, (between[0], between[1], between[2]), seed), shape)
-    operator.A(torch.zeros(1, *shape))  # what does not fit is found here rather than in the middle of the work
+        operator = compose(operator, _single(name, (between[0], between[1], between[2]), seed), shape)
+    operator.A(torch.zeros(1, *shape))  # raises here, before any work, if it does not fit
     return operator
 
 

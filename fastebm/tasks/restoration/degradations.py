@@ -1,8 +1,8 @@
-"""Linear degradations `y = A x` of images with their exact pseudo-inverses, the operators of zero-shot restoration.
+"""Linear degradations `y = A x` of images, the operators of zero-shot restoration, with their exact pseudo-inverses.
 
-Each is a module with `A`, `pinv` and `null`, x -> x - pinv(A(x)), on batches of images. To rounding A pinv A = A, and
-pinv A is a symmetric projection: of all images that explain a measurement, `pinv(y)` is the one of least norm, and
-`pinv(y) + null(x)` the one nearest to x (Wang, Yu, Zhang, "Zero-Shot Image Restoration Using Denoising Diffusion
+Each is a module with `A`, `pinv` and `null`, x -> x - pinv(A(x)), on batches of images. To rounding, A pinv A = A and
+pinv A is a symmetric projection. Of all images with the measurement y, `pinv(y)` is the one of least norm, and
+`pinv(y) + null(x)` is the one nearest to x (Wang, Yu, Zhang, "Zero-Shot Image Restoration Using Denoising Diffusion
 Null-Space Model", ICLR 2023).
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -22,15 +22,13 @@ from fastebm.rng import Stream
 
 Shape = tuple[int, int, int]
 
-_AT_ONCE = 2**22  # numbers in a batch of basis vectors, 32 MiB of float64
-
 
 class Degradation(nn.Module, ABC):
-    """What all degradations share. Constants are kept in float64 and used in the dtype of the images.
+    """The common base of degradations. Constants are stored in float64 and used in the dtype of the images.
 
     Attributes:
-        orthogonal_rows: whether A Aᵀ = c I. Anything may follow such an operator, and the pseudo-inverse of both is the
-            product of theirs (see `Composition`).
+        orthogonal_rows: whether A Aᵀ = c I. The pseudo-inverse of any operator after such a one is the product of both
+            pseudo-inverses (see `Composition`).
     """
 
     orthogonal_rows = False
@@ -44,7 +42,7 @@ class Degradation(nn.Module, ABC):
         """The images (B, C, H, W) of least norm among those with the measurement nearest to y."""
 
     def null(self, x: Tensor) -> Tensor:
-        """What A doesn't see of images x: x - pinv(A(x))."""
+        """The part of images x that A does not measure: x - pinv(A(x))."""
         return x - self.pinv(self.A(x))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -52,21 +50,23 @@ class Degradation(nn.Module, ABC):
 
     @abstractmethod
     def rank(self, shape: Shape) -> int:
-        """How many numbers A measures of an image of `shape` (C, H, W): the rank of its matrix."""
+        """The number of independent numbers that A measures of an image of `shape` (C, H, W)."""
 
     def initial_estimate(self, y: Tensor) -> Tensor:
-        """Images (B, C, H, W) to start from at full size: `pinv(y)`, unless something smoother costs nothing."""
+        """Images (B, C, H, W) at which chains at full size start: `pinv(y)`, or smoother ones with the same y."""
         return self.pinv(y)
 
-    def coarsened(self, y: Tensor) -> CoarseMeasurement | None:
-        """What y says of the images averaged to half their size, or None if that is no degradation of them: then the
-        coarse level of a cascade runs free."""
+    def coarsen(self, y: Tensor) -> CoarseMeasurement | None:
+        """The measurement of the images averaged to half their size that y implies.
+
+        None if there is no such measurement; then the lower levels of a cascade are not constrained.
+        """
         return None
 
 
 @dataclass(frozen=True, eq=False)
 class CoarseMeasurement:
-    """A degradation of images of half the size and its measurement, whose noise has `noise_scale` times the std."""
+    """A measurement `y` of images of half the size; its noise has `noise_scale` times the standard deviation."""
 
     degradation: Degradation
     y: Tensor
@@ -76,7 +76,7 @@ class CoarseMeasurement:
 class SuperResolution(Degradation):
     """Images averaged over blocks of `factor` x `factor` pixels; the pseudo-inverse repeats each pixel.
 
-    `factor` 1 leaves images as they are. Raises ValueError for a factor below 1, and in `A` for sides that it doesn't
+    A `factor` of 1 changes nothing. Raises ValueError for a factor below 1, and in `A` for sides that it doesn't
     divide.
 
     Example:
@@ -108,7 +108,7 @@ class SuperResolution(Degradation):
     def rank(self, shape: Shape) -> int:
         return math.prod(shape) // self.factor**2
 
-    def coarsened(self, y: Tensor) -> CoarseMeasurement | None:
+    def coarsen(self, y: Tensor) -> CoarseMeasurement | None:
         if self.factor % 2 == 0:
             return CoarseMeasurement(SuperResolution(self.factor // 2), y, 1.0)
         if self.factor == 1 and y.shape[2] % 2 == y.shape[3] % 2 == 0:
@@ -120,7 +120,7 @@ class SuperResolution(Degradation):
 
 
 class Colorization(Degradation):
-    """The mean of the channels, (B, 1, H, W); the pseudo-inverse gives it to each of `channels` channels."""
+    """The mean of the channels, (B, 1, H, W); the pseudo-inverse repeats it in each of `channels` channels."""
 
     orthogonal_rows = True
 
@@ -141,7 +141,7 @@ class Colorization(Degradation):
     def rank(self, shape: Shape) -> int:
         return shape[1] * shape[2]
 
-    def coarsened(self, y: Tensor) -> CoarseMeasurement | None:
+    def coarsen(self, y: Tensor) -> CoarseMeasurement | None:
         return CoarseMeasurement(self, F.avg_pool2d(y, 2), 0.5) if y.shape[2] % 2 == y.shape[3] % 2 == 0 else None
 
     def extra_repr(self) -> str:
@@ -152,8 +152,8 @@ class Inpainting(Degradation):
     """Images with 0 where `known` is False; A is its own pseudo-inverse.
 
     Args:
-        known: bool (H, W), or (1, H, W) or (C, H, W), True where a pixel is measured. What stands elsewhere in a
-            measurement, NaN included, is not read.
+        known: bool (H, W), (1, H, W) or (C, H, W), True where a pixel is measured: the opposite of a hole mask. Other
+            values of a measurement, NaN included, are ignored.
 
     Raises TypeError for a mask that isn't bool, ValueError for another shape or one that measures nothing.
     """
@@ -180,19 +180,19 @@ class Inpainting(Degradation):
         return self.A(y)
 
     def null(self, x: Tensor) -> Tensor:
-        # Not x - A(x): a product is in the vocabulary of fused gradients, and known pixels are exactly 0.
+        # Not x - A(x): compiled gradients support a product, and known pixels are exactly 0.
         return x * self.hidden.to(x.dtype)
 
     def rank(self, shape: Shape) -> int:
         return int(self.known.sum()) * (shape[0] if self.known.shape[0] == 1 else 1)
 
     def initial_estimate(self, y: Tensor) -> Tensor:
-        """With each hidden pixel at the mean of the known ones around it (`fastebm.data.neighbour_mean`)."""
+        """The known pixels, and for each hidden one the mean of those around it (`fastebm.data.neighbour_mean`)."""
         known = self.A(y)
         return neighbour_mean(known, (~self.known).expand_as(known))
 
-    def coarsened(self, y: Tensor) -> CoarseMeasurement | None:
-        """A pixel of the half size is known where all four that it is the mean of are."""
+    def coarsen(self, y: Tensor) -> CoarseMeasurement | None:
+        """The measurement at half size, where a pixel is known if all four pixels that it averages are."""
         if y.shape[2] % 2 or y.shape[3] % 2:
             return None
         known = F.avg_pool2d(self.known.double(), 2) == 1
@@ -206,15 +206,15 @@ class Inpainting(Degradation):
 
 
 class CompressedSensing(Degradation):
-    """A share of the coefficients of every block of pixels, in an orthonormal basis that looks like noise.
+    """A share of the coefficients of every block of pixels, in a pseudo-random orthonormal basis.
 
-    The basis of a block is Sylvester's Hadamard matrix over its pixels, in a random order; the rows that are measured
-    are chosen at random too, the mean of the block always among them. Blocks and channels have the same rows.
+    The basis is Sylvester's Hadamard matrix over the pixels of a block in a random order. The measured rows are chosen
+    at random too, but always include the mean of the block. They are the same for all blocks and channels.
 
     Args:
-        share: of coefficients that are measured, in (0, 1].
-        block: side of a block, a power of two that divides the images' sides.
-        seed: of order and choice.
+        share: the share of coefficients that are measured, in (0, 1].
+        block: the side of a block, a power of two that divides the images' sides.
+        seed: of the order and of the choice.
 
     Measurements are (B, C * rows, H / block, W / block). Raises ValueError for numbers out of range.
     """
@@ -254,16 +254,15 @@ class CompressedSensing(Degradation):
 
 
 class SeparableBlur(Degradation):
-    """Images blurred along both axes by one kernel, reflected at their edges; sharpened by singular values.
+    """A blur along both axes by one kernel, with reflection at the edges; the pseudo-inverse uses singular values.
 
     The singular values of the blur are the products of those of its two axes. Those at or below `threshold` times the
-    largest are taken as 0, in A as well: what a blur has all but erased is not measured, and A pinv A = A holds. So A
-    differs from the plain blur by at most `threshold` times the norm of the image, and `pinv` enlarges noise at most
-    `1 / threshold` times.
+    largest count as 0, in A as well, so that A pinv A = A holds. A therefore differs from the plain blur by at most
+    `threshold` times the norm of the image, and `pinv` amplifies noise by at most `1 / threshold`.
 
     Args:
         kernel: (k,) numbers, k odd. See `gaussian_kernel`.
-        height, width: of the images.
+        height, width: the size of the images.
         threshold: in (0, 1).
 
     Raises ValueError for another kernel or threshold.
@@ -293,27 +292,27 @@ class SeparableBlur(Degradation):
             self.register_buffer(name, tensor, persistent=False)
 
     def A(self, x: Tensor) -> Tensor:  # noqa: N802
-        return self._turned(x, "right", "gain", "left")
+        return self._scale_in_basis(x, "right", "gain", "left")
 
     def pinv(self, y: Tensor) -> Tensor:
-        return self._turned(y, "left", "inverse_gain", "right")
+        return self._scale_in_basis(y, "left", "inverse_gain", "right")
 
     def null(self, x: Tensor) -> Tensor:
-        # Not x - pinv(A(x)): that would enlarge the rounding of A by 1 / threshold.
-        return self._turned(x, "right", "hidden", "right")
+        # Not x - pinv(A(x)): that would amplify the rounding of A by 1 / threshold.
+        return self._scale_in_basis(x, "right", "hidden", "right")
 
     def rank(self, shape: Shape) -> int:
         return shape[0] * int(self.get_buffer("gain").count_nonzero())
 
-    def _turned(self, x: Tensor, into: str, factors: str, back: str) -> Tensor:
-        """x in the basis `into` of left or right singular vectors, times `factors`, and from the basis `back`."""
+    def _scale_in_basis(self, x: Tensor, into: str, factors: str, back: str) -> Tensor:
+        """x in the basis `into` of left or right singular vectors, times `factors`, then out of the basis `back`."""
         if x.shape[2:] != self.size:
             raise ValueError(f"this blur is for images of {_size(self.size)}, got {_size(x.shape)}")
         into_h, into_w, back_h, back_w = (
             self._basis(side, axis).to(x.dtype) for side in (into, back) for axis in ("h", "w")
         )
-        core = _between(into_h, x, into_w) * self.get_buffer(factors).to(x.dtype)
-        return _between(back_h.mT, core, back_w.mT)
+        core = _multiply(into_h, x, into_w) * self.get_buffer(factors).to(x.dtype)
+        return _multiply(back_h.mT, core, back_w.mT)
 
     def _basis(self, side: str, axis: str) -> Tensor:
         """Singular vectors as columns; the right ones come from an SVD as rows."""
@@ -324,118 +323,8 @@ class SeparableBlur(Degradation):
         return f"{_size(self.size)}, threshold={self.threshold:g}"
 
 
-class Composition(Degradation):
-    """`second` of `first`, with the pseudo-inverse `first.pinv(second.pinv(y))`. Build it with `composed`.
-
-    That product is the pseudo-inverse if and only if the ranges fit: A₁A₁ᵀ maps the row space of A₂ into itself, and
-    A₂ᵀA₂ the range of A₁ (Greville, "Note on the generalized inverse of a matrix product", 1966). So it always is where
-    A₁A₁ᵀ = c I, that is, after super-resolution, colorization and compressed sensing; and after inpainting if the
-    mask hides whole blocks of what follows: of pixels that are averaged, or all colours of a pixel.
-    """
-
-    def __init__(self, first: Degradation, second: Degradation):
-        super().__init__()
-        self.first, self.second = first, second
-        self.orthogonal_rows = first.orthogonal_rows and second.orthogonal_rows
-
-    def A(self, x: Tensor) -> Tensor:  # noqa: N802
-        return self.second.A(self.first.A(x))
-
-    def pinv(self, y: Tensor) -> Tensor:
-        return self.first.pinv(self.second.pinv(y))
-
-    def rank(self, shape: Shape) -> int:
-        if self.first.orthogonal_rows:
-            between = self.first.A(torch.zeros(1, *shape, dtype=torch.float64)).shape[1:]
-            return self.second.rank((between[0], between[1], between[2]))
-        return round(_trace_of_projection(self, shape))
-
-    def coarsened(self, y: Tensor) -> CoarseMeasurement | None:
-        # Averaging commutes with what is done to each pixel or block alike.
-        if isinstance(self.first, Colorization) and (half := self.second.coarsened(y)):
-            return replace(half, degradation=Composition(self.first, half.degradation))
-        if isinstance(self.first, SuperResolution) and self.first.factor % 2 == 0:
-            rest = SuperResolution(self.first.factor // 2)
-            return CoarseMeasurement(Composition(rest, self.second), y, 1.0)
-        return None
-
-
-class Dense(Degradation):
-    """Any linear map of small images, by its matrix: `pinv` by singular values.
-
-    Args:
-        matrix: float64 (numbers of y, C H W) that acts on images row by row.
-        shape: (C, H, W) of the images.
-        measured: shape of a measurement.
-        threshold: singular values at or below this share of the largest are taken as 0, in A as well.
-    """
-
-    def __init__(self, matrix: Tensor, shape: Shape, measured: tuple[int, ...], *, threshold: float = 1e-3):
-        super().__init__()
-        self.shape, self.measured, self.threshold = shape, measured, threshold
-        left, values, right = torch.linalg.svd(matrix.double(), full_matrices=False)
-        seen = values > threshold * values.max()
-        self.register_buffer("left", left[:, seen].contiguous(), persistent=False)
-        self.register_buffer("values", values[seen], persistent=False)
-        self.register_buffer("right", right[seen].contiguous(), persistent=False)
-
-    def A(self, x: Tensor) -> Tensor:  # noqa: N802
-        if x.shape[1:] != self.shape:
-            raise ValueError(f"this degradation is for images {self.shape}, got {tuple(x.shape[1:])}")
-        left, values, right = self._parts(x.dtype)
-        return ((x.flatten(1) @ right.mT * values) @ left.mT).unflatten(1, self.measured)
-
-    def pinv(self, y: Tensor) -> Tensor:
-        left, values, right = self._parts(y.dtype)
-        return ((y.flatten(1) @ left / values) @ right).unflatten(1, self.shape)
-
-    def null(self, x: Tensor) -> Tensor:
-        flat, (_, _, right) = x.flatten(1), self._parts(x.dtype)
-        return (flat - flat @ right.mT @ right).unflatten(1, self.shape)
-
-    def rank(self, shape: Shape) -> int:
-        return len(self.get_buffer("values"))
-
-    def _parts(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-        left, values, right = (self.get_buffer(name).to(dtype) for name in ("left", "values", "right"))
-        return left, values, right
-
-    def extra_repr(self) -> str:
-        return f"{self.shape} to {self.measured}, rank {len(self.get_buffer('values'))}, threshold={self.threshold:g}"
-
-
-def composed(first: Degradation, second: Degradation, shape: Shape, *, most: int = 4096) -> Degradation:
-    """`second` after `first` on images of `shape` (C, H, W), with its true pseudo-inverse.
-
-    A `Composition` where the pseudo-inverses multiply, which is known of `first.orthogonal_rows` and otherwise found
-    by the four equations of Penrose on random images; else a `Dense` operator.
-
-    Raises ValueError where neither is possible: an image has more than `most` numbers.
-
-    Example:
-        >>> shape = (3, 32, 32)
-        >>> gray_and_small = composed(Colorization(), SuperResolution(4), shape)
-        >>> type(gray_and_small).__name__, gray_and_small.rank(shape)
-        ('Composition', 64)
-        >>> blurred_and_small = composed(SeparableBlur(gaussian_kernel(1.0), 8, 8), SuperResolution(2), (1, 8, 8))
-        >>> type(blurred_and_small).__name__
-        'Dense'
-    """
-    composition = Composition(first, second)
-    if first.orthogonal_rows or _is_pseudo_inverse(composition, shape):
-        return composition
-    numbers = math.prod(shape)
-    if numbers > most:
-        raise ValueError(
-            f"{second} after {first} has no pseudo-inverse that is the product of theirs, and images of {numbers} "
-            f"numbers are too large to find it by singular values (at most {most})"
-        )
-    columns = composition.A(torch.eye(numbers, dtype=torch.float64).unflatten(1, shape))
-    return Dense(columns.flatten(1).mT, shape, tuple(columns.shape[1:]))
-
-
 def gaussian_kernel(std: float, radius: int | None = None) -> Tensor:
-    """A Gaussian of `std` pixels as float64 (2 radius + 1,) with sum 1; by default it reaches over 3 `std`.
+    """A Gaussian of `std` pixels as float64 (2 radius + 1,) with sum 1. The default radius is 3 `std`, rounded up.
 
     Raises ValueError for a std that is not positive.
     """
@@ -448,7 +337,7 @@ def gaussian_kernel(std: float, radius: int | None = None) -> Tensor:
 
 
 def random_mask(height: int, width: int, share: float, *, seed: int) -> Tensor:
-    """bool (height, width), True at a random `share` of all pixels. Raises ValueError for a share outside (0, 1]."""
+    """A mask of known pixels, bool (height, width): True at a random `share`. Raises ValueError outside of (0, 1]."""
     if not 0 < share <= 1:
         raise ValueError(f"the share of known pixels must be in (0, 1], got {share}")
     draws = uniform((1, height * width), seed=seed, stream=Stream.SHUFFLE)[0]
@@ -458,7 +347,7 @@ def random_mask(height: int, width: int, share: float, *, seed: int) -> Tensor:
 
 
 def box_mask(height: int, width: int) -> Tensor:
-    """bool (height, width), False in a box in the middle of half the height and half the width."""
+    """A mask of known pixels, bool (height, width): False in a centred box of half the height and half the width."""
     known = torch.ones(height, width, dtype=torch.bool)
     known[height // 4 : height // 4 + height // 2, width // 4 : width // 4 + width // 2] = False
     return known
@@ -473,7 +362,7 @@ def _hadamard(size: int) -> Tensor:
 
 
 def _blur_matrix(kernel: Tensor, size: int) -> Tensor:
-    """(size, size): each row the kernel around its own place, folded back at the edges as in a mirror."""
+    """The matrix (size, size) of a blur along one axis, with reflection at the edges."""
     radius = len(kernel) // 2
     places = torch.arange(size)[:, None] + torch.arange(-radius, radius + 1)
     places = places % (2 * size)
@@ -482,41 +371,9 @@ def _blur_matrix(kernel: Tensor, size: int) -> Tensor:
     return matrix.scatter_add_(1, places, kernel.expand(size, -1).contiguous())
 
 
-def _between(left: Tensor, x: Tensor, right: Tensor) -> Tensor:
-    """leftᵀ x right. Matrices stand on the right of images: that is in the vocabulary of fused gradients."""
+def _multiply(left: Tensor, x: Tensor, right: Tensor) -> Tensor:
+    """leftᵀ x right. Images are multiplied from the right alone, as compiled gradients support it."""
     return ((x @ right).transpose(2, 3) @ left).transpose(2, 3)
-
-
-def _is_pseudo_inverse(operator: Degradation, shape: Shape, tolerance: float = 1e-9) -> bool:
-    """Penrose's equations on four random images: linear identities, so one that fails does so almost everywhere."""
-    x, other = uniform((8, *shape), seed=0, dtype=torch.float64).sub(0.5).split(4)
-    y, other_y = operator.A(x), operator.A(other).neg().exp()  # the second is in general not a measurement
-    both = operator.pinv(y)
-    pairs = [
-        (operator.A(both), y),
-        (operator.pinv(operator.A(operator.pinv(other_y))), operator.pinv(other_y)),
-        (_dots(both, other), _dots(x, operator.pinv(operator.A(other)))),
-        (_dots(operator.A(operator.pinv(other_y)), y.exp()), _dots(other_y, operator.A(operator.pinv(y.exp())))),
-    ]
-    return all(bool((left - right).abs().max() <= tolerance * right.abs().max()) for left, right in pairs)
-
-
-def _dots(left: Tensor, right: Tensor) -> Tensor:
-    return (left * right).flatten(1).sum(1)
-
-
-def _trace_of_projection(operator: Degradation, shape: Shape) -> float:
-    """The trace of A pinv, which is the rank, by all unit measurements."""
-    measured = operator.A(torch.zeros(1, *shape, dtype=torch.float64)).shape[1:]
-    total, numbers = 0.0, measured.numel()
-    at_once = max(1, _AT_ONCE // math.prod(shape))
-    for first in range(0, numbers, at_once):
-        last = min(first + at_once, numbers)
-        unit = torch.zeros(last - first, numbers, dtype=torch.float64)
-        unit[torch.arange(last - first), torch.arange(first, last)] = 1.0
-        seen = operator.A(operator.pinv(unit.unflatten(1, measured)))
-        total += float(seen.flatten(1)[torch.arange(last - first), torch.arange(first, last)].sum())
-    return total
 
 
 def _size(shape: tuple[int, ...]) -> str:

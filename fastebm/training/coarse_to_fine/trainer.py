@@ -184,13 +184,14 @@ class Trainer(Loop):
         start = noisy.clamp(-1, 1)
         if not config.start_temperature:
             return self._refined(stage, beta, first, start)
-        pull = data_term_weight(config.start_temperature, std.item())
+        pull = torch.tensor(data_term_weight(config.start_temperature, std.item()))  # float32, as the schedule is
         return self._refined(stage, beta, first, start, data_term=(noisy, pull))
 
     def _refined(self, stage: Stage, beta: float, first: int, start: Tensor, **held: Any) -> Tensor:
-        """The ends of chains from number `first` on at the stage's resolution, held as `LevelSampler.refine` has it."""
+        """The ends of chains from number `first` on that start at images of the stage's size, held as in `sample`."""
         size = self.config.max_batch or None
-        return self._sampler(stage, beta).refine(start, self.seed, first, batch_size=size, check=False, **held)
+        sampler = self._sampler(stage, beta)
+        return sampler.sample(None, self.seed, first, x0=start, batch_size=size, check=False, **held)
 
     def _chain_ends(self, stage: Stage, beta: float, first: int, count: int) -> tuple[Tensor, dict[str, Tensor]]:
         """The ends of `count` chains from noise, from number `first` on, and how they moved at the last level."""
@@ -200,7 +201,7 @@ class Trainer(Loop):
             if level.size == stage.size:
                 starts.append(x.clone())
 
-        ends = self._sampler(stage, beta).sample_levels(
+        fake = self._sampler(stage, beta).sample(
             count,
             self.seed,
             first,
@@ -209,7 +210,6 @@ class Trainer(Loop):
             check=False,  # energies that are not finite are the guard's to report
             on_start=keep,
         )
-        fake = ends[stage.size]
         motion = {
             "displacement": (fake - torch.cat(starts)).abs().mean(),
             "clamped": (fake.abs() >= 1).float().mean(),

@@ -20,7 +20,7 @@ from fastebm.tasks.restoration import (
     SeparableBlur,
     SuperResolution,
     box_mask,
-    composed,
+    compose,
     gaussian_kernel,
     random_mask,
 )
@@ -101,7 +101,7 @@ def test_whatever_follows_orthogonal_rows_has_the_product_as_its_pseudo_inverse(
         "sensed": CompressedSensing(0.25, 4, seed=seed),
         "blurred": SeparableBlur(gaussian_kernel(1.0), height, width),
     }[name]
-    operator = composed(first, second, SHAPE)
+    operator = compose(first, second, SHAPE)
     assert isinstance(operator, Composition)
     assert_is_pseudo_inverse(operator, seed=seed)
 
@@ -109,11 +109,11 @@ def test_whatever_follows_orthogonal_rows_has_the_product_as_its_pseudo_inverse(
 def test_a_mask_of_whole_blocks_composes_and_another_is_solved_densely() -> None:
     shape = (1, 8, 8)
     blocks = random_mask(4, 4, 0.5, seed=1).repeat_interleave(2, 0).repeat_interleave(2, 1)
-    aligned = composed(Inpainting(blocks), SuperResolution(2), shape)
+    aligned = compose(Inpainting(blocks), SuperResolution(2), shape)
     assert isinstance(aligned, Composition)
     assert_is_pseudo_inverse(aligned, shape)
 
-    ragged = composed(Inpainting(random_mask(8, 8, 0.5, seed=1)), SuperResolution(2), shape)
+    ragged = compose(Inpainting(random_mask(8, 8, 0.5, seed=1)), SuperResolution(2), shape)
     assert isinstance(ragged, Dense)
     assert_is_pseudo_inverse(ragged, shape)
 
@@ -138,11 +138,11 @@ def test_a_dense_pseudo_inverse_is_that_of_numpy(threshold: float) -> None:
 
 def test_blurred_then_small_is_dense_and_too_large_images_are_refused() -> None:
     blur = SeparableBlur(gaussian_kernel(1.0), 8, 8)
-    operator = composed(blur, SuperResolution(2), (1, 8, 8))
+    operator = compose(blur, SuperResolution(2), (1, 8, 8))
     assert isinstance(operator, Dense)
     assert_is_pseudo_inverse(operator, (1, 8, 8))
     with pytest.raises(ValueError, match="too large to find it by singular values"):
-        composed(blur, SuperResolution(2), (1, 8, 8), most=63)
+        compose(blur, SuperResolution(2), (1, 8, 8), most=63)
 
 
 @pytest.mark.parametrize(
@@ -154,10 +154,10 @@ def test_blurred_then_small_is_dense_and_too_large_images_are_refused() -> None:
         Inpainting(torch.rand(3, 8, 8, generator=torch.Generator().manual_seed(0)) < 0.3),
         CompressedSensing(0.25, 4, seed=1),
         SeparableBlur(gaussian_kernel(1.0), 8, 8),
-        composed(Colorization(), SuperResolution(2), (3, 8, 8)),
-        composed(Inpainting(box_mask(8, 8)), SuperResolution(2), (3, 8, 8)),
-        composed(Inpainting(random_mask(8, 8, 0.5, seed=0)), Colorization(), (3, 8, 8)),
-        composed(Inpainting(random_mask(8, 8, 0.5, seed=0)), SuperResolution(4), (3, 8, 8)),
+        compose(Colorization(), SuperResolution(2), (3, 8, 8)),
+        compose(Inpainting(box_mask(8, 8)), SuperResolution(2), (3, 8, 8)),
+        compose(Inpainting(random_mask(8, 8, 0.5, seed=0)), Colorization(), (3, 8, 8)),
+        compose(Inpainting(random_mask(8, 8, 0.5, seed=0)), SuperResolution(4), (3, 8, 8)),
     ],
     ids=lambda operator: str(operator).split("\n")[0],
 )
@@ -210,20 +210,20 @@ def test_holes_of_a_measurement_are_not_read() -> None:
         Colorization(),
         Inpainting(box_mask(16, 16)),
         Inpainting(random_mask(16, 16, 0.8, seed=2)),
-        composed(Colorization(), SuperResolution(4), SHAPE),
-        composed(SuperResolution(4), Colorization(), SHAPE),
-        composed(SuperResolution(2), SeparableBlur(gaussian_kernel(1.0), 8, 8), SHAPE),
+        compose(Colorization(), SuperResolution(4), SHAPE),
+        compose(SuperResolution(4), Colorization(), SHAPE),
+        compose(SuperResolution(2), SeparableBlur(gaussian_kernel(1.0), 8, 8), SHAPE),
     ],
     ids=lambda operator: str(operator).split("\n")[0],
 )
 def test_what_is_known_of_the_half_size_is_true(operator: Degradation) -> None:
     x = images()
-    half = operator.coarsened(operator.A(x))
+    half = operator.coarsen(operator.A(x))
     assert half is not None
     torch.testing.assert_close(half.degradation.A(F.avg_pool2d(x, 2)), half.y)
     assert_is_pseudo_inverse(half.degradation, (3, 8, 8))
     noise = torch.randn(400, *operator.A(x).shape[1:], generator=torch.Generator().manual_seed(3), dtype=torch.float64)
-    of_noise = operator.coarsened(noise)
+    of_noise = operator.coarsen(noise)
     assert of_noise is not None
     seen = of_noise.degradation.A(of_noise.degradation.pinv(of_noise.y))
     variance = float(dots(seen, seen).mean()) / of_noise.degradation.rank((3, 8, 8))
@@ -237,7 +237,7 @@ def test_nothing_is_known_of_the_half_size_where_nothing_is() -> None:
     blur = SeparableBlur(gaussian_kernel(1.0), 16, 16)
     for operator in (SuperResolution(1), Inpainting(scattered), CompressedSensing(), blur, Composition(blur, blur)):
         odd = operator.A(x)[..., :15, :15] if isinstance(operator, SuperResolution) else operator.A(x)
-        assert operator.coarsened(odd) is None
+        assert operator.coarsen(odd) is None
 
 
 def test_constants_follow_the_dtype_of_images_and_the_module() -> None:
@@ -272,5 +272,6 @@ def test_impossible_operators_and_images_are_refused() -> None:
         Inpainting(torch.ones(4, 4))
 
 
-def test_docstring_examples() -> None:
-    assert doctest.testmod(importlib.import_module("fastebm.tasks.restoration.degradations")) == (0, 9)
+@pytest.mark.parametrize(("module", "count"), [("degradations", 4), ("composition", 6)])
+def test_docstring_examples(module: str, count: int) -> None:
+    assert doctest.testmod(importlib.import_module(f"fastebm.tasks.restoration.{module}")) == (0, count)

@@ -15,16 +15,16 @@ from fastebm.tasks.restoration import (
     CompressedSensing,
     DataConsistency,
     Degradation,
+    ImageSearch,
     Inpainting,
     LatentEnergy,
     LatentSearch,
-    ProjectedLangevin,
     Refinement,
     SeparableBlur,
     SuperResolution,
     bicubic,
     box_mask,
-    composed,
+    compose,
     gaussian_kernel,
     random_mask,
     restore,
@@ -39,8 +39,8 @@ OPERATORS = {
     "holes": Inpainting(random_mask(8, 8, 0.5, seed=1)),
     "sensed": CompressedSensing(0.25, 4, seed=2),
     "blurred": SeparableBlur(gaussian_kernel(1.0), 8, 8),
-    "gray and small": composed(Colorization(), SuperResolution(2), SHAPE),
-    "ragged and small": composed(Inpainting(random_mask(8, 8, 0.5, seed=0)), SuperResolution(2), SHAPE),
+    "gray and small": compose(Colorization(), SuperResolution(2), SHAPE),
+    "ragged and small": compose(Inpainting(random_mask(8, 8, 0.5, seed=0)), SuperResolution(2), SHAPE),
 }
 each_operator = pytest.mark.parametrize("operator", OPERATORS.values(), ids=OPERATORS.keys())
 
@@ -216,25 +216,6 @@ def test_nets_behind_functions_are_held_in_eval_mode_and_left_as_they_were() -> 
     assert decoder[1].running_mean.eq(0).all()
 
 
-def test_projected_langevin_steps_as_it_advances() -> None:
-    def project(x: Tensor) -> Tensor:
-        return x - x.mean((2, 3), keepdim=True)
-
-    sampler = ProjectedLangevin(lambda x: x.square().sum((1, 2, 3)), 0.01, 0.1, project=project)
-    x0 = torch.rand(4, *SHAPE, generator=torch.Generator().manual_seed(0))
-    advanced = sampler.advance(sampler.init(x0, 1), 5)
-    stepped = sampler.init(x0, 1)
-    for _ in range(5):
-        stepped, info = sampler.step(stepped)
-        assert torch.equal(info.after, stepped.x)
-    assert torch.equal(stepped.x, advanced.x)
-    assert advanced.x.mean((2, 3)).abs().max() < 1e-6
-    frames = sampler.sample(x0, 5, 1, keep="trajectory")
-    assert torch.equal(frames[-1], advanced.x)
-    assert torch.equal(frames[0], x0)
-    assert advanced.step == 5
-
-
 def pulled_to(value: float) -> functools.partial[Tensor]:
     return functools.partial(lambda x, value: 0.5 * (x - value).square().sum((1, 2, 3)), value=value)
 
@@ -300,6 +281,27 @@ def test_a_cascade_gives_the_same_for_any_batches() -> None:
 def flat(x: Tensor) -> Tensor:
     """An energy that leads nowhere."""
     return 0 * x.sum((1, 2, 3))
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.05])
+@each_operator
+def test_a_bare_energy_restores_by_chains_at_full_size(operator: Degradation, noise: float) -> None:
+    x = torch.rand(3, *SHAPE, generator=torch.Generator().manual_seed(3)) * 2 - 1
+    y = operator.A(x)
+    search = ImageSearch(restarts=2, num_steps=20, step_size=0.3, noise_std=0.0)
+    options = {"energy": pulled_to(0.2), "search": search, "noise": noise}
+    restored = restore(y, operator, **options, seed=1)
+    assert restored.residual_rms.max() <= noise + 1e-5
+    assert restored.starts.shape == (3, 2)
+    assert restored.latents is None
+    if noise == 0:
+        wanted = operator.pinv(y) + operator.null(torch.full_like(x, 0.2))
+        assert (restored.images - wanted).abs().max() < 0.01
+    # The chains are those of a cascade with one level.
+    noise_std = fastebm.schedules.linear(0.0, 0.0)
+    cascade = fastebm.Cascade({8: pulled_to(0.2)}, num_steps=20, step_size=0.3, noise_std=noise_std)
+    by_cascade = restore_by_cascade(y, operator, cascade=cascade, restarts=2, coarse=False, noise=noise, seed=1)
+    assert torch.equal(restored.images, by_cascade.images)
 
 
 def test_chains_start_at_full_size_where_coarse_images_know_little() -> None:
@@ -376,7 +378,7 @@ def test_wrong_settings_are_refused() -> None:
     for build, message in (
         (lambda: LatentSearch("newton"), "adam"),  # type: ignore[arg-type]
         (lambda: LatentSearch(restarts=0), "restarts must be at least 1"),
-        (lambda: LatentSearch(num_steps=-1), "steps must be at least 0"),
+        (lambda: LatentSearch(num_steps=-1), "num_steps must be at least 0"),
         (lambda: LatentSearch(energy_weight=math.nan), "energy_weight must be"),
         (lambda: LatentSearch(learning_rate=0.0), "learning_rate must be positive"),
         (lambda: DataConsistency(SuperResolution(2), SHAPE, -1.0), "not negative, got -1"),
@@ -387,6 +389,15 @@ def test_wrong_settings_are_refused() -> None:
         (
             lambda: restore_by_cascade(y, SuperResolution(2), cascade=fastebm.Cascade({8: pulled_to(0.0)}), restarts=0),
             "restarts must be at least 1",
+        ),
+        (lambda: restore(y, SuperResolution(2), energy=flat, latent=4), "come together, got only latent"),
+        (
+            lambda: restore(y, SuperResolution(2), energy=flat, search=LatentSearch()),
+            "without a decoder takes search=ImageSearch, got LatentSearch",
+        ),
+        (
+            lambda: restore(y, SuperResolution(2), **nets(), latent=LATENT, search=ImageSearch()),
+            "with a decoder takes search=LatentSearch, got ImageSearch",
         ),
     ):
         with pytest.raises(ValueError, match=message):
@@ -407,6 +418,6 @@ def test_searches_that_diverge_are_an_error() -> None:
         )
 
 
-@pytest.mark.parametrize(("module", "count"), [("latent", 8), ("projected", 3), ("by_cascade", 7)])
+@pytest.mark.parametrize(("module", "count"), [("restore", 9), ("cascade", 7)])
 def test_docstring_examples(module: str, count: int) -> None:
     assert doctest.testmod(importlib.import_module(f"fastebm.tasks.restoration.{module}")) == (0, count)

@@ -297,7 +297,7 @@ def test_some_chains_fill_holes_in(tiny: CoarseToFineConfig, images: Tensor, var
     draws = uniform((2, 1, 8, 8), seed=config.seed, step=2, stream=Stream.HOLE, chain_ids=51)
     start = torch.where(holes, fill + HOLE_NOISE * (2 * draws - 1), real[3:5])
     sampler = trainer._sampler(stage, 1.0)
-    alone = sampler.refine(start, config.seed, 51, mask=~holes, known=real[3:5])
+    alone = sampler.sample(None, config.seed, 51, x0=start, mask=~holes, known=real[3:5])
     assert torch.equal(alone, ends[3:5])
 
 

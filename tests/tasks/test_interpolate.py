@@ -6,7 +6,7 @@ from torch import Tensor
 
 from fastebm.data import Images, digits, to_float
 from fastebm.tasks import PathOptions, interpolate_chains, interpolate_images, nearest_images
-from fastebm.tasks.interpolate import _between_uniform, _redistributed
+from fastebm.tasks.interpolate import _between_uniform, _redistribute
 from fastebm.training import CoarseToFineRun
 
 
@@ -54,10 +54,10 @@ def test_a_relaxed_path_is_never_worse_and_does_not_depend_on_batches(run: Coars
     assert (whole.energy_relaxed.max(1).values <= whole.energy_straight.max(1).values).all()
 
 
-def test_points_are_redistributed_along_the_line() -> None:
+def test_points_are_redistribute_along_the_line() -> None:
     path = torch.tensor([0.0, 1.0, 2.0, 8.0]).reshape(1, 4, 1)
-    torch.testing.assert_close(_redistributed(path).flatten(), torch.tensor([0.0, 8 / 3, 16 / 3, 8.0]))
-    assert torch.equal(_redistributed(torch.ones(1, 4, 1)), torch.ones(1, 4, 1))
+    torch.testing.assert_close(_redistribute(path).flatten(), torch.tensor([0.0, 8 / 3, 16 / 3, 8.0]))
+    assert torch.equal(_redistribute(torch.ones(1, 4, 1)), torch.ones(1, 4, 1))
 
 
 @pytest.mark.parametrize("at_once", [2, 3, 100])
