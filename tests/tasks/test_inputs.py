@@ -31,11 +31,11 @@ def small(kind: str) -> Any:
     """The config of a run of a few updates on 8x8 digits that trains an energy, or for "vae" none."""
     common = {"size": 8, "channels": 1, "iterations": 2, "batch_size": 4, "width": 4, "engine": "autograd"}
     if kind == "ec_flow":
-        return training.EcFlowConfig(**common, levels=1, flow_steps=2, energy_width=4, num_steps=1)
+        return training.ECFlowConfig(**common, levels=1, flow_steps=2, energy_width=4, num_steps=1)
     if kind == "ec_posterior":
-        return training.EcPosteriorConfig(**common, latent=4, num_steps=1)
+        return training.ECPosteriorConfig(**common, latent=4, num_steps=1)
     none = {"lambda_start": 0.0, "dual_rate": 0.0} if kind == "vae" else {}
-    return training.EcVaeConfig(**common, latent=4, energy_width=4, num_steps=1, warmup=0, **none)
+    return training.ECVAEConfig(**common, latent=4, energy_width=4, num_steps=1, warmup=0, **none)
 
 
 @pytest.fixture(scope="module")
