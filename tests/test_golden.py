@@ -392,9 +392,9 @@ COARSE = training.CoarseToFineConfig(
     **SHARED,
 )
 SINGLE = SHARED | {"size": 8, "iterations": 20, "batch_size": 4, "num_steps": 2, "warmup": 4, "ema": 0.5}
-EC_VAE = training.EcVaeConfig(latent=3, width=2, energy_width=2, energy_depth=2, **SINGLE)
-EC_POSTERIOR = training.EcPosteriorConfig(latent=3, width=2, step_size=0.01, **SINGLE)
-EC_FLOW = training.EcFlowConfig(
+EC_VAE = training.ECVAEConfig(latent=3, width=2, energy_width=2, energy_depth=2, **SINGLE)
+EC_POSTERIOR = training.ECPosteriorConfig(latent=3, width=2, step_size=0.01, **SINGLE)
+EC_FLOW = training.ECFlowConfig(
     brightnesses=17, levels=2, flow_steps=1, width=4, energy_width=2, energy_depth=2, **SINGLE
 )
 VARIED: dict[str, Any] = {"flip": True, "data_noise": 0.1, "engine": "autograd"}

@@ -23,14 +23,14 @@ from fastebm.data import Images, to_float
 from fastebm.models import Flow
 from fastebm.plotting import save_panels
 from fastebm.runs.folder import RunFolder
-from fastebm.training import EcFlowConfig, EcFlowRun, train
+from fastebm.training import ECFlowConfig, ECFlowRun, train
 from fastebm.training.ec_flow.presets import EC_FLOW_PRESETS
 
 MARGIN = 0.05
 WAYS: dict[str, dict[str, Any]] = {"plain": {"lambda_start": 0.0, "dual_rate": 0.0}, "calibrated": {}}
 
 
-def train_quietly(config: EcFlowConfig, images: Images, run_dir: Path) -> None:
+def train_quietly(config: ECFlowConfig, images: Images, run_dir: Path) -> None:
     train(config, images, run_dir, progress=False)
 
 
@@ -40,9 +40,9 @@ def inverse_error(flow: Flow, images: Tensor) -> float:
     return max(float((flow.decode(flow.encode(part)[0]) - part).abs().max()) for part in images.split(1000))
 
 
-def judged(run_dir: Path, config: EcFlowConfig, evaluate_samples: Judge) -> Row:
+def judged(run_dir: Path, config: ECFlowConfig, evaluate_samples: Judge) -> Row:
     """The numbers of one run."""
-    run = EcFlowRun.load(run_dir)
+    run = ECFlowRun.load(run_dir)
     line = RunFolder.existing(run_dir).log.lines()[-1]
     return {
         "bits": float(run.bits_per_dimension(to_float(evaluate_samples.test.pixels)).mean()),
@@ -89,7 +89,7 @@ def table(name: str, stored: dict[str, Any]) -> str:
 
 def pictured(page: Path, name: str, runs: dict[str, Path]) -> None:
     if len(runs) == len(WAYS):  # one picture for all of them
-        grids = [(f"{way}, seed 0", EcFlowRun.load(run).sample(100)) for way, run in runs.items()]
+        grids = [(f"{way}, seed 0", ECFlowRun.load(run).sample(100)) for way, run in runs.items()]
         save_panels(page / f"{name}.png", grids)
 
 

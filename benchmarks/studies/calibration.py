@@ -20,19 +20,19 @@ from benchmarks.studies.seeds import Comparison, gain, in_order, pairs
 from fastebm.data import Images, to_float
 from fastebm.plotting import save_grid
 from fastebm.runs.folder import RunFolder
-from fastebm.training import EcVaeConfig, EcVaeRun, train
+from fastebm.training import ECVAEConfig, ECVAERun, train
 from fastebm.training.ec_vae.presets import EC_VAE_PRESETS
 
 WAYS: dict[str, dict[str, Any]] = {"plain": {"lambda_start": 0.0, "dual_rate": 0.0}, "calibrated": {}}
 
 
-def train_quietly(config: EcVaeConfig, images: Images, run_dir: Path) -> None:
+def train_quietly(config: ECVAEConfig, images: Images, run_dir: Path) -> None:
     train(config, images, run_dir, progress=False)
 
 
-def judged(run_dir: Path, config: EcVaeConfig, evaluate_samples: Judge) -> Row:
+def judged(run_dir: Path, config: ECVAEConfig, evaluate_samples: Judge) -> Row:
     """The numbers of one run."""
-    run = EcVaeRun.load(run_dir)
+    run = ECVAERun.load(run_dir)
     held_out = to_float(evaluate_samples.test.pixels[:1000])
     elbo = run.vae.elbo(held_out, seed=0)
     return {
@@ -70,7 +70,7 @@ def table(name: str, stored: dict[str, Any]) -> str:
 
 def pictured(page: Path, name: str, runs: dict[str, Path]) -> None:
     for way, run in runs.items():
-        save_grid(page / f"{name}-{way}.png", EcVaeRun.load(run).sample(100))
+        save_grid(page / f"{name}-{way}.png", ECVAERun.load(run).sample(100))
 
 
 def main() -> None:

@@ -25,7 +25,7 @@ from fastebm.data import Images, to_float
 from fastebm.models.vae import squared_error
 from fastebm.plotting import save_grid
 from fastebm.runs.folder import RunFolder
-from fastebm.training import EcPosteriorConfig, EcPosteriorRun, iwae_bound, train
+from fastebm.training import ECPosteriorConfig, ECPosteriorRun, iwae_bound, train
 from fastebm.training.ec_posterior.presets import EC_POSTERIOR_PRESETS
 
 WAYS: dict[str, dict[str, Any]] = {"plain": {"num_steps": 0}, "refined": {}}
@@ -34,13 +34,13 @@ COLUMNS = ("distance", "reconstruction", "moved", "elbo", "bound", "bound_train"
 LARGER_IS_BETTER = ("elbo", "bound", "bound_train", "tight_bound")
 
 
-def train_quietly(config: EcPosteriorConfig, images: Images, run_dir: Path) -> None:
+def train_quietly(config: ECPosteriorConfig, images: Images, run_dir: Path) -> None:
     train(config, images, run_dir, progress=False)
 
 
-def judged(run_dir: Path, config: EcPosteriorConfig, evaluate_samples: Judge) -> Row:
+def judged(run_dir: Path, config: ECPosteriorConfig, evaluate_samples: Judge) -> Row:
     """The numbers of one run; both ways are moved by as many steps, those of `config`."""
-    run = EcPosteriorRun.load(run_dir)
+    run = ECPosteriorRun.load(run_dir)
     held_out = to_float(evaluate_samples.test.pixels[:1000])
 
     def error(images: Tensor) -> float:
@@ -87,7 +87,7 @@ def table(name: str, stored: dict[str, Any]) -> str:
 
 def pictured(page: Path, name: str, runs: dict[str, Path]) -> None:
     for way, run in runs.items():
-        save_grid(page / f"{name}-{way}.png", EcPosteriorRun.load(run).sample(100))
+        save_grid(page / f"{name}-{way}.png", ECPosteriorRun.load(run).sample(100))
 
 
 def main() -> None:

@@ -35,7 +35,7 @@ from fastebm.tasks.restoration import (
     restore_by_cascade,
 )
 from fastebm.tasks.run_images import images_for
-from fastebm.training import CoarseToFineRun, EcVaeRun, Run, RunError, load
+from fastebm.training import CoarseToFineRun, ECVAERun, Run, RunError, load
 
 COARSE_TO_FINE, EC_VAE = "coarse_to_fine", "ec_vae"
 MASK_TASK = "inpaint-mask"
@@ -216,7 +216,7 @@ def generator_of(run: Run) -> tuple[Function, Function, int]:
 
     Raises RunError for a run of another kind, and for one that trained a decoder without an energy.
     """
-    if not isinstance(run, EcVaeRun):
+    if not isinstance(run, ECVAERun):
         raise RunError(f"{run.path} holds a run that has no decoder")
     if run.energy is None:
         raise RunError(f"{run.path} holds a plain VAE, without the energy that restoration goes by")

@@ -11,8 +11,8 @@ import tyro
 
 from fastebm.cli.arguments import check_count, parsed_device, write_images
 from fastebm.runs.folder import RunFolder
-from fastebm.training import EcFlowRun, load
-from fastebm.training.calibration.vae_run import VaeRun
+from fastebm.training import ECFlowRun, load
+from fastebm.training.calibration.vae_run import VAERun
 
 
 @dataclass(frozen=True)
@@ -44,9 +44,9 @@ class Sample:
         if not out.parent.is_dir():
             raise ValueError(f"the folder {out.parent} of --out does not exist")
         run = load(self.run, parsed_device(self.device))
-        if self.temperature is not None and not isinstance(run, EcFlowRun):
+        if self.temperature is not None and not isinstance(run, ECFlowRun):
             raise ValueError(f"--temperature is of a flow's latents, and {self.run} holds another kind of run")
-        if self.dtype is not None and not isinstance(run, VaeRun):
+        if self.dtype is not None and not isinstance(run, VAERun):
             raise ValueError(f"--dtype is of a VAE's decoder, and {self.run} holds another kind of run")
         options: dict[str, Any] = {} if self.temperature is None else {"temperature": self.temperature}
         if self.dtype is not None:

@@ -22,9 +22,9 @@ from fastebm.training import (
     PRESETS,
     CoarseToFineConfig,
     DigitsSource,
-    EcFlowConfig,
-    EcPosteriorConfig,
-    EcVaeConfig,
+    ECFlowConfig,
+    ECPosteriorConfig,
+    ECVAEConfig,
     ImageSource,
     Run,
     resume,
@@ -95,7 +95,7 @@ class CoarseToFine(_Images):
 
 
 @dataclass(frozen=True)
-class EcVae(_Images):
+class ECVAE(_Images):
     """EC-VAE: a variational autoencoder, calibrated by an energy while it is trained; a sample is one decoder pass.
 
     Without --data it learns scikit-learn's digits, in minutes.
@@ -111,7 +111,7 @@ class EcVae(_Images):
         "digits"
     )
     """settings to start from (not run, but for digits); the flags below change single ones"""
-    config: tyro.conf.OmitArgPrefixes[EcVaeConfig] = field(default_factory=lambda: EC_VAE_DIGITS)
+    config: tyro.conf.OmitArgPrefixes[ECVAEConfig] = field(default_factory=lambda: EC_VAE_DIGITS)
 
     def __call__(self) -> int:
         source = self.source(self.preset, self.config.size, self.config.channels)
@@ -120,7 +120,7 @@ class EcVae(_Images):
 
 
 @dataclass(frozen=True)
-class EcPosterior(_Images):
+class ECPosterior(_Images):
     """The calibrated posterior: a VAE whose latent vectors are refined by short chains while it is trained.
 
     Without --data it learns scikit-learn's digits.
@@ -134,7 +134,7 @@ class EcPosterior(_Images):
 
     preset: Literal["digits", "mnist", "cifar10"] = "digits"
     """settings to start from (not run, but for digits); the flags below change single ones"""
-    config: tyro.conf.OmitArgPrefixes[EcPosteriorConfig] = field(default_factory=lambda: EC_POSTERIOR_DIGITS)
+    config: tyro.conf.OmitArgPrefixes[ECPosteriorConfig] = field(default_factory=lambda: EC_POSTERIOR_DIGITS)
 
     def __call__(self) -> int:
         source = self.source(self.preset, self.config.size, self.config.channels)
@@ -143,7 +143,7 @@ class EcPosterior(_Images):
 
 
 @dataclass(frozen=True)
-class EcFlow(_Images):
+class ECFlow(_Images):
     """A normalising flow, calibrated by an energy while it is trained; a sample is one pass of its inverse.
 
     Without --data it learns scikit-learn's digits, in minutes.
@@ -157,7 +157,7 @@ class EcFlow(_Images):
 
     preset: Literal["digits", "mnist", "cifar10"] = "digits"
     """settings to start from (not run, but for digits); the flags below change single ones"""
-    config: tyro.conf.OmitArgPrefixes[EcFlowConfig] = field(default_factory=lambda: EC_FLOW_DIGITS)
+    config: tyro.conf.OmitArgPrefixes[ECFlowConfig] = field(default_factory=lambda: EC_FLOW_DIGITS)
 
     def __call__(self) -> int:
         source = self.source(self.preset, self.config.size, self.config.channels)
@@ -175,7 +175,7 @@ class Train(Generic[Method]):
     method: Method
 
     def __call__(self) -> int:
-        return cast(CoarseToFine | EcVae | EcPosterior | EcFlow, self.method)()
+        return cast(CoarseToFine | ECVAE | ECPosterior | ECFlow, self.method)()
 
 
 @dataclass(frozen=True)
@@ -258,15 +258,15 @@ def train_command(arguments: list[str]) -> Any:
     subcommand, unprefixed = tyro.conf.subcommand, tyro.conf.OmitArgPrefixes
     methods = (
         Annotated[CoarseToFine, subcommand("coarse-to-fine", default=CoarseToFine(preset=fine, config=PRESETS[fine]))]
-        | Annotated[EcVae, subcommand("ec-vae", default=EcVae(preset=vae, config=EC_VAE_PRESETS[vae]))]
-        | Annotated[EcPosterior, subcommand("ec-posterior", default=_posterior_default(posterior))]
-        | Annotated[EcFlow, subcommand("ec-flow", default=EcFlow(preset=flow, config=EC_FLOW_PRESETS[flow]))]
+        | Annotated[ECVAE, subcommand("ec-vae", default=ECVAE(preset=vae, config=EC_VAE_PRESETS[vae]))]
+        | Annotated[ECPosterior, subcommand("ec-posterior", default=_posterior_default(posterior))]
+        | Annotated[ECFlow, subcommand("ec-flow", default=ECFlow(preset=flow, config=EC_FLOW_PRESETS[flow]))]
     )
     return Annotated[Train[tyro.conf.OmitSubcommandPrefixes[unprefixed[methods]]], subcommand("train")]  # type: ignore
 
 
-def _posterior_default(preset: Any) -> EcPosterior:
-    return EcPosterior(preset=preset, config=EC_POSTERIOR_PRESETS[preset])
+def _posterior_default(preset: Any) -> ECPosterior:
+    return ECPosterior(preset=preset, config=EC_POSTERIOR_PRESETS[preset])
 
 
 def preset_of(arguments: list[str], presets: Collection[str]) -> Any:

@@ -31,7 +31,7 @@ def load(run_dir: str | Path, device: torch.device | str | None = None) -> Any:
         run_dir: the folder that `fastebm.train` wrote.
         device: where its nets shall lie; by default the CPU.
 
-    Returns a `CoarseToFineRun`, `EcVaeRun`, `EcPosteriorRun` or `EcFlowRun`, all with `path`, `config`, `iteration`,
+    Returns a `CoarseToFineRun`, `ECVAERun`, `ECPosteriorRun` or `ECFlowRun`, all with `path`, `config`, `iteration`,
     `energy` and `sample(count, seed=None)`. Raises RunError where there is no run, or one of an unknown kind.
     """
     folder = RunFolder.existing(run_dir)

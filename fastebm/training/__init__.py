@@ -8,17 +8,17 @@ from fastebm.training.calibration.posterior import PosteriorSampler, iwae_bound,
 from fastebm.training.coarse_to_fine.config import CoarseToFineConfig, Stage
 from fastebm.training.coarse_to_fine.presets import DIGITS, PRESETS
 from fastebm.training.coarse_to_fine.run import CoarseToFineRun
-from fastebm.training.ec_flow.config import EcFlowConfig
-from fastebm.training.ec_flow.run import EcFlowRun
-from fastebm.training.ec_posterior.config import EcPosteriorConfig
-from fastebm.training.ec_posterior.run import EcPosteriorRun
-from fastebm.training.ec_vae.config import EcVaeConfig
-from fastebm.training.ec_vae.run import EcVaeRun
+from fastebm.training.ec_flow.config import ECFlowConfig
+from fastebm.training.ec_flow.run import ECFlowRun
+from fastebm.training.ec_posterior.config import ECPosteriorConfig
+from fastebm.training.ec_posterior.run import ECPosteriorRun
+from fastebm.training.ec_vae.config import ECVAEConfig
+from fastebm.training.ec_vae.run import ECVAERun
 from fastebm.training.trainer.entry import resume, train
 from fastebm.training.trainer.guard import DivergedError
 from fastebm.training.trainer.signals import StoppedError
 
-Run = CoarseToFineRun | EcVaeRun | EcPosteriorRun | EcFlowRun
+Run = CoarseToFineRun | ECVAERun | ECPosteriorRun | ECFlowRun
 
 __all__ = [
     "DIGITS",
@@ -29,12 +29,12 @@ __all__ = [
     "DigitsSource",
     "DivergedError",
     "DualUpdate",
-    "EcFlowConfig",
-    "EcFlowRun",
-    "EcPosteriorConfig",
-    "EcPosteriorRun",
-    "EcVaeConfig",
-    "EcVaeRun",
+    "ECFlowConfig",
+    "ECFlowRun",
+    "ECPosteriorConfig",
+    "ECPosteriorRun",
+    "ECVAEConfig",
+    "ECVAERun",
     "ImageSource",
     "PosteriorSampler",
     "Run",

@@ -22,7 +22,7 @@ from fastebm.build_extension import cpp_compiler
 from fastebm.evaluation.speed import Row, Run, machine_facts, read_runs, write_runs
 from fastebm.models import VAE, Flow, MultiScaleEnergy
 from fastebm.sampling.schedules import evaluate
-from fastebm.training import EcVaeConfig
+from fastebm.training import ECVAEConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 SUITES = sorted(f"{path.parent.name}.{path.stem}" for path in (ROOT / "benchmarks").glob("*/test_*.py"))
@@ -216,11 +216,11 @@ def test_a_part_of_a_stage_is_measured() -> None:
 def test_rows_of_one_table_have_one_config_and_sizes_have_their_own(tmp_path: Path) -> None:
     trained: list[tuple[str, int, int]] = []
 
-    def train(config: EcVaeConfig, images: object, run: Path) -> None:
+    def train(config: ECVAEConfig, images: object, run: Path) -> None:
         trained.append((run.name, config.size, config.iterations))
 
     ways: dict[str, dict[str, object]] = {"plain": {"lambda_start": 0.0}, "calibrated": {}}
-    presets = {"digits": EcVaeConfig(size=8, channels=1, iterations=5, energy_depth=2)}
+    presets = {"digits": ECVAEConfig(size=8, channels=1, iterations=5, energy_depth=2)}
     comparison = seeds.Comparison(
         "calibration.py",
         "A page",

@@ -11,7 +11,7 @@ from PIL import Image
 
 from fastebm.cli import main
 from fastebm.data import digits, to_pixels
-from fastebm.training import CoarseToFineRun, DigitsSource, EcVaeConfig, ImageSource, load, train
+from fastebm.training import CoarseToFineRun, DigitsSource, ECVAEConfig, ImageSource, load, train
 from tests.evaluation.metrics.small_inception import SmallInception, script
 
 NOTE = "not comparable to published FID"
@@ -42,7 +42,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def ec_vae(path: Path, **changes: float) -> Path:
     """The folder of an EC-VAE run of a few updates."""
-    config = EcVaeConfig(size=8, channels=1, iterations=3, batch_size=4, latent=4, width=4, energy_width=4, **changes)  # type: ignore[arg-type]
+    config = ECVAEConfig(size=8, channels=1, iterations=3, batch_size=4, latent=4, width=4, energy_width=4, **changes)  # type: ignore[arg-type]
     train(config, DigitsSource(), path, progress=False, save_pictures=False)
     return path
 
@@ -193,7 +193,7 @@ def test_a_run_takes_what_has_the_form_that_its_own_images_had(
         np.savez(f"{name}.npz", x_train=images)
     np.savez("less.npz", x_train=pixels[:, :6, :6])
     np.savez("colour.npz", x_train=np.stack([pixels] * 3, axis=3))
-    config = EcVaeConfig(size=8, channels=1, iterations=3, batch_size=4, latent=4, width=4, lambda_start=0.0)
+    config = ECVAEConfig(size=8, channels=1, iterations=3, batch_size=4, latent=4, width=4, lambda_start=0.0)
     source = ImageSource(Path("own.npz"), 8, 1, fit="pad", key="x_train")
     train(config, source, tmp_path / "run", progress=False, save_pictures=False)
     evaluate = ["evaluate", "run", "--count", "20", "--no-health", "--overwrite"]

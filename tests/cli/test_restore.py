@@ -18,7 +18,7 @@ from fastebm.cli.restore import generator_of
 from fastebm.data import digits
 from fastebm.runs.folder import RunFolder
 from fastebm.tasks.restoration import Composition, Dense, Inpainting, SuperResolution, degradation
-from fastebm.training import CoarseToFineRun, DigitsSource, EcVaeConfig, EcVaeRun, RunError, train
+from fastebm.training import CoarseToFineRun, DigitsSource, ECVAEConfig, ECVAERun, RunError, train
 
 TINY = [
     "--base-width",
@@ -45,7 +45,7 @@ def cascade_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def vae_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    config = EcVaeConfig(size=8, channels=1, iterations=2, batch_size=4, latent=4, width=4, energy_width=4)
+    config = ECVAEConfig(size=8, channels=1, iterations=2, batch_size=4, latent=4, width=4, energy_width=4)
     out = tmp_path_factory.mktemp("runs") / "vae"
     train(config, DigitsSource(), out, progress=False, save_pictures=False)
     return out
@@ -88,7 +88,7 @@ def test_other_runs_are_refused(cascade_run: Path, vae_run: Path) -> None:
     with pytest.raises(RunError, match="has no decoder"):
         generator_of(CoarseToFineRun.load(cascade_run))
     with pytest.raises(RunError, match="plain VAE"):
-        generator_of(dataclasses.replace(EcVaeRun.load(vae_run), energy=None))
+        generator_of(dataclasses.replace(ECVAERun.load(vae_run), energy=None))
 
 
 def test_any_images_are_brought_to_the_form_of_the_run(cascade_run: Path, tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ Weights = Literal["average", "trained"]
 BN_UPDATE_BATCHES = 16
 
 
-class VaeConfig(Protocol):
+class VAEConfig(Protocol):
     """The settings that make a VAE, and how much of what its run has."""
 
     @property
@@ -57,7 +57,7 @@ class VaeConfig(Protocol):
 
 
 @dataclass(frozen=True)
-class VaeRun:
+class VAERun:
     """What a run has learned up to `iteration`.
 
     Attributes:
@@ -66,7 +66,7 @@ class VaeRun:
     """
 
     path: Path
-    config: VaeConfig
+    config: VAEConfig
     iteration: int
     vae: VAE
 
@@ -99,7 +99,7 @@ class VaeRun:
         return self.vae.sample(count, seed, first, batch_size=batch_size, dtype=dtype)
 
 
-def new_vae(config: VaeConfig) -> VAE:
+def new_vae(config: VAEConfig) -> VAE:
     """A VAE with weights drawn from the config's seed and torch's own generator left alone."""
     with fork_rng(config.seed):
         return VAE(
@@ -114,7 +114,7 @@ def new_vae(config: VaeConfig) -> VAE:
         )
 
 
-def stored_vae(config: VaeConfig, checkpoint: Checkpoint, weights: Weights, device: torch.device | str | None) -> VAE:
+def stored_vae(config: VAEConfig, checkpoint: Checkpoint, weights: Weights, device: torch.device | str | None) -> VAE:
     """The VAE of a checkpoint, ready for sampling: with averaged weights, or those trained last."""
     vae = new_vae(config).to(device)
     averaged = weights == "average" and config.ema
@@ -122,7 +122,7 @@ def stored_vae(config: VaeConfig, checkpoint: Checkpoint, weights: Weights, devi
     return vae.eval().requires_grad_(False)
 
 
-def with_updated_bn(vae: VAE, config: VaeConfig, images: Tensor) -> VAE:
+def with_updated_bn(vae: VAE, config: VAEConfig, images: Tensor) -> VAE:
     """An independent copy for sampling, whose batch norms have its own statistics, on real `images` and the prior."""
     ready = copy.deepcopy(vae).eval().requires_grad_(False)
     ready.update_bn(images, batches=BN_UPDATE_BATCHES, batch_size=config.batch_size, seed=config.seed)
@@ -130,7 +130,7 @@ def with_updated_bn(vae: VAE, config: VaeConfig, images: Tensor) -> VAE:
 
 
 def save_pictures(
-    run: VaeRun,
+    run: VAERun,
     trained: VAE,
     real: Tensor,
     reconstructions: Sequence[tuple[str, Tensor]],
@@ -152,7 +152,7 @@ def save_pictures(
         board.picture(f"samples/{run.size}", pictures.tile(samples, pictures.GRID), run.iteration)
 
 
-def weight_variants(run: VaeRun, trained: VAE, count: int = pictures.GRID**2) -> list[tuple[str, Tensor]]:
+def weight_variants(run: VAERun, trained: VAE, count: int = pictures.GRID**2) -> list[tuple[str, Tensor]]:
     """The first samples of `run` as its averaged weights and the `trained` ones give them, with running statistics,
     which those of the run were measured for, and with those of this batch: titles and images."""
     z = run.vae.prior(count, run.config.seed, run.config.total_chains)

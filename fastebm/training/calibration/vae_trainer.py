@@ -9,21 +9,21 @@ from torch import Tensor
 
 from fastebm.models import VAE
 from fastebm.training.calibration.generator_trainer import GeneratorConfig, GeneratorLoop
-from fastebm.training.calibration.vae_run import BN_UPDATE_BATCHES, VaeConfig, new_vae, with_updated_bn
+from fastebm.training.calibration.vae_run import BN_UPDATE_BATCHES, VAEConfig, new_vae, with_updated_bn
 
 
-class VaeLoopConfig(VaeConfig, GeneratorConfig, Protocol):
+class VAELoopConfig(VAEConfig, GeneratorConfig, Protocol):
     """The settings that train one."""
 
     @property
     def adam_betas(self) -> tuple[float, float]: ...
 
 
-class VaeLoop(GeneratorLoop):
+class VAELoop(GeneratorLoop):
     """VAE, averaged VAE and optimizer of a run. A method says what an update is."""
 
     prefix = "vae"
-    config: VaeLoopConfig
+    config: VAELoopConfig
     average: VAE
 
     def new_generator(self) -> VAE:

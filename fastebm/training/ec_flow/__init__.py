@@ -17,8 +17,8 @@ resumed run ends with the weights of an uninterrupted one, bit for bit.
 """
 
 from fastebm.training.ec_flow.config import FREE
-from fastebm.training.ec_flow.config import EcFlowConfig as Config
-from fastebm.training.ec_flow.run import EcFlowRun as Run
-from fastebm.training.ec_flow.trainer import EcFlowTrainer as Trainer
+from fastebm.training.ec_flow.config import ECFlowConfig as Config
+from fastebm.training.ec_flow.run import ECFlowRun as Run
+from fastebm.training.ec_flow.trainer import ECFlowTrainer as Trainer
 
 __all__ = ["FREE", "Config", "Run", "Trainer"]

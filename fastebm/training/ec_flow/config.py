@@ -21,7 +21,7 @@ FREE = COMMON_FREE
 
 
 @dataclass(frozen=True)
-class EcFlowConfig(CalibratedSettings):
+class ECFlowConfig(CalibratedSettings):
     """Everything that a run of a calibrated flow depends on, besides its images.
 
     The paper names calibrated flows among its extensions, without public code: everything here is our choice.

@@ -1,8 +1,8 @@
 """Settings of calibrated flows for known data, all our choice. Each says whether and with what result it was run."""
 
-from fastebm.training.ec_flow.config import EcFlowConfig
+from fastebm.training.ec_flow.config import ECFlowConfig
 
-EC_FLOW_DIGITS = EcFlowConfig(
+EC_FLOW_DIGITS = ECFlowConfig(
     size=8,
     channels=1,
     brightnesses=17,
@@ -22,7 +22,7 @@ EC_FLOW_DIGITS = EcFlowConfig(
 )
 """scikit-learn's handwritten digits, 8x8, gray: minutes on a CPU. Run: docs/results/ec-flow has the result."""
 
-EC_FLOW_MNIST = EcFlowConfig(
+EC_FLOW_MNIST = ECFlowConfig(
     channels=1,
     iterations=6000,
     flow_steps=6,
@@ -37,7 +37,7 @@ EC_FLOW_MNIST = EcFlowConfig(
 )
 """MNIST, padded to 32x32, gray: small nets for a CPU. Not run."""
 
-EC_FLOW_CIFAR10 = EcFlowConfig(
+EC_FLOW_CIFAR10 = ECFlowConfig(
     flip=True, warmup=5000, ema=0.9999, log_every=50, checkpoint_every=1000, pictures_every=5000
 )
 """CIFAR-10. Not run."""

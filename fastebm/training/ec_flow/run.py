@@ -14,7 +14,7 @@ from fastebm import plotting as pictures
 from fastebm.models import Flow, MultiScaleEnergy, quantized
 from fastebm.runs.folder import RunFolder
 from fastebm.training.calibration.energy_trainer import stored_energy
-from fastebm.training.ec_flow.config import EcFlowConfig
+from fastebm.training.ec_flow.config import ECFlowConfig
 from fastebm.training.tensorboard import TensorBoardWriter
 from fastebm.training.trainer.initial_weights import fork_rng
 from fastebm.training.trainer.loop import part, trained_checkpoint
@@ -31,7 +31,7 @@ CURVES: pictures.Curves = (
 
 
 @dataclass(frozen=True)
-class EcFlowRun:
+class ECFlowRun:
     """What a run has learned up to `iteration`.
 
     Attributes:
@@ -41,7 +41,7 @@ class EcFlowRun:
     """
 
     path: Path
-    config: EcFlowConfig
+    config: ECFlowConfig
     iteration: int
     flow: Flow
     energy: MultiScaleEnergy | None
@@ -97,7 +97,7 @@ class EcFlowRun:
         device: torch.device | str | None = None,
         *,
         weights: Literal["average", "trained"] = "average",
-    ) -> EcFlowRun:
+    ) -> ECFlowRun:
         """The run in a folder, finished or not, as its newest good checkpoint has it, for sampling.
 
         Args:
@@ -105,14 +105,14 @@ class EcFlowRun:
 
         Raises RunError where there is no such run or it has no checkpoint yet.
         """
-        config, checkpoint = trained_checkpoint(run_dir, EcFlowConfig)
+        config, checkpoint = trained_checkpoint(run_dir, ECFlowConfig)
         flow, energy = new_flow(config).to(device), stored_energy(config, checkpoint.tensors, device)
         averaged = weights == "average" and config.ema
         flow.load_state_dict(part(checkpoint.tensors, "average." if averaged else "flow."))
         return cls(Path(run_dir), config, checkpoint.iteration, flow.eval().requires_grad_(False), energy)
 
 
-def new_flow(config: EcFlowConfig) -> Flow:
+def new_flow(config: ECFlowConfig) -> Flow:
     """A flow with weights drawn from the config's seed and torch's own generator left alone."""
     with fork_rng(config.seed):
         return Flow(
@@ -124,7 +124,7 @@ def new_flow(config: EcFlowConfig) -> Flow:
         )
 
 
-def save_pictures(run: EcFlowRun, real: Tensor, folder: RunFolder, board: TensorBoardWriter) -> None:
+def save_pictures(run: ECFlowRun, real: Tensor, folder: RunFolder, board: TensorBoardWriter) -> None:
     """samples.png, temperatures.png and curves.png; with `pictures_every` a grid in pictures/ too."""
     grids = {temperature: run.sample(pictures.GRID**2, temperature=temperature) for temperature in TEMPERATURES}
     samples = grids[1.0]

@@ -14,8 +14,8 @@ from fastebm.plotting import GRID
 from fastebm.runs.folder import RunFolder
 from fastebm.training.calibration.calibrate import calibration_loss
 from fastebm.training.calibration.trainer import CalibratedLoop
-from fastebm.training.ec_flow.config import EcFlowConfig
-from fastebm.training.ec_flow.run import EcFlowRun, new_flow, save_pictures
+from fastebm.training.ec_flow.config import ECFlowConfig
+from fastebm.training.ec_flow.run import ECFlowRun, new_flow, save_pictures
 from fastebm.training.images import ImageLevels
 from fastebm.training.tensorboard import TensorBoardWriter
 from fastebm.training.trainer.loop import Metrics, gradient_norm, to_floats
@@ -24,7 +24,7 @@ DEQUANTISATION = 1
 """Step of the stream DATA_NOISE whose draws dequantise; `data_noise` has those of step 0."""
 
 
-class EcFlowTrainer(CalibratedLoop):
+class ECFlowTrainer(CalibratedLoop):
     """Flow, averaged flow, energy, an optimizer for each, and the weight of the calibration.
 
     An update: samples of the flow with a gradient, and chains from them; a step of the flow on likelihood and distance
@@ -35,10 +35,10 @@ class EcFlowTrainer(CalibratedLoop):
     hint = "a smaller learning_rate or energy_learning_rate, or a larger energy_l2"
     prefix = "flow"
     shown: ClassVar[Mapping[str, str]] = {"bits": "bits_per_dimension", "calibration": "calibration", "gap": "gap"}
-    config: EcFlowConfig
+    config: ECFlowConfig
     average: Flow
 
-    def __init__(self, config: EcFlowConfig, images: ImageLevels, device: torch.device) -> None:
+    def __init__(self, config: ECFlowConfig, images: ImageLevels, device: torch.device) -> None:
         super().__init__(config, images, device)
 
     def new_generator(self) -> Flow:
@@ -110,5 +110,5 @@ class EcFlowTrainer(CalibratedLoop):
 
     def save_pictures(self, folder: RunFolder, board: TensorBoardWriter) -> None:
         energy = None if self.energy is None else self.energy.net
-        run = EcFlowRun(folder.path, self.config, self.iteration, self.average, energy)
+        run = ECFlowRun(folder.path, self.config, self.iteration, self.average, energy)
         save_pictures(run, self.images.first(self.config.size, GRID**2), folder, board)

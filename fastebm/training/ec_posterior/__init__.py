@@ -12,8 +12,8 @@ weights of an uninterrupted one, bit for bit.
 """
 
 from fastebm.training.ec_posterior.config import FREE
-from fastebm.training.ec_posterior.config import EcPosteriorConfig as Config
-from fastebm.training.ec_posterior.run import EcPosteriorRun as Run
-from fastebm.training.ec_posterior.trainer import EcPosteriorTrainer as Trainer
+from fastebm.training.ec_posterior.config import ECPosteriorConfig as Config
+from fastebm.training.ec_posterior.run import ECPosteriorRun as Run
+from fastebm.training.ec_posterior.trainer import ECPosteriorTrainer as Trainer
 
 __all__ = ["FREE", "Config", "Run", "Trainer"]

@@ -21,7 +21,7 @@ FREE = COMMON_FREE
 
 
 @dataclass(frozen=True)
-class EcPosteriorConfig(GeneratorSettings):
+class ECPosteriorConfig(GeneratorSettings):
     """Everything that a run of the calibrated posterior depends on, besides its images.
 
     With `num_steps=0` it is a plain VAE: no chain is run, and both nets are trained by the ELBO.

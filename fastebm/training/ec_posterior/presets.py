@@ -5,9 +5,9 @@ Nets, batches and rates are those of EC-VAE's presets; the chain's are ours.
 
 from typing import Any
 
-from fastebm.training.ec_posterior.config import EcPosteriorConfig
+from fastebm.training.ec_posterior.config import ECPosteriorConfig
 
-EC_POSTERIOR_DIGITS = EcPosteriorConfig(
+EC_POSTERIOR_DIGITS = ECPosteriorConfig(
     size=8,
     channels=1,
     iterations=1500,
@@ -24,7 +24,7 @@ EC_POSTERIOR_DIGITS = EcPosteriorConfig(
 
 _AT_LENGTH: dict[str, Any] = {"ema": 0.9999, "log_every": 50, "checkpoint_every": 1000, "pictures_every": 5000}
 
-EC_POSTERIOR_MNIST = EcPosteriorConfig(
+EC_POSTERIOR_MNIST = ECPosteriorConfig(
     size=32,
     channels=1,
     iterations=6000,
@@ -43,7 +43,7 @@ EC_POSTERIOR_MNIST = EcPosteriorConfig(
 """MNIST, padded to 32x32, gray: small nets for a CPU. Not run; a shorter one at 16x16 was, without a gain:
 docs/results/ec-posterior."""
 
-EC_POSTERIOR_CIFAR10 = EcPosteriorConfig(flip=True, step_size=0.001, **_AT_LENGTH)
+EC_POSTERIOR_CIFAR10 = ECPosteriorConfig(flip=True, step_size=0.001, **_AT_LENGTH)
 """CIFAR-10. Not run."""
 
 EC_POSTERIOR_PRESETS = {

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from fastebm import plotting as pictures
 from fastebm.training.calibration.posterior import refine_posterior
-from fastebm.training.calibration.vae_run import VaeRun, Weights, stored_vae
-from fastebm.training.ec_posterior.config import EcPosteriorConfig
+from fastebm.training.calibration.vae_run import VAERun, Weights, stored_vae
+from fastebm.training.ec_posterior.config import ECPosteriorConfig
 from fastebm.training.trainer.loop import trained_checkpoint
 
 CURVES: pictures.Curves = (
@@ -24,11 +24,11 @@ CURVES: pictures.Curves = (
 
 
 @dataclass(frozen=True)
-class EcPosteriorRun(VaeRun):
+class ECPosteriorRun(VAERun):
     """What a run has learned up to `iteration`: `path`, `config`, `iteration`, and `vae`, in eval mode without
     gradients."""
 
-    config: EcPosteriorConfig
+    config: ECPosteriorConfig
 
     @torch.no_grad()
     def refine(
@@ -74,10 +74,10 @@ class EcPosteriorRun(VaeRun):
     @classmethod
     def load(
         cls, run_dir: str | Path, device: torch.device | str | None = None, *, weights: Weights = "average"
-    ) -> EcPosteriorRun:
+    ) -> ECPosteriorRun:
         """The run in a folder, finished or not, as its newest good checkpoint has it, for sampling.
 
-        Arguments and errors as of `EcVaeRun.load`.
+        Arguments and errors as of `ECVAERun.load`.
         """
-        config, checkpoint = trained_checkpoint(run_dir, EcPosteriorConfig)
+        config, checkpoint = trained_checkpoint(run_dir, ECPosteriorConfig)
         return cls(Path(run_dir), config, checkpoint.iteration, stored_vae(config, checkpoint, weights, device))

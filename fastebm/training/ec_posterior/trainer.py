@@ -15,16 +15,16 @@ from fastebm.runs.folder import RunFolder
 from fastebm.training.calibration.calibrate import mean_square_distance
 from fastebm.training.calibration.posterior import PosteriorSampler, gaussian_nll
 from fastebm.training.calibration.vae_run import save_pictures
-from fastebm.training.calibration.vae_trainer import VaeLoop
-from fastebm.training.ec_posterior.config import EcPosteriorConfig
-from fastebm.training.ec_posterior.run import CURVES, EcPosteriorRun
+from fastebm.training.calibration.vae_trainer import VAELoop
+from fastebm.training.ec_posterior.config import ECPosteriorConfig
+from fastebm.training.ec_posterior.run import CURVES, ECPosteriorRun
 from fastebm.training.images import ImageLevels
 from fastebm.training.tensorboard import TensorBoardWriter
 from fastebm.training.trainer.guard import DivergedError
 from fastebm.training.trainer.loop import Metrics, gradient_norm, to_floats
 
 
-class EcPosteriorTrainer(VaeLoop):
+class ECPosteriorTrainer(VAELoop):
     """VAE, averaged VAE, an optimizer, and the sampler of refined latent vectors.
 
     An update draws `z ~ q(z | x)`, refines it by a short chain to `z'`, and takes one step on, in units of the squared
@@ -42,9 +42,9 @@ class EcPosteriorTrainer(VaeLoop):
     shown: ClassVar[Mapping[str, str]] = {
         "error": "squared_error", "refined": "refined_error", "kl": "kl", "way": "refinement",
     }  # fmt: skip
-    config: EcPosteriorConfig
+    config: ECPosteriorConfig
 
-    def __init__(self, config: EcPosteriorConfig, images: ImageLevels, device: torch.device) -> None:
+    def __init__(self, config: ECPosteriorConfig, images: ImageLevels, device: torch.device) -> None:
         super().__init__(config, images, device)
 
     def start(self) -> None:
@@ -153,7 +153,7 @@ class EcPosteriorTrainer(VaeLoop):
             raise DivergedError(self.iteration, f"the squared error at refined latent vectors is {error.item()}")
 
     def save_pictures(self, folder: RunFolder, board: TensorBoardWriter) -> None:
-        run = EcPosteriorRun(folder.path, self.config, self.iteration, self._ema_for_sampling())
+        run = ECPosteriorRun(folder.path, self.config, self.iteration, self._ema_for_sampling())
         real = self.images.first(self.config.size, GRID**2)
         shown = real.to(self.device)
         reconstructions = [

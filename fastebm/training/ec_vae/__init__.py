@@ -13,8 +13,8 @@ how many images came before, so that a resumed run ends with the weights of an u
 """
 
 from fastebm.training.ec_vae.config import FREE
-from fastebm.training.ec_vae.config import EcVaeConfig as Config
-from fastebm.training.ec_vae.run import EcVaeRun as Run
-from fastebm.training.ec_vae.trainer import EcVaeTrainer as Trainer
+from fastebm.training.ec_vae.config import ECVAEConfig as Config
+from fastebm.training.ec_vae.run import ECVAERun as Run
+from fastebm.training.ec_vae.trainer import ECVAETrainer as Trainer
 
 __all__ = ["FREE", "Config", "Run", "Trainer"]

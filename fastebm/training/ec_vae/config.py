@@ -14,7 +14,7 @@ FREE = COMMON_FREE
 
 
 @dataclass(frozen=True)
-class EcVaeConfig(CalibratedSettings):
+class ECVAEConfig(CalibratedSettings):
     """Everything that a run of EC-VAE depends on, besides its images.
 
     Where the authors' demo (Luo-Yihong/EC-VAE) has a number that works it is the default; the chain is the one of our

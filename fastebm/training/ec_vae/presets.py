@@ -6,9 +6,9 @@ Latent size, batches, rates, widths of the energy and the weight of the KL term 
 
 from typing import Any
 
-from fastebm.training.ec_vae.config import EcVaeConfig
+from fastebm.training.ec_vae.config import ECVAEConfig
 
-EC_VAE_DIGITS = EcVaeConfig(
+EC_VAE_DIGITS = ECVAEConfig(
     size=8,
     channels=1,
     iterations=1500,
@@ -30,7 +30,7 @@ EC_VAE_DIGITS = EcVaeConfig(
 
 _AT_LENGTH: dict[str, Any] = {"ema": 0.9999, "log_every": 50, "checkpoint_every": 1000, "pictures_every": 5000}
 
-EC_VAE_MNIST = EcVaeConfig(
+EC_VAE_MNIST = ECVAEConfig(
     size=32,
     channels=1,
     iterations=3500,
@@ -56,22 +56,22 @@ EC_VAE_MNIST = EcVaeConfig(
 """MNIST, padded to 32x32, gray: small nets for a CPU. Run: docs/results/ec-vae has the result, and that of shorter ones
 at 16x16. Without the L2 term energies exploded there in the first hundred updates."""
 
-EC_VAE_CIFAR10 = EcVaeConfig(flip=True, **_AT_LENGTH)
+EC_VAE_CIFAR10 = ECVAEConfig(flip=True, **_AT_LENGTH)
 """CIFAR-10. Not run."""
 
-EC_VAE_STL10 = EcVaeConfig(flip=True, **_AT_LENGTH)
+EC_VAE_STL10 = ECVAEConfig(flip=True, **_AT_LENGTH)
 """STL-10 at 32x32. Not run."""
 
-EC_VAE_IMAGENET32 = EcVaeConfig(iterations=300_000, latent=256, width=128, max_width=1024, flip=True, **_AT_LENGTH)
+EC_VAE_IMAGENET32 = ECVAEConfig(iterations=300_000, latent=256, width=128, max_width=1024, flip=True, **_AT_LENGTH)
 """ImageNet at 32x32. Not run."""
 
-EC_VAE_CELEBA64 = EcVaeConfig(size=64, width=32, energy_depth=5, flip=True, **_AT_LENGTH)
+EC_VAE_CELEBA64 = ECVAEConfig(size=64, width=32, energy_depth=5, flip=True, **_AT_LENGTH)
 """CelebA's faces, the middle 140x140 at 64x64. Not run."""
 
-EC_VAE_CHURCH64 = EcVaeConfig(size=64, width=32, energy_depth=5, flip=True, **_AT_LENGTH)
+EC_VAE_CHURCH64 = ECVAEConfig(size=64, width=32, energy_depth=5, flip=True, **_AT_LENGTH)
 """LSUN's churches at 64x64. Not run."""
 
-EC_VAE_CELEBAHQ256 = EcVaeConfig(
+EC_VAE_CELEBAHQ256 = ECVAEConfig(
     size=256, batch_size=32, width=16, latent=256, energy_width=32, energy_depth=6, flip=True, **_AT_LENGTH
 )
 """CelebA-HQ at 256x256. Not run."""

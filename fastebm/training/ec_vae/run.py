@@ -11,8 +11,8 @@ from torch import Tensor
 from fastebm import plotting as pictures
 from fastebm.models import MultiScaleEnergy
 from fastebm.training.calibration.energy_trainer import stored_energy
-from fastebm.training.calibration.vae_run import VaeRun, Weights, stored_vae
-from fastebm.training.ec_vae.config import EcVaeConfig
+from fastebm.training.calibration.vae_run import VAERun, Weights, stored_vae
+from fastebm.training.ec_vae.config import ECVAEConfig
 from fastebm.training.trainer.loop import trained_checkpoint
 
 CURVES: pictures.Curves = (
@@ -26,7 +26,7 @@ CURVES: pictures.Curves = (
 
 
 @dataclass(frozen=True)
-class EcVaeRun(VaeRun):
+class ECVAERun(VAERun):
     """What a run has learned up to `iteration`.
 
     Attributes:
@@ -35,7 +35,7 @@ class EcVaeRun(VaeRun):
         energy: E(x), low meaning real, likewise; None where the run trains a plain VAE.
     """
 
-    config: EcVaeConfig
+    config: ECVAEConfig
     energy: MultiScaleEnergy | None
 
     @torch.no_grad()
@@ -46,7 +46,7 @@ class EcVaeRun(VaeRun):
     @classmethod
     def load(
         cls, run_dir: str | Path, device: torch.device | str | None = None, *, weights: Weights = "average"
-    ) -> EcVaeRun:
+    ) -> ECVAERun:
         """The run in a folder, finished or not, as its newest good checkpoint has it, for sampling.
 
         Args:
@@ -55,6 +55,6 @@ class EcVaeRun(VaeRun):
 
         Raises RunError where there is no such run or it has no checkpoint yet.
         """
-        config, checkpoint = trained_checkpoint(run_dir, EcVaeConfig)
+        config, checkpoint = trained_checkpoint(run_dir, ECVAEConfig)
         vae, energy = stored_vae(config, checkpoint, weights, device), stored_energy(config, checkpoint.tensors, device)
         return cls(Path(run_dir), config, checkpoint.iteration, vae, energy)

@@ -15,15 +15,15 @@ from fastebm.training.calibration.calibrate import calibration_loss
 from fastebm.training.calibration.energy_trainer import EnergyTrainer
 from fastebm.training.calibration.trainer import CalibratedLoop
 from fastebm.training.calibration.vae_run import save_pictures
-from fastebm.training.calibration.vae_trainer import VaeLoop
-from fastebm.training.ec_vae.config import EcVaeConfig
-from fastebm.training.ec_vae.run import CURVES, EcVaeRun
+from fastebm.training.calibration.vae_trainer import VAELoop
+from fastebm.training.ec_vae.config import ECVAEConfig
+from fastebm.training.ec_vae.run import CURVES, ECVAERun
 from fastebm.training.images import ImageLevels
 from fastebm.training.tensorboard import TensorBoardWriter
 from fastebm.training.trainer.loop import Metrics, gradient_norm, to_floats
 
 
-class EcVaeTrainer(CalibratedLoop, VaeLoop):
+class ECVAETrainer(CalibratedLoop, VAELoop):
     """VAE, averaged VAE, energy, an optimizer for each, and the weight of the calibration.
 
     An update, as the authors' demo orders it: a step of the VAE, whose calibration comes from a chain that starts at
@@ -34,9 +34,9 @@ class EcVaeTrainer(CalibratedLoop, VaeLoop):
     shown: ClassVar[Mapping[str, str]] = {
         "error": "squared_error", "kl": "kl", "calibration": "calibration", "gap": "gap",
     }  # fmt: skip
-    config: EcVaeConfig
+    config: ECVAEConfig
 
-    def __init__(self, config: EcVaeConfig, images: ImageLevels, device: torch.device) -> None:
+    def __init__(self, config: ECVAEConfig, images: ImageLevels, device: torch.device) -> None:
         super().__init__(config, images, device)
 
     def update(self) -> dict[str, float]:
@@ -104,7 +104,7 @@ class EcVaeTrainer(CalibratedLoop, VaeLoop):
 
     def save_pictures(self, folder: RunFolder, board: TensorBoardWriter) -> None:
         energy = None if self.energy is None else self.energy.net
-        run = EcVaeRun(folder.path, self.config, self.iteration, self._ema_for_sampling(), energy)
+        run = ECVAERun(folder.path, self.config, self.iteration, self._ema_for_sampling(), energy)
         real = self.images.first(self.config.size, GRID**2)
         reconstructions = [("reconstructions", run.reconstruct(real.to(self.device)))]
         save_pictures(run, self.vae, real, reconstructions, CURVES, folder, board)

@@ -35,7 +35,7 @@ def train(
     """Trains on `images` in the folder `run_dir`, or resumes the unfinished run of the same config that is there.
 
     Args:
-        config: a `CoarseToFineConfig`, `EcVaeConfig`, `EcPosteriorConfig` or `EcFlowConfig`, which names the method.
+        config: a `CoarseToFineConfig`, `ECVAEConfig`, `ECPosteriorConfig` or `ECFlowConfig`, which names the method.
         images: as read by `fastebm.data.open_images`, or float32 `(N, channels, S, S)` in [-1, 1], with S the config's
             largest size or a power of two above it; or an `ImageSource`, which is opened and stored with the run, so
             that `resume` finds it.
@@ -59,7 +59,7 @@ def train(
     Example:
         >>> import torch, tempfile
         >>> import fastebm
-        >>> config = fastebm.training.EcVaeConfig(
+        >>> config = fastebm.training.ECVAEConfig(
         ...     size=8, channels=1, iterations=2, batch_size=4, latent=4, width=4, energy_width=4
         ... )
         >>> run = fastebm.train(config, torch.zeros(9, 1, 8, 8), tempfile.mkdtemp() + "/run", progress=False)

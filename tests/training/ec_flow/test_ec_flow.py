@@ -17,8 +17,8 @@ from fastebm.cli import main
 from fastebm.models import Flow, MultiScaleEnergy, dequantized, quantized
 from fastebm.training import (
     DivergedError,
-    EcFlowConfig,
-    EcFlowRun,
+    ECFlowConfig,
+    ECFlowRun,
     RunError,
     calibrate,
     calibration_loss,
@@ -29,7 +29,7 @@ from fastebm.training import (
 from fastebm.training.calibration.energy_trainer import new_energy
 from fastebm.training.ec_flow.presets import EC_FLOW_PRESETS
 from fastebm.training.ec_flow.run import new_flow
-from fastebm.training.ec_flow.trainer import EcFlowTrainer
+from fastebm.training.ec_flow.trainer import ECFlowTrainer
 from tests.training.resumed_runs import (
     assert_resumes_after_going_back,
     assert_resumes_to_the_same_bits,
@@ -39,7 +39,7 @@ from tests.training.resumed_runs import (
     trainer_at,
 )
 
-TINY = EcFlowConfig(
+TINY = ECFlowConfig(
     size=8,
     channels=1,
     brightnesses=17,
@@ -61,7 +61,7 @@ TINY = EcFlowConfig(
 PLAIN = dataclasses.replace(TINY, lambda_start=0.0)
 
 
-def train_quietly(config: EcFlowConfig, images: Tensor, path: Path, stop_at: int | None = None) -> EcFlowRun:
+def train_quietly(config: ECFlowConfig, images: Tensor, path: Path, stop_at: int | None = None) -> ECFlowRun:
     return train(config, images, path, progress=False, save_pictures=False, on_log=stopping(stop_at))
 
 
@@ -95,7 +95,7 @@ def test_all_depends_on_the_seed_and_on_nothing_else(images: Tensor, tmp_path: P
 
 def test_the_gradient_is_that_of_likelihood_and_distance_written_out_in_float64(images: Tensor) -> None:
     config = dataclasses.replace(TINY, batch_size=2, warmup=0)
-    trainer = trainer_at(EcFlowTrainer, config, images, 3)
+    trainer = trainer_at(ECFlowTrainer, config, images, 3)
     twin = Flow(**trainer.flow.config).double()
     twin.load_state_dict(trainer.flow.state_dict())
     real = trainer._dequantized(images[:2], 5, 0)
@@ -135,8 +135,8 @@ def test_distance_alone_reaches_every_parameter_through_the_inverse() -> None:
 
 
 def test_a_quadratic_energy_draws_samples_to_its_minimum_and_a_plain_flow_stays_at_the_data(images: Tensor) -> None:
-    def mean_after_training(config: EcFlowConfig) -> float:
-        trainer = trainer_at(EcFlowTrainer, config, images, 0)
+    def mean_after_training(config: ECFlowConfig) -> float:
+        trainer = trainer_at(ECFlowTrainer, config, images, 0)
         if trainer.energy is not None:
             trainer.energy.sampler = fastebm.Langevin(
                 lambda x: 0.5 * (x - 0.5).square().flatten(1).sum(1), step_size=0.2, noise_std=1e-3, engine="autograd"
@@ -205,7 +205,7 @@ def test_every_line_has_the_health_of_its_updates(images: Tensor, tmp_path: Path
 
 
 def test_norms_begin_from_the_first_batch_and_the_energy_sees_dequantised_images(images: Tensor) -> None:
-    trainer = trainer_at(EcFlowTrainer, TINY, images, 0)
+    trainer = trainer_at(ECFlowTrainer, TINY, images, 0)
     seen: list[Tensor] = []
     energy = trainer.energy
     assert energy is not None
@@ -229,7 +229,7 @@ def test_norms_begin_from_the_first_batch_and_the_energy_sees_dequantised_images
 
 
 def test_long_gradients_are_shortened(images: Tensor) -> None:
-    trainer = trainer_at(EcFlowTrainer, dataclasses.replace(PLAIN, max_gradient_norm=1e-3), images, 0)
+    trainer = trainer_at(ECFlowTrainer, dataclasses.replace(PLAIN, max_gradient_norm=1e-3), images, 0)
     assert trainer.update()["gradient_norm_flow"] > 0.01
     norms = [parameter.grad.norm() for parameter in trainer.flow.parameters() if parameter.grad is not None]
     assert torch.stack(norms).norm() == pytest.approx(1e-3, rel=1e-3)
@@ -245,14 +245,14 @@ def test_the_dual_update_moves_lambda(images: Tensor, tmp_path: Path) -> None:
 
 
 def test_the_guard_goes_back_and_a_run_that_did_resumes_to_the_last_bit(images: Tensor, tmp_path: Path) -> None:
-    assert_resumes_after_going_back(EcFlowTrainer, train_quietly, TINY, images, tmp_path)
+    assert_resumes_after_going_back(ECFlowTrainer, train_quietly, TINY, images, tmp_path)
 
 
 @pytest.mark.parametrize("weights", ["average", "trained"])
 def test_a_trained_flow_is_inverted_to_rounding(images: Tensor, tmp_path: Path, weights: Any) -> None:
     config = dataclasses.replace(TINY, flow_steps=2, iterations=20, checkpoint_every=20)
     train_quietly(config, images, tmp_path)
-    flow = EcFlowRun.load(tmp_path, weights=weights).flow
+    flow = ECFlowRun.load(tmp_path, weights=weights).flow
     x = torch.cat((images[:100], dequantized(images[:100], seed=0, brightnesses=17)))
     with torch.no_grad():
         latents = flow.encode(x)[0]
@@ -264,7 +264,7 @@ def test_large_energies_stop_a_run_before_they_reach_the_weights(images: Tensor,
     config = dataclasses.replace(TINY, retries=0, max_energy=1e-9)
     with pytest.raises(DivergedError, match=r"iteration 1: an energy of data has .* more than max_energy"):
         train_quietly(config, images, tmp_path)
-    trainer = trainer_at(EcFlowTrainer, config, images, 0)
+    trainer = trainer_at(ECFlowTrainer, config, images, 0)
     before = {name: tensor.clone() for name, tensor in trainer.flow.state_dict().items()}
     with pytest.raises(DivergedError):
         trainer.update()
@@ -272,7 +272,7 @@ def test_large_energies_stop_a_run_before_they_reach_the_weights(images: Tensor,
 
 
 def test_a_likelihood_that_is_not_finite_is_seen_before_an_update_and_before_a_checkpoint(images: Tensor) -> None:
-    trainer = trainer_at(EcFlowTrainer, TINY, images, 3)
+    trainer = trainer_at(ECFlowTrainer, TINY, images, 3)
     parameters = list(trainer.flow.parameters())
     with torch.no_grad():
         parameters[0].fill_(math.nan)
@@ -285,7 +285,7 @@ def test_a_likelihood_that_is_not_finite_is_seen_before_an_update_and_before_a_c
 
 
 def test_examining_leaves_no_trace(images: Tensor) -> None:
-    trainer = trainer_at(EcFlowTrainer, TINY, images, 3)
+    trainer = trainer_at(ECFlowTrainer, TINY, images, 3)
     before = {name: tensor.clone() for name, tensor in trainer.tensors().items()}
     trainer.check_before_save()
     assert all(torch.equal(tensor, before[name]) for name, tensor in trainer.tensors().items())
@@ -299,15 +299,15 @@ def test_samples_are_discrete_functions_of_seed_and_temperature(images: Tensor, 
     assert samples.shape == (6, 1, 8, 8)
     assert torch.equal(quantized(samples, 17), samples)
     assert ((samples + 1) * 8).unique().tolist() == sorted(set(((samples + 1) * 8).round().unique().tolist()))
-    assert torch.equal(EcFlowRun.load(tmp_path).sample(6, seed=2), samples)
+    assert torch.equal(ECFlowRun.load(tmp_path).sample(6, seed=2), samples)
     assert (run.sample(6, seed=2, batch_size=4) - samples).abs().max() <= 1 / 8  # rounding may turn a half
-    assert not torch.equal(EcFlowRun.load(tmp_path, weights="trained").sample(6, seed=2), samples)
+    assert not torch.equal(ECFlowRun.load(tmp_path, weights="trained").sample(6, seed=2), samples)
     cold = run.sample(6, seed=2, temperature=0.0)
     assert torch.equal(cold, cold[:1].expand_as(cold))
     with pytest.raises(ValueError, match="temperature must be finite and not negative, got -1"):
         run.sample(1, temperature=-1.0)
     assert run.bits_per_dimension(images[:5]).shape == (5,)
-    assert isinstance(load(tmp_path), EcFlowRun)
+    assert isinstance(load(tmp_path), ECFlowRun)
     assert resume(tmp_path, images, progress=False).finished
     assert resume(tmp_path, progress=False).finished  # nothing is left to train, so no images are asked for
 
@@ -345,10 +345,10 @@ def test_presets_make_nets_and_go_through_json() -> None:
             assert flow.decode(flow.encode(images)[0]).shape == images.shape
             assert energy is not None
             assert energy.to("meta")(images.to("meta")).shape == (2,)
-        assert EcFlowConfig.from_json(json.loads(json.dumps(dataclasses.asdict(config)))) == config
+        assert ECFlowConfig.from_json(json.loads(json.dumps(dataclasses.asdict(config)))) == config
         assert config.calibrated
     with pytest.raises(RunError, match="not the config of a run of a calibrated flow"):
-        EcFlowConfig.from_json({"colour": "red"})
+        ECFlowConfig.from_json({"colour": "red"})
 
 
 def test_the_command_trains_draws_describes_and_resumes(
@@ -372,6 +372,6 @@ def test_the_command_trains_draws_describes_and_resumes(
         path.unlink()
     assert main(["resume", str(out)]) == 0
     assert "was finished before" not in capsys.readouterr().out
-    assert EcFlowRun.load(out).finished
+    assert ECFlowRun.load(out).finished
     assert main(["train", "ec-flow", "--preset", "cifar10"]) == 2
     assert "--preset cifar10 needs --data" in capsys.readouterr().err

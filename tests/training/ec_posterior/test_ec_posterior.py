@@ -18,9 +18,9 @@ from fastebm.models import VAE
 from fastebm.models.vae import squared_error
 from fastebm.training import (
     DivergedError,
-    EcPosteriorConfig,
-    EcPosteriorRun,
-    EcVaeConfig,
+    ECPosteriorConfig,
+    ECPosteriorRun,
+    ECVAEConfig,
     PosteriorSampler,
     RunError,
     iwae_bound,
@@ -32,7 +32,7 @@ from fastebm.training import (
 from fastebm.training.calibration.posterior import PosteriorEnergy, gaussian_nll
 from fastebm.training.calibration.vae_run import new_vae
 from fastebm.training.ec_posterior.presets import EC_POSTERIOR_PRESETS
-from fastebm.training.ec_posterior.trainer import EcPosteriorTrainer
+from fastebm.training.ec_posterior.trainer import ECPosteriorTrainer
 from tests.training.resumed_runs import (
     assert_resumes_after_going_back,
     assert_resumes_to_the_same_bits,
@@ -42,7 +42,7 @@ from tests.training.resumed_runs import (
     trainer_at,
 )
 
-TINY = EcPosteriorConfig(
+TINY = ECPosteriorConfig(
     size=8,
     channels=1,
     iterations=7,
@@ -244,7 +244,7 @@ def test_a_step_size_too_large_is_an_error() -> None:
         iwae_bound(vae, X, 0)
 
 
-def train_quietly(config: EcPosteriorConfig, images: Tensor, path: Path, stop_at: int | None = None) -> EcPosteriorRun:
+def train_quietly(config: ECPosteriorConfig, images: Tensor, path: Path, stop_at: int | None = None) -> ECPosteriorRun:
     return train(config, images, path, progress=False, save_pictures=False, on_log=stopping(stop_at))
 
 
@@ -265,9 +265,9 @@ def test_a_resumed_run_ends_with_the_same_bits(images: Tensor, tmp_path: Path, v
 
 def test_without_chains_it_is_the_plain_vae_of_the_other_method(images: Tensor, tmp_path: Path) -> None:
     train_quietly(dataclasses.replace(TINY, num_steps=0), images, tmp_path / "ours")
-    shared = {field.name for field in dataclasses.fields(EcVaeConfig)} & {f.name for f in dataclasses.fields(TINY)}
+    shared = {field.name for field in dataclasses.fields(ECVAEConfig)} & {f.name for f in dataclasses.fields(TINY)}
     same = {name: getattr(TINY, name) for name in shared - {"num_steps", "max_loss"}}
-    plain = EcVaeConfig(**same, energy_width=2, energy_depth=2, lambda_start=0.0)
+    plain = ECVAEConfig(**same, energy_width=2, energy_depth=2, lambda_start=0.0)
     train(plain, images, tmp_path / "plain", progress=False, save_pictures=False)
     assert differing(tmp_path / "ours", tmp_path / "plain") == []
 
@@ -292,7 +292,7 @@ def test_every_line_has_the_health_of_its_updates(images: Tensor, tmp_path: Path
 
 def test_the_decoder_learns_at_refined_draws_alone_and_the_encoder_does_not_move_them(images: Tensor) -> None:
     trainer = trainer_at(
-        EcPosteriorTrainer, dataclasses.replace(TINY, elbo_weight=0.0, nll_weight=0.0, num_steps=0), images, 2
+        ECPosteriorTrainer, dataclasses.replace(TINY, elbo_weight=0.0, nll_weight=0.0, num_steps=0), images, 2
     )
     trainer.config = dataclasses.replace(TINY, nll_weight=1.0, elbo_weight=0.0)
     real = images[:4]
@@ -326,11 +326,11 @@ def test_refined_latent_vectors_reconstruct_better(images: Tensor, tmp_path: Pat
 
 
 def test_the_guard_goes_back_and_a_run_that_did_resumes_to_the_last_bit(images: Tensor, tmp_path: Path) -> None:
-    assert_resumes_after_going_back(EcPosteriorTrainer, train_quietly, TINY, images, tmp_path)
+    assert_resumes_after_going_back(ECPosteriorTrainer, train_quietly, TINY, images, tmp_path)
 
 
 def test_the_guard_stops_what_is_not_finite_or_too_large(images: Tensor, tmp_path: Path) -> None:
-    trainer = trainer_at(EcPosteriorTrainer, TINY, images, 3)
+    trainer = trainer_at(ECPosteriorTrainer, TINY, images, 3)
     before = {name: tensor.clone() for name, tensor in trainer.tensors().items()}
     trainer.check_before_save()
     assert all(torch.equal(tensor, before[name]) for name, tensor in trainer.tensors().items())
@@ -372,9 +372,9 @@ def test_presets_make_nets_and_go_through_json() -> None:
             vae = new_vae(config)
             images = torch.zeros(2, config.channels, config.size, config.size)
             assert vae.decode(vae.encode(images)[0]).shape == images.shape
-        assert EcPosteriorConfig.from_json(json.loads(json.dumps(dataclasses.asdict(config)))) == config
+        assert ECPosteriorConfig.from_json(json.loads(json.dumps(dataclasses.asdict(config)))) == config
     with pytest.raises(RunError, match="not the config of a run of the calibrated posterior"):
-        EcPosteriorConfig.from_json({"colour": "red"})
+        ECPosteriorConfig.from_json({"colour": "red"})
 
 
 def test_the_command_trains_draws_describes_and_resumes(
@@ -398,9 +398,9 @@ def test_the_command_trains_draws_describes_and_resumes(
     assert main(["resume", str(out)]) == 0
     assert "was finished before" not in capsys.readouterr().out
     run = load(out)
-    assert isinstance(run, EcPosteriorRun)
+    assert isinstance(run, ECPosteriorRun)
     assert run.finished
-    assert torch.equal(EcPosteriorRun.load(out).sample(3, seed=1), run.sample(3, seed=1))
+    assert torch.equal(ECPosteriorRun.load(out).sample(3, seed=1), run.sample(3, seed=1))
     assert resume(out, progress=False).finished
     assert main(["train", "ec-posterior", "--preset", "cifar10"]) == 2
     assert "--preset cifar10 needs --data" in capsys.readouterr().err

@@ -18,8 +18,8 @@ from fastebm.cli import main
 from fastebm.models import MultiScaleEnergy
 from fastebm.training import (
     DivergedError,
-    EcVaeConfig,
-    EcVaeRun,
+    ECVAEConfig,
+    ECVAERun,
     RunError,
     load,
     resume,
@@ -28,7 +28,7 @@ from fastebm.training import (
 from fastebm.training.calibration.energy_trainer import new_energy
 from fastebm.training.calibration.vae_run import new_vae, weight_variants
 from fastebm.training.ec_vae.presets import EC_VAE_PRESETS
-from fastebm.training.ec_vae.trainer import EcVaeTrainer
+from fastebm.training.ec_vae.trainer import ECVAETrainer
 from tests.training.resumed_runs import (
     assert_resumes_after_going_back,
     assert_resumes_to_the_same_bits,
@@ -38,7 +38,7 @@ from tests.training.resumed_runs import (
     trainer_at,
 )
 
-TINY = EcVaeConfig(
+TINY = ECVAEConfig(
     size=8,
     channels=1,
     iterations=7,
@@ -57,7 +57,7 @@ TINY = EcVaeConfig(
 )
 
 
-def train_quietly(config: EcVaeConfig, images: Tensor, path: Path, stop_at: int | None = None) -> EcVaeRun:
+def train_quietly(config: ECVAEConfig, images: Tensor, path: Path, stop_at: int | None = None) -> ECVAERun:
     return train(config, images, path, progress=False, save_pictures=False, on_log=stopping(stop_at))
 
 
@@ -88,7 +88,7 @@ def test_all_depends_on_the_seed_and_on_nothing_else(images: Tensor, tmp_path: P
     torch.manual_seed(1)
     assert differing(tmp_path / "a", tmp_path / "b") == []
     third = train_quietly(dataclasses.replace(TINY, seed=1), images, tmp_path / "c")
-    assert not torch.equal(EcVaeRun.load(tmp_path / "a").sample(4), third.sample(4))
+    assert not torch.equal(ECVAERun.load(tmp_path / "a").sample(4), third.sample(4))
 
 
 def test_the_warm_up_is_nearly_that_of_a_plain_vae_and_then_calibration_pulls(images: Tensor, tmp_path: Path) -> None:
@@ -101,8 +101,8 @@ def test_the_warm_up_is_nearly_that_of_a_plain_vae_and_then_calibration_pulls(im
         assert a["squared_error"] == pytest.approx(b["squared_error"], rel=0.1)
     assert ours[-1]["squared_error"] != plain[-1]["squared_error"]
     assert "energy_data" not in plain[0]
-    assert EcVaeRun.load(tmp_path / "plain").energy is None
-    assert isinstance(EcVaeRun.load(tmp_path / "calibrated").energy, MultiScaleEnergy)
+    assert ECVAERun.load(tmp_path / "plain").energy is None
+    assert isinstance(ECVAERun.load(tmp_path / "calibrated").energy, MultiScaleEnergy)
 
 
 def test_saved_averages_have_the_statistics_of_both_kinds_of_draws(images: Tensor, tmp_path: Path) -> None:
@@ -112,13 +112,13 @@ def test_saved_averages_have_the_statistics_of_both_kinds_of_draws(images: Tenso
     for name, buffer in vae.named_buffers():
         torch.testing.assert_close(buffer, run.vae.get_buffer(name))
     # The trained weights keep what training gave them.
-    trained = EcVaeRun.load(tmp_path, weights="trained").vae
+    trained = ECVAERun.load(tmp_path, weights="trained").vae
     assert not torch.equal(trained.decoder.norm.running_mean, run.vae.decoder.norm.running_mean)
 
 
 def test_pictures_show_both_weights_with_both_statistics(images: Tensor, tmp_path: Path) -> None:
     run = train_quietly(TINY, images, tmp_path)
-    trained = EcVaeRun.load(tmp_path, weights="trained").vae
+    trained = ECVAERun.load(tmp_path, weights="trained").vae
     panels = dict(weight_variants(run, trained, 6))
     assert list(panels) == [
         f"{weights} weights, {statistics} statistics"
@@ -127,7 +127,7 @@ def test_pictures_show_both_weights_with_both_statistics(images: Tensor, tmp_pat
     ]
     torch.testing.assert_close(panels["averaged weights, running statistics"], run.sample(6))
     torch.testing.assert_close(
-        panels["trained weights, running statistics"], EcVaeRun.load(tmp_path, weights="trained").sample(6)
+        panels["trained weights, running statistics"], ECVAERun.load(tmp_path, weights="trained").sample(6)
     )
     shown = list(panels.values())
     assert all((a - b).abs().max() > 1e-3 for i, a in enumerate(shown) for b in shown[:i])
@@ -139,7 +139,7 @@ def test_chains_of_training_are_held_by_the_anchor_of_the_config(images: Tensor,
     config = dataclasses.replace(
         TINY, num_steps=5, step_size=20.0, noise_std=0.0, data_term_weight=weight, data_term_hinge=hinge, energy_width=4
     )
-    side = trainer_at(EcVaeTrainer, config, images, 3).energy
+    side = trainer_at(ECVAETrainer, config, images, 3).energy
     assert side is not None
     samples = images[:4]
     net = copy.deepcopy(side.net).eval()
@@ -172,7 +172,7 @@ def test_every_line_has_the_health_of_its_updates(images: Tensor, tmp_path: Path
 
 
 def test_chains_calibrate_the_decoder_alone_and_each_has_noise_of_its_own(images: Tensor) -> None:
-    trainer = trainer_at(EcVaeTrainer, TINY, images, 3)
+    trainer = trainer_at(ECVAETrainer, TINY, images, 3)
     energy = trainer.energy
     assert energy is not None
     calls: list[tuple[Tensor, int, int, int, Tensor]] = []
@@ -207,7 +207,7 @@ def test_the_dual_update_moves_lambda(images: Tensor, tmp_path: Path) -> None:
 
 
 def test_the_guard_goes_back_and_a_run_that_did_resumes_to_the_last_bit(images: Tensor, tmp_path: Path) -> None:
-    assert_resumes_after_going_back(EcVaeTrainer, train_quietly, TINY, images, tmp_path)
+    assert_resumes_after_going_back(ECVAETrainer, train_quietly, TINY, images, tmp_path)
 
 
 def test_large_energies_stop_a_run(images: Tensor, tmp_path: Path) -> None:
@@ -216,7 +216,7 @@ def test_large_energies_stop_a_run(images: Tensor, tmp_path: Path) -> None:
 
 
 def test_a_vae_that_is_not_finite_never_reaches_the_weights(images: Tensor) -> None:
-    trainer = trainer_at(EcVaeTrainer, TINY, images, 3)
+    trainer = trainer_at(ECVAETrainer, TINY, images, 3)
     with torch.no_grad():
         next(trainer.vae.decoder.to_image.parameters()).fill_(math.nan)
     before = [parameter.clone() for parameter in trainer.vae.encoder.parameters()]
@@ -226,7 +226,7 @@ def test_a_vae_that_is_not_finite_never_reaches_the_weights(images: Tensor) -> N
 
 
 def test_examining_leaves_no_trace(images: Tensor) -> None:
-    trainer = trainer_at(EcVaeTrainer, TINY, images, 3)
+    trainer = trainer_at(ECVAETrainer, TINY, images, 3)
     before = {name: tensor.clone() for name, tensor in trainer.tensors().items()}
     trainer.check_before_save()
     assert all(torch.equal(tensor, before[name]) for name, tensor in trainer.tensors().items())
@@ -240,11 +240,11 @@ def test_averaged_weights_and_trained_ones_can_be_sampled(images: Tensor, tmp_pa
     samples = run.sample(6, seed=2)
     assert samples.shape == (6, 1, 8, 8)
     assert samples.abs().max() <= 1
-    assert torch.equal(EcVaeRun.load(tmp_path).sample(6, seed=2), samples)
+    assert torch.equal(ECVAERun.load(tmp_path).sample(6, seed=2), samples)
     torch.testing.assert_close(run.sample(6, seed=2, batch_size=4), samples)
-    assert not torch.equal(EcVaeRun.load(tmp_path, weights="trained").sample(6, seed=2), samples)
+    assert not torch.equal(ECVAERun.load(tmp_path, weights="trained").sample(6, seed=2), samples)
     assert run.reconstruct(images[:3]).shape == (3, 1, 8, 8)
-    assert isinstance(load(tmp_path), EcVaeRun)
+    assert isinstance(load(tmp_path), ECVAERun)
     assert resume(tmp_path, images, progress=False).finished
     assert resume(tmp_path, progress=False).finished  # nothing is left to train, so images are not asked for
 
@@ -286,10 +286,10 @@ def test_presets_make_nets_and_go_through_json() -> None:
             assert vae.decode(vae.encode(images)[0]).shape == images.shape
         assert energy is not None
         assert energy(images).shape == (2,)
-        assert EcVaeConfig.from_json(json.loads(json.dumps(dataclasses.asdict(config)))) == config
+        assert ECVAEConfig.from_json(json.loads(json.dumps(dataclasses.asdict(config)))) == config
         assert config.calibrated
     with pytest.raises(RunError, match="not the config of a run of EC-VAE"):
-        EcVaeConfig.from_json({"colour": "red"})
+        ECVAEConfig.from_json({"colour": "red"})
 
 
 def test_numbers_and_samples_arrive_at_tensorboard(images: Tensor, tmp_path: Path) -> None:
@@ -329,7 +329,7 @@ def test_the_command_trains_draws_describes_and_resumes(
     assert main(["sample", str(out), "--count", "5", "--out", "five.png"]) == 0
     assert main(["sample", str(out), "--count", "5", "--dtype", "bfloat16", "--out", "low.npz"]) == 0
     with np.load("low.npz") as low:
-        np.testing.assert_allclose(low["images"], EcVaeRun.load(out).sample(5).numpy(), rtol=0, atol=0.1)
+        np.testing.assert_allclose(low["images"], ECVAERun.load(out).sample(5).numpy(), rtol=0, atol=0.1)
     assert main(["info", str(out)]) == 0
     printed = capsys.readouterr().out
     assert "kind" in printed
@@ -339,6 +339,6 @@ def test_the_command_trains_draws_describes_and_resumes(
         path.unlink()
     assert main(["resume", str(out)]) == 0
     assert "was finished before" not in capsys.readouterr().out
-    assert EcVaeRun.load(out).finished
+    assert ECVAERun.load(out).finished
     assert main(["train", "ec-vae", "--preset", "cifar10"]) == 2
     assert "--preset cifar10 needs --data" in capsys.readouterr().err
