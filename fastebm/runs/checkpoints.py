@@ -56,7 +56,7 @@ class Checkpoints:
         write_json(description, {"iteration": iteration, "sha256": digest, "state": dict(state)})
         self._prune()
 
-    def amend(self, checkpoint: Checkpoint, state: Mapping[str, Any]) -> None:
+    def overwrite_state(self, checkpoint: Checkpoint, state: Mapping[str, Any]) -> None:
         """Gives a checkpoint of this folder another state, and removes all that are newer.
 
         A kill in between leaves the newer ones, which are good as well.

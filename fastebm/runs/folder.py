@@ -1,4 +1,4 @@
-"""A run folder, its log, and the progress bar.
+"""A run folder and its log.
 
 config.json       what was asked for, with which images, and by which versions
 log.jsonl         one line of health every few iterations
@@ -13,7 +13,6 @@ from __future__ import annotations
 import fcntl
 import json
 import platform
-import sys
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
@@ -76,7 +75,7 @@ class RunFolder:
         *,
         images: Mapping[str, Any] | None = None,
         defaults: Mapping[str, Any] | None = None,
-        free: Collection[str] = (),
+        mutable_fields: Collection[str] = (),
         keep_checkpoints: int = 3,
     ) -> RunFolder:
         """The folder at `path` for a run of `kind` with `config`, new or begun before.
@@ -84,7 +83,7 @@ class RunFolder:
         Args:
             images: where they come from, to be kept with a new run.
             defaults: of fields that a config of an older version lacks.
-            free: fields that may differ from those of a run that was begun before.
+            mutable_fields: fields that may differ from those of a run that is there.
 
         Raises RunError where it holds another kind of run or one with another config (naming the difference), or files
         of something else, or can't be written to.
@@ -103,7 +102,7 @@ class RunFolder:
         differences = [
             f"{name} is {stored.get(name)!r} there and {value!r} here"
             for name, value in wanted.items()
-            if stored.get(name) != value and name not in free
+            if stored.get(name) != value and name not in mutable_fields
         ]
         if differences:
             raise RunError(f"{path} holds a run with another config ({'; '.join(differences)}): choose another folder")
@@ -205,40 +204,6 @@ class RunLog:
         kept = [line for line in self.lines() if line["iteration"] <= iteration]
         with replacing(self.path) as temporary:
             temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
-
-
-class Progress:
-    """A bar over all iterations of a run: rate, time left, and what `show` is given."""
-
-    def __init__(self, bar: Any) -> None:
-        self._bar = bar
-
-    @classmethod
-    @contextmanager
-    def over(cls, total: int, done: int, shown: bool) -> Iterator[Progress]:
-        """A bar that stands at `done` of `total`; silent if not `shown`, and seldom redrawn where nobody watches."""
-        from tqdm import tqdm
-
-        watched = sys.stderr.isatty()
-        with tqdm(
-            total=total,
-            initial=done,
-            disable=not shown,
-            unit="it",
-            mininterval=0.2 if watched else 10.0,
-            ncols=None if watched else 110,
-            dynamic_ncols=watched,
-        ) as bar:
-            yield cls(bar)
-
-    def go_back(self, iteration: int) -> None:
-        self._bar.n = iteration
-        self._bar.refresh()
-
-    def advance(self, title: str, **numbers: float) -> None:
-        self._bar.set_description(title, refresh=False)
-        self._bar.set_postfix({name: f"{value:+.3f}" for name, value in numbers.items()}, refresh=False)
-        self._bar.update()
 
 
 def _refuse_foreign(path: Path) -> None:

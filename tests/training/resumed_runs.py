@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from fastebm.runs.folder import RunFolder
-from fastebm.training import CoarseToFineConfig, DivergedError
+from fastebm.training import DivergedError
 from fastebm.training.images import image_levels
-from fastebm.training.trainer.loop import ImageInput, Loop, OnLog
+from fastebm.training.trainer.entry import ImageInput
+from fastebm.training.trainer.loop import OnLog, Trainer
 
-Trainer = TypeVar("Trainer", bound=Loop)
+AnyTrainer = TypeVar("AnyTrainer", bound=Trainer)
 
 
 class Stop(BaseException):
@@ -32,10 +33,9 @@ def stopping(stop_at: int | None) -> OnLog:
     return stop
 
 
-def trainer_at(kind: type[Trainer], config: Any, images: Tensor, iteration: int) -> Trainer:
+def trainer_at(kind: type[AnyTrainer], config: Any, images: Tensor, iteration: int) -> AnyTrainer:
     """A trainer before the update number `iteration`."""
-    sizes = config.sizes if isinstance(config, CoarseToFineConfig) else (config.size,)
-    trainer = kind(config, image_levels(images, sizes, config.channels), torch.device("cpu"))
+    trainer = kind(config, image_levels(images, config.sizes, config.channels), torch.device("cpu"))
     while trainer.iteration < iteration:
         trainer.update()
         if trainer.stage_ended():
@@ -79,12 +79,12 @@ def assert_resumes_to_the_same_bits(
 
 
 def assert_resumes_after_going_back(
-    kind: type[Loop], train: Callable[..., Any], config: Any, images: Tensor, folder: Path
+    kind: type[Trainer], train: Callable[..., Any], config: Any, images: Tensor, folder: Path
 ) -> None:
     """Likewise where the guard went back before the stop: from update 5 of 7 to iteration 3, once."""
     trained = kind.update
 
-    def exploding(self: Loop) -> dict[str, float]:
+    def exploding(self: Trainer) -> dict[str, float]:
         if self.iteration == 4 and self.guard.attempt == 0:
             raise DivergedError(5, "for the test")
         return trained(self)

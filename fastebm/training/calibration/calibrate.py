@@ -55,7 +55,8 @@ def calibrate(
         samples: a generator's, (B, ...), float32 or float64; no gradient flows into them.
         sampler: of the energy, low meaning real; a sampler is made of an energy and holds it, so that none is given
             beside it. Its energy is in eval mode inside, with its weights folded once.
-        seed, chain_ids, start_step, check: as in `Langevin.sample`. A second chain from the same samples takes another `start_step`.
+        seed, chain_ids, start_step, check: as in `Langevin.sample`. A second chain from the same samples takes another
+            `start_step`.
         data_term: pulls chains back to where they started.
 
     Example:

@@ -14,9 +14,8 @@ images and chains came before, so that a resumed run ends with the weights of an
 energies explode, the guard goes back to a good checkpoint and on with fresh noise and a lower learning rate.
 """
 
-from fastebm.training.coarse_to_fine.config import FREE
 from fastebm.training.coarse_to_fine.config import CoarseToFineConfig as Config
 from fastebm.training.coarse_to_fine.run import CoarseToFineRun as Run
-from fastebm.training.coarse_to_fine.trainer import Trainer as Trainer
+from fastebm.training.coarse_to_fine.trainer import CoarseToFineTrainer as Trainer
 
-__all__ = ["FREE", "Config", "Run", "Trainer"]
+__all__ = ["Config", "Run", "Trainer"]

@@ -16,9 +16,8 @@ inverse. Everything an iteration draws is a pure function of the seed and of how
 resumed run ends with the weights of an uninterrupted one, bit for bit.
 """
 
-from fastebm.training.ec_flow.config import FREE
 from fastebm.training.ec_flow.config import ECFlowConfig as Config
 from fastebm.training.ec_flow.run import ECFlowRun as Run
 from fastebm.training.ec_flow.trainer import ECFlowTrainer as Trainer
 
-__all__ = ["FREE", "Config", "Run", "Trainer"]
+__all__ = ["Config", "Run", "Trainer"]

@@ -11,9 +11,8 @@ iteration draws is a pure function of the seed and of how many images came befor
 weights of an uninterrupted one, bit for bit.
 """
 
-from fastebm.training.ec_posterior.config import FREE
 from fastebm.training.ec_posterior.config import ECPosteriorConfig as Config
 from fastebm.training.ec_posterior.run import ECPosteriorRun as Run
 from fastebm.training.ec_posterior.trainer import ECPosteriorTrainer as Trainer
 
-__all__ = ["FREE", "Config", "Run", "Trainer"]
+__all__ = ["Config", "Run", "Trainer"]

@@ -12,9 +12,8 @@ At test time a sample is one pass of the decoder. Everything an iteration draws 
 how many images came before, so that a resumed run ends with the weights of an uninterrupted one, bit for bit.
 """
 
-from fastebm.training.ec_vae.config import FREE
 from fastebm.training.ec_vae.config import ECVAEConfig as Config
 from fastebm.training.ec_vae.run import ECVAERun as Run
 from fastebm.training.ec_vae.trainer import ECVAETrainer as Trainer
 
-__all__ = ["FREE", "Config", "Run", "Trainer"]
+__all__ = ["Config", "Run", "Trainer"]

@@ -12,7 +12,6 @@ import torch
 
 from fastebm.training import PRESETS, CoarseToFineConfig, RunError
 from fastebm.training.coarse_to_fine import presets
-from fastebm.training.coarse_to_fine.config import FREE
 from fastebm.training.coarse_to_fine.run import new_net
 
 CONFIG = CoarseToFineConfig(
@@ -100,5 +99,5 @@ def test_presets_make_nets_and_say_whether_they_were_run() -> None:
         assert ending.startswith("Not") or (RESULTS / name / "README.md").is_file()
 
 
-def test_free_fields_exist() -> None:
-    assert {field.name for field in dataclasses.fields(CoarseToFineConfig)} > FREE
+def test_mutable_fields_exist() -> None:
+    assert {field.name for field in dataclasses.fields(CoarseToFineConfig)} > CoarseToFineConfig.mutable_fields

@@ -165,7 +165,7 @@ def refine_posterior(
         z: where chains start, (B, latent), float32 or float64; usually draws from the encoder, `vae.posterior`. Left
             as they are, and no gradient flows.
         num_steps: updates, 0 or more.
-        seed, chain_ids, start_step, batch_size, check: as in `Langevin.sample`: noise is that of chain and step, for any split.
+        seed, chain_ids, start_step, batch_size, check: as in `Langevin.sample`.
 
     Raises ValueError for shapes that don't belong together or numbers out of range, and FloatingPointError where
     chains are not finite, as with a step size too large.
