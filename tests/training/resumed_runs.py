@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fastebm.runs.folder import RunFolder
+from fastebm.runs.run import Run
 from fastebm.training import DivergedError
 from fastebm.training.images import image_levels
 from fastebm.training.trainer.entry import ImageInput
@@ -63,18 +64,30 @@ def differing_tensors(one: dict[str, Tensor], other: dict[str, Tensor]) -> list[
     return [name for name in one if not torch.equal(one[name], other[name])]
 
 
+def uninterrupted(train: Callable[..., Run], config: Any, images: ImageInput, folder: Path) -> Run:
+    """A run without a stop, trained once for all tests of the same config and images, in a folder beside `folder`."""
+    key = repr((train.__module__, config, id(images) if isinstance(images, Tensor) else images))
+    if key not in _UNINTERRUPTED:
+        path = folder.parent / f"uninterrupted-{len(_UNINTERRUPTED)}"
+        _UNINTERRUPTED[key] = images, train(config, images, path)
+    return _UNINTERRUPTED[key][1]
+
+
+_UNINTERRUPTED: dict[str, tuple[ImageInput, Run]] = {}  # with the images, so that no others get their id
+
+
 def assert_resumes_to_the_same_bits(
     train: Callable[..., Any], config: Any, images: ImageInput, folder: Path, stop_at: int
 ) -> None:
     """`train(config, images, path, stop_at)` ends in the same place whether it was stopped on the way or not."""
-    whole = train(config, images, folder / "whole")
+    whole = uninterrupted(train, config, images, folder)
     with pytest.raises(Stop):
         train(config, images, folder / "stopped", stop_at)
     resumed = train(config, images, folder / "stopped")
     assert resumed.finished
-    assert differing(folder / "whole", folder / "stopped") == []
+    assert differing(whole.path, folder / "stopped") == []
     assert torch.equal(whole.sample(5), resumed.sample(5))
-    for line, again in zip(log(folder / "whole"), log(folder / "stopped"), strict=True):
+    for line, again in zip(log(whole.path), log(folder / "stopped"), strict=True):
         assert line | {"seconds": 0} == again | {"seconds": 0}
 
 

@@ -25,7 +25,14 @@ from fastebm.training import CoarseToFineConfig, CoarseToFineRun, train
 from fastebm.training.coarse_to_fine.trainer import CoarseToFineTrainer, recompute_blocks
 from fastebm.training.images import image_levels
 from fastebm.training.trainer.entry import ImageInput
-from tests.training.resumed_runs import Stop, assert_resumes_to_the_same_bits, log, stopping, trainer_at
+from tests.training.resumed_runs import (
+    Stop,
+    assert_resumes_to_the_same_bits,
+    log,
+    stopping,
+    trainer_at,
+    uninterrupted,
+)
 
 
 def trained(config: CoarseToFineConfig, images: ImageInput, path: Path, stop_at: int | None = None) -> CoarseToFineRun:
@@ -118,8 +125,8 @@ def test_a_run_in_pieces_may_be_taken_up_in_others(tiny: CoarseToFineConfig, ima
 def test_the_expanding_variant_resumes_to_the_last_bit(
     tiny: CoarseToFineConfig, images: Tensor, tmp_path: Path, stop_at: int
 ) -> None:
-    config = dataclasses.replace(tiny, variant="expanding", noise_start=0.03, noise_end=5e-4, ema=0.5)
-    whole = trained(config, images, tmp_path / "whole")
+    config = dataclasses.replace(tiny, variant="expanding", noise_start=0.03, noise_end=5e-4, ema=0.5, engine="auto")
+    whole = uninterrupted(trained, config, images, tmp_path)
     with pytest.raises(Stop):
         trained(config, images, tmp_path / "stopped", stop_at)
     part = CoarseToFineRun.load(tmp_path / "stopped")
@@ -177,7 +184,7 @@ def test_chains_in_batches_see_the_noise_of_one_batch(tiny: CoarseToFineConfig, 
 def test_chains_in_bfloat16_end_elsewhere(tiny: CoarseToFineConfig, images: Tensor, tmp_path: Path) -> None:
     lines = {}
     for dtype in ("float32", "bfloat16"):
-        config = dataclasses.replace(tiny, dtype=dtype)
+        config = dataclasses.replace(tiny, dtype=dtype, engine="auto")
         run = trained(config, images, tmp_path / dtype)
         assert run.sample(2).dtype == torch.float32
         lines[dtype] = log(tmp_path / dtype)

@@ -64,7 +64,8 @@ def train_quietly(config: ECVAEConfig, images: Tensor, path: Path, stop_at: int 
 VARIANTS: dict[str, dict[str, Any]] = {
     "two chains": {},
     "one chain, dual update, data term": {
-        "num_chains": 1, "dual_rate": 0.5, "data_term_weight": 1.0, "flip": True, "data_noise": 0.1, "learned_variance": True,
+        "num_chains": 1, "dual_rate": 0.5, "data_term_weight": 1.0, "flip": True, "data_noise": 0.1,
+        "learned_variance": True,
     },
     "plain": {"lambda_start": 0.0},
     "trained weights, fused": {
