@@ -17,14 +17,14 @@ from fastebm.rng import Stream
 
 
 class ELBO(NamedTuple):
-    """The evidence lower bound of each image and its two parts, `(B,)` each, in nats: `elbo = likelihood - kl`.
+    """The evidence lower bound of each image and its two parts, `(B,)` each, in nats: `elbo = log_likelihood - kl`.
 
     Attributes:
-        squared_error: `||x - G(z)||^2`, from which `likelihood` follows.
+        squared_error: `||x - G(z)||^2`, from which `log_likelihood` follows.
     """
 
     elbo: Tensor
-    likelihood: Tensor
+    log_likelihood: Tensor
     kl: Tensor
     squared_error: Tensor
 
@@ -115,20 +115,20 @@ class VAE(nn.Module):
             raise ValueError(f"z has shape {tuple(z.shape)}; this decoder takes (batch, {self.latent})")
         return self.decoder(z)
 
-    def prior(self, count: int, seed: int | None = None, first: int = 0) -> Tensor:
-        """Latent vectors (count, latent) from the prior, with chain ids from `first` on, under `seed`."""
+    def prior(self, count: int, seed: int | None = None, first_chain_id: int = 0) -> Tensor:
+        """Latent vectors (count, latent) from the prior, with chain ids from `first_chain_id` on, under `seed`."""
         seed = rng.draw_seed() if seed is None else seed
         device = self.log_variance.device
-        return normal((count, self.latent), seed=seed, stream=Stream.PRIOR, chain_ids=first, device=device)
+        return normal((count, self.latent), seed=seed, stream=Stream.PRIOR, chain_ids=first_chain_id, device=device)
 
-    def posterior(self, x: Tensor, seed: int | None = None, first: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    def posterior(self, x: Tensor, seed: int | None = None, first_chain_id: int = 0) -> tuple[Tensor, Tensor, Tensor]:
         """A draw z from `q(z | x)` for each image, with the mean and log-variance of that Gaussian.
 
-        The noise has chain ids from `first` on, under `seed`. Gradients flow through the draw.
+        The noise has chain ids from `first_chain_id` on, under `seed`. Gradients flow through the draw.
         """
         mean, log_variance = self.encode(x)
         seed = rng.draw_seed() if seed is None else seed
-        noise = normal(tuple(mean.shape), seed=seed, stream=Stream.POSTERIOR, chain_ids=first, device=x.device)
+        noise = normal(tuple(mean.shape), seed=seed, stream=Stream.POSTERIOR, chain_ids=first_chain_id, device=x.device)
         return mean + (0.5 * log_variance).exp() * noise, mean, log_variance
 
     @torch.no_grad()
@@ -136,7 +136,7 @@ class VAE(nn.Module):
         self,
         count: int,
         seed: int | None = None,
-        first: int = 0,
+        first_chain_id: int = 0,
         *,
         batch_size: int = 1000,
         dtype: torch.dtype = torch.float32,
@@ -149,24 +149,30 @@ class VAE(nn.Module):
         """
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-        z = self.prior(count, seed, first)
+        z = self.prior(count, seed, first_chain_id)
         decode = FrozenDecoder(self.decoder, dtype)
         return torch.cat([decode(part) for part in z.split(batch_size)])
 
-    def elbo(self, x: Tensor, seed: int | None = None, first: int = 0) -> ELBO:
+    def elbo(self, x: Tensor, seed: int | None = None, first_chain_id: int = 0) -> ELBO:
         """The evidence lower bound of images x by one draw from the posterior, and its terms."""
-        z, mean, log_variance = self.posterior(x, seed, first)
+        z, mean, log_variance = self.posterior(x, seed, first_chain_id)
         return self.bound(squared_error(x, self.decode(z)), kl_to_prior(mean, log_variance), x[0].numel())
 
     def bound(self, error: Tensor, kl: Tensor, pixels: int) -> ELBO:
         """The bound from squared errors and KL terms (B,) of images with `pixels` values each, counting channels."""
         constant = 0.5 * pixels * (math.log(2 * math.pi) + self.log_variance)
-        likelihood = -0.5 * error * (-self.log_variance).exp() - constant
-        return ELBO(likelihood - kl, likelihood, kl, error)
+        log_likelihood = -0.5 * error * (-self.log_variance).exp() - constant
+        return ELBO(log_likelihood - kl, log_likelihood, kl, error)
 
     @torch.no_grad()
     def update_bn(
-        self, images: Tensor | None = None, *, batches: int = 16, batch_size: int = 128, seed: int = 0, first: int = 0
+        self,
+        images: Tensor | None = None,
+        *,
+        batches: int = 16,
+        batch_size: int = 128,
+        seed: int = 0,
+        first_chain_id: int = 0,
     ) -> None:
         """Measures the running statistics of all batch norms with the current weights, as means over batches.
 
@@ -177,7 +183,7 @@ class VAE(nn.Module):
                 draws from their posteriors as from the prior, in one pass. Without images, only the decoder's
                 statistics are measured, on draws from the prior.
             batches, batch_size: the number of batches, and of draws in each; fewer where there are fewer images.
-            seed, first: the seed and the first chain id of the draws.
+            seed, first_chain_id: the seed and the first chain id of the draws.
         """
         part = self.decoder if images is None else self
         norms = [module for module in part.modules() if isinstance(module, nn.BatchNorm2d)]
@@ -193,8 +199,10 @@ class VAE(nn.Module):
                     shown = None if images is None else images[start : start + batch_size]
                     if shown is not None and len(shown) < (batch_size if number else 1):
                         break
-                    z = self.prior(batch_size if shown is None else len(shown), seed, first + start)
-                    self.decode(z if shown is None else torch.cat((self.posterior(shown, seed, first + start)[0], z)))
+                    z = self.prior(batch_size if shown is None else len(shown), seed, first_chain_id + start)
+                    self.decode(
+                        z if shown is None else torch.cat((self.posterior(shown, seed, first_chain_id + start)[0], z))
+                    )
             finally:
                 for norm, momentum in zip(norms, momenta, strict=True):
                     norm.momentum = momentum

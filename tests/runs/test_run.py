@@ -1,4 +1,4 @@
-"""Every kind of run has the same face: trained, loaded and resumed by one call, with samples, an energy and settings."""
+"""Every kind of run is trained, loaded and resumed by one call, and has samples, an energy and settings."""
 
 from __future__ import annotations
 

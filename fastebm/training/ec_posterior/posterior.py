@@ -52,7 +52,7 @@ class PosteriorEnergy(nn.Module):
         return 0.5 * (-self.log_variance).exp() * error + 0.5 * below.square().sum((1, 2, 3))
 
     def pack(self, images: Tensor, z: Tensor, rest: float = 0.0) -> Tensor:
-        """The states of images (B, channels, size, size) and latent vectors (B, latent), with `rest` to fill the last row."""
+        """States of images (B, channels, size, size) and latent vectors (B, latent); `rest` fills the last row."""
         below = F.pad(z, (0, self.unpacking.shape[1] - self.latent), value=rest)
         return torch.cat((images.to(z.dtype), below.unflatten(1, (self.channels, self.rows, self.size))), dim=2)
 
@@ -187,7 +187,13 @@ def refine_posterior(
 
 @torch.no_grad()
 def iwae_bound(
-    vae: VAE, images: Tensor, samples: int = 64, seed: int | None = None, first: int = 0, *, batch_size: int = 1000
+    vae: VAE,
+    images: Tensor,
+    samples: int = 64,
+    seed: int | None = None,
+    first_chain_id: int = 0,
+    *,
+    batch_size: int = 1000,
 ) -> Tensor:
     """`log mean_k p(x | z_k) p(z_k) / q(z_k | x)` of each image, (B,), in nats, over draws z_k from the encoder.
 
@@ -197,7 +203,7 @@ def iwae_bound(
 
     Args:
         samples: number of draws per image.
-        seed, first: draw k of an image has the noise of chain `first + position` at step k, for any `batch_size`.
+        seed, first_chain_id: draw k of an image has the noise of chain `first_chain_id + position` at step k.
         batch_size: number of images in the nets at a time.
     """
     if samples < 1 or batch_size < 1:
@@ -205,17 +211,17 @@ def iwae_bound(
     seed = rng.draw_seed() if seed is None else seed
     parts = images.split(batch_size)
     with in_eval_mode(vae):
-        bounds = [_bound(vae, part, samples, seed, first + k * batch_size) for k, part in enumerate(parts)]
+        bounds = [_bound(vae, part, samples, seed, first_chain_id + k * batch_size) for k, part in enumerate(parts)]
     return torch.cat(bounds)
 
 
-def _bound(vae: VAE, images: Tensor, samples: int, seed: int, first: int) -> Tensor:
+def _bound(vae: VAE, images: Tensor, samples: int, seed: int, first_chain_id: int) -> Tensor:
     mean, log_variance = vae.encode(images)
     constant = 0.5 * images[0].numel() * (math.log(2 * math.pi) + vae.log_variance)
     weights = []
     for k in range(samples):
         shape = tuple(mean.shape)
-        noise = normal(shape, seed=seed, step=k, stream=Stream.POSTERIOR, chain_ids=first, device=mean.device)
+        noise = normal(shape, seed=seed, step=k, stream=Stream.POSTERIOR, chain_ids=first_chain_id, device=mean.device)
         z = mean + (0.5 * log_variance).exp() * noise
         likelihood = -0.5 * squared_error(images, vae.decode(z)) * (-vae.log_variance).exp() - constant
         # log p(z) - log q(z | x), of which the constants cancel

@@ -90,7 +90,7 @@ class ECPosteriorTrainer(VAETrainer):
         with self._autocast():
             images = self.vae.decode(ends)
         error = squared_error(real, images.float())
-        likelihood = self.vae.bound(error, torch.zeros_like(error), pixels).likelihood.mean()
+        likelihood = self.vae.bound(error, torch.zeros_like(error), pixels).log_likelihood.mean()
         encoder = config.nll_weight * nll - config.elbo_weight * terms["elbo"]
         loss = self._unit * (encoder - likelihood)
         loss.backward()
