@@ -42,7 +42,7 @@ from fastebm.models import CoarseToFineEnergy
 from fastebm.models.coarse_to_fine import WIDTHS
 from fastebm.runs.files import replacing
 from fastebm.training.coarse_to_fine.presets import CELEBAHQ512
-from fastebm.training.coarse_to_fine.recomputation import recomputed_blocks
+from fastebm.training.coarse_to_fine.trainer import recompute_blocks
 
 SIZES = CELEBAHQ512.sizes
 STEPS = CELEBAHQ512.num_steps
@@ -111,7 +111,7 @@ def _update(
         net.eval()
     x = torch.empty_like(images, memory_format=torch.channels_last).copy_(images)
     optimizer.zero_grad()
-    with recomputed_blocks(net, True) if again else nullcontext():  # type: ignore[arg-type]
+    with recompute_blocks(net, True) if again else nullcontext():  # type: ignore[arg-type]
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype is torch.bfloat16):
             energies = net(x).float()
         half = len(energies) // 2

@@ -1,4 +1,4 @@
-"""Nets as ordinary modules: energies E(x) of shape (batch,), low where x is real, autoencoders and a flow."""
+"""Nets as PyTorch modules: energies E(x) of shape (batch,), low where x looks real, a VAE and a flow."""
 
 from fastebm.models.coarse_to_fine import CoarseToFineEnergy
 from fastebm.models.flow import Flow, dequantized, quantized

@@ -1,7 +1,7 @@
-"""The coarse-to-fine energy net (CF-EBM): one net for images of 4x4 up to 512x512 that grows at its input side.
+"""The coarse-to-fine energy net (CF-EBM): one net for images from 4x4 to 512x512, which grows at its input.
 
 Zhao, Xie and Li, "Learning Energy-Based Generative Models via Coarse-to-Fine Expanding and Sampling", ICLR 2021; layers
-and widths as in the authors' repository YangNaruto/ProEBM, which trains `f = -E`.
+and widths are those of the authors' repository YangNaruto/ProEBM, which trains `f = -E`.
 """
 
 from fractions import Fraction
@@ -69,19 +69,20 @@ class CoarseToFineEnergy(nn.Module):
     `beta * Block_s(fromRGB_s(x)) + (1 - beta) * fromRGB_{s/2}(avgpool2(x))`, so that at `beta = 0` the energy of x is
     exactly that of the half-size image.
 
-    The 3x3 and 4x4 convolutions carry spectral norm (its power iterations run in train mode only), fromRGB, skip and
-    linear an equalised learning rate. Weights start as in He's initialisation, which is our choice: no source is
-    known for it.
+    The 3x3 and 4x4 convolutions have spectral norm (its power iterations run in train mode only); fromRGB, skip and
+    linear have an equalised learning rate. Weights have He's initialisation, which is our choice, as the paper does not
+    name one.
 
     Args:
         image_size: the highest resolution, a power of two in 4..512.
-        channels: colours of an image.
-        base_width: b in the widths (channels by resolution) 4b up to 32x32, 2b at 64, b at 128, b/2 at 256, b/4 at 512.
+        channels: number of colour channels of an image.
+        base_width: b in the numbers of channels by resolution: 4b up to 32x32, 2b at 64, b at 128, b/2 at 256, b/4 at
+            512.
         lowest: the lowest resolution, a power of two in 4..image_size. 8 in the paper.
         activation: a name that `fastebm.ops.activation` knows; "scaled_swish" is `x * sigmoid(x) / 1.1`.
-        spectral_norm: off leaves the 3x3 and 4x4 convolutions as they are.
+        spectral_norm: put spectral norm on the 3x3 and 4x4 convolutions.
 
-    Raises ValueError for sizes out of range and for a base width that gives a fraction of a channel.
+    Raises ValueError for sizes out of range and for a base width that makes a fraction of a channel.
 
         >>> net = CoarseToFineEnergy(16, channels=1, base_width=8)
         >>> net(torch.zeros(2, 1, 16, 16), beta=0.3).shape
@@ -102,7 +103,7 @@ class CoarseToFineEnergy(nn.Module):
         _check_sizes(image_size, lowest)
         if channels < 1:
             raise ValueError(f"channels is {channels}; an image needs at least 1")
-        activate(torch.zeros(1), activation)  # an unknown name is an error here, not at the first forward pass
+        activate(torch.zeros(1), activation)  # so that an unknown name is an error here
         self.image_size = image_size
         self.channels = channels
         self.base_width = base_width
@@ -143,12 +144,11 @@ class CoarseToFineEnergy(nn.Module):
     def forward(self, x: Tensor, beta: float | Tensor = 1.0) -> Tensor:
         """The energies (B,) of images x (B, channels, s, s), usually in [-1, 1], for any s in `sizes`.
 
-        `beta` is the weight of the block that takes s against the fade path, in [0, 1]; below 1 it needs s >
-        `lowest`. A number is checked, and 0 skips the block altogether. A tensor of one element is read on its own
-        device, so that it can change under a captured graph: its value is not checked, and it always needs s >
-        `lowest`.
+        `beta` in [0, 1] is the weight of the block that takes s against the fade path; below 1 it needs s > `lowest`,
+        and 0 skips the block. A tensor of one element stays on its device, so that it can change in a captured graph:
+        its value is not checked, and it always needs s > `lowest`.
 
-        Raises ValueError for a shape that is no image of this net, or a `beta` out of range.
+        Raises ValueError for a shape that this net does not take, or a `beta` out of range.
         """
         size = self._size_of(x)
         self._check_beta(beta, size)
@@ -164,9 +164,9 @@ class CoarseToFineEnergy(nn.Module):
         return self.head(h)
 
     def parameters_at(self, size: int) -> list[nn.Parameter]:
-        """The parameters that the sub-net of `size` uses, each once, with those of its fade path where it has one.
+        """The parameters of the sub-net of `size`, each once, including its fade path.
 
-        At `beta = 1` the fade path gets no gradient, at `beta = 0` the block that takes `size` gets none.
+        At `beta = 1` the fade path gets no gradient; at `beta = 0` the block that takes `size` gets none.
         """
         self._check_size(size)
         blocks = [self.blocks[str(s)] for s in _block_sizes(size)]
@@ -176,8 +176,8 @@ class CoarseToFineEnergy(nn.Module):
     def frozen(self, size: int) -> "CoarseToFineEnergy":
         """An independent copy of the sub-net of `size` and below, in eval mode, its parameters without gradients."""
         self._check_size(size)
-        # Weights that are replaced: no draws from the caller's generator for them. Not on the meta device, where the 15
-        # power iterations with which a spectral norm begins take half a second.
+        # These weights are replaced, so that the caller's generator must not be used for them. On the meta device the
+        # first 15 power iterations of a spectral norm would take half a second.
         with torch.device("cpu"), torch.random.fork_rng(devices=[]):
             net = CoarseToFineEnergy(**(self.config | {"image_size": size}))
         state = self.state_dict()
@@ -185,9 +185,9 @@ class CoarseToFineEnergy(nn.Module):
         return net.eval().requires_grad_(False)
 
     def grown(self) -> "CoarseToFineEnergy":
-        """A new, trainable net of twice the `image_size`: this net's weights copied, a fresh block and fromRGB on top.
+        """A new trainable net of twice the `image_size`, with this net's weights and a new block and fromRGB added.
 
-        The fresh weights come from torch's default generator. At `beta = 0` the new net gives the old net's energy of
+        The new weights come from torch's default generator. At `beta = 0` the new net computes the old net's energy of
         the half-size image. Raises ValueError beyond 512.
         """
         net = CoarseToFineEnergy(**(self.config | {"image_size": 2 * self.image_size}))
@@ -218,7 +218,7 @@ class CoarseToFineEnergy(nn.Module):
 
 
 def _block_sizes(size: int) -> tuple[int, ...]:
-    """The sizes of the blocks that an image of `size` runs through, in their order: `size`, `size`/2, ..., 8."""
+    """The sizes of the blocks that an image of `size` passes through, in order: `size`, `size`/2, ..., 8."""
     return tuple(s for s in reversed(WIDTHS) if 4 < s <= size)
 
 
@@ -231,7 +231,7 @@ def _check_sizes(image_size: int, lowest: int) -> None:
 
 
 def _widths(image_size: int, base_width: int) -> dict[int, int]:
-    """Channels by resolution up to `image_size`, where the narrowest layer and so the strictest condition is."""
+    """The number of channels by resolution up to `image_size`; the layer there is the narrowest."""
     narrowest = WIDTHS[image_size] * Fraction(base_width)
     if narrowest < 1 or narrowest.denominator != 1:
         raise ValueError(

@@ -1,8 +1,8 @@
 """A normalising flow of the Glow family: exact likelihoods, exact inverses, samples in one pass.
 
-Steps of activation norm, an invertible 1x1 convolution and an affine coupling (Kingma, Dhariwal, "Glow", NeurIPS 2018),
-in levels that halve the resolution and let half of the channels go (Dinh, Sohl-Dickstein, Bengio, "Density Estimation
-Using Real NVP", ICLR 2017). All latents are standard normal, also those that leave early.
+A step is an activation norm, an invertible 1x1 convolution and an affine coupling (Kingma, Dhariwal, "Glow", NeurIPS
+2018). Steps are grouped in levels; each halves the resolution, and half of the channels become latents after it (Dinh,
+Sohl-Dickstein, Bengio, "Density Estimation Using Real NVP", ICLR 2017). The latents of all levels are standard normal.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _LOG_TWO_PI = math.log(2 * math.pi)
 
 
 class ActivationNorm(nn.Module):
-    """`exp(log_scale) * (x + shift)` of each channel, whose first batch gets mean 0 and variance 1 by `initialize`."""
+    """`exp(log_scale) * (x + shift)` of each channel; `initialize` gives a batch mean 0 and variance 1."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -32,7 +32,7 @@ class ActivationNorm(nn.Module):
     @torch.no_grad()
     def initialize(self, x: Tensor) -> None:
         self.shift.copy_(-x.mean((0, 2, 3), keepdim=True))
-        # A channel that is constant, as at the edge of digits, would get an infinite scale.
+        # The scale of a constant channel, as at the edge of digits, would be infinite.
         std = x.var((0, 2, 3), keepdim=True, correction=0).sqrt().clamp_min(1e-3)
         self.log_scale.copy_(-std.log())
 
@@ -47,9 +47,9 @@ class ActivationNorm(nn.Module):
 
 
 class InvertibleConvolution(nn.Module):
-    """A 1x1 convolution by `W = P L (U + diag(s))`, with a fixed permutation P and fixed signs of s, so never singular.
+    """A 1x1 convolution by `W = P L (U + diag(s))`, with a fixed permutation P and fixed signs of s: never singular.
 
-    L has ones on its diagonal, U zeros; the log-determinant is the sum of log |s|. It begins as a random rotation.
+    L has ones on its diagonal and U zeros; the log-determinant is the sum of log |s|. W starts as a random rotation.
     """
 
     permutation: Tensor
@@ -69,7 +69,7 @@ class InvertibleConvolution(nn.Module):
         self.log_diagonal = nn.Parameter(diagonal.abs().log().to(dtype))
 
     def factors(self) -> tuple[Tensor, Tensor]:
-        """L and U + diag(s), triangular whatever the parameters hold outside of their triangles."""
+        """L and U + diag(s); values of the parameters outside of the triangles are ignored."""
         unit = torch.eye(len(self.signs), dtype=self.lower.dtype, device=self.lower.device)
         upper = self.upper.triu(1) + torch.diag(self.signs * self.log_diagonal.exp())
         return self.lower.tril(-1) + unit, upper
@@ -85,16 +85,16 @@ class InvertibleConvolution(nn.Module):
 
     def inverse(self, y: Tensor) -> Tensor:
         lower, upper = self.factors()
-        # By two triangular systems, which lose fewer digits than the product with an inverse matrix.
+        # Two triangular systems lose fewer digits than a product with an inverse matrix.
         columns = self.permutation.mT @ y.flatten(2)
         columns = torch.linalg.solve_triangular(lower, columns, upper=False, unitriangular=True)
         return torch.linalg.solve_triangular(upper, columns, upper=True).unflatten(2, y.shape[2:])
 
 
 class AffineCoupling(nn.Module):
-    """The second half of the channels scaled and shifted by a small net of the first; the identity at the start.
+    """Scales and shifts the second half of the channels by a small net of the first half; it starts as the identity.
 
-    Log-scales are `bound * tanh(raw / bound)`, so that no step enlarges or shrinks by more than exp(bound).
+    Log-scales are `bound * tanh(raw / bound)`, so that no step scales by more than exp(bound) up or down.
     """
 
     def __init__(self, channels: int, width: int, kernel: int, bound: float):
@@ -131,16 +131,17 @@ class Flow(nn.Module):
 
     Args:
         shape: (C, H, W) of the images; vectors are images of 1x1 pixel with `levels` 0.
-        levels: how often the resolution is halved, each time with `flow_steps` steps at four times the channels, of which
-            half leave as latents before the next level. 0 keeps the resolution, for at least two channels.
-        flow_steps: of a level, or of the whole flow with `levels` 0.
-        width: channels inside of a coupling's net.
-        bound: of the log-scales of a coupling.
+        levels: number of times that the resolution is halved. Each level has `flow_steps` steps at four times the
+            channels, half of which become latents before the next level. 0 keeps the resolution, for at least two
+            channels.
+        flow_steps: number of steps in a level, or in the whole flow with `levels` 0.
+        width: number of channels of the hidden layers in a coupling's net.
+        bound: largest magnitude of a coupling's log-scale.
 
-    Weights begin from torch's default generator. `initialize` sets the activation norms from a batch and should come
-    before the first update.
+    Initial weights come from torch's default generator. Call `initialize` with a batch before the first update, which
+    sets the activation norms.
 
-    Raises ValueError for shapes and numbers that give no flow.
+    Raises ValueError for shapes and numbers that make no flow.
 
     Example:
         >>> import torch
@@ -195,12 +196,12 @@ class Flow(nn.Module):
         self._encode(images, initialize=True)
 
     def encode(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Latents (B, C H W) and the log-determinants (B,) of the map's derivative at images (B, C, H, W)."""
+        """Latents (B, C H W) of images (B, C, H, W), and the log-determinants (B,) of the Jacobian there."""
         self._check(images)
         return self._encode(images, initialize=False)
 
     def decode(self, latents: Tensor) -> Tensor:
-        """The images (B, C, H, W) whose latents are (B, C H W): the inverse of `encode`, to rounding."""
+        """The images (B, C, H, W) of latents (B, C H W): the inverse of `encode`, up to rounding."""
         if latents.ndim != 2 or latents.shape[1] != self.dimensions:
             raise ValueError(f"latents must be (B, {self.dimensions}), got {tuple(latents.shape)}")
         shapes = self._latent_shapes()
@@ -216,7 +217,7 @@ class Flow(nn.Module):
         return x
 
     def log_prob(self, images: Tensor) -> Tensor:
-        """(B,) natural logarithms of the density at images (B, C, H, W), which are taken as continuous."""
+        """The log-density in nats, (B,), at images (B, C, H, W), which are treated as continuous."""
         latents, log_determinant = self.encode(images)
         return log_determinant - 0.5 * (latents.square().sum(1) + self.dimensions * _LOG_TWO_PI)
 
@@ -226,23 +227,23 @@ class Flow(nn.Module):
     def bits_per_dimension(
         self, images: Tensor, *, seed: int, step: int = 0, chain_ids: int | Tensor = 0, brightnesses: int = 256
     ) -> Tensor:
-        """(B,) bits that the flow needs for each number of discrete images, by `dequantized` with the same arguments.
+        """Bits per dimension of discrete images, (B,), with noise by `dequantized` with the same arguments.
 
-        An upper bound of the true ones in the mean over the noise (Theis, van den Oord, Bethge, "A note on the
-        evaluation of generative models", ICLR 2016).
+        The mean over the noise is an upper bound on the true number of bits (Theis, van den Oord, Bethge, "A note on
+        the evaluation of generative models", ICLR 2016).
         """
         spread = dequantized(images, seed=seed, step=step, chain_ids=chain_ids, brightnesses=brightnesses)
         return self.bits_per_dimension_of_dequantized(spread, brightnesses)
 
     def bits_per_dimension_of_dequantized(self, images: Tensor, brightnesses: int = 256) -> Tensor:
-        """(B,) the same of images that are `dequantized` already."""
+        """Bits per dimension of images that are `dequantized` already, (B,)."""
         nats = -self.log_prob(images) / self.dimensions - math.log(2 / (brightnesses - 1))
         return nats / math.log(2)
 
     def prior(
         self, count: int, seed: int, *, step: int = 0, chain_ids: int | Tensor = 0, temperature: float = 1.0
     ) -> Tensor:
-        """(count, C H W) latents of N(0, temperature²), a function of seed, step and chain."""
+        """Latents (count, C H W) from N(0, temperature²), a function of seed, step and chain ids."""
         parameter = next(self.parameters())
         latents = normal(
             (count, self.dimensions),
@@ -259,7 +260,7 @@ class Flow(nn.Module):
     def sample(
         self, count: int, seed: int, *, step: int = 0, chain_ids: int | Tensor = 0, temperature: float = 1.0
     ) -> Tensor:
-        """(count, C, H, W) images of the latents of `prior`, not clamped and not of discrete brightness."""
+        """Images (count, C, H, W) of the latents of `prior`, not clamped and not rounded."""
         return self.decode(self.prior(count, seed, step=step, chain_ids=chain_ids, temperature=temperature))
 
     def extra_repr(self) -> str:
@@ -282,7 +283,7 @@ class Flow(nn.Module):
         return torch.cat((*latents, x.flatten(1)), 1), total
 
     def _latent_shapes(self) -> list[tuple[int, int, int]]:
-        """Shapes of what leaves after each level, the last one at the end."""
+        """The shapes of the latents of each level."""
         channels, height, width = self.shape
         shapes = []
         for level in range(len(self.blocks)):
@@ -301,11 +302,11 @@ class Flow(nn.Module):
 def dequantized(
     images: Tensor, *, seed: int, step: int = 0, chain_ids: int | Tensor = 0, brightnesses: int = 256
 ) -> Tensor:
-    """Discrete images (B, C, H, W) with uniform noise as wide as the distance between two brightnesses, centred.
+    """Discrete images (B, C, H, W) plus centred uniform noise as wide as the distance between two brightnesses.
 
     Args:
-        images: of `brightnesses` equidistant values from -1 to 1.
-        seed, step, chain_ids: address of the noise, in stream DATA_NOISE.
+        images: images whose values are `brightnesses` equidistant ones from -1 to 1.
+        seed, step, chain_ids: the address of the noise, in stream DATA_NOISE.
 
     Raises ValueError for fewer than two brightnesses.
     """
@@ -324,9 +325,9 @@ def dequantized(
 
 
 def quantized(images: Tensor, brightnesses: int = 256) -> Tensor:
-    """Images of any floats as discrete ones: each number the nearest of `brightnesses` equidistant ones from -1 to 1.
+    """Rounds each value of images to the nearest of `brightnesses` equidistant ones from -1 to 1.
 
-    What `dequantized` spreads comes back. Raises ValueError for fewer than two brightnesses.
+    It inverts `dequantized`. Raises ValueError for fewer than two brightnesses.
     """
     if brightnesses < 2:
         raise ValueError(f"discrete images have at least two brightnesses, got {brightnesses}")

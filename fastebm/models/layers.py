@@ -1,7 +1,7 @@
-"""Layers whose weight is a parametrisation: equalised learning rate, and spectral norm.
+"""Layers with a parametrised weight: equalised learning rate, and spectral norm.
 
-Both go through `torch.nn.utils.parametrize`, so a layer stays a plain `nn.Conv2d` or `nn.Linear`, and whatever
-evaluates weights once for many calls treats the two alike.
+Both use `torch.nn.utils.parametrize`: a layer stays a plain `nn.Conv2d` or `nn.Linear`, and code that evaluates weights
+once for many calls treats both alike.
 """
 
 import math
@@ -17,8 +17,8 @@ Layer = TypeVar("Layer", nn.Conv2d, nn.Linear)
 class EqualizedScale(nn.Module):
     """The parametrisation `weight = scale * original`.
 
-    With `scale = sqrt(2 / fan_in)` and a standard normal original the weight starts as He's initialisation has it,
-    while an optimiser such as Adam, whose steps don't depend on the size of a gradient, moves every layer by the same
+    With `scale = sqrt(2 / fan_in)` and a standard normal original, the weight has He's initialisation. An optimiser
+    such as Adam, whose steps don't depend on the size of a gradient, then changes the weights of all layers by the same
     fraction (Karras et al., "Progressive Growing of GANs", 2018).
     """
 
@@ -45,16 +45,16 @@ def he_normal(layer: Layer) -> Layer:
 
 
 def equalized(layer: Layer) -> Layer:
-    """The same layer, started by `he_normal` and with an equalised learning rate on its weight."""
+    """The same layer, initialised by `he_normal`, with an equalised learning rate on its weight."""
     fan_in = layer.weight[0].numel()
     register_parametrization(he_normal(layer), "weight", EqualizedScale(math.sqrt(2 / fan_in)))
     return layer
 
 
 def normalized(layer: Layer, enabled: bool = True) -> Layer:
-    """The same layer, started by `he_normal` and with spectral norm on its weight unless not `enabled`.
+    """The same layer, initialised by `he_normal`, with spectral norm on its weight if `enabled`.
 
-    Power iterations (one for each forward pass) run in train mode only.
+    A power iteration runs in each forward pass in train mode, and none in eval mode.
     """
     he_normal(layer)
     if enabled:

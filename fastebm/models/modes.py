@@ -1,4 +1,4 @@
-"""Train and eval mode of modules, for a while."""
+"""Eval mode of a module within a block."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import nn
 
 @contextmanager
 def in_eval_mode(net: nn.Module) -> Iterator[None]:
-    """Within the block all of `net` is in eval mode; afterwards each of its modules is in the mode that it was in."""
+    """Puts `net` in eval mode within the block; afterwards each of its modules is in its previous mode."""
     modes = [(module, module.training) for module in net.modules()]
     net.eval()
     try:

@@ -1,4 +1,4 @@
-"""The multi-scale energy net of EC-VAE: three views of an image, at full, half and quarter resolution.
+"""The multi-scale energy net of EC-VAE: three branches see an image at full, half and quarter resolution.
 
 Luo et al., "Energy-Calibrated VAE with Test Time Free Lunch", arXiv 2311.04071, by the settings of the authors' demo:
 residual layers of widths (128, 256, 256, 256), two of each, leaky ReLU 0.2, average pools, no norm layers, features of
@@ -39,7 +39,7 @@ class ResidualLayer(nn.Module):
 
 
 class Branch(nn.Module):
-    """One view: two residual layers of each width, the second of them pooled; then a sum over what pixels are left."""
+    """Two residual layers of each width, the second one pooled, and then a sum over the remaining pixels."""
 
     def __init__(self, channels: int, widths: tuple[int, ...], spectral_norm: bool):
         super().__init__()
@@ -57,15 +57,15 @@ class Branch(nn.Module):
 class MultiScaleEnergy(nn.Module):
     """An energy E(x) of images, low where they look real, by three branches at full, half and quarter resolution.
 
-    Spectral norm keeps the energy's slope, and with it the length of Langevin steps, in bounds; its power iterations
-    run in train mode only. The narrower branches have as many pools fewer as their images can't be halved.
+    Spectral norm bounds the gradient of the energy, and with it the length of Langevin steps; its power iterations run
+    in train mode only. A branch has fewer pools where its images can't be halved `depth` times.
 
     Args:
-        size: of the square images, a power of two in 8..256.
-        channels: colours of an image.
-        width: of the first two residual layers; those after them have twice as much. 128 in the demo.
-        depth: how many times a branch may halve its image, two layers each; 4 in the demo, for 32x32 images.
-        spectral_norm: on every layer.
+        size: resolution of the square images, a power of two in 8..256.
+        channels: number of colour channels of an image.
+        width: number of channels of the first two residual layers; later ones have twice as many. 128 in the demo.
+        depth: largest number of times that a branch halves its image, with two layers each; 4 in the demo, for 32x32.
+        spectral_norm: put spectral norm on every layer.
 
     Raises ValueError for a size that is no such power of two, and for numbers below 1.
 
@@ -93,7 +93,7 @@ class MultiScaleEnergy(nn.Module):
 
     @property
     def config(self) -> dict[str, Any]:
-        """The constructor's arguments: `MultiScaleEnergy(**net.config)` has this net's shape."""
+        """The constructor's arguments: `MultiScaleEnergy(**net.config)` has the shape of this net."""
         return {
             "size": self.size,
             "channels": self.channels,

@@ -1,1 +1,1 @@
-"""Run folders: what a training leaves on disk, and how it is found again."""
+"""Run folders: the files of a training run, and how a run is loaded from them."""

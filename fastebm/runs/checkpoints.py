@@ -1,4 +1,4 @@
-"""Checkpoints: every tensor in one safetensors file, all the rest in a JSON file beside it."""
+"""Checkpoints: all tensors in a safetensors file, and everything else in a JSON file beside it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _NAME = re.compile(r"iteration-(\d{9})\.json")
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What was saved after `iteration` updates: `tensors` by name, on the CPU, and `state` as plain JSON values."""
+    """What was saved after `iteration` updates: `tensors` by name, on the CPU, and `state` as JSON values."""
 
     iteration: int
     tensors: dict[str, Tensor]
@@ -32,8 +32,8 @@ class Checkpoint:
 class Checkpoints:
     """The checkpoints of one run, in `folder`: `iteration-000000300.safetensors` and `.json`.
 
-    The JSON file is written last and holds the digest of the other: a checkpoint is there once its JSON is, and is good
-    if the digest fits. The newest `keep` stay.
+    The JSON file is written last and holds a digest of the other file. A checkpoint exists once its JSON file does, and
+    it is good if the digest matches. The newest `keep` checkpoints are kept.
     """
 
     def __init__(self, folder: Path, keep: int = 3) -> None:
@@ -47,7 +47,7 @@ class Checkpoints:
         return sorted(int(match[1]) for path in self.folder.iterdir() if (match := _NAME.fullmatch(path.name)))
 
     def save(self, iteration: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
-        """Writes a checkpoint, complete or not at all, and then removes what is older than the newest `keep`."""
+        """Writes a checkpoint, completely or not at all, and removes all but the newest `keep`."""
         self.folder.mkdir(parents=True, exist_ok=True)
         weights, description = self._paths(iteration)
         with replacing(weights) as temporary:
@@ -56,10 +56,10 @@ class Checkpoints:
         write_json(description, {"iteration": iteration, "sha256": digest, "state": dict(state)})
         self._prune()
 
-    def amend(self, checkpoint: Checkpoint, state: Mapping[str, Any]) -> None:
-        """Gives a checkpoint of this folder another state, and removes all that are newer.
+    def overwrite_state(self, checkpoint: Checkpoint, state: Mapping[str, Any]) -> None:
+        """Overwrites the state of a checkpoint of this folder, and removes all newer checkpoints.
 
-        A kill in between leaves the newer ones, which are good as well.
+        After a kill in between the newer ones are still there, and good.
         """
         weights, description = self._paths(checkpoint.iteration)
         content = {"iteration": checkpoint.iteration, "sha256": _digest(weights), "state": dict(state)}
@@ -71,7 +71,7 @@ class Checkpoints:
     def load_newest(self, last: int | None = None) -> Checkpoint | None:
         """The newest good checkpoint (with `last`: of that iteration or before), or None where there is none.
 
-        Each damaged one it meets is a warning.
+        It warns about each damaged one.
         """
         for iteration in reversed(self.iterations()):
             if last is not None and iteration > last:
@@ -104,7 +104,7 @@ class Checkpoints:
 
     def _remove(self, iteration: int) -> None:
         weights, description = self._paths(iteration)
-        description.unlink(missing_ok=True)  # first, so that no checkpoint ever lacks its tensors
+        description.unlink(missing_ok=True)  # first, so that no checkpoint is ever without its tensors
         weights.unlink(missing_ok=True)
 
 

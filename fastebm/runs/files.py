@@ -1,4 +1,4 @@
-"""Files that are either complete or not there, whenever the process or the machine stops."""
+"""Atomic writes: a file is complete or not there, whenever the process or the machine stops."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 PART = ".part"
-"""How the name of a file ends, after a dot in front, that is still being written."""
+"""The end of the name of a file that is still being written; the name begins with a dot."""
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path in `path`'s folder for the block to write to; at its end the file is synced and takes the name.
+    """A temporary path for the block to write to; at its end the file is synced and renamed to `path`.
 
     After an exception, in the block or while syncing (a full disk), `path` is as it was before.
     """
@@ -35,14 +35,14 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Writes `content` as indented JSON, all or nothing. Not-a-number has no JSON and raises ValueError."""
+    """Writes `content` as indented JSON, completely or not at all. Raises ValueError for not-a-number."""
     text = json.dumps(content, indent=2, allow_nan=False) + "\n"
     with replacing(path) as temporary:
         temporary.write_text(text)
 
 
 def sync(path: Path) -> None:
-    """Waits until a file, or what a folder says of its files, is on the disk."""
+    """Waits until a file, or the list of a folder's files, is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

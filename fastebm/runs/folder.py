@@ -1,11 +1,11 @@
-"""A run folder, its log, and the progress bar.
+"""A run folder and its log.
 
-config.json       what was asked for, with which images, and by which versions
-log.jsonl         one line of health every few iterations
+config.json       the method, its settings, the source of the images, threads and versions
+log.jsonl         a line of metrics every few iterations
 checkpoints/      see `fastebm.runs.checkpoints`
 *.png, pictures/  pictures
-tensorboard/      where asked for
-.lock             held by the process that trains; the system lets go of it however that ends
+tensorboard/      events for TensorBoard, if the config asks for them
+.lock             locked by the process that trains; the system unlocks it however that process ends
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from __future__ import annotations
 import fcntl
 import json
 import platform
-import sys
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
@@ -30,11 +29,11 @@ LOCK = ".lock"
 
 
 class RunError(RuntimeError):
-    """A run folder that can't be used as asked: another run's, incomplete, or damaged."""
+    """A run folder that can't be used: it holds another run, or is incomplete or damaged."""
 
 
 class RunFolder:
-    """The folder of one run. `open` makes it or takes up the run that is in it; `existing` only reads."""
+    """The folder of one run. `open` makes it or opens the run in it for training; `existing` is for reading."""
 
     def __init__(self, path: Path, keep_checkpoints: int = 3) -> None:
         self.path = path
@@ -44,9 +43,9 @@ class RunFolder:
     @classmethod
     @contextmanager
     def locked(cls, path: str | Path) -> Iterator[None]:
-        """Makes the folder at `path`, and keeps it for this process alone until the end of the block.
+        """Makes the folder at `path` and locks it for this process until the end of the block.
 
-        Raises RunError where another process has it, where it holds files of something else, or can't be written to.
+        Raises RunError where another process has locked it, it holds files that are no run's, or can't be written to.
         """
         path = Path(path)
         _refuse_foreign(path)
@@ -62,7 +61,7 @@ class RunFolder:
                 raise RunError(
                     f"another process is training in {path}: wait for it, or choose another folder"
                 ) from None
-            # What a killed process had half written. The lock says that nobody is writing it now.
+            # Files that a killed process has half written. The lock shows that no process is writing them now.
             for part in (*path.glob(f".*{PART}"), *path.glob(f"checkpoints/.*{PART}")):
                 part.unlink(missing_ok=True)
             yield
@@ -76,18 +75,18 @@ class RunFolder:
         *,
         images: Mapping[str, Any] | None = None,
         defaults: Mapping[str, Any] | None = None,
-        free: Collection[str] = (),
+        mutable_fields: Collection[str] = (),
         keep_checkpoints: int = 3,
     ) -> RunFolder:
-        """The folder at `path` for a run of `kind` with `config`, new or begun before.
+        """The folder at `path` for a run of `kind` with `config`, new or started before.
 
         Args:
-            images: where they come from, to be kept with a new run.
-            defaults: of fields that a config of an older version lacks.
-            free: fields that may differ from those of a run that was begun before.
+            images: the source of the images, which is stored with a new run.
+            defaults: values of fields that the stored config of an older version does not have.
+            mutable_fields: fields that may differ from those of a run that is there.
 
-        Raises RunError where it holds another kind of run or one with another config (naming the difference), or files
-        of something else, or can't be written to.
+        Raises RunError where it holds another kind of run, a run with another config (naming the difference) or files
+        that are no run's, or can't be written to.
         """
         folder = cls(Path(path), keep_checkpoints)
         if not folder.is_run(folder.path):
@@ -97,13 +96,13 @@ class RunFolder:
                 folder.path.mkdir(parents=True, exist_ok=True)
                 write_json(folder._config, {**begun, "threads": torch.get_num_threads(), "versions": _versions()})
             return folder
-        # Through JSON, because that makes lists of tuples.
+        # Through JSON, which turns tuples into lists, as in the stored config.
         wanted, stored = json.loads(json.dumps([dict(config), dict(defaults or {})]))
         stored |= folder.config(kind)
         differences = [
             f"{name} is {stored.get(name)!r} there and {value!r} here"
             for name, value in wanted.items()
-            if stored.get(name) != value and name not in free
+            if stored.get(name) != value and name not in mutable_fields
         ]
         if differences:
             raise RunError(f"{path} holds a run with another config ({'; '.join(differences)}): choose another folder")
@@ -111,7 +110,7 @@ class RunFolder:
 
     @classmethod
     def existing(cls, path: str | Path) -> RunFolder:
-        """The folder of a run that was begun before. Raises RunError where there is none."""
+        """The folder of an existing run. Raises RunError where there is none."""
         if not cls.is_run(path):
             raise RunError(f"{path} is not a run of fastebm: it has no config.json")
         return cls(Path(path))
@@ -133,14 +132,16 @@ class RunFolder:
         return checkpoint
 
     def save_checkpoint(self, iteration: int, tensors: Mapping[str, torch.Tensor], state: Mapping[str, Any]) -> None:
-        """Saves to `checkpoints`. Raises RunError, with what is left, where that can't be written."""
+        """Saves a checkpoint. Raises RunError where it can't be written, with what is left of the run."""
         with self.writing(f"the checkpoint of iteration {iteration}"):
             self.checkpoints.save(iteration, tensors, state)
 
     @contextmanager
     def writing(self, what: str) -> Iterator[None]:
-        """Turns errors of the file system (a full disk, a folder that is read only) into a RunError that names `what`
-        and says what is left of the run."""
+        """Turns file system errors within the block (a full disk, a read-only folder) into RunError.
+
+        The message names `what` could not be written, and what is left of the run.
+        """
         try:
             yield
         except (OSError, SafetensorError) as error:
@@ -160,15 +161,15 @@ class RunFolder:
         return dict(content["config"])
 
     def kind(self) -> str:
-        """The method that the run was begun with. Raises RunError if the file is damaged."""
+        """The kind of the run. Raises RunError if the file is damaged."""
         return str(self._stored()["kind"])
 
     def images(self) -> dict[str, Any] | None:
-        """Where the images came from, if the run was told. Raises RunError if the file is damaged."""
+        """The source of the images, if it is known. Raises RunError if the file is damaged."""
         return self._stored().get("images")
 
     def threads(self) -> int | None:
-        """How many CPU threads the run began with. Raises RunError if the file is damaged."""
+        """The number of CPU threads that the run was started with. Raises RunError if the file is damaged."""
         return self._stored().get("threads")
 
     def _stored(self) -> dict[str, Any]:
@@ -184,7 +185,7 @@ class RunFolder:
 
 
 class RunLog:
-    """`log.jsonl`: one JSON object a line, in the order of their "iteration"."""
+    """`log.jsonl`: one JSON object per line, in the order of "iteration"."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -194,55 +195,21 @@ class RunLog:
             file.write(json.dumps(dict(line)) + "\n")
 
     def lines(self) -> list[dict[str, Any]]:
-        """All lines but a last one that a kill cut short."""
+        """All lines, except a last one that a kill cut short."""
         if not self.path.is_file():
             return []
         complete = [text for text in self.path.read_text().splitlines(keepends=True) if text.endswith("\n")]
         return [json.loads(text) for text in complete]
 
     def rewind(self, iteration: int) -> None:
-        """Removes lines of iterations after `iteration`, which a resumed run is going to write again."""
+        """Removes lines of iterations after `iteration`, which a resumed run will write again."""
         kept = [line for line in self.lines() if line["iteration"] <= iteration]
         with replacing(self.path) as temporary:
             temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
 
 
-class Progress:
-    """A bar over all iterations of a run: rate, time left, and what `show` is given."""
-
-    def __init__(self, bar: Any) -> None:
-        self._bar = bar
-
-    @classmethod
-    @contextmanager
-    def over(cls, total: int, done: int, shown: bool) -> Iterator[Progress]:
-        """A bar that stands at `done` of `total`; silent if not `shown`, and seldom redrawn where nobody watches."""
-        from tqdm import tqdm
-
-        watched = sys.stderr.isatty()
-        with tqdm(
-            total=total,
-            initial=done,
-            disable=not shown,
-            unit="it",
-            mininterval=0.2 if watched else 10.0,
-            ncols=None if watched else 110,
-            dynamic_ncols=watched,
-        ) as bar:
-            yield cls(bar)
-
-    def go_back(self, iteration: int) -> None:
-        self._bar.n = iteration
-        self._bar.refresh()
-
-    def advance(self, title: str, **numbers: float) -> None:
-        self._bar.set_description(title, refresh=False)
-        self._bar.set_postfix({name: f"{value:+.3f}" for name, value in numbers.items()}, refresh=False)
-        self._bar.update()
-
-
 def _refuse_foreign(path: Path) -> None:
-    """Raises RunError where `path` is neither free nor a run. A lock alone is what a killed beginner leaves."""
+    """Raises RunError where `path` is neither free nor a run. A killed process may have left only its lock."""
     if RunFolder.is_run(path) or not path.exists():
         return
     if not path.is_dir() or any(entry.name != LOCK for entry in path.iterdir()):

@@ -1,4 +1,4 @@
-"""The images of a run at each of its resolutions, from floats or from bytes, behind one face."""
+"""The training images at each resolution of a run, from float tensors or from bytes."""
 
 from __future__ import annotations
 
@@ -13,8 +13,12 @@ from fastebm.data import ImagePyramid, Images, pyramid
 
 
 class ImageLevels(ABC):
-    """`batch(size, indices, device)`: float32 (B, C, size, size) in [-1, 1]; `len` images; `digest` of them all; their
-    `labels`, int64 (N,), if they have any."""
+    """Images at several resolutions.
+
+    Attributes:
+        digest: a hash of all images, by which a resumed run knows that they are the same.
+        labels: int64 (N,), or None where the images have none.
+    """
 
     digest: str
     labels: Tensor | None = None
@@ -23,7 +27,8 @@ class ImageLevels(ABC):
     def __len__(self) -> int: ...
 
     @abstractmethod
-    def batch(self, size: int, indices: Tensor, device: torch.device | str | None = None) -> Tensor: ...
+    def batch(self, size: int, indices: Tensor, device: torch.device | str | None = None) -> Tensor:
+        """The images at `indices`, float32 (B, C, size, size) in [-1, 1]."""
 
     def first(self, size: int, count: int, device: torch.device | str | None = None) -> Tensor:
         """The first `count` images, or all if there are fewer."""
@@ -31,7 +36,7 @@ class ImageLevels(ABC):
 
 
 class FloatLevels(ImageLevels):
-    """Images that came as floats; every level is kept."""
+    """Images from a float tensor; every resolution is kept in memory."""
 
     def __init__(self, images: Tensor, lowest: int) -> None:
         self.levels = pyramid(images, lowest)
@@ -46,7 +51,7 @@ class FloatLevels(ImageLevels):
 
 
 class PixelLevels(ImageLevels):
-    """Images that came as bytes and become floats batch by batch."""
+    """Images from bytes, which become floats batch by batch."""
 
     def __init__(self, images: Images, lowest: int) -> None:
         self.pyramid = ImagePyramid(images, lowest)
@@ -61,21 +66,21 @@ class PixelLevels(ImageLevels):
 
 
 class SubsetLevels(ImageLevels):
-    """Those of other images that lie at `positions`, int64. The digest stays that of all."""
+    """The images at `positions`, int64, of other images, with the digest of all of them."""
 
-    def __init__(self, whole: ImageLevels, positions: Tensor) -> None:
-        self.whole, self.positions = whole, positions
-        self.digest = whole.digest
+    def __init__(self, images: ImageLevels, positions: Tensor) -> None:
+        self.images, self.positions = images, positions
+        self.digest = images.digest
 
     def __len__(self) -> int:
         return len(self.positions)
 
     def batch(self, size: int, indices: Tensor, device: torch.device | str | None = None) -> Tensor:
-        return self.whole.batch(size, self.positions[indices.to(self.positions.device)], device)
+        return self.images.batch(size, self.positions[indices.to(self.positions.device)], device)
 
 
 def split_by_label(images: ImageLevels, label: int) -> tuple[ImageLevels, ImageLevels]:
-    """The images with a label, and all others. Raises ValueError where there are no labels, or none of one kind."""
+    """The images with a label, and all others. Raises ValueError without labels, or where one of the parts is empty."""
     if images.labels is None:
         raise ValueError(f"domain {label} is a label, and these images have none")
     found = images.labels == label
@@ -88,7 +93,7 @@ def split_by_label(images: ImageLevels, label: int) -> tuple[ImageLevels, ImageL
 
 
 def image_levels(images: Tensor | Images, sizes: Sequence[int], channels: int) -> ImageLevels:
-    """The images at each of `sizes`, ascending, after a look at whether they can be trained on.
+    """The images at each of `sizes`, ascending, after a check of whether they can be trained on.
 
     Raises ValueError for another number of channels, for floats outside of [-1, 1], and for images that are too small
     or can't be halved to the lowest size.
@@ -119,5 +124,5 @@ def _check_floats(images: Tensor, channels: int) -> None:
 
 
 def _digest(images: Tensor) -> str:
-    # Read in place: a set of gigabytes is not copied for it.
+    # The hash reads the tensor in place, as sets of gigabytes should not be copied.
     return hashlib.sha256(images.detach().cpu().contiguous().numpy().data).hexdigest()

@@ -13,14 +13,14 @@ MISSING = "fastebm: tensorboard is not installed, so nothing is written for it: 
 
 
 class TensorBoardWriter:
-    """A writer of event files, or of nothing."""
+    """A writer of event files, or a mute one."""
 
     def __init__(self, writer: Any = None) -> None:
         self._writer = writer
 
     @classmethod
-    def open(cls, folder: Path, enabled: bool, iteration: int) -> TensorBoardWriter:
-        """A writer to `folder` from `iteration` on; if not `enabled`, or with one line on stderr, of nothing."""
+    def create(cls, folder: Path, enabled: bool, iteration: int) -> TensorBoardWriter:
+        """A writer to `folder` from `iteration` on; a mute one if not `enabled`, or without tensorboard."""
         if not enabled:
             return cls()
         try:
@@ -28,18 +28,18 @@ class TensorBoardWriter:
         except ImportError:
             print(MISSING, file=sys.stderr, flush=True)
             return cls()
-        # Whatever an earlier process wrote beyond its last checkpoint is not shown.
+        # Events that an earlier process wrote after its last checkpoint are hidden.
         return cls(SummaryWriter(str(folder), purge_step=iteration + 1))  # type: ignore[no-untyped-call]
 
-    def line(self, line: Mapping[str, Any]) -> None:
-        """Every number of a line of the log, at its iteration."""
+    def add_scalars(self, line: Mapping[str, Any]) -> None:
+        """Writes every number of a line of the log at its iteration."""
         if self._writer is not None:
             for name, value in line.items():
                 if name != "iteration":
                     self._writer.add_scalar(name, value, line["iteration"])
 
-    def picture(self, name: str, picture: torch.Tensor, iteration: int) -> None:
-        """A picture (height, width, 3) in [0, 1]."""
+    def add_image(self, name: str, picture: torch.Tensor, iteration: int) -> None:
+        """Writes a picture (height, width, 3) in [0, 1]."""
         if self._writer is not None:
             self._writer.add_image(name, picture, iteration, dataformats="HWC")
 

@@ -49,7 +49,7 @@ def test_the_bound_is_likelihood_minus_kl() -> None:
         prior = torch.distributions.Normal(0.0, 1.0)
         posterior = torch.distributions.Normal(mean, (0.5 * log_variance).exp())
         kl = torch.distributions.kl_divergence(posterior, prior).sum(1)
-    torch.testing.assert_close(bound.likelihood, likelihood, rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(bound.log_likelihood, likelihood, rtol=1e-4, atol=1e-3)
     torch.testing.assert_close(bound.kl, kl, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(bound.elbo, likelihood - kl, rtol=1e-4, atol=1e-3)
 
@@ -67,7 +67,7 @@ def test_samples_depend_on_seed_and_number_alone() -> None:
     vae = small()
     whole = vae.sample(10, seed=4)
     torch.testing.assert_close(vae.sample(10, seed=4, batch_size=3), whole)
-    torch.testing.assert_close(vae.sample(4, seed=4, first=6), whole[6:])
+    torch.testing.assert_close(vae.sample(4, seed=4, first_chain_id=6), whole[6:])
     assert not torch.equal(vae.sample(10, seed=5), whole)
     vae.train()
     torch.testing.assert_close(vae.sample(10, seed=4), whole)

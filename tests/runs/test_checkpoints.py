@@ -101,11 +101,11 @@ def test_the_newest_up_to_an_iteration(tmp_path: Path) -> None:
     assert store.load_newest(9) is None
 
 
-def test_an_amended_checkpoint_is_the_newest_and_good(tmp_path: Path) -> None:
+def test_a_checkpoint_with_another_state_is_the_newest_and_good(tmp_path: Path) -> None:
     store = saved(tmp_path, 10, 20, 30)
     chosen = store.load_newest(20)
     assert chosen is not None
-    store.amend(chosen, {"seen": 20, "tries": 1})
+    store.overwrite_state(chosen, {"seen": 20, "tries": 1})
     assert store.iterations() == [10, 20]
     loaded = store.load_newest()
     assert loaded is not None
@@ -114,7 +114,7 @@ def test_an_amended_checkpoint_is_the_newest_and_good(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("*30*"))
 
 
-def test_a_kill_while_amending_leaves_the_newer_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_kill_while_overwriting_a_state_leaves_the_newer_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = saved(tmp_path, 10, 20)
     chosen = store.load_newest(10)
     assert chosen is not None
@@ -125,7 +125,7 @@ def test_a_kill_while_amending_leaves_the_newer_one(tmp_path: Path, monkeypatch:
     with monkeypatch.context() as patch:
         patch.setattr(Path, "unlink", killed)
         with pytest.raises(KeyboardInterrupt):
-            store.amend(chosen, {"seen": 10, "tries": 1})
+            store.overwrite_state(chosen, {"seen": 10, "tries": 1})
     newest = store.load_newest()
     assert newest is not None
     assert newest.iteration == 20

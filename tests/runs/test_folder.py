@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from fastebm.runs.files import write_json
-from fastebm.runs.folder import Progress, RunError, RunFolder, RunLog
+from fastebm.runs.folder import RunError, RunFolder, RunLog
 
 
 def test_a_folder_is_made_and_taken_up_again(tmp_path: Path) -> None:
@@ -56,21 +56,10 @@ def test_the_log_rewinds_and_forgives_a_cut_line(tmp_path: Path) -> None:
     assert [line["iteration"] for line in log.lines()] == [1, 2, 3, 4]
 
 
-def test_the_bar_starts_where_the_run_stands_and_shows_numbers(capfd: pytest.CaptureFixture[str]) -> None:
-    with Progress.over(10, 4, shown=True) as bar:
-        bar.advance("8x8", gap=0.25)
-    shown = capfd.readouterr().err
-    assert "5/10" in shown
-    assert "gap=+0.250" in shown
-    with Progress.over(10, 4, shown=False) as bar:
-        bar.advance("8x8", gap=0.25)
-    assert capfd.readouterr().err == ""
-
-
-def test_fields_that_are_free_may_differ_and_new_ones_have_their_default(tmp_path: Path) -> None:
+def test_mutable_fields_may_differ_and_new_ones_have_their_default(tmp_path: Path) -> None:
     RunFolder.open(tmp_path, "kind", {"rate": 1, "every": 5})
     config = {"rate": 1, "every": 9, "new": (1, 2)}
-    RunFolder.open(tmp_path, "kind", config, defaults={"new": (1, 2)}, free={"every"})
+    RunFolder.open(tmp_path, "kind", config, defaults={"new": (1, 2)}, mutable_fields={"every"})
     with pytest.raises(RunError, match=r"every is 5 there and 9 here; new is \[0\] there and \[1, 2\] here"):
         RunFolder.open(tmp_path, "kind", config, defaults={"new": (0,)})
 

@@ -38,6 +38,7 @@ def tiny() -> CoarseToFineConfig:
         base_width=1,
         num_steps=3,
         data_noise=0.03,
+        engine="autograd",  # making a fused program takes five times as long as such a run
         log_every=1,
         checkpoint_every=3,
     )

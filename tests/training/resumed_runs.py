@@ -11,11 +11,13 @@ import torch
 from torch import Tensor
 
 from fastebm.runs.folder import RunFolder
-from fastebm.training import CoarseToFineConfig, DivergedError
+from fastebm.runs.run import Run
+from fastebm.training import DivergedError
 from fastebm.training.images import image_levels
-from fastebm.training.trainer.loop import ImageInput, Loop, OnLog
+from fastebm.training.trainer.entry import ImageInput
+from fastebm.training.trainer.loop import OnLog, Trainer
 
-Trainer = TypeVar("Trainer", bound=Loop)
+AnyTrainer = TypeVar("AnyTrainer", bound=Trainer)
 
 
 class Stop(BaseException):
@@ -32,10 +34,9 @@ def stopping(stop_at: int | None) -> OnLog:
     return stop
 
 
-def trainer_at(kind: type[Trainer], config: Any, images: Tensor, iteration: int) -> Trainer:
+def trainer_at(kind: type[AnyTrainer], config: Any, images: Tensor, iteration: int) -> AnyTrainer:
     """A trainer before the update number `iteration`."""
-    sizes = config.sizes if isinstance(config, CoarseToFineConfig) else (config.size,)
-    trainer = kind(config, image_levels(images, sizes, config.channels), torch.device("cpu"))
+    trainer = kind(config, image_levels(images, config.sizes, config.channels), torch.device("cpu"))
     while trainer.iteration < iteration:
         trainer.update()
         if trainer.stage_ended():
@@ -63,28 +64,40 @@ def differing_tensors(one: dict[str, Tensor], other: dict[str, Tensor]) -> list[
     return [name for name in one if not torch.equal(one[name], other[name])]
 
 
+def uninterrupted(train: Callable[..., Run], config: Any, images: ImageInput, folder: Path) -> Run:
+    """A run without a stop, trained once for all tests of the same config and images, in a folder beside `folder`."""
+    key = repr((train.__module__, config, id(images) if isinstance(images, Tensor) else images))
+    if key not in _UNINTERRUPTED:
+        path = folder.parent / f"uninterrupted-{len(_UNINTERRUPTED)}"
+        _UNINTERRUPTED[key] = images, train(config, images, path)
+    return _UNINTERRUPTED[key][1]
+
+
+_UNINTERRUPTED: dict[str, tuple[ImageInput, Run]] = {}  # with the images, so that no others get their id
+
+
 def assert_resumes_to_the_same_bits(
     train: Callable[..., Any], config: Any, images: ImageInput, folder: Path, stop_at: int
 ) -> None:
     """`train(config, images, path, stop_at)` ends in the same place whether it was stopped on the way or not."""
-    whole = train(config, images, folder / "whole")
+    whole = uninterrupted(train, config, images, folder)
     with pytest.raises(Stop):
         train(config, images, folder / "stopped", stop_at)
     resumed = train(config, images, folder / "stopped")
     assert resumed.finished
-    assert differing(folder / "whole", folder / "stopped") == []
+    assert differing(whole.path, folder / "stopped") == []
     assert torch.equal(whole.sample(5), resumed.sample(5))
-    for line, again in zip(log(folder / "whole"), log(folder / "stopped"), strict=True):
+    for line, again in zip(log(whole.path), log(folder / "stopped"), strict=True):
         assert line | {"seconds": 0} == again | {"seconds": 0}
 
 
 def assert_resumes_after_going_back(
-    kind: type[Loop], train: Callable[..., Any], config: Any, images: Tensor, folder: Path
+    kind: type[Trainer], train: Callable[..., Any], config: Any, images: Tensor, folder: Path
 ) -> None:
     """Likewise where the guard went back before the stop: from update 5 of 7 to iteration 3, once."""
     trained = kind.update
 
-    def exploding(self: Loop) -> dict[str, float]:
+    def exploding(self: Trainer) -> dict[str, float]:
         if self.iteration == 4 and self.guard.attempt == 0:
             raise DivergedError(5, "for the test")
         return trained(self)

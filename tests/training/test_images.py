@@ -24,7 +24,7 @@ from fastebm.training import (
     resume,
     train,
 )
-from fastebm.training.coarse_to_fine.trainer import Trainer
+from fastebm.training.coarse_to_fine.trainer import CoarseToFineTrainer
 from fastebm.training.images import image_levels
 from tests.training.resumed_runs import Stop, stopping
 
@@ -147,9 +147,9 @@ def test_a_source_comes_back_from_json(tmp_path: Path) -> None:
 def test_images_are_mirrored_by_their_position(tiny: CoarseToFineConfig, pixels: Tensor) -> None:
     levels = image_levels(Images(pixels), tiny.sizes, 1)
     plain, mirrored = (
-        Trainer(dataclasses.replace(tiny, data_noise=0.0, flip=on), levels, torch.device("cpu"))._real_images(
-            tiny.stages[0], 40
-        )
+        CoarseToFineTrainer(
+            dataclasses.replace(tiny, data_noise=0.0, flip=on), levels, torch.device("cpu")
+        )._real_images(tiny.stages[0], 40)
         for on in (False, True)
     )
     assert torch.equal(mirrored, flip(plain, seed=tiny.seed, positions=40))

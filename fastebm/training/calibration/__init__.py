@@ -1,1 +1,1 @@
-"""What EC-VAE, the calibrated posterior and the calibrated flow share."""
+"""Code that EC-VAE, the calibrated posterior and the calibrated flow share."""

@@ -1,7 +1,7 @@
-"""Energy-based calibration of a generator: short chains from its own samples, and a pull towards where they end.
+"""Energy-based calibration of a generator: short chains start at its samples, and it is trained towards their ends.
 
-Luo et al., "Energy-Calibrated VAE with Test Time Free Lunch", arXiv 2311.04071. It works for any generator that draws
-samples with a gradient: a VAE's decoder, a normalising flow. At test time no chain is run.
+Luo et al., "Energy-Calibrated VAE with Test Time Free Lunch", arXiv 2311.04071. It works for any generator whose
+samples have a gradient, such as a VAE's decoder or a normalising flow. At test time no chain is run.
 """
 
 from __future__ import annotations
@@ -18,15 +18,16 @@ from fastebm.sampling.schedules import evaluate
 
 @dataclass(frozen=True)
 class DataTerm:
-    """The pull of a conditional chain back to the sample that it started from.
+    """A pull of a chain back to the sample that it started from.
 
-    Adds `weight * (x - x0)` to the energy's gradient where `||x - x0||^2 > hinge * dimension`, with a weight that falls
-    linearly to zero over the chain. In the authors' demo it is almost inert, as a drift of at most 1e-6 beside 0.05 of
-    the energy; and what tells a conditional chain most is that it is short and starts there. So none is the default.
+    It adds `weight * (x - x0)` to the energy's gradient where `||x - x0||^2 > hinge * dimension`, with a weight that
+    falls linearly to zero over the chain. The default is no data term: in the authors' demo it is a drift of at most
+    1e-6 beside the energy's 0.05, and a short chain stays near its start anyway.
 
     Attributes:
-        weight: at the first step, 0 or more.
-        hinge: squared distance per pixel and colour that is free; the demo's 0.07 for 3x32x32 is 2.3e-5.
+        weight: the weight at the first step, 0 or more.
+        hinge: squared distance per pixel and channel below which there is no pull; the demo's 0.07 for 3x32x32 images
+            is 2.3e-5.
     """
 
     weight: float
@@ -49,14 +50,17 @@ def calibrate(
     data_term: DataTerm | None = None,
     check: bool = True,
 ) -> Tensor:
-    """Where chains of `num_steps` updates of the sampler's energy end that start at `samples`, like these and detached.
+    """The ends of chains of `num_steps` Langevin steps that start at `samples`: of their shape and dtype, and detached.
 
     Args:
-        samples: a generator's, (B, ...), float32 or float64; no gradient flows into them.
-        sampler: of the energy, low meaning real; a sampler is made of an energy and holds it, so that none is given
-            beside it. Its energy is in eval mode inside, with its weights folded once.
-        seed, chain_ids, start_step, check: as in `Langevin.sample`. A second chain from the same samples takes another `start_step`.
-        data_term: pulls chains back to where they started.
+        samples: samples of a generator, (B, ...), float32 or float64; no gradient flows into them.
+        sampler: a sampler of the energy, low meaning real. The energy is in eval mode inside, with its weights folded
+            once.
+        seed, chain_ids, start_step, check: as in `Langevin.sample`. A second chain from the same samples takes another
+            `start_step`.
+        data_term: a pull of the chains back to their starts.
+
+    Raises FloatingPointError for samples that are not finite, unless `check` is False.
 
     Example:
         >>> import torch, fastebm
@@ -65,16 +69,16 @@ def calibrate(
         >>> sampler = fastebm.Langevin(lambda x: 0.5 * (x - 1).square().sum(1), step_size=0.1, noise_std=1e-3)
         >>> samples = generator(torch.randn(64, 2))
         >>> targets = calibrate(samples, sampler, num_steps=10, seed=0)
-        >>> calibration_loss(samples, targets).backward()  # pulls the samples' mean to 1
+        >>> calibration_loss(samples, targets).backward()  # moves the samples' mean towards 1
     """
     start = samples.detach()
     if not start.isfinite().all() and check:
         raise FloatingPointError("a generator's samples are not finite: chains can't start there")
-    held = None
+    target = None
     if data_term is not None and data_term.weight:
         weight: float | Schedule = linear(data_term.weight, 0.0) if num_steps > 1 else data_term.weight
-        held = (start, weight, data_term.hinge * math.prod(start.shape[1:]))
-    return sampler.sample(start, num_steps, seed, chain_ids, start_step=start_step, data_term=held, check=check)
+        target = (start, weight, data_term.hinge * math.prod(start.shape[1:]))
+    return sampler.sample(start, num_steps, seed, chain_ids, start_step=start_step, data_term=target, check=check)
 
 
 def calibration_loss(samples: Tensor, targets: Tensor) -> Tensor:
@@ -88,19 +92,19 @@ def calibration_loss(samples: Tensor, targets: Tensor) -> Tensor:
 
 
 def noise_floor(sampler: Langevin, num_steps: int, dimension: int) -> float:
-    """The calibration loss of a chain that noise alone moves: `dimension` times the sum of its `noise_std**2`.
+    """The calibration loss of a chain that noise alone moves: `dimension` times the sum of `noise_std**2`.
 
-    What is measured above it is the energy's doing. It grows with the dimension, and so must any threshold on it.
+    Only the loss beyond it comes from the energy. It grows with the dimension, and a threshold on the loss must too.
     """
     return dimension * float(evaluate(sampler.noise_std, max(num_steps, 1)).square().sum()) if num_steps else 0.0
 
 
 @dataclass(frozen=True)
 class DualUpdate:
-    """How the weight of the calibration loss follows it: `weight + rate * (loss - threshold)`, within [0, largest].
+    """The update of the weight of the calibration loss: `weight + rate * (loss - threshold)`, clamped to [0, largest].
 
-    The dual half of a primal-dual solution of "minimise the VAE's loss where the calibration loss is at most
-    `threshold`". A rate of 0 keeps the weight as it is.
+    It is the dual step of the problem "minimise the VAE's loss subject to a calibration loss of at most `threshold`".
+    A rate of 0 keeps the weight as it is.
     """
 
     rate: float
@@ -112,6 +116,6 @@ class DualUpdate:
 
 
 def mean_square_distance(one: Tensor, other: Tensor) -> Tensor:
-    """The mean over a batch of the squared distance of samples, without gradient: what the dual update looks at."""
+    """The mean over a batch of the squared distance of samples, without gradient."""
     with torch.no_grad():
         return calibration_loss(one, other)

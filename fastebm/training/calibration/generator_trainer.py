@@ -1,4 +1,4 @@
-"""What runs that train a generator at one size share: the generator, its average, its optimizer, and its images."""
+"""Training of a generator at one size: `GeneratorTrainer`, and `CalibratedTrainer`, which adds an energy."""
 
 from __future__ import annotations
 
@@ -6,62 +6,56 @@ import copy
 from abc import abstractmethod
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from fastebm.data import batches, flip
+from fastebm.data import add_noise, batches, flip
 from fastebm.runs.checkpoints import Checkpoint
+from fastebm.training.calibration.calibrate import DualUpdate
+from fastebm.training.calibration.config import CalibratedConfig, GeneratorConfig
+from fastebm.training.calibration.energy import EnergyTrainer, new_energy
 from fastebm.training.trainer.guard import DivergedError
-from fastebm.training.trainer.loop import Loop, LoopConfig, average, optimizer_tensors, part, restore_optimizer, step
+from fastebm.training.trainer.loop import Trainer
+from fastebm.training.trainer.metrics import to_floats
+from fastebm.training.trainer.weights import (
+    load_optimizer,
+    optimizer_tensors,
+    select_prefix,
+    step,
+    update_ema,
+    with_prefix,
+)
 
 
-class GeneratorConfig(LoopConfig, Protocol):
-    """The settings that train one."""
-
-    @property
-    def size(self) -> int: ...
-    @property
-    def batch_size(self) -> int: ...
-    @property
-    def learning_rate(self) -> float: ...
-    @property
-    def update_dtype(self) -> str: ...
-    @property
-    def flip(self) -> bool: ...
-    @property
-    def ema(self) -> float: ...
-    def learning_rate_factor_at(self, iteration: int) -> float: ...
-
-
-class GeneratorLoop(Loop):
-    """Generator, averaged generator and optimizer of a run. A method says what they are, and what an update is.
+class GeneratorTrainer(Trainer):
+    """The generator of a run, its moving average and its optimizer. A method defines the net and the update.
 
     Attributes:
         prefix: of the names of a checkpoint's tensors: `prefix.` and `prefix_optimizer.`, beside `average.`.
-        shown: what the progress bar shows, by what it calls it, of an update's health.
+        progress_keys: the metrics in the progress bar, by the name that they have there.
     """
 
     prefix: ClassVar[str]
-    shown: ClassVar[Mapping[str, str]]
+    progress_keys: ClassVar[Mapping[str, str]]
     config: GeneratorConfig
 
     @abstractmethod
     def new_generator(self) -> nn.Module:
-        """The generator as it begins, on the run's device."""
+        """A generator with initial weights, on the run's device."""
 
     @property
-    @abstractmethod
-    def betas(self) -> tuple[float, float]:
+    def generator_betas(self) -> tuple[float, float]:
         """Decay rates of Adam's moments for the generator."""
+        return self.config.adam_betas
 
-    def start(self) -> None:
+    def reset(self) -> None:
         config = self.config
         self.iteration = 0
         self.generator = self.new_generator()
-        self.average = copy.deepcopy(self.generator).requires_grad_(False) if config.ema else self.generator
-        self.optimizer = torch.optim.Adam(self.generator.parameters(), config.learning_rate, self.betas)
+        self.ema_generator = copy.deepcopy(self.generator).requires_grad_(False) if config.ema else self.generator
+        self.optimizer = torch.optim.Adam(self.generator.parameters(), config.learning_rate, self.generator_betas)
         self._order = batches(self.images, config.batch_size, config.seed)
 
     @property
@@ -69,49 +63,113 @@ class GeneratorLoop(Loop):
         return self.iteration * self.config.batch_size
 
     @property
-    def rate(self) -> float:
-        """What learning rates are multiplied with."""
-        return self.config.learning_rate_factor_at(self.iteration) * self.guard.lr_factor
+    def lr_factor(self) -> float:
+        """The factor on all learning rates in the next update."""
+        return self.config.lr_factor_at(self.iteration) * self.guard.lr_factor
 
-    def describe(self) -> dict[str, Any]:
-        return {"size": self.config.size, "learning_rate": self.config.learning_rate * self.rate}
+    def log_fields(self) -> dict[str, Any]:
+        return {"size": self.config.size, "learning_rate": self.config.learning_rate * self.lr_factor}
 
     def progress_metrics(self, metrics: Mapping[str, float]) -> tuple[str, dict[str, float]]:
         size = self.config.size
-        return f"{size}x{size}", {shown: metrics[name] for shown, name in self.shown.items() if name in metrics}
+        return f"{size}x{size}", {key: metrics[name] for key, name in self.progress_keys.items() if name in metrics}
 
-    def _step_generator(self, rate: float) -> None:
-        """A step by the gradients that are there, and the average's after it."""
-        step(self.optimizer, self.config.learning_rate * rate)
+    def _step_generator(self, lr_factor: float) -> None:
+        """Updates the generator by the gradients that are there, and then the moving average."""
+        step(self.optimizer, self.config.learning_rate * lr_factor)
         if self.config.ema:
-            average(self.average, self.generator, self.config.ema)
+            update_ema(self.ema_generator, self.generator, self.config.ema)
 
     def _check_finite(self, iteration: int, metrics: Mapping[str, float]) -> None:
         for name, value in metrics.items():
             if not abs(value) < float("inf"):
                 raise DivergedError(iteration, f"{name} is {value}")
 
-    def _real_images(self, first: int) -> Tensor:
+    def _real_images(self, first_image: int) -> Tensor:
         real = self.images.batch(self.config.size, next(self._order), self.device)
-        return flip(real, seed=self.seed, positions=first) if self.config.flip else real
+        return flip(real, seed=self.seed, positions=first_image) if self.config.flip else real
 
-    def _precision(self) -> AbstractContextManager[Any]:
-        low = self.config.update_dtype == "bfloat16"
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=low)
+    def _autocast(self) -> AbstractContextManager[Any]:
+        bfloat16 = self.config.update_dtype == "bfloat16"
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=bfloat16)
 
     def _ema_for_sampling(self) -> nn.Module:
         """The averaged generator as it is saved and sampled from."""
-        return self.average
+        return self.ema_generator
 
     def tensors(self) -> dict[str, Tensor]:
-        named = {f"{self.prefix}.{name}": tensor for name, tensor in self.generator.state_dict().items()}
+        named = with_prefix(self.generator.state_dict(), f"{self.prefix}.")
         if self.config.ema:
-            named |= {f"average.{name}": tensor for name, tensor in self._ema_for_sampling().state_dict().items()}
+            named |= with_prefix(self._ema_for_sampling().state_dict(), "average.")
         return named | optimizer_tensors(self.optimizer, f"{self.prefix}_optimizer.")
 
     def load_state(self, checkpoint: Checkpoint) -> None:
-        self.generator.load_state_dict(part(checkpoint.tensors, f"{self.prefix}."))
+        self.generator.load_state_dict(select_prefix(checkpoint.tensors, f"{self.prefix}."))
         if self.config.ema:
-            self.average.load_state_dict(part(checkpoint.tensors, "average."))
-        restore_optimizer(self.optimizer, checkpoint.tensors, f"{self.prefix}_optimizer.")
+            self.ema_generator.load_state_dict(select_prefix(checkpoint.tensors, "average."))
+        load_optimizer(self.optimizer, checkpoint.tensors, f"{self.prefix}_optimizer.")
         self._order = batches(self.images, self.config.batch_size, self.config.seed, self.iteration)
+
+
+class CalibratedTrainer(GeneratorTrainer):
+    """Adds an energy and the weight of the calibration loss.
+
+    Attributes:
+        energy: the energy with its optimizer and sampler; None in a plain generator.
+        weight: of the calibration loss.
+    """
+
+    config: CalibratedConfig
+
+    def reset(self) -> None:
+        super().reset()
+        self.weight = self.config.lambda_start
+        energy = new_energy(self.config)
+        self.energy = None if energy is None else EnergyTrainer(self.config, energy.to(self.device))
+
+    @property
+    def calibrating(self) -> bool:
+        """Whether the next update calibrates: there is an energy, and the warm-up is over."""
+        return self.energy is not None and self.iteration >= self.config.warmup
+
+    def log_fields(self) -> dict[str, Any]:
+        line = super().log_fields()
+        if self.energy is not None:
+            line |= {"energy_learning_rate": self.config.energy_learning_rate * self.lr_factor}
+            line |= {"lambda": self.weight if self.calibrating else 0.0, "noise_floor": self.config.noise_floor}
+        return line
+
+    def _step_energy(
+        self, energy: EnergyTrainer, real: Tensor, ends: Tensor, first_image: int, lr_factor: float
+    ) -> dict[str, float]:
+        """Updates the energy by real images and chain ends, unless the guard refuses; returns the metrics."""
+        if self.config.data_noise:
+            real = add_noise(real, self.config.data_noise, seed=self.seed, positions=first_image)
+        with self._autocast():
+            metrics = to_floats(energy.gradient(real, ends))
+        self.guard.check(self.iteration + 1, metrics)
+        step(energy.optimizer, self.config.energy_learning_rate * lr_factor)
+        return metrics
+
+    def _update_weight(self, loss: float) -> None:
+        """Lets the weight follow the calibration loss of an update that calibrated."""
+        if self.calibrating:
+            config = self.config
+            self.weight = DualUpdate(config.dual_rate, config.threshold, config.lambda_max)(self.weight, loss)
+
+    def _check_energy(self, energy: EnergyTrainer, real: Tensor, samples: Tensor) -> None:
+        """Shows the guard energies of real images and of the ends of chains that the next update would start."""
+        ends = energy.chain_ends(samples, self.seed, self.images_seen)
+        self.guard.check(self.iteration, energy.largest(real, ends) | {"gradient_norm": 0.0})
+
+    def tensors(self) -> dict[str, Tensor]:
+        return super().tensors() | ({} if self.energy is None else self.energy.tensors())
+
+    def state(self) -> dict[str, Any]:
+        return super().state() | {"lambda": self.weight}
+
+    def load_state(self, checkpoint: Checkpoint) -> None:
+        super().load_state(checkpoint)
+        self.weight = float(checkpoint.state["lambda"])
+        if self.energy is not None:
+            self.energy.load_state(checkpoint.tensors)

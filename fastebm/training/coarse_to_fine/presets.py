@@ -1,11 +1,11 @@
-"""Settings for known data. Each says whether and with what result it was run.
+"""Presets of coarse-to-fine training for known data sets. The docstring of each says whether it was run.
 
 Widths, batches and chains are those of the authors' repository (YangNaruto/ProEBM), whose own logs show 7 of 8 runs
-exploding. So all but the digits differ from it on the side of caution: an L2 term on the energies, noise on the data,
-half the length of a stage, a learning rate that falls over the second half of each, and bounds of the guard far below
-the authors' 1000, so that it goes back before all checkpoints are of an exploding run. Up to 16x16 rates are theirs,
-and nothing that we ran there exploded. Photographs of zebras at 128x128 did with theirs, and did not with a quarter of
-them and a larger L2 term: docs/results/zebra128. Presets for 64x64 and above have those.
+exploding. All presets but the digits are therefore more cautious: an L2 term on the energies, noise on the data, half
+the length of a stage, a learning rate that falls over the second half of each stage, and bounds of the guard far below
+the authors' 1000, so that it rolls back before every checkpoint is of an exploding run. Up to 16x16 the learning rates
+are the authors', and nothing that we ran there exploded. Photographs of zebras at 128x128 exploded with their rates,
+and did not with a quarter of them and a larger L2 term (docs/results/zebra128); presets from 64x64 on have those.
 """
 
 from typing import Any
@@ -29,12 +29,13 @@ _BATCHES = {8: 256, 16: 128, 32: 64, 64: 64, 128: 32, 256: 16, 512: 16}
 _RATES = {8: 1e-3, 16: 1e-3, 32: 7e-4, 64: 3e-4, 128: 2e-4, 256: 2e-4, 512: 2e-4}
 
 
-def _careful(largest: int, images: int, **changes: Any) -> CoarseToFineConfig:
-    """A run from 8x8 to `largest` in which each stage sees `images` images, and the last one, which goes on, twice."""
+def _large_image_config(largest: int, images: int, **changes: Any) -> CoarseToFineConfig:
+    """A run from 8x8 to `largest` whose stages see `images` images each, the last one twice as many."""
     sizes = tuple(size for size in _BATCHES if size <= largest)
     batches = tuple(_BATCHES[size] for size in sizes)
     seen = [images * (2 if size == largest else 1) for size in sizes]
     settings: dict[str, Any] = {
+        "sizes": sizes,
         "iterations": tuple(-(-count // batch) for count, batch in zip(seen, batches, strict=True)),
         "batch_sizes": batches,
         "learning_rates": tuple(_RATES[size] for size in sizes),
@@ -51,7 +52,7 @@ def _careful(largest: int, images: int, **changes: Any) -> CoarseToFineConfig:
         "checkpoint_every": 500,
         "pictures_every": 2000,
     }
-    return CoarseToFineConfig(sizes, **(settings | changes))
+    return CoarseToFineConfig(**(settings | changes))
 
 
 MNIST = CoarseToFineConfig(
@@ -79,19 +80,21 @@ MNIST = CoarseToFineConfig(
 )
 """MNIST, padded to 32x32, gray. Run: docs/results/mnist has the result."""
 
-CIFAR10 = _careful(32, 1_200_000, learning_rates=(1e-3, 1e-3, 1e-3), spectral_norm=False, clamp_ends=True, ema=0.99)
+CIFAR10 = _large_image_config(
+    32, 1_200_000, learning_rates=(1e-3, 1e-3, 1e-3), spectral_norm=False, clamp_ends=True, ema=0.99
+)
 """CIFAR-10, and other colour images at 32x32 (a smaller one was: docs/results/cifar10). Not run."""
 
-CELEBA64 = _careful(64, 1_500_000, num_steps=20)
+CELEBA64 = _large_image_config(64, 1_500_000, num_steps=20)
 """CelebA's faces, the middle 140x140 at 64x64. Not run."""
 
-CHURCH128 = _careful(128, 1_000_000)
+CHURCH128 = _large_image_config(128, 1_000_000)
 """LSUN's churches, and other photographs at 128x128 (a smaller one was: docs/results/zebra128). Not run."""
 
-CELEBAHQ256 = _careful(256, 800_000, recompute_from=256)
+CELEBAHQ256 = _large_image_config(256, 800_000, recompute_from=256)
 """CelebA-HQ at 256x256. Not run."""
 
-CELEBAHQ512 = _careful(512, 800_000, base_width=48, recompute_from=256)
+CELEBAHQ512 = _large_image_config(512, 800_000, base_width=48, recompute_from=256)
 """CelebA-HQ at 512x512. Not run."""
 
 PRESETS = {
@@ -105,4 +108,4 @@ PRESETS = {
 }
 
 SHAPING: dict[str, dict[str, Any]] = {"mnist": {"fit": "pad"}, "celeba64": {"crop": 140}}
-"""How a preset's images get their size, where not by the largest square: arguments of `fastebm.data.open_images`."""
+"""How a preset's images get their size, where not by default: arguments of `fastebm.data.open_images`."""

@@ -1,4 +1,4 @@
-"""What a coarse-to-fine run has learned so far, read from its folder for sampling, and its pictures."""
+"""What a coarse-to-fine run has learned so far, loaded from its folder for sampling, and its pictures."""
 
 from __future__ import annotations
 
@@ -11,42 +11,45 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from fastebm import plotting as pictures
+from fastebm import plotting
 from fastebm.models import CoarseToFineEnergy
 from fastebm.runs.checkpoints import Checkpoint
 from fastebm.runs.folder import RunFolder
+from fastebm.runs.run import Run, trained_checkpoint
 from fastebm.sampling import Cascade, ExpandingCascade, linear
 from fastebm.sampling.cascade import LevelSampler
 from fastebm.training.coarse_to_fine.config import CoarseToFineConfig
+from fastebm.training.pictures import save_run_pictures
 from fastebm.training.tensorboard import TensorBoardWriter
-from fastebm.training.trainer.initial_weights import fork_rng
-from fastebm.training.trainer.loop import part, trained_checkpoint
+from fastebm.training.trainer.weights import fork_rng, select_prefix
 
 Levels = Mapping[int, Callable[[Tensor], Tensor]]
 
 
 @dataclass(frozen=True)
-class CoarseToFineRun:
-    """What a run has learned up to `iteration`: an energy for each resolution that it reached.
+class CoarseToFineRun(Run):
+    """A coarse-to-fine run: an energy for each resolution that it has reached.
 
     Attributes:
-        path: the run's folder.
-        levels: energies `(B, channels, s, s) -> (B,)` by size s, low meaning real. That of a stage which has not ended
-            is a `functools.partial` with its `beta` where that is below 1.
+        levels: energies `(B, channels, s, s) -> (B,)` by size s, low meaning real. That of a stage in progress is a
+            `functools.partial` with its `beta` where that is below 1.
+
+    Example:
+        >>> import dataclasses, tempfile, torch, fastebm
+        >>> config = dataclasses.replace(fastebm.training.DIGITS, iterations=(1, 1), batch_sizes=(4, 4), num_steps=2)
+        >>> run = fastebm.train(config, torch.zeros(9, 1, 8, 8), tempfile.mkdtemp() + "/run", progress=False)
+        >>> sorted(run.levels), run.energy(run.sample(5, seed=1)).shape
+        ([4, 8], torch.Size([5]))
     """
 
-    path: Path
     config: CoarseToFineConfig
-    iteration: int
     levels: dict[int, Callable[[Tensor], Tensor]]
 
-    @property
-    def finished(self) -> bool:
-        return self.iteration == self.config.total_iterations
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "energy", self.levels[self.size])
 
     @property
     def size(self) -> int:
-        """The highest resolution so far."""
         return max(self.levels)
 
     def cascade(self) -> LevelSampler:
@@ -58,33 +61,22 @@ class CoarseToFineRun:
         return expanding_cascade(self.config, cast(nn.Module, net), self.size, beta)
 
     def sample(self, count: int, seed: int | None = None, *, batch_size: int = 1000, progress: bool = False) -> Tensor:
-        """Images `(count, channels, size, size)` in [-1, 1].
-
-        Without a `seed`, chains continue the numbering of those of training, with its seed: always the same images,
-        from noise that training has not seen.
-        """
-        images = self.cascade().sample(
-            count,
-            self.config.seed if seed is None else seed,
-            self.config.total_chains if seed is None else 0,
-            channels=self.config.channels,
-            batch_size=batch_size,
-            progress=progress,
-        )
-        return images.clamp(-1, 1)
+        """Images by chains through all levels; arguments as of `Run.sample`."""
+        options: dict[str, Any] = {"channels": self.config.channels, "batch_size": batch_size, "progress": progress}
+        return self.cascade().sample(count, *self._key(seed), **options).clamp(-1, 1)
 
     @classmethod
     def load(
         cls, run_dir: str | Path, device: torch.device | str | None = None, *, iteration: int | None = None
     ) -> CoarseToFineRun:
-        """Loads the run in a folder, finished or not, from its newest good checkpoint or from that of `iteration`.
+        """The run in a folder, from its newest good checkpoint or from that of `iteration`.
 
         Raises RunError where there is no such run, it has no checkpoint yet, or not the one of `iteration`.
         """
         config, checkpoint = trained_checkpoint(run_dir, CoarseToFineConfig, iteration)
         net = new_net(config).to(device)
         frozen = frozen_levels(net, checkpoint)
-        net.load_state_dict(part(checkpoint.tensors, "average." if config.ema else "net."))
+        net.load_state_dict(select_prefix(checkpoint.tensors, "average." if config.ema else "net."))
         levels = reached_levels(config, checkpoint.iteration, frozen, net)
         return cls(Path(run_dir), config, checkpoint.iteration, levels)
 
@@ -92,7 +84,7 @@ class CoarseToFineRun:
 def reached_levels(
     config: CoarseToFineConfig, iteration: int, frozen: Mapping[int, CoarseToFineEnergy], net: CoarseToFineEnergy
 ) -> dict[int, Callable[[Tensor], Tensor]]:
-    """The energies after `iteration` updates: of ended stages, and a copy from `net` of one that has begun."""
+    """The energies after `iteration` updates: those of ended stages, and a copy of `net` for a stage in progress."""
     levels: dict[int, Callable[[Tensor], Tensor]] = dict(frozen)
     stage = config.stage_at(iteration)
     if stage.first_iteration < iteration < stage.first_iteration + stage.iterations:
@@ -107,7 +99,7 @@ def cascade(config: CoarseToFineConfig, levels: Levels) -> Cascade:
 
 
 def expanding_cascade(config: CoarseToFineConfig, net: nn.Module, size: int, beta: float = 1.0) -> ExpandingCascade:
-    """The sampler of the "expanding" variant at `size`. Its chains at half of that run through `net` as well."""
+    """The sampler of the "expanding" variant at `size`; its chains at half of that run through `net` as well."""
     return ExpandingCascade(net, size=size, beta=beta, **_chain_options(config))
 
 
@@ -122,7 +114,7 @@ def _chain_options(config: CoarseToFineConfig) -> dict[str, Any]:
 
 
 def new_net(config: CoarseToFineConfig) -> CoarseToFineEnergy:
-    """A net for all stages, with weights drawn from the config's seed and torch's own generator left alone."""
+    """A net for all stages, with weights drawn from the config's seed."""
     with fork_rng(config.seed):
         return CoarseToFineEnergy(
             config.sizes[-1],
@@ -138,31 +130,26 @@ def frozen_levels(net: CoarseToFineEnergy, checkpoint: Checkpoint) -> dict[int, 
     """The nets of ended stages, by size, from a checkpoint."""
     frozen = {}
     for size in net.sizes:
-        if state := part(checkpoint.tensors, f"frozen.{size}."):
+        if state := select_prefix(checkpoint.tensors, f"frozen.{size}."):
             frozen[size] = net.frozen(size)
             frozen[size].load_state_dict(state)
     return frozen
 
 
 def save_pictures(run: CoarseToFineRun, real: Tensor, folder: RunFolder, board: TensorBoardWriter) -> None:
-    """samples.png, strip.png and curves.png of the run so far; with `pictures_every` also a grid in pictures/."""
+    """The pictures of every method, and strip.png with chains from noise to their ends."""
     # Up to 32x32 all samples in one batch, above that batches of as many pixels.
-    batch_size = max(1, pictures.GRID**2 * 32**2 // max(32, run.size) ** 2)
-    samples = run.sample(pictures.GRID**2, batch_size=batch_size)
-    moments: list[Tensor] = []
+    batch_size = max(1, plotting.GRID**2 * 32**2 // max(32, run.size) ** 2)
+    samples = run.sample(plotting.GRID**2, batch_size=batch_size)
+    snapshots: list[Tensor] = []
 
     def keep(k: int, x: Tensor, info: Any) -> None:
         if k == 1:
-            moments.append(info.before.cpu())
-        moments.append(x.cpu())
+            snapshots.append(info.before.cpu())
+        snapshots.append(x.cpu())
 
     config = run.config
-    run.cascade().sample(pictures.STRIP_ROWS, config.seed, config.total_chains, channels=config.channels, keep=keep)
+    run.cascade().sample(plotting.STRIP_ROWS, config.seed, config.total_chains, channels=config.channels, keep=keep)
+    save_run_pictures(run, samples, real, folder, board)
     with folder.writing("pictures"):
-        pictures.save_samples(folder.path / "samples.png", samples, real)
-        pictures.save_strip(folder.path / "strip.png", moments)
-        pictures.save_curves(folder.path / "curves.png", folder.log.lines())
-        if config.pictures_every:
-            (folder.path / "pictures").mkdir(exist_ok=True)
-            pictures.save_grid(folder.path / "pictures" / f"iteration-{run.iteration:09d}.png", samples)
-        board.picture(f"samples/{run.size}", pictures.tile(samples, pictures.GRID), run.iteration)
+        plotting.save_strip(folder.path / "strip.png", snapshots)

@@ -1,4 +1,4 @@
-"""A coarse-to-fine run in memory: its nets, its optimizer, and what an update is."""
+"""Training of coarse-to-fine nets: an update, and what changes from one stage to the next."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint as activation_checkpoint
 
 from fastebm.data import add_noise, batches, flip, neighbour_mean, random_hole_masks
 from fastebm.data.masks import HOLE_NOISE
@@ -21,7 +22,6 @@ from fastebm.runs.folder import RunFolder
 from fastebm.sampling import data_term_weight
 from fastebm.sampling.cascade import Level, LevelSampler
 from fastebm.training.coarse_to_fine.config import CoarseToFineConfig, Stage
-from fastebm.training.coarse_to_fine.recomputation import recomputed_blocks
 from fastebm.training.coarse_to_fine.run import (
     CoarseToFineRun,
     cascade,
@@ -33,20 +33,20 @@ from fastebm.training.coarse_to_fine.run import (
 )
 from fastebm.training.images import ImageLevels, split_by_label
 from fastebm.training.tensorboard import TensorBoardWriter
-from fastebm.training.trainer.loop import (
-    Loop,
-    average,
+from fastebm.training.trainer.loop import Trainer
+from fastebm.training.trainer.metrics import energy_update_metrics, to_floats
+from fastebm.training.trainer.weights import (
+    load_optimizer,
     optimizer_tensors,
-    part,
-    restore_optimizer,
+    select_prefix,
     step,
-    to_floats,
-    update_metrics,
+    update_ema,
+    with_prefix,
 )
 
 
-class Trainer(Loop):
-    """The nets of a run and the optimizer of its current stage."""
+class CoarseToFineTrainer(Trainer):
+    """Trains the energy of one resolution after the other: the net, its moving average, and the frozen lower nets."""
 
     hint = "a smaller learning rate or a larger energy_l2"
     config: CoarseToFineConfig
@@ -57,10 +57,10 @@ class Trainer(Loop):
             images, self.sources = split_by_label(images, config.domain)
         super().__init__(config, images, device)
 
-    def start(self) -> None:
+    def reset(self) -> None:
         self.iteration = 0
         self.net = new_net(self.config).to(self.device)
-        self.average = self._copy_to_average()
+        self.ema_net = self._new_ema_net()
         self.frozen: dict[int, CoarseToFineEnergy] = {}
         self._begin_stage()
 
@@ -70,14 +70,14 @@ class Trainer(Loop):
 
     @property
     def last_stage(self) -> Stage:
-        """The stage of the last update, which may have been the last one of it."""
+        """The stage of the last update, also where that was the last one of the stage."""
         return self.config.stage_at(self.iteration - 1)
 
     @property
     def learning_rate(self) -> float:
         return self.config.learning_rate_at(self.iteration) * self.guard.lr_factor
 
-    def describe(self) -> dict[str, Any]:
+    def log_fields(self) -> dict[str, Any]:
         beta = self.config.beta_at(self.iteration)
         return {"size": self.stage.size, "beta": beta, "learning_rate": self.learning_rate}
 
@@ -90,25 +90,20 @@ class Trainer(Loop):
         return self.iteration == stage.first_iteration + stage.iterations
 
     def update(self) -> dict[str, float]:
-        """One update of the weights, and the health of the energies that it came from."""
         stage, beta = self.stage, self.config.beta_at(self.iteration)
         first = self._first_image(stage)
         real = self._real_images(stage, first)
         fake, motion = self._fake_images(stage, beta, first, real, self._start_images(stage, first, real))
         loss, data, samples = self._accumulate_gradient(stage, real, fake, beta)
-        metrics = to_floats(update_metrics(self.net, loss, data, samples) | motion)
+        metrics = to_floats(energy_update_metrics(self.net, loss, data, samples) | motion)
         self.guard.check(self.iteration + 1, metrics)
         step(self.optimizer, self.learning_rate)
         if self.config.ema:
-            average(self.average, self.net, self.config.ema)
+            update_ema(self.ema_net, self.net, self.config.ema)
         self.iteration += 1
         return metrics
 
     def check_before_save(self) -> None:
-        """Lets the guard see energies under the weights that are about to be saved, which no update has come from yet.
-
-        The chains are those that the next update would start, and leave no trace.
-        """
         stage, beta = self.last_stage, self.config.beta_at(self.iteration - 1)
         real = self.images.first(stage.size, stage.batch_size, self.device)
         _, _, noisy = self.config.chains_by_start(stage)
@@ -126,7 +121,7 @@ class Trainer(Loop):
         return self._first_image(self.stage)
 
     def _first_image(self, stage: Stage) -> int:
-        """How many images, and chains, came before the next update, which belongs to `stage` or follows it."""
+        """The number of images, and of chains, before the next update, which belongs to `stage` or follows it."""
         return stage.first_image + (self.iteration - stage.first_iteration) * stage.batch_size
 
     def _real_images(self, stage: Stage, first: int) -> Tensor:
@@ -138,7 +133,7 @@ class Trainer(Loop):
         return real.clamp(-1, 1) if self.config.clamp_ends else real
 
     def _start_images(self, stage: Stage, first: int, real: Tensor) -> Tensor:
-        """The images at which an update's last chains start, (B, C, size, size), before their noise."""
+        """The images, (B, C, size, size), that the last chains of an update start at after noise is added."""
         _, _, noisy = self.config.chains_by_start(stage)
         if self.sources is None or not noisy:
             return real[len(real) - noisy :]
@@ -149,52 +144,52 @@ class Trainer(Loop):
     def _fake_images(
         self, stage: Stage, beta: float, first: int, real: Tensor, starts: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The ends of chains from number `first` on, and how those from noise alone moved at the highest resolution.
+        """The ends of an update's chains, whose ids begin at `first`, and metrics of those that started from noise.
 
         Chains from noise come first, then those that fill holes in their part of `real`, then those from `starts`.
         """
         count, holes, noisy = self.config.chains_by_start(stage)
-        fake, motion = self._chain_ends(stage, beta, first, count)
+        fake, motion = self._sample_chains(stage, beta, first, count)
         ends = [fake]
         if holes:
-            ends.append(self._filled(stage, beta, first + count, real[count : count + holes]))
+            ends.append(self._sample_inpainting(stage, beta, first + count, real[count : count + holes]))
         if noisy:
-            ends.append(self._restored(stage, beta, first + count + holes, starts))
+            ends.append(self._sample_denoising(stage, beta, first + count + holes, starts))
         fake = torch.cat(ends)
         return (fake.clamp(-1, 1) if self.config.clamp_ends else fake), motion
 
-    def _filled(self, stage: Stage, beta: float, first: int, images: Tensor) -> Tensor:
-        """The ends of chains, from number `first` on, that fill in a hole in each of `images`."""
+    def _sample_inpainting(self, stage: Stage, beta: float, first: int, images: Tensor) -> Tensor:
+        """The ends of chains, with ids from `first` on, that fill in a hole in each of `images`."""
         holes = random_hole_masks(len(images), stage.size, seed=self.seed, positions=first, device=self.device)
         holes = holes.expand_as(images)
         where: dict[str, Any] = {"seed": self.seed, "stream": Stream.HOLE, "chain_ids": first}
         noise = HOLE_NOISE * (2 * uniform(images.shape, step=2, device=self.device, **where) - 1)
         start = neighbour_mean(images, holes) + noise
-        return self._refined(stage, beta, first, start, mask=~holes, known=images)
+        return self._sample_from(stage, beta, first, start, mask=~holes, known=images)
 
-    def _restored(self, stage: Stage, beta: float, first: int, images: Tensor) -> Tensor:
-        """The ends of chains, from number `first` on, that start at `images` under noise."""
+    def _sample_denoising(self, stage: Stage, beta: float, first: int, images: Tensor) -> Tensor:
+        """The ends of chains, with ids from `first` on, that start at `images` after noise is added."""
         config = self.config
         where: dict[str, Any] = {"seed": self.seed, "stream": Stream.NOISY_START, "chain_ids": first}
-        # With a data term one std for all, as a data term has one weight.
+        # With a data term all chains share one noise level, as a data term has one weight.
         draws = 1 if config.start_temperature else len(images)
         std = config.start_noise * uniform((draws, 1), step=0, device=self.device, **where)
         noise = normal(images.shape, step=1, device=self.device, **where)
         noisy = images + std[:, :, None, None] * noise
         start = noisy.clamp(-1, 1)
         if not config.start_temperature:
-            return self._refined(stage, beta, first, start)
-        pull = torch.tensor(data_term_weight(config.start_temperature, std.item()))  # float32, as the schedule is
-        return self._refined(stage, beta, first, start, data_term=(noisy, pull))
+            return self._sample_from(stage, beta, first, start)
+        weight = torch.tensor(data_term_weight(config.start_temperature, std.item()))  # float32, as the schedule is
+        return self._sample_from(stage, beta, first, start, data_term=(noisy, weight))
 
-    def _refined(self, stage: Stage, beta: float, first: int, start: Tensor, **held: Any) -> Tensor:
-        """The ends of chains from number `first` on that start at images of the stage's size, held as in `sample`."""
+    def _sample_from(self, stage: Stage, beta: float, first: int, start: Tensor, **constraints: Any) -> Tensor:
+        """The ends of chains at the stage's resolution; `constraints` are arguments of `LevelSampler.sample`."""
         size = self.config.max_batch or None
         sampler = self._sampler(stage, beta)
-        return sampler.sample(None, self.seed, first, x0=start, batch_size=size, check=False, **held)
+        return sampler.sample(None, self.seed, first, x0=start, batch_size=size, check=False, **constraints)
 
-    def _chain_ends(self, stage: Stage, beta: float, first: int, count: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """The ends of `count` chains from noise, from number `first` on, and how they moved at the last level."""
+    def _sample_chains(self, stage: Stage, beta: float, first: int, count: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """The ends of `count` chains from noise, with ids from `first` on, and metrics of their last level."""
         starts: list[Tensor] = []
 
         def keep(level: Level, x: Tensor) -> None:
@@ -207,7 +202,7 @@ class Trainer(Loop):
             first,
             channels=self.config.channels,
             batch_size=self.config.max_batch or None,
-            check=False,  # energies that are not finite are the guard's to report
+            check=False,  # energies that are not finite are left to the guard
             on_start=keep,
         )
         motion = {
@@ -219,7 +214,7 @@ class Trainer(Loop):
     def _accumulate_gradient(
         self, stage: Stage, real: Tensor, fake: Tensor, beta: float
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Sets the gradient of the loss. Returns the loss and the energies of data and samples, all detached."""
+        """Sets the gradient of the loss. Returns the loss and the energies of data and samples (B,), all detached."""
         count = stage.batch_size
         size = self.config.max_batch or count
         losses, data, samples = [], [], []
@@ -240,8 +235,8 @@ class Trainer(Loop):
 
     def _energies(self, images: Tensor, beta: float) -> Tensor:
         """Energies (B,), float32, for an update."""
-        # Channels-last by a copy, as the strides of gray images tell no layout. Other layouts took 3 to 12 times as
-        # long on a CPU with matrix units.
+        # A copy in channels-last, as a gray image does not show its layout in its strides. Other layouts took 3 to 12
+        # times as long on a CPU with matrix units.
         images = torch.empty_like(images, memory_format=torch.channels_last).copy_(images)
         low = self.config.update_dtype == "bfloat16"
         with torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=low):
@@ -249,27 +244,27 @@ class Trainer(Loop):
 
     @contextmanager
     def _fixed_norms(self, stage: Stage, image: Tensor, beta: float, *, several: bool) -> Iterator[None]:
-        """A block for the passes of one update, which see the same weights: one power iteration before all of them.
+        """A block whose passes see the same weights: one power iteration runs before them, and none inside.
 
-        A single pass that nothing computes again does that itself.
+        A single pass without recomputation does its own power iteration.
         """
-        again = 0 < self.config.recompute_from <= stage.size
-        if not (several or again):
+        recompute = 0 < self.config.recompute_from <= stage.size
+        if not (several or recompute):
             yield
             return
         with torch.no_grad():
             self.net(image, beta)
         self.net.eval()
         try:
-            with recomputed_blocks(self.net, again):
+            with recompute_blocks(self.net, recompute):
                 yield
         finally:
             self.net.train()
 
     def _begin_stage(self) -> None:
-        """What lives as long as a stage: optimizer, order of the images, and the samplers through the net.
+        """Makes what a stage needs: the optimizer, the order of the images, and the samplers.
 
-        Samplers are made once, because an energy gradient examines its energy before first use.
+        Samplers are made once, as an energy gradient analyses its energy at the first use.
         """
         stage, config = self.stage, self.config
         self.optimizer = torch.optim.Adam(self.net.parameters_at(stage.size), stage.learning_rate, config.adam_betas)
@@ -293,31 +288,54 @@ class Trainer(Loop):
 
     def next_stage(self) -> None:
         size = self.last_stage.size
-        self.frozen[size] = self.average.frozen(size)
-        self.average = self._copy_to_average()
+        self.frozen[size] = self.ema_net.frozen(size)
+        self.ema_net = self._new_ema_net()
         self._begin_stage()
 
-    def _copy_to_average(self) -> CoarseToFineEnergy:
-        """The net whose weights are sampled from: one that follows the trained one, or without averaging that one."""
+    def _new_ema_net(self) -> CoarseToFineEnergy:
+        """The net that samples are drawn from: a copy that follows the trained net, or without averaging that net."""
         return self.net.frozen(self.net.image_size) if self.config.ema else self.net
 
     def save_pictures(self, folder: RunFolder, board: TensorBoardWriter) -> None:
-        levels = reached_levels(self.config, self.iteration, self.frozen, self.average)
+        levels = reached_levels(self.config, self.iteration, self.frozen, self.ema_net)
         run = CoarseToFineRun(folder.path, self.config, self.iteration, levels)
         save_pictures(run, self.images.first(self.last_stage.size, GRID**2), folder, board)
 
     def tensors(self) -> dict[str, Tensor]:
-        named = {f"net.{name}": tensor for name, tensor in self.net.state_dict().items()}
+        named = with_prefix(self.net.state_dict(), "net.")
         if self.config.ema:
-            named |= {f"average.{name}": tensor for name, tensor in self.average.state_dict().items()}
+            named |= with_prefix(self.ema_net.state_dict(), "average.")
         for size, net in self.frozen.items():
-            named |= {f"frozen.{size}.{name}": tensor for name, tensor in net.state_dict().items()}
+            named |= with_prefix(net.state_dict(), f"frozen.{size}.")
         return named | optimizer_tensors(self.optimizer, "optimizer.")
 
     def load_state(self, checkpoint: Checkpoint) -> None:
-        self.net.load_state_dict(part(checkpoint.tensors, "net."))
+        self.net.load_state_dict(select_prefix(checkpoint.tensors, "net."))
         if self.config.ema:
-            self.average.load_state_dict(part(checkpoint.tensors, "average."))
+            self.ema_net.load_state_dict(select_prefix(checkpoint.tensors, "average."))
         self.frozen = frozen_levels(self.net, checkpoint)
         self._begin_stage()
-        restore_optimizer(self.optimizer, checkpoint.tensors, "optimizer.")
+        load_optimizer(self.optimizer, checkpoint.tensors, "optimizer.")
+
+
+@contextmanager
+def recompute_blocks(net: CoarseToFineEnergy, enabled: bool = True) -> Iterator[None]:
+    """Within the block, `net` keeps only the inputs of its blocks for the backward pass, and recomputes the rest there.
+
+    Gradients are the same to the last bit, at the cost of a second forward pass. The maps between a block's two
+    convolutions, the largest of all, exist for one block at a time. The net must be in eval mode (ValueError), as a
+    spectral norm in train mode would change between the two passes.
+    """
+    if not enabled:
+        yield
+        return
+    if net.training:
+        raise ValueError("a net in train mode can't be recomputed: its spectral norms change with every pass")
+    blocks = list(net.blocks.values())
+    for block in blocks:
+        block.forward = functools.partial(activation_checkpoint, block.forward, use_reentrant=False)  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        for block in blocks:
+            del block.forward

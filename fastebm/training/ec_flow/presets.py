@@ -1,5 +1,9 @@
-"""Settings of calibrated flows for known data, all our choice. Each says whether and with what result it was run."""
+"""Presets of the calibrated flow for known data sets, all our own choice.
 
+The docstring of each says whether it was run, and with what result.
+"""
+
+from fastebm.training.calibration.presets import LONG_RUN
 from fastebm.training.ec_flow.config import ECFlowConfig
 
 EC_FLOW_DIGITS = ECFlowConfig(
@@ -37,9 +41,7 @@ EC_FLOW_MNIST = ECFlowConfig(
 )
 """MNIST, padded to 32x32, gray: small nets for a CPU. Not run."""
 
-EC_FLOW_CIFAR10 = ECFlowConfig(
-    flip=True, warmup=5000, ema=0.9999, log_every=50, checkpoint_every=1000, pictures_every=5000
-)
+EC_FLOW_CIFAR10 = ECFlowConfig(warmup=5000, **LONG_RUN)
 """CIFAR-10. Not run."""
 
 EC_FLOW_PRESETS = {"digits": EC_FLOW_DIGITS, "mnist": EC_FLOW_MNIST, "cifar10": EC_FLOW_CIFAR10}

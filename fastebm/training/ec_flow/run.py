@@ -1,4 +1,4 @@
-"""What a run of a calibrated flow has learned so far, read from its folder for sampling, and its pictures."""
+"""What a run of a calibrated flow has learned so far, loaded from its folder for sampling, and its pictures."""
 
 from __future__ import annotations
 
@@ -10,18 +10,19 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from fastebm import plotting as pictures
 from fastebm.models import Flow, MultiScaleEnergy, quantized
+from fastebm.plotting import GRID, Curves
 from fastebm.runs.folder import RunFolder
-from fastebm.training.calibration.energy_trainer import stored_energy
+from fastebm.runs.run import Run, trained_checkpoint
+from fastebm.training.calibration.energy import stored_energy
 from fastebm.training.ec_flow.config import ECFlowConfig
+from fastebm.training.pictures import save_run_pictures
 from fastebm.training.tensorboard import TensorBoardWriter
-from fastebm.training.trainer.initial_weights import fork_rng
-from fastebm.training.trainer.loop import part, trained_checkpoint
+from fastebm.training.trainer.weights import fork_rng, select_prefix
 
 TEMPERATURES = (0.5, 0.7, 0.85, 1.0)
 
-CURVES: pictures.Curves = (
+CURVES: Curves = (
     ("bits per dimension", {"bits_per_dimension": "of training images"}),
     ("squared distance", {"calibration": "chain from its start", "noise_floor": "of noise alone"}),
     ("λ", {"lambda": "weight of the calibration"}),
@@ -31,29 +32,25 @@ CURVES: pictures.Curves = (
 
 
 @dataclass(frozen=True)
-class ECFlowRun:
-    """What a run has learned up to `iteration`.
+class ECFlowRun(Run):
+    """A run of the calibrated flow: its flow, and its energy or None where it trains a plain flow.
 
     Attributes:
-        path: the run's folder.
         flow: in eval mode, its parameters without gradients.
-        energy: E(x), low meaning real, likewise; None where the run trains a plain flow.
+
+    Example:
+        >>> import tempfile, torch, fastebm
+        >>> config = fastebm.training.ECFlowConfig(
+        ...     size=8, channels=1, iterations=2, batch_size=4, levels=1, flow_steps=2, width=4, energy_width=4
+        ... )
+        >>> run = fastebm.train(config, torch.zeros(9, 1, 8, 8), tempfile.mkdtemp() + "/run", progress=False)
+        >>> run.sample(5, temperature=0.8).shape, run.bits_per_dimension(torch.zeros(5, 1, 8, 8)).shape
+        (torch.Size([5, 1, 8, 8]), torch.Size([5]))
     """
 
-    path: Path
     config: ECFlowConfig
-    iteration: int
-    flow: Flow
     energy: MultiScaleEnergy | None
-
-    @property
-    def finished(self) -> bool:
-        return self.iteration == self.config.total_iterations
-
-    @property
-    def size(self) -> int:
-        """The resolution of samples."""
-        return self.config.size
+    flow: Flow
 
     @torch.no_grad()
     def sample(
@@ -61,23 +58,21 @@ class ECFlowRun:
         count: int,
         seed: int | None = None,
         *,
-        temperature: float = 1.0,
         batch_size: int = 1000,
         progress: bool = False,
+        temperature: float = 1.0,
     ) -> Tensor:
-        """Images `(count, channels, size, size)` of the config's brightnesses in [-1, 1], by one pass of the inverse.
+        """Images of the config's brightnesses, by one pass of the inverse; arguments as of `Run.sample`.
 
         Args:
-            seed: without one, latents continue the numbering of those of training, with its seed: always the same
-                images, from latents that training has not seen.
-            temperature: standard deviation of the latents; below 1 fewer kinds of images, which look more regular.
-            progress: is there for the sake of other runs: a pass shows no bar.
+            temperature: standard deviation of the latents. Below 1 images are of fewer kinds and look more regular.
+            progress: there is no bar to show.
 
         Raises ValueError for a temperature that is negative or not finite.
         """
         if not 0 <= temperature < math.inf:
             raise ValueError(f"a temperature must be finite and not negative, got {temperature}")
-        first, seed = (self.config.total_chains, self.config.seed) if seed is None else (0, seed)
+        seed, first = self._key(seed)
         parts = [
             self.flow.sample(min(batch_size, count - done), seed, chain_ids=first + done, temperature=temperature)
             for done in range(0, count, batch_size)
@@ -98,22 +93,21 @@ class ECFlowRun:
         *,
         weights: Literal["average", "trained"] = "average",
     ) -> ECFlowRun:
-        """The run in a folder, finished or not, as its newest good checkpoint has it, for sampling.
+        """The run in a folder, from its newest good checkpoint; errors as of `Run.load`.
 
         Args:
-            weights: "average" has the averaged ones (the trained ones where the run averages none), "trained" the last.
-
-        Raises RunError where there is no such run or it has no checkpoint yet.
+            weights: "average" loads the averaged weights (the trained ones where the run averages none), "trained" the
+                last ones.
         """
         config, checkpoint = trained_checkpoint(run_dir, ECFlowConfig)
         flow, energy = new_flow(config).to(device), stored_energy(config, checkpoint.tensors, device)
         averaged = weights == "average" and config.ema
-        flow.load_state_dict(part(checkpoint.tensors, "average." if averaged else "flow."))
-        return cls(Path(run_dir), config, checkpoint.iteration, flow.eval().requires_grad_(False), energy)
+        flow.load_state_dict(select_prefix(checkpoint.tensors, "average." if averaged else "flow."))
+        return cls(Path(run_dir), config, checkpoint.iteration, energy, flow.eval().requires_grad_(False))
 
 
 def new_flow(config: ECFlowConfig) -> Flow:
-    """A flow with weights drawn from the config's seed and torch's own generator left alone."""
+    """A flow with weights drawn from the config's seed."""
     with fork_rng(config.seed):
         return Flow(
             (config.channels, config.size, config.size),
@@ -125,15 +119,7 @@ def new_flow(config: ECFlowConfig) -> Flow:
 
 
 def save_pictures(run: ECFlowRun, real: Tensor, folder: RunFolder, board: TensorBoardWriter) -> None:
-    """samples.png, temperatures.png and curves.png; with `pictures_every` a grid in pictures/ too."""
-    grids = {temperature: run.sample(pictures.GRID**2, temperature=temperature) for temperature in TEMPERATURES}
-    samples = grids[1.0]
-    with folder.writing("pictures"):
-        pictures.save_samples(folder.path / "samples.png", samples, real)
-        panels = [(f"temperature {temperature:g}", grid) for temperature, grid in grids.items()]
-        pictures.save_panels(folder.path / "temperatures.png", panels)
-        pictures.save_curves(folder.path / "curves.png", folder.log.lines(), CURVES)
-        if run.config.pictures_every:
-            (folder.path / "pictures").mkdir(exist_ok=True)
-            pictures.save_grid(folder.path / "pictures" / f"iteration-{run.iteration:09d}.png", samples)
-        board.picture(f"samples/{run.size}", pictures.tile(samples, pictures.GRID), run.iteration)
+    """The pictures of every method, and temperatures.png with samples at several temperatures."""
+    grids = {temperature: run.sample(GRID**2, temperature=temperature) for temperature in TEMPERATURES}
+    panels = {"temperatures": [(f"temperature {temperature:g}", grid) for temperature, grid in grids.items()]}
+    save_run_pictures(run, grids[1.0], real, folder, board, CURVES, panels)

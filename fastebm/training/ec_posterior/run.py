@@ -1,20 +1,20 @@
-"""What a run of the calibrated posterior has learned so far, read from its folder for sampling."""
+"""What a run of the calibrated posterior has learned so far, loaded from its folder for sampling."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from fastebm import plotting as pictures
-from fastebm.training.calibration.posterior import refine_posterior
+from fastebm.plotting import Curves
+from fastebm.runs.run import trained_checkpoint
 from fastebm.training.calibration.vae_run import VAERun, Weights, stored_vae
 from fastebm.training.ec_posterior.config import ECPosteriorConfig
-from fastebm.training.trainer.loop import trained_checkpoint
+from fastebm.training.ec_posterior.posterior import refine_posterior
 
-CURVES: pictures.Curves = (
+CURVES: Curves = (
     ("squared error of an image", {"squared_error": "at the encoder's draws", "refined_error": "at refined ones"}),
     ("nats", {"kl": "KL to the prior", "nll": "-log q of refined draws"}),
     ("nats of an image", {"elbo": "ELBO at the encoder's draws"}),
@@ -25,10 +25,21 @@ CURVES: pictures.Curves = (
 
 @dataclass(frozen=True)
 class ECPosteriorRun(VAERun):
-    """What a run has learned up to `iteration`: `path`, `config`, `iteration`, and `vae`, in eval mode without
-    gradients."""
+    """A run of the calibrated posterior: its VAE.
+
+    `energy` is None, as this method trains no energy of images: its chains run on latent vectors, whose energy
+    `PosteriorEnergy` follows from the VAE.
+
+    Example:
+        >>> import tempfile, torch, fastebm
+        >>> config = fastebm.training.ECPosteriorConfig(size=8, channels=1, iterations=2, latent=4, width=4)
+        >>> run = fastebm.train(config, torch.zeros(9, 1, 8, 8), tempfile.mkdtemp() + "/run", progress=False)
+        >>> run.refine(torch.zeros(5, 1, 8, 8)).shape, run.energy is None
+        (torch.Size([5, 4]), True)
+    """
 
     config: ECPosteriorConfig
+    energy: None = field(default=None, init=False, repr=False)
 
     @torch.no_grad()
     def refine(
@@ -41,12 +52,12 @@ class ECPosteriorRun(VAERun):
         temperature: float | None = None,
         batch_size: int | None = None,
     ) -> Tensor:
-        """Latent vectors of images by `refine_posterior` from `z`, by default the posterior means of the encoder.
+        """Latent vectors of images, refined by `refine_posterior` from `z` or else from the encoder's posterior means.
 
         Args:
             num_steps, temperature: by default as in training.
         """
-        # By autograd: a few steps are over before a program would have been made of the decoder.
+        # By autograd, because a few steps take less time than compiling the decoder.
         return refine_posterior(
             self.vae,
             images,
@@ -63,11 +74,11 @@ class ECPosteriorRun(VAERun):
     def reconstruct(
         self, images: Tensor, num_steps: int | None = None, seed: int = 0, *, temperature: float = 0.0
     ) -> Tensor:
-        """Images (B, channels, size, size) decoded again, from the posterior mean moved by `num_steps` updates.
+        """Images (B, channels, size, size), decoded from their posterior means after `num_steps` Langevin steps.
 
         Args:
             num_steps: by default as in training; 0 decodes the encoder's means, one pass of each net.
-            temperature: 0 walks towards the mode, for the nearest image; 1 draws from the posterior by `seed`.
+            temperature: 0 walks towards the mode, to the nearest image; 1 draws from the posterior with `seed`.
         """
         return self.vae.decode(self.refine(images, None, num_steps, seed, temperature=temperature))
 
@@ -75,9 +86,6 @@ class ECPosteriorRun(VAERun):
     def load(
         cls, run_dir: str | Path, device: torch.device | str | None = None, *, weights: Weights = "average"
     ) -> ECPosteriorRun:
-        """The run in a folder, finished or not, as its newest good checkpoint has it, for sampling.
-
-        Arguments and errors as of `ECVAERun.load`.
-        """
+        """The run in a folder, from its newest good checkpoint; arguments and errors as of `ECVAERun.load`."""
         config, checkpoint = trained_checkpoint(run_dir, ECPosteriorConfig)
         return cls(Path(run_dir), config, checkpoint.iteration, stored_vae(config, checkpoint, weights, device))

@@ -1,78 +1,43 @@
-"""Settings of EC-VAE for known data. Each says whether and with what result it was run.
+"""Presets of EC-VAE for known data sets. The docstring of each says whether it was run, and with what result.
 
-Latent size, batches, rates, widths of the energy and the weight of the KL term are those of the authors' demo
-(Luo-Yihong/EC-VAE) at 32x32; all else about larger images is our choice, untuned.
+Latent size, batches, learning rates, widths of the energy and the weight of the KL term are those of the authors' demo
+(Luo-Yihong/EC-VAE) at 32x32; all else, and everything about larger images, is our own choice and not tuned.
 """
 
-from typing import Any
-
+from fastebm.training.calibration.presets import DIGITS_VAE, LONG_RUN, MNIST_VAE
 from fastebm.training.ec_vae.config import ECVAEConfig
 
-EC_VAE_DIGITS = ECVAEConfig(
-    size=8,
-    channels=1,
-    iterations=1500,
-    batch_size=64,
-    latent=16,
-    width=16,
-    max_width=64,
-    energy_width=16,
-    energy_depth=3,
-    learning_rate=1e-3,
-    energy_learning_rate=5e-4,
-    lr_decay=0.3,
-    num_chains=1,
-    warmup=200,
-    lambda_start=2.0,
-    ema=0.99,
-)
+_SMALL_ENERGY = {"energy_width": 16, "energy_depth": 3, "num_chains": 1}
+
+EC_VAE_DIGITS = ECVAEConfig(**(DIGITS_VAE | _SMALL_ENERGY | {"energy_learning_rate": 5e-4, "lambda_start": 2.0}))
 """scikit-learn's handwritten digits, 8x8, gray: minutes on a CPU. Run: docs/results/ec-vae has the result."""
 
-_AT_LENGTH: dict[str, Any] = {"ema": 0.9999, "log_every": 50, "checkpoint_every": 1000, "pictures_every": 5000}
-
 EC_VAE_MNIST = ECVAEConfig(
-    size=32,
-    channels=1,
-    iterations=3500,
-    batch_size=64,
-    latent=32,
-    width=16,
-    max_width=128,
-    energy_width=16,
-    energy_depth=3,
-    learning_rate=1e-3,
-    energy_learning_rate=3e-4,
-    lr_decay=0.3,
-    num_chains=1,
+    **(MNIST_VAE | _SMALL_ENERGY | {"iterations": 3500, "energy_learning_rate": 3e-4, "lambda_start": 3.0}),
     num_steps=8,
     step_size=0.1,
-    warmup=300,
-    lambda_start=3.0,
     energy_l2=0.02,
-    ema=0.995,
-    log_every=20,
-    pictures_every=1000,
 )
 """MNIST, padded to 32x32, gray: small nets for a CPU. Run: docs/results/ec-vae has the result, and that of shorter ones
 at 16x16. Without the L2 term energies exploded there in the first hundred updates."""
 
-EC_VAE_CIFAR10 = ECVAEConfig(flip=True, **_AT_LENGTH)
+EC_VAE_CIFAR10 = ECVAEConfig(**LONG_RUN)
 """CIFAR-10. Not run."""
 
-EC_VAE_STL10 = ECVAEConfig(flip=True, **_AT_LENGTH)
+EC_VAE_STL10 = ECVAEConfig(**LONG_RUN)
 """STL-10 at 32x32. Not run."""
 
-EC_VAE_IMAGENET32 = ECVAEConfig(iterations=300_000, latent=256, width=128, max_width=1024, flip=True, **_AT_LENGTH)
+EC_VAE_IMAGENET32 = ECVAEConfig(iterations=300_000, latent=256, width=128, max_width=1024, **LONG_RUN)
 """ImageNet at 32x32. Not run."""
 
-EC_VAE_CELEBA64 = ECVAEConfig(size=64, width=32, energy_depth=5, flip=True, **_AT_LENGTH)
+EC_VAE_CELEBA64 = ECVAEConfig(size=64, width=32, energy_depth=5, **LONG_RUN)
 """CelebA's faces, the middle 140x140 at 64x64. Not run."""
 
-EC_VAE_CHURCH64 = ECVAEConfig(size=64, width=32, energy_depth=5, flip=True, **_AT_LENGTH)
+EC_VAE_CHURCH64 = ECVAEConfig(size=64, width=32, energy_depth=5, **LONG_RUN)
 """LSUN's churches at 64x64. Not run."""
 
 EC_VAE_CELEBAHQ256 = ECVAEConfig(
-    size=256, batch_size=32, width=16, latent=256, energy_width=32, energy_depth=6, flip=True, **_AT_LENGTH
+    size=256, batch_size=32, width=16, latent=256, energy_width=32, energy_depth=6, **LONG_RUN
 )
 """CelebA-HQ at 256x256. Not run."""
 

@@ -1,4 +1,4 @@
-"""What an EC-VAE run has learned so far, read from its folder for sampling, and its pictures."""
+"""What an EC-VAE run has learned so far, loaded from its folder for sampling."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fastebm import plotting as pictures
 from fastebm.models import MultiScaleEnergy
-from fastebm.training.calibration.energy_trainer import stored_energy
+from fastebm.plotting import Curves
+from fastebm.runs.run import trained_checkpoint
+from fastebm.training.calibration.energy import stored_energy
 from fastebm.training.calibration.vae_run import VAERun, Weights, stored_vae
 from fastebm.training.ec_vae.config import ECVAEConfig
-from fastebm.training.trainer.loop import trained_checkpoint
 
-CURVES: pictures.Curves = (
+CURVES: Curves = (
     ("squared error of an image", {"squared_error": "reconstruction"}),
     ("nats", {"kl": "KL to the prior"}),
     ("squared distance", {"calibration": "chain from its start", "noise_floor": "of noise alone"}),
@@ -27,12 +27,14 @@ CURVES: pictures.Curves = (
 
 @dataclass(frozen=True)
 class ECVAERun(VAERun):
-    """What a run has learned up to `iteration`.
+    """A run of EC-VAE: its VAE, and its energy or None where it trains a plain VAE.
 
-    Attributes:
-        path: the run's folder.
-        vae: in eval mode, its parameters without gradients.
-        energy: E(x), low meaning real, likewise; None where the run trains a plain VAE.
+    Example:
+        >>> import tempfile, torch, fastebm
+        >>> config = fastebm.training.ECVAEConfig(size=8, channels=1, iterations=2, latent=4, width=4, energy_width=4)
+        >>> run = fastebm.train(config, torch.zeros(9, 1, 8, 8), tempfile.mkdtemp() + "/run", progress=False)
+        >>> run.energy(run.reconstruct(torch.zeros(5, 1, 8, 8))).shape
+        torch.Size([5])
     """
 
     config: ECVAEConfig
@@ -47,14 +49,12 @@ class ECVAERun(VAERun):
     def load(
         cls, run_dir: str | Path, device: torch.device | str | None = None, *, weights: Weights = "average"
     ) -> ECVAERun:
-        """The run in a folder, finished or not, as its newest good checkpoint has it, for sampling.
+        """The run in a folder, from its newest good checkpoint; errors as of `Run.load`.
 
         Args:
-            weights: "average" has the averaged ones (the trained ones where the run averages none), with batch norm's
-                statistics measured anew for them; "trained" the last ones, with the statistics of training.
-
-        Raises RunError where there is no such run or it has no checkpoint yet.
+            weights: "average" loads the averaged weights (the trained ones where the run averages none), with batch
+                norm's statistics measured for them; "trained" loads the last ones, with the statistics of training.
         """
         config, checkpoint = trained_checkpoint(run_dir, ECVAEConfig)
         vae, energy = stored_vae(config, checkpoint, weights, device), stored_energy(config, checkpoint.tensors, device)
-        return cls(Path(run_dir), config, checkpoint.iteration, vae, energy)
+        return cls(Path(run_dir), config, checkpoint.iteration, energy, vae)

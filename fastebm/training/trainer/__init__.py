@@ -1,1 +1,1 @@
-"""The training loop of all methods: updates, guard, checkpoints, polite stops."""
+"""The trainer that all methods share: settings, loop, guard, stops, progress bar."""

@@ -1,29 +1,29 @@
-"""`train` and `resume`: the two ways into a training run, for every method."""
+"""`train` and `resume`: how to start a training run, of every method."""
 
 from __future__ import annotations
 
 import dataclasses
+import sys
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from fastebm.runs.folder import RunFolder
+from fastebm.data import Images
+from fastebm.data.sources import DigitsSource, ImageSource, source_from_json
+from fastebm.runs.folder import RunError, RunFolder
 from fastebm.runs.registry import config_of, load, method
+from fastebm.runs.run import Run
 from fastebm.training.images import image_levels
-from fastebm.training.trainer.loop import (
-    ImageInput,
-    OnLog,
-    defaults_of,
-    opened,
-    resolve_device,
-    stored_images,
-    train_in,
-)
+from fastebm.training.trainer.config import TrainerConfig
+from fastebm.training.trainer.loop import OnLog, Trainer
+
+ImageInput = Tensor | Images | ImageSource | DigitsSource
 
 
 def train(
-    config: Any,
+    config: TrainerConfig,
     images: ImageInput,
     run_dir: str | Path,
     *,
@@ -31,19 +31,19 @@ def train(
     progress: bool = True,
     save_pictures: bool = True,
     on_log: OnLog | None = None,
-) -> Any:
+) -> Run:
     """Trains on `images` in the folder `run_dir`, or resumes the unfinished run of the same config that is there.
 
     Args:
-        config: a `CoarseToFineConfig`, `ECVAEConfig`, `ECPosteriorConfig` or `ECFlowConfig`, which names the method.
+        config: a `CoarseToFineConfig`, `ECVAEConfig`, `ECPosteriorConfig` or `ECFlowConfig`; it selects the method.
         images: as read by `fastebm.data.open_images`, or float32 `(N, channels, S, S)` in [-1, 1], with S the config's
             largest size or a power of two above it; or an `ImageSource`, which is opened and stored with the run, so
             that `resume` finds it.
-        device: of nets and chains; the images stay where they are. By default a GPU if there is one.
-        progress: shows a bar with a few numbers of the method, for instance the energy gap
+        device: where nets and chains are; the images stay where they are. By default a GPU if there is one.
+        progress: show a bar with a few metrics of the method, for instance the energy gap
             `mean E(samples) - mean E(data)`.
-        save_pictures: at the end (of every stage), and at the config's intervals, writes samples.png (beside real
-            images), curves.png, and what else the method draws.
+        save_pictures: at the end (of every stage), and at the config's intervals, write samples.png (beside real
+            images), curves.png, and other pictures of the method.
         on_log: called with every line of the log.
 
     Returns the run, as `fastebm.load(run_dir)` does.
@@ -51,8 +51,8 @@ def train(
     Raises:
         ValueError: for images that don't fit the config.
         RunError: where `run_dir` holds something else (another config, other images), where another process trains in
-            it, and where it can't be written to: the checkpoints before that are whole.
-        DivergedError: where energies explode or are not finite, and going back `config.retries` times did not help; the
+            it, and where it can't be written to; checkpoints that were made before are complete.
+        DivergedError: where energies explode or are not finite, and `config.retries` rollbacks did not help; the
             folder's newest checkpoint is from before that.
         StoppedError: after SIGTERM (in the main thread), with the last update saved.
 
@@ -66,36 +66,39 @@ def train(
         >>> run.sample(3, seed=1).shape
         torch.Size([3, 1, 8, 8])
     """
-    device = resolve_device(device)
-    module = method(config.kind, Path(run_dir))
-    source, found = opened(images, progress)
+    device = _resolve_device(device)
+    source, opened = (None, images) if isinstance(images, Tensor | Images) else (images.to_json(), images.open())
+    if progress and isinstance(opened, Images):
+        print(opened, file=sys.stderr, flush=True)  # which format the file or folder was read as
     # The trainer first: a config that makes no net must not leave a folder that then holds "another config".
-    loop = module.Trainer(config, image_levels(found, config.sizes, config.channels), device)
+    make_trainer = method(config.kind, Path(run_dir)).Trainer
+    trainer: Trainer = make_trainer(config, image_levels(opened, config.sizes, config.channels), device)
     with RunFolder.locked(run_dir):
+        fields = dataclasses.fields(config)
         folder = RunFolder.open(
             run_dir,
             config.kind,
             dataclasses.asdict(config),
             images=source,
-            defaults=defaults_of(type(config)),
-            free=module.FREE,
+            defaults={field.name: field.default for field in fields if field.default is not dataclasses.MISSING},
+            mutable_fields=config.mutable_fields,
             keep_checkpoints=config.keep_checkpoints,
         )
-        train_in(loop, folder, progress, save_pictures, on_log)
+        trainer.train(folder, progress=progress, save_pictures=save_pictures, on_log=on_log)
     return load(run_dir, device)
 
 
-def resume(run_dir: str | Path, images: ImageInput | None = None, *, retries: int | None = None, **options: Any) -> Any:
-    """Resumes the unfinished run in `run_dir` with its own config, on the images that it was begun with.
+def resume(run_dir: str | Path, images: ImageInput | None = None, *, retries: int | None = None, **options: Any) -> Run:
+    """Resumes the unfinished run in `run_dir` with its own config, on the images that it was started with.
 
-    A finished one is only loaded: nothing is left to train, so that its images need not be there any more.
+    A finished run is only loaded: nothing is left to train, and its images are not needed any more.
 
     Args:
-        images: the same images, where the run doesn't know where they lie or they were moved.
-        retries: lets the guard go back more often than the config does.
+        images: the same images, where the run doesn't know where they are or they were moved.
+        retries: lets the guard roll the run back more often than the config does.
         options: device, progress, save_pictures and on_log of `train`.
 
-    Raises as `train`; also RunError where there is no run, or nobody knows its images.
+    Raises as `train`; also RunError where there is no run, or its images are not known.
     """
     folder = RunFolder.existing(run_dir)
     config = config_of(folder)
@@ -103,8 +106,16 @@ def resume(run_dir: str | Path, images: ImageInput | None = None, *, retries: in
         config = dataclasses.replace(config, retries=retries)
     if images is None:
         if folder.checkpoints.iterations()[-1:] == [config.total_iterations]:
-            run = load(run_dir, resolve_device(options.get("device")))
+            run = load(run_dir, _resolve_device(options.get("device")))
             if run.finished:  # which it isn't where that checkpoint is damaged
                 return run
-        images = stored_images(folder)
+        stored = folder.images()
+        if stored is None:
+            raise RunError(f"{folder.path} doesn't say where its images come from: give them")
+        images = source_from_json(stored)
     return train(config, images, run_dir, **options)
+
+
+def _resolve_device(device: torch.device | str | None) -> torch.device:
+    """The given one, or else a GPU if there is one."""
+    return torch.device(device if device is not None else "cuda" if torch.cuda.is_available() else "cpu")

@@ -1,4 +1,4 @@
-"""The guard: it sees every update before the weights do, and takes a run that explodes back to where it was healthy."""
+"""The guard: it checks every update before the weights change, and decides where an exploding run goes back to."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from fastebm import rng
 
 
 class DivergedError(RuntimeError):
-    """Training was stopped because energies exploded or were not finite. Checkpoints made before are good.
+    """Training was stopped because energies exploded or were not finite. Earlier checkpoints are good.
 
     Attributes:
-        iteration: where.
-        reason: what the guard saw.
+        iteration: the number of the refused update, or of the weights that were not saved.
+        reason: the metric that was out of bounds.
     """
 
     def __init__(self, iteration: int, reason: str, advice: str = "") -> None:
@@ -24,42 +24,42 @@ class DivergedError(RuntimeError):
 
 
 class Guard:
-    """Watches energies, gap, loss and gradient, and remembers how often the run had to go back.
+    """Checks energies, gap, loss and gradient of each update, and records how often the run was rolled back.
 
-    It looks before every update of the weights, and at the weights themselves before they are saved. Healthy energies
-    of CF-EBM nets are about 1 to 20 (2 to 17 in the logs of YangNaruto/ProEBM at 32x32, where a |loss| above 1000 ends
-    a run).
+    It is asked before every update of the weights, and about the weights themselves before they are saved. Normal
+    energies of CF-EBM nets are about 1 to 20 (2 to 17 in the logs of YangNaruto/ProEBM at 32x32, which ends a run at a
+    |loss| above 1000).
 
-    After the k-th rollback all noise has the key `fold_in_seed(seed, k)`, and the learning rate the factor `rate**k`.
-    The rollbacks so far are part of a checkpoint, so that a resumed run goes on with the same noise.
+    After the k-th rollback all noise has the key `fold_in_seed(seed, k)`, and learning rates are multiplied by
+    `retry_lr_factor**k`. Checkpoints keep the rollbacks so far, so that a resumed run draws the same noise.
 
     Attributes:
-        rollbacks: for each: "iteration" (where it went wrong), "back_to" and "reason".
+        rollbacks: for each rollback its "iteration" (of the refused update), "back_to" and "reason".
     """
 
     def __init__(
         self,
-        max_energy: float,
+        max_energy: float = math.inf,
         max_gap: float = math.inf,
         max_loss: float = math.inf,
         *,
         retries: int = 0,
-        rate: float = 1.0,
+        retry_lr_factor: float = 1.0,
     ) -> None:
         self.max_energy = max_energy
         self.max_gap = max_gap
         self.max_loss = max_loss
         self.retries = retries
-        self.rate = rate
+        self.retry_lr_factor = retry_lr_factor
         self.rollbacks: list[dict[str, Any]] = []
 
     def check(self, iteration: int, metrics: Mapping[str, float]) -> None:
-        """Raises DivergedError if anything is not healthy.
+        """Raises DivergedError if a metric is out of bounds or not finite.
 
         Args:
-            iteration: for the message.
+            iteration: named in the message.
             metrics: "largest_energy_data" and "largest_energy_samples" (magnitudes) and "gradient_norm" of the weights;
-                and, where they are known, "gap" and "loss".
+                optionally "gap" and "loss".
         """
         for source in ("data", "samples"):
             largest = metrics[f"largest_energy_{source}"]
@@ -81,22 +81,22 @@ class Guard:
 
     @property
     def exhausted(self) -> bool:
-        """Whether the run has gone back as often as it may."""
+        """Whether the run was rolled back as often as it may be."""
         return self.attempt >= self.retries
 
     @property
     def lr_factor(self) -> float:
-        return self.rate**self.attempt
+        return self.retry_lr_factor**self.attempt
 
     def seed(self, seed: int) -> int:
-        """The key of all noise from here on, for a run whose config has `seed`."""
+        """The key of all noise from here on, in a run whose config has `seed`."""
         return rng.fold_in_seed(seed, self.attempt)
 
     def target(self, saved: Sequence[int]) -> int | None:
         """The iteration to go back to, of those `saved`, ascending; None is the start of the run.
 
-        The newest, unless the run went back there last time and has come no further since: then the one before it,
-        because a checkpoint can be healthy to look at and past saving.
+        It is the newest, unless the last rollback went there too and no checkpoint was made since. Then it is the one
+        before: a checkpoint may pass all checks and still lead to an explosion.
         """
         if not saved:
             return None
@@ -106,10 +106,10 @@ class Guard:
     def record_rollback(self, iteration: int, back_to: int, reason: str) -> None:
         self.rollbacks.append({"iteration": iteration, "back_to": back_to, "reason": reason})
 
-    def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps, as JSON values."""
+    def state_dict(self) -> dict[str, Any]:
+        """The rollbacks, as JSON values for a checkpoint."""
         return {"rollbacks": [dict(rollback) for rollback in self.rollbacks]}
 
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Takes up what `state` gave; an empty mapping, of a run from before there were rollbacks, is none."""
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Loads what `state_dict` returned. An empty mapping, from an old run, means no rollbacks."""
         self.rollbacks = [dict(rollback) for rollback in state.get("rollbacks", [])]

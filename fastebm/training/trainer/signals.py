@@ -1,4 +1,4 @@
-"""A polite stop: SIGTERM lets the update at hand end and its result be saved."""
+"""Stops on SIGTERM: the current update is finished and saved before the run ends."""
 
 from __future__ import annotations
 
@@ -10,28 +10,28 @@ from typing import Any
 
 
 class StoppedError(RuntimeError):
-    """A run was asked to stop by SIGTERM. Its newest checkpoint is of the last update; it can be taken up."""
+    """A run was stopped by SIGTERM. Its newest checkpoint is of the last update, and it can be resumed."""
 
 
 class StopRequest:
-    """`asked` becomes True with the first SIGTERM."""
+    """`received` becomes True with the first SIGTERM."""
 
     def __init__(self) -> None:
-        self.asked = False
+        self.received = False
 
     @classmethod
     @contextmanager
-    def listening(cls) -> Iterator[StopRequest]:
-        """Takes SIGTERM over for the block. Only a process's main thread can; elsewhere nothing is changed."""
+    def handle_sigterm(cls) -> Iterator[StopRequest]:
+        """Handles SIGTERM within the block. Only the main thread of a process can; elsewhere nothing changes."""
         request = cls()
 
-        def ask(number: int, frame: Any) -> None:
-            request.asked = True
+        def receive(number: int, frame: Any) -> None:
+            request.received = True
 
         if threading.current_thread() is not threading.main_thread():
             yield request
             return
-        before = signal.signal(signal.SIGTERM, ask)
+        before = signal.signal(signal.SIGTERM, receive)
         try:
             yield request
         finally:

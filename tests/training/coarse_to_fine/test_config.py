@@ -12,7 +12,6 @@ import torch
 
 from fastebm.training import PRESETS, CoarseToFineConfig, RunError
 from fastebm.training.coarse_to_fine import presets
-from fastebm.training.coarse_to_fine.config import FREE
 from fastebm.training.coarse_to_fine.run import new_net
 
 CONFIG = CoarseToFineConfig(
@@ -92,13 +91,13 @@ def test_presets_make_nets_and_say_whether_they_were_run() -> None:
     lines = inspect.getsource(presets).splitlines()
     for name, preset in PRESETS.items():
         assert isinstance(preset, CoarseToFineConfig)
-        with torch.device("meta"):
-            new_net(preset)
+        with torch.device("meta"):  # spectral norms change no shape, and their first iterations take seconds there
+            new_net(dataclasses.replace(preset, spectral_norm=False))
         said = lines[next(k for k, line in enumerate(lines) if line.startswith(f"{name.upper()} = ")) :]
         ending = f'Run: docs/results/{name} has the result."""' if name in ("digits", "mnist") else 'Not run."""'
         assert next(line for line in said if line.startswith('"""')).endswith(ending)
         assert ending.startswith("Not") or (RESULTS / name / "README.md").is_file()
 
 
-def test_free_fields_exist() -> None:
-    assert {field.name for field in dataclasses.fields(CoarseToFineConfig)} > FREE
+def test_mutable_fields_exist() -> None:
+    assert {field.name for field in dataclasses.fields(CoarseToFineConfig)} > CoarseToFineConfig.mutable_fields

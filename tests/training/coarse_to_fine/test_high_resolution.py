@@ -32,7 +32,7 @@ def config_for(*sizes: int, **changes: Any) -> CoarseToFineConfig:
         "engine": "fused",
         "log_every": 1,
     }
-    return CoarseToFineConfig(sizes, **(settings | changes))
+    return CoarseToFineConfig(sizes=sizes, **(settings | changes))
 
 
 def images_of(size: int) -> Tensor:

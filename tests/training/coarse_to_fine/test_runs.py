@@ -67,9 +67,9 @@ def test_energies_of_data_fall_below_those_of_noise(images: Tensor, tmp_path: Pa
 @pytest.mark.parametrize("stop_at", [2, 4, 5, 6, 7, 12])
 @pytest.mark.parametrize("changes", [{}, {"ema": 0.9, "energy_l2": 0.1, "data_noise": 0.0}], ids=["plain", "averaged"])
 def test_a_resumed_run_ends_with_the_same_bits(
-    tiny: CoarseToFineConfig, images: Tensor, tmp_path: Path, stop_at: int, changes: dict[str, float]
+    tiny: CoarseToFineConfig, images: Tensor, tmp_path: Path, stop_at: int, changes: dict[str, Any]
 ) -> None:
-    config = dataclasses.replace(tiny, **changes)
+    config = dataclasses.replace(tiny, engine="auto", **changes)
     assert_resumes_to_the_same_bits(train_quietly, config, images, tmp_path, stop_at)
 
 

@@ -22,18 +22,26 @@ from fastebm.rng import Stream
 from fastebm.runs.folder import RunFolder
 from fastebm.sampling import Cascade, ExpandingCascade
 from fastebm.training import CoarseToFineConfig, CoarseToFineRun, train
-from fastebm.training.coarse_to_fine.recomputation import recomputed_blocks
-from fastebm.training.coarse_to_fine.trainer import Trainer
+from fastebm.training.coarse_to_fine.trainer import CoarseToFineTrainer, recompute_blocks
 from fastebm.training.images import image_levels
-from fastebm.training.trainer.loop import ImageInput
-from tests.training.resumed_runs import Stop, assert_resumes_to_the_same_bits, log, stopping, trainer_at
+from fastebm.training.trainer.entry import ImageInput
+from tests.training.resumed_runs import (
+    Stop,
+    assert_resumes_to_the_same_bits,
+    log,
+    stopping,
+    trainer_at,
+    uninterrupted,
+)
 
 
 def trained(config: CoarseToFineConfig, images: ImageInput, path: Path, stop_at: int | None = None) -> CoarseToFineRun:
     return train(config, images, path, progress=False, save_pictures=False, on_log=stopping(stop_at))
 
 
-def gradients(trainer: Trainer, changes: dict[str, int]) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
+def gradients(
+    trainer: CoarseToFineTrainer, changes: dict[str, int]
+) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
     """Loss, gradients and buffers of the update that `trainer` stands before, under a changed config."""
     trainer.config = dataclasses.replace(trainer.config, **changes)
     stage, beta = trainer.stage, trainer.config.beta_at(trainer.iteration)
@@ -62,8 +70,8 @@ def test_an_update_in_pieces_has_the_gradient_of_the_whole(
     tiny: CoarseToFineConfig, images: Tensor, iteration: int, changes: dict[str, int]
 ) -> None:
     config = dataclasses.replace(tiny, energy_l2=0.1)
-    loss, whole, norms = gradients(trainer_at(Trainer, config, images, iteration), {})
-    again, pieces, norms_again = gradients(trainer_at(Trainer, config, images, iteration), changes)
+    loss, whole, norms = gradients(trainer_at(CoarseToFineTrainer, config, images, iteration), {})
+    again, pieces, norms_again = gradients(trainer_at(CoarseToFineTrainer, config, images, iteration), changes)
     torch.testing.assert_close(again, loss)
     assert pieces.keys() == whole.keys()
     for name in whole:
@@ -84,7 +92,7 @@ def test_blocks_computed_again_keep_less_and_give_the_same_bits() -> None:
             return tensor
 
         net.zero_grad()
-        with recomputed_blocks(net, again):
+        with recompute_blocks(net, again):
             with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
                 energies = net(x, 0.5)
             energies.sum().backward()
@@ -99,9 +107,9 @@ def test_blocks_computed_again_keep_less_and_give_the_same_bits() -> None:
 
 def test_blocks_are_not_computed_again_in_train_mode() -> None:
     net = CoarseToFineEnergy(8, 1, base_width=1)
-    with pytest.raises(ValueError, match="in train mode"), recomputed_blocks(net):
+    with pytest.raises(ValueError, match="in train mode"), recompute_blocks(net):
         pass
-    with recomputed_blocks(net, enabled=False):
+    with recompute_blocks(net, enabled=False):
         pass
 
 
@@ -117,8 +125,8 @@ def test_a_run_in_pieces_may_be_taken_up_in_others(tiny: CoarseToFineConfig, ima
 def test_the_expanding_variant_resumes_to_the_last_bit(
     tiny: CoarseToFineConfig, images: Tensor, tmp_path: Path, stop_at: int
 ) -> None:
-    config = dataclasses.replace(tiny, variant="expanding", noise_start=0.03, noise_end=5e-4, ema=0.5)
-    whole = trained(config, images, tmp_path / "whole")
+    config = dataclasses.replace(tiny, variant="expanding", noise_start=0.03, noise_end=5e-4, ema=0.5, engine="auto")
+    whole = uninterrupted(trained, config, images, tmp_path)
     with pytest.raises(Stop):
         trained(config, images, tmp_path / "stopped", stop_at)
     part = CoarseToFineRun.load(tmp_path / "stopped")
@@ -139,16 +147,16 @@ def test_the_variants_start_their_chains_where_they_should(tiny: CoarseToFineCon
         ("expanding", 10, [(8, 3)]),
     ):
         config = dataclasses.replace(tiny, variant=variant)
-        trainer = trainer_at(Trainer, config, images, iteration)
+        trainer = trainer_at(CoarseToFineTrainer, config, images, iteration)
         sampler = trainer._sampler(trainer.stage, config.beta_at(iteration))
         assert [(level.size, level.num_steps) for level in sampler.levels] == levels
         assert isinstance(sampler, Cascade if variant == "cascade" else ExpandingCascade)
 
 
 def chain_ends(config: CoarseToFineConfig, images: Tensor, max_batch: int) -> tuple[Tensor, dict[str, Tensor]]:
-    trainer = trainer_at(Trainer, config, images, 7)
+    trainer = trainer_at(CoarseToFineTrainer, config, images, 7)
     trainer.config = dataclasses.replace(trainer.config, max_batch=max_batch)
-    return trainer._chain_ends(trainer.stage, 0.5, 100, 6)
+    return trainer._sample_chains(trainer.stage, 0.5, 100, 6)
 
 
 @pytest.mark.skipif(_extension is None, reason="the C++ operators are not built: library convolutions run")
@@ -176,7 +184,7 @@ def test_chains_in_batches_see_the_noise_of_one_batch(tiny: CoarseToFineConfig, 
 def test_chains_in_bfloat16_end_elsewhere(tiny: CoarseToFineConfig, images: Tensor, tmp_path: Path) -> None:
     lines = {}
     for dtype in ("float32", "bfloat16"):
-        config = dataclasses.replace(tiny, dtype=dtype)
+        config = dataclasses.replace(tiny, dtype=dtype, engine="auto")
         run = trained(config, images, tmp_path / dtype)
         assert run.sample(2).dtype == torch.float32
         lines[dtype] = log(tmp_path / dtype)
@@ -188,8 +196,8 @@ def test_chains_in_bfloat16_end_elsewhere(tiny: CoarseToFineConfig, images: Tens
 @pytest.mark.parametrize("variant", ["cascade", "expanding"])
 def test_displacement_and_clamped_are_what_they_say(tiny: CoarseToFineConfig, images: Tensor, variant: str) -> None:
     config = dataclasses.replace(tiny, variant=variant, step_size=1e-9, noise_start=0.0, noise_end=0.0)
-    trainer = trainer_at(Trainer, config, images, 0)
-    _, motion = trainer._chain_ends(trainer.stage, 1.0, 0, trainer.stage.batch_size)
+    trainer = trainer_at(CoarseToFineTrainer, config, images, 0)
+    _, motion = trainer._sample_chains(trainer.stage, 1.0, 0, trainer.stage.batch_size)
     # Chains that stand still: the start is uniform in (-1, 1].
     assert float(motion["displacement"]) < 1e-6
     assert float(motion["clamped"]) < 0.02
@@ -204,7 +212,7 @@ def test_displacement_and_clamped_are_what_they_say(tiny: CoarseToFineConfig, im
 
     trainer._grown = Cascade({4: level()}, num_steps=3, step_size=0.25, noise_std=0.0)
     trainer._expanding = ExpandingCascade(Slope(), size=4, num_steps=3, step_size=0.25, noise_std=0.0)
-    _, motion = trainer._chain_ends(trainer.stage, 1.0, 0, trainer.stage.batch_size)
+    _, motion = trainer._sample_chains(trainer.stage, 1.0, 0, trainer.stage.batch_size)
     assert float(motion["displacement"]) == pytest.approx(0.75, abs=1e-5)
     start = uniform((8, 16), seed=config.seed, stream=Stream.INITIAL) * 2 - 1
     assert float(motion["clamped"]) == pytest.approx(float((start <= -0.25).float().mean()), abs=1e-6)
@@ -213,7 +221,7 @@ def test_displacement_and_clamped_are_what_they_say(tiny: CoarseToFineConfig, im
 def test_an_update_sees_what_will_be_shown_where_ends_are_clamped(tiny: CoarseToFineConfig, images: Tensor) -> None:
     free = dataclasses.replace(tiny, data_noise=0.5, step_size=5.0)
     clamped = dataclasses.replace(free, clamp_ends=True)
-    trainers = [trainer_at(Trainer, config, images, 0) for config in (free, clamped)]
+    trainers = [trainer_at(CoarseToFineTrainer, config, images, 0) for config in (free, clamped)]
     stage = trainers[0].stage
     (free_ends, free_motion), (ends, motion) = (
         trainer._fake_images(stage, 1.0, 0, images, images[:0]) for trainer in trainers
@@ -231,7 +239,7 @@ def test_some_chains_start_at_noisy_images(tiny: CoarseToFineConfig, images: Ten
     config = dataclasses.replace(tiny, variant=variant, noisy_starts=0.5, start_noise=0.3, step_size=1e-9)
     config = dataclasses.replace(config, noise_start=0.0, noise_end=0.0)
     trainer, without = (
-        trainer_at(Trainer, c, images, 7) for c in (config, dataclasses.replace(config, noisy_starts=0.0))
+        trainer_at(CoarseToFineTrainer, c, images, 7) for c in (config, dataclasses.replace(config, noisy_starts=0.0))
     )
     stage = trainer.stage
     assert (stage.size, stage.batch_size, config.chains_by_start(stage)) == (8, 6, (3, 0, 3))
@@ -252,7 +260,7 @@ def test_a_data_term_pulls_chains_back_to_their_noisy_images(tiny: CoarseToFineC
     config = dataclasses.replace(
         tiny, noisy_starts=0.5, start_noise=20.0, start_temperature=0.05, num_steps=4, clamp_ends=True
     )
-    trainer = trainer_at(Trainer, config, images, 7)
+    trainer = trainer_at(CoarseToFineTrainer, config, images, 7)
     stage, real = trainer.stage, images[:6]
     first = 51  # of the chains that start at images
     ends, _ = trainer._fake_images(stage, 1.0, 48, real, trainer._start_images(stage, 48, real))
@@ -278,7 +286,7 @@ def test_a_data_term_pulls_chains_back_to_their_noisy_images(tiny: CoarseToFineC
 @pytest.mark.parametrize("variant", ["cascade", "expanding"])
 def test_some_chains_fill_holes_in(tiny: CoarseToFineConfig, images: Tensor, variant: Any) -> None:
     config = dataclasses.replace(tiny, variant=variant, noisy_starts=0.2, hole_starts=0.4)
-    trainer = trainer_at(Trainer, config, images, 7)
+    trainer = trainer_at(CoarseToFineTrainer, config, images, 7)
     stage = trainer.stage
     assert config.chains_by_start(stage) == (3, 2, 1)
     real = images[:6]
@@ -319,7 +327,7 @@ def labelled(count: int = 40) -> Images:
 def test_one_domain_is_learned_and_chains_start_at_the_others(tiny: CoarseToFineConfig) -> None:
     config = dataclasses.replace(tiny, domain=1, noisy_starts=0.5, start_noise=0.0, data_noise=0.0, flip=True)
     levels = image_levels(labelled(), config.sizes, config.channels)
-    trainer = Trainer(config, levels, torch.device("cpu"))
+    trainer = CoarseToFineTrainer(config, levels, torch.device("cpu"))
     seen, starts = [], []
     for step in range(8):  # each image comes twice in 10 batches of 4 from 20
         real = trainer._real_images(trainer.stage, 8 * step)
@@ -349,7 +357,7 @@ def test_a_run_of_one_domain_stops_and_goes_on_to_the_last_bit(tiny: CoarseToFin
 def test_domains_need_labels_of_both_kinds(tiny: CoarseToFineConfig, images: Any, message: str) -> None:
     config = dataclasses.replace(tiny, domain=2)
     with pytest.raises(ValueError, match=message):
-        Trainer(config, image_levels(images, config.sizes, config.channels), torch.device("cpu"))
+        CoarseToFineTrainer(config, image_levels(images, config.sizes, config.channels), torch.device("cpu"))
 
 
 @pytest.mark.parametrize("share", [-0.1, 1.0])

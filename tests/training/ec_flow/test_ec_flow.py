@@ -26,7 +26,7 @@ from fastebm.training import (
     resume,
     train,
 )
-from fastebm.training.calibration.energy_trainer import new_energy
+from fastebm.training.calibration.energy import new_energy
 from fastebm.training.ec_flow.presets import EC_FLOW_PRESETS
 from fastebm.training.ec_flow.run import new_flow
 from fastebm.training.ec_flow.trainer import ECFlowTrainer
@@ -124,7 +124,7 @@ def test_the_gradient_is_that_of_likelihood_and_distance_written_out_in_float64(
 
 def test_distance_alone_reaches_every_parameter_through_the_inverse() -> None:
     torch.manual_seed(0)
-    flow = Flow((1, 8, 8), levels=2, num_steps=2, width=4)
+    flow = Flow((1, 8, 8), levels=2, flow_steps=2, width=4)
     with torch.no_grad():
         for parameter in flow.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
@@ -143,7 +143,7 @@ def test_a_quadratic_energy_draws_samples_to_its_minimum_and_a_plain_flow_stays_
             )
         for _ in range(120):
             trainer.update()
-        return trainer.average.sample(500, seed=9).mean().item()
+        return trainer.ema_generator.sample(500, seed=9).mean().item()
 
     quick = dataclasses.replace(PLAIN, batch_size=16, learning_rate=1e-2, iterations=120, ema=0.9, lr_decay=0.0)
     plain = mean_after_training(quick)
@@ -155,7 +155,7 @@ def test_a_quadratic_energy_draws_samples_to_its_minimum_and_a_plain_flow_stays_
 
 def test_the_density_of_a_trained_calibrated_flow_integrates_to_one() -> None:
     torch.manual_seed(0)
-    flow = Flow((2, 1, 1), levels=0, num_steps=3, width=8).double()
+    flow = Flow((2, 1, 1), levels=0, flow_steps=3, width=8).double()
     data = 0.7 * torch.randn(256, 2, 1, 1, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     flow.initialize(data)
     sampler = fastebm.Langevin(

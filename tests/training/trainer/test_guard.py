@@ -22,7 +22,7 @@ from fastebm.training import (
     resume,
     train,
 )
-from fastebm.training.coarse_to_fine.trainer import Trainer
+from fastebm.training.coarse_to_fine.trainer import CoarseToFineTrainer
 from fastebm.training.trainer.guard import Guard
 from tests.training.resumed_runs import Stop, stopping
 
@@ -53,7 +53,7 @@ def test_the_guard_lets_healthy_energies_pass() -> None:
 
 
 def test_each_rollback_has_a_key_of_its_own_and_a_lower_rate() -> None:
-    guard = Guard(100.0, retries=3, rate=0.5)
+    guard = Guard(100.0, retries=3, retry_lr_factor=0.5)
     seeds, rates = [], []
     for _ in range(3):
         seeds.append(guard.seed(7))
@@ -63,10 +63,10 @@ def test_each_rollback_has_a_key_of_its_own_and_a_lower_rate() -> None:
     assert guard.exhausted
     assert seeds == [7, rng.fold_in_seed(7, 1), rng.fold_in_seed(7, 2)]
     assert rates == [1.0, 0.5, 0.25]
-    other = Guard(100.0, retries=3, rate=0.5)
-    other.restore(json.loads(json.dumps(guard.state())))
+    other = Guard(100.0, retries=3, retry_lr_factor=0.5)
+    other.load_state_dict(json.loads(json.dumps(guard.state_dict())))
     assert other.rollbacks == guard.rollbacks
-    other.restore({})
+    other.load_state_dict({})
     assert other.attempt == 0
 
 
@@ -83,14 +83,14 @@ def test_it_goes_further_back_where_the_newest_did_not_help() -> None:
 
 def explosive(monkeypatch: pytest.MonkeyPatch, iteration: int, attempts: int) -> None:
     """Makes updates from number `iteration` on go wrong, until the guard has gone back `attempts` times."""
-    update = Trainer.update
+    update = CoarseToFineTrainer.update
 
-    def exploding(self: Trainer) -> dict[str, float]:
+    def exploding(self: CoarseToFineTrainer) -> dict[str, float]:
         if self.iteration >= iteration and self.guard.attempt < attempts:
             raise DivergedError(self.iteration + 1, "for the test")
         return update(self)
 
-    monkeypatch.setattr(Trainer, "update", exploding)
+    monkeypatch.setattr(CoarseToFineTrainer, "update", exploding)
 
 
 def train_quietly(config: CoarseToFineConfig, images: Tensor, path: Path, stop_at: int | None = None) -> None:

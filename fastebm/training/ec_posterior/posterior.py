@@ -1,8 +1,8 @@
-"""The posterior of a VAE's latent vectors, refined by short Langevin chains, and a bound on the likelihood.
+"""Short Langevin chains that refine draws from a VAE's posterior, and a bound on its likelihood.
 
 Luo et al., "Energy-Calibrated VAE with Test Time Free Lunch", arXiv 2311.04071, name the calibrated posterior as an
-extension of their method; the design is ours, after Hoffman, "Learning deep latent Gaussian models with Markov chain
-Monte Carlo" (ICML 2017), who starts such chains at the encoder's draws too.
+extension of their method and publish no code for it. The design is ours, after Hoffman, "Learning deep latent Gaussian
+models with Markov chain Monte Carlo" (ICML 2017), where such chains start at the encoder's draws too.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ Engine = Literal["auto", "fused", "autograd"]
 
 
 class PosteriorEnergy(nn.Module):
-    """`U(z; x) = ||x - G(z)||^2 / (2 variance) + ||z||^2 / 2`: minus `log p(x | z) + log p(z)`, but for a constant.
+    """`U(z; x) = ||x - G(z)||^2 / (2 variance) + ||z||^2 / 2`, which is `-log p(x | z) - log p(z)` up to a constant.
 
-    It takes states (B, channels, size + rows, size), an image with its latent vector in as many rows below it as that
-    fills, so that each has an energy of its own: chains can be split into batches, and a captured program serves all
-    images. What the latent vector leaves of the last row is zero.
+    A state (B, channels, size + rows, size) is an image with its latent vector in rows below it; the rest of the last
+    row is zero. As the image is part of the state, chains of different images can be split into any batches, and one
+    compiled program serves all images.
     """
 
     def __init__(self, vae: VAE) -> None:
@@ -40,7 +40,7 @@ class PosteriorEnergy(nn.Module):
         self.decoder = vae.decoder
         self.log_variance = vae.log_variance
         weight = next(vae.decoder.parameters())
-        # A map with weights, because a fused program has none of a vector that lies as an image to one that doesn't.
+        # A linear map, because a fused program can't reshape rows of an image to a vector.
         unpacking = torch.eye(self.latent, self.channels * self.rows * self.size, device=weight.device)
         self.unpacking: Tensor
         self.register_buffer("unpacking", unpacking.to(weight.dtype), persistent=False)
@@ -52,7 +52,7 @@ class PosteriorEnergy(nn.Module):
         return 0.5 * (-self.log_variance).exp() * error + 0.5 * below.square().sum((1, 2, 3))
 
     def pack(self, images: Tensor, z: Tensor, rest: float = 0.0) -> Tensor:
-        """States of images (B, channels, size, size) and latent vectors (B, latent), with the `rest` of a row so."""
+        """States of images (B, channels, size, size) and latent vectors (B, latent); `rest` fills the last row."""
         below = F.pad(z, (0, self.unpacking.shape[1] - self.latent), value=rest)
         return torch.cat((images.to(z.dtype), below.unflatten(1, (self.channels, self.rows, self.size))), dim=2)
 
@@ -65,21 +65,20 @@ class PosteriorSampler:
     """Langevin chains on a VAE's latent vectors, whose stationary density is `p(z | x)` as the step size goes to 0.
 
     An update is `z' = z - step_size * grad U(z; x) + sqrt(2 * step_size * temperature) * noise`. For a Gaussian
-    posterior, of precision P, chains at temperature 1 end in N(mean, (P - step_size * P^2 / 2)^-1): the right mean, and
-    a covariance that is too large by about `step_size / 2`. They are stable below a step size of 2 over the largest
-    eigenvalue of P, which lies at the order of 1 / (smallest posterior variance).
+    posterior of precision P, chains at temperature 1 end in N(mean, (P - step_size * P^2 / 2)^-1): the mean is right,
+    and the covariance is too large by about `step_size / 2`. Chains are stable below a step size of 2 over the largest
+    eigenvalue of P, which is about 1 / (smallest posterior variance).
 
-    The decoder is in eval mode inside: batch norm's own statistics of a batch would let the images of a batch change
-    each other's posterior, so that no energy of one latent vector would exist. In training these are running means
-    over the refined latent vectors of the batches before, hence those that the posterior's decoder is about to see.
-    The state is float32 whatever `dtype` the decoder runs in, and by the fused engine the same bits in any split of a
-    batch.
+    The decoder is in eval mode inside: with batch statistics, the images of a batch would change each other's
+    posterior, and a single latent vector would have no energy. In training the running statistics are means over the
+    refined latent vectors of earlier batches, which are like those that the decoder will see. The state is float32
+    whatever `dtype` the decoder has; with the fused engine its bits do not depend on how a batch is split.
 
     Args:
-        vae: its weights are read anew for each call of `refine`.
-        step_size: of an update, positive.
-        temperature: of the noise; 1 samples the posterior, 0 walks down to its nearest mode.
-        dtype, engine: of the gradients, as in `fastebm.energy_gradient`.
+        vae: the VAE; its weights are read anew in each call of `refine`.
+        step_size: step size of a Langevin step, positive.
+        temperature: temperature of the noise; 1 samples the posterior, 0 walks down to its nearest mode.
+        dtype, engine: as in `fastebm.energy_gradient`.
     """
 
     def __init__(
@@ -111,7 +110,7 @@ class PosteriorSampler:
         batch_size: int | None = None,
         check: bool = True,
     ) -> Tensor:
-        """Where chains of `num_steps` updates end that start at `z`; arguments and errors as of `refine_posterior`."""
+        """The ends of chains of `num_steps` steps that start at `z`; arguments and errors as of `refine_posterior`."""
         latent = self.energy.latent
         if z.ndim != 2 or z.shape[1] != latent:
             raise ValueError(f"z has shape {tuple(z.shape)}; latent vectors of this VAE are (batch, {latent})")
@@ -135,7 +134,7 @@ class PosteriorSampler:
 
     @torch.no_grad()
     def energies(self, images: Tensor, z: Tensor) -> Tensor:
-        """`U(z; x)` of each pair, (B,), in eval mode, as chains see it."""
+        """`U(z; x)` of each pair, (B,), with the decoder in eval mode, as in chains."""
         return self.langevin.gradient(self.energy.pack(images, z))[0]
 
 
@@ -155,20 +154,20 @@ def refine_posterior(
     engine: Engine = "auto",
     check: bool = True,
 ) -> Tensor:
-    """Latent vectors nearer to draws from `p(z | x)` than `z`: where short Langevin chains from there end.
+    """The ends of short Langevin chains from `z`: latent vectors that are nearer to draws from `p(z | x)`.
 
-    What it computes, and for which step sizes, `PosteriorSampler` says, which is also the thing to keep where many
-    calls follow each other: it examines and captures the decoder once.
+    `PosteriorSampler` documents the chain and the step sizes at which it is stable. For many calls keep one of those,
+    which compiles the decoder once.
 
     Args:
         images: float32 or float64 (B, channels, size, size) in [-1, 1], on `z`'s device.
-        z: where chains start, (B, latent), float32 or float64; usually draws from the encoder, `vae.posterior`. Left
-            as they are, and no gradient flows.
-        num_steps: updates, 0 or more.
-        seed, chain_ids, start_step, batch_size, check: as in `Langevin.sample`: noise is that of chain and step, for any split.
+        z: the starts of the chains, (B, latent), float32 or float64; usually draws from the encoder, `vae.posterior`.
+            They are not changed, and no gradient flows into them.
+        num_steps: number of Langevin steps, 0 or more.
+        seed, chain_ids, start_step, batch_size, check: as in `Langevin.sample`.
 
-    Raises ValueError for shapes that don't belong together or numbers out of range, and FloatingPointError where
-    chains are not finite, as with a step size too large.
+    Raises ValueError for shapes that don't fit together or numbers out of range, and FloatingPointError where chains
+    are not finite, for instance because the step size is too large.
 
     Example:
         >>> import torch
@@ -188,34 +187,41 @@ def refine_posterior(
 
 @torch.no_grad()
 def iwae_bound(
-    vae: VAE, images: Tensor, samples: int = 64, seed: int | None = None, first: int = 0, *, batch_size: int = 1000
+    vae: VAE,
+    images: Tensor,
+    samples: int = 64,
+    seed: int | None = None,
+    first_chain_id: int = 0,
+    *,
+    batch_size: int = 1000,
 ) -> Tensor:
     """`log mean_k p(x | z_k) p(z_k) / q(z_k | x)` of each image, (B,), in nats, over draws z_k from the encoder.
 
-    A lower bound on `log p(x)` in expectation, tighter with more `samples` (Burda, Grosse, Salakhutdinov, "Importance
-    Weighted Autoencoders", arXiv 1509.00519); one sample gives the ELBO. It is fairer than the ELBO to a decoder that
-    was trained on better draws than the encoder's. Nets are in eval mode inside.
+    Its mean is a lower bound on `log p(x)`, tighter with more `samples` (Burda, Grosse, Salakhutdinov, "Importance
+    Weighted Autoencoders", arXiv 1509.00519); one sample gives the ELBO. For a decoder that was trained on better draws
+    than the encoder's it is a fairer measure than the ELBO. Nets are in eval mode inside.
 
     Args:
-        seed, first: noise is that of chain `first + position` and step k, so that no split changes it.
-        batch_size: images in the nets at a time.
+        samples: number of draws per image.
+        seed, first_chain_id: draw k of an image has the noise of chain `first_chain_id + position` at step k.
+        batch_size: number of images in the nets at a time.
     """
     if samples < 1 or batch_size < 1:
         raise ValueError(f"samples and batch_size must be at least 1, got {samples} and {batch_size}")
     seed = rng.draw_seed() if seed is None else seed
     parts = images.split(batch_size)
     with in_eval_mode(vae):
-        bounds = [_bound(vae, part, samples, seed, first + k * batch_size) for k, part in enumerate(parts)]
+        bounds = [_bound(vae, part, samples, seed, first_chain_id + k * batch_size) for k, part in enumerate(parts)]
     return torch.cat(bounds)
 
 
-def _bound(vae: VAE, images: Tensor, samples: int, seed: int, first: int) -> Tensor:
+def _bound(vae: VAE, images: Tensor, samples: int, seed: int, first_chain_id: int) -> Tensor:
     mean, log_variance = vae.encode(images)
     constant = 0.5 * images[0].numel() * (math.log(2 * math.pi) + vae.log_variance)
     weights = []
     for k in range(samples):
         shape = tuple(mean.shape)
-        noise = normal(shape, seed=seed, step=k, stream=Stream.POSTERIOR, chain_ids=first, device=mean.device)
+        noise = normal(shape, seed=seed, step=k, stream=Stream.POSTERIOR, chain_ids=first_chain_id, device=mean.device)
         z = mean + (0.5 * log_variance).exp() * noise
         likelihood = -0.5 * squared_error(images, vae.decode(z)) * (-vae.log_variance).exp() - constant
         # log p(z) - log q(z | x), of which the constants cancel

@@ -1,0 +1,96 @@
+"""The energy that calibrates a generator: made new, loaded from a checkpoint, or trained."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from fastebm.models import MultiScaleEnergy
+from fastebm.sampling import Langevin
+from fastebm.training.calibration.calibrate import DataTerm, calibrate
+from fastebm.training.calibration.config import CalibratedConfig
+from fastebm.training.trainer.metrics import Metrics, energy_update_metrics
+from fastebm.training.trainer.weights import fork_rng, load_optimizer, optimizer_tensors, select_prefix, with_prefix
+
+
+def new_energy(config: CalibratedConfig) -> MultiScaleEnergy | None:
+    """An energy with weights drawn from the config's seed; None for a plain generator."""
+    if not config.calibrated:
+        return None
+    with fork_rng(config.seed):
+        return MultiScaleEnergy(
+            config.size,
+            config.channels,
+            width=config.energy_width,
+            depth=config.energy_depth,
+            spectral_norm=config.spectral_norm,
+        )
+
+
+def stored_energy(
+    config: CalibratedConfig, tensors: Mapping[str, Tensor], device: torch.device | str | None
+) -> MultiScaleEnergy | None:
+    """The energy of a checkpoint, in eval mode, its parameters without gradients; None for a plain generator."""
+    energy = new_energy(config)
+    if energy is not None:
+        energy.to(device).load_state_dict(select_prefix(tensors, "energy."))
+        energy.eval().requires_grad_(False)
+    return energy
+
+
+class EnergyTrainer:
+    """The energy of a run with its optimizer and its sampler.
+
+    The sampler is made once, as an energy gradient analyses its energy at the first use.
+    """
+
+    def __init__(self, config: CalibratedConfig, net: MultiScaleEnergy) -> None:
+        self.config = config
+        self.net = net
+        self.optimizer = torch.optim.Adam(net.parameters(), config.energy_learning_rate, config.adam_betas)
+        dtype = getattr(torch, config.dtype)
+        self.sampler = Langevin(net, config.step_size, config.noise_std, dtype=dtype, engine=config.engine)
+        self.data_term = DataTerm(config.data_term_weight, config.data_term_hinge)
+
+    def chain_ends(self, samples: Tensor, seed: int, first_chain_id: int, start_step: int = 0) -> Tensor:
+        """The ends of chains that start at `samples`, float32. Energies that are not finite are left to the guard."""
+        return calibrate(
+            samples.detach().contiguous(),
+            self.sampler,
+            self.config.num_steps,
+            seed,
+            first_chain_id,
+            start_step=start_step,
+            data_term=self.data_term,
+            check=False,
+        )
+
+    def gradient(self, real: Tensor, ends: Tensor) -> Metrics:
+        """Sets the gradient of `mean E(data) - mean E(chain ends)`, and returns the metrics of the update."""
+        # One pass for both, so that one power iteration of the spectral norm serves both.
+        images = torch.cat((real, ends))
+        energies = self.net(torch.empty_like(images, memory_format=torch.channels_last).copy_(images)).float()
+        data, samples = energies[: len(real)], energies[len(real) :]
+        loss = data.mean() - samples.mean() + self.config.energy_l2 * energies.square().mean()
+        self.optimizer.zero_grad()
+        loss.backward()
+        return energy_update_metrics(self.net, loss, data, samples)
+
+    @torch.no_grad()
+    def largest(self, real: Tensor, ends: Tensor) -> dict[str, float]:
+        """The largest magnitudes of energies, as the guard takes them."""
+        self.net.eval()
+        data, samples = (self.net(images).abs().max().item() for images in (real, ends))
+        self.net.train()
+        return {"largest_energy_data": data, "largest_energy_samples": samples}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What a checkpoint keeps of the energy, by name."""
+        return with_prefix(self.net.state_dict(), "energy.") | optimizer_tensors(self.optimizer, "energy_optimizer.")
+
+    def load_state(self, tensors: Mapping[str, Tensor]) -> None:
+        """Loads what `tensors` returned."""
+        self.net.load_state_dict(select_prefix(tensors, "energy."))
+        load_optimizer(self.optimizer, tensors, "energy_optimizer.")

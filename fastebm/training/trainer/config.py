@@ -1,0 +1,177 @@
+"""The settings that every training method has, with their ranges; each method adds its own in a subclass."""
+
+from __future__ import annotations
+
+import functools
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, get_args, get_origin, get_type_hints
+
+from fastebm import rng
+from fastebm.runs.folder import RunError
+
+Ranges = Mapping[str, tuple[float, float]]
+Precision = Literal["float32", "bfloat16"]
+Engine = Literal["auto", "fused", "autograd"]
+
+MUTABLE_FIELDS = frozenset(
+    {"engine", "retries", "log_every", "checkpoint_every", "keep_checkpoints", "pictures_every", "tensorboard"}
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainerConfig(ABC):
+    """Settings that every training method has.
+
+    A subclass adds fields, and lists the range of each of its numeric fields in `ranges`. Values of a field that is
+    annotated as a `Literal` are checked against it. ValueError is raised for a value out of range.
+
+    Attributes:
+        kind: the name of the method in a run's config.json.
+        method_name: the name of the method in error messages.
+        mutable_fields: fields that may have other values when a run is resumed. They change which files are kept, and
+            numbers at most by rounding (`engine`, which has to stay for a resume to the last bit).
+    """
+
+    kind: ClassVar[str]
+    method_name: ClassVar[str]
+    mutable_fields: ClassVar[frozenset[str]] = MUTABLE_FIELDS
+    ranges: ClassVar[Ranges] = {
+        "channels": (1, 2**10),
+        "num_steps": (1, 10**6),
+        "step_size": (1e-12, 1e12),
+        "adam_betas": (0, 1 - 1e-9),
+        "lr_decay": (0, 1),
+        "ema": (0, 1 - 1e-9),
+        "max_loss": (1e-12, 1e30),
+        "retries": (0, 10**6),
+        "retry_lr_factor": (1e-6, 1),
+        "log_every": (1, 10**9),
+        "checkpoint_every": (1, 10**9),
+        "keep_checkpoints": (1, 10**9),
+        "pictures_every": (0, 10**9),
+    }
+
+    channels: int = 3
+    """number of colour channels of an image"""
+    num_steps: int = 15
+    """number of Langevin steps of a chain"""
+    step_size: float = 0.05
+    """step size of a Langevin step, the factor on the gradient of the energy"""
+    dtype: Precision = "float32"
+    """dtype of the net inside Langevin chains; the state of a chain is always float32"""
+    update_dtype: Precision = "float32"
+    """autocast dtype of the convolutions in an update; weights, losses and norm layers stay in float32"""
+    engine: Engine = "auto"
+    """engine that computes the gradients of Langevin chains"""
+    adam_betas: tuple[float, float] = (0.0, 0.9)
+    """decay rates of Adam's two moments"""
+    lr_decay: float = 0.0
+    """share of the run (of each stage, if there are several), at its end, over which learning rates fall linearly to a
+    tenth"""
+    flip: bool = False
+    """mirror each training image left to right with probability 1/2"""
+    ema: float = 0.999
+    """decay of the exponential moving average of the weights, which samples are drawn from; 0 draws them from the
+    trained weights"""
+    max_loss: float = 1000.0
+    """magnitude of the loss above which the guard rolls the run back"""
+    retries: int = 3
+    """number of times that the guard rolls the run back to a checkpoint, with fresh noise, before it gives up"""
+    retry_lr_factor: float = 0.5
+    """factor on all learning rates, for the rest of the run, after each rollback"""
+    seed: int = 0
+    """seed of the initial weights, the order of the images and all noise"""
+    log_every: int = 10
+    """number of iterations between lines of the log, each of which holds means over them"""
+    checkpoint_every: int = 500
+    """number of iterations between checkpoints; the end of a stage always makes one"""
+    keep_checkpoints: int = 3
+    """number of checkpoints that are kept, the newest ones"""
+    pictures_every: int = 0
+    """number of iterations between pictures; the end of a stage always makes some; 0 makes no others"""
+    tensorboard: bool = False
+    """write the log and the samples for TensorBoard too"""
+
+    def __post_init__(self) -> None:
+        ranges, choices = _constraints(type(self))
+        for name, (low, high) in ranges.items():
+            for value in values if isinstance(values := getattr(self, name), tuple) else (values,):
+                if not low <= value <= high:
+                    raise ValueError(f"{name} must lie in [{low:g}, {high:g}], got {value}")
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} must be one of {', '.join(map(str, allowed))}, got {getattr(self, name)!r}")
+        rng.make_key(self.seed)
+
+    @classmethod
+    def from_json(cls, stored: Mapping[str, Any]) -> Self:
+        """The config of a stored JSON object. Raises RunError if it has other fields or values out of range."""
+        try:
+            fields: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in stored.items()}
+            return cls(**fields)
+        except (TypeError, ValueError) as error:
+            raise RunError(f"not the config of a run of {cls.method_name}: {error}") from error
+
+    if TYPE_CHECKING:  # in some methods it is a field, which would take an inherited property for its default
+
+        @property
+        def sizes(self) -> tuple[int, ...]:
+            """All resolutions that the run trains at, in pixels, ascending."""
+
+    @property
+    @abstractmethod
+    def total_iterations(self) -> int:
+        """The number of updates of the whole run."""
+
+    @property
+    @abstractmethod
+    def total_chains(self) -> int:
+        """The number of chains, or of latent vectors, that the whole run uses: the first id that it leaves free."""
+
+    @property
+    def guard_bounds(self) -> dict[str, float]:
+        """The bounds of the guard, as arguments of `Guard`."""
+        return {"max_loss": self.max_loss}
+
+
+@dataclass(frozen=True, kw_only=True)
+class EnergyTrainerConfig(TrainerConfig):
+    """Settings of the methods that train an energy of images."""
+
+    ranges: ClassVar[Ranges] = {
+        "data_noise": (0, 1e6),
+        "energy_l2": (0, 1e6),
+        "max_energy": (1e-12, 1e30),
+        "max_gap": (1e-12, 1e30),
+    }
+
+    data_noise: float = 0.0
+    """standard deviation of the noise on the real images that the energy sees, which lie in [-1, 1]"""
+    energy_l2: float = 0.0
+    """weight of the mean squared energy in the loss of the energy"""
+    max_energy: float = 1000.0
+    """magnitude of an energy above which the guard rolls the run back"""
+    max_gap: float = 1000.0
+    """distance between the mean energies of data and samples above which the guard rolls the run back"""
+
+    @property
+    def guard_bounds(self) -> dict[str, float]:
+        return {"max_energy": self.max_energy, "max_gap": self.max_gap, "max_loss": self.max_loss}
+
+
+@functools.cache
+def _constraints(config: type[TrainerConfig]) -> tuple[dict[str, tuple[float, float]], dict[str, tuple[Any, ...]]]:
+    """The ranges of numeric fields, and the values that fields of a `Literal` type may have, by field."""
+    ranges: dict[str, tuple[float, float]] = {}
+    for base in reversed(config.__mro__):
+        ranges |= vars(base).get("ranges", {})
+    hints = get_type_hints(config)
+    return ranges, {name: get_args(hint) for name, hint in hints.items() if get_origin(hint) is Literal}
+
+
+def lr_factor(remaining: float, iterations: int, lr_decay: float) -> float:
+    """The factor on a learning rate with `remaining` iterations to go: 1, then linear to 0.1 over the last share."""
+    falling = lr_decay * iterations
+    return 0.1 + 0.9 * remaining / falling if remaining < falling else 1.0

@@ -1,0 +1,42 @@
+"""The progress bar of a run."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+
+class ProgressBar:
+    """A bar over all iterations of a run, with the rate, the time left and a few numbers."""
+
+    def __init__(self, bar: Any) -> None:
+        self._bar = bar
+
+    @classmethod
+    @contextmanager
+    def over(cls, total: int, done: int, shown: bool) -> Iterator[ProgressBar]:
+        """A bar at `done` of `total`, silent if not `shown`; it is redrawn seldom where stderr is no terminal."""
+        from tqdm import tqdm
+
+        terminal = sys.stderr.isatty()
+        with tqdm(
+            total=total,
+            initial=done,
+            disable=not shown,
+            unit="it",
+            mininterval=0.2 if terminal else 10.0,
+            ncols=None if terminal else 110,
+            dynamic_ncols=terminal,
+        ) as bar:
+            yield cls(bar)
+
+    def go_back(self, iteration: int) -> None:
+        self._bar.n = iteration
+        self._bar.refresh()
+
+    def advance(self, title: str, **numbers: float) -> None:
+        self._bar.set_description(title, refresh=False)
+        self._bar.set_postfix({name: f"{value:+.3f}" for name, value in numbers.items()}, refresh=False)
+        self._bar.update()

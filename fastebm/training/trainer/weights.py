@@ -1,0 +1,59 @@
+"""Weights of nets and their optimizers: initial values, updates, moving averages, and their names in a checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+
+@contextmanager
+def fork_rng(seed: int) -> Iterator[None]:
+    """Within the block nets draw their weights from `seed`; torch's own generator is as before afterwards."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        yield
+
+
+def step(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
+    """An optimizer step with the gradients that are there."""
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate
+    optimizer.step()
+
+
+def update_ema(mean: nn.Module, net: nn.Module, decay: float) -> None:
+    """Moves the parameters of `mean` towards those of `net`, and copies the buffers (the spectral norm's vectors)."""
+    with torch.no_grad():
+        torch._foreach_lerp_(list(mean.parameters()), list(net.parameters()), 1 - decay)
+        for averaged, current in zip(mean.buffers(), net.buffers(), strict=True):
+            averaged.copy_(current)
+
+
+def with_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors with `prefix` in front of their names."""
+    return {prefix + name: tensor for name, tensor in tensors.items()}
+
+
+def select_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors whose names begin with `prefix`, by the rest of their names."""
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer, prefix: str) -> dict[str, Tensor]:
+    """The moments of each parameter by name, with `prefix` in front."""
+    named: dict[str, Tensor] = {}
+    for index, moments in optimizer.state_dict()["state"].items():
+        named |= with_prefix(moments, f"{prefix}{index}.")
+    return named
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], prefix: str) -> None:
+    """Loads what `optimizer_tensors` returned."""
+    moments: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in select_prefix(tensors, prefix).items():
+        index, _, moment = name.partition(".")
+        moments.setdefault(int(index), {})[moment] = tensor
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})

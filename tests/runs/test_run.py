@@ -1,0 +1,128 @@
+"""Every kind of run is trained, loaded and resumed by one call, and has samples, an energy and settings."""
+
+from __future__ import annotations
+
+import dataclasses
+import doctest
+import importlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import fastebm
+from fastebm.data import digits
+from fastebm.runs.registry import METHODS
+from fastebm.runs.run import Run
+from fastebm.training import CoarseToFineConfig, ECFlowConfig, ECPosteriorConfig, ECVAEConfig, StoppedError
+
+SMALL: dict[str, Any] = {"channels": 1, "num_steps": 2, "engine": "autograd", "checkpoint_every": 2, "log_every": 1}
+SINGLE: dict[str, Any] = {"size": 8, "iterations": 3, "batch_size": 4, "width": 2, "warmup": 1}
+CONFIGS = {
+    "coarse_to_fine": CoarseToFineConfig(
+        sizes=(4, 8), iterations=(1, 2), batch_sizes=(4, 4), learning_rates=(1e-3, 1e-3), base_width=1, **SMALL
+    ),
+    "ec_vae": ECVAEConfig(latent=3, energy_width=2, energy_depth=1, **SINGLE, **SMALL),
+    "ec_posterior": ECPosteriorConfig(latent=3, **SINGLE, **SMALL),
+    "ec_flow": ECFlowConfig(levels=1, flow_steps=1, energy_width=2, energy_depth=1, **SINGLE, **SMALL),
+}
+SILENT: dict[str, Any] = {"progress": False, "save_pictures": False}
+
+
+@pytest.fixture(scope="module")
+def images() -> Tensor:
+    return digits("train")[0][:50]
+
+
+@pytest.fixture(scope="module")
+def trained(images: Tensor, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Run]:
+    """A trained run of each kind, made once."""
+    runs: dict[str, Run] = {}
+
+    def run(kind: str) -> Run:
+        if kind not in runs:
+            runs[kind] = fastebm.train(CONFIGS[kind], images, tmp_path_factory.mktemp(kind) / "run", **SILENT)
+        return runs[kind]
+
+    return run
+
+
+def test_every_kind_is_here() -> None:
+    assert CONFIGS.keys() == METHODS.keys()
+    assert all(config.kind == kind for kind, config in CONFIGS.items())
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_train_and_load_give_the_same_run(kind: str, trained: Callable[[str], Run]) -> None:
+    run = trained(kind)
+    loaded = fastebm.load(run.path)
+    for each in (run, loaded):
+        assert isinstance(each, Run)
+        assert (each.path, each.config, each.iteration) == (run.path, CONFIGS[kind], 3)
+        assert each.finished
+        assert each.size == 8
+    assert type(loaded) is type(run)
+    assert torch.equal(run.sample(3), loaded.sample(3))
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_samples_are_images_of_the_seed_in_any_batches(kind: str, trained: Callable[[str], Run]) -> None:
+    run = trained(kind)
+    samples = run.sample(5, seed=7)
+    assert samples.shape == (5, 1, 8, 8)
+    assert samples.dtype == torch.float32
+    assert samples.abs().max() <= 1
+    torch.testing.assert_close(run.sample(5, 7, batch_size=2), samples, rtol=1e-4, atol=1e-4)
+    assert not torch.equal(run.sample(5, seed=8), samples)
+    assert torch.equal(run.sample(5), run.sample(5))
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_the_energy_is_that_of_the_highest_resolution(kind: str, trained: Callable[[str], Run]) -> None:
+    run = trained(kind)
+    if kind == "ec_posterior":
+        assert run.energy is None
+        return
+    assert run.energy is not None
+    energies = run.energy(run.sample(5))
+    assert energies.shape == (5,)
+    assert energies.isfinite().all()
+    assert not energies.requires_grad
+    assert fastebm.Langevin(run.energy, 0.1, 0.01, engine="autograd").sample(run.sample(2), 2, seed=0).isfinite().all()
+
+
+@pytest.mark.parametrize("kind", ["ec_vae", "ec_flow"])
+def test_a_plain_generator_has_no_energy(kind: str, images: Tensor, tmp_path: Path) -> None:
+    config = dataclasses.replace(CONFIGS[kind], lambda_start=0.0)  # type: ignore[arg-type, call-arg]
+    assert fastebm.train(config, images, tmp_path / "run", **SILENT).energy is None
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_a_stopped_run_is_loaded_and_resumed(
+    kind: str, trained: Callable[[str], Run], images: Tensor, tmp_path: Path
+) -> None:
+    def stop(line: dict[str, Any]) -> None:
+        if line["iteration"] == 3:
+            raise StoppedError
+
+    path = tmp_path / "run"
+    with pytest.raises(StoppedError):
+        fastebm.train(CONFIGS[kind], images, path, on_log=stop, **SILENT)
+    stopped = fastebm.load(path)
+    assert stopped.iteration == 2
+    assert not stopped.finished
+    assert stopped.sample(2).shape == (2, 1, 8, 8)
+    resumed = fastebm.resume(path, images, **SILENT)
+    assert resumed.finished
+    assert torch.equal(resumed.sample(3), trained(kind).sample(3))
+    assert fastebm.resume(path).iteration == 3  # a finished run needs no images
+
+
+@pytest.mark.parametrize("module", ["fastebm.runs.registry", "fastebm.training.trainer.entry", *METHODS.values()])
+def test_examples_run(module: str) -> None:
+    results = doctest.testmod(importlib.import_module(module if module not in METHODS.values() else f"{module}.run"))
+    assert results.failed == 0
+    assert results.attempted > 3
