@@ -116,7 +116,7 @@ __global__ void __launch_bounds__(kThreads) plain_kernel(const LangevinArguments
   const int64_t first = 4 * (slot * tiles.quads + quad);
   float x[4], g[4];
   read_pack(x, static_cast<const float*>(step.x.data) + first);
-  read_pack(g, static_cast<const Gradient*>(step.gradient.data) + first);
+  read_pack(g, static_cast<const Gradient*>(step.grad.data) + first);
   advance(x, g, step, slot, quad);
 #pragma unroll
   for (int i = 0; i < 4; ++i) x[i] = limited(x[i], step.clamp_min, step.clamp_max);
@@ -130,10 +130,10 @@ __global__ void __launch_bounds__(kThreads) general_kernel(const LangevinArgumen
   const QuadPlace place(slot, quad, step);
   float x[4] = {}, g[4] = {}, side[4] = {};
   read<float>(x, step.x, place);
-  read<Gradient>(g, step.gradient, place);
+  read<Gradient>(g, step.grad, place);
   const float scale = step.factors ? step.factors[2 * slot] : 1.0f;
 #pragma unroll
-  for (int i = 0; i < 4; ++i) g[i] = limited(g[i], -step.gradient_clip, step.gradient_clip) * scale;
+  for (int i = 0; i < 4; ++i) g[i] = limited(g[i], -step.grad_clip, step.grad_clip) * scale;
   if (step.data_target.data) {
     const float weight = step.factors ? step.factors[2 * slot + 1] : step.data_term_weight[row_of(step, step.weight_rows)];
     read<float>(side, step.data_target, place);
@@ -175,13 +175,13 @@ __global__ void __launch_bounds__(kSumLanes, 1) factors_kernel(const LangevinArg
   __shared__ float lanes[kSumLanes];
   const int64_t slot = blockIdx.x, elements = step.channels * step.pixels;
   float scale = 1, weight = 0, mine = 0;
-  if (isfinite(step.norm_clip)) {
+  if (isfinite(step.grad_norm_clip)) {
     for (int64_t element = threadIdx.x; element < elements; element += kSumLanes) {
-      const float g = widened(element_of<Gradient>(step.gradient, slot, element, step.pixels));
+      const float g = widened(element_of<Gradient>(step.grad, slot, element, step.pixels));
       mine = fused(g, g, mine);
     }
     const float norm = rounded_sqrt(fold(lanes, mine));
-    if (norm > step.norm_clip) scale = __fdiv_rn(step.norm_clip, norm);
+    if (norm > step.grad_norm_clip) scale = __fdiv_rn(step.grad_norm_clip, norm);
   }
   if (step.data_target.data) weight = step.data_term_weight[row_of(step, step.weight_rows)];
   if (step.data_target.data && step.data_term_hinge > 0) {
@@ -201,8 +201,8 @@ __global__ void __launch_bounds__(kSumLanes, 1) factors_kernel(const LangevinArg
 template <class Gradient>
 void launch_as(const LangevinArguments& step, Stream stream) {
   const Tiling tiles = tiling(step.batch, step.channels * step.pixels);
-  const bool plain = step.out.vectors && step.x.vectors && step.gradient.vectors && !step.mask.data && !step.data_target.data &&
-                     !step.factors && !std::isfinite(step.gradient_clip);
+  const bool plain = step.out.vectors && step.x.vectors && step.grad.vectors && !step.mask.data && !step.data_target.data &&
+                     !step.factors && !std::isfinite(step.grad_clip);
   if (step.factors) factors_kernel<Gradient><<<static_cast<unsigned>(step.batch), kSumLanes, 0, stream>>>(step);
   if (plain) plain_kernel<Gradient><<<blocks(tiles), kThreads, 0, stream>>>(step, tiles);
   else general_kernel<Gradient><<<blocks(tiles), kThreads, 0, stream>>>(step, tiles);
@@ -211,7 +211,7 @@ void launch_as(const LangevinArguments& step, Stream stream) {
 }  // namespace
 
 const char* launch_langevin_step(const LangevinArguments& arguments, Stream stream) {
-  switch (arguments.gradient_type) {
+  switch (arguments.grad_type) {
     case Type::float32: launch_as<float>(arguments, stream); break;
     case Type::bfloat16: launch_as<__nv_bfloat16>(arguments, stream); break;
     case Type::float16: launch_as<__half>(arguments, stream); break;

@@ -47,8 +47,8 @@ struct Image {
 };
 
 struct LangevinArguments {
-  Image out, x, gradient, mask, known, data_target;
-  Type gradient_type;
+  Image out, x, grad, mask, known, data_target;
+  Type grad_type;
   int64_t batch, channels, pixels;
   const float* schedule;  // (steps, 2), or (steps, batch, 2) where per_chain
   int64_t schedule_rows;
@@ -58,7 +58,7 @@ struct LangevinArguments {
   float* factors;  // room for (batch, 2), or null where there is neither norm clip nor hinge
   Address address;
   // Limits that are not wanted are infinite.
-  float clamp_min, clamp_max, gradient_clip, norm_clip;
+  float clamp_min, clamp_max, grad_clip, grad_norm_clip;
   float data_term_hinge;
 };
 

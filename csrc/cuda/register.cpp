@@ -13,6 +13,7 @@
 #include <cstdint>
 #include <optional>
 
+#include "../step_options.h"
 #include "launch.h"
 
 namespace fastebm::cuda {
@@ -90,31 +91,28 @@ float limit(const std::optional<double>& value, float otherwise) {
   return value.has_value() ? static_cast<float>(*value) : otherwise;
 }
 
-void langevin_step(Tensor out, Tensor x, Tensor gradient, Tensor schedule, Tensor key, Tensor chain_ids,
-                   std::optional<double> clamp_min, std::optional<double> clamp_max, std::optional<double> gradient_clip,
-                   std::optional<double> norm_clip, std::optional<Tensor> mask, std::optional<Tensor> known,
-                   std::optional<Tensor> data_target, std::optional<Tensor> data_term_weight, double data_term_hinge) {
+void langevin_step(const StepOptions& options, Tensor out, Tensor x, Tensor grad) {
   if (x.numel() == 0) return;
   LangevinArguments a{};
-  a.out = image(out), a.x = image(x), a.gradient = image(gradient);
-  a.mask = image(mask), a.known = image(known), a.data_target = image(data_target);
-  a.gradient_type = type_of(gradient);
+  a.out = image(out), a.x = image(x), a.grad = image(grad);
+  a.mask = image(options.mask), a.known = image(options.known), a.data_target = image(options.data_target);
+  a.grad_type = type_of(grad);
   a.batch = x.size(0);
   a.channels = x.dim() == 3 ? x.size(1) : 1;
   a.pixels = x.numel() / a.batch / a.channels;
-  a.schedule = static_cast<const float*>(schedule.const_data_ptr());
-  a.schedule_rows = schedule.size(0);
-  a.per_chain = schedule.dim() == 3;
-  a.address = address_of(key, chain_ids);
-  a.clamp_min = limit(clamp_min, -INFINITY), a.clamp_max = limit(clamp_max, INFINITY);
-  a.gradient_clip = limit(gradient_clip, INFINITY), a.norm_clip = limit(norm_clip, INFINITY);
-  if (data_term_weight) {
-    a.data_term_weight = static_cast<const float*>(data_term_weight->const_data_ptr());
-    a.weight_rows = data_term_weight->size(0);
+  a.schedule = static_cast<const float*>(options.schedule.const_data_ptr());
+  a.schedule_rows = options.schedule.size(0);
+  a.per_chain = options.schedule.dim() == 3;
+  a.address = address_of(options.key, options.chain_ids);
+  a.clamp_min = limit(options.clamp_min, -INFINITY), a.clamp_max = limit(options.clamp_max, INFINITY);
+  a.grad_clip = limit(options.grad_clip, INFINITY), a.grad_norm_clip = limit(options.grad_norm_clip, INFINITY);
+  if (const auto& weights = options.data_term_weight) {
+    a.data_term_weight = static_cast<const float*>(weights->const_data_ptr());
+    a.weight_rows = weights->size(0);
   }
-  a.data_term_hinge = static_cast<float>(data_term_hinge);
+  a.data_term_hinge = static_cast<float>(options.data_term_hinge);
   std::optional<Tensor> factors;
-  if (norm_clip || (data_target && data_term_hinge > 0)) {
+  if (options.grad_norm_clip || (options.data_target && options.data_term_hinge > 0)) {
     factors = torch::stable::new_empty(x, {2 * a.batch});
     a.factors = static_cast<float*>(factors->mutable_data_ptr());
   }
@@ -202,7 +200,7 @@ void expand_blend_backward(Tensor grad_primal, Tensor grad_fade, Tensor grad, Te
 STABLE_TORCH_LIBRARY_IMPL(fastebm_cuda, CUDA, library) {
   library.impl("normal", TORCH_BOX(&fastebm::cuda::normal));
   library.impl("uniform", TORCH_BOX(&fastebm::cuda::uniform));
-  library.impl("langevin_step", TORCH_BOX(&fastebm::cuda::langevin_step));
+  library.impl("langevin_step", TORCH_BOX(&fastebm::WithStepOptions<&fastebm::cuda::langevin_step>::call));
   library.impl("block_tail", TORCH_BOX(&fastebm::cuda::block_tail));
   library.impl("block_tail_backward", TORCH_BOX(&fastebm::cuda::block_tail_backward));
   library.impl("block_tail_double_backward", TORCH_BOX(&fastebm::cuda::block_tail_double_backward));

@@ -1,4 +1,5 @@
-// Convolutions on the matrix units of x86 (AMX, bfloat16): part of program_kernels.h where FASTEBM_TILES is 1.
+// Convolutions of bfloat16 on the matrix units of x86 (AMX).
+// Part of program_variant.h, which compiles it once for each instruction set.
 //
 // A tile is 16 rows of 32 inputs. Its rows are 16 pixels that lie at equal distances: 16 neighbours of one row of the image, whatever
 // the stride, or, on small maps, the same pixel of 16 images. 2x2 tiles of accumulators make a block of 32 pixels and 32 outputs
@@ -6,6 +7,10 @@
 // tiles; so the sums of one number are in one order, however images and pixels are grouped.
 //
 // Measured on one core of a 3.8 TFLOP/s machine: 2.4 TFLOP/s for 3x3 and 2.3 for 4x4 with stride 2, 128 channels.
+#pragma once
+
+#include "program_epilogue.h"
+#include "program_team.h"
 
 struct TileConfiguration {
   uint8_t palette, start_row, reserved[14];
