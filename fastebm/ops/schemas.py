@@ -12,14 +12,11 @@ from dataclasses import dataclass
 
 import torch
 
+from .step_options import schema_of_options
+
 __all__ = ["KERNELS", "PUBLIC", "Kernel"]
 
-_STEP = (
-    "Tensor grad, Tensor schedule, Tensor key, Tensor chain_ids, float? clamp_min, float? clamp_max, float? grad_clip, "
-    "float? grad_norm_clip, Tensor? mask, Tensor? known, Tensor? data_target, Tensor? data_term_weight, float data_term_hinge"
-)
-# A chain makes its gradients itself, and moves its key on.
-_CHAIN_STEP = _STEP.removeprefix("Tensor grad, ").replace("Tensor key", "Tensor({}!) key")
+_STEP = schema_of_options()
 # beta is absent where nothing fades, so that an ordinary tail needs no tensor for it.
 _TAIL = "Tensor? beta, int activation, float parameter"
 
@@ -27,8 +24,8 @@ _TAIL = "Tensor? beta, int activation, float parameter"
 PUBLIC: dict[str, str] = {
     "normal": "(SymInt[] shape, Tensor key, Tensor chain_ids, int stream, ScalarType dtype) -> Tensor",
     "uniform": "(SymInt[] shape, Tensor key, Tensor chain_ids, int stream, ScalarType dtype) -> Tensor",
-    "langevin_step": f"(Tensor x, {_STEP}) -> Tensor",
-    "langevin_step_": f"(Tensor(a!) x, {_STEP}) -> ()",
+    "langevin_step": f"(Tensor x, Tensor grad, {_STEP}) -> Tensor",
+    "langevin_step_": f"(Tensor(a!) x, Tensor grad, {_STEP}) -> ()",
     "block_tail": f"(Tensor main, Tensor skip, Tensor? fade, {_TAIL}) -> Tensor",
     "block_tail_backward": f"(Tensor grad, Tensor main, {_TAIL}) -> (Tensor, Tensor, Tensor)",
     "block_tail_double_backward": (
@@ -40,7 +37,7 @@ PUBLIC: dict[str, str] = {
     "run_program": "(Tensor x, Tensor code, Tensor[] constants, Tensor(a!) workspace) -> (Tensor, Tensor)",
     "run_chain": (
         "(Tensor(a!) x, Tensor code, Tensor[] constants, Tensor(b!) workspace, int num_steps, "
-        f"{_CHAIN_STEP.format('c')}) -> Tensor"
+        f"{schema_of_options(key='Tensor(c!)')}) -> Tensor"
     ),
 }
 
@@ -64,7 +61,7 @@ class Kernel:
 KERNELS: dict[str, Kernel] = {
     "normal": Kernel("normal", "(Tensor(a!) out, Tensor key, Tensor chain_ids, int stream) -> ()"),
     "uniform": Kernel("uniform", "(Tensor(a!) out, Tensor key, Tensor chain_ids, int stream) -> ()"),
-    "langevin_step": Kernel("langevin", f"(Tensor(a!) out, Tensor x, {_STEP}) -> ()"),
+    "langevin_step": Kernel("langevin", f"(Tensor(a!) out, Tensor x, Tensor grad, {_STEP}) -> ()"),
     "block_tail": Kernel("block_tail", f"(Tensor(a!) out, Tensor main, Tensor skip, Tensor? fade, {_TAIL}) -> ()"),
     "block_tail_backward": Kernel(
         "block_tail",
@@ -89,7 +86,7 @@ KERNELS: dict[str, Kernel] = {
     "run_chain": Kernel(
         "chain",
         "(Tensor(a!) energies, Tensor(b!) x, Tensor(c!) gradient, Tensor code, Tensor[] constants, "
-        f"Tensor(d!) workspace, {_CHAIN_STEP.format('e')}) -> ()",
+        f"Tensor(d!) workspace, {schema_of_options(key='Tensor(e!)')}) -> ()",
         backends=("cpp", "triton"),
     ),
 }

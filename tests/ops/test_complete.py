@@ -13,6 +13,7 @@ import torch
 
 from fastebm import build_extension as build
 from fastebm.ops import backends, schemas
+from fastebm.ops.step_options import StepOptions
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = build.source_folder()
@@ -82,9 +83,9 @@ def test_triton(name):
     assert name in functions, f"{path} has no function {name}"
     assert "launch_examples" in functions, f"{path} has no launch_examples to compile"
     schema = torch._C.parse_schema(f"fastebm::{name}{schemas.KERNELS[name].schema}")
-    assert len(functions[name].args.args) == len(schema.arguments), (
-        f"{path}: {name} takes other arguments than its schema"
-    )
+    arguments = functions[name].args
+    taken = len(arguments.args) + (len(StepOptions._fields) if arguments.vararg else 0)
+    assert taken == len(schema.arguments), f"{path}: {name} takes other arguments than its schema"
 
 
 @every_subject

@@ -27,6 +27,7 @@ from torch import Tensor
 from ..chain import run_chain_unfused
 from ..instructions import KINDS, Buffer, Code, Epilogue, EpilogueOp, Header, Instruction, Kind, Layout
 from ..langevin import check_index
+from ..step_options import StepOptions
 from .langevin import update_rows
 from .launch_examples import LaunchExample, typed
 from .philox import WARPS, check_readable_address
@@ -221,7 +222,7 @@ def chain_kernel(
     known: tl.tensor,
     data_target: tl.tensor,
     data_term_weight: tl.tensor,
-    steps: tl.tensor,
+    num_steps: tl.tensor,
     batch: tl.tensor,
     elements: tl.tensor,
     schedule_rows: tl.tensor,
@@ -236,7 +237,7 @@ def chain_kernel(
     QUADS: tl.constexpr,
     NUM_CHAINS: tl.constexpr,
 ) -> None:
-    """`steps` updates of CHAINS images."""
+    """`num_steps` updates of NUM_CHAINS images."""
     first = tl.program_id(0) * NUM_CHAINS
     count = tl.minimum(batch - first, NUM_CHAINS)
     lane = tl.arange(0, QUADS * NUM_CHAINS)
@@ -244,7 +245,7 @@ def chain_kernel(
     inside = (slot < batch) & (quad < tl.cdiv(elements, 4))
     seed, start, index = tl.load(key), tl.load(key + 1), tl.load(key + 2)
     done_steps = tl.full((), 0, tl.int64)
-    while done_steps < steps:
+    while done_steps < num_steps:
         for i in tl.static_range(len(PARTS)):
             for block in range(PARTS[i].blocks):
                 run_block(
@@ -252,21 +253,9 @@ def chain_kernel(
                 )
             tl.debug_barrier()  # what one thread wrote, others read
         update_rows(
-            *(
-                x,
-                x,
-                gradient,
-                mask,
-                known,
-                data_target,
-                schedule,
-                seed,
-                start + done_steps,
-                index + done_steps,
-                chain_ids,
-            ),
-            *(data_term_weight, None, batch, elements, elements, schedule_rows, weight_rows, clamp_min, clamp_max),
-            *(grad_clip, (None, None, None, None, None, None), slot, quad, inside),
+            *(x, x, gradient, mask, known, data_target, schedule, seed, start + done_steps, index + done_steps),
+            *(chain_ids, data_term_weight, None, batch, elements, elements, schedule_rows, weight_rows),
+            *(clamp_min, clamp_max, grad_clip, (None, None, None, None, None, None), slot, quad, inside),
             *(False, PER_CHAIN, LISTED, WHOLE, False),
         )
         tl.debug_barrier()
@@ -291,44 +280,28 @@ def run_chain(
     code: Tensor,
     constants: Sequence[Tensor],
     workspace: Tensor,
-    schedule: Tensor,
-    key: Tensor,
-    chain_ids: Tensor,
-    clamp_min: float | None,
-    clamp_max: float | None,
-    grad_clip: float | None,
-    grad_norm_clip: float | None,
-    mask: Tensor | None,
-    known: Tensor | None,
-    data_target: Tensor | None,
-    data_term_weight: Tensor | None,
-    data_term_hinge: float,
+    *options: Any,
 ) -> None:
     """Kernel `run_chain` of fastebm.ops.schemas; update by update where a block of threads can't do it alone."""
-    steps, batch = energies.shape
+    step = StepOptions(*options)
+    key, schedule, chain_ids, weight = step.key, step.schedule, step.chain_ids, step.data_term_weight
+    num_steps, batch = energies.shape
     shape = shape_of(code.numpy().tobytes(), facts_of(x, constants))
     check_program(shape.program, x, constants, workspace)
-    if not shape.parts or grad_norm_clip is not None or data_term_hinge > 0:
-        limits = (clamp_min, clamp_max, grad_clip, grad_norm_clip)
-        sides = (mask, known, data_target, data_term_weight, data_term_hinge)
-        run_chain_unfused(energies, x, gradient, code, constants, workspace, schedule, key, chain_ids, *limits, *sides)
+    if not shape.parts or step.grad_norm_clip is not None or step.data_term_hinge > 0:
+        run_chain_unfused(energies, x, gradient, code, constants, workspace, *options)
         return
     if not key.is_cuda:
         check_index(key)
-        for row in (key, key + torch.tensor([0, max(steps - 1, 0), 0])):
+        for row in (key, key + torch.tensor([0, max(num_steps - 1, 0), 0])):
             check_readable_address(row, chain_ids, batch)
     elements = x.numel() // batch
     buffers = tuple(view_of(workspace, buffer) for buffer in shape.program.buffers)
     chain_kernel[(triton.cdiv(batch, shape.images),)](
         *(energies, x, gradient, buffers, tuple(constants), schedule, key, chain_ids),
-        *(mask, known, data_target, data_term_weight, steps, batch, elements),
-        *(
-            schedule.shape[0],
-            0 if data_term_weight is None else data_term_weight.shape[0],
-            clamp_min,
-            clamp_max,
-            grad_clip,
-        ),
+        *(step.mask, step.known, step.data_target, weight, num_steps, batch, elements),
+        *(schedule.shape[0], 0 if weight is None else weight.shape[0]),
+        *(step.clamp_min, step.clamp_max, step.grad_clip),
         PARTS=shape.parts,
         WHOLE=elements % 4 == 0,
         PER_CHAIN=schedule.dim() == 3,
@@ -339,7 +312,7 @@ def run_chain(
         num_stages=STAGES,
         enable_fp_fusion=False,
     )
-    key[1:].add_(steps)
+    key[1:].add_(num_steps)
 
 
 @functools.lru_cache(maxsize=64)
@@ -473,7 +446,7 @@ def _specimen(
     types = {
         **typed("*fp32", "energies x gradient schedule"),
         **typed("*i64", "key chain_ids"),
-        **typed("i32", "steps batch elements schedule_rows weight_rows"),
+        **typed("i32", "num_steps batch elements schedule_rows weight_rows"),
         **typed("fp32", "clamp_min clamp_max"),
         "buffers": tuple(stored[torch.bfloat16] for _ in code.buffers),
         "constants": tuple(stored[dtype] for dtype, _ in constants),

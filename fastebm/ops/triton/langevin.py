@@ -283,24 +283,10 @@ def _strides(tensor: Tensor | None) -> tuple[int, ...] | None:
     return None if tensor is None or tensor.is_contiguous() else tensor.stride()
 
 
-def langevin_step(
-    out: Tensor,
-    x: Tensor,
-    grad: Tensor,
-    schedule: Tensor,
-    key: Tensor,
-    chain_ids: Tensor,
-    clamp_min: float | None,
-    clamp_max: float | None,
-    grad_clip: float | None,
-    grad_norm_clip: float | None,
-    mask: Tensor | None,
-    known: Tensor | None,
-    data_target: Tensor | None,
-    data_term_weight: Tensor | None,
-    data_term_hinge: float,
-) -> None:
+def langevin_step(out: Tensor, x: Tensor, grad: Tensor, *options: Any) -> None:
     """Kernel `langevin_step` of fastebm.ops.schemas."""
+    schedule, key, chain_ids, clamp_min, clamp_max, grad_clip, grad_norm_clip, mask, known, *data_term = options
+    data_target, data_term_weight, data_term_hinge = data_term
     batch = x.shape[0]
     check_readable_address(key, chain_ids, batch)
     check_index(key)
@@ -317,20 +303,8 @@ def langevin_step(
     if grad_norm_clip is not None or hinge is not None:
         factors = torch.empty(2 * batch, dtype=torch.float32, device=x.device)
         factors_kernel[(batch,)](
-            *(
-                factors,
-                x,
-                grad,
-                data_target,
-                key,
-                data_term_weight,
-                elements,
-                pixels,
-                weight_rows,
-                grad_norm_clip,
-                hinge,
-            ),
-            *(strides[1], strides[2], strides[5], SUM_LANES),
+            *(factors, x, grad, data_target, key, data_term_weight, elements, pixels, weight_rows, grad_norm_clip),
+            *(hinge, strides[1], strides[2], strides[5], SUM_LANES),
             num_warps=WARPS,
             enable_fp_fusion=False,
         )
@@ -339,15 +313,8 @@ def langevin_step(
         *(out, x, grad, mask, known, data_target, schedule, key, chain_ids, data_term_weight, factors),
         *(batch, elements, pixels, schedule.shape[0], weight_rows, clamp_min, clamp_max, grad_clip),
         *strides,
-        *(
-            grad_norm_clip is not None,
-            schedule.dim() == 3,
-            chain_ids.shape[0] > 1,
-            pixels % 4 == 0,
-            strided,
-            quads,
-            slots,
-        ),
+        *(grad_norm_clip is not None, schedule.dim() == 3, chain_ids.shape[0] > 1, pixels % 4 == 0, strided),
+        *(quads, slots),
         num_warps=WARPS,
         enable_fp_fusion=False,
     )
