@@ -138,6 +138,7 @@ FASTEBM_INLINE void activate_body(typename Types::C* out, const typename Types::
     case Activation::elu: return activate_as<Activation::elu, Types>(out, x, count, parameter);
     case Activation::leaky_relu: return activate_as<Activation::leaky_relu, Types>(out, x, count, parameter);
     case Activation::relu: return activate_as<Activation::relu, Types>(out, x, count, parameter);
+    default: return;  // the others are of fused programs
   }
 }
 FASTEBM_VARIANTS(activate,

@@ -5,6 +5,8 @@
 
 #include <cstdint>
 
+#include "../activations.h"
+
 namespace fastebm {
 
 enum class Layout : int64_t { plain, panels, tiles };
@@ -12,7 +14,6 @@ enum class Kind : int64_t { load, gather, convolution, pool, log_sum_exp, softma
 enum class Do : int64_t {
   add_constant, multiply_constant, scale, add, multiply, activate, activate_keeping, slope, store, store_gradient, store_energies
 };
-enum class Curve : int64_t { silu, gelu, gelu_tanh, elu, leaky_relu, relu, softplus, tanh, sigmoid, square, exp };
 
 struct ProgramHeader {
   int64_t version, buffers, instructions, epilogues, segments;
@@ -33,7 +34,7 @@ struct InstructionRow {
 struct EpilogueRow {
   Do action;
   int64_t buffer, channel, factor_y, factor_x, number;
-  Curve curve;
+  Activation activation;
   int64_t of_result, spread;
 };
 

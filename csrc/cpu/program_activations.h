@@ -34,62 +34,62 @@ static FASTEBM_INLINE float exponential_of(float x) {
   return x < 0 ? e : 1 / e;
 }
 
-template <Curve curve>
-static FASTEBM_INLINE float curve_at(float x, const float* a) {
-  if constexpr (curve == Curve::silu) return x * sigmoid(x);
-  if constexpr (curve == Curve::gelu) return activated<Activation::gelu, 0>(x, 0.0f);
-  if constexpr (curve == Curve::gelu_tanh) return activated<Activation::gelu_tanh, 0>(x, 0.0f);
-  if constexpr (curve == Curve::elu) return a[1] * (x > 0 ? x : a[0] * exponential_minus_one(x > 0 ? 0.0f : a[2] * x));
-  if constexpr (curve == Curve::leaky_relu) return x > 0 ? x : a[0] * x;
-  if constexpr (curve == Curve::relu) return x <= 0 ? 0.0f : x;
-  if constexpr (curve == Curve::softplus) return a[0] * x > a[1] ? x : __builtin_log1pf(__builtin_expf(a[0] * x)) / a[0];
-  if constexpr (curve == Curve::tanh) return hyperbolic_tangent(x);
-  if constexpr (curve == Curve::sigmoid) return sigmoid(x);
-  if constexpr (curve == Curve::square) return x * x;
+template <Activation kind>
+static FASTEBM_INLINE float activation_at(float x, const float* a) {
+  if constexpr (kind == Activation::silu) return x * sigmoid(x);
+  if constexpr (kind == Activation::gelu) return activated<Activation::gelu, 0>(x, 0.0f);
+  if constexpr (kind == Activation::gelu_tanh) return activated<Activation::gelu_tanh, 0>(x, 0.0f);
+  if constexpr (kind == Activation::elu) return a[1] * (x > 0 ? x : a[0] * exponential_minus_one(x > 0 ? 0.0f : a[2] * x));
+  if constexpr (kind == Activation::leaky_relu) return x > 0 ? x : a[0] * x;
+  if constexpr (kind == Activation::relu) return x <= 0 ? 0.0f : x;
+  if constexpr (kind == Activation::softplus) return a[0] * x > a[1] ? x : __builtin_log1pf(__builtin_expf(a[0] * x)) / a[0];
+  if constexpr (kind == Activation::tanh) return hyperbolic_tangent(x);
+  if constexpr (kind == Activation::sigmoid) return sigmoid(x);
+  if constexpr (kind == Activation::square) return x * x;
   return exponential_of(x);
 }
 
 // f'(h), where `of_result` means that h is f(x).
-template <Curve curve>
-static FASTEBM_INLINE float slope_at(float h, const float* a, bool of_result) {
-  if constexpr (curve == Curve::silu) {
+template <Activation kind>
+static FASTEBM_INLINE float derivative_at(float h, const float* a, bool of_result) {
+  if constexpr (kind == Activation::silu) {
     const float s = sigmoid(h);
     return fused(h * s, 1.0f - s, s);
   }
-  if constexpr (curve == Curve::gelu) return activated<Activation::gelu, 1>(h, 0.0f);
-  if constexpr (curve == Curve::gelu_tanh) return activated<Activation::gelu_tanh, 1>(h, 0.0f);
-  if constexpr (curve == Curve::elu) {
+  if constexpr (kind == Activation::gelu) return activated<Activation::gelu, 1>(h, 0.0f);
+  if constexpr (kind == Activation::gelu_tanh) return activated<Activation::gelu_tanh, 1>(h, 0.0f);
+  if constexpr (kind == Activation::elu) {
     const float below = of_result ? a[2] * (h + a[0] * a[1]) : a[0] * a[1] * a[2] * exponential(h > 0 ? 0.0f : a[2] * h);
     return h > 0 ? a[1] : below;
   }
-  if constexpr (curve == Curve::leaky_relu) return h > 0 ? 1.0f : a[0];
-  if constexpr (curve == Curve::relu) return h > 0 ? 1.0f : 0.0f;
-  if constexpr (curve == Curve::softplus) return a[0] * h > a[1] ? 1.0f : sigmoid(a[0] * h);
-  if constexpr (curve == Curve::tanh) {
+  if constexpr (kind == Activation::leaky_relu) return h > 0 ? 1.0f : a[0];
+  if constexpr (kind == Activation::relu) return h > 0 ? 1.0f : 0.0f;
+  if constexpr (kind == Activation::softplus) return a[0] * h > a[1] ? 1.0f : sigmoid(a[0] * h);
+  if constexpr (kind == Activation::tanh) {
     const float t = of_result ? h : hyperbolic_tangent(h);
     return fused(-t, t, 1.0f);
   }
-  if constexpr (curve == Curve::sigmoid) {
+  if constexpr (kind == Activation::sigmoid) {
     const float s = of_result ? h : sigmoid(h);
     return s * (1.0f - s);
   }
-  if constexpr (curve == Curve::square) return 2 * h;
+  if constexpr (kind == Activation::square) return 2 * h;
   return of_result ? h : exponential_of(h);
 }
 
-#define FASTEBM_EACH_CURVE(CALL)                               \
-  switch (step.curve) {                                        \
-    case Curve::silu: return CALL<Curve::silu> ARGUMENTS;      \
-    case Curve::gelu: return CALL<Curve::gelu> ARGUMENTS;      \
-    case Curve::gelu_tanh: return CALL<Curve::gelu_tanh> ARGUMENTS; \
-    case Curve::elu: return CALL<Curve::elu> ARGUMENTS;        \
-    case Curve::leaky_relu: return CALL<Curve::leaky_relu> ARGUMENTS; \
-    case Curve::relu: return CALL<Curve::relu> ARGUMENTS;      \
-    case Curve::softplus: return CALL<Curve::softplus> ARGUMENTS; \
-    case Curve::tanh: return CALL<Curve::tanh> ARGUMENTS;      \
-    case Curve::sigmoid: return CALL<Curve::sigmoid> ARGUMENTS; \
-    case Curve::square: return CALL<Curve::square> ARGUMENTS;  \
-    default: return CALL<Curve::exp> ARGUMENTS;                \
+#define FASTEBM_EACH_ACTIVATION(CALL)                               \
+  switch (step.activation) {                                        \
+    case Activation::silu: return CALL<Activation::silu> ARGUMENTS;      \
+    case Activation::gelu: return CALL<Activation::gelu> ARGUMENTS;      \
+    case Activation::gelu_tanh: return CALL<Activation::gelu_tanh> ARGUMENTS; \
+    case Activation::elu: return CALL<Activation::elu> ARGUMENTS;        \
+    case Activation::leaky_relu: return CALL<Activation::leaky_relu> ARGUMENTS; \
+    case Activation::relu: return CALL<Activation::relu> ARGUMENTS;      \
+    case Activation::softplus: return CALL<Activation::softplus> ARGUMENTS; \
+    case Activation::tanh: return CALL<Activation::tanh> ARGUMENTS;      \
+    case Activation::sigmoid: return CALL<Activation::sigmoid> ARGUMENTS; \
+    case Activation::square: return CALL<Activation::square> ARGUMENTS;  \
+    default: return CALL<Activation::exp> ARGUMENTS;                \
   }
 
 #if FASTEBM_VECTOR == 16

@@ -35,21 +35,21 @@ static FASTEBM_INLINE int stored_count(const BufferRow& b, const InstructionRow&
   return static_cast<int>(least(kBlock, limit - block.channel));
 }
 
-template <Curve curve>
+template <Activation kind>
 static void activate(const Worker& w, const EpilogueRow& step, const Block& block) {
   const float* a = parameters(w, step);
   const float parameter[3] = {a[0], step.number < 0 ? 0 : a[1], step.number < 0 ? 0 : a[2]};
-  each_value(block, [&](float x) __attribute__((always_inline)) { return curve_at<curve>(x, parameter); });
+  each_value(block, [&](float x) __attribute__((always_inline)) { return activation_at<kind>(x, parameter); });
 }
 
-template <Curve curve>
+template <Activation kind>
 static void activate_keeping(const Worker& w, const InstructionRow& i, const EpilogueRow& step, const Block& block) {
   const float* a = parameters(w, step);
   const float parameter[3] = {a[0], step.number < 0 ? 0 : a[1], step.number < 0 ? 0 : a[2]};
   const BufferRow& b = w.job->buffers[step.buffer];
   const int count = stored_count(b, i, step, block);
 #if FASTEBM_VECTOR == 16
-  if (curve == Curve::silu && count == kBlock) {
+  if (kind == Activation::silu && count == kBlock) {
     for_each_pixel(w, i, step, block, [&](float* v, char* p) __attribute__((always_inline)) {
       Row h = load_row<4>(reinterpret_cast<const char*>(v));
       const Row slope = {silu_vector(h.low), silu_vector(h.high)};
@@ -62,7 +62,7 @@ static void activate_keeping(const Worker& w, const InstructionRow& i, const Epi
 #endif
   for_each_pixel(w, i, step, block, [&](float* __restrict v, char* p) __attribute__((always_inline)) {
     float slopes[kBlock];
-    if constexpr (curve == Curve::silu) {
+    if constexpr (kind == Activation::silu) {
       // One logistic function serves both.
 #pragma GCC ivdep
       for (int c = 0; c < kBlock; ++c) {
@@ -73,15 +73,15 @@ static void activate_keeping(const Worker& w, const InstructionRow& i, const Epi
     } else {
 #pragma GCC ivdep
       for (int c = 0; c < kBlock; ++c) {
-        slopes[c] = slope_at<curve>(v[c], parameter, false);
-        v[c] = curve_at<curve>(v[c], parameter);
+        slopes[c] = derivative_at<kind>(v[c], parameter, false);
+        v[c] = activation_at<kind>(v[c], parameter);
       }
     }
     store_channels(p, b.bytes, count, [&](int c) __attribute__((always_inline)) { return slopes[c]; });
   });
 }
 
-template <Curve curve>
+template <Activation kind>
 static void multiply_slope(const Worker& w, const InstructionRow& i, const EpilogueRow& step, const Block& block) {
   const float* a = parameters(w, step);
   const float parameter[3] = {a[0], step.number < 0 ? 0 : a[1], step.number < 0 ? 0 : a[2]};
@@ -89,7 +89,7 @@ static void multiply_slope(const Worker& w, const InstructionRow& i, const Epilo
   const int64_t bytes = w.job->buffers[step.buffer].bytes;
   for_each_pixel(w, i, step, block, [&](float* __restrict v, const char* p) __attribute__((always_inline)) {
     for_each_channel(p, bytes, block.valid, [&](int c, float h) __attribute__((always_inline)) {
-      v[c] *= slope_at<curve>(h, parameter, of_result);
+      v[c] *= derivative_at<kind>(h, parameter, of_result);
     });
   });
 }
@@ -207,13 +207,13 @@ static void do_step(const Worker& w, const InstructionRow& i, const EpilogueRow&
     case Do::multiply: return with_buffer(w, i, step, block);
     case Do::activate:
 #define ARGUMENTS (w, step, block)
-      FASTEBM_EACH_CURVE(activate)
+      FASTEBM_EACH_ACTIVATION(activate)
 #undef ARGUMENTS
     case Do::activate_keeping:
 #define ARGUMENTS (w, i, step, block)
-      FASTEBM_EACH_CURVE(activate_keeping)
+      FASTEBM_EACH_ACTIVATION(activate_keeping)
     case Do::slope:
-      FASTEBM_EACH_CURVE(multiply_slope)
+      FASTEBM_EACH_ACTIVATION(multiply_slope)
 #undef ARGUMENTS
     case Do::store: return store(w, i, step, block);
     case Do::store_gradient: return store_gradient(w, i, block);

@@ -99,6 +99,7 @@ __device__ __forceinline__ void activate(float (&out)[n], const float (&x)[n], c
     case Activation::elu: return activate_as<Activation::elu, order>(out, x, a.parameter);
     case Activation::leaky_relu: return activate_as<Activation::leaky_relu, order>(out, x, a.parameter);
     case Activation::relu: return activate_as<Activation::relu, order>(out, x, a.parameter);
+    default: return;  // the others are of fused programs
   }
 }
 

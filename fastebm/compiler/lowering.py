@@ -42,7 +42,8 @@ from fastebm.compiler.operations import (
 )
 from fastebm.compiler.program import Node, Program
 from fastebm.compiler.values import Coefficient, Shape, Value, computed, evaluate
-from fastebm.ops.instructions import KINDS, Buffer, Epilogue, EpilogueOp, Instruction, Kind
+from fastebm.ops.activations import PROGRAM_ACTIVATIONS
+from fastebm.ops.instructions import Buffer, Epilogue, EpilogueOp, Instruction, Kind
 from fastebm.ops.program import DENSE, Constant, LoweredProgram
 
 # Activations whose derivative costs more to work out again than to read.
@@ -648,10 +649,10 @@ class _Lowering:
                 add(Epilogue(EpilogueOp.MULTIPLY, kept.buffer))
             else:
                 step = self._operand(EpilogueOp.SLOPE, node.inputs[1], number=self._parameters(operation.parameters))
-                add(replace(step, kind=KINDS.index(operation.kind), of_result=int(operation.of_result)))
+                add(replace(step, kind=PROGRAM_ACTIVATIONS.index(operation.kind), of_result=int(operation.of_result)))
 
     def _activate(self, group: _Group, node: Node, operation: Activation, name: str) -> None:
-        kind, number = KINDS.index(operation.kind), self._parameters(operation.parameters)
+        kind, number = PROGRAM_ACTIVATIONS.index(operation.kind), self._parameters(operation.parameters)
         if any(self._keeps(user, operation, name) for user in self.program.users(name)):
             place = _Place(self._buffer(group.image))
             self.slopes[name, operation.kind, operation.parameters] = place

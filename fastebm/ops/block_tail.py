@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .activations import ACTIVATIONS, activation_code, activation_of_code, curvature_of_code, slope_of_code
+from .activations import ACTIVATION_TABLE, activation_code, tail_activation
 from .backends import launch, register
 from .expand_blend import (
     beta_tensor,
@@ -101,8 +101,9 @@ def _check_main(main: Tensor, beta: Tensor | None, activation: int) -> None:
     check_dtype("main", main)
     if beta is not None:
         check_beta(beta, main)
-    if not 0 <= activation < len(ACTIVATIONS):
-        raise ValueError(f"activation must be a number in [0, {len(ACTIVATIONS)}), got {activation}")
+    if not 0 <= activation < len(ACTIVATION_TABLE) or ACTIVATION_TABLE[activation].derivative is None:
+        numbers = [number for number, row in enumerate(ACTIVATION_TABLE) if row.derivative is not None]
+        raise ValueError(f"activation must be a number in {numbers}, got {activation}")
 
 
 def _pooled(main: Tensor) -> tuple[Any, ...]:
@@ -280,7 +281,7 @@ def reference_block_tail(
     parameter: float,
 ) -> None:
     """Kernel `block_tail` in plain PyTorch."""
-    tail = (activation_of_code(_mean(main), activation, parameter) + _mean(skip)) / math.sqrt(2)
+    tail = (tail_activation(_mean(main), activation, parameter) + _mean(skip)) / math.sqrt(2)
     out.copy_(tail if fade is None or beta is None else blended(beta.reshape(()), tail, fade))
 
 
@@ -296,7 +297,7 @@ def reference_block_tail_backward(
 ) -> None:
     """Kernel `block_tail_backward` in plain PyTorch."""
     share = 0.25 * _branch_weight(beta) * _wide(grad)
-    _spread(grad_main, share * slope_of_code(_mean(main), activation, parameter))
+    _spread(grad_main, share * tail_activation(_mean(main), activation, parameter, order=1))
     _spread(grad_skip, share)
     if grad_fade is not None and beta is not None:
         grad_fade.copy_((1 - beta.reshape(())) * _wide(grad))
@@ -316,8 +317,8 @@ def reference_block_tail_double_backward(
 ) -> None:
     """Kernel `block_tail_double_backward` in plain PyTorch."""
     pooled, by_main, weight = _mean(main), _mean(grad_main), _branch_weight(beta)
-    along = weight * (slope_of_code(pooled, activation, parameter) * by_main + _mean(grad_skip))
+    along = weight * (tail_activation(pooled, activation, parameter, order=1) * by_main + _mean(grad_skip))
     if grad_fade is not None and beta is not None:
         along = along + (1 - beta.reshape(())) * _wide(grad_fade)
     out_grad.copy_(along)
-    _spread(out_main, 0.25 * weight * _wide(grad) * curvature_of_code(pooled, activation, parameter) * by_main)
+    _spread(out_main, 0.25 * weight * _wide(grad) * tail_activation(pooled, activation, parameter, order=2) * by_main)

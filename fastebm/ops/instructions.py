@@ -23,7 +23,6 @@ from torch import Tensor
 
 __all__ = [
     "HEADER",
-    "KINDS",
     "Buffer",
     "Epilogue",
     "EpilogueOp",
@@ -87,10 +86,6 @@ class EpilogueOp(IntEnum):
     STORE = 8
     STORE_GRADIENT = 9
     STORE_ENERGIES = 10
-
-
-# Activations by number; their parameters are numbers in constants[0] from `parameters` on.
-KINDS = ("silu", "gelu", "gelu_tanh", "elu", "leaky_relu", "relu", "softplus", "tanh", "sigmoid", "square", "exp")
 
 
 @dataclass(frozen=True)
@@ -168,7 +163,7 @@ class Epilogue:
         buffer, channel: the buffer that is read or written, and its channel that belongs to channel 0 of v.
         factor_y, factor_x: pixel (y, x) reads the buffer's pixel (y / factor_y, x / factor_x).
         number: of a factor among the numbers, -1 for one; of the first parameter of an activation; of a constant.
-        kind: of the activation, from `KINDS`.
+        kind: number of the activation in `activations.ACTIVATION_TABLE`.
         of_result: see `EpilogueOp.SLOPE`.
         spread: whether the buffer's one channel stands for all.
     """

@@ -17,18 +17,17 @@ it reads weights in every layout.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from . import backends
+from .activations import program_activation, program_derivative
 from .backends import launch, refuse_autograd, register
 from .instructions import (
-    KINDS,
     Buffer,
     Code,
     Epilogue,
@@ -541,13 +540,13 @@ class _Reference:
         if do == EpilogueOp.MULTIPLY:
             return v * self._read(i, step, v)
         if do == EpilogueOp.ACTIVATE:
-            return activated(v, step.kind, self._parameters(step))
+            return program_activation(v, step.kind, self._parameters(step))
         if do == EpilogueOp.ACTIVATE_KEEPING:
-            self._write(i, step, slope(v, step.kind, self._parameters(step), of_result=False))
-            return activated(v, step.kind, self._parameters(step))
+            self._write(i, step, program_derivative(v, step.kind, self._parameters(step), of_result=False))
+            return program_activation(v, step.kind, self._parameters(step))
         if do == EpilogueOp.SLOPE:
             kept = self._read(i, step, v)
-            return v * slope(kept, step.kind, self._parameters(step), of_result=bool(step.of_result))
+            return v * program_derivative(kept, step.kind, self._parameters(step), of_result=bool(step.of_result))
         if do == EpilogueOp.STORE:
             self._write(i, step, v)
         elif do == EpilogueOp.STORE_GRADIENT:
@@ -582,49 +581,3 @@ class _Reference:
 
     def _parameters(self, step: Epilogue) -> list[float]:
         return self.constants[0][step.number : step.number + 3].tolist() if step.number >= 0 else []
-
-
-aten = torch.ops.aten
-_FORWARD: dict[str, Callable[..., Tensor]] = {
-    "silu": F.silu,
-    "gelu": F.gelu,
-    "gelu_tanh": lambda v: F.gelu(v, approximate="tanh"),
-    "elu": lambda v, alpha, scale, inner: aten.elu(v, alpha, scale, inner),
-    "leaky_relu": lambda v, negative: F.leaky_relu(v, negative),
-    "relu": lambda v: v.clamp(min=0),
-    "softplus": lambda v, beta, threshold: F.softplus(v, beta, threshold),
-    "tanh": torch.tanh,
-    "sigmoid": torch.sigmoid,
-    "square": torch.square,
-    "exp": torch.exp,
-}
-PARAMETERS = {"elu": 3, "leaky_relu": 1, "softplus": 2}
-
-
-def activated(v: Tensor, kind: int, parameters: Sequence[float]) -> Tensor:
-    """The activation number `kind` of v."""
-    name = KINDS[kind]
-    return _FORWARD[name](v, *parameters[: PARAMETERS.get(name, 0)])
-
-
-def slope(h: Tensor, kind: int, parameters: Sequence[float], *, of_result: bool) -> Tensor:
-    """The derivative of the activation at h, or where its result is h."""
-    name, ones = KINDS[kind], torch.ones_like(h)
-    backward: dict[str, Callable[[], Any]] = {
-        "silu": lambda: aten.silu_backward(ones, h),
-        "gelu": lambda: aten.gelu_backward(ones, h),
-        "gelu_tanh": lambda: aten.gelu_backward(ones, h, approximate="tanh"),
-        "elu": lambda: aten.elu_backward(ones, *parameters[:3], of_result, h),
-        "leaky_relu": lambda: torch.where(h > 0, ones, parameters[0] * ones),
-        "relu": lambda: (h > 0).to(h.dtype),
-        "softplus": lambda: aten.softplus_backward(ones, h, *parameters[:2]),
-        "tanh": lambda: 1 - (h if of_result else torch.tanh(h)).square(),
-        "sigmoid": lambda: _logistic_slope(h if of_result else torch.sigmoid(h)),
-        "square": lambda: 2 * h,
-        "exp": lambda: h if of_result else torch.exp(h),
-    }
-    return backward[name]()
-
-
-def _logistic_slope(s: Tensor) -> Tensor:
-    return s * (1 - s)

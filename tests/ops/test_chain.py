@@ -13,7 +13,8 @@ import fastebm
 from fastebm import Langevin, ops, rng
 from fastebm.models import CoarseToFineEnergy
 from fastebm.ops import CALL_STEPS, CompiledProgram, advance_chain, prefer_fused_chain
-from fastebm.ops.instructions import KINDS, Epilogue, EpilogueOp, Instruction, Kind
+from fastebm.ops.activations import PROGRAM_ACTIVATIONS
+from fastebm.ops.instructions import Epilogue, EpilogueOp, Instruction, Kind
 from tests.ops.small_lowered_programs import ProgramBuilder, normal
 
 SIZES = {torch.float32: 4, torch.bfloat16: 2}
@@ -31,7 +32,7 @@ def every_kind(size: int = 4) -> ProgramBuilder:
     making = ProgramBuilder((3, size, size))
     square = {"height": size, "width": size}
     wide, kept = making.buffer((33, size, size)), making.buffer((33, size, size))
-    silu = Epilogue(EpilogueOp.ACTIVATE_KEEPING, kept, kind=KINDS.index("silu"))
+    silu = Epilogue(EpilogueOp.ACTIVATE_KEEPING, kept, kind=PROGRAM_ACTIVATIONS.index("silu"))
     bias = Epilogue(EpilogueOp.ADD_CONSTANT, number=making.image(33, 1, 1))
     making.convolution(0, (33, size, size), (3, 3), bias, silu, Epilogue(STORE, wide), pad_y=1, pad_x=1)
     again = making.buffer((33, size, size))

@@ -18,9 +18,9 @@ from fastebm.compiler.lowering import lower
 from fastebm.compiler.rewrites import WITHOUT_POLYPHASE, build_gradient_program
 from fastebm.models import CoarseToFineEnergy
 from fastebm.ops import CompiledProgram
+from fastebm.ops.activations import ACTIVATION_TABLE, PROGRAM_ACTIVATIONS
 from fastebm.ops.backends import _extension as _C
-from fastebm.ops.instructions import KINDS, Epilogue, EpilogueOp, Instruction, Kind, decode, encode
-from fastebm.ops.program import PARAMETERS
+from fastebm.ops.instructions import Epilogue, EpilogueOp, Instruction, Kind, decode, encode
 from tests.compiler.networks import Decoder, ResidualNet
 from tests.ops.agreement import truncates
 from tests.ops.precision import relative_error
@@ -180,14 +180,15 @@ VALUES = {"elu": (0.7, 1.3, 0.9), "leaky_relu": (0.2, 0.0, 0.0), "softplus": (1.
 
 
 def parameters(making: ProgramBuilder, kind: str) -> int:
-    return making.number(*VALUES[kind]) if kind in PARAMETERS else -1
+    row = ACTIVATION_TABLE[PROGRAM_ACTIVATIONS.index(kind)]
+    return making.number(*VALUES[kind]) if row.num_parameters else -1
 
 
 @both_dtypes
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", PROGRAM_ACTIVATIONS)
 def test_activations(backend_device, dtype, kind):
     """The value, the derivative kept and the derivative worked out again, side by side."""
-    making, number = ProgramBuilder((19, 3, 5)), KINDS.index(kind)
+    making, number = ProgramBuilder((19, 3, 5)), PROGRAM_ACTIVATIONS.index(kind)
     at, wide = parameters(making, kind), Epilogue(EpilogueOp.SCALE, number=making.number(4.0))
     both, kept = making.buffer((57, 3, 5)), making.buffer((19, 3, 5))
     scaled = making.stored(gather(19, 3, 5), wide)
@@ -206,7 +207,7 @@ def test_activations(backend_device, dtype, kind):
 @both_dtypes
 @pytest.mark.parametrize("kind", ["elu", "leaky_relu", "relu", "tanh", "sigmoid", "exp"])
 def test_slope_of_a_result(backend_device, dtype, kind):
-    making, number = ProgramBuilder((6, 3, 5)), KINDS.index(kind)
+    making, number = ProgramBuilder((6, 3, 5)), PROGRAM_ACTIVATIONS.index(kind)
     at = parameters(making, kind)
     result = making.stored(gather(6, 3, 5), Epilogue(EpilogueOp.ACTIVATE, kind=number, number=at))
     slope = Epilogue(EpilogueOp.SLOPE, result, kind=number, number=at, of_result=1)
@@ -256,7 +257,7 @@ def test_everything_behind_phases(backend_device, dtype):
         Epilogue(EpilogueOp.ACTIVATE_KEEPING, kept),
         Epilogue(EpilogueOp.ADD, half, factor_y=2, factor_x=2),
         Epilogue(EpilogueOp.MULTIPLY, kept),
-        Epilogue(EpilogueOp.SLOPE, 0, kind=KINDS.index("gelu")),
+        Epilogue(EpilogueOp.SLOPE, 0, kind=PROGRAM_ACTIVATIONS.index("gelu")),
         Epilogue(STORE, target),
     )
     for row, column in itertools.product((0, 1), (0, 1)):

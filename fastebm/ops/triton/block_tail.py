@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..activations import ACTIVATIONS
+from ..activations import activation_code
 from .activations import activated
 from .expand_blend import ROWS, blended, elements_of_program, tiles
 from .launch_examples import LaunchExample
@@ -286,7 +286,7 @@ def _specimen(
     """A kernel as `_launch` compiles it for whole 16-byte accesses ("nchw", "channels-last") or for none ("odd")."""
     vector = {"*fp32": 4, "*bf16": 8}[dtype]
     lanes = {"nchw": vector // 2, "channels-last": vector, "odd": 1}[layout]
-    options = {"ACTIVATION": ACTIVATIONS.index(activation), "LANES": lanes, "PAIRED": layout == "nchw"}
+    options = {"ACTIVATION": activation_code(activation)[0], "LANES": lanes, "PAIRED": layout == "nchw"}
     options |= {"ROWS": ROWS, "WIDE": False}
     absent = dict.fromkeys(() if fading else {"fade", "grad_fade", "beta"} & {*kernel.arg_names})
     numbers = dict.fromkeys(("packs", "height", "width", "inner", "row", "plane"), "i32")

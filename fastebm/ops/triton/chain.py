@@ -24,8 +24,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..activations import PROGRAM_ACTIVATIONS
 from ..chain import run_chain_unfused
-from ..instructions import KINDS, Buffer, Code, Epilogue, EpilogueOp, Header, Instruction, Kind, Layout
+from ..instructions import Buffer, Code, Epilogue, EpilogueOp, Header, Instruction, Kind, Layout
 from ..langevin import check_index
 from ..step_options import StepOptions
 from .langevin import update_rows
@@ -383,7 +384,7 @@ def _convolution(source: int, inner: int, out: int, size: int, kernel: int, pad:
 
 def _stage(size: int) -> Code:
     """CF-EBM's first stage, its energy and its gradient: 128 channels at size x size. Constants are in `_constants`."""
-    bias, silu = Epilogue(EpilogueOp.ADD_CONSTANT, number=7), KINDS.index("silu")
+    bias, silu = Epilogue(EpilogueOp.ADD_CONSTANT, number=7), PROGRAM_ACTIVATIONS.index("silu")
     image = {"height": size, "width": size}
 
     def keeping(kept: int) -> Epilogue:

@@ -22,9 +22,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..instructions import KINDS, Buffer, Code, Epilogue, EpilogueOp, Header, Instruction, Kind, Layout, decode
-from .activations import exponential
-from .curves import logarithm
+from ..activations import PROGRAM_ACTIVATIONS
+from ..instructions import Buffer, Code, Epilogue, EpilogueOp, Header, Instruction, Kind, Layout, decode
+from .activations import exponential, logarithm
 from .launch_examples import LaunchExample
 from .philox import INTERPRETED
 from .program_epilogue import Step, epilogue
@@ -716,7 +716,7 @@ def _convolution(inner: int, out: int, size: int, kernel: int = 3, **fields: int
 
 def launch_examples() -> list[LaunchExample]:
     """Convolutions as CF-EBM's gradient has them at 32x32 and 8x8, their epilogues, and all other kinds."""
-    silu, gelu, elu, softplus = (KINDS.index(name) for name in ("silu", "gelu", "elu", "softplus"))
+    silu, gelu, elu, softplus = (PROGRAM_ACTIVATIONS.index(name) for name in ("silu", "gelu", "elu", "softplus"))
     bias, store = Epilogue(EpilogueOp.ADD_CONSTANT, number=2), Epilogue(EpilogueOp.STORE, 1)
     keeping = [bias, Epilogue(EpilogueOp.ACTIVATE_KEEPING, 2, kind=silu), store]
     sloped = [Epilogue(EpilogueOp.MULTIPLY, 2), Epilogue(EpilogueOp.ADD, 4, factor_y=2, factor_x=2, number=3), store]

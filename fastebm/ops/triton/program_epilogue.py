@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 
 from ..instructions import EpilogueOp
-from .curves import curve, parameters, slope
+from .activations import activate, derivative, parameters
 
 
 class Step(NamedTuple):
@@ -149,16 +149,16 @@ def done(
         v *= read(operand, image, y, x, columns, inside, row, image_stride, STEP, CHANNELS)
     elif STEP.do == _ACTIVATE:
         a, b, c = parameters(numbers, at, STEP.kind)
-        v = curve(v, a, b, c, STEP.kind)
+        v = activate(v, a, b, c, STEP.kind)
     elif STEP.do == _ACTIVATE_KEEPING:
         a, b, c = parameters(numbers, at, STEP.kind)
-        kept = slope(v, a, b, c, STEP.kind, False)
+        kept = derivative(v, a, b, c, STEP.kind, False)
         write(kept, operand, image, y, x, columns, inside, row, image_stride, STEP, CHANNELS)
-        v = curve(v, a, b, c, STEP.kind)
+        v = activate(v, a, b, c, STEP.kind)
     elif STEP.do == _SLOPE:
         a, b, c = parameters(numbers, at, STEP.kind)
         h = read(operand, image, y, x, columns, inside, row, image_stride, STEP, CHANNELS)
-        v *= slope(h, a, b, c, STEP.kind, STEP.of_result)
+        v *= derivative(h, a, b, c, STEP.kind, STEP.of_result)
     elif STEP.do == _STORE:
         write(v, operand, image, y, x, columns, inside, row, image_stride, STEP, CHANNELS)
     elif STEP.do == _STORE_GRADIENT:
