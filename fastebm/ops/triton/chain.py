@@ -33,32 +33,25 @@ from .langevin import update_rows
 from .launch_examples import LaunchExample, typed
 from .philox import WARPS, check_readable_address
 from .program import (
-    FEW,
     Call,
     Facts,
-    Window,
+    Shape,
     call_of,
     calls_of,
     check_program,
+    computed,
     facts_of,
-    gathered,
-    images_of_pixel,
-    of_one_tap,
-    over_few_inputs,
-    over_taps,
-    positions,
-    softmaxed,
+    place_in_buffers,
+    place_of_block,
     view_of,
-    window_sums,
 )
-from .program_epilogue import Step, done
+from .program_epilogue import done
 
 # The most instructions of one kernel, and positions of an image: beyond, a block of threads has too much to do alone.
 INSTRUCTIONS = 24
 POSITIONS = 64
 STAGES = 3
-_FEW = tl.constexpr(FEW)
-_LOAD, _GATHER, _CONVOLUTION, _POOL, _LOG_SUM_EXP, _SOFTMAX = (tl.constexpr(int(kind)) for kind in Kind)
+_LOAD, _CONVOLUTION = tl.constexpr(int(Kind.LOAD)), tl.constexpr(int(Kind.CONVOLUTION))
 
 
 class Place(NamedTuple):
@@ -75,29 +68,16 @@ PLACES = ("buffers", "constants", "gradient", "energies")
 
 
 class Part(NamedTuple):
-    """One instruction, all of which the compiler knows but the places of buffers and constants."""
+    """One instruction, all of which the compiler knows but the addresses of buffers and constants."""
 
-    kind: int
+    shape: Shape
     source: int
     source_channel: int
     constant: int
     grid: tuple[int, ...]
     source_strides: tuple[int, ...]
-    steps: tuple[Step, ...]
     places: tuple[Place, ...]
-    window: Window
-    channels: int
-    inputs: int
-    pixel: int
-    one_pixel: bool
-    spread: bool
-    filled: bool
-    rows: int
-    columns: int
-    depth: int
-    taps: int
     blocks: int
-    panels: int
 
 
 @triton.jit
@@ -113,30 +93,6 @@ def place_of(
         return gradient
     else:
         return energies
-
-
-@triton.jit
-def finish(
-    v: tl.tensor,
-    image: tl.tensor,
-    y: tl.tensor,
-    x: tl.tensor,
-    columns: tl.tensor,
-    inside: tl.tensor,
-    buffers: tl.tuple,
-    constants: tl.tuple,
-    gradient: tl.tensor,
-    energies: tl.tensor,
-    PART: tl.constexpr,
-) -> None:
-    """The epilogue, as `program_epilogue.epilogue`."""
-    y, x = PART.grid[2] + PART.grid[4] * y, PART.grid[3] + PART.grid[5] * x
-    for i in tl.static_range(len(PART.steps)):
-        operand = place_of(buffers, constants, gradient, energies, PART.places[i])
-        v = done(
-            *(v, image, y, x, columns, inside, constants[0], operand, PART.places[i].row, PART.places[i].image),
-            *(PART.places[i].at, PART.steps[i], PART.channels),
-        )
 
 
 @triton.jit(noinline=True)
@@ -155,58 +111,23 @@ def run_block(
 
     A function that is called: inlined, what the compiler hoists out of all instructions at once fills every register.
     """
+    SHAPE: tl.constexpr = PART.shape
     grid = (count, PART.grid[0], PART.grid[1])
-    columns = block % PART.panels * PART.columns + tl.arange(0, PART.columns)
-    if PART.one_pixel:
-        image, y, x, inside = images_of_pixel(block // PART.panels, grid, PART.rows)
-    else:
-        image, y, x, inside = positions(block // PART.panels, grid, PART.rows)
-    image += first
-    strides: tl.constexpr = PART.source_strides
-    if PART.kind == _LOAD:
-        plane: tl.constexpr = PART.grid[0] * PART.grid[1]
-        offset = image * (PART.inputs * plane) + (y * PART.grid[1] + x)
-        mask = inside[:, None] & (columns < PART.inputs)[None, :]
-        v = tl.load(state + offset[:, None] + (columns * plane)[None, :], mask=mask, other=1.0)
-        finish(v, image, y, x, columns, inside, buffers, constants, gradient, energies, PART)
-    else:
+    image, y, x, columns, inside = place_of_block(block, grid, SHAPE)
+    place = (image + first, y, x, columns, inside)
+    source, weight = state, state
+    if SHAPE.kind != _LOAD:
         source = buffers[PART.source] + PART.source_channel
-        if PART.kind == _CONVOLUTION:
-            weight = constants[PART.constant]
-            if PART.one_pixel:
-                v = of_one_tap(
-                    *(source, weight, image, y, x, columns, inside, strides),
-                    *(PART.window, PART.channels, PART.inputs, PART.depth),
-                )
-            elif PART.inputs <= _FEW:
-                v = over_few_inputs(
-                    *(source, weight, image, y, x, columns, inside, strides),
-                    *(PART.window, PART.channels, PART.inputs, PART.pixel, PART.depth),
-                )
-            else:
-                v = over_taps(
-                    *(source, weight, image, y, x, columns, inside, strides),
-                    *(PART.window, PART.channels, PART.inputs, PART.pixel, PART.depth),
-                )
-            finish(v, image, y, x, columns, inside, buffers, constants, gradient, energies, PART)
-        elif PART.kind == _GATHER:
-            v = gathered(
-                *(source, constants[0], PART.constant, image, y, x, columns, inside, strides),
-                *(PART.window, PART.channels, PART.pixel, PART.spread, PART.filled),
-            )
-            finish(v, image, y, x, columns, inside, buffers, constants, gradient, energies, PART)
-        elif PART.kind == _POOL:
-            v = window_sums(
-                *(source, image, y, x, columns, inside, strides),
-                *(PART.window, PART.channels, PART.pixel, PART.taps),
-            )
-            finish(v, image, y, x, columns, inside, buffers, constants, gradient, energies, PART)
-        elif PART.kind == _LOG_SUM_EXP:
-            v = softmaxed(source, image, y, x, columns, inside, strides, PART.kind, PART.inputs, PART.pixel)
-            finish(v, image, y, x, tl.arange(0, 1), inside, buffers, constants, gradient, energies, PART)
-        else:
-            v = softmaxed(source, image, y, x, columns, inside, strides, PART.kind, PART.inputs, PART.pixel)
-            finish(v, image, y, x, columns, inside, buffers, constants, gradient, energies, PART)
+    if SHAPE.kind == _CONVOLUTION:
+        weight = constants[PART.constant]
+    v = computed(source, weight, constants[0], PART.constant, place, grid, PART.source_strides, SHAPE)
+    place = place_in_buffers(place, (PART.grid[2], PART.grid[3]), (PART.grid[4], PART.grid[5]), SHAPE)
+    for i in tl.static_range(len(SHAPE.steps)):
+        operand = place_of(buffers, constants, gradient, energies, PART.places[i])
+        v = done(
+            *(v, place, constants[0], operand, PART.places[i].row, PART.places[i].image, PART.places[i].at),
+            *(SHAPE.steps[i], SHAPE.channels),
+        )
 
 
 @triton.jit
@@ -266,7 +187,7 @@ def chain_kernel(
 # Launcher -----------------------------------------------------------------------------------------------------------
 
 
-class Shape(NamedTuple):
+class ChainProgram(NamedTuple):
     """A program as the kernel is compiled for it: its parts, and the images of a block of threads."""
 
     program: Code
@@ -287,9 +208,9 @@ def run_chain(
     step = StepOptions(*options)
     key, schedule, chain_ids, weight = step.key, step.schedule, step.chain_ids, step.data_term_weight
     num_steps, batch = energies.shape
-    shape = shape_of(code.numpy().tobytes(), facts_of(x, constants))
-    check_program(shape.program, x, constants, workspace)
-    if not shape.parts or step.grad_norm_clip is not None or step.data_term_hinge > 0:
+    chain = chain_program(code.numpy().tobytes(), facts_of(x, constants))
+    check_program(chain.program, x, constants, workspace)
+    if not chain.parts or step.grad_norm_clip is not None or step.data_term_hinge > 0:
         run_chain_unfused(energies, x, gradient, code, constants, workspace, *options)
         return
     if not key.is_cuda:
@@ -297,18 +218,18 @@ def run_chain(
         for row in (key, key + torch.tensor([0, max(num_steps - 1, 0), 0])):
             check_readable_address(row, chain_ids, batch)
     elements = x.numel() // batch
-    buffers = tuple(view_of(workspace, buffer) for buffer in shape.program.buffers)
-    chain_kernel[(triton.cdiv(batch, shape.images),)](
+    buffers = tuple(view_of(workspace, buffer) for buffer in chain.program.buffers)
+    chain_kernel[(triton.cdiv(batch, chain.images),)](
         *(energies, x, gradient, buffers, tuple(constants), schedule, key, chain_ids),
         *(step.mask, step.known, step.data_target, weight, num_steps, batch, elements),
         *(schedule.shape[0], 0 if weight is None else weight.shape[0]),
         *(step.clamp_min, step.clamp_max, step.grad_clip),
-        PARTS=shape.parts,
+        PARTS=chain.parts,
         WHOLE=elements % 4 == 0,
         PER_CHAIN=schedule.dim() == 3,
         LISTED=chain_ids.shape[0] > 1,
         QUADS=triton.next_power_of_2(-(-elements // 4)),
-        NUM_CHAINS=shape.images,
+        NUM_CHAINS=chain.images,
         num_warps=WARPS,
         num_stages=STAGES,
         enable_fp_fusion=False,
@@ -317,45 +238,31 @@ def run_chain(
 
 
 @functools.lru_cache(maxsize=64)
-def shape_of(code: bytes, facts: Facts) -> Shape:
+def chain_program(code: bytes, facts: Facts) -> ChainProgram:
     """The parts of a program, none where a block of threads had better not run it alone."""
     program, calls = calls_of(code, facts)
     plane = max((i.height * i.width for i in program.instructions), default=1)
-    if len(calls) > INSTRUCTIONS or plane > POSITIONS or any(call.options["num_warps"] != WARPS for call in calls):
-        return Shape(program, (), 1)
+    if len(calls) > INSTRUCTIONS or plane > POSITIONS or any(call.num_warps != WARPS for call in calls):
+        return ChainProgram(program, (), 1)
     images = POSITIONS // triton.next_power_of_2(plane)
     parts = (part_of(i, call, images) for i, call in zip(program.instructions, calls, strict=True))
-    return Shape(program, tuple(parts), images)
+    return ChainProgram(program, tuple(parts), images)
 
 
 def part_of(i: Instruction, call: Call, images: int) -> Part:
     """One launch of `run_program`, for so many images, as a part of the chain's kernel."""
-    options = call.options
     operands = zip(call.operands, call.rows, call.images, call.at, strict=True)
     return Part(
-        kind=int(i.kind),
+        shape=call.shape,
         source=call.source[0],
         source_channel=call.source[1],
         constant=call.weight if i.kind == Kind.CONVOLUTION else call.fill,
         grid=call.grid,
         source_strides=call.source_strides,
-        steps=options["STEPS"],
         places=tuple(
             Place(PLACES.index(where), number, row, image, at) for (where, number), row, image, at in operands
         ),
-        window=options.get("WINDOW", Window(1, 1, 1, 1, 0, 0, 1, 1)),
-        channels=options["CHANNELS"],
-        inputs=options["INPUTS"],
-        pixel=options["PIXEL"],
-        one_pixel=options.get("ONE_PIXEL", False),
-        spread=options.get("SPREAD", False),
-        filled=options.get("FILLED", False),
-        rows=options["ROWS"],
-        columns=options["COLUMNS"],
-        depth=options.get("DEPTH", 0),
-        taps=options.get("TAPS", 1),
         blocks=call.programs(images),
-        panels=call.panels,
     )
 
 

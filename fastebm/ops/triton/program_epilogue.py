@@ -58,15 +58,10 @@ class Step(NamedTuple):
 
 @triton.jit
 def pixels_of(
-    operand: tl.tensor,
-    image: tl.tensor,
-    y: tl.tensor,
-    x: tl.tensor,
-    row: tl.tensor,
-    image_stride: tl.tensor,
-    STEP: tl.constexpr,
+    operand: tl.tensor, place: tl.tuple, row: tl.tensor, image_stride: tl.tensor, STEP: tl.constexpr
 ) -> tl.tensor:
     """Pointers (positions, 1) to channel 0 of v in the operand."""
+    image, y, x, _, _ = place
     offset = image * image_stride + (y // STEP.factor_y * row + x // STEP.factor_x * STEP.pixel)
     return operand + offset[:, None] + STEP.channel
 
@@ -74,19 +69,16 @@ def pixels_of(
 @triton.jit
 def read(
     operand: tl.tensor,
-    image: tl.tensor,
-    y: tl.tensor,
-    x: tl.tensor,
-    columns: tl.tensor,
-    inside: tl.tensor,
+    place: tl.tuple,
     row: tl.tensor,
     image_stride: tl.tensor,
     STEP: tl.constexpr,
     CHANNELS: tl.constexpr,
 ) -> tl.tensor:
     """The operand's float32 values, (positions, channels) or what broadcasts to it."""
+    _, _, _, columns, inside = place
     there = (columns < CHANNELS)[None, :]
-    pixels = pixels_of(operand, image, y, x, row, image_stride, STEP)
+    pixels = pixels_of(operand, place, row, image_stride, STEP)
     if STEP.own:
         tl.debug_barrier()  # other threads of this block may have written what this one reads
     if STEP.flat:
@@ -101,18 +93,15 @@ def read(
 def write(
     v: tl.tensor,
     operand: tl.tensor,
-    image: tl.tensor,
-    y: tl.tensor,
-    x: tl.tensor,
-    columns: tl.tensor,
-    inside: tl.tensor,
+    place: tl.tuple,
     row: tl.tensor,
     image_stride: tl.tensor,
     STEP: tl.constexpr,
     CHANNELS: tl.constexpr,
 ) -> None:
     """v to the operand. Behind the last channel nothing is written: no kernel here reads it."""
-    pixels = pixels_of(operand, image, y, x, row, image_stride, STEP)
+    _, _, _, columns, inside = place
+    pixels = pixels_of(operand, place, row, image_stride, STEP)
     mask = inside[:, None] & (columns < CHANNELS)[None, :]
     tl.store(pixels + columns[None, :], v.to(operand.dtype.element_ty), mask=mask)
 
@@ -120,11 +109,7 @@ def write(
 @triton.jit
 def done(
     v: tl.tensor,
-    image: tl.tensor,
-    y: tl.tensor,
-    x: tl.tensor,
-    columns: tl.tensor,
-    inside: tl.tensor,
+    place: tl.tuple,
     numbers: tl.tensor,
     operand: tl.tensor,
     row: tl.tensor,
@@ -134,33 +119,34 @@ def done(
     CHANNELS: tl.constexpr,
 ) -> tl.tensor:
     """The values after one operation."""
+    image, y, x, columns, inside = place
     if STEP.do == _ADD_CONSTANT:
-        v += read(operand, image, y, x, columns, inside, row, image_stride, STEP, CHANNELS)
+        v += read(operand, place, row, image_stride, STEP, CHANNELS)
     elif STEP.do == _MULTIPLY_CONSTANT:
-        v *= read(operand, image, y, x, columns, inside, row, image_stride, STEP, CHANNELS)
+        v *= read(operand, place, row, image_stride, STEP, CHANNELS)
     elif STEP.do == _SCALE:
         v *= tl.load(numbers + at)
     elif STEP.do == _ADD:
-        term = read(operand, image, y, x, columns, inside, row, image_stride, STEP, CHANNELS)
+        term = read(operand, place, row, image_stride, STEP, CHANNELS)
         if STEP.scaled:
             term *= tl.load(numbers + at)
         v += term
     elif STEP.do == _MULTIPLY:
-        v *= read(operand, image, y, x, columns, inside, row, image_stride, STEP, CHANNELS)
+        v *= read(operand, place, row, image_stride, STEP, CHANNELS)
     elif STEP.do == _ACTIVATE:
         a, b, c = parameters(numbers, at, STEP.kind)
         v = activate(v, a, b, c, STEP.kind)
     elif STEP.do == _ACTIVATE_KEEPING:
         a, b, c = parameters(numbers, at, STEP.kind)
         kept = derivative(v, a, b, c, STEP.kind, False)
-        write(kept, operand, image, y, x, columns, inside, row, image_stride, STEP, CHANNELS)
+        write(kept, operand, place, row, image_stride, STEP, CHANNELS)
         v = activate(v, a, b, c, STEP.kind)
     elif STEP.do == _SLOPE:
         a, b, c = parameters(numbers, at, STEP.kind)
-        h = read(operand, image, y, x, columns, inside, row, image_stride, STEP, CHANNELS)
+        h = read(operand, place, row, image_stride, STEP, CHANNELS)
         v *= derivative(h, a, b, c, STEP.kind, STEP.of_result)
     elif STEP.do == _STORE:
-        write(v, operand, image, y, x, columns, inside, row, image_stride, STEP, CHANNELS)
+        write(v, operand, place, row, image_stride, STEP, CHANNELS)
     elif STEP.do == _STORE_GRADIENT:
         # Channel by channel: an image of the result has image_stride numbers, a plane its share of them.
         plane = image_stride // CHANNELS
@@ -175,11 +161,7 @@ def done(
 @triton.jit
 def epilogue(
     v: tl.tensor,
-    image: tl.tensor,
-    y: tl.tensor,
-    x: tl.tensor,
-    columns: tl.tensor,
-    inside: tl.tensor,
+    place: tl.tuple,
     numbers: tl.tensor,
     operands: tl.tuple,
     rows: tl.tuple,
@@ -188,11 +170,9 @@ def epilogue(
     STEPS: tl.constexpr,
     CHANNELS: tl.constexpr,
 ) -> None:
-    """Every operation on the values v of pixels (image, y, x) of the buffers, where `inside`, and channels `columns`.
+    """Every operation on the values v, whose place (image, y, x, columns, inside) is that in the buffers.
 
     Operation i has operands[i] with strides rows[i] and images[i], and its number at numbers[at[i]].
     """
     for i in tl.static_range(len(STEPS)):
-        v = done(
-            *(v, image, y, x, columns, inside, numbers, operands[i], rows[i], images[i], at[i], STEPS[i], CHANNELS),
-        )
+        v = done(v, place, numbers, operands[i], rows[i], images[i], at[i], STEPS[i], CHANNELS)
