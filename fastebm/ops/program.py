@@ -1,17 +1,17 @@
 """Fused programs: an energy and its gradient with respect to the input, by a list of instructions, in one call.
 
-`LoweredProgram` is a program as `fastebm.compiler` lowers it: buffers, instructions and constants (weights, biases, factors)
-that are evaluated once a chain. `CompiledProgram` makes it runnable: it packs the constants as the backend reads them, plans for
-each length of the batch which images go through the program together and where each buffer lies, and calls the
-operator
+`LoweredProgram` is a program as `fastebm.compiler` lowers it: buffers, instructions, and constants (weights, biases,
+factors), whose values are computed once a chain. `CompiledProgram` makes it runnable. It packs the constants as the
+backend reads them, plans for each batch size which images go through the program together and where each buffer lies,
+and calls the operator
 
     run_program(x, code, constants, workspace) -> (energies, gradient)
 
-Images are independent of one another by construction: the value of each number, order of summation included, is the
-same for any batch, chunk and number of threads.
+Images are independent of one another: the value of each number, order of summation included, is the same for any batch,
+chunk and number of threads.
 
-The reference carries out one instruction after the other on whole batches in plain PyTorch, in float64 where `x` is;
-it reads weights in every layout.
+The reference carries out one instruction after the other on whole batches in plain PyTorch, in float64 where `x` is. It
+reads weights in every layout.
 """
 
 from __future__ import annotations

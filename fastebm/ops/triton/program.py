@@ -510,9 +510,9 @@ def _check_weight(program: Code, facts: Facts, i: Instruction) -> None:
 
 
 def _product_blocks(i: Instruction, size: int, one_pixel: bool) -> tuple[int, int, int, int]:
-    """(rows, columns, depth, warps) of a convolution's blocks, by its shape alone: large ones where a single image fills several.
+    """(rows, columns, depth, warps) of a convolution's blocks, by its shape alone.
 
-    Sums are float32 in registers, at most 32 a thread: with 64, an epilogue of activation and derivative spills.
+    Blocks are large where a single image fills several. Sums are float32 in registers, at most 32 a thread: with 64, an epilogue of activation and derivative spills.
     Operands of three stages take at most 72 KB of shared memory.
     """
     plane = 1 if one_pixel else i.height * i.width
@@ -634,15 +634,8 @@ def _specimen(
 def _convolution(inner: int, out: int, size: int, kernel: int = 3, **fields: int) -> Instruction:
     """A convolution to a map of size x size pixels."""
     pad = (kernel - 1) // 2
-    given = {
-        "kernel_y": kernel,
-        "kernel_x": kernel,
-        "pad_y": pad,
-        "pad_x": pad,
-        "height": size,
-        "width": size,
-        **fields,
-    }
+    window = {"kernel_y": kernel, "kernel_x": kernel, "pad_y": pad, "pad_x": pad}
+    given = {**window, "height": size, "width": size, **fields}
     return Instruction(Kind.CONVOLUTION, 0, source_channels=inner, channels=out, constant=1, **given)
 
 
