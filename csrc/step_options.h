@@ -14,8 +14,8 @@ struct StepOptions {
   double data_term_hinge;
 };
 
-// WithStepOptions<&f>::call is f(options, front...) with the arguments that a schema lists: first `front`, then every option. TORCH_BOX
-// needs such a function, because it converts one argument at a time.
+// WithStepOptions<&f>::call is f(options, front...) with the arguments that a schema lists: first `front`, then every option.
+// TORCH_BOX needs such a function, because it converts one argument at a time.
 template <auto function>
 struct WithStepOptions;
 
@@ -26,8 +26,8 @@ struct WithStepOptions<function> {
                    std::optional<double> grad_norm_clip, std::optional<torch::stable::Tensor> mask,
                    std::optional<torch::stable::Tensor> known, std::optional<torch::stable::Tensor> data_target,
                    std::optional<torch::stable::Tensor> data_term_weight, double data_term_hinge) {
-    const StepOptions options{schedule, key, chain_ids, clamp_min, clamp_max, grad_clip, grad_norm_clip, mask, known, data_target,
-                              data_term_weight, data_term_hinge};
+    const StepOptions options{schedule,       key,  chain_ids, clamp_min,   clamp_max,        grad_clip,
+                              grad_norm_clip, mask, known,     data_target, data_term_weight, data_term_hinge};
     function(options, front...);
   }
 };

@@ -1,7 +1,7 @@
 // fastebm_cpp::run_chain: runs a fused program and a Langevin step in turn, once for each row of `energies`, in one call.
 //
-// The two are those of program.cpp and langevin.cpp, so that a chain has the same bits as its updates one by one. One call saves the way
-// through Python in between, a fifth of an update and more on images of 8x8.
+// The two are those of program.cpp and langevin.cpp, so that a chain has the same bits as its updates one by one. One call saves
+// the way through Python in between, a fifth of an update and more on images of 8x8.
 #include "chain.h"
 
 #include <vector>
@@ -26,4 +26,6 @@ void run_chain(const StepOptions& options, Tensor energies, Tensor x, Tensor gra
 
 }  // namespace fastebm
 
-STABLE_TORCH_LIBRARY_IMPL(fastebm_cpp, CPU, library) { library.impl("run_chain", TORCH_BOX(&fastebm::WithStepOptions<&fastebm::run_chain>::call)); }
+STABLE_TORCH_LIBRARY_IMPL(fastebm_cpp, CPU, library) {
+  library.impl("run_chain", TORCH_BOX(&fastebm::WithStepOptions<&fastebm::run_chain>::call));
+}

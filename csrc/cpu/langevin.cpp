@@ -1,7 +1,7 @@
 // fastebm_cpp::langevin_step: one pass over the images that draws the noise, updates, clamps and pins.
 //
-// Bytes: 12 an element (read x and gradient, write x) in float32; the noise never leaves L1. A stretch of 1024 elements goes through
-// short loops over L1 buffers, one for each option in use, so that options that are off cost nothing.
+// Bytes: 12 an element (read x and gradient, write x) in float32; the noise never leaves L1. A stretch of 1024 elements goes
+// through short loops over L1 buffers, one for each option in use, so that options that are off cost nothing.
 #include "chain.h"
 
 namespace fastebm {
@@ -129,14 +129,14 @@ FASTEBM_INLINE void langevin_body(const LangevinJob<Types>& job, int64_t begin, 
     const State step_size = job.schedule[b * job.schedule_stride], noise_std = job.schedule[b * job.schedule_stride + 1];
     const State* x = read_stretch(job.x, x_buffer, b, first, count, job.shape);
     const State* g = drift<Types, isa>(job, g_buffer, side, x, b, first, count);
-    // `out` may be `x` itself; the loops below read and write the same index, which needs no buffer but must not be called restrict.
+    // `out` may be `x` itself; the loops below read and write the same index, which needs no buffer but must not be called
+    // restrict.
     State* out = direct ? job.out.data + b * job.out.batch_stride + first : out_buffer;
     if (noise_std != 0) {
       draw_stretch<NormalNoise, isa>(noise, static_cast<uint32_t>(first / 4), count,
                                      noise_address(job.key.seed, job.key.step, (*job.chain_ids)[b], 0));
 #pragma GCC ivdep
-      for (int64_t i = 0; i < count; ++i)
-        out[i] = fused(noise_std, static_cast<State>(noise[i]), fused(-step_size, g[i], x[i]));
+      for (int64_t i = 0; i < count; ++i) out[i] = fused(noise_std, static_cast<State>(noise[i]), fused(-step_size, g[i], x[i]));
     } else {
 #pragma GCC ivdep
       for (int64_t i = 0; i < count; ++i) out[i] = fused(-step_size, g[i], x[i]);
@@ -179,12 +179,24 @@ void run(const LangevinArguments& a) {
     weight = static_cast<const float*>(weights->const_data_ptr())[row_of(*weights, a.key)];
   const double hinge = options.data_target ? options.data_term_hinge : 0;
   std::vector<State> factors(options.grad_norm_clip || hinge > 0 ? 2 * shape.batch : 0);
-  const LangevinJob<Types> job{
-      shape, image<State>(a.out), image<const State>(a.x), image<const typename Types::Gradient>(a.grad),
-      image<const bool>(options.mask), image<const State>(options.known), image<const State>(options.data_target),
-      schedule + row_of(options.schedule, a.key) * (per_chain ? 2 * shape.batch : 2), per_chain ? 2 : 0,
-      a.key, &a.chain_ids, options.clamp_min, options.clamp_max, options.grad_clip, options.grad_norm_clip, weight, hinge,
-      factors.empty() ? nullptr : factors.data()};
+  const LangevinJob<Types> job{shape,
+                               image<State>(a.out),
+                               image<const State>(a.x),
+                               image<const typename Types::Gradient>(a.grad),
+                               image<const bool>(options.mask),
+                               image<const State>(options.known),
+                               image<const State>(options.data_target),
+                               schedule + row_of(options.schedule, a.key) * (per_chain ? 2 * shape.batch : 2),
+                               per_chain ? 2 : 0,
+                               a.key,
+                               &a.chain_ids,
+                               options.clamp_min,
+                               options.clamp_max,
+                               options.grad_clip,
+                               options.grad_norm_clip,
+                               weight,
+                               hinge,
+                               factors.empty() ? nullptr : factors.data()};
   if (job.factors)
     torch::stable::parallel_for(0, shape.batch, grain(shape.elements()),
                                 [&](int64_t begin, int64_t end) { chain_factors<Types>(job, begin, end); });
@@ -216,4 +228,6 @@ void langevin_step(const StepOptions& options, Tensor out, Tensor x, Tensor grad
 
 }  // namespace fastebm
 
-STABLE_TORCH_LIBRARY_IMPL(fastebm_cpp, CPU, library) { library.impl("langevin_step", TORCH_BOX(&fastebm::WithStepOptions<&fastebm::langevin_step>::call)); }
+STABLE_TORCH_LIBRARY_IMPL(fastebm_cpp, CPU, library) {
+  library.impl("langevin_step", TORCH_BOX(&fastebm::WithStepOptions<&fastebm::langevin_step>::call));
+}

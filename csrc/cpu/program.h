@@ -12,7 +12,17 @@ namespace fastebm {
 enum class Layout : int64_t { plain, panels, tiles };
 enum class Kind : int64_t { load, gather, convolution, pool, log_sum_exp, softmax };
 enum class Do : int64_t {
-  add_constant, multiply_constant, scale, add, multiply, activate, activate_keeping, slope, store, store_gradient, store_energies
+  add_constant,
+  multiply_constant,
+  scale,
+  add,
+  multiply,
+  activate,
+  activate_keeping,
+  slope,
+  store,
+  store_gradient,
+  store_energies
 };
 
 struct ProgramHeader {
@@ -69,9 +79,9 @@ struct Worker {
   int64_t chunk_start, segment_start, part, parts;
 };
 
-constexpr int64_t kDense = 4;         // numbers of a pixel with few channels
-constexpr int64_t kDenseMargin = 8;   // pixels of zeros behind their rows
-constexpr int64_t kBlock = 32;        // pixels and channels of a block that an epilogue works on
+constexpr int64_t kDense = 4;        // numbers of a pixel with few channels
+constexpr int64_t kDenseMargin = 8;  // pixels of zeros behind their rows
+constexpr int64_t kBlock = 32;       // pixels and channels of a block that an epilogue works on
 
 // Runs one instruction on images [begin, end).
 using Execute = void (*)(const Worker&, const InstructionRow&, int64_t begin, int64_t end);

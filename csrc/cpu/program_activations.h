@@ -77,19 +77,19 @@ static FASTEBM_INLINE float derivative_at(float h, const float* a, bool of_resul
   return of_result ? h : exponential_of(h);
 }
 
-#define FASTEBM_EACH_ACTIVATION(CALL)                               \
-  switch (step.activation) {                                        \
-    case Activation::silu: return CALL<Activation::silu> ARGUMENTS;      \
-    case Activation::gelu: return CALL<Activation::gelu> ARGUMENTS;      \
-    case Activation::gelu_tanh: return CALL<Activation::gelu_tanh> ARGUMENTS; \
-    case Activation::elu: return CALL<Activation::elu> ARGUMENTS;        \
+#define FASTEBM_EACH_ACTIVATION(CALL)                                           \
+  switch (step.activation) {                                                    \
+    case Activation::silu: return CALL<Activation::silu> ARGUMENTS;             \
+    case Activation::gelu: return CALL<Activation::gelu> ARGUMENTS;             \
+    case Activation::gelu_tanh: return CALL<Activation::gelu_tanh> ARGUMENTS;   \
+    case Activation::elu: return CALL<Activation::elu> ARGUMENTS;               \
     case Activation::leaky_relu: return CALL<Activation::leaky_relu> ARGUMENTS; \
-    case Activation::relu: return CALL<Activation::relu> ARGUMENTS;      \
-    case Activation::softplus: return CALL<Activation::softplus> ARGUMENTS; \
-    case Activation::tanh: return CALL<Activation::tanh> ARGUMENTS;      \
-    case Activation::sigmoid: return CALL<Activation::sigmoid> ARGUMENTS; \
-    case Activation::square: return CALL<Activation::square> ARGUMENTS;  \
-    default: return CALL<Activation::exp> ARGUMENTS;                \
+    case Activation::relu: return CALL<Activation::relu> ARGUMENTS;             \
+    case Activation::softplus: return CALL<Activation::softplus> ARGUMENTS;     \
+    case Activation::tanh: return CALL<Activation::tanh> ARGUMENTS;             \
+    case Activation::sigmoid: return CALL<Activation::sigmoid> ARGUMENTS;       \
+    case Activation::square: return CALL<Activation::square> ARGUMENTS;         \
+    default: return CALL<Activation::exp> ARGUMENTS;                            \
   }
 
 #if FASTEBM_VECTOR == 16

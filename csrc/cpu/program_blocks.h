@@ -11,7 +11,7 @@ struct Run {
 };
 
 struct Block {
-  float* v;  // rows of 32
+  float* v;                  // rows of 32
   int runs, channel, valid;  // the first channel, and how many there are
   Run run[32];
 };
@@ -26,7 +26,8 @@ static FASTEBM_INLINE char* pixel_of(const Worker& w, const BufferRow& b, int64_
 
 // Calls f(row of the block, address of its pixel in the buffer) for every pixel of a block.
 template <class F>
-static FASTEBM_INLINE void for_each_pixel(const Worker& w, const InstructionRow& i, const EpilogueRow& step, const Block& block, F f) {
+static FASTEBM_INLINE void for_each_pixel(const Worker& w, const InstructionRow& i, const EpilogueRow& step, const Block& block,
+                                          F f) {
   const BufferRow& b = w.job->buffers[step.buffer];
   const int64_t channel = step.channel + (step.spread ? 0 : block.channel);
   float* v = block.v;

@@ -16,7 +16,8 @@ static FASTEBM_INLINE Vector multiply_add(float a, Vector b, Vector c) {
 }
 
 // Adds inputs [0, count) of one tap to the accumulators of all positions.
-static FASTEBM_INLINE void tap(Vector (&acc)[kPositions][kVectors], const float* const (&a)[kPositions], const float* __restrict b, int64_t count) {
+static FASTEBM_INLINE void tap(Vector (&acc)[kPositions][kVectors], const float* const (&a)[kPositions],
+                               const float* __restrict b, int64_t count) {
   for (int64_t c = 0; c < count; ++c) {
     Vector weight[kVectors];
     for (int j = 0; j < kVectors; ++j) weight[j] = *reinterpret_cast<const Vector*>(b + c * kPanel + j * FASTEBM_VECTOR);
@@ -56,35 +57,36 @@ static void convolution_panels(const Worker& w, const InstructionRow& i, int64_t
     for (int64_t panel = panel_range.begin; panel < panel_range.end; ++panel) {
       Vector acc[kPositions][kVectors] = {};
       const float* b = weights + panel * taps * i.source_channels * kPanel;
-      for (int64_t ky = 0, t = 0; ky < i.kernel_y; ++ky) for (int64_t kx = 0; kx < i.kernel_x; ++kx, ++t) {
-        const int64_t down = ky * i.dilation_y, right = kx * i.dilation_x;
-        const int64_t offset = (down * source.row + right * source.pixel) * source.bytes;
-        const char* base[kPositions];
-        bool any = false;
-        for (int p = 0; p < kPositions; ++p) {
-          const uint64_t y = static_cast<uint64_t>(top[p] + down), x = static_cast<uint64_t>(left[p] + right);
-          const bool inside = y < static_cast<uint64_t>(source.height) && x < static_cast<uint64_t>(source.width);
-          base[p] = inside ? window[p] + offset : nullptr;
-          any |= inside;
-        }
-        if (!any) continue;
-        for (int64_t c = 0; c < i.source_channels; c += kInputs) {
-          const int64_t count = least(kInputs, i.source_channels - c);
-          const float* a[kPositions];
+      for (int64_t ky = 0, t = 0; ky < i.kernel_y; ++ky)
+        for (int64_t kx = 0; kx < i.kernel_x; ++kx, ++t) {
+          const int64_t down = ky * i.dilation_y, right = kx * i.dilation_x;
+          const int64_t offset = (down * source.row + right * source.pixel) * source.bytes;
+          const char* base[kPositions];
+          bool any = false;
           for (int p = 0; p < kPositions; ++p) {
-            if (base[p] == nullptr) {
-              a[p] = kZeros;
-            } else if (source.bytes == 4) {
-              a[p] = reinterpret_cast<const float*>(base[p]) + c;
-            } else {
-              const uint16_t* h = reinterpret_cast<const uint16_t*>(base[p]) + c;
-              for (int64_t k = 0; k < count; ++k) wide[p][k] = widened(h[k]);
-              a[p] = wide[p];
-            }
+            const uint64_t y = static_cast<uint64_t>(top[p] + down), x = static_cast<uint64_t>(left[p] + right);
+            const bool inside = y < static_cast<uint64_t>(source.height) && x < static_cast<uint64_t>(source.width);
+            base[p] = inside ? window[p] + offset : nullptr;
+            any |= inside;
           }
-          tap(acc, a, b + (t * i.source_channels + c) * kPanel, count);
+          if (!any) continue;
+          for (int64_t c = 0; c < i.source_channels; c += kInputs) {
+            const int64_t count = least(kInputs, i.source_channels - c);
+            const float* a[kPositions];
+            for (int p = 0; p < kPositions; ++p) {
+              if (base[p] == nullptr) {
+                a[p] = kZeros;
+              } else if (source.bytes == 4) {
+                a[p] = reinterpret_cast<const float*>(base[p]) + c;
+              } else {
+                const uint16_t* h = reinterpret_cast<const uint16_t*>(base[p]) + c;
+                for (int64_t k = 0; k < count; ++k) wide[p][k] = widened(h[k]);
+                a[p] = wide[p];
+              }
+            }
+            tap(acc, a, b + (t * i.source_channels + c) * kPanel, count);
+          }
         }
-      }
       for (int p = 0; p < kPositions; ++p) {
         for (int j = 0; j < kVectors; ++j) *reinterpret_cast<Vector*>(v + p * kBlock + j * FASTEBM_VECTOR) = acc[p][j];
         for (int c = kPanel; c < kBlock; ++c) v[p * kBlock + c] = 0;

@@ -26,8 +26,8 @@ static FASTEBM_INLINE void each_value(const Block& block, F f) {
   for (int i = 0; i < count; ++i) v[i] = f(v[i]);
 }
 
-// How many numbers of a row are written: of the last block the filling behind the last channel of a buffer too, which is finite and has
-// weight zero. Not more, because another worker may write the next panel.
+// How many numbers of a row are written: of the last block the filling behind the last channel of a buffer too, which is finite
+// and has weight zero. Not more, because another worker may write the next panel.
 static FASTEBM_INLINE int stored_count(const BufferRow& b, const InstructionRow& i, const EpilogueRow& step, const Block& block) {
   if (block.channel + block.valid < i.channels) return block.valid;
   const int64_t filled = least(b.pixel, b.image) - step.channel;
@@ -106,11 +106,15 @@ static void with_constant(const Worker& w, const InstructionRow& i, const Epilog
       const int64_t x = k.width > 1 ? i.start_x + i.step_x * (run.x + p * run.dx) : 0;
       const float* __restrict c = data + (y * k.width + x) * k.channels + block.channel;
       if (add) {
-        if (count == 32) for (int n = 0; n < 32; ++n) v[n] += c[n];
-        else for (int n = 0; n < count; ++n) v[n] += c[n];
+        if (count == 32)
+          for (int n = 0; n < 32; ++n) v[n] += c[n];
+        else
+          for (int n = 0; n < count; ++n) v[n] += c[n];
       } else {
-        if (count == 32) for (int n = 0; n < 32; ++n) v[n] *= c[n];
-        else for (int n = 0; n < count; ++n) v[n] *= c[n];
+        if (count == 32)
+          for (int n = 0; n < 32; ++n) v[n] *= c[n];
+        else
+          for (int n = 0; n < count; ++n) v[n] *= c[n];
       }
     }
   }
@@ -118,7 +122,8 @@ static void with_constant(const Worker& w, const InstructionRow& i, const Epilog
 
 #if FASTEBM_VECTOR == 16
 template <int bytes>
-static FASTEBM_INLINE void with_full_rows(const Worker& w, const InstructionRow& i, const EpilogueRow& step, const Block& block, float factor) {
+static FASTEBM_INLINE void with_full_rows(const Worker& w, const InstructionRow& i, const EpilogueRow& step, const Block& block,
+                                          float factor) {
   const __m512 k = _mm512_set1_ps(factor);
   const bool add = step.action == Do::add;
   for_each_pixel(w, i, step, block, [&](float* v, const char* p) __attribute__((always_inline)) {
@@ -144,8 +149,10 @@ static void with_buffer(const Worker& w, const InstructionRow& i, const Epilogue
   if (step.spread) {
     for_each_pixel(w, i, step, block, [&](float* __restrict v, const char* p) __attribute__((always_inline)) {
       const float h = bytes == 2 ? widened(*reinterpret_cast<const uint16_t*>(p)) : *reinterpret_cast<const float*>(p);
-      if (step.action == Do::add) for (int c = 0; c < kBlock; ++c) v[c] = fused(factor, h, v[c]);
-      else for (int c = 0; c < kBlock; ++c) v[c] *= h;
+      if (step.action == Do::add)
+        for (int c = 0; c < kBlock; ++c) v[c] = fused(factor, h, v[c]);
+      else
+        for (int c = 0; c < kBlock; ++c) v[c] *= h;
     });
   } else if (step.action == Do::multiply) {
     for_each_pixel(w, i, step, block, [&](float* __restrict v, const char* p) __attribute__((always_inline)) {
@@ -153,7 +160,8 @@ static void with_buffer(const Worker& w, const InstructionRow& i, const Epilogue
     });
   } else {
     for_each_pixel(w, i, step, block, [&](float* __restrict v, const char* p) __attribute__((always_inline)) {
-      for_each_channel(p, bytes, block.valid, [&](int c, float h) __attribute__((always_inline)) { v[c] = fused(factor, h, v[c]); });
+      for_each_channel(p, bytes, block.valid,
+                       [&](int c, float h) __attribute__((always_inline)) { v[c] = fused(factor, h, v[c]); });
     });
   }
 }
@@ -212,8 +220,7 @@ static void do_step(const Worker& w, const InstructionRow& i, const EpilogueRow&
     case Do::activate_keeping:
 #define ARGUMENTS (w, i, step, block)
       FASTEBM_EACH_ACTIVATION(activate_keeping)
-    case Do::slope:
-      FASTEBM_EACH_ACTIVATION(multiply_slope)
+    case Do::slope: FASTEBM_EACH_ACTIVATION(multiply_slope)
 #undef ARGUMENTS
     case Do::store: return store(w, i, step, block);
     case Do::store_gradient: return store_gradient(w, i, block);

@@ -14,13 +14,15 @@ static void softmax_pixel(const float* in, int64_t count, float* out, bool log_s
     for (int64_t c = 0; c < count; ++c) out[c] = __builtin_expf(in[c] - largest) / sum;
 }
 
-static void load_pixel(const Worker& w, const InstructionRow& i, float* __restrict v, int64_t n, int64_t y, int64_t x, int64_t c0, int valid) {
+static void load_pixel(const Worker& w, const InstructionRow& i, float* __restrict v, int64_t n, int64_t y, int64_t x, int64_t c0,
+                       int valid) {
   const ProgramJob& job = *w.job;
   const float* in = job.x + n * job.sample + y * job.width + x;
   for (int c = 0; c < valid; ++c) v[c] = c0 + c < i.source_channels ? in[(c0 + c) * job.plane] : 1.0f;
 }
 
-static void gather_pixel(const Worker& w, const InstructionRow& i, float* __restrict v, int64_t n, int64_t y, int64_t x, int64_t c0, int valid) {
+static void gather_pixel(const Worker& w, const InstructionRow& i, float* __restrict v, int64_t n, int64_t y, int64_t x,
+                         int64_t c0, int valid) {
   const BufferRow& b = w.job->buffers[i.source];
   const int64_t sy = y - i.pad_y, sx = x - i.pad_x;
   if (sy < 0 || sx < 0 || sy >= b.height * i.kernel_y || sx >= b.width * i.kernel_x) {
@@ -37,7 +39,8 @@ static void gather_pixel(const Worker& w, const InstructionRow& i, float* __rest
   }
 }
 
-static void pool_pixel(const Worker& w, const InstructionRow& i, float* __restrict v, int64_t n, int64_t y, int64_t x, int64_t c0, int valid) {
+static void pool_pixel(const Worker& w, const InstructionRow& i, float* __restrict v, int64_t n, int64_t y, int64_t x, int64_t c0,
+                       int valid) {
   const BufferRow& b = w.job->buffers[i.source];
   for (int64_t ky = 0; ky < i.kernel_y; ++ky) {
     const int64_t sy = y * i.stride_y - i.pad_y + ky;
@@ -51,7 +54,8 @@ static void pool_pixel(const Worker& w, const InstructionRow& i, float* __restri
   }
 }
 
-static void softmax_block(const Worker& w, const InstructionRow& i, float* __restrict v, int64_t n, int64_t y, int64_t x, int64_t c0, int valid) {
+static void softmax_block(const Worker& w, const InstructionRow& i, float* __restrict v, int64_t n, int64_t y, int64_t x,
+                          int64_t c0, int valid) {
   const BufferRow& b = w.job->buffers[i.source];
   float in[1024], out[1024];
   const int64_t count = least(i.source_channels, 1024);

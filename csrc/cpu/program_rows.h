@@ -74,7 +74,8 @@ template <int bytes>
 static FASTEBM_INLINE Row load_row(const char* p) {
   if constexpr (bytes == 2) {
     const __m512i h = _mm512_loadu_si512(p);
-    const __m512i low = _mm512_cvtepu16_epi32(_mm512_castsi512_si256(h)), high = _mm512_cvtepu16_epi32(_mm512_extracti64x4_epi64(h, 1));
+    const __m512i low = _mm512_cvtepu16_epi32(_mm512_castsi512_si256(h)),
+                  high = _mm512_cvtepu16_epi32(_mm512_extracti64x4_epi64(h, 1));
     return {_mm512_castsi512_ps(_mm512_slli_epi32(low, 16)), _mm512_castsi512_ps(_mm512_slli_epi32(high, 16))};
   } else {
     const float* f = reinterpret_cast<const float*>(p);

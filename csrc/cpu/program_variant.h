@@ -5,11 +5,11 @@
 //   FASTEBM_VECTOR   floats in a vector
 //   FASTEBM_TILES    1 where there are matrix units
 //
-// The headers that this one includes stand inside the namespace and under the `target` pragma. They use no template of the standard
-// library: its instances would carry wide instructions under names that the rest of the library shares.
+// The headers that this one includes stand inside the namespace and under the `target` pragma. They use no template of the
+// standard library: its instances would carry wide instructions under names that the rest of the library shares.
 //
-// Values are float32 from the accumulators to the stores, whatever buffers hold. A block of at most 32 pixels and 32 channels stays in
-// L1 (4 KB) while its epilogue runs over it.
+// Values are float32 from the accumulators to the stores, whatever buffers hold. A block of at most 32 pixels and 32 channels
+// stays in L1 (4 KB) while its epilogue runs over it.
 #include "../activations.h"
 #include "program.h"
 

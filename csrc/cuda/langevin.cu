@@ -1,7 +1,8 @@
 // CUDA: one Langevin update in one pass that draws the noise in registers; before it, where chains need factors, a sum over each.
 //
-// Bytes: 12 an element (read x and gradient, write x) in float32. A thread owns a quad. The plain kernel, for contiguous tensors and no
-// option, is all 16-byte accesses; the general one takes any strides and options, whose switches are the same for all threads.
+// Bytes: 12 an element (read x and gradient, write x) in float32. A thread owns a quad. The plain kernel, for contiguous tensors
+// and no option, is all 16-byte accesses; the general one takes any strides and options, whose switches are the same for all
+// threads.
 #include "packs.h"
 
 namespace fastebm::cuda {
@@ -77,7 +78,7 @@ __device__ __forceinline__ void read(float (&to)[4], const Image& image, const Q
 __device__ __forceinline__ void read(bool (&to)[4], const Image& image, const QuadPlace& place) {
   if (image.vectors) {
     const auto four = *reinterpret_cast<const Pack<bool, 4>*>(static_cast<const bool*>(image.data) + place.slot * place.elements +
-                                                           4 * place.quad);
+                                                              4 * place.quad);
 #pragma unroll
     for (int i = 0; i < 4; ++i) to[i] = four.value[i];
     return;
@@ -91,7 +92,8 @@ __device__ __forceinline__ int64_t row_of(const LangevinArguments& step, int64_t
 }
 
 // x + drift + noise of one quad, before it is clamped and pinned.
-__device__ __forceinline__ void advance(float (&x)[4], const float (&g)[4], const LangevinArguments& step, int64_t slot, int64_t quad) {
+__device__ __forceinline__ void advance(float (&x)[4], const float (&g)[4], const LangevinArguments& step, int64_t slot,
+                                        int64_t quad) {
   const int64_t row = row_of(step, step.schedule_rows);
   const float* pair = step.schedule + 2 * (step.per_chain ? row * step.batch + slot : row);
   const float step_size = pair[0], noise_std = pair[1];
@@ -187,7 +189,8 @@ __global__ void __launch_bounds__(kSumLanes, 1) factors_kernel(const LangevinArg
   if (step.data_target.data && step.data_term_hinge > 0) {
     mine = 0;
     for (int64_t element = threadIdx.x; element < elements; element += kSumLanes) {
-      const float d = element_of<float>(step.x, slot, element, step.pixels) - element_of<float>(step.data_target, slot, element, step.pixels);
+      const float d =
+          element_of<float>(step.x, slot, element, step.pixels) - element_of<float>(step.data_target, slot, element, step.pixels);
       mine = fused(d, d, mine);
     }
     if (!(fold(lanes, mine) > step.data_term_hinge)) weight = 0;

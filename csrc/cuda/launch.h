@@ -1,8 +1,9 @@
-// What CUDA operators are given, in plain C++: register.cpp fills these structs from torch's tensors, each .cu file launches from them.
+// What CUDA operators are given, in plain C++: register.cpp fills these structs from torch's tensors, each .cu file launches from
+// them.
 //
 // No torch header and no CUDA header here, so that kernels compile in seconds and the launchers in any compiler. A launcher
-// returns null, or what CUDA says is wrong. Keys, schedules, chain ids and weights are read on the device: nothing waits for the GPU, and
-// a captured launch can be replayed at a later step.
+// returns null, or what CUDA says is wrong. Keys, schedules, chain ids and weights are read on the device: nothing waits for the
+// GPU, and a captured launch can be replayed at a later step.
 #pragma once
 
 #include <cstdint>
@@ -24,7 +25,8 @@ struct Address {
   bool listed;
 };
 
-// normal.cu, uniform.cu ----------------------------------------------------------------------------------------------------------
+// normal.cu, uniform.cu
+// ----------------------------------------------------------------------------------------------------------
 
 struct FillArguments {
   void* out;
@@ -37,9 +39,11 @@ struct FillArguments {
 const char* launch_normal(const FillArguments& arguments, Stream stream);
 const char* launch_uniform(const FillArguments& arguments, Stream stream);
 
-// langevin.cu --------------------------------------------------------------------------------------------------------------------
+// langevin.cu
+// --------------------------------------------------------------------------------------------------------------------
 
-// One tensor seen as (batch, channel, pixel). `vectors`: contiguous, chains of whole quads, aligned, so that a quad is one access.
+// One tensor seen as (batch, channel, pixel). `vectors`: contiguous, chains of whole quads, aligned, so that a quad is one
+// access.
 struct Image {
   void* data = nullptr;
   int64_t batch_stride = 0, channel_stride = 0, pixel_stride = 1;
@@ -64,7 +68,8 @@ struct LangevinArguments {
 
 const char* launch_langevin_step(const LangevinArguments& arguments, Stream stream);
 
-// block_tail.cu ------------------------------------------------------------------------------------------------------------------
+// block_tail.cu
+// ------------------------------------------------------------------------------------------------------------------
 
 // Tensors of the type that lie alike, all of them contiguous in one format. A pointer that a kernel has no use for is null.
 struct TailArguments {
@@ -82,7 +87,8 @@ const char* launch_block_tail(const TailArguments& arguments, Stream stream);
 const char* launch_block_tail_backward(const TailArguments& arguments, Stream stream);
 const char* launch_block_tail_double_backward(const TailArguments& arguments, Stream stream);
 
-// expand_blend.cu ----------------------------------------------------------------------------------------------------------------
+// expand_blend.cu
+// ----------------------------------------------------------------------------------------------------------------
 
 struct BlendArguments {
   Type type;

@@ -59,22 +59,28 @@ Address address_of(const Tensor& key, const Tensor& chain_ids) {
           chain_ids.numel() > 1};
 }
 
-// normal, uniform ----------------------------------------------------------------------------------------------------------------
+// normal, uniform
+// ----------------------------------------------------------------------------------------------------------------
 
 void fill(const char* name, const char* (*launch)(const FillArguments&, Stream), const Tensor& out, const Tensor& key,
           const Tensor& chain_ids, int64_t stream) {
   if (out.numel() == 0) return;
   const int64_t batch = out.size(0), elements = out.numel() / batch;
-  const FillArguments arguments{out.mutable_data_ptr(), type_of(out), holds_vectors(out, elements), batch, elements, stream,
+  const FillArguments arguments{out.mutable_data_ptr(),    type_of(out), holds_vectors(out, elements), batch, elements, stream,
                                 address_of(key, chain_ids)};
   on_device_of(out, name, [&](Stream on) { return launch(arguments, on); });
 }
 
-void normal(Tensor out, Tensor key, Tensor chain_ids, int64_t stream) { fill("normal", &launch_normal, out, key, chain_ids, stream); }
+void normal(Tensor out, Tensor key, Tensor chain_ids, int64_t stream) {
+  fill("normal", &launch_normal, out, key, chain_ids, stream);
+}
 
-void uniform(Tensor out, Tensor key, Tensor chain_ids, int64_t stream) { fill("uniform", &launch_uniform, out, key, chain_ids, stream); }
+void uniform(Tensor out, Tensor key, Tensor chain_ids, int64_t stream) {
+  fill("uniform", &launch_uniform, out, key, chain_ids, stream);
+}
 
-// langevin_step ------------------------------------------------------------------------------------------------------------------
+// langevin_step
+// ------------------------------------------------------------------------------------------------------------------
 
 // As fastebm.ops.langevin.images gives tensors: (batch, channel, pixel) of any strides, or contiguous of any shape.
 Image image(const Tensor& x) {
@@ -119,7 +125,8 @@ void langevin_step(const StepOptions& options, Tensor out, Tensor x, Tensor grad
   on_device_of(x, "langevin_step", [&](Stream on) { return launch_langevin_step(a, on); });
 }
 
-// block_tail, expand_blend -------------------------------------------------------------------------------------------------------
+// block_tail, expand_blend
+// -------------------------------------------------------------------------------------------------------
 
 bool aligned(const void* pointer) { return reinterpret_cast<std::uintptr_t>(pointer) % 16 == 0; }
 
@@ -149,8 +156,8 @@ void on_packs(const char* name, const char* (*launch)(const TailArguments&, Stre
   on_device_of(main, name, [&](Stream on) { return launch(a, on); });
 }
 
-void block_tail(Tensor out, Tensor main, Tensor skip, std::optional<Tensor> fade, std::optional<Tensor> beta,
-                int64_t activation, double parameter) {
+void block_tail(Tensor out, Tensor main, Tensor skip, std::optional<Tensor> fade, std::optional<Tensor> beta, int64_t activation,
+                double parameter) {
   TailArguments a = tail(main, out, beta, activation, parameter);
   a.skip = skip.const_data_ptr(), a.fade = data(fade), a.out = out.mutable_data_ptr();
   on_packs("block_tail", &launch_block_tail, main, a);
@@ -177,20 +184,30 @@ void block_tail_double_backward(Tensor out_grad, Tensor out_main, Tensor grad_ma
 void expand_blend(Tensor out, Tensor primal, Tensor fade, Tensor beta) {
   const int64_t count = out.numel();
   if (count == 0) return;
-  BlendArguments a{type_of(out), false, count, static_cast<const float*>(beta.const_data_ptr()),
-                   primal.const_data_ptr(), fade.const_data_ptr(), out.mutable_data_ptr()};
-  a.packs = count % (16 / static_cast<int64_t>(out.element_size())) == 0 && aligned(a.primal) && aligned(a.fade) &&
-            aligned(a.out);
+  BlendArguments a{type_of(out),
+                   false,
+                   count,
+                   static_cast<const float*>(beta.const_data_ptr()),
+                   primal.const_data_ptr(),
+                   fade.const_data_ptr(),
+                   out.mutable_data_ptr()};
+  a.packs =
+      count % (16 / static_cast<int64_t>(out.element_size())) == 0 && aligned(a.primal) && aligned(a.fade) && aligned(a.out);
   on_device_of(out, "expand_blend", [&](Stream on) { return launch_expand_blend(a, on); });
 }
 
 void expand_blend_backward(Tensor grad_primal, Tensor grad_fade, Tensor grad, Tensor beta) {
   const int64_t count = grad.numel();
   if (count == 0) return;
-  BlendBackwardArguments a{type_of(grad), false, count, static_cast<const float*>(beta.const_data_ptr()),
-                           grad.const_data_ptr(), grad_primal.mutable_data_ptr(), grad_fade.mutable_data_ptr()};
-  a.packs = count % (16 / static_cast<int64_t>(grad.element_size())) == 0 && aligned(a.grad) &&
-            aligned(a.grad_primal) && aligned(a.grad_fade);
+  BlendBackwardArguments a{type_of(grad),
+                           false,
+                           count,
+                           static_cast<const float*>(beta.const_data_ptr()),
+                           grad.const_data_ptr(),
+                           grad_primal.mutable_data_ptr(),
+                           grad_fade.mutable_data_ptr()};
+  a.packs = count % (16 / static_cast<int64_t>(grad.element_size())) == 0 && aligned(a.grad) && aligned(a.grad_primal) &&
+            aligned(a.grad_fade);
   on_device_of(grad, "expand_blend_backward", [&](Stream on) { return launch_expand_blend_backward(a, on); });
 }
 

@@ -512,8 +512,8 @@ def _check_weight(program: Code, facts: Facts, i: Instruction) -> None:
 def _product_blocks(i: Instruction, size: int, one_pixel: bool) -> tuple[int, int, int, int]:
     """(rows, columns, depth, warps) of a convolution's blocks, by its shape alone.
 
-    Blocks are large where a single image fills several. Sums are float32 in registers, at most 32 a thread: with 64, an epilogue of activation and derivative spills.
-    Operands of three stages take at most 72 KB of shared memory.
+    Blocks are large where a single image fills several. Sums are float32 in registers, at most 32 a thread: with 64, an
+    epilogue of activation and derivative spills. Operands of three stages take at most 72 KB of shared memory.
     """
     plane = 1 if one_pixel else i.height * i.width
     columns = min(max(triton.next_power_of_2(i.channels), 16), 64)
