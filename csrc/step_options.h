@@ -1,4 +1,4 @@
-// The options of a Langevin update, as fastebm/ops/step_options.py lists them, and how operators receive them.
+// The options of a Langevin update, as fastebm/ops/options.py lists them, and how operators receive them.
 #pragma once
 
 #include <torch/csrc/stable/tensor.h>

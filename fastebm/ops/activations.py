@@ -154,9 +154,9 @@ ACTIVATION_TABLE = (
     ),
 )
 
-# Those of `block_tail` and `activation`, and those of fused programs, where the position is the number as well.
-ACTIVATIONS = tuple(row.name for row in ACTIVATION_TABLE if row.derivative is not None)
+# Those of fused programs, where the position is the number too, and those of `block_tail`, the default first.
 PROGRAM_ACTIVATIONS = tuple(row.name for row in ACTIVATION_TABLE if row.backward is not None)
+ACTIVATIONS = ("scaled_swish", *(row.name for row in ACTIVATION_TABLE if row.derivative and row.backward))
 _NUMBERS = {row.name: number for number, row in enumerate(ACTIVATION_TABLE)}
 
 

@@ -21,9 +21,9 @@ from torch import Tensor
 from .backends import backend, chosen, launch, register
 from .langevin import check as check_update
 from .langevin import without_aliasing
+from .options import StepOptions
 from .program import CompiledProgram, reference_run_program
 from .program import check as check_program
-from .step_options import StepOptions
 
 __all__ = ["CALL_STEPS", "advance_chain", "prefer_fused_chain", "reference_run_chain"]
 

@@ -25,7 +25,7 @@ from .normal import (
     philox_words,
     rounded_sqrt,
 )
-from .step_options import StepOptions
+from .options import StepOptions
 
 __all__ = ["DataTerm", "langevin_step", "langevin_step_"]
 

@@ -12,13 +12,12 @@ from dataclasses import dataclass
 
 import torch
 
-from .step_options import schema_of_options
+from .options import StepOptions, TailOptions, schema_of
 
 __all__ = ["KERNELS", "PUBLIC", "Kernel"]
 
-_STEP = schema_of_options()
-# beta is absent where nothing fades, so that an ordinary tail needs no tensor for it.
-_TAIL = "Tensor? beta, int activation, float parameter"
+_STEP = schema_of(StepOptions)
+_TAIL = schema_of(TailOptions)
 
 # Public operators by name.
 PUBLIC: dict[str, str] = {
@@ -37,7 +36,7 @@ PUBLIC: dict[str, str] = {
     "run_program": "(Tensor x, Tensor code, Tensor[] constants, Tensor(a!) workspace) -> (Tensor, Tensor)",
     "run_chain": (
         "(Tensor(a!) x, Tensor code, Tensor[] constants, Tensor(b!) workspace, int num_steps, "
-        f"{schema_of_options(key='Tensor(c!)')}) -> Tensor"
+        f"{schema_of(StepOptions, key='Tensor(c!)')}) -> Tensor"
     ),
 }
 
@@ -86,7 +85,7 @@ KERNELS: dict[str, Kernel] = {
     "run_chain": Kernel(
         "chain",
         "(Tensor(a!) energies, Tensor(b!) x, Tensor(c!) gradient, Tensor code, Tensor[] constants, "
-        f"Tensor(d!) workspace, {schema_of_options(key='Tensor(e!)')}) -> ()",
+        f"Tensor(d!) workspace, {schema_of(StepOptions, key='Tensor(e!)')}) -> ()",
         backends=("cpp", "triton"),
     ),
 }

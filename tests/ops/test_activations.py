@@ -19,7 +19,7 @@ from fastebm.ops.activations import (
     tail_activation,
 )
 from fastebm.ops.instructions import Buffer, Epilogue, EpilogueOp, Header, Instruction, Kind, Layout, Segment
-from fastebm.ops.step_options import StepOptions
+from fastebm.ops.options import StepOptions
 
 
 def names_of(file: str, kind: str, name: str) -> list[str]:

@@ -13,7 +13,7 @@ import torch
 
 from fastebm import build_extension as build
 from fastebm.ops import backends, schemas
-from fastebm.ops.step_options import StepOptions
+from fastebm.ops.options import StepOptions, TailOptions
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = build.source_folder()
@@ -85,7 +85,8 @@ def test_triton(name):
     assert "def launch_examples(" in examples.read_text(), f"{examples} has no launch_examples to compile"
     schema = torch._C.parse_schema(f"fastebm::{name}{schemas.KERNELS[name].schema}")
     arguments = functions[name].args
-    taken = len(arguments.args) + (len(StepOptions._fields) if arguments.vararg else 0)
+    options = TailOptions if name.startswith("block_tail") else StepOptions
+    taken = len(arguments.args) + (len(options._fields) if arguments.vararg else 0)
     assert taken == len(schema.arguments), f"{path}: {name} takes other arguments than its schema"
 
 

@@ -212,8 +212,9 @@ def double_backward_kernel(
 # Launchers ----------------------------------------------------------------------------------------------------------
 
 
-def _launch(kernel: Any, tensors: tuple, main: Tensor, pooled: Tensor, activation: int, parameter: float) -> None:
+def _launch(kernel: Any, tensors: tuple, main: Tensor, pooled: Tensor, *options: Any) -> None:
     """Run a kernel over all packs of pooled elements."""
+    beta, activation, parameter = options
     _, channels, height, width = main.shape
     channels_last = channels > 1 and main.stride(1) == 1
     paired = not channels_last and width % 2 == 0
@@ -228,37 +229,22 @@ def _launch(kernel: Any, tensors: tuple, main: Tensor, pooled: Tensor, activatio
         extents = (height // 2, width // 2, across, width * across, height * width * across)
     grid, packs, wide = tiles(pooled.numel(), lanes)
     kernel[grid](
-        *(*tensors, packs, *extents, parameter, activation, lanes, paired, ROWS, wide),
+        *(*tensors, beta, packs, *extents, parameter, activation, lanes, paired, ROWS, wide),
         num_warps=WARPS,
         enable_fp_fusion=False,
     )
 
 
-def block_tail(
-    out: Tensor,
-    main: Tensor,
-    skip: Tensor,
-    fade: Tensor | None,
-    beta: Tensor | None,
-    activation: int,
-    parameter: float,
-) -> None:
+def block_tail(out: Tensor, main: Tensor, skip: Tensor, fade: Tensor | None, *options: Any) -> None:
     """Kernel `block_tail` of fastebm.ops.schemas."""
-    _launch(forward_kernel, (out, main, skip, fade, beta), main, out, activation, parameter)
+    _launch(forward_kernel, (out, main, skip, fade), main, out, *options)
 
 
 def block_tail_backward(
-    grad_main: Tensor,
-    grad_skip: Tensor,
-    grad_fade: Tensor | None,
-    grad: Tensor,
-    main: Tensor,
-    beta: Tensor | None,
-    activation: int,
-    parameter: float,
+    grad_main: Tensor, grad_skip: Tensor, grad_fade: Tensor | None, grad: Tensor, main: Tensor, *options: Any
 ) -> None:
     """Kernel `block_tail_backward` of fastebm.ops.schemas."""
-    _launch(backward_kernel, (grad_main, grad_skip, grad_fade, grad, main, beta), main, grad, activation, parameter)
+    _launch(backward_kernel, (grad_main, grad_skip, grad_fade, grad, main), main, grad, *options)
 
 
 def block_tail_double_backward(
@@ -269,10 +255,8 @@ def block_tail_double_backward(
     grad_fade: Tensor | None,
     grad: Tensor,
     main: Tensor,
-    beta: Tensor | None,
-    activation: int,
-    parameter: float,
+    *options: Any,
 ) -> None:
     """Kernel `block_tail_double_backward` of fastebm.ops.schemas."""
-    tensors = (out_grad, out_main, grad_main, grad_skip, grad_fade, grad, main, beta)
-    _launch(double_backward_kernel, tensors, main, grad, activation, parameter)
+    tensors = (out_grad, out_main, grad_main, grad_skip, grad_fade, grad, main)
+    _launch(double_backward_kernel, tensors, main, grad, *options)

@@ -26,7 +26,7 @@ from torch import Tensor
 from ..chain import run_chain_unfused
 from ..instructions import Code, Instruction, Kind
 from ..langevin import check_index
-from ..step_options import StepOptions
+from ..options import StepOptions
 from .langevin import update_rows
 from .philox import WARPS, check_readable_address
 from .program import (
@@ -170,11 +170,11 @@ def chain_kernel(
                     *(block, x, energies + done_steps * batch, gradient, buffers, constants, first, count, PARTS[i]),
                 )
             tl.debug_barrier()  # what one thread wrote, others read
+        address = (seed, start + done_steps, index + done_steps, chain_ids)
         update_rows(
-            *(x, x, gradient, mask, known, data_target, schedule, seed, start + done_steps, index + done_steps),
-            *(chain_ids, data_term_weight, None, batch, elements, elements, schedule_rows, weight_rows),
-            *(clamp_min, clamp_max, grad_clip, (None, None, None, None, None, None), slot, quad, inside),
-            *(False, PER_CHAIN, LISTED, WHOLE, False),
+            *((x, x, gradient, mask, known, data_target), (None, None, None, None, None, None), address, schedule),
+            *(data_term_weight, None, (batch, elements, elements, schedule_rows, weight_rows)),
+            *((clamp_min, clamp_max, grad_clip), (slot, quad, inside), False, PER_CHAIN, LISTED, WHOLE, False),
         )
         tl.debug_barrier()
         done_steps += 1

@@ -57,31 +57,15 @@ def limited(value: tl.tensor, low: tl.tensor, high: tl.tensor) -> tl.tensor:
 
 @triton.jit
 def update_rows(
-    out: tl.tensor,
-    x: tl.tensor,
-    grad: tl.tensor,
-    mask: tl.tensor,
-    known: tl.tensor,
-    data_target: tl.tensor,
+    images: tl.tuple,
+    strides: tl.tuple,
+    address: tl.tuple,
     schedule: tl.tensor,
-    seed: tl.tensor,
-    step: tl.tensor,
-    index: tl.tensor,
-    chain_ids: tl.tensor,
     data_term_weight: tl.tensor,
     factors: tl.tensor,
-    batch: tl.tensor,
-    elements: tl.tensor,
-    pixels: tl.tensor,
-    schedule_rows: tl.tensor,
-    weight_rows: tl.tensor,
-    clamp_min: tl.tensor,
-    clamp_max: tl.tensor,
-    grad_clip: tl.tensor,
-    strides: tl.tuple,
-    slot: tl.tensor,
-    quad: tl.tensor,
-    inside: tl.tensor,
+    sizes: tl.tuple,
+    limits: tl.tuple,
+    rows: tl.tuple,
     NORM_CLIP: tl.constexpr,
     PER_CHAIN: tl.constexpr,
     LISTED: tl.constexpr,
@@ -89,7 +73,12 @@ def update_rows(
     STRIDED: tl.constexpr,
 ) -> None:
     """The update of rows (quad of the chain in a slot) where `inside`. WHOLE: channels are whole quads; a contiguous
-    row is one 16-byte access. `strides` are those of out, x, grad, mask, known and data_target."""
+    row is one 16-byte access. `strides` are those of the images."""
+    out, x, grad, mask, known, data_target = images
+    seed, step, index, chain_ids = address
+    batch, elements, pixels, schedule_rows, weight_rows = sizes
+    clamp_min, clamp_max, grad_clip = limits
+    slot, quad, inside = rows
     # What is one number a chain is a column beside (rows, 4).
     chain_slot = slot[:, None]
     element = quad[:, None] * 4 + tl.arange(0, 4)[None, :]
@@ -195,9 +184,9 @@ def step_kernel(
     seed, step, index = tl.load(key), tl.load(key + 1), tl.load(key + 2)
     strides = (out_strides, x_strides, grad_strides, mask_strides, known_strides, data_target_strides)
     update_rows(
-        *(out, x, grad, mask, known, data_target, schedule, seed, step, index, chain_ids, data_term_weight, factors),
-        *(batch, elements, pixels, schedule_rows, weight_rows, clamp_min, clamp_max, grad_clip, strides),
-        *(slot, quad, inside, NORM_CLIP, PER_CHAIN, LISTED, WHOLE, STRIDED),
+        *((out, x, grad, mask, known, data_target), strides, (seed, step, index, chain_ids), schedule),
+        *(data_term_weight, factors, (batch, elements, pixels, schedule_rows, weight_rows)),
+        *((clamp_min, clamp_max, grad_clip), (slot, quad, inside), NORM_CLIP, PER_CHAIN, LISTED, WHOLE, STRIDED),
     )
 
 

@@ -1,4 +1,4 @@
-"""The options of a Langevin update as operators take them: one list for schemas, references and all backends."""
+"""The options that several operators share, each listed once for schemas, references and all backends."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import NamedTuple, get_type_hints
 
 from torch import Tensor
 
-__all__ = ["StepOptions"]
+__all__ = ["StepOptions", "TailOptions", "schema_of"]
 
 
 class StepOptions(NamedTuple):
@@ -38,10 +38,29 @@ class StepOptions(NamedTuple):
     data_term_hinge: float
 
 
-_SCHEMA_TYPES = {Tensor: "Tensor", Tensor | None: "Tensor?", float: "float", float | None: "float?"}
+class TailOptions(NamedTuple):
+    """The last arguments of the block tail and its derivatives.
+
+    Attributes:
+        beta: one element, float64 for float64 images, else float32; None where nothing fades.
+        activation, parameter: as `activations.activation_code` gives them.
+    """
+
+    beta: Tensor | None
+    activation: int
+    parameter: float
 
 
-def schema_of_options(key: str = "Tensor") -> str:
-    """The options as a part of a schema; `key` is the type of the key, which some operators write."""
-    types = {name: _SCHEMA_TYPES[hint] for name, hint in get_type_hints(StepOptions).items()} | {"key": key}
-    return ", ".join(f"{kind} {name}" for name, kind in types.items())
+_SCHEMA_TYPES = {
+    Tensor: "Tensor",
+    Tensor | None: "Tensor?",
+    float: "float",
+    float | None: "float?",
+    int: "int",
+}
+
+
+def schema_of(options: type[StepOptions | TailOptions], **types: str) -> str:
+    """The options as a part of a schema; `types` has those that differ, such as a tensor that is written."""
+    listed = {name: _SCHEMA_TYPES[hint] for name, hint in get_type_hints(options).items()} | types
+    return ", ".join(f"{kind} {name}" for name, kind in listed.items())
