@@ -66,7 +66,7 @@ def program(work: Workload) -> CompiledProgram:
     num_steps = (
         Epilogue(EpilogueOp.STORE, 0),
         Epilogue(EpilogueOp.ADD_CONSTANT, number=2),
-        Epilogue(EpilogueOp.ACTIVATE, kind=PROGRAM_ACTIVATIONS.index("silu")),
+        Epilogue(EpilogueOp.ACTIVATE, activation=PROGRAM_ACTIVATIONS.index("silu")),
         Epilogue(EpilogueOp.STORE, 1),
     )
     buffers = (Buffer(channels, height, width, target.bytes), target)

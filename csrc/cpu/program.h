@@ -11,7 +11,7 @@ namespace fastebm {
 
 enum class Layout : int64_t { plain, panels, tiles };
 enum class Kind : int64_t { load, gather, convolution, pool, log_sum_exp, softmax };
-enum class Do : int64_t {
+enum class EpilogueOp : int64_t {
   add_constant,
   multiply_constant,
   scale,
@@ -32,20 +32,20 @@ struct ProgramHeader {
 };
 
 struct BufferRow {
-  int64_t channels, height, width, bytes, images, margin, offset, pixel, row, image;
+  int64_t channels, height, width, bytes, images, margin, offset, pixel_stride, row_stride, image_stride;
 };
 
 struct InstructionRow {
   Kind kind;
   int64_t source, source_channel, source_channels, channels, height, width, start_y, start_x, step_y, step_x, kernel_y, kernel_x,
-      stride_y, stride_x, pad_y, pad_x, dilation_y, dilation_x, constant, first, count, spread;
+      stride_y, stride_x, pad_y, pad_x, dilation_y, dilation_x, constant, first, count, broadcast;
 };
 
 struct EpilogueRow {
-  Do action;
+  EpilogueOp op;
   int64_t buffer, channel, factor_y, factor_x, number;
   Activation activation;
-  int64_t of_result, spread;
+  int64_t of_result, broadcast;
 };
 
 struct SegmentRow {

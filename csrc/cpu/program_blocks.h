@@ -21,7 +21,8 @@ static FASTEBM_INLINE int64_t image_index(const Worker& w, const BufferRow& b, i
 }
 
 static FASTEBM_INLINE char* pixel_of(const Worker& w, const BufferRow& b, int64_t n, int64_t y, int64_t x) {
-  return w.slot + b.offset + (image_index(w, b, n) * b.image + y * b.row + (b.margin + x) * b.pixel) * b.bytes;
+  return w.slot + b.offset +
+         (image_index(w, b, n) * b.image_stride + y * b.row_stride + (b.margin + x) * b.pixel_stride) * b.bytes;
 }
 
 // Calls f(row of the block, address of its pixel in the buffer) for every pixel of a block.
@@ -29,14 +30,14 @@ template <class F>
 static FASTEBM_INLINE void for_each_pixel(const Worker& w, const InstructionRow& i, const EpilogueRow& step, const Block& block,
                                           F f) {
   const BufferRow& b = w.job->buffers[step.buffer];
-  const int64_t channel = step.channel + (step.spread ? 0 : block.channel);
+  const int64_t channel = step.channel + (step.broadcast ? 0 : block.channel);
   float* v = block.v;
   for (int r = 0; r < block.runs; ++r) {
     const Run& run = block.run[r];
     const int64_t y = (i.start_y + i.step_y * run.y) / step.factor_y;
     if (step.factor_x == 1 || run.dx == 0) {
       char* p = pixel_of(w, b, run.n, y, (i.start_x + i.step_x * run.x) / step.factor_x) + channel * b.bytes;
-      const int64_t stride = (run.dn * b.image + run.dx * i.step_x * b.pixel) * b.bytes;
+      const int64_t stride = (run.dn * b.image_stride + run.dx * i.step_x * b.pixel_stride) * b.bytes;
       for (int k = 0; k < run.count; ++k, p += stride, v += kBlock) f(v, p);
     } else {
       for (int k = 0; k < run.count; ++k, v += kBlock)

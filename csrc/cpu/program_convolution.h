@@ -49,7 +49,8 @@ static void convolution_panels(const Worker& w, const InstructionRow& i, int64_t
       const int64_t n = begin + q / plane, y = q % plane / i.width, x = q % i.width;
       top[p] = y * i.stride_y - i.pad_y;
       left[p] = x * i.stride_x - i.pad_x;
-      window[p] = pixel_of(w, source, n, 0, 0) + (top[p] * source.row + left[p] * source.pixel + i.source_channel) * source.bytes;
+      window[p] = pixel_of(w, source, n, 0, 0) +
+                  (top[p] * source.row_stride + left[p] * source.pixel_stride + i.source_channel) * source.bytes;
       if (p >= positions) continue;
       if (p == 0 || x == 0) block.run[block.runs++] = {n, 0, y, x, 1, 0};
       ++block.run[block.runs - 1].count;
@@ -60,7 +61,7 @@ static void convolution_panels(const Worker& w, const InstructionRow& i, int64_t
       for (int64_t ky = 0, t = 0; ky < i.kernel_y; ++ky)
         for (int64_t kx = 0; kx < i.kernel_x; ++kx, ++t) {
           const int64_t down = ky * i.dilation_y, right = kx * i.dilation_x;
-          const int64_t offset = (down * source.row + right * source.pixel) * source.bytes;
+          const int64_t offset = (down * source.row_stride + right * source.pixel_stride) * source.bytes;
           const char* base[kPositions];
           bool any = false;
           for (int p = 0; p < kPositions; ++p) {

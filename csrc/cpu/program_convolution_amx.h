@@ -36,8 +36,8 @@ struct TilePlan {
 static TilePlan plan_tiles(const InstructionRow& i, const BufferRow& source, int64_t begin, int64_t end) {
   const int64_t images = end - begin, across = (i.width + 15) / 16, deep = (images + 15) / 16;
   // Images that lie pixel by pixel beside each other: 16 rows at one distance are all images of several neighbours.
-  const bool beside =
-      source.pixel == images * source.image && images < 16 && 16 % images == 0 && i.stride_x == 1 && source.pixel != kDense;
+  const bool beside = source.pixel_stride == images * source.image_stride && images < 16 && 16 % images == 0 && i.stride_x == 1 &&
+                      source.pixel_stride != kDense;
   const int64_t pixels = beside ? 16 / images : 1, steps = (i.width + pixels - 1) / pixels;
   // The share of tile rows that is wanted: width / (16 across), against images / (16 deep) or width / (steps pixels). Wide maps
   // never read beyond the images of a short chunk, for which the workspace would need room.
@@ -65,8 +65,9 @@ struct TileSource {
 static FASTEBM_INLINE TileSource source_at(const Worker& w, const TilePlan& plan, const InstructionRow& i, const BufferRow& b,
                                            const TileUnit& u) {
   const int64_t y = u.y * i.stride_y - i.pad_y, x = u.x * i.stride_x - i.pad_x;
-  const char* data = pixel_of(w, b, u.n, 0, 0) + (y * b.row + x * b.pixel + i.source_channel) * 2;
-  return {data, (plan.over_images ? b.image : i.stride_x * b.pixel) * 2, y, x, plan.over_images && plan.pixels == 1};
+  const char* data = pixel_of(w, b, u.n, 0, 0) + (y * b.row_stride + x * b.pixel_stride + i.source_channel) * 2;
+  return {data, (plan.over_images ? b.image_stride : i.stride_x * b.pixel_stride) * 2, y, x,
+          plan.over_images && plan.pixels == 1};
 }
 
 // How many steps of 32 inputs keep a panel's weights in L1, if there are more than fit at once: whole rows of taps.
@@ -125,7 +126,7 @@ static FASTEBM_INLINE void multiply_tiles(const InstructionRow& i, const BufferR
     for (int m = 0; m < M; ++m) {
       const int64_t y = s[m].first_y + ky, x = s[m].first_x + kx;
       const bool inside = y >= 0 && y < b.height && (dense || !s[m].one_pixel || (x >= 0 && x < b.width));
-      a[m] = inside ? s[m].data + (ky * b.row + kx * b.pixel) * 2 : zeros;
+      a[m] = inside ? s[m].data + (ky * b.row_stride + kx * b.pixel_stride) * 2 : zeros;
       stride[m] = inside ? s[m].stride : 0;
       step[m] = inside ? 64 : 0;
       any |= inside;
@@ -196,7 +197,7 @@ static FASTEBM_INLINE Block block_of(const TilePlan& plan, const InstructionRow&
 static void fetch_ahead(const Worker& w, const InstructionRow& i, const Block& block) {
   for (int64_t k = 0; k < i.count; ++k) {
     const EpilogueRow& step = w.job->epilogues[i.first + k];
-    if (step.buffer < 0 || step.spread) continue;
+    if (step.buffer < 0 || step.broadcast) continue;
     for_each_pixel(w, i, step, block,
                    [](const float*, const char* p) __attribute__((always_inline)) { __builtin_prefetch(p, 0, 2); });
   }
@@ -225,7 +226,7 @@ template <int M, int N>
 static void convolve_tiles(const Worker& w, const InstructionRow& instruction, const TilePlan& plan, Range panels, Range units) {
   InstructionRow i = instruction;
   const float* biases = nullptr;
-  if (i.count > 0 && w.job->epilogues[i.first].action == Do::add_constant) {
+  if (i.count > 0 && w.job->epilogues[i.first].op == EpilogueOp::add_constant) {
     const ConstantView& k = w.job->constants[w.job->epilogues[i.first].number];
     if (k.height * k.width == 1) {
       biases = static_cast<const float*>(k.data);
@@ -235,7 +236,7 @@ static void convolve_tiles(const Worker& w, const InstructionRow& instruction, c
   }
   const BufferRow& source = w.job->buffers[i.source];
   const char* weights = static_cast<const char*>(w.job->constants[i.constant].data);
-  const bool dense = source.pixel == kDense;
+  const bool dense = source.pixel_stride == kDense;
   const int64_t taps = dense ? i.kernel_y : i.kernel_y * i.kernel_x, inputs = dense ? 1 : (i.source_channels + 31) / 32;
   const int64_t at_a_time = taps_at_a_time(N, taps, dense ? 1 : i.kernel_x, inputs);
   constexpr int kGroup = 64 / M;  // blocks whose sums stay in L2 (128 KB) while the weights change

@@ -30,7 +30,7 @@ static FASTEBM_INLINE void each_value(const Block& block, F f) {
 // and has weight zero. Not more, because another worker may write the next panel.
 static FASTEBM_INLINE int stored_count(const BufferRow& b, const InstructionRow& i, const EpilogueRow& step, const Block& block) {
   if (block.channel + block.valid < i.channels) return block.valid;
-  const int64_t filled = least(b.pixel, b.image) - step.channel;
+  const int64_t filled = least(b.pixel_stride, b.image_stride) - step.channel;
   const int64_t limit = step.channel + i.channels >= b.channels ? filled : i.channels;
   return static_cast<int>(least(kBlock, limit - block.channel));
 }
@@ -125,7 +125,7 @@ template <int bytes>
 static FASTEBM_INLINE void with_full_rows(const Worker& w, const InstructionRow& i, const EpilogueRow& step, const Block& block,
                                           float factor) {
   const __m512 k = _mm512_set1_ps(factor);
-  const bool add = step.action == Do::add;
+  const bool add = step.op == EpilogueOp::add;
   for_each_pixel(w, i, step, block, [&](float* v, const char* p) __attribute__((always_inline)) {
     Row h = load_row<4>(reinterpret_cast<const char*>(v));
     const Row other = load_row<bytes>(p);
@@ -140,21 +140,21 @@ static void with_buffer(const Worker& w, const InstructionRow& i, const Epilogue
   const int64_t bytes = w.job->buffers[step.buffer].bytes;
   const float factor = step.number < 0 ? 1.0f : w.job->numbers[step.number];
 #if FASTEBM_VECTOR == 16
-  if (block.valid == kBlock && !step.spread) {
+  if (block.valid == kBlock && !step.broadcast) {
     if (bytes == 2) with_full_rows<2>(w, i, step, block, factor);
     else with_full_rows<4>(w, i, step, block, factor);
     return;
   }
 #endif
-  if (step.spread) {
+  if (step.broadcast) {
     for_each_pixel(w, i, step, block, [&](float* __restrict v, const char* p) __attribute__((always_inline)) {
       const float h = bytes == 2 ? widened(*reinterpret_cast<const uint16_t*>(p)) : *reinterpret_cast<const float*>(p);
-      if (step.action == Do::add)
+      if (step.op == EpilogueOp::add)
         for (int c = 0; c < kBlock; ++c) v[c] = fused(factor, h, v[c]);
       else
         for (int c = 0; c < kBlock; ++c) v[c] *= h;
     });
-  } else if (step.action == Do::multiply) {
+  } else if (step.op == EpilogueOp::multiply) {
     for_each_pixel(w, i, step, block, [&](float* __restrict v, const char* p) __attribute__((always_inline)) {
       for_each_channel(p, bytes, block.valid, [&](int c, float h) __attribute__((always_inline)) { v[c] *= h; });
     });
@@ -204,27 +204,27 @@ static void store_energies(const Worker& w, const Block& block) {
 }
 
 static void do_step(const Worker& w, const InstructionRow& i, const EpilogueRow& step, const Block& block) {
-  switch (step.action) {
-    case Do::add_constant: return with_constant(w, i, step, block, true);
-    case Do::multiply_constant: return with_constant(w, i, step, block, false);
-    case Do::scale: {
+  switch (step.op) {
+    case EpilogueOp::add_constant: return with_constant(w, i, step, block, true);
+    case EpilogueOp::multiply_constant: return with_constant(w, i, step, block, false);
+    case EpilogueOp::scale: {
       const float factor = w.job->numbers[step.number];
       return each_value(block, [=](float x) __attribute__((always_inline)) { return x * factor; });
     }
-    case Do::add:
-    case Do::multiply: return with_buffer(w, i, step, block);
-    case Do::activate:
+    case EpilogueOp::add:
+    case EpilogueOp::multiply: return with_buffer(w, i, step, block);
+    case EpilogueOp::activate:
 #define ARGUMENTS (w, step, block)
       FASTEBM_EACH_ACTIVATION(activate)
 #undef ARGUMENTS
-    case Do::activate_keeping:
+    case EpilogueOp::activate_keeping:
 #define ARGUMENTS (w, i, step, block)
       FASTEBM_EACH_ACTIVATION(activate_keeping)
-    case Do::slope: FASTEBM_EACH_ACTIVATION(multiply_slope)
+    case EpilogueOp::slope: FASTEBM_EACH_ACTIVATION(multiply_slope)
 #undef ARGUMENTS
-    case Do::store: return store(w, i, step, block);
-    case Do::store_gradient: return store_gradient(w, i, block);
-    case Do::store_energies: return store_energies(w, block);
+    case EpilogueOp::store: return store(w, i, step, block);
+    case EpilogueOp::store_gradient: return store_gradient(w, i, block);
+    case EpilogueOp::store_energies: return store_energies(w, block);
   }
 }
 

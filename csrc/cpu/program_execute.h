@@ -12,16 +12,17 @@
 static void clear_margins(const Worker& w, const InstructionRow& i, int64_t begin, int64_t end) {
   for (int64_t k = 0; k < i.count; ++k) {
     const EpilogueRow& step = w.job->epilogues[i.first + k];
-    if (step.action != Do::store) continue;
+    if (step.op != EpilogueOp::store) continue;
     const BufferRow& b = w.job->buffers[step.buffer];
-    const int64_t left = b.margin * b.pixel * b.bytes, right = (b.row - (b.margin + b.width) * b.pixel) * b.bytes;
+    const int64_t left = b.margin * b.pixel_stride * b.bytes,
+                  right = (b.row_stride - (b.margin + b.width) * b.pixel_stride) * b.bytes;
     if (left + right == 0) continue;
-    if (b.image < b.pixel) {  // images lie pixel by pixel beside each other
+    if (b.image_stride < b.pixel_stride) {  // images lie pixel by pixel beside each other
       for (int64_t n = begin; n < end; ++n)
         for (int64_t y = 0; y < b.height; ++y)
           for (int64_t x = 0; x < b.margin; ++x) {
-            __builtin_memset(pixel_of(w, b, n, y, x - b.margin), 0, b.image * b.bytes);
-            __builtin_memset(pixel_of(w, b, n, y, b.width + x), 0, b.image * b.bytes);
+            __builtin_memset(pixel_of(w, b, n, y, x - b.margin), 0, b.image_stride * b.bytes);
+            __builtin_memset(pixel_of(w, b, n, y, b.width + x), 0, b.image_stride * b.bytes);
           }
       continue;
     }

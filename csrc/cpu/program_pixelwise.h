@@ -30,8 +30,8 @@ static void gather_pixel(const Worker& w, const InstructionRow& i, float* __rest
     for (int c = 0; c < valid; ++c) v[c] = fill;
     return;
   }
-  const char* p = pixel_of(w, b, n, sy / i.kernel_y, sx / i.kernel_x) + (i.source_channel + (i.spread ? 0 : c0)) * b.bytes;
-  if (i.spread) {
+  const char* p = pixel_of(w, b, n, sy / i.kernel_y, sx / i.kernel_x) + (i.source_channel + (i.broadcast ? 0 : c0)) * b.bytes;
+  if (i.broadcast) {
     const float h = number_at(p, b.bytes);
     for (int c = 0; c < valid; ++c) v[c] = h;
   } else {

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .backends import backend, chosen, launch, register
+from .backends import backend, launch, register, select_backend
 from .langevin import check as check_update
 from .langevin import without_aliasing
 from .options import StepOptions
@@ -43,7 +43,7 @@ def prefer_fused_chain(x: Tensor) -> bool:
         and x.is_contiguous()
         and x.dtype == torch.float32
         and math.prod(x.shape[2:]) <= PIXELS
-        and chosen("cpu", kernel="run_chain") == "cpp"
+        and select_backend("cpu", kernel="run_chain") == "cpp"
     )
 
 

@@ -98,7 +98,7 @@ class Buffer:
         images: how many there is room for.
         margin: pixels of zeros on either side of a row, for convolutions that pad.
         offset: in bytes, from the start of the workspace.
-        pixel, row, image: strides in numbers; `pixel` is at least `channels`.
+        pixel_stride, row_stride, image_stride: in numbers, from one to the next; a pixel has `channels` or more.
     """
 
     channels: int
@@ -108,9 +108,9 @@ class Buffer:
     images: int = 1
     margin: int = 0
     offset: int = 0
-    pixel: int = 0
-    row: int = 0
-    image: int = 0
+    pixel_stride: int = 0
+    row_stride: int = 0
+    image_stride: int = 0
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ class Instruction:
         constant: the weight among the constants; for GATHER the number of `fill`, for LOAD one more channel of ones if
             not 0.
         first, count: its epilogue.
-        spread: whether the source has one channel that stands for all.
+        broadcast: whether the source has one channel that stands for all.
     """
 
     kind: int
@@ -151,7 +151,7 @@ class Instruction:
     constant: int = -1
     first: int = 0
     count: int = 0
-    spread: int = 0
+    broadcast: int = 0
 
 
 @dataclass(frozen=True)
@@ -159,24 +159,24 @@ class Epilogue:
     """One operation of an epilogue.
 
     Attributes:
-        do: a `EpilogueOp`.
+        op: an `EpilogueOp`.
         buffer, channel: the buffer that is read or written, and its channel that belongs to channel 0 of v.
         factor_y, factor_x: pixel (y, x) reads the buffer's pixel (y / factor_y, x / factor_x).
         number: of a factor among the numbers, -1 for one; of the first parameter of an activation; of a constant.
-        kind: number of the activation in `activations.ACTIVATION_TABLE`.
+        activation: its number in `activations.ACTIVATION_TABLE`.
         of_result: see `EpilogueOp.SLOPE`.
-        spread: whether the buffer's one channel stands for all.
+        broadcast: whether the buffer's one channel stands for all.
     """
 
-    do: int
+    op: int
     buffer: int = -1
     channel: int = 0
     factor_y: int = 1
     factor_x: int = 1
     number: int = -1
-    kind: int = 0
+    activation: int = 0
     of_result: int = 0
-    spread: int = 0
+    broadcast: int = 0
 
 
 @dataclass(frozen=True)
@@ -218,7 +218,7 @@ SEGMENT_FIELDS = len(fields(Segment))
 
 
 @dataclass(frozen=True)
-class Code:
+class PlannedProgram:
     """All parts of a program."""
 
     header: Header
@@ -246,7 +246,7 @@ class Code:
             )
 
 
-def encode(code: Code) -> Tensor:
+def encode(code: PlannedProgram) -> Tensor:
     """The program as one int64 tensor."""
     counts = [len(code.buffers), len(code.instructions), len(code.epilogues), len(code.segments)]
     header = [VERSION, *counts, *_numbers(code.header)]
@@ -257,7 +257,7 @@ def encode(code: Code) -> Tensor:
     return torch.tensor([number for row in rows for number in row], dtype=torch.int64)
 
 
-def decode(tensor: Tensor) -> Code:
+def decode(tensor: Tensor) -> PlannedProgram:
     """The program behind `encode`'s tensor. Raises ValueError where it is none."""
     if tensor.dtype != torch.int64 or tensor.dim() != 1 or tensor.device.type != "cpu":
         raise ValueError(f"code must be an int64 vector on the CPU, got {tensor.dtype} {tuple(tensor.shape)}")
@@ -272,7 +272,7 @@ def decode(tensor: Tensor) -> Code:
         at += count * width
     if at != len(numbers):
         raise ValueError(f"code has {len(numbers)} numbers, its header says {at}")
-    return Code(header, *parts)  # type: ignore[arg-type]
+    return PlannedProgram(header, *parts)  # type: ignore[arg-type]
 
 
 def _numbers(row: Header | Buffer | Instruction | Epilogue | Segment) -> list[int]:

@@ -42,7 +42,7 @@ def test_numbers_of_activations():
     [
         ("Layout", [layout.name.lower() for layout in Layout]),
         ("Kind", [kind.name.lower() for kind in Kind]),
-        ("Do", [op.name.lower() for op in EpilogueOp]),
+        ("EpilogueOp", [op.name.lower() for op in EpilogueOp]),
     ],
 )
 def test_numbers_of_programs(name, expected):
@@ -54,8 +54,7 @@ def test_numbers_of_programs(name, expected):
     [("BufferRow", Buffer), ("InstructionRow", Instruction), ("EpilogueRow", Epilogue), ("SegmentRow", Segment)],
 )
 def test_rows_of_programs(struct, row):
-    names = {"do": "action", "kind": "activation"} if row is Epilogue else {}
-    assert names_of("cpu/program.h", "struct", struct) == [names.get(f.name, f.name) for f in fields(row)]
+    assert names_of("cpu/program.h", "struct", struct) == [field.name for field in fields(row)]
 
 
 def test_header_of_programs():

@@ -32,7 +32,7 @@ def every_kind(size: int = 4) -> ProgramBuilder:
     making = ProgramBuilder((3, size, size))
     square = {"height": size, "width": size}
     wide, kept = making.buffer((33, size, size)), making.buffer((33, size, size))
-    silu = Epilogue(EpilogueOp.ACTIVATE_KEEPING, kept, kind=PROGRAM_ACTIVATIONS.index("silu"))
+    silu = Epilogue(EpilogueOp.ACTIVATE_KEEPING, kept, activation=PROGRAM_ACTIVATIONS.index("silu"))
     bias = Epilogue(EpilogueOp.ADD_CONSTANT, number=making.image(33, 1, 1))
     making.convolution(0, (33, size, size), (3, 3), bias, silu, Epilogue(STORE, wide), pad_y=1, pad_x=1)
     again = making.buffer((33, size, size))
@@ -48,7 +48,7 @@ def every_kind(size: int = 4) -> ProgramBuilder:
     half = {"source_channels": 33, "channels": 33, "height": size // 2, "width": size // 2}
     pooled = making.stored(Instruction(Kind.POOL, soft, **half, **window))
     gather = Instruction(Kind.GATHER, pooled, source_channels=33, channels=33, kernel_y=2, kernel_x=2, **square)
-    return making.finish(making.stored(gather, Epilogue(EpilogueOp.ADD, one, spread=1)))
+    return making.finish(making.stored(gather, Epilogue(EpilogueOp.ADD, one, broadcast=1)))
 
 
 def coarse_to_fine(size: int, dtype: torch.dtype | None) -> Langevin:

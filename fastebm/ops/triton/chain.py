@@ -24,7 +24,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..chain import run_chain_unfused
-from ..instructions import Code, Instruction, Kind
+from ..instructions import Instruction, Kind, PlannedProgram
 from ..langevin import check_index
 from ..options import StepOptions
 from .langevin import update_rows
@@ -186,7 +186,7 @@ def chain_kernel(
 class ChainProgram(NamedTuple):
     """A program as the kernel is compiled for it: its parts, and the images of a block of threads."""
 
-    program: Code
+    program: PlannedProgram
     parts: tuple[Part, ...]
     images: int
 

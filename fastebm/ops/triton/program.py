@@ -22,7 +22,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..instructions import Buffer, Code, Epilogue, EpilogueOp, Instruction, Kind, Layout, decode
+from ..instructions import Buffer, Epilogue, EpilogueOp, Instruction, Kind, Layout, PlannedProgram, decode
 from .activations import exponential, logarithm
 from .philox import INTERPRETED
 from .program_epilogue import Step, epilogue
@@ -54,7 +54,7 @@ class Shape(NamedTuple):
     """What the compiler knows of an instruction: the same for every batch.
 
     Attributes:
-        kind, window, spread: as in `instructions.Instruction`.
+        kind, window, broadcast: as in `instructions.Instruction`.
         steps: the operations of its epilogue.
         channels, inputs: of the result and of the source.
         pixel: numbers from pixel to pixel of the source.
@@ -67,7 +67,7 @@ class Shape(NamedTuple):
 
     kind: int
     window: Window
-    spread: bool
+    broadcast: bool
     steps: tuple[Step, ...]
     channels: int
     inputs: int
@@ -214,7 +214,7 @@ def gathered(
     seen = seen & (sy < source_strides[0] * WINDOW.kernel_y) & (sx < source_strides[1] * WINDOW.kernel_x)
     pixel = sy // WINDOW.kernel_y * source_strides[2] + sx // WINDOW.kernel_x * SHAPE.pixel
     pointers = source + (image * source_strides[3] + pixel)[:, None]
-    if not SHAPE.spread:
+    if not SHAPE.broadcast:
         pointers += columns[None, :]
     mask = (inside & seen)[:, None] & (columns < SHAPE.channels)[None, :]
     value = tl.load(pointers + tl.zeros_like(columns)[None, :], mask=mask, other=0.0).to(tl.float32)
@@ -404,11 +404,11 @@ def _launch(call: Call, x: Tensor, constants: Sequence[Tensor], places: dict[str
 
 def view_of(workspace: Tensor, buffer: Buffer) -> Tensor:
     """All numbers of a buffer."""
-    size = buffer.images * buffer.image * buffer.bytes
+    size = buffer.images * buffer.image_stride * buffer.bytes
     return workspace[buffer.offset : buffer.offset + size].view(_STORED[buffer.bytes])
 
 
-def check_program(program: Code, x: Tensor, constants: Sequence[Tensor], workspace: Tensor) -> None:
+def check_program(program: PlannedProgram, x: Tensor, constants: Sequence[Tensor], workspace: Tensor) -> None:
     """Raises ValueError where a program can't run on this batch, in this workspace."""
     header, batch = program.header, x.shape[0]
     program.check_samples(x)
@@ -432,7 +432,7 @@ def check_program(program: Code, x: Tensor, constants: Sequence[Tensor], workspa
 
 
 @functools.lru_cache(maxsize=256)
-def calls_of(code: bytes, facts: Facts) -> tuple[Code, tuple[Call, ...]]:
+def calls_of(code: bytes, facts: Facts) -> tuple[PlannedProgram, tuple[Call, ...]]:
     """The program and its launches. Raises ValueError where the code is for another backend or constants don't fit."""
     program = decode(torch.frombuffer(bytearray(code), dtype=torch.int64))
     if program.header.layout != Layout.PLAIN:
@@ -446,7 +446,7 @@ def calls_of(code: bytes, facts: Facts) -> tuple[Code, tuple[Call, ...]]:
     return program, tuple(call_of(program, facts, i) for i in program.instructions)
 
 
-def call_of(program: Code, facts: Facts, i: Instruction) -> Call:
+def call_of(program: PlannedProgram, facts: Facts, i: Instruction) -> Call:
     """One instruction's launch."""
     kind, source = Kind(i.kind), program.buffers[i.source] if i.source >= 0 else None
     operands, steps, rows, images, at = _steps(program, facts, i)
@@ -469,11 +469,11 @@ def call_of(program: Code, facts: Facts, i: Instruction) -> Call:
     shape = Shape(
         kind=i.kind,
         window=window,
-        spread=bool(i.spread),
+        broadcast=bool(i.broadcast),
         steps=steps,
         channels=i.channels,
         inputs=i.source_channels,
-        pixel=source.pixel if source is not None else 0,
+        pixel=source.pixel_stride if source is not None else 0,
         one_pixel=one_pixel,
         filled=kind == Kind.GATHER and i.constant >= 0,
         rows=block_rows,
@@ -493,11 +493,13 @@ def call_of(program: Code, facts: Facts, i: Instruction) -> Call:
         images=images,
         at=at,
         grid=(i.height, i.width, i.start_y, i.start_x, i.step_y, i.step_x),
-        source_strides=(source.height, source.width, source.row, source.image) if source else (0, 0, 0, 0),
+        source_strides=(source.height, source.width, source.row_stride, source.image_stride)
+        if source
+        else (0, 0, 0, 0),
     )
 
 
-def _check_weight(program: Code, facts: Facts, i: Instruction) -> None:
+def _check_weight(program: PlannedProgram, facts: Facts, i: Instruction) -> None:
     dtype, shape = facts.constants[i.constant]
     needed = (i.kernel_y * i.kernel_x, i.source_channels, i.channels)
     if shape != needed or dtype != _STORED[program.header.bytes]:
@@ -521,7 +523,7 @@ def _product_blocks(i: Instruction, size: int, one_pixel: bool) -> tuple[int, in
     return rows, columns, depth, 8 if rows * columns > 64 * 64 else 4
 
 
-def _steps(program: Code, facts: Facts, i: Instruction) -> tuple[Any, ...]:
+def _steps(program: PlannedProgram, facts: Facts, i: Instruction) -> tuple[Any, ...]:
     """Operands, what the compiler knows, and the strides and numbers of an epilogue's operations."""
     lists: tuple[list[Any], ...] = ([], [], [], [], [])
     written: set[int] = set()
@@ -529,16 +531,16 @@ def _steps(program: Code, facts: Facts, i: Instruction) -> tuple[Any, ...]:
         operand, step, row, image = _step(program, facts, i, operation, operation.buffer in written)
         for values, value in zip(lists, (operand, step, row, image, max(operation.number, 0)), strict=True):
             values.append(value)
-        if operation.do in (EpilogueOp.STORE, EpilogueOp.ACTIVATE_KEEPING):
+        if operation.op in (EpilogueOp.STORE, EpilogueOp.ACTIVATE_KEEPING):
             written.add(operation.buffer)
     return tuple(tuple(values) for values in lists)
 
 
 def _step(
-    program: Code, facts: Facts, i: Instruction, operation: Epilogue, own: bool
+    program: PlannedProgram, facts: Facts, i: Instruction, operation: Epilogue, own: bool
 ) -> tuple[tuple[str, int], Step, int, int]:
     """(operand, what the compiler knows, row, image) of one operation."""
-    do = EpilogueOp(operation.do)
+    do = EpilogueOp(operation.op)
     if do in (EpilogueOp.ADD_CONSTANT, EpilogueOp.MULTIPLY_CONSTANT):
         dtype, (height, width, channels) = facts.constants[operation.number]
         if dtype != torch.float32 or channels < i.channels:
@@ -554,18 +556,18 @@ def _step(
     if do == EpilogueOp.STORE_ENERGIES:
         return ("energies", 0), Step(int(do)), 0, 0
     if do in (EpilogueOp.SCALE, EpilogueOp.ACTIVATE):
-        return ("constants", 0), Step(int(do), kind=operation.kind), 0, 0
+        return ("constants", 0), Step(int(do), activation=operation.activation), 0, 0
     buffer = program.buffers[operation.buffer]
     step = Step(
         int(do),
-        kind=operation.kind,
+        activation=operation.activation,
         of_result=bool(operation.of_result),
-        spread=bool(operation.spread),
+        broadcast=bool(operation.broadcast),
         channel=operation.channel,
         factor_y=operation.factor_y,
         factor_x=operation.factor_x,
         scaled=do == EpilogueOp.ADD and operation.number >= 0,
-        pixel=buffer.pixel,
+        pixel=buffer.pixel_stride,
         own=own,
     )
-    return ("buffers", operation.buffer), step, buffer.row, buffer.image
+    return ("buffers", operation.buffer), step, buffer.row_stride, buffer.image_stride

@@ -21,17 +21,17 @@ class Step(NamedTuple):
     """What the compiler knows of one operation.
 
     Attributes:
-        do, kind, of_result, spread, channel, factor_y, factor_x: as in `instructions.Epilogue`.
+        op, activation, of_result, broadcast, channel, factor_y, factor_x: as in `instructions.Epilogue`.
         scaled: whether a factor belongs to it.
         pixel: numbers from pixel to pixel of the operand; 0 where all columns share one.
         flat: whether the operand is one row of channels for all pixels and images.
         own: whether the buffer was written by this epilogue before.
     """
 
-    do: int
-    kind: int = 0
+    op: int
+    activation: int = 0
     of_result: bool = False
-    spread: bool = False
+    broadcast: bool = False
     channel: int = 0
     factor_y: int = 1
     factor_x: int = 1
@@ -83,7 +83,7 @@ def read(
         tl.debug_barrier()  # other threads of this block may have written what this one reads
     if STEP.flat:
         return tl.load(operand + columns[None, :], mask=there, other=0.0)
-    elif STEP.spread:
+    elif STEP.broadcast:
         return tl.load(pixels, mask=inside[:, None], other=0.0).to(tl.float32)
     else:
         return tl.load(pixels + columns[None, :], mask=inside[:, None] & there, other=0.0).to(tl.float32)
@@ -120,34 +120,34 @@ def done(
 ) -> tl.tensor:
     """The values after one operation."""
     image, y, x, columns, inside = place
-    if STEP.do == _ADD_CONSTANT:
+    if STEP.op == _ADD_CONSTANT:
         v += read(operand, place, row, image_stride, STEP, CHANNELS)
-    elif STEP.do == _MULTIPLY_CONSTANT:
+    elif STEP.op == _MULTIPLY_CONSTANT:
         v *= read(operand, place, row, image_stride, STEP, CHANNELS)
-    elif STEP.do == _SCALE:
+    elif STEP.op == _SCALE:
         v *= tl.load(numbers + at)
-    elif STEP.do == _ADD:
+    elif STEP.op == _ADD:
         term = read(operand, place, row, image_stride, STEP, CHANNELS)
         if STEP.scaled:
             term *= tl.load(numbers + at)
         v += term
-    elif STEP.do == _MULTIPLY:
+    elif STEP.op == _MULTIPLY:
         v *= read(operand, place, row, image_stride, STEP, CHANNELS)
-    elif STEP.do == _ACTIVATE:
-        a, b, c = parameters(numbers, at, STEP.kind)
-        v = activate(v, a, b, c, STEP.kind)
-    elif STEP.do == _ACTIVATE_KEEPING:
-        a, b, c = parameters(numbers, at, STEP.kind)
-        kept = derivative(v, a, b, c, STEP.kind, False)
+    elif STEP.op == _ACTIVATE:
+        a, b, c = parameters(numbers, at, STEP.activation)
+        v = activate(v, a, b, c, STEP.activation)
+    elif STEP.op == _ACTIVATE_KEEPING:
+        a, b, c = parameters(numbers, at, STEP.activation)
+        kept = derivative(v, a, b, c, STEP.activation, False)
         write(kept, operand, place, row, image_stride, STEP, CHANNELS)
-        v = activate(v, a, b, c, STEP.kind)
-    elif STEP.do == _SLOPE:
-        a, b, c = parameters(numbers, at, STEP.kind)
+        v = activate(v, a, b, c, STEP.activation)
+    elif STEP.op == _SLOPE:
+        a, b, c = parameters(numbers, at, STEP.activation)
         h = read(operand, place, row, image_stride, STEP, CHANNELS)
-        v *= derivative(h, a, b, c, STEP.kind, STEP.of_result)
-    elif STEP.do == _STORE:
+        v *= derivative(h, a, b, c, STEP.activation, STEP.of_result)
+    elif STEP.op == _STORE:
         write(v, operand, place, row, image_stride, STEP, CHANNELS)
-    elif STEP.do == _STORE_GRADIENT:
+    elif STEP.op == _STORE_GRADIENT:
         # Channel by channel: an image of the result has image_stride numbers, a plane its share of them.
         plane = image_stride // CHANNELS
         offset = image * image_stride + (y * row + x)

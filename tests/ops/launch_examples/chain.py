@@ -10,7 +10,7 @@ import torch
 import triton
 
 from fastebm.ops.activations import PROGRAM_ACTIVATIONS
-from fastebm.ops.instructions import Buffer, Code, Epilogue, EpilogueOp, Header, Instruction, Kind, Layout
+from fastebm.ops.instructions import Buffer, Epilogue, EpilogueOp, Header, Instruction, Kind, Layout, PlannedProgram
 from fastebm.ops.triton.chain import POSITIONS, STAGES, chain_kernel, part_of
 from fastebm.ops.triton.philox import WARPS
 from fastebm.ops.triton.program import Facts, call_of
@@ -18,7 +18,9 @@ from fastebm.ops.triton.program import Facts, call_of
 from . import LaunchExample, typed
 
 
-def _code(images: Sequence[tuple[int, int]], instructions: Sequence[tuple[Instruction, Sequence[Epilogue]]]) -> Code:
+def _code(
+    images: Sequence[tuple[int, int]], instructions: Sequence[tuple[Instruction, Sequence[Epilogue]]]
+) -> PlannedProgram:
     """A program in bfloat16 with buffers of (channels, size)."""
     buffers = []
     for channels, size in images:
@@ -30,7 +32,7 @@ def _code(images: Sequence[tuple[int, int]], instructions: Sequence[tuple[Instru
     for instruction, steps in instructions:
         rows.append(replace(instruction, first=len(epilogues), count=len(steps)))
         epilogues += steps
-    return Code(Header(Layout.PLAIN, 0, 2, 64, 0, 1), tuple(buffers), tuple(rows), tuple(epilogues), ())
+    return PlannedProgram(Header(Layout.PLAIN, 0, 2, 64, 0, 1), tuple(buffers), tuple(rows), tuple(epilogues), ())
 
 
 def _convolution(source: int, inner: int, out: int, size: int, kernel: int, pad: int, constant: int) -> Instruction:
@@ -38,13 +40,13 @@ def _convolution(source: int, inner: int, out: int, size: int, kernel: int, pad:
     return Instruction(Kind.CONVOLUTION, source, source_channels=inner, channels=out, height=size, width=size, **window)
 
 
-def _stage(size: int) -> Code:
+def _stage(size: int) -> PlannedProgram:
     """CF-EBM's first stage, its energy and its gradient: 128 channels at size x size. Constants are in `_constants`."""
     bias, silu = Epilogue(EpilogueOp.ADD_CONSTANT, number=7), PROGRAM_ACTIVATIONS.index("silu")
     image = {"height": size, "width": size}
 
     def keeping(kept: int) -> Epilogue:
-        return Epilogue(EpilogueOp.ACTIVATE_KEEPING, kept, kind=silu)
+        return Epilogue(EpilogueOp.ACTIVATE_KEEPING, kept, activation=silu)
 
     instructions = [
         (Instruction(Kind.LOAD, source_channels=3, channels=4, constant=1, **image), [Epilogue(EpilogueOp.STORE, 0)]),
@@ -69,7 +71,7 @@ def _constants(size: int) -> list[tuple[torch.dtype, tuple[int, ...]]]:
     return [(torch.float32, (8,)), *weights, (torch.float32, (1, 1, 128))]
 
 
-def _others(size: int) -> Code:
+def _others(size: int) -> PlannedProgram:
     """The kinds of instructions that are not in `_stage`."""
     square = {"source_channels": 33, "channels": 33, "height": size, "width": size}
     half = {"source_channels": 33, "channels": 33, "height": size // 2, "width": size // 2}
@@ -82,7 +84,7 @@ def _others(size: int) -> Code:
         (Instruction(Kind.POOL, 1, **half, **window), [Epilogue(EpilogueOp.STORE, 3)]),
         (
             Instruction(Kind.GATHER, 3, **square, kernel_y=2, kernel_x=2),
-            [Epilogue(EpilogueOp.ADD, 2, spread=1), Epilogue(EpilogueOp.STORE_GRADIENT)],
+            [Epilogue(EpilogueOp.ADD, 2, broadcast=1), Epilogue(EpilogueOp.STORE_GRADIENT)],
         ),
         (
             Instruction(Kind.POOL, 2, source_channels=1, kernel_y=size, kernel_x=size),
@@ -93,7 +95,7 @@ def _others(size: int) -> Code:
 
 
 def _example(
-    name: str, code: Code, size: int, constants: Sequence[tuple[torch.dtype, tuple[int, ...]]]
+    name: str, code: PlannedProgram, size: int, constants: Sequence[tuple[torch.dtype, tuple[int, ...]]]
 ) -> LaunchExample:
     channels = code.instructions[0].source_channels
     facts = Facts((channels, size, size), tuple(constants))

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from fastebm.ops.activations import PROGRAM_ACTIVATIONS
-from fastebm.ops.instructions import Buffer, Code, Epilogue, EpilogueOp, Header, Instruction, Kind, Layout
+from fastebm.ops.instructions import Buffer, Epilogue, EpilogueOp, Header, Instruction, Kind, Layout, PlannedProgram
 from fastebm.ops.triton.program import _STORED, Facts, call_of, instruction_kernel
 
 from . import LaunchExample
@@ -41,7 +41,7 @@ def _example(
     if i.kind == Kind.CONVOLUTION:
         source = buffer(i.source_channels, tall, wide)
     header = Header(Layout.PLAIN, 0, size, 64, 0, 1)
-    code = Code(header, (source, target, target, target, half), (i,), tuple(operations), ())
+    code = PlannedProgram(header, (source, target, target, target, half), (i,), tuple(operations), ())
     weight = (_STORED[size], (i.kernel_y * i.kernel_x, i.source_channels, i.channels))
     bias = (torch.float32, (1, 1, -(-i.channels // lanes) * lanes))
     facts = Facts((i.channels, target.height, target.width), ((torch.float32, (8,)), weight, bias))
@@ -82,10 +82,10 @@ def launch_examples() -> list[LaunchExample]:
     """Convolutions as CF-EBM's gradient has them at 32x32 and 8x8, their epilogues, and all other kinds."""
     silu, gelu, elu, softplus = (PROGRAM_ACTIVATIONS.index(name) for name in ("silu", "gelu", "elu", "softplus"))
     bias, store = Epilogue(EpilogueOp.ADD_CONSTANT, number=2), Epilogue(EpilogueOp.STORE, 1)
-    keeping = [bias, Epilogue(EpilogueOp.ACTIVATE_KEEPING, 2, kind=silu), store]
+    keeping = [bias, Epilogue(EpilogueOp.ACTIVATE_KEEPING, 2, activation=silu), store]
     sloped = [Epilogue(EpilogueOp.MULTIPLY, 2), Epilogue(EpilogueOp.ADD, 4, factor_y=2, factor_x=2, number=3), store]
     again = [
-        Epilogue(EpilogueOp.SLOPE, 2, kind=gelu),
+        Epilogue(EpilogueOp.SLOPE, 2, activation=gelu),
         Epilogue(EpilogueOp.SCALE, number=1),
         Epilogue(EpilogueOp.ADD, 3),
         store,
@@ -118,8 +118,8 @@ def launch_examples() -> list[LaunchExample]:
                 size,
                 [
                     bias,
-                    Epilogue(EpilogueOp.ACTIVATE, number=2, kind=elu),
-                    Epilogue(EpilogueOp.ACTIVATE_KEEPING, 2, number=5, kind=softplus),
+                    Epilogue(EpilogueOp.ACTIVATE, number=2, activation=elu),
+                    Epilogue(EpilogueOp.ACTIVATE_KEEPING, 2, number=5, activation=softplus),
                     store,
                 ],
             ),
