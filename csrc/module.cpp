@@ -1,5 +1,6 @@
-// fastebm._C: loading it registers the CPU operators; its functions tell what was built, what this CPU can run, and whether the
-// random numbers come out right.
+// fastebm._C, the extension module: loading it registers the CPU operators.
+//
+// Its functions report how it was built, what this CPU can run, and whether the random numbers are right.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -97,12 +98,6 @@ std::pair<float, float> normal_from_bits(uint32_t radius_bits, uint32_t angle_bi
   normal_pair(radius_bits, angle_bits, first, second);
   return {first, second};
 }
-
-}  // namespace
-}  // namespace fastebm
-
-namespace fastebm {
-namespace {
 
 // How weights of fused programs lie for numbers of so many bytes (Layout), and the outputs of a panel.
 std::pair<int64_t, int64_t> program_layout(int64_t bytes) {

@@ -1,4 +1,4 @@
-// fastebm_cpp::langevin_step: one pass over the images that draws the noise, updates, clamps and pins.
+// fastebm_cpp::langevin_step: one pass over the images that draws the noise, updates, clamps and applies the mask.
 //
 // Bytes: 12 an element (read x and gradient, write x) in float32; the noise never leaves L1. A stretch of 1024 elements goes
 // through short loops over L1 buffers, one for each option in use, so that options that are off cost nothing.

@@ -1,4 +1,4 @@
-// Noise for one stretch of one chain, into a buffer that stays in L1.
+// Draws noise for up to 1024 consecutive elements of one chain into a buffer that stays in L1.
 #pragma once
 
 #if defined(__x86_64__)

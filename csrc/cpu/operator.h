@@ -1,4 +1,4 @@
-// What every CPU operator shares: torch's stable tensor, checks, chain ids, and a (batch, channel, pixel) view of image batches.
+// Shared by the CPU operators: torch's stable tensor, checks, chain ids, and a (batch, channel, pixel) view of image batches.
 //
 // The Python side (fastebm/ops) allocates outputs and checks shapes and dtypes with messages for users; what is checked here is
 // what only the data can tell.

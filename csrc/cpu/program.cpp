@@ -1,4 +1,4 @@
-// fastebm_cpp::run_program: an energy and its gradient by a list of instructions, images shared out among threads.
+// fastebm_cpp::run_program: an energy and its gradient by a list of instructions, with the images divided among threads.
 //
 // A worker takes a chunk of at most 16 images through the whole program without waiting for anyone, some at a time where they are
 // large, so that most of what one instruction writes is read from the core's own cache by the next. With fewer images than

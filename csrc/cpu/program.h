@@ -1,6 +1,6 @@
-// A fused program as fastebm/ops/instructions.py numbers it, decoded once a call, and what one worker knows of it.
+// The format of a fused program, as fastebm/ops/instructions.py describes it, and the state of one worker.
 //
-// program.cpp decodes and shares out the images; program_kernels.h, compiled once for each instruction set, runs them.
+// program.cpp decodes a program once a call and divides the images among workers; program_variant.h runs its instructions.
 #pragma once
 
 #include <cstdint>

@@ -1,4 +1,4 @@
-// One source, three instruction sets: a body that is always inlined, wrapped once for each and chosen at run time.
+// Compiles one function for several instruction sets and chooses among them at run time.
 //
 // Function-level targets keep the rest of the library at the baseline, so that a build made on a new CPU runs on an old one.
 // The symbol names carry the instruction set; tests/test_packaging.py looks for wide instructions anywhere else.

@@ -1,5 +1,6 @@
-// CUDA: one Langevin update in one pass that draws the noise in registers; before it, where chains need factors, a sum over each.
+// CUDA: one Langevin update in one pass, which draws the noise in registers.
 //
+// Clipping by the norm and a hinge need a factor for each chain, which a kernel sums up before it.
 // Bytes: 12 an element (read x and gradient, write x) in float32. A thread owns a quad. The plain kernel, for contiguous tensors
 // and no option, is all 16-byte accesses; the general one takes any strides and options, whose switches are the same for all
 // threads.

@@ -1,5 +1,4 @@
-// What CUDA operators are given, in plain C++: register.cpp fills these structs from torch's tensors, each .cu file launches from
-// them.
+// The arguments of the CUDA operators as plain structs, which register.cpp fills from torch's tensors.
 //
 // No torch header and no CUDA header here, so that kernels compile in seconds and the launchers in any compiler. A launcher
 // returns null, or what CUDA says is wrong. Keys, schedules, chain ids and weights are read on the device: nothing waits for the

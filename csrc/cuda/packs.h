@@ -1,4 +1,4 @@
-// Packs: values that lie side by side and are read and written at once, 16 bytes where the layout allows.
+// Reads and writes several neighbouring values at once, 16 bytes where the layout allows (a pack).
 #pragma once
 
 #include "quads.h"

@@ -45,13 +45,13 @@ _extension: Any = None
 _cuda_library: str | None = None
 _extension_missing = ""
 _cuda_library_missing = "it was not built"
-# What this package calls in the extension beside operators.
+# Functions that this package calls in the extension, besides operators.
 _REQUIRED_SYMBOLS = ("active_variant", "build_facts", "hash_memory", "program_layout", "self_test", "use_large_pages")
 _triton_found = importlib.util.find_spec("triton") is not None
 
 
 def _load_extensions() -> None:
-    """Load what was compiled. A library that is there but does not load is a warning with the reason, never a crash."""
+    """Load the compiled libraries. One that exists but does not load gives a warning with the reason, never a crash."""
     global _extension, _cuda_library, _extension_missing, _cuda_library_missing
     try:
         _extension = importlib.import_module("fastebm._C")
@@ -64,7 +64,7 @@ def _load_extensions() -> None:
         if lacking := _without_kernel("cpp") + lacking:
             _extension, _extension_missing = None, _outdated(lacking)
     if _extension is not None:
-        # Here, and not within the first operator's parallel region, where FASTEBM_CPU's mistakes lose their message.
+        # FASTEBM_CPU is read here: within the first operator's parallel region an error would lose its message.
         try:
             _extension.active_variant()
         except RuntimeError as error:
@@ -94,9 +94,10 @@ def _load_extensions() -> None:
 
 
 def _without_kernel(backend_name: str) -> list[str]:
-    """Operators that this package asks of a compiled backend, and that no library has registered.
+    """Operators that a compiled backend should have and that no loaded library registers.
 
-    Those of a library from before they were added: each would be a NotImplementedError in the middle of some work.
+    A library that was built before an operator was added lacks it. Calling it would raise NotImplementedError in the
+    middle of some work.
     """
     key = {"cpp": "CPU", "cuda": "CUDA"}[backend_name]
     return [
@@ -166,15 +167,15 @@ def backend(name: str) -> Iterator[None]:
 
 
 def program_layout(itemsize: int) -> tuple[int, int]:
-    """How the C++ operators read weights of fused programs, for numbers of so many bytes; see `instructions.Layout`."""
+    """(layout, outputs in a panel) of a program's weights as the C++ operators read them; see `instructions.Layout`."""
     layout: tuple[int, int] = _extension.program_layout(itemsize)
     return layout
 
 
 def content_hash(tensors: Sequence[Tensor]) -> int | None:
-    """64 bits that tell the contents of these tensors from others; None where that costs more than it could save.
+    """A 64-bit hash of the contents of tensors, or None where hashing would cost more than it saves.
 
-    That is away from the CPU, without the C++ operators, and for tensors that don't lie in one piece.
+    That is for tensors that are not on the CPU or not contiguous, and without the C++ operators.
     """
     if _extension is None:
         return None
@@ -188,7 +189,7 @@ def content_hash(tensors: Sequence[Tensor]) -> int | None:
 
 
 def use_large_pages(tensor: Tensor) -> None:
-    """Ask for large pages behind a tensor that nothing was written to yet; a hint, which may do nothing."""
+    """Ask the system for large pages behind a tensor that nothing was written to yet. It may ignore this."""
     if tensor.is_cpu and _extension is not None:
         _extension.use_large_pages(tensor.data_ptr(), tensor.numel() * tensor.itemsize)
 
@@ -224,7 +225,7 @@ def select_backend(device_type: str, double: bool = False, kernel: str | None = 
 def launch(name: str, out: Tensor, *arguments: Any) -> None:
     """Run kernel `name` of `schemas.KERNELS` on the backend chosen for `out`."""
     if _plain_cpu and not _override and out.is_cpu:
-        # What nearly every call on a CPU is, without the questions, which cost a step on tiny images 2 microseconds.
+        # The usual case skips the choice of a backend, which costs a step on tiny images 2 microseconds.
         return _COMPILED["cpp"][name](out, *arguments)
     backend_name = select_backend(out.device.type, out.dtype == torch.float64, name)
     if backend_name in _COMPILED:
@@ -282,7 +283,7 @@ def refuse_autograd(name: str, *tensors: Tensor | None) -> None:
 
 
 def report() -> dict[str, Any]:
-    """What runs where: the facts that `fastebm info` prints.
+    """Which backend runs where, and how it was built: the facts that `fastebm info` prints.
 
     Returns:
         "cpu" and "cuda": the backend that operators take there now, or why none; "cpu_variant": the instruction set of

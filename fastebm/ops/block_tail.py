@@ -1,4 +1,4 @@
-"""The tail of a residual block that halves the resolution: pool, activate, add, blend with the fade path, in one pass.
+"""The last part of a residual block that halves the resolution: pool, activate, add and blend, in one pass.
 
     p = avgpool2(main)     t = (act(p) + avgpool2(skip)) / sqrt(2)     out = t, or beta * t + (1 - beta) * fade
 
@@ -10,8 +10,8 @@ With g the gradient at the output and b = beta / sqrt(2) (beta = 1 without fade)
 
     out_grad = b (act'(p) avgpool2(v) + avgpool2(u)) + (1 - beta) w     out_main = b/4 act''(p) g avgpool2(v)
 
-Kernels read NCHW or channels-last, all their tensors alike. They leave a trailing odd row or column of a gradient as it
-is, which is zero.
+Kernels read NCHW or channels-last, the same for all their tensors. They don't write an odd last row or column of a
+gradient, which stays zero.
 """
 
 from __future__ import annotations

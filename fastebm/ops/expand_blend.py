@@ -1,4 +1,4 @@
-"""The Expand blend of a growing net: beta * primal + (1 - beta) * fade, in one pass.
+"""The blend of a growing net's new and old features: beta * primal + (1 - beta) * fade, in one pass (Expand blend).
 
 `fma(beta, primal, (1 - beta) * fade)` is to the last bit `fade` at beta = 0 and `primal` at beta = 1 (where both are
 finite), so a net that grows starts from exactly the energy it had.

@@ -1,15 +1,15 @@
-"""What a fused program is made of: buffers, instructions and small operations behind each, as numbers in one tensor.
+"""The format of a fused program: buffers, instructions and their epilogues, as numbers in one tensor.
 
 An instruction computes a grid of pixels, image by image, and hands every block of values to its *epilogue*: a short
 list of pointwise operations on float32 values that ends in stores. So a convolution, its bias, its activation, the
-derivative that the backward part needs and the sum with another branch are one pass over memory.
+derivative that the backward part needs and the sum with another branch take one pass over memory.
 
 The tensor (int64, on the host) holds, one after the other, a header of `HEADER` numbers, `BUFFER_FIELDS` for each
 buffer, `INSTRUCTION_FIELDS` for each instruction, `EPILOGUE_FIELDS` for each operation of all epilogues, and
 `SEGMENT_FIELDS` for each segment (a run of instructions and how many images go through it at a time). All
-floating-point numbers are elsewhere, in `constants`: so new weights need no new tensor, and their places stay.
+floating-point numbers are in `constants`, so that new weights are written in place and this tensor stays as it is.
 
-`csrc/cpu/program.h` and `triton/program.py` repeat the numbering.
+`csrc/cpu/program.h` repeats the numbering; a test compares the two.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ VERSION = 1
 
 
 class Layout(IntEnum):
-    """How the weights of convolutions lie; what a backend reads.
+    """The memory layout of a convolution's weights, which depends on the backend.
 
     PLAIN: (taps, in, out), as in Triton. PANELS: (panels, taps, in, panel), a panel of 32 or 16 outputs. TILES: as the
     matrix units of x86 (AMX) read pairs of bfloat16: (panels, steps, tiles, 16 pairs, 16 outputs, 2).
@@ -190,7 +190,7 @@ class Segment:
 
 @dataclass(frozen=True)
 class Header:
-    """What a program is made for.
+    """The backend and the batch that a program is planned for.
 
     Attributes:
         layout, panel: of the weights (`Layout`), and the outputs in one panel.
@@ -219,7 +219,7 @@ SEGMENT_FIELDS = len(fields(Segment))
 
 @dataclass(frozen=True)
 class PlannedProgram:
-    """All parts of a program."""
+    """A program with its memory planned: all parts of what `encode` writes into one tensor."""
 
     header: Header
     buffers: tuple[Buffer, ...]
@@ -233,7 +233,7 @@ class PlannedProgram:
 
     @functools.cached_property
     def samples(self) -> frozenset[tuple[int, int, int]]:
-        """What it loads of a sample, (C, H, W): one shape, unless it reads no samples."""
+        """The shape (C, H, W) of the samples that it loads, or none if it loads none."""
         loads = (i for i in self.instructions if i.kind == Kind.LOAD and i.source_channels)
         return frozenset((i.source_channels, i.height, i.width) for i in loads)
 

@@ -1,9 +1,8 @@
-"""One Langevin update, fused: x' = clamp(x - step_size * clip(gradient) + noise_std * noise), then known pixels are
-pinned.
+"""One Langevin update in one pass: x' = clamp(x - step_size * clip(gradient) + noise_std * noise), then the mask.
 
-The arithmetic is part of the contract: `fma(noise_std, noise, fma(-step_size, g, x))`, then clamp, then pin, where g
-is the clipped gradient, plus `weight * (x - target)` where there is a data term. A noise_std of 0 draws nothing. NaN
-passes through clip and clamp.
+The arithmetic is part of the contract: `fma(noise_std, noise, fma(-step_size, g, x))`, then clamp, then the mask. Here
+g is the clipped gradient, plus `weight * (x - target)` with a data term. A noise_std of 0 draws nothing. NaN passes
+through clip and clamp.
 """
 
 from __future__ import annotations
@@ -55,8 +54,8 @@ def langevin_step(
     """One Langevin step of every chain of a batch, in one pass over the data.
 
     Args:
-        x: state (B, ...), float32; float64 on the CPU, and on a GPU through the reference. Channels-last images are
-            read as they lie.
+        x: state (B, ...), float32; float64 on the CPU, and on a GPU through the reference. Contiguous and
+            channels-last images are read without a copy.
         grad: gradient of the energy (low = real) at x, x's shape; float32, bfloat16 or float16 (any of these or
             float64 for float64 x).
         step_size: eta > 0, or a tensor (B,) of one for each chain; taken as float32, for a float64 x too.
@@ -261,9 +260,8 @@ def _check_data_term(
 def images(*tensors: Any) -> list[Any]:
     """Tensors (or None) of one shape as kernels take them.
 
-    As they are when all are contiguous, else as (batch, channel, pixel) with strides.
-
-    A tensor whose pixels are not evenly spaced is copied.
+    They are unchanged if all are contiguous, else views (batch, channel, pixel) with strides. A tensor whose pixels are
+    not evenly spaced is copied.
     """
     if all(t is None or t.is_contiguous() for t in tensors):
         return list(tensors)

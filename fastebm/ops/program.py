@@ -50,10 +50,10 @@ LANES = {2: 32, 4: 16, 8: 1}
 DENSE = 4
 # Rows of dense images end in as many pixels of zeros as one matrix tile may read beyond a window.
 DENSE_MARGIN = 8
-# What of one segment should stay in a core's own cache.
+# Bytes that the instructions of one segment may touch, so that they stay in a core's own cache.
 CACHE_BYTES = 1 << 20
-# The most images of a chunk, as many as a matrix tile has rows, if their results take no more than so many bytes; of
-# larger images so few that they take half of that.
+# A chunk has at most CHUNK images, as many as a matrix tile has rows. Where their results take more than CHUNK_BYTES,
+# it has so few that they take half of that.
 CHUNK = 16
 CHUNK_BYTES = 80 << 20
 LINE = 64
@@ -61,7 +61,7 @@ LINE = 64
 
 @dataclass(frozen=True)
 class Constant:
-    """One tensor that weights decide.
+    """A tensor that is computed from the weights.
 
     Attributes:
         kind: "convolution", (out, in, kernel_y, kernel_x); or "image", (channels, H or 1, W or 1), in float32.
@@ -74,7 +74,7 @@ class Constant:
 
 @dataclass(frozen=True)
 class LoweredProgram:
-    """A program without places and layouts: `Buffer`s have only channels, height, width, bytes and margin.
+    """A program before its memory is planned: `Buffer`s have only channels, height, width, bytes and margin.
 
     Attributes:
         sample: the shape of one sample of x.
@@ -106,15 +106,15 @@ class LoweredProgram:
 
 
 class CompiledProgram:
-    """A lowered that runs on one device: `energies, gradient = self(x)`, after `refresh`.
+    """A program that runs on one device: `energies, gradient = self(x)`, after `refresh`.
 
     Args:
         lowered: the program.
-        device: where x and the constants are.
+        device: of x and the constants.
 
     Attributes:
-        constants: what the operator reads beside the code; they keep their places.
-        workspace: what it writes between; another tensor, once a longer batch needs more of it.
+        constants: the tensors that the operator reads besides the code. `refresh` writes into them.
+        workspace: memory for the buffers. A larger batch may replace it by a larger tensor.
 
     Raises:
         RuntimeError: where the chosen backend can't run it there.
@@ -148,7 +148,7 @@ class CompiledProgram:
         return energies, gradient.view(x.shape)
 
     def takes(self, x: Tensor) -> bool:
-        """Whether samples come in the very shape that the program has, not as images that it sees as vectors."""
+        """Whether x has the program's own sample shape; a program of vectors takes images only as a view."""
         return x.shape[1:] == self.lowered.sample
 
     def code(self, batch: int) -> Tensor:
@@ -169,7 +169,7 @@ class CompiledProgram:
 
     @property
     def workspace_bytes(self) -> int:
-        """What is kept between two calls, without the constants."""
+        """Memory that is kept between two calls, without the constants."""
         return self.workspace.numel()
 
     def _packed(self, constant: Constant, value: Tensor) -> Tensor:
@@ -182,7 +182,7 @@ class CompiledProgram:
 
 
 def layout_for(device: torch.device, itemsize: int) -> tuple[Layout, int]:
-    """How weights of programs with numbers of so many bytes lie on the backend that runs there now."""
+    """(layout, outputs in a panel) of weights of `itemsize` bytes, for the backend that runs on `device` now."""
     if itemsize == 8 or backends.select_backend(device.type, kernel="run_program") != "cpp":
         return Layout.PLAIN, 0
     kind, panel = backends.program_layout(itemsize)
@@ -262,7 +262,7 @@ def tiles_of_panel(out: int) -> int:
 def plan_batch(
     lowered: LoweredProgram, layout: Layout, panel: int, batch: int, workers: int, device: str
 ) -> PlannedProgram:
-    """Chunks, segments and places for one length of the batch. Only the C++ kernels share images out among workers."""
+    """Plan chunks, segments and buffers for one batch size. Only the C++ kernels divide images among workers."""
     whole = device != "cpu" or layout == Layout.PLAIN
     team = not whole and workers > 1 and batch < workers
     if whole:

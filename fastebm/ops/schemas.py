@@ -1,7 +1,7 @@
-"""The one list of operators: what each is called, what it takes, and the files that implement it.
+"""The list of all operators: name, schema, and the files that implement each.
 
-A *public* schema is `torch.ops.fastebm.<name>`; its implementation allocates outputs, checks what it was given and
-chooses a backend. A *kernel* schema is what every backend implements under one name, writing into tensors it is given:
+A *public* schema is `torch.ops.fastebm.<name>`; its implementation allocates outputs, checks the arguments and chooses
+a backend. A *kernel* schema is what every backend implements under one name, writing into tensors it is given:
 `fastebm_cpp::<name>` (C++), `fastebm_cuda::<name>` (CUDA C++), `fastebm.ops.triton.<subject>.<name>` and the reference
 `fastebm.ops.<subject>.reference_<name>`.
 """
@@ -46,9 +46,9 @@ class Kernel:
     """One kernel.
 
     Attributes:
-        subject: what names its files (`ops/<subject>.py`, `csrc/cpu/<subject>.cpp`, ...).
-        schema: what it takes.
-        backends: those that implement it beside the reference.
+        subject: the name of its files (`ops/<subject>.py`, `csrc/cpu/<subject>.cpp`, ...).
+        schema: its arguments and results.
+        backends: those that implement it, besides the reference.
     """
 
     subject: str
@@ -56,7 +56,7 @@ class Kernel:
     backends: tuple[str, ...] = ("cpp", "triton", "cuda")
 
 
-# What backends implement, by name.
+# Kernels, which backends implement, by name.
 KERNELS: dict[str, Kernel] = {
     "normal": Kernel("normal", "(Tensor(a!) out, Tensor key, Tensor chain_ids, int stream) -> ()"),
     "uniform": Kernel("uniform", "(Tensor(a!) out, Tensor key, Tensor chain_ids, int stream) -> ()"),

@@ -1,4 +1,4 @@
-"""Recipes of a few instructions for tests, which end in random projections: energies and a gradient."""
+"""Small lowered programs for tests, which end in random projections: energies and a gradient."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The table of activations and what repeats its numbers: the enumerations of csrc."""
+"""The table of activations: its formulas against autograd, its numbers and those of programs against csrc."""
 
 from __future__ import annotations
 

@@ -1,15 +1,13 @@
-"""Triton: a whole chain of small images in one launch, each block of threads a few images from the first update to the
-last.
+"""Triton: many Langevin updates of small images in one launch.
 
-Images don't depend on one another, so no block waits for another: it runs instruction after instruction of the fused
-program on its own images, with a barrier of its threads between them, then the update, and begins again. Buffers are
-those of `run_program`, in global memory, where nobody else touches what belongs to these images, so that they stay in
-the caches. Triton has no shared memory that outlives a product, so that they are not in there, as CUDA C++ could have
-it; weights come from the caches for each block anew either way.
+Each block of threads runs a few images from the first update to the last. Images are independent, so no block waits for
+another: it runs the instructions of the fused program on its own images, with a barrier between them, then the update,
+and begins again. Buffers are those of `run_program`, in global memory. No other block touches those of these images, so
+they stay in the caches. They are not in shared memory, because in Triton none outlives a product.
 
-The kernel is compiled for one program: all instructions stand in it one after the other, in the blocks and the order of
-summation that `run_program` has, with its device functions and the one of `langevin_step`. So the results are the same
-bits. Compiled for sm_80 and sm_90, not yet run on a GPU.
+The kernel is compiled for one program, whose instructions follow one another in it. It calls the device functions of
+`run_program` and `langevin_step` with the same blocks and order of summation, so the results have the same bits.
+Compiled for sm_80 and sm_90, not yet run on a GPU.
 """
 
 from __future__ import annotations
@@ -43,7 +41,7 @@ from .program import (
 )
 from .program_epilogue import done
 
-# The most instructions of one kernel, and positions of an image: beyond, a block of threads has too much to do alone.
+# The most instructions of one kernel, and positions of an image. Larger programs need more than one block of threads.
 INSTRUCTIONS = 24
 POSITIONS = 64
 STAGES = 3
@@ -235,7 +233,7 @@ def run_chain(
 
 @functools.lru_cache(maxsize=64)
 def chain_program(code: bytes, facts: Facts) -> ChainProgram:
-    """The parts of a program, none where a block of threads had better not run it alone."""
+    """The parts of a program; none where it is too large for one block of threads."""
     program, calls = calls_of(code, facts)
     plane = max((i.height * i.width for i in program.instructions), default=1)
     if len(calls) > INSTRUCTIONS or plane > POSITIONS or any(call.num_warps != WARPS for call in calls):

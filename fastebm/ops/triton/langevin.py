@@ -1,5 +1,6 @@
-"""Triton: one Langevin update in one pass that draws the noise in registers; where chains need factors, a sum over each
-before it.
+"""Triton: one Langevin update in one pass, which draws the noise in registers.
+
+Clipping by the norm and a hinge need a factor for each chain, which a kernel sums up before it.
 
 Bytes: 12 an element (read x and gradient, write x) in float32. An option that is off is None, which is compiled away.
 """

@@ -61,19 +61,8 @@ def fill(out: Tensor, key: Tensor, chain_ids: Tensor, stream: int, normal: bool)
     elements = count // batch
     grid, quads, slots = tile(batch, -(-elements // 4))
     fill_kernel[grid](
-        *(
-            out,
-            key,
-            chain_ids,
-            batch,
-            elements,
-            stream,
-            normal,
-            chain_ids.shape[0] > 1,
-            elements % 4 == 0,
-            quads,
-            slots,
-        ),
+        *(out, key, chain_ids, batch, elements, stream, normal),
+        *(chain_ids.shape[0] > 1, elements % 4 == 0, quads, slots),
         num_warps=WARPS,
         enable_fp_fusion=False,
     )

@@ -1,4 +1,4 @@
-"""Triton: a fused program, one launch for each instruction over the whole batch.
+"""Triton: a fused program, with one launch for each instruction over the whole batch.
 
 A convolution is an implicit matrix product: rows are positions (image, y, x) of its grid, columns its outputs, and the
 inner dimension runs over taps and input channels, so nothing is unfolded in memory. Each kernel is compiled for its

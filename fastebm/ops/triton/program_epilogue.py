@@ -1,4 +1,4 @@
-"""Triton: what follows the values of an instruction of a fused program, unrolled when a kernel is compiled.
+"""Triton: the epilogue of an instruction of a fused program, which is unrolled when its kernel is compiled.
 
 Values are float32 blocks (positions, channels) in registers. Where a step's buffer lies is known to the compiler as far
 as alignment needs it (channels of a pixel, `Step.pixel`), the rest comes at run time, so that one compiled kernel
@@ -18,7 +18,7 @@ from .activations import activate, derivative, parameters
 
 
 class Step(NamedTuple):
-    """What the compiler knows of one operation.
+    """One operation as the compiler knows it.
 
     Attributes:
         op, activation, of_result, broadcast, channel, factor_y, factor_x: as in `instructions.Epilogue`.
