@@ -91,11 +91,7 @@ def _elu_backward(of_result: bool) -> Formula:
 aten = torch.ops.aten
 ACTIVATION_TABLE = (
     Activation(
-        "silu",
-        F.silu,
-        lambda x: aten.silu_backward(torch.ones_like(x), x),
-        _silu_derivative,
-        _silu_second_derivative,
+        "silu", F.silu, lambda x: aten.silu_backward(torch.ones_like(x), x), _silu_derivative, _silu_second_derivative
     ),
     Activation(
         "gelu",

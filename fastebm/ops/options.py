@@ -51,13 +51,7 @@ class TailOptions(NamedTuple):
     parameter: float
 
 
-_SCHEMA_TYPES = {
-    Tensor: "Tensor",
-    Tensor | None: "Tensor?",
-    float: "float",
-    float | None: "float?",
-    int: "int",
-}
+_SCHEMA_TYPES = {Tensor: "Tensor", Tensor | None: "Tensor?", float: "float", float | None: "float?", int: "int"}
 
 
 def schema_of(options: type[StepOptions | TailOptions], **types: str) -> str:

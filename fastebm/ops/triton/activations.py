@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 
 from ..activations import ACTIVATION_TABLE, SWISH_SCALE
+from .philox import polynomial
 
 _SILU, _GELU, _GELU_TANH, _ELU, _LEAKY_RELU, _RELU, _SOFTPLUS, _TANH, _SIGMOID, _SQUARE, _EXP, _SCALED_SWISH = (
     tl.constexpr(number) for number in range(len(ACTIVATION_TABLE))
@@ -21,16 +22,15 @@ _INVERSE_SWISH_SCALE = tl.constexpr(1 / SWISH_SCALE)
 
 _LOG2_E, _ROUND = tl.constexpr(float.fromhex("0x1.715476p+0")), tl.constexpr(1.5 * 2**23)
 _LOG2_HIGH, _LOG2_LOW = tl.constexpr(float.fromhex("0x1.63p-1")), tl.constexpr(float.fromhex("-0x1.bd0106p-13"))
-_EXP4, _EXP3, _EXP2, _EXP1 = (
-    tl.constexpr(float.fromhex(c)) for c in ("0x1.6d71dep-10", "0x1.122736p-7", "0x1.5554c8p-5", "0x1.5554b0p-3")
+_EXPONENTIAL = tl.constexpr(
+    tuple(float.fromhex(c) for c in ("0x1.6d71dep-10", "0x1.122736p-7", "0x1.5554c8p-5", "0x1.5554b0p-3", "0x1p-1"))
 )
-_TAIL8, _TAIL7, _TAIL6, _TAIL5, _TAIL4, _TAIL3, _TAIL2, _TAIL1, _TAIL0 = (
-    tl.constexpr(float.fromhex(c))
-    for c in (
-        *("-0x1.cb8d38p-6", "0x1.28db8ep-3", "-0x1.186da0p-2", "0x1.8bb554p-3", "-0x1.4e1e86p-5"),
-        *("0x1.cfd70ap-4", "0x1.dd9abep-4", "0x1.19b90cp-3", "0x1.18d1b4p-3"),
-    )
+_TAIL_COEFFICIENTS = (
+    *("-0x1.cb8d38p-6", "0x1.28db8ep-3", "-0x1.186da0p-2", "0x1.8bb554p-3", "-0x1.4e1e86p-5"),
+    *("0x1.cfd70ap-4", "0x1.dd9abep-4", "0x1.19b90cp-3", "0x1.18d1b4p-3"),
 )
+_TAIL = tl.constexpr(tuple(map(float.fromhex, _TAIL_COEFFICIENTS)))
+_ARTANH = tl.constexpr(tuple(1 / odd for odd in range(17, 1, -2)))
 _ROOT_INVERSE_TWO_PI = tl.constexpr(1 / math.sqrt(2 * math.pi))
 _TANH_SLOPE, _TANH_CUBIC = tl.constexpr(math.sqrt(8 / math.pi)), tl.constexpr(0.044715)
 _LOG_TWO = tl.constexpr(float.fromhex("0x1.62e43p-1"))
@@ -43,10 +43,7 @@ def split_exponential(x: tl.tensor) -> tl.tuple:
     shifted = tl.fma(x, _LOG2_E, _ROUND)
     n = shifted - _ROUND
     r = tl.fma(n, -_LOG2_LOW, tl.fma(n, -_LOG2_HIGH, x))
-    q = tl.fma(r, _EXP4, _EXP3)
-    q = tl.fma(q, r, _EXP2)
-    q = tl.fma(q, r, _EXP1)
-    q = tl.fma(q, r, 0.5)
+    q = polynomial(r, _EXPONENTIAL, 5)
     exponent = (shifted.to(tl.int32, bitcast=True) << 23) + 0x3F800000
     return exponent.to(tl.float32, bitcast=True), tl.fma(r * r, q, r)
 
@@ -91,15 +88,7 @@ def gaussian(x: tl.tensor) -> tl.tuple:
     e = exponential(-0.5 * square)
     e = tl.fma(-0.5 * lost, e, e)
     t = tl.div_rn(1.0, tl.fma(a, 11 / 32, 1.0))
-    m = tl.fma(t, _TAIL8, _TAIL7)
-    m = tl.fma(m, t, _TAIL6)
-    m = tl.fma(m, t, _TAIL5)
-    m = tl.fma(m, t, _TAIL4)
-    m = tl.fma(m, t, _TAIL3)
-    m = tl.fma(m, t, _TAIL2)
-    m = tl.fma(m, t, _TAIL1)
-    m = tl.fma(m, t, _TAIL0)
-    tail = e * (t * m)
+    tail = e * (t * polynomial(t, _TAIL, 9))
     return tl.where(x < 0, tail, 1.0 - tail), e * _ROOT_INVERSE_TWO_PI
 
 
@@ -193,15 +182,8 @@ def activated(x: tl.tensor, parameter: tl.tensor, ACTIVATION: tl.constexpr, ORDE
 def twice_artanh(s: tl.tensor) -> tl.tensor:
     """2 artanh(s) for |s| <= 1/3, by its series to s^17: the first term left out is below 1e-9 of it."""
     square = s * s
-    p = tl.fma(square, 1 / 17, 1 / 15)
-    p = tl.fma(p, square, 1 / 13)
-    p = tl.fma(p, square, 1 / 11)
-    p = tl.fma(p, square, 1 / 9)
-    p = tl.fma(p, square, 1 / 7)
-    p = tl.fma(p, square, 1 / 5)
-    p = tl.fma(p, square, 1 / 3)
     double = s + s
-    return tl.fma(double * square, p, double)
+    return tl.fma(double * square, polynomial(square, _ARTANH, 8), double)
 
 
 @triton.jit

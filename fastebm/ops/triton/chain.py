@@ -165,7 +165,7 @@ def chain_kernel(
         for i in tl.static_range(len(PARTS)):
             for block in range(PARTS[i].blocks):
                 run_block(
-                    *(block, x, energies + done_steps * batch, gradient, buffers, constants, first, count, PARTS[i]),
+                    *(block, x, energies + done_steps * batch, gradient, buffers, constants, first, count, PARTS[i])
                 )
             tl.debug_barrier()  # what one thread wrote, others read
         address = (seed, start + done_steps, index + done_steps, chain_ids)

@@ -16,16 +16,7 @@ from torch import Tensor
 
 from ... import rng
 from ..langevin import SUM_LANES, check_index
-from .philox import (
-    WARPS,
-    addressable,
-    chain_of,
-    check_readable_address,
-    normal_rows,
-    philox,
-    rows_of_program,
-    tile,
-)
+from .philox import WARPS, addressable, chain_of, check_readable_address, normal_rows, philox, rows_of_program, tile
 
 _STREAM = tl.constexpr(int(rng.Stream.LANGEVIN))
 # Rows of lanes that a sum reads before it adds them, so that their loads are under way together.
