@@ -97,7 +97,7 @@ def langevin_step(
         grad_norm_clip,
         None if mask is None else _broadcast("mask", mask if mask.dtype == torch.bool else mask != 0, x, torch.bool),
         None if known is None else _broadcast("known", known, x, x.dtype),
-        *_data_term_tensors(data_term, x),
+        *((None, None, 0.0) if data_term is None else _data_term_tensors(data_term, x)),
     )
     if not inplace:
         return torch.ops.fastebm.langevin_step(x, grad, *options)
@@ -122,10 +122,8 @@ def _check_types(x: Tensor, grad: Tensor, clamp: Any, mask: Any, known: Any, dat
         raise TypeError(f"clamp must be (low, high), got {clamp!r}")
 
 
-def _data_term_tensors(data_term: DataTerm | None, x: Tensor) -> tuple[Tensor | None, Tensor | None, float]:
+def _data_term_tensors(data_term: DataTerm, x: Tensor) -> tuple[Tensor, Tensor, float]:
     """data_target, data_term_weight and data_term_hinge."""
-    if data_term is None:
-        return None, None, 0.0
     if len(data_term) not in (2, 3):
         raise ValueError(f"data_term must be (target, weight) or (target, weight, hinge), got {len(data_term)} entries")
     if not math.isfinite(data_term[1]):
@@ -175,10 +173,12 @@ def _broadcast(name: str, value: Tensor, x: Tensor, dtype: torch.dtype) -> Tenso
 
 def check(operator: str, x: Tensor, grad: Tensor, options: StepOptions) -> None:
     """Raises where `operator` can't update x by these arguments."""
-    schedule, key, chain_ids, clamp_min, clamp_max, grad_clip, grad_norm_clip, mask, known, *_ = options
+    schedule, key, chain_ids, clamp_min, clamp_max, grad_clip, grad_norm_clip, mask, known, target, weight, hinge = (
+        options
+    )
     if x.dim() == 0:
         raise ValueError("x must be (chains, ...), got a tensor without dimensions")
-    refuse_autograd(operator, x, grad, known, options.data_target)
+    refuse_autograd(operator, x, grad, known, target)
     if x.dtype not in _STATES:
         raise TypeError(f"x must be float32 (or float64), got {x.dtype}")
     if grad.dtype not in _GRADIENTS or (grad.dtype == torch.float64 and x.dtype != torch.float64):
@@ -208,8 +208,8 @@ def check(operator: str, x: Tensor, grad: Tensor, options: StepOptions) -> None:
         _check_limits(clamp_min, clamp_max, grad_clip, grad_norm_clip)
     if mask is not None or known is not None:
         _check_pair("mask", mask, torch.bool, "known", known, x)
-    if options.data_target is not None or options.data_term_weight is not None:
-        _check_data_term(x, options.data_target, options.data_term_weight, options.data_term_hinge)
+    if target is not None or weight is not None:
+        _check_data_term(x, target, weight, hinge)
 
 
 def _check_limits(
@@ -279,7 +279,7 @@ def _fake_step_(x: Tensor, grad: Tensor, *options: Any) -> None:
 
 @register("langevin_step", fake=_fake_step)
 def _langevin_step(x: Tensor, grad: Tensor, *arguments: Any) -> Tensor:
-    options = StepOptions(*arguments)
+    options = StepOptions._make(arguments)
     check("langevin_step", x, grad, options)
     out = torch.empty_like(x)
     _run(out, x, grad, options, options.mask, options.known, options.data_target)
@@ -288,15 +288,18 @@ def _langevin_step(x: Tensor, grad: Tensor, *arguments: Any) -> Tensor:
 
 @register("langevin_step_", fake=_fake_step_)
 def _langevin_step_(x: Tensor, grad: Tensor, *arguments: Any) -> None:
-    options = StepOptions(*arguments)
+    options = StepOptions._make(arguments)
     check("langevin_step", x, grad, options)
     if not x.is_contiguous() and any(
         size > 1 and stride == 0 for size, stride in zip(x.shape, x.stride(), strict=True)
     ):
         raise RuntimeError("x can't be written in place: its elements share memory (it was expanded); clone it first")
     grad = grad if _same_storage_layout(grad, x) else without_aliasing(grad, x)
-    images = (t if t is None else without_aliasing(t, x) for t in (options.mask, options.known, options.data_target))
-    _run(x, x, grad, options, *images)
+    mask, known, data_target = (
+        None if image is None else without_aliasing(image, x)
+        for image in (options.mask, options.known, options.data_target)
+    )
+    _run(x, x, grad, options, mask, known, data_target)
 
 
 def _same_storage_layout(tensor: Tensor, x: Tensor) -> bool:
@@ -321,10 +324,10 @@ def _run(
 ) -> None:
     """Launches the kernel with tensors as it reads them. The last three stand for those of the options."""
     schedule, key, chain_ids, *limits, _, _, _, weight, hinge = options
-    target, *views = images(out, x, grad, mask, known, data_target)
+    target, x_view, grad_view, *sides = images(out, x, grad, mask, known, data_target)
     address = (schedule.contiguous(), key.contiguous(), chain_ids.contiguous())
     weight = None if weight is None else weight.contiguous()
-    launch("langevin_step", target, *views[:2], *address, *limits, *views[2:], weight, hinge)
+    launch("langevin_step", target, x_view, grad_view, *address, *limits, *sides, weight, hinge)
     if target.data_ptr() != out.data_ptr():
         # The state itself had to be copied to be seen as images.
         out.copy_(target.view(out.shape))
