@@ -87,7 +87,7 @@ FASTEBM_INLINE State limited(State value, State low, State high) {
   return value > high ? high : value;
 }
 
-// The drift of one stretch: the gradient, clipped, plus the pull of the data term. In place where there is nothing to add.
+// The drift of one stretch: the gradient, clipped, plus the gradient of the data term. In place where there is nothing to add.
 template <class Types, Isa isa>
 FASTEBM_INLINE const typename Types::State* drift(const LangevinJob<Types>& job, typename Types::State* __restrict buffer,
                                                   typename Types::State* __restrict side, const typename Types::State* x,

@@ -92,7 +92,7 @@ __device__ __forceinline__ int64_t row_of(const LangevinArguments& step, int64_t
   return max(int64_t{0}, min(step.address.key[2], rows - 1));
 }
 
-// x + drift + noise of one quad, before it is clamped and pinned.
+// x + drift + noise of one quad, before clamp and mask.
 __device__ __forceinline__ void advance(float (&x)[4], const float (&g)[4], const LangevinArguments& step, int64_t slot,
                                         int64_t quad) {
   const int64_t row = row_of(step, step.schedule_rows);
@@ -149,11 +149,11 @@ __global__ void __launch_bounds__(kThreads) general_kernel(const LangevinArgumen
 #pragma unroll
   for (int i = 0; i < 4; ++i) x[i] = limited(x[i], step.clamp_min, step.clamp_max);
   if (step.mask.data) {
-    bool pinned[4] = {};
-    read(pinned, step.mask, place);
+    bool masked[4] = {};
+    read(masked, step.mask, place);
     read<float>(side, step.known, place);
 #pragma unroll
-    for (int i = 0; i < 4; ++i) x[i] = pinned[i] ? side[i] : x[i];
+    for (int i = 0; i < 4; ++i) x[i] = masked[i] ? side[i] : x[i];
   }
   if (step.out.vectors) write_pack(static_cast<float*>(step.out.data) + slot * place.elements + 4 * quad, x);
   else place.each<float>(step.out, [&](int i, float* value) { *value = x[i]; });

@@ -78,7 +78,7 @@ def options(name: str, x: Tensor, num_steps: int = UPDATES) -> tuple[Any, ...]:
         "a schedule for each chain": {"schedule": rows[:, None].expand(-1, batch, -1).contiguous()},
         "no noise": {"schedule": torch.tensor([[0.05, 0.0]], device=device), "grad_clip": 0.1},
         "listed chains": {"chain_ids": torch.arange(batch, device=device).flip(0) * 3},
-        "pinned": {"mask": x > 0, "known": 0.5 * x},
+        "masked": {"mask": x > 0, "known": 0.5 * x},
         "data_term": data_term,
         "norm clip": {"grad_norm_clip": 0.3},
         "data term with a hinge": {**data_term, "data_term_hinge": 0.5},
@@ -92,7 +92,7 @@ OPTIONS = (
     "a schedule for each chain",
     "no noise",
     "listed chains",
-    "pinned",
+    "masked",
     "data_term",
     "norm clip",
     "data term with a hinge",
@@ -272,7 +272,7 @@ def test_lost_chains_are_found(backend_device):
 # The operator -------------------------------------------------------------------------------------------------------
 
 
-def arguments(device: str, name: str = "pinned") -> tuple[Any, ...]:
+def arguments(device: str, name: str = "masked") -> tuple[Any, ...]:
     making = ProgramBuilder((3, 4, 5)).finish(0)
     fused, x = making.fused(4, device), images(2, making.sample, device)
     return x, fused.code(2), fused.constants, fused.workspace, 2, *options(name, x)
@@ -281,7 +281,7 @@ def arguments(device: str, name: str = "pinned") -> tuple[Any, ...]:
 def test_opcheck(backend_device):
     # The workspace is scratch, as in run_program.
     tests = ("test_autograd_registration", "test_faketensor", "test_schema")
-    for name in ("plain", "pinned", "data_term"):
+    for name in ("plain", "masked", "data_term"):
         given = arguments(backend_device[1], name)
         torch.library.opcheck(torch.ops.fastebm.run_chain.default, given, test_utils=tests)
 

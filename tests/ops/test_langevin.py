@@ -235,7 +235,7 @@ def test_mask_hides_nan(backend_device):
     mask = torch.tensor([True, False, True, False])
     drawn = run(x, x, device, step_size=0.5, noise_std=0.1, seed=0, mask=mask, known=torch.ones(4), clamp=(-0.5, 0.5))
     assert drawn.isnan().tolist() == [[False, True, False, True]] * 2
-    assert drawn[:, [0, 2]].tolist() == [[1.0, 1.0]] * 2  # pinned after the clamp, so to what is known
+    assert drawn[:, [0, 2]].tolist() == [[1.0, 1.0]] * 2  # the mask comes after the clamp
 
 
 # Options, on their own terms ----------------------------------------------------------------------------------------
@@ -302,7 +302,7 @@ def test_schedule_table(backend_device, index):
 
 @pytest.mark.parametrize("index", [0, 1, 5])
 @pytest.mark.parametrize("hinge", [0.0, 4.0])
-def test_anchor_weight_table(backend_device, index, hinge):
+def test_data_term_weight_table(backend_device, index, hinge):
     _, device = backend_device
     x, target = randn(3, 7).to(device), randn(3, 7, seed=5).to(device)
     weights = torch.tensor([0.5, 0.0, 2.0], device=device)

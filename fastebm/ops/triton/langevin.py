@@ -128,11 +128,11 @@ def update_rows(
     moved = tl.where(valid[:, None], moved, float("nan"))
     moved = limited(moved, clamp_min, clamp_max)
     if mask is not None:
-        pinned = tl.load(
+        masked = tl.load(
             mask + offsets(chain_slot, channel, pixel, element, elements, strides[3]), mask=wanted, other=0
         )
-        held_at = offsets(chain_slot, channel, pixel, element, elements, strides[4])
-        moved = tl.where(pinned != 0, tl.load(known + held_at, mask=wanted, other=0.0), moved)
+        known_at = offsets(chain_slot, channel, pixel, element, elements, strides[4])
+        moved = tl.where(masked != 0, tl.load(known + known_at, mask=wanted, other=0.0), moved)
     tl.store(out + offsets(chain_slot, channel, pixel, element, elements, strides[0]), moved, mask=wanted)
 
 

@@ -27,9 +27,9 @@ def _step_example(
 def launch_examples() -> list[LaunchExample]:
     """A quad of a step: 36 fused multiply-adds for its noise, 8 for the update, 4 for a data term."""
     clamp, strides = typed("fp32", "clamp_min clamp_max"), ("i32", "i32", "i32")
-    pinned = typed("*i1", "mask") | typed("*fp32", "known")
-    everything = clamp | pinned | typed("*fp32", "data_target data_term_weight factors")
-    broadcast = pinned | typed(strides, "mask_strides known_strides")
+    masked = typed("*i1", "mask") | typed("*fp32", "known")
+    everything = clamp | masked | typed("*fp32", "data_target data_term_weight factors")
+    broadcast = masked | typed(strides, "mask_strides known_strides")
     lying = typed(strides, "out_strides x_strides grad_strides")
     summed = typed("*fp32", "factors x grad data_target data_term_weight") | typed("*i64", "key")
     summed |= typed("i32", "elements pixels weight_rows") | typed("fp32", "norm_clip hinge")
