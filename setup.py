@@ -38,7 +38,7 @@ def boxed(lines: list[str]) -> str:
 def compiled_part() -> dict:
     """What setup() needs for the compiled operators: nothing, with a notice, where they can't be built."""
     build_list = load_build_list()
-    reason = build_list.why_not()
+    reason = build_list.unavailable_reason()
     if reason is None:
         return {"ext_modules": build_list.extensions(), "cmdclass": build_list.command_class()}
     notice = [

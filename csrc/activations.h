@@ -11,8 +11,22 @@
 
 namespace fastebm {
 
-// Numbered as in fastebm/ops/activations.py.
-enum class Activation : int64_t { scaled_swish, silu, gelu, gelu_tanh, elu, leaky_relu, relu };
+// Numbered as in fastebm/ops/activations.py. Those from softplus to exp are for fused programs only, scaled_swish for the block
+// tail only.
+enum class Activation : int64_t {
+  silu,
+  gelu,
+  gelu_tanh,
+  elu,
+  leaky_relu,
+  relu,
+  softplus,
+  tanh,
+  sigmoid,
+  square,
+  exp,
+  scaled_swish
+};
 
 // x = n log 2 + r with |r| <= log(2) / 2; e^x = scale (1 + excess), where scale = 2^n and excess = e^r - 1 = r + r^2 q(r),
 // q minimax of degree 4, relative error 1.4e-8. For x <= 0; below -87.7 scale is 0.

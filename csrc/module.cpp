@@ -1,5 +1,6 @@
-// fastebm._C: loading it registers the CPU operators; its functions tell what was built, what this CPU can run, and whether the
-// random numbers come out right.
+// fastebm._C, the extension module: loading it registers the CPU operators.
+//
+// Its functions report how it was built, what this CPU can run, and whether the random numbers are right.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -34,8 +35,12 @@ struct KnownAnswer {
 // The three vectors of Random123 for philox4x32, 10 rounds.
 constexpr KnownAnswer kKnownAnswers[] = {
     {{0, 0, 0, 0}, {0, 0}, {0x6627e8d5, 0xe169c58d, 0xbc57ac4c, 0x9b00dbd8}},
-    {{0xffffffff, 0xffffffff, 0xffffffff, 0xffffffff}, {0xffffffff, 0xffffffff}, {0x408f276d, 0x41c83b0e, 0xa20bc7c6, 0x6d5451fd}},
-    {{0x243f6a88, 0x85a308d3, 0x13198a2e, 0x03707344}, {0xa4093822, 0x299f31d0}, {0xd16cfe09, 0x94fdcceb, 0x5001e420, 0x24126ea1}},
+    {{0xffffffff, 0xffffffff, 0xffffffff, 0xffffffff},
+     {0xffffffff, 0xffffffff},
+     {0x408f276d, 0x41c83b0e, 0xa20bc7c6, 0x6d5451fd}},
+    {{0x243f6a88, 0x85a308d3, 0x13198a2e, 0x03707344},
+     {0xa4093822, 0x299f31d0},
+     {0xd16cfe09, 0x94fdcceb, 0x5001e420, 0x24126ea1}},
 };
 
 // Empty when the active instruction set draws the known answers and agrees with the scalar code, else what is wrong.
@@ -94,12 +99,6 @@ std::pair<float, float> normal_from_bits(uint32_t radius_bits, uint32_t angle_bi
   return {first, second};
 }
 
-}  // namespace
-}  // namespace fastebm
-
-namespace fastebm {
-namespace {
-
 // How weights of fused programs lie for numbers of so many bytes (Layout), and the outputs of a panel.
 std::pair<int64_t, int64_t> program_layout(int64_t bytes) {
   const Isa isa = active_isa();
@@ -107,7 +106,8 @@ std::pair<int64_t, int64_t> program_layout(int64_t bytes) {
   return {1, isa >= Isa::avx512 ? 32 : 16};
 }
 
-// 64 bits that tell the contents of some memory apart from others. A change of one word always changes them: each step is one-to-one.
+// 64 bits that tell the contents of some memory apart from others. A change of one word always changes them: each step is
+// one-to-one.
 uint64_t hash_memory(const std::vector<std::pair<uintptr_t, size_t>>& ranges) {
   constexpr int kWords = 8;
   uint64_t lanes[kWords] = {1, 2, 3, 4, 5, 6, 7, 8};

@@ -57,9 +57,7 @@ FASTEBM_INLINE float rounded_sqrt(float x) {
 }
 
 // In (0, 1]: the half added to every integer keeps the logarithm finite; the largest integers round to 1.
-FASTEBM_INLINE float uniform_from_bits(uint32_t bits) {
-  return fused(static_cast<float>(bits), 0x1p-32f, 0x1p-33f);
-}
+FASTEBM_INLINE float uniform_from_bits(uint32_t bits) { return fused(static_cast<float>(bits), 0x1p-32f, 0x1p-33f); }
 
 // -2 log(u) for u in (0, 1]. u = 2^k (1 + f) with 1 + f in [sqrt(1/2), sqrt(2)); log(1 + f) = f + f^2 p(f), p minimax of
 // degree 7 with p(0) fixed, relative error 3.3e-8; the factor -2 sits in the coefficients.

@@ -35,8 +35,8 @@ FASTEBM_INLINE bool addressable(int64_t step, int64_t chain) {
 }
 
 FASTEBM_INLINE NoiseAddress noise_address(int64_t seed, int64_t step, int64_t chain, int64_t stream) {
-  return {static_cast<uint32_t>(seed), static_cast<uint32_t>(static_cast<uint64_t>(seed) >> 32),
-          static_cast<uint32_t>(step), static_cast<uint32_t>(chain),
+  return {static_cast<uint32_t>(seed), static_cast<uint32_t>(static_cast<uint64_t>(seed) >> 32), static_cast<uint32_t>(step),
+          static_cast<uint32_t>(chain),
           static_cast<uint32_t>(stream) << 24 | static_cast<uint32_t>(static_cast<uint64_t>(chain) >> 32)};
 }
 

@@ -1,4 +1,4 @@
-// How 2x2 windows lie in memory, worked out once for all kernels of the block tail.
+// Where the 2x2 windows of an average pool lie in memory, for all kernels of the block tail.
 #pragma once
 
 #include <cstdint>

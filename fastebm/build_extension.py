@@ -91,7 +91,7 @@ def cpp_compiler() -> str | None:
     return next((found for name in names if (found := shutil.which(name))), None)
 
 
-def why_not() -> str | None:
+def unavailable_reason() -> str | None:
     """Why the compiled operators can't be built here, or None when they can."""
     try:
         import torch
@@ -107,7 +107,7 @@ def why_not() -> str | None:
     return None
 
 
-def cuda_why_not() -> str | None:
+def cuda_unavailable_reason() -> str | None:
     """Why the CUDA operators can't be built here, or None when they can."""
     import torch
     from torch.utils.cpp_extension import CUDA_HOME
@@ -126,7 +126,7 @@ def cuda_why_not() -> str | None:
 
 
 def extensions() -> list[Extension]:
-    """The extension modules that can be built here. Needs torch; see `why_not`."""
+    """The extension modules that can be built here. Needs torch; see `unavailable_reason`."""
     import torch
     from torch.utils.cpp_extension import CppExtension, CUDAExtension
 
@@ -146,7 +146,7 @@ def extensions() -> list[Extension]:
             extra_compile_args={"cxx": [*CPP_FLAGS, *prefixes]},
         )
     ]
-    if cuda_why_not() is None:
+    if cuda_unavailable_reason() is None:
         os.environ.setdefault("TORCH_CUDA_ARCH_LIST", CUDA_ARCHITECTURES)
         built.append(
             CUDAExtension(
@@ -172,9 +172,9 @@ def build(verbose: bool = False) -> list[Path]:
     The libraries are built in a temporary folder and renamed into place, so that a failed build leaves what was there.
 
     Raises:
-        RuntimeError: where `why_not()` gives a reason, the compiler fails, or the package's folder can't be written.
+        RuntimeError: where `unavailable_reason()` gives a reason, the compiler fails, or the package's folder can't be written.
     """
-    reason = why_not()
+    reason = unavailable_reason()
     if reason is not None:
         raise RuntimeError(f"the compiled operators can't be built: {reason}")
     if not os.access(PACKAGE, os.W_OK):

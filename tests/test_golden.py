@@ -231,7 +231,7 @@ def test_noise(everywhere: Golden, variant: str) -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 @pytest.mark.parametrize("backend", ["cuda", "triton"])
 def test_noise_on_a_gpu(everywhere: Golden, backend: str) -> None:
-    if reason := backends.why_unavailable(backend, "cuda"):
+    if reason := backends.unavailable_reason(backend, "cuda"):
         pytest.skip(reason)
     with fastebm.ops.backend(backend):
         everywhere.check("noise", draws("cuda"))

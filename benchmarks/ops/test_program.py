@@ -17,7 +17,8 @@ from benchmarks.harness.workloads import Workload, images
 from fastebm.compiler.cost_model import Cost
 from fastebm.evaluation.speed import Candidate, Plan, Row, compare
 from fastebm.ops import CompiledProgram
-from fastebm.ops.instructions import KINDS, Buffer, Do, Epilogue, Instruction, Kind
+from fastebm.ops.activations import PROGRAM_ACTIVATIONS
+from fastebm.ops.instructions import Buffer, Epilogue, EpilogueOp, Instruction, Kind
 from fastebm.ops.program import Constant, LoweredProgram
 
 # Case: kernel, stride. Shapes are (channels, size, size), to as many channels.
@@ -63,10 +64,10 @@ def program(work: Workload) -> CompiledProgram:
         count=3,
     )
     num_steps = (
-        Epilogue(Do.STORE, 0),
-        Epilogue(Do.ADD_CONSTANT, number=2),
-        Epilogue(Do.ACTIVATE, kind=KINDS.index("silu")),
-        Epilogue(Do.STORE, 1),
+        Epilogue(EpilogueOp.STORE, 0),
+        Epilogue(EpilogueOp.ADD_CONSTANT, number=2),
+        Epilogue(EpilogueOp.ACTIVATE, activation=PROGRAM_ACTIVATIONS.index("silu")),
+        Epilogue(EpilogueOp.STORE, 1),
     )
     buffers = (Buffer(channels, height, width, target.bytes), target)
     constants = (Constant("convolution"), Constant("image"))

@@ -119,8 +119,7 @@ struct ActivateTypes {
 };
 
 template <Activation kind, class Types>
-FASTEBM_INLINE void activate_as(typename Types::C* out, const typename Types::C* x, int64_t count,
-                                typename Types::C parameter) {
+FASTEBM_INLINE void activate_as(typename Types::C* out, const typename Types::C* x, int64_t count, typename Types::C parameter) {
 #pragma GCC ivdep
   for (int64_t i = 0; i < count; ++i) out[i] = activated<kind, Types::order>(x[i], parameter);
 }
@@ -138,10 +137,11 @@ FASTEBM_INLINE void activate_body(typename Types::C* out, const typename Types::
     case Activation::elu: return activate_as<Activation::elu, Types>(out, x, count, parameter);
     case Activation::leaky_relu: return activate_as<Activation::leaky_relu, Types>(out, x, count, parameter);
     case Activation::relu: return activate_as<Activation::relu, Types>(out, x, count, parameter);
+    default: return;  // the others are of fused programs
   }
 }
 FASTEBM_VARIANTS(activate,
-                 (typename Kernel::C* out, const typename Kernel::C* x, int64_t count, Activation kind,
+                 (typename Kernel::C * out, const typename Kernel::C* x, int64_t count, Activation kind,
                   typename Kernel::C parameter),
                  (out, x, count, kind, parameter))
 
@@ -176,8 +176,7 @@ FASTEBM_INLINE void tail_forward_body(const TailForward<Types>& job, int64_t beg
     T* __restrict out = job.out + first;
     if (job.fade) {
       const T* __restrict fade = job.fade + first;
-      for (int64_t i = 0; i < count; ++i)
-        out[i] = static_cast<T>(blended(beta, tail_value(main[i], skip[i]), C(fade[i])));
+      for (int64_t i = 0; i < count; ++i) out[i] = static_cast<T>(blended(beta, tail_value(main[i], skip[i]), C(fade[i])));
     } else {
       for (int64_t i = 0; i < count; ++i) out[i] = static_cast<T>(tail_value(main[i], skip[i]));
     }
@@ -247,13 +246,11 @@ FASTEBM_INLINE void tail_double_backward_body(const TailDoubleBackward<Types>& j
       for (int64_t i = 0; i < count; ++i)
         out_grad[i] = static_cast<T>(fused(weight, fused(slope[i], by_main[i], by_skip[i]), rest * C(by_fade[i])));
     } else {
-      for (int64_t i = 0; i < count; ++i)
-        out_grad[i] = static_cast<T>(weight * fused(slope[i], by_main[i], by_skip[i]));
+      for (int64_t i = 0; i < count; ++i) out_grad[i] = static_cast<T>(weight * fused(slope[i], by_main[i], by_skip[i]));
     }
   }
 }
-FASTEBM_VARIANTS(tail_double_backward, (const TailDoubleBackward<Kernel>& job, int64_t begin, int64_t end),
-                 (job, begin, end))
+FASTEBM_VARIANTS(tail_double_backward, (const TailDoubleBackward<Kernel>& job, int64_t begin, int64_t end), (job, begin, end))
 
 template <class Types>
 Tail<Types> tail(const Tensor& main, const Tensor& pooled, const std::optional<Tensor>& beta, int64_t activation,
@@ -272,12 +269,12 @@ void over_stretches(void (*kernel)(const Job&, int64_t, int64_t), const Job& job
 
 }  // namespace
 
-void block_tail(Tensor out, Tensor main, Tensor skip, std::optional<Tensor> fade, std::optional<Tensor> beta,
-                int64_t activation, double parameter) {
+void block_tail(Tensor out, Tensor main, Tensor skip, std::optional<Tensor> fade, std::optional<Tensor> beta, int64_t activation,
+                double parameter) {
   dispatch(main, [&]<class T>() {
     using Types = TailTypes<T>;
-    const TailForward<Types> job{tail<Types>(main, out, beta, activation, parameter), data<const T>(skip),
-                                 data<const T>(fade), data<T>(out)};
+    const TailForward<Types> job{tail<Types>(main, out, beta, activation, parameter), data<const T>(skip), data<const T>(fade),
+                                 data<T>(out)};
     over_stretches(tail_forward<Types>, job);
   });
 }
@@ -286,8 +283,8 @@ void block_tail_backward(Tensor grad_main, Tensor grad_skip, std::optional<Tenso
                          std::optional<Tensor> beta, int64_t activation, double parameter) {
   dispatch(main, [&]<class T>() {
     using Types = TailTypes<T>;
-    const TailBackward<Types> job{tail<Types>(main, grad, beta, activation, parameter), data<const T>(grad),
-                                  data<T>(grad_main), data<T>(grad_skip), data<T>(grad_fade)};
+    const TailBackward<Types> job{tail<Types>(main, grad, beta, activation, parameter), data<const T>(grad), data<T>(grad_main),
+                                  data<T>(grad_skip), data<T>(grad_fade)};
     over_stretches(tail_backward<Types>, job);
   });
 }
@@ -298,8 +295,12 @@ void block_tail_double_backward(Tensor out_grad, Tensor out_main, Tensor grad_ma
   dispatch(main, [&]<class T>() {
     using Types = TailTypes<T>;
     const TailDoubleBackward<Types> job{tail<Types>(main, grad, beta, activation, parameter),
-                                        data<const T>(grad_main), data<const T>(grad_skip), data<const T>(grad_fade),
-                                        data<const T>(grad), data<T>(out_grad), data<T>(out_main)};
+                                        data<const T>(grad_main),
+                                        data<const T>(grad_skip),
+                                        data<const T>(grad_fade),
+                                        data<const T>(grad),
+                                        data<T>(out_grad),
+                                        data<T>(out_main)};
     over_stretches(tail_double_backward<Types>, job);
   });
 }

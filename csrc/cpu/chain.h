@@ -1,8 +1,9 @@
-// The two halves of an update, for those who call them in turn: a fused program made ready, and a Langevin step.
+// The two halves of an update of a chain, which chain.cpp calls in turn: a prepared fused program, and a Langevin step.
 #pragma once
 
 #include <vector>
 
+#include "../step_options.h"
 #include "operator.h"
 #include "program.h"
 
@@ -20,9 +21,6 @@ class ReadyProgram {
   std::vector<ConstantView> views_;
 };
 
-void langevin_step(Tensor out, Tensor x, Tensor gradient, Tensor schedule, Tensor key, Tensor chain_ids, std::optional<double> clamp_min,
-                   std::optional<double> clamp_max, std::optional<double> gradient_clip, std::optional<double> norm_clip,
-                   std::optional<Tensor> mask, std::optional<Tensor> known, std::optional<Tensor> data_target,
-                   std::optional<Tensor> data_term_weight, double data_term_hinge);
+void langevin_step(const StepOptions& options, Tensor out, Tensor x, Tensor grad);
 
 }  // namespace fastebm

@@ -18,7 +18,8 @@ template <class T, Isa isa>
 FASTEBM_INLINE void blend_body(const Blend<T>& job, int64_t begin, int64_t end) {
   using C = ComputeType<T>;
   const C beta = job.beta;
-  const T *__restrict primal = job.primal, *__restrict fade = job.fade;
+  const T* __restrict primal = job.primal;
+  const T* __restrict fade = job.fade;
   T* __restrict out = job.out;
   for (int64_t i = begin; i < end; ++i) out[i] = static_cast<T>(blended(beta, C(primal[i]), C(fade[i])));
 }
@@ -36,7 +37,8 @@ FASTEBM_INLINE void blend_backward_body(const BlendBackward<T>& job, int64_t beg
   using C = ComputeType<T>;
   const C beta = job.beta, rest = 1 - beta;
   const T* __restrict grad = job.grad;
-  T *__restrict grad_primal = job.grad_primal, *__restrict grad_fade = job.grad_fade;
+  T* __restrict grad_primal = job.grad_primal;
+  T* __restrict grad_fade = job.grad_fade;
   for (int64_t i = begin; i < end; ++i) {
     grad_primal[i] = static_cast<T>(beta * C(grad[i]));
     grad_fade[i] = static_cast<T>(rest * C(grad[i]));
@@ -49,15 +51,13 @@ FASTEBM_VARIANTS(blend_backward, (const BlendBackward<Kernel>& job, int64_t begi
 void expand_blend(Tensor out, Tensor primal, Tensor fade, Tensor beta) {
   dispatch(out, [&]<class T>() {
     const Blend<T> job{*data<const ComputeType<T>>(beta), data<const T>(primal), data<const T>(fade), data<T>(out)};
-    torch::stable::parallel_for(0, out.numel(), kGrainElements,
-                                [&](int64_t begin, int64_t end) { blend<T>(job, begin, end); });
+    torch::stable::parallel_for(0, out.numel(), kGrainElements, [&](int64_t begin, int64_t end) { blend<T>(job, begin, end); });
   });
 }
 
 void expand_blend_backward(Tensor grad_primal, Tensor grad_fade, Tensor grad, Tensor beta) {
   dispatch(grad, [&]<class T>() {
-    const BlendBackward<T> job{*data<const ComputeType<T>>(beta), data<const T>(grad), data<T>(grad_primal),
-                               data<T>(grad_fade)};
+    const BlendBackward<T> job{*data<const ComputeType<T>>(beta), data<const T>(grad), data<T>(grad_primal), data<T>(grad_fade)};
     torch::stable::parallel_for(0, grad.numel(), kGrainElements,
                                 [&](int64_t begin, int64_t end) { blend_backward<T>(job, begin, end); });
   });

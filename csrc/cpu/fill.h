@@ -1,4 +1,4 @@
-// Shared body of `normal` and `uniform`: fill (B, ...) with noise addressed by chain and element.
+// Fills (B, ...) with noise: the shared body of `normal` and `uniform`.
 #pragma once
 
 #include "operator.h"

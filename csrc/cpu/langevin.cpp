@@ -1,7 +1,7 @@
-// fastebm_cpp::langevin_step: one pass over the images that draws the noise, updates, clamps and pins.
+// fastebm_cpp::langevin_step: one pass over the images that draws the noise, updates, clamps and applies the mask.
 //
-// Bytes: 12 an element (read x and gradient, write x) in float32; the noise never leaves L1. A stretch of 1024 elements goes through
-// short loops over L1 buffers, one for each option in use, so that options that are off cost nothing.
+// Bytes: 12 an element (read x and gradient, write x) in float32; the noise never leaves L1. A stretch of 1024 elements goes
+// through short loops over L1 buffers, one for each option in use, so that options that are off cost nothing.
 #include "chain.h"
 
 namespace fastebm {
@@ -24,14 +24,14 @@ struct LangevinJob {
   ImageShape shape;
   Image<State> out;
   Image<const State> x;
-  Image<const Gradient> gradient;
+  Image<const Gradient> grad;
   Image<const bool> mask;
   Image<const State> known, data_target;
   const float* schedule;    // (step size, noise std), one pair or a pair for each chain
   int64_t schedule_stride;  // 0 or 2
   Key key;
   const ChainIds* chain_ids;
-  std::optional<double> clamp_min, clamp_max, gradient_clip, norm_clip;
+  std::optional<double> clamp_min, clamp_max, grad_clip, grad_norm_clip;
   double data_term_weight, data_term_hinge;
   State* factors;  // (batch, 2): gradient scale and data term's weight of each chain, or null where both are the same for all
 };
@@ -51,14 +51,14 @@ FASTEBM_INLINE void chain_factors_body(const LangevinJob<Types>& job, int64_t be
   const int64_t elements = job.shape.elements();
   for (int64_t b = begin; b < end; ++b) {
     State scale = 1, weight = static_cast<State>(job.data_term_weight);
-    if (job.norm_clip) {
+    if (job.grad_norm_clip) {
       std::fill_n(lanes, kSumLanes, State(0));
       for (int64_t first = 0; first < elements; first += kStretch) {
         const int64_t count = std::min(kStretch, elements - first);
-        const State* __restrict g = read_stretch(job.gradient, left, b, first, count, job.shape);
+        const State* __restrict g = read_stretch(job.grad, left, b, first, count, job.shape);
         for (int64_t i = 0; i < count; ++i) lanes[i] = fused(g[i], g[i], lanes[i]);
       }
-      const State norm = std::sqrt(fold(lanes)), limit = static_cast<State>(*job.norm_clip);
+      const State norm = std::sqrt(fold(lanes)), limit = static_cast<State>(*job.grad_norm_clip);
       if (norm > limit) scale = limit / norm;
     }
     if (job.data_term_hinge > 0) {
@@ -87,19 +87,19 @@ FASTEBM_INLINE State limited(State value, State low, State high) {
   return value > high ? high : value;
 }
 
-// The drift of one stretch: the gradient, clipped, plus the pull of the data term. In place where there is nothing to add.
+// The drift of one stretch: the gradient, clipped, plus the gradient of the data term. In place where there is nothing to add.
 template <class Types, Isa isa>
 FASTEBM_INLINE const typename Types::State* drift(const LangevinJob<Types>& job, typename Types::State* __restrict buffer,
                                                   typename Types::State* __restrict side, const typename Types::State* x,
                                                   int64_t b, int64_t first, int64_t count) {
   using State = typename Types::State;
-  const State* g = read_stretch(job.gradient, buffer, b, first, count, job.shape);
-  if (job.gradient_clip) {
-    const State limit = static_cast<State>(*job.gradient_clip);
+  const State* g = read_stretch(job.grad, buffer, b, first, count, job.shape);
+  if (job.grad_clip) {
+    const State limit = static_cast<State>(*job.grad_clip);
     for (int64_t i = 0; i < count; ++i) buffer[i] = limited(g[i], -limit, limit);
     g = buffer;
   }
-  if (job.norm_clip) {
+  if (job.grad_norm_clip) {
     const State scale = job.factors[2 * b];
     for (int64_t i = 0; i < count; ++i) buffer[i] = g[i] * scale;
     g = buffer;
@@ -129,14 +129,14 @@ FASTEBM_INLINE void langevin_body(const LangevinJob<Types>& job, int64_t begin, 
     const State step_size = job.schedule[b * job.schedule_stride], noise_std = job.schedule[b * job.schedule_stride + 1];
     const State* x = read_stretch(job.x, x_buffer, b, first, count, job.shape);
     const State* g = drift<Types, isa>(job, g_buffer, side, x, b, first, count);
-    // `out` may be `x` itself; the loops below read and write the same index, which needs no buffer but must not be called restrict.
+    // `out` may be `x` itself; the loops below read and write the same index, which needs no buffer but must not be called
+    // restrict.
     State* out = direct ? job.out.data + b * job.out.batch_stride + first : out_buffer;
     if (noise_std != 0) {
       draw_stretch<NormalNoise, isa>(noise, static_cast<uint32_t>(first / 4), count,
                                      noise_address(job.key.seed, job.key.step, (*job.chain_ids)[b], 0));
 #pragma GCC ivdep
-      for (int64_t i = 0; i < count; ++i)
-        out[i] = fused(noise_std, static_cast<State>(noise[i]), fused(-step_size, g[i], x[i]));
+      for (int64_t i = 0; i < count; ++i) out[i] = fused(noise_std, static_cast<State>(noise[i]), fused(-step_size, g[i], x[i]));
     } else {
 #pragma GCC ivdep
       for (int64_t i = 0; i < count; ++i) out[i] = fused(-step_size, g[i], x[i]);
@@ -156,14 +156,12 @@ FASTEBM_INLINE void langevin_body(const LangevinJob<Types>& job, int64_t begin, 
 }
 FASTEBM_VARIANTS(langevin, (const LangevinJob<Kernel>& job, int64_t begin, int64_t end), (job, begin, end))
 
-// Everything of a step but its tensors' types.
+// An update, before its types are known.
 struct LangevinArguments {
-  Tensor out, x, gradient, schedule;
-  Key key;
-  const ChainIds* chain_ids;
-  std::optional<double> clamp_min, clamp_max, gradient_clip, norm_clip;
-  std::optional<Tensor> mask, known, data_target, data_term_weight;
-  double data_term_hinge;
+  const StepOptions& options;
+  const Tensor &out, &x, &grad;
+  const Key key;
+  const ChainIds chain_ids;
 };
 
 int64_t row_of(const Tensor& table, const Key& key) { return std::min(key.index, table.size(0) - 1); }
@@ -171,20 +169,34 @@ int64_t row_of(const Tensor& table, const Key& key) { return std::min(key.index,
 template <class Types>
 void run(const LangevinArguments& a) {
   using State = typename Types::State;
+  const StepOptions& options = a.options;
   const ImageShape shape = image_shape(a.x);
   if (shape.batch * shape.elements() == 0) return;
-  const auto* schedule = static_cast<const float*>(a.schedule.const_data_ptr());
-  const bool per_chain = a.schedule.dim() == 3;
-  std::optional<double> weight;
-  if (a.data_term_weight) weight = static_cast<const float*>(a.data_term_weight->const_data_ptr())[row_of(*a.data_term_weight, a.key)];
-  const double hinge = a.data_target ? a.data_term_hinge : 0;
-  std::vector<State> factors(a.norm_clip || hinge > 0 ? 2 * shape.batch : 0);
-  const LangevinJob<Types> job{
-      shape, image<State>(a.out), image<const State>(a.x), image<const typename Types::Gradient>(a.gradient),
-      image<const bool>(a.mask), image<const State>(a.known), image<const State>(a.data_target),
-      schedule + row_of(a.schedule, a.key) * (per_chain ? 2 * shape.batch : 2), per_chain ? 2 : 0,
-      a.key, a.chain_ids, a.clamp_min, a.clamp_max, a.gradient_clip, a.norm_clip, weight.value_or(0), hinge,
-      factors.empty() ? nullptr : factors.data()};
+  const auto* schedule = static_cast<const float*>(options.schedule.const_data_ptr());
+  const bool per_chain = options.schedule.dim() == 3;
+  double weight = 0;
+  if (const auto& weights = options.data_term_weight)
+    weight = static_cast<const float*>(weights->const_data_ptr())[row_of(*weights, a.key)];
+  const double hinge = options.data_target ? options.data_term_hinge : 0;
+  std::vector<State> factors(options.grad_norm_clip || hinge > 0 ? 2 * shape.batch : 0);
+  const LangevinJob<Types> job{shape,
+                               image<State>(a.out),
+                               image<const State>(a.x),
+                               image<const typename Types::Gradient>(a.grad),
+                               image<const bool>(options.mask),
+                               image<const State>(options.known),
+                               image<const State>(options.data_target),
+                               schedule + row_of(options.schedule, a.key) * (per_chain ? 2 * shape.batch : 2),
+                               per_chain ? 2 : 0,
+                               a.key,
+                               &a.chain_ids,
+                               options.clamp_min,
+                               options.clamp_max,
+                               options.grad_clip,
+                               options.grad_norm_clip,
+                               weight,
+                               hinge,
+                               factors.empty() ? nullptr : factors.data()};
   if (job.factors)
     torch::stable::parallel_for(0, shape.batch, grain(shape.elements()),
                                 [&](int64_t begin, int64_t end) { chain_factors<Types>(job, begin, end); });
@@ -194,7 +206,7 @@ void run(const LangevinArguments& a) {
 
 template <class State>
 void run_with_state(const LangevinArguments& a) {
-  switch (a.gradient.scalar_type()) {
+  switch (a.grad.scalar_type()) {
     case ScalarType::Float: return run<LangevinTypes<State, float>>(a);
     case ScalarType::Double: return run<LangevinTypes<State, double>>(a);
     case ScalarType::BFloat16: return run<LangevinTypes<State, BFloat16>>(a);
@@ -205,15 +217,10 @@ void run_with_state(const LangevinArguments& a) {
 
 }  // namespace
 
-void langevin_step(Tensor out, Tensor x, Tensor gradient, Tensor schedule, Tensor key_tensor, Tensor chain_tensor,
-                   std::optional<double> clamp_min, std::optional<double> clamp_max, std::optional<double> gradient_clip,
-                   std::optional<double> norm_clip, std::optional<Tensor> mask, std::optional<Tensor> known,
-                   std::optional<Tensor> data_target, std::optional<Tensor> data_term_weight, double data_term_hinge) {
-  const Key key = read_key(key_tensor);
+void langevin_step(const StepOptions& options, Tensor out, Tensor x, Tensor grad) {
+  const Key key = read_key(options.key);
   STD_TORCH_CHECK(key.index >= 0, "the schedule index must not be negative, got ", key.index);
-  const ChainIds chain_ids(chain_tensor, x.size(0), key.step);
-  const LangevinArguments arguments{out, x, gradient, schedule, key, &chain_ids, clamp_min, clamp_max, gradient_clip, norm_clip,
-                                    mask, known, data_target, data_term_weight, data_term_hinge};
+  const LangevinArguments arguments{options, out, x, grad, key, ChainIds(options.chain_ids, x.size(0), key.step)};
   if (x.scalar_type() == ScalarType::Double) return run_with_state<double>(arguments);
   STD_TORCH_CHECK(x.scalar_type() == ScalarType::Float, "the state must be float32 or float64");
   run_with_state<float>(arguments);
@@ -221,4 +228,6 @@ void langevin_step(Tensor out, Tensor x, Tensor gradient, Tensor schedule, Tenso
 
 }  // namespace fastebm
 
-STABLE_TORCH_LIBRARY_IMPL(fastebm_cpp, CPU, library) { library.impl("langevin_step", TORCH_BOX(&fastebm::langevin_step)); }
+STABLE_TORCH_LIBRARY_IMPL(fastebm_cpp, CPU, library) {
+  library.impl("langevin_step", TORCH_BOX(&fastebm::WithStepOptions<&fastebm::langevin_step>::call));
+}

@@ -1,4 +1,4 @@
-// Noise for one stretch of one chain, into a buffer that stays in L1.
+// Draws noise for up to 1024 consecutive elements of one chain into a buffer that stays in L1.
 #pragma once
 
 #if defined(__x86_64__)
@@ -20,9 +20,9 @@ struct alignas(64) BitsGroup {
 };
 
 // Philox over kLanes consecutive quads. The plain loop is right everywhere; the two specialisations exist because GCC turns the
-// 32x32 -> 64 bit products into 64-bit multiplies (vpmullq, 3 times slower over all). They keep one counter in each 64-bit lane, even
-// quads in one register and odd quads in the other, so that a round is two widening multiplies, two shifts and two exclusive ors; the upper
-// halves may hold anything, since vpmuludq reads only the lower ones.
+// 32x32 -> 64 bit products into 64-bit multiplies (vpmullq, 3 times slower over all). They keep one counter in each 64-bit lane,
+// even quads in one register and odd quads in the other, so that a round is two widening multiplies, two shifts and two exclusive
+// ors; the upper halves may hold anything, since vpmuludq reads only the lower ones.
 template <Isa isa>
 struct PhiloxGroup {
   static FASTEBM_INLINE void draw(BitsGroup& out, uint32_t quad, const NoiseAddress& at) {
@@ -63,8 +63,7 @@ struct PhiloxGroup<Isa::avx512> {
     const __m512i* words[4] = {c0, c1, c2, c3};
 #pragma GCC unroll 4
     for (int lane = 0; lane < 4; ++lane)
-      _mm512_store_si512(out.lane[lane],
-                         _mm512_mask_shuffle_epi32(words[lane][0], 0xAAAA, words[lane][1], _MM_PERM_CDAB));
+      _mm512_store_si512(out.lane[lane], _mm512_mask_shuffle_epi32(words[lane][0], 0xAAAA, words[lane][1], _MM_PERM_CDAB));
   }
 };
 

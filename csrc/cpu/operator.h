@@ -1,4 +1,4 @@
-// What every CPU operator shares: torch's stable tensor, checks, chain ids, and a (batch, channel, pixel) view of image batches.
+// Shared by the CPU operators: torch's stable tensor, checks, chain ids, and a (batch, channel, pixel) view of image batches.
 //
 // The Python side (fastebm/ops) allocates outputs and checks shapes and dtypes with messages for users; what is checked here is
 // what only the data can tell.
@@ -50,7 +50,8 @@ class ChainIds {
     STD_TORCH_CHECK(!listed_ || chain_ids.numel() == batch, "chain_ids lists ", chain_ids.numel(), " ids for a batch of ", batch);
     STD_TORCH_CHECK(step >= 0 && step < kMaxStep, "step ", step, " is outside [0, 2^32): the noise counter would overflow");
     for (int64_t b = 0; b < batch; ++b) {
-      STD_TORCH_CHECK(addressable(step, (*this)[b]), "chain id ", (*this)[b], " is outside [0, 2^56): the noise counter would overflow");
+      STD_TORCH_CHECK(addressable(step, (*this)[b]), "chain id ", (*this)[b],
+                      " is outside [0, 2^56): the noise counter would overflow");
       if (!listed_ && b == 0 && batch > 1) b = batch - 2;  // consecutive ids: the first and the last tell
     }
   }
@@ -101,7 +102,8 @@ Image<T> image(const std::optional<Tensor>& x) {
 
 // Runs visit(offset into the image, index into the stretch, length) over the runs of one channel that make up a stretch.
 template <class T, class U, bool load>
-FASTEBM_INLINE void move_stretch(const Image<T>& image, U* __restrict stretch, int64_t b, int64_t begin, int64_t count, int64_t pixels) {
+FASTEBM_INLINE void move_stretch(const Image<T>& image, U* __restrict stretch, int64_t b, int64_t begin, int64_t count,
+                                 int64_t pixels) {
   int64_t at = 0;
   while (at < count) {
     const int64_t channel = (begin + at) / pixels, pixel = (begin + at) % pixels;

@@ -1,8 +1,8 @@
-// fastebm_cpp::run_program: an energy and its gradient by a list of instructions, images shared out among threads.
+// fastebm_cpp::run_program: an energy and its gradient by a list of instructions, with the images divided among threads.
 //
-// A worker takes a chunk of at most 16 images through the whole program without waiting for anyone, some at a time where they are large,
-// so that most of what one instruction writes is read from the core's own cache by the next. With fewer images than threads all workers
-// divide each instruction instead. Either way the value of a number depends on neither.
+// A worker takes a chunk of at most 16 images through the whole program without waiting for anyone, some at a time where they are
+// large, so that most of what one instruction writes is read from the core's own cache by the next. With fewer images than
+// threads all workers divide each instruction instead. Either way the value of a number depends on neither.
 #include "chain.h"
 #include "variants.h"
 
@@ -67,7 +67,8 @@ void check_samples(const ProgramJob& job, const Tensor& x) {
     const InstructionRow& i = job.instructions[k];
     if (i.kind != Kind::load || i.source_channels == 0) continue;
     STD_TORCH_CHECK(channels == i.source_channels && height == i.height && width == i.width, "this program is for samples of ",
-                    i.source_channels, "x", i.height, "x", i.width, " numbers, got x with samples of ", channels, "x", height, "x", width);
+                    i.source_channels, "x", i.height, "x", i.width, " numbers, got x with samples of ", channels, "x", height,
+                    "x", width);
   }
 }
 
@@ -83,19 +84,21 @@ ReadyProgram::ReadyProgram(const Tensor& x, const Tensor& code, const std::vecto
   job.instructions = table<InstructionRow>(at, job.header->instructions);
   job.epilogues = table<EpilogueRow>(at, job.header->epilogues);
   job.segments = table<SegmentRow>(at, job.header->segments);
-  STD_TORCH_CHECK(at - static_cast<const int64_t*>(code.const_data_ptr()) == code.numel(), "code has another length than its header says");
+  STD_TORCH_CHECK(at - static_cast<const int64_t*>(code.const_data_ptr()) == code.numel(),
+                  "code has another length than its header says");
   STD_TORCH_CHECK(job.header->bytes != 8, "float64 programs run in the reference only");
   check_weights(job);
   check_samples(job, x);
-  STD_TORCH_CHECK(workspace.numel() >= job.header->slot * job.header->workers, "the workspace has ", workspace.numel(), " bytes, needed are ",
-                  job.header->slot * job.header->workers);
+  STD_TORCH_CHECK(workspace.numel() >= job.header->slot * job.header->workers, "the workspace has ", workspace.numel(),
+                  " bytes, needed are ", job.header->slot * job.header->workers);
   for (const Tensor& constant : constants) {
     const bool image = constant.dim() == 3;
     views_.push_back({constant.const_data_ptr(), image ? constant.size(0) : 1, image ? constant.size(1) : 1,
-                     image ? constant.size(2) : constant.numel()});
+                      image ? constant.size(2) : constant.numel()});
   }
   job.constants = views_.data();
-  STD_TORCH_CHECK(constants.size() > 0 && constants[0].scalar_type() == ScalarType::Float, "the first constant must be the numbers, in float32");
+  STD_TORCH_CHECK(constants.size() > 0 && constants[0].scalar_type() == ScalarType::Float,
+                  "the first constant must be the numbers, in float32");
   job.numbers = static_cast<const float*>(views_[0].data);
   job.x = static_cast<const float*>(x.const_data_ptr());
   job.batch = x.size(0);
@@ -123,7 +126,8 @@ void ReadyProgram::run(float* energies, float* gradient) const {
   torch::stable::parallel_for(0, workers, 1, [&](int64_t first, int64_t behind) {
     for (int64_t w = first; w < behind; ++w)
       for (int64_t c = w; c < chunks; c += workers)
-        run_segments(job, execute, {&job, job.workspace + w * job.header->slot, c * chunk, 0, 0, 1}, std::min(job.batch, (c + 1) * chunk));
+        run_segments(job, execute, {&job, job.workspace + w * job.header->slot, c * chunk, 0, 0, 1},
+                     std::min(job.batch, (c + 1) * chunk));
   });
 }
 

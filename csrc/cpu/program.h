@@ -1,18 +1,29 @@
-// A fused program as fastebm/ops/instructions.py numbers it, decoded once a call, and what one worker knows of it.
+// The format of a fused program, as fastebm/ops/instructions.py describes it, and the state of one worker.
 //
-// program.cpp decodes and shares out the images; program_kernels.h, compiled once for each instruction set, runs them.
+// program.cpp decodes a program once a call and divides the images among workers; program_variant.h runs its instructions.
 #pragma once
 
 #include <cstdint>
+
+#include "../activations.h"
 
 namespace fastebm {
 
 enum class Layout : int64_t { plain, panels, tiles };
 enum class Kind : int64_t { load, gather, convolution, pool, log_sum_exp, softmax };
-enum class Do : int64_t {
-  add_constant, multiply_constant, scale, add, multiply, activate, activate_keeping, slope, store, store_gradient, store_energies
+enum class EpilogueOp : int64_t {
+  add_constant,
+  multiply_constant,
+  scale,
+  add,
+  multiply,
+  activate,
+  activate_keeping,
+  slope,
+  store,
+  store_gradient,
+  store_energies
 };
-enum class Curve : int64_t { silu, gelu, gelu_tanh, elu, leaky_relu, relu, softplus, tanh, sigmoid, square, exp };
 
 struct ProgramHeader {
   int64_t version, buffers, instructions, epilogues, segments;
@@ -21,20 +32,20 @@ struct ProgramHeader {
 };
 
 struct BufferRow {
-  int64_t channels, height, width, bytes, images, margin, offset, pixel, row, image;
+  int64_t channels, height, width, bytes, images, margin, offset, pixel_stride, row_stride, image_stride;
 };
 
 struct InstructionRow {
   Kind kind;
   int64_t source, source_channel, source_channels, channels, height, width, start_y, start_x, step_y, step_x, kernel_y, kernel_x,
-      stride_y, stride_x, pad_y, pad_x, dilation_y, dilation_x, constant, first, count, spread;
+      stride_y, stride_x, pad_y, pad_x, dilation_y, dilation_x, constant, first, count, broadcast;
 };
 
 struct EpilogueRow {
-  Do action;
+  EpilogueOp op;
   int64_t buffer, channel, factor_y, factor_x, number;
-  Curve curve;
-  int64_t of_result, spread;
+  Activation activation;
+  int64_t of_result, broadcast;
 };
 
 struct SegmentRow {
@@ -68,9 +79,9 @@ struct Worker {
   int64_t chunk_start, segment_start, part, parts;
 };
 
-constexpr int64_t kDense = 4;         // numbers of a pixel with few channels
-constexpr int64_t kDenseMargin = 8;   // pixels of zeros behind their rows
-constexpr int64_t kBlock = 32;        // pixels and channels of a block that an epilogue works on
+constexpr int64_t kDense = 4;        // numbers of a pixel with few channels
+constexpr int64_t kDenseMargin = 8;  // pixels of zeros behind their rows
+constexpr int64_t kBlock = 32;       // pixels and channels of a block that an epilogue works on
 
 // Runs one instruction on images [begin, end).
 using Execute = void (*)(const Worker&, const InstructionRow&, int64_t begin, int64_t end);

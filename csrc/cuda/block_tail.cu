@@ -99,6 +99,7 @@ __device__ __forceinline__ void activate(float (&out)[n], const float (&x)[n], c
     case Activation::elu: return activate_as<Activation::elu, order>(out, x, a.parameter);
     case Activation::leaky_relu: return activate_as<Activation::leaky_relu, order>(out, x, a.parameter);
     case Activation::relu: return activate_as<Activation::relu, order>(out, x, a.parameter);
+    default: return;  // the others are of fused programs
   }
 }
 
@@ -178,23 +179,20 @@ __global__ void __launch_bounds__(kThreads) double_backward_kernel(const TailArg
 }  // namespace
 
 const char* launch_block_tail(const TailArguments& a, Stream stream) {
-  dispatch(a.type, a.packs, [&]<class T, int n>() {
-    forward_kernel<T, n><<<blocks_for(a.pooling.pooled / n), kThreads, 0, stream>>>(a);
-  });
+  dispatch(a.type, a.packs,
+           [&]<class T, int n>() { forward_kernel<T, n><<<blocks_for(a.pooling.pooled / n), kThreads, 0, stream>>>(a); });
   return launch_error();
 }
 
 const char* launch_block_tail_backward(const TailArguments& a, Stream stream) {
-  dispatch(a.type, a.packs, [&]<class T, int n>() {
-    backward_kernel<T, n><<<blocks_for(a.pooling.pooled / n), kThreads, 0, stream>>>(a);
-  });
+  dispatch(a.type, a.packs,
+           [&]<class T, int n>() { backward_kernel<T, n><<<blocks_for(a.pooling.pooled / n), kThreads, 0, stream>>>(a); });
   return launch_error();
 }
 
 const char* launch_block_tail_double_backward(const TailArguments& a, Stream stream) {
-  dispatch(a.type, a.packs, [&]<class T, int n>() {
-    double_backward_kernel<T, n><<<blocks_for(a.pooling.pooled / n), kThreads, 0, stream>>>(a);
-  });
+  dispatch(a.type, a.packs,
+           [&]<class T, int n>() { double_backward_kernel<T, n><<<blocks_for(a.pooling.pooled / n), kThreads, 0, stream>>>(a); });
   return launch_error();
 }
 

@@ -38,8 +38,8 @@ __global__ void __launch_bounds__(kThreads)
 
 template <class T, int n>
 void launch_blend(const BlendArguments& a, Stream stream) {
-  blend_kernel<T, n><<<blocks_for(a.count / n), kThreads, 0, stream>>>(
-      static_cast<T*>(a.out), static_cast<const T*>(a.primal), static_cast<const T*>(a.fade), a.beta, a.count);
+  blend_kernel<T, n><<<blocks_for(a.count / n), kThreads, 0, stream>>>(static_cast<T*>(a.out), static_cast<const T*>(a.primal),
+                                                                       static_cast<const T*>(a.fade), a.beta, a.count);
 }
 
 template <class T, int n>

@@ -1,4 +1,4 @@
-// Shared body of the CUDA `normal` and `uniform`: fill (B, ...) with noise addressed by chain and element.
+// Fills (B, ...) with noise on a GPU: the shared body of `normal` and `uniform`.
 #pragma once
 
 #include "packs.h"

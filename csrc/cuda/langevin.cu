@@ -1,7 +1,9 @@
-// CUDA: one Langevin update in one pass that draws the noise in registers; before it, where chains need factors, a sum over each.
+// CUDA: one Langevin update in one pass, which draws the noise in registers.
 //
-// Bytes: 12 an element (read x and gradient, write x) in float32. A thread owns a quad. The plain kernel, for contiguous tensors and no
-// option, is all 16-byte accesses; the general one takes any strides and options, whose switches are the same for all threads.
+// Clipping by the norm and a hinge need a factor for each chain, which a kernel sums up before it.
+// Bytes: 12 an element (read x and gradient, write x) in float32. A thread owns a quad. The plain kernel, for contiguous tensors
+// and no option, is all 16-byte accesses; the general one takes any strides and options, whose switches are the same for all
+// threads.
 #include "packs.h"
 
 namespace fastebm::cuda {
@@ -77,7 +79,7 @@ __device__ __forceinline__ void read(float (&to)[4], const Image& image, const Q
 __device__ __forceinline__ void read(bool (&to)[4], const Image& image, const QuadPlace& place) {
   if (image.vectors) {
     const auto four = *reinterpret_cast<const Pack<bool, 4>*>(static_cast<const bool*>(image.data) + place.slot * place.elements +
-                                                           4 * place.quad);
+                                                              4 * place.quad);
 #pragma unroll
     for (int i = 0; i < 4; ++i) to[i] = four.value[i];
     return;
@@ -90,8 +92,9 @@ __device__ __forceinline__ int64_t row_of(const LangevinArguments& step, int64_t
   return max(int64_t{0}, min(step.address.key[2], rows - 1));
 }
 
-// x + drift + noise of one quad, before it is clamped and pinned.
-__device__ __forceinline__ void advance(float (&x)[4], const float (&g)[4], const LangevinArguments& step, int64_t slot, int64_t quad) {
+// x + drift + noise of one quad, before clamp and mask.
+__device__ __forceinline__ void advance(float (&x)[4], const float (&g)[4], const LangevinArguments& step, int64_t slot,
+                                        int64_t quad) {
   const int64_t row = row_of(step, step.schedule_rows);
   const float* pair = step.schedule + 2 * (step.per_chain ? row * step.batch + slot : row);
   const float step_size = pair[0], noise_std = pair[1];
@@ -116,7 +119,7 @@ __global__ void __launch_bounds__(kThreads) plain_kernel(const LangevinArguments
   const int64_t first = 4 * (slot * tiles.quads + quad);
   float x[4], g[4];
   read_pack(x, static_cast<const float*>(step.x.data) + first);
-  read_pack(g, static_cast<const Gradient*>(step.gradient.data) + first);
+  read_pack(g, static_cast<const Gradient*>(step.grad.data) + first);
   advance(x, g, step, slot, quad);
 #pragma unroll
   for (int i = 0; i < 4; ++i) x[i] = limited(x[i], step.clamp_min, step.clamp_max);
@@ -130,10 +133,10 @@ __global__ void __launch_bounds__(kThreads) general_kernel(const LangevinArgumen
   const QuadPlace place(slot, quad, step);
   float x[4] = {}, g[4] = {}, side[4] = {};
   read<float>(x, step.x, place);
-  read<Gradient>(g, step.gradient, place);
+  read<Gradient>(g, step.grad, place);
   const float scale = step.factors ? step.factors[2 * slot] : 1.0f;
 #pragma unroll
-  for (int i = 0; i < 4; ++i) g[i] = limited(g[i], -step.gradient_clip, step.gradient_clip) * scale;
+  for (int i = 0; i < 4; ++i) g[i] = limited(g[i], -step.grad_clip, step.grad_clip) * scale;
   if (step.data_target.data) {
     const float weight = step.factors ? step.factors[2 * slot + 1] : step.data_term_weight[row_of(step, step.weight_rows)];
     read<float>(side, step.data_target, place);
@@ -146,11 +149,11 @@ __global__ void __launch_bounds__(kThreads) general_kernel(const LangevinArgumen
 #pragma unroll
   for (int i = 0; i < 4; ++i) x[i] = limited(x[i], step.clamp_min, step.clamp_max);
   if (step.mask.data) {
-    bool pinned[4] = {};
-    read(pinned, step.mask, place);
+    bool masked[4] = {};
+    read(masked, step.mask, place);
     read<float>(side, step.known, place);
 #pragma unroll
-    for (int i = 0; i < 4; ++i) x[i] = pinned[i] ? side[i] : x[i];
+    for (int i = 0; i < 4; ++i) x[i] = masked[i] ? side[i] : x[i];
   }
   if (step.out.vectors) write_pack(static_cast<float*>(step.out.data) + slot * place.elements + 4 * quad, x);
   else place.each<float>(step.out, [&](int i, float* value) { *value = x[i]; });
@@ -175,19 +178,20 @@ __global__ void __launch_bounds__(kSumLanes, 1) factors_kernel(const LangevinArg
   __shared__ float lanes[kSumLanes];
   const int64_t slot = blockIdx.x, elements = step.channels * step.pixels;
   float scale = 1, weight = 0, mine = 0;
-  if (isfinite(step.norm_clip)) {
+  if (isfinite(step.grad_norm_clip)) {
     for (int64_t element = threadIdx.x; element < elements; element += kSumLanes) {
-      const float g = widened(element_of<Gradient>(step.gradient, slot, element, step.pixels));
+      const float g = widened(element_of<Gradient>(step.grad, slot, element, step.pixels));
       mine = fused(g, g, mine);
     }
     const float norm = rounded_sqrt(fold(lanes, mine));
-    if (norm > step.norm_clip) scale = __fdiv_rn(step.norm_clip, norm);
+    if (norm > step.grad_norm_clip) scale = __fdiv_rn(step.grad_norm_clip, norm);
   }
   if (step.data_target.data) weight = step.data_term_weight[row_of(step, step.weight_rows)];
   if (step.data_target.data && step.data_term_hinge > 0) {
     mine = 0;
     for (int64_t element = threadIdx.x; element < elements; element += kSumLanes) {
-      const float d = element_of<float>(step.x, slot, element, step.pixels) - element_of<float>(step.data_target, slot, element, step.pixels);
+      const float d =
+          element_of<float>(step.x, slot, element, step.pixels) - element_of<float>(step.data_target, slot, element, step.pixels);
       mine = fused(d, d, mine);
     }
     if (!(fold(lanes, mine) > step.data_term_hinge)) weight = 0;
@@ -201,8 +205,8 @@ __global__ void __launch_bounds__(kSumLanes, 1) factors_kernel(const LangevinArg
 template <class Gradient>
 void launch_as(const LangevinArguments& step, Stream stream) {
   const Tiling tiles = tiling(step.batch, step.channels * step.pixels);
-  const bool plain = step.out.vectors && step.x.vectors && step.gradient.vectors && !step.mask.data && !step.data_target.data &&
-                     !step.factors && !std::isfinite(step.gradient_clip);
+  const bool plain = step.out.vectors && step.x.vectors && step.grad.vectors && !step.mask.data && !step.data_target.data &&
+                     !step.factors && !std::isfinite(step.grad_clip);
   if (step.factors) factors_kernel<Gradient><<<static_cast<unsigned>(step.batch), kSumLanes, 0, stream>>>(step);
   if (plain) plain_kernel<Gradient><<<blocks(tiles), kThreads, 0, stream>>>(step, tiles);
   else general_kernel<Gradient><<<blocks(tiles), kThreads, 0, stream>>>(step, tiles);
@@ -211,7 +215,7 @@ void launch_as(const LangevinArguments& step, Stream stream) {
 }  // namespace
 
 const char* launch_langevin_step(const LangevinArguments& arguments, Stream stream) {
-  switch (arguments.gradient_type) {
+  switch (arguments.grad_type) {
     case Type::float32: launch_as<float>(arguments, stream); break;
     case Type::bfloat16: launch_as<__nv_bfloat16>(arguments, stream); break;
     case Type::float16: launch_as<__half>(arguments, stream); break;

@@ -1,8 +1,8 @@
-// What CUDA operators are given, in plain C++: register.cpp fills these structs from torch's tensors, each .cu file launches from them.
+// The arguments of the CUDA operators as plain structs, which register.cpp fills from torch's tensors.
 //
 // No torch header and no CUDA header here, so that kernels compile in seconds and the launchers in any compiler. A launcher
-// returns null, or what CUDA says is wrong. Keys, schedules, chain ids and weights are read on the device: nothing waits for the GPU, and
-// a captured launch can be replayed at a later step.
+// returns null, or what CUDA says is wrong. Keys, schedules, chain ids and weights are read on the device: nothing waits for the
+// GPU, and a captured launch can be replayed at a later step.
 #pragma once
 
 #include <cstdint>
@@ -24,7 +24,8 @@ struct Address {
   bool listed;
 };
 
-// normal.cu, uniform.cu ----------------------------------------------------------------------------------------------------------
+// normal.cu, uniform.cu
+// ----------------------------------------------------------------------------------------------------------
 
 struct FillArguments {
   void* out;
@@ -37,9 +38,11 @@ struct FillArguments {
 const char* launch_normal(const FillArguments& arguments, Stream stream);
 const char* launch_uniform(const FillArguments& arguments, Stream stream);
 
-// langevin.cu --------------------------------------------------------------------------------------------------------------------
+// langevin.cu
+// --------------------------------------------------------------------------------------------------------------------
 
-// One tensor seen as (batch, channel, pixel). `vectors`: contiguous, chains of whole quads, aligned, so that a quad is one access.
+// One tensor seen as (batch, channel, pixel). `vectors`: contiguous, chains of whole quads, aligned, so that a quad is one
+// access.
 struct Image {
   void* data = nullptr;
   int64_t batch_stride = 0, channel_stride = 0, pixel_stride = 1;
@@ -47,8 +50,8 @@ struct Image {
 };
 
 struct LangevinArguments {
-  Image out, x, gradient, mask, known, data_target;
-  Type gradient_type;
+  Image out, x, grad, mask, known, data_target;
+  Type grad_type;
   int64_t batch, channels, pixels;
   const float* schedule;  // (steps, 2), or (steps, batch, 2) where per_chain
   int64_t schedule_rows;
@@ -58,13 +61,14 @@ struct LangevinArguments {
   float* factors;  // room for (batch, 2), or null where there is neither norm clip nor hinge
   Address address;
   // Limits that are not wanted are infinite.
-  float clamp_min, clamp_max, gradient_clip, norm_clip;
+  float clamp_min, clamp_max, grad_clip, grad_norm_clip;
   float data_term_hinge;
 };
 
 const char* launch_langevin_step(const LangevinArguments& arguments, Stream stream);
 
-// block_tail.cu ------------------------------------------------------------------------------------------------------------------
+// block_tail.cu
+// ------------------------------------------------------------------------------------------------------------------
 
 // Tensors of the type that lie alike, all of them contiguous in one format. A pointer that a kernel has no use for is null.
 struct TailArguments {
@@ -82,7 +86,8 @@ const char* launch_block_tail(const TailArguments& arguments, Stream stream);
 const char* launch_block_tail_backward(const TailArguments& arguments, Stream stream);
 const char* launch_block_tail_double_backward(const TailArguments& arguments, Stream stream);
 
-// expand_blend.cu ----------------------------------------------------------------------------------------------------------------
+// expand_blend.cu
+// ----------------------------------------------------------------------------------------------------------------
 
 struct BlendArguments {
   Type type;

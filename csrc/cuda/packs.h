@@ -1,4 +1,4 @@
-// Packs: values that lie side by side and are read and written at once, 16 bytes where the layout allows.
+// Reads and writes several neighbouring values at once, 16 bytes where the layout allows (a pack).
 #pragma once
 
 #include "quads.h"
@@ -29,18 +29,14 @@ __device__ __forceinline__ void write_pack(T* to, const float (&from)[n]) {
 }
 
 // Index of this thread's pack.
-__device__ __forceinline__ int64_t pack_of_thread() {
-  return static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
-}
+__device__ __forceinline__ int64_t pack_of_thread() { return static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; }
 
 inline unsigned blocks_for(int64_t packs) { return static_cast<unsigned>((packs + kThreads - 1) / kThreads); }
 
 // run<T, n>() with T the type and n the values in a pack: kPack<T> where the layout holds whole packs, else 1.
 template <class Run>
 void dispatch(Type type, bool packs, const Run& run) {
-  const auto sized = [&]<class T>() {
-    packs ? run.template operator()<T, kPack<T>>() : run.template operator()<T, 1>();
-  };
+  const auto sized = [&]<class T>() { packs ? run.template operator()<T, kPack<T>>() : run.template operator()<T, 1>(); };
   switch (type) {
     case Type::float32: return sized.template operator()<float>();
     case Type::bfloat16: return sized.template operator()<__nv_bfloat16>();

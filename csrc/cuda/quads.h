@@ -1,7 +1,7 @@
-// Which quad of which chain a thread works on, and the words of its noise: shared by the CUDA kernels that draw.
+// Assigns a quad of a chain to each thread and draws its noise: shared by the CUDA kernels that need noise.
 //
-// A thread owns one quad: four consecutive elements, drawn from one counter, and one 16-byte access where they lie together. A block of
-// threads covers 2^shift quads of kThreads / 2^shift chains, so that tiny images (4x4 is four quads) fill it too.
+// A thread owns one quad: four consecutive elements, drawn from one counter, and one 16-byte access where they lie together. A
+// block of threads covers 2^shift quads of kThreads / 2^shift chains, so that tiny images (4x4 is four quads) fill it too.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -46,7 +46,8 @@ __device__ __forceinline__ int64_t chain_of(const Address& address, int64_t slot
   return address.listed ? address.chain_ids[slot] : address.chain_ids[0] + slot;
 }
 
-// The words of one quad, and whether the counter has room for its step and chain: a kernel can't raise, so noise without room is NaN.
+// The words of one quad, and whether the counter has room for its step and chain: a kernel can't raise, so noise without room is
+// NaN.
 __device__ __forceinline__ Quad words_of(const Address& address, int64_t slot, int64_t quad, int64_t stream, bool& valid) {
   const int64_t step = address.key[1], chain = chain_of(address, slot);
   valid = addressable(step, chain);

@@ -13,6 +13,7 @@
 #include <cstdint>
 #include <optional>
 
+#include "../step_options.h"
 #include "launch.h"
 
 namespace fastebm::cuda {
@@ -58,22 +59,28 @@ Address address_of(const Tensor& key, const Tensor& chain_ids) {
           chain_ids.numel() > 1};
 }
 
-// normal, uniform ----------------------------------------------------------------------------------------------------------------
+// normal, uniform
+// ----------------------------------------------------------------------------------------------------------------
 
 void fill(const char* name, const char* (*launch)(const FillArguments&, Stream), const Tensor& out, const Tensor& key,
           const Tensor& chain_ids, int64_t stream) {
   if (out.numel() == 0) return;
   const int64_t batch = out.size(0), elements = out.numel() / batch;
-  const FillArguments arguments{out.mutable_data_ptr(), type_of(out), holds_vectors(out, elements), batch, elements, stream,
+  const FillArguments arguments{out.mutable_data_ptr(),    type_of(out), holds_vectors(out, elements), batch, elements, stream,
                                 address_of(key, chain_ids)};
   on_device_of(out, name, [&](Stream on) { return launch(arguments, on); });
 }
 
-void normal(Tensor out, Tensor key, Tensor chain_ids, int64_t stream) { fill("normal", &launch_normal, out, key, chain_ids, stream); }
+void normal(Tensor out, Tensor key, Tensor chain_ids, int64_t stream) {
+  fill("normal", &launch_normal, out, key, chain_ids, stream);
+}
 
-void uniform(Tensor out, Tensor key, Tensor chain_ids, int64_t stream) { fill("uniform", &launch_uniform, out, key, chain_ids, stream); }
+void uniform(Tensor out, Tensor key, Tensor chain_ids, int64_t stream) {
+  fill("uniform", &launch_uniform, out, key, chain_ids, stream);
+}
 
-// langevin_step ------------------------------------------------------------------------------------------------------------------
+// langevin_step
+// ------------------------------------------------------------------------------------------------------------------
 
 // As fastebm.ops.langevin.images gives tensors: (batch, channel, pixel) of any strides, or contiguous of any shape.
 Image image(const Tensor& x) {
@@ -90,38 +97,36 @@ float limit(const std::optional<double>& value, float otherwise) {
   return value.has_value() ? static_cast<float>(*value) : otherwise;
 }
 
-void langevin_step(Tensor out, Tensor x, Tensor gradient, Tensor schedule, Tensor key, Tensor chain_ids,
-                   std::optional<double> clamp_min, std::optional<double> clamp_max, std::optional<double> gradient_clip,
-                   std::optional<double> norm_clip, std::optional<Tensor> mask, std::optional<Tensor> known,
-                   std::optional<Tensor> data_target, std::optional<Tensor> data_term_weight, double data_term_hinge) {
+void langevin_step(const StepOptions& options, Tensor out, Tensor x, Tensor grad) {
   if (x.numel() == 0) return;
   LangevinArguments a{};
-  a.out = image(out), a.x = image(x), a.gradient = image(gradient);
-  a.mask = image(mask), a.known = image(known), a.data_target = image(data_target);
-  a.gradient_type = type_of(gradient);
+  a.out = image(out), a.x = image(x), a.grad = image(grad);
+  a.mask = image(options.mask), a.known = image(options.known), a.data_target = image(options.data_target);
+  a.grad_type = type_of(grad);
   a.batch = x.size(0);
   a.channels = x.dim() == 3 ? x.size(1) : 1;
   a.pixels = x.numel() / a.batch / a.channels;
-  a.schedule = static_cast<const float*>(schedule.const_data_ptr());
-  a.schedule_rows = schedule.size(0);
-  a.per_chain = schedule.dim() == 3;
-  a.address = address_of(key, chain_ids);
-  a.clamp_min = limit(clamp_min, -INFINITY), a.clamp_max = limit(clamp_max, INFINITY);
-  a.gradient_clip = limit(gradient_clip, INFINITY), a.norm_clip = limit(norm_clip, INFINITY);
-  if (data_term_weight) {
-    a.data_term_weight = static_cast<const float*>(data_term_weight->const_data_ptr());
-    a.weight_rows = data_term_weight->size(0);
+  a.schedule = static_cast<const float*>(options.schedule.const_data_ptr());
+  a.schedule_rows = options.schedule.size(0);
+  a.per_chain = options.schedule.dim() == 3;
+  a.address = address_of(options.key, options.chain_ids);
+  a.clamp_min = limit(options.clamp_min, -INFINITY), a.clamp_max = limit(options.clamp_max, INFINITY);
+  a.grad_clip = limit(options.grad_clip, INFINITY), a.grad_norm_clip = limit(options.grad_norm_clip, INFINITY);
+  if (const auto& weights = options.data_term_weight) {
+    a.data_term_weight = static_cast<const float*>(weights->const_data_ptr());
+    a.weight_rows = weights->size(0);
   }
-  a.data_term_hinge = static_cast<float>(data_term_hinge);
+  a.data_term_hinge = static_cast<float>(options.data_term_hinge);
   std::optional<Tensor> factors;
-  if (norm_clip || (data_target && data_term_hinge > 0)) {
+  if (options.grad_norm_clip || (options.data_target && options.data_term_hinge > 0)) {
     factors = torch::stable::new_empty(x, {2 * a.batch});
     a.factors = static_cast<float*>(factors->mutable_data_ptr());
   }
   on_device_of(x, "langevin_step", [&](Stream on) { return launch_langevin_step(a, on); });
 }
 
-// block_tail, expand_blend -------------------------------------------------------------------------------------------------------
+// block_tail, expand_blend
+// -------------------------------------------------------------------------------------------------------
 
 bool aligned(const void* pointer) { return reinterpret_cast<std::uintptr_t>(pointer) % 16 == 0; }
 
@@ -151,8 +156,8 @@ void on_packs(const char* name, const char* (*launch)(const TailArguments&, Stre
   on_device_of(main, name, [&](Stream on) { return launch(a, on); });
 }
 
-void block_tail(Tensor out, Tensor main, Tensor skip, std::optional<Tensor> fade, std::optional<Tensor> beta,
-                int64_t activation, double parameter) {
+void block_tail(Tensor out, Tensor main, Tensor skip, std::optional<Tensor> fade, std::optional<Tensor> beta, int64_t activation,
+                double parameter) {
   TailArguments a = tail(main, out, beta, activation, parameter);
   a.skip = skip.const_data_ptr(), a.fade = data(fade), a.out = out.mutable_data_ptr();
   on_packs("block_tail", &launch_block_tail, main, a);
@@ -179,20 +184,30 @@ void block_tail_double_backward(Tensor out_grad, Tensor out_main, Tensor grad_ma
 void expand_blend(Tensor out, Tensor primal, Tensor fade, Tensor beta) {
   const int64_t count = out.numel();
   if (count == 0) return;
-  BlendArguments a{type_of(out), false, count, static_cast<const float*>(beta.const_data_ptr()),
-                   primal.const_data_ptr(), fade.const_data_ptr(), out.mutable_data_ptr()};
-  a.packs = count % (16 / static_cast<int64_t>(out.element_size())) == 0 && aligned(a.primal) && aligned(a.fade) &&
-            aligned(a.out);
+  BlendArguments a{type_of(out),
+                   false,
+                   count,
+                   static_cast<const float*>(beta.const_data_ptr()),
+                   primal.const_data_ptr(),
+                   fade.const_data_ptr(),
+                   out.mutable_data_ptr()};
+  a.packs =
+      count % (16 / static_cast<int64_t>(out.element_size())) == 0 && aligned(a.primal) && aligned(a.fade) && aligned(a.out);
   on_device_of(out, "expand_blend", [&](Stream on) { return launch_expand_blend(a, on); });
 }
 
 void expand_blend_backward(Tensor grad_primal, Tensor grad_fade, Tensor grad, Tensor beta) {
   const int64_t count = grad.numel();
   if (count == 0) return;
-  BlendBackwardArguments a{type_of(grad), false, count, static_cast<const float*>(beta.const_data_ptr()),
-                           grad.const_data_ptr(), grad_primal.mutable_data_ptr(), grad_fade.mutable_data_ptr()};
-  a.packs = count % (16 / static_cast<int64_t>(grad.element_size())) == 0 && aligned(a.grad) &&
-            aligned(a.grad_primal) && aligned(a.grad_fade);
+  BlendBackwardArguments a{type_of(grad),
+                           false,
+                           count,
+                           static_cast<const float*>(beta.const_data_ptr()),
+                           grad.const_data_ptr(),
+                           grad_primal.mutable_data_ptr(),
+                           grad_fade.mutable_data_ptr()};
+  a.packs = count % (16 / static_cast<int64_t>(grad.element_size())) == 0 && aligned(a.grad) && aligned(a.grad_primal) &&
+            aligned(a.grad_fade);
   on_device_of(grad, "expand_blend_backward", [&](Stream on) { return launch_expand_blend_backward(a, on); });
 }
 
@@ -202,7 +217,7 @@ void expand_blend_backward(Tensor grad_primal, Tensor grad_fade, Tensor grad, Te
 STABLE_TORCH_LIBRARY_IMPL(fastebm_cuda, CUDA, library) {
   library.impl("normal", TORCH_BOX(&fastebm::cuda::normal));
   library.impl("uniform", TORCH_BOX(&fastebm::cuda::uniform));
-  library.impl("langevin_step", TORCH_BOX(&fastebm::cuda::langevin_step));
+  library.impl("langevin_step", TORCH_BOX(&fastebm::WithStepOptions<&fastebm::cuda::langevin_step>::call));
   library.impl("block_tail", TORCH_BOX(&fastebm::cuda::block_tail));
   library.impl("block_tail_backward", TORCH_BOX(&fastebm::cuda::block_tail_backward));
   library.impl("block_tail_double_backward", TORCH_BOX(&fastebm::cuda::block_tail_double_backward));

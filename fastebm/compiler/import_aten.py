@@ -31,7 +31,7 @@ from fastebm.compiler.operations import (
 )
 from fastebm.compiler.program import Builder
 from fastebm.compiler.values import Coefficient, Shape, Value, computed, product
-from fastebm.ops.activations import ACTIVATIONS, SWISH_SCALE
+from fastebm.ops.activations import ACTIVATION_TABLE, SWISH_SCALE
 
 
 class UnsupportedError(Exception):
@@ -401,7 +401,7 @@ def _one_minus(beta: Tensor) -> Tensor:
 def _block_tail(
     t: AtenImporter, main: Any, skip: Any, fade: Any, beta: Any, activation: int, parameter: float
 ) -> SampleTensor:
-    name, scale, weight = ACTIVATIONS[activation], math.sqrt(0.5), 1.0
+    name, scale, weight = ACTIVATION_TABLE[activation].name, math.sqrt(0.5), 1.0
     pool = AveragePool((2, 2), (2, 2))
     pooled, skip = t.add(pool, _images(t, main)), t.add(pool, _images(t, skip))
     active = t.add(_tail_activation(name, parameter), pooled)

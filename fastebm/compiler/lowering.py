@@ -42,7 +42,8 @@ from fastebm.compiler.operations import (
 )
 from fastebm.compiler.program import Node, Program
 from fastebm.compiler.values import Coefficient, Shape, Value, computed, evaluate
-from fastebm.ops.instructions import KINDS, Buffer, Epilogue, EpilogueOp, Instruction, Kind
+from fastebm.ops.activations import PROGRAM_ACTIVATIONS
+from fastebm.ops.instructions import Buffer, Epilogue, EpilogueOp, Instruction, Kind
 from fastebm.ops.program import DENSE, Constant, LoweredProgram
 
 # Activations whose derivative costs more to work out again than to read.
@@ -188,7 +189,9 @@ class _Lowering:
             if i.kind == Kind.CONVOLUTION and (i.kernel_x > 8 or i.dilation_x > 1 or i.source_channel):
                 wide.add(i.source)
         dense = {b for b, buffer in enumerate(self.buffers) if buffer.channels <= DENSE and b not in wide}
-        buffers = tuple(replace(buffer, pixel=DENSE) if b in dense else buffer for b, buffer in enumerate(self.buffers))
+        buffers = tuple(
+            replace(buffer, pixel_stride=DENSE) if b in dense else buffer for b, buffer in enumerate(self.buffers)
+        )
         constants = list(self.constants)
         for i in instructions:
             if i.kind == Kind.CONVOLUTION:
@@ -452,7 +455,7 @@ class _Lowering:
             kernel_x=factor[1] * place.factor[1],
             pad_y=-offset[0],
             pad_x=-offset[1],
-            spread=int(place.spread),
+            broadcast=int(place.spread),
         )
 
     def _gathered(self, name: str, place: _Place, image: Image) -> _Group:
@@ -606,7 +609,7 @@ class _Lowering:
             k
             for k, group in enumerate(self.groups)
             if any(
-                e.buffer == place.buffer and e.do in (EpilogueOp.STORE, EpilogueOp.ACTIVATE_KEEPING)
+                e.buffer == place.buffer and e.op in (EpilogueOp.STORE, EpilogueOp.ACTIVATE_KEEPING)
                 for e in group.epilogue
             )
         ]
@@ -648,16 +651,20 @@ class _Lowering:
                 add(Epilogue(EpilogueOp.MULTIPLY, kept.buffer))
             else:
                 step = self._operand(EpilogueOp.SLOPE, node.inputs[1], number=self._parameters(operation.parameters))
-                add(replace(step, kind=KINDS.index(operation.kind), of_result=int(operation.of_result)))
+                add(
+                    replace(
+                        step, activation=PROGRAM_ACTIVATIONS.index(operation.kind), of_result=int(operation.of_result)
+                    )
+                )
 
     def _activate(self, group: _Group, node: Node, operation: Activation, name: str) -> None:
-        kind, number = KINDS.index(operation.kind), self._parameters(operation.parameters)
+        kind, number = PROGRAM_ACTIVATIONS.index(operation.kind), self._parameters(operation.parameters)
         if any(self._keeps(user, operation, name) for user in self.program.users(name)):
             place = _Place(self._buffer(group.image))
             self.slopes[name, operation.kind, operation.parameters] = place
-            group.epilogue.append(Epilogue(EpilogueOp.ACTIVATE_KEEPING, place.buffer, number=number, kind=kind))
+            group.epilogue.append(Epilogue(EpilogueOp.ACTIVATE_KEEPING, place.buffer, number=number, activation=kind))
         else:
-            group.epilogue.append(Epilogue(EpilogueOp.ACTIVATE, number=number, kind=kind))
+            group.epilogue.append(Epilogue(EpilogueOp.ACTIVATE, number=number, activation=kind))
 
     @staticmethod
     def _keeps(user: Node, activation: Activation, name: str) -> bool:
@@ -696,7 +703,7 @@ class _Lowering:
 
     def _delivers(self, group: _Group, output: str) -> bool:
         do = EpilogueOp.STORE_ENERGIES if output == self.energies else EpilogueOp.STORE_GRADIENT
-        return any(step.do == do for step in group.epilogue)
+        return any(step.op == do for step in group.epilogue)
 
     def _stored(self, name: str, plain: bool = True) -> _Place:
         """Where a result is, stored now if it isn't yet; with `plain` as whole pixels, one by one."""
@@ -717,7 +724,7 @@ class _Lowering:
 
     def _operand(self, do: EpilogueOp, name: str, number: int = -1) -> Epilogue:
         place = self._stored(name, plain=False)
-        return Epilogue(do, place.buffer, place.channel, *place.factor, number=number, spread=int(place.spread))
+        return Epilogue(do, place.buffer, place.channel, *place.factor, number=number, broadcast=int(place.spread))
 
     def _buffer(self, image: Image) -> int:
         self.buffers.append(Buffer(*image, bytes=self.bytes))

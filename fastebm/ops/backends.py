@@ -27,42 +27,51 @@ from torch import Tensor
 
 from . import schemas
 
-__all__ = ["BACKENDS", "backend", "chosen", "launch", "refuse_autograd", "register", "report", "why_unavailable"]
+__all__ = [
+    "BACKENDS",
+    "backend",
+    "launch",
+    "refuse_autograd",
+    "register",
+    "report",
+    "select_backend",
+    "unavailable_reason",
+]
 
 BACKENDS = ("auto", "reference", "cpp", "triton", "cuda")
 
 _override: list[str] = []
 _extension: Any = None
 _cuda_library: str | None = None
-_why_no_extension = ""
-_why_no_cuda_library = "it was not built"
-# What this package calls in the extension beside operators.
-_ASKED_OF_EXTENSION = ("active_variant", "build_facts", "hash_memory", "program_layout", "self_test", "use_large_pages")
+_extension_missing = ""
+_cuda_library_missing = "it was not built"
+# Functions that this package calls in the extension, besides operators.
+_REQUIRED_SYMBOLS = ("active_variant", "build_facts", "hash_memory", "program_layout", "self_test", "use_large_pages")
 _triton_found = importlib.util.find_spec("triton") is not None
 
 
 def _load_extensions() -> None:
-    """Load what was compiled. A library that is there but does not load is a warning with the reason, never a crash."""
-    global _extension, _cuda_library, _why_no_extension, _why_no_cuda_library
+    """Load the compiled libraries. One that exists but does not load gives a warning with the reason, never a crash."""
+    global _extension, _cuda_library, _extension_missing, _cuda_library_missing
     try:
         _extension = importlib.import_module("fastebm._C")
     except ModuleNotFoundError:
-        _why_no_extension = "they were not built"
+        _extension_missing = "they were not built"
     except ImportError as error:
-        _why_no_extension = f"they don't load: {error}"
+        _extension_missing = f"they don't load: {error}"
     else:
-        lacking = [name for name in _ASKED_OF_EXTENSION if not hasattr(_extension, name)]
+        lacking = [name for name in _REQUIRED_SYMBOLS if not hasattr(_extension, name)]
         if lacking := _without_kernel("cpp") + lacking:
-            _extension, _why_no_extension = None, _stale(lacking)
+            _extension, _extension_missing = None, _outdated(lacking)
     if _extension is not None:
-        # Here, and not within the first operator's parallel region, where FASTEBM_CPU's mistakes lose their message.
+        # FASTEBM_CPU is read here: within the first operator's parallel region an error would lose its message.
         try:
             _extension.active_variant()
         except RuntimeError as error:
             raise ValueError(f"FASTEBM_CPU: {error}") from None
     if _extension is None:
         warnings.warn(
-            f"fastebm runs without its compiled operators ({_why_no_extension}): plain PyTorch takes their place, "
+            f"fastebm runs without its compiled operators ({_extension_missing}): plain PyTorch takes their place, "
             "which is right but several times slower. `fastebm build` compiles them (it needs a C++ compiler).",
             RuntimeWarning,
             stacklevel=2,
@@ -71,23 +80,24 @@ def _load_extensions() -> None:
         try:
             torch.ops.load_library(str(library))
             if lacking := _without_kernel("cuda"):
-                _why_no_cuda_library = _stale(lacking)
+                _cuda_library_missing = _outdated(lacking)
                 warnings.warn(
-                    f"fastebm runs without its CUDA operators: {_why_no_cuda_library}. `fastebm build` compiles them.",
+                    f"fastebm runs without its CUDA operators: {_cuda_library_missing}. `fastebm build` compiles them.",
                     RuntimeWarning,
                     stacklevel=2,
                 )
             else:
                 _cuda_library = str(library)
         except OSError as error:
-            _why_no_cuda_library = f"it does not load: {error}"
+            _cuda_library_missing = f"it does not load: {error}"
             warnings.warn(f"fastebm's CUDA operators don't load: {error}", RuntimeWarning, stacklevel=2)
 
 
 def _without_kernel(backend_name: str) -> list[str]:
-    """Operators that this package asks of a compiled backend, and that no library has registered.
+    """Operators that a compiled backend should have and that no loaded library registers.
 
-    Those of a library from before they were added: each would be a NotImplementedError in the middle of some work.
+    A library that was built before an operator was added lacks it. Calling it would raise NotImplementedError in the
+    middle of some work.
     """
     key = {"cpp": "CPU", "cuda": "CUDA"}[backend_name]
     return [
@@ -98,7 +108,7 @@ def _without_kernel(backend_name: str) -> list[str]:
     ]
 
 
-def _stale(lacking: Sequence[str]) -> str:
+def _outdated(lacking: Sequence[str]) -> str:
     return f"they were built from other sources than this package's, without {', '.join(lacking)}"
 
 
@@ -109,14 +119,14 @@ def _interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET", "0") not in ("", "0")
 
 
-def why_unavailable(name: str, device_type: str) -> str | None:
+def unavailable_reason(name: str, device_type: str) -> str | None:
     """Why backend `name` can't run on `device_type` ("cpu" or "cuda"), or None when it can."""
     if name == "reference":
         return None
     if name == "cpp":
         if device_type != "cpu":
             return f"it runs on the CPU, not on {device_type}"
-        missing = f"the compiled operators are missing: {_why_no_extension}; `fastebm build` compiles them"
+        missing = f"the compiled operators are missing: {_extension_missing}; `fastebm build` compiles them"
         return None if _extension is not None else missing
     if name == "triton":
         if not _triton_found:
@@ -126,7 +136,7 @@ def why_unavailable(name: str, device_type: str) -> str | None:
         return None if device_type in ("cpu", "cuda") else f"it does not run on {device_type}"
     if device_type != "cuda":
         return f"it runs on a CUDA GPU, not on {device_type}"
-    return None if _cuda_library is not None else f"fastebm's CUDA library is missing: {_why_no_cuda_library}"
+    return None if _cuda_library is not None else f"fastebm's CUDA library is missing: {_cuda_library_missing}"
 
 
 def _checked(name: str, source: str) -> str:
@@ -157,15 +167,15 @@ def backend(name: str) -> Iterator[None]:
 
 
 def program_layout(itemsize: int) -> tuple[int, int]:
-    """How the C++ operators read weights of fused programs, for numbers of so many bytes; see `instructions.Layout`."""
+    """(layout, outputs in a panel) of a program's weights as the C++ operators read them; see `instructions.Layout`."""
     layout: tuple[int, int] = _extension.program_layout(itemsize)
     return layout
 
 
 def content_hash(tensors: Sequence[Tensor]) -> int | None:
-    """64 bits that tell the contents of these tensors from others; None where that costs more than it could save.
+    """A 64-bit hash of the contents of tensors, or None where hashing would cost more than it saves.
 
-    That is away from the CPU, without the C++ operators, and for tensors that don't lie in one piece.
+    That is for tensors that are not on the CPU or not contiguous, and without the C++ operators.
     """
     if _extension is None:
         return None
@@ -179,12 +189,12 @@ def content_hash(tensors: Sequence[Tensor]) -> int | None:
 
 
 def use_large_pages(tensor: Tensor) -> None:
-    """Ask for large pages behind a tensor that nothing was written to yet; a hint, which may do nothing."""
+    """Ask the system for large pages behind a tensor that nothing was written to yet. It may ignore this."""
     if tensor.is_cpu and _extension is not None:
         _extension.use_large_pages(tensor.data_ptr(), tensor.numel() * tensor.itemsize)
 
 
-def chosen(device_type: str, double: bool = False, kernel: str | None = None) -> str:
+def select_backend(device_type: str, double: bool = False, kernel: str | None = None) -> str:
     """The backend that runs an operator on `device_type` for float32 and narrower types, or for float64 where `double`.
 
     `kernel` is the one of `schemas.KERNELS` that is to run, where not all backends have it.
@@ -194,7 +204,7 @@ def chosen(device_type: str, double: bool = False, kernel: str | None = None) ->
     """
     asked = _override[-1] if _override else _checked(os.environ.get("FASTEBM_BACKEND") or "auto", "FASTEBM_BACKEND")
     if asked != "auto":
-        reason = why_unavailable(asked, device_type)
+        reason = unavailable_reason(asked, device_type)
         if reason is None and asked != "reference" and kernel and asked not in schemas.KERNELS[kernel].backends:
             reason = f"{kernel} has no {asked} kernel; it has {', '.join(schemas.KERNELS[kernel].backends)}"
         if reason is None and double and asked in ("triton", "cuda"):
@@ -205,7 +215,7 @@ def chosen(device_type: str, double: bool = False, kernel: str | None = None) ->
     candidates = ("cpp",) if device_type == "cpu" else ("cuda", "triton")
     if not (double and device_type != "cpu"):
         for name in candidates:
-            if (kernel is None or name in schemas.KERNELS[kernel].backends) and why_unavailable(
+            if (kernel is None or name in schemas.KERNELS[kernel].backends) and unavailable_reason(
                 name, device_type
             ) is None:
                 return name
@@ -215,9 +225,9 @@ def chosen(device_type: str, double: bool = False, kernel: str | None = None) ->
 def launch(name: str, out: Tensor, *arguments: Any) -> None:
     """Run kernel `name` of `schemas.KERNELS` on the backend chosen for `out`."""
     if _plain_cpu and not _override and out.is_cpu:
-        # What nearly every call on a CPU is, without the questions, which cost a step on tiny images 2 microseconds.
+        # The usual case skips the choice of a backend, which costs a step on tiny images 2 microseconds.
         return _COMPILED["cpp"][name](out, *arguments)
-    backend_name = chosen(out.device.type, out.dtype == torch.float64, name)
+    backend_name = select_backend(out.device.type, out.dtype == torch.float64, name)
     if backend_name in _COMPILED:
         _COMPILED[backend_name][name](out, *arguments)
     elif backend_name == "triton":
@@ -273,7 +283,7 @@ def refuse_autograd(name: str, *tensors: Tensor | None) -> None:
 
 
 def report() -> dict[str, Any]:
-    """What runs where: the facts that `fastebm info` prints.
+    """Which backend runs where, and how it was built: the facts that `fastebm info` prints.
 
     Returns:
         "cpu" and "cuda": the backend that operators take there now, or why none; "cpu_variant": the instruction set of
@@ -297,7 +307,7 @@ def report() -> dict[str, Any]:
         facts["build"] = _extension.build_facts()
     for device_type in ("cpu", "cuda"):
         try:
-            facts[device_type] = chosen(device_type)
+            facts[device_type] = select_backend(device_type)
         except RuntimeError as error:
             facts[device_type] = str(error)
     if not torch.cuda.is_available():

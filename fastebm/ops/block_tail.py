@@ -1,4 +1,4 @@
-"""The tail of a residual block that halves the resolution: pool, activate, add, blend with the fade path, in one pass.
+"""The last part of a residual block that halves the resolution: pool, activate, add and blend, in one pass.
 
     p = avgpool2(main)     t = (act(p) + avgpool2(skip)) / sqrt(2)     out = t, or beta * t + (1 - beta) * fade
 
@@ -10,8 +10,8 @@ With g the gradient at the output and b = beta / sqrt(2) (beta = 1 without fade)
 
     out_grad = b (act'(p) avgpool2(v) + avgpool2(u)) + (1 - beta) w     out_main = b/4 act''(p) g avgpool2(v)
 
-Kernels read NCHW or channels-last, all their tensors alike. They leave a trailing odd row or column of a gradient as it
-is, which is zero.
+Kernels read NCHW or channels-last, the same for all their tensors. They don't write an odd last row or column of a
+gradient, which stays zero.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .activations import ACTIVATIONS, activation_code, activation_of_code, curvature_of_code, slope_of_code
+from .activations import ACTIVATION_TABLE, activation_code, tail_activation
 from .backends import launch, register
 from .expand_blend import (
     beta_tensor,
@@ -34,6 +34,7 @@ from .expand_blend import (
     memory_format_of,
     refuse_beta_gradient,
 )
+from .options import TailOptions
 from .schemas import LIBRARY
 
 __all__ = ["block_tail"]
@@ -95,14 +96,16 @@ def block_tail(
 # Operators ----------------------------------------------------------------------------------------------------------
 
 
-def _check_main(main: Tensor, beta: Tensor | None, activation: int) -> None:
+def _check_main(main: Tensor, options: TailOptions) -> None:
+    beta, activation, _ = options
     if main.dim() != 4:
         raise ValueError(f"main must be (batch, channels, height, width), got {tuple(main.shape)}")
     check_dtype("main", main)
     if beta is not None:
         check_beta(beta, main)
-    if not 0 <= activation < len(ACTIVATIONS):
-        raise ValueError(f"activation must be a number in [0, {len(ACTIVATIONS)}), got {activation}")
+    if not 0 <= activation < len(ACTIVATION_TABLE) or ACTIVATION_TABLE[activation].derivative is None:
+        numbers = [number for number, row in enumerate(ACTIVATION_TABLE) if row.derivative is not None]
+        raise ValueError(f"activation must be a number in {numbers}, got {activation}")
 
 
 def _pooled(main: Tensor) -> tuple[Any, ...]:
@@ -120,10 +123,9 @@ def _new_gradient(main: Tensor) -> Tensor:
     return (torch.zeros_like if odd else torch.empty_like)(main, memory_format=memory_format_of(main))
 
 
-def _room(
-    main: Tensor, skip: Tensor, fade: Tensor | None, beta: Tensor | None, activation: int, parameter: float
-) -> Tensor:
-    _check_main(main, beta, activation)
+def _allocate(main: Tensor, skip: Tensor, fade: Tensor | None, *options: Any) -> Tensor:
+    _check_main(main, TailOptions(*options))
+    beta = options[0]
     check_like("skip", skip, "main", main, tuple(main.shape))
     if (fade is None) != (beta is None):
         raise ValueError(f"fade and beta go together, got only {'beta' if fade is None else 'fade'}")
@@ -132,56 +134,43 @@ def _room(
     return _new_pooled(main)
 
 
-@register("block_tail", fake=_room)
-def _block_tail(
-    main: Tensor, skip: Tensor, fade: Tensor | None, beta: Tensor | None, activation: int, parameter: float
-) -> Tensor:
-    out = _room(main, skip, fade, beta, activation, parameter)
+@register("block_tail", fake=_allocate)
+def _block_tail(main: Tensor, skip: Tensor, fade: Tensor | None, *options: Any) -> Tensor:
+    out = _allocate(main, skip, fade, *options)
     if out.numel():
-        launch("block_tail", out, *_alike(main, skip, fade), beta, activation, parameter)
+        launch("block_tail", out, *_same_memory_format(main, skip, fade), *options)
     return out
 
 
-def _alike(first: Tensor, *others: Tensor | None) -> list[Any]:
+def _same_memory_format(first: Tensor, *others: Tensor | None) -> list[Any]:
     """The tensors in the memory format of the first."""
     layout = memory_format_of(first)
     return [x if x is None else x.contiguous(memory_format=layout) for x in (first, *others)]
 
 
-def _backward_room(
-    grad: Tensor, main: Tensor, beta: Tensor | None, activation: int, parameter: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    _check_main(main, beta, activation)
+def _allocate_backward(grad: Tensor, main: Tensor, *options: Any) -> tuple[Tensor, Tensor, Tensor]:
+    _check_main(main, TailOptions(*options))
     check_like("grad", grad, "main", main, _pooled(main))
-    return _new_gradient(main), _new_gradient(main), main.new_empty(0) if beta is None else _new_pooled(main)
+    return _new_gradient(main), _new_gradient(main), main.new_empty(0) if options[0] is None else _new_pooled(main)
 
 
-@register("block_tail_backward", fake=_backward_room)
-def _block_tail_backward(
-    grad: Tensor, main: Tensor, beta: Tensor | None, activation: int, parameter: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    grad_main, grad_skip, grad_fade = _backward_room(grad, main, beta, activation, parameter)
+@register("block_tail_backward", fake=_allocate_backward)
+def _block_tail_backward(grad: Tensor, main: Tensor, *options: Any) -> tuple[Tensor, Tensor, Tensor]:
+    grad_main, grad_skip, grad_fade = _allocate_backward(grad, main, *options)
     if grad.numel():
-        main, grad = _alike(main, grad)
-        faded = None if beta is None else grad_fade
-        launch("block_tail_backward", grad_main, grad_skip, faded, grad, main, beta, activation, parameter)
+        main, grad = _same_memory_format(main, grad)
+        faded = None if options[0] is None else grad_fade
+        launch("block_tail_backward", grad_main, grad_skip, faded, grad, main, *options)
     return grad_main, grad_skip, grad_fade
 
 
-def _double_backward_room(
-    grad_main: Tensor,
-    grad_skip: Tensor,
-    grad_fade: Tensor | None,
-    grad: Tensor,
-    main: Tensor,
-    beta: Tensor | None,
-    activation: int,
-    parameter: float,
+def _allocate_double_backward(
+    grad_main: Tensor, grad_skip: Tensor, grad_fade: Tensor | None, grad: Tensor, main: Tensor, *options: Any
 ) -> tuple[Tensor, Tensor]:
-    _check_main(main, beta, activation)
+    _check_main(main, TailOptions(*options))
     for name, tensor in (("grad_main", grad_main), ("grad_skip", grad_skip)):
         check_like(name, tensor, "main", main, tuple(main.shape))
-    if (grad_fade is None) != (beta is None):
+    if (grad_fade is None) != (options[0] is None):
         raise ValueError(f"grad_fade and beta go together, got only {'beta' if grad_fade is None else 'grad_fade'}")
     for name, pooled in (("grad_fade", grad_fade), ("grad", grad)):
         if pooled is not None:
@@ -189,21 +178,14 @@ def _double_backward_room(
     return _new_pooled(main), _new_gradient(main)
 
 
-@register("block_tail_double_backward", fake=_double_backward_room)
+@register("block_tail_double_backward", fake=_allocate_double_backward)
 def _block_tail_double_backward(
-    grad_main: Tensor,
-    grad_skip: Tensor,
-    grad_fade: Tensor | None,
-    grad: Tensor,
-    main: Tensor,
-    beta: Tensor | None,
-    activation: int,
-    parameter: float,
+    grad_main: Tensor, grad_skip: Tensor, grad_fade: Tensor | None, grad: Tensor, main: Tensor, *options: Any
 ) -> tuple[Tensor, Tensor]:
-    out_grad, out_main = _double_backward_room(grad_main, grad_skip, grad_fade, grad, main, beta, activation, parameter)
+    out_grad, out_main = _allocate_double_backward(grad_main, grad_skip, grad_fade, grad, main, *options)
     if grad.numel():
-        main, *cotangents = _alike(main, grad_main, grad_skip, grad_fade, grad)
-        launch("block_tail_double_backward", out_grad, out_main, *cotangents, main, beta, activation, parameter)
+        main, *cotangents = _same_memory_format(main, grad_main, grad_skip, grad_fade, grad)
+        launch("block_tail_double_backward", out_grad, out_main, *cotangents, main, *options)
     return out_grad, out_main
 
 
@@ -270,33 +252,20 @@ def _branch_weight(beta: Tensor | None) -> Tensor | float:
     return (1.0 if beta is None else beta.reshape(())) / math.sqrt(2)
 
 
-def reference_block_tail(
-    out: Tensor,
-    main: Tensor,
-    skip: Tensor,
-    fade: Tensor | None,
-    beta: Tensor | None,
-    activation: int,
-    parameter: float,
-) -> None:
+def reference_block_tail(out: Tensor, main: Tensor, skip: Tensor, fade: Tensor | None, *options: Any) -> None:
     """Kernel `block_tail` in plain PyTorch."""
-    tail = (activation_of_code(_mean(main), activation, parameter) + _mean(skip)) / math.sqrt(2)
+    beta, activation, parameter = options
+    tail = (tail_activation(_mean(main), activation, parameter) + _mean(skip)) / math.sqrt(2)
     out.copy_(tail if fade is None or beta is None else blended(beta.reshape(()), tail, fade))
 
 
 def reference_block_tail_backward(
-    grad_main: Tensor,
-    grad_skip: Tensor,
-    grad_fade: Tensor | None,
-    grad: Tensor,
-    main: Tensor,
-    beta: Tensor | None,
-    activation: int,
-    parameter: float,
+    grad_main: Tensor, grad_skip: Tensor, grad_fade: Tensor | None, grad: Tensor, main: Tensor, *options: Any
 ) -> None:
     """Kernel `block_tail_backward` in plain PyTorch."""
+    beta, activation, parameter = options
     share = 0.25 * _branch_weight(beta) * _wide(grad)
-    _spread(grad_main, share * slope_of_code(_mean(main), activation, parameter))
+    _spread(grad_main, share * tail_activation(_mean(main), activation, parameter, order=1))
     _spread(grad_skip, share)
     if grad_fade is not None and beta is not None:
         grad_fade.copy_((1 - beta.reshape(())) * _wide(grad))
@@ -310,14 +279,13 @@ def reference_block_tail_double_backward(
     grad_fade: Tensor | None,
     grad: Tensor,
     main: Tensor,
-    beta: Tensor | None,
-    activation: int,
-    parameter: float,
+    *options: Any,
 ) -> None:
     """Kernel `block_tail_double_backward` in plain PyTorch."""
+    beta, activation, parameter = options
     pooled, by_main, weight = _mean(main), _mean(grad_main), _branch_weight(beta)
-    along = weight * (slope_of_code(pooled, activation, parameter) * by_main + _mean(grad_skip))
+    along = weight * (tail_activation(pooled, activation, parameter, order=1) * by_main + _mean(grad_skip))
     if grad_fade is not None and beta is not None:
         along = along + (1 - beta.reshape(())) * _wide(grad_fade)
     out_grad.copy_(along)
-    _spread(out_main, 0.25 * weight * _wide(grad) * curvature_of_code(pooled, activation, parameter) * by_main)
+    _spread(out_main, 0.25 * weight * _wide(grad) * tail_activation(pooled, activation, parameter, order=2) * by_main)

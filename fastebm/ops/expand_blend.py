@@ -1,4 +1,4 @@
-"""The Expand blend of a growing net: beta * primal + (1 - beta) * fade, in one pass.
+"""The blend of a growing net's new and old features: beta * primal + (1 - beta) * fade, in one pass (Expand blend).
 
 `fma(beta, primal, (1 - beta) * fade)` is to the last bit `fade` at beta = 0 and `primal` at beta = 1 (where both are
 finite), so a net that grows starts from exactly the energy it had.
@@ -101,16 +101,16 @@ def memory_format_of(x: Tensor) -> torch.memory_format:
 # Operators ----------------------------------------------------------------------------------------------------------
 
 
-def _room(primal: Tensor, fade: Tensor, beta: Tensor) -> Tensor:
+def _allocate(primal: Tensor, fade: Tensor, beta: Tensor) -> Tensor:
     check_dtype("primal", primal)
     check_like("fade", fade, "primal", primal, tuple(primal.shape))
     check_beta(beta, primal)
     return torch.empty_like(primal, memory_format=memory_format_of(primal))
 
 
-@register("expand_blend", fake=_room)
+@register("expand_blend", fake=_allocate)
 def _expand_blend(primal: Tensor, fade: Tensor, beta: Tensor) -> Tensor:
-    out = _room(primal, fade, beta)
+    out = _allocate(primal, fade, beta)
     layout = memory_format_of(primal)
     if out.numel():
         primal, fade = (x.contiguous(memory_format=layout) for x in (primal, fade))
@@ -118,16 +118,16 @@ def _expand_blend(primal: Tensor, fade: Tensor, beta: Tensor) -> Tensor:
     return out
 
 
-def _backward_room(grad: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
+def _allocate_backward(grad: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
     check_dtype("grad", grad)
     check_beta(beta, grad)
     layout = memory_format_of(grad)
     return torch.empty_like(grad, memory_format=layout), torch.empty_like(grad, memory_format=layout)
 
 
-@register("expand_blend_backward", fake=_backward_room)
+@register("expand_blend_backward", fake=_allocate_backward)
 def _expand_blend_backward(grad: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
-    grad_primal, grad_fade = _backward_room(grad, beta)
+    grad_primal, grad_fade = _allocate_backward(grad, beta)
     if grad.numel():
         grad = grad.contiguous(memory_format=memory_format_of(grad))
         launch("expand_blend_backward", grad_primal, grad_fade, grad, beta)

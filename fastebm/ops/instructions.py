@@ -1,15 +1,15 @@
-"""What a fused program is made of: buffers, instructions and small operations behind each, as numbers in one tensor.
+"""The format of a fused program: buffers, instructions and their epilogues, as numbers in one tensor.
 
 An instruction computes a grid of pixels, image by image, and hands every block of values to its *epilogue*: a short
 list of pointwise operations on float32 values that ends in stores. So a convolution, its bias, its activation, the
-derivative that the backward part needs and the sum with another branch are one pass over memory.
+derivative that the backward part needs and the sum with another branch take one pass over memory.
 
 The tensor (int64, on the host) holds, one after the other, a header of `HEADER` numbers, `BUFFER_FIELDS` for each
 buffer, `INSTRUCTION_FIELDS` for each instruction, `EPILOGUE_FIELDS` for each operation of all epilogues, and
 `SEGMENT_FIELDS` for each segment (a run of instructions and how many images go through it at a time). All
-floating-point numbers are elsewhere, in `constants`: so new weights need no new tensor, and their places stay.
+floating-point numbers are in `constants`, so that new weights are written in place and this tensor stays as it is.
 
-`csrc/cpu/program.h` and `triton/program.py` repeat the numbering.
+`csrc/cpu/program.h` repeats the numbering; a test compares the two.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ from torch import Tensor
 
 __all__ = [
     "HEADER",
-    "KINDS",
     "Buffer",
     "Epilogue",
     "EpilogueOp",
@@ -40,7 +39,7 @@ VERSION = 1
 
 
 class Layout(IntEnum):
-    """How the weights of convolutions lie; what a backend reads.
+    """The memory layout of a convolution's weights, which depends on the backend.
 
     PLAIN: (taps, in, out), as in Triton. PANELS: (panels, taps, in, panel), a panel of 32 or 16 outputs. TILES: as the
     matrix units of x86 (AMX) read pairs of bfloat16: (panels, steps, tiles, 16 pairs, 16 outputs, 2).
@@ -89,10 +88,6 @@ class EpilogueOp(IntEnum):
     STORE_ENERGIES = 10
 
 
-# Activations by number; their parameters are numbers in constants[0] from `parameters` on.
-KINDS = ("silu", "gelu", "gelu_tanh", "elu", "leaky_relu", "relu", "softplus", "tanh", "sigmoid", "square", "exp")
-
-
 @dataclass(frozen=True)
 class Buffer:
     """A result that is kept: images that lie pixel by pixel, in the workspace of one worker.
@@ -103,7 +98,7 @@ class Buffer:
         images: how many there is room for.
         margin: pixels of zeros on either side of a row, for convolutions that pad.
         offset: in bytes, from the start of the workspace.
-        pixel, row, image: strides in numbers; `pixel` is at least `channels`.
+        pixel_stride, row_stride, image_stride: in numbers, from one to the next; a pixel has `channels` or more.
     """
 
     channels: int
@@ -113,9 +108,9 @@ class Buffer:
     images: int = 1
     margin: int = 0
     offset: int = 0
-    pixel: int = 0
-    row: int = 0
-    image: int = 0
+    pixel_stride: int = 0
+    row_stride: int = 0
+    image_stride: int = 0
 
 
 @dataclass(frozen=True)
@@ -131,7 +126,7 @@ class Instruction:
         constant: the weight among the constants; for GATHER the number of `fill`, for LOAD one more channel of ones if
             not 0.
         first, count: its epilogue.
-        spread: whether the source has one channel that stands for all.
+        broadcast: whether the source has one channel that stands for all.
     """
 
     kind: int
@@ -156,7 +151,7 @@ class Instruction:
     constant: int = -1
     first: int = 0
     count: int = 0
-    spread: int = 0
+    broadcast: int = 0
 
 
 @dataclass(frozen=True)
@@ -164,24 +159,24 @@ class Epilogue:
     """One operation of an epilogue.
 
     Attributes:
-        do: a `EpilogueOp`.
+        op: an `EpilogueOp`.
         buffer, channel: the buffer that is read or written, and its channel that belongs to channel 0 of v.
         factor_y, factor_x: pixel (y, x) reads the buffer's pixel (y / factor_y, x / factor_x).
         number: of a factor among the numbers, -1 for one; of the first parameter of an activation; of a constant.
-        kind: of the activation, from `KINDS`.
+        activation: its number in `activations.ACTIVATION_TABLE`.
         of_result: see `EpilogueOp.SLOPE`.
-        spread: whether the buffer's one channel stands for all.
+        broadcast: whether the buffer's one channel stands for all.
     """
 
-    do: int
+    op: int
     buffer: int = -1
     channel: int = 0
     factor_y: int = 1
     factor_x: int = 1
     number: int = -1
-    kind: int = 0
+    activation: int = 0
     of_result: int = 0
-    spread: int = 0
+    broadcast: int = 0
 
 
 @dataclass(frozen=True)
@@ -195,7 +190,7 @@ class Segment:
 
 @dataclass(frozen=True)
 class Header:
-    """What a program is made for.
+    """The backend and the batch that a program is planned for.
 
     Attributes:
         layout, panel: of the weights (`Layout`), and the outputs in one panel.
@@ -223,8 +218,8 @@ SEGMENT_FIELDS = len(fields(Segment))
 
 
 @dataclass(frozen=True)
-class Code:
-    """All parts of a program."""
+class PlannedProgram:
+    """A program with its memory planned: all parts of what `encode` writes into one tensor."""
 
     header: Header
     buffers: tuple[Buffer, ...]
@@ -238,7 +233,7 @@ class Code:
 
     @functools.cached_property
     def samples(self) -> frozenset[tuple[int, int, int]]:
-        """What it loads of a sample, (C, H, W): one shape, unless it reads no samples."""
+        """The shape (C, H, W) of the samples that it loads, or none if it loads none."""
         loads = (i for i in self.instructions if i.kind == Kind.LOAD and i.source_channels)
         return frozenset((i.source_channels, i.height, i.width) for i in loads)
 
@@ -251,7 +246,7 @@ class Code:
             )
 
 
-def encode(code: Code) -> Tensor:
+def encode(code: PlannedProgram) -> Tensor:
     """The program as one int64 tensor."""
     counts = [len(code.buffers), len(code.instructions), len(code.epilogues), len(code.segments)]
     header = [VERSION, *counts, *_numbers(code.header)]
@@ -262,7 +257,7 @@ def encode(code: Code) -> Tensor:
     return torch.tensor([number for row in rows for number in row], dtype=torch.int64)
 
 
-def decode(tensor: Tensor) -> Code:
+def decode(tensor: Tensor) -> PlannedProgram:
     """The program behind `encode`'s tensor. Raises ValueError where it is none."""
     if tensor.dtype != torch.int64 or tensor.dim() != 1 or tensor.device.type != "cpu":
         raise ValueError(f"code must be an int64 vector on the CPU, got {tensor.dtype} {tuple(tensor.shape)}")
@@ -277,7 +272,7 @@ def decode(tensor: Tensor) -> Code:
         at += count * width
     if at != len(numbers):
         raise ValueError(f"code has {len(numbers)} numbers, its header says {at}")
-    return Code(header, *parts)  # type: ignore[arg-type]
+    return PlannedProgram(header, *parts)  # type: ignore[arg-type]
 
 
 def _numbers(row: Header | Buffer | Instruction | Epilogue | Segment) -> list[int]:

@@ -1,9 +1,8 @@
-"""One Langevin update, fused: x' = clamp(x - step_size * clip(gradient) + noise_std * noise), then known pixels are
-pinned.
+"""One Langevin update in one pass: x' = clamp(x - step_size * clip(gradient) + noise_std * noise), then the mask.
 
-The arithmetic is part of the contract: `fma(noise_std, noise, fma(-step_size, g, x))`, then clamp, then pin, where g
-is the clipped gradient, plus `weight * (x - target)` where there is a data term. A noise_std of 0 draws nothing. NaN
-passes through clip and clamp.
+The arithmetic is part of the contract: `fma(noise_std, noise, fma(-step_size, g, x))`, then clamp, then the mask. Here
+g is the clipped gradient, plus `weight * (x - target)` with a data term. A noise_std of 0 draws nothing. NaN passes
+through clip and clamp.
 """
 
 from __future__ import annotations
@@ -25,6 +24,7 @@ from .normal import (
     philox_words,
     rounded_sqrt,
 )
+from .options import StepOptions
 
 __all__ = ["DataTerm", "langevin_step", "langevin_step_"]
 
@@ -49,16 +49,18 @@ def langevin_step(
     mask: Tensor | None = None,
     known: Tensor | None = None,
     data_term: DataTerm | None = None,
+    inplace: bool = False,
 ) -> Tensor:
     """One Langevin step of every chain of a batch, in one pass over the data.
 
     Args:
-        x: state (B, ...), float32; float64 on the CPU, and on a GPU through the reference. Channels-last images are
-            read as they lie.
+        x: state (B, ...), float32; float64 on the CPU, and on a GPU through the reference. Contiguous and
+            channels-last images are read without a copy.
         grad: gradient of the energy (low = real) at x, x's shape; float32, bfloat16 or float16 (any of these or
             float64 for float64 x).
         step_size: eta > 0, or a tensor (B,) of one for each chain; taken as float32, for a float64 x too.
-        noise_std: sigma >= 0, or a tensor (B,). `fastebm.schedules.from_epsilon(eps)` gives the pair of unadjusted Langevin dynamics.
+        noise_std: sigma >= 0, or a tensor (B,). `fastebm.schedules.from_epsilon(eps)` gives the pair of unadjusted
+            Langevin dynamics.
         seed, step, chain_ids: where the noise falls; see `fastebm.ops.normal`.
         clamp: (low, high) for the new state; either may be None.
         grad_clip: clip every entry of the gradient to [-grad_clip, grad_clip].
@@ -67,6 +69,7 @@ def langevin_step(
         mask, known: broadcastable to x; where mask is 1 (True) the new state is `known`.
         data_term: (target, weight) or (target, weight, hinge): adds the gradient of weight/2 * max(|x - target|^2,
             hinge), by chain, after clipping. `target` is broadcastable to x.
+        inplace: write the new state into x, as `langevin_step_` does.
 
     Returns:
         The new state, in x's dtype and memory format.
@@ -82,52 +85,32 @@ def langevin_step(
         >>> x = torch.zeros(4, 1, 8, 8)
         >>> x = fastebm.langevin_step(x, x, step_size=0.1, noise_std=0.01, seed=0, step=0, clamp=(-1, 1))
     """
-    arguments = _tensors(
-        x, grad, step_size, noise_std, seed, step, chain_ids, clamp, grad_clip, grad_norm_clip, mask, known, data_term
+    _check_types(x, grad, clamp, mask, known, data_term)
+    low, high = clamp if clamp is not None else (None, None)
+    options = StepOptions(
+        _schedule_row(step_size, noise_std, x),
+        rng.make_key(seed, step, device=x.device),
+        rng.make_chain_ids(chain_ids, x.shape[0], x.device),
+        low,
+        high,
+        grad_clip,
+        grad_norm_clip,
+        None if mask is None else _broadcast("mask", mask if mask.dtype == torch.bool else mask != 0, x, torch.bool),
+        None if known is None else _broadcast("known", known, x, x.dtype),
+        *((None, None, 0.0) if data_term is None else _data_term_tensors(data_term, x)),
     )
-    return torch.ops.fastebm.langevin_step(x, *arguments)
-
-
-def langevin_step_(
-    x: Tensor,
-    grad: Tensor,
-    *,
-    step_size: float | Tensor,
-    noise_std: float | Tensor,
-    seed: int,
-    step: int = 0,
-    chain_ids: int | Tensor = 0,
-    clamp: tuple[float | None, float | None] | None = None,
-    grad_clip: float | None = None,
-    grad_norm_clip: float | None = None,
-    mask: Tensor | None = None,
-    known: Tensor | None = None,
-    data_term: DataTerm | None = None,
-) -> Tensor:
-    """`langevin_step` in place: writes the new state into `x` and returns it."""
-    arguments = _tensors(
-        x, grad, step_size, noise_std, seed, step, chain_ids, clamp, grad_clip, grad_norm_clip, mask, known, data_term
-    )
-    torch.ops.fastebm.langevin_step_(x, *arguments)
+    if not inplace:
+        return torch.ops.fastebm.langevin_step(x, grad, *options)
+    torch.ops.fastebm.langevin_step_(x, grad, *options)
     return x
 
 
-def _tensors(
-    x: Tensor,
-    grad: Tensor,
-    step_size: float | Tensor,
-    noise_std: float | Tensor,
-    seed: int,
-    step: int,
-    chain_ids: int | Tensor,
-    clamp: tuple[float | None, float | None] | None,
-    grad_clip: float | None,
-    grad_norm_clip: float | None,
-    mask: Tensor | None,
-    known: Tensor | None,
-    data_term: DataTerm | None,
-) -> tuple[Any, ...]:
-    """The operator's arguments after x, from a user's plain numbers."""
+def langevin_step_(x: Tensor, grad: Tensor, **options: Any) -> Tensor:
+    """`langevin_step` in place: writes the new state into `x` and returns it. Takes the same options."""
+    return langevin_step(x, grad, **options, inplace=True)
+
+
+def _check_types(x: Tensor, grad: Tensor, clamp: Any, mask: Any, known: Any, data_term: Any) -> None:
     if not isinstance(x, Tensor) or not isinstance(grad, Tensor):
         raise TypeError(f"x and grad must be tensors, got {type(x).__name__} and {type(grad).__name__}")
     if x.dim() == 0:
@@ -137,35 +120,17 @@ def _tensors(
             raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
     if clamp is not None and not (isinstance(clamp, tuple | list) and len(clamp) == 2):
         raise TypeError(f"clamp must be (low, high), got {clamp!r}")
-    schedule = _schedule_row(step_size, noise_std, x)
-    low, high = clamp if clamp is not None else (None, None)
-    target = weight = None
-    hinge = 0.0
-    if data_term is not None:
-        if len(data_term) not in (2, 3):
-            raise ValueError(
-                f"data_term must be (target, weight) or (target, weight, hinge), got {len(data_term)} entries"
-            )
-        if not math.isfinite(data_term[1]):
-            raise ValueError(f"the weight of data_term must be finite, got {data_term[1]}")
-        target = _broadcast("the target of data_term", data_term[0], x, x.dtype)
-        weight = torch.tensor([data_term[1]], dtype=torch.float32, device=x.device)
-        hinge = float(data_term[2]) if len(data_term) == 3 else 0.0
-    return (
-        grad,
-        schedule,
-        rng.make_key(seed, step, device=x.device),
-        rng.make_chain_ids(chain_ids, x.shape[0], x.device),
-        low,
-        high,
-        grad_clip,
-        grad_norm_clip,
-        None if mask is None else _broadcast("mask", mask if mask.dtype == torch.bool else mask != 0, x, torch.bool),
-        None if known is None else _broadcast("known", known, x, x.dtype),
-        target,
-        weight,
-        hinge,
-    )
+
+
+def _data_term_tensors(data_term: DataTerm, x: Tensor) -> tuple[Tensor, Tensor, float]:
+    """data_target, data_term_weight and data_term_hinge."""
+    if len(data_term) not in (2, 3):
+        raise ValueError(f"data_term must be (target, weight) or (target, weight, hinge), got {len(data_term)} entries")
+    if not math.isfinite(data_term[1]):
+        raise ValueError(f"the weight of data_term must be finite, got {data_term[1]}")
+    target = _broadcast("the target of data_term", data_term[0], x, x.dtype)
+    weight = torch.tensor([data_term[1]], dtype=torch.float32, device=x.device)
+    return target, weight, float(data_term[2]) if len(data_term) == 3 else 0.0
 
 
 def _schedule_row(step_size: float | Tensor, noise_std: float | Tensor, x: Tensor) -> Tensor:
@@ -206,27 +171,14 @@ def _broadcast(name: str, value: Tensor, x: Tensor, dtype: torch.dtype) -> Tenso
 # Operator -----------------------------------------------------------------------------------------------------------
 
 
-def check(
-    operator: str,
-    x: Tensor,
-    grad: Tensor,
-    schedule: Tensor,
-    key: Tensor,
-    chain_ids: Tensor,
-    clamp_min: float | None,
-    clamp_max: float | None,
-    grad_clip: float | None,
-    grad_norm_clip: float | None,
-    mask: Tensor | None,
-    known: Tensor | None,
-    data_term: Tensor | None,
-    data_term_weight: Tensor | None,
-    data_term_hinge: float,
-) -> None:
+def check(operator: str, x: Tensor, grad: Tensor, options: StepOptions) -> None:
     """Raises where `operator` can't update x by these arguments."""
+    schedule, key, chain_ids, clamp_min, clamp_max, grad_clip, grad_norm_clip, mask, known, target, weight, hinge = (
+        options
+    )
     if x.dim() == 0:
         raise ValueError("x must be (chains, ...), got a tensor without dimensions")
-    refuse_autograd(operator, x, grad, known, data_term)
+    refuse_autograd(operator, x, grad, known, target)
     if x.dtype not in _STATES:
         raise TypeError(f"x must be float32 (or float64), got {x.dtype}")
     if grad.dtype not in _GRADIENTS or (grad.dtype == torch.float64 and x.dtype != torch.float64):
@@ -256,8 +208,8 @@ def check(
         _check_limits(clamp_min, clamp_max, grad_clip, grad_norm_clip)
     if mask is not None or known is not None:
         _check_pair("mask", mask, torch.bool, "known", known, x)
-    if data_term is not None or data_term_weight is not None:
-        _check_data_term(x, data_term, data_term_weight, data_term_hinge)
+    if target is not None or weight is not None:
+        _check_data_term(x, target, weight, hinge)
 
 
 def _check_limits(
@@ -287,66 +239,70 @@ def _check_pair(
 
 
 def _check_data_term(
-    x: Tensor, data_term: Tensor | None, data_term_weight: Tensor | None, data_term_hinge: float
+    x: Tensor, data_target: Tensor | None, data_term_weight: Tensor | None, data_term_hinge: float
 ) -> None:
-    _check_pair(
-        "data_term", data_term, x.dtype, "data_term_weight", data_term if data_term_weight is not None else None, x
-    )
+    # The weight is not of x's shape: only that both are there is checked of it here.
+    pair = data_target if data_term_weight is not None else None
+    _check_pair("data_target", data_target, x.dtype, "data_term_weight", pair, x)
     if data_term_weight is not None and (
         data_term_weight.dtype != torch.float32 or data_term_weight.dim() != 1 or not len(data_term_weight)
     ):
         raise ValueError(
-            f"data_term_weight must be a float32 table (steps,), got {data_term_weight.dtype} {tuple(data_term_weight.shape)}"
+            "data_term_weight must be a float32 table (steps,), "
+            f"got {data_term_weight.dtype} {tuple(data_term_weight.shape)}"
         )
     if data_term_weight is not None and data_term_weight.device != x.device:
         raise ValueError(f"data_term_weight must be on x's device {x.device}, got {data_term_weight.device}")
     if not data_term_hinge >= 0:
-        raise ValueError(f"the hinge of data_term must not be negative, got {data_term_hinge}")
+        raise ValueError(f"data_term_hinge must not be negative, got {data_term_hinge}")
 
 
 def images(*tensors: Any) -> list[Any]:
     """Tensors (or None) of one shape as kernels take them.
 
-    As they are when all are contiguous, else as (batch, channel, pixel) with strides.
-
-    A tensor whose pixels are not evenly spaced is copied.
+    They are unchanged if all are contiguous, else views (batch, channel, pixel) with strides. A tensor whose pixels are
+    not evenly spaced is copied.
     """
     if all(t is None or t.is_contiguous() for t in tensors):
         return list(tensors)
     return [t if t is None else t.flatten(2) if t.dim() > 2 else t.reshape(t.shape[0], 1, -1) for t in tensors]
 
 
-def _fake_step(x: Tensor, *arguments: Any) -> Tensor:
-    check("langevin_step", x, *arguments)
+def _fake_step(x: Tensor, grad: Tensor, *options: Any) -> Tensor:
+    check("langevin_step", x, grad, StepOptions(*options))
     return torch.empty_like(x)
 
 
-def _fake_step_(x: Tensor, *arguments: Any) -> None:
-    check("langevin_step", x, *arguments)
+def _fake_step_(x: Tensor, grad: Tensor, *options: Any) -> None:
+    check("langevin_step", x, grad, StepOptions(*options))
 
 
 @register("langevin_step", fake=_fake_step)
 def _langevin_step(x: Tensor, grad: Tensor, *arguments: Any) -> Tensor:
-    check("langevin_step", x, grad, *arguments)
+    options = StepOptions._make(arguments)
+    check("langevin_step", x, grad, options)
     out = torch.empty_like(x)
-    _run(out, x, grad, *arguments)
+    _run(out, x, grad, options, options.mask, options.known, options.data_target)
     return out
 
 
 @register("langevin_step_", fake=_fake_step_)
 def _langevin_step_(x: Tensor, grad: Tensor, *arguments: Any) -> None:
-    check("langevin_step", x, grad, *arguments)
+    options = StepOptions._make(arguments)
+    check("langevin_step", x, grad, options)
     if not x.is_contiguous() and any(
         size > 1 and stride == 0 for size, stride in zip(x.shape, x.stride(), strict=True)
     ):
         raise RuntimeError("x can't be written in place: its elements share memory (it was expanded); clone it first")
-    grad = grad if _same_place(grad, x) else without_aliasing(grad, x)
-    *address, mask, known, data_term, data_term_weight, data_term_hinge = arguments
-    sides = (t if t is None else without_aliasing(t, x) for t in (mask, known, data_term))
-    _run(x, x, grad, *address, *sides, data_term_weight, data_term_hinge)
+    grad = grad if _same_storage_layout(grad, x) else without_aliasing(grad, x)
+    mask, known, data_target = (
+        None if image is None else without_aliasing(image, x)
+        for image in (options.mask, options.known, options.data_target)
+    )
+    _run(x, x, grad, options, mask, known, data_target)
 
 
-def _same_place(tensor: Tensor, x: Tensor) -> bool:
+def _same_storage_layout(tensor: Tensor, x: Tensor) -> bool:
     """Whether each element lies where x's does: a kernel reads it before it writes there."""
     return tensor.data_ptr() == x.data_ptr() and tensor.dtype == x.dtype and tensor.stride() == x.stride()
 
@@ -357,12 +313,21 @@ def without_aliasing(tensor: Tensor, x: Tensor) -> Tensor:
     return tensor.clone() if shared else tensor
 
 
-def _run(out: Tensor, x: Tensor, grad: Tensor, schedule: Tensor, key: Tensor, chain_ids: Tensor, *rest: Any) -> None:
-    limits, (mask, known, data_term, data_term_weight, data_term_hinge) = rest[:4], rest[4:]
-    target, x_view, grad_view, *sides = images(out, x, grad, mask, known, data_term)
+def _run(
+    out: Tensor,
+    x: Tensor,
+    grad: Tensor,
+    options: StepOptions,
+    mask: Tensor | None,
+    known: Tensor | None,
+    data_target: Tensor | None,
+) -> None:
+    """Launches the kernel with tensors as it reads them. The last three stand for those of the options."""
+    schedule, key, chain_ids, *limits, _, _, _, weight, hinge = options
+    target, x_view, grad_view, *sides = images(out, x, grad, mask, known, data_target)
     address = (schedule.contiguous(), key.contiguous(), chain_ids.contiguous())
-    data_term_weight = None if data_term_weight is None else data_term_weight.contiguous()
-    launch("langevin_step", target, x_view, grad_view, *address, *limits, *sides, data_term_weight, data_term_hinge)
+    weight = None if weight is None else weight.contiguous()
+    launch("langevin_step", target, x_view, grad_view, *address, *limits, *sides, weight, hinge)
     if target.data_ptr() != out.data_ptr():
         # The state itself had to be copied to be seen as images.
         out.copy_(target.view(out.shape))
@@ -375,24 +340,10 @@ def _run(out: Tensor, x: Tensor, grad: Tensor, schedule: Tensor, key: Tensor, ch
 SUM_LANES = 1024
 
 
-def reference_langevin_step(
-    out: Tensor,
-    x: Tensor,
-    grad: Tensor,
-    schedule: Tensor,
-    key: Tensor,
-    chain_ids: Tensor,
-    clamp_min: float | None,
-    clamp_max: float | None,
-    grad_clip: float | None,
-    grad_norm_clip: float | None,
-    mask: Tensor | None,
-    known: Tensor | None,
-    data_term: Tensor | None,
-    data_term_weight: Tensor | None,
-    data_term_hinge: float,
-) -> None:
+def reference_langevin_step(out: Tensor, x: Tensor, grad: Tensor, *options: Any) -> None:
     """Kernel `langevin_step` in plain PyTorch."""
+    schedule, key, chain_ids, clamp_min, clamp_max, grad_clip, grad_norm_clip, mask, known, *data_term = options
+    data_target, data_term_weight, data_term_hinge = data_term
     if x.numel() == 0:
         return
     batch = x.shape[0]
@@ -407,12 +358,12 @@ def reference_langevin_step(
         norm = rounded_sqrt(ordered_square_sum(g))
         limit = torch.tensor(grad_norm_clip, dtype=x.dtype, device=x.device)
         g = g * torch.where(norm > limit, limit / norm, 1.0).reshape(by_chain)
-    if data_term is not None and data_term_weight is not None:
+    if data_target is not None and data_term_weight is not None:
         weight = data_term_weight[key[2].clamp(0, data_term_weight.shape[0] - 1)].to(x.dtype).expand(batch)
         if data_term_hinge > 0:
-            weight = torch.where(ordered_square_sum(x - data_term) > data_term_hinge, weight, 0.0)
+            weight = torch.where(ordered_square_sum(x - data_target) > data_term_hinge, weight, 0.0)
         weight = weight.reshape(by_chain)
-        g = torch.where(weight == 0, g, fma(weight, x - data_term, g))
+        g = torch.where(weight == 0, g, fma(weight, x - data_target, g))
     ids = expand_chain_ids(chain_ids, batch)
     valid = check_addressable(key, ids) & (key[2] >= 0)
     elements = x[0].numel()

@@ -1,8 +1,8 @@
 """Standard normal noise as a pure function of (seed, step, chain, stream, element).
 
-The map is that of csrc/philox.h and csrc/normal.h, step for step; `fastebm/rng.py` numbers what goes into the counter.
-The reference here carries out fused multiply-adds in float64 and rounds once, which differs from a true one in rare
-double roundings only.
+The computation is that of csrc/philox.h and csrc/normal.h, step for step; `fastebm/rng.py` says what the counter
+contains. The reference computes a fused multiply-add in float64 and rounds it to float32. In rare cases this double
+rounding differs from a true one.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def normal(
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """Standard normal noise, addressed by where it falls and not by when it is drawn.
+    """Standard normal noise that depends only on seed, step, stream, chain id and element, not on the order of calls.
 
     Args:
         shape: (chains, ...); element e of a chain counts row-major through the rest of the shape.
@@ -53,8 +53,8 @@ def normal(
 
     Example:
         >>> import fastebm
-        >>> as_int = fastebm.ops.normal((4, 3, 8, 8), seed=7, step=2)
-        >>> bool((fastebm.ops.normal((2, 3, 8, 8), seed=7, step=2, chain_ids=2) == as_int[2:]).all())
+        >>> noise = fastebm.ops.normal((4, 3, 8, 8), seed=7, step=2)
+        >>> bool((fastebm.ops.normal((2, 3, 8, 8), seed=7, step=2, chain_ids=2) == noise[2:]).all())
         True
     """
     return torch.ops.fastebm.normal(*_arguments(shape, seed, step, stream, chain_ids, device, dtype))

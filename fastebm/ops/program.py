@@ -1,42 +1,41 @@
 """Fused programs: an energy and its gradient with respect to the input, by a list of instructions, in one call.
 
-`LoweredProgram` is a program as `fastebm.compiler` lowers it: buffers, instructions and constants (weights, biases, factors)
-that are evaluated once a chain. `CompiledProgram` makes it runnable: it packs the constants as the backend reads them, plans for
-each length of the batch which images go through the program together and where each buffer lies, and calls the
-operator
+`LoweredProgram` is a program as `fastebm.compiler` lowers it: buffers, instructions, and constants (weights, biases,
+factors), whose values are computed once a chain. `CompiledProgram` makes it runnable. It packs the constants as the
+backend reads them, plans for each batch size which images go through the program together and where each buffer lies,
+and calls the operator
 
     run_program(x, code, constants, workspace) -> (energies, gradient)
 
-Images are independent of one another by construction: the value of each number, order of summation included, is the
-same for any batch, chunk and number of threads.
+Images are independent of one another: the value of each number, order of summation included, is the same for any batch,
+chunk and number of threads.
 
-The reference carries out one instruction after the other on whole batches in plain PyTorch, in float64 where `x` is;
-it reads weights in every layout.
+The reference carries out one instruction after the other on whole batches in plain PyTorch, in float64 where `x` is. It
+reads weights in every layout.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from . import backends
+from .activations import program_activation, program_derivative
 from .backends import launch, refuse_autograd, register
 from .instructions import (
-    KINDS,
     Buffer,
-    Code,
     Epilogue,
     EpilogueOp,
     Header,
     Instruction,
     Kind,
     Layout,
+    PlannedProgram,
     Segment,
     decode,
     encode,
@@ -51,10 +50,10 @@ LANES = {2: 32, 4: 16, 8: 1}
 DENSE = 4
 # Rows of dense images end in as many pixels of zeros as one matrix tile may read beyond a window.
 DENSE_MARGIN = 8
-# What of one segment should stay in a core's own cache.
+# Bytes that the instructions of one segment may touch, so that they stay in a core's own cache.
 CACHE_BYTES = 1 << 20
-# The most images of a chunk, as many as a matrix tile has rows, if their results take no more than so many bytes; of
-# larger images so few that they take half of that.
+# A chunk has at most CHUNK images, as many as a matrix tile has rows. Where their results take more than CHUNK_BYTES,
+# it has so few that they take half of that.
 CHUNK = 16
 CHUNK_BYTES = 80 << 20
 LINE = 64
@@ -62,7 +61,7 @@ LINE = 64
 
 @dataclass(frozen=True)
 class Constant:
-    """One tensor that weights decide.
+    """A tensor that is computed from the weights.
 
     Attributes:
         kind: "convolution", (out, in, kernel_y, kernel_x); or "image", (channels, H or 1, W or 1), in float32.
@@ -75,7 +74,7 @@ class Constant:
 
 @dataclass(frozen=True)
 class LoweredProgram:
-    """A program without places and layouts: `Buffer`s have only channels, height, width, bytes and margin.
+    """A program before its memory is planned: `Buffer`s have only channels, height, width, bytes and margin.
 
     Attributes:
         sample: the shape of one sample of x.
@@ -94,46 +93,46 @@ class LoweredProgram:
         """The buffers that an instruction reads."""
         found = [instruction.source] if instruction.source >= 0 else []
         for step in self.epilogue(instruction):
-            if step.do in (EpilogueOp.ADD, EpilogueOp.MULTIPLY, EpilogueOp.SLOPE):
+            if step.op in (EpilogueOp.ADD, EpilogueOp.MULTIPLY, EpilogueOp.SLOPE):
                 found.append(step.buffer)
         return found
 
     def writes(self, instruction: Instruction) -> list[int]:
         """The buffers that an instruction writes."""
-        return [s.buffer for s in self.epilogue(instruction) if s.do in (EpilogueOp.STORE, EpilogueOp.ACTIVATE_KEEPING)]
+        return [s.buffer for s in self.epilogue(instruction) if s.op in (EpilogueOp.STORE, EpilogueOp.ACTIVATE_KEEPING)]
 
     def epilogue(self, instruction: Instruction) -> tuple[Epilogue, ...]:
         return self.epilogues[instruction.first : instruction.first + instruction.count]
 
 
 class CompiledProgram:
-    """A recipe that runs on one device: `energies, gradient = self(x)`, after `refresh`.
+    """A program that runs on one device: `energies, gradient = self(x)`, after `refresh`.
 
     Args:
-        recipe: the program.
-        device: where x and the constants are.
+        lowered: the program.
+        device: of x and the constants.
 
     Attributes:
-        constants: what the operator reads beside the code; they keep their places.
-        workspace: what it writes between; another tensor, once a longer batch needs more of it.
+        constants: the tensors that the operator reads besides the code. `refresh` writes into them.
+        workspace: memory for the buffers. A larger batch may replace it by a larger tensor.
 
     Raises:
         RuntimeError: where the chosen backend can't run it there.
     """
 
-    def __init__(self, recipe: LoweredProgram, device: torch.device) -> None:
-        self.recipe = recipe
+    def __init__(self, lowered: LoweredProgram, device: torch.device) -> None:
+        self.lowered = lowered
         self.device = device
-        self.layout, self.panel = layout_for(device, recipe.bytes)
+        self.layout, self.panel = layout_for(device, lowered.bytes)
         self.constants: list[Tensor] = []
         self._codes: dict[tuple[int, int], Tensor] = {}
         self.workspace = torch.zeros(0, dtype=torch.uint8, device=device)
 
     @torch.no_grad()
     def refresh(self, numbers: Sequence[float | Tensor], values: Sequence[Tensor]) -> None:
-        """New constants, written to the places of the old ones: all factors, and then `recipe.constants` in order."""
-        packed = [_numbers(numbers, torch.float64 if self.recipe.bytes == 8 else torch.float32, self.device)]
-        for constant, value in zip(self.recipe.constants, values, strict=True):
+        """New constants, written to the places of the old ones: all factors, and then `lowered.constants` in order."""
+        packed = [_numbers(numbers, torch.float64 if self.lowered.bytes == 8 else torch.float32, self.device)]
+        for constant, value in zip(self.lowered.constants, values, strict=True):
             packed.append(self._packed(constant, value))
         if self.constants:
             for place, tensor in zip(self.constants, packed, strict=True):
@@ -144,20 +143,22 @@ class CompiledProgram:
     def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Energies (B,) and the gradient, like x; float32, or float64 in the reference. x is contiguous."""
         code = self.code(x.shape[0])
-        sample = x.view(x.shape[0], *self.recipe.sample)
+        sample = x.view(x.shape[0], *self.lowered.sample)
         energies, gradient = torch.ops.fastebm.run_program(sample, code, self.constants, self.workspace)
         return energies, gradient.view(x.shape)
 
     def takes(self, x: Tensor) -> bool:
-        """Whether samples come in the very shape that the program has, not as images that it sees as vectors."""
-        return x.shape[1:] == self.recipe.sample
+        """Whether x has the program's own sample shape; a program of vectors takes images only as a view."""
+        return x.shape[1:] == self.lowered.sample
 
     def code(self, batch: int) -> Tensor:
         """The code for one length of the batch; the workspace grows with it."""
         workers = torch.get_num_threads() if self.device.type == "cpu" else 1
         key = (batch, workers)
         if key not in self._codes:
-            self._codes[key] = encode(planned(self.recipe, self.layout, self.panel, batch, workers, self.device.type))
+            self._codes[key] = encode(
+                plan_batch(self.lowered, self.layout, self.panel, batch, workers, self.device.type)
+            )
         code = self._codes[key]
         needed = int(code[9] * code[10])
         if self.workspace.numel() < needed:
@@ -168,21 +169,21 @@ class CompiledProgram:
 
     @property
     def workspace_bytes(self) -> int:
-        """What is kept between two calls, without the constants."""
+        """Memory that is kept between two calls, without the constants."""
         return self.workspace.numel()
 
     def _packed(self, constant: Constant, value: Tensor) -> Tensor:
         if constant.kind == "image":
             return packed_image(
-                value, LANES[self.recipe.bytes], torch.float64 if self.recipe.bytes == 8 else torch.float32
+                value, LANES[self.lowered.bytes], torch.float64 if self.lowered.bytes == 8 else torch.float32
             )
-        dtype = {2: torch.bfloat16, 4: torch.float32, 8: torch.float64}[self.recipe.bytes]
+        dtype = {2: torch.bfloat16, 4: torch.float32, 8: torch.float64}[self.lowered.bytes]
         return pack_convolution(value, self.layout, self.panel, constant.dense, dtype)
 
 
 def layout_for(device: torch.device, itemsize: int) -> tuple[Layout, int]:
-    """How weights of programs with numbers of so many bytes lie on the backend that runs there now."""
-    if itemsize == 8 or backends.chosen(device.type, kernel="run_program") != "cpp":
+    """(layout, outputs in a panel) of weights of `itemsize` bytes, for the backend that runs on `device` now."""
+    if itemsize == 8 or backends.select_backend(device.type, kernel="run_program") != "cpp":
         return Layout.PLAIN, 0
     kind, panel = backends.program_layout(itemsize)
     return Layout(kind), panel
@@ -217,7 +218,7 @@ def pack_convolution(weight: Tensor, layout: Layout, panel: int, dense: bool, dt
         filled = F.pad(weight.float(), (0, 0, 0, 0, 0, 0, 0, -out % panel))
         without_aliasing = filled.reshape(-1, panel, inner, height * width)
         return without_aliasing.permute(0, 3, 2, 1).contiguous()
-    tiles = tiles_of(out)
+    tiles = tiles_of_panel(out)
     weight = weight.to(torch.bfloat16)
     weight = F.pad(weight, (0, 0, 0, 0, 0, 0, 0, -out % (16 * tiles)))
     if dense:
@@ -250,7 +251,7 @@ def unpack_convolution(
     return num_steps.reshape(out, height, width, -1)[..., :inner].permute(0, 3, 1, 2)
 
 
-def tiles_of(out: int) -> int:
+def tiles_of_panel(out: int) -> int:
     """How many tiles of 16 outputs a panel of `Layout.TILES` has."""
     return 1 if out <= 16 else 2
 
@@ -258,21 +259,23 @@ def tiles_of(out: int) -> int:
 # ---- planning
 
 
-def planned(recipe: LoweredProgram, layout: Layout, panel: int, batch: int, workers: int, device: str) -> Code:
-    """Chunks, segments and places for one length of the batch. Only the C++ kernels share images out among workers."""
+def plan_batch(
+    lowered: LoweredProgram, layout: Layout, panel: int, batch: int, workers: int, device: str
+) -> PlannedProgram:
+    """Plan chunks, segments and buffers for one batch size. Only the C++ kernels divide images among workers."""
     whole = device != "cpu" or layout == Layout.PLAIN
     team = not whole and workers > 1 and batch < workers
     if whole:
-        chunk, segments = max(batch, 1), [Segment(0, len(recipe.instructions), max(batch, 1))]
+        chunk, segments = max(batch, 1), [Segment(0, len(lowered.instructions), max(batch, 1))]
     else:
-        chunk = max(1, batch) if team else chunk_of(batch, workers, _image_bytes(recipe))
-        segments = segments_of(recipe, chunk)
-    slot, buffers = placed(recipe, layout, segments, chunk)
-    header = Header(layout, panel, recipe.bytes, chunk, slot, 1 if team or whole else workers, int(team))
-    return Code(header, buffers, recipe.instructions, recipe.epilogues, tuple(segments))
+        chunk = max(1, batch) if team else chunk_size(batch, workers, _image_bytes(lowered))
+        segments = split_into_segments(lowered, chunk)
+    slot, buffers = allocate_buffers(lowered, layout, segments, chunk)
+    header = Header(layout, panel, lowered.bytes, chunk, slot, 1 if team or whole else workers, int(team))
+    return PlannedProgram(header, buffers, lowered.instructions, lowered.epilogues, tuple(segments))
 
 
-def chunk_of(batch: int, workers: int, image_bytes: int) -> int:
+def chunk_size(batch: int, workers: int, image_bytes: int) -> int:
     """The images that a worker takes at a time: at most `CHUNK`, as equal as may be, and fewer where they are large."""
     most = CHUNK
     while most > 1 and most * image_bytes > (CHUNK_BYTES if most == CHUNK else CHUNK_BYTES // 2):
@@ -281,38 +284,38 @@ def chunk_of(batch: int, workers: int, image_bytes: int) -> int:
     return max(1, -(-batch // (workers * rounds)))
 
 
-def _image_bytes(recipe: LoweredProgram) -> int:
-    return sum(math.prod(_strides(buffer)[2:]) * buffer.bytes for buffer in recipe.buffers)
+def _image_bytes(lowered: LoweredProgram) -> int:
+    return sum(math.prod(_strides(buffer)[2:]) * buffer.bytes for buffer in lowered.buffers)
 
 
-def segments_of(recipe: LoweredProgram, chunk: int) -> list[Segment]:
+def split_into_segments(lowered: LoweredProgram, chunk: int) -> list[Segment]:
     """Runs of instructions that work on as many images at a time as a core's cache holds, a power of two.
 
     Small instructions go along with their neighbours. Convolutions of narrow maps take the whole chunk, because rows of
     matrix tiles then are images.
     """
     segments: list[Segment] = []
-    for i, instruction in enumerate(recipe.instructions):
+    for i, instruction in enumerate(lowered.instructions):
         narrow = instruction.kind == Kind.CONVOLUTION and instruction.width < 16
-        images = chunk if narrow else _images_in_cache(recipe, instruction, chunk)
+        images = chunk if narrow else _images_in_cache(lowered, instruction, chunk)
         last = segments[-1] if segments else None
-        if last is not None and (images == last.images or _goes_along(instruction, images, last.images, chunk)):
+        if last is not None and (images == last.images or _can_join_segment(instruction, images, last.images, chunk)):
             segments[-1] = Segment(last.first, last.count + 1, min(images, last.images))
         else:
             segments.append(Segment(i, 1, images))
     return segments
 
 
-def _goes_along(instruction: Instruction, images: int, with_images: int, chunk: int) -> bool:
+def _can_join_segment(instruction: Instruction, images: int, with_images: int, chunk: int) -> bool:
     """Whether an instruction for `images` joins a segment for another number, none of which is a whole chunk's."""
     if instruction.kind != Kind.CONVOLUTION:
         return images >= with_images
     return with_images < chunk and images < chunk and max(images, with_images) <= 2 * min(images, with_images)
 
 
-def _images_in_cache(recipe: LoweredProgram, instruction: Instruction, chunk: int) -> int:
-    touched = {*recipe.reads(instruction), *recipe.writes(instruction)}
-    size = sum(_strides(recipe.buffers[b])[2] * recipe.buffers[b].bytes for b in touched)
+def _images_in_cache(lowered: LoweredProgram, instruction: Instruction, chunk: int) -> int:
+    touched = {*lowered.reads(instruction), *lowered.writes(instruction)}
+    size = sum(_strides(lowered.buffers[b])[2] * lowered.buffers[b].bytes for b in touched)
     images = 1
     while 2 * images <= chunk and 2 * images * size <= CACHE_BYTES:
         images *= 2
@@ -325,7 +328,7 @@ def _strides(buffer: Buffer, together: int = 1) -> tuple[int, int, int]:
     With `together` > 1 so many images lie pixel by pixel beside each other: for tiles whose rows are images.
     """
     lanes = LANES[buffer.bytes]
-    pixel = DENSE if buffer.channels <= DENSE and buffer.pixel == DENSE else -(-buffer.channels // lanes) * lanes
+    pixel = DENSE if buffer.channels <= DENSE and buffer.pixel_stride == DENSE else -(-buffer.channels // lanes) * lanes
     margin = buffer.margin
     if together > 1:
         return together * pixel, (2 * margin + buffer.width) * together * pixel, pixel
@@ -337,23 +340,23 @@ def _strides(buffer: Buffer, together: int = 1) -> tuple[int, int, int]:
     return pixel, row, (image + (image % 2 == 0)) * line
 
 
-def _margins(recipe: LoweredProgram) -> dict[int, int]:
+def _margins(lowered: LoweredProgram) -> dict[int, int]:
     """The zeros beside the rows of each buffer that tiles of neighbouring pixels read in convolutions with padding."""
     margins: dict[int, int] = {}
-    for i in recipe.instructions:
+    for i in lowered.instructions:
         if i.kind == Kind.CONVOLUTION:
             right = (
                 (i.width - 1) * i.stride_x
                 + (i.kernel_x - 1) * i.dilation_x
                 - i.pad_x
-                - (recipe.buffers[i.source].width - 1)
+                - (lowered.buffers[i.source].width - 1)
             )
             margins[i.source] = max(margins.get(i.source, 0), i.pad_x, right)
     return margins
 
 
-def placed(
-    recipe: LoweredProgram, layout: Layout, segments: Sequence[Segment], chunk: int
+def allocate_buffers(
+    lowered: LoweredProgram, layout: Layout, segments: Sequence[Segment], chunk: int
 ) -> tuple[int, tuple[Buffer, ...]]:
     """The bytes of one slot, and the buffers with strides and offsets in it.
 
@@ -363,12 +366,12 @@ def placed(
     """
     of_instruction = [number for number, s in enumerate(segments) for _ in range(s.count)]
     lives: dict[int, list[int]] = {}
-    for i, instruction in enumerate(recipe.instructions):
-        for b in (*recipe.reads(instruction), *recipe.writes(instruction)):
+    for i, instruction in enumerate(lowered.instructions):
+        for b in (*lowered.reads(instruction), *lowered.writes(instruction)):
             lives.setdefault(b, []).append(i)
     placed_at: list[tuple[int, int, int, int]] = []  # first, last, offset, end
-    margins = _margins(recipe) if layout == Layout.TILES else {}
-    buffers = [replace(buffer, margin=margins.get(b, 0)) for b, buffer in enumerate(recipe.buffers)]
+    margins = _margins(lowered) if layout == Layout.TILES else {}
+    buffers = [replace(buffer, margin=margins.get(b, 0)) for b, buffer in enumerate(lowered.buffers)]
     order = sorted(lives, key=lambda b: lives[b][0])
     for b in order:
         first, last = min(lives[b]), max(lives[b])
@@ -378,7 +381,7 @@ def placed(
             first = segments[of_instruction[first]].first
             end_segment = segments[of_instruction[last]]
             last = end_segment.first + end_segment.count - 1
-        narrow = layout == Layout.TILES and buffers[b].width < 16 and buffers[b].pixel != DENSE
+        narrow = layout == Layout.TILES and buffers[b].width < 16 and buffers[b].pixel_stride != DENSE
         pixel, row, image = _strides(buffers[b], images if narrow else 1)
         whole = buffers[b].height * row if narrow and images > 1 else images * image
         # Behind the last image a matrix tile may read, and not use, 16 pixels at a stride.
@@ -390,9 +393,11 @@ def placed(
                 break
             offset = max(offset, end)
         placed_at.append((first, last, offset, offset + size))
-        buffers[b] = replace(buffers[b], images=images, offset=offset, pixel=pixel, row=row, image=image)
+        buffers[b] = replace(
+            buffers[b], images=images, offset=offset, pixel_stride=pixel, row_stride=row, image_stride=image
+        )
     # Matrix tiles of 16 images read, and do not use, what lies behind the last image of a short chunk.
-    largest = max((b.image * b.bytes for b in buffers if b.width < 32), default=0)
+    largest = max((b.image_stride * b.bytes for b in buffers if b.width < 32), default=0)
     slot = max((end for *_, end in placed_at), default=0) + 16 * largest
     return -(-slot // 4096) * 4096, tuple(buffers)
 
@@ -451,7 +456,9 @@ def reference_run_program(
 class _Reference:
     """One run: every buffer as a dense (B, C, H, W) tensor."""
 
-    def __init__(self, code: Code, x: Tensor, constants: list[Tensor], energies: Tensor, gradient: Tensor) -> None:
+    def __init__(
+        self, code: PlannedProgram, x: Tensor, constants: list[Tensor], energies: Tensor, gradient: Tensor
+    ) -> None:
         self.code, self.x, self.constants = code, x, constants
         self.energies, self.gradient = energies, gradient
         self.stored = {2: torch.bfloat16, 4: torch.float32, 8: torch.float64}
@@ -517,7 +524,7 @@ class _Reference:
 
     def _convolved(self, i: Instruction, source: Tensor) -> Tensor:
         shape = (i.channels, i.source_channels, i.kernel_y, i.kernel_x)
-        dense = self.code.buffers[i.source].pixel == DENSE
+        dense = self.code.buffers[i.source].pixel_stride == DENSE
         layout = Layout(self.code.header.layout)
         weight = unpack_convolution(self.constants[i.constant], layout, shape, dense, self.x.dtype)
         stride, dilation = (i.stride_y, i.stride_x), (i.dilation_y, i.dilation_x)
@@ -525,7 +532,7 @@ class _Reference:
 
     def _done(self, i: Instruction, step: Epilogue, v: Tensor) -> Tensor:
         """The values after one operation of the epilogue."""
-        do = EpilogueOp(step.do)
+        do = EpilogueOp(step.op)
         if do in (EpilogueOp.ADD_CONSTANT, EpilogueOp.MULTIPLY_CONSTANT):
             constant = self.constants[step.number].permute(2, 0, 1)[: i.channels].to(v.dtype)
             if constant.shape[1] > 1 or constant.shape[2] > 1:
@@ -541,13 +548,13 @@ class _Reference:
         if do == EpilogueOp.MULTIPLY:
             return v * self._read(i, step, v)
         if do == EpilogueOp.ACTIVATE:
-            return activated(v, step.kind, self._parameters(step))
+            return program_activation(v, step.activation, self._parameters(step))
         if do == EpilogueOp.ACTIVATE_KEEPING:
-            self._write(i, step, slope(v, step.kind, self._parameters(step), of_result=False))
-            return activated(v, step.kind, self._parameters(step))
+            self._write(i, step, program_derivative(v, step.activation, self._parameters(step), of_result=False))
+            return program_activation(v, step.activation, self._parameters(step))
         if do == EpilogueOp.SLOPE:
             kept = self._read(i, step, v)
-            return v * slope(kept, step.kind, self._parameters(step), of_result=bool(step.of_result))
+            return v * program_derivative(kept, step.activation, self._parameters(step), of_result=bool(step.of_result))
         if do == EpilogueOp.STORE:
             self._write(i, step, v)
         elif do == EpilogueOp.STORE_GRADIENT:
@@ -568,7 +575,7 @@ class _Reference:
 
     def _read(self, i: Instruction, step: Epilogue, v: Tensor) -> Tensor:
         rows, columns = self._pixels(i)
-        count = 1 if step.spread else v.shape[1]
+        count = 1 if step.broadcast else v.shape[1]
         part = self.buffers[step.buffer][:, step.channel : step.channel + count]
         return part[:, :, rows // step.factor_y][:, :, :, columns // step.factor_x].to(v.dtype)
 
@@ -582,49 +589,3 @@ class _Reference:
 
     def _parameters(self, step: Epilogue) -> list[float]:
         return self.constants[0][step.number : step.number + 3].tolist() if step.number >= 0 else []
-
-
-aten = torch.ops.aten
-_FORWARD: dict[str, Callable[..., Tensor]] = {
-    "silu": F.silu,
-    "gelu": F.gelu,
-    "gelu_tanh": lambda v: F.gelu(v, approximate="tanh"),
-    "elu": lambda v, alpha, scale, inner: aten.elu(v, alpha, scale, inner),
-    "leaky_relu": lambda v, negative: F.leaky_relu(v, negative),
-    "relu": lambda v: v.clamp(min=0),
-    "softplus": lambda v, beta, threshold: F.softplus(v, beta, threshold),
-    "tanh": torch.tanh,
-    "sigmoid": torch.sigmoid,
-    "square": torch.square,
-    "exp": torch.exp,
-}
-PARAMETERS = {"elu": 3, "leaky_relu": 1, "softplus": 2}
-
-
-def activated(v: Tensor, kind: int, parameters: Sequence[float]) -> Tensor:
-    """The activation number `kind` of v."""
-    name = KINDS[kind]
-    return _FORWARD[name](v, *parameters[: PARAMETERS.get(name, 0)])
-
-
-def slope(h: Tensor, kind: int, parameters: Sequence[float], *, of_result: bool) -> Tensor:
-    """The derivative of the activation at h, or where its result is h."""
-    name, ones = KINDS[kind], torch.ones_like(h)
-    backward: dict[str, Callable[[], Any]] = {
-        "silu": lambda: aten.silu_backward(ones, h),
-        "gelu": lambda: aten.gelu_backward(ones, h),
-        "gelu_tanh": lambda: aten.gelu_backward(ones, h, approximate="tanh"),
-        "elu": lambda: aten.elu_backward(ones, *parameters[:3], of_result, h),
-        "leaky_relu": lambda: torch.where(h > 0, ones, parameters[0] * ones),
-        "relu": lambda: (h > 0).to(h.dtype),
-        "softplus": lambda: aten.softplus_backward(ones, h, *parameters[:2]),
-        "tanh": lambda: 1 - (h if of_result else torch.tanh(h)).square(),
-        "sigmoid": lambda: _logistic_slope(h if of_result else torch.sigmoid(h)),
-        "square": lambda: 2 * h,
-        "exp": lambda: h if of_result else torch.exp(h),
-    }
-    return backward[name]()
-
-
-def _logistic_slope(s: Tensor) -> Tensor:
-    return s * (1 - s)

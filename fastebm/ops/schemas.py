@@ -1,7 +1,7 @@
-"""The one list of operators: what each is called, what it takes, and the files that implement it.
+"""The list of all operators: name, schema, and the files that implement each.
 
-A *public* schema is `torch.ops.fastebm.<name>`; its implementation allocates outputs, checks what it was given and
-chooses a backend. A *kernel* schema is what every backend implements under one name, writing into tensors it is given:
+A *public* schema is `torch.ops.fastebm.<name>`; its implementation allocates outputs, checks the arguments and chooses
+a backend. A *kernel* schema is what every backend implements under one name, writing into tensors it is given:
 `fastebm_cpp::<name>` (C++), `fastebm_cuda::<name>` (CUDA C++), `fastebm.ops.triton.<subject>.<name>` and the reference
 `fastebm.ops.<subject>.reference_<name>`.
 """
@@ -12,23 +12,19 @@ from dataclasses import dataclass
 
 import torch
 
+from .options import StepOptions, TailOptions, schema_of
+
 __all__ = ["KERNELS", "PUBLIC", "Kernel"]
 
-_STEP = (
-    "Tensor grad, Tensor schedule, Tensor key, Tensor chain_ids, float? clamp_min, float? clamp_max, float? grad_clip, "
-    "float? grad_norm_clip, Tensor? mask, Tensor? known, Tensor? data_target, Tensor? data_term_weight, float data_term_hinge"
-)
-# A chain makes its gradients itself, and moves its key on.
-_CHAIN_STEP = _STEP.removeprefix("Tensor grad, ").replace("Tensor key", "Tensor({}!) key")
-# beta is absent where nothing fades, so that an ordinary tail needs no tensor for it.
-_TAIL = "Tensor? beta, int activation, float parameter"
+_STEP = schema_of(StepOptions)
+_TAIL = schema_of(TailOptions)
 
 # Public operators by name.
 PUBLIC: dict[str, str] = {
     "normal": "(SymInt[] shape, Tensor key, Tensor chain_ids, int stream, ScalarType dtype) -> Tensor",
     "uniform": "(SymInt[] shape, Tensor key, Tensor chain_ids, int stream, ScalarType dtype) -> Tensor",
-    "langevin_step": f"(Tensor x, {_STEP}) -> Tensor",
-    "langevin_step_": f"(Tensor(a!) x, {_STEP}) -> ()",
+    "langevin_step": f"(Tensor x, Tensor grad, {_STEP}) -> Tensor",
+    "langevin_step_": f"(Tensor(a!) x, Tensor grad, {_STEP}) -> ()",
     "block_tail": f"(Tensor main, Tensor skip, Tensor? fade, {_TAIL}) -> Tensor",
     "block_tail_backward": f"(Tensor grad, Tensor main, {_TAIL}) -> (Tensor, Tensor, Tensor)",
     "block_tail_double_backward": (
@@ -40,7 +36,7 @@ PUBLIC: dict[str, str] = {
     "run_program": "(Tensor x, Tensor code, Tensor[] constants, Tensor(a!) workspace) -> (Tensor, Tensor)",
     "run_chain": (
         "(Tensor(a!) x, Tensor code, Tensor[] constants, Tensor(b!) workspace, int num_steps, "
-        f"{_CHAIN_STEP.format('c')}) -> Tensor"
+        f"{schema_of(StepOptions, key='Tensor(c!)')}) -> Tensor"
     ),
 }
 
@@ -50,9 +46,9 @@ class Kernel:
     """One kernel.
 
     Attributes:
-        subject: what names its files (`ops/<subject>.py`, `csrc/cpu/<subject>.cpp`, ...).
-        schema: what it takes.
-        backends: those that implement it beside the reference.
+        subject: the name of its files (`ops/<subject>.py`, `csrc/cpu/<subject>.cpp`, ...).
+        schema: its arguments and results.
+        backends: those that implement it, besides the reference.
     """
 
     subject: str
@@ -60,11 +56,11 @@ class Kernel:
     backends: tuple[str, ...] = ("cpp", "triton", "cuda")
 
 
-# What backends implement, by name.
+# Kernels, which backends implement, by name.
 KERNELS: dict[str, Kernel] = {
     "normal": Kernel("normal", "(Tensor(a!) out, Tensor key, Tensor chain_ids, int stream) -> ()"),
     "uniform": Kernel("uniform", "(Tensor(a!) out, Tensor key, Tensor chain_ids, int stream) -> ()"),
-    "langevin_step": Kernel("langevin", f"(Tensor(a!) out, Tensor x, {_STEP}) -> ()"),
+    "langevin_step": Kernel("langevin", f"(Tensor(a!) out, Tensor x, Tensor grad, {_STEP}) -> ()"),
     "block_tail": Kernel("block_tail", f"(Tensor(a!) out, Tensor main, Tensor skip, Tensor? fade, {_TAIL}) -> ()"),
     "block_tail_backward": Kernel(
         "block_tail",
@@ -89,7 +85,7 @@ KERNELS: dict[str, Kernel] = {
     "run_chain": Kernel(
         "chain",
         "(Tensor(a!) energies, Tensor(b!) x, Tensor(c!) gradient, Tensor code, Tensor[] constants, "
-        f"Tensor(d!) workspace, {_CHAIN_STEP.format('e')}) -> ()",
+        f"Tensor(d!) workspace, {schema_of(StepOptions, key='Tensor(e!)')}) -> ()",
         backends=("cpp", "triton"),
     ),
 }

@@ -219,7 +219,7 @@ def test_pointwise_operations_cost_no_instructions_and_derivatives_are_kept():
     kinds = [Kind(i.kind) for i in recipe.instructions]
     assert kinds.count(Kind.GATHER) == 0
     assert kinds.count(Kind.CONVOLUTION) == 4
-    actions = [EpilogueOp(e.do) for e in recipe.epilogues]
+    actions = [EpilogueOp(e.op) for e in recipe.epilogues]
     assert actions.count(EpilogueOp.ACTIVATE_KEEPING) == 1
     assert EpilogueOp.SLOPE not in actions
     # The samples, the activation and its derivative, the seed of the backward part, and one gradient between.

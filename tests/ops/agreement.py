@@ -32,7 +32,7 @@ def assert_cast(actual: Tensor, expected: Tensor, backend_device: tuple[str, str
 
 def compiled_or_reference() -> str:
     """The backend to compare with: the C++ one where it was built."""
-    return "cpp" if ops.backends.why_unavailable("cpp", "cpu") is None else "reference"
+    return "cpp" if ops.backends.unavailable_reason("cpp", "cpu") is None else "reference"
 
 
 def ulps(actual: Tensor, expected: Tensor, scale: Tensor | float = 0.0) -> float:

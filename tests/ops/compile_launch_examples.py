@@ -1,4 +1,4 @@
-"""Compile every Triton specimen for one GPU and print what its code shows, as JSON by name.
+"""Compile every example of a Triton launch for one GPU and print what its code shows, as JSON by name.
 
 A program, run without the interpreter:
 
@@ -19,25 +19,25 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from fastebm.ops.triton.launch_examples import LaunchExample, all_launch_examples
+from tests.ops.launch_examples import LaunchExample, all_launch_examples
 
 ALIGNED = [["tt.divisibility", 16]]
 
 
-def compiled(specimen: LaunchExample, capability: int) -> Any:
+def compiled(example: LaunchExample, capability: int) -> Any:
     """The compiled kernel; `ptx` and `cubin` are in its `asm`."""
-    names = specimen.kernel.arg_names
-    signature = {name: specimen.signature.get(name, "constexpr") for name in names}
+    names = example.kernel.arg_names
+    signature = {name: example.signature.get(name, "constexpr") for name in names}
     constexprs = {
-        (position,): specimen.constexprs.get(name)
+        (position,): example.constexprs.get(name)
         for position, name in enumerate(names)
-        if name not in specimen.signature
+        if name not in example.signature
     }
     attributes = {key: ALIGNED for position, name in enumerate(names) for key in aligned((position,), signature[name])}
-    source = ASTSource(specimen.kernel, {name: plain(kind) for name, kind in signature.items()}, constexprs, attributes)
-    options = {"enable_fp_fusion": False, "num_warps": specimen.num_warps}
-    if specimen.num_stages is not None:
-        options["num_stages"] = specimen.num_stages
+    source = ASTSource(example.kernel, {name: plain(kind) for name, kind in signature.items()}, constexprs, attributes)
+    options = {"enable_fp_fusion": False, "num_warps": example.num_warps}
+    if example.num_stages is not None:
+        options["num_stages"] = example.num_stages
     return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
 
 
@@ -73,9 +73,9 @@ def registers(ptx: str) -> tuple[int | None, int | None]:
     return None, None
 
 
-def shown(specimen: LaunchExample, capability: int) -> dict[str, Any]:
-    """Counts in the PTX of one specimen."""
-    kernel = compiled(specimen, capability)
+def shown(example: LaunchExample, capability: int) -> dict[str, Any]:
+    """Counts in the PTX of one example."""
+    kernel = compiled(example, capability)
     ptx = kernel.asm["ptx"]
     used, spilled = registers(ptx)
     patterns = {
@@ -95,4 +95,4 @@ def shown(specimen: LaunchExample, capability: int) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    print(json.dumps({specimen.name: shown(specimen, int(sys.argv[1])) for specimen in all_launch_examples()}))
+    print(json.dumps({example.name: shown(example, int(sys.argv[1])) for example in all_launch_examples()}))

@@ -22,7 +22,7 @@ def backends_here() -> list[tuple[str, str]]:
     interpreted = os.environ.get("TRITON_INTERPRET", "0") not in ("", "0")
     devices = ["cpu", "cuda"] if torch.cuda.is_available() and not interpreted else ["cpu"]
     return [
-        (name, device) for device in devices for name in names if ops.backends.why_unavailable(name, device) is None
+        (name, device) for device in devices for name in names if ops.backends.unavailable_reason(name, device) is None
     ]
 
 

@@ -1,4 +1,4 @@
-"""Recipes of a few instructions for tests, which end in random projections: energies and a gradient."""
+"""Small lowered programs for tests, which end in random projections: energies and a gradient."""
 
 from __future__ import annotations
 
@@ -93,7 +93,9 @@ class ProgramBuilder:
         convolutions = [i for i in self.instructions if i.kind == Kind.CONVOLUTION]
         wide = {i.source for i in convolutions if i.kernel_x > 8 or i.dilation_x > 1 or i.source_channel}
         dense = {b for b, buffer in enumerate(self.buffers) if buffer.channels <= DENSE and b not in wide}
-        buffers = tuple(replace(b, bytes=size, pixel=DENSE if k in dense else 0) for k, b in enumerate(self.buffers))
+        buffers = tuple(
+            replace(b, bytes=size, pixel_stride=DENSE if k in dense else 0) for k, b in enumerate(self.buffers)
+        )
         constants = list(self.constants)
         for i in convolutions:
             constants[i.constant - 1] = replace(constants[i.constant - 1], dense=i.source in dense)

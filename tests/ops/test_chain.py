@@ -13,7 +13,8 @@ import fastebm
 from fastebm import Langevin, ops, rng
 from fastebm.models import CoarseToFineEnergy
 from fastebm.ops import CALL_STEPS, CompiledProgram, advance_chain, prefer_fused_chain
-from fastebm.ops.instructions import KINDS, Epilogue, EpilogueOp, Instruction, Kind
+from fastebm.ops.activations import PROGRAM_ACTIVATIONS
+from fastebm.ops.instructions import Epilogue, EpilogueOp, Instruction, Kind
 from tests.ops.small_lowered_programs import ProgramBuilder, normal
 
 SIZES = {torch.float32: 4, torch.bfloat16: 2}
@@ -31,7 +32,7 @@ def every_kind(size: int = 4) -> ProgramBuilder:
     making = ProgramBuilder((3, size, size))
     square = {"height": size, "width": size}
     wide, kept = making.buffer((33, size, size)), making.buffer((33, size, size))
-    silu = Epilogue(EpilogueOp.ACTIVATE_KEEPING, kept, kind=KINDS.index("silu"))
+    silu = Epilogue(EpilogueOp.ACTIVATE_KEEPING, kept, activation=PROGRAM_ACTIVATIONS.index("silu"))
     bias = Epilogue(EpilogueOp.ADD_CONSTANT, number=making.image(33, 1, 1))
     making.convolution(0, (33, size, size), (3, 3), bias, silu, Epilogue(STORE, wide), pad_y=1, pad_x=1)
     again = making.buffer((33, size, size))
@@ -47,7 +48,7 @@ def every_kind(size: int = 4) -> ProgramBuilder:
     half = {"source_channels": 33, "channels": 33, "height": size // 2, "width": size // 2}
     pooled = making.stored(Instruction(Kind.POOL, soft, **half, **window))
     gather = Instruction(Kind.GATHER, pooled, source_channels=33, channels=33, kernel_y=2, kernel_x=2, **square)
-    return making.finish(making.stored(gather, Epilogue(EpilogueOp.ADD, one, spread=1)))
+    return making.finish(making.stored(gather, Epilogue(EpilogueOp.ADD, one, broadcast=1)))
 
 
 def coarse_to_fine(size: int, dtype: torch.dtype | None) -> Langevin:
@@ -77,7 +78,7 @@ def options(name: str, x: Tensor, num_steps: int = UPDATES) -> tuple[Any, ...]:
         "a schedule for each chain": {"schedule": rows[:, None].expand(-1, batch, -1).contiguous()},
         "no noise": {"schedule": torch.tensor([[0.05, 0.0]], device=device), "grad_clip": 0.1},
         "listed chains": {"chain_ids": torch.arange(batch, device=device).flip(0) * 3},
-        "pinned": {"mask": x > 0, "known": 0.5 * x},
+        "masked": {"mask": x > 0, "known": 0.5 * x},
         "data_term": data_term,
         "norm clip": {"grad_norm_clip": 0.3},
         "data term with a hinge": {**data_term, "data_term_hinge": 0.5},
@@ -91,7 +92,7 @@ OPTIONS = (
     "a schedule for each chain",
     "no noise",
     "listed chains",
-    "pinned",
+    "masked",
     "data_term",
     "norm clip",
     "data term with a hinge",
@@ -271,7 +272,7 @@ def test_lost_chains_are_found(backend_device):
 # The operator -------------------------------------------------------------------------------------------------------
 
 
-def arguments(device: str, name: str = "pinned") -> tuple[Any, ...]:
+def arguments(device: str, name: str = "masked") -> tuple[Any, ...]:
     making = ProgramBuilder((3, 4, 5)).finish(0)
     fused, x = making.fused(4, device), images(2, making.sample, device)
     return x, fused.code(2), fused.constants, fused.workspace, 2, *options(name, x)
@@ -280,7 +281,7 @@ def arguments(device: str, name: str = "pinned") -> tuple[Any, ...]:
 def test_opcheck(backend_device):
     # The workspace is scratch, as in run_program.
     tests = ("test_autograd_registration", "test_faketensor", "test_schema")
-    for name in ("plain", "pinned", "data_term"):
+    for name in ("plain", "masked", "data_term"):
         given = arguments(backend_device[1], name)
         torch.library.opcheck(torch.ops.fastebm.run_chain.default, given, test_utils=tests)
 

@@ -1,4 +1,4 @@
-"""Every Triton kernel compiles for sm_80 and sm_90 without a GPU, and its PTX shows what its specimen says."""
+"""Every Triton kernel compiles for sm_80 and sm_90 without a GPU, and its PTX shows what its example says."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ def triton_modules() -> list[Any]:
     return [importlib.import_module(f"fastebm.ops.triton.{subject}") for subject in subjects]
 
 
-def test_every_kernel_has_a_specimen():
-    from fastebm.ops.triton.launch_examples import all_launch_examples
+def test_every_kernel_has_a_launch_example():
+    from tests.ops.launch_examples import all_launch_examples
 
-    launch_examples = all_launch_examples()
-    names = [specimen.name for specimen in launch_examples]
+    examples = all_launch_examples()
+    names = [example.name for example in examples]
     assert len(set(names)) == len(names)
     kernels = {
         id(value): name
@@ -37,11 +37,11 @@ def test_every_kernel_has_a_specimen():
         for name, value in vars(module).items()
         if name.endswith("_kernel")
     }
-    missing = set(kernels) - {id(specimen.kernel) for specimen in launch_examples}
-    assert not missing, f"no specimen of {[kernels[kernel] for kernel in missing]}"
-    for specimen in launch_examples:
-        assert {*specimen.signature, *specimen.constexprs} <= {*specimen.kernel.arg_names}, specimen.name
-        assert not {*specimen.signature} & {*specimen.constexprs}, specimen.name
+    missing = set(kernels) - {id(example.kernel) for example in examples}
+    assert not missing, f"no launch example of {[kernels[kernel] for kernel in missing]}"
+    for example in examples:
+        assert {*example.signature, *example.constexprs} <= {*example.kernel.arg_names}, example.name
+        assert not {*example.signature} & {*example.constexprs}, example.name
 
 
 @pytest.mark.parametrize("capability", [80, 90])
@@ -58,30 +58,30 @@ def test_compiles_as_written(capability, tmp_path):
     assert done.returncode == 0, done.stderr
     shown = json.loads(done.stdout.splitlines()[-1])
 
-    from fastebm.ops.triton.launch_examples import all_launch_examples
+    from tests.ops.launch_examples import all_launch_examples
 
     wrong = []
-    for specimen in all_launch_examples():
-        code = shown[specimen.name]
+    for example in all_launch_examples():
+        code = shown[example.name]
         expected = {
-            "fma": specimen.fused,
+            "fma": example.fused,
             "other_contractions": 0,
             "approximate": 0,
-            "vector_loads": specimen.vector_loads,
-            "vector_stores": specimen.vector_stores,
-            "shared": None if specimen.shared else 0,
-            "shared_accesses": None if specimen.shared else 0,
+            "vector_loads": example.vector_loads,
+            "vector_stores": example.vector_stores,
+            "shared": None if example.shared else 0,
+            "shared_accesses": None if example.shared else 0,
             "spilled": None if code["spilled"] is None else 0,
         }
         wrong += [
-            f"{specimen.name}: {what} is {code[what]}, not {value}"
+            f"{example.name}: {what} is {code[what]}, not {value}"
             for what, value in expected.items()
             if value is not None and code[what] != value
         ]
-        if specimen.matrix is not None and not code[specimen.matrix]:
-            wrong.append(f"{specimen.name}: no product of {specimen.matrix} on tensor cores")
-        if specimen.shared and code["shared"] > specimen.most_shared:
-            wrong.append(f"{specimen.name}: {code['shared']} bytes of shared memory")
+        if example.matrix is not None and not code[example.matrix]:
+            wrong.append(f"{example.name}: no product of {example.matrix} on tensor cores")
+        if example.shared and code["shared"] > example.most_shared:
+            wrong.append(f"{example.name}: {code['shared']} bytes of shared memory")
     assert not wrong, "\n".join(wrong)
     # The radius of a pair of normals is a square root, and it is the correctly rounded one.
     for name in ("normal", "langevin_step plain"):

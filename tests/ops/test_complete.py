@@ -13,6 +13,7 @@ import torch
 
 from fastebm import build_extension as build
 from fastebm.ops import backends, schemas
+from fastebm.ops.options import StepOptions, TailOptions
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = build.source_folder()
@@ -80,11 +81,13 @@ def test_triton(name):
     assert path.is_file(), f"{path} is missing"
     functions = {node.name: node for node in ast.parse(path.read_text()).body if isinstance(node, ast.FunctionDef)}
     assert name in functions, f"{path} has no function {name}"
-    assert "launch_examples" in functions, f"{path} has no launch_examples to compile"
+    examples = ROOT / "tests" / "ops" / "launch_examples" / path.name
+    assert "def launch_examples(" in examples.read_text(), f"{examples} has no launch_examples to compile"
     schema = torch._C.parse_schema(f"fastebm::{name}{schemas.KERNELS[name].schema}")
-    assert len(functions[name].args.args) == len(schema.arguments), (
-        f"{path}: {name} takes other arguments than its schema"
-    )
+    arguments = functions[name].args
+    options = TailOptions if name.startswith("block_tail") else StepOptions
+    taken = len(arguments.args) + (len(options._fields) if arguments.vararg else 0)
+    assert taken == len(schema.arguments), f"{path}: {name} takes other arguments than its schema"
 
 
 @every_subject

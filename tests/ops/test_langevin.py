@@ -235,7 +235,7 @@ def test_mask_hides_nan(backend_device):
     mask = torch.tensor([True, False, True, False])
     drawn = run(x, x, device, step_size=0.5, noise_std=0.1, seed=0, mask=mask, known=torch.ones(4), clamp=(-0.5, 0.5))
     assert drawn.isnan().tolist() == [[False, True, False, True]] * 2
-    assert drawn[:, [0, 2]].tolist() == [[1.0, 1.0]] * 2  # pinned after the clamp, so to what is known
+    assert drawn[:, [0, 2]].tolist() == [[1.0, 1.0]] * 2  # the mask comes after the clamp
 
 
 # Options, on their own terms ----------------------------------------------------------------------------------------
@@ -302,7 +302,7 @@ def test_schedule_table(backend_device, index):
 
 @pytest.mark.parametrize("index", [0, 1, 5])
 @pytest.mark.parametrize("hinge", [0.0, 4.0])
-def test_anchor_weight_table(backend_device, index, hinge):
+def test_data_term_weight_table(backend_device, index, hinge):
     _, device = backend_device
     x, target = randn(3, 7).to(device), randn(3, 7, seed=5).to(device)
     weights = torch.tensor([0.5, 0.0, 2.0], device=device)
@@ -703,8 +703,8 @@ def test_autograd_is_refused(backend_device, which):
         ({"mask": torch.ones(4), "known": torch.ones(5)}, ValueError, "known must be broadcastable"),
         ({"data_term": (torch.ones(5), 1.0)}, ValueError, "target of data_term must be broadcastable"),
         ({"data_term": (torch.ones(4),)}, ValueError, "data_term must be"),
-        ({"data_term": (torch.ones(4), 1.0, -1.0)}, ValueError, "hinge of data_term must not be negative"),
-        ({"data_term": (torch.ones(4), 1.0, math.nan)}, ValueError, "hinge of data_term must not be negative"),
+        ({"data_term": (torch.ones(4), 1.0, -1.0)}, ValueError, "data_term_hinge must not be negative"),
+        ({"data_term": (torch.ones(4), 1.0, math.nan)}, ValueError, "data_term_hinge must not be negative"),
     ],
     ids=lambda value: ",".join(value) if isinstance(value, dict) else None,
 )
@@ -736,9 +736,9 @@ def test_errors(change, error, message):
         (4, torch.zeros(2, dtype=torch.int64), "chain_ids must be an int64 tensor"),
         (9, torch.zeros(3, 2, 4, 4), "mask must be torch.bool"),
         (10, torch.zeros(3, 2, 4), "known must be torch.float32"),
-        (11, torch.zeros(3, 2, 4, 4, dtype=torch.float64), "data_term must be torch.float32"),
-        (11, None, "data_term and data_term_weight go together"),
-        (12, None, "data_term and data_term_weight go together"),
+        (11, torch.zeros(3, 2, 4, 4, dtype=torch.float64), "data_target must be torch.float32"),
+        (11, None, "data_target and data_term_weight go together"),
+        (12, None, "data_target and data_term_weight go together"),
         (12, torch.zeros(2, 2), "data_term_weight must be a float32 table"),
         (12, torch.zeros(0), "data_term_weight must be a float32 table"),
         (2, torch.zeros(2, 2, device="meta"), "schedule must be on x's device"),

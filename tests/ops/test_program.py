@@ -18,9 +18,9 @@ from fastebm.compiler.lowering import lower
 from fastebm.compiler.rewrites import WITHOUT_POLYPHASE, build_gradient_program
 from fastebm.models import CoarseToFineEnergy
 from fastebm.ops import CompiledProgram
+from fastebm.ops.activations import ACTIVATION_TABLE, PROGRAM_ACTIVATIONS
 from fastebm.ops.backends import _extension as _C
-from fastebm.ops.instructions import KINDS, Epilogue, EpilogueOp, Instruction, Kind, decode, encode
-from fastebm.ops.program import PARAMETERS
+from fastebm.ops.instructions import Epilogue, EpilogueOp, Instruction, Kind, decode, encode
 from tests.compiler.networks import Decoder, ResidualNet
 from tests.ops.agreement import truncates
 from tests.ops.precision import relative_error
@@ -148,7 +148,7 @@ PLAIN_KINDS: dict[str, Callable[[ProgramBuilder], int]] = {
     "gather larger pixels": lambda m: m.stored(gather(5, 14, 18, kernel_y=2, kernel_x=3)),
     "gather with a border of zeros": lambda m: m.stored(gather(5, 10, 9, pad_y=1, pad_x=2)),
     "gather with a filled border": lambda m: m.stored(gather(5, 10, 9, pad_y=2, pad_x=1, constant=m.number(0.7))),
-    "gather one channel for all": lambda m: m.stored(gather(9, 7, 6, source_channels=1, source_channel=3, spread=1)),
+    "gather one channel for all": lambda m: m.stored(gather(9, 7, 6, source_channels=1, source_channel=3, broadcast=1)),
     "pool": pooled,
     "sum": summed,
     "softmax": lambda m: m.stored(Instruction(Kind.SOFTMAX, 0, source_channels=5, channels=5, height=7, width=6)),
@@ -180,25 +180,28 @@ VALUES = {"elu": (0.7, 1.3, 0.9), "leaky_relu": (0.2, 0.0, 0.0), "softplus": (1.
 
 
 def parameters(making: ProgramBuilder, kind: str) -> int:
-    return making.number(*VALUES[kind]) if kind in PARAMETERS else -1
+    row = ACTIVATION_TABLE[PROGRAM_ACTIVATIONS.index(kind)]
+    return making.number(*VALUES[kind]) if row.num_parameters else -1
 
 
 @both_dtypes
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", PROGRAM_ACTIVATIONS)
 def test_activations(backend_device, dtype, kind):
     """The value, the derivative kept and the derivative worked out again, side by side."""
-    making, number = ProgramBuilder((19, 3, 5)), KINDS.index(kind)
+    making, number = ProgramBuilder((19, 3, 5)), PROGRAM_ACTIVATIONS.index(kind)
     at, wide = parameters(making, kind), Epilogue(EpilogueOp.SCALE, number=making.number(4.0))
     both, kept = making.buffer((57, 3, 5)), making.buffer((19, 3, 5))
     scaled = making.stored(gather(19, 3, 5), wide)
     making.add(
-        gather(19, 3, 5, source=scaled), Epilogue(EpilogueOp.ACTIVATE, kind=number, number=at), Epilogue(STORE, both)
+        gather(19, 3, 5, source=scaled),
+        Epilogue(EpilogueOp.ACTIVATE, activation=number, number=at),
+        Epilogue(STORE, both),
     )
-    keeping = Epilogue(EpilogueOp.ACTIVATE_KEEPING, kept, kind=number, number=at)
+    keeping = Epilogue(EpilogueOp.ACTIVATE_KEEPING, kept, activation=number, number=at)
     making.add(
         gather(19, 3, 5, source=scaled), keeping, Epilogue(EpilogueOp.MULTIPLY, kept), Epilogue(STORE, both, channel=19)
     )
-    again = Epilogue(EpilogueOp.SLOPE, scaled, kind=number, number=at)
+    again = Epilogue(EpilogueOp.SLOPE, scaled, activation=number, number=at)
     making.add(gather(19, 3, 5), again, Epilogue(STORE, both, channel=38))
     assert_right(making.finish(both), backend_device, dtype)
 
@@ -206,10 +209,10 @@ def test_activations(backend_device, dtype, kind):
 @both_dtypes
 @pytest.mark.parametrize("kind", ["elu", "leaky_relu", "relu", "tanh", "sigmoid", "exp"])
 def test_slope_of_a_result(backend_device, dtype, kind):
-    making, number = ProgramBuilder((6, 3, 5)), KINDS.index(kind)
+    making, number = ProgramBuilder((6, 3, 5)), PROGRAM_ACTIVATIONS.index(kind)
     at = parameters(making, kind)
-    result = making.stored(gather(6, 3, 5), Epilogue(EpilogueOp.ACTIVATE, kind=number, number=at))
-    slope = Epilogue(EpilogueOp.SLOPE, result, kind=number, number=at, of_result=1)
+    result = making.stored(gather(6, 3, 5), Epilogue(EpilogueOp.ACTIVATE, activation=number, number=at))
+    slope = Epilogue(EpilogueOp.SLOPE, result, activation=number, number=at, of_result=1)
     assert_right(making.finish(making.stored(gather(6, 3, 5), slope)), backend_device, dtype)
 
 
@@ -223,11 +226,11 @@ def operands(making: ProgramBuilder) -> dict[str, tuple[Epilogue, ...]]:
         "add": (Epilogue(EpilogueOp.ADD, 0),),
         "add with a factor": (Epilogue(EpilogueOp.ADD, 0, number=factor),),
         "add of larger pixels": (Epilogue(EpilogueOp.ADD, half, number=factor, **larger),),
-        "add one channel for all": (Epilogue(EpilogueOp.ADD, one, number=factor, spread=1),),
+        "add one channel for all": (Epilogue(EpilogueOp.ADD, one, number=factor, broadcast=1),),
         "add one pixel for all": (Epilogue(EpilogueOp.ADD, column, factor_y=7, factor_x=5),),
         "multiply": (Epilogue(EpilogueOp.MULTIPLY, 0),),
         "multiply by larger pixels": (Epilogue(EpilogueOp.MULTIPLY, half, **larger),),
-        "multiply one channel for all": (Epilogue(EpilogueOp.MULTIPLY, one, spread=1),),
+        "multiply one channel for all": (Epilogue(EpilogueOp.MULTIPLY, one, broadcast=1),),
         "scale": (Epilogue(EpilogueOp.SCALE, number=factor),),
         "an image": (Epilogue(EpilogueOp.ADD_CONSTANT, number=making.image(6, 7, 5)),),
         "by an image": (Epilogue(EpilogueOp.MULTIPLY_CONSTANT, number=making.image(6, 7, 5)),),
@@ -256,7 +259,7 @@ def test_everything_behind_phases(backend_device, dtype):
         Epilogue(EpilogueOp.ACTIVATE_KEEPING, kept),
         Epilogue(EpilogueOp.ADD, half, factor_y=2, factor_x=2),
         Epilogue(EpilogueOp.MULTIPLY, kept),
-        Epilogue(EpilogueOp.SLOPE, 0, kind=KINDS.index("gelu")),
+        Epilogue(EpilogueOp.SLOPE, 0, activation=PROGRAM_ACTIVATIONS.index("gelu")),
         Epilogue(STORE, target),
     )
     for row, column in itertools.product((0, 1), (0, 1)):

@@ -29,7 +29,7 @@ older.active_variant = lambda: "avx2"
 sys.modules["fastebm._C"] = older
 with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
-    import fastebm
+    import fastebm.ops
 for warning in caught:
     print("warned:", warning.message)
 print("runs on", fastebm.ops.backends.report()["cpu"], tuple(fastebm.ops.normal((2, 3), seed=0).shape))
@@ -46,7 +46,7 @@ def loaded_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     """What was loaded stays as it was for tests after this one."""
     if backends._extension is None:
         pytest.skip("the compiled operators are not built here")
-    for name in ("_extension", "_cuda_library", "_why_no_extension", "_why_no_cuda_library"):
+    for name in ("_extension", "_cuda_library", "_extension_missing", "_cuda_library_missing"):
         monkeypatch.setattr(backends, name, getattr(backends, name))
 
 
@@ -78,8 +78,8 @@ def test_one_operator_that_is_newer_than_the_extension(monkeypatch: pytest.Monke
     monkeypatch.setitem(schemas.KERNELS, NEWER, schemas.Kernel("normal", schema, backends=("cpp",)))
     with pytest.warns(RuntimeWarning, match=f"without {NEWER}.*fastebm build"):
         backends._load_extensions()
-    assert backends.chosen("cpu") == "reference"
-    assert NEWER in str(backends.why_unavailable("cpp", "cpu"))
+    assert backends.select_backend("cpu") == "reference"
+    assert NEWER in str(backends.unavailable_reason("cpp", "cpu"))
 
 
 @pytest.mark.usefixtures("loaded_anew")
@@ -87,4 +87,4 @@ def test_todays_extension_is_loaded_in_silence() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         backends._load_extensions()
-    assert backends.chosen("cpu") == "cpp"
+    assert backends.select_backend("cpu") == "cpp"

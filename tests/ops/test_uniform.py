@@ -86,7 +86,7 @@ def test_map_from_words(word):
 
 
 def test_kolmogorov_smirnov():
-    count = 10**7 if fastebm.ops.backends.chosen("cpu") == "cpp" else 10**6
+    count = 10**7 if fastebm.ops.backends.select_backend("cpu") == "cpp" else 10**6
     drawn = np.sort(fastebm.ops.uniform((100, count // 100), seed=2024).numpy().ravel()).astype(np.float64)
     num_steps = np.arange(count + 1) / count
     distance = max(np.max(num_steps[1:] - drawn), np.max(drawn - num_steps[:-1]))

@@ -1,4 +1,8 @@
-"""The activations and their two derivatives as Triton device functions: csrc/activations.h, step for step."""
+"""The activations and their derivatives as Triton device functions, numbered as in fastebm/ops/activations.py.
+
+The block tail's repeat csrc/activations.h step for step. Nothing here is approximate: exponentials and logarithms are
+polynomials in explicit multiply-adds, and divisions round correctly.
+"""
 
 from __future__ import annotations
 
@@ -7,25 +11,29 @@ import math
 import triton
 import triton.language as tl
 
-from ..activations import ACTIVATIONS, SWISH_SCALE
+from ..activations import ACTIVATION_TABLE, SWISH_SCALE
+from .philox import polynomial
 
-_SCALED_SWISH, _SILU, _GELU, _GELU_TANH, _ELU, _LEAKY_RELU = (tl.constexpr(i) for i in range(len(ACTIVATIONS) - 1))
+_SILU, _GELU, _GELU_TANH, _ELU, _LEAKY_RELU, _RELU, _SOFTPLUS, _TANH, _SIGMOID, _SQUARE, _EXP, _SCALED_SWISH = (
+    tl.constexpr(number) for number in range(len(ACTIVATION_TABLE))
+)
+_PARAMETERS = tl.constexpr(tuple(row.num_parameters for row in ACTIVATION_TABLE))
 _INVERSE_SWISH_SCALE = tl.constexpr(1 / SWISH_SCALE)
 
 _LOG2_E, _ROUND = tl.constexpr(float.fromhex("0x1.715476p+0")), tl.constexpr(1.5 * 2**23)
 _LOG2_HIGH, _LOG2_LOW = tl.constexpr(float.fromhex("0x1.63p-1")), tl.constexpr(float.fromhex("-0x1.bd0106p-13"))
-_EXP4, _EXP3, _EXP2, _EXP1 = (
-    tl.constexpr(float.fromhex(c)) for c in ("0x1.6d71dep-10", "0x1.122736p-7", "0x1.5554c8p-5", "0x1.5554b0p-3")
+_EXPONENTIAL = tl.constexpr(
+    tuple(float.fromhex(c) for c in ("0x1.6d71dep-10", "0x1.122736p-7", "0x1.5554c8p-5", "0x1.5554b0p-3", "0x1p-1"))
 )
-_TAIL8, _TAIL7, _TAIL6, _TAIL5, _TAIL4, _TAIL3, _TAIL2, _TAIL1, _TAIL0 = (
-    tl.constexpr(float.fromhex(c))
-    for c in (
-        *("-0x1.cb8d38p-6", "0x1.28db8ep-3", "-0x1.186da0p-2", "0x1.8bb554p-3", "-0x1.4e1e86p-5"),
-        *("0x1.cfd70ap-4", "0x1.dd9abep-4", "0x1.19b90cp-3", "0x1.18d1b4p-3"),
-    )
+_TAIL_COEFFICIENTS = (
+    *("-0x1.cb8d38p-6", "0x1.28db8ep-3", "-0x1.186da0p-2", "0x1.8bb554p-3", "-0x1.4e1e86p-5"),
+    *("0x1.cfd70ap-4", "0x1.dd9abep-4", "0x1.19b90cp-3", "0x1.18d1b4p-3"),
 )
+_TAIL = tl.constexpr(tuple(map(float.fromhex, _TAIL_COEFFICIENTS)))
+_ARTANH = tl.constexpr(tuple(1 / odd for odd in range(17, 1, -2)))
 _ROOT_INVERSE_TWO_PI = tl.constexpr(1 / math.sqrt(2 * math.pi))
 _TANH_SLOPE, _TANH_CUBIC = tl.constexpr(math.sqrt(8 / math.pi)), tl.constexpr(0.044715)
+_LOG_TWO = tl.constexpr(float.fromhex("0x1.62e43p-1"))
 
 
 @triton.jit
@@ -35,10 +43,7 @@ def split_exponential(x: tl.tensor) -> tl.tuple:
     shifted = tl.fma(x, _LOG2_E, _ROUND)
     n = shifted - _ROUND
     r = tl.fma(n, -_LOG2_LOW, tl.fma(n, -_LOG2_HIGH, x))
-    q = tl.fma(r, _EXP4, _EXP3)
-    q = tl.fma(q, r, _EXP2)
-    q = tl.fma(q, r, _EXP1)
-    q = tl.fma(q, r, 0.5)
+    q = polynomial(r, _EXPONENTIAL, 5)
     exponent = (shifted.to(tl.int32, bitcast=True) << 23) + 0x3F800000
     return exponent.to(tl.float32, bitcast=True), tl.fma(r * r, q, r)
 
@@ -83,15 +88,7 @@ def gaussian(x: tl.tensor) -> tl.tuple:
     e = exponential(-0.5 * square)
     e = tl.fma(-0.5 * lost, e, e)
     t = tl.div_rn(1.0, tl.fma(a, 11 / 32, 1.0))
-    m = tl.fma(t, _TAIL8, _TAIL7)
-    m = tl.fma(m, t, _TAIL6)
-    m = tl.fma(m, t, _TAIL5)
-    m = tl.fma(m, t, _TAIL4)
-    m = tl.fma(m, t, _TAIL3)
-    m = tl.fma(m, t, _TAIL2)
-    m = tl.fma(m, t, _TAIL1)
-    m = tl.fma(m, t, _TAIL0)
-    tail = e * (t * m)
+    tail = e * (t * polynomial(t, _TAIL, 9))
     return tl.where(x < 0, tail, 1.0 - tail), e * _ROOT_INVERSE_TWO_PI
 
 
@@ -176,3 +173,126 @@ def activated(x: tl.tensor, parameter: tl.tensor, ACTIVATION: tl.constexpr, ORDE
         return elu(x, parameter, ORDER)
     else:
         return piecewise_linear(x, parameter, ACTIVATION == _LEAKY_RELU, ORDER)
+
+
+# Fused programs: their activations have up to three parameters, which are read from the program's numbers.
+
+
+@triton.jit
+def twice_artanh(s: tl.tensor) -> tl.tensor:
+    """2 artanh(s) for |s| <= 1/3, by its series to s^17: the first term left out is below 1e-9 of it."""
+    square = s * s
+    double = s + s
+    return tl.fma(double * square, polynomial(square, _ARTANH, 8), double)
+
+
+@triton.jit
+def log_of_one_plus(e: tl.tensor) -> tl.tensor:
+    """log(1 + e) for e in [0, 1]: with s = e / (2 + e), (1 + s) / (1 - s) is 1 + e."""
+    return twice_artanh(tl.div_rn(e, 2.0 + e))
+
+
+@triton.jit
+def logarithm(x: tl.tensor) -> tl.tensor:
+    """log(x) for finite x >= 1."""
+    bits = x.to(tl.int32, bitcast=True)
+    exponent = (bits >> 23) - 127
+    mantissa = (bits - (exponent << 23)).to(tl.float32, bitcast=True)
+    return tl.fma(exponent.to(tl.float32), _LOG_TWO, log_of_one_plus(mantissa - 1.0))
+
+
+@triton.jit
+def exponential_of(x: tl.tensor) -> tl.tensor:
+    """e^x for any x."""
+    e = exponential(tl.where(x < 0, x, -x))
+    return tl.where(x < 0, e, tl.div_rn(1.0, e))
+
+
+@triton.jit
+def hyperbolic_tangent(x: tl.tensor) -> tl.tensor:
+    """tanh(x), accurate near zero as well."""
+    e = exponential_minus_one(-2.0 * tl.where(x < 0, -x, x))
+    t = tl.div_rn(-e, 2.0 + e)
+    return tl.where(x < 0, -t, t)
+
+
+@triton.jit
+def parameters(numbers: tl.tensor, at: tl.tensor, ACTIVATION: tl.constexpr) -> tl.tuple:
+    """The three parameters of an activation, zero where it has fewer."""
+    a, b, c = 0.0, 0.0, 0.0
+    if _PARAMETERS[ACTIVATION] > 0:
+        a = tl.load(numbers + at)
+    if _PARAMETERS[ACTIVATION] > 1:
+        b = tl.load(numbers + at + 1)
+    if _PARAMETERS[ACTIVATION] > 2:
+        c = tl.load(numbers + at + 2)
+    return a, b, c
+
+
+@triton.jit
+def activate(x: tl.tensor, a: tl.tensor, b: tl.tensor, c: tl.tensor, ACTIVATION: tl.constexpr) -> tl.tensor:
+    """The activation at float32 x."""
+    if ACTIVATION == _SILU:
+        return silu(x, 0)
+    elif ACTIVATION == _GELU:
+        return gelu(x, 0)
+    elif ACTIVATION == _GELU_TANH:
+        return gelu_tanh(x, 0)
+    elif ACTIVATION == _ELU:
+        return b * tl.where(x > 0, x, a * exponential_minus_one(tl.where(x > 0, 0.0, c * x)))
+    elif ACTIVATION == _LEAKY_RELU:
+        return tl.where(x > 0, x, a * x)
+    elif ACTIVATION == _RELU:
+        return tl.where(x <= 0, 0.0, x)
+    elif ACTIVATION == _SOFTPLUS:
+        z = a * x
+        smooth = log_of_one_plus(exponential(tl.where(z < 0, z, -z))) + tl.where(z < 0, 0.0, z)
+        return tl.where(z > b, x, tl.div_rn(smooth, a + tl.zeros_like(x)))
+    elif ACTIVATION == _TANH:
+        return hyperbolic_tangent(x)
+    elif ACTIVATION == _SIGMOID:
+        of, _ = logistic(x)
+        return of
+    elif ACTIVATION == _SQUARE:
+        return x * x
+    else:
+        return exponential_of(x)
+
+
+@triton.jit
+def derivative(
+    h: tl.tensor, a: tl.tensor, b: tl.tensor, c: tl.tensor, ACTIVATION: tl.constexpr, OF_RESULT: tl.constexpr
+) -> tl.tensor:
+    """The activation's derivative at h, or OF_RESULT where it is h. At a kink the one from below."""
+    if ACTIVATION == _SILU:
+        return silu(h, 1)
+    elif ACTIVATION == _GELU:
+        return gelu(h, 1)
+    elif ACTIVATION == _GELU_TANH:
+        return gelu_tanh(h, 1)
+    elif ACTIVATION == _ELU:
+        if OF_RESULT:
+            return tl.where(h > 0, b, c * (h + a * b))
+        else:
+            return tl.where(h > 0, b, a * b * c * exponential(tl.where(h > 0, 0.0, c * h)))
+    elif ACTIVATION == _LEAKY_RELU:
+        return tl.where(h > 0, 1.0, a)
+    elif ACTIVATION == _RELU:
+        return tl.where(h > 0, 1.0, 0.0)
+    elif ACTIVATION == _SOFTPLUS:
+        z = a * h
+        of, _ = logistic(z)
+        return tl.where(z > b, 1.0, of)
+    elif ACTIVATION == _TANH:
+        t = h if OF_RESULT else hyperbolic_tangent(h)
+        return tl.fma(-t, t, 1.0)
+    elif ACTIVATION == _SIGMOID:
+        if OF_RESULT:
+            return h * (1.0 - h)
+        else:
+            of, of_minus = logistic(h)
+            return of * of_minus
+    elif ACTIVATION == _SQUARE:
+        return 2.0 * h
+    else:
+        return h if OF_RESULT else exponential_of(h)

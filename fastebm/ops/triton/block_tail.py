@@ -15,10 +15,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..activations import ACTIVATIONS
 from .activations import activated
 from .expand_blend import ROWS, blended, elements_of_program, tiles
-from .launch_examples import LaunchExample
 from .philox import WARPS
 
 _HALF_ROOT = tl.constexpr(1 / math.sqrt(2))
@@ -214,8 +212,9 @@ def double_backward_kernel(
 # Launchers ----------------------------------------------------------------------------------------------------------
 
 
-def _launch(kernel: Any, tensors: tuple, main: Tensor, pooled: Tensor, activation: int, parameter: float) -> None:
+def _launch(kernel: Any, tensors: tuple, main: Tensor, pooled: Tensor, *options: Any) -> None:
     """Run a kernel over all packs of pooled elements."""
+    beta, activation, parameter = options
     _, channels, height, width = main.shape
     channels_last = channels > 1 and main.stride(1) == 1
     paired = not channels_last and width % 2 == 0
@@ -230,37 +229,22 @@ def _launch(kernel: Any, tensors: tuple, main: Tensor, pooled: Tensor, activatio
         extents = (height // 2, width // 2, across, width * across, height * width * across)
     grid, packs, wide = tiles(pooled.numel(), lanes)
     kernel[grid](
-        *(*tensors, packs, *extents, parameter, activation, lanes, paired, ROWS, wide),
+        *(*tensors, beta, packs, *extents, parameter, activation, lanes, paired, ROWS, wide),
         num_warps=WARPS,
         enable_fp_fusion=False,
     )
 
 
-def block_tail(
-    out: Tensor,
-    main: Tensor,
-    skip: Tensor,
-    fade: Tensor | None,
-    beta: Tensor | None,
-    activation: int,
-    parameter: float,
-) -> None:
+def block_tail(out: Tensor, main: Tensor, skip: Tensor, fade: Tensor | None, *options: Any) -> None:
     """Kernel `block_tail` of fastebm.ops.schemas."""
-    _launch(forward_kernel, (out, main, skip, fade, beta), main, out, activation, parameter)
+    _launch(forward_kernel, (out, main, skip, fade), main, out, *options)
 
 
 def block_tail_backward(
-    grad_main: Tensor,
-    grad_skip: Tensor,
-    grad_fade: Tensor | None,
-    grad: Tensor,
-    main: Tensor,
-    beta: Tensor | None,
-    activation: int,
-    parameter: float,
+    grad_main: Tensor, grad_skip: Tensor, grad_fade: Tensor | None, grad: Tensor, main: Tensor, *options: Any
 ) -> None:
     """Kernel `block_tail_backward` of fastebm.ops.schemas."""
-    _launch(backward_kernel, (grad_main, grad_skip, grad_fade, grad, main, beta), main, grad, activation, parameter)
+    _launch(backward_kernel, (grad_main, grad_skip, grad_fade, grad, main), main, grad, *options)
 
 
 def block_tail_double_backward(
@@ -271,53 +255,8 @@ def block_tail_double_backward(
     grad_fade: Tensor | None,
     grad: Tensor,
     main: Tensor,
-    beta: Tensor | None,
-    activation: int,
-    parameter: float,
+    *options: Any,
 ) -> None:
     """Kernel `block_tail_double_backward` of fastebm.ops.schemas."""
-    tensors = (out_grad, out_main, grad_main, grad_skip, grad_fade, grad, main, beta)
-    _launch(double_backward_kernel, tensors, main, grad, activation, parameter)
-
-
-def _specimen(
-    kernel: Any, dtype: str, layout: str, activation: str = "scaled_swish", fading: bool = True, **shown: Any
-) -> LaunchExample:
-    """A kernel as `_launch` compiles it for whole 16-byte accesses ("nchw", "channels-last") or for none ("odd")."""
-    vector = {"*fp32": 4, "*bf16": 8}[dtype]
-    lanes = {"nchw": vector // 2, "channels-last": vector, "odd": 1}[layout]
-    options = {"ACTIVATION": ACTIVATIONS.index(activation), "LANES": lanes, "PAIRED": layout == "nchw"}
-    options |= {"ROWS": ROWS, "WIDE": False}
-    absent = dict.fromkeys(() if fading else {"fade", "grad_fade", "beta"} & {*kernel.arg_names})
-    numbers = dict.fromkeys(("packs", "height", "width", "inner", "row", "plane"), "i32")
-    types = {"beta": "*fp32", **numbers, "parameter": "fp32"}
-    signature = {
-        name: types.get(name, dtype) for name in kernel.arg_names if name not in options and name not in absent
-    }
-    name = f"block_tail {kernel.fn.__name__.removesuffix('_kernel')} {dtype[1:]} {layout} {activation}"
-    return LaunchExample(name if fading else f"{name} plain", kernel, signature, {**options, **absent}, WARPS, **shown)
-
-
-def launch_examples() -> list[LaunchExample]:
-    """Every kernel in every layout, and every activation. A lane's fused multiply-adds: 9 an exponential, 1 a blend."""
-    forward, backward, double = forward_kernel, backward_kernel, double_backward_kernel
-    lane = {"scaled_swish": 9, "silu": 9, "gelu": 20, "gelu_tanh": 10, "elu": 9, "leaky_relu": 0, "relu": 0}
-    channels_last: dict[str, Any] = {"dtype": "*fp32", "layout": "channels-last"}
-    return [
-        *(
-            _specimen(forward, **channels_last, activation=name, fused=4 * (count + 1), vector_loads=9, vector_stores=1)
-            for name, count in lane.items()
-        ),
-        _specimen(forward, **channels_last, fading=False, fused=4 * 9, vector_loads=8, vector_stores=1),
-        _specimen(forward, "*fp32", "nchw", fused=2 * 10, vector_loads=4, vector_stores=0),
-        _specimen(forward, "*bf16", "channels-last", fused=8 * 10, vector_loads=9, vector_stores=1),
-        _specimen(forward, "*bf16", "nchw", fused=4 * 10, vector_loads=4, vector_stores=0),
-        _specimen(forward, "*bf16", "odd", fused=10, vector_loads=0, vector_stores=0),
-        _specimen(backward, **channels_last, activation="gelu", fused=4 * 21, vector_loads=5, vector_stores=9),
-        _specimen(backward, **channels_last, fading=False, fused=4 * 10, vector_loads=5, vector_stores=8),
-        _specimen(backward, "*bf16", "channels-last", fused=8 * 10, vector_loads=5, vector_stores=9),
-        _specimen(backward, "*bf16", "nchw", "gelu_tanh", fused=4 * 12, vector_loads=2, vector_stores=4),
-        _specimen(double, **channels_last, activation="elu", fused=4 * 11, vector_loads=14, vector_stores=5),
-        _specimen(double, "*bf16", "channels-last", fused=8 * 13, vector_loads=14, vector_stores=5),
-        _specimen(double, "*bf16", "nchw", "gelu", False, fused=4 * 23, vector_loads=6, vector_stores=2),
-    ]
+    tensors = (out_grad, out_main, grad_main, grad_skip, grad_fade, grad, main)
+    _launch(double_backward_kernel, tensors, main, grad, *options)

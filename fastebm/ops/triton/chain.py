@@ -1,22 +1,19 @@
-"""Triton: a whole chain of small images in one launch, each block of threads a few images from the first update to the
-last.
+"""Triton: many Langevin updates of small images in one launch.
 
-Images don't depend on one another, so no block waits for another: it runs instruction after instruction of the fused
-program on its own images, with a barrier of its threads between them, then the update, and begins again. Buffers are
-those of `run_program`, in global memory, where nobody else touches what belongs to these images, so that they stay in
-the caches. Triton has no shared memory that outlives a product, so that they are not in there, as CUDA C++ could have
-it; weights come from the caches for each block anew either way.
+Each block of threads runs a few images from the first update to the last. Images are independent, so no block waits for
+another: it runs the instructions of the fused program on its own images, with a barrier between them, then the update,
+and begins again. Buffers are those of `run_program`, in global memory. No other block touches those of these images, so
+they stay in the caches. They are not in shared memory, because in Triton none outlives a product.
 
-The kernel is compiled for one program: all instructions stand in it one after the other, in the blocks and the order of
-summation that `run_program` has, with its device functions and the one of `langevin_step`. So the results are the same
-bits. Compiled for sm_80 and sm_90, not yet run on a GPU.
+The kernel is compiled for one program, whose instructions follow one another in it. It calls the device functions of
+`run_program` and `langevin_step` with the same blocks and order of summation, so the results have the same bits.
+Compiled for sm_80 and sm_90, not yet run on a GPU.
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -25,38 +22,30 @@ import triton.language as tl
 from torch import Tensor
 
 from ..chain import run_chain_unfused
-from ..instructions import KINDS, Buffer, Code, Epilogue, EpilogueOp, Header, Instruction, Kind, Layout
+from ..instructions import Instruction, Kind, PlannedProgram
 from ..langevin import check_index
+from ..options import StepOptions
 from .langevin import update_rows
-from .launch_examples import LaunchExample, typed
 from .philox import WARPS, check_readable_address
 from .program import (
-    FEW,
     Call,
     Facts,
-    Window,
-    call_of,
+    Shape,
     calls_of,
     check_program,
+    computed,
     facts_of,
-    gathered,
-    images_of_pixel,
-    of_one_tap,
-    over_few_inputs,
-    over_taps,
-    positions,
-    softmaxed,
+    place_in_buffers,
+    place_of_block,
     view_of,
-    window_sums,
 )
-from .program_epilogue import Step, done
+from .program_epilogue import done
 
-# The most instructions of one kernel, and positions of an image: beyond, a block of threads has too much to do alone.
+# The most instructions of one kernel, and positions of an image. Larger programs need more than one block of threads.
 INSTRUCTIONS = 24
 POSITIONS = 64
 STAGES = 3
-_FEW = tl.constexpr(FEW)
-_LOAD, _GATHER, _CONVOLUTION, _POOL, _LOG_SUM_EXP, _SOFTMAX = (tl.constexpr(int(kind)) for kind in Kind)
+_LOAD, _CONVOLUTION = tl.constexpr(int(Kind.LOAD)), tl.constexpr(int(Kind.CONVOLUTION))
 
 
 class Place(NamedTuple):
@@ -73,29 +62,16 @@ PLACES = ("buffers", "constants", "gradient", "energies")
 
 
 class Part(NamedTuple):
-    """One instruction, all of which the compiler knows but the places of buffers and constants."""
+    """One instruction, all of which the compiler knows but the addresses of buffers and constants."""
 
-    kind: int
+    shape: Shape
     source: int
     source_channel: int
     constant: int
     grid: tuple[int, ...]
     source_strides: tuple[int, ...]
-    steps: tuple[Step, ...]
     places: tuple[Place, ...]
-    window: Window
-    channels: int
-    inputs: int
-    pixel: int
-    one_pixel: bool
-    spread: bool
-    filled: bool
-    rows: int
-    columns: int
-    depth: int
-    taps: int
     blocks: int
-    panels: int
 
 
 @triton.jit
@@ -111,30 +87,6 @@ def place_of(
         return gradient
     else:
         return energies
-
-
-@triton.jit
-def finish(
-    v: tl.tensor,
-    image: tl.tensor,
-    y: tl.tensor,
-    x: tl.tensor,
-    columns: tl.tensor,
-    inside: tl.tensor,
-    buffers: tl.tuple,
-    constants: tl.tuple,
-    gradient: tl.tensor,
-    energies: tl.tensor,
-    PART: tl.constexpr,
-) -> None:
-    """The epilogue, as `program_epilogue.epilogue`."""
-    y, x = PART.grid[2] + PART.grid[4] * y, PART.grid[3] + PART.grid[5] * x
-    for i in tl.static_range(len(PART.steps)):
-        operand = place_of(buffers, constants, gradient, energies, PART.places[i])
-        v = done(
-            *(v, image, y, x, columns, inside, constants[0], operand, PART.places[i].row, PART.places[i].image),
-            *(PART.places[i].at, PART.steps[i], PART.channels),
-        )
 
 
 @triton.jit(noinline=True)
@@ -153,58 +105,23 @@ def run_block(
 
     A function that is called: inlined, what the compiler hoists out of all instructions at once fills every register.
     """
+    SHAPE: tl.constexpr = PART.shape
     grid = (count, PART.grid[0], PART.grid[1])
-    columns = block % PART.panels * PART.columns + tl.arange(0, PART.columns)
-    if PART.one_pixel:
-        image, y, x, inside = images_of_pixel(block // PART.panels, grid, PART.rows)
-    else:
-        image, y, x, inside = positions(block // PART.panels, grid, PART.rows)
-    image += first
-    strides: tl.constexpr = PART.source_strides
-    if PART.kind == _LOAD:
-        plane: tl.constexpr = PART.grid[0] * PART.grid[1]
-        offset = image * (PART.inputs * plane) + (y * PART.grid[1] + x)
-        mask = inside[:, None] & (columns < PART.inputs)[None, :]
-        v = tl.load(state + offset[:, None] + (columns * plane)[None, :], mask=mask, other=1.0)
-        finish(v, image, y, x, columns, inside, buffers, constants, gradient, energies, PART)
-    else:
+    image, y, x, columns, inside = place_of_block(block, grid, SHAPE)
+    place = (image + first, y, x, columns, inside)
+    source, weight = state, state
+    if SHAPE.kind != _LOAD:
         source = buffers[PART.source] + PART.source_channel
-        if PART.kind == _CONVOLUTION:
-            weight = constants[PART.constant]
-            if PART.one_pixel:
-                v = of_one_tap(
-                    *(source, weight, image, y, x, columns, inside, strides),
-                    *(PART.window, PART.channels, PART.inputs, PART.depth),
-                )
-            elif PART.inputs <= _FEW:
-                v = over_few_inputs(
-                    *(source, weight, image, y, x, columns, inside, strides),
-                    *(PART.window, PART.channels, PART.inputs, PART.pixel, PART.depth),
-                )
-            else:
-                v = over_taps(
-                    *(source, weight, image, y, x, columns, inside, strides),
-                    *(PART.window, PART.channels, PART.inputs, PART.pixel, PART.depth),
-                )
-            finish(v, image, y, x, columns, inside, buffers, constants, gradient, energies, PART)
-        elif PART.kind == _GATHER:
-            v = gathered(
-                *(source, constants[0], PART.constant, image, y, x, columns, inside, strides),
-                *(PART.window, PART.channels, PART.pixel, PART.spread, PART.filled),
-            )
-            finish(v, image, y, x, columns, inside, buffers, constants, gradient, energies, PART)
-        elif PART.kind == _POOL:
-            v = window_sums(
-                *(source, image, y, x, columns, inside, strides),
-                *(PART.window, PART.channels, PART.pixel, PART.taps),
-            )
-            finish(v, image, y, x, columns, inside, buffers, constants, gradient, energies, PART)
-        elif PART.kind == _LOG_SUM_EXP:
-            v = softmaxed(source, image, y, x, columns, inside, strides, PART.kind, PART.inputs, PART.pixel)
-            finish(v, image, y, x, tl.arange(0, 1), inside, buffers, constants, gradient, energies, PART)
-        else:
-            v = softmaxed(source, image, y, x, columns, inside, strides, PART.kind, PART.inputs, PART.pixel)
-            finish(v, image, y, x, columns, inside, buffers, constants, gradient, energies, PART)
+    if SHAPE.kind == _CONVOLUTION:
+        weight = constants[PART.constant]
+    v = computed(source, weight, constants[0], PART.constant, place, grid, PART.source_strides, SHAPE)
+    place = place_in_buffers(place, (PART.grid[2], PART.grid[3]), (PART.grid[4], PART.grid[5]), SHAPE)
+    for i in tl.static_range(len(SHAPE.steps)):
+        operand = place_of(buffers, constants, gradient, energies, PART.places[i])
+        v = done(
+            *(v, place, constants[0], operand, PART.places[i].row, PART.places[i].image, PART.places[i].at),
+            *(SHAPE.steps[i], SHAPE.channels),
+        )
 
 
 @triton.jit
@@ -221,7 +138,7 @@ def chain_kernel(
     known: tl.tensor,
     data_target: tl.tensor,
     data_term_weight: tl.tensor,
-    steps: tl.tensor,
+    num_steps: tl.tensor,
     batch: tl.tensor,
     elements: tl.tensor,
     schedule_rows: tl.tensor,
@@ -236,7 +153,7 @@ def chain_kernel(
     QUADS: tl.constexpr,
     NUM_CHAINS: tl.constexpr,
 ) -> None:
-    """`steps` updates of CHAINS images."""
+    """`num_steps` updates of NUM_CHAINS images."""
     first = tl.program_id(0) * NUM_CHAINS
     count = tl.minimum(batch - first, NUM_CHAINS)
     lane = tl.arange(0, QUADS * NUM_CHAINS)
@@ -244,30 +161,18 @@ def chain_kernel(
     inside = (slot < batch) & (quad < tl.cdiv(elements, 4))
     seed, start, index = tl.load(key), tl.load(key + 1), tl.load(key + 2)
     done_steps = tl.full((), 0, tl.int64)
-    while done_steps < steps:
+    while done_steps < num_steps:
         for i in tl.static_range(len(PARTS)):
             for block in range(PARTS[i].blocks):
                 run_block(
-                    *(block, x, energies + done_steps * batch, gradient, buffers, constants, first, count, PARTS[i]),
+                    *(block, x, energies + done_steps * batch, gradient, buffers, constants, first, count, PARTS[i])
                 )
             tl.debug_barrier()  # what one thread wrote, others read
+        address = (seed, start + done_steps, index + done_steps, chain_ids)
         update_rows(
-            *(
-                x,
-                x,
-                gradient,
-                mask,
-                known,
-                data_target,
-                schedule,
-                seed,
-                start + done_steps,
-                index + done_steps,
-                chain_ids,
-            ),
-            *(data_term_weight, None, batch, elements, elements, schedule_rows, weight_rows, clamp_min, clamp_max),
-            *(grad_clip, (None, None, None, None, None, None), slot, quad, inside),
-            *(False, PER_CHAIN, LISTED, WHOLE, False),
+            *((x, x, gradient, mask, known, data_target), (None, None, None, None, None, None), address, schedule),
+            *(data_term_weight, None, (batch, elements, elements, schedule_rows, weight_rows)),
+            *((clamp_min, clamp_max, grad_clip), (slot, quad, inside), False, PER_CHAIN, LISTED, WHOLE, False),
         )
         tl.debug_barrier()
         done_steps += 1
@@ -276,10 +181,10 @@ def chain_kernel(
 # Launcher -----------------------------------------------------------------------------------------------------------
 
 
-class Shape(NamedTuple):
+class ChainProgram(NamedTuple):
     """A program as the kernel is compiled for it: its parts, and the images of a block of threads."""
 
-    program: Code
+    program: PlannedProgram
     parts: tuple[Part, ...]
     images: int
 
@@ -291,205 +196,65 @@ def run_chain(
     code: Tensor,
     constants: Sequence[Tensor],
     workspace: Tensor,
-    schedule: Tensor,
-    key: Tensor,
-    chain_ids: Tensor,
-    clamp_min: float | None,
-    clamp_max: float | None,
-    grad_clip: float | None,
-    grad_norm_clip: float | None,
-    mask: Tensor | None,
-    known: Tensor | None,
-    data_target: Tensor | None,
-    data_term_weight: Tensor | None,
-    data_term_hinge: float,
+    *options: Any,
 ) -> None:
     """Kernel `run_chain` of fastebm.ops.schemas; update by update where a block of threads can't do it alone."""
-    steps, batch = energies.shape
-    shape = shape_of(code.numpy().tobytes(), facts_of(x, constants))
-    check_program(shape.program, x, constants, workspace)
-    if not shape.parts or grad_norm_clip is not None or data_term_hinge > 0:
-        limits = (clamp_min, clamp_max, grad_clip, grad_norm_clip)
-        sides = (mask, known, data_target, data_term_weight, data_term_hinge)
-        run_chain_unfused(energies, x, gradient, code, constants, workspace, schedule, key, chain_ids, *limits, *sides)
+    step = StepOptions(*options)
+    key, schedule, chain_ids, weight = step.key, step.schedule, step.chain_ids, step.data_term_weight
+    num_steps, batch = energies.shape
+    chain = chain_program(code.numpy().tobytes(), facts_of(x, constants))
+    check_program(chain.program, x, constants, workspace)
+    if not chain.parts or step.grad_norm_clip is not None or step.data_term_hinge > 0:
+        run_chain_unfused(energies, x, gradient, code, constants, workspace, *options)
         return
     if not key.is_cuda:
         check_index(key)
-        for row in (key, key + torch.tensor([0, max(steps - 1, 0), 0])):
+        for row in (key, key + torch.tensor([0, max(num_steps - 1, 0), 0])):
             check_readable_address(row, chain_ids, batch)
     elements = x.numel() // batch
-    buffers = tuple(view_of(workspace, buffer) for buffer in shape.program.buffers)
-    chain_kernel[(triton.cdiv(batch, shape.images),)](
+    buffers = tuple(view_of(workspace, buffer) for buffer in chain.program.buffers)
+    chain_kernel[(triton.cdiv(batch, chain.images),)](
         *(energies, x, gradient, buffers, tuple(constants), schedule, key, chain_ids),
-        *(mask, known, data_target, data_term_weight, steps, batch, elements),
-        *(
-            schedule.shape[0],
-            0 if data_term_weight is None else data_term_weight.shape[0],
-            clamp_min,
-            clamp_max,
-            grad_clip,
-        ),
-        PARTS=shape.parts,
+        *(step.mask, step.known, step.data_target, weight, num_steps, batch, elements),
+        *(schedule.shape[0], 0 if weight is None else weight.shape[0]),
+        *(step.clamp_min, step.clamp_max, step.grad_clip),
+        PARTS=chain.parts,
         WHOLE=elements % 4 == 0,
         PER_CHAIN=schedule.dim() == 3,
         LISTED=chain_ids.shape[0] > 1,
         QUADS=triton.next_power_of_2(-(-elements // 4)),
-        NUM_CHAINS=shape.images,
+        NUM_CHAINS=chain.images,
         num_warps=WARPS,
         num_stages=STAGES,
         enable_fp_fusion=False,
     )
-    key[1:].add_(steps)
+    key[1:].add_(num_steps)
 
 
 @functools.lru_cache(maxsize=64)
-def shape_of(code: bytes, facts: Facts) -> Shape:
-    """The parts of a program, none where a block of threads had better not run it alone."""
+def chain_program(code: bytes, facts: Facts) -> ChainProgram:
+    """The parts of a program; none where it is too large for one block of threads."""
     program, calls = calls_of(code, facts)
     plane = max((i.height * i.width for i in program.instructions), default=1)
-    if len(calls) > INSTRUCTIONS or plane > POSITIONS or any(call.options["num_warps"] != WARPS for call in calls):
-        return Shape(program, (), 1)
+    if len(calls) > INSTRUCTIONS or plane > POSITIONS or any(call.num_warps != WARPS for call in calls):
+        return ChainProgram(program, (), 1)
     images = POSITIONS // triton.next_power_of_2(plane)
     parts = (part_of(i, call, images) for i, call in zip(program.instructions, calls, strict=True))
-    return Shape(program, tuple(parts), images)
+    return ChainProgram(program, tuple(parts), images)
 
 
 def part_of(i: Instruction, call: Call, images: int) -> Part:
     """One launch of `run_program`, for so many images, as a part of the chain's kernel."""
-    options = call.options
     operands = zip(call.operands, call.rows, call.images, call.at, strict=True)
     return Part(
-        kind=int(i.kind),
+        shape=call.shape,
         source=call.source[0],
         source_channel=call.source[1],
         constant=call.weight if i.kind == Kind.CONVOLUTION else call.fill,
         grid=call.grid,
         source_strides=call.source_strides,
-        steps=options["STEPS"],
         places=tuple(
             Place(PLACES.index(where), number, row, image, at) for (where, number), row, image, at in operands
         ),
-        window=options.get("WINDOW", Window(1, 1, 1, 1, 0, 0, 1, 1)),
-        channels=options["CHANNELS"],
-        inputs=options["INPUTS"],
-        pixel=options["PIXEL"],
-        one_pixel=options.get("ONE_PIXEL", False),
-        spread=options.get("SPREAD", False),
-        filled=options.get("FILLED", False),
-        rows=options["ROWS"],
-        columns=options["COLUMNS"],
-        depth=options.get("DEPTH", 0),
-        taps=options.get("TAPS", 1),
         blocks=call.programs(images),
-        panels=call.panels,
     )
-
-
-# Specimens ----------------------------------------------------------------------------------------------------------
-
-
-def _code(images: Sequence[tuple[int, int]], instructions: Sequence[tuple[Instruction, Sequence[Epilogue]]]) -> Code:
-    """A program in bfloat16 with buffers of (channels, size)."""
-    buffers = []
-    for channels, size in images:
-        pixel = 4 if channels <= 4 else -(-channels // 32) * 32
-        row = size * pixel if pixel > 4 else (size + 8) * pixel
-        buffers.append(Buffer(channels, size, size, 2, 64, 0, 0, pixel, row, size * row))
-    rows: list[Instruction] = []
-    epilogues: list[Epilogue] = []
-    for instruction, steps in instructions:
-        rows.append(replace(instruction, first=len(epilogues), count=len(steps)))
-        epilogues += steps
-    return Code(Header(Layout.PLAIN, 0, 2, 64, 0, 1), tuple(buffers), tuple(rows), tuple(epilogues), ())
-
-
-def _convolution(source: int, inner: int, out: int, size: int, kernel: int, pad: int, constant: int) -> Instruction:
-    window = {"kernel_y": kernel, "kernel_x": kernel, "pad_y": pad, "pad_x": pad, "constant": constant}
-    return Instruction(Kind.CONVOLUTION, source, source_channels=inner, channels=out, height=size, width=size, **window)
-
-
-def _stage(size: int) -> Code:
-    """CF-EBM's first stage, its energy and its gradient: 128 channels at size x size. Constants are in `_constants`."""
-    bias, silu = Epilogue(EpilogueOp.ADD_CONSTANT, number=7), KINDS.index("silu")
-    image = {"height": size, "width": size}
-
-    def keeping(kept: int) -> Epilogue:
-        return Epilogue(EpilogueOp.ACTIVATE_KEEPING, kept, kind=silu)
-
-    instructions = [
-        (Instruction(Kind.LOAD, source_channels=3, channels=4, constant=1, **image), [Epilogue(EpilogueOp.STORE, 0)]),
-        (_convolution(0, 4, 128, size, 3, 1, 1), [bias, keeping(2), Epilogue(EpilogueOp.STORE, 1)]),
-        (_convolution(1, 128, 128, 1, size, 0, 2), [bias, keeping(4), Epilogue(EpilogueOp.STORE, 3)]),
-        (_convolution(3, 128, 1, 1, 1, 0, 3), [bias, Epilogue(EpilogueOp.STORE_ENERGIES)]),
-        (Instruction(Kind.LOAD), [Epilogue(EpilogueOp.STORE, 5)]),
-        (_convolution(5, 1, 128, 1, 1, 0, 4), [Epilogue(EpilogueOp.MULTIPLY, 4), Epilogue(EpilogueOp.STORE, 6)]),
-        (
-            _convolution(6, 128, 128, size, size, size - 1, 5),
-            [Epilogue(EpilogueOp.MULTIPLY, 2), Epilogue(EpilogueOp.STORE, 7)],
-        ),
-        (_convolution(7, 128, 3, size, 3, 1, 6), [Epilogue(EpilogueOp.STORE_GRADIENT)]),
-    ]
-    images = [(4, size), (128, size), (128, size), (128, 1), (128, 1), (1, 1), (128, 1), (128, size)]
-    return _code(images, instructions)
-
-
-def _constants(size: int) -> list[tuple[torch.dtype, tuple[int, ...]]]:
-    taps = ((9, 4, 128), (size * size, 128, 128), (1, 128, 1), (1, 1, 128), (size * size, 128, 128), (9, 128, 3))
-    weights = [(torch.bfloat16, shape) for shape in taps]
-    return [(torch.float32, (8,)), *weights, (torch.float32, (1, 1, 128))]
-
-
-def _others(size: int) -> Code:
-    """The kinds of instructions that are not in `_stage`."""
-    square = {"source_channels": 33, "channels": 33, "height": size, "width": size}
-    half = {"source_channels": 33, "channels": 33, "height": size // 2, "width": size // 2}
-    window = {"kernel_y": 2, "kernel_x": 2, "stride_y": 2, "stride_x": 2}
-    image = {"height": size, "width": size}
-    instructions = [
-        (Instruction(Kind.LOAD, source_channels=33, channels=33, **image), [Epilogue(EpilogueOp.STORE, 0)]),
-        (Instruction(Kind.SOFTMAX, 0, **square), [Epilogue(EpilogueOp.STORE, 1)]),
-        (Instruction(Kind.LOG_SUM_EXP, 0, source_channels=33, **image), [Epilogue(EpilogueOp.STORE, 2)]),
-        (Instruction(Kind.POOL, 1, **half, **window), [Epilogue(EpilogueOp.STORE, 3)]),
-        (
-            Instruction(Kind.GATHER, 3, **square, kernel_y=2, kernel_x=2),
-            [Epilogue(EpilogueOp.ADD, 2, spread=1), Epilogue(EpilogueOp.STORE_GRADIENT)],
-        ),
-        (
-            Instruction(Kind.POOL, 2, source_channels=1, kernel_y=size, kernel_x=size),
-            [Epilogue(EpilogueOp.STORE_ENERGIES)],
-        ),
-    ]
-    return _code([(33, size), (33, size), (1, size), (33, size // 2)], instructions)
-
-
-def _specimen(
-    name: str, code: Code, size: int, constants: Sequence[tuple[torch.dtype, tuple[int, ...]]]
-) -> LaunchExample:
-    channels = code.instructions[0].source_channels
-    facts = Facts((channels, size, size), tuple(constants))
-    images = POSITIONS // (size * size)
-    parts = tuple(part_of(i, call_of(code, facts, i), images) for i in code.instructions)
-    stored = {torch.float32: "*fp32", torch.bfloat16: "*bf16"}
-    types = {
-        **typed("*fp32", "energies x gradient schedule"),
-        **typed("*i64", "key chain_ids"),
-        **typed("i32", "steps batch elements schedule_rows weight_rows"),
-        **typed("fp32", "clamp_min clamp_max"),
-        "buffers": tuple(stored[torch.bfloat16] for _ in code.buffers),
-        "constants": tuple(stored[dtype] for dtype, _ in constants),
-    }
-    options = {"PARTS": parts, "WHOLE": True, "PER_CHAIN": False, "LISTED": False, "NUM_CHAINS": images}
-    options["QUADS"] = triton.next_power_of_2(channels * size * size // 4)
-    matrix = "bf16" if any(i.kind == Kind.CONVOLUTION for i in code.instructions) else None
-    shows: dict[str, Any] = {"shared": True, "most_shared": 73728, "matrix": matrix}
-    return LaunchExample(f"run_chain {name}", chain_kernel, types, options, WARPS, num_stages=STAGES, **shows)
-
-
-def launch_examples() -> list[LaunchExample]:
-    """CF-EBM's first stage at 4x4 and 8x8, and the other kinds of instructions."""
-    numbers = [(torch.float32, (8,))]
-    return [
-        _specimen("4x4", _stage(4), 4, _constants(4)),
-        _specimen("8x8", _stage(8), 8, _constants(8)),
-        _specimen("other kinds", _others(4), 4, numbers),
-    ]

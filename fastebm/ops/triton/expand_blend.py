@@ -13,7 +13,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch_examples import LaunchExample
 from .philox import INTERPRETED, WARPS
 
 # Tiles of one row a thread. The interpreter pays for each operation and not for each row, so it gets long tiles.
@@ -97,24 +96,3 @@ def expand_blend(out: Tensor, primal: Tensor, fade: Tensor, beta: Tensor) -> Non
 def expand_blend_backward(grad_primal: Tensor, grad_fade: Tensor, grad: Tensor, beta: Tensor) -> None:
     """Kernel `expand_blend_backward` of fastebm.ops.schemas."""
     _launch(blend_backward_kernel, (grad_primal, grad_fade, grad, beta))
-
-
-def launch_examples() -> list[LaunchExample]:
-    """Both kernels: a fused multiply-add an element forward, and none backward."""
-    return [
-        LaunchExample(
-            f"{kernel.fn.__name__} {dtype[1:]}",
-            kernel,
-            {**dict.fromkeys(tensors, dtype), "beta": "*fp32", "packs": "i32"},
-            {"LANES": lanes, "ROWS": ROWS, "WIDE": False},
-            WARPS,
-            fused=lanes * is_forward,
-            vector_loads=1 + is_forward,
-            vector_stores=2 - is_forward,
-        )
-        for kernel, tensors, is_forward in (
-            (blend_kernel, ("out", "primal", "fade"), True),
-            (blend_backward_kernel, ("grad_primal", "grad_fade", "grad"), False),
-        )
-        for dtype, lanes in (("*fp32", 4), ("*bf16", 8))
-    ]

@@ -1,5 +1,6 @@
-"""Triton: one Langevin update in one pass that draws the noise in registers; where chains need factors, a sum over each
-before it.
+"""Triton: one Langevin update in one pass, which draws the noise in registers.
+
+Clipping by the norm and a hinge need a factor for each chain, which a kernel sums up before it.
 
 Bytes: 12 an element (read x and gradient, write x) in float32. An option that is off is None, which is compiled away.
 """
@@ -15,18 +16,7 @@ from torch import Tensor
 
 from ... import rng
 from ..langevin import SUM_LANES, check_index
-from .launch_examples import LaunchExample, typed
-from .philox import (
-    ROWS,
-    WARPS,
-    addressable,
-    chain_of,
-    check_readable_address,
-    normal_rows,
-    philox,
-    rows_of_program,
-    tile,
-)
+from .philox import WARPS, addressable, chain_of, check_readable_address, normal_rows, philox, rows_of_program, tile
 
 _STREAM = tl.constexpr(int(rng.Stream.LANGEVIN))
 # Rows of lanes that a sum reads before it adds them, so that their loads are under way together.
@@ -59,31 +49,15 @@ def limited(value: tl.tensor, low: tl.tensor, high: tl.tensor) -> tl.tensor:
 
 @triton.jit
 def update_rows(
-    out: tl.tensor,
-    x: tl.tensor,
-    grad: tl.tensor,
-    mask: tl.tensor,
-    known: tl.tensor,
-    data_target: tl.tensor,
+    images: tl.tuple,
+    strides: tl.tuple,
+    address: tl.tuple,
     schedule: tl.tensor,
-    seed: tl.tensor,
-    step: tl.tensor,
-    index: tl.tensor,
-    chain_ids: tl.tensor,
     data_term_weight: tl.tensor,
     factors: tl.tensor,
-    batch: tl.tensor,
-    elements: tl.tensor,
-    pixels: tl.tensor,
-    schedule_rows: tl.tensor,
-    weight_rows: tl.tensor,
-    clamp_min: tl.tensor,
-    clamp_max: tl.tensor,
-    grad_clip: tl.tensor,
-    strides: tl.tuple,
-    slot: tl.tensor,
-    quad: tl.tensor,
-    inside: tl.tensor,
+    sizes: tl.tuple,
+    limits: tl.tuple,
+    rows: tl.tuple,
     NORM_CLIP: tl.constexpr,
     PER_CHAIN: tl.constexpr,
     LISTED: tl.constexpr,
@@ -91,7 +65,12 @@ def update_rows(
     STRIDED: tl.constexpr,
 ) -> None:
     """The update of rows (quad of the chain in a slot) where `inside`. WHOLE: channels are whole quads; a contiguous
-    row is one 16-byte access. `strides` are those of out, x, grad, mask, known and data_target."""
+    row is one 16-byte access. `strides` are those of the images."""
+    out, x, grad, mask, known, data_target = images
+    seed, step, index, chain_ids = address
+    batch, elements, pixels, schedule_rows, weight_rows = sizes
+    clamp_min, clamp_max, grad_clip = limits
+    slot, quad, inside = rows
     # What is one number a chain is a column beside (rows, 4).
     chain_slot = slot[:, None]
     element = quad[:, None] * 4 + tl.arange(0, 4)[None, :]
@@ -149,11 +128,11 @@ def update_rows(
     moved = tl.where(valid[:, None], moved, float("nan"))
     moved = limited(moved, clamp_min, clamp_max)
     if mask is not None:
-        pinned = tl.load(
+        masked = tl.load(
             mask + offsets(chain_slot, channel, pixel, element, elements, strides[3]), mask=wanted, other=0
         )
-        held_at = offsets(chain_slot, channel, pixel, element, elements, strides[4])
-        moved = tl.where(pinned != 0, tl.load(known + held_at, mask=wanted, other=0.0), moved)
+        known_at = offsets(chain_slot, channel, pixel, element, elements, strides[4])
+        moved = tl.where(masked != 0, tl.load(known + known_at, mask=wanted, other=0.0), moved)
     tl.store(out + offsets(chain_slot, channel, pixel, element, elements, strides[0]), moved, mask=wanted)
 
 
@@ -197,9 +176,9 @@ def step_kernel(
     seed, step, index = tl.load(key), tl.load(key + 1), tl.load(key + 2)
     strides = (out_strides, x_strides, grad_strides, mask_strides, known_strides, data_target_strides)
     update_rows(
-        *(out, x, grad, mask, known, data_target, schedule, seed, step, index, chain_ids, data_term_weight, factors),
-        *(batch, elements, pixels, schedule_rows, weight_rows, clamp_min, clamp_max, grad_clip, strides),
-        *(slot, quad, inside, NORM_CLIP, PER_CHAIN, LISTED, WHOLE, STRIDED),
+        *((out, x, grad, mask, known, data_target), strides, (seed, step, index, chain_ids), schedule),
+        *(data_term_weight, factors, (batch, elements, pixels, schedule_rows, weight_rows)),
+        *((clamp_min, clamp_max, grad_clip), (slot, quad, inside), NORM_CLIP, PER_CHAIN, LISTED, WHOLE, STRIDED),
     )
 
 
@@ -283,24 +262,10 @@ def _strides(tensor: Tensor | None) -> tuple[int, ...] | None:
     return None if tensor is None or tensor.is_contiguous() else tensor.stride()
 
 
-def langevin_step(
-    out: Tensor,
-    x: Tensor,
-    grad: Tensor,
-    schedule: Tensor,
-    key: Tensor,
-    chain_ids: Tensor,
-    clamp_min: float | None,
-    clamp_max: float | None,
-    grad_clip: float | None,
-    grad_norm_clip: float | None,
-    mask: Tensor | None,
-    known: Tensor | None,
-    data_target: Tensor | None,
-    data_term_weight: Tensor | None,
-    data_term_hinge: float,
-) -> None:
+def langevin_step(out: Tensor, x: Tensor, grad: Tensor, *options: Any) -> None:
     """Kernel `langevin_step` of fastebm.ops.schemas."""
+    schedule, key, chain_ids, clamp_min, clamp_max, grad_clip, grad_norm_clip, mask, known, *data_term = options
+    data_target, data_term_weight, data_term_hinge = data_term
     batch = x.shape[0]
     check_readable_address(key, chain_ids, batch)
     check_index(key)
@@ -317,20 +282,8 @@ def langevin_step(
     if grad_norm_clip is not None or hinge is not None:
         factors = torch.empty(2 * batch, dtype=torch.float32, device=x.device)
         factors_kernel[(batch,)](
-            *(
-                factors,
-                x,
-                grad,
-                data_target,
-                key,
-                data_term_weight,
-                elements,
-                pixels,
-                weight_rows,
-                grad_norm_clip,
-                hinge,
-            ),
-            *(strides[1], strides[2], strides[5], SUM_LANES),
+            *(factors, x, grad, data_target, key, data_term_weight, elements, pixels, weight_rows, grad_norm_clip),
+            *(hinge, strides[1], strides[2], strides[5], SUM_LANES),
             num_warps=WARPS,
             enable_fp_fusion=False,
         )
@@ -339,54 +292,8 @@ def langevin_step(
         *(out, x, grad, mask, known, data_target, schedule, key, chain_ids, data_term_weight, factors),
         *(batch, elements, pixels, schedule.shape[0], weight_rows, clamp_min, clamp_max, grad_clip),
         *strides,
-        *(
-            grad_norm_clip is not None,
-            schedule.dim() == 3,
-            chain_ids.shape[0] > 1,
-            pixels % 4 == 0,
-            strided,
-            quads,
-            slots,
-        ),
+        *(grad_norm_clip is not None, schedule.dim() == 3, chain_ids.shape[0] > 1, pixels % 4 == 0, strided),
+        *(quads, slots),
         num_warps=WARPS,
         enable_fp_fusion=False,
     )
-
-
-def _step_specimen(
-    name: str, types: dict[str, Any], options: dict[str, Any], loads: int | None, stores: int | None, **shows: Any
-) -> LaunchExample:
-    """`step_kernel` with some types and options other than the plain ones."""
-    signature = (
-        typed("*fp32", "out x grad schedule") | typed("*i64", "key chain_ids") | typed("i32", " ".join(_NUMBERS))
-    )
-    plain = dict.fromkeys(("NORM_CLIP", "PER_CHAIN", "LISTED", "STRIDED"), False)
-    constexprs = {**plain, "WHOLE": True, "QUADS": ROWS, "NUM_CHAINS": 1, **options}
-    shows = {"fused": 44, "vector_loads": loads, "vector_stores": stores, **shows}
-    return LaunchExample(f"langevin_step {name}", step_kernel, signature | types, constexprs, WARPS, **shows)
-
-
-def launch_examples() -> list[LaunchExample]:
-    """A quad of a step: 36 fused multiply-adds for its noise, 8 for the update, 4 for a data term."""
-    clamp, strides = typed("fp32", "clamp_min clamp_max"), ("i32", "i32", "i32")
-    pinned = typed("*i1", "mask") | typed("*fp32", "known")
-    everything = clamp | pinned | typed("*fp32", "data_target data_term_weight factors")
-    broadcast = pinned | typed(strides, "mask_strides known_strides")
-    lying = typed(strides, "out_strides x_strides grad_strides")
-    summed = typed("*fp32", "factors x grad data_target data_term_weight") | typed("*i64", "key")
-    summed |= typed("i32", "elements pixels weight_rows") | typed("fp32", "norm_clip hinge")
-    return [
-        _step_specimen("plain", {}, {}, 2, 1),
-        _step_specimen("clamped", clamp, {}, 2, 1),
-        _step_specimen("clipped", clamp | typed("fp32", "grad_clip"), {}, 2, 1),
-        _step_specimen("with bfloat16 gradient", typed("*bf16", "grad"), {}, 1, 1),
-        _step_specimen("with float16 gradient", typed("*fp16", "grad"), {}, 1, 1),
-        _step_specimen("of 4x4 images", clamp, {"QUADS": 4, "NUM_CHAINS": ROWS // 4}, 2, 1),
-        _step_specimen("with a schedule for each chain", {}, {"PER_CHAIN": True, "LISTED": True}, 2, 1),
-        _step_specimen("with everything", everything, {"NORM_CLIP": True}, 4, 1, fused=48),
-        _step_specimen("with a broadcast mask", broadcast, {"STRIDED": True}, 2, 1),
-        _step_specimen("channels last", lying, {"STRIDED": True}, None, None, shared=True),
-        _step_specimen("of odd sizes", typed("i64", "elements"), {"WHOLE": False}, 0, 0, shared=True),
-        _step_specimen("of odd sizes, channels last", lying, {"WHOLE": False, "STRIDED": True}, 0, 0, shared=True),
-        LaunchExample("langevin_step factors", factors_kernel, summed, {"LANES": SUM_LANES}, WARPS, shared=True),
-    ]

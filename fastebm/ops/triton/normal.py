@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch_examples import LaunchExample, typed
 from .philox import (
-    ROWS,
     WARPS,
     addressable,
     chain_of,
@@ -65,19 +61,8 @@ def fill(out: Tensor, key: Tensor, chain_ids: Tensor, stream: int, normal: bool)
     elements = count // batch
     grid, quads, slots = tile(batch, -(-elements // 4))
     fill_kernel[grid](
-        *(
-            out,
-            key,
-            chain_ids,
-            batch,
-            elements,
-            stream,
-            normal,
-            chain_ids.shape[0] > 1,
-            elements % 4 == 0,
-            quads,
-            slots,
-        ),
+        *(out, key, chain_ids, batch, elements, stream, normal),
+        *(chain_ids.shape[0] > 1, elements % 4 == 0, quads, slots),
         num_warps=WARPS,
         enable_fp_fusion=False,
     )
@@ -86,23 +71,3 @@ def fill(out: Tensor, key: Tensor, chain_ids: Tensor, stream: int, normal: bool)
 def normal(out: Tensor, key: Tensor, chain_ids: Tensor, stream: int) -> None:
     """Kernel `normal` of fastebm.ops.schemas."""
     fill(out, key, chain_ids, stream, normal=True)
-
-
-def fill_specimens(name: str, is_normal: bool, fused: int) -> list[LaunchExample]:
-    """`fill_kernel` for one kind of noise; `fused` multiply-adds make a quad of it."""
-    types = typed("*i64", "key chain_ids") | typed("i32", "batch elements stream") | typed("*fp32", "out")
-    plain = {"NORMAL": is_normal, "LISTED": False, "WHOLE": True, "QUADS": ROWS, "NUM_CHAINS": 1}
-    tiny = {**plain, "LISTED": True, "QUADS": 4, "NUM_CHAINS": ROWS // 4}
-    odd, far = {**plain, "WHOLE": False}, {**types, "elements": "i64"}
-    shows: dict[str, Any] = {"num_warps": WARPS, "fused": fused}
-    return [
-        LaunchExample(name, fill_kernel, types, plain, vector_stores=1, **shows),
-        LaunchExample(f"{name} in bfloat16", fill_kernel, {**types, "out": "*bf16"}, plain, **shows),
-        LaunchExample(f"{name} of 4x4 images", fill_kernel, types, tiny, vector_stores=1, **shows),
-        LaunchExample(f"{name} of odd sizes", fill_kernel, far, odd, vector_stores=0, shared=True, **shows),
-    ]
-
-
-def launch_examples() -> list[LaunchExample]:
-    """A quad of normals: 4 uniforms of one, 2 logarithms of 9, 2 pairs of sine and cosine of 7."""
-    return fill_specimens("normal", True, 4 + 2 * 9 + 2 * 7)

@@ -23,9 +23,7 @@ ROWS = 1 << 16 if INTERPRETED else 32 * WARPS
 _MULTIPLIER0, _MULTIPLIER1 = tl.constexpr(0xD2511F53), tl.constexpr(0xCD9E8D57)
 _WEYL0, _WEYL1 = tl.constexpr(0x9E3779B9), tl.constexpr(0xBB67AE85)
 _MAX_STEP, _MAX_CHAIN = tl.constexpr(rng.MAX_STEP), tl.constexpr(rng.MAX_CHAIN)
-_LOG0, _LOG1, _LOG2, _LOG3, _LOG4, _LOG5, _LOG6, _LOG7 = (tl.constexpr(c) for c in LOG)
-_SINE0, _SINE1, _SINE2, _SINE3 = (tl.constexpr(c) for c in SINE)
-_COSINE0, _COSINE1, _COSINE2, _COSINE3, _COSINE4 = (tl.constexpr(c) for c in COSINE)
+_LOG, _SINE, _COSINE = (tl.constexpr(tuple(coefficients)) for coefficients in (LOG, SINE, COSINE))
 _MINUS_TWO_LOG_TWO = tl.constexpr(float.fromhex("-0x1.62e430p+0"))
 
 
@@ -45,6 +43,15 @@ def philox(quad: tl.tensor, step: tl.tensor, chain: tl.tensor, stream: tl.tensor
 
 
 @triton.jit
+def polynomial(x: tl.tensor, COEFFICIENTS: tl.constexpr, COUNT: tl.constexpr) -> tl.tensor:
+    """A polynomial, whose COUNT coefficients (3 or more) are given from the highest power on."""
+    p = tl.fma(x, COEFFICIENTS[0], COEFFICIENTS[1])
+    for i in tl.static_range(2, COUNT):
+        p = tl.fma(p, x, COEFFICIENTS[i])
+    return p
+
+
+@triton.jit
 def uniform_from_bits(bits: tl.tensor) -> tl.tensor:
     """float32 in (0, 1]."""
     return tl.fma(bits.to(tl.float32), 2.0**-32, 2.0**-33)
@@ -56,14 +63,7 @@ def minus_two_log(u: tl.tensor) -> tl.tensor:
     bits = u.to(tl.int32, bitcast=True)
     k = (bits - 0x3F3504F3) >> 23
     f = (bits - (k << 23)).to(tl.float32, bitcast=True) - 1.0
-    p = tl.fma(f, _LOG0, _LOG1)
-    p = tl.fma(p, f, _LOG2)
-    p = tl.fma(p, f, _LOG3)
-    p = tl.fma(p, f, _LOG4)
-    p = tl.fma(p, f, _LOG5)
-    p = tl.fma(p, f, _LOG6)
-    p = tl.fma(p, f, _LOG7)
-    return tl.fma(k.to(tl.float32), _MINUS_TWO_LOG_TWO, tl.fma(f * f, p, -2.0 * f))
+    return tl.fma(k.to(tl.float32), _MINUS_TWO_LOG_TWO, tl.fma(f * f, polynomial(f, _LOG, 8), -2.0 * f))
 
 
 @triton.jit
@@ -73,14 +73,8 @@ def cos_sin_turn(u: tl.tensor) -> tl.tuple:
     quadrant = (quarters + 0.5).to(tl.int32)
     r = quarters - quadrant.to(tl.float32)
     z = r * r
-    s = tl.fma(z, _SINE0, _SINE1)
-    s = tl.fma(s, z, _SINE2)
-    s = tl.fma(s, z, _SINE3)
-    s = s * r
-    c = tl.fma(z, _COSINE0, _COSINE1)
-    c = tl.fma(c, z, _COSINE2)
-    c = tl.fma(c, z, _COSINE3)
-    c = tl.fma(c, z, _COSINE4)
+    s = polynomial(z, _SINE, 4) * r
+    c = polynomial(z, _COSINE, 5)
     swap = (quadrant & 1) != 0
     cosine = tl.where(swap, s, c).to(tl.int32, bitcast=True) ^ (((quadrant + 1) & 2) << 30)
     sine = tl.where(swap, c, s).to(tl.int32, bitcast=True) ^ ((quadrant & 2) << 30)

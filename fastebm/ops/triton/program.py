@@ -1,4 +1,4 @@
-"""Triton: a fused program, one launch for each instruction over the whole batch.
+"""Triton: a fused program, with one launch for each instruction over the whole batch.
 
 A convolution is an implicit matrix product: rows are positions (image, y, x) of its grid, columns its outputs, and the
 inner dimension runs over taps and input channels, so nothing is unfolded in memory. Each kernel is compiled for its
@@ -14,7 +14,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -22,15 +22,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..instructions import KINDS, Buffer, Code, Epilogue, EpilogueOp, Header, Instruction, Kind, Layout, decode
-from .activations import exponential
-from .curves import logarithm
-from .launch_examples import LaunchExample
+from ..instructions import Buffer, Epilogue, EpilogueOp, Instruction, Kind, Layout, PlannedProgram, decode
+from .activations import exponential, logarithm
 from .philox import INTERPRETED
 from .program_epilogue import Step, epilogue
 
-_LOAD, _GATHER, _POOL = tl.constexpr(int(Kind.LOAD)), tl.constexpr(int(Kind.GATHER)), tl.constexpr(int(Kind.POOL))
-_LOG_SUM_EXP = tl.constexpr(int(Kind.LOG_SUM_EXP))
+_LOAD, _GATHER, _CONVOLUTION, _POOL, _LOG_SUM_EXP, _SOFTMAX = (tl.constexpr(int(kind)) for kind in Kind)
 # Inputs of so few channels make the inner dimension out of taps and channels together: a product needs 16 of it.
 FEW = 16
 _FEW = tl.constexpr(FEW)
@@ -53,29 +50,58 @@ class Window(NamedTuple):
     dilation_x: int
 
 
+class Shape(NamedTuple):
+    """What the compiler knows of an instruction: the same for every batch.
+
+    Attributes:
+        kind, window, broadcast: as in `instructions.Instruction`.
+        steps: the operations of its epilogue.
+        channels, inputs: of the result and of the source.
+        pixel: numbers from pixel to pixel of the source.
+        one_pixel: whether a block is of images at one pixel, because the source of a convolution is one pixel.
+        filled: whether a gather has a number for what is outside of the source.
+        rows, columns: positions and channels of a block.
+        depth: of the inner dimension of a product that is read at a time.
+        taps: pixels of a pool's window that are read at a time.
+    """
+
+    kind: int
+    window: Window
+    broadcast: bool
+    steps: tuple[Step, ...]
+    channels: int
+    inputs: int
+    pixel: int
+    one_pixel: bool
+    filled: bool
+    rows: int
+    columns: int
+    depth: int
+    taps: int
+
+
 # Kernels ------------------------------------------------------------------------------------------------------------
 #
 # `grid` is (images, height, width, start_y, start_x, step_y, step_x) of an instruction, `source_strides` (height,
-# width, row, image) of the buffer that it reads.
+# width, row, image) of the buffer that it reads. `place` is (image, y, x, columns, inside) of one block: the positions
+# that are its rows, with `image` in int64, the channels that are its columns, and which rows exist.
 
 
 @triton.jit
-def positions(block: tl.tensor, grid: tl.tuple, ROWS: tl.constexpr) -> tl.tuple:
-    """(image, y, x, inside) of one block of positions, `image` in int64."""
-    position = block * ROWS + tl.arange(0, ROWS)
+def place_of_block(block: tl.tensor, grid: tl.tuple, SHAPE: tl.constexpr) -> tl.tuple:
+    """The place of one block of an instruction's grid."""
+    PANELS: tl.constexpr = (SHAPE.channels + SHAPE.columns - 1) // SHAPE.columns
+    columns = block % PANELS * SHAPE.columns + tl.arange(0, SHAPE.columns)
+    unit = block // PANELS
     plane = grid[1] * grid[2]
-    image = position // plane
-    pixel = position % plane
-    return image.to(tl.int64), pixel // grid[2], pixel % grid[2], image < grid[0]
-
-
-@triton.jit
-def images_of_pixel(unit: tl.tensor, grid: tl.tuple, ROWS: tl.constexpr) -> tl.tuple:
-    """(image, y, x, inside) of a block of images at one pixel."""
-    plane = grid[1] * grid[2]
-    image = unit // plane * ROWS + tl.arange(0, ROWS)
-    pixel = unit % plane
-    return image.to(tl.int64), pixel // grid[2], pixel % grid[2], image < grid[0]
+    if SHAPE.one_pixel:
+        image = unit // plane * SHAPE.rows + tl.arange(0, SHAPE.rows)
+        pixel = unit % plane
+    else:
+        position = unit * SHAPE.rows + tl.arange(0, SHAPE.rows)
+        image = position // plane
+        pixel = position % plane
+    return image.to(tl.int64), pixel // grid[2], pixel % grid[2], columns, image < grid[0]
 
 
 @triton.jit
@@ -88,21 +114,14 @@ def product(a: tl.tensor, b: tl.tensor, sums: tl.tensor) -> tl.tensor:
 
 @triton.jit
 def over_taps(
-    source: tl.tensor,
-    weight: tl.tensor,
-    image: tl.tensor,
-    y: tl.tensor,
-    x: tl.tensor,
-    columns: tl.tensor,
-    inside: tl.tensor,
-    source_strides: tl.tuple,
-    WINDOW: tl.constexpr,
-    CHANNELS: tl.constexpr,
-    INPUTS: tl.constexpr,
-    PIXEL: tl.constexpr,
-    DEPTH: tl.constexpr,
+    source: tl.tensor, weight: tl.tensor, place: tl.tuple, source_strides: tl.tuple, SHAPE: tl.constexpr
 ) -> tl.tensor:
-    """The sums over taps and, DEPTH at a time, inputs."""
+    """A convolution: the sums over taps and, `depth` at a time, inputs."""
+    image, y, x, columns, inside = place
+    WINDOW: tl.constexpr = SHAPE.window
+    CHANNELS: tl.constexpr = SHAPE.channels
+    INPUTS: tl.constexpr = SHAPE.inputs
+    DEPTH: tl.constexpr = SHAPE.depth
     STEPS: tl.constexpr = (INPUTS + DEPTH - 1) // DEPTH
     there = (columns < CHANNELS)[None, :]
     base = image * source_strides[3]
@@ -113,7 +132,7 @@ def over_taps(
         sy = y * WINDOW.stride_y - WINDOW.pad_y + tap // WINDOW.kernel_x * WINDOW.dilation_y
         sx = x * WINDOW.stride_x - WINDOW.pad_x + tap % WINDOW.kernel_x * WINDOW.dilation_x
         seen = inside & (sy >= 0) & (sy < source_strides[0]) & (sx >= 0) & (sx < source_strides[1])
-        pixels = source + (base + (sy * source_strides[2] + sx * PIXEL))[:, None]
+        pixels = source + (base + (sy * source_strides[2] + sx * SHAPE.pixel))[:, None]
         weights = weight + ((tap * INPUTS + inputs) * CHANNELS)[:, None] + columns[None, :]
         if INPUTS % DEPTH == 0:
             a = tl.load(pixels + inputs[None, :], mask=seen[:, None], other=0.0)
@@ -127,21 +146,14 @@ def over_taps(
 
 @triton.jit
 def over_few_inputs(
-    source: tl.tensor,
-    weight: tl.tensor,
-    image: tl.tensor,
-    y: tl.tensor,
-    x: tl.tensor,
-    columns: tl.tensor,
-    inside: tl.tensor,
-    source_strides: tl.tuple,
-    WINDOW: tl.constexpr,
-    CHANNELS: tl.constexpr,
-    INPUTS: tl.constexpr,
-    PIXEL: tl.constexpr,
-    DEPTH: tl.constexpr,
+    source: tl.tensor, weight: tl.tensor, place: tl.tuple, source_strides: tl.tuple, SHAPE: tl.constexpr
 ) -> tl.tensor:
-    """The sums over (tap, input) as one dimension, in which the weights lie side by side as well."""
+    """A convolution: the sums over (tap, input) as one dimension, in which the weights lie side by side as well."""
+    image, y, x, columns, inside = place
+    WINDOW: tl.constexpr = SHAPE.window
+    CHANNELS: tl.constexpr = SHAPE.channels
+    INPUTS: tl.constexpr = SHAPE.inputs
+    DEPTH: tl.constexpr = SHAPE.depth
     TOTAL: tl.constexpr = WINDOW.kernel_y * WINDOW.kernel_x * INPUTS
     there = (columns < CHANNELS)[None, :]
     base = image * source_strides[3]
@@ -153,7 +165,7 @@ def over_few_inputs(
         sx = (x * WINDOW.stride_x - WINDOW.pad_x)[:, None] + (tap % WINDOW.kernel_x * WINDOW.dilation_x)[None, :]
         seen = inside[:, None] & (k < TOTAL)[None, :]
         seen = seen & (sy >= 0) & (sy < source_strides[0]) & (sx >= 0) & (sx < source_strides[1])
-        numbers = source + base[:, None] + (sy * source_strides[2] + sx * PIXEL + (k % INPUTS)[None, :])
+        numbers = source + base[:, None] + (sy * source_strides[2] + sx * SHAPE.pixel + (k % INPUTS)[None, :])
         a = tl.load(numbers, mask=seen, other=0.0)
         b = tl.load(weight + (k * CHANNELS)[:, None] + columns[None, :], mask=there & (k < TOTAL)[:, None], other=0.0)
         sums = product(a, b, sums)
@@ -162,20 +174,14 @@ def over_few_inputs(
 
 @triton.jit
 def of_one_tap(
-    source: tl.tensor,
-    weight: tl.tensor,
-    image: tl.tensor,
-    y: tl.tensor,
-    x: tl.tensor,
-    columns: tl.tensor,
-    inside: tl.tensor,
-    source_strides: tl.tuple,
-    WINDOW: tl.constexpr,
-    CHANNELS: tl.constexpr,
-    INPUTS: tl.constexpr,
-    DEPTH: tl.constexpr,
+    source: tl.tensor, weight: tl.tensor, place: tl.tuple, source_strides: tl.tuple, SHAPE: tl.constexpr
 ) -> tl.tensor:
-    """The sums over the inputs of images of one pixel, which one pixel (y, x) of the grid sees through one tap."""
+    """A convolution over images of one pixel, which one pixel (y, x) of the grid sees through one tap."""
+    image, y, x, columns, inside = place
+    WINDOW: tl.constexpr = SHAPE.window
+    CHANNELS: tl.constexpr = SHAPE.channels
+    INPUTS: tl.constexpr = SHAPE.inputs
+    DEPTH: tl.constexpr = SHAPE.depth
     tap_y, tap_x = WINDOW.pad_y - y, WINDOW.pad_x - x
     seen = (tap_y >= 0) & (tap_y < WINDOW.kernel_y) & (tap_x >= 0) & (tap_x < WINDOW.kernel_x)
     weight += tl.where(seen, tap_y * WINDOW.kernel_x + tap_x, 0) * (INPUTS * CHANNELS)
@@ -192,96 +198,37 @@ def of_one_tap(
 
 
 @triton.jit
-def convolution_kernel(
-    source: tl.tensor,
-    weight: tl.tensor,
-    numbers: tl.tensor,
-    operands: tl.tuple,
-    rows: tl.tuple,
-    images: tl.tuple,
-    at: tl.tuple,
-    grid: tl.tuple,
-    source_strides: tl.tuple,
-    STEPS: tl.constexpr,
-    WINDOW: tl.constexpr,
-    CHANNELS: tl.constexpr,
-    INPUTS: tl.constexpr,
-    PIXEL: tl.constexpr,
-    ONE_PIXEL: tl.constexpr,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    DEPTH: tl.constexpr,
-) -> None:
-    """One block of positions and outputs. ONE_PIXEL: a block is of images at one pixel, and the source is one pixel."""
-    PANELS: tl.constexpr = (CHANNELS + COLUMNS - 1) // COLUMNS
-    program = tl.program_id(0)
-    columns = program % PANELS * COLUMNS + tl.arange(0, COLUMNS)
-    if ONE_PIXEL:
-        image, y, x, inside = images_of_pixel(program // PANELS, grid, ROWS)
-        v = of_one_tap(
-            *(source, weight, image, y, x, columns, inside, source_strides, WINDOW, CHANNELS, INPUTS, DEPTH),
-        )
-    else:
-        image, y, x, inside = positions(program // PANELS, grid, ROWS)
-        if INPUTS <= _FEW:
-            v = over_few_inputs(
-                *(source, weight, image, y, x, columns, inside, source_strides, WINDOW, CHANNELS, INPUTS, PIXEL, DEPTH),
-            )
-        else:
-            v = over_taps(
-                *(source, weight, image, y, x, columns, inside, source_strides, WINDOW, CHANNELS, INPUTS, PIXEL, DEPTH),
-            )
-    y, x = grid[3] + grid[5] * y, grid[4] + grid[6] * x
-    epilogue(v, image, y, x, columns, inside, numbers, operands, rows, images, at, STEPS, CHANNELS)
-
-
-@triton.jit
 def gathered(
     source: tl.tensor,
     numbers: tl.tensor,
     fill: tl.tensor,
-    image: tl.tensor,
-    y: tl.tensor,
-    x: tl.tensor,
-    columns: tl.tensor,
-    inside: tl.tensor,
+    place: tl.tuple,
     source_strides: tl.tuple,
-    WINDOW: tl.constexpr,
-    CHANNELS: tl.constexpr,
-    PIXEL: tl.constexpr,
-    SPREAD: tl.constexpr,
-    FILLED: tl.constexpr,
+    SHAPE: tl.constexpr,
 ) -> tl.tensor:
     """Pixel ((y, x) - pad) / kernel of the source, numbers[fill] (or 0) outside of it."""
+    image, y, x, columns, inside = place
+    WINDOW: tl.constexpr = SHAPE.window
     sy, sx = y - WINDOW.pad_y, x - WINDOW.pad_x
     seen = (sy >= 0) & (sx >= 0)
     seen = seen & (sy < source_strides[0] * WINDOW.kernel_y) & (sx < source_strides[1] * WINDOW.kernel_x)
-    pixel = sy // WINDOW.kernel_y * source_strides[2] + sx // WINDOW.kernel_x * PIXEL
+    pixel = sy // WINDOW.kernel_y * source_strides[2] + sx // WINDOW.kernel_x * SHAPE.pixel
     pointers = source + (image * source_strides[3] + pixel)[:, None]
-    if not SPREAD:
+    if not SHAPE.broadcast:
         pointers += columns[None, :]
-    mask = (inside & seen)[:, None] & (columns < CHANNELS)[None, :]
+    mask = (inside & seen)[:, None] & (columns < SHAPE.channels)[None, :]
     value = tl.load(pointers + tl.zeros_like(columns)[None, :], mask=mask, other=0.0).to(tl.float32)
-    if FILLED:
+    if SHAPE.filled:
         value = tl.where(seen[:, None], value, tl.load(numbers + fill))
     return value
 
 
 @triton.jit
-def window_sums(
-    source: tl.tensor,
-    image: tl.tensor,
-    y: tl.tensor,
-    x: tl.tensor,
-    columns: tl.tensor,
-    inside: tl.tensor,
-    source_strides: tl.tuple,
-    WINDOW: tl.constexpr,
-    CHANNELS: tl.constexpr,
-    PIXEL: tl.constexpr,
-    TAPS: tl.constexpr,
-) -> tl.tensor:
-    """Sums over windows, TAPS pixels of them at a time."""
+def window_sums(source: tl.tensor, place: tl.tuple, source_strides: tl.tuple, SHAPE: tl.constexpr) -> tl.tensor:
+    """Sums over the windows of a pool, `taps` pixels of them at a time."""
+    image, y, x, columns, inside = place
+    WINDOW: tl.constexpr = SHAPE.window
+    TAPS: tl.constexpr = SHAPE.taps
     TOTAL: tl.constexpr = WINDOW.kernel_y * WINDOW.kernel_x
     sums = tl.zeros((image.shape[0], columns.shape[0]), tl.float32)
     base = (image * source_strides[3])[:, None]
@@ -291,15 +238,73 @@ def window_sums(
         sx = (x * WINDOW.stride_x - WINDOW.pad_x)[:, None] + tap % WINDOW.kernel_x
         seen = inside[:, None] & (tap < TOTAL)
         seen = seen & (sy >= 0) & (sy < source_strides[0]) & (sx >= 0) & (sx < source_strides[1])
-        pointers = source + (base + (sy * source_strides[2] + sx * PIXEL))[:, :, None] + columns[None, None, :]
-        mask = seen[:, :, None] & (columns < CHANNELS)[None, None, :]
+        pointers = source + (base + (sy * source_strides[2] + sx * SHAPE.pixel))[:, :, None] + columns[None, None, :]
+        mask = seen[:, :, None] & (columns < SHAPE.channels)[None, None, :]
         sums += tl.sum(tl.load(pointers, mask=mask, other=0.0).to(tl.float32), axis=1)
     return sums
 
 
 @triton.jit
-def pixels_kernel(
+def softmaxed(source: tl.tensor, place: tl.tuple, source_strides: tl.tuple, SHAPE: tl.constexpr) -> tl.tensor:
+    """LOG_SUM_EXP, one column, or SOFTMAX over all channels of a pixel, `columns` being as many or more."""
+    image, y, x, columns, inside = place
+    pixels = source + (image * source_strides[3] + (y * source_strides[2] + x * SHAPE.pixel))[:, None]
+    there = (columns < SHAPE.inputs)[None, :]
+    h = tl.load(pixels + columns[None, :], mask=inside[:, None] & there, other=0.0).to(tl.float32)
+    largest = tl.max(tl.where(there, h, float("-inf")), axis=1)[:, None]
+    e = tl.where(there, exponential(h - largest), 0.0)
+    total = tl.sum(e, axis=1)[:, None]
+    if SHAPE.kind == _LOG_SUM_EXP:
+        return largest + logarithm(total)
+    else:
+        return tl.div_rn(e, total + tl.zeros_like(e))
+
+
+@triton.jit
+def computed(
     source: tl.tensor,
+    weight: tl.tensor,
+    numbers: tl.tensor,
+    fill: tl.tensor,
+    place: tl.tuple,
+    grid: tl.tuple,
+    source_strides: tl.tuple,
+    SHAPE: tl.constexpr,
+) -> tl.tensor:
+    """The values of one block before the epilogue. For LOAD the source is x, channel by channel."""
+    if SHAPE.kind == _LOAD:
+        image, y, x, columns, inside = place
+        plane = grid[1] * grid[2]
+        offset = image * (SHAPE.inputs * plane) + (y * grid[2] + x)
+        mask = inside[:, None] & (columns < SHAPE.inputs)[None, :]
+        return tl.load(source + offset[:, None] + (columns * plane)[None, :], mask=mask, other=1.0)
+    elif SHAPE.kind == _GATHER:
+        return gathered(source, numbers, fill, place, source_strides, SHAPE)
+    elif SHAPE.kind == _POOL:
+        return window_sums(source, place, source_strides, SHAPE)
+    elif SHAPE.kind != _CONVOLUTION:
+        return softmaxed(source, place, source_strides, SHAPE)
+    elif SHAPE.one_pixel:
+        return of_one_tap(source, weight, place, source_strides, SHAPE)
+    elif SHAPE.inputs <= _FEW:
+        return over_few_inputs(source, weight, place, source_strides, SHAPE)
+    else:
+        return over_taps(source, weight, place, source_strides, SHAPE)
+
+
+@triton.jit
+def place_in_buffers(place: tl.tuple, start: tl.tuple, step: tl.tuple, SHAPE: tl.constexpr) -> tl.tuple:
+    """Where a block's values belong in the buffers of its epilogue."""
+    image, y, x, columns, inside = place
+    if SHAPE.kind == _LOG_SUM_EXP:
+        columns = tl.arange(0, 1)
+    return image, start[0] + step[0] * y, start[1] + step[1] * x, columns, inside
+
+
+@triton.jit
+def instruction_kernel(
+    source: tl.tensor,
+    weight: tl.tensor,
     numbers: tl.tensor,
     fill: tl.tensor,
     operands: tl.tuple,
@@ -308,94 +313,13 @@ def pixels_kernel(
     at: tl.tuple,
     grid: tl.tuple,
     source_strides: tl.tuple,
-    STEPS: tl.constexpr,
-    KIND: tl.constexpr,
-    WINDOW: tl.constexpr,
-    CHANNELS: tl.constexpr,
-    INPUTS: tl.constexpr,
-    PIXEL: tl.constexpr,
-    SPREAD: tl.constexpr,
-    FILLED: tl.constexpr,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    TAPS: tl.constexpr,
+    SHAPE: tl.constexpr,
 ) -> None:
-    """LOAD (the source is x, channel by channel), GATHER and POOL."""
-    PANELS: tl.constexpr = (CHANNELS + COLUMNS - 1) // COLUMNS
-    program = tl.program_id(0)
-    columns = program % PANELS * COLUMNS + tl.arange(0, COLUMNS)
-    image, y, x, inside = positions(program // PANELS, grid, ROWS)
-    if KIND == _LOAD:
-        plane = grid[1] * grid[2]
-        offset = image * (INPUTS * plane) + (y * grid[2] + x)
-        mask = inside[:, None] & (columns < INPUTS)[None, :]
-        v = tl.load(source + offset[:, None] + (columns * plane)[None, :], mask=mask, other=1.0)
-    elif KIND == _GATHER:
-        v = gathered(
-            *(source, numbers, fill, image, y, x, columns, inside, source_strides),
-            *(WINDOW, CHANNELS, PIXEL, SPREAD, FILLED),
-        )
-    else:
-        v = window_sums(
-            *(source, image, y, x, columns, inside, source_strides, WINDOW, CHANNELS, PIXEL, TAPS),
-        )
-    y, x = grid[3] + grid[5] * y, grid[4] + grid[6] * x
-    epilogue(v, image, y, x, columns, inside, numbers, operands, rows, images, at, STEPS, CHANNELS)
-
-
-@triton.jit
-def softmaxed(
-    source: tl.tensor,
-    image: tl.tensor,
-    y: tl.tensor,
-    x: tl.tensor,
-    columns: tl.tensor,
-    inside: tl.tensor,
-    source_strides: tl.tuple,
-    KIND: tl.constexpr,
-    INPUTS: tl.constexpr,
-    PIXEL: tl.constexpr,
-) -> tl.tensor:
-    """LOG_SUM_EXP, one column, or SOFTMAX over all channels of a pixel."""
-    pixels = source + (image * source_strides[3] + (y * source_strides[2] + x * PIXEL))[:, None]
-    there = (columns < INPUTS)[None, :]
-    h = tl.load(pixels + columns[None, :], mask=inside[:, None] & there, other=0.0).to(tl.float32)
-    largest = tl.max(tl.where(there, h, float("-inf")), axis=1)[:, None]
-    e = tl.where(there, exponential(h - largest), 0.0)
-    total = tl.sum(e, axis=1)[:, None]
-    if KIND == _LOG_SUM_EXP:
-        return largest + logarithm(total)
-    else:
-        return tl.div_rn(e, total + tl.zeros_like(e))
-
-
-@triton.jit
-def softmax_kernel(
-    source: tl.tensor,
-    numbers: tl.tensor,
-    operands: tl.tuple,
-    rows: tl.tuple,
-    images: tl.tuple,
-    at: tl.tuple,
-    grid: tl.tuple,
-    source_strides: tl.tuple,
-    STEPS: tl.constexpr,
-    KIND: tl.constexpr,
-    CHANNELS: tl.constexpr,
-    INPUTS: tl.constexpr,
-    PIXEL: tl.constexpr,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-) -> None:
-    """LOG_SUM_EXP and SOFTMAX over all channels of a pixel, COLUMNS being as many or more."""
-    columns = tl.arange(0, COLUMNS)
-    image, y, x, inside = positions(tl.program_id(0), grid, ROWS)
-    v = softmaxed(source, image, y, x, columns, inside, source_strides, KIND, INPUTS, PIXEL)
-    y, x = grid[3] + grid[5] * y, grid[4] + grid[6] * x
-    if KIND == _LOG_SUM_EXP:
-        epilogue(v, image, y, x, tl.arange(0, 1), inside, numbers, operands, rows, images, at, STEPS, CHANNELS)
-    else:
-        epilogue(v, image, y, x, columns, inside, numbers, operands, rows, images, at, STEPS, CHANNELS)
+    """One block of an instruction. `weight` is None but for convolutions."""
+    place = place_of_block(tl.program_id(0), grid, SHAPE)
+    v = computed(source, weight, numbers, fill, place, grid, source_strides, SHAPE)
+    place = place_in_buffers(place, (grid[3], grid[4]), (grid[5], grid[6]), SHAPE)
+    epilogue(v, place, numbers, operands, rows, images, at, SHAPE.steps, SHAPE.channels)
 
 
 # Launcher -----------------------------------------------------------------------------------------------------------
@@ -406,18 +330,19 @@ class Call:
     """One instruction as a launch, all but the batch and the places in memory.
 
     Attributes:
-        kernel, options: what is compiled: constexprs by name, warps and stages.
+        shape, num_warps, num_stages: what is compiled.
         source: the buffer that is read and its first channel; -1 for x.
         weight: the constant with the weights, -1 for none.
+        fill: the number that a gather puts outside of its source.
         operands: of each step where it points to, "buffers", "constants" and an index, "gradient" or "energies".
         rows, images, at: the run-time numbers of each step.
         grid: height, width, start and step of the instruction's grid.
         source_strides: height, width, row and image of the source.
-        panels: blocks of channels.
     """
 
-    kernel: Any
-    options: dict[str, Any]
+    shape: Shape
+    num_warps: int
+    num_stages: int | None
     source: tuple[int, int]
     weight: int
     fill: int
@@ -427,14 +352,14 @@ class Call:
     at: tuple[int, ...]
     grid: tuple[int, ...]
     source_strides: tuple[int, ...]
-    panels: int
 
     def programs(self, batch: int) -> int:
-        """How many programs cover the grids of so many images."""
-        plane, rows = self.grid[0] * self.grid[1], self.options["ROWS"]
-        if self.options.get("ONE_PIXEL"):
-            return plane * triton.cdiv(batch, rows) * self.panels
-        return triton.cdiv(batch * plane, rows) * self.panels
+        """How many blocks cover the grids of so many images."""
+        plane, rows = self.grid[0] * self.grid[1], self.shape.rows
+        panels = triton.cdiv(self.shape.channels, self.shape.columns)
+        if self.shape.one_pixel:
+            return plane * triton.cdiv(batch, rows) * panels
+        return triton.cdiv(batch * plane, rows) * panels
 
 
 @dataclass(frozen=True)
@@ -465,27 +390,25 @@ def facts_of(x: Tensor, constants: Sequence[Tensor]) -> Facts:
 def _launch(call: Call, x: Tensor, constants: Sequence[Tensor], places: dict[str, Sequence[Tensor]]) -> None:
     buffer, channel = call.source
     source = x if buffer < 0 else places["buffers"][buffer][channel:]
-    given: tuple[Any, ...] = (source, constants[0])
-    if call.weight >= 0:
-        given = (source, constants[call.weight], constants[0])
-    elif call.kernel is pixels_kernel:
-        given = (*given, call.fill)
+    weight = constants[call.weight] if call.weight >= 0 else None
     operands = tuple(places[kind][index] for kind, index in call.operands)
     grid = (x.shape[0], *call.grid)
-    call.kernel[(call.programs(x.shape[0]),)](
-        *(*given, operands, call.rows, call.images, call.at, grid, call.source_strides),
-        **call.options,
+    instruction_kernel[(call.programs(x.shape[0]),)](
+        *(source, weight, constants[0], call.fill, operands, call.rows, call.images, call.at, grid),
+        *(call.source_strides, call.shape),
+        num_warps=call.num_warps,
+        **({} if call.num_stages is None else {"num_stages": call.num_stages}),
         enable_fp_fusion=False,
     )
 
 
 def view_of(workspace: Tensor, buffer: Buffer) -> Tensor:
     """All numbers of a buffer."""
-    size = buffer.images * buffer.image * buffer.bytes
+    size = buffer.images * buffer.image_stride * buffer.bytes
     return workspace[buffer.offset : buffer.offset + size].view(_STORED[buffer.bytes])
 
 
-def check_program(program: Code, x: Tensor, constants: Sequence[Tensor], workspace: Tensor) -> None:
+def check_program(program: PlannedProgram, x: Tensor, constants: Sequence[Tensor], workspace: Tensor) -> None:
     """Raises ValueError where a program can't run on this batch, in this workspace."""
     header, batch = program.header, x.shape[0]
     program.check_samples(x)
@@ -509,7 +432,7 @@ def check_program(program: Code, x: Tensor, constants: Sequence[Tensor], workspa
 
 
 @functools.lru_cache(maxsize=256)
-def calls_of(code: bytes, facts: Facts) -> tuple[Code, tuple[Call, ...]]:
+def calls_of(code: bytes, facts: Facts) -> tuple[PlannedProgram, tuple[Call, ...]]:
     """The program and its launches. Raises ValueError where the code is for another backend or constants don't fit."""
     program = decode(torch.frombuffer(bytearray(code), dtype=torch.int64))
     if program.header.layout != Layout.PLAIN:
@@ -523,37 +446,45 @@ def calls_of(code: bytes, facts: Facts) -> tuple[Code, tuple[Call, ...]]:
     return program, tuple(call_of(program, facts, i) for i in program.instructions)
 
 
-def call_of(program: Code, facts: Facts, i: Instruction) -> Call:
+def call_of(program: PlannedProgram, facts: Facts, i: Instruction) -> Call:
+    """One instruction's launch."""
     kind, source = Kind(i.kind), program.buffers[i.source] if i.source >= 0 else None
     operands, steps, rows, images, at = _steps(program, facts, i)
-    options: dict[str, Any] = {"STEPS": steps, "CHANNELS": i.channels, "INPUTS": i.source_channels}
-    options["PIXEL"] = source.pixel if source is not None else 0
-    window = Window(
-        *(i.kernel_y, i.kernel_x, i.stride_y, i.stride_x, i.pad_y, i.pad_x, i.dilation_y, i.dilation_x),
-    )
+    window = Window(i.kernel_y, i.kernel_x, i.stride_y, i.stride_x, i.pad_y, i.pad_x, i.dilation_y, i.dilation_x)
+    one_pixel, depth, taps, num_warps, num_stages = False, 0, 1, 4, None
     if kind == Kind.CONVOLUTION:
         _check_weight(program, facts, i)
-        one = (source.height, source.width) == (1, 1) and window[2:4] == window[6:8] == (1, 1) if source else False
-        options |= {"WINDOW": window, "ONE_PIXEL": one, **_product_blocks(i, program.header.bytes, one)}
-        kernel = convolution_kernel
+        one_pixel = source is not None and (source.height, source.width) == (1, 1)
+        one_pixel = one_pixel and window[2:4] == window[6:8] == (1, 1)
+        block_rows, columns, depth, num_warps = _product_blocks(i, program.header.bytes, one_pixel)
+        num_stages = 3
     elif kind in (Kind.LOG_SUM_EXP, Kind.SOFTMAX):
         columns = triton.next_power_of_2(i.source_channels)
-        options |= {"KIND": i.kind, "ROWS": max(1, 1024 // columns), "COLUMNS": columns, "num_warps": 4}
-        kernel = softmax_kernel
+        block_rows = max(1, 1024 // columns)
     else:
         columns = min(triton.next_power_of_2(i.channels), 64)
-        taps = min(triton.next_power_of_2(i.kernel_y * i.kernel_x), WINDOW_STEP) if kind == Kind.POOL else 1
-        options |= {
-            "WINDOW": window,
-            "KIND": i.kind,
-            "SPREAD": bool(i.spread),
-            "FILLED": kind == Kind.GATHER and i.constant >= 0,
-        }
-        options |= {"ROWS": max(1, 2048 // (columns * taps)), "COLUMNS": columns, "TAPS": taps, "num_warps": 4}
-        kernel = pixels_kernel
+        if kind == Kind.POOL:
+            taps = min(triton.next_power_of_2(i.kernel_y * i.kernel_x), WINDOW_STEP)
+        block_rows = max(1, 2048 // (columns * taps))
+    shape = Shape(
+        kind=i.kind,
+        window=window,
+        broadcast=bool(i.broadcast),
+        steps=steps,
+        channels=i.channels,
+        inputs=i.source_channels,
+        pixel=source.pixel_stride if source is not None else 0,
+        one_pixel=one_pixel,
+        filled=kind == Kind.GATHER and i.constant >= 0,
+        rows=block_rows,
+        columns=columns,
+        depth=depth,
+        taps=taps,
+    )
     return Call(
-        kernel,
-        options,
+        shape,
+        num_warps,
+        num_stages,
         source=(i.source, i.source_channel),
         weight=i.constant if kind == Kind.CONVOLUTION else -1,
         fill=max(i.constant, 0) if kind == Kind.GATHER else 0,
@@ -562,12 +493,13 @@ def call_of(program: Code, facts: Facts, i: Instruction) -> Call:
         images=images,
         at=at,
         grid=(i.height, i.width, i.start_y, i.start_x, i.step_y, i.step_x),
-        source_strides=(source.height, source.width, source.row, source.image) if source else (0, 0, 0, 0),
-        panels=1 if kernel is softmax_kernel else triton.cdiv(i.channels, options["COLUMNS"]),
+        source_strides=(source.height, source.width, source.row_stride, source.image_stride)
+        if source
+        else (0, 0, 0, 0),
     )
 
 
-def _check_weight(program: Code, facts: Facts, i: Instruction) -> None:
+def _check_weight(program: PlannedProgram, facts: Facts, i: Instruction) -> None:
     dtype, shape = facts.constants[i.constant]
     needed = (i.kernel_y * i.kernel_x, i.source_channels, i.channels)
     if shape != needed or dtype != _STORED[program.header.bytes]:
@@ -577,22 +509,21 @@ def _check_weight(program: Code, facts: Facts, i: Instruction) -> None:
         )
 
 
-def _product_blocks(i: Instruction, size: int, one_pixel: bool) -> dict[str, int]:
-    """Blocks of a convolution by its shape alone: large ones where a single image fills several.
+def _product_blocks(i: Instruction, size: int, one_pixel: bool) -> tuple[int, int, int, int]:
+    """(rows, columns, depth, warps) of a convolution's blocks, by its shape alone.
 
-    Sums are float32 in registers, at most 32 a thread: with 64, an epilogue of activation and derivative spills.
-    Operands of three stages take at most 72 KB of shared memory.
+    Blocks are large where a single image fills several. Sums are float32 in registers, at most 32 a thread: with 64, an
+    epilogue of activation and derivative spills. Operands of three stages take at most 72 KB of shared memory.
     """
     plane = 1 if one_pixel else i.height * i.width
     columns = min(max(triton.next_power_of_2(i.channels), 16), 64)
     rows = 128 if plane >= 256 else 64 if plane >= 16 else 16
     inner = i.source_channels if one_pixel or i.source_channels > FEW else i.source_channels * i.kernel_y * i.kernel_x
     depth = min(max(triton.next_power_of_2(inner), 16), 64 if size == 2 else 32)
-    warps = 8 if rows * columns > 64 * 64 else 4
-    return {"ROWS": rows, "COLUMNS": columns, "DEPTH": depth, "num_warps": warps, "num_stages": 3}
+    return rows, columns, depth, 8 if rows * columns > 64 * 64 else 4
 
 
-def _steps(program: Code, facts: Facts, i: Instruction) -> tuple[Any, ...]:
+def _steps(program: PlannedProgram, facts: Facts, i: Instruction) -> tuple[Any, ...]:
     """Operands, what the compiler knows, and the strides and numbers of an epilogue's operations."""
     lists: tuple[list[Any], ...] = ([], [], [], [], [])
     written: set[int] = set()
@@ -600,16 +531,16 @@ def _steps(program: Code, facts: Facts, i: Instruction) -> tuple[Any, ...]:
         operand, step, row, image = _step(program, facts, i, operation, operation.buffer in written)
         for values, value in zip(lists, (operand, step, row, image, max(operation.number, 0)), strict=True):
             values.append(value)
-        if operation.do in (EpilogueOp.STORE, EpilogueOp.ACTIVATE_KEEPING):
+        if operation.op in (EpilogueOp.STORE, EpilogueOp.ACTIVATE_KEEPING):
             written.add(operation.buffer)
     return tuple(tuple(values) for values in lists)
 
 
 def _step(
-    program: Code, facts: Facts, i: Instruction, operation: Epilogue, own: bool
+    program: PlannedProgram, facts: Facts, i: Instruction, operation: Epilogue, own: bool
 ) -> tuple[tuple[str, int], Step, int, int]:
     """(operand, what the compiler knows, row, image) of one operation."""
-    do = EpilogueOp(operation.do)
+    do = EpilogueOp(operation.op)
     if do in (EpilogueOp.ADD_CONSTANT, EpilogueOp.MULTIPLY_CONSTANT):
         dtype, (height, width, channels) = facts.constants[operation.number]
         if dtype != torch.float32 or channels < i.channels:
@@ -625,140 +556,18 @@ def _step(
     if do == EpilogueOp.STORE_ENERGIES:
         return ("energies", 0), Step(int(do)), 0, 0
     if do in (EpilogueOp.SCALE, EpilogueOp.ACTIVATE):
-        return ("constants", 0), Step(int(do), kind=operation.kind), 0, 0
+        return ("constants", 0), Step(int(do), activation=operation.activation), 0, 0
     buffer = program.buffers[operation.buffer]
     step = Step(
         int(do),
-        kind=operation.kind,
+        activation=operation.activation,
         of_result=bool(operation.of_result),
-        spread=bool(operation.spread),
+        broadcast=bool(operation.broadcast),
         channel=operation.channel,
         factor_y=operation.factor_y,
         factor_x=operation.factor_x,
         scaled=do == EpilogueOp.ADD and operation.number >= 0,
-        pixel=buffer.pixel,
+        pixel=buffer.pixel_stride,
         own=own,
     )
-    return ("buffers", operation.buffer), step, buffer.row, buffer.image
-
-
-# Specimens ----------------------------------------------------------------------------------------------------------
-
-
-def _integers(values: Sequence[int]) -> tuple[str, ...]:
-    return tuple("i32:16" if value % 16 == 0 else "i32" for value in values)
-
-
-def _specimen(
-    name: str, instruction: Instruction, size: int, operations: Sequence[Epilogue], **shown: Any
-) -> LaunchExample:
-    """A kernel as `_launch` compiles it, for numbers of `size` bytes.
-
-    Buffer 0 is the source. Buffers 1 to 3 are of the result's shape, 4 of half of it. Constant 1 is a weight, 2 a bias.
-    """
-    i = instruction
-    lanes = {2: 32, 4: 16}[size]
-
-    def buffer(channels: int, height: int, width: int) -> Buffer:
-        pixel = 4 if channels <= 4 else -(-channels // lanes) * lanes
-        row = width * pixel if pixel > 4 else (width + 8) * pixel
-        return Buffer(channels, height, width, size, 64, 0, 0, pixel, row, height * row)
-
-    tall, wide = i.height * i.stride_y * i.step_y, i.width * i.stride_x * i.step_x
-    target = buffer(i.channels, i.height * i.step_y, i.width * i.step_x)
-    half = buffer(i.channels, max(1, target.height // 2), max(1, target.width // 2))
-    source = buffer(i.source_channels, max(1, tall // i.kernel_y), max(1, wide // i.kernel_x))
-    if i.kind == Kind.CONVOLUTION:
-        source = buffer(i.source_channels, tall, wide)
-    header = Header(Layout.PLAIN, 0, size, 64, 0, 1)
-    code = Code(header, (source, target, target, target, half), (i,), tuple(operations), ())
-    weight = (_STORED[size], (i.kernel_y * i.kernel_x, i.source_channels, i.channels))
-    bias = (torch.float32, (1, 1, -(-i.channels // lanes) * lanes))
-    facts = Facts((i.channels, target.height, target.width), ((torch.float32, (8,)), weight, bias))
-    call = call_of(code, facts, replace(i, count=len(operations)))
-    stored = {2: "*bf16", 4: "*fp32"}[size]
-    options = {key: value for key, value in call.options.items() if not key.startswith("num_")}
-    types = {
-        "source": stored if i.source >= 0 else "*fp32",
-        "weight": stored,
-        "numbers": "*fp32",
-        "fill": "i32",
-        "operands": tuple(stored if kind == "buffers" else "*fp32" for kind, _ in call.operands),
-        "rows": _integers(call.rows),
-        "images": _integers(call.images),
-        "at": _integers(call.at),
-        "grid": ("i32", *_integers(call.grid)),
-        "source_strides": _integers(call.source_strides),
-    }
-    signature = {key: types[key] for key in call.kernel.arg_names if key in types}
-    warps, stages = call.options["num_warps"], call.options.get("num_stages")
-    # Blocks of 2048 numbers change their layout between reading and writing through shared memory.
-    shown = {"shared": True, "most_shared": 73728 if stages else 16384, **shown}
-    if i.kind == Kind.CONVOLUTION:
-        shown["matrix"] = {2: "bf16", 4: "tf32"}[size]
-    return LaunchExample(f"program {name}", call.kernel, signature, options, warps, num_stages=stages, **shown)
-
-
-def _convolution(inner: int, out: int, size: int, kernel: int = 3, **fields: int) -> Instruction:
-    """A convolution to a map of size x size pixels."""
-    pad = (kernel - 1) // 2
-    given = {
-        "kernel_y": kernel,
-        "kernel_x": kernel,
-        "pad_y": pad,
-        "pad_x": pad,
-        "height": size,
-        "width": size,
-        **fields,
-    }
-    return Instruction(Kind.CONVOLUTION, 0, source_channels=inner, channels=out, constant=1, **given)
-
-
-def launch_examples() -> list[LaunchExample]:
-    """Convolutions as CF-EBM's gradient has them at 32x32 and 8x8, their epilogues, and all other kinds."""
-    silu, gelu, elu, softplus = (KINDS.index(name) for name in ("silu", "gelu", "elu", "softplus"))
-    bias, store = Epilogue(EpilogueOp.ADD_CONSTANT, number=2), Epilogue(EpilogueOp.STORE, 1)
-    keeping = [bias, Epilogue(EpilogueOp.ACTIVATE_KEEPING, 2, kind=silu), store]
-    sloped = [Epilogue(EpilogueOp.MULTIPLY, 2), Epilogue(EpilogueOp.ADD, 4, factor_y=2, factor_x=2, number=3), store]
-    again = [
-        Epilogue(EpilogueOp.SLOPE, 2, kind=gelu),
-        Epilogue(EpilogueOp.SCALE, number=1),
-        Epilogue(EpilogueOp.ADD, 3),
-        store,
-    ]
-    strided, parity = {"stride_y": 2, "stride_x": 2}, {"kernel_y": 2, "kernel_x": 2, "step_y": 2, "step_x": 2}
-    few = {"source_channels": 10, "channels": 10, "height": 8, "width": 8}
-    found = [
-        _specimen("load", Instruction(Kind.LOAD, source_channels=3, channels=4, height=32, width=32), 2, [store]),
-        _specimen("gather", Instruction(Kind.GATHER, 0, **few, kernel_y=2, kernel_x=2, constant=1), 2, [bias, store]),
-        _specimen("pool", Instruction(Kind.POOL, 0, **few, kernel_y=8, kernel_x=8), 2, [store]),
-        _specimen("softmax", Instruction(Kind.SOFTMAX, 0, **few), 2, [store]),
-        _specimen(
-            "log_sum_exp",
-            Instruction(Kind.LOG_SUM_EXP, 0, source_channels=10),
-            4,
-            [Epilogue(EpilogueOp.STORE_ENERGIES)],
-        ),
-    ]
-    for size, name in ((2, "bf16"), (4, "fp32")):
-        found += [
-            _specimen(f"3x3 {name}", _convolution(128, 128, 32), size, keeping),
-            _specimen(f"3x3 of 8x8 {name}", _convolution(256, 256, 8), size, again),
-            _specimen(f"4x4 stride 2 {name}", _convolution(128, 128, 16, 4, **strided), size, keeping),
-            _specimen(f"parity {name}", _convolution(128, 128, 16, 2, **parity), size, sloped),
-            _specimen(f"few channels {name}", _convolution(4, 128, 32), size, keeping),
-            _specimen(f"to the gradient {name}", _convolution(128, 3, 32), size, [Epilogue(EpilogueOp.STORE_GRADIENT)]),
-            _specimen(
-                f"elu, softplus {name}",
-                _convolution(64, 64, 32),
-                size,
-                [
-                    bias,
-                    Epilogue(EpilogueOp.ACTIVATE, number=2, kind=elu),
-                    Epilogue(EpilogueOp.ACTIVATE_KEEPING, 2, number=5, kind=softplus),
-                    store,
-                ],
-            ),
-            _specimen(f"linear {name}", _convolution(256, 1, 1, 1), size, [bias, Epilogue(EpilogueOp.STORE_ENERGIES)]),
-        ]
-    return found
+    return ("buffers", operation.buffer), step, buffer.row_stride, buffer.image_stride

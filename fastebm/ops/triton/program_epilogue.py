@@ -1,4 +1,4 @@
-"""Triton: what follows the values of an instruction of a fused program, unrolled when a kernel is compiled.
+"""Triton: the epilogue of an instruction of a fused program, which is unrolled when its kernel is compiled.
 
 Values are float32 blocks (positions, channels) in registers. Where a step's buffer lies is known to the compiler as far
 as alignment needs it (channels of a pixel, `Step.pixel`), the rest comes at run time, so that one compiled kernel
@@ -14,24 +14,24 @@ import triton
 import triton.language as tl
 
 from ..instructions import EpilogueOp
-from .curves import curve, parameters, slope
+from .activations import activate, derivative, parameters
 
 
 class Step(NamedTuple):
-    """What the compiler knows of one operation.
+    """One operation as the compiler knows it.
 
     Attributes:
-        do, kind, of_result, spread, channel, factor_y, factor_x: as in `instructions.Epilogue`.
+        op, activation, of_result, broadcast, channel, factor_y, factor_x: as in `instructions.Epilogue`.
         scaled: whether a factor belongs to it.
         pixel: numbers from pixel to pixel of the operand; 0 where all columns share one.
         flat: whether the operand is one row of channels for all pixels and images.
         own: whether the buffer was written by this epilogue before.
     """
 
-    do: int
-    kind: int = 0
+    op: int
+    activation: int = 0
     of_result: bool = False
-    spread: bool = False
+    broadcast: bool = False
     channel: int = 0
     factor_y: int = 1
     factor_x: int = 1
@@ -58,15 +58,10 @@ class Step(NamedTuple):
 
 @triton.jit
 def pixels_of(
-    operand: tl.tensor,
-    image: tl.tensor,
-    y: tl.tensor,
-    x: tl.tensor,
-    row: tl.tensor,
-    image_stride: tl.tensor,
-    STEP: tl.constexpr,
+    operand: tl.tensor, place: tl.tuple, row: tl.tensor, image_stride: tl.tensor, STEP: tl.constexpr
 ) -> tl.tensor:
     """Pointers (positions, 1) to channel 0 of v in the operand."""
+    image, y, x, _, _ = place
     offset = image * image_stride + (y // STEP.factor_y * row + x // STEP.factor_x * STEP.pixel)
     return operand + offset[:, None] + STEP.channel
 
@@ -74,24 +69,21 @@ def pixels_of(
 @triton.jit
 def read(
     operand: tl.tensor,
-    image: tl.tensor,
-    y: tl.tensor,
-    x: tl.tensor,
-    columns: tl.tensor,
-    inside: tl.tensor,
+    place: tl.tuple,
     row: tl.tensor,
     image_stride: tl.tensor,
     STEP: tl.constexpr,
     CHANNELS: tl.constexpr,
 ) -> tl.tensor:
     """The operand's float32 values, (positions, channels) or what broadcasts to it."""
+    _, _, _, columns, inside = place
     there = (columns < CHANNELS)[None, :]
-    pixels = pixels_of(operand, image, y, x, row, image_stride, STEP)
+    pixels = pixels_of(operand, place, row, image_stride, STEP)
     if STEP.own:
         tl.debug_barrier()  # other threads of this block may have written what this one reads
     if STEP.flat:
         return tl.load(operand + columns[None, :], mask=there, other=0.0)
-    elif STEP.spread:
+    elif STEP.broadcast:
         return tl.load(pixels, mask=inside[:, None], other=0.0).to(tl.float32)
     else:
         return tl.load(pixels + columns[None, :], mask=inside[:, None] & there, other=0.0).to(tl.float32)
@@ -101,18 +93,15 @@ def read(
 def write(
     v: tl.tensor,
     operand: tl.tensor,
-    image: tl.tensor,
-    y: tl.tensor,
-    x: tl.tensor,
-    columns: tl.tensor,
-    inside: tl.tensor,
+    place: tl.tuple,
     row: tl.tensor,
     image_stride: tl.tensor,
     STEP: tl.constexpr,
     CHANNELS: tl.constexpr,
 ) -> None:
     """v to the operand. Behind the last channel nothing is written: no kernel here reads it."""
-    pixels = pixels_of(operand, image, y, x, row, image_stride, STEP)
+    _, _, _, columns, inside = place
+    pixels = pixels_of(operand, place, row, image_stride, STEP)
     mask = inside[:, None] & (columns < CHANNELS)[None, :]
     tl.store(pixels + columns[None, :], v.to(operand.dtype.element_ty), mask=mask)
 
@@ -120,11 +109,7 @@ def write(
 @triton.jit
 def done(
     v: tl.tensor,
-    image: tl.tensor,
-    y: tl.tensor,
-    x: tl.tensor,
-    columns: tl.tensor,
-    inside: tl.tensor,
+    place: tl.tuple,
     numbers: tl.tensor,
     operand: tl.tensor,
     row: tl.tensor,
@@ -134,34 +119,35 @@ def done(
     CHANNELS: tl.constexpr,
 ) -> tl.tensor:
     """The values after one operation."""
-    if STEP.do == _ADD_CONSTANT:
-        v += read(operand, image, y, x, columns, inside, row, image_stride, STEP, CHANNELS)
-    elif STEP.do == _MULTIPLY_CONSTANT:
-        v *= read(operand, image, y, x, columns, inside, row, image_stride, STEP, CHANNELS)
-    elif STEP.do == _SCALE:
+    image, y, x, columns, inside = place
+    if STEP.op == _ADD_CONSTANT:
+        v += read(operand, place, row, image_stride, STEP, CHANNELS)
+    elif STEP.op == _MULTIPLY_CONSTANT:
+        v *= read(operand, place, row, image_stride, STEP, CHANNELS)
+    elif STEP.op == _SCALE:
         v *= tl.load(numbers + at)
-    elif STEP.do == _ADD:
-        term = read(operand, image, y, x, columns, inside, row, image_stride, STEP, CHANNELS)
+    elif STEP.op == _ADD:
+        term = read(operand, place, row, image_stride, STEP, CHANNELS)
         if STEP.scaled:
             term *= tl.load(numbers + at)
         v += term
-    elif STEP.do == _MULTIPLY:
-        v *= read(operand, image, y, x, columns, inside, row, image_stride, STEP, CHANNELS)
-    elif STEP.do == _ACTIVATE:
-        a, b, c = parameters(numbers, at, STEP.kind)
-        v = curve(v, a, b, c, STEP.kind)
-    elif STEP.do == _ACTIVATE_KEEPING:
-        a, b, c = parameters(numbers, at, STEP.kind)
-        kept = slope(v, a, b, c, STEP.kind, False)
-        write(kept, operand, image, y, x, columns, inside, row, image_stride, STEP, CHANNELS)
-        v = curve(v, a, b, c, STEP.kind)
-    elif STEP.do == _SLOPE:
-        a, b, c = parameters(numbers, at, STEP.kind)
-        h = read(operand, image, y, x, columns, inside, row, image_stride, STEP, CHANNELS)
-        v *= slope(h, a, b, c, STEP.kind, STEP.of_result)
-    elif STEP.do == _STORE:
-        write(v, operand, image, y, x, columns, inside, row, image_stride, STEP, CHANNELS)
-    elif STEP.do == _STORE_GRADIENT:
+    elif STEP.op == _MULTIPLY:
+        v *= read(operand, place, row, image_stride, STEP, CHANNELS)
+    elif STEP.op == _ACTIVATE:
+        a, b, c = parameters(numbers, at, STEP.activation)
+        v = activate(v, a, b, c, STEP.activation)
+    elif STEP.op == _ACTIVATE_KEEPING:
+        a, b, c = parameters(numbers, at, STEP.activation)
+        kept = derivative(v, a, b, c, STEP.activation, False)
+        write(kept, operand, place, row, image_stride, STEP, CHANNELS)
+        v = activate(v, a, b, c, STEP.activation)
+    elif STEP.op == _SLOPE:
+        a, b, c = parameters(numbers, at, STEP.activation)
+        h = read(operand, place, row, image_stride, STEP, CHANNELS)
+        v *= derivative(h, a, b, c, STEP.activation, STEP.of_result)
+    elif STEP.op == _STORE:
+        write(v, operand, place, row, image_stride, STEP, CHANNELS)
+    elif STEP.op == _STORE_GRADIENT:
         # Channel by channel: an image of the result has image_stride numbers, a plane its share of them.
         plane = image_stride // CHANNELS
         offset = image * image_stride + (y * row + x)
@@ -175,11 +161,7 @@ def done(
 @triton.jit
 def epilogue(
     v: tl.tensor,
-    image: tl.tensor,
-    y: tl.tensor,
-    x: tl.tensor,
-    columns: tl.tensor,
-    inside: tl.tensor,
+    place: tl.tuple,
     numbers: tl.tensor,
     operands: tl.tuple,
     rows: tl.tuple,
@@ -188,11 +170,9 @@ def epilogue(
     STEPS: tl.constexpr,
     CHANNELS: tl.constexpr,
 ) -> None:
-    """Every operation on the values v of pixels (image, y, x) of the buffers, where `inside`, and channels `columns`.
+    """Every operation on the values v, whose place (image, y, x, columns, inside) is that in the buffers.
 
     Operation i has operands[i] with strides rows[i] and images[i], and its number at numbers[at[i]].
     """
     for i in tl.static_range(len(STEPS)):
-        v = done(
-            *(v, image, y, x, columns, inside, numbers, operands[i], rows[i], images[i], at[i], STEPS[i], CHANNELS),
-        )
+        v = done(v, place, numbers, operands[i], rows[i], images[i], at[i], STEPS[i], CHANNELS)

@@ -4,15 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from .launch_examples import LaunchExample
-from .normal import fill, fill_specimens
+from .normal import fill
 
 
 def uniform(out: Tensor, key: Tensor, chain_ids: Tensor, stream: int) -> None:
     """Kernel `uniform` of fastebm.ops.schemas."""
     fill(out, key, chain_ids, stream, normal=False)
-
-
-def launch_examples() -> list[LaunchExample]:
-    """A quad of uniforms is four fused multiply-adds."""
-    return fill_specimens("uniform", False, 4)

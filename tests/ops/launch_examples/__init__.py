@@ -1,4 +1,4 @@
-"""Triton kernels as a GPU gets them, written down so that they can be compiled and read where there is none."""
+"""Examples of how each Triton kernel is launched, so that the tests compile them for a GPU where there is none."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .. import schemas
+from fastebm.ops import schemas
 
 __all__ = ["LaunchExample", "all_launch_examples", "typed"]
 
@@ -17,7 +17,7 @@ class LaunchExample:
     """One kernel with the types of its arguments, and what its machine code must show.
 
     Attributes:
-        name: unique among all launch_examples.
+        name: unique among all examples.
         kernel: the `triton.jit` function.
         signature: Triton types by argument, as "*fp32" or "i32", and tuples of them; pointers are taken to be aligned
             to 16 bytes, and "i32:16" is a multiple of 16.
@@ -50,7 +50,7 @@ def typed(kind: Any, names: str) -> dict[str, Any]:
 
 
 def all_launch_examples() -> list[LaunchExample]:
-    """The launch_examples of every kernel's Triton module. Needs Triton."""
+    """The examples of every kernel's Triton module. Needs Triton."""
     subjects = dict.fromkeys(kernel.subject for kernel in schemas.KERNELS.values())
     modules = [importlib.import_module(f"{__package__}.{subject}") for subject in subjects]
-    return [specimen for module in modules for specimen in module.launch_examples()]
+    return [example for module in modules for example in module.launch_examples()]

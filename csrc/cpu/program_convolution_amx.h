@@ -1,11 +1,16 @@
-// Convolutions on the matrix units of x86 (AMX, bfloat16): part of program_kernels.h where FASTEBM_TILES is 1.
+// Convolutions of bfloat16 on the matrix units of x86 (AMX).
+// Part of program_variant.h, which compiles it once for each instruction set.
 //
-// A tile is 16 rows of 32 inputs. Its rows are 16 pixels that lie at equal distances: 16 neighbours of one row of the image, whatever
-// the stride, or, on small maps, the same pixel of 16 images. 2x2 tiles of accumulators make a block of 32 pixels and 32 outputs
-// out of four loads for four products. A tap outside of the image reads a line of zeros, or is left out where it is outside for both
-// tiles; so the sums of one number are in one order, however images and pixels are grouped.
+// A tile is 16 rows of 32 inputs. Its rows are 16 pixels that lie at equal distances: 16 neighbours of one row of the image,
+// whatever the stride, or, on small maps, the same pixel of 16 images. 2x2 tiles of accumulators make a block of 32 pixels and 32
+// outputs out of four loads for four products. A tap outside of the image reads a line of zeros, or is left out where it is
+// outside for both tiles; so the sums of one number are in one order, however images and pixels are grouped.
 //
 // Measured on one core of a 3.8 TFLOP/s machine: 2.4 TFLOP/s for 3x3 and 2.3 for 4x4 with stride 2, 128 channels.
+#pragma once
+
+#include "program_epilogue.h"
+#include "program_team.h"
 
 struct TileConfiguration {
   uint8_t palette, start_row, reserved[14];
@@ -31,10 +36,11 @@ struct TilePlan {
 static TilePlan plan_tiles(const InstructionRow& i, const BufferRow& source, int64_t begin, int64_t end) {
   const int64_t images = end - begin, across = (i.width + 15) / 16, deep = (images + 15) / 16;
   // Images that lie pixel by pixel beside each other: 16 rows at one distance are all images of several neighbours.
-  const bool beside = source.pixel == images * source.image && images < 16 && 16 % images == 0 && i.stride_x == 1 && source.pixel != kDense;
+  const bool beside = source.pixel_stride == images * source.image_stride && images < 16 && 16 % images == 0 && i.stride_x == 1 &&
+                      source.pixel_stride != kDense;
   const int64_t pixels = beside ? 16 / images : 1, steps = (i.width + pixels - 1) / pixels;
-  // The share of tile rows that is wanted: width / (16 across), against images / (16 deep) or width / (steps pixels). Wide maps never
-  // read beyond the images of a short chunk, for which the workspace would need room.
+  // The share of tile rows that is wanted: width / (16 across), against images / (16 deep) or width / (steps pixels). Wide maps
+  // never read beyond the images of a short chunk, for which the workspace would need room.
   const bool over_images = source.width < 32 && (beside || images * across > i.width * deep);
   if (!over_images) return {false, begin, end, across, across * i.height * images, 1};
   return {true, begin, end, deep, deep * i.height * steps, pixels};
@@ -56,10 +62,12 @@ struct TileSource {
   bool one_pixel;  // all rows are beside the image where one is; else zeros lie there
 };
 
-static FASTEBM_INLINE TileSource source_at(const Worker& w, const TilePlan& plan, const InstructionRow& i, const BufferRow& b, const TileUnit& u) {
+static FASTEBM_INLINE TileSource source_at(const Worker& w, const TilePlan& plan, const InstructionRow& i, const BufferRow& b,
+                                           const TileUnit& u) {
   const int64_t y = u.y * i.stride_y - i.pad_y, x = u.x * i.stride_x - i.pad_x;
-  const char* data = pixel_of(w, b, u.n, 0, 0) + (y * b.row + x * b.pixel + i.source_channel) * 2;
-  return {data, (plan.over_images ? b.image : i.stride_x * b.pixel) * 2, y, x, plan.over_images && plan.pixels == 1};
+  const char* data = pixel_of(w, b, u.n, 0, 0) + (y * b.row_stride + x * b.pixel_stride + i.source_channel) * 2;
+  return {data, (plan.over_images ? b.image_stride : i.stride_x * b.pixel_stride) * 2, y, x,
+          plan.over_images && plan.pixels == 1};
 }
 
 // How many steps of 32 inputs keep a panel's weights in L1, if there are more than fit at once: whole rows of taps.
@@ -71,26 +79,45 @@ static FASTEBM_INLINE int64_t taps_at_a_time(int64_t tiles, int64_t taps, int64_
 // One block of M x N tiles over taps [first, last): accumulators come from `sums`, at first from the bias, and go to `sums`.
 template <int M, int N>
 static FASTEBM_INLINE void multiply_tiles(const InstructionRow& i, const BufferRow& b, const TileSource* s, const char* weights,
-                                                      int64_t inputs, bool dense, int64_t first, int64_t last, const float* bias, float* sums) {
+                                          int64_t inputs, bool dense, int64_t first, int64_t last, const float* bias,
+                                          float* sums) {
   alignas(64) static const char zeros[64] = {};
   asm volatile("" ::: "memory");  // the compiler does not see what a tile reads
-  // Tiles 0 to 3 accumulate (pixels 0: 0, 1; pixels 1: 2, 3; or pixels 0 to 3 of one panel of 16), 4 and 5 hold pixels, 6 and 7 weights.
+  // Tiles 0 to 3 accumulate (pixels 0: 0, 1; pixels 1: 2, 3; or pixels 0 to 3 of one panel of 16), 4 and 5 hold pixels, 6 and 7
+  // weights.
   if (first == 0) {
     // A stride of 0: every pixel begins with the bias.
     _tile_loadd(0, bias, 0);
     if constexpr (N == 2) _tile_loadd(1, bias + 16, 0);
-    if constexpr (M == 2) { _tile_loadd(2, bias, 0); _tile_loadd(3, bias + 16, 0); }
-    if constexpr (M == 4) { _tile_loadd(1, bias, 0); _tile_loadd(2, bias, 0); _tile_loadd(3, bias, 0); }
+    if constexpr (M == 2) {
+      _tile_loadd(2, bias, 0);
+      _tile_loadd(3, bias + 16, 0);
+    }
+    if constexpr (M == 4) {
+      _tile_loadd(1, bias, 0);
+      _tile_loadd(2, bias, 0);
+      _tile_loadd(3, bias, 0);
+    }
   } else {
     _tile_loadd(0, sums, 128);
     if constexpr (N == 2) _tile_loadd(1, sums + 16, 128);
-    if constexpr (M * N == 4 && N == 2) { _tile_loadd(2, sums + 512, 128); _tile_loadd(3, sums + 528, 128); }
-    if constexpr (M == 4) { _tile_loadd(1, sums + 512, 128); _tile_loadd(2, sums + 1024, 128); _tile_loadd(3, sums + 1536, 128); }
+    if constexpr (M * N == 4 && N == 2) {
+      _tile_loadd(2, sums + 512, 128);
+      _tile_loadd(3, sums + 528, 128);
+    }
+    if constexpr (M == 4) {
+      _tile_loadd(1, sums + 512, 128);
+      _tile_loadd(2, sums + 1024, 128);
+      _tile_loadd(3, sums + 1536, 128);
+    }
   }
   const int64_t kernel_x = dense ? 1 : i.kernel_x;
   int64_t row = first / kernel_x, column = first % kernel_x;
   for (int64_t t = first; t < last; ++t, ++column) {
-    if (column == kernel_x) { column = 0; ++row; }
+    if (column == kernel_x) {
+      column = 0;
+      ++row;
+    }
     const int64_t ky = row * i.dilation_y, kx = column * i.dilation_x;
     const char* a[M];
     int64_t stride[M], step[M];
@@ -99,7 +126,7 @@ static FASTEBM_INLINE void multiply_tiles(const InstructionRow& i, const BufferR
     for (int m = 0; m < M; ++m) {
       const int64_t y = s[m].first_y + ky, x = s[m].first_x + kx;
       const bool inside = y >= 0 && y < b.height && (dense || !s[m].one_pixel || (x >= 0 && x < b.width));
-      a[m] = inside ? s[m].data + (ky * b.row + kx * b.pixel) * 2 : zeros;
+      a[m] = inside ? s[m].data + (ky * b.row_stride + kx * b.pixel_stride) * 2 : zeros;
       stride[m] = inside ? s[m].stride : 0;
       step[m] = inside ? 64 : 0;
       any |= inside;
@@ -138,13 +165,20 @@ static FASTEBM_INLINE void multiply_tiles(const InstructionRow& i, const BufferR
   }
   _tile_stored(0, sums, 128);
   if constexpr (N == 2) _tile_stored(1, sums + 16, 128);
-  if constexpr (M * N == 4 && N == 2) { _tile_stored(2, sums + 512, 128); _tile_stored(3, sums + 528, 128); }
-  if constexpr (M == 4) { _tile_stored(1, sums + 512, 128); _tile_stored(2, sums + 1024, 128); _tile_stored(3, sums + 1536, 128); }
+  if constexpr (M * N == 4 && N == 2) {
+    _tile_stored(2, sums + 512, 128);
+    _tile_stored(3, sums + 528, 128);
+  }
+  if constexpr (M == 4) {
+    _tile_stored(1, sums + 512, 128);
+    _tile_stored(2, sums + 1024, 128);
+    _tile_stored(3, sums + 1536, 128);
+  }
 }
 
 // The block of pixels that one or two units are.
-static FASTEBM_INLINE Block block_of(const TilePlan& plan, const InstructionRow& i, const TileUnit* units, int count, float* sums, int64_t channel,
-                                     int64_t width) {
+static FASTEBM_INLINE Block block_of(const TilePlan& plan, const InstructionRow& i, const TileUnit* units, int count, float* sums,
+                                     int64_t channel, int64_t width) {
   Block block{sums, 0, static_cast<int>(channel), static_cast<int>(least(width, i.channels - channel)), {}};
   for (int k = 0; k < count; ++k) {
     const TileUnit& unit = units[k];
@@ -153,7 +187,8 @@ static FASTEBM_INLINE Block block_of(const TilePlan& plan, const InstructionRow&
       continue;
     }
     const int images = static_cast<int>(unit.count / most(1, least(plan.pixels, i.width - unit.x)));
-    for (int64_t x = unit.x, left = unit.count; left > 0; ++x, left -= images) block.run[block.runs++] = {unit.n, 1, unit.y, x, 0, images};
+    for (int64_t x = unit.x, left = unit.count; left > 0; ++x, left -= images)
+      block.run[block.runs++] = {unit.n, 1, unit.y, x, 0, images};
   }
   return block;
 }
@@ -162,13 +197,14 @@ static FASTEBM_INLINE Block block_of(const TilePlan& plan, const InstructionRow&
 static void fetch_ahead(const Worker& w, const InstructionRow& i, const Block& block) {
   for (int64_t k = 0; k < i.count; ++k) {
     const EpilogueRow& step = w.job->epilogues[i.first + k];
-    if (step.buffer < 0 || step.spread) continue;
-    for_each_pixel(w, i, step, block, [](const float*, const char* p) __attribute__((always_inline)) { __builtin_prefetch(p, 0, 2); });
+    if (step.buffer < 0 || step.broadcast) continue;
+    for_each_pixel(w, i, step, block,
+                   [](const float*, const char* p) __attribute__((always_inline)) { __builtin_prefetch(p, 0, 2); });
   }
 }
 
-static void finish_tiles(const Worker& w, const TilePlan& plan, const InstructionRow& i, const TileUnit* units, int count, float* sums,
-                         int64_t channel, int64_t width) {
+static void finish_tiles(const Worker& w, const TilePlan& plan, const InstructionRow& i, const TileUnit* units, int count,
+                         float* sums, int64_t channel, int64_t width) {
   if (width == 16)  // the other half of each row is not computed, but may be stored as filling
     for (int p = 0; p < count * 16; ++p)
       for (int c = 16; c < 32; ++c) sums[p * 32 + c] = 0;
@@ -190,7 +226,7 @@ template <int M, int N>
 static void convolve_tiles(const Worker& w, const InstructionRow& instruction, const TilePlan& plan, Range panels, Range units) {
   InstructionRow i = instruction;
   const float* biases = nullptr;
-  if (i.count > 0 && w.job->epilogues[i.first].action == Do::add_constant) {
+  if (i.count > 0 && w.job->epilogues[i.first].op == EpilogueOp::add_constant) {
     const ConstantView& k = w.job->constants[w.job->epilogues[i.first].number];
     if (k.height * k.width == 1) {
       biases = static_cast<const float*>(k.data);
@@ -200,7 +236,7 @@ static void convolve_tiles(const Worker& w, const InstructionRow& instruction, c
   }
   const BufferRow& source = w.job->buffers[i.source];
   const char* weights = static_cast<const char*>(w.job->constants[i.constant].data);
-  const bool dense = source.pixel == kDense;
+  const bool dense = source.pixel_stride == kDense;
   const int64_t taps = dense ? i.kernel_y : i.kernel_y * i.kernel_x, inputs = dense ? 1 : (i.source_channels + 31) / 32;
   const int64_t at_a_time = taps_at_a_time(N, taps, dense ? 1 : i.kernel_x, inputs);
   constexpr int kGroup = 64 / M;  // blocks whose sums stay in L2 (128 KB) while the weights change
