@@ -190,7 +190,7 @@ def _(operation: Sum, reverse: _Reverse, node: Node, gradient: str) -> list[str]
 def _(operation: Broadcast, reverse: _Reverse, node: Node, gradient: str) -> list[str]:
     shape = reverse.shape(node.inputs[0])
     stretched = tuple(dim for dim, n in enumerate(shape) if n != operation.target[dim])
-    return [reverse.add(Sum(stretched), gradient)]
+    return [reverse.add(Sum(stretched), gradient) if stretched else gradient]
 
 
 @adjoint.register

@@ -404,7 +404,7 @@ class _Lowering:
 
     def _sum(self, node: Node, operation: Sum) -> None:
         shape, image = self.program[node.inputs[0]].shape, self.images[node.inputs[0]]
-        dims = operation.dims if len(shape) == 3 else ((0, 1, 2) if operation.dims else ())
+        dims = operation.dims if len(shape) == 3 else (0, 1, 2)
         kernel = (image[1] if 1 in dims else 1, image[2] if 2 in dims else 1)
         if 0 not in dims:
             self._window_sum(node, kernel, (1, 1), (0, 0), 1.0)

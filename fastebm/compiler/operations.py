@@ -282,9 +282,13 @@ class Interleave(Operation):
 
 @dataclass(frozen=True)
 class Sum(Operation):
-    """The sum over some dimensions of a sample, which stay with length 1."""
+    """The sum over at least one dimension of a sample; summed dimensions keep length 1."""
 
     dims: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if not self.dims:  # PyTorch reads an empty list of dimensions as all of them, the batch included
+            raise ValueError("Sum needs at least one dimension")
 
     def shape(self, *inputs: Shape) -> Shape:
         return tuple(1 if dim in self.dims else n for dim, n in enumerate(inputs[0]))
