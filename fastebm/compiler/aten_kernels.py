@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastebm.compiler.lazy_tensors import Coefficient, LazyTensor
 from fastebm.compiler.operations import (
     Activation,
     ActivationDerivative,
@@ -36,10 +37,9 @@ from fastebm.compiler.operations import (
     Sum,
     Upsample,
 )
-from fastebm.compiler.values import Coefficient, Value
 
 aten = torch.ops.aten
-Known = Mapping[Value, Tensor]
+Known = Mapping[LazyTensor, Tensor]
 Kernel = Callable[[Sequence[Tensor], Tensor | None], Tensor]
 
 # Operations that can write to a tensor they are given.
@@ -171,10 +171,10 @@ def _plus(a: Tensor, b: Tensor, factor: Any, out: Tensor | None) -> Tensor:
 
 
 def _number(coefficient: Coefficient, known: Known) -> Any:
-    return known[coefficient] if isinstance(coefficient, Value) else coefficient
+    return known[coefficient] if isinstance(coefficient, LazyTensor) else coefficient
 
 
-def _optional(value: Value | None, known: Known) -> Tensor | None:
+def _optional(value: LazyTensor | None, known: Known) -> Tensor | None:
     return None if value is None else known[value]
 
 

@@ -1,8 +1,8 @@
 """From anyone's energy to a program: `torch.export`, and then the translation of its graph into our vocabulary.
 
-Export runs in eval mode at fixed weights (see `fixed_weights`) with a dynamic batch, without decompositions: so a
+Export runs in eval mode at fixed weights (see `frozen_weights`) with a dynamic batch, without decompositions: so a
 convolution subclass, a shape check and an `if beta < 1` are what they are when the energy runs. The part of the graph
-that doesn't depend on x becomes `Value`s. What they start from are the module's tensors, looked up by name at every
+that doesn't depend on x becomes `LazyTensor`s. What they start from are the module's tensors, looked up by name at every
 chain, and tensors that the energy holds in another way, by reference.
 """
 
@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, fx, nn
 
 from fastebm.compiler.import_aten import RULES, AtenImporter, SampleTensor, UnsupportedError
+from fastebm.compiler.lazy_tensors import LazyTensor
 from fastebm.compiler.operations import Input
 from fastebm.compiler.program import INPUT, Builder, Program, eliminate_dead_code
-from fastebm.compiler.values import Value
 
 __all__ = ["UnsupportedError", "capture"]
 
@@ -63,7 +63,7 @@ def capture(energy: Energy, module: nn.Module | None, x: Tensor) -> Program:
                 known[node] = leaves[node.name]
             else:
                 translator.batch, *sample = node.meta["val"].shape
-                known[node] = SampleTensor(builder.put(Input(tuple(sample)), name=INPUT))
+                known[node] = SampleTensor(builder.add_exact(Input(tuple(sample)), name=INPUT))
         elif node.op == "call_function":
             known[node] = _call(translator, node, known)
         elif node.op == "output":
@@ -101,7 +101,7 @@ def _first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {lines[0].strip()}" if lines else type(error).__name__
 
 
-def _leaves(exported: torch.export.ExportedProgram, module: nn.Module | None) -> dict[str, Value]:
+def _leaves(exported: torch.export.ExportedProgram, module: nn.Module | None) -> dict[str, LazyTensor]:
     """The values of the graph's placeholders other than x, by their names."""
     leaves = {}
     for spec in exported.graph_signature.input_specs:
@@ -109,12 +109,12 @@ def _leaves(exported: torch.export.ExportedProgram, module: nn.Module | None) ->
             continue
         path = spec.target.removeprefix("inner.")
         if module is not None and path != spec.target and isinstance(_find(module, path), Tensor):
-            leaves[spec.arg.name] = Value(_find, (module, path), tuple(_find(module, path).shape))
+            leaves[spec.arg.name] = LazyTensor(_find, (module, path), tuple(_find(module, path).shape))
         else:
             tensor = exported.constants.get(spec.target, exported.state_dict.get(spec.target))
             if not isinstance(tensor, Tensor):
                 raise UnsupportedError(spec.target, f"a {type(tensor).__name__} is no tensor")
-            leaves[spec.arg.name] = Value(_itself, (_Reference(tensor),), tuple(tensor.shape))
+            leaves[spec.arg.name] = LazyTensor(_itself, (_Reference(tensor),), tuple(tensor.shape))
     return leaves
 
 
@@ -125,7 +125,7 @@ class _Reference:
         self.tensor = tensor
 
 
-def referenced(wanted: Iterable[Value]) -> list[Tensor]:
+def referenced(wanted: Iterable[LazyTensor]) -> list[Tensor]:
     """The tensors held by reference that some values are made of, each once."""
     found: dict[int, Tensor] = {}
     seen: set[int] = set()
@@ -136,7 +136,7 @@ def referenced(wanted: Iterable[Value]) -> list[Tensor]:
             waiting += argument
         elif isinstance(argument, _Reference):
             found[id(argument.tensor)] = argument.tensor
-        elif isinstance(argument, Value) and id(argument) not in seen:
+        elif isinstance(argument, LazyTensor) and id(argument) not in seen:
             seen.add(id(argument))
             waiting += [*argument.arguments, *argument.keywords.values()]
     return list(found.values())
@@ -157,7 +157,7 @@ def _find(module: nn.Module, path: str) -> Any:
 def _call(translator: AtenImporter, node: fx.Node, known: dict[fx.Node, Any]) -> Any:
     """What `node` gives: samples or several of them, a value, or the batch's length."""
     used = list(_known_arguments((node.args, node.kwargs), known))
-    if node.target is operator.getitem and not isinstance(used[0], Value):
+    if node.target is operator.getitem and not isinstance(used[0], LazyTensor):
         return known[node.args[0]][node.args[1]]  # type: ignore[index]
     name = _target_name(node)
     if name == "aten.sym_size.int":
@@ -172,7 +172,7 @@ def _call(translator: AtenImporter, node: fx.Node, known: dict[fx.Node, Any]) ->
     return _value(node, name, used, known)
 
 
-def _value(node: fx.Node, name: str, used: list[Any], known: dict[fx.Node, Any]) -> Value:
+def _value(node: fx.Node, name: str, used: list[Any], known: dict[fx.Node, Any]) -> LazyTensor:
     """A node that doesn't depend on x."""
     if any(isinstance(argument, torch.SymInt) for argument in used):
         raise UnsupportedError(node.name, f"{name} makes something that depends on the length of the batch")
@@ -184,7 +184,7 @@ def _value(node: fx.Node, name: str, used: list[Any], known: dict[fx.Node, Any])
     arguments, keywords = fx.node.map_arg((node.args, node.kwargs), known.__getitem__)
     result = node.meta.get("val")
     shape = tuple(result.shape) if isinstance(result, Tensor) else ()
-    return Value(node.target, tuple(arguments), shape, **keywords)
+    return LazyTensor(node.target, tuple(arguments), shape, **keywords)
 
 
 def _known_arguments(arguments: Any, known: dict[fx.Node, Any]) -> Iterable[Any]:

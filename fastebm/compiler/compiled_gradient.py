@@ -7,14 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fastebm.compiler.autodiff import differentiate
 from fastebm.compiler.capture import UnsupportedError, capture
 from fastebm.compiler.cost_model import Machine
-from fastebm.compiler.derivative import differentiate
-from fastebm.compiler.description import describe
-from fastebm.compiler.executor import CompiledExecutor, StockExecutor
-from fastebm.compiler.lowering import UnsupportedLowering, lower
+from fastebm.compiler.executor import AtenExecutor, CompiledExecutor
+from fastebm.compiler.lowering import LoweringError, lower
 from fastebm.compiler.precision import without_autocast
 from fastebm.compiler.program import Program
+from fastebm.compiler.report import describe
 from fastebm.compiler.rewrites import WITHOUT_POLYPHASE, build_gradient_program
 from fastebm.compiler.roofline import measured_rates
 from fastebm.ops import CompiledProgram
@@ -33,26 +33,26 @@ LOW_PRECISION_TOLERANCE = 0.1
 
 
 @dataclass(frozen=True)
-class _Kind:
+class _ProgramKey:
     """What a program is made for."""
 
     sample: torch.Size
     dtype: torch.dtype
     device: torch.device
-    computed_in: torch.dtype
+    compute_dtype: torch.dtype
 
 
 @dataclass(frozen=True)
 class _Prepared:
     """A program that was checked, as captured and as it runs; or the node and the reason why there is none.
 
-    `on_stock` says why it runs on stock operations, if it does.
+    `fallback_reason` says why it runs on stock operations, if it does.
     """
 
     state: Any
     captured: Program | None = None
-    execution: StockExecutor | CompiledExecutor | None = None
-    on_stock: str = ""
+    execution: AtenExecutor | CompiledExecutor | None = None
+    fallback_reason: str = ""
     refusal: tuple[str, str] = ("program", "there is none")
 
 
@@ -80,11 +80,11 @@ class CompiledGradient:
         self.module = module
         self.dtype = dtype
         self.reference = reference
-        self._prepared: dict[_Kind, _Prepared] = {}
-        self._current: set[_Kind] = set()
+        self._prepared: dict[_ProgramKey, _Prepared] = {}
+        self._current: set[_ProgramKey] = set()
         self._state: Any = None
         self._weights: int | None = None
-        self._seen: dict[_Kind, tuple[int, int] | None] = {}
+        self._seen: dict[_ProgramKey, tuple[int, int] | None] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         """For copies: without programs, which hold on to the original's weights."""
@@ -124,22 +124,22 @@ class CompiledGradient:
         for kind, prepared in self._prepared.items():
             if prepared.captured is not None and prepared.execution is not None:
                 before = differentiate(prepared.captured)
-                rates = measured_rates(kind.device, kind.computed_in)
-                text = describe(before, prepared.execution.program, kind.computed_in, rates)
-                where = f"stock operations: {prepared.on_stock}" if prepared.on_stock else "fused kernels"
+                rates = measured_rates(kind.device, kind.compute_dtype)
+                text = describe(before, prepared.execution.program, kind.compute_dtype, rates)
+                where = f"stock operations: {prepared.fallback_reason}" if prepared.fallback_reason else "fused kernels"
                 texts.append(f"{text}\nruns on {where}")
         return "\n\n".join(texts)
 
-    def running(self, x: Tensor) -> CompiledProgram | None:
+    def compiled_program(self, x: Tensor) -> CompiledProgram | None:
         """The fused program that ran on samples like x since `new_chain`, if one did."""
         prepared = self._prepared.get(kind) if (kind := self._kind(x)) in self._current else None
         execution = None if prepared is None else prepared.execution
         return execution.fused if isinstance(execution, CompiledExecutor) else None
 
-    def _kind(self, x: Tensor) -> _Kind:
-        return _Kind(x.shape[1:], x.dtype, x.device, _computed_in(x, self.dtype))
+    def _kind(self, x: Tensor) -> _ProgramKey:
+        return _ProgramKey(x.shape[1:], x.dtype, x.device, _compute_dtype(x, self.dtype))
 
-    def _bring_up_to_date(self, kind: _Kind, x: Tensor) -> None:
+    def _bring_up_to_date(self, kind: _ProgramKey, x: Tensor) -> None:
         prepared = self._prepared.get(kind)
         if prepared is None or prepared.state != self._state:
             self._prepared[kind] = prepared = self._prepare(kind, x, self._state)
@@ -158,50 +158,50 @@ class CompiledGradient:
         others = content_hash(prepared.execution.referenced)
         return None if others is None else (self._weights, others)
 
-    def _prepare(self, kind: _Kind, x: Tensor, state: Any) -> _Prepared:
+    def _prepare(self, kind: _ProgramKey, x: Tensor, state: Any) -> _Prepared:
         # First of all, so that what is no energy of x raises what it always does.
         near = _near(x)
         expected = self.reference(near)
         try:
             captured = capture(self.energy, self.module, x)
-            execution, on_stock = _executed(captured, kind)
+            execution, fallback_reason = _executed(captured, kind)
             execution.refresh()
             _check(execution, near, expected)
         except UnsupportedError as refusal:
             return _Prepared(state, refusal=(refusal.node, refusal.reason))
         except Exception as error:  # a flaw of ours must not stop anyone whose energy autograd can do
             return _Prepared(state, refusal=("program", f"{type(error).__name__}: {error}"))
-        return _Prepared(state, captured, execution, on_stock)
+        return _Prepared(state, captured, execution, fallback_reason)
 
 
-def _executed(captured: Program, kind: _Kind) -> tuple[StockExecutor | CompiledExecutor, str]:
+def _executed(captured: Program, kind: _ProgramKey) -> tuple[AtenExecutor | CompiledExecutor, str]:
     """What runs the program: our own kernels, or stock operations with the reason why."""
-    machine = Machine.of(kind.device, kind.computed_in)
+    machine = Machine.of(kind.device, kind.compute_dtype)
     reason = ""
-    if kind.dtype is not torch.float32 or kind.computed_in not in (torch.float32, torch.bfloat16):
-        reason = f"fused kernels take float32 samples in float32 or bfloat16, not {kind.dtype} in {kind.computed_in}"
+    if kind.dtype is not torch.float32 or kind.compute_dtype not in (torch.float32, torch.bfloat16):
+        reason = f"fused kernels take float32 samples in float32 or bfloat16, not {kind.dtype} in {kind.compute_dtype}"
     else:
         try:
             program = build_gradient_program(captured, replace(machine, strided_adjoint=1.0), WITHOUT_POLYPHASE)
-            recipe = lower(program, kind.computed_in.itemsize)
-            return CompiledExecutor(program, recipe, kind.computed_in, kind.device), ""
-        except UnsupportedLowering as refusal:
+            recipe = lower(program, kind.compute_dtype.itemsize)
+            return CompiledExecutor(program, recipe, kind.compute_dtype, kind.device), ""
+        except LoweringError as refusal:
             reason = str(refusal)
-    return StockExecutor(build_gradient_program(captured, machine), kind.computed_in), reason
+    return AtenExecutor(build_gradient_program(captured, machine), kind.compute_dtype), reason
 
 
-def _check(execution: StockExecutor | CompiledExecutor, x: Tensor, expected: tuple[Tensor, Tensor]) -> None:
+def _check(execution: AtenExecutor | CompiledExecutor, x: Tensor, expected: tuple[Tensor, Tensor]) -> None:
     """Compare with autograd, in x's own precision and then, if that is another, in the one it will run in."""
     if not all(part.isfinite().all() for part in expected):
         raise UnsupportedError("check", "energies or gradients by autograd are not finite, so nothing can be compared")
     if execution.dtype is not x.dtype:
-        precise = StockExecutor(execution.program, x.dtype)
+        precise = AtenExecutor(execution.program, x.dtype)
         precise.refresh()
         _compare(precise(x), expected, TOLERANCE.get(x.dtype, LOW_PRECISION_TOLERANCE))
     _compare(execution(x), expected, TOLERANCE.get(execution.dtype, LOW_PRECISION_TOLERANCE))
 
 
-def _computed_in(x: Tensor, dtype: torch.dtype | None) -> torch.dtype:
+def _compute_dtype(x: Tensor, dtype: torch.dtype | None) -> torch.dtype:
     if x.dtype is torch.float64 or dtype is torch.float32:
         return x.dtype
     if dtype is not None:

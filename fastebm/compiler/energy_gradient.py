@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fastebm.compiler.compiled_gradient import CompiledGradient, UnsupportedError
 from fastebm.compiler.fingerprint import fingerprint
-from fastebm.compiler.frozen_weights import Evaluated, fixed_weights
+from fastebm.compiler.frozen_weights import Evaluated, frozen_weights
 from fastebm.compiler.precision import autocast_to, without_autocast
 from fastebm.ops import CompiledProgram
 from fastebm.ops.backends import content_hash
@@ -119,7 +119,7 @@ class EnergyGradient:
                 self._evaluated.clear()
             self._last = state, weights
             if self._module is not None:
-                undo.enter_context(fixed_weights(self._module, self._evaluated))
+                undo.enter_context(frozen_weights(self._module, self._evaluated))
             undo.callback(setattr, self, "_in_chain", False)
             self._in_chain = True
             self._fused.new_chain(state, weights)
@@ -133,14 +133,14 @@ class EnergyGradient:
         inference = any(tensor.is_inference() for tensor in tensors)
         return fingerprint(self.energy, self._module), None if inference else content_hash(tensors)
 
-    def running(self, x: Tensor) -> CompiledProgram | None:
+    def compiled_program(self, x: Tensor) -> CompiledProgram | None:
         """The fused program that ran on samples like x in this `chain()`, or None where something else did.
 
         For those who run it themselves, as captured graphs and whole chains in one call do: it stays the same object,
         with its constants at the same places, for as long as the energy keeps its form. Ask for `workspace` after
         `code(batch)`, which may make a larger one.
         """
-        return self._fused.running(x) if self._in_chain and self.engine == "fused" else None
+        return self._fused.compiled_program(x) if self._in_chain and self.engine == "fused" else None
 
     def __repr__(self) -> str:
         """One line for people: what runs, in which precision, and why nothing faster does."""

@@ -8,10 +8,10 @@ from torch import Tensor
 
 from fastebm.compiler.aten_kernels import TO_BUFFER, Kernel, kernel, overwritable
 from fastebm.compiler.capture import referenced
+from fastebm.compiler.lazy_tensors import LazyTensor, evaluate
 from fastebm.compiler.lowering import LoweringResult
 from fastebm.compiler.operations import Input
 from fastebm.compiler.program import Node, Program
-from fastebm.compiler.values import Value, evaluate
 from fastebm.ops import CompiledProgram
 
 # Plans that are kept, each for one length of the batch: a full one, and the rest at the end of a list.
@@ -39,7 +39,7 @@ class Step:
     released: tuple[int, ...]
 
 
-class StockExecutor:
+class AtenExecutor:
     """A program that can be run, in one dtype.
 
     `refresh` evaluates the program's values: at the start of a chain, and once before the first run. They always stay
@@ -51,8 +51,8 @@ class StockExecutor:
         self.program = program
         self.dtype = dtype
         self._number = {node.name: i for i, node in enumerate(program)}
-        self._wanted = list(dict.fromkeys(value for node in program for value in node.operation.values()))
-        self._known: dict[Value, Tensor] = {}
+        self._wanted = list(dict.fromkeys(value for node in program for value in node.operation.weights()))
+        self._known: dict[LazyTensor, Tensor] = {}
         self._plans: dict[int, list[Step]] = {}
 
     @torch.no_grad()
@@ -93,7 +93,7 @@ class StockExecutor:
 
 
 class CompiledExecutor:
-    """A lowered program that runs by `fastebm::run_program`: as `StockExecutor`, for float32 samples.
+    """A lowered program that runs by `fastebm::run_program`: as `AtenExecutor`, for float32 samples.
 
     Its results are the same bits for any batch, split and number of threads. `fused` is the program as it runs.
     """
@@ -102,7 +102,7 @@ class CompiledExecutor:
         self.program = program
         self.lowered = lowered
         self.dtype = dtype
-        self.referenced = referenced([*lowered.values, *(n for n in lowered.numbers if isinstance(n, Value))])
+        self.referenced = referenced([*lowered.values, *(n for n in lowered.numbers if isinstance(n, LazyTensor))])
         self.fused = CompiledProgram(lowered.recipe, device)
 
     @torch.no_grad()
@@ -140,7 +140,7 @@ def _entering(x: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _plan(
-    program: Program, known: dict[Value, Tensor], count: int, dtype: torch.dtype, device: torch.device
+    program: Program, known: dict[LazyTensor, Tensor], count: int, dtype: torch.dtype, device: torch.device
 ) -> list[Step]:
     """The steps of a program for one length of the batch.
 

@@ -15,7 +15,7 @@ Evaluated = dict[tuple[nn.Module, str], Tensor]
 
 
 @contextmanager
-def fixed_weights(module: nn.Module, evaluated: Evaluated | None = None) -> Iterator[None]:
+def frozen_weights(module: nn.Module, evaluated: Evaluated | None = None) -> Iterator[None]:
     """Inside, `module` is in eval mode, needs no weight gradients, and has each parametrised weight evaluated once.
 
     What `evaluated` holds is taken from there, and what it doesn't is added: clear it when weights may have changed.

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch.fx.experimental.symbolic_shapes import statically_known_true
 
+from fastebm.compiler.lazy_tensors import Coefficient, LazyTensor, Shape, lazy, product
 from fastebm.compiler.operations import (
     Activation,
     Affine,
@@ -30,7 +30,6 @@ from fastebm.compiler.operations import (
     Upsample,
 )
 from fastebm.compiler.program import Builder
-from fastebm.compiler.values import Coefficient, Shape, Value, computed, product
 from fastebm.ops.activations import ACTIVATIONS, SWISH_SCALE
 
 
@@ -77,7 +76,7 @@ class AtenImporter:
         self.fold_dtype = torch.float64 if dtype is torch.float64 else torch.float32
         self.batch: Any = None
         self.node: fx.Node = None  # type: ignore[assignment]
-        self._weights: dict[Value, Value] = {}
+        self._weights: dict[LazyTensor, LazyTensor] = {}
 
     def translate(self, rule: Rule, node: fx.Node, arguments: tuple[Any, Any]) -> Any:
         """Run the rule, and check that what it gives has the shape that export saw."""
@@ -112,6 +111,8 @@ class AtenImporter:
 
     def require_batch_first(self, shape: Sequence[Any]) -> None:
         """Refuse a result whose samples don't lie along the first dimension."""
+        from torch.fx.experimental.symbolic_shapes import statically_known_true  # imports sympy: 0.3 s
+
         if not shape or not statically_known_true(shape[0] == self.batch):
             raise self.unsupported("its result does not have the samples along the first dimension")
         if not all(isinstance(length, int) for length in shape[1:]):
@@ -140,30 +141,30 @@ class AtenImporter:
             raise self.unsupported(_OVER_THE_BATCH)
         return dim % count - 1
 
-    def weight(self, value: Any) -> Value | None:
+    def weight(self, value: Any) -> LazyTensor | None:
         """A value in the dtype of folds."""
         if value is None:
             return None
-        if not isinstance(value, Value):
+        if not isinstance(value, LazyTensor):
             raise self.unsupported(f"a weight is a {type(value).__name__}")
         if value not in self._weights:
-            self._weights[value] = Value(Tensor.to, (value, self.fold_dtype), value.shape)
+            self._weights[value] = LazyTensor(Tensor.to, (value, self.fold_dtype), value.shape)
         return self._weights[value]
 
     def coefficient(self, value: Any) -> Coefficient:
         """A number, or a value of one element without dimensions."""
         if isinstance(value, int | float) and not isinstance(value, bool):
             return float(value)
-        if isinstance(value, Value) and math.prod(value.shape) == 1:
-            return computed(_scalar, self.weight(value))
+        if isinstance(value, LazyTensor) and math.prod(value.shape) == 1:
+            return lazy(_scalar, self.weight(value))
         raise self.unsupported("a factor must be one number")
 
-    def constant(self, coefficient: Coefficient) -> Value:
+    def constant(self, coefficient: Coefficient) -> LazyTensor:
         """A coefficient as a value."""
-        if isinstance(coefficient, Value):
+        if isinstance(coefficient, LazyTensor):
             return coefficient
         device = self.node.meta["val"].device
-        return Value(torch.full, ((), coefficient), (), dtype=self.fold_dtype, device=device)
+        return LazyTensor(torch.full, ((), coefficient), (), dtype=self.fold_dtype, device=device)
 
     def reshaped(self, h: SampleTensor, target: Shape) -> SampleTensor:
         if self.shape(h) == target:
@@ -187,13 +188,13 @@ class AtenImporter:
             raise self.unsupported("its inputs don't broadcast") from None
         return [self.broadcast(h, target) for h in parts]
 
-    def beside(self, value: Value, h: SampleTensor) -> tuple[Value, SampleTensor]:
+    def beside(self, value: LazyTensor, h: SampleTensor) -> tuple[LazyTensor, SampleTensor]:
         """A value without its batch dimension, and h broadcast with it."""
         count = len(self.shape(h)) + 1
         if len(value.shape) > count or (len(value.shape) == count and value.shape[0] != 1):
             raise self.unsupported(f"a tensor of shape {value.shape} differs from sample to sample")
         inner = value.shape[1:] if len(value.shape) == count else value.shape
-        weight = computed(Tensor.reshape, self.weight(value), inner)
+        weight = lazy(Tensor.reshape, self.weight(value), inner)
         target = tuple(torch.broadcast_shapes(inner, self.shape(h)))
         return weight, self.broadcast(h, target)
 
@@ -255,7 +256,7 @@ def _conv_transpose2d(
     return t.add(operation, _images(t, h))
 
 
-def _missing(t: AtenImporter) -> Value:
+def _missing(t: AtenImporter) -> LazyTensor:
     raise t.unsupported("it has no weight")
 
 
@@ -282,14 +283,14 @@ def _matmul(t: AtenImporter, h: Any, other: Any = None, mat2: Any = None) -> Sam
         raise t.unsupported("only a product of samples with one matrix of weights is known")
     if len(weight.shape) != 2 or not t.shape(h):
         raise t.unsupported(f"a product with a weight of shape {weight.shape} is not known")
-    return t.add(Linear(computed(Tensor.t, weight)), h)
+    return t.add(Linear(lazy(Tensor.t, weight)), h)
 
 
 @_rule("aten.addmm.default")
 def _addmm(t: AtenImporter, h: Any, mat1: Any, mat2: Any, beta: Any, alpha: Any) -> SampleTensor:
     if isinstance(h, SampleTensor) or isinstance(mat2, SampleTensor) or (beta, alpha) != (1, 1):
         raise t.unsupported("only weights of a linear layer are known here")
-    return t.add(Linear(computed(Tensor.t, t.weight(mat2)), t.weight(h)), t.samples(mat1))
+    return t.add(Linear(lazy(Tensor.t, t.weight(mat2)), t.weight(h)), t.samples(mat1))
 
 
 @_rule("aten.batch_norm.default", "aten._native_batch_norm_legit_no_training.default")
@@ -308,8 +309,8 @@ def _batch_norm(
         raise t.unsupported("it takes its statistics from the batch")
     mean, variance = t.weight(running_mean), t.weight(running_var)
     trailing = len(t.shape(h)) - 1
-    scale = computed(_norm_scale, t.weight(weight), variance, eps, trailing)
-    shift = computed(_norm_shift, t.weight(weight), t.weight(bias), mean, variance, eps, trailing)
+    scale = lazy(_norm_scale, t.weight(weight), variance, eps, trailing)
+    shift = lazy(_norm_shift, t.weight(weight), t.weight(bias), mean, variance, eps, trailing)
     result = t.add(Affine(scale, shift), t.samples(h))
     return (result, None, None) if "legit" in str(t.node.target) else result
 
@@ -344,9 +345,9 @@ def _weighted_sum(t: AtenImporter, terms: Sequence[tuple[Coefficient, Any]]) -> 
     parts = t.together(*(term for _, term in inputs))
     result = t.add(LinearCombination(tuple(c for c, _ in inputs)), *parts)
     for c, term in terms:
-        if isinstance(term, Value):
+        if isinstance(term, LazyTensor):
             shift, result = t.beside(term, result)
-            result = t.add(Affine(None, computed(_times, shift, c)), result)
+            result = t.add(Affine(None, lazy(_times, shift, c)), result)
         elif not isinstance(term, SampleTensor):
             result = t.add(Affine(None, t.constant(product(t.coefficient(term), c))), result)
     return result
@@ -372,14 +373,14 @@ def _mul(t: AtenImporter, h: Any, other: Any) -> SampleTensor:
         if dividing:
             raise t.unsupported("a quotient by a result is not in the vocabulary")
         h, other = other, h
-    if isinstance(other, Value) and math.prod(other.shape) != 1:
+    if isinstance(other, LazyTensor) and math.prod(other.shape) != 1:
         scale, h = t.beside(other, h)
-        return t.add(Affine(computed(torch.reciprocal, scale) if dividing else scale), h)
-    if isinstance(other, Value) and len(other.shape) > len(t.shape(h)) + 1:
+        return t.add(Affine(lazy(torch.reciprocal, scale) if dividing else scale), h)
+    if isinstance(other, LazyTensor) and len(other.shape) > len(t.shape(h)) + 1:
         raise t.unsupported("it adds dimensions")
     factor = t.coefficient(other)
     if dividing:
-        factor = computed(torch.reciprocal, factor) if isinstance(factor, Value) else 1.0 / factor
+        factor = lazy(torch.reciprocal, factor) if isinstance(factor, LazyTensor) else 1.0 / factor
     return t.add(LinearCombination((factor,)), h)
 
 
@@ -390,7 +391,7 @@ def _expand_blend(t: AtenImporter, primal: Any, fade: Any, beta: Any) -> SampleT
 
 
 def _complement(beta: Coefficient) -> Coefficient:
-    return computed(_one_minus, beta) if isinstance(beta, Value) else 1.0 - beta
+    return lazy(_one_minus, beta) if isinstance(beta, LazyTensor) else 1.0 - beta
 
 
 def _one_minus(beta: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastebm.compiler.lazy_tensors import Coefficient, LazyTensor, Shape, evaluate, lazy
 from fastebm.compiler.operations import (
     Activation,
     ActivationDerivative,
@@ -41,7 +42,6 @@ from fastebm.compiler.operations import (
     Upsample,
 )
 from fastebm.compiler.program import Node, Program
-from fastebm.compiler.values import Coefficient, Shape, Value, computed, evaluate
 from fastebm.ops.instructions import KINDS, Buffer, Epilogue, EpilogueOp, Instruction, Kind
 from fastebm.ops.program import DENSE, Constant, LoweredProgram
 
@@ -55,7 +55,7 @@ OUTSIDE = 1 << 20
 Image = tuple[int, int, int]
 
 
-class UnsupportedLowering(Exception):  # noqa: N818  (no error: stock operations take over)
+class LoweringError(Exception):
     """Why a program has no recipe."""
 
 
@@ -65,19 +65,19 @@ class LoweringResult:
 
     recipe: LoweredProgram
     numbers: tuple[Coefficient, ...]
-    values: tuple[Value, ...]
+    values: tuple[LazyTensor, ...]
 
     def constants(self) -> tuple[list[Any], list[Tensor]]:
         """All numbers and values, evaluated now."""
-        wanted = [*self.values, *(n for n in self.numbers if isinstance(n, Value))]
+        wanted = [*self.values, *(n for n in self.numbers if isinstance(n, LazyTensor))]
         known = evaluate(wanted)
-        return [known[n] if isinstance(n, Value) else n for n in self.numbers], [known[v] for v in self.values]
+        return [known[n] if isinstance(n, LazyTensor) else n for n in self.numbers], [known[v] for v in self.values]
 
 
 def lower(program: Program, itemsize: int) -> LoweringResult:
     """The recipe of a program with energies and gradient as outputs, for numbers of so many bytes.
 
-    Raises UnsupportedLowering with the node and the reason where an operation is beyond the instructions.
+    Raises LoweringError with the node and the reason where an operation is beyond the instructions.
     """
     return _Lowering(_flattened(program), itemsize).finish()
 
@@ -145,7 +145,7 @@ class _Lowering:
     bytes: int
     buffers: list[Buffer] = field(default_factory=list)
     constants: list[Constant] = field(default_factory=list)
-    values: list[Value] = field(default_factory=list)
+    values: list[LazyTensor] = field(default_factory=list)
     numbers: list[Coefficient] = field(default_factory=list)
     groups: list[_Group] = field(default_factory=list)
     places: dict[str, _Place] = field(default_factory=dict)
@@ -160,8 +160,8 @@ class _Lowering:
         for node in self.program:
             try:
                 self._lower(node)
-            except UnsupportedLowering as reason:
-                raise UnsupportedLowering(f"{node.name}: {reason}") from None
+            except LoweringError as reason:
+                raise LoweringError(f"{node.name}: {reason}") from None
         for group in self.groups:
             self._leave(group, None)
         for output in (self.energies, self.gradient):
@@ -203,7 +203,7 @@ class _Lowering:
         if any(len(shape) not in (0, 1, 3) for shape in shapes) and not isinstance(
             operation, (Input, Reshape, *POINTWISE)
         ):
-            raise UnsupportedLowering(f"samples of shape {shapes[0]} are neither images nor vectors")
+            raise LoweringError(f"samples of shape {shapes[0]} are neither images nor vectors")
         if isinstance(operation, Input):
             channels, height, width = self.images[node.name]
             ones = any(isinstance(user.operation, AppendOnes) for user in self.program.users(node.name))
@@ -250,7 +250,7 @@ class _Lowering:
         elif isinstance(operation, AveragePoolBackward):
             pool = operation.pool
             if not pool.simple:
-                raise UnsupportedLowering("the derivative of a pool whose windows overlap or are padded is not known")
+                raise LoweringError("the derivative of a pool whose windows overlap or are padded is not known")
             place = self._stored(node.inputs[0])
             group = self._begin(node, [self._gather(place, self.images[node.name], factor=pool.kernel)])
             group.epilogue.append(self._scale(1.0 / math.prod(pool.kernel)))
@@ -261,13 +261,13 @@ class _Lowering:
         elif isinstance(operation, Pad):
             self._pad(node, operation)
         else:
-            raise UnsupportedLowering(f"{type(operation).__name__} is not among the instructions")
+            raise LoweringError(f"{type(operation).__name__} is not among the instructions")
 
     # ---- convolutions and other maps with weights
 
     def _convolution(self, node: Node, conv: Convolution) -> list[Instruction]:
         if conv.groups != 1:
-            raise UnsupportedLowering("a convolution in groups is not among the instructions")
+            raise LoweringError("a convolution in groups is not among the instructions")
         if conv.transposed:
             return self._transposed(node, conv)
         (channels, height, width), place = self.images[node.name], self._stored(node.inputs[0])
@@ -285,7 +285,7 @@ class _Lowering:
     def _windows(
         self,
         place: _Place,
-        weight: Value,
+        weight: LazyTensor,
         image: Image,
         stride: tuple[int, int] = (1, 1),
         padding: tuple[int, int] = (0, 0),
@@ -314,10 +314,10 @@ class _Lowering:
     def _transposed(self, node: Node, conv: Convolution) -> list[Instruction]:
         """One plain convolution for each phase of the output; see `rewrites.parity` for the formula."""
         if conv.dilation != (1, 1) and conv.stride != (1, 1):
-            raise UnsupportedLowering("a transposed convolution with stride and dilation is not among the instructions")
+            raise LoweringError("a transposed convolution with stride and dilation is not among the instructions")
         (channels, height, width), place = self.images[node.name], self._stored(node.inputs[0])
         if conv.stride == (1, 1):
-            weight = computed(_flipped, conv.weight)
+            weight = lazy(_flipped, conv.weight)
             padding = tuple(d * (k - 1) - p for d, k, p in zip(conv.dilation, conv.kernel, conv.padding, strict=True))
             return [self._windows(place, weight, (channels, height, width), (1, 1), padding, conv.dilation)]  # type: ignore[arg-type]
         instructions = []
@@ -332,7 +332,7 @@ class _Lowering:
                 (first_y, taps_y, pad_y, rows), (first_x, taps_x, pad_x, columns) = phase
                 image = (channels, rows, columns)
                 if taps_y and taps_x:
-                    weight = computed(_taps, conv.weight, (first_y, first_x), conv.stride)
+                    weight = lazy(_taps, conv.weight, (first_y, first_x), conv.stride)
                     one = self._windows(place, weight, image, padding=(pad_y, pad_x))
                 else:
                     one = self._gather(replace(place, spread=True), image, offset=(-OUTSIDE, 0))
@@ -344,22 +344,22 @@ class _Lowering:
     def _linear(self, node: Node, linear: Linear) -> Instruction:
         source, target = self.images[node.inputs[0]], self.images[node.name]
         if len(self.program[node.inputs[0]].shape) > 1:
-            raise UnsupportedLowering("a linear map of something other than vectors is not among the instructions")
+            raise LoweringError("a linear map of something other than vectors is not among the instructions")
         place = self._stored(node.inputs[0])
         if target[1:] == (1, 1):
-            weight = computed(_over_image, linear.weight, source)
+            weight = lazy(_over_image, linear.weight, source)
             return self._windows(place, weight, target)
         if source[1:] == (1, 1):
-            weight = computed(_to_image, linear.weight, target)
+            weight = lazy(_to_image, linear.weight, target)
             return self._windows(place, weight, target, padding=(target[1] - 1, target[2] - 1))
-        raise UnsupportedLowering("a linear map from an image to an image is not among the instructions")
+        raise LoweringError("a linear map from an image to an image is not among the instructions")
 
-    def _bias(self, group: _Group, bias: Value | None) -> None:
+    def _bias(self, group: _Group, bias: LazyTensor | None) -> None:
         if bias is not None:
             image = (
-                computed(_spread_out, bias, group.image)
+                lazy(_spread_out, bias, group.image)
                 if group.image[1:] != (1, 1) and bias.shape[0] != group.image[0]
-                else computed(_column, bias)
+                else lazy(_column, bias)
             )
             group.epilogue.append(Epilogue(EpilogueOp.ADD_CONSTANT, number=self._constant(Constant("image"), image)))
 
@@ -369,13 +369,13 @@ class _Lowering:
         source, target = self.images[node.inputs[0]], self.images[node.name]
         padded = pool.padding != (0, 0)
         if padded and not pool.count_include_pad and pool.divisor is None:
-            raise UnsupportedLowering("a pool that doesn't count its padding is not among the instructions")
+            raise LoweringError("a pool that doesn't count its padding is not among the instructions")
         floors = [
             (n + 2 * p - k) // s + 1
             for n, k, s, p in zip(source[1:], pool.kernel, pool.stride, pool.padding, strict=True)
         ]
         if pool.ceil_mode and tuple(floors) != target[1:]:
-            raise UnsupportedLowering("a pool in ceil mode is not among the instructions")
+            raise LoweringError("a pool in ceil mode is not among the instructions")
         self._window_sum(node, pool.kernel, pool.stride, pool.padding, 1.0 / (pool.divisor or math.prod(pool.kernel)))
 
     def _window_sum(
@@ -409,20 +409,20 @@ class _Lowering:
         if 0 not in dims:
             self._window_sum(node, kernel, (1, 1), (0, 0), 1.0)
             return
-        weight = Value(_ones, (image[0], *kernel, self._device()), (1, image[0], *kernel))
+        weight = LazyTensor(_ones, (image[0], *kernel, self._device()), (1, image[0], *kernel))
         self._begin(node, [self._windows(self._stored(node.inputs[0]), weight, self.images[node.name])])
 
     def _device(self) -> Callable[[], torch.device]:
         """Where constants of our own go: beside the weights, or on the CPU where there are none."""
         for node in self.program:
-            for value in node.operation.values():
+            for value in node.operation.weights():
                 return lambda: evaluate([value])[value].device
         return lambda: torch.device("cpu")
 
     def _softmax(self, node: Node, operation: LogSumExp | Softmax) -> None:
         channels, height, width = self.images[node.inputs[0]]
         if operation.dim != 0 or channels > 1024 or len(self.program[node.inputs[0]].shape) == 1 < height * width:
-            raise UnsupportedLowering("only a softmax over at most 1024 channels is among the instructions")
+            raise LoweringError("only a softmax over at most 1024 channels is among the instructions")
         place, image = self._stored(node.inputs[0]), self.images[node.name]
         kind = Kind.LOG_SUM_EXP if isinstance(operation, LogSumExp) else Kind.SOFTMAX
         instruction = Instruction(
@@ -466,7 +466,7 @@ class _Lowering:
         name = node.inputs[0]
         if isinstance(operation, Reshape):
             if self.images[name] != self.images[node.name]:
-                raise UnsupportedLowering(f"{self.program[name].shape} becomes {node.shape}")
+                raise LoweringError(f"{self.program[name].shape} becomes {node.shape}")
             group = self._open(name)
             if group is not None and self.program.only_user(name) is not None:
                 group.tip = node.name
@@ -495,12 +495,12 @@ class _Lowering:
     def _slice(self, node: Node, operation: Slice, place: _Place) -> None:
         shape, source = self.program[node.inputs[0]].shape, self.images[node.inputs[0]]
         if self.images[node.name][1:] != (source[1:] if len(shape) == 1 else node.shape[1:]):
-            raise UnsupportedLowering("a part of a vector lies as an image elsewhere")
+            raise LoweringError("a part of a vector lies as an image elsewhere")
         if operation.dim == 0 and (len(shape) == 3 or source[1:] == (1, 1)):
             self.places[node.name] = place if place.spread else replace(place, channel=place.channel + operation.start)
             return
         if len(shape) != 3 or not place.plain:
-            raise UnsupportedLowering("this slice is not among the instructions")
+            raise LoweringError("this slice is not among the instructions")
         offset = (operation.start, 0) if operation.dim == 1 else (0, operation.start)
         self._begin(node, [self._gather(place, self.images[node.name], offset=offset)])
 
@@ -515,7 +515,7 @@ class _Lowering:
             self._begin(node, [copy])
             return
         if len(pad.before) == 1 and image[1:] != (1, 1):
-            raise UnsupportedLowering("a vector that lies as an image is padded")
+            raise LoweringError("a vector that lies as an image is padded")
         # First the border, and then what lies within over it.
         buffer = self._buffer(image)
         border = replace(self._gather(replace(place, spread=True), image, offset=(-OUTSIDE, 0)), constant=fill)
@@ -544,7 +544,7 @@ class _Lowering:
         """One buffer, into whose channels, rows or columns each part is copied."""
         shapes = self.program.shapes(node)
         if any(len(shape) == 1 and self.images[n][1:] != (1, 1) for shape, n in zip(shapes, node.inputs, strict=True)):
-            raise UnsupportedLowering("vectors that lie as images are concatenated")
+            raise LoweringError("vectors that lie as images are concatenated")
         if operation.dim > 0:
             self._begin(node, self._side_by_side(node, operation.dim))
             return
@@ -638,7 +638,7 @@ class _Lowering:
                 (EpilogueOp.ADD_CONSTANT, operation.shift),
             ):
                 if value is not None:
-                    image = computed(_as_image, value, self.images[node.name], node.shape)
+                    image = lazy(_as_image, value, self.images[node.name], node.shape)
                     add(Epilogue(do, number=self._constant(Constant("image"), image)))
         elif isinstance(operation, Activation):
             self._activate(group, node, operation, name)
@@ -703,10 +703,10 @@ class _Lowering:
         if name not in self.places:
             group = self._open(name)
             if group is None:
-                raise UnsupportedLowering(f"{name} was not kept")
+                raise LoweringError(f"{name} was not kept")
             self._leave(group, None)
             if name not in self.places:
-                raise UnsupportedLowering(f"{name} was not kept")
+                raise LoweringError(f"{name} was not kept")
         place = self.places[name]
         if plain and not place.plain:
             copy = self._gathered("", place, self.images[name])
@@ -723,7 +723,7 @@ class _Lowering:
         self.buffers.append(Buffer(*image, bytes=self.bytes))
         return len(self.buffers) - 1
 
-    def _constant(self, constant: Constant, value: Value) -> int:
+    def _constant(self, constant: Constant, value: LazyTensor) -> int:
         """The position of a new constant among all, of which number 0 holds the numbers."""
         self.constants.append(constant)
         self.values.append(value)
@@ -762,7 +762,7 @@ def _images(program: Program) -> dict[str, Image]:
             shaped = {images[n] for n in names if images[n][1:] != (1, 1)}
             flat = [n for n in names if images[n][1:] == (1, 1)]
             if len(shaped) > 1:
-                raise UnsupportedLowering(f"{node.name}: one vector is several images")
+                raise LoweringError(f"{node.name}: one vector is several images")
             for n in flat:
                 if shaped:
                     images[n], changed = next(iter(shaped)), True

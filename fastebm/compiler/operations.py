@@ -1,7 +1,7 @@
 """The vocabulary of a program: what can be done to a batch of samples, none of which touches another.
 
 Shapes are those of one sample, without the batch dimension in front. Weights and all else that doesn't depend on x are
-`Value`s. Each operation says how its output is shaped and what it costs; `derivative.py` has the derivatives and
+`LazyTensor`s. Each operation says how its output is shaped and what it costs; `derivative.py` has the derivatives and
 `kernels.py` runs them.
 """
 
@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass, fields
 from typing import ClassVar
 
-from fastebm.compiler.values import Coefficient, Shape, Value
+from fastebm.compiler.lazy_tensors import Coefficient, LazyTensor, Shape
 
 Pair = tuple[int, int]
 
@@ -28,12 +28,12 @@ class Operation:
         """Floating-point operations for a sample; a multiply-add counts two."""
         return 0 if self.is_view else math.prod(output)
 
-    def values(self) -> list[Value]:
+    def weights(self) -> list[LazyTensor]:
         """The values that the operation reads."""
-        found: list[Value] = []
+        found: list[LazyTensor] = []
         for field in fields(self):
             part = getattr(self, field.name)
-            found += [v for v in (part if isinstance(part, tuple) else (part,)) if isinstance(v, Value)]
+            found += [v for v in (part if isinstance(part, tuple) else (part,)) if isinstance(v, LazyTensor)]
         return found
 
     def attributes(self) -> str:
@@ -69,8 +69,8 @@ class Ones(Operation):
 class Convolution(Operation):
     """(C, H, W) to (O, H', W') with zero padding; `transposed` is the adjoint. Arguments are as PyTorch has them."""
 
-    weight: Value
-    bias: Value | None = None
+    weight: LazyTensor
+    bias: LazyTensor | None = None
     stride: Pair = (1, 1)
     padding: Pair = (0, 0)
     dilation: Pair = (1, 1)
@@ -123,8 +123,8 @@ class Convolution(Operation):
 class Linear(Operation):
     """(..., n) to (..., m) by a weight (m, n)."""
 
-    weight: Value
-    bias: Value | None = None
+    weight: LazyTensor
+    bias: LazyTensor | None = None
 
     def shape(self, *inputs: Shape) -> Shape:
         return (*inputs[0][:-1], self.weight.shape[0])
@@ -140,8 +140,8 @@ class Linear(Operation):
 class Affine(Operation):
     """`scale * h + shift`, both of which broadcast over a sample; an eval-mode batch norm is one."""
 
-    scale: Value | None
-    shift: Value | None = None
+    scale: LazyTensor | None
+    shift: LazyTensor | None = None
 
     def flops(self, output: Shape, *inputs: Shape) -> int:
         return math.prod(output) * ((self.scale is not None) + (self.shift is not None))
@@ -158,7 +158,7 @@ class LinearCombination(Operation):
         return math.prod(output) * (scalings + len(inputs) - 1)
 
     def attributes(self) -> str:
-        return ", ".join(f"{c:.4g}" if not isinstance(c, Value) else "c" for c in self.coefficients)
+        return ", ".join(f"{c:.4g}" if not isinstance(c, LazyTensor) else "c" for c in self.coefficients)
 
 
 # ---- pointwise

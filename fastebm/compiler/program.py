@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
+from fastebm.compiler.lazy_tensors import Shape
 from fastebm.compiler.operations import Input, LinearCombination, Operation
-from fastebm.compiler.values import Shape
 
 INPUT = "x"
 
@@ -87,9 +87,9 @@ class Builder:
         while chosen in self._taken:
             chosen = f"{name}_{self._taken[name]}"
             self._taken[name] += 1
-        return self.put(operation, *inputs, name=chosen)
+        return self.add_exact(operation, *inputs, name=chosen)
 
-    def put(self, operation: Operation, *inputs: str, name: str) -> str:
+    def add_exact(self, operation: Operation, *inputs: str, name: str) -> str:
         """Append the operation under exactly that name."""
         shape = operation.shape(*(self._shapes[other] for other in inputs))
         self.nodes.append(Node(name, operation, inputs, shape))
@@ -101,10 +101,10 @@ class Builder:
         return self._shapes[name]
 
 
-class Edit:
+class Rewriter:
     """New operations in the place of one node. The last takes over its name, so that all that read it read that.
 
-    With `edit = Edit(program, node)`, `edit.add(...)` puts an operation before the node, and `edit.finish(...)` gives
+    With `edit = Rewriter(program, node)`, `edit.add(...)` puts an operation before the node, and `edit.finish(...)` gives
     the program in which the node itself is another operation.
     """
 
@@ -119,7 +119,7 @@ class Edit:
         return self._builder.add(operation, *inputs, name=self.node.name)
 
     def finish(self, operation: Operation, *inputs: str) -> Program:
-        self._builder.put(operation, *inputs, name=self.node.name)
+        self._builder.add_exact(operation, *inputs, name=self.node.name)
         made = self._builder.nodes[-1]
         if made.shape != self.node.shape:
             raise ValueError(f"a rewrite of {self.node} gives shape {made.shape}")

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from fastebm import ops
 from fastebm.compiler import energy_gradient
 from fastebm.compiler.capture import capture
-from fastebm.compiler.frozen_weights import fixed_weights
-from fastebm.compiler.lowering import LoweringResult, UnsupportedLowering, lower
+from fastebm.compiler.frozen_weights import frozen_weights
+from fastebm.compiler.lowering import LoweringError, LoweringResult, lower
 from fastebm.compiler.rewrites import WITHOUT_POLYPHASE, build_gradient_program
 from fastebm.models import CoarseToFineEnergy
 from fastebm.ops.instructions import EpilogueOp, Kind
@@ -192,7 +192,7 @@ def test_chains_of_flattened_images_are_the_same_bits_in_any_split():
 def test_coarse_to_fine(size, beta):
     torch.manual_seed(3)
     net = CoarseToFineEnergy(size, base_width=4, lowest=4).double().eval()
-    with fixed_weights(net):
+    with frozen_weights(net):
         assert_lowers(functools.partial(net, beta=beta), 2, 3, size, size)
 
 
@@ -238,7 +238,7 @@ def test_what_is_refused_runs_on_stock_operations_and_says_why(name):
     make, reason = REFUSED[name]
     net = Summed(make()).eval()
     x = torch.tanh(tensor(2, 3, 8, 8)).float()
-    with pytest.raises(UnsupportedLowering, match=reason):
+    with pytest.raises(LoweringError, match=reason):
         lower_energy(net, x, 4)
     gradient = energy_gradient(net, engine="fused")
     found, wanted = gradient(x)[1], energy_gradient(net, engine="autograd")(x)[1]

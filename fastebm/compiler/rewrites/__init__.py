@@ -7,18 +7,18 @@ no pass has a better one. All identities hold to rounding, for odd sizes too; in
 
 from collections.abc import Callable, Iterable, Iterator
 
+from fastebm.compiler.autodiff import differentiate
 from fastebm.compiler.cost_model import Machine
-from fastebm.compiler.derivative import differentiate
 from fastebm.compiler.program import Program
-from fastebm.compiler.rewrites.composed_convolutions import compose_convolutions
-from fastebm.compiler.rewrites.early_pooling import pool_early
-from fastebm.compiler.rewrites.folded_factors import fold_factors
-from fastebm.compiler.rewrites.joined_parts import join_parts
-from fastebm.compiler.rewrites.late_upsampling import upsample_late
-from fastebm.compiler.rewrites.merged_branches import merge_branches
+from fastebm.compiler.rewrites.activation_matching import match_activations
+from fastebm.compiler.rewrites.branch_merging import merge_branches
+from fastebm.compiler.rewrites.concatenation_matching import match_concatenations
+from fastebm.compiler.rewrites.convolution_composition import compose_convolutions
 from fastebm.compiler.rewrites.polyphase import split_polyphase
-from fastebm.compiler.rewrites.pooled_convolution import pool_in_convolution
-from fastebm.compiler.rewrites.recognized_activations import match_activations
+from fastebm.compiler.rewrites.pooling_fusion import fuse_pooling
+from fastebm.compiler.rewrites.pooling_hoisting import hoist_pooling
+from fastebm.compiler.rewrites.scale_folding import fold_scales
+from fastebm.compiler.rewrites.upsampling_sinking import sink_upsampling
 
 __all__ = ["PASSES", "WITHOUT_POLYPHASE", "Pass", "build_gradient_program", "simplify"]
 
@@ -27,15 +27,15 @@ Pass = Callable[[Program], Iterator[Program]]
 # What energies are rewritten by, before they are differentiated: of a strided convolution the backward part is another.
 FORWARD: tuple[Pass, ...] = (
     match_activations,
-    fold_factors,
-    pool_early,
-    pool_in_convolution,
-    upsample_late,
+    fold_scales,
+    hoist_pooling,
+    fuse_pooling,
+    sink_upsampling,
     compose_convolutions,
     merge_branches,
 )
 
-PASSES: tuple[Pass, ...] = (*FORWARD, join_parts, split_polyphase)
+PASSES: tuple[Pass, ...] = (*FORWARD, match_concatenations, split_polyphase)
 
 # For backends whose convolutions write every phase of an output where it belongs, adjoints need no pass of their own.
 WITHOUT_POLYPHASE: tuple[Pass, ...] = tuple(propose for propose in PASSES if propose is not split_polyphase)

@@ -16,9 +16,9 @@ from collections.abc import Iterator
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastebm.compiler.lazy_tensors import lazy
 from fastebm.compiler.operations import Convolution, Interleave, Pair
-from fastebm.compiler.program import Edit, Program
-from fastebm.compiler.values import computed
+from fastebm.compiler.program import Program, Rewriter
 
 
 def split_polyphase(program: Program) -> Iterator[Program]:
@@ -31,9 +31,9 @@ def split_polyphase(program: Program) -> Iterator[Program]:
             continue
         source = program[node.inputs[0]]
         rows, columns = (_border(adjoint, axis, source.shape[1 + axis], node.shape[1 + axis]) for axis in (0, 1))
-        weight = computed(phases, adjoint.weight, adjoint.stride)
-        bias = None if adjoint.bias is None else computed(_repeated, adjoint.bias, math.prod(adjoint.stride))
-        edit = Edit(program, node)
+        weight = lazy(phases, adjoint.weight, adjoint.stride)
+        bias = None if adjoint.bias is None else lazy(_repeated, adjoint.bias, math.prod(adjoint.stride))
+        edit = Rewriter(program, node)
         plain = edit.add(Convolution(weight, bias, padding=(rows[0], columns[0])), source.name)
         size = (node.shape[1], node.shape[2])
         yield edit.finish(Interleave(adjoint.stride, (rows[1], columns[1]), size), plain)

@@ -7,10 +7,10 @@ import itertools
 from collections.abc import Iterator
 
 from fastebm.compiler.operations import Concatenate, LinearCombination, Pad
-from fastebm.compiler.program import Edit, Node, Program
+from fastebm.compiler.program import Node, Program, Rewriter
 
 
-def join_parts(program: Program) -> Iterator[Program]:
+def match_concatenations(program: Program) -> Iterator[Program]:
     """Programs in which two terms of one sum are a concatenation."""
     for node in program:
         if not isinstance(node.operation, LinearCombination):
@@ -21,7 +21,7 @@ def join_parts(program: Program) -> Iterator[Program]:
             dim = _joint(first, second)
             if dim is None or terms[a][1] != 1 or terms[b][1] != 1:
                 continue
-            edit = Edit(program, node)
+            edit = Rewriter(program, node)
             rest = [term for i, term in enumerate(terms) if i not in (a, b)]
             joined = edit.add(Concatenate(dim), *first.inputs, *second.inputs)
             yield edit.finish(LinearCombination((*(c for _, c in rest), 1.0)), *(name for name, _ in rest), joined)

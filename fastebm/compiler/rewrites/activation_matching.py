@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from fastebm.compiler.operations import Activation, Multiply
-from fastebm.compiler.program import Edit, Program
+from fastebm.compiler.program import Program, Rewriter
 
 
 def match_activations(program: Program) -> Iterator[Program]:
@@ -13,7 +13,7 @@ def match_activations(program: Program) -> Iterator[Program]:
             continue
         a, b = node.inputs
         if a == b:
-            yield Edit(program, node).finish(Activation("square"), a)
+            yield Rewriter(program, node).finish(Activation("square"), a)
         for plain, gate in ((a, b), (b, a)):
             if program[gate].operation == Activation("sigmoid") and program[gate].inputs == (plain,):
-                yield Edit(program, node).finish(Activation("silu"), plain)
+                yield Rewriter(program, node).finish(Activation("silu"), plain)

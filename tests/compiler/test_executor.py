@@ -5,9 +5,9 @@ import gc
 import torch
 import torch.nn.functional as F
 
+from fastebm.compiler.autodiff import differentiate
 from fastebm.compiler.capture import capture
-from fastebm.compiler.derivative import differentiate
-from fastebm.compiler.executor import PLANS, StockExecutor
+from fastebm.compiler.executor import PLANS, AtenExecutor
 from fastebm.compiler.operations import Activation, Convolution, LinearCombination, Multiply, Permute
 from fastebm.compiler.rewrites import build_gradient_program
 from fastebm.models import CoarseToFineEnergy
@@ -23,8 +23,8 @@ from tests.compiler.small_programs import (
 )
 
 
-def ready(program) -> StockExecutor:
-    execution = StockExecutor(program, torch.float64)
+def ready(program) -> AtenExecutor:
+    execution = AtenExecutor(program, torch.float64)
     execution.refresh()
     return execution
 
@@ -139,7 +139,7 @@ def test_a_gradient_at_256_needs_less_than_half_of_autograds_memory():
     """Bytes that live at one time, results of convolutions included, as PyTorch's profiler counts them."""
     net = CoarseToFineEnergy(256, base_width=4).eval().requires_grad_(False)
     x = tensor(1, 3, 256, 256).float()
-    execution = StockExecutor(build_gradient_program(capture(net, net, x)), torch.float32)
+    execution = AtenExecutor(build_gradient_program(capture(net, net, x)), torch.float32)
     execution.refresh()
 
     def by_program():

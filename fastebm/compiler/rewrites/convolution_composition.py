@@ -13,9 +13,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from fastebm.compiler.lazy_tensors import LazyTensor, lazy
 from fastebm.compiler.operations import AppendOnes, Convolution
-from fastebm.compiler.program import Edit, Node, Program
-from fastebm.compiler.values import Value, computed
+from fastebm.compiler.program import Node, Program, Rewriter
 
 
 def compose_convolutions(program: Program) -> Iterator[Program]:
@@ -31,29 +31,29 @@ def compose_convolutions(program: Program) -> Iterator[Program]:
         if inner.pointwise:
             yield _after_pointwise(program, node, outer, source, inner)
         elif outer.pointwise:
-            weight = computed(_pointwise_after, outer.weight, inner.weight)
-            bias = computed(_mapped_bias, outer.weight, inner.bias) if inner.bias is not None else None
+            weight = lazy(_pointwise_after, outer.weight, inner.weight)
+            bias = lazy(_mapped_bias, outer.weight, inner.bias) if inner.bias is not None else None
             operation = replace(inner, weight=weight, bias=_added(bias, outer.bias))
-            yield Edit(program, node).finish(operation, *source.inputs)
+            yield Rewriter(program, node).finish(operation, *source.inputs)
 
 
 def _after_pointwise(program: Program, node: Node, outer: Convolution, source: Node, inner: Convolution) -> Program:
-    weight = computed(_after_matrix, outer.weight, inner.weight)
-    edit = Edit(program, node)
+    weight = lazy(_after_matrix, outer.weight, inner.weight)
+    edit = Rewriter(program, node)
     if inner.bias is None or outer.padding == (0, 0):
-        bias = None if inner.bias is None else computed(_mapped_bias, outer.weight, inner.bias)
+        bias = None if inner.bias is None else lazy(_mapped_bias, outer.weight, inner.bias)
         return edit.finish(replace(outer, weight=weight, bias=_added(bias, outer.bias)), *source.inputs)
     if isinstance(program[source.inputs[0]].operation, AppendOnes):
-        weight = computed(_with_bias_on_ones, weight, outer.weight, inner.bias)
+        weight = lazy(_with_bias_on_ones, weight, outer.weight, inner.bias)
         return edit.finish(replace(outer, weight=weight), *source.inputs)
-    weight = computed(_with_bias_channel, weight, outer.weight, inner.bias)
+    weight = lazy(_with_bias_channel, weight, outer.weight, inner.bias)
     return edit.finish(replace(outer, weight=weight), edit.add(AppendOnes(), *source.inputs))
 
 
-def _added(a: Value | None, b: Value | None) -> Value | None:
+def _added(a: LazyTensor | None, b: LazyTensor | None) -> LazyTensor | None:
     if a is None or b is None:
         return a or b
-    return computed(torch.add, a, b)
+    return lazy(torch.add, a, b)
 
 
 def _after_matrix(outer: Tensor, inner: Tensor) -> Tensor:

@@ -13,9 +13,9 @@ from dataclasses import replace
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastebm.compiler.lazy_tensors import Coefficient, LazyTensor, lazy, scaled, total
 from fastebm.compiler.operations import Convolution, LinearCombination, Pair
-from fastebm.compiler.program import Edit, Program
-from fastebm.compiler.values import Coefficient, Value, computed, scaled, total
+from fastebm.compiler.program import Program, Rewriter
 
 Term = tuple[str, Coefficient]
 
@@ -29,7 +29,7 @@ def merge_branches(program: Program) -> Iterator[Program]:
         for a, b in itertools.combinations(range(len(terms)), 2):
             operation = _sum(program, terms[a], terms[b])
             if operation is not None:
-                edit = Edit(program, node)
+                edit = Rewriter(program, node)
                 rest = [term for i, term in enumerate(terms) if i not in (a, b)]
                 name = edit.add(operation, *program[terms[a][0]].inputs)
                 coefficients = (*(c for _, c in rest), 1.0)
@@ -66,9 +66,9 @@ def _border(large: Convolution, small: Convolution) -> Pair | None:
     return paddings[0], paddings[1]
 
 
-def _widened(operation: Convolution, large: Convolution, border: Pair) -> Value:
+def _widened(operation: Convolution, large: Convolution, border: Pair) -> LazyTensor:
     same = operation.kernel == large.kernel
-    return operation.weight if same else computed(_with_border, operation.weight, border)
+    return operation.weight if same else lazy(_with_border, operation.weight, border)
 
 
 def _with_border(weight: Tensor, border: Pair) -> Tensor:

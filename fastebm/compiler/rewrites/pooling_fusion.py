@@ -13,12 +13,12 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from fastebm.compiler.lazy_tensors import lazy
 from fastebm.compiler.operations import AveragePool, Convolution, Pair
-from fastebm.compiler.program import Edit, Program
-from fastebm.compiler.values import computed
+from fastebm.compiler.program import Program, Rewriter
 
 
-def pool_in_convolution(program: Program) -> Iterator[Program]:
+def fuse_pooling(program: Program) -> Iterator[Program]:
     """Programs in which one pool is part of the convolution before it."""
     for node in program:
         pool = node.operation
@@ -31,8 +31,8 @@ def pool_in_convolution(program: Program) -> Iterator[Program]:
         if program.only_user(source.name) is not node:
             continue
         stride = (inner.stride[0] * pool.kernel[0], inner.stride[1] * pool.kernel[1])
-        weight = computed(box_filtered, inner.weight, pool.kernel, inner.stride)
-        yield Edit(program, node).finish(replace(inner, weight=weight, stride=stride), *source.inputs)
+        weight = lazy(box_filtered, inner.weight, pool.kernel, inner.stride)
+        yield Rewriter(program, node).finish(replace(inner, weight=weight, stride=stride), *source.inputs)
 
 
 def box_filtered(weight: Tensor, window: Pair, stride: Pair) -> Tensor:

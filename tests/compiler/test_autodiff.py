@@ -7,7 +7,7 @@ from tests.compiler.small_programs import Small, assert_computes, tensor
 
 
 def test_a_broadcast_to_its_own_shape_keeps_samples_apart():
-    """Its derivative was a sum over no dimensions, which PyTorch takes for a sum over all of them and over the batch."""
+    """Its derivative was a sum over no dimensions, which PyTorch reads as a sum over all, the batch included."""
     small = Small(4, 1, 1)
     small.then(Multiply(), "x", small.then(Broadcast((4, 1, 1)), small.then(Sum((1, 2)), "x")))
     assert assert_computes([small.energy()], lambda x: x * x, tensor(2, 4, 1, 1)) == 1

@@ -9,7 +9,7 @@ from torch import Tensor
 Shape = tuple[int, ...]
 
 
-class Value:
+class LazyTensor:
     """A tensor (or a tuple of some) that is known once the weights are: `function(*arguments, **keywords)`.
 
     Arguments may hold other values, also in lists and tuples. Two values are equal only if they are one object.
@@ -24,27 +24,27 @@ class Value:
         self.shape = shape
 
     def __repr__(self) -> str:
-        return f"Value{self.shape}"
+        return f"LazyTensor{self.shape}"
 
 
-def computed(function: Callable[..., Tensor], *arguments: Any) -> Value:
+def lazy(function: Callable[..., Tensor], *arguments: Any) -> LazyTensor:
     """The value `function(*arguments)`, whose shape is found by a run on tensors without memory."""
     shape = function(*(_without_memory(argument) for argument in arguments)).shape
-    return Value(function, arguments, tuple(shape))
+    return LazyTensor(function, arguments, tuple(shape))
 
 
-def evaluate(wanted: Iterable[Value]) -> dict[Value, Any]:
+def evaluate(wanted: Iterable[LazyTensor]) -> dict[LazyTensor, Any]:
     """Every value that was asked for, each computed once."""
-    known: dict[Value, Any] = {}
+    known: dict[LazyTensor, Any] = {}
     for value in wanted:
         _evaluate(value, known)
     return known
 
 
-def _evaluate(argument: Any, known: dict[Value, Any]) -> Any:
+def _evaluate(argument: Any, known: dict[LazyTensor, Any]) -> Any:
     if isinstance(argument, list | tuple):
         return type(argument)(_evaluate(part, known) for part in argument)
-    if not isinstance(argument, Value):
+    if not isinstance(argument, LazyTensor):
         return argument
     if argument not in known:
         arguments = [_evaluate(part, known) for part in argument.arguments]
@@ -56,34 +56,34 @@ def _evaluate(argument: Any, known: dict[Value, Any]) -> Any:
 def _without_memory(argument: Any) -> Any:
     if isinstance(argument, list | tuple):
         return type(argument)(_without_memory(part) for part in argument)
-    return torch.empty(argument.shape, device="meta") if isinstance(argument, Value) else argument
+    return torch.empty(argument.shape, device="meta") if isinstance(argument, LazyTensor) else argument
 
 
 # ---- coefficients: numbers, or values of one element
 
-Coefficient = float | Value
+Coefficient = float | LazyTensor
 
 
 def product(a: Coefficient, b: Coefficient) -> Coefficient:
     """a * b, as a number if both are."""
-    if isinstance(a, Value) or isinstance(b, Value):
+    if isinstance(a, LazyTensor) or isinstance(b, LazyTensor):
         if a == 1:
             return b
         if b == 1:
             return a
-        return computed(_multiplied, a, b)
+        return lazy(_multiplied, a, b)
     return a * b
 
 
-def scaled(value: Value, coefficient: Coefficient) -> Value:
+def scaled(value: LazyTensor, coefficient: Coefficient) -> LazyTensor:
     """coefficient * value, of value's shape."""
-    return value if coefficient == 1 else computed(_multiplied, value, coefficient)
+    return value if coefficient == 1 else lazy(_multiplied, value, coefficient)
 
 
-def total(values: Iterable[Value | None]) -> Value | None:
+def total(values: Iterable[LazyTensor | None]) -> LazyTensor | None:
     """The sum of those that are there, None where none is."""
     present = [value for value in values if value is not None]
-    return computed(_sum, present) if len(present) > 1 else (present[0] if present else None)
+    return lazy(_sum, present) if len(present) > 1 else (present[0] if present else None)
 
 
 def _multiplied(a: Any, b: Any) -> Tensor:

@@ -5,8 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fastebm.compiler.autodiff import differentiate
 from fastebm.compiler.cost_model import Machine
-from fastebm.compiler.derivative import differentiate
 from fastebm.compiler.operations import (
     Activation,
     Affine,
@@ -22,7 +22,7 @@ from fastebm.compiler.operations import (
     Sum,
     Upsample,
 )
-from fastebm.compiler.program import Edit, Program, eliminate_dead_code
+from fastebm.compiler.program import Program, Rewriter, eliminate_dead_code
 from fastebm.compiler.rewrites import PASSES, build_gradient_program
 from tests.compiler.small_programs import Small, assert_close, run, tensor, value
 
@@ -143,4 +143,4 @@ def test_a_rewrite_that_changes_a_shape_is_an_error():
     small.then(Activation("tanh"))
     program = small.features()
     with pytest.raises(ValueError, match=r"gives shape \(8,\)"):
-        Edit(program, program.nodes[-1]).finish(Reshape((8,)), "x")
+        Rewriter(program, program.nodes[-1]).finish(Reshape((8,)), "x")

@@ -15,6 +15,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from fastebm.compiler.lazy_tensors import Coefficient, Shape, lazy, product, scaled
 from fastebm.compiler.operations import (
     ActivationDerivative,
     Affine,
@@ -32,8 +33,7 @@ from fastebm.compiler.operations import (
     Sum,
     Upsample,
 )
-from fastebm.compiler.program import Edit, Node, Program, replace_nodes
-from fastebm.compiler.values import Coefficient, Shape, computed, product, scaled
+from fastebm.compiler.program import Node, Program, Rewriter, replace_nodes
 
 # f(c * h) = c * f(h), for the first input where there are two.
 _COMMUTING = (
@@ -50,7 +50,7 @@ _COMMUTING = (
 )
 
 
-def fold_factors(program: Program) -> Iterator[Program]:
+def fold_scales(program: Program) -> Iterator[Program]:
     """Programs with one factor, shift or sum less."""
     for node in program:
         if isinstance(node.operation, LinearCombination):
@@ -106,7 +106,7 @@ def _affine_into_producer(program: Program, node: Node, affine: Affine) -> Itera
     images = isinstance(operation, Convolution)
     channels = source.shape[0 if images else -1]
     by_channel = (channels, 1, 1) if images else (channels,)
-    if not all(_spreads(value.shape, by_channel) for value in affine.values()):
+    if not all(_spreads(value.shape, by_channel) for value in affine.weights()):
         return
     axis = 0
     if isinstance(operation, Convolution) and operation.transposed:
@@ -115,11 +115,11 @@ def _affine_into_producer(program: Program, node: Node, affine: Affine) -> Itera
         axis = 1
     weight = operation.weight
     if affine.scale is not None:
-        weight = computed(_times_channels, weight, affine.scale, axis)
+        weight = lazy(_times_channels, weight, affine.scale, axis)
     bias = None
     if operation.bias is not None or affine.shift is not None:
-        bias = computed(_affine_bias, operation.bias, affine.scale, affine.shift, channels)
-    yield Edit(program, node).finish(replace(operation, weight=weight, bias=bias), *source.inputs)
+        bias = lazy(_affine_bias, operation.bias, affine.scale, affine.shift, channels)
+    yield Rewriter(program, node).finish(replace(operation, weight=weight, bias=bias), *source.inputs)
 
 
 def _spreads(shape: Shape, by_channel: Shape) -> bool:
@@ -187,4 +187,4 @@ def _nested(program: Program, node: Node, combine: LinearCombination) -> Iterato
             terms = tuple(product(c, k) for k in inner.coefficients)
             coefficients = (*combine.coefficients[:i], *terms, *combine.coefficients[i + 1 :])
             inputs = (*node.inputs[:i], *program[name].inputs, *node.inputs[i + 1 :])
-            yield Edit(program, node).finish(LinearCombination(coefficients), *inputs)
+            yield Rewriter(program, node).finish(LinearCombination(coefficients), *inputs)

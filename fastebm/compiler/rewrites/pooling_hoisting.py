@@ -11,10 +11,10 @@ takes a pool into a convolution.
 from collections.abc import Iterator
 
 from fastebm.compiler.operations import Affine, AveragePool, Convolution, LinearCombination, Operation
-from fastebm.compiler.program import Edit, Program
+from fastebm.compiler.program import Program, Rewriter
 
 
-def pool_early(program: Program) -> Iterator[Program]:
+def hoist_pooling(program: Program) -> Iterator[Program]:
     """Programs in which one pool comes before the operation that it came after."""
     for node in program:
         pool = node.operation
@@ -23,12 +23,12 @@ def pool_early(program: Program) -> Iterator[Program]:
         source = program[node.inputs[0]]
         if not _same_on_every_pixel(source.operation):
             continue
-        edit = Edit(program, node)
+        edit = Rewriter(program, node)
         pooled = [edit.add(pool, name) for name in source.inputs]
         yield edit.finish(source.operation, *pooled)
 
 
 def _same_on_every_pixel(operation: Operation) -> bool:
     if isinstance(operation, Affine):
-        return all(value.shape in ((), (1,)) or value.shape[-2:] == (1, 1) for value in operation.values())
+        return all(value.shape in ((), (1,)) or value.shape[-2:] == (1, 1) for value in operation.weights())
     return isinstance(operation, LinearCombination) or (isinstance(operation, Convolution) and operation.pointwise)

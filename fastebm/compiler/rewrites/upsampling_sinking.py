@@ -13,13 +13,13 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from fastebm.compiler.lazy_tensors import lazy
 from fastebm.compiler.operations import Activation, Affine, Convolution, Operation, Pair, Upsample
-from fastebm.compiler.program import Edit, Program
-from fastebm.compiler.rewrites.pooled_convolution import box_filtered
-from fastebm.compiler.values import computed
+from fastebm.compiler.program import Program, Rewriter
+from fastebm.compiler.rewrites.pooling_fusion import box_filtered
 
 
-def upsample_late(program: Program) -> Iterator[Program]:
+def sink_upsampling(program: Program) -> Iterator[Program]:
     """Programs in which one enlargement comes later, or is part of a convolution."""
     for node in program:
         if not node.inputs:
@@ -29,15 +29,15 @@ def upsample_late(program: Program) -> Iterator[Program]:
         if not isinstance(enlarge, Upsample):
             continue
         if _same_on_every_pixel(node.operation):
-            edit = Edit(program, node)
+            edit = Rewriter(program, node)
             yield edit.finish(enlarge, edit.add(node.operation, *source.inputs))
         elif isinstance(node.operation, Convolution) and _can_take(node.operation):
-            yield Edit(program, node).finish(_enlarging(node.operation, enlarge.factor), *source.inputs)
+            yield Rewriter(program, node).finish(_enlarging(node.operation, enlarge.factor), *source.inputs)
 
 
 def _same_on_every_pixel(operation: Operation) -> bool:
     if isinstance(operation, Affine):
-        return all(value.shape in ((), (1,)) or value.shape[-2:] == (1, 1) for value in operation.values())
+        return all(value.shape in ((), (1,)) or value.shape[-2:] == (1, 1) for value in operation.weights())
     return isinstance(operation, Activation) or (isinstance(operation, Convolution) and operation.pointwise)
 
 
@@ -49,7 +49,7 @@ def _can_take(convolution: Convolution) -> bool:
 def _enlarging(convolution: Convolution, factor: Pair) -> Convolution:
     """The convolution of an enlarged image, from the small one."""
     (height, width), (rows, columns) = convolution.kernel, convolution.padding
-    weight = computed(_adjoint_of_pooled, convolution.weight, factor)
+    weight = lazy(_adjoint_of_pooled, convolution.weight, factor)
     padding = (height - 1 - rows, width - 1 - columns)
     return Convolution(weight, convolution.bias, stride=factor, padding=padding, transposed=True)
 

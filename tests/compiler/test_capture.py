@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fastebm
+from fastebm.compiler.autodiff import differentiate
 from fastebm.compiler.capture import UnsupportedError, capture
-from fastebm.compiler.derivative import differentiate
 from fastebm.compiler.operations import Convolution
 from fastebm.compiler.rewrites import build_gradient_program, simplify
 from tests.compiler.small_programs import assert_close, by_autograd, energy_of, run, tensor
