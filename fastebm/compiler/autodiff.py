@@ -1,57 +1,33 @@
-"""From a program for energies to one for energies and their gradient with respect to the input, by the chain rule.
+"""Reverse-mode differentiation: from a program for energies to one for energies and their gradient.
 
-The backward part is written in the same vocabulary, so that rewrites see all of it: the adjoint of a convolution is a
-transposed convolution, that of a pool an enlargement. What the forward part has to keep is then simply what the
+The backward part consists of the same operations as the forward part, so that rewrites see all of it: the adjoint of a
+convolution is a transposed convolution, that of a pool is upsampling. The forward results to keep are those that the
 backward part reads.
 """
 
-from collections.abc import Callable
+from dataclasses import replace
 from functools import singledispatch
 
 from torch import Tensor
 
+from fastebm.compiler import operations as op
 from fastebm.compiler.lazy_tensors import LazyTensor, Shape, lazy
-from fastebm.compiler.operations import (
-    Activation,
-    ActivationDerivative,
-    Affine,
-    AppendOnes,
-    AveragePool,
-    AveragePoolBackward,
-    Broadcast,
-    Concatenate,
-    Convolution,
-    Input,
-    Linear,
-    LinearCombination,
-    LogSumExp,
-    Multiply,
-    Ones,
-    Operation,
-    Pad,
-    Permute,
-    Reshape,
-    Slice,
-    Softmax,
-    Sum,
-    Upsample,
-)
 from fastebm.compiler.program import INPUT, Builder, Node, Program, eliminate_dead_code
 
-# Activations whose derivative their result tells: the pre-activation needn't be kept.
+# Activations whose derivative is a function of their result, so that their input need not be kept.
 OF_RESULT = ("relu", "tanh", "sigmoid", "exp")
 
 
 def differentiate(program: Program) -> Program:
     """The program with a second output, the gradient of the sum of the energies, of the shape of the samples.
 
-    Raises ValueError where the energies don't depend on the input.
+    Raises ValueError if the energies don't depend on the input.
     """
     reverse = _ReverseMode(program)
     (energies,) = program.outputs
-    reverse.accumulate(energies, reverse.add(Ones()))
+    reverse.accumulate(energies, reverse.add(op.Ones()))
     for node in reversed(program.nodes):
-        if node.name in reverse.gradients and not isinstance(node.operation, Input):
+        if node.name in reverse.gradients and not isinstance(node.operation, op.Input):
             gradient = reverse.gradient(node.name)
             for name, part in zip(node.inputs, adjoint(node.operation, reverse, node, gradient), strict=True):
                 reverse.accumulate(name, part)
@@ -62,7 +38,7 @@ def differentiate(program: Program) -> Program:
 
 
 class _ReverseMode:
-    """The backward part as it grows: gradients by the names of the results that they belong to."""
+    """The backward part under construction: for each result, the contributions to its gradient so far."""
 
     def __init__(self, program: Program):
         self.program = program
@@ -70,55 +46,46 @@ class _ReverseMode:
         self.gradients: dict[str, list[str]] = {}
         self._name = "gradient"
 
-    def add(self, operation: Operation, *inputs: str) -> str:
+    def add(self, operation: op.Operation, *inputs: str) -> str:
         return self.builder.add(operation, *inputs, name=self._name)
 
     def accumulate(self, name: str, gradient: str) -> None:
-        """Another contribution to the gradient of `name`."""
+        """Add a contribution to the gradient of `name`."""
         self.gradients.setdefault(name, []).append(gradient)
 
     def gradient(self, name: str) -> str:
-        """The sum of all contributions, once all are there."""
+        """The sum of all contributions to the gradient of `name`."""
         self._name = f"d_{name}"
         parts = self.gradients[name]
-        return parts[0] if len(parts) == 1 else self.add(LinearCombination((1.0,) * len(parts)), *parts)
+        return parts[0] if len(parts) == 1 else self.add(op.LinearCombination((1.0,) * len(parts)), *parts)
 
     def shape(self, name: str) -> Shape:
         return self.builder.shape(name)
 
 
-Adjoint = Callable[[Operation, _ReverseMode, Node, str], list[str]]
-
-
 @singledispatch
-def adjoint(operation: Operation, reverse: _ReverseMode, node: Node, gradient: str) -> list[str]:
-    """Add what makes the gradients of a node's inputs from that of its result, and name them in order."""
+def adjoint(operation: op.Operation, reverse: _ReverseMode, node: Node, gradient: str) -> list[str]:
+    """Add operations for the gradients of a node's inputs, given that of its result; return their names in order."""
     raise TypeError(f"{type(operation).__name__} has no derivative")
 
 
 @adjoint.register
-def _(operation: Convolution, reverse: _ReverseMode, node: Node, gradient: str) -> list[str]:
+def _(operation: op.Convolution, reverse: _ReverseMode, node: Node, gradient: str) -> list[str]:
     weight, source = operation.weight, node.inputs[0]
-    if isinstance(reverse.program[source].operation, AppendOnes):
+    if isinstance(reverse.program[source].operation, op.AppendOnes):
         weight = lazy(_without_last_input, weight)
     _, height, width = reverse.shape(source)
-    # The channel of ones has no gradient, so it isn't computed; AppendOne's own adjoint takes what is there.
+    # The channel of ones needs no gradient, so it is not computed: the adjoint of AppendOnes expects it to be missing.
     return [reverse.add(_transposed(operation, weight, node.shape, (height, width)), gradient)]
 
 
-def _transposed(operation: Convolution, weight: LazyTensor, result: Shape, size: tuple[int, int]) -> Convolution:
+def _transposed(operation: op.Convolution, weight: LazyTensor, result: Shape, size: tuple[int, int]) -> op.Convolution:
     """The adjoint of a convolution from images of `size` to `result`."""
-    common = {
-        "stride": operation.stride,
-        "padding": operation.padding,
-        "dilation": operation.dilation,
-        "groups": operation.groups,
-    }
+    transpose = replace(operation, weight=weight, bias=None, transposed=not operation.transposed, output_padding=(0, 0))
     if operation.transposed:
-        return Convolution(weight, **common)  # type: ignore[arg-type]
-    smallest = Convolution(weight, transposed=True, **common).shape(result)  # type: ignore[arg-type]
-    rest = (size[0] - smallest[1], size[1] - smallest[2])
-    return Convolution(weight, transposed=True, output_padding=rest, **common)  # type: ignore[arg-type]
+        return transpose
+    _, height, width = transpose.shape(result)
+    return replace(transpose, output_padding=(size[0] - height, size[1] - width))
 
 
 def _without_last_input(weight: Tensor) -> Tensor:
@@ -126,112 +93,112 @@ def _without_last_input(weight: Tensor) -> Tensor:
 
 
 @adjoint.register
-def _(operation: AppendOnes, reverse: _ReverseMode, node: Node, gradient: str) -> list[str]:
+def _(operation: op.AppendOnes, reverse: _ReverseMode, node: Node, gradient: str) -> list[str]:
     return [gradient]
 
 
 @adjoint.register
-def _(operation: Linear, reverse: _ReverseMode, node: Node, gradient: str) -> list[str]:
-    return [reverse.add(Linear(lazy(Tensor.t, operation.weight)), gradient)]
+def _(operation: op.Linear, reverse: _ReverseMode, node: Node, gradient: str) -> list[str]:
+    return [reverse.add(op.Linear(lazy(Tensor.t, operation.weight)), gradient)]
 
 
 @adjoint.register
-def _(operation: Affine, reverse: _ReverseMode, node: Node, gradient: str) -> list[str]:
-    return [gradient if operation.scale is None else reverse.add(Affine(operation.scale), gradient)]
+def _(operation: op.Affine, reverse: _ReverseMode, node: Node, gradient: str) -> list[str]:
+    return [gradient if operation.scale is None else reverse.add(op.Affine(operation.scale), gradient)]
 
 
 @adjoint.register
-def _(operation: LinearCombination, reverse: _ReverseMode, node: Node, gradient: str) -> list[str]:
-    return [reverse.add(LinearCombination((c,)), gradient) for c in operation.coefficients]
+def _(operation: op.LinearCombination, reverse: _ReverseMode, node: Node, gradient: str) -> list[str]:
+    return [reverse.add(op.LinearCombination((c,)), gradient) for c in operation.coefficients]
 
 
 @adjoint.register
-def _(operation: Activation, reverse: _ReverseMode, node: Node, gradient: str) -> list[str]:
+def _(operation: op.Activation, reverse: _ReverseMode, node: Node, gradient: str) -> list[str]:
     kind, parameters = operation.kind, operation.parameters
     if kind == "square":
-        return [reverse.add(Multiply(), reverse.add(LinearCombination((2.0,)), gradient), node.inputs[0])]
+        return [reverse.add(op.Multiply(), reverse.add(op.LinearCombination((2.0,)), gradient), node.inputs[0])]
     if kind == "exp":
-        return [reverse.add(Multiply(), gradient, node.name)]
-    # With a negative slope or alpha the sign of the result is not that of the pre-activation.
+        return [reverse.add(op.Multiply(), gradient, node.name)]
+    # With a negative slope or alpha, the sign of the result does not tell the sign of the input.
     increasing = kind in ("leaky_relu", "elu") and all(p > 0 for p in parameters)
     of_result = kind in OF_RESULT or increasing
-    kept = node.name if of_result else node.inputs[0]
-    return [reverse.add(ActivationDerivative(kind, parameters, of_result), gradient, kept)]
+    source = node.name if of_result else node.inputs[0]
+    return [reverse.add(op.ActivationDerivative(kind, parameters, of_result), gradient, source)]
 
 
 @adjoint.register
-def _(operation: Multiply, reverse: _ReverseMode, node: Node, gradient: str) -> list[str]:
+def _(operation: op.Multiply, reverse: _ReverseMode, node: Node, gradient: str) -> list[str]:
     a, b = node.inputs
-    return [reverse.add(Multiply(), gradient, b), reverse.add(Multiply(), gradient, a)]
+    return [reverse.add(op.Multiply(), gradient, b), reverse.add(op.Multiply(), gradient, a)]
 
 
 @adjoint.register
-def _(operation: AveragePool, reverse: _ReverseMode, node: Node, gradient: str) -> list[str]:
+def _(operation: op.AveragePool, reverse: _ReverseMode, node: Node, gradient: str) -> list[str]:
     sample = reverse.shape(node.inputs[0])
     tiles = all(n % k == 0 for n, k in zip(sample[1:], operation.kernel, strict=True))
     if operation.simple and tiles:
-        share = reverse.add(LinearCombination((1.0 / (operation.kernel[0] * operation.kernel[1]),)), gradient)
-        return [reverse.add(Upsample(operation.kernel), share)]
-    return [reverse.add(AveragePoolBackward(operation, sample), gradient)]
+        share = reverse.add(op.LinearCombination((1.0 / (operation.kernel[0] * operation.kernel[1]),)), gradient)
+        return [reverse.add(op.Upsample(operation.kernel), share)]
+    return [reverse.add(op.AveragePoolBackward(operation, sample), gradient)]
 
 
 @adjoint.register
-def _(operation: Upsample, reverse: _ReverseMode, node: Node, gradient: str) -> list[str]:
-    mean = reverse.add(AveragePool(operation.factor, operation.factor), gradient)
-    return [reverse.add(LinearCombination((float(operation.factor[0] * operation.factor[1]),)), mean)]
+def _(operation: op.Upsample, reverse: _ReverseMode, node: Node, gradient: str) -> list[str]:
+    mean = reverse.add(op.AveragePool(operation.factor, operation.factor), gradient)
+    return [reverse.add(op.LinearCombination((float(operation.factor[0] * operation.factor[1]),)), mean)]
 
 
 @adjoint.register
-def _(operation: Sum, reverse: _ReverseMode, node: Node, gradient: str) -> list[str]:
-    return [reverse.add(Broadcast(reverse.shape(node.inputs[0])), gradient)]
+def _(operation: op.Sum, reverse: _ReverseMode, node: Node, gradient: str) -> list[str]:
+    return [reverse.add(op.Broadcast(reverse.shape(node.inputs[0])), gradient)]
 
 
 @adjoint.register
-def _(operation: Broadcast, reverse: _ReverseMode, node: Node, gradient: str) -> list[str]:
+def _(operation: op.Broadcast, reverse: _ReverseMode, node: Node, gradient: str) -> list[str]:
     shape = reverse.shape(node.inputs[0])
     stretched = tuple(dim for dim, n in enumerate(shape) if n != operation.target[dim])
-    return [reverse.add(Sum(stretched), gradient) if stretched else gradient]
+    return [reverse.add(op.Sum(stretched), gradient) if stretched else gradient]
 
 
 @adjoint.register
-def _(operation: LogSumExp, reverse: _ReverseMode, node: Node, gradient: str) -> list[str]:
+def _(operation: op.LogSumExp, reverse: _ReverseMode, node: Node, gradient: str) -> list[str]:
     source = node.inputs[0]
-    spread = reverse.add(Broadcast(reverse.shape(source)), gradient)
-    return [reverse.add(Multiply(), spread, reverse.add(Softmax(operation.dim), source))]
+    spread = reverse.add(op.Broadcast(reverse.shape(source)), gradient)
+    return [reverse.add(op.Multiply(), spread, reverse.add(op.Softmax(operation.dim), source))]
 
 
 @adjoint.register
-def _(operation: Reshape, reverse: _ReverseMode, node: Node, gradient: str) -> list[str]:
-    return [reverse.add(Reshape(reverse.shape(node.inputs[0])), gradient)]
+def _(operation: op.Reshape, reverse: _ReverseMode, node: Node, gradient: str) -> list[str]:
+    return [reverse.add(op.Reshape(reverse.shape(node.inputs[0])), gradient)]
 
 
 @adjoint.register
-def _(operation: Permute, reverse: _ReverseMode, node: Node, gradient: str) -> list[str]:
+def _(operation: op.Permute, reverse: _ReverseMode, node: Node, gradient: str) -> list[str]:
     inverse = sorted(range(len(operation.order)), key=operation.order.__getitem__)
-    return [reverse.add(Permute(tuple(inverse)), gradient)]
+    return [reverse.add(op.Permute(tuple(inverse)), gradient)]
 
 
 @adjoint.register
-def _(operation: Slice, reverse: _ReverseMode, node: Node, gradient: str) -> list[str]:
+def _(operation: op.Slice, reverse: _ReverseMode, node: Node, gradient: str) -> list[str]:
     shape = reverse.shape(node.inputs[0])
     before = tuple(operation.start if dim == operation.dim else 0 for dim in range(len(shape)))
     after = tuple(n - operation.stop if dim == operation.dim else 0 for dim, n in enumerate(shape))
-    return [reverse.add(Pad(before, after), gradient)]
+    return [reverse.add(op.Pad(before, after), gradient)]
 
 
 @adjoint.register
-def _(operation: Pad, reverse: _ReverseMode, node: Node, gradient: str) -> list[str]:
+def _(operation: op.Pad, reverse: _ReverseMode, node: Node, gradient: str) -> list[str]:
     for dim, (before, length) in enumerate(zip(operation.before, reverse.shape(node.inputs[0]), strict=True)):
         if length != node.shape[dim]:
-            gradient = reverse.add(Slice(dim, before, before + length), gradient)
+            gradient = reverse.add(op.Slice(dim, before, before + length), gradient)
     return [gradient]
 
 
 @adjoint.register
-def _(operation: Concatenate, reverse: _ReverseMode, node: Node, gradient: str) -> list[str]:
+def _(operation: op.Concatenate, reverse: _ReverseMode, node: Node, gradient: str) -> list[str]:
     parts, start = [], 0
     for name in node.inputs:
         length = reverse.shape(name)[operation.dim]
-        parts.append(reverse.add(Slice(operation.dim, start, start + length), gradient))
+        parts.append(reverse.add(op.Slice(operation.dim, start, start + length), gradient))
         start += length
     return parts

@@ -1,5 +1,6 @@
-"""What doesn't depend on x: weights, and all that is made of them, as expressions that are evaluated once a chain."""
+"""Lazy tensors: expressions of an energy's weights, evaluated once at the start of a chain."""
 
+import operator
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -10,9 +11,10 @@ Shape = tuple[int, ...]
 
 
 class LazyTensor:
-    """A tensor (or a tuple of some) that is known once the weights are: `function(*arguments, **keywords)`.
+    """The tensor (or tuple of tensors) `function(*arguments, **keywords)`, not evaluated yet.
 
-    Arguments may hold other values, also in lists and tuples. Two values are equal only if they are one object.
+    Arguments may contain other lazy tensors, also inside lists and tuples. Two lazy tensors are equal only if they are
+    the same object.
     """
 
     __slots__ = ("arguments", "function", "keywords", "shape")
@@ -28,70 +30,60 @@ class LazyTensor:
 
 
 def lazy(function: Callable[..., Tensor], *arguments: Any) -> LazyTensor:
-    """The value `function(*arguments)`, whose shape is found by a run on tensors without memory."""
-    shape = function(*(_without_memory(argument) for argument in arguments)).shape
-    return LazyTensor(function, arguments, tuple(shape))
+    """The lazy tensor `function(*arguments)`; a run on meta tensors infers its shape."""
+    return LazyTensor(function, arguments, tuple(function(*map(_as_meta, arguments)).shape))
 
 
 def evaluate(wanted: Iterable[LazyTensor]) -> dict[LazyTensor, Any]:
-    """Every value that was asked for, each computed once."""
-    known: dict[LazyTensor, Any] = {}
-    for value in wanted:
-        _evaluate(value, known)
-    return known
+    """The wanted tensors and every intermediate one, each evaluated once."""
+    results: dict[LazyTensor, Any] = {}
+    for tensor in wanted:
+        _evaluate(tensor, results)
+    return results
 
 
-def _evaluate(argument: Any, known: dict[LazyTensor, Any]) -> Any:
+def _evaluate(argument: Any, results: dict[LazyTensor, Any]) -> Any:
     if isinstance(argument, list | tuple):
-        return type(argument)(_evaluate(part, known) for part in argument)
+        return type(argument)(_evaluate(part, results) for part in argument)
     if not isinstance(argument, LazyTensor):
         return argument
-    if argument not in known:
-        arguments = [_evaluate(part, known) for part in argument.arguments]
-        keywords = {name: _evaluate(part, known) for name, part in argument.keywords.items()}
-        known[argument] = argument.function(*arguments, **keywords)
-    return known[argument]
+    if argument not in results:
+        arguments = [_evaluate(part, results) for part in argument.arguments]
+        keywords = {name: _evaluate(part, results) for name, part in argument.keywords.items()}
+        results[argument] = argument.function(*arguments, **keywords)
+    return results[argument]
 
 
-def _without_memory(argument: Any) -> Any:
+def _as_meta(argument: Any) -> Any:
     if isinstance(argument, list | tuple):
-        return type(argument)(_without_memory(part) for part in argument)
+        return type(argument)(map(_as_meta, argument))
     return torch.empty(argument.shape, device="meta") if isinstance(argument, LazyTensor) else argument
 
 
-# ---- coefficients: numbers, or values of one element
+# ---- coefficients: plain numbers, or lazy tensors of one element
 
 Coefficient = float | LazyTensor
 
 
 def product(a: Coefficient, b: Coefficient) -> Coefficient:
-    """a * b, as a number if both are."""
+    """a * b, as a plain number if both are plain numbers."""
     if isinstance(a, LazyTensor) or isinstance(b, LazyTensor):
-        if a == 1:
-            return b
-        if b == 1:
-            return a
-        return lazy(_multiplied, a, b)
+        if a == 1 or b == 1:
+            return b if a == 1 else a
+        return lazy(operator.mul, a, b)
     return a * b
 
 
-def scaled(value: LazyTensor, coefficient: Coefficient) -> LazyTensor:
-    """coefficient * value, of value's shape."""
-    return value if coefficient == 1 else lazy(_multiplied, value, coefficient)
+def scale(tensor: LazyTensor, coefficient: Coefficient) -> LazyTensor:
+    """coefficient * tensor, of the tensor's shape."""
+    return tensor if coefficient == 1 else lazy(operator.mul, tensor, coefficient)
 
 
-def total(values: Iterable[LazyTensor | None]) -> LazyTensor | None:
-    """The sum of those that are there, None where none is."""
-    present = [value for value in values if value is not None]
+def total(tensors: Iterable[LazyTensor | None]) -> LazyTensor | None:
+    """The sum of all tensors that are not None; None if there are none."""
+    present = [tensor for tensor in tensors if tensor is not None]
     return lazy(_sum, present) if len(present) > 1 else (present[0] if present else None)
 
 
-def _multiplied(a: Any, b: Any) -> Tensor:
-    return a * b
-
-
 def _sum(tensors: list[Tensor]) -> Tensor:
-    result = tensors[0]
-    for tensor in tensors[1:]:
-        result = result + tensor
-    return result
+    return sum(tensors[1:], start=tensors[0])

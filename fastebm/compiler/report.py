@@ -1,4 +1,4 @@
-"""Programs as text, for people: what runs, on which shapes, at what cost."""
+"""Programs as tables for people: the operations, their shapes and their costs."""
 
 import math
 
@@ -13,17 +13,17 @@ _LAYOUT = "{:<24} {:<12} {:<38} {:<44} {:>9} {:>9}"
 
 
 def describe(before: Program, after: Program, dtype: torch.dtype, rates: Rates) -> str:
-    """The rewritten program as a table, costs for one sample, what the captured one would cost, and the floor."""
+    """The rewritten program as a table with costs for one sample, and how it compares with the captured program."""
     name = str(dtype).removeprefix("torch.")
     samples = "x".join(map(str, after.nodes[0].shape))
     lines = [
-        f"program for samples {samples} in {name}; for one sample, weights not counted:",
-        _LAYOUT.format("result", "shape", "operation", "of", "MFLOP", "kB").rstrip(),
+        f"program for samples {samples} in {name}; costs are for one sample, without reading weights:",
+        _LAYOUT.format("result", "shape", "operation", "inputs", "MFLOP", "kB").rstrip(),
         *(_line(after, node, dtype) for node in after if not isinstance(node.operation, Input)),
         _total("captured", before, dtype),
         _total("rewritten", after, dtype),
-        _saved(cost(before, dtype.itemsize), cost(after, dtype.itemsize)),
-        _floor(cost(after, dtype.itemsize), rates),
+        _savings(cost(before, dtype.itemsize), cost(after, dtype.itemsize)),
+        _roofline(cost(after, dtype.itemsize), rates),
     ]
     return "\n".join(lines)
 
@@ -41,12 +41,12 @@ def _total(label: str, program: Program, dtype: torch.dtype) -> str:
     return f"{label}: {len(program.nodes)} operations, {spent.flops / 1e6:.2f} MFLOP, {spent.bytes / 1e3:.1f} kB"
 
 
-def _floor(spent: Cost, rates: Rates) -> str:
+def _roofline(spent: Cost, rates: Rates) -> str:
     machine = f"{rates.flops / 1e9:.0f} GFLOP/s in matrix products and {rates.bytes / 1e9:.0f} GB/s in copies"
-    return f"floor at {machine}: {1e6 * rates.seconds(spent):.1f} us"
+    return f"roofline of {machine}: at least {1e6 * rates.seconds(spent):.1f} us per sample"
 
 
-def _saved(before: Cost, after: Cost) -> str:
+def _savings(before: Cost, after: Cost) -> str:
     flops = before.flops / after.flops if after.flops else math.inf
     moved = before.bytes / after.bytes if after.bytes else math.inf
     return f"{flops:.2f} times fewer FLOPs, {moved:.2f} times fewer bytes"

@@ -64,9 +64,9 @@ def _functional(length: int) -> Tensor:
 
 def run(program: Program, x: Tensor, dtype: torch.dtype = torch.float64) -> list[Tensor]:
     """The outputs of a program."""
-    execution = AtenExecutor(program, dtype)
-    execution.refresh()
-    return execution(x)
+    executor = AtenExecutor(program, dtype)
+    executor.refresh()
+    return executor(x)
 
 
 def by_autograd(energy: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""Activations that were written out: `h * sigmoid(h)` is a swish, `h * h` a square. One pass instead of several."""
+"""Products that are an activation: `h * sigmoid(h)` is silu, `h * h` is a square. One pass over memory, not two."""
 
 from collections.abc import Iterator
 
@@ -7,13 +7,13 @@ from fastebm.compiler.program import Program, Rewriter
 
 
 def match_activations(program: Program) -> Iterator[Program]:
-    """Programs in which one product is the activation that it spells."""
+    """Programs in which an activation replaces one product."""
     for node in program:
         if not isinstance(node.operation, Multiply):
             continue
         a, b = node.inputs
         if a == b:
             yield Rewriter(program, node).finish(Activation("square"), a)
-        for plain, gate in ((a, b), (b, a)):
-            if program[gate].operation == Activation("sigmoid") and program[gate].inputs == (plain,):
-                yield Rewriter(program, node).finish(Activation("silu"), plain)
+        for h, gate in ((a, b), (b, a)):
+            if program[gate].operation == Activation("sigmoid") and program[gate].inputs == (h,):
+                yield Rewriter(program, node).finish(Activation("silu"), h)
