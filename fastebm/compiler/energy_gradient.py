@@ -143,9 +143,20 @@ class EnergyGradient:
 
     def __repr__(self) -> str:
         """The engine, the energy and the dtype; for autograd also the reason why nothing faster runs."""
-        precision = "dtype follows autocast" if self.dtype is None else str(self.dtype).removeprefix("torch.")
-        line = f"{self.engine} gradient of {self.name} ({precision})"
-        return f"{line}; not fused: {self.reason}" if self.engine == "autograd" else line
+        return f"{self.engine} gradient of {self.name} ({self._precision}){self._why_not_fused}"
+
+    @property
+    def variant(self) -> str:
+        """The `repr` without the energy's name, for tables: "fused, bfloat16"."""
+        return f"{self.engine}, {self._precision}{self._why_not_fused}"
+
+    @property
+    def _precision(self) -> str:
+        return "dtype follows autocast" if self.dtype is None else str(self.dtype).removeprefix("torch.")
+
+    @property
+    def _why_not_fused(self) -> str:
+        return f"; not fused: {self.reason}" if self.engine == "autograd" else ""
 
     def describe(self) -> str:
         """The `repr`, and a table of every program so far: operations, shapes, FLOPs, bytes and the roofline."""
@@ -216,8 +227,8 @@ class EnergyGradient:
         if (gradient[1:].abs() > 0).any():
             raise RuntimeError(
                 f"the energy that {self.name} gives a sample changes with the other samples of its batch, so chains "
-                "would influence each other. The likely cause is batch norm in train mode: it has no running statistics, "
-                "or a function has a net in train mode in its closure (call net.eval(), or pass the net itself)"
+                "would influence each other. The likely cause is batch norm in train mode: either it has no running "
+                "statistics, or a function has a net in train mode in its closure (call net.eval(), or pass the net)"
             )
 
 

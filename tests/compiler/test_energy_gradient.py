@@ -461,6 +461,7 @@ def test_the_fused_engine_is_what_people_get():
     gradient = gradients.energy_gradient(make_net(), dtype=torch.bfloat16)
     gradient(images())
     assert repr(gradient) == "fused gradient of CoarseToFineEnergy (bfloat16)"
+    assert gradient.variant == "fused, bfloat16"
 
 
 def test_docstring_example():

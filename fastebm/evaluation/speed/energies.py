@@ -93,7 +93,7 @@ class Verified:
     def ours(self, ours: EnergyGradient, run: Callable[[], object]) -> Candidate:
         """Ours, named by what runs it. Its gradient is taken here and now, so that no capture is timed."""
         error = gradient_error(ours, self.x, self.truth)
-        return Candidate(repr(ours).rpartition(" by ")[2], run, lambda: error)
+        return Candidate(ours.variant, run, lambda: error)
 
     def one(self, make: Callable[[], Baseline]) -> Callable[[], Candidate]:
         def entrant() -> Candidate:
