@@ -58,7 +58,7 @@ def _aten(packet: Any, out: Tensor | None, *arguments: Any, **keywords: Any) -> 
 
 @kernel.register
 def _(operation: op.Convolution, weights: Weights) -> Kernel:
-    weight, bias = weights[operation.weight], _optional(operation.bias, weights)
+    weight, bias = weights[operation.weight], _tensor_or_number(operation.bias, weights)
     settings = (
         *(list(operation.stride), list(operation.padding), list(operation.dilation)),
         *(operation.transposed, list(operation.output_padding), operation.groups),
@@ -95,13 +95,13 @@ def _image_from_one_pixel(x: Tensor, weight: Tensor) -> Tensor:
 
 @kernel.register
 def _(operation: op.Linear, weights: Weights) -> Kernel:
-    weight, bias = weights[operation.weight], _optional(operation.bias, weights)
+    weight, bias = weights[operation.weight], _tensor_or_number(operation.bias, weights)
     return lambda inputs, out: torch.nn.functional.linear(inputs[0], weight, bias)
 
 
 @kernel.register
 def _(operation: op.Affine, weights: Weights) -> Kernel:
-    scale, shift = _optional(operation.scale, weights), _optional(operation.shift, weights)
+    scale, shift = _tensor_or_number(operation.scale, weights), _tensor_or_number(operation.shift, weights)
     if scale is not None and shift is not None:
         return lambda inputs, out: torch.addcmul(shift, inputs[0], scale, out=out)
     if scale is not None:
@@ -113,7 +113,7 @@ def _(operation: op.Affine, weights: Weights) -> Kernel:
 
 @kernel.register
 def _(operation: op.LinearCombination, weights: Weights) -> Kernel:
-    factors = [_number(c, weights) for c in operation.coefficients]
+    factors = [_tensor_or_number(c, weights) for c in operation.coefficients]
     first = _first_term(operation)
     unscaled = operation.coefficients[first] == 1
     others = [i for i in range(len(factors)) if i != first]
@@ -140,12 +140,9 @@ def _add_scaled(a: Tensor, b: Tensor, factor: Any, out: Tensor | None) -> Tensor
     return torch.add(a, b, alpha=factor, out=out)
 
 
-def _number(coefficient: Coefficient, weights: Weights) -> Any:
-    return weights[coefficient] if isinstance(coefficient, LazyTensor) else coefficient
-
-
-def _optional(tensor: LazyTensor | None, weights: Weights) -> Tensor | None:
-    return None if tensor is None else weights[tensor]
+def _tensor_or_number(value: Coefficient | None, weights: Weights) -> Any:
+    """The tensor of a lazy tensor; a plain number, or None, as it is."""
+    return weights[value] if isinstance(value, LazyTensor) else value
 
 
 # ---- pointwise
@@ -215,7 +212,7 @@ def _(operation: op.AveragePoolBackward, weights: Weights) -> Kernel:
     def run(inputs: Sequence[Tensor], out: Tensor | None) -> Tensor:
         gradient = _packed(inputs[0])
         # ATen reads only the shape and the memory format of the pool's input.
-        sample = gradient.new_empty(()).expand(gradient.shape[0], *operation.sample)
+        sample = gradient.new_empty(()).expand(gradient.shape[0], *operation.target)
         sample = torch.empty_like(sample, memory_format=torch.channels_last)
         return aten.avg_pool2d_backward.default(gradient, sample, *settings)
 

@@ -73,7 +73,7 @@ def adjoint(operation: op.Operation, reverse: _ReverseMode, node: Node, gradient
 def _(operation: op.Convolution, reverse: _ReverseMode, node: Node, gradient: str) -> list[str]:
     weight, source = operation.weight, node.inputs[0]
     if isinstance(reverse.program[source].operation, op.AppendOnes):
-        weight = lazy(_without_last_input, weight)
+        weight = lazy(Tensor.narrow, weight, 1, 0, weight.shape[1] - 1)
     _, height, width = reverse.shape(source)
     # The channel of ones needs no gradient, so it is not computed: the adjoint of AppendOnes expects it to be missing.
     return [reverse.add(_transposed(operation, weight, node.shape, (height, width)), gradient)]
@@ -86,10 +86,6 @@ def _transposed(operation: op.Convolution, weight: LazyTensor, result: Shape, si
         return transpose
     _, height, width = transpose.shape(result)
     return replace(transpose, output_padding=(size[0] - height, size[1] - width))
-
-
-def _without_last_input(weight: Tensor) -> Tensor:
-    return weight[:, :-1]
 
 
 @adjoint.register
@@ -139,7 +135,7 @@ def _(operation: op.AveragePool, reverse: _ReverseMode, node: Node, gradient: st
     if operation.simple and tiles:
         share = reverse.add(op.LinearCombination((1.0 / (operation.kernel[0] * operation.kernel[1]),)), gradient)
         return [reverse.add(op.Upsample(operation.kernel), share)]
-    return [reverse.add(op.AveragePoolBackward(operation, sample), gradient)]
+    return [reverse.add(op.AveragePoolBackward(sample, operation), gradient)]
 
 
 @adjoint.register

@@ -17,8 +17,6 @@ from fastebm.ops.backends import content_hash
 
 Energy = Callable[[Tensor], Tensor]
 
-# The engine that "auto" tries first.
-AUTO = "fused"
 ENGINES = ("auto", "autograd", "fused")
 DTYPES = (None, torch.float32, torch.bfloat16, torch.float16)
 
@@ -70,7 +68,7 @@ class EnergyGradient:
         self.dtype = dtype
         self.name, self._module = _name_and_module(energy)
         self._may_fall_back = engine == "auto"
-        self.engine = AUTO if engine == "auto" else engine
+        self.engine = "fused" if engine == "auto" else engine
         self.reason = "" if self.engine == "fused" else f"engine is {engine!r}"
         in_full_precision = functools.partial(self._by_autograd, dtype=torch.float32)
         self._compiled = CompiledGradient(energy, self._module, dtype, in_full_precision)
@@ -143,20 +141,17 @@ class EnergyGradient:
 
     def __repr__(self) -> str:
         """The engine, the energy and the dtype; for autograd also the reason why nothing faster runs."""
-        return f"{self.engine} gradient of {self.name} ({self._precision}){self._why_not_fused}"
+        return self._text("{engine} gradient of {name} ({dtype})")
 
     @property
     def variant(self) -> str:
         """The `repr` without the energy's name, for tables: "fused, bfloat16"."""
-        return f"{self.engine}, {self._precision}{self._why_not_fused}"
+        return self._text("{engine}, {dtype}")
 
-    @property
-    def _precision(self) -> str:
-        return "dtype follows autocast" if self.dtype is None else str(self.dtype).removeprefix("torch.")
-
-    @property
-    def _why_not_fused(self) -> str:
-        return f"; not fused: {self.reason}" if self.engine == "autograd" else ""
+    def _text(self, template: str) -> str:
+        dtype = "dtype follows autocast" if self.dtype is None else str(self.dtype).removeprefix("torch.")
+        text = template.format(engine=self.engine, name=self.name, dtype=dtype)
+        return f"{text}; not fused: {self.reason}" if self.engine == "autograd" else text
 
     def describe(self) -> str:
         """The `repr`, and a table of every program so far: operations, shapes, FLOPs, bytes and the roofline."""

@@ -116,10 +116,6 @@ class CompiledExecutor:
         """Energies and gradient of a batch of samples, as new float32 tensors."""
         return list(self.compiled(x.detach().contiguous()))
 
-    def workspace(self) -> int:
-        """The bytes of the buffers that are kept between runs."""
-        return self.compiled.workspace_bytes
-
 
 def _packed(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     """A weight in the dtype and memory format of the kernels. A scalar factor keeps its own, more precise dtype."""

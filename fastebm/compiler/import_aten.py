@@ -66,11 +66,12 @@ class AtenImporter:
         """Run the rule for `node`, and check that its result has the shape and dtype that export recorded."""
         self.node = node
         schema = node.target._schema.arguments  # type: ignore[union-attr]
-        arguments = {a.name: a.default_value for a in schema if a.has_default_value()}
-        arguments |= dict(zip((a.name for a in schema), positional, strict=False)) | keywords
-        # Rules call ATen's first argument h, which is self or input in ATen.
-        first = schema[0].name
-        arguments = {"h" if name == first and name in ("self", "input") else name: v for name, v in arguments.items()}
+        given = {a.name: a.default_value for a in schema if a.has_default_value()}
+        given |= dict(zip((a.name for a in schema), positional, strict=False)) | keywords
+        # In the order of the schema. Rules call the first argument h, which is self or input in ATen.
+        arguments = {a.name: given[a.name] for a in schema}
+        if schema[0].name in ("self", "input"):
+            arguments = {"h": arguments.pop(schema[0].name)} | arguments
         for name, value in arguments.items():
             if isinstance(value, SampleTensor) and name in ("weight", "bias"):
                 raise self.unsupported(f"its {name} depends on x")
@@ -369,9 +370,8 @@ def _block_tail(
 @_rule("aten.elu.default", "aten.leaky_relu.default", "aten.softplus.default", "aten.square.default")
 def _activation(t: AtenImporter, h: Any, **parameters: float) -> SampleTensor:
     """An activation with ATen's name, whose parameters are ATen's arguments in ATen's order."""
-    order = [argument.name for argument in t.node.target._schema.arguments[1:]]  # type: ignore[union-attr]
     kind = str(t.node.target).split(".")[1]
-    return t.add(op.Activation(kind, tuple(float(parameters[name]) for name in order)), t.samples(h))
+    return t.add(op.Activation(kind, tuple(map(float, parameters.values()))), t.samples(h))
 
 
 @_rule("aten.gelu.default")
@@ -406,20 +406,9 @@ def _glu(t: AtenImporter, h: Any, dim: int) -> SampleTensor:
 
 
 @_rule("aten.avg_pool2d.default")
-def _avg_pool2d(
-    t: AtenImporter,
-    h: Any,
-    kernel_size: Any,
-    stride: Any,
-    padding: Any,
-    ceil_mode: bool,
-    count_include_pad: bool,
-    divisor_override: int | None,
-) -> SampleTensor:
+def _avg_pool2d(t: AtenImporter, h: Any, kernel_size: Any, stride: Any, padding: Any, **rest: Any) -> SampleTensor:
     kernel = _pair(kernel_size)
-    pool = op.AveragePool(
-        kernel, _pair(stride) if stride else kernel, _pair(padding), ceil_mode, count_include_pad, divisor_override
-    )
+    pool = op.AveragePool(kernel, _pair(stride) if stride else kernel, _pair(padding), *rest.values())
     return t.add(pool, t.images(h))
 
 
@@ -436,48 +425,24 @@ def _adaptive_avg_pool2d(t: AtenImporter, h: Any, output_size: Any) -> SampleTen
 _OVER_THE_BATCH = "it works along the batch, so samples would influence each other"
 
 
-def _dims(t: AtenImporter, h: SampleTensor, dim: Any) -> tuple[int, ...]:
+@_rule("aten.sum.default", "aten.mean.default", "aten.sum.dim_IntList", "aten.mean.dim", "aten.logsumexp.default")
+def _reduction(t: AtenImporter, h: Any, dim: Any = None, keepdim: bool = False, **_: Any) -> SampleTensor:
+    h = t.samples(h)
+    shape, kind = t.shape(h), str(t.node.target).split(".")[1]
     if not dim:
         raise t.unsupported(_OVER_THE_BATCH)
-    return tuple(sorted(t.dim(h, d) for d in ([dim] if isinstance(dim, int) else dim)))
-
-
-def _squeeze(t: AtenImporter, h: SampleTensor, dims: tuple[int, ...], keepdim: bool) -> SampleTensor:
-    if keepdim:
-        return h
-    return t.reshape(h, tuple(n for dim, n in enumerate(t.shape(h)) if dim not in dims))
-
-
-@_rule("aten.sum.default", "aten.mean.default")
-def _full_reduction(t: AtenImporter, h: Any, **_: Any) -> SampleTensor:
-    raise t.unsupported(_OVER_THE_BATCH)
-
-
-@_rule("aten.sum.dim_IntList")
-def _sum(t: AtenImporter, h: Any, dim: Any, keepdim: bool, dtype: Any) -> SampleTensor:
-    h = t.samples(h)
-    dims = _dims(t, h, dim)
-    return _squeeze(t, t.add(op.Sum(dims), h), dims, keepdim)
-
-
-@_rule("aten.mean.dim")
-def _mean(t: AtenImporter, h: Any, dim: Any, keepdim: bool, dtype: Any) -> SampleTensor:
-    h = t.samples(h)
-    dims = _dims(t, h, dim)
-    count = math.prod(t.shape(h)[d] for d in dims)
-    if dims == (1, 2) and len(t.shape(h)) == 3:
-        kernel = (t.shape(h)[1], t.shape(h)[2])
-        return _squeeze(t, t.add(op.AveragePool(kernel, kernel), h), dims, keepdim)
-    return _squeeze(t, t.add(op.LinearCombination((1.0 / count,)), t.add(op.Sum(dims), h)), dims, keepdim)
-
-
-@_rule("aten.logsumexp.default")
-def _logsumexp(t: AtenImporter, h: Any, dim: Any, keepdim: bool) -> SampleTensor:
-    h = t.samples(h)
-    dims = _dims(t, h, dim)
-    if len(dims) != 1:
-        raise t.unsupported("only one dimension is supported")
-    return _squeeze(t, t.add(op.LogSumExp(dims[0]), h), dims, keepdim)
+    dims = tuple(sorted(t.dim(h, d) for d in ([dim] if isinstance(dim, int) else dim)))
+    if kind == "logsumexp":
+        if len(dims) != 1:
+            raise t.unsupported("only one dimension is supported")
+        reduced = t.add(op.LogSumExp(dims[0]), h)
+    elif kind == "mean" and dims == (1, 2) and len(shape) == 3:
+        reduced = t.add(op.AveragePool(shape[1:], shape[1:]), h)
+    else:
+        reduced = t.add(op.Sum(dims), h)
+        if kind == "mean":
+            reduced = t.add(op.LinearCombination((1.0 / math.prod(shape[d] for d in dims),)), reduced)
+    return reduced if keepdim else t.reshape(reduced, tuple(n for d, n in enumerate(shape) if d not in dims))
 
 
 @_rule(
@@ -499,11 +464,12 @@ def _upsample(t: AtenImporter, h: Any, **_: Any) -> SampleTensor:
 
 @_rule("aten.flatten.using_ints", "aten.view.default", "aten.reshape.default", "aten._unsafe_view.default")
 @_rule("aten.squeeze.dim", "aten.squeeze.dims", "aten.squeeze.default", "aten.unsqueeze.default")
-@_rule("aten.unflatten.int")
-def _reshape(t: AtenImporter, h: Any, **_: Any) -> SampleTensor:
+@_rule("aten.unflatten.int", "aten.expand.default", "aten.expand_as.default")
+def _reshape_or_expand(t: AtenImporter, h: Any, **_: Any) -> SampleTensor:
     shape = t.node.meta["val"].shape
     t.require_batch_first(shape)
-    return t.reshape(t.samples(h), tuple(shape[1:]))
+    change = t.broadcast if "expand" in str(t.node.target) else t.reshape
+    return change(t.samples(h), tuple(shape[1:]))
 
 
 @_rule("aten.clone.default", "aten.contiguous.default", "aten.alias.default", "aten.lift_fresh_copy.default")
@@ -537,11 +503,9 @@ def _permute(t: AtenImporter, h: Any, dims: Any) -> SampleTensor:
 
 @_rule("aten.transpose.int")
 def _transpose(t: AtenImporter, h: Any, dim0: int, dim1: int) -> SampleTensor:
-    h = t.samples(h)
-    order = list(range(len(t.shape(h))))
-    a, b = t.dim(h, dim0), t.dim(h, dim1)
-    order[a], order[b] = b, a
-    return t.add(op.Permute(tuple(order)), h)
+    dims = list(range(len(t.shape(t.samples(h))) + 1))
+    dims[dim0], dims[dim1] = dims[dim1], dims[dim0]
+    return _permute(t, h, dims)
 
 
 @_rule("aten.slice.Tensor")
@@ -562,7 +526,8 @@ def _select(t: AtenImporter, h: Any, dim: int, index: int) -> SampleTensor:
     h = t.samples(h)
     dim = t.dim(h, dim)
     index %= t.shape(h)[dim]
-    return _squeeze(t, t.add(op.Slice(dim, index, index + 1), h), (dim,), keepdim=False)
+    shape = t.shape(h)
+    return t.reshape(t.add(op.Slice(dim, index, index + 1), h), (*shape[:dim], *shape[dim + 1 :]))
 
 
 @_rule("aten.chunk.default", "aten.split.Tensor", "aten.split_with_sizes.default", "aten.split.sizes")
@@ -601,10 +566,3 @@ def _pixel_shuffle(t: AtenImporter, h: Any, upscale_factor: int) -> SampleTensor
     (channels, height, width), r = t.shape(h), upscale_factor
     split = t.reshape(h, (channels // r**2, r, r, height, width))
     return t.reshape(t.add(op.Permute((0, 3, 1, 4, 2)), split), (channels // r**2, height * r, width * r))
-
-
-@_rule("aten.expand.default", "aten.expand_as.default")
-def _expand(t: AtenImporter, h: Any, **_: Any) -> SampleTensor:
-    shape = t.node.meta["val"].shape
-    t.require_batch_first(shape)
-    return t.broadcast(t.samples(h), tuple(shape[1:]))

@@ -41,14 +41,20 @@ class Operation:
 
 
 @dataclass(frozen=True)
-class Input(Operation):
-    """The samples."""
+class _OfTargetShape(Operation):
+    """An operation whose output shape is a field."""
 
-    sample: Shape
-    is_view = True
+    target: Shape
 
     def shape(self, *inputs: Shape) -> Shape:
-        return self.sample
+        return self.target
+
+
+@dataclass(frozen=True)
+class Input(_OfTargetShape):
+    """The samples."""
+
+    is_view = True
 
 
 @dataclass(frozen=True)
@@ -223,14 +229,10 @@ class AveragePool(Operation):
 
 
 @dataclass(frozen=True)
-class AveragePoolBackward(Operation):
-    """The adjoint of an average pool of samples of shape `sample`, for pools whose adjoint is not an `Upsample`."""
+class AveragePoolBackward(_OfTargetShape):
+    """The adjoint of an average pool of samples of shape `target`, for pools whose adjoint is not an `Upsample`."""
 
     pool: AveragePool
-    sample: Shape
-
-    def shape(self, *inputs: Shape) -> Shape:
-        return self.sample
 
 
 @dataclass(frozen=True)
@@ -308,25 +310,17 @@ class Softmax(Operation):
 
 
 @dataclass(frozen=True)
-class Broadcast(Operation):
+class Broadcast(_OfTargetShape):
     """Dimensions of length 1 expanded to those of `target`, which has as many dimensions."""
 
-    target: Shape
     is_view = True
-
-    def shape(self, *inputs: Shape) -> Shape:
-        return self.target
 
 
 @dataclass(frozen=True)
-class Reshape(Operation):
+class Reshape(_OfTargetShape):
     """The same numbers, in row-major order, in another shape."""
 
-    target: Shape
     is_view = True
-
-    def shape(self, *inputs: Shape) -> Shape:
-        return self.target
 
 
 @dataclass(frozen=True)

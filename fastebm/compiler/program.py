@@ -44,9 +44,6 @@ class Program:
     def __getitem__(self, name: str) -> Node:
         return self._by_name[name]
 
-    def __contains__(self, name: str) -> bool:
-        return name in self._by_name
-
     def __iter__(self) -> Iterator[Node]:
         return iter(self.nodes)
 

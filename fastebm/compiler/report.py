@@ -12,23 +12,26 @@ from fastebm.compiler.roofline import Rates
 _LAYOUT = "{:<24} {:<12} {:<38} {:<44} {:>9} {:>9}"
 
 
-def describe(before: Program, after: Program, dtype: torch.dtype, rates: Rates) -> str:
+def describe(captured: Program, rewritten: Program, dtype: torch.dtype, rates: Rates) -> str:
     """The rewritten program as a table with costs for one sample, and how it compares with the captured program."""
-    name = str(dtype).removeprefix("torch.")
-    samples = "x".join(map(str, after.nodes[0].shape))
+    before, after = cost(captured, dtype.itemsize), cost(rewritten, dtype.itemsize)
+    flops = before.flops / after.flops if after.flops else math.inf
+    moved = before.bytes / after.bytes if after.bytes else math.inf
+    samples, name = "x".join(map(str, rewritten.nodes[0].shape)), str(dtype).removeprefix("torch.")
+    machine = f"{rates.flops / 1e9:.0f} GFLOP/s in matrix products and {rates.bytes / 1e9:.0f} GB/s in copies"
     lines = [
         f"program for samples {samples} in {name}; costs are for one sample, without reading weights:",
         _LAYOUT.format("result", "shape", "operation", "inputs", "MFLOP", "kB").rstrip(),
-        *(_line(after, node, dtype) for node in after if not isinstance(node.operation, Input)),
-        _total("captured", before, dtype),
-        _total("rewritten", after, dtype),
-        _savings(cost(before, dtype.itemsize), cost(after, dtype.itemsize)),
-        _roofline(cost(after, dtype.itemsize), rates),
+        *(_row(rewritten, node, dtype) for node in rewritten if not isinstance(node.operation, Input)),
+        _total("captured", captured, before),
+        _total("rewritten", rewritten, after),
+        f"{flops:.2f} times fewer FLOPs, {moved:.2f} times fewer bytes",
+        f"roofline of {machine}: at least {1e6 * rates.seconds(after):.1f} us per sample",
     ]
     return "\n".join(lines)
 
 
-def _line(program: Program, node: Node, dtype: torch.dtype) -> str:
+def _row(program: Program, node: Node, dtype: torch.dtype) -> str:
     spent = node_cost(program, node, dtype.itemsize)
     operation = f"{type(node.operation).__name__} {node.operation.attributes()}".strip()
     shape = "x".join(map(str, node.shape)) or "1"
@@ -36,17 +39,5 @@ def _line(program: Program, node: Node, dtype: torch.dtype) -> str:
     return _LAYOUT.format(node.name, shape, operation, ", ".join(node.inputs), flops, kilobytes)
 
 
-def _total(label: str, program: Program, dtype: torch.dtype) -> str:
-    spent = cost(program, dtype.itemsize)
+def _total(label: str, program: Program, spent: Cost) -> str:
     return f"{label}: {len(program.nodes)} operations, {spent.flops / 1e6:.2f} MFLOP, {spent.bytes / 1e3:.1f} kB"
-
-
-def _roofline(spent: Cost, rates: Rates) -> str:
-    machine = f"{rates.flops / 1e9:.0f} GFLOP/s in matrix products and {rates.bytes / 1e9:.0f} GB/s in copies"
-    return f"roofline of {machine}: at least {1e6 * rates.seconds(spent):.1f} us per sample"
-
-
-def _savings(before: Cost, after: Cost) -> str:
-    flops = before.flops / after.flops if after.flops else math.inf
-    moved = before.bytes / after.bytes if after.bytes else math.inf
-    return f"{flops:.2f} times fewer FLOPs, {moved:.2f} times fewer bytes"

@@ -206,25 +206,10 @@ class GroupBuilder:
         constant: int = -1,
     ) -> Instruction:
         """An instruction that computes `image` from windows of a stored result."""
-        return Instruction(
-            kind,
-            source=location.buffer,
-            source_channel=location.channel,
-            source_channels=source_channels,
-            channels=image[0],
-            height=image[1],
-            width=image[2],
-            kernel_y=kernel[0],
-            kernel_x=kernel[1],
-            stride_y=stride[0],
-            stride_x=stride[1],
-            pad_y=padding[0],
-            pad_x=padding[1],
-            dilation_y=dilation[0],
-            dilation_x=dilation[1],
-            constant=constant,
-            spread=int(location.spread),
-        )
+        source = (location.buffer, location.channel, source_channels)
+        start, step = (0, 0), (1, 1)
+        grid = (*image, *start, *step, *kernel, *stride, *padding, *dilation)
+        return Instruction(kind, *source, *grid, constant, spread=int(location.spread))
 
     def copy_from(
         self, location: Location, image: Image, factor: Pair = (1, 1), offset: Pair = (0, 0), fill: int = -1

@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import torch.nn.functional as F
-from torch import Tensor
 
 from fastebm.compiler.lazy_tensors import Coefficient, LazyTensor, lazy, scale, total
 from fastebm.compiler.operations import Convolution, LinearCombination, Pair
@@ -67,9 +66,6 @@ def _border(large: Convolution, small: Convolution) -> Pair | None:
 
 
 def _padded_weight(operation: Convolution, large: Convolution, border: Pair) -> LazyTensor:
-    same = operation.kernel == large.kernel
-    return operation.weight if same else lazy(_pad_kernel, operation.weight, border)
-
-
-def _pad_kernel(weight: Tensor, border: Pair) -> Tensor:
-    return F.pad(weight, (border[1], border[1], border[0], border[0]))
+    if operation.kernel == large.kernel:
+        return operation.weight
+    return lazy(F.pad, operation.weight, (border[1], border[1], border[0], border[0]))

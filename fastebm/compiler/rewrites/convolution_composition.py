@@ -59,11 +59,7 @@ def _weight_before_pointwise(outer: Tensor, inner: Tensor) -> Tensor:
 
 def _mapped_bias(outer: Convolution, inner: Convolution) -> LazyTensor | None:
     """The outer convolution of the inner bias, away from a border."""
-    return None if inner.bias is None else lazy(_map_bias, outer.weight, inner.bias)
-
-
-def _map_bias(outer: Tensor, bias: Tensor) -> Tensor:
-    return torch.einsum("omhw,m->o", outer, bias)
+    return None if inner.bias is None else lazy(torch.einsum, "omhw,m->o", outer.weight, inner.bias)
 
 
 def _bias_channel(outer: Tensor, bias: Tensor) -> Tensor:

@@ -44,14 +44,11 @@ def fold_scales(program: Program) -> Iterator[Program]:
 def _into_producers(program: Program, node: Node, combine: LinearCombination) -> Iterator[Program]:
     for i, (name, c) in enumerate(zip(node.inputs, combine.coefficients, strict=True)):
         source = None if c == 1 else _producer(program, name)
-        if source is not None:
+        if source is not None and isinstance(source.operation, Convolution | Linear):
             operation = _with_scaled_result(source.operation, c)
             coefficients = tuple(1.0 if j == i else other for j, other in enumerate(combine.coefficients))
-            changes = {
-                source.name: replace(source, operation=operation),
-                node.name: replace(node, operation=LinearCombination(coefficients)),
-            }
-            yield replace_nodes(program, changes)
+            sum_node = replace(node, operation=LinearCombination(coefficients))
+            yield replace_nodes(program, {source.name: replace(source, operation=operation), node.name: sum_node})
 
 
 def _producer(program: Program, name: str) -> Node | None:
@@ -66,10 +63,7 @@ def _producer(program: Program, name: str) -> Node | None:
     return None
 
 
-def _with_scaled_result(operation: Operation, c: Coefficient) -> Operation:
-    """The linear map with its result scaled by c."""
-    if not isinstance(operation, Convolution | Linear):
-        raise TypeError(f"{type(operation).__name__} has no weight")
+def _with_scaled_result(operation: Convolution | Linear, c: Coefficient) -> Operation:
     bias = None if operation.bias is None else scale(operation.bias, c)
     return replace(operation, weight=scale(operation.weight, c), bias=bias)
 
