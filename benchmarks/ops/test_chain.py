@@ -36,7 +36,7 @@ def test_chain(measure, work):
 
     with torch.no_grad(), gradient.chain():
         gradient(x)
-        program = gradient.running(x)
+        program = gradient.compiled_program(x)
         assert program is not None
 
         def in_one() -> torch.Tensor:

@@ -39,7 +39,7 @@ def main(path: str) -> int:
     a, b = (torch.randn(2048, 2048, dtype=torch.bfloat16) for _ in range(2))
     with gradient.chain(), torch.no_grad():
         gradient(x)
-        fused = gradient.running(x)
+        fused = gradient.compiled_program(x)
         assert fused is not None
         whole = decode(fused.code(BATCH))
         bare = encode(replace(whole, instructions=tuple(replace(i, count=0) for i in whole.instructions)))

@@ -117,7 +117,7 @@ def runs_on(sampler: Langevin, x: Tensor) -> str:
     """What gradients run on at states like x."""
     with torch.no_grad(), sampler.gradient.chain():
         sampler.gradient(x)
-        if sampler.gradient.running(x) is not None:
+        if sampler.gradient.compiled_program(x) is not None:
             return "fused kernels"
     return "stock operations" if sampler.gradient.engine == "fused" else sampler.gradient.engine
 

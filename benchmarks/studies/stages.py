@@ -31,9 +31,9 @@ from torch import nn
 import fastebm
 from benchmarks.harness.base import ROOT
 from benchmarks.harness.peak_memory import ResidentMemory
+from fastebm.compiler.autodiff import differentiate
 from fastebm.compiler.capture import capture
 from fastebm.compiler.cost_model import Machine, cost
-from fastebm.compiler.derivative import differentiate
 from fastebm.compiler.rewrites import WITHOUT_POLYPHASE, build_gradient_program
 from fastebm.evaluation.speed import Row, Run, Summary, machine_facts, read_runs, record
 from fastebm.evaluation.speed.measurement import seconds

@@ -1,4 +1,4 @@
-"""From an energy to its gradient with respect to the input, for anybody's module or function."""
+"""The compiler of energy gradients: from any energy to a fused program for energies and their gradient."""
 
 from fastebm.compiler.energy_gradient import EnergyGradient, energy_gradient
 

@@ -1,7 +1,7 @@
-"""How each operation of a program runs: stock ATen operations on a whole batch.
+"""How each operation of a program runs on PyTorch's own (ATen) operations.
 
-A kernel gets the batch's tensors and, where one was planned, a tensor to write its result to. All tensors have the
-program's dtype; images lie channels-last.
+A kernel takes the batch tensors of its inputs and, if the executor planned one, a tensor to write its result to. All
+tensors have the program's dtype; images are channels-last.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -11,91 +11,61 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastebm.compiler.operations import (
-    Activation,
-    ActivationDerivative,
-    Affine,
-    AppendOnes,
-    AveragePool,
-    AveragePoolBackward,
-    Broadcast,
-    Concatenate,
-    Convolution,
-    Interleave,
-    Linear,
-    LinearCombination,
-    LogSumExp,
-    Multiply,
-    Ones,
-    Operation,
-    Pad,
-    Permute,
-    Reshape,
-    Slice,
-    Softmax,
-    Sum,
-    Upsample,
-)
-from fastebm.compiler.values import Coefficient, Value
+from fastebm.compiler import operations as op
+from fastebm.compiler.lazy_tensors import Coefficient, LazyTensor
 
 aten = torch.ops.aten
-Known = Mapping[Value, Tensor]
+Weights = Mapping[LazyTensor, Tensor]
 Kernel = Callable[[Sequence[Tensor], Tensor | None], Tensor]
 
-# Operations that can write to a tensor they are given.
-TO_BUFFER = (
-    Activation,
-    Affine,
-    AppendOnes,
-    AveragePool,
-    LinearCombination,
-    Concatenate,
-    Interleave,
-    Multiply,
-    Pad,
-    ActivationDerivative,
-    Upsample,
+# Operations whose kernels can write to a given tensor.
+SUPPORTS_OUT = (
+    *(op.Activation, op.ActivationDerivative, op.Affine, op.AppendOnes, op.AveragePool, op.Concatenate),
+    *(op.Interleave, op.LinearCombination, op.Multiply, op.Pad, op.Upsample),
 )
 
 
-def overwritable(operation: Operation) -> tuple[int, ...]:
-    """The inputs whose place the result may take, if nothing else needs them."""
-    if isinstance(operation, Multiply):
+def inplace_inputs(operation: op.Operation) -> tuple[int, ...]:
+    """The positions of the inputs that the result may overwrite if nothing reads them later."""
+    if isinstance(operation, op.Multiply):
         return 0, 1
-    if isinstance(operation, LinearCombination):
+    if isinstance(operation, op.LinearCombination):
         return (_first_term(operation),)
-    return (0,) if isinstance(operation, Activation | ActivationDerivative | Affine) else ()
+    return (0,) if isinstance(operation, op.Activation | op.ActivationDerivative | op.Affine) else ()
 
 
 @singledispatch
-def kernel(operation: Operation, known: Known) -> Kernel:
-    """The kernel of an operation; its values are in `known`, and later chains write to the same tensors."""
+def kernel(operation: op.Operation, weights: Weights) -> Kernel:
+    """The kernel of an operation. It keeps the tensors in `weights`, which later chains overwrite with new values."""
     raise TypeError(f"{type(operation).__name__} has no kernel")
 
 
 @kernel.register
-def _(operation: Ones, known: Known) -> Kernel:
-    # It reads nothing; what it is given has the length of the batch, and the dtype.
+def _(operation: op.Ones, weights: Weights) -> Kernel:
+    # The executor passes a tensor with the batch size and the dtype.
     return lambda inputs, out: inputs[0].new_ones(inputs[0].shape[0])
+
+
+def _aten(packet: Any, out: Tensor | None, *arguments: Any, **keywords: Any) -> Tensor:
+    """The result of an ATen operation, in `out` if there is one."""
+    if out is None:
+        return packet.default(*arguments, **keywords)  # type: ignore[no-any-return]
+    return packet.out(*arguments, **keywords, out=out)  # type: ignore[no-any-return]
 
 
 # ---- linear maps
 
 
 @kernel.register
-def _(operation: Convolution, known: Known) -> Kernel:
-    weight, bias = known[operation.weight], _optional(operation.bias, known)
-    rest = (
-        list(operation.stride),
-        list(operation.padding),
-        list(operation.dilation),
-        operation.transposed,
-        list(operation.output_padding),
-        operation.groups,
+def _(operation: op.Convolution, weights: Weights) -> Kernel:
+    weight, bias = weights[operation.weight], _tensor_or_number(operation.bias, weights)
+    settings = (
+        *(list(operation.stride), list(operation.padding), list(operation.dilation)),
+        *(operation.transposed, list(operation.output_padding), operation.groups),
     )
-    covers = operation.padding == operation.output_padding == (0, 0) and operation.dilation == (1, 1)
-    if not covers or operation.groups != 1 or (operation.transposed and bias is not None):
-        return lambda inputs, out: aten.convolution.default(inputs[0], weight, bias, *rest)
+    unpadded = operation.padding == operation.output_padding == (0, 0) and operation.dilation == (1, 1)
+    if not unpadded or operation.groups != 1 or (operation.transposed and bias is not None):
+        return lambda inputs, out: aten.convolution.default(inputs[0], weight, bias, *settings)
 
     def run(inputs: Sequence[Tensor], out: Tensor | None) -> Tensor:
         size = inputs[0].shape[2:]
@@ -103,20 +73,20 @@ def _(operation: Convolution, known: Known) -> Kernel:
             return _image_from_one_pixel(inputs[0], weight)
         if not operation.transposed and size == operation.kernel:
             return _one_pixel_from_image(inputs[0], weight, bias)
-        return aten.convolution.default(inputs[0], weight, bias, *rest)
+        return aten.convolution.default(inputs[0], weight, bias, *settings)
 
     return run
 
 
 def _one_pixel_from_image(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """A convolution whose kernel covers the image is a matrix product, which libraries run several times faster."""
+    """A convolution whose kernel covers the image, as a matrix product, which libraries run several times faster."""
     flat = x.permute(0, 2, 3, 1).reshape(x.shape[0], -1)
     matrix = weight.permute(0, 2, 3, 1).reshape(weight.shape[0], -1)
     return torch.nn.functional.linear(flat, matrix, bias)[:, :, None, None]
 
 
 def _image_from_one_pixel(x: Tensor, weight: Tensor) -> Tensor:
-    """The adjoint, to an image that lies channels-last."""
+    """The adjoint of `_one_pixel_from_image`, to a channels-last image."""
     _, channels, height, width = weight.shape
     matrix = weight.permute(0, 2, 3, 1).reshape(weight.shape[0], -1)
     flat = x.flatten(1) @ matrix
@@ -124,112 +94,85 @@ def _image_from_one_pixel(x: Tensor, weight: Tensor) -> Tensor:
 
 
 @kernel.register
-def _(operation: Linear, known: Known) -> Kernel:
-    weight, bias = known[operation.weight], _optional(operation.bias, known)
+def _(operation: op.Linear, weights: Weights) -> Kernel:
+    weight, bias = weights[operation.weight], _tensor_or_number(operation.bias, weights)
     return lambda inputs, out: torch.nn.functional.linear(inputs[0], weight, bias)
 
 
 @kernel.register
-def _(operation: Affine, known: Known) -> Kernel:
-    scale, shift = _optional(operation.scale, known), _optional(operation.shift, known)
+def _(operation: op.Affine, weights: Weights) -> Kernel:
+    scale, shift = _tensor_or_number(operation.scale, weights), _tensor_or_number(operation.shift, weights)
     if scale is not None and shift is not None:
         return lambda inputs, out: torch.addcmul(shift, inputs[0], scale, out=out)
     if scale is not None:
         return lambda inputs, out: torch.mul(inputs[0], scale, out=out)
     if shift is not None:
         return lambda inputs, out: torch.add(inputs[0], shift, out=out)
-    raise ValueError("an affine map has a scale or a shift")
+    raise ValueError("an affine map needs a scale or a shift")
 
 
 @kernel.register
-def _(operation: LinearCombination, known: Known) -> Kernel:
-    factors = [_number(c, known) for c in operation.coefficients]
+def _(operation: op.LinearCombination, weights: Weights) -> Kernel:
+    factors = [_tensor_or_number(c, weights) for c in operation.coefficients]
     first = _first_term(operation)
-    bare = operation.coefficients[first] == 1
+    unscaled = operation.coefficients[first] == 1
     others = [i for i in range(len(factors)) if i != first]
 
     def run(inputs: Sequence[Tensor], out: Tensor | None) -> Tensor:
-        result = inputs[first] if bare else torch.mul(inputs[first], factors[first], out=out)
+        result = inputs[first] if unscaled else torch.mul(inputs[first], factors[first], out=out)
         for i in others:
-            # The first result is the place for those that follow.
-            result = _plus(result, inputs[i], factors[i], out if result is inputs[first] else result)
+            # Later terms are added in place, but never to the input that the sum starts from.
+            result = _add_scaled(result, inputs[i], factors[i], out if result is inputs[first] else result)
         return result
 
     return run
 
 
-def _first_term(operation: LinearCombination) -> int:
-    """The term that a sum starts from: one without a factor saves a pass."""
+def _first_term(operation: op.LinearCombination) -> int:
+    """The term that a sum starts from: one with coefficient 1, if there is one, saves a pass over memory."""
     return next((i for i, c in enumerate(operation.coefficients) if c == 1), 0)
 
 
-def _plus(a: Tensor, b: Tensor, factor: Any, out: Tensor | None) -> Tensor:
+def _add_scaled(a: Tensor, b: Tensor, factor: Any, out: Tensor | None) -> Tensor:
     """a + factor * b."""
     if isinstance(factor, Tensor):
         return torch.addcmul(a, b, factor, out=out)
     return torch.add(a, b, alpha=factor, out=out)
 
 
-def _number(coefficient: Coefficient, known: Known) -> Any:
-    return known[coefficient] if isinstance(coefficient, Value) else coefficient
-
-
-def _optional(value: Value | None, known: Known) -> Tensor | None:
-    return None if value is None else known[value]
+def _tensor_or_number(value: Coefficient | None, weights: Weights) -> Any:
+    """The tensor of a lazy tensor; a plain number, or None, as it is."""
+    return weights[value] if isinstance(value, LazyTensor) else value
 
 
 # ---- pointwise
 
-# By kind: f(h) as an ATen operation with its arguments after h, and f'(h) * gradient likewise.
-Pointwise = tuple[str, str]
-_POINTWISE: dict[str, Pointwise] = {
-    "silu": ("silu", "silu_backward"),
-    "gelu": ("gelu", "gelu_backward"),
-    "gelu_tanh": ("gelu", "gelu_backward"),
-    "elu": ("elu", "elu_backward"),
-    "leaky_relu": ("leaky_relu", "leaky_relu_backward"),
-    "relu": ("relu", "threshold_backward"),
-    "softplus": ("softplus", "softplus_backward"),
-    "tanh": ("tanh", "tanh_backward"),
-    "sigmoid": ("sigmoid", "sigmoid_backward"),
-}
-
 
 @kernel.register
-def _(operation: Activation, known: Known) -> Kernel:
+def _(operation: op.Activation, weights: Weights) -> Kernel:
     kind, parameters = operation.kind, operation.parameters
-    if kind in ("square", "exp", "relu", "tanh", "sigmoid"):
+    if kind == "relu":
+        return lambda inputs, out: torch.clamp(inputs[0], min=0, out=out)
+    if kind in ("square", "exp", "tanh", "sigmoid"):
         function = getattr(torch, kind)
-        if kind == "relu":
-            return lambda inputs, out: torch.clamp(inputs[0], min=0, out=out)
         return lambda inputs, out: function(inputs[0], out=out)
-    keywords = {"approximate": "tanh"} if kind == "gelu_tanh" else {}
-    packet = getattr(aten, _POINTWISE[kind][0])
-
-    def run(inputs: Sequence[Tensor], out: Tensor | None) -> Tensor:
-        if out is None:
-            return packet.default(inputs[0], *parameters, **keywords)
-        return packet.out(inputs[0], *parameters, **keywords, out=out)
-
-    return run
+    packet, keywords = _packet(kind, "")
+    return lambda inputs, out: _aten(packet, out, inputs[0], *parameters, **keywords)
 
 
 @kernel.register
-def _(operation: ActivationDerivative, known: Known) -> Kernel:
-    kind, parameters, keywords = operation.kind, operation.parameters, {}
-    packet = getattr(aten, _POINTWISE[kind][1])
+def _(operation: op.ActivationDerivative, weights: Weights) -> Kernel:
+    kind, parameters = operation.kind, operation.parameters
+    packet, keywords = _packet("threshold" if kind == "relu" else kind, "_backward")
     if kind == "relu":
         parameters = (0.0,)
     elif kind == "leaky_relu":
         parameters = (*parameters, operation.of_result)
-    elif kind == "gelu_tanh":
-        keywords = {"approximate": "tanh"}
-    # elu_backward takes its arguments in front of what was kept.
-    in_front = (*parameters, operation.of_result) if kind == "elu" else ()
-    behind = () if kind == "elu" else parameters
+    # elu_backward takes its parameters before the second input.
+    before, after = ((*parameters, operation.of_result), ()) if kind == "elu" else ((), parameters)
 
     def run(inputs: Sequence[Tensor], out: Tensor | None) -> Tensor:
-        arguments = (inputs[0], *in_front, inputs[1], *behind)
+        arguments = (inputs[0], *before, inputs[1], *after)
         if out is None:
             return packet.default(*arguments, **keywords)
         return packet.grad_input(*arguments, **keywords, grad_input=out)
@@ -237,86 +180,71 @@ def _(operation: ActivationDerivative, known: Known) -> Kernel:
     return run
 
 
+def _packet(kind: str, suffix: str) -> tuple[Any, dict[str, str]]:
+    """The ATen operation of an activation or its derivative, and its keyword arguments."""
+    tanh = kind == "gelu_tanh"
+    return getattr(aten, ("gelu" if tanh else kind) + suffix), {"approximate": "tanh"} if tanh else {}
+
+
 @kernel.register
-def _(operation: Multiply, known: Known) -> Kernel:
+def _(operation: op.Multiply, weights: Weights) -> Kernel:
     return lambda inputs, out: torch.mul(inputs[0], inputs[1], out=out)
 
 
 # ---- resolution, sums
 
 
-@kernel.register
-def _(operation: AveragePool, known: Known) -> Kernel:
-    arguments = (
-        list(operation.kernel),
-        list(operation.stride),
-        list(operation.padding),
-        operation.ceil_mode,
-        operation.count_include_pad,
-        operation.divisor,
-    )
-
-    def run(inputs: Sequence[Tensor], out: Tensor | None) -> Tensor:
-        if out is None:
-            return aten.avg_pool2d.default(inputs[0], *arguments)
-        return aten.avg_pool2d.out(inputs[0], *arguments, out=out)
-
-    return run
+def _pool_settings(pool: op.AveragePool) -> tuple[Any, ...]:
+    windows = (list(pool.kernel), list(pool.stride), list(pool.padding))
+    return (*windows, pool.ceil_mode, pool.count_include_pad, pool.divisor)
 
 
 @kernel.register
-def _(operation: AveragePoolBackward, known: Known) -> Kernel:
-    pool = operation.pool
-    arguments = (
-        list(pool.kernel),
-        list(pool.stride),
-        list(pool.padding),
-        pool.ceil_mode,
-        pool.count_include_pad,
-        pool.divisor,
-    )
+def _(operation: op.AveragePool, weights: Weights) -> Kernel:
+    settings = _pool_settings(operation)
+    return lambda inputs, out: _aten(aten.avg_pool2d, out, inputs[0], *settings)
+
+
+@kernel.register
+def _(operation: op.AveragePoolBackward, weights: Weights) -> Kernel:
+    settings = _pool_settings(operation.pool)
 
     def run(inputs: Sequence[Tensor], out: Tensor | None) -> Tensor:
-        gradient = _laid_out(inputs[0])
-        # Only its shape and layout are read.
-        sample = gradient.new_empty(()).expand(gradient.shape[0], *operation.sample)
+        gradient = _packed(inputs[0])
+        # ATen reads only the shape and the memory format of the pool's input.
+        sample = gradient.new_empty(()).expand(gradient.shape[0], *operation.target)
         sample = torch.empty_like(sample, memory_format=torch.channels_last)
-        return aten.avg_pool2d_backward.default(gradient, sample, *arguments)
+        return aten.avg_pool2d_backward.default(gradient, sample, *settings)
 
     return run
 
 
 @kernel.register
-def _(operation: Upsample, known: Known) -> Kernel:
+def _(operation: op.Upsample, weights: Weights) -> Kernel:
     rows, columns = operation.factor
 
     def run(inputs: Sequence[Tensor], out: Tensor | None) -> Tensor:
         size = [inputs[0].shape[2] * rows, inputs[0].shape[3] * columns]
-        if out is None:
-            return aten.upsample_nearest2d.default(inputs[0], size)
-        return aten.upsample_nearest2d.out(inputs[0], size, out=out)
+        return _aten(aten.upsample_nearest2d, out, inputs[0], size)
 
     return run
 
 
 @kernel.register
-def _(operation: Interleave, known: Known) -> Kernel:
-    rows, columns = operation.factor
+def _(operation: op.Interleave, weights: Weights) -> Kernel:
+    (rows, columns), (top, left), (height, width) = operation.factor, operation.start, operation.size
 
     def run(inputs: Sequence[Tensor], out: Tensor | None) -> Tensor:
         source = inputs[0]
         channels = source.shape[1] // (rows * columns)
         if out is None:
-            out = _images_like(source, (channels, *operation.size))
-        reach = (source.shape[2] * rows - operation.start[0], source.shape[3] * columns - operation.start[1])
-        if reach[0] < operation.size[0] or reach[1] < operation.size[1]:
+            out = _empty_images(source, (channels, height, width))
+        if source.shape[2] * rows - top < height or source.shape[3] * columns - left < width:
             out.zero_()
         for i in range(rows):
-            to_rows, from_rows = _interleaved(i, rows, operation.start[0], operation.size[0], source.shape[2])
+            to_rows, from_rows = _phase_slices(i, rows, top, height, source.shape[2])
             for j in range(columns):
-                to_columns, from_columns = _interleaved(
-                    j, columns, operation.start[1], operation.size[1], source.shape[3]
-                )
+                to_columns, from_columns = _phase_slices(j, columns, left, width, source.shape[3])
                 block = (i * columns + j) * channels
                 out[:, :, to_rows, to_columns] = source[:, block : block + channels, from_rows, from_columns]
         return out
@@ -324,8 +252,8 @@ def _(operation: Interleave, known: Known) -> Kernel:
     return run
 
 
-def _interleaved(phase: int, factor: int, start: int, size: int, length: int) -> tuple[slice, slice]:
-    """Which positions of the result one phase fills, and from which of its own `length`."""
+def _phase_slices(phase: int, factor: int, start: int, size: int, length: int) -> tuple[slice, slice]:
+    """The result's positions along one axis that a phase fills, and the positions of its `length` that fill them."""
     to = (phase - start) % factor
     source = (to + start - phase) // factor
     count = max(0, min((size - to + factor - 1) // factor, length - source))
@@ -333,18 +261,18 @@ def _interleaved(phase: int, factor: int, start: int, size: int, length: int) ->
 
 
 @kernel.register
-def _(operation: Sum, known: Known) -> Kernel:
+def _(operation: op.Sum, weights: Weights) -> Kernel:
     dims = [dim + 1 for dim in operation.dims]
     return lambda inputs, out: inputs[0].sum(dims, keepdim=True)
 
 
 @kernel.register
-def _(operation: LogSumExp, known: Known) -> Kernel:
+def _(operation: op.LogSumExp, weights: Weights) -> Kernel:
     return lambda inputs, out: inputs[0].logsumexp(operation.dim + 1, keepdim=True)
 
 
 @kernel.register
-def _(operation: Softmax, known: Known) -> Kernel:
+def _(operation: op.Softmax, weights: Weights) -> Kernel:
     return lambda inputs, out: inputs[0].softmax(operation.dim + 1)
 
 
@@ -352,32 +280,32 @@ def _(operation: Softmax, known: Known) -> Kernel:
 
 
 @kernel.register
-def _(operation: Broadcast, known: Known) -> Kernel:
+def _(operation: op.Broadcast, weights: Weights) -> Kernel:
     return lambda inputs, out: inputs[0].expand(-1, *operation.target)
 
 
 @kernel.register
-def _(operation: Reshape, known: Known) -> Kernel:
-    return lambda inputs, out: _laid_out(inputs[0].reshape(inputs[0].shape[0], *operation.target))
+def _(operation: op.Reshape, weights: Weights) -> Kernel:
+    return lambda inputs, out: _packed(inputs[0].reshape(inputs[0].shape[0], *operation.target))
 
 
 @kernel.register
-def _(operation: Permute, known: Known) -> Kernel:
+def _(operation: op.Permute, weights: Weights) -> Kernel:
     order = [0, *(dim + 1 for dim in operation.order)]
     return lambda inputs, out: inputs[0].permute(order)
 
 
 @kernel.register
-def _(operation: Slice, known: Known) -> Kernel:
+def _(operation: op.Slice, weights: Weights) -> Kernel:
     return lambda inputs, out: inputs[0].narrow(operation.dim + 1, operation.start, operation.stop - operation.start)
 
 
 @kernel.register
-def _(operation: Pad, known: Known) -> Kernel:
+def _(operation: op.Pad, weights: Weights) -> Kernel:
     def run(inputs: Sequence[Tensor], out: Tensor | None) -> Tensor:
         source = inputs[0]
         if out is None:
-            out = _images_like(source, operation.shape(tuple(source.shape[1:])))
+            out = _empty_images(source, operation.shape(tuple(source.shape[1:])))
         out.fill_(operation.constant)
         inside = out
         for dim, before in enumerate(operation.before):
@@ -389,16 +317,16 @@ def _(operation: Pad, known: Known) -> Kernel:
 
 
 @kernel.register
-def _(operation: Concatenate, known: Known) -> Kernel:
+def _(operation: op.Concatenate, weights: Weights) -> Kernel:
     return lambda inputs, out: torch.cat(list(inputs), dim=operation.dim + 1, out=out)
 
 
 @kernel.register
-def _(operation: AppendOnes, known: Known) -> Kernel:
+def _(operation: op.AppendOnes, weights: Weights) -> Kernel:
     def run(inputs: Sequence[Tensor], out: Tensor | None) -> Tensor:
         source = inputs[0]
         if out is None:
-            out = _images_like(source, (source.shape[1] + 1, *source.shape[2:]))
+            out = _empty_images(source, (source.shape[1] + 1, *source.shape[2:]))
         out[:, :-1] = source
         out[:, -1] = 1
         return out
@@ -406,11 +334,15 @@ def _(operation: AppendOnes, known: Known) -> Kernel:
     return run
 
 
-def _laid_out(x: Tensor) -> Tensor:
-    """Images channels-last, all else row by row."""
-    return x.contiguous(memory_format=torch.channels_last if x.ndim == 4 else torch.contiguous_format)
+def memory_format(ndim: int) -> torch.memory_format:
+    """Channels-last for a batch of images, contiguous for everything else."""
+    return torch.channels_last if ndim == 4 else torch.contiguous_format
 
 
-def _images_like(x: Tensor, sample: tuple[int, ...]) -> Tensor:
-    layout = torch.channels_last if len(sample) == 3 else torch.contiguous_format
-    return torch.empty((x.shape[0], *sample), dtype=x.dtype, device=x.device, memory_format=layout)
+def _packed(x: Tensor) -> Tensor:
+    return x.contiguous(memory_format=memory_format(x.ndim))
+
+
+def _empty_images(x: Tensor, sample: tuple[int, ...]) -> Tensor:
+    size = (x.shape[0], *sample)
+    return torch.empty(size, dtype=x.dtype, device=x.device, memory_format=memory_format(len(size)))

@@ -1,10 +1,12 @@
-"""From anyone's energy to a program: `torch.export`, and then the translation of its graph into our vocabulary.
+"""Captures an energy as a program: `torch.export`, and then the import of its ATen graph.
 
-Export runs in eval mode at fixed weights (see `fixed_weights`) with a dynamic batch, without decompositions: so a
-convolution subclass, a shape check and an `if beta < 1` are what they are when the energy runs. The part of the graph
-that doesn't depend on x becomes `Value`s. What they start from are the module's tensors, looked up by name at every
-chain, and tensors that the energy holds in another way, by reference.
+The export runs in eval mode with frozen weights (`frozen_weights.py`) and a dynamic batch size, and without
+decompositions. It runs the energy's own code, so that convolution subclasses and branches such as `if beta < 1` do what
+they do when the energy runs. The part of the graph that does not depend on x becomes `LazyTensor`s. They start from the
+module's tensors, which every chain looks up by name, and from other tensors of the energy, which are kept by reference.
 """
+
+from __future__ import annotations
 
 import copyreg
 import operator
@@ -16,25 +18,25 @@ import torch
 from torch import Tensor, fx, nn
 
 from fastebm.compiler.import_aten import RULES, AtenImporter, SampleTensor, UnsupportedError
+from fastebm.compiler.lazy_tensors import LazyTensor
 from fastebm.compiler.operations import Input
 from fastebm.compiler.program import INPUT, Builder, Program, eliminate_dead_code
-from fastebm.compiler.values import Value
 
 __all__ = ["UnsupportedError", "capture"]
 
 Energy = Callable[[Tensor], Tensor]
 
-# Operations that only check.
+# Operations that only check their arguments.
 _CHECKS = ("_assert_tensor_metadata", "_assert_scalar", "sym_constrain_range_for_size", "sym_constrain_range")
 
 
-class _Holder(nn.Module):
-    """A module whose forward is the energy, so that export finds the weights of `inner` under their names."""
+class _ExportedModule(nn.Module):
+    """A module whose forward is the energy, so that export finds the module's weights under their names."""
 
     def __init__(self, energy: Energy, inner: nn.Module | None):
         super().__init__()
         self.inner = inner
-        # Not an attribute set as usual: a module would be registered a second time.
+        # Not a normal attribute, which would register a module a second time.
         vars(self)["energy"] = energy
 
     def forward(self, x: Tensor) -> Tensor:
@@ -42,48 +44,46 @@ class _Holder(nn.Module):
 
 
 def capture(energy: Energy, module: nn.Module | None, x: Tensor) -> Program:
-    """The program of `energy` for samples like those of x: output 0 holds the energies, of shape () a sample.
+    """The program of `energy` for samples like those of x. Its output is the energies, of shape () per sample.
 
     Args:
-        energy: maps (B, ...) to one number a sample.
-        module: the one whose weights the energy reads, in eval mode and at fixed weights; None if it is not known.
-        x: some samples; only shape, dtype and device matter, and the length of the batch not at all.
+        energy: maps (B, ...) to one number per sample.
+        module: the one whose weights the energy reads, in eval mode with frozen weights; None if it is unknown.
+        x: samples; only their shape, dtype and device matter, not the batch size.
 
     Raises:
-        UnsupportedError: with the node and the reason, where something lies beyond the vocabulary.
+        UnsupportedError: with the node and the reason, if the energy uses an operation that no rule imports.
     """
-    exported = _export(_Holder(energy, module), x)
-    leaves = _leaves(exported, module)
-    builder = Builder()
-    translator = AtenImporter(builder, x.dtype)
-    known: dict[fx.Node, Any] = {}
+    exported = _export(_ExportedModule(energy, module), x)
+    weights = _named_weights(exported, module)
+    importer = AtenImporter(Builder(), x.dtype)
+    results: dict[fx.Node, Any] = {}
     for node in exported.graph.nodes:
-        if node.op == "placeholder":
-            if node.name in leaves:
-                known[node] = leaves[node.name]
-            else:
-                translator.batch, *sample = node.meta["val"].shape
-                known[node] = SampleTensor(builder.put(Input(tuple(sample)), name=INPUT))
+        if node.op == "placeholder" and node.name in weights:
+            results[node] = weights[node.name]
+        elif node.op == "placeholder":
+            importer.batch, *sample = node.meta["val"].shape
+            results[node] = SampleTensor(importer.builder.add_exact(Input(tuple(sample)), name=INPUT))
         elif node.op == "call_function":
-            known[node] = _call(translator, node, known)
+            results[node] = _call(importer, node, results)
         elif node.op == "output":
-            return _finished(translator, known, node.args[0])
+            return _program(importer, results, node.args[0])
         else:
-            raise UnsupportedError(node.name, f"{node.op} is not understood")
+            raise UnsupportedError(node.name, f"nodes of kind {node.op} are not supported")
     raise UnsupportedError("output", "the graph has none")
 
 
 def _export(holder: nn.Module, x: Tensor) -> torch.export.ExportedProgram:
-    # Two samples: a batch of one would be taken for a constant.
+    # Two samples, because export takes a batch of one for a constant.
     example = torch.zeros(2, *x.shape[1:], dtype=x.dtype, device=x.device)
     batch = {0: torch.export.Dim("batch", min=1)}
     try:
         with warnings.catch_warnings(), torch.inference_mode(False), torch.no_grad():
-            warnings.filterwarnings("ignore", module=copyreg.__name__)  # PyTorch's own, about its own tree specs
+            warnings.filterwarnings("ignore", module=copyreg.__name__)  # from PyTorch's own tree specifications
             exported = torch.export.export(holder, (example,), dynamic_shapes=(batch,), strict=False)
             if any(_mutates(node) for node in exported.graph.nodes):
                 exported = exported.run_decompositions({})
-    except Exception as error:  # whatever the energy or the exporter raises, autograd may still do it
+    except Exception as error:  # whatever the energy or the exporter raises, autograd may still work
         raise UnsupportedError("torch.export", _first_line(error)) from error
     signature = exported.graph_signature
     if signature.buffers_to_mutate or signature.user_inputs_to_mutate:
@@ -101,32 +101,35 @@ def _first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {lines[0].strip()}" if lines else type(error).__name__
 
 
-def _leaves(exported: torch.export.ExportedProgram, module: nn.Module | None) -> dict[str, Value]:
-    """The values of the graph's placeholders other than x, by their names."""
-    leaves = {}
+def _named_weights(exported: torch.export.ExportedProgram, module: nn.Module | None) -> dict[str, LazyTensor]:
+    """The lazy tensors of the graph's placeholders other than x, by name."""
+    weights = {}
     for spec in exported.graph_signature.input_specs:
         if spec.target is None:
             continue
         path = spec.target.removeprefix("inner.")
         if module is not None and path != spec.target and isinstance(_find(module, path), Tensor):
-            leaves[spec.arg.name] = Value(_find, (module, path), tuple(_find(module, path).shape))
+            weights[spec.arg.name] = LazyTensor(_find, (module, path), tuple(_find(module, path).shape))
         else:
             tensor = exported.constants.get(spec.target, exported.state_dict.get(spec.target))
             if not isinstance(tensor, Tensor):
-                raise UnsupportedError(spec.target, f"a {type(tensor).__name__} is no tensor")
-            leaves[spec.arg.name] = Value(_itself, (_Reference(tensor),), tuple(tensor.shape))
-    return leaves
+                raise UnsupportedError(spec.target, f"it is a {type(tensor).__name__} instead of a tensor")
+            weights[spec.arg.name] = LazyTensor(_Reference.get, (_Reference(tensor),), tuple(tensor.shape))
+    return weights
 
 
 class _Reference:
-    """A tensor held by reference, which is not an argument that is computed with when shapes are worked out."""
+    """Wraps a tensor that is kept by reference, so that shape inference does not compute with it."""
 
     def __init__(self, tensor: Tensor):
         self.tensor = tensor
 
+    def get(self) -> Tensor:
+        return self.tensor
 
-def referenced(wanted: Iterable[Value]) -> list[Tensor]:
-    """The tensors held by reference that some values are made of, each once."""
+
+def referenced_tensors(wanted: Iterable[LazyTensor]) -> list[Tensor]:
+    """The tensors kept by reference that some lazy tensors depend on, each once."""
     found: dict[int, Tensor] = {}
     seen: set[int] = set()
     waiting: list[Any] = list(wanted)
@@ -136,30 +139,30 @@ def referenced(wanted: Iterable[Value]) -> list[Tensor]:
             waiting += argument
         elif isinstance(argument, _Reference):
             found[id(argument.tensor)] = argument.tensor
-        elif isinstance(argument, Value) and id(argument) not in seen:
+        elif isinstance(argument, LazyTensor) and id(argument) not in seen:
             seen.add(id(argument))
             waiting += [*argument.arguments, *argument.keywords.values()]
     return list(found.values())
 
 
-def _itself(reference: _Reference) -> Tensor:
-    return reference.tensor
-
-
 def _find(module: nn.Module, path: str) -> Any:
-    """The attribute at a dotted path, None where there is none."""
+    """The attribute at a dotted path, or None."""
     found: Any = module
     for part in path.split("."):
         found = getattr(found, part, None)
     return found
 
 
-def _call(translator: AtenImporter, node: fx.Node, known: dict[fx.Node, Any]) -> Any:
-    """What `node` gives: samples or several of them, a value, or the batch's length."""
-    used = list(_known_arguments((node.args, node.kwargs), known))
-    if node.target is operator.getitem and not isinstance(used[0], Value):
-        return known[node.args[0]][node.args[1]]  # type: ignore[index]
-    name = _target_name(node)
+def _call(importer: AtenImporter, node: fx.Node, results: dict[fx.Node, Any]) -> Any:
+    """The result of `node`: one or several sample tensors, a lazy tensor, or the batch size."""
+    arguments: Any
+    keywords: Any
+    arguments, keywords = fx.node.map_arg((node.args, node.kwargs), results.__getitem__)
+    used = list(_flatten(results[other] for other in node.all_input_nodes))
+    if node.target is operator.getitem and not isinstance(used[0], LazyTensor):
+        return arguments[0][arguments[1]]
+    target = node.target
+    name = str(target) if isinstance(target, torch._ops.OpOverload) else getattr(target, "__name__", str(target))
     if name == "aten.sym_size.int":
         return node.meta["val"] if node.args[1] == 0 or isinstance(node.meta["val"], int) else None
     if any(check in name for check in _CHECKS):
@@ -167,52 +170,32 @@ def _call(translator: AtenImporter, node: fx.Node, known: dict[fx.Node, Any]) ->
     if any(isinstance(argument, SampleTensor) for argument in used):
         rule = RULES.get(name)
         if rule is None:
-            raise UnsupportedError(node.name, f"{name} is not in the vocabulary")
-        return translator.translate(rule, node, fx.node.map_arg((node.args, node.kwargs), known.__getitem__))
-    return _value(node, name, used, known)
-
-
-def _value(node: fx.Node, name: str, used: list[Any], known: dict[fx.Node, Any]) -> Value:
-    """A node that doesn't depend on x."""
+            raise UnsupportedError(node.name, f"no rule imports {name}")
+        return importer.apply(rule, node, arguments, keywords)
     if any(isinstance(argument, torch.SymInt) for argument in used):
-        raise UnsupportedError(node.name, f"{name} makes something that depends on the length of the batch")
-    if isinstance(node.target, torch._ops.OpOverload):
-        if torch.Tag.nondeterministic_seeded in node.target.tags:
+        raise UnsupportedError(node.name, f"the result of {name} depends on the batch size")
+    if isinstance(target, torch._ops.OpOverload):
+        if torch.Tag.nondeterministic_seeded in target.tags:
             raise UnsupportedError(node.name, f"{name} is random")
-    elif node.target is not operator.getitem:
-        raise UnsupportedError(node.name, f"{name} is not understood")
-    arguments, keywords = fx.node.map_arg((node.args, node.kwargs), known.__getitem__)
+    elif target is not operator.getitem:
+        raise UnsupportedError(node.name, f"no rule imports {name}")
     result = node.meta.get("val")
     shape = tuple(result.shape) if isinstance(result, Tensor) else ()
-    return Value(node.target, tuple(arguments), shape, **keywords)
+    return LazyTensor(target, tuple(arguments), shape, **keywords)
 
 
-def _known_arguments(arguments: Any, known: dict[fx.Node, Any]) -> Iterable[Any]:
-    found: list[Any] = []
-
-    def collect(node: fx.Node) -> fx.Node:
-        value = known[node]
-        found.extend(value if isinstance(value, list | tuple) else [value])
-        return node
-
-    fx.node.map_arg(arguments, collect)
-    return found
+def _flatten(results: Iterable[Any]) -> Iterable[Any]:
+    for result in results:
+        yield from result if isinstance(result, list | tuple) else [result]
 
 
-def _target_name(node: fx.Node) -> str:
-    target = node.target
-    if isinstance(target, torch._ops.OpOverload):
-        return str(target)
-    return getattr(target, "__name__", str(target))
-
-
-def _finished(translator: AtenImporter, known: dict[fx.Node, Any], results: Any) -> Program:
-    """The program whose output are the energies, flattened."""
-    energies = known[results[0]] if len(results) == 1 and isinstance(results[0], fx.Node) else None
+def _program(importer: AtenImporter, results: dict[fx.Node, Any], outputs: Any) -> Program:
+    """The program whose output is the energies, with shape () per sample."""
+    energies = results[outputs[0]] if len(outputs) == 1 and isinstance(outputs[0], fx.Node) else None
     if not isinstance(energies, SampleTensor):
         raise UnsupportedError("output", "the energies don't depend on x")
-    shape = translator.shape(energies)
+    shape = importer.shape(energies)
     if any(length != 1 for length in shape):
-        raise UnsupportedError("output", f"shape {shape} a sample is not one number")
-    last = translator.reshaped(energies, ())
-    return eliminate_dead_code(Program(tuple(translator.builder.nodes), (last.name,)))
+        raise UnsupportedError("output", f"shape {shape} per sample is not one number")
+    last = importer.reshape(energies, ())
+    return eliminate_dead_code(Program(tuple(importer.builder.nodes), (last.name,)))

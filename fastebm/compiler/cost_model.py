@@ -1,4 +1,4 @@
-"""What a program costs for one sample, and on which machine: the judge of all rewrites."""
+"""The cost model: FLOPs and bytes of a program for one sample, and the time that a machine needs for them."""
 
 import math
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from fastebm.compiler.program import Node, Program
 
 @dataclass(frozen=True)
 class Cost:
-    """FLOPs (a multiply-add is two), and bytes read and written; weights, which a batch shares, are not counted."""
+    """FLOPs (a multiply-add counts two) and bytes read and written, without the weights, which a batch shares."""
 
     flops: int
     bytes: int
@@ -22,16 +22,16 @@ class Cost:
 
 @dataclass(frozen=True)
 class Machine:
-    """What decides between two ways to compute the same.
+    """The properties of a machine that decide whether a rewrite pays.
 
     Attributes:
-        flops_per_byte: the FLOPs that take as long as moving one byte. 16 is a core with AVX-512 and with it the most
-            cautious choice: a machine with matrix units does several times more, so that bytes count more.
-        strided_adjoint: how many times slower the library runs the adjoint of a strided convolution than a plain one
-            of as many FLOPs. 1.0 to 1.2 was seen with AVX-512, 10 with AMX (0.3 against 3.0 TFLOP/s in bfloat16).
-        lanes: outputs that a convolution computes together: fewer take as long. 3 or 1 outputs to a gradient of an
-            image took as long as 16 with AVX-512.
-        itemsize: bytes a number.
+        flops_per_byte: the FLOPs that take as long as moving one byte. The default of 16 is a core with AVX-512, the
+            most cautious choice: machines with matrix units have a higher ratio, so that bytes count more.
+        strided_adjoint: the slowdown of the library's transposed convolution with a stride relative to a plain
+            convolution of equal FLOPs. Measured: 1.0 to 1.2 with AVX-512, 10 with AMX (0.3 against 3.0 TFLOP/s in
+            bfloat16).
+        lanes: output channels that a convolution computes together. With AVX-512, 1 or 3 channels took as long as 16.
+        itemsize: bytes per number.
     """
 
     flops_per_byte: float = 16.0
@@ -41,8 +41,8 @@ class Machine:
 
     @classmethod
     def of(cls, device: torch.device, dtype: torch.dtype) -> "Machine":
-        """The machine that `device` is, for numbers of `dtype`."""
-        has_amx = getattr(torch.cpu, "_is_amx_tile_supported", bool)  # private: may go
+        """The properties of `device` for numbers of `dtype`."""
+        has_amx = getattr(torch.cpu, "_is_amx_tile_supported", bool)  # private, so it may disappear
         amx = device.type == "cpu" and dtype is torch.bfloat16 and has_amx()
         return cls(
             flops_per_byte=64.0 if amx or device.type == "cuda" else 16.0,
@@ -51,7 +51,7 @@ class Machine:
         )
 
     def time(self, program: Program) -> float:
-        """An estimate for one sample, in the time that moving a byte takes; good for comparisons only."""
+        """An estimate for one sample, in units of the time to move one byte; only good for comparing programs."""
         return sum(self._node_time(program, node) for node in program)
 
     def _node_time(self, program: Program, node: Node) -> float:
@@ -67,7 +67,7 @@ class Machine:
 
 def node_cost(program: Program, node: Node, itemsize: int = 4) -> Cost:
     """The cost of one node for one sample."""
-    shapes = program.shapes(node)
+    shapes = program.input_shapes(node)
     moved = 0 if node.operation.is_view else sum(map(math.prod, [*shapes, node.shape]))
     return Cost(node.operation.flops(node.shape, *shapes), moved * itemsize)
 

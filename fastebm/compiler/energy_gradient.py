@@ -1,4 +1,4 @@
-"""The gradient of anyone's energy with respect to its input, which is all that a Langevin chain asks of a net."""
+"""The gradient of any energy with respect to its input: the only thing that a Langevin chain needs from a net."""
 
 import functools
 from collections.abc import Callable, Iterator
@@ -10,21 +10,19 @@ from torch import Tensor, nn
 
 from fastebm.compiler.compiled_gradient import CompiledGradient, UnsupportedError
 from fastebm.compiler.fingerprint import fingerprint
-from fastebm.compiler.frozen_weights import Evaluated, fixed_weights
+from fastebm.compiler.frozen_weights import Evaluated, frozen_weights
 from fastebm.compiler.precision import autocast_to, without_autocast
 from fastebm.ops import CompiledProgram
 from fastebm.ops.backends import content_hash
 
 Energy = Callable[[Tensor], Tensor]
 
-# What "auto" tries first.
-AUTO = "fused"
 ENGINES = ("auto", "autograd", "fused")
 DTYPES = (None, torch.float32, torch.bfloat16, torch.float16)
 
 
 def energy_gradient(energy: Energy, *, dtype: torch.dtype | None = None, engine: str = "auto") -> "EnergyGradient":
-    """A callable `x -> (energies, gradient)` for any energy that returns one number a sample. See `EnergyGradient`.
+    """A callable `x -> (energies, gradient)` for any energy that returns one number per sample. See `EnergyGradient`.
 
     >>> gradient = energy_gradient(lambda x: 0.5 * x.square().sum(dim=1))
     >>> energies, g = gradient(torch.tensor([[3.0, 4.0]]))
@@ -35,29 +33,28 @@ def energy_gradient(energy: Energy, *, dtype: torch.dtype | None = None, engine:
 
 
 class EnergyGradient:
-    """Energies and their gradient at fixed weights: `energies, gradient = self(x)`.
+    """Energies and their gradient with frozen weights: `energies, gradient = self(x)`.
 
     Args:
-        energy: an `nn.Module`, a bound method of one, or any function, or a `functools.partial` of these, that maps x
-            (B, ...) to one number a sample, of shape (B,), (B, 1), (B, 1, 1, 1) or the like; low means real.
-        dtype: `torch.bfloat16` or `torch.float16` runs the energy under autocast to it, `torch.float32` without
-            autocast, None as the caller's own autocast state has it. A float16 gradient may underflow: there is no
-            loss scaling.
-        engine: "fused" captures a program at first use, rewrites it and checks it against autograd (see
-            `CompiledGradient`); the first call is an error that says why where that can't be done. "auto" does the same
-            and takes autograd where it can't, which `repr` then tells. "autograd" runs autograd.
+        energy: an `nn.Module`, a bound method of one, any function, or a `functools.partial` of these. It maps x of
+            shape (B, ...) to one number per sample, of shape (B,), (B, 1), (B, 1, 1, 1) or the like. Low means likely.
+        dtype: `torch.bfloat16` or `torch.float16` runs the energy under autocast to that dtype, `torch.float32` without
+            autocast, None in the caller's autocast state. A float16 gradient may underflow: there is no loss scaling.
+        engine: "fused" compiles the energy at first use and checks the program against autograd (`CompiledGradient`);
+            if that is impossible, the first call raises an error with the reason. "auto" does the same, but falls back
+            to autograd, and `repr` tells the reason. "autograd" runs autograd.
 
-    During a call, or a whole `chain()`, the module is in eval mode, its weights need no gradient, and its
+    During a call, or in a whole `chain()` block, the module is in eval mode, its weights need no gradient, and its
     parametrised weights (spectral norm and others of `torch.nn.utils.parametrize`) are evaluated once, without power
-    iterations, and by the fused engine only if anything changed since the last chain. Afterwards all is as it was, also
-    after an exception, and no `.grad` is written. A plain function has no flags that could be set: nets that it closes
-    over must be in eval mode already. All works under `no_grad` and `inference_mode` too.
+    iterations; the fused engine reuses them while a hash of all weights and buffers is unchanged. Afterwards everything
+    is restored, also after an exception, and no `.grad` is written. A plain function has no flags to set: nets in its
+    closure must be in eval mode already. All of this works under `no_grad` and `inference_mode` too.
 
-    The first call checks that samples don't influence each other: the gradient of the first energy must be exactly
-    zero for all other samples. Non-finite energies and gradients are passed on, because the sampler or a guard
-    decides what they mean. One object must not be used by several threads at a time.
+    The first call checks that samples are independent: the gradient of the first energy must be exactly zero for all
+    other samples. Non-finite energies and gradients are returned as they are, because the sampler or the guard decides
+    about them. One object must not be used by several threads at a time.
 
-    Raises TypeError and ValueError for arguments of a wrong kind, and RuntimeError for `engine="fused"`.
+    Raises TypeError and ValueError for invalid arguments, and RuntimeError as described under `engine`.
     """
 
     def __init__(self, energy: Energy, *, dtype: torch.dtype | None = None, engine: str = "auto"):
@@ -69,27 +66,27 @@ class EnergyGradient:
             raise ValueError(f"engine is {engine!r}; it must be one of {', '.join(map(repr, ENGINES))}")
         self.energy = energy
         self.dtype = dtype
-        self.name, self._module = _origin(energy)
+        self.name, self._module = _name_and_module(energy)
         self._may_fall_back = engine == "auto"
-        self.engine = AUTO if engine == "auto" else engine
+        self.engine = "fused" if engine == "auto" else engine
         self.reason = "" if self.engine == "fused" else f"engine is {engine!r}"
         in_full_precision = functools.partial(self._by_autograd, dtype=torch.float32)
-        self._fused = CompiledGradient(energy, self._module, dtype, in_full_precision)
+        self._compiled = CompiledGradient(energy, self._module, dtype, in_full_precision)
         self._run: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None
         self._in_chain = False
         self._last: tuple[Any, int | None] = (None, None)
         self._evaluated: Evaluated = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        """For copies, whose module is another."""
+        """For copies, which have another module."""
         return vars(self) | {"_last": (None, None), "_evaluated": {}}
 
     def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Energies (B,), float32 (float64 for a float64 x), and the gradient, of x's shape and dtype; both detached.
+        """Energies (B,), float32 (float64 for a float64 x), and the gradient, with x's shape and dtype; both detached.
 
-        x is (B, ...), floating point, and left as it is; an empty batch gives empty results. Raises TypeError for
-        another kind of x, ValueError where the energy isn't one number a sample, RuntimeError where it doesn't depend
-        on x or where samples influence each other.
+        x is (B, ...) and floating-point, and is not changed; an empty batch gives empty results. Raises TypeError for
+        another kind of x, ValueError if the energy is not one number per sample, and RuntimeError if it does not depend
+        on x or if samples influence each other.
         """
         if not isinstance(x, Tensor) or not x.is_floating_point():
             kind = x.dtype if isinstance(x, Tensor) else type(x).__name__
@@ -105,54 +102,60 @@ class EnergyGradient:
 
     @contextmanager
     def chain(self) -> Iterator["EnergyGradient"]:
-        """A block of calls at fixed weights: flags are set and parametrised weights evaluated once, not in every call.
+        """A block of calls with frozen weights: flags are set and weights evaluated once, instead of in every call.
 
-        Inside, the module must not be trained, given other weights or deep-copied. A chain inside of a chain is part
-        of it.
+        Inside, the module must not be trained, given other weights or deep-copied. A nested block is part of the outer
+        one.
         """
         if self._in_chain:
             yield self
             return
         with ExitStack() as undo:
-            state, weights = self._now()
-            if weights is None or (state, weights) != self._last:
+            current = self._fingerprint_and_hash()
+            if current[1] is None or current != self._last:
                 self._evaluated.clear()
-            self._last = state, weights
+            self._last = current
             if self._module is not None:
-                undo.enter_context(fixed_weights(self._module, self._evaluated))
+                undo.enter_context(frozen_weights(self._module, self._evaluated))
             undo.callback(setattr, self, "_in_chain", False)
             self._in_chain = True
-            self._fused.new_chain(state, weights)
+            self._compiled.new_chain(*current)
             yield self
 
-    def _now(self) -> tuple[Any, int | None]:
-        """What the energy decides by (`fingerprint`), and what tells the module's weights from others, if known."""
+    def _fingerprint_and_hash(self) -> tuple[Any, int | None]:
+        """The energy's fingerprint and a hash of the module's weights, each None if it is unknown."""
         if self.engine == "autograd":
             return None, None
         tensors = [] if self._module is None else [*self._module.parameters(), *self._module.buffers()]
         inference = any(tensor.is_inference() for tensor in tensors)
         return fingerprint(self.energy, self._module), None if inference else content_hash(tensors)
 
-    def running(self, x: Tensor) -> CompiledProgram | None:
-        """The fused program that ran on samples like x in this `chain()`, or None where something else did.
+    def compiled_program(self, x: Tensor) -> CompiledProgram | None:
+        """The fused program that ran on samples like x in this `chain()` block, None if something else ran.
 
-        For those who run it themselves, as captured graphs and whole chains in one call do: it stays the same object,
-        with its constants at the same places, for as long as the energy keeps its form. Ask for `workspace` after
-        `code(batch)`, which may make a larger one.
+        Captured graphs, and whole chains in one call, run it themselves. It stays the same object, with its constants
+        at the same addresses, while the energy's fingerprint is unchanged. Read `workspace` after calling
+        `code(batch)`, which may enlarge it.
         """
-        return self._fused.running(x) if self._in_chain and self.engine == "fused" else None
+        return self._compiled.compiled_program(x) if self._in_chain and self.engine == "fused" else None
 
     def __repr__(self) -> str:
-        """One line for people: what runs, in which precision, and why nothing faster does."""
-        precision = "as autocast is set around it" if self.dtype is None else str(self.dtype).removeprefix("torch.")
-        line = f"gradient of {self.name} by {self.engine}, {precision}"
-        if self.engine == "autograd":
-            return f"{line}; not fused: {self.reason}"
-        return line
+        """The engine, the energy and the dtype; for autograd also the reason why nothing faster runs."""
+        return self._text("{engine} gradient of {name} ({dtype})")
+
+    @property
+    def variant(self) -> str:
+        """The `repr` without the energy's name, for tables: "fused, bfloat16"."""
+        return self._text("{engine}, {dtype}")
+
+    def _text(self, template: str) -> str:
+        dtype = "dtype follows autocast" if self.dtype is None else str(self.dtype).removeprefix("torch.")
+        text = template.format(engine=self.engine, name=self.name, dtype=dtype)
+        return f"{text}; not fused: {self.reason}" if self.engine == "autograd" else text
 
     def describe(self) -> str:
-        """What `repr` says, and every program so far as a table: operations, shapes, FLOPs, bytes; and its floor."""
-        return "\n".join(filter(None, [repr(self), self._fused.describe()]))
+        """The `repr`, and a table of every program so far: operations, shapes, FLOPs, bytes and the roofline."""
+        return "\n".join(filter(None, [repr(self), self._compiled.describe()]))
 
     def _evaluate(self, x: Tensor) -> tuple[Tensor, Tensor]:
         if self._run is None:
@@ -163,14 +166,14 @@ class EnergyGradient:
 
     def _by_program(self, x: Tensor) -> tuple[Tensor, Tensor]:
         try:
-            result = self._fused(x)
-        except UnsupportedError as refusal:
+            result = self._compiled(x)
+        except UnsupportedError as error:
             if not self._may_fall_back:
                 raise RuntimeError(
-                    f"engine is 'fused', but no fused program exists for {self.name}: {refusal}; "
-                    "'auto' and 'autograd' use autograd"
-                ) from refusal
-            self.engine, self.reason = "autograd", str(refusal)
+                    f"engine is 'fused', but no fused program exists for {self.name}: {error}; "
+                    "engines 'auto' and 'autograd' can run it by autograd"
+                ) from error
+            self.engine, self.reason = "autograd", str(error)
             return self._by_autograd(x, self.dtype)
         self.engine, self.reason = "fused", ""
         return result
@@ -183,7 +186,7 @@ class EnergyGradient:
         return energies.detach().to(_energy_dtype(x)), gradient
 
     def _energies(self, x: Tensor, dtype: torch.dtype | None) -> Tensor:
-        """The energies as the net gives them, attached to x, but flattened to (B,)."""
+        """The energies, attached to x and flattened to (B,)."""
         with autocast_to(dtype, x.device.type):
             energies = self.energy(x)
         if not isinstance(energies, Tensor) or not energies.is_floating_point():
@@ -192,14 +195,14 @@ class EnergyGradient:
         if energies.ndim == 0 or energies.shape[0] != x.shape[0] or energies.numel() != x.shape[0]:
             raise ValueError(
                 f"{self.name} returned shape {tuple(energies.shape)} for x of shape {tuple(x.shape)}; "
-                f"an energy must be one number a sample, ({x.shape[0]},)"
+                f"an energy must be one number per sample, ({x.shape[0]},)"
             )
         if not energies.requires_grad:
             raise _no_dependence(self.name)
         return energies.flatten()
 
     def _differentiate(self, energies: Tensor, x: Tensor) -> Tensor:
-        """The gradient of the sum of `energies`, each backward operation in the dtype that its forward one had."""
+        """The gradient of the sum of `energies`; each backward operation runs in the dtype of its forward operation."""
         with without_autocast(x.device.type):
             (gradient,) = torch.autograd.grad(energies, x, torch.ones_like(energies), allow_unused=True)
         if gradient is None:
@@ -207,25 +210,25 @@ class EnergyGradient:
         return gradient
 
     def _check_independence(self, x: Tensor) -> None:
-        """Refuse an energy whose first sample has a gradient with respect to any other."""
+        """Raise RuntimeError if the first energy has a gradient with respect to any other sample."""
         with torch.inference_mode(False), torch.enable_grad():
-            # Chains often start alike, or at zero, where a gradient can vanish that isn't zero elsewhere: so move them.
+            # Chains often start at equal samples or at zero, where a gradient may vanish by chance, so move them.
             x = x.detach()
             ramp = torch.linspace(0.25, 1.0, x[0].numel(), dtype=x.dtype, device=x.device).reshape(x[0].shape)
             others = x[1:] if x.shape[0] > 1 else x
             batch = _leaf(torch.cat([x[:1] + ramp / 2, others + ramp]))
             gradient = self._differentiate(self._energies(batch, self.dtype)[0], batch)
-        # Not `!= 0`: a sample outside of the energy's domain gives 0 * inf = NaN in its own derivative.
+        # Not `!= 0`: for a sample outside the energy's domain, 0 * inf gives NaN in its own derivative.
         if (gradient[1:].abs() > 0).any():
             raise RuntimeError(
-                f"the energy that {self.name} gives one sample changes with the other samples of its batch, so chains "
-                "would influence each other. The likely cause is batch norm in train mode: one without running "
-                "statistics, or a function that closes over a net in train mode (call net.eval(), or hand over the net)"
+                f"the energy that {self.name} gives a sample changes with the other samples of its batch, so chains "
+                "would influence each other. The likely cause is batch norm in train mode: either it has no running "
+                "statistics, or a function has a net in train mode in its closure (call net.eval(), or pass the net)"
             )
 
 
-def _origin(energy: Energy) -> tuple[str, nn.Module | None]:
-    """A name for messages, and the module whose weights and flags `energy` stands on, if it can be known."""
+def _name_and_module(energy: Energy) -> tuple[str, nn.Module | None]:
+    """A name for messages, and the module whose weights and flags `energy` uses, if it can be found."""
     while isinstance(energy, functools.partial):
         energy = energy.func
     owner = energy if isinstance(energy, nn.Module) else getattr(energy, "__self__", None)
@@ -235,7 +238,7 @@ def _origin(energy: Energy) -> tuple[str, nn.Module | None]:
 
 
 def _leaf(x: Tensor) -> Tensor:
-    """x as a new leaf that requires a gradient; an inference tensor has to be copied for that."""
+    """x as a new leaf that requires a gradient; an inference tensor must be copied for that."""
     return (x.clone() if x.is_inference() else x.detach()).requires_grad_()
 
 
@@ -245,6 +248,6 @@ def _energy_dtype(x: Tensor) -> torch.dtype:
 
 def _no_dependence(name: str) -> RuntimeError:
     return RuntimeError(
-        f"the energies that {name} returned don't depend on x, as autograd sees it: there is no gradient. "
-        "Does it detach x, or run under no_grad?"
+        f"the energies that {name} returned don't depend on x: autograd finds no gradient. "
+        "Does it detach x or run under no_grad?"
     )

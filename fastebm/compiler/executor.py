@@ -1,4 +1,4 @@
-"""Running a program: its values once a chain, its operations one after the other, in buffers that are made once."""
+"""Executors: they run a program on PyTorch's operations in preallocated buffers, or on the fused kernels."""
 
 import math
 from dataclasses import dataclass
@@ -6,178 +6,167 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fastebm.compiler.aten_kernels import TO_BUFFER, Kernel, kernel, overwritable
-from fastebm.compiler.capture import referenced
+from fastebm.compiler.aten_kernels import SUPPORTS_OUT, Kernel, inplace_inputs, kernel, memory_format
+from fastebm.compiler.capture import referenced_tensors
+from fastebm.compiler.lazy_tensors import LazyTensor, evaluate
 from fastebm.compiler.lowering import LoweringResult
 from fastebm.compiler.operations import Input
 from fastebm.compiler.program import Node, Program
-from fastebm.compiler.values import Value, evaluate
 from fastebm.ops import CompiledProgram
 
-# Plans that are kept, each for one length of the batch: a full one, and the rest at the end of a list.
-PLANS = 2
+# The number of batch sizes whose plans are kept: a full batch, and the remainder at the end of a list.
+MAX_PLANS = 2
 
 
 @dataclass(frozen=True)
-class Step:
-    """One operation of a plan. Results are known by their number.
+class PlanStep:
+    """One operation of a plan. Results are identified by their node's position in the program.
 
     Attributes:
-        kernel: what runs.
+        kernel: runs the operation.
         inputs: the results that it reads.
-        result: the number of its own.
-        buffer: where it writes to, if that was planned.
-        over: the result that it takes the place of, or -1.
-        released: results that nothing needs afterwards.
+        result: the position of its own result.
+        buffer: where it writes, if the plan has a buffer for it.
+        inplace_of: the result that it overwrites, or -1.
+        last_uses: the results that nothing reads afterwards.
     """
 
     kernel: Kernel
     inputs: tuple[int, ...]
     result: int
     buffer: Tensor | None
-    over: int
-    released: tuple[int, ...]
+    inplace_of: int
+    last_uses: tuple[int, ...]
 
 
-class StockExecutor:
-    """A program that can be run, in one dtype.
+class AtenExecutor:
+    """Runs a program on PyTorch's operations, in one dtype.
 
-    `refresh` evaluates the program's values: at the start of a chain, and once before the first run. They always stay
-    in the same tensors. A run returns fresh tensors; all between lives in a workspace that is kept for the next run,
-    and in the results of library convolutions, which PyTorch allocates itself. So one run at a time.
+    `refresh` evaluates the weights: before the first run, and at the start of every chain. Their tensors keep their
+    memory. A run returns new tensors; intermediate results are in a workspace that the next run uses again, except
+    for the results of library convolutions, which PyTorch allocates. So there can be one run at a time.
     """
 
     def __init__(self, program: Program, dtype: torch.dtype):
         self.program = program
         self.dtype = dtype
-        self._number = {node.name: i for i, node in enumerate(program)}
-        self._wanted = list(dict.fromkeys(value for node in program for value in node.operation.values()))
-        self._known: dict[Value, Tensor] = {}
-        self._plans: dict[int, list[Step]] = {}
+        self._position = {node.name: i for i, node in enumerate(program)}
+        self._wanted = list(dict.fromkeys(weight for node in program for weight in node.operation.weights()))
+        self._weights: dict[LazyTensor, Tensor] = {}
+        self._plans: dict[int, list[PlanStep]] = {}
 
     @torch.no_grad()
     def refresh(self) -> None:
-        """Evaluate all that the weights decide."""
+        """Evaluate the program's weights."""
         results = evaluate(self._wanted)
-        for value in self._wanted:
-            packed = _packed(results[value], self.dtype)
-            if value in self._known:
-                self._known[value].copy_(packed)
+        for weight in self._wanted:
+            packed = _packed(results[weight], self.dtype)
+            if weight in self._weights:
+                self._weights[weight].copy_(packed)
             else:
-                # Not a weight of the module itself, which a later chain would write to.
-                self._known[value] = packed.clone() if packed is results[value] else packed
+                # A copy, because a later `refresh` writes to it: it must not be the module's own weight.
+                self._weights[weight] = packed.clone() if packed is results[weight] else packed
 
     @torch.no_grad()
     def __call__(self, x: Tensor) -> list[Tensor]:
         """The outputs for a batch of samples, in the program's dtype."""
-        count = x.shape[0]
-        if count not in self._plans:
-            while len(self._plans) >= PLANS:
+        batch = x.shape[0]
+        if batch not in self._plans:
+            while len(self._plans) >= MAX_PLANS:
                 del self._plans[next(iter(self._plans))]
-            self._plans[count] = _plan(self.program, self._known, count, self.dtype, x.device)
-        nothing = torch.empty((count, 0), dtype=self.dtype, device=x.device)
-        results = [nothing] * len(self._number)
-        results[0] = _entering(x, self.dtype)
-        for step in self._plans[count]:
-            out = results[step.over] if step.over >= 0 else step.buffer
+            self._plans[batch] = _plan(self.program, self._weights, batch, self.dtype, x.device)
+        released = torch.empty((batch, 0), dtype=self.dtype, device=x.device)
+        results = [released] * len(self._position)
+        results[0] = x.detach().to(self.dtype).contiguous(memory_format=memory_format(x.ndim))
+        for step in self._plans[batch]:
+            out = results[step.inplace_of] if step.inplace_of >= 0 else step.buffer
             results[step.result] = step.kernel([results[i] for i in step.inputs], out)
-            for i in step.released:
-                results[i] = nothing
-        return [results[self._number[name]] for name in self.program.outputs]
+            for i in step.last_uses:
+                results[i] = released
+        return [results[self._position[name]] for name in self.program.outputs]
 
     def workspace(self) -> int:
-        """The bytes that the kept buffers take."""
+        """The bytes of the buffers that are kept between runs."""
         buffers = (step.buffer for plan in self._plans.values() for step in plan)
         storages = {buffer.untyped_storage().data_ptr(): buffer for buffer in buffers if buffer is not None}
         return sum(buffer.untyped_storage().nbytes() for buffer in storages.values())
 
 
 class CompiledExecutor:
-    """A lowered program that runs by `fastebm::run_program`: as `StockExecutor`, for float32 samples.
+    """Runs a lowered program by `fastebm::run_program`, for float32 samples.
 
-    Its results are the same bits for any batch, split and number of threads. `fused` is the program as it runs.
+    It has the interface of `AtenExecutor`; its results have the same bits for any batch, split and number of threads.
+    `compiled` is what runs.
     """
 
     def __init__(self, program: Program, lowered: LoweringResult, dtype: torch.dtype, device: torch.device):
         self.program = program
         self.lowered = lowered
         self.dtype = dtype
-        self.referenced = referenced([*lowered.values, *(n for n in lowered.numbers if isinstance(n, Value))])
-        self.fused = CompiledProgram(lowered.recipe, device)
+        self.referenced = referenced_tensors(lowered.lazy_tensors())
+        self.compiled = CompiledProgram(lowered.program, device)
 
     @torch.no_grad()
     def refresh(self) -> None:
-        """Evaluate all that the weights decide."""
-        self.fused.refresh(*self.lowered.constants())
+        """Evaluate the program's weights."""
+        self.compiled.refresh(*self.lowered.constants())
 
     @torch.no_grad()
     def __call__(self, x: Tensor) -> list[Tensor]:
-        """Energies and gradient of a batch of samples, fresh, in float32."""
-        return list(self.fused(x.detach().contiguous()))
-
-    def workspace(self) -> int:
-        """The bytes that the kept buffers take."""
-        return self.fused.workspace_bytes
+        """Energies and gradient of a batch of samples, as new float32 tensors."""
+        return list(self.compiled(x.detach().contiguous()))
 
 
 def _packed(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """A value as kernels read it: four dimensions (a convolution's weight) channels-last.
-
-    A single factor stays in full precision: it is rounded with what it multiplies.
-    """
+    """A weight in the dtype and memory format of the kernels. A scalar factor keeps its own, more precise dtype."""
     if not tensor.shape:
         return tensor
-    layout = torch.channels_last if tensor.ndim == 4 else torch.contiguous_format
-    return tensor.to(dtype).contiguous(memory_format=layout)
-
-
-def _entering(x: Tensor, dtype: torch.dtype) -> Tensor:
-    layout = torch.channels_last if x.ndim == 4 else torch.contiguous_format
-    return x.detach().to(dtype).contiguous(memory_format=layout)
+    return tensor.to(dtype).contiguous(memory_format=memory_format(tensor.ndim))
 
 
 # ---- planning
 
 
 def _plan(
-    program: Program, known: dict[Value, Tensor], count: int, dtype: torch.dtype, device: torch.device
-) -> list[Step]:
-    """The steps of a program for one length of the batch.
+    program: Program, weights: dict[LazyTensor, Tensor], batch: int, dtype: torch.dtype, device: torch.device
+) -> list[PlanStep]:
+    """The steps of a program for one batch size.
 
-    A result is released at the last operation that reads it, or reads a view of it. A pointwise operation writes over
-    an input that it is the last to read; otherwise it gets a buffer that no one needs any more, or a new one.
+    A result is released after the last operation that reads it or a view of it. A pointwise operation overwrites an
+    input whose last use it is; any other operation gets a buffer that is no longer in use, or a new one.
     """
-    number = {node.name: i for i, node in enumerate(program)}
-    roots = _roots(program)
-    last = _last_reads(program, roots)
+    position = {node.name: i for i, node in enumerate(program)}
+    roots = _view_roots(program)
+    last_uses = _last_uses(program, roots)
+    outputs = {roots[name] for name in program.outputs}
     free: list[Tensor] = []
-    held: dict[str, Tensor] = {}
+    live: dict[str, Tensor] = {}
     steps = []
-    lasting = {roots[name] for name in program.outputs}
     for node in program:
         if isinstance(node.operation, Input):
             continue
-        dying = [name for name in last.get(node.name, ()) if name not in lasting]
-        over, buffer = -1, None
-        if isinstance(node.operation, TO_BUFFER) and node.name not in lasting:
-            over_name = _overwritten(program, node, roots, dying)
-            if over_name is not None:
-                over = number[over_name]
-                if over_name in held:
-                    held[node.name] = held.pop(over_name)
+        ending = [name for name in last_uses.get(node.name, ()) if name not in outputs]
+        inplace_of, buffer = -1, None
+        if isinstance(node.operation, SUPPORTS_OUT) and node.name not in outputs:
+            overwritten = _overwritten_input(program, node, roots, ending)
+            if overwritten is not None:
+                inplace_of = position[overwritten]
+                if overwritten in live:
+                    live[node.name] = live.pop(overwritten)
             else:
-                flat = _take(free, count * math.prod(node.shape), dtype, device)
-                held[node.name] = flat
-                buffer = _shaped(flat, count, node.shape)
-        inputs = tuple(number[name] for name in node.inputs) or (0,)
-        released = tuple(number[other] for other in roots if roots[other] in dying)
-        steps.append(Step(kernel(node.operation, known), inputs, number[node.name], buffer, over, released))
-        free += [held.pop(name) for name in dying if name in held]
+                live[node.name] = _take_buffer(free, batch * math.prod(node.shape), dtype, device)
+                buffer = _as_samples(live[node.name], batch, node.shape)
+        inputs = tuple(position[name] for name in node.inputs) or (0,)
+        released = tuple(position[name] for name, root in roots.items() if root in ending)
+        steps.append(
+            PlanStep(kernel(node.operation, weights), inputs, position[node.name], buffer, inplace_of, released)
+        )
+        free += [live.pop(name) for name in ending if name in live]
     return steps
 
 
-def _roots(program: Program) -> dict[str, str]:
-    """For every result the one whose memory it may share: its own name, or what it is a view of."""
+def _view_roots(program: Program) -> dict[str, str]:
+    """For every result the one whose memory it uses: its own name, or the name of what it is a view of."""
     roots: dict[str, str] = {}
     for node in program:
         view = node.operation.is_view and node.inputs
@@ -185,32 +174,32 @@ def _roots(program: Program) -> dict[str, str]:
     return roots
 
 
-def _last_reads(program: Program, roots: dict[str, str]) -> dict[str, list[str]]:
-    """By node: the results (not views) that are read there for the last time, or are never read."""
-    final = {roots[node.name]: node.name for node in program}
+def _last_uses(program: Program, roots: dict[str, str]) -> dict[str, list[str]]:
+    """By node: the results, without views, whose last use it is; a result that nothing reads ends where it is made."""
+    last_user = {roots[node.name]: node.name for node in program}
     for node in program:
         for name in node.inputs:
-            final[roots[name]] = node.name
-    dying: dict[str, list[str]] = {}
-    for name, node_name in final.items():
-        dying.setdefault(node_name, []).append(name)
-    return dying
+            last_user[roots[name]] = node.name
+    last_uses: dict[str, list[str]] = {}
+    for name, user in last_user.items():
+        last_uses.setdefault(user, []).append(name)
+    return last_uses
 
 
-def _overwritten(program: Program, node: Node, roots: dict[str, str], dying: list[str]) -> str | None:
-    """The input whose place the node's result may take."""
-    for i in overwritable(node.operation):
+def _overwritten_input(program: Program, node: Node, roots: dict[str, str], ending: list[str]) -> str | None:
+    """The input that the node's result can overwrite, if there is one."""
+    for i in inplace_inputs(node.operation):
         name = node.inputs[i]
         source = program[name]
-        whole = roots[name] == name and source.shape == node.shape and not isinstance(source.operation, Input)
-        # A view of it among the other inputs would be read while it is overwritten.
-        alone = sum(roots[other] == name for other in node.inputs) == 1
-        if whole and alone and name in dying:
+        same_memory = roots[name] == name and source.shape == node.shape and not isinstance(source.operation, Input)
+        # Another input that is a view of the same memory would be read while it is overwritten.
+        no_alias = sum(roots[other] == name for other in node.inputs) == 1
+        if same_memory and no_alias and name in ending:
             return name
     return None
 
 
-def _take(free: list[Tensor], numel: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+def _take_buffer(free: list[Tensor], numel: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """The smallest free buffer that is large enough, or a new one."""
     fitting = [buffer for buffer in free if buffer.numel() >= numel]
     if not fitting:
@@ -220,10 +209,10 @@ def _take(free: list[Tensor], numel: int, dtype: torch.dtype, device: torch.devi
     return best
 
 
-def _shaped(buffer: Tensor, count: int, sample: tuple[int, ...]) -> Tensor:
-    """The front of a buffer as a batch of samples, images channels-last."""
-    front = buffer[: count * math.prod(sample)]
+def _as_samples(buffer: Tensor, batch: int, sample: tuple[int, ...]) -> Tensor:
+    """The start of a buffer as a batch of samples; images are channels-last."""
+    front = buffer[: batch * math.prod(sample)]
     if len(sample) != 3:
-        return front.view(count, *sample)
+        return front.view(batch, *sample)
     channels, height, width = sample
-    return front.view(count, height, width, channels).permute(0, 3, 1, 2)
+    return front.view(batch, height, width, channels).permute(0, 3, 1, 2)

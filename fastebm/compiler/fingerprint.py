@@ -1,4 +1,4 @@
-"""What an energy decides by, apart from the numbers in its tensors: a program is valid while this is the same."""
+"""The fingerprint of an energy: everything that its captured program depends on, except the numbers in its tensors."""
 
 import functools
 import types
@@ -10,28 +10,26 @@ from torch import Tensor, nn
 
 _SIMPLE = (int, float, bool, str, bytes, type(None))
 
-# PyTorch's own state of a module, or what its other state follows from.
-_PASSED_OVER = ("training", "_parameters", "_buffers", "_modules")
+# Attributes of every module that `named_modules`, parameters and buffers cover.
+_SKIPPED = ("training", "_parameters", "_buffers", "_modules")
 
 
 def fingerprint(energy: Any, module: nn.Module | None) -> tuple[Any, ...]:
-    """Settings of all modules, what functions close over, and the kinds of all tensors; equal where nothing changed.
+    """Settings of all modules, closures of all functions, and shape and dtype of all tensors.
 
-    Tensors of `module` are known by name, so only their shape and type count; others are held by reference, so that
-    their memory counts as well. Objects of other kinds are told apart by identity.
+    A captured program stays valid while the fingerprint is equal. It looks up the tensors of `module` by name, so only
+    their shape, dtype and device count. It keeps references to other tensors, so their identity and address count too.
+    Other objects are compared by identity.
     """
-    found: list[Any] = []
-    if module is not None:
-        found += _of_module(module, by_name=True)
-    found += _of_object(energy, known=module, seen=set())
-    return tuple(found)
+    own = () if module is None else _of_module(module, by_name=True)
+    return (*own, *_of_object(energy, known=module, seen=set()))
 
 
 def _of_module(module: nn.Module, by_name: bool) -> Iterator[Any]:
     for name, part in module.named_modules():
         yield name, type(part).__qualname__
         for attribute, value in vars(part).items():
-            if attribute not in _PASSED_OVER:
+            if attribute not in _SKIPPED:
                 yield attribute, _of_value(value, by_name)
         for tensors in (part._parameters, part._buffers):
             for attribute, tensor in tensors.items():
@@ -53,7 +51,7 @@ def _of_value(value: Any, by_name: bool) -> Any:
 
 @dataclass(frozen=True, eq=False)
 class _Identity:
-    """Equal to another one of the same object, which it keeps, so that no later object can have its address."""
+    """Compares an object by identity, and keeps it alive, so that no later object can get its address."""
 
     object: Any
 
@@ -65,7 +63,7 @@ class _Identity:
 
 
 def _of_object(value: Any, known: nn.Module | None, seen: set[int]) -> Iterator[Any]:
-    """What a callable refers to."""
+    """Everything that a callable refers to."""
     if value is known or id(value) in seen:
         return
     seen.add(id(value))
@@ -74,7 +72,7 @@ def _of_object(value: Any, known: nn.Module | None, seen: set[int]) -> Iterator[
     elif isinstance(value, types.MethodType):
         parts = [value.__self__, value.__func__.__qualname__]
     elif isinstance(value, types.FunctionType):
-        parts = list(_referred(value))
+        parts = list(_references(value))
     elif isinstance(value, list | tuple):
         parts = list(value)
     elif isinstance(value, dict):
@@ -86,15 +84,15 @@ def _of_object(value: Any, known: nn.Module | None, seen: set[int]) -> Iterator[
         yield _of_value(value, by_name=False)
         if isinstance(value, Tensor | type) or not callable(value):
             return
-        parts = list(getattr(value, "__dict__", {}).values())  # an object that is called as a function
+        parts = list(getattr(value, "__dict__", {}).values())  # a callable object
     for part in parts:
         yield from _of_object(part, known, seen)
 
 
-def _referred(function: types.FunctionType) -> Iterator[Any]:
-    """What a function has closed over, its defaults, and the global tensors, modules and numbers that it names."""
+def _references(function: types.FunctionType) -> Iterator[Any]:
+    """A function's closure and defaults, and the global tensors, modules, functions and numbers that it names."""
     yield function.__code__
-    yield from (cell.cell_contents for cell in function.__closure__ or () if not _empty(cell))
+    yield from (cell.cell_contents for cell in function.__closure__ or () if not _is_empty(cell))
     yield from function.__defaults__ or ()
     for name in function.__code__.co_names:
         value = function.__globals__.get(name)
@@ -102,9 +100,9 @@ def _referred(function: types.FunctionType) -> Iterator[Any]:
             yield value
 
 
-def _empty(cell: types.CellType) -> bool:
+def _is_empty(cell: types.CellType) -> bool:
     try:
-        cell.cell_contents  # noqa: B018  (reading it is the question)
+        cell.cell_contents  # noqa: B018  (raises if it is empty)
     except ValueError:
         return True
     return False

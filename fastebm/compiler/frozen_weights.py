@@ -1,4 +1,4 @@
-"""Holding a module still while its energy is differentiated many times over."""
+"""A context in which a module's weights are frozen: eval mode, no weight gradients, parametrisations evaluated once."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -10,25 +10,24 @@ from torch.nn.utils.parametrize import is_parametrized, type_before_parametrizat
 
 from fastebm.compiler.precision import without_autocast
 
-# Evaluated parametrisations by their layer and name, for chains with the weights of the last one.
+# Evaluated parametrised weights, by their layer and name.
 Evaluated = dict[tuple[nn.Module, str], Tensor]
 
 
 @contextmanager
-def fixed_weights(module: nn.Module, evaluated: Evaluated | None = None) -> Iterator[None]:
-    """Inside, `module` is in eval mode, needs no weight gradients, and has each parametrised weight evaluated once.
+def frozen_weights(module: nn.Module, evaluated: Evaluated | None = None) -> Iterator[None]:
+    """Inside, `module` is in eval mode, its weights need no gradient, and parametrised weights are evaluated once.
 
-    What `evaluated` holds is taken from there, and what it doesn't is added: clear it when weights may have changed.
+    Weights found in `evaluated` are taken from there; the others are added to it. Clear it when weights may have
+    changed.
 
-    On leaving, also by an exception, every flag is as it was, of each sub-module and parameter by itself. The flags
-    are set directly and not through `eval()`, so that nothing that a module's own `train()` may do is left behind.
-    Weights that were created under `torch.inference_mode` are replaced by copies that autograd accepts.
-    Parametrisations run in the weights' own precision, without autocast: a spectral norm in bfloat16 would scale the
-    whole layer by its rounding error.
+    On exit, also after an exception, every flag of every submodule and parameter is restored. The flags are set
+    directly, not by `eval()`, so that a module's own `train()` method has no side effects. Weights that were created
+    under `torch.inference_mode` are replaced by copies that autograd accepts. Parametrisations run in the weights' own
+    dtype, without autocast: the rounding error of a spectral norm in bfloat16 would scale the whole layer.
 
-    Inside, weights must not be changed: parametrised ones (spectral norm, an equalised learning rate) would not
-    follow; and the module must not be deep-copied, because its parametrisations are out of place (`state_dict()` is
-    as always).
+    Inside, weights must not be changed, because parametrised weights (spectral norm, equalised learning rate) would not
+    follow, and the module must not be deep-copied, because its parametrisations are detached (`state_dict()` works).
     """
     with ExitStack() as undo:
         _set_flags(module, undo)
@@ -53,7 +52,7 @@ def _set_flags(module: nn.Module, undo: ExitStack) -> None:
 
 
 def _replace_inference_tensors(module: nn.Module, undo: ExitStack) -> None:
-    """Put copies in the place of inference tensors, one for each, so that tied weights stay tied."""
+    """Replace each inference tensor by one copy, so that tied weights stay tied."""
     copies: dict[int, Tensor] = {}
     for part in module.modules():
         for tensors in (part._parameters, part._buffers):
@@ -68,14 +67,14 @@ def _replace_inference_tensors(module: nn.Module, undo: ExitStack) -> None:
 
 
 def _evaluate_parametrizations(part: nn.Module, undo: ExitStack, evaluated: Evaluated) -> None:
-    """Give `part` its class from before parametrisation, and the evaluated weights as plain attributes.
+    """Give `part` its class from before parametrisation, and its evaluated weights as plain attributes.
 
-    Not `torch.nn.utils.parametrize.cached()`: that keeps values under the id of the module which was parametrised
-    first, so that a deep copy (a frozen or averaged net) reads the original's weights; and inside of somebody's own
-    `cached()` it would take weights from, and leave weights without gradients to, the training step around it.
+    This does not use `torch.nn.utils.parametrize.cached()`, for two reasons. Its cache is keyed by the id of the module
+    that was parametrised first, so a deep copy, such as an averaged net, would read the original's weights. And inside
+    a caller's own `cached()` block, it would share weights with the training step around it.
     """
     parametrizations = cast(nn.ModuleDict, part.parametrizations)
-    names = [name for name in parametrizations if name not in vars(part)]  # not those that an outer call holds
+    names = [name for name in parametrizations if name not in vars(part)]  # an outer call has evaluated the others
     if not names:
         return
     for name in names:

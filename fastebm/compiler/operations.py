@@ -1,60 +1,65 @@
-"""The vocabulary of a program: what can be done to a batch of samples, none of which touches another.
+"""The operations that a program consists of, each with its output shape and cost.
 
-Shapes are those of one sample, without the batch dimension in front. Weights and all else that doesn't depend on x are
-`Value`s. Each operation says how its output is shaped and what it costs; `derivative.py` has the derivatives and
-`kernels.py` runs them.
+An operation maps a batch of samples to a batch of results and never mixes samples. Shapes are those of one sample,
+without the batch dimension. Everything that does not depend on x, such as weights, is a `LazyTensor`. `autodiff.py` has
+the derivatives; `aten_kernels.py` and `lowering/` run the operations.
 """
 
 import math
 from dataclasses import dataclass, fields
 from typing import ClassVar
 
-from fastebm.compiler.values import Coefficient, Shape, Value
+from fastebm.compiler.lazy_tensors import Coefficient, LazyTensor, Shape
 
 Pair = tuple[int, int]
 
 
 @dataclass(frozen=True)
 class Operation:
-    """What all operations have in common. Equal ones of equal inputs give equal results."""
+    """The base class. Equal operations on equal inputs give equal results, so that repetitions can be dropped."""
 
-    is_view: ClassVar[bool] = False  # moves no data
+    is_view: ClassVar[bool] = False  # whether the result shares its input's memory
+    flops_per_number: ClassVar[int] = 1  # of the output
 
     def shape(self, *inputs: Shape) -> Shape:
-        """The output's shape for inputs of these shapes; elementwise unless overridden."""
+        """The output's shape for inputs of these shapes; by default that of the first input."""
         return inputs[0]
 
     def flops(self, output: Shape, *inputs: Shape) -> int:
-        """Floating-point operations for a sample; a multiply-add counts two."""
-        return 0 if self.is_view else math.prod(output)
+        """Floating-point operations for one sample; a multiply-add counts two."""
+        return 0 if self.is_view else self.flops_per_number * math.prod(output)
 
-    def values(self) -> list[Value]:
-        """The values that the operation reads."""
-        found: list[Value] = []
-        for field in fields(self):
-            part = getattr(self, field.name)
-            found += [v for v in (part if isinstance(part, tuple) else (part,)) if isinstance(v, Value)]
-        return found
+    def weights(self) -> list[LazyTensor]:
+        """The lazy tensors among the operation's fields."""
+        parts = [getattr(self, field.name) for field in fields(self)]
+        flat = [item for part in parts for item in (part if isinstance(part, tuple) else (part,))]
+        return [item for item in flat if isinstance(item, LazyTensor)]
 
     def attributes(self) -> str:
-        """What a person needs to know beside the name, for `describe`."""
+        """The settings that `describe` prints beside the name."""
         return ""
 
 
 @dataclass(frozen=True)
-class Input(Operation):
-    """The samples."""
+class _OfTargetShape(Operation):
+    """An operation whose output shape is a field."""
 
-    sample: Shape
-    is_view = True
+    target: Shape
 
     def shape(self, *inputs: Shape) -> Shape:
-        return self.sample
+        return self.target
+
+
+@dataclass(frozen=True)
+class Input(_OfTargetShape):
+    """The samples."""
+
+    is_view = True
 
 
 @dataclass(frozen=True)
 class Ones(Operation):
-    """The derivative of the energy with respect to itself: one for each sample."""
+    """A one for each sample: the derivative of the energy with respect to itself, where differentiation starts."""
 
     is_view = True
 
@@ -67,10 +72,10 @@ class Ones(Operation):
 
 @dataclass(frozen=True)
 class Convolution(Operation):
-    """(C, H, W) to (O, H', W') with zero padding; `transposed` is the adjoint. Arguments are as PyTorch has them."""
+    """(C, H, W) to (O, H', W') with zero padding; arguments as in `torch.convolution`."""
 
-    weight: Value
-    bias: Value | None = None
+    weight: LazyTensor
+    bias: LazyTensor | None = None
     stride: Pair = (1, 1)
     padding: Pair = (0, 0)
     dilation: Pair = (1, 1)
@@ -84,7 +89,7 @@ class Convolution(Operation):
 
     @property
     def plain(self) -> bool:
-        """Whether it is neither transposed, dilated nor grouped, which most rewrites ask for."""
+        """Whether it is neither transposed nor dilated nor grouped; most rewrites require that."""
         return not self.transposed and self.dilation == (1, 1) and self.groups == 1
 
     @property
@@ -92,20 +97,13 @@ class Convolution(Operation):
         return self.plain and self.kernel == self.stride == (1, 1) and self.padding == (0, 0)
 
     def shape(self, *inputs: Shape) -> Shape:
-        _, *size = inputs[0]
+        axes = zip(
+            inputs[0][1:], self.kernel, self.stride, self.padding, self.dilation, self.output_padding, strict=True
+        )
         if self.transposed:
-            out = [
-                (n - 1) * s - 2 * p + d * (k - 1) + 1 + extra
-                for n, k, s, p, d, extra in zip(
-                    size, self.kernel, self.stride, self.padding, self.dilation, self.output_padding, strict=True
-                )
-            ]
+            out = [(n - 1) * s - 2 * p + d * (k - 1) + 1 + extra for n, k, s, p, d, extra in axes]
             return (self.weight.shape[1] * self.groups, *out)
-        out = [
-            (n + 2 * p - d * (k - 1) - 1) // s + 1
-            for n, k, s, p, d in zip(size, self.kernel, self.stride, self.padding, self.dilation, strict=True)
-        ]
-        return (self.weight.shape[0], *out)
+        return (self.weight.shape[0], *((n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d, _ in axes))
 
     def flops(self, output: Shape, *inputs: Shape) -> int:
         positions = inputs[0] if self.transposed else output
@@ -123,8 +121,8 @@ class Convolution(Operation):
 class Linear(Operation):
     """(..., n) to (..., m) by a weight (m, n)."""
 
-    weight: Value
-    bias: Value | None = None
+    weight: LazyTensor
+    bias: LazyTensor | None = None
 
     def shape(self, *inputs: Shape) -> Shape:
         return (*inputs[0][:-1], self.weight.shape[0])
@@ -138,10 +136,10 @@ class Linear(Operation):
 
 @dataclass(frozen=True)
 class Affine(Operation):
-    """`scale * h + shift`, both of which broadcast over a sample; an eval-mode batch norm is one."""
+    """`scale * h + shift`, with scale and shift broadcast over a sample: for example a batch norm in eval mode."""
 
-    scale: Value | None
-    shift: Value | None = None
+    scale: LazyTensor | None
+    shift: LazyTensor | None = None
 
     def flops(self, output: Shape, *inputs: Shape) -> int:
         return math.prod(output) * ((self.scale is not None) + (self.shift is not None))
@@ -158,7 +156,7 @@ class LinearCombination(Operation):
         return math.prod(output) * (scalings + len(inputs) - 1)
 
     def attributes(self) -> str:
-        return ", ".join(f"{c:.4g}" if not isinstance(c, Value) else "c" for c in self.coefficients)
+        return ", ".join(f"{c:.4g}" if not isinstance(c, LazyTensor) else "c" for c in self.coefficients)
 
 
 # ---- pointwise
@@ -166,13 +164,11 @@ class LinearCombination(Operation):
 
 @dataclass(frozen=True)
 class Activation(Operation):
-    """A pointwise function by name; `parameters` as the ATen operation of that name takes them."""
+    """A pointwise function, by name; `parameters` are those of the ATen operation of that name."""
 
     kind: str
     parameters: tuple[float, ...] = ()
-
-    def flops(self, output: Shape, *inputs: Shape) -> int:
-        return 4 * math.prod(output)
+    flops_per_number = 4
 
     def attributes(self) -> str:
         return self.kind
@@ -180,14 +176,12 @@ class Activation(Operation):
 
 @dataclass(frozen=True)
 class ActivationDerivative(Operation):
-    """`gradient * f'(h)`; the second input is h, or f(h) where `of_result`."""
+    """`gradient * f'(h)` of inputs gradient and h, or gradient and f(h) if `of_result`."""
 
     kind: str
     parameters: tuple[float, ...] = ()
     of_result: bool = False
-
-    def flops(self, output: Shape, *inputs: Shape) -> int:
-        return 6 * math.prod(output)
+    flops_per_number = 6
 
     def attributes(self) -> str:
         return self.kind
@@ -203,7 +197,7 @@ class Multiply(Operation):
 
 @dataclass(frozen=True)
 class AveragePool(Operation):
-    """Means over windows of (C, H, W), as `avg_pool2d` has them."""
+    """Means over windows of (C, H, W); arguments as in `torch.nn.functional.avg_pool2d`."""
 
     kernel: Pair
     stride: Pair
@@ -214,7 +208,7 @@ class AveragePool(Operation):
 
     @property
     def simple(self) -> bool:
-        """Windows that tile the image, without padding: the trailing rows and columns that fill none are left out."""
+        """Whether windows tile the image without padding; trailing rows and columns that fill no window are dropped."""
         return self.kernel == self.stride and self.padding == (0, 0) and not self.ceil_mode and self.divisor is None
 
     def shape(self, *inputs: Shape) -> Shape:
@@ -224,7 +218,7 @@ class AveragePool(Operation):
     def _length(self, n: int, axis: int) -> int:
         k, s, p = self.kernel[axis], self.stride[axis], self.padding[axis]
         count = (n + 2 * p - k + (s - 1 if self.ceil_mode else 0)) // s + 1
-        # As in ATen: the last window must start inside of the image or its left padding.
+        # As in ATen, the last window must start inside the image or its left padding.
         return count - 1 if self.ceil_mode and (count - 1) * s >= n + p else count
 
     def flops(self, output: Shape, *inputs: Shape) -> int:
@@ -235,19 +229,15 @@ class AveragePool(Operation):
 
 
 @dataclass(frozen=True)
-class AveragePoolBackward(Operation):
-    """The adjoint of an average pool of samples of shape `sample`, in general; mostly `Upsample` takes its place."""
+class AveragePoolBackward(_OfTargetShape):
+    """The adjoint of an average pool of samples of shape `target`, for pools whose adjoint is not an `Upsample`."""
 
     pool: AveragePool
-    sample: Shape
-
-    def shape(self, *inputs: Shape) -> Shape:
-        return self.sample
 
 
 @dataclass(frozen=True)
 class Upsample(Operation):
-    """Nearest-neighbour enlargement of (C, H, W) by whole factors."""
+    """Nearest-neighbour upsampling of (C, H, W) by integer factors."""
 
     factor: Pair
 
@@ -261,20 +251,18 @@ class Upsample(Operation):
 
 @dataclass(frozen=True)
 class Interleave(Operation):
-    """(rows * columns * C, h, w) to (C, *size): channel block (i, j) are the pixels (rows * y + i, columns * x + j).
+    """(rows * columns * C, h, w) to (C, *size): channel block (i, j) becomes pixels (rows * y + i, columns * x + j).
 
-    The pixels before `start` are cut off, and those beyond the last one are zero.
+    Pixels before `start` are cut off; pixels beyond the last given one are zero.
     """
 
     factor: Pair
     start: Pair
     size: Pair
+    flops_per_number = 0
 
     def shape(self, *inputs: Shape) -> Shape:
         return (inputs[0][0] // math.prod(self.factor), *self.size)
-
-    def flops(self, output: Shape, *inputs: Shape) -> int:
-        return 0
 
     def attributes(self) -> str:
         return f"{self.factor[0]}x{self.factor[1]}"
@@ -282,9 +270,13 @@ class Interleave(Operation):
 
 @dataclass(frozen=True)
 class Sum(Operation):
-    """The sum over some dimensions of a sample, which stay with length 1."""
+    """The sum over at least one dimension of a sample; summed dimensions keep length 1."""
 
     dims: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if not self.dims:  # PyTorch reads an empty list of dimensions as all of them, the batch included
+            raise ValueError("Sum needs at least one dimension")
 
     def shape(self, *inputs: Shape) -> Shape:
         return tuple(1 if dim in self.dims else n for dim, n in enumerate(inputs[0]))
@@ -295,7 +287,7 @@ class Sum(Operation):
 
 @dataclass(frozen=True)
 class LogSumExp(Operation):
-    """log(sum(exp(h))) over one dimension of a sample, which stays with length 1."""
+    """log(sum(exp(h))) over one dimension of a sample, which keeps length 1."""
 
     dim: int
 
@@ -308,37 +300,27 @@ class LogSumExp(Operation):
 
 @dataclass(frozen=True)
 class Softmax(Operation):
-    """The derivative of `LogSumExp`."""
+    """softmax(h) over one dimension of a sample: the derivative of `LogSumExp`."""
 
     dim: int
-
-    def flops(self, output: Shape, *inputs: Shape) -> int:
-        return 4 * math.prod(output)
+    flops_per_number = 4
 
 
 # ---- moving data
 
 
 @dataclass(frozen=True)
-class Broadcast(Operation):
-    """Dimensions of length 1 stretched to `target`, of as many dimensions."""
+class Broadcast(_OfTargetShape):
+    """Dimensions of length 1 expanded to those of `target`, which has as many dimensions."""
 
-    target: Shape
     is_view = True
-
-    def shape(self, *inputs: Shape) -> Shape:
-        return self.target
 
 
 @dataclass(frozen=True)
-class Reshape(Operation):
-    """Another shape for the same numbers in row-major order."""
+class Reshape(_OfTargetShape):
+    """The same numbers, in row-major order, in another shape."""
 
-    target: Shape
     is_view = True
-
-    def shape(self, *inputs: Shape) -> Shape:
-        return self.target
 
 
 @dataclass(frozen=True)
@@ -382,7 +364,7 @@ class Pad(Operation):
 
 @dataclass(frozen=True)
 class Concatenate(Operation):
-    """The inputs one after the other along one dimension."""
+    """The inputs concatenated along one dimension."""
 
     dim: int
 
@@ -393,7 +375,7 @@ class Concatenate(Operation):
 
 @dataclass(frozen=True)
 class AppendOnes(Operation):
-    """(C, H, W) with a last channel that is one: zero padding turns it into the mark of what lies inside the image."""
+    """(C, H, W) to (C + 1, H, W): the last channel is 1 inside the image, and 0 where a convolution pads."""
 
     def shape(self, *inputs: Shape) -> Shape:
         channels, *size = inputs[0]

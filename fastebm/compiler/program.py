@@ -1,4 +1,4 @@
-"""A program: a list of operations on a batch of samples, each result with a name and used after it was made."""
+"""Programs: the compiler's intermediate representation, a list of named operations in single-assignment form."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -6,15 +6,15 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
+from fastebm.compiler.lazy_tensors import Shape
 from fastebm.compiler.operations import Input, LinearCombination, Operation
-from fastebm.compiler.values import Shape
 
 INPUT = "x"
 
 
 @dataclass(frozen=True)
 class Node:
-    """One operation on the results named `inputs`; `shape` is that of one sample of its own result."""
+    """One operation. `inputs` names the nodes whose results it reads; `shape` is its result's shape for one sample."""
 
     name: str
     operation: Operation
@@ -24,7 +24,7 @@ class Node:
 
 @dataclass(frozen=True)
 class Program:
-    """Nodes in an order in which they can run, and the names of those that are wanted; the first node is the input."""
+    """Nodes in an order in which they can run, the input first, and the names of the results to return."""
 
     nodes: tuple[Node, ...]
     outputs: tuple[str, ...]
@@ -44,68 +44,61 @@ class Program:
     def __getitem__(self, name: str) -> Node:
         return self._by_name[name]
 
-    def __contains__(self, name: str) -> bool:
-        return name in self._by_name
-
     def __iter__(self) -> Iterator[Node]:
         return iter(self.nodes)
 
-    def inputs(self, node: Node) -> list[Node]:
-        """The nodes whose results `node` reads."""
-        return [self[name] for name in node.inputs]
-
     def users(self, name: str) -> list[Node]:
-        """The nodes that read the result `name`, each once, in their order."""
+        """The nodes that read the result `name`, in their order, each once."""
         return self._users[name]
 
     def only_user(self, name: str) -> Node | None:
-        """The node that alone reads the result `name`, if it is read once and isn't an output."""
+        """The only node that reads the result `name`, if it reads it once and the result is no output."""
         users = self.users(name)
         alone = len(users) == 1 and users[0].inputs.count(name) == 1 and name not in self.outputs
         return users[0] if alone else None
 
-    def shapes(self, node: Node) -> list[Shape]:
-        """The shapes of what `node` reads."""
+    def input_shapes(self, node: Node) -> list[Shape]:
+        """The shapes of the results that `node` reads."""
         return [self[name].shape for name in node.inputs]
 
     def with_nodes(self, nodes: Iterable[Node]) -> "Program":
-        """A tidy program of these nodes in their order and the same outputs."""
+        """A program of these nodes with the same outputs, without dead code."""
         return eliminate_dead_code(Program(tuple(nodes), self.outputs))
 
 
 class Builder:
-    """Grows a list of nodes; shapes are worked out on the way."""
+    """A growing list of nodes. It infers shapes and chooses free names."""
 
-    def __init__(self, nodes: Iterable[Node] = (), taken: Iterable[str] = ()):
+    def __init__(self, nodes: Iterable[Node] = (), reserved: Iterable[str] = ()):
         self.nodes = list(nodes)
         self._shapes = {node.name: node.shape for node in self.nodes}
-        self._taken = Counter(dict.fromkeys([*self._shapes, *taken], 1))
+        self._used = Counter(dict.fromkeys([*self._shapes, *reserved], 1))
 
     def add(self, operation: Operation, *inputs: str, name: str) -> str:
-        """Append the operation, and return its name: `name`, with a number behind if that is taken."""
-        chosen = name
-        while chosen in self._taken:
-            chosen = f"{name}_{self._taken[name]}"
-            self._taken[name] += 1
-        return self.put(operation, *inputs, name=chosen)
+        """Append the operation and return its name: `name`, with a number appended if that is in use."""
+        free = name
+        while free in self._used:
+            free = f"{name}_{self._used[name]}"
+            self._used[name] += 1
+        return self.add_exact(operation, *inputs, name=free)
 
-    def put(self, operation: Operation, *inputs: str, name: str) -> str:
-        """Append the operation under exactly that name."""
+    def add_exact(self, operation: Operation, *inputs: str, name: str) -> str:
+        """Append the operation under exactly this name."""
         shape = operation.shape(*(self._shapes[other] for other in inputs))
         self.nodes.append(Node(name, operation, inputs, shape))
         self._shapes[name] = shape
-        self._taken[name] += 1
+        self._used[name] += 1
         return name
 
     def shape(self, name: str) -> Shape:
         return self._shapes[name]
 
 
-class Edit:
-    """New operations in the place of one node. The last takes over its name, so that all that read it read that.
+class Rewriter:
+    """Replaces one node by new operations; the last one takes over the node's name, and with it all its users.
 
-    With `edit = Edit(program, node)`, `edit.add(...)` puts an operation before the node, and `edit.finish(...)` gives
-    the program in which the node itself is another operation.
+    With `rewriter = Rewriter(program, node)`, `rewriter.add(...)` inserts an operation before the node, and
+    `rewriter.finish(...)` returns the program in which another operation replaces the node.
     """
 
     def __init__(self, program: Program, node: Node):
@@ -113,26 +106,26 @@ class Edit:
         self.node = node
         at = program.nodes.index(node)
         self._after = program.nodes[at + 1 :]
-        self._builder = Builder(program.nodes[:at], taken=[other.name for other in program.nodes])
+        self._builder = Builder(program.nodes[:at], reserved=[other.name for other in program.nodes])
 
     def add(self, operation: Operation, *inputs: str) -> str:
         return self._builder.add(operation, *inputs, name=self.node.name)
 
     def finish(self, operation: Operation, *inputs: str) -> Program:
-        self._builder.put(operation, *inputs, name=self.node.name)
-        made = self._builder.nodes[-1]
-        if made.shape != self.node.shape:
-            raise ValueError(f"a rewrite of {self.node} gives shape {made.shape}")
+        self._builder.add_exact(operation, *inputs, name=self.node.name)
+        shape = self._builder.shape(self.node.name)
+        if shape != self.node.shape:
+            raise ValueError(f"a rewrite of {self.node} gives shape {shape}")
         return self.program.with_nodes([*self._builder.nodes, *self._after])
 
 
 def replace_nodes(program: Program, changes: dict[str, Node]) -> Program:
-    """The program with some nodes exchanged for others of the same names."""
+    """The program with some nodes replaced by others of the same names."""
     return program.with_nodes(changes.get(node.name, node) for node in program)
 
 
 def eliminate_dead_code(program: Program) -> Program:
-    """The same results without repetitions, sums of one term, and nodes that nothing needs."""
+    """The same outputs without repeated operations, sums of a single term, and nodes that nothing reads."""
     renamed: dict[str, str] = {}
     seen: dict[tuple[Any, ...], str] = {}
     kept: list[Node] = []

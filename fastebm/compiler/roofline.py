@@ -1,4 +1,4 @@
-"""The least time that a program can take on this machine: measured rates of a matrix product and of a copy."""
+"""The roofline of this machine: the least time that a program can take at the measured rates of compute and memory."""
 
 import functools
 import time
@@ -9,7 +9,7 @@ import torch
 
 from fastebm.compiler.cost_model import Cost
 
-# A product of 768 x 768 matrices reuses every number 768 times; 32 MB are beyond any cache that is near a core.
+# A product of 768 x 768 matrices reads every number 768 times; 32 MiB exceed the caches near a core.
 _MATRIX = 768
 _COPIED = 32 * 2**20
 _REPEATS = 5
@@ -17,18 +17,18 @@ _REPEATS = 5
 
 @dataclass(frozen=True)
 class Rates:
-    """FLOP/s of a large matrix product, and bytes/s, read and written, of a large copy."""
+    """FLOP/s of a large matrix product, and bytes/s (read and written) of a large copy."""
 
     flops: float
     bytes: float
 
     def seconds(self, cost: Cost) -> float:
-        """The larger of the times that the FLOPs and the bytes take, as if each ran at its full rate."""
+        """The longer of the times for the FLOPs and for the bytes, each at its full rate."""
         return max(cost.flops / self.flops, cost.bytes / self.bytes)
 
 
-def measured_rates(device: torch.device, dtype: torch.dtype) -> Rates:
-    """The rates of `device` with its present number of threads; measured once in a process, which takes some 0.1 s."""
+def measured_peak_rates(device: torch.device, dtype: torch.dtype) -> Rates:
+    """The rates of `device` with the current number of threads; measured once per process, in about 0.1 s."""
     return _measured(device, dtype, torch.get_num_threads())
 
 
@@ -43,7 +43,7 @@ def _measured(device: torch.device, dtype: torch.dtype, threads: int) -> Rates:
 
 
 def _fastest(run: Callable[[], object], device: torch.device) -> float:
-    """Seconds of the fastest of a few runs after a first one."""
+    """Seconds of the fastest run, after one warm-up run."""
     times = []
     for _ in range(_REPEATS + 1):
         start = time.perf_counter()

@@ -79,7 +79,7 @@ class ChainGraphs:
 
         Returns how many updates it did: all, or none if the gradient has no compiled program.
         """
-        program = gradient.running(state.x)
+        program = gradient.compiled_program(state.x)
         if program is None:
             return 0
         with torch.cuda.device(state.x.device):

@@ -270,7 +270,7 @@ class Langevin:
         """Moves `state` on by blocks of updates, after `done` earlier ones. Returns how many it did: all, or none."""
         if state.x.is_cuda:
             return self._graphs.advance_(self.gradient, update, state, num_steps, observers, done)
-        program = self.gradient.running(state.x)
+        program = self.gradient.compiled_program(state.x)
         if program is None or not (program.takes(state.x) and prefer_fused_chain(state.x)):
             return 0
         for first in range(0, num_steps, CALL_STEPS):

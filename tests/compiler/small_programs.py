@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor
 
-from fastebm.compiler.derivative import differentiate
-from fastebm.compiler.executor import StockExecutor
+from fastebm.compiler.autodiff import differentiate
+from fastebm.compiler.executor import AtenExecutor
+from fastebm.compiler.lazy_tensors import LazyTensor
 from fastebm.compiler.operations import Input, Linear, Operation, Reshape
 from fastebm.compiler.program import INPUT, Builder, Program
-from fastebm.compiler.values import Value
 
 TOLERANCE = 1e-10
 
@@ -21,9 +21,9 @@ def tensor(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def value(x: Tensor | None) -> Value | None:
+def value(x: Tensor | None) -> LazyTensor | None:
     """A tensor as a weight of a program."""
-    return None if x is None else Value(lambda: x, (), tuple(x.shape))
+    return None if x is None else LazyTensor(lambda: x, (), tuple(x.shape))
 
 
 class Small(Builder):
@@ -31,7 +31,7 @@ class Small(Builder):
 
     def __init__(self, *sample: int):
         super().__init__()
-        self.put(Input(sample), name=INPUT)
+        self.add_exact(Input(sample), name=INPUT)
 
     def then(self, operation: Operation, *inputs: str) -> str:
         """Add an operation on these results, or on the last one."""
@@ -64,9 +64,9 @@ def _functional(length: int) -> Tensor:
 
 def run(program: Program, x: Tensor, dtype: torch.dtype = torch.float64) -> list[Tensor]:
     """The outputs of a program."""
-    execution = StockExecutor(program, dtype)
-    execution.refresh()
-    return execution(x)
+    executor = AtenExecutor(program, dtype)
+    executor.refresh()
+    return executor(x)
 
 
 def by_autograd(energy: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:

@@ -453,14 +453,15 @@ def test_says_what_runs():
     assert isinstance(gradient, EnergyGradient)
     assert gradient.engine == "autograd"
     assert gradient.reason == "engine is 'autograd'"
-    text = "gradient of CoarseToFineEnergy by autograd, bfloat16; not fused: engine is 'autograd'"
+    text = "autograd gradient of CoarseToFineEnergy (bfloat16); not fused: engine is 'autograd'"
     assert gradient.describe() == text
 
 
 def test_the_fused_engine_is_what_people_get():
     gradient = gradients.energy_gradient(make_net(), dtype=torch.bfloat16)
     gradient(images())
-    assert repr(gradient) == "gradient of CoarseToFineEnergy by fused, bfloat16"
+    assert repr(gradient) == "fused gradient of CoarseToFineEnergy (bfloat16)"
+    assert gradient.variant == "fused, bfloat16"
 
 
 def test_docstring_example():

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from fastebm import ops
 from fastebm.compiler import energy_gradient
 from fastebm.compiler.capture import capture
-from fastebm.compiler.frozen_weights import fixed_weights
-from fastebm.compiler.lowering import LoweringResult, UnsupportedLowering, lower
+from fastebm.compiler.frozen_weights import frozen_weights
+from fastebm.compiler.lowering import LoweringError, LoweringResult, lower
 from fastebm.compiler.rewrites import WITHOUT_POLYPHASE, build_gradient_program
 from fastebm.models import CoarseToFineEnergy
 from fastebm.ops.instructions import EpilogueOp, Kind
@@ -28,9 +28,9 @@ def lower_energy(energy, x: Tensor, itemsize: int = 8) -> LoweringResult:
 
 
 @torch.no_grad()
-def run(recipe: LoweringResult, x: Tensor) -> tuple[Tensor, Tensor]:
-    fused = ops.CompiledProgram(recipe.recipe, x.device)
-    fused.refresh(*recipe.constants())
+def run(lowered: LoweringResult, x: Tensor) -> tuple[Tensor, Tensor]:
+    fused = ops.CompiledProgram(lowered.program, x.device)
+    fused.refresh(*lowered.constants())
     return fused(x)
 
 
@@ -40,8 +40,8 @@ def assert_lowers(energy, *shape: int) -> LoweringResult:
     if isinstance(energy, nn.Module):
         energy = energy.double().eval()
     wanted = energy_gradient(energy, engine="autograd")(x)
-    recipe = lower_energy(energy, x)
-    for found, expected in zip(run(recipe, x), wanted, strict=True):
+    lowered = lower_energy(energy, x)
+    for found, expected in zip(run(lowered, x), wanted, strict=True):
         assert_close(found, expected, 1e-10)
     if isinstance(energy, nn.Module):
         single = energy.float()
@@ -49,7 +49,7 @@ def assert_lowers(energy, *shape: int) -> LoweringResult:
         energy.double()
         for part, expected in zip(found, wanted, strict=True):
             assert (part - expected).norm() <= 1e-5 * expected.norm()
-    return recipe
+    return lowered
 
 
 class Summed(nn.Module):
@@ -154,9 +154,9 @@ def test_an_image_that_begins_as_a_vector_is_one(shape):
     length = math.prod(shape)
     net = nn.Sequential(nn.Flatten(), nn.Linear(length, 16), nn.SiLU(), nn.Linear(16, 1))
     assert_lowers(net, 4, *shape)
-    recipe = lower_energy(net.double(), torch.zeros(1, *shape, dtype=torch.float64)).recipe
-    assert recipe.sample == (length,)
-    assert all(buffer.height == buffer.width == 1 for buffer in recipe.buffers)
+    lowered = lower_energy(net.double(), torch.zeros(1, *shape, dtype=torch.float64)).program
+    assert lowered.sample == (length,)
+    assert all(buffer.height == buffer.width == 1 for buffer in lowered.buffers)
 
 
 class Both(nn.Module):
@@ -173,7 +173,7 @@ class Both(nn.Module):
 def test_an_image_with_another_use_stays_an_image():
     torch.manual_seed(0)
     assert_lowers(Both(), 2, 3, 3, 3)
-    assert lower_energy(Both().double(), torch.zeros(1, 3, 3, 3, dtype=torch.float64)).recipe.sample == (3, 3, 3)
+    assert lower_energy(Both().double(), torch.zeros(1, 3, 3, 3, dtype=torch.float64)).program.sample == (3, 3, 3)
 
 
 def test_chains_of_flattened_images_are_the_same_bits_in_any_split():
@@ -192,7 +192,7 @@ def test_chains_of_flattened_images_are_the_same_bits_in_any_split():
 def test_coarse_to_fine(size, beta):
     torch.manual_seed(3)
     net = CoarseToFineEnergy(size, base_width=4, lowest=4).double().eval()
-    with fixed_weights(net):
+    with frozen_weights(net):
         assert_lowers(functools.partial(net, beta=beta), 2, 3, size, size)
 
 
@@ -215,19 +215,19 @@ def test_a_decoder_followed_by_an_energy_runs_on_fused_kernels():
 
 def test_pointwise_operations_cost_no_instructions_and_derivatives_are_kept():
     net = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.SiLU(), nn.Conv2d(8, 1, 4), nn.Flatten())
-    recipe = lower_energy(net.double(), torch.zeros(1, 3, 4, 4, dtype=torch.float64)).recipe
-    kinds = [Kind(i.kind) for i in recipe.instructions]
+    lowered = lower_energy(net.double(), torch.zeros(1, 3, 4, 4, dtype=torch.float64)).program
+    kinds = [Kind(i.kind) for i in lowered.instructions]
     assert kinds.count(Kind.GATHER) == 0
     assert kinds.count(Kind.CONVOLUTION) == 4
-    actions = [EpilogueOp(e.op) for e in recipe.epilogues]
+    actions = [EpilogueOp(e.op) for e in lowered.epilogues]
     assert actions.count(EpilogueOp.ACTIVATE_KEEPING) == 1
     assert EpilogueOp.SLOPE not in actions
     # The samples, the activation and its derivative, the seed of the backward part, and one gradient between.
-    assert len(recipe.buffers) <= 5
+    assert len(lowered.buffers) <= 5
 
 
 REFUSED = {
-    "groups": (lambda: nn.Conv2d(6, 6, 3, padding=1, groups=2), "groups"),
+    "groups": (lambda: nn.Conv2d(6, 6, 3, padding=1, groups=2), "grouped convolution"),
     "padded pool": (lambda: nn.AvgPool2d(3, stride=1, padding=1, count_include_pad=False), "padding"),
     "permuted": (lambda: Lambda(lambda h: h.permute(0, 1, 3, 2)), "Permute"),
 }
@@ -238,12 +238,12 @@ def test_what_is_refused_runs_on_stock_operations_and_says_why(name):
     make, reason = REFUSED[name]
     net = Summed(make()).eval()
     x = torch.tanh(tensor(2, 3, 8, 8)).float()
-    with pytest.raises(UnsupportedLowering, match=reason):
+    with pytest.raises(LoweringError, match=reason):
         lower_energy(net, x, 4)
     gradient = energy_gradient(net, engine="fused")
     found, wanted = gradient(x)[1], energy_gradient(net, engine="autograd")(x)[1]
     assert (found - wanted).norm() < 1e-5 * wanted.norm()
-    assert "runs on stock operations" in gradient.describe()
+    assert "runs on PyTorch operations" in gradient.describe()
     assert reason in gradient.describe()
 
 
@@ -261,7 +261,7 @@ def test_a_part_of_a_vector_that_meets_an_image_is_left_to_stock_operations(shap
     gradient = energy_gradient(energy, engine="fused")
     for found, wanted in zip(gradient(x), energy_gradient(energy, engine="autograd")(x), strict=True):
         torch.testing.assert_close(found, wanted)
-    assert "a part of a vector lies as an image elsewhere" in gradient.describe()
+    assert "slices a vector whose part lies as an image" in gradient.describe()
 
 
 # ---- the same bits however the batch is split
@@ -320,9 +320,9 @@ def test_a_chain_that_explodes_leaves_its_neighbours_alone():
 
 def counted(gradient):
     """How often constants were evaluated so far, by a list that grows."""
-    execution = next(iter(gradient._fused._prepared.values())).execution
-    calls, refresh = [], execution.refresh
-    execution.refresh = lambda: (calls.append(1), refresh())[1]
+    executor = next(iter(gradient._compiled._programs.values())).executor
+    calls, refresh = [], executor.refresh
+    executor.refresh = lambda: (calls.append(1), refresh())[1]
     return calls
 
 

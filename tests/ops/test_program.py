@@ -324,7 +324,7 @@ def of_net(net: nn.Module, x: Tensor, dtype: torch.dtype, device: str) -> Compil
     with torch.no_grad():
         found = lower(build_gradient_program(capture(net, net, x), machine, WITHOUT_POLYPHASE), SIZES[dtype])
         numbers, values = found.constants()
-        fused = CompiledProgram(found.recipe, torch.device(device))
+        fused = CompiledProgram(found.program, torch.device(device))
         fused.refresh(numbers, [value.to(device) for value in values])
     return fused
 

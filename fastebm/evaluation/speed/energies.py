@@ -13,7 +13,7 @@ from torch import Tensor
 from fastebm.compiler import EnergyGradient, energy_gradient
 from fastebm.compiler.capture import UnsupportedError, capture
 from fastebm.compiler.cost_model import Cost, Machine, cost
-from fastebm.compiler.frozen_weights import fixed_weights
+from fastebm.compiler.frozen_weights import frozen_weights
 from fastebm.compiler.rewrites import build_gradient_program
 from fastebm.evaluation.speed.baselines import (
     TORCH_COMPILE,
@@ -93,7 +93,7 @@ class Verified:
     def ours(self, ours: EnergyGradient, run: Callable[[], object]) -> Candidate:
         """Ours, named by what runs it. Its gradient is taken here and now, so that no capture is timed."""
         error = gradient_error(ours, self.x, self.truth)
-        return Candidate(repr(ours).rpartition(" by ")[2], run, lambda: error)
+        return Candidate(ours.variant, run, lambda: error)
 
     def one(self, make: Callable[[], Baseline]) -> Callable[[], Candidate]:
         def entrant() -> Candidate:
@@ -141,7 +141,7 @@ def program_cost(ours: EnergyGradient, x: Tensor) -> Cost | None:
     if ours.engine != "fused":
         return None
     module, dtype = module_of(ours.energy), ours.dtype or x.dtype
-    with nullcontext() if module is None else fixed_weights(module), torch.no_grad():
+    with nullcontext() if module is None else frozen_weights(module), torch.no_grad():
         try:
             program = build_gradient_program(capture(ours.energy, module, x), Machine.of(x.device, dtype))
         except UnsupportedError:

@@ -181,7 +181,7 @@ def test_the_fused_engine_has_a_program_for_it(size: int, channels: int, latent:
     fused = samplers[0].langevin.gradient
     with fused.chain():
         fused(state)
-        assert fused.running(state) is not None  # our own kernels, not stock operations
+        assert fused.compiled_program(state) is not None  # our own kernels, not stock operations
 
 
 @pytest.mark.parametrize("engine", ["autograd", "fused"])

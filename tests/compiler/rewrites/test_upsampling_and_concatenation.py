@@ -5,8 +5,8 @@ import torch.nn.functional as F
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from fastebm.compiler.autodiff import differentiate
 from fastebm.compiler.cost_model import cost
-from fastebm.compiler.derivative import differentiate
 from fastebm.compiler.operations import (
     Activation,
     Affine,
@@ -18,8 +18,8 @@ from fastebm.compiler.operations import (
     Upsample,
 )
 from fastebm.compiler.rewrites import build_gradient_program, simplify
-from fastebm.compiler.rewrites.joined_parts import join_parts
-from fastebm.compiler.rewrites.late_upsampling import upsample_late
+from fastebm.compiler.rewrites.concatenation_matching import match_concatenations
+from fastebm.compiler.rewrites.upsampling_sinking import sink_upsampling
 from tests.compiler.small_programs import Small, assert_close, assert_computes, run, tensor, value
 
 sizes = st.integers(1, 6)
@@ -47,7 +47,7 @@ def test_a_convolution_of_an_enlarged_image_is_a_transposed_one(height, width, f
     def features(x):
         return F.conv2d(F.interpolate(x, scale_factor=factor), weight, offset, padding=padding)
 
-    assert assert_computes(upsample_late(small.energy()), features, x) == 1
+    assert assert_computes(sink_upsampling(small.energy()), features, x) == 1
 
 
 def test_3x3_after_a_doubling_has_less_than_half_of_the_flops():
@@ -55,7 +55,7 @@ def test_3x3_after_a_doubling_has_less_than_half_of_the_flops():
     small.then(Upsample((2, 2)))
     small.then(Convolution(value(tensor(16, 16, 3, 3)), padding=(1, 1)))
     program = small.energy()
-    better = simplify(program, passes=[upsample_late])
+    better = simplify(program, passes=[sink_upsampling])
     (conv,) = [node.operation for node in better if isinstance(node.operation, Convolution)]
     assert (conv.kernel, conv.stride, conv.padding, conv.transposed) == ((4, 4), (2, 2), (1, 1), True)
     assert cost(better).flops < 0.45 * cost(program).flops
@@ -76,8 +76,8 @@ def test_what_works_on_every_pixel_alike_comes_first(name):
     small.then(Upsample((2, 3)))
     small.then(operation)
     program = small.energy()
-    assert assert_computes(upsample_late(program), lambda x: function(F.interpolate(x, scale_factor=(2, 3))), x) == 1
-    assert cost(simplify(program, passes=[upsample_late])).flops < cost(program).flops
+    assert assert_computes(sink_upsampling(program), lambda x: function(F.interpolate(x, scale_factor=(2, 3))), x) == 1
+    assert cost(simplify(program, passes=[sink_upsampling])).flops < cost(program).flops
 
 
 @pytest.mark.parametrize(
@@ -100,7 +100,7 @@ def test_others_stay_behind_the_enlargement(operation):
         small.then(operation, small.nodes[-1].name, small.nodes[-1].name)
     else:
         small.then(operation)
-    assert not list(upsample_late(small.energy()))
+    assert not list(sink_upsampling(small.energy()))
 
 
 # ---- parts
@@ -112,7 +112,7 @@ def test_the_gradient_of_a_gate_is_a_concatenation():
     a, b = small.then(Slice(0, 0, 2), "x"), small.then(Slice(0, 2, 6), "x")
     small.then(Concatenate(0), small.then(Activation("silu"), b), small.then(Activation("tanh"), a))
     plain = differentiate(small.energy())
-    (proposal,) = join_parts(plain)
+    (proposal,) = match_concatenations(plain)
     assert any(isinstance(node.operation, Concatenate) and node.name.startswith("d_") for node in proposal)
     assert not any(isinstance(node.operation, Pad) for node in build_gradient_program(small.energy()))
     for found, wanted in zip(run(proposal, x), run(plain, x), strict=True):
@@ -139,7 +139,7 @@ def test_only_parts_that_make_up_the_whole_are_joined(first, second, joint):
         parts.append(small.then(pad, small.then(Slice(0, 0, length), small.then(Activation(kind), "x"))))
     small.then(LinearCombination((1.0, 2.0, 1.0)), parts[0], "x", parts[1])
     program, x = small.energy(), tensor(3, 5, 4)
-    proposals = list(join_parts(program))
+    proposals = list(match_concatenations(program))
     assert len(proposals) == joint
     for proposal in proposals:
         assert_close(run(proposal, x)[0], run(program, x)[0])

@@ -5,9 +5,9 @@ import gc
 import torch
 import torch.nn.functional as F
 
+from fastebm.compiler.autodiff import differentiate
 from fastebm.compiler.capture import capture
-from fastebm.compiler.derivative import differentiate
-from fastebm.compiler.executor import PLANS, StockExecutor
+from fastebm.compiler.executor import MAX_PLANS, AtenExecutor
 from fastebm.compiler.operations import Activation, Convolution, LinearCombination, Multiply, Permute
 from fastebm.compiler.rewrites import build_gradient_program
 from fastebm.models import CoarseToFineEnergy
@@ -23,10 +23,10 @@ from tests.compiler.small_programs import (
 )
 
 
-def ready(program) -> StockExecutor:
-    execution = StockExecutor(program, torch.float64)
-    execution.refresh()
-    return execution
+def ready(program) -> AtenExecutor:
+    executor = AtenExecutor(program, torch.float64)
+    executor.refresh()
+    return executor
 
 
 def test_results_are_fresh_and_inputs_untouched():
@@ -35,11 +35,11 @@ def test_results_are_fresh_and_inputs_untouched():
     for _ in range(3):
         small.then(Activation("silu"))
         small.then(Convolution(value(weight), padding=(1, 1)))
-    execution = ready(differentiate(small.energy()))
+    executor = ready(differentiate(small.energy()))
     xs = [tensor(2, 4, 6, 6, seed=seed) for seed in range(3)]
     kept = [x.clone() for x in xs]
-    first = [execution(x) for x in xs]
-    again = [execution(x) for x in xs]
+    first = [executor(x) for x in xs]
+    again = [executor(x) for x in xs]
     for a, b, x, k in zip(first, again, xs, kept, strict=True):
         assert all(torch.equal(p, q) for p, q in zip(a, b, strict=True))
         assert torch.equal(x, k)
@@ -100,24 +100,24 @@ def test_new_weights_go_to_the_old_places():
     weight = tensor(4, 4, 1, 1)
     small = Small(4, 5, 5)
     small.then(Convolution(value(weight)))
-    execution = ready(small.features())
+    executor = ready(small.features())
     x = tensor(2, 4, 5, 5)
-    places = {v: t.data_ptr() for v, t in execution._known.items()}
+    places = {v: t.data_ptr() for v, t in executor._weights.items()}
     weight.mul_(3)
-    assert_close(execution(x)[0], F.conv2d(x, weight / 3))
-    execution.refresh()
-    assert_close(execution(x)[0], F.conv2d(x, weight))
-    assert {v: t.data_ptr() for v, t in execution._known.items()} == places
+    assert_close(executor(x)[0], F.conv2d(x, weight / 3))
+    executor.refresh()
+    assert_close(executor(x)[0], F.conv2d(x, weight))
+    assert {v: t.data_ptr() for v, t in executor._weights.items()} == places
 
 
 def test_plans_of_few_batches_are_kept():
     small = Small(4, 5, 5)
     small.then(Activation("silu"))
-    execution = ready(differentiate(small.energy()))
+    executor = ready(differentiate(small.energy()))
     for count in (4, 3, 4, 2, 5, 1):
         x = tensor(count, 4, 5, 5)
-        assert execution(x)[1].shape == x.shape
-        assert len(execution._plans) <= PLANS
+        assert executor(x)[1].shape == x.shape
+        assert len(executor._plans) <= MAX_PLANS
 
 
 def test_the_workspace_does_not_grow_with_depth():
@@ -128,9 +128,9 @@ def test_the_workspace_does_not_grow_with_depth():
         for _ in range(depth):
             small.then(Convolution(value(tensor(4, 4, 3, 3)), padding=(1, 1)))
             small.then(Activation("silu"))
-        execution = ready(differentiate(small.energy()))
-        execution(tensor(2, 4, 8, 8))
-        return execution.workspace()
+        executor = ready(differentiate(small.energy()))
+        executor(tensor(2, 4, 8, 8))
+        return executor.workspace()
 
     assert workspace(3) == workspace(9) > 0
 
@@ -139,12 +139,12 @@ def test_a_gradient_at_256_needs_less_than_half_of_autograds_memory():
     """Bytes that live at one time, results of convolutions included, as PyTorch's profiler counts them."""
     net = CoarseToFineEnergy(256, base_width=4).eval().requires_grad_(False)
     x = tensor(1, 3, 256, 256).float()
-    execution = StockExecutor(build_gradient_program(capture(net, net, x)), torch.float32)
-    execution.refresh()
+    executor = AtenExecutor(build_gradient_program(capture(net, net, x)), torch.float32)
+    executor.refresh()
 
     def by_program():
-        execution._plans.clear()
-        execution(x)
+        executor._plans.clear()
+        executor(x)
 
     assert peak(by_program) <= 0.5 * peak(lambda: by_autograd(net, x))
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from fastebm.compiler.autodiff import differentiate
 from fastebm.compiler.cost_model import cost
-from fastebm.compiler.derivative import differentiate
 from fastebm.compiler.operations import (
     Activation,
     Affine,
@@ -22,8 +22,8 @@ from fastebm.compiler.operations import (
     Upsample,
 )
 from fastebm.compiler.rewrites import simplify
-from fastebm.compiler.rewrites.folded_factors import fold_factors
-from fastebm.compiler.rewrites.recognized_activations import match_activations
+from fastebm.compiler.rewrites.activation_matching import match_activations
+from fastebm.compiler.rewrites.scale_folding import fold_scales
 from tests.compiler.small_programs import Small, assert_computes, tensor, value
 
 WEIGHT, BIAS = tensor(6, 4, 3, 3, seed=1), tensor(6, seed=2)
@@ -52,8 +52,8 @@ def test_a_factor_behind_a_convolution_is_in_its_weight(factor, bias):
     def features(x):
         return number * F.conv2d(x, WEIGHT, BIAS if bias else None, padding=1)
 
-    assert assert_computes(fold_factors(small.energy()), features, x) >= 1
-    assert "LinearCombination" not in names(simplify(small.energy(), passes=[fold_factors]))
+    assert assert_computes(fold_scales(small.energy()), features, x) >= 1
+    assert "LinearCombination" not in names(simplify(small.energy(), passes=[fold_scales]))
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -69,8 +69,8 @@ def test_an_affine_map_behind_a_convolution_is_in_its_weight_and_bias(scale, shi
         h = F.conv2d(x, WEIGHT, BIAS if bias else None, padding=1)
         return h * (1 if scale is None else scale) + (0 if shift is None else shift)
 
-    assert assert_computes(fold_factors(small.energy()), features, tensor(2, 4, 7, 8)) == 1
-    assert "Affine" not in names(simplify(small.energy(), passes=[fold_factors]))
+    assert assert_computes(fold_scales(small.energy()), features, tensor(2, 4, 7, 8)) == 1
+    assert "Affine" not in names(simplify(small.energy(), passes=[fold_scales]))
 
 
 @pytest.mark.parametrize("transposed", [True, False])
@@ -93,7 +93,7 @@ def test_an_affine_map_behind_a_transposed_or_linear_map(transposed):
         def features(x):
             return F.linear(x, weight) * BIAS + BIAS
 
-    assert assert_computes(fold_factors(small.energy()), features, x) == 1
+    assert assert_computes(fold_scales(small.energy()), features, x) == 1
 
 
 @pytest.mark.parametrize("kind", ["by pixel", "read twice", "grouped and transposed"])
@@ -107,7 +107,7 @@ def test_an_affine_map_that_does_not_fit_is_declined(kind):
     scaled = small.then(Affine(value(tensor(1, 7, 8) if kind == "by pixel" else BY_CHANNEL)))
     if kind == "read twice":
         small.then(LinearCombination((1.0, 1.0)), small.then(Activation("silu"), conv), scaled)
-    assert not list(fold_factors(small.energy()))
+    assert not list(fold_scales(small.energy()))
 
 
 BETWEEN = {
@@ -149,8 +149,8 @@ def test_a_factor_goes_through_what_commutes_with_it(between, factor_first):
             return torch.tanh(0.7 * function(F.conv2d(x, weight)))
 
     program = small.energy()
-    assert assert_computes(fold_factors(program), features, x) == 1
-    assert "LinearCombination" not in names(simplify(program, passes=[fold_factors]))
+    assert assert_computes(fold_scales(program), features, x) == 1
+    assert "LinearCombination" not in names(simplify(program, passes=[fold_scales]))
 
 
 def test_a_factor_that_an_activation_reads_stays():
@@ -159,7 +159,7 @@ def test_a_factor_that_an_activation_reads_stays():
     factor = small.then(LinearCombination((0.7,)))
     curved = small.then(Activation("silu"), factor)
     small.then(Concatenate(0), small.then(Convolution(value(WEIGHT), padding=(1, 1)), factor), curved)
-    assert not list(fold_factors(small.energy()))
+    assert not list(fold_scales(small.energy()))
 
 
 def test_a_factor_with_two_readers_goes_into_both():
@@ -175,8 +175,8 @@ def test_a_factor_with_two_readers_goes_into_both():
         h = NUMBER * torch.tanh(x)
         return 2 * F.conv2d(h, WEIGHT, BIAS, padding=1) + F.conv2d(h, tensor(6, 4, 1, 1))
 
-    assert assert_computes(fold_factors(small.energy()), features, x) == 2
-    better = simplify(small.energy(), passes=[fold_factors])
+    assert assert_computes(fold_scales(small.energy()), features, x) == 2
+    better = simplify(small.energy(), passes=[fold_scales])
     assert assert_computes([better], features, x)
     assert sum(isinstance(node.operation, LinearCombination) for node in better) == 1
 
@@ -192,8 +192,8 @@ def test_sums_of_sums_are_one_sum():
     def features(x):
         return 3 * (0.5 * torch.tanh(x) + NUMBER * F.silu(x)) + x
 
-    assert assert_computes(fold_factors(program), features, x) == 1
-    better = simplify(program, passes=[fold_factors])
+    assert assert_computes(fold_scales(program), features, x) == 1
+    better = simplify(program, passes=[fold_scales])
     assert assert_computes([better], features, x)
     assert cost(better).bytes < cost(program).bytes
 
@@ -206,9 +206,9 @@ def test_factors_of_the_backward_part_fold_too():
     small.then(LinearCombination((1 / 1.1,)))
     small.then(AveragePool((2, 2), (2, 2)))
     small.then(Convolution(value(tensor(5, 6, 1, 1))))
-    program = differentiate(simplify(small.energy(), passes=[fold_factors]))
+    program = differentiate(simplify(small.energy(), passes=[fold_scales]))
     assert "LinearCombination" in names(program)
-    assert "LinearCombination" not in names(simplify(program, passes=[fold_factors]))
+    assert "LinearCombination" not in names(simplify(program, passes=[fold_scales]))
 
 
 def test_products_that_are_activations_are_recognised():

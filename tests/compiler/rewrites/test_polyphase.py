@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from fastebm.compiler.autodiff import differentiate
 from fastebm.compiler.cost_model import Machine, cost
-from fastebm.compiler.derivative import differentiate
 from fastebm.compiler.operations import Activation, Convolution, Interleave
 from fastebm.compiler.rewrites import simplify
 from fastebm.compiler.rewrites.polyphase import split_polyphase

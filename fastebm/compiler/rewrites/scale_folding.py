@@ -1,11 +1,10 @@
-"""Factors and shifts fold into weights, so that they cost nothing a step: blends, 1/sqrt(2), 1/1.1 of the scaled swish,
-signs, eval-mode batch norms.
+"""Scales and shifts fold into weights: blends, 1/sqrt(2), the 1/1.1 of a scaled swish, signs, batch norms in eval mode.
 
     s * conv(h) + t = conv'(h),  weight' = s * weight,  bias' = s * bias + t    (s, t: a number for each output channel)
     conv(c * h) = conv'(h),      weight' = c * weight                           (c: one number)
 
-Between a factor and the weight that takes it may lie what commutes with factors: views, pools, enlargements, sums, and
-in the backward part the slope of an activation. A sum of sums is one sum.
+Operations that commute with a scale may lie between the scale and the weight that absorbs it: views, pools, upsampling,
+sums, and in the backward part the derivative of an activation. Nested sums become one sum.
 """
 
 import math
@@ -15,71 +14,45 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from fastebm.compiler.operations import (
-    ActivationDerivative,
-    Affine,
-    AveragePool,
-    AveragePoolBackward,
-    Broadcast,
-    Convolution,
-    Interleave,
-    Linear,
-    LinearCombination,
-    Operation,
-    Permute,
-    Reshape,
-    Slice,
-    Sum,
-    Upsample,
-)
-from fastebm.compiler.program import Edit, Node, Program, replace_nodes
-from fastebm.compiler.values import Coefficient, Shape, computed, product, scaled
+from fastebm.compiler import operations as op
+from fastebm.compiler.lazy_tensors import Coefficient, Shape, lazy, product, scale
+from fastebm.compiler.operations import Affine, Convolution, Linear, LinearCombination, Operation
+from fastebm.compiler.program import Node, Program, Rewriter, replace_nodes
 
-# f(c * h) = c * f(h), for the first input where there are two.
+# f(c * h) = c * f(h), with respect to the first input if there are two.
 _COMMUTING = (
-    AveragePool,
-    AveragePoolBackward,
-    Broadcast,
-    Interleave,
-    Permute,
-    Reshape,
-    Slice,
-    ActivationDerivative,
-    Sum,
-    Upsample,
+    *(op.ActivationDerivative, op.AveragePool, op.AveragePoolBackward, op.Broadcast, op.Interleave),
+    *(op.Permute, op.Reshape, op.Slice, op.Sum, op.Upsample),
 )
 
 
-def fold_factors(program: Program) -> Iterator[Program]:
-    """Programs with one factor, shift or sum less."""
+def fold_scales(program: Program) -> Iterator[Program]:
+    """Programs in which one scale, shift or sum is part of another operation."""
     for node in program:
         if isinstance(node.operation, LinearCombination):
             yield from _into_producers(program, node, node.operation)
             yield from _nested(program, node, node.operation)
             if len(node.inputs) == 1:
-                yield from _into_readers(program, node, node.operation.coefficients[0])
+                yield from _into_users(program, node, node.operation.coefficients[0])
         elif isinstance(node.operation, Affine):
             yield from _affine_into_producer(program, node, node.operation)
 
 
-# ---- backwards, into what made the input
+# ---- into the operation that produces the input
 
 
 def _into_producers(program: Program, node: Node, combine: LinearCombination) -> Iterator[Program]:
     for i, (name, c) in enumerate(zip(node.inputs, combine.coefficients, strict=True)):
         source = None if c == 1 else _producer(program, name)
-        if source is not None:
-            operation = _scaled_result(source.operation, c)
+        if source is not None and isinstance(source.operation, Convolution | Linear):
+            operation = _with_scaled_result(source.operation, c)
             coefficients = tuple(1.0 if j == i else other for j, other in enumerate(combine.coefficients))
-            changes = {
-                source.name: replace(source, operation=operation),
-                node.name: replace(node, operation=LinearCombination(coefficients)),
-            }
-            yield replace_nodes(program, changes)
+            sum_node = replace(node, operation=LinearCombination(coefficients))
+            yield replace_nodes(program, {source.name: replace(source, operation=operation), node.name: sum_node})
 
 
 def _producer(program: Program, name: str) -> Node | None:
-    """The convolution or linear map of which `name` is the result, which nothing else reads, not even on the way."""
+    """The linear map that produces `name`, through commuting operations, if nothing else reads a result on the way."""
     while program.only_user(name) is not None:
         node = program[name]
         if isinstance(node.operation, Convolution | Linear):
@@ -90,12 +63,9 @@ def _producer(program: Program, name: str) -> Node | None:
     return None
 
 
-def _scaled_result(operation: Operation, c: Coefficient) -> Operation:
-    """The linear map times c."""
-    if not isinstance(operation, Convolution | Linear):
-        raise TypeError(f"{type(operation).__name__} has no weight")
-    bias = None if operation.bias is None else scaled(operation.bias, c)
-    return replace(operation, weight=scaled(operation.weight, c), bias=bias)
+def _with_scaled_result(operation: Convolution | Linear, c: Coefficient) -> Operation:
+    bias = None if operation.bias is None else scale(operation.bias, c)
+    return replace(operation, weight=scale(operation.weight, c), bias=bias)
 
 
 def _affine_into_producer(program: Program, node: Node, affine: Affine) -> Iterator[Program]:
@@ -106,7 +76,7 @@ def _affine_into_producer(program: Program, node: Node, affine: Affine) -> Itera
     images = isinstance(operation, Convolution)
     channels = source.shape[0 if images else -1]
     by_channel = (channels, 1, 1) if images else (channels,)
-    if not all(_spreads(value.shape, by_channel) for value in affine.values()):
+    if not all(_is_per_channel(weight.shape, by_channel) for weight in affine.weights()):
         return
     axis = 0
     if isinstance(operation, Convolution) and operation.transposed:
@@ -115,26 +85,26 @@ def _affine_into_producer(program: Program, node: Node, affine: Affine) -> Itera
         axis = 1
     weight = operation.weight
     if affine.scale is not None:
-        weight = computed(_times_channels, weight, affine.scale, axis)
+        weight = lazy(_scale_channels, weight, affine.scale, axis)
     bias = None
     if operation.bias is not None or affine.shift is not None:
-        bias = computed(_affine_bias, operation.bias, affine.scale, affine.shift, channels)
-    yield Edit(program, node).finish(replace(operation, weight=weight, bias=bias), *source.inputs)
+        bias = lazy(_affine_bias, operation.bias, affine.scale, affine.shift, channels)
+    yield Rewriter(program, node).finish(replace(operation, weight=weight, bias=bias), *source.inputs)
 
 
-def _spreads(shape: Shape, by_channel: Shape) -> bool:
-    """Whether a tensor has one number, or one for each channel."""
+def _is_per_channel(shape: Shape, by_channel: Shape) -> bool:
+    """Whether a tensor has one number, or one number for each channel."""
     return math.prod(shape) == 1 or (shape[-len(by_channel) :] == by_channel and math.prod(shape) == by_channel[0])
 
 
-def _times_channels(weight: Tensor, scale: Tensor, axis: int) -> Tensor:
+def _scale_channels(weight: Tensor, scale: Tensor, axis: int) -> Tensor:
     shape = [1] * weight.ndim
     shape[axis] = -1
     return weight * scale.reshape(shape)
 
 
 def _affine_bias(bias: Tensor | None, scale: Tensor | None, shift: Tensor | None, channels: int) -> Tensor:
-    """scale * bias + shift, of which bias or shift is there."""
+    """scale * bias + shift, where bias or shift may be None, but not both."""
     terms = []
     if bias is not None:
         terms.append(bias if scale is None else bias * scale.reshape(-1))
@@ -143,40 +113,40 @@ def _affine_bias(bias: Tensor | None, scale: Tensor | None, shift: Tensor | None
     return torch.stack(terms).sum(0)
 
 
-# ---- forwards, into what reads the result
+# ---- into the operations that read the result
 
 
-def _into_readers(program: Program, node: Node, c: Coefficient) -> Iterator[Program]:
-    """The factor `node` leaves, if all that reads it can take it over."""
+def _into_users(program: Program, node: Node, c: Coefficient) -> Iterator[Program]:
+    """The program without the scale `node`, if all of its users can absorb it."""
     changes: dict[str, Node] = {}
-    if _absorbed(program, node.name, c, changes):
+    if _absorb(program, node.name, c, changes):
         changes[node.name] = replace(node, operation=LinearCombination((1.0,)))
         yield replace_nodes(program, changes)
 
 
-def _absorbed(program: Program, name: str, c: Coefficient, changes: dict[str, Node]) -> bool:
-    """Whether every reader of `name` can multiply by c itself, with the nodes that then do in `changes`."""
+def _absorb(program: Program, name: str, c: Coefficient, changes: dict[str, Node]) -> bool:
+    """Whether every user of `name` can absorb the scale c; `changes` gets the nodes that do."""
     if name in program.outputs:
         return False
-    for reader in program.users(name):
-        operation = changes.get(reader.name, reader).operation
-        first_only = reader.inputs[0] == name and reader.inputs.count(name) == 1
+    for user in program.users(name):
+        operation = changes.get(user.name, user).operation
+        first_only = user.inputs[0] == name and user.inputs.count(name) == 1
         if isinstance(operation, Convolution | Linear):
-            changed: Operation = replace(operation, weight=scaled(operation.weight, c))
+            changed: Operation = replace(operation, weight=scale(operation.weight, c))
         elif isinstance(operation, LinearCombination):
-            coefficients = zip(reader.inputs, operation.coefficients, strict=True)
+            coefficients = zip(user.inputs, operation.coefficients, strict=True)
             changed = LinearCombination(tuple(product(c, k) if other == name else k for other, k in coefficients))
         elif isinstance(operation, Affine) and operation.scale is not None:
-            changed = replace(operation, scale=scaled(operation.scale, c))
-        elif isinstance(operation, _COMMUTING) and first_only and _absorbed(program, reader.name, c, changes):
+            changed = replace(operation, scale=scale(operation.scale, c))
+        elif isinstance(operation, _COMMUTING) and first_only and _absorb(program, user.name, c, changes):
             continue
         else:
             return False
-        changes[reader.name] = replace(reader, operation=changed)
+        changes[user.name] = replace(user, operation=changed)
     return True
 
 
-# ---- sums of sums
+# ---- nested sums
 
 
 def _nested(program: Program, node: Node, combine: LinearCombination) -> Iterator[Program]:
@@ -187,4 +157,4 @@ def _nested(program: Program, node: Node, combine: LinearCombination) -> Iterato
             terms = tuple(product(c, k) for k in inner.coefficients)
             coefficients = (*combine.coefficients[:i], *terms, *combine.coefficients[i + 1 :])
             inputs = (*node.inputs[:i], *program[name].inputs, *node.inputs[i + 1 :])
-            yield Edit(program, node).finish(LinearCombination(coefficients), *inputs)
+            yield Rewriter(program, node).finish(LinearCombination(coefficients), *inputs)

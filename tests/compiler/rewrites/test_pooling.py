@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from fastebm.compiler.cost_model import Machine, cost
 from fastebm.compiler.operations import Activation, Affine, AveragePool, Convolution, LinearCombination
 from fastebm.compiler.rewrites import simplify
-from fastebm.compiler.rewrites.early_pooling import pool_early
-from fastebm.compiler.rewrites.pooled_convolution import pool_in_convolution
+from fastebm.compiler.rewrites.pooling_fusion import fuse_pooling
+from fastebm.compiler.rewrites.pooling_hoisting import hoist_pooling
 from tests.compiler.small_programs import Small, assert_computes, tensor, value
 
 POOL = AveragePool((2, 2), (2, 2))
@@ -39,7 +39,7 @@ def test_a_pool_after_a_convolution_is_part_of_it(height, width, kernel, padding
     def features(x):
         return F.avg_pool2d(F.conv2d(x, weight, offset, stride, padding, groups=groups), window)
 
-    assert assert_computes(pool_in_convolution(small.energy()), features, x) == 1
+    assert assert_computes(fuse_pooling(small.energy()), features, x) == 1
 
 
 def pooled(*, pool: AveragePool = POOL, channels: int = 16, **options) -> Small:
@@ -53,7 +53,7 @@ def pooled(*, pool: AveragePool = POOL, channels: int = 16, **options) -> Small:
 
 def test_3x3_and_2x2_are_one_4x4_with_fewer_flops():
     program = pooled().energy()
-    better = simplify(program, passes=[pool_in_convolution])
+    better = simplify(program, passes=[fuse_pooling])
     (conv,) = [node.operation for node in better if isinstance(node.operation, Convolution)]
     assert (conv.kernel, conv.stride, conv.padding) == ((4, 4), (2, 2), (1, 1))
     assert cost(better).flops < 0.45 * cost(program).flops
@@ -72,7 +72,7 @@ def test_3x3_and_2x2_are_one_4x4_with_fewer_flops():
     ids=["padded pool", "ceil mode", "overlapping windows", "divisor", "dilation", "transposed"],
 )
 def test_other_pools_and_convolutions_are_declined(small):
-    assert not list(pool_in_convolution(small.energy()))
+    assert not list(fuse_pooling(small.energy()))
 
 
 def test_a_convolution_that_others_read_is_declined():
@@ -80,18 +80,18 @@ def test_a_convolution_that_others_read_is_declined():
     conv = small.nodes[1].name
     pool = small.nodes[-1].name
     small.then(LinearCombination((1.0, 1.0)), small.then(POOL, small.then(Activation("silu"), conv)), pool)
-    assert not list(pool_in_convolution(small.energy()))
+    assert not list(fuse_pooling(small.energy()))
 
 
 def test_an_enlarged_kernel_that_costs_more_is_not_taken():
     """3x3 with stride 3 has no overlap to share: pooled by 2 its kernel is 6x6, as many multiply-adds, and no fewer."""
     small = pooled(stride=(3, 3), padding=(0, 0), channels=64)
     program = small.energy()
-    (proposal,) = pool_in_convolution(program)
+    (proposal,) = fuse_pooling(program)
     assert cost(proposal).flops >= cost(program).flops - 64 * 4 * 4
     # Where bytes cost nothing, there is no gain beyond the pool's own additions.
     heavy = pooled(kernel=1, channels=64).energy()
-    assert Machine().time(simplify(heavy, passes=[pool_in_convolution])) <= Machine().time(heavy)
+    assert Machine().time(simplify(heavy, passes=[fuse_pooling])) <= Machine().time(heavy)
 
 
 @settings(deadline=None, max_examples=25)
@@ -106,8 +106,8 @@ def test_a_pool_comes_before_a_pointwise_convolution(height, width, window, bias
     def features(x):
         return F.avg_pool2d(F.conv2d(x, weight, offset), window)
 
-    assert assert_computes(pool_early(small.energy()), features, x) == 1
-    assert simplify(small.features(), passes=[pool_early]).nodes[1].name != small.nodes[1].name or window == (1, 1)
+    assert assert_computes(hoist_pooling(small.energy()), features, x) == 1
+    assert simplify(small.features(), passes=[hoist_pooling]).nodes[1].name != small.nodes[1].name or window == (1, 1)
 
 
 @pytest.mark.parametrize("stride", [1, 2])
@@ -124,9 +124,9 @@ def test_a_pool_comes_before_a_sum_and_an_affine_map(stride):
         return F.avg_pool2d((0.3 * x - 2 * F.silu(x)) * scale + shift, 3, stride)
 
     program = small.energy()
-    assert assert_computes(pool_early(program), features, x) == 1
+    assert assert_computes(hoist_pooling(program), features, x) == 1
     if stride == 2:
-        assert cost(simplify(program, passes=[pool_early])).bytes < cost(program).bytes
+        assert cost(simplify(program, passes=[hoist_pooling])).bytes < cost(program).bytes
 
 
 def test_a_residual_block_lets_the_pool_through_to_its_convolution():
@@ -136,7 +136,7 @@ def test_a_residual_block_lets_the_pool_through_to_its_convolution():
     conv = small.then(Convolution(value(weight), padding=(1, 1)))
     small.then(LinearCombination((1.0, 1.0)), conv, "x")
     small.then(POOL)
-    program = simplify(small.energy(), passes=[pool_early, pool_in_convolution])
+    program = simplify(small.energy(), passes=[hoist_pooling, fuse_pooling])
     assert assert_computes([program], lambda x: F.avg_pool2d(F.conv2d(x, weight, padding=1) + x, 2), x)
     (conv_node,) = [node for node in program if isinstance(node.operation, Convolution)]
     assert conv_node.operation.stride == (2, 2)
@@ -158,4 +158,4 @@ def test_a_pool_stays_behind_what_it_does_not_commute_with(operation, pool):
     small = Small(4, 9, 9)
     small.then(operation)
     small.then(pool)
-    assert not list(pool_early(small.energy()))
+    assert not list(hoist_pooling(small.energy()))

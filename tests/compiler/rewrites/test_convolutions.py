@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from fastebm.compiler.cost_model import cost
 from fastebm.compiler.operations import Activation, AppendOnes, AveragePool, Convolution, LinearCombination
 from fastebm.compiler.rewrites import simplify
-from fastebm.compiler.rewrites.composed_convolutions import compose_convolutions
-from fastebm.compiler.rewrites.merged_branches import merge_branches
+from fastebm.compiler.rewrites.branch_merging import merge_branches
+from fastebm.compiler.rewrites.convolution_composition import compose_convolutions
 from tests.compiler.small_programs import Small, assert_computes, tensor, value
 
 sizes = st.integers(5, 11)
