@@ -33,11 +33,10 @@ class Sample:
         import torch
 
         from fastebm.runs.folder import RunFolder
-        from fastebm.training import EcFlowRun, load
-        from fastebm.training.calibration.vae_run import VaeRun
+        from fastebm.training import load
 
         check_count(self.count)
-        RunFolder.existing(self.run)
+        kind = RunFolder.existing(self.run).kind()
         name = f"samples-{self.count}.npz" if self.seed is None else f"samples-{self.count}-seed-{self.seed}.npz"
         out = self.run / name if self.out is None else self.out
         if out.suffix not in (".npz", ".png"):
@@ -47,11 +46,11 @@ class Sample:
         run = load(self.run, chosen_device(self.device))
         options: dict[str, Any] = {}
         if self.temperature is not None:
-            if not isinstance(run, EcFlowRun):
+            if kind != "ec_flow":
                 raise ValueError(f"--temperature is of a flow's latents, and {self.run} holds another kind of run")
             options["temperature"] = self.temperature
         if self.dtype is not None:
-            if not isinstance(run, VaeRun):
+            if kind not in ("ec_vae", "ec_posterior"):
                 raise ValueError(f"--dtype is of a VAE's decoder, and {self.run} holds another kind of run")
             options["dtype"] = getattr(torch, self.dtype)
         samples = run.sample(self.count, self.seed, progress=True, **options)

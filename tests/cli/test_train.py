@@ -27,16 +27,16 @@ def test_train_writes_a_run_and_says_when_it_is_finished(trained: Path, capsys: 
 
 
 def test_killed_and_taken_up_it_ends_with_the_same_bits(tmp_path: Path) -> None:
-    command = [*TRAIN, "--iterations", "20", "80", "--checkpoint-every", "7"]
+    command = [*TRAIN, "--iterations", "10", "40", "--checkpoint-every", "4"]
     process = start(*command, "--out", "killed", cwd=tmp_path)
     checkpoints = RunFolder(tmp_path / "killed").checkpoints
     # Amid the second stage, and then at whatever it is doing.
-    while process.poll() is None and max(checkpoints.iterations(), default=0) < 30:
+    while process.poll() is None and max(checkpoints.iterations(), default=0) < 15:
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == -signal.SIGKILL, errors
-    assert 30 <= checkpoints.iterations()[-1] < 100
+    assert 15 <= checkpoints.iterations()[-1] < 50
 
     with warnings.catch_warnings():
         warnings.simplefilter("error", RuntimeWarning)  # no checkpoint is damaged by a kill
@@ -45,7 +45,7 @@ def test_killed_and_taken_up_it_ends_with_the_same_bits(tmp_path: Path) -> None:
     resumed, whole = (RunFolder(tmp_path / name).checkpoints.load_newest() for name in ("killed", "whole"))
     assert resumed is not None
     assert whole is not None
-    assert resumed.iteration == whole.iteration == 100
+    assert resumed.iteration == whole.iteration == 50
     assert [name for name in whole.tensors if not torch.equal(whole.tensors[name], resumed.tensors[name])] == []
 
 
