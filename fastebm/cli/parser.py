@@ -153,10 +153,16 @@ def _rank(group: str) -> int:
 
 
 def _texts(command: Any) -> dict[str, str]:
-    """The docstring below each field, on one line; that of a base class where a class has none itself."""
+    """The docstring below each field, on one line; that of a base class where a class has none itself.
+
+    They are read from the source file. Where only bytecode is installed, options have no texts.
+    """
     texts: dict[str, str] = {}
     for cls in (cls for cls in reversed(command.__mro__) if dataclasses.is_dataclass(cls)):
-        (tree,) = ast.parse(textwrap.dedent(inspect.getsource(cls))).body  # type: ignore[arg-type]
+        try:
+            (tree,) = ast.parse(textwrap.dedent(inspect.getsource(cls))).body  # type: ignore[arg-type]
+        except OSError:
+            continue
         assert isinstance(tree, ast.ClassDef)
         for field, below in itertools.pairwise(tree.body):
             if (

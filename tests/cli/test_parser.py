@@ -142,3 +142,11 @@ def test_options_are_shown_in_groups_and_defaults_in_words(
         assert line in shown
     groups = re.findall(r"(\w+) options --", shown)
     assert groups == ["inner", *(name for name in GROUPS if name in ("image", "chain", "compute", "output"))]
+
+
+def test_without_sources_commands_work_and_have_no_texts(monkeypatch: pytest.MonkeyPatch) -> None:
+    def gone(_: object) -> str:
+        raise OSError("could not get source code")
+
+    monkeypatch.setattr("inspect.getsource", gone)
+    assert parse(Outer, "outer", ["a", "--seed", "2"]) == Outer(Path("a"), seed=2)
