@@ -103,7 +103,7 @@ $(STAMPS)/base: $(BUILD_INPUTS) | $(ENVIRONMENT)
 	fi
 	@echo 'building and installing fastebm'
 	@$(PIP) install --quiet --no-build-isolation --editable .
-	@$(RUN) -m fastebm.cli info
+	@$(RUN) -m fastebm info
 	@mkdir -p "$(@D)" && touch "$@"
 
 # fastebm[...] is installed already, so pip adds what the extra names and builds nothing again.
@@ -119,7 +119,7 @@ install: $(STAMPS)/base
 
 demo: $(STAMPS)/base
 	$(call say,Training and sampling the demo)
-	@$(RUN) -m fastebm.cli demo --out "$(DEMO_OUT)"
+	@$(RUN) -m fastebm demo --out "$(DEMO_OUT)"
 
 # Triton's interpreter is chosen when triton is first imported, hence a process of its own. Its 5 means that PYTEST_ARGS
 # selects none of the operators' tests.

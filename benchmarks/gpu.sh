@@ -50,8 +50,8 @@ bench() { # NAME SECONDS SUITES...: rows are written after each comparison
 }
 
 part facts 60 bash -c "nvidia-smi; nvcc --version; $PYTHON -m torch.utils.collect_env"
-part build 300 "$PYTHON" -m fastebm.cli build
-part info 60 "$PYTHON" -m fastebm.cli info
+part build 300 "$PYTHON" -m fastebm build
+part info 60 "$PYTHON" -m fastebm info
 bench operators 60 ops/test_langevin.py ops/test_normal.py ops/test_uniform.py ops/test_block_tail.py ops/test_expand_blend.py
 bench cascade 150 end_to_end/test_cascade.py
 bench training 120 end_to_end/test_training.py
@@ -60,7 +60,7 @@ bench gradients 150 end_to_end/test_energy_gradient.py
 bench memory 60 end_to_end/test_memory.py
 part one-pass 60 "$PYTHON" -m benchmarks.studies.one_pass "$RESULTS/one-pass" --device cuda
 part suite 500 "$PYTHON" -m pytest tests/ops tests/compiler tests/models tests/sampling tests/evaluation -q --maxfail=20
-part demo 300 "$PYTHON" -m fastebm.cli demo --out "$RESULTS/demo"
+part demo 300 "$PYTHON" -m fastebm demo --out "$RESULTS/demo"
 
 echo
 if ((${#failed[@]})); then

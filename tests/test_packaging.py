@@ -177,7 +177,7 @@ def test_pure_wheel_warns_works_and_compiles_in_place(
     assert str(tmp_path / "site") in said
     assert not list((tmp_path / "site" / "fastebm").glob("_C*.so")), "an import must never compile"
 
-    python("-S", "-m", "fastebm.cli", "build", cwd=tmp_path, env=env | {"CXX": quick_compiler})
+    python("-S", "-m", "fastebm", "build", cwd=tmp_path, env=env | {"CXX": quick_compiler})
     assert list((tmp_path / "site" / "fastebm").glob("_C*.so"))
     check = "import fastebm, fastebm._C as c; print(repr(c.self_test()))"
     assert python("-S", "-W", "error", "-c", check, cwd=tmp_path, env=env).splitlines()[-1] == "''"
@@ -198,7 +198,7 @@ def test_missing_compiler_makes_a_pure_package_and_a_clear_refusal(without_torch
 
     env = installed(without_torch.wheel, tmp_path / "site") | {"PATH": str(bare), "CXX": "no-such-compiler"}
     refused = subprocess.run(
-        [sys.executable, "-S", "-m", "fastebm.cli", "build"],
+        [sys.executable, "-S", "-m", "fastebm", "build"],
         cwd=tmp_path,
         env=env,
         capture_output=True,

@@ -1,4 +1,4 @@
-"""`fastebm bench`."""
+"""The command `fastebm bench`."""
 
 from __future__ import annotations
 
@@ -7,39 +7,38 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import torch
-
-from fastebm.cli.arguments import parsed_device
+from fastebm.cli.arguments import chosen_device
 
 
 @dataclass(frozen=True)
 class Bench:
-    """Measure Langevin chains of an energy, yours or CF-EBM's, against eager PyTorch and torch.compile."""
+    """Measure the time of Langevin chains of an energy, beside eager PyTorch and torch.compile."""
 
     energy: str | None = None
-    """package.module:factory, a function without arguments that returns an energy (the current folder is searched as
-    well); by default the CF-EBM net"""
+    """function without arguments that returns an energy, as package.module:function; modules are searched for in the
+    current folder too; by default the CF-EBM net"""
     shape: str = "3,32,32"
-    """of a sample"""
+    """shape of one sample, in numbers with commas between"""
     batch: int = 64
-    """chains at a time"""
+    """number of chains that run at a time"""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
-    """in which the energy runs"""
+    """dtype in which the energy runs"""
     num_steps: int = 20
-    """updates of a chain"""
+    """number of Langevin steps of a chain"""
     rounds: int = 20
-    """of the measurement; each runs everything once, in an order of its own"""
+    """number of rounds of the measurement; each round runs everything once, in random order"""
     engine: Literal["auto", "fused", "autograd"] = "auto"
-    """of our gradients"""
+    """engine that computes fastebm's gradients"""
     device: str | None = None
-    """cpu or cuda; by default a GPU if there is one"""
+    """device that is measured, cpu or cuda; by default a GPU if there is one"""
     out: Path | None = None
-    """a .json file for the rows, with machine and versions"""
+    """.json file for the results of each round, with the machine and versions"""
 
     def __call__(self) -> int:
+        import torch
+
         from fastebm.evaluation import speed
 
-        device = parsed_device(self.device) or torch.device("cuda" if torch.cuda.is_available() else "cpu")
         run = speed.bench(
             self.energy,
             speed.parsed_shape(self.shape),
@@ -48,11 +47,11 @@ class Bench:
             num_steps=self.num_steps,
             rounds=self.rounds,
             engine=self.engine,
-            device=device.type,
+            device=chosen_device(self.device).type,
             out=self.out,
             say=lambda line: print(line, file=sys.stderr, flush=True),
         )
         print(speed.printed(run.rows))
         if self.out is not None:
-            print(f"\n{self.out}: the same with machine, versions and each round's figure")
+            print(f"\n{self.out} has the times of each round, the machine and the versions.")
         return 0

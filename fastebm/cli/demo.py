@@ -1,4 +1,4 @@
-"""`fastebm demo`."""
+"""The command `fastebm demo`."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ VERDICT = "verdict.json"
 class Demo:
     """Train on handwritten digits, sample, and judge the samples: minutes on two CPU cores.
 
-    A demo that was stopped goes on where it was; a finished one stays, and the new one goes to a folder with a number.
+    A demo that was stopped continues. A finished one stays as it is, and the next one gets a folder with a number.
     """
 
     out: Path = Path("runs/demo")
     """folder of the run"""
     count: int = 1000
-    """samples to draw and judge"""
+    """number of samples to draw and judge"""
     iterations: tuple[int, ...] = DIGITS.iterations
-    """updates of the weights at 4x4 and at 8x8; fewer are faster and worse"""
+    """numbers of updates of the weights at 4x4 and at 8x8; fewer are faster and give worse samples"""
     seed: int = DIGITS.seed
-    """of weights and all noise"""
+    """seed of the weights and of all noise"""
     threads: int = 1
-    """CPU threads; more make so small a net somewhat faster on idle cores, and many times slower on busy ones"""
+    """number of CPU threads; more are somewhat faster on idle cores, and many times slower on busy ones"""
 
     def __call__(self) -> int:
         check_count(self.count)
@@ -47,7 +47,7 @@ class Demo:
         print(
             f"Training an energy model on {len(images)} handwritten digits, coarse to fine, at "
             f"{' and then '.join(f'{size}x{size}' for size in config.sizes)}, in {out}.\n"
-            "gap: mean energy of samples minus that of real digits; near 0 the model can't tell them apart.",
+            "gap is the mean energy of samples minus that of real digits; near 0 the model can't tell them apart.",
             flush=True,
         )
         run = train(config, DigitsSource(), out)
@@ -60,28 +60,28 @@ class Demo:
         print(
             f"\nIn {out}:\n"
             "  samples.png      samples beside real digits: look here first\n"
-            "  strip.png        each row a chain, from noise to its digit\n"
+            "  strip.png        chains from noise to digits, one a row\n"
             "  curves.png       energies, loss and gradient norm over training\n"
             f"  samples.npz      all {self.count} samples\n"
             f"  {VERDICT}     the numbers below\n"
             "  config.json, log.jsonl, checkpoints/\n\n"
-            f"Training took {last['seconds']:.0f} s. In the end the mean energy of real digits was "
-            f"{last['energy_data']:.2f}, that of samples {last['energy_samples']:.2f}.\n"
+            f"Training took {last['seconds']:.0f} s. At its end the mean energy of real digits was "
+            f"{last['energy_data']:.2f}, and that of samples {last['energy_samples']:.2f}.\n"
             f"{verdict.explain()}\n\n"
             f"More samples: fastebm sample {out} --count 100 --seed 1 --out more.png"
         )
-        # Settings of the user's own promise nothing.
+        # Only the settings of the demo are known to pass; with others the exit code is always 0.
         return int(self == dataclasses.replace(Demo(), out=self.out, threads=self.threads) and not verdict.passed)
 
 
 def _demo_folder(wanted: Path, config: CoarseToFineConfig) -> Path:
-    """`wanted`, if it is new or holds this very demo, unfinished; else the first such folder with a number behind."""
+    """`wanted` if it is new or holds the same demo, unfinished; else the first such folder with a number behind it."""
     folder, number = wanted, 1
     while not _is_free(folder, config):
         number += 1
         folder = wanted.with_name(f"{wanted.name}-{number}")
     if folder != wanted:
-        print(f"{wanted} holds something else, which stays: this run goes to {folder}.")
+        print(f"{wanted} holds something else, which stays as it is: this run goes to {folder}.")
     return folder
 
 

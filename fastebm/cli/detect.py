@@ -1,82 +1,85 @@
-"""`fastebm detect`."""
+"""The command `fastebm detect`."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
-import torch
-import tyro
+from fastebm.cli.arguments import check_count, chosen_device
 
-from fastebm.cli.arguments import check_count, parsed_device
-from fastebm.data import Images
-from fastebm.runs.files import replacing, write_json
-from fastebm.runs.folder import RunFolder
-from fastebm.tasks.detection.pictures import save_histogram, save_roc, save_typical
-from fastebm.tasks.detection.run import IN_DISTRIBUTION, SYNTHETIC, DetectionResult, detect_outliers
-from fastebm.tasks.run_images import held_out_images, images_of_the_kind, open_for, training_images
-from fastebm.training import CoarseToFineRun
+if TYPE_CHECKING:
+    from fastebm.tasks import DetectionResult
 
 FILES = ("detect.json", "scores.npz", "histogram.png", "roc.png", "typical.png")
 
 
 @dataclass(frozen=True)
 class Detect:
-    """Score images by the energy of a run, and measure how well that tells outliers from images of its own kind."""
+    """Score images by the energy of a run, and measure how well the scores tell outliers from images like its own.
 
-    run: tyro.conf.Positional[Path]
+    Uniform noise, constant colours, means of two images, rotated and mirrored images are always among the outliers.
+    """
+
+    run: Path
     """folder of the run"""
     data: Path | None = None
-    """images of the kind that the run learned, unseen in training; by default the test split of its own set"""
-    against: tuple[str, ...] = ()
-    """sets of outliers, each as NAME=PATH or NAME:SPLIT=PATH; the split is test by default, or what there is; uniform
-    noise, constant colours, means of two images, and images turned and mirrored are always measured as well"""
-    train: Path | None = None
-    """images that the run learned from, where it doesn't know its set or that has moved; what is typical is measured
-    on them"""
+    """file or folder of images like the training images, unseen in training; by default the run's own test split"""
     split: str | None = None
-    """part of --data; by default test, or what there is"""
+    """split of --data; by default test, or the only one"""
+    ood_data: tuple[str, ...] = field(default=(), metadata={"metavar": "NAME=PATH ..."})
+    """sets of outliers (out-of-distribution images), each as NAME=PATH or NAME:SPLIT=PATH; by default the synthetic
+    sets alone"""
+    train_data: Path | None = None
+    """file or folder of the training images, on which typical scores are measured; by default the run's own"""
     fit: Literal["resize", "pad"] | None = None
-    """brings images of --against to the run's size, which is otherwise asked of them; those of --data and --train get
-    theirs as in training, or in this way where the run doesn't know its set"""
-    recolour: bool = False
-    """brings images to the run's colours, which are otherwise asked of them"""
+    """fit of --ood-data to the run's size: resize the largest square, or pad with black; --data and --train-data are
+    fitted as in training, and in this way only if the run does not know its own images; by default images of another
+    size are refused"""
+    convert_colours: bool = False
+    """bring images to the run's number of colours; without it images with other colours are refused"""
     count: int = 10_000
-    """how many images of a set at most, chosen at random"""
-    batch_size: int = 256
-    """images in the net at a time"""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """in which the energy runs"""
-    engine: Literal["auto", "fused", "autograd"] = "auto"
-    """of energies and gradients"""
+    """largest number of images of a set, which are chosen at random"""
     seed: int = 0
-    """of that choice and of the synthetic sets"""
+    """seed of that choice and of the synthetic sets"""
+    batch_size: int = field(default=256, metadata={"group": "compute"})
+    """number of images in the net at a time"""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """dtype in which the energy runs"""
+    engine: Literal["auto", "fused", "autograd"] = "auto"
+    """engine that computes energies and gradients"""
+    device: str | None = None
+    """device that the energy runs on, cpu or cuda; by default a GPU if there is one"""
     out: Path | None = None
     """folder for numbers, scores and pictures; by default detect in the run's folder"""
     overwrite: bool = False
-    """replaces what an earlier call wrote there"""
-    device: str | None = None
-    """cpu or cuda; by default a GPU if there is one"""
+    """replace files of an earlier command in that folder"""
 
     def __call__(self) -> int:
+        import torch
+
+        from fastebm.runs.folder import RunFolder
+        from fastebm.tasks import detect_outliers
+        from fastebm.tasks.run_images import held_out_images, images_of_the_kind, open_for, training_images
+        from fastebm.training import CoarseToFineRun
+
         check_count(self.count)
-        outliers = parsed_sets(self.against)
+        sets = parsed_sets(self.ood_data)
         RunFolder.existing(self.run)
         out = self.run / "detect" if self.out is None else self.out
         _refuse_taken(out, self.overwrite)
-        device = parsed_device(self.device) or torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        run = CoarseToFineRun.load(self.run, device)
-        training, images = self._own(run)
-        against = {
-            name: open_for(run, path, split, fit=self.fit, recolour=self.recolour)
-            for name, (path, split) in outliers.items()
-        }
-        for given in (training, images, *against.values()):
-            print(given, flush=True)
+        run = CoarseToFineRun.load(self.run, chosen_device(self.device))
+        shape: dict[str, Any] = {"fit": self.fit, "recolour": self.convert_colours}
+        if self.train_data is None:
+            training = training_images(run)
+        else:
+            training = images_of_the_kind(run, self.train_data, prefer="train", **shape)
+        images = held_out_images(run) if self.data is None else images_of_the_kind(run, self.data, self.split, **shape)
+        against = {name: open_for(run, path, split, **shape) for name, (path, split) in sets.items()}
+        for found in (training, images, *against.values()):
+            print(found, flush=True)
         detection = detect_outliers(
             run,
             training,
@@ -91,46 +94,44 @@ class Detect:
         )
         write_detection(out, detection)
         print(table(detection))
-        print(f"{out}: {', '.join(FILES)}")
+        print(f"In {out}: {', '.join(FILES)}.")
         return 0
-
-    def _own(self, run: CoarseToFineRun) -> tuple[Images, Images]:
-        """Images of training, and unseen ones of their kind."""
-        training = (
-            training_images(run)
-            if self.train is None
-            else images_of_the_kind(run, self.train, prefer="train", fit=self.fit, recolour=self.recolour)
-        )
-        if self.data is None:
-            return training, held_out_images(run)
-        return training, images_of_the_kind(run, self.data, self.split, fit=self.fit, recolour=self.recolour)
 
 
 def parsed_sets(arguments: Iterable[str]) -> dict[str, tuple[Path, str | None]]:
-    """Paths and splits by name, of arguments NAME=PATH or NAME:SPLIT=PATH.
+    """Paths and splits by name, from arguments NAME=PATH or NAME:SPLIT=PATH.
 
-    Raises ValueError for what is none, for two of one name, and for the name of a set that is always there.
+    Raises ValueError for another form, for a name given twice, and for the name of a set that is always there.
     """
+    from fastebm.tasks.detection.run import IN_DISTRIBUTION, SYNTHETIC
+
     sets: dict[str, tuple[Path, str | None]] = {}
     for argument in arguments:
         match = re.fullmatch(r"([\w-]+)(?::(\w+))?=(.+)", argument)
         if match is None:
             raise ValueError(
-                f"--against takes NAME=PATH or NAME:SPLIT=PATH, the name of letters, digits, _ and -, got {argument!r}"
+                f"--ood-data takes NAME=PATH or NAME:SPLIT=PATH, the name of letters, digits, _ and -, got {argument!r}"
             )
         name, split, path = match.groups()
         if name in sets or name in (IN_DISTRIBUTION, *SYNTHETIC):
-            raise ValueError(f"--against {argument}: there is a set called {name} already")
+            raise ValueError(f"--ood-data {argument}: there is a set called {name} already")
         sets[name] = (Path(path), split)
     return sets
 
 
 def write_detection(out: Path, detection: DetectionResult) -> None:
-    """The files of a detection; the numbers last, so that they are there when all is."""
+    """Writes the files of a detection, and the numbers last: where they are, all files are."""
+    import numpy as np
+
+    from fastebm.runs.files import replacing, write_json
+    from fastebm.tasks.detection.pictures import save_histogram, save_roc, save_typical
+
     out.mkdir(parents=True, exist_ok=True)
-    arrays = {f"{name}/{score}": values for name, by in detection.scores.items() for score, values in by.items()}
+    arrays: dict[str, Any] = {
+        f"{name}/{score}": values for name, scores in detection.scores.items() for score, values in scores.items()
+    }
     with replacing(out / "scores.npz") as temporary, temporary.open("wb") as file:
-        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+        np.savez_compressed(file, **arrays)
     save_histogram(out / "histogram.png", detection.scores)
     save_roc(out / "roc.png", detection.scores, detection.metrics)
     save_typical(out / "typical.png", detection.sets, detection.scores)
@@ -138,7 +139,7 @@ def write_detection(out: Path, detection: DetectionResult) -> None:
 
 
 def table(detection: DetectionResult) -> str:
-    """AUROC, to print: a row for each score and a column for each set."""
+    """AUROC as text: a row for each score and a column for each set."""
     scores = list(next(iter(detection.metrics.values())))
     width = max(map(len, scores))
     lines = ["  ".join([f"{'AUROC':{width}}", *(f"{name:>5}" for name in detection.metrics)])]

@@ -1,18 +1,17 @@
-"""`fastebm evaluate`."""
+"""The command `fastebm evaluate`."""
 
 from __future__ import annotations
 
 import dataclasses
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import tyro
 from torch import Tensor
 
-from fastebm.cli.arguments import check_count, parsed_device
+from fastebm.cli.arguments import check_count, chosen_device
 from fastebm.data import ImageFormat
 from fastebm.data.sources import source_from_json
 from fastebm.evaluation import (
@@ -42,69 +41,75 @@ from fastebm.training import CoarseToFineRun, DataTerm, DigitsSource, ImageSourc
 
 RESULT = "evaluation.json"
 COUNT = 10_000
-HEALTH_COUNT = 200
+METRICS_COUNT = 200
 
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Judge samples of a run, or any generated images, against real ones.
+    """Compare samples of a run, or any generated images, with real images.
 
-    Distances in Inception's features need a weights file of your own (--inception); nothing is downloaded. Without it,
-    --train-features trains a small classifier on the real images: distances in its features tell better samples from
-    worse ones, but are not comparable to published FID. Both stand beside a floor, real images against real ones, and a
-    ceiling, uniform noise. Of a run, the health of its energy is measured too: how its chains do, or, where it
-    calibrates a generator, what chains still find to better in one-pass samples.
+    Distances in Inception's features (FID) need a file of its weights, --inception; nothing is downloaded. Without one,
+    --train-features trains a small classifier on the real images. Distances in its features tell better samples from
+    worse ones, and are not comparable to published FID. Each table has two rows to compare with: real images against
+    other real images (floor), and uniform noise (ceiling). Of a run, metrics of its energy are measured too: what its
+    chains do, or, where the energy calibrates a generator, what chains still change in its samples.
     """
 
-    what: tyro.conf.Positional[Path]
-    """folder of a run, a folder of pictures, or an .npz of samples"""
-    against: Path | None = None
-    """the real images, as in --data of train, or an .npz of statistics (mu, sigma); of a run by default its own"""
+    samples: Path
+    """folder of a run, a folder of pictures, or an .npz file of samples"""
+    reference_data: Path | None = None
+    """file or folder of the real images, as `fastebm train` takes it, or an .npz file of statistics (mu, sigma); by
+    default the run's own images"""
     split: str | None = None
-    """part of the real images to compare with; by default "train", with "test" for the floor"""
+    """split of the real images to compare with; by default train, with test for the floor"""
     fit: Literal["resize", "pad"] | None = None
-    """how real images get the size of the samples; by default as the run has it, or resize"""
+    """fit of real images to the size of the samples: resize the largest square, or pad with black; by default as in
+    training, or resize"""
     crop: int | None = None
-    """side of a square that is cut out of the middle before; by default as the run has it"""
+    """side in pixels of a square that is cut out of the middle of real images first; by default as in training"""
     convert: bool = False
-    """bring real images of another size or colours to those of the samples; for a run as its training images were"""
+    """bring real images of another size or with other colours to the format of the samples"""
     count: int = COUNT
-    """samples to draw or take; published FID mostly has 50000"""
+    """number of samples to draw or read; published FID mostly takes 50000"""
     seed: int | None = None
-    """of the samples of a run; by default those that `fastebm sample` draws"""
+    """seed of the samples of a run; by default the noise of `fastebm sample`"""
     all_real: bool = False
-    """in the classifier's features, compare with all real images too, not with as many as samples; in Inception's it is
-    always so"""
-    inception: Path | None = None
-    """Inception weights: inception-2015-12-05.pt (TorchScript), or with torch-fidelity installed a state dict"""
-    features: Path | None = None
+    """compare with all real images in the classifier's features too, not with as many as there are samples; Inception's
+    features always do"""
+    inception: Path | None = field(default=None, metadata={"group": "feature"})
+    """file of Inception weights: inception-2015-12-05.pt (TorchScript), or a state dict if torch-fidelity is
+    installed"""
+    features: Path | None = field(default=None, metadata={"group": "feature"})
     """file of the small classifier; by default features.safetensors beside the result, if it is there"""
-    train_features: bool = False
+    train_features: bool = field(default=False, metadata={"group": "feature"})
     """train the small classifier on the real images and their labels, unless its file is there"""
-    rotations: bool = False
-    """train it to tell rotated images instead, which needs no labels"""
-    save_statistics: Path | None = None
-    """.npz to write the statistics (mu, sigma) of all real images to, in Inception's features, or the classifier's"""
-    health: bool = True
-    """of a run, also measure the health of its energy"""
+    rotations: bool = field(default=False, metadata={"group": "feature"})
+    """train it to tell rotated images, which needs no labels"""
+    save_statistics: Path | None = field(default=None, metadata={"group": "feature"})
+    """.npz file to write the statistics (mu, sigma) of all real images to, in the features of Inception or the
+    classifier"""
+    energy_metrics: bool = True
+    """measure the metrics of a run's energy too"""
     out: Path | None = None
-    """the result as JSON; by default evaluation.json in the run's folder, otherwise in the current one"""
+    """.json file for the result; by default evaluation.json in the run's folder, or in the current one without a run"""
     overwrite: bool = False
-    """replace files that are there"""
+    """replace files of an earlier command"""
     device: str | None = None
-    """cpu or cuda; by default a GPU if there is one"""
+    """device that nets run on, cpu or cuda; by default a GPU if there is one"""
 
     def __call__(self) -> int:
+        run: Any
         check_count(self.count)
-        is_run = RunFolder.is_run(self.what)
-        out = self.out or (self.what / RESULT if is_run else Path(RESULT))
-        self._check_free(out, self.save_statistics)
-        device = parsed_device(self.device) or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        is_run = RunFolder.is_run(self.samples)
+        out = self.out or (self.samples / RESULT if is_run else Path(RESULT))
+        for path in filter(None, (out, self.save_statistics)):
+            self._check_free(path)
+        device = chosen_device(self.device)
         inception = None if self.inception is None else Inception.load(self.inception, device)
         statistics = self._statistics()
-        run = load(self.what, device) if is_run else None
-        given = read_samples(self.what)[: self.count] if run is None else None
-        size, channels = _form(given, run)
+        run = load(self.samples, device) if is_run else None
+        samples = read_samples(self.samples)[: self.count] if run is None else None
+        size, channels = (run.size, run.config.channels) if samples is None else (samples.shape[3], samples.shape[1])
         real = None if statistics is not None else open_real(self._source(size, channels, run), size)
         classifier = self._classifier(self.features or out.parent / FEATURES_FILE, real, device)
         describe = inception or classifier
@@ -112,11 +117,10 @@ class Evaluate:
             try:
                 statistics.check_label(describe.label)  # before the work, not after it
             except ValueError as error:
-                raise ValueError(f"{self.against}: {error}") from error
-        if given is None:
-            assert run is not None
-            given = self._drawn(run)
-        report = self._report(given.cpu(), run, real, statistics, classifier, inception)
+                raise ValueError(f"{self.reference_data}: {error}") from error
+        if samples is None:
+            samples = self._draw(run)
+        report = self._report(samples.cpu(), run, real, statistics, classifier, inception)
         write_json(out, report.to_json())
         if self.save_statistics is not None and real is not None:
             assert describe is not None
@@ -128,33 +132,31 @@ class Evaluate:
         print(f"{report.explain()}\n\n{out} has these numbers.")
         return 0
 
-    def _check_free(self, *paths: Path | None) -> None:
-        for path in paths:
-            if path is None:
-                continue
-            if not path.parent.is_dir():
-                raise ValueError(f"the folder {path.parent} does not exist")
-            if path.exists() and not self.overwrite:
-                raise ValueError(f"{path} is there already: give --overwrite to replace it, or another name")
+    def _check_free(self, path: Path) -> None:
+        if not path.parent.is_dir():
+            raise ValueError(f"the folder {path.parent} does not exist")
+        if path.exists() and not self.overwrite:
+            raise ValueError(f"{path} is there already: give --overwrite to replace it, or another name")
 
     def _statistics(self) -> FeatureStatistics | None:
-        if self.against is None or not self.against.is_file() or not holds_statistics(self.against):
+        path = self.reference_data
+        if path is None or not path.is_file() or not holds_statistics(path):
             return None
         if self.inception is None and self.features is None:
-            raise ValueError(f"{self.against} holds statistics: give the --inception or --features that made them")
+            raise ValueError(f"{path} holds statistics: give the --inception or --features that made them")
         if self.train_features or self.save_statistics:
-            raise ValueError(f"{self.against} holds statistics and no images, as --train-features and such need them")
-        return FeatureStatistics.load(self.against)
+            raise ValueError(f"{path} holds statistics and no images, as --train-features and such need them")
+        return FeatureStatistics.load(path)
 
     def _source(self, size: int, channels: int, run: Run | None) -> ImageSource | DigitsSource:
-        """Where the real images come from: --against, or a run's own; neither is brought to another form unasked."""
+        """The source of the real images, --reference-data or the run's own, in another format only where asked for."""
         stored: ImageSource | DigitsSource | None = None
         if run is not None and (content := RunFolder.existing(run.path).images()):
             stored = source_from_json(content)
         own = stored if isinstance(stored, ImageSource) else None
-        if self.against is not None:
+        if self.reference_data is not None:
             return source_of_real(
-                self.against,
+                self.reference_data,
                 ImageFormat(channels, size, size),
                 own=own,
                 full=None if run is None else run.config.sizes[-1],
@@ -164,7 +166,7 @@ class Evaluate:
                 convert=self.convert,
             )
         if stored is None:
-            raise ValueError(f"{self.what} does not say which real images it belongs to: give --against")
+            raise ValueError(f"{self.samples} does not say which real images it belongs to: give --reference-data")
         if own is None:
             return stored
         given = {"split": self.split, "fit": self.fit, "crop": self.crop}
@@ -198,7 +200,7 @@ class Evaluate:
         print(f"{path}: features trained, {classifier.accuracy:.2%} right on held-out images", file=sys.stderr)
         return classifier
 
-    def _drawn(self, run: Run) -> Tensor:
+    def _draw(self, run: Run) -> Tensor:
         try:
             return run.sample(self.count, self.seed, progress=True)
         except FloatingPointError as error:
@@ -213,17 +215,19 @@ class Evaluate:
         classifier: FeatureClassifier | None,
         inception: Inception | None,
     ) -> Report:
-        words = f"{len(samples):,} of {self.what}" + ("" if run is None else f", iteration {run.iteration:,}")
+        words = f"{len(samples):,} of {self.samples}" + ("" if run is None else f", iteration {run.iteration:,}")
         if real is None:
             assert statistics is not None
             found = self._distance(samples, statistics, classifier, inception)
-            return Report(words, f"statistics in {self.against}", statistics=found)
+            return Report(words, f"statistics in {self.reference_data}", statistics=found)
         if samples.shape[1] != real.train.channels:
             raise ValueError(f"samples have {samples.shape[1]} channels and real images {real.train.channels}")
         if classifier is None and inception is None:
             print("No features: --inception FILE or --train-features give distances and classes.", file=sys.stderr)
         verdict = None if classifier is None else evaluate_samples(samples, real, classifier, all_real=self.all_real)
-        health, survival = (None, None) if run is None or not self.health else _health(run, samples, real, classifier)
+        of_energy, survival = None, None
+        if run is not None and self.energy_metrics:
+            of_energy, survival = _energy_metrics(run, samples, real, classifier)
         return Report(
             words,
             repr(real.train),
@@ -231,7 +235,7 @@ class Evaluate:
             None if classifier is None else classifier.facts(),
             verdict,
             None if inception is None else inception_metrics(samples, real, inception),
-            health=health,
+            health=of_energy,
             survival=survival,
         )
 
@@ -242,12 +246,12 @@ class Evaluate:
         classifier: FeatureClassifier | None,
         inception: Inception | None,
     ) -> dict[str, Any]:
-        """The Fréchet distance from stored statistics, beside that of noise, and in which features it is."""
+        """The Fréchet distances of samples and of noise from stored statistics, and the features they are in."""
         describe = inception or classifier
         assert describe is not None
         return {
             "kind": "FID" if inception else f"Fréchet distance ({NOT_COMPARABLE})",
-            "path": str(self.against),
+            "path": str(self.reference_data),
             "count": len(samples),
             "features": str(self.inception if inception else self.features),
             "labelled": statistics.label is not None,
@@ -256,36 +260,27 @@ class Evaluate:
         }
 
 
-def _form(given: Tensor | None, run: Run | None) -> tuple[int, int]:
-    """Size and channels of the samples, whether they are there or are going to be drawn."""
-    if given is not None:
-        return given.shape[-1], given.shape[1]
-    assert run is not None
-    return run.size, run.config.channels
-
-
-def _health(
-    run: Run, samples: Tensor, real: RealImages, classifier: FeatureClassifier | None
+def _energy_metrics(
+    run: Any, samples: Tensor, real: RealImages, classifier: FeatureClassifier | None
 ) -> tuple[EnergyMetrics | CalibrationMetrics | None, LongRunFeatures | None]:
-    """The health of a run's energy, and what becomes of samples in features when chains go on; None without an energy.
+    """Metrics of a run's energy, and of its samples in features after more chain steps; None where there is no energy.
 
-    That is of the highest energy of a cascade, with chains that go on for long; and of the energy that calibrates a
-    generator, with chains as in training.
+    A cascade has long chains of its highest energy; an energy that calibrates a generator has chains as in training.
     """
-    energy = run.levels[run.size] if isinstance(run, CoarseToFineRun) else getattr(run, "energy", None)
+    cascade, config = isinstance(run, CoarseToFineRun), run.config
+    energy = run.levels[run.size] if cascade else getattr(run, "energy", None)
     if energy is None:
-        print(f"No health: {run.path} has no energy, only what it generates by.", file=sys.stderr)
+        print(f"No energy metrics: {run.path} has no energy, only a generator.", file=sys.stderr)
         return None, None
-    start = samples[:HEALTH_COUNT].to(device_of(energy))
+    start = samples[:METRICS_COUNT].to(device_of(energy))
     reference = real.reference(len(start)).batch(slice(None), start.device)
-    health: EnergyMetrics | CalibrationMetrics
-    if isinstance(run, CoarseToFineRun):
-        dtype, seed = getattr(torch, run.config.dtype), run.config.seed
-        health = energy_metrics(energy, start, reference, dtype=dtype, seed=seed, **last_level(run.cascade()))
-        ends = health.long.images
+    found: EnergyMetrics | CalibrationMetrics
+    if cascade:
+        dtype = getattr(torch, config.dtype)
+        found = energy_metrics(energy, start, reference, dtype=dtype, seed=config.seed, **last_level(run.cascade()))
+        ends = found.long.images
     else:
-        config: Any = run.config
-        health = calibration_metrics(
+        found = calibration_metrics(
             energy,
             start,
             reference,
@@ -295,5 +290,5 @@ def _health(
             data_term=DataTerm(config.data_term_weight, config.data_term_hinge),
             seed=config.seed,
         )
-        ends = health.ends
-    return health, None if classifier is None else LongRunFeatures.of(start, ends, real, classifier)
+        ends = found.ends
+    return found, None if classifier is None else LongRunFeatures.of(start, ends, real, classifier)

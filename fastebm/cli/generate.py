@@ -1,40 +1,42 @@
-"""`fastebm generate`."""
+"""The command `fastebm generate`."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
 
-import tyro
-
-from fastebm.cli.arguments import check_count, parsed_device
-from fastebm.tasks import generate
+from fastebm.cli.arguments import check_count, chosen_device
 
 
 @dataclass(frozen=True)
 class Generate:
-    """Write any number of samples of a run: pictures in a folder, one array, or a grid. Goes on after a kill."""
+    """Write any number of samples of a run: as pictures in a folder, as one array, or as a grid.
 
-    run: tyro.conf.Positional[Path]
+    The same command continues after a kill. A .json file beside the samples says which run drew them, and how fast.
+    """
+
+    run: Path
     """folder of the run"""
     count: int
-    """how many"""
+    """number of samples"""
     out: Path
-    """a folder for PNGs, a .npz ("images", uint8, N x S x S x channels), or a .png for a grid; numbers.json in the
-    folder, or a file with .json behind that name, says what was drawn by what and how fast"""
+    """folder for .png files, an .npz file (array "images", uint8, count x size x size x channels), or a .png file for a
+    grid"""
     seed: int | None = None
-    """other seeds, other samples; by default always the same ones, those of fastebm sample"""
+    """seed of all noise; by default the noise of `fastebm sample`"""
     processes: int = 1
-    """that draw at the same time; the samples are the same for any number"""
+    """number of processes that draw at the same time; it changes no sample"""
     chunk: int | None = None
-    """chains at a time; by default 256 at up to 32x32. A kill loses at most three chunks of each process: one that is
-    being drawn, and two that wait to be written"""
+    """number of chains that run at a time in a process; a kill loses at most three such chunks a process; by default
+    256 at up to 32x32, and fewer for larger images"""
     device: str | None = None
-    """cpu or cuda; by default a GPU if there is one"""
+    """device that chains run on, cpu or cuda; by default a GPU if there is one"""
     overwrite: bool = False
-    """replaces what is there, or was begun there with something else"""
+    """replace files of an earlier command"""
 
     def __call__(self) -> int:
+        from fastebm.tasks import generate
+
         check_count(self.count)
         made = generate(
             self.run,
@@ -43,13 +45,15 @@ class Generate:
             seed=self.seed,
             processes=self.processes,
             chunk=self.chunk,
-            device=parsed_device(self.device),
+            device=chosen_device(self.device),
             overwrite=self.overwrite,
             progress=True,
         )
-        of = f"{made.request.size}x{made.request.size} from iteration {made.request.iteration} of {self.run}"
-        there = self.count - made.drawn
+        size, there = made.request.size, self.count - made.drawn
         before = f", {there:,} of them were there before" if there else ""
         speed = "" if made.images_per_second is None else f", {made.images_per_second:.4g} a second"
-        print(f"{self.out}: {self.count:,} samples of {of}{before}{speed}; see {made.numbers}")
+        print(
+            f"{self.out}: {self.count:,} samples of {size}x{size} from iteration {made.request.iteration} of {self.run}"
+            f"{before}{speed}; see {made.numbers}"
+        )
         return 0

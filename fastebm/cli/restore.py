@@ -1,4 +1,4 @@
-"""`fastebm restore`."""
+"""The command `fastebm restore`."""
 
 from __future__ import annotations
 
@@ -7,13 +7,12 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
-import tyro
 from torch import Tensor
 
-from fastebm.cli.arguments import check_count, parsed_device
+from fastebm.cli.arguments import check_count, chosen_device
 from fastebm.ops import normal
 from fastebm.plotting import save_grid
 from fastebm.rng import Stream
@@ -43,50 +42,74 @@ Function = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
-class Restore:
-    """Restore degraded test images by a run that has not seen the degradation, and measure how near they come.
+class Search(LatentSearch):
+    """How the latent vectors of an EC-VAE are searched; --restarts also counts the chains of a cascade."""
 
-    Writes grid.png (rows: originals, pseudo-inverse, bicubic for super-resolution, restored, mean of restarts),
-    results.json and restored.npz. A run of an EC-VAE is searched through its decoder; one of CF-EBM by its cascade,
-    held to the measurement, with --restarts chains an image. "restored" is the restart with the lowest energy.
+    method: Literal["adam", "langevin"] = "adam"
+    """method of the search: adam descends, with a learning rate that falls to 0; langevin samples"""
+    num_steps: int = 200
+    """number of steps of the search"""
+    restarts: int = 4
+    """number of starts for each image; the result is the one that ends at the lowest energy"""
+    learning_rate: float = 0.05
+    """learning rate of adam"""
+    step_size: float = 0.01
+    """step size of a step of langevin"""
+    noise_std: float = 0.01
+    """standard deviation of the noise of a step of langevin"""
+    energy_weight: float = 1.0
+    """weight of the energy beside the prior of the latent vectors"""
+    decoder_weight: float = 20.0
+    """weight of the distance between the decoder's own image and the measurement, the inverse variance of a pixel about
+    the decoder's image; 0 searches by energy and prior alone"""
+
+
+@dataclass(frozen=True)
+class Restore:
+    """Restore degraded images with a run that has never seen the degradation, and measure the error.
+
+    An EC-VAE is searched through its decoder. A coarse-to-fine run goes through its cascade, which is kept consistent
+    with the measurement. The result is the restart with the lowest energy. Files: grid.png (rows: originals,
+    pseudo-inverse, bicubic for super-resolution, restored, mean of restarts), results.json and restored.npz.
     """
 
-    run: tyro.conf.Positional[Path]
+    run: Path
     """folder of the run"""
     task: str = "super-resolution-2"
-    """super-resolution-K, colorization, inpaint-box, inpaint-random-P (per cent known), compressed-sensing-P,
-    deblur-S (std in pixels), or several joined by +; or inpaint-mask, alone and with --mask"""
+    """degradation: super-resolution-K, colorization, inpaint-box, inpaint-random-P (percent known),
+    compressed-sensing-P, deblur-S (standard deviation in pixels), several of them joined by +, or inpaint-mask alone
+    with --mask"""
     mask: Path | None = None
-    """a picture of the run's size, white where pixels are to be filled in; for --task inpaint-mask"""
+    """picture of the run's size that is white where pixels are to be filled in, for --task inpaint-mask"""
     count: int = 16
-    """how many images, at most"""
+    """largest number of images"""
     noise: float = 0.0
-    """std of noise that is added to the measurements, where images are in [-1, 1]"""
+    """standard deviation of the noise that is added to the measurements, where pixels lie in [-1, 1]"""
     seed: int = 0
-    """of masks, noise and searches"""
+    """seed of masks, noise and searches"""
     coarse: bool | None = None
-    """whether chains of a cascade go up from its lowest resolution or start at full size; by default the latter where
-    the measurement says little of a coarse image: for random pixels, compressed sensing, a blur"""
-    refine_steps: int = 0
-    """Langevin steps on the images in the end"""
-    refine_step_size: float = 0.01
-    """of these"""
-    refine_noise: float = 0.0
-    """std of their noise at the start; it falls to 0"""
+    """start the chains of a cascade at its lowest resolution rather than at full size; by default on where the
+    measurement says enough of a coarse image, so not for random pixels, compressed sensing and blur"""
+    refine_steps: int = field(default=0, metadata={"group": "refinement"})
+    """number of Langevin steps on the images at the end"""
+    refine_step_size: float = field(default=0.01, metadata={"group": "refinement"})
+    """step size of these steps"""
+    refine_noise: float = field(default=0.0, metadata={"group": "refinement"})
+    """standard deviation of the noise of the first of these steps; it falls to 0"""
     data: Path | None = None
-    """images to degrade, brought to the run's size and colours as those of training were: a set as `train` takes it, or
-    a single picture; by default the run's own"""
+    """file or folder of images to degrade, as `fastebm train` takes it, or a single picture, brought to the format of
+    the training images; by default the run's own images"""
     split: str | None = None
-    """part of the data; by default test, or what there is"""
-    batch_size: int = 64
-    """images at a time"""
+    """split of the data; by default test, or the only one"""
+    batch_size: int = field(default=64, metadata={"group": "compute"})
+    """number of images that are restored at a time"""
     out: Path | None = None
-    """folder to make; by default restore-TASK in the run's folder"""
+    """folder for pictures and numbers; by default restore-TASK in the run's folder"""
     overwrite: bool = False
-    """write into the folder even if it has results"""
+    """replace files of an earlier command in that folder"""
     device: str | None = None
-    """cpu or cuda; by default a GPU if there is one"""
-    search: tyro.conf.OmitArgPrefixes[LatentSearch] = field(default_factory=LatentSearch)
+    """device that the run restores on, cpu or cuda; by default a GPU if there is one"""
+    search: Search = field(default_factory=Search)
 
     def __call__(self) -> int:
         check_count(self.count)
@@ -99,7 +122,7 @@ class Restore:
         out = self.run / f"restore-{self.task}" if self.out is None else self.out
         if (out / "results.json").exists() and not self.overwrite:
             raise ValueError(f"{out} has results already: choose another --out, or give --overwrite")
-        device = parsed_device(self.device) or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        device = chosen_device(self.device)
         run = load(self.run, device)
         restorer = self._restorer(run)
         originals = images_for(run, self.data, split=self.split, count=self.count, convert=True).to(device)
@@ -119,7 +142,7 @@ class Restore:
         return degradation(self.task, (run.config.channels, run.size, run.size), seed=self.seed)
 
     def _restorer(self, run: Run) -> Callable[[Tensor, Degradation], RestorationResult]:
-        """What restores measurements under a degradation."""
+        """The function that restores measurements under a degradation."""
         options: dict[str, Any] = {"noise": self.noise, "seed": self.seed, "batch_size": self.batch_size}
         if self.refine_steps:
             options["refinement"] = Refinement(self.refine_steps, self.refine_step_size, self.refine_noise)
@@ -141,9 +164,8 @@ class Restore:
     ) -> None:
         base = operator.pinv(y).contiguous()
         consistent = DataConsistency(operator, (base.shape[1], base.shape[2], base.shape[3]), self.noise)
-        rows = {"originals": originals, "pseudo-inverse": base}
-        if (enlarged := bicubic(y, operator)) is not None:
-            rows["bicubic"] = enlarged
+        enlarged = bicubic(y, operator)
+        rows = {"pseudo-inverse": base, **({} if enlarged is None else {"bicubic": enlarged})}
         rows |= {"restored": restored.images, "mean of restarts": restored.mean}
         measures = {
             name: {
@@ -151,40 +173,33 @@ class Restore:
                 "residual_rms": float(consistent.residual_rms(images, base).square().mean().sqrt()),
             }
             for name, images in rows.items()
-            if name != "originals"
         }
         out.mkdir(parents=True, exist_ok=True)
         save_arrays(out / "restored.npz", images=restored.images, mean=restored.mean)
-        save_grid(out / "grid.png", torch.cat(list(rows.values())), columns=len(originals))
-        settings = dataclasses.asdict(self) | {
-            "run": str(self.run),
-            "data": self.data and str(self.data),
-            "mask": self.mask and str(self.mask),
-            "out": str(out),
+        save_grid(out / "grid.png", torch.cat([originals, *rows.values()]), columns=len(originals))
+        settings = dataclasses.asdict(self) | {"out": out}
+        results = {
+            "settings": {name: str(value) if isinstance(value, Path) else value for name, value in settings.items()},
+            "images": len(originals),
+            "measures": measures,
+            "seconds": seconds,
+            "energy": float(restored.energies.mean()),
+            "torch": torch.__version__,
+            "device": originals.device.type,
+            "threads": torch.get_num_threads(),
         }
-        facts = {"torch": torch.__version__, "device": originals.device.type, "threads": torch.get_num_threads()}
-        energy = float(restored.energies.mean())
-        write_json(
-            out / "results.json",
-            {
-                "settings": settings,
-                "images": len(originals),
-                "measures": measures,
-                "seconds": seconds,
-                "energy": energy,
-                **facts,
-            },
-        )
-        print(f"{out}: {len(originals)} images, {self.task}, noise {self.noise:g}, in {seconds:.1f} s")
+        write_json(out / "results.json", results)
+        print(f"{len(originals)} images, {self.task}, noise {self.noise:g}, in {seconds:.1f} s")
         for name, values in measures.items():
             print(
                 f"  {name:16} PSNR {values['psnr']:6.2f} dB   SSIM {values['ssim']:.3f}   "
-                f"misfit {values['residual_rms']:.1e}"
+                f"residual {values['residual_rms']:.1e}"
             )
+        print(f"In {out}: grid.png, restored.npz, results.json.")
 
 
 def check_mask(task: str, mask: Path | None) -> None:
-    """Raises ValueError where the task needs a mask and has none, or has one and is another."""
+    """Raises ValueError for a task that needs a mask and has none, and for another task with a mask."""
     if mask is None and MASK_TASK in task.split("+"):
         raise ValueError(f"--task {MASK_TASK} needs --mask FILE, a picture that is white where pixels are missing")
     if mask is not None and task != MASK_TASK:
@@ -192,27 +207,27 @@ def check_mask(task: str, mask: Path | None) -> None:
 
 
 def masked(mask: Path, size: int) -> Inpainting:
-    """Images of a size without the pixels that are white in a picture.
+    """The degradation that hides the pixels that are white in a picture.
 
-    Raises ValueError for a mask of another size, and for one that hides all or nothing; DataError for what is no
+    Raises ValueError for a mask of another size, and for one that hides all or nothing; DataError for a file that is no
     picture.
     """
     hole = load_hole_mask(mask, 1, size)[0]
     if hole.all() or not hole.any():
         share = "all of the image" if hole.all() else "nothing"
-        raise ValueError(f"{mask}: this mask hides {share}; white is to be filled in by what is black")
+        raise ValueError(f"{mask}: this mask hides {share}; white pixels are filled in from black ones")
     return Inpainting(~hole)
 
 
 def check_kind(run: Path) -> None:
-    """Raises RunError where a folder has no run, or one that does not restore images."""
+    """Raises RunError for a folder without a run, and for a run that does not restore images."""
     kind = RunFolder.existing(run).kind()
     if kind not in (COARSE_TO_FINE, EC_VAE):
         raise RunError(f"restoration needs a run of kind {EC_VAE!r} or {COARSE_TO_FINE!r}; {run} holds one of {kind!r}")
 
 
 def generator_of(run: Run) -> tuple[Function, Function, int]:
-    """The decoder, the energy and the length of a latent of a run that has them.
+    """The decoder, the energy and the length of a latent vector of an EC-VAE run.
 
     Raises RunError for a run of another kind, and for one that trained a decoder without an energy.
     """

@@ -151,7 +151,7 @@ def _check_colours(run: CoarseToFineRun, images: Images) -> None:
     if images.channels != run.config.channels:
         raise ValueError(
             f"{images.name}: its images have {images.channels} channels, and those of the run {run.config.channels}: "
-            "recolour (--recolour) brings them to that"
+            "recolour (--convert-colours) brings them to that"
         )
 
 

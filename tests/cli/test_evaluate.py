@@ -1,7 +1,6 @@
 """`fastebm evaluate`: of a run, of arrays and pictures, what it writes and what it refuses."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,26 +17,8 @@ NOTE = "not comparable to published FID"
 
 
 @pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(autouse=True)
 def _quick_features(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fastebm.evaluation.metrics.features.IMAGES_SEEN", 1000)
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("runs") / "tiny"
-    tiny = ["--base-width", "1", "--num-steps", "2", "--batch-sizes", "8", "8", "--log-every", "1"]
-    assert (
-        main(["train", "coarse-to-fine", "--preset", "digits", *tiny, "--iterations", "3", "4", "--out", str(out)]) == 0
-    )
-    return out
 
 
 def ec_vae(path: Path, **changes: float) -> Path:
@@ -87,7 +68,7 @@ def test_a_run_against_its_own_images(trained: Path, capsys: pytest.CaptureFixtu
     assert main(["evaluate", str(trained), "--count", "60", "--train-features", "--out", str(trained / "b.json")]) == 0
     assert "features are there" in capsys.readouterr().err
     assert result(trained / "b.json") == found
-    assert main(["evaluate", str(trained), "--count", "50", "--overwrite", "--no-health"]) == 0
+    assert main(["evaluate", str(trained), "--count", "50", "--overwrite", "--no-energy-metrics"]) == 0
     again = result(trained / "evaluation.json")
     assert again["in_features"]["distances"]["samples"]["count"] == 50
     assert "health" not in again
@@ -121,18 +102,18 @@ def test_a_run_that_calibrates_a_generator(tmp_path: Path, capsys: pytest.Captur
 def test_a_run_without_an_energy_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = ec_vae(tmp_path / "plain", lambda_start=0.0)
     assert main(["evaluate", str(run), "--count", "20"]) == 0
-    assert f"No health: {run} has no energy" in capsys.readouterr().err
+    assert f"No energy metrics: {run} has no energy" in capsys.readouterr().err
     assert set(result(run / "evaluation.json")) == {"samples", "real", "nearest"}
-    assert main(["evaluate", str(run), "--count", "20", "--no-health", "--overwrite"]) == 0
-    assert "No health" not in capsys.readouterr().err
+    assert main(["evaluate", str(run), "--count", "20", "--no-energy-metrics", "--overwrite"]) == 0
+    assert "No energy metrics" not in capsys.readouterr().err
 
 
 def test_samples_of_a_file_are_those_of_the_run(trained: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(data)
     np.savez("drawn.npz", images=CoarseToFineRun.load(trained).sample(40).numpy())
-    options = ["--against", "digits.npz", "--count", "40"]
+    options = ["--reference-data", "digits.npz", "--count", "40"]
     assert main(["evaluate", "drawn.npz", *options, "--train-features", "--out", "a.json"]) == 0
-    features = ["--features", "features.safetensors", "--no-health"]
+    features = ["--features", "features.safetensors", "--no-energy-metrics"]
     assert main(["evaluate", str(trained), *options, *features, "--out", "b.json"]) == 0
     first, second = result(Path("a.json")), result(Path("b.json"))
     assert first["in_features"] == second["in_features"]
@@ -145,10 +126,10 @@ def test_pictures_against_pictures_without_labels(data: Path, monkeypatch: pytes
         Path(name).mkdir()
         for number, image in enumerate(to_pixels(images)):
             Image.fromarray(image[0].numpy()).save(f"{name}/{number:04}.png")
-    assert main(["evaluate", "made", "--against", "real"]) == 0
+    assert main(["evaluate", "made", "--reference-data", "real"]) == 0
     assert set(result(Path("evaluation.json"))) == {"samples", "real", "nearest"}
     rotations = ["--train-features", "--rotations", "--out", "rotations.json"]
-    assert main(["evaluate", "made", "--against", "real", *rotations]) == 0
+    assert main(["evaluate", "made", "--reference-data", "real", *rotations]) == 0
     found = result(Path("rotations.json"))
     assert found["features"]["task"] == "rotations"
     assert found["in_features"]["classes"] is None
@@ -175,11 +156,11 @@ def test_real_images_are_brought_to_another_form_when_asked(data: Path, monkeypa
         ]
     ):
         out = f"{number}.json"
-        assert main(["evaluate", "samples.npz", "--against", name, *options, "--out", out]) == 0
+        assert main(["evaluate", "samples.npz", "--reference-data", name, *options, "--out", out]) == 0
         found.append(result(Path(out)))
         assert ": 1,438 images of 1x8x8" in found[-1]["real"]
         assert found[-1]["nearest"] == found[0]["nearest"]
-    assert main(["evaluate", "samples.npz", "--against", "small.npz", "--fit", "pad", "--out", "pad.json"]) == 0
+    assert main(["evaluate", "samples.npz", "--reference-data", "small.npz", "--fit", "pad", "--out", "pad.json"]) == 0
     assert ": 1,438 images of 1x8x8" in result(Path("pad.json"))["real"]
 
 
@@ -196,29 +177,42 @@ def test_a_run_takes_what_has_the_form_that_its_own_images_had(
     config = ECVAEConfig(size=8, channels=1, iterations=3, batch_size=4, latent=4, width=4, lambda_start=0.0)
     source = ImageSource(Path("own.npz"), 8, 1, fit="pad", key="x_train")
     train(config, source, tmp_path / "run", progress=False, save_pictures=False)
-    evaluate = ["evaluate", "run", "--count", "20", "--no-health", "--overwrite"]
-    for against in ([], ["--against", "own.npz"], ["--against", "other.npz"], ["--against", "full.npz"]):
+    evaluate = ["evaluate", "run", "--count", "20", "--no-energy-metrics", "--overwrite"]
+    for against in (
+        [],
+        ["--reference-data", "own.npz"],
+        ["--reference-data", "other.npz"],
+        ["--reference-data", "full.npz"],
+    ):
         assert main([*evaluate, *against]) == 0
         assert "images of 1x8x8" in result(Path("run/evaluation.json"))["real"]
     capsys.readouterr()
     for other, given in (("less.npz", "1x6x6"), ("colour.npz", "3x8x8")):
-        assert main([*evaluate, "--against", other]) == 2
+        assert main([*evaluate, "--reference-data", other]) == 2
         message = f"{other}: its images are {given}, and the samples 1x8x8: --convert brings them to that as the run's"
         assert message in capsys.readouterr().err
-        assert main([*evaluate, "--against", other, "--convert"]) == 0
-    assert main([*evaluate, "--against", "less.npz", "--fit", "pad"]) == 0
+        assert main([*evaluate, "--reference-data", other, "--convert"]) == 0
+    assert main([*evaluate, "--reference-data", "less.npz", "--fit", "pad"]) == 0
     # Where the run's own images have moved, nobody knows any more what form they had.
     Path("own.npz").rename("moved.npz")
-    assert main([*evaluate, "--against", "moved.npz"]) == 2
+    assert main([*evaluate, "--reference-data", "moved.npz"]) == 2
     assert "its images are 1x7x7, and the samples 1x8x8: --convert" in capsys.readouterr().err
-    assert main([*evaluate, "--against", "moved.npz", "--convert"]) == 0
+    assert main([*evaluate, "--reference-data", "moved.npz", "--convert"]) == 0
 
 
 def test_statistics_are_written_and_compared_with(
     data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(data)
-    made = ["evaluate", "samples.npz", "--against", "digits.npz", "--train-features", "--save-statistics", "real.npz"]
+    made = [
+        "evaluate",
+        "samples.npz",
+        "--reference-data",
+        "digits.npz",
+        "--train-features",
+        "--save-statistics",
+        "real.npz",
+    ]
     assert main(made) == 0
     with np.load("real.npz") as arrays:
         assert sorted(arrays) == ["features", "mu", "sigma"]
@@ -226,7 +220,7 @@ def test_statistics_are_written_and_compared_with(
         label = str(arrays["features"])
     assert NOTE in label
     assert f"mu and sigma of 1,438 real images, in the features of {label}" in capsys.readouterr().out
-    statistics = ["evaluate", "samples.npz", "--against", "real.npz", "--out", "b.json"]
+    statistics = ["evaluate", "samples.npz", "--reference-data", "real.npz", "--out", "b.json"]
     assert main(statistics) == 2
     assert "give the --inception or --features" in capsys.readouterr().err
     assert main([*statistics, "--features", "features.safetensors"]) == 0
@@ -242,7 +236,7 @@ def test_statistics_are_written_and_compared_with(
     # Of all train images here, of as many as there are samples there.
     frechet = result(Path("evaluation.json"))["in_features"]["distances"]["samples"]["frechet"]
     assert found["frechet"] == pytest.approx(frechet, rel=0.5)
-    whole = ["evaluate", "samples.npz", "--against", "digits.npz", "--all-real", "--out", "all.json"]
+    whole = ["evaluate", "samples.npz", "--reference-data", "digits.npz", "--all-real", "--out", "all.json"]
     assert main(whole) == 0
     of_all = result(Path("all.json"))["in_features"]["distances"]["samples"]
     assert (of_all["count"], of_all["reference"]) == (180, 1438)
@@ -250,9 +244,9 @@ def test_statistics_are_written_and_compared_with(
 
     # Other features of the same length are refused where the file has a label; where it has none, a line says so.
     other = ["--train-features", "--rotations", "--features", "other.safetensors"]
-    assert main(["evaluate", "samples.npz", "--against", "digits.npz", *other, "--out", "other.json"]) == 0
+    assert main(["evaluate", "samples.npz", "--reference-data", "digits.npz", *other, "--out", "other.json"]) == 0
     capsys.readouterr()
-    again = ["evaluate", "samples.npz", "--out", "c.json", "--features", "other.safetensors", "--against"]
+    again = ["evaluate", "samples.npz", "--out", "c.json", "--features", "other.safetensors", "--reference-data"]
     assert main([*again, "real.npz"]) == 2
     assert "real.npz: statistics of the features small classifier" in capsys.readouterr().err
     with np.load("real.npz") as arrays:
@@ -270,7 +264,7 @@ def test_inception_and_the_statistics_that_it_made(
     script(SmallInception, Path("small.pt"))
     script(SmallInception, Path("other.pt"), seed=1)
     evaluate = ["evaluate", "samples.npz", "--inception", "small.pt"]
-    assert main([*evaluate, "--against", "digits.npz", "--save-statistics", "real.npz", "--out", "a.json"]) == 0
+    assert main([*evaluate, "--reference-data", "digits.npz", "--save-statistics", "real.npz", "--out", "a.json"]) == 0
     printed = capsys.readouterr().out
     assert "mu and sigma of 1,438 real images, in the features of Inception weights" in printed
     assert NOTE not in printed
@@ -280,7 +274,7 @@ def test_inception_and_the_statistics_that_it_made(
         assert (table[row]["count"], table[row]["reference"]) == (180, 1438)
     assert table["floor"]["frechet"] < table["noise"]["frechet"]
     assert inception["score"] >= 1
-    assert main([*evaluate, "--against", "real.npz", "--out", "b.json"]) == 0
+    assert main([*evaluate, "--reference-data", "real.npz", "--out", "b.json"]) == 0
     printed = capsys.readouterr().out
     assert "FID from the statistics in real.npz" in printed
     assert NOTE not in printed
@@ -288,7 +282,7 @@ def test_inception_and_the_statistics_that_it_made(
     assert (found["kind"], found["labelled"]) == ("FID", True)
     assert found["frechet"] == pytest.approx(table["samples"]["frechet"], abs=1e-6)
     assert found["noise"] == pytest.approx(table["noise"]["frechet"], abs=1e-6)
-    other = ["evaluate", "samples.npz", "--inception", "other.pt", "--against", "real.npz", "--out", "c.json"]
+    other = ["evaluate", "samples.npz", "--inception", "other.pt", "--reference-data", "real.npz", "--out", "c.json"]
     assert main(other) == 2
     assert "real.npz: statistics of the features Inception weights" in capsys.readouterr().err
 
@@ -296,37 +290,49 @@ def test_inception_and_the_statistics_that_it_made(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nowhere", "--against", "digits.npz"], "there is no such file or folder"),
-        (["samples.npz"], "give --against"),
-        (["samples.npz", "--against", "nowhere.npz"], "there is no such file or folder"),
-        (["samples.npz", "--against", "digits.npz", "--count", "0"], "--count must be at least 1"),
-        (["samples.npz", "--against", "digits.npz", "--out", "missing/x.json"], "does not exist"),
-        (["samples.npz", "--against", "digits.npz", "--inception", "nowhere.pt"], "no such file of Inception weights"),
-        (["samples.npz", "--against", "digits.npz", "--features", "nowhere"], "give --train-features to train it"),
-        (["samples.npz", "--against", "digits.npz", "--features", "samples.npz"], "is no file of features"),
-        (["samples.npz", "--against", "digits.npz", "--rotations"], "give both"),
-        (["samples.npz", "--against", "digits.npz", "--save-statistics", "x.npz"], "needs features"),
-        (["samples.npz", "--against", "unlabelled.npz", "--train-features"], "has no labels"),
-        (["beyond.npz", "--against", "digits.npz"], "lie in [-1, 1]"),
-        (["digits.npz", "--against", "digits.npz", "--save-statistics", "samples.npz"], "give --overwrite"),
+        (["nowhere", "--reference-data", "digits.npz"], "there is no such file or folder"),
+        (["samples.npz"], "give --reference-data"),
+        (["samples.npz", "--reference-data", "nowhere.npz"], "there is no such file or folder"),
+        (["samples.npz", "--reference-data", "digits.npz", "--count", "0"], "--count must be at least 1"),
+        (["samples.npz", "--reference-data", "digits.npz", "--out", "missing/x.json"], "does not exist"),
         (
-            ["samples.npz", "--against", "large.npz"],
+            ["samples.npz", "--reference-data", "digits.npz", "--inception", "nowhere.pt"],
+            "no such file of Inception weights",
+        ),
+        (
+            ["samples.npz", "--reference-data", "digits.npz", "--features", "nowhere"],
+            "give --train-features to train it",
+        ),
+        (["samples.npz", "--reference-data", "digits.npz", "--features", "samples.npz"], "is no file of features"),
+        (["samples.npz", "--reference-data", "digits.npz", "--rotations"], "give both"),
+        (["samples.npz", "--reference-data", "digits.npz", "--save-statistics", "x.npz"], "needs features"),
+        (["samples.npz", "--reference-data", "unlabelled.npz", "--train-features"], "has no labels"),
+        (["beyond.npz", "--reference-data", "digits.npz"], "lie in [-1, 1]"),
+        (["digits.npz", "--reference-data", "digits.npz", "--save-statistics", "samples.npz"], "give --overwrite"),
+        (
+            ["samples.npz", "--reference-data", "large.npz"],
             "large.npz: its images are 1x16x16, and the samples 1x8x8: --conv",
         ),
-        (["samples.npz", "--against", "wide.npz"], "its images are 1x8x16, and the samples 1x8x8: --convert"),
-        (["samples.npz", "--against", "colour.npz"], "its images are 3x8x8, and the samples 1x8x8: --convert"),
-        (["samples.npz", "--against", "colour.npz", "--fit", "resize"], "its images are 3x8x8, and the samples 1x8x8"),
-        (["samples.npz", "--against", "large.npz", "--crop", "12"], "its images are 1x12x12, and the samples 1x8x8"),
-        (["samples.npz", "--against", "empty"], "empty: no data set that is known here, and no pictures in it"),
-        (["empty", "--against", "digits.npz"], "empty: no data set that is known here, and no pictures in it"),
-        (["samples.npz", "--against", "broken"], "damaged picture"),
-        (["broken", "--against", "digits.npz"], "damaged picture"),
-        (["samples.npz", "--against", "sizes"], "sizes: its images are of several sizes, with 1 channels, and"),
+        (["samples.npz", "--reference-data", "wide.npz"], "its images are 1x8x16, and the samples 1x8x8: --convert"),
+        (["samples.npz", "--reference-data", "colour.npz"], "its images are 3x8x8, and the samples 1x8x8: --convert"),
         (
-            ["samples.npz", "--against", "uneven.npz"],
+            ["samples.npz", "--reference-data", "colour.npz", "--fit", "resize"],
+            "its images are 3x8x8, and the samples 1x8x8",
+        ),
+        (
+            ["samples.npz", "--reference-data", "large.npz", "--crop", "12"],
+            "its images are 1x12x12, and the samples 1x8x8",
+        ),
+        (["samples.npz", "--reference-data", "empty"], "empty: no data set that is known here, and no pictures in it"),
+        (["empty", "--reference-data", "digits.npz"], "empty: no data set that is known here, and no pictures in it"),
+        (["samples.npz", "--reference-data", "broken"], "damaged picture"),
+        (["broken", "--reference-data", "digits.npz"], "damaged picture"),
+        (["samples.npz", "--reference-data", "sizes"], "sizes: its images are of several sizes, with 1 channels, and"),
+        (
+            ["samples.npz", "--reference-data", "uneven.npz"],
             "train images are 1x8x8 and its test images 1x16x16: --convert",
         ),
-        (["nan.npz", "--against", "digits.npz"], "nan.npz: samples must be finite"),
+        (["nan.npz", "--reference-data", "digits.npz"], "nan.npz: samples must be finite"),
     ],
 )
 def test_wrong_arguments(

@@ -1,9 +1,10 @@
-"""`fastebm restore`, and degradations by name."""
+"""`fastebm restore`: by a cascade, by a decoder, with masks from pictures; and degradations by name."""
 
 import dataclasses
 import doctest
 import importlib
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -18,42 +19,12 @@ from fastebm.cli.restore import generator_of
 from fastebm.data import digits
 from fastebm.runs.folder import RunFolder
 from fastebm.tasks.restoration import Composition, Dense, Inpainting, SuperResolution, degradation
-from fastebm.training import CoarseToFineRun, DigitsSource, ECVAEConfig, ECVAERun, RunError, train
-
-TINY = [
-    "--base-width",
-    "1",
-    "--num-steps",
-    "2",
-    "--batch-sizes",
-    "8",
-    "8",
-    "--log-every",
-    "1",
-    "--iterations",
-    "2",
-    "2",
-]
+from fastebm.training import CoarseToFineRun, EcVaeRun, RunError
 
 
-@pytest.fixture(scope="module")
-def cascade_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("runs") / "tiny"
-    assert main(["train", "coarse-to-fine", "--preset", "digits", *TINY, "--out", str(out)]) == 0
-    return out
-
-
-@pytest.fixture(scope="module")
-def vae_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    config = ECVAEConfig(size=8, channels=1, iterations=2, batch_size=4, latent=4, width=4, energy_width=4)
-    out = tmp_path_factory.mktemp("runs") / "vae"
-    train(config, DigitsSource(), out, progress=False, save_pictures=False)
-    return out
-
-
-def test_a_cascade_restores_digits(cascade_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_cascade_restores_digits(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "restored"
-    command = ["restore", str(cascade_run), "--task", "super-resolution-2", "--count", "5", "--out", str(out)]
+    command = ["restore", str(trained), "--task", "super-resolution-2", "--count", "5", "--out", str(out)]
     assert main([*command, "--restarts", "2", "--refine-steps", "3"]) == 0
     assert "super-resolution-2" in capsys.readouterr().out
     results = json.loads((out / "results.json").read_text())
@@ -76,29 +47,30 @@ def test_a_cascade_restores_digits(cascade_run: Path, tmp_path: Path, capsys: py
     assert 0 < results["measures"]["restored"]["residual_rms"] <= 0.1 * 1.001
 
 
-def test_a_decoder_restores_digits(vae_run: Path) -> None:
+def test_a_decoder_restores_digits(vae_run: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(vae_run, tmp_path / "vae"))
     search = ["--method", "langevin", "--num-steps", "5", "--restarts", "2", "--step-size", "0.001"]
-    assert main(["restore", str(vae_run), "--task", "inpaint-random-50", "--count", "3", *search]) == 0
-    results = json.loads((vae_run / "restore-inpaint-random-50" / "results.json").read_text())
+    assert main(["restore", str(copy), "--task", "inpaint-random-50", "--count", "3", *search]) == 0
+    results = json.loads((copy / "restore-inpaint-random-50" / "results.json").read_text())
     assert results["measures"]["restored"]["residual_rms"] < 1e-6
     assert results["settings"]["search"]["method"] == "langevin"
 
 
-def test_other_runs_are_refused(cascade_run: Path, vae_run: Path) -> None:
+def test_other_runs_are_refused(trained: Path, vae_run: Path) -> None:
     with pytest.raises(RunError, match="has no decoder"):
-        generator_of(CoarseToFineRun.load(cascade_run))
+        generator_of(CoarseToFineRun.load(trained))
     with pytest.raises(RunError, match="plain VAE"):
-        generator_of(dataclasses.replace(ECVAERun.load(vae_run), energy=None))
+        generator_of(dataclasses.replace(EcVaeRun.load(vae_run), energy=None))
 
 
-def test_any_images_are_brought_to_the_form_of_the_run(cascade_run: Path, tmp_path: Path) -> None:
+def test_any_images_are_brought_to_the_form_of_the_run(trained: Path, tmp_path: Path) -> None:
     """A single picture in colour, and a set of which there are fewer than were asked for."""
     pixels = np.random.default_rng(0).integers(0, 256, (3, 24, 16, 3), dtype=np.uint8)
     np.savez(tmp_path / "set.npz", x_train=pixels)
     Image.fromarray(pixels[0]).save(tmp_path / "picture.png")
     for data, count in (("set.npz", 3), ("picture.png", 1)):
         out = tmp_path / f"restored-{count}"
-        assert main(["restore", str(cascade_run), "--data", str(tmp_path / data), "--out", str(out)]) == 0
+        assert main(["restore", str(trained), "--data", str(tmp_path / data), "--out", str(out)]) == 0
         assert np.load(out / "restored.npz")["images"].shape == (count, 1, 8, 8)
         assert json.loads((out / "results.json").read_text())["images"] == count
 
@@ -116,7 +88,7 @@ def test_any_images_are_brought_to_the_form_of_the_run(cascade_run: Path, tmp_pa
     ],
 )
 def test_wrong_arguments(
-    cascade_run: Path,
+    trained: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -126,7 +98,7 @@ def test_wrong_arguments(
     out = tmp_path / "new"
     monkeypatch.chdir(tmp_path)
     np.savez("small.npz", x_train=np.zeros((4, 8, 8), np.uint8), x_test=np.zeros((4, 8, 8), np.uint8))
-    assert main(["restore", str(cascade_run), "--out", str(out), *arguments]) == 2
+    assert main(["restore", str(trained), "--out", str(out), *arguments]) == 2
     errors = capsys.readouterr().err
     assert message in errors
     assert errors.count("\n") == 1
@@ -161,3 +133,70 @@ def test_tasks_are_what_their_names_say() -> None:
 
 def test_docstring_example() -> None:
     assert doctest.testmod(importlib.import_module("fastebm.tasks.restoration.degradation_names")) == (0, 1)
+
+
+MASK = np.zeros((8, 8), np.uint8)
+MASK[1:4, 2:7] = 255
+MASK[6, 0] = 255
+
+
+def picture(path: Path, pixels: np.ndarray) -> str:
+    Image.fromarray(pixels).save(path)
+    return str(path)
+
+
+def test_known_pixels_stay_and_hidden_ones_are_not_read(trained: Path, tmp_path: Path) -> None:
+    mask = picture(tmp_path / "mask.png", MASK)
+    out = tmp_path / "restored"
+    command = ["restore", str(trained), "--count", "3", "--restarts", "1", "--out", str(out)]
+    assert main([*command, "--task", "inpaint-mask", "--mask", mask]) == 0
+    results = json.loads((out / "results.json").read_text())
+    assert results["settings"]["mask"] == mask
+    assert results["measures"]["restored"]["residual_rms"] < 1e-6
+    images, originals = torch.from_numpy(np.load(out / "restored.npz")["images"]), digits("test")[0][:3]
+    hole = torch.from_numpy(MASK > 0)
+    assert torch.equal(images[..., ~hole], originals[..., ~hole])
+    assert not torch.isclose(images[..., hole], originals[..., hole]).all()
+
+    # The same pictures with their hidden pixels gone are restored to the same.
+    pixels = ((originals[:, 0] + 1) * 127.5).round().to(torch.uint8).numpy()
+    for name, shown in (("whole", pixels), ("damaged", np.where(MASK > 0, 200, pixels).astype(np.uint8))):
+        np.savez(tmp_path / f"{name}.npz", x_train=shown)
+        data = ["--data", str(tmp_path / f"{name}.npz"), "--out", str(tmp_path / name)]
+        assert main([*command, "--task", "inpaint-mask", "--mask", mask, *data]) == 0
+    whole, damaged = (np.load(tmp_path / name / "restored.npz")["images"] for name in ("whole", "damaged"))
+    assert np.array_equal(whole, damaged)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--task", "inpaint-mask"], "--task inpaint-mask needs --mask FILE"),
+        (["--task", "inpaint-mask+colorization"], "--task inpaint-mask needs --mask FILE"),
+        (["--mask", "mask.png"], "--mask is for --task inpaint-mask, alone, and the task is super-resolution-2"),
+        (["--mask", "mask.png", "--task", "inpaint-mask+colorization"], "--mask is for --task inpaint-mask, alone"),
+        (["--mask", "wide.png", "--task", "inpaint-mask"], "wide.png: the mask is 8x9, and the images are 8x8"),
+        (["--mask", "white.png", "--task", "inpaint-mask"], "white.png: this mask hides all of the image"),
+        (["--mask", "black.png", "--task", "inpaint-mask"], "black.png: this mask hides nothing"),
+        (["--mask", "nowhere.png", "--task", "inpaint-mask"], "nowhere.png"),
+        (["--mask", "text.png", "--task", "inpaint-mask"], "text.png"),
+    ],
+)
+def test_wrong_masks(
+    trained: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    masks = {"mask": MASK, "wide": np.zeros((8, 9), np.uint8), "white": np.full_like(MASK, 255), "black": 0 * MASK}
+    for name, pixels in masks.items():
+        picture(tmp_path / f"{name}.png", pixels)
+    Path("text.png").write_text("no picture")
+    assert main(["restore", str(trained), "--out", str(tmp_path / "new"), *arguments]) == 2
+    errors = capsys.readouterr().err
+    assert message in errors
+    assert errors.count("\n") == 1
+    assert not (tmp_path / "new").exists()

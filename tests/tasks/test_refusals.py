@@ -11,17 +11,17 @@ from PIL import Image
 from fastebm.cli import main
 
 COMMANDS = {
-    "denoise": ["--tune", "0", "--num-steps", "1", "--data"],
+    "denoise": ["--tuning-images", "0", "--num-steps", "1", "--data"],
     "inpaint": ["--restarts", "1", "--data"],
     "translate": ["--num-steps", "6", "--data"],
     "interpolate": ["--points", "3", "--iterations", "1", "--data"],
     "detect": ["--engine", "autograd", "--data"],
-    "detect --against": ["--engine", "autograd", "--against"],
+    "detect --ood-data": ["--engine", "autograd", "--ood-data"],
 }
 WRONG = {
     "small.npz": (["1x4x4", "1x8x8", "--convert"], ["4x4", "8x8", "--fit"]),
     "large": (["1x20x20", "1x8x8", "--convert"], ["20x20", "8x8", "--fit"]),
-    "colour.npz": (["3x8x8", "1x8x8", "--convert"], ["3 channels", "the run 1", "--recolour"]),
+    "colour.npz": (["3x8x8", "1x8x8", "--convert"], ["3 channels", "the run 1", "--convert-colours"]),
     "empty": (["empty: no data set that is known here, and no pictures in it"],) * 2,
     "broken": (["broken/2.png: is no picture that can be read"],) * 2,
     "broken/2.png": (["broken/2.png: is no picture that can be read"], ["2.png: is a single picture: give a folder"]),
@@ -67,7 +67,7 @@ def test_images_that_do_not_fit_are_refused(
     digits_run: Path, here: Path, capsys: pytest.CaptureFixture[str], command: str, given: str
 ) -> None:
     detects = command.startswith("detect")
-    path = f"odd={given}" if command.endswith("--against") else given
+    path = f"odd={given}" if command.endswith("--ood-data") else given
     line = refusal(capsys, here, [command.split()[0], str(digits_run), *COMMANDS[command], path])
     for word in WRONG[given][detects]:
         assert word in line

@@ -89,13 +89,21 @@ class EpilogueBuilder(GroupBuilder):
             else:
                 number = self.add_parameters(operation.parameters)
                 derivative = self.operand(EpilogueOp.SLOPE, node.inputs[1], number)
-                add(replace(derivative, activation=PROGRAM_ACTIVATIONS.index(operation.kind), of_result=int(operation.of_result)))
+                add(
+                    replace(
+                        derivative,
+                        activation=PROGRAM_ACTIVATIONS.index(operation.kind),
+                        of_result=int(operation.of_result),
+                    )
+                )
 
     def _append_activation(self, group: Group, operation: op.Activation, name: str) -> None:
         kind, number = PROGRAM_ACTIVATIONS.index(operation.kind), self.add_parameters(operation.parameters)
         if any(self.needs_derivative(user, operation, name) for user in self.program.users(name)):
             location = Location(self.add_buffer(group.image))
             self.derivatives[name, operation.kind, operation.parameters] = location
-            group.epilogue.append(Epilogue(EpilogueOp.ACTIVATE_KEEPING, location.buffer, number=number, activation=kind))
+            group.epilogue.append(
+                Epilogue(EpilogueOp.ACTIVATE_KEEPING, location.buffer, number=number, activation=kind)
+            )
         else:
             group.epilogue.append(Epilogue(EpilogueOp.ACTIVATE, number=number, activation=kind))

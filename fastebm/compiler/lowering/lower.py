@@ -80,7 +80,9 @@ class _Lowering(EpilogueBuilder):
         convolutions = [i for i in instructions if i.kind == Kind.CONVOLUTION]
         wide = {i.source for i in convolutions if i.kernel_x > 8 or i.dilation_x > 1 or i.source_channel}
         dense = {b for b, buffer in enumerate(self.buffers) if buffer.channels <= DENSE and b not in wide}
-        buffers = tuple(replace(buffer, pixel_stride=DENSE) if b in dense else buffer for b, buffer in enumerate(self.buffers))
+        buffers = tuple(
+            replace(buffer, pixel_stride=DENSE) if b in dense else buffer for b, buffer in enumerate(self.buffers)
+        )
         constants = list(self.constants)
         for i in convolutions:
             constants[i.constant - 1] = replace(constants[i.constant - 1], dense=i.source in dense)

@@ -270,9 +270,9 @@ def test_nothing_is_resized_or_recoloured_unasked(digits_run: Path, tmp_path: Pa
     padded = open_for(run, tmp_path / "small.npz", fit="pad")
     assert (padded.split, padded.pixels.shape) == ("test", (3, 1, 8, 8))
     assert len(open_for(run, tmp_path / "small.npz", "train", fit="resize")) == 4
-    with pytest.raises(ValueError, match=r"colour.npz: its images have 3 channels.*--recolour"):
+    with pytest.raises(ValueError, match=r"colour.npz: its images have 3 channels.*--convert-colours"):
         open_for(run, tmp_path / "colour.npz")
-    with pytest.raises(ValueError, match="--recolour"):
+    with pytest.raises(ValueError, match="--convert-colours"):
         images_of_the_kind(run, tmp_path / "colour.npz")
     assert open_for(run, tmp_path / "colour.npz", recolour=True).channels == 1
     with pytest.raises(DataError, match="has no split 'val'"):
@@ -284,7 +284,7 @@ def test_the_command_writes_numbers_scores_and_pictures(
 ) -> None:
     np.savez(tmp_path / "dark.npz", np.zeros((9, 8, 8), np.uint8))
     out = tmp_path / "detect"
-    command = ["detect", str(digits_run), "--against", f"dark={tmp_path / 'dark.npz'}", "--count", "40"]
+    command = ["detect", str(digits_run), "--ood-data", f"dark={tmp_path / 'dark.npz'}", "--count", "40"]
     command += ["--engine", "autograd", "--out", str(out)]
     assert main(command) == 0
     printed = capsys.readouterr().out
@@ -319,17 +319,17 @@ def test_the_command_writes_numbers_scores_and_pictures(
     ("arguments", "message"),
     [
         (["--count", "0"], "--count must be at least 1"),
-        (["--against", "nothing"], "--against takes NAME=PATH"),
-        (["--against", "a=missing.npz"], "missing.npz: there is no such file or folder"),
-        (["--against", "a=x", "a=y"], "there is a set called a already"),
-        (["--against", "uniform_noise=x"], "there is a set called uniform_noise already"),
-        (["--against", "a=empty"], "no pictures in it"),
-        (["--against", "a=broken"], "broken/1.png: "),
-        (["--against", "a=letter.npz"], "is empty"),
-        (["--against", "a=colour.npz"], "recolour (--recolour) brings them to that"),
-        (["--against", "a=large.npz"], "fit (--fit resize or --fit pad) brings them to that"),
-        (["--against", "a=nan.npz"], "nan.npz"),
-        (["--data", "colour.npz"], "recolour (--recolour) brings them to that"),
+        (["--ood-data", "nothing"], "--ood-data takes NAME=PATH"),
+        (["--ood-data", "a=missing.npz"], "missing.npz: there is no such file or folder"),
+        (["--ood-data", "a=x", "a=y"], "there is a set called a already"),
+        (["--ood-data", "uniform_noise=x"], "there is a set called uniform_noise already"),
+        (["--ood-data", "a=empty"], "no pictures in it"),
+        (["--ood-data", "a=broken"], "broken/1.png: "),
+        (["--ood-data", "a=letter.npz"], "is empty"),
+        (["--ood-data", "a=colour.npz"], "recolour (--convert-colours) brings them to that"),
+        (["--ood-data", "a=large.npz"], "fit (--fit resize or --fit pad) brings them to that"),
+        (["--ood-data", "a=nan.npz"], "nan.npz"),
+        (["--data", "colour.npz"], "recolour (--convert-colours) brings them to that"),
         (["--out", "letter.npz"], "is a file; a folder is needed"),
         (["--batch-size", "0"], "batch_size must be at least 1"),
     ],

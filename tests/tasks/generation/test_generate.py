@@ -142,7 +142,7 @@ def test_killed_and_taken_up_it_ends_with_the_same_files(digits_run: Path, tmp_p
     out = tmp_path / "killed"
     command = ["generate", str(digits_run), "--count", "60000", "--chunk", "20", "--out", str(out)]
     process = subprocess.Popen(
-        [sys.executable, "-m", "fastebm.cli", *command],
+        [sys.executable, "-m", "fastebm", *command],
         env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         stderr=subprocess.DEVNULL,
     )

@@ -1,4 +1,4 @@
-"""`python -m fastebm.cli` is `fastebm`."""
+"""Lets `python -m fastebm` do what the command `fastebm` does."""
 
 import sys
 

@@ -1,0 +1,83 @@
+"""The command `fastebm interpolate`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fastebm.cli.image_task import ImageTask
+
+
+@dataclass(frozen=True)
+class Interpolate(ImageTask):
+    """Show paths between images and between samples, and the training images that are nearest to samples."""
+
+    count: int = 12
+    """number of images, which are the ends of half as many paths; as many pairs of chains are interpolated"""
+    points: int = field(default=11, metadata={"group": "path"})
+    """number of images along a path, with both ends"""
+    iterations: int = field(default=60, metadata={"group": "path"})
+    """number of iterations that relax a path between images, each a step down the energy and an even redistribution of
+    the points"""
+    step_size: float = field(default=0.25, metadata={"group": "path"})
+    """step size of an iteration"""
+
+    def __call__(self) -> int:
+        from fastebm import tasks
+        from fastebm.tasks.outputs import save_arrays, task_folder
+        from fastebm.tasks.pictures import save_chain_path, save_image_path
+
+        run, out = self.open()
+        options = tasks.PathOptions(self.points, self.iterations, self.step_size)
+        images = self.images(run)
+        pairs = len(images) // 2
+        if not pairs:
+            raise ValueError("a path needs two images, got one: give more with --data or --count")
+        between = tasks.interpolate_images(
+            self.model(run), images[0 : 2 * pairs : 2], images[1 : 2 * pairs : 2], options
+        )
+        cascade = getattr(run.config, "variant", None) == "cascade"
+        starts: Any = ("noise", "coarse")[: len(run.levels)] if cascade else ()
+        chains = {
+            start: tasks.interpolate_chains(run, start, pairs=pairs, points=self.points, seed=self.seed)
+            for start in starts
+        }
+        task_folder(out, overwrite=self.overwrite)
+        save_image_path(out / "images.png", between)
+        save_arrays(out / "images.npz", straight=between.straight, relaxed=between.relaxed)
+        numbers: dict[str, Any] = {"images": between.to_json()}
+        for name, path in chains.items():
+            save_chain_path(out / f"{name}.png", path)
+            numbers[name] = path.to_json()
+        energies = numbers["images"]
+        line = (
+            f"Mean of the highest energy of a path between images: {energies['highest_energy_straight']:.2f} if "
+            f"straight, {energies['highest_energy_relaxed']:.2f} if relaxed; at its ends {energies['energy_ends']:.2f}."
+        )
+        numbers["neighbours"], nearest = self._nearest(run, out)
+        self.save_numbers(run, out, numbers, [line, nearest])
+        return 0
+
+    def _nearest(self, run: Any, out: Path) -> tuple[dict[str, float] | None, str]:
+        """Writes samples beside their nearest training images; distances, with those of unseen images to compare."""
+        from fastebm import tasks
+        from fastebm.tasks.pictures import save_neighbours
+        from fastebm.training import RunError
+
+        try:
+            training, unseen = tasks.own_images(run, "train"), tasks.images_for(run, count=50)
+        except (RunError, ValueError) as error:
+            return None, f"Without training images there are none that are nearest to samples: {error}"
+        samples = run.sample(50, self.seed)
+        near = tasks.nearest_images(samples, training)
+        save_neighbours(out / "neighbours.png", samples, near.images, near.distances)
+        distances = {
+            "samples": float(near.distances[:, 0].mean()),
+            "samples_smallest": float(near.distances.min()),
+            "unseen_images": float(tasks.nearest_images(unseen, training, 1).distances.mean()),
+        }
+        return distances, (
+            f"Mean distance to the nearest training image: {distances['samples']:.2f} from samples (the smallest "
+            f"{distances['samples_smallest']:.2f}), {distances['unseen_images']:.2f} from images that were not learned."
+        )

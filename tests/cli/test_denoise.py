@@ -1,0 +1,35 @@
+"""`fastebm denoise`: by a cascade and by the energy of an EC-VAE, and what it refuses."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.cli.tiny_runs import check_task
+
+
+def test_noise_is_removed(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["denoise", str(trained), "--tuning-images", "2", "--num-steps", "1", "--count", "3"]
+    numbers = check_task([*command, "--out", str(tmp_path / "out")], {"denoised.png", "denoised.npz"}, capsys)
+    assert numbers["iteration"] == 7
+    assert set(numbers["quality"]) == {"noisy", "restored", "non-local means", "total variation"}
+    assert numbers["quality"]["noisy"]["psnr"] == pytest.approx(20 * np.log10(2 / 0.2), abs=0.5)
+
+
+def test_an_ec_vae_denoises(vae_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["denoise", str(vae_run), "--tuning-images", "0", "--num-steps", "1", "--count", "2", "--num-chains", "1"]
+    numbers = check_task([*command, "--out", str(tmp_path / "out")], {"denoised.png", "denoised.npz"}, capsys)
+    assert (numbers["iteration"], set(numbers["quality"])) == (2, {"noisy", "restored"})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["denoise", "missing"], "no config.json"),
+        (["denoise", "RUN", "--noise", "0"], "noise must be positive"),
+        (["denoise", "RUN", "--tuning-images", "-1"], "--tuning-images must not be negative"),
+    ],
+)
+def test_wrong_arguments(refusal: Callable[[list[str]], str], arguments: list[str], message: str) -> None:
+    assert message in refusal([*arguments, "--out", "out"])

@@ -1,0 +1,33 @@
+"""`fastebm interpolate`: by a cascade and by the energy of an EC-VAE, and what it refuses."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.cli.tiny_runs import check_task
+
+PATH = ["--points", "3", "--iterations", "2", "--count", "3", "--out"]
+
+
+def test_paths_between_images_and_samples(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = {"images.png", "images.npz", "noise.png", "coarse.png", "neighbours.png"}
+    numbers = check_task(["interpolate", str(trained), *PATH, str(tmp_path / "out")], files, capsys)
+    assert numbers["iteration"] == 7
+
+
+def test_paths_of_an_ec_vae(vae_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = {"images.png", "images.npz", "neighbours.png"}
+    numbers = check_task(["interpolate", str(vae_run), *PATH, str(tmp_path / "out")], files, capsys)
+    assert numbers["iteration"] == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["interpolate", "RUN", "--count", "1"], "a path needs two images"),
+        (["interpolate", "RUN", "--points", "2"], "points >= 3"),
+    ],
+)
+def test_wrong_arguments(refusal: Callable[[list[str]], str], arguments: list[str], message: str) -> None:
+    assert message in refusal([*arguments, "--out", "out"])

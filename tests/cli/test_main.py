@@ -1,0 +1,77 @@
+"""The command line as a whole: its help, its exit codes, and what it imports."""
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fastebm.cli import COMMANDS, main
+from tests.cli.tiny_runs import ROOT, TRAIN, start
+
+
+def test_help_names_the_commands(tmp_path: Path) -> None:
+    process = start("--help", cwd=tmp_path)
+    printed, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    commands = {"demo", "train", "resume", "sample", "generate", "denoise", "inpaint", "translate", "interpolate"}
+    commands |= {"detect", "restore", "evaluate", "bench", "info", "build"}
+    listed = re.search(r"{([\w,]+)}", "".join(printed.split()))  # the usage may be wrapped
+    assert listed is not None
+    assert set(listed[1].split(",")) == commands
+
+
+def test_help_needs_neither_matplotlib_nor_scikit_learn() -> None:
+    program = "import sys, fastebm.cli; print([m for m in ('matplotlib', 'sklearn') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_help_of_all_commands_needs_no_pytorch() -> None:
+    """Only the file of the command that is asked for is imported: `fastebm --help` is there at once."""
+    program = (
+        "import sys, fastebm.cli\n"
+        "try: fastebm.cli.main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "print([name for name in ('torch', 'numpy', 'tyro') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_every_command_has_a_file_of_its_name() -> None:
+    files = {path.stem for path in (ROOT / "fastebm" / "cli").glob("*.py")}
+    assert set(COMMANDS) <= files
+    for name in COMMANDS:
+        tree = ast.parse((ROOT / "fastebm" / "cli" / f"{name}.py").read_text())
+        assert name.capitalize() in {node.name for node in tree.body if isinstance(node, ast.ClassDef)}
+
+
+def test_a_user_error_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
+    process = start("sample", "nowhere", cwd=tmp_path)
+    printed, errors = process.communicate(timeout=300)
+    assert (process.returncode, printed) == (2, "")
+    assert errors == "fastebm: nowhere is not a run of fastebm: it has no config.json\n"
+
+
+@pytest.mark.parametrize(
+    "arguments", [["paint"], ["train"], ["train", "fine-to-coarse"], ["sample", "x", "--count", "q"]]
+)
+def test_what_does_not_parse_exits_with_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    assert stopped.value.code == 2
+
+
+def test_a_diverged_run_is_exit_code_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*TRAIN, "--max-energy", "0.001", "--out", str(tmp_path / "run")]) == 1
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert last.startswith("fastebm: training stopped at iteration 1: ")
+
+
+def test_the_traceback_of_an_error_is_there_for_the_asking(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FASTEBM_TRACEBACK", "1")
+    with pytest.raises(RuntimeError, match="has no config"):
+        main(["info", "missing"])
