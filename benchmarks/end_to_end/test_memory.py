@@ -1,6 +1,6 @@
 """The peak memory of one energy gradient of CF-EBM at 256x256: ours against autograd with frozen weights.
 
-Every figure comes from a fresh process (see `peak_memory`): what an earlier gradient left would hide in it.
+Every figure comes from a fresh process (see `peak_memory`), because memory of an earlier gradient would distort it.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ def workloads(device: str, full: bool) -> list[Workload]:
     return [Workload("memory", "CF-EBM", (3, 256, 256), batch, dtype) for batch in batches for dtype in dtypes]
 
 
-def peak(work: Workload, who: str) -> float:
-    # Every block from 64 kB on by itself, so that what is freed leaves the process at once.
+def peak(work: Workload, implementation: str) -> float:
+    # malloc maps every block from 64 kB on by itself, so that freed memory leaves the process at once.
     settings = {"PYTHONPATH": str(ROOT), "MALLOC_MMAP_THRESHOLD_": "65536"}
-    question = json.dumps({**work.to_json(), "who": who})
+    question = json.dumps({**work.to_json(), "implementation": implementation})
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.harness.peak_memory", question],
         cwd=ROOT,
@@ -40,7 +40,7 @@ def peak(work: Workload, who: str) -> float:
         check=False,
     )
     if done.returncode:
-        pytest.fail(f"{who} failed:\n{done.stderr}", pytrace=False)
+        pytest.fail(f"{implementation} failed:\n{done.stderr}", pytrace=False)
     return float(json.loads(done.stdout.splitlines()[-1])["bytes"])
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from fastebm.evaluation.speed.rows import AchievedRates, Row, Run
 
-_TITLES = ("baseline", "median", "20 % to 80 %", "x ours", "gradient error", "floor")
+_TITLES = ("baseline", "median", "20 % to 80 %", "slowdown", "gradient error", "roofline")
 
 
 def printed(rows: Iterable[Row]) -> str:
@@ -37,7 +37,7 @@ def markdown(runs: Sequence[Run]) -> str:
 
 
 def comparisons(rows: Iterable[Row]) -> dict[tuple, list[Row]]:
-    """Rows by what was measured together, in their order."""
+    """Rows grouped by comparison, in their order."""
     groups: dict[tuple, list[Row]] = {}
     for row in rows:
         groups.setdefault(row.comparison, []).append(row)
@@ -45,14 +45,14 @@ def comparisons(rows: Iterable[Row]) -> dict[tuple, list[Row]]:
 
 
 def heading(row: Row) -> str:
-    """What a comparison is of: suite, case, shape, precision, unit."""
+    """The heading of a comparison: suite, case, shape, precision, unit."""
     shape = "x".join(map(str, (row.batch, *row.shape)))
     what = "peak memory" if row.quantity == "bytes" else "time"
     return f"{row.suite}: {row.case}, {shape}, {row.dtype}, {what} of one {row.unit}"
 
 
 def machine_line(run: Run) -> str:
-    """The machine and code that figures hang on, in a sentence."""
+    """The machine and commit of the figures, in a sentence."""
     facts = run.machine
     device = facts["gpu"] or f"{facts['cpu']} ({', '.join(facts['cpu_features'])})"
     changed = " with changes" if facts["dirty"] else ""
@@ -93,7 +93,7 @@ def _rates(done: AchievedRates) -> str:
     flops = ""
     if done.flops_per_second:
         flops = f"{done.flops_per_second / 1e9:.0f} of {done.gemm_flops_per_second / 1e9:.0f} GFLOP/s in products, "
-    moved = f"{done.bytes_per_second / 1e9:.1f} GB/s beside {done.copy_bytes_per_second / 1e9:.1f} in copies"
+    moved = f"{done.bytes_per_second / 1e9:.1f} GB/s against {done.copy_bytes_per_second / 1e9:.1f} in copies"
     return f"{flops}{moved}"
 
 
