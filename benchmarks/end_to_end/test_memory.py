@@ -6,13 +6,11 @@ Every figure comes from a fresh process (see `peak_memory`), because memory of a
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 
 import pytest
 
-from benchmarks.harness.base import ROOT
+from benchmarks.harness.peak_memory import in_fresh_process
 from benchmarks.harness.workloads import Workload
 from fastebm.evaluation.speed import Plan, Row
 from fastebm.evaluation.speed.baselines import TUNED
@@ -28,20 +26,8 @@ def workloads(device: str, full: bool) -> list[Workload]:
 
 
 def peak(work: Workload, implementation: str) -> float:
-    # malloc maps every block from 64 kB on by itself, so that freed memory leaves the process at once.
-    settings = {"PYTHONPATH": str(ROOT), "MALLOC_MMAP_THRESHOLD_": "65536"}
     question = json.dumps({**work.to_json(), "implementation": implementation})
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.harness.peak_memory", question],
-        cwd=ROOT,
-        env=os.environ | settings,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode:
-        pytest.fail(f"{implementation} failed:\n{done.stderr}", pytrace=False)
-    return float(json.loads(done.stdout.splitlines()[-1])["bytes"])
+    return float(in_fresh_process("benchmarks.harness.peak_memory", question)["bytes"])
 
 
 def compared(work: Workload, plan: Plan) -> list[Row]:

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import ctypes
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from torch import Tensor, nn
 
 import fastebm
 from benchmarks.harness import nets
+from benchmarks.harness.pages import ROOT
 from benchmarks.harness.workloads import Workload, images
 from fastebm.evaluation.speed.baselines import tuned_eager
 from fastebm.evaluation.speed.eager import eager_twin
@@ -62,6 +65,17 @@ class GpuMemory:
     def peak(self) -> int:
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated()
+
+
+def in_fresh_process(module: str, *arguments: str) -> Any:
+    """The JSON in the last line that `python -m MODULE ARGUMENTS` prints. Raises RuntimeError where that fails."""
+    # malloc maps every block from 64 kB on by itself, so that freed memory leaves the process at once.
+    settings = {"PYTHONPATH": str(ROOT), "MALLOC_MMAP_THRESHOLD_": "65536"}
+    command = [sys.executable, "-m", module, *arguments]
+    done = subprocess.run(command, cwd=ROOT, env=os.environ | settings, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{module} {' '.join(arguments)} failed:\n{done.stderr}")
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def peak_bytes(work: Workload, implementation: str) -> int:

@@ -15,13 +15,11 @@ from __future__ import annotations
 
 import argparse
 import gc
+import itertools
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +28,7 @@ from torch import nn
 
 import fastebm
 from benchmarks.harness.pages import ROOT, table
-from benchmarks.harness.peak_memory import ResidentMemory
+from benchmarks.harness.peak_memory import ResidentMemory, in_fresh_process
 from fastebm.compiler.capture import capture
 from fastebm.compiler.cost_model import Machine, cost
 from fastebm.compiler.derivative import differentiate
@@ -67,9 +65,11 @@ class Setting:
     def precision(self) -> torch.dtype:
         return getattr(torch, self.dtype)
 
-    def row(self, size: int, unit: str, quantity: str) -> Row:
+    def row(self, size: int, unit: str, quantity: str, value: float, note: str) -> Row:
         case, shape = f"CF-EBM, base width {self.base_width}", (CELEBAHQ512.channels, size, size)
-        return Row("stages", case, "fastebm", "", shape, self.dtype, self.batch, unit, quantity)
+        median = float(f"{value:.6g}")
+        row = Row("stages", case, "fastebm", "", shape, self.dtype, self.batch, unit, quantity, median=median)
+        return replace(row, note=note)
 
 
 # ---- measured, in a process of its own
@@ -123,17 +123,7 @@ def _update(
 def measure(setting: Setting, size: int, part: str) -> dict[str, Any]:
     """The same from a fresh process. Raises RuntimeError with its error output where it fails."""
     question = json.dumps({"setting": vars(setting), "size": size, "part": part})
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.studies.stages", "--one", question],
-        cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "MALLOC_MMAP_THRESHOLD_": "65536"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode:
-        raise RuntimeError(f"{part} at {size}x{size} failed:\n{done.stderr}")
-    return json.loads(done.stdout.splitlines()[-1])
+    return in_fresh_process("benchmarks.studies.stages", "--one", question)
 
 
 # ---- estimated
@@ -170,69 +160,46 @@ class Work:
         return self.update_flops / below.update_flops
 
 
-Figures = dict[tuple[int, str, str], Row]  # by size, part and quantity
-
-
 def all_rows(setting: Setting, largest: int, log: Callable[[str], None] = print) -> list[Row]:
     """The rows of all stages: parts measured up to `largest` and estimated above, and sums of them over the levels."""
     work = {size: Work.of(setting, size) for size in SIZES}
-    found: Figures = {}
-    for size in (s for s in SIZES if s <= largest):
-        for part in PARTS:
-            figures = measure(setting, size, part)
-            for quantity, values in (("seconds", figures["seconds"]), ("bytes", [figures["bytes"]])):
-                found[size, part, quantity] = _measured_row(setting.row(size, part, quantity), values)
-            log(f"{size}x{size}, {part}: {amount(found[size, part, 'seconds'].median, 'seconds')}")
-    for size in (s for s in SIZES if s > largest):
-        for part in PARTS:
-            for quantity in ("seconds", "bytes"):
-                factor = work[size].ratio(work[largest], part, quantity)
-                value = factor * _median(found, largest, part, quantity)
-                basis = f"computed: {factor:.3g} times {largest}x{largest}"
-                found[size, part, quantity] = _computed_row(setting.row(size, part, quantity), value, basis)
-    return [*found.values(), *_sums(setting, found), *_checks(setting, found, work, largest)]
+    found: dict[tuple[int, str, str], Row] = {}
 
+    def median(size: int, part: str, quantity: str = "seconds") -> float:
+        return found[size, part, quantity].median or 0.0
 
-def _sums(setting: Setting, found: Figures) -> list[Row]:
-    """An iteration, and the chain that makes an image through all levels up to its size."""
-    rows = []
-    for size in SIZES:
-        chain = STEPS * sum(_median(found, level, "step", "seconds") for level in SIZES if level <= size)
-        rows.append(_computed_row(setting.row(size, "sample", "seconds"), chain / setting.batch, "computed: a sum"))
-        for part in PARTS[1:]:
-            total = chain + _median(found, size, part, "seconds")
-            unit = part.replace("update", "iteration")
-            rows.append(_computed_row(setting.row(size, unit, "seconds"), total, "computed: a sum"))
-    return rows
+    def estimate(size: int, below: int, part: str, quantity: str) -> tuple[float, float]:
+        factor = work[size].ratio(work[below], part, quantity)
+        return factor, factor * median(below, part, quantity)
 
-
-def _checks(setting: Setting, found: Figures, work: dict[int, Work], largest: int) -> list[Row]:
-    """The estimate of the largest measured stage from the one below."""
-    if largest == SIZES[0]:
-        return []
-    below, rows = largest // 2, []
-    for part in PARTS:
+    for size, part in itertools.product(SIZES, PARTS):
+        measured = measure(setting, size, part) if size <= largest else {}
         for quantity in ("seconds", "bytes"):
-            value = work[largest].ratio(work[below], part, quantity) * _median(found, below, part, quantity)
-            row = setting.row(largest, f"{part}, by the rule", quantity)
-            rows.append(_computed_row(row, value, f"computed: from {below}x{below}"))
+            if size <= largest:
+                values = measured[quantity] if quantity == "seconds" else [measured[quantity]]
+                summary = Summary.of(values)
+                row = setting.row(size, part, quantity, summary.median, "measured")
+                rounded = tuple(float(f"{value:.6g}") for value in values)
+                row = replace(row, values=rounded, median=summary.median, low=summary.low, high=summary.high)
+            else:
+                factor, value = estimate(size, largest, part, quantity)
+                row = setting.row(size, part, quantity, value, f"computed: {factor:.3g} times {largest}x{largest}")
+            found[size, part, quantity] = row
+        log(f"{size}x{size}, {part}: {amount(median(size, part), 'seconds')}")
+    rows = list(found.values())
+    for size in SIZES:  # the chain that makes an image runs through all levels up to its size
+        chain = STEPS * sum(median(level, "step") for level in SIZES if level <= size)
+        rows.append(setting.row(size, "sample", "seconds", chain / setting.batch, "computed: a sum"))
+        for part in PARTS[1:]:
+            total, unit = chain + median(size, part), part.replace("update", "iteration")
+            rows.append(setting.row(size, unit, "seconds", total, "computed: a sum"))
+    if largest > SIZES[0]:  # the estimate of the largest measured stage from the one below
+        below = largest // 2
+        for part, quantity in itertools.product(PARTS, ("seconds", "bytes")):
+            value = estimate(largest, below, part, quantity)[1]
+            unit = f"{part}, by the rule"
+            rows.append(setting.row(largest, unit, quantity, value, f"computed: from {below}x{below}"))
     return rows
-
-
-def _median(found: Figures, size: int, part: str, quantity: str) -> float:
-    median = found[size, part, quantity].median
-    assert median is not None
-    return median
-
-
-def _measured_row(row: Row, values: Sequence[float]) -> Row:
-    own = Summary.of(values)
-    figures = {"values": tuple(float(f"{value:.6g}") for value in values), **vars(own)}
-    return Row(**(vars(row) | figures | {"note": "measured"}))
-
-
-def _computed_row(row: Row, value: float, note: str) -> Row:
-    return Row(**(vars(row) | {"median": float(f"{value:.6g}"), "note": note}))
 
 
 # ---- the page

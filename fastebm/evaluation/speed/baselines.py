@@ -7,6 +7,7 @@ before anything is timed, because a compiled one may silently be wrong: `torch.f
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -83,10 +84,7 @@ def research_eager(energy: Energy) -> Baseline:
     net = research_copy(energy)
 
     def gradient(x: Tensor) -> tuple[Tensor, Tensor]:
-        x = x.detach().requires_grad_(True)
-        energies = net(x)
-        (slope,) = torch.autograd.grad(energies.sum(), x)
-        return energies.detach(), slope
+        return _by_autograd(net, x.detach())
 
     def chain(x: Tensor, updates: Updates) -> Tensor:
         for step_size, noise_std in updates.schedule:
@@ -108,13 +106,18 @@ def tuned_eager(energy: Energy, dtype: torch.dtype, precision: Literal["cast", "
     net = tuned_copy(energy, cast)
 
     def gradient(x: Tensor) -> tuple[Tensor, Tensor]:
-        x_in = prepare_input(x.detach(), cast).requires_grad_(True)
-        with torch.enable_grad(), autocast(x):
-            energies = net(x_in)
-        (slope,) = torch.autograd.grad(energies.sum(), x_in)
-        return energies.detach().float(), slope.float()
+        return _by_autograd(net, prepare_input(x.detach(), cast), autocast(x))
 
     return Baseline(TUNED, _precision_name(dtype, precision), gradient, _updated_in_place(gradient), net)
+
+
+def _by_autograd(net: Energy, x: Tensor, context: Any = None) -> tuple[Tensor, Tensor]:
+    """Energies and their gradient at x, which is a new tensor or detached; the forward pass runs in `context`."""
+    x = x.requires_grad_(True)
+    with torch.enable_grad(), context or nullcontext():
+        energies = net(x)
+    (slope,) = torch.autograd.grad(energies.sum(), x)
+    return energies.detach().float(), slope.float()
 
 
 def _updated_in_place(gradient: Gradient) -> Chain:
@@ -156,24 +159,18 @@ def torch_compile_gradient(
     """
     cast = None if dtype is torch.float32 else dtype
     net = tuned_copy(energy, cast)
-    if backward == "functional":
-        compiled = _torch_compiled(_functional(net), device, fullgraph=True)
-    else:
-        compiled = _torch_compiled(lambda x: net(x), device, fullgraph=False)
+    functional = backward == "functional"
+    compiled = _torch_compiled(_functional(net) if functional else lambda x: net(x), device, fullgraph=functional)
 
     def gradient(x: Tensor) -> tuple[Tensor, Tensor]:
         torch.compiler.cudagraph_mark_step_begin()
-        if backward == "functional":
-            with torch.no_grad():
-                energies, slope = compiled(prepare_input(x, cast))
-        else:
-            x = prepare_input(x.detach(), cast).requires_grad_(True)
-            with torch.enable_grad():
-                energies = compiled(x)
-            (slope,) = torch.autograd.grad(energies.sum(), x)
-        return energies.detach().float(), slope.float()
+        if not functional:
+            return _by_autograd(compiled, prepare_input(x.detach(), cast))
+        with torch.no_grad():
+            energies, slope = compiled(prepare_input(x, cast))
+        return energies.float(), slope.float()
 
-    how = "func.grad" if backward == "functional" else "energy compiled, autograd outside"
+    how = "func.grad" if functional else "energy compiled, autograd outside"
     return Baseline(TORCH_COMPILE, f"{dtype_name(dtype)}, {how}", gradient, _updated_in_place(gradient), net)
 
 
@@ -206,7 +203,7 @@ def torch_compile_chain(
 
     written = update if noise == "outside" else lambda x, pair: update(x, pair, None)
     compiled = _torch_compiled(written, device, fullgraph=True, own_graphs=not capture)
-    stepper = _GraphStepper(compiled, noise) if capture else _Stepper(compiled, noise)
+    stepper = (_graph_stepper if capture else _stepper)(compiled, noise)
 
     def gradient(x: Tensor) -> tuple[Tensor, Tensor]:
         return torch.zeros(len(x), device=x.device), _implied_gradient(stepper, x, clamp)
@@ -256,65 +253,60 @@ def _table(schedule: Sequence[tuple[float, float]], device: torch.device) -> Ten
     return torch.tensor([(*pair, 0.0, 0.0) for pair in schedule], device=device).reshape(-1, 4)
 
 
-class _Stepper:
-    """A chain of compiled updates: `self(start, table)` with (step size, noise std) of each update in the table."""
+Stepper = Callable[[Tensor, Tensor], Tensor]
+"""A chain: from a start, with (step size, noise std) of each update in a table."""
 
-    def __init__(self, compiled: Callable[..., Tensor], noise: str):
-        self.compiled = compiled
-        self.noise = noise
+
+def _stepper(compiled: Callable[..., Tensor], noise: str) -> Stepper:
+    """A chain of compiled updates."""
 
     @torch.no_grad()
-    def __call__(self, start: Tensor, table: Tensor) -> Tensor:
+    def run(start: Tensor, table: Tensor) -> Tensor:
         x, drawn = start.clone(), torch.empty_like(start)
         for pair in table:
             torch.compiler.cudagraph_mark_step_begin()
-            x = self.compiled(x, pair) if self.noise == "inside" else self.compiled(x, pair, drawn.normal_())
+            x = compiled(x, pair) if noise == "inside" else compiled(x, pair, drawn.normal_())
             if x.is_cuda:  # the next replay of a CUDA graph writes into this memory
                 x = x.clone()
         return x
 
+    return run
 
-class _GraphStepper:
+
+def _graph_stepper(compiled: Callable[..., Tensor], noise: str) -> Stepper:
     """The same chain with every update a replay of one CUDA graph, which is recorded at the first call for a shape."""
 
-    def __init__(self, compiled: Callable[..., Tensor], noise: str):
-        self.compiled = compiled
-        self.noise = noise
-        self._recorded: dict[torch.Size, tuple[Any, Tensor, Tensor]] = {}
+    @functools.cache
+    def recorded(shape: torch.Size, device: torch.device) -> tuple[Any, Tensor, Tensor]:
+        x, drawn, pair = (torch.zeros(size, device=device) for size in (shape, shape, (4,)))
+
+        def update() -> None:
+            x.copy_(compiled(x, pair) if noise == "inside" else compiled(x, pair, drawn.normal_()))
+
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):  # PyTorch requires warm-ups on another stream than the one recorded
+            for _ in range(3):
+                update()
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            update()
+        return graph, x, pair
 
     @torch.no_grad()
-    def __call__(self, start: Tensor, table: Tensor) -> Tensor:
-        if start.shape not in self._recorded:
-            self._recorded[start.shape] = self._record(start)
-        graph, x, pair = self._recorded[start.shape]
+    def run(start: Tensor, table: Tensor) -> Tensor:
+        graph, x, pair = recorded(start.shape, start.device)
         x.copy_(start)
         for row in table:
             pair.copy_(row)
             graph.replay()
         return x.clone()
 
-    def _record(self, start: Tensor) -> tuple[Any, Tensor, Tensor]:
-        x, drawn, pair = start.clone(), torch.empty_like(start), torch.zeros(4, device=start.device)
-
-        def once() -> None:
-            given = (x, pair) if self.noise == "inside" else (x, pair, drawn.normal_())
-            x.copy_(self.compiled(*given))
-
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):  # PyTorch requires warm-ups on another stream than the one recorded
-            for _ in range(3):
-                once()
-        torch.cuda.current_stream().wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            once()
-        return graph, x, pair
+    return run
 
 
-def _implied_gradient(
-    stepper: Callable[[Tensor, Tensor], Tensor], x: Tensor, clamp: tuple[float, float] | None
-) -> Tensor:
+def _implied_gradient(stepper: Stepper, x: Tensor, clamp: tuple[float, float] | None) -> Tensor:
     """The gradient by which one update without noise moves x, at a step size without effects of clamp and rounding.
 
     x must lie within the clamp.
