@@ -1,4 +1,4 @@
-"""Fills the tables of the pages under docs/results from the results.json that lies beside each of them.
+"""Fills the tables of the pages under docs/results, each from the results.json in its folder.
 
     python -m benchmarks.harness.pages                              fills all pages again
     python -m benchmarks.harness.pages tasks OUT/denoise-0.2        first adds what a command wrote into a folder
@@ -21,6 +21,7 @@ from typing import Any
 from PIL import Image
 
 from fastebm.evaluation.speed.machine import machine_facts
+from fastebm.evaluation.speed.table import markdown_table
 from fastebm.runs.files import write_json
 from fastebm.runs.folder import RunFolder
 
@@ -79,13 +80,15 @@ def collect(page: Path, folder: Path, name: str, sections: Sections, command: st
 
     Copies the numbers, without the folders of this machine's paths, and those pictures that the page shows.
     """
+
+    def read(file: str) -> Entry:
+        return json.loads(re.sub(r'(?<=")/[^"\s]*/(?=[^"]*")', "", (folder / file).read_text()))
+
     entry: Entry = {}
-    for file in (folder / file for file in NUMBERS if (folder / file).exists()):
-        numbers = json.loads(re.sub(r'(?<=")/[^"\s]*/(?=[^"]*")', "", file.read_text()))
-        entry |= {"evaluation": numbers} if file.stem == "evaluation" else numbers
+    for file in (file for file in NUMBERS if (folder / file).exists()):
+        entry |= {"evaluation": read(file)} if file == "evaluation.json" else read(file)
     if (folder / "log.jsonl").exists():
-        config = re.sub(r'(?<=")/[^"\s]*/(?=[^"]*")', "", (folder / "config.json").read_text())
-        entry |= run_facts(folder, command, commit or None) | {"config": json.loads(config)}
+        entry |= run_facts(folder, command, commit or None) | {"config": read("config.json")}
     if isinstance(entry.get("run"), str):
         entry["run"] = Path(entry["run"]).name
     title = read_entries(page).get(name, {}).get("title")
@@ -122,12 +125,6 @@ def run_facts(run: Path, command: str, commit: str | None) -> Entry:
 # ---- tables
 
 
-def table(head: Sequence[str], rows: Iterable[Sequence[Any]], words: int = 1) -> str:
-    """A Markdown table whose first `words` columns are words and whose others are numbers, aligned at the right."""
-    lines = [head, ["---"] * words + ["---:"] * (len(head) - words), *rows]
-    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
-
-
 def each(make: Callable[[str, Entry], str]) -> Sections:
     """The sections of a page that has one table for each entry, of the entry's name."""
     return lambda entries: {name: make(name, entry) for name, entry in entries.items()}
@@ -138,7 +135,7 @@ def run_sections(entries: dict[str, Entry]) -> dict[str, str]:
     found = {name: run_table(entry) for name, entry in entries.items() if "stages_cumulative" in entry}
     evaluated = [entry for entry in entries.values() if "evaluation" in entry]
     if len(evaluated) > 1:
-        found["runs"] = table(
+        found["runs"] = markdown_table(
             ("run", "updates", "minutes", "Fréchet distance", "over the reference", "kernel distance", "confident"),
             map(_run_row, evaluated),
         )
@@ -178,7 +175,7 @@ def run_table(entry: Entry) -> str:
         f"{machine['cpu']} ({', '.join(machine['cpu_features'])}), {machine['cores']} cores, threads used: "
         f"{machine['threads']}, torch {machine['torch']}, commit {str(machine['commit'])[:7]}; "
         f"{entry['training_seconds'] / 60:.1f} minutes; rollbacks by the guard: {len(entry['rollbacks'])}.",
-        table(("stage", "iterations", "minutes", "largest energy", "gap at the end"), stages),
+        markdown_table(("stage", "iterations", "minutes", "largest energy", "gap at the end"), stages),
     ]
     if "evaluation" in entry:
         parts += evaluation_tables(entry["evaluation"])
@@ -212,9 +209,9 @@ def evaluation_tables(evaluation: Entry) -> list[str]:
     return [
         f"In the features of a classifier that is right on {measured['accuracy']:.1%} of unseen images (distances are "
         f"{measured['note']}):",
-        table(("", "count", "Fréchet distance", "kernel distance", "precision", "recall"), rows),
+        markdown_table(("", "count", "Fréchet distance", "kernel distance", "precision", "recall"), rows),
         f"The samples' Fréchet distance is {reference_ratio(distances):.1f} times that between real images.",
-        table(("", "samples", "real"), facts),
+        markdown_table(("", "samples", "real"), facts),
     ]
 
 
@@ -235,7 +232,7 @@ def digits_sections(entries: dict[str, Entry]) -> dict[str, str]:
         f"{found['samples']:,} samples after {found['training_seconds']:.0f} s of training; the classifier is right on "
         f"{found['accuracy']:.1%} of held-out digits."
     )
-    return {"digits": f"{head}\n\n{table(('', 'samples', 'real'), rows)}"}
+    return {"digits": f"{head}\n\n{markdown_table(('', 'samples', 'real'), rows)}"}
 
 
 def images_of(name: str) -> str:
@@ -268,9 +265,9 @@ def task_sections(entries: dict[str, Entry]) -> dict[str, str]:
         "spread of chains",
     )
     return {
-        "denoise": table(("images, noise, method", "PSNR, dB", "SSIM", "settings"), denoised),
-        "inpaint": table(("images, hole, start", "share", *head), inpainted),
-        "interpolate": table(("quantity", "value"), _interpolate_rows(entries["interpolate"])),
+        "denoise": markdown_table(("images, noise, method", "PSNR, dB", "SSIM", "settings"), denoised),
+        "inpaint": markdown_table(("images, hole, start", "share", *head), inpainted),
+        "interpolate": markdown_table(("quantity", "value"), _interpolate_rows(entries["interpolate"])),
     }
 
 
@@ -285,20 +282,26 @@ def _denoise_rows(name: str, numbers: Entry) -> Iterable[Sequence[str]]:
         yield title, f"{quality['psnr']:.2f}", f"{quality['ssim']:.3f}", settings if method == "restored" else ""
 
 
-def _interpolate_rows(numbers: Entry) -> Iterable[Sequence[str]]:
+def _interpolate_rows(numbers: Entry) -> list[tuple[str, str]]:
     images, near = numbers["images"], numbers["neighbours"]
-    yield "energy at the ends of paths between images", f"{images['energy_ends']:.2f}"
-    yield "highest energy of straight paths", f"{images['highest_energy_straight']:.2f}"
-    yield "highest energy of relaxed paths", f"{images['highest_energy_relaxed']:.2f}"
-    yield "paths that became lower", f"{images['paths_that_became_lower']} of {images['pairs']}"
+    values = {
+        "energy at the ends of paths between images": images["energy_ends"],
+        "highest energy of straight paths": images["highest_energy_straight"],
+        "highest energy of relaxed paths": images["highest_energy_relaxed"],
+    }
     for between in ("noise", "coarse"):
-        path = numbers[between]
-        yield f"between {between}: energy at the ends", f"{path['energy_ends']:.2f}"
-        yield f"between {between}: energy in between", f"{path['energy_between']:.2f}"
-        yield f"between {between}: largest step, as a share of the path", f"{path['largest_step']:.2f}"
-    yield "distance of samples to the nearest training image", f"{near['samples']:.2f}"
-    yield "the smallest of these distances", f"{near['samples_smallest']:.2f}"
-    yield "distance of images that were not learned", f"{near['unseen_images']:.2f}"
+        values |= {
+            f"between {between}: energy at the ends": numbers[between]["energy_ends"],
+            f"between {between}: energy in between": numbers[between]["energy_between"],
+            f"between {between}: largest step, as a share of the path": numbers[between]["largest_step"],
+        }
+    values |= {
+        "distance of samples to the nearest training image": near["samples"],
+        "the smallest of these distances": near["samples_smallest"],
+        "distance of images that were not learned": near["unseen_images"],
+    }
+    became_lower = ("paths that became lower", f"{images['paths_that_became_lower']} of {images['pairs']}")
+    return [became_lower, *((name, f"{value:.2f}") for name, value in values.items())]
 
 
 def detect_table(name: str, entry: Entry) -> str:
@@ -308,7 +311,7 @@ def detect_table(name: str, entry: Entry) -> str:
     for score in next(iter(sets.values())):
         found = [metrics[score] for metrics in sets.values()]
         rows.append((score.replace("_", " "), *(f"{m['auroc']:.3f} ({m['fpr95']:.2f})" for m in found)))
-    return table(("AUROC (FPR@95)", *(name.replace("_", " ") for name in sets)), rows)
+    return markdown_table(("AUROC (FPR@95)", *(name.replace("_", " ") for name in sets)), rows)
 
 
 def restoration_sections(entries: dict[str, Entry]) -> dict[str, str]:
@@ -325,7 +328,11 @@ def restoration_sections(entries: dict[str, Entry]) -> dict[str, str]:
         for name, found in sorted(entries.items())
         for method, quality in found["measures"].items()
     ]
-    return {"restore": table(("images, task", "method", "PSNR, dB", "SSIM", "residual, RMS", "seconds"), rows, words=2)}
+    return {
+        "restore": markdown_table(
+            ("images, task", "method", "PSNR, dB", "SSIM", "residual, RMS", "seconds"), rows, words=2
+        )
+    }
 
 
 def translation_table(name: str, entry: Entry) -> str:
@@ -340,7 +347,7 @@ def translation_table(name: str, entry: Entry) -> str:
         for row in entry["rows"]
     ]
     columns = ("chains", "classified as the target", "mean change of a pixel", "correlation with the source")
-    return f"{head}\n\n{table(columns, rows)}"
+    return f"{head}\n\n{markdown_table(columns, rows)}"
 
 
 def translation_sections(entries: dict[str, Entry]) -> dict[str, str]:
@@ -350,25 +357,14 @@ def translation_sections(entries: dict[str, Entry]) -> dict[str, str]:
 
 def stability_sections(entries: dict[str, Entry]) -> dict[str, str]:
     """A row for each variant of training, means over seeds."""
-    groups: dict[str, list[Entry]] = {}
-    for row in entries["stability"]["rows"]:
-        groups.setdefault(row["variant"], []).append(row)
-    keys = {"largest_energy": ".1f", "largest_energy_end": ".1f", "gap_end": ".2f"}
-    rows = [
-        (
-            variant,
-            len(group),
-            sum(row["exploded"] is not None for row in group),
-            *(format(sum(row[key] for row in group) / len(group), form) for key, form in keys.items()),
-        )
-        for variant, group in groups.items()
-    ]
-    return {
-        "stability": table(
-            ("variant", "runs", "exploded", "largest energy", "at the end", "mean gap at the end"),
-            rows,
-        )
-    }
+    rows = []
+    for variant in dict.fromkeys(row["variant"] for row in entries["stability"]["rows"]):
+        group = [row for row in entries["stability"]["rows"] if row["variant"] == variant]
+        keys = {"largest_energy": ".1f", "largest_energy_end": ".1f", "gap_end": ".2f"}
+        means = [format(statistics.fmean(row[key] for row in group), form) for key, form in keys.items()]
+        rows.append((variant, len(group), sum(row["exploded"] is not None for row in group), *means))
+    head = ("variant", "runs", "exploded", "largest energy", "at the end", "mean gap at the end")
+    return {"stability": markdown_table(head, rows)}
 
 
 def one_pass_table(name: str, entry: Entry) -> str:
@@ -377,7 +373,7 @@ def one_pass_table(name: str, entry: Entry) -> str:
         (row["method"], f"{row['images_per_second']:.4g}", _interval(row, "ratio", 3), row["gradients"])
         for row in entry["rows"]
     ]
-    return table(("method", "images a second", "time over one pass (20 to 80 %)", "gradients on"), rows)
+    return markdown_table(("method", "images a second", "time over one pass (20 to 80 %)", "gradients on"), rows)
 
 
 def generate_table(name: str, entry: Entry) -> str:
@@ -393,7 +389,7 @@ def generate_table(name: str, entry: Entry) -> str:
         (row["method"], _interval(row, "images_per_second", 4), _interval(row, "ratio", 3)) for row in entry["rows"]
     ]
     columns = ("method", "images a second (20 to 80 %)", "time over the bare sampler (20 to 80 %)")
-    return f"{head}\n\n{table(columns, rows)}"
+    return f"{head}\n\n{markdown_table(columns, rows)}"
 
 
 def _interval(row: Mapping[str, Any], key: str, digits: int) -> str:
@@ -420,12 +416,12 @@ def comparison_table(name: str, entry: Entry) -> str:
         )
         for row in ordered
     ]
-    parts = [head, table(("seed", "method", *(title for _, title, _, _ in columns), "minutes"), rows, words=2)]
+    parts = [head, markdown_table(("seed", "method", *(title for _, title, _, _ in columns), "minutes"), rows, words=2)]
     gains = [(title, *gain) for key, title, _, sign in columns if sign and (gain := gain_cells(ordered, key, sign))]
     if gains:
         second = next(row["method"] for row in ordered if row["method"] != first)
         parts.append(
-            table((f"{second} against {first}", "better on", "mean gain", "larger std between seeds"), gains),
+            markdown_table((f"{second} against {first}", "better on", "mean gain", "larger std between seeds"), gains),
         )
     return "\n\n".join(parts)
 

@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.harness import plots
-from benchmarks.harness.pages import ROOT, fill_section, table
+from benchmarks.harness.pages import ROOT, fill_section
 from fastebm.evaluation.speed import Row, markdown, read_runs
 from fastebm.evaluation.speed.baselines import RESEARCH, TORCH_COMPILE, TUNED
-from fastebm.evaluation.speed.table import comparisons
+from fastebm.evaluation.speed.table import comparisons, markdown_table
 
 SUITES = ("chains", "cascade", "training", "energy_gradient")
 BEST = "best of tuned eager and torch.compile"
@@ -38,7 +38,7 @@ def suite_files(machine: Path) -> list[Path]:
 
 
 def slowdown(group: Sequence[Row], *baselines: str) -> float | None:
-    """The least time of these baselines over ours; None where none of them was measured."""
+    """The least time of these baselines over that of fastebm; None where none of them was measured."""
     return min((row.ratio for row in group if row.baseline in baselines and row.ratio is not None), default=None)
 
 
@@ -61,7 +61,7 @@ def summary(machine: Path) -> str:
         shape = "x".join(map(str, first.shape))
         what = f"{first.unit}, {first.case} {shape}, batch {first.batch}, {first.dtype}"
         rows.append((what, f"{best:.2f}", f"{research:.1f}"))
-    return table((machine.name, BEST, RESEARCH), rows)
+    return markdown_table((machine.name, BEST, RESEARCH), rows)
 
 
 def compact_summary(machine: Path) -> str:
@@ -70,7 +70,7 @@ def compact_summary(machine: Path) -> str:
     firsts = [group[0] for group, _, _ in found]
     titles = [f"{row.suite} {'x'.join(map(str, row.shape[1:]))}, {row.batch}" for row in firsts]
     lines = [[BEST, *(f"{best:.1f}" for _, best, _ in found)], [RESEARCH, *(f"{slow:.0f}" for _, _, slow in found)]]
-    return table((f"{machine.name}, bfloat16, batch", *titles), lines)
+    return markdown_table((f"{machine.name}, bfloat16, batch", *titles), lines)
 
 
 def machine_page(machine: Path, plots_of_it: Sequence[Path]) -> str:

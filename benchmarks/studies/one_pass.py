@@ -119,7 +119,7 @@ def runs_on(sampler: Langevin, x: Tensor) -> str:
         sampler.gradient(x)
         if sampler.gradient.running(x) is not None:
             return "fused kernels"
-    return "stock operations" if sampler.gradient.engine == "fused" else sampler.gradient.engine
+    return "PyTorch's operations" if sampler.gradient.engine == "fused" else sampler.gradient.engine
 
 
 def decoder_methods(nets: Nets, batch: int, device: str) -> dict[str, Method]:

@@ -27,7 +27,7 @@ import torch
 from torch import nn
 
 import fastebm
-from benchmarks.harness.pages import ROOT, table
+from benchmarks.harness.pages import ROOT
 from benchmarks.harness.peak_memory import ResidentMemory, in_fresh_process
 from fastebm.compiler.capture import capture
 from fastebm.compiler.cost_model import Machine, cost
@@ -35,7 +35,7 @@ from fastebm.compiler.derivative import differentiate
 from fastebm.compiler.rewrites import WITHOUT_POLYPHASE, build_gradient_program
 from fastebm.evaluation.speed import Row, Run, Summary, machine_facts, read_runs, record
 from fastebm.evaluation.speed.measurement import seconds
-from fastebm.evaluation.speed.table import amount, machine_line
+from fastebm.evaluation.speed.table import amount, machine_line, markdown_table
 from fastebm.models import CoarseToFineEnergy
 from fastebm.models.coarse_to_fine import WIDTHS
 from fastebm.runs.files import replacing
@@ -243,7 +243,9 @@ def _table(rows: Sequence[Row]) -> str:
         (row.shape[-1], row.unit, row.quantity): f"{amount(row.median, row.quantity)} **{row.note[0]}**" for row in rows
     }
     head = ("size", *(title for _, _, title in COLUMNS))
-    return table(head, [(s, *(cells.get((s, unit, quantity), "-") for unit, quantity, _ in COLUMNS)) for s in SIZES])
+    return markdown_table(
+        head, [(s, *(cells.get((s, unit, quantity), "-") for unit, quantity, _ in COLUMNS)) for s in SIZES]
+    )
 
 
 def _check(rows: Sequence[Row]) -> str:

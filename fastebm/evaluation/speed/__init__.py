@@ -1,7 +1,7 @@
-"""How fast energies run: ours against eager PyTorch, `torch.compile` and other libraries, each at its best.
+"""Measures how fast energies run: fastebm against eager PyTorch, `torch.compile` and other libraries at their best.
 
 measurement   interleaved rounds, quantiles, ratios
-baselines     the implementations that ours is compared with
+baselines     the implementations that fastebm is compared with
 eager         copies of any energy as eager PyTorch runs it best
 comparison    verifies gradients, finds each baseline's fastest variant, measures, makes rows
 energies      the comparison for one energy's gradients and chains

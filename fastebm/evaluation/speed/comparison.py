@@ -1,4 +1,4 @@
-"""Compares ours with baselines: verifies gradients, finds the fastest variant of each baseline, and measures all."""
+"""Compares fastebm with baselines: verifies gradients, finds the fastest variant of each baseline, measures all."""
 
 from __future__ import annotations
 
@@ -98,16 +98,16 @@ def compare(
     fallback: Mapping[str, Callable[[], Candidate]] | None = None,
     cost: Callable[[], Cost | None] = lambda: None,
 ) -> list[Row]:
-    """Measures a comparison. Returns rows, ours first, then the baselines; one that can't be measured has the reason.
+    """Measures a comparison. Returns rows, that of fastebm first; a baseline that can't run has the reason as its note.
 
     Args:
-        ours: what is compared with the others.
+        ours: the candidate by fastebm.
         baselines: the variants of each baseline, made when they are needed. What one raises becomes its note.
         unit, units: what a figure is of, and how many of it one run does.
         fallback: by baseline, what takes its place where none of its variants has right gradients.
-        cost: of our own program, for one sample and unit, called once ours has run.
+        cost: of fastebm's program for one sample and unit; called after it has run.
 
-    Raises ValueError where our own gradients are wrong.
+    Raises ValueError where fastebm's gradients are wrong.
     """
     torch._dynamo.reset()  # what earlier comparisons compiled
     plan.log(f"{plan.suite}: {plan.case}, batch {plan.batch}, {dtype_name(plan.dtype)}")

@@ -18,13 +18,13 @@ from fastebm.runs.files import replacing
 
 FORMAT = 2
 
-# The name of ours, with which all baselines are compared.
+# The implementation with which all baselines are compared.
 OURS = "fastebm"
 
 
 @dataclass(frozen=True)
 class AchievedRates:
-    """Rates that our own case reached, by its program's count of operations, beside those that the machine can reach.
+    """Rates that fastebm reached, by its program's count of operations, and those that the machine can reach.
 
     Attributes:
         flops_per_second, bytes_per_second: the program's own count over the median time.
@@ -53,7 +53,7 @@ class AchievedRates:
 
 @dataclass(frozen=True)
 class Row:
-    """Ours or one baseline in one case.
+    """The figures of fastebm or of one baseline in one case.
 
     Attributes:
         suite, case: names.
@@ -66,9 +66,9 @@ class Row:
         quantity: "seconds", or "bytes" for peak memory.
         values: the figure of each round; empty where nothing was measured.
         median, low, high: of the values, with their 20 % and 80 % quantiles.
-        ratio, ratio_low, ratio_high: the same of the rounds' ratios to ours; above 1 ours is better.
+        ratio, ratio_low, ratio_high: the same of the rounds' ratios to fastebm; above 1 fastebm is better.
         gradient_error: norm of the gradient's difference from float64 autograd over that gradient's norm.
-        achieved: for ours, where it runs as a program.
+        achieved: for fastebm, where it runs as a program.
         note: further facts, such as the reason why there are no figures.
     """
 
@@ -93,7 +93,7 @@ class Row:
     note: str = ""
 
     def with_values(self, values: Sequence[float], ours: Sequence[float]) -> Row:
-        """The row with its figures, and their ratios to those of ours in the same rounds."""
+        """The row with its figures, and their ratios to those of fastebm in the same rounds."""
         own, relative = Summary.of(values), Summary.of(ratios(values, ours))
         return dataclasses.replace(
             self,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from fastebm.evaluation.speed.rows import AchievedRates, Row, Run
 
@@ -27,13 +28,17 @@ def markdown(runs: Sequence[Run]) -> str:
     """The rows of all runs as Markdown, a table for each comparison, with each run's machine above its own."""
     parts = []
     for run in runs:
-        parts.append(f"{machine_line(run)}\n")
+        parts.append(machine_line(run))
         for group in comparisons(run.rows).values():
-            parts += [f"**{heading(group[0])}**\n", f"| {' | '.join(_TITLES)} |", "|---|---:|---:|---:|---:|---:|"]
-            parts += [f"| {' | '.join(_cells(row))} |" for row in group]
-            notes = _notes(group)
-            parts.append("\n" + "\n".join(f"- {note}" for note in notes) + "\n" if notes else "")
-    return "\n".join(parts)
+            parts += [f"**{heading(group[0])}**", markdown_table(_TITLES, map(_cells, group))]
+            parts += ["\n".join(f"- {note}" for note in _notes(group))] if _notes(group) else []
+    return "\n\n".join(parts) + "\n"
+
+
+def markdown_table(head: Sequence[str], rows: Iterable[Sequence[Any]], words: int = 1) -> str:
+    """A Markdown table whose first `words` columns are words and whose others are numbers, aligned at the right."""
+    lines = [head, ["---"] * words + ["---:"] * (len(head) - words), *rows]
+    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
 
 
 def comparisons(rows: Iterable[Row]) -> dict[tuple, list[Row]]:
