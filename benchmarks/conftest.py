@@ -141,7 +141,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     rows, lines = config.stash[_ROWS], config.stash[_LINES]
     if rows:
         terminalreporter.section("speed")
-        terminalreporter.write_line("slowdown: time over that of fastebm, the median of the rounds' ratios")
+        terminalreporter.write_line("slowdown, memory ratio: over that of fastebm, the median of the rounds' ratios")
         terminalreporter.write_line(printed(rows))
     if lines:
         terminalreporter.section(f"against {config.getoption('--base')}")

@@ -28,7 +28,7 @@ from fastebm.runs.folder import RunFolder
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "docs" / "results"
 # What commands write: their numbers, and pictures that take the name of the entry alone.
-NUMBERS = ("numbers.json", "results.json", "detect.json", "evaluation.json")
+NUMBERS = ("numbers.json", "results.json", "detect.json", "evaluation.json", "verdict.json")
 ONLY_PICTURES = ("denoised", "inpainted", "grid")
 
 Entry = dict[str, Any]

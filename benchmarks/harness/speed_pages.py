@@ -21,10 +21,10 @@ SUITES = ("chains", "cascade", "training", "energy_gradient")
 BEST = "best of tuned eager and torch.compile"
 READING = """\
 Times are medians over rounds, with their 20 % and 80 % quantiles. `slowdown` is a baseline's time over that of fastebm,
-the median of the rounds' ratios: above 1 fastebm is faster. `gradient error` is relative to float64 autograd.
-`roofline` is the least time that our program's FLOPs and bytes can take, at the rates of a large matrix product and of
-a large copy in the same run, over the time taken. Bytes are counted as if each result went through memory, so a cache
-can make it more than 100 %."""
+the median of the rounds' ratios: above 1 fastebm is faster. `memory ratio` is the same for peak memory. `gradient
+error` is relative to float64 autograd. `roofline` is the least time that our program's FLOPs and bytes can take, at the
+rates of a large matrix product and of a large copy in the same run, over the time taken. Bytes are counted as if each
+result went through memory, so a cache can make it more than 100 %."""
 
 
 def machines(results: Path) -> list[Path]:

@@ -7,18 +7,22 @@ from typing import Any
 
 from fastebm.evaluation.speed.rows import AchievedRates, Row, Run
 
-_TITLES = ("baseline", "median", "20 % to 80 %", "slowdown", "gradient error", "roofline")
+
+def _titles(row: Row) -> tuple[str, ...]:
+    ratio = "memory ratio" if row.quantity == "bytes" else "slowdown"
+    return "baseline", "median", "20 % to 80 %", ratio, "gradient error", "roofline"
 
 
 def printed(rows: Iterable[Row]) -> str:
     """The rows in one table for a terminal, a line for each, under a heading for each comparison."""
     groups = comparisons(rows)
     cells = {key: [_cells(row) for row in group] for key, group in groups.items()}
-    lines = [_TITLES, *(line for group in cells.values() for line in group)]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(_TITLES))]
+    titles = {key: _titles(group[0]) for key, group in groups.items()}
+    lines = [*titles.values(), *(line for group in cells.values() for line in group)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     out = []
     for key, group in groups.items():
-        out += ["", heading(group[0]), _aligned(_TITLES, widths)]
+        out += ["", heading(group[0]), _aligned(titles[key], widths)]
         out += [_aligned(line, widths) for line in cells[key]]
         out += [f"    {note}" for note in _notes(group)]
     return "\n".join(out[1:])
@@ -30,7 +34,7 @@ def markdown(runs: Sequence[Run]) -> str:
     for run in runs:
         parts.append(machine_line(run))
         for group in comparisons(run.rows).values():
-            parts += [f"**{heading(group[0])}**", markdown_table(_TITLES, map(_cells, group))]
+            parts += [f"**{heading(group[0])}**", markdown_table(_titles(group[0]), map(_cells, group))]
             parts += ["\n".join(f"- {note}" for note in _notes(group))] if _notes(group) else []
     return "\n\n".join(parts) + "\n"
 

@@ -137,6 +137,8 @@ def test_bytes_are_shown_as_such() -> None:
     memory = row(quantity="bytes", unit="gradient").with_values([3.0 * 2**20], [3.0 * 2**20])
     text = printed([memory])
     assert "peak memory of one gradient" in text
+    assert "memory ratio" in text
+    assert "slowdown" not in text
     assert "3.0 MiB" in text
 
 
