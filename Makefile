@@ -156,9 +156,7 @@ format: $(STAMPS)/lint
 bench: $(STAMPS)/bench
 	$(call say,Benchmarks)
 	@$(RUN) -m pytest benchmarks -q -s --save benchmarks/results $(PYTEST_ARGS)
-	@$(RUN) -m benchmarks.harness.plots benchmarks/results docs/results/speed
-	@$(RUN) -m benchmarks.harness.table benchmarks/results --write docs/results/speed
-	@$(RUN) -m benchmarks.harness.summary
+	@$(RUN) -m benchmarks.harness.speed_pages
 
 wheel: $(STAMPS)/base
 	$(call say,Building a wheel)

@@ -1,11 +1,11 @@
-"""How the suites run: options, what each case is measured against, and where its rows go.
+"""Options and fixtures of the benchmark suites.
 
-    pytest benchmarks                                a sane subset for this device, as one table at the end
+    pytest benchmarks                                a small subset for this device, as one table at the end
     pytest benchmarks --full                         everything
     pytest benchmarks --save benchmarks/results      also write the rows, to <machine>/<suite>.json there
     pytest benchmarks --base main                    ours against ours at another revision; fails where it is slower
 
-A suite lists its workloads in `workloads(device, full)`. The measurement itself is `fastebm.evaluation.speed`.
+A suite lists its workloads in `workloads(device, full)`. The measuring code is `fastebm.evaluation.speed`.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.harness.base import Base
+from benchmarks.harness.base import Base, check_regression
 from benchmarks.harness.workloads import Workload, ours
 from fastebm.compiler.cost_model import Cost
-from fastebm.evaluation.speed import Candidate, Plan, Row, Run, compare, machine_facts, printed, record, verdict
+from fastebm.evaluation.speed import Candidate, Plan, Row, Run, compare, machine_facts, printed, record
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -29,9 +29,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--rounds", type=int, default=20, help="rounds of a comparison (each runs every case once)")
     parser.addoption("--budget", type=float, default=10.0, help="seconds for a comparison's rounds, 3 at least")
     parser.addoption("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda")
-    parser.addoption("--engine", default="fused", help="of our gradients: fused (an error where it can't), or auto")
+    parser.addoption("--engine", default="fused", help="of our gradients: fused (fails without a program) or auto")
     parser.addoption("--full", action="store_true", help="all nets, batches and precisions")
-    parser.addoption("--base", default=None, help="a git revision: compare ours with ours there, and with nothing else")
+    parser.addoption("--base", default=None, help="a git revision: compare ours with ours there, without baselines")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -53,14 +53,14 @@ def base(request: pytest.FixtureRequest) -> Iterator[Base | None]:
 
 
 class Measure:
-    """Does one workload against peers, or against the base where one is given."""
+    """Measures one workload against baselines, or against another revision where `--base` gives one."""
 
     def __init__(self, config: pytest.Config, base: Base | None) -> None:
         self.config = config
         self.base = base
 
     def __call__(self, work: Workload, compared: Callable[[Workload, Plan], list[Row]]) -> None:
-        """`compared` measures against peers, by the plan it is given."""
+        """`compared` measures against the baselines by a plan."""
         if self.base is not None:
             self._against_base(work, self.base)
             return
@@ -69,18 +69,18 @@ class Measure:
         except RuntimeError as refusal:
             if work.engine != "fused" or "no fused program exists" not in str(refusal):
                 raise
-            # Such a case stays in the table, with what runs instead and the reason.
+            # The case stays in the table, by the engine that runs instead and with the reason.
             work = dataclasses.replace(work, engine="auto")
             rows = compared(work, self.plan(work))
             rows[0] = dataclasses.replace(rows[0], note=str(refusal))
-        self._keep(work, rows)
+        self._record(work, rows)
 
     def operator(self, work: Workload, baselines: Mapping[str, Callable[[], Any]], bytes_moved: int) -> None:
-        """An operator against the same in other words; its floor is `bytes_moved` a sample over a copy's rate."""
-        entrants = {name: [lambda run=run: Candidate("", run)] for name, run in baselines.items()}
+        """Measures an operator against the same in PyTorch; its roofline is `bytes_moved` a sample at a copy's rate."""
+        candidates = {name: [lambda run=run: Candidate("", run)] for name, run in baselines.items()}
 
         def compared(work: Workload, plan: Plan) -> list[Row]:
-            return compare(plan, Candidate("", ours(work)), entrants, unit="call", cost=lambda: Cost(0, bytes_moved))
+            return compare(plan, Candidate("", ours(work)), candidates, unit="call", cost=lambda: Cost(0, bytes_moved))
 
         self(work, compared)
 
@@ -96,19 +96,19 @@ class Measure:
             work.device,
             option("--rounds"),
             option("--budget"),
-            say=lambda line: print(line, flush=True),
+            log=lambda line: print(line, flush=True),
         )
 
-    def _keep(self, work: Workload, rows: list[Row]) -> None:
+    def _record(self, work: Workload, rows: list[Row]) -> None:
         self.config.stash[_ROWS].extend(rows)
         folder, facts = self.config.getoption("--save"), self.config.stash[_MACHINE]
-        if folder is not None:  # at once, so that a run that is cut short leaves what it had done
+        if folder is not None:  # at once, so that an interrupted run keeps its finished rows
             record(folder / facts["name"] / f"{work.suite}.json", Run(facts, tuple(rows)))
 
     def _against_base(self, work: Workload, base: Base) -> None:
         option = self.config.getoption
         now, before = base.measure(work, option("--rounds"), option("--budget"))
-        found = verdict(now, before)
+        found = check_regression(now, before)
         line = f"{work.suite}: {work.name}: {found}"
         self.config.stash[_LINES].append(line)
         if found.regressed:
@@ -122,12 +122,12 @@ _MACHINE = pytest.StashKey[dict[str, Any]]()
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[_ROWS], config.stash[_LINES] = [], []
-    # Once, before anything is written, so that all rows of a run carry the same.
+    # Taken once, before anything is written, so that all rows of a run have the same facts.
     config.stash[_MACHINE] = machine_facts(config.getoption("--device"))
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
-    # It captures what PyTorch's compiler traces for debugging, which then is made, at every compilation.
+    # This plugin makes PyTorch's compiler write its debugging traces at every compilation.
     plugins = session.config.pluginmanager
     plugins.unregister(plugins.get_plugin("logging-plugin"))
 
@@ -141,7 +141,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     rows, lines = config.stash[_ROWS], config.stash[_LINES]
     if rows:
         terminalreporter.section("speed")
-        terminalreporter.write_line("x ours: time over ours, the median of the rounds' ratios; above 1 ours is faster")
+        terminalreporter.write_line("slowdown, memory ratio: over that of fastebm, the median of the rounds' ratios")
         terminalreporter.write_line(printed(rows))
     if lines:
         terminalreporter.section(f"against {config.getoption('--base')}")

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Everything that only a GPU can show, in one call, with the torch that is there: build, suites, tests, a short training run.
+# Runs what only a GPU can show, in one call and with the installed torch: build, suites, tests, a short training run.
 #
 #   benchmarks/gpu.sh RESULTS [PYTHON]
 #   PARTS='build cascade chains' benchmarks/gpu.sh RESULTS     only these, in the order below
-#   SECONDS_IN_ALL=480                                         no part goes on beyond this; 480 is the default
+#   SECONDS_IN_ALL=480                                         time limit over all parts; 480 is the default
 #
-# Writes logs and rows into RESULTS and packs them into RESULTS/gpu.tar.gz after every part, so that a run that is cut short
-# leaves what it had done. A part that fails is reported at the end and does not stop the others. Nothing is downloaded.
+# Writes logs and rows into RESULTS and packs them into RESULTS/gpu.tar.gz after every part, so that an interrupted run
+# keeps its finished parts. A part that fails is reported at the end and does not stop the others. Nothing is downloaded.
 set -uo pipefail
 
 RESULTS=${1:?usage: benchmarks/gpu.sh RESULTS [PYTHON]}

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from benchmarks.harness import workloads as of
-from benchmarks.harness.cascade_baselines import LevelTruths, climbs
-from benchmarks.harness.workloads import Workload
+from benchmarks.harness.cascade_baselines import LevelTruths, baseline_cascades
+from benchmarks.harness.workloads import Workload, cascade_of, levels
 from fastebm.compiler.cost_model import Cost
 from fastebm.evaluation.speed import Candidate, Plan, Row, compare
 from fastebm.evaluation.speed.energies import program_cost
@@ -19,9 +18,9 @@ def workloads(device: str, full: bool) -> list[Workload]:
 
 
 def compared(work: Workload, plan: Plan) -> list[Row]:
-    energies = of.levels(work)
+    energies = levels(work)
     truths = LevelTruths.of(work, energies)
-    cascade = of.cascade_of(energies, work)
+    cascade = cascade_of(energies, work)
     gradients = {level.size: level.sampler.gradient for level in cascade.levels}
     error = truths.error(gradients)
     engines = ", ".join(sorted({gradient.engine for gradient in gradients.values()}))
@@ -41,8 +40,8 @@ def compared(work: Workload, plan: Plan) -> list[Row]:
         return total
 
     baselines = {
-        name: [lambda make=make: truths.entrant(make()) for make in variants]
-        for name, variants in climbs(work, energies).items()
+        name: [lambda make=make: truths.candidate(make()) for make in variants]
+        for name, variants in baseline_cascades(work, energies).items()
     }
     return compare(plan, ours, baselines, unit="cascade", cost=cost)
 

@@ -1,6 +1,6 @@
-"""Langevin chains of CF-EBM from 8x8 to 128x128, as the time of one update with all that belongs to it.
+"""Langevin chains of CF-EBM from 8x8 to 128x128: the time of a whole chain over the number of its updates.
 
-15 updates a chain, as its authors run at each resolution, and fewer where one takes seconds.
+A chain has 15 updates, as the authors run at each resolution, and fewer where one update takes seconds.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def workloads(device: str, full: bool) -> list[Workload]:
 
 def compared(work: Workload, plan: Plan) -> list[Row]:
     updates = Updates.constant(work.num_steps, STEP_SIZE, NOISE_STD)
-    return compare_chains(nets.made(work.case, work.shape, work.device), plan, updates)
+    return compare_chains(nets.build(work.case, work.shape, work.device), plan, updates)
 
 
 def test_chains(measure, work):

@@ -1,4 +1,4 @@
-"""One energy gradient, `x -> (E(x), dE/dx)`, at fixed weights: ours against eager PyTorch and `torch.compile`."""
+"""One energy gradient, `x -> (E(x), dE/dx)`, at fixed weights, against eager PyTorch and `torch.compile`."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def workloads(device: str, full: bool) -> list[Workload]:
 
 
 def compared(work: Workload, plan: Plan) -> list[Row]:
-    return compare_gradients(nets.made(work.case, work.shape, work.device), plan)
+    return compare_gradients(nets.build(work.case, work.shape, work.device), plan)
 
 
 def test_energy_gradient(measure, work):

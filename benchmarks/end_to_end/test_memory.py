@@ -1,18 +1,16 @@
 """The peak memory of one energy gradient of CF-EBM at 256x256: ours against autograd with frozen weights.
 
-Every figure comes from a fresh process (see `peak_memory`): what an earlier gradient left would hide in it.
+Every figure comes from a fresh process (see `peak_memory`), because memory of an earlier gradient would distort it.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 
 import pytest
 
-from benchmarks.harness.base import ROOT
+from benchmarks.harness.peak_memory import in_fresh_process
 from benchmarks.harness.workloads import Workload
 from fastebm.evaluation.speed import Plan, Row
 from fastebm.evaluation.speed.baselines import TUNED
@@ -27,21 +25,9 @@ def workloads(device: str, full: bool) -> list[Workload]:
     return [Workload("memory", "CF-EBM", (3, 256, 256), batch, dtype) for batch in batches for dtype in dtypes]
 
 
-def peak(work: Workload, who: str) -> float:
-    # Every block from 64 kB on by itself, so that what is freed leaves the process at once.
-    settings = {"PYTHONPATH": str(ROOT), "MALLOC_MMAP_THRESHOLD_": "65536"}
-    question = json.dumps({**work.to_json(), "who": who})
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.harness.peak_memory", question],
-        cwd=ROOT,
-        env=os.environ | settings,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode:
-        pytest.fail(f"{who} failed:\n{done.stderr}", pytrace=False)
-    return float(json.loads(done.stdout.splitlines()[-1])["bytes"])
+def peak(work: Workload, implementation: str) -> float:
+    question = json.dumps({**work.to_json(), "implementation": implementation})
+    return float(in_fresh_process("benchmarks.harness.peak_memory", question)["bytes"])
 
 
 def compared(work: Workload, plan: Plan) -> list[Row]:

@@ -1,7 +1,8 @@
-"""Ours at another revision: built into a temporary folder, and measured in a process of its own beside the present one.
+"""Compares this checkout with another revision of fastebm, which is built into a temporary folder.
 
-Both processes stay for the whole session and do the same workloads in turns, a round each in a shuffled order, so that
-they see the same machine. The workloads are today's, through the public face only.
+Two processes, one for each revision, stay for the whole session and run the same workloads in turns, one round each in
+a random order, so that both see the machine in the same state. The workloads are those of this checkout and use the
+public interface only.
 """
 
 from __future__ import annotations
@@ -21,20 +22,45 @@ from typing import Any
 
 import pytest
 
+from benchmarks.harness.pages import ROOT
 from benchmarks.harness.workloads import Workload
+from fastebm.evaluation.speed import Summary, ratios
 
-ROOT = Path(__file__).resolve().parents[2]
 MINIMUM_ROUNDS = 5
-# The time of one figure: longer than within one process, since a process that was waiting has to warm up.
+# The time of one figure is longer than within one process, because a process that was waiting has to warm up.
 SLICE_SECONDS = 0.1
+# Medians of the same code differ by a few per cent between two runs on a shared machine.
+REGRESSION_LIMIT = 1.10
+
+
+@dataclass(frozen=True)
+class RegressionResult:
+    """The rounds' ratios, time now over time at the base revision, and whether they show a regression."""
+
+    ratio: Summary
+    limit: float = REGRESSION_LIMIT
+
+    @property
+    def regressed(self) -> bool:
+        """The median is beyond the limit, and even the 20 % quantile is above 1, so most rounds agree."""
+        return self.ratio.median > self.limit and self.ratio.low > 1.0
+
+    def __str__(self) -> str:
+        result = "REGRESSION" if self.regressed else "no regression"
+        return f"{self.ratio.median:.3f} ({self.ratio.low:.3f} to {self.ratio.high:.3f}) of the base's time: {result}"
+
+
+def check_regression(now: Sequence[float], base: Sequence[float], limit: float = REGRESSION_LIMIT) -> RegressionResult:
+    """Compares the seconds of interleaved rounds, as many of one as of the other."""
+    return RegressionResult(Summary.of(ratios(now, base)), limit)
 
 
 class WorkerError(Exception):
-    """What a workload failed with in a worker, in one line."""
+    """The reason, in one line, why a workload failed in a worker."""
 
 
 class Worker:
-    """A process that imports fastebm from `paths` and does workloads when told to."""
+    """A process that imports fastebm from `paths` and runs workloads."""
 
     def __init__(self, paths: Sequence[Path], package: Path) -> None:
         self.process = subprocess.Popen(
@@ -46,7 +72,7 @@ class Worker:
         )
 
     def ask(self, question: dict[str, Any]) -> float:
-        """Seconds, as the worker answers. Raises WorkerError where it can't."""
+        """The seconds that the worker answers. Raises WorkerError where it fails."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         try:
@@ -69,7 +95,7 @@ class Worker:
 
 @dataclass(frozen=True)
 class Base:
-    """The two workers, of the present checkout and of a revision."""
+    """The two workers, of this checkout and of a revision."""
 
     revision: str
     now: Worker
@@ -78,7 +104,7 @@ class Base:
     @classmethod
     @contextmanager
     def built(cls, revision: str, device: str) -> Iterator[Base]:
-        """Builds `revision` in a temporary worktree and starts both workers; all is gone afterwards.
+        """Builds `revision` in a temporary worktree and starts both workers; everything is removed afterwards.
 
         Raises pytest.UsageError where the revision is unknown or can't be built.
         """

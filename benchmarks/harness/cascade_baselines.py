@@ -1,9 +1,10 @@
-"""A cascade as peers run it: chains at the lowest resolution, twice the size, chains there, and so on."""
+"""Baselines of a cascade: chains at the lowest resolution, upsampling to twice the size, chains there, and so on."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -12,17 +13,18 @@ from torch import Tensor, nn
 from benchmarks.harness.workloads import NOISE_STD, STEP_SIZE, Workload
 from fastebm.evaluation.speed import Candidate, Updates
 from fastebm.evaluation.speed.baselines import Baseline, chain_baselines
-from fastebm.evaluation.speed.eager import Energy, stock
+from fastebm.evaluation.speed.eager import Energy, eager_twin
 from fastebm.evaluation.speed.energies import gradient_error, true_gradient
 
 
 @dataclass(frozen=True)
-class Climb:
-    """Chains of one peer through its levels.
+class BaselineCascade:
+    """The chains of one baseline through all levels.
 
     Attributes:
-        baselines: one for each size, of one name and variant.
+        baselines: one for each size, all of one name and variant.
         updates: of each level; the noise falls to 0 over all of them.
+        shape: of the samples, (B, C, S, S).
     """
 
     baselines: Mapping[int, Baseline]
@@ -44,26 +46,25 @@ class Climb:
         return x
 
 
-def climbs(work: Workload, energies: Mapping[int, nn.Module]) -> dict[str, list[Callable[[], Climb]]]:
-    """By peer and variant, what makes its climb through `energies` of the workload."""
-    plain = {size: stock(net) for size, net in energies.items()}
+def baseline_cascades(
+    work: Workload, energies: Mapping[int, nn.Module]
+) -> dict[str, list[Callable[[], BaselineCascade]]]:
+    """By baseline, what makes the cascade of each of its variants through `energies` of the workload."""
+    plain = {size: eager_twin(net) for size, net in energies.items()}
     updates = _updates(work, list(plain))
     found = {size: chain_baselines(net, work.precision, work.device, clamp=None) for size, net in plain.items()}
 
-    def climb(name: str, index: int) -> Climb:
+    def cascade(name: str, index: int) -> BaselineCascade:
         baselines = {size: found[size][name][index]() for size in plain}
-        return Climb(baselines, updates, work.full_shape, work.device)
+        return BaselineCascade(baselines, updates, work.full_shape, work.device)
 
-    names = {name: len(variants) for name, variants in next(iter(found.values())).items()}
-    return {
-        name: [lambda name=name, index=index: climb(name, index) for index in range(count)]
-        for name, count in names.items()
-    }
+    variants = next(iter(found.values()))
+    return {name: [partial(cascade, name, index) for index in range(len(made))] for name, made in variants.items()}
 
 
 @dataclass(frozen=True)
 class LevelTruths:
-    """Samples and true gradients at each size, to which a climb's peers are held."""
+    """Samples and true gradients at each size, with which the gradients of a cascade are compared."""
 
     samples: Mapping[int, Tensor]
     gradients: Mapping[int, Tensor]
@@ -73,7 +74,7 @@ class LevelTruths:
         samples = {
             size: 1.6 * torch.rand(work.batch, work.shape[0], size, size, device=work.device) - 0.8 for size in energies
         }
-        return cls(samples, {size: true_gradient(stock(energies[size]), x) for size, x in samples.items()})
+        return cls(samples, {size: true_gradient(eager_twin(energies[size]), x) for size, x in samples.items()})
 
     def error(self, gradients: Mapping[int, Callable[[Tensor], tuple[Tensor, Tensor]]]) -> float:
         """The largest error of the gradients by size."""
@@ -81,9 +82,9 @@ class LevelTruths:
             gradient_error(gradient, self.samples[size], self.gradients[size]) for size, gradient in gradients.items()
         )
 
-    def entrant(self, climb: Climb) -> Candidate:
-        gradients = {size: baseline.gradient for size, baseline in climb.baselines.items()}
-        return Candidate(climb.variant, climb, lambda: self.error(gradients))
+    def candidate(self, cascade: BaselineCascade) -> Candidate:
+        gradients = {size: baseline.gradient for size, baseline in cascade.baselines.items()}
+        return Candidate(cascade.variant, cascade, lambda: self.error(gradients))
 
 
 def _updates(work: Workload, sizes: list[int]) -> dict[int, Updates]:

@@ -1,6 +1,6 @@
-"""Energies that are measured: CF-EBM's own net, and nets of other kinds as people build them, in stock PyTorch.
+"""The energies that are measured: fastebm's own nets, and nets of other kinds as people build them in plain PyTorch.
 
-All are written afresh. Weights are fresh ones from a fixed seed: what a gradient costs doesn't depend on them.
+Weights are untrained and from a fixed seed; the time of a gradient does not depend on them.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
-from fastebm.models import CoarseToFineEnergy
+from fastebm.models import CoarseToFineEnergy, MultiScaleEnergy
 
 
 class Swish(nn.Module):
@@ -82,43 +82,6 @@ class ResidualNet(nn.Module):
         return self.head(h.sum(dim=(2, 3))).squeeze(1)
 
 
-class Branch(nn.Module):
-    """One resolution of the multi-scale energy: two residual layers of each width, an average pool after each pair."""
-
-    def __init__(self, widths: tuple[int, ...]):
-        super().__init__()
-        self.stem = nn.Conv2d(3, widths[0], 3, padding=1)
-        layers: list[nn.Module] = []
-        for before, width in zip((widths[0], *widths), widths, strict=False):
-            layers += [NormedBlock(before, width, False), NormedBlock(width, width, True)]
-        self.layers = nn.Sequential(*layers)
-
-    def forward(self, x: Tensor) -> Tensor:
-        h = F.leaky_relu(self.layers(self.stem(x)), 0.2)
-        return h.sum(dim=(2, 3))
-
-
-class MultiScale(nn.Module):
-    """The energy of EC-VAE's demo for (B, 3, 32, 32): branches at full, half and quarter resolution, joined linearly.
-
-    Residual layers (128, 2) (256, 2) (256, 2) (256, 2) with leaky ReLU 0.2, average pools and no norm layers; spectral
-    norm on the weights. A branch of a smaller image has as many pools fewer as it would have no pixels left for.
-    """
-
-    def __init__(self, width: int = 128, size: int = 32):
-        super().__init__()
-        widths = (width, 2 * width, 2 * width, 2 * width)
-        depths = [min(len(widths), (size >> level).bit_length() - 1) for level in range(3)]
-        self.branches = nn.ModuleList(Branch(widths[:depth]) for depth in depths)
-        self.head = nn.Linear(sum(widths[depth - 1] for depth in depths), 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        features = []
-        for level, branch in enumerate(self.branches):
-            features.append(branch(F.avg_pool2d(x, 2**level) if level else x))
-        return self.head(torch.cat(features, dim=1)).squeeze(1)
-
-
 class WideBlock(nn.Module):
     """Activation and 3x3 convolution twice beside a shortcut, which is a 1x1 convolution where shapes change."""
 
@@ -160,7 +123,7 @@ class WideResidual(nn.Module):
 
 NETS: dict[str, Callable[[tuple[int, ...]], nn.Module]] = {
     "CF-EBM": lambda shape: CoarseToFineEnergy(shape[-1], shape[0], base_width=32),
-    "EC-VAE multi-scale": lambda shape: MultiScale(size=shape[-1]),
+    "EC-VAE multi-scale": lambda shape: MultiScaleEnergy(shape[-1], shape[0]),
     "UvA tutorial": lambda shape: Tutorial(),
     "IGEBM-like residual": lambda shape: ResidualNet(),
     "wide residual 28-2": lambda shape: WideResidual(28, 2),
@@ -168,7 +131,7 @@ NETS: dict[str, Callable[[tuple[int, ...]], nn.Module]] = {
 }
 
 
-def made(name: str, shape: tuple[int, ...], device: str) -> nn.Module:
+def build(name: str, shape: tuple[int, ...], device: str) -> nn.Module:
     """The net `name` for samples of `shape`, in eval mode on `device`, always with the same weights."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

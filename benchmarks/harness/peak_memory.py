@@ -1,14 +1,19 @@
-"""The peak memory of one energy gradient, in this process alone: `python -m benchmarks.harness.peak_memory '{"who": ...}'`.
+"""Measures the peak memory of one energy gradient in a process of its own.
 
-The argument is a workload as JSON, and `who` runs it: "fastebm" or "autograd". Printed are bytes beyond what the
-process held with net and samples in memory. The gradient that is measured is the second: the first one captures and
-verifies. On a CPU it is resident memory, whose peak Linux lets a process reset; on a GPU what the allocator handed out.
+    python -m benchmarks.harness.peak_memory '{"implementation": "fastebm", ...}'
+
+The argument is a workload as JSON with the implementation that runs it, "fastebm" or "autograd". The process prints the
+bytes at the peak beyond what it held with net and samples in memory. It measures the second gradient, because the first
+one captures and verifies. On a CPU this is resident memory, whose peak Linux lets a process reset; on a GPU it is what
+PyTorch's allocator handed out.
 """
 
 from __future__ import annotations
 
 import ctypes
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,9 +23,10 @@ from torch import Tensor, nn
 
 import fastebm
 from benchmarks.harness import nets
+from benchmarks.harness.pages import ROOT
 from benchmarks.harness.workloads import Workload, images
 from fastebm.evaluation.speed.baselines import tuned_eager
-from fastebm.evaluation.speed.eager import stock
+from fastebm.evaluation.speed.eager import eager_twin
 
 
 class ResidentMemory:
@@ -38,7 +44,7 @@ class ResidentMemory:
         return self._field("VmHWM")
 
     def _trim(self) -> None:
-        # What was freed is given back, so that it isn't taken for something still in use.
+        # Returns freed memory to the system, so that it does not count as used.
         ctypes.CDLL(None).malloc_trim(0)
 
     def _field(self, name: str) -> int:
@@ -47,7 +53,7 @@ class ResidentMemory:
 
 
 class GpuMemory:
-    """What the allocator of PyTorch has handed out."""
+    """The memory that PyTorch's allocator has handed out."""
 
     def now(self) -> int:
         torch.cuda.synchronize()
@@ -61,31 +67,42 @@ class GpuMemory:
         return torch.cuda.max_memory_allocated()
 
 
-def peak_bytes(work: Workload, who: str) -> int:
-    net = nets.made(work.case, work.shape, work.device)
+def in_fresh_process(module: str, *arguments: str) -> Any:
+    """The JSON in the last line that `python -m MODULE ARGUMENTS` prints. Raises RuntimeError where that fails."""
+    # malloc maps every block from 64 kB on by itself, so that freed memory leaves the process at once.
+    settings = {"PYTHONPATH": str(ROOT), "MALLOC_MMAP_THRESHOLD_": "65536"}
+    command = [sys.executable, "-m", module, *arguments]
+    done = subprocess.run(command, cwd=ROOT, env=os.environ | settings, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{module} {' '.join(arguments)} failed:\n{done.stderr}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def peak_bytes(work: Workload, implementation: str) -> int:
+    net = nets.build(work.case, work.shape, work.device)
     x = images(work)
     memory: ResidentMemory | GpuMemory = GpuMemory() if work.device == "cuda" else ResidentMemory()
-    _bring_in_libraries(work, x[:1, :, :8, :8])
+    _load_libraries(work, x[:1, :, :8, :8])
     before = memory.now()
-    if who == "fastebm":
+    if implementation == "fastebm":
         gradient: Any = fastebm.energy_gradient(net, dtype=work.precision, engine=work.engine)
     else:
-        gradient = tuned_eager(stock(net), work.precision, "cast").gradient
+        gradient = tuned_eager(eager_twin(net), work.precision, "cast").gradient
     gradient(x)
     memory.reset_peak()
     gradient(x)
     return memory.peak() - before
 
 
-def _bring_in_libraries(work: Workload, x: Tensor) -> None:
-    """Takes a gradient of a tiny energy, so that thread pools and modules that a capture imports are there before."""
+def _load_libraries(work: Workload, x: Tensor) -> None:
+    """Takes a gradient of a tiny energy, which starts thread pools and imports the modules that a capture needs."""
     tiny = nn.Sequential(nn.Conv2d(x.shape[1], 4, 3, padding=1), nn.SiLU(), nn.Flatten(), nn.Linear(4 * 64, 1))
     fastebm.energy_gradient(tiny.to(work.device), dtype=work.precision, engine=work.engine)(x)
 
 
 def main(question: dict[str, Any]) -> None:
-    work = Workload.from_json({name: value for name, value in question.items() if name != "who"})
-    print(json.dumps({"bytes": peak_bytes(work, question["who"])}))
+    work = Workload.from_json({name: value for name, value in question.items() if name != "implementation"})
+    print(json.dumps({"bytes": peak_bytes(work, question["implementation"])}))
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""The process that does workloads for `benchmarks.harness.base`: questions as lines of JSON on stdin, answers on stdout.
+"""A process that runs workloads for `benchmarks.harness.base`: questions as lines of JSON on stdin, answers on stdout.
 
-    {"prepare": {...}}   makes a workload, runs it until it is warm    -> {"seconds": of one run}
-    {"repeats": 3}       runs it so many times                         -> {"seconds": of one run, the mean}
+    {"prepare": {...}}   makes a workload and warms it up    -> {"seconds": of one run}
+    {"repeats": 3}       runs it 3 times                     -> {"seconds": of one run, the mean}
 
-It knows only the public face of fastebm, which may be an older one, and the measurement of the present checkout.
+It uses only the public interface of fastebm, which may be an older revision, and the measurement of this checkout.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from benchmarks.harness.workloads import Run, Workload, ours
 
 
 def measurement(checkout: Path) -> ModuleType:
-    """The present `fastebm.evaluation.speed.measurement`, by its path: an older fastebm has none."""
+    """This checkout's `fastebm.evaluation.speed.measurement`, loaded by its path: an older fastebm may have none."""
     path = checkout / "fastebm" / "evaluation" / "speed" / "measurement.py"
     spec = importlib.util.spec_from_file_location("measurement", path)
     if spec is None or spec.loader is None:
@@ -40,7 +40,7 @@ class Answers:
 
     def answer(self, question: dict[str, Any]) -> float:
         if "prepare" in question:
-            self.run = None  # the last one's memory
+            self.run = None  # frees the memory of the last one
             work = Workload.from_json(question["prepare"])
             self.device, self.run = work.device, ours(work)
             self.run()
@@ -52,7 +52,7 @@ class Answers:
 
 def main() -> None:
     checkout, package = (Path(argument).resolve() for argument in sys.argv[1:3])
-    # What libraries print goes to stderr, so that answers stay alone on the pipe.
+    # Output of libraries goes to stderr, so that only answers are on the pipe.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     found = Path(fastebm.__file__).resolve()
@@ -63,7 +63,7 @@ def main() -> None:
             if wrong:
                 raise RuntimeError(wrong)
             answer: dict[str, Any] = {"seconds": worker.answer(json.loads(line))}
-        except Exception as error:  # the other end decides what it means
+        except Exception as error:  # the parent process decides what it means
             text = next(iter(str(error).strip().splitlines()), "")
             answer = {"error": f"{type(error).__name__}: {text}"}
         answers.write(json.dumps(answer) + "\n")

@@ -1,6 +1,6 @@
-"""What the suites measure of ours, from nothing but fastebm's public face: an older revision can run it as well.
+"""The workloads of the suites, through fastebm's public interface alone, so that an older revision can run them too.
 
-A `Workload` says what is done, in values that go through JSON; `ours` makes a function that does it once.
+A `Workload` describes the work in values that JSON can hold; `ours` makes a function that does it once.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import fastebm
 from benchmarks.harness import nets
 from fastebm import rng
 
-# CF-EBM's own settings (Zhao et al., ICLR 2021), which all chains here run with.
+# CF-EBM's own settings (Zhao et al., ICLR 2021), for all chains here.
 STEP_SIZE, NOISE_STD = 1.0, 0.015
 SIZES = (8, 16, 32)
 # Too small to move the weights of a net that is measured over and over.
@@ -28,14 +28,16 @@ Run = Callable[[], Any]
 
 @dataclass(frozen=True)
 class Workload:
-    """Attributes:
-    suite: what is done, the name of a function below.
-    case: the net, or the variety.
-    shape: of a sample.
-    batch: samples.
-    dtype: "float32" or "bfloat16".
-    num_steps: updates of a chain; of each level in a cascade.
-    engine, device: as `energy_gradient` and torch have them.
+    """One case of a suite.
+
+    Attributes:
+        suite: the name of a function below, which does the work.
+        case: the net, or the variety of an operator.
+        shape: of a sample.
+        batch: number of samples.
+        dtype: "float32" or "bfloat16".
+        num_steps: updates of a chain; in a cascade, of each level.
+        engine, device: as `energy_gradient` and torch take them.
     """
 
     suite: str
@@ -68,10 +70,10 @@ class Workload:
 
 
 def ours(work: Workload) -> Run:
-    """A function that does the work once, ours being all of it."""
+    """A function that does the work once, by fastebm."""
     return {
         "energy_gradient": energy_gradient,
-        "chain_ids": chain_ids,
+        "chains": chains,
         "cascade": cascade,
         "training": training,
         "langevin": langevin,
@@ -95,29 +97,29 @@ def images(work: Workload) -> Tensor:
 
 
 def energy_gradient(work: Workload) -> Run:
-    net = nets.made(work.case, work.shape, work.device)
+    net = nets.build(work.case, work.shape, work.device)
     gradient = fastebm.energy_gradient(net, dtype=work.precision, engine=work.engine)
     x = images(work)
 
-    def chain() -> None:
+    def run() -> None:
         with gradient.chain():
             for _ in range(work.num_steps):
                 gradient(x)
 
-    return chain
+    return run
 
 
-def chain_ids(work: Workload) -> Run:
-    net = nets.made(work.case, work.shape, work.device)
+def chains(work: Workload) -> Run:
+    net = nets.build(work.case, work.shape, work.device)
     sampler = fastebm.Langevin(net, STEP_SIZE, NOISE_STD, clamp=(-1, 1), dtype=work.precision, engine=work.engine)
     x = images(work)
     return lambda: sampler.sample(x, work.num_steps, seed=0)
 
 
 def levels(work: Workload) -> dict[int, nn.Module]:
-    """A net of its own for each resolution of a cascade."""
+    """A separate net for each resolution of a cascade."""
     sizes = [size for size in SIZES if size <= work.shape[-1]]
-    return {size: nets.made(work.case, (work.shape[0], size, size), work.device) for size in sizes}
+    return {size: nets.build(work.case, (work.shape[0], size, size), work.device) for size in sizes}
 
 
 def cascade(work: Workload) -> Run:
@@ -132,9 +134,9 @@ def cascade_of(energies: Mapping[int, nn.Module], work: Workload) -> fastebm.Cas
 def training(work: Workload) -> Run:
     """An iteration as the trainer makes it: chains through frozen nets and the one in training, loss, backward, Adam.
 
-    The update runs under autocast to the workload's dtype, as those of peers do.
+    The update runs under autocast to the workload's dtype, as those of the baselines do.
     """
-    net = nets.made(work.case, work.shape, work.device).train().to(memory_format=torch.channels_last)
+    net = nets.build(work.case, work.shape, work.device).train().to(memory_format=torch.channels_last)
     energies = {size: level if size < work.shape[-1] else net for size, level in levels(work).items()}
     sampler, real, optimizer = cascade_of(energies, work), images(work), adam(net)
     started = 0
@@ -157,9 +159,9 @@ def adam(net: nn.Module) -> torch.optim.Adam:
 def update(
     energy: Callable[[Tensor], Tensor], optimizer: torch.optim.Optimizer, real: Tensor, fake: Tensor, work: Workload
 ) -> None:
-    """One update of the weights: the mean energy of real images down, that of the chains' ends up.
+    """One update of the weights: lowers the mean energy of real images and raises that of the chains' ends.
 
-    Images lie channels-last for everyone: on a CPU with matrix units the other layout took twelve times as long.
+    Images are channels-last for baselines too: on a CPU with matrix units the other layout took twelve times as long.
     """
     low = work.precision is not torch.float32
     with torch.autocast(work.device, dtype=work.precision if low else torch.bfloat16, enabled=low):
@@ -174,7 +176,7 @@ def update(
 
 
 def langevin(work: Workload) -> Run:
-    """`langevin_step_` on float32 images; the case says whether with noise."""
+    """`langevin_step_` on float32 images, with noise or, in the case "no noise", without."""
     x, grad = images(work), noise(work, seed=1)
     schedule = torch.tensor([[0.1, 0.0 if work.case == "no noise" else 0.05]], device=work.device)
     key, ids = rng.make_key(0, device=work.device), rng.make_chain_ids(0, len(x), work.device)
@@ -189,18 +191,18 @@ def langevin(work: Workload) -> Run:
 
 
 def tail_inputs(work: Workload) -> tuple[Tensor, Tensor]:
-    """The two branches of a block's end, in the layout that the case names."""
+    """The two branches at the end of a block, in the layout that the case names."""
     layout = torch.channels_last if "channels-last" in work.case else torch.contiguous_format
     first, second = (noise(work, seed).contiguous(memory_format=layout) for seed in (0, 1))
     return first, second
 
 
 def block_tail(work: Workload) -> Run:
-    return of_tail(fastebm.ops.block_tail, work)
+    return run_tail(fastebm.ops.block_tail, work)
 
 
-def of_tail(tail: Callable[[Tensor, Tensor], Tensor], work: Workload) -> Run:
-    """The tail forward, or forward and backward where the case says so, for ours and all others."""
+def run_tail(tail: Callable[[Tensor, Tensor], Tensor], work: Workload) -> Run:
+    """The tail forward, or forward and backward where the case says so; for ours and for the baselines."""
     main, skip = tail_inputs(work)
     if "backward" not in work.case:
         return torch.no_grad()(lambda: tail(main, skip))

@@ -11,7 +11,7 @@ import math
 import torch
 import torch.nn.functional as F
 
-from benchmarks.harness.workloads import Workload, of_tail
+from benchmarks.harness.workloads import Workload, run_tail
 
 SHAPE = (128, 32, 32)
 
@@ -35,6 +35,6 @@ def test_block_tail(measure, work):
     values = 22 if "backward" in work.case else 9
     measure.operator(
         work,
-        {"eager": of_tail(eager, work), "torch.compile": of_tail(torch.compile(eager), work)},
+        {"eager": run_tail(eager, work), "torch.compile": run_tail(torch.compile(eager), work)},
         bytes_moved=values * math.prod(SHAPE) // 4 * work.precision.itemsize,
     )

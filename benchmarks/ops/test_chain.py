@@ -26,7 +26,7 @@ def workloads(device: str, full: bool) -> list[Workload]:
 def test_chain(measure, work):
     if measure.base is not None:
         pytest.skip("whole chains in a call are no part of the public face, which another revision is measured by")
-    gradient = energy_gradient(nets.made(work.case, work.shape, work.device), dtype=work.precision, engine="fused")
+    gradient = energy_gradient(nets.build(work.case, work.shape, work.device), dtype=work.precision, engine="fused")
     x = images(work)
     schedule = torch.tensor([[STEP_SIZE, NOISE_STD]], device=x.device)
     rest = (rng.make_chain_ids(0, work.batch, x.device), -1.0, 1.0, None, None, None, None, None, None, 0.0)

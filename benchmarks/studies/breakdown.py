@@ -1,7 +1,7 @@
-"""Where the time of one gradient goes: `python -m benchmarks.studies.breakdown docs/results/speed/breakdown.json`.
+"""How the time of one gradient divides between matrix products and epilogues: `python -m benchmarks.studies.breakdown`.
 
-CF-EBM at 32x32, batch 64, bfloat16: the whole program, the same without its epilogues (products of matrices only, whose
-results are thrown away), and a matrix product of 2048 x 2048, interleaved in one process.
+Measures CF-EBM at 32x32, batch 64, bfloat16: the whole program, the same without its epilogues (matrix products alone,
+whose results are thrown away), and a matrix product of 2048 x 2048, interleaved in one process.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import statistics
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,22 +16,18 @@ from pathlib import Path
 import torch
 
 import fastebm
+from benchmarks.harness.pages import RESULTS
 from fastebm.compiler import energy_gradient
 from fastebm.evaluation.speed.machine import machine_facts
+from fastebm.evaluation.speed.measurement import interleaved
 from fastebm.models import CoarseToFineEnergy
 from fastebm.ops.instructions import Kind, decode, encode
 from fastebm.runs.files import write_json
 
-BATCH, SIZE, ROUNDS = 64, 32, 40
+BATCH, SIZE, ROUNDS = 64, 32, 35
 
 
-def seconds(case: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    case()
-    return time.perf_counter() - start
-
-
-def main(path: str) -> int:
+def main(path: Path = RESULTS / "speed" / "breakdown.json") -> None:
     torch.manual_seed(0)
     gradient = energy_gradient(CoarseToFineEnergy(SIZE), dtype=torch.bfloat16, engine="fused")
     x = fastebm.ops.uniform((BATCH, 3, SIZE, SIZE), seed=0) * 2 - 1
@@ -48,11 +43,8 @@ def main(path: str) -> int:
             return lambda: torch.ops.fastebm.run_program(x, code, fused.constants, fused.workspace)
 
         cases = {"program": run(encode(whole)), "products": run(bare), "matrix_product": lambda: a @ b}
-        times: dict[str, list[float]] = {name: [] for name in cases}
-        for _ in range(ROUNDS):
-            for name, case in cases.items():
-                times[name].append(seconds(case))
-    medians = {name: statistics.median(values[5:]) for name, values in times.items()}
+        times = interleaved(cases, ROUNDS, "cpu")
+    medians = {name: statistics.median(values) for name, values in times.items()}
     flops = 2 * BATCH * sum(
         i.channels * i.height * i.width * i.kernel_y * i.kernel_x * i.source_channels
         for i in whole.instructions
@@ -66,10 +58,9 @@ def main(path: str) -> int:
         "rate_of_products": flops / medians["products"],
         "rate_of_matrix_product": 2 * 2048**3 / medians["matrix_product"],
     }
-    write_json(Path(path), result)
+    write_json(path, result)
     print(json.dumps(result, indent=1))
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]))
+    main(*map(Path, sys.argv[1:]))

@@ -1,9 +1,9 @@
-"""One decoder pass against chains: images a second of several ways to sample, in one process, interleaved.
+"""One decoder pass against chains: images a second of several samplers, in one process, interleaved.
 
-    python -m benchmarks.studies.one_pass docs/results/one-pass [--batch 64] [--device cuda]
+    python -m benchmarks.studies.one_pass [PAGE] [--batch 64] [--device cuda]
 
 At 3x32x32, all on our fastest path (bfloat16 in chains, fused gradients; the last column says what gradients ran on).
-Times don't depend on weights, so nets are untrained: nothing is said about the quality of samples.
+Times do not depend on weights, so nets are untrained, and nothing is said about the quality of samples.
 
 - EC-VAE: one pass of the decoder, `VAE.sample`; beside it in float32, as the module itself gives it in eval mode, and
   with a decoder of half the width in every layer.
@@ -17,7 +17,7 @@ Times don't depend on weights, so nets are untrained: nothing is said about the 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,13 +26,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.harness.readme_sections import add, fill
+from benchmarks.harness.pages import RESULTS, add_entry, each, one_pass_table
+from benchmarks.harness.throughput import throughput_rows
 from fastebm import Langevin
 from fastebm.evaluation.speed.machine import machine_facts
-from fastebm.evaluation.speed.measurement import Summary, interleaved, ratios
+from fastebm.evaluation.speed.measurement import interleaved
 from fastebm.models import VAE, CoarseToFineEnergy, MultiScaleEnergy
 from fastebm.models.frozen_decoder import FrozenDecoder
-from fastebm.runs.files import write_json
 from fastebm.sampling import Cascade, linear
 
 ONE_PASS = "EC-VAE, one decoder pass"
@@ -52,7 +52,7 @@ class Nets:
 
 
 @dataclass(frozen=True)
-class Way:
+class Method:
     """What draws one batch, and what the gradients of its chains ran on; "" where it has no chains."""
 
     draw: Callable[[], Tensor]
@@ -119,10 +119,10 @@ def runs_on(sampler: Langevin, x: Tensor) -> str:
         sampler.gradient(x)
         if sampler.gradient.compiled_program(x) is not None:
             return "fused kernels"
-    return "stock operations" if sampler.gradient.engine == "fused" else sampler.gradient.engine
+    return "PyTorch's operations" if sampler.gradient.engine == "fused" else sampler.gradient.engine
 
 
-def decoder_ways(nets: Nets, batch: int, device: str) -> dict[str, Way]:
+def decoder_methods(nets: Nets, batch: int, device: str) -> dict[str, Method]:
     """One pass, in several forms; the first is what all else is compared with."""
     vae, half = (
         VAE(nets.size, nets.channels, latent=nets.latent, width=nets.width // part, max_width=nets.max_width // part)
@@ -132,14 +132,14 @@ def decoder_ways(nets: Nets, batch: int, device: str) -> dict[str, Way]:
         for part in (1, 2)
     )
     return {
-        ONE_PASS: Way(lambda: vae.sample(batch, seed=0, dtype=torch.bfloat16)),
-        "the same with a decoder of half the width": Way(lambda: half.sample(batch, seed=0, dtype=torch.bfloat16)),
-        "the same in float32": Way(lambda: vae.sample(batch, seed=0)),
-        "the same by the module, float32": Way(lambda: vae.decode(vae.prior(batch, seed=0))),
+        ONE_PASS: Method(lambda: vae.sample(batch, seed=0, dtype=torch.bfloat16)),
+        "the same with a decoder of half the width": Method(lambda: half.sample(batch, seed=0, dtype=torch.bfloat16)),
+        "the same in float32": Method(lambda: vae.sample(batch, seed=0)),
+        "the same by the module, float32": Method(lambda: vae.decode(vae.prior(batch, seed=0))),
     }
 
 
-def chain_ways(nets: Nets, batch: int, device: str) -> dict[str, Way]:
+def chain_methods(nets: Nets, batch: int, device: str) -> dict[str, Method]:
     size, channels = nets.size, nets.channels
     net = CoarseToFineEnergy(size, channels, base_width=nets.base_width).to(device)
     levels = {s: net.frozen(s) for s in (8, 16, 32) if s <= size}
@@ -151,17 +151,17 @@ def chain_ways(nets: Nets, batch: int, device: str) -> dict[str, Way]:
         runs_on(level.sampler, noise.new_zeros(batch, channels, level.size, level.size)) for level in cascade.levels
     }
     return {
-        f"CF-EBM, cascade of {num_steps} steps": Way(
+        f"CF-EBM, cascade of {num_steps} steps": Method(
             lambda: cascade.sample(batch, seed=0, channels=channels, check=False), ", ".join(sorted(engines))
         ),
-        "like VAEBM, 16 steps on latents and noise": like_vaebm(nets, batch, device),
-        "like NCSN, 10 levels of 100 steps": Way(
+        "like VAEBM, 16 steps on latents and noise": vaebm_baseline(nets, batch, device),
+        "like NCSN, 10 levels of 100 steps": Method(
             lambda: ncsn.sample(noise, 1000, seed=0, check=False), runs_on(ncsn, noise)
         ),
     }
 
 
-def like_vaebm(nets: Nets, batch: int, device: str) -> Way:
+def vaebm_baseline(nets: Nets, batch: int, device: str) -> Method:
     vae = VAE(nets.size, nets.channels, latent=nets.latent, width=nets.width, max_width=nets.max_width)
     vae = vae.eval().requires_grad_(False).to(device)
     critic = MultiScaleEnergy(nets.size, nets.channels, width=nets.energy_width).eval().requires_grad_(False)
@@ -173,57 +173,29 @@ def like_vaebm(nets: Nets, batch: int, device: str) -> Way:
         end = sampler.sample(start, 16, seed=0, check=False)
         return FrozenDecoder(vae.decoder, torch.bfloat16)(energy.latent(end)) + energy.noise(end)
 
-    return Way(draw, runs_on(sampler, start))
+    return Method(draw, runs_on(sampler, start))
 
 
-def measured(nets: Nets, batch: int, rounds: int, device: str, slice_seconds: float = 0.2) -> list[dict[str, Any]]:
-    """A row for each way, its figures by round."""
+def measure(nets: Nets, batch: int, rounds: int, device: str, slice_seconds: float = 0.2) -> list[dict[str, Any]]:
+    """A row for each method, its figures by round."""
     torch.manual_seed(0)
-    ways = decoder_ways(nets, batch, device) | chain_ways(nets, batch, device)
-    draws = {name: way.draw for name, way in ways.items()}
+    methods = decoder_methods(nets, batch, device) | chain_methods(nets, batch, device)
     with torch.no_grad():
-        times = interleaved(draws, rounds, device, slice_seconds=slice_seconds)
-    rows = []
-    for name, values in times.items():
-        ratio = Summary.of(ratios(values, times[ONE_PASS]))
-        rows.append(
-            {
-                "way": name,
-                "images_per_second": batch / Summary.of(values).median,
-                "ratio": ratio.median,
-                "ratio_low": ratio.low,
-                "ratio_high": ratio.high,
-                "gradients": ways[name].gradients,
-                "seconds": values,
-            }
-        )
-    return rows
-
-
-def table(rows: Sequence[dict[str, Any]]) -> str:
-    lines = ["| way | images a second | time over one pass (20 to 80 %) | gradients on |", "|---|---:|---:|---|"]
-    for row in rows:
-        lines.append(
-            f"| {row['way']} | {row['images_per_second']:.4g} | {row['ratio']:.3g} ({row['ratio_low']:.3g} to "
-            f"{row['ratio_high']:.3g}) | {row['gradients']} |"
-        )
-    return "\n".join(lines)
+        draws = {name: method.draw for name, method in methods.items()}
+        rows = throughput_rows(interleaved(draws, rounds, device, slice_seconds=slice_seconds), batch)
+    return [row | {"gradients": methods[row["method"]].gradients} for row in rows]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("page", type=Path)
-    parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("page", type=Path, nargs="?", default=RESULTS / "one-pass", help="folder of the page")
+    parser.add_argument("--batch", type=int, default=64, help="images of a batch")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds of the measurement")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="each has a table of its own")
-    given = parser.parse_args()
-    rows = measured(Nets(), given.batch, given.rounds, given.device)
-    given.page.mkdir(parents=True, exist_ok=True)
-    name = "one pass" if given.device == "cpu" else f"one pass, {given.device}"
-    facts = {"machine": machine_facts(given.device), "batch": given.batch}
-    write_json(given.page / f"{name.replace(', ', '-').replace(' ', '-')}.json", facts | {"rows": rows})
-    add(given.page / "README.md", name, Path(__file__).name)
-    fill(given.page / "README.md", "One pass", name, Path(__file__).name, table(rows))
+    options = parser.parse_args()
+    rows = measure(Nets(), options.batch, options.rounds, options.device)
+    entry = {"machine": machine_facts(options.device), "batch": options.batch, "rows": rows}
+    add_entry(options.page, options.device, entry, each(one_pass_table))
 
 
 if __name__ == "__main__":

@@ -1,27 +1,25 @@
-"""Memory and time of CF-EBM's stages, 8x8 to 512x512, measured where that is feasible and computed above.
+"""Memory and time of CF-EBM's stages, 8x8 to 512x512: measured where that is feasible, and estimated above.
 
     python -m benchmarks.studies.stages                            measures up to 256x256, writes the rows and the page
-    python -m benchmarks.studies.stages --largest 64 --batch 2     less
-    python -m benchmarks.studies.stages --page-only                the page again, from the rows that are there
+    python -m benchmarks.studies.stages --largest 64 --batch 2     measures less
+    python -m benchmarks.studies.stages --page-only                writes the page again from the stored rows
 
-Every figure that is measured comes from a fresh process (see `peak_memory`): one Langevin update by the fused gradient,
-or one update of the weights (real images and as many samples, forward, backward, Adam), with and without recomputation.
-An iteration and a sampled image are sums of them over all levels. Above the largest stage that is measured, time grows
-with the FLOPs of the captured net and of its gradient's program, memory with the numbers that go into the blocks; the
-same rule, asked for the largest measured stage from the one below, is kept beside it, so that it can be judged.
+Every measured figure comes from a fresh process (see `peak_memory`): one Langevin update by the fused gradient, or one
+update of the weights (real images and as many samples, forward, backward, Adam), with and without recomputation. An
+iteration and a sampled image are sums of these over all levels. Above the largest measured stage, time is estimated
+from the FLOPs of the captured net and of its gradient's program, and memory from the numbers that go into the blocks.
+The estimate of the largest measured stage from the one below is compared with its measurement.
 """
 
 from __future__ import annotations
 
 import argparse
 import gc
+import itertools
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,15 +27,15 @@ import torch
 from torch import nn
 
 import fastebm
-from benchmarks.harness.base import ROOT
-from benchmarks.harness.peak_memory import ResidentMemory
+from benchmarks.harness.pages import ROOT
+from benchmarks.harness.peak_memory import ResidentMemory, in_fresh_process
 from fastebm.compiler.autodiff import differentiate
 from fastebm.compiler.capture import capture
 from fastebm.compiler.cost_model import Machine, cost
 from fastebm.compiler.rewrites import WITHOUT_POLYPHASE, build_gradient_program
 from fastebm.evaluation.speed import Row, Run, Summary, machine_facts, read_runs, record
 from fastebm.evaluation.speed.measurement import seconds
-from fastebm.evaluation.speed.table import amount, machine_line
+from fastebm.evaluation.speed.table import amount, machine_line, markdown_table
 from fastebm.models import CoarseToFineEnergy
 from fastebm.models.coarse_to_fine import WIDTHS
 from fastebm.runs.files import replacing
@@ -52,7 +50,7 @@ CHAIN = 3  # Langevin updates in a measured chain, which reads the weights once
 
 @dataclass(frozen=True)
 class Setting:
-    """What all stages have in common: `base_width` of the net, images in a `batch`, the `dtype` of nets and updates."""
+    """The settings of all stages: `base_width` of the net, images in a `batch`, `dtype` of nets and updates."""
 
     base_width: int
     batch: int
@@ -67,20 +65,22 @@ class Setting:
     def precision(self) -> torch.dtype:
         return getattr(torch, self.dtype)
 
-    def row(self, size: int, unit: str, quantity: str) -> Row:
+    def row(self, size: int, unit: str, quantity: str, value: float, note: str) -> Row:
         case, shape = f"CF-EBM, base width {self.base_width}", (CELEBAHQ512.channels, size, size)
-        return Row("stages", case, "fastebm", "", shape, self.dtype, self.batch, unit, quantity)
+        median = float(f"{value:.6g}")
+        row = Row("stages", case, "fastebm", "", shape, self.dtype, self.batch, unit, quantity, median=median)
+        return replace(row, note=note)
 
 
 # ---- measured, in a process of its own
 
 
-def measured_here(setting: Setting, size: int, part: str) -> dict[str, Any]:
+def measure_here(setting: Setting, size: int, part: str) -> dict[str, Any]:
     """Bytes at the peak, beyond net and images, and seconds of each round, of one part at one size."""
     net = setting.net(size)
     images = fastebm.ops.uniform((2 * setting.batch, CELEBAHQ512.channels, size, size), seed=0) * 2 - 1
-    _case("step", setting, setting.net(8), images[:2, :, :8, :8].contiguous())()  # brings in libraries and threads
-    gc.collect()  # what others left must not be given back on the way
+    _case("step", setting, setting.net(8), images[:2, :, :8, :8].contiguous())()  # loads libraries, starts threads
+    gc.collect()  # memory that earlier code left must not be freed while we measure
     memory = ResidentMemory()
     before = memory.now()
     case = _case(part, setting, net, images)
@@ -104,7 +104,7 @@ def _case(part: str, setting: Setting, net: CoarseToFineEnergy, images: torch.Te
 def _update(
     net: nn.Module, optimizer: torch.optim.Optimizer, images: torch.Tensor, dtype: torch.dtype, again: bool
 ) -> None:
-    """An update as the trainer makes it: where blocks are computed again, the spectral norms move on before."""
+    """An update as the trainer makes it; with recomputed blocks the spectral norms make their iteration first."""
     if again:
         with torch.no_grad():
             net.train()(images[:1])
@@ -120,29 +120,24 @@ def _update(
     net.train()
 
 
-def measured(setting: Setting, size: int, part: str) -> dict[str, Any]:
-    """The same from a fresh process. Raises RuntimeError, with what it said, where that fails."""
+def measure(setting: Setting, size: int, part: str) -> dict[str, Any]:
+    """The same from a fresh process. Raises RuntimeError with its error output where it fails."""
     question = json.dumps({"setting": vars(setting), "size": size, "part": part})
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.studies.stages", "--one", question],
-        cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "MALLOC_MMAP_THRESHOLD_": "65536"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode:
-        raise RuntimeError(f"{part} at {size}x{size} failed:\n{done.stderr}")
-    return json.loads(done.stdout.splitlines()[-1])
+    return in_fresh_process("benchmarks.studies.stages", "--one", question)
 
 
-# ---- computed
+# ---- estimated
 
 
 @dataclass(frozen=True)
 class Work:
-    """What a stage's figures grow with, for one image: FLOPs of a gradient's program and of the net as it is written,
-    and how many numbers go into the blocks."""
+    """The quantities, for one image, from which a stage's figures are estimated.
+
+    Attributes:
+        program_flops: FLOPs of the gradient's program.
+        update_flops: FLOPs of the net and its derivative as they are written.
+        numbers: that go into the blocks.
+    """
 
     program_flops: int
     update_flops: int
@@ -165,69 +160,46 @@ class Work:
         return self.update_flops / below.update_flops
 
 
-Figures = dict[tuple[int, str, str], Row]  # by size, part and quantity
-
-
-def all_rows(setting: Setting, largest: int, say: Callable[[str], None] = print) -> list[Row]:
-    """The rows of all stages: parts measured up to `largest` and computed above, and sums of them over the levels."""
+def all_rows(setting: Setting, largest: int, log: Callable[[str], None] = print) -> list[Row]:
+    """The rows of all stages: parts measured up to `largest` and estimated above, and sums of them over the levels."""
     work = {size: Work.of(setting, size) for size in SIZES}
-    found: Figures = {}
-    for size in (s for s in SIZES if s <= largest):
-        for part in PARTS:
-            figures = measured(setting, size, part)
-            for quantity, values in (("seconds", figures["seconds"]), ("bytes", [figures["bytes"]])):
-                found[size, part, quantity] = _measured_row(setting.row(size, part, quantity), values)
-            say(f"{size}x{size}, {part}: {amount(found[size, part, 'seconds'].median, 'seconds')}")
-    for size in (s for s in SIZES if s > largest):
-        for part in PARTS:
-            for quantity in ("seconds", "bytes"):
-                factor = work[size].ratio(work[largest], part, quantity)
-                value = factor * _median(found, largest, part, quantity)
-                basis = f"computed: {factor:.3g} times {largest}x{largest}"
-                found[size, part, quantity] = _computed_row(setting.row(size, part, quantity), value, basis)
-    return [*found.values(), *_sums(setting, found), *_checks(setting, found, work, largest)]
+    found: dict[tuple[int, str, str], Row] = {}
 
+    def median(size: int, part: str, quantity: str = "seconds") -> float:
+        return found[size, part, quantity].median or 0.0
 
-def _sums(setting: Setting, found: Figures) -> list[Row]:
-    """An iteration, and the chain that makes an image, which climbs through all levels up to its size."""
-    rows = []
-    for size in SIZES:
-        chain = STEPS * sum(_median(found, level, "step", "seconds") for level in SIZES if level <= size)
-        rows.append(_computed_row(setting.row(size, "sample", "seconds"), chain / setting.batch, "computed: a sum"))
-        for part in PARTS[1:]:
-            total = chain + _median(found, size, part, "seconds")
-            unit = part.replace("update", "iteration")
-            rows.append(_computed_row(setting.row(size, unit, "seconds"), total, "computed: a sum"))
-    return rows
+    def estimate(size: int, below: int, part: str, quantity: str) -> tuple[float, float]:
+        factor = work[size].ratio(work[below], part, quantity)
+        return factor, factor * median(below, part, quantity)
 
-
-def _checks(setting: Setting, found: Figures, work: dict[int, Work], largest: int) -> list[Row]:
-    """What the rule says of the largest measured stage from the one below."""
-    if largest == SIZES[0]:
-        return []
-    below, rows = largest // 2, []
-    for part in PARTS:
+    for size, part in itertools.product(SIZES, PARTS):
+        measured = measure(setting, size, part) if size <= largest else {}
         for quantity in ("seconds", "bytes"):
-            value = work[largest].ratio(work[below], part, quantity) * _median(found, below, part, quantity)
-            row = setting.row(largest, f"{part}, by the rule", quantity)
-            rows.append(_computed_row(row, value, f"computed: from {below}x{below}"))
+            if size <= largest:
+                values = measured[quantity] if quantity == "seconds" else [measured[quantity]]
+                summary = Summary.of(values)
+                row = setting.row(size, part, quantity, summary.median, "measured")
+                rounded = tuple(float(f"{value:.6g}") for value in values)
+                row = replace(row, values=rounded, median=summary.median, low=summary.low, high=summary.high)
+            else:
+                factor, value = estimate(size, largest, part, quantity)
+                row = setting.row(size, part, quantity, value, f"computed: {factor:.3g} times {largest}x{largest}")
+            found[size, part, quantity] = row
+        log(f"{size}x{size}, {part}: {amount(median(size, part), 'seconds')}")
+    rows = list(found.values())
+    for size in SIZES:  # the chain that makes an image runs through all levels up to its size
+        chain = STEPS * sum(median(level, "step") for level in SIZES if level <= size)
+        rows.append(setting.row(size, "sample", "seconds", chain / setting.batch, "computed: a sum"))
+        for part in PARTS[1:]:
+            total, unit = chain + median(size, part), part.replace("update", "iteration")
+            rows.append(setting.row(size, unit, "seconds", total, "computed: a sum"))
+    if largest > SIZES[0]:  # the estimate of the largest measured stage from the one below
+        below = largest // 2
+        for part, quantity in itertools.product(PARTS, ("seconds", "bytes")):
+            value = estimate(largest, below, part, quantity)[1]
+            unit = f"{part}, by the rule"
+            rows.append(setting.row(largest, unit, quantity, value, f"computed: from {below}x{below}"))
     return rows
-
-
-def _median(found: Figures, size: int, part: str, quantity: str) -> float:
-    median = found[size, part, quantity].median
-    assert median is not None
-    return median
-
-
-def _measured_row(row: Row, values: Sequence[float]) -> Row:
-    own = Summary.of(values)
-    figures = {"values": tuple(float(f"{value:.6g}") for value in values), **vars(own)}
-    return Row(**(vars(row) | figures | {"note": "measured"}))
-
-
-def _computed_row(row: Row, value: float, note: str) -> Row:
-    return Row(**(vars(row) | {"median": float(f"{value:.6g}"), "note": note}))
 
 
 # ---- the page
@@ -250,36 +222,34 @@ def page(results: Path) -> str:
     parts = [
         "# Stages, 8x8 to 512x512",
         "Made by `python -m benchmarks.studies.stages` from `benchmarks/results/*/stages.json`.",
-        "A *Langevin update* is one of a batch at that size, an *update of weights* takes a batch of real images and "
-        f"as many samples, *recomputed* with `recompute_from`. An *iteration* is {STEPS} Langevin updates at each size "
-        "up to that one, and an update of the weights; *an image* is its share of those Langevin updates. Memory is "
-        "the peak of resident memory beyond net and images. **m**: measured, each in a fresh process, medians; **c**: "
-        "computed, from the largest measured stage by FLOPs (time) or numbers that go into blocks (memory), or a sum.",
+        "A *Langevin update* is one update of a batch at that size. An *update of weights* takes a batch of real "
+        "images and as many samples; *recomputed* is the same with `recompute_from`. An *iteration* is "
+        f"{STEPS} Langevin updates at each size up to that one and an update of the weights; *an image* is its share "
+        "of those Langevin updates. Memory is the peak of resident memory beyond net and images. **m** is measured, "
+        "each in a fresh process, medians; **c** is computed: estimated from the largest measured stage by FLOPs "
+        "(time) or by numbers that go into the blocks (memory), or a sum.",
     ]
     for path in sorted(results.glob("*/stages.json")):
         for run in read_runs(path):
             parts.append(f"## {path.parent.name}\n\n{machine_line(run)}")
             for case in dict.fromkeys((row.case, row.batch, row.dtype) for row in run.rows):
                 rows = [row for row in run.rows if (row.case, row.batch, row.dtype) == case]
-                parts += [f"**{case[0]}, batch {case[1]}, {case[2]}**", _table(rows), _judged(rows)]
+                parts += [f"**{case[0]}, batch {case[1]}, {case[2]}**", _table(rows), _check(rows)]
     return "\n\n".join(filter(None, parts)) + "\n"
 
 
 def _table(rows: Sequence[Row]) -> str:
-    cells = {(row.shape[-1], row.unit, row.quantity): _cell(row) for row in rows}
-    lines = [f"| size | {' | '.join(title for _, _, title in COLUMNS)} |", "|---" + "|---:" * len(COLUMNS) + "|"]
-    for size in SIZES:
-        figures = [cells.get((size, unit, quantity), "-") for unit, quantity, _ in COLUMNS]
-        lines.append(f"| {size} | {' | '.join(figures)} |")
-    return "\n".join(lines)
+    cells = {
+        (row.shape[-1], row.unit, row.quantity): f"{amount(row.median, row.quantity)} **{row.note[0]}**" for row in rows
+    }
+    head = ("size", *(title for _, _, title in COLUMNS))
+    return markdown_table(
+        head, [(s, *(cells.get((s, unit, quantity), "-") for unit, quantity, _ in COLUMNS)) for s in SIZES]
+    )
 
 
-def _cell(row: Row) -> str:
-    return f"{amount(row.median, row.quantity)} **{row.note[0]}**"
-
-
-def _judged(rows: Sequence[Row]) -> str:
-    """The rule beside what was measured, as a ratio for each part."""
+def _check(rows: Sequence[Row]) -> str:
+    """The rule over what was measured, as a ratio for each part."""
     known = {(row.shape[-1], row.unit, row.quantity): row.median for row in rows}
     found = []
     for (size, unit, quantity), value in known.items():
@@ -301,20 +271,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--page", type=Path, default=ROOT / "docs" / "results" / "stages" / "README.md")
     parser.add_argument("--page-only", action="store_true")
     parser.add_argument("--one", help=argparse.SUPPRESS)
-    given = parser.parse_args(arguments)
-    if given.one:
-        question = json.loads(given.one)
-        print(json.dumps(measured_here(Setting(**question["setting"]), question["size"], question["part"])))
+    options = parser.parse_args(arguments)
+    if options.one:
+        question = json.loads(options.one)
+        print(json.dumps(measure_here(Setting(**question["setting"]), question["size"], question["part"])))
         return
-    if not given.page_only:
+    if not options.page_only:
         facts = machine_facts("cpu")
-        setting = Setting(given.base_width, given.batch, given.dtype, given.rounds)
-        rows = all_rows(setting, given.largest)
-        record(given.results / facts["name"] / "stages.json", Run(facts, tuple(rows)))
-    given.page.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(given.page) as temporary:
-        temporary.write_text(page(given.results))
-    print(f"written: {given.page}")
+        setting = Setting(options.base_width, options.batch, options.dtype, options.rounds)
+        rows = all_rows(setting, options.largest)
+        record(options.results / facts["name"] / "stages.json", Run(facts, tuple(rows)))
+    options.page.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(options.page) as temporary:
+        temporary.write_text(page(options.results))
+    print(f"written: {options.page}")
 
 
 if __name__ == "__main__":

@@ -49,7 +49,7 @@ class Bench:
             engine=self.engine,
             device=chosen_device(self.device).type,
             out=self.out,
-            say=lambda line: print(line, file=sys.stderr, flush=True),
+            log=lambda line: print(line, file=sys.stderr, flush=True),
         )
         print(speed.printed(run.rows))
         if self.out is not None:

@@ -9,9 +9,10 @@ import torch
 
 from fastebm.compiler.cost_model import Cost
 
-# A product of 768 x 768 matrices reads every number 768 times; 32 MiB exceed the caches near a core.
-_MATRIX = 768
-_COPIED = 32 * 2**20
+# Products that reuse each number a thousand times, and copies that no cache near a core holds. A GPU needs more of both
+# until the time of a launch no longer shows.
+_MATRIX = {"cpu": 1024, "cuda": 8192}
+_COPIED = {"cpu": 2**26, "cuda": 2**28}
 _REPEATS = 5
 
 
@@ -34,12 +35,13 @@ def measured_peak_rates(device: torch.device, dtype: torch.dtype) -> Rates:
 
 @functools.cache
 def _measured(device: torch.device, dtype: torch.dtype, threads: int) -> Rates:
-    a = torch.ones(_MATRIX, _MATRIX, dtype=dtype, device=device)
-    source = torch.ones(_COPIED, dtype=torch.uint8, device=device)
+    size, copied = _MATRIX[device.type], _COPIED[device.type]
+    a = torch.ones(size, size, dtype=dtype, device=device)
+    source = torch.ones(copied, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     product = _fastest(lambda: torch.mm(a, a), device)
     copy = _fastest(lambda: target.copy_(source), device)
-    return Rates(2 * _MATRIX**3 / product, 2 * _COPIED / copy)
+    return Rates(2 * size**3 / product, 2 * copied / copy)
 
 
 def _fastest(run: Callable[[], object], device: torch.device) -> float:

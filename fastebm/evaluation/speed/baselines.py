@@ -1,12 +1,13 @@
-"""The peers: Langevin chains and energy gradients in stock PyTorch and other libraries, each as well as it can be run.
+"""The baselines: energy gradients and Langevin chains in eager PyTorch, under `torch.compile` and in torchebm.
 
-Every peer gives a gradient and a chain. The gradient is what is compared with float64 autograd before anything is
-timed, because a compiled one may silently be wrong: `torch.func.grad` over an opaque operator or an
+Each runs as well as it can. Every baseline has a gradient and a chain; its gradient is compared with float64 autograd
+before anything is timed, because a compiled one may silently be wrong: `torch.func.grad` over an opaque operator or an
 `autograd.Function` can give zeros under `torch.compile` (pytorch#193279).
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor
 
 from fastebm.build_extension import cpp_compiler
-from fastebm.evaluation.speed.eager import Energy, as_written, entering, tuned
+from fastebm.evaluation.speed.eager import Energy, prepare_input, research_copy, tuned_copy
 from fastebm.evaluation.speed.rows import dtype_name
 
 Gradient = Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -29,7 +30,7 @@ TORCHEBM = "torchebm"
 
 
 class SkippedError(Exception):
-    """A peer can't run here, for a reason that lies with the machine and not with the peer."""
+    """A baseline can't run here, for a reason that lies with the machine and not with the baseline."""
 
 
 @dataclass(frozen=True)
@@ -57,10 +58,10 @@ class Baseline:
     """One way to run an energy.
 
     Attributes:
-        name, variant: who it is, and how it was run.
+        name, variant: of the implementation, and of the way it is run.
         gradient: x (B, ...) in float32 to energies and their gradient.
-        chain: the state after all updates, from a start that is left as it was. It may be the only thing that is
-            compiled: then `gradient` is what its update implies.
+        chain: the state after all updates; the start is not changed. Where only the update is compiled, `gradient` is
+            computed from how far one update moves x.
         net: the copy of the energy that it reads.
     """
 
@@ -75,18 +76,15 @@ class Baseline:
 
 
 def research_eager(energy: Energy) -> Baseline:
-    """What repositories of energy-based models have: float32, one graph a step, noise and state made anew each step.
+    """Eager as repositories of energy-based models write it: float32, new tensors for noise and state in each step.
 
-    Weights require gradients, so that every step keeps all activations for them, and parametrised weights (spectral
-    norm, in eval mode) are evaluated in every step.
+    Weights require gradients, so every step keeps all activations for them, and parametrised weights (spectral norm, in
+    eval mode) are evaluated in every step.
     """
-    net = as_written(energy)
+    net = research_copy(energy)
 
     def gradient(x: Tensor) -> tuple[Tensor, Tensor]:
-        x = x.detach().requires_grad_(True)
-        energies = net(x)
-        (slope,) = torch.autograd.grad(energies.sum(), x)
-        return energies.detach(), slope
+        return _by_autograd(net, x.detach())
 
     def chain(x: Tensor, updates: Updates) -> Tensor:
         for step_size, noise_std in updates.schedule:
@@ -100,21 +98,26 @@ def research_eager(energy: Energy) -> Baseline:
 
 
 def tuned_eager(energy: Energy, dtype: torch.dtype, precision: Literal["cast", "autocast"] = "cast") -> Baseline:
-    """What can be had without a compiler: frozen and folded weights, channels-last, updates and noise in place.
+    """The best eager mode can do: frozen and folded weights, channels-last, updates and noise in place.
 
     A 16-bit `dtype` is reached by weights of that dtype ("cast") or by autocast.
     """
     cast, autocast = _reached_by(precision, dtype)
-    net = tuned(energy, cast)
+    net = tuned_copy(energy, cast)
 
     def gradient(x: Tensor) -> tuple[Tensor, Tensor]:
-        x_in = entering(x.detach(), cast).requires_grad_(True)
-        with torch.enable_grad(), autocast(x):
-            energies = net(x_in)
-        (slope,) = torch.autograd.grad(energies.sum(), x_in)
-        return energies.detach().float(), slope.float()
+        return _by_autograd(net, prepare_input(x.detach(), cast), autocast(x))
 
     return Baseline(TUNED, _precision_name(dtype, precision), gradient, _updated_in_place(gradient), net)
+
+
+def _by_autograd(net: Energy, x: Tensor, context: Any = None) -> tuple[Tensor, Tensor]:
+    """Energies and their gradient at x, which is a new tensor or detached; the forward pass runs in `context`."""
+    x = x.requires_grad_(True)
+    with torch.enable_grad(), context or nullcontext():
+        energies = net(x)
+    (slope,) = torch.autograd.grad(energies.sum(), x)
+    return energies.detach().float(), slope.float()
 
 
 def _updated_in_place(gradient: Gradient) -> Chain:
@@ -152,28 +155,22 @@ def torch_compile_gradient(
 ) -> Baseline:
     """Energy and gradient as one compiled function, or (`backward="autograd"`) a compiled energy under autograd.
 
-    The first is what compiles best. The second is for energies of which the first gives wrong gradients.
+    The first is the fastest. The second is for energies whose gradients it gets wrong.
     """
     cast = None if dtype is torch.float32 else dtype
-    net = tuned(energy, cast)
-    if backward == "functional":
-        compiled = _torch_compiled(_functional(net), device, fullgraph=True)
-    else:
-        compiled = _torch_compiled(lambda x: net(x), device, fullgraph=False)
+    net = tuned_copy(energy, cast)
+    functional = backward == "functional"
+    compiled = _torch_compiled(_functional(net) if functional else lambda x: net(x), device, fullgraph=functional)
 
     def gradient(x: Tensor) -> tuple[Tensor, Tensor]:
         torch.compiler.cudagraph_mark_step_begin()
-        if backward == "functional":
-            with torch.no_grad():
-                energies, slope = compiled(entering(x, cast))
-        else:
-            x = entering(x.detach(), cast).requires_grad_(True)
-            with torch.enable_grad():
-                energies = compiled(x)
-            (slope,) = torch.autograd.grad(energies.sum(), x)
-        return energies.detach().float(), slope.float()
+        if not functional:
+            return _by_autograd(compiled, prepare_input(x.detach(), cast))
+        with torch.no_grad():
+            energies, slope = compiled(prepare_input(x, cast))
+        return energies.float(), slope.float()
 
-    how = "func.grad" if backward == "functional" else "energy compiled, autograd outside"
+    how = "func.grad" if functional else "energy compiled, autograd outside"
     return Baseline(TORCH_COMPILE, f"{dtype_name(dtype)}, {how}", gradient, _updated_in_place(gradient), net)
 
 
@@ -195,18 +192,18 @@ def torch_compile_chain(
         capture: on a GPU, record the compiled update as a CUDA graph by hand instead of by `torch.compile`'s own mode.
     """
     cast = None if dtype is torch.float32 else dtype
-    net = tuned(energy, cast)
+    net = tuned_copy(energy, cast)
     slope_of = _functional(net)
 
     def update(x: Tensor, pair: Tensor, drawn: Tensor | None) -> Tensor:
-        _, slope = slope_of(entering(x, cast))
+        _, slope = slope_of(prepare_input(x, cast))
         drawn = torch.randn_like(x) if drawn is None else drawn
         moved = x - pair[0] * slope.float() + pair[1] * drawn
         return moved if clamp is None else moved.clamp(*clamp)
 
     written = update if noise == "outside" else lambda x, pair: update(x, pair, None)
     compiled = _torch_compiled(written, device, fullgraph=True, own_graphs=not capture)
-    stepper = _Captured(compiled, noise) if capture else _Stepped(compiled, noise)
+    stepper = (_graph_stepper if capture else _stepper)(compiled, noise)
 
     def gradient(x: Tensor) -> tuple[Tensor, Tensor]:
         return torch.zeros(len(x), device=x.device), _implied_gradient(stepper, x, clamp)
@@ -245,7 +242,7 @@ def _torch_compiled(
     def called(*arguments: Any) -> Any:
         return function(*arguments)
 
-    # Compiled code is kept by code object: without one of its own, every peer's would be looked through at each call.
+    # Dynamo caches by code object: with a shared one, each call would search the compiled code of all baselines.
     called.__code__ = called.__code__.replace()
     on_gpu = "max-autotune" if own_graphs else "max-autotune-no-cudagraphs"
     return torch.compile(called, dynamic=False, fullgraph=fullgraph, mode=on_gpu if device == "cuda" else "default")
@@ -256,66 +253,61 @@ def _table(schedule: Sequence[tuple[float, float]], device: torch.device) -> Ten
     return torch.tensor([(*pair, 0.0, 0.0) for pair in schedule], device=device).reshape(-1, 4)
 
 
-class _Stepped:
-    """Updates one by one: `self(start, table)` with the table's (step size, noise std) of each."""
+Stepper = Callable[[Tensor, Tensor], Tensor]
+"""A chain: from a start, with (step size, noise std) of each update in a table."""
 
-    def __init__(self, compiled: Callable[..., Tensor], noise: str):
-        self.compiled = compiled
-        self.noise = noise
+
+def _stepper(compiled: Callable[..., Tensor], noise: str) -> Stepper:
+    """A chain of compiled updates."""
 
     @torch.no_grad()
-    def __call__(self, start: Tensor, table: Tensor) -> Tensor:
+    def run(start: Tensor, table: Tensor) -> Tensor:
         x, drawn = start.clone(), torch.empty_like(start)
         for pair in table:
             torch.compiler.cudagraph_mark_step_begin()
-            x = self.compiled(x, pair) if self.noise == "inside" else self.compiled(x, pair, drawn.normal_())
-            if x.is_cuda:  # where a CUDA graph put it, the next replay writes
+            x = compiled(x, pair) if noise == "inside" else compiled(x, pair, drawn.normal_())
+            if x.is_cuda:  # the next replay of a CUDA graph writes into this memory
                 x = x.clone()
         return x
 
+    return run
 
-class _Captured:
-    """The same with every update a replay of one CUDA graph, which is recorded at the first call for a shape."""
 
-    def __init__(self, compiled: Callable[..., Tensor], noise: str):
-        self.compiled = compiled
-        self.noise = noise
-        self._recorded: dict[torch.Size, tuple[Any, Tensor, Tensor]] = {}
+def _graph_stepper(compiled: Callable[..., Tensor], noise: str) -> Stepper:
+    """The same chain with every update a replay of one CUDA graph, which is recorded at the first call for a shape."""
+
+    @functools.cache
+    def recorded(shape: torch.Size, device: torch.device) -> tuple[Any, Tensor, Tensor]:
+        x, drawn, pair = (torch.zeros(size, device=device) for size in (shape, shape, (4,)))
+
+        def update() -> None:
+            x.copy_(compiled(x, pair) if noise == "inside" else compiled(x, pair, drawn.normal_()))
+
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):  # PyTorch requires warm-ups on another stream than the one recorded
+            for _ in range(3):
+                update()
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            update()
+        return graph, x, pair
 
     @torch.no_grad()
-    def __call__(self, start: Tensor, table: Tensor) -> Tensor:
-        if start.shape not in self._recorded:
-            self._recorded[start.shape] = self._record(start)
-        graph, x, pair = self._recorded[start.shape]
+    def run(start: Tensor, table: Tensor) -> Tensor:
+        graph, x, pair = recorded(start.shape, start.device)
         x.copy_(start)
         for row in table:
             pair.copy_(row)
             graph.replay()
         return x.clone()
 
-    def _record(self, start: Tensor) -> tuple[Any, Tensor, Tensor]:
-        x, drawn, pair = start.clone(), torch.empty_like(start), torch.zeros(4, device=start.device)
-
-        def once() -> None:
-            given = (x, pair) if self.noise == "inside" else (x, pair, drawn.normal_())
-            x.copy_(self.compiled(*given))
-
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):  # PyTorch wants warm-ups away from the stream that is recorded
-            for _ in range(3):
-                once()
-        torch.cuda.current_stream().wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            once()
-        return graph, x, pair
+    return run
 
 
-def _implied_gradient(
-    stepper: Callable[[Tensor, Tensor], Tensor], x: Tensor, clamp: tuple[float, float] | None
-) -> Tensor:
-    """The gradient that one update without noise moved x by, with a step size at which neither clamp nor rounding show.
+def _implied_gradient(stepper: Stepper, x: Tensor, clamp: tuple[float, float] | None) -> Tensor:
+    """The gradient by which one update without noise moves x, at a step size without effects of clamp and rounding.
 
     x must lie within the clamp.
     """
@@ -323,7 +315,7 @@ def _implied_gradient(
     def moved(step_size: float) -> Tensor:
         return stepper(x, _table([(step_size, 0.0)], x.device))
 
-    # Moves by a tenth of x's own size: rounding is 1e-6 of them.
+    # An update moves x by about a tenth of its size, of which rounding is 1e-6.
     wanted, step_size = 0.1 * float(x.abs().max()), 1.0
     for _ in range(20):
         after = moved(step_size)
@@ -342,10 +334,10 @@ def _implied_gradient(
 
 
 def torchebm_langevin(energy: Energy, dtype: torch.dtype, precision: Literal["cast", "autocast"] = "cast") -> Baseline:
-    """`torchebm.samplers.LangevinDynamics` on a tuned energy, which gives it the same frozen and folded weights.
+    """`torchebm.samplers.LangevinDynamics` on a tuned copy of the energy.
 
-    Its noise is `sqrt(2 * step_size) * noise_scale`. Schedules are objects of its own there: a chain takes the means
-    of ours, which is as much work. Raises SkippedError where torchebm is not installed.
+    Its noise is `sqrt(2 * step_size) * noise_scale`. It has schedules of its own, so a chain takes the means of ours,
+    which is as much work. Raises SkippedError where torchebm is not installed.
     """
     try:
         from torchebm.core import BaseModel
@@ -354,12 +346,12 @@ def torchebm_langevin(energy: Energy, dtype: torch.dtype, precision: Literal["ca
         raise SkippedError(f"torchebm can't be imported: {error}") from error
 
     cast, autocast = _reached_by(precision, dtype)
-    net = tuned(energy, cast)
+    net = tuned_copy(energy, cast)
 
     class Model(BaseModel):
         def forward(self, x: Tensor) -> Tensor:
             with autocast(x):
-                energies = net(entering(x, cast))
+                energies = net(prepare_input(x, cast))
             return energies.reshape(len(x)).float()
 
     samplers: dict[Any, Any] = {}
@@ -381,7 +373,7 @@ def torchebm_langevin(energy: Energy, dtype: torch.dtype, precision: Literal["ca
     return Baseline(TORCHEBM, _precision_name(dtype, precision), gradient, chain, net)
 
 
-# ---- which of them
+# ---- the baselines of a comparison
 
 Variants = Sequence[Callable[[], Baseline]]
 
@@ -391,7 +383,7 @@ def _precisions(dtype: torch.dtype) -> tuple[Literal["cast", "autocast"], ...]:
 
 
 def gradient_baselines(energy: Energy, dtype: torch.dtype, device: str) -> dict[str, Variants]:
-    """What a gradient in `dtype` is compared with: of each peer the variants, of which the fastest right one counts."""
+    """The baselines of a gradient in `dtype`: the variants of each, of which the fastest right one counts."""
     return {
         RESEARCH: [partial(research_eager, energy)],
         TUNED: [partial(tuned_eager, energy, dtype, how) for how in _precisions(dtype)],
@@ -402,7 +394,7 @@ def gradient_baselines(energy: Energy, dtype: torch.dtype, device: str) -> dict[
 def chain_baselines(
     energy: Energy, dtype: torch.dtype, device: str, clamp: tuple[float, float] | None
 ) -> dict[str, Variants]:
-    """What chains in `dtype` are compared with: of each peer the variants, of which the fastest right one counts."""
+    """The baselines of chains in `dtype`: the variants of each, of which the fastest right one counts."""
     compiled = partial(torch_compile_chain, energy, dtype, device, clamp=clamp)
     by_hand = [partial(compiled, noise="inside", capture=True)] if device == "cuda" else []
     return {
@@ -411,8 +403,3 @@ def chain_baselines(
         TORCH_COMPILE: [partial(compiled, noise="outside"), partial(compiled, noise="inside"), *by_hand],
         TORCHEBM: [partial(torchebm_langevin, energy, dtype, how) for how in _precisions(dtype)],
     }
-
-
-def last_resort(energy: Energy, dtype: torch.dtype, device: str) -> Baseline:
-    """What `torch.compile` still does for an energy of which it gets no right gradient as one function."""
-    return torch_compile_gradient(energy, dtype, device, backward="autograd")

@@ -1,23 +1,25 @@
-"""What `fastebm bench` does: Langevin chains of one energy, anyone's, against stock PyTorch."""
+"""The measurement behind `fastebm bench`: Langevin chains of one energy, the user's or ours, against the baselines."""
 
 from __future__ import annotations
 
+import importlib
 import math
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from fastebm.evaluation.speed.baselines import Updates
 from fastebm.evaluation.speed.comparison import Plan, reason
-from fastebm.evaluation.speed.eager import Energy
+from fastebm.evaluation.speed.eager import Energy, module_of
 from fastebm.evaluation.speed.energies import compare_chains
 from fastebm.evaluation.speed.machine import machine_facts
-from fastebm.evaluation.speed.own_energy import load_energy
 from fastebm.evaluation.speed.rows import Run, write_runs
 from fastebm.models import CoarseToFineEnergy
 
-# Small against [-1, 1], to which the chains are clamped: what an update costs doesn't depend on them.
+# Small against [-1, 1], to which the chains are clamped; the time of an update does not depend on them.
 _STEP_SIZE, _NOISE_STD = 0.1, 0.01
 
 
@@ -32,7 +34,7 @@ def bench(
     engine: str,
     device: str,
     out: Path | None,
-    say: Callable[[str], None],
+    log: Callable[[str], None],
 ) -> Run:
     """Measures chains of `num_steps` updates and writes the rows to `out` if that is given.
 
@@ -41,20 +43,23 @@ def bench(
         shape: of a sample.
         batch, num_steps, rounds: chains at a time, updates of each, rounds of the comparison; at least 1.
         dtype: in which energies run, `torch.float32` or `torch.bfloat16`.
-        engine: of ours, as `energy_gradient` has it.
+        engine: of our gradient, as `energy_gradient` takes it.
         device: "cpu" or "cuda".
         out: a .json file in a folder that exists.
-        say: called with lines that tell what goes on.
+        log: called with a line before anything that takes long.
 
-    Raises ValueError for what was given wrongly, in one line.
+    Raises ValueError, in one line, for a wrong argument and for an energy that can't be measured.
     """
-    for name, value in (("batch", batch), ("num_steps", num_steps), ("rounds", rounds)):
+    for name, value in (("batch", batch), ("num-steps", num_steps), ("rounds", rounds)):
         if value < 1:
             raise ValueError(f"--{name} must be at least 1, got {value}")
-    _check_out(out)
+    if out is not None and out.suffix != ".json":
+        raise ValueError(f"--out must end in .json, got {out}")
+    if out is not None and not out.parent.is_dir():
+        raise ValueError(f"the folder {out.parent} of --out does not exist")
     net = _coarse_to_fine(shape, device) if energy is None else load_energy(energy, shape, device)
     name = f"CF-EBM {shape[-1]}x{shape[-1]}" if energy is None else energy
-    plan = Plan("bench", name, shape, batch, dtype, engine, device, rounds, say=say)
+    plan = Plan("bench", name, shape, batch, dtype, engine, device, rounds, log=log)
     try:
         rows = compare_chains(net, plan, Updates.constant(num_steps, _STEP_SIZE, _NOISE_STD))
     except (ArithmeticError, RuntimeError, TypeError) as error:
@@ -66,7 +71,7 @@ def bench(
 
 
 def parsed_shape(text: str) -> tuple[int, ...]:
-    """ "3,32,32" as (3, 32, 32). Raises ValueError for what is not positive numbers with commas between."""
+    """ "3,32,32" as (3, 32, 32). Raises ValueError for anything but positive numbers with commas between."""
     try:
         shape = tuple(int(part) for part in text.split(","))
     except ValueError:
@@ -85,10 +90,57 @@ def _coarse_to_fine(shape: tuple[int, ...], device: str) -> Energy:
     return net.to(device).eval()
 
 
-def _check_out(out: Path | None) -> None:
-    if out is None:
-        return
-    if out.suffix != ".json":
-        raise ValueError(f"--out must end in .json, got {out}")
-    if not out.parent.is_dir():
-        raise ValueError(f"the folder {out.parent} of --out does not exist")
+def load_energy(name: str, shape: tuple[int, ...], device: str) -> Energy:
+    """The energy that the factory `package.module:factory` returns, on `device`; the current folder is searched too.
+
+    Raises ValueError, in one line, for a name that leads nowhere, a factory that fails, and a result that is no energy
+    of samples of `shape`.
+    """
+    factory = _factory(name)
+    try:
+        energy = factory()
+    except Exception as error:
+        raise ValueError(f"--energy {name}: the factory failed: {reason(error)}") from error
+    if not callable(energy):
+        raise ValueError(f"--energy {name} returned a {type(energy).__name__}; it must be a module or a function of x")
+    module = module_of(energy)
+    if module is not None:
+        module.to(device).eval()
+    _check(name, energy, torch.zeros(2, *shape, device=device))
+    return energy
+
+
+def _factory(name: str) -> Callable[[], Energy]:
+    path, colon, attribute = name.partition(":")
+    if not (path and colon and attribute):
+        raise ValueError(f"--energy must be package.module:factory, got {name!r}")
+    here = str(Path.cwd())
+    sys.path.insert(0, here)
+    try:
+        factory = importlib.import_module(path)
+    except Exception as error:
+        raise ValueError(f"--energy {name}: {path} can't be imported: {reason(error)}") from error
+    finally:
+        sys.path.remove(here)
+    for part in attribute.split("."):
+        if not hasattr(factory, part):
+            raise ValueError(f"--energy {name}: {path} has no {attribute}")
+        factory = getattr(factory, part)
+    if not callable(factory):
+        raise ValueError(f"--energy {name} is a {type(factory).__name__}; it must be a function that makes the energy")
+    return factory
+
+
+@torch.no_grad()
+def _check(name: str, energy: Energy, x: Tensor) -> None:
+    shape = "x".join(map(str, x.shape))
+    try:
+        energies = energy(x)
+    except Exception as error:
+        raise ValueError(f"--energy {name} fails on samples of {shape}: {reason(error)}") from error
+    if not isinstance(energies, Tensor):
+        raise ValueError(f"--energy {name} returned a {type(energies).__name__} for x of {shape}, not a tensor")
+    if energies.ndim == 0 or energies.shape[0] != len(x) or energies.numel() != len(x):
+        raise ValueError(
+            f"--energy {name} returned shape {tuple(energies.shape)} for x of {shape}; an energy is one number a sample"
+        )

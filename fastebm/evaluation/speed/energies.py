@@ -1,4 +1,4 @@
-"""One energy's gradients and Langevin chains against all peers."""
+"""Compares the gradients or the Langevin chains of one energy with all baselines."""
 
 from __future__ import annotations
 
@@ -23,63 +23,66 @@ from fastebm.evaluation.speed.baselines import (
     Variants,
     chain_baselines,
     gradient_baselines,
-    last_resort,
+    torch_compile_gradient,
 )
 from fastebm.evaluation.speed.comparison import Candidate, Candidates, Plan, compare, relative_error
-from fastebm.evaluation.speed.eager import Energy, copied, module_of, stock
+from fastebm.evaluation.speed.eager import Energy, copy_energy, eager_twin, module_of
 from fastebm.evaluation.speed.rows import Row
 from fastebm.sampling import Langevin
 
-# The first samples of a batch are verified: all are computed alike, and float64 is slow.
+# Only the first samples of a batch are verified: all are computed alike, and float64 is slow.
 VERIFIED = 4
 
 
 def compare_gradients(energy: Energy, plan: Plan) -> list[Row]:
-    """One energy gradient, as rows of unit "gradient": ours within a chain, so that all have their weights fixed."""
-    # A copy, because within a chain the energy itself must not be copied, as peers do.
-    x, plain = plan.samples(), copied(stock(energy))
+    """Measures one energy gradient, as rows of unit "gradient".
+
+    Ours runs within a chain, so that its weights are read once, as those of the baselines are.
+    """
+    # A copy, because within a chain the energy itself must not be copied, as baselines do.
+    x, twin = plan.samples(), copy_energy(eager_twin(energy))
     ours = energy_gradient(energy, dtype=plan.dtype, engine=plan.engine)
-    verified = Verified.at(x, plain, lambda baseline: baseline.gradient(x))
+    verifier = GradientVerifier.at(x, twin, lambda baseline: baseline.gradient(x))
     with ours.chain():
         return compare(
             plan,
-            verified.ours(ours, lambda: ours(x)),
-            verified.all(gradient_baselines(plain, plan.dtype, plan.device)),
+            verifier.ours(ours, lambda: ours(x)),
+            verifier.candidates(gradient_baselines(twin, plan.dtype, plan.device)),
             unit="gradient",
-            reserve={TORCH_COMPILE: verified.one(partial(last_resort, plain, plan.dtype, plan.device))},
+            fallback=verifier.fallback(twin, plan),
             cost=partial(program_cost, ours, x),
         )
 
 
 def compare_chains(energy: Energy, plan: Plan, updates: Updates) -> list[Row]:
-    """Langevin chains, as rows of unit "step": the time of a whole chain over the number of its updates.
+    """Measures Langevin chains, as rows of unit "step": the time of a whole chain over the number of its updates.
 
     Raises ValueError where the updates are not all alike.
     """
     if len(set(updates.schedule)) != 1:
         raise ValueError("chains are compared at one step size and noise std")
-    x, plain, num_steps = plan.samples(), stock(energy), len(updates.schedule)
+    x, twin, num_steps = plan.samples(), eager_twin(energy), len(updates.schedule)
     ours = energy_gradient(energy, dtype=plan.dtype, engine=plan.engine)
     sampler = Langevin(ours, *updates.schedule[0], clamp=updates.clamp)
-    verified = Verified.at(x, plain, lambda baseline: baseline.chain(x, updates))
+    verifier = GradientVerifier.at(x, twin, lambda baseline: baseline.chain(x, updates))
     return compare(
         plan,
-        verified.ours(ours, lambda: sampler.sample(x, num_steps, seed=0)),
-        verified.all(chain_baselines(plain, plan.dtype, plan.device, updates.clamp)),
+        verifier.ours(ours, lambda: sampler.sample(x, num_steps, seed=0)),
+        verifier.candidates(chain_baselines(twin, plan.dtype, plan.device, updates.clamp)),
         unit="step",
         units=num_steps,
-        reserve={TORCH_COMPILE: verified.one(partial(last_resort, plain, plan.dtype, plan.device))},
+        fallback=verifier.fallback(twin, plan),
         cost=partial(program_cost, ours, x),
     )
 
 
 @dataclass(frozen=True)
-class Verified:
-    """Makes entrants of one energy's peers, whose gradients at x are compared with the true ones.
+class GradientVerifier:
+    """Makes candidates of baselines, whose gradients at x are compared with the true ones.
 
     Attributes:
-        x, truth: samples, and the gradient at the first of them.
-        run: what an entrant does with its peer.
+        x, truth: samples, and the true gradient at the first of them.
+        run: what a candidate does with its baseline.
     """
 
     x: Tensor
@@ -87,24 +90,26 @@ class Verified:
     run: Callable[[Baseline], object]
 
     @classmethod
-    def at(cls, x: Tensor, energy: Energy, run: Callable[[Baseline], object]) -> Verified:
+    def at(cls, x: Tensor, energy: Energy, run: Callable[[Baseline], object]) -> GradientVerifier:
         return cls(x, true_gradient(energy, x), run)
 
     def ours(self, ours: EnergyGradient, run: Callable[[], object]) -> Candidate:
-        """Ours, named by what runs it. Its gradient is taken here and now, so that no capture is timed."""
+        """Our candidate, named by its engine. Its gradient is taken here, so that its capture is not timed."""
         error = gradient_error(ours, self.x, self.truth)
         return Candidate(ours.variant, run, lambda: error)
 
-    def one(self, make: Callable[[], Baseline]) -> Callable[[], Candidate]:
-        def entrant() -> Candidate:
-            baseline = make()
-            error = partial(gradient_error, baseline.gradient, self.x, self.truth)
-            return Candidate(baseline.variant, lambda: self.run(baseline), error)
+    def candidate(self, make: Callable[[], Baseline]) -> Candidate:
+        baseline = make()
+        error = partial(gradient_error, baseline.gradient, self.x, self.truth)
+        return Candidate(baseline.variant, partial(self.run, baseline), error)
 
-        return entrant
+    def candidates(self, baselines: Mapping[str, Variants]) -> dict[str, Candidates]:
+        return {name: [partial(self.candidate, make) for make in made] for name, made in baselines.items()}
 
-    def all(self, baselines: Mapping[str, Variants]) -> dict[str, Candidates]:
-        return {name: [self.one(make) for make in variants] for name, variants in baselines.items()}
+    def fallback(self, energy: Energy, plan: Plan) -> dict[str, Callable[[], Candidate]]:
+        """What `torch.compile` still does for an energy whose gradient it gets wrong as one function."""
+        make = partial(torch_compile_gradient, energy, plan.dtype, plan.device, backward="autograd")
+        return {TORCH_COMPILE: partial(self.candidate, make)}
 
 
 def true_gradient(energy: Energy, x: Tensor) -> Tensor:
@@ -112,7 +117,7 @@ def true_gradient(energy: Energy, x: Tensor) -> Tensor:
 
     Raises ValueError where it is zero or not finite, so that nothing could be verified.
     """
-    exact = copied(energy)
+    exact = copy_energy(energy)
     module = module_of(exact)
     if module is not None:
         module.eval().double()
@@ -129,14 +134,14 @@ def true_gradient(energy: Energy, x: Tensor) -> Tensor:
 
 
 def gradient_error(gradient: Gradient, x: Tensor, truth: Tensor) -> float:
-    """How far a gradient at x is from the true one of the first samples, relative to its norm."""
+    """The distance of a gradient at x from the true one of the first samples, relative to the norm of that."""
     return relative_error(gradient(x)[1][: len(truth)], truth)
 
 
 def program_cost(ours: EnergyGradient, x: Tensor) -> Cost | None:
-    """What the program of an energy costs for one sample; None where autograd runs it.
+    """FLOPs and bytes of an energy's program for one sample; None where autograd runs it.
 
-    The program is made once more, since that is its only input that is not hidden in the engine.
+    The program is built once more, because the engine hides its own.
     """
     if ours.engine != "fused":
         return None

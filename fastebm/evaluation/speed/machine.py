@@ -1,4 +1,4 @@
-"""What figures hang on: the processor and what it can do, versions, and the commit they were measured at."""
+"""Facts about the machine of a measurement: processor and instruction sets, versions, commit."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ import fastebm
 from fastebm.ops import backends
 
 _CHECKOUT = Path(fastebm.__file__).resolve().parents[1]
-# Written by the benchmarks themselves, so that a change there says nothing about the code.
+# Benchmarks write these folders themselves: a change there does not make the checkout dirty.
 _WRITTEN = (":!benchmarks/results", ":!docs/results")
 
-# Flags as Linux names them, by what they are called here; the best one names the machine.
+# Our names of instruction sets and Linux's flags for them, the widest first; the widest names the machine.
 _FEATURES = {"amx": "amx_tile", "avx512": "avx512f", "avx2": "avx2", "neon": "asimd", "sve": "sve"}
 
 
@@ -60,7 +60,7 @@ def machine_name(device: str) -> str:
 
 
 def cpu_features() -> list[str]:
-    """Which of the instruction sets that decide about speed this processor has, the widest first."""
+    """The instruction sets of this processor that matter for speed, the widest first."""
     flags = _cpu_information("flags") or _cpu_information("Features")
     if flags:
         present = set(flags.split())

@@ -1,7 +1,7 @@
-"""Interleaved measurement: every case of a comparison in one process, in rounds, so that ratios mean something.
+"""Interleaved measurement: all cases of a comparison run in one process, in rounds, so that their ratios are reliable.
 
-A shared machine drifts, so that times of two cases are only comparable within one round: a round runs every case once,
-in an order that is shuffled anew, and the ratio quoted is the median of the rounds' ratios.
+The speed of a shared machine drifts, so times of two cases are comparable within one round only. A round runs every
+case once, in a new random order; the reported ratio is the median of the rounds' ratios.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 
 Case = Callable[[], Any]
 
-# A figure from fewer rounds has no quantiles worth the name, however long a round takes.
+# Fewer rounds give no useful quantiles, however long a round takes.
 MINIMUM_ROUNDS = 3
 
 

@@ -1,4 +1,4 @@
-"""Result rows, one a case and peer, and the JSON files that keep them with the machine they were measured on."""
+"""Result rows, one for each case and baseline, and the JSON files that keep them with facts about the machine."""
 
 from __future__ import annotations
 
@@ -14,24 +14,23 @@ import torch
 from fastebm.compiler.cost_model import Cost
 from fastebm.compiler.roofline import Rates
 from fastebm.evaluation.speed.measurement import Summary, ratios
-from fastebm.evaluation.speed.roofline import roofline_seconds
 from fastebm.runs.files import replacing
 
 FORMAT = 2
 
-# The peer that all others are compared with.
+# The implementation with which all baselines are compared.
 OURS = "fastebm"
 
 
 @dataclass(frozen=True)
 class AchievedRates:
-    """What our own case did, by its program's count of operations, beside what the machine can do.
+    """Rates that fastebm reached, by its program's count of operations, and those that the machine can reach.
 
     Attributes:
         flops_per_second, bytes_per_second: the program's own count over the median time.
         gemm_flops_per_second, copy_bytes_per_second: of a large matrix product and a large copy in the same run.
         roofline_share: the least time at those two rates over the median time. Bytes are counted as if each result went
-            through memory: what stays in a cache can make this more than 1.
+            through memory; a cache can make the share more than 1.
     """
 
     flops_per_second: float
@@ -48,28 +47,29 @@ class AchievedRates:
             batch * cost.bytes / median,
             rates.flops,
             rates.bytes,
-            roofline_seconds(cost, rates, batch) / median,
+            batch * rates.seconds(cost) / median,
         )
 
 
 @dataclass(frozen=True)
 class Row:
-    """One peer in one case.
+    """The figures of fastebm or of one baseline in one case.
 
     Attributes:
-        suite, case, baseline: names.
-        variant: how the peer was run: precision, layout, where its noise was drawn.
+        suite, case: names.
+        baseline: name of the baseline, or "fastebm".
+        variant: how it was run: precision, layout, where its noise was drawn.
         shape: of a sample.
-        dtype: that of the comparison, which research-style code may not follow (see `variant`).
-        batch: samples.
-        unit: what a figure is of: "gradient", "step", "chain", "iteration", "call".
-        quantity: "seconds", or "bytes" at the peak.
-        values: the figure of each round; none where the peer was not measured.
+        dtype: that of the comparison, which research code may not follow (see `variant`).
+        batch: number of samples.
+        unit: what a figure is of: "gradient", "step", "cascade", "iteration", "call".
+        quantity: "seconds", or "bytes" for peak memory.
+        values: the figure of each round; empty where nothing was measured.
         median, low, high: of the values, with their 20 % and 80 % quantiles.
-        ratio, ratio_low, ratio_high: the same of the rounds' ratios to ours; above 1 ours is better.
+        ratio, ratio_low, ratio_high: the same of the rounds' ratios to fastebm; above 1 fastebm is better.
         gradient_error: norm of the gradient's difference from float64 autograd over that gradient's norm.
-        achieved: for ours, where it runs as a program.
-        note: what else is to be known, such as why there are no figures.
+        achieved: for fastebm, where it runs as a program.
+        note: further facts, such as the reason why there are no figures.
     """
 
     suite: str
@@ -93,7 +93,7 @@ class Row:
     note: str = ""
 
     def with_values(self, values: Sequence[float], ours: Sequence[float]) -> Row:
-        """The row with its figures, and their ratios to those of ours in the same rounds."""
+        """The row with its figures, and their ratios to those of fastebm in the same rounds."""
         own, relative = Summary.of(values), Summary.of(ratios(values, ours))
         return dataclasses.replace(
             self,
@@ -108,12 +108,12 @@ class Row:
 
     @property
     def comparison(self) -> tuple[Any, ...]:
-        """What rows that were measured against each other have in common."""
+        """The fields that rows of one comparison have in common."""
         return self.suite, self.case, self.shape, self.dtype, self.batch, self.unit, self.quantity
 
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> Row:
-        """The row that was stored. Raises ValueError for other fields than a row has."""
+        """The stored row. Raises ValueError for other fields than a row has."""
         try:
             fields = dict(stored)
             achieved = fields.pop("achieved", None)

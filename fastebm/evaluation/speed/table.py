@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from fastebm.evaluation.speed.rows import AchievedRates, Row, Run
 
-_TITLES = ("baseline", "median", "20 % to 80 %", "x ours", "gradient error", "floor")
+
+def _titles(row: Row) -> tuple[str, ...]:
+    ratio = "memory ratio" if row.quantity == "bytes" else "slowdown"
+    return "baseline", "median", "20 % to 80 %", ratio, "gradient error", "roofline"
 
 
 def printed(rows: Iterable[Row]) -> str:
     """The rows in one table for a terminal, a line for each, under a heading for each comparison."""
     groups = comparisons(rows)
     cells = {key: [_cells(row) for row in group] for key, group in groups.items()}
-    lines = [_TITLES, *(line for group in cells.values() for line in group)]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(_TITLES))]
+    titles = {key: _titles(group[0]) for key, group in groups.items()}
+    lines = [*titles.values(), *(line for group in cells.values() for line in group)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     out = []
     for key, group in groups.items():
-        out += ["", heading(group[0]), _aligned(_TITLES, widths)]
+        out += ["", heading(group[0]), _aligned(titles[key], widths)]
         out += [_aligned(line, widths) for line in cells[key]]
         out += [f"    {note}" for note in _notes(group)]
     return "\n".join(out[1:])
@@ -27,17 +32,21 @@ def markdown(runs: Sequence[Run]) -> str:
     """The rows of all runs as Markdown, a table for each comparison, with each run's machine above its own."""
     parts = []
     for run in runs:
-        parts.append(f"{machine_line(run)}\n")
+        parts.append(machine_line(run))
         for group in comparisons(run.rows).values():
-            parts += [f"**{heading(group[0])}**\n", f"| {' | '.join(_TITLES)} |", "|---|---:|---:|---:|---:|---:|"]
-            parts += [f"| {' | '.join(_cells(row))} |" for row in group]
-            notes = _notes(group)
-            parts.append("\n" + "\n".join(f"- {note}" for note in notes) + "\n" if notes else "")
-    return "\n".join(parts)
+            parts += [f"**{heading(group[0])}**", markdown_table(_titles(group[0]), map(_cells, group))]
+            parts += ["\n".join(f"- {note}" for note in _notes(group))] if _notes(group) else []
+    return "\n\n".join(parts) + "\n"
+
+
+def markdown_table(head: Sequence[str], rows: Iterable[Sequence[Any]], words: int = 1) -> str:
+    """A Markdown table whose first `words` columns are words and whose others are numbers, aligned at the right."""
+    lines = [head, ["---"] * words + ["---:"] * (len(head) - words), *rows]
+    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
 
 
 def comparisons(rows: Iterable[Row]) -> dict[tuple, list[Row]]:
-    """Rows by what was measured together, in their order."""
+    """Rows grouped by comparison, in their order."""
     groups: dict[tuple, list[Row]] = {}
     for row in rows:
         groups.setdefault(row.comparison, []).append(row)
@@ -45,14 +54,14 @@ def comparisons(rows: Iterable[Row]) -> dict[tuple, list[Row]]:
 
 
 def heading(row: Row) -> str:
-    """What a comparison is of: suite, case, shape, precision, unit."""
+    """The heading of a comparison: suite, case, shape, precision, unit."""
     shape = "x".join(map(str, (row.batch, *row.shape)))
     what = "peak memory" if row.quantity == "bytes" else "time"
     return f"{row.suite}: {row.case}, {shape}, {row.dtype}, {what} of one {row.unit}"
 
 
 def machine_line(run: Run) -> str:
-    """The machine and code that figures hang on, in a sentence."""
+    """The machine and commit of the figures, in a sentence."""
     facts = run.machine
     device = facts["gpu"] or f"{facts['cpu']} ({', '.join(facts['cpu_features'])})"
     changed = " with changes" if facts["dirty"] else ""
@@ -93,7 +102,7 @@ def _rates(done: AchievedRates) -> str:
     flops = ""
     if done.flops_per_second:
         flops = f"{done.flops_per_second / 1e9:.0f} of {done.gemm_flops_per_second / 1e9:.0f} GFLOP/s in products, "
-    moved = f"{done.bytes_per_second / 1e9:.1f} GB/s beside {done.copy_bytes_per_second / 1e9:.1f} in copies"
+    moved = f"{done.bytes_per_second / 1e9:.1f} GB/s against {done.copy_bytes_per_second / 1e9:.1f} in copies"
     return f"{flops}{moved}"
 
 

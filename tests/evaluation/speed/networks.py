@@ -1,4 +1,4 @@
-"""Small energies of the kinds that peers have to cope with."""
+"""Small energies of the kinds that baselines have to run."""
 
 import torch
 from torch import Tensor, nn

@@ -1,4 +1,4 @@
-"""Every peer computes what it is said to compute: gradients as float64 autograd's, chains as the update's formula."""
+"""Every baseline computes what it should: gradients as float64 autograd's, chains as the update's formula."""
 
 import sys
 from collections.abc import Callable
@@ -20,7 +20,7 @@ from fastebm.evaluation.speed.baselines import (
     torchebm_langevin,
     tuned_eager,
 )
-from fastebm.evaluation.speed.eager import stock
+from fastebm.evaluation.speed.eager import eager_twin
 from fastebm.evaluation.speed.energies import gradient_error, true_gradient
 from fastebm.models import CoarseToFineEnergy
 from tests.evaluation.speed.networks import convolutional, samples
@@ -129,12 +129,12 @@ def test_a_compiled_update_has_the_clamp_it_was_made_with() -> None:
     assert float(baseline.chain(samples(), unclamped).abs().max()) > 1.5
 
 
-def test_peers_of_our_own_net_read_its_stock_twin() -> None:
+def test_baselines_of_our_own_net_read_its_eager_twin() -> None:
     net = CoarseToFineEnergy(8, 2, base_width=2)
     x = samples()
     truth = true_gradient(net, x)
     for kind in ("research", "tuned, cast"):
-        assert gradient_error(made(kind, stock(net), FULL).gradient, x, truth) < 1e-4
+        assert gradient_error(made(kind, eager_twin(net), FULL).gradient, x, truth) < 1e-4
 
 
 def test_functions_and_vectors_are_energies_too() -> None:

@@ -1,4 +1,4 @@
-"""What peers are given: copies that compute the same, and leave the original as it was."""
+"""The copies that baselines run: they compute the same as the original and do not change it."""
 
 import copy
 import functools
@@ -9,8 +9,15 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fastebm.evaluation.speed.eager import as_written, copied, module_of, refold, stock, tuned
-from fastebm.evaluation.speed.eager_coarse_to_fine import EagerCoarseToFine
+from fastebm.evaluation.speed.eager import (
+    EagerCoarseToFine,
+    copy_energy,
+    eager_twin,
+    module_of,
+    refold,
+    research_copy,
+    tuned_copy,
+)
 from fastebm.models import CoarseToFineEnergy
 from tests.evaluation.speed.networks import SHAPE, convolutional, samples
 
@@ -29,10 +36,10 @@ class Namespaces(TorchDispatchMode):
 
 @pytest.mark.parametrize("size", [4, 8, 16, 32])
 @pytest.mark.parametrize("norm", [True, False])
-def test_the_stock_twin_of_our_net_agrees_in_float64_and_uses_no_operator_of_ours(size: int, norm: bool) -> None:
+def test_the_eager_twin_of_our_net_agrees_in_float64_and_uses_no_operator_of_ours(size: int, norm: bool) -> None:
     torch.manual_seed(0)
     net = CoarseToFineEnergy(32, 2, base_width=2, lowest=4, spectral_norm=norm).double().eval()
-    twin = stock(net)
+    twin = eager_twin(net)
     assert isinstance(twin, EagerCoarseToFine)
     x = samples(3, (2, size, size)).double().requires_grad_()
     with Namespaces() as ran:
@@ -45,7 +52,7 @@ def test_the_stock_twin_of_our_net_agrees_in_float64_and_uses_no_operator_of_our
     assert twin.state_dict().keys() == net.state_dict().keys()
 
 
-def test_the_stock_twin_has_weights_of_its_own_and_knows_one_activation() -> None:
+def test_the_eager_twin_has_weights_of_its_own_and_knows_one_activation() -> None:
     net = CoarseToFineEnergy(8, 2, base_width=2)
     twin = EagerCoarseToFine(net)
     assert {p.data_ptr() for p in twin.parameters()}.isdisjoint(p.data_ptr() for p in net.parameters())
@@ -56,7 +63,7 @@ def test_the_stock_twin_has_weights_of_its_own_and_knows_one_activation() -> Non
 
 def test_other_energies_are_left_as_they_are() -> None:
     net = convolutional()
-    assert stock(net) is net
+    assert eager_twin(net) is net
 
 
 def state_of(net: nn.Module) -> dict[str, Tensor]:
@@ -67,7 +74,7 @@ def state_of(net: nn.Module) -> dict[str, Tensor]:
 def test_a_tuned_copy_is_folded_and_frozen_and_the_original_is_not(weights: torch.dtype | None) -> None:
     net = convolutional().train()
     before, x = state_of(net), samples()
-    made = tuned(net, weights)
+    made = tuned_copy(net, weights)
     assert isinstance(made, nn.Module)
     assert not any(parametrize.is_parametrized(part) or part._forward_pre_hooks for part in made.modules())
     assert not any(parameter.requires_grad for parameter in made.parameters())
@@ -83,12 +90,12 @@ def test_a_tuned_copy_is_folded_and_frozen_and_the_original_is_not(weights: torc
     assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
     # The class that a copy shares with its original still has the weight that it computes.
     assert net.first.weight.shape == (6, 2, 3, 3)
-    copied(net)(x)
+    copy_energy(net)(x)
 
 
 def test_a_written_copy_keeps_its_parametrisations_and_wants_gradients() -> None:
     net = convolutional().requires_grad_(False)
-    written = as_written(net)
+    written = research_copy(net)
     assert isinstance(written, nn.Module)
     assert parametrize.is_parametrized(written.first)
     assert not written.training
@@ -101,7 +108,7 @@ def test_functions_are_copied_as_far_as_they_are_known() -> None:
     partial, method = functools.partial(net), net.forward
     for energy in (partial, method):
         assert module_of(energy) is net
-        made = tuned(energy)
+        made = tuned_copy(energy)
         assert module_of(made) is not net
         torch.testing.assert_close(made(samples()), net(samples()))
 
@@ -109,12 +116,12 @@ def test_functions_are_copied_as_far_as_they_are_known() -> None:
         return net(x)
 
     assert module_of(closure) is None
-    assert tuned(closure) is closure
+    assert tuned_copy(closure) is closure
     with pytest.raises(ValueError, match="weights are not known"):
-        tuned(closure, torch.bfloat16)
+        tuned_copy(closure, torch.bfloat16)
 
 
-@pytest.mark.parametrize("made_by", [tuned, as_written])
+@pytest.mark.parametrize("made_by", [tuned_copy, research_copy])
 def test_new_weights_are_folded_in_place(made_by) -> None:
     # With parametrisations only: the older spectral norm keeps a weight of its own besides.
     net = CoarseToFineEnergy(8, 2, base_width=2)

@@ -26,7 +26,7 @@ FACTS = machine_facts("cpu")
 
 
 def row(baseline: str = "fastebm", case: str = "a net", **fields) -> Row:
-    plain = Row("chain_ids", case, baseline, "bfloat16", (3, 8, 8), "bfloat16", 4, "step")
+    plain = Row("chains", case, baseline, "bfloat16", (3, 8, 8), "bfloat16", 4, "step")
     return dataclasses.replace(plain, **fields)
 
 
@@ -46,7 +46,7 @@ def test_ratios_of_a_row_are_those_of_its_rounds() -> None:
     assert (missing.median, missing.ratio, missing.values) == (None, None, ())
 
 
-def test_the_share_of_the_floor_is_the_larger_of_two_times_over_the_median() -> None:
+def test_the_roofline_share_is_the_larger_of_two_times_over_the_median() -> None:
     by_flops = AchievedRates.of(Cost(10**9, 10**6), 4, 0.016, Rates(1e12, 1e10))  # 4 ms of products, 0.4 ms of copies
     assert by_flops.roofline_share == pytest.approx(0.25)
     assert by_flops.flops_per_second == pytest.approx(4e9 / 0.016)
@@ -118,15 +118,15 @@ def test_the_table_has_a_line_for_each_row_with_its_reason() -> None:
     assert text.count("torchebm: skipped: torchebm can't be imported") == 2
     assert "364 of 1000 GFLOP/s" in text
     lines = text.splitlines()
-    titles = next(line for line in lines if "x ours" in line)
+    titles = next(line for line in lines if "slowdown" in line)
     compiled = next(line for line in lines if "torch.compile" in line)
     # Columns are aligned at their right.
-    assert compiled[: titles.index("x ours") + len("x ours")].endswith("2.00")
+    assert compiled[: titles.index("slowdown") + len("slowdown")].endswith("2.00")
 
 
 def test_markdown_names_the_machine_and_has_a_table_for_each_comparison() -> None:
     text = markdown([Run(FACTS, (*rows("a net"), *rows("a second net")))])
-    assert text.count("| peer | median |") == 2
+    assert text.count("| baseline | median |") == 2
     assert FACTS["torch"] in text
     assert FACTS["date"][:10] in text
     table = [line for line in text.splitlines() if line.startswith("|")]
@@ -137,6 +137,8 @@ def test_bytes_are_shown_as_such() -> None:
     memory = row(quantity="bytes", unit="gradient").with_values([3.0 * 2**20], [3.0 * 2**20])
     text = printed([memory])
     assert "peak memory of one gradient" in text
+    assert "memory ratio" in text
+    assert "slowdown" not in text
     assert "3.0 MiB" in text
 
 

@@ -1,0 +1,480 @@
+"""Fills the tables of the pages under docs/results, each from the results.json in its folder.
+
+    python -m benchmarks.harness.pages                              fills all pages again
+    python -m benchmarks.harness.pages tasks OUT/denoise-0.2        first adds what a command wrote into a folder
+    python -m benchmarks.harness.pages mnist RUN --entry run --command 'fastebm train ...'      or a finished run
+
+A table stands between two marks. The words around it are written by a person and stay. results.json has an entry for
+each command, run or measurement, by name; the tables of a page are made of these entries alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from fastebm.evaluation.speed.machine import machine_facts
+from fastebm.evaluation.speed.table import markdown_table
+from fastebm.runs.files import write_json
+from fastebm.runs.folder import RunFolder
+
+ROOT = Path(__file__).resolve().parents[2]
+RESULTS = ROOT / "docs" / "results"
+# What commands write: their numbers, and pictures that take the name of the entry alone.
+NUMBERS = ("numbers.json", "results.json", "detect.json", "evaluation.json", "verdict.json")
+ONLY_PICTURES = ("denoised", "inpainted", "grid")
+
+Entry = dict[str, Any]
+Sections = Callable[[dict[str, Entry]], dict[str, str]]
+"""The tables of a page by the names of their marks, from the entries of its results.json."""
+
+
+# ---- filling
+
+
+def fill_section(text: str, name: str, content: str) -> str:
+    """`text` with `content` between the marks of that name. Raises SystemExit where a mark is missing."""
+    begin, end = f"<!-- {name}: ", f"<!-- {name}: end -->"
+    found = re.search(rf"({re.escape(begin)}[^\n]*-->\n).*?({re.escape(end)})", text, flags=re.DOTALL)
+    if found is None or found[1].strip() == end:
+        raise SystemExit(f"the page lacks the lines {begin}... --> and {end}: put them where the table belongs")
+    return f"{text[: found.start()]}{found[1]}\n{content}\n\n{found[2]}{text[found.end() :]}"
+
+
+def read_entries(page: Path) -> dict[str, Entry]:
+    """The entries of a page's results.json; none where there is no such file yet."""
+    path = page / "results.json"
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def add_entry(page: Path, name: str, entry: Entry, sections: Sections) -> None:
+    """Writes an entry into the page's results.json and fills the page; both are made where they are missing."""
+    page.mkdir(parents=True, exist_ok=True)
+    write_json(page / "results.json", read_entries(page) | {name: entry})
+    readme = page / "README.md"
+    if not readme.exists():
+        readme.write_text(f"# {page.name}\n")
+    fill_page(page, sections)
+
+
+def fill_page(page: Path, sections: Sections) -> None:
+    """Fills every table of the page's README.md; marks that it lacks are put at its end."""
+    readme = page / "README.md"
+    text = readme.read_text()
+    for name, content in sections(read_entries(page)).items():
+        if f"<!-- {name}: " not in text:
+            text += f"\n<!-- {name}: filled by benchmarks/harness/pages.py -->\n<!-- {name}: end -->\n"
+        text = fill_section(text, name, content)
+    readme.write_text(text)
+
+
+def collect(page: Path, folder: Path, name: str, sections: Sections, command: str = "", commit: str = "") -> None:
+    """Adds the output folder of a command to a page, or a run's folder where it has a log.
+
+    Copies the numbers, without the folders of this machine's paths, and those pictures that the page shows.
+    """
+
+    def read(file: str) -> Entry:
+        return json.loads(re.sub(r'(?<=")/[^"\s]*/(?=[^"]*")', "", (folder / file).read_text()))
+
+    entry: Entry = {}
+    for file in (file for file in NUMBERS if (folder / file).exists()):
+        entry |= {"evaluation": read(file)} if file == "evaluation.json" else read(file)
+    if (folder / "log.jsonl").exists():
+        entry |= run_facts(folder, command, commit or None) | {"config": read("config.json")}
+    if isinstance(entry.get("run"), str):
+        entry["run"] = Path(entry["run"]).name
+    title = read_entries(page).get(name, {}).get("title")
+    add_entry(page, name, entry | ({} if title is None else {"title": title}), sections)
+    shown = (page / "README.md").read_text()
+    for picture in folder.glob("*.png"):
+        target = page / (f"{name}.png" if picture.stem in ONLY_PICTURES else f"{name}-{picture.name}")
+        if target.name in shown:
+            Image.open(picture).convert("P", palette=Image.Palette.ADAPTIVE).save(target, optimize=True)
+
+
+def run_facts(run: Path, command: str, commit: str | None) -> Entry:
+    """Stages, time and rollbacks of a finished run, and the machine: this one, on which the run was trained."""
+    folder = RunFolder.existing(run)
+    lines = folder.log.lines()
+    stages: dict[str, Entry] = {}
+    for line in lines:
+        stage = stages.setdefault(str(line.get("size", 0)), {"largest_energy": 0.0})
+        largest = (line.get(f"largest_energy_{of}", 0.0) for of in ("data", "samples"))
+        stage |= {"iterations": line["iteration"], "seconds": line["seconds"], "end_gap": line.get("gap", 0.0)}
+        stage["largest_energy"] = max(stage["largest_energy"], *largest)
+    newest = max((run / "checkpoints").glob("iteration-*.json"))
+    machine = machine_facts("cpu") | {"threads": folder.threads()}
+    return {
+        "command": command,
+        "finished_iteration": lines[-1]["iteration"],
+        "training_seconds": lines[-1]["seconds"],
+        "rollbacks": json.loads(newest.read_text()).get("state", {}).get("guard", {}).get("rollbacks", []),
+        "stages_cumulative": stages,
+        "machine": machine | ({} if commit is None else {"commit": commit, "dirty": None}),
+    }
+
+
+# ---- tables
+
+
+def each(make: Callable[[str, Entry], str]) -> Sections:
+    """The sections of a page that has one table for each entry, of the entry's name."""
+    return lambda entries: {name: make(name, entry) for name, entry in entries.items()}
+
+
+def run_sections(entries: dict[str, Entry]) -> dict[str, str]:
+    """What each run of a page did, and where it has several that were evaluated, a comparison of them."""
+    found = {name: run_table(entry) for name, entry in entries.items() if "stages_cumulative" in entry}
+    evaluated = [entry for entry in entries.values() if "evaluation" in entry]
+    if len(evaluated) > 1:
+        found["runs"] = markdown_table(
+            ("run", "updates", "minutes", "Fréchet distance", "over the reference", "kernel distance", "confident"),
+            map(_run_row, evaluated),
+        )
+    return found
+
+
+def _run_row(entry: Entry) -> list[str]:
+    stages = [stage["iterations"] for stage in entry.get("stages_cumulative", {}).values()]
+    done = [now - before for now, before in zip(stages, [0, *stages], strict=False)]
+    in_features = entry["evaluation"]["in_features"]
+    seconds, distances = entry.get("training_seconds"), in_features["distances"]
+    return [
+        entry["title"],
+        ", ".join(map(str, done or entry["config"]["config"]["iterations"])),
+        "not kept" if seconds is None else f"{seconds / 60:.1f}",
+        f"{distances['samples']['frechet']:.3g}",
+        f"{reference_ratio(distances):.1f}",
+        f"{distances['samples']['kernel']:.3f}",
+        f"{in_features['classes']['confident_share']:.0%}",
+    ]
+
+
+def reference_ratio(distances: Entry) -> float:
+    """The samples' Fréchet distance over that of as many unseen real images."""
+    return distances["beside_reference"]["frechet"] / distances["reference"]["frechet"]
+
+
+def run_table(entry: Entry) -> str:
+    """Machine, time and stages of one run, and its evaluation where it has one."""
+    machine, before, stages = entry["machine"], {"iterations": 0, "seconds": 0.0}, []
+    for size, stage in entry["stages_cumulative"].items():
+        seconds, count = (stage[key] - before[key] for key in ("seconds", "iterations"))
+        energy, gap, before = stage["largest_energy"], stage["end_gap"], stage
+        stages.append((f"{size}²", count, f"{seconds / 60:.1f}", f"{energy:.1f}", f"{gap:+.3f}"))
+    parts = [
+        f"`{entry['command']}`",
+        f"{machine['cpu']} ({', '.join(machine['cpu_features'])}), {machine['cores']} cores, threads used: "
+        f"{machine['threads']}, torch {machine['torch']}, commit {str(machine['commit'])[:7]}; "
+        f"{entry['training_seconds'] / 60:.1f} minutes; rollbacks by the guard: {len(entry['rollbacks'])}.",
+        markdown_table(("stage", "iterations", "minutes", "largest energy", "gap at the end"), stages),
+    ]
+    if "evaluation" in entry:
+        parts += evaluation_tables(entry["evaluation"])
+    return "\n\n".join(parts)
+
+
+def evaluation_tables(evaluation: Entry) -> list[str]:
+    """What `fastebm evaluate` measured in the features of its small classifier."""
+    measured, energy = evaluation["in_features"], evaluation.get("metrics")
+    distances, classes, nearest = measured["distances"], measured["classes"], measured["nearest"]
+    names = {
+        "samples": "samples",
+        "reference": f"real against real: {distances['reference_of']}",
+        "noise": "uniform noise",
+    }
+    forms = {"frechet": ".3g", "kernel": ".3g", "precision": ".2f", "recall": ".2f"}
+    rows = [
+        (name, found["count"], *(format(found[key], form) for key, form in forms.items()))
+        for name, found in ((name, distances[key]) for key, name in names.items())
+    ]
+    facts = [
+        (f"classes found, of {len(classes['names'])}", classes["found"], classes["found_real"]),
+        ("share of the most frequent class", *_both("{:.1%}", classes, "largest_share")),
+        ("entropy of classes", *_both("{:.3f}", classes, "entropy")),
+        ("share classified with confidence 0.9 or more", *_both("{:.1%}", classes, "confident_share")),
+        ("median distance to the nearest training image", *_both("{:.2f}", nearest, "median")),
+        ("first percentile of that distance", *_both("{:.2f}", nearest, "first_percentile")),
+    ]
+    if energy:
+        facts.append(("mean energy", f"{energy['energy_samples']:.3f}", f"{energy['energy_data']:.3f}"))
+    return [
+        f"In the features of a classifier that is right on {measured['accuracy']:.1%} of unseen images (distances are "
+        f"{measured['note']}):",
+        markdown_table(("", "count", "Fréchet distance", "kernel distance", "precision", "recall"), rows),
+        f"The samples' Fréchet distance is {reference_ratio(distances):.1f} times that between real images.",
+        markdown_table(("", "samples", "real"), facts),
+    ]
+
+
+def _both(form: str, numbers: Entry, key: str) -> tuple[str, str]:
+    return form.format(numbers[key]), form.format(numbers[f"{key}_real"])
+
+
+def digits_sections(entries: dict[str, Entry]) -> dict[str, str]:
+    """What `fastebm demo` said of its samples."""
+    found = entries["demo"]
+    rows = [
+        ("classes found, of 10", found["classes_found"], ""),
+        ("share classified with confidence 0.9 or more", *_both("{:.1%}", found, "confident_share")),
+        ("median distance to the nearest training digit", *_both("{:.2f}", found, "distance_median")),
+        ("first percentile of that distance", *_both("{:.2f}", found, "distance_first_percentile")),
+    ]
+    head = (
+        f"{found['samples']:,} samples after {found['training_seconds']:.0f} s of training; the classifier is right on "
+        f"{found['accuracy']:.1%} of held-out digits."
+    )
+    return {"digits": f"{head}\n\n{markdown_table(('', 'samples', 'real'), rows)}"}
+
+
+def images_of(name: str) -> str:
+    """The images that an entry of the tasks' page is of, by its name."""
+    return "CIFAR-10" if name.startswith("cifar10-") else "MNIST"
+
+
+def task_sections(entries: dict[str, Entry]) -> dict[str, str]:
+    """Denoising, inpainting and interpolation on MNIST and CIFAR-10, a table for each."""
+    ordered = sorted(entries.items(), key=lambda item: item[0].startswith("cifar10-"))
+    denoised = [row for name, numbers in ordered if "denoise-" in name for row in _denoise_rows(name, numbers)]
+    errors = ("best", "mean_of_chains", "nearest", "mean", "neighbour_mean")
+    inpainted = [
+        (
+            f"{images_of(name)}, {found['pattern']}, {found['images']} images, from "
+            f"{'lowest resolution' if found['options']['coarse'] else 'full size'}",
+            f"{found['hole']:.2f}",
+            *(f"{found['error'][key]:.3f}" for key in errors),
+            f"{found['diversity']:.3f}",
+        )
+        for name, found in ordered
+        if "inpaint-" in name
+    ]
+    head = (
+        "lowest energy",
+        "all chains",
+        "nearest chain",
+        "mean of chains",
+        "mean of surroundings",
+        "spread of chains",
+    )
+    return {
+        "denoise": markdown_table(("images, noise, method", "PSNR, dB", "SSIM", "settings"), denoised),
+        "inpaint": markdown_table(("images, hole, start", "share", *head), inpainted),
+        "interpolate": markdown_table(("quantity", "value"), _interpolate_rows(entries["interpolate"])),
+    }
+
+
+def _denoise_rows(name: str, numbers: Entry) -> Iterable[Sequence[str]]:
+    o = numbers["options"]
+    settings = (
+        f"start {o['start_size'] or 'full size'}, {o['num_chains']} chains of {o['num_steps']} steps of "
+        f"{o['step_size']:g} a level, temperature {o['temperature']:g}, noise {o['noise_std']:g}"
+    )
+    for method, quality in numbers["quality"].items():
+        title = f"{images_of(name)}, {numbers['noise']:g}, {method}"
+        yield title, f"{quality['psnr']:.2f}", f"{quality['ssim']:.3f}", settings if method == "restored" else ""
+
+
+def _interpolate_rows(numbers: Entry) -> list[tuple[str, str]]:
+    images, near = numbers["images"], numbers["neighbours"]
+    values = {
+        "energy at the ends of paths between images": images["energy_ends"],
+        "highest energy of straight paths": images["highest_energy_straight"],
+        "highest energy of relaxed paths": images["highest_energy_relaxed"],
+    }
+    for between in ("noise", "coarse"):
+        values |= {
+            f"between {between}: energy at the ends": numbers[between]["energy_ends"],
+            f"between {between}: energy in between": numbers[between]["energy_between"],
+            f"between {between}: largest step, as a share of the path": numbers[between]["largest_step"],
+        }
+    values |= {
+        "distance of samples to the nearest training image": near["samples"],
+        "the smallest of these distances": near["samples_smallest"],
+        "distance of images that were not learned": near["unseen_images"],
+    }
+    became_lower = ("paths that became lower", f"{images['paths_that_became_lower']} of {images['pairs']}")
+    return [became_lower, *((name, f"{value:.2f}") for name, value in values.items())]
+
+
+def detect_table(name: str, entry: Entry) -> str:
+    """AUROC, a row for each score and a column for each set of outliers, with FPR@95 in brackets."""
+    sets = entry["metrics"]
+    rows = []
+    for score in next(iter(sets.values())):
+        found = [metrics[score] for metrics in sets.values()]
+        rows.append((score.replace("_", " "), *(f"{m['auroc']:.3f} ({m['fpr95']:.2f})" for m in found)))
+    return markdown_table(("AUROC (FPR@95)", *(name.replace("_", " ") for name in sets)), rows)
+
+
+def restoration_sections(entries: dict[str, Entry]) -> dict[str, str]:
+    """A row for each method of each call of `fastebm restore`."""
+    rows = [
+        (
+            f"{found['images']} of {name}",
+            method,
+            f"{quality['psnr']:.2f}",
+            f"{quality['ssim']:.3f}",
+            f"{quality['residual_rms']:.1e}",
+            f"{found['seconds']:.1f}" if method == "restored" else "",
+        )
+        for name, found in sorted(entries.items())
+        for method, quality in found["measures"].items()
+    ]
+    return {
+        "restore": markdown_table(
+            ("images, task", "method", "PSNR, dB", "SSIM", "residual, RMS", "seconds"), rows, words=2
+        )
+    }
+
+
+def translation_table(name: str, entry: Entry) -> str:
+    """What a classifier of both domains says of the images before and after chains with each setting."""
+    head = (
+        f"{entry['images']} test images at {entry['size']}x{entry['size']}, {entry['num_steps']} updates a level. The "
+        f"classifier is right on {entry['classifier_accuracy']:.0%} of unseen images of both domains, and classifies "
+        f"{entry['samples_classified_as_target']:.0%} of the run's own samples as the target."
+    )
+    rows = [
+        (row["chains"], f"{row['classified_as_target']:.0%}", f"{row['change']:.3f}", f"{row['correlation']:.2f}")
+        for row in entry["rows"]
+    ]
+    columns = ("chains", "classified as the target", "mean change of a pixel", "correlation with the source")
+    return f"{head}\n\n{markdown_table(columns, rows)}"
+
+
+def translation_sections(entries: dict[str, Entry]) -> dict[str, str]:
+    """The tables of the measured runs; other entries are what the command itself wrote."""
+    return {name: translation_table(name, entry) for name, entry in entries.items() if "rows" in entry}
+
+
+def stability_sections(entries: dict[str, Entry]) -> dict[str, str]:
+    """A row for each variant of training, means over seeds."""
+    rows = []
+    for variant in dict.fromkeys(row["variant"] for row in entries["stability"]["rows"]):
+        group = [row for row in entries["stability"]["rows"] if row["variant"] == variant]
+        keys = {"largest_energy": ".1f", "largest_energy_end": ".1f", "gap_end": ".2f"}
+        means = [format(statistics.fmean(row[key] for row in group), form) for key, form in keys.items()]
+        rows.append((variant, len(group), sum(row["exploded"] is not None for row in group), *means))
+    head = ("variant", "runs", "exploded", "largest energy", "at the end", "mean gap at the end")
+    return {"stability": markdown_table(head, rows)}
+
+
+def one_pass_table(name: str, entry: Entry) -> str:
+    """Images a second of one decoder pass and of chains."""
+    rows = [
+        (row["method"], f"{row['images_per_second']:.4g}", _interval(row, "ratio", 3), row["gradients"])
+        for row in entry["rows"]
+    ]
+    return markdown_table(("method", "images a second", "time over one pass (20 to 80 %)", "gradients on"), rows)
+
+
+def generate_table(name: str, entry: Entry) -> str:
+    """Images a second of `fastebm generate` and of the bare sampler."""
+    machine = entry["machine"]
+    head = (
+        f"{entry['count']:,} samples a call, {entry['channels']}x{entry['size']}x{entry['size']}, "
+        f"{entry['levels']} levels of {entry['num_steps']} steps, in chunks of {entry['chunk']}; {machine['name']}, "
+        f"{machine['threads']} thread{'s' if machine['threads'] > 1 else ''} of {machine['cores']} cores, "
+        f"{entry['rounds']} rounds."
+    )
+    rows = [
+        (row["method"], _interval(row, "images_per_second", 4), _interval(row, "ratio", 3)) for row in entry["rows"]
+    ]
+    columns = ("method", "images a second (20 to 80 %)", "time over the bare sampler (20 to 80 %)")
+    return f"{head}\n\n{markdown_table(columns, rows)}"
+
+
+def _interval(row: Mapping[str, Any], key: str, digits: int) -> str:
+    return "{:.{d}g} ({:.{d}g} to {:.{d}g})".format(row[key], row[f"{key}_low"], row[f"{key}_high"], d=digits)
+
+
+def comparison_table(name: str, entry: Entry) -> str:
+    """One net trained in several ways: its rows by seed, then what the second way changed."""
+    config, reference, columns = entry["config"], entry["reference"], entry["columns"]
+    head = (
+        f"{name}: {config['size']}x{config['size']}, {config['iterations']} updates of batch {config['batch_size']}. "
+        f"The classifier is right on {reference['accuracy']:.1%} of unseen images and confident of "
+        f"{reference['confident']:.0%} of them; between train and test images the distance is "
+        f"{reference['distance']:.3g}, of uniform noise {reference['noise']:.3g} (not comparable to published FID)."
+    )
+    first = entry["rows"][0]["method"]
+    ordered = sorted(entry["rows"], key=lambda row: (row["seed"], row["method"] != first))
+    rows = [
+        (
+            row["seed"],
+            row["method"],
+            *("not measured" if row.get(key) is None else format(row[key], form) for key, _, form, _ in columns),
+            f"{row['seconds'] / 60:.1f}",
+        )
+        for row in ordered
+    ]
+    parts = [head, markdown_table(("seed", "method", *(title for _, title, _, _ in columns), "minutes"), rows, words=2)]
+    gains = [(title, *gain) for key, title, _, sign in columns if sign and (gain := gain_cells(ordered, key, sign))]
+    if gains:
+        second = next(row["method"] for row in ordered if row["method"] != first)
+        parts.append(
+            markdown_table((f"{second} against {first}", "better on", "mean gain", "larger std between seeds"), gains),
+        )
+    return "\n\n".join(parts)
+
+
+def gain_cells(rows: Sequence[Entry], key: str, sign: int) -> tuple[str, str, str] | None:
+    """On how many seeds the second method is better by `key`, and by how much; None for fewer than two such seeds.
+
+    `sign` is 1 where larger is better and -1 where smaller is.
+    """
+    seeds: dict[int, list[float]] = {}
+    for row in rows:
+        if row.get(key) is not None:
+            seeds.setdefault(row["seed"], []).append(row[key])
+    pairs = [values for values in seeds.values() if len(values) == 2]
+    if len(pairs) < 2:
+        return None
+    gains = [sign * (after - before) for before, after in pairs]
+    spread = max(statistics.stdev(side) for side in zip(*pairs, strict=True))
+    return f"{sum(gain > 0 for gain in gains)} of {len(pairs)} seeds", f"{statistics.fmean(gains):.3g}", f"{spread:.3g}"
+
+
+PAGES: dict[str, Sections] = {
+    "cifar10": run_sections,
+    "detect": each(detect_table),
+    "digits": digits_sections,
+    "ec-flow": each(comparison_table),
+    "ec-posterior": each(comparison_table),
+    "ec-vae": each(comparison_table),
+    "generate": each(generate_table),
+    "mnist": run_sections,
+    "one-pass": each(one_pass_table),
+    "restoration": restoration_sections,
+    "stability": stability_sections,
+    "tasks": task_sections,
+    "translation": translation_sections,
+    "zebra128": run_sections,
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("page", nargs="?", choices=sorted(PAGES), help="the page that FOLDERs are added to")
+    parser.add_argument("folders", nargs="*", type=Path, metavar="FOLDER", help="what a command or a run wrote")
+    parser.add_argument("--entry", help="name of the entry in results.json, by default that of the folder")
+    parser.add_argument("--command", default="", help="of a run: what it was made by, as a user would type it")
+    parser.add_argument("--commit", default="", help="of a run: where it began, by default what is checked out")
+    options = parser.parse_args(arguments)
+    for folder in options.folders:
+        entry = options.entry or folder.resolve().name
+        collect(RESULTS / options.page, folder, entry, PAGES[options.page], options.command, options.commit)
+    for name, sections in PAGES.items():
+        fill_page(RESULTS / name, sections)
+
+
+if __name__ == "__main__":
+    main()
