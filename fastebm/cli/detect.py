@@ -16,7 +16,6 @@ from fastebm.cli.arguments import check_count, parsed_device
 from fastebm.data import Images
 from fastebm.runs.files import replacing, write_json
 from fastebm.runs.folder import RunFolder
-from fastebm.tasks.detection.pictures import save_histogram, save_roc, save_typical
 from fastebm.tasks.detection.run import IN_DISTRIBUTION, SYNTHETIC, DetectionResult, detect_outliers
 from fastebm.tasks.run_images import held_out_images, images_of_the_kind, open_for, training_images
 from fastebm.training import CoarseToFineRun
@@ -131,9 +130,7 @@ def write_detection(out: Path, detection: DetectionResult) -> None:
     arrays = {f"{name}/{score}": values for name, by in detection.scores.items() for score, values in by.items()}
     with replacing(out / "scores.npz") as temporary, temporary.open("wb") as file:
         np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
-    save_histogram(out / "histogram.png", detection.scores)
-    save_roc(out / "roc.png", detection.scores, detection.metrics)
-    save_typical(out / "typical.png", detection.sets, detection.scores)
+    detection.save_figures(out)
     write_json(out / "detect.json", detection.to_json())
 
 

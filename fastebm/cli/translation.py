@@ -116,7 +116,7 @@ def _chains(command: Interpolate, run: CoarseToFineRun, between: Any, pairs: int
 def _neighbours(command: Interpolate, run: CoarseToFineRun, out: Path) -> tuple[dict[str, float] | None, str]:
     """Samples beside the training images next to them; as a measure, how far from those unseen images are."""
     from fastebm import tasks
-    from fastebm.tasks.pictures import save_neighbours
+    from fastebm.tasks.pictures import save_nearest
 
     try:
         training, unseen = tasks.own_images(run, "train"), tasks.images_for(run, count=50)
@@ -124,7 +124,7 @@ def _neighbours(command: Interpolate, run: CoarseToFineRun, out: Path) -> tuple[
         return None, f"Without training images there are no neighbours of samples: {error}"
     samples: Tensor = run.sample(50, command.seed)
     near = tasks.nearest_images(samples, training)
-    save_neighbours(out / "neighbours.png", samples, near.images, near.distances)
+    save_nearest(out / "neighbours.png", samples, near.images, near.distances)
     distances = {
         "samples": float(near.distances[:, 0].mean()),
         "samples_smallest": float(near.distances.min()),
