@@ -57,7 +57,7 @@ def judged(run_dir: Path, config: EcFlowConfig, evaluate_samples: Judge) -> Row:
 
 def table(name: str, stored: dict[str, Any]) -> str:
     """Rows by seed, then what calibration changed."""
-    base, rows = stored["floor"], stored["rows"]
+    base, rows = stored["reference"], stored["rows"]
     size = other_size(stored["config"], EC_FLOW_PRESETS[name])
     lines = [
         f"{name}{size}: {stored['config']['iterations']} updates of batch {stored['config']['batch_size']}. The judge "

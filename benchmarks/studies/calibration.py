@@ -45,7 +45,7 @@ def judged(run_dir: Path, config: EcVaeConfig, evaluate_samples: Judge) -> Row:
 
 def table(name: str, stored: dict[str, Any]) -> str:
     """Rows by seed, then means and what calibration gained."""
-    base, rows = stored["floor"], stored["rows"]
+    base, rows = stored["reference"], stored["rows"]
     config = stored["config"]
     size = f"{config['size']}x{config['size']}"
     lines = [

@@ -64,7 +64,7 @@ def judged(run_dir: Path, config: EcPosteriorConfig, evaluate_samples: Judge) ->
 
 def table(name: str, stored: dict[str, Any]) -> str:
     """Rows by seed, then what refinement gained in each column."""
-    rows, base = stored["rows"], stored["floor"]
+    rows, base = stored["rows"], stored["reference"]
     size = other_size(stored["config"], EC_POSTERIOR_PRESETS[name])
     lines = [
         f"{name}{size}: {stored['config']['iterations']} updates of batch {stored['config']['batch_size']}. Between "

@@ -75,8 +75,8 @@ def table(facts: dict[str, Any]) -> str:
 
 
 def verdict(evaluation: dict[str, Any]) -> str:
-    """What `fastebm evaluate` found in features of the small classifier, beside floor and ceiling."""
-    judged, health = evaluation["in_features"], evaluation.get("health") or {}
+    """What `fastebm evaluate` found in features of the small classifier, beside real images and noise."""
+    judged, health = evaluation["in_features"], evaluation.get("energy_metrics") or {}
     distances, classes, nearest = judged["distances"], judged["classes"], judged["nearest"]
     lines = [
         f"Judged by a classifier that names {judged['accuracy']:.1%} of unseen images rightly (distances are "
@@ -85,17 +85,18 @@ def verdict(evaluation: dict[str, Any]) -> str:
         "| | count | Fréchet distance | kernel distance | precision | recall |",
         "|---|---:|---:|---:|---:|---:|",
     ]
-    names = {"samples": "samples", "floor": f"floor: {distances['floor_of']}", "noise": "ceiling: uniform noise"}
+    reference = f"reference: {distances['reference_kind']}"
+    names = {"samples": "samples", "reference": reference, "noise": "uniform noise"}
     for key, name in names.items():
         d = distances[key]
         lines.append(
             f"| {name} | {d['count']} | {d['frechet']:.3g} | {d['kernel']:.3g} | {d['precision']:.2f} | "
             f"{d['recall']:.2f} |"
         )
+    ratio = distances["samples_at_reference_count"]["frechet"] / distances["reference"]["frechet"]
     lines += [
         "",
-        f"The samples' Fréchet distance is {distances['beside_floor']['frechet'] / distances['floor']['frechet']:.1f} "
-        "times the floor.",
+        f"The samples' Fréchet distance is {ratio:.1f} times the reference.",
         "",
         "| | samples | real |",
         "|---|---:|---:|",

@@ -39,7 +39,7 @@ class Judge:
             "sharpness": high_frequencies(samples) / high_frequencies(self.real()),
         }
 
-    def floor(self) -> Row:
+    def reference(self) -> Row:
         """What real images, uniform noise and held-out ones have."""
         real = self.features(self.train.pixels[:SAMPLES]).features
         described = self.features(self.test.pixels[:SAMPLES])

@@ -92,7 +92,7 @@ class Comparison:
             train, test = (at_size(images, given.size) for images in (train, test))
         features = train_features(train, test, images_seen=100_000 if len(train) > 10_000 else 40_000)
         evaluate_samples = Judge(features, train, test)
-        stored |= {"floor": evaluate_samples.floor(), "config": dataclasses.asdict(config)}
+        stored |= {"reference": evaluate_samples.reference(), "config": dataclasses.asdict(config)}
         runs = {way: given.runs / f"{path.stem}-{way}-0" for way in self.ways}
         for seed, way in missing:
             run = given.runs / f"{path.stem}-{way}-{seed}"

@@ -21,6 +21,7 @@ from fastebm.evaluation import (
     FeatureClassifier,
     FeatureStatistics,
     Inception,
+    NearestDistances,
     RealImages,
     calibration_metrics,
     energy_metrics,
@@ -29,10 +30,10 @@ from fastebm.evaluation import (
     inception_metrics,
     train_features,
 )
-from fastebm.evaluation.energy_metrics import last_level
-from fastebm.evaluation.metrics.classifier import Nearest
+from fastebm.evaluation.energy_metrics import last_level_settings
 from fastebm.evaluation.metrics.comparison import noise_like
 from fastebm.evaluation.metrics.features import FEATURES_FILE, NOT_COMPARABLE
+from fastebm.evaluation.metrics.inception import require_torchmetrics
 from fastebm.evaluation.report import LongRunFeatures, Report
 from fastebm.evaluation.sources import holds_statistics, open_real, read_samples, source_of_real
 from fastebm.runs.files import write_json
@@ -102,6 +103,8 @@ class Evaluate:
         device = parsed_device(self.device) or torch.device("cuda" if torch.cuda.is_available() else "cpu")
         inception = None if self.inception is None else Inception.load(self.inception, device)
         statistics = self._statistics()
+        if inception is not None and statistics is None:
+            require_torchmetrics()  # an error before samples are drawn, not after it
         run = load(self.what, device) if is_run else None
         given = read_samples(self.what)[: self.count] if run is None else None
         size, channels = _form(given, run)
@@ -227,12 +230,12 @@ class Evaluate:
         return Report(
             words,
             repr(real.train),
-            Nearest.of(samples, real) if verdict is None else verdict.nearest,
-            None if classifier is None else classifier.facts(),
+            NearestDistances.of(samples, real) if verdict is None else verdict.nearest,
+            None if classifier is None else classifier.metadata(),
             verdict,
             None if inception is None else inception_metrics(samples, real, inception),
-            health=health,
-            survival=survival,
+            energy_metrics=health,
+            long_run=survival,
         )
 
     def _distance(
@@ -277,12 +280,12 @@ def _health(
         print(f"No health: {run.path} has no energy, only what it generates by.", file=sys.stderr)
         return None, None
     start = samples[:HEALTH_COUNT].to(device_of(energy))
-    reference = real.reference(len(start)).batch(slice(None), start.device)
+    reference = real.subset(len(start)).batch(slice(None), start.device)
     health: EnergyMetrics | CalibrationMetrics
     if isinstance(run, CoarseToFineRun):
         dtype, seed = getattr(torch, run.config.dtype), run.config.seed
-        health = energy_metrics(energy, start, reference, dtype=dtype, seed=seed, **last_level(run.cascade()))
-        ends = health.long.images
+        health = energy_metrics(energy, start, reference, dtype=dtype, seed=seed, **last_level_settings(run.cascade()))
+        ends = health.long_run.images
     else:
         config: Any = run.config
         health = calibration_metrics(
