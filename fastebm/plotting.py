@@ -1,4 +1,8 @@
-"""Pictures of a run: samples beside real images, the way from noise to image, and curves of the log."""
+"""Every figure of the library as a PNG: image grids, chains, training curves, results of tasks, histograms, ROC curves.
+
+Functions take tensors, arrays and plain numbers. Images are (N, C, H, W) in [-1, 1]; with another number of channels
+than 1 or 3 their mean over channels is shown in gray. Files are written completely or not at all.
+"""
 
 from __future__ import annotations
 
@@ -8,18 +12,25 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fastebm.runs.files import replacing
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 GRID = 10
-STRIP_ROWS = 8
+BORDER = 0.35
 STRIP_COLUMNS = 13
+STRIP_ROWS = 8
+BINS = 80
+PANELS_PER_ROW = 3
+RANKED_COLUMNS = 12
 
 Curves = tuple[tuple[str, dict[str, str]], ...]
 """Panels of curves: a title, and the label of each quantity of the log."""
@@ -32,16 +43,13 @@ ENERGY_CURVES: Curves = (
 
 
 def tile(images: Tensor, columns: int, border: float = 0.0) -> Tensor:
-    """Images (N, C, H, W) in [-1, 1] as one picture (height, width, 3) in [0, 1], row by row, with lines between them.
+    """Images (N, C, H, W) as one picture (height, width, 3) in [0, 1], row by row, with lines between them.
 
-    C is 1 (gray) or 3; of other numbers of colours the mean is shown in gray. Values outside of [-1, 1] are clamped.
-    Lines have the brightness `border`.
+    Values outside of [-1, 1] are clamped. Lines have the brightness `border`. Raises ValueError for other shapes.
     """
     if images.ndim != 4 or 0 in images.shape:
         raise ValueError(f"images must be (N, C, H, W), none of them 0, got {tuple(images.shape)}")
-    if images.shape[1] not in (1, 3):
-        images = images.mean(1, keepdim=True)
-    bright = images.detach().cpu().float().clamp(-1, 1).add(1).div(2).expand(-1, 3, -1, -1)
+    bright = as_rgb(images.detach()).clamp(-1, 1).add(1).div(2)
     bright = F.pad(bright, (0, 1, 0, 1), value=border)
     columns = min(columns, len(bright))
     missing = -len(bright) % columns
@@ -51,11 +59,30 @@ def tile(images: Tensor, columns: int, border: float = 0.0) -> Tensor:
     return F.pad(rows.reshape(-1, columns * width, 3), (0, 0, 1, 0, 1, 0), value=border)
 
 
+def as_rgb(images: Tensor) -> Tensor:
+    """Images (N, C, H, W) as float32 (N, 3, H, W) on the CPU."""
+    images = images.cpu().float()
+    if images.shape[1] not in (1, 3):
+        images = images.mean(1, keepdim=True)
+    return images.expand(-1, 3, -1, -1)
+
+
+def heatmap(values: Tensor) -> Tensor:
+    """Values (N, H, W) in [0, 1] as images (N, 3, H, W) in [-1, 1], from black over red to light yellow."""
+    from matplotlib import colormaps
+
+    colours = torch.from_numpy(colormaps["inferno"](values.cpu().numpy())[..., :3])
+    return colours.permute(0, 3, 1, 2).float() * 2 - 1
+
+
+# Images ---------------------------------------------------------------------------------------------------------------
+
+
 def save_grid(path: Path, images: Tensor, columns: int = GRID) -> None:
-    """A PNG of nothing but images (N, C, S, S) in [-1, 1], enlarged to at least 32 pixels each."""
+    """A PNG of nothing but images, each enlarged to at least 32 pixels."""
     from matplotlib.image import imsave
 
-    picture = tile(images, columns, border=0.35)
+    picture = tile(images, columns, BORDER)
     scale = max(1, -(-32 // images.shape[3]))
     enlarged = picture.repeat_interleave(scale, 0).repeat_interleave(scale, 1)
     with replacing(path) as temporary:
@@ -63,53 +90,113 @@ def save_grid(path: Path, images: Tensor, columns: int = GRID) -> None:
 
 
 def save_samples(path: Path, samples: Tensor, real: Tensor) -> None:
-    """A PNG of samples on the left and as many real images on the right, both (N, C, S, S) in [-1, 1]."""
+    """A PNG of samples on the left and as many real images on the right."""
     save_panels(path, [("samples", samples), ("real images", real)])
 
 
 def save_panels(path: Path, panels: Sequence[tuple[str, Tensor]]) -> None:
-    """A PNG of grids of images (N, C, S, S) in [-1, 1], two side by side, each under its title."""
+    """A PNG of image grids, two side by side, each under its title."""
     rows = -(-len(panels) // 2)
-    figure = _figure(10, 5.3 * rows)
+    figure = new_figure(10, 5.3 * rows)
     for axes, (title, images) in zip(figure.subplots(rows, 2).flat, panels, strict=True):
-        axes.imshow(tile(images, GRID, border=0.35).numpy(), interpolation="nearest")
-        axes.set_title(f"{title} ({images.shape[3]}x{images.shape[2]})")
+        _show(axes, images, GRID)
         axes.axis("off")
-    _save(figure, path)
+        axes.set_title(f"{title} ({images.shape[3]}x{images.shape[2]})")
+    save_figure(figure, path)
 
 
 def save_strip(path: Path, snapshots: Sequence[Tensor]) -> None:
-    """A PNG of chains on their way: a row for each, from its start to its end, at about equal distances.
+    """A PNG with a row for each chain, from its start to its end in about equal numbers of steps.
 
-    `snapshots` holds the chains (B, C, s, s) before the first and after each update; the size may grow on the way.
+    `snapshots` holds the chains (B, C, s, s) before the first and after each update; s may grow between them.
     """
     chosen = torch.linspace(0, len(snapshots) - 1, min(STRIP_COLUMNS, len(snapshots))).round().int().tolist()
     size = snapshots[-1].shape[3]
     columns = [F.interpolate(snapshots[k].float(), (size, size), mode="nearest") for k in chosen]
-    rows = torch.stack(columns, dim=1).flatten(0, 1)
-    height = len(snapshots[0])
-    figure = _figure(0.8 * len(chosen), 0.8 * height + 0.6)
+    figure = new_figure(0.8 * len(chosen), 0.8 * len(snapshots[0]) + 0.6)
     axes = figure.subplots()
-    axes.imshow(tile(rows, len(chosen), border=0.35).numpy(), interpolation="nearest")
-    names = ["noise" if k == 0 else f"step {k}" for k in chosen]
+    _show(axes, torch.stack(columns, dim=1).flatten(0, 1), len(chosen))
+    steps = ["noise" if k == 0 else f"step {k}" for k in chosen]
     sizes = [f"{snapshots[k].shape[3]}x{snapshots[k].shape[2]}" for k in chosen]
-    centres = [(size + 1) * column + (size + 1) / 2 for column in range(len(chosen))]
-    axes.set_xticks(centres, [f"{name}\n{shape}" for name, shape in zip(names, sizes, strict=True)], fontsize=8)
+    labels = [f"{step}\n{shape}" for step, shape in zip(steps, sizes, strict=True)]
+    axes.set_xticks(_centres(len(chosen), size), labels, fontsize=8)
     axes.set_yticks([])
     axes.tick_params(length=0, top=False)
-    _save(figure, path)
+    save_figure(figure, path)
+
+
+def save_columns(path: Path, columns: Mapping[str, Tensor]) -> None:
+    """A PNG with a column of images (N, C, S, S) under each heading; image i of every column is in row i.
+
+    Columns of 1 and of 3 channels may stand side by side. Raises ValueError for columns of different lengths.
+    """
+    lengths = {len(images) for images in columns.values()}
+    if len(lengths) != 1:
+        raise ValueError(f"columns must be of one length, got {sorted(lengths)}")
+    count, size = lengths.pop(), next(iter(columns.values())).shape[3]
+    longest = max(len(line) for heading in columns for line in heading.split("\n"))
+    width = max(1.0, 0.08 * longest)  # inches, so that headings do not overlap
+    figure = new_figure(width * len(columns) + 0.1, width * count + 0.6)
+    axes = figure.subplots()
+    _show(axes, torch.stack([as_rgb(images) for images in columns.values()], dim=1).flatten(0, 1), len(columns))
+    axes.set_xticks(_centres(len(columns), size), list(columns), fontsize=8)
+    axes.set_yticks([])
+    axes.tick_params(length=0, labeltop=True, labelbottom=False)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+    save_figure(figure, path)
+
+
+def save_paths(path: Path, images: Mapping[str, Tensor], energies: Mapping[str, Tensor]) -> None:
+    """A PNG of paths between images, with a row for each pair of ends: the paths on the left, their energies beside.
+
+    Args:
+        images: (N, points, C, S, S) for each kind of path, such as "straight".
+        energies: (N, points), likewise.
+    """
+    count, points, _, size, _ = next(iter(images.values())).shape
+    figure = new_figure(0.75 * points + 3.4, 1.75 * count + 0.4)
+    grid = figure.subplots(count, 2, squeeze=False, width_ratios=(0.75 * points, 3))
+    for number, (left, right) in enumerate(grid):
+        _show(left, torch.cat([path_images[number] for path_images in images.values()]), points)
+        left.set_yticks(_centres(len(images), size), list(images), fontsize=8)
+        left.set_xticks([])
+        left.tick_params(length=0)
+        for name, values in energies.items():
+            right.plot(values[number].cpu().numpy(), marker=".", label=name)
+        right.set_ylabel("energy", fontsize=8)
+        right.tick_params(labelsize=7)
+        right.grid(alpha=0.3)
+        if number == 0:
+            right.legend(fontsize=8)
+    save_figure(figure, path)
+
+
+def save_ranked(path: Path, rows: Mapping[str, Sequence[tuple[str, Tensor]]]) -> None:
+    """A PNG with a row for each set and in it image grids under their titles, such as the best and the worst images."""
+    figure = new_figure(12, 1.45 * len(rows) + 0.4)
+    grid = figure.subplots(len(rows), len(next(iter(rows.values()))), squeeze=False)
+    for line, (name, panels) in zip(grid, rows.items(), strict=True):
+        for axes, (title, images) in zip(line, panels, strict=True):
+            _show(axes, images, RANKED_COLUMNS)
+            axes.axis("off")
+            axes.set_title(f"{_words(name)}: {title}", fontsize=9)
+    save_figure(figure, path)
+
+
+# Curves ---------------------------------------------------------------------------------------------------------------
 
 
 def save_curves(path: Path, log: Sequence[Mapping[str, Any]], panels: Curves = ENERGY_CURVES) -> None:
     """A PNG of the quantities of `panels`, by default of energies, over the iterations of a run's log.
 
-    Stages are marked, and where the guard had gone back.
+    Vertical lines mark where a stage began, and where the guard returned to an earlier checkpoint.
     """
     iterations = [line["iteration"] for line in log]
-    figure = _figure(9, 2.5 * len(panels))
+    figure = new_figure(9, 2.5 * len(panels))
     for axes, (title, curves) in zip(figure.subplots(len(panels), 1, sharex=True), panels, strict=True):
         for key, label in curves.items():
-            # Runs from before a quantity was logged have none.
+            # Logs of older versions lack some quantities.
             axes.plot(iterations, [line.get(key, math.nan) for line in log], label=label, linewidth=1)
         for before, after in itertools.pairwise(log):
             if before["size"] != after["size"]:
@@ -121,11 +208,72 @@ def save_curves(path: Path, log: Sequence[Mapping[str, Any]], panels: Curves = E
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
     axes.set_xlabel("iteration")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
-def _figure(width: float, height: float) -> Figure:
-    # Not pyplot: it would choose a window system and keep every figure. A second to import, hence not at the top.
+def save_histograms(path: Path, scores: Mapping[str, Mapping[str, NDArray[np.float32]]]) -> None:
+    """A PNG with a panel for each score: its distribution in each set, the first of which is filled.
+
+    `scores` holds (N,) arrays by set and by name of the score.
+    """
+    first, *_ = scores
+    figure, panels = _panels(list(scores[first]), width=4.0, height=3.2)
+    for name, axes in panels.items():
+        edges, shares = histogram({label: by_score[name] for label, by_score in scores.items()})
+        for index, (label, heights) in enumerate(shares.items()):
+            filled = label == first
+            color = "0.75" if filled else f"C{index - 1}"
+            axes.stairs(heights, edges, fill=filled, color=color, label=_words(label), linewidth=1.4)
+        axes.set_xlabel(_words(name))
+        axes.set_ylabel("% of images")
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(6, len(labels)), fontsize=9)
+    save_figure(figure, path)
+
+
+def histogram(
+    values: Mapping[str, NDArray[np.float32]],
+) -> tuple[NDArray[np.float64], dict[str, NDArray[np.float64]]]:
+    """Edges of bins that all sets share, and the percentage of each set in each bin.
+
+    The bins cover the first set and what of the others is near it; values beyond count in the outermost bins.
+    """
+    edges = _edges(list(values.values()))
+    shares = {}
+    for label, scores in values.items():
+        counts, _ = np.histogram(np.clip(scores, edges[0], edges[-1]), edges)
+        shares[label] = 100 * counts / len(scores)
+    return edges, shares
+
+
+def save_roc(
+    path: Path, curves: Mapping[str, Mapping[str, tuple[NDArray[np.float64], NDArray[np.float64], float]]]
+) -> None:
+    """A PNG with a panel for each score and in it a ROC curve for each set of outliers.
+
+    `curves` holds, by score and by set, false positive rates, true positive rates and the area under the curve.
+    """
+    figure, panels = _panels(list(curves), width=3.6, height=4.4)
+    for name, axes in panels.items():
+        axes.plot([0, 1], [0, 1], color="0.6", linestyle=":", linewidth=1)
+        for index, (label, (false_positives, true_positives, auroc)) in enumerate(curves[name].items()):
+            axes.plot(false_positives, true_positives, color=f"C{index}", label=f"{_words(label)}: {auroc:.3f}")
+        axes.set_title(_words(name))
+        axes.set_xlabel("false positive rate")
+        axes.set_ylabel("true positive rate")
+        axes.set_aspect("equal")
+        # Below the panel, because curves may cover any place inside.
+        below = (0.5, -0.18)
+        axes.legend(fontsize=8, title="AUROC", title_fontsize=8, loc="upper center", bbox_to_anchor=below, ncols=2)
+    save_figure(figure, path)
+
+
+# Figures --------------------------------------------------------------------------------------------------------------
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure of so many inches."""
+    # Not pyplot, which would choose a window system and keep every figure. Imported here because it takes a second.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -134,6 +282,42 @@ def _figure(width: float, height: float) -> Figure:
     return figure
 
 
-def _save(figure: Figure, path: Path) -> None:
+def save_figure(figure: Figure, path: Path) -> None:
+    """Writes a figure as a PNG with 120 pixels an inch."""
     with replacing(path) as temporary:
         figure.savefig(temporary, format="png", dpi=120)
+
+
+def _panels(names: list[str], width: float, height: float) -> tuple[Figure, dict[str, Axes]]:
+    columns = min(PANELS_PER_ROW, len(names))
+    rows = -(-len(names) // columns)
+    figure = new_figure(width * columns, height * rows)
+    axes = figure.subplots(rows, columns, squeeze=False).flatten()
+    for unused in axes[len(names) :]:
+        unused.axis("off")
+    return figure, dict(zip(names, axes, strict=False))
+
+
+def _show(axes: Axes, images: Tensor, columns: int) -> None:
+    axes.imshow(tile(images, columns, BORDER).numpy(), interpolation="nearest")
+
+
+def _centres(count: int, size: int) -> list[float]:
+    """Where the middles of `count` images of a tiled picture are, in pixels."""
+    return [(size + 1) * (place + 0.5) for place in range(count)]
+
+
+def _edges(values: list[NDArray[np.float32]]) -> NDArray[np.float64]:
+    """Edges of bins over the first set and the middle of the others, unless those lie far away."""
+    inner = np.quantile(values[0], (0.001, 0.999))
+    spread = max(float(inner[1] - inner[0]), 1e-6 * max(1.0, abs(float(inner[0]))))
+    others = np.quantile(np.concatenate(values), (0.005, 0.995))
+    low = max(min(inner[0], others[0]), inner[0] - 3 * spread)
+    high = min(max(inner[1], others[1]), inner[1] + 3 * spread)
+    if high - low < spread:  # all scores are equal: bins still need a width
+        low, high = low - spread, high + spread
+    return np.linspace(low, high, BINS + 1)
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ")

@@ -582,11 +582,11 @@ def test_restore_by_a_decoder(stock: Golden, tmp_path: Path) -> None:
 def test_evaluate(stock: Golden, run: Any) -> None:
     real, samples = images(100), run.sample(100)
     health = evaluation.energy_metrics(run.levels[8], samples, real, step_size=1.0, noise_std=0.01, num_steps=3)
-    found: dict[str, Any] = {"gap": health.gap, "of samples": health.acceptance_samples, "ends": health.long.images}
-    found |= {"of data": health.acceptance_data, "motion": health.long.motion, "energy": health.long.energy_end}
+    found: dict[str, Any] = {"gap": health.gap, "of samples": health.acceptance_samples, "ends": health.long_run.images}
+    found |= {"of data": health.acceptance_data, "motion": health.long_run.motion, "energy": health.long_run.energy_end}
     a, b = samples.flatten(1), real.flatten(1)
     found |= {"Fréchet": evaluation.frechet_distance(a, b), "kernel": list(evaluation.kernel_distance(a, b))}
     found |= {"precision": list(evaluation.precision_recall(a, b)), "near": evaluation.nearest_distances(a, b)}
     verdict = evaluation.evaluate_digits(real)
-    found |= {"counts": list(verdict.class_counts), "accuracy": verdict.accuracy, "far": verdict.distance_median}
+    found |= {"counts": list(verdict.classes.counts), "accuracy": verdict.accuracy, "far": verdict.nearest.median}
     stock.check("evaluate", found)

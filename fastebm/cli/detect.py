@@ -124,7 +124,6 @@ def write_detection(out: Path, detection: DetectionResult) -> None:
     import numpy as np
 
     from fastebm.runs.files import replacing, write_json
-    from fastebm.tasks.detection.pictures import save_histogram, save_roc, save_typical
 
     out.mkdir(parents=True, exist_ok=True)
     arrays: dict[str, Any] = {
@@ -132,9 +131,7 @@ def write_detection(out: Path, detection: DetectionResult) -> None:
     }
     with replacing(out / "scores.npz") as temporary, temporary.open("wb") as file:
         np.savez_compressed(file, **arrays)
-    save_histogram(out / "histogram.png", detection.scores)
-    save_roc(out / "roc.png", detection.scores, detection.metrics)
-    save_typical(out / "typical.png", detection.sets, detection.scores)
+    detection.save_figures(out)
     write_json(out / "detect.json", detection.to_json())
 
 

@@ -20,6 +20,7 @@ from fastebm.evaluation import (
     FeatureClassifier,
     FeatureStatistics,
     Inception,
+    NearestDistances,
     RealImages,
     calibration_metrics,
     energy_metrics,
@@ -28,10 +29,10 @@ from fastebm.evaluation import (
     inception_metrics,
     train_features,
 )
-from fastebm.evaluation.energy_metrics import last_level
-from fastebm.evaluation.metrics.classifier import Nearest
+from fastebm.evaluation.energy_metrics import last_level_settings
 from fastebm.evaluation.metrics.comparison import noise_like
 from fastebm.evaluation.metrics.features import FEATURES_FILE, NOT_COMPARABLE
+from fastebm.evaluation.metrics.inception import require_torchmetrics
 from fastebm.evaluation.report import LongRunFeatures, Report
 from fastebm.evaluation.sources import holds_statistics, open_real, read_samples, source_of_real
 from fastebm.runs.files import write_json
@@ -107,6 +108,8 @@ class Evaluate:
         device = chosen_device(self.device)
         inception = None if self.inception is None else Inception.load(self.inception, device)
         statistics = self._statistics()
+        if inception is not None and statistics is None:
+            require_torchmetrics()  # an error before samples are drawn, not after it
         run = load(self.samples, device) if is_run else None
         samples = read_samples(self.samples)[: self.count] if run is None else None
         size, channels = (run.size, run.config.channels) if samples is None else (samples.shape[3], samples.shape[1])
@@ -231,12 +234,12 @@ class Evaluate:
         return Report(
             words,
             repr(real.train),
-            Nearest.of(samples, real) if verdict is None else verdict.nearest,
-            None if classifier is None else classifier.facts(),
+            NearestDistances.of(samples, real) if verdict is None else verdict.nearest,
+            None if classifier is None else classifier.metadata(),
             verdict,
             None if inception is None else inception_metrics(samples, real, inception),
-            health=of_energy,
-            survival=survival,
+            energy_metrics=of_energy,
+            long_run=survival,
         )
 
     def _distance(
@@ -273,12 +276,12 @@ def _energy_metrics(
         print(f"No energy metrics: {run.path} has no energy, only a generator.", file=sys.stderr)
         return None, None
     start = samples[:METRICS_COUNT].to(device_of(energy))
-    reference = real.reference(len(start)).batch(slice(None), start.device)
+    reference = real.subset(len(start)).batch(slice(None), start.device)
     found: EnergyMetrics | CalibrationMetrics
     if cascade:
         dtype = getattr(torch, config.dtype)
-        found = energy_metrics(energy, start, reference, dtype=dtype, seed=config.seed, **last_level(run.cascade()))
-        ends = found.long.images
+        found = energy_metrics(energy, start, reference, dtype=dtype, seed=config.seed, **last_level_settings(run.cascade()))
+        ends = found.long_run.images
     else:
         found = calibration_metrics(
             energy,

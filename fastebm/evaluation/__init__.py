@@ -1,31 +1,29 @@
-"""What samples are worth: distances from real images in features, a classifier's verdict, an energy's health."""
+"""Metrics of samples and energies: distances in features, predicted classes, nearest images, energy gap, acceptance."""
 
 from fastebm.evaluation.calibration_metrics import CalibrationMetrics, calibration_metrics
 from fastebm.evaluation.energy_metrics import EnergyMetrics, acceptance_rate, energy_metrics, log_acceptance
-from fastebm.evaluation.metrics.classifier import EvaluationResult, evaluate_samples
+from fastebm.evaluation.evaluate import EvaluationResult, PredictedClasses, evaluate_digits, evaluate_samples
 from fastebm.evaluation.metrics.comparison import Comparison, Distances, RealImages, compare
-from fastebm.evaluation.metrics.digits import DigitsEvaluation, evaluate_digits
-from fastebm.evaluation.metrics.distances import (
-    FeatureStatistics,
-    frechet_distance,
-    kernel_distance,
-    precision_recall,
-)
-from fastebm.evaluation.metrics.features import FeatureClassifier, train_features
+from fastebm.evaluation.metrics.features import FeatureClassifier, Features, train_features
+from fastebm.evaluation.metrics.frechet import FeatureStatistics, frechet_distance
 from fastebm.evaluation.metrics.inception import Inception, InceptionMetrics, inception_metrics
-from fastebm.evaluation.metrics.nearest_neighbors import nearest_distances
+from fastebm.evaluation.metrics.kernel import kernel_distance
+from fastebm.evaluation.metrics.nearest_neighbors import NearestDistances, nearest_distances
+from fastebm.evaluation.metrics.precision_recall import precision_recall
 
 __all__ = [
     "CalibrationMetrics",
     "Comparison",
-    "DigitsEvaluation",
     "Distances",
     "EnergyMetrics",
     "EvaluationResult",
     "FeatureClassifier",
     "FeatureStatistics",
+    "Features",
     "Inception",
     "InceptionMetrics",
+    "NearestDistances",
+    "PredictedClasses",
     "RealImages",
     "acceptance_rate",
     "calibration_metrics",

@@ -1,4 +1,4 @@
-"""Health of an energy model: its gap, whether its samples last, and what Metropolis thinks of its Langevin steps."""
+"""Metrics of an energy: gap between samples and real images, Metropolis acceptance of its updates, long-run chains."""
 
 from __future__ import annotations
 
@@ -21,17 +21,71 @@ Energy = Callable[[Tensor], Tensor]
 
 TIMES_LONGER = 10
 ACCEPTANCE_COUNT = 200
+FIRST_CHAIN_ID = 2**40
+"""Chains of these metrics have ids from here on, which no samples have."""
 _BATCH = 250
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class EnergyGap:
+    """Energies of real images and of samples.
+
+    Attributes:
+        count: how many real images and how many samples were evaluated.
+        energy_data, energy_samples: mean energies, low for real images.
+        energy_data_std: standard deviation of the energies of real images, the scale to compare the gap with.
+    """
+
+    count: int
+    energy_data: float
+    energy_data_std: float
+    energy_samples: float
+
+    @property
+    def gap(self) -> float:
+        """Energy of samples minus energy of data; near 0 for a well-trained model."""
+        return self.energy_samples - self.energy_data
+
+    def to_json(self) -> dict[str, Any]:
+        """All numbers; those that are not finite become None."""
+        numbers = vars(self) | {"gap": self.gap} | self._derived()
+        numbers = {name: value for name, value in numbers.items() if not isinstance(value, Tensor | LongRunMetrics)}
+        return {name: value if value is None or math.isfinite(value) else None for name, value in numbers.items()}
+
+    def _derived(self) -> dict[str, float | None]:
+        return {}
+
+
+def energy_gap(energy: Energy, samples: Tensor, real: Tensor) -> tuple[Tensor, Tensor, dict[str, Any]]:
+    """The first samples and real images (N, C, H, W), as many of both, and the attributes of their `EnergyGap`.
+
+    Raises ValueError for images of different shapes or none.
+    """
+    if samples.shape[1:] != real.shape[1:] or not len(samples) or not len(real):
+        raise ValueError(f"samples and real images must be alike, got {tuple(samples.shape)} and {tuple(real.shape)}")
+    count = min(len(samples), len(real))
+    samples, real = samples[:count], real[:count]
+    of_data, of_samples = energies(energy, real), energies(energy, samples)
+    return (
+        samples,
+        real,
+        {
+            "count": count,
+            "energy_data": float(of_data.mean()),
+            "energy_data_std": float(of_data.std(correction=0)),
+            "energy_samples": float(of_samples.mean()),
+        },
+    )
 
 
 @dataclass(frozen=True, eq=False)
 class LongRunMetrics:
-    """Where chains end that go on from samples.
+    """Chains that continue from samples.
 
     Attributes:
-        num_steps: updates that they went on for.
-        images: their ends, clamped to [-1, 1]; only those that are finite.
-        finite_share: share of chains that are.
+        num_steps: updates that they continued for.
+        images: their ends, clamped to [-1, 1]; only finite ones.
+        finite_share: share of chains that end finite.
         motion: mean of abs(end - start) over pixels and finite chains, in units of images in [-1, 1].
         energy_start, energy_end: mean energies of finite chains.
     """
@@ -44,43 +98,31 @@ class LongRunMetrics:
     energy_end: float
 
 
-@dataclass(frozen=True, eq=False)
-class EnergyMetrics:
-    """What an energy thinks of real images and samples, and what its chains do.
+@dataclass(frozen=True, eq=False, kw_only=True)
+class EnergyMetrics(EnergyGap):
+    """The energy gap, the acceptance of Langevin updates, and long-run chains.
 
     Attributes:
-        count: real images, and as many samples, whose energies were taken.
-        energy_data, energy_samples: their mean energies; `gap` is samples minus data, near 0 in health.
-        energy_data_std: standard deviation of the energies of real images, the scale to see the gap on.
-        step_size, noise_std, temperature: of the updates below; the temperature is `noise_std^2 / (2 step_size)`.
+        step_size, noise_std: of the updates below.
         acceptance_samples, acceptance_data: mean Metropolis acceptance of one update from samples, and from real
-            images; None without noise, where an update is no proposal but a descent.
-        long: chains that go on from samples for ten times the steps.
+            images; None without noise, where an update is a descent and no proposal.
+        long_run: chains that continue from samples for ten times the steps.
     """
 
-    count: int
-    energy_data: float
-    energy_data_std: float
-    energy_samples: float
     step_size: float
     noise_std: float
     acceptance_samples: float | None
     acceptance_data: float | None
-    long: LongRunMetrics
-
-    @property
-    def gap(self) -> float:
-        return self.energy_samples - self.energy_data
+    long_run: LongRunMetrics
 
     @property
     def temperature(self) -> float:
+        """`noise_std^2 / (2 step_size)`."""
         return self.noise_std**2 / (2 * self.step_size)
 
-    def to_json(self) -> dict[str, Any]:
-        values = {name: value for name, value in vars(self).items() if name != "long"}
-        long = {f"long_{name}": value for name, value in vars(self.long).items() if name != "images"}
-        numbers = values | {"gap": self.gap, "temperature": self.temperature} | long
-        return {name: value if value is None or math.isfinite(value) else None for name, value in numbers.items()}
+    def _derived(self) -> dict[str, float | None]:
+        long_run = {f"long_{name}": value for name, value in vars(self.long_run).items() if name != "images"}
+        return {"temperature": self.temperature, **long_run}
 
 
 def energy_metrics(
@@ -94,21 +136,17 @@ def energy_metrics(
     dtype: torch.dtype | None = None,
     seed: int = 0,
 ) -> EnergyMetrics:
-    """The health of `energy`, low meaning real, at samples and real images (N, C, H, W) in [-1, 1].
+    """Metrics of `energy`, low for real images, at samples and real images (N, C, H, W) in [-1, 1].
 
     Args:
-        step_size, noise_std: of the Langevin updates that samples are made by; `last_level` says those of a cascade.
-        num_steps: updates in the chain that they are made by; here chains go on for ten times as many.
-        dtype: in which the energy runs inside those chains, as in `Langevin`; that of the samples' own says most.
+        step_size, noise_std: of the Langevin updates that generate samples; for a cascade, see `last_level_settings`.
+        num_steps: updates in a chain that generates samples; long-run chains have ten times as many.
+        dtype: of the energy inside of long-run chains, as in `Langevin`; use that of the chains of samples.
         seed: of the noise.
 
     Raises ValueError for images of different shapes or none.
     """
-    if samples.shape[1:] != real.shape[1:] or not len(samples) or not len(real):
-        raise ValueError(f"samples and real images must be alike, got {tuple(samples.shape)} and {tuple(real.shape)}")
-    count = min(len(samples), len(real))
-    samples, real = samples[:count], real[:count]
-    of_data, of_samples = energies(energy, real), energies(energy, samples)
+    samples, real, gap = energy_gap(energy, samples, real)
     accepted: list[float | None] = [None, None]
     if noise_std > 0:
         exact = in_double(energy)
@@ -117,21 +155,18 @@ def energy_metrics(
             for x in (samples, real)
         ]
     return EnergyMetrics(
-        count=count,
-        energy_data=float(of_data.mean()),
-        energy_data_std=float(of_data.std(correction=0)),
-        energy_samples=float(of_samples.mean()),
+        **gap,
         step_size=step_size,
         noise_std=noise_std,
         acceptance_samples=accepted[0],
         acceptance_data=accepted[1],
-        long=long_chains(energy, samples, step_size, noise_std, TIMES_LONGER * num_steps, dtype=dtype, seed=seed),
+        long_run=long_chains(energy, samples, step_size, noise_std, TIMES_LONGER * num_steps, dtype=dtype, seed=seed),
     )
 
 
-def last_level(cascade: LevelSampler) -> dict[str, Any]:
-    """`step_size` and `noise_std` (means over the highest level, of the noise the root mean square) and `num_steps` (of all
-    levels) of a cascade, as `energy_metrics` takes them."""
+def last_level_settings(cascade: LevelSampler) -> dict[str, Any]:
+    """Arguments of `energy_metrics` for a cascade: the mean `step_size` and the root mean square `noise_std` over its
+    highest level, and `num_steps` over all levels."""
     rows = cascade.schedule[-cascade.levels[-1].num_steps :].double()
     return {
         "step_size": float(rows[:, 0].mean()),
@@ -141,7 +176,7 @@ def last_level(cascade: LevelSampler) -> dict[str, Any]:
 
 
 def energies(energy: Energy, images: Tensor) -> Tensor:
-    """float64 (N,): energies of images in batches, in eval mode."""
+    """Energies of images in eval mode, computed in batches: float64 (N,) on the CPU."""
     evaluate = energy_gradient(energy)
     with evaluate.chain():
         return torch.cat([evaluate(part)[0].double().cpu() for part in images.split(_BATCH)])
@@ -157,13 +192,12 @@ def long_chains(
     dtype: torch.dtype | None = None,
     seed: int = 0,
 ) -> LongRunMetrics:
-    """Lets chains go on from `start` (N, ...) for `num_steps` updates, without a clamp but at the end.
+    """Continues chains from `start` (N, ...) for `num_steps` updates; they are clamped only at the end.
 
-    Chains that leave the finite numbers are counted and left out.
+    Chains that become infinite or NaN are counted and left out.
     """
-    # The ids of these chains begin where nobody's samples do.
     sampler = Langevin(energy, step_size, noise_std, dtype=dtype)
-    ends = sampler.sample(start, num_steps, seed, chain_ids=2**40, batch_size=_BATCH, check=False)
+    ends = sampler.sample(start, num_steps, seed, chain_ids=FIRST_CHAIN_ID, batch_size=_BATCH, check=False)
     before = energies(energy, start)
     finite = ends.flatten(1).isfinite().all(dim=1)
     after = energies(energy, ends.where(finite.view(-1, *[1] * (ends.ndim - 1)), torch.zeros_like(ends)))
@@ -184,8 +218,8 @@ def long_chains(
 def acceptance_rate(energy: Energy, x: Tensor, step_size: float, noise_std: float, *, seed: int = 0) -> float:
     """The mean over `x` of min(1, exp(`log_acceptance`)): the share of Langevin updates that Metropolis would accept.
 
-    At equilibrium 1 means that chains sample exp(-E / T). Far above it, where an update lowers E by many T, it is 1 as
-    well and means a descent, and near 0 that updates overshoot.
+    At equilibrium, 1 means that chains sample exp(-E / T). At energies far above equilibrium an update that lowers E by
+    many T is accepted as well: 1 then means a descent. Values near 0 mean that updates overshoot.
 
     Example:
         >>> import torch
@@ -198,19 +232,19 @@ def acceptance_rate(energy: Energy, x: Tensor, step_size: float, noise_std: floa
 
 
 def log_acceptance(energy: Energy, x: Tensor, step_size: float, noise_std: float, *, seed: int = 0) -> Tensor:
-    """float64 (N,): the log of the Metropolis-Hastings ratio of one Langevin update from each `x`.
+    """The log of the Metropolis-Hastings ratio of one Langevin update from each `x`: float64 (N,).
 
     The update x' = x - η ∇E(x) + σ ξ is a proposal q(x'|x) ~ exp(-|x' - x + η ∇E(x)|^2 / (2 σ^2)) for the density
-    exp(-E(x) / T). At T = σ^2 / (2 η) it is the one of MALA (Roberts and Tweedie, 1996), with U = E / T and τ = η T:
+    exp(-E(x) / T). At T = σ^2 / (2 η) it is that of MALA (Roberts and Tweedie, 1996) with U = E / T and τ = η T:
     x' = x - τ ∇U(x) + sqrt(2 τ) ξ. So
 
         log a = (E(x) - E(x')) / T + (|x' - x + η ∇E(x)|^2 - |x - x' + η ∇E(x')|^2) / (2 σ^2),
 
-    whose first square is |σ ξ|^2. Image recipes have T near 1e-6, where energies in float32 are too coarse: give `x`
-    and the energy in float64 (`in_double`).
+    where the first square is |σ ξ|^2. Image recipes have T near 1e-6, for which float32 energies are too coarse: pass
+    `x` and the energy in float64 (`in_double`).
 
     Args:
-        x: (N, ...), floating point; the energy is evaluated in its type.
+        x: (N, ...), floating point; the energy is evaluated in its dtype.
         step_size, noise_std: η and σ, positive.
         seed: of ξ, stream LANGEVIN, one chain for each x.
 
@@ -219,7 +253,7 @@ def log_acceptance(energy: Energy, x: Tensor, step_size: float, noise_std: float
     if not (step_size > 0 and noise_std > 0):
         raise ValueError(
             f"a proposal needs a positive step_size and noise_std, got {step_size} and {noise_std}; without noise an "
-            "update is a descent, which no chain could go back"
+            "update is a descent that no chain reverses"
         )
     evaluate = energy_gradient(energy, engine="autograd")
     temperature = noise_std**2 / (2 * step_size)
@@ -238,7 +272,7 @@ def log_acceptance(energy: Energy, x: Tensor, step_size: float, noise_std: float
 
 
 def in_double(energy: Energy) -> Energy:
-    """A copy of an energy with weights in float64, of a module or a `functools.partial` of one; others as they are."""
+    """A float64 copy of a module, or of a `functools.partial` of one; other functions are returned as they are."""
     if isinstance(energy, functools.partial):
         return functools.partial(in_double(energy.func), *energy.args, **energy.keywords)
     return copy.deepcopy(energy).double() if isinstance(energy, nn.Module) else energy

@@ -4,7 +4,7 @@ from fastebm.tasks import restoration
 from fastebm.tasks.classical_denoisers import ClassicalDenoiser, tuned_denoisers
 from fastebm.tasks.denoise import DenoiseOptions, DenoisingResult, add_noise, denoise, tune_denoising
 from fastebm.tasks.detection.level_statistics import LevelStatistics
-from fastebm.tasks.detection.outlier_sets import constant_colours, flipped, interpolations, rotated, uniform_noise
+from fastebm.tasks.detection.outlier_sets import constant_colours, flip, interpolations, rotate, uniform_noise
 from fastebm.tasks.detection.run import DetectionResult, detect_outliers
 from fastebm.tasks.detection.scores import (
     DetectionMetrics,
@@ -45,7 +45,7 @@ __all__ = [
     "denoise",
     "detect_outliers",
     "detection_metrics",
-    "flipped",
+    "flip",
     "generate",
     "hole_mask",
     "images_for",
@@ -61,7 +61,7 @@ __all__ = [
     "quality",
     "restoration",
     "restore",
-    "rotated",
+    "rotate",
     "total_variation",
     "translate",
     "tune_denoising",

@@ -48,14 +48,14 @@ def test_a_run_against_its_own_images(trained: Path, capsys: pytest.CaptureFixtu
     before = {path: path.read_bytes() for path in trained.rglob("*") if path.is_file()}
     assert main(["evaluate", str(trained), "--count", "60", "--train-features"]) == 0
     printed = capsys.readouterr().out
-    for part in (NOTE, "floor: test images", "ceiling: uniform noise", "classes found, of 10", "gap", "40 more steps"):
+    for part in (NOTE, "reference: test images", "uniform noise", "classes found, of 10", "gap", "40 more steps"):
         assert part in printed
     found = result(trained / "evaluation.json")
     assert found["in_features"]["note"] == NOTE
     assert found["in_features"]["distances"]["samples"]["count"] == 60
     assert sum(found["in_features"]["classes"]["counts"]) == 60
-    assert found["health"]["count"] == 60
-    assert 0 <= found["health"]["acceptance_data"] <= 1
+    assert found["energy_metrics"]["count"] == 60
+    assert 0 <= found["energy_metrics"]["acceptance_data"] <= 1
     assert found["long_chains_in_features"]["count"] == 60
     assert found["features"]["accuracy"] > 0.2
     after = {path: path.read_bytes() for path in trained.rglob("*") if path.is_file()}
@@ -71,23 +71,23 @@ def test_a_run_against_its_own_images(trained: Path, capsys: pytest.CaptureFixtu
     assert main(["evaluate", str(trained), "--count", "50", "--overwrite", "--no-energy-metrics"]) == 0
     again = result(trained / "evaluation.json")
     assert again["in_features"]["distances"]["samples"]["count"] == 50
-    assert "health" not in again
+    assert "energy_metrics" not in again
 
 
 def test_a_run_that_calibrates_a_generator(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """One-pass samples are judged as others are; of its energy the gaps, which no chain of a cascade is there for."""
+    """One-pass samples are evaluated like others, and the energy by gaps and short chains."""
     run = ec_vae(tmp_path / "vae", num_steps=3, noise_std=0.01)
     assert main(["evaluate", str(run), "--count", "60", "--train-features"]) == 0
     printed = capsys.readouterr().out
-    for part in (NOTE, "ceiling: uniform noise", "classes found, of 10", "left to calibrate", "chains of 3 steps"):
+    for part in (NOTE, "uniform noise", "classes found, of 10", "gap", "chains of 3 steps"):
         assert part in printed
     assert "Metropolis" not in printed
     found = result(run / "evaluation.json")
-    assert "health" not in found
+    assert "energy_metrics" not in found
     assert found["in_features"]["distances"]["samples"]["count"] == 60
     assert found["nearest"]["median"] > 0
     assert found["short_chains_in_features"]["count"] == 60
-    health, loaded = found["calibration"], load(run)
+    health, loaded = found["calibration_metrics"], load(run)
     assert isinstance(loaded.energy, torch.nn.Module)  # type: ignore[union-attr]
     with torch.no_grad():
         energies = loaded.energy(loaded.sample(60))  # type: ignore[union-attr]
@@ -133,7 +133,7 @@ def test_pictures_against_pictures_without_labels(data: Path, monkeypatch: pytes
     found = result(Path("rotations.json"))
     assert found["features"]["task"] == "rotations"
     assert found["in_features"]["classes"] is None
-    assert found["in_features"]["distances"]["floor_of"] == "train images of the other half"
+    assert found["in_features"]["distances"]["reference_kind"] == "train images of the other half"
 
 
 def test_real_images_are_brought_to_another_form_when_asked(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -226,7 +226,7 @@ def test_statistics_are_written_and_compared_with(
     assert main([*statistics, "--features", "features.safetensors"]) == 0
     printed = capsys.readouterr().out
     assert NOTE in printed
-    assert "no floor" in printed
+    assert "a reference of real images needs images" in printed
     assert "does not say" not in printed
     found = result(Path("b.json"))["statistics"]
     assert NOTE in found["kind"]
@@ -239,7 +239,7 @@ def test_statistics_are_written_and_compared_with(
     whole = ["evaluate", "samples.npz", "--reference-data", "digits.npz", "--all-real", "--out", "all.json"]
     assert main(whole) == 0
     of_all = result(Path("all.json"))["in_features"]["distances"]["samples"]
-    assert (of_all["count"], of_all["reference"]) == (180, 1438)
+    assert (of_all["count"], of_all["num_reference"]) == (180, 1438)
     assert found["frechet"] == pytest.approx(of_all["frechet"], rel=1e-6)
 
     # Other features of the same length are refused where the file has a label; where it has none, a line says so.
@@ -252,7 +252,7 @@ def test_statistics_are_written_and_compared_with(
     with np.load("real.npz") as arrays:
         np.savez("plain.npz", mu=arrays["mu"], sigma=arrays["sigma"])
     assert main([*again, "plain.npz"]) == 0
-    assert "which features the statistics are of, their file does not say" in capsys.readouterr().out
+    assert "the file of statistics does not say which features they are of" in capsys.readouterr().out
 
 
 def test_inception_and_the_statistics_that_it_made(
@@ -270,9 +270,9 @@ def test_inception_and_the_statistics_that_it_made(
     assert NOTE not in printed
     inception = result(Path("a.json"))["inception"]
     table = inception["comparison"]
-    for row in ("samples", "floor", "noise"):
-        assert (table[row]["count"], table[row]["reference"]) == (180, 1438)
-    assert table["floor"]["frechet"] < table["noise"]["frechet"]
+    for row in ("samples", "reference", "noise"):
+        assert (table[row]["count"], table[row]["num_reference"]) == (180, 1438)
+    assert table["reference"]["frechet"] < table["noise"]["frechet"]
     assert inception["score"] >= 1
     assert main([*evaluate, "--reference-data", "real.npz", "--out", "b.json"]) == 0
     printed = capsys.readouterr().out

@@ -19,16 +19,16 @@ def quadratic(x: Tensor) -> Tensor:
 
 def test_gaps_of_a_quadratic_energy() -> None:
     """Without noise a step of η shrinks an image by 1 - η."""
-    health = calibration_metrics(quadratic, SAMPLES, REAL, step_size=0.1, noise_std=0.0, num_steps=7)
+    metrics = calibration_metrics(quadratic, SAMPLES, REAL, step_size=0.1, noise_std=0.0, num_steps=7)
     left = 0.9**7
-    assert health.count == 40
-    assert health.gap == pytest.approx(0.5 * 8 * 0.25)
-    assert health.gap_ends == pytest.approx(health.gap * left**2, rel=1e-5)
-    assert health.distance == pytest.approx(8 * 0.25 * (1 - left) ** 2, rel=1e-5)
-    assert health.noise_floor == 0
-    assert health.energy_data_std == 0
-    torch.testing.assert_close(health.ends, SAMPLES * left)
-    assert "ends" not in health.to_json()
+    assert metrics.count == 40
+    assert metrics.gap == pytest.approx(0.5 * 8 * 0.25)
+    assert metrics.gap_ends == pytest.approx(metrics.gap * left**2, rel=1e-5)
+    assert metrics.distance == pytest.approx(8 * 0.25 * (1 - left) ** 2, rel=1e-5)
+    assert metrics.noise_floor == 0
+    assert metrics.energy_data_std == 0
+    torch.testing.assert_close(metrics.ends, SAMPLES * left)
+    assert "ends" not in metrics.to_json()
 
 
 def test_noise_alone_is_the_floor() -> None:
@@ -56,7 +56,7 @@ def test_an_anchor_holds_chains_back() -> None:
 
 
 def test_chains_that_run_away_are_told() -> None:
-    health = calibration_metrics(
+    metrics = calibration_metrics(
         lambda x: -x.square().square().sum((1, 2, 3)),
         torch.full((3, 1, 2, 2), 0.9),
         torch.zeros(3, 1, 2, 2),
@@ -64,9 +64,9 @@ def test_chains_that_run_away_are_told() -> None:
         noise_std=0.0,
         num_steps=20,
     )
-    assert health.energy_ends is None
-    assert health.to_json()["gap_ends"] is None
-    assert len(health.ends) == 0
+    assert metrics.energy_ends is None
+    assert metrics.to_json()["gap_ends"] is None
+    assert len(metrics.ends) == 0
 
 
 def test_images_have_to_be_alike() -> None:

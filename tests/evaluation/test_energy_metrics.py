@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fastebm.evaluation import acceptance_rate, energy_metrics, log_acceptance
-from fastebm.evaluation.energy_metrics import in_double, last_level, long_chains
+from fastebm.evaluation.energy_metrics import in_double, last_level_settings, long_chains
 from fastebm.models import CoarseToFineEnergy
 from fastebm.ops import normal
 from fastebm.sampling import Cascade, Langevin, linear
@@ -109,12 +109,12 @@ def test_chains_that_leave_the_finite_numbers_are_counted() -> None:
 
 def test_the_gap_is_samples_minus_data() -> None:
     samples, real = torch.full((6, 1, 2, 2), 1.0), torch.full((8, 1, 2, 2), 0.5)
-    health = energy_metrics(gaussian, samples, real, step_size=0.1, noise_std=0.0, num_steps=3)
-    assert (health.count, health.energy_samples, health.energy_data) == (6, 2.0, 0.5)
-    assert (health.gap, health.energy_data_std, health.temperature) == (1.5, 0, 0)
-    assert (health.acceptance_samples, health.acceptance_data) == (None, None)
-    assert health.long.num_steps == 30
-    stored = json.loads(json.dumps(health.to_json(), allow_nan=False))
+    metrics = energy_metrics(gaussian, samples, real, step_size=0.1, noise_std=0.0, num_steps=3)
+    assert (metrics.count, metrics.energy_samples, metrics.energy_data) == (6, 2.0, 0.5)
+    assert (metrics.gap, metrics.energy_data_std, metrics.temperature) == (1.5, 0, 0)
+    assert (metrics.acceptance_samples, metrics.acceptance_data) == (None, None)
+    assert metrics.long_run.num_steps == 30
+    stored = json.loads(json.dumps(metrics.to_json(), allow_nan=False))
     assert (stored["gap"], stored["long_steps"]) == (1.5, 30)
     with pytest.raises(ValueError, match="must be alike"):
         energy_metrics(gaussian, samples, torch.zeros(3, 1, 4, 4), step_size=0.1, noise_std=0.0, num_steps=3)
@@ -123,15 +123,15 @@ def test_the_gap_is_samples_minus_data() -> None:
 def test_a_net_and_its_cascade() -> None:
     net = CoarseToFineEnergy(8, 1, base_width=2, lowest=4)
     cascade = Cascade({4: net.frozen(4), 8: net.frozen(8)}, num_steps=5, step_size=0.5, noise_std=linear(0.1, 0.0))
-    settings = last_level(cascade)
+    settings = last_level_settings(cascade)
     assert settings["num_steps"] == 10
     assert settings["step_size"] == 0.5
     noise = np.linspace(0.1, 0, 10)[5:]
     assert settings["noise_std"] == pytest.approx(np.sqrt((noise**2).mean()), rel=1e-6)
     samples = cascade.sample(20, 0, channels=1).clamp(-1, 1)
     energy = net.frozen(8)
-    health = energy_metrics(energy, samples, samples.flip(3), seed=1, **settings)
-    assert 0 <= health.acceptance_samples <= 1
+    metrics = energy_metrics(energy, samples, samples.flip(3), seed=1, **settings)
+    assert 0 <= metrics.acceptance_samples <= 1
     assert next(energy.parameters()).dtype == torch.float32
     # The copy in float64 is the same energy.
     exact = in_double(energy)
@@ -145,6 +145,6 @@ def test_long_chains_run_in_the_type_that_samples_are_made_in() -> None:
     real, settings = start.flip(3), {"step_size": 0.5, "noise_std": 0.01, "num_steps": 1}
     single, low = (energy_metrics(net, start, real, dtype=t, **settings) for t in (torch.float32, torch.bfloat16))
     expected = Langevin(net, 0.5, 0.01, dtype=torch.bfloat16).sample(start, 10, 0, chain_ids=2**40).clamp(-1, 1)
-    assert torch.equal(low.long.images, expected)
-    assert not torch.equal(low.long.images, single.long.images)
-    torch.testing.assert_close(low.long.images, single.long.images, atol=0.05, rtol=0)
+    assert torch.equal(low.long_run.images, expected)
+    assert not torch.equal(low.long_run.images, single.long_run.images)
+    torch.testing.assert_close(low.long_run.images, single.long_run.images, atol=0.05, rtol=0)

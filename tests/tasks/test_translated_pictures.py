@@ -12,9 +12,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from fastebm import plotting
 from fastebm.cli import main
-from fastebm.tasks import TranslateOptions, pictures, translate
-from fastebm.tasks.pictures import heat, save_translated
+from fastebm.plotting import heatmap
+from fastebm.tasks import TranslateOptions, translate
+from fastebm.tasks.pictures import save_translated
 from fastebm.tasks.translate import TranslationResult
 from fastebm.training import CoarseToFineRun
 
@@ -30,13 +32,13 @@ def darker(x: Tensor) -> Tensor:
 def columns(monkeypatch: pytest.MonkeyPatch) -> list[Columns]:
     """What `save_columns` was asked to draw, picture by picture; it is drawn all the same."""
     asked: list[Columns] = []
-    save = pictures.save_columns
+    save = plotting.save_columns
 
     def kept(path: Path, given: Mapping[str, Tensor], **options: Any) -> None:
         asked.append(dict(given))
         save(path, given, **options)
 
-    monkeypatch.setattr(pictures, "save_columns", kept)
+    monkeypatch.setattr(plotting, "save_columns", kept)
     return asked
 
 
@@ -46,8 +48,8 @@ def translated() -> TranslationResult:
     return translate(darker, source, TranslateOptions(num_steps=20, snapshots=4, start_noise=0.0))
 
 
-def test_heat_goes_from_black_over_red_to_light_yellow() -> None:
-    images = heat(torch.tensor([[[0.0, 0.25, 0.5, 0.75, 1.0]]]))
+def test_heatmap_goes_from_black_over_red_to_light_yellow() -> None:
+    images = heatmap(torch.tensor([[[0.0, 0.25, 0.5, 0.75, 1.0]]]))
     assert images.shape == (1, 3, 1, 5)
     assert images.dtype == torch.float32
     red, green, blue = ((images[0, :, 0] + 1) / 2).tolist()
@@ -58,10 +60,10 @@ def test_heat_goes_from_black_over_red_to_light_yellow() -> None:
     assert (brightness.diff() > 0).all()
 
 
-def test_heat_keeps_what_is_where() -> None:
+def test_heatmap_keeps_what_is_where() -> None:
     values = torch.zeros(2, 4, 6)
     values[1, 3, 2] = 1
-    images = heat(values)
+    images = heatmap(values)
     assert images.shape == (2, 3, 4, 6)
     brightest = images.sum(1).flatten(1).argmax(1)
     assert int(brightest[1]) == 3 * 6 + 2
@@ -77,7 +79,7 @@ def test_columns_are_the_way_in_order(translated: TranslationResult, tmp_path: P
     for step in (5, 10, 15, 20):  # a tenth of the way to black in each step
         torch.testing.assert_close(shown[f"step {step}"], (translated.source + 1) * 0.9**step - 1)
     assert torch.equal(shown["step 20"], translated.images)
-    torch.testing.assert_close(shown[f"change\n0 to {largest:.1f}"], heat(translated.change / largest))
+    torch.testing.assert_close(shown[f"change\n0 to {largest:.1f}"], heatmap(translated.change / largest))
 
 
 def test_the_file_has_the_columns_from_left_to_right(translated: TranslationResult, tmp_path: Path) -> None:
@@ -115,7 +117,7 @@ def test_a_translation_without_change_is_black(tmp_path: Path, columns: list[Col
     )
     save_translated(tmp_path / "a.png", result)
     assert list(columns[0]) == ["source", "step 2", "change\n0 to 0.0"]
-    assert torch.equal(columns[0]["change\n0 to 0.0"], heat(torch.zeros(2, 8, 8)))
+    assert torch.equal(columns[0]["change\n0 to 0.0"], heatmap(torch.zeros(2, 8, 8)))
 
 
 @pytest.mark.parametrize("hidden", [False, True])

@@ -1,1 +1,1 @@
-"""How near samples are to real images: distances in features, classifiers, nearest images."""
+"""Metrics of images: Fréchet and kernel distance, precision and recall, their features, nearest neighbours."""

@@ -1,4 +1,4 @@
-"""A small classifier, trained on the data at hand, whose features stand in for Inception's where there are none."""
+"""Features of a small classifier trained on the data, for distances without Inception's weights."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -38,13 +38,13 @@ Task = Literal["classes", "rotations"]
 class FeatureNet(nn.Module):
     """A plain convolutional classifier of images (B, channels, size, size) in [-1, 1], with 64 features.
 
-    Each of its blocks halves the resolution, down to 4x4; up to 64 channels; batch norm; ReLU. The features are what
-    the last linear layer reads, not negative.
+    Each block halves the resolution, down to 4x4, and has up to 64 channels, batch norm and ReLU. The features are the
+    input of the last linear layer and not negative.
     """
 
     def __init__(self, size: int, channels: int, classes: int) -> None:
         super().__init__()
-        # From 16x16 on the first convolution strides: at full size it would take half of the time.
+        # From 16x16 on the first convolution has stride 2: at full size it would take half of the time.
         stride, side, width = (2, size // 2, 16) if size >= 16 else (1, size, 16)
         layers: list[nn.Module] = [*_block(channels, width, 5, stride)]
         while side > 4:
@@ -63,15 +63,24 @@ class FeatureNet(nn.Module):
         return self.head(self.features(x))
 
 
-class FeatureExtractor(NamedTuple):
-    """What a classifier makes of N images: features float32 (N, 64), probabilities of the classes float32 (N, K)."""
+class Features(NamedTuple):
+    """Features float32 (N, D) of N images, and the probabilities of the classifier's classes, float32 (N, K)."""
 
     features: Tensor
     probabilities: Tensor
 
-    def chosen(self, indices: Tensor) -> FeatureExtractor:
-        """The same of the images at int64 `indices`."""
-        return FeatureExtractor(self.features[indices], self.probabilities[indices])
+
+FeatureExtractor = Callable[[Tensor | Images], Features]
+
+
+def float64_features(*sets: Tensor) -> tuple[Tensor, ...]:
+    """Sets of features (N, D), N >= 2, in float64. Raises ValueError for other shapes, different D, and NaN."""
+    for features in sets:
+        if features.ndim != 2 or len(features) < 2 or not features.shape[1] or not features.isfinite().all():
+            raise ValueError(f"features must be finite and (N, D) with N >= 2, got {tuple(features.shape)}")
+    if len(columns := {features.shape[1] for features in sets}) > 1:
+        raise ValueError(f"features have {' and '.join(map(str, columns))} columns; they must be of one kind")
+    return tuple(features.detach().double() for features in sets)
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,11 +88,12 @@ class FeatureClassifier:
     """A trained `FeatureNet` and what it was trained on. Distances in its features are NOT comparable to published FID.
 
     Attributes:
-        task: "classes" where it names labels; "rotations" where it tells by which quarter turns an image was rotated.
+        task: "classes" if it predicts labels, "rotations" if it predicts by how many quarter turns an image was turned.
         size, channels: of its images.
-        classes: names of what it tells apart.
-        accuracy: share of `held_out` images, which it has never seen, that it names rightly.
-        data: what it was trained on, in words, and `digest`, the digest of those images and labels.
+        classes: names of the classes.
+        accuracy: on `held_out` images that it was not trained on.
+        data, digest: the training images in words, and a digest of these images and their labels.
+        images_seen: training images over all epochs.
     """
 
     net: FeatureNet
@@ -99,8 +109,8 @@ class FeatureClassifier:
     images_seen: int
 
     @torch.no_grad()
-    def __call__(self, images: Tensor | Images, batch_size: int = 500) -> FeatureExtractor:
-        """What it makes of images (N, channels, size, size): floats in [-1, 1] or bytes.
+    def __call__(self, images: Tensor | Images, batch_size: int = 500) -> Features:
+        """Features and class probabilities of images (N, channels, size, size): floats in [-1, 1] or bytes.
 
         Floats become bytes first by `fastebm.data.to_pixels` (clamped, the nearest of 256 levels), so that samples and
         real images are measured alike. Raises ValueError for other shapes and for values that are not finite.
@@ -111,7 +121,7 @@ class FeatureClassifier:
         for part in pixels.split(batch_size):
             features = self.net.features(to_float(part.to(device)))
             parts.append((features, self.net.head(features).softmax(dim=1)))
-        return FeatureExtractor(*(torch.cat([part[index] for part in parts]).cpu() for index in range(2)))
+        return Features(*(torch.cat([part[index] for part in parts]).cpu() for index in range(2)))
 
     def _pixels(self, images: Tensor | Images) -> Tensor:
         if isinstance(images, Images):
@@ -127,41 +137,41 @@ class FeatureClassifier:
 
     @functools.cached_property
     def label(self) -> str:
-        """Names these features in files of statistics: others, by as much as a weight, have another label."""
+        """Identifies these features in files of statistics by a digest of the weights."""
         content = hashlib.sha256()
         for name, tensor in sorted(self.net.state_dict().items()):
             content.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
         return f"small classifier {content.hexdigest()[:16]} of {self.task} ({NOT_COMPARABLE})"
 
-    def facts(self) -> dict[str, Any]:
-        """All but the net, for JSON."""
+    def metadata(self) -> dict[str, Any]:
+        """All attributes but the net, for JSON."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "net"}
         return values | {"classes": list(self.classes)}
 
     def save(self, path: str | Path) -> None:
-        """Writes one .safetensors file, all or nothing."""
+        """Writes one .safetensors file, completely or not at all."""
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.net.state_dict().items()}
         with replacing(Path(path)) as temporary:
-            save_file(tensors, temporary, metadata={_KIND: json.dumps(self.facts())})
+            save_file(tensors, temporary, metadata={_KIND: json.dumps(self.metadata())})
 
     @classmethod
     def load(
         cls, path: str | Path, images: Images | None = None, device: torch.device | str | None = None
     ) -> FeatureClassifier:
-        """Reads what `save` wrote; with `images`, only if it was trained on them.
+        """Reads a file of `save`; if `images` are passed, it must have been trained on them.
 
-        Raises ValueError for what is no such file and for one of other images, FileNotFoundError where there is none.
+        Raises ValueError for another file and for a classifier of other images, FileNotFoundError for a missing file.
         """
         if not Path(path).is_file():
             raise FileNotFoundError(f"{path}: there is no such file of features")
         try:
             with safe_open(path, framework="pt") as file:
-                facts = json.loads((file.metadata() or {})[_KIND])
+                metadata = json.loads((file.metadata() or {})[_KIND])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            facts["classes"] = tuple(facts["classes"])
-            net = FeatureNet(facts["size"], facts["channels"], len(facts["classes"]))
+            metadata["classes"] = tuple(metadata["classes"])
+            net = FeatureNet(metadata["size"], metadata["channels"], len(metadata["classes"]))
             net.load_state_dict(tensors)
-            loaded = cls(net.eval().to(device), **facts)
+            loaded = cls(net.eval().to(device), **metadata)
         except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
             raise ValueError(f"{path}: is no file of features that --train-features made ({error})") from error
         if images is not None and loaded.digest != digest(images):
@@ -186,11 +196,11 @@ def train_features(
     MNIST at 32x32 takes about a minute on one core.
 
     Args:
-        images: square ones, with labels if `task` is "classes".
-        held_out: images to state the accuracy on; by default a tenth of `images`, which is then not trained on.
-        task: "classes", or "rotations" for images without labels: it learns to tell by how many quarter turns an image
-            was rotated (Gidaris et al., 2018), which asks for an up and a down in the data.
-        images_seen: how many images it is trained on in all, in so many passes over them; by default 100,000.
+        images: square images, with labels if `task` is "classes".
+        held_out: images to measure the accuracy on; by default a tenth of `images`, which is then not trained on.
+        task: "classes", or "rotations" for images without labels: the classifier then predicts by how many quarter
+            turns an image was rotated (Gidaris et al., 2018), which is only possible if the data have an up and a down.
+        images_seen: training images over all epochs; by default 100,000.
         seed: of weights, order of the images and rotations.
         progress: shows a bar.
 
@@ -211,15 +221,16 @@ def train_features(
         raise ValueError(f"images_seen must be at least 1, got {images_seen}")
     data, trained_on = repr(images), digest(images)
     if held_out is None:
-        images, held_out = halves(images, HELD_OUT_SHARE, seed)
+        images, held_out = random_split(images, HELD_OUT_SHARE, seed)
     classes = _class_names(images, held_out, task)
-    learned, asked = (_turned(part, seed) if task == "rotations" else part for part in (images, held_out))
-    if len(learned) < BATCH:
-        raise ValueError(f"{images.name}: {len(learned)} images are too few to train features on: {BATCH} are needed")
+    if task == "rotations":
+        images, held_out = _rotate(images, seed), _rotate(held_out, seed)
+    if len(images) < BATCH:
+        raise ValueError(f"{images.name}: {len(images)} images are too few to train features on: {BATCH} are needed")
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         net = FeatureNet(images.size, images.channels, len(classes))
-    _fit(net.to(device), learned, images_seen, seed, progress)
+    _fit(net.to(device), images, images_seen, seed, progress)
     untested = FeatureClassifier(
         net.eval(),
         task,
@@ -227,20 +238,19 @@ def train_features(
         images.channels,
         classes,
         accuracy=0.0,
-        held_out=len(asked),
+        held_out=len(held_out),
         data=data,
         digest=trained_on,
         seed=seed,
         images_seen=images_seen,
     )
-    assert asked.labels is not None
-    right = untested(asked).probabilities.argmax(dim=1).eq(asked.labels)
-    accuracy = float(right.double().mean())
-    return dataclasses.replace(untested, accuracy=accuracy)
+    assert held_out.labels is not None
+    correct = untested(held_out).probabilities.argmax(dim=1).eq(held_out.labels)
+    return dataclasses.replace(untested, accuracy=float(correct.double().mean()))
 
 
 def digest(images: Images) -> str:
-    """Of pixels and labels, to tell whether features were trained on them."""
+    """SHA-256 of pixels and labels, to check whether features were trained on them."""
     content = hashlib.sha256(repr(tuple(images.pixels.shape)).encode())
     for tensor in (images.pixels, images.labels):
         if tensor is not None:
@@ -248,20 +258,20 @@ def digest(images: Images) -> str:
     return content.hexdigest()
 
 
-def halves(images: Images, share: float = 0.5, seed: int = 0) -> tuple[Images, Images]:
-    """Two disjoint parts of a set, the second with `share` of it, drawn by `seed`, in the set's order.
+def random_split(images: Images, share: float, seed: int = 0) -> tuple[Images, Images]:
+    """Two disjoint parts of a set, the second with a `share` of it chosen by `seed`, both in the set's order.
 
-    Raises ValueError where one would be empty.
+    Raises ValueError where a part would be empty.
     """
     draws = uniform((1, len(images)), seed=seed, step=1, stream=Stream.SHUFFLE)[0]
     count = round(share * len(images))
     if not 0 < count < len(images):
         raise ValueError(f"{images.name}: {len(images)} images are too few to hold a share of {share:g} out")
     order = draws.argsort(stable=True)
-    return chosen(images, order[count:].sort().values), chosen(images, order[:count].sort().values)
+    return select(images, order[count:].sort().values), select(images, order[:count].sort().values)
 
 
-def chosen(images: Images, indices: Tensor) -> Images:
+def select(images: Images, indices: Tensor) -> Images:
     """The images at int64 `indices` with their labels."""
     labels = None if images.labels is None else images.labels[indices]
     return dataclasses.replace(images, pixels=images.pixels[indices], labels=labels)
@@ -280,7 +290,7 @@ def _class_names(images: Images, held_out: Images, task: Task) -> tuple[str, ...
         if part.labels is None:
             raise ValueError(
                 f"{part.name}: has no labels, which features by classes are trained on: give data with labels, or "
-                'train by rotations (task "rotations"; --train-features rotations)'
+                'train by rotations (task "rotations"; --rotations)'
             )
     assert images.labels is not None
     assert held_out.labels is not None
@@ -290,8 +300,8 @@ def _class_names(images: Images, held_out: Images, task: Task) -> tuple[str, ...
     return images.classes if len(images.classes) == count else tuple(map(str, range(count)))
 
 
-def _turned(images: Images, seed: int) -> Images:
-    """Each image rotated by 0 to 3 quarter turns, drawn by the seed, with that number as its label."""
+def _rotate(images: Images, seed: int) -> Images:
+    """Each image rotated by 0 to 3 quarter turns, chosen by the seed, with that number as its label."""
     _ = images.size  # raises where they are not square
     draws = uniform((1, len(images)), seed=seed, stream=Stream.AUGMENTATION)[0]
     turns = draws.mul(4).long().clamp(max=3)

@@ -1,4 +1,4 @@
-"""FID, KID and Inception score: Inception's features from the user's own weights file, distances by torchmetrics."""
+"""FID, KID and Inception score by torchmetrics, in the features of Inception weights from the user's own file."""
 
 from __future__ import annotations
 
@@ -17,8 +17,14 @@ import torch
 from torch import Tensor
 
 from fastebm.data import Images, to_pixels
-from fastebm.evaluation.metrics.comparison import Comparison, Distances, RealImages, compare, shares
-from fastebm.evaluation.metrics.features import FeatureExtractor
+from fastebm.evaluation.metrics.comparison import (
+    Comparison,
+    Distances,
+    RealImages,
+    compare,
+    equal_precision_recall,
+)
+from fastebm.evaluation.metrics.features import Features
 
 WIDTH = 2048
 SPLITS = 10
@@ -27,11 +33,13 @@ _SEED = 0
 
 @dataclass(frozen=True, eq=False)
 class Inception:
-    """Inception-v3 as FID takes it, read from a file of the user's; nothing is ever downloaded.
+    """The Inception-v3 of FID, read from a file of the user's; nothing is ever downloaded.
 
     Attributes:
         path: of the file.
-        format: which of the formats of `load` it was taken for.
+        format: the format that `load` recognised.
+        run: gives features (B, 2048) and class probabilities of uint8 images (B, 3, H, W).
+        device: where it runs.
     """
 
     path: Path
@@ -41,16 +49,15 @@ class Inception:
 
     @classmethod
     def load(cls, path: str | Path, device: torch.device | str | None = None) -> Inception:
-        """Reads one of two formats, told apart by content:
+        """Reads one of two formats, recognised by content:
 
         - TorchScript, such as `inception-2015-12-05.pt` of StyleGAN: a module that takes uint8 (B, 3, H, W), resizes
           them itself, and has the arguments `return_features` (then it gives 2048 features) and `no_output_bias` (then
-          it gives probabilities). A TorchScript file is a program that is run: take it only from where you trust it.
+          it gives probabilities). A TorchScript file is a program that is run: use only files that you trust.
         - a state dict, such as `weights-inception-2015-12-05-6726825d.pth` (also `pt_inception-2015-12-05...pth`),
-          through torch-fidelity, which has to be installed. It is read as plain tensors, no code in it is run.
+          through torch-fidelity, which has to be installed. It is read as plain tensors; no code in it is run.
 
-        Raises ValueError for another file, and where torch-fidelity is needed and missing; FileNotFoundError where
-        there is none.
+        Raises ValueError for another file and for a missing torch-fidelity, FileNotFoundError for a missing file.
         """
         path, device = Path(path), torch.device(device or "cpu")
         if not path.is_file():
@@ -61,16 +68,16 @@ class Inception:
 
     @functools.cached_property
     def label(self) -> str:
-        """Names these features in files of statistics; those of another weights file have another label."""
+        """Identifies these features in files of statistics by a digest of the weights file."""
         with self.path.open("rb") as file:
             return f"Inception weights {hashlib.file_digest(file, 'sha256').hexdigest()[:16]}"
 
     @torch.no_grad()
-    def __call__(self, images: Tensor | Images, batch_size: int = 50) -> FeatureExtractor:
+    def __call__(self, images: Tensor | Images, batch_size: int = 50) -> Features:
         """Features float32 (N, 2048) and class probabilities of images (N, 1 or 3, H, W): floats in [-1, 1] or bytes.
 
         Floats become bytes by `fastebm.data.to_pixels`: clamped, the nearest of 256 levels. Gray becomes three equal
-        channels. Raises ValueError for others.
+        channels. Raises ValueError for other images.
         """
         pixels = images.pixels if isinstance(images, Images) else images
         if pixels.ndim != 4 or pixels.shape[1] not in (1, 3) or not len(pixels):
@@ -80,12 +87,19 @@ class Inception:
                 raise ValueError("images must be finite")
             pixels = to_pixels(pixels)
         parts = [self.run(part.to(self.device).expand(-1, 3, -1, -1)) for part in pixels.split(batch_size)]
-        return FeatureExtractor(*(torch.cat([part[index].float().cpu() for part in parts]) for index in range(2)))
+        return Features(*(torch.cat([part[index].float().cpu() for part in parts]) for index in range(2)))
 
 
 @dataclass(frozen=True)
 class InceptionMetrics:
-    """FID and KID (`comparison`), Inception scores with their deviation over ten parts, and of what."""
+    """FID and KID of samples, and Inception scores of samples and of real images.
+
+    Attributes:
+        weights: path of the weights file.
+        comparison: its Fréchet distances are FID, its kernel distances KID.
+        score, score_std: Inception score of the samples, mean and standard deviation over ten parts.
+        score_real: Inception score of held-out real images.
+    """
 
     weights: str
     comparison: Comparison
@@ -100,49 +114,51 @@ class InceptionMetrics:
 def inception_metrics(samples: Tensor, real: RealImages, inception: Inception) -> InceptionMetrics:
     """FID, KID, Inception score, precision and recall of samples (N, C, H, W) in [-1, 1] against all train images.
 
-    FID, KID and score are those of torchmetrics. Published FID mostly has 50,000 samples; fewer give higher numbers,
-    which is why samples stand beside a floor of as many. Precision and recall are of as many of both, 5,000 at most.
+    FID, KID and score are those of torchmetrics. Published FID mostly has 50,000 samples; fewer give higher values, so
+    compare with the `reference` of as many real images. Precision and recall are of as many of both, 5,000 at most.
 
     Raises ValueError where torchmetrics is missing.
     """
-    _torchmetrics()
+    require_torchmetrics()
     compared = compare(samples, real, inception, inception_distances, all_real=True)
     score, score_std = inception_score(compared.samples.probabilities)
-    score_real, _ = inception_score(compared.real.probabilities)
+    score_real, _ = inception_score(compared.held_out.probabilities)
     return InceptionMetrics(str(inception.path), compared.comparison, score, score_std, score_real)
 
 
 def inception_distances(samples: Tensor, real: Tensor) -> Distances:
-    """The distances of torchmetrics between features (N, D) and (M, D) in float64, and our precision and recall."""
-    fid, kid, _ = _torchmetrics()
+    """FID and KID by torchmetrics, precision and recall by this package, of features (N, D) and (M, D) in float64."""
+    fid, kid, _ = require_torchmetrics()
     with _seeded():
-        frechet = fid.FrechetInceptionDistance(feature=_Given(real.shape[1]))
+        frechet = fid.FrechetInceptionDistance(feature=_PrecomputedFeatures(real.shape[1]))
         kernel = kid.KernelInceptionDistance(
-            feature=_Given(real.shape[1]), subset_size=min(1000, len(real), len(samples))
+            feature=_PrecomputedFeatures(real.shape[1]), subset_size=min(1000, len(real), len(samples))
         )
         for metric in (frechet, kernel):
             metric.update(real.double(), real=True)
             metric.update(samples.double(), real=False)
         mean, std = kernel.compute()
-        found = float(frechet.compute()), float(mean), float(std)
-        return Distances(len(samples), len(real), *found, *shares(samples, real))
+        shares = equal_precision_recall(samples, real)
+        return Distances(len(samples), len(real), float(frechet.compute()), float(mean), float(std), *shares)
 
 
 def inception_score(probabilities: Tensor, splits: int = SPLITS) -> tuple[float, float]:
-    """The score of class probabilities (N, K), the mean over ten parts, and its standard deviation (Salimans et al.,
-    2016)."""
-    _, _, inception = _torchmetrics()
+    """Mean and standard deviation over ten parts of the Inception score of class probabilities (N, K).
+
+    Source: Salimans et al., 2016.
+    """
+    _, _, inception = require_torchmetrics()
     with _seeded():
-        feature = _Given(probabilities.shape[1])
+        feature = _PrecomputedFeatures(probabilities.shape[1])
         metric = inception.InceptionScore(feature=feature, splits=min(splits, len(probabilities)))
-        # torchmetrics takes logits; the softmax of logs gives the probabilities back. The log of 0 would not be finite.
+        # torchmetrics takes logits: the softmax of log probabilities gives the probabilities. log(0) is not finite.
         metric.update(probabilities.double().clamp(min=1e-300).log())
         mean, std = metric.compute()
         return float(mean), float(std)
 
 
-class _Given(torch.nn.Identity):
-    """Stands for a net where features are there already, so that images go through Inception once and not thrice."""
+class _PrecomputedFeatures(torch.nn.Identity):
+    """A net for torchmetrics that takes features as its input: images then go through Inception once, not thrice."""
 
     def __init__(self, num_features: int) -> None:
         super().__init__()
@@ -151,14 +167,15 @@ class _Given(torch.nn.Identity):
 
 @contextmanager
 def _seeded() -> Iterator[None]:
-    """torchmetrics draws subsets from torch's own generator: here from a fixed seed, and the generator left alone."""
+    """Fixes the seed of the subsets that torchmetrics draws from torch's generator, and restores the generator."""
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # that features are kept in memory
+        warnings.simplefilter("ignore", UserWarning)  # that features stay in memory
         torch.default_generator.manual_seed(_SEED)
         yield
 
 
-def _torchmetrics() -> tuple[Any, Any, Any]:
+def require_torchmetrics() -> tuple[Any, Any, Any]:
+    """The modules fid, kid and inception of torchmetrics. Raises ValueError, saying what to install, without them."""
     try:
         from torchmetrics.image import fid, inception, kid
     except ImportError as error:
@@ -177,7 +194,7 @@ def _is_torchscript(path: Path) -> bool:
 
 def _from_torchscript(path: Path, device: torch.device) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # the common file is of this format
+        warnings.simplefilter("ignore", DeprecationWarning)  # the common file has this format
         try:
             module = torch.jit.load(path, map_location=device).eval()
             arguments = {argument.name for argument in module.forward.schema.arguments}

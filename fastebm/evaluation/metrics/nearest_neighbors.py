@@ -2,12 +2,62 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
+from fastebm.data import Images
+from fastebm.evaluation.metrics.comparison import RealImages
+
+NEAREST_COUNT = 500
+_PART = 10_000  # train images compared at a time: as floats, those of a large set take gigabytes
+
+
+@dataclass(frozen=True)
+class NearestDistances:
+    """Euclidean distances between images in [-1, 1] and their nearest among `num_reference` train images.
+
+    Samples that are closer than unseen real images are copies.
+
+    Attributes:
+        count: samples that were compared, and as many real images that are not among the train images.
+        median, first_percentile: of the samples' distances.
+        median_real, first_percentile_real: of the real images' distances.
+    """
+
+    count: int
+    num_reference: int
+    median: float
+    first_percentile: float
+    median_real: float
+    first_percentile_real: float
+
+    @classmethod
+    def of(cls, samples: Tensor, real: RealImages) -> NearestDistances:
+        """Those of the first 500 samples (N, C, H, W) at most, each compared with all train images."""
+        held_out, reference = real.held_out(min(len(samples), NEAREST_COUNT))
+        count = min(len(held_out), len(samples), NEAREST_COUNT)
+        distances, distances_real = (
+            _in_parts(images[:count].cpu().float(), reference) for images in (samples, held_out.batch(slice(None)))
+        )
+        return cls.summary(len(reference), distances, distances_real)
+
+    @classmethod
+    def summary(cls, num_reference: int, distances: Tensor, distances_real: Tensor) -> NearestDistances:
+        """Median and first percentile of distances (N,) of samples and (M,) of real images."""
+        return cls(
+            len(distances),
+            num_reference,
+            float(distances.median()),
+            float(distances.quantile(0.01)),
+            float(distances_real.median()),
+            float(distances_real.quantile(0.01)),
+        )
+
 
 def nearest_distances(images: Tensor, reference: Tensor, *, batch_size: int = 1024) -> Tensor:
-    """The Euclidean distance of each image to the nearest one of `reference`: float32 (N,).
+    """The Euclidean distance of each image to the nearest image of `reference`: float32 (N,).
 
     Args:
         images: (N, ...), floating point.
@@ -28,3 +78,11 @@ def nearest_distances(images: Tensor, reference: Tensor, *, batch_size: int = 10
         for part in images.split(batch_size)
     ]
     return torch.cat(batches)
+
+
+def _in_parts(images: Tensor, reference: Images) -> Tensor:
+    parts = [
+        nearest_distances(images, reference.batch(slice(first, first + _PART)).cpu())
+        for first in range(0, len(reference), _PART)
+    ]
+    return torch.stack(parts).amin(dim=0)

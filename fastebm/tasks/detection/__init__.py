@@ -1,1 +1,1 @@
-"""Outliers by their energies."""
+"""Outlier detection by energies: scores, statistics of levels, outlier sets and metrics."""

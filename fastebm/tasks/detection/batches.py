@@ -1,28 +1,48 @@
-"""Images as detection takes them, batch by batch and looked at before they reach an energy."""
+"""What detection reads: the energy of a model, and images in batches that are checked before an energy sees them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from fastebm.compiler import EnergyGradient, energy_gradient
 from fastebm.data import Images
+from fastebm.training import CoarseToFineRun, Run, load
 
 Energy = Callable[[Tensor], Tensor]
+Model = Run | str | Path | Energy | EnergyGradient
+"""A run, its folder, or an energy `(B, C, H, W) -> (B,)`, low for real images."""
 ImageBatches = Tensor | Images | Iterable[Tensor]
 
 
-def prepared(energy: Energy | EnergyGradient, dtype: torch.dtype | None, engine: str) -> EnergyGradient:
-    """The gradient of an energy; one that is given as such stays, with its own dtype and engine."""
+def energy_of(model: Model) -> Energy | EnergyGradient:
+    """The energy of a model at full size. Raises ValueError for a run without one."""
+    if isinstance(model, str | Path):
+        return energy_of(load(model))
+    if isinstance(model, CoarseToFineRun):
+        return model.levels[model.size]
+    if isinstance(model, Run):
+        if (energy := getattr(model, "energy", None)) is None:
+            raise ValueError(f"{model.path} has no energy, so that it can't score images")
+        return energy
+    return model
+
+
+def gradient_of(energy: Energy | EnergyGradient, dtype: torch.dtype | None, engine: str) -> EnergyGradient:
+    """The gradient of an energy; an `EnergyGradient` is returned as it is, with its own dtype and engine."""
     return energy if isinstance(energy, EnergyGradient) else energy_gradient(energy, dtype=dtype, engine=engine)
 
 
-def checked_batches(
+def image_batches(
     images: ImageBatches, batch_size: int, device: torch.device, progress: bool
 ) -> Iterator[tuple[int, Tensor]]:
-    """The number of its first image with each batch, on `device`. Raises as `outlier_scores` for images."""
+    """Batches (B, C, H, W) on `device`, each with the number of its first image.
+
+    Raises ValueError and TypeError for images that `outlier_scores` refuses.
+    """
     from tqdm.auto import tqdm
 
     if batch_size < 1:
@@ -52,7 +72,7 @@ def _split(images: ImageBatches, batch_size: int) -> Iterator[Tensor]:
 def _check_images(batch: Tensor, first: int) -> None:
     if batch.dtype != torch.float32:
         raise TypeError(
-            f"images must be float32 in [-1, 1], got {batch.dtype}; fastebm.data.to_float makes it of bytes"
+            f"images must be float32 in [-1, 1], got {batch.dtype}; fastebm.data.to_float converts bytes to it"
         )
     if batch.ndim != 4 or 0 in batch.shape:
         raise ValueError(f"images must be (N, C, H, W), none of them 0, got {tuple(batch.shape)}")
@@ -65,7 +85,7 @@ def _check_images(batch: Tensor, first: int) -> None:
 
 
 def check_finite(name: str, values: Tensor, first: int) -> None:
-    """Raises ValueError, naming the image, where a value is not finite; image `first` has the first of them."""
+    """Raises ValueError with the number of the image where a value is not finite; `first` numbers the first value."""
     if not values.isfinite().all():
         number = int((~values.isfinite()).nonzero()[0])
         raise ValueError(f"the {name.replace('_', ' ')} of image {first + number} is {float(values[number])}")

@@ -1,8 +1,8 @@
-"""Outliers by all energies of a cascade at once: what each level typically says of training images.
+"""Outlier scores from all levels of a cascade: mean and covariance of their energies over training images.
 
-The energy of a cascade's highest level has been taught by chains that come from the levels below it. Of images that
-these would never have let through it knows nothing: it may rate uniform noise as more real than any image of training.
-So every level has to be asked, about the image averaged down as in training.
+The energy of a cascade's highest level was trained on chains that come from the levels below it. For images that those
+levels make improbable it was never trained, and it may give uniform noise a lower energy than any training image. So
+every level scores the image, averaged down to its size as in training.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ from torch import Tensor
 from fastebm.compiler import EnergyGradient
 from fastebm.data import average_pool_to
 from fastebm.sampling.cascade import device_of
-from fastebm.tasks.detection.batches import Energy, ImageBatches, check_finite, checked_batches, prepared
+from fastebm.tasks.detection.batches import Energy, ImageBatches, check_finite, gradient_of, image_batches
 
 
 @dataclass(frozen=True)
 class LevelStatistics:
     """Mean and covariance of the energies of all levels, and of the logarithms of their gradients' norms.
 
-    The features of an image are, with L levels, its L energies and then the L logarithms, each in ascending order of
-    the size. Logarithms, because norms are positive and their distribution is skewed.
+    An image has 2L features with L levels: L energies and then L logarithms, both in ascending order of the size. The
+    norms are positive and have a skewed distribution; their logarithms are closer to a Gaussian.
 
     Attributes:
-        gradients: of the energies, by size, ascending.
-        mean: float64 (2L,), of the features of training images.
-        covariance: float64 (2L, 2L), likewise.
-        count: of training images.
+        gradients: functions from images to energies and gradients, by size, ascending.
+        mean: float64 (2L,), the mean of the training images' features.
+        covariance: float64 (2L, 2L), their covariance.
+        count: the number of training images.
     """
 
     gradients: Mapping[int, EnergyGradient]
@@ -50,16 +50,15 @@ class LevelStatistics:
         device: torch.device | str | None = None,
         progress: bool = False,
     ) -> LevelStatistics:
-        """The statistics of `levels`, energies by size, over training images. Outliers have no part in them.
+        """The statistics of `levels` over training images alone.
 
         Args:
-            levels: such as `CoarseToFineRun.levels`; of one level or more.
-            training_images: (N, C, S, S), with S the highest size or that times a power of two; more than 2L of them,
-                and thousands for statistics that are worth something. Else as for `outlier_scores`, as are the other
-                arguments and the errors.
+            levels: energies by size, for example `CoarseToFineRun.levels`; at least one.
+            training_images: (N, C, S, S), with S the highest size or that times a power of two, N > 2L; the statistics
+                are reliable from thousands of images on.
 
-        Raises ValueError also for no levels, for too few images, and for features that don't vary independently, as
-        those of a constant energy.
+        The other arguments and errors are those of `outlier_scores`. Raises ValueError also for no levels, too few
+        images, and features that don't vary independently, such as those of a constant energy.
 
         Example:
             >>> import fastebm
@@ -72,15 +71,11 @@ class LevelStatistics:
             ['energy', 'gradient_norm', 'level_energy', 'level_typicality', 'total_variation']
         """
         if not levels:
-            raise ValueError("there are no levels, whose energies make the statistics")
-        gradients = {size: prepared(levels[size], dtype, engine) for size in sorted(levels)}
-        where = device_of(levels[max(levels)]) if device is None else torch.device(device)
-        features = torch.cat(
-            [
-                _features(gradients, batch, first)
-                for first, batch in checked_batches(training_images, batch_size, where, progress)
-            ]
-        )
+            raise ValueError("there are no levels: statistics need at least one energy")
+        gradients = {size: gradient_of(levels[size], dtype, engine) for size in sorted(levels)}
+        device = device_of(levels[max(levels)]) if device is None else torch.device(device)
+        batches = image_batches(training_images, batch_size, device, progress)
+        features = torch.cat([_features(gradients, batch, first) for first, batch in batches])
         if len(features) <= features.shape[1]:
             raise ValueError(
                 f"statistics of {len(levels)} levels need more than {features.shape[1]} training images, "
@@ -92,31 +87,32 @@ class LevelStatistics:
 
     @property
     def sizes(self) -> tuple[int, ...]:
-        """Of the levels, ascending."""
+        """Sizes of the levels, ascending."""
         return tuple(self.gradients)
 
     @property
     def highest(self) -> EnergyGradient:
-        """That of the largest size."""
+        """The function from images to energies and gradients of the largest size."""
         return self.gradients[self.sizes[-1]]
 
     @property
     def mean_energies(self) -> dict[int, float]:
-        """Of training images, by size."""
+        """Mean energy of the training images, by size."""
         return dict(zip(self.sizes, self.mean.tolist(), strict=False))
 
     @property
     def energy_deviations(self) -> dict[int, float]:
-        """Standard deviations of the energies of training images, by size."""
+        """Standard deviation of the energy over the training images, by size."""
         return dict(zip(self.sizes, self.covariance.diagonal().sqrt().tolist(), strict=False))
 
     def scores(self, images: Tensor, first: int = 0, top: tuple[Tensor, Tensor] | None = None) -> dict[str, Tensor]:
-        """ "level_energy" and "level_typicality" of images, float64 (B,), as `outlier_scores` explains them.
+        """The scores "level_energy" and "level_typicality" of images, float64 (B,); `outlier_scores` defines them.
 
         Args:
             images: float32 (B, C, S, S) in [-1, 1].
-            first: the number of the first one, by which an error names an image.
-            top: their energies and gradient norms at the highest level, where they are known: that is most of the work.
+            first: number of the first image in error messages.
+            top: energies and gradient norms at the highest level, if the caller has them; computing them is most of
+                the work.
         """
         features = _features(self.gradients, images, first, top)
         energies = len(self.gradients)
@@ -133,7 +129,7 @@ class LevelStatistics:
 def _features(
     gradients: Mapping[int, EnergyGradient], images: Tensor, first: int, top: tuple[Tensor, Tensor] | None = None
 ) -> Tensor:
-    """float64 (B, 2L) on the CPU."""
+    """The features of images: float64 (B, 2L) on the CPU."""
     energies, logarithms = [], []
     for size, gradient in gradients.items():
         if top is not None and size == max(gradients):
@@ -154,12 +150,12 @@ def gradient_norms(slopes: Tensor) -> Tensor:
 
 
 def _check_independent(covariance: Tensor) -> None:
-    """Raises ValueError where a feature is constant, or given by the others but for rounding."""
+    """Raises ValueError where a feature is constant, or a linear function of the others up to rounding."""
     deviations = covariance.diagonal().sqrt()
     correlation = covariance / deviations.outer(deviations)
-    # Features of float32 energies have 24 bits, so that what is below the square of their rounding is noise.
+    # float32 energies have 24 bits: eigenvalues below about the square of their rounding are noise.
     if not deviations.all() or float(torch.linalg.eigvalsh(correlation)[0]) < 2**-40:
         raise ValueError(
             "energies and gradient norms of the training images don't vary independently over the levels: is an energy "
-            "constant, are two of one kind, or are images all alike?"
+            "constant, are two of them the same function, or are all images equal?"
         )

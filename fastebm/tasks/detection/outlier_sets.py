@@ -1,8 +1,8 @@
-"""Sets of outliers that need no files: noise, constant colours, means of two images, images turned or mirrored.
+"""Outlier sets that need no files: noise, constant colours, means of two images, rotated and mirrored images.
 
-They are bytes, as images from files are, so that nothing but their content tells them apart from those. What is drawn
-is a pure function of the seed and of the image's number. Images turned or mirrored have the very pixels of the
-originals, so that colours and contrast tell nothing: their shapes must have been learned.
+They are bytes like images from files, so that quantisation does not give them away. Random content is a pure function
+of the seed and of the image's number. Rotated and mirrored images have exactly the pixels of the originals: colours and
+contrast can't tell them apart, only shapes.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from fastebm.ops.uniform import uniform
 
 
 class _Address(IntEnum):
-    """Steps of the stream of initial states, at the end of its range, which no chain reaches."""
+    """Steps of the stream of initial states at the end of its range, which no chain reaches."""
 
     NOISE = rng.MAX_STEP - 1
     COLOURS = rng.MAX_STEP - 2
@@ -37,7 +37,7 @@ def uniform_noise(count: int, channels: int, size: int, *, seed: int = 0) -> Ima
 
 
 def constant_colours(count: int, channels: int, size: int, *, seed: int = 0) -> Images:
-    """Images of one colour each, uniform over all colours. Raises ValueError for count < 1."""
+    """Images of one colour each, drawn uniformly from all colours. Raises ValueError for count < 1."""
     _check_count(count)
     colours = _bytes(_draws((count, channels), _Address.COLOURS, seed))
     pixels = colours[:, :, None, None].expand(-1, -1, size, size).contiguous()
@@ -45,7 +45,7 @@ def constant_colours(count: int, channels: int, size: int, *, seed: int = 0) -> 
 
 
 def interpolations(images: Images, count: int, *, seed: int = 0) -> Images:
-    """Means of two different ones of `images`, rounded to bytes. Raises ValueError for count < 1 or a single image."""
+    """Means of two different images each, rounded to bytes. Raises ValueError for count < 1 or a single image."""
     if len(images) < 2:
         raise ValueError(f"{images.name}: means of two images need two at least, got {len(images)}")
     _check_count(count)
@@ -59,13 +59,13 @@ def interpolations(images: Images, count: int, *, seed: int = 0) -> Images:
     return Images(mean.to(torch.uint8), name=f"means of two of {images.name}", format="synthetic")
 
 
-def rotated(images: Images) -> Images:
-    """The images turned by 90 degrees, counter-clockwise."""
-    return Images(images.pixels.rot90(1, (2, 3)).contiguous(), name=f"{images.name}, turned", format="synthetic")
+def rotate(images: Images) -> Images:
+    """The images rotated by 90 degrees counter-clockwise."""
+    return Images(images.pixels.rot90(1, (2, 3)).contiguous(), name=f"{images.name}, rotated", format="synthetic")
 
 
-def flipped(images: Images) -> Images:
-    """The images mirrored, left for right."""
+def flip(images: Images) -> Images:
+    """The images mirrored, left to right."""
     return Images(images.pixels.flip(3), name=f"{images.name}, mirrored", format="synthetic")
 
 

@@ -1,10 +1,11 @@
-"""A run as a detector of outliers: its scores on images of its own kind, on others, and what tells them apart."""
+"""Outlier detection by a run or an energy: scores of its own kind of images and of outlier sets, and their metrics."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,32 +13,36 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fastebm import plotting
+from fastebm.compiler import EnergyGradient
 from fastebm.data import ImagePyramid, Images, batches
-from fastebm.models import CoarseToFineEnergy
 from fastebm.sampling.cascade import device_of
+from fastebm.tasks.detection.batches import Energy, Model, energy_of
 from fastebm.tasks.detection.level_statistics import LevelStatistics
-from fastebm.tasks.detection.outlier_sets import constant_colours, flipped, interpolations, rotated, uniform_noise
-from fastebm.tasks.detection.scores import DetectionMetrics, Scores, detection_metrics, outlier_scores
-from fastebm.training import CoarseToFineRun
+from fastebm.tasks.detection.outlier_sets import constant_colours, flip, interpolations, rotate, uniform_noise
+from fastebm.tasks.detection.scores import DetectionMetrics, Scores, detection_metrics, outlier_scores, roc_curve
+from fastebm.training import CoarseToFineRun, Run, load
 from fastebm.training.coarse_to_fine.run import new_net
 
 IN_DISTRIBUTION = "in_distribution"
 SYNTHETIC = ("uniform_noise", "constant_colours", "interpolations", "rotated", "flipped")
-FEWEST_TRAINING = 1000  # images for the statistics, however few are to be scored
+MIN_TRAINING = 1000  # images for the statistics, however few are to be scored
+RANKED = 2 * plotting.RANKED_COLUMNS
 
 
 @dataclass(frozen=True)
 class DetectionResult:
-    """What a run says of several sets; "in_distribution" is the first of them.
+    """Scores and metrics of several sets; "in_distribution" is the first of them.
 
     Attributes:
-        sets: the images that were scored, by the set's name, in the order of their scores.
-        scores: of each set, as `outlier_scores` gives them.
-        metrics: of each set but the first, by the name of the score.
-        levels: what the run's energies are on training images.
+        run: the run whose energies score; None for a bare energy.
+        sets: the images that were scored, by name of the set, in the order of their scores.
+        scores: `outlier_scores` of each set.
+        metrics: how well each score separates each set from the first, by set and by name of the score.
+        levels: statistics of the energies over training images.
     """
 
-    run: CoarseToFineRun
+    run: Run | None
     sets: dict[str, Images]
     scores: dict[str, Scores]
     metrics: dict[str, dict[str, DetectionMetrics]]
@@ -53,7 +58,7 @@ class DetectionResult:
             name: {score: dataclasses.asdict(numbers) for score, numbers in by_score.items()}
             for name, by_score in self.metrics.items()
         }
-        run = {"path": str(self.run.path), "iteration": self.run.iteration, "size": self.run.size}
+        run = self.run and {"path": str(self.run.path), "iteration": self.run.iteration, "size": self.run.size}
         training = {
             "count": self.levels.count,
             "mean_energy": self.levels.mean_energies,
@@ -61,9 +66,34 @@ class DetectionResult:
         }
         return {"run": run, "training": training, "sets": sets, "metrics": metrics}
 
+    def save_figures(self, folder: Path) -> None:
+        """Writes histogram.png, roc.png, and typical.png: the most and least typical images by "level_typicality"."""
+        plotting.save_histograms(folder / "histogram.png", self.scores)
+        inside = self.scores[IN_DISTRIBUTION]
+        curves = {
+            score: {
+                name: (*roc_curve(values, self.scores[name][score]), metrics[score].auroc)
+                for name, metrics in self.metrics.items()
+            }
+            for score, values in inside.items()
+        }
+        plotting.save_roc(folder / "roc.png", curves)
+        plotting.save_ranked(folder / "typical.png", {name: self._extremes(name) for name in self.sets})
+
+    def _extremes(self, name: str) -> list[tuple[str, Tensor]]:
+        """The most and the least typical images of a set, under titles."""
+        distances = self.scores[name]["level_typicality"]
+        order = np.argsort(distances, kind="stable")
+        panels = []
+        for title, indices in (("most", order[:RANKED]), ("least", order[::-1][:RANKED])):
+            low, high = distances[indices].min(), distances[indices].max()
+            images = self.sets[name].batch(torch.from_numpy(indices.copy()))
+            panels.append((f"{title} typical, {low:.2g} to {high:.2g}", images))
+        return panels
+
 
 def detect_outliers(
-    run: CoarseToFineRun,
+    model: Model,
     training: Images,
     images: Images,
     against: Mapping[str, Images] | None = None,
@@ -75,58 +105,66 @@ def detect_outliers(
     engine: str = "auto",
     progress: bool = False,
 ) -> DetectionResult:
-    """Scores `images` and sets of outliers, and says how well each score tells them apart.
+    """Scores `images` and sets of outliers, and measures how well each score separates them.
 
-    Always among the outliers are uniform noise, constant colours, means of two of `images`, and those of them that are
-    scored, turned by 90 degrees and mirrored.
+    Five sets of outliers are always included: uniform noise, constant colours, means of two of `images`, and the scored
+    `images` rotated by 90 degrees and mirrored.
 
     Args:
-        training: images that the run learned from, from whose energies typicality is measured, and on which alone the
-            statistics of the levels are fitted: on `count` of them, or 1,000 if that is more.
-        images: of the same kind, unseen in training.
+        model: a run, its folder, or an energy. Levels and the untrained baseline exist for a coarse-to-fine run only;
+            any other energy is a single level.
+        training: images that the model was trained on. The statistics of the levels and the mean energy are computed
+            from `count` of them, or from 1,000 if that is more.
+        images: images of the same kind, not used in training.
         against: sets of outliers by name.
-        count: how many of each set are scored at most, chosen at random; and how many of each synthetic set.
-        seed: of that choice, and of the synthetic sets.
+        count: the most images that are scored of a set, chosen at random, and the size of each synthetic set.
+        seed: of that choice and of the synthetic sets.
         batch_size, dtype, engine, progress: as in `outlier_scores`.
 
-    Images have the run's size or a multiple of it by a power of two, from which they are averaged down as in training.
+    Images have the run's size (without a run, that of `images`) or that size times a power of two; larger ones are
+    averaged down as in training.
 
-    Raises ValueError, naming the set, for images of other sizes or colours; else as `outlier_scores`.
+    Raises ValueError, naming the set, for images of other sizes or colours, and as `outlier_scores` does.
     """
+    import sklearn.metrics  # noqa: F401  (if it is missing, that is an error before the scoring)
+
     against = dict(against or {})
-    if taken := {IN_DISTRIBUTION, *SYNTHETIC} & against.keys():
-        raise ValueError(f"{', '.join(sorted(taken))}: such a set is always there; choose another name")
+    if reserved := {IN_DISTRIBUTION, *SYNTHETIC} & against.keys():
+        raise ValueError(f"{', '.join(sorted(reserved))}: such a set is always there; choose another name")
     if count < 2:
         raise ValueError(f"count must be at least 2, got {count}")
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    if isinstance(model, str | Path):
+        model = load(model)
+    run = model if isinstance(model, Run) else None
+    channels, size = (images.channels, images.size) if run is None else (run.config.channels, run.size)
     for name, given in {"training": training, IN_DISTRIBUTION: images, **against}.items():
-        _check_fit(run, name, given)
-    sets = {IN_DISTRIBUTION: _some(images, count, seed)}
-    sets |= {name: _some(given, count, seed) for name, given in against.items()}
-    shape = (run.config.channels, run.size)
-    sets["uniform_noise"] = uniform_noise(count, *shape, seed=seed)
-    sets["constant_colours"] = constant_colours(count, *shape, seed=seed)
+        _check_format(name, given, channels, size)
+    sets = {name: _subset(given, count, seed) for name, given in {IN_DISTRIBUTION: images, **against}.items()}
+    sets["uniform_noise"] = uniform_noise(count, channels, size, seed=seed)
+    sets["constant_colours"] = constant_colours(count, channels, size, seed=seed)
     sets["interpolations"] = interpolations(images, count, seed=seed)
-    sets["rotated"] = rotated(sets[IN_DISTRIBUTION])
-    sets["flipped"] = flipped(sets[IN_DISTRIBUTION])
+    sets["rotated"] = rotate(sets[IN_DISTRIBUTION])
+    sets["flipped"] = flip(sets[IN_DISTRIBUTION])
 
-    options: dict[str, Any] = {"device": device_of(run.levels[run.size]), "progress": progress}
-    learned = _some(training, max(count, FEWEST_TRAINING), seed)
-    levels, untrained = (
-        LevelStatistics.fit(energies, _batches(learned, run.size, batch_size), dtype=dtype, engine=engine, **options)
-        for energies in (run.levels, _untrained_levels(run))
-    )
+    energies: Mapping[int, Energy | EnergyGradient] = {size: energy_of(model)}
+    device = device_of(energies[size])
+    options: dict[str, Any] = {"device": device, "progress": progress}
+    for_statistics = _subset(training, max(count, MIN_TRAINING), seed)
+
+    def statistics(levels: Mapping[int, Energy | EnergyGradient]) -> LevelStatistics:
+        training_batches = _batches(for_statistics, size, batch_size)
+        return LevelStatistics.fit(levels, training_batches, dtype=dtype, engine=engine, **options)
+
+    if isinstance(run, CoarseToFineRun):
+        levels, untrained = statistics(run.levels), statistics(_untrained_levels(run, device))
+        options |= {"untrained": untrained.highest, "untrained_levels": untrained}
+    else:
+        levels = statistics(energies)
+    options |= {"levels": levels, "training_mean": levels.mean_energies[size]}
     scores = {
-        name: outlier_scores(
-            levels.highest,
-            _batches(given, run.size, batch_size),
-            training_mean=levels.mean_energies[run.size],
-            levels=levels,
-            untrained=untrained.highest,
-            untrained_levels=untrained,
-            **options,
-        )
+        name: outlier_scores(levels.highest, _batches(given, size, batch_size), **options)
         for name, given in sets.items()
     }
     metrics = {
@@ -137,29 +175,26 @@ def detect_outliers(
     return DetectionResult(run, sets, scores, metrics, levels)
 
 
-def _untrained_levels(run: CoarseToFineRun) -> dict[int, CoarseToFineEnergy]:
-    """A net with the run's settings and its first weights, at each of its levels."""
+def _untrained_levels(run: CoarseToFineRun, device: torch.device) -> dict[int, Callable[[Tensor], Tensor]]:
+    """A net with the run's config and its first weights, at each of its levels."""
     net = new_net(run.config)
-    device = device_of(run.levels[run.size])
     return {size: net.frozen(size).to(device) for size in run.levels}
 
 
-def _check_fit(run: CoarseToFineRun, name: str, images: Images) -> None:
-    """Raises ValueError for images that the run's energy does not take, at once or averaged down."""
-    channels, height, width = images.pixels.shape[1:]
-    wanted = run.config.channels
-    if channels != wanted:
-        raise ValueError(f"{name}: its images have {channels} channels, and those of the run {wanted}")
-    factor, rest = divmod(height, run.size)
+def _check_format(name: str, images: Images, channels: int, size: int) -> None:
+    """Raises ValueError for images that can't be averaged down to (channels, size, size)."""
+    if images.channels != channels:
+        raise ValueError(f"{name}: its images have {images.channels} channels, and those of the run {channels}")
+    height, width = images.pixels.shape[2:]
+    factor, rest = divmod(height, size)
     if height != width or rest or factor & (factor - 1):
         raise ValueError(
-            f"{name}: its images are {height}x{width}, and the run takes {run.size}x{run.size}, or that times a power "
-            "of two"
+            f"{name}: its images are {height}x{width}, and the run takes {size}x{size}, or that times a power of two"
         )
 
 
-def _some(images: Images, count: int, seed: int) -> Images:
-    """At most `count` of the images, at random but in their order: the first ones may all be of one class."""
+def _subset(images: Images, count: int, seed: int) -> Images:
+    """At most `count` of the images, chosen at random (the first ones may all be of one class), in the set's order."""
     if len(images) <= count:
         return images
     chosen = next(batches(images, count, seed)).sort().values

@@ -1,17 +1,21 @@
-"""Outliers by energy: scores of images, and how well a score tells two sets apart.
+"""Outlier scores of images by energy, and metrics of how well a score separates two sets.
 
-An energy-based model says how unlikely an image is. Du and Mordatch ("Implicit Generation and Modeling with
-Energy-Based Models", NeurIPS 2019) score by the energy itself, Grathwohl et al. ("Your Classifier is Secretly an Energy
-Based Model", ICLR 2020) by the norm of its gradient, Nalisnick et al. ("Detecting Out-of-Distribution Inputs to Deep
-Generative Models Using Typicality", 2019) by the distance from what training images typically have. Lee et al. ("A
-Simple Unified Framework for Detecting Out-of-Distribution Samples and Adversarial Attacks", NeurIPS 2018) measure such
-a distance in features of a net, by their covariance over training images. Two baselines show what needs no training:
-the total variation of an image, and the scores of an untrained net.
+The scores come from
+
+- Du and Mordatch, "Implicit Generation and Modeling with Energy-Based Models" (NeurIPS 2019): the energy;
+- Grathwohl et al., "Your Classifier is Secretly an Energy Based Model" (ICLR 2020): the norm of its gradient;
+- Nalisnick et al., "Detecting Out-of-Distribution Inputs to Deep Generative Models Using Typicality" (2019): the
+  distance from the mean energy of training images;
+- Lee et al., "A Simple Unified Framework for Detecting Out-of-Distribution Samples and Adversarial Attacks" (NeurIPS
+  2018): the Mahalanobis distance in features of a net, with their covariance over training images.
+
+Two baselines show what needs no training: the total variation of an image, and the scores of an untrained net.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +24,15 @@ from torch import Tensor
 
 from fastebm.compiler import EnergyGradient
 from fastebm.sampling.cascade import device_of
-from fastebm.tasks.detection.batches import Energy, ImageBatches, check_finite, checked_batches, prepared
+from fastebm.tasks.detection.batches import (
+    Energy,
+    ImageBatches,
+    Model,
+    check_finite,
+    energy_of,
+    gradient_of,
+    image_batches,
+)
 from fastebm.tasks.detection.level_statistics import LevelStatistics, gradient_norms
 
 Scores = dict[str, NDArray[np.float32]]
@@ -40,14 +52,14 @@ ORDER = (
 
 @dataclass(frozen=True)
 class DetectionMetrics:
-    """How well a score tells outliers, which are the positive class and should score high, from the rest.
+    """How well a score separates outliers, which are the positive class and should score high, from other images.
 
     Attributes:
-        auroc: area under the ROC curve: the probability that an outlier scores higher than an image of the
-            distribution, 0.5 by chance.
+        auroc: area under the ROC curve: the probability that an outlier scores higher than another image; 0.5 by
+            chance.
         aupr: average precision; by chance it is the share of outliers among all images, so it compares only between
             sets of equal counts.
-        fpr95: share of images of the distribution that are taken for outliers where 95 % of the outliers are found.
+        fpr95: false positive rate where 95 % of the outliers are found.
     """
 
     auroc: float
@@ -56,7 +68,7 @@ class DetectionMetrics:
 
 
 def outlier_scores(
-    energy: Energy | EnergyGradient,
+    model: Model,
     images: ImageBatches,
     *,
     training_mean: float | None = None,
@@ -73,27 +85,27 @@ def outlier_scores(
 
     - "energy": E(x)
     - "gradient_norm": the Euclidean norm of the gradient of E at x
-    - "typicality": |E(x) - training_mean|, where that mean is given (`mean_energy` gives it)
-    - "level_energy": max over the levels s of (E_s(x_s) - mean_s) / std_s, with x_s the image averaged down to s, and
-      mean and deviation over training images, where `levels` is given: an image is an outlier if any level finds it
-      unlikely. A maximum, because an energy means nothing for images that lower levels refuse; in a sum it could make
-      up for their verdict.
+    - "typicality": |E(x) - training_mean|, if that mean is passed (`mean_energy` computes it)
+    - "level_energy": max over the levels s of (E_s(x_s) - mean_s) / std_s, if `levels` is passed; x_s is the image
+      averaged down to size s, mean and standard deviation are over training images. An image is an outlier if any
+      level says so. A maximum and not a sum, because an energy is not trained on images that lower levels make
+      improbable, and in a sum it could outweigh theirs.
     - "level_typicality": the Mahalanobis distance of all level energies and logarithms of gradient norms from their
-      mean over training images, with their covariance, likewise: a Gaussian typicality, to both sides
-    - "total_variation": of `total_variation`, which knows nothing of the energy
-    - "untrained_energy": of `untrained`, where it is given
-    - "untrained_level_energy" and "untrained_level_typicality": of `untrained_levels`, where they are given. These know
-      the training images, but by nets that know nothing: what they find, simple statistics of pixels tell apart.
+      mean over training images, with their covariance; it is large for energies that are too low, too
+    - "total_variation": the image's `total_variation`, a baseline without an energy
+    - "untrained_energy": the energy `untrained`, if it is passed
+    - "untrained_level_energy" and "untrained_level_typicality": those of `untrained_levels`, if it is passed. Its
+      statistics are over training images, its nets untrained: what it finds, simple statistics of pixels show.
 
     Args:
-        energy: what `fastebm.energy_gradient` takes: images (B, C, H, W) to one number each, low for real ones. Or what
-            it gives, whose `dtype` and `engine` are then those used, and which is prepared once for many sets. That of
-            the highest of `levels` is `levels.highest`, which spares evaluating it twice; likewise for `untrained`.
-        images: float32 (N, C, H, W) in [-1, 1]; or bytes, as `fastebm.data.open_images` reads them; or batches of such
-            floats, one after the other, of which only one is in memory.
-        batch_size: images in the net at a time.
-        dtype, engine: as in `fastebm.energy_gradient`; float32 by default, because bfloat16 has 256 numbers between an
-            energy of 1 and one of 2, and ties blur a ranking.
+        model: a run, its folder, or what `fastebm.energy_gradient` takes or returns. An `EnergyGradient` has its own
+            `dtype` and `engine` and is compiled once for many sets. `levels.highest` is that of the highest level;
+            passing it avoids evaluating that level twice. The same holds for `untrained`.
+        images: float32 (N, C, H, W) in [-1, 1]; or `Images` in bytes; or an iterable of float batches, of which only
+            one is in memory at a time.
+        batch_size: images that the net evaluates at a time.
+        dtype, engine: as in `fastebm.energy_gradient`. The default is float32: bfloat16 has 128 numbers between an
+            energy of 1 and one of 2, and ties make a ranking coarse.
         device: where the energy is; by default where its weights lie.
         progress: shows a bar.
 
@@ -111,11 +123,12 @@ def outlier_scores(
         >>> {name: float(values[0]) for name, values in scores.items()}
         {'energy': 2.0, 'gradient_norm': 2.0, 'typicality': 1.5, 'total_variation': 0.0}
     """
-    gradient = prepared(energy, dtype, engine)
-    baseline = None if untrained is None else prepared(untrained, dtype, engine)
+    energy = energy_of(model)
+    gradient = gradient_of(energy, dtype, engine)
+    baseline = None if untrained is None else gradient_of(untrained, dtype, engine)
     parts: dict[str, list[Tensor]] = {}
-    where = device_of(energy) if device is None else torch.device(device)
-    for first, batch in checked_batches(images, batch_size, where, progress):
+    device = device_of(energy) if device is None else torch.device(device)
+    for first, batch in image_batches(images, batch_size, device, progress):
         scores = _scores(gradient, levels, batch, first)
         scores["total_variation"] = total_variation(batch)
         if training_mean is not None:
@@ -132,7 +145,7 @@ def outlier_scores(
 def _scores(
     gradient: EnergyGradient | None, levels: LevelStatistics | None, batch: Tensor, first: int
 ) -> dict[str, Tensor]:
-    """Scores of one net, those of its levels among them; an energy that is also the highest level's runs once."""
+    """The scores of one net and of its levels; an energy that is also the highest level's is evaluated once."""
     scores: dict[str, Tensor] = {}
     top = None
     if gradient is not None:
@@ -146,29 +159,12 @@ def _scores(
     return scores
 
 
-def mean_energy(
-    energy: Energy | EnergyGradient,
-    images: ImageBatches,
-    *,
-    batch_size: int = 256,
-    dtype: torch.dtype | None = torch.float32,
-    engine: str = "auto",
-    device: torch.device | str | None = None,
-    progress: bool = False,
-) -> float:
-    """The mean energy of images, such as those of training, from which typicality is measured.
+def mean_energy(model: Model, images: ImageBatches, **options: Any) -> float:
+    """The mean energy of images, for example of training images, which "typicality" is measured from.
 
     Arguments and errors are those of `outlier_scores`.
     """
-    gradient = prepared(energy, dtype, engine)
-    total, count = 0.0, 0
-    where = device_of(energy) if device is None else torch.device(device)
-    for first, batch in checked_batches(images, batch_size, where, progress):
-        energies, _ = gradient(batch)
-        check_finite("energy", energies, first)
-        total += float(energies.double().sum())
-        count += len(batch)
-    return total / count
+    return float(outlier_scores(model, images, **options)["energy"].mean(dtype=np.float64))
 
 
 def total_variation(images: Tensor) -> Tensor:
@@ -181,11 +177,11 @@ def total_variation(images: Tensor) -> Tensor:
 
 
 def detection_metrics(in_scores: ArrayLike, out_scores: ArrayLike) -> DetectionMetrics:
-    """How well scores tell outliers, whose scores should be the higher ones, from images of the distribution.
+    """How well scores separate outliers, whose scores should be the higher ones, from images of the distribution.
 
     Args:
-        in_scores: (N,) of images of the distribution.
-        out_scores: (M,) of outliers.
+        in_scores: (N,) scores of images of the distribution.
+        out_scores: (M,) scores of outliers.
 
     Raises ValueError for scores that are empty, not finite or not one-dimensional.
 
@@ -196,8 +192,8 @@ def detection_metrics(in_scores: ArrayLike, out_scores: ArrayLike) -> DetectionM
     """
     from sklearn.metrics import average_precision_score, roc_auc_score
 
-    labels, scores = labelled(in_scores, out_scores)
-    false_positives, true_positives = roc(in_scores, out_scores)
+    labels, scores = _labels_and_scores(in_scores, out_scores)
+    false_positives, true_positives = roc_curve(in_scores, out_scores)
     return DetectionMetrics(
         auroc=float(roc_auc_score(labels, scores)),
         aupr=float(average_precision_score(labels, scores)),
@@ -205,19 +201,19 @@ def detection_metrics(in_scores: ArrayLike, out_scores: ArrayLike) -> DetectionM
     )
 
 
-def roc(in_scores: ArrayLike, out_scores: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """The ROC curve: shares of false and of true positives, both ascending. Arguments as in `detection_metrics`."""
-    from sklearn.metrics import roc_curve
+def roc_curve(in_scores: ArrayLike, out_scores: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The ROC curve: false and true positive rates, both ascending. Arguments and errors as in `detection_metrics`."""
+    from sklearn import metrics
 
-    false_positives, true_positives, _ = roc_curve(*labelled(in_scores, out_scores), drop_intermediate=False)
-    return false_positives, true_positives
+    rates = metrics.roc_curve(*_labels_and_scores(in_scores, out_scores), drop_intermediate=False)
+    return rates[0], rates[1]
 
 
-def labelled(in_scores: ArrayLike, out_scores: ArrayLike) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
-    """Labels, True for outliers, and scores, as scikit-learn takes them. Errors as in `detection_metrics`."""
-    given = [np.asarray(scores, dtype=np.float64) for scores in (in_scores, out_scores)]
-    for name, scores in zip(("in_scores", "out_scores"), given, strict=True):
+def _labels_and_scores(in_scores: ArrayLike, out_scores: ArrayLike) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
+    """Labels, True for outliers, and scores, as scikit-learn takes them."""
+    both = [np.asarray(scores, dtype=np.float64) for scores in (in_scores, out_scores)]
+    for name, scores in zip(("in_scores", "out_scores"), both, strict=True):
         if scores.ndim != 1 or not scores.size or not np.isfinite(scores).all():
             finite = "" if np.isfinite(scores).all() else ", with values that are not"
             raise ValueError(f"{name} must be finite and (N,) with N >= 1, got {scores.shape}{finite}")
-    return np.repeat([False, True], [len(scores) for scores in given]), np.concatenate(given)
+    return np.repeat([False, True], [len(scores) for scores in both]), np.concatenate(both)

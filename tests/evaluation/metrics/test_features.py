@@ -9,7 +9,7 @@ import torch
 
 from fastebm.data import Images, digits, open_images, to_pixels
 from fastebm.evaluation import FeatureClassifier, frechet_distance, train_features
-from fastebm.evaluation.metrics.features import halves
+from fastebm.evaluation.metrics.features import random_split
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +71,7 @@ def test_it_keeps_in_a_file_and_knows_its_data(
     classifier.save(path)
     assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
     loaded = FeatureClassifier.load(path, real[0])
-    assert loaded.facts() == classifier.facts()
+    assert loaded.metadata() == classifier.metadata()
     assert torch.equal(loaded(real[1]).features, classifier(real[1]).features)
     with pytest.raises(ValueError, match="was trained on other images"):
         FeatureClassifier.load(path, real[1])
@@ -117,14 +117,14 @@ def test_wrong_images_are_refused(classifier: FeatureClassifier) -> None:
         train_features(Images(torch.zeros(200, 1, 8, 4, dtype=torch.uint8), torch.arange(200)))
 
 
-def test_halves_are_disjoint() -> None:
+def test_random_split_are_disjoint() -> None:
     images = Images(torch.arange(200, dtype=torch.uint8)[:, None, None, None], torch.arange(200))
-    first, second = halves(images, 0.25, seed=3)
+    first, second = random_split(images, 0.25, seed=3)
     assert (len(first), len(second)) == (150, 50)
     assert torch.equal(first.pixels[:, 0, 0, 0].long(), first.labels)
     assert sorted([*first.labels.tolist(), *second.labels.tolist()]) == list(range(200))
     with pytest.raises(ValueError, match="too few"):
-        halves(images, 0.001)
+        random_split(images, 0.001)
 
 
 @pytest.mark.slow

@@ -87,28 +87,29 @@ def test_fid_is_of_all_samples_from_all_train_images(inception: Inception, image
     for count in (40, 120):
         samples = images[:count] * 0.6
         comparison = inception_metrics(samples, RealImages(train, test), inception).comparison
-        assert (comparison.samples.count, comparison.samples.reference) == (count, 60)
+        assert (comparison.samples.count, comparison.samples.num_reference) == (count, 60)
         statistics = FeatureStatistics.of(inception(train).features)
         expected = frechet_distance(inception(samples).features, statistics)
         assert comparison.samples.frechet == pytest.approx(expected, abs=1e-6)
         few = min(count, 60)
-        assert (comparison.floor.count, comparison.floor.reference) == (few, 60)
-        unseen, _ = RealImages(train, test).unseen(count)
+        assert (comparison.reference.count, comparison.reference.num_reference) == (few, 60)
+        unseen, _ = RealImages(train, test).held_out(count)
         expected = frechet_distance(inception(unseen).features[:few], statistics)
-        assert comparison.floor.frechet == pytest.approx(expected, abs=1e-6)
-    # Without test images the floor is of one half from the other, and samples stand beside it.
+        assert comparison.reference.frechet == pytest.approx(expected, abs=1e-6)
+    # Without test images the reference is the distance of one half from the other.
     halves = inception_metrics(images[:20], RealImages(train), inception).comparison
-    assert (halves.samples.reference, halves.beside_floor.reference, halves.floor.reference) == (60, 60, 40)
+    rows = (halves.samples, halves.samples_at_reference_count, halves.reference)
+    assert [row.num_reference for row in rows] == [60, 60, 40]
 
 
-def test_the_verdict_has_a_floor_and_a_ceiling(inception: Inception, images: Tensor) -> None:
+def test_samples_are_compared_beside_real_images_and_noise(inception: Inception, images: Tensor) -> None:
     pytest.importorskip("torchmetrics")
     real = RealImages(Images(to_pixels(images * 0.5)))
-    verdict = inception_metrics(images[:60] * 0.6, real, inception)
-    rows = dict(verdict.comparison.rows())
-    assert rows["floor: train images of the other half"].frechet < rows["ceiling: uniform noise"].frechet
-    assert verdict.score >= 1
-    report = Report("a", "b", inception=verdict)
+    metrics = inception_metrics(images[:60] * 0.6, real, inception)
+    rows = dict(metrics.comparison.rows())
+    assert rows["reference: train images of the other half"].frechet < rows["uniform noise"].frechet
+    assert metrics.score >= 1
+    report = Report("a", "b", inception=metrics)
     assert json.loads(json.dumps(report.to_json()))["inception"]["comparison"]["samples"]["count"] == 60
     assert "FID" in report.explain()
 

@@ -15,16 +15,16 @@ from torch import Tensor
 
 import fastebm
 from fastebm.cli import main
-from fastebm.data import DataError, Images, digits
+from fastebm.data import DataError, Images, digits, open_images, to_float
 from fastebm.tasks import (
     constant_colours,
     detect_outliers,
     detection_metrics,
-    flipped,
+    flip,
     interpolations,
     mean_energy,
     outlier_scores,
-    rotated,
+    rotate,
     total_variation,
     uniform_noise,
 )
@@ -203,9 +203,9 @@ def test_interpolations_are_means_of_two_different_images() -> None:
 
 def test_images_are_turned_and_mirrored() -> None:
     images = Images(torch.tensor([[[[1, 2], [3, 4]]]], dtype=torch.uint8), name="four")
-    assert rotated(images).pixels.tolist() == [[[[2, 4], [1, 3]]]]
-    assert flipped(images).pixels.tolist() == [[[[2, 1], [4, 3]]]]
-    assert flipped(images).pixels.is_contiguous()
+    assert rotate(images).pixels.tolist() == [[[[2, 4], [1, 3]]]]
+    assert flip(images).pixels.tolist() == [[[[2, 1], [4, 3]]]]
+    assert flip(images).pixels.is_contiguous()
 
 
 def test_halves_are_rounded_to_even() -> None:
@@ -235,6 +235,30 @@ def test_a_run_scores_sets(digits_run: Path) -> None:
     again = detect_outliers(run, training, held_out, count=60, batch_size=7, engine="autograd")
     energies = [given.scores["interpolations"]["energy"] for given in (again, detection)]
     np.testing.assert_allclose(*energies, rtol=1e-5, atol=1e-6)
+
+
+def test_a_folder_scores_as_its_run_does(digits_run: Path) -> None:
+    run = CoarseToFineRun.load(digits_run)
+    held_out = held_out_images(run)
+    for model in (run, str(digits_run)):
+        scores = outlier_scores(model, held_out, engine="autograd")["energy"]
+        np.testing.assert_array_equal(scores, outlier_scores(run.levels[8], held_out, engine="autograd")["energy"])
+        assert mean_energy(model, held_out, engine="autograd") == pytest.approx(scores.mean(), rel=1e-6)
+    one, other = (
+        detect_outliers(model, held_out, held_out, count=20, engine="autograd") for model in (run, digits_run)
+    )
+    assert one.to_json() == other.to_json()
+
+
+def test_a_bare_energy_detects_without_levels_and_untrained_nets(tmp_path: Path) -> None:
+    pool = uniform_noise(60, 1, 8)
+    detection = detect_outliers(lambda x: bowl(x) + x.sum((1, 2, 3)), pool, pool, count=30, engine="autograd")
+    assert list(detection.scores["rotated"]) == [*SCORES[:3], *LEVEL_SCORES, "total_variation"]
+    assert detection.levels.sizes == (8,)
+    assert detection.to_json()["run"] is None
+    assert detection.metrics["constant_colours"]["total_variation"].auroc == 0
+    detection.save_figures(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"histogram.png", "roc.png", "typical.png"}
 
 
 def test_sets_that_do_not_fit_are_refused(digits_run: Path) -> None:
@@ -357,3 +381,27 @@ def test_wrong_arguments_are_one_line_and_leave_nothing(
     assert errors[-1].startswith("fastebm: ")
     assert sorted(tmp_path.rglob("*")) == before
     assert not (digits_run / "detect").exists()
+
+
+def test_pictures_in_a_folder_are_outliers(
+    run: CoarseToFineRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "stripes"
+    folder.mkdir()
+    draws = np.random.default_rng(0)
+    for number in range(6):
+        stripes = np.repeat(draws.integers(0, 256, (8, 1), dtype=np.uint8), 8, axis=1)
+        Image.fromarray(stripes).save(folder / f"{number}.png")
+    (folder / "notes.txt").write_text("no picture")
+    out = tmp_path / "out"
+    words = ["--against", f"stripes={folder}", "--count", "50", "--engine", "autograd", "--out", str(out)]
+    assert main(["detect", str(run.path), *words]) == 0, capsys.readouterr().err
+    assert f"{folder}: folder of pictures" in capsys.readouterr().out
+    numbers = json.loads((out / "detect.json").read_text())
+    assert next(iter(numbers["metrics"])) == "stripes"
+    assert numbers["sets"]["stripes"]["scores"]["energy"]["count"] == 6
+    pixels = torch.stack([torch.from_numpy(np.asarray(Image.open(folder / f"{k}.png")).copy()) for k in range(6)])
+    assert torch.equal(open_images(folder).pixels, pixels[:, None])
+    expected = outlier_scores(run.levels[8], to_float(pixels[:, None]), engine="autograd")["energy"]
+    with np.load(out / "scores.npz") as kept:
+        np.testing.assert_allclose(kept["stripes/energy"], expected, rtol=1e-6)

@@ -1,4 +1,4 @@
-"""Distances in features against independent computations in float64: numpy, scipy, torchmetrics, brute force."""
+"""Fréchet distance against scipy, torchmetrics and closed forms; statistics in files."""
 
 from pathlib import Path
 
@@ -7,14 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastebm.evaluation import FeatureStatistics, frechet_distance, kernel_distance, precision_recall
-
-
-def features(count: int, width: int = 6, shift: float = 0.0, seed: int = 0) -> Tensor:
-    """Correlated, and away from the origin."""
-    generator = torch.Generator().manual_seed(seed)
-    mixing = torch.randn(width, width, generator=torch.Generator().manual_seed(99))
-    return torch.randn(count, width, generator=generator) @ mixing + 3 + shift
+from fastebm.evaluation import FeatureStatistics, frechet_distance
+from tests.evaluation.metrics.random_features import features
 
 
 def by_scipy(a: Tensor, b: Tensor) -> float:
@@ -106,75 +100,9 @@ def test_files_without_statistics_are_refused(tmp_path: Path) -> None:
         FeatureStatistics.load(tmp_path / "nowhere.npz")
 
 
-def by_sums(a: Tensor, b: Tensor) -> float:
-    """The unbiased squared discrepancy, term by term."""
-    x, y = a.double().numpy(), b.double().numpy()
-
-    def kernel(u: np.ndarray, v: np.ndarray) -> float:
-        return float((u @ v / len(u) + 1) ** 3)
-
-    n, m = len(x), len(y)
-    among_x = sum(kernel(x[i], x[j]) for i in range(n) for j in range(n) if i != j) / (n * (n - 1))
-    among_y = sum(kernel(y[i], y[j]) for i in range(m) for j in range(m) if i != j) / (m * (m - 1))
-    return among_x + among_y - 2 * sum(kernel(u, v) for u in x for v in y) / (n * m)
-
-
-def test_kernel_distance_agrees_with_sums_over_pairs() -> None:
-    a, b = features(25), features(25, shift=0.5, seed=1)
-    found = kernel_distance(a, b, subsets=3)
-    assert found.mean == pytest.approx(by_sums(a, b), rel=1e-9)
-    assert found.std == pytest.approx(0, abs=1e-9)
-
-
-def test_kernel_distance_of_subsets_is_a_function_of_the_seed() -> None:
-    a, b = features(300), features(200, shift=0.5, seed=1)
-    state = torch.get_rng_state()
-    first = kernel_distance(a, b, subsets=20, subset_size=50, seed=4)
-    assert torch.equal(torch.get_rng_state(), state)
-    assert kernel_distance(a, b, subsets=20, subset_size=50, seed=4) == first
-    assert kernel_distance(a, b, subsets=20, subset_size=50, seed=5) != first
-    whole = kernel_distance(a, b[:200], subsets=1).mean
-    assert abs(first.mean - whole) < 5 * first.std / 20**0.5 + 0.02 * abs(whole)
-
-
-def by_brute_force(points: np.ndarray, members: np.ndarray, k: int) -> float:
-    inside = 0
-    for point in points:
-        for i, member in enumerate(members):
-            others = sorted(np.linalg.norm(member - other) for j, other in enumerate(members) if j != i)
-            if np.linalg.norm(point - member) <= others[k - 1]:
-                inside += 1
-                break
-    return inside / len(points)
-
-
-@pytest.mark.parametrize("k", [1, 3])
-def test_precision_and_recall_agree_with_brute_force(k: int) -> None:
-    real, samples = features(60, 4), features(40, 4, shift=1.0, seed=1) * 0.8
-    found = precision_recall(samples, real, neighbours=k)
-    x, y = samples.double().numpy(), real.double().numpy()
-    assert found.precision == pytest.approx(by_brute_force(x, y, k), abs=1e-12)
-    assert found.recall == pytest.approx(by_brute_force(y, x, k), abs=1e-12)
-    assert 0 < found.recall < 1
-    assert 0 < found.precision < 1
-
-
-def test_precision_and_recall_at_their_ends() -> None:
-    real = features(50)
-    assert precision_recall(real, real.clone()) == (1, 1)
-    assert precision_recall(features(50, seed=1) + 1000, real) == (0, 0)
-    one_mode = real[:1] + 1e-3 * features(50, seed=2)
-    precision, recall = precision_recall(one_mode, real)
-    assert (precision, recall) == (1, pytest.approx(0, abs=0.05))
-
-
-def test_wrong_features_are_refused() -> None:
-    good = features(10)
-    for bad in (features(10, 3), features(1), torch.full((10, 6), torch.nan), torch.zeros(10), torch.zeros(10, 0)):
-        for distance in (frechet_distance, kernel_distance, precision_recall):
-            with pytest.raises(ValueError, match="features"):
-                distance(good, bad)
-    with pytest.raises(ValueError, match="neighbours"):
-        precision_recall(good, features(3))
-    with pytest.raises(ValueError, match="subset_size"):
-        kernel_distance(good, good, subset_size=1)
+@pytest.mark.parametrize(
+    "bad", [features(10, 3), features(1), torch.full((10, 6), torch.nan), torch.zeros(10), torch.zeros(10, 0)]
+)
+def test_wrong_features_are_refused(bad: Tensor) -> None:
+    with pytest.raises(ValueError, match="features"):
+        frechet_distance(features(10), bad)
