@@ -1,7 +1,7 @@
 """The build of fastebm: pyproject.toml says what the package is, this file adds the compiled operators.
 
-The list of what is compiled, and how, is fastebm/build_extension.py, which `fastebm build` uses as well. Where it can't compile
-(torch is not importable here, or there is no C++ compiler), the package has no compiled operators, and says so.
+The list of what is compiled, and how, is fastebm/build_extension.py, which `fastebm build` uses too. Where it can't
+compile (torch can't be imported here, or there is no C++ compiler), the package has no compiled operators and warns.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parent
 
 
 def load_build_list() -> ModuleType:
-    """fastebm/build_extension.py by its path: as part of the package it would bring in torch, which may be missing here."""
+    """Loads fastebm/build_extension.py by its path, since importing the package may need torch."""
     spec = importlib.util.spec_from_file_location("fastebm_compile", ROOT / "fastebm" / "build_extension.py")
     if spec is None or spec.loader is None:
         raise RuntimeError(f"fastebm/build_extension.py is missing under {ROOT}: these sources are incomplete")

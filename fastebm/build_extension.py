@@ -172,7 +172,7 @@ def build(verbose: bool = False) -> list[Path]:
     The libraries are built in a temporary folder and renamed into place, so that a failed build leaves what was there.
 
     Raises:
-        RuntimeError: where `unavailable_reason()` gives a reason, the compiler fails, or the package's folder can't be written.
+        RuntimeError: where `unavailable_reason()` gives a reason, the compiler fails, or the folder can't be written.
     """
     reason = unavailable_reason()
     if reason is not None:

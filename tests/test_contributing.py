@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from fastebm.build_extension import why_not
+from fastebm.build_extension import unavailable_reason
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "CONTRIBUTING.md"
@@ -56,7 +56,7 @@ def run(tree: Path, *arguments: str, **environment: str) -> str:
     return done.stdout
 
 
-@pytest.mark.skipif(why_not() is not None, reason=f"C++ can't be compiled here: {why_not()}")
+@pytest.mark.skipif(unavailable_reason() is not None, reason=f"C++ can't be compiled here: {unavailable_reason()}")
 def test_adding_an_operator_as_the_page_says(tmp_path: Path) -> None:
     tree = tmp_path / "tree"
     shutil.copytree(ROOT, tree, ignore=shutil.ignore_patterns(".*", "__pycache__", "build", "results", "runs", "*.so"))

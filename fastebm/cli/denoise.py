@@ -49,7 +49,7 @@ class Denoise(ImageTask):
         if self.tuning_images < 0:
             raise ValueError(f"--tuning-images must not be negative, got {self.tuning_images}")
         run, out = self.open()
-        model, images = self.model(run), self.images(run)
+        images = self.images(run)
         options = tasks.DenoiseOptions(
             num_steps=self.num_steps,
             step_size=self.step_size,
@@ -63,12 +63,12 @@ class Denoise(ImageTask):
         if self.tuning_images:
             few = tasks.images_for(run, split="train", count=self.tuning_images)
             one = dataclasses.replace(options, num_chains=1)
-            options = tasks.tune_denoising(model, few, self.noise, one, seed=self.seed)
+            options = tasks.tune_denoising(run, few, self.noise, one, seed=self.seed)
             options = dataclasses.replace(options, num_chains=self.num_chains)
             baselines = tasks.tuned_denoisers(few, tasks.add_noise(few, self.noise, self.seed, 2**32), self.noise)
         noisy = images if self.noisy else tasks.add_noise(images, self.noise, self.seed)
         clean = None if self.noisy else images
-        result = tasks.denoise(model, noisy, self.noise, options, clean=clean, baselines=baselines, seed=self.seed)
+        result = tasks.denoise(run, noisy, self.noise, options, clean=clean, baselines=baselines, seed=self.seed)
         task_folder(out, overwrite=self.overwrite)
         save_denoised(out / "denoised.png", result)
         save_arrays(out / "denoised.npz", noisy=result.noisy, restored=result.restored)

@@ -280,7 +280,9 @@ def _energy_metrics(
     found: EnergyMetrics | CalibrationMetrics
     if cascade:
         dtype = getattr(torch, config.dtype)
-        found = energy_metrics(energy, start, reference, dtype=dtype, seed=config.seed, **last_level_settings(run.cascade()))
+        found = energy_metrics(
+            energy, start, reference, dtype=dtype, seed=config.seed, **last_level_settings(run.cascade())
+        )
         ends = found.long_run.images
     else:
         found = calibration_metrics(

@@ -47,17 +47,6 @@ class ImageTask:
         check_free(out, overwrite=self.overwrite)
         return run, out
 
-    def model(self, run: Any) -> Any:
-        """What tasks take: a coarse-to-fine run with all its levels, or the energy of another run.
-
-        Raises RunError for a run that trains no energy of images.
-        """
-        from fastebm.training import CoarseToFineRun, RunError
-
-        if not isinstance(run, CoarseToFineRun) and getattr(run, "energy", None) is None:
-            raise RunError(f"{run.path} has no energy of images, which {type(self).__name__.lower()} goes by")
-        return run if isinstance(run, CoarseToFineRun) else run.energy
-
     def images(self, run: Any) -> Tensor:
         """The images that the task starts from, (N, C, S, S) in [-1, 1]."""
         from fastebm.tasks import images_for

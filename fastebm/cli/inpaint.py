@@ -39,7 +39,7 @@ class Inpaint(ImageTask):
             hole = tasks.load_hole_mask(self.mask, len(images), run.size)
         else:
             hole = tasks.hole_mask(self.mask_pattern, len(images), run.size, self.seed)
-        result = tasks.inpaint(self.model(run), images, hole, self._options(run.config), seed=self.seed)
+        result = tasks.inpaint(run, images, hole, self._options(run.config), seed=self.seed)
         task_folder(out, overwrite=self.overwrite)
         save_inpainted(out / "inpainted.png", result)
         save_arrays(out / "inpainted.npz", filled=result.filled, energy=result.energy, mean=result.mean)

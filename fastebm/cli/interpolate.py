@@ -34,9 +34,7 @@ class Interpolate(ImageTask):
         pairs = len(images) // 2
         if not pairs:
             raise ValueError("a path needs two images, got one: give more with --data or --count")
-        between = tasks.interpolate_images(
-            self.model(run), images[0 : 2 * pairs : 2], images[1 : 2 * pairs : 2], options
-        )
+        between = tasks.interpolate_images(run, images[0 : 2 * pairs : 2], images[1 : 2 * pairs : 2], options)
         cascade = getattr(run.config, "variant", None) == "cascade"
         starts: Any = ("noise", "coarse")[: len(run.levels)] if cascade else ()
         chains = {
@@ -62,7 +60,7 @@ class Interpolate(ImageTask):
     def _nearest(self, run: Any, out: Path) -> tuple[dict[str, float] | None, str]:
         """Writes samples beside their nearest training images; distances, with those of unseen images to compare."""
         from fastebm import tasks
-        from fastebm.tasks.pictures import save_neighbours
+        from fastebm.tasks.pictures import save_nearest
         from fastebm.training import RunError
 
         try:
@@ -71,7 +69,7 @@ class Interpolate(ImageTask):
             return None, f"Without training images there are none that are nearest to samples: {error}"
         samples = run.sample(50, self.seed)
         near = tasks.nearest_images(samples, training)
-        save_neighbours(out / "neighbours.png", samples, near.images, near.distances)
+        save_nearest(out / "neighbours.png", samples, near.images, near.distances)
         distances = {
             "samples": float(near.distances[:, 0].mean()),
             "samples_smallest": float(near.distances.min()),

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -24,6 +23,7 @@ from fastebm.tasks.outputs import save_arrays
 from fastebm.tasks.restoration import (
     DataConsistency,
     Degradation,
+    ImageSearch,
     Inpainting,
     LatentSearch,
     Refinement,
@@ -31,14 +31,11 @@ from fastebm.tasks.restoration import (
     bicubic,
     degradation,
     restore,
-    restore_by_cascade,
 )
 from fastebm.tasks.run_images import images_for
-from fastebm.training import CoarseToFineRun, ECVAERun, Run, RunError, load
+from fastebm.training import Run, load
 
-COARSE_TO_FINE, EC_VAE = "coarse_to_fine", "ec_vae"
 MASK_TASK = "inpaint-mask"
-Function = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -118,20 +115,30 @@ class Restore:
             skimage("metrics")  # before the work, not after it
         except ModuleNotFoundError as error:
             raise ValueError(str(error)) from error
-        check_kind(self.run)
+        RunFolder.existing(self.run)
         out = self.run / f"restore-{self.task}" if self.out is None else self.out
         if (out / "results.json").exists() and not self.overwrite:
             raise ValueError(f"{out} has results already: choose another --out, or give --overwrite")
         device = chosen_device(self.device)
         run = load(self.run, device)
-        restorer = self._restorer(run)
         originals = images_for(run, self.data, split=self.split, count=self.count, convert=True).to(device)
         operator = self._degradation(run).to(device)
         y = operator.A(originals)
         if self.noise:
             y = y + self.noise * normal(y.shape, seed=self.seed, stream=Stream.DATA_NOISE, device=device)
+        steps = self.refine_steps
+        refinement = Refinement(steps, self.refine_step_size, self.refine_noise) if steps else None
         started = time.perf_counter()
-        restored = restorer(y, operator)
+        restored = restore(
+            y,
+            operator,
+            energy=run,
+            noise=self.noise,
+            search=self.search if hasattr(run, "vae") else ImageSearch(self.search.restarts, self.coarse),
+            refinement=refinement,
+            seed=self.seed,
+            batch_size=self.batch_size,
+        )
         seconds = time.perf_counter() - started
         self._write(out, operator, y, originals, restored, seconds)
         return 0
@@ -140,18 +147,6 @@ class Restore:
         if self.mask is not None:
             return masked(self.mask, run.size)
         return degradation(self.task, (run.config.channels, run.size, run.size), seed=self.seed)
-
-    def _restorer(self, run: Run) -> Callable[[Tensor, Degradation], RestorationResult]:
-        """The function that restores measurements under a degradation."""
-        options: dict[str, Any] = {"noise": self.noise, "seed": self.seed, "batch_size": self.batch_size}
-        if self.refine_steps:
-            options["refinement"] = Refinement(self.refine_steps, self.refine_step_size, self.refine_noise)
-        if isinstance(run, CoarseToFineRun):
-            options |= {"cascade": run.cascade(), "restarts": self.search.restarts, "coarse": self.coarse}
-            return lambda y, operator: restore_by_cascade(y, operator, **options)
-        decoder, energy, latent = generator_of(run)
-        options |= {"decoder": decoder, "energy": energy, "latent": latent, "search": self.search}
-        return lambda y, operator: restore(y, operator, **options)
 
     def _write(
         self,
@@ -217,22 +212,3 @@ def masked(mask: Path, size: int) -> Inpainting:
         share = "all of the image" if hole.all() else "nothing"
         raise ValueError(f"{mask}: this mask hides {share}; white pixels are filled in from black ones")
     return Inpainting(~hole)
-
-
-def check_kind(run: Path) -> None:
-    """Raises RunError for a folder without a run, and for a run that does not restore images."""
-    kind = RunFolder.existing(run).kind()
-    if kind not in (COARSE_TO_FINE, EC_VAE):
-        raise RunError(f"restoration needs a run of kind {EC_VAE!r} or {COARSE_TO_FINE!r}; {run} holds one of {kind!r}")
-
-
-def generator_of(run: Run) -> tuple[Function, Function, int]:
-    """The decoder, the energy and the length of a latent vector of an EC-VAE run.
-
-    Raises RunError for a run of another kind, and for one that trained a decoder without an energy.
-    """
-    if not isinstance(run, ECVAERun):
-        raise RunError(f"{run.path} holds a run that has no decoder")
-    if run.energy is None:
-        raise RunError(f"{run.path} holds a plain VAE, without the energy that restoration goes by")
-    return run.vae.decode, run.energy, run.config.latent

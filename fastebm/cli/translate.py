@@ -44,7 +44,7 @@ class Translate(ImageTask):
             start_size=self.start_size,
             data_weight=self.data_weight,
         )
-        result = tasks.translate(self.model(run), self.images(run), options, seed=self.seed)
+        result = tasks.translate(run, self.images(run), options, seed=self.seed)
         task_folder(out, overwrite=self.overwrite)
         save_translated(out / "translated.png", result, source=not self.hide_source)
         save_arrays(out / "translated.npz", source=result.source, translated=result.images, change=result.change)

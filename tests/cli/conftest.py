@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fastebm.cli import main
-from fastebm.training import CoarseToFineRun, DigitsSource, EcVaeConfig, train
+from fastebm.training import CoarseToFineRun, DigitsSource, ECVAEConfig, train
 
 pytest.register_assert_rewrite("tests.cli.tiny_runs")  # so that its asserts say what was compared
 
@@ -46,7 +46,7 @@ def run(trained: Path) -> CoarseToFineRun:
 @pytest.fixture(scope="session")
 def vae_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of an EC-VAE run of two updates on digits, 8x8. Tests write nothing into it."""
-    config = EcVaeConfig(size=8, channels=1, iterations=2, batch_size=4, latent=4, width=4, energy_width=4)
+    config = ECVAEConfig(size=8, channels=1, iterations=2, batch_size=4, latent=4, width=4, energy_width=4)
     out = tmp_path_factory.mktemp("runs") / "vae"
     train(config, DigitsSource(), out, progress=False, save_pictures=False)
     return out

@@ -15,11 +15,10 @@ from PIL import Image
 from torch import nn
 
 from fastebm.cli import main
-from fastebm.cli.restore import generator_of
 from fastebm.data import digits
 from fastebm.runs.folder import RunFolder
 from fastebm.tasks.restoration import Composition, Dense, Inpainting, SuperResolution, degradation
-from fastebm.training import CoarseToFineRun, EcVaeRun, RunError
+from fastebm.training import ECVAERun
 
 
 def test_a_cascade_restores_digits(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -56,11 +55,14 @@ def test_a_decoder_restores_digits(vae_run: Path, tmp_path: Path) -> None:
     assert results["settings"]["search"]["method"] == "langevin"
 
 
-def test_other_runs_are_refused(trained: Path, vae_run: Path) -> None:
-    with pytest.raises(RunError, match="has no decoder"):
-        generator_of(CoarseToFineRun.load(trained))
-    with pytest.raises(RunError, match="plain VAE"):
-        generator_of(dataclasses.replace(EcVaeRun.load(vae_run), energy=None))
+def test_a_run_without_an_energy_is_refused(
+    vae_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plain = dataclasses.replace(ECVAERun.load(vae_run))
+    object.__setattr__(plain, "energy", None)
+    monkeypatch.setattr("fastebm.cli.restore.load", lambda *_: plain)
+    assert main(["restore", str(vae_run), "--out", str(tmp_path / "out")]) == 2
+    assert "without an energy of images" in capsys.readouterr().err
 
 
 def test_any_images_are_brought_to_the_form_of_the_run(trained: Path, tmp_path: Path) -> None:
@@ -108,7 +110,7 @@ def test_wrong_arguments(
 def test_runs_of_other_kinds_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     RunFolder.open(tmp_path / "flow", "other", {})
     assert main(["restore", str(tmp_path / "flow")]) == 2
-    assert "needs a run of kind 'ec_vae' or 'coarse_to_fine'" in capsys.readouterr().err
+    assert "holds a run of kind 'other'; known are" in capsys.readouterr().err
 
 
 def test_tasks_are_what_their_names_say() -> None:
