@@ -17,7 +17,7 @@ from fastebm.data import Images
 from fastebm.runs.files import replacing, write_json
 from fastebm.runs.folder import RunFolder
 from fastebm.tasks.detection.run import IN_DISTRIBUTION, SYNTHETIC, DetectionResult, detect_outliers
-from fastebm.tasks.run_images import held_out_images, images_of_the_kind, open_for, training_images
+from fastebm.tasks.run_images import held_out_images, matching_images, outlier_images, training_images
 from fastebm.training import CoarseToFineRun
 
 FILES = ("detect.json", "scores.npz", "histogram.png", "roc.png", "typical.png")
@@ -71,7 +71,7 @@ class Detect:
         run = CoarseToFineRun.load(self.run, device)
         training, images = self._own(run)
         against = {
-            name: open_for(run, path, split, fit=self.fit, recolour=self.recolour)
+            name: outlier_images(run, path, split, fit=self.fit, recolour=self.recolour)
             for name, (path, split) in outliers.items()
         }
         for given in (training, images, *against.values()):
@@ -98,11 +98,11 @@ class Detect:
         training = (
             training_images(run)
             if self.train is None
-            else images_of_the_kind(run, self.train, prefer="train", fit=self.fit, recolour=self.recolour)
+            else matching_images(run, self.train, prefer="train", fit=self.fit, recolour=self.recolour)
         )
         if self.data is None:
             return training, held_out_images(run)
-        return training, images_of_the_kind(run, self.data, self.split, fit=self.fit, recolour=self.recolour)
+        return training, matching_images(run, self.data, self.split, fit=self.fit, recolour=self.recolour)
 
 
 def parsed_sets(arguments: Iterable[str]) -> dict[str, tuple[Path, str | None]]:

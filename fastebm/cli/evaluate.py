@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fastebm.cli.arguments import check_count, parsed_device
 from fastebm.data import ImageFormat
-from fastebm.data.sources import source_from_json
+from fastebm.data.run_source import run_source
 from fastebm.evaluation import (
     CalibrationMetrics,
     EnergyMetrics,
@@ -35,7 +35,7 @@ from fastebm.evaluation.metrics.comparison import noise_like
 from fastebm.evaluation.metrics.features import FEATURES_FILE, NOT_COMPARABLE
 from fastebm.evaluation.metrics.inception import require_torchmetrics
 from fastebm.evaluation.report import LongRunFeatures, Report
-from fastebm.evaluation.sources import holds_statistics, open_real, read_samples, source_of_real
+from fastebm.evaluation.sources import holds_statistics, open_real, read_samples, real_image_source
 from fastebm.runs.files import write_json
 from fastebm.runs.folder import RunFolder
 from fastebm.sampling.cascade import device_of
@@ -151,12 +151,10 @@ class Evaluate:
 
     def _source(self, size: int, channels: int, run: Run | None) -> ImageSource | DigitsSource:
         """Where the real images come from: --against, or a run's own; neither is brought to another form unasked."""
-        stored: ImageSource | DigitsSource | None = None
-        if run is not None and (content := RunFolder.existing(run.path).images()):
-            stored = source_from_json(content)
+        stored = None if run is None else run_source(run.path)
         own = stored if isinstance(stored, ImageSource) else None
         if self.against is not None:
-            return source_of_real(
+            return real_image_source(
                 self.against,
                 ImageFormat(channels, size, size),
                 own=own,

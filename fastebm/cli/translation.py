@@ -119,7 +119,7 @@ def _neighbours(command: Interpolate, run: CoarseToFineRun, out: Path) -> tuple[
     from fastebm.tasks.pictures import save_nearest
 
     try:
-        training, unseen = tasks.own_images(run, "train"), tasks.images_for(run, count=50)
+        training, unseen = tasks.dataset_images(run, "train"), tasks.images_for(run, count=50)
     except (RunError, ValueError) as error:
         return None, f"Without training images there are no neighbours of samples: {error}"
     samples: Tensor = run.sample(50, command.seed)

@@ -1,4 +1,4 @@
-"""What a trained energy is good for, beside samples: restoration, outliers, translation, ways between images."""
+"""Tasks of a trained energy: restoration, outlier detection, translation, interpolation, generation of many samples."""
 
 from fastebm.tasks import restoration as restore
 from fastebm.tasks.classical_denoisers import ClassicalDenoiser, tuned_denoisers
@@ -14,12 +14,12 @@ from fastebm.tasks.detection.scores import (
     total_variation,
 )
 from fastebm.tasks.generation.generate import GenerationResult, generate
-from fastebm.tasks.generation.nearest_images import Neighbours, nearest_images
-from fastebm.tasks.image_quality import Quality, quality
+from fastebm.tasks.generation.nearest_images import NearestImages, nearest_images
+from fastebm.tasks.image_quality import Quality, psnr, quality, ssim
 from fastebm.tasks.inpaint import InpaintingResult, InpaintOptions, inpaint
 from fastebm.tasks.interpolate import ChainPath, ImagePath, PathOptions, interpolate_chains, interpolate_images
 from fastebm.tasks.masks import hole_mask, load_hole_mask
-from fastebm.tasks.run_images import images_for, own_images
+from fastebm.tasks.run_images import dataset_images, images_for
 from fastebm.tasks.translate import TranslateOptions, TranslationResult, translate
 
 __all__ = [
@@ -34,13 +34,14 @@ __all__ = [
     "InpaintOptions",
     "InpaintingResult",
     "LevelStatistics",
-    "Neighbours",
+    "NearestImages",
     "PathOptions",
     "Quality",
     "TranslateOptions",
     "TranslationResult",
     "add_noise",
     "constant_colours",
+    "dataset_images",
     "denoise",
     "detect_outliers",
     "detection_metrics",
@@ -56,10 +57,11 @@ __all__ = [
     "mean_energy",
     "nearest_images",
     "outlier_scores",
-    "own_images",
+    "psnr",
     "quality",
     "restore",
     "rotate",
+    "ssim",
     "total_variation",
     "translate",
     "tune_denoising",

@@ -161,7 +161,7 @@ def test_a_folder_with_files_stays(tmp_path: Path) -> None:
     folder = task_folder(tmp_path / "new" / "folder")
     save_numbers(folder, {"psnr": math.inf, "of": [1.0, math.nan], "num_steps": 3})
     assert (folder / "numbers.json").read_text().split() == (
-        ["{", '"psnr":', "null,", '"of":', "[", "1.0,", "null", "],", '"steps":', "3", "}"]
+        ["{", '"psnr":', "null,", '"of":', "[", "1.0,", "null", "],", '"num_steps":', "3", "}"]
     )
     with pytest.raises(ValueError, match="has files in it, which stay"):
         task_folder(folder)
