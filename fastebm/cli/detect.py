@@ -62,7 +62,7 @@ class Detect:
 
         from fastebm.runs.folder import RunFolder
         from fastebm.tasks import detect_outliers
-        from fastebm.tasks.run_images import held_out_images, images_of_the_kind, open_for, training_images
+        from fastebm.tasks.run_images import held_out_images, matching_images, outlier_images, training_images
         from fastebm.training import CoarseToFineRun
 
         check_count(self.count)
@@ -75,9 +75,9 @@ class Detect:
         if self.train_data is None:
             training = training_images(run)
         else:
-            training = images_of_the_kind(run, self.train_data, prefer="train", **shape)
-        images = held_out_images(run) if self.data is None else images_of_the_kind(run, self.data, self.split, **shape)
-        against = {name: open_for(run, path, split, **shape) for name, (path, split) in sets.items()}
+            training = matching_images(run, self.train_data, prefer="train", **shape)
+        images = held_out_images(run) if self.data is None else matching_images(run, self.data, self.split, **shape)
+        against = {name: outlier_images(run, path, split, **shape) for name, (path, split) in sets.items()}
         for found in (training, images, *against.values()):
             print(found, flush=True)
         detection = detect_outliers(

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fastebm.cli.arguments import check_count, chosen_device
 from fastebm.data import ImageFormat
-from fastebm.data.sources import source_from_json
+from fastebm.data.run_source import run_source
 from fastebm.evaluation import (
     CalibrationMetrics,
     EnergyMetrics,
@@ -34,7 +34,7 @@ from fastebm.evaluation.metrics.comparison import noise_like
 from fastebm.evaluation.metrics.features import FEATURES_FILE, NOT_COMPARABLE
 from fastebm.evaluation.metrics.inception import require_torchmetrics
 from fastebm.evaluation.report import LongRunFeatures, Report
-from fastebm.evaluation.sources import holds_statistics, open_real, read_samples, source_of_real
+from fastebm.evaluation.sources import holds_statistics, open_real, read_samples, real_image_source
 from fastebm.runs.files import write_json
 from fastebm.runs.folder import RunFolder
 from fastebm.sampling.cascade import device_of
@@ -153,12 +153,10 @@ class Evaluate:
 
     def _source(self, size: int, channels: int, run: Run | None) -> ImageSource | DigitsSource:
         """The source of the real images, --reference-data or the run's own, in another format only where asked for."""
-        stored: ImageSource | DigitsSource | None = None
-        if run is not None and (content := RunFolder.existing(run.path).images()):
-            stored = source_from_json(content)
+        stored = None if run is None else run_source(run.path)
         own = stored if isinstance(stored, ImageSource) else None
         if self.reference_data is not None:
-            return source_of_real(
+            return real_image_source(
                 self.reference_data,
                 ImageFormat(channels, size, size),
                 own=own,

@@ -64,7 +64,7 @@ class Interpolate(ImageTask):
         from fastebm.training import RunError
 
         try:
-            training, unseen = tasks.own_images(run, "train"), tasks.images_for(run, count=50)
+            training, unseen = tasks.dataset_images(run, "train"), tasks.images_for(run, count=50)
         except (RunError, ValueError) as error:
             return None, f"Without training images there are none that are nearest to samples: {error}"
         samples = run.sample(50, self.seed)

@@ -17,7 +17,7 @@ from fastebm.plotting import save_grid
 from fastebm.rng import Stream
 from fastebm.runs.files import write_json
 from fastebm.runs.folder import RunFolder
-from fastebm.tasks.image_quality import quality, skimage
+from fastebm.tasks.image_quality import import_skimage, quality
 from fastebm.tasks.masks import load_hole_mask
 from fastebm.tasks.outputs import save_arrays
 from fastebm.tasks.restoration import (
@@ -112,7 +112,7 @@ class Restore:
         check_count(self.count)
         check_mask(self.task, self.mask)
         try:
-            skimage("metrics")  # before the work, not after it
+            import_skimage("metrics")  # before the work, not after it
         except ModuleNotFoundError as error:
             raise ValueError(str(error)) from error
         RunFolder.existing(self.run)

@@ -1,4 +1,4 @@
-"""Where samples and real images of an evaluation come from: arrays, pictures, data sets, the images of a run."""
+"""Readers for evaluation: samples from arrays and pictures, and the real images to compare them with."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from fastebm.data import DataError, ImageFormat, Images, average_pool_to, digits, image_format, open_images, to_pixels
+from fastebm.data.run_source import source_like
 from fastebm.evaluation.metrics.comparison import RealImages
 from fastebm.training import DigitsSource, ImageSource
 
@@ -19,8 +20,8 @@ _PART = 1000
 
 
 def read_samples(path: Path) -> Tensor:
-    """float32 (N, C, S, S) in [-1, 1]: the samples of an .npz file with floats in [-1, 1] (as `fastebm sample` writes
-    it, array `images`), or whatever `open_images` reads.
+    """Samples, float32 (N, C, S, S) in [-1, 1], from an .npz file with floats (as `fastebm sample` writes it, array
+    `images`), or from anything that `open_images` reads.
 
     Raises ValueError for samples that are not square, not finite or outside of [-1, 1], DataError as `open_images`.
     """
@@ -31,7 +32,7 @@ def read_samples(path: Path) -> Tensor:
         return images.batch(slice(None))
     if samples.ndim != 4 or samples.shape[1] not in (1, 3) or samples.shape[2] != samples.shape[3] or not len(samples):
         raise ValueError(f"{path}: samples must be (N, 1 or 3, S, S), got {tuple(samples.shape)}")
-    if not (samples.min() >= -1 and samples.max() <= 1):  # also for what is not a number
+    if not (samples.min() >= -1 and samples.max() <= 1):  # so written, NaN is refused as well
         raise ValueError(f"{path}: samples must be finite and lie in [-1, 1]")
     return samples
 
@@ -49,14 +50,14 @@ def _float_array(path: Path) -> Tensor | None:
 
 
 def holds_statistics(path: Path) -> bool:
-    """Whether a file is an .npz with arrays `mu` and `sigma`, so that `FeatureStatistics.load` is to read it."""
+    """Whether a file is an .npz with arrays `mu` and `sigma`, which `FeatureStatistics.load` reads."""
     if not zipfile.is_zipfile(path):
         return False
     with zipfile.ZipFile(path) as archive:
         return {"mu.npy", "sigma.npy"} <= set(archive.namelist())
 
 
-def source_of_real(
+def real_image_source(
     path: Path,
     samples: ImageFormat,
     *,
@@ -67,31 +68,31 @@ def source_of_real(
     crop: int | None = None,
     convert: bool = False,
 ) -> ImageSource:
-    """The real images at `path` for samples of a form, brought to that only where this was asked for.
+    """The source of the real images at `path` for samples in the format `samples`.
 
-    Unasked they pass in the form of the samples (or at the full size of a run on the way, which `open_real` averages
-    down), and in the form that a run's own images had before training shaped them: then they are shaped like those.
+    Without `fit` and `convert` it accepts images in the format of the samples, or at the size `full`, which `open_real`
+    averages down. It also accepts images in the format that the run's own images have before preprocessing; they are
+    preprocessed in the same way.
 
     Args:
-        own: the images that the run learned, if the samples are of a run that knows them.
-        full: the side that the run ends at, by default that of the samples.
-        split, fit, crop: as in `ImageSource`, by default as in `own`. `fit` allows images of any size.
-        convert: allows images of any size and colours, which are shaped as the run's own, or resized.
+        own: the source of the run's training images, if the samples are of a run that knows it.
+        full: the run's final size; by default that of the samples.
+        split, fit, crop: as in `ImageSource`, by default as in `own`. With `fit`, images of any size are accepted.
+        convert: accepts images of any size and colours, and preprocesses them like the run's own, or resizes them.
 
-    Raises ValueError for images of another form, DataError as `open_images`.
+    Raises ValueError for images of another format, DataError as `open_images`.
     """
     full = full or samples.height
     given = {"split": split, "fit": fit, "crop": crop}
     changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     shaped = ImageSource(path, full, samples.channels)
     if own is not None:
-        key = own.key if path.resolve() == own.path.resolve() else None
-        shaped = dataclasses.replace(own, path=path, size=own.size or full, channels=samples.channels, key=key)
+        shaped = dataclasses.replace(source_like(own, path), size=own.size or full, channels=samples.channels)
     shaped = dataclasses.replace(shaped, **changes)
     if convert:
         return shaped
     found = image_format(path, shaped.split, crop=crop, key=shaped.key)
-    learned = None if own is None or crop is not None else _form_before(own)
+    learned = None if own is None or crop is not None else _format_before_preprocessing(own)
     as_learned = learned is not None and found[1:] == learned[1:]
     fits = found[1:] in (samples[1:], (full, full))
     colours = found.channels == samples.channels or (learned is not None and found.channels == learned.channels)
@@ -103,12 +104,14 @@ def source_of_real(
         )
     if as_learned or fit is not None:
         return shaped
-    channels = None if found.channels == samples.channels else samples.channels  # None: as it is, also when held out
+    channels = (
+        None if found.channels == samples.channels else samples.channels
+    )  # None keeps the colours, also of the test split
     return ImageSource(path, None, channels, shaped.split, crop=crop, key=shaped.key)
 
 
-def _form_before(own: ImageSource) -> ImageFormat | None:
-    """The form of a run's own images before they were shaped; None where they can't be read any more."""
+def _format_before_preprocessing(own: ImageSource) -> ImageFormat | None:
+    """The format of a run's own images in their files; None where they can't be read any more."""
     try:
         return image_format(own.path, own.split, key=own.key)
     except DataError:
@@ -116,7 +119,7 @@ def _form_before(own: ImageSource) -> ImageFormat | None:
 
 
 def open_real(source: ImageSource | DigitsSource, size: int, seed: int = 0) -> RealImages:
-    """The images of a source at `size`, which they may be averaged down to, with their test split where there is one.
+    """The images of a source, averaged down to `size`, together with their test split if there is one.
 
     Raises DataError and ValueError as `open_images` does, and ValueError for images that are too small.
     """
@@ -137,9 +140,11 @@ def _held_out(source: ImageSource, images: Images, size: int) -> Images | None:
         held_out = dataclasses.replace(source, split="test").open()
     except DataError:
         return None  # it has none
-    forms = [ImageFormat(*part.pixels.shape[1:]) for part in (images, held_out)]
-    if forms[0] != forms[1]:
-        raise ValueError(f"{images.name}: its train images are {forms[0]} and its test images {forms[1]}: --convert")
+    formats = [ImageFormat(*part.pixels.shape[1:]) for part in (images, held_out)]
+    if formats[0] != formats[1]:
+        raise ValueError(
+            f"{images.name}: its train images are {formats[0]} and its test images {formats[1]}: --convert"
+        )
     return _averaged(held_out, size)
 
 

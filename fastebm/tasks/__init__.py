@@ -14,13 +14,13 @@ from fastebm.tasks.detection.scores import (
     total_variation,
 )
 from fastebm.tasks.generation.generate import GenerationResult, generate
-from fastebm.tasks.generation.nearest_images import Neighbours, nearest_images
-from fastebm.tasks.image_quality import Quality, quality
+from fastebm.tasks.generation.nearest_images import NearestImages, nearest_images
+from fastebm.tasks.image_quality import Quality, psnr, quality, ssim
 from fastebm.tasks.inpaint import InpaintingResult, InpaintOptions, inpaint
 from fastebm.tasks.interpolate import ChainPath, ImagePath, PathOptions, interpolate_chains, interpolate_images
 from fastebm.tasks.masks import hole_mask, load_hole_mask
 from fastebm.tasks.restoration import restore
-from fastebm.tasks.run_images import images_for, own_images
+from fastebm.tasks.run_images import dataset_images, images_for
 from fastebm.tasks.translate import TranslateOptions, TranslationResult, translate
 
 __all__ = [
@@ -35,13 +35,14 @@ __all__ = [
     "InpaintOptions",
     "InpaintingResult",
     "LevelStatistics",
-    "Neighbours",
+    "NearestImages",
     "PathOptions",
     "Quality",
     "TranslateOptions",
     "TranslationResult",
     "add_noise",
     "constant_colours",
+    "dataset_images",
     "denoise",
     "detect_outliers",
     "detection_metrics",
@@ -57,11 +58,12 @@ __all__ = [
     "mean_energy",
     "nearest_images",
     "outlier_scores",
-    "own_images",
+    "psnr",
     "quality",
     "restoration",
     "restore",
     "rotate",
+    "ssim",
     "total_variation",
     "translate",
     "tune_denoising",

@@ -1,4 +1,4 @@
-"""Denoisers without learning, from scikit-image, each at its best for the noise at hand: what a model has to beat."""
+"""Classical denoisers of scikit-image, tuned to the noise: the baselines of `denoise`."""
 
 from __future__ import annotations
 
@@ -11,36 +11,45 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastebm.tasks.image_quality import quality, skimage
+from fastebm.tasks.image_quality import import_skimage, psnr
 
 NAMES: tuple[Literal["non-local means", "total variation"], ...] = ("non-local means", "total variation")
 
 
 @dataclass(frozen=True)
 class ClassicalDenoiser:
-    """`name` with `settings`, as scikit-image's function of that name takes them; called with images (N, C, H, W).
+    """A denoiser of scikit-image with its settings; called with images (N, C, H, W) in [-1, 1].
 
-    Results are clamped to [-1, 1], where images lie.
+    Attributes:
+        name: "non-local means" (`denoise_nl_means`) or "total variation" (`denoise_tv_chambolle`).
+        settings: keyword arguments of that function.
+
+    Results are clamped to [-1, 1].
     """
 
     name: Literal["non-local means", "total variation"]
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     def __call__(self, images: Tensor) -> Tensor:
-        restoration = skimage("restoration")
+        restoration = import_skimage("restoration")
         function: Any = restoration.denoise_nl_means if self.name == NAMES[0] else restoration.denoise_tv_chambolle
-        # Of a single colour given with its axis, non-local means return the image transposed.
+        # With the axis of a single colour given, non-local means return the image transposed.
         pixels, axis = (images[:, 0], None) if images.shape[1] == 1 else (images, 0)
         restored = [function(image, channel_axis=axis, **self.settings) for image in pixels.cpu().double().numpy()]
         return torch.from_numpy(np.stack(restored)).to(images).reshape(images.shape).clamp(-1, 1)
 
 
 def tuned_denoisers(clean: Tensor, noisy: Tensor, noise: float) -> list[ClassicalDenoiser]:
-    """Both, each with those settings of a grid that give `noisy` (N, C, H, W) the highest mean PSNR beside `clean`."""
+    """Both denoisers, each with the settings of a grid whose results on `noisy` have the highest mean PSNR.
+
+    Args:
+        clean, noisy: images (N, C, H, W) in [-1, 1] without and with noise.
+        noise: standard deviation of the noise.
+    """
     best = []
     for name in NAMES:
         tried = [ClassicalDenoiser(name, settings) for settings in _grid(name, noise)]
-        best.append(max(tried, key=lambda denoiser: float(quality(denoiser(noisy), clean).psnr.mean())))
+        best.append(max(tried, key=lambda denoiser: float(psnr(denoiser(noisy), clean).mean())))
     return best
 
 

@@ -23,7 +23,7 @@ from fastebm.ops import normal
 from fastebm.rng import Stream
 from fastebm.sampling import Cascade, data_term_weight, linear
 from fastebm.tasks.classical_denoisers import ClassicalDenoiser
-from fastebm.tasks.image_quality import Quality, quality, skimage
+from fastebm.tasks.image_quality import Quality, import_skimage, quality
 from fastebm.tasks.inputs import Model, TaskEnergy, open_energy
 
 
@@ -152,7 +152,7 @@ def denoise(
     energy = open_energy(model)
     noisy = energy.check_images("noisy images", noisy, bounded=False)
     if clean is not None or baselines:
-        skimage("metrics")  # a missing package is reported before the chains run
+        import_skimage("metrics")  # a missing package is reported before the chains run
     if clean is not None:
         clean = energy.check_images("clean images", clean)
         if clean.shape != noisy.shape:

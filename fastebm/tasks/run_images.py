@@ -1,4 +1,4 @@
-"""The images that belong to a run, and others in the form that it takes: the one reader of all tasks."""
+"""Images for the tasks of a run: its own training and test images, and others in the format that it takes."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ from fastebm.data import Images, average_pool_to, digits, to_pixels
 from fastebm.data.errors import NoSplitError
 from fastebm.data.formats.pictures import IMAGE_SUFFIXES, read_picture
 from fastebm.data.preprocessing import Preprocessing
-from fastebm.data.sources import source_from_json
-from fastebm.runs.folder import RunFolder
+from fastebm.data.run_source import run_source, source_like
 from fastebm.tasks.inputs import shape
 from fastebm.training import CoarseToFineRun, DigitsSource, ImageSource, Run, RunError
 
@@ -33,9 +32,9 @@ def images_for(
 
     Args:
         data: a set as `fastebm.data.open_images` reads it, or a single picture. By default the run's own images.
-        split: the part of the set; by default "test", or what there is.
-        count: the first so many, or all if there are fewer.
-        convert: brings images of another size or of other colours to those of the run, as its training images were.
+        split: the part of the set; by default "test", or the set itself if it has no parts.
+        count: only the first so many images.
+        convert: brings images of another size or of other colours to those of the run, like its training images.
 
     Raises:
         DataError: for what can't be read.
@@ -45,7 +44,7 @@ def images_for(
     if count is not None and count < 1:
         raise ValueError(f"count must be at least 1, got {count}")
     if data is None:
-        images = own_images(run, split)
+        images = dataset_images(run, split)
     elif Path(data).suffix.lower() in IMAGE_SUFFIXES and Path(data).is_file():
         images = _single_picture(run, Path(data), convert)
     else:
@@ -62,8 +61,8 @@ def images_for(
     return images.batch(slice(0, count))
 
 
-def own_images(run: Run, split: str | None = None) -> Images | Tensor:
-    """The images that a run was trained on, at its size so far; by default those it has not seen, if there are any."""
+def dataset_images(run: Run, split: str | None = None) -> Images | Tensor:
+    """Images of the set that a run was trained on, at its present size; by default the test split, if there is one."""
     source = source_of(run)
     if isinstance(source, DigitsSource):
         return digits("train" if split == "train" else "test", run.size)[0]
@@ -73,21 +72,20 @@ def own_images(run: Run, split: str | None = None) -> Images | Tensor:
 
 
 def source_of(run: Run) -> ImageSource | DigitsSource:
-    """Where the run's images come from. Raises RunError if it was trained on tensors, whose origin nobody knows."""
-    stored = _stored(run)
-    if stored is None:
+    """The source of the run's images. Raises RunError if it was trained on tensors, which have none."""
+    if (source := run_source(run.path)) is None:
         raise RunError(f"{run.path} doesn't say where its images come from: give data")
-    return stored
+    return source
 
 
 def training_images(run: Run) -> Images:
-    """The images that the run learned from, as bytes. Raises as `source_of` and `open_images`."""
+    """The images that the run was trained on, as bytes. Raises RunError if it does not know them."""
     source = source_of(run)
     return _digits("train") if isinstance(source, DigitsSource) else source.open()
 
 
 def held_out_images(run: Run) -> Images:
-    """The test split of the set that the run learned from. Raises DataError where it has none; else as above."""
+    """The test split of the set that the run was trained on. Raises DataError if it has none, RunError as above."""
     source = source_of(run)
     if isinstance(source, DigitsSource):
         return _digits("test")
@@ -96,7 +94,7 @@ def held_out_images(run: Run) -> Images:
     return dataclasses.replace(source, split=HELD_OUT).open()
 
 
-def images_of_the_kind(
+def matching_images(
     run: CoarseToFineRun,
     path: Path,
     split: str | None = None,
@@ -105,13 +103,13 @@ def images_of_the_kind(
     fit: Literal["resize", "pad"] | None = None,
     recolour: bool = False,
 ) -> Images:
-    """Images of a file or folder, brought to the run's size as those of training were; with `recolour` to its colours.
+    """Images of a file or folder, resized like the run's training images; `recolour` converts their colours, too.
 
-    Without a `split` it is the one called `prefer`, or what there is. A run that was not trained on files knows no way
-    to its size: then `fit` is asked for. Raises as `open_images`, and ValueError for other colours.
+    Without a `split` it is the one called `prefer`, or the set itself. A run that was not trained on files has no such
+    preprocessing; `fit` then says how images are resized. Raises as `open_images`, and ValueError for other colours.
     """
-    if not isinstance(_stored(run), ImageSource):
-        return open_for(run, path, split, fit=fit, recolour=recolour)
+    if not isinstance(run_source(run.path), ImageSource):
+        return outlier_images(run, path, split, fit=fit, recolour=recolour)
     channels = run.config.channels if recolour else None
     source = dataclasses.replace(_with_path(run, path), channels=channels, key=None)
     images = _opened(source, split, prefer)
@@ -119,7 +117,7 @@ def images_of_the_kind(
     return images
 
 
-def open_for(
+def outlier_images(
     run: CoarseToFineRun,
     path: Path,
     split: str | None = None,
@@ -127,11 +125,10 @@ def open_for(
     fit: Literal["resize", "pad"] | None = None,
     recolour: bool = False,
 ) -> Images:
-    """Images of a file or folder as they are; or with `fit` at the run's size, with `recolour` in its colours.
+    """Images of a file or folder as they are; `fit` resizes them to the run's size, `recolour` converts their colours.
 
-    Nothing of that happens unasked, because what resizing leaves behind may be all that is then detected. The split is
-    chosen as in `images_of_the_kind`. Raises as `open_images`, and ValueError for images that don't fit, saying how
-    they would.
+    Neither is done by default, because scores may then detect the traces of resizing alone. The split is chosen as in
+    `matching_images`. Raises as `open_images`, and ValueError for other sizes and colours, saying which option helps.
     """
     size = None if fit is None else run.config.sizes[-1]
     channels = run.config.channels if recolour else None
@@ -164,21 +161,14 @@ def _opened(source: ImageSource, split: str | None, prefer: str = HELD_OUT, othe
         return dataclasses.replace(source, split=otherwise).open()
 
 
-def _stored(run: Run) -> ImageSource | DigitsSource | None:
-    stored = RunFolder.existing(run.path).images()
-    return None if stored is None else source_from_json(stored)
-
-
 def _with_path(run: Run, path: Path) -> ImageSource:
-    """Images at `path` brought to their size as the run's own; the largest square resized, where it doesn't say how."""
-    source = _stored(run)
-    if not isinstance(source, ImageSource):
-        return ImageSource(path)
-    return dataclasses.replace(source, path=path, key=source.key if path.resolve() == source.path.resolve() else None)
+    """Images at `path` preprocessed like the run's own; by default their largest square is resized."""
+    source = run_source(run.path)
+    return source_like(source, path) if isinstance(source, ImageSource) else ImageSource(path)
 
 
 def _shaped(run: Run, source: ImageSource) -> ImageSource:
-    """The same in the run's colours, at its size; padded ones at full size, which a run on the way sees pooled."""
+    """The source with the run's colours and present size; padded images keep their final size and are pooled later."""
     size = source.size if source.fit == "pad" and source.size is not None else run.size
     return dataclasses.replace(source, size=size, channels=run.config.channels)
 

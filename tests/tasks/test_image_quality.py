@@ -1,6 +1,7 @@
 """PSNR and SSIM, against their definitions; PSNR also against torchmetrics."""
 
 import math
+import sys
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ import torch.nn.functional as F
 import torchmetrics.functional.image as metrics
 from torch import Tensor
 
-from fastebm.tasks import image_quality as quality
+from fastebm.tasks import psnr, quality
 
 
 def pair(channels: int, side: int, count: int = 3) -> tuple[Tensor, Tensor]:
@@ -68,3 +69,13 @@ def test_what_is_refused() -> None:
         quality(torch.zeros(1, 1, 3, 8), torch.zeros(1, 1, 3, 8))
     with pytest.raises(ValueError, match="as the truth"):
         quality(torch.zeros(2, 1, 8, 8), torch.zeros(1, 1, 8, 8))
+
+
+def test_psnr_needs_no_optional_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    images, truth = pair(1, 8)
+    found = quality(images, truth).psnr
+    for name in ("skimage", "skimage.metrics"):
+        monkeypatch.setitem(sys.modules, name, None)
+    assert torch.equal(psnr(images, truth), found)
+    with pytest.raises(ModuleNotFoundError, match="SSIM and the classical denoisers need scikit-image"):
+        quality(images, truth)

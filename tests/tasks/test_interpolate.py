@@ -60,12 +60,12 @@ def test_points_are_redistribute_along_the_line() -> None:
     assert torch.equal(_redistribute(torch.ones(1, 4, 1)), torch.ones(1, 4, 1))
 
 
-@pytest.mark.parametrize("at_once", [2, 3, 100])
-def test_neighbours_are_the_nearest_in_order(at_once: int) -> None:
+@pytest.mark.parametrize("batch_size", [2, 3, 100])
+def test_neighbours_are_the_nearest_in_order(batch_size: int) -> None:
     pixels = torch.randint(0, 256, (9, 1, 3, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     reference = to_float(pixels)
     images = torch.cat((reference[4:5], torch.zeros(1, 1, 3, 3)))
-    near = nearest_images(images, Images(pixels), 4, at_once=at_once)
+    near = nearest_images(images, Images(pixels), 4, batch_size=batch_size)
     expected, order = torch.cdist(images.flatten(1).double(), reference.flatten(1).double()).sort(1)
     assert torch.equal(near.indices, order[:, :4])
     torch.testing.assert_close(near.distances, expected[:, :4].float())

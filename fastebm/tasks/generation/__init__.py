@@ -1,1 +1,1 @@
-"""Any number of samples of a run, written to files."""
+"""Generation of any number of samples of a run to files, and the training images nearest to samples."""

@@ -1,8 +1,8 @@
-"""Where many samples go, chunk by chunk: pictures in a folder, one array, one grid; whole after a kill at any moment.
+"""The output of many samples, written chunk by chunk: a folder of pictures, one array, or one grid.
 
-Beside what they make, outputs keep a folder of their own work, hidden: what was asked for (`request.json`), and a mark
-or the samples of each chunk that is done. Chunks may be written in any order and by several processes. Last come the
-numbers, for people: `numbers.json` in a folder of pictures, NAME.npz.json or NAME.png.json beside a file.
+An output keeps its state in a hidden folder: the request (`request.json`), and for each finished chunk a mark or its
+samples. So it resumes after a kill at any moment, and several processes may write chunks in any order. The numbers are
+written last: `numbers.json` in a folder of pictures, NAME.npz.json or NAME.png.json beside a file.
 """
 
 from __future__ import annotations
@@ -39,15 +39,15 @@ Pixels = NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Request:
-    """All that samples depend on.
+    """Everything that the samples depend on.
 
     Attributes:
         iteration: of the checkpoint.
         weights: a digest of the energies.
         sampler: the cascade with its settings, in words.
-        seed, first_chain: of their noise; chain `first_chain + i` makes sample i.
-        count: how many samples.
-        chunk: how many of them in a chunk; the last may have fewer.
+        seed, first_chain: of the noise; sample i is the end of chain `first_chain + i`.
+        count: number of samples.
+        chunk: samples in a chunk; the last chunk may have fewer.
         channels, size: of a sample.
     """
 
@@ -66,50 +66,56 @@ class Request:
         return -(-self.count // self.chunk)
 
     def rows(self, chunk: int) -> range:
-        """The numbers of a chunk's samples."""
+        """The indices of a chunk's samples."""
         return range(chunk * self.chunk, min(self.count, (chunk + 1) * self.chunk))
 
 
 class Output(ABC):
-    """One place for the samples of a request. Samples are uint8 (N, S, S, C)."""
+    """Where the samples of a request are written. Samples are uint8 (N, S, S, C).
 
-    mark: ClassVar[str] = ".npy"
+    Attributes:
+        path: the folder or file.
+        state: the hidden folder of the output's state.
+        numbers: the file of the numbers.
+    """
 
-    def __init__(self, path: Path, work: Path, numbers: Path) -> None:
+    suffix: ClassVar[str] = ".npy"
+
+    def __init__(self, path: Path, state: Path, numbers: Path) -> None:
         self.path = path
-        self.work = work
+        self.state = state
         self.numbers = numbers
 
     @abstractmethod
     def write(self, request: Request, chunk: int, pixels: Pixels) -> None:
-        """Writes a chunk so that it is done, or as if nothing had been written."""
+        """Writes a chunk. It counts as finished only when all of it is on the disk."""
 
     @abstractmethod
     def finish(self, request: Request) -> None:
-        """Makes of all chunks what was asked for. May be called again after a kill."""
+        """Assembles the output from all chunks. May be called again after a kill."""
 
     @abstractmethod
     def close(self, numbers: dict[str, Any]) -> None:
-        """Leaves the numbers, and removes what only the work needed. May be called again after a kill."""
+        """Writes the numbers and removes state that is no longer needed. May be called again after a kill."""
 
     @abstractmethod
     def check_free(self, overwrite: bool) -> None:
-        """Raises ValueError where something else is in the place of a new output, or an older one without leave."""
+        """Raises ValueError where other files are in the way, or an older output unless `overwrite` is set."""
 
     @abstractmethod
     def clear(self) -> None:
         """Removes an older output."""
 
-    def done(self) -> set[int]:
-        """The chunks that are done."""
-        return {int(path.stem.removeprefix("chunk-")) for path in self.work.glob(f"chunk-*{self.mark}")}
+    def finished_chunks(self) -> set[int]:
+        """The numbers of the finished chunks."""
+        return {int(path.stem.removeprefix("chunk-")) for path in self.state.glob(f"chunk-*{self.suffix}")}
 
-    def begun(self, overwrite: bool = False) -> dict[str, Any] | None:
+    def stored_request(self, overwrite: bool = False) -> dict[str, Any] | None:
         """The request that was begun here, as JSON, if there is one.
 
-        Raises RunError where it is damaged, unless it may be overwritten.
+        Raises RunError if its file is damaged; with `overwrite` the result is then empty.
         """
-        path = self.work / "request.json"
+        path = self.state / "request.json"
         if not path.is_file():
             return None
         try:
@@ -120,29 +126,29 @@ class Output(ABC):
             raise RunError(f"{path} is damaged: {error}. --overwrite begins anew") from error
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Keeps the output for this process until the end of the block. Raises RunError where another one has it."""
-        self.work.mkdir(parents=True, exist_ok=True)
-        with (self.work / "lock").open("a") as lock:
+    def lock(self) -> Iterator[None]:
+        """Locks the output for this process until the end of the block. Raises RunError if another process has it."""
+        self.state.mkdir(parents=True, exist_ok=True)
+        with (self.state / "lock").open("a") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise RunError(f"another process is writing to {self.path}: wait for it, or choose another") from None
-            for part in self.work.glob(f".*{PART}"):  # what a killed process had half written
+            for part in self.state.glob(f".*{PART}"):  # files that a killed process had not finished
                 part.unlink(missing_ok=True)
             yield
 
     def begin(self, request: Request, overwrite: bool) -> None:
-        """Takes up the request where it was begun here before, or begins it. Raises as `check`."""
+        """Resumes the request if it was begun here before, or begins it. Raises as `check` does."""
         self.check(request, overwrite)
         wanted = dataclasses.asdict(request)
-        if self.begun(overwrite) != wanted:
+        if self.stored_request(overwrite) != wanted:
             self.clear()
-            write_json(self.work / "request.json", wanted)
+            write_json(self.state / "request.json", wanted)
 
     def check(self, request: Request, overwrite: bool) -> None:
-        """Raises ValueError as `check_free`, and where another request was begun, with the difference."""
-        wanted, there = dataclasses.asdict(request), self.begun(overwrite)
+        """Raises ValueError as `check_free` does, and with the differences if another request was begun here."""
+        wanted, there = dataclasses.asdict(request), self.stored_request(overwrite)
         if there == wanted:
             return
         if there is not None and not overwrite:
@@ -156,19 +162,19 @@ class Output(ABC):
             )
         self.check_free(overwrite)
 
-    def _marked(self, chunk: int) -> Path:
-        return self.work / f"chunk-{chunk:06d}{self.mark}"
+    def _chunk_path(self, chunk: int) -> Path:
+        return self.state / f"chunk-{chunk:06d}{self.suffix}"
 
-    def _clear_work(self) -> None:
-        for path in self.work.iterdir():
+    def _clear_state(self) -> None:
+        for path in self.state.iterdir():
             if path.name != "lock":
                 path.unlink()
 
 
 class PictureFolder(Output):
-    """A folder of PNGs, 000000.png and so on. What was asked for stays in it, hidden, as a note of their origin."""
+    """A folder of PNGs, 000000.png and so on. The hidden request stays in it and records their origin."""
 
-    mark = ".done"
+    suffix = ".done"
 
     def __init__(self, path: Path) -> None:
         super().__init__(path, path / ".generate", path / NUMBERS)
@@ -181,55 +187,55 @@ class PictureFolder(Output):
             picture = Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image)
             coded = io.BytesIO()
             picture.save(coded, "png")
-            temporary = self.work / f".{path.name}.{os.getpid()}{PART}"
+            temporary = self.state / f".{path.name}.{os.getpid()}{PART}"
             temporary.write_bytes(coded.getvalue())
             os.replace(temporary, path)
-        for path in (*paths, self.path):  # before the mark: after a power cut, what is marked has its content
+        for path in (*paths, self.path):  # before the mark, so that marked pictures are complete after a power cut
             sync(path)
-        with replacing(self._marked(chunk)):
+        with replacing(self._chunk_path(chunk)):
             pass
 
     def finish(self, request: Request) -> None:
         pass
 
     def close(self, numbers: dict[str, Any]) -> None:
-        # A call that found all pictures there has nothing to say about how they were drawn.
+        # A call that found all pictures finished did not measure how fast they were drawn.
         if numbers["drawn"] or not self.numbers.exists():
             write_json(self.numbers, numbers)
 
     def check_free(self, overwrite: bool) -> None:
-        others = [path.name for path in self.path.glob("*") if path != self.work]
-        if others and (self.begun(overwrite) is None or not overwrite):
+        others = [path.name for path in self.path.glob("*") if path != self.state]
+        if others and (self.stored_request(overwrite) is None or not overwrite):
             raise ValueError(f"{self.path} has other files in it, such as {min(others)}: choose another folder")
 
     def clear(self) -> None:
         for entry in self.path.iterdir():
             if re.fullmatch(r"\d{6,}\.png", entry.name) or entry == self.numbers:
                 entry.unlink()
-        self._clear_work()
+        self._clear_state()
 
 
 class ArrayFile(Output):
-    """One .npz with "images", uint8 (N, S, S, C), stored as they are."""
+    """One uncompressed .npz with the array "images", uint8 (N, S, S, C)."""
 
     def __init__(self, path: Path) -> None:
-        # With its whole name in front: samples.npz and samples.png have numbers of their own.
+        # Named after the whole file name, so that samples.npz and samples.png have different numbers.
         super().__init__(path, path.parent / f".{path.name}.generate", path.parent / f"{path.name}.json")
 
     def write(self, request: Request, chunk: int, pixels: Pixels) -> None:
-        coded = io.BytesIO()  # straight to a file, numpy writes by a way that is silent about a full disk
+        coded = io.BytesIO()  # numpy does not report a full disk when it writes to a file itself
         np.save(coded, pixels)
-        with replacing(self._marked(chunk)) as temporary:
+        with replacing(self._chunk_path(chunk)) as temporary:
             temporary.write_bytes(coded.getvalue())
 
     def close(self, numbers: dict[str, Any]) -> None:
         write_json(self.numbers, numbers)
-        shutil.rmtree(self.work)
+        shutil.rmtree(self.state)
 
     def finish(self, request: Request) -> None:
         shape = (request.count, request.size, request.size, request.channels)
         header = {"descr": "|u1", "fortran_order": False, "shape": shape}
-        # The time in the archive is that of its format's beginning, so that equal samples are equal files.
+        # ZipInfo's default time is fixed, so that equal samples give equal files.
         entry = zipfile.ZipInfo("images.npy")
         with (
             replacing(self.path) as temporary,
@@ -248,10 +254,10 @@ class ArrayFile(Output):
                 raise ValueError(f"{path} exists: --overwrite replaces it, or choose another name")
 
     def clear(self) -> None:
-        self._clear_work()  # the file itself and its numbers stay until they are replaced
+        self._clear_state()  # the file and its numbers stay until they are replaced
 
     def _chunk(self, chunk: int) -> Pixels:
-        pixels: Pixels = np.load(self._marked(chunk))
+        pixels: Pixels = np.load(self._chunk_path(chunk))
         return pixels
 
 
@@ -265,7 +271,7 @@ class GridFile(ArrayFile):
 
 
 def output_for(path: Path) -> Output:
-    """What a path asks for, by its ending: .npz, .png, or none for a folder. Raises ValueError for another."""
+    """The kind of output by the suffix of a path: .npz, .png, or a folder. Raises ValueError for other suffixes."""
     if path.suffix == ".npz":
         return ArrayFile(path)
     if path.suffix == ".png":

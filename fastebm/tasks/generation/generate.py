@@ -1,7 +1,7 @@
-"""Any number of samples of a run, to files: resumable, by several processes, as fast as the sampler.
+"""Writes any number of samples of a run to files, by several processes, and resumes after a kill.
 
-Sample i is the end of chain `first + i`, so that it does not matter who draws it and when: chunks of chains are drawn
-in any order by any number of processes, and a killed call is taken up at the chunks that are missing.
+Sample i is the end of chain `first + i`, whichever process draws it and when. So any number of processes draw chunks of
+chains in any order, and a call that was killed resumes with the missing chunks.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ LARGEST_GRID = 10_000
 
 @dataclass(frozen=True)
 class GenerationResult:
-    """What a call has made.
+    """The result of a call of `generate`.
 
     Attributes:
-        path: the folder or file.
-        request: what the samples depend on.
-        drawn: how many samples were drawn by this call; the others were there.
-        seconds: that this call took for them, to the last file, with the start of processes; the run was loaded before.
-        numbers: the file that says so, and what the samples depend on.
+        path: the folder or file with the samples.
+        request: everything that the samples depend on.
+        drawn: number of samples that this call drew; the others existed before.
+        seconds: time of this call from the start of its processes to the last file, without loading the run.
+        numbers: path of the JSON file with these numbers.
     """
 
     path: Path
@@ -54,12 +54,12 @@ class GenerationResult:
 
     @property
     def images_per_second(self) -> float | None:
-        """Of this call; None where all were there."""
+        """Samples that this call drew per second; None if it drew none."""
         return self.drawn / self.seconds if self.drawn else None
 
 
 def generate(
-    run_dir: str | Path,
+    run: CoarseToFineRun | str | Path,
     count: int,
     out: str | Path,
     *,
@@ -70,51 +70,51 @@ def generate(
     overwrite: bool = False,
     progress: bool = False,
 ) -> GenerationResult:
-    """Draws `count` samples of the run in a folder, and writes them to `out`, as bytes: round((x + 1) * 127.5).
+    """Writes `count` samples of a coarse-to-fine run to `out`, as bytes: round((x + 1) * 127.5).
 
-    A call that was killed or failed goes on when it is made again, with the checkpoint that it began with, and ends
-    with the same files. With the fused engine these are the same bits for any number of processes and threads. Samples
-    are those of `CoarseToFineRun.sample`. Last it writes numbers as JSON: what was asked for, the sampler's settings,
-    seconds, images a second; to `numbers.json` in a folder, beside a file to its whole name with .json behind it.
+    The samples are those of `CoarseToFineRun.sample`. A call that was killed or failed resumes when it is repeated: it
+    uses the checkpoint that it began with and ends with the same files. With the fused engine, these have the same bits
+    for any number of processes and threads. At the end it writes the request, the sampler's settings, seconds and
+    images per second as JSON: to `numbers.json` in a folder, or beside a file, whose whole name it extends by .json.
 
     Args:
-        run_dir: folder of the run, finished or not.
+        run: folder of the run, finished or not; or the run itself, whose folder and iteration are then used.
         out: a folder for 000000.png, 000001.png and so on; a .npz for an array "images", uint8 (N, S, S, C); a .png for
             a grid of all, at most 10,000.
-        seed: other seeds, other samples; by default those that continue the run's own noise.
-        processes: each draws its share of chunks, on its share of the CPU threads; on a machine with several GPUs, in
-            turns on each. With more than one, a script needs the usual `if __name__ == "__main__":`.
-        chunk: how many chains run at a time; by default 256 at up to 32x32, and as many pixels above. A kill loses at
-            most three such chunks of each process: the one being drawn, and two that wait to be written.
+        seed: of the samples; by default they continue the noise of the run's training.
+        processes: number of processes. Each draws its share of the chunks with its share of the CPU threads; several
+            GPUs are used in turn. With more than one, a script needs the usual `if __name__ == "__main__":`.
+        chunk: chains that run at a time; by default 256 at up to 32x32, and as many pixels above. A kill loses at most
+            three chunks of each process: the one being drawn, and two that wait to be written.
         device: cpu or cuda; by default a GPU if there is one.
-        overwrite: begins anew where something else was begun, and replaces what an earlier call made.
+        overwrite: starts again if another request was begun there, and replaces the output of an earlier call.
         progress: shows a bar.
 
     Raises:
-        ValueError: for numbers out of range, a path that can't be taken, or something that may not be overwritten.
-        RunError: where there is no run, its checkpoint has gone meanwhile, chains are not finite, a process dies, or
-            nothing can be written: what was done before stays.
+        ValueError: for numbers out of range, an unsuitable path, or files that may not be overwritten.
+        RunError: where there is no run, its checkpoint was deleted meanwhile, chains are not finite, a process dies, or
+            files can't be written. Finished chunks are kept.
     """
     output = output_for(Path(out))
     _check_numbers(count, processes, chunk, output)
     _check_folder(output)
     device = torch.device(device if device is not None else "cuda" if torch.cuda.is_available() else "cpu")
-    # Before anything is made: a mistake must not leave a folder behind.
-    run = _run_of(run_dir, output, device, overwrite)
+    # Before anything is written: a mistake must not leave a folder behind.
+    run = _load_run(run, output, device, overwrite)
     request = _request(run, count, seed, chunk)
     if isinstance(output, PictureFolder | GridFile) and request.channels not in (1, 3):
         raise ValueError(f"a PNG has 1 or 3 channels, the run's images have {request.channels}: write an .npz")
     output.check(request, overwrite)
-    with _writing(output, request), output.locked():
+    with _writing(output, request), output.lock():
         output.begin(request, overwrite)
         start = time.perf_counter()
-        missing = sorted(set(range(request.chunks)) - output.done())
+        missing = sorted(set(range(request.chunks)) - output.finished_chunks())
         processes = max(1, min(processes, len(missing)))
         with _bar(request, missing, progress) as advance:
             if processes == 1:
                 _draw_chunks(run, request, output, missing, advance)
             else:
-                _share(Path(run_dir), request, output, missing, processes, device, advance)
+                _draw_in_processes(run.path, request, output, missing, processes, device, advance)
         output.finish(request)
         drawn = sum(len(request.rows(number)) for number in missing)
         made = GenerationResult(output.path, request, drawn, time.perf_counter() - start, output.numbers)
@@ -125,7 +125,7 @@ def generate(
 def _draw_chunks(
     run: CoarseToFineRun, request: Request, output: Output, chunks: Iterable[int], advance: Callable[[int], None]
 ) -> None:
-    """Draws chunks and has each written while the next is drawn; at most QUEUED wait to be written."""
+    """Draws chunks. A thread writes each while the next is drawn; at most QUEUED wait to be written."""
     cascade = run.cascade()  # one for all chunks: its gradients are captured once
     writing: deque[Future[None]] = deque()
     with ThreadPoolExecutor(1, "write samples") as writer:
@@ -148,7 +148,7 @@ def _write(output: Output, request: Request, chunk: int, pixels: Pixels, advance
     advance(len(pixels))
 
 
-def _share(
+def _draw_in_processes(
     run_dir: Path,
     request: Request,
     output: Output,
@@ -157,17 +157,17 @@ def _share(
     device: torch.device,
     advance: Callable[[int], None],
 ) -> None:
-    """Draws chunks by several processes, no more than there are chunks, every so-manieth by each."""
-    context = multiprocessing.get_context("spawn")  # a fork can't use a GPU, nor OpenMP's threads
+    """Draws chunks in several processes; process i of n draws every n-th chunk from chunk i on."""
+    context = multiprocessing.get_context("spawn")  # forked processes can use neither a GPU nor OpenMP threads
     threads = max(1, torch.get_num_threads() // processes)
     workers = []
     try:
         for number in range(processes):
             receiver, sender = context.Pipe(duplex=False)
-            arguments = (run_dir, request, output, chunks[number::processes], _device_of(device, number), threads)
+            arguments = (run_dir, request, output, chunks[number::processes], _worker_device(device, number), threads)
             process = context.Process(target=_work, args=(*arguments, sender), daemon=True)
             process.start()
-            sender.close()  # ours, so that the end of the process is the end of the pipe
+            sender.close()  # closes this process's copy, so that the pipe ends with the worker
             workers.append((process, receiver))
         _follow([receiver for _, receiver in workers], advance)
     finally:
@@ -177,25 +177,25 @@ def _share(
 
 
 def _follow(receivers: list[Connection], advance: Callable[[int], None]) -> None:
-    """Passes on how many samples were written, until all processes say that they have ended.
+    """Reports the number of written samples to `advance` until all processes have ended.
 
-    Raises what one of them raised, and RunError where one ends without a word.
+    Raises the exception of a process that failed, and RunError if one ends without a message.
     """
     while receivers:
         for receiver in wait(receivers):
             assert isinstance(receiver, Connection)
             try:
-                said = receiver.recv()
+                message = receiver.recv()
             except EOFError:
                 raise RunError(
                     "a process that draws samples was killed; the system may lack memory for so many"
                 ) from None
-            if isinstance(said, Exception):
-                raise said
-            if said is None:
+            if isinstance(message, Exception):
+                raise message
+            if message is None:
                 receivers.remove(receiver)
             else:
-                advance(said)
+                advance(message)
 
 
 def _work(
@@ -207,35 +207,38 @@ def _work(
     threads: int,
     sender: Connection,
 ) -> None:
-    """What a process does: its chunks, saying how many samples were written, and None or an error at the end."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all; the first process ends the others
+    """Draws chunks in a process. Sends the number of samples after each chunk, and None or an exception at the end."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the parent ends the others
     torch.set_num_threads(threads)
     try:
         run = CoarseToFineRun.load(run_dir, device, iteration=request.iteration)
         _draw_chunks(run, request, output, chunks, sender.send)
         sender.send(None)
     except Exception as error:
-        with contextlib.suppress(OSError):  # where the first process has gone, nobody listens
+        with contextlib.suppress(OSError):  # the parent may be gone
             sender.send(error)
 
 
 def _stop_without_parent() -> None:
-    """Ends a process whose parent was killed: somebody may take its work up elsewhere."""
+    """Ends a process whose parent was killed, because another call may resume the same chunks."""
     parent = multiprocessing.parent_process()
     if parent is not None and not parent.is_alive():
         sys.exit(1)
 
 
-def _run_of(run_dir: str | Path, output: Output, device: torch.device, overwrite: bool) -> CoarseToFineRun:
-    """The run as the output was begun with it, or as its newest checkpoint has it."""
-    there = None if overwrite else output.begun()
-    iteration = None if there is None else there.get("iteration")
+def _load_run(
+    run: CoarseToFineRun | str | Path, output: Output, device: torch.device, overwrite: bool
+) -> CoarseToFineRun:
+    """The run at the iteration that the output was begun with; otherwise at the run's own or the newest one."""
+    path, iteration = (run.path, run.iteration) if isinstance(run, CoarseToFineRun) else (run, None)
+    if not overwrite and (stored := output.stored_request()) is not None:
+        iteration = stored.get("iteration")
     try:
-        return CoarseToFineRun.load(run_dir, device, iteration=iteration)
+        return CoarseToFineRun.load(path, device, iteration=iteration)
     except RunError as error:
         if iteration is None:
             raise
-        raise RunError(f"{output.path} can't be gone on with: {error}. --overwrite begins anew") from error
+        raise RunError(f"{output.path} can't be resumed: {error}. --overwrite begins anew") from error
 
 
 def _request(run: CoarseToFineRun, count: int, seed: int | None, chunk: int | None) -> Request:
@@ -256,7 +259,7 @@ def _request(run: CoarseToFineRun, count: int, seed: int | None, chunk: int | No
 
 
 def _numbers(made: GenerationResult, run: CoarseToFineRun, processes: int, device: torch.device) -> dict[str, Any]:
-    """What was made by what and how fast, as JSON has it; the speed is that of this call alone."""
+    """The request, the sampler and the speed of this call, as JSON."""
     config, request = run.config, made.request
     sampler = {
         "variant": config.variant,
@@ -289,7 +292,7 @@ def _numbers(made: GenerationResult, run: CoarseToFineRun, processes: int, devic
 
 
 def _digest(run: CoarseToFineRun) -> str:
-    """Of the weights of all levels, and how far the newest block has faded in."""
+    """SHA-256 of the weights of all levels, and of the fade-in of the newest block."""
     digest = hashlib.sha256()
     for size, energy in sorted(run.levels.items()):
         beta = 1.0
@@ -305,11 +308,11 @@ def _digest(run: CoarseToFineRun) -> str:
 
 @contextmanager
 def _writing(output: Output, request: Request) -> Iterator[None]:
-    """Turns errors of the file system and of chains into a RunError that says what is left."""
+    """Turns errors of the file system and of chains into a RunError that says how many samples are complete."""
     try:
         yield
     except OSError as error:
-        done = sum(len(request.rows(chunk)) for chunk in output.done() if chunk < request.chunks)
+        done = sum(len(request.rows(chunk)) for chunk in output.finished_chunks() if chunk < request.chunks)
         raise RunError(
             f"{output.path} could not be written to: {error}. {done:,} of {request.count:,} samples are whole: once "
             "that is mended, the same command goes on from them"
@@ -345,7 +348,7 @@ def _check_folder(output: Output) -> None:
         raise ValueError(f"the folder {parent} of {output.path} does not exist")
 
 
-def _device_of(device: torch.device, number: int) -> torch.device:
-    """Of process `number`: all GPUs in turn, unless one was named."""
+def _worker_device(device: torch.device, number: int) -> torch.device:
+    """The device of process `number`: all GPUs in turn, unless one was named."""
     named = str(device) != "cuda"
     return device if named else torch.device("cuda", number % torch.cuda.device_count())

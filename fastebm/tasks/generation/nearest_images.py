@@ -1,4 +1,4 @@
-"""The training images next to samples, by which a person sees whether a model has learned or memorised."""
+"""The training images nearest to samples, which show whether a model has memorised them."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from fastebm.data import Images
 
 
 @dataclass(frozen=True, eq=False)
-class Neighbours:
-    """Of each image those of a reference that are next to it, the nearest first.
+class NearestImages:
+    """For each of N images its k nearest images of a reference set, the nearest first.
 
     Attributes:
-        images: (N, k, C, H, W), of the reference.
-        indices: int64 (N, k), their places there.
-        distances: (N, k), Euclidean, over all pixels in [-1, 1].
+        images: (N, k, C, H, W), images of the reference.
+        indices: int64 (N, k), their indices in the reference.
+        distances: (N, k), Euclidean distances over all pixels in [-1, 1].
     """
 
     images: Tensor
@@ -25,12 +25,15 @@ class Neighbours:
     distances: Tensor
 
 
-def nearest_images(images: Tensor, reference: Images | Tensor, count: int = 3, *, at_once: int = 4096) -> Neighbours:
+def nearest_images(
+    images: Tensor, reference: Images | Tensor, count: int = 3, *, batch_size: int = 4096
+) -> NearestImages:
     """The `count` nearest of `reference` to each of `images`.
 
     Args:
         images: float32 (N, C, H, W).
-        reference: at least `count` images of the same shape; as bytes, they become floats `at_once` at a time.
+        reference: at least `count` images of the same shape.
+        batch_size: images of the reference that are compared at a time, and made floats where they are bytes.
 
     Raises ValueError for shapes that don't fit, and for a count out of range.
     """
@@ -43,8 +46,8 @@ def nearest_images(images: Tensor, reference: Images | Tensor, count: int = 3, *
     flat = images.flatten(1)
     distances = torch.empty(len(images), 0, device=images.device)
     indices = torch.empty(len(images), 0, dtype=torch.int64, device=images.device)
-    for first in range(0, len(reference), at_once):
-        part = _rows(reference, slice(first, first + at_once), images.device).flatten(1)
+    for first in range(0, len(reference), batch_size):
+        part = _rows(reference, slice(first, first + batch_size), images.device).flatten(1)
         # Not by matrix products: their rounding would hide that a distance is zero.
         here = torch.cdist(flat, part, compute_mode="donot_use_mm_for_euclid_dist")
         places = torch.arange(first, first + len(part), device=images.device).expand(len(images), -1)
@@ -52,7 +55,7 @@ def nearest_images(images: Tensor, reference: Images | Tensor, count: int = 3, *
         indices = torch.cat((indices, places), 1).gather(1, order)[:, :count]
         distances = distances[:, :count]
     nearest = _rows(reference, indices.flatten(), images.device).unflatten(0, indices.shape)
-    return Neighbours(nearest, indices, distances)
+    return NearestImages(nearest, indices, distances)
 
 
 def _rows(reference: Images | Tensor, rows: slice | Tensor, device: torch.device) -> Tensor:

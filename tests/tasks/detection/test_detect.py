@@ -28,7 +28,7 @@ from fastebm.tasks import (
     total_variation,
     uniform_noise,
 )
-from fastebm.tasks.run_images import held_out_images, images_of_the_kind, open_for, training_images
+from fastebm.tasks.run_images import held_out_images, matching_images, outlier_images, training_images
 from fastebm.training import CoarseToFineRun
 
 SCORES = ["energy", "gradient_norm", "typicality", "total_variation", "untrained_energy"]
@@ -290,17 +290,17 @@ def test_nothing_is_resized_or_recoloured_unasked(digits_run: Path, tmp_path: Pa
     np.savez(tmp_path / "small.npz", x_train=np.zeros((4, 6, 6), np.uint8), x_test=np.zeros((3, 6, 6), np.uint8))
     np.savez(tmp_path / "colour.npz", np.zeros((4, 8, 8, 3), np.uint8))
     with pytest.raises(ValueError, match=r"small.npz: its images are 6x6, and the run takes 8x8.*--fit"):
-        open_for(run, tmp_path / "small.npz")
-    padded = open_for(run, tmp_path / "small.npz", fit="pad")
+        outlier_images(run, tmp_path / "small.npz")
+    padded = outlier_images(run, tmp_path / "small.npz", fit="pad")
     assert (padded.split, padded.pixels.shape) == ("test", (3, 1, 8, 8))
-    assert len(open_for(run, tmp_path / "small.npz", "train", fit="resize")) == 4
+    assert len(outlier_images(run, tmp_path / "small.npz", "train", fit="resize")) == 4
     with pytest.raises(ValueError, match=r"colour.npz: its images have 3 channels.*--convert-colours"):
-        open_for(run, tmp_path / "colour.npz")
+        outlier_images(run, tmp_path / "colour.npz")
     with pytest.raises(ValueError, match="--convert-colours"):
-        images_of_the_kind(run, tmp_path / "colour.npz")
-    assert open_for(run, tmp_path / "colour.npz", recolour=True).channels == 1
+        matching_images(run, tmp_path / "colour.npz")
+    assert outlier_images(run, tmp_path / "colour.npz", recolour=True).channels == 1
     with pytest.raises(DataError, match="has no split 'val'"):
-        open_for(run, tmp_path / "small.npz", "val", fit="pad")
+        outlier_images(run, tmp_path / "small.npz", "val", fit="pad")
 
 
 def test_the_command_writes_numbers_scores_and_pictures(

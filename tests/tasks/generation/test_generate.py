@@ -87,7 +87,7 @@ def test_colours_are_colours(tmp_path: Path) -> None:
     output = PictureFolder(tmp_path)
     pixels = np.random.default_rng(0).integers(0, 256, (3, 4, 4, 3), dtype=np.uint8)
     request = Request(0, "", "", 0, 0, count=3, chunk=8, channels=3, size=4)
-    with output.locked():
+    with output.lock():
         output.begin(request, overwrite=False)
         output.write(request, 0, pixels)
     np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "000002.png")), pixels[2])
@@ -313,7 +313,7 @@ def test_few_chunks_wait_to_be_written(digits_run: Path, tmp_path: Path, monkeyp
 
 
 def test_two_calls_at_a_time_are_refused(digits_run: Path, tmp_path: Path) -> None:
-    with PictureFolder(tmp_path / "out").locked(), pytest.raises(RunError, match="another process is writing"):
+    with PictureFolder(tmp_path / "out").lock(), pytest.raises(RunError, match="another process is writing"):
         generate(digits_run, 5, tmp_path / "out")
 
 
