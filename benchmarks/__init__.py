@@ -1,0 +1,1 @@
+"""Benchmark suites, their harness, and studies."""

@@ -1,4 +1,4 @@
-"""Keys, streams and addresses of random numbers: the one place that numbers them.
+"""Addresses of random numbers: seeds, streams, steps and chain ids of the Philox counter are defined here alone.
 
 Noise is a pure function of where it falls, never of when or by whom it was drawn. Philox4x32-10 (Salmon et al., SC
 2011) maps

@@ -1,0 +1,1 @@
+"""Benchmarks of gradients, chains, cascades and training."""

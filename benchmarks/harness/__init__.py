@@ -1,0 +1,1 @@
+"""The harness: workloads, baselines, comparison of revisions, plots and pages."""

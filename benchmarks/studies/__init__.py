@@ -1,0 +1,1 @@
+"""Longer experiments whose tables are in docs/results."""

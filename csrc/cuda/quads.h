@@ -1,4 +1,4 @@
-// Assigns a quad of a chain to each thread and draws its noise: shared by the CUDA kernels that need noise.
+// Assigns four consecutive elements of a chain (a quad) to each thread and draws their noise; for all CUDA noise kernels.
 //
 // A thread owns one quad: four consecutive elements, drawn from one counter, and one 16-byte access where they lie together. A
 // block of threads covers 2^shift quads of kThreads / 2^shift chains, so that tiny images (4x4 is four quads) fill it too.

@@ -1,4 +1,4 @@
-"""The command `fastebm`: finds the command that is asked for, runs it, and turns errors into exit codes.
+"""The command line `fastebm`: parses the name of the command, runs it, and turns errors into exit codes.
 
 A user error is one line on stderr and exit code 2. A run that diverged, chains that are not finite, and a build that
 failed are one line and exit code 1. A run that SIGTERM stopped saves its last update and exits with 143; one that

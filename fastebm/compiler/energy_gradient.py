@@ -1,4 +1,4 @@
-"""The gradient of any energy with respect to its input: the only thing that a Langevin chain needs from a net."""
+"""`energy_gradient`: energies and their gradient with respect to the input, for any energy, fused or by autograd."""
 
 import functools
 from collections.abc import Callable, Iterator

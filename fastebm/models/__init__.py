@@ -1,4 +1,4 @@
-"""Nets as PyTorch modules: energies E(x) of shape (batch,), low where x looks real, a VAE and a flow."""
+"""PyTorch modules: energy nets E(x) of shape (batch,), where low means real; a VAE; a normalising flow."""
 
 from fastebm.models.coarse_to_fine import CoarseToFineEnergy
 from fastebm.models.flow import Flow, dequantized, quantized

@@ -1,4 +1,4 @@
-"""Eval mode of a module within a block."""
+"""A context manager that puts a module into eval mode and restores its mode afterwards."""
 
 from __future__ import annotations
 

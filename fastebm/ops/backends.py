@@ -1,4 +1,4 @@
-"""Which backend runs an operator, and the one place that decides it.
+"""Chooses the backend of an operator: reference, C++, Triton or CUDA. Nothing outside of `ops` branches on it.
 
     reference   plain PyTorch, any device and dtype; slow, and the definition of what is right
     cpp         compiled C++ on the CPU; AVX2, AVX-512 or AMX chosen at run time, which

@@ -1,4 +1,4 @@
-"""Atomic writes: a file is complete or not there, whenever the process or the machine stops."""
+"""Atomic writes: after a crash or a kill, a file is either complete or absent."""
 
 from __future__ import annotations
 

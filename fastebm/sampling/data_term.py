@@ -1,4 +1,4 @@
-"""Data terms: the weight that makes chains sample the posterior of a noisy image, and updates implicit in the term."""
+"""Data terms (Gaussian likelihoods): the weight that samples the posterior of a noisy image, and implicit updates."""
 
 from __future__ import annotations
 

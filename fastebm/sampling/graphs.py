@@ -1,4 +1,4 @@
-"""CUDA graphs of chains: blocks of 8 and of 1 updates, captured once and replayed for chains of any length.
+"""CUDA graphs of chains: a graph of 8 updates and one of 1, captured once and replayed for chains of any length.
 
 On small images an update is a few dozen launches of a few microseconds each, so that the time is the host's. A replayed
 block is one launch. Graphs stay valid because addresses stay the same: new constants of a compiled program overwrite

@@ -1,4 +1,4 @@
-"""The inputs of tasks: the energy of a run, of a run's folder or of the caller, and images that fit it."""
+"""Inputs of tasks: opens the energy of a run, a run folder or a bare function, and checks images against it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How results and weights lie in memory: every result as an image, and weights as those of convolutions."""
+"""Memory layout of lowered programs: every result is stored as an image, every weight as that of a convolution."""
 
 import math
 from collections.abc import Callable

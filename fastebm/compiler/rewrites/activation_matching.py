@@ -1,4 +1,4 @@
-"""Products that are an activation: `h * sigmoid(h)` is silu, `h * h` is a square. One pass over memory, not two."""
+"""Products that equal an activation become that activation: `h * sigmoid(h)` is silu, `h * h` is square."""
 
 from collections.abc import Iterator
 

@@ -1,4 +1,4 @@
-"""A forward reader of bytes with limits: every truncated, overlong or exploding file becomes an error with its name."""
+"""A forward-only byte reader with limits: truncated files and decompression bombs become errors with the file name."""
 
 from __future__ import annotations
 

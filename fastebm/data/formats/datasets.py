@@ -1,4 +1,4 @@
-"""Data sets of PyTorch, Hugging Face and others: objects with a length and items by number."""
+"""Map-style data sets (`__len__` and `__getitem__`) of PyTorch, Hugging Face and others."""
 
 from __future__ import annotations
 

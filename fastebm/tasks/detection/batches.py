@@ -1,4 +1,4 @@
-"""What detection reads: the energy of a model, and images in batches that are checked before an energy sees them."""
+"""Inputs of outlier detection: the energy of a model, and batches of images that are checked first."""
 
 from __future__ import annotations
 

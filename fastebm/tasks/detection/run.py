@@ -1,4 +1,4 @@
-"""Outlier detection by a run or an energy: scores of its own kind of images and of outlier sets, and their metrics."""
+"""`detect_outliers`: scores inliers and outlier sets by a run or an energy, and computes AUROC, AUPR and FPR@95."""
 
 from __future__ import annotations
 

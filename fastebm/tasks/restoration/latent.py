@@ -1,4 +1,4 @@
-"""Restoration by a decoder: searches the latent vector whose image, projected onto the measurement, has low energy.
+"""Restoration by a decoder: searches for the latent vector whose image agrees with the measurement at low energy.
 
 For a decoder G the image of z is x̂(z) = A⁺y + (I - A⁺A) G(z), the range-null space decomposition (Luo, Qiu, Tao, Cai,
 Tang, "Energy-Calibrated VAE with Test Time Free Lunch", ECCV 2024). The search minimises, or samples, E(x̂(z)) + ½‖z‖²

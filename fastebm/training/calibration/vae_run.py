@@ -1,4 +1,4 @@
-"""Runs that trained a VAE: their net, their samples, their pictures."""
+"""`VAERun`: the base class of runs that train a VAE: sampling, weights from checkpoints, pictures."""
 
 from __future__ import annotations
 

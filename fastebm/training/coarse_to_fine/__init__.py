@@ -1,4 +1,4 @@
-"""Training of CF-EBM, coarse to fine: one energy per resolution, each grown out of the one below.
+"""Training of CF-EBM, coarse to fine: one energy net per resolution, each grown from that of half the resolution.
 
 Zhao, Xie and Li, "Learning Energy-Based Generative Models via Coarse-to-Fine Expanding and Sampling", ICLR 2021, in the
 variant that freezes a copy of the net at the end of each resolution's stage ("cascade"), and in the one with a single

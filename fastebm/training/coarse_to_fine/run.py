@@ -1,4 +1,4 @@
-"""What a coarse-to-fine run has learned so far, loaded from its folder for sampling, and its pictures."""
+"""`CoarseToFineRun`: a coarse-to-fine run, loaded from its folder for sampling, and its pictures."""
 
 from __future__ import annotations
 

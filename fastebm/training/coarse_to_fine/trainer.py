@@ -1,4 +1,4 @@
-"""Training of coarse-to-fine nets: an update, and what changes from one stage to the next."""
+"""`CoarseToFineTrainer`: one update of the weights, and the transition from one stage (resolution) to the next."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run of a calibrated flow has learned so far, loaded from its folder for sampling, and its pictures."""
+"""`ECFlowRun`: a run of a calibrated flow, loaded from its folder for sampling, and its pictures."""
 
 from __future__ import annotations
 

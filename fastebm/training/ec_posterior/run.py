@@ -1,4 +1,4 @@
-"""What a run of the calibrated posterior has learned so far, loaded from its folder for sampling."""
+"""`ECPosteriorRun`: a run of the calibrated posterior, loaded from its folder for sampling."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an EC-VAE run has learned so far, loaded from its folder for sampling."""
+"""`ECVAERun`: an EC-VAE run, loaded from its folder for sampling."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`train` and `resume`: how to start a training run, of every method."""
+"""`train` and `resume`: the public functions that start or continue a training run of any method."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The guard: it checks every update before the weights change, and decides where an exploding run goes back to."""
+"""The guard: checks each update before the weights change, and chooses the checkpoint for a rollback."""
 
 from __future__ import annotations
 
