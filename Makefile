@@ -102,7 +102,8 @@ $(STAMPS)/base: $(BUILD_INPUTS) | $(ENVIRONMENT)
 	    echo 'installing $(TORCH)'; $(PIP) install '$(TORCH)' numpy; \
 	fi
 	@echo 'building and installing fastebm'
-	@$(PIP) install --quiet --no-build-isolation --editable .
+	# compat: a path, and not a finder behind a folder named fastebm that the user may stand beside.
+	@$(PIP) install --quiet --no-build-isolation --editable . --config-settings editable_mode=compat
 	@$(RUN) -m fastebm info
 	@mkdir -p "$(@D)" && touch "$@"
 

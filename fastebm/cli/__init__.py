@@ -17,6 +17,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import fastebm
 from fastebm.cli.arguments import print_error
 
 COMMANDS = {
@@ -24,7 +25,7 @@ COMMANDS = {
     "train": "train a model on your images",
     "resume": "continue a run that was stopped",
     "sample": "draw samples from a run",
-    "generate": "write any number of samples of a run to files; continues after a kill",
+    "generate": "write any number of samples of a coarse-to-fine run to files; continues after a kill",
     "denoise": "remove noise from images",
     "inpaint": "fill in missing parts of images",
     "translate": "carry images of another domain over into the domain of a run",
@@ -86,6 +87,7 @@ def _parse(arguments: list[str]) -> Any:
 def _choose(prog: str, description: str, choices: Mapping[str, str], arguments: list[str]) -> str:
     """The choice that the first argument names. Prints and exits where it is --help, or none of the choices."""
     parser = argparse.ArgumentParser(prog=prog, description=description)
+    parser.add_argument("--version", action="version", version=f"fastebm {fastebm.__version__}")
     subparsers = parser.add_subparsers(dest="command", required=True, title=f"{prog} COMMAND --help explains each")
     for name, text in choices.items():
         subparsers.add_parser(name, help=text, add_help=False)

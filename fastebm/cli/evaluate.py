@@ -52,7 +52,7 @@ class Evaluate:
     Distances in Inception's features (FID) need a file of its weights, --inception; nothing is downloaded. Without one,
     --train-features trains a small classifier on the real images. Distances in its features tell better samples from
     worse ones, and are not comparable to published FID. Each table has two rows to compare with: real images against
-    other real images (floor), and uniform noise (ceiling). Of a run, metrics of its energy are measured too: what its
+    other real images (reference), and uniform noise. Of a run, metrics of its energy are measured too: what its
     chains do, or, where the energy calibrates a generator, what chains still change in its samples.
     """
 
@@ -62,7 +62,7 @@ class Evaluate:
     """file or folder of the real images, as `fastebm train` takes it, or an .npz file of statistics (mu, sigma); by
     default the run's own images"""
     split: str | None = None
-    """split of the real images to compare with; by default train, with test for the floor"""
+    """split of the real images to compare with; by default train, with test for the reference"""
     fit: Literal["resize", "pad"] | None = None
     """fit of real images to the size of the samples: resize the largest square, or pad with black; by default as in
     training, or resize"""
@@ -145,7 +145,10 @@ class Evaluate:
         path = self.reference_data
         if path is None or not path.is_file() or not holds_statistics(path):
             return None
-        if self.inception is None and self.features is None:
+        default = (
+            self.out or (self.samples / RESULT if self.samples.is_dir() else Path(RESULT))
+        ).parent / FEATURES_FILE
+        if self.inception is None and self.features is None and not default.is_file():
             raise ValueError(f"{path} holds statistics: give the --inception or --features that made them")
         if self.train_features or self.save_statistics:
             raise ValueError(f"{path} holds statistics and no images, as --train-features and such need them")

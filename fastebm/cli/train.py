@@ -63,7 +63,8 @@ class Train:
     key: str | None = None
     """name of the array of an .npz file that holds the images; by default found by its name and shape"""
     out: Path | None = None
-    """folder of the run, which is continued if it is there; by default runs/ and the name of the data or preset"""
+    """folder of the run, which is continued if it is there; by default runs/ and the name of the data
+    or preset, with the method unless that is coarse-to-fine"""
     device: str | None = None
     """device that the run trains on, cpu or cuda; by default a GPU if there is one"""
     preset: Any
@@ -86,10 +87,9 @@ class Train:
     def _folder(self) -> Path:
         if self.out is not None:
             return self.out
-        if self.data is not None:
-            return Path("runs") / self.data.resolve().name.split(".")[0]
+        name = self.preset if self.data is None else self.data.resolve().name.split(".")[0]
         method = self.config.kind.replace("_", "-")
-        return Path("runs") / (self.preset if method == "coarse-to-fine" else f"{self.preset}-{method}")
+        return Path("runs") / (name if method == "coarse-to-fine" else f"{name}-{method}")
 
 
 def parse_train(method: str, arguments: Sequence[str]) -> Train:
@@ -109,7 +109,7 @@ def parse_train(method: str, arguments: Sequence[str]) -> Train:
 
 def _preset(arguments: Sequence[str], presets: Any) -> str:
     """The preset that the arguments name, found before they are parsed because it sets the defaults of the others."""
-    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+    for argument, following in zip(arguments, [*arguments, ""][1:], strict=True):
         flag, equals, value = argument.partition("=")
         if flag == "--preset" and (name := value if equals else following) in presets:
             return name

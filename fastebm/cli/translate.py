@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from fastebm.cli.image_task import ImageTask
 
@@ -11,6 +12,8 @@ from fastebm.cli.image_task import ImageTask
 class Translate(ImageTask):
     """Carry the images of --data, from another domain, over into the domain that the run has learned."""
 
+    data: Path | None = None
+    """file or folder of images of the other domain, as `fastebm train` takes it, or a single picture; required"""
     num_steps: int = 50
     """number of Langevin steps, at each resolution if there are several"""
     step_size: float = 1.0

@@ -212,7 +212,9 @@ def _calibration_lines(metrics: CalibrationMetrics) -> Iterator[str]:
 def _table(comparison: Comparison) -> Iterator[str]:
     yield f"{'':{_NAME}} {'count':>7} {'of real':>7} {'Fréchet':>9} {'kernel':>20} {'precision':>9} {'recall':>7}"
     for name, row in comparison.rows():
-        kernel = f"{_number(row.kernel)} ± {_number(row.kernel_std)}"
+        kernel = _number(row.kernel)
+        if row.kernel_std > 1e-9 * abs(row.kernel):  # of one subset there is none but rounding
+            kernel += f" ± {_number(row.kernel_std)}"
         shares = f"{row.precision:9.3f} {row.recall:7.3f}"
         yield f"{name:{_NAME}} {row.count:7,} {row.num_reference:7,} {_number(row.frechet):>9} {kernel:>20} {shares}"
 

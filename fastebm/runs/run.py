@@ -17,7 +17,7 @@ from fastebm.runs.folder import RunError, RunFolder
 Energy = Callable[[Tensor], Tensor]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Run(ABC):
     """A run as its checkpoint has it, finished or not. Its nets are in eval mode, their parameters without gradients.
 
@@ -35,6 +35,11 @@ class Run(ABC):
     config: Any
     iteration: int
     energy: Energy | None = field(init=False, repr=False)
+
+    def __repr__(self) -> str:
+        return (
+            f"{type(self).__name__}({str(self.path)!r}, iteration {self.iteration} of {self.config.total_iterations})"
+        )
 
     @property
     def finished(self) -> bool:

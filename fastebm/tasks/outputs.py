@@ -30,7 +30,9 @@ def check_free(path: Path, *, overwrite: bool = False) -> None:
     if path.exists() and not path.is_dir():
         raise ValueError(f"{path} is a file: choose another folder")
     if not overwrite and path.is_dir() and any(path.iterdir()):
-        raise ValueError(f"{path} has files in it, which stay: choose another folder, or ask to overwrite")
+        raise ValueError(
+            f"{path} has files in it, which stay: choose another folder (--out), or replace them (--overwrite)"
+        )
 
 
 def save_numbers(folder: Path, numbers: Mapping[str, Any]) -> None:

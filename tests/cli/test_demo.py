@@ -16,7 +16,7 @@ def test_the_demo_from_digits_to_a_verdict(tmp_path: Path, capsys: pytest.Captur
     assert main(demo) == 0
     printed = capsys.readouterr().out
     assert str(out) in printed
-    assert "All that is asked for was" in printed
+    assert "The requirements are" in printed
     expected = {
         ".lock",
         "samples.png",
@@ -29,7 +29,7 @@ def test_the_demo_from_digits_to_a_verdict(tmp_path: Path, capsys: pytest.Captur
     }
     assert {path.name for path in out.iterdir()} == expected | {"checkpoints"}
     verdict = json.loads((out / "verdict.json").read_text())
-    assert sum(verdict["class_counts"]) == 30
+    assert sum(verdict["classes"]["counts"]) == 30
     assert np.load(out / "samples.npz")["images"].shape == (30, 1, 8, 8)
 
     # Finished, it stays as it is, and the next goes to a folder of its own.

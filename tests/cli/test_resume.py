@@ -13,7 +13,7 @@ from PIL import Image
 
 from fastebm.cli import main
 from fastebm.training import CoarseToFineRun
-from fastebm.training.coarse_to_fine.trainer import Trainer
+from fastebm.training.coarse_to_fine.trainer import CoarseToFineTrainer
 from tests.cli.tiny_runs import TRAIN, start
 
 
@@ -71,13 +71,13 @@ def test_a_run_is_taken_up_with_the_threads_that_it_began_with(
     for path in (out / "checkpoints").glob("iteration-000000003.*"):
         path.unlink()
     seen: list[int] = []
-    update = Trainer.update
+    update = CoarseToFineTrainer.update
 
-    def watched(self: Trainer) -> dict[str, float]:
+    def watched(self: CoarseToFineTrainer) -> dict[str, float]:
         seen.append(torch.get_num_threads())
         return update(self)
 
-    monkeypatch.setattr(Trainer, "update", watched)
+    monkeypatch.setattr(CoarseToFineTrainer, "update", watched)
     torch.set_num_threads(2)
     assert main(train if command == "train" else ["resume", str(out)]) == 0
     assert seen == [1, 1]

@@ -115,7 +115,7 @@ def test_the_gap_is_samples_minus_data() -> None:
     assert (metrics.acceptance_samples, metrics.acceptance_data) == (None, None)
     assert metrics.long_run.num_steps == 30
     stored = json.loads(json.dumps(metrics.to_json(), allow_nan=False))
-    assert (stored["gap"], stored["long_steps"]) == (1.5, 30)
+    assert (stored["gap"], stored["long_num_steps"]) == (1.5, 30)
     with pytest.raises(ValueError, match="must be alike"):
         energy_metrics(gaussian, samples, torch.zeros(3, 1, 4, 4), step_size=0.1, noise_std=0.0, num_steps=3)
 

@@ -24,7 +24,7 @@ Weights = Literal["average", "trained"]
 BN_UPDATE_BATCHES = 16
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class VAERun(Run):
     """A run that trained a VAE.
 

@@ -26,7 +26,7 @@ from fastebm.training.trainer.weights import fork_rng, select_prefix
 Levels = Mapping[int, Callable[[Tensor], Tensor]]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class CoarseToFineRun(Run):
     """A coarse-to-fine run: an energy for each resolution that it has reached.
 

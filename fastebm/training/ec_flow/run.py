@@ -31,7 +31,7 @@ CURVES: Curves = (
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ECFlowRun(Run):
     """A run of the calibrated flow: its flow, and its energy or None where it trains a plain flow.
 

@@ -23,7 +23,7 @@ CURVES: Curves = (
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ECPosteriorRun(VAERun):
     """A run of the calibrated posterior: its VAE.
 

@@ -25,7 +25,7 @@ CURVES: Curves = (
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ECVAERun(VAERun):
     """A run of EC-VAE: its VAE, and its energy or None where it trains a plain VAE.
 

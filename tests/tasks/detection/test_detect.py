@@ -394,7 +394,7 @@ def test_pictures_in_a_folder_are_outliers(
         Image.fromarray(stripes).save(folder / f"{number}.png")
     (folder / "notes.txt").write_text("no picture")
     out = tmp_path / "out"
-    words = ["--against", f"stripes={folder}", "--count", "50", "--engine", "autograd", "--out", str(out)]
+    words = ["--ood-data", f"stripes={folder}", "--count", "50", "--engine", "autograd", "--out", str(out)]
     assert main(["detect", str(run.path), *words]) == 0, capsys.readouterr().err
     assert f"{folder}: folder of pictures" in capsys.readouterr().out
     numbers = json.loads((out / "detect.json").read_text())
