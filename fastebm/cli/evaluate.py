@@ -81,7 +81,8 @@ class Evaluate:
     """file of Inception weights: inception-2015-12-05.pt (TorchScript), or a state dict if torch-fidelity is
     installed"""
     features: Path | None = field(default=None, metadata={"group": "feature"})
-    """file of the small classifier; by default features.safetensors beside the result, if it is there"""
+    """file of the small classifier, which a comparison with statistics needs; by default features.safetensors beside the
+    result, if it is there"""
     train_features: bool = field(default=False, metadata={"group": "feature"})
     """train the small classifier on the real images and their labels, unless its file is there"""
     rotations: bool = field(default=False, metadata={"group": "feature"})
@@ -145,10 +146,7 @@ class Evaluate:
         path = self.reference_data
         if path is None or not path.is_file() or not holds_statistics(path):
             return None
-        default = (
-            self.out or (self.samples / RESULT if self.samples.is_dir() else Path(RESULT))
-        ).parent / FEATURES_FILE
-        if self.inception is None and self.features is None and not default.is_file():
+        if self.inception is None and self.features is None:
             raise ValueError(f"{path} holds statistics: give the --inception or --features that made them")
         if self.train_features or self.save_statistics:
             raise ValueError(f"{path} holds statistics and no images, as --train-features and such need them")

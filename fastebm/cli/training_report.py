@@ -22,9 +22,7 @@ def report_training(folder: RunFolder, train: Callable[[], Run]) -> int:
     with _one_line_warnings():
         run = train()
     if before == [run.iteration]:
-        print(
-            f"{run.path} was finished before: {run.iteration} iterations. Another --out of `fastebm train` makes a new run."
-        )
+        print(f"{run.path} was finished before: {run.iteration} iterations. `fastebm train --out` makes a new one.")
     else:
         print(
             f"{run.path}: trained {run.iteration} iterations. samples.png and curves.png in it show the result, "
