@@ -81,8 +81,8 @@ class Evaluate:
     """file of Inception weights: inception-2015-12-05.pt (TorchScript), or a state dict if torch-fidelity is
     installed"""
     features: Path | None = field(default=None, metadata={"group": "feature"})
-    """file of the small classifier, which a comparison with statistics needs; by default features.safetensors beside the
-    result, if it is there"""
+    """file of the small classifier, which a comparison with statistics needs; by default features.safetensors beside
+    the result, if it is there"""
     train_features: bool = field(default=False, metadata={"group": "feature"})
     """train the small classifier on the real images and their labels, unless its file is there"""
     rotations: bool = field(default=False, metadata={"group": "feature"})
