@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.harness.base import Base, check_regression
+from benchmarks.harness.compare_revisions import Base, check_regression
 from benchmarks.harness.workloads import Workload, ours
 from fastebm.compiler.cost_model import Cost
 from fastebm.evaluation.speed import Candidate, Plan, Row, Run, compare, machine_facts, printed, record

@@ -1,4 +1,4 @@
-"""A process that runs workloads for `benchmarks.harness.base`: JSON requests on stdin, JSON replies on stdout.
+"""A process that runs workloads for `compare_revisions.py`: JSON requests on stdin, JSON replies on stdout.
 
     {"prepare": {...}}   makes a workload and warms it up    -> {"seconds": of one run}
     {"repeats": 3}       runs it 3 times                     -> {"seconds": of one run, the mean}

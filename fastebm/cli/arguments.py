@@ -25,7 +25,7 @@ def check_count(count: int) -> None:
         raise ValueError(f"--count must be at least 1, got {count}")
 
 
-def chosen_device(name: str | None) -> torch.device:
+def select_device(name: str | None) -> torch.device:
     """The device that --device names; without it a GPU if there is one, else the CPU.
 
     Raises ValueError for a name that is no device, and for CUDA without a GPU.

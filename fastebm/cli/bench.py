@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from fastebm.cli.arguments import chosen_device
+from fastebm.cli.arguments import select_device
 
 
 @dataclass(frozen=True)
@@ -41,13 +41,13 @@ class Bench:
 
         run = speed.bench(
             self.energy,
-            speed.parsed_shape(self.shape),
+            speed.parse_shape(self.shape),
             batch=self.batch,
             dtype=getattr(torch, self.dtype),
             num_steps=self.num_steps,
             rounds=self.rounds,
             engine=self.engine,
-            device=chosen_device(self.device).type,
+            device=select_device(self.device).type,
             out=self.out,
             log=lambda line: print(line, file=sys.stderr, flush=True),
         )

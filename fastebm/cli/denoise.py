@@ -65,7 +65,7 @@ class Denoise(ImageTask):
             one = dataclasses.replace(options, num_chains=1)
             options = tasks.tune_denoising(run, few, self.noise, one, seed=self.seed)
             options = dataclasses.replace(options, num_chains=self.num_chains)
-            baselines = tasks.tuned_denoisers(few, tasks.add_noise(few, self.noise, self.seed, 2**32), self.noise)
+            baselines = tasks.tune_denoisers(few, tasks.add_noise(few, self.noise, self.seed, 2**32), self.noise)
         noisy = images if self.noisy else tasks.add_noise(images, self.noise, self.seed)
         clean = None if self.noisy else images
         result = tasks.denoise(run, noisy, self.noise, options, clean=clean, baselines=baselines, seed=self.seed)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from fastebm.cli.arguments import check_count, chosen_device
+from fastebm.cli.arguments import check_count, select_device
 
 if TYPE_CHECKING:
     from fastebm.tasks import DetectionResult
@@ -66,11 +66,11 @@ class Detect:
         from fastebm.training import CoarseToFineRun
 
         check_count(self.count)
-        sets = parsed_sets(self.ood_data)
+        sets = parse_sets(self.ood_data)
         RunFolder.existing(self.run)
         out = self.run / "detect" if self.out is None else self.out
         _refuse_taken(out, self.overwrite)
-        run = CoarseToFineRun.load(self.run, chosen_device(self.device))
+        run = CoarseToFineRun.load(self.run, select_device(self.device))
         shape: dict[str, Any] = {"fit": self.fit, "recolour": self.convert_colours}
         if self.train_data is None:
             training = training_images(run)
@@ -98,7 +98,7 @@ class Detect:
         return 0
 
 
-def parsed_sets(arguments: Iterable[str]) -> dict[str, tuple[Path, str | None]]:
+def parse_sets(arguments: Iterable[str]) -> dict[str, tuple[Path, str | None]]:
     """Paths and splits by name, from arguments NAME=PATH or NAME:SPLIT=PATH.
 
     Raises ValueError for another form, for a name given twice, and for the name of a set that is always there.

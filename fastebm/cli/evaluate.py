@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from fastebm.cli.arguments import check_count, chosen_device
+from fastebm.cli.arguments import check_count, select_device
 from fastebm.data import ImageFormat
 from fastebm.data.run_source import run_source
 from fastebm.evaluation import (
@@ -106,7 +106,7 @@ class Evaluate:
         out = self.out or (self.samples / RESULT if is_run else Path(RESULT))
         for path in filter(None, (out, self.save_statistics)):
             self._check_free(path)
-        device = chosen_device(self.device)
+        device = select_device(self.device)
         inception = None if self.inception is None else Inception.load(self.inception, device)
         statistics = self._statistics()
         if inception is not None and statistics is None:

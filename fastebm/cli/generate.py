@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from fastebm.cli.arguments import check_count, chosen_device
+from fastebm.cli.arguments import check_count, select_device
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Generate:
             seed=self.seed,
             processes=self.processes,
             chunk=self.chunk,
-            device=chosen_device(self.device),
+            device=select_device(self.device),
             overwrite=self.overwrite,
             progress=True,
         )

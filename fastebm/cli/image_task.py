@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fastebm.cli.arguments import check_count, chosen_device
+from fastebm.cli.arguments import check_count, select_device
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,7 +42,7 @@ class ImageTask:
         from fastebm.training import load
 
         check_count(self.count)
-        run = load(self.run, chosen_device(self.device))
+        run = load(self.run, select_device(self.device))
         out = self.run / type(self).__name__.lower() if self.out is None else self.out
         check_free(out, overwrite=self.overwrite)
         return run, out

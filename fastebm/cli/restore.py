@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from fastebm.cli.arguments import check_count, chosen_device
+from fastebm.cli.arguments import check_count, select_device
 from fastebm.ops import normal
 from fastebm.plotting import save_grid
 from fastebm.rng import Stream
@@ -119,7 +119,7 @@ class Restore:
         out = self.run / f"restore-{self.task}" if self.out is None else self.out
         if (out / "results.json").exists() and not self.overwrite:
             raise ValueError(f"{out} has results already: choose another --out, or give --overwrite")
-        device = chosen_device(self.device)
+        device = select_device(self.device)
         run = load(self.run, device)
         originals = images_for(run, self.data, split=self.split, count=self.count, convert=True).to(device)
         operator = self._degradation(run).to(device)

@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
-from fastebm.cli.arguments import chosen_device
+from fastebm.cli.arguments import select_device
 
 
 @dataclass(frozen=True)
@@ -35,5 +35,5 @@ class Resume:
             if not isinstance(stored, ImageSource):
                 raise ValueError(f"{self.run} learns scikit-learn's digits, which lie in no file: leave --data out")
             source = dataclasses.replace(stored, path=self.data)
-        device = chosen_device(self.device)
+        device = select_device(self.device)
         return report_training(folder, lambda: resume(self.run, source, retries=self.retries, device=device))

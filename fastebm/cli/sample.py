@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from fastebm.cli.arguments import check_count, chosen_device, write_images
+from fastebm.cli.arguments import check_count, select_device, write_images
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Sample:
             raise ValueError(f"--out must end in .npz or .png, got {out}")
         if not out.parent.is_dir():
             raise ValueError(f"the folder {out.parent} of --out does not exist")
-        run = load(self.run, chosen_device(self.device))
+        run = load(self.run, select_device(self.device))
         options: dict[str, Any] = {}
         if self.temperature is not None:
             if kind != "ec_flow":

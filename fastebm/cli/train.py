@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from fastebm.cli.arguments import chosen_device
+from fastebm.cli.arguments import select_device
 from fastebm.cli.parser import parse
 from fastebm.cli.training_report import report_training
 from fastebm.runs.folder import RunFolder
@@ -72,7 +72,7 @@ class Train:
     config: Any
 
     def __call__(self) -> int:
-        source, folder, device = self._source(), RunFolder(self._folder()), chosen_device(self.device)
+        source, folder, device = self._source(), RunFolder(self._folder()), select_device(self.device)
         return report_training(folder, lambda: train(self.config, source, folder.path, device=device))
 
     def _source(self) -> ImageSource | DigitsSource:

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastebm.models.layers import equalized, normalized
+from fastebm.models.layers import equalize_learning_rate, normalized
 from fastebm.ops import activation as activate
 from fastebm.ops import block_tail
 
@@ -36,7 +36,7 @@ class Block(nn.Module):
         self.activation = activation
         self.conv1 = normalized(nn.Conv2d(width_in, width_in, 3, padding=1), spectral_norm)
         self.conv2 = normalized(nn.Conv2d(width_in, width_out, 3, padding=1), spectral_norm)
-        self.skip = equalized(nn.Conv2d(width_in, width_out, 1))
+        self.skip = equalize_learning_rate(nn.Conv2d(width_in, width_out, 1))
 
     def forward(self, h: Tensor, fade: Tensor | None = None, beta: float | Tensor = 1.0) -> Tensor:
         """h (B, width_in, s, s) to (B, width_out, s/2, s/2), blended with `fade` of that shape where it is given."""
@@ -52,7 +52,7 @@ class Head(nn.Module):
         self.activation = activation
         self.conv1 = normalized(nn.Conv2d(width, width, 3, padding=1), spectral_norm)
         self.conv2 = normalized(nn.Conv2d(width, width, 4), spectral_norm)
-        self.linear = equalized(nn.Linear(width, 1))
+        self.linear = equalize_learning_rate(nn.Linear(width, 1))
 
     def forward(self, h: Tensor) -> Tensor:
         """h (B, width, 4, 4) to (B,)."""
@@ -118,7 +118,11 @@ class CoarseToFineEnergy(nn.Module):
             {str(size): Block(width, widths[size // 2], **style) for size, width in widths.items() if size > 4}
         )
         self.from_rgb = nn.ModuleDict(
-            {str(size): equalized(nn.Conv2d(channels, widths[size], 1)) for size in widths if size >= lowest}
+            {
+                str(size): equalize_learning_rate(nn.Conv2d(channels, widths[size], 1))
+                for size in widths
+                if size >= lowest
+            }
         )
 
     @property

@@ -227,16 +227,16 @@ class Flow(nn.Module):
     def bits_per_dimension(
         self, images: Tensor, *, seed: int, step: int = 0, chain_ids: int | Tensor = 0, brightnesses: int = 256
     ) -> Tensor:
-        """Bits per dimension of discrete images, (B,), with noise by `dequantized` with the same arguments.
+        """Bits per dimension of discrete images, (B,), with noise by `dequantize` with the same arguments.
 
         The mean over the noise is an upper bound on the true number of bits (Theis, van den Oord, Bethge, "A note on
         the evaluation of generative models", ICLR 2016).
         """
-        spread = dequantized(images, seed=seed, step=step, chain_ids=chain_ids, brightnesses=brightnesses)
+        spread = dequantize(images, seed=seed, step=step, chain_ids=chain_ids, brightnesses=brightnesses)
         return self.bits_per_dimension_of_dequantized(spread, brightnesses)
 
     def bits_per_dimension_of_dequantized(self, images: Tensor, brightnesses: int = 256) -> Tensor:
-        """Bits per dimension of images that are `dequantized` already, (B,)."""
+        """Bits per dimension of images that are `dequantize` already, (B,)."""
         nats = -self.log_prob(images) / self.dimensions - math.log(2 / (brightnesses - 1))
         return nats / math.log(2)
 
@@ -299,7 +299,7 @@ class Flow(nn.Module):
             raise ValueError(f"the flow is of images (B, {', '.join(map(str, self.shape))}), got {tuple(images.shape)}")
 
 
-def dequantized(
+def dequantize(
     images: Tensor, *, seed: int, step: int = 0, chain_ids: int | Tensor = 0, brightnesses: int = 256
 ) -> Tensor:
     """Discrete images (B, C, H, W) plus centred uniform noise as wide as the distance between two brightnesses.
@@ -324,10 +324,10 @@ def dequantized(
     return images + (noise - 0.5) * (2 / (brightnesses - 1))
 
 
-def quantized(images: Tensor, brightnesses: int = 256) -> Tensor:
+def quantize(images: Tensor, brightnesses: int = 256) -> Tensor:
     """Rounds each value of images to the nearest of `brightnesses` equidistant ones from -1 to 1.
 
-    It inverts `dequantized`. Raises ValueError for fewer than two brightnesses.
+    It inverts `dequantize`. Raises ValueError for fewer than two brightnesses.
     """
     if brightnesses < 2:
         raise ValueError(f"discrete images have at least two brightnesses, got {brightnesses}")

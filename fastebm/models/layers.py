@@ -44,7 +44,7 @@ def he_normal(layer: Layer) -> Layer:
     return layer
 
 
-def equalized(layer: Layer) -> Layer:
+def equalize_learning_rate(layer: Layer) -> Layer:
     """The same layer, initialised by `he_normal`, with an equalised learning rate on its weight."""
     fan_in = layer.weight[0].numel()
     register_parametrization(he_normal(layer), "weight", EqualizedScale(math.sqrt(2 / fan_in)))

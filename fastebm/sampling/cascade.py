@@ -112,8 +112,8 @@ class LevelSampler(ABC):
         device: torch.device | str | None = None,
         progress: bool = False,
         check: bool = True,
-        on_start: Callable[[Level, Tensor], None] | None = None,
-        on_end: Callable[[Level, Tensor], None] | None = None,
+        on_level_start: Callable[[Level, Tensor], None] | None = None,
+        on_level_end: Callable[[Level, Tensor], None] | None = None,
     ) -> Tensor:
         """Runs chains up to the last level and returns their ends, float32 images `(count, channels, size, size)`.
 
@@ -139,8 +139,8 @@ class LevelSampler(ABC):
             thin, keep: `keep` is "last", or a function called as `callback(k, x, info)` after every `thin`-th update,
                 counted through the levels, batch after batch.
             device: where the chains run. By default the device of `x0`, or of the first net's weights.
-            on_start, on_end: called with each level and the images at its start or end, batch after batch. They may
-                read the images of the start, but not keep them: the level overwrites them.
+            on_level_start, on_level_end: called with each level and the images at its start or end, batch after batch.
+                They may read the images of the start, but not keep them: the level overwrites them.
 
         Raises ValueError or TypeError for arguments that don't fit, FloatingPointError as `Langevin.sample` does.
 
@@ -189,23 +189,23 @@ class LevelSampler(ABC):
                         else:
                             state = replace(state, x=_symmetric_noise(state.x.shape, state, rng.Stream.INITIAL))
                         state = constraint.apply(level, state, first, last, len(x))
-                        if on_start is not None:
-                            on_start(level, state.x)
+                        if on_level_start is not None:
+                            on_level_start(level, state.x)
                         options: dict[str, Any] = {"observers": observers, "project": constraint.project}
                         if report is None:
                             state = level.sampler.advance_(state, level.num_steps, **options)
                         else:
                             callback = report(state.step - start.step)
                             state = level.sampler.run_with_callback(state, level.num_steps, callback, **options)
-                        if on_end is not None:
-                            on_end(level, state.x)
+                        if on_level_end is not None:
+                            on_level_end(level, state.x)
                 ends.append(state.x)
         return torch.cat(ends)
 
     def sample_levels(self, *arguments: Any, **options: Any) -> dict[int, Tensor]:
         """The images at the end of each level that chains go through, by size. Arguments are those of `sample`."""
         ends: dict[int, list[Tensor]] = {}
-        self.sample(*arguments, **options, on_end=lambda level, x: ends.setdefault(level.size, []).append(x))
+        self.sample(*arguments, **options, on_level_end=lambda level, x: ends.setdefault(level.size, []).append(x))
         return {size: torch.cat(parts) for size, parts in ends.items()}
 
     def _start_images(

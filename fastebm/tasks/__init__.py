@@ -1,7 +1,7 @@
 """Tasks with a trained energy: denoise, inpaint, restore, translate, interpolate, detect outliers, generate."""
 
 from fastebm.tasks import restoration
-from fastebm.tasks.classical_denoisers import ClassicalDenoiser, tuned_denoisers
+from fastebm.tasks.classical_denoisers import ClassicalDenoiser, tune_denoisers
 from fastebm.tasks.denoise import DenoiseOptions, DenoisingResult, add_noise, denoise, tune_denoising
 from fastebm.tasks.detection.level_statistics import LevelStatistics
 from fastebm.tasks.detection.outlier_sets import constant_colours, flip, interpolations, rotate, uniform_noise
@@ -66,7 +66,7 @@ __all__ = [
     "ssim",
     "total_variation",
     "translate",
+    "tune_denoisers",
     "tune_denoising",
-    "tuned_denoisers",
     "uniform_noise",
 ]

@@ -39,7 +39,7 @@ class ClassicalDenoiser:
         return torch.from_numpy(np.stack(restored)).to(images).reshape(images.shape).clamp(-1, 1)
 
 
-def tuned_denoisers(clean: Tensor, noisy: Tensor, noise: float) -> list[ClassicalDenoiser]:
+def tune_denoisers(clean: Tensor, noisy: Tensor, noise: float) -> list[ClassicalDenoiser]:
     """Both denoisers, each with the settings of a grid whose results on `noisy` have the highest mean PSNR.
 
     Args:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fastebm.models import Flow, dequantized
+from fastebm.models import Flow, dequantize
 from fastebm.models.flow import ActivationNorm, AffineCoupling, InvertibleConvolution
 
 
@@ -165,11 +165,11 @@ def test_bits_of_the_uniform_distribution():
 
 def test_dequantized_images_stay_nearest_to_their_brightness():
     x = torch.randint(0, 256, (5, 3, 4, 4), generator=torch.Generator().manual_seed(0)).double() * 2 / 255 - 1
-    spread = dequantized(x, seed=3)
+    spread = dequantize(x, seed=3)
     assert torch.equal(((spread + 1) / 2 * 255).round(), ((x + 1) / 2 * 255).round())
     assert (spread - x).abs().max() > 0.9 / 255
-    assert torch.equal(dequantized(x[2:], seed=3, chain_ids=2), spread[2:])
-    assert not torch.equal(dequantized(x, seed=3, step=1), spread)
+    assert torch.equal(dequantize(x[2:], seed=3, chain_ids=2), spread[2:])
+    assert not torch.equal(dequantize(x, seed=3, step=1), spread)
 
 
 def test_samples_are_functions_of_seed_and_chain():
@@ -218,7 +218,7 @@ def test_impossible_flows_and_images_are_refused():
         (lambda: make_flow((1, 4, 4)).encode(torch.zeros(2, 3, 4, 4)), r"\(B, 1, 4, 4\), got \(2, 3, 4, 4\)"),
         (lambda: make_flow((1, 4, 4)).decode(torch.zeros(2, 15)), r"\(B, 16\), got \(2, 15\)"),
         (lambda: make_flow((1, 4, 4)).initialize(torch.zeros(1, 1, 4, 4)), "at least two images, got 1"),
-        (lambda: dequantized(torch.zeros(1, 1, 2, 2), seed=0, brightnesses=1), "two brightnesses, got 1"),
+        (lambda: dequantize(torch.zeros(1, 1, 2, 2), seed=0, brightnesses=1), "two brightnesses, got 1"),
     ):
         with pytest.raises(ValueError, match=message):
             build()

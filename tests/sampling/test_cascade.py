@@ -133,7 +133,7 @@ def test_levels_say_where_they_start():
         CHAINS,
         channels=CHANNELS,
         batch_size=2,
-        on_start=lambda level, x: starts[level.size].append(x.clone()),
+        on_level_start=lambda level, x: starts[level.size].append(x.clone()),
     )
     first, second = (torch.cat(parts) for parts in starts.values())
     assert torch.equal(first, uniform_noise(4, 0, rng.Stream.INITIAL))
@@ -286,7 +286,7 @@ def test_chains_from_images_go_on_as_chains_from_noise_do():
     cascade = Cascade({4: bowl(0.7), 8: bowl(0.4)}, num_steps=3, step_size=linear(0.5, 0.2), noise_std=linear(0.2, 0.1))
     starts = []
     whole = cascade.sample_levels(
-        COUNT, SEED, CHAINS, channels=CHANNELS, on_start=lambda level, x: starts.append(x.clone())
+        COUNT, SEED, CHAINS, channels=CHANNELS, on_level_start=lambda level, x: starts.append(x.clone())
     )
     kept = starts[-1].clone()
     for batch_size in (None, 2):
@@ -295,7 +295,7 @@ def test_chains_from_images_go_on_as_chains_from_noise_do():
     growing = ExpandingCascade(GrowingBowl(), size=8, beta=0.5, num_steps=4, step_size=0.1, noise_std=linear(0.2, 0.1))
     starts.clear()
     whole = growing.sample_levels(
-        COUNT, SEED, CHAINS, channels=CHANNELS, on_start=lambda level, x: starts.append(x.clone())
+        COUNT, SEED, CHAINS, channels=CHANNELS, on_level_start=lambda level, x: starts.append(x.clone())
     )
     assert torch.equal(growing.sample(None, SEED, CHAINS, x0=starts[-1]), whole[8])
     with pytest.raises(ValueError, match="x0 of 4x4 can't be averaged down to start_size 8"):
@@ -319,7 +319,7 @@ def test_any_level_may_be_the_start_and_keeps_the_steps_of_the_whole_cascade(nam
     sampler = both_cascades()[name]
     starts = {}
     ends = sampler.sample_levels(
-        COUNT, SEED, CHAINS, channels=CHANNELS, on_start=lambda level, x: starts.update({level.size: x.clone()})
+        COUNT, SEED, CHAINS, channels=CHANNELS, on_level_start=lambda level, x: starts.update({level.size: x.clone()})
     )
     for size, start in starts.items():
         for batch_size in (None, 3):

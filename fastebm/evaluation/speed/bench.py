@@ -70,7 +70,7 @@ def bench(
     return run
 
 
-def parsed_shape(text: str) -> tuple[int, ...]:
+def parse_shape(text: str) -> tuple[int, ...]:
     """ "3,32,32" as (3, 32, 32). Raises ValueError for anything but positive numbers with commas between."""
     try:
         shape = tuple(int(part) for part in text.split(","))

@@ -203,7 +203,7 @@ class CoarseToFineTrainer(Trainer):
             channels=self.config.channels,
             batch_size=self.config.max_batch or None,
             check=False,  # energies that are not finite are left to the guard
-            on_start=keep,
+            on_level_start=keep,
         )
         motion = {
             "displacement": (fake - torch.cat(starts)).abs().mean(),

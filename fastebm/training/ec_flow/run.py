@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from fastebm.models import Flow, MultiScaleEnergy, quantized
+from fastebm.models import Flow, MultiScaleEnergy, quantize
 from fastebm.plotting import GRID, Curves
 from fastebm.runs.folder import RunFolder
 from fastebm.runs.run import Run, trained_checkpoint
@@ -77,13 +77,13 @@ class ECFlowRun(Run):
             self.flow.sample(min(batch_size, count - done), seed, chain_ids=first + done, temperature=temperature)
             for done in range(0, count, batch_size)
         ]
-        return quantized(torch.cat(parts), self.config.brightnesses)
+        return quantize(torch.cat(parts), self.config.brightnesses)
 
     @torch.no_grad()
     def bits_per_dimension(self, images: Tensor, seed: int = 0) -> Tensor:
         """(B,) bits for each number of images (B, channels, size, size) in [-1, 1], rounded to the brightnesses."""
         brightnesses = self.config.brightnesses
-        return self.flow.bits_per_dimension(quantized(images, brightnesses), seed=seed, brightnesses=brightnesses)
+        return self.flow.bits_per_dimension(quantize(images, brightnesses), seed=seed, brightnesses=brightnesses)
 
     @classmethod
     def load(

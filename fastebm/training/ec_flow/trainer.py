@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fastebm.data import batches
-from fastebm.models import Flow, dequantized, quantized
+from fastebm.models import Flow, dequantize, quantize
 from fastebm.plotting import GRID
 from fastebm.runs.folder import RunFolder
 from fastebm.training.calibration.calibrate import calibration_loss
@@ -92,8 +92,8 @@ class ECFlowTrainer(CalibratedTrainer):
 
     def _dequantized(self, images: Tensor, seed: int, first: int) -> Tensor:
         brightnesses = self.config.brightnesses
-        discrete = quantized(images, brightnesses)
-        return dequantized(discrete, seed=seed, step=DEQUANTISATION, chain_ids=first, brightnesses=brightnesses)
+        discrete = quantize(images, brightnesses)
+        return dequantize(discrete, seed=seed, step=DEQUANTISATION, chain_ids=first, brightnesses=brightnesses)
 
     @torch.no_grad()
     def check_before_save(self) -> None:

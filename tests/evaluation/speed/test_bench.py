@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from fastebm.cli import main
-from fastebm.evaluation.speed import baselines, parsed_shape, read_runs
+from fastebm.evaluation.speed import baselines, parse_shape, read_runs
 from fastebm.evaluation.speed.baselines import RESEARCH, TORCH_COMPILE, TUNED
 
 OWN = """
@@ -121,8 +121,8 @@ def test_what_is_wrong_is_said_in_one_line(
 
 
 def test_shapes() -> None:
-    assert parsed_shape("3,32,32") == (3, 32, 32)
-    assert parsed_shape(" 7 ") == (7,)
+    assert parse_shape("3,32,32") == (3, 32, 32)
+    assert parse_shape(" 7 ") == (7,)
     for text in ("", "3,,4", "3,-1", "0", "3 4", "9999999,9999999"):
         with pytest.raises(ValueError, match="--shape must be positive numbers"):
-            parsed_shape(text)
+            parse_shape(text)

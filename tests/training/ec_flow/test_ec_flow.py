@@ -14,7 +14,7 @@ from torch import Tensor
 
 import fastebm
 from fastebm.cli import main
-from fastebm.models import Flow, MultiScaleEnergy, dequantized, quantized
+from fastebm.models import Flow, MultiScaleEnergy, dequantize, quantize
 from fastebm.training import (
     DivergedError,
     ECFlowConfig,
@@ -220,9 +220,9 @@ def test_norms_begin_from_the_first_batch_and_the_energy_sees_dequantised_images
     again.load_state_dict(trainer.flow.state_dict())
     trainer.update()
     (real,) = seen
-    assert not torch.equal(real, quantized(real, 17))
-    discrete = quantized(real, 17)
-    assert torch.equal(real, dequantized(discrete, seed=0, step=1, brightnesses=17))
+    assert not torch.equal(real, quantize(real, 17))
+    discrete = quantize(real, 17)
+    assert torch.equal(real, dequantize(discrete, seed=0, step=1, brightnesses=17))
     before = {name: tensor.clone() for name, tensor in again.state_dict().items()}
     again.initialize(real)
     assert all(torch.equal(tensor, before[name]) for name, tensor in again.state_dict().items())
@@ -253,7 +253,7 @@ def test_a_trained_flow_is_inverted_to_rounding(images: Tensor, tmp_path: Path, 
     config = dataclasses.replace(TINY, flow_steps=2, iterations=20, checkpoint_every=20)
     train_quietly(config, images, tmp_path)
     flow = ECFlowRun.load(tmp_path, weights=weights).flow
-    x = torch.cat((images[:100], dequantized(images[:100], seed=0, brightnesses=17)))
+    x = torch.cat((images[:100], dequantize(images[:100], seed=0, brightnesses=17)))
     with torch.no_grad():
         latents = flow.encode(x)[0]
         assert (flow.decode(latents) - x).abs().max() < 1e-5
@@ -297,7 +297,7 @@ def test_samples_are_discrete_functions_of_seed_and_temperature(images: Tensor, 
     run = train_quietly(TINY, images, tmp_path)
     samples = run.sample(6, seed=2)
     assert samples.shape == (6, 1, 8, 8)
-    assert torch.equal(quantized(samples, 17), samples)
+    assert torch.equal(quantize(samples, 17), samples)
     assert ((samples + 1) * 8).unique().tolist() == sorted(set(((samples + 1) * 8).round().unique().tolist()))
     assert torch.equal(ECFlowRun.load(tmp_path).sample(6, seed=2), samples)
     assert (run.sample(6, seed=2, batch_size=4) - samples).abs().max() <= 1 / 8  # rounding may turn a half

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.harness.base import Worker, WorkerError, check_regression
+from benchmarks.harness.compare_revisions import Worker, WorkerError, check_regression
 from benchmarks.harness.workloads import Workload
 
 ROOT = Path(__file__).resolve().parents[3]
