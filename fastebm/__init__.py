@@ -25,7 +25,10 @@ if TYPE_CHECKING:
 __version__ = "0.2.0"
 
 # Where each public name is defined; a subpackage is its own place.
-_PACKAGES = ("compiler", "data", "evaluation", "models", "ops", "rng", "runs", "sampling", "tasks", "training")
+_PACKAGES = (
+    *("build_extension", "cli", "compiler", "data", "evaluation", "models", "ops", "plotting", "rng", "runs"),
+    *("sampling", "tasks", "training"),
+)
 _NAMES = {
     "Cascade": "fastebm.sampling",
     "EnergyGradient": "fastebm.compiler",
@@ -76,4 +79,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({name for name in globals() if name.startswith("__")} | {*__all__})

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import re
+import subprocess
+import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -103,3 +105,15 @@ def test_results_are_small() -> None:
     files = [path for path in (ROOT / "docs" / "results").rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) <= 5 * 2**20
     assert not [path for path in files if path.suffix == ".jsonl"]
+
+
+def test_all_of_the_package_is_there_after_one_import() -> None:
+    """Each subpackage and module is imported when it is first touched."""
+    names = [module_of(path).removeprefix("fastebm.") for path in (ROOT / "fastebm").iterdir() if path.suffix == ".py"]
+    names += [path.name for path in (ROOT / "fastebm").iterdir() if (path / "__init__.py").is_file()]
+    names = sorted(name for name in names if name not in ("fastebm", "__main__"))
+    program = f"import fastebm; [getattr(fastebm, name) for name in {names!r}]; print(*dir(fastebm))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert {"Langevin", "load", "train", "resume"} <= {*done.stdout.split()}
+    assert "importlib" not in done.stdout.split()

@@ -60,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt:
-        print("\nstopped; the same command continues the run from its last checkpoint", file=sys.stderr)
+        print("\nstopped; the same command continues a training from its last checkpoint", file=sys.stderr)
         return 130
     except Exception as error:
         code = _exit_code(error)

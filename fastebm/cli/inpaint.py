@@ -64,9 +64,10 @@ class Inpaint(ImageTask):
         )
         coarse = able if self.coarse is None else self.coarse
         usual = config.num_steps if coarse or getattr(config, "hole_starts", 1) else 5
-        noise_start, noise_end = (
-            (config.noise_start, config.noise_end) if hasattr(config, "noise_start") else (config.noise_std,) * 2
-        )
+        if hasattr(config, "noise_start"):
+            noise_start, noise_end = config.noise_start, config.noise_end
+        else:  # a run without an energy has no such noise; `inpaint` refuses it
+            noise_start = noise_end = getattr(config, "noise_std", 0.0)
         return InpaintOptions(
             num_steps=usual if self.num_steps is None else self.num_steps,
             step_size=config.step_size if self.step_size is None else self.step_size,

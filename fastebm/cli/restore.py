@@ -15,7 +15,7 @@ from fastebm.cli.arguments import check_count, select_device
 from fastebm.ops import normal
 from fastebm.plotting import save_grid
 from fastebm.rng import Stream
-from fastebm.runs.files import write_json
+from fastebm.runs.files import finite_json, write_json
 from fastebm.runs.folder import RunFolder
 from fastebm.tasks.image_quality import import_skimage, quality
 from fastebm.tasks.masks import load_hole_mask
@@ -183,7 +183,7 @@ class Restore:
             "device": originals.device.type,
             "threads": torch.get_num_threads(),
         }
-        write_json(out / "results.json", results)
+        write_json(out / "results.json", finite_json(results))
         print(f"{len(originals)} images, {self.task}, noise {self.noise:g}, in {seconds:.1f} s")
         for name, values in measures.items():
             print(

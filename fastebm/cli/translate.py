@@ -43,7 +43,7 @@ class Translate(ImageTask):
             step_size=self.step_size,
             noise_std=self.noise_std,
             start_noise=self.start_noise,
-            snapshots=min(6, self.num_steps),
+            snapshots=max(1, min(6, self.num_steps)),
             start_size=self.start_size,
             data_weight=self.data_weight,
         )

@@ -205,7 +205,7 @@ class Langevin:
         energy, gradient = self.gradient(state.x)
         x = torch.ops.fastebm.langevin_step(state.x, gradient, *self._arguments(state))
         if project is not None:
-            x = project(x)
+            x = _projected(project, x)
         after = replace(state, x=x, key=state.key + _key_increment(state.key), step=state.step + 1)
         return after, StepInfo(energy, gradient, state.x, x)
 
@@ -258,7 +258,7 @@ class Langevin:
             energies, gradient = self.gradient(state.x)
             torch.ops.fastebm.langevin_step_(state.x, gradient, *self._arguments(state))
             if project is not None:
-                state.x.copy_(project(state.x))
+                state.x.copy_(_projected(project, state.x))
             state.key.add_(one)
             return energies
 
@@ -430,6 +430,13 @@ def repeat_start(x0: Tensor, count: int | None, name: str) -> Tensor:
     if len(x0) != 1 or count < 0:
         raise ValueError(f"{name} is {count}, but x0 has {len(x0)} starts: only a single one can be repeated")
     return x0.expand(count, *x0.shape[1:])
+
+
+def _projected(project: Projection, x: Tensor) -> Tensor:
+    result = project(x)
+    if result.shape != x.shape:
+        raise ValueError(f"project must return {tuple(x.shape)}, like its input, got {tuple(result.shape)}")
+    return result
 
 
 def _key_increment(key: Tensor) -> Tensor:

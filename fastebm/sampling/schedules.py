@@ -13,8 +13,10 @@ tensor([0.3000, 0.2000, 0.1000])
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor
@@ -100,7 +102,14 @@ def cosine(start: float, end: float) -> Cosine:
     return Cosine(float(start), float(end))
 
 
-def from_epsilon(epsilon: float) -> dict[str, float]:
+class StepAndNoise(TypedDict):
+    """The two schedules of a sampler, as keyword arguments."""
+
+    step_size: float
+    noise_std: float
+
+
+def from_epsilon(epsilon: float) -> StepAndNoise:
     """`step_size = epsilon**2 / 2` and `noise_std = epsilon`: unadjusted Langevin dynamics at temperature 1.
 
     Used as `Langevin(energy, **from_epsilon(0.1))`. Published recipes for images often choose the two independently;
@@ -111,12 +120,17 @@ def from_epsilon(epsilon: float) -> dict[str, float]:
     return {"step_size": epsilon**2 / 2, "noise_std": epsilon}
 
 
+def _is_real(value: Any) -> bool:
+    """Whether a value is a real scalar, of numpy too; True and False are none."""
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
 def as_schedule(value: float | Schedule) -> Schedule:
     """`value` as a schedule: `constant(value)` for a number; a callable is returned as it is."""
     if callable(value):
         return value
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return constant(value)
+    if _is_real(value):
+        return constant(float(value))
     raise TypeError(f"a schedule is a number or a callable from times to values, got {type(value).__name__}")
 
 

@@ -49,6 +49,10 @@ class TranslateOptions:
     data_weight: float = 0.0
 
     def __post_init__(self) -> None:
+        if self.num_steps < 1:
+            raise ValueError(f"num_steps must be at least 1, got {self.num_steps}")
+        if not self.step_size > 0:
+            raise ValueError(f"step_size must be positive, got {self.step_size}")
         if not 1 <= self.snapshots <= self.num_steps:
             raise ValueError(f"snapshots must be from 1 to the {self.num_steps} steps, got {self.snapshots}")
         if not self.start_noise >= 0:

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from fastebm.cli import main
+from fastebm.cli.train import parse_train
 from fastebm.runs.folder import RunFolder
 from fastebm.training import CoarseToFineRun
 from tests.cli.tiny_runs import TRAIN, start
@@ -88,3 +89,12 @@ def test_the_guard_says_on_one_line_that_it_went_back(tmp_path: Path, capsys: py
 )
 def test_wrong_arguments(refusal: Callable[[list[str]], str], arguments: list[str], message: str) -> None:
     assert message in refusal(arguments)
+
+
+@pytest.mark.parametrize("method", ["coarse-to-fine", "ec-vae", "ec-posterior", "ec-flow"])
+def test_a_method_without_arguments_trains_its_preset_of_digits(method: str) -> None:
+    command = parse_train(method, [])
+    assert command.preset == "digits"
+    assert command._folder() == Path("runs") / ("digits" if method == "coarse-to-fine" else f"digits-{method}")
+    of_data = parse_train(method, ["--data", "sets/mnist.npz", "--preset", "digits"])
+    assert of_data._folder() == Path("runs") / ("mnist" if method == "coarse-to-fine" else f"mnist-{method}")

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -126,3 +127,25 @@ def test_examples_run(module: str) -> None:
     results = doctest.testmod(importlib.import_module(module if module not in METHODS.values() else f"{module}.run"))
     assert results.failed == 0
     assert results.attempted > 3
+
+
+def test_train_takes_a_path_and_refuses_what_are_no_images(tmp_path: Path) -> None:
+    config = ECVAEConfig(size=8, channels=1, iterations=1, batch_size=4, latent=4, width=4, energy_width=4)
+    np.savez(tmp_path / "images.npz", np.zeros((9, 8, 8), np.uint8))
+    run = fastebm.train(config, tmp_path / "images.npz", tmp_path / "run", progress=False, save_pictures=False)
+    assert run.finished
+    assert repr(run) == f"ECVAERun({str(tmp_path / 'run')!r}, iteration 1 of 1)"
+    with pytest.raises(TypeError, match="images must be a tensor, Images, an ImageSource or a path, got ndarray"):
+        fastebm.train(config, np.zeros((9, 8, 8)), tmp_path / "other")
+    with pytest.raises(TypeError, match="config must be the configuration of a method, got str"):
+        fastebm.train("run", torch.zeros(9, 1, 8, 8), tmp_path / "other")
+
+
+def test_a_flow_draws_no_images_and_refuses_batches_of_none(tmp_path: Path) -> None:
+    config = ECFlowConfig(
+        size=8, channels=1, iterations=1, batch_size=4, levels=1, flow_steps=1, width=4, energy_width=4
+    )
+    run = fastebm.train(config, torch.zeros(9, 1, 8, 8), tmp_path, progress=False, save_pictures=False)
+    assert run.sample(0).shape == (0, 1, 8, 8)
+    with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
+        run.sample(3, batch_size=0)

@@ -474,3 +474,9 @@ def test_a_chain_never_waits_for_the_device():
             sampler.advance_(state, 100, observers)
         finally:
             torch.cuda.set_sync_debug_mode("default")
+
+
+def test_a_projection_that_changes_the_shape_is_refused():
+    sampler = Langevin(lambda x: 0.5 * x.square().sum(1), 0.1, 0.0)
+    with pytest.raises(ValueError, match=r"project must return \(3, 2\), like its input, got \(1, 2\)"):
+        sampler.sample(torch.zeros(3, 2), 2, 0, project=lambda x: x[:1])

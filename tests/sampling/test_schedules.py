@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -93,3 +94,9 @@ def test_wrong_parameters_are_refused():
         from_epsilon(0.0)
     with pytest.raises(ValueError, match="at least one step"):
         table(1.0, 0.1, 0)
+
+
+def test_real_scalars_of_numpy_are_schedules():
+    assert schedules.as_schedule(np.float32(0.5)) == schedules.constant(0.5)
+    with pytest.raises(TypeError, match="got bool"):
+        schedules.as_schedule(True)

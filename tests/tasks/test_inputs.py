@@ -158,3 +158,24 @@ def test_a_missing_package_is_reported_before_chains_run(monkeypatch: pytest.Mon
     assert not calls
     assert tasks.denoise(energy, noisy, 0.1, DenoiseOptions(**SHORT)).restored.isfinite().all()
     assert calls
+
+
+def test_restoration_without_a_decoder_has_the_settings_of_the_run(folders: dict[str, Path]) -> None:
+    run = training.load(folders["ec_flow"])
+    y, config = HALF.A(IMAGES), run.config
+    own = ImageSearch(1, num_steps=config.num_steps, step_size=config.step_size, noise_std=config.noise_std)
+    by_run = restore(y, HALF, energy=run, search=ImageSearch(restarts=1)).images
+    torch.testing.assert_close(by_run, restore(y, HALF, energy=run.energy, search=own).images)
+    assert not torch.equal(by_run, restore(y, HALF, energy=run.energy, search=ImageSearch(restarts=1)).images)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"step_size": 0}, "step_size must be positive, got 0"),
+        ({"num_steps": 0}, "num_steps must be at least 1, got 0"),
+    ],
+)
+def test_options_of_translation_name_what_is_wrong(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        TranslateOptions(**options)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -113,6 +113,9 @@ def restore(
     if isinstance(opened.run, CoarseToFineRun):
         cascade, coarse = opened.run.cascade(), chains.coarse
     else:
+        if opened.run is not None:
+            config = opened.run.config
+            chains = replace(chains, num_steps=config.num_steps, step_size=config.step_size, noise_std=config.noise_std)
         noise_std = linear(chains.noise_std, 0.0)
         level = {shape[2]: opened.gradient}
         cascade = Cascade(level, num_steps=chains.num_steps, step_size=chains.step_size, noise_std=noise_std)

@@ -14,6 +14,7 @@ from fastebm.models import Flow, MultiScaleEnergy, quantize
 from fastebm.plotting import GRID, Curves
 from fastebm.runs.folder import RunFolder
 from fastebm.runs.run import Run, trained_checkpoint
+from fastebm.sampling.langevin import batch_slices
 from fastebm.training.calibration.energy import stored_energy
 from fastebm.training.ec_flow.config import ECFlowConfig
 from fastebm.training.pictures import save_run_pictures
@@ -74,8 +75,8 @@ class ECFlowRun(Run):
             raise ValueError(f"a temperature must be finite and not negative, got {temperature}")
         seed, first = self._key(seed)
         parts = [
-            self.flow.sample(min(batch_size, count - done), seed, chain_ids=first + done, temperature=temperature)
-            for done in range(0, count, batch_size)
+            self.flow.sample(end - start, seed, chain_ids=first + start, temperature=temperature)
+            for start, end in batch_slices(count, batch_size)
         ]
         return quantize(torch.cat(parts), self.config.brightnesses)
 

@@ -66,6 +66,12 @@ def train(
         >>> run.sample(3, seed=1).shape
         torch.Size([3, 1, 8, 8])
     """
+    if not isinstance(config, TrainerConfig):
+        raise TypeError(f"config must be the configuration of a method, got {type(config).__name__}")
+    if isinstance(images, str | Path):
+        images = ImageSource(Path(images), config.sizes[-1], config.channels)
+    if not isinstance(images, Tensor | Images | ImageSource | DigitsSource):
+        raise TypeError(f"images must be a tensor, Images, an ImageSource or a path, got {type(images).__name__}")
     device = _resolve_device(device)
     source, opened = (None, images) if isinstance(images, Tensor | Images) else (images.to_json(), images.open())
     if progress and isinstance(opened, Images):
