@@ -43,6 +43,7 @@ class Denoise(ImageTask):
 
     def __call__(self) -> int:
         from fastebm import tasks
+        from fastebm.runs.folder import RunError
         from fastebm.tasks.outputs import save_arrays, task_folder
         from fastebm.tasks.pictures import save_denoised
 
@@ -61,7 +62,10 @@ class Denoise(ImageTask):
         )
         baselines: list[ClassicalDenoiser] = []
         if self.tuning_images:
-            few = tasks.images_for(run, split="train", count=self.tuning_images)
+            try:
+                few = tasks.images_for(run, split="train", count=self.tuning_images)
+            except RunError as error:  # --data may be given: tuning is what lacks training images
+                raise RunError(f"{error}, and --tuning-images 0") from error
             one = dataclasses.replace(options, num_chains=1)
             options = tasks.tune_denoising(run, few, self.noise, one, seed=self.seed)
             options = dataclasses.replace(options, num_chains=self.num_chains)

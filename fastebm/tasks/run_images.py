@@ -69,19 +69,15 @@ def dataset_images(run: Run, split: str | None = None) -> Images | Tensor:
     source = source_of(run)
     if isinstance(source, DigitsSource):
         return digits("train" if split == "train" else "test", run.size)[0]
-    if split is None:
-        return _pooled(_opened(_shaped(run, source), None, otherwise=source.split), run.size)
-    if split == "train":  # what the run was trained on, also where the set has no parts or it was another one
-        return _pooled(_shaped(run, source).open(), run.size)
-    return _pooled(_opened(_shaped(run, source), split), run.size)
+    source = _shaped(run, source)
+    images = source.open() if split == "train" else _opened(source, split, otherwise=source.split)
+    return _pooled(images, run.size)
 
 
 def source_of(run: Run) -> ImageSource | DigitsSource:
     """The source of the run's images. Raises RunError if it was trained on tensors, which have none."""
     if (source := run_source(run.path)) is None:
-        raise RunError(
-            f"{run.path} doesn't say where its images come from: give data (and --tuning-images 0 to denoise)"
-        )
+        raise RunError(f"{run.path} doesn't say where its images come from: give data")
     return source
 
 

@@ -5,7 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+from fastebm.cli import main
+from fastebm.training import ECVAEConfig, train
 from tests.cli.tiny_runs import check_task
 
 
@@ -33,3 +36,21 @@ def test_an_ec_vae_denoises(vae_run: Path, tmp_path: Path, capsys: pytest.Captur
 )
 def test_wrong_arguments(refusal: Callable[[list[str]], str], arguments: list[str], message: str) -> None:
     assert message in refusal([*arguments, "--out", "out"])
+
+
+def test_tuning_takes_what_the_run_was_trained_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A set without parts tunes as well; a run of tensors knows no images to tune on, and says what to do."""
+    pixels = np.random.default_rng(0).integers(0, 256, (12, 8, 8), dtype=np.uint8)
+    np.savez(tmp_path / "whole.npz", pixels)
+    config = ECVAEConfig(
+        size=8, channels=1, iterations=1, batch_size=4, latent=4, width=4, energy_width=4, engine="autograd"
+    )
+    quiet = {"progress": False, "save_pictures": False}
+    train(config, tmp_path / "whole.npz", tmp_path / "of_file", **quiet)
+    train(config, torch.zeros(9, 1, 8, 8), tmp_path / "of_tensors", **quiet)
+    options = ["--tuning-images", "2", "--num-steps", "1", "--count", "2", "--num-chains", "1"]
+    assert main(["denoise", str(tmp_path / "of_file"), *options]) == 0
+    capsys.readouterr()
+    data = ["--data", str(tmp_path / "whole.npz")]
+    assert main(["denoise", str(tmp_path / "of_tensors"), *data, *options]) == 2
+    assert "where its images come from: give data, and --tuning-images 0" in capsys.readouterr().err

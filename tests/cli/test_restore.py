@@ -202,3 +202,11 @@ def test_wrong_masks(
     assert message in errors
     assert errors.count("\n") == 1
     assert not (tmp_path / "new").exists()
+
+
+def test_a_perfect_restoration_has_no_finite_psnr(trained: Path, tmp_path: Path) -> None:
+    """Colours of a gray image are known: what JSON can't hold becomes null, after all the work is done."""
+    out = tmp_path / "out"
+    command = ["restore", str(trained), "--task", "colorization", "--count", "2", "--restarts", "1"]
+    assert main([*command, "--out", str(out)]) == 0
+    assert json.loads((out / "results.json").read_text())["measures"]["restored"]["psnr"] is None
