@@ -21,7 +21,8 @@ def replacing(path: Path) -> Iterator[Path]:
 
     After an exception, in the block or while syncing (a full disk), `path` is as it was before.
     """
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=PART, dir=path.parent)
+    stem = os.fsdecode(os.fsencode(path.name)[:200])  # a name may be 255 bytes long
+    handle, name = tempfile.mkstemp(prefix=f".{stem}.", suffix=PART, dir=path.parent)
     os.close(handle)
     temporary = Path(name)
     try:
@@ -33,6 +34,37 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
         raise
     sync(path.parent)  # without it a power cut may undo the rename
+
+
+def check_writable(path: str | Path, *, overwrite: bool = False) -> Path:
+    """`path` as a Path, if a file can be written there: asked before the work whose result it is to hold.
+
+    Raises ValueError, with the reason and a remedy, where it can't: an existing file without `overwrite`, a folder of
+    that name, a parent that is missing or no folder, a name too long, no permission, a disk without any room.
+    """
+    path = Path(path)
+    try:
+        if path.is_dir():
+            raise ValueError(f"{path} is a folder: a file is to be written, so name one in it")
+        if not overwrite and os.path.lexists(path):
+            raise ValueError(f"{path} exists: --overwrite replaces it, or choose another name")
+        if not path.parent.exists():
+            raise ValueError(f"the folder {path.parent} of {path.name} does not exist")
+        path.lstat()  # for a name too long
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise ValueError(f"{path} can't be written: {error.strerror or error}") from error
+    try:
+        handle, name = tempfile.mkstemp(prefix=".", suffix=PART, dir=path.parent)
+        try:
+            os.write(handle, bytes(1))
+        finally:
+            os.close(handle)
+            os.unlink(name)
+    except OSError as error:
+        raise ValueError(f"{path} can't be written: {error.strerror or error}") from error
+    return path
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastebm import progress
 from fastebm.sampling.state import ChainState
 
 Observer = Callable[[int, Tensor, Tensor], None]
@@ -91,9 +92,7 @@ def progress_bar(total: int, shown: bool) -> Iterator[Sequence[Observer]]:
     if not shown:
         yield ()
         return
-    from tqdm.auto import tqdm
-
-    with tqdm(total=total, unit="step", desc="Langevin") as bar:
+    with progress.progress_bar(total, "Langevin", "step", shown=True) as bar:
         yield (_Progress(bar),)
 
 

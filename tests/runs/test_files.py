@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fastebm.runs.files import replacing, write_json
+from fastebm.runs.files import check_writable, replacing, write_json
 
 
 def test_replaces_at_the_end_of_the_block(tmp_path: Path) -> None:
@@ -62,3 +62,32 @@ def test_json_has_no_nan(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="JSON"):
         write_json(tmp_path / "a.json", {"a": float("nan")})
     assert not list(tmp_path.iterdir())
+
+
+def test_what_can_be_written_is_known_before_the_work(tmp_path: Path) -> None:
+    there = tmp_path / "there.npz"
+    there.write_text("precious")
+    assert check_writable(str(tmp_path / "new.npz")) == tmp_path / "new.npz"
+    assert check_writable(there, overwrite=True) == there
+    for path, said in (
+        (there, "--overwrite"),
+        (tmp_path, "is a folder"),
+        (tmp_path / "missing" / "a.npz", "does not exist"),
+        (there / "a.npz", "ot a directory|does not exist"),
+        (tmp_path / ("a" * 300), "too long"),
+        (Path("/proc/a.npz"), "can't be written"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            check_writable(path)
+    (tmp_path / "link.npz").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match="--overwrite"):
+        check_writable(tmp_path / "link.npz")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link.npz", "there.npz"]
+    assert there.read_text() == "precious"
+
+
+def test_a_name_as_long_as_it_may_be_is_written(tmp_path: Path) -> None:
+    path = check_writable(tmp_path / ("ä" * 127))
+    with replacing(path) as temporary:
+        temporary.write_text("x")
+    assert path.read_text() == "x"

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from fastebm.data import Images, batches, to_float, to_pixels
 from fastebm.ops.uniform import uniform
+from fastebm.progress import progress_bar
 from fastebm.rng import Stream
 from fastebm.runs.files import replacing
 
@@ -312,8 +313,6 @@ def _rotate(images: Images, seed: int) -> Images:
 
 
 def _fit(net: FeatureNet, images: Images, images_seen: int, seed: int, progress: bool) -> None:
-    from tqdm import tqdm
-
     assert images.labels is not None
     device = next(net.parameters()).device
     updates = -(-images_seen // BATCH)
@@ -321,11 +320,13 @@ def _fit(net: FeatureNet, images: Images, images_seen: int, seed: int, progress:
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, PEAK_RATE, total_steps=updates)
     net.train()
     order = batches(images, BATCH, seed)
-    for _ in tqdm(range(updates), "features", disable=not progress, dynamic_ncols=True):
-        indices = next(order)
-        logits = net(images.batch(indices, device))
-        loss = F.cross_entropy(logits, images.labels[indices].to(device))
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
+    with progress_bar(updates, "features", "update", shown=progress) as bar:
+        for _ in range(updates):
+            indices = next(order)
+            logits = net(images.batch(indices, device))
+            loss = F.cross_entropy(logits, images.labels[indices].to(device))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            bar.update()

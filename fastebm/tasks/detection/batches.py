@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fastebm.compiler import EnergyGradient, energy_gradient
 from fastebm.data import Images
+from fastebm.progress import progress_bar
 from fastebm.training import CoarseToFineRun, Run, load
 
 Energy = Callable[[Tensor], Tensor]
@@ -43,13 +44,11 @@ def image_batches(
 
     Raises ValueError and TypeError for images that `outlier_scores` refuses.
     """
-    from tqdm.auto import tqdm
-
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     first = 0
     total = len(images) if isinstance(images, Tensor | Images) else None
-    with tqdm(total=total, unit="image", desc="scores", disable=not progress) as bar:
+    with progress_bar(total, "scores", "image", shown=progress) as bar:
         for batch in _split(images, batch_size):
             _check_images(batch, first)
             yield first, batch.to(device)

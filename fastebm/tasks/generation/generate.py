@@ -26,6 +26,7 @@ import torch
 
 from fastebm import rng
 from fastebm.data import to_pixels
+from fastebm.progress import progress_bar
 from fastebm.tasks.generation.files import GridFile, Output, PictureFolder, Pixels, Request, output_for
 from fastebm.training import CoarseToFineRun, RunError
 
@@ -323,10 +324,8 @@ def _writing(output: Output, request: Request) -> Iterator[None]:
 
 @contextmanager
 def _bar(request: Request, missing: Sequence[int], shown: bool) -> Iterator[Callable[[int], None]]:
-    from tqdm.auto import tqdm
-
     there = request.count - sum(len(request.rows(chunk)) for chunk in missing)
-    with tqdm(total=request.count, initial=there, unit="image", desc="samples", disable=not shown) as bar:
+    with progress_bar(request.count, "samples", "image", shown=shown, initial=there) as bar:
 
         def advance(count: int) -> None:
             bar.update(count)

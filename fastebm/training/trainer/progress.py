@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+
+from fastebm.progress import progress_bar
 
 
 class ProgressBar:
@@ -17,19 +18,8 @@ class ProgressBar:
     @classmethod
     @contextmanager
     def over(cls, total: int, done: int, shown: bool) -> Iterator[ProgressBar]:
-        """A bar at `done` of `total`, silent if not `shown`; it is redrawn seldom where stderr is no terminal."""
-        from tqdm import tqdm
-
-        terminal = sys.stderr.isatty()
-        with tqdm(
-            total=total,
-            initial=done,
-            disable=not shown,
-            unit="it",
-            mininterval=0.2 if terminal else 10.0,
-            ncols=None if terminal else 110,
-            dynamic_ncols=terminal,
-        ) as bar:
+        """A bar at `done` of `total`, silent if not `shown`."""
+        with progress_bar(total, None, "it", shown=shown, initial=done) as bar:
             yield cls(bar)
 
     def go_back(self, iteration: int) -> None:
