@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fastebm.data.errors import DataError, raise_as_data_error
+from fastebm.data.formats.archives import is_of_desktop
 from fastebm.data.formats.byte_reader import MAX_BYTES, ByteReader
 from fastebm.data.formats.zip_members import open_member
 
@@ -114,11 +115,18 @@ def open_npz(path: Path) -> Iterator[Mapping[str, StoredArray]]:
         with raise_as_data_error(str(path), "is no complete zip file"):
             archive = zipfile.ZipFile(file)
         infos = [info for info in archive.infolist() if info.filename.endswith(".npy")]
-        keys = [info.filename.removesuffix(".npy") for info in infos]
+        # A desktop that packs a folder again puts the folder's name before each member, and members of its own.
+        infos = [info for info in infos if not is_of_desktop(info.filename)]
+        folders = {info.filename.rpartition("/")[0] for info in infos}
+        folder = f"{folders.pop()}/" if len(folders) == 1 else ""
+        keys = [info.filename.removeprefix(folder).removesuffix(".npy") for info in infos]
         if len(set(keys)) != len(keys):
             raise DataError(f"{path}: has two arrays of one name")
         if not keys:
-            raise DataError(f"{path}: is a zip file without arrays (names that end in .npy)")
+            raise DataError(
+                f"{path}: is a zip file without arrays (names that end in .npy); if it holds a folder of pictures or a "
+                "data set, unpack it and give the folder"
+            )
         size = os.fstat(file.fileno()).st_size
         yield {
             key: read_array_header(open_member(archive, size, info, f"{path}, {key}"))

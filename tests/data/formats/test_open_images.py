@@ -203,7 +203,7 @@ def set_byte(name: str, position: int, value: int) -> Damage:
         (
             "cifar10-python",
             put("data_batch_3", pickle.dumps([1])),
-            "data_batch_3: holds a list, where CIFAR has a dict",
+            "data_batch_3: holds a list, where a dict is needed",
         ),
         ("cifar10-python", put("data_batch_3", pickle.dumps({"data": 1})), "data_batch_3: has no uint8 array"),
         (
