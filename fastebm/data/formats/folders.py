@@ -45,7 +45,9 @@ def read_folder(root: Path, preprocessing: Preprocessing, split: str | None) -> 
     preprocessing = _resolve_channels(top, paths, preprocessing)
     pixels = preprocessing.collect_processed(str(top), len(paths), _read_all(top, paths, preprocessing))
     if others:
-        warnings.warn(printable(f"{top}: read {len(paths):,} pictures{_describe(others)}"), stacklevel=2)
+        warnings.warn(
+            printable(f"{top}: read {len(paths):,} picture{'s' * (len(paths) > 1)}{_describe(others)}"), stacklevel=2
+        )
     return Images(pixels, labels, str(root), "folder of pictures", split or "", classes)
 
 
@@ -104,7 +106,7 @@ def _describe(others: Sequence[str]) -> str:
     """The end of a sentence that says how many files were left out, and which suffixes they have."""
     if not others:
         return ""
-    suffixes = Counter(Path(name).suffix.lower() or "without suffix" for name in others)
+    suffixes = Counter(sorted(Path(name).suffix.lower() or "without suffix" for name in others))
     shown = ", ".join(f"{count:,} {suffix}" for suffix, count in suffixes.most_common(5))
     left_out = f"{len(others):,} other file{'s are' if len(others) > 1 else ' is'} left out"
     return f"; {left_out} ({shown}{', ...' if len(suffixes) > 5 else ''})"

@@ -182,7 +182,7 @@ def _on_white(picture: Image) -> Image:
 
     if picture.mode not in ("LA", "La", "PA", "RGBA", "RGBa") and "transparency" not in picture.info:
         return picture
-    layer = picture.convert("RGBA")
+    layer = (picture.convert("LA") if picture.mode == "La" else picture).convert("RGBA")
     white = Image.new("RGBA", layer.size, "white")
     white.alpha_composite(layer)
     return white
