@@ -23,14 +23,15 @@ from fastebm.data.preprocessing import Preprocessing
 
 _SPLITS = {"train", "test", "val", "valid", "validation", "unlabeled"}
 _MAX_WRAPPERS = 8  # folders with nothing but one folder in them; a link may lead in circles
+_TEXTS = (".txt", ".md", ".csv", ".tsv", ".json", ".jsonl", ".xml", ".yaml", ".yml", ".html", ".log")
 _LISTED = 10  # damaged pictures that an error names
 
 
 def read_folder(root: Path, preprocessing: Preprocessing, split: str | None) -> Images:
     """All pictures below `root`, or below its folder `split`, in the order of their paths.
 
-    Warns of other files, with their number. Raises NoPicturesError for a folder without pictures, DataError for a class
-    without pictures, and one that lists all pictures that cannot be read.
+    Warns of other files that may be pictures, with their number. Raises NoPicturesError for a folder without pictures,
+    DataError for a class without pictures, and one that lists all pictures that cannot be read.
     """
     root = _innermost(root, split)
     _, folders = list_folder(root)
@@ -77,8 +78,9 @@ def _innermost(root: Path, split: str | None) -> Path:
 
 
 def find_pictures(top: Path) -> tuple[list[Path], list[str]]:
-    """Picture files below a folder, sorted, and the names of other files, both without hidden ones and those of
-    desktops. Links are followed, but no folder is read twice.
+    """Picture files below a folder, sorted, and the names of other files, which may be pictures of other formats.
+
+    Hidden files, those of desktops, and texts are neither. Links are followed, but no folder is read twice.
     """
     found: list[Path] = []
     others: list[str] = []
@@ -93,7 +95,7 @@ def find_pictures(top: Path) -> tuple[list[Path], list[str]]:
         for name in files:
             if name.lower().endswith(IMAGE_SUFFIXES) and not is_of_desktop(name):
                 found.append(Path(here, name))
-            elif not is_of_desktop(name):
+            elif not is_of_desktop(name) and not name.lower().endswith(_TEXTS):
                 others.append(name)
     return sorted(found, key=lambda path: path.relative_to(top).parts), others
 

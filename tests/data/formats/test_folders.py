@@ -328,27 +328,28 @@ def test_every_usual_suffix_is_read(tmp_path: Path) -> None:
 
 def test_what_is_left_out_is_counted(tmp_path: Path) -> None:
     save(tmp_path / "a.png", noise(0, 8, 8, 3))
-    for name in ("b.heic", "c.heic", "d.txt", "README", ".hidden", "Thumbs.db", "desktop.ini", ".DS_Store", "._a.png"):
+    for name in ("b.heic", "c.heic", "d.raw", "README", ".hidden", "Thumbs.db", "desktop.ini", ".DS_Store", "._a.png"):
         (tmp_path / name).write_bytes(b"?")
     with pytest.warns(UserWarning, match=r"read 1 picture; 4 other files are left out \(2 \.heic, ") as said:
         assert len(open_images(tmp_path)) == 1
     assert len(said) == 1
     (tmp_path / "a.png").unlink()
     with pytest.raises(
-        DataError, match=r"no pictures in it; 4 other files are left out \(2 \.heic, 1 \.txt, 1 without suffix\)$"
+        DataError, match=r"no pictures in it; 4 other files are left out \(2 \.heic, 1 \.raw, 1 without suffix\)$"
     ):
         open_images(tmp_path)
 
 
 def test_nothing_is_said_where_nothing_is_left_out(tmp_path: Path) -> None:
     save(tmp_path / "a.png", noise(0, 8, 8, 3))
-    (tmp_path / ".DS_Store").write_bytes(b"?")
+    for name in (".DS_Store", "labels.CSV", "numbers.json", "readme.md"):
+        (tmp_path / name).write_bytes(b"?")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         open_images(tmp_path)
 
 
-@pytest.mark.parametrize("content", [None, "a.heic", "a.txt"])
+@pytest.mark.parametrize("content", [None, "a.heic", "a.raw"])
 def test_a_class_without_pictures_is_an_error(content: str | None, tmp_path: Path) -> None:
     for name in ("cat", "owl"):
         save(tmp_path / name / "a.png", noise(0, 8, 8, 3))

@@ -287,6 +287,20 @@ def test_compressed_bytes_that_belong_to_nothing(tmp_path: Path) -> None:
         opened(tmp_path, bytes(changed))
 
 
+def test_a_directory_that_has_lost_arrays(tmp_path: Path) -> None:
+    """Without its name or behind a long comment an array would be missing, and x_test be taken for the set."""
+    content = npz_bytes(npz_files()[0])
+    first = content.index(b"PK\1\2")
+    for place, value, saying in (
+        (first + 46 + len("x_train."), b"\0", "File name in directory"),
+        (first + 33, b"\1", "its directory has 1 of 4 members"),
+    ):
+        changed = bytearray(content)
+        changed[place : place + 1] = value
+        with pytest.raises(DataError, match=f"is no complete zip file: {saying}"):
+            opened(tmp_path, bytes(changed))
+
+
 def test_packed_again_by_a_desktop(tmp_path: Path) -> None:
     """With the folder's name before each array, and files of the desktop's own."""
     arrays, splits = npz_files()

@@ -29,8 +29,6 @@ from tests.data.image_files import (
     tar_of,
 )
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*1 other file is left out .1 .txt:UserWarning")
-
 
 @pytest.mark.parametrize("name", WRITERS)
 def test_comes_back_exactly(name: str, tmp_path: Path) -> None:
