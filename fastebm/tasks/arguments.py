@@ -9,6 +9,7 @@ import math
 import os
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -32,7 +33,7 @@ def check_whole(name: str, value: Any, least: int = 1, most: int = rng.MAX_CHAIN
 
 
 def check_number(name: str, value: Any, least: float = -math.inf, *, above: float = -math.inf) -> float:
-    """`value` as a finite float that is at least `least` and greater than `above`."""
+    """`value` as a float that is finite in float32, at least `least` and greater than `above`."""
     try:
         if isinstance(value, bool | str | bytes):
             raise TypeError
@@ -41,13 +42,26 @@ def check_number(name: str, value: Any, least: float = -math.inf, *, above: floa
         number = math.inf
     except (TypeError, ValueError, RuntimeError):
         raise TypeError(f"{name} must be a number, got a {type(value).__name__}") from None
-    if not math.isfinite(number):
-        raise ValueError(f"{name} must be finite, got {number}")
+    if not abs(number) <= torch.finfo(torch.float32).max:
+        raise ValueError(f"{name} must be finite{' in float32' if math.isfinite(number) else ''}, got {number}")
     if number < least:
         raise ValueError(f"{name} must {'not be negative' if least == 0 else f'be at least {least:g}'}, got {number}")
     if number <= above:
         raise ValueError(f"{name} must be {'positive' if above == 0 else f'more than {above:g}'}, got {number}")
     return number
+
+
+def check_flag(name: str, value: Any) -> bool:
+    """`value`, if it is True or False."""
+    if not isinstance(value, bool | np.bool_):
+        raise TypeError(f"{name} must be True or False, got a {type(value).__name__}")
+    return bool(value)
+
+
+def settle(options: Any, **checked: Any) -> None:
+    """Sets fields of a frozen dataclass to their checked values, for its `__post_init__`."""
+    for name, value in checked.items():
+        object.__setattr__(options, name, value)
 
 
 def check_seed(seed: Any) -> int:

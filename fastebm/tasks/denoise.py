@@ -25,12 +25,14 @@ from fastebm.sampling import Cascade, data_term_weight, linear
 from fastebm.tasks.arguments import (
     MAX_STEPS,
     check_batch_size,
+    check_flag,
     check_layout,
     check_memory,
     check_number,
     check_seed,
     check_values,
     check_whole,
+    settle,
 )
 from fastebm.tasks.classical_denoisers import ClassicalDenoiser
 from fastebm.tasks.image_quality import Quality, import_skimage, quality
@@ -68,13 +70,14 @@ class DenoiseOptions:
     shifts: bool = True
 
     def __post_init__(self) -> None:
-        check_whole("num_steps", self.num_steps, most=MAX_STEPS)
-        check_whole("num_chains", self.num_chains)
-        check_number("step_size", self.step_size, above=0)
-        check_number("temperature", self.temperature, 0)
-        check_number("noise_std", self.noise_std, 0)
+        settle(self, num_steps=check_whole("num_steps", self.num_steps, most=MAX_STEPS))
+        settle(self, num_chains=check_whole("num_chains", self.num_chains))
+        settle(self, step_size=check_number("step_size", self.step_size, above=0))
+        settle(self, temperature=check_number("temperature", self.temperature, 0))
+        settle(self, noise_std=check_number("noise_std", self.noise_std, 0))
         if self.start_size is not None:
-            check_whole("start_size", self.start_size)
+            settle(self, start_size=check_whole("start_size", self.start_size))
+        settle(self, shifts=check_flag("shifts", self.shifts))
 
 
 @dataclass(frozen=True, eq=False)

@@ -18,10 +18,12 @@ from fastebm.sampling import Cascade, linear
 from fastebm.tasks.arguments import (
     MAX_STEPS,
     check_batch_size,
+    check_flag,
     check_memory,
     check_number,
     check_seed,
     check_whole,
+    settle,
 )
 from fastebm.tasks.inputs import Model, open_energy
 from fastebm.tasks.masks import check_hole_mask
@@ -52,11 +54,12 @@ class InpaintOptions:
     coarse: bool = False
 
     def __post_init__(self) -> None:
-        check_whole("num_steps", self.num_steps, most=MAX_STEPS)
-        check_whole("restarts", self.restarts)
-        check_number("step_size", self.step_size, above=0)
-        check_number("noise_start", self.noise_start, 0)
-        check_number("noise_end", self.noise_end, 0)
+        settle(self, num_steps=check_whole("num_steps", self.num_steps, most=MAX_STEPS))
+        settle(self, restarts=check_whole("restarts", self.restarts))
+        settle(self, step_size=check_number("step_size", self.step_size, above=0))
+        settle(self, noise_start=check_number("noise_start", self.noise_start, 0))
+        settle(self, noise_end=check_number("noise_end", self.noise_end, 0))
+        settle(self, coarse=check_flag("coarse", self.coarse))
 
 
 @dataclass(frozen=True, eq=False)

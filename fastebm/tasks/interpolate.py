@@ -23,6 +23,7 @@ from fastebm.tasks.arguments import (
     check_number,
     check_seed,
     check_whole,
+    settle,
 )
 from fastebm.tasks.inputs import Model, open_energy
 from fastebm.training import CoarseToFineRun
@@ -140,9 +141,9 @@ class PathOptions:
     step_size: float = 0.25
 
     def __post_init__(self) -> None:
-        check_whole("points", self.points, 3)
-        check_whole("iterations", self.iterations, 0, MAX_STEPS)
-        check_number("step_size", self.step_size, above=0)
+        settle(self, points=check_whole("points", self.points, 3))
+        settle(self, iterations=check_whole("iterations", self.iterations, 0, MAX_STEPS))
+        settle(self, step_size=check_number("step_size", self.step_size, above=0))
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,7 +15,7 @@ from torch import Tensor
 from fastebm.data.formats.pictures import read_picture
 from fastebm.ops import uniform
 from fastebm.rng import Stream
-from fastebm.tasks.arguments import check_seed, check_whole
+from fastebm.tasks.arguments import check_memory, check_seed, check_whole
 from fastebm.tasks.inputs import shape
 
 Pattern = Literal["square", "pixels", "half"]
@@ -27,8 +27,8 @@ def hole_mask(pattern: Pattern, count: int, size: int, seed: int = 0) -> Tensor:
     "square" is a quarter of the image, in the middle; "half" is its lower half; "pixels" is about half of all pixels,
     drawn for each image by the seed. Raises ValueError for another pattern, and for numbers out of range.
     """
-    check_whole("count", count)
-    check_whole("size", size)
+    count, size = check_whole("count", count), check_whole("size", size)
+    check_memory(f"{count:,} masks", count * size**2, torch.device("cpu"))
     check_seed(seed)
     hole = torch.zeros(count, 1, size, size, dtype=torch.bool)
     if pattern == "square":

@@ -29,6 +29,7 @@ from fastebm.tasks.arguments import (
     check_number,
     check_seed,
     check_whole,
+    settle,
 )
 from fastebm.tasks.inputs import Model, TaskEnergy, open_energy
 
@@ -59,15 +60,20 @@ class TranslateOptions:
     data_weight: float = 0.0
 
     def __post_init__(self) -> None:
-        check_whole("num_steps", self.num_steps, most=MAX_STEPS)
-        check_number("step_size", self.step_size, above=0)
-        check_number("noise_std", self.noise_std, 0)
-        if not 1 <= check_whole("snapshots", self.snapshots) <= self.num_steps:
+        settle(self, num_steps=check_whole("num_steps", self.num_steps, most=MAX_STEPS))
+        settle(self, step_size=check_number("step_size", self.step_size, above=0))
+        settle(self, noise_std=check_number("noise_std", self.noise_std, 0))
+        settle(
+            self,
+            snapshots=check_whole("snapshots", self.snapshots),
+            data_weight=check_number("data_weight", self.data_weight, 0),
+        )
+        if self.snapshots > self.num_steps:
             raise ValueError(f"snapshots must be from 1 to the {self.num_steps} steps, got {self.snapshots}")
-        check_number("start_noise", self.start_noise, 0)
+        settle(self, start_noise=check_number("start_noise", self.start_noise, 0))
         if self.start_size is not None:
-            check_whole("start_size", self.start_size)
-        if not 0 <= check_number("data_weight", self.data_weight) <= 1 / self.step_size:
+            settle(self, start_size=check_whole("start_size", self.start_size))
+        if self.data_weight > 1 / self.step_size:
             raise ValueError(
                 f"data_weight must be from 0 to 1 / step_size = {1 / self.step_size:g}, at which every step starts at "
                 f"the source again, got {self.data_weight}"

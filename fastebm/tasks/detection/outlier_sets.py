@@ -74,8 +74,7 @@ def flip(images: Images) -> Images:
 
 
 def _check(count: int, channels: int, size: int, *, seed: int) -> None:
-    for name, value in {"count": count, "channels": channels, "size": size}.items():
-        check_whole(name, value)
+    count, channels, size = check_whole("count", count), check_whole("channels", channels), check_whole("size", size)
     check_memory(f"a set of {count:,} images", count * channels * size**2, torch.device("cpu"))
     check_seed(seed)
 

@@ -135,15 +135,17 @@ def detect_outliers(
         raise ValueError(f"{', '.join(sorted(reserved))}: such a set is always there; choose another name")
     count, batch_size = check_whole("count", count, 2), check_whole("batch_size", batch_size)
     check_seed(seed)
-    if isinstance(model, str | Path):
-        model = load(model)
-    run = model if isinstance(model, Run) else None
-    channels, size = (images.channels, images.size) if run is None else (run.config.channels, run.size)
-    for name, given in {"training": training, IN_DISTRIBUTION: images, **against}.items():
+    given_sets = {"training": training, IN_DISTRIBUTION: images, **against}
+    for name, given in given_sets.items():
         if not isinstance(given, Images):
             raise TypeError(
                 f"{name}: Images are needed, as fastebm.data.open_images gives them, got {type(given).__name__}"
             )
+    if isinstance(model, str | Path):
+        model = load(model)
+    run = model if isinstance(model, Run) else None
+    channels, size = (images.channels, images.size) if run is None else (run.config.channels, run.size)
+    for name, given in given_sets.items():
         _check_format(name, given, channels, size)
     sets = {name: _subset(given, count, seed) for name, given in {IN_DISTRIBUTION: images, **against}.items()}
     sets["uniform_noise"] = uniform_noise(count, channels, size, seed=seed)

@@ -126,7 +126,7 @@ def outlier_scores(
         {'energy': 2.0, 'gradient_norm': 2.0, 'typicality': 1.5, 'total_variation': 0.0}
     """
     if training_mean is not None:
-        check_number("training_mean", training_mean)
+        training_mean = check_number("training_mean", training_mean)
     energy = energy_of(model)
     gradient = gradient_of(energy, dtype, engine)
     baseline = None if untrained is None else gradient_of(untrained, dtype, engine)
@@ -202,7 +202,7 @@ def detection_metrics(in_scores: ArrayLike, out_scores: ArrayLike) -> DetectionM
     false_positives, true_positives = roc_curve(in_scores, out_scores)
     return DetectionMetrics(
         auroc=float(roc_auc_score(labels, scores)),
-        aupr=float(average_precision_score(labels, scores)),
+        aupr=min(1.0, float(average_precision_score(labels, scores))),  # its sum may round to more
         fpr95=float(false_positives[np.searchsorted(true_positives, 0.95)]),
     )
 

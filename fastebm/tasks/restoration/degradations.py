@@ -379,8 +379,10 @@ def _check_batch(name: str, x: Tensor) -> None:
     if not isinstance(x, Tensor) or not x.is_floating_point():
         kind = x.dtype if isinstance(x, Tensor) else type(x).__name__
         raise TypeError(f"{name} must be a float tensor, got {kind}")
-    if x.ndim != 4:
-        raise ValueError(f"{name} must be (B, C, H, W), got {tuple(x.shape)}")
+    if x.layout != torch.strided or x.device.type == "meta":
+        raise TypeError(f"{name} must be a dense tensor in memory, got {x.layout} on {x.device}")
+    if x.ndim != 4 or 0 in x.shape[1:]:
+        raise ValueError(f"{name} must be (B, C, H, W), no side of them 0, got {tuple(x.shape)}")
 
 
 def _hadamard(size: int) -> Tensor:

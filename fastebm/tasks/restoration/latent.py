@@ -22,7 +22,7 @@ from fastebm.sampling import Langevin, cosine
 from fastebm.sampling.cascade import module_of
 from fastebm.sampling.langevin import batch_slices
 from fastebm.sampling.schedules import evaluate
-from fastebm.tasks.arguments import MAX_STEPS, check_memory, check_number, check_whole
+from fastebm.tasks.arguments import MAX_STEPS, check_memory, check_number, check_whole, settle
 from fastebm.tasks.restoration.consistency import DataConsistency
 from fastebm.tasks.restoration.degradations import Degradation, Shape
 from fastebm.tasks.restoration.result import Refinement, RestorationResult, concatenate, refine
@@ -61,12 +61,12 @@ class LatentSearch:
     def __post_init__(self) -> None:
         if self.method not in ("adam", "langevin"):
             raise ValueError(f'method is "adam" or "langevin", got {self.method!r}')
-        check_whole("num_steps", self.num_steps, 0, MAX_STEPS)
-        check_whole("restarts", self.restarts)
+        settle(self, num_steps=check_whole("num_steps", self.num_steps, 0, MAX_STEPS))
+        settle(self, restarts=check_whole("restarts", self.restarts))
         for name in ("noise_std", "energy_weight", "decoder_weight"):
-            check_number(name, getattr(self, name), 0)
+            settle(self, **{name: check_number(name, getattr(self, name), 0)})
         for name in ("learning_rate", "step_size"):
-            check_number(name, getattr(self, name), above=0)
+            settle(self, **{name: check_number(name, getattr(self, name), above=0)})
 
 
 class LatentEnergy(nn.Module):
@@ -203,4 +203,9 @@ def _by_langevin(
 
 
 def _flat(energies: Tensor) -> Tensor:
-    return energies if energies.ndim == 1 else energies.flatten(1).sum(1)
+    """Energies (B,), from (B,) or (B, 1). More numbers would be summed, which nobody asked for."""
+    if not isinstance(energies, Tensor):
+        raise TypeError(f"an energy must be a tensor, one number per image, got {type(energies).__name__}")
+    if energies.ndim == 0 or energies.shape[1:].numel() != 1:
+        raise ValueError(f"an energy must be one number per image, (B,), got shape {tuple(energies.shape)}")
+    return energies.flatten()

@@ -19,6 +19,8 @@ def measured_images(y: Tensor, degradation: Degradation) -> Tensor:
     if not isinstance(y, Tensor) or y.dtype not in (torch.float32, torch.float64):
         kind = y.dtype if isinstance(y, Tensor) else type(y).__name__
         raise TypeError(f"y must be a tensor in float32 as degradation.A gives it, got {kind}")
+    if y.layout != torch.strided or y.device.type == "meta":
+        raise TypeError(f"y must be a dense tensor in memory, got {y.layout} on {y.device}")
     if y.ndim < 2 or 0 in y.shape:
         raise ValueError(f"y must hold at least one measurement, (B, ...), got {tuple(y.shape)}")
     name = " ".join(repr(degradation).split())

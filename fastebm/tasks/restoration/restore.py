@@ -10,7 +10,15 @@ import torch
 from torch import Tensor
 
 from fastebm.sampling import Cascade, linear
-from fastebm.tasks.arguments import MAX_STEPS, check_batch_size, check_number, check_seed, check_whole
+from fastebm.tasks.arguments import (
+    MAX_STEPS,
+    check_batch_size,
+    check_flag,
+    check_number,
+    check_seed,
+    check_whole,
+    settle,
+)
 from fastebm.tasks.inputs import Model, open_energy
 from fastebm.tasks.restoration.cascade import restore_by_cascade
 from fastebm.tasks.restoration.degradations import Degradation
@@ -41,13 +49,15 @@ class ImageSearch:
     noise_std: float | None = None
 
     def __post_init__(self) -> None:
-        check_whole("restarts", self.restarts)
+        settle(self, restarts=check_whole("restarts", self.restarts))
         if self.num_steps is not None:
-            check_whole("num_steps", self.num_steps, 0, MAX_STEPS)
+            settle(self, num_steps=check_whole("num_steps", self.num_steps, 0, MAX_STEPS))
         if self.step_size is not None:
-            check_number("step_size", self.step_size, above=0)
+            settle(self, step_size=check_number("step_size", self.step_size, above=0))
         if self.noise_std is not None:
-            check_number("noise_std", self.noise_std, 0)
+            settle(self, noise_std=check_number("noise_std", self.noise_std, 0))
+        if self.coarse is not None:
+            settle(self, coarse=check_flag("coarse", self.coarse))
 
 
 _UPDATES = {"num_steps": 15, "step_size": 1.0, "noise_std": 0.015}

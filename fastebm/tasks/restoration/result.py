@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fastebm.compiler import EnergyGradient
 from fastebm.sampling import Langevin, linear
-from fastebm.tasks.arguments import MAX_STEPS, check_number, check_whole
+from fastebm.tasks.arguments import MAX_STEPS, check_number, check_whole, settle
 from fastebm.tasks.restoration.consistency import DataConsistency
 
 # Beyond the steps of any search, whose noise is from the same stream.
@@ -57,9 +57,9 @@ class Refinement:
     noise_std: float = 0.0
 
     def __post_init__(self) -> None:
-        check_whole("num_steps of a refinement", self.num_steps, 0, MAX_STEPS)
-        check_number("step_size of a refinement", self.step_size, above=0)
-        check_number("noise_std of a refinement", self.noise_std, 0)
+        settle(self, num_steps=check_whole("num_steps of a refinement", self.num_steps, 0, MAX_STEPS))
+        settle(self, step_size=check_number("step_size of a refinement", self.step_size, above=0))
+        settle(self, noise_std=check_number("noise_std of a refinement", self.noise_std, 0))
 
 
 def refine(
