@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -413,3 +415,22 @@ def test_pictures_in_a_folder_are_outliers(
     expected = outlier_scores(run.levels[8], to_float(pixels[:, None]), engine="autograd")["energy"]
     with np.load(out / "scores.npz") as kept:
         np.testing.assert_allclose(kept["stripes/energy"], expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("command", ["detect", "restore", "denoise", "generate"])
+def test_results_are_there_before_a_line_is_printed(
+    digits_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    """The reader of the lines may be gone: `fastebm detect RUN | true`."""
+    out = tmp_path / "out"
+    last = {"detect": "detect.json", "restore": "results.json"}.get(command, "numbers.json")
+    options = {"detect": ["--engine", "autograd"], "denoise": ["--tuning-images", "0", "--num-steps", "1"]}
+
+    class Gone(io.StringIO):
+        def write(self, text: str) -> int:
+            assert (out / last).is_file(), f"{text!r} was printed before the results were written"
+            return len(text)
+
+    monkeypatch.setattr(sys, "stdout", Gone())
+    assert main([command, str(digits_run), "--count", "4", "--out", str(out), *options.get(command, [])]) == 0
+    assert (out / last).is_file()
