@@ -67,11 +67,20 @@ class RealImages:
         test: images that no model was trained on, or None. Fewer than 1,000 of them are used only where all sets are
             small; otherwise disjoint parts of `train` are compared.
         seed: of the random choice from both.
+
+    Raises ValueError for train and test images of different shapes.
     """
 
     train: Images
     test: Images | None = None
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.test is not None and self.test.pixels.shape[1:] != self.train.pixels.shape[1:]:
+            raise ValueError(
+                f"train and test images must have one shape, got {tuple(self.train.pixels.shape)} and "
+                f"{tuple(self.test.pixels.shape)}"
+            )
 
     def subset(self, count: int) -> Images:
         """`count` of the train images, or all if there are fewer."""
@@ -163,8 +172,14 @@ def compare(
             images are compared: the smaller of the two counts. Held-out train images are never compared with
             themselves.
 
-    Raises ValueError where there are fewer than 10 samples, or too few real images to hold 10 out.
+    Raises ValueError for samples of another shape than the real images, where there are fewer than 10 samples, or too
+    few real images to hold 10 out.
     """
+    if samples.ndim != 4 or samples.shape[1:] != real.train.pixels.shape[1:]:
+        raise ValueError(
+            f"samples must have the shape of the real images, (N, {', '.join(map(str, real.train.pixels.shape[1:]))}), "
+            f"got {tuple(samples.shape)}"
+        )
     count = len(samples) if all_real else min(len(samples), len(real.train))
     held_out, _ = real.held_out(count)
     few = min(count, len(held_out))
