@@ -167,7 +167,13 @@ def _draw_in_processes(
             receiver, sender = context.Pipe(duplex=False)
             arguments = (run_dir, request, output, chunks[number::processes], _worker_device(device, number), threads)
             process = context.Process(target=_work, args=(*arguments, sender), daemon=True)
-            process.start()
+            # Ctrl-C reaches all processes; the parent ends the others, which inherit this mask and must not die of it
+            # while they import.
+            mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+            try:
+                process.start()
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, mask)
             sender.close()  # closes this process's copy, so that the pipe ends with the worker
             workers.append((process, receiver))
         _follow([receiver for _, receiver in workers], advance)
@@ -209,7 +215,6 @@ def _work(
     sender: Connection,
 ) -> None:
     """Draws chunks in a process. Sends the number of samples after each chunk, and None or an exception at the end."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the parent ends the others
     torch.set_num_threads(threads)
     try:
         run = CoarseToFineRun.load(run_dir, device, iteration=request.iteration)
