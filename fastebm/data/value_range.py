@@ -11,6 +11,8 @@ from fastebm.data.images import to_float
 
 ValueRange = tuple[float, float]
 """The values of black and of white."""
+SIGNED: ValueRange = (-1.0, 1.0)
+"""The range of images in this library."""
 
 # Filters that sharpen, such as bicubic resizing, take images in [0, 1] to about -0.1; images in [-1, 1] have blacks
 # far below that.
@@ -83,4 +85,4 @@ def _range_of(images: Tensor, low: float, high: float, name: str) -> ValueRange:
             f"{name} have values from {low:g} to {high:g}, which may be meant in [0, 1] or in [-1, 1]: give the values "
             "of black and white as value_range (--range 0 1 or --range -1 1)"
         )
-    return -1.0, 1.0
+    return SIGNED

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from fastebm.data import digits
-from fastebm.data.value_range import ValueRange, to_signed
+from fastebm.data.value_range import SIGNED, ValueRange, to_signed
 from fastebm.evaluation.metrics.comparison import Comparison, RealImages, compare
 from fastebm.evaluation.metrics.features import NOT_COMPARABLE, FeatureClassifier
 from fastebm.evaluation.metrics.nearest_neighbors import NearestDistances, nearest_distances
+from fastebm.runs.interrupts import uninterrupted
 
 CONFIDENT = 0.9
 # In units of an even share, 1 / K with K classes. A class counts as found from a tenth of it on: of ten classes, one
@@ -192,12 +193,12 @@ def evaluate_samples(
         10
     """
     samples = to_signed(samples, value_range, "samples")
-    compared = compare(samples, real, classifier, all_real=all_real)
+    compared = compare(samples, real, classifier, all_real=all_real, value_range=SIGNED)
     classes = None
     if classifier.task == "classes":
         probabilities = compared.samples.probabilities, compared.held_out.probabilities
         classes = PredictedClasses.of(classifier.classes, *probabilities)
-    nearest = NearestDistances.of(samples, real)
+    nearest = NearestDistances.of(samples, real, value_range=SIGNED)
     return EvaluationResult(classifier.accuracy, classes, nearest, compared.comparison)
 
 
@@ -235,9 +236,10 @@ def evaluate_digits(samples: Tensor, *, value_range: ValueRange | None = None) -
 
 def _digits_classifier(images: Tensor, labels: Tensor) -> Callable[[Tensor], Tensor]:
     """A function from images to class probabilities (N, 10)."""
-    from sklearn.kernel_approximation import Nystroem
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
+    with uninterrupted():
+        from sklearn.kernel_approximation import Nystroem
+        from sklearn.linear_model import LogisticRegression
+        from sklearn.pipeline import make_pipeline
 
     kernel = Nystroem(gamma=0.04, n_components=600, random_state=0)
     classifier = make_pipeline(kernel, LogisticRegression(C=100.0, max_iter=2000))

@@ -64,7 +64,7 @@ def test_a_run_against_its_own_images(trained: Path, capsys: pytest.CaptureFixtu
 
     # Nothing is overwritten unasked; the features are there and used again.
     assert main(["evaluate", str(trained), "--count", "60"]) == 2
-    assert "is there already: give --overwrite" in capsys.readouterr().err
+    assert "exists: --overwrite replaces it" in capsys.readouterr().err
     assert main(["evaluate", str(trained), "--count", "60", "--train-features", "--out", str(trained / "b.json")]) == 0
     assert "features are there" in capsys.readouterr().err
     assert result(trained / "b.json") == found
@@ -308,7 +308,7 @@ def test_inception_and_the_statistics_that_it_made(
         (["samples.npz", "--reference-data", "digits.npz", "--save-statistics", "x.npz"], "needs features"),
         (["samples.npz", "--reference-data", "unlabelled.npz", "--train-features"], "has no labels"),
         (["beyond.npz", "--reference-data", "digits.npz"], "lie in [-1, 1]"),
-        (["digits.npz", "--reference-data", "digits.npz", "--save-statistics", "samples.npz"], "give --overwrite"),
+        (["digits.npz", "--reference-data", "digits.npz", "--save-statistics", "samples.npz"], "--overwrite"),
         (
             ["samples.npz", "--reference-data", "large.npz"],
             "large.npz: its images are 1x16x16, and the samples 1x8x8: --conv",

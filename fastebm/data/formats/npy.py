@@ -57,7 +57,7 @@ class StoredArray:
         self.reader.check_end()
 
     def numbers(self) -> NDArray[Any]:
-        """The elements of an array of real numbers, whole, in the machine's byte order."""
+        """The elements of an array of real numbers, whole, in the machine's byte order and at most 64 bits each."""
         self._check_plain()
         needed = math.prod(self.shape) * self.dtype.itemsize
         if self.dtype.kind not in "uif" or needed > MAX_BYTES:
@@ -67,7 +67,8 @@ class StoredArray:
         values = np.frombuffer(self.reader.read(needed), self.dtype)
         self.reader.check_end()
         order: Literal["F", "C"] = "F" if self.fortran_order else "C"
-        return values.astype(self.dtype.newbyteorder("=")).reshape(self.shape, order=order)
+        kind = np.float64 if self.dtype.itemsize > 8 else self.dtype.newbyteorder("=")
+        return values.astype(kind).reshape(self.shape, order=order)
 
     def labels(self, count: int) -> Tensor:
         """The elements of an integer array (count,) or (count, 1), as int64 (count,)."""

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastebm.data import Images, batches, to_float, to_pixels
-from fastebm.data.value_range import to_signed
+from fastebm.data.value_range import SIGNED, to_signed
 from fastebm.ops.uniform import uniform
 from fastebm.progress import progress_bar
 from fastebm.rng import Stream
@@ -90,7 +90,7 @@ def image_bytes(images: Tensor | Images) -> Tensor:
         return images
     if not images.is_floating_point() and images.dtype != torch.uint8:
         raise TypeError(f"images must be floats in [-1, 1] or bytes (uint8), got {images.dtype}")
-    return to_pixels(to_signed(images, (-1.0, 1.0)))
+    return to_pixels(to_signed(images, SIGNED))
 
 
 def float64_features(*sets: Tensor) -> tuple[Tensor, ...]:

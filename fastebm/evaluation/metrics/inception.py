@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from fastebm.data import Images
-from fastebm.data.value_range import ValueRange, to_signed
+from fastebm.data.value_range import SIGNED, ValueRange, to_signed
 from fastebm.evaluation.metrics.comparison import (
     Comparison,
     Distances,
@@ -26,6 +26,7 @@ from fastebm.evaluation.metrics.comparison import (
     equal_precision_recall,
 )
 from fastebm.evaluation.metrics.features import Features, image_bytes
+from fastebm.runs.interrupts import uninterrupted
 
 WIDTH = 2048
 SPLITS = 10
@@ -123,7 +124,7 @@ def inception_metrics(
     """
     require_torchmetrics()
     samples = to_signed(samples, value_range, "samples")
-    compared = compare(samples, real, inception, inception_distances, all_real=True)
+    compared = compare(samples, real, inception, inception_distances, all_real=True, value_range=SIGNED)
     score, score_std = inception_score(compared.samples.probabilities)
     score_real, _ = inception_score(compared.held_out.probabilities)
     return InceptionMetrics(str(inception.path), compared.comparison, score, score_std, score_real)
@@ -180,7 +181,8 @@ def _seeded() -> Iterator[None]:
 def require_torchmetrics() -> tuple[Any, Any, Any]:
     """The modules fid, kid and inception of torchmetrics. Raises ValueError, saying what to install, without them."""
     try:
-        from torchmetrics.image import fid, inception, kid
+        with uninterrupted():
+            from torchmetrics.image import fid, inception, kid
     except ImportError as error:
         raise ValueError(
             f"FID, KID and Inception score need torchmetrics (pip install 'fastebm[evaluation]'): {error}"

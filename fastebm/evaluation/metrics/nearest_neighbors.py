@@ -35,7 +35,7 @@ class NearestDistances:
     first_percentile_real: float
 
     @classmethod
-    def of(cls, samples: Tensor, real: RealImages, *, value_range: ValueRange | None = (-1.0, 1.0)) -> NearestDistances:
+    def of(cls, samples: Tensor, real: RealImages, *, value_range: ValueRange | None = None) -> NearestDistances:
         """Those of the first 500 samples (N, C, H, W) at most, each compared with all train images.
 
         `value_range` says which values are black and white, as in `fastebm.data.value_range.to_signed`, which raises
