@@ -37,7 +37,7 @@ RANKED_COLUMNS = 12
 MAX_PIXELS = 10**8
 """Of one picture, as of pictures that are read."""
 DPI = 120
-_LONGEST = 60  # characters of a heading
+_LONGEST = 32  # characters of a heading
 
 P = ParamSpec("P")
 
@@ -76,9 +76,8 @@ def tile(images: Tensor, columns: int, border: float = 0.0) -> Tensor:
     """
     if columns < 1:
         raise ValueError(f"columns must be at least 1, got {columns}")
-    _check_images(images)
+    _check_images(images, columns)
     columns = min(columns, len(images))
-    _check_pixels(-(-len(images) // columns) * (images.shape[2] + 1), columns * (images.shape[3] + 1))
     bright = as_rgb(images.detach()).clamp(-1, 1).add(1).div(2)
     bright = F.pad(bright, (0, 1, 0, 1), value=border)
     missing = -len(bright) % columns
@@ -88,12 +87,14 @@ def tile(images: Tensor, columns: int, border: float = 0.0) -> Tensor:
     return F.pad(rows.reshape(-1, columns * width, 3), (0, 0, 1, 0, 1, 0), value=border)
 
 
-def _check_images(images: Tensor) -> None:
+def _check_images(images: Tensor, columns: int = 1) -> None:
     if not isinstance(images, Tensor) or not images.is_floating_point():
         kind = images.dtype if isinstance(images, Tensor) else type(images).__name__
         raise TypeError(f"images must be a tensor of floats in [-1, 1], got {kind}; fastebm.data.to_float takes bytes")
     if images.ndim != 4 or 0 in images.shape:
         raise ValueError(f"images must be (N, C, H, W), none of them 0, got {tuple(images.shape)}")
+    columns = min(columns, len(images))
+    _check_pixels(-(-len(images) // columns) * (images.shape[2] + 1), columns * (images.shape[3] + 1))
     if not images.isfinite().all():
         raise ValueError("images must be finite, and some pixels are infinite or not a number")
 
@@ -261,7 +262,7 @@ def save_paths(path: Path, images: Mapping[str, Tensor], energies: Mapping[str, 
 @_picture
 def save_ranked(path: Path, rows: Mapping[str, Sequence[tuple[str, Tensor]]]) -> None:
     """A PNG with a row for each set and in it image grids under their titles, such as the best and the worst images."""
-    if len({len(panels) for panels in rows.values()} - {0}) != 1:
+    if len({len(panels) for panels in rows.values()}) != 1 or not all(rows.values()):
         raise ValueError("rows must not be empty, and have as many panels each")
     figure = new_figure(12, 1.45 * len(rows) + 0.4)
     grid = figure.subplots(len(rows), len(next(iter(rows.values()))), squeeze=False)

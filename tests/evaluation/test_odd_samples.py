@@ -166,7 +166,7 @@ def test_samples_that_can_not_be_measured_are_refused(
 def test_features_refuse_what_clamping_would_hide(judge: tuple[RealImages, FeatureClassifier]) -> None:
     with pytest.raises(ValueError, match=r"lie in \[-1, 1\]"):
         judge[1](UNIT * 255)
-    with pytest.raises(TypeError, match="floats in .* or bytes"):
+    with pytest.raises(TypeError, match=r"floats in .* or bytes"):
         judge[1](PIXELS.long())
     # bfloat16 has 8 bits of its own: rounding is that of the samples, not of the conversion
     assert torch.equal(judge[1](SAMPLES.bfloat16()).features, judge[1](SAMPLES.bfloat16().float()).features)
