@@ -40,7 +40,7 @@ def read_samples(path: Path, value_range: ValueRange | None = None) -> Tensor:
     """
     array = _number_array(path)
     if array is None:
-        if value_range is not None:
+        if value_range is not None and path.exists():
             raise ValueError(f"{path}: a value_range (--range) is of samples in one array, and here is none")
         images = open_images(path)
         _ = images.size  # raises where they are not square

@@ -4,11 +4,13 @@ import errno
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 
 from fastebm.cli import main
 from fastebm.data import digits, to_pixels
@@ -348,6 +350,7 @@ def test_inception_and_the_statistics_that_it_made(
         (["samples.npz", "--reference-data", "digits.npz", "--range", "1", "-1"], "black < white"),
         (["samples.npz", "--reference-data", "digits.npz", "--range", "0", "nan"], "needs a finite number"),
         (["digits.npz", "--reference-data", "digits.npz", "--range", "0", "255"], "in one array"),
+        (["nowhere.npz", "--reference-data", "digits.npz", "--range", "0", "255"], "no such file"),
         (["samples.npz", "--reference-data", "digits.npz", "--train-features", "--count", "9"], "at least 10 of each"),
         (
             ["samples.npz", "--reference-data", "digits.npz", "--count", "99999999999999999999"],
@@ -475,9 +478,18 @@ def test_a_full_disk_leaves_nothing(
     def full(path: Path) -> None:
         raise OSError(errno.ENOSPC, "No space left on device", str(path))
 
-    monkeypatch.setattr("fastebm.runs.files.sync", full)
-    assert main(["evaluate", str(trained), "--count", "20", "--out", "a.json"]) == 2
-    errors = capsys.readouterr().err
-    assert "No space left on device" in errors
-    assert errors.splitlines()[-1].startswith("fastebm: ")
-    assert not list(tmp_path.iterdir())
+    def full_for_tensors(*arguments: Any, **options: Any) -> None:
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    evaluate = ["evaluate", str(trained), "--count", "20", "--out", "a.json", "--no-energy-metrics"]
+    for name, broken, options in (
+        ("fastebm.runs.files.sync", full, []),
+        ("fastebm.evaluation.metrics.features.save_file", full_for_tensors, ["--train-features"]),
+    ):
+        with monkeypatch.context() as patched:
+            patched.setattr(name, broken)
+            assert main([*evaluate, *options]) == 2
+        errors = capsys.readouterr().err
+        assert "No space left on device" in errors
+        assert errors.splitlines()[-1].startswith("fastebm: ")
+        assert not list(tmp_path.iterdir())

@@ -166,10 +166,13 @@ class FeatureClassifier:
         return values | {"classes": list(self.classes)}
 
     def save(self, path: str | Path) -> None:
-        """Writes one .safetensors file, completely or not at all."""
+        """Writes one .safetensors file, completely or not at all. Raises OSError where the disk does not take it."""
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.net.state_dict().items()}
-        with replacing(Path(path)) as temporary:
-            save_file(tensors, temporary, metadata={_KIND: json.dumps(self.metadata())})
+        try:
+            with replacing(Path(path)) as temporary:
+                save_file(tensors, temporary, metadata={_KIND: json.dumps(self.metadata())})
+        except SafetensorError as error:  # of a full disk, too
+            raise OSError(f"{path} can't be written: {error}") from error
 
     @classmethod
     def load(
