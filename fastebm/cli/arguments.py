@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,35 +12,82 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+LARGEST_COUNT = 10**9
+DEVICES = ("cpu", "cuda")
+
 
 def print_error(error: BaseException) -> None:
     """One line on stderr; with FASTEBM_TRACEBACK=1 the error is raised instead."""
     if os.environ.get("FASTEBM_TRACEBACK", "0") not in ("", "0"):
         raise error
-    print(f"fastebm: {error}", file=sys.stderr)
+    text = " ".join(str(error).split("\n")).strip() or type(error).__name__
+    if isinstance(error, MemoryError) or "allocate memory" in text:
+        text = f"not enough memory: {text}"
+    print(f"fastebm: {text}", file=sys.stderr)
 
 
 def check_count(count: int) -> None:
-    """Raises ValueError where --count is below 1."""
-    if count < 1:
-        raise ValueError(f"--count must be at least 1, got {count}")
+    """Raises ValueError where --count is below 1 or above a billion."""
+    check_range("--count", count, 1, LARGEST_COUNT)
+
+
+def check_range(name: str, value: int, low: int, high: int) -> None:
+    """Raises ValueError where the option `name` has a value outside of [low, high]."""
+    if value < low:
+        raise ValueError(f"{name} must be at least {low:,}, got {value}")
+    if value > high:
+        raise ValueError(f"{name} must be at most {high:,}, got {value}")
+
+
+def check_memory(what: str, needed: int) -> None:
+    """Raises ValueError where `what` takes more bytes than this process can have, before any work is done for it."""
+    free = _free_memory()
+    if needed > free:
+        raise ValueError(f"{what} would take {needed / 2**30:,.1f} GiB of memory, and {free / 2**30:,.1f} GiB are free")
+
+
+def _free_memory() -> int:
+    """Bytes that the system can give to this process, swap included; without Linux's account of it, all there are."""
+    try:
+        with open("/proc/meminfo") as file:
+            kibibytes = {name: int(rest.split()[0]) for name, _, rest in (line.partition(":") for line in file)}
+        free = 1024 * (kibibytes["MemAvailable"] + kibibytes["SwapFree"])
+    except (OSError, KeyError):
+        free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    return free if limit == resource.RLIM_INFINITY else min(free, limit)
 
 
 def select_device(name: str | None) -> torch.device:
     """The device that --device names; without it a GPU if there is one, else the CPU.
 
-    Raises ValueError for a name that is no device, and for CUDA without a GPU.
+    Raises ValueError for a name that is no device or of another kind than cpu and cuda, for a GPU that is not there,
+    and where the backend that FASTEBM_BACKEND asks for can't run on the device.
     """
     import torch
 
+    from fastebm.ops.backends import select_backend
+
     if name is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    else:
+        try:
+            device = torch.device(name)
+        except RuntimeError as error:
+            raise ValueError(f"--device {name!r} is not a device: {str(error).splitlines()[0]}") from error
+    if device.type not in DEVICES:
+        raise ValueError(f"--device must be cpu, cuda or cuda:NUMBER, got {name!r}")
+    if device.type == "cuda":
+        if not torch.cuda.is_available():
+            raise ValueError(f"--device {name} was given, but there is no CUDA GPU here")
+        if (device.index or 0) >= (there := torch.cuda.device_count()):
+            raise ValueError(f"--device {name} was given, but there are {there} GPUs here, from cuda:0 on")
+    elif device.index:
+        raise ValueError(f"--device must be cpu, cuda or cuda:NUMBER, got {name!r}")
     try:
-        device = torch.device(name)
+        select_backend(device.type)
     except RuntimeError as error:
-        raise ValueError(f"--device {name!r} is not a device: {str(error).splitlines()[0]}") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError("--device cuda was given, but there is no CUDA GPU here")
+        raise ValueError(f"FASTEBM_BACKEND: {error}") from error
     return device
 
 

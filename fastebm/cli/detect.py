@@ -29,7 +29,7 @@ class Detect:
     """file or folder of images like the training images, unseen in training; by default the run's own test split"""
     split: str | None = None
     """split of --data; by default test, or the only one"""
-    ood_data: tuple[str, ...] = field(default=(), metadata={"metavar": "NAME=PATH ..."})
+    ood_data: tuple[str, ...] = field(default=(), metadata={"metavar": "NAME=PATH"})
     """sets of outliers (out-of-distribution images), each as NAME=PATH or NAME:SPLIT=PATH; by default the synthetic
     sets alone"""
     train_data: Path | None = None

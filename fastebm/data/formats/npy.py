@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import IO, Any
+from typing import IO, Any, Literal
 
 import numpy as np
 import torch
@@ -59,6 +59,20 @@ class StoredArray:
             for rows in self.reader.read_rows(self.shape[0], math.prod(self.shape[1:])):
                 yield rows.reshape(-1, *self.shape[1:])
         self.reader.check_end()
+
+    def numbers(self) -> NDArray[Any]:
+        """The elements of an array of real numbers, whole, in the machine's byte order and at most 64 bits each."""
+        self._check_plain()
+        needed = math.prod(self.shape) * self.dtype.itemsize
+        if self.dtype.kind not in "uif" or needed > MAX_BYTES:
+            raise DataError(
+                f"{self.name}: is {self.dtype} {self.shape}; real numbers up to {MAX_BYTES:,} bytes are read"
+            )
+        values = np.frombuffer(self.reader.read(needed), self.dtype)
+        self.reader.check_end()
+        order: Literal["F", "C"] = "F" if self.fortran_order else "C"
+        kind = np.float64 if self.dtype.itemsize > 8 else self.dtype.newbyteorder("=")
+        return values.astype(kind).reshape(self.shape, order=order)
 
     def labels(self, count: int) -> Tensor:
         """The elements of an integer array (count,) or (count, 1), as int64 (count,)."""

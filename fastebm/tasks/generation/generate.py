@@ -182,7 +182,13 @@ def _draw_in_processes(
             share = (finished, number, processes)
             arguments = (run_dir, request, output, share, _worker_device(device, number), threads, sender)
             process = context.Process(target=_work, args=arguments, daemon=True)
-            process.start()
+            # Ctrl-C reaches all processes; the parent ends the others, which inherit this mask and must not die of it
+            # while they import.
+            mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+            try:
+                process.start()
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, mask)
             sender.close()  # closes this process's copy, so that the pipe ends with the worker
             workers.append((process, receiver))
         _follow([receiver for _, receiver in workers], advance)
@@ -227,7 +233,6 @@ def _work(
 
     Sends the number of samples after each chunk, and None or an exception at the end.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the parent ends the others
     torch.set_num_threads(threads)
     try:
         run = CoarseToFineRun.load(run_dir, device, iteration=request.iteration)
