@@ -20,7 +20,7 @@ from torch import Tensor
 
 from .backends import backend, launch, register, select_backend
 from .langevin import check as check_update
-from .langevin import without_aliasing
+from .memory import share_memory, without_aliasing
 from .options import StepOptions
 from .program import CompiledProgram, reference_run_program
 from .program import check as check_program
@@ -88,13 +88,16 @@ def _run_chain(
     if x.numel() == 0:
         options.key[1:].add_(num_steps)
         return energies
-    # Kernels write x while they still read the other tensors, which therefore must not share its memory.
-    schedule, key, chain_ids, *limits, mask, known, data_target, weight, hinge = options
-    separate = (
-        None if tensor is None else without_aliasing(tensor, x).contiguous()
-        for tensor in (mask, known, data_target, weight)
+    # Kernels write x and the key while they still read the other tensors, which therefore must not share their memory.
+    schedule, key, chain_ids, *limits = options[:7]
+    if share_memory(x, key):
+        raise ValueError("x and key are both written in place, but share memory")
+    *separate, hinge = (
+        without_aliasing(option, x, key).contiguous() if isinstance(option, Tensor) else option
+        for option in options[7:]
     )
-    address = (schedule.contiguous(), key, chain_ids.contiguous())
+    schedule, chain_ids = (without_aliasing(table, x, key).contiguous() for table in (schedule, chain_ids))
+    address = (schedule, key, chain_ids)
     program = (energies, x, torch.empty_like(x), code, list(constants), workspace)
     if x.dtype == torch.float64:
         run_chain_unfused(*program, *address, *limits, *separate, hinge)

@@ -27,7 +27,7 @@ def test_strided_tables_are_read_as_they_count(backend_device):
     weights = torch.tensor([[0.5, 7.0], [0.25, 7.0]], device=device)[:, 0]
     key = torch.tensor([[5, 0], [6, 0], [1, 0]], device=device)[:, 0]
     chain_ids = torch.tensor([[4, 9], [2, 9], [8, 9]], device=device)[:, 0]
-    options = (None,) * 4 + (None, None, grad)
+    options = (None,) * 4 + (None, None, None, None, grad)
 
     def step(*tables):
         schedule, key, chain_ids, weights = tables

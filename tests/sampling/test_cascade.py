@@ -268,8 +268,8 @@ def test_wrong_cascades_are_refused(make, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"count": -1}, "count >= 0"),
-        ({"channels": 0}, "channels >= 1"),
+        ({"count": -1}, "count must not be negative, got -1"),
+        ({"channels": 0}, "channels must be at least 1, got 0"),
         ({"thin": 0}, "thin must be at least 1"),
         ({"keep": "trajectory"}, "got 'trajectory'"),
         ({"batch_size": 0}, "batch_size must be at least 1"),
@@ -347,7 +347,9 @@ def test_larger_starts_are_averaged_down_and_a_single_one_is_repeated():
 def test_constraints_hold_at_the_levels_they_are_given_for():
     sampler = both_cascades()["cascade"]
     masks = {s: torch.arange(s) < s // 2 for s in (4, 16)}
-    known = {s: torch.full((COUNT, 1, s, s), 0.7) * torch.arange(1, COUNT + 1)[:, None, None, None] for s in (4, 16)}
+    known = {
+        s: torch.full((COUNT, CHANNELS, s, s), 0.7) * torch.arange(1, COUNT + 1)[:, None, None, None] for s in (4, 16)
+    }
     for batch_size in (None, 3):
         ends = sampler.sample_levels(COUNT, SEED, channels=CHANNELS, mask=masks, known=known, batch_size=batch_size)
         for size in masks:

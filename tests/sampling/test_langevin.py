@@ -361,7 +361,7 @@ def test_steps_end_where_the_counter_does(x0):
         ({"noise_std": "much"}, TypeError, "a number or a callable"),
         ({"clamp": (1, -1)}, ValueError, "low <= high"),
         ({"clamp": (math.nan, 1)}, ValueError, "low <= high"),
-        ({"clamp": (0, 1, 2)}, ValueError, "a pair"),
+        ({"clamp": (0, 1, 2)}, TypeError, r"clamp must be \(low, high\), got \(0, 1, 2\)"),
         ({"grad_clip": 0.0}, ValueError, "grad_clip must be positive"),
         ({"grad_norm_clip": math.nan}, ValueError, "grad_norm_clip must be positive"),
         ({"grad_clip": 1.0, "grad_norm_clip": 1.0}, ValueError, "not both"),
