@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
+import math
 import numbers
 import operator
 from typing import Any
@@ -60,8 +60,10 @@ def as_real(name: str, number: Any) -> float:
 
 
 def in_float32(value: float) -> float:
-    """`value` rounded to float32: 0 or infinite where float32 doesn't reach."""
-    return ctypes.c_float(value).value
+    """0 or an infinity where float32 holds no nearer number, else `value` as it is."""
+    if abs(value) <= 2.0**-150:
+        return 0.0
+    return math.copysign(math.inf, value) if abs(value) >= 2.0**128 - 2.0**103 else value
 
 
 def _holds_one(tensor: Tensor) -> bool:

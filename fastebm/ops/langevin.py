@@ -16,7 +16,7 @@ from torch import Tensor
 from .. import rng
 from ..scalars import as_real, in_float32, shown
 from .backends import launch, refuse_autograd, register
-from .memory import refuse_self_overlap, without_aliasing
+from .memory import check_dense, refuse_self_overlap, without_aliasing
 from .normal import (
     check_address,
     check_addressable,
@@ -110,6 +110,8 @@ def langevin_step(
     )
     if not inplace:
         return torch.ops.fastebm.langevin_step(x, grad, *options)
+    if not torch.compiler.is_compiling() and x.is_neg():
+        raise RuntimeError("x can't be written in place: it is a negated view of other numbers; resolve_neg() it first")
     torch.ops.fastebm.langevin_step_(x, grad, *options)
     return x
 
@@ -131,8 +133,8 @@ def _check_types(x: Tensor, grad: Tensor, mask: Any, known: Any, data_term: Any)
         if value is not None and not isinstance(value, Tensor):
             raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
     for name, value in (("x", x), ("grad", grad), ("mask", mask), ("known", known), ("target", target)):
-        if value is not None and (value.layout is not torch.strided or value.is_nested):
-            raise TypeError(f"{name} must be a dense tensor, got layout {value.layout}")
+        if value is not None:
+            check_dense(name, value)
     for name, value in (("known", known), ("the target of data_term", target)):
         if value is not None and not value.is_floating_point():
             raise TypeError(f"{name} must be of floating point numbers, as x is, got {value.dtype}")
@@ -198,7 +200,7 @@ def _bound(name: str, bound: Any) -> Bound:
         return None
     if not isinstance(bound, Tensor) or bound.dim() == 0:
         return as_real(f"clamp's {name}", bound)
-    if bound.dtype == torch.bool or bound.is_complex() or bound.layout is not torch.strided:
+    if bound.dtype == torch.bool or bound.is_complex() or bound.layout is not torch.strided or bound.is_meta:
         raise TypeError(f"clamp's {name} must be of real numbers, got {shown(bound)}")
     return bound.detach()
 
@@ -248,7 +250,9 @@ def _schedule_row(step_size: float | Tensor, noise_std: float | Tensor, x: Tenso
         return torch.tensor([row], dtype=torch.float32, device=x.device)
     pair = []
     for name, value in (("step_size", step_size), ("noise_std", noise_std)):
-        if isinstance(value, Tensor) and (value.dtype == torch.bool or value.is_complex()):
+        if isinstance(value, Tensor) and (
+            value.dtype == torch.bool or value.is_complex() or value.is_meta != x.is_meta
+        ):
             raise TypeError(f"{name} must be of real numbers, got {shown(value)}")
         value = value if isinstance(value, Tensor) else as_real(name, value)
         pair.append(torch.as_tensor(value, dtype=torch.float32, device=x.device))

@@ -1,11 +1,18 @@
-"""Which tensors share memory: what an operator writes must overlap neither itself nor what it still reads."""
+"""How tensors lie in memory: by strides, and so that what is written overlaps neither itself nor what is read."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-__all__ = ["refuse_self_overlap", "share_memory", "without_aliasing"]
+__all__ = ["check_dense", "refuse_self_overlap", "share_memory", "without_aliasing"]
+
+
+def check_dense(name: str, tensor: Tensor) -> None:
+    """Raises TypeError for a tensor whose elements don't lie in memory by strides, as all operators read them."""
+    if tensor.layout is not torch.strided or tensor.is_nested or tensor.is_quantized:
+        kind = "a nested" if tensor.is_nested else f"a {tensor.layout}".replace("torch.", "")
+        raise TypeError(f"{name} must be a dense tensor, got {'a quantized' if tensor.is_quantized else kind} one")
 
 
 def refuse_self_overlap(name: str, tensor: Tensor) -> None:

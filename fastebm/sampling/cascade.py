@@ -235,6 +235,11 @@ class LevelSampler(ABC):
                 missing = "count or x0" if count is None else "channels, which no net has as an attribute"
                 raise ValueError(f"a cascade that starts from noise needs {missing}")
             channels = as_count("channels", channels, 1)
+            if channels * sizes[-1] ** 2 > rng.MAX_ELEMENTS:
+                raise ValueError(
+                    f"an image has at most 2^34 elements, got {channels} channels of {sizes[-1]}x{sizes[-1]}"
+                )
+            _check_start_size(size, sizes)
             device = device_of(levels[0].sampler.gradient) if device is None else device
             x = torch.empty((), dtype=torch.float32, device=device).expand(count, channels, size, size)
         else:
@@ -249,8 +254,7 @@ class LevelSampler(ABC):
                 raise ValueError(f"x0 of {x0.shape[2]}x{x0.shape[3]} can't be averaged down to start_size {size}")
             x = x0 if size == x0.shape[3] else F.avg_pool2d(x0, x0.shape[3] // size)
             x = repeat_start(x, count, "count").to(device)
-        if size not in sizes:
-            raise ValueError(f"chains start at the size of one of the levels, {sizes}, got {size}")
+        _check_start_size(size, sizes)
         return x
 
     def _net_channels(self) -> int | None:
@@ -373,12 +377,13 @@ class Cascade(LevelSampler):
         super().__init__(step_size, noise_std, clamp_levels)
         if not isinstance(levels, Mapping):
             raise TypeError(f"levels must be a mapping from sizes to energies, got {type(levels).__name__}")
-        sizes = sorted(as_int("the size of a level", size) for size in levels)
+        energies = {as_int("the size of a level", size): energy for size, energy in levels.items()}
+        sizes = sorted(energies)
         if not sizes or sizes[0] < 1 or any(high != 2 * low for low, high in itertools.pairwise(sizes)):
             raise ValueError(f"a cascade needs levels whose size doubles from one to the next, got sizes {sizes}")
         num_steps = _check_level_steps(num_steps)
         self._levels = [
-            Level(size, Langevin(levels[size], step_size, noise_std, **options), num_steps) for size in sizes
+            Level(size, Langevin(energies[size], step_size, noise_std, **options), num_steps) for size in sizes
         ]
 
     @property
@@ -444,7 +449,8 @@ class ExpandingCascade(LevelSampler):
 
         self.size = size
         self.num_steps = num_steps
-        self._blend = torch.ones((), device=device_of(net))
+        with torch.inference_mode(False):  # autograd reads it, wherever this sampler is made
+            self._blend = torch.ones((), dtype=torch.float32, device=device_of(net))
         self._lower = sampler(functools.partial(net, beta=1.0) if previous is None else previous)
         # At the ends the net skips what has weight 0; in between, one energy serves and reads beta in every chain.
         self._upper = {end: sampler(functools.partial(net, beta=end)) for end in (0.0, 1.0)}
@@ -513,6 +519,11 @@ def _every(thin: int, callback: Callback) -> Callable[[int], Callback]:
         return report
 
     return from_level
+
+
+def _check_start_size(size: int, sizes: list[int]) -> None:
+    if size not in sizes:
+        raise ValueError(f"chains start at the size of one of the levels, {sizes}, got {size}")
 
 
 def _check_level_steps(num_steps: int) -> int:

@@ -17,6 +17,7 @@ from fastebm import rng
 from fastebm.compiler import EnergyGradient, energy_gradient
 from fastebm.ops import CALL_STEPS, advance_chain, prefer_fused_chain
 from fastebm.ops.langevin import Clamp, check_clamp, check_clip, check_mask, expand_clamp
+from fastebm.ops.memory import check_dense
 from fastebm.sampling.graphs import ChainGraphs, Update
 from fastebm.sampling.observers import Observer, all_deferrable, checking_finite, progress_bar, trajectory_recorder
 from fastebm.sampling.schedules import Constant, Schedule, as_schedule, evaluate, table
@@ -468,7 +469,10 @@ def batch_slices(count: int, batch_size: int | None, project: Projection | None 
 
 def repeat_start(x0: Tensor, count: int | None, name: str) -> Tensor:
     """`x0` as the starts of `count` chains: a single one is repeated. Raises ValueError for any other number."""
-    if count is None or as_int(name, count) == len(x0):
+    if count is None:
+        return x0
+    count = as_int(name, count)
+    if count == len(x0):
         return x0
     if not 0 <= count < rng.MAX_CHAIN:
         raise ValueError(f"{name} must be in [0, 2^56), got {count}")
@@ -499,8 +503,9 @@ def check_start(x0: Tensor) -> Tensor:
         raise TypeError(
             f"chains keep their state in float32 or float64, got x0 in {x0.dtype}; gradients may be lower (see dtype)"
         )
-    if x0.device.type not in ("cpu", "cuda") or x0.layout is not torch.strided or x0.is_nested:
-        raise TypeError(f"chains run on dense tensors on the CPU or a GPU, got x0 in {x0.layout} on {x0.device}")
+    check_dense("x0", x0)
+    if x0.device.type not in ("cpu", "cuda"):
+        raise TypeError(f"chains run on the CPU or a CUDA GPU, got x0 on {x0.device}")
     if x0.dim() < 1:
         raise ValueError("x0 must have shape (B, ...), got a tensor without dimensions")
     return x0
@@ -528,8 +533,7 @@ def expand_to(shape: torch.Size, name: str, value: Tensor, device: torch.device)
     """A view of `value` with `shape`. Raises TypeError or ValueError where it does not broadcast to it."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
-    if value.layout is not torch.strided or value.is_nested:
-        raise TypeError(f"{name} must be a dense tensor, got layout {value.layout}")
+    check_dense(name, value)
     if value.device != device:
         raise ValueError(f"{name} is on {value.device}, x0 on {device}")
     try:
