@@ -92,12 +92,9 @@ def _run_chain(
     schedule, key, chain_ids, *limits = options[:7]
     if share_memory(x, key):
         raise ValueError("x and key are both written in place, but share memory")
-    *separate, hinge = (
-        without_aliasing(option, x, key).contiguous() if isinstance(option, Tensor) else option
-        for option in options[7:]
-    )
-    schedule, chain_ids = (without_aliasing(table, x, key).contiguous() for table in (schedule, chain_ids))
-    address = (schedule, key, chain_ids)
+    schedule, chain_ids, *separate = without_aliasing((schedule, chain_ids, *options[7:-1]), x, key)
+    separate = [None if tensor is None else tensor.contiguous() for tensor in separate]
+    hinge, address = options.data_term_hinge, (schedule.contiguous(), key, chain_ids.contiguous())
     program = (energies, x, torch.empty_like(x), code, list(constants), workspace)
     if x.dtype == torch.float64:
         run_chain_unfused(*program, *address, *limits, *separate, hinge)

@@ -322,9 +322,10 @@ def check(operator: str, x: Tensor, grad: Tensor, options: StepOptions) -> None:
             raise ValueError(f"{name} must be on x's device {x.device}, got {tensor.device}")
     if grad_clip is not None or grad_norm_clip is not None or clamp_min is not None or clamp_max is not None:
         _check_limits(clamp_min, clamp_max, grad_clip, grad_norm_clip)
-    for name, bounds in (("lower_bounds", lower_bounds), ("upper_bounds", upper_bounds)):
-        if bounds is not None:
-            _check_side(name, bounds, x.dtype, x)
+    if lower_bounds is not None:
+        _check_side("lower_bounds", lower_bounds, x.dtype, x)
+    if upper_bounds is not None:
+        _check_side("upper_bounds", upper_bounds, x.dtype, x)
     if mask is not None or known is not None:
         _check_pair("mask", mask, torch.bool, "known", known, x)
     if target is not None or weight is not None:
@@ -405,7 +406,7 @@ def _langevin_step(x: Tensor, grad: Tensor, *arguments: Any) -> Tensor:
     options = StepOptions._make(arguments)
     check("langevin_step", x, grad, options)
     out = torch.empty_like(x)
-    _run(out, x, grad, options)
+    _run(out, x, grad, options, *options[:3], *options[7:-1])
     return out
 
 
@@ -416,18 +417,26 @@ def _langevin_step_(x: Tensor, grad: Tensor, *arguments: Any) -> None:
     refuse_self_overlap("x", x)
     # An element of the gradient that lies where x's does is read before it is written.
     if not (grad.data_ptr() == x.data_ptr() and grad.dtype == x.dtype and grad.stride() == x.stride()):
-        grad = without_aliasing(grad, x)
-    _run(x, x, grad, StepOptions._make(without_aliasing(v, x) if isinstance(v, Tensor) else v for v in options))
+        (grad,) = without_aliasing((grad,), x)
+    _run(x, x, grad, options, *without_aliasing((*options[:3], *options[7:-1]), x))
 
 
-def _run(out: Tensor, x: Tensor, grad: Tensor, options: StepOptions) -> None:
-    """Launches the kernel with tensors as it reads them."""
-    schedule, key, chain_ids, *limits = options[:7]
-    *sides, weight, hinge = options[7:]
-    target, x_view, grad_view, *sides = images(out, x, grad, *sides)
+def _run(
+    out: Tensor,
+    x: Tensor,
+    grad: Tensor,
+    options: StepOptions,
+    schedule: Tensor,
+    key: Tensor,
+    chain_ids: Tensor,
+    *sides: Tensor | None,
+) -> None:
+    """Launches the kernel with tensors as it reads them. Those behind `options` stand for the ones in it."""
+    target, x_view, grad_view, *views = images(out, x, grad, *sides[:-1])
+    weight = sides[-1]
     address = (schedule.contiguous(), key.contiguous(), chain_ids.contiguous())
     weight = None if weight is None else weight.contiguous()
-    launch("langevin_step", target, x_view, grad_view, *address, *limits, *sides, weight, hinge)
+    launch("langevin_step", target, x_view, grad_view, *address, *options[3:7], *views, weight, options.data_term_hinge)
     if target.data_ptr() != out.data_ptr():
         # The state itself had to be copied to be seen as images.
         out.copy_(target.view(out.shape))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -56,11 +59,20 @@ def share_memory(first: Tensor, second: Tensor) -> bool:
 
     Tensors that interleave without a common byte count as overlapping.
     """
-    begin, end = _byte_range(first)
-    other_begin, other_end = _byte_range(second)
-    return begin < other_end and other_begin < end
+    begin, end = _byte_range(second)
+    return _overlaps(first, begin, end)
 
 
-def without_aliasing(tensor: Tensor, *written: Tensor) -> Tensor:
-    """The tensor, or a copy where it shares memory with one that is written: kernels write while they still read."""
-    return tensor.clone() if any(share_memory(tensor, each) for each in written) else tensor
+def _overlaps(tensor: Tensor, begin: int, end: int) -> bool:
+    start = tensor.data_ptr()
+    return start < end and (start >= begin or _byte_range(tensor)[1] > begin) and tensor.numel() > 0
+
+
+def without_aliasing(tensors: Iterable[Tensor | None], *written: Tensor) -> list[Any]:
+    """The tensors, with a copy of each that shares memory with a written one: kernels write while they still read."""
+    apart = list(tensors)
+    for begin, end in [_byte_range(each) for each in written]:
+        for i, tensor in enumerate(apart):
+            if tensor is not None and _overlaps(tensor, begin, end):
+                apart[i] = tensor.clone()
+    return apart
