@@ -187,10 +187,8 @@ def step_kernel(
     slot, quad, inside = rows_of_program(batch, tl.cdiv(elements, 4), QUADS, NUM_CHAINS)
     seed, step, index = tl.load(key), tl.load(key + 1), tl.load(key + 2)
     images = (out, x, grad, mask, known, data_target, lower_bounds, upper_bounds)
-    strides = (
-        *(out_strides, x_strides, grad_strides, mask_strides, known_strides, data_target_strides),
-        *(lower_strides, upper_strides),
-    )
+    target_strides, low, high = data_target_strides, lower_strides, upper_strides
+    strides = (out_strides, x_strides, grad_strides, mask_strides, known_strides, target_strides, low, high)
     update_rows(
         *(images, strides, (seed, step, index, chain_ids), schedule),
         *(data_term_weight, factors, (batch, elements, pixels, schedule_rows, weight_rows)),
