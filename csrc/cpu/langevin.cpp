@@ -25,6 +25,7 @@ struct LangevinJob {
   Image<State> out;
   Image<const State> x;
   Image<const Gradient> grad;
+  Image<const State> lower_bounds, upper_bounds;
   Image<const bool> mask;
   Image<const State> known, data_target;
   const float* schedule;    // (step size, noise std), one pair or a pair for each chain
@@ -146,6 +147,14 @@ FASTEBM_INLINE void langevin_body(const LangevinJob<Types>& job, int64_t begin, 
       const State high = job.clamp_max ? static_cast<State>(*job.clamp_max) : INFINITY;
       for (int64_t i = 0; i < count; ++i) out[i] = limited(out[i], low, high);
     }
+    if (job.lower_bounds) {
+      const State* __restrict low = read_stretch(job.lower_bounds, side, b, first, count, job.shape);
+      for (int64_t i = 0; i < count; ++i) out[i] = out[i] < low[i] ? low[i] : out[i];
+    }
+    if (job.upper_bounds) {
+      const State* __restrict high = read_stretch(job.upper_bounds, side, b, first, count, job.shape);
+      for (int64_t i = 0; i < count; ++i) out[i] = out[i] > high[i] ? high[i] : out[i];
+    }
     if (job.mask) {
       const bool* __restrict mask = read_stretch(job.mask, mask_buffer, b, first, count, job.shape);
       const State* __restrict known = read_stretch(job.known, side, b, first, count, job.shape);
@@ -183,6 +192,8 @@ void run(const LangevinArguments& a) {
                                image<State>(a.out),
                                image<const State>(a.x),
                                image<const typename Types::Gradient>(a.grad),
+                               image<const State>(options.lower_bounds),
+                               image<const State>(options.upper_bounds),
                                image<const bool>(options.mask),
                                image<const State>(options.known),
                                image<const State>(options.data_target),

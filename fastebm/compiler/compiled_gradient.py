@@ -228,5 +228,5 @@ def _nearby_samples(x: Tensor) -> Tensor:
     """Three samples near the first two of x. Chains often start at equal samples or at zero, where errors can hide."""
     base = x.detach()[[0, min(1, x.shape[0] - 1), 0]].clone()
     generator = torch.Generator().manual_seed(0)
-    noise = torch.randn(base.shape, generator=generator, dtype=torch.float64).to(base)
+    noise = torch.randn(base.shape, generator=generator, dtype=torch.float64, device="cpu").to(base)
     return base + 0.1 * noise

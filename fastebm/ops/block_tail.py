@@ -34,6 +34,7 @@ from .expand_blend import (
     memory_format_of,
     refuse_beta_gradient,
 )
+from .memory import check_dense
 from .options import TailOptions
 from .schemas import LIBRARY
 
@@ -83,9 +84,12 @@ def block_tail(
         >>> fastebm.ops.block_tail(main, skip, fade=torch.zeros(2, 64, 4, 4), beta=0.3, activation="gelu").shape
         torch.Size([2, 64, 4, 4])
     """
-    for name, tensor in (("main", main), ("skip", skip)):
+    for name, tensor in (("main", main), ("skip", skip), ("fade", fade)):
+        if tensor is None and name == "fade":
+            continue
         if not isinstance(tensor, Tensor):
             raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
+        check_dense(name, tensor)
     if fade is None and (isinstance(beta, Tensor) or beta != 1):
         raise ValueError(f"beta = {beta} blends with `fade`, which is missing")
     weight = None if fade is None else beta_tensor(beta, main)
