@@ -1,7 +1,7 @@
 """The command line `fastebm`: parses the name of the command, runs it, and turns errors into exit codes.
 
-docs/command-line.md documents exit codes and streams. Only the file of the command that is asked for is imported, so that
-`fastebm --help` does not need PyTorch.
+docs/command-line.md documents exit codes and streams. Only the file of the command that is asked for is imported, so
+that `fastebm --help` does not need PyTorch.
 """
 
 from __future__ import annotations

@@ -52,7 +52,7 @@ def test_the_demo_from_digits_to_a_verdict(tmp_path: Path, capsys: pytest.Captur
     [
         (["demo", "--count", "0"], "--count must be at least 1"),
         (["demo", "--threads", "0"], "--threads must be at least 1"),
-        (["demo", "--iterations", "3"], "entry in sizes, iterations"),
+        (["demo", "--iterations", "3"], "--iterations needs 2 values"),
     ],
 )
 def test_wrong_arguments(refusal: Callable[[list[str]], str], arguments: list[str], message: str) -> None:
