@@ -37,6 +37,7 @@ class Sample:
         from fastebm.rng import make_key
         from fastebm.runs.files import check_writable
         from fastebm.runs.folder import RunFolder
+        from fastebm.tasks.generation.generate import LARGEST_GRID
         from fastebm.training import load
 
         check_count(self.count)
@@ -47,6 +48,8 @@ class Sample:
         out = self.run / name if self.out is None else self.out
         if out.suffix not in (".npz", ".png"):
             raise ValueError(f"--out must end in .npz or .png, got {out}")
+        if out.suffix == ".png" and self.count > LARGEST_GRID:
+            raise ValueError(f"a grid shows at most {LARGEST_GRID:,} samples, got {self.count:,}: name an .npz")
         check_writable(out, overwrite=self.overwrite)
         device = select_device(self.device)
         options: dict[str, Any] = {}
