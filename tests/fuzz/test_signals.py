@@ -23,7 +23,7 @@ from fastebm.runs.folder import RunFolder
 from fastebm.training import CoarseToFineConfig, DigitsSource, train
 
 ROOT = Path(__file__).resolve().parents[2]
-PER_KILL = 7
+PER_KILL = 13
 SECONDS = 120
 """A process that is still there so long after a signal does not end."""
 TRAIN = [
@@ -39,8 +39,8 @@ COMMANDS = [
     ["inpaint", "run", "--count", "4", "--num-steps", "3", "--out", "out"],
     ["detect", "run", "--count", "20", "--out", "out"],
 ]
-LEFT_BY_KILLS = ("train", "generate")
-"""Commands that go on when they are given again, and clean up what SIGKILL left of their own."""
+RESUMED = ("train", "generate")
+"""Commands that go on when they are given again, and clean up what SIGKILL left of their own. The others begin anew."""
 
 
 @pytest.fixture(scope="module")
@@ -149,11 +149,11 @@ def faults(
         found.append(f"{kind.name} left {parts(folder)}")
     if process.returncode == 0:
         return found
-    again = start(arguments, folder)
+    again = start([*arguments, *([] if arguments[0] in RESUMED else ["--overwrite"])], folder)
     _, errors = again.communicate(timeout=600)
     if again.returncode:
         return [*found, f"{kind.name}, given again: exit code {again.returncode}: {errors[-500:]}"]
-    if arguments[0] in LEFT_BY_KILLS and parts(folder):
+    if arguments[0] in RESUMED and parts(folder):
         found.append(f"{kind.name}, given again: left {parts(folder)}")
     after = results(folder)
     if after.keys() != expected.keys() or not all(same(after[name], expected[name]) for name in expected):
