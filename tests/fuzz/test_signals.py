@@ -140,7 +140,8 @@ def faults(
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         return [f"{kind.name}: did not end: {process.communicate()[1][-500:]}"]
-    allowed = (0, -9) if kind == signal.SIGKILL else (0, 128 + kind)
+    # The interpreter's own end, when the work is done, dies of a signal, which shells report by the same code.
+    allowed = (0, -kind) if kind == signal.SIGKILL else (0, 128 + kind, -kind)
     if process.returncode not in allowed:
         found.append(f"{kind.name}: exit code {process.returncode}: {errors[-500:]}")
     if kind != signal.SIGKILL and ("Traceback" in errors or "ignored" in errors):
