@@ -54,24 +54,9 @@ QUICK |= {
     "train ec-posterior": [*SMALL_NET, "--latent", "2", "--num-steps", "1", *TRAIN],
     "train ec-flow": [*SMALL_NET, "--energy-width", "2", "--flow-steps", "1", *TRAIN],
 }
-INTEGERS = [
-    "0",
-    "-1",
-    "1",
-    "2",
-    "3",
-    str(10**12),
-    str(2**63),
-    str(2**64),
-    "9" * 40,
-    "9" * 5000,
-    "1e3",
-    "1.5",
-    "0x10",
-    "q",
-    "",
-]
-FLOATS = ["nan", "inf", "-inf", "1e400", "-1", "0", "0.5", "1", "1e-300", "-1e-3", "1e30", "x", "", "1,5"]
+INTEGERS = ["0", "-1", "1", "2", "3", "7", "1000", str(10**12), str(2**63), str(2**64), "9" * 40]
+FLOATS = ["-1", "0", "0.1", "0.5", "1", "2", "1e-300", "-1e-3", "1e30", "1e300"]
+UNREADABLE = ["9" * 5000, "nan", "-inf", "1e400", "1e3x", "0x10", "1,5", "q", ""]
 PATHS = [
     *(
         "",
@@ -206,7 +191,8 @@ def values(draw: random.Random, option: Option) -> list[str]:
     if kind is bool:
         return []
     pools = {int: INTEGERS, float: FLOATS, Path: PATHS, str: WORDS}
-    pool = [*map(str, get_args(kind)), "q", ""] if get_origin(kind) is Literal else pools[kind]
+    pool = [*map(str, get_args(kind))] if get_origin(kind) is Literal else pools[kind]
+    pool = UNREADABLE if kind not in (Path, str) and draw.random() < 0.1 else pool
     number = draw.choice([1, 1, 1, 2, 3]) if count == "+" else int(count or 1)
     return draw.choices(pool, k=number)
 
@@ -219,7 +205,7 @@ def hostile(draw: random.Random) -> list[str]:
         option = draw.choice(known)
         given = values(draw, option)
         flag = "--" + option.name.replace("_", "-")
-        way = draw.randrange(12)
+        way = draw.randrange(30)  # mostly a value of an option, which gets further than a wrong form
         if way == 0:
             wrong = list(flag + "x")
             del wrong[draw.randrange(2, len(wrong))]
