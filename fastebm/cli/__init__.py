@@ -1,7 +1,7 @@
 """The command line `fastebm`: parses the name of the command, runs it, and turns errors into exit codes.
 
-docs/command-line.md documents exit codes and streams. Only the file of the command that is asked for is imported, so that
-`fastebm --help` does not need PyTorch.
+docs/command-line.md documents exit codes and streams. Only the file of the command that is asked for is imported, so
+that `fastebm --help` does not need PyTorch.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import fastebm
-from fastebm.cli.arguments import print_error
+from fastebm.cli.arguments import lacks_memory, print_error
 from fastebm.cli.parser import ArgumentsError, Parser, closest, parse
 from fastebm.cli.signals import StopSignals
 from fastebm.cli.streams import StandardStreams
@@ -129,19 +129,12 @@ def _exit_code(error: Exception) -> int | None:
     """The exit code of an error that one line explains; None for a bug, which has to show its traceback."""
     if isinstance(error, ValueError | OSError | ModuleNotFoundError):
         return 2
-    if isinstance(error, FloatingPointError | MemoryError):
+    if isinstance(error, FloatingPointError) or lacks_memory(error):
         return 1
     if not isinstance(error, RuntimeError):
         return None
-    import torch
-
     from fastebm.training import DivergedError, RunError, StoppedError
 
     if isinstance(error, StoppedError):
         return 128 + signal.SIGTERM
-    if isinstance(error, RunError):
-        return 2
-    # On the CPU torch has no class for a lack of memory.
-    if isinstance(error, DivergedError | torch.OutOfMemoryError) or "allocate memory" in str(error):
-        return 1
-    return None
+    return 2 if isinstance(error, RunError) else 1 if isinstance(error, DivergedError) else None

@@ -21,9 +21,18 @@ def print_error(error: BaseException) -> None:
     if os.environ.get("FASTEBM_TRACEBACK", "0") not in ("", "0"):
         raise error
     text = " ".join(str(error).split("\n")).strip() or type(error).__name__
-    if isinstance(error, MemoryError) or "allocate memory" in text:
+    if lacks_memory(error):
         text = f"not enough memory: {text}"
     print(f"fastebm: {text}", file=sys.stderr)
+
+
+def lacks_memory(error: BaseException) -> bool:
+    """Whether an error says that memory could not be had. On the CPU torch has no class for it."""
+    if not isinstance(error, RuntimeError):
+        return isinstance(error, MemoryError)
+    import torch
+
+    return isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error)
 
 
 def check_count(count: int) -> None:

@@ -149,7 +149,7 @@ def _checked(arguments: Sequence[str], found: Sequence[Option]) -> list[str]:
     argparse would complain of missing options first, and never say which one was meant.
     """
     names = [option.name for option in found if option.name not in _POSITIONAL]
-    names += [f"no_{option.name}" for option in found if _kind(option.type)[0] is bool]
+    names += [f"no_{option.name}" for option in found if kind_of(option.type)[0] is bool]
     known = ["--help", *map(_flag, names)]
     checked = list(arguments)
     for index, argument in enumerate(itertools.takewhile(lambda argument: argument != "--", arguments)):
@@ -166,7 +166,7 @@ def _flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def _kind(hint: Any) -> tuple[Any, int | str | None]:
+def kind_of(hint: Any) -> tuple[Any, int | str | None]:
     """The type of a single value, and how many of them an option takes, as argparse's nargs says it."""
     if get_origin(hint) in (typing.Union, types.UnionType):
         (hint,) = (alternative for alternative in get_args(hint) if alternative is not type(None))
@@ -179,7 +179,7 @@ def _kind(hint: Any) -> tuple[Any, int | str | None]:
 def _form(option: Option) -> dict[str, Any]:
     """What argparse needs to know of an option."""
     text, by_default, words = option.text.partition("; by default ")
-    kind, nargs = _kind(option.type)
+    kind, nargs = kind_of(option.type)
     required = option.default is MISSING
     shown = words if by_default else _in_words(option.default)
     form: dict[str, Any] = {"help": f"{text} ({'required' if required else f'default: {shown}'})".replace("%", "%%")}

@@ -42,7 +42,7 @@ class _Descriptor(io.FileIO):
 
 
 class StandardStreams:
-    """`sys.stdout` and `sys.stderr` within a block of the program."""
+    """Puts streams in the place of `sys.stdout` and `sys.stderr`, for a block of the program."""
 
     def __init__(self) -> None:
         for descriptor in range(3):

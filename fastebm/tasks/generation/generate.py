@@ -21,6 +21,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
@@ -175,6 +176,7 @@ def _draw_in_processes(
     """Draws the missing chunks in several processes; process i of n draws every n-th of them from the i-th on."""
     context = multiprocessing.get_context("spawn")  # forked processes can use neither a GPU nor OpenMP threads
     threads = max(1, torch.get_num_threads() // processes)
+    resource_tracker.ensure_running()  # the first process would start it, and unblock signals in passing
     workers = []
     try:
         for number in range(processes):
