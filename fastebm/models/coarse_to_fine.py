@@ -103,7 +103,7 @@ class CoarseToFineEnergy(nn.Module):
         _check_sizes(image_size, lowest)
         if channels < 1:
             raise ValueError(f"channels is {channels}; an image needs at least 1")
-        activate(torch.zeros(1), activation)  # so that an unknown name is an error here
+        activate(torch.zeros(1, device="cpu"), activation)  # so that an unknown name is an error here
         self.image_size = image_size
         self.channels = channels
         self.base_width = base_width
@@ -180,9 +180,7 @@ class CoarseToFineEnergy(nn.Module):
     def frozen(self, size: int) -> "CoarseToFineEnergy":
         """An independent copy of the sub-net of `size` and below, in eval mode, its parameters without gradients."""
         self._check_size(size)
-        # These weights are replaced, so that the caller's generator must not be used for them. On the meta device the
-        # first 15 power iterations of a spectral norm would take half a second.
-        with torch.device("cpu"), torch.random.fork_rng(devices=[]):
+        with torch.device("meta"):  # these weights are replaced
             net = CoarseToFineEnergy(**(self.config | {"image_size": size}))
         state = self.state_dict()
         net.load_state_dict({name: state[name].detach().clone() for name in net.state_dict()}, assign=True)

@@ -57,16 +57,9 @@ class InvertibleConvolution(nn.Module):
 
     def __init__(self, channels: int):
         super().__init__()
-        rotation = torch.empty(channels, channels, dtype=torch.float64)
-        nn.init.orthogonal_(rotation)
-        permutation, lower, upper = torch.linalg.lu(rotation)
-        diagonal = upper.diagonal()
-        dtype = torch.get_default_dtype()
-        self.register_buffer("permutation", permutation.to(dtype))
-        self.register_buffer("signs", diagonal.sign().to(dtype))
-        self.lower = nn.Parameter(lower.tril(-1).to(dtype))
-        self.upper = nn.Parameter(upper.triu(1).to(dtype))
-        self.log_diagonal = nn.Parameter(diagonal.abs().log().to(dtype))
+        for name, tensor in zip(("permutation", "signs"), parts := _rotation(channels), strict=False):
+            self.register_buffer(name, tensor)
+        self.lower, self.upper, self.log_diagonal = map(nn.Parameter, parts[2:])
 
     def factors(self) -> tuple[Tensor, Tensor]:
         """L and U + diag(s); values of the parameters outside of the triangles are ignored."""
@@ -333,6 +326,19 @@ def quantize(images: Tensor, brightnesses: int = 256) -> Tensor:
         raise ValueError(f"discrete images have at least two brightnesses, got {brightnesses}")
     half = (brightnesses - 1) / 2
     return ((images.clamp(-1, 1) + 1) * half).round() / half - 1
+
+
+def _rotation(channels: int) -> tuple[Tensor, ...]:
+    """A random rotation as P, the signs of s, L without its diagonal, U, and log |s|."""
+    rotation, dtype = torch.empty(channels, channels, dtype=torch.float64), torch.get_default_dtype()
+    if rotation.is_meta:  # shapes alone: operations on the meta device import for seconds
+        square = rotation.to(dtype)
+        return square, square[0], square, square, square[0]
+    nn.init.orthogonal_(rotation)
+    permutation, lower, upper = torch.linalg.lu(rotation)
+    diagonal = upper.diagonal()
+    parts = permutation, diagonal.sign(), lower.tril(-1), upper.triu(1), diagonal.abs().log()
+    return tuple(part.to(dtype) for part in parts)
 
 
 def _step(channels: int, width: int, kernel: int, bound: float) -> nn.Sequential:

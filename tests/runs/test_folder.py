@@ -48,12 +48,12 @@ def test_the_log_rewinds_and_forgives_a_cut_line(tmp_path: Path) -> None:
     log = RunLog(tmp_path / "log.jsonl")
     assert log.lines() == []
     for iteration in range(1, 6):
-        log.append({"iteration": iteration, "gap": 0.5})
+        log.append({"iteration": iteration, "gap": 0.5, "seconds": 1.0})
     with log.path.open("a") as file:
         file.write('{"iteration": 6, "ga')
     assert [line["iteration"] for line in log.lines()] == [1, 2, 3, 4, 5]
     log.rewind(3)
-    log.append({"iteration": 4, "gap": 0.5})
+    log.append({"iteration": 4, "gap": 0.5, "seconds": 1.0})
     assert [line["iteration"] for line in log.lines()] == [1, 2, 3, 4]
 
 
