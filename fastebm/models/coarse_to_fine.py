@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from fastebm.models.layers import equalize_learning_rate, normalized
 from fastebm.ops import activation as activate
 from fastebm.ops import block_tail
+from fastebm.runs.fields import checked_arguments
 
 # Channels at each resolution, in units of the base width. The block that takes size s maps width(s) to width(s / 2).
 WIDTHS: dict[int, Fraction] = {
@@ -82,13 +83,15 @@ class CoarseToFineEnergy(nn.Module):
         activation: a name that `fastebm.ops.activation` knows; "scaled_swish" is `x * sigmoid(x) / 1.1`.
         spectral_norm: put spectral norm on the 3x3 and 4x4 convolutions.
 
-    Raises ValueError for sizes out of range and for a base width that makes a fraction of a channel.
+    Raises ValueError for sizes out of range and for a base width that makes a fraction of a channel; TypeError for what
+    are no numbers.
 
         >>> net = CoarseToFineEnergy(16, channels=1, base_width=8)
         >>> net(torch.zeros(2, 1, 16, 16), beta=0.3).shape
         torch.Size([2])
     """
 
+    @checked_arguments
     def __init__(
         self,
         image_size: int,

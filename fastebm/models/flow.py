@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from fastebm.ops.normal import normal
 from fastebm.ops.uniform import uniform
 from fastebm.rng import Stream
+from fastebm.runs.fields import checked_arguments
 
 _LOG_TWO_PI = math.log(2 * math.pi)
 
@@ -134,7 +135,7 @@ class Flow(nn.Module):
     Initial weights come from torch's default generator. Call `initialize` with a batch before the first update, which
     sets the activation norms.
 
-    Raises ValueError for shapes and numbers that make no flow.
+    Raises ValueError for shapes and numbers that make no flow, TypeError for what are no numbers.
 
     Example:
         >>> import torch
@@ -149,6 +150,7 @@ class Flow(nn.Module):
         (torch.Size([16]), torch.Size([4, 1, 8, 8]))
     """
 
+    @checked_arguments
     def __init__(
         self, shape: tuple[int, int, int], *, levels: int = 2, flow_steps: int = 8, width: int = 64, bound: float = 1.5
     ):
@@ -350,9 +352,9 @@ def _step(channels: int, width: int, kernel: int, bound: float) -> nn.Sequential
 def _check_sizes(shape: tuple[int, int, int], levels: int, flow_steps: int, width: int, bound: float) -> None:
     if len(shape) != 3 or min(shape) < 1:
         raise ValueError(f"the shape of images must be (C, H, W), each at least 1, got {tuple(shape)}")
-    if levels < 0 or flow_steps < 1 or width < 1 or not bound > 0:
+    if levels < 0 or flow_steps < 1 or width < 1 or not 0 < bound < math.inf:
         raise ValueError(
-            f"a flow needs levels >= 0, steps >= 1, width >= 1 and bound > 0, "
+            f"a flow needs levels >= 0, steps >= 1, width >= 1 and a finite bound > 0, "
             f"got levels={levels}, flow_steps={flow_steps}, width={width}, bound={bound}"
         )
     if shape[1] % 2**levels or shape[2] % 2**levels:

@@ -7,13 +7,17 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import inspect
 import numbers
 import reprlib
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, ParamSpec, TypeVar
+
+Parameters = ParamSpec("Parameters")
+Result = TypeVar("Result")
 
 _WANTED = {bool: "True or False", int: "a whole number", float: "a number", str: "a text", Path: "a path"}
 
@@ -57,6 +61,22 @@ def checked(name: str, value: Any, hint: Any) -> Any:
         return {checked(f"a name in {name}", key, arguments[0]): checked(f"{name}[{shown(key)}]", entry, arguments[1])
                 for key, entry in value.items()}  # fmt: skip
     return _plain(name, value, hint)
+
+
+def checked_arguments(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
+    """The function with its arguments `checked` against their type hints, and in their very types."""
+    signature = inspect.signature(function)
+    hints = functools.cache(lambda: typing.get_type_hints(function))
+
+    @functools.wraps(function)
+    def checking(*arguments: Parameters.args, **named: Parameters.kwargs) -> Result:
+        bound = signature.bind(*arguments, **named)
+        for name, value in bound.arguments.items():
+            if name in hints():
+                bound.arguments[name] = checked(name, value, hints()[name])
+        return function(*bound.args, **bound.kwargs)
+
+    return checking
 
 
 def shown(value: Any) -> str:

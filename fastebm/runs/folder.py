@@ -64,7 +64,10 @@ class RunFolder:
         path = Path(path)
         try:
             _refuse_foreign(path)
-            probe(next(folder for folder in (path, *path.absolute().parents) if folder.exists()))
+            there = next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.exists())
+            for name in path.absolute().relative_to(there).parts:
+                (there / name).exists()  # raises for a name too long
+            probe(there)
         except OSError as error:
             raise RunError(f"{path} can't be written to: {error.strerror or error}") from error
 

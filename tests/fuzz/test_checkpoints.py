@@ -1,7 +1,8 @@
-"""Damaged and forged run folders: they work with the right bits, or one line says what is wrong, and no file changes."""
+"""Damaged and forged run folders: they work with the right bits, or one line says what is wrong, and files stay."""
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import hashlib
@@ -37,7 +38,22 @@ CONFIGS = {
 SILENT: dict[str, Any] = {"progress": False, "save_pictures": False}
 LARGEST = 2**24
 """Bytes of a tensor; the largest of these runs are a hundredth of it."""
-WRONG: list[Any] = [None, "8", -1, 2.5, True, 10**30, 10**9, [], {}, "x" * 999, [[1]], float("nan"), float("inf"), "ä\n"]
+WRONG: list[Any] = [
+    None,
+    "8",
+    -1,
+    2.5,
+    True,
+    10**30,
+    10**9,
+    [],
+    {},
+    "x" * 999,
+    [[1]],
+    float("nan"),
+    float("inf"),
+    "ä\n",
+]
 
 
 @dataclasses.dataclass
@@ -66,10 +82,8 @@ def originals(images: Tensor, tmp_path_factory: pytest.TempPathFactory) -> dict[
                 if not finished and line["iteration"] == 3:
                     raise StoppedError
 
-            try:
+            with contextlib.suppress(StoppedError):
                 fastebm.train(config, images, path, on_log=stop, **SILENT)
-            except StoppedError:
-                pass
             samples = {}
             for iteration in Checkpoints(path / "checkpoints").iterations():
                 part = tmp_path_factory.mktemp("part") / "run"
@@ -193,7 +207,9 @@ def forged(chance: random.Random, run: Path, others: list[Path]) -> None:
         if kind == 0:
             del tensors[name]
         elif kind == 1:
-            tensors[chance.choice(["", "net.", "optimizer.x.step", "vae", "ä", "net.head.linear.more"])] = tensor.clone()
+            tensors[chance.choice(["", "net.", "optimizer.x.step", "vae", "ä", "net.head.linear.more"])] = (
+                tensor.clone()
+            )
         elif kind == 2:
             tensors[name] = tensor.new_zeros(chance.choice([(0,), (77,), (1, 2, 3), (*tensor.shape, 1)]))
         elif kind == 3:
