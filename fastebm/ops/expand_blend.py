@@ -11,8 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .backends import launch, register
-from .schemas import LIBRARY
+from .backends import launch, register, register_autograd
 
 __all__ = ["expand_blend"]
 
@@ -151,7 +150,7 @@ def _blend_backward_formula(ctx: Any, grad_primal: Tensor, grad_fade: Tensor) ->
 
 
 for _name, _derivative in (("expand_blend", _blend_formula), ("expand_blend_backward", _blend_backward_formula)):
-    torch.library.register_autograd(f"fastebm::{_name}", _derivative, setup_context=_save_beta, lib=LIBRARY)
+    register_autograd(_name, _derivative, _save_beta)
 
 
 # Reference ----------------------------------------------------------------------------------------------------------
