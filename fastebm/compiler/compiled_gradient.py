@@ -13,7 +13,7 @@ from fastebm.compiler.cost_model import Machine
 from fastebm.compiler.executor import AtenExecutor, CompiledExecutor
 from fastebm.compiler.lowering import LoweringError, lower
 from fastebm.compiler.precision import without_autocast
-from fastebm.compiler.process_state import exclusive
+from fastebm.compiler.process_state import DeferredInterrupt, exclusive
 from fastebm.compiler.program import Program
 from fastebm.compiler.report import describe
 from fastebm.compiler.rewrites import WITHOUT_POLYPHASE, build_gradient_program
@@ -153,11 +153,12 @@ class CompiledGradient:
 
     def _acquire(self, key: _ProgramKey, x: Tensor, chain: Chain) -> _Compiled:
         """The program of `key` for `chain`, up to date with the energy and its weights."""
-        with exclusive():
+        with exclusive(defer=False):
             compiled = self._programs.pop(key, None)
             is_new = compiled is None or compiled.fingerprint != chain.fingerprint
             if compiled is None or is_new:
-                compiled = self._compile(key, x, chain)
+                with DeferredInterrupt():
+                    compiled = self._compile(key, x, chain)
                 compiled.weights = _weights_hash(compiled, chain)
             while len(self._programs) >= MAX_PROGRAMS:
                 del self._programs[next(iter(self._programs))]
