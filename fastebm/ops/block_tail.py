@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .activations import ACTIVATION_TABLE, activation_code, tail_activation
-from .backends import launch, register
+from .backends import launch, register, register_autograd
 from .expand_blend import (
     beta_tensor,
     blended,
@@ -36,7 +36,6 @@ from .expand_blend import (
 )
 from .memory import check_dense
 from .options import TailOptions
-from .schemas import LIBRARY
 
 __all__ = ["block_tail"]
 
@@ -232,7 +231,7 @@ for _name, _derivative, _setup in (
     ("block_tail_backward", _backward_formula, _save_backward),
     ("block_tail_double_backward", _no_third_derivative, None),
 ):
-    torch.library.register_autograd(f"fastebm::{_name}", _derivative, setup_context=_setup, lib=LIBRARY)
+    register_autograd(_name, _derivative, _setup)
 
 
 # Reference ----------------------------------------------------------------------------------------------------------

@@ -12,9 +12,8 @@ import torch
 from torch import Tensor
 
 from ..scalars import as_real, shown
-from .backends import launch, register
+from .backends import launch, register, register_autograd
 from .memory import check_dense
-from .schemas import LIBRARY
 
 __all__ = ["expand_blend"]
 
@@ -158,7 +157,7 @@ def _blend_backward_formula(ctx: Any, grad_primal: Tensor, grad_fade: Tensor) ->
 
 
 for _name, _derivative in (("expand_blend", _blend_formula), ("expand_blend_backward", _blend_backward_formula)):
-    torch.library.register_autograd(f"fastebm::{_name}", _derivative, setup_context=_save_beta, lib=LIBRARY)
+    register_autograd(_name, _derivative, _save_beta)
 
 
 # Reference ----------------------------------------------------------------------------------------------------------

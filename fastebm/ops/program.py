@@ -17,6 +17,7 @@ reads weights in every layout.
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -57,6 +58,8 @@ CACHE_BYTES = 1 << 20
 CHUNK = 16
 CHUNK_BYTES = 80 << 20
 LINE = 64
+# Codes that a thread keeps of one program, each a few kilobytes.
+MAX_CODES = 16
 
 
 @dataclass(frozen=True)
@@ -112,9 +115,10 @@ class CompiledProgram:
         lowered: the program.
         device: of x and the constants.
 
+    Threads may run one program at the same time. Each has its own workspace and codes; they share the constants.
+
     Attributes:
         constants: the tensors that the operator reads besides the code. `refresh` writes into them.
-        workspace: memory for the buffers. A larger batch may replace it by a larger tensor.
 
     Raises:
         RuntimeError: where the chosen backend can't run it there.
@@ -125,8 +129,7 @@ class CompiledProgram:
         self.device = device
         self.layout, self.panel = layout_for(device, lowered.bytes)
         self.constants: list[Tensor] = []
-        self._codes: dict[tuple[int, int], Tensor] = {}
-        self.workspace = torch.zeros(0, dtype=torch.uint8, device=device)
+        self._of_thread = _ThreadMemory(device)
 
     @torch.no_grad()
     def refresh(self, numbers: Sequence[float | Tensor], values: Sequence[Tensor]) -> None:
@@ -152,24 +155,34 @@ class CompiledProgram:
         return x.shape[1:] == self.lowered.sample
 
     def code(self, batch: int) -> Tensor:
-        """The code for one length of the batch; the workspace grows with it."""
+        """The code for one length of the batch; the thread's workspace grows with it."""
         workers = torch.get_num_threads() if self.device.type == "cpu" else 1
+        own = self._of_thread
         key = (batch, workers)
-        if key not in self._codes:
-            self._codes[key] = encode(
-                plan_batch(self.lowered, self.layout, self.panel, batch, workers, self.device.type)
-            )
-        code = self._codes[key]
-        needed = int(code[9] * code[10])
-        if self.workspace.numel() < needed:
-            self.workspace = torch.empty(needed, dtype=torch.uint8, device=self.device)
-            backends.use_large_pages(self.workspace)
-            self.workspace.zero_()  # finite numbers behind the last channel of every pixel
+        code = own.codes.pop(key, None)
+        if code is None:
+            code = encode(plan_batch(self.lowered, self.layout, self.panel, batch, workers, self.device.type))
+            while len(own.codes) >= MAX_CODES:
+                del own.codes[next(iter(own.codes))]
+            needed = int(code[9] * code[10])
+            if own.workspace.numel() < needed:
+                # More than is needed, so that batches that grow and grow don't leave a heap of freed workspaces.
+                size = max(needed, own.workspace.numel() * 5 // 4)
+                own.workspace = torch.empty(0, dtype=torch.uint8, device=self.device)
+                own.workspace = torch.empty(size, dtype=torch.uint8, device=self.device)
+                backends.use_large_pages(own.workspace)
+                own.workspace.zero_()  # finite numbers behind the last channel of every pixel
+        own.codes[key] = code  # last in order: the first one is the least recently used
         return code
 
     @property
+    def workspace(self) -> Tensor:
+        """Memory for the buffers of this thread's calls. `code` may replace it by a larger tensor."""
+        return self._of_thread.workspace
+
+    @property
     def workspace_bytes(self) -> int:
-        """Memory that is kept between two calls, without the constants."""
+        """Memory that is kept for this thread's next call, without the constants."""
         return self.workspace.numel()
 
     def _packed(self, constant: Constant, value: Tensor) -> Tensor:
@@ -179,6 +192,14 @@ class CompiledProgram:
             )
         dtype = {2: torch.bfloat16, 4: torch.float32, 8: torch.float64}[self.lowered.bytes]
         return pack_convolution(value, self.layout, self.panel, constant.dense, dtype)
+
+
+class _ThreadMemory(threading.local):
+    """What a program keeps for one thread: its workspace, and codes by the length of the batch and the workers."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.workspace = torch.zeros(0, dtype=torch.uint8, device=device)
+        self.codes: dict[tuple[int, int], Tensor] = {}
 
 
 def layout_for(device: torch.device, itemsize: int) -> tuple[Layout, int]:

@@ -345,7 +345,7 @@ class Cascade(LevelSampler):
     """One energy for each resolution: `num_steps` updates at the lowest one, then as many at twice the size, and so on.
 
     The start is U(-1, 1) at the lowest resolution; between levels images are enlarged by nearest neighbours and clamped
-    to [-1, 1]. The schedules run once over the whole cascade.
+    to [-1, 1]. The schedules run once over the whole cascade. Several threads may use one cascade, as one `Langevin`.
 
     Args:
         levels: energies of images `(B, C, size, size)` by size, as `Langevin` takes them; each size is twice the one
@@ -400,7 +400,8 @@ class ExpandingCascade(LevelSampler):
 
     While `beta < 1`: from U(-1, 1), `round(num_steps * (1 - beta))` updates at half of `size`; images enlarged by
     nearest neighbours; `x <- sqrt(1 - beta**2) x + beta U(-1, 1)`; clamped to [-1, 1]; `num_steps` updates at `size`.
-    At `beta = 1`: `num_steps` updates at `size` from U(-1, 1). The schedules run once in each level.
+    At `beta = 1`: `num_steps` updates at `size` from U(-1, 1). The schedules run once in each level. Several threads
+    may use one cascade, as one `Langevin`, while none sets `beta`.
 
     Args:
         net: called as `net(x, beta=beta)` on `(B, C, size, size)`, with a number or a 0-dimensional tensor, and,

@@ -56,6 +56,10 @@ class Langevin:
         grad_norm_clip: the largest norm of a sample's gradient; not together with `grad_clip`.
         dtype, engine: passed to `energy_gradient`.
 
+    Several threads may use one sampler at the same time, or samplers of their own over one module, and get the bits
+    that each gets alone; no thread may train the module meanwhile (see `EnergyGradient`). Copies and pickles work where
+    those of the energy do.
+
     Raises ValueError or TypeError for options out of range.
 
     Example:
