@@ -33,6 +33,7 @@ CPP_SOURCES = (
     "cpu/block_tail.cpp",
     "cpu/expand_blend.cpp",
     "cpu/program.cpp",
+    "cpu/program_check.cpp",
     "cpu/chain.cpp",
     "cpu/program_baseline.cpp",
     "cpu/program_avx2.cpp",
