@@ -65,6 +65,17 @@ CPP_FLAGS = (
     f"-DTORCH_TARGET_VERSION={TORCH_TARGET_VERSION}",
     f'-DFASTEBM_TORCH_TARGET="{TORCH_MINIMUM}"',
 )
+# FASTEBM_SANITIZE=1, which `make sanitize` sets: errors in memory and undefined behaviour end the process, and matrix units
+# are emulated, so that the kernels for them run on any CPU with AVX512-BF16.
+SANITIZE_FLAGS = (
+    "-O1",
+    "-g",
+    "-fsanitize=address,undefined",
+    "-fno-sanitize=alignment,vptr",  # kernels read vectors that begin anywhere, on purpose; pybind11 has no type information
+    "-fno-sanitize-recover=all",
+    "-fno-omit-frame-pointer",
+    "-DFASTEBM_EMULATE_TILES",
+)
 NVCC_FLAGS = (
     "-std=c++20",
     "-O3",
@@ -139,12 +150,14 @@ def extensions() -> list[Extension]:
     folder = source_folder()
     if folder.parent == Path.cwd():
         folder = Path(folder.name)
+    checks = SANITIZE_FLAGS if os.environ.get("FASTEBM_SANITIZE") == "1" else ()
     built = [
         CppExtension(
             "fastebm._C",
             [str(folder / name) for name in CPP_SOURCES],
             include_dirs=[str(source_folder())],
-            extra_compile_args={"cxx": [*CPP_FLAGS, *prefixes]},
+            extra_compile_args={"cxx": [*CPP_FLAGS, *prefixes, *checks]},
+            extra_link_args=[flag for flag in checks if flag.startswith("-fsanitize")],
         )
     ]
     if cuda_unavailable_reason() is None:

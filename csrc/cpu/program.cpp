@@ -49,18 +49,11 @@ void check_weights(const ProgramJob& job) {
                   "the weights of this program were packed for another instruction set than '", isa_name(isa), "'");
 }
 
-// What is read lies in memory, in a row: a tensor whose storage was freed or cut has a shape all the same.
-void check_readable(const Tensor& tensor, const char* name, ScalarType type) {
-  STD_TORCH_CHECK(tensor.scalar_type() == type, name, " has another dtype than kernels read");
-  STD_TORCH_CHECK(tensor.is_contiguous(), name, " must be contiguous");
-  STD_TORCH_CHECK(tensor.numel() == 0 || tensor.const_data_ptr() != nullptr, name, " has no memory");
-}
-
-// The bytes of what a kernel reads or writes, beside the workspace.
-void check_apart(const Tensor& tensor, const char* name, const char* begin, const char* end, const char* other) {
+// Contiguous tensors, and the workspace, whose end was worked out before.
+void check_outside(const Tensor& tensor, const char* name, const char* begin, const char* end) {
   const auto* data = static_cast<const char*>(tensor.const_data_ptr());
-  STD_TORCH_CHECK(data >= end || data + tensor.numel() * tensor.element_size() <= begin, name, " and ", other,
-                  " share memory, which would be written while it is read");
+  STD_TORCH_CHECK(data >= end || data + tensor.numel() * static_cast<int64_t>(tensor.element_size()) <= begin, name,
+                  " and the workspace share memory, which would be written while it is read");
 }
 
 Sample sample_of(const Tensor& x) {
@@ -114,7 +107,7 @@ ReadyProgram::ReadyProgram(const Tensor& x, const Tensor& code, const std::vecto
   ProgramJob& job = job_;
   const CheckedProgram& program = *program_;
   STD_TORCH_CHECK(x.dim() > 0, "x must be (batch, ...), got a tensor without dimensions");
-  check_readable(x, "x", ScalarType::Float);
+  check_contiguous("x", x, ScalarType::Float);
   job.header = program.header;
   job.buffers = program.buffers;
   job.instructions = program.instructions;
@@ -132,11 +125,11 @@ ReadyProgram::ReadyProgram(const Tensor& x, const Tensor& code, const std::vecto
   STD_TORCH_CHECK(reinterpret_cast<uintptr_t>(job.workspace) % 64 == 0 && (job.workspace != nullptr || program.workspace == 0),
                   "the workspace must begin at a multiple of 64");
   const char* workspace_end = job.workspace + program.workspace;
-  check_apart(x, "x", job.workspace, workspace_end, "the workspace");
+  check_outside(x, "x", job.workspace, workspace_end);
 
   STD_TORCH_CHECK(constants.size() > 0 && constants[0].scalar_type() == ScalarType::Float && constants[0].dim() == 1,
                   "the first constant must be the numbers, a vector in float32");
-  check_readable(constants[0], "constant 0", ScalarType::Float);
+  check_contiguous("constant 0", constants[0], ScalarType::Float);
   STD_TORCH_CHECK(constants[0].numel() >= program.numbers, "the first constant must have ", program.numbers, " numbers, got ",
                   constants[0].numel());
   STD_TORCH_CHECK(constants.size() >= program.constants.size(), "this program reads ", program.constants.size(),
@@ -145,7 +138,7 @@ ReadyProgram::ReadyProgram(const Tensor& x, const Tensor& code, const std::vecto
   for (size_t k = 0; k < program.constants.size(); ++k) {
     if (k > 0 && program.constants[k].uses == ConstantNeed::none) continue;
     if (k > 0) views_[k] = checked_constant(program.constants[k], constants[k], k, *job.header);
-    check_apart(constants[k], "a constant", job.workspace, workspace_end, "the workspace");
+    check_outside(constants[k], "a constant", job.workspace, workspace_end);
   }
   job.constants = views_.data();
   job.numbers = static_cast<const float*>(constants[0].const_data_ptr());
@@ -183,22 +176,15 @@ void ReadyProgram::run(float* energies, float* gradient) const {
 }
 
 void check_results(const Tensor& energies, int64_t count, const Tensor& gradient, const Tensor& x, const Tensor& workspace) {
-  check_readable(energies, "energies", ScalarType::Float);
-  check_readable(gradient, "gradient", ScalarType::Float);
+  check_contiguous("energies", energies, ScalarType::Float);
+  check_contiguous("gradient", gradient, ScalarType::Float);
   STD_TORCH_CHECK(energies.numel() == count, "there must be ", count, " energies, got room for ", energies.numel());
   STD_TORCH_CHECK(gradient.numel() == x.numel(), "the gradient must have x's ", x.numel(), " numbers, got ", gradient.numel());
-  const auto ends = [](const Tensor& t) {
-    const auto* begin = static_cast<const char*>(t.const_data_ptr());
-    return std::pair(begin, begin + t.numel() * t.element_size());
-  };
-  const auto [x_begin, x_end] = ends(x);
-  const auto [gradient_begin, gradient_end] = ends(gradient);
-  const auto [workspace_begin, workspace_end] = ends(workspace);
-  check_apart(energies, "energies", x_begin, x_end, "x");
-  check_apart(gradient, "gradient", x_begin, x_end, "x");
-  check_apart(energies, "energies", gradient_begin, gradient_end, "gradient");
-  check_apart(energies, "energies", workspace_begin, workspace_end, "the workspace");
-  check_apart(gradient, "gradient", workspace_begin, workspace_end, "the workspace");
+  check_apart("energies", energies, "x", x);
+  check_apart("gradient", gradient, "x", x);
+  check_apart("energies", energies, "gradient", gradient);
+  check_apart("energies", energies, "the workspace", workspace);
+  check_apart("gradient", gradient, "the workspace", workspace);
 }
 
 void run_program(Tensor energies, Tensor gradient, Tensor x, Tensor code, std::vector<Tensor> constants, Tensor workspace) {

@@ -97,9 +97,7 @@ class Needs:
             )
         least = self.gradient
         if least is not None and (channels != least[0] or height < least[1] or width < least[2]):
-            raise ValueError(
-                f"this program writes a gradient of {_by(least)} numbers, got x of shape {tuple(x.shape)}"
-            )
+            raise ValueError(f"this program writes a gradient of {_by(least)} numbers, got x of shape {tuple(x.shape)}")
         wide = torch.float64 if self.bytes == 8 else torch.float32
         if not constants or constants[0].dtype not in (wide, x.dtype) or constants[0].dim() != 1:
             raise ValueError(f"the first constant must be the numbers, a vector in {wide}")
@@ -258,9 +256,7 @@ class _Check:
             written = {step.buffer for steps in writes for step in steps}
             for b in set(self.used) | written:
                 buffer = self.program.buffers[b]
-                if buffer.images >= self.program.header.chunk and any(
-                    w != b and self._overlap(b, w) for w in written
-                ):
+                if buffer.images >= self.program.header.chunk and any(w != b and self._overlap(b, w) for w in written):
                     self.dead.add(b)
                     if b in self.used:
                         self.used[b].clear()
@@ -388,7 +384,9 @@ class _Check:
         else:
             channels = i.source_channels if i.kind == Kind.SOFTMAX else 1
             self.refuse_unless(i.channels == channels, f"a softmax over {i.source_channels} has {channels} channels")
-            self.refuse_unless(i.source_channels <= SOFTMAX_CHANNELS, f"a softmax has {SOFTMAX_CHANNELS} channels at most")
+            self.refuse_unless(
+                i.source_channels <= SOFTMAX_CHANNELS, f"a softmax has {SOFTMAX_CHANNELS} channels at most"
+            )
             self.refuse_unless((i.height, i.width) == (b.height, b.width), "a softmax keeps pixels")
 
     def border(self, i: Instruction, b: Buffer, weights: int) -> None:
@@ -496,15 +494,15 @@ class _Check:
             for other in writes:
                 same = other.buffer == step.buffer
                 apart = abs(other.channel - step.channel) >= i.channels
-                clash = not (other.channel == step.channel or apart) if same else self._overlap(other.buffer, step.buffer)
+                clash = (
+                    not (other.channel == step.channel or apart) if same else self._overlap(other.buffer, step.buffer)
+                )
                 self.refuse_unless(not clash, f"two operations write to one place, in buffer {step.buffer}")
             own.setdefault(step.buffer, step.channel)
             return
         if straight and own.get(step.buffer) == step.channel:
             return
-        self.refuse_unless(
-            self.used[step.buffer].whole, f"it reads buffer {step.buffer} before all of it is written"
-        )
+        self.refuse_unless(self.used[step.buffer].whole, f"it reads buffer {step.buffer} before all of it is written")
         for other in writes:
             same = other.buffer == step.buffer and straight and other.channel == step.channel
             self.refuse_unless(

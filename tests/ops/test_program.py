@@ -20,7 +20,8 @@ from fastebm.models import CoarseToFineEnergy
 from fastebm.ops import CompiledProgram
 from fastebm.ops.activations import ACTIVATION_TABLE, PROGRAM_ACTIVATIONS
 from fastebm.ops.backends import _extension as _C
-from fastebm.ops.instructions import Epilogue, EpilogueOp, Instruction, Kind, decode, encode
+from fastebm.ops.instructions import Epilogue, EpilogueOp, Instruction, Kind, Layout, decode, encode
+from fastebm.ops.program import plan_batch
 from tests.compiler.networks import Decoder, ResidualNet
 from tests.ops.agreement import truncates
 from tests.ops.precision import relative_error
@@ -424,6 +425,113 @@ def test_neither_batch_nor_threads_matter_in_cpp(variant, dtype, name):
 @pytest.mark.parametrize("case", CONVOLUTIONS, ids=str)
 def test_every_variant_in_cpp(variant, dtype, case):
     test_convolution(("cpp", "cpu"), dtype, case)
+
+
+# inputs, outputs, (height, width), kernel, stride, (pad_y, pad_x), dilation
+UNEVEN = [
+    (4, 3, (6, 15), (2, 1), 1, (0, 3), 1),
+    (4, 3, (3, 15), (1, 1), 1, (4, 9), 1),
+    (1, 5, (2, 4), (1, 8), 1, (0, 9), 1),
+    (2, 3, (5, 40), (3, 2), 3, (1, 5), 1),
+    (3, 40, (4, 6), (1, 3), 5, (2, 7), 1),
+    (5, 4, (6, 15), (2, 1), 1, (0, 3), 1),
+    (20, 33, (4, 5), (3, 1), 1, (1, 2), 2),
+    (33, 17, (3, 16), (1, 3), 2, (0, 5), 3),
+    (48, 12, (2, 33), (1, 3), 1, (1, 1), 1),
+]
+
+
+def uneven(case: tuple) -> ProgramBuilder:
+    inputs, outputs, size, kernel, stride, pad, dilation = case
+    making = ProgramBuilder((inputs, *size))
+    grid = [(n + 2 * p - dilation * (k - 1) - 1) // stride + 1 for n, k, p in zip(size, kernel, pad, strict=True)]
+    target = making.buffer((outputs, *grid))
+    fields = {"pad_y": pad[0], "pad_x": pad[1], "stride_y": stride, "stride_x": stride}
+    fields |= {"dilation_y": dilation, "dilation_x": dilation}
+    making.convolution(0, (outputs, *grid), kernel, Epilogue(EpilogueOp.ACTIVATE), Epilogue(STORE, target), **fields)
+    return making.finish(target)
+
+
+def of_some_channels(first: int, count: int, channels: int) -> ProgramBuilder:
+    """A convolution of some channels, behind which others lie, or nothing of this image."""
+    making = ProgramBuilder((channels, 3, 5))
+    target = making.buffer((7, 3, 5))
+    making.convolution(0, (7, 3, 5), (1, 1), Epilogue(STORE, target), source_channels=count, source_channel=first)
+    return making.finish(target)
+
+
+def beside_and_filled() -> ProgramBuilder:
+    """Channels written in two parts, the second of which ends short of the filling, and a kept slope that is read."""
+    making = ProgramBuilder((5, 7, 6))
+    both, kept = making.buffer((33, 7, 6)), making.buffer((3, 7, 6))
+    making.add(gather(5, 7, 6), Epilogue(STORE, both))
+    making.convolution(0, (28, 7, 6), (3, 3), Epilogue(STORE, both, channel=5), pad_y=1, pad_x=1)
+    making.convolution(both, (3, 7, 6), (1, 1), Epilogue(EpilogueOp.ACTIVATE_KEEPING, kept))
+    target = making.buffer((6, 7, 6))
+    making.convolution(kept, (6, 7, 6), (3, 3), Epilogue(STORE, target), pad_y=1, pad_x=1)
+    return making.finish(target)
+
+
+def exponentials() -> ProgramBuilder:
+    """Filling that an exponential makes infinite where each channel is small: -100 + 100, against 0 + 100."""
+    making = ProgramBuilder((3, 4, 5))
+    low = making.stored(gather(3, 4, 5), Epilogue(EpilogueOp.ADD_CONSTANT, number=making.image(3, 1, 1)))
+    making.values[-1].fill_(-100.0)
+    high = making.stored(
+        Instruction(Kind.LOAD, height=4, width=5), Epilogue(EpilogueOp.SCALE, number=making.number(100.0))
+    )
+    exp = Epilogue(EpilogueOp.ACTIVATE, activation=PROGRAM_ACTIVATIONS.index("exp"))
+    return making.finish(making.stored(gather(3, 4, 5, source=low), Epilogue(EpilogueOp.ADD, high, broadcast=1), exp))
+
+
+LEFTOVERS: dict[str, Callable[[], ProgramBuilder]] = {
+    **{str(case): lambda case=case: uneven(case) for case in UNEVEN},  # type: ignore[misc]
+    "the last channels": lambda: of_some_channels(48, 12, 60),
+    "the first channels": lambda: of_some_channels(0, 20, 60),
+    "channels across": lambda: of_some_channels(40, 24, 64),
+    "two parts": beside_and_filled,
+    "exponentials": exponentials,
+}
+
+
+@both_dtypes
+@pytest.mark.parametrize("name", LEFTOVERS)
+def test_uneven_programs(backend_device, dtype, name):
+    assert_right(LEFTOVERS[name](), backend_device, dtype)
+
+
+@both_dtypes
+@pytest.mark.parametrize("name", LEFTOVERS)
+def test_nothing_is_read_that_an_earlier_call_left(variant, dtype, name):
+    """NaN in all of the workspace, as lost chains leave it, changes no bit of the next call."""
+    making = LEFTOVERS[name]()
+    for batch in (1, 3, 16, 17):
+        fused, x = making.fused(SIZES[dtype], "cpu"), images(batch, making.sample)
+        expected = fused(x)
+        assert all(part.isfinite().all() for part in expected)
+        fused.workspace.fill_(255)
+        for found, wanted in zip(fused(x), expected, strict=True):
+            assert torch.equal(found, wanted), batch
+
+
+@both_dtypes
+@pytest.mark.parametrize("name", LEFTOVERS)
+@pytest.mark.parametrize("lost", [float("nan"), float("inf")])
+def test_a_lost_chain_leaves_its_neighbours_alone(variant, dtype, name, lost):
+    making = LEFTOVERS[name]()
+    fused, x = making.fused(SIZES[dtype], "cpu"), images(17, making.sample)
+    expected, kept = fused(x), torch.arange(17) != 3
+    x[3] = lost
+    for found, wanted in zip(fused(x), expected, strict=True):
+        assert torch.equal(found[kept], wanted[kept])
+
+
+@pytest.mark.parametrize("name", LEFTOVERS)
+def test_plans_for_matrix_units_hold_their_rules(name):
+    """On every machine: `plan_batch` refuses a plan whose tiles would read what the call does not write."""
+    recipe = LEFTOVERS[name]().recipe(2)
+    for batch, workers in ((1, 1), (3, 2), (17, 1), (65, 4), (40, 64)):
+        plan_batch(recipe, Layout.TILES, 32, batch, workers, "cpu")
 
 
 @pytest.mark.skipif(not torch.cuda.is_available() or INTERPRETED, reason="needs a GPU")
