@@ -15,7 +15,8 @@ namespace {
 // Products of a few numbers below the limits: no sum or product of those here leaves it.
 using Wide = __int128;
 
-constexpr int64_t kLimit = int64_t{1} << 31, kMemoryLimit = int64_t{1} << 47, kLine = 64, kSoftmaxChannels = 1024;
+constexpr int64_t kLimit = int64_t{1} << 31, kMemoryLimit = int64_t{1} << 47, kLine = 64, kSoftmaxChannels = 1024,
+                  kMostConstants = 1 << 20;
 constexpr int64_t kActivations = static_cast<int64_t>(Activation::exp) + 1;
 
 // start, step and count along channels, rows and columns.
@@ -351,7 +352,7 @@ class Check {
   }
 
   void weight(const InstructionRow& i, const BufferRow& b, int64_t images) {
-    within("constant", i.constant, 1);
+    within("constant", i.constant, 1, kMostConstants);
     const ProgramHeader& h = *p_.header;
     const Wide taps = Wide(i.kernel_y) * i.kernel_x;
     unless(taps < kMemoryLimit, "a kernel of so many taps is beyond all memory");
@@ -379,13 +380,10 @@ class Check {
     need.uses = ConstantNeed::weight, need.sizes = sizes;
   }
 
-  // The tables end long before so many constants; a number beyond what a call brings is refused there.
   ConstantNeed& constant(int64_t number) {
-    unless(number < kMostConstants, "a program has at most ", kMostConstants, " constants, got number ", number);
     if (static_cast<int64_t>(p_.constants.size()) <= number) p_.constants.resize(number + 1);
     return p_.constants[number];
   }
-  static constexpr int64_t kMostConstants = 1 << 20;
 
   // ---- epilogues
 
@@ -436,7 +434,7 @@ class Check {
   }
 
   void constant_image(const InstructionRow& i, const EpilogueRow& step, Wide rows, Wide columns) {
-    within("a constant's number", step.number, 1);
+    within("a constant's number", step.number, 1, kMostConstants);
     unless(rows < kMemoryLimit && columns < kMemoryLimit, "an image of so many pixels is beyond all memory");
     ConstantNeed& need = constant(step.number);
     unless(need.uses != ConstantNeed::weight, "a constant is a weight or an image");

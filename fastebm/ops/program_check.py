@@ -1,7 +1,7 @@
 """The rules of a planned program: what its numbers must keep for kernels to follow them without looking.
 
-`check_code` reads a program once, as it would run on one worker, and gives the `Needs` of a call: which constants, which
-samples and how much memory. It refuses
+`check_code` reads a program once, as it would run on one worker, and gives the `Needs` of a call: which constants,
+which samples and how much memory. It refuses
 
 - numbers beyond their ranges, tables beyond their lengths, and buffers beyond the slot;
 - an instruction that reads or writes anything beyond its buffers, or a constant beyond its shape;
@@ -35,13 +35,14 @@ from .instructions import (
 )
 from .tiles import DENSE, tile_reach, tile_window
 
-__all__ = ["Needs", "check_code", "checked_program"]
+__all__ = ["Needs", "check_code", "checked_bytes", "checked_program"]
 
 # Numbers of pixels, channels and the like stay below the first, bytes and strides of rows and images below the second.
 LIMIT = 1 << 31
 MEMORY_LIMIT = 1 << 47
-# Channels that a softmax has room for in C++.
+# Channels that a softmax has room for in C++, and more constants than any program has.
 SOFTMAX_CHANNELS = 1024
+MOST_CONSTANTS = 1 << 20
 LINE = 64
 # Filling behind the channels of a constant image, by the bytes of a number (`LANES` of program.py).
 LANES = {2: 32, 4: 16, 8: 1}
@@ -117,7 +118,7 @@ class Needs:
             tensor = constants[number]
             if tensor.dtype != wide or tensor.dim() != 3 or not self._covers(tensor, image):
                 raise ValueError(
-                    f"constant {number} must be an image ({image[1]} or 1, {image[2]} or 1, {image[0]} and its filling) "
+                    f"constant {number} must be an image ({image[1]} or 1, {image[2]} or 1, {image[0]} and filling) "
                     f"in {wide}, got {tuple(tensor.shape)} in {tensor.dtype}"
                 )
         return self.energies and self.whole_gradient and self.gradient == given
@@ -132,7 +133,7 @@ class Needs:
         vector = workspace.dtype == torch.uint8 and workspace.dim() == 1 and workspace.is_contiguous()
         if not vector or workspace.numel() < self.workspace or workspace.data_ptr() % LINE:
             raise ValueError(
-                f"the workspace must be a vector of {self.workspace} bytes or more that begins at a multiple of {LINE}, "
+                f"the workspace must be a vector of {self.workspace} bytes or more, at a multiple of {LINE}, "
                 f"got {workspace.dtype} {tuple(workspace.shape)}"
             )
 
@@ -145,11 +146,12 @@ def checked_program(code: Tensor) -> tuple[PlannedProgram, Needs]:
     """The program behind a code and its needs. Raises ValueError where it breaks a rule."""
     if code.dtype != torch.int64 or code.dim() != 1 or code.device.type != "cpu":
         raise ValueError(f"code must be an int64 vector on the CPU, got {code.dtype} {tuple(code.shape)}")
-    return _checked_bytes(code.numpy().tobytes())
+    return checked_bytes(code.numpy().tobytes())
 
 
 @functools.lru_cache(maxsize=256)
-def _checked_bytes(code: bytes) -> tuple[PlannedProgram, Needs]:
+def checked_bytes(code: bytes) -> tuple[PlannedProgram, Needs]:
+    """`checked_program` for the contents of a code."""
     program = decode(torch.frombuffer(bytearray(code or bytes(8)), dtype=torch.int64))
     return program, check_code(program)
 
@@ -160,7 +162,7 @@ def check_code(program: PlannedProgram) -> Needs:
 
 
 class _Coverage:
-    """Which part of an image was written, as boxes of a grid. Boxes that overlap others count only where one is whole."""
+    """Which part of an image was written, as boxes of a grid. One that overlaps others counts only if it is whole."""
 
     def __init__(self, channels: int, height: int, width: int) -> None:
         self.total = channels * height * width
@@ -403,7 +405,7 @@ class _Check:
         )
 
     def weight(self, i: Instruction, b: Buffer, images: int) -> None:
-        self.within("constant", i.constant, 1)
+        self.within("constant", i.constant, 1, MOST_CONSTANTS)
         taps, header = i.kernel_y * i.kernel_x, self.program.header
         shape: tuple[int, ...]
         if header.layout == Layout.PLAIN:
@@ -438,7 +440,7 @@ class _Check:
         self.within("number", step.number, -1)
         rows, columns = i.start_y + i.step_y * (i.height - 1), i.start_x + i.step_x * (i.width - 1)
         if step.op in _CONSTANTS:
-            self.within("a constant's number", step.number, 1)
+            self.within("a constant's number", step.number, 1, MOST_CONSTANTS)
             self.refuse_unless(step.number not in self.needs.weights, "a constant is a weight or an image")
             known = self.needs.images.get(step.number, (1, 1, 1))
             needed = zip(known, (i.channels, rows + 1, columns + 1), strict=True)

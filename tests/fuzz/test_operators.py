@@ -241,7 +241,8 @@ def verdict_on_program(
     tolerance = 2e-3 if code[7] == 4 else 6e-2
     for name, ours, right in zip(("energies", "gradient"), found, wanted, strict=True):
         if ours.shape != right.shape or differ(ours, right, tolerance):
-            return f"{what}: {name} differ from the reference's: {ours.flatten()[:4].tolist()}, {right.flatten()[:4].tolist()}"
+            numbers = f"{ours.flatten()[:4].tolist()}, {right.flatten()[:4].tolist()}"
+            return f"{what}: {name} differ from the reference's: {numbers}"
     return None
 
 

@@ -631,7 +631,7 @@ def test_errors_of_kernels(backend_device):
         run(x, code, constants, workspace[:100])
     program = decode(code)
     other = 1 if backend_device[0] == "triton" else 0
-    foreign = encode(replace(program, header=replace(program.header, layout=other)))
+    foreign = encode(replace(program, header=replace(program.header, layout=other, panel=16)))
     with pytest.raises((ValueError, RuntimeError), match="the weights of this program"):
         run(x, foreign, constants, workspace)
     with pytest.raises((ValueError, RuntimeError), match="first constant must be the numbers"):
