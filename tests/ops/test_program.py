@@ -20,7 +20,19 @@ from fastebm.models import CoarseToFineEnergy
 from fastebm.ops import CompiledProgram
 from fastebm.ops.activations import ACTIVATION_TABLE, PROGRAM_ACTIVATIONS
 from fastebm.ops.backends import _extension as _C
-from fastebm.ops.instructions import Epilogue, EpilogueOp, Instruction, Kind, Layout, decode, encode
+from fastebm.ops.instructions import (
+    BUFFER_FIELDS,
+    EPILOGUE_FIELDS,
+    HEADER,
+    INSTRUCTION_FIELDS,
+    Epilogue,
+    EpilogueOp,
+    Instruction,
+    Kind,
+    Layout,
+    decode,
+    encode,
+)
 from fastebm.ops.program import plan_batch
 from tests.compiler.networks import Decoder, ResidualNet
 from tests.ops.agreement import truncates
@@ -654,3 +666,107 @@ def test_errors_of_triton(backend_device):
             [constants[0], constants[1].transpose(1, 2).contiguous().transpose(1, 2), *constants[2:]],
             workspace,
         )
+
+
+def changed(code: Tensor, at: int, number: int) -> Tensor:
+    code = code.clone()
+    code[at] = number
+    return code
+
+
+def first_of(code: Tensor, table: str) -> int:
+    """Where the rows of a table begin in a code."""
+    counts, widths = code[1:4].tolist(), (BUFFER_FIELDS, INSTRUCTION_FIELDS, EPILOGUE_FIELDS)
+    skipped = ("buffers", "instructions", "epilogues", "segments").index(table)
+    return HEADER + sum(n * w for n, w in zip(counts[:skipped], widths[:skipped], strict=True))
+
+
+WRONG: dict[str, Callable[[Tensor, list[Tensor], Tensor], tuple[Tensor, list[Tensor], Tensor]]] = {
+    "too few constants": lambda code, constants, ws: (code, constants[:1], ws),
+    "short constants": lambda code, constants, ws: (
+        code,
+        [constants[0], *(c.flatten()[:1] for c in constants[1:])],
+        ws,
+    ),
+    "empty constants": lambda code, constants, ws: (code, [torch.zeros(0) for _ in constants], ws),
+    "another dtype": lambda code, constants, ws: (code, [constants[0], *(c.to(torch.int8) for c in constants[1:])], ws),
+    "a short workspace": lambda code, constants, ws: (code, constants, ws[:100]),
+    "an expanded workspace": lambda code, constants, ws: (code, constants, ws[:1].expand(len(ws))),
+    "a workspace between two lines": lambda code, constants, ws: (code, constants, torch.cat([ws, ws])[1:]),
+    "a workspace of floats": lambda code, constants, ws: (code, constants, torch.zeros(len(ws))),
+    "a far buffer": lambda code, constants, ws: (changed(code, HEADER + 6, 2**40), constants, ws),
+    "a buffer over another": lambda code, constants, ws: (
+        changed(code, HEADER + BUFFER_FIELDS + 6, int(code[HEADER + 6])),
+        constants,
+        ws,
+    ),
+    "a source that is none": lambda code, constants, ws: (
+        changed(code, first_of(code, "instructions") + INSTRUCTION_FIELDS + 1, 2**40),
+        constants,
+        ws,
+    ),
+    "a source that comes later": lambda code, constants, ws: (
+        changed(code, first_of(code, "instructions") + INSTRUCTION_FIELDS + 1, 1),
+        constants,
+        ws,
+    ),
+    "a large kernel": lambda code, constants, ws: (
+        changed(code, first_of(code, "instructions") + INSTRUCTION_FIELDS + 11, 2**30),
+        constants,
+        ws,
+    ),
+    "a segment beyond": lambda code, constants, ws: (changed(code, len(code) - 3, 2**40), constants, ws),
+    "a segment of no images": lambda code, constants, ws: (changed(code, len(code) - 1, 0), constants, ws),
+    "more epilogues than there are": lambda code, constants, ws: (changed(code, 3, 2**62), constants, ws),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_internal_arguments_are_refused(backend_device, name):
+    """They ended the process, wrote over foreign memory, or never came back."""
+    backend, device = backend_device
+    if backend == "reference" and "workspace" in name:
+        pytest.skip("the reference needs no workspace")
+    x, code, constants, workspace = arguments(device)
+    wrong = WRONG[name](code, list(constants), workspace.clone())
+    with pytest.raises((ValueError, RuntimeError)) as raised:
+        torch.ops.fastebm.run_program(x, wrong[0], [c.to(device) for c in wrong[1]], wrong[2])
+    assert len(str(raised.value).strip().splitlines()) == 1
+
+
+def test_a_code_that_changes_is_checked_again(backend_device):
+    x, code, constants, workspace = arguments(backend_device[1])
+    code, run = code.clone(), torch.ops.fastebm.run_program
+    expected = run(x, code, constants, workspace)
+    at = first_of(code, "instructions") + INSTRUCTION_FIELDS + 1
+    before, code[at] = int(code[at]), 2**40
+    with pytest.raises((ValueError, RuntimeError), match="instruction 1"):
+        run(x, code, constants, workspace)
+    code[at] = before
+    for found, wanted in zip(run(x, code, constants, workspace), expected, strict=True):
+        assert torch.equal(found, wanted)
+
+
+def test_what_a_program_does_not_write_is_zero(backend_device):
+    x, code, constants, workspace = arguments(backend_device[1])
+    whole = decode(code)
+    bare = encode(replace(whole, instructions=tuple(replace(i, count=0) for i in whole.instructions[:1]), segments=()))
+    bare = encode(replace(decode(bare), segments=(replace(whole.segments[0], count=1),)))
+    for _ in range(3):
+        torch.full((4096,), float("nan"), device=x.device)  # what new tensors may find in memory
+        energies, gradient = torch.ops.fastebm.run_program(x, bare, constants, workspace)
+        assert not energies.any()
+        assert not gradient.any()
+
+
+def test_results_of_raw_kernels_must_fit():
+    if _C is None:
+        pytest.skip("fastebm's C++ operators are not built")
+    x, code, constants, workspace = arguments("cpu")
+    run, energies, gradient = torch.ops.fastebm_cpp.run_program, torch.zeros(2), torch.zeros_like(x)
+    for bad in (energies[:1], energies.double(), gradient.flatten()[:2], energies[:1].expand(2)):
+        with pytest.raises(RuntimeError):
+            run(bad, gradient, x, code, constants, workspace)
+    for bad in (x, gradient[:1], gradient.transpose(2, 3), gradient.double(), gradient[:1].expand(x.shape)):
+        with pytest.raises(RuntimeError):
+            run(energies, bad, x, code, constants, workspace)
