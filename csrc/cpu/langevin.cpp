@@ -3,6 +3,7 @@
 // Bytes: 12 an element (read x and gradient, write x) in float32; the noise never leaves L1. A stretch of 1024 elements goes
 // through short loops over L1 buffers, one for each option in use, so that options that are off cost nothing.
 #include "chain.h"
+#include "langevin_check.h"
 
 namespace fastebm {
 namespace {
@@ -229,6 +230,7 @@ void run_with_state(const LangevinArguments& a) {
 }  // namespace
 
 void langevin_step(const StepOptions& options, Tensor out, Tensor x, Tensor grad) {
+  check_step(options, out, x, grad);
   const Key key = read_key(options.key);
   STD_TORCH_CHECK(key.index >= 0, "the schedule index must not be negative, got ", key.index);
   const LangevinArguments arguments{options, out, x, grad, key, ChainIds(options.chain_ids, x.size(0), key.step)};

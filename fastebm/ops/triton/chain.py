@@ -209,8 +209,11 @@ def run_chain(
     step = StepOptions(*options)
     key, schedule, chain_ids, weight = step.key, step.schedule, step.chain_ids, step.data_term_weight
     num_steps, batch = energies.shape
-    chain = chain_program(code.numpy().tobytes(), facts_of(x, constants))
-    check_program(chain.program, x, constants, workspace)
+    content = code.numpy().tobytes()
+    chain = chain_program(content, facts_of(x, constants))
+    if not check_program(content, x, constants, workspace):
+        energies.zero_()
+        gradient.zero_()
     if not chain.parts or step.grad_norm_clip is not None or step.data_term_hinge > 0:
         run_chain_unfused(energies, x, gradient, code, constants, workspace, *options)
         return
