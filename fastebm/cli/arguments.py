@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import resource
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -46,25 +45,6 @@ def check_range(name: str, value: int, low: int, high: int) -> None:
         raise ValueError(f"{name} must be at least {low:,}, got {value}")
     if value > high:
         raise ValueError(f"{name} must be at most {high:,}, got {value}")
-
-
-def check_memory(what: str, needed: int) -> None:
-    """Raises ValueError where `what` takes more bytes than this process can have, before any work is done for it."""
-    free = _free_memory()
-    if needed > free:
-        raise ValueError(f"{what} would take {needed / 2**30:,.1f} GiB of memory, and {free / 2**30:,.1f} GiB are free")
-
-
-def _free_memory() -> int:
-    """Bytes that the system can give to this process, swap included; without Linux's account of it, all there are."""
-    try:
-        with open("/proc/meminfo") as file:
-            kibibytes = {name: int(rest.split()[0]) for name, _, rest in (line.partition(":") for line in file)}
-        free = 1024 * (kibibytes["MemAvailable"] + kibibytes["SwapFree"])
-    except (OSError, KeyError):
-        free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
-    return free if limit == resource.RLIM_INFINITY else min(free, limit)
 
 
 def select_device(name: str | None) -> torch.device:

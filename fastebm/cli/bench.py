@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from fastebm.cli.arguments import check_memory, check_range, select_device
+from fastebm.cli.arguments import check_range, select_device
+from fastebm.memory import check_memory
 
 LARGEST = 10**9
 LONGEST = 10**6

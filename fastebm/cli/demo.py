@@ -9,9 +9,10 @@ from pathlib import Path
 
 import torch
 
-from fastebm.cli.arguments import check_count, check_memory, check_range, select_device, write_images
+from fastebm.cli.arguments import check_count, check_range, select_device, write_images
 from fastebm.data import digits
 from fastebm.evaluation import evaluate_digits
+from fastebm.memory import check_memory
 from fastebm.runs.files import write_json
 from fastebm.runs.folder import LOCK, RunFolder
 from fastebm.training import DIGITS, CoarseToFineConfig, DigitsSource, RunError, train

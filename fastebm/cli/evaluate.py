@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from fastebm.cli.arguments import check_count, check_memory, select_device
+from fastebm.cli.arguments import check_count, select_device
 from fastebm.data import ImageFormat
 from fastebm.data.run_source import run_source
 from fastebm.data.value_range import SIGNED
@@ -36,6 +36,7 @@ from fastebm.evaluation.metrics.features import FEATURES_FILE, NOT_COMPARABLE, U
 from fastebm.evaluation.metrics.inception import require_torchmetrics
 from fastebm.evaluation.report import LongRunFeatures, Report
 from fastebm.evaluation.sources import holds_statistics, open_real, read_samples, real_image_source
+from fastebm.memory import check_memory
 from fastebm.runs.files import check_writable, write_json
 from fastebm.runs.folder import RunFolder
 from fastebm.sampling.cascade import device_of

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from fastebm.cli.arguments import check_count, check_memory, select_device, write_images
+from fastebm.cli.arguments import check_count, select_device, write_images
+from fastebm.memory import check_memory
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fastebm.data.numbers import as_float
 from fastebm.ops.normal import normal
 from fastebm.ops.uniform import uniform
 from fastebm.rng import Stream
+from fastebm.scalars import as_real
 
 
 def flip(images: Tensor, *, seed: int, positions: int | Tensor) -> Tensor:
@@ -38,7 +38,7 @@ def add_noise(images: Tensor, std: float, *, seed: int, positions: int | Tensor)
 
     Arguments and errors are those of `flip`; a `std` below 0 is a ValueError as well.
     """
-    std = as_float("std", std)
+    std = as_real("std", std)
     if not std >= 0:
         raise ValueError(f"the standard deviation of noise must not be negative, got {std}")
     noise = normal(images.shape, seed=seed, stream=Stream.DATA_NOISE, chain_ids=positions, device=images.device)

@@ -5,9 +5,9 @@ from collections.abc import Iterator, Sized
 import torch
 from torch import Tensor
 
-from fastebm.data.numbers import as_int
 from fastebm.ops.uniform import uniform
 from fastebm.rng import Stream
+from fastebm.scalars import as_int
 
 
 def batches(images: Sized, batch_size: int, seed: int, start_step: int = 0) -> Iterator[Tensor]:

@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastebm.data.numbers import as_int
 from fastebm.ops.uniform import uniform
 from fastebm.rng import Stream
+from fastebm.scalars import as_int
 
 HOLE_NOISE = 0.03
 """At full resolution the fill of a hole starts with U(-0.03, 0.03) noise: "small" noise, as in the authors' code."""

@@ -15,7 +15,7 @@ from torch import Tensor
 from fastebm.data.errors import DataError, raise_as_data_error
 from fastebm.data.formats.axes import CHANNELS
 from fastebm.data.formats.byte_reader import MAX_BYTES, MAX_PIXELS, PIECE
-from fastebm.data.numbers import as_int
+from fastebm.scalars import as_int
 
 # ITU-R 601 luma in 16-bit fixed point, as Pillow converts, so that arrays and picture files give equal greys.
 RED, GREEN, BLUE, HALF = 19595, 38470, 7471, 0x8000

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastebm.data.images import Images, to_odd_integers
-from fastebm.data.numbers import as_int
+from fastebm.scalars import as_int
 
 _AT_ONCE = 2**24  # pixels converted to floats at once while a level is computed: 64 MiB
 

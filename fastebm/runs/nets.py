@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+
+from fastebm.memory import check_memory
 
 Net = TypeVar("Net", bound=nn.Module)
 MaybeNet = TypeVar("MaybeNet", bound=nn.Module | None)
@@ -27,12 +28,7 @@ def outline(make: Callable[[], MaybeNet]) -> MaybeNet:
     if net is None:
         return net
     size = sum(tensor.nbytes for tensor in (*net.parameters(), *net.buffers()))
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    if size > memory:
-        raise ValueError(
-            f"the config makes a net of {size / 2**30:,.0f} GiB, and this machine has {memory / 2**30:,.0f} GiB of "
-            "memory: choose smaller widths"
-        )
+    check_memory("the net that the config makes", size)
     return net
 
 

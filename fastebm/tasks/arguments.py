@@ -6,14 +6,13 @@ Each raises ValueError, or TypeError for another type, with one line that says w
 from __future__ import annotations
 
 import math
-import os
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fastebm import rng
+from fastebm import memory, rng
 
 MAX_STEPS = 2**24
 """The largest number of steps of a level or a search; their schedule is then a table of 128 MiB."""
@@ -80,20 +79,7 @@ def check_batch_size(batch_size: int | None) -> None:
 
 def check_memory(what: str, numbers: int, device: torch.device) -> None:
     """Raises ValueError where `what`, of so many float32 numbers, does not fit into the memory of a device."""
-    if device.type == "cuda":
-        there = torch.cuda.get_device_properties(device).total_memory
-    else:
-        there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    needed = 4 * _COPIES * numbers
-    if needed > there:
-        raise ValueError(f"{what} would need {size_in_words(needed)} of memory, and there are {size_in_words(there)}")
-
-
-def size_in_words(number_of_bytes: int) -> str:
-    """Bytes in the largest unit of which there is one: "1.5 GiB"."""
-    units = ("bytes", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
-    power = min(max(0, (max(1, number_of_bytes).bit_length() - 1) // 10), len(units) - 1)
-    return f"{number_of_bytes / 1024**power:,.4g} {units[power]}"
+    memory.check_memory(what, 4 * _COPIES * numbers, device)
 
 
 def check_layout(name: str, images: Any) -> None:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 import fastebm
 from fastebm import tasks
 from fastebm.data import Images
+from fastebm.memory import size_in_words
 from fastebm.tasks import (
     ClassicalDenoiser,
     DenoiseOptions,
@@ -26,7 +27,7 @@ from fastebm.tasks import (
     hole_mask,
     inpaint,
 )
-from fastebm.tasks.arguments import check_memory, size_in_words
+from fastebm.tasks.arguments import check_memory
 from fastebm.tasks.restoration import (
     Colorization,
     CompressedSensing,

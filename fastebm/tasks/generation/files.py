@@ -30,9 +30,9 @@ from numpy.typing import NDArray
 
 from fastebm.data import to_float
 from fastebm.data.formats.pictures import IMAGE_SUFFIXES
+from fastebm.memory import size_in_words
 from fastebm.plotting import GRID, save_grid
 from fastebm.runs.files import PART, check_writable, replacing, sync, write_json
-from fastebm.tasks.arguments import size_in_words
 from fastebm.tasks.outputs import NUMBERS, check_folder, locked, make_folders, remove_empty
 from fastebm.training import RunError
 

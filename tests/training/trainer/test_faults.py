@@ -358,7 +358,10 @@ def test_a_changed_config_is_noticed_before_anything_is_allocated(
 def test_a_net_larger_than_the_memory_is_refused_before_the_folder_is_made(
     tiny: CoarseToFineConfig, images: Tensor, tmp_path: Path
 ) -> None:
-    with pytest.raises(ValueError, match=r"a net of [\d,]+ GiB, and this machine has [\d,]+ GiB of memory"):
+    with pytest.raises(
+        ValueError,
+        match=r"the net that the config makes would need [\d.,]+ [GTPE]iB of memory, and [\d.,]+ GiB are free",
+    ):
         train(dataclasses.replace(tiny, base_width=2**16), images, tmp_path / "run", progress=False)
     assert not (tmp_path / "run").exists()
 
