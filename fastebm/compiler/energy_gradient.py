@@ -129,11 +129,13 @@ class EnergyGradient:
             raise ValueError("x has no dimensions; its first one must be the batch")
         if x.shape[0] == 0:
             return x.new_empty(0, dtype=_energy_dtype(x)), torch.empty_like(x)
-        state = self._of_thread.state
-        if state.chain is not None:
-            return self._evaluate(x, state.chain)
+        chain = self._of_thread.state.chain
+        if chain is not None:
+            return self._evaluate(x, chain)
         with self.chain():
-            return self(x)
+            begun = self._of_thread.state.chain
+            assert begun is not None
+            return self._evaluate(x, begun)
 
     @contextmanager
     def chain(self) -> Iterator["EnergyGradient"]:
