@@ -228,7 +228,7 @@ def _expand_bound(name: str, bound: Tensor, x: Tensor) -> Tensor:
     if not fits:
         example = "(C, 1, 1)" if x.dim() == 4 else str((1,) * (x.dim() - 1))
         raise ValueError(
-            f"clamp's {name} must be a number, or a tensor of as many dimensions that broadcasts to one sample of shape "
+            f"clamp's {name} must be a number or broadcast, with as many dimensions, to one sample of shape "
             f"{tuple(x.shape[1:])}, as {example} does, got {tuple(bound.shape)}"
         )
     return bound.to(x.device, x.dtype).expand(x.shape)
