@@ -30,10 +30,13 @@ def print_error(error: BaseException) -> None:
 
 @contextmanager
 def one_line_warnings() -> Iterator[None]:
-    """Within the block each warning is one line on stderr, without its place in the code; ours are all shown."""
+    """Within the block each warning is one line on stderr, `fastebm: warning: ...`, without its place in the code.
+
+    Ours are all shown.
+    """
 
     def show(message: Warning | str, *_: Any, **__: Any) -> None:
-        print(f"fastebm: {message}", file=sys.stderr, flush=True)
+        print(f"fastebm: warning: {message}", file=sys.stderr, flush=True)
 
     with warnings.catch_warnings():
         if not sys.warnoptions:

@@ -248,7 +248,8 @@ def faults(folder: Path, arguments: list[str], code: int | None, before: dict[st
         found.append(f"exit code {code}: {errors[-500:]}")
     after = contents(folder)
     found += [f"left {name}" for name in after if name.endswith(".part")]
-    lines = [line for line in errors.splitlines() if line.startswith("fastebm: ")]
+    own = [line for line in errors.splitlines() if line.startswith("fastebm: ")]
+    lines = [line for line in own if not line.startswith("fastebm: warning: ")]
     if code:
         if (
             not errors.splitlines()
