@@ -1,0 +1,543 @@
+// The instructions of lane programs, for `width` samples side by side.
+// Part of lanes_variant.h, which compiles it once for each instruction set.
+#pragma once
+
+#if FASTEBM_VECTOR == 16
+typedef float Vector __attribute__((vector_size(64), aligned(4)));
+#elif FASTEBM_VECTOR == 8
+typedef float Vector __attribute__((vector_size(32), aligned(4)));
+#else
+typedef float Vector __attribute__((vector_size(16), aligned(4)));
+#endif
+
+static FASTEBM_INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+
+static FASTEBM_INLINE Vector load(const float* at) { return *reinterpret_cast<const Vector*>(at); }
+static FASTEBM_INLINE void store(float* at, Vector value) { *reinterpret_cast<Vector*>(at) = value; }
+static FASTEBM_INLINE Vector spread(float value) {
+#if FASTEBM_VECTOR == 16
+  return _mm512_set1_ps(value);
+#elif FASTEBM_VECTOR == 8
+  return _mm256_set1_ps(value);
+#else
+  return Vector{value, value, value, value};
+#endif
+}
+static FASTEBM_INLINE Vector fused_vector(Vector a, Vector b, Vector c) {
+#if FASTEBM_VECTOR == 16
+  return _mm512_fmadd_ps(a, b, c);
+#elif FASTEBM_VECTOR == 8
+  return _mm256_fmadd_ps(a, b, c);
+#else
+  for (int i = 0; i < FASTEBM_VECTOR; ++i) c[i] = fused(a[i], b[i], c[i]);
+  return c;
+#endif
+}
+
+static FASTEBM_INLINE int64_t address(const LaneProgram& program, int64_t table, int64_t i) {
+  return table < 0 ? i : program.tables[table + i];
+}
+
+// ---- micro-operations on n numbers
+
+#define FASTEBM_LOOP(EXPRESSION)                          \
+  {                                                       \
+    _Pragma("GCC ivdep") for (int64_t i = 0; i < n; ++i) { \
+      const float x = a[i];                               \
+      d[i] = (EXPRESSION);                                \
+    }                                                     \
+    return;                                               \
+  }
+#define FASTEBM_LOOP2(EXPRESSION)                         \
+  {                                                       \
+    _Pragma("GCC ivdep") for (int64_t i = 0; i < n; ++i) { \
+      const float x = a[i], y = b[i];                     \
+      d[i] = (EXPRESSION);                                \
+    }                                                     \
+    return;                                               \
+  }
+#define FASTEBM_LOOP3(EXPRESSION)                         \
+  {                                                       \
+    _Pragma("GCC ivdep") for (int64_t i = 0; i < n; ++i) { \
+      const float x = a[i], y = b[i], z = c[i];           \
+      d[i] = (EXPRESSION);                                \
+    }                                                     \
+    return;                                               \
+  }
+
+static FASTEBM_INLINE float truth(bool value) { return value ? 1.0f : 0.0f; }
+
+static FASTEBM_INLINE float remainder_of(float x, float y) {  // with the sign of y, as torch.remainder
+  const float r = __builtin_fmodf(x, y);
+  return r != 0 && ((r < 0) != (y < 0)) ? r + y : r;
+}
+
+static FASTEBM_INLINE float rounded_bfloat16(float x) {
+  const uint32_t bits = static_cast<uint32_t>(bits_of(x));
+  const uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) & 0xffff0000u;
+  return x == x ? float_of(static_cast<int32_t>(rounded)) : x;
+}
+
+static void micro(LaneOp op, float* d, const float* a, const float* b, const float* c, float number, int64_t n) {
+  switch (op) {
+    case LaneOp::copy: FASTEBM_LOOP(x)
+    case LaneOp::add: FASTEBM_LOOP2(x + y)
+    case LaneOp::subtract: FASTEBM_LOOP2(x - y)
+    case LaneOp::multiply: FASTEBM_LOOP2(x * y)
+    case LaneOp::divide: FASTEBM_LOOP2(x / y)
+    case LaneOp::negate: FASTEBM_LOOP(-x)
+    case LaneOp::multiply_add: FASTEBM_LOOP3(fused(x, y, z))
+    case LaneOp::add_number: FASTEBM_LOOP(x + number)
+    case LaneOp::multiply_number: FASTEBM_LOOP(x * number)
+    case LaneOp::number_minus: FASTEBM_LOOP(number - x)
+    case LaneOp::number_over: FASTEBM_LOOP(number / x)
+    case LaneOp::square: FASTEBM_LOOP(x * x)
+    case LaneOp::reciprocal: FASTEBM_LOOP(1.0f / x)
+    case LaneOp::square_root: FASTEBM_LOOP(rounded_sqrt(x))
+    case LaneOp::reciprocal_root: FASTEBM_LOOP(1.0f / rounded_sqrt(x))
+    case LaneOp::absolute: FASTEBM_LOOP(float_of(bits_of(x) & 0x7fffffff))
+    case LaneOp::sign: FASTEBM_LOOP(x > 0 ? 1.0f : (x < 0 ? -1.0f : x * 0.0f))
+    case LaneOp::floor: FASTEBM_LOOP(__builtin_floorf(x))
+    case LaneOp::ceil: FASTEBM_LOOP(__builtin_ceilf(x))
+    case LaneOp::round: FASTEBM_LOOP(__builtin_rintf(x))
+    case LaneOp::truncate: FASTEBM_LOOP(__builtin_truncf(x))
+    case LaneOp::exp: FASTEBM_LOOP(lane_exp(x))
+    case LaneOp::expm1: FASTEBM_LOOP(lane_expm1(x))
+    case LaneOp::log: FASTEBM_LOOP(lane_log(x))
+    case LaneOp::log1p: FASTEBM_LOOP(lane_log1p(x))
+    case LaneOp::sin: FASTEBM_LOOP(lane_sin(x))
+    case LaneOp::cos: FASTEBM_LOOP(lane_cos(x))
+    case LaneOp::tanh: FASTEBM_LOOP(lane_tanh(x))
+    case LaneOp::sigmoid: FASTEBM_LOOP(lane_sigmoid(x))
+    case LaneOp::softplus: FASTEBM_LOOP(lane_softplus(x))
+    case LaneOp::erf: FASTEBM_LOOP(lane_erf(x))
+    case LaneOp::atan: FASTEBM_LOOP(lane_atan(x))
+    case LaneOp::atan2: FASTEBM_LOOP2(lane_atan2(x, y))
+    case LaneOp::power: FASTEBM_LOOP2(lane_pow(x, y))
+    case LaneOp::power_number: FASTEBM_LOOP(lane_pow(x, number))
+    case LaneOp::silu: FASTEBM_LOOP(x * lane_sigmoid(x))
+    case LaneOp::minimum: FASTEBM_LOOP2(x != x ? x : (x < y ? x : y))
+    case LaneOp::maximum: FASTEBM_LOOP2(x != x ? x : (x > y ? x : y))
+    case LaneOp::minimum_number: FASTEBM_LOOP(x > number ? number : x)
+    case LaneOp::maximum_number: FASTEBM_LOOP(x < number ? number : x)
+    case LaneOp::less: FASTEBM_LOOP2(truth(x < y))
+    case LaneOp::less_equal: FASTEBM_LOOP2(truth(x <= y))
+    case LaneOp::equal: FASTEBM_LOOP2(truth(x == y))
+    case LaneOp::not_equal: FASTEBM_LOOP2(truth(x != y))
+    case LaneOp::greater: FASTEBM_LOOP2(truth(x > y))
+    case LaneOp::greater_equal: FASTEBM_LOOP2(truth(x >= y))
+    case LaneOp::less_number: FASTEBM_LOOP(truth(x < number))
+    case LaneOp::less_equal_number: FASTEBM_LOOP(truth(x <= number))
+    case LaneOp::equal_number: FASTEBM_LOOP(truth(x == number))
+    case LaneOp::not_equal_number: FASTEBM_LOOP(truth(x != number))
+    case LaneOp::greater_number: FASTEBM_LOOP(truth(x > number))
+    case LaneOp::greater_equal_number: FASTEBM_LOOP(truth(x >= number))
+    case LaneOp::select: FASTEBM_LOOP3(x != 0 ? y : z)
+    case LaneOp::logical_and: FASTEBM_LOOP2(truth(x != 0 && y != 0))
+    case LaneOp::logical_or: FASTEBM_LOOP2(truth(x != 0 || y != 0))
+    case LaneOp::logical_not: FASTEBM_LOOP(truth(x == 0))
+    case LaneOp::is_nan: FASTEBM_LOOP(truth(x != x))
+    case LaneOp::remainder: FASTEBM_LOOP2(remainder_of(x, y))
+    case LaneOp::round_bfloat16: FASTEBM_LOOP(rounded_bfloat16(x))
+    default: return;
+  }
+}
+
+// ---- map
+
+// Where `count` operand numbers from index `first` on are read: in place where they are consecutive in the arena.
+static FASTEBM_INLINE const float* operand_at(const LaneProgram& program, const LaneOperand& operand, const float* arena,
+                                              float* buffer, int64_t first, int64_t count, int64_t width) {
+  if (operand.space == LaneSpace::arena) {
+    if (operand.table < 0) return arena + (operand.base + first) * width;
+    const int32_t* table = program.tables + operand.table + first;
+    const float* base = arena + operand.base * width;
+    if (width == 1) {
+      for (int64_t i = 0; i < count; ++i) buffer[i] = base[table[i]];
+      return buffer;
+    }
+    for (int64_t i = 0; i < count; ++i) {
+      const float* __restrict from = base + table[i] * width;
+      float* __restrict to = buffer + i * width;
+      for (int64_t l = 0; l < width; ++l) to[l] = from[l];
+    }
+    return buffer;
+  }
+  const float* base = program.constants + operand.base;
+  if (operand.space == LaneSpace::number) {
+    for (int64_t i = 0; i < count * width; ++i) buffer[i] = base[0];
+    return buffer;
+  }
+  if (width == 1 && operand.table < 0) return base + first;
+  for (int64_t i = 0; i < count; ++i) {
+    const float value = base[address(program, operand.table, first + i)];
+    float* __restrict to = buffer + i * width;
+    for (int64_t l = 0; l < width; ++l) to[l] = value;
+  }
+  return buffer;
+}
+
+static FASTEBM_INLINE void accumulate(LaneOutput kind, float* __restrict sum, const float* __restrict value, int64_t width) {
+  switch (kind) {
+    case LaneOutput::sum:
+      for (int64_t l = 0; l < width; ++l) sum[l] += value[l];
+      return;
+    case LaneOutput::maximum:
+      for (int64_t l = 0; l < width; ++l) sum[l] = sum[l] != sum[l] ? sum[l] : (sum[l] > value[l] ? sum[l] : value[l]);
+      return;
+    case LaneOutput::minimum:
+      for (int64_t l = 0; l < width; ++l) sum[l] = sum[l] != sum[l] ? sum[l] : (sum[l] < value[l] ? sum[l] : value[l]);
+      return;
+    default:
+      for (int64_t l = 0; l < width; ++l) sum[l] *= value[l];
+  }
+}
+
+// Rows of `inner` numbers are reduced into one each. The element j of a row goes to the partial result j % kPartials, and these
+// are combined in halves.
+static void reduce(const LaneProgram& program, const LaneOutputRow& output, float* arena, const float* values, float* partials,
+                   int64_t first, int64_t count, int64_t inner, int64_t width) {
+  const int64_t used = least(inner, kPartials);
+  int64_t row = first / inner, j = first % inner;
+  for (int64_t i = 0; i < count;) {
+    const float* value = values + i * width;
+    float* partial = partials + j % kPartials * width;
+    if (j < used)
+      for (int64_t l = 0; l < width; ++l) partial[l] = value[l];
+    else
+      accumulate(output.kind, partial, value, width);
+    ++i;
+    if (++j < inner) continue;
+    float* out = arena + (output.base + address(program, output.table, row)) * width;
+    for (int64_t left = used; left > 1;) {
+      const int64_t half = (left + 1) / 2;
+      for (int64_t p = 0; p + half < left; ++p) accumulate(output.kind, partials + p * width, partials + (p + half) * width, width);
+      left = half;
+    }
+    for (int64_t l = 0; l < width; ++l) out[l] = partials[l];
+    j = 0;
+    ++row;
+  }
+}
+
+static void run_map(const LaneProgram& program, const LaneInstruction& instruction, float* arena, float* scratch, int64_t width) {
+  const int64_t total = instruction.outer * instruction.inner, strip = kStrip / width;
+  const LaneOperand* operands = program.operands + instruction.first_operand;
+  const LaneMicro* micros = program.micros + instruction.first_micro;
+  const LaneOutputRow* outputs = program.outputs + instruction.first_output;
+  const float* registers[kMaxRegisters];
+  const bool reduces = instruction.inner > 1;
+  for (int64_t first = 0; first < total; first += strip) {
+    const int64_t count = least(strip, total - first), n = count * width;
+    for (int64_t r = 0; r < instruction.operands; ++r) {
+      if (operands[r].space == LaneSpace::number && first > 0 && n <= kStrip) continue;  // filled by the first strip
+      registers[r] = operand_at(program, operands[r], arena, scratch + r * kStrip, first, count, width);
+    }
+    for (int64_t m = 0; m < instruction.micros; ++m) {
+      const LaneMicro& step = micros[m];
+      // The last operation of a result that is stored in order writes it straight to its place.
+      float* target = scratch + step.target * kStrip;
+      if (!reduces && instruction.outputs == 1 && m == instruction.micros - 1 && outputs[0].table < 0)
+        target = arena + (outputs[0].base + first) * width;
+      micro(step.op, target, registers[step.a], registers[step.b], registers[step.c], float_of(static_cast<int32_t>(step.number)), n);
+      registers[step.target] = target;
+    }
+    for (int64_t o = 0; o < instruction.outputs; ++o) {
+      const LaneOutputRow& output = outputs[o];
+      const float* values = registers[output.source];
+      if (output.kind != LaneOutput::store) {
+        reduce(program, output, arena, values, scratch + kMaxRegisters * kStrip, first, count, instruction.inner, width);
+        continue;
+      }
+      if (output.table < 0) {
+        float* to = arena + (output.base + first) * width;
+        if (to != values)
+          for (int64_t i = 0; i < n; ++i) to[i] = values[i];
+        continue;
+      }
+      for (int64_t i = 0; i < count; ++i) {
+        float* __restrict to = arena + (output.base + program.tables[output.table + first + i]) * width;
+        const float* __restrict from = values + i * width;
+        for (int64_t l = 0; l < width; ++l) to[l] = from[l];
+      }
+    }
+  }
+}
+
+// ---- products with a constant matrix
+
+#if FASTEBM_VECTOR == 16
+constexpr int kOutputs = 8, kGroup = 2;  // 16 accumulators of 32 registers
+#elif FASTEBM_VECTOR == 8
+constexpr int kOutputs = 4, kGroup = 2;  // 8 of 16
+#else
+constexpr int kOutputs = 4, kGroup = 1;
+#endif
+// The depth of a block: its samples stay in L1 beside the weights.
+constexpr int64_t kDepth = 256;
+
+template <int outputs, int vectors>
+static FASTEBM_INLINE void product_tile(const float* const* x, const float* weight, float* const* out, const float* bias, bool first,
+                                        int64_t depth, int64_t lane) {
+  Vector sums[outputs][vectors];
+#pragma GCC unroll 16
+  for (int o = 0; o < outputs; ++o)
+#pragma GCC unroll 4
+    for (int v = 0; v < vectors; ++v) sums[o][v] = first ? spread(bias ? bias[o] : 0.0f) : load(out[o] + lane + v * FASTEBM_VECTOR);
+  for (int64_t k = 0; k < depth; ++k) {
+    Vector values[vectors];
+#pragma GCC unroll 4
+    for (int v = 0; v < vectors; ++v) values[v] = load(x[k] + lane + v * FASTEBM_VECTOR);
+#pragma GCC unroll 16
+    for (int o = 0; o < outputs; ++o) {
+      const Vector w = spread(weight[k * kLanePanel + o]);
+#pragma GCC unroll 4
+      for (int v = 0; v < vectors; ++v) sums[o][v] = fused_vector(w, values[v], sums[o][v]);
+    }
+  }
+#pragma GCC unroll 16
+  for (int o = 0; o < outputs; ++o)
+#pragma GCC unroll 4
+    for (int v = 0; v < vectors; ++v) store(out[o] + lane + v * FASTEBM_VECTOR, sums[o][v]);
+}
+
+template <int outputs>
+static FASTEBM_INLINE void product_outputs(const float* const* x, const float* weight, float* const* out, const float* bias,
+                                           bool first, int64_t depth, int64_t width) {
+  int64_t lane = 0;
+  for (; lane + kGroup * FASTEBM_VECTOR <= width; lane += kGroup * FASTEBM_VECTOR)
+    product_tile<outputs, kGroup>(x, weight, out, bias, first, depth, lane);
+  for (; lane < width; lane += FASTEBM_VECTOR) product_tile<outputs, 1>(x, weight, out, bias, first, depth, lane);
+}
+
+// One sample: vectors run over the columns of a panel.
+static void product_one(const LaneProgram& program, const LaneInstruction& instruction, float* arena) {
+  const float* weight = program.constants + instruction.weight;
+  constexpr int kPanelVectors = kLanePanel / FASTEBM_VECTOR;
+  for (int64_t row = 0; row < instruction.rows; ++row) {
+    const float* x = arena + instruction.source + address(program, instruction.row_table, row);
+    for (int64_t column = 0; column < instruction.columns; column += kLanePanel) {
+      const float* panel = weight + column * instruction.depth;
+      const int64_t columns = least(kLanePanel, instruction.columns - column);
+      float sums[kLanePanel];
+      Vector total[kPanelVectors];
+      for (int64_t c = 0; c < kLanePanel; ++c)
+        sums[c] = instruction.bias < 0 || c >= columns ? 0.0f : program.constants[instruction.bias + column + c];
+      for (int v = 0; v < kPanelVectors; ++v) total[v] = load(sums + v * FASTEBM_VECTOR);
+      for (int64_t k = 0; k < instruction.depth; ++k) {
+        const Vector value = spread(x[address(program, instruction.k_table, k)]);
+#pragma GCC unroll 4
+        for (int v = 0; v < kPanelVectors; ++v)
+          total[v] = fused_vector(load(panel + k * kLanePanel + v * FASTEBM_VECTOR), value, total[v]);
+      }
+      for (int v = 0; v < kPanelVectors; ++v) store(sums + v * FASTEBM_VECTOR, total[v]);
+      for (int64_t c = 0; c < columns; ++c)
+        arena[instruction.target + address(program, instruction.target_row_table, row) +
+              address(program, instruction.target_column_table, column + c)] = sums[c];
+    }
+  }
+}
+
+static void run_product(const LaneProgram& program, const LaneInstruction& instruction, float* arena, int64_t width) {
+  if (width == 1) return product_one(program, instruction, arena);
+  const float* weight = program.constants + instruction.weight;
+  const float* bias = instruction.bias < 0 ? nullptr : program.constants + instruction.bias;
+  const float* x[kDepth];
+  float* out[kLanePanel];
+  for (int64_t row = 0; row < instruction.rows; ++row) {
+    const int64_t source = instruction.source + address(program, instruction.row_table, row);
+    const int64_t target = instruction.target + address(program, instruction.target_row_table, row);
+    for (int64_t begin = 0; begin < instruction.depth; begin += kDepth) {
+      const int64_t depth = least(kDepth, instruction.depth - begin);
+      for (int64_t k = 0; k < depth; ++k) x[k] = arena + (source + address(program, instruction.k_table, begin + k)) * width;
+      for (int64_t column = 0; column < instruction.columns; column += kLanePanel) {
+        const float* panel = weight + column * instruction.depth + begin * kLanePanel;
+        const int64_t columns = least(kLanePanel, instruction.columns - column);
+        for (int64_t c = 0; c < columns; ++c)
+          out[c] = arena + (target + address(program, instruction.target_column_table, column + c)) * width;
+        int64_t c = 0;
+        for (; c + kOutputs <= columns; c += kOutputs)
+          product_outputs<kOutputs>(x, panel + c, out + c, bias ? bias + column + c : nullptr, begin == 0, depth, width);
+        for (; c < columns; ++c)
+          product_outputs<1>(x, panel + c, out + c, bias ? bias + column + c : nullptr, begin == 0, depth, width);
+      }
+    }
+  }
+}
+
+// ---- products of two matrices of each sample
+
+template <int columns>
+static FASTEBM_INLINE void pair_tile(const LaneProgram& program, const LaneInstruction& instruction, const float* left,
+                                     const float* right, const int64_t* offsets, float* const* out, int64_t width) {
+  int64_t lane = 0;
+  for (; lane + FASTEBM_VECTOR <= width; lane += FASTEBM_VECTOR) {
+    Vector sums[columns];
+    for (int c = 0; c < columns; ++c) sums[c] = spread(0.0f);
+    for (int64_t k = 0; k < instruction.depth; ++k) {
+      const Vector a = load(left + address(program, instruction.k_table, k) * width + lane);
+      const float* b = right + address(program, instruction.other_k_table, k) * width + lane;
+#pragma GCC unroll 4
+      for (int c = 0; c < columns; ++c) sums[c] = fused_vector(a, load(b + offsets[c] * width), sums[c]);
+    }
+    for (int c = 0; c < columns; ++c) store(out[c] + lane, sums[c]);
+  }
+  for (; lane < width; ++lane)
+    for (int c = 0; c < columns; ++c) {
+      float sum = 0.0f;
+      for (int64_t k = 0; k < instruction.depth; ++k)
+        sum = fused(left[address(program, instruction.k_table, k) * width + lane],
+                    right[(address(program, instruction.other_k_table, k) + offsets[c]) * width + lane], sum);
+      out[c][lane] = sum;
+    }
+}
+
+static void run_pair_product(const LaneProgram& program, const LaneInstruction& instruction, float* arena, int64_t width) {
+  for (int64_t b = 0; b < instruction.batch; ++b)
+    for (int64_t i = 0; i < instruction.rows; ++i) {
+      const int64_t row = b * instruction.rows + i;
+      const float* left = arena + (instruction.source + address(program, instruction.row_table, row)) * width;
+      for (int64_t j = 0; j < instruction.columns;) {
+        int64_t offsets[4];
+        float* out[4];
+        const int64_t count = instruction.columns - j >= 4 ? 4 : 1;
+        for (int64_t c = 0; c < count; ++c) {
+          offsets[c] = address(program, instruction.other_table, b * instruction.columns + j + c);
+          out[c] = arena +
+                   (instruction.target + address(program, instruction.target_row_table, row * instruction.columns + j + c)) * width;
+        }
+        const float* right = arena + instruction.other * width;
+        if (count == 4) pair_tile<4>(program, instruction, left, right, offsets, out, width);
+        else pair_tile<1>(program, instruction, left, right, offsets, out, width);
+        j += count;
+      }
+    }
+}
+
+static void run_scan(const LaneProgram& program, const LaneInstruction& instruction, float* arena, int64_t width) {
+  const LaneOperand& operand = program.operands[instruction.first_operand];
+  for (int64_t row = 0; row < instruction.outer; ++row) {
+    const float* before = nullptr;
+    for (int64_t j = 0; j < instruction.inner; ++j) {
+      const int64_t i = row * instruction.inner + j;
+      const float* value = arena + (operand.base + address(program, operand.table, i)) * width;
+      float* out = arena + (instruction.target + address(program, instruction.target_row_table, i)) * width;
+      for (int64_t l = 0; l < width; ++l) out[l] = before ? before[l] + value[l] : value[l];
+      before = out;
+    }
+  }
+}
+
+static void run(const LaneProgram& program, float* arena, int64_t width) {
+  float* scratch = arena + program.header->arena * width;
+  for (int64_t i = 0; i < program.header->instructions; ++i) {
+    const LaneInstruction& instruction = program.instructions[i];
+    switch (instruction.kind) {
+      case LaneKind::map: run_map(program, instruction, arena, scratch, width); break;
+      case LaneKind::product: run_product(program, instruction, arena, width); break;
+      case LaneKind::pair_product: run_pair_product(program, instruction, arena, width); break;
+      default: run_scan(program, instruction, arena, width);
+    }
+  }
+}
+
+// ---- the update
+
+static FASTEBM_INLINE void normals_of(float* out, const uint32_t (*bits)[16], int64_t width) {
+  for (int i = 0; i < 16; ++i) {
+    normal_pair(bits[0][i], bits[1][i], out[i], out[width + i]);
+    normal_pair(bits[2][i], bits[3][i], out[2 * width + i], out[3 * width + i]);
+  }
+}
+
+// Four normals for each of 16 chains: elements 4 * quad to 4 * quad + 3. out is (4, width).
+static FASTEBM_INLINE void draw_lanes(float* out, uint32_t quad, const LaneUpdate& update, int64_t lane, int64_t width) {
+  alignas(64) uint32_t bits[4][16];
+#if FASTEBM_VECTOR == 16
+  const __m512i multiplier0 = _mm512_set1_epi64(0xD2511F53u), multiplier1 = _mm512_set1_epi64(0xCD9E8D57u);
+  __m512i c0[2], c1[2], c2[2], c3[2];
+  for (int odd = 0; odd < 2; ++odd) {
+    alignas(64) uint64_t low[8], high[8];
+    for (int i = 0; i < 8; ++i) {
+      const uint64_t id = static_cast<uint64_t>(update.ids[lane + 2 * i + odd]);
+      low[i] = id & 0xffffffffu;
+      high[i] = id >> 32;
+    }
+    c0[odd] = _mm512_set1_epi64(quad);
+    c1[odd] = _mm512_set1_epi64(static_cast<uint32_t>(update.step));
+    c2[odd] = _mm512_load_si512(low);
+    c3[odd] = _mm512_load_si512(high);
+  }
+  uint32_t k0 = static_cast<uint32_t>(update.seed), k1 = static_cast<uint32_t>(static_cast<uint64_t>(update.seed) >> 32);
+#pragma GCC unroll 10
+  for (int round = 0; round < 10; ++round) {
+    const __m512i key0 = _mm512_set1_epi64(k0), key1 = _mm512_set1_epi64(k1);
+#pragma GCC unroll 2
+    for (int odd = 0; odd < 2; ++odd) {
+      const __m512i product0 = _mm512_mul_epu32(c0[odd], multiplier0), product1 = _mm512_mul_epu32(c2[odd], multiplier1);
+      c0[odd] = _mm512_ternarylogic_epi64(_mm512_srli_epi64(product1, 32), c1[odd], key0, 0x96);
+      c1[odd] = product1;
+      c2[odd] = _mm512_ternarylogic_epi64(_mm512_srli_epi64(product0, 32), c3[odd], key1, 0x96);
+      c3[odd] = product0;
+    }
+    k0 += 0x9E3779B9u;
+    k1 += 0xBB67AE85u;
+  }
+  const __m512i* words[4] = {c0, c1, c2, c3};
+#pragma GCC unroll 4
+  for (int word = 0; word < 4; ++word)
+    _mm512_store_si512(bits[word], _mm512_mask_shuffle_epi32(words[word][0], 0xAAAA, words[word][1], _MM_PERM_CDAB));
+#else
+  for (int i = 0; i < 16; ++i) {
+    const Quad drawn = philox(quad, noise_address(update.seed, update.step, update.ids[lane + i], 0));
+    for (int word = 0; word < 4; ++word) bits[word][i] = drawn.lane[word];
+  }
+#endif
+  normals_of(out + lane, bits, width);
+}
+
+static FASTEBM_INLINE float bounded_by(float value, float low, float high) {
+  value = value < low ? low : value;
+  return value > high ? high : value;
+}
+
+static void update(const LaneProgram& program, float* arena, int64_t width, const LaneUpdate& update) {
+  const int64_t sample = program.header->sample;
+  const float* gradient = arena + program.header->gradient * width;
+  float* noise = update.noise;
+  for (int64_t e = 0; e < sample; e += 4) {
+    if (update.noisy) {
+      if (width == 1) {
+        const Quad drawn = philox(static_cast<uint32_t>(e / 4), noise_address(update.seed, update.step, update.ids[0], 0));
+        normal_pair(drawn.lane[0], drawn.lane[1], noise[0], noise[1]);
+        normal_pair(drawn.lane[2], drawn.lane[3], noise[2], noise[3]);
+      } else {
+        for (int64_t lane = 0; lane < width; lane += 16) draw_lanes(noise, static_cast<uint32_t>(e / 4), update, lane, width);
+      }
+    }
+    for (int64_t i = 0; i < least(4, sample - e); ++i) {
+      float* __restrict x = arena + (e + i) * width;
+      const float* __restrict g = gradient + (e + i) * width;
+      const float *__restrict eta = update.step_size, *__restrict sigma = update.noise_std, *__restrict xi = noise + i * width;
+      const float limit = update.grad_clip;
+      if (update.clips) {
+        if (update.noisy)
+          for (int64_t l = 0; l < width; ++l) {
+            const float moved = fused(-eta[l], bounded_by(g[l], -limit, limit), x[l]), noisy = fused(sigma[l], xi[l], moved);
+            x[l] = sigma[l] != 0 ? noisy : moved;
+          }
+        else
+          for (int64_t l = 0; l < width; ++l) x[l] = fused(-eta[l], bounded_by(g[l], -limit, limit), x[l]);
+      } else if (update.noisy) {
+        for (int64_t l = 0; l < width; ++l) {
+          const float moved = fused(-eta[l], g[l], x[l]), noisy = fused(sigma[l], xi[l], moved);
+          x[l] = sigma[l] != 0 ? noisy : moved;
+        }
+      } else {
+        for (int64_t l = 0; l < width; ++l) x[l] = fused(-eta[l], g[l], x[l]);
+      }
+      if (update.clamps)
+        for (int64_t l = 0; l < width; ++l) x[l] = bounded_by(x[l], update.clamp_min, update.clamp_max);
+    }
+  }
+}

@@ -1,0 +1,143 @@
+"""Traces the energy and the gradient of one sample as a graph of core ATen operations."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch._decomp import core_aten_decompositions, decomposition_table
+from torch.fx.experimental.proxy_tensor import make_fx
+
+aten = torch.ops.aten
+
+_ALSO = (
+    aten._softmax.default,
+    aten._log_softmax.default,
+    aten._softmax_backward_data.default,
+    aten._log_softmax_backward_data.default,
+    aten.native_layer_norm.default,
+    aten.native_layer_norm_backward.default,
+    aten.native_group_norm.default,
+    aten.native_group_norm_backward.default,
+    aten.linalg_vector_norm.default,
+    aten.gelu.default,
+    aten.gelu_backward.default,
+    aten.mean.default,
+    aten.mean.dim,
+    aten.addmm.default,
+    aten.embedding.default,
+    aten.index_select.default,
+    aten.upsample_bilinear2d.default,
+    aten.upsample_bilinear2d.vec,
+    aten._native_batch_norm_legit_no_training.default,
+    aten._adaptive_avg_pool2d.default,
+    aten.elu.default,
+    aten.var_mean.correction,
+    aten.avg_pool2d.default,
+    aten.elu_backward.default,
+)
+
+
+def _pair_differences(a: Tensor, b: Tensor) -> Tensor:
+    return a.unsqueeze(-2) - b.unsqueeze(-3)
+
+
+def _cdist_forward(a: Tensor, b: Tensor, p: float, compute_mode: int | None) -> Tensor:
+    if p != 2.0:
+        return NotImplemented
+    return _pair_differences(a, b).square().sum(-1).sqrt()
+
+
+def _cdist_backward(grad: Tensor, a: Tensor, b: Tensor, p: float, distances: Tensor) -> Tensor:
+    if p != 2.0:
+        return NotImplemented
+    scale = torch.where(distances == 0, 0.0, grad / distances)
+    return (scale.unsqueeze(-1) * _pair_differences(a, b)).sum(-2)
+
+
+def _solve_triangular(a: Tensor, b: Tensor, *, upper: bool, left: bool = True, unitriangular: bool = False) -> Tensor:
+    """By the inverse, which is evaluated once a chain."""
+    if a.shape[-1] != a.shape[-2] or (a.ndim > 2 and a.shape[:-2].numel() > 1):
+        return NotImplemented
+    matrix = a.reshape(a.shape[-2:])
+    eye = torch.eye(matrix.shape[0], dtype=a.dtype, device=a.device)
+    inverse = torch.triangular_solve(eye, matrix, upper=upper, unitriangular=unitriangular)[0]
+    return inverse @ b if left else b @ inverse
+
+
+DECOMPOSITIONS: dict[Any, Callable[..., Any]] = {
+    **core_aten_decompositions(),
+    **{op: decomposition_table[op] for op in _ALSO if op in decomposition_table},
+    aten._cdist_forward.default: _cdist_forward,
+    aten._cdist_backward.default: _cdist_backward,
+    aten.linalg_solve_triangular.default: _solve_triangular,
+}
+
+
+@dataclass(frozen=True)
+class JointGraph:
+    """Energy and gradient of a batch of one sample.
+
+    Attributes:
+        graph: a placeholder for the sample, one for each of `weights`, and an output (energy, gradient).
+        weights: how each weight is found: a path in the module, or the tensor itself.
+        position: of the sample among the placeholders.
+    """
+
+    graph: fx.GraphModule
+    weights: list[str | Tensor]
+    position: int
+
+
+class _Holder(nn.Module):
+    def __init__(self, energy: Callable[[Tensor], Tensor], module: nn.Module | None) -> None:
+        super().__init__()
+        self.inner = module
+        vars(self)["energy"] = energy
+
+    def forward(self, x: Tensor) -> Tensor:
+        return vars(self)["energy"](x)
+
+
+def trace(energy: Callable[[Tensor], Tensor], module: nn.Module | None, sample: Tensor) -> JointGraph:
+    """The graph of `energy` for one sample, (1, ...)."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    validated = torch.distributions.Distribution._validate_args
+    torch.distributions.Distribution.set_default_validate_args(False)
+    try:
+        with warnings.catch_warnings(), torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+            warnings.simplefilter("ignore")
+            exported = torch.export.export(_Holder(energy, module), (torch.zeros_like(sample),), strict=False)
+            specs = exported.graph_signature.input_specs
+            position = next(i for i, spec in enumerate(specs) if spec.target is None)
+            weights: list[str | Tensor] = []
+            arguments: list[Tensor] = []
+            for spec in specs:
+                if spec.target is None:
+                    arguments.append(sample)
+                    continue
+                value = exported.constants.get(spec.target, exported.state_dict.get(spec.target))
+                assert isinstance(value, Tensor)
+                arguments.append(value.detach())
+                path = spec.target.removeprefix("inner.")
+                weights.append(path if module is not None and path != spec.target else value)
+
+            def joint(*given: Tensor) -> tuple[Tensor, Tensor]:
+                inputs = list(given)
+                x = inputs[position].detach().requires_grad_()
+                inputs[position] = x
+                with torch.enable_grad():
+                    energies = exported.graph_module(*inputs)[0]
+                    (gradient,) = torch.autograd.grad(energies.reshape(()), x)
+                return energies.detach().reshape(()), gradient
+
+            graph = make_fx(joint, decomposition_table=DECOMPOSITIONS, tracing_mode="fake")(*arguments)
+    finally:
+        torch.distributions.Distribution.set_default_validate_args(validated)
+    graph.graph.eliminate_dead_code()
+    return JointGraph(graph, weights, position)

@@ -1,0 +1,342 @@
+"""Lane programs: the energy and gradient of one sample as instructions on numbers with addresses, run on many samples.
+
+    run_lanes(x, code, tables, constants) -> (energies, gradient)
+    run_lane_chain(x, code, tables, constants, num_steps, ...) -> energies (num_steps, B), each before its update
+
+An instruction is a loop over an index space, and says for every operand where its numbers lie: in an arena, which has one
+address for each number of a sample, or among the constants. Views, slices, transposes, gathers and broadcasts of the
+energy are nothing but addresses. On the CPU a worker takes many samples through the program side by side, one in each lane
+of its vectors, and stays with them for a whole chain. The value of each number is the same for any batch and any number of
+threads.
+
+The reference carries out one instruction after the other on whole batches in plain PyTorch, in float64 where `x` is.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .backends import backend, launch, refuse_autograd, register
+from .langevin import check as check_update
+from .options import StepOptions
+
+__all__ = ["Kind", "LaneProgram", "Map", "Micro", "Op", "Operand", "Output", "PairProduct", "Product", "Reduction", "Scan", "Space"]
+
+Addresses = np.ndarray[Any, np.dtype[np.int64]]
+
+VERSION = 1
+PANEL = 16
+MAX_REGISTERS = 64
+
+
+class Op(IntEnum):
+    """Micro-operations, numbered as LaneOp in csrc/cpu/lanes.h."""
+
+    COPY = 0
+    ADD = 1
+    SUBTRACT = 2
+    MULTIPLY = 3
+    DIVIDE = 4
+    NEGATE = 5
+    MULTIPLY_ADD = 6
+    ADD_NUMBER = 7
+    MULTIPLY_NUMBER = 8
+    NUMBER_MINUS = 9
+    NUMBER_OVER = 10
+    SQUARE = 11
+    RECIPROCAL = 12
+    SQUARE_ROOT = 13
+    RECIPROCAL_ROOT = 14
+    ABSOLUTE = 15
+    SIGN = 16
+    FLOOR = 17
+    CEIL = 18
+    ROUND = 19
+    TRUNCATE = 20
+    EXP = 21
+    EXPM1 = 22
+    LOG = 23
+    LOG1P = 24
+    SIN = 25
+    COS = 26
+    TANH = 27
+    SIGMOID = 28
+    SOFTPLUS = 29
+    ERF = 30
+    ATAN = 31
+    ATAN2 = 32
+    POWER = 33
+    SILU = 34
+    MINIMUM = 35
+    MAXIMUM = 36
+    MINIMUM_NUMBER = 37
+    MAXIMUM_NUMBER = 38
+    POWER_NUMBER = 39
+    LESS = 40
+    LESS_EQUAL = 41
+    EQUAL = 42
+    NOT_EQUAL = 43
+    GREATER = 44
+    GREATER_EQUAL = 45
+    LESS_NUMBER = 46
+    LESS_EQUAL_NUMBER = 47
+    EQUAL_NUMBER = 48
+    NOT_EQUAL_NUMBER = 49
+    GREATER_NUMBER = 50
+    GREATER_EQUAL_NUMBER = 51
+    SELECT = 52
+    LOGICAL_AND = 53
+    LOGICAL_OR = 54
+    LOGICAL_NOT = 55
+    IS_NAN = 56
+    REMAINDER = 57
+    ROUND_BFLOAT16 = 58
+
+
+class Space(IntEnum):
+    """Where the numbers of an operand lie."""
+
+    ARENA = 0
+    CONSTANT = 1
+    NUMBER = 2
+
+
+class Reduction(IntEnum):
+    """What becomes of a result: each number is stored, or the rows of the index space are reduced."""
+
+    STORE = 0
+    SUM = 1
+    MAXIMUM = 2
+    MINIMUM = 3
+    PRODUCT = 4
+
+
+class Kind(IntEnum):
+    """Kinds of instructions, numbered as LaneKind."""
+
+    MAP = 0
+    PRODUCT = 1
+    PAIR_PRODUCT = 2
+    SCAN = 3
+
+
+@dataclass(frozen=True)
+class Operand:
+    """The numbers that an instruction reads: for `ARENA` and `CONSTANT` one address for each place of the index space.
+
+    A `NUMBER` is a single constant, at `addresses[0]`.
+    """
+
+    space: Space
+    addresses: Addresses
+
+
+@dataclass(frozen=True)
+class Micro:
+    """One operation on registers: `target = op(a, b, c, number)`. The first registers are the operands."""
+
+    op: Op
+    target: int
+    a: int
+    b: int = 0
+    c: int = 0
+    number: float = 0.0
+
+
+@dataclass(frozen=True)
+class Output:
+    """A register that is stored at `addresses`: one for each place, or, where `reduction` reduces, for each row."""
+
+    reduction: Reduction
+    source: int
+    addresses: Addresses
+
+
+@dataclass(frozen=True)
+class Map:
+    """Micro-operations at each place of an index space of `outer` rows of `inner` places."""
+
+    outer: int
+    inner: int
+    operands: tuple[Operand, ...]
+    micros: tuple[Micro, ...]
+    outputs: tuple[Output, ...]
+
+
+@dataclass(frozen=True)
+class Product:
+    """target[r, c] = bias[c] + sum over k of arena[rows[r] + depth[k]] * weight[k, c].
+
+    `weight` and `bias` are places in the constants: a panel (K, 16) for each 16 columns, filled up with zeros, and C
+    numbers (-1: none).
+    """
+
+    rows: Addresses
+    depth: Addresses
+    target_rows: Addresses
+    target_columns: Addresses
+    weight: int
+    bias: int = -1
+
+
+@dataclass(frozen=True)
+class PairProduct:
+    """target[b, i, j] = sum over k of arena[left[b, i] + left_depth[k]] * arena[right[b, j] + right_depth[k]]."""
+
+    left: Addresses
+    left_depth: Addresses
+    right: Addresses
+    right_depth: Addresses
+    target: Addresses
+
+
+@dataclass(frozen=True)
+class Scan:
+    """target[r, j] = the sum of the operand at [r, 0] to [r, j]."""
+
+    source: Addresses
+    target: Addresses
+
+
+Instruction = Map | Product | PairProduct | Scan
+
+
+@dataclass(frozen=True)
+class LaneProgram:
+    """A program for samples of `sample` numbers, which lie at addresses 0 and up; `energy` and `gradient` are addresses."""
+
+    sample: int
+    arena: int
+    energy: int
+    gradient: int
+    instructions: tuple[Instruction, ...]
+    constants: int
+
+    def encoded(self) -> tuple[Tensor, Tensor]:
+        """(code, tables) as the operators take them."""
+        return _Encoder(self).encoded()
+
+
+class _Encoder:
+    def __init__(self, program: LaneProgram) -> None:
+        self.program = program
+        self.instructions: list[list[int]] = []
+        self.operands: list[list[int]] = []
+        self.micros: list[list[int]] = []
+        self.outputs: list[list[int]] = []
+        self.tables: list[Addresses] = []
+        self.length = 0
+        self.known: dict[bytes, int] = {}
+
+    def encoded(self) -> tuple[Tensor, Tensor]:
+        for instruction in self.program.instructions:
+            self._add(instruction)
+        p = self.program
+        sizes = [len(part) for part in (self.instructions, self.operands, self.micros, self.outputs)]
+        header = [VERSION, p.sample, p.arena, *sizes, self.length, p.constants, p.energy, p.gradient, 0, 0, 0, 0, 0]
+        rows = [*self.instructions, *self.operands, *self.micros, *self.outputs]
+        code = torch.tensor([*header, *(number for row in rows for number in row)], dtype=torch.int64)
+        tables = np.concatenate([np.zeros(0, np.int64), *self.tables]).astype(np.int32)
+        return code, torch.from_numpy(tables)
+
+    def _table(self, addresses: Addresses) -> tuple[int, int]:
+        """(base, table) of addresses; the table is -1 where they are consecutive."""
+        flat = np.asarray(addresses, np.int64).reshape(-1)
+        base = int(flat[0]) if len(flat) else 0
+        if np.array_equal(flat, np.arange(base, base + len(flat))):
+            return base, -1
+        base = int(flat.min())
+        relative = flat - base
+        key = relative.tobytes()
+        if key not in self.known:
+            self.known[key] = self.length
+            self.tables.append(relative)
+            self.length += len(relative)
+        return base, self.known[key]
+
+    def _add(self, i: Instruction) -> None:
+        row = dict.fromkeys(_FIELDS, 0)
+        if isinstance(i, Map):
+            row |= {"kind": Kind.MAP, "outer": i.outer, "inner": i.inner, "first_operand": len(self.operands)}
+            row |= {"operands": len(i.operands), "first_micro": len(self.micros), "micros": len(i.micros)}
+            row |= {"first_output": len(self.outputs), "outputs": len(i.outputs)}
+            for operand in i.operands:
+                self.operands.append([operand.space, *self._table(operand.addresses)])
+            for m in i.micros:
+                bits = struct.unpack("<i", struct.pack("<f", m.number))[0]
+                self.micros.append([m.op, m.target, m.a, m.b, m.c, bits])
+            for output in i.outputs:
+                self.outputs.append([output.reduction, output.source, *self._table(output.addresses)])
+        elif isinstance(i, Product):
+            row |= {"kind": Kind.PRODUCT, "rows": len(i.rows), "columns": len(i.target_columns), "depth": len(i.depth)}
+            row |= self._sum("source", row_table=i.rows, k_table=i.depth)
+            row |= self._sum("target", target_row_table=i.target_rows, target_column_table=i.target_columns)
+            row |= {"weight": i.weight, "bias": i.bias}
+        elif isinstance(i, PairProduct):
+            batch, rows = i.left.shape
+            row |= {"kind": Kind.PAIR_PRODUCT, "batch": batch, "rows": rows, "columns": i.right.shape[1]}
+            row |= {"depth": len(i.left_depth)}
+            row |= self._sum("source", row_table=i.left, k_table=i.left_depth)
+            row |= self._sum("other", other_table=i.right, other_k_table=i.right_depth)
+            row |= self._sum("target", target_row_table=i.target)
+        else:
+            row |= {"kind": Kind.SCAN, "outer": i.source.shape[0], "inner": i.source.shape[1]}
+            row |= {"first_operand": len(self.operands), "operands": 1}
+            self.operands.append([Space.ARENA, *self._table(i.source)])
+            row |= self._sum("target", target_row_table=i.target)
+        self.instructions.append([int(row[name]) for name in _FIELDS])
+
+    def _sum(self, base: str, **tables: Addresses) -> dict[str, int]:
+        found = {name: self._table(addresses) for name, addresses in tables.items()}
+        return {base: sum(start for start, _ in found.values())} | {name: table for name, (_, table) in found.items()}
+
+
+_FIELDS = (
+    "kind outer inner first_operand operands first_micro micros first_output outputs rows columns depth source row_table "
+    "k_table target target_row_table target_column_table weight bias other other_table other_k_table batch"
+).split()
+
+
+def pack_matrix(weight: Tensor) -> Tensor:
+    """(K, C) as a product reads it: (panels, K, 16), flat."""
+    depth, columns = weight.shape
+    filled = torch.nn.functional.pad(weight, (0, -columns % PANEL))
+    return filled.reshape(depth, -1, PANEL).transpose(0, 1).reshape(-1)
+
+
+# Operators ----------------------------------------------------------------------------------------------------------
+
+
+def _fake_run_lanes(x: Tensor, code: Tensor, tables: Tensor, constants: Tensor) -> tuple[Tensor, Tensor]:
+    return x.new_empty(x.shape[0]), torch.empty_like(x)
+
+
+@register("run_lanes", fake=_fake_run_lanes)
+def _run_lanes(x: Tensor, code: Tensor, tables: Tensor, constants: Tensor) -> tuple[Tensor, Tensor]:
+    refuse_autograd("run_lanes", x)
+    energies, gradient = x.new_empty(x.shape[0]), torch.empty_like(x)
+    launch("run_lanes", energies, gradient, x, code, tables, constants)
+    return energies, gradient
+
+
+def _fake_run_lane_chain(
+    x: Tensor, code: Tensor, tables: Tensor, constants: Tensor, num_steps: int, *options: Any
+) -> Tensor:
+    return x.new_empty(num_steps, x.shape[0])
+
+
+@register("run_lane_chain", fake=_fake_run_lane_chain)
+def _run_lane_chain(
+    x: Tensor, code: Tensor, tables: Tensor, constants: Tensor, num_steps: int, *arguments: Any
+) -> Tensor:
+    energies = x.new_empty(num_steps, x.shape[0])
+    launch("run_lane_chain", energies, x, code, tables, constants, *arguments)
+    return energies
