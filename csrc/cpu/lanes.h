@@ -78,11 +78,13 @@ constexpr int64_t kMaxRegisters = 64;
 constexpr int64_t kMaxWidth = 256;
 // Partial sums of a reduction: element j of a row goes to the sum j % 8.
 constexpr int64_t kPartials = 8;
+// Reductions of one instruction, each with partial sums of its own.
+constexpr int64_t kMaxReductions = 8;
 // Columns of a packed panel of a product's weight: (panel, depth, 16).
 constexpr int64_t kLanePanel = 16;
 
 // One worker's memory behind its arena: registers and partial sums.
-constexpr int64_t kLaneScratch = kMaxRegisters * kStrip + kPartials * kMaxWidth;
+constexpr int64_t kLaneScratch = kMaxRegisters * kStrip + kMaxReductions * kPartials * kMaxWidth;
 
 // What an update of the chains in a block needs. `step_size` and `noise_std` are those of each lane.
 struct LaneUpdate {

@@ -246,7 +246,7 @@ static void run_map(const LaneProgram& program, const LaneInstruction& instructi
       const LaneOutputRow& output = outputs[o];
       const float* values = registers[output.source];
       if (output.kind != LaneOutput::store) {
-        reduce(program, output, arena, values, scratch + kMaxRegisters * kStrip, first, count, instruction.inner, width);
+        reduce(program, output, arena, values, scratch + kMaxRegisters * kStrip + o % kMaxReductions * kPartials * kMaxWidth, first, count, instruction.inner, width);
         continue;
       }
       if (output.table < 0) {

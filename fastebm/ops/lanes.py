@@ -14,6 +14,7 @@ The reference carries out one instruction after the other on whole batches in pl
 
 from __future__ import annotations
 
+import functools
 import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -24,8 +25,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .backends import backend, launch, refuse_autograd, register
+from .backends import launch, refuse_autograd, register
 from .langevin import check as check_update
+from .langevin import reference_langevin_step
 from .options import StepOptions
 
 __all__ = ["Kind", "LaneProgram", "Map", "Micro", "Op", "Operand", "Output", "PairProduct", "Product", "Reduction", "Scan", "Space"]
@@ -315,28 +317,255 @@ def pack_matrix(weight: Tensor) -> Tensor:
 # Operators ----------------------------------------------------------------------------------------------------------
 
 
+def check(name: str, x: Tensor, code: Tensor, tables: Tensor, constants: Tensor) -> None:
+    """Raises TypeError or ValueError for tensors that no backend takes as a program and its samples."""
+    for what, tensor, dtypes in (
+        ("x", x, (torch.float32, torch.float64)),
+        ("code", code, (torch.int64,)),
+        ("tables", tables, (torch.int32,)),
+        ("constants", constants, (x.dtype,)),
+    ):
+        if tensor.dtype not in dtypes:
+            raise TypeError(f"{name}: {what} must be {' or '.join(map(str, dtypes))}, got {tensor.dtype}")
+        if not tensor.is_contiguous():
+            raise ValueError(f"{name}: {what} must be contiguous, got strides {tensor.stride()}")
+    if x.ndim < 1:
+        raise ValueError(f"{name}: x must be (B, ...), got no dimensions")
+
+
 def _fake_run_lanes(x: Tensor, code: Tensor, tables: Tensor, constants: Tensor) -> tuple[Tensor, Tensor]:
+    check("run_lanes", x, code, tables, constants)
     return x.new_empty(x.shape[0]), torch.empty_like(x)
 
 
 @register("run_lanes", fake=_fake_run_lanes)
 def _run_lanes(x: Tensor, code: Tensor, tables: Tensor, constants: Tensor) -> tuple[Tensor, Tensor]:
+    check("run_lanes", x, code, tables, constants)
     refuse_autograd("run_lanes", x)
     energies, gradient = x.new_empty(x.shape[0]), torch.empty_like(x)
-    launch("run_lanes", energies, gradient, x, code, tables, constants)
+    if x.numel():
+        run = reference_run_lanes if x.dtype == torch.float64 else functools.partial(launch, "run_lanes")
+        run(energies, gradient, x, code, tables, constants)
     return energies, gradient
 
 
 def _fake_run_lane_chain(
     x: Tensor, code: Tensor, tables: Tensor, constants: Tensor, num_steps: int, *options: Any
 ) -> Tensor:
+    check("run_lane_chain", x, code, tables, constants)
     return x.new_empty(num_steps, x.shape[0])
+
+
+def chain_takes(options: StepOptions) -> bool:
+    """Whether `run_lane_chain` knows the options: all but the norm clip, masks and data terms."""
+    return options.grad_norm_clip is None and options.mask is None and options.data_target is None
 
 
 @register("run_lane_chain", fake=_fake_run_lane_chain)
 def _run_lane_chain(
     x: Tensor, code: Tensor, tables: Tensor, constants: Tensor, num_steps: int, *arguments: Any
 ) -> Tensor:
+    options = StepOptions(*arguments)
+    check("run_lane_chain", x, code, tables, constants)
+    check_update("run_lane_chain", x, x, options)
+    if not chain_takes(options):
+        raise ValueError("run_lane_chain has no norm clip, mask or data term; run_lanes and langevin_step_ have")
+    if num_steps < 0:
+        raise ValueError(f"num_steps must not be negative, got {num_steps}")
     energies = x.new_empty(num_steps, x.shape[0])
-    launch("run_lane_chain", energies, x, code, tables, constants, *arguments)
+    if x.numel() == 0:
+        options.key[1:].add_(num_steps)
+        return energies
+    schedule, key, chain_ids, *rest = options
+    run = reference_run_lane_chain if x.dtype == torch.float64 else functools.partial(launch, "run_lane_chain")
+    run(energies, x, code, tables, constants, schedule.contiguous(), key, chain_ids.contiguous(), *rest)
     return energies
+
+
+# Reference ----------------------------------------------------------------------------------------------------------
+
+
+def _truth(value: Tensor, x: Tensor) -> Tensor:
+    return value.to(x.dtype)
+
+
+def _where(condition: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    return torch.where(condition != 0, a, b)
+
+
+_REFERENCE: dict[Op, Callable[..., Tensor]] = {
+    Op.COPY: lambda x, y, z, n: x,
+    Op.ADD: lambda x, y, z, n: x + y,
+    Op.SUBTRACT: lambda x, y, z, n: x - y,
+    Op.MULTIPLY: lambda x, y, z, n: x * y,
+    Op.DIVIDE: lambda x, y, z, n: x / y,
+    Op.NEGATE: lambda x, y, z, n: -x,
+    Op.MULTIPLY_ADD: lambda x, y, z, n: x * y + z,
+    Op.ADD_NUMBER: lambda x, y, z, n: x + n,
+    Op.MULTIPLY_NUMBER: lambda x, y, z, n: x * n,
+    Op.NUMBER_MINUS: lambda x, y, z, n: n - x,
+    Op.NUMBER_OVER: lambda x, y, z, n: n / x,
+    Op.SQUARE: lambda x, y, z, n: x * x,
+    Op.RECIPROCAL: lambda x, y, z, n: 1 / x,
+    Op.SQUARE_ROOT: lambda x, y, z, n: x.sqrt(),
+    Op.RECIPROCAL_ROOT: lambda x, y, z, n: 1 / x.sqrt(),
+    Op.ABSOLUTE: lambda x, y, z, n: x.abs(),
+    Op.SIGN: lambda x, y, z, n: x.sign() + 0 * x,
+    Op.FLOOR: lambda x, y, z, n: x.floor(),
+    Op.CEIL: lambda x, y, z, n: x.ceil(),
+    Op.ROUND: lambda x, y, z, n: x.round(),
+    Op.TRUNCATE: lambda x, y, z, n: x.trunc(),
+    Op.EXP: lambda x, y, z, n: x.exp(),
+    Op.EXPM1: lambda x, y, z, n: x.expm1(),
+    Op.LOG: lambda x, y, z, n: x.log(),
+    Op.LOG1P: lambda x, y, z, n: x.log1p(),
+    Op.SIN: lambda x, y, z, n: x.sin(),
+    Op.COS: lambda x, y, z, n: x.cos(),
+    Op.TANH: lambda x, y, z, n: x.tanh(),
+    Op.SIGMOID: lambda x, y, z, n: x.sigmoid(),
+    Op.SOFTPLUS: lambda x, y, z, n: torch.logaddexp(x, torch.zeros_like(x)),
+    Op.ERF: lambda x, y, z, n: x.erf(),
+    Op.ATAN: lambda x, y, z, n: x.atan(),
+    Op.ATAN2: lambda x, y, z, n: torch.atan2(x, y),
+    Op.POWER: lambda x, y, z, n: x.pow(y),
+    Op.SILU: lambda x, y, z, n: x * x.sigmoid(),
+    Op.MINIMUM: lambda x, y, z, n: torch.minimum(x, y),
+    Op.MAXIMUM: lambda x, y, z, n: torch.maximum(x, y),
+    Op.MINIMUM_NUMBER: lambda x, y, z, n: x.clamp(max=n),
+    Op.MAXIMUM_NUMBER: lambda x, y, z, n: x.clamp(min=n),
+    Op.POWER_NUMBER: lambda x, y, z, n: x.pow(n),
+    Op.LESS: lambda x, y, z, n: _truth(x < y, x),
+    Op.LESS_EQUAL: lambda x, y, z, n: _truth(x <= y, x),
+    Op.EQUAL: lambda x, y, z, n: _truth(x == y, x),
+    Op.NOT_EQUAL: lambda x, y, z, n: _truth(x != y, x),
+    Op.GREATER: lambda x, y, z, n: _truth(x > y, x),
+    Op.GREATER_EQUAL: lambda x, y, z, n: _truth(x >= y, x),
+    Op.LESS_NUMBER: lambda x, y, z, n: _truth(x < n, x),
+    Op.LESS_EQUAL_NUMBER: lambda x, y, z, n: _truth(x <= n, x),
+    Op.EQUAL_NUMBER: lambda x, y, z, n: _truth(x == n, x),
+    Op.NOT_EQUAL_NUMBER: lambda x, y, z, n: _truth(x != n, x),
+    Op.GREATER_NUMBER: lambda x, y, z, n: _truth(x > n, x),
+    Op.GREATER_EQUAL_NUMBER: lambda x, y, z, n: _truth(x >= n, x),
+    Op.SELECT: lambda x, y, z, n: _where(x, y, z),
+    Op.LOGICAL_AND: lambda x, y, z, n: _truth((x != 0) & (y != 0), x),
+    Op.LOGICAL_OR: lambda x, y, z, n: _truth((x != 0) | (y != 0), x),
+    Op.LOGICAL_NOT: lambda x, y, z, n: _truth(x == 0, x),
+    Op.IS_NAN: lambda x, y, z, n: _truth(x.isnan(), x),
+    Op.REMAINDER: lambda x, y, z, n: torch.remainder(x, y),
+    Op.ROUND_BFLOAT16: lambda x, y, z, n: x.bfloat16().to(x.dtype),
+}
+_REDUCED: dict[Reduction, Callable[[Tensor], Tensor]] = {
+    Reduction.SUM: lambda v: v.sum(1),
+    Reduction.MAXIMUM: lambda v: v.amax(1),
+    Reduction.MINIMUM: lambda v: v.amin(1),
+    Reduction.PRODUCT: lambda v: v.prod(1),
+}
+
+
+class _Reader:
+    """The parts of a program's code."""
+
+    def __init__(self, code: Tensor, tables: Tensor) -> None:
+        numbers = code.tolist()
+        self.header = numbers[:16]
+        self.tables = tables.long()
+        at = 16
+        self.parts = []
+        for count, width in zip(self.header[3:7], (len(_FIELDS), 3, 6, 4), strict=True):
+            self.parts.append([numbers[at + i * width : at + (i + 1) * width] for i in range(count)])
+            at += count * width
+        self.instructions = [dict(zip(_FIELDS, row, strict=True)) for row in self.parts[0]]
+
+    def addresses(self, base: int, table: int, count: int) -> Tensor:
+        offsets = torch.arange(count) if table < 0 else self.tables[table : table + count]
+        return offsets + base
+
+
+def reference_run_lanes(
+    energies: Tensor, gradient: Tensor, x: Tensor, code: Tensor, tables: Tensor, constants: Tensor
+) -> None:
+    """Kernel `run_lanes` in plain PyTorch."""
+    reader = _Reader(code, tables)
+    _, sample, arena_size, *_ = reader.header
+    energy, start = reader.header[9:11]
+    arena = x.new_zeros(arena_size, x.shape[0])
+    arena[:sample] = x.reshape(x.shape[0], sample).T
+    for i in reader.instructions:
+        _RUN[Kind(i["kind"])](reader, i, arena, constants)
+    energies.copy_(arena[energy])
+    gradient.copy_(arena[start : start + sample].T.reshape(x.shape))
+
+
+def _run_map(reader: _Reader, i: dict[str, int], arena: Tensor, constants: Tensor) -> None:
+    total = i["outer"] * i["inner"]
+    _, operands, micros, outputs = reader.parts
+    registers: dict[int, Tensor] = {}
+    for r, (space, base, table) in enumerate(operands[i["first_operand"] : i["first_operand"] + i["operands"]]):
+        if space == Space.NUMBER:
+            registers[r] = constants[base].expand(total, arena.shape[1])
+        elif space == Space.CONSTANT:
+            registers[r] = constants[reader.addresses(base, table, total)][:, None].expand(total, arena.shape[1])
+        else:
+            registers[r] = arena[reader.addresses(base, table, total)]
+    for op, target, a, b, c, bits in micros[i["first_micro"] : i["first_micro"] + i["micros"]]:
+        number = struct.unpack("<f", struct.pack("<i", bits))[0]
+        x = registers[a]
+        registers[target] = _REFERENCE[Op(op)](x, registers.get(b, x), registers.get(c, x), number)
+    for kind, source, base, table in outputs[i["first_output"] : i["first_output"] + i["outputs"]]:
+        value = registers[source]
+        if kind == Reduction.STORE:
+            arena[reader.addresses(base, table, total)] = value
+        else:
+            rows = value.reshape(i["outer"], i["inner"], -1)
+            arena[reader.addresses(base, table, i["outer"])] = _REDUCED[Reduction(kind)](rows)
+
+
+def _run_product(reader: _Reader, i: dict[str, int], arena: Tensor, constants: Tensor) -> None:
+    rows, columns, depth = i["rows"], i["columns"], i["depth"]
+    panels = -(-columns // PANEL)
+    packed = constants[i["weight"] : i["weight"] + panels * depth * PANEL].reshape(panels, depth, PANEL)
+    weight = packed.transpose(0, 1).reshape(depth, -1)[:, :columns]
+    source = reader.addresses(i["source"], i["row_table"], rows)[:, None] + reader.addresses(0, i["k_table"], depth)
+    out = torch.einsum("rkb,kc->rcb", arena[source], weight)
+    if i["bias"] >= 0:
+        out = out + constants[i["bias"] : i["bias"] + columns][:, None]
+    target = reader.addresses(i["target"], i["target_row_table"], rows)[:, None]
+    arena[target + reader.addresses(0, i["target_column_table"], columns)] = out
+
+
+def _run_pair_product(reader: _Reader, i: dict[str, int], arena: Tensor, constants: Tensor) -> None:
+    batch, rows, columns, depth = i["batch"], i["rows"], i["columns"], i["depth"]
+    left = reader.addresses(i["source"], i["row_table"], batch * rows).reshape(batch, rows, 1)
+    right = reader.addresses(i["other"], i["other_table"], batch * columns).reshape(batch, columns, 1)
+    a = arena[left + reader.addresses(0, i["k_table"], depth)]
+    b = arena[right + reader.addresses(0, i["other_k_table"], depth)]
+    target = reader.addresses(i["target"], i["target_row_table"], batch * rows * columns)
+    arena[target] = torch.einsum("bikn,bjkn->bijn", a, b).reshape(batch * rows * columns, -1)
+
+
+def _run_scan(reader: _Reader, i: dict[str, int], arena: Tensor, constants: Tensor) -> None:
+    total = i["outer"] * i["inner"]
+    _, base, table = reader.parts[1][i["first_operand"]]
+    value = arena[reader.addresses(base, table, total)].reshape(i["outer"], i["inner"], -1)
+    arena[reader.addresses(i["target"], i["target_row_table"], total)] = value.cumsum(1).reshape(total, -1)
+
+
+_RUN: dict[Kind, Callable[[_Reader, dict[str, int], Tensor, Tensor], None]] = {
+    Kind.MAP: _run_map,
+    Kind.PRODUCT: _run_product,
+    Kind.PAIR_PRODUCT: _run_pair_product,
+    Kind.SCAN: _run_scan,
+}
+
+
+def reference_run_lane_chain(
+    energies: Tensor, x: Tensor, code: Tensor, tables: Tensor, constants: Tensor, *options: Any
+) -> None:
+    """Kernel `run_lane_chain` in plain PyTorch: its two parts in turn."""
+    key = StepOptions(*options).key
+    one = torch.arange(3, device=key.device).clamp_(max=1)
+    gradient = torch.empty_like(x)
+    for row in energies:
+        reference_run_lanes(row, gradient, x, code, tables, constants)
+        reference_langevin_step(x, x, gradient, *options)
+        key.add_(one)

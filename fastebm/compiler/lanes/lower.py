@@ -227,6 +227,11 @@ class Lowering:
 
     def pointwise(self, op: Op, inputs: Sequence[Value], number: float = 0.0) -> Pointwise:
         shape = tuple(np.broadcast_shapes(*(v.shape for v in inputs)))
+        if len(inputs) == 1 and isinstance(inputs[0], Number) and op in _FOLDED:
+            return Number(_FOLDED[op](inputs[0].value, number), shape)
+        if op is Op.MULTIPLY_NUMBER and isinstance(inputs[0], Pointwise) and inputs[0].op is op:
+            inner, number = inputs[0], inputs[0].number * number
+            return inner.inputs[0] if number == 1 else self.pointwise(op, inner.inputs, number)
         ready = [self.broadcast(v, shape) for v in inputs]
         earliest = -1
         for value in ready:
@@ -235,7 +240,7 @@ class Lowering:
             earliest = max(earliest, at if same else at + 1)
         group = None
         for candidate in self.order[max(earliest, 0) :]:
-            if isinstance(candidate, Group) and candidate.shape == shape and len(candidate.nodes) < 40:
+            if isinstance(candidate, Group) and candidate.shape == shape and len(candidate.nodes) < 60:
                 group = candidate
                 break
         if group is None:
@@ -474,12 +479,27 @@ class Lowering:
             group.nodes.append(value)
         if group.order is None:
             group.order, group.rows = order, rows
+        if sum(kind is not Reduction.STORE for kind, _, _ in group.outputs) >= 8:
+            stored = self.store(value)
+            group = Group(value.shape, order, rows)
+            self.order.append(group)
+            value = Pointwise(Op.COPY, (stored,), 0.0, value.shape, group=group)
+            group.nodes.append(value)
         position = self.order.index(group)
         out = self.contiguous(tuple(value.shape[d] for d in order[:rows]), position)
         group.outputs.append((reduction, value, out))
         return out.viewed(lambda a: a.reshape(final))
 
     # ---- rules by name
+
+    def do_copy_(self, node: fx.Node, target: fx.Node, source: Any, *_: Any) -> Value:
+        """A new tensor that is filled: later readers of it read the source."""
+        if not (isinstance(self.values.get(target), Number) and set(target.users) == {node}):
+            if list(target.users)[0] is not node or not isinstance(self.values.get(target), Number):
+                raise LaneError(f"{node.name} writes into a tensor")
+        shape = tuple(node.meta["val"].shape)
+        self.values[target] = self.broadcast(self.value(source), shape)
+        return self.values[target]
 
     def do_where(self, node: fx.Node, condition: Any, a: Any, b: Any) -> Value:
         return self.pointwise(Op.SELECT, [self.value(v) for v in (condition, a, b)])
@@ -995,6 +1015,12 @@ _FILLED = {
     "full_like": lambda node: float(node.args[1]), "zeros_like": lambda node: 0.0, "ones_like": lambda node: 1.0,
     "new_zeros": lambda node: 0.0, "new_ones": lambda node: 1.0, "new_full": lambda node: float(node.args[2]),
     "empty_like": lambda node: 0.0, "new_empty": lambda node: 0.0, "new_empty_strided": lambda node: 0.0,
+}
+
+_FOLDED = {
+    Op.NEGATE: lambda x, _: -x, Op.SQUARE: lambda x, _: x * x,
+    Op.MULTIPLY_NUMBER: lambda x, n: x * n, Op.ADD_NUMBER: lambda x, n: x + n, Op.NUMBER_MINUS: lambda x, n: n - x,
+    Op.RECIPROCAL: lambda x, _: 1 / x if x else math.copysign(math.inf, x),
 }
 
 _VIEWS = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -36,7 +37,6 @@ _ALSO = (
     aten._native_batch_norm_legit_no_training.default,
     aten._adaptive_avg_pool2d.default,
     aten.elu.default,
-    aten.var_mean.correction,
     aten.avg_pool2d.default,
     aten.elu_backward.default,
 )
@@ -59,6 +59,19 @@ def _cdist_backward(grad: Tensor, a: Tensor, b: Tensor, p: float, distances: Ten
     return (scale.unsqueeze(-1) * _pair_differences(a, b)).sum(-2)
 
 
+def _var_mean(x: Tensor, dim: Any = None, *, correction: float | None = None, keepdim: bool = False) -> tuple[Tensor, Tensor]:
+    dims = list(range(x.ndim)) if dim is None or dim == [] else list(dim)
+    count = math.prod(x.shape[d] for d in dims)
+    mean = x.sum(dims, keepdim=True) / count
+    correction = 1 if correction is None else correction
+    variance = (x - mean).square().sum(dims, keepdim=keepdim) / max(count - correction, 0)
+    return variance, mean if keepdim else mean.reshape(variance.shape)
+
+
+def _var(x: Tensor, dim: Any = None, *, correction: float | None = None, keepdim: bool = False) -> Tensor:
+    return _var_mean(x, dim, correction=correction, keepdim=keepdim)[0]
+
+
 def _solve_triangular(a: Tensor, b: Tensor, *, upper: bool, left: bool = True, unitriangular: bool = False) -> Tensor:
     """By the inverse, which is evaluated once a chain."""
     if a.shape[-1] != a.shape[-2] or (a.ndim > 2 and a.shape[:-2].numel() > 1):
@@ -74,6 +87,8 @@ DECOMPOSITIONS: dict[Any, Callable[..., Any]] = {
     **{op: decomposition_table[op] for op in _ALSO if op in decomposition_table},
     aten._cdist_forward.default: _cdist_forward,
     aten._cdist_backward.default: _cdist_backward,
+    aten.var_mean.correction: _var_mean,
+    aten.var.correction: _var,
     aten.linalg_solve_triangular.default: _solve_triangular,
 }
 
