@@ -3,8 +3,9 @@
 // A worker takes a block of samples, one in each lane, through the program; in a chain it then draws their noise, updates them
 // and goes on, so that nothing but the energies leaves its cache before the last step. Blocks don't wait for one another. Samples
 // are read and written once a call.
-#include "lanes.h"
+#include "lanes_check.h"
 
+#include <cstdlib>
 #include <vector>
 
 #include "../step_options.h"
@@ -26,24 +27,10 @@ LaneKernels chosen_kernels() {
   return {run_lanes_baseline, update_lanes_baseline};
 }
 
-template <class Row>
-const Row* table(const int64_t*& at, int64_t rows) {
-  const auto* first = reinterpret_cast<const Row*>(at);
-  at += rows * static_cast<int64_t>(sizeof(Row) / sizeof(int64_t));
-  return first;
-}
-
-LaneProgram decoded(const Tensor& x, const Tensor& code, const Tensor& tables, const Tensor& constants) {
-  const int64_t* at = static_cast<const int64_t*>(code.const_data_ptr());
-  LaneProgram program{};
-  program.header = table<LaneHeader>(at, 1);
-  program.instructions = table<LaneInstruction>(at, program.header->instructions);
-  program.operands = table<LaneOperand>(at, program.header->operands);
-  program.micros = table<LaneMicro>(at, program.header->micros);
-  program.outputs = table<LaneOutputRow>(at, program.header->outputs);
-  program.tables = static_cast<const int32_t*>(tables.const_data_ptr());
-  program.constants = static_cast<const float*>(constants.const_data_ptr());
-  return program;
+void check_readable(const Tensor& tensor, const char* name, ScalarType type) {
+  STD_TORCH_CHECK(tensor.scalar_type() == type, name, " has another dtype than kernels read");
+  STD_TORCH_CHECK(tensor.is_contiguous(), name, " must be contiguous");
+  STD_TORCH_CHECK(tensor.numel() == 0 || tensor.const_data_ptr() != nullptr, name, " has no memory");
 }
 
 // Samples side by side: as many as keep the arena in the caches, and no more than fill the threads.
@@ -127,42 +114,91 @@ void run_block(const LaneJob& job, float* arena, float* extra, int64_t first) {
   store_block(job, arena, job.x_out, first);
 }
 
+// Memory of all workers, not initialised: a checked program reads nothing that it didn't write.
+class Arenas {
+ public:
+  Arenas(int64_t workers, int64_t numbers) : numbers_((numbers + 15) / 16 * 16) {
+    memory_ = static_cast<float*>(std::aligned_alloc(64, static_cast<size_t>(workers * numbers_) * sizeof(float)));
+    STD_TORCH_CHECK(memory_ != nullptr, "there is no memory for ", workers * numbers_, " numbers");
+  }
+  Arenas(const Arenas&) = delete;
+  ~Arenas() { std::free(memory_); }
+  float* operator[](int64_t worker) const { return memory_ + worker * numbers_; }
+
+ private:
+  int64_t numbers_;
+  float* memory_;
+};
+
 void run_job(LaneJob job) {
   if (job.batch == 0) return;
   const int64_t threads = torch::stable::get_num_threads();
   job.width = width_for(job.program, job.batch, threads);
   job.kernels = chosen_kernels();
-  const int64_t blocks = (job.batch + job.width - 1) / job.width;
-  const int64_t arena = job.program.header->arena * job.width + kLaneScratch;
-  torch::stable::parallel_for(0, blocks, 1, [&](int64_t begin, int64_t end) {
-    std::vector<float> memory(arena + 6 * kMaxWidth + 16);
-    float* aligned = reinterpret_cast<float*>((reinterpret_cast<uintptr_t>(memory.data()) + 63) / 64 * 64);
-    for (int64_t block = begin; block < end; ++block) run_block(job, aligned, aligned + arena, block * job.width);
+  const int64_t blocks = (job.batch + job.width - 1) / job.width, workers = std::min(threads, blocks);
+  const int64_t arena = (job.program.header->arena * job.width + kLaneScratch + 15) / 16 * 16;
+  const Arenas arenas(workers, arena + 6 * kMaxWidth);
+  torch::stable::parallel_for(0, workers, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t worker = begin; worker < end; ++worker)
+      for (int64_t block = worker; block < blocks; block += workers)
+        run_block(job, arenas[worker], arenas[worker] + arena, block * job.width);
   });
+}
+
+struct ReadyLanes {
+  std::shared_ptr<const CheckedLanes> checked;
+  LaneJob job{};
+};
+
+ReadyLanes ready(const Tensor& energies, const Tensor& x, const Tensor& code, const Tensor& tables, const Tensor& constants) {
+  check_readable(code, "code", ScalarType::Long);
+  check_readable(tables, "tables", ScalarType::Int);
+  check_readable(constants, "constants", ScalarType::Float);
+  check_readable(x, "x", ScalarType::Float);
+  check_readable(energies, "energies", ScalarType::Float);
+  STD_TORCH_CHECK(x.dim() >= 1, "x must be (batch, ...), got a tensor without dimensions");
+  ReadyLanes made;
+  made.checked = checked_lanes(static_cast<const int64_t*>(code.const_data_ptr()), code.numel(),
+                               static_cast<const int32_t*>(tables.const_data_ptr()), tables.numel());
+  LaneJob& job = made.job;
+  job.program = made.checked->program;
+  const LaneHeader& header = *job.program.header;
+  STD_TORCH_CHECK(constants.numel() == header.constants, "this program reads ", header.constants, " constants, got ",
+                  constants.numel());
+  job.program.constants = static_cast<const float*>(constants.const_data_ptr());
+  job.batch = x.size(0);
+  job.sample = header.sample;
+  STD_TORCH_CHECK(job.batch == 0 || x.numel() / job.batch == job.sample, "this program is for samples of ", job.sample,
+                  " numbers, got x with samples of ", job.batch == 0 ? 0 : x.numel() / job.batch);
+  job.x = static_cast<const float*>(x.const_data_ptr());
+  job.energies = static_cast<float*>(energies.mutable_data_ptr());
+  return made;
 }
 
 }  // namespace
 
 void run_lanes(Tensor energies, Tensor gradient, Tensor x, Tensor code, Tensor tables, Tensor constants) {
-  LaneJob job{};
-  job.program = decoded(x, code, tables, constants);
-  job.batch = x.size(0);
-  job.sample = job.program.header->sample;
-  job.x = static_cast<const float*>(x.const_data_ptr());
-  job.energies = static_cast<float*>(energies.mutable_data_ptr());
-  job.gradient = static_cast<float*>(gradient.mutable_data_ptr());
-  run_job(job);
+  ReadyLanes made = ready(energies, x, code, tables, constants);
+  check_readable(gradient, "gradient", ScalarType::Float);
+  STD_TORCH_CHECK(energies.numel() == made.job.batch && gradient.numel() == x.numel(), "energies or gradient don't fit x");
+  made.job.gradient = static_cast<float*>(gradient.mutable_data_ptr());
+  run_job(made.job);
 }
 
 void run_lane_chain(const StepOptions& options, Tensor energies, Tensor x, Tensor code, Tensor tables, Tensor constants) {
   const Key key = read_key(options.key);
-  LaneJob job{};
-  job.program = decoded(x, code, tables, constants);
-  job.batch = x.size(0);
-  job.sample = job.program.header->sample;
-  job.x = static_cast<const float*>(x.const_data_ptr());
+  ReadyLanes made = ready(energies, x, code, tables, constants);
+  LaneJob& job = made.job;
+  STD_TORCH_CHECK(energies.dim() == 2 && energies.size(1) == job.batch, "energies must be (steps, batch)");
+  STD_TORCH_CHECK(!options.grad_norm_clip && !options.mask && !options.data_target,
+                  "lane chains have no norm clip, mask or data term");
+  check_readable(options.schedule, "schedule", ScalarType::Float);
+  const Tensor& schedule = options.schedule;
+  STD_TORCH_CHECK((schedule.dim() == 2 || (schedule.dim() == 3 && schedule.size(1) == job.batch)) && schedule.size(0) >= 1 &&
+                      schedule.size(schedule.dim() - 1) == 2,
+                  "the schedule must be (rows, 2) or (rows, batch, 2)");
+  STD_TORCH_CHECK(key.index >= 0, "the schedule index must not be negative, got ", key.index);
   job.x_out = static_cast<float*>(x.mutable_data_ptr());
-  job.energies = static_cast<float*>(energies.mutable_data_ptr());
   job.steps = energies.size(0);
   job.options = &options;
   job.key = key;

@@ -225,7 +225,7 @@ static void run_map(const LaneProgram& program, const LaneInstruction& instructi
   const LaneOperand* operands = program.operands + instruction.first_operand;
   const LaneMicro* micros = program.micros + instruction.first_micro;
   const LaneOutputRow* outputs = program.outputs + instruction.first_output;
-  const float* registers[kMaxRegisters];
+  const float* registers[kMaxRegisters] = {};
   const bool reduces = instruction.inner > 1;
   for (int64_t first = 0; first < total; first += strip) {
     const int64_t count = least(strip, total - first), n = count * width;
@@ -242,11 +242,12 @@ static void run_map(const LaneProgram& program, const LaneInstruction& instructi
       micro(step.op, target, registers[step.a], registers[step.b], registers[step.c], float_of(static_cast<int32_t>(step.number)), n);
       registers[step.target] = target;
     }
+    int64_t reduction = 0;
     for (int64_t o = 0; o < instruction.outputs; ++o) {
       const LaneOutputRow& output = outputs[o];
       const float* values = registers[output.source];
       if (output.kind != LaneOutput::store) {
-        reduce(program, output, arena, values, scratch + kMaxRegisters * kStrip + o % kMaxReductions * kPartials * kMaxWidth, first, count, instruction.inner, width);
+        reduce(program, output, arena, values, scratch + kMaxRegisters * kStrip + reduction++ * kPartials * kMaxWidth, first, count, instruction.inner, width);
         continue;
       }
       if (output.table < 0) {
