@@ -493,13 +493,77 @@ class Lowering:
     # ---- rules by name
 
     def do_copy_(self, node: fx.Node, target: fx.Node, source: Any, *_: Any) -> Value:
-        """A new tensor that is filled: later readers of it read the source."""
-        if not (isinstance(self.values.get(target), Number) and set(target.users) == {node}):
-            if list(target.users)[0] is not node or not isinstance(self.values.get(target), Number):
-                raise LaneError(f"{node.name} writes into a tensor")
+        """A tensor that is written over: later readers of it read the source. Nothing else may see its memory."""
+
+        def shares(other: fx.Node) -> bool:
+            name = other.target._schema.name.split("::")[1] if other.op == "call_function" and hasattr(other.target, "_schema") else ""
+            return name in _VIEWS or name in ("alias", "detach", "contiguous")
+
+        if target.op != "call_function" or shares(target) or any(shares(user) for user in target.users):
+            raise LaneError(f"{node.name} writes into a view")
         shape = tuple(node.meta["val"].shape)
         self.values[target] = self.broadcast(self.value(source), shape)
         return self.values[target]
+
+    def do_max_pool2d_with_indices(
+        self, node: fx.Node, x: Any, kernel: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1, ceil_mode: bool = False
+    ) -> Any:
+        shape = tuple(node.meta["val"][0].shape)
+        values = self.windows(self.value(x), shape, kernel, stride, padding, dilation)
+        reduced = self.reduce_last(values, Reduction.MAXIMUM)
+        return [reduced, (values, reduced)]
+
+    def do_max_pool2d_with_indices_backward(
+        self, node: fx.Node, grad: Any, x: Any, kernel: Any, stride: Any, padding: Any, dilation: Any, ceil_mode: bool, indices: Any
+    ) -> Value:
+        """The gradient goes to the first of the largest numbers of a window."""
+        values, largest = self.values[indices]
+        given, shape = self.value(grad), tuple(x.meta["val"].shape)
+        count = values.shape[-1]
+        taken: Value = None
+        parts = []
+        for k in range(count):
+            here = values.viewed(lambda a, k=k: a[..., k])
+            equal: Value = self.pointwise(Op.EQUAL, (here, largest))
+            if taken is None:
+                mine, taken = equal, equal
+            else:
+                mine = self.pointwise(Op.LOGICAL_AND, (equal, self.pointwise(Op.LOGICAL_NOT, (taken,))))
+                taken = self.pointwise(Op.LOGICAL_OR, (taken, equal))
+            parts.append(self.places(self.pointwise(Op.MULTIPLY, (given, mine))))
+        source = Places(np.stack([p.buffers for p in parts], -1), np.stack([p.places for p in parts], -1))
+        number = np.arange(math.prod(shape)).reshape(shape)
+        index = self._window_index(shape, tuple(largest.shape), kernel, stride, padding, dilation, number, -1)
+        inside = index >= 0
+        flat = Places(source.buffers[inside], source.places[inside])
+        return self.scatter_add(Number(0.0, shape), index[inside], flat, True)
+
+    def _window_index(
+        self, shape: tuple[int, ...], out: tuple[int, ...], kernel: Any, stride: Any, padding: Any, dilation: Any, array: Any, fill: int
+    ) -> np.ndarray[Any, Any]:
+        def two(value: Any) -> tuple[int, int]:
+            return (value, value) if isinstance(value, int) else (value[0], value[-1])
+
+        k, p, d = two(kernel), two(padding), two(dilation)
+        s = two(stride) if stride else k
+        reach = [(o - 1) * s_ + (k_ - 1) * d_ + 1 for o, s_, k_, d_ in zip(out[2:], s, k, d, strict=True)]
+        grown = [(0, 0), (0, 0)] + [(p_, max(r - n - p_, 0)) for p_, r, n in zip(p, reach, shape[2:], strict=True)]
+        padded = np.pad(array, grown, constant_values=fill)
+        rows = s[0] * np.arange(out[2])[:, None] + d[0] * np.arange(k[0])
+        columns = s[1] * np.arange(out[3])[:, None] + d[1] * np.arange(k[1])
+        found = padded[:, :, rows[:, None, :, None], columns[None, :, None, :]]
+        return found.reshape(*out, k[0] * k[1])
+
+    def windows(self, x: Value, out: tuple[int, ...], kernel: Any, stride: Any, padding: Any, dilation: Any) -> Places:
+        given = self.places(x)
+        low = self.places(self.pointwise(Op.COPY, (Number(-math.inf, ()),)))
+        args = (given.shape, out, kernel, stride, padding, dilation)
+        return Places(
+            self._window_index(*args, given.buffers, int(low.buffers)), self._window_index(*args, given.places, int(low.places))
+        )
+
+    def reduce_last(self, value: Places, reduction: Reduction) -> Places:
+        return self.sum_last(value, reduction)
 
     def do_where(self, node: fx.Node, condition: Any, a: Any, b: Any) -> Value:
         return self.pointwise(Op.SELECT, [self.value(v) for v in (condition, a, b)])
@@ -628,7 +692,7 @@ class Lowering:
             return added
         return self.pointwise(Op.ADD, (base, added))
 
-    def sum_last(self, value: Places) -> Places:
+    def sum_last(self, value: Places, reduction: Reduction = Reduction.SUM) -> Places:
         copied = self.pointwise(Op.COPY, (value,))
         ndim = len(value.shape)
         group = copied.group
@@ -639,7 +703,7 @@ class Lowering:
             group.nodes.append(copied)
         group.order, group.rows = tuple(range(ndim)), ndim - 1
         out = self.contiguous(value.shape[:-1], self.order.index(group))
-        group.outputs.append((Reduction.SUM, copied, out))
+        group.outputs.append((reduction, copied, out))
         return out
 
     def do_cumsum(self, node: fx.Node, x: Any, dim: int) -> Value:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch._decomp import core_aten_decompositions, decomposition_table
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -20,9 +21,7 @@ _ALSO = (
     aten._log_softmax.default,
     aten._softmax_backward_data.default,
     aten._log_softmax_backward_data.default,
-    aten.native_layer_norm.default,
     aten.native_layer_norm_backward.default,
-    aten.native_group_norm.default,
     aten.native_group_norm_backward.default,
     aten.linalg_vector_norm.default,
     aten.gelu.default,
@@ -32,8 +31,6 @@ _ALSO = (
     aten.addmm.default,
     aten.embedding.default,
     aten.index_select.default,
-    aten.upsample_bilinear2d.default,
-    aten.upsample_bilinear2d.vec,
     aten._native_batch_norm_legit_no_training.default,
     aten._adaptive_avg_pool2d.default,
     aten.elu.default,
@@ -72,6 +69,31 @@ def _var(x: Tensor, dim: Any = None, *, correction: float | None = None, keepdim
     return _var_mean(x, dim, correction=correction, keepdim=keepdim)[0]
 
 
+def _standardized(x: Tensor, dims: list[int], eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    variance, mean = _var_mean(x, dims, correction=0, keepdim=True)
+    scale = (variance + eps).rsqrt()
+    return (x - mean) * scale, mean, scale
+
+
+def _layer_norm(
+    x: Tensor, shape: list[int], weight: Tensor | None, bias: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    y, mean, scale = _standardized(x, list(range(-len(shape), 0)), eps)
+    y = y if weight is None else y * weight
+    return (y if bias is None else y + bias), mean, scale
+
+
+def _group_norm(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, n: int, channels: int, pixels: int, groups: int, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    y, mean, scale = _standardized(x.reshape(n, groups, channels // groups * pixels), [2], eps)
+    y = y.reshape(x.shape)
+    per_channel = (1, channels, *[1] * (x.ndim - 2))
+    y = y if weight is None else y * weight.reshape(per_channel)
+    y = y if bias is None else y + bias.reshape(per_channel)
+    return y, mean.reshape(n, groups), scale.reshape(n, groups)
+
+
 def _solve_triangular(a: Tensor, b: Tensor, *, upper: bool, left: bool = True, unitriangular: bool = False) -> Tensor:
     """By the inverse, which is evaluated once a chain."""
     if a.shape[-1] != a.shape[-2] or (a.ndim > 2 and a.shape[:-2].numel() > 1):
@@ -82,11 +104,43 @@ def _solve_triangular(a: Tensor, b: Tensor, *, upper: bool, left: bool = True, u
     return inverse @ b if left else b @ inverse
 
 
+def _resizing(length: int, out: int, mode: str, align: bool, scale: float | None, like: Tensor) -> Tensor:
+    """The matrix (out, length) of an interpolation along one axis."""
+    eye = torch.eye(length, dtype=like.dtype, device=like.device).unsqueeze(0)
+    if mode == "bicubic":
+        wide = F.interpolate(eye.unsqueeze(2).expand(1, length, 1, length), (1, out), mode="bicubic", align_corners=align)
+        return wide[0, :, 0].T
+    return F.interpolate(eye, out, mode=mode, align_corners=align)[0].T
+
+
+def _upsample(mode: str) -> tuple[Callable[..., Tensor], Callable[..., Tensor]]:
+    def matrices(like: Tensor, sizes: Any, out: Any, align: bool) -> list[Tensor]:
+        return [_resizing(n, o, mode, align, None, like) for n, o in zip(sizes, out, strict=True)]
+
+    def forward(x: Tensor, size: Any, align: bool, *scales: Any) -> Tensor:
+        if any(scales) and any(round(n * s) != o for n, o, s in zip(x.shape[2:], size, scales, strict=True) if s):
+            return NotImplemented
+        for axis, matrix in enumerate(matrices(x, x.shape[2:], size, align)):
+            x = (x.transpose(axis + 2, -1) @ matrix.T).transpose(axis + 2, -1)
+        return x
+
+    def backward(grad: Tensor, out: Any, size: Any, align: bool, *scales: Any) -> Tensor:
+        for axis, matrix in enumerate(matrices(grad, size[2:], out, align)):
+            grad = (grad.transpose(axis + 2, -1) @ matrix).transpose(axis + 2, -1)
+        return grad
+
+    return forward, backward
+
+
 DECOMPOSITIONS: dict[Any, Callable[..., Any]] = {
     **core_aten_decompositions(),
     **{op: decomposition_table[op] for op in _ALSO if op in decomposition_table},
     aten._cdist_forward.default: _cdist_forward,
     aten._cdist_backward.default: _cdist_backward,
+    aten.upsample_bilinear2d.default: _upsample("linear")[0],
+    aten.upsample_bilinear2d_backward.default: _upsample("linear")[1],
+    aten.native_layer_norm.default: _layer_norm,
+    aten.native_group_norm.default: _group_norm,
     aten.var_mean.correction: _var_mean,
     aten.var.correction: _var,
     aten.linalg_solve_triangular.default: _solve_triangular,
@@ -143,15 +197,15 @@ def trace(energy: Callable[[Tensor], Tensor], module: nn.Module | None, sample: 
                 weights.append(path if module is not None and path != spec.target else value)
 
             def joint(*given: Tensor) -> tuple[Tensor, Tensor]:
-                inputs = list(given)
-                x = inputs[position].detach().requires_grad_()
-                inputs[position] = x
-                with torch.enable_grad():
-                    energies = exported.graph_module(*inputs)[0]
-                    (gradient,) = torch.autograd.grad(energies.reshape(()), x)
-                return energies.detach().reshape(()), gradient
+                def one(x: Tensor) -> Tensor:
+                    energies = exported.graph_module(*given[:position], x, *given[position + 1 :])[0]
+                    return energies.reshape(())
 
-            graph = make_fx(joint, decomposition_table=DECOMPOSITIONS, tracing_mode="fake")(*arguments)
+                gradient, value = torch.func.grad_and_value(one)(given[position])
+                return value, gradient
+
+            functional = torch.func.functionalize(joint, remove="mutations")
+            graph = make_fx(functional, decomposition_table=DECOMPOSITIONS, tracing_mode="fake")(*arguments)
     finally:
         torch.distributions.Distribution.set_default_validate_args(validated)
     graph.graph.eliminate_dead_code()
