@@ -26,8 +26,6 @@ _ALSO = (
     aten.linalg_vector_norm.default,
     aten.gelu.default,
     aten.gelu_backward.default,
-    aten.mean.default,
-    aten.mean.dim,
     aten.addmm.default,
     aten.embedding.default,
     aten.index_select.default,
@@ -67,6 +65,11 @@ def _var_mean(x: Tensor, dim: Any = None, *, correction: float | None = None, ke
 
 def _var(x: Tensor, dim: Any = None, *, correction: float | None = None, keepdim: bool = False) -> Tensor:
     return _var_mean(x, dim, correction=correction, keepdim=keepdim)[0]
+
+
+def _mean(x: Tensor, dim: Any = None, keepdim: bool = False, *, dtype: torch.dtype | None = None) -> Tensor:
+    dims = list(range(x.ndim)) if dim is None or dim == [] else list(dim)
+    return x.sum(dims, keepdim=keepdim, dtype=dtype) / math.prod(x.shape[d] for d in dims)
 
 
 def _standardized(x: Tensor, dims: list[int], eps: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -141,6 +144,8 @@ DECOMPOSITIONS: dict[Any, Callable[..., Any]] = {
     aten.upsample_bilinear2d_backward.default: _upsample("linear")[1],
     aten.native_layer_norm.default: _layer_norm,
     aten.native_group_norm.default: _group_norm,
+    aten.mean.default: _mean,
+    aten.mean.dim: _mean,
     aten.var_mean.correction: _var_mean,
     aten.var.correction: _var,
     aten.linalg_solve_triangular.default: _solve_triangular,
