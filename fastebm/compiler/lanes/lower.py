@@ -633,6 +633,15 @@ class Lowering:
 
         return self._scattered(x, put, source)
 
+    def do_as_strided_scatter(self, node: fx.Node, x: Any, source: Any, size: Any, stride: Any, offset: int | None = None) -> Value:
+        if not node.args[0].meta["val"].is_contiguous():
+            raise LaneError(f"{node.name} writes into a tensor that is not contiguous")
+
+        def put(into: Any, given: Any) -> None:
+            torch.from_numpy(into).as_strided(size, stride, offset or 0).copy_(torch.from_numpy(np.ascontiguousarray(given)))
+
+        return self._scattered(x, put, source)
+
     def do_constant_pad_nd(self, node: fx.Node, x: Any, pad: Any, value: float = 0) -> Value:
         inner = self.value(x)
         padding = [(0, 0)] * len(inner.shape)
