@@ -158,7 +158,7 @@ _REDUCTIONS = {
     "sum": Reduction.SUM, "amax": Reduction.MAXIMUM, "amin": Reduction.MINIMUM, "prod": Reduction.PRODUCT,
     "max": Reduction.MAXIMUM, "min": Reduction.MINIMUM, "any": Reduction.MAXIMUM, "all": Reduction.MINIMUM,
 }
-_SAME = {"alias", "clone", "detach", "lift_fresh_copy", "lift_fresh", "contiguous", "_to_copy", "copy"}
+_SAME = {"alias", "clone", "detach", "lift_fresh_copy", "lift_fresh", "contiguous", "_to_copy"}
 
 
 class Lowering:
@@ -338,7 +338,8 @@ class Lowering:
             else:
                 args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: self.static[n])
                 kwargs = {k: v for k, v in kwargs.items() if k != "device"}
-                self.static[node] = node.target(*args, **kwargs)
+                made = node.target(*args, **kwargs)
+                self.static[node] = torch.zeros_like(made) if "empty" in str(node.target) else made
             return
         if node.target is operator.getitem:
             self.values[node] = self.values[node.args[0]][node.args[1]]
@@ -492,6 +493,9 @@ class Lowering:
 
     # ---- rules by name
 
+    def do_copy(self, node: fx.Node, target: Any, source: Any, *_: Any) -> Value:
+        return self.broadcast(self.value(source), tuple(node.meta["val"].shape))
+
     def do_copy_(self, node: fx.Node, target: fx.Node, source: Any, *_: Any) -> Value:
         """A tensor that is written over: later readers of it read the source. Nothing else may see its memory."""
 
@@ -564,6 +568,54 @@ class Lowering:
 
     def reduce_last(self, value: Places, reduction: Reduction) -> Places:
         return self.sum_last(value, reduction)
+
+    def do_avg_pool2d(
+        self, node: fx.Node, x: Any, kernel: Any, stride: Any = None, padding: Any = 0, ceil_mode: bool = False,
+        count_include_pad: bool = True, divisor: int | None = None,
+    ) -> Value:
+        shape = tuple(node.meta["val"].shape)
+        value = self.value(x)
+        zero = self.zeros(())
+        given = self.places(value)
+        args = (given.shape, shape, kernel, stride, padding, 1)
+        windows = Places(self._window_index(*args, given.buffers, int(zero.buffers)), self._window_index(*args, given.places, int(zero.places)))
+        share = self._shares(given.shape, shape, kernel, stride, padding, ceil_mode, count_include_pad, divisor)
+        return self.pointwise(Op.MULTIPLY, (self.sum_last(windows), share))
+
+    def do_avg_pool2d_backward(
+        self, node: fx.Node, grad: Any, x: Any, kernel: Any, stride: Any, padding: Any, ceil_mode: bool,
+        count_include_pad: bool, divisor: int | None,
+    ) -> Value:
+        given, shape = self.value(grad), tuple(x.meta["val"].shape)
+        share = self._shares(shape, given.shape, kernel, stride, padding, ceil_mode, count_include_pad, divisor)
+        scaled = self.places(self.pointwise(Op.MULTIPLY, (given, share)))
+        number = np.arange(math.prod(shape)).reshape(shape)
+        index = self._window_index(shape, given.shape, kernel, stride, padding, 1, number, -1)
+        source = scaled.viewed(lambda a: np.broadcast_to(a[..., None], index.shape))
+        inside = index >= 0
+        return self.scatter_add(Number(0.0, shape), index[inside], Places(source.buffers[inside], source.places[inside]), True)
+
+    def _shares(
+        self, shape: tuple[int, ...], out: tuple[int, ...], kernel: Any, stride: Any, padding: Any, ceil_mode: bool,
+        count_include_pad: bool, divisor: int | None,
+    ) -> Value:
+        """1 / how many numbers are averaged, for each window."""
+        ones = torch.ones(1, 1, *shape[2:], dtype=torch.float64)
+        mean = torch.nn.functional.avg_pool2d(ones, kernel, stride or None, padding, ceil_mode, count_include_pad, divisor)
+        size = kernel if isinstance(kernel, int) else math.prod(kernel if len(kernel) == 2 else (kernel[0], kernel[0]))
+        size = kernel * kernel if isinstance(kernel, int) else size
+        total = torch.nn.functional.avg_pool2d(ones, kernel, stride or None, padding, ceil_mode, True, 1)
+        share = mean / total
+        if bool((share == share.flatten()[0]).all()):
+            return Number(float(share.flatten()[0]), out)
+        return self.literal(share.expand(out).float())
+
+    def literal(self, tensor: Tensor) -> Constant:
+        """A constant of the lowering's own."""
+        node = self.traced.graph.graph.create_node("get_attr", f"_literal_{len(self.static)}")
+        self.static[node] = tensor
+        start = self.add_constant(node, "plain", lambda t: t.reshape(-1), tensor.numel())
+        return Constant(start, np.arange(start, start + tensor.numel(), dtype=np.int64).reshape(tensor.shape))
 
     def do_where(self, node: fx.Node, condition: Any, a: Any, b: Any) -> Value:
         return self.pointwise(Op.SELECT, [self.value(v) for v in (condition, a, b)])

@@ -29,10 +29,7 @@ _ALSO = (
     aten.addmm.default,
     aten.embedding.default,
     aten.index_select.default,
-    aten._native_batch_norm_legit_no_training.default,
-    aten._adaptive_avg_pool2d.default,
     aten.elu.default,
-    aten.avg_pool2d.default,
     aten.elu_backward.default,
 )
 
@@ -97,6 +94,56 @@ def _group_norm(
     return y, mean.reshape(n, groups), scale.reshape(n, groups)
 
 
+def _batch_norm(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor | None, variance: Tensor | None, training: bool,
+    momentum: float, eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    shape = (1, x.shape[1], *[1] * (x.ndim - 2))
+    if training:
+        y, saved, scale = _standardized(x, [d for d in range(x.ndim) if d != 1], eps)
+    else:
+        assert mean is not None and variance is not None
+        saved, scale = mean.reshape(shape), (variance + eps).rsqrt().reshape(shape)
+        y = (x - saved) * scale
+    y = y if weight is None else y * weight.reshape(shape)
+    y = y if bias is None else y + bias.reshape(shape)
+    return y, saved.reshape(-1), scale.reshape(-1)
+
+
+def _batch_norm_backward(
+    grad: Tensor, x: Tensor, weight: Tensor | None, mean: Tensor | None, variance: Tensor | None, saved: Tensor | None,
+    saved_scale: Tensor | None, training: bool, eps: float, mask: list[bool],
+) -> tuple[Tensor, None, None]:
+    shape = (1, x.shape[1], *[1] * (x.ndim - 2))
+    grad = grad if weight is None else grad * weight.reshape(shape)
+    if not training:
+        assert variance is not None
+        return grad * (variance + eps).rsqrt().reshape(shape), None, None
+    dims = [d for d in range(x.ndim) if d != 1]
+    y, _, scale = _standardized(x, dims, eps)
+    return (grad - _mean(grad, dims, True) - y * _mean(grad * y, dims, True)) * scale, None, None
+
+
+def _adaptive_average(length: int, out: int, like: Tensor) -> Tensor:
+    eye = torch.eye(length, dtype=like.dtype, device=like.device)
+    parts = [eye[i * length // out : -((-(i + 1) * length) // out)].sum(0) / (-((-(i + 1) * length) // out) - i * length // out) for i in range(out)]
+    return torch.stack(parts)
+
+
+def _adaptive_avg_pool2d(x: Tensor, size: list[int]) -> Tensor:
+    for axis in (0, 1):
+        matrix = _adaptive_average(x.shape[-2 + axis], size[axis], x)
+        x = (x.transpose(-2 + axis, -1) @ matrix.T).transpose(-2 + axis, -1)
+    return x
+
+
+def _adaptive_avg_pool2d_backward(grad: Tensor, x: Tensor) -> Tensor:
+    for axis in (0, 1):
+        matrix = _adaptive_average(x.shape[-2 + axis], grad.shape[-2 + axis], x)
+        grad = (grad.transpose(-2 + axis, -1) @ matrix).transpose(-2 + axis, -1)
+    return grad
+
+
 def _solve_triangular(a: Tensor, b: Tensor, *, upper: bool, left: bool = True, unitriangular: bool = False) -> Tensor:
     """By the inverse, which is evaluated once a chain."""
     if a.shape[-1] != a.shape[-2] or (a.ndim > 2 and a.shape[:-2].numel() > 1):
@@ -144,6 +191,10 @@ DECOMPOSITIONS: dict[Any, Callable[..., Any]] = {
     aten.upsample_bilinear2d_backward.default: _upsample("linear")[1],
     aten.native_layer_norm.default: _layer_norm,
     aten.native_group_norm.default: _group_norm,
+    aten.native_batch_norm.default: _batch_norm,
+    aten.native_batch_norm_backward.default: _batch_norm_backward,
+    aten._adaptive_avg_pool2d.default: _adaptive_avg_pool2d,
+    aten._adaptive_avg_pool2d_backward.default: _adaptive_avg_pool2d_backward,
     aten.mean.default: _mean,
     aten.mean.dim: _mean,
     aten.var_mean.correction: _var_mean,
