@@ -120,12 +120,15 @@ FASTEBM_INLINE float lane_tanh(float x) {
   return x < 0 ? -t : t;
 }
 
-FASTEBM_INLINE float lane_sigmoid(float x) { return logistic(x).of; }
+FASTEBM_INLINE float lane_sigmoid(float x) {
+  const float e = lane_exp(x < 0 ? x : -x), large = 1.0f / (1.0f + e);
+  return x < 0 ? e * large : large;
+}
 
 // log(1 + e^x) = max(x, 0) + log1p(e^-|x|).
 FASTEBM_INLINE float lane_softplus(float x) {
   const float magnitude = x < 0 ? -x : x;
-  return (x > 0 ? x : (x == x ? 0.0f : x)) + lane_log1p(exponential(-magnitude));
+  return (x > 0 ? x : (x == x ? 0.0f : x)) + lane_log1p(lane_exp(-magnitude));
 }
 
 // erf(x): an odd polynomial up to 1, relative error 1.3e-9 with these coefficients; beyond, the tail of the normal distribution.

@@ -623,6 +623,11 @@ class Lowering:
     def do_relu(self, node: fx.Node, x: Any) -> Value:
         return self.pointwise(Op.MAXIMUM_NUMBER, (self.value(x),), 0.0)
 
+    def do_leaky_relu(self, node: fx.Node, x: Any, slope: float = 0.01) -> Value:
+        value = self.value(x)
+        above = self.pointwise(Op.GREATER_NUMBER, (value,), 0.0)
+        return self.pointwise(Op.SELECT, (above, value, self.pointwise(Op.MULTIPLY_NUMBER, (value,), slope)))
+
     def do_clamp(self, node: fx.Node, x: Any, low: Any = None, high: Any = None) -> Value:
         value = self.value(x)
         if low is not None:
