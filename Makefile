@@ -12,7 +12,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow fuzz lint format bench wheel clean distclean
+.PHONY: help install demo test test-slow sanitize fuzz lint format bench wheel clean distclean
 
 # --- the environment -------------------------------------------------------------------------------------------------
 
@@ -68,6 +68,7 @@ help:
 	@printf 'make demo     train a coarse-to-fine energy model on handwritten digits and sample from it, into $(DEMO_OUT)\n'
 	@printf 'make test     the whole test suite (PYTEST_ARGS="-k normal", say, for a part of it)\n'
 	@printf 'make test-slow  the tests that take minutes\n'
+	@printf 'make sanitize the operators under AddressSanitizer and UBSan, with emulated matrix units\n'
 	@printf 'make fuzz     2,000 hostile tries of each entrance: command line, files, checkpoints, operators, signals\n'
 	@printf 'make install  what both need: the environment $(VENV), torch, fastebm with its compiled operators\n'
 	@printf 'make lint     ruff, mypy, import-linter        make format   rewrite the sources in the house format\n'
@@ -140,6 +141,14 @@ test-slow: $(STAMPS)/test
 	$(call say,The tests that take minutes)
 	@$(RUN) -m pytest tests -m slow $(PYTEST_ARGS)
 	@$(RUN) -m pytest tests/fuzz --tries 2000 $(PYTEST_ARGS)
+	@$(MAKE) --no-print-directory sanitize
+
+# A build of its own in build/sanitize. torch is not built with sanitizers, so their libraries come first by LD_PRELOAD;
+# leaks are Python's own business. SANITIZE_TRIES of the fuzzer of raw operators.
+SANITIZE_TRIES ?= 500
+sanitize: $(STAMPS)/test
+	$(call say,The operators under AddressSanitizer and UBSan)
+	@$(RUN) tests/sanitize.py --tries $(SANITIZE_TRIES) $(PYTEST_ARGS)
 
 fuzz: $(STAMPS)/test
 	$(call say,Hostile tries)

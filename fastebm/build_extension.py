@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -33,6 +34,7 @@ CPP_SOURCES = (
     "cpu/block_tail.cpp",
     "cpu/expand_blend.cpp",
     "cpu/program.cpp",
+    "cpu/program_check.cpp",
     "cpu/chain.cpp",
     "cpu/program_baseline.cpp",
     "cpu/program_avx2.cpp",
@@ -69,6 +71,17 @@ CPP_FLAGS = (
     f"-DTORCH_TARGET_VERSION={TORCH_TARGET_VERSION}",
     f'-DFASTEBM_TORCH_TARGET="{TORCH_MINIMUM}"',
 )
+# FASTEBM_SANITIZE=1, which `make sanitize` sets: errors in memory and undefined behaviour end the process, and matrix
+# units are emulated, so that the kernels for them run on any CPU with AVX512-BF16.
+SANITIZE_FLAGS = (
+    "-O1",
+    "-g",
+    "-fsanitize=address,undefined",
+    "-fno-sanitize=alignment,vptr",  # kernels read vectors that begin anywhere; pybind11 has no type information
+    "-fno-sanitize-recover=all",
+    "-fno-omit-frame-pointer",
+    "-DFASTEBM_EMULATE_TILES",
+)
 NVCC_FLAGS = (
     "-std=c++20",
     "-O3",
@@ -89,11 +102,35 @@ def source_folder() -> Path:
     raise RuntimeError(f"fastebm's C++ sources were not found in {PACKAGE / 'csrc'} or {PACKAGE.parent / 'csrc'}")
 
 
-def cpp_compiler() -> str | None:
-    """The C++ compiler that would be used (`CXX`, else c++ or g++), or None."""
-    asked = os.environ.get("CXX")
-    names = asked.split()[:1] if asked else ["c++", "g++"]
-    return next((found for name in names if (found := shutil.which(name))), None)
+def cpp_compiler() -> list[str] | None:
+    """The words of the C++ compiler that is used, or None where there is none.
+
+    They are those of `CXX` as a shell splits them ("ccache g++"), else c++ or g++.
+
+    Raises:
+        ValueError: for a `CXX` that can't be split.
+    """
+    asked = shlex.split(os.environ.get("CXX") or "")
+    candidates = [asked] if asked else [["c++"], ["g++"]]
+    return next((words for words in candidates if shutil.which(words[0])), None)
+
+
+def _compiler_missing() -> str | None:
+    """Why there is no C++ compiler that runs, or None."""
+    asked = os.environ.get("CXX") or ""
+    try:
+        words = cpp_compiler()
+    except ValueError as error:
+        return f"CXX={asked} can't be split into words: {error}"
+    if words is None:
+        looked = f"CXX={asked}" if asked.strip() else "looked for c++ and g++; CXX=clang++ takes another"
+        return f"no C++ compiler was found ({looked})"
+    try:
+        # A wrapper's first word may be there and the compiler behind it not.
+        subprocess.run([*words, "-dumpversion"], check=True, capture_output=True, timeout=60)
+    except (OSError, subprocess.SubprocessError) as error:
+        return f"the C++ compiler {shlex.join(words)} does not run: {error}"
+    return None
 
 
 def unavailable_reason() -> str | None:
@@ -105,11 +142,7 @@ def unavailable_reason() -> str | None:
     version = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2])
     if version < tuple(int(part) for part in TORCH_MINIMUM.split(".")):
         return f"torch {torch.__version__} is older than {TORCH_MINIMUM}"
-    if cpp_compiler() is None:
-        asked = os.environ.get("CXX")
-        looked = f"CXX={asked}" if asked else "looked for c++ and g++; CXX=clang++ takes another"
-        return f"no C++ compiler was found ({looked})"
-    return None
+    return _compiler_missing()
 
 
 def cuda_unavailable_reason() -> str | None:
@@ -135,6 +168,8 @@ def extensions() -> list[Extension]:
     import torch
     from torch.utils.cpp_extension import CppExtension, CUDAExtension
 
+    # torch and setuptools look for a compiler in ways of their own; this says the one that was found.
+    os.environ["CXX"] = shlex.join(cpp_compiler() or ["c++"])
     # Paths of the machine that builds have no place in a library, nor in the messages of its checks.
     torch_folder = Path(torch.__file__).parent
     prefixes = (f"-ffile-prefix-map={source_folder()}=csrc", f"-ffile-prefix-map={torch_folder}=torch")
@@ -143,12 +178,14 @@ def extensions() -> list[Extension]:
     folder = source_folder()
     if folder.parent == Path.cwd():
         folder = Path(folder.name)
+    checks = SANITIZE_FLAGS if os.environ.get("FASTEBM_SANITIZE") == "1" else ()
     built = [
         CppExtension(
             "fastebm._C",
             [str(folder / name) for name in CPP_SOURCES],
             include_dirs=[str(source_folder())],
-            extra_compile_args={"cxx": [*CPP_FLAGS, *prefixes]},
+            extra_compile_args={"cxx": [*CPP_FLAGS, *prefixes, *checks]},
+            extra_link_args=[flag for flag in checks if flag.startswith("-fsanitize")],
         )
     ]
     if cuda_unavailable_reason() is None:
@@ -168,7 +205,9 @@ def command_class() -> dict[str, Any]:
     """setuptools' `cmdclass` that compiles `extensions()`."""
     from torch.utils.cpp_extension import BuildExtension
 
-    return {"build_ext": BuildExtension.with_options(use_ninja=shutil.which("ninja") is not None)}
+    # torch hands ninja a compiler of several words as one; setuptools alone splits it, and compiles file by file.
+    use_ninja = shutil.which("ninja") is not None and len(cpp_compiler() or ()) == 1
+    return {"build_ext": BuildExtension.with_options(use_ninja=use_ninja)}
 
 
 def build(verbose: bool = False) -> list[Path]:
@@ -197,13 +236,22 @@ def build(verbose: bool = False) -> list[Path]:
             command.run()
         except Exception as error:
             raise RuntimeError(f"compiling fastebm's operators failed: {error}") from error
-        written = []
-        for library in sorted((Path(scratch) / "lib" / "fastebm").iterdir()):
-            # The copy crosses file systems; the rename then is atomic, and a process that has the old library open
-            # keeps it.
-            target = PACKAGE / library.name
-            waiting = target.with_name(target.name + f".{os.getpid()}.new")
-            shutil.copy2(library, waiting)
-            os.replace(waiting, target)
-            written.append(target)
-    return written
+        try:
+            return [_put_in_place(library) for library in sorted((Path(scratch) / "lib" / "fastebm").iterdir())]
+        except OSError as error:
+            raise RuntimeError(f"the compiled operators can't be put into {PACKAGE}: {error}") from error
+
+
+def _put_in_place(library: Path) -> Path:
+    """The library's new place in the package.
+
+    The copy crosses file systems; the rename then is atomic, and a process that has the old library open keeps it.
+    """
+    target = PACKAGE / library.name
+    waiting = target.with_name(target.name + f".{os.getpid()}.new")
+    try:
+        shutil.copy2(library, waiting)
+        os.replace(waiting, target)
+    finally:
+        waiting.unlink(missing_ok=True)
+    return target

@@ -6,11 +6,13 @@ than 1 or 3 their mean over channels is shown in gray. Files are written complet
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec
 
 import numpy as np
 import torch
@@ -19,6 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fastebm.runs.files import replacing
+from fastebm.runs.interrupts import uninterrupted
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -31,6 +34,12 @@ STRIP_ROWS = 8
 BINS = 80
 PANELS_PER_ROW = 3
 RANKED_COLUMNS = 12
+MAX_PIXELS = 10**8
+"""Of one picture, as of pictures that are read."""
+DPI = 120
+_LONGEST = 32  # characters of a heading
+
+P = ParamSpec("P")
 
 Curves = tuple[tuple[str, dict[str, str]], ...]
 """Panels of curves: a title, and the label of each quantity of the log."""
@@ -42,21 +51,60 @@ ENERGY_CURVES: Curves = (
 )
 
 
+def _picture(draw: Callable[Concatenate[Path, P], None]) -> Callable[Concatenate[Path, P], None]:
+    """A function that draws a figure and writes it to a path: stopped only at its end, with plain text as text."""
+
+    @functools.wraps(draw)
+    def drawn(path: Path, *arguments: P.args, **options: P.kwargs) -> None:
+        with uninterrupted(), warnings.catch_warnings():
+            from matplotlib import rc_context
+
+            warnings.filterwarnings("ignore", "Glyph .* missing")  # of names in scripts that the font lacks
+            with rc_context({"text.parse_math": False, "text.usetex": False}):  # names may contain $
+                draw(Path(path), *arguments, **options)
+
+    return drawn
+
+
 def tile(images: Tensor, columns: int, border: float = 0.0) -> Tensor:
     """Images (N, C, H, W) as one picture (height, width, 3) in [0, 1], row by row, with lines between them.
 
-    Values outside of [-1, 1] are clamped. Lines have the brightness `border`. Raises ValueError for other shapes.
+    Values outside of [-1, 1] are clamped. Lines have the brightness `border`.
+
+    Raises ValueError for other shapes, values that are not finite, fewer than 1 column and more than 10^8 pixels,
+    TypeError for images that are not floating point.
     """
-    if images.ndim != 4 or 0 in images.shape:
-        raise ValueError(f"images must be (N, C, H, W), none of them 0, got {tuple(images.shape)}")
+    if columns < 1:
+        raise ValueError(f"columns must be at least 1, got {columns}")
+    _check_images(images, columns)
+    columns = min(columns, len(images))
     bright = as_rgb(images.detach()).clamp(-1, 1).add(1).div(2)
     bright = F.pad(bright, (0, 1, 0, 1), value=border)
-    columns = min(columns, len(bright))
     missing = -len(bright) % columns
     bright = torch.cat((bright, bright.new_full((missing, *bright.shape[1:]), border)))
     height, width = bright.shape[2:]
     rows = bright.reshape(-1, columns, 3, height, width).permute(0, 3, 1, 4, 2)
     return F.pad(rows.reshape(-1, columns * width, 3), (0, 0, 1, 0, 1, 0), value=border)
+
+
+def _check_images(images: Tensor, columns: int = 1) -> None:
+    if not isinstance(images, Tensor) or not images.is_floating_point():
+        kind = images.dtype if isinstance(images, Tensor) else type(images).__name__
+        raise TypeError(f"images must be a tensor of floats in [-1, 1], got {kind}; fastebm.data.to_float takes bytes")
+    if images.ndim != 4 or 0 in images.shape:
+        raise ValueError(f"images must be (N, C, H, W), none of them 0, got {tuple(images.shape)}")
+    columns = min(columns, len(images))
+    _check_pixels(-(-len(images) // columns) * (images.shape[2] + 1), columns * (images.shape[3] + 1))
+    if not images.isfinite().all():
+        raise ValueError("images must be finite, and some pixels are infinite or not a number")
+
+
+def _check_pixels(height: float, width: float) -> None:
+    if height * width > MAX_PIXELS:
+        raise ValueError(
+            f"a picture of {height:,.0f} x {width:,.0f} pixels is too large: at most {MAX_PIXELS:,} are drawn; show "
+            "fewer images, or write arrays"
+        )
 
 
 def as_rgb(images: Tensor) -> Tensor:
@@ -68,48 +116,68 @@ def as_rgb(images: Tensor) -> Tensor:
 
 
 def heatmap(values: Tensor) -> Tensor:
-    """Values (N, H, W) in [0, 1] as images (N, 3, H, W) in [-1, 1], from black over red to light yellow."""
-    from matplotlib import colormaps
+    """Values (N, H, W) in [0, 1] as images (N, 3, H, W) in [-1, 1], from black over red to light yellow.
 
-    colours = torch.from_numpy(colormaps["inferno"](values.cpu().numpy())[..., :3])
+    Values outside are clamped. Raises ValueError for values that are not finite.
+    """
+    if not values.isfinite().all():
+        raise ValueError("values must be finite, and some are infinite or not a number")
+    with uninterrupted():
+        from matplotlib import colormaps
+
+        colours = torch.from_numpy(colormaps["inferno"](values.detach().cpu().float().numpy())[..., :3])
     return colours.permute(0, 3, 1, 2).float() * 2 - 1
 
 
 # Images ---------------------------------------------------------------------------------------------------------------
 
 
+@_picture
 def save_grid(path: Path, images: Tensor, columns: int = GRID) -> None:
     """A PNG of nothing but images, each enlarged to at least 32 pixels."""
     from matplotlib.image import imsave
 
     picture = tile(images, columns, BORDER)
     scale = max(1, -(-32 // images.shape[3]))
+    _check_pixels(scale * picture.shape[0], scale * picture.shape[1])
     enlarged = picture.repeat_interleave(scale, 0).repeat_interleave(scale, 1)
     with replacing(path) as temporary:
         imsave(temporary, enlarged.numpy(), format="png")
 
 
+@_picture
 def save_samples(path: Path, samples: Tensor, real: Tensor) -> None:
     """A PNG of samples on the left and as many real images on the right."""
     save_panels(path, [("samples", samples), ("real images", real)])
 
 
+@_picture
 def save_panels(path: Path, panels: Sequence[tuple[str, Tensor]]) -> None:
     """A PNG of image grids, two side by side, each under its title."""
+    if not panels:
+        raise ValueError("panels must not be empty")
     rows = -(-len(panels) // 2)
     figure = new_figure(10, 5.3 * rows)
-    for axes, (title, images) in zip(figure.subplots(rows, 2).flat, panels, strict=True):
-        _show(axes, images, GRID)
+    places = figure.subplots(rows, 2).flatten()
+    for axes in places:
         axes.axis("off")
-        axes.set_title(f"{title} ({images.shape[3]}x{images.shape[2]})")
+    for axes, (title, images) in zip(places, panels, strict=False):
+        _show(axes, images, GRID)
+        axes.set_title(f"{_words(title)} ({images.shape[3]}x{images.shape[2]})")
     save_figure(figure, path)
 
 
+@_picture
 def save_strip(path: Path, snapshots: Sequence[Tensor]) -> None:
     """A PNG with a row for each chain, from its start to its end in about equal numbers of steps.
 
-    `snapshots` holds the chains (B, C, s, s) before the first and after each update; s may grow between them.
+    `snapshots` holds the chains (B, C, s, s) before the first and after each update; s may grow between them. Raises
+    ValueError for none, and for others.
     """
+    for images in snapshots:
+        _check_images(images)
+    if len({(len(images), images.shape[1]) for images in snapshots}) != 1:
+        raise ValueError("snapshots must not be empty, and all of the same chains")
     chosen = torch.linspace(0, len(snapshots) - 1, min(STRIP_COLUMNS, len(snapshots))).round().int().tolist()
     size = snapshots[-1].shape[3]
     columns = [F.interpolate(snapshots[k].float(), (size, size), mode="nearest") for k in chosen]
@@ -125,14 +193,20 @@ def save_strip(path: Path, snapshots: Sequence[Tensor]) -> None:
     save_figure(figure, path)
 
 
+@_picture
 def save_columns(path: Path, columns: Mapping[str, Tensor]) -> None:
     """A PNG with a column of images (N, C, S, S) under each heading; image i of every column is in row i.
 
-    Columns of 1 and of 3 channels may stand side by side. Raises ValueError for columns of different lengths.
+    Columns of 1 and of 3 channels may stand side by side. Raises ValueError for columns of different lengths or
+    sizes.
     """
     lengths = {len(images) for images in columns.values()}
     if len(lengths) != 1:
         raise ValueError(f"columns must be of one length, got {sorted(lengths)}")
+    for images in columns.values():
+        _check_images(images)
+    if len({images.shape[2:] for images in columns.values()}) != 1:
+        raise ValueError(f"columns must be of one size, got {[tuple(images.shape[2:]) for images in columns.values()]}")
     count, size = lengths.pop(), next(iter(columns.values())).shape[3]
     longest = max(len(line) for heading in columns for line in heading.split("\n"))
     width = max(1.0, 0.08 * longest)  # inches, so that headings do not overlap
@@ -147,14 +221,27 @@ def save_columns(path: Path, columns: Mapping[str, Tensor]) -> None:
     save_figure(figure, path)
 
 
+@_picture
 def save_paths(path: Path, images: Mapping[str, Tensor], energies: Mapping[str, Tensor]) -> None:
     """A PNG of paths between images, with a row for each pair of ends: the paths on the left, their energies beside.
 
     Args:
         images: (N, points, C, S, S) for each kind of path, such as "straight".
         energies: (N, points), likewise.
+
+    Raises ValueError for shapes that don't fit.
     """
-    count, points, _, size, _ = next(iter(images.values())).shape
+    shapes = {values.shape for values in images.values()}
+    if (
+        len(shapes) != 1
+        or len(shape := shapes.pop()) != 5
+        or {values.shape for values in energies.values()} != {shape[:2]}
+    ):
+        raise ValueError(
+            "paths must be (N, points, C, S, S) and energies (N, points), got "
+            f"{[(*x.shape,) for x in images.values()]} and {[(*x.shape,) for x in energies.values()]}"
+        )
+    count, points, _, size, _ = shape
     figure = new_figure(0.75 * points + 3.4, 1.75 * count + 0.4)
     grid = figure.subplots(count, 2, squeeze=False, width_ratios=(0.75 * points, 3))
     for number, (left, right) in enumerate(grid):
@@ -163,7 +250,7 @@ def save_paths(path: Path, images: Mapping[str, Tensor], energies: Mapping[str, 
         left.set_xticks([])
         left.tick_params(length=0)
         for name, values in energies.items():
-            right.plot(values[number].cpu().numpy(), marker=".", label=name)
+            right.plot(values[number].detach().cpu().float().numpy(), marker=".", label=name)
         right.set_ylabel("energy", fontsize=8)
         right.tick_params(labelsize=7)
         right.grid(alpha=0.3)
@@ -172,8 +259,11 @@ def save_paths(path: Path, images: Mapping[str, Tensor], energies: Mapping[str, 
     save_figure(figure, path)
 
 
+@_picture
 def save_ranked(path: Path, rows: Mapping[str, Sequence[tuple[str, Tensor]]]) -> None:
     """A PNG with a row for each set and in it image grids under their titles, such as the best and the worst images."""
+    if len({len(panels) for panels in rows.values()}) != 1 or not all(rows.values()):
+        raise ValueError("rows must not be empty, and have as many panels each")
     figure = new_figure(12, 1.45 * len(rows) + 0.4)
     grid = figure.subplots(len(rows), len(next(iter(rows.values()))), squeeze=False)
     for line, (name, panels) in zip(grid, rows.items(), strict=True):
@@ -187,11 +277,17 @@ def save_ranked(path: Path, rows: Mapping[str, Sequence[tuple[str, Tensor]]]) ->
 # Curves ---------------------------------------------------------------------------------------------------------------
 
 
+@_picture
 def save_curves(path: Path, log: Sequence[Mapping[str, Any]], panels: Curves = ENERGY_CURVES) -> None:
     """A PNG of the quantities of `panels`, by default of energies, over the iterations of a run's log.
 
     Vertical lines mark where a stage began, and where the guard returned to an earlier checkpoint.
     """
+    if not panels:
+        raise ValueError("panels must not be empty")
+    for line in log:
+        if missing := {"iteration", "size"} - line.keys():
+            raise ValueError(f"a line of the log lacks {' and '.join(sorted(missing))}")
     iterations = [line["iteration"] for line in log]
     figure = new_figure(9, 2.5 * len(panels))
     for axes, (title, curves) in zip(figure.subplots(len(panels), 1, sharex=True), panels, strict=True):
@@ -211,11 +307,15 @@ def save_curves(path: Path, log: Sequence[Mapping[str, Any]], panels: Curves = E
     save_figure(figure, path)
 
 
+@_picture
 def save_histograms(path: Path, scores: Mapping[str, Mapping[str, NDArray[np.float32]]]) -> None:
     """A PNG with a panel for each score: its distribution in each set, the first of which is filled.
 
     `scores` holds (N,) arrays by set and by name of the score.
     """
+    names = {tuple(sorted(by_score)) for by_score in scores.values()}
+    if len(names) != 1 or not names.pop():
+        raise ValueError("scores must hold at least one set, and the same scores of each")
     first, *_ = scores
     figure, panels = _panels(list(scores[first]), width=4.0, height=3.2)
     for name, axes in panels.items():
@@ -236,8 +336,12 @@ def histogram(
 ) -> tuple[NDArray[np.float64], dict[str, NDArray[np.float64]]]:
     """Edges of bins that all sets share, and the percentage of each set in each bin.
 
-    The bins cover the first set and what of the others is near it; values beyond count in the outermost bins.
+    The bins cover the first set and what of the others is near it; values beyond count in the outermost bins. Raises
+    ValueError for a set that is empty or has values that are not finite.
     """
+    for label, scores in values.items():
+        if np.ndim(scores) != 1 or not np.size(scores) or not np.isfinite(scores).all():
+            raise ValueError(f"scores of {label} must be (N,), N >= 1, and finite")
     edges = _edges(list(values.values()))
     shares = {}
     for label, scores in values.items():
@@ -246,6 +350,7 @@ def histogram(
     return edges, shares
 
 
+@_picture
 def save_roc(
     path: Path, curves: Mapping[str, Mapping[str, tuple[NDArray[np.float64], NDArray[np.float64], float]]]
 ) -> None:
@@ -253,6 +358,8 @@ def save_roc(
 
     `curves` holds, by score and by set, false positive rates, true positive rates and the area under the curve.
     """
+    if not curves:
+        raise ValueError("curves must hold at least one score")
     figure, panels = _panels(list(curves), width=3.6, height=4.4)
     for name, axes in panels.items():
         axes.plot([0, 1], [0, 1], color="0.6", linestyle=":", linewidth=1)
@@ -272,7 +379,8 @@ def save_roc(
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """An empty figure of so many inches."""
+    """An empty figure of so many inches. Raises ValueError for more than 10^8 pixels."""
+    _check_pixels(DPI * height, DPI * width)
     # Not pyplot, which would choose a window system and keep every figure. Imported here because it takes a second.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -285,7 +393,7 @@ def new_figure(width: float, height: float) -> Figure:
 def save_figure(figure: Figure, path: Path) -> None:
     """Writes a figure as a PNG with 120 pixels an inch."""
     with replacing(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=120)
+        figure.savefig(temporary, format="png", dpi=DPI)
 
 
 def _panels(names: list[str], width: float, height: float) -> tuple[Figure, dict[str, Axes]]:
@@ -320,4 +428,6 @@ def _edges(values: list[NDArray[np.float32]]) -> NDArray[np.float64]:
 
 
 def _words(name: str) -> str:
-    return name.replace("_", " ")
+    """A name as a heading: on one short line, without characters that can't be drawn."""
+    words = "".join(c if c.isprintable() else "?" for c in name.replace("_", " "))
+    return words if len(words) <= _LONGEST else f"{words[: _LONGEST - 3]}..."

@@ -12,12 +12,13 @@ can be split into batches, spread over processes or resumed, and see the same no
 
 from __future__ import annotations
 
-import operator
 from enum import IntEnum
 from typing import SupportsIndex
 
 import torch
 from torch import Tensor
+
+from .scalars import as_int
 
 __all__ = [
     "MAX_CHAIN",
@@ -59,7 +60,7 @@ class Stream(IntEnum):
 
 def draw_seed() -> int:
     """A fresh seed in [0, 2^63) from torch's default generator, so that `torch.manual_seed` governs."""
-    return int(torch.randint(2**63 - 1, (), dtype=torch.int64))
+    return int(torch.randint(2**63 - 1, (), dtype=torch.int64, device="cpu"))
 
 
 def fold_in_seed(seed: SupportsIndex, index: SupportsIndex) -> int:
@@ -79,14 +80,6 @@ def fold_in_seed(seed: SupportsIndex, index: SupportsIndex) -> int:
         counter = [high1 ^ counter[1] ^ key[0], low1, high0 ^ counter[3] ^ key[1], low0]
         key = [key[0] + 0x9E3779B9 & _WORD, key[1] + 0xBB67AE85 & _WORD]
     return counter[0] | counter[1] << 32
-
-
-def as_int(name: str, number: SupportsIndex) -> int:
-    """`number` as an int. Raises TypeError for what is not a whole number: to round a seed would repeat noise."""
-    try:
-        return operator.index(number)
-    except TypeError:
-        raise TypeError(f"{name} must be an integer, got {number!r}") from None
 
 
 def check_step(step: SupportsIndex) -> int:
@@ -133,14 +126,15 @@ def make_chain_ids(chain_ids: int | Tensor, count: int, device: torch.device | s
     (count,).
 
     Args:
-        chain_ids: the id of the first chain, or an int64 tensor of `count` ids. Ids lie in [0, 2^56).
+        chain_ids: the id of the first chain, or an int64 tensor of `count` ids. Ids lie in [0, 2^56). Chains of one id
+            draw the same noise.
 
     Raises:
         ValueError: for ids out of range (a tensor on a GPU is not read, which would stall it: there the noise of such
             a chain is NaN), or a tensor of another length.
         TypeError: for ids that are not integers.
     """
-    if isinstance(chain_ids, Tensor):
+    if isinstance(chain_ids, Tensor) and chain_ids.dim():
         if chain_ids.dtype != torch.int64:
             raise TypeError(f"chain_ids must be an int64 tensor or an int, got a tensor of {chain_ids.dtype}")
         if chain_ids.shape != (count,):
@@ -152,8 +146,6 @@ def make_chain_ids(chain_ids: int | Tensor, count: int, device: torch.device | s
         ):
             raise ValueError(f"chain ids must be in [0, 2^56), got {int(chain_ids.min())} to {int(chain_ids.max())}")
         return chain_ids.to(device) if device is not None else chain_ids
-    if isinstance(chain_ids, bool):
-        raise TypeError("chain_ids must be an int or an int64 tensor, got bool")
     chain_ids = as_int("chain_ids", chain_ids)
     if not (chain_ids >= 0 and chain_ids + max(count, 1) <= MAX_CHAIN):
         raise ValueError(f"chain ids must be in [0, 2^56), got {chain_ids} to {chain_ids + max(count, 1) - 1}")

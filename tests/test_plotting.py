@@ -1,6 +1,9 @@
 """Figures show what they are given: tiles to the pixel, histograms to the bin."""
 
+import signal
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -131,3 +134,112 @@ def test_the_picture_shows_these_bins(tmp_path: Path, monkeypatch: pytest.Monkey
     pixels = np.asarray(Image.open(tmp_path / "histogram.png").convert("RGB")).astype(int)
     for colour in ((191, 191, 191), (31, 119, 180)):
         assert (np.abs(pixels - colour).max(2) < 12).sum() > 300
+
+
+# Wrong input ----------------------------------------------------------------------------------------------------------
+
+IMAGES = torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
+LINES = [{"iteration": k, "size": 8, "loss": 1.0} for k in range(3)]
+PATHS = torch.zeros(2, 3, 1, 8, 8)
+
+WRONG: list[tuple[Callable[[Path], Any], str]] = [
+    (lambda path: plotting.save_grid(path, IMAGES * torch.nan), "images must be finite"),
+    (lambda path: plotting.save_grid(path, IMAGES / 0), "images must be finite"),
+    (lambda path: plotting.save_grid(path, IMAGES[:0]), "none of them 0"),
+    (lambda path: plotting.save_grid(path, IMAGES[0]), "must be"),
+    (lambda path: plotting.save_grid(path, IMAGES.to(torch.uint8)), "floats in .*uint8.*to_float"),
+    (lambda path: plotting.save_grid(path, IMAGES + 1j), "floats in"),
+    (lambda path: plotting.save_grid(path, [1.0]), "floats in .*got list"),  # type: ignore[arg-type]
+    (lambda path: plotting.save_grid(path, IMAGES, columns=0), "columns must be at least 1"),
+    (lambda path: plotting.save_grid(path, IMAGES[:1].expand(10**6, 1, 8, 8)), "pixels is too large"),
+    (lambda path: plotting.save_grid(path, IMAGES[:1].expand(10**9, 1, 8, 8)[:, :, :1, :1], 10**6), "too large"),
+    (lambda path: plotting.tile(IMAGES[:1, :, :1, :1].expand(1, 1, 10**5, 10**5), 1), "too large"),
+    (lambda path: plotting.save_samples(path, IMAGES, IMAGES[:0]), "none of them 0"),
+    (lambda path: plotting.save_panels(path, []), "panels must not be empty"),
+    (lambda path: plotting.save_panels(path, [("a", IMAGES)] * 20_000), "too large"),
+    (lambda path: plotting.save_strip(path, []), "snapshots must not be empty"),
+    (lambda path: plotting.save_strip(path, [IMAGES, IMAGES[:2]]), "of the same chains"),
+    (lambda path: plotting.save_strip(path, [IMAGES, IMAGES * torch.nan]), "finite"),
+    (lambda path: plotting.save_columns(path, {}), "one length"),
+    (lambda path: plotting.save_columns(path, {"a": IMAGES, "b": IMAGES[:2]}), "one length"),
+    (lambda path: plotting.save_columns(path, {"a": IMAGES, "b": IMAGES[:, :, :4]}), "one size"),
+    (lambda path: plotting.save_columns(path, {"a": IMAGES, "b": IMAGES * torch.nan}), "finite"),
+    (lambda path: plotting.save_paths(path, {}, {}), "paths must be"),
+    (lambda path: plotting.save_paths(path, {"a": PATHS}, {"a": torch.zeros(2, 4)}), "paths must be"),
+    (lambda path: plotting.save_paths(path, {"a": IMAGES}, {"a": torch.zeros(2, 3)}), "paths must be"),
+    (lambda path: plotting.save_ranked(path, {}), "rows must not be empty"),
+    (lambda path: plotting.save_ranked(path, {"a": [("b", IMAGES)], "c": []}), "as many panels"),
+    (lambda path: plotting.save_curves(path, LINES, ()), "panels must not be empty"),
+    (lambda path: plotting.save_curves(path, [*LINES, {"iteration": 3}]), "a line of the log lacks size"),
+    (lambda path: plotting.save_histograms(path, {}), "at least one set"),
+    (lambda path: plotting.save_histograms(path, {"a": {"e": scores(0, 1)}, "b": {}}), "the same scores"),
+    (lambda path: plotting.save_histograms(path, {"a": {"e": scores(0, 1) * np.float32("nan")}}), "scores of a must"),
+    (lambda path: plotting.save_histograms(path, {"a": {"e": scores(0, 1)[:0]}}), "scores of a must"),
+    (lambda path: plotting.save_roc(path, {}), "at least one score"),
+    (lambda path: plotting.heatmap(torch.full((1, 2, 2), torch.nan)), "values must be finite"),
+    (lambda path: plotting.new_figure(1e4, 1e4), "too large"),
+]
+
+
+@pytest.mark.parametrize("number", range(len(WRONG)))
+def test_what_can_not_be_drawn_is_refused_in_one_line(tmp_path: Path, number: int) -> None:
+    draw, message = WRONG[number]
+    (tmp_path / "a.png").write_text("precious")
+    with pytest.raises((ValueError, TypeError), match=message) as refused:
+        draw(tmp_path / "a.png")
+    assert "\n" not in str(refused.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
+    assert (tmp_path / "a.png").read_text() == "precious"
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_other_floats_are_drawn_like_float32(tmp_path: Path, dtype: torch.dtype) -> None:
+    plotting.save_grid(tmp_path / "a.png", IMAGES.to(dtype).requires_grad_())
+    plotting.save_grid(tmp_path / "b.png", IMAGES.to(dtype).float())
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+    energies = {"a": torch.zeros(2, 3, dtype=dtype)}
+    plotting.save_paths(tmp_path / "c.png", {"a": PATHS.to(dtype)}, energies)
+    assert plotting.heatmap(torch.ones(1, 2, 2, dtype=dtype)).shape == (1, 3, 2, 2)
+
+
+@pytest.mark.parametrize("name", ["$x^{", "\udcff\x1b[1m", "未知的数据", "n" * 5000, "_hidden", "a\nb", ""])
+@pytest.mark.filterwarnings("error")
+def test_names_of_files_may_be_anything(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "a.png"
+    plotting.save_histograms(path, {name: {"energy": scores(0, 1)}, "other": {"energy": scores(0, 2)}})
+    curve = (np.array([0.0, 1.0]), np.array([0.0, 1.0]), 0.5)
+    plotting.save_roc(path, {"energy": {name: curve, "b": curve}})
+    plotting.save_ranked(path, {name: [("best", IMAGES), ("worst", IMAGES)]})
+    plotting.save_panels(path, [(name, IMAGES)])
+    assert imread(path).std() > 0.01
+
+
+@pytest.mark.parametrize("path", ["missing/a.png", "n" * 300 + ".png", "folder"])
+def test_paths_that_can_not_be_written_leave_nothing(tmp_path: Path, path: str) -> None:
+    (tmp_path / "folder").mkdir()
+    for draw in (
+        lambda path: plotting.save_grid(path, IMAGES),
+        lambda path: plotting.save_panels(path, [("", IMAGES)]),
+    ):
+        with pytest.raises(OSError, match=r"No such file|too long|directory"):
+            draw(tmp_path / path)
+    assert [entry.name for entry in tmp_path.rglob("*")] == ["folder"]
+
+
+@pytest.mark.parametrize("draw", [plotting.save_grid, lambda path, images: plotting.save_panels(path, [("", images)])])
+def test_ctrl_c_while_drawing_stops_after_the_picture(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, draw: Callable[[Path, torch.Tensor], None]
+) -> None:
+    """Within matplotlib an interrupt was lost in a callback of a weak reference, or became another error."""
+    tile = plotting.tile
+
+    def pressed(*arguments: Any) -> torch.Tensor:
+        signal.raise_signal(signal.SIGINT)
+        return tile(*arguments)
+
+    monkeypatch.setattr(plotting, "tile", pressed)
+    with pytest.raises(KeyboardInterrupt):
+        draw(tmp_path / "a.png", IMAGES)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
+    assert imread(tmp_path / "a.png").std() > 0.01
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

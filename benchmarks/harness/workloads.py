@@ -181,7 +181,7 @@ def langevin(work: Workload) -> Run:
     schedule = torch.tensor([[0.1, 0.0 if work.case == "no noise" else 0.05]], device=work.device)
     key, ids = rng.make_key(0, device=work.device), rng.make_chain_ids(0, len(x), work.device)
     advance = torch.tensor([0, 1, 1], device=work.device)
-    options = (-1.0, 1.0, None, None, None, None, None, None, 0.0)
+    options = (-1.0, 1.0, *(None,) * 8, 0.0)
 
     def step() -> None:
         torch.ops.fastebm.langevin_step_(x, grad, schedule, key, ids, *options)

@@ -29,7 +29,7 @@ def test_chain(measure, work):
     gradient = energy_gradient(nets.build(work.case, work.shape, work.device), dtype=work.precision, engine="fused")
     x = images(work)
     schedule = torch.tensor([[STEP_SIZE, NOISE_STD]], device=x.device)
-    rest = (rng.make_chain_ids(0, work.batch, x.device), -1.0, 1.0, None, None, None, None, None, None, 0.0)
+    rest = (rng.make_chain_ids(0, work.batch, x.device), -1.0, 1.0, *(None,) * 8, 0.0)
 
     def start() -> tuple[torch.Tensor, torch.Tensor]:
         return x.clone(), rng.make_key(1, 0, device=x.device)

@@ -267,10 +267,58 @@ void over_stretches(void (*kernel)(const Job&, int64_t, int64_t), const Job& job
                               [&](int64_t begin, int64_t end) { kernel(job, begin, end); });
 }
 
+// What a kernel takes besides main: images like it or pooled ones; null where there is none.
+struct TailTensor {
+  const char* name;
+  const Tensor* tensor;
+  bool pooled, written;
+};
+
+const Tensor* given(const std::optional<Tensor>& x) { return x ? &*x : nullptr; }
+
+// All lie row by row or all channels-last, as pooling_of sees it in main.
+void check_format(const char* name, const Tensor& x, bool channels_last) {
+  const int64_t c = x.size(1), h = x.size(2), w = x.size(3);
+  const int64_t rows[4] = {c * h * w, h * w, w, 1}, last[4] = {c * h * w, 1, w * c, c};
+  for (int64_t d = 0; d < 4; ++d)
+    STD_TORCH_CHECK(x.numel() == 0 || x.size(d) <= 1 || x.stride(d) == (channels_last ? last : rows)[d], name,
+                    " must be contiguous in the memory format of main");
+  check_memory(name, x);
+}
+
+void check_tail(const Tensor& main, std::initializer_list<TailTensor> others, const std::optional<Tensor>& beta,
+                int64_t activation) {
+  STD_TORCH_CHECK(main.dim() == 4, "main must be (batch, channels, height, width), got ", main.dim(), " dimensions");
+  const std::vector<int64_t> full = {main.size(0), main.size(1), main.size(2), main.size(3)};
+  const std::vector<int64_t> pooled = {full[0], full[1], full[2] / 2, full[3] / 2};
+  const bool channels_last = main.size(1) > 1 && main.stride(1) == 1;
+  check_format("main", main, channels_last);
+  for (const TailTensor& one : others) {
+    if (one.tensor == nullptr) continue;
+    check_dtype(one.name, *one.tensor, main.scalar_type());
+    check_sizes(one.name, *one.tensor, one.pooled ? pooled : full);
+    check_format(one.name, *one.tensor, channels_last);
+    if (!one.written) continue;
+    check_apart(one.name, *one.tensor, "main", main);
+    if (beta) check_apart(one.name, *one.tensor, "beta", *beta);
+    for (const TailTensor& other : others)
+      if (other.tensor != nullptr && &other != &one) check_apart(one.name, *one.tensor, other.name, *other.tensor);
+  }
+  if (beta) {
+    check_contiguous("beta", *beta, main.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float);
+    STD_TORCH_CHECK(beta->numel() == 1, "beta must be one number, got ", beta->numel());
+  }
+  STD_TORCH_CHECK((activation >= 0 && activation <= static_cast<int64_t>(Activation::relu)) ||
+                      activation == static_cast<int64_t>(Activation::scaled_swish),
+                  "the block tail has no activation number ", activation);
+}
+
 }  // namespace
 
 void block_tail(Tensor out, Tensor main, Tensor skip, std::optional<Tensor> fade, std::optional<Tensor> beta, int64_t activation,
                 double parameter) {
+  check_tail(main, {{"out", &out, true, true}, {"skip", &skip, false, false}, {"fade", given(fade), true, false}}, beta,
+             activation);
   dispatch(main, [&]<class T>() {
     using Types = TailTypes<T>;
     const TailForward<Types> job{tail<Types>(main, out, beta, activation, parameter), data<const T>(skip), data<const T>(fade),
@@ -281,6 +329,12 @@ void block_tail(Tensor out, Tensor main, Tensor skip, std::optional<Tensor> fade
 
 void block_tail_backward(Tensor grad_main, Tensor grad_skip, std::optional<Tensor> grad_fade, Tensor grad, Tensor main,
                          std::optional<Tensor> beta, int64_t activation, double parameter) {
+  check_tail(main,
+             {{"grad_main", &grad_main, false, true},
+              {"grad_skip", &grad_skip, false, true},
+              {"grad_fade", given(grad_fade), true, true},
+              {"grad", &grad, true, false}},
+             beta, activation);
   dispatch(main, [&]<class T>() {
     using Types = TailTypes<T>;
     const TailBackward<Types> job{tail<Types>(main, grad, beta, activation, parameter), data<const T>(grad), data<T>(grad_main),
@@ -292,6 +346,14 @@ void block_tail_backward(Tensor grad_main, Tensor grad_skip, std::optional<Tenso
 void block_tail_double_backward(Tensor out_grad, Tensor out_main, Tensor grad_main, Tensor grad_skip,
                                 std::optional<Tensor> grad_fade, Tensor grad, Tensor main, std::optional<Tensor> beta,
                                 int64_t activation, double parameter) {
+  check_tail(main,
+             {{"out_grad", &out_grad, true, true},
+              {"out_main", &out_main, false, true},
+              {"grad_main", &grad_main, false, false},
+              {"grad_skip", &grad_skip, false, false},
+              {"grad_fade", given(grad_fade), true, false},
+              {"grad", &grad, true, false}},
+             beta, activation);
   dispatch(main, [&]<class T>() {
     using Types = TailTypes<T>;
     const TailDoubleBackward<Types> job{tail<Types>(main, grad, beta, activation, parameter),

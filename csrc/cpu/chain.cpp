@@ -12,7 +12,9 @@ void run_chain(const StepOptions& options, Tensor energies, Tensor x, Tensor gra
                Tensor workspace) {
   read_key(options.key);  // refuses what is not (seed, step, schedule index)
   const ReadyProgram program(x, code, constants, workspace);
+  STD_TORCH_CHECK(energies.dim() == 2, "energies must be (steps, batch), got ", energies.dim(), " dimensions");
   const int64_t steps = energies.size(0), batch = x.size(0);
+  check_results(energies, steps * batch, gradient, x, workspace);
   auto* energies_data = static_cast<float*>(energies.mutable_data_ptr());
   auto* gradient_data = static_cast<float*>(gradient.mutable_data_ptr());
   auto* key_data = static_cast<int64_t*>(options.key.mutable_data_ptr());

@@ -46,9 +46,33 @@ FASTEBM_INLINE void blend_backward_body(const BlendBackward<T>& job, int64_t beg
 }
 FASTEBM_VARIANTS(blend_backward, (const BlendBackward<Kernel>& job, int64_t begin, int64_t end), (job, begin, end))
 
+// Kernels go over memory from end to end: tensors lie alike, without gaps and without overlaps.
+void check_alike(const char* name, const Tensor& tensor, const Tensor& like) {
+  check_dtype(name, tensor, like.scalar_type());
+  const auto sizes = like.sizes();
+  check_sizes(name, tensor, {sizes.begin(), sizes.end()});
+  for (int64_t d = 0; d < like.dim(); ++d)
+    STD_TORCH_CHECK(like.size(d) <= 1 || tensor.stride(d) == like.stride(d), name, " must lie in memory as the others do");
+  const auto [begin, end] = memory_of(tensor);
+  STD_TORCH_CHECK(!overlaps_itself(tensor) && end - begin == tensor.numel() * static_cast<int64_t>(tensor.element_size()), name,
+                  " must lie in memory without gaps and overlaps");
+  check_memory(name, tensor);
+}
+
+void check_beta(const Tensor& beta, const Tensor& like) {
+  check_contiguous("beta", beta, like.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float);
+  STD_TORCH_CHECK(beta.numel() == 1, "beta must be one number, got ", beta.numel());
+}
+
 }  // namespace
 
 void expand_blend(Tensor out, Tensor primal, Tensor fade, Tensor beta) {
+  for (const auto& [name, tensor] : {std::pair("out", &out), std::pair("primal", &primal), std::pair("fade", &fade)}) {
+    check_alike(name, *tensor, out);
+    if (tensor != &out) check_apart("out", out, name, *tensor);
+  }
+  check_beta(beta, out);
+  check_apart("out", out, "beta", beta);
   dispatch(out, [&]<class T>() {
     const Blend<T> job{*data<const ComputeType<T>>(beta), data<const T>(primal), data<const T>(fade), data<T>(out)};
     torch::stable::parallel_for(0, out.numel(), kGrainElements, [&](int64_t begin, int64_t end) { blend<T>(job, begin, end); });
@@ -56,6 +80,13 @@ void expand_blend(Tensor out, Tensor primal, Tensor fade, Tensor beta) {
 }
 
 void expand_blend_backward(Tensor grad_primal, Tensor grad_fade, Tensor grad, Tensor beta) {
+  for (const auto& [name, tensor] :
+       {std::pair("grad", &grad), std::pair("grad_primal", &grad_primal), std::pair("grad_fade", &grad_fade)}) {
+    check_alike(name, *tensor, grad);
+    if (tensor != &grad) check_apart(name, *tensor, "grad", grad), check_apart(name, *tensor, "beta", beta);
+  }
+  check_apart("grad_primal", grad_primal, "grad_fade", grad_fade);
+  check_beta(beta, grad);
   dispatch(grad, [&]<class T>() {
     const BlendBackward<T> job{*data<const ComputeType<T>>(beta), data<const T>(grad), data<T>(grad_primal), data<T>(grad_fade)};
     torch::stable::parallel_for(0, grad.numel(), kGrainElements,

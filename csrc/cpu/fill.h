@@ -43,9 +43,15 @@ void fill_as(Tensor& out, const Key& key, const ChainIds& chain_ids, int64_t bat
 template <class Noise>
 void fill_tensor(Tensor out, const Tensor& key_tensor, const Tensor& chain_tensor, int64_t stream) {
   const Key key = read_key(key_tensor);
+  STD_TORCH_CHECK(out.dim() > 0, "out must be (batch, ...), got a tensor without dimensions");
+  STD_TORCH_CHECK(stream >= 0 && stream < 256, "the stream must be in [0, 256), got ", stream);
+  check_contiguous("out", out, out.scalar_type());
+  check_apart("out", out, "key", key_tensor);
+  check_apart("out", out, "chain_ids", chain_tensor);
   const int64_t batch = out.size(0);
   const ChainIds chain_ids(chain_tensor, batch, key.step);
   if (out.numel() == 0) return;
+  STD_TORCH_CHECK(out.numel() / batch <= int64_t{1} << 34, "a chain has at most 2^34 numbers, got ", out.numel() / batch);
   switch (out.scalar_type()) {
     case ScalarType::Float: return fill_as<Noise, float>(out, key, chain_ids, batch, stream);
     case ScalarType::Double: return fill_as<Noise, double>(out, key, chain_ids, batch, stream);

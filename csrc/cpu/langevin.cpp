@@ -3,6 +3,7 @@
 // Bytes: 12 an element (read x and gradient, write x) in float32; the noise never leaves L1. A stretch of 1024 elements goes
 // through short loops over L1 buffers, one for each option in use, so that options that are off cost nothing.
 #include "chain.h"
+#include "langevin_check.h"
 
 namespace fastebm {
 namespace {
@@ -25,6 +26,7 @@ struct LangevinJob {
   Image<State> out;
   Image<const State> x;
   Image<const Gradient> grad;
+  Image<const State> lower_bounds, upper_bounds;
   Image<const bool> mask;
   Image<const State> known, data_target;
   const float* schedule;    // (step size, noise std), one pair or a pair for each chain
@@ -146,6 +148,14 @@ FASTEBM_INLINE void langevin_body(const LangevinJob<Types>& job, int64_t begin, 
       const State high = job.clamp_max ? static_cast<State>(*job.clamp_max) : INFINITY;
       for (int64_t i = 0; i < count; ++i) out[i] = limited(out[i], low, high);
     }
+    if (job.lower_bounds) {
+      const State* __restrict low = read_stretch(job.lower_bounds, side, b, first, count, job.shape);
+      for (int64_t i = 0; i < count; ++i) out[i] = out[i] < low[i] ? low[i] : out[i];
+    }
+    if (job.upper_bounds) {
+      const State* __restrict high = read_stretch(job.upper_bounds, side, b, first, count, job.shape);
+      for (int64_t i = 0; i < count; ++i) out[i] = out[i] > high[i] ? high[i] : out[i];
+    }
     if (job.mask) {
       const bool* __restrict mask = read_stretch(job.mask, mask_buffer, b, first, count, job.shape);
       const State* __restrict known = read_stretch(job.known, side, b, first, count, job.shape);
@@ -183,6 +193,8 @@ void run(const LangevinArguments& a) {
                                image<State>(a.out),
                                image<const State>(a.x),
                                image<const typename Types::Gradient>(a.grad),
+                               image<const State>(options.lower_bounds),
+                               image<const State>(options.upper_bounds),
                                image<const bool>(options.mask),
                                image<const State>(options.known),
                                image<const State>(options.data_target),
@@ -218,6 +230,7 @@ void run_with_state(const LangevinArguments& a) {
 }  // namespace
 
 void langevin_step(const StepOptions& options, Tensor out, Tensor x, Tensor grad) {
+  check_step(options, out, x, grad);
   const Key key = read_key(options.key);
   STD_TORCH_CHECK(key.index >= 0, "the schedule index must not be negative, got ", key.index);
   const LangevinArguments arguments{options, out, x, grad, key, ChainIds(options.chain_ids, x.size(0), key.step)};

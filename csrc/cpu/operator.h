@@ -1,7 +1,7 @@
 // Shared by the CPU operators: torch's stable tensor, checks, chain ids, and a (batch, channel, pixel) view of image batches.
 //
-// The Python side (fastebm/ops) allocates outputs and checks shapes and dtypes with messages for users; what is checked here is
-// what only the data can tell.
+// The Python side (fastebm/ops) allocates outputs and checks shapes and dtypes with messages for users; kernels refuse, in one
+// line, whatever else would make them touch memory that isn't their own (../checks.h).
 #pragma once
 
 #include <torch/csrc/stable/library.h>
@@ -15,6 +15,7 @@
 #include <algorithm>
 #include <optional>
 
+#include "../checks.h"
 #include "noise.h"
 
 namespace fastebm {
@@ -36,7 +37,9 @@ struct Key {
 };
 
 inline Key read_key(const Tensor& key) {
-  STD_TORCH_CHECK(key.numel() == 3 && key.is_contiguous(), "key needs 3 contiguous numbers (seed, step, schedule index)");
+  STD_TORCH_CHECK(key.numel() == 3 && key.is_contiguous() && key.scalar_type() == ScalarType::Long,
+                  "key needs 3 contiguous numbers in int64 (seed, step, schedule index)");
+  check_memory("key", key);
   const auto* data = static_cast<const int64_t*>(key.const_data_ptr());
   return {data[0], data[1], data[2]};
 }
@@ -46,7 +49,8 @@ class ChainIds {
  public:
   ChainIds(const Tensor& chain_ids, int64_t batch, int64_t step)
       : ids_(static_cast<const int64_t*>(chain_ids.const_data_ptr())), listed_(chain_ids.numel() > 1) {
-    STD_TORCH_CHECK(chain_ids.is_contiguous(), "chain_ids must be contiguous");
+    check_contiguous("chain_ids", chain_ids, ScalarType::Long);
+    STD_TORCH_CHECK(batch == 0 || chain_ids.numel() > 0, "chain_ids needs the id of the first chain, or of all");
     STD_TORCH_CHECK(!listed_ || chain_ids.numel() == batch, "chain_ids lists ", chain_ids.numel(), " ids for a batch of ", batch);
     STD_TORCH_CHECK(step >= 0 && step < kMaxStep, "step ", step, " is outside [0, 2^32): the noise counter would overflow");
     for (int64_t b = 0; b < batch; ++b) {

@@ -18,14 +18,6 @@ Execute chosen_variant() {
   return execute_baseline;
 }
 
-// The tables of a program's code, one behind the other; `at` moves on.
-template <class Row>
-const Row* table(const int64_t*& at, int64_t rows) {
-  const auto* first = reinterpret_cast<const Row*>(at);
-  at += rows * static_cast<int64_t>(sizeof(Row) / sizeof(int64_t));
-  return first;
-}
-
 void run_segments(const ProgramJob& job, Execute execute, Worker worker, int64_t end) {
   for (int64_t s = 0; s < job.header->segments; ++s) {
     const SegmentRow& segment = job.segments[s];
@@ -57,56 +49,104 @@ void check_weights(const ProgramJob& job) {
                   "the weights of this program were packed for another instruction set than '", isa_name(isa), "'");
 }
 
-// Kernels read as many numbers as the program says, whatever x has.
-void check_samples(const ProgramJob& job, const Tensor& x) {
-  const bool image = x.dim() == 4;
+// Contiguous tensors, and the workspace, whose end was worked out before.
+void check_outside(const Tensor& tensor, const char* name, const char* begin, const char* end) {
+  const auto* data = static_cast<const char*>(tensor.const_data_ptr());
+  STD_TORCH_CHECK(data >= end || data + tensor.numel() * static_cast<int64_t>(tensor.element_size()) <= begin, name,
+                  " and the workspace share memory, which would be written while it is read");
+}
+
+Sample sample_of(const Tensor& x) {
+  if (x.dim() == 4) return {x.size(1), x.size(2), x.size(3)};
   int64_t channels = 1;
-  for (int64_t d = 1; d < (image ? 2 : x.dim()); ++d) channels *= x.size(d);
-  const int64_t height = image ? x.size(2) : 1, width = image ? x.size(3) : 1;
-  for (int64_t k = 0; k < job.header->instructions; ++k) {
-    const InstructionRow& i = job.instructions[k];
-    if (i.kind != Kind::load || i.source_channels == 0) continue;
-    STD_TORCH_CHECK(channels == i.source_channels && height == i.height && width == i.width, "this program is for samples of ",
-                    i.source_channels, "x", i.height, "x", i.width, " numbers, got x with samples of ", channels, "x", height,
-                    "x", width);
+  for (int64_t d = 1; d < x.dim(); ++d) channels *= x.size(d);
+  return {channels, 1, 1};
+}
+
+void check_sample(const CheckedProgram& program, const Sample& given) {
+  const Sample &s = program.sample, &g = program.gradient;
+  STD_TORCH_CHECK(!program.loads || s == given, "this program is for samples of ", s.channels, "x", s.height, "x", s.width,
+                  " numbers, got x with samples of ", given.channels, "x", given.height, "x", given.width);
+  STD_TORCH_CHECK(
+      !program.writes_gradient || (given.channels == g.channels && given.height >= g.height && given.width >= g.width),
+      "this program writes a gradient of ", g.channels, "x", g.height, "x", g.width, " numbers, got x with samples of ",
+      given.channels, "x", given.height, "x", given.width);
+}
+
+// A tensor as its need says, and the image that it is.
+ConstantView checked_constant(const ConstantNeed& need, const Tensor& tensor, size_t number, const ProgramHeader& header) {
+  const bool tiles = header.layout == Layout::tiles, weight = need.uses == ConstantNeed::weight;
+  const ScalarType type = weight && tiles ? ScalarType::BFloat16 : ScalarType::Float;
+  const auto sizes = tensor.sizes();
+  bool right = tensor.scalar_type() == type && tensor.is_contiguous() && tensor.const_data_ptr() != nullptr;
+  if (weight) {
+    right = right && sizes.size() == need.sizes.size() && std::equal(need.sizes.begin(), need.sizes.end(), sizes.begin());
+    STD_TORCH_CHECK(right, "constant ", number, " must be a contiguous weight of the program's shape in ",
+                    tiles ? "bfloat16" : "float32");
+    return {tensor.const_data_ptr(), 1, 1, 0};
   }
+  const int64_t lanes = header.bytes == 2 ? 32 : 16;
+  right = right && sizes.size() == 3 && sizes[2] >= need.sizes[0] && sizes[2] % lanes == 0 &&
+          (sizes[0] == 1 || sizes[0] >= need.sizes[1]) && (sizes[1] == 1 || sizes[1] >= need.sizes[2]);
+  STD_TORCH_CHECK(right, "constant ", number, " must be a contiguous float32 image (", need.sizes[1], " or 1, ", need.sizes[2],
+                  " or 1, ", need.sizes[0], " and its filling)");
+  return {tensor.const_data_ptr(), sizes[0], sizes[1], sizes[2]};
+}
+
+std::shared_ptr<const CheckedProgram> program_of(const Tensor& code) {
+  STD_TORCH_CHECK(code.scalar_type() == ScalarType::Long && code.dim() == 1 && code.is_contiguous(),
+                  "code must be a contiguous int64 vector on the CPU");
+  STD_TORCH_CHECK(code.const_data_ptr() != nullptr, "code does not begin as a program does");
+  return checked_program(static_cast<const int64_t*>(code.const_data_ptr()), code.numel());
 }
 
 }  // namespace
 
-ReadyProgram::ReadyProgram(const Tensor& x, const Tensor& code, const std::vector<Tensor>& constants, const Tensor& workspace) {
+ReadyProgram::ReadyProgram(const Tensor& x, const Tensor& code, const std::vector<Tensor>& constants, const Tensor& workspace)
+    : program_(program_of(code)) {
   ProgramJob& job = job_;
-  const int64_t* at = static_cast<const int64_t*>(code.const_data_ptr());
-  STD_TORCH_CHECK(code.numel() >= 16 && at[0] == 1, "code does not begin as a program does");
-  STD_TORCH_CHECK(x.scalar_type() == ScalarType::Float && x.is_contiguous(), "x must be contiguous float32");
-  job.header = table<ProgramHeader>(at, 1);
-  job.buffers = table<BufferRow>(at, job.header->buffers);
-  job.instructions = table<InstructionRow>(at, job.header->instructions);
-  job.epilogues = table<EpilogueRow>(at, job.header->epilogues);
-  job.segments = table<SegmentRow>(at, job.header->segments);
-  STD_TORCH_CHECK(at - static_cast<const int64_t*>(code.const_data_ptr()) == code.numel(),
-                  "code has another length than its header says");
-  STD_TORCH_CHECK(job.header->bytes != 8, "float64 programs run in the reference only");
+  const CheckedProgram& program = *program_;
+  STD_TORCH_CHECK(x.dim() > 0, "x must be (batch, ...), got a tensor without dimensions");
+  check_contiguous("x", x, ScalarType::Float);
+  job.header = program.header;
+  job.buffers = program.buffers;
+  job.instructions = program.instructions;
+  job.epilogues = program.epilogues;
+  job.segments = program.segments;
   check_weights(job);
-  check_samples(job, x);
-  STD_TORCH_CHECK(workspace.numel() >= job.header->slot * job.header->workers, "the workspace has ", workspace.numel(),
-                  " bytes, needed are ", job.header->slot * job.header->workers);
-  for (const Tensor& constant : constants) {
-    const bool image = constant.dim() == 3;
-    views_.push_back({constant.const_data_ptr(), image ? constant.size(0) : 1, image ? constant.size(1) : 1,
-                      image ? constant.size(2) : constant.numel()});
+  const Sample sample = sample_of(x);
+  check_sample(program, sample);
+  whole_ = program.writes_energies && program.whole_gradient && program.gradient == sample;
+
+  STD_TORCH_CHECK(workspace.scalar_type() == ScalarType::Byte && workspace.is_contiguous() &&
+                      workspace.numel() >= program.workspace,
+                  "the workspace must be contiguous bytes, ", program.workspace, " or more, got ", workspace.numel());
+  job.workspace = static_cast<char*>(workspace.mutable_data_ptr());
+  STD_TORCH_CHECK(reinterpret_cast<uintptr_t>(job.workspace) % 64 == 0 && (job.workspace != nullptr || program.workspace == 0),
+                  "the workspace must begin at a multiple of 64");
+  const char* workspace_end = job.workspace + program.workspace;
+  check_outside(x, "x", job.workspace, workspace_end);
+
+  STD_TORCH_CHECK(constants.size() > 0 && constants[0].scalar_type() == ScalarType::Float && constants[0].dim() == 1,
+                  "the first constant must be the numbers, a vector in float32");
+  check_contiguous("constant 0", constants[0], ScalarType::Float);
+  STD_TORCH_CHECK(constants[0].numel() >= program.numbers, "the first constant must have ", program.numbers, " numbers, got ",
+                  constants[0].numel());
+  STD_TORCH_CHECK(constants.size() >= program.constants.size(), "this program reads ", program.constants.size(),
+                  " constants, got ", constants.size());
+  views_.resize(program.constants.size());
+  for (size_t k = 0; k < program.constants.size(); ++k) {
+    if (k > 0 && program.constants[k].uses == ConstantNeed::none) continue;
+    if (k > 0) views_[k] = checked_constant(program.constants[k], constants[k], k, *job.header);
+    check_outside(constants[k], "a constant", job.workspace, workspace_end);
   }
   job.constants = views_.data();
-  STD_TORCH_CHECK(constants.size() > 0 && constants[0].scalar_type() == ScalarType::Float,
-                  "the first constant must be the numbers, in float32");
-  job.numbers = static_cast<const float*>(views_[0].data);
+  job.numbers = static_cast<const float*>(constants[0].const_data_ptr());
   job.x = static_cast<const float*>(x.const_data_ptr());
   job.batch = x.size(0);
-  if (job.batch == 0) return;
-  job.sample = x.numel() / job.batch;
-  job.plane = x.dim() == 4 ? x.size(2) * x.size(3) : 1;
-  job.width = x.dim() == 4 ? x.size(3) : 1;
-  job.workspace = static_cast<char*>(workspace.mutable_data_ptr());
+  job.sample = sample.channels * sample.height * sample.width;
+  job.plane = sample.height * sample.width;
+  job.width = sample.width;
 }
 
 void ReadyProgram::run(float* energies, float* gradient) const {
@@ -114,6 +154,10 @@ void ReadyProgram::run(float* energies, float* gradient) const {
   ProgramJob job = job_;
   job.energies = energies;
   job.gradient = gradient;
+  if (!whole_) {  // what a program doesn't write is zero
+    std::fill_n(energies, job.batch, 0.0f);
+    std::fill_n(gradient, job.batch * job.sample, 0.0f);
+  }
   const Execute execute = chosen_variant();
   const int64_t chunk = job.header->chunk, chunks = (job.batch + chunk - 1) / chunk;
   if (job.header->team) {
@@ -131,9 +175,22 @@ void ReadyProgram::run(float* energies, float* gradient) const {
   });
 }
 
+void check_results(const Tensor& energies, int64_t count, const Tensor& gradient, const Tensor& x, const Tensor& workspace) {
+  check_contiguous("energies", energies, ScalarType::Float);
+  check_contiguous("gradient", gradient, ScalarType::Float);
+  STD_TORCH_CHECK(energies.numel() == count, "there must be ", count, " energies, got room for ", energies.numel());
+  STD_TORCH_CHECK(gradient.numel() == x.numel(), "the gradient must have x's ", x.numel(), " numbers, got ", gradient.numel());
+  check_apart("energies", energies, "x", x);
+  check_apart("gradient", gradient, "x", x);
+  check_apart("energies", energies, "gradient", gradient);
+  check_apart("energies", energies, "the workspace", workspace);
+  check_apart("gradient", gradient, "the workspace", workspace);
+}
+
 void run_program(Tensor energies, Tensor gradient, Tensor x, Tensor code, std::vector<Tensor> constants, Tensor workspace) {
-  ReadyProgram(x, code, constants, workspace)
-      .run(static_cast<float*>(energies.mutable_data_ptr()), static_cast<float*>(gradient.mutable_data_ptr()));
+  const ReadyProgram program(x, code, constants, workspace);
+  check_results(energies, x.size(0), gradient, x, workspace);
+  program.run(static_cast<float*>(energies.mutable_data_ptr()), static_cast<float*>(gradient.mutable_data_ptr()));
 }
 
 }  // namespace fastebm

@@ -1,6 +1,9 @@
 // Convolutions of bfloat16 on the matrix units of x86 (AMX).
 // Part of program_variant.h, which compiles it once for each instruction set.
 //
+// Whatever is multiplied was written by the same call, also where weights are zero: 0 * NaN is NaN. Beside rows lie zeros
+// (fastebm/ops/tiles.py says how many); behind the last of a pixel's inputs lies anything, which a mask keeps out.
+//
 // A tile is 16 rows of 32 inputs. Its rows are 16 pixels that lie at equal distances: 16 neighbours of one row of the image,
 // whatever the stride, or, on small maps, the same pixel of 16 images. 2x2 tiles of accumulators make a block of 32 pixels and 32
 // outputs out of four loads for four products. A tap outside of the image reads a line of zeros, or is left out where it is
@@ -12,6 +15,9 @@
 #include "program_epilogue.h"
 #include "program_team.h"
 
+#if defined(FASTEBM_EMULATE_TILES)
+#include "tile_emulation.h"
+#else
 struct TileConfiguration {
   uint8_t palette, start_row, reserved[14];
   uint16_t bytes[16];
@@ -20,6 +26,9 @@ struct TileConfiguration {
 
 alignas(64) static const TileConfiguration kTiles = {
     1, 0, {}, {64, 64, 64, 64, 64, 64, 64, 64}, {16, 16, 16, 16, 16, 16, 16, 16}};
+
+static FASTEBM_INLINE void configure_tiles() { asm volatile("ldtilecfg %0" ::"m"(kTiles)); }
+#endif
 
 // What one tile of inputs is at.
 struct TileUnit {
@@ -76,6 +85,12 @@ static FASTEBM_INLINE int64_t taps_at_a_time(int64_t tiles, int64_t taps, int64_
   return row * inputs * tiles <= 32 ? row * most(1, 32 / (row * inputs * tiles)) : most(1, 24 / (tiles * inputs));
 }
 
+// The last inputs of 16 pixels that don't have 32 more.
+static FASTEBM_INLINE void copy_inputs(char* tile, const char* pixels, int64_t stride, __mmask32 inputs) {
+  for (int row = 0; row < 16; ++row)
+    _mm512_store_si512(tile + 64 * row, _mm512_maskz_loadu_epi16(inputs, pixels + row * stride));
+}
+
 // One block of M x N tiles over taps [first, last): accumulators come from `sums`, at first from the bias, and go to `sums`.
 template <int M, int N>
 static FASTEBM_INLINE void multiply_tiles(const InstructionRow& i, const BufferRow& b, const TileSource* s, const char* weights,
@@ -111,7 +126,9 @@ static FASTEBM_INLINE void multiply_tiles(const InstructionRow& i, const BufferR
       _tile_loadd(3, sums + 1536, 128);
     }
   }
-  const int64_t kernel_x = dense ? 1 : i.kernel_x;
+  const int64_t kernel_x = dense ? 1 : i.kernel_x, rest = dense ? 0 : i.source_channels % 32;
+  const __mmask32 last_inputs = (1u << rest) - 1;
+  alignas(64) char part[M][1024];
   int64_t row = first / kernel_x, column = first % kernel_x;
   for (int64_t t = first; t < last; ++t, ++column) {
     if (column == kernel_x) {
@@ -134,6 +151,15 @@ static FASTEBM_INLINE void multiply_tiles(const InstructionRow& i, const BufferR
     if (!any) continue;
     const char* k = weights + t * inputs * N * 1024;
     for (int64_t c = 0; c < inputs; ++c) {
+      if (rest != 0 && c == inputs - 1) {
+#pragma GCC unroll 4
+        for (int m = 0; m < M; ++m) {
+          copy_inputs(part[m], a[m], stride[m], last_inputs);
+          a[m] = part[m];
+          stride[m] = 64;
+        }
+        asm volatile("" ::: "memory");
+      }
       if constexpr (N == 2) {
         _tile_loadd(4, a[0], stride[0]);
         _tile_loadd(6, k, 64);
@@ -270,7 +296,7 @@ static void convolve_tiles(const Worker& w, const InstructionRow& instruction, c
 }
 
 static void convolution_tiles(const Worker& w, const InstructionRow& i, int64_t begin, int64_t end) {
-  asm volatile("ldtilecfg %0" ::"m"(kTiles));
+  configure_tiles();
   const TilePlan plan = plan_tiles(i, w.job->buffers[i.source], begin, end);
   const int64_t width = i.channels <= 16 ? 16 : 32, panels = (i.channels + width - 1) / width;
   Range panel, unit;

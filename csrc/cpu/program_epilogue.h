@@ -26,8 +26,8 @@ static FASTEBM_INLINE void each_value(const Block& block, F f) {
   for (int i = 0; i < count; ++i) v[i] = f(v[i]);
 }
 
-// How many numbers of a row are written: of the last block the filling behind the last channel of a buffer too, which is finite
-// and has weight zero. Not more, because another worker may write the next panel.
+// How many numbers of a row are written: of the last block the filling behind the last channel of a buffer too, so that rows are
+// whole vectors. Only tiles over dense images read it, and find zeros. Not more, because another worker may write the next panel.
 static FASTEBM_INLINE int stored_count(const BufferRow& b, const InstructionRow& i, const EpilogueRow& step, const Block& block) {
   if (block.channel + block.valid < i.channels) return block.valid;
   const int64_t filled = least(b.pixel_stride, b.image_stride) - step.channel;
@@ -77,7 +77,7 @@ static void activate_keeping(const Worker& w, const InstructionRow& i, const Epi
         v[c] = activation_at<kind>(v[c], parameter);
       }
     }
-    store_channels(p, b.bytes, count, [&](int c) __attribute__((always_inline)) { return slopes[c]; });
+    store_channels(p, b.bytes, count, [&](int c) __attribute__((always_inline)) { return c < block.valid ? slopes[c] : 0.0f; });
   });
 }
 
@@ -180,7 +180,7 @@ static void store(const Worker& w, const InstructionRow& i, const EpilogueRow& s
   }
 #endif
   for_each_pixel(w, i, step, block, [&](const float* __restrict v, char* p) __attribute__((always_inline)) {
-    store_channels(p, b.bytes, count, [&](int c) __attribute__((always_inline)) { return v[c]; });
+    store_channels(p, b.bytes, count, [&](int c) __attribute__((always_inline)) { return c < block.valid ? v[c] : 0.0f; });
   });
 }
 

@@ -12,7 +12,7 @@
 static void clear_margins(const Worker& w, const InstructionRow& i, int64_t begin, int64_t end) {
   for (int64_t k = 0; k < i.count; ++k) {
     const EpilogueRow& step = w.job->epilogues[i.first + k];
-    if (step.op != EpilogueOp::store) continue;
+    if (step.op != EpilogueOp::store && step.op != EpilogueOp::activate_keeping) continue;
     const BufferRow& b = w.job->buffers[step.buffer];
     const int64_t left = b.margin * b.pixel_stride * b.bytes,
                   right = (b.row_stride - (b.margin + b.width) * b.pixel_stride) * b.bytes;

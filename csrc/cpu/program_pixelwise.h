@@ -42,12 +42,9 @@ static void gather_pixel(const Worker& w, const InstructionRow& i, float* __rest
 static void pool_pixel(const Worker& w, const InstructionRow& i, float* __restrict v, int64_t n, int64_t y, int64_t x, int64_t c0,
                        int valid) {
   const BufferRow& b = w.job->buffers[i.source];
-  for (int64_t ky = 0; ky < i.kernel_y; ++ky) {
-    const int64_t sy = y * i.stride_y - i.pad_y + ky;
-    if (sy < 0 || sy >= b.height) continue;
-    for (int64_t kx = 0; kx < i.kernel_x; ++kx) {
-      const int64_t sx = x * i.stride_x - i.pad_x + kx;
-      if (sx < 0 || sx >= b.width) continue;
+  const int64_t top = y * i.stride_y - i.pad_y, left = x * i.stride_x - i.pad_x;
+  for (int64_t sy = most(0, top); sy < least(b.height, top + i.kernel_y); ++sy) {
+    for (int64_t sx = most(0, left); sx < least(b.width, left + i.kernel_x); ++sx) {
       for_each_channel(pixel_of(w, b, n, sy, sx) + (i.source_channel + c0) * b.bytes, b.bytes, valid,
                        [&](int c, float h) __attribute__((always_inline)) { v[c] += h; });
     }

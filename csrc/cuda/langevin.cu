@@ -148,6 +148,16 @@ __global__ void __launch_bounds__(kThreads) general_kernel(const LangevinArgumen
   advance(x, g, step, slot, quad);
 #pragma unroll
   for (int i = 0; i < 4; ++i) x[i] = limited(x[i], step.clamp_min, step.clamp_max);
+  if (step.lower_bounds.data) {
+    read<float>(side, step.lower_bounds, place);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) x[i] = x[i] < side[i] ? side[i] : x[i];
+  }
+  if (step.upper_bounds.data) {
+    read<float>(side, step.upper_bounds, place);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) x[i] = x[i] > side[i] ? side[i] : x[i];
+  }
   if (step.mask.data) {
     bool masked[4] = {};
     read(masked, step.mask, place);
@@ -205,8 +215,9 @@ __global__ void __launch_bounds__(kSumLanes, 1) factors_kernel(const LangevinArg
 template <class Gradient>
 void launch_as(const LangevinArguments& step, Stream stream) {
   const Tiling tiles = tiling(step.batch, step.channels * step.pixels);
-  const bool plain = step.out.vectors && step.x.vectors && step.grad.vectors && !step.mask.data && !step.data_target.data &&
-                     !step.factors && !std::isfinite(step.grad_clip);
+  const bool plain = step.out.vectors && step.x.vectors && step.grad.vectors && !step.lower_bounds.data &&
+                     !step.upper_bounds.data && !step.mask.data && !step.data_target.data && !step.factors &&
+                     !std::isfinite(step.grad_clip);
   if (step.factors) factors_kernel<Gradient><<<static_cast<unsigned>(step.batch), kSumLanes, 0, stream>>>(step);
   if (plain) plain_kernel<Gradient><<<blocks(tiles), kThreads, 0, stream>>>(step, tiles);
   else general_kernel<Gradient><<<blocks(tiles), kThreads, 0, stream>>>(step, tiles);

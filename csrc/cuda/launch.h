@@ -50,7 +50,7 @@ struct Image {
 };
 
 struct LangevinArguments {
-  Image out, x, grad, mask, known, data_target;
+  Image out, x, grad, lower_bounds, upper_bounds, mask, known, data_target;
   Type grad_type;
   int64_t batch, channels, pixels;
   const float* schedule;  // (steps, 2), or (steps, batch, 2) where per_chain

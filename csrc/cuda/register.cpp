@@ -101,6 +101,7 @@ void langevin_step(const StepOptions& options, Tensor out, Tensor x, Tensor grad
   if (x.numel() == 0) return;
   LangevinArguments a{};
   a.out = image(out), a.x = image(x), a.grad = image(grad);
+  a.lower_bounds = image(options.lower_bounds), a.upper_bounds = image(options.upper_bounds);
   a.mask = image(options.mask), a.known = image(options.known), a.data_target = image(options.data_target);
   a.grad_type = type_of(grad);
   a.batch = x.size(0);

@@ -1,15 +1,11 @@
 """The command line `fastebm`: parses the name of the command, runs it, and turns errors into exit codes.
 
-A user error is one line on stderr and exit code 2. A run that diverged, chains that are not finite, and a build that
-failed are one line and exit code 1. A run that SIGTERM stopped saves its last update and exits with 143; one that
-Ctrl-C stopped exits with 130. FASTEBM_TRACEBACK=1 shows the traceback of an error in place of the line.
-
-Only the file of the command that is asked for is imported, so that `fastebm --help` needs neither PyTorch nor tyro.
+docs/command-line.md documents exit codes and streams. Only the file of the command that is asked for is imported, so
+that `fastebm --help` does not need PyTorch.
 """
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import os
 import signal
@@ -18,7 +14,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import fastebm
-from fastebm.cli.arguments import print_error
+from fastebm.cli.arguments import lacks_memory, print_error
+from fastebm.cli.parser import ArgumentsError, Parser, closest, parse
+from fastebm.cli.signals import StopSignals
+from fastebm.cli.streams import StandardStreams
 
 COMMANDS = {
     "demo": "train on handwritten digits, sample, and judge the samples, in minutes",
@@ -50,19 +49,39 @@ METHODS = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line and returns the exit code.
 
+    Without `arguments` it is the program: it takes them from `sys.argv`, handles Ctrl-C and SIGTERM, and holds on where
+    standard output or error are gone. With them it leaves the process as it is.
+
     >>> from fastebm.cli import main
     >>> main(["info", "no-such-folder"])
     2
     """
+    signals = StopSignals()
+    if arguments is not None:
+        return _run(list(arguments), signals)
+    with signals.handled():
+        streams = StandardStreams()
+        with streams.replaced():
+            code = _run(sys.argv[1:], signals) or signals.exit_code or streams.exit_code()
+            if signals.number is not None:
+                streams.flush()
+                os._exit(code)  # everything is cleaned up: no thread of a library may keep the process
+    return code
+
+
+def _run(arguments: list[str], signals: StopSignals) -> int:
     try:
-        return int(_parse(sys.argv[1:] if arguments is None else list(arguments))())
-    except BrokenPipeError:  # the reader of our output is gone, as `head` is after its lines
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        command = _parse(arguments)
+        importlib.import_module("torch")  # the seconds in which a signal has nothing to clean up
+        signals.working = True
+        return int(command())
+    except SystemExit as stop:  # --help
+        return int(stop.code or 0)
     except KeyboardInterrupt:
-        print("\nstopped; the same command continues a training from its last checkpoint", file=sys.stderr)
-        return 130
+        return _stopped(signals)
     except Exception as error:
+        if signals.number is not None:  # a library made another error of the interrupt
+            return _stopped(signals)
         code = _exit_code(error)
         if code is None:
             raise
@@ -70,36 +89,52 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return code
 
 
+def _stopped(signals: StopSignals) -> int:
+    print("\nfastebm: stopped; the same command goes on with a training or with generate", file=sys.stderr)
+    return signals.exit_code or 128 + signal.SIGINT
+
+
 def _parse(arguments: list[str]) -> Any:
     """The command that the arguments ask for, ready to be called."""
-    name = _choose("fastebm", "Energy-based image models: train, sample, restore and measure.", COMMANDS, arguments)
+    name = _choose("fastebm", "command", "Energy-based image models: train, sample, restore.", COMMANDS, arguments)
     if name == "train":
-        method = _choose("fastebm train", "Train a model on your images.", METHODS, arguments[1:])
+        method = _choose("fastebm train", "method", "Train a model on your images.", METHODS, arguments[1:])
         from fastebm.cli.train import parse_train
 
         return parse_train(method, arguments[2:])
-    from fastebm.cli.parser import parse
-
     command = getattr(importlib.import_module(f"fastebm.cli.{name}"), name.capitalize())
     return parse(command, f"fastebm {name}", arguments[1:])
 
 
-def _choose(prog: str, description: str, choices: Mapping[str, str], arguments: list[str]) -> str:
-    """The choice that the first argument names. Prints and exits where it is --help, or none of the choices."""
-    parser = argparse.ArgumentParser(prog=prog, description=description)
+def _choose(prog: str, kind: str, description: str, choices: Mapping[str, str], arguments: list[str]) -> str:
+    """The choice that the first argument names. Prints and exits where it is --help or --version.
+
+    Raises ArgumentsError where it is none of the choices.
+    """
+    given = arguments[0] if arguments else ""
+    if given in choices:
+        return given
+    parser = Parser(prog, description=description)
     parser.add_argument("--version", action="version", version=f"fastebm {fastebm.__version__}")
-    subparsers = parser.add_subparsers(dest="command", required=True, title=f"{prog} COMMAND --help explains each")
+    subparsers = parser.add_subparsers(metavar=kind.upper(), title=f"{prog} {kind.upper()} --help explains each")
     for name, text in choices.items():
-        subparsers.add_parser(name, help=text, add_help=False)
-    return str(parser.parse_known_args(arguments[:1])[0].command)
+        subparsers.add_parser(name, help=text, add_help=False, prog=name)
+    if given in ("-h", "--help", "--version"):
+        parser.parse_args([given])
+    said = f"{prog} has no {kind} {given!r}" if arguments else f"{prog} needs a {kind}"
+    raise ArgumentsError(f"{said}; there are {', '.join(choices)}{closest(given, choices)}")
 
 
 def _exit_code(error: Exception) -> int | None:
     """The exit code of an error that one line explains; None for a bug, which has to show its traceback."""
+    if isinstance(error, ValueError | OSError | ModuleNotFoundError):
+        return 2
+    if isinstance(error, FloatingPointError) or lacks_memory(error):
+        return 1
+    if not isinstance(error, RuntimeError):
+        return None
     from fastebm.training import DivergedError, RunError, StoppedError
 
     if isinstance(error, StoppedError):
         return 128 + signal.SIGTERM
-    if isinstance(error, DivergedError | FloatingPointError):
-        return 1
-    return 2 if isinstance(error, ValueError | RunError | OSError | ModuleNotFoundError) else None
+    return 2 if isinstance(error, RunError) else 1 if isinstance(error, DivergedError) else None

@@ -11,35 +11,72 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+LARGEST_COUNT = 10**9
+DEVICES = ("cpu", "cuda")
+
 
 def print_error(error: BaseException) -> None:
     """One line on stderr; with FASTEBM_TRACEBACK=1 the error is raised instead."""
     if os.environ.get("FASTEBM_TRACEBACK", "0") not in ("", "0"):
         raise error
-    print(f"fastebm: {error}", file=sys.stderr)
+    text = " ".join(str(error).split("\n")).strip() or type(error).__name__
+    if lacks_memory(error):
+        text = f"not enough memory: {text}"
+    print(f"fastebm: {text}", file=sys.stderr)
+
+
+def lacks_memory(error: BaseException) -> bool:
+    """Whether an error says that memory could not be had. On the CPU torch has no class for it."""
+    if not isinstance(error, RuntimeError):
+        return isinstance(error, MemoryError)
+    import torch
+
+    return isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error)
 
 
 def check_count(count: int) -> None:
-    """Raises ValueError where --count is below 1."""
-    if count < 1:
-        raise ValueError(f"--count must be at least 1, got {count}")
+    """Raises ValueError where --count is below 1 or above a billion."""
+    check_range("--count", count, 1, LARGEST_COUNT)
+
+
+def check_range(name: str, value: int, low: int, high: int) -> None:
+    """Raises ValueError where the option `name` has a value outside of [low, high]."""
+    if value < low:
+        raise ValueError(f"{name} must be at least {low:,}, got {value}")
+    if value > high:
+        raise ValueError(f"{name} must be at most {high:,}, got {value}")
 
 
 def select_device(name: str | None) -> torch.device:
     """The device that --device names; without it a GPU if there is one, else the CPU.
 
-    Raises ValueError for a name that is no device, and for CUDA without a GPU.
+    Raises ValueError for a name that is no device or of another kind than cpu and cuda, for a GPU that is not there,
+    and where the backend that FASTEBM_BACKEND asks for can't run on the device.
     """
     import torch
 
+    from fastebm.ops.backends import select_backend
+
     if name is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    else:
+        try:
+            device = torch.device(name)
+        except RuntimeError as error:
+            raise ValueError(f"--device {name!r} is not a device: {str(error).splitlines()[0]}") from error
+    if device.type not in DEVICES:
+        raise ValueError(f"--device must be cpu, cuda or cuda:NUMBER, got {name!r}")
+    if device.type == "cuda":
+        if not torch.cuda.is_available():
+            raise ValueError(f"--device {name} was given, but there is no CUDA GPU here")
+        if (device.index or 0) >= (there := torch.cuda.device_count()):
+            raise ValueError(f"--device {name} was given, but there are {there} GPUs here, from cuda:0 on")
+    elif device.index:
+        raise ValueError(f"--device must be cpu, cuda or cuda:NUMBER, got {name!r}")
     try:
-        device = torch.device(name)
+        select_backend(device.type)
     except RuntimeError as error:
-        raise ValueError(f"--device {name!r} is not a device: {str(error).splitlines()[0]}") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError("--device cuda was given, but there is no CUDA GPU here")
+        raise ValueError(f"FASTEBM_BACKEND: {error}") from error
     return device
 
 

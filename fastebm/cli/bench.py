@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from fastebm.cli.arguments import select_device
+from fastebm.cli.arguments import check_range, select_device
+from fastebm.memory import check_memory
+
+LARGEST = 10**9
+LONGEST = 10**6
 
 
 @dataclass(frozen=True)
@@ -33,15 +38,22 @@ class Bench:
     """device that is measured, cpu or cuda; by default a GPU if there is one"""
     out: Path | None = None
     """.json file for the results of each round, with the machine and versions"""
+    overwrite: bool = False
+    """replace the file of an earlier measurement"""
 
     def __call__(self) -> int:
         import torch
 
         from fastebm.evaluation import speed
 
+        shape = speed.parse_shape(self.shape)
+        check_range("--batch", self.batch, 1, LARGEST)
+        check_range("--num-steps", self.num_steps, 1, LONGEST)
+        check_range("--rounds", self.rounds, 1, LONGEST)
+        check_memory(f"{self.batch:,} chains of {self.shape}", 4 * 4 * self.batch * math.prod(shape))
         run = speed.bench(
             self.energy,
-            speed.parse_shape(self.shape),
+            shape,
             batch=self.batch,
             dtype=getattr(torch, self.dtype),
             num_steps=self.num_steps,
@@ -49,6 +61,7 @@ class Bench:
             engine=self.engine,
             device=select_device(self.device).type,
             out=self.out,
+            overwrite=self.overwrite,
             log=lambda line: print(line, file=sys.stderr, flush=True),
         )
         print(speed.printed(run.rows))

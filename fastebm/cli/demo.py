@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from fastebm.cli.arguments import check_count, write_images
+from fastebm.cli.arguments import check_count, check_range, select_device, write_images
 from fastebm.data import digits
 from fastebm.evaluation import evaluate_digits
+from fastebm.memory import check_memory
 from fastebm.runs.files import write_json
 from fastebm.runs.folder import LOCK, RunFolder
 from fastebm.training import DIGITS, CoarseToFineConfig, DigitsSource, RunError, train
@@ -29,7 +31,7 @@ class Demo:
     """folder of the run"""
     count: int = 1000
     """number of samples to draw and judge"""
-    iterations: tuple[int, ...] = DIGITS.iterations
+    iterations: tuple[int, int] = (DIGITS.iterations[0], DIGITS.iterations[1])
     """numbers of updates of the weights at 4x4 and at 8x8; fewer are faster and give worse samples"""
     seed: int = DIGITS.seed
     """seed of the weights and of all noise"""
@@ -38,8 +40,11 @@ class Demo:
 
     def __call__(self) -> int:
         check_count(self.count)
-        if self.threads < 1:
-            raise ValueError(f"--threads must be at least 1, got {self.threads}")
+        check_range("--threads", self.threads, 1, max(64, os.cpu_count() or 1))
+        check_memory(f"{self.count:,} samples", 4 * self.count * DIGITS.channels * DIGITS.sizes[-1] ** 2)
+        if not self.out.name:
+            raise ValueError(f"--out must name a folder, got {self.out}")
+        device = select_device(None)
         torch.set_num_threads(self.threads)
         config = dataclasses.replace(DIGITS, iterations=self.iterations, seed=self.seed)
         images, _ = digits("train")
@@ -50,7 +55,7 @@ class Demo:
             "gap is the mean energy of samples minus that of real digits; near 0 the model can't tell them apart.",
             flush=True,
         )
-        run = train(config, DigitsSource(), out)
+        run = train(config, DigitsSource(), out, device=device)
         samples = run.sample(self.count)
         write_images(out / "samples.npz", samples)
         print("Judging the samples ...", flush=True)

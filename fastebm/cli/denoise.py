@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from fastebm.cli.image_task import ImageTask
 
 if TYPE_CHECKING:
-    from fastebm.tasks import ClassicalDenoiser
+    from pathlib import Path
+
+    from torch import Tensor
+
+    from fastebm.tasks import ClassicalDenoiser, DenoiseOptions
 
 
 @dataclass(frozen=True)
@@ -20,6 +24,8 @@ class Denoise(ImageTask):
     which chains start are tuned on a few training images, and so are the classical methods.
     """
 
+    files: ClassVar = ("denoised.png", "denoised.npz")
+
     noise: float = 0.2
     """standard deviation of the noise of a pixel, where pixels lie in [-1, 1]"""
     noisy: bool = False
@@ -28,38 +34,54 @@ class Denoise(ImageTask):
     """number of training images to tune on; 0 tunes nothing and leaves out the classical methods"""
     num_steps: int = 10
     """number of Langevin steps at each resolution"""
-    step_size: float = 1.0
-    """step size of a Langevin step; tuned"""
+    step_size: float | None = None
+    """step size of a Langevin step; by default tuned, and 1 without tuning"""
     noise_std: float = 0.1
     """standard deviation of the noise of a chain's first Langevin step; it falls to 0"""
     num_chains: int = 8
     """number of chains of each image, whose mean is the result; tuning runs one"""
     random_shifts: bool = True
     """shift the chains of an image by up to a pixel, so that their errors differ and average out"""
-    temperature: float = 0.0
-    """temperature of the energy beside the data term; 0 runs chains without a data term; tuned"""
+    temperature: float | None = None
+    """temperature of the energy beside the data term; 0 runs chains without a data term; by default tuned, and 0
+    without tuning"""
     start_size: int | None = None
-    """resolution in pixels at which chains start; tuned; by default the full one"""
+    """resolution in pixels at which chains start; by default tuned, and the full one without tuning"""
 
     def __call__(self) -> int:
         from fastebm import tasks
-        from fastebm.runs.folder import RunError
-        from fastebm.tasks.outputs import save_arrays, task_folder
-        from fastebm.tasks.pictures import save_denoised
+        from fastebm.tasks.arguments import check_number
+        from fastebm.tasks.image_quality import import_skimage
 
         if self.tuning_images < 0:
             raise ValueError(f"--tuning-images must not be negative, got {self.tuning_images}")
-        run, out = self.open()
-        images = self.images(run)
+        tuned = {"step_size": self.step_size, "temperature": self.temperature, "start_size": self.start_size}
+        given: dict[str, Any] = {name: value for name, value in tuned.items() if value is not None}
+        if self.tuning_images and given:
+            names = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+            raise ValueError(f"{names}: such settings are tuned; --tuning-images 0 takes those that are given")
+        check_number("--noise", self.noise, above=0)
         options = tasks.DenoiseOptions(
             num_steps=self.num_steps,
-            step_size=self.step_size,
-            temperature=self.temperature,
             noise_std=self.noise_std,
-            start_size=self.start_size,
             num_chains=self.num_chains,
             shifts=self.random_shifts,
+            **given,
         )
+        if self.tuning_images or not self.noisy:
+            import_skimage("metrics")  # a missing package is reported before anything runs
+        run = self.open()
+        images = self.images(run)
+        with self.folder() as out:
+            self._denoise(run, images, options, out)
+        return 0
+
+    def _denoise(self, run: Any, images: Tensor, options: DenoiseOptions, out: Path) -> None:
+        from fastebm import tasks
+        from fastebm.runs.folder import RunError
+        from fastebm.tasks.outputs import save_arrays
+        from fastebm.tasks.pictures import save_denoised
+
         baselines: list[ClassicalDenoiser] = []
         if self.tuning_images:
             try:
@@ -73,7 +95,6 @@ class Denoise(ImageTask):
         noisy = images if self.noisy else tasks.add_noise(images, self.noise, self.seed)
         clean = None if self.noisy else images
         result = tasks.denoise(run, noisy, self.noise, options, clean=clean, baselines=baselines, seed=self.seed)
-        task_folder(out, overwrite=self.overwrite)
         save_denoised(out / "denoised.png", result)
         save_arrays(out / "denoised.npz", noisy=result.noisy, restored=result.restored)
         settings = {denoiser.name: dict(denoiser.settings) for denoiser in baselines}
@@ -83,4 +104,3 @@ class Denoise(ImageTask):
             for name, values in numbers["quality"].items()
         ]
         self.save_numbers(run, out, numbers, lines)
-        return 0

@@ -29,7 +29,7 @@ class Detect:
     """file or folder of images like the training images, unseen in training; by default the run's own test split"""
     split: str | None = None
     """split of --data; by default test, or the only one"""
-    ood_data: tuple[str, ...] = field(default=(), metadata={"metavar": "NAME=PATH ..."})
+    ood_data: tuple[str, ...] = field(default=(), metadata={"metavar": "NAME=PATH"})
     """sets of outliers (out-of-distribution images), each as NAME=PATH or NAME:SPLIT=PATH; by default the synthetic
     sets alone"""
     train_data: Path | None = None
@@ -60,16 +60,28 @@ class Detect:
     def __call__(self) -> int:
         import torch
 
+        from fastebm.data.run_source import run_source
         from fastebm.runs.folder import RunFolder
         from fastebm.tasks import detect_outliers
+        from fastebm.tasks.arguments import check_seed, check_whole
+        from fastebm.tasks.outputs import check_folder, task_folder
         from fastebm.tasks.run_images import held_out_images, matching_images, outlier_images, training_images
-        from fastebm.training import CoarseToFineRun
+        from fastebm.training import CoarseToFineRun, ImageSource
 
         check_count(self.count)
+        check_seed(self.seed)
+        check_whole("--batch-size", self.batch_size)
         sets = parse_sets(self.ood_data)
+        if self.split is not None and self.data is None:
+            raise ValueError(f"--split {self.split} is of --data, which is not given")
+        given = any(path is not None for path in (self.data, self.train_data)) or bool(sets)
+        if self.convert_colours and not given:
+            raise ValueError("--convert-colours is of --data, --ood-data and --train-data, and none of them is given")
         RunFolder.existing(self.run)
         out = self.run / "detect" if self.out is None else self.out
-        _refuse_taken(out, self.overwrite)
+        check_folder(out, FILES, overwrite=self.overwrite)
+        if self.fit is not None and not sets and (not given or isinstance(run_source(self.run), ImageSource)):
+            raise ValueError(f"--fit {self.fit} is of --ood-data, which is not given; other images fit as in training")
         run = CoarseToFineRun.load(self.run, select_device(self.device))
         shape: dict[str, Any] = {"fit": self.fit, "recolour": self.convert_colours}
         if self.train_data is None:
@@ -78,21 +90,22 @@ class Detect:
             training = matching_images(run, self.train_data, prefer="train", **shape)
         images = held_out_images(run) if self.data is None else matching_images(run, self.data, self.split, **shape)
         against = {name: outlier_images(run, path, split, **shape) for name, (path, split) in sets.items()}
-        for found in (training, images, *against.values()):
-            print(found, flush=True)
-        detection = detect_outliers(
-            run,
-            training,
-            images,
-            against,
-            count=self.count,
-            seed=self.seed,
-            batch_size=self.batch_size,
-            dtype=getattr(torch, self.dtype),
-            engine=self.engine,
-            progress=True,
-        )
-        write_detection(out, detection)
+        with task_folder(out, FILES, overwrite=self.overwrite):
+            detection = detect_outliers(
+                run,
+                training,
+                images,
+                against,
+                count=self.count,
+                seed=self.seed,
+                batch_size=self.batch_size,
+                dtype=getattr(torch, self.dtype),
+                engine=self.engine,
+                progress=True,
+            )
+            write_detection(out, detection)
+        for found in (training, images, *against.values()):  # not before the files: the reader may have gone
+            print(found)
         print(table(detection))
         print(f"In {out}: {', '.join(FILES)}.")
         return 0
@@ -125,7 +138,6 @@ def write_detection(out: Path, detection: DetectionResult) -> None:
 
     from fastebm.runs.files import replacing, write_json
 
-    out.mkdir(parents=True, exist_ok=True)
     arrays: dict[str, Any] = {
         f"{name}/{score}": values for name, scores in detection.scores.items() for score, values in scores.items()
     }
@@ -144,11 +156,3 @@ def table(detection: DetectionResult) -> str:
         cells = (f"{by_score[score].auroc:{max(5, len(name))}.3f}" for name, by_score in detection.metrics.items())
         lines.append("  ".join([f"{score:{width}}", *cells]))
     return "\n".join(lines)
-
-
-def _refuse_taken(out: Path, overwrite: bool) -> None:
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"{out} of --out is a file; a folder is needed")
-    taken = [name for name in FILES if (out / name).exists()]
-    if taken and not overwrite:
-        raise ValueError(f"{out} has {', '.join(taken)} already: --overwrite replaces them, or choose another --out")

@@ -14,6 +14,7 @@ from torch import Tensor
 from fastebm.cli.arguments import check_count, select_device
 from fastebm.data import ImageFormat
 from fastebm.data.run_source import run_source
+from fastebm.data.value_range import SIGNED
 from fastebm.evaluation import (
     CalibrationMetrics,
     EnergyMetrics,
@@ -30,12 +31,13 @@ from fastebm.evaluation import (
     train_features,
 )
 from fastebm.evaluation.energy_metrics import last_level_settings
-from fastebm.evaluation.metrics.comparison import noise_like
-from fastebm.evaluation.metrics.features import FEATURES_FILE, NOT_COMPARABLE
+from fastebm.evaluation.metrics.comparison import check_counts, noise_like
+from fastebm.evaluation.metrics.features import FEATURES_FILE, NOT_COMPARABLE, UNLABELLED
 from fastebm.evaluation.metrics.inception import require_torchmetrics
 from fastebm.evaluation.report import LongRunFeatures, Report
 from fastebm.evaluation.sources import holds_statistics, open_real, read_samples, real_image_source
-from fastebm.runs.files import write_json
+from fastebm.memory import check_memory
+from fastebm.runs.files import check_writable, write_json
 from fastebm.runs.folder import RunFolder
 from fastebm.sampling.cascade import device_of
 from fastebm.training import CoarseToFineRun, DataTerm, DigitsSource, ImageSource, Run, RunError, load
@@ -57,7 +59,10 @@ class Evaluate:
     """
 
     samples: Path
-    """folder of a run, a folder of pictures, or an .npz file of samples"""
+    """folder of a run, a folder of pictures, or an .npz or .npy file of samples"""
+    range: tuple[float, float] | None = field(default=None, metadata={"group": "image"})
+    """the values of black and of white in a file of samples, such as 0 1, -1 1 or 0 255; by default 0 255 for bytes,
+    and -1 1 for floats with values below 0"""
     reference_data: Path | None = None
     """file or folder of the real images, as `fastebm train` takes it, or an .npz file of statistics (mu, sigma); by
     default the run's own images"""
@@ -103,19 +108,28 @@ class Evaluate:
         run: Any
         check_count(self.count)
         is_run = RunFolder.is_run(self.samples)
+        if is_run and self.range is not None:
+            raise ValueError(f"--range is of samples in a file, and {self.samples} is a run")
         out = self.out or (self.samples / RESULT if is_run else Path(RESULT))
-        for path in filter(None, (out, self.save_statistics)):
-            self._check_free(path)
+        features = self.features or out.parent / FEATURES_FILE
+        self._check_outputs(out, features)
         device = select_device(self.device)
         inception = None if self.inception is None else Inception.load(self.inception, device)
         statistics = self._statistics()
         if inception is not None and statistics is None:
             require_torchmetrics()  # an error before samples are drawn, not after it
         run = load(self.samples, device) if is_run else None
-        samples = read_samples(self.samples)[: self.count] if run is None else None
+        samples = read_samples(self.samples, self.range)[: self.count] if run is None else None
         size, channels = (run.size, run.config.channels) if samples is None else (samples.shape[3], samples.shape[1])
+        if samples is None:  # drawn, and put together
+            check_memory(f"{self.count:,} samples", 2 * 4 * self.count * channels * size**2)
+        count = self.count if samples is None else len(samples)
         real = None if statistics is not None else open_real(self._source(size, channels, run), size)
-        classifier = self._classifier(self.features or out.parent / FEATURES_FILE, real, device)
+        if real is not None and (inception is not None or self.train_features or features.is_file()):
+            check_counts(count, real, all_real=self.all_real or inception is not None)  # before features are trained
+        if statistics is not None and count < 2:
+            raise ValueError(f"statistics are compared with at least 2 samples, got {count}")
+        classifier = self._classifier(features, real, device)
         describe = inception or classifier
         if statistics is not None and describe is not None:
             try:
@@ -136,11 +150,18 @@ class Evaluate:
         print(f"{report.explain()}\n\n{out} has these numbers.")
         return 0
 
-    def _check_free(self, path: Path) -> None:
-        if not path.parent.is_dir():
-            raise ValueError(f"the folder {path.parent} does not exist")
-        if path.exists() and not self.overwrite:
-            raise ValueError(f"{path} is there already: give --overwrite to replace it, or another name")
+    def _check_outputs(self, out: Path, features: Path) -> None:
+        """Raises ValueError for files that can't be written, before the work, and where one would replace another."""
+        outputs = [path for path in (out, self.save_statistics) if path is not None]
+        for path in outputs:
+            check_writable(path, overwrite=self.overwrite)
+        if self.train_features and (self.overwrite or not features.is_file()):
+            outputs.append(check_writable(features, overwrite=self.overwrite))
+        taken = [path for path in (self.samples, self.reference_data, self.inception) if path is not None]
+        for number, path in enumerate(outputs):
+            for other in (*taken, *outputs[:number]):
+                if path.resolve() == other.resolve():
+                    raise ValueError(f"{path} would be written over {other}: give another name")
 
     def _statistics(self) -> FeatureStatistics | None:
         path = self.reference_data
@@ -193,13 +214,13 @@ class Evaluate:
                 raise ValueError("--save-statistics needs features: give --inception or --train-features")
             return None
         assert real is not None
-        if not path.parent.is_dir():
-            raise ValueError(f"the folder {path.parent} of --features does not exist")
-        labelled = self.rotations or (real.test is not None and real.test.labels is not None)
+        labels = None if real.test is None else real.test.labels
+        labelled = self.rotations or (labels is not None and bool((labels != UNLABELLED).any()))
         held_out = real.test if labelled else None
         classifier = train_features(real.train, held_out, task=task, device=device, progress=True)
         classifier.save(path)
-        print(f"{path}: features trained, {classifier.accuracy:.2%} right on held-out images", file=sys.stderr)
+        without = f"; {classifier.unlabelled:,} images without a label left out" if classifier.unlabelled else ""
+        print(f"{path}: features trained, {classifier.accuracy:.2%} right on held-out images{without}", file=sys.stderr)
         return classifier
 
     def _draw(self, run: Run) -> Tensor:
@@ -226,17 +247,19 @@ class Evaluate:
             raise ValueError(f"samples have {samples.shape[1]} channels and real images {real.train.channels}")
         if classifier is None and inception is None:
             print("No features: --inception FILE or --train-features give distances and classes.", file=sys.stderr)
-        verdict = None if classifier is None else evaluate_samples(samples, real, classifier, all_real=self.all_real)
+        verdict = None
+        if classifier is not None:
+            verdict = evaluate_samples(samples, real, classifier, all_real=self.all_real, value_range=SIGNED)
         of_energy, survival = None, None
         if run is not None and self.energy_metrics:
             of_energy, survival = _energy_metrics(run, samples, real, classifier)
         return Report(
             words,
             repr(real.train),
-            NearestDistances.of(samples, real) if verdict is None else verdict.nearest,
+            NearestDistances.of(samples, real, value_range=SIGNED) if verdict is None else verdict.nearest,
             None if classifier is None else classifier.metadata(),
             verdict,
-            None if inception is None else inception_metrics(samples, real, inception),
+            None if inception is None else inception_metrics(samples, real, inception, value_range=SIGNED),
             energy_metrics=of_energy,
             long_run=survival,
         )

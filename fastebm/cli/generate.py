@@ -49,6 +49,9 @@ class Generate:
             overwrite=self.overwrite,
             progress=True,
         )
+        if not made.drawn:
+            print(f"{self.out}: all {self.count:,} samples were there before; see {made.numbers}")
+            return 0
         size, there = made.request.size, self.count - made.drawn
         before = f", {there:,} of them were there before" if there else ""
         speed = "" if made.images_per_second is None else f", {made.images_per_second:.4g} a second"

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from fastebm.cli.arguments import check_count, select_device
 
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class ImageTask:
     """A command that works on images with a run."""
+
+    files: ClassVar[tuple[str, ...]]
+    """files that it may write, beside the numbers"""
 
     run: Path
     """folder of the run, finished or not"""
@@ -36,16 +40,24 @@ class ImageTask:
     device: str | None = None
     """device that chains run on, cpu or cuda; by default a GPU if there is one"""
 
-    def open(self) -> tuple[Any, Path]:
-        """The run, and the folder for results, which is checked but not made yet."""
-        from fastebm.tasks.outputs import check_free
+    def open(self) -> Any:
+        """The run, once the arguments and the place for results are found to be right."""
+        from fastebm.runs.folder import RunFolder
+        from fastebm.tasks.arguments import check_seed
+        from fastebm.tasks.outputs import check_folder
         from fastebm.training import load
 
         check_count(self.count)
-        run = load(self.run, select_device(self.device))
-        out = self.run / type(self).__name__.lower() if self.out is None else self.out
-        check_free(out, overwrite=self.overwrite)
-        return run, out
+        check_seed(self.seed)
+        RunFolder.existing(self.run)
+        check_folder(self._out(), self._files(), overwrite=self.overwrite)
+        return load(self.run, select_device(self.device))
+
+    def folder(self) -> AbstractContextManager[Path]:
+        """The folder for results, for a block that computes and writes them."""
+        from fastebm.tasks.outputs import task_folder
+
+        return task_folder(self._out(), self._files(), overwrite=self.overwrite)
 
     def images(self, run: Any) -> Tensor:
         """The images that the task starts from, (N, C, S, S) in [-1, 1]."""
@@ -60,3 +72,11 @@ class ImageTask:
         save_numbers(out, {"run": str(self.run), "iteration": run.iteration, "seed": self.seed, **numbers})
         files = ", ".join(sorted(path.name for path in out.iterdir()))
         print("\n".join([*lines, f"In {out}: {files}; {NUMBERS} has all numbers."]))
+
+    def _out(self) -> Path:
+        return self.run / type(self).__name__.lower() if self.out is None else self.out
+
+    def _files(self) -> tuple[str, ...]:
+        from fastebm.tasks.outputs import NUMBERS
+
+        return (*self.files, NUMBERS)

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from fastebm.cli.image_task import ImageTask
+
+if TYPE_CHECKING:
+    from fastebm.tasks import InpaintingResult
 
 
 @dataclass(frozen=True)
 class Inpaint(ImageTask):
     """Fill in missing parts of images, several times each, by chains that keep the known pixels fixed."""
 
-    mask_pattern: Literal["square", "pixels", "half"] = "square"
-    """pixels to fill in: the middle quarter of the image, half of all pixels, or the lower half"""
+    files: ClassVar = ("inpainted.png", "inpainted.npz")
+
+    mask_pattern: Literal["square", "pixels", "half"] | None = None
+    """pixels to fill in: the middle quarter of the image, half of all pixels, or the lower half; by default square"""
     mask: Path | None = None
     """picture of the images' size that is white where pixels are to be filled in; by default as the pattern says"""
     restarts: int = 8
@@ -30,19 +35,25 @@ class Inpaint(ImageTask):
 
     def __call__(self) -> int:
         from fastebm import tasks
-        from fastebm.tasks.outputs import save_arrays, task_folder
+        from fastebm.tasks.outputs import save_arrays
         from fastebm.tasks.pictures import save_inpainted
 
-        run, out = self.open()
-        images = self.images(run)
+        if self.mask is not None and self.mask_pattern is not None:
+            raise ValueError("--mask and --mask-pattern both say where the hole is: give one of them")
+        run = self.open()
+        images, options = self.images(run), self._options(run.config)
         if self.mask is not None:
             hole = tasks.load_hole_mask(self.mask, len(images), run.size)
         else:
-            hole = tasks.hole_mask(self.mask_pattern, len(images), run.size, self.seed)
-        result = tasks.inpaint(run, images, hole, self._options(run.config), seed=self.seed)
-        task_folder(out, overwrite=self.overwrite)
-        save_inpainted(out / "inpainted.png", result)
-        save_arrays(out / "inpainted.npz", filled=result.filled, energy=result.energy, mean=result.mean)
+            hole = tasks.hole_mask(self.mask_pattern or "square", len(images), run.size, self.seed)
+        with self.folder() as out:
+            result = tasks.inpaint(run, images, hole, options, seed=self.seed)
+            save_inpainted(out / "inpainted.png", result)
+            save_arrays(out / "inpainted.npz", filled=result.filled, energy=result.energy, mean=result.mean)
+            self._report(run, result, out)
+        return 0
+
+    def _report(self, run: Any, result: InpaintingResult, out: Path) -> None:
         errors = {name: float(values.mean()) for name, values in result.errors().items()}
         lines = [
             f"Root mean square error of the filled pixels: {errors['best']:.3f} for the chain with the lowest energy, "
@@ -51,9 +62,8 @@ class Inpaint(ImageTask):
             "known pixels nearby.",
             f"Standard deviation between the chains of an image: {float(result.diversity.mean()):.3f}.",
         ]
-        pattern = self.mask_pattern if self.mask is None else self.mask.name
+        pattern = self.mask_pattern or "square" if self.mask is None else self.mask.name
         self.save_numbers(run, out, result.to_json() | {"pattern": pattern}, lines)
-        return 0
 
     def _options(self, config: Any) -> Any:
         """Options with the numbers of training where none were given. Only a cascade has a noise that changes."""

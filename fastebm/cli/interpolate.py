@@ -4,17 +4,27 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from fastebm.cli.image_task import ImageTask
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from fastebm.tasks import PathOptions
+
+MOST = 10_000
 
 
 @dataclass(frozen=True)
 class Interpolate(ImageTask):
     """Show paths between images and between samples, and the training images that are nearest to samples."""
 
+    files: ClassVar = ("images.png", "images.npz", "noise.png", "coarse.png", "neighbours.png")
+
     count: int = 12
-    """number of images, which are the ends of half as many paths; as many pairs of chains are interpolated"""
+    """number of images, at most 10,000, which are the ends of half as many paths; as many pairs of chains are
+    interpolated"""
     points: int = field(default=11, metadata={"group": "path"})
     """number of images along a path, with both ends"""
     iterations: int = field(default=60, metadata={"group": "path"})
@@ -25,23 +35,34 @@ class Interpolate(ImageTask):
 
     def __call__(self) -> int:
         from fastebm import tasks
-        from fastebm.tasks.outputs import save_arrays, task_folder
+
+        if self.count > MOST:
+            raise ValueError(
+                f"--count must be at most {MOST:,}, because each pair is a path of chains, got {self.count}"
+            )
+        options = tasks.PathOptions(self.points, self.iterations, self.step_size)
+        run = self.open()
+        images = self.images(run)
+        if len(images) < 2:
+            raise ValueError("a path needs two images, got one: give more with --data or --count")
+        with self.folder() as out:
+            self._paths(run, images, options, out)
+        return 0
+
+    def _paths(self, run: Any, images: Tensor, options: PathOptions, out: Path) -> None:
+        from fastebm import tasks
+        from fastebm.tasks.outputs import save_arrays
         from fastebm.tasks.pictures import save_chain_path, save_image_path
 
-        run, out = self.open()
-        options = tasks.PathOptions(self.points, self.iterations, self.step_size)
-        images = self.images(run)
         pairs = len(images) // 2
-        if not pairs:
-            raise ValueError("a path needs two images, got one: give more with --data or --count")
-        between = tasks.interpolate_images(run, images[0 : 2 * pairs : 2], images[1 : 2 * pairs : 2], options)
+        ends = images[0 : 2 * pairs : 2], images[1 : 2 * pairs : 2]
+        between = tasks.interpolate_images(run, *ends, options, progress=True)
         cascade = getattr(run.config, "variant", None) == "cascade"
         starts: Any = ("noise", "coarse")[: len(run.levels)] if cascade else ()
         chains = {
             start: tasks.interpolate_chains(run, start, pairs=pairs, points=self.points, seed=self.seed)
             for start in starts
         }
-        task_folder(out, overwrite=self.overwrite)
         save_image_path(out / "images.png", between)
         save_arrays(out / "images.npz", straight=between.straight, relaxed=between.relaxed)
         numbers: dict[str, Any] = {"images": between.to_json()}
@@ -55,7 +76,6 @@ class Interpolate(ImageTask):
         )
         numbers["neighbours"], nearest = self._nearest(run, out)
         self.save_numbers(run, out, numbers, [line, nearest])
-        return 0
 
     def _nearest(self, run: Any, out: Path) -> tuple[dict[str, float] | None, str]:
         """Writes samples beside their nearest training images; distances, with those of unseen images to compare."""

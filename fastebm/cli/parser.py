@@ -1,7 +1,8 @@
 """Builds the parser and the `--help` of a command from a dataclass: an option for each field, in named groups.
 
 The dataclass declares names, types and defaults, and a docstring below each field explains it. A field whose type is a
-dataclass itself adds the options of that dataclass. How an option is shown follows from three rules:
+dataclass itself adds the options of that dataclass. Types are int, float, str, bool, Path, a Literal, tuples of them,
+and any of these or None. How an option is shown follows from three rules:
 
 - the docstring of an option whose default is None may end in "; by default ...", which is shown as its default;
 - fields called `run` or `samples` are positional;
@@ -10,16 +11,22 @@ dataclass itself adds the options of that dataclass. How an option is shown foll
 
 from __future__ import annotations
 
+import argparse
 import ast
 import dataclasses
+import difflib
 import inspect
 import itertools
+import math
+import re
+import shutil
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+import types
+import typing
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass
-from typing import Annotated, Any, get_args, get_type_hints
-
-import tyro
+from pathlib import Path
+from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
 GROUPS = {
     "image": "data split fit crop key convert convert_colours train_data reference_data ood_data all_real noise noisy "
@@ -40,10 +47,15 @@ GROUPS = {
 """The options of each group. An option that is in none of them stands in front, among the general options."""
 FEW = 10
 """Commands with no more options than this show them in one group."""
+NARROWEST, WIDEST = 40, 120
+"""Columns between which a help is wrapped, however narrow or wide the terminal is."""
 
 _GROUP_OF = {name: group for group, names in GROUPS.items() for name in names.split()}
 _POSITIONAL = ("run", "samples")
-_IN_WORDS = {"None": "none", "True": "on", "False": "off", "": "none"}
+
+
+class ArgumentsError(ValueError):
+    """Arguments that do not parse: which one, what was given and what is needed, on one line."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +68,18 @@ class Option:
     default: Any
     group: str
     metavar: str | None
+
+
+class Parser(argparse.ArgumentParser):
+    """An argparse parser whose errors are `ArgumentsError`, and whose help fits into any terminal."""
+
+    def __init__(self, prog: str, **settings: Any) -> None:
+        super().__init__(prog, formatter_class=_Help, allow_abbrev=False, **settings)
+        self._negative_number_matcher = re.compile(r"-[.\d]|-inf|-nan")  # argparse takes -1e-3 for an option
+
+    def error(self, message: str) -> NoReturn:
+        text = re.sub(r"^argument (\S+): ", r"\1 ", message)
+        raise ArgumentsError(re.sub(r" expected (.*)argument", r" needs \1value", text))
 
 
 def parse(
@@ -74,26 +98,27 @@ def parse(
         description: what the command does; by default the docstring of the dataclass.
         defaults, types: of single fields, in place of their own.
 
-    Prints and exits, as argparse does, for `--help` (with 0) and for arguments that do not parse (with 2).
+    Raises ArgumentsError for arguments that do not parse. Prints and exits with 0 for `--help`.
     """
     types = dict(types or {})
-    paragraphs = (description or inspect.getdoc(command) or "").split("\n\n")
     found = list(options(command, defaults or {}, types))
-    groups: dict[str, list[Any]] = {"": []}
-    for option in sorted(found, key=lambda option: _rank(option.group)):
-        groups.setdefault(option.group if len(found) > FEW else "", []).append(_field(option))
-    boxes = [(name, _form(name, fields)) for name, fields in groups.items() if name]
-    parsed = tyro.cli(
-        _form(command.__name__, [*groups[""], *boxes]),
-        prog=prog,
-        description="\n\n".join(" ".join(text.split()) for text in paragraphs),
-        args=arguments,
-        config=(tyro.conf.OmitArgPrefixes, tyro.conf.DisallowNone),
+    positional = [_form(option)["metavar"] for option in found if option.name in _POSITIONAL]
+    parser = Parser(
+        prog,
+        usage=" ".join([prog.replace("%", "%%"), "[-h] [OPTIONS]", *positional]),
+        description=description or inspect.getdoc(command) or "",
+        argument_default=argparse.SUPPRESS,
     )
-    values = dict(vars(parsed))
-    for name, _ in boxes:
-        values |= vars(values.pop(name))
-    return _build(command, values, types)
+    groups: dict[str, Any] = {}
+    for option in sorted(found, key=lambda option: _rank(option.group)):
+        name = option.group if len(found) > FEW else ""
+        if name not in groups:
+            groups[name] = parser.add_argument_group(f"{name} options") if name else parser
+        flag = option.name if option.name in _POSITIONAL else _flag(option.name)
+        groups[name].add_argument(flag, **_form(option))
+    parsed = vars(parser.parse_args(_checked(arguments, found)))
+    given = {name: tuple(value) if isinstance(value, list) else value for name, value in parsed.items()}
+    return _build(command, {option.name: option.default for option in found} | given, types)
 
 
 def options(
@@ -112,22 +137,117 @@ def options(
             yield Option(field.name, hint, texts.get(field.name, ""), default, place, field.metadata.get("metavar"))
 
 
-def _field(option: Option) -> tuple[Any, ...]:
-    """The field of a dataclass that makes tyro show the option."""
+def closest(wrong: str, names: Iterable[str]) -> str:
+    """The question for the name that was meant, to stand behind a message; empty where none is like it."""
+    found = difflib.get_close_matches(wrong, list(names), 1, 0.6)
+    return f": did you mean {found[0]}?" if found else ""
+
+
+def _checked(arguments: Sequence[str], found: Sequence[Option]) -> list[str]:
+    """The arguments with - for each _ in the name of an option. Raises ArgumentsError for names of no option.
+
+    argparse would complain of missing options first, and never say which one was meant.
+    """
+    names = [option.name for option in found if option.name not in _POSITIONAL]
+    names += [f"no_{option.name}" for option in found if kind_of(option.type)[0] is bool]
+    known = ["--help", *map(_flag, names)]
+    checked = list(arguments)
+    for index, argument in enumerate(itertools.takewhile(lambda argument: argument != "--", arguments)):
+        if argument.startswith("--"):
+            name, equals, value = argument.partition("=")
+            name = name.replace("_", "-")
+            if name not in known:
+                raise ArgumentsError(f"there is no option {name}{closest(name, known)}")
+            checked[index] = f"{name}{equals}{value}"
+    return checked
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def kind_of(hint: Any) -> tuple[Any, int | str | None]:
+    """The type of a single value, and how many of them an option takes, as argparse's nargs says it."""
+    if get_origin(hint) in (typing.Union, types.UnionType):
+        (hint,) = (alternative for alternative in get_args(hint) if alternative is not type(None))
+    if get_origin(hint) is tuple:
+        first, *others = get_args(hint)
+        return first, "+" if others == [...] else 1 + len(others)
+    return hint, None
+
+
+def _form(option: Option) -> dict[str, Any]:
+    """What argparse needs to know of an option."""
     text, by_default, words = option.text.partition("; by default ")
-    metavar = option.metavar
+    kind, nargs = kind_of(option.type)
+    required = option.default is MISSING
+    shown = words if by_default else _in_words(option.default)
+    form: dict[str, Any] = {"help": f"{text} ({'required' if required else f'default: {shown}'})".replace("%", "%%")}
+    if kind is bool:
+        return form | {"action": argparse.BooleanOptionalAction}
+    form["type"] = _reader(kind)
     if option.name in _POSITIONAL:
-        metavar = option.name.upper() if option.default is MISSING else f"[{option.name.upper()}]"
-    elif metavar is None and str in (option.type, *get_args(option.type)):
-        metavar = option.name.upper()
-    hint = f"(default: {words})" if by_default else lambda label: f"(default: {_IN_WORDS.get(label, label)})"
-    kind: Any = Annotated[option.type, tyro.conf.arg(help=text, metavar=metavar, help_behavior_hint=hint)]
-    kind = Annotated[kind, tyro.conf.Positional] if option.name in _POSITIONAL else kind
-    return option.name, kind, *(() if option.default is MISSING else (dataclasses.field(default=option.default),))
+        name = option.name.upper()
+        return form | (
+            {"metavar": name} if required else {"metavar": f"[{name}]", "nargs": "?", "default": option.default}
+        )
+    if option.metavar is not None:
+        metavar: Any = option.metavar
+    elif get_origin(kind) is Literal:
+        metavar = f"{{{','.join(map(str, get_args(kind)))}}}"
+    else:
+        metavar = option.name.upper() if kind is str else kind.__name__.upper()
+    if isinstance(nargs, int):
+        metavar = (metavar,) * nargs
+    return form | {"metavar": metavar, "nargs": nargs, "required": required, "dest": option.name}
 
 
-def _form(name: str, fields: Sequence[Any]) -> Any:
-    return dataclasses.make_dataclass(name, fields, kw_only=True, namespace={"__doc__": " "})
+def _in_words(default: Any) -> str:
+    if isinstance(default, tuple):
+        return " ".join(map(str, default)) or "none"
+    if isinstance(default, bool):
+        return "on" if default else "off"
+    return "none" if default in (None, "") else str(default)
+
+
+def _reader(kind: Any) -> Callable[[str], Any]:
+    """Reads a single value; its complaints stand behind the name of the option."""
+
+    def read(text: str) -> Any:
+        if get_origin(kind) is Literal:
+            by_text = {str(choice): choice for choice in get_args(kind)}
+            if text not in by_text:
+                raise argparse.ArgumentTypeError(f"must be one of {', '.join(by_text)}, got {text!r}")
+            return by_text[text]
+        if kind is Path and not text:
+            raise argparse.ArgumentTypeError("needs a path, got an empty text")
+        try:
+            value = kind(text)
+        except ValueError:
+            value = None
+        if value is None or (kind is float and not math.isfinite(value)):
+            needed = "an integer" if kind is int else "a finite number"
+            raise argparse.ArgumentTypeError(f"needs {needed}, got {text!r}")
+        return value
+
+    return read
+
+
+class _Help(argparse.HelpFormatter):
+    """Wraps paragraphs one by one, and breaks no word at its hyphens."""
+
+    def __init__(self, prog: str, **settings: Any) -> None:
+        columns = shutil.get_terminal_size().columns - 2
+        super().__init__(prog, max_help_position=32, width=min(max(columns, NARROWEST), WIDEST), **settings)
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return textwrap.wrap(" ".join(text.split()), width, break_on_hyphens=False)
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        paragraphs = (
+            textwrap.fill(" ".join(part.split()), width, break_on_hyphens=False) for part in text.split("\n\n")
+        )
+        return textwrap.indent("\n\n".join(paragraphs), indent)
 
 
 def _build(command: Any, values: Mapping[str, Any], types: Mapping[str, Any]) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from fastebm.cli.image_task import ImageTask
 
@@ -11,6 +12,8 @@ from fastebm.cli.image_task import ImageTask
 @dataclass(frozen=True)
 class Translate(ImageTask):
     """Carry the images of --data, from another domain, over into the domain that the run has learned."""
+
+    files: ClassVar = ("translated.png", "translated.npz")
 
     data: Path | None = None
     """file or folder of images of the other domain, as `fastebm train` takes it, or a single picture; required"""
@@ -32,12 +35,11 @@ class Translate(ImageTask):
 
     def __call__(self) -> int:
         from fastebm import tasks
-        from fastebm.tasks.outputs import save_arrays, task_folder
+        from fastebm.tasks.outputs import save_arrays
         from fastebm.tasks.pictures import save_translated
 
         if self.data is None:
             raise ValueError("--data is needed: images of the domain to come from")
-        run, out = self.open()
         options = tasks.TranslateOptions(
             num_steps=self.num_steps,
             step_size=self.step_size,
@@ -47,12 +49,14 @@ class Translate(ImageTask):
             start_size=self.start_size,
             data_weight=self.data_weight,
         )
-        result = tasks.translate(run, self.images(run), options, seed=self.seed)
-        task_folder(out, overwrite=self.overwrite)
-        save_translated(out / "translated.png", result, source=not self.hide_source)
-        save_arrays(out / "translated.npz", source=result.source, translated=result.images, change=result.change)
-        numbers = result.to_json()
-        first, *_, last = numbers["energy"]
-        line = f"Mean energy from {first:.2f} to {last:.2f}; mean change of a pixel {numbers['change']:.3f}."
-        self.save_numbers(run, out, numbers, [line])
+        run = self.open()
+        images = self.images(run)
+        with self.folder() as out:
+            result = tasks.translate(run, images, options, seed=self.seed)
+            save_translated(out / "translated.png", result, source=not self.hide_source)
+            save_arrays(out / "translated.npz", source=result.source, translated=result.images, change=result.change)
+            numbers = result.to_json()
+            first, *_, last = numbers["energy"]
+            line = f"Mean energy from {first:.2f} to {last:.2f}; mean change of a pixel {numbers['change']:.3f}."
+            self.save_numbers(run, out, numbers, [line])
         return 0

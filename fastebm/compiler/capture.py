@@ -4,6 +4,7 @@ The export runs in eval mode with frozen weights (`frozen_weights.py`) and a dyn
 decompositions. It runs the energy's own code, so that convolution subclasses and branches such as `if beta < 1` do what
 they do when the energy runs. The part of the graph that does not depend on x becomes `LazyTensor`s. They start from the
 module's tensors, which every chain looks up by name, and from other tensors of the energy, which are kept by reference.
+One thread exports at a time, and none evaluates an energy meanwhile (`process_state.py`).
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from torch import Tensor, fx, nn
 from fastebm.compiler.import_aten import RULES, AtenImporter, SampleTensor, UnsupportedError
 from fastebm.compiler.lazy_tensors import LazyTensor
 from fastebm.compiler.operations import Input
+from fastebm.compiler.process_state import exporting
 from fastebm.compiler.program import INPUT, Builder, Program, eliminate_dead_code
 
 __all__ = ["UnsupportedError", "capture"]
@@ -78,7 +80,7 @@ def _export(holder: nn.Module, x: Tensor) -> torch.export.ExportedProgram:
     example = torch.zeros(2, *x.shape[1:], dtype=x.dtype, device=x.device)
     batch = {0: torch.export.Dim("batch", min=1)}
     try:
-        with warnings.catch_warnings(), torch.inference_mode(False), torch.no_grad():
+        with exporting(), warnings.catch_warnings(), torch.inference_mode(False), torch.no_grad():
             warnings.filterwarnings("ignore", module=copyreg.__name__)  # from PyTorch's own tree specifications
             exported = torch.export.export(holder, (example,), dynamic_shapes=(batch,), strict=False)
             if any(_mutates(node) for node in exported.graph.nodes):

@@ -13,6 +13,7 @@ from fastebm.compiler.cost_model import Machine
 from fastebm.compiler.executor import AtenExecutor, CompiledExecutor
 from fastebm.compiler.lowering import LoweringError, lower
 from fastebm.compiler.precision import without_autocast
+from fastebm.compiler.process_state import DeferredInterrupt, exclusive
 from fastebm.compiler.program import Program
 from fastebm.compiler.report import describe
 from fastebm.compiler.rewrites import WITHOUT_POLYPHASE, build_gradient_program
@@ -20,7 +21,7 @@ from fastebm.compiler.roofline import measured_peak_rates
 from fastebm.ops import CompiledProgram
 from fastebm.ops.backends import content_hash
 
-__all__ = ["CompiledGradient", "UnsupportedError"]
+__all__ = ["Chain", "CompiledGradient", "UnsupportedError"]
 
 Energy = Callable[[Tensor], Tensor]
 Gradient = Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -31,6 +32,8 @@ Executor = AtenExecutor | CompiledExecutor
 # zero was rounded to the other side of the kink.
 TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-2}
 LOW_PRECISION_TOLERANCE = 0.1
+# Programs that one gradient keeps, each for another sample shape, dtype, device or precision.
+MAX_PROGRAMS = 64
 
 
 @dataclass(frozen=True)
@@ -47,8 +50,9 @@ class _ProgramKey:
 class _Compiled:
     """A checked program, as captured and as it runs; without an executor, the node and the reason why there is none.
 
-    `fingerprint` is the energy's at capture, `weights` a hash of the weights at the last refresh (None if unknown), and
-    `fallback_reason` says why the program runs on PyTorch's operations, if it does.
+    `fingerprint` is the energy's at capture, `weights` a hash of the weights at the last refresh (None if unknown),
+    `fallback_reason` says why the program runs on PyTorch's operations, if it does, and `chains` counts the chains that
+    read its constants now.
     """
 
     fingerprint: Any
@@ -57,15 +61,36 @@ class _Compiled:
     fallback_reason: str = ""
     unsupported: tuple[str, str] = ("program", "there is none")
     weights: tuple[int, int] | None = None
+    chains: int = 0
+
+
+class Chain:
+    """One chain in one thread: the energy's fingerprint and a hash of its weights, and the programs that it runs."""
+
+    def __init__(self, fingerprint: Any, weights: int | None):
+        self.fingerprint = fingerprint
+        self.weights = weights
+        self.programs: dict[_ProgramKey, _Compiled] = {}
+
+    def close(self) -> None:
+        """The chain is over: it reads no constants any more."""
+        with exclusive():
+            for compiled in self.programs.values():
+                compiled.chains -= 1
+            self.programs.clear()
 
 
 class CompiledGradient:
     """Energies and gradient of one energy, `energies, gradient = self(x)`, by one program for each kind of x.
 
     A program is captured at the first call with a new sample shape, dtype, device or precision, and compared with
-    autograd on samples near the given ones. It reads the weights anew in every chain, which `new_chain` announces. It
-    is captured again if the energy's fingerprint has changed: settings of its modules, closures of its functions, or
-    shapes and dtypes of its weights.
+    autograd on samples near the given ones. It reads the weights anew in every `Chain`: a program is reused as it is
+    while a hash of the module's weights, and that of the tensors that it keeps by reference, are known and unchanged.
+    It is captured again if the energy's fingerprint has changed: settings of its modules, closures of its functions, or
+    shapes and dtypes of its weights. The `MAX_PROGRAMS` that were used last are kept.
+
+    Chains in several threads run the same programs at the same time. Constants that another chain reads are never
+    written: where the weights may differ from them, the later chain gets constants of its own.
 
     Most programs run by `fastebm::run_program`, with the same bits for any batch and number of threads. Programs with
     an operation that it has no instruction for run on PyTorch's operations; `describe` says why. Those use library
@@ -84,34 +109,15 @@ class CompiledGradient:
         self.dtype = dtype
         self.reference = reference
         self._programs: dict[_ProgramKey, _Compiled] = {}
-        self._refreshed: set[_ProgramKey] = set()
-        self._fingerprint: Any = None
-        self._weights: int | None = None
 
-    def __getstate__(self) -> dict[str, Any]:
-        """For copies: without programs, which refer to the original's weights."""
-        return vars(self) | {"_programs": {}, "_refreshed": set()}
-
-    def new_chain(self, fingerprint: Any, weights: int | None) -> None:
-        """Weights may have changed: each program evaluates them at its next call.
-
-        `fingerprint` is the energy's. `weights` is a hash of the module's weights, None if it is unknown: a program is
-        reused as it is while this hash, and that of the tensors that it keeps by reference, are unchanged.
-        """
-        self._refreshed.clear()
-        self._fingerprint = fingerprint
-        self._weights = weights
-
-    def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def __call__(self, x: Tensor, chain: Chain) -> tuple[Tensor, Tensor]:
         """Energies (B,), float32 or float64, and the gradient, with x's dtype and strides; both new tensors.
 
         Raises UnsupportedError with the node and the reason if the energy has no program.
         """
         key = self._key(x)
         with torch.inference_mode(False), torch.no_grad(), without_autocast(x.device.type):
-            if key not in self._refreshed:
-                self._refresh(key, x)
-            compiled = self._programs[key]
+            compiled = chain.programs.get(key) or self._acquire(key, x, chain)
             if compiled.executor is None:
                 raise UnsupportedError(*compiled.unsupported)
             energies, gradient = compiled.executor(x)
@@ -123,7 +129,7 @@ class CompiledGradient:
     def describe(self) -> str:
         """All programs so far as tables, with the roofline of this machine."""
         texts = []
-        for key, compiled in self._programs.items():
+        for key, compiled in list(self._programs.items()):
             if compiled.captured is not None and compiled.executor is not None:
                 before = differentiate(compiled.captured)
                 rates = measured_peak_rates(key.device, key.compute_dtype)
@@ -132,36 +138,46 @@ class CompiledGradient:
                 texts.append(f"{text}\nruns on {f'PyTorch operations: {reason}' if reason else 'fused kernels'}")
         return "\n\n".join(texts)
 
-    def compiled_program(self, x: Tensor) -> CompiledProgram | None:
-        """The fused program that ran on samples like x since `new_chain`, if one did."""
-        key = self._key(x)
-        executor = self._programs[key].executor if key in self._refreshed else None
+    def compiled_program(self, x: Tensor, chain: Chain) -> CompiledProgram | None:
+        """The fused program that ran on samples like x in this chain, if one did."""
+        compiled = chain.programs.get(self._key(x))
+        executor = compiled.executor if compiled is not None else None
         return executor.compiled if isinstance(executor, CompiledExecutor) else None
+
+    def has_programs(self) -> bool:
+        """Whether any kind of x has a program."""
+        return any(compiled.executor is not None for compiled in list(self._programs.values()))
 
     def _key(self, x: Tensor) -> _ProgramKey:
         return _ProgramKey(x.shape[1:], x.dtype, x.device, _compute_dtype(x, self.dtype))
 
-    def _refresh(self, key: _ProgramKey, x: Tensor) -> None:
-        """Make the program of `key` up to date with the energy and its weights."""
-        compiled = self._programs.get(key)
-        if compiled is None or compiled.fingerprint != self._fingerprint:
-            compiled = self._programs[key] = self._compile(key, x)
-            compiled.weights = self._weights_hash(compiled)
-        elif compiled.executor is not None:
-            weights = self._weights_hash(compiled)
-            if weights is None or weights != compiled.weights:
-                compiled.executor.refresh()
-            compiled.weights = weights
-        self._refreshed.add(key)
+    def _acquire(self, key: _ProgramKey, x: Tensor, chain: Chain) -> _Compiled:
+        """The program of `key` for `chain`, up to date with the energy and its weights."""
+        with exclusive(defer=False):
+            compiled = self._programs.pop(key, None)
+            is_new = compiled is None or compiled.fingerprint != chain.fingerprint
+            if compiled is None or is_new:
+                with DeferredInterrupt():
+                    compiled = self._compile(key, x, chain)
+                compiled.weights = _weights_hash(compiled, chain)
+            while len(self._programs) >= MAX_PROGRAMS:
+                del self._programs[next(iter(self._programs))]
+            self._programs[key] = compiled  # last in order: the first one is the least recently used
+            if compiled.executor is not None and not is_new:
+                weights = _weights_hash(compiled, chain)
+                if weights is None or weights != compiled.weights:
+                    executor = compiled.executor
+                    if compiled.chains:
+                        executor = executor.with_own_weights()
+                        compiled = replace(compiled, executor=executor, chains=0)
+                    compiled.weights = None  # unknown if this fails
+                    executor.refresh()
+                    compiled.weights = weights
+            compiled.chains += 1
+            chain.programs[key] = compiled
+            return compiled
 
-    def _weights_hash(self, compiled: _Compiled) -> tuple[int, int] | None:
-        """Hashes of all numbers from which the program's weights are evaluated; None if they are unknown."""
-        if self._weights is None or not isinstance(compiled.executor, CompiledExecutor):
-            return None
-        others = content_hash(compiled.executor.referenced)
-        return None if others is None else (self._weights, others)
-
-    def _compile(self, key: _ProgramKey, x: Tensor) -> _Compiled:
+    def _compile(self, key: _ProgramKey, x: Tensor, chain: Chain) -> _Compiled:
         # Autograd first, so that an x which the energy does not accept raises the energy's own error.
         nearby = _nearby_samples(x)
         expected = self.reference(nearby)
@@ -171,10 +187,18 @@ class CompiledGradient:
             executor.refresh()
             _check(executor, nearby, expected)
         except UnsupportedError as error:
-            return _Compiled(self._fingerprint, unsupported=(error.node, error.reason))
+            return _Compiled(chain.fingerprint, unsupported=(error.node, error.reason))
         except Exception as error:  # a fault of the compiler must not stop an energy that autograd can differentiate
-            return _Compiled(self._fingerprint, unsupported=("program", f"{type(error).__name__}: {error}"))
-        return _Compiled(self._fingerprint, captured, executor, fallback_reason)
+            return _Compiled(chain.fingerprint, unsupported=("program", f"{type(error).__name__}: {error}"))
+        return _Compiled(chain.fingerprint, captured, executor, fallback_reason)
+
+
+def _weights_hash(compiled: _Compiled, chain: Chain) -> tuple[int, int] | None:
+    """Hashes of all numbers from which the program's weights are evaluated; None if they are unknown."""
+    if chain.weights is None or not isinstance(compiled.executor, CompiledExecutor):
+        return None
+    others = content_hash(compiled.executor.referenced)
+    return None if others is None else (chain.weights, others)
 
 
 def _make_executor(captured: Program, key: _ProgramKey) -> tuple[Executor, str]:
@@ -228,5 +252,5 @@ def _nearby_samples(x: Tensor) -> Tensor:
     """Three samples near the first two of x. Chains often start at equal samples or at zero, where errors can hide."""
     base = x.detach()[[0, min(1, x.shape[0] - 1), 0]].clone()
     generator = torch.Generator().manual_seed(0)
-    noise = torch.randn(base.shape, generator=generator, dtype=torch.float64).to(base)
+    noise = torch.randn(base.shape, generator=generator, dtype=torch.float64, device="cpu").to(base)
     return base + 0.1 * noise

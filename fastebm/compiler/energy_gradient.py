@@ -1,21 +1,38 @@
 """`energy_gradient`: energies and their gradient with respect to the input, for any energy, fused or by autograd."""
 
 import functools
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fastebm.compiler.compiled_gradient import CompiledGradient, UnsupportedError
+from fastebm.compiler.compiled_gradient import Chain, CompiledGradient, UnsupportedError
 from fastebm.compiler.fingerprint import fingerprint
 from fastebm.compiler.frozen_weights import Evaluated, frozen_weights
 from fastebm.compiler.precision import autocast_to, without_autocast
+from fastebm.compiler.process_state import evaluating, exclusive
 from fastebm.ops import CompiledProgram
 from fastebm.ops.backends import content_hash
 
 Energy = Callable[[Tensor], Tensor]
+
+
+class _OfThread(threading.local):
+    """What one thread runs: how many `chain()` blocks are open, their one chain, and what froze the weights."""
+
+    def __init__(self) -> None:
+        self.state = _ThreadState()
+
+
+class _ThreadState:
+    # Apart from `_OfThread`, because a block may be left in another thread than it was entered in.
+    blocks: int = 0
+    chain: Chain | None = None
+    frozen: AbstractContextManager[None] = nullcontext()
+
 
 ENGINES = ("auto", "autograd", "fused")
 DTYPES = (None, torch.float32, torch.bfloat16, torch.float16)
@@ -52,7 +69,14 @@ class EnergyGradient:
 
     The first call checks that samples are independent: the gradient of the first energy must be exactly zero for all
     other samples. Non-finite energies and gradients are returned as they are, because the sampler or the guard decides
-    about them. One object must not be used by several threads at a time.
+    about them.
+
+    Several threads may use one object, or several over one module or over modules that share parts, at the same time:
+    chains run in parallel, with the bits that each has alone. The module stays frozen until the last of them is over.
+    First uses wait for one another, because PyTorch can capture only one energy at a time. While any chain runs, no
+    thread may train the module: a step of an optimizer over its weights raises RuntimeError in the thread that takes
+    it, `train()` at the end of the chain; writes to weights are not noticed. Sample from a copy (`copy.deepcopy`) then.
+    Copies, pickles included, capture anew.
 
     Raises TypeError and ValueError for invalid arguments, and RuntimeError as described under `engine`.
     """
@@ -67,19 +91,29 @@ class EnergyGradient:
         self.energy = energy
         self.dtype = dtype
         self.name, self._module = _name_and_module(energy)
-        self._may_fall_back = engine == "auto"
-        self.engine = "fused" if engine == "auto" else engine
-        self.reason = "" if self.engine == "fused" else f"engine is {engine!r}"
+        self._asked = engine
+        self._start()
+
+    def _start(self) -> None:
+        """Nothing has run yet."""
+        self._may_fall_back = self._asked == "auto"
+        self.engine = "fused" if self._asked == "auto" else self._asked
+        self.reason = "" if self.engine == "fused" else f"engine is {self._asked!r}"
         in_full_precision = functools.partial(self._by_autograd, dtype=torch.float32)
-        self._compiled = CompiledGradient(energy, self._module, dtype, in_full_precision)
-        self._run: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None
-        self._in_chain = False
+        self._compiled = CompiledGradient(self.energy, self._module, self.dtype, in_full_precision)
+        self._checked = False
+        self._of_thread = _OfThread()
         self._last: tuple[Any, int | None] = (None, None)
         self._evaluated: Evaluated = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        """For copies, which have another module."""
-        return vars(self) | {"_last": (None, None), "_evaluated": {}}
+        """For copies, which have another module: without what has run."""
+        return {"energy": self.energy, "dtype": self.dtype, "engine": self._asked}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.energy, self.dtype, self._asked = state["energy"], state["dtype"], state["engine"]
+        self.name, self._module = _name_and_module(self.energy)
+        self._start()
 
     def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Energies (B,), float32 (float64 for a float64 x), and the gradient, with x's shape and dtype; both detached.
@@ -95,36 +129,41 @@ class EnergyGradient:
             raise ValueError("x has no dimensions; its first one must be the batch")
         if x.shape[0] == 0:
             return x.new_empty(0, dtype=_energy_dtype(x)), torch.empty_like(x)
-        if self._in_chain:
-            return self._evaluate(x)
+        state = self._of_thread.state
+        if state.chain is not None:
+            return self._evaluate(x, state.chain)
         with self.chain():
-            return self._evaluate(x)
+            return self(x)
 
     @contextmanager
     def chain(self) -> Iterator["EnergyGradient"]:
         """A block of calls with frozen weights: flags are set and weights evaluated once, instead of in every call.
 
-        Inside, the module must not be trained, given other weights or deep-copied. A nested block is part of the outer
-        one.
+        Inside, the module must not be trained, given other weights or deep-copied. Blocks of one thread that nest or
+        overlap, as those of asyncio tasks may, are one chain, which lasts until the last of them is left. A block may
+        be left in another thread, as that of a generator may; calls in that thread are chains of their own.
         """
-        if self._in_chain:
-            yield self
-            return
+        state = self._of_thread.state
         with ExitStack() as undo:
-            current = self._fingerprint_and_hash()
-            if current[1] is None or current != self._last:
-                self._evaluated.clear()
-            self._last = current
-            if self._module is not None:
-                undo.enter_context(frozen_weights(self._module, self._evaluated))
-            undo.callback(setattr, self, "_in_chain", False)
-            self._in_chain = True
-            self._compiled.new_chain(*current)
+            with exclusive():
+                if state.blocks == 0:
+                    self._begin(state)
+                state.blocks += 1
+                undo.push(functools.partial(_leave, state))
             yield self
+
+    def _begin(self, state: _ThreadState) -> None:
+        current = self._fingerprint_and_hash()
+        if current[1] is None or current != self._last:
+            self._evaluated = {}  # a new one, because another thread's chain may have begun with the old one
+        self._last = current
+        frozen = nullcontext() if self._module is None else frozen_weights(self._module, self._evaluated)
+        frozen.__enter__()
+        state.frozen, state.chain = frozen, Chain(*current)
 
     def _fingerprint_and_hash(self) -> tuple[Any, int | None]:
         """The energy's fingerprint and a hash of the module's weights, each None if it is unknown."""
-        if self.engine == "autograd":
+        if self.engine == "autograd" and not self._compiled.has_programs():
             return None, None
         tensors = [] if self._module is None else [*self._module.parameters(), *self._module.buffers()]
         inference = any(tensor.is_inference() for tensor in tensors)
@@ -133,11 +172,13 @@ class EnergyGradient:
     def compiled_program(self, x: Tensor) -> CompiledProgram | None:
         """The fused program that ran on samples like x in this `chain()` block, None if something else ran.
 
-        Captured graphs, and whole chains in one call, run it themselves. It stays the same object, with its constants
-        at the same addresses, while the energy's fingerprint is unchanged. Read `workspace` after calling
-        `code(batch)`, which may enlarge it.
+        Captured graphs, and whole chains in one call, run it themselves. During a chain it is one object, with its
+        constants at the same addresses. It also is in later chains while the energy's fingerprint is unchanged, except
+        where chains of several threads overlap and weights may differ. Read `workspace`, which each thread has its own
+        of, after calling `code(batch)`, which may enlarge it.
         """
-        return self._compiled.compiled_program(x) if self._in_chain and self.engine == "fused" else None
+        chain = self._of_thread.state.chain
+        return None if chain is None else self._compiled.compiled_program(x, chain)
 
     def __repr__(self) -> str:
         """The engine, the energy and the dtype; for autograd also the reason why nothing faster runs."""
@@ -157,16 +198,15 @@ class EnergyGradient:
         """The `repr`, and a table of every program so far: operations, shapes, FLOPs, bytes and the roofline."""
         return "\n".join(filter(None, [repr(self), self._compiled.describe()]))
 
-    def _evaluate(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        if self._run is None:
+    def _evaluate(self, x: Tensor, chain: Chain) -> tuple[Tensor, Tensor]:
+        if not self._checked:
             self._check_independence(x)
-            by_autograd = functools.partial(self._by_autograd, dtype=self.dtype)
-            self._run = self._by_program if self.engine == "fused" else by_autograd
-        return self._run(x)
+            self._checked = True
+        return self._by_autograd(x, self.dtype) if self._asked == "autograd" else self._by_program(x, chain)
 
-    def _by_program(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def _by_program(self, x: Tensor, chain: Chain) -> tuple[Tensor, Tensor]:
         try:
-            result = self._compiled(x)
+            result = self._compiled(x, chain)
         except UnsupportedError as error:
             if not self._may_fall_back:
                 raise RuntimeError(
@@ -179,7 +219,7 @@ class EnergyGradient:
         return result
 
     def _by_autograd(self, x: Tensor, dtype: torch.dtype | None) -> tuple[Tensor, Tensor]:
-        with torch.inference_mode(False), torch.enable_grad():
+        with evaluating(), torch.inference_mode(False), torch.enable_grad():
             x = _leaf(x)
             energies = self._energies(x, dtype)
             gradient = self._differentiate(energies, x)
@@ -211,7 +251,7 @@ class EnergyGradient:
 
     def _check_independence(self, x: Tensor) -> None:
         """Raise RuntimeError if the first energy has a gradient with respect to any other sample."""
-        with torch.inference_mode(False), torch.enable_grad():
+        with evaluating(), torch.inference_mode(False), torch.enable_grad():
             # Chains often start at equal samples or at zero, where a gradient may vanish by chance, so move them.
             x = x.detach()
             ramp = torch.linspace(0.25, 1.0, x[0].numel(), dtype=x.dtype, device=x.device).reshape(x[0].shape)
@@ -225,6 +265,16 @@ class EnergyGradient:
                 "would influence each other. The likely cause is batch norm in train mode: either it has no running "
                 "statistics, or a function has a net in train mode in its closure (call net.eval(), or pass the net)"
             )
+
+
+def _leave(state: _ThreadState, *exception: Any) -> None:
+    """Leave a block: the last one ends the chain and restores the module's flags."""
+    with exclusive():
+        state.blocks -= 1
+        if state.blocks == 0 and state.chain is not None:
+            chain, state.chain = state.chain, None
+            chain.close()
+            state.frozen.__exit__(*exception)
 
 
 def _name_and_module(energy: Energy) -> tuple[str, nn.Module | None]:

@@ -1,6 +1,7 @@
 """Executors: they run a program on PyTorch's operations in preallocated buffers, or on the fused kernels."""
 
 import math
+import threading
 from dataclasses import dataclass
 
 import torch
@@ -43,8 +44,8 @@ class AtenExecutor:
     """Runs a program on PyTorch's operations, in one dtype.
 
     `refresh` evaluates the weights: before the first run, and at the start of every chain. Their tensors keep their
-    memory. A run returns new tensors; intermediate results are in a workspace that the next run uses again, except
-    for the results of library convolutions, which PyTorch allocates. So there can be one run at a time.
+    memory. A run returns new tensors; intermediate results are in a workspace that the thread's next run uses again,
+    except for the results of library convolutions, which PyTorch allocates. Threads may run at the same time.
     """
 
     def __init__(self, program: Program, dtype: torch.dtype):
@@ -53,7 +54,7 @@ class AtenExecutor:
         self._position = {node.name: i for i, node in enumerate(program)}
         self._wanted = list(dict.fromkeys(weight for node in program for weight in node.operation.weights()))
         self._weights: dict[LazyTensor, Tensor] = {}
-        self._plans: dict[int, list[PlanStep]] = {}
+        self._of_thread = _Plans()
 
     @torch.no_grad()
     def refresh(self) -> None:
@@ -71,14 +72,15 @@ class AtenExecutor:
     def __call__(self, x: Tensor) -> list[Tensor]:
         """The outputs for a batch of samples, in the program's dtype."""
         batch = x.shape[0]
-        if batch not in self._plans:
-            while len(self._plans) >= MAX_PLANS:
-                del self._plans[next(iter(self._plans))]
-            self._plans[batch] = _plan(self.program, self._weights, batch, self.dtype, x.device)
+        plans = self._of_thread.plans
+        if batch not in plans:
+            while len(plans) >= MAX_PLANS:
+                del plans[next(iter(plans))]
+            plans[batch] = _plan(self.program, self._weights, batch, self.dtype, x.device)
         released = torch.empty((batch, 0), dtype=self.dtype, device=x.device)
         results = [released] * len(self._position)
         results[0] = x.detach().to(self.dtype).contiguous(memory_format=memory_format(x.ndim))
-        for step in self._plans[batch]:
+        for step in plans[batch]:
             out = results[step.inplace_of] if step.inplace_of >= 0 else step.buffer
             results[step.result] = step.kernel([results[i] for i in step.inputs], out)
             for i in step.last_uses:
@@ -86,10 +88,21 @@ class AtenExecutor:
         return [results[self._position[name]] for name in self.program.outputs]
 
     def workspace(self) -> int:
-        """The bytes of the buffers that are kept between runs."""
-        buffers = (step.buffer for plan in self._plans.values() for step in plan)
+        """The bytes of the buffers that are kept for this thread's next run."""
+        buffers = (step.buffer for plan in self._of_thread.plans.values() for step in plan)
         storages = {buffer.untyped_storage().data_ptr(): buffer for buffer in buffers if buffer is not None}
         return sum(buffer.untyped_storage().nbytes() for buffer in storages.values())
+
+    def with_own_weights(self) -> "AtenExecutor":
+        """Another executor of the same program, which has no weights yet."""
+        return AtenExecutor(self.program, self.dtype)
+
+
+class _Plans(threading.local):
+    """The plans of one thread by batch size, with their buffers."""
+
+    def __init__(self) -> None:
+        self.plans: dict[int, list[PlanStep]] = {}
 
 
 class CompiledExecutor:
@@ -104,6 +117,7 @@ class CompiledExecutor:
         self.lowered = lowered
         self.dtype = dtype
         self.referenced = referenced_tensors(lowered.lazy_tensors())
+        self.device = device
         self.compiled = CompiledProgram(lowered.program, device)
 
     @torch.no_grad()
@@ -115,6 +129,10 @@ class CompiledExecutor:
     def __call__(self, x: Tensor) -> list[Tensor]:
         """Energies and gradient of a batch of samples, as new float32 tensors."""
         return list(self.compiled(x.detach().contiguous()))
+
+    def with_own_weights(self) -> "CompiledExecutor":
+        """Another executor of the same program, which has no weights yet."""
+        return CompiledExecutor(self.program, self.lowered, self.dtype, self.device)
 
 
 def _packed(tensor: Tensor, dtype: torch.dtype) -> Tensor:

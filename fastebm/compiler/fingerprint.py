@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized, type_before_parametrizations
 
 _SIMPLE = (int, float, bool, str, bytes, type(None))
 
@@ -19,7 +20,7 @@ def fingerprint(energy: Any, module: nn.Module | None) -> tuple[Any, ...]:
 
     A captured program stays valid while the fingerprint is equal. It looks up the tensors of `module` by name, so only
     their shape, dtype and device count. It keeps references to other tensors, so their identity and address count too.
-    Other objects are compared by identity.
+    Other objects are compared by identity. Whether the module is frozen doesn't matter.
     """
     own = () if module is None else _of_module(module, by_name=True)
     return (*own, *_of_object(energy, known=module, seen=set()))
@@ -27,9 +28,14 @@ def fingerprint(energy: Any, module: nn.Module | None) -> tuple[Any, ...]:
 
 def _of_module(module: nn.Module, by_name: bool) -> Iterator[Any]:
     for name, part in module.named_modules():
-        yield name, type(part).__qualname__
+        # A chain of another thread may hold the energy's own module frozen: the weights that it has evaluated lie among
+        # the attributes then, and the class is the one from before parametrisation. That makes no difference here.
+        parametrized = by_name and "parametrizations" in part._modules and is_parametrized(part)
+        evaluated = set(part.parametrizations) if parametrized else set()
+        of_parametrized = evaluated and not evaluated & vars(part).keys()
+        yield name, (type_before_parametrizations(part) if of_parametrized else type(part)).__qualname__
         for attribute, value in vars(part).items():
-            if attribute not in _SKIPPED:
+            if attribute not in _SKIPPED and attribute not in evaluated:
                 yield attribute, _of_value(value, by_name)
         for tensors in (part._parameters, part._buffers):
             for attribute, tensor in tensors.items():

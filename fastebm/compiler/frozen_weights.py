@@ -1,17 +1,42 @@
 """A context in which a module's weights are frozen: eval mode, no weight gradients, parametrisations evaluated once."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized, type_before_parametrizations
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from fastebm.compiler.precision import without_autocast
+from fastebm.compiler.process_state import exclusive
 
 # Evaluated parametrised weights, by their layer and name.
 Evaluated = dict[tuple[nn.Module, str], Tensor]
+
+
+# Calls that restore what was found, the last one first.
+Undo = list[tuple[Callable[..., Any], *tuple[Any, ...]]]
+
+
+class _Frozen:
+    """A submodule or parameter that `count` contexts hold frozen, in any thread, and what restores it.
+
+    It keeps its owner alive, so that no other object can get the id under which it is found.
+    """
+
+    __slots__ = ("count", "owner", "undo")
+
+    def __init__(self, owner: nn.Module | nn.Parameter):
+        self.owner = owner
+        self.count = 0
+        self.undo: Undo = []
+
+
+# All that is frozen now, by id. Read and changed under `exclusive()`.
+_frozen: dict[int, _Frozen] = {}
+_optimizer_hook = ExitStack()
 
 
 @contextmanager
@@ -21,52 +46,119 @@ def frozen_weights(module: nn.Module, evaluated: Evaluated | None = None) -> Ite
     Weights found in `evaluated` are taken from there; the others are added to it. Clear it when weights may have
     changed.
 
-    On exit, also after an exception, every flag of every submodule and parameter is restored. The flags are set
-    directly, not by `eval()`, so that a module's own `train()` method has no side effects. Weights that were created
-    under `torch.inference_mode` are replaced by copies that autograd accepts. Parametrisations run in the weights' own
-    dtype, without autocast: the rounding error of a spectral norm in bfloat16 would scale the whole layer.
+    Contexts may overlap, in one thread or several, and over modules that share submodules or weights. Each submodule
+    and parameter counts the contexts that hold it: the first one freezes it, the last one restores every flag to what
+    the first one found, also after an exception. The flags are set directly, not by `eval()`, so that a module's own
+    `train()` method has no side effects. Weights that were created under `torch.inference_mode` are replaced by copies
+    that autograd accepts. Parametrisations run in the weights' own dtype, without autocast: the rounding error of a
+    spectral norm in bfloat16 would scale the whole layer.
 
     Inside, weights must not be changed, because parametrised weights (spectral norm, equalised learning rate) would not
     follow, and the module must not be deep-copied, because its parametrisations are detached (`state_dict()` works).
+
+    Raises RuntimeError at the end if the module was put into train mode meanwhile; and in the step of an optimizer that
+    has one of the weights, whichever thread takes it.
     """
-    with ExitStack() as undo:
-        _set_flags(module, undo)
-        with ExitStack() as full_precision, torch.inference_mode(False), torch.no_grad():
-            for device in {parameter.device.type for parameter in module.parameters()}:
-                full_precision.enter_context(without_autocast(device))
-            _replace_inference_tensors(module, undo)
-            for part in module.modules():
-                if is_parametrized(part):
-                    _evaluate_parametrizations(part, undo, {} if evaluated is None else evaluated)
+    mine: list[_Frozen] = []
+    try:
+        with exclusive():
+            _freeze(module, mine, {} if evaluated is None else evaluated)
         yield
+    except BaseException:
+        with exclusive():
+            _release(mine)
+        raise
+    with exclusive():
+        trained = [part.owner for part in mine if isinstance(part.owner, nn.Module) and part.owner.training]
+        _release(mine)
+    if trained:
+        raise RuntimeError(
+            f"a {type(trained[0]).__name__} was put into train mode while a chain over it ran; end the chains before "
+            "you train, or sample from a copy (copy.deepcopy)"
+        )
 
 
-def _set_flags(module: nn.Module, undo: ExitStack) -> None:
-    for part in module.modules():
-        undo.callback(setattr, part, "training", part.training)
-        part.training = False
-    for parameter in module.parameters():
-        if parameter.requires_grad and parameter.is_leaf and not parameter.is_inference():
-            undo.callback(parameter.requires_grad_, True)
-            parameter.requires_grad_(False)
+def _freeze(module: nn.Module, mine: list[_Frozen], evaluated: Evaluated) -> None:
+    """Hold every submodule and parameter, and freeze those that nobody holds yet."""
+    if not _frozen:
+        _optimizer_hook.callback(register_optimizer_step_pre_hook(_refuse_step).remove)
+    new = []
+    owners: list[nn.Module | nn.Parameter] = [*module.modules(), *module.parameters()]
+    for owner in owners:
+        part = _frozen.get(id(owner))
+        if part is None:
+            part = _frozen[id(owner)] = _Frozen(owner)
+            new.append(part)
+        part.count += 1
+        mine.append(part)
+    for part in new:
+        _set_flags(part)
+    modules = [(part.owner, part.undo) for part in new if isinstance(part.owner, nn.Module)]
+    with ExitStack() as full_precision, torch.inference_mode(False), torch.no_grad():
+        for device in {parameter.device.type for parameter in module.parameters()}:
+            full_precision.enter_context(without_autocast(device))
+        copies: dict[int, Tensor] = {}
+        for owner, undo in modules:
+            _replace_inference_tensors(owner, undo, copies)
+        for owner, undo in modules:
+            if "parametrizations" in owner._modules and is_parametrized(owner):
+                _evaluate_parametrizations(owner, undo, evaluated)
 
 
-def _replace_inference_tensors(module: nn.Module, undo: ExitStack) -> None:
+def _release(mine: list[_Frozen]) -> None:
+    """Hold them no longer, and restore those that nobody else holds."""
+    last = []
+    for part in mine:
+        part.count -= 1
+        if part.count == 0:
+            del _frozen[id(part.owner)]
+            last.append(part)
+    if not _frozen:
+        _optimizer_hook.close()
+    error = None
+    for part in reversed(last):
+        for restore, *arguments in reversed(part.undo):
+            try:
+                restore(*arguments)
+            except Exception as failure:
+                error = failure
+    if error is not None:
+        raise error
+
+
+def _refuse_step(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+    if any(id(weight) in _frozen for group in optimizer.param_groups for weight in group["params"]):
+        raise RuntimeError(
+            "an optimizer was about to change weights while a chain over them ran, maybe in another thread; end the "
+            "chains before you train, or sample from a copy (copy.deepcopy)"
+        )
+
+
+def _set_flags(part: _Frozen) -> None:
+    owner = part.owner
+    if isinstance(owner, nn.Module):
+        if "training" in vars(owner):  # a compiled module has that of the one inside of it
+            part.undo.append((setattr, owner, "training", owner.training))
+            owner.training = False
+    elif owner.requires_grad and owner.is_leaf and not owner.is_inference():
+        part.undo.append((owner.requires_grad_, True))
+        owner.requires_grad_(False)
+
+
+def _replace_inference_tensors(part: nn.Module, undo: Undo, copies: dict[int, Tensor]) -> None:
     """Replace each inference tensor by one copy, so that tied weights stay tied."""
-    copies: dict[int, Tensor] = {}
-    for part in module.modules():
-        for tensors in (part._parameters, part._buffers):
-            for name, tensor in tensors.items():
-                if tensor is not None and tensor.is_inference():
-                    if id(tensor) not in copies:
-                        copy = tensor.clone()
-                        parameter = isinstance(tensor, nn.Parameter)
-                        copies[id(tensor)] = nn.Parameter(copy, requires_grad=False) if parameter else copy
-                    undo.callback(setattr, part, name, tensor)
-                    setattr(part, name, copies[id(tensor)])
+    for tensors in (part._parameters, part._buffers):
+        for name, tensor in tensors.items():
+            if tensor is not None and tensor.is_inference():
+                if id(tensor) not in copies:
+                    copy = tensor.clone()
+                    parameter = isinstance(tensor, nn.Parameter)
+                    copies[id(tensor)] = nn.Parameter(copy, requires_grad=False) if parameter else copy
+                undo.append((setattr, part, name, tensor))
+                setattr(part, name, copies[id(tensor)])
 
 
-def _evaluate_parametrizations(part: nn.Module, undo: ExitStack, evaluated: Evaluated) -> None:
+def _evaluate_parametrizations(part: nn.Module, undo: Undo, evaluated: Evaluated) -> None:
     """Give `part` its class from before parametrisation, and its evaluated weights as plain attributes.
 
     This does not use `torch.nn.utils.parametrize.cached()`, for two reasons. Its cache is keyed by the id of the module
@@ -74,15 +166,13 @@ def _evaluate_parametrizations(part: nn.Module, undo: ExitStack, evaluated: Eval
     a caller's own `cached()` block, it would share weights with the training step around it.
     """
     parametrizations = cast(nn.ModuleDict, part.parametrizations)
-    names = [name for name in parametrizations if name not in vars(part)]  # an outer call has evaluated the others
-    if not names:
-        return
+    names = list(parametrizations)
     for name in names:
         if (part, name) not in evaluated:
             evaluated[part, name] = parametrizations[name]()
     values = {name: evaluated[part, name] for name in names}
-    undo.callback(setattr, part, "__class__", type(part))
+    undo.append((setattr, part, "__class__", type(part)))
     part.__class__ = type_before_parametrizations(part)
     for name, value in values.items():
-        undo.callback(vars(part).pop, name)
+        undo.append((vars(part).pop, name))
         vars(part)[name] = value

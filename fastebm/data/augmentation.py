@@ -14,6 +14,7 @@ from torch import Tensor
 from fastebm.ops.normal import normal
 from fastebm.ops.uniform import uniform
 from fastebm.rng import Stream
+from fastebm.scalars import as_real
 
 
 def flip(images: Tensor, *, seed: int, positions: int | Tensor) -> Tensor:
@@ -37,6 +38,7 @@ def add_noise(images: Tensor, std: float, *, seed: int, positions: int | Tensor)
 
     Arguments and errors are those of `flip`; a `std` below 0 is a ValueError as well.
     """
+    std = as_real("std", std)
     if not std >= 0:
         raise ValueError(f"the standard deviation of noise must not be negative, got {std}")
     noise = normal(images.shape, seed=seed, stream=Stream.DATA_NOISE, chain_ids=positions, device=images.device)

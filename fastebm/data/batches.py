@@ -7,6 +7,7 @@ from torch import Tensor
 
 from fastebm.ops.uniform import uniform
 from fastebm.rng import Stream
+from fastebm.scalars import as_int
 
 
 def batches(images: Sized, batch_size: int, seed: int, start_step: int = 0) -> Iterator[Tensor]:
@@ -18,7 +19,7 @@ def batches(images: Sized, batch_size: int, seed: int, start_step: int = 0) -> I
 
     Raises ValueError for no images, a batch size below 1 or a negative start.
     """
-    count = len(images)
+    count, batch_size, start_step = len(images), as_int("batch_size", batch_size), as_int("start_step", start_step)
     if count < 1 or batch_size < 1 or start_step < 0:
         raise ValueError(
             f"got {count} images, batch_size {batch_size} and start_step {start_step}; needed are at least 1, 1 and 0"

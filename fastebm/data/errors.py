@@ -13,12 +13,20 @@ class DataError(ValueError):
     """
 
     def __init__(self, message: str) -> None:
-        printable = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in message)
-        super().__init__("".join(printable))
+        super().__init__(printable(message))
+
+
+def printable(text: str) -> str:
+    """`text` with control characters escaped."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 class NoSplitError(DataError):
     """An image set has no split of the requested name."""
+
+
+class NoPicturesError(DataError):
+    """A folder holds no picture."""
 
 
 class MixedSizesError(DataError):

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fastebm.data.errors import NoSplitError
+from fastebm.data.errors import DataError, NoSplitError
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -18,13 +18,14 @@ class Images:
 
     Attributes:
         pixels: uint8 (N, C, H, W), N >= 1, 0 is black.
-        labels: int64 (N,), counted from 0, or None.
+        labels: int64 (N,), the number of each image's class, counted from 0, or -1 for an image without a class; or
+            None. Numbers are kept as the set has them, and need not be consecutive.
         name: the file, folder or data set that the images come from.
         format: the format that it was recognised as.
         split: the part of the set, such as "train"; "" for a set without splits.
-        classes: names of the labels, or ().
+        classes: the names of the classes, by their numbers; or ().
 
-    Raises ValueError for tensors of other shapes or types.
+    Raises ValueError for tensors of other shapes or types, and for a label below -1 or without a name among `classes`.
     """
 
     pixels: Tensor
@@ -41,6 +42,8 @@ class Images:
             )
         if self.labels is not None and (self.labels.dtype != torch.int64 or self.labels.shape != (len(self),)):
             raise ValueError(f"labels must be int64 ({len(self)},), got {self.labels.dtype} {tuple(self.labels.shape)}")
+        if self.labels is not None:
+            _check_labels(self.name, self.labels, len(self.classes))
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -82,6 +85,17 @@ class Images:
             f"{self.name}{self.split and f', {self.split}'}: {self.format}: {len(self):,} images of "
             f"{channels}x{height}x{width}{kinds}, {self.pixels.numel() / 2**20:,.1f} MiB"
         )
+
+
+def _check_labels(name: str, labels: Tensor, num_classes: int) -> None:
+    """Raises DataError, with `name`, for a label below -1, or of `num_classes` or more unless that is 0 (unknown)."""
+    if labels.is_meta:
+        return
+    lowest, highest = (int(limit) for limit in labels.aminmax())
+    if lowest < -1:
+        raise DataError(f"{name}: the label {lowest} is below -1; labels are class numbers from 0, or -1 for no class")
+    if num_classes and highest >= num_classes:
+        raise DataError(f"{name}: the label {highest} has no name; there are {num_classes} classes, numbered from 0")
 
 
 def to_float(pixels: Tensor) -> Tensor:

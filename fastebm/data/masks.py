@@ -8,6 +8,7 @@ from torch import Tensor
 
 from fastebm.ops.uniform import uniform
 from fastebm.rng import Stream
+from fastebm.scalars import as_int
 
 HOLE_NOISE = 0.03
 """At full resolution the fill of a hole starts with U(-0.03, 0.03) noise: "small" noise, as in the authors' code."""
@@ -43,6 +44,7 @@ def random_hole_masks(
     1/4 to 1/2, so that missing centres, halves and margins all occur. The other half are single pixels, 1/4 to 3/4 of
     all. Each mask is a function of `seed` and its position alone, which are as in `fastebm.data.flip`.
     """
+    count, size = as_int("count", count), as_int("size", size)
     draws = uniform((count, 8), seed=seed, step=0, stream=Stream.HOLE, chain_ids=positions, device=device)
     pixels = uniform((count, 1, size, size), seed=seed, step=1, stream=Stream.HOLE, chain_ids=positions, device=device)
     kind, share, long, short, rotation, top, left = draws.unbind(1)[:7]

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from fastebm.data.errors import DataError, raise_as_data_error
 from fastebm.data.formats.axes import CHANNELS
-from fastebm.data.formats.byte_reader import MAX_BYTES, PIECE
+from fastebm.data.formats.byte_reader import MAX_BYTES, MAX_PIXELS, PIECE
+from fastebm.scalars import as_int
 
 # ITU-R 601 luma in 16-bit fixed point, as Pillow converts, so that arrays and picture files give equal greys.
 RED, GREEN, BLUE, HALF = 19595, 38470, 7471, 0x8000
@@ -32,12 +33,15 @@ class Preprocessing:
     fit: Literal["resize", "pad"] = "resize"
     crop: int | None = None
     max_bytes: int = MAX_BYTES
+    max_pixels: int = MAX_PIXELS
 
     def __post_init__(self) -> None:
-        for name in ("size", "crop", "max_bytes"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
+        for name in ("size", "crop", "max_bytes", "max_pixels", "channels"):
+            if (given := getattr(self, name)) is not None:
+                value = as_int(name, given)
+                object.__setattr__(self, name, value)
+                if value < 1 and name != "channels":
+                    raise ValueError(f"{name} must be at least 1, got {value}")
         if self.channels not in (None, *CHANNELS):
             raise ValueError(f"channels must be 1 or 3, got {self.channels}")
         if self.fit not in ("resize", "pad"):

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastebm.data.images import Images, to_odd_integers
+from fastebm.scalars import as_int
 
 _AT_ONCE = 2**24  # pixels converted to floats at once while a level is computed: 64 MiB
 
@@ -17,7 +18,7 @@ def average_pool_to(images: Tensor, size: int) -> Tensor:
     The size is halved step by step, so that each level is bitwise the average pool of the level above it. For s =
     `size` the images themselves are returned. Raises ValueError for other shapes and sizes.
     """
-    _check(images, size)
+    size = _check(images, size)
     while images.shape[3] > size:
         images = F.avg_pool2d(images, 2)
     return images
@@ -28,7 +29,7 @@ def pyramid(images: Tensor, min_size: int) -> dict[int, Tensor]:
 
     Errors are those of `average_pool_to`.
     """
-    _check(images, min_size)
+    min_size = _check(images, min_size)
     levels = [images]
     while levels[-1].shape[3] > min_size:
         levels.append(F.avg_pool2d(levels[-1], 2))
@@ -66,7 +67,8 @@ class ImagePyramid:
     """
 
     def __init__(self, images: Images, min_size: int, *, cache_bytes: int = 2**30) -> None:
-        _check(images.pixels, min_size)
+        min_size = _check(images.pixels, min_size)
+        cache_bytes = as_int("cache_bytes", cache_bytes)
         self.images = images
         self.sizes = tuple(min_size << level for level in range((images.size // min_size).bit_length()))
         self._cache: dict[int, Tensor | None] = {}
@@ -106,9 +108,12 @@ def _compute_level(pixels: Tensor, size: int) -> Tensor:
     return average_pool_to(to_odd_integers(pixels), size).mul_(1 / 255)
 
 
-def _check(images: Tensor, size: int) -> None:
+def _check(images: Tensor, size: int) -> int:
+    """`size` as int."""
+    size = as_int("size", size)
     if images.ndim != 4 or images.shape[2] != images.shape[3]:
         raise ValueError(f"images must be (N, C, s, s), got {tuple(images.shape)}")
     factor, rest = divmod(images.shape[3], size) if size > 0 else (0, 0)
     if rest or factor < 1 or factor & (factor - 1):
         raise ValueError(f"images of size {images.shape[3]} can't be halved to size {size}")
+    return size

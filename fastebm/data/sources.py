@@ -11,6 +11,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from fastebm.data import Images, digits, open_images
+from fastebm.runs.fields import check_fields
 from fastebm.runs.folder import RunError
 
 
@@ -60,6 +61,8 @@ def source_from_json(stored: Mapping[str, Any]) -> ImageSource | DigitsSource:
     if stored == DigitsSource().to_json():
         return DigitsSource()
     try:
-        return ImageSource(**{**stored, "path": Path(stored["path"])})
-    except (TypeError, KeyError) as error:
-        raise RunError(f"the stored fields are not a source of images: {error!r}") from error
+        source = ImageSource(**stored)
+        check_fields(source)
+    except (TypeError, ValueError) as error:
+        raise RunError(f"the stored fields are not a source of images: {error}") from error
+    return source

@@ -59,10 +59,13 @@ class EnergyGap:
 def energy_gap(energy: Energy, samples: Tensor, real: Tensor) -> tuple[Tensor, Tensor, dict[str, Any]]:
     """The first samples and real images (N, C, H, W), as many of both, and the attributes of their `EnergyGap`.
 
-    Raises ValueError for images of different shapes or none.
+    Raises ValueError for images of different shapes, none, or not finite.
     """
     if samples.shape[1:] != real.shape[1:] or not len(samples) or not len(real):
         raise ValueError(f"samples and real images must be alike, got {tuple(samples.shape)} and {tuple(real.shape)}")
+    for name, images in (("samples", samples), ("real images", real)):
+        if not images.isfinite().all():
+            raise ValueError(f"{name} must be finite, and some pixels are infinite or not a number")
     count = min(len(samples), len(real))
     samples, real = samples[:count], real[:count]
     of_data, of_samples = energies(energy, real), energies(energy, samples)

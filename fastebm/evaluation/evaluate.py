@@ -12,9 +12,11 @@ import torch
 from torch import Tensor
 
 from fastebm.data import digits
+from fastebm.data.value_range import SIGNED, ValueRange, to_signed
 from fastebm.evaluation.metrics.comparison import Comparison, RealImages, compare
 from fastebm.evaluation.metrics.features import NOT_COMPARABLE, FeatureClassifier
 from fastebm.evaluation.metrics.nearest_neighbors import NearestDistances, nearest_distances
+from fastebm.runs.interrupts import uninterrupted
 
 CONFIDENT = 0.9
 # In units of an even share, 1 / K with K classes. A class counts as found from a tenth of it on: of ten classes, one
@@ -164,13 +166,22 @@ class EvaluationResult:
 
 
 def evaluate_samples(
-    samples: Tensor, real: RealImages, classifier: FeatureClassifier, *, all_real: bool = False
+    samples: Tensor,
+    real: RealImages,
+    classifier: FeatureClassifier,
+    *,
+    all_real: bool = False,
+    value_range: ValueRange | None = None,
 ) -> EvaluationResult:
-    """Evaluates samples (N, C, S, S) in [-1, 1] of a model of `real` by a classifier from `train_features`.
+    """Evaluates samples of a model of `real` by a classifier from `train_features`.
 
-    With `all_real`, distances are from all samples to all train images, otherwise from as many to as many.
+    Args:
+        samples: (N, C, S, S), N >= 10, of the shape of the real images: floats in [-1, 1] or bytes.
+        all_real: distances are from all samples to all train images, otherwise from as many to as many.
+        value_range: the values of black and white in the samples, as in `fastebm.data.value_range.to_signed`; samples
+            that all lie in [0, 1] need it.
 
-    Raises ValueError for samples of other shapes or not finite, and for fewer than 10.
+    Raises ValueError for samples of other shapes, for fewer than 10, and as `to_signed`.
 
     Example:
         >>> from fastebm.data import Images, digits, to_pixels
@@ -181,17 +192,21 @@ def evaluate_samples(
         >>> result.classes.found
         10
     """
-    compared = compare(samples, real, classifier, all_real=all_real)
+    samples = to_signed(samples, value_range, "samples")
+    compared = compare(samples, real, classifier, all_real=all_real, value_range=SIGNED)
     classes = None
     if classifier.task == "classes":
         probabilities = compared.samples.probabilities, compared.held_out.probabilities
         classes = PredictedClasses.of(classifier.classes, *probabilities)
-    nearest = NearestDistances.of(samples, real)
+    nearest = NearestDistances.of(samples, real, value_range=SIGNED)
     return EvaluationResult(classifier.accuracy, classes, nearest, compared.comparison)
 
 
-def evaluate_digits(samples: Tensor) -> EvaluationResult:
-    """Evaluates samples (N, 1, 8, 8), N >= 1, in [-1, 1] of a model of scikit-learn's handwritten digits.
+def evaluate_digits(samples: Tensor, *, value_range: ValueRange | None = None) -> EvaluationResult:
+    """Evaluates samples (N, 1, 8, 8), N >= 1, of a model of scikit-learn's handwritten digits.
+
+    `value_range` says which values are black and white, as in `fastebm.data.value_range.to_signed`; by default samples
+    are floats in [-1, 1] or bytes.
 
     The classifier is a logistic regression on Gaussian kernel features, fitted in seconds to the train split of
     `fastebm.data.digits`. 96 % of held-out digits have a class probability of at least 0.9, but no uniform noise and a
@@ -199,12 +214,12 @@ def evaluate_digits(samples: Tensor) -> EvaluationResult:
     Distances are of all samples, and of all held-out digits. Uniform noise has a median distance of 7, 3.4 times that
     of held-out digits.
 
-    Raises ValueError for other shapes or values that are not finite, and RuntimeError where the classifier's accuracy
-    on held-out digits is below 97 %, which would make its predictions useless.
+    Raises ValueError for other shapes, and as `to_signed`, and RuntimeError where the classifier's accuracy on held-out
+    digits is below 97 %, which would make its predictions useless.
     """
-    if samples.ndim != 4 or samples.shape[1:] != (1, 8, 8) or not len(samples) or not samples.isfinite().all():
-        raise ValueError(f"samples must be finite and (N, 1, 8, 8) with N >= 1, got {tuple(samples.shape)}")
-    samples = samples.cpu()
+    if samples.ndim != 4 or samples.shape[1:] != (1, 8, 8) or not len(samples):
+        raise ValueError(f"samples must be (N, 1, 8, 8) with N >= 1, got {tuple(samples.shape)}")
+    samples = to_signed(samples.cpu(), value_range, "samples")
     train, train_labels = digits("train")
     real, real_labels = digits("test")
     predict = _digits_classifier(train, train_labels)
@@ -221,9 +236,10 @@ def evaluate_digits(samples: Tensor) -> EvaluationResult:
 
 def _digits_classifier(images: Tensor, labels: Tensor) -> Callable[[Tensor], Tensor]:
     """A function from images to class probabilities (N, 10)."""
-    from sklearn.kernel_approximation import Nystroem
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
+    with uninterrupted():
+        from sklearn.kernel_approximation import Nystroem
+        from sklearn.linear_model import LogisticRegression
+        from sklearn.pipeline import make_pipeline
 
     kernel = Nystroem(gamma=0.04, n_components=600, random_state=0)
     classifier = make_pipeline(kernel, LogisticRegression(C=100.0, max_iter=2000))

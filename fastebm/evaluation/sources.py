@@ -9,51 +9,71 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fastebm.data import DataError, ImageFormat, Images, average_pool_to, digits, image_format, open_images, to_pixels
+from fastebm.data.errors import raise_as_data_error
+from fastebm.data.formats.axes import channels_first
+from fastebm.data.formats.byte_reader import open_bytes
+from fastebm.data.formats.npy import open_npz, read_array_header
 from fastebm.data.run_source import source_like
+from fastebm.data.value_range import ValueRange, to_signed
 from fastebm.evaluation.metrics.comparison import RealImages
 from fastebm.training import DigitsSource, ImageSource
 
 _PART = 1000
 
 
-def read_samples(path: Path) -> Tensor:
-    """Samples, float32 (N, C, S, S) in [-1, 1], from an .npz file with floats (as `fastebm sample` writes it, array
-    `images`), or from anything that `open_images` reads.
+def read_samples(path: Path, value_range: ValueRange | None = None) -> Tensor:
+    """Samples, float32 (N, C, S, S) in [-1, 1], from an array in an .npz or .npy file, or from anything that
+    `open_images` reads.
 
-    Raises ValueError for samples that are not square, not finite or outside of [-1, 1], DataError as `open_images`.
+    The array is `images`, as `fastebm sample` writes it, or the only one with 3 or 4 axes; its layout is recognised as
+    by `open_images`.
+
+    Args:
+        value_range: the values of black and white in the array, as in `to_signed`, by default as its values show.
+
+    Raises ValueError for samples that are not square, as `to_signed`, and for a `value_range` of what is no array;
+    DataError as `open_images`.
     """
-    samples = _float_array(path) if path.suffix == ".npz" and path.is_file() else None
-    if samples is None:
+    array = _number_array(path)
+    if array is None:
+        if value_range is not None and path.exists():
+            raise ValueError(f"{path}: a value_range (--range) is of samples in one array, and here is none")
         images = open_images(path)
         _ = images.size  # raises where they are not square
         return images.batch(slice(None))
-    if samples.ndim != 4 or samples.shape[1] not in (1, 3) or samples.shape[2] != samples.shape[3] or not len(samples):
+    # The reader finds out the axes without looking at the values.
+    samples = torch.from_numpy(np.ascontiguousarray(channels_first(str(path), array)))
+    if samples.shape[1] not in (1, 3) or samples.shape[2] != samples.shape[3] or not samples.numel():
         raise ValueError(f"{path}: samples must be (N, 1 or 3, S, S), got {tuple(samples.shape)}")
-    if not (samples.min() >= -1 and samples.max() <= 1):  # so written, NaN is refused as well
-        raise ValueError(f"{path}: samples must be finite and lie in [-1, 1]")
-    return samples
+    return to_signed(samples, value_range, f"{path}: samples")
 
 
-def _float_array(path: Path) -> Tensor | None:
-    """The array `images` of an .npz file if it is one of floats."""
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            if "images" not in arrays.files:
-                return None
-            array = arrays["images"]
-    except (ValueError, EOFError, AttributeError, zipfile.BadZipFile) as error:
-        raise DataError(f"{path}: can't be read as an .npz file: {error}") from error
-    return torch.from_numpy(array).float() if array.dtype.kind == "f" else None
+def _number_array(path: Path) -> NDArray[Any] | None:
+    """The array `images` of an .npz or .npy file, or the only one that can be images; None where there is none."""
+    if not path.is_file():
+        return None
+    with path.open("rb") as file:
+        beginning = file.read(6)
+    if beginning == b"\x93NUMPY":
+        with open_bytes(path) as reader:
+            return read_array_header(reader).numbers()
+    if beginning[:2] != b"PK":
+        return None
+    with open_npz(path) as arrays:
+        found = [name for name, array in arrays.items() if name == "images" or len(array.shape) in (3, 4)]
+        name = "images" if "images" in found else found[0] if len(found) == 1 else None
+        return None if name is None else arrays[name].numbers()
 
 
 def holds_statistics(path: Path) -> bool:
     """Whether a file is an .npz with arrays `mu` and `sigma`, which `FeatureStatistics.load` reads."""
     if not zipfile.is_zipfile(path):
         return False
-    with zipfile.ZipFile(path) as archive:
+    with raise_as_data_error(str(path), "is no complete zip file"), zipfile.ZipFile(path) as archive:
         return {"mu.npy", "sigma.npy"} <= set(archive.namelist())
 
 

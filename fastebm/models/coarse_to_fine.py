@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from fastebm.models.layers import equalize_learning_rate, normalized
 from fastebm.ops import activation as activate
 from fastebm.ops import block_tail
+from fastebm.runs.fields import checked_arguments
 
 # Channels at each resolution, in units of the base width. The block that takes size s maps width(s) to width(s / 2).
 WIDTHS: dict[int, Fraction] = {
@@ -82,13 +83,15 @@ class CoarseToFineEnergy(nn.Module):
         activation: a name that `fastebm.ops.activation` knows; "scaled_swish" is `x * sigmoid(x) / 1.1`.
         spectral_norm: put spectral norm on the 3x3 and 4x4 convolutions.
 
-    Raises ValueError for sizes out of range and for a base width that makes a fraction of a channel.
+    Raises ValueError for sizes out of range and for a base width that makes a fraction of a channel; TypeError for what
+    are no numbers.
 
         >>> net = CoarseToFineEnergy(16, channels=1, base_width=8)
         >>> net(torch.zeros(2, 1, 16, 16), beta=0.3).shape
         torch.Size([2])
     """
 
+    @checked_arguments
     def __init__(
         self,
         image_size: int,
@@ -103,7 +106,7 @@ class CoarseToFineEnergy(nn.Module):
         _check_sizes(image_size, lowest)
         if channels < 1:
             raise ValueError(f"channels is {channels}; an image needs at least 1")
-        activate(torch.zeros(1), activation)  # so that an unknown name is an error here
+        activate(torch.zeros(1, device="cpu"), activation)  # so that an unknown name is an error here
         self.image_size = image_size
         self.channels = channels
         self.base_width = base_width
@@ -180,9 +183,7 @@ class CoarseToFineEnergy(nn.Module):
     def frozen(self, size: int) -> "CoarseToFineEnergy":
         """An independent copy of the sub-net of `size` and below, in eval mode, its parameters without gradients."""
         self._check_size(size)
-        # These weights are replaced, so that the caller's generator must not be used for them. On the meta device the
-        # first 15 power iterations of a spectral norm would take half a second.
-        with torch.device("cpu"), torch.random.fork_rng(devices=[]):
+        with torch.device("meta"):  # these weights are replaced
             net = CoarseToFineEnergy(**(self.config | {"image_size": size}))
         state = self.state_dict()
         net.load_state_dict({name: state[name].detach().clone() for name in net.state_dict()}, assign=True)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from fastebm.ops.normal import normal
 from fastebm.ops.uniform import uniform
 from fastebm.rng import Stream
+from fastebm.runs.fields import checked_arguments
 
 _LOG_TWO_PI = math.log(2 * math.pi)
 
@@ -57,16 +58,9 @@ class InvertibleConvolution(nn.Module):
 
     def __init__(self, channels: int):
         super().__init__()
-        rotation = torch.empty(channels, channels, dtype=torch.float64)
-        nn.init.orthogonal_(rotation)
-        permutation, lower, upper = torch.linalg.lu(rotation)
-        diagonal = upper.diagonal()
-        dtype = torch.get_default_dtype()
-        self.register_buffer("permutation", permutation.to(dtype))
-        self.register_buffer("signs", diagonal.sign().to(dtype))
-        self.lower = nn.Parameter(lower.tril(-1).to(dtype))
-        self.upper = nn.Parameter(upper.triu(1).to(dtype))
-        self.log_diagonal = nn.Parameter(diagonal.abs().log().to(dtype))
+        for name, tensor in zip(("permutation", "signs"), parts := _rotation(channels), strict=False):
+            self.register_buffer(name, tensor)
+        self.lower, self.upper, self.log_diagonal = map(nn.Parameter, parts[2:])
 
     def factors(self) -> tuple[Tensor, Tensor]:
         """L and U + diag(s); values of the parameters outside of the triangles are ignored."""
@@ -141,7 +135,7 @@ class Flow(nn.Module):
     Initial weights come from torch's default generator. Call `initialize` with a batch before the first update, which
     sets the activation norms.
 
-    Raises ValueError for shapes and numbers that make no flow.
+    Raises ValueError for shapes and numbers that make no flow, TypeError for what are no numbers.
 
     Example:
         >>> import torch
@@ -156,6 +150,7 @@ class Flow(nn.Module):
         (torch.Size([16]), torch.Size([4, 1, 8, 8]))
     """
 
+    @checked_arguments
     def __init__(
         self, shape: tuple[int, int, int], *, levels: int = 2, flow_steps: int = 8, width: int = 64, bound: float = 1.5
     ):
@@ -335,6 +330,19 @@ def quantize(images: Tensor, brightnesses: int = 256) -> Tensor:
     return ((images.clamp(-1, 1) + 1) * half).round() / half - 1
 
 
+def _rotation(channels: int) -> tuple[Tensor, ...]:
+    """A random rotation as P, the signs of s, L without its diagonal, U, and log |s|."""
+    rotation, dtype = torch.empty(channels, channels, dtype=torch.float64), torch.get_default_dtype()
+    if rotation.is_meta:  # shapes alone: operations on the meta device import for seconds
+        square = rotation.to(dtype)
+        return square, square[0], square, square, square[0]
+    nn.init.orthogonal_(rotation)
+    permutation, lower, upper = torch.linalg.lu(rotation)
+    diagonal = upper.diagonal()
+    parts = permutation, diagonal.sign(), lower.tril(-1), upper.triu(1), diagonal.abs().log()
+    return tuple(part.to(dtype) for part in parts)
+
+
 def _step(channels: int, width: int, kernel: int, bound: float) -> nn.Sequential:
     return nn.Sequential(
         ActivationNorm(channels), InvertibleConvolution(channels), AffineCoupling(channels, width, kernel, bound)
@@ -344,9 +352,9 @@ def _step(channels: int, width: int, kernel: int, bound: float) -> nn.Sequential
 def _check_sizes(shape: tuple[int, int, int], levels: int, flow_steps: int, width: int, bound: float) -> None:
     if len(shape) != 3 or min(shape) < 1:
         raise ValueError(f"the shape of images must be (C, H, W), each at least 1, got {tuple(shape)}")
-    if levels < 0 or flow_steps < 1 or width < 1 or not bound > 0:
+    if levels < 0 or flow_steps < 1 or width < 1 or not 0 < bound < math.inf:
         raise ValueError(
-            f"a flow needs levels >= 0, steps >= 1, width >= 1 and bound > 0, "
+            f"a flow needs levels >= 0, steps >= 1, width >= 1 and a finite bound > 0, "
             f"got levels={levels}, flow_steps={flow_steps}, width={width}, bound={bound}"
         )
     if shape[1] % 2**levels or shape[2] % 2**levels:

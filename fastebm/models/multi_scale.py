@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastebm.models.layers import normalized
+from fastebm.runs.fields import checked_arguments
 
 SLOPE = 0.2
 VIEWS = 3
@@ -67,13 +68,15 @@ class MultiScaleEnergy(nn.Module):
         depth: largest number of times that a branch halves its image, with two layers each; 4 in the demo, for 32x32.
         spectral_norm: put spectral norm on every layer.
 
-    Raises ValueError for a size that is no such power of two, and for numbers below 1.
+    Raises ValueError for a size that is no such power of two, and for numbers below 1; TypeError for what are no
+    numbers.
 
         >>> net = MultiScaleEnergy(8, channels=1, width=4)
         >>> net(torch.zeros(2, 1, 8, 8)).shape
         torch.Size([2])
     """
 
+    @checked_arguments
     def __init__(self, size: int, channels: int = 3, *, width: int = 128, depth: int = 4, spectral_norm: bool = True):
         super().__init__()
         if size not in SIZES:

@@ -14,6 +14,7 @@ from fastebm.models.modes import in_eval_mode
 from fastebm.models.vae_nets import SIZES, Decoder, Encoder
 from fastebm.ops.normal import normal
 from fastebm.rng import Stream
+from fastebm.runs.fields import checked_arguments
 
 
 class ELBO(NamedTuple):
@@ -45,7 +46,8 @@ class VAE(nn.Module):
 
     Both nets have batch norm: samples of a batch influence each other in train mode, and do not in eval mode.
 
-    Raises ValueError for a size that is no such power of two, and for numbers that are not positive.
+    Raises ValueError for a size that is no such power of two, and for numbers that are not positive; TypeError for what
+    are no numbers.
 
         >>> vae = VAE(8, channels=1, latent=4, width=8).eval()
         >>> mean, log_variance = vae.encode(torch.zeros(2, 1, 8, 8))
@@ -53,6 +55,7 @@ class VAE(nn.Module):
         (torch.Size([2, 1, 8, 8]), torch.Size([5, 1, 8, 8]))
     """
 
+    @checked_arguments
     def __init__(
         self,
         size: int,

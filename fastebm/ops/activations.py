@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..scalars import as_real
+
 __all__ = ["ACTIVATIONS", "ACTIVATION_TABLE", "PROGRAM_ACTIVATIONS", "SWISH_SCALE", "activation", "activation_code"]
 
 # Swish over its approximate largest slope, as CF-EBM uses it (Zhao et al., ICLR 2021).
@@ -164,7 +166,8 @@ def activation_code(name: str, *, negative_slope: float = 0.2, alpha: float = 1.
     """
     if name not in ACTIVATIONS:
         raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, got {name!r}")
-    return _NUMBERS[name], {"elu": alpha, "leaky_relu": negative_slope}.get(name, 0.0)
+    parameters = {"elu": ("alpha", alpha), "leaky_relu": ("negative_slope", negative_slope)}
+    return _NUMBERS[name], as_real(*parameters[name]) if name in parameters else 0.0
 
 
 def activation(x: Tensor, name: str, *, negative_slope: float = 0.2, alpha: float = 1.0) -> Tensor:

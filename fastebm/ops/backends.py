@@ -8,12 +8,13 @@
 
 `auto` takes cpp on the CPU, and on a GPU cuda where it was built, else triton; where none is there, the reference.
 Float64 on a GPU always takes the reference. `FASTEBM_BACKEND` sets the choice for the process, `backend(...)` for a
-block of code.
+block of code in one thread or asyncio task.
 """
 
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import importlib
 import importlib.util
 import os
@@ -33,6 +34,7 @@ __all__ = [
     "launch",
     "refuse_autograd",
     "register",
+    "register_autograd",
     "report",
     "select_backend",
     "unavailable_reason",
@@ -40,7 +42,8 @@ __all__ = [
 
 BACKENDS = ("auto", "reference", "cpp", "triton", "cuda")
 
-_override: list[str] = []
+# None where nothing was chosen for the block of code that runs.
+_override: contextvars.ContextVar[str | None] = contextvars.ContextVar("fastebm_backend", default=None)
 _extension: Any = None
 _cuda_library: str | None = None
 _extension_missing = ""
@@ -151,19 +154,31 @@ def backend(name: str) -> Iterator[None]:
 
     A backend that can't run on the tensors' device is an error at the first operator, not a fallback.
 
+    The choice is a context variable: other threads and asyncio tasks keep theirs. What starts within the block takes
+    it along only where Python copies the context, as for tasks and `asyncio.to_thread`; a new thread, the workers of a
+    `ThreadPoolExecutor` and processes that are spawned start with the choice of the process, while a forked process
+    (workers of a DataLoader on Linux) goes on with that of the thread that forked it. The derivatives of our operators
+    run on the backend of their forward pass, also in autograd's own threads.
+
     Raises:
         ValueError: for another name.
+        RuntimeError: where the block is left in another thread or task than it was entered in.
 
     Example:
         >>> import fastebm
         >>> with fastebm.ops.backend("reference"):
         ...     noise = fastebm.ops.normal((2, 3), seed=0)
     """
-    _override.append(_checked(name, "backend"))
+    entered = _override.set(_checked(name, "backend"))
     try:
         yield
     finally:
-        _override.pop()
+        try:
+            _override.reset(entered)
+        except ValueError:
+            raise RuntimeError(
+                f"the block of backend({name!r}) was left in another thread or task than it was entered in"
+            ) from None
 
 
 def program_layout(itemsize: int) -> tuple[int, int]:
@@ -202,7 +217,7 @@ def select_backend(device_type: str, double: bool = False, kernel: str | None = 
     Raises:
         RuntimeError: where the backend asked for can't run there.
     """
-    asked = _override[-1] if _override else _checked(os.environ.get("FASTEBM_BACKEND") or "auto", "FASTEBM_BACKEND")
+    asked = _override.get() or _checked(os.environ.get("FASTEBM_BACKEND") or "auto", "FASTEBM_BACKEND")
     if asked != "auto":
         reason = unavailable_reason(asked, device_type)
         if reason is None and asked != "reference" and kernel and asked not in schemas.KERNELS[kernel].backends:
@@ -224,7 +239,7 @@ def select_backend(device_type: str, double: bool = False, kernel: str | None = 
 
 def launch(name: str, out: Tensor, *arguments: Any) -> None:
     """Run kernel `name` of `schemas.KERNELS` on the backend chosen for `out`."""
-    if _plain_cpu and not _override and out.is_cpu:
+    if _plain_cpu and out.is_cpu and _override.get() is None:
         # The usual case skips the choice of a backend, which costs a step on tiny images 2 microseconds.
         return _COMPILED["cpp"][name](out, *arguments)
     backend_name = select_backend(out.device.type, out.dtype == torch.float64, name)
@@ -265,6 +280,25 @@ def register(name: str, *, fake: Callable[..., Any]) -> Callable[[Callable[..., 
         return function
 
     return decorate
+
+
+def register_autograd(name: str, derivative: Callable[..., Any], setup_context: Callable[..., None] | None) -> None:
+    """`torch.library.register_autograd` for public operator `name`.
+
+    The derivative runs on the backend that was chosen around the operator's call, because autograd may run it in a
+    thread of its own, where the caller's choice is not seen.
+    """
+
+    def setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.chosen_backend = _override.get()
+        if setup_context is not None:
+            setup_context(ctx, inputs, output)
+
+    def on_the_backend(ctx: Any, *gradients: Any) -> Any:
+        with contextlib.nullcontext() if ctx.chosen_backend is None else backend(ctx.chosen_backend):
+            return derivative(ctx, *gradients)
+
+    torch.library.register_autograd(f"fastebm::{name}", on_the_backend, setup_context=setup, lib=schemas.LIBRARY)
 
 
 def refuse_autograd(name: str, *tensors: Tensor | None) -> None:

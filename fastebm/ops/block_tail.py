@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .activations import ACTIVATION_TABLE, activation_code, tail_activation
-from .backends import launch, register
+from .backends import launch, register, register_autograd
 from .expand_blend import (
     beta_tensor,
     blended,
@@ -34,8 +34,8 @@ from .expand_blend import (
     memory_format_of,
     refuse_beta_gradient,
 )
+from .memory import check_dense
 from .options import TailOptions
-from .schemas import LIBRARY
 
 __all__ = ["block_tail"]
 
@@ -83,9 +83,12 @@ def block_tail(
         >>> fastebm.ops.block_tail(main, skip, fade=torch.zeros(2, 64, 4, 4), beta=0.3, activation="gelu").shape
         torch.Size([2, 64, 4, 4])
     """
-    for name, tensor in (("main", main), ("skip", skip)):
+    for name, tensor in (("main", main), ("skip", skip), ("fade", fade)):
+        if tensor is None and name == "fade":
+            continue
         if not isinstance(tensor, Tensor):
             raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
+        check_dense(name, tensor)
     if fade is None and (isinstance(beta, Tensor) or beta != 1):
         raise ValueError(f"beta = {beta} blends with `fade`, which is missing")
     weight = None if fade is None else beta_tensor(beta, main)
@@ -228,7 +231,7 @@ for _name, _derivative, _setup in (
     ("block_tail_backward", _backward_formula, _save_backward),
     ("block_tail_double_backward", _no_third_derivative, None),
 ):
-    torch.library.register_autograd(f"fastebm::{_name}", _derivative, setup_context=_setup, lib=LIBRARY)
+    register_autograd(_name, _derivative, _setup)
 
 
 # Reference ----------------------------------------------------------------------------------------------------------

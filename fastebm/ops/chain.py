@@ -20,7 +20,7 @@ from torch import Tensor
 
 from .backends import backend, launch, register, select_backend
 from .langevin import check as check_update
-from .langevin import without_aliasing
+from .memory import share_memory, without_aliasing
 from .options import StepOptions
 from .program import CompiledProgram, reference_run_program
 from .program import check as check_program
@@ -88,13 +88,13 @@ def _run_chain(
     if x.numel() == 0:
         options.key[1:].add_(num_steps)
         return energies
-    # Kernels write x while they still read the other tensors, which therefore must not share its memory.
-    schedule, key, chain_ids, *limits, mask, known, data_target, weight, hinge = options
-    separate = (
-        None if tensor is None else without_aliasing(tensor, x).contiguous()
-        for tensor in (mask, known, data_target, weight)
-    )
-    address = (schedule.contiguous(), key, chain_ids.contiguous())
+    # Kernels write x and the key while they still read the other tensors, which therefore must not share their memory.
+    schedule, key, chain_ids, *limits = options[:7]
+    if share_memory(x, key):
+        raise ValueError("x and key are both written in place, but share memory")
+    schedule, chain_ids, *separate = without_aliasing((schedule, chain_ids, *options[7:-1]), x, key)
+    separate = [None if tensor is None else tensor.contiguous() for tensor in separate]
+    hinge, address = options.data_term_hinge, (schedule.contiguous(), key, chain_ids.contiguous())
     program = (energies, x, torch.empty_like(x), code, list(constants), workspace)
     if x.dtype == torch.float64:
         run_chain_unfused(*program, *address, *limits, *separate, hinge)

@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .backends import launch, register
-from .schemas import LIBRARY
+from ..scalars import as_real, shown
+from .backends import launch, register, register_autograd
+from .memory import check_dense
 
 __all__ = ["expand_blend"]
 
@@ -45,6 +46,8 @@ def expand_blend(primal: Tensor, fade: Tensor, beta: float | Tensor) -> Tensor:
     """
     if not isinstance(primal, Tensor) or not isinstance(fade, Tensor):
         raise TypeError(f"primal and fade must be tensors, got {type(primal).__name__} and {type(fade).__name__}")
+    for name, tensor in (("primal", primal), ("fade", fade)):
+        check_dense(name, tensor)
     return torch.ops.fastebm.expand_blend(primal, fade, beta_tensor(beta, primal))
 
 
@@ -52,7 +55,10 @@ def beta_tensor(beta: float | Tensor, like: Tensor) -> Tensor:
     """beta as operators take it: one element on the device of `like`, float64 for a float64 `like`, else float32."""
     dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
     if isinstance(beta, Tensor):
+        if beta.dtype == torch.bool or beta.is_complex():
+            raise TypeError(f"beta must be a real number, got {shown(beta)}")
         return beta.to(dtype)
+    beta = as_real("beta", beta)
     if not 0 <= beta <= 1:
         raise ValueError(f"beta must be in [0, 1], got {beta}")
     return torch.full((1,), beta, dtype=dtype, device=like.device)
@@ -151,7 +157,7 @@ def _blend_backward_formula(ctx: Any, grad_primal: Tensor, grad_fade: Tensor) ->
 
 
 for _name, _derivative in (("expand_blend", _blend_formula), ("expand_blend_backward", _blend_backward_formula)):
-    torch.library.register_autograd(f"fastebm::{_name}", _derivative, setup_context=_save_beta, lib=LIBRARY)
+    register_autograd(_name, _derivative, _save_beta)
 
 
 # Reference ----------------------------------------------------------------------------------------------------------

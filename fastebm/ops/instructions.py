@@ -9,12 +9,12 @@ buffer, `INSTRUCTION_FIELDS` for each instruction, `EPILOGUE_FIELDS` for each op
 `SEGMENT_FIELDS` for each segment (a run of instructions and how many images go through it at a time). All
 floating-point numbers are in `constants`, so that new weights are written in place and this tensor stays as it is.
 
-`csrc/cpu/program.h` repeats the numbering; a test compares the two.
+`csrc/cpu/program.h` repeats the numbering; a test compares the two. `program_check.py` says what holds for the numbers
+of a program that can run.
 """
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass, fields
 from enum import IntEnum
 
@@ -231,20 +231,6 @@ class PlannedProgram:
         """The operations behind one instruction."""
         return self.epilogues[instruction.first : instruction.first + instruction.count]
 
-    @functools.cached_property
-    def samples(self) -> frozenset[tuple[int, int, int]]:
-        """The shape (C, H, W) of the samples that it loads, or none if it loads none."""
-        loads = (i for i in self.instructions if i.kind == Kind.LOAD and i.source_channels)
-        return frozenset((i.source_channels, i.height, i.width) for i in loads)
-
-    def check_samples(self, x: Tensor) -> None:
-        """Raises ValueError where samples of x (batch, ...) are not those that the program loads."""
-        given = tuple(x.shape[1:]) if x.dim() == 4 else (x.shape[1:].numel(), 1, 1)
-        for channels, height, width in self.samples - {given}:
-            raise ValueError(
-                f"this program is for samples of {channels}x{height}x{width} numbers, got x of shape {tuple(x.shape)}"
-            )
-
 
 def encode(code: PlannedProgram) -> Tensor:
     """The program as one int64 tensor."""
@@ -268,6 +254,8 @@ def decode(tensor: Tensor) -> PlannedProgram:
     at, parts = HEADER, []
     for row, count in zip((Buffer, Instruction, Epilogue, Segment), numbers[1:5], strict=True):
         width = len(fields(row))
+        if not 0 <= count <= (len(numbers) - at) // width:
+            raise ValueError(f"code has {len(numbers)} numbers, fewer than its header says")
         parts.append(tuple(row(*numbers[at + i * width : at + (i + 1) * width]) for i in range(count)))
         at += count * width
     if at != len(numbers):

@@ -14,7 +14,9 @@ import torch
 from torch import Tensor
 
 from .. import rng
+from ..scalars import as_real, in_float32, shown
 from .backends import launch, refuse_autograd, register
+from .memory import check_dense, refuse_self_overlap, without_aliasing
 from .normal import (
     check_address,
     check_addressable,
@@ -26,8 +28,10 @@ from .normal import (
 )
 from .options import StepOptions
 
-__all__ = ["DataTerm", "langevin_step", "langevin_step_"]
+__all__ = ["Clamp", "DataTerm", "check_clamp", "check_mask", "expand_clamp", "langevin_step", "langevin_step_"]
 
+Bound = float | Tensor | None
+Clamp = tuple[Bound, Bound]
 DataTerm = tuple[Tensor, float] | tuple[Tensor, float, float]
 
 _STATES = (torch.float32, torch.float64)
@@ -43,7 +47,7 @@ def langevin_step(
     seed: int,
     step: int = 0,
     chain_ids: int | Tensor = 0,
-    clamp: tuple[float | None, float | None] | None = None,
+    clamp: Clamp | None = None,
     grad_clip: float | None = None,
     grad_norm_clip: float | None = None,
     mask: Tensor | None = None,
@@ -62,11 +66,13 @@ def langevin_step(
         noise_std: sigma >= 0, or a tensor (B,). `fastebm.schedules.from_epsilon(eps)` gives the pair of unadjusted
             Langevin dynamics.
         seed, step, chain_ids: where the noise falls; see `fastebm.ops.normal`.
-        clamp: (low, high) for the new state; either may be None.
+        clamp: (low, high) for the new state; each is None, a number, or a tensor that broadcasts to one sample, such as
+            (C, 1, 1) for a bound of each channel. Tensors on a GPU are not read: there NaN leaves an entry free.
         grad_clip: clip every entry of the gradient to [-grad_clip, grad_clip].
         grad_norm_clip: scale each chain's gradient down to at most this Euclidean norm. Not together with grad_clip.
             A norm beyond 1.8e19, whose square is no float32, counts as infinite: that gradient becomes 0.
-        mask, known: broadcastable to x; where mask is 1 (True) the new state is `known`.
+        mask, known: broadcastable to x; where mask is True (or 1; it holds nothing but 0 and 1) the new state is
+            `known`, of floating point numbers.
         data_term: (target, weight) or (target, weight, hinge): adds the gradient of weight/2 * max(|x - target|^2,
             hinge), by chain, after clipping. `target` is broadcastable to x.
         inplace: write the new state into x, as `langevin_step_` does.
@@ -76,7 +82,8 @@ def langevin_step(
 
     Raises:
         ValueError, TypeError: for arguments of the wrong shape, dtype, device or range.
-        RuntimeError: where autograd would record the step, which has no derivative.
+        RuntimeError: where autograd would record the step, which has no derivative; in place, for an x whose elements
+            share memory.
 
     Source: step size and noise untied as in short-run MCMC (Nijkamp et al., NeurIPS 2019) and its followers.
 
@@ -85,22 +92,26 @@ def langevin_step(
         >>> x = torch.zeros(4, 1, 8, 8)
         >>> x = fastebm.langevin_step(x, x, step_size=0.1, noise_std=0.01, seed=0, step=0, clamp=(-1, 1))
     """
-    _check_types(x, grad, clamp, mask, known, data_term)
-    low, high = clamp if clamp is not None else (None, None)
+    _check_types(x, grad, mask, known, data_term)
+    low, high, lower_bounds, upper_bounds = expand_clamp(check_clamp(clamp), x)
     options = StepOptions(
         _schedule_row(step_size, noise_std, x),
         rng.make_key(seed, step, device=x.device),
         rng.make_chain_ids(chain_ids, x.shape[0], x.device),
         low,
         high,
-        grad_clip,
-        grad_norm_clip,
-        None if mask is None else _broadcast("mask", mask if mask.dtype == torch.bool else mask != 0, x, torch.bool),
+        check_clip("grad_clip", grad_clip),
+        check_clip("grad_norm_clip", grad_norm_clip),
+        lower_bounds,
+        upper_bounds,
+        None if mask is None else _broadcast("mask", check_mask(mask), x, torch.bool),
         None if known is None else _broadcast("known", known, x, x.dtype),
         *((None, None, 0.0) if data_term is None else _data_term_tensors(data_term, x)),
     )
     if not inplace:
         return torch.ops.fastebm.langevin_step(x, grad, *options)
+    if not torch.compiler.is_compiling() and x.is_neg():
+        raise RuntimeError("x can't be written in place: it is a negated view of other numbers; resolve_neg() it first")
     torch.ops.fastebm.langevin_step_(x, grad, *options)
     return x
 
@@ -110,38 +121,144 @@ def langevin_step_(x: Tensor, grad: Tensor, **options: Any) -> Tensor:
     return langevin_step(x, grad, **options, inplace=True)
 
 
-def _check_types(x: Tensor, grad: Tensor, clamp: Any, mask: Any, known: Any, data_term: Any) -> None:
+def _check_types(x: Tensor, grad: Tensor, mask: Any, known: Any, data_term: Any) -> None:
     if not isinstance(x, Tensor) or not isinstance(grad, Tensor):
         raise TypeError(f"x and grad must be tensors, got {type(x).__name__} and {type(grad).__name__}")
-    if x.dim() == 0:
-        raise ValueError("x must be (chains, ...), got a tensor without dimensions")
-    for name, value in (("mask", mask), ("known", known), ("the target of data_term", data_term and data_term[0])):
+    if data_term is not None and not isinstance(data_term, tuple | list):
+        raise TypeError(f"data_term must be (target, weight) or (target, weight, hinge), got {shown(data_term)}")
+    if data_term is not None and len(data_term) not in (2, 3):
+        raise ValueError(f"data_term must be (target, weight) or (target, weight, hinge), got {len(data_term)} entries")
+    target = None if data_term is None else data_term[0]
+    for name, value in (("mask", mask), ("known", known), ("the target of data_term", target)):
         if value is not None and not isinstance(value, Tensor):
             raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
-    if clamp is not None and not (isinstance(clamp, tuple | list) and len(clamp) == 2):
-        raise TypeError(f"clamp must be (low, high), got {clamp!r}")
+    for name, value in (("x", x), ("grad", grad), ("mask", mask), ("known", known), ("target", target)):
+        if value is not None:
+            check_dense(name, value)
+    for name, value in (("known", known), ("the target of data_term", target)):
+        if value is not None and not value.is_floating_point():
+            raise TypeError(f"{name} must be of floating point numbers, as x is, got {value.dtype}")
+    if x.dim() == 0:
+        raise ValueError("x must be (chains, ...), got a tensor without dimensions")
+
+
+def check_mask(mask: Tensor) -> Tensor:
+    """A mask as booleans. Raises ValueError for numbers but 0 and 1 (a GPU is not read: there all but 0 is True)."""
+    if mask.dtype == torch.bool:
+        return mask
+    if mask.device.type == "cpu" and not torch.compiler.is_compiling():
+        other = mask[(mask != 0) & (mask != 1)]
+        if other.numel():
+            raise ValueError(f"mask must hold True and False, or 1 and 0, got {other[0].item():g}")
+    return mask != 0
+
+
+def check_clip(name: str, bound: Any) -> float | None:
+    """A bound of gradients as a float. Raises ValueError for one that is not positive in float32, or NaN."""
+    if bound is None:
+        return None
+    value = as_real(name, bound)
+    if not in_float32(value) > 0:
+        raise ValueError(f"{name} must be positive, got {value}")
+    return value
+
+
+def check_clamp(clamp: Any) -> Clamp:
+    """(low, high) of an argument `clamp`: each None, a float, or a tensor of bounds that is detached.
+
+    Raises ValueError or TypeError for anything else, for NaN, and where low <= high does not hold.
+    """
+    if clamp is None:
+        return None, None
+    if not (isinstance(clamp, tuple | list) and len(clamp) == 2):
+        raise TypeError(f"clamp must be (low, high), got {shown(clamp)}")
+    low, high = (_bound(name, bound) for name, bound in zip(("low", "high"), clamp, strict=True))
+    given = f"got ({shown(clamp[0])}, {shown(clamp[1])})"
+    if not isinstance(low, Tensor) and not isinstance(high, Tensor):
+        least, most = -math.inf if low is None else low, math.inf if high is None else high
+        if not (least <= most and in_float32(least) < math.inf and in_float32(most) > -math.inf):
+            raise ValueError(f"clamp must be (low, high) with low <= high, below inf and above -inf, {given}")
+        return low, high
+    below, above = (
+        torch.as_tensor(default if bound is None else bound) for bound, default in ((low, -math.inf), (high, math.inf))
+    )
+    try:
+        torch.broadcast_shapes(below.shape, above.shape)
+    except RuntimeError:
+        raise ValueError(f"the bounds of clamp must broadcast to one shape, {given}") from None
+    if below.device.type == above.device.type == "cpu" and not torch.compiler.is_compiling():
+        ordered = (below <= above) & (below.float() < math.inf) & (above.float() > -math.inf)
+        if not bool(ordered.all()):
+            raise ValueError(
+                f"clamp must be (low, high) with low <= high in every entry, below inf and above -inf, {given}"
+            )
+    return low, high
+
+
+def _bound(name: str, bound: Any) -> Bound:
+    if bound is None:
+        return None
+    if not isinstance(bound, Tensor) or bound.dim() == 0:
+        return as_real(f"clamp's {name}", bound)
+    if bound.dtype == torch.bool or bound.is_complex() or bound.layout is not torch.strided or bound.is_meta:
+        raise TypeError(f"clamp's {name} must be of real numbers, got {shown(bound)}")
+    return bound.detach()
+
+
+def expand_clamp(clamp: Clamp, x: Tensor) -> tuple[float | None, float | None, Tensor | None, Tensor | None]:
+    """clamp_min, clamp_max, lower_bounds and upper_bounds of `StepOptions` for states like x."""
+    low, high = clamp
+    return (
+        None if isinstance(low, Tensor) else low,
+        None if isinstance(high, Tensor) else high,
+        _expand_bound("low", low, x) if isinstance(low, Tensor) else None,
+        _expand_bound("high", high, x) if isinstance(high, Tensor) else None,
+    )
+
+
+def _expand_bound(name: str, bound: Tensor, x: Tensor) -> Tensor:
+    sample = torch.Size((1, *x.shape[1:]))
+    try:
+        fits = x.dim() - bound.dim() in (0, 1) and torch.broadcast_shapes(bound.shape, sample) == sample
+    except RuntimeError:
+        fits = False
+    if not fits:
+        example = "(C, 1, 1)" if x.dim() == 4 else str((1,) * (x.dim() - 1))
+        raise ValueError(
+            f"clamp's {name} must be a number or broadcast to one sample of shape {tuple(x.shape[1:])}, as {example} "
+            f"does, got {tuple(bound.shape)}"
+        )
+    return bound.to(x.device, x.dtype).expand(x.shape)
 
 
 def _data_term_tensors(data_term: DataTerm, x: Tensor) -> tuple[Tensor, Tensor, float]:
     """data_target, data_term_weight and data_term_hinge."""
-    if len(data_term) not in (2, 3):
-        raise ValueError(f"data_term must be (target, weight) or (target, weight, hinge), got {len(data_term)} entries")
-    if not math.isfinite(data_term[1]):
-        raise ValueError(f"the weight of data_term must be finite, got {data_term[1]}")
+    weight = as_real("the weight of data_term", data_term[1])
+    if not math.isfinite(in_float32(weight)):
+        raise ValueError(f"the weight of data_term must be finite, got {weight}")
+    hinge = as_real("the hinge of data_term", data_term[2]) if len(data_term) == 3 else 0.0
+    if hinge == math.inf:
+        raise ValueError("the hinge of data_term must be finite, got inf")
     target = _broadcast("the target of data_term", data_term[0], x, x.dtype)
-    weight = torch.tensor([data_term[1]], dtype=torch.float32, device=x.device)
-    return target, weight, float(data_term[2]) if len(data_term) == 3 else 0.0
+    return target, torch.tensor([weight], dtype=torch.float32, device=x.device), hinge
 
 
 def _schedule_row(step_size: float | Tensor, noise_std: float | Tensor, x: Tensor) -> Tensor:
     if not isinstance(step_size, Tensor) and not isinstance(noise_std, Tensor):
-        _check_range(step_size, noise_std)
-        return torch.tensor([[step_size, noise_std]], dtype=torch.float32, device=x.device)
-    pair = [torch.as_tensor(v, dtype=torch.float32, device=x.device) for v in (step_size, noise_std)]
-    for name, value in zip(("step_size", "noise_std"), pair, strict=True):
-        if value.dim() and value.shape != x.shape[:1]:
+        row = [as_real("step_size", step_size), as_real("noise_std", noise_std)]
+        _check_range(*(in_float32(value) for value in row))
+        return torch.tensor([row], dtype=torch.float32, device=x.device)
+    pair = []
+    for name, value in (("step_size", step_size), ("noise_std", noise_std)):
+        if isinstance(value, Tensor) and (
+            value.dtype == torch.bool or value.is_complex() or value.is_meta != x.is_meta
+        ):
+            raise TypeError(f"{name} must be of real numbers, got {shown(value)}")
+        value = value if isinstance(value, Tensor) else as_real(name, value)
+        pair.append(torch.as_tensor(value, dtype=torch.float32, device=x.device))
+        if pair[-1].dim() and pair[-1].shape != x.shape[:1]:
             raise ValueError(
-                f"{name} must be a number or one for each chain, shape ({x.shape[0]},), got {tuple(value.shape)}"
+                f"{name} must be a number or one for each chain, shape ({x.shape[0]},), got {tuple(pair[-1].shape)}"
             )
     if x.device.type == "cpu":  # a GPU is not read, which would stall it
         _check_range(*(v.tolist() for v in pair))
@@ -150,9 +267,9 @@ def _schedule_row(step_size: float | Tensor, noise_std: float | Tensor, x: Tenso
 
 def _check_range(step_size: float | list[float], noise_std: float | list[float]) -> None:
     if not all(v > 0 and math.isfinite(v) for v in _listed(step_size)):
-        raise ValueError(f"step_size must be positive and finite, got {step_size}")
+        raise ValueError(f"step_size must be positive and finite in float32, got {shown(step_size)}")
     if not all(v >= 0 and math.isfinite(v) for v in _listed(noise_std)):
-        raise ValueError(f"noise_std must be finite and not negative, got {noise_std}")
+        raise ValueError(f"noise_std must be finite and not negative in float32, got {shown(noise_std)}")
 
 
 def _listed(value: float | list[float]) -> list[float]:
@@ -173,12 +290,11 @@ def _broadcast(name: str, value: Tensor, x: Tensor, dtype: torch.dtype) -> Tenso
 
 def check(operator: str, x: Tensor, grad: Tensor, options: StepOptions) -> None:
     """Raises where `operator` can't update x by these arguments."""
-    schedule, key, chain_ids, clamp_min, clamp_max, grad_clip, grad_norm_clip, mask, known, target, weight, hinge = (
-        options
-    )
+    schedule, key, chain_ids, clamp_min, clamp_max, grad_clip, grad_norm_clip = options[:7]
+    lower_bounds, upper_bounds, mask, known, target, weight, hinge = options[7:]
     if x.dim() == 0:
         raise ValueError("x must be (chains, ...), got a tensor without dimensions")
-    refuse_autograd(operator, x, grad, known, target)
+    refuse_autograd(operator, x, grad, known, target, schedule, weight, lower_bounds, upper_bounds)
     if x.dtype not in _STATES:
         raise TypeError(f"x must be float32 (or float64), got {x.dtype}")
     if grad.dtype not in _GRADIENTS or (grad.dtype == torch.float64 and x.dtype != torch.float64):
@@ -206,6 +322,10 @@ def check(operator: str, x: Tensor, grad: Tensor, options: StepOptions) -> None:
             raise ValueError(f"{name} must be on x's device {x.device}, got {tensor.device}")
     if grad_clip is not None or grad_norm_clip is not None or clamp_min is not None or clamp_max is not None:
         _check_limits(clamp_min, clamp_max, grad_clip, grad_norm_clip)
+    if lower_bounds is not None:
+        _check_side("lower_bounds", lower_bounds, x.dtype, x)
+    if upper_bounds is not None:
+        _check_side("upper_bounds", upper_bounds, x.dtype, x)
     if mask is not None or known is not None:
         _check_pair("mask", mask, torch.bool, "known", known, x)
     if target is not None or weight is not None:
@@ -230,12 +350,16 @@ def _check_pair(
 ) -> None:
     if mask is None or known is None:
         raise ValueError(f"{first} and {second} go together, got only {second if mask is None else first}")
-    for name, tensor, needed in ((first, mask, dtype), (second, known, x.dtype)):
-        if tensor.shape != x.shape or tensor.dtype != needed or tensor.device != x.device:
-            raise ValueError(
-                f"{name} must be {needed} of x's shape {tuple(x.shape)} on {x.device} (expand it), "
-                f"got {tensor.dtype} {tuple(tensor.shape)} on {tensor.device}"
-            )
+    _check_side(first, mask, dtype, x)
+    _check_side(second, known, x.dtype, x)
+
+
+def _check_side(name: str, tensor: Tensor, needed: torch.dtype, x: Tensor) -> None:
+    if tensor.shape != x.shape or tensor.dtype != needed or tensor.device != x.device:
+        raise ValueError(
+            f"{name} must be {needed} of x's shape {tuple(x.shape)} on {x.device} (expand it), "
+            f"got {tensor.dtype} {tuple(tensor.shape)} on {tensor.device}"
+        )
 
 
 def _check_data_term(
@@ -282,7 +406,7 @@ def _langevin_step(x: Tensor, grad: Tensor, *arguments: Any) -> Tensor:
     options = StepOptions._make(arguments)
     check("langevin_step", x, grad, options)
     out = torch.empty_like(x)
-    _run(out, x, grad, options, options.mask, options.known, options.data_target)
+    _run(out, x, grad, options, *options[:3], *options[7:-1])
     return out
 
 
@@ -290,27 +414,11 @@ def _langevin_step(x: Tensor, grad: Tensor, *arguments: Any) -> Tensor:
 def _langevin_step_(x: Tensor, grad: Tensor, *arguments: Any) -> None:
     options = StepOptions._make(arguments)
     check("langevin_step", x, grad, options)
-    if not x.is_contiguous() and any(
-        size > 1 and stride == 0 for size, stride in zip(x.shape, x.stride(), strict=True)
-    ):
-        raise RuntimeError("x can't be written in place: its elements share memory (it was expanded); clone it first")
-    grad = grad if _same_storage_layout(grad, x) else without_aliasing(grad, x)
-    mask, known, data_target = (
-        None if image is None else without_aliasing(image, x)
-        for image in (options.mask, options.known, options.data_target)
-    )
-    _run(x, x, grad, options, mask, known, data_target)
-
-
-def _same_storage_layout(tensor: Tensor, x: Tensor) -> bool:
-    """Whether each element lies where x's does: a kernel reads it before it writes there."""
-    return tensor.data_ptr() == x.data_ptr() and tensor.dtype == x.dtype and tensor.stride() == x.stride()
-
-
-def without_aliasing(tensor: Tensor, x: Tensor) -> Tensor:
-    """The tensor, or a copy where it shares memory with x: kernels write x while they still read the others."""
-    shared = tensor.untyped_storage().data_ptr() == x.untyped_storage().data_ptr()
-    return tensor.clone() if shared else tensor
+    refuse_self_overlap("x", x)
+    # An element of the gradient that lies where x's does is read before it is written.
+    if not (grad.data_ptr() == x.data_ptr() and grad.dtype == x.dtype and grad.stride() == x.stride()):
+        (grad,) = without_aliasing((grad,), x)
+    _run(x, x, grad, options, *without_aliasing((*options[:3], *options[7:-1]), x))
 
 
 def _run(
@@ -318,16 +426,17 @@ def _run(
     x: Tensor,
     grad: Tensor,
     options: StepOptions,
-    mask: Tensor | None,
-    known: Tensor | None,
-    data_target: Tensor | None,
+    schedule: Tensor,
+    key: Tensor,
+    chain_ids: Tensor,
+    *sides: Tensor | None,
 ) -> None:
-    """Launches the kernel with tensors as it reads them. The last three stand for those of the options."""
-    schedule, key, chain_ids, *limits, _, _, _, weight, hinge = options
-    target, x_view, grad_view, *sides = images(out, x, grad, mask, known, data_target)
+    """Launches the kernel with tensors as it reads them. Those behind `options` stand for the ones in it."""
+    target, x_view, grad_view, *views = images(out, x, grad, *sides[:-1])
+    weight = sides[-1]
     address = (schedule.contiguous(), key.contiguous(), chain_ids.contiguous())
     weight = None if weight is None else weight.contiguous()
-    launch("langevin_step", target, x_view, grad_view, *address, *limits, *sides, weight, hinge)
+    launch("langevin_step", target, x_view, grad_view, *address, *options[3:7], *views, weight, options.data_term_hinge)
     if target.data_ptr() != out.data_ptr():
         # The state itself had to be copied to be seen as images.
         out.copy_(target.view(out.shape))
@@ -342,8 +451,8 @@ SUM_LANES = 1024
 
 def reference_langevin_step(out: Tensor, x: Tensor, grad: Tensor, *options: Any) -> None:
     """Kernel `langevin_step` in plain PyTorch."""
-    schedule, key, chain_ids, clamp_min, clamp_max, grad_clip, grad_norm_clip, mask, known, *data_term = options
-    data_target, data_term_weight, data_term_hinge = data_term
+    schedule, key, chain_ids, clamp_min, clamp_max, grad_clip, grad_norm_clip, *sides = options
+    lower_bounds, upper_bounds, mask, known, data_target, data_term_weight, data_term_hinge = sides
     if x.numel() == 0:
         return
     batch = x.shape[0]
@@ -375,6 +484,10 @@ def reference_langevin_step(out: Tensor, x: Tensor, grad: Tensor, *options: Any)
         moved = torch.where(moved < clamp_min, clamp_min, moved)
     if clamp_max is not None:
         moved = torch.where(moved > clamp_max, clamp_max, moved)
+    if lower_bounds is not None:
+        moved = torch.where(moved < lower_bounds, lower_bounds, moved)
+    if upper_bounds is not None:
+        moved = torch.where(moved > upper_bounds, upper_bounds, moved)
     out.copy_(moved if mask is None or known is None else torch.where(mask, known, moved))
 
 

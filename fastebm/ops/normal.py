@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from .. import rng
+from ..scalars import as_int
 from .backends import launch, register
 
 __all__ = ["normal"]
@@ -70,9 +71,11 @@ def _arguments(
     dtype: torch.dtype | None,
 ) -> tuple[list[int], Tensor, Tensor, int, torch.dtype]:
     """The operator's arguments from a user's, checked; shared with `uniform`."""
-    shape = list(shape)
+    shape = [as_int("a size of shape", size) for size in shape]
     if not shape or any(size < 0 for size in shape):
         raise ValueError(f"shape must be (chains, ...) with sizes that are not negative, got {tuple(shape)}")
+    if shape[0] > rng.MAX_CHAIN:
+        raise ValueError(f"there are at most 2^56 chains, shape {tuple(shape)} asks for {shape[0]}")
     if math.prod(shape[1:]) > rng.MAX_ELEMENTS:
         raise ValueError(f"a chain has at most 2^34 elements, shape {tuple(shape)} asks for {math.prod(shape[1:])}")
     if device is None and isinstance(chain_ids, Tensor):

@@ -18,8 +18,9 @@ class StepOptions(NamedTuple):
         schedule: float32 (S, 2) or (S, B, 2) of (step size, noise std); row min(key[2], S - 1) is used.
         key: int64 (seed, step, schedule index).
         chain_ids: int64, the id of the first chain (1,) or of every chain (B,).
-        clamp_min, clamp_max: bounds of the new state.
+        clamp_min, clamp_max: bounds of the new state that are one number.
         grad_clip, grad_norm_clip: bounds of the gradient, by entry or by a chain's norm.
+        lower_bounds, upper_bounds: x's shape; bounds of each entry of the new state, which NaN leaves free.
         mask, known: x's shape; where mask is True, the new state is `known`.
         data_target, data_term_weight, data_term_hinge: the data term; x's shape, float32 (S,), and a number.
     """
@@ -31,6 +32,8 @@ class StepOptions(NamedTuple):
     clamp_max: float | None
     grad_clip: float | None
     grad_norm_clip: float | None
+    lower_bounds: Tensor | None
+    upper_bounds: Tensor | None
     mask: Tensor | None
     known: Tensor | None
     data_target: Tensor | None

@@ -17,6 +17,7 @@ reads weights in every layout.
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -37,18 +38,14 @@ from .instructions import (
     Layout,
     PlannedProgram,
     Segment,
-    decode,
     encode,
 )
+from .program_check import LANES, check_code, checked_program
+from .tiles import DENSE, tile_reach, tile_window
 
 __all__ = ["CompiledProgram", "Constant", "LoweredProgram", "pack_convolution", "unpack_convolution"]
 
-# Channels of one pixel are filled up to a multiple of this, so that kernels read whole vectors (16 float32, 32
-# bfloat16).
-LANES = {2: 32, 4: 16, 8: 1}
-# Images of few channels stay dense: a pixel then has this many numbers, and a row of a kernel is one short vector.
-DENSE = 4
-# Rows of dense images end in as many pixels of zeros as one matrix tile may read beyond a window.
+# Rows of dense images end in at least so many pixels of zeros.
 DENSE_MARGIN = 8
 # Bytes that the instructions of one segment may touch, so that they stay in a core's own cache.
 CACHE_BYTES = 1 << 20
@@ -57,6 +54,8 @@ CACHE_BYTES = 1 << 20
 CHUNK = 16
 CHUNK_BYTES = 80 << 20
 LINE = 64
+# Codes that a thread keeps of one program, each a few kilobytes.
+MAX_CODES = 16
 
 
 @dataclass(frozen=True)
@@ -112,9 +111,10 @@ class CompiledProgram:
         lowered: the program.
         device: of x and the constants.
 
+    Threads may run one program at the same time. Each has its own workspace and codes; they share the constants.
+
     Attributes:
         constants: the tensors that the operator reads besides the code. `refresh` writes into them.
-        workspace: memory for the buffers. A larger batch may replace it by a larger tensor.
 
     Raises:
         RuntimeError: where the chosen backend can't run it there.
@@ -125,8 +125,7 @@ class CompiledProgram:
         self.device = device
         self.layout, self.panel = layout_for(device, lowered.bytes)
         self.constants: list[Tensor] = []
-        self._codes: dict[tuple[int, int], Tensor] = {}
-        self.workspace = torch.zeros(0, dtype=torch.uint8, device=device)
+        self._of_thread = _ThreadMemory(device)
 
     @torch.no_grad()
     def refresh(self, numbers: Sequence[float | Tensor], values: Sequence[Tensor]) -> None:
@@ -152,24 +151,34 @@ class CompiledProgram:
         return x.shape[1:] == self.lowered.sample
 
     def code(self, batch: int) -> Tensor:
-        """The code for one length of the batch; the workspace grows with it."""
+        """The code for one length of the batch; the thread's workspace grows with it."""
         workers = torch.get_num_threads() if self.device.type == "cpu" else 1
+        own = self._of_thread
         key = (batch, workers)
-        if key not in self._codes:
-            self._codes[key] = encode(
-                plan_batch(self.lowered, self.layout, self.panel, batch, workers, self.device.type)
-            )
-        code = self._codes[key]
-        needed = int(code[9] * code[10])
-        if self.workspace.numel() < needed:
-            self.workspace = torch.empty(needed, dtype=torch.uint8, device=self.device)
-            backends.use_large_pages(self.workspace)
-            self.workspace.zero_()  # finite numbers behind the last channel of every pixel
+        code = own.codes.pop(key, None)
+        if code is None:
+            code = encode(plan_batch(self.lowered, self.layout, self.panel, batch, workers, self.device.type))
+            while len(own.codes) >= MAX_CODES:
+                del own.codes[next(iter(own.codes))]
+            needed = int(code[9] * code[10])
+            if own.workspace.numel() < needed:
+                # More than is needed, so that batches that grow and grow don't leave a heap of freed workspaces.
+                size = max(needed, own.workspace.numel() * 5 // 4)
+                own.workspace = torch.empty(0, dtype=torch.uint8, device=self.device)
+                own.workspace = torch.empty(size, dtype=torch.uint8, device=self.device)
+                backends.use_large_pages(own.workspace)
+                own.workspace.zero_()  # finite numbers behind the last channel of every pixel
+        own.codes[key] = code  # last in order: the first one is the least recently used
         return code
 
     @property
+    def workspace(self) -> Tensor:
+        """Memory for the buffers of this thread's calls. `code` may replace it by a larger tensor."""
+        return self._of_thread.workspace
+
+    @property
     def workspace_bytes(self) -> int:
-        """Memory that is kept between two calls, without the constants."""
+        """Memory that is kept for this thread's next call, without the constants."""
         return self.workspace.numel()
 
     def _packed(self, constant: Constant, value: Tensor) -> Tensor:
@@ -179,6 +188,14 @@ class CompiledProgram:
             )
         dtype = {2: torch.bfloat16, 4: torch.float32, 8: torch.float64}[self.lowered.bytes]
         return pack_convolution(value, self.layout, self.panel, constant.dense, dtype)
+
+
+class _ThreadMemory(threading.local):
+    """What a program keeps for one thread: its workspace, and codes by the length of the batch and the workers."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.workspace = torch.zeros(0, dtype=torch.uint8, device=device)
+        self.codes: dict[tuple[int, int], Tensor] = {}
 
 
 def layout_for(device: torch.device, itemsize: int) -> tuple[Layout, int]:
@@ -216,22 +233,19 @@ def pack_convolution(weight: Tensor, layout: Layout, panel: int, dense: bool, dt
         return weight.permute(2, 3, 1, 0).reshape(height * width, inner, out).to(dtype).contiguous()
     if layout == Layout.PANELS:
         filled = F.pad(weight.float(), (0, 0, 0, 0, 0, 0, 0, -out % panel))
-        without_aliasing = filled.reshape(-1, panel, inner, height * width)
-        return without_aliasing.permute(0, 3, 2, 1).contiguous()
+        return filled.reshape(-1, panel, inner, height * width).permute(0, 3, 2, 1).contiguous()
     tiles = tiles_of_panel(out)
     weight = weight.to(torch.bfloat16)
     weight = F.pad(weight, (0, 0, 0, 0, 0, 0, 0, -out % (16 * tiles)))
     if dense:
         # One step for each row of the kernel: its 32 numbers are (x, channel) with four channels to a pixel.
         rows = F.pad(weight, (0, 0, 0, 0, 0, DENSE - inner)).permute(0, 2, 3, 1).reshape(-1, height, width * DENSE)
-        num_steps = F.pad(rows, (0, 32 - width * DENSE))
+        steps = F.pad(rows, (0, 32 - width * DENSE))
     else:
         filled = F.pad(weight, (0, 0, 0, 0, 0, -inner % 32))
-        num_steps = filled.permute(0, 2, 3, 1).reshape(len(filled), -1, 32)
-    without_aliasing = num_steps.reshape(
-        -1, tiles, 16, num_steps.shape[1], 16, 2
-    )  # panel, tile, output, step, pair, one of the pair
-    return without_aliasing.permute(0, 3, 1, 4, 2, 5).contiguous()
+        steps = filled.permute(0, 2, 3, 1).reshape(len(filled), -1, 32)
+    panels = steps.reshape(-1, tiles, 16, steps.shape[1], 16, 2)  # panel, tile, output, step, pair, one of the pair
+    return panels.permute(0, 3, 1, 4, 2, 5).contiguous()
 
 
 def unpack_convolution(
@@ -244,11 +258,11 @@ def unpack_convolution(
         return packed.reshape(height, width, inner, out).permute(3, 2, 0, 1)
     if layout == Layout.PANELS:
         return packed.permute(0, 3, 2, 1).reshape(-1, inner, height, width)[:out]
-    num_steps = packed.permute(0, 2, 4, 1, 3, 5)
-    num_steps = num_steps.reshape(-1, num_steps.shape[3], 32)[:out]
+    steps = packed.permute(0, 2, 4, 1, 3, 5)
+    steps = steps.reshape(-1, steps.shape[3], 32)[:out]
     if dense:
-        return num_steps[:, :, : width * DENSE].reshape(out, height, width, DENSE)[..., :inner].permute(0, 3, 1, 2)
-    return num_steps.reshape(out, height, width, -1)[..., :inner].permute(0, 3, 1, 2)
+        return steps[:, :, : width * DENSE].reshape(out, height, width, DENSE)[..., :inner].permute(0, 3, 1, 2)
+    return steps.reshape(out, height, width, -1)[..., :inner].permute(0, 3, 1, 2)
 
 
 def tiles_of_panel(out: int) -> int:
@@ -272,7 +286,9 @@ def plan_batch(
         segments = split_into_segments(lowered, chunk)
     slot, buffers = allocate_buffers(lowered, layout, segments, chunk)
     header = Header(layout, panel, lowered.bytes, chunk, slot, 1 if team or whole else workers, int(team))
-    return PlannedProgram(header, buffers, lowered.instructions, lowered.epilogues, tuple(segments))
+    planned = PlannedProgram(header, buffers, lowered.instructions, lowered.epilogues, tuple(segments))
+    check_code(planned)
+    return planned
 
 
 def chunk_size(batch: int, workers: int, image_bytes: int) -> int:
@@ -322,17 +338,18 @@ def _images_in_cache(lowered: LoweredProgram, instruction: Instruction, chunk: i
     return chunk if 2 * images > chunk else images
 
 
-def _strides(buffer: Buffer, together: int = 1) -> tuple[int, int, int]:
+def _strides(buffer: Buffer, together: int = 1, zeros: int = DENSE_MARGIN) -> tuple[int, int, int]:
     """Numbers from pixel to pixel, row to row and image to image.
 
-    With `together` > 1 so many images lie pixel by pixel beside each other: for tiles whose rows are images.
+    With `together` > 1 so many images lie pixel by pixel beside each other: for tiles whose rows are images. Rows of
+    dense images end in `zeros` pixels of zeros or more.
     """
     lanes = LANES[buffer.bytes]
     pixel = DENSE if buffer.channels <= DENSE and buffer.pixel_stride == DENSE else -(-buffer.channels // lanes) * lanes
     margin = buffer.margin
     if together > 1:
         return together * pixel, (2 * margin + buffer.width) * together * pixel, pixel
-    extra = max(0, DENSE_MARGIN - margin) if pixel == DENSE else 0
+    extra = max(0, zeros - margin) if pixel == DENSE else 0
     row = (2 * margin + extra + buffer.width) * pixel
     line = LINE // buffer.bytes
     # An odd number of cache lines from image to image: equal pixels of 16 images then lie in different cache sets.
@@ -345,13 +362,9 @@ def _margins(lowered: LoweredProgram) -> dict[int, int]:
     margins: dict[int, int] = {}
     for i in lowered.instructions:
         if i.kind == Kind.CONVOLUTION:
-            right = (
-                (i.width - 1) * i.stride_x
-                + (i.kernel_x - 1) * i.dilation_x
-                - i.pad_x
-                - (lowered.buffers[i.source].width - 1)
-            )
-            margins[i.source] = max(margins.get(i.source, 0), i.pad_x, right)
+            # Those that dense images need behind their rows on top of it are no margin of both sides.
+            beside = tile_window(i, replace(lowered.buffers[i.source], pixel_stride=0))
+            margins[i.source] = max(margins.get(i.source, 0), *beside)
     return margins
 
 
@@ -370,6 +383,7 @@ def allocate_buffers(
         for b in (*lowered.reads(instruction), *lowered.writes(instruction)):
             lives.setdefault(b, []).append(i)
     placed_at: list[tuple[int, int, int, int]] = []  # first, last, offset, end
+    convolutions = [i for i in lowered.instructions if i.kind == Kind.CONVOLUTION and layout == Layout.TILES]
     margins = _margins(lowered) if layout == Layout.TILES else {}
     buffers = [replace(buffer, margin=margins.get(b, 0)) for b, buffer in enumerate(lowered.buffers)]
     order = sorted(lives, key=lambda b: lives[b][0])
@@ -382,7 +396,8 @@ def allocate_buffers(
             end_segment = segments[of_instruction[last]]
             last = end_segment.first + end_segment.count - 1
         narrow = layout == Layout.TILES and buffers[b].width < 16 and buffers[b].pixel_stride != DENSE
-        pixel, row, image = _strides(buffers[b], images if narrow else 1)
+        zeros = (tile_window(i, buffers[b])[1] for i in convolutions if i.source == b)
+        pixel, row, image = _strides(buffers[b], images if narrow else 1, max(DENSE_MARGIN, *zeros, 0))
         whole = buffers[b].height * row if narrow and images > 1 else images * image
         # Behind the last image a matrix tile may read, and not use, 16 pixels at a stride.
         size = -(-((whole + 64 * pixel) * buffers[b].bytes) // LINE) * LINE
@@ -399,7 +414,8 @@ def allocate_buffers(
     # Matrix tiles of 16 images read, and do not use, what lies behind the last image of a short chunk.
     largest = max((b.image_stride * b.bytes for b in buffers if b.width < 32), default=0)
     slot = max((end for *_, end in placed_at), default=0) + 16 * largest
-    return -(-slot // 4096) * 4096, tuple(buffers)
+    reaches = (tile_reach(i, buffers[i.source], buffers[i.source].images) for i in convolutions)
+    return -(-max(slot, *reaches, 0) // 4096) * 4096, tuple(buffers)
 
 
 # Operator -----------------------------------------------------------------------------------------------------------
@@ -448,13 +464,15 @@ def reference_run_program(
     energies: Tensor, gradient: Tensor, x: Tensor, code: Tensor, constants: Sequence[Tensor], workspace: Tensor
 ) -> None:
     """Kernel `run_program` in plain PyTorch. The workspace is not used."""
-    program = decode(code)
-    program.check_samples(x)
+    program, needs = checked_program(code)
+    if not needs.check_call(x, constants):
+        energies.zero_()
+        gradient.zero_()
     _Reference(program, x, list(constants), energies, gradient).run()
 
 
 class _Reference:
-    """One run: every buffer as a dense (B, C, H, W) tensor."""
+    """One run: every buffer as a dense (B, C, H, W) tensor, from its first write on."""
 
     def __init__(
         self, code: PlannedProgram, x: Tensor, constants: list[Tensor], energies: Tensor, gradient: Tensor
@@ -462,10 +480,7 @@ class _Reference:
         self.code, self.x, self.constants = code, x, constants
         self.energies, self.gradient = energies, gradient
         self.stored = {2: torch.bfloat16, 4: torch.float32, 8: torch.float64}
-        self.buffers = [
-            torch.zeros(len(x), b.channels, b.height, b.width, dtype=self.stored[b.bytes], device=x.device)
-            for b in code.buffers
-        ]
+        self.buffers: dict[int, Tensor] = {}
 
     def run(self) -> None:
         for instruction in self.code.instructions:
@@ -513,14 +528,17 @@ class _Reference:
 
     def _window(self, i: Instruction, source: Tensor) -> Tensor:
         """The source with the border of zeros that makes the grid come out of a convolution without padding."""
-        needed = [
-            (n - 1) * s + (k - 1) * d + 1 - p
-            for n, s, k, d, p in (
-                (i.height, i.stride_y, i.kernel_y, i.dilation_y, i.pad_y),
-                (i.width, i.stride_x, i.kernel_x, i.dilation_x, i.pad_x),
+        height, width = (
+            (n - 1) * s + (k - 1) * d + 1
+            for n, s, k, d in (
+                (i.height, i.stride_y, i.kernel_y, i.dilation_y),
+                (i.width, i.stride_x, i.kernel_x, i.dilation_x),
             )
-        ]
-        return F.pad(source, (i.pad_x, needed[1] - source.shape[3], i.pad_y, needed[0] - source.shape[2]))
+        )
+        behind = (max(0, width - i.pad_x - source.shape[3]), max(0, height - i.pad_y - source.shape[2]))
+        padded = F.pad(source, (max(0, i.pad_x), behind[0], max(0, i.pad_y), behind[1]))
+        top, left = max(0, -i.pad_y), max(0, -i.pad_x)
+        return padded[:, :, top : top + height, left : left + width]
 
     def _convolved(self, i: Instruction, source: Tensor) -> Tensor:
         shape = (i.channels, i.source_channels, i.kernel_y, i.kernel_x)
@@ -581,6 +599,10 @@ class _Reference:
 
     def _write(self, i: Instruction, step: Epilogue, v: Tensor) -> None:
         rows, columns = self._pixels(i)
+        if step.buffer not in self.buffers:
+            b = self.code.buffers[step.buffer]
+            shape = (len(self.x), b.channels, b.height, b.width)
+            self.buffers[step.buffer] = torch.zeros(shape, dtype=self.stored[b.bytes], device=self.x.device)
         buffer = self.buffers[step.buffer]
         buffer[:, step.channel : step.channel + v.shape[1], rows[:, None], columns] = v.to(buffer.dtype)
 

@@ -10,9 +10,12 @@ tensorboard/      events for TensorBoard, if the config asks for them
 
 from __future__ import annotations
 
-import fcntl
 import json
+import os
 import platform
+import warnings
+import zipfile
+from collections import deque
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
@@ -22,10 +25,24 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from fastebm.runs.checkpoints import Checkpoint, Checkpoints
-from fastebm.runs.files import PART, replacing, write_json
+from fastebm.runs.checkpoints import Check, Checkpoint, Checkpoints, DamagedError
+from fastebm.runs.fields import checked, shown
+from fastebm.runs.files import (
+    NoLocksError,
+    is_leftover,
+    lock,
+    parse_json,
+    probe,
+    read_json,
+    remove_leftovers,
+    write_json,
+)
 
 LOCK = ".lock"
+MAX_THREADS = 2**12
+
+_CONTENT = {"kind": str, "config": dict[str, Any], "images": dict[str, Any] | None, "threads": int | None}
+"""The entries of config.json that are read. Older versions wrote neither images nor threads."""
 
 
 class RunError(RuntimeError):
@@ -39,31 +56,52 @@ class RunFolder:
         self.path = path
         self.checkpoints = Checkpoints(path / "checkpoints", keep_checkpoints)
         self.log = RunLog(path / "log.jsonl")
+        self._content: dict[str, Any] | None = None
+
+    @staticmethod
+    def check_place(path: str | Path) -> None:
+        """Raises RunError where no run can be in `path`: asked before anything is computed for it."""
+        path = Path(path)
+        try:
+            _refuse_foreign(path)
+            there = next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.exists())
+            for name in path.absolute().relative_to(there).parts:
+                (there / name).exists()  # raises for a name too long
+            probe(there)
+        except OSError as error:
+            raise RunError(f"{path} can't be written to: {error.strerror or error}") from error
 
     @classmethod
     @contextmanager
     def locked(cls, path: str | Path) -> Iterator[None]:
         """Makes the folder at `path` and locks it for this process until the end of the block.
 
-        Raises RunError where another process has locked it, it holds files that are no run's, or can't be written to.
+        It warns where the file system has no locks. Raises RunError where another process has locked it, it holds files
+        that are no run's, or can't be written to.
         """
         path = Path(path)
-        _refuse_foreign(path)
         try:
+            _refuse_foreign(path)
             path.mkdir(parents=True, exist_ok=True)
-            lock = (path / LOCK).open("a")
+            file = (path / LOCK).open("a")
         except OSError as error:
             raise RunError(f"{path} can't be written to: {error.strerror or error}") from error
-        with lock:
+        with file:
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise RunError(
-                    f"another process is training in {path}: wait for it, or choose another folder"
-                ) from None
-            # Files that a killed process has half written. The lock shows that no process is writing them now.
-            for part in (*path.glob(f".*{PART}"), *path.glob(f"checkpoints/.*{PART}")):
-                part.unlink(missing_ok=True)
+                if not lock(file.fileno()):
+                    raise RunError(f"another process is training in {path}: wait for it, or choose another folder")
+                # Files that a killed process has half written. The lock shows that no process is writing them now.
+                for folder in (path, path / "checkpoints", path / "pictures"):
+                    remove_leftovers(folder)
+            except NoLocksError as error:
+                warnings.warn(
+                    f"the file system of {path} has no file locks ({error.strerror}): nothing keeps a second training "
+                    "out of this folder, so start only one",
+                    RuntimeWarning,
+                    stacklevel=2,
+                )
+            except OSError as error:
+                raise RunError(f"{path} can't be locked: {error.strerror or error}") from error
             yield
 
     @classmethod
@@ -92,49 +130,58 @@ class RunFolder:
         if not folder.is_run(folder.path):
             _refuse_foreign(folder.path)
             begun = {"kind": kind, "config": dict(config), "images": images and dict(images)}
+            content = {**begun, "threads": torch.get_num_threads(), "versions": _versions()}
             with folder.writing("config.json"):
                 folder.path.mkdir(parents=True, exist_ok=True)
-                write_json(folder._config, {**begun, "threads": torch.get_num_threads(), "versions": _versions()})
+                write_json(folder._config, content)
+            folder._content = content
             return folder
         # Through JSON, which turns tuples into lists, as in the stored config.
         wanted, stored = json.loads(json.dumps([dict(config), dict(defaults or {})]))
         stored |= folder.config(kind)
-        differences = [
-            f"{name} is {stored.get(name)!r} there and {value!r} here"
-            for name, value in wanted.items()
-            if stored.get(name) != value and name not in mutable_fields
-        ]
-        if differences:
-            raise RunError(f"{path} holds a run with another config ({'; '.join(differences)}): choose another folder")
+        if differences := config_differences(stored, wanted, mutable_fields):
+            raise RunError(f"{path} holds a run with another config ({differences}): choose another folder")
+        folder._content = folder._stored()
         return folder
 
     @classmethod
     def existing(cls, path: str | Path) -> RunFolder:
-        """The folder of an existing run. Raises RunError where there is none."""
+        """The folder of an existing run. Raises RunError where there is none, with a hint at what is there."""
+        path = Path(path)
         if not cls.is_run(path):
-            raise RunError(f"{path} is not a run of fastebm: it has no config.json")
-        return cls(Path(path))
+            raise RunError(f"{path} is not a run of fastebm: it has no config.json{_hint(path)}")
+        return cls(path)
 
     @staticmethod
     def is_run(path: str | Path) -> bool:
-        return (Path(path) / "config.json").is_file()
+        """Whether a run is in `path`. Raises RunError where the system does not tell."""
+        try:
+            return (Path(path) / "config.json").is_file()
+        except (OSError, ValueError) as error:
+            raise RunError(f"{shown(str(path))} can't be read: {getattr(error, 'strerror', error)}") from error
 
-    def newest_checkpoint(self, last: int | None = None) -> Checkpoint | None:
+    def newest_checkpoint(self, last: int | None = None, check: Check | None = None) -> Checkpoint | None:
         """The newest good checkpoint (with `last`: of that iteration or before), or None where none was saved yet.
 
-        Raises RunError if all are damaged.
+        `check` refuses checkpoints that are not of this run. Raises RunError if all are damaged, or one that may be
+        good can't be read.
         """
-        saved = self.checkpoints.iterations()
-        checkpoint = self.checkpoints.load_newest(last)
-        if checkpoint is None and saved:
-            where = self.checkpoints.folder
-            raise RunError(f"all {len(saved)} checkpoints in {where} are damaged: choose another folder")
-        return checkpoint
+        where = self.checkpoints.folder
+        try:
+            return self.checkpoints.load_newest(last, check)
+        except DamagedError as error:
+            count = len(self.checkpoints.iterations())
+            raise RunError(f"all {count} checkpoints in {where} are damaged; the newest, {error}") from error
+        except OSError as error:
+            reason = f"{error.filename or where} can't be read: {error.strerror or error}"
+            raise RunError(f"{reason}. It may be whole: make it readable, nothing here was changed") from error
 
     def save_checkpoint(self, iteration: int, tensors: Mapping[str, torch.Tensor], state: Mapping[str, Any]) -> None:
         """Saves a checkpoint. Raises RunError where it can't be written, with what is left of the run."""
         with self.writing(f"the checkpoint of iteration {iteration}"):
             self.checkpoints.save(iteration, tensors, state)
+            if self._content is not None and not self._config.exists():  # without it checkpoints can't be used
+                write_json(self._config, self._content)
 
     @contextmanager
     def writing(self, what: str) -> Iterator[None]:
@@ -145,6 +192,9 @@ class RunFolder:
         try:
             yield
         except (OSError, SafetensorError) as error:
+            if self._content is not None and not self.path.is_dir():
+                left = "The folder was moved or removed: what was saved is where it is now"
+                raise RunError(f"{what} could not be written to {self.path}: {error}. {left}") from error
             saved = self.checkpoints.iterations()
             left = (
                 f"The checkpoint of iteration {saved[-1]} is whole: once there is room, the run goes on from it"
@@ -166,18 +216,24 @@ class RunFolder:
 
     def images(self) -> dict[str, Any] | None:
         """The source of the images, if it is known. Raises RunError if the file is damaged."""
-        return self._stored().get("images")
+        images: dict[str, Any] | None = self._stored()["images"]
+        return images
 
     def threads(self) -> int | None:
         """The number of CPU threads that the run was started with. Raises RunError if the file is damaged."""
-        return self._stored().get("threads")
+        threads: int | None = self._stored()["threads"]
+        if threads is not None and not 1 <= threads <= MAX_THREADS:
+            raise RunError(f"{self._config} is damaged: threads must lie in [1, {MAX_THREADS}], got {shown(threads)}")
+        return threads
 
     def _stored(self) -> dict[str, Any]:
         try:
-            content = dict(json.loads(self._config.read_text()))
-            return content | {"kind": content["kind"], "config": dict(content["config"])}
-        except (ValueError, KeyError, TypeError) as error:
-            raise RunError(f"{self._config} is damaged: {error!r}") from error
+            content = read_json(self._config)
+            return content | {name: checked(name, content.get(name), hint) for name, hint in _CONTENT.items()}
+        except (ValueError, TypeError) as error:
+            raise RunError(f"{self._config} is damaged: {error}") from error
+        except OSError as error:
+            raise RunError(f"{self._config} can't be read: {error.strerror or error}") from error
 
     @property
     def _config(self) -> Path:
@@ -191,29 +247,112 @@ class RunLog:
         self.path = path
 
     def append(self, line: Mapping[str, Any]) -> None:
-        with self.path.open("a") as file:
+        with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(dict(line)) + "\n")
 
     def lines(self) -> list[dict[str, Any]]:
-        """All lines, except a last one that a kill cut short."""
-        if not self.path.is_file():
-            return []
-        complete = [text for text in self.path.read_text().splitlines(keepends=True) if text.endswith("\n")]
-        return [json.loads(text) for text in complete]
+        """All lines, except a last one that a kill cut short.
+
+        Raises RunError, with the number of the line, for one that is not of a log, or where the file can't be read.
+        """
+        return [line for line, _ in self._read()]
+
+    def last(self) -> dict[str, Any] | None:
+        """The last line, or None without any; errors as of `lines`."""
+        return next((line for line, _ in deque(self._read(), maxlen=1)), None)
 
     def rewind(self, iteration: int) -> None:
-        """Removes lines of iterations after `iteration`, which a resumed run will write again."""
-        kept = [line for line in self.lines() if line["iteration"] <= iteration]
-        with replacing(self.path) as temporary:
-            temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        """Removes lines of iterations after `iteration`, which a resumed run will write again.
+
+        Raises RunError as `lines` does, and OSError where the file can't be written.
+        """
+        end = 0
+        for line, after in self._read():
+            if line["iteration"] > iteration:
+                break
+            end = after
+        # To cut it short takes no room on a disk, and happens at once or not at all.
+        with self.path.open("ab") as file:
+            if file.tell() > end:
+                file.truncate(end)
+                os.fsync(file.fileno())
+
+    def _read(self) -> Iterator[tuple[dict[str, Any], int]]:
+        """Each line, and the position of its end in the file; a log may have a million lines."""
+        end, before = 0, -1
+        try:
+            with self.path.open("rb") as file:
+                for number, text in enumerate(file, 1):
+                    if not text.endswith(b"\n"):
+                        return
+                    end += len(text)
+                    try:
+                        line = _log_line(text, before)
+                    except (ValueError, TypeError) as error:
+                        remedy = "remove that line, or move the file away"
+                        raise RunError(f"line {number} of {self.path} is damaged ({error}): {remedy}") from error
+                    before = line["iteration"]
+                    yield line, end
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise RunError(f"{self.path} can't be read: {error.strerror or error}") from error
+
+
+def config_differences(stored: Mapping[str, Any], wanted: Mapping[str, Any], mutable_fields: Collection[str]) -> str:
+    """What differs from a stored config, in words; "" where nothing does but `mutable_fields`."""
+    return "; ".join(
+        f"{name} is {shown(stored.get(name))} there and {shown(value)} here"
+        for name, value in wanted.items()
+        if stored.get(name) != value and name not in mutable_fields
+    )
+
+
+def _log_line(text: bytes, before: int) -> dict[str, Any]:
+    """A line of the log, which follows one of iteration `before`. Raises ValueError, TypeError for anything else."""
+    line = parse_json(text, nan=True)
+    for name in ("iteration", "seconds"):
+        if name not in line:
+            raise ValueError(f"it has no {name}")
+    if checked("iteration", line["iteration"], int) <= before:
+        raise ValueError(f"its iteration is {shown(line['iteration'])}, after one of iteration {before}")
+    for name, value in line.items():
+        checked(name, value, float)
+    return line
 
 
 def _refuse_foreign(path: Path) -> None:
-    """Raises RunError where `path` is neither free nor a run. A killed process may have left only its lock."""
+    """Raises RunError where `path` is neither free nor a run.
+
+    A process that was killed while it made the folder, or is just making it, has no more there than its lock and half
+    a config.
+    """
     if RunFolder.is_run(path) or not path.exists():
         return
-    if not path.is_dir() or any(entry.name != LOCK for entry in path.iterdir()):
+    if not path.is_dir() or any(
+        entry.name != LOCK and not is_leftover(entry.name, of="config.json") for entry in path.iterdir()
+    ):
         raise RunError(f"{path} exists and is not a run of fastebm: choose another folder")
+
+
+def _hint(path: Path) -> str:
+    """What may be meant by a path that is not a run, for the end of an error message."""
+    try:
+        for above in path.absolute().parents[:2]:
+            if (above / "config.json").is_file():
+                return f"; it lies in the run {above}: give that folder"
+        if path.is_file():
+            return (
+                "; it is an archive: unpack it first" if zipfile.is_zipfile(path) else "; it is a file: give the folder"
+            )
+        if not path.exists():
+            return ""
+        below = sorted(entry.name for entry in path.iterdir() if (entry / "config.json").is_file())
+        if below:
+            return f"; below it are runs: {', '.join(below[:5])}{', ...' if len(below) > 5 else ''}"
+        return "" if any(path.iterdir()) else "; the folder is empty"
+    except OSError as error:
+        return f"; it can't be read: {error.strerror or error}"
 
 
 def _versions() -> dict[str, str]:

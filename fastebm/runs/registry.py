@@ -33,7 +33,7 @@ def load(run_dir: str | Path, device: torch.device | str | None = None) -> Run:
         device: where its nets will be; by default the CPU.
 
     Returns a `CoarseToFineRun`, `ECVAERun`, `ECPosteriorRun` or `ECFlowRun`; `Run` documents what they share.
-    Raises RunError where there is no run, one of an unknown kind, or one without a checkpoint.
+    Raises RunError where there is no run, one of an unknown kind, or one without a good checkpoint that can be read.
 
     Example:
         >>> import tempfile, torch, fastebm

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -11,8 +13,9 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from fastebm.runs.checkpoints import Checkpoint
-from fastebm.runs.folder import RunError, RunFolder
+from fastebm.runs.checkpoints import Check, Checkpoint, Layout
+from fastebm.runs.folder import RunError, RunFolder, config_differences
+from fastebm.runs.nets import PickledNet, picklable
 
 Energy = Callable[[Tensor], Tensor]
 
@@ -70,19 +73,30 @@ class Run(ABC):
         Raises RunError where there is no such run or it has no checkpoint yet.
         """
 
+    @staticmethod
+    @abstractmethod
+    def layout(config: Any, iteration: int) -> Layout:
+        """The tensors of a checkpoint after `iteration` updates. None of them takes memory."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        seen: dict[int, PickledNet] = {}
+        return {name: picklable(value, seen) for name, value in vars(self).items()}
+
     def _key(self, seed: int | None) -> tuple[int, int]:
         """The seed and the first chain id of `sample`."""
         return (self.config.seed, self.config.total_chains) if seed is None else (seed, 0)
 
 
-def trained_checkpoint(run_dir: str | Path, config_type: Any, iteration: int | None = None) -> tuple[Any, Checkpoint]:
+def trained_checkpoint(
+    run_dir: str | Path, run_type: Any, config_type: Any, iteration: int | None = None
+) -> tuple[Any, Checkpoint]:
     """The config of a run, and its newest good checkpoint, or that of one `iteration`.
 
     Raises RunError where there is no run of this config's kind, no such checkpoint, or none after an update.
     """
     folder = RunFolder.existing(run_dir)
     config = config_type.from_json(folder.config(config_type.kind))
-    checkpoint = folder.newest_checkpoint(iteration)
+    checkpoint = folder.newest_checkpoint(iteration, belongs_to(config, run_type))
     if iteration is not None and (checkpoint is None or checkpoint.iteration != iteration):
         raise RunError(f"{folder.path} has no good checkpoint of iteration {iteration}")
     if checkpoint is None:
@@ -92,3 +106,22 @@ def trained_checkpoint(run_dir: str | Path, config_type: Any, iteration: int | N
     if not checkpoint.iteration:
         raise RunError(f"{run_dir} has no trained net yet: its newest checkpoint is of iteration 0")
     return config, checkpoint
+
+
+def belongs_to(config: Any, run_type: type[Run]) -> Check:
+    """A check whether a checkpoint is of a run with this config: it names the same settings, and has its tensors."""
+
+    def check(checkpoint: Checkpoint) -> None:
+        # Checkpoints of older versions do not name the settings.
+        stored = checkpoint.state.get("config", {})
+        settings = json.loads(json.dumps(dataclasses.asdict(config)))
+        if not isinstance(stored, dict):
+            raise ValueError("its config is no JSON object")
+        common = {name: value for name, value in settings.items() if name in stored}
+        if differences := config_differences(stored, common, config.mutable_fields):
+            raise ValueError(f"it was saved with another config than that of config.json: {differences}")
+        if checkpoint.iteration > config.total_iterations:
+            raise ValueError(f"the run has {config.total_iterations} iterations")
+        run_type.layout(config, checkpoint.iteration).check(checkpoint.tensors)
+
+    return check

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 import fastebm.ops  # noqa: F401  (registers torch.ops.fastebm)
 from fastebm import rng
 from fastebm.compiler import EnergyGradient
+from fastebm.ops.langevin import expand_clamp
 from fastebm.sampling.data_term import implicit_step
 from fastebm.sampling.langevin import (
     Callback,
@@ -35,18 +36,20 @@ from fastebm.sampling.langevin import (
     LangevinOptions,
     Projection,
     batch_slices,
+    check_start,
     check_steps,
     repeat_start,
 )
 from fastebm.sampling.observers import checking_finite, progress_bar
 from fastebm.sampling.schedules import Schedule, evaluate, linear, table
 from fastebm.sampling.state import ChainState, StepInfo
+from fastebm.scalars import as_count, as_int, as_real
 
 _CASCADE_NOISE = linear(0.015, 0.0)
 _EXPANDING_NOISE = linear(0.03, 5e-4)
 
 T = TypeVar("T")
-LevelDataTerm = tuple[Tensor, float | Tensor]
+LevelDataTerm = tuple[Tensor, float | Tensor | Schedule]
 ForLevels: TypeAlias = T | Mapping[int, T]
 """A value for the last level, or values for several levels by their size."""
 
@@ -133,8 +136,9 @@ class LevelSampler(ABC):
             channels: of the images; needed if there is no `x0` and no net has an attribute `channels`.
             mask, known: known pixels, where `mask` is True, as in `Langevin.init`.
             data_term: `(target, weight)`: adds `weight * (x - target)` to the gradient. The updates are implicit
-                (`fastebm.sampling.implicit_step`), so that the weight may be large. Their step sizes are computed in
-                the precision of the weight: float64 for a number, its dtype for a tensor.
+                (`fastebm.sampling.implicit_step`), so that the weight may be large. It is a number, a tensor of one, or
+                a schedule, which runs as those of the step size and noise do. The step sizes are computed in the
+                precision of the weight: float64 for a number or schedule, its dtype for a tensor.
             project: a function of the images of all chains, called after every update, as in `Langevin.sample`.
             thin, keep: `keep` is "last", or a function called as `callback(k, x, info)` after every `thin`-th update,
                 counted through the levels, batch after batch.
@@ -154,8 +158,7 @@ class LevelSampler(ABC):
             >>> torch.equal(ends[images > 0.5], images[images > 0.5])
             True
         """
-        if thin < 1:
-            raise ValueError(f"thin must be at least 1, got {thin}")
+        thin = as_count("thin", thin, 1)
         if not callable(keep) and keep != "last":
             raise ValueError(f'keep is "last" or a function, got {keep!r}')
         x = self._start_images(count, x0, start_size, channels, device)
@@ -163,7 +166,7 @@ class LevelSampler(ABC):
         num_steps = sum(level.num_steps for level in levels)
         schedule = self.schedule.to(x.device)
         begin = len(schedule) - num_steps
-        check_steps(start_step, len(schedule))
+        start_step, _ = check_steps(start_step, len(schedule))
         start = ChainState(
             x=x,
             key=rng.make_key(rng.draw_seed() if seed is None else seed, start_step + begin, begin, device=x.device),
@@ -172,6 +175,8 @@ class LevelSampler(ABC):
             step=start_step + begin,
         )
         constraints = [self._constraint(level, schedule, mask, known, data_term, project) for level in levels]
+        for level, constraint in zip(levels, constraints, strict=True):
+            constraint.check(level, x)
         projections = [each.project for each in constraints if each.project is not None]
         batches = batch_slices(len(x), batch_size, projections[0] if projections else None)
         report = _every(thin, keep) if callable(keep) else None
@@ -219,29 +224,37 @@ class LevelSampler(ABC):
         """The images at which chains start; for chains from noise, a tensor with their shape and device alone."""
         levels = self.levels
         sizes = [level.size for level in levels]
+        count = None if count is None else as_count("count", count)
+        start_size = None if start_size is None else as_count("start_size", start_size, 1)
+        if count is not None and count > rng.MAX_CHAIN:
+            raise ValueError(f"count must be at most 2^56, got {count}")
         if x0 is None:
             size = sizes[0] if start_size is None else start_size
             channels = self._net_channels() if channels is None else channels
             if count is None or channels is None:
                 missing = "count or x0" if count is None else "channels, which no net has as an attribute"
                 raise ValueError(f"a cascade that starts from noise needs {missing}")
-            if count < 0 or channels < 1:
+            channels = as_count("channels", channels, 1)
+            if channels * sizes[-1] ** 2 > rng.MAX_ELEMENTS:
                 raise ValueError(
-                    f"a cascade needs count >= 0 and channels >= 1, got count={count}, channels={channels}"
+                    f"an image has at most 2^34 elements, got {channels} channels of {sizes[-1]}x{sizes[-1]}"
                 )
+            _check_start_size(size, sizes)
             device = device_of(levels[0].sampler.gradient) if device is None else device
-            x = torch.empty((), device=device).expand(count, channels, size, size)
+            x = torch.empty((), dtype=torch.float32, device=device).expand(count, channels, size, size)
         else:
             if not isinstance(x0, Tensor) or x0.ndim != 4 or x0.dtype != torch.float32:
                 found = f"{x0.dtype} {tuple(x0.shape)}" if isinstance(x0, Tensor) else type(x0).__name__
                 raise ValueError(f"x0 must be float32 (B, C, H, W), got {found}")
+            check_start(x0)
+            if channels is not None and as_int("channels", channels) != x0.shape[1]:
+                raise ValueError(f"channels is {channels}, but x0 has {x0.shape[1]}")
             size = x0.shape[3] if start_size is None else start_size
             if size < 1 or x0.shape[3] % size or x0.shape[2] % (x0.shape[3] // size):
                 raise ValueError(f"x0 of {x0.shape[2]}x{x0.shape[3]} can't be averaged down to start_size {size}")
             x = x0 if size == x0.shape[3] else F.avg_pool2d(x0, x0.shape[3] // size)
             x = repeat_start(x, count, "count").to(device)
-        if size not in sizes:
-            raise ValueError(f"chains start at the size of one of the levels, {sizes}, got {size}")
+        _check_start_size(size, sizes)
         return x
 
     def _net_channels(self) -> int | None:
@@ -271,17 +284,18 @@ class LevelSampler(ABC):
                 raise ValueError(f"the levels have the sizes {sizes}, but values are given for {unknown}")
             return value.get(level.size)
 
-        term = at_level(data_term)
+        term, rows = at_level(data_term), None
         if term is not None:
             if not isinstance(term, tuple) or len(term) != 2:
                 raise TypeError("the data_term of a cascade is a tuple (target, weight)")
             weight: Any = term[1]
             step_sizes = torch.cat([evaluate(self.step_size, length) for length in self.schedule_lengths])
-            if isinstance(weight, Tensor):
+            if isinstance(weight, Tensor) and weight.is_floating_point():
                 step_sizes = step_sizes.to(weight.dtype)
-            implicit = implicit_step(step_sizes, weight).to(schedule)
-            schedule, term = torch.stack((implicit, schedule[:, 1]), 1), (term[0], float(weight))
-        return _Constraint(schedule, at_level(mask), at_level(known), term, at_level(project))
+            rows = torch.cat([evaluate(weight, length) for length in self.schedule_lengths])
+            implicit = implicit_step(step_sizes, rows.to(step_sizes.dtype)).to(schedule)
+            schedule = torch.stack((implicit, schedule[:, 1]), 1)
+        return _Constraint(schedule, at_level(mask), at_level(known), term, rows, at_level(project))
 
     def _enlarge(self, state: ChainState, renoise: float) -> Tensor:
         """Twice the size by nearest neighbours, then `sqrt(1 - renoise**2) x + renoise U(-1, 1)`, then clamped."""
@@ -300,29 +314,38 @@ class _Constraint:
     schedule: Tensor
     mask: Tensor | None
     known: Tensor | None
-    data_term: tuple[Tensor, float] | None
+    data_term: LevelDataTerm | None
+    weights: Tensor | None
     project: Projection | None
+
+    def check(self, level: Level, x: Tensor) -> None:
+        """Raises ValueError or TypeError where this doesn't fit the images of chains at a level, of which x has as many
+        and as many channels."""
+        shape = torch.Size((*x.shape[:2], x.shape[2] * level.size // x.shape[3], level.size))
+        target = None if self.data_term is None else self.data_term[0]
+        for value in (self.mask, self.known, target):
+            if isinstance(value, Tensor) and value.dim() == 4 and len(value) not in (1, len(x)):
+                raise ValueError(f"a mask, known or target holds {len(value)} images, but there are {len(x)} chains")
+        level.sampler.check_constraints(shape, x.device, self.mask, self.known, self.data_term, weights=self.weights)
+        expand_clamp(level.sampler.clamp, torch.empty((), device="cpu").expand(shape))
 
     def apply(self, level: Level, state: ChainState, first: int, last: int, count: int) -> ChainState:
         """`state`, of the chains `first` to `last - 1` of `count`, under this constraint alone."""
 
         def rows(value: Any) -> Any:
-            if not isinstance(value, Tensor) or value.dim() < 4 or len(value) == 1:
-                return value
-            if len(value) != count:
-                raise ValueError(f"a mask, known or target holds {len(value)} images, but there are {count} chains")
-            return value[first:last]
+            whole = not isinstance(value, Tensor) or value.dim() < 4 or (len(value) == 1 and count != 1)
+            return value if whole else value[first:last]
 
         state = replace(state, schedule=self.schedule, mask=None, known=None, data_target=None, data_term_weight=None)
         term = None if self.data_term is None else (rows(self.data_term[0]), self.data_term[1])
-        return level.sampler.constrain(state, rows(self.mask), rows(self.known), term)
+        return level.sampler.constrain(state, rows(self.mask), rows(self.known), term, weights=self.weights)
 
 
 class Cascade(LevelSampler):
     """One energy for each resolution: `num_steps` updates at the lowest one, then as many at twice the size, and so on.
 
     The start is U(-1, 1) at the lowest resolution; between levels images are enlarged by nearest neighbours and clamped
-    to [-1, 1]. The schedules run once over the whole cascade.
+    to [-1, 1]. The schedules run once over the whole cascade. Several threads may use one cascade, as one `Langevin`.
 
     Args:
         levels: energies of images `(B, C, size, size)` by size, as `Langevin` takes them; each size is twice the one
@@ -352,12 +375,15 @@ class Cascade(LevelSampler):
         **options: Unpack[LangevinOptions],
     ) -> None:
         super().__init__(step_size, noise_std, clamp_levels)
-        sizes = sorted(levels)
+        if not isinstance(levels, Mapping):
+            raise TypeError(f"levels must be a mapping from sizes to energies, got {type(levels).__name__}")
+        energies = {as_int("the size of a level", size): energy for size, energy in levels.items()}
+        sizes = sorted(energies)
         if not sizes or sizes[0] < 1 or any(high != 2 * low for low, high in itertools.pairwise(sizes)):
             raise ValueError(f"a cascade needs levels whose size doubles from one to the next, got sizes {sizes}")
-        _check_level_steps(num_steps)
+        num_steps = _check_level_steps(num_steps)
         self._levels = [
-            Level(size, Langevin(levels[size], step_size, noise_std, **options), num_steps) for size in sizes
+            Level(size, Langevin(energies[size], step_size, noise_std, **options), num_steps) for size in sizes
         ]
 
     @property
@@ -374,7 +400,8 @@ class ExpandingCascade(LevelSampler):
 
     While `beta < 1`: from U(-1, 1), `round(num_steps * (1 - beta))` updates at half of `size`; images enlarged by
     nearest neighbours; `x <- sqrt(1 - beta**2) x + beta U(-1, 1)`; clamped to [-1, 1]; `num_steps` updates at `size`.
-    At `beta = 1`: `num_steps` updates at `size` from U(-1, 1). The schedules run once in each level.
+    At `beta = 1`: `num_steps` updates at `size` from U(-1, 1). The schedules run once in each level. Several threads
+    may use one cascade, as one `Langevin`, while none sets `beta`.
 
     Args:
         net: called as `net(x, beta=beta)` on `(B, C, size, size)`, with a number or a 0-dimensional tensor, and,
@@ -413,16 +440,18 @@ class ExpandingCascade(LevelSampler):
         **options: Unpack[LangevinOptions],
     ) -> None:
         super().__init__(step_size, noise_std, clamp_levels)
+        size = as_int("size", size)
         if size < 2 or size % 2:
             raise ValueError(f"an expanding cascade needs an even size, got {size}")
-        _check_level_steps(num_steps)
+        num_steps = _check_level_steps(num_steps)
 
         def sampler(energy: Energy) -> Langevin:
             return Langevin(energy, step_size, noise_std, **options)
 
         self.size = size
         self.num_steps = num_steps
-        self._blend = torch.ones((), device=device_of(net))
+        with torch.inference_mode(False):  # autograd reads it, wherever this sampler is made
+            self._blend = torch.ones((), dtype=torch.float32, device=device_of(net))
         self._lower = sampler(functools.partial(net, beta=1.0) if previous is None else previous)
         # At the ends the net skips what has weight 0; in between, one energy serves and reads beta in every chain.
         self._upper = {end: sampler(functools.partial(net, beta=end)) for end in (0.0, 1.0)}
@@ -436,9 +465,10 @@ class ExpandingCascade(LevelSampler):
 
     @beta.setter
     def beta(self, beta: float) -> None:
+        beta = as_real("beta", beta)
         if not 0 <= beta <= 1:
             raise ValueError(f"beta must be in [0, 1], got {beta}")
-        self._beta = float(beta)
+        self._beta = beta
         self._blend.fill_(beta)
 
     @property
@@ -492,6 +522,13 @@ def _every(thin: int, callback: Callback) -> Callable[[int], Callback]:
     return from_level
 
 
-def _check_level_steps(num_steps: int) -> None:
+def _check_start_size(size: int, sizes: list[int]) -> None:
+    if size not in sizes:
+        raise ValueError(f"chains start at the size of one of the levels, {sizes}, got {size}")
+
+
+def _check_level_steps(num_steps: int) -> int:
+    num_steps = as_int("num_steps", num_steps)
     if num_steps < 1:
         raise ValueError(f"a cascade needs at least one step a level, got num_steps={num_steps}")
+    return check_steps(0, num_steps)[1]

@@ -20,10 +20,14 @@ def data_term_weight(temperature: float, std: float) -> float:
         >>> round(data_term_weight(0.01, 0.2), 3)
         0.25
     """
-    return temperature / std**2 if temperature else 0.0
+    if not temperature:
+        return 0.0
+    if not std > 0:
+        raise ValueError(f"the posterior of a noisy image needs noise of a std > 0, got {std}")
+    return temperature / std**2
 
 
-def implicit_step(step_size: Number, weight: float) -> Number:
+def implicit_step(step_size: Number, weight: Number | float) -> Number:
     """The step size `h' = h / (1 + h w)` that makes an update implicit in a data term of weight w.
 
     `x' = x - h' (grad E(x) + w (x - y))` is the solution of `x' = x - h grad E(x) - h w (x' - y)`, in which the data

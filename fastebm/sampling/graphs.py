@@ -9,6 +9,7 @@ Compiled for sm_80 and sm_90, not yet run on a GPU.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -56,15 +57,15 @@ class _Captured:
         return self.program is program and self.workspace is program.workspace
 
 
-class ChainGraphs:
-    """The captured chains of one sampler, whose options never change."""
+class ChainGraphs(threading.local):
+    """The captured chains of one sampler, whose options never change; each thread has its own."""
 
     def __init__(self) -> None:
         self._captured: dict[Any, _Captured] = {}
 
-    def __getstate__(self) -> dict[str, Any]:
-        """For copies: a graph belongs to one process and to one set of tensors."""
-        return {"_captured": {}}
+    def __reduce__(self) -> tuple[type, tuple[()]]:
+        """For copies, which start without: a graph belongs to one process and to one set of tensors."""
+        return ChainGraphs, ()
 
     def advance_(
         self,

@@ -16,21 +16,24 @@ from torch import Tensor, nn
 from fastebm import rng
 from fastebm.compiler import EnergyGradient, energy_gradient
 from fastebm.ops import CALL_STEPS, advance_chain, prefer_fused_chain
+from fastebm.ops.langevin import Clamp, check_clamp, check_clip, check_mask, expand_clamp
+from fastebm.ops.memory import check_dense
 from fastebm.sampling.graphs import ChainGraphs, Update
 from fastebm.sampling.observers import Observer, all_deferrable, checking_finite, progress_bar, trajectory_recorder
 from fastebm.sampling.schedules import Constant, Schedule, as_schedule, evaluate, table
 from fastebm.sampling.state import ChainState, StepInfo
+from fastebm.scalars import as_count, as_int, as_real, shown
 
 Energy = nn.Module | Callable[[Tensor], Tensor] | EnergyGradient
 Callback = Callable[[int, Tensor, StepInfo], None]
-DataTerm = tuple[Tensor, float | Schedule] | tuple[Tensor, float | Schedule, float]
+DataTerm = tuple[Tensor, float | Tensor | Schedule] | tuple[Tensor, float | Tensor | Schedule, float]
 Projection = Callable[[Tensor], Tensor]
 
 
 class LangevinOptions(TypedDict, total=False):
     """The optional arguments of `Langevin`, for samplers that pass them on to it."""
 
-    clamp: tuple[float | None, float | None] | None
+    clamp: Clamp | None
     grad_clip: float | None
     grad_norm_clip: float | None
     dtype: torch.dtype | None
@@ -47,10 +50,15 @@ class Langevin:
         energy: an `nn.Module` or function that returns one energy for each sample, or a ready `EnergyGradient`.
         step_size: a positive number or a schedule (`fastebm.schedules`).
         noise_std: a number or a schedule, not negative; 0 draws no noise.
-        clamp: `(low, high)`, imposed after every update; either may be None.
+        clamp: `(low, high)`, imposed after every update. Each is None, a number, or a tensor that broadcasts to one
+            sample, such as `(C, 1, 1)` for a bound of each channel, which is copied.
         grad_clip: the largest magnitude of an entry of the gradient.
         grad_norm_clip: the largest norm of a sample's gradient; not together with `grad_clip`.
         dtype, engine: passed to `energy_gradient`.
+
+    Several threads may use one sampler at the same time, or samplers of their own over one module, and get the bits
+    that each gets alone; no thread may train the module meanwhile (see `EnergyGradient`). Copies and pickles work where
+    those of the energy do.
 
     Raises ValueError or TypeError for options out of range.
 
@@ -68,7 +76,7 @@ class Langevin:
         step_size: float | Schedule,
         noise_std: float | Schedule,
         *,
-        clamp: tuple[float | None, float | None] | None = None,
+        clamp: Clamp | None = None,
         grad_clip: float | None = None,
         grad_norm_clip: float | None = None,
         dtype: torch.dtype | None = None,
@@ -85,22 +93,21 @@ class Langevin:
         self.step_size = as_schedule(step_size)
         self.noise_std = as_schedule(noise_std)
         table(self.step_size, self.noise_std, 2)  # a wrong range is found here rather than at the first chain
-        self.clamp = _checked_clamp(clamp)
+        self.clamp = check_clamp(_copied_bounds(clamp))
+        self._clamps: dict[tuple[torch.device, torch.dtype], Clamp] = {}
         if grad_clip is not None and grad_norm_clip is not None:
             raise ValueError("give grad_clip (by value) or grad_norm_clip (by a sample's norm), not both")
-        for name, bound in (("grad_clip", grad_clip), ("grad_norm_clip", grad_norm_clip)):
-            if bound is not None and not bound > 0:
-                raise ValueError(f"{name} must be positive, got {bound}")
-        self.grad_clip = grad_clip
-        self.grad_norm_clip = grad_norm_clip
+        self.grad_clip = check_clip("grad_clip", grad_clip)
+        self.grad_norm_clip = check_clip("grad_norm_clip", grad_norm_clip)
         self._graphs = ChainGraphs()
 
     def __repr__(self) -> str:
         start, end = self.temperature(2).tolist()
         temperature = f"{start:.3g}" if start == end else f"{start:.3g} to {end:.3g}"
         options = {"step_size": repr(self.step_size), "noise_std": repr(self.noise_std)}
-        if self.clamp != (None, None):
-            options["clamp"] = str(self.clamp)
+        bounds = [f"bounds {tuple(b.shape)}" if isinstance(b, Tensor) else str(b) for b in self.clamp]
+        if bounds != ["None", "None"]:
+            options["clamp"] = f"({bounds[0]}, {bounds[1]})"
         for name, bound in (("grad_clip", self.grad_clip), ("grad_norm_clip", self.grad_norm_clip)):
             if bound is not None:
                 options[name] = f"{bound:g}"
@@ -137,20 +144,22 @@ class Langevin:
             num_chains: the number of chains, by default B. A single start (B = 1) is repeated that many times.
             start_step: the step of the random numbers at which the chains start; a continued chain counts on.
             num_steps: the length of the chains; needed where a schedule is not constant.
-            mask, known: where `mask` (bool) is True, a pixel is known, and `x` is set to `known` from the start on and
-                after every update; both broadcast to `x0`.
+            mask, known: where `mask` (bool, or 0 and 1) is True, a pixel is known, and `x` is set to `known` from the
+                start on and after every update; both broadcast to `x0`. A mask of one channel serves all channels; a
+                `known` or `target` that is an image of one channel does not.
             data_term: `(target, weight)` or `(target, weight, hinge)`: adds `weight * (x - target)` to the (clipped)
                 gradient of the samples with `||x - target||**2 > hinge`; the weight is a number or a schedule, not
                 negative.
         """
-        x0 = repeat_start(_checked_x0(x0), num_chains, "num_chains")
-        if isinstance(chain_ids, Tensor) and chain_ids.shape != x0.shape[:1]:
+        x0 = repeat_start(check_start(x0), num_chains, "num_chains")
+        if isinstance(chain_ids, Tensor) and chain_ids.dim() and chain_ids.shape != x0.shape[:1]:
             raise ValueError(
                 f"chain_ids must hold one id a chain: x0 has {x0.shape[0]} starts, but chain_ids has shape "
                 f"{tuple(chain_ids.shape)}; num_chains=N repeats a single start"
             )
-        check_steps(start_step, 0 if num_steps is None else num_steps)
+        start_step, _ = check_steps(start_step, 0 if num_steps is None else num_steps)
         rows = self._rows(num_steps)
+        self._clamp_of(x0)  # bounds that don't fit are found here rather than at the first update
         device = x0.device
         state = ChainState(
             x=x0.detach().clone(),
@@ -168,32 +177,60 @@ class Langevin:
         known: Tensor | None,
         data_term: DataTerm | None,
         num_steps: int | None = None,
+        weights: Tensor | None = None,
     ) -> ChainState:
-        """`state` with its known pixels set, and with what keeps them there and pulls the others; see `init`."""
-        if (mask is None) != (known is None):
-            raise ValueError(f"mask and known come together, got only {'known' if mask is None else 'mask'}")
+        """`state` with its known pixels set, and with what keeps them there and pulls the others; see `init`.
+
+        `weights`, one for each row of the state's schedule, stand for the data term's own, which then is not read.
+        """
         x = state.x
+        mask, known, term = self.check_constraints(x.shape, x.device, mask, known, data_term, num_steps, weights)
         if mask is not None and known is not None:
-            mask = _broadcast_like(x, "mask", mask, torch.bool)
-            known = _broadcast_like(x, "known", known, x.dtype)
+            mask, known = _laid_like(x, mask, torch.bool), _laid_like(x, known, x.dtype)
             state = replace(state, x=torch.where(mask, known, x), mask=mask, known=known)
-        if data_term is None:
+        if term is None:
             return state
-        if not isinstance(data_term, tuple) or len(data_term) not in (2, 3):
-            raise TypeError("data_term is a tuple (target, weight) or (target, weight, hinge)")
-        target, weight, *rest = data_term
-        hinge = float(rest[0]) if rest else 0.0
-        weights = evaluate(weight, self._rows(num_steps, weight))
-        if not (math.isfinite(hinge) and hinge >= 0) or (weights < 0).any():
-            raise ValueError(
-                f"data_term needs weight >= 0 and a finite hinge >= 0, got weight {weight!r}, hinge {hinge}"
-            )
+        target, weights, hinge = term
         return replace(
             state,
-            data_target=_broadcast_like(x, "the target of data_term", target, x.dtype),
+            data_target=_laid_like(x, target, x.dtype),
             data_term_weight=weights.float().to(x.device),
             data_term_hinge=hinge,
         )
+
+    def check_constraints(
+        self,
+        shape: torch.Size,
+        device: torch.device,
+        mask: Tensor | None,
+        known: Tensor | None,
+        data_term: DataTerm | None,
+        num_steps: int | None = None,
+        weights: Tensor | None = None,
+    ) -> tuple[Tensor | None, Tensor | None, tuple[Tensor, Tensor, float] | None]:
+        """Mask, known and target as views of `shape`, the weights for each update and the hinge.
+
+        Raises ValueError or TypeError for those of `constrain` that don't fit states of that shape.
+        """
+        if (mask is None) != (known is None):
+            raise ValueError(f"mask and known come together, got only {'known' if mask is None else 'mask'}")
+        if mask is not None and known is not None:
+            mask = check_mask(expand_to(shape, "mask", mask, device))
+            known = _expand_image(shape, "known", known, device)
+        if data_term is None:
+            return mask, known, None
+        if not isinstance(data_term, tuple) or len(data_term) not in (2, 3):
+            raise TypeError("data_term is a tuple (target, weight) or (target, weight, hinge)")
+        target, weight, *rest = data_term
+        hinge = as_real("the hinge of data_term", rest[0]) if rest else 0.0
+        if weights is None:
+            weights = evaluate(weight, self._rows(num_steps, weight))
+        if not (math.isfinite(hinge) and hinge >= 0) or not bool(((weights >= 0) & weights.float().isfinite()).all()):
+            raise ValueError(
+                f"data_term needs a finite weight >= 0 and a finite hinge >= 0, "
+                f"got weight {shown(weight)}, hinge {hinge}"
+            )
+        return mask, known, (_expand_image(shape, "the target of data_term", target, device), weights, hinge)
 
     @torch.no_grad()
     def step(self, state: ChainState, *, project: Projection | None = None) -> tuple[ChainState, StepInfo]:
@@ -235,7 +272,7 @@ class Langevin:
         and there is no `project`, updates after the first one are replayed from CUDA graphs on a CUDA device; on the
         CPU, small images get many updates in one call.
         """
-        check_steps(state.step, num_steps)
+        _, num_steps = check_steps(state.step, num_steps)
         update = self._update(_key_increment(state.key), project)
         with self.gradient.chain():
             done = 0
@@ -292,6 +329,8 @@ class Langevin:
         project: Projection | None = None,
     ) -> ChainState:
         """`num_steps` updates by `step`, with `callback(k, x, info)` after every `thin`-th, which may keep both."""
+        _, num_steps = check_steps(state.step, num_steps)
+        thin = as_count("thin", thin, 1)
         with self.gradient.chain():
             for done in range(1, num_steps + 1):
                 state, info = self.step(state, project=project)
@@ -344,11 +383,10 @@ class Langevin:
             tensor([[1., 1.],
                     [1., 1.]])
         """
-        if thin < 1:
-            raise ValueError(f"thin must be at least 1, got {thin}")
+        thin = as_count("thin", thin, 1)
         if not callable(keep) and keep not in ("last", "trajectory"):
             raise ValueError(f'keep is "last", "trajectory" or a function, got {keep!r}')
-        check_steps(start_step, num_steps)
+        start_step, num_steps = check_steps(start_step, num_steps)
         state = self.init(
             x0,
             seed,
@@ -382,13 +420,17 @@ class Langevin:
 
     def _arguments(self, state: ChainState) -> tuple[Any, ...]:
         """The operator's arguments after `x` and the gradient, in its order."""
+        clamp_min, clamp_max, lower_bounds, upper_bounds = self._clamp_of(state.x)
         return (
             state.schedule,
             state.key,
             state.chain_ids,
-            *self.clamp,
+            clamp_min,
+            clamp_max,
             self.grad_clip,
             self.grad_norm_clip,
+            lower_bounds,
+            upper_bounds,
             state.mask,
             state.known,
             state.data_target,
@@ -396,7 +438,15 @@ class Langevin:
             state.data_term_hinge,
         )
 
-    def _rows(self, num_steps: int | None, *schedules: float | Schedule) -> int:
+    def _clamp_of(self, x: Tensor) -> tuple[float | None, float | None, Tensor | None, Tensor | None]:
+        """`clamp` as the operator takes it for states like x; its tensors stay in place, as captured graphs need it."""
+        kind = (x.device, x.dtype)
+        if kind not in self._clamps:
+            low, high = (b.to(x.device, x.dtype) if isinstance(b, Tensor) else b for b in self.clamp)
+            self._clamps[kind] = low, high
+        return expand_clamp(self._clamps[kind], x)
+
+    def _rows(self, num_steps: int | None, *schedules: float | Tensor | Schedule) -> int:
         """How many rows a table of `schedules`, by default the sampler's own, needs for `num_steps` updates: 1 if all
         of them are constant."""
         schedules = schedules or (self.step_size, self.noise_std)
@@ -407,7 +457,7 @@ class Langevin:
             raise ValueError(
                 f"a schedule that is not constant needs the length of the chain: give num_steps (got {varying[0]!r})"
             )
-        return max(num_steps, 1)
+        return max(as_count("num_steps", num_steps), 1)
 
 
 def batch_slices(count: int, batch_size: int | None, project: Projection | None = None) -> list[tuple[int, int]]:
@@ -415,9 +465,7 @@ def batch_slices(count: int, batch_size: int | None, project: Projection | None 
 
     Raises ValueError for a batch size below 1, and for several batches of chains with a projection.
     """
-    if batch_size is not None and batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-    size = max(count, 1) if batch_size is None else batch_size
+    size = max(count, 1) if batch_size is None else as_count("batch_size", batch_size, 1)
     if project is not None and size < count:
         raise ValueError(f"project acts on all {count} chains at once: batch_size must not be smaller, got {size}")
     return [(first, min(first + size, count)) for first in range(0, max(count, 1), size)]
@@ -425,15 +473,22 @@ def batch_slices(count: int, batch_size: int | None, project: Projection | None 
 
 def repeat_start(x0: Tensor, count: int | None, name: str) -> Tensor:
     """`x0` as the starts of `count` chains: a single one is repeated. Raises ValueError for any other number."""
-    if count is None or count == len(x0):
+    if count is None:
         return x0
-    if len(x0) != 1 or count < 0:
+    count = as_int(name, count)
+    if count == len(x0):
+        return x0
+    if not 0 <= count < rng.MAX_CHAIN:
+        raise ValueError(f"{name} must be in [0, 2^56), got {count}")
+    if len(x0) != 1:
         raise ValueError(f"{name} is {count}, but x0 has {len(x0)} starts: only a single one can be repeated")
     return x0.expand(count, *x0.shape[1:])
 
 
 def _projected(project: Projection, x: Tensor) -> Tensor:
     result = project(x)
+    if not isinstance(result, Tensor) or result.dtype != x.dtype or result.device != x.device:
+        raise TypeError(f"project must return a tensor of {x.dtype} on {x.device}, like its input, got {shown(result)}")
     if result.shape != x.shape:
         raise ValueError(f"project must return {tuple(x.shape)}, like its input, got {tuple(result.shape)}")
     return result
@@ -444,43 +499,45 @@ def _key_increment(key: Tensor) -> Tensor:
     return torch.arange(3, device=key.device).clamp_(max=1)
 
 
-def _checked_x0(x0: Tensor) -> Tensor:
+def check_start(x0: Tensor) -> Tensor:
+    """`x0` itself. Raises TypeError or ValueError for what chains can't start from."""
     if not isinstance(x0, Tensor):
         raise TypeError(f"x0 must be a tensor, got {type(x0).__name__}")
     if x0.dtype not in (torch.float32, torch.float64):
         raise TypeError(
             f"chains keep their state in float32 or float64, got x0 in {x0.dtype}; gradients may be lower (see dtype)"
         )
+    check_dense("x0", x0)
+    if x0.device.type not in ("cpu", "cuda"):
+        raise TypeError(f"chains run on the CPU or a CUDA GPU, got x0 on {x0.device}")
     if x0.dim() < 1:
         raise ValueError("x0 must have shape (B, ...), got a tensor without dimensions")
     return x0
 
 
-def check_steps(start_step: int, num_steps: int) -> None:
-    """Raises ValueError for steps beyond 2**32, where the noise would repeat, and for a negative number of them."""
-    if num_steps < 0:
-        raise ValueError(f"num_steps must not be negative, got {num_steps}")
+def check_steps(start_step: int, num_steps: int) -> tuple[int, int]:
+    """The two as ints. Raises ValueError for steps beyond 2**32, where the noise would repeat, and for a negative
+    number of them, and TypeError for what is not whole."""
+    start_step, num_steps = as_int("start_step", start_step), as_count("num_steps", num_steps)
     if not 0 <= start_step <= start_step + num_steps <= rng.MAX_STEP:
         raise ValueError(
             f"steps {start_step} to {start_step + num_steps} of the random numbers leave the range 0 to 2**32"
         )
+    return start_step, num_steps
 
 
-def _checked_clamp(clamp: tuple[float | None, float | None] | None) -> tuple[float | None, float | None]:
-    if clamp is None:
-        return None, None
-    if len(clamp) != 2:
-        raise ValueError(f"clamp is a pair (low, high), got {clamp!r}")
-    low, high = clamp
-    if not (-math.inf if low is None else low) <= (math.inf if high is None else high):
-        raise ValueError(f"clamp needs low <= high, got {clamp!r}")
-    return low, high
+def _copied_bounds(clamp: Any) -> Any:
+    """A clamp whose tensors are copies on the CPU, where they are checked."""
+    if not isinstance(clamp, tuple | list):
+        return clamp
+    return tuple(b.detach().to("cpu", copy=True) if isinstance(b, Tensor) and not b.is_meta else b for b in clamp)
 
 
 def expand_to(shape: torch.Size, name: str, value: Tensor, device: torch.device) -> Tensor:
     """A view of `value` with `shape`. Raises TypeError or ValueError where it does not broadcast to it."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
+    check_dense(name, value)
     if value.device != device:
         raise ValueError(f"{name} is on {value.device}, x0 on {device}")
     try:
@@ -492,6 +549,20 @@ def expand_to(shape: torch.Size, name: str, value: Tensor, device: torch.device)
     return value.expand(shape)
 
 
-def _broadcast_like(x: Tensor, name: str, value: Tensor, dtype: torch.dtype) -> Tensor:
-    """A copy of `value` as `dtype`, with the shape and the memory layout of `x`."""
-    return torch.empty_like(x, dtype=dtype).copy_(expand_to(x.shape, name, value, x.device))
+def _expand_image(shape: torch.Size, name: str, value: Tensor, device: torch.device) -> Tensor:
+    """`expand_to` for what `x` becomes or is pulled to. Raises TypeError for whole numbers, which are no pixels, and
+    ValueError for an image of one channel where x has several."""
+    view = expand_to(shape, name, value, device)
+    if not value.is_floating_point():
+        raise TypeError(f"{name} must be of floating point numbers, as x0 is, got {value.dtype}")
+    one_channel = len(shape) == 4 and shape[1] > 1 and (value.dim() < 3 or value.shape[-3] == 1)
+    if one_channel and value.shape[-2:] == shape[2:] and math.prod(shape[2:]) > 1:
+        raise ValueError(
+            f"{name} is an image of one channel, of shape {tuple(value.shape)}, but x0 has {shape[1]}: expand it first"
+        )
+    return view
+
+
+def _laid_like(x: Tensor, value: Tensor, dtype: torch.dtype) -> Tensor:
+    """A copy of `value` as `dtype`, with the memory layout of `x`, whose shape it has."""
+    return torch.empty_like(x, dtype=dtype).copy_(value)

@@ -13,21 +13,25 @@ tensor([0.3000, 0.2000, 0.1000])
 from __future__ import annotations
 
 import math
-import numbers
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypedDict
+from typing import TypedDict
 
 import torch
 from torch import Tensor
 
+from fastebm.scalars import as_int, as_real, shown
+
 Schedule = Callable[[Tensor], Tensor]
 
 
-def _check_finite(**values: float) -> None:
-    for name, value in values.items():
+def _finite(**values: float) -> list[float]:
+    """The values as floats. Raises TypeError or ValueError for what is no finite number."""
+    numbers = [as_real(name, value) for name, value in values.items()]
+    for name, value in zip(values, numbers, strict=True):
         if not math.isfinite(value):
             raise ValueError(f"a schedule needs finite numbers, got {name}={value}")
+    return numbers
 
 
 @dataclass(frozen=True)
@@ -79,8 +83,7 @@ class Cosine:
 
 def constant(value: float) -> Constant:
     """`value` at all times."""
-    _check_finite(value=value)
-    return Constant(float(value))
+    return Constant(*_finite(value=value))
 
 
 def linear(start: float, end: float) -> Polynomial:
@@ -90,16 +93,15 @@ def linear(start: float, end: float) -> Polynomial:
 
 def polynomial(start: float, end: float, power: float) -> Polynomial:
     """`end + (start - end) * (1 - t)**power`, for `power > 0`. Powers above 1 change fastest at the start."""
-    _check_finite(start=start, end=end, power=power)
+    start, end, power = _finite(start=start, end=end, power=power)
     if power <= 0:
         raise ValueError(f"a polynomial schedule needs power > 0, got {power}")
-    return Polynomial(float(start), float(end), float(power))
+    return Polynomial(start, end, power)
 
 
 def cosine(start: float, end: float) -> Cosine:
     """Half a cosine wave from `start` to `end`: flat at both ends, steepest in the middle."""
-    _check_finite(start=start, end=end)
-    return Cosine(float(start), float(end))
+    return Cosine(*_finite(start=start, end=end))
 
 
 class StepAndNoise(TypedDict):
@@ -115,40 +117,43 @@ def from_epsilon(epsilon: float) -> StepAndNoise:
     Used as `Langevin(energy, **from_epsilon(0.1))`. Published recipes for images often choose the two independently;
     `Langevin.temperature` tells the temperature that they imply.
     """
+    epsilon = as_real("epsilon", epsilon)
     if not (math.isfinite(epsilon) and epsilon > 0):
         raise ValueError(f"from_epsilon needs a finite epsilon > 0, got {epsilon}")
     return {"step_size": epsilon**2 / 2, "noise_std": epsilon}
 
 
-def _is_real(value: Any) -> bool:
-    """Whether a value is a real scalar, of numpy too; True and False are none."""
-    return isinstance(value, numbers.Real) and not isinstance(value, bool)
-
-
-def as_schedule(value: float | Schedule) -> Schedule:
-    """`value` as a schedule: `constant(value)` for a number; a callable is returned as it is."""
+def as_schedule(value: float | Tensor | Schedule) -> Schedule:
+    """`value` as a schedule: `constant(value)` for a real number; a callable is returned as it is."""
     if callable(value):
         return value
-    if _is_real(value):
-        return constant(float(value))
-    raise TypeError(f"a schedule is a number or a callable from times to values, got {type(value).__name__}")
+    try:
+        number = as_real("a schedule", value)
+    except TypeError:
+        raise TypeError(
+            f"a schedule is a number or a callable from times to values, got {type(value).__name__} {shown(value)}"
+        ) from None
+    return constant(number)
 
 
-def evaluate(schedule: float | Schedule, num_steps: int) -> Tensor:
+def evaluate(schedule: float | Tensor | Schedule, num_steps: int) -> Tensor:
     """The values of a schedule for each of `num_steps` updates: a float64 tensor `(num_steps,)` on the CPU.
 
     Raises ValueError if the schedule returns another shape or a value that is not finite.
     """
+    num_steps = as_int("num_steps", num_steps)
     if num_steps < 1:
         raise ValueError(f"a schedule is evaluated over at least one step, got num_steps={num_steps}")
-    times = torch.linspace(0, 1, num_steps, dtype=torch.float64)
+    times = torch.linspace(0, 1, num_steps, dtype=torch.float64, device="cpu")
     values = as_schedule(schedule)(times)
     if not isinstance(values, Tensor) or values.shape != times.shape:
         given = f"shape {tuple(values.shape)}" if isinstance(values, Tensor) else type(values).__name__
         raise ValueError(
             f"a schedule must return one value for each time, a tensor of shape {tuple(times.shape)}, got {given}"
         )
-    values = values.to("cpu", torch.float64)
+    if values.is_complex() or values.is_meta:
+        raise ValueError(f"a schedule must return real values, got {shown(values)}")
+    values = values.detach().to("cpu", torch.float64)
     if not values.isfinite().all():
         raise ValueError(
             f"the schedule {schedule!r} is not finite at step {int((~values.isfinite()).nonzero()[0])} of {num_steps}"

@@ -11,6 +11,9 @@ import torch
 from torch import Tensor
 
 from fastebm import rng
+from fastebm.ops.langevin import check as check_update
+from fastebm.ops.options import StepOptions
+from fastebm.scalars import as_int, as_real, shown
 
 _TENSORS = ("x", "key", "chain_ids", "schedule", "mask", "known", "data_target", "data_term_weight")
 _REQUIRED = ("x", "key", "chain_ids", "schedule", "step")
@@ -67,23 +70,55 @@ class ChainState:
 
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Any], device: torch.device | str | None = None) -> ChainState:
-        """The inverse of `state_dict`, on `device`; by default on the device of the tensors.
+        """The inverse of `state_dict`, on `device`; by default on the device of `x`.
 
-        Raises ValueError for missing or unknown fields, and if step and key disagree.
+        Raises ValueError for what is not the state of a chain: missing or unknown fields, tensors of a wrong type or
+        shape, numbers out of range, a step and a key that disagree.
         """
+        try:
+            return cls._from_fields(state, device)
+        except TypeError as error:
+            raise ValueError(f"not the state of a chain: {error}") from None
+
+    @classmethod
+    def _from_fields(cls, state: Mapping[str, Any], device: torch.device | str | None) -> ChainState:
+        if not isinstance(state, Mapping):
+            raise TypeError(f"it must be a mapping of its fields, got {type(state).__name__}")
+        state = {name: value for name, value in state.items() if value is not None}
         missing = [name for name in _REQUIRED if name not in state]
-        unknown = sorted(set(state) - {f.name for f in fields(cls)})
+        unknown = sorted(map(str, set(state) - {f.name for f in fields(cls)}))
         if missing or unknown:
             raise ValueError(f"not the state of a chain: missing {missing}, unknown {unknown}")
         for name in _TENSORS:
             if name in state and not isinstance(state[name], Tensor):
                 raise ValueError(f"a chain's {name} is a tensor, got {type(state[name]).__name__}")
-        seed, step, index = state["key"].tolist()
-        if step != state["step"]:
-            raise ValueError(f"the chain's key stands at step {step} but its step is {state['step']}")
-        tensors = {name: state[name].to(device) for name in _TENSORS if name in state}
-        tensors["key"] = rng.make_key(seed, step, index, device=tensors["x"].device)
-        return cls(**{**state, **tensors})
+            if name in state and (state[name].layout is not torch.strided or state[name].is_meta):
+                raise ValueError(f"a chain's {name} is a dense tensor that holds values, got {shown(state[name])}")
+        device = state["x"].device if device is None else device
+        tensors = {name: state[name].detach().to(device) for name in _TENSORS if name in state}
+        hinge = as_real("data_term_hinge", state.get("data_term_hinge", 0.0))
+        loaded = cls(**{**state, **tensors, "step": as_int("step", state["step"]), "data_term_hinge": hinge})
+        loaded.check()
+        seed, step, index = loaded.key.tolist()
+        if step != loaded.step:
+            raise ValueError(f"the chain's key stands at step {step} but its step is {loaded.step}")
+        return replace(loaded, key=rng.make_key(seed, step, index, device=loaded.x.device))
+
+    def check(self) -> None:
+        """Raises ValueError or TypeError where fields don't fit one another or are out of range. Reads all tables."""
+        options = [getattr(self, name, None) for name in StepOptions._fields]  # a sampler's own options are not here
+        check_update("langevin_step", self.x, self.x, StepOptions._make(options))
+        rng.make_chain_ids(
+            self.chain_ids.cpu() if self.chain_ids.shape[0] != 1 else int(self.chain_ids), self.x.shape[0]
+        )
+        step_size, noise_std = self.schedule.unbind(-1)
+        if not bool(((step_size > 0) & (noise_std >= 0) & self.schedule.isfinite().all(-1)).all()):
+            raise ValueError("a chain's schedule has finite step sizes > 0 and noise stds >= 0, got others")
+        weights = self.data_term_weight
+        if not math.isfinite(self.data_term_hinge) or (
+            weights is not None and not bool(((weights >= 0) & weights.isfinite()).all())
+        ):
+            raise ValueError("a chain's data term has finite weights >= 0 and a finite hinge, got others")
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastebm.tasks.arguments import check_layout, check_number, check_values
 from fastebm.tasks.image_quality import import_skimage, psnr
 
 NAMES: tuple[Literal["non-local means", "total variation"], ...] = ("non-local means", "total variation")
@@ -24,13 +25,19 @@ class ClassicalDenoiser:
         name: "non-local means" (`denoise_nl_means`) or "total variation" (`denoise_tv_chambolle`).
         settings: keyword arguments of that function.
 
-    Results are clamped to [-1, 1].
+    Results are clamped to [-1, 1]. Raises ValueError for another name, and for images as `psnr`.
     """
 
     name: Literal["non-local means", "total variation"]
     settings: Mapping[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        if self.name not in NAMES:
+            raise ValueError(f"a classical denoiser is {' or '.join(map(repr, NAMES))}, got {self.name!r}")
+
     def __call__(self, images: Tensor) -> Tensor:
+        check_layout("images", images)
+        check_values("images", images, bounded=False)
         restoration = import_skimage("restoration")
         function: Any = restoration.denoise_nl_means if self.name == NAMES[0] else restoration.denoise_tv_chambolle
         # With the axis of a single colour given, non-local means return the image transposed.
@@ -45,7 +52,10 @@ def tune_denoisers(clean: Tensor, noisy: Tensor, noise: float) -> list[Classical
     Args:
         clean, noisy: images (N, C, H, W) in [-1, 1] without and with noise.
         noise: standard deviation of the noise.
+
+    Raises ValueError or TypeError as `psnr`, and for a noise that is not positive.
     """
+    noise = check_number("noise", noise, above=0)
     best = []
     for name in NAMES:
         tried = [ClassicalDenoiser(name, settings) for settings in _grid(name, noise)]

@@ -22,6 +22,18 @@ from torch import Tensor
 from fastebm.ops import normal
 from fastebm.rng import Stream
 from fastebm.sampling import Cascade, data_term_weight, linear
+from fastebm.tasks.arguments import (
+    MAX_STEPS,
+    check_batch_size,
+    check_flag,
+    check_layout,
+    check_memory,
+    check_number,
+    check_seed,
+    check_values,
+    check_whole,
+    settle,
+)
 from fastebm.tasks.classical_denoisers import ClassicalDenoiser
 from fastebm.tasks.image_quality import Quality, import_skimage, quality
 from fastebm.tasks.inputs import Model, TaskEnergy, open_energy
@@ -45,6 +57,8 @@ class DenoiseOptions:
             rolled back ("cycle spinning": Coifman and Donoho, "Translation-Invariant De-Noising", 1995). Chains from
             the same image end nearly alike; an energy that halves its resolution errs differently on the rolled image,
             so that the mean over chains cancels part of the error.
+
+    Raises ValueError or TypeError for numbers out of range.
     """
 
     num_steps: int = 10
@@ -56,12 +70,14 @@ class DenoiseOptions:
     shifts: bool = True
 
     def __post_init__(self) -> None:
-        if self.num_steps < 1 or self.num_chains < 1:
-            raise ValueError(f"num_steps and num_chains must be at least 1, got {self.num_steps} and {self.num_chains}")
-        if not self.temperature >= 0 or not self.noise_std >= 0:
-            raise ValueError(
-                f"temperature and noise_std must not be negative, got {self.temperature} and {self.noise_std}"
-            )
+        settle(self, num_steps=check_whole("num_steps", self.num_steps, most=MAX_STEPS))
+        settle(self, num_chains=check_whole("num_chains", self.num_chains))
+        settle(self, step_size=check_number("step_size", self.step_size, above=0))
+        settle(self, temperature=check_number("temperature", self.temperature, 0))
+        settle(self, noise_std=check_number("noise_std", self.noise_std, 0))
+        if self.start_size is not None:
+            settle(self, start_size=check_whole("start_size", self.start_size))
+        settle(self, shifts=check_flag("shifts", self.shifts))
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,10 +117,13 @@ class DenoisingResult:
 def add_noise(images: Tensor, noise: float, seed: int, first: int = 0) -> Tensor:
     """`images` (N, C, H, W) plus normal noise of standard deviation `noise` on every pixel, not clamped.
 
-    Image i gets the noise of chain id `first + i`, so that images may be split into batches.
+    Image i gets the noise of chain id `first + i`, so that images may be split into batches. Raises ValueError or
+    TypeError for images that are not float32, finite and in [-1, 1], and for numbers out of range.
     """
-    if not noise > 0:
-        raise ValueError(f"noise must be positive, got {noise}")
+    noise = check_number("noise", noise, above=0)
+    check_layout("images", images)
+    check_values("images", images)
+    check_seed(seed)
     draws = normal(images.shape, seed=seed, stream=Stream.DATA_NOISE, chain_ids=first, device=images.device)
     return images + noise * draws
 
@@ -125,10 +144,11 @@ def denoise(
     Args:
         model: a run, the folder of one, or an energy of images. Of a coarse-to-fine run, chains use the highest level,
             and the levels from `options.start_size` up.
-        noisy: float32 (N, C, H, W), finite; values may lie outside of [-1, 1].
+        noisy: float32 (N, C, H, W), finite; values may lie outside of [-1, 1]. Images without noise would lie in
+            [-1, 1], not in [0, 1], which can't be told from the values: `2 * images - 1` converts them.
         noise: the standard deviation of the noise.
         options: by default those of the authors of CF-EBM: 10 steps of size 1, without data term.
-        clean: the images without noise, for PSNR and SSIM.
+        clean: the images without noise, in [-1, 1], for PSNR and SSIM.
         baselines: classical denoisers to run on the same images.
         seed: of the chains' noise; image i has the chain ids from `i * options.num_chains` on.
         batch_size: chains at a time; the result does not depend on it.
@@ -147,8 +167,9 @@ def denoise(
         0.2
     """
     options = DenoiseOptions() if options is None else options
-    if not noise > 0:
-        raise ValueError(f"noise must be positive, got {noise}")
+    noise = check_number("noise", noise, above=0)
+    check_seed(seed)
+    check_batch_size(batch_size)
     energy = open_energy(model)
     noisy = energy.check_images("noisy images", noisy, bounded=False)
     if clean is not None or baselines:
@@ -157,6 +178,7 @@ def denoise(
         clean = energy.check_images("clean images", clean)
         if clean.shape != noisy.shape:
             raise ValueError(f"noisy and clean images differ in shape: {tuple(noisy.shape)}, {tuple(clean.shape)}")
+    check_memory(f"{options.num_chains:,} chains of each image", noisy.numel() * options.num_chains, noisy.device)
     restored = _restore(energy, noisy, noise, options, seed, batch_size)
     classical: dict[str, Tensor] = {denoiser.name: denoiser(noisy) for denoiser in baselines}
     results: dict[str, Tensor] = {"noisy": noisy, "restored": restored, **classical}
@@ -182,6 +204,8 @@ def tune_denoising(
     with a lower number shares. `model` is as in `denoise`.
     """
     options = DenoiseOptions() if options is None else options
+    noise = check_number("noise", noise, above=0)
+    check_seed(seed)
     energy = open_energy(model)
     clean = energy.check_images("clean images", clean)
     noisy = add_noise(clean, noise, seed, first=2**32)

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastebm.tasks.arguments import check_layout, check_values
+
 WINDOW = 11
 STD = 1.5
 SMALLEST = 4
@@ -35,8 +37,9 @@ def quality(images: Tensor, truth: Tensor) -> Quality:
 def psnr(images: Tensor, truth: Tensor) -> Tensor:
     """`10 log10(2^2 / mean squared error)` of images (N, C, H, W) in [-1, 1] against `truth` of the same shape.
 
-    Values outside of [-1, 1], for example of noisy images, are not clamped. Returns float64 (N,). Raises ValueError for
-    shapes that differ.
+    Values of `images` outside of [-1, 1], for example of noisy ones, are not clamped. Returns float64 (N,). Raises
+    ValueError for shapes that differ, values that are not finite and a truth outside of [-1, 1], TypeError unless both
+    are float32.
 
     Example:
         >>> import torch
@@ -56,7 +59,7 @@ def ssim(images: Tensor, truth: Tensor) -> Tensor:
     Gaussian windows of std 1.5 cut off at 11x11, population variances, K = (0.01, 0.03), mean over colours and over the
     windows that lie within the image. Images smaller than a window are continued by reflection, and the mean is over
     their middle. Values are not clamped. Returns float64 (N,). Raises ValueError for shapes that differ and sides below
-    4, ModuleNotFoundError without scikit-image.
+    4, ModuleNotFoundError without scikit-image, and as `psnr`.
     """
     images, truth = _as_double(images, truth)
     metrics = import_skimage("metrics")
@@ -82,6 +85,10 @@ def import_skimage(part: str) -> Any:
 
 
 def _as_double(images: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
-    if images.shape != truth.shape or images.ndim != 4:
+    check_layout("images", images)
+    check_layout("the true images", truth)
+    if images.shape != truth.shape:
         raise ValueError(f"images must be (N, C, H, W) as the truth, got {tuple(images.shape)}, {tuple(truth.shape)}")
+    check_values("images", images, bounded=False)
+    check_values("the true images", truth)
     return images.cpu().double(), truth.cpu().double()

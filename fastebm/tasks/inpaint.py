@@ -15,6 +15,16 @@ from fastebm.data.masks import HOLE_NOISE
 from fastebm.ops import uniform
 from fastebm.rng import Stream
 from fastebm.sampling import Cascade, linear
+from fastebm.tasks.arguments import (
+    MAX_STEPS,
+    check_batch_size,
+    check_flag,
+    check_memory,
+    check_number,
+    check_seed,
+    check_whole,
+    settle,
+)
 from fastebm.tasks.inputs import Model, open_energy
 from fastebm.tasks.masks import check_hole_mask
 
@@ -32,6 +42,8 @@ class InpaintOptions:
             far better for large holes; it needs a run of variant "cascade". Otherwise they start at full size, where
             each pixel of the hole has the mean of the known pixels around it, plus a little noise. (The authors start
             at 0 and noise; chains of an energy that was trained coarse to fine do not leave such a gray.)
+
+    Raises ValueError or TypeError for numbers out of range.
     """
 
     num_steps: int = 20
@@ -42,8 +54,12 @@ class InpaintOptions:
     coarse: bool = False
 
     def __post_init__(self) -> None:
-        if self.num_steps < 1 or self.restarts < 1:
-            raise ValueError(f"num_steps and restarts must be at least 1, got {self.num_steps} and {self.restarts}")
+        settle(self, num_steps=check_whole("num_steps", self.num_steps, most=MAX_STEPS))
+        settle(self, restarts=check_whole("restarts", self.restarts))
+        settle(self, step_size=check_number("step_size", self.step_size, above=0))
+        settle(self, noise_start=check_number("noise_start", self.noise_start, 0))
+        settle(self, noise_end=check_number("noise_end", self.noise_end, 0))
+        settle(self, coarse=check_flag("coarse", self.coarse))
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,9 +146,11 @@ def inpaint(
     Args:
         model: a run, the folder of one, or an energy of images. Of a coarse-to-fine run, chains use the highest level,
             and with `options.coarse` all levels.
-        images: float32 (N, C, H, W) in [-1, 1]; any values in that range may stand in the hole.
-        hole: bool, True where pixels are missing, broadcast to `images`. (The `mask` of `fastebm.Langevin` is the
-            opposite: True where pixels are known.)
+        images: float32 (N, C, H, W) in [-1, 1], which can't be told from [0, 1]: `2 * images - 1` converts such images.
+            Any values in that range may stand in the hole.
+        hole: bool, True where pixels are missing: (H, W) for all images, or (N, C, H, W), where a 1 in place of N or C
+            means all images or all channels. (The `mask` of `fastebm.Langevin` is the opposite: True where pixels are
+            known.)
         options: by default 8 chains of 20 steps, at full size.
         seed: of starts and chains; image i has the chain ids from `i * restarts` on.
         batch_size: chains at a time; the result does not depend on it.
@@ -151,10 +169,13 @@ def inpaint(
         (torch.Size([2, 8, 1, 8, 8]), True)
     """
     options = InpaintOptions() if options is None else options
+    check_seed(seed)
+    check_batch_size(batch_size)
     energy = open_energy(model)
     images = energy.check_images("images", images)
     hole = check_hole_mask(hole, images)
     size, count = images.shape[3], options.restarts
+    check_memory(f"{count:,} chains of each image", images.numel() * count, images.device)
     levels = energy.levels() if options.coarse else {size: energy.gradient}
     known_at = {level: _known_pixels(images, hole, size // level, count) for level in levels}
     mask, known = ({level: pair[place] for level, pair in known_at.items()} for place in (0, 1))

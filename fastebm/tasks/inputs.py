@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -13,6 +13,7 @@ from fastebm.compiler import EnergyGradient, energy_gradient
 from fastebm.runs import registry
 from fastebm.sampling.cascade import device_of
 from fastebm.sampling.langevin import Energy, batch_slices
+from fastebm.tasks.arguments import check_layout, check_values
 from fastebm.training import CoarseToFineRun, Run
 
 Model = Run | Energy | str | Path
@@ -58,8 +59,15 @@ class TaskEnergy:
         return {size: gradient for size, gradient in levels.items() if size >= start_size}
 
     def energies(self, images: Tensor, batch_size: int | None = None) -> Tensor:
-        """The energies (N,) of images (N, C, H, W), `batch_size` at a time."""
-        return torch.cat([self.gradient(images[a:b])[0] for a, b in batch_slices(len(images), batch_size)])
+        """The energies (N,) of images (N, C, H, W), `batch_size` at a time.
+
+        Raises FloatingPointError where one is not finite.
+        """
+        energies = torch.cat([self.gradient(images[a:b])[0] for a, b in batch_slices(len(images), batch_size)])
+        if not energies.isfinite().all():
+            number = int((~energies.isfinite()).nonzero()[0])
+            raise FloatingPointError(f"the energy of image {number} is {float(energies[number])}")
+        return energies
 
     def check_images(self, name: str, images: Tensor, *, bounded: bool = True) -> Tensor:
         """`images` on the energy's device, if the energy can work on them.
@@ -71,31 +79,35 @@ class TaskEnergy:
 
         Raises TypeError for another dtype, ValueError for anything else that does not fit.
         """
-        if not isinstance(images, Tensor) or images.dtype != torch.float32:
-            kind = images.dtype if isinstance(images, Tensor) else type(images).__name__
-            raise TypeError(f"{name} must be a float32 tensor, got {kind}")
-        if images.ndim != 4 or 0 in images.shape:
-            raise ValueError(f"{name} must be (N, C, H, W), none of them 0, got {tuple(images.shape)}")
+        check_layout(name, images)
         if self.shape is not None and images.shape[1:] != self.shape:
             raise ValueError(f"{name} are {shape(images.shape[1:])}, and the run takes {shape(self.shape)}")
-        if not images.isfinite().all():
-            broken = int((~images.isfinite().flatten(1).all(1)).nonzero()[0])
-            raise ValueError(f"{name} must be finite, but image {broken} has pixels that are infinite or not a number")
-        low, high = images.aminmax()
-        if bounded and not (low >= -1 and high <= 1):
-            raise ValueError(f"{name} must lie in [-1, 1], got values from {float(low):g} to {float(high):g}")
+        check_values(name, images, bounded=bounded)
         return images.detach().to(self.device)
 
 
-def open_energy(model: Model) -> TaskEnergy:
+def open_energy(model: Model, engine: str = "auto") -> TaskEnergy:
     """The energy of a run, of the run in a folder (opened on the CPU), or of a bare energy.
 
-    Raises RunError where a folder holds no run, ValueError for a run without an energy of images.
+    Args:
+        engine: as in `energy_gradient`, in place of that of the run's config. "auto" leaves the choice to the run.
+
+    Raises RunError where a folder holds no run; ValueError for a run without an energy of images, and for an engine of
+    an `EnergyGradient`, which has its own; TypeError for what is no model.
     """
     opened: Run | Energy = registry.load(model) if isinstance(model, str | Path) else model
+    if isinstance(opened, EnergyGradient):
+        if engine != "auto":
+            raise ValueError(f"engine={engine!r} is of energy_gradient, and this energy is an EnergyGradient already")
+        return TaskEnergy(opened, device_of(opened))
     if not isinstance(opened, Run):
-        gradient = opened if isinstance(opened, EnergyGradient) else energy_gradient(opened)
+        if isinstance(opened, type) or not callable(opened):
+            kind = opened.__name__ if isinstance(opened, type) else type(opened).__name__
+            raise TypeError(f"a model is a run, the folder of one, or an energy of images, got {kind}")
+        gradient = energy_gradient(opened, engine=engine)
         return TaskEnergy(gradient, device_of(gradient))
+    if engine != "auto":
+        opened = replace(opened, config=replace(opened.config, engine=engine))
     model, config, gradients = opened, opened.config, {}
     # An EC-posterior, a plain VAE and a plain flow have no energy of images.
     energies = model.levels if isinstance(model, CoarseToFineRun) else {model.size: getattr(model, "energy", None)}

@@ -13,8 +13,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastebm.ops import uniform
+from fastebm.progress import progress_bar
 from fastebm.rng import Stream
 from fastebm.sampling import Cascade, Langevin, linear
+from fastebm.tasks.arguments import (
+    MAX_STEPS,
+    check_batch_size,
+    check_memory,
+    check_number,
+    check_seed,
+    check_whole,
+    settle,
+)
 from fastebm.tasks.inputs import Model, open_energy
 from fastebm.training import CoarseToFineRun
 
@@ -80,16 +90,18 @@ def interpolate_chains(
 
     Raises ValueError for another run, or numbers out of range; FloatingPointError where energies are not finite.
     """
-    if pairs < 1 or points < 3:
-        raise ValueError(f"a path needs pairs >= 1 and points >= 3, got {pairs} and {points}")
+    pairs, points = check_whole("pairs", pairs), check_whole("points", points, 3)
     if between not in ("noise", "coarse"):
         raise ValueError(f"between is 'noise' or 'coarse', got {between!r}")
+    check_seed(seed)
+    check_batch_size(batch_size)
     energy = open_energy(run)
     levels = energy.levels()
     assert isinstance(energy.run, CoarseToFineRun)
     lowest, size, config = min(levels), max(levels), energy.run.config
     if between == "coarse" and lowest == size:
         raise ValueError(f"{energy.run.path} has no level above {size}x{size} yet: interpolate between noise")
+    check_memory(f"{pairs:,} paths of {points:,} points", pairs * points * config.channels * size**2, energy.device)
     cascade = Cascade(
         levels,
         num_steps=config.num_steps,
@@ -120,6 +132,8 @@ class PathOptions:
         points: the number of points of the path, with both ends.
         iterations: of one step down the energy at every inner point, and of redistributing the points.
         step_size: the size of these steps.
+
+    Raises ValueError or TypeError for numbers out of range.
     """
 
     points: int = 11
@@ -127,11 +141,9 @@ class PathOptions:
     step_size: float = 0.25
 
     def __post_init__(self) -> None:
-        if self.points < 3 or self.iterations < 0 or not self.step_size > 0:
-            raise ValueError(
-                f"a path needs points >= 3, iterations >= 0 and step_size > 0, got {self.points}, {self.iterations} "
-                f"and {self.step_size}"
-            )
+        settle(self, points=check_whole("points", self.points, 3))
+        settle(self, iterations=check_whole("iterations", self.iterations, 0, MAX_STEPS))
+        settle(self, step_size=check_number("step_size", self.step_size, above=0))
 
 
 @dataclass(frozen=True, eq=False)
@@ -163,7 +175,13 @@ class ImagePath:
 
 @torch.no_grad()
 def interpolate_images(
-    model: Model, first: Tensor, second: Tensor, options: PathOptions | None = None, *, batch_size: int | None = 256
+    model: Model,
+    first: Tensor,
+    second: Tensor,
+    options: PathOptions | None = None,
+    *,
+    batch_size: int | None = 256,
+    progress: bool = False,
 ) -> ImagePath:
     """Paths between images that avoid high energies, by the simplified string method.
 
@@ -175,9 +193,11 @@ def interpolate_images(
 
     Args:
         model: a run, the folder of one, or an energy of images; of a coarse-to-fine run, the highest level.
-        first, second: the ends, float32 (N, C, H, W) in [-1, 1].
+        first, second: the ends, float32 (N, C, H, W) in [-1, 1]. Images in [0, 1] can't be told from these:
+            `2 * images - 1` converts them.
         options: by default 60 iterations of 11 points.
         batch_size: images at a time; the result does not depend on it.
+        progress: shows a bar.
 
     Raises ValueError or TypeError for images that don't fit, FloatingPointError where energies are not finite.
 
@@ -192,16 +212,18 @@ def interpolate_images(
         (0.25, 0.0)
     """
     options = PathOptions() if options is None else options
+    check_batch_size(batch_size)
     energy = open_energy(model)
     first = energy.check_images("first images", first)
     second = energy.check_images("second images", second)
     if first.shape != second.shape:
         raise ValueError(f"the ends of paths differ in shape: {tuple(first.shape)}, {tuple(second.shape)}")
+    check_memory(f"{len(first):,} paths of {options.points:,} points", first.numel() * options.points, first.device)
     path = straight = straight_path(first, second, options.points)
     best = path
     best_energy = energy_straight = energy.energies(path.flatten(0, 1), batch_size).unflatten(0, path.shape[:2])
     sampler = Langevin(energy.gradient, options.step_size, 0.0, clamp=(-1, 1))
-    with energy.gradient.chain():
+    with energy.gradient.chain(), progress_bar(options.iterations, "paths", "iteration", shown=progress) as bar:
         for _ in range(options.iterations):
             inner = path[:, 1:-1].flatten(0, 1)
             inner = sampler.sample(inner, 1, seed=0, batch_size=batch_size).unflatten(0, (len(path), -1))
@@ -210,6 +232,7 @@ def interpolate_images(
             lower = energies.max(1).values < best_energy.max(1).values
             best = torch.where(lower[:, None, None, None, None], path, best)
             best_energy = torch.where(lower[:, None], energies, best_energy)
+            bar.update(1)
     return ImagePath(options, straight, best, energy_straight, best_energy)
 
 

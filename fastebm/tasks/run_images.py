@@ -14,6 +14,7 @@ from fastebm.data.errors import NoSplitError
 from fastebm.data.formats.pictures import IMAGE_SUFFIXES, read_picture
 from fastebm.data.preprocessing import Preprocessing
 from fastebm.data.run_source import run_source, source_like
+from fastebm.tasks.arguments import check_whole
 from fastebm.tasks.inputs import shape
 from fastebm.training import CoarseToFineRun, DigitsSource, ImageSource, Run, RunError
 
@@ -32,20 +33,26 @@ def images_for(
 
     Args:
         data: a set as `fastebm.data.open_images` reads it, or a single picture. By default the run's own images.
-        split: the part of the set; by default "test", or the set itself if it has no parts.
+        split: the part of the set; by default "test", or the set itself if it has no parts. A single picture has none.
         count: only the first so many images.
         convert: brings images of another size or of other colours to those of the run, like its training images.
 
     Raises:
         DataError: for what can't be read.
-        ValueError: for images of another size or other colours than the run's, without `convert`.
+        ValueError: for images of another size or other colours than the run's, without `convert`; for a split that
+            there is not, and a count below 1.
+        TypeError: for what is no run.
         RunError: where the run does not know its own images.
     """
-    if count is not None and count < 1:
-        raise ValueError(f"count must be at least 1, got {count}")
+    if not isinstance(run, Run):
+        raise TypeError(f"images_for needs a run, as fastebm.load opens it, got {type(run).__name__}")
+    if count is not None:
+        check_whole("count", count)
     if data is None:
         images = dataset_images(run, split)
     elif Path(data).suffix.lower() in IMAGE_SUFFIXES and Path(data).is_file():
+        if split is not None:
+            raise ValueError(f"split {split!r} is of a set, and {data} is a single picture")
         images = _single_picture(run, Path(data), convert)
     else:
         images = _opened(_shaped(run, _with_path(run, Path(data))) if convert else ImageSource(Path(data)), split)
@@ -68,6 +75,8 @@ def dataset_images(run: Run, split: str | None = None) -> Images | Tensor:
     """
     source = source_of(run)
     if isinstance(source, DigitsSource):
+        if split not in (None, "train", "test"):
+            raise ValueError(f"scikit-learn's digits have no split {split!r}: its splits are train and test")
         return digits("train" if split == "train" else "test", run.size)[0]
     source = _shaped(run, source)
     images = source.open() if split == "train" else _opened(source, split, otherwise=source.split)

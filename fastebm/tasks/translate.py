@@ -22,6 +22,15 @@ from torch import Tensor
 from fastebm.ops import normal
 from fastebm.rng import Stream
 from fastebm.sampling import Cascade, Langevin
+from fastebm.tasks.arguments import (
+    MAX_STEPS,
+    check_batch_size,
+    check_memory,
+    check_number,
+    check_seed,
+    check_whole,
+    settle,
+)
 from fastebm.tasks.inputs import Model, TaskEnergy, open_energy
 
 
@@ -38,6 +47,8 @@ class TranslateOptions:
         start_size: the resolution at which chains start, from the source averaged down. None is full size. Others need
             a run of variant "cascade", and the snapshots are then the ends of the levels, enlarged.
         data_weight: the weight of the data term, which pulls to the source (averaged down) at each level; 0 for none.
+
+    Raises ValueError or TypeError for numbers out of range.
     """
 
     num_steps: int = 50
@@ -49,15 +60,20 @@ class TranslateOptions:
     data_weight: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.num_steps < 1:
-            raise ValueError(f"num_steps must be at least 1, got {self.num_steps}")
-        if not self.step_size > 0:
-            raise ValueError(f"step_size must be positive, got {self.step_size}")
-        if not 1 <= self.snapshots <= self.num_steps:
+        settle(self, num_steps=check_whole("num_steps", self.num_steps, most=MAX_STEPS))
+        settle(self, step_size=check_number("step_size", self.step_size, above=0))
+        settle(self, noise_std=check_number("noise_std", self.noise_std, 0))
+        settle(
+            self,
+            snapshots=check_whole("snapshots", self.snapshots),
+            data_weight=check_number("data_weight", self.data_weight, 0),
+        )
+        if self.snapshots > self.num_steps:
             raise ValueError(f"snapshots must be from 1 to the {self.num_steps} steps, got {self.snapshots}")
-        if not self.start_noise >= 0:
-            raise ValueError(f"start_noise must not be negative, got {self.start_noise}")
-        if not 0 <= self.data_weight <= 1 / self.step_size:
+        settle(self, start_noise=check_number("start_noise", self.start_noise, 0))
+        if self.start_size is not None:
+            settle(self, start_size=check_whole("start_size", self.start_size))
+        if self.data_weight > 1 / self.step_size:
             raise ValueError(
                 f"data_weight must be from 0 to 1 / step_size = {1 / self.step_size:g}, at which every step starts at "
                 f"the source again, got {self.data_weight}"
@@ -115,7 +131,8 @@ def translate(
     Args:
         model: a run, the folder of one, or an energy of images, trained on the target domain. Of a coarse-to-fine run,
             chains use the highest level, and the levels from `options.start_size` up.
-        source: float32 (N, C, H, W) in [-1, 1], of another domain.
+        source: float32 (N, C, H, W) in [-1, 1], of another domain. Images in [0, 1] can't be told from these:
+            `2 * images - 1` converts them.
         options: by default those of the authors: 50 steps of size 1 without noise, from images with noise of 0.01.
         seed: of all noise; image i has the chain id i.
         batch_size: chains at a time; the result does not depend on it.
@@ -131,8 +148,11 @@ def translate(
         True
     """
     options = TranslateOptions() if options is None else options
+    check_seed(seed)
+    check_batch_size(batch_size)
     energy = open_energy(model)
     source = energy.check_images("source images", source)
+    check_memory(f"{options.snapshots:,} snapshots of each image", source.numel() * options.snapshots, source.device)
     run_chains = _at_full_size if options.start_size is None else _from_level
     taken, snapshots = run_chains(energy, source, options, seed, batch_size)
     frames = torch.stack(snapshots).clamp(-1, 1)

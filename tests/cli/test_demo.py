@@ -52,7 +52,11 @@ def test_the_demo_from_digits_to_a_verdict(tmp_path: Path, capsys: pytest.Captur
     [
         (["demo", "--count", "0"], "--count must be at least 1"),
         (["demo", "--threads", "0"], "--threads must be at least 1"),
-        (["demo", "--iterations", "3"], "entry in sizes, iterations"),
+        (["demo", "--count", str(10**9)], "1,000,000,000 samples would need 238.4 GiB of memory"),
+        (["demo", "--threads", str(10**20)], "--threads must be at most"),
+        (["demo", "--out", "."], "--out must name a folder, got ."),
+        (["demo", "--iterations", "0", "0"], "iterations must lie in [1, 1e+09], got 0"),
+        (["demo", "--iterations", "3"], "--iterations needs 2 values"),
     ],
 )
 def test_wrong_arguments(refusal: Callable[[list[str]], str], arguments: list[str], message: str) -> None:

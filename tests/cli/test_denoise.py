@@ -31,6 +31,13 @@ def test_an_ec_vae_denoises(vae_run: Path, tmp_path: Path, capsys: pytest.Captur
     [
         (["denoise", "missing"], "no config.json"),
         (["denoise", "RUN", "--noise", "0"], "noise must be positive"),
+        (["denoise", "RUN", "--step-size", "1"], "--step-size: such settings are tuned"),
+        (["denoise", "RUN", "--temperature", "0", "--start-size", "4"], "--temperature, --start-size: such settings"),
+        (["denoise", "RUN", "--num-steps", "1" + "0" * 20], "num_steps must be at most 16,777,216"),
+        (["denoise", "RUN", "--num-chains", "1" + "0" * 20], "num_chains must be at most"),
+        (["denoise", "RUN", "--num-chains", "1" + "0" * 14, "--tuning-images", "0"], "would need"),
+        (["denoise", "RUN", "--seed", "1" + "0" * 20], "seed must be in"),
+        (["denoise", "RUN", "--seed", "-1" + "0" * 20], "seed must be in"),
         (["denoise", "RUN", "--tuning-images", "-1"], "--tuning-images must not be negative"),
     ],
 )

@@ -1,12 +1,16 @@
 """`fastebm evaluate`: of a run, of arrays and pictures, what it writes and what it refuses."""
 
+import errno
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 
 from fastebm.cli import main
 from fastebm.data import digits, to_pixels
@@ -64,7 +68,7 @@ def test_a_run_against_its_own_images(trained: Path, capsys: pytest.CaptureFixtu
 
     # Nothing is overwritten unasked; the features are there and used again.
     assert main(["evaluate", str(trained), "--count", "60"]) == 2
-    assert "is there already: give --overwrite" in capsys.readouterr().err
+    assert "exists: --overwrite replaces it" in capsys.readouterr().err
     assert main(["evaluate", str(trained), "--count", "60", "--train-features", "--out", str(trained / "b.json")]) == 0
     assert "features are there" in capsys.readouterr().err
     assert result(trained / "b.json") == found
@@ -308,7 +312,7 @@ def test_inception_and_the_statistics_that_it_made(
         (["samples.npz", "--reference-data", "digits.npz", "--save-statistics", "x.npz"], "needs features"),
         (["samples.npz", "--reference-data", "unlabelled.npz", "--train-features"], "has no labels"),
         (["beyond.npz", "--reference-data", "digits.npz"], "lie in [-1, 1]"),
-        (["digits.npz", "--reference-data", "digits.npz", "--save-statistics", "samples.npz"], "give --overwrite"),
+        (["digits.npz", "--reference-data", "digits.npz", "--save-statistics", "samples.npz"], "--overwrite"),
         (
             ["samples.npz", "--reference-data", "large.npz"],
             "large.npz: its images are 1x16x16, and the samples 1x8x8: --conv",
@@ -333,6 +337,50 @@ def test_inception_and_the_statistics_that_it_made(
             "train images are 1x8x8 and its test images 1x16x16: --convert",
         ),
         (["nan.npz", "--reference-data", "digits.npz"], "nan.npz: samples must be finite"),
+        (
+            ["unit.npz", "--reference-data", "digits.npz"],
+            "give the values of black and white as value_range (--range 0 1",
+        ),
+        (["unit.npz", "--reference-data", "digits.npz", "--train-features"], "--range 0 1 or --range -1 1"),
+        (["binary.npz", "--reference-data", "digits.npz"], "--range 0 1 or --range 0 255"),
+        (
+            ["samples.npz", "--reference-data", "digits.npz", "--range", "0", "1"],
+            "lie in [0, 1], got values from -1 to 1",
+        ),
+        (["samples.npz", "--reference-data", "digits.npz", "--range", "1", "-1"], "black < white"),
+        (["samples.npz", "--reference-data", "digits.npz", "--range", "0", "nan"], "needs a finite number"),
+        (["digits.npz", "--reference-data", "digits.npz", "--range", "0", "255"], "in one array"),
+        (["nowhere.npz", "--reference-data", "digits.npz", "--range", "0", "255"], "no such file"),
+        (["samples.npz", "--reference-data", "digits.npz", "--train-features", "--count", "9"], "at least 10 of each"),
+        (
+            ["samples.npz", "--reference-data", "digits.npz", "--count", "99999999999999999999"],
+            "--count must be at most",
+        ),
+        (["samples.npz", "--reference-data", "ids.npz", "--train-features"], "classes are too many for"),
+        (["samples.npz", "--reference-data", "digits.npz", "--out", "samples.npz/a.json"], "can't be written"),
+        (["samples.npz", "--reference-data", "digits.npz", "--out", "empty"], "empty is a folder"),
+        (["samples.npz", "--reference-data", "digits.npz", "--out", "n" * 300], "can't be written: File name too long"),
+        (
+            ["samples.npz", "--reference-data", "digits.npz", "--train-features", "--features", "empty"],
+            "empty is a folder",
+        ),
+        (
+            ["samples.npz", "--reference-data", "digits.npz", "--out", "samples.npz", "--overwrite"],
+            "samples.npz would be written over samples.npz",
+        ),
+        (
+            [
+                "samples.npz",
+                "--reference-data",
+                "digits.npz",
+                "--train-features",
+                "--out",
+                "a",
+                "--save-statistics",
+                "a",
+            ],
+            "a would be written over a",
+        ),
     ],
 )
 def test_wrong_arguments(
@@ -341,6 +389,9 @@ def test_wrong_arguments(
     monkeypatch.chdir(data)
     np.savez("unlabelled.npz", x_train=np.zeros((200, 8, 8), np.uint8))
     np.savez("beyond.npz", images=np.full((20, 1, 8, 8), 1.5, np.float32))
+    np.savez("unit.npz", images=(digits("test")[0].numpy() + 1) / 2)
+    np.savez("binary.npz", images=(digits("test")[0].numpy() > 0).astype(np.uint8))
+    np.savez("ids.npz", x_train=np.zeros((500, 8, 8), np.uint8), y_train=np.arange(500))
     np.savez("nan.npz", images=np.full((20, 1, 8, 8), np.nan, np.float32))
     np.savez("uneven.npz", x_train=np.zeros((20, 8, 8), np.uint8), x_test=np.zeros((20, 16, 16), np.uint8))
     for name, shape in (("large", (16, 16)), ("wide", (8, 16)), ("colour", (8, 8, 3))):
@@ -359,3 +410,86 @@ def test_wrong_arguments(
     assert errors.startswith("fastebm: ")
     assert errors.count("\n") == 1
     assert sorted(data.iterdir()) == before
+
+
+def test_samples_in_other_ranges_get_the_same_result(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Digits in [0, 1] were taken for gray ones in [-1, 1]: 52 in place of 0.7."""
+    monkeypatch.chdir(data)
+    samples = digits("test")[0]
+    np.savez("samples.npz", images=samples.numpy())
+    np.savez("unit.npz", images=((samples + 1) / 2).numpy())
+    np.savez("wide.npz", images=((samples + 1) * 127.5).numpy())
+    found = []
+    for name, *value_range in (("samples",), ("samples", "-1", "1"), ("unit", "0", "1"), ("wide", "0", "255")):
+        options = ["--range", *value_range] if value_range else []
+        arguments = [f"{name}.npz", "--reference-data", "digits.npz", "--train-features", *options]
+        assert main(["evaluate", *arguments, "--out", f"{len(found)}.json"]) == 0
+        found.append(result(Path(f"{len(found)}.json"))["in_features"])
+    for other in found[1:]:
+        assert other["distances"] == found[0]["distances"]
+        assert other["nearest"] == pytest.approx(found[0]["nearest"], rel=1e-5)
+
+
+def test_images_without_a_label_are_counted(
+    data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(data)
+    with np.load("digits.npz") as arrays:
+        content = dict(arrays)
+    content["y_train"] = np.where(np.arange(len(content["y_train"])) % 3 == 0, -1, content["y_train"] * 10_000)
+    content["y_test"] = np.full_like(content["y_test"], -1)
+    np.savez("some.npz", **content)
+    assert main(["evaluate", "samples.npz", "--reference-data", "some.npz", "--train-features"]) == 0
+    said = capsys.readouterr()
+    assert "480 images without a label left out" in said.err
+    assert "classes found, of 10" in said.out
+    assert result(Path("evaluation.json"))["features"]["unlabelled"] == 480
+
+
+@pytest.mark.parametrize("seed", ["-1", "18446744073709551615", "-9223372036854775808"])
+def test_all_seeds_that_samples_take(trained: Path, tmp_path: Path, seed: str) -> None:
+    out = tmp_path / "a.json"
+    assert main(["evaluate", str(trained), "--count", "10", "--seed", seed, "--out", str(out)]) == 0
+    assert result(out)["energy_metrics"]["count"] == 10
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--count", "1000000000"], "would take"),
+        (["--count", "1000000000000"], "--count must be at most"),
+        (["--count", "-1"], "--count must be at least 1"),
+        (["--seed", "99999999999999999999", "--count", "10"], "seed must be in"),
+        (["--range", "0", "1"], "--range is of samples in a file"),
+        (["--count", "5", "--train-features"], "at least 10 of each"),
+        (["--out", "missing/a.json"], "does not exist"),
+    ],
+)
+def test_what_a_run_refuses(refusal: Callable[[list[str]], str], arguments: list[str], message: str) -> None:
+    assert message in refusal(["evaluate", "RUN", "--out", "a.json", *arguments])
+
+
+def test_a_full_disk_leaves_nothing(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A disk that fills up during the work: one line, and no half-written file."""
+    monkeypatch.chdir(tmp_path)
+
+    def full(path: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    def full_for_tensors(*arguments: Any, **options: Any) -> None:
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    evaluate = ["evaluate", str(trained), "--count", "20", "--out", "a.json", "--no-energy-metrics"]
+    for name, broken, options in (
+        ("fastebm.runs.files.sync", full, []),
+        ("fastebm.evaluation.metrics.features.save_file", full_for_tensors, ["--train-features"]),
+    ):
+        with monkeypatch.context() as patched:
+            patched.setattr(name, broken)
+            assert main([*evaluate, *options]) == 2
+        errors = capsys.readouterr().err
+        assert "No space left on device" in errors
+        assert errors.splitlines()[-1].startswith("fastebm: ")
+        assert not list(tmp_path.iterdir())

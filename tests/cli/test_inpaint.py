@@ -25,6 +25,11 @@ def test_an_ec_vae_fills_holes(vae_run: Path, tmp_path: Path, capsys: pytest.Cap
     [
         (["inpaint", "RUN", "--mask", "none.png"], "none.png: is no file"),
         (["inpaint", "RUN", "--count", "0"], "--count must be at least 1"),
+        (["inpaint", "RUN", "--count", "-1"], "--count must be at least 1"),
+        (["inpaint", "RUN", "--count", "1" + "0" * 20], "count must be at most"),
+        (["inpaint", "RUN", "--restarts", "1" + "0" * 14], "100,000,000,000,000 chains of each image would need"),
+        (["inpaint", "RUN", "--num-steps", "1" + "0" * 20], "num_steps must be at most 16,777,216"),
+        (["inpaint", "RUN", "--mask", "none.png", "--mask-pattern", "half"], "--mask and --mask-pattern both"),
         (["inpaint", "RUN", "--data", "none"], "there is no such file"),
     ],
 )

@@ -26,7 +26,11 @@ def test_paths_of_an_ec_vae(vae_run: Path, tmp_path: Path, capsys: pytest.Captur
     ("arguments", "message"),
     [
         (["interpolate", "RUN", "--count", "1"], "a path needs two images"),
-        (["interpolate", "RUN", "--points", "2"], "points >= 3"),
+        (["interpolate", "RUN", "--points", "2"], "points must be at least 3"),
+        (["interpolate", "RUN", "--count", "1" + "0" * 20], "--count must be at most 10,000"),
+        (["interpolate", "RUN", "--iterations", "1" + "0" * 20], "iterations must be at most 16,777,216"),
+        (["interpolate", "RUN", "--points", "1" + "0" * 14], "paths of 100,000,000,000,000 points would need"),
+        (["interpolate", "RUN", "--seed", "1" + "0" * 20], "seed must be in"),
     ],
 )
 def test_wrong_arguments(refusal: Callable[[list[str]], str], arguments: list[str], message: str) -> None:

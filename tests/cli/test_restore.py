@@ -5,6 +5,7 @@ import doctest
 import importlib
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -39,7 +40,7 @@ def test_a_cascade_restores_digits(trained: Path, tmp_path: Path, capsys: pytest
     assert imread(out / "grid.png").shape[0] >= 4 * 32
 
     assert main(command) == 2
-    assert "has results already" in capsys.readouterr().err
+    assert "has files in it, which stay" in capsys.readouterr().err
     assert main([*command, "--overwrite", "--noise", "0.1", "--task", "inpaint-box"]) == 0
     results = json.loads((out / "results.json").read_text())
     assert set(results["measures"]) == {"pseudo-inverse", "restored", "mean of restarts"}
@@ -86,6 +87,21 @@ def test_any_images_are_brought_to_the_form_of_the_run(trained: Path, tmp_path: 
         (["--count", "0"], "--count must be at least 1"),
         (["--split", "val", "--data", "small.npz"], "has no split 'val'"),
         (["--device", "banana"], "'banana' is not a device"),
+        (["--num-steps", "5"], "--num-steps: such settings are of a search through a decoder"),
+        (["--method", "adam", "--energy-weight", "1"], "--method, --energy-weight: such settings are of a search"),
+        (["--refine-noise", "0.1"], "--refine-noise: there is no refinement without --refine-steps"),
+        (["--refine-step-size", "0.1"], "--refine-step-size: there is no refinement without --refine-steps"),
+        (["--refine-steps", "-1"], "num_steps of a refinement must be at least 0"),
+        (["--split", "test", "--data", "one.png"], "split 'test' is of a set, and one.png is a single picture"),
+        (["--split", "val"], "have no split 'val'"),
+        (["--noise", "-1"], "--noise must not be negative, got -1"),
+        (["--noise", "nan"], "--noise must be finite, got nan"),
+        (["--batch-size", "0"], "--batch-size must be at least 1"),
+        (["--seed", "1" + "0" * 20], "seed must be in"),
+        (["--count", "-1"], "--count must be at least 1"),
+        (["--count", "1" + "0" * 20], "count must be at most"),
+        (["--restarts", "1" + "0" * 14], "100,000,000,000,000 chains for each of"),
+        (["--restarts", "1" + "0" * 20], "restarts must be at most"),
         (["--data", "nowhere.npz"], "nowhere.npz: there is no such file"),
     ],
 )
@@ -99,12 +115,52 @@ def test_wrong_arguments(
 ) -> None:
     out = tmp_path / "new"
     monkeypatch.chdir(tmp_path)
+    Image.fromarray(MASK).save("one.png")
     np.savez("small.npz", x_train=np.zeros((4, 8, 8), np.uint8), x_test=np.zeros((4, 8, 8), np.uint8))
     assert main(["restore", str(trained), "--out", str(out), *arguments]) == 2
     errors = capsys.readouterr().err
     assert message in errors
     assert errors.count("\n") == 1
     assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--coarse"], "--coarse is of a coarse-to-fine run"),
+        (["--no-coarse"], "--coarse is of a coarse-to-fine run"),
+        (["--step-size", "0.1"], "--step-size: of --method langevin, and it is adam"),
+        (["--method", "adam", "--noise-std", "0.1"], "--noise-std: of --method langevin, and it is adam"),
+        (["--method", "langevin", "--learning-rate", "0.1"], "--learning-rate: of --method adam, and it is langevin"),
+        (["--num-steps", "1" + "0" * 20], "num_steps must be at most 16,777,216"),
+    ],
+)
+def test_options_without_effect_on_a_decoder_are_refused(
+    vae_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    assert main(["restore", str(vae_run), "--out", str(tmp_path / "new"), *arguments]) == 2
+    errors = capsys.readouterr().err
+    assert message in errors
+    assert errors.count("\n") == 1
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("command", ["restore", "denoise"])
+def test_a_missing_package_is_reported_before_anything_runs(
+    trained: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    command: str,
+) -> None:
+    monkeypatch.setitem(sys.modules, "skimage.metrics", None)
+    for loader in ("fastebm.cli.restore.load", "fastebm.training.load"):
+        monkeypatch.setattr(loader, lambda *_: pytest.fail("the run was loaded"))
+    assert main([command, str(trained), "--out", str(tmp_path / "new")]) == 2
+    errors = capsys.readouterr().err
+    assert "need scikit-image: pip install 'fastebm[tasks]'" in errors
+    assert errors.count("\n") == 1
+    assert not (tmp_path / "new").exists()
 
 
 def test_runs_of_other_kinds_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

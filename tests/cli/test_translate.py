@@ -24,6 +24,9 @@ def test_images_of_another_domain_are_translated(
     ("arguments", "message"),
     [
         (["translate", "RUN"], "--data is needed"),
+        (["translate", "RUN", "--data", "x.npz", "--num-steps", "1" + "0" * 20], "num_steps must be at most"),
+        (["translate", "RUN", "--data", "x.npz", "--num-steps", "0"], "num_steps must be at least 1"),
+        (["translate", "RUN", "--data", "x.npz", "--seed", "1" + "0" * 20], "seed must be in"),
     ],
 )
 def test_wrong_arguments(refusal: Callable[[list[str]], str], arguments: list[str], message: str) -> None:

@@ -117,7 +117,7 @@ def test_plans_of_few_batches_are_kept():
     for count in (4, 3, 4, 2, 5, 1):
         x = tensor(count, 4, 5, 5)
         assert executor(x)[1].shape == x.shape
-        assert len(executor._plans) <= MAX_PLANS
+        assert len(executor._of_thread.plans) <= MAX_PLANS
 
 
 def test_the_workspace_does_not_grow_with_depth():
@@ -143,7 +143,7 @@ def test_a_gradient_at_256_needs_less_than_half_of_autograds_memory():
     executor.refresh()
 
     def by_program():
-        executor._plans.clear()
+        executor._of_thread.plans.clear()
         executor(x)
 
     assert peak(by_program) <= 0.5 * peak(lambda: by_autograd(net, x))

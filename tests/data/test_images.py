@@ -54,6 +54,19 @@ def test_is_frozen_and_checked() -> None:
             Images(data.pixels, labels)
 
 
+def test_labels_are_class_numbers_or_minus_one() -> None:
+    pixels = images().pixels
+    for good in ([0, 1, 2, 0, 1, 2], [-1] * 6, [90_000, 0, 1, 2, 3, -1]):
+        assert Images(pixels, torch.tensor(good)).labels.tolist() == good
+    with pytest.raises(ValueError, match="made: the label -2 is below -1"):
+        Images(pixels, torch.tensor([0, 1, -2, 0, 0, 0]), "made")
+    with pytest.raises(ValueError, match=r"labels must be int64 \(6,\)"):
+        Images(pixels, torch.tensor([0.5] * 6))
+    with pytest.raises(ValueError, match="made: the label 2 has no name; there are 2 classes, numbered from 0"):
+        Images(pixels, torch.tensor([0, 1, 2, 0, 0, -1]), "made", classes=("cat", "dog"))
+    assert Images(pixels, torch.tensor([0, 1, 1, 0, 0, -1]), classes=("cat", "dog")).to("meta").labels.is_meta
+
+
 def test_repr() -> None:
     assert repr(images()) == "set, train: made up: 6 images of 3x4x4, labels, 0.0 MiB"
     assert repr(Images(torch.zeros(2**10, 1, 64, 64, dtype=torch.uint8))) == (

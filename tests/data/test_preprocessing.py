@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from fastebm.data import DataError
@@ -68,6 +71,26 @@ def test_padding_changes_no_pixel() -> None:
     assert padded.sum() == images.sum()
     with pytest.raises(DataError, match="s: an image of 28x27 can't be padded to 16x16"):
         Preprocessing(size=16, fit="pad").apply("s", images)
+
+
+@pytest.mark.parametrize("number", [np.float32, np.int64, np.array, torch.tensor, lambda x: torch.tensor(float(x))])
+def test_numbers_of_every_kind(number: Callable) -> None:
+    found = Preprocessing(size=number(5), crop=number(6), channels=number(3), max_bytes=number(75))
+    assert found == Preprocessing(5, 3, crop=6, max_bytes=75)
+    assert all(type(value) is int for value in (found.size, found.crop, found.channels, found.max_bytes))
+    with pytest.raises(ValueError, match="size must be at least 1, got 0"):
+        Preprocessing(size=number(0))
+
+
+def test_what_is_no_whole_number() -> None:
+    with pytest.raises(ValueError, match=r"size must be a whole number, got 4\.5"):
+        Preprocessing(size=4.5)
+    for wrong in ("32", [32], torch.ones(2), np.ones(2)):
+        with pytest.raises(TypeError, match="crop must be a number, got "):
+            Preprocessing(crop=wrong)
+    for wrong in (float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="max_pixels must be a whole number"):
+            Preprocessing(max_pixels=wrong)
 
 
 def test_collects_chunks() -> None:

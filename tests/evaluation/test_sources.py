@@ -28,11 +28,11 @@ def test_bytes_are_read_as_images(tmp_path: Path) -> None:
     ("array", "message"),
     [
         (np.zeros((2, 1, 4, 5), np.float32), "samples must be"),
-        (np.zeros((2, 2, 4, 4), np.float32), "samples must be"),
+        (np.zeros((2, 2, 4, 4), np.float32), "no axis of 1 or 3 channels"),
         (np.zeros((0, 1, 4, 4), np.float32), "samples must be"),
         (np.full((2, 1, 4, 4), np.nan, np.float32), "finite"),
         (np.full((2, 1, 4, 4), -1.01, np.float32), r"lie in \[-1, 1\]"),
-        (np.zeros((2, 4, 6), np.uint8), "not square"),
+        (np.zeros((2, 4, 6), np.uint8), "samples must be"),
     ],
 )
 def test_wrong_samples_are_refused(tmp_path: Path, array: np.ndarray, message: str) -> None:

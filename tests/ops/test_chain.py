@@ -15,6 +15,7 @@ from fastebm.models import CoarseToFineEnergy
 from fastebm.ops import CALL_STEPS, CompiledProgram, advance_chain, prefer_fused_chain
 from fastebm.ops.activations import PROGRAM_ACTIVATIONS
 from fastebm.ops.instructions import Epilogue, EpilogueOp, Instruction, Kind
+from fastebm.ops.options import StepOptions
 from tests.ops.small_lowered_programs import ProgramBuilder, normal
 
 SIZES = {torch.float32: 4, torch.bfloat16: 2}
@@ -67,7 +68,7 @@ def options(name: str, x: Tensor, num_steps: int = UPDATES) -> tuple[Any, ...]:
         "schedule": torch.tensor([[0.05, 0.02]], device=device),
         **address(str(device), batch),
         **dict.fromkeys(("clamp_min", "clamp_max", "grad_clip", "grad_norm_clip")),
-        **dict.fromkeys(("mask", "known", "data_term", "data_term_weight")),
+        **dict.fromkeys(("lower_bounds", "upper_bounds", "mask", "known", "data_term", "data_term_weight")),
         "data_term_hinge": 0.0,
     }
     rows = torch.linspace(1.0, 0.0, num_steps, device=device)[:, None] * given["schedule"] + 1e-3
@@ -76,6 +77,10 @@ def options(name: str, x: Tensor, num_steps: int = UPDATES) -> tuple[Any, ...]:
         "plain": {},
         "a schedule": {"schedule": rows, "clamp_min": -0.9, "clamp_max": 0.8},
         "a schedule for each chain": {"schedule": rows[:, None].expand(-1, batch, -1).contiguous()},
+        "bounds of each channel": {
+            "lower_bounds": torch.tensor([-0.2, -0.4, -0.6], device=device).view(3, 1, 1).expand(x.shape),
+            "upper_bounds": torch.tensor([0.3, 0.1, 0.2], device=device).view(3, 1, 1).expand(x.shape),
+        },
         "no noise": {"schedule": torch.tensor([[0.05, 0.0]], device=device), "grad_clip": 0.1},
         "listed chains": {"chain_ids": torch.arange(batch, device=device).flip(0) * 3},
         "masked": {"mask": x > 0, "known": 0.5 * x},
@@ -90,6 +95,7 @@ OPTIONS = (
     "plain",
     "a schedule",
     "a schedule for each chain",
+    "bounds of each channel",
     "no noise",
     "listed chains",
     "masked",
@@ -208,11 +214,25 @@ def test_no_images(backend_device):
 def test_sides_may_share_memory_with_the_state(backend_device):
     making, device = ProgramBuilder((3, 4, 4)).finish(0), backend_device[1]
     fused, x = making.fused(4, device), images(2, making.sample, device)
-    given = dict(zip(range(12), options("data_term", x), strict=True))
-    apart = in_one(x, fused, 3, *(given | {9: x.clone()}).values())
-    state, key = x.clone(), given[1].clone()
-    advance_chain(state, fused, 3, *(given | {1: key, 9: state}).values())
+    given = dict(zip(StepOptions._fields, options("data_term", x), strict=True))
+    apart = in_one(x, fused, 3, *(given | {"data_target": x.clone()}).values())
+    state, key = x.clone(), given["key"].clone()
+    advance_chain(state, fused, 3, *(given | {"key": key, "data_target": state}).values())
     assert torch.equal(state, apart[1])
+    # Tables that lie in the state or the key are those of before the first update.
+    state = x.clone()
+    state.view(-1)[:2] = torch.tensor([0.05, 0.02], device=device)
+    for inside in (
+        lambda x, key: {"key": key, "schedule": x.view(-1)[:2].view(1, 2)},
+        lambda x, key: {"key": key, "chain_ids": key[1:2]},
+    ):
+        start, key = state.clone(), given["key"].clone()
+        tables = {name: table.clone() for name, table in inside(start, key).items()}
+        wanted = in_one(start, fused, 3, *(given | tables).values())
+        advance_chain(start, fused, 3, *(given | inside(start, key)).values())
+        assert torch.equal(start, wanted[1])
+    with pytest.raises(ValueError, match="x and key are both written in place, but share memory"):
+        advance_chain(state, fused, 1, *(given | {"key": state.view(torch.int64).flatten()[:3]}).values())
 
 
 # In samplers --------------------------------------------------------------------------------------------------------
@@ -295,13 +315,13 @@ def test_errors(backend_device):
     with pytest.raises(ValueError, match="steps must not be negative, got -1"):
         run(x, code, constants, workspace, -1, *rest)
     with pytest.raises(ValueError, match="x is written in place and must be contiguous"):
-        run(x.transpose(2, 3), code, constants, workspace, num_steps, *rest[:7], None, None, *rest[9:])
+        run(x.transpose(2, 3), code, constants, workspace, num_steps, *rest[:9], None, None, *rest[11:])
     with pytest.raises(TypeError, match="x must be float32"):
         run(x.half(), code, constants, workspace, num_steps, *rest)
     with pytest.raises(ValueError, match="code must be an int64 vector"):
         run(x, code.int(), constants, workspace, num_steps, *rest)
     with pytest.raises(ValueError, match="mask and known go together"):
-        run(x, code, constants, workspace, num_steps, *rest[:8], None, *rest[9:])
+        run(x, code, constants, workspace, num_steps, *rest[:10], None, *rest[11:])
     late = rng.make_key(7, 2**32 - 1, device=x.device)
     if x.device.type == "cpu":
         with pytest.raises((ValueError, RuntimeError), match=r"overflow|outside"):

@@ -125,7 +125,7 @@ def test_registration_compiles(tmp_path):
 
     includes = [flag for path in include_paths() for flag in ("-isystem", path)]
     command = [
-        str(build.cpp_compiler()),
+        *(build.cpp_compiler() or ()),
         *build.CPP_FLAGS,
         "-DUSE_CUDA",
         *includes,

@@ -44,12 +44,22 @@ def _hinged(shape: tuple[int, ...], weight: float = 0.4) -> tuple[Tensor, float,
     return target, weight, 1.001 * float(distances.median())
 
 
+def _bounds(sample: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    return randn(*sample, seed=8).abs().neg().clamp(min=-0.9), randn(*sample, seed=9).abs().clamp(max=0.9)
+
+
 OPTIONS: dict[str, Callable[[tuple[int, ...]], dict[str, Any]]] = {
     "plain": lambda shape: {},
     "no noise": lambda shape: {"noise_std": 0.0},
     "clamp": lambda shape: {"clamp": (-0.75, 0.5)},
     "clamp below": lambda shape: {"clamp": (-0.5, None)},
     "clamp above": lambda shape: {"clamp": (None, 0.5)},
+    "bounds of each entry": lambda shape: {"clamp": _bounds(shape[1:])} if len(shape) > 1 else {},
+    "bounds of each channel": lambda shape: (
+        {"clamp": _bounds((shape[1], *(1,) * (len(shape) - 2)))} if len(shape) > 1 else {}
+    ),
+    "a bound of each entry below": lambda shape: {"clamp": (_bounds(shape[1:])[0], 1)} if len(shape) > 1 else {},
+    "a bound of each entry above": lambda shape: {"clamp": (-1, _bounds(shape[1:])[1])} if len(shape) > 1 else {},
     "gradient clip": lambda shape: {"grad_clip": 0.6},
     "norm clip": lambda shape: {"grad_norm_clip": 0.9 * math.sqrt(math.prod(shape[1:]))},
     "mask": lambda shape: {"mask": randn(*shape, seed=3) > 0, "known": randn(*shape, seed=4)},
@@ -61,7 +71,7 @@ OPTIONS: dict[str, Callable[[tuple[int, ...]], dict[str, Any]]] = {
     "a noise for each chain": lambda shape: {"noise_std": (randn(shape[0], seed=7) * 0.3).clamp(min=0)},
     "listed chains": lambda shape: {"chain_ids": torch.arange(shape[0]).flip(0) * 3 + 2**33},
     "everything": lambda shape: {
-        "clamp": (-1.25, 1.0),
+        "clamp": (-1.25, _bounds(shape[1:])[1] if len(shape) > 1 else 1.0),
         "grad_norm_clip": 0.9 * math.sqrt(math.prod(shape[1:])),
         "mask": randn(*shape, seed=3) > 0.5,
         "known": randn(*shape, seed=4),
@@ -90,8 +100,10 @@ def formula(x: Tensor, grad: Tensor, noise: Tensor, **options: Any) -> Tensor:
         g = g + data_term[1] * pull
     moved = x - by_chain(options["step_size"], x) * g + by_chain(options["noise_std"], x) * noise.double()
     low, high = options.get("clamp") or (None, None)
-    if low is not None or high is not None:
-        moved = moved.clamp(low, high)
+    if low is not None:
+        moved = moved.maximum(torch.as_tensor(low, dtype=torch.float64))
+    if high is not None:
+        moved = moved.minimum(torch.as_tensor(high, dtype=torch.float64))
     return moved if options.get("mask") is None else torch.where(options["mask"], options["known"].double(), moved)
 
 
@@ -272,7 +284,7 @@ def test_hinge_is_by_chain(backend_device):
 
 # Tables -------------------------------------------------------------------------------------------------------------
 
-NO_OPTIONS = (None,) * 8 + (0.0,)
+NO_OPTIONS = (None,) * 10 + (0.0,)
 
 
 def step_operator(x: Tensor, grad: Tensor, schedule: Tensor, key: Tensor, chain_ids: Tensor | None = None) -> Tensor:
@@ -307,7 +319,7 @@ def test_data_term_weight_table(backend_device, index, hinge):
     x, target = randn(3, 7).to(device), randn(3, 7, seed=5).to(device)
     weights = torch.tensor([0.5, 0.0, 2.0], device=device)
     schedule, key = torch.tensor([[0.1, 0.2]], device=device), rng.make_key(4, 9, index, device=device)
-    address, off = (schedule, key, rng.make_chain_ids(0, 3, device)), (None,) * 6
+    address, off = (schedule, key, rng.make_chain_ids(0, 3, device)), (None,) * 8
     drawn = torch.ops.fastebm.langevin_step(x, x, *address, *off, target, weights, hinge)
     weight = weights[min(index, 2)].item()
     expected = fastebm.langevin_step(
@@ -572,6 +584,8 @@ def operator_arguments(device: str, name: str = "plain") -> tuple[Any, ...]:
         1.0,
         None,
         2.0,
+        randn(2, 1, 1, seed=8).sub(1).to(device).expand(shape),
+        randn(2, 4, 4, seed=9).add(1).to(device).expand(shape),
         mask,
         known,
         randn(*shape, seed=5).to(device),
@@ -734,16 +748,16 @@ def test_errors(change, error, message):
         (3, torch.zeros(2, dtype=torch.int64), "key must be an int64 tensor"),
         (3, torch.zeros(3, dtype=torch.int32), "key must be an int64 tensor"),
         (4, torch.zeros(2, dtype=torch.int64), "chain_ids must be an int64 tensor"),
-        (9, torch.zeros(3, 2, 4, 4), "mask must be torch.bool"),
-        (10, torch.zeros(3, 2, 4), "known must be torch.float32"),
-        (11, torch.zeros(3, 2, 4, 4, dtype=torch.float64), "data_target must be torch.float32"),
-        (11, None, "data_target and data_term_weight go together"),
-        (12, None, "data_target and data_term_weight go together"),
-        (12, torch.zeros(2, 2), "data_term_weight must be a float32 table"),
-        (12, torch.zeros(0), "data_term_weight must be a float32 table"),
+        (11, torch.zeros(3, 2, 4, 4), "mask must be torch.bool"),
+        (12, torch.zeros(3, 2, 4), "known must be torch.float32"),
+        (13, torch.zeros(3, 2, 4, 4, dtype=torch.float64), "data_target must be torch.float32"),
+        (13, None, "data_target and data_term_weight go together"),
+        (14, None, "data_target and data_term_weight go together"),
+        (14, torch.zeros(2, 2), "data_term_weight must be a float32 table"),
+        (14, torch.zeros(0), "data_term_weight must be a float32 table"),
         (2, torch.zeros(2, 2, device="meta"), "schedule must be on x's device"),
         (3, torch.zeros(3, dtype=torch.int64, device="meta"), "on one device"),
-        (12, torch.zeros(2, device="meta"), "data_term_weight must be on x's device"),
+        (14, torch.zeros(2, device="meta"), "data_term_weight must be on x's device"),
     ],
 )
 def test_operator_errors(position, value, message):

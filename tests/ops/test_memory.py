@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
+import random
+from typing import Any
+
+import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 import fastebm
 from fastebm import rng
+from fastebm.ops.memory import refuse_self_overlap
 
 
 def test_strided_chain_ids_are_read_as_they_count(backend_device):
@@ -27,7 +34,7 @@ def test_strided_tables_are_read_as_they_count(backend_device):
     weights = torch.tensor([[0.5, 7.0], [0.25, 7.0]], device=device)[:, 0]
     key = torch.tensor([[5, 0], [6, 0], [1, 0]], device=device)[:, 0]
     chain_ids = torch.tensor([[4, 9], [2, 9], [8, 9]], device=device)[:, 0]
-    options = (None,) * 4 + (None, None, grad)
+    options = (None,) * 4 + (None, None, None, None, grad)
 
     def step(*tables):
         schedule, key, chain_ids, weights = tables
@@ -60,6 +67,108 @@ def test_a_step_in_place_reads_what_was_there_before(backend_device, sharing, gr
     written = x.clone()
     fastebm.langevin_step_(written, grads[gradient](written), **SHARING[sharing](written), **options)
     assert torch.equal(written, expected)
+
+
+def overlapping(device: str) -> dict[str, Tensor]:
+    """Tensors of which several elements lie at one address."""
+    room = torch.arange(400.0, device=device) / 400
+    return {
+        "windows": room.as_strided((4, 1, 8, 8), (1, 64, 8, 1)),
+        "windows of rows": room.as_strided((4, 3, 5, 5), (50, 20, 4, 1)),
+        "unfolded": room.unfold(0, 20, 10),
+        "interleaved onto one another": room.as_strided((3, 4), (4, 2)),
+        "one chain expanded": room[:16].expand(4, 16),
+        "one channel expanded": room[:64].view(4, 1, 4, 4).expand(4, 3, 4, 4),
+    }
+
+
+@pytest.mark.parametrize("name", overlapping("cpu"))
+def test_elements_that_share_memory_are_not_written(backend_device, name):
+    x = overlapping(backend_device[1])[name]
+    before, grad = x.clone(), torch.ones_like(x)
+    with pytest.raises(RuntimeError, match="x can't be written in place: its elements share memory"):
+        fastebm.langevin_step_(x, grad, step_size=0.1, noise_std=0.1, seed=0)
+    assert torch.equal(x, before)
+    fastebm.langevin_step(x, grad, step_size=0.1, noise_std=0.1, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("shape", "strides"),
+    [((3, 2), (2, 3)), ((2, 3, 4), (1, 2, 6)), ((4, 1, 5), (7, 0, 1)), ((2, 2, 2), (3, 5, 7)), ((1, 4), (0, 3))],
+    ids=str,
+)
+def test_elements_that_interleave_may_be_written(backend_device, shape, strides):
+    x = torch.linspace(-1, 1, 400, device=backend_device[1]).as_strided(shape, strides)
+    options = {"step_size": 0.1, "noise_std": 0.1, "seed": 0}
+    expected = fastebm.langevin_step(x, torch.ones_like(x), **options)
+    assert torch.equal(fastebm.langevin_step_(x, torch.ones(shape, device=x.device), **options), expected)
+
+
+def test_self_overlap_is_found_exactly():
+    """Against all addresses of random strides."""
+    generator = random.Random(0)
+    room, answers = torch.zeros(2000), []
+    for _ in range(500):
+        shape = [generator.randint(1, 4) for _ in range(generator.randint(1, 4))]
+        strides = [generator.choice([0, 1, 2, 3, 4, 5, 8, 12, 16, 37]) for _ in shape]
+        x = room.as_strided(shape, strides)
+        places = {sum(i * s for i, s in zip(at, strides, strict=True)) for at in itertools.product(*map(range, shape))}
+        answers.append(len(places) < x.numel())
+        if answers[-1]:
+            with pytest.raises(RuntimeError, match="share memory"):
+                refuse_self_overlap("x", x)
+        else:
+            refuse_self_overlap("x", x)
+    assert 50 < sum(answers) < 450
+
+
+@pytest.mark.parametrize("which", ["grad", "known", "target", "low", "high", "mask"])
+def test_a_step_in_place_reads_before_it_writes_whatever_the_view(backend_device, which):
+    """What is read begins a little before or behind the state, has another type, or comes by another storage."""
+    _, device = backend_device
+    size = 4 * 16
+    for shift in (-16, -3, -1, 1, 3, 16):
+        room = torch.linspace(-1, 1, size + 40, device=device)
+        options: dict[str, Any] = {"step_size": 0.3, "noise_std": 0.1, "seed": 2}
+
+        def step(x, other, inplace, options=options):
+            sides = {
+                "grad": {},
+                "known": {"mask": torch.arange(16, device=device) % 2 == 0, "known": other},
+                "target": {"data_term": (other, 0.5, 0.1)},
+                "low": {"clamp": (other[0], None)},
+                "high": {"clamp": (None, other[0])},
+                "mask": {"mask": other.view(torch.int32) % 2, "known": torch.zeros(4, 16, device=device)},
+            }[which]
+            grad = other if which == "grad" else torch.ones(4, 16, device=device)
+            return fastebm.langevin_step(x, grad, **sides, **options, inplace=inplace)
+
+        x, other = room[20 : 20 + size].view(4, 16), room[20 + shift : 20 + shift + size].view(4, 16)
+        expected = step(x.clone(), other.clone(), False)
+        assert torch.equal(step(x, other, True), expected)
+        if device == "cpu":  # two storages over one array
+            array = np.linspace(-1, 1, size + 40, dtype=np.float32)
+            x = torch.from_numpy(array[20 : 20 + size]).view(4, 16)
+            other = torch.from_numpy(array[20 + shift : 20 + shift + size]).view(4, 16)
+            expected = step(x.clone(), other.clone(), False)
+            assert torch.equal(step(x, other, True), expected)
+
+
+def test_tables_may_lie_in_the_state(backend_device):
+    _, device = backend_device
+    x = fastebm.ops.normal((4, 16), seed=0, device=device).abs() + 0.1
+    grad = fastebm.ops.normal((4, 16), seed=1, device=device)
+
+    def tables(x):
+        return x[:1, :2], x.view(torch.int64)[:, 3], x[0, :1]
+
+    def options(schedule, chain_ids, weight):
+        return schedule, rng.make_key(3, device=device), chain_ids, *(None,) * 8, grad.flip(0), weight, 0.0
+
+    x.view(torch.int64)[:, 3] = torch.tensor([7, 5, 2**55, 1], device=device)
+    expected = torch.ops.fastebm.langevin_step(x, grad, *options(*(table.clone() for table in tables(x))))
+    torch.ops.fastebm.langevin_step_(x, grad, *options(*tables(x)))
+    assert torch.equal(x, expected)
 
 
 @pytest.mark.parametrize("wrong", [1.5, "1", None])

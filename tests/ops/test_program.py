@@ -20,7 +20,20 @@ from fastebm.models import CoarseToFineEnergy
 from fastebm.ops import CompiledProgram
 from fastebm.ops.activations import ACTIVATION_TABLE, PROGRAM_ACTIVATIONS
 from fastebm.ops.backends import _extension as _C
-from fastebm.ops.instructions import Epilogue, EpilogueOp, Instruction, Kind, decode, encode
+from fastebm.ops.instructions import (
+    BUFFER_FIELDS,
+    EPILOGUE_FIELDS,
+    HEADER,
+    INSTRUCTION_FIELDS,
+    Epilogue,
+    EpilogueOp,
+    Instruction,
+    Kind,
+    Layout,
+    decode,
+    encode,
+)
+from fastebm.ops.program import plan_batch
 from tests.compiler.networks import Decoder, ResidualNet
 from tests.ops.agreement import truncates
 from tests.ops.precision import relative_error
@@ -426,6 +439,113 @@ def test_every_variant_in_cpp(variant, dtype, case):
     test_convolution(("cpp", "cpu"), dtype, case)
 
 
+# inputs, outputs, (height, width), kernel, stride, (pad_y, pad_x), dilation
+UNEVEN = [
+    (4, 3, (6, 15), (2, 1), 1, (0, 3), 1),
+    (4, 3, (3, 15), (1, 1), 1, (4, 9), 1),
+    (1, 5, (2, 4), (1, 8), 1, (0, 9), 1),
+    (2, 3, (5, 40), (3, 2), 3, (1, 5), 1),
+    (3, 40, (4, 6), (1, 3), 5, (2, 7), 1),
+    (5, 4, (6, 15), (2, 1), 1, (0, 3), 1),
+    (20, 33, (4, 5), (3, 1), 1, (1, 2), 2),
+    (33, 17, (3, 16), (1, 3), 2, (0, 5), 3),
+    (48, 12, (2, 33), (1, 3), 1, (1, 1), 1),
+]
+
+
+def uneven(case: tuple) -> ProgramBuilder:
+    inputs, outputs, size, kernel, stride, pad, dilation = case
+    making = ProgramBuilder((inputs, *size))
+    grid = [(n + 2 * p - dilation * (k - 1) - 1) // stride + 1 for n, k, p in zip(size, kernel, pad, strict=True)]
+    target = making.buffer((outputs, *grid))
+    fields = {"pad_y": pad[0], "pad_x": pad[1], "stride_y": stride, "stride_x": stride}
+    fields |= {"dilation_y": dilation, "dilation_x": dilation}
+    making.convolution(0, (outputs, *grid), kernel, Epilogue(EpilogueOp.ACTIVATE), Epilogue(STORE, target), **fields)
+    return making.finish(target)
+
+
+def of_some_channels(first: int, count: int, channels: int) -> ProgramBuilder:
+    """A convolution of some channels, behind which others lie, or nothing of this image."""
+    making = ProgramBuilder((channels, 3, 5))
+    target = making.buffer((7, 3, 5))
+    making.convolution(0, (7, 3, 5), (1, 1), Epilogue(STORE, target), source_channels=count, source_channel=first)
+    return making.finish(target)
+
+
+def beside_and_filled() -> ProgramBuilder:
+    """Channels written in two parts, the second of which ends short of the filling, and a kept slope that is read."""
+    making = ProgramBuilder((5, 7, 6))
+    both, kept = making.buffer((33, 7, 6)), making.buffer((3, 7, 6))
+    making.add(gather(5, 7, 6), Epilogue(STORE, both))
+    making.convolution(0, (28, 7, 6), (3, 3), Epilogue(STORE, both, channel=5), pad_y=1, pad_x=1)
+    making.convolution(both, (3, 7, 6), (1, 1), Epilogue(EpilogueOp.ACTIVATE_KEEPING, kept))
+    target = making.buffer((6, 7, 6))
+    making.convolution(kept, (6, 7, 6), (3, 3), Epilogue(STORE, target), pad_y=1, pad_x=1)
+    return making.finish(target)
+
+
+def exponentials() -> ProgramBuilder:
+    """Filling that an exponential makes infinite where each channel is small: -100 + 100, against 0 + 100."""
+    making = ProgramBuilder((3, 4, 5))
+    low = making.stored(gather(3, 4, 5), Epilogue(EpilogueOp.ADD_CONSTANT, number=making.image(3, 1, 1)))
+    making.values[-1].fill_(-100.0)
+    high = making.stored(
+        Instruction(Kind.LOAD, height=4, width=5), Epilogue(EpilogueOp.SCALE, number=making.number(100.0))
+    )
+    exp = Epilogue(EpilogueOp.ACTIVATE, activation=PROGRAM_ACTIVATIONS.index("exp"))
+    return making.finish(making.stored(gather(3, 4, 5, source=low), Epilogue(EpilogueOp.ADD, high, broadcast=1), exp))
+
+
+LEFTOVERS: dict[str, Callable[[], ProgramBuilder]] = {
+    **{str(case): lambda case=case: uneven(case) for case in UNEVEN},  # type: ignore[misc]
+    "the last channels": lambda: of_some_channels(48, 12, 60),
+    "the first channels": lambda: of_some_channels(0, 20, 60),
+    "channels across": lambda: of_some_channels(40, 24, 64),
+    "two parts": beside_and_filled,
+    "exponentials": exponentials,
+}
+
+
+@both_dtypes
+@pytest.mark.parametrize("name", LEFTOVERS)
+def test_uneven_programs(backend_device, dtype, name):
+    assert_right(LEFTOVERS[name](), backend_device, dtype)
+
+
+@both_dtypes
+@pytest.mark.parametrize("name", LEFTOVERS)
+def test_nothing_is_read_that_an_earlier_call_left(variant, dtype, name):
+    """NaN in all of the workspace, as lost chains leave it, changes no bit of the next call."""
+    making = LEFTOVERS[name]()
+    for batch in (1, 3, 16, 17):
+        fused, x = making.fused(SIZES[dtype], "cpu"), images(batch, making.sample)
+        expected = fused(x)
+        assert all(part.isfinite().all() for part in expected)
+        fused.workspace.fill_(255)
+        for found, wanted in zip(fused(x), expected, strict=True):
+            assert torch.equal(found, wanted), batch
+
+
+@both_dtypes
+@pytest.mark.parametrize("name", LEFTOVERS)
+@pytest.mark.parametrize("lost", [float("nan"), float("inf")])
+def test_a_lost_chain_leaves_its_neighbours_alone(variant, dtype, name, lost):
+    making = LEFTOVERS[name]()
+    fused, x = making.fused(SIZES[dtype], "cpu"), images(17, making.sample)
+    expected, kept = fused(x), torch.arange(17) != 3
+    x[3] = lost
+    for found, wanted in zip(fused(x), expected, strict=True):
+        assert torch.equal(found[kept], wanted[kept])
+
+
+@pytest.mark.parametrize("name", LEFTOVERS)
+def test_plans_for_matrix_units_hold_their_rules(name):
+    """On every machine: `plan_batch` refuses a plan whose tiles would read what the call does not write."""
+    recipe = LEFTOVERS[name]().recipe(2)
+    for batch, workers in ((1, 1), (3, 2), (17, 1), (65, 4), (40, 64)):
+        plan_batch(recipe, Layout.TILES, 32, batch, workers, "cpu")
+
+
 @pytest.mark.skipif(not torch.cuda.is_available() or INTERPRETED, reason="needs a GPU")
 @both_dtypes
 def test_batch_does_not_matter_on_a_gpu(dtype):
@@ -523,7 +643,7 @@ def test_errors_of_kernels(backend_device):
         run(x, code, constants, workspace[:100])
     program = decode(code)
     other = 1 if backend_device[0] == "triton" else 0
-    foreign = encode(replace(program, header=replace(program.header, layout=other)))
+    foreign = encode(replace(program, header=replace(program.header, layout=other, panel=16)))
     with pytest.raises((ValueError, RuntimeError), match="the weights of this program"):
         run(x, foreign, constants, workspace)
     with pytest.raises((ValueError, RuntimeError), match="first constant must be the numbers"):
@@ -546,3 +666,107 @@ def test_errors_of_triton(backend_device):
             [constants[0], constants[1].transpose(1, 2).contiguous().transpose(1, 2), *constants[2:]],
             workspace,
         )
+
+
+def changed(code: Tensor, at: int, number: int) -> Tensor:
+    code = code.clone()
+    code[at] = number
+    return code
+
+
+def first_of(code: Tensor, table: str) -> int:
+    """Where the rows of a table begin in a code."""
+    counts, widths = code[1:4].tolist(), (BUFFER_FIELDS, INSTRUCTION_FIELDS, EPILOGUE_FIELDS)
+    skipped = ("buffers", "instructions", "epilogues", "segments").index(table)
+    return HEADER + sum(n * w for n, w in zip(counts[:skipped], widths[:skipped], strict=True))
+
+
+WRONG: dict[str, Callable[[Tensor, list[Tensor], Tensor], tuple[Tensor, list[Tensor], Tensor]]] = {
+    "too few constants": lambda code, constants, ws: (code, constants[:1], ws),
+    "short constants": lambda code, constants, ws: (
+        code,
+        [constants[0], *(c.flatten()[:1] for c in constants[1:])],
+        ws,
+    ),
+    "empty constants": lambda code, constants, ws: (code, [torch.zeros(0) for _ in constants], ws),
+    "another dtype": lambda code, constants, ws: (code, [constants[0], *(c.to(torch.int8) for c in constants[1:])], ws),
+    "a short workspace": lambda code, constants, ws: (code, constants, ws[:100]),
+    "an expanded workspace": lambda code, constants, ws: (code, constants, ws[:1].expand(len(ws))),
+    "a workspace between two lines": lambda code, constants, ws: (code, constants, torch.cat([ws, ws])[1:]),
+    "a workspace of floats": lambda code, constants, ws: (code, constants, torch.zeros(len(ws))),
+    "a far buffer": lambda code, constants, ws: (changed(code, HEADER + 6, 2**40), constants, ws),
+    "a buffer over another": lambda code, constants, ws: (
+        changed(code, HEADER + BUFFER_FIELDS + 6, int(code[HEADER + 6])),
+        constants,
+        ws,
+    ),
+    "a source that is none": lambda code, constants, ws: (
+        changed(code, first_of(code, "instructions") + INSTRUCTION_FIELDS + 1, 2**40),
+        constants,
+        ws,
+    ),
+    "a source that comes later": lambda code, constants, ws: (
+        changed(code, first_of(code, "instructions") + INSTRUCTION_FIELDS + 1, 1),
+        constants,
+        ws,
+    ),
+    "a large kernel": lambda code, constants, ws: (
+        changed(code, first_of(code, "instructions") + INSTRUCTION_FIELDS + 11, 2**30),
+        constants,
+        ws,
+    ),
+    "a segment beyond": lambda code, constants, ws: (changed(code, len(code) - 3, 2**40), constants, ws),
+    "a segment of no images": lambda code, constants, ws: (changed(code, len(code) - 1, 0), constants, ws),
+    "more epilogues than there are": lambda code, constants, ws: (changed(code, 3, 2**62), constants, ws),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_internal_arguments_are_refused(backend_device, name):
+    """They ended the process, wrote over foreign memory, or never came back."""
+    backend, device = backend_device
+    if backend == "reference" and "workspace" in name:
+        pytest.skip("the reference needs no workspace")
+    x, code, constants, workspace = arguments(device)
+    wrong = WRONG[name](code, list(constants), workspace.clone())
+    with pytest.raises((ValueError, RuntimeError)) as raised:
+        torch.ops.fastebm.run_program(x, wrong[0], [c.to(device) for c in wrong[1]], wrong[2])
+    assert len(str(raised.value).strip().splitlines()) == 1
+
+
+def test_a_code_that_changes_is_checked_again(backend_device):
+    x, code, constants, workspace = arguments(backend_device[1])
+    code, run = code.clone(), torch.ops.fastebm.run_program
+    expected = run(x, code, constants, workspace)
+    at = first_of(code, "instructions") + INSTRUCTION_FIELDS + 1
+    before, code[at] = int(code[at]), 2**40
+    with pytest.raises((ValueError, RuntimeError), match="instruction 1"):
+        run(x, code, constants, workspace)
+    code[at] = before
+    for found, wanted in zip(run(x, code, constants, workspace), expected, strict=True):
+        assert torch.equal(found, wanted)
+
+
+def test_what_a_program_does_not_write_is_zero(backend_device):
+    x, code, constants, workspace = arguments(backend_device[1])
+    whole = decode(code)
+    bare = encode(replace(whole, instructions=tuple(replace(i, count=0) for i in whole.instructions[:1]), segments=()))
+    bare = encode(replace(decode(bare), segments=(replace(whole.segments[0], count=1),)))
+    for _ in range(3):
+        torch.full((4096,), float("nan"), device=x.device)  # what new tensors may find in memory
+        energies, gradient = torch.ops.fastebm.run_program(x, bare, constants, workspace)
+        assert not energies.any()
+        assert not gradient.any()
+
+
+def test_results_of_raw_kernels_must_fit():
+    if _C is None:
+        pytest.skip("fastebm's C++ operators are not built")
+    x, code, constants, workspace = arguments("cpu")
+    run, energies, gradient = torch.ops.fastebm_cpp.run_program, torch.zeros(2), torch.zeros_like(x)
+    for bad in (energies[:1], energies.double(), gradient.flatten()[:2], energies[:1].expand(2)):
+        with pytest.raises(RuntimeError):
+            run(bad, gradient, x, code, constants, workspace)
+    for bad in (x, gradient[:1], gradient.transpose(2, 3), gradient.double(), gradient[:1].expand(x.shape)):
+        with pytest.raises(RuntimeError):
+            run(energies, bad, x, code, constants, workspace)

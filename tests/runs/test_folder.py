@@ -1,6 +1,16 @@
 """Run folders, their lock and log."""
 
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import math
+import os
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -48,12 +58,12 @@ def test_the_log_rewinds_and_forgives_a_cut_line(tmp_path: Path) -> None:
     log = RunLog(tmp_path / "log.jsonl")
     assert log.lines() == []
     for iteration in range(1, 6):
-        log.append({"iteration": iteration, "gap": 0.5})
+        log.append({"iteration": iteration, "gap": 0.5, "seconds": 1.0})
     with log.path.open("a") as file:
         file.write('{"iteration": 6, "ga')
     assert [line["iteration"] for line in log.lines()] == [1, 2, 3, 4, 5]
     log.rewind(3)
-    log.append({"iteration": 4, "gap": 0.5})
+    log.append({"iteration": 4, "gap": 0.5, "seconds": 1.0})
     assert [line["iteration"] for line in log.lines()] == [1, 2, 3, 4]
 
 
@@ -93,3 +103,170 @@ def test_what_a_kill_left_half_written_is_swept_away(tmp_path: Path) -> None:
         part.write_text("half")
     with RunFolder.locked(tmp_path):
         assert not any(part.exists() for part in parts)
+    # Also where the kill came while the folder was made, and in the folder of pictures.
+    new = tmp_path / "new"
+    (new / "pictures").mkdir(parents=True)
+    (new / "pictures" / ".iteration-000000002.png.abc.part").write_text("half")
+    write_json(new / "config.json", {})
+    (new / "config.json").rename(new / ".config.json.abcd1234.part")
+    with pytest.raises(RunError, match="is not a run"), RunFolder.locked(new):
+        pass
+    (new / "pictures").rename(tmp_path / "pictures")
+    with RunFolder.locked(new):
+        assert [entry.name for entry in new.iterdir()] == [".lock"]
+        RunFolder.open(new, "kind", {})
+    (tmp_path / "pictures").rename(new / "pictures")
+    with RunFolder.locked(new):
+        assert list((new / "pictures").iterdir()) == []
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS])
+def test_a_file_system_without_locks_is_named_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with (
+        pytest.warns(RuntimeWarning, match="file system of .*run has no file locks .*second training") as warned,
+        RunFolder.locked(tmp_path / "run"),
+    ):
+        RunFolder.open(tmp_path / "run", "kind", {}).save_checkpoint(1, {"x": torch.zeros(1)}, {})
+    assert len(warned) == 1
+
+    def broken(*_: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(fcntl, "flock", broken)
+    with pytest.raises(RunError, match="run can't be locked: Input/output error"), RunFolder.locked(tmp_path / "run"):
+        pass
+
+
+def test_no_run_is_where_it_cannot_be_and_the_reason_comes_first(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "foreign").mkdir()
+    (tmp_path / "foreign" / "thesis.tex").write_text("")
+    for path, message in (
+        (tmp_path / "file" / "run", "Not a directory"),
+        (tmp_path / "file", "is not a run"),
+        (tmp_path / "foreign", "is not a run"),
+        (tmp_path / ("a" * 300), "File name too long"),
+        (tmp_path / "new" / ("a" * 300), "File name too long"),
+        (Path("/proc/run"), "can't be written to"),
+    ):
+        with pytest.raises(RunError, match=message):
+            RunFolder.check_place(path)
+    RunFolder.check_place(tmp_path / "new" / "run")
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["file", "foreign"]
+
+
+def test_what_was_meant_by_another_path(tmp_path: Path) -> None:
+    run = RunFolder.open(tmp_path / "runs" / "a", "kind", {})
+    run.save_checkpoint(1, {"x": torch.zeros(1)}, {})
+    (tmp_path / "file").write_text("")
+    (tmp_path / "empty").mkdir()
+    with zipfile.ZipFile(tmp_path / "run.zip", "w") as archive:
+        archive.writestr("config.json", "{}")
+    for path, message in (
+        (tmp_path / "file", "it has no config.json; it is a file: give the folder"),
+        (tmp_path / "run.zip", "it is an archive: unpack it first"),
+        (tmp_path / "empty", "the folder is empty"),
+        (tmp_path / "runs", "below it are runs: a$"),
+        (run.checkpoints.folder, "it lies in the run .*runs/a: give that folder"),
+        (run.checkpoints.folder / "iteration-000000001.safetensors", "it lies in the run .*runs/a: give that folder"),
+        (run.path / "config.json", "it lies in the run"),
+        (tmp_path / "nothing", "is not a run of fastebm: it has no config.json$"),
+        (tmp_path / ("a" * 300), "File name too long"),
+    ):
+        with pytest.raises(RunError, match=message):
+            RunFolder.existing(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (b'{"iteration": 3}\n', "it has no seconds"),
+        (b'{"seconds": 3.0}\n', "it has no iteration"),
+        (b'{"iteration": "3", "seconds": 1.0}\n', "iteration must be a whole number, got '3'"),
+        (b'{"iteration": 3, "seconds": 1.0, "gap": null}\n', "gap must be a number, got None"),
+        (b'{"iteration": 2, "seconds": 1.0}\n', "its iteration is 2, after one of iteration 2"),
+        (b"half a line\n", "Expecting value"),
+        (b"\0\0\xff\xfe\n", "UTF-8"),
+        (b"\n", "Expecting value"),
+    ],
+)
+def test_a_damaged_line_of_the_log_is_named_and_stays(tmp_path: Path, text: bytes, message: str) -> None:
+    log = RunLog(tmp_path / "log.jsonl")
+    for iteration in (1, 2):
+        log.append({"iteration": iteration, "seconds": 1.0})
+    with log.path.open("ab") as file:
+        file.write(text)
+    log.append({"iteration": 4, "seconds": 1.0})
+    before = log.path.read_bytes()
+    acts: list[Callable[[], object]] = [log.lines, log.last, lambda: log.rewind(9)]
+    for act in acts:
+        with pytest.raises(RunError, match=rf"line 3 of .*log\.jsonl is damaged \(.*{message}"):
+            act()
+    assert log.path.read_bytes() == before
+
+
+def test_a_log_that_cannot_be_read(tmp_path: Path) -> None:
+    (tmp_path / "log.jsonl").mkdir()
+    with pytest.raises(RunError, match=r"log\.jsonl can't be read: Is a directory"):
+        RunLog(tmp_path / "log.jsonl").lines()
+
+
+def test_the_last_line_and_numbers_that_are_not_finite(tmp_path: Path) -> None:
+    log = RunLog(tmp_path / "log.jsonl")
+    assert log.last() is None
+    for iteration in (1, 2):
+        log.append({"iteration": iteration, "seconds": 1.0, "gap": float("nan")})
+    last = log.last()
+    assert last is not None
+    assert last["iteration"] == 2
+    assert math.isnan(last["gap"])
+
+
+def test_to_rewind_takes_no_room_and_changes_only_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = RunLog(tmp_path / "log.jsonl")
+    log.path.write_bytes(b"".join(b'{"seconds":1,  "iteration": %d}\n' % number for number in range(1, 100)) + b'{"ite')
+    inode, whole = log.path.stat().st_ino, log.path.read_bytes()
+    log.rewind(98)
+    assert log.path.stat().st_ino == inode
+    assert whole.startswith(log.path.read_bytes())
+    assert [line["iteration"] for line in log.lines()] == list(range(1, 99))
+
+
+def test_a_config_that_vanishes_is_written_again_and_a_folder_that_does_is_named(tmp_path: Path) -> None:
+    folder = RunFolder.open(tmp_path / "run", "kind", {"a": 1}, images={"path": "there"})
+    stored = (folder.path / "config.json").read_text()
+    (folder.path / "config.json").unlink()
+    folder.save_checkpoint(1, {"x": torch.zeros(1)}, {})
+    assert (folder.path / "config.json").read_text() == stored
+    folder.path.rename(tmp_path / "moved")
+    with pytest.raises(RunError, match="The folder was moved or removed: what was saved is where it is now"):
+        folder.save_checkpoint(2, {"x": torch.zeros(1)}, {})
+    assert not folder.path.exists()
+    assert RunFolder.existing(tmp_path / "moved").checkpoints.iterations() == [1]
+
+
+@pytest.mark.parametrize(
+    ("entry", "value"),
+    [("threads", -1), ("threads", "2"), ("threads", 10**9), ("images", 3), ("kind", None), ("config", [])],
+)
+def test_a_wrong_entry_of_the_config_is_named(tmp_path: Path, entry: str, value: Any) -> None:
+    folder = RunFolder.open(tmp_path, "kind", {})
+    content = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(content | {entry: value}))
+    with pytest.raises(RunError, match=rf"config\.json is damaged: {entry} must"):
+        folder.threads()
+
+
+def test_two_that_begin_at_once(tmp_path: Path) -> None:
+    """One gets the new folder, and the other is told that it is taken, whatever the moment."""
+    path = tmp_path / "run"
+    with RunFolder.locked(path):
+        (path / ".config.json.abcd1234.part").write_text("half")  # as the first is just writing it
+        with pytest.raises(RunError, match="another process is training in"), RunFolder.locked(path):
+            pass

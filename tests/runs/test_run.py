@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import doctest
+import functools
 import importlib
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,9 +19,18 @@ from torch import Tensor
 
 import fastebm
 from fastebm.data import digits
+from fastebm.runs.folder import RunFolder
+from fastebm.runs.nets import picklable
 from fastebm.runs.registry import METHODS
 from fastebm.runs.run import Run
-from fastebm.training import CoarseToFineConfig, ECFlowConfig, ECPosteriorConfig, ECVAEConfig, StoppedError
+from fastebm.training import (
+    CoarseToFineConfig,
+    CoarseToFineRun,
+    ECFlowConfig,
+    ECPosteriorConfig,
+    ECVAEConfig,
+    StoppedError,
+)
 
 SMALL: dict[str, Any] = {"channels": 1, "num_steps": 2, "engine": "autograd", "checkpoint_every": 2, "log_every": 1}
 SINGLE: dict[str, Any] = {"size": 8, "iterations": 3, "batch_size": 4, "width": 2, "warmup": 1}
@@ -127,6 +139,54 @@ def test_examples_run(module: str) -> None:
     results = doctest.testmod(importlib.import_module(module if module not in METHODS.values() else f"{module}.run"))
     assert results.failed == 0
     assert results.attempted > 3
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_a_run_is_pickled_with_its_nets(kind: str, trained: Callable[[str], Run]) -> None:
+    run = fastebm.load(trained(kind).path)
+    for again in (pickle.loads(pickle.dumps(run)), copy.deepcopy(run)):
+        assert type(again) is type(run)
+        assert (again.path, again.config, again.iteration) == (run.path, run.config, run.iteration)
+        assert torch.equal(again.sample(3, seed=1), run.sample(3, seed=1))
+        assert (again.energy is None) == (run.energy is None)
+    if kind == "coarse_to_fine":
+        assert isinstance(again, CoarseToFineRun)
+        assert again.energy is again.levels[8]  # one net, not two
+
+
+def test_a_run_in_progress_is_pickled_with_how_far_it_has_faded_in(images: Tensor, tmp_path: Path) -> None:
+    def stop(line: dict[str, Any]) -> None:
+        if line["iteration"] == 4:
+            raise StoppedError
+
+    config = dataclasses.replace(CONFIGS["coarse_to_fine"], iterations=(1, 8), checkpoint_every=1)  # type: ignore[type-var]
+    with pytest.raises(StoppedError):
+        fastebm.train(config, images, tmp_path / "run", on_log=stop, **SILENT)
+    run = fastebm.load(tmp_path / "run")
+    assert isinstance(run.energy, functools.partial)
+    again = pickle.loads(pickle.dumps(run))
+    assert again.energy.keywords == run.energy.keywords
+    assert torch.equal(again.sample(3, seed=1), run.sample(3, seed=1))
+
+
+def test_a_net_without_a_config_is_not_pickled() -> None:
+    with pytest.raises(TypeError, match="a Linear can't be pickled: it has no `config`"):
+        picklable(torch.nn.Linear(1, 1), {})
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_every_checkpoint_has_the_layout_of_its_run(kind: str, trained: Callable[[str], Run]) -> None:
+    run = trained(kind)
+    checkpoints = RunFolder.existing(run.path).checkpoints
+    for iteration in checkpoints.iterations():
+        saved = checkpoints._load(iteration)
+        layout = type(run).layout(run.config, iteration)
+        layout.check(saved.tensors)
+        assert all(tensor.is_meta for tensor in layout.tensors.values())
+        without = dict(saved.tensors)
+        del without[next(iter(layout.tensors))]
+        with pytest.raises(ValueError, match="it lacks the tensor"):
+            layout.check(without)
 
 
 def test_train_takes_a_path_and_refuses_what_are_no_images(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from torch import nn
 import fastebm
 from fastebm import rng
 from fastebm.compiler import energy_gradient
-from fastebm.sampling import Cascade, ExpandingCascade, cosine, linear
+from fastebm.sampling import Cascade, ExpandingCascade, constant, cosine, linear
 
 SEED, CHAINS, COUNT, CHANNELS = 5, 2**33, 7, 2
 
@@ -268,8 +268,8 @@ def test_wrong_cascades_are_refused(make, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"count": -1}, "count >= 0"),
-        ({"channels": 0}, "channels >= 1"),
+        ({"count": -1}, "count must not be negative, got -1"),
+        ({"channels": 0}, "channels must be at least 1, got 0"),
         ({"thin": 0}, "thin must be at least 1"),
         ({"keep": "trajectory"}, "got 'trajectory'"),
         ({"batch_size": 0}, "batch_size must be at least 1"),
@@ -347,7 +347,9 @@ def test_larger_starts_are_averaged_down_and_a_single_one_is_repeated():
 def test_constraints_hold_at_the_levels_they_are_given_for():
     sampler = both_cascades()["cascade"]
     masks = {s: torch.arange(s) < s // 2 for s in (4, 16)}
-    known = {s: torch.full((COUNT, 1, s, s), 0.7) * torch.arange(1, COUNT + 1)[:, None, None, None] for s in (4, 16)}
+    known = {
+        s: torch.full((COUNT, CHANNELS, s, s), 0.7) * torch.arange(1, COUNT + 1)[:, None, None, None] for s in (4, 16)
+    }
     for batch_size in (None, 3):
         ends = sampler.sample_levels(COUNT, SEED, channels=CHANNELS, mask=masks, known=known, batch_size=batch_size)
         for size in masks:
@@ -373,6 +375,62 @@ def test_constraints_hold_at_the_levels_they_are_given_for():
     )
     assert torch.equal(by_callback, ends[16])
     assert torch.equal(kept[5], ends[8])
+
+
+def test_a_weight_may_follow_a_schedule():
+    """It runs as the step sizes do; where it is constant, its bits are those of the number."""
+    target = torch.full((CHANNELS, 8, 8), 0.5)
+
+    def sample(weight, **options):
+        cascade = Cascade({4: bowl(1.0), 8: bowl(1.0)}, num_steps=4, step_size=0.1, noise_std=0.0)
+        return cascade.sample(COUNT, SEED, channels=CHANNELS, data_term=(target, weight), **options)
+
+    assert torch.equal(sample(lambda t: torch.full_like(t, 0.7)), sample(0.7))
+    assert torch.equal(sample(constant(0.7), batch_size=2), sample(0.7))
+    frames = []
+    sample(linear(0.0, 14.0), keep=lambda k, x, info: frames.append((info.before, info.gradient, x)))
+    for k, (before, gradient, after) in enumerate(frames[4:], start=4):
+        step_size, weight = 0.1, 14.0 * k / 7
+        step_size /= 1 + step_size * weight
+        torch.testing.assert_close(after, before - step_size * (gradient + weight * (before - target)))
+
+
+@pytest.mark.parametrize("sampler", both_cascades())
+def test_bounds_of_channels_hold_at_every_level(sampler):
+    low = torch.linspace(-0.3, -0.1, CHANNELS).view(CHANNELS, 1, 1)
+    options = {"clamp": (low, -low), "step_size": 0.3, "noise_std": 0.5, "num_steps": 3}
+    if sampler == "cascade":
+        cascade = Cascade({4: bowl(1.0), 8: bowl(2.0)}, **options)
+    else:
+        cascade = ExpandingCascade(GrowingBowl(), size=8, beta=0.25, **options)
+    for ends in cascade.sample_levels(COUNT, SEED, channels=CHANNELS).values():
+        assert (ends >= low).all()
+        assert (ends <= -low).all()
+    calls = []
+    wrong = Cascade({4: lambda x: calls.append(1), 8: bowl(1.0)}, clamp=(torch.zeros(CHANNELS + 1, 1, 1), None))
+    with pytest.raises(ValueError, match="clamp's low must be a number or broadcast to one sample"):
+        wrong.sample(COUNT, SEED, channels=CHANNELS)
+    each_pixel = Cascade({4: lambda x: calls.append(1), 8: bowl(1.0)}, clamp=(torch.zeros(CHANNELS, 8, 8), None))
+    with pytest.raises(ValueError, match=r"one sample of shape \(2, 4, 4\)"):
+        each_pixel.sample(COUNT, SEED, channels=CHANNELS)
+    assert not calls
+
+
+def test_counts_that_disagree_are_refused(cascade):
+    x0 = torch.zeros(4, CHANNELS, 4, 4)
+    with pytest.raises(ValueError, match="count is 8, but x0 has 4 starts: only a single one can be repeated"):
+        cascade.sample(8, SEED, x0=x0)
+    with pytest.raises(ValueError, match="channels is 1, but x0 has 2"):
+        cascade.sample(4, SEED, x0=x0, channels=1)
+    with pytest.raises(TypeError, match="levels must be a mapping from sizes to energies, got list"):
+        Cascade([bowl(1.0)])
+
+
+def test_an_expanding_cascade_made_in_inference_mode():
+    expected = both_cascades()["expanding"].sample(COUNT, SEED, channels=CHANNELS)
+    with torch.inference_mode():
+        cascade = both_cascades()["expanding"]
+    assert torch.equal(cascade.sample(COUNT, SEED, channels=CHANNELS), expected)
 
 
 def test_nets_that_know_their_channels_need_not_be_told():

@@ -234,6 +234,90 @@ def test_clamp_and_clips(x0):
     assert (Langevin(steep, 0.1, 0.0, clamp=(-2, None)).sample(x0, 1, seed=0) == -2).all()
 
 
+CHANNELS = torch.tensor([-0.3, -0.6]).view(2, 1, 1)
+BOUNDS = {
+    "each channel": (CHANNELS, -CHANNELS),
+    "each channel, with a batch of one": (CHANNELS[None], -CHANNELS[None]),
+    "each entry": (torch.linspace(-1, -0.1, 30).view(SHAPE[1:]), torch.linspace(0.1, 1, 30).view(SHAPE[1:])),
+    "each column below": (torch.linspace(-1, -0.1, 5).view(1, 1, 5), None),
+    "each channel above, a number below": (-0.4, -CHANNELS),
+    "float64": (CHANNELS.double(), 0.5),
+    "whole numbers": (-torch.ones(2, 1, 1, dtype=torch.int64), 0.5),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", BOUNDS)
+def test_bounds_of_channels_hold_in_every_state(x0, name, dtype):
+    """And are the update without a clamp, then the bounds, then the mask."""
+    clamp, x0 = BOUNDS[name], x0.to(dtype)
+    low, high = (
+        b if isinstance(b, torch.Tensor) else torch.tensor(end if b is None else b, dtype=torch.float64)
+        for b, end in zip(clamp, (-9.0, 9.0), strict=True)
+    )
+    options = {"mask": torch.arange(5) == 2, "known": torch.tensor(2.0), "data_term": (x0.flip(0), 0.3)}
+    sampler, free = Langevin(bowl, 0.2, 0.3, clamp=clamp, grad_clip=1.0), Langevin(bowl, 0.2, 0.3, grad_clip=1.0)
+    frames = sampler.sample(x0, 4, 3, keep="trajectory", **options)
+    for k in range(4):
+        wanted = free.sample(frames[k], 1, 3, start_step=k, **options)
+        wanted = torch.where(options["mask"], wanted, wanted.maximum(low.to(dtype)).minimum(high.to(dtype)))
+        assert torch.equal(frames[k + 1], wanted)
+    for batch_size in (1, 3):
+        assert torch.equal(sampler.sample(x0, 4, 3, batch_size=batch_size, **options), frames[-1])
+    laid = sampler.sample(x0.contiguous(memory_format=torch.channels_last), 4, 3, **options)
+    torch.testing.assert_close(laid, frames[-1])
+    assert "bounds (" in repr(sampler)
+
+
+def test_bounds_of_channels_in_a_fused_chain():
+    """Small images of a net take many updates in one call."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.SiLU(), nn.Flatten(), nn.Linear(256, 1))
+    low = torch.tensor([-0.1, -0.2, -0.3]).view(3, 1, 1)
+    x0 = torch.rand(3, 3, 8, 8) - 0.5
+    sampler = Langevin(net, 0.5, 0.1, clamp=(low, -low))
+    ends, _ = steps_of(sampler, sampler.init(x0, 1), 40)
+    assert torch.equal(sampler.sample(x0, 40, 1), ends.x)
+    assert (ends.x >= low).all()
+    assert (ends.x <= -low).all()
+    assert (ends.x == low).any()
+
+
+def test_bounds_are_copied(x0):
+    high = torch.full((2, 1, 1), 0.25)
+    sampler = Langevin(bowl, 0.2, 0.3, clamp=(None, high))
+    before = sampler.sample(x0, 3, 1)
+    high.fill_(-5)
+    assert torch.equal(sampler.sample(x0, 3, 1), before)
+
+
+@pytest.mark.parametrize(
+    ("clamp", "error", "message"),
+    [
+        ((torch.zeros(2), None), ValueError, r"clamp's low must be a number or broadcast to one sample of shape"),
+        ((None, torch.zeros(3, 1, 1)), ValueError, r"shape \(2, 3, 5\), as \(C, 1, 1\) does, got \(3, 1, 1\)"),
+        ((None, torch.zeros(SHAPE)), ValueError, "broadcast to one sample"),
+        ((None, torch.zeros(1, 1, *SHAPE[1:])), ValueError, "broadcast to one sample"),
+        ((CHANNELS, CHANNELS - 1), ValueError, "low <= high in every entry"),
+        ((CHANNELS, -0.5), ValueError, "low <= high in every entry"),
+        ((CHANNELS * math.nan, None), ValueError, "low <= high in every entry"),
+        ((CHANNELS * -math.inf, None), ValueError, "below inf"),
+        ((None, CHANNELS * math.inf), ValueError, "above -inf"),
+        ((CHANNELS > 0, None), TypeError, "clamp's low must be of real numbers"),
+        ((CHANNELS + 0j, None), TypeError, "clamp's low must be of real numbers"),
+        ((torch.zeros(2, 1, 1), torch.ones(3, 1, 1)), ValueError, "bounds of clamp must broadcast to one shape"),
+        ((CHANNELS.to("meta"), None), TypeError, "clamp's low must be of real numbers"),
+    ],
+)
+def test_wrong_bounds_are_refused(x0, clamp, error, message):
+    with pytest.raises(error, match=message) as refused:
+        Langevin(bowl, 0.1, 0.1, clamp=clamp).init(x0, 0)
+    assert len(str(refused.value).splitlines()) == 1
+    if "meta" not in str(clamp):
+        with pytest.raises(error, match=message):
+            langevin_step(x0, x0, step_size=0.1, noise_std=0.1, seed=0, clamp=clamp)
+
+
 def test_anchor_pulls_beyond_its_hinge(x0):
     def flat(x):
         return 0 * x.sum(dim=(1, 2, 3))
@@ -280,6 +364,55 @@ def test_what_is_no_state_is_refused(sampler, x0):
         ChainState.from_state_dict({**state, "step": 4})
     with pytest.raises(ValueError, match="x is a tensor, got list"):
         ChainState.from_state_dict({**state, "x": [1.0]})
+
+
+STRANGE = {
+    "no mapping": lambda s: [1],
+    "nothing": lambda s: {},
+    "names that are no texts": lambda s: {**s, 5: 1, (): 2},
+    "x of whole numbers": lambda s: {**s, "x": s["x"].int()},
+    "x without dimensions": lambda s: {**s, "x": torch.tensor(1.0)},
+    "x that is sparse": lambda s: {**s, "x": s["x"].to_sparse()},
+    "x on no device": lambda s: {**s, "x": s["x"].to("meta")},
+    "a key of two": lambda s: {**s, "key": s["key"][:2]},
+    "a key of floats": lambda s: {**s, "key": s["key"].float()},
+    "a key of another step": lambda s: {**s, "key": s["key"] + 1},
+    "a key before the first row": lambda s: {**s, "key": s["key"] - torch.tensor([0, 0, 1])},
+    "a step beyond the counter": lambda s: {**s, "key": torch.tensor([3, 2**32, 0]), "step": 2**32},
+    "a step that is no number": lambda s: {**s, "step": "0"},
+    "a step that is not whole": lambda s: {**s, "step": 0.0},
+    "ids of another batch": lambda s: {**s, "chain_ids": torch.arange(3)},
+    "ids out of range": lambda s: {**s, "chain_ids": torch.tensor([-1])},
+    "an id out of range": lambda s: {**s, "chain_ids": torch.arange(7) + 2**56 - 5},
+    "a schedule of one column": lambda s: {**s, "schedule": s["schedule"][:, :1]},
+    "an empty schedule": lambda s: {**s, "schedule": s["schedule"][:0]},
+    "a schedule in float64": lambda s: {**s, "schedule": s["schedule"].double()},
+    "a schedule of NaN": lambda s: {**s, "schedule": s["schedule"] * math.nan},
+    "a schedule of nothing": lambda s: {**s, "schedule": s["schedule"] * 0},
+    "a negative noise": lambda s: {**s, "schedule": s["schedule"] * torch.tensor([1.0, -1.0])},
+    "a schedule of other chains": lambda s: {**s, "schedule": s["schedule"][:, None].expand(-1, 3, -1)},
+    "a mask alone": lambda s: {n: v for n, v in s.items() if n != "known"},
+    "a mask of numbers": lambda s: {**s, "mask": s["mask"].float()},
+    "a mask of other chains": lambda s: {**s, "mask": s["mask"][:3]},
+    "known in float64": lambda s: {**s, "known": s["known"].double()},
+    "a target alone": lambda s: {n: v for n, v in s.items() if n != "data_term_weight"},
+    "a target of another shape": lambda s: {**s, "data_target": s["data_target"][..., :2]},
+    "a weight of NaN": lambda s: {**s, "data_term_weight": s["data_term_weight"] * math.nan},
+    "a negative weight": lambda s: {**s, "data_term_weight": s["data_term_weight"] - 9},
+    "a hinge of NaN": lambda s: {**s, "data_term_hinge": math.nan},
+    "an infinite hinge": lambda s: {**s, "data_term_hinge": math.inf},
+    "a hinge that is no number": lambda s: {**s, "data_term_hinge": "far"},
+}
+
+
+@pytest.mark.parametrize("kind", STRANGE)
+def test_damaged_and_foreign_states_are_refused_in_one_line(sampler, x0, kind):
+    state = sampler.init(x0, 3, num_steps=4, **everything(x0)).state_dict()
+    assert torch.equal(ChainState.from_state_dict(state).x, state["x"])
+    assert ChainState.from_state_dict({**state, "mask": None, "known": None}).mask is None
+    with pytest.raises(ValueError) as refused:
+        ChainState.from_state_dict(STRANGE[kind](state))
+    assert len(str(refused.value).splitlines()) == 1
 
 
 def test_after_its_schedule_a_chain_keeps_the_last_row(x0):
@@ -361,7 +494,7 @@ def test_steps_end_where_the_counter_does(x0):
         ({"noise_std": "much"}, TypeError, "a number or a callable"),
         ({"clamp": (1, -1)}, ValueError, "low <= high"),
         ({"clamp": (math.nan, 1)}, ValueError, "low <= high"),
-        ({"clamp": (0, 1, 2)}, ValueError, "a pair"),
+        ({"clamp": (0, 1, 2)}, TypeError, r"clamp must be \(low, high\), got \(0, 1, 2\)"),
         ({"grad_clip": 0.0}, ValueError, "grad_clip must be positive"),
         ({"grad_norm_clip": math.nan}, ValueError, "grad_norm_clip must be positive"),
         ({"grad_clip": 1.0, "grad_norm_clip": 1.0}, ValueError, "not both"),

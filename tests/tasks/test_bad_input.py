@@ -69,7 +69,10 @@ def test_bytes_taken_for_floats(run: CoarseToFineRun, task: str) -> None:
 @pytest.mark.parametrize(
     ("hole", "error", "message"),
     [
-        (torch.zeros(1, 1, 4, 4, dtype=torch.bool), ValueError, r"must broadcast to the images' \(2, 1, 8, 8\)"),
+        (torch.zeros(1, 1, 4, 4, dtype=torch.bool), ValueError, r"must be \(8, 8\), or \(2 or 1, 1 or 1, 8, 8\)"),
+        (torch.ones(2, 8, 8, dtype=torch.bool), ValueError, r"must be \(8, 8\).* got \(2, 8, 8\)"),
+        (torch.ones(1, 1, 1, 1, dtype=torch.bool), ValueError, r"must be \(8, 8\).* got \(1, 1, 1, 1\)"),
+        (torch.ones(4, 1, 8, 8, dtype=torch.bool), ValueError, r"must be \(8, 8\).* got \(4, 1, 8, 8\)"),
         (torch.zeros(2, 1, 8, 8), TypeError, "must be a bool tensor"),
         (torch.zeros(2, 1, 8, 8, dtype=torch.bool), ValueError, "image 0 has no hole"),
         (torch.ones(2, 1, 8, 8, dtype=torch.bool), ValueError, "image 0 has nothing but hole"),
@@ -156,13 +159,14 @@ def test_by_default_images_are_the_runs_own_and_unseen(run: CoarseToFineRun) -> 
 
 
 def test_a_folder_with_files_stays(tmp_path: Path) -> None:
-    folder = task_folder(tmp_path / "new" / "folder")
-    save_numbers(folder, {"psnr": math.inf, "of": [1.0, math.nan], "num_steps": 3})
+    with task_folder(tmp_path / "new" / "folder") as folder:
+        save_numbers(folder, {"psnr": math.inf, "of": [1.0, math.nan], "num_steps": 3})
     assert (folder / "numbers.json").read_text().split() == (
         ["{", '"psnr":', "null,", '"of":', "[", "1.0,", "null", "],", '"num_steps":', "3", "}"]
     )
-    with pytest.raises(ValueError, match="has files in it, which stay"):
-        task_folder(folder)
-    assert task_folder(folder, overwrite=True) == folder
-    with pytest.raises(ValueError, match="is a file"):
-        task_folder(folder / "numbers.json", overwrite=True)
+    with pytest.raises(ValueError, match="has files in it, which stay"), task_folder(folder):
+        pass
+    with task_folder(folder, overwrite=True) as again:
+        assert again == folder
+    with pytest.raises(ValueError, match="is a file"), task_folder(folder / "numbers.json", overwrite=True):
+        pass

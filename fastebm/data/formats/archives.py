@@ -41,6 +41,16 @@ def is_tar(beginning: bytes) -> bool:
     return beginning[257:262] == b"ustar"
 
 
+def is_of_desktop(path: str) -> bool:
+    """Whether a file or folder belongs to the desktop of its last owner, or is hidden, and not to a data set."""
+    names = path.split("/")
+    return (
+        any(name in ("__MACOSX", "@eaDir") for name in names)
+        or names[-1].startswith(".")
+        or names[-1].lower() in ("thumbs.db", "desktop.ini", "icon\r")
+    )
+
+
 def _iterate_folder(path: Path) -> Iterator[tuple[str, ByteReader]]:
     for name in sorted(os.listdir(path)):
         if (path / name).is_file():
@@ -57,10 +67,11 @@ def _iterate_tar(path: Path) -> Iterator[tuple[str, ByteReader]]:
             member = ByteReader(f"{path}, {entry.name}", _limited_source(archive, entry.size), entry.size)
             if entry.type in (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE):
                 name = PurePosixPath(entry.name).name
-                if name in names:
-                    raise DataError(f"{member.name}: the archive has two files of this name")
-                names.add(name)
-                yield name, member
+                if not is_of_desktop(entry.name):
+                    if name in names:
+                        raise DataError(f"{member.name}: the archive has two files of this name")
+                    names.add(name)
+                    yield name, member
             elif entry.type in (tarfile.XHDTYPE, tarfile.XGLTYPE):
                 if b" size=" in member.read_all(_MAX_EXTENSION):
                     raise DataError(f"{member.name}: a pax header that changes a size is refused")
@@ -80,6 +91,8 @@ def _parse_header(archive: ByteReader, block: bytes) -> tarfile.TarInfo:
         entry = tarfile.TarInfo.frombuf(block, "utf-8", "replace")
     if entry.size < 0:
         raise DataError(f"{archive.name}: {problem}: it has the size {entry.size:,}")
+    if entry.isreg() and not block[124:136].strip(b"\0 "):
+        raise DataError(f"{archive.name}: {problem}: it has no size")
     if entry.name.startswith("/") or ".." in PurePosixPath(entry.name).parts or "\\" in entry.name:
         raise DataError(f"{archive.name}: the entry {entry.name[:200]!r} leads out of the archive: it is refused")
     return entry

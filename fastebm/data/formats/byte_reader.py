@@ -17,7 +17,7 @@ MAX_BYTES = 2**34
 """The default limit of an image set in memory, in bytes: four times ImageNet at 32x32."""
 
 MAX_PIXELS = 10**8
-"""The largest single picture that is decoded: 10,000 x 10,000 pixels, a third of a gigabyte in colour."""
+"""The default limit of a single picture: 10,000 x 10,000 pixels, a third of a gigabyte in colour."""
 
 # Deflate expands repetitions by up to 1,032 and LZMA by up to 7,000; real images stay below 100.
 MAX_EXPANSION = 256
@@ -32,6 +32,39 @@ def check_expansion(name: str, packed: int, unpacked: int) -> None:
         raise DataError(
             f"{name}: {packed:,} compressed bytes unpack to {unpacked:,} or more, over {MAX_EXPANSION} times as many: "
             "refused as a decompression bomb"
+        )
+
+
+_OTHER_CONTENT = (
+    (b"<!doctype", "is a web page, not the file it should be: download it again"),
+    (b"<html", "is a web page, not the file it should be: download it again"),
+    (b"<?xml", "is XML, perhaps the error message of a server: download it again"),
+    (b"version https://git-lfs", "is a pointer of Git LFS: fetch the file itself (git lfs pull)"),
+    (b"bzh", "is packed by bzip2: unpack it first"),
+    (b"\xfd7zxz", "is packed by xz: unpack it first"),
+    (b"\x28\xb5\x2f\xfd", "is packed by Zstandard: unpack it first"),
+    (b"7z\xbc\xaf", "is packed by 7-Zip: unpack it first"),
+    (b"rar!", "is packed by RAR: unpack it first"),
+    (b"\x89hdf", "is HDF5, which is not read: save the images as .npz"),
+    (b"par1", "is Parquet, which is not read: load it with Hugging Face's datasets and give the data set"),
+)
+"""Beginnings of files that are given by mistake, in lower case, and what they are."""
+
+
+def name_content(beginning: bytes) -> str | None:
+    """What a file with this (unpacked) beginning is and what to do about it; None unless it is of a known kind."""
+    text = beginning.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    return next((what for start, what in _OTHER_CONTENT if text.startswith(start)), None)
+
+
+def check_pixels(name: str, width: int, height: int, max_pixels: int) -> None:
+    """Raises DataError for a picture of no pixels, or of more than `max_pixels`."""
+    if width * height < 1:
+        raise DataError(f"{name}: a picture of {width}x{height} has no pixels")
+    if width * height > max_pixels:
+        raise DataError(
+            f"{name}: {width}x{height} are more than max_pixels = {max_pixels:,} pixels: refused as a decompression "
+            "bomb; raise max_pixels if it is none"
         )
 
 
@@ -86,8 +119,6 @@ class ByteReader:
         """`count` rows of `width` bytes, an image or record each, as uint8 (k, width) arrays of about 1 MiB."""
         if width < 1:
             raise DataError(f"{self.name}: has images without pixels")
-        if width > 3 * MAX_PIXELS:
-            raise DataError(f"{self.name}: a single image of {width:,} bytes is more than {3 * MAX_PIXELS:,}")
         step = max(1, PIECE // width)
         for first in range(0, count, step):
             k = min(step, count - first)

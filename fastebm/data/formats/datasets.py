@@ -19,6 +19,9 @@ from fastebm.data.preprocessing import Preprocessing
 _IMAGES = ("image", "img", "pixel_values", "images")
 _LABELS = ("label", "labels", "fine_label")
 
+OVERSHOOT = 1 / 8
+"""How far floats may be outside of [0, 1] to be clamped. Bicubic resampling overshoots an edge by up to 0.111."""
+
 
 @runtime_checkable
 class MapDataset(Protocol):
@@ -36,8 +39,8 @@ def read_dataset(
 
     An item is an image, or a tuple or list that begins with an image (and continues with its label), or a mapping with
     an image under "image", "img" or "pixel_values" (and its label under "label" or "labels"). An image is a PIL image,
-    or an array or tensor (H, W), (H, W, C) or (C, H, W) of uint8 or of floats in [0, 1]. A mapping of data sets has its
-    keys as splits.
+    or an array or tensor (H, W), (H, W, C) or (C, H, W) of uint8 or of floats in [0, 1]. Floats up to `OVERSHOOT`
+    outside of that are clamped. A mapping of data sets has its keys as splits.
     """
     name = type(dataset).__name__
     if isinstance(dataset, Mapping):
@@ -69,15 +72,15 @@ def _process_items(
         image, label = _split_item(item_name, item)
         if label is not None:
             labels.append(label)
-        yield preprocessing.apply(item_name, _pixels(item_name, image, preprocessing.channels))
+        yield preprocessing.apply(item_name, _pixels(item_name, image, preprocessing))
 
 
 def _split_item(name: str, item: Any) -> tuple[Any, int | None]:
     if isinstance(item, Mapping):
-        image = next((item[key] for key in _IMAGES if key in item), None)
-        if image is None:
+        key = next((key for key in _IMAGES if key in item), None)
+        if key is None:
             raise DataError(f"{name}: has none of {', '.join(_IMAGES)}; it has {', '.join(map(str, item))[:200]}")
-        return image, next((_as_label(item[key]) for key in _LABELS if key in item), None)
+        return item[key], next((_as_label(item[key]) for key in _LABELS if key in item), None)
     if isinstance(item, Sequence) and not isinstance(item, str | bytes) and item:
         return item[0], _as_label(item[1]) if len(item) > 1 else None
     return item, None
@@ -90,16 +93,20 @@ def _as_label(value: Any) -> int | None:
     return int(value) if isinstance(value, int | np.integer) and abs(int(value)) < 2**63 else None
 
 
-def _pixels(name: str, image: Any, channels: int | None) -> NDArray[np.uint8]:
+def _pixels(name: str, image: Any, preprocessing: Preprocessing) -> NDArray[np.uint8]:
     """uint8 (1, C, H, W) of an image."""
+    if image is None:
+        raise DataError(f"{name}: its image is None")
     if isinstance(image, Tensor):
-        image = image.detach().cpu().numpy()
+        with raise_as_data_error(name, "cannot be read"):
+            image = image.detach().cpu()
+            image = (image.float() if image.dtype == torch.bfloat16 else image).numpy()
     if isinstance(image, np.ndarray):
         return channels_first(name, _to_bytes(name, image[:, :, None] if image.ndim == 2 else image)[None])
     from PIL import Image
 
     if isinstance(image, Image.Image):
-        return picture_to_array(name, image, channels)
+        return picture_to_array(name, image, preprocessing.channels, preprocessing.max_pixels)
     raise DataError(f"{name}: is {type(image).__name__}; an image of PIL, an array or a tensor is needed")
 
 
@@ -108,12 +115,14 @@ def _to_bytes(name: str, image: NDArray[Any]) -> NDArray[np.uint8]:
         return image
     if image.dtype.kind != "f":
         raise DataError(f"{name}: is {image.dtype}; images must be uint8, or floats in [0, 1]")
-    if image.size and not (image.min() >= 0 and image.max() <= 1):
+    lowest, highest = (image.min(), image.max()) if image.size else (0, 0)
+    if not (lowest >= -OVERSHOOT and highest <= 1 + OVERSHOOT):
         raise DataError(
-            f"{name}: has values from {image.min():g} to {image.max():g}; floats must be in [0, 1]: leave the "
-            "normalization out"
+            f"{name}: has values from {lowest:.9g} to {highest:.9g}; floats must be in [0, 1], or at most "
+            f"{OVERSHOOT:g} outside of it by resampling: leave the normalization out, or scale or clamp them"
         )
-    return np.rint(image * 255).astype(np.uint8)
+    # Half precision would round 255 times the value once more.
+    return np.rint(image.astype(np.promote_types(image.dtype, np.float32)).clip(0, 1) * 255).astype(np.uint8)
 
 
 def _class_names(dataset: Any) -> tuple[str, ...]:

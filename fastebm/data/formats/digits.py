@@ -8,6 +8,7 @@ from torch import Tensor
 from fastebm.data.pyramid import average_pool_to
 from fastebm.ops.uniform import uniform
 from fastebm.rng import Stream
+from fastebm.runs.interrupts import uninterrupted
 
 TEST_SHARE = 0.2
 SPLIT_SEED = 1797  # an unusual seed, so that no training order repeats these draws
@@ -30,7 +31,8 @@ def digits(split: Literal["train", "test"] = "train", size: int = 8) -> tuple[Te
     """
     if split not in ("train", "test"):
         raise ValueError(f"split must be 'train' or 'test', got {split!r}")
-    from sklearn.datasets import load_digits  # imported here because it takes a second
+    with uninterrupted():
+        from sklearn.datasets import load_digits  # imported here because it takes a second
 
     bunch = load_digits()
     images = torch.from_numpy(bunch.images).float().div(8).sub(1).unsqueeze(1)

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from fastebm.data.errors import MixedSizesError
+from fastebm.data.formats.byte_reader import MAX_PIXELS
 from fastebm.data.formats.open_images import open_path
 from fastebm.data.preprocessing import Preprocessing
 
@@ -28,7 +29,12 @@ class ImageFormat(NamedTuple):
 
 
 def image_format(
-    source: str | os.PathLike[str], split: str | None = None, *, crop: int | None = None, key: str | None = None
+    source: str | os.PathLike[str],
+    split: str | None = None,
+    *,
+    crop: int | None = None,
+    key: str | None = None,
+    max_pixels: int = MAX_PIXELS,
 ) -> ImageFormat:
     """The format in which `open_images` would return the images at a path, given the same arguments.
 
@@ -44,9 +50,9 @@ def image_format(
     """
     path = Path(source)
     try:
-        return _probe(path, split, crop, key)
+        return _probe(path, split, crop, key, max_pixels)
     except MixedSizesError:
-        return ImageFormat(_probe(path, split, 1, key).channels, None, None)
+        return ImageFormat(_probe(path, split, 1, key, max_pixels).channels, None, None)
 
 
 class _FormatFound(Exception):  # noqa: N818  (not an error: it ends the reading early)
@@ -64,9 +70,9 @@ class _FormatProbe(Preprocessing):
         raise _FormatFound(ImageFormat(*shape[1:]))
 
 
-def _probe(path: Path, split: str | None, crop: int | None, key: str | None) -> ImageFormat:
+def _probe(path: Path, split: str | None, crop: int | None, key: str | None, max_pixels: int) -> ImageFormat:
     try:
-        images = open_path(path, _FormatProbe(crop=crop), split, key)
+        images = open_path(path, _FormatProbe(crop=crop, max_pixels=max_pixels), split, key)
     except _FormatFound as probe:
         return probe.found
     return ImageFormat(*images.pixels.shape[1:])

@@ -1,4 +1,4 @@
-"""CIFAR-10, CIFAR-100 and STL-10: data sets of a few files with known names, in a folder or a tar archive."""
+"""CIFAR, STL-10 and pickled ImageNet: data sets of a few files with known names, in a folder or a tar archive."""
 
 from __future__ import annotations
 
@@ -44,6 +44,7 @@ class DatasetLayout:
         read_names: reads the file with the names.
         classes: the number of classes.
         first_label: the number of the first class in the files.
+        any_parts: whether the last files of a split may be missing.
     """
 
     format: str
@@ -53,6 +54,7 @@ class DatasetLayout:
     read_names: Callable[[ByteReader], tuple[str, ...]]
     classes: int
     first_label: int = 0
+    any_parts: bool = False
 
 
 def find_layout(names: Iterable[str]) -> DatasetLayout | None:
@@ -88,10 +90,14 @@ def read_known_dataset(path: Path, preprocessing: Preprocessing, split: str | No
     if layout is None:
         raise DataError(f"{path}: has none of the files of {', '.join(layout.format for layout in LAYOUTS)}")
     names = layout.splits[split or ""]
+    if layout.any_parts:
+        names = names[: max(1, len(parts))]
     if missing := [name for name in names if name not in parts]:
         raise DataError(f"{path}: {layout.format} without {', '.join(missing)}: incomplete")
     all_pixels = [pixels for pixels, _ in map(parts.__getitem__, names) if pixels is not None]
     all_labels = [labels for _, labels in map(parts.__getitem__, names) if labels is not None]
+    if len({pixels.shape[1:] for pixels in all_pixels}) > 1:
+        raise DataError(f"{path}: its parts hold images of several sizes: give a size")
     count, num_labels = sum(map(len, all_pixels)), sum(map(len, all_labels))
     if all_labels and num_labels != count:
         raise DataError(f"{path}: has {count} images but {num_labels} labels of split {split!r}")
@@ -135,15 +141,18 @@ def _read_cifar_records(label_bytes: int, reader: ByteReader, preprocessing: Pre
     return collected, torch.from_numpy(np.concatenate(labels).astype(np.int64))
 
 
-def _read_cifar_pickle(labels_key: str, reader: ByteReader, preprocessing: Preprocessing) -> Part:
-    """CIFAR's python version: a pickled dict of rows of pixels and a list of labels."""
+def _read_pickled_batch(labels_key: str, side: int | None, reader: ByteReader, preprocessing: Preprocessing) -> Part:
+    """CIFAR's python version, and ImageNet of any `side`: a pickled dict of rows of pixels and a list of labels."""
     content = _read_dict(reader)
     data, labels = content.get("data"), content.get(labels_key)
-    if not (isinstance(data, np.ndarray) and data.dtype == np.uint8 and data.ndim == 2 and data.shape[1] == 3072):
-        raise DataError(f"{reader.name}: has no uint8 array (N, 3072) under 'data'")
+    width = data.shape[1] if isinstance(data, np.ndarray) and data.dtype == np.uint8 and data.ndim == 2 else 0
+    wanted = "3 * s * s" if side is None else 3 * side * side
+    side = math.isqrt(width // 3) if side is None else side
+    if not isinstance(data, np.ndarray) or width < 1 or width != 3 * side * side:
+        raise DataError(f"{reader.name}: has no uint8 array (N, {wanted}) under 'data'")
     if not (isinstance(labels, list) and len(labels) == len(data) and all(type(i) is int for i in labels)):
         raise DataError(f"{reader.name}: has no list of {len(data)} integers under {labels_key!r}")
-    pixels = preprocessing.collect(reader.name, len(data), [data.reshape(-1, *_CIFAR)])
+    pixels = preprocessing.collect(reader.name, len(data), [data.reshape(-1, 3, side, side)])
     return pixels, torch.tensor(labels, dtype=torch.int64)
 
 
@@ -159,7 +168,7 @@ def _read_pickled_names(key: str, reader: ByteReader) -> tuple[str, ...]:
 def _read_dict(reader: ByteReader) -> dict[Any, Any]:
     content = read_pickle(reader.name, reader.read_all(_MAX_PICKLE))
     if not isinstance(content, dict):
-        raise DataError(f"{reader.name}: holds a {type(content).__name__}, where CIFAR has a dict")
+        raise DataError(f"{reader.name}: holds a {type(content).__name__}, where a dict is needed")
     return content
 
 
@@ -192,7 +201,7 @@ def _cifar_layouts(
             f"CIFAR-{classes}, python version",
             splits,
             names_files[1],
-            partial(_read_cifar_pickle, f"{key_prefix}labels"),
+            partial(_read_pickled_batch, f"{key_prefix}labels", _CIFAR[1]),
             partial(_read_pickled_names, f"{key_prefix}label_names"),
             classes,
         ),
@@ -223,5 +232,15 @@ LAYOUTS = (
         _read_name_lines,
         10,
         first_label=1,
+    ),
+    DatasetLayout(
+        "downsampled ImageNet, pickled parts",
+        {"train": tuple(f"train_data_batch_{number}" for number in range(1, 100)), "test": ("val_data",)},
+        "",
+        partial(_read_pickled_batch, "labels", None),
+        _read_name_lines,
+        1000,
+        first_label=1,
+        any_parts=True,
     ),
 )

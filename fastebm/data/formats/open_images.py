@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
-from fastebm.data.errors import DataError, raise_as_data_error
+from fastebm.data.errors import DataError, NoPicturesError, NoSplitError, raise_as_data_error
 from fastebm.data.formats.archives import is_tar
-from fastebm.data.formats.byte_reader import MAX_BYTES, is_gzip, open_bytes
+from fastebm.data.formats.byte_reader import MAX_BYTES, MAX_PIXELS, is_gzip, name_content, open_bytes
 from fastebm.data.formats.datasets import MapDataset, read_dataset
-from fastebm.data.formats.folders import read_folder
+from fastebm.data.formats.folders import find_pictures, list_folder, read_folder
 from fastebm.data.formats.idx import find_idx_files, is_idx, read_idx, read_idx_folder
 from fastebm.data.formats.known_datasets import find_layout, read_known_dataset
 from fastebm.data.formats.npz import find_imagenet_files, read_imagenet, read_npy, read_npz
 from fastebm.data.formats.pictures import IMAGE_SUFFIXES
 from fastebm.data.images import Images
 from fastebm.data.preprocessing import Preprocessing
+
+_DATA_SET_SUFFIXES = (".npz", ".npy", ".tar", ".tar.gz", ".tgz", "-ubyte", "-ubyte.gz")
 
 
 def open_images(
@@ -30,6 +33,7 @@ def open_images(
     crop: int | None = None,
     key: str | None = None,
     max_bytes: int = MAX_BYTES,
+    max_pixels: int = MAX_PIXELS,
 ) -> Images:
     """Reads the images of a file, a folder or a data set into memory as bytes.
 
@@ -47,10 +51,11 @@ def open_images(
         crop: the side of a square that is first cut out of the middle.
         key: the array of an .npz file that contains the images, if the names do not say; its labels are not read.
         max_bytes: the limit of memory for the images, in bytes.
+        max_pixels: the limit of a single picture, in pixels, which keeps small files from becoming huge pictures.
 
     Raises:
         DataError: for a source that cannot be read, with its name and what is wrong; also for a missing split.
-        ValueError: for size, crop, channels or fit out of range, or a key for another format than .npz.
+        ValueError: for size, crop, channels, fit or a limit out of range, or a key for another format than .npz.
 
     Example:
         >>> import numpy as np, fastebm
@@ -58,7 +63,7 @@ def open_images(
         >>> fastebm.data.open_images("faces.npz", size=8)
         faces.npz, train: npz, array x_train: 10 images of 3x8x8, 0.0 MiB
     """
-    preprocessing = Preprocessing(size, channels, fit, crop, max_bytes)
+    preprocessing = Preprocessing(size, channels, fit, crop, max_bytes, max_pixels)
     if not isinstance(source, str | os.PathLike):
         _refuse_key(key)
         if not isinstance(source, MapDataset):
@@ -69,26 +74,47 @@ def open_images(
 
 def open_path(path: Path, preprocessing: Preprocessing, split: str | None, key: str | None) -> Images:
     """The preprocessed images of a file or folder. Raises DataError as `open_images` does."""
-    if path.is_dir():
+    with raise_as_data_error(str(path)):
+        kind = path.stat().st_mode
+    if stat.S_ISDIR(kind):
         _refuse_key(key)
         return _open_folder(path, preprocessing, split)
-    if not path.exists():
-        raise DataError(f"{path}: there is no such file or folder")
-    if not path.is_file():
+    if not stat.S_ISREG(kind):
         raise DataError(f"{path}: is neither a file nor a folder")
     return _open_file(path, preprocessing, split, key)
 
 
 def _open_folder(path: Path, preprocessing: Preprocessing, split: str | None) -> Images:
-    with raise_as_data_error(str(path), "cannot be listed"):
-        names = sorted(entry.name for entry in os.scandir(path) if entry.is_file())
+    names, _ = list_folder(path)
     if find_layout(names) is not None:
         return read_known_dataset(path, preprocessing, split)
     if idx_files := find_idx_files(path, names):
         return read_idx_folder(path, idx_files, preprocessing, split)
     if parts := find_imagenet_files(path, names):
         return read_imagenet(path, parts, preprocessing, split)
-    return read_folder(path, preprocessing, split)
+    try:
+        return read_folder(path, preprocessing, split)
+    except (NoPicturesError, NoSplitError) as error:
+        # Somebody may have given a folder above, such as torchvision's root.
+        below = [] if isinstance(error, NoSplitError) and find_pictures(path)[0] else _data_sets_below(path)
+        if not below:
+            raise
+        if len(below) > 1:
+            raise DataError(f"{path}: holds several data sets, give one: {', '.join(map(str, below[:10]))}") from error
+        return open_path(below[0], preprocessing, split, None)
+
+
+def _data_sets_below(path: Path, depth: int = 2) -> list[Path]:
+    """Folders of data sets in a folder without pictures, up to `depth` folders down; if there are none, files of such.
+
+    A file is found by its name alone.
+    """
+    names, folders = list_folder(path)
+    if find_layout(names) is not None or find_idx_files(path, names) or find_imagenet_files(path, names):
+        return [path]
+    if below := [found for name in folders * (depth > 0) for found in _data_sets_below(path / name, depth - 1)]:
+        return below
+    return [path / name for name in names if name.lower().endswith(_DATA_SET_SUFFIXES)]
 
 
 def _open_file(path: Path, preprocessing: Preprocessing, split: str | None, key: str | None) -> Images:
@@ -119,6 +145,8 @@ def _read_beginning(path: Path, unpack: bool = True) -> bytes:
 def _explain_unknown(path: Path, beginning: bytes, packed: bool) -> str:
     if find_layout([path.name]) is not None:
         return "is a part of a data set: give the folder that contains it"
+    if what := name_content(beginning):
+        return f"{what}{' (seen when unpacked)' if packed else ''}"
     if path.name.lower().endswith(IMAGE_SUFFIXES):
         return "is a single picture: give a folder of them"
     content = f"begins with {beginning[:8].hex(' ')}{' when unpacked' if packed else ''}" if beginning else "is empty"

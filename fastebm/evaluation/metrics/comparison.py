@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from fastebm.data import Images
+from fastebm.data.value_range import ValueRange, to_signed
 from fastebm.evaluation.metrics.features import FeatureExtractor, Features, select
 from fastebm.evaluation.metrics.frechet import frechet_distance
 from fastebm.evaluation.metrics.kernel import kernel_distance
@@ -67,11 +68,20 @@ class RealImages:
         test: images that no model was trained on, or None. Fewer than 1,000 of them are used only where all sets are
             small; otherwise disjoint parts of `train` are compared.
         seed: of the random choice from both.
+
+    Raises ValueError for train and test images of different shapes.
     """
 
     train: Images
     test: Images | None = None
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.test is not None and self.test.pixels.shape[1:] != self.train.pixels.shape[1:]:
+            raise ValueError(
+                f"train and test images must have one shape, got {tuple(self.train.pixels.shape)} and "
+                f"{tuple(self.test.pixels.shape)}"
+            )
 
     def subset(self, count: int) -> Images:
         """`count` of the train images, or all if there are fewer."""
@@ -153,8 +163,9 @@ def compare(
     measure: DistanceFunction = feature_distances,
     *,
     all_real: bool = False,
+    value_range: ValueRange | None = None,
 ) -> ComparisonResult:
-    """Compares samples (N, C, H, W) in [-1, 1] with as many real images, or with all of them.
+    """Compares samples (N, C, H, W) with as many real images, or with all of them.
 
     Args:
         extract: gives features and class probabilities of images, for example a `FeatureClassifier` or `Inception`.
@@ -162,17 +173,20 @@ def compare(
         all_real: compares all samples with all train images, as published FID does. By default as many samples as train
             images are compared: the smaller of the two counts. Held-out train images are never compared with
             themselves.
+        value_range: the values of black and white in the samples, as in `fastebm.data.value_range.to_signed`.
 
-    Raises ValueError where there are fewer than 10 samples, or too few real images to hold 10 out.
+    Raises ValueError for samples of another shape than the real images, where there are fewer than 10 samples, or too
+    few real images to hold 10 out, and as `to_signed`.
     """
-    count = len(samples) if all_real else min(len(samples), len(real.train))
-    held_out, _ = real.held_out(count)
-    few = min(count, len(held_out))
-    if few < MIN_COUNT:
+    if samples.ndim != 4 or samples.shape[1:] != real.train.pixels.shape[1:]:
         raise ValueError(
-            f"{len(samples)} samples against {len(real.train)} real images and {len(held_out)} held-out ones: at least "
-            f"{MIN_COUNT} of each are needed"
+            f"samples must have the shape of the real images, (N, {', '.join(map(str, real.train.pixels.shape[1:]))}), "
+            f"got {tuple(samples.shape)}"
         )
+    count = len(samples) if all_real else min(len(samples), len(real.train))
+    samples = to_signed(samples, value_range, "samples")
+    held_out = check_counts(len(samples), real, all_real=all_real)
+    few = min(count, len(held_out))
     samples = samples[:count]
     of_samples, of_held_out = extract(samples), extract(held_out)
     of_noise = extract(noise_like(samples[:few], real.seed))
@@ -195,6 +209,20 @@ def compare(
         reference_kind=real.held_out_kind(count),
     )
     return ComparisonResult(comparison, of_samples, of_held_out)
+
+
+def check_counts(count: int, real: RealImages, *, all_real: bool = False) -> Images:
+    """The held-out real images that `compare` takes for `count` samples.
+
+    Raises ValueError where there are fewer than 10 of samples, real or held-out images.
+    """
+    held_out, reference = real.held_out(count if all_real else min(count, len(real.train)))
+    if min(count, len(held_out), len(reference)) < MIN_COUNT:
+        raise ValueError(
+            f"{count} samples against {len(real.train)} real images and {len(held_out)} held-out ones: at least "
+            f"{MIN_COUNT} of each are needed"
+        )
+    return held_out
 
 
 def noise_like(samples: Tensor, seed: int = 0) -> Tensor:

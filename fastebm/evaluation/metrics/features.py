@@ -9,7 +9,7 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastebm.data import Images, batches, to_float, to_pixels
+from fastebm.data.value_range import SIGNED, to_signed
 from fastebm.ops.uniform import uniform
 from fastebm.progress import progress_bar
 from fastebm.rng import Stream
@@ -28,6 +29,9 @@ BATCH = 128
 IMAGES_SEEN = 100_000
 PEAK_RATE = 3e-3
 HELD_OUT_SHARE = 0.1
+MIN_PER_CLASS = 10
+"""Training images of a class, on average: of fewer, the labels rather are numbers of images or of persons."""
+UNLABELLED = -1
 NOT_COMPARABLE = "not comparable to published FID"
 """What every output says of distances in these features."""
 FEATURES_FILE = "features.safetensors"
@@ -74,6 +78,21 @@ class Features(NamedTuple):
 FeatureExtractor = Callable[[Tensor | Images], Features]
 
 
+def image_bytes(images: Tensor | Images) -> Tensor:
+    """uint8 pixels of images, not empty: the nearest of 256 levels of floats in [-1, 1]; bytes as they are.
+
+    Raises ValueError for floats that are not finite or outside of [-1, 1] by more than half a level, and for no images,
+    TypeError for another dtype.
+    """
+    if isinstance(images, Images):
+        return images.pixels
+    if images.dtype == torch.uint8 and images.numel():
+        return images
+    if not images.is_floating_point() and images.dtype != torch.uint8:
+        raise TypeError(f"images must be floats in [-1, 1] or bytes (uint8), got {images.dtype}")
+    return to_pixels(to_signed(images, SIGNED))
+
+
 def float64_features(*sets: Tensor) -> tuple[Tensor, ...]:
     """Sets of features (N, D), N >= 2, in float64. Raises ValueError for other shapes, different D, and NaN."""
     for features in sets:
@@ -95,6 +114,7 @@ class FeatureClassifier:
         accuracy: on `held_out` images that it was not trained on.
         data, digest: the training images in words, and a digest of these images and their labels.
         images_seen: training images over all epochs.
+        unlabelled: images that were left out of the training and of `held_out`, because they have no label.
     """
 
     net: FeatureNet
@@ -108,13 +128,14 @@ class FeatureClassifier:
     digest: str
     seed: int
     images_seen: int
+    unlabelled: int = 0
 
     @torch.no_grad()
     def __call__(self, images: Tensor | Images, batch_size: int = 500) -> Features:
         """Features and class probabilities of images (N, channels, size, size): floats in [-1, 1] or bytes.
 
-        Floats become bytes first by `fastebm.data.to_pixels` (clamped, the nearest of 256 levels), so that samples and
-        real images are measured alike. Raises ValueError for other shapes and for values that are not finite.
+        Floats become bytes first (`image_bytes`), so that samples and real images are measured alike. Raises
+        ValueError for other shapes, and as `image_bytes`.
         """
         pixels = self._pixels(images)
         device = next(self.net.parameters()).device
@@ -125,16 +146,11 @@ class FeatureClassifier:
         return Features(*(torch.cat([part[index] for part in parts]).cpu() for index in range(2)))
 
     def _pixels(self, images: Tensor | Images) -> Tensor:
-        if isinstance(images, Images):
-            images = images.pixels
+        shape = images.pixels.shape if isinstance(images, Images) else images.shape
         wanted = (self.channels, self.size, self.size)
-        if images.ndim != 4 or images.shape[1:] != wanted or not len(images):
-            raise ValueError(f"these features are of images (N, {', '.join(map(str, wanted))}), got {[*images.shape]}")
-        if images.dtype == torch.uint8:
-            return images
-        if not images.isfinite().all():
-            raise ValueError("images must be finite")
-        return to_pixels(images)
+        if len(shape) != 4 or shape[1:] != wanted or not shape[0]:
+            raise ValueError(f"these features are of images (N, {', '.join(map(str, wanted))}), got {[*shape]}")
+        return image_bytes(images)
 
     @functools.cached_property
     def label(self) -> str:
@@ -150,10 +166,13 @@ class FeatureClassifier:
         return values | {"classes": list(self.classes)}
 
     def save(self, path: str | Path) -> None:
-        """Writes one .safetensors file, completely or not at all."""
+        """Writes one .safetensors file, completely or not at all. Raises OSError where the disk does not take it."""
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.net.state_dict().items()}
-        with replacing(Path(path)) as temporary:
-            save_file(tensors, temporary, metadata={_KIND: json.dumps(self.metadata())})
+        try:
+            with replacing(Path(path)) as temporary:
+                save_file(tensors, temporary, metadata={_KIND: json.dumps(self.metadata())})
+        except SafetensorError as error:  # of a full disk, too
+            raise OSError(f"{path} can't be written: {error}") from error
 
     @classmethod
     def load(
@@ -169,11 +188,8 @@ class FeatureClassifier:
             with safe_open(path, framework="pt") as file:
                 metadata = json.loads((file.metadata() or {})[_KIND])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            metadata["classes"] = tuple(metadata["classes"])
-            net = FeatureNet(metadata["size"], metadata["channels"], len(metadata["classes"]))
-            net.load_state_dict(tensors)
-            loaded = cls(net.eval().to(device), **metadata)
-        except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
+            loaded = cls(_net_of(metadata, tensors).to(device), **metadata | {"classes": tuple(metadata["classes"])})
+        except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError, OverflowError, MemoryError) as error:
             raise ValueError(f"{path}: is no file of features that --train-features made ({error})") from error
         if images is not None and loaded.digest != digest(images):
             raise ValueError(
@@ -197,15 +213,18 @@ def train_features(
     MNIST at 32x32 takes about a minute on one core.
 
     Args:
-        images: square images, with labels if `task` is "classes".
-        held_out: images to measure the accuracy on; by default a tenth of `images`, which is then not trained on.
+        images: square images, with labels if `task` is "classes": any numbers from 0 on, each that occurs is a class.
+            Images with the label -1 have none and are left out; at least 10 images of each class are needed on average.
+        held_out: images to measure the accuracy on; by default a tenth of `images`, which is then not trained on. Those
+            of classes that `images` lack count as mistakes.
         task: "classes", or "rotations" for images without labels: the classifier then predicts by how many quarter
             turns an image was rotated (Gidaris et al., 2018), which is only possible if the data have an up and a down.
         images_seen: training images over all epochs; by default 100,000.
         seed: of weights, order of the images and rotations.
         progress: shows a bar.
 
-    Raises ValueError for images without labels, of fewer than two classes or not square, and too few of them.
+    Raises ValueError for images without labels or with other labels, of fewer than two classes or too many, or not
+    square, and for too few of them.
 
     Example:
         >>> import torch
@@ -220,14 +239,21 @@ def train_features(
     images_seen = IMAGES_SEEN if images_seen is None else images_seen
     if images_seen < 1:
         raise ValueError(f"images_seen must be at least 1, got {images_seen}")
-    data, trained_on = repr(images), digest(images)
+    data, trained_on, given = repr(images), digest(images), len(images) + (0 if held_out is None else len(held_out))
+    _ = images.size  # raises where they are not square
+    if task == "classes":
+        images, held_out = _labelled(images), None if held_out is None else _labelled(held_out)
     if held_out is None:
         images, held_out = random_split(images, HELD_OUT_SHARE, seed)
-    classes = _class_names(images, held_out, task)
-    if task == "rotations":
-        images, held_out = _rotate(images, seed), _rotate(held_out, seed)
+    unlabelled = given - len(images) - len(held_out)
     if len(images) < BATCH:
-        raise ValueError(f"{images.name}: {len(images)} images are too few to train features on: {BATCH} are needed")
+        kind = "images with labels" if unlabelled else "images"
+        raise ValueError(f"{images.name}: {len(images)} {kind} are too few to train features on: {BATCH} are needed")
+    if task == "classes":
+        images, held_out, classes = _number_classes(images, held_out)
+    else:
+        images, held_out = _rotate(images, seed), _rotate(held_out, seed)
+        classes = tuple(f"{90 * turns} degrees" for turns in range(4))
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         net = FeatureNet(images.size, images.channels, len(classes))
@@ -244,6 +270,7 @@ def train_features(
         digest=trained_on,
         seed=seed,
         images_seen=images_seen,
+        unlabelled=unlabelled,
     )
     assert held_out.labels is not None
     correct = untested(held_out).probabilities.argmax(dim=1).eq(held_out.labels)
@@ -284,21 +311,62 @@ def _block(inputs: int, outputs: int, kernel: int, stride: int) -> Iterator[nn.M
     yield nn.ReLU()
 
 
-def _class_names(images: Images, held_out: Images, task: Task) -> tuple[str, ...]:
-    if task == "rotations":
-        return tuple(f"{90 * turns} degrees" for turns in range(4))
-    for part in (images, held_out):
-        if part.labels is None:
-            raise ValueError(
-                f"{part.name}: has no labels, which features by classes are trained on: give data with labels, or "
-                'train by rotations (task "rotations"; --rotations)'
-            )
+def _labelled(images: Images) -> Images:
+    """The images that have a label. Raises ValueError where none has, and for labels below -1."""
+    if images.labels is None or not (images.labels != UNLABELLED).any():
+        raise ValueError(
+            f"{images.name}: has no labels, which features by classes are trained on: give data with labels, or "
+            'train by rotations (task "rotations"; --rotations)'
+        )
+    if (lowest := int(images.labels.min())) < UNLABELLED:
+        raise ValueError(f"{images.name}: labels must be numbers of classes from 0 on, or -1 for none, got {lowest}")
+    kept = (images.labels != UNLABELLED).nonzero().flatten()
+    return images if len(kept) == len(images) else select(images, kept)
+
+
+def _number_classes(images: Images, held_out: Images) -> tuple[Images, Images, tuple[str, ...]]:
+    """Both sets with their classes numbered from 0 to K - 1, and the names of the K classes of `images`.
+
+    Images of other classes in `held_out` get -1. Raises ValueError where K is below 2 or large for so many images.
+    """
     assert images.labels is not None
-    assert held_out.labels is not None
-    count = 1 + int(max(images.labels.max(), held_out.labels.max()))
-    if count < 2:
+    numbers, labels = images.labels.unique(return_inverse=True)
+    if len(numbers) < 2:
         raise ValueError(f"{images.name}: has only one class; at least 2 are needed")
-    return images.classes if len(images.classes) == count else tuple(map(str, range(count)))
+    if len(numbers) * MIN_PER_CLASS > len(images):
+        raise ValueError(
+            f"{images.name}: {len(numbers):,} classes are too many for {len(images):,} images, of which at least "
+            f"{MIN_PER_CLASS} to a class are needed on average; where labels number something else than classes, train "
+            'by rotations (task "rotations"; --rotations)'
+        )
+    known = len(images.classes)
+    names = tuple(images.classes[number] if number < known else str(number) for number in numbers.tolist())
+    assert held_out.labels is not None
+    places = torch.searchsorted(numbers, held_out.labels).clamp(max=len(numbers) - 1)
+    places = places.where(numbers[places] == held_out.labels, torch.full_like(places, -1))
+    return (
+        dataclasses.replace(images, labels=labels, classes=names),
+        dataclasses.replace(held_out, labels=places, classes=names),
+        names,
+    )
+
+
+def _net_of(metadata: dict[str, Any], tensors: dict[str, Tensor]) -> FeatureNet:
+    """The net that a file describes and holds, in eval mode. Raises ValueError and others where it does not fit."""
+    for name, kind in {field.name: field.type for field in dataclasses.fields(FeatureClassifier)}.items():
+        if kind in ("int", "str", "float") and type(metadata.get(name, 0 if kind == "int" else None)).__name__ != kind:
+            raise ValueError(f"{name} must be of type {kind}, got {metadata.get(name)!r}")
+    if metadata["task"] not in get_args(Task):
+        raise ValueError(f"task must be one of {', '.join(get_args(Task))}, got {metadata['task']!r}")
+    with torch.device("meta"):  # shapes are compared with those of the tensors before memory is taken
+        net = FeatureNet(metadata["size"], metadata["channels"], len(metadata["classes"]))
+    expected = {name: tensor.dtype for name, tensor in net.state_dict().items()}
+    wrong = [name for name, tensor in tensors.items() if name in expected and tensor.dtype != expected[name]]
+    wrong += [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
+    if wrong:
+        raise ValueError(f"{wrong[0]} is {tensors[wrong[0]].dtype} or not finite")
+    net.load_state_dict(tensors, assign=True)
+    return net.eval()
 
 
 def _rotate(images: Images, seed: int) -> Images:

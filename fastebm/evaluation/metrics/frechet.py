@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastebm.data.errors import raise_as_data_error
 from fastebm.evaluation.metrics.features import float64_features
 from fastebm.runs.files import replacing
 
@@ -23,7 +23,7 @@ class FeatureStatistics:
         covariance: float64 (D, D), unbiased: divided by N - 1.
         label: names the features, so that statistics of other features are refused; None if unknown.
 
-    Raises ValueError for other shapes and for values that are not finite.
+    Raises ValueError for other shapes, for values that are not finite, and for a covariance that is not symmetric.
     """
 
     mean: Tensor
@@ -39,6 +39,9 @@ class FeatureStatistics:
             )
         if not (self.mean.isfinite().all() and self.covariance.isfinite().all()):
             raise ValueError("statistics need a mean and a covariance that are finite")
+        slack = 1e-3 * self.covariance.abs().max()  # of files in float32
+        if (self.covariance - self.covariance.T).abs().max() > slack or self.covariance.diag().min() < -slack:
+            raise ValueError("a covariance must be symmetric, with variances that are not negative")
 
     @classmethod
     def of(cls, features: Tensor, label: str | None = None) -> FeatureStatistics:
@@ -55,12 +58,14 @@ class FeatureStatistics:
 
         Raises ValueError for a file without such arrays, FileNotFoundError for a missing file.
         """
-        try:
-            with np.load(path, allow_pickle=False) as arrays:
-                mean, covariance = (torch.from_numpy(arrays[name].astype(np.float64)) for name in ("mu", "sigma"))
-                label = _label(arrays["features"]) if "features" in arrays.files else None
-        except (KeyError, ValueError, AttributeError, EOFError, TypeError, zipfile.BadZipFile) as error:
-            raise ValueError(f"{path}: is no .npz file of statistics with arrays mu and sigma ({error})") from error
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"{path}: there is no such file of statistics")
+        with (
+            raise_as_data_error(str(path), "is no .npz file of statistics with arrays mu and sigma"),
+            np.load(path, allow_pickle=False) as arrays,
+        ):
+            mean, covariance = (_float64(name, arrays[name]) for name in ("mu", "sigma"))
+            label = _label(arrays["features"]) if "features" in arrays.files else None
         try:
             return cls(mean, covariance, label)
         except ValueError as error:
@@ -108,6 +113,12 @@ def frechet_distance(a: Tensor | FeatureStatistics, b: Tensor | FeatureStatistic
     traces = first.covariance.trace() + second.covariance.trace()
     shared = torch.linalg.svdvals(_root(first.covariance) @ _root(second.covariance)).sum()
     return max(0.0, float(means + traces - 2 * shared))
+
+
+def _float64(name: str, array: np.ndarray) -> Tensor:
+    if array.dtype.kind not in "fiu":
+        raise ValueError(f"{name} is {array.dtype}; real numbers are needed")
+    return torch.from_numpy(array.astype(np.float64))
 
 
 def _label(stored: np.ndarray) -> str | None:

@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastebm.data import Images, to_pixels
+from fastebm.data import Images
+from fastebm.data.value_range import SIGNED, ValueRange, to_signed
 from fastebm.evaluation.metrics.comparison import (
     Comparison,
     Distances,
@@ -24,7 +25,8 @@ from fastebm.evaluation.metrics.comparison import (
     compare,
     equal_precision_recall,
 )
-from fastebm.evaluation.metrics.features import Features
+from fastebm.evaluation.metrics.features import Features, image_bytes
+from fastebm.runs.interrupts import uninterrupted
 
 WIDTH = 2048
 SPLITS = 10
@@ -76,16 +78,13 @@ class Inception:
     def __call__(self, images: Tensor | Images, batch_size: int = 50) -> Features:
         """Features float32 (N, 2048) and class probabilities of images (N, 1 or 3, H, W): floats in [-1, 1] or bytes.
 
-        Floats become bytes by `fastebm.data.to_pixels`: clamped, the nearest of 256 levels. Gray becomes three equal
-        channels. Raises ValueError for other images.
+        Floats become bytes by `image_bytes`. Gray becomes three equal channels. Raises ValueError for other shapes, and
+        as `image_bytes`.
         """
-        pixels = images.pixels if isinstance(images, Images) else images
-        if pixels.ndim != 4 or pixels.shape[1] not in (1, 3) or not len(pixels):
-            raise ValueError(f"Inception takes images (N, 1 or 3, H, W), got {tuple(pixels.shape)}")
-        if pixels.dtype != torch.uint8:
-            if not pixels.isfinite().all():
-                raise ValueError("images must be finite")
-            pixels = to_pixels(pixels)
+        shape = images.pixels.shape if isinstance(images, Images) else images.shape
+        if len(shape) != 4 or shape[1] not in (1, 3) or 0 in shape:
+            raise ValueError(f"Inception takes images (N, 1 or 3, H, W), got {tuple(shape)}")
+        pixels = image_bytes(images)
         parts = [self.run(part.to(self.device).expand(-1, 3, -1, -1)) for part in pixels.split(batch_size)]
         return Features(*(torch.cat([part[index].float().cpu() for part in parts]) for index in range(2)))
 
@@ -111,16 +110,21 @@ class InceptionMetrics:
         return dataclasses.asdict(self)
 
 
-def inception_metrics(samples: Tensor, real: RealImages, inception: Inception) -> InceptionMetrics:
-    """FID, KID, Inception score, precision and recall of samples (N, C, H, W) in [-1, 1] against all train images.
+def inception_metrics(
+    samples: Tensor, real: RealImages, inception: Inception, *, value_range: ValueRange | None = None
+) -> InceptionMetrics:
+    """FID, KID, Inception score, precision and recall of samples (N, C, H, W) against all train images.
+
+    `value_range` says which values of the samples are black and white, as in `fastebm.data.value_range.to_signed`.
 
     FID, KID and score are those of torchmetrics. Published FID mostly has 50,000 samples; fewer give higher values, so
     compare with the `reference` of as many real images. Precision and recall are of as many of both, 5,000 at most.
 
-    Raises ValueError where torchmetrics is missing.
+    Raises ValueError where torchmetrics is missing, and as `compare` and `to_signed`.
     """
     require_torchmetrics()
-    compared = compare(samples, real, inception, inception_distances, all_real=True)
+    samples = to_signed(samples, value_range, "samples")
+    compared = compare(samples, real, inception, inception_distances, all_real=True, value_range=SIGNED)
     score, score_std = inception_score(compared.samples.probabilities)
     score_real, _ = inception_score(compared.held_out.probabilities)
     return InceptionMetrics(str(inception.path), compared.comparison, score, score_std, score_real)
@@ -177,7 +181,8 @@ def _seeded() -> Iterator[None]:
 def require_torchmetrics() -> tuple[Any, Any, Any]:
     """The modules fid, kid and inception of torchmetrics. Raises ValueError, saying what to install, without them."""
     try:
-        from torchmetrics.image import fid, inception, kid
+        with uninterrupted():
+            from torchmetrics.image import fid, inception, kid
     except ImportError as error:
         raise ValueError(
             f"FID, KID and Inception score need torchmetrics (pip install 'fastebm[evaluation]'): {error}"

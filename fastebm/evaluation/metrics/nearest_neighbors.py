@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from fastebm.data import Images
+from fastebm.data.value_range import ValueRange, to_signed
 from fastebm.evaluation.metrics.comparison import RealImages
 
 NEAREST_COUNT = 500
@@ -34,12 +35,17 @@ class NearestDistances:
     first_percentile_real: float
 
     @classmethod
-    def of(cls, samples: Tensor, real: RealImages) -> NearestDistances:
-        """Those of the first 500 samples (N, C, H, W) at most, each compared with all train images."""
+    def of(cls, samples: Tensor, real: RealImages, *, value_range: ValueRange | None = None) -> NearestDistances:
+        """Those of the first 500 samples (N, C, H, W) at most, each compared with all train images.
+
+        `value_range` says which values are black and white, as in `fastebm.data.value_range.to_signed`, which raises
+        errors; ValueError for samples of another shape than the real images.
+        """
+        samples = to_signed(samples[:NEAREST_COUNT].cpu(), value_range, "samples")
         held_out, reference = real.held_out(min(len(samples), NEAREST_COUNT))
         count = min(len(held_out), len(samples), NEAREST_COUNT)
         distances, distances_real = (
-            _in_parts(images[:count].cpu().float(), reference) for images in (samples, held_out.batch(slice(None)))
+            _in_parts(images[:count], reference) for images in (samples, held_out.batch(slice(None)))
         )
         return cls.summary(len(reference), distances, distances_real)
 

@@ -18,6 +18,7 @@ from fastebm.evaluation.speed.energies import compare_chains
 from fastebm.evaluation.speed.machine import machine_facts
 from fastebm.evaluation.speed.rows import Run, write_runs
 from fastebm.models import CoarseToFineEnergy
+from fastebm.runs.files import check_writable
 
 # Small against [-1, 1], to which the chains are clamped; the time of an update does not depend on them.
 _STEP_SIZE, _NOISE_STD = 0.1, 0.01
@@ -34,6 +35,7 @@ def bench(
     engine: str,
     device: str,
     out: Path | None,
+    overwrite: bool = False,
     log: Callable[[str], None],
 ) -> Run:
     """Measures chains of `num_steps` updates and writes the rows to `out` if that is given.
@@ -45,7 +47,7 @@ def bench(
         dtype: in which energies run, `torch.float32` or `torch.bfloat16`.
         engine: of our gradient, as `energy_gradient` takes it.
         device: "cpu" or "cuda".
-        out: a .json file in a folder that exists.
+        out: a .json file in a folder that exists; it must not be there itself unless `overwrite` is given.
         log: called with a line before anything that takes long.
 
     Raises ValueError, in one line, for a wrong argument and for an energy that can't be measured.
@@ -55,8 +57,8 @@ def bench(
             raise ValueError(f"--{name} must be at least 1, got {value}")
     if out is not None and out.suffix != ".json":
         raise ValueError(f"--out must end in .json, got {out}")
-    if out is not None and not out.parent.is_dir():
-        raise ValueError(f"the folder {out.parent} of --out does not exist")
+    if out is not None:
+        check_writable(out, overwrite=overwrite)
     net = _coarse_to_fine(shape, device) if energy is None else load_energy(energy, shape, device)
     name = f"CF-EBM {shape[-1]}x{shape[-1]}" if energy is None else energy
     plan = Plan("bench", name, shape, batch, dtype, engine, device, rounds, log=log)

@@ -137,6 +137,8 @@ def chain_kernel(
     mask: tl.tensor,
     known: tl.tensor,
     data_target: tl.tensor,
+    lower_bounds: tl.tensor,
+    upper_bounds: tl.tensor,
     data_term_weight: tl.tensor,
     num_steps: tl.tensor,
     batch: tl.tensor,
@@ -170,7 +172,12 @@ def chain_kernel(
             tl.debug_barrier()  # what one thread wrote, others read
         address = (seed, start + done_steps, index + done_steps, chain_ids)
         update_rows(
-            *((x, x, gradient, mask, known, data_target), (None, None, None, None, None, None), address, schedule),
+            *(
+                (x, x, gradient, mask, known, data_target, lower_bounds, upper_bounds),
+                (None, None, None, None, None, None, None, None),
+                address,
+                schedule,
+            ),
             *(data_term_weight, None, (batch, elements, elements, schedule_rows, weight_rows)),
             *((clamp_min, clamp_max, grad_clip), (slot, quad, inside), False, PER_CHAIN, LISTED, WHOLE, False),
         )
@@ -202,8 +209,11 @@ def run_chain(
     step = StepOptions(*options)
     key, schedule, chain_ids, weight = step.key, step.schedule, step.chain_ids, step.data_term_weight
     num_steps, batch = energies.shape
-    chain = chain_program(code.numpy().tobytes(), facts_of(x, constants))
-    check_program(chain.program, x, constants, workspace)
+    content = code.numpy().tobytes()
+    chain = chain_program(content, facts_of(x, constants))
+    if not check_program(content, x, constants, workspace):
+        energies.zero_()
+        gradient.zero_()
     if not chain.parts or step.grad_norm_clip is not None or step.data_term_hinge > 0:
         run_chain_unfused(energies, x, gradient, code, constants, workspace, *options)
         return
@@ -215,7 +225,17 @@ def run_chain(
     buffers = tuple(view_of(workspace, buffer) for buffer in chain.program.buffers)
     chain_kernel[(triton.cdiv(batch, chain.images),)](
         *(energies, x, gradient, buffers, tuple(constants), schedule, key, chain_ids),
-        *(step.mask, step.known, step.data_target, weight, num_steps, batch, elements),
+        *(
+            step.mask,
+            step.known,
+            step.data_target,
+            step.lower_bounds,
+            step.upper_bounds,
+            weight,
+            num_steps,
+            batch,
+            elements,
+        ),
         *(schedule.shape[0], 0 if weight is None else weight.shape[0]),
         *(step.clamp_min, step.clamp_max, step.grad_clip),
         PARTS=chain.parts,

@@ -66,7 +66,7 @@ def update_rows(
 ) -> None:
     """The update of rows (quad of the chain in a slot) where `inside`. WHOLE: channels are whole quads; a contiguous
     row is one 16-byte access. `strides` are those of the images."""
-    out, x, grad, mask, known, data_target = images
+    out, x, grad, mask, known, data_target, lower_bounds, upper_bounds = images
     seed, step, index, chain_ids = address
     batch, elements, pixels, schedule_rows, weight_rows = sizes
     clamp_min, clamp_max, grad_clip = limits
@@ -127,6 +127,14 @@ def update_rows(
             moved = tl.fma(noise_std, noise, moved)
     moved = tl.where(valid[:, None], moved, float("nan"))
     moved = limited(moved, clamp_min, clamp_max)
+    if lower_bounds is not None:
+        low_at = offsets(chain_slot, channel, pixel, element, elements, strides[6])
+        low = tl.load(lower_bounds + low_at, mask=wanted, other=0.0)
+        moved = tl.where(moved < low, low, moved)
+    if upper_bounds is not None:
+        high_at = offsets(chain_slot, channel, pixel, element, elements, strides[7])
+        high = tl.load(upper_bounds + high_at, mask=wanted, other=0.0)
+        moved = tl.where(moved > high, high, moved)
     if mask is not None:
         masked = tl.load(
             mask + offsets(chain_slot, channel, pixel, element, elements, strides[3]), mask=wanted, other=0
@@ -144,6 +152,8 @@ def step_kernel(
     mask: tl.tensor,
     known: tl.tensor,
     data_target: tl.tensor,
+    lower_bounds: tl.tensor,
+    upper_bounds: tl.tensor,
     schedule: tl.tensor,
     key: tl.tensor,
     chain_ids: tl.tensor,
@@ -163,6 +173,8 @@ def step_kernel(
     mask_strides: tl.tuple,
     known_strides: tl.tuple,
     data_target_strides: tl.tuple,
+    lower_strides: tl.tuple,
+    upper_strides: tl.tuple,
     NORM_CLIP: tl.constexpr,
     PER_CHAIN: tl.constexpr,
     LISTED: tl.constexpr,
@@ -174,9 +186,11 @@ def step_kernel(
     """One row (quad of a chain) a thread."""
     slot, quad, inside = rows_of_program(batch, tl.cdiv(elements, 4), QUADS, NUM_CHAINS)
     seed, step, index = tl.load(key), tl.load(key + 1), tl.load(key + 2)
-    strides = (out_strides, x_strides, grad_strides, mask_strides, known_strides, data_target_strides)
+    images = (out, x, grad, mask, known, data_target, lower_bounds, upper_bounds)
+    target_strides, low, high = data_target_strides, lower_strides, upper_strides
+    strides = (out_strides, x_strides, grad_strides, mask_strides, known_strides, target_strides, low, high)
     update_rows(
-        *((out, x, grad, mask, known, data_target), strides, (seed, step, index, chain_ids), schedule),
+        *(images, strides, (seed, step, index, chain_ids), schedule),
         *(data_term_weight, factors, (batch, elements, pixels, schedule_rows, weight_rows)),
         *((clamp_min, clamp_max, grad_clip), (slot, quad, inside), NORM_CLIP, PER_CHAIN, LISTED, WHOLE, STRIDED),
     )
@@ -264,8 +278,8 @@ def _strides(tensor: Tensor | None) -> tuple[int, ...] | None:
 
 def langevin_step(out: Tensor, x: Tensor, grad: Tensor, *options: Any) -> None:
     """Kernel `langevin_step` of fastebm.ops.schemas."""
-    schedule, key, chain_ids, clamp_min, clamp_max, grad_clip, grad_norm_clip, mask, known, *data_term = options
-    data_target, data_term_weight, data_term_hinge = data_term
+    schedule, key, chain_ids, clamp_min, clamp_max, grad_clip, grad_norm_clip, *sides = options
+    lower_bounds, upper_bounds, mask, known, data_target, data_term_weight, data_term_hinge = sides
     batch = x.shape[0]
     check_readable_address(key, chain_ids, batch)
     check_index(key)
@@ -273,7 +287,8 @@ def langevin_step(out: Tensor, x: Tensor, grad: Tensor, *options: Any) -> None:
     if count == 0:
         return
     elements = count // batch
-    strides = [_strides(tensor) for tensor in (out, x, grad, mask, known, data_target)]
+    images = (out, x, grad, mask, known, data_target, lower_bounds, upper_bounds)
+    strides = [_strides(tensor) for tensor in images]
     strided = any(s is not None for s in strides)
     pixels = x.shape[2] if strided else elements
     weight_rows = 0 if data_term_weight is None else data_term_weight.shape[0]
@@ -289,7 +304,8 @@ def langevin_step(out: Tensor, x: Tensor, grad: Tensor, *options: Any) -> None:
         )
     grid, quads, slots = tile(batch, -(-elements // 4))
     step_kernel[grid](
-        *(out, x, grad, mask, known, data_target, schedule, key, chain_ids, data_term_weight, factors),
+        *images,
+        *(schedule, key, chain_ids, data_term_weight, factors),
         *(batch, elements, pixels, schedule.shape[0], weight_rows, clamp_min, clamp_max, grad_clip),
         *strides,
         *(grad_norm_clip is not None, schedule.dim() == 3, chain_ids.shape[0] > 1, pixels % 4 == 0, strided),

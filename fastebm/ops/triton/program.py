@@ -22,7 +22,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..instructions import Buffer, Epilogue, EpilogueOp, Instruction, Kind, Layout, PlannedProgram, decode
+from ..instructions import Buffer, Epilogue, EpilogueOp, Instruction, Kind, Layout, PlannedProgram
+from ..program_check import checked_bytes
 from .activations import exponential, logarithm
 from .philox import INTERPRETED
 from .program_epilogue import Step, epilogue
@@ -375,8 +376,11 @@ def run_program(
 ) -> None:
     """Kernel `run_program` of fastebm.ops.schemas."""
     facts = facts_of(x, constants)
-    program, calls = calls_of(code.numpy().tobytes(), facts)
-    check_program(program, x, constants, workspace)
+    content = code.numpy().tobytes()
+    program, calls = calls_of(content, facts)
+    if not check_program(content, x, constants, workspace):
+        energies.zero_()
+        gradient.zero_()
     buffers = [view_of(workspace, buffer) for buffer in program.buffers]
     places = {"buffers": buffers, "constants": constants, "gradient": [gradient], "energies": [energies]}
     for call in calls:
@@ -408,33 +412,28 @@ def view_of(workspace: Tensor, buffer: Buffer) -> Tensor:
     return workspace[buffer.offset : buffer.offset + size].view(_STORED[buffer.bytes])
 
 
-def check_program(program: PlannedProgram, x: Tensor, constants: Sequence[Tensor], workspace: Tensor) -> None:
-    """Raises ValueError where a program can't run on this batch, in this workspace."""
-    header, batch = program.header, x.shape[0]
-    program.check_samples(x)
-    if batch > header.chunk:
-        raise ValueError(f"the code is for at most {header.chunk} images at a time, got a batch of {batch}")
-    needed = header.slot * header.workers
-    if (
-        workspace.dtype != torch.uint8
-        or workspace.dim() != 1
-        or not workspace.is_contiguous()
-        or workspace.numel() < needed
-    ):
-        raise ValueError(
-            f"the workspace must be a vector of {needed} bytes or more, got {workspace.dtype} {tuple(workspace.shape)}"
-        )
+def check_program(code: bytes, x: Tensor, constants: Sequence[Tensor], workspace: Tensor) -> bool:
+    """Raises ValueError where a program can't run on this batch, in this workspace.
+
+    Returns whether it writes all energies and the whole gradient.
+    """
+    (program, needs), batch = checked_bytes(code), x.shape[0]
+    whole = needs.check_call(x, constants)
+    if batch > program.header.chunk:
+        raise ValueError(f"the code is for at most {program.header.chunk} images at a time, got a batch of {batch}")
+    needs.check_workspace(workspace)
     if not all(constant.is_contiguous() for constant in constants):
         raise ValueError("all constants must be contiguous")
     pixels = batch * max((i.height * i.width for i in program.instructions), default=1)
     if pixels > torch.iinfo(torch.int32).max - 1024:
         raise ValueError(f"a batch of {batch} has {pixels} pixels at a time; this kernel counts up to 2**31 of them")
+    return whole
 
 
 @functools.lru_cache(maxsize=256)
 def calls_of(code: bytes, facts: Facts) -> tuple[PlannedProgram, tuple[Call, ...]]:
     """The program and its launches. Raises ValueError where the code is for another backend or constants don't fit."""
-    program = decode(torch.frombuffer(bytearray(code), dtype=torch.int64))
+    program, _ = checked_bytes(code)
     if program.header.layout != Layout.PLAIN:
         raise ValueError(
             f"the weights of this program lie as {Layout(program.header.layout).name}, as C++ reads them, not PLAIN"

@@ -11,6 +11,7 @@ from torch import Tensor
 from fastebm.compiler import EnergyGradient, energy_gradient
 from fastebm.data import Images
 from fastebm.progress import progress_bar
+from fastebm.tasks.arguments import check_layout, check_values, check_whole
 from fastebm.training import CoarseToFineRun, Run, load
 
 Energy = Callable[[Tensor], Tensor]
@@ -20,7 +21,7 @@ ImageBatches = Tensor | Images | Iterable[Tensor]
 
 
 def energy_of(model: Model) -> Energy | EnergyGradient:
-    """The energy of a model at full size. Raises ValueError for a run without one."""
+    """The energy of a model at full size. Raises ValueError for a run without one, TypeError for what is no model."""
     if isinstance(model, str | Path):
         return energy_of(load(model))
     if isinstance(model, CoarseToFineRun):
@@ -29,6 +30,9 @@ def energy_of(model: Model) -> Energy | EnergyGradient:
         if (energy := getattr(model, "energy", None)) is None:
             raise ValueError(f"{model.path} has no energy, so that it can't score images")
         return energy
+    if isinstance(model, type) or not callable(model):
+        kind = model.__name__ if isinstance(model, type) else type(model).__name__
+        raise TypeError(f"a model is a run, the folder of one, or an energy of images, got {kind}")
     return model
 
 
@@ -38,19 +42,22 @@ def gradient_of(energy: Energy | EnergyGradient, dtype: torch.dtype | None, engi
 
 
 def image_batches(
-    images: ImageBatches, batch_size: int, device: torch.device, progress: bool
+    images: ImageBatches, batch_size: int, device: torch.device, progress: bool | str
 ) -> Iterator[tuple[int, Tensor]]:
     """Batches (B, C, H, W) on `device`, each with the number of its first image.
 
     Raises ValueError and TypeError for images that `outlier_scores` refuses.
     """
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    batch_size = check_whole("batch_size", batch_size)
+    shape: torch.Size | None = None
     first = 0
     total = len(images) if isinstance(images, Tensor | Images) else None
-    with progress_bar(total, "scores", "image", shown=progress) as bar:
+    with progress_bar(total, progress if isinstance(progress, str) else "scores", "image", shown=bool(progress)) as bar:
         for batch in _split(images, batch_size):
-            _check_images(batch, first)
+            if shape is not None and batch.shape[1:] != shape:
+                raise ValueError(f"images must have one shape, got {tuple(shape)} and then {tuple(batch.shape[1:])}")
+            shape = batch.shape[1:]
+            check_values("images", batch, first=first)
             yield first, batch.to(device)
             first += len(batch)
             bar.update(len(batch))
@@ -63,24 +70,13 @@ def _split(images: ImageBatches, batch_size: int) -> Iterator[Tensor]:
         for first in range(0, len(images), batch_size):
             yield images.batch(slice(first, first + batch_size))
         return
+    if not isinstance(images, Iterable):
+        raise TypeError(f"images are a tensor, Images or an iterable of tensors, got {type(images).__name__}")
     for batch in (images,) if isinstance(images, Tensor) else images:
-        if len(batch):
-            yield from batch.split(batch_size)
-
-
-def _check_images(batch: Tensor, first: int) -> None:
-    if batch.dtype != torch.float32:
-        raise TypeError(
-            f"images must be float32 in [-1, 1], got {batch.dtype}; fastebm.data.to_float converts bytes to it"
-        )
-    if batch.ndim != 4 or 0 in batch.shape:
-        raise ValueError(f"images must be (N, C, H, W), none of them 0, got {tuple(batch.shape)}")
-    low, high = batch.flatten(1).aminmax(dim=1)
-    wrong = ~((low >= -1) & (high <= 1))  # so written, NaN is wrong as well
-    if wrong.any():
-        number = int(wrong.nonzero()[0])
-        values = f"from {float(low[number]):g} to {float(high[number]):g}"
-        raise ValueError(f"images must lie in [-1, 1], and image {first + number} has values {values}")
+        if isinstance(batch, Tensor) and batch.ndim == 4 and not len(batch):
+            continue
+        check_layout("images", batch)
+        yield from batch.split(batch_size)
 
 
 def check_finite(name: str, values: Tensor, first: int) -> None:

@@ -48,7 +48,7 @@ class LevelStatistics:
         dtype: torch.dtype | None = torch.float32,
         engine: str = "auto",
         device: torch.device | str | None = None,
-        progress: bool = False,
+        progress: bool | str = False,
     ) -> LevelStatistics:
         """The statistics of `levels` over training images alone.
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from fastebm import rng
 from fastebm.data import Images
 from fastebm.ops.uniform import uniform
+from fastebm.tasks.arguments import check_memory, check_seed, check_whole
 
 
 class _Address(IntEnum):
@@ -26,8 +27,8 @@ class _Address(IntEnum):
 
 
 def uniform_noise(count: int, channels: int, size: int, *, seed: int = 0) -> Images:
-    """Images whose pixels and channels are independent and uniform over all bytes. Raises ValueError for count < 1."""
-    _check_count(count)
+    """Images whose pixels and channels are independent and uniform over all bytes. Raises as `interpolations`."""
+    _check(count, channels, size, seed=seed)
     noise = torch.empty((count, channels, size, size), dtype=torch.uint8)
     at_once = max(1, 2**24 // (channels * size * size))
     for first in range(0, count, at_once):
@@ -37,18 +38,21 @@ def uniform_noise(count: int, channels: int, size: int, *, seed: int = 0) -> Ima
 
 
 def constant_colours(count: int, channels: int, size: int, *, seed: int = 0) -> Images:
-    """Images of one colour each, drawn uniformly from all colours. Raises ValueError for count < 1."""
-    _check_count(count)
+    """Images of one colour each, drawn uniformly from all colours. Raises as `interpolations`."""
+    _check(count, channels, size, seed=seed)
     colours = _bytes(_draws((count, channels), _Address.COLOURS, seed))
     pixels = colours[:, :, None, None].expand(-1, -1, size, size).contiguous()
     return Images(pixels, name="constant colours", format="synthetic")
 
 
 def interpolations(images: Images, count: int, *, seed: int = 0) -> Images:
-    """Means of two different images each, rounded to bytes. Raises ValueError for count < 1 or a single image."""
+    """Means of two different images each, rounded to bytes.
+
+    Raises ValueError for a single image, and ValueError or TypeError for numbers out of range.
+    """
     if len(images) < 2:
         raise ValueError(f"{images.name}: means of two images need two at least, got {len(images)}")
-    _check_count(count)
+    _check(count, *images.pixels.shape[1:3], seed=seed)
     draws = _draws((count, 2), _Address.PAIRS, seed).double()
     first = (draws[:, 0] * len(images)).long().clamp(max=len(images) - 1)
     distance = 1 + (draws[:, 1] * (len(images) - 1)).long().clamp(max=len(images) - 2)
@@ -69,9 +73,10 @@ def flip(images: Images) -> Images:
     return Images(images.pixels.flip(3), name=f"{images.name}, mirrored", format="synthetic")
 
 
-def _check_count(count: int) -> None:
-    if count < 1:
-        raise ValueError(f"a set needs at least 1 image, got count {count}")
+def _check(count: int, channels: int, size: int, *, seed: int) -> None:
+    count, channels, size = check_whole("count", count), check_whole("channels", channels), check_whole("size", size)
+    check_memory(f"a set of {count:,} images", count * channels * size**2, torch.device("cpu"))
+    check_seed(seed)
 
 
 def _draws(shape: tuple[int, ...], address: _Address, seed: int, first: int = 0) -> Tensor:

@@ -17,6 +17,7 @@ from fastebm import plotting
 from fastebm.compiler import EnergyGradient
 from fastebm.data import ImagePyramid, Images, batches
 from fastebm.sampling.cascade import device_of
+from fastebm.tasks.arguments import check_seed, check_whole
 from fastebm.tasks.detection.batches import Energy, Model, energy_of
 from fastebm.tasks.detection.level_statistics import LevelStatistics
 from fastebm.tasks.detection.outlier_sets import constant_colours, flip, interpolations, rotate, uniform_noise
@@ -124,22 +125,27 @@ def detect_outliers(
     Images have the run's size (without a run, that of `images`) or that size times a power of two; larger ones are
     averaged down as in training.
 
-    Raises ValueError, naming the set, for images of other sizes or colours, and as `outlier_scores` does.
+    Raises ValueError, naming the set, for images of other sizes or colours, TypeError for what is no `Images`, and as
+    `outlier_scores` does.
     """
     import sklearn.metrics  # noqa: F401  (if it is missing, that is an error before the scoring)
 
     against = dict(against or {})
     if reserved := {IN_DISTRIBUTION, *SYNTHETIC} & against.keys():
         raise ValueError(f"{', '.join(sorted(reserved))}: such a set is always there; choose another name")
-    if count < 2:
-        raise ValueError(f"count must be at least 2, got {count}")
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    count, batch_size = check_whole("count", count, 2), check_whole("batch_size", batch_size)
+    check_seed(seed)
+    given_sets = {"training": training, IN_DISTRIBUTION: images, **against}
+    for name, given in given_sets.items():
+        if not isinstance(given, Images):
+            raise TypeError(
+                f"{name}: Images are needed, as fastebm.data.open_images gives them, got {type(given).__name__}"
+            )
     if isinstance(model, str | Path):
         model = load(model)
     run = model if isinstance(model, Run) else None
     channels, size = (images.channels, images.size) if run is None else (run.config.channels, run.size)
-    for name, given in {"training": training, IN_DISTRIBUTION: images, **against}.items():
+    for name, given in given_sets.items():
         _check_format(name, given, channels, size)
     sets = {name: _subset(given, count, seed) for name, given in {IN_DISTRIBUTION: images, **against}.items()}
     sets["uniform_noise"] = uniform_noise(count, channels, size, seed=seed)
@@ -150,21 +156,30 @@ def detect_outliers(
 
     energies: Mapping[int, Energy | EnergyGradient] = {size: energy_of(model)}
     device = device_of(energies[size])
-    options: dict[str, Any] = {"device": device, "progress": progress}
+    options: dict[str, Any] = {"device": device}
+
+    def bar(name: str) -> str | bool:
+        return progress and name.replace("_", " ")
+
     for_statistics = _subset(training, max(count, MIN_TRAINING), seed)
 
-    def statistics(levels: Mapping[int, Energy | EnergyGradient]) -> LevelStatistics:
+    def statistics(levels: Mapping[int, Energy | EnergyGradient], name: str) -> LevelStatistics:
         training_batches = _batches(for_statistics, size, batch_size)
-        return LevelStatistics.fit(levels, training_batches, dtype=dtype, engine=engine, **options)
+        return LevelStatistics.fit(
+            levels, training_batches, dtype=dtype, engine=engine, device=device, progress=bar(name)
+        )
 
     if isinstance(run, CoarseToFineRun):
-        levels, untrained = statistics(run.levels), statistics(_untrained_levels(run, device))
+        levels, untrained = (
+            statistics(run.levels, "training"),
+            statistics(_untrained_levels(run, device), "training, untrained"),
+        )
         options |= {"untrained": untrained.highest, "untrained_levels": untrained}
     else:
-        levels = statistics(energies)
+        levels = statistics(energies, "training")
     options |= {"levels": levels, "training_mean": levels.mean_energies[size]}
     scores = {
-        name: outlier_scores(levels.highest, _batches(given, size, batch_size), **options)
+        name: outlier_scores(levels.highest, _batches(given, size, batch_size), progress=bar(name), **options)
         for name, given in sets.items()
     }
     metrics = {

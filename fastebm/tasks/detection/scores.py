@@ -24,6 +24,7 @@ from torch import Tensor
 
 from fastebm.compiler import EnergyGradient
 from fastebm.sampling.cascade import device_of
+from fastebm.tasks.arguments import check_layout, check_number
 from fastebm.tasks.detection.batches import (
     Energy,
     ImageBatches,
@@ -79,7 +80,7 @@ def outlier_scores(
     dtype: torch.dtype | None = torch.float32,
     engine: str = "auto",
     device: torch.device | str | None = None,
-    progress: bool = False,
+    progress: bool | str = False,
 ) -> Scores:
     """Scores of N images by name, each a float32 array (N,), high for outliers.
 
@@ -101,13 +102,14 @@ def outlier_scores(
         model: a run, its folder, or what `fastebm.energy_gradient` takes or returns. An `EnergyGradient` has its own
             `dtype` and `engine` and is compiled once for many sets. `levels.highest` is that of the highest level;
             passing it avoids evaluating that level twice. The same holds for `untrained`.
-        images: float32 (N, C, H, W) in [-1, 1]; or `Images` in bytes; or an iterable of float batches, of which only
-            one is in memory at a time.
+        images: float32 (N, C, H, W) in [-1, 1]; or `Images` in bytes; or an iterable of float batches of one shape, of
+            which only one is in memory at a time. Floats in [0, 1] can't be told from these: `2 * images - 1` converts
+            them.
         batch_size: images that the net evaluates at a time.
         dtype, engine: as in `fastebm.energy_gradient`. The default is float32: bfloat16 has 128 numbers between an
             energy of 1 and one of 2, and ties make a ranking coarse.
         device: where the energy is; by default where its weights lie.
-        progress: shows a bar.
+        progress: shows a bar; a text is its name.
 
     Raises:
         ValueError: for no images, other shapes, values outside of [-1, 1] or NaN, or an energy that is not finite, with
@@ -123,6 +125,8 @@ def outlier_scores(
         >>> {name: float(values[0]) for name, values in scores.items()}
         {'energy': 2.0, 'gradient_norm': 2.0, 'typicality': 1.5, 'total_variation': 0.0}
     """
+    if training_mean is not None:
+        training_mean = check_number("training_mean", training_mean)
     energy = energy_of(model)
     gradient = gradient_of(energy, dtype, engine)
     baseline = None if untrained is None else gradient_of(untrained, dtype, engine)
@@ -170,8 +174,10 @@ def mean_energy(model: Model, images: ImageBatches, **options: Any) -> float:
 def total_variation(images: Tensor) -> Tensor:
     """Sum of the absolute differences between neighbouring pixels, down and across: (N,) of images (N, C, H, W).
 
-    Rudin, Osher and Fatemi 1992, in its anisotropic form.
+    Rudin, Osher and Fatemi 1992, in its anisotropic form. Raises TypeError or ValueError unless they are float32 like
+    that.
     """
+    check_layout("images", images)
     down, across = images.diff(dim=2), images.diff(dim=3)
     return down.abs().sum((1, 2, 3)) + across.abs().sum((1, 2, 3))
 
@@ -196,7 +202,7 @@ def detection_metrics(in_scores: ArrayLike, out_scores: ArrayLike) -> DetectionM
     false_positives, true_positives = roc_curve(in_scores, out_scores)
     return DetectionMetrics(
         auroc=float(roc_auc_score(labels, scores)),
-        aupr=float(average_precision_score(labels, scores)),
+        aupr=min(1.0, float(average_precision_score(labels, scores))),  # its sum may round to more
         fpr95=float(false_positives[np.searchsorted(true_positives, 0.95)]),
     )
 

@@ -2,13 +2,14 @@
 
 An output keeps its state in a hidden folder: the request (`request.json`), and for each finished chunk a mark or its
 samples. So it resumes after a kill at any moment, and several processes may write chunks in any order. The numbers are
-written last: `numbers.json` in a folder of pictures, NAME.npz.json or NAME.png.json beside a file.
+written last: `numbers.json` in a folder of pictures, NAME.npz.json or NAME.png.json beside a file. There they stand for
+the request of a finished file, whose hidden folder is gone.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import fcntl
+import glob
 import io
 import json
 import math
@@ -17,7 +18,7 @@ import re
 import shutil
 import zipfile
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,12 +30,15 @@ from numpy.typing import NDArray
 
 from fastebm.data import to_float
 from fastebm.data.formats.pictures import IMAGE_SUFFIXES
+from fastebm.memory import size_in_words
 from fastebm.plotting import GRID, save_grid
-from fastebm.runs.files import PART, replacing, sync, write_json
-from fastebm.tasks.outputs import NUMBERS
+from fastebm.runs.files import PART, check_writable, replacing, sync, write_json
+from fastebm.tasks.outputs import NUMBERS, check_folder, locked, make_folders, remove_empty
 from fastebm.training import RunError
 
 Pixels = NDArray[np.uint8]
+IN_NUMBERS = {"size": "resolution"}
+"""What fields of a request are called in the numbers, where it is another name."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +48,7 @@ class Request:
     Attributes:
         iteration: of the checkpoint.
         weights: a digest of the energies.
-        sampler: the cascade with its settings, in words.
+        sampler: the settings of the cascade.
         seed, first_chain: of the noise; sample i is the end of chain `first_chain + i`.
         count: number of samples.
         chunk: samples in a chunk; the last chunk may have fewer.
@@ -53,7 +57,7 @@ class Request:
 
     iteration: int
     weights: str
-    sampler: str
+    sampler: dict[str, Any]
     seed: int
     first_chain: int
     count: int
@@ -68,6 +72,14 @@ class Request:
     def rows(self, chunk: int) -> range:
         """The indices of a chunk's samples."""
         return range(chunk * self.chunk, min(self.count, (chunk + 1) * self.chunk))
+
+    def missing(self, finished: Collection[int]) -> Iterator[int]:
+        """The numbers of the chunks that are not finished."""
+        return (chunk for chunk in range(self.chunks) if chunk not in finished)
+
+    def samples_of(self, chunks: Iterable[int]) -> int:
+        """The number of samples in chunks, of which those beyond the request have none."""
+        return sum(len(self.rows(chunk)) for chunk in chunks if chunk < self.chunks)
 
 
 class Output(ABC):
@@ -99,6 +111,18 @@ class Output(ABC):
         """Writes the numbers and removes state that is no longer needed. May be called again after a kill."""
 
     @abstractmethod
+    def check_writable(self) -> None:
+        """Raises ValueError where the output can't be written, whatever it holds."""
+
+    @abstractmethod
+    def bytes_needed(self, request: Request, finished: Collection[int]) -> int:
+        """About how many bytes the missing chunks and the output take on the disk."""
+
+    @abstractmethod
+    def complete(self, request: Request) -> bool:
+        """Whether all of the request is there, with its numbers."""
+
+    @abstractmethod
     def check_free(self, overwrite: bool) -> None:
         """Raises ValueError where other files are in the way, or an older output unless `overwrite` is set."""
 
@@ -108,13 +132,28 @@ class Output(ABC):
 
     def finished_chunks(self) -> set[int]:
         """The numbers of the finished chunks."""
-        return {int(path.stem.removeprefix("chunk-")) for path in self.state.glob(f"chunk-*{self.suffix}")}
+        names = os.listdir(self.state) if self.state.is_dir() else []
+        found = (re.fullmatch(rf"chunk-(\d+){re.escape(self.suffix)}", name) for name in names)
+        return {int(match[1]) for match in found if match}
+
+    def check_space(self, request: Request) -> None:
+        """Raises ValueError where the disk has less room than the missing samples need."""
+        needed = self.bytes_needed(request, self.finished_chunks())
+        free = shutil.disk_usage(self.path if self.path.is_dir() else self.path.parent).free
+        if needed > free:
+            raise ValueError(
+                f"{request.count:,} samples of {request.size}x{request.size} need about {size_in_words(needed)} on the "
+                f"disk of {self.path}, and {size_in_words(free)} are free"
+            )
 
     def stored_request(self, overwrite: bool = False) -> dict[str, Any] | None:
         """The request that was begun here, as JSON, if there is one.
 
         Raises RunError if its file is damaged; with `overwrite` the result is then empty.
         """
+        return self._request_in_state(overwrite)
+
+    def _request_in_state(self, overwrite: bool) -> dict[str, Any] | None:
         path = self.state / "request.json"
         if not path.is_file():
             return None
@@ -128,23 +167,38 @@ class Output(ABC):
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Locks the output for this process until the end of the block. Raises RunError if another process has it."""
-        self.state.mkdir(parents=True, exist_ok=True)
-        with (self.state / "lock").open("a") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise RunError(f"another process is writing to {self.path}: wait for it, or choose another") from None
-            for part in self.state.glob(f".*{PART}"):  # files that a killed process had not finished
+        make_folders(self.state)
+        with locked(self.state):
+            # Files that a killed process had not finished.
+            parts = [*self.state.glob(f".*{PART}")]
+            for file in (self.path, self.numbers):
+                parts += file.parent.glob(f".{glob.escape(file.name)}.*{PART}")
+            for part in parts:
                 part.unlink(missing_ok=True)
             yield
 
-    def begin(self, request: Request, overwrite: bool) -> None:
-        """Resumes the request if it was begun here before, or begins it. Raises as `check` does."""
-        self.check(request, overwrite)
-        wanted = dataclasses.asdict(request)
-        if self.stored_request(overwrite) != wanted:
-            self.clear()
-            write_json(self.state / "request.json", wanted)
+    @contextmanager
+    def begun(self, request: Request, overwrite: bool) -> Iterator[None]:
+        """Resumes the request if it was begun here before, or begins it, for a block that writes it.
+
+        If the block fails before a chunk is finished, nothing is left. Raises as `check` does.
+        """
+        made = make_folders(self.state)
+        with self.lock():
+            try:
+                self.check(request, overwrite)
+                wanted = dataclasses.asdict(request)
+                if self._request_in_state(overwrite) != wanted or (overwrite and self.complete(request)):
+                    self.clear()
+                    write_json(self.state / "request.json", wanted)
+                try:
+                    yield
+                except BaseException:
+                    if not self.finished_chunks():
+                        self.clear()
+                    raise
+            finally:
+                remove_empty([self.state, *made])
 
     def check(self, request: Request, overwrite: bool) -> None:
         """Raises ValueError as `check_free` does, and with the differences if another request was begun here."""
@@ -167,8 +221,7 @@ class Output(ABC):
 
     def _clear_state(self) -> None:
         for path in self.state.iterdir():
-            if path.name != "lock":
-                path.unlink()
+            path.unlink()
 
 
 class PictureFolder(Output):
@@ -198,12 +251,38 @@ class PictureFolder(Output):
     def finish(self, request: Request) -> None:
         pass
 
+    def check_writable(self) -> None:
+        if not self.path.parent.is_dir():
+            raise ValueError(f"the folder {self.path.parent} of {self.path.name} does not exist")
+        check_folder(self.path, [self.numbers.name], overwrite=True)
+
+    def bytes_needed(self, request: Request, finished: Collection[int]) -> int:
+        # Compressed pictures differ: half of the pixels is what smooth ones take, and no PNG is without a header.
+        each = 100 + request.channels * request.size**2 // 2
+        return each * (request.count - request.samples_of(finished))
+
+    def complete(self, request: Request) -> bool:
+        if self._request_in_state(True) != dataclasses.asdict(request) or not self.numbers.is_file():
+            return False
+        return len(self.finished_chunks()) >= request.chunks
+
+    def finished_chunks(self) -> set[int]:
+        """Those whose pictures are all there still."""
+        marked, stored = super().finished_chunks(), self._request_in_state(True)
+        try:
+            request = Request(**(stored or {}))
+            there = set(os.listdir(self.path)) if marked else set()
+        except (OSError, TypeError):
+            return set()
+        return {chunk for chunk in marked if there.issuperset(_names(request, chunk))}
+
     def close(self, numbers: dict[str, Any]) -> None:
         # A call that found all pictures finished did not measure how fast they were drawn.
         if numbers["drawn"] or not self.numbers.exists():
             write_json(self.numbers, numbers)
 
     def check_free(self, overwrite: bool) -> None:
+        check_folder(self.path, [self.numbers.name], overwrite=True)
         others = [path.name for path in self.path.glob("*") if path != self.state]
         if others and (self.stored_request(overwrite) is None or not overwrite):
             raise ValueError(f"{self.path} has other files in it, such as {min(others)}: choose another folder")
@@ -228,8 +307,37 @@ class ArrayFile(Output):
         with replacing(self._chunk_path(chunk)) as temporary:
             temporary.write_bytes(coded.getvalue())
 
+    def check_writable(self) -> None:
+        for path in (self.path, self.numbers):
+            check_writable(path, overwrite=True)
+        check_folder(self.state, overwrite=True)
+
+    def bytes_needed(self, request: Request, finished: Collection[int]) -> int:
+        # The chunks stay until the file of them all is there.
+        missing = request.count - request.samples_of(finished)
+        return request.channels * request.size**2 * (request.count + missing)
+
+    def stored_request(self, overwrite: bool = False) -> dict[str, Any] | None:
+        begun = self._request_in_state(overwrite)
+        return self._finished_request() if begun is None else begun
+
+    def complete(self, request: Request) -> bool:
+        return not self.state.exists() and self._finished_request() == dataclasses.asdict(request)
+
+    def _finished_request(self) -> dict[str, Any] | None:
+        """The request of the finished file, from the numbers beside it, if these are of this file."""
+        try:
+            numbers = json.loads(self.numbers.read_text())
+            if numbers["bytes"] != self.path.stat().st_size:
+                return None
+            return {
+                field.name: numbers[IN_NUMBERS.get(field.name, field.name)] for field in dataclasses.fields(Request)
+            }
+        except (OSError, ValueError, LookupError, TypeError):
+            return None
+
     def close(self, numbers: dict[str, Any]) -> None:
-        write_json(self.numbers, numbers)
+        write_json(self.numbers, numbers | {"bytes": self.path.stat().st_size})
         shutil.rmtree(self.state)
 
     def finish(self, request: Request) -> None:
@@ -248,10 +356,7 @@ class ArrayFile(Output):
 
     def check_free(self, overwrite: bool) -> None:
         for path in (self.path, self.numbers):
-            if path.is_dir():
-                raise ValueError(f"{path} is a folder, and a file is to be written: choose another name")
-            if path.exists() and not overwrite:
-                raise ValueError(f"{path} exists: --overwrite replaces it, or choose another name")
+            check_writable(path, overwrite=overwrite)
 
     def clear(self) -> None:
         self._clear_state()  # the file and its numbers stay until they are replaced

@@ -7,17 +7,21 @@ chains in any order, and a call that was killed resumes with the missing chunks.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import hashlib
+import itertools
 import multiprocessing
+import os
 import signal
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
@@ -27,7 +31,8 @@ import torch
 from fastebm import rng
 from fastebm.data import to_pixels
 from fastebm.progress import progress_bar
-from fastebm.tasks.generation.files import GridFile, Output, PictureFolder, Pixels, Request, output_for
+from fastebm.tasks.arguments import check_memory, check_seed, check_whole
+from fastebm.tasks.generation.files import IN_NUMBERS, GridFile, Output, PictureFolder, Pixels, Request, output_for
 from fastebm.training import CoarseToFineRun, RunError
 
 CHUNK_PIXELS = 256 * 32**2
@@ -74,31 +79,39 @@ def generate(
     """Writes `count` samples of a coarse-to-fine run to `out`, as bytes: round((x + 1) * 127.5).
 
     The samples are those of `CoarseToFineRun.sample`. A call that was killed or failed resumes when it is repeated: it
-    uses the checkpoint that it began with and ends with the same files. With the fused engine, these have the same bits
-    for any number of processes and threads. At the end it writes the request, the sampler's settings, seconds and
-    images per second as JSON: to `numbers.json` in a folder, or beside a file, whose whole name it extends by .json.
+    uses the checkpoint that it began with and ends with the same files. Where all is there already, nothing is drawn or
+    written. With the fused engine, files have the same bits for any number of processes and threads. At the end it
+    writes the request, the sampler's settings, seconds and images per second as JSON: to `numbers.json` in a folder, or
+    beside a file, whose whole name it extends by .json.
 
     Args:
         run: folder of the run, finished or not; or the run itself, whose folder and iteration are then used.
         out: a folder for 000000.png, 000001.png and so on; a .npz for an array "images", uint8 (N, S, S, C); a .png for
             a grid of all, at most 10,000.
         seed: of the samples; by default they continue the noise of the run's training.
-        processes: number of processes. Each draws its share of the chunks with its share of the CPU threads; several
-            GPUs are used in turn. With more than one, a script needs the usual `if __name__ == "__main__":`.
+        processes: number of processes, at most 16, or four for each CPU core. Each draws its share of the chunks with
+            its share of the CPU threads; several GPUs are used in turn. With more than one, a script needs the usual
+            `if __name__ == "__main__":`.
         chunk: chains that run at a time; by default 256 at up to 32x32, and as many pixels above. A kill loses at most
             three chunks of each process: the one being drawn, and two that wait to be written.
         device: cpu or cuda; by default a GPU if there is one.
-        overwrite: starts again if another request was begun there, and replaces the output of an earlier call.
+        overwrite: starts again if another request was begun there, and replaces a finished output.
         progress: shows a bar.
 
     Raises:
-        ValueError: for numbers out of range, an unsuitable path, or files that may not be overwritten.
-        RunError: where there is no run, its checkpoint was deleted meanwhile, chains are not finite, a process dies, or
-            files can't be written. Finished chunks are kept.
+        ValueError: for numbers out of range, an unsuitable path, files that may not be overwritten, or more samples
+            than the disk or the memory can hold.
+        TypeError: for what is no coarse-to-fine run, and numbers that are not whole.
+        RunError: where there is no run, its checkpoint was deleted meanwhile, chains are not finite, a process dies,
+            another one writes to `out`, or files can't be written. Finished chunks are kept.
     """
+    if not isinstance(run, CoarseToFineRun | str | Path):
+        raise TypeError(f"generate needs a coarse-to-fine run or its folder, got {type(run).__name__}")
     output = output_for(Path(out))
     _check_numbers(count, processes, chunk, output)
-    _check_folder(output)
+    if seed is not None:
+        check_seed(seed)
+    output.check_writable()
     device = torch.device(device if device is not None else "cuda" if torch.cuda.is_available() else "cpu")
     # Before anything is written: a mistake must not leave a folder behind.
     run = _load_run(run, output, device, overwrite)
@@ -106,25 +119,27 @@ def generate(
     if isinstance(output, PictureFolder | GridFile) and request.channels not in (1, 3):
         raise ValueError(f"a PNG has 1 or 3 channels, the run's images have {request.channels}: write an .npz")
     output.check(request, overwrite)
-    with _writing(output, request), output.lock():
-        output.begin(request, overwrite)
+    if output.complete(request) and not overwrite:
+        return GenerationResult(output.path, request, 0, 0.0, output.numbers)
+    _check_size(request, output, device)
+    with _writing(output, request), output.begun(request, overwrite):
         start = time.perf_counter()
-        missing = sorted(set(range(request.chunks)) - output.finished_chunks())
-        processes = max(1, min(processes, len(missing)))
-        with _bar(request, missing, progress) as advance:
+        finished = {chunk for chunk in output.finished_chunks() if chunk < request.chunks}
+        drawn = count - request.samples_of(finished)
+        processes = max(1, min(processes, request.chunks - len(finished)))
+        with progress_bar(count, "samples", "image", shown=progress, initial=count - drawn) as bar:
             if processes == 1:
-                _draw_chunks(run, request, output, missing, advance)
+                _draw_chunks(run, request, output, request.missing(finished), bar.update)
             else:
-                _draw_in_processes(run.path, request, output, missing, processes, device, advance)
+                _draw_in_processes(run.path, request, output, finished, processes, device, bar.update)
         output.finish(request)
-        drawn = sum(len(request.rows(number)) for number in missing)
         made = GenerationResult(output.path, request, drawn, time.perf_counter() - start, output.numbers)
         output.close(_numbers(made, run, processes, device))
     return made
 
 
 def _draw_chunks(
-    run: CoarseToFineRun, request: Request, output: Output, chunks: Iterable[int], advance: Callable[[int], None]
+    run: CoarseToFineRun, request: Request, output: Output, chunks: Iterable[int], advance: Callable[[int], Any]
 ) -> None:
     """Draws chunks. A thread writes each while the next is drawn; at most QUEUED wait to be written."""
     cascade = run.cascade()  # one for all chunks: its gradients are captured once
@@ -144,7 +159,7 @@ def _draw_chunks(
             written.result()
 
 
-def _write(output: Output, request: Request, chunk: int, pixels: Pixels, advance: Callable[[int], None]) -> None:
+def _write(output: Output, request: Request, chunk: int, pixels: Pixels, advance: Callable[[int], Any]) -> None:
     output.write(request, chunk, pixels)
     advance(len(pixels))
 
@@ -153,21 +168,29 @@ def _draw_in_processes(
     run_dir: Path,
     request: Request,
     output: Output,
-    chunks: Sequence[int],
+    finished: Collection[int],
     processes: int,
     device: torch.device,
-    advance: Callable[[int], None],
+    advance: Callable[[int], Any],
 ) -> None:
-    """Draws chunks in several processes; process i of n draws every n-th chunk from chunk i on."""
+    """Draws the missing chunks in several processes; process i of n draws every n-th of them from the i-th on."""
     context = multiprocessing.get_context("spawn")  # forked processes can use neither a GPU nor OpenMP threads
     threads = max(1, torch.get_num_threads() // processes)
+    resource_tracker.ensure_running()  # the first process would start it, and unblock signals in passing
     workers = []
     try:
         for number in range(processes):
             receiver, sender = context.Pipe(duplex=False)
-            arguments = (run_dir, request, output, chunks[number::processes], _worker_device(device, number), threads)
-            process = context.Process(target=_work, args=(*arguments, sender), daemon=True)
-            process.start()
+            share = (finished, number, processes)
+            arguments = (run_dir, request, output, share, _worker_device(device, number), threads, sender)
+            process = context.Process(target=_work, args=arguments, daemon=True)
+            # Ctrl-C reaches all processes; the parent ends the others, which inherit this mask and must not die of it
+            # while they import.
+            mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+            try:
+                process.start()
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, mask)
             sender.close()  # closes this process's copy, so that the pipe ends with the worker
             workers.append((process, receiver))
         _follow([receiver for _, receiver in workers], advance)
@@ -177,7 +200,7 @@ def _draw_in_processes(
             process.join()
 
 
-def _follow(receivers: list[Connection], advance: Callable[[int], None]) -> None:
+def _follow(receivers: list[Connection], advance: Callable[[int], Any]) -> None:
     """Reports the number of written samples to `advance` until all processes have ended.
 
     Raises the exception of a process that failed, and RunError if one ends without a message.
@@ -203,16 +226,20 @@ def _work(
     run_dir: Path,
     request: Request,
     output: Output,
-    chunks: Sequence[int],
+    share: tuple[Collection[int], int, int],
     device: torch.device,
     threads: int,
     sender: Connection,
 ) -> None:
-    """Draws chunks in a process. Sends the number of samples after each chunk, and None or an exception at the end."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the parent ends the others
+    """Draws a share of the chunks in a process: of those that are not finished, every n-th from the i-th on.
+
+    Sends the number of samples after each chunk, and None or an exception at the end.
+    """
     torch.set_num_threads(threads)
     try:
         run = CoarseToFineRun.load(run_dir, device, iteration=request.iteration)
+        finished, first, processes = share
+        chunks = itertools.islice(request.missing(finished), first, None, processes)
         _draw_chunks(run, request, output, chunks, sender.send)
         sender.send(None)
     except Exception as error:
@@ -247,7 +274,16 @@ def _request(run: CoarseToFineRun, count: int, seed: int | None, chunk: int | No
     request = Request(
         iteration=run.iteration,
         weights=_digest(run),
-        sampler=f"{run.cascade()!r}, {config.dtype}, engine {config.engine}",
+        sampler={
+            "variant": config.variant,
+            "levels": sorted(run.levels),
+            "num_steps": config.num_steps,
+            "step_size": config.step_size,
+            "noise_start": config.noise_start,
+            "noise_end": config.noise_end,
+            "dtype": config.dtype,
+            "engine": config.engine,
+        },
         seed=config.seed if seed is None else seed,
         first_chain=config.total_chains if seed is None else 0,
         count=count,
@@ -255,34 +291,16 @@ def _request(run: CoarseToFineRun, count: int, seed: int | None, chunk: int | No
         channels=config.channels,
         size=size,
     )
-    rng.make_key(request.seed)
+    rng.make_chain_ids(request.first_chain, count)
     return request
 
 
 def _numbers(made: GenerationResult, run: CoarseToFineRun, processes: int, device: torch.device) -> dict[str, Any]:
     """The request, the sampler and the speed of this call, as JSON."""
-    config, request = run.config, made.request
-    sampler = {
-        "variant": config.variant,
-        "levels": sorted(run.levels),
-        "num_steps": config.num_steps,
-        "step_size": config.step_size,
-        "noise_start": config.noise_start,
-        "noise_end": config.noise_end,
-        "dtype": config.dtype,
-        "engine": config.engine,
-    }
+    request = {IN_NUMBERS.get(name, name): value for name, value in dataclasses.asdict(made.request).items()}
     return {
         "run": str(run.path),
-        "iteration": request.iteration,
-        "weights": request.weights,
-        "count": request.count,
-        "resolution": request.size,
-        "channels": request.channels,
-        "seed": request.seed,
-        "first_chain": request.first_chain,
-        "sampler": sampler,
-        "chunk": request.chunk,
+        **request,
         "processes": processes,
         "threads": torch.get_num_threads(),
         "device": str(device),
@@ -313,7 +331,7 @@ def _writing(output: Output, request: Request) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        done = sum(len(request.rows(chunk)) for chunk in output.finished_chunks() if chunk < request.chunks)
+        done = request.samples_of(output.finished_chunks())
         raise RunError(
             f"{output.path} could not be written to: {error}. {done:,} of {request.count:,} samples are whole: once "
             "that is mended, the same command goes on from them"
@@ -322,29 +340,23 @@ def _writing(output: Output, request: Request) -> Iterator[None]:
         raise RunError(f"no samples for {output.path}: {error}") from error
 
 
-@contextmanager
-def _bar(request: Request, missing: Sequence[int], shown: bool) -> Iterator[Callable[[int], None]]:
-    there = request.count - sum(len(request.rows(chunk)) for chunk in missing)
-    with progress_bar(request.count, "samples", "image", shown=shown, initial=there) as bar:
-
-        def advance(count: int) -> None:
-            bar.update(count)
-
-        yield advance
-
-
 def _check_numbers(count: int, processes: int, chunk: int | None, output: Output) -> None:
-    for name, value in {"count": count, "processes": processes, "chunk": chunk}.items():
-        if value is not None and value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
+    check_whole("count", count)
+    check_whole("processes", processes, most=max(16, 4 * (os.cpu_count() or 1)))
+    if chunk is not None:
+        check_whole("chunk", chunk)
     if isinstance(output, GridFile) and count > LARGEST_GRID:
         raise ValueError(f"a grid shows at most {LARGEST_GRID:,} samples, got {count:,}: name a folder or an .npz")
 
 
-def _check_folder(output: Output) -> None:
-    parent = output.path.parent
-    if not parent.is_dir():
-        raise ValueError(f"the folder {parent} of {output.path} does not exist")
+def _check_size(request: Request, output: Output, device: torch.device) -> None:
+    """Raises ValueError where the samples don't fit on the disk, or a chunk not into memory."""
+    output.check_space(request)
+    at_once = min(request.chunk, request.count)
+    check_memory(f"a chunk of {at_once:,} samples", at_once * request.channels * request.size**2, device)
+    if isinstance(output, GridFile):
+        numbers = request.count * request.channels * request.size**2
+        check_memory(f"a grid of {request.count:,} samples", numbers, torch.device("cpu"))
 
 
 def _worker_device(device: torch.device, number: int) -> torch.device:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from fastebm.data import Images
+from fastebm.tasks.arguments import check_layout, check_values, check_whole
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,12 +32,18 @@ def nearest_images(
     """The `count` nearest of `reference` to each of `images`.
 
     Args:
-        images: float32 (N, C, H, W).
-        reference: at least `count` images of the same shape.
+        images: float32 (N, C, H, W), finite; samples may lie slightly outside of [-1, 1].
+        reference: at least `count` images of the same shape, as `Images` or float32 in [-1, 1].
         batch_size: images of the reference that are compared at a time, and made floats where they are bytes.
 
-    Raises ValueError for shapes that don't fit, and for a count out of range.
+    Raises ValueError or TypeError for images that don't fit, and for numbers out of range.
     """
+    check_layout("images", images)
+    check_values("images", images, bounded=False)
+    if not isinstance(reference, Images):
+        check_layout("images of the reference", reference)
+        check_values("images of the reference", reference)
+    count, batch_size = check_whole("count", count), check_whole("batch_size", batch_size)
     shape = tuple((reference.pixels if isinstance(reference, Images) else reference).shape[1:])
     if images.shape[1:] != shape or not 1 <= count <= len(reference):
         raise ValueError(

@@ -12,8 +12,10 @@ from fastebm.ops import uniform
 from fastebm.rng import Stream, make_chain_ids
 from fastebm.sampling.cascade import LevelSampler
 from fastebm.sampling.langevin import Projection, batch_slices
+from fastebm.tasks.arguments import check_batch_size, check_memory, check_seed, check_whole
 from fastebm.tasks.restoration.consistency import DataConsistency
 from fastebm.tasks.restoration.degradations import Degradation
+from fastebm.tasks.restoration.measurements import measured_images
 from fastebm.tasks.restoration.result import Refinement, RestorationResult, concatenate, refine
 
 
@@ -43,10 +45,11 @@ def restore_by_cascade(
         cascade: the sampler of images of the size that y measures.
         restarts: chains for each image; the result is the one that ends at the lowest energy of the last level.
         coarse: whether chains start at the lowest level. By default they do, unless y determines less than half as
-            large a share of an image of half the size as of a full image; then they start at full size.
+            large a share of an image of half the size as of a full image; then they start at full size. Images that
+            are not square need False.
         first_chain_id: image i has the chain ids from `(first_chain_id + i) * restarts` on.
 
-    Raises ValueError where the sizes don't fit, FloatingPointError where a chain is not finite.
+    Raises ValueError or TypeError where y, sizes or numbers don't fit, FloatingPointError where a chain is not finite.
 
     Example:
         >>> import torch, fastebm
@@ -59,13 +62,18 @@ def restore_by_cascade(
         >>> restored.images.shape, bool(restored.residual_rms.max() < 1e-6)
         (torch.Size([3, 1, 8, 8]), True)
     """
-    if restarts < 1:
-        raise ValueError(f"restarts must be at least 1, got {restarts}")
+    restarts = check_whole("restarts", restarts)
+    check_seed(seed)
+    check_batch_size(batch_size)
     top = cascade.levels[-1]
-    base = degradation.pinv(y)
+    base = measured_images(y, degradation)
+    if base.dtype != torch.float32:
+        raise TypeError(f"chains need measurements in float32, got {y.dtype}")
     channels, height, width = base.shape[1:]
-    if (height, width) != (top.size, top.size):
+    # An energy may take images of any height where chains stay at full size.
+    if width != top.size or (coarse is not False and height != width):
         raise ValueError(f"the cascade ends at {top.size}x{top.size}, but y measures images of {height}x{width}")
+    check_memory(f"{restarts:,} chains for each of {len(y):,} images", base.numel() * restarts, base.device)
     coarse = _determines_coarse(degradation, y) if coarse is None else coarse
     consistent = DataConsistency(degradation, (channels, height, width), noise)
     parts = []

@@ -83,6 +83,8 @@ class Dense(Degradation):
         return ((x.flatten(1) @ right.mT * values) @ left.mT).unflatten(1, self.measured)
 
     def pinv(self, y: Tensor) -> Tensor:
+        if y.shape[1:] != self.measured:
+            raise ValueError(f"measurements of this degradation are {self.measured}, got {tuple(y.shape[1:])}")
         left, values, right = self._parts(y.dtype)
         return ((y.flatten(1) @ left / values) @ right).unflatten(1, self.shape)
 

@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from fastebm.tasks.arguments import check_number
 from fastebm.tasks.restoration.degradations import Degradation, Shape
 
 
@@ -30,14 +31,13 @@ class DataConsistency(nn.Module):
 
     def __init__(self, degradation: Degradation, shape: Shape, noise: float = 0.0):
         super().__init__()
-        if not (math.isfinite(noise) and noise >= 0):
-            raise ValueError(f"the std of the noise must be finite and not negative, got {noise}")
         self.degradation = degradation
-        self.noise = noise
+        self.noise = noise = check_number("the std of the noise", noise, 0)
         self.allowed = noise * math.sqrt(degradation.rank(shape)) if noise else 0.0
 
     def forward(self, x: Tensor, base: Tensor) -> Tensor:
-        """The moved images, (B, C, H, W) like x and `base`."""
+        """The moved images, (B, C, H, W) like x and `base`. Raises ValueError where their shapes differ."""
+        _check_alike(x, base)
         free = self.degradation.null(x)
         if self.noise == 0:
             return base + free
@@ -48,8 +48,14 @@ class DataConsistency(nn.Module):
 
     def residual_rms(self, x: Tensor, base: Tensor) -> Tensor:
         """(B,) root mean squares of A A⁺(y - A x) over the measured numbers; about σ for the true image."""
+        _check_alike(x, base)
         rank = self.degradation.rank((x.shape[1], x.shape[2], x.shape[3]))
         return _norms(self.degradation.A(base) - self.degradation.A(x)) / math.sqrt(rank)
+
+
+def _check_alike(x: Tensor, base: Tensor) -> None:
+    if x.shape[1:] != base.shape[1:]:  # they would be broadcast
+        raise ValueError(f"images are {tuple(x.shape[1:])}, and the measurement is of images {tuple(base.shape[1:])}")
 
 
 def _norms(y: Tensor) -> Tensor:

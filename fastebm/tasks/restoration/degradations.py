@@ -19,8 +19,10 @@ from torch import Tensor, nn
 from fastebm.data import neighbour_mean
 from fastebm.ops.uniform import uniform
 from fastebm.rng import Stream
+from fastebm.tasks.arguments import check_number, check_seed, check_whole
 
 Shape = tuple[int, int, int]
+_LARGEST = 2**14  # pixels a side, whose blur has matrices of 2 GiB
 
 
 class Degradation(nn.Module, ABC):
@@ -35,11 +37,14 @@ class Degradation(nn.Module, ABC):
 
     @abstractmethod
     def A(self, x: Tensor) -> Tensor:  # noqa: N802  (the field's own name)
-        """The measurement of images x (B, C, H, W). Raises ValueError for images that don't fit."""
+        """The measurement of images x (B, C, H, W), float. Raises ValueError or TypeError for images that don't fit."""
 
     @abstractmethod
     def pinv(self, y: Tensor) -> Tensor:
-        """The images (B, C, H, W) of least norm among those with the measurement nearest to y."""
+        """The images (B, C, H, W) of least norm among those with the measurement nearest to y.
+
+        Raises ValueError or TypeError for a y that is no measurement of this degradation.
+        """
 
     def null(self, x: Tensor) -> Tensor:
         """The part of images x that A does not measure: x - pinv(A(x))."""
@@ -91,11 +96,10 @@ class SuperResolution(Degradation):
 
     def __init__(self, factor: int):
         super().__init__()
-        if factor < 1:
-            raise ValueError(f"the factor of super-resolution must be at least 1, got {factor}")
-        self.factor = factor
+        self.factor = check_whole("the factor of super-resolution", factor)
 
     def A(self, x: Tensor) -> Tensor:  # noqa: N802
+        _check_batch("images", x)
         if x.shape[2] % self.factor or x.shape[3] % self.factor:
             raise ValueError(
                 f"super-resolution by {self.factor} needs sides that are multiples of it, got {_size(x.shape)}"
@@ -103,6 +107,7 @@ class SuperResolution(Degradation):
         return x if self.factor == 1 else F.avg_pool2d(x, self.factor)
 
     def pinv(self, y: Tensor) -> Tensor:
+        _check_batch("measurements", y)
         return y if self.factor == 1 else F.interpolate(y, scale_factor=self.factor, mode="nearest")
 
     def rank(self, shape: Shape) -> int:
@@ -126,16 +131,18 @@ class Colorization(Degradation):
 
     def __init__(self, channels: int = 3):
         super().__init__()
-        if channels < 1:
-            raise ValueError(f"channels must be at least 1, got {channels}")
-        self.channels = channels
+        self.channels = check_whole("channels", channels)
 
     def A(self, x: Tensor) -> Tensor:  # noqa: N802
+        _check_batch("images", x)
         if x.shape[1] != self.channels:
             raise ValueError(f"colorization needs images of {self.channels} channels, got {x.shape[1]}")
         return x.mean(1, keepdim=True)
 
     def pinv(self, y: Tensor) -> Tensor:
+        _check_batch("measurements", y)
+        if y.shape[1] != 1:
+            raise ValueError(f"a measurement of colorization has 1 channel, got {y.shape[1]}")
         return y.expand(-1, self.channels, -1, -1)
 
     def rank(self, shape: Shape) -> int:
@@ -163,14 +170,16 @@ class Inpainting(Degradation):
 
     def __init__(self, known: Tensor):
         super().__init__()
-        if known.dtype != torch.bool:
-            raise TypeError(f"a mask must be bool, True where a pixel is known, got {known.dtype}")
+        if not isinstance(known, Tensor) or known.dtype != torch.bool:
+            kind = known.dtype if isinstance(known, Tensor) else type(known).__name__
+            raise TypeError(f"a mask must be a bool tensor, True where a pixel is known, got {kind}")
         if known.ndim not in (2, 3) or not known.any():
             raise ValueError(f"a mask must be (H, W) or (C, H, W) and know a pixel, got {tuple(known.shape)}")
         self.register_buffer("known", known if known.ndim == 3 else known[None], persistent=False)
         self.register_buffer("hidden", (~self.known).double(), persistent=False)
 
     def A(self, x: Tensor) -> Tensor:  # noqa: N802
+        _check_batch("images", x)
         channels, height, width = self.known.shape
         if channels not in (1, x.shape[1]) or x.shape[2:] != (height, width):
             raise ValueError(f"the mask is {tuple(self.known.shape)}, which does not fit images {tuple(x.shape[1:])}")
@@ -213,7 +222,7 @@ class CompressedSensing(Degradation):
 
     Args:
         share: the share of coefficients that are measured, in (0, 1].
-        block: the side of a block, a power of two that divides the images' sides.
+        block: the side of a block, a power of two up to 64 that divides the images' sides.
         seed: of the order and of the choice.
 
     Measurements are (B, C * rows, H / block, W / block). Raises ValueError for numbers out of range.
@@ -224,10 +233,12 @@ class CompressedSensing(Degradation):
 
     def __init__(self, share: float = 0.25, block: int = 8, *, seed: int = 0):
         super().__init__()
-        if not 0 < share <= 1:
+        if not 0 < check_number("the share of compressed sensing", share) <= 1:
             raise ValueError(f"the share of compressed sensing must be in (0, 1], got {share}")
-        if block < 1 or block & (block - 1):
+        block = check_whole("the block of compressed sensing", block, most=64)
+        if block & (block - 1):
             raise ValueError(f"the block of compressed sensing must be a power of two, got {block}")
+        check_seed(seed)
         self.share, self.block, self.seed = share, block, seed
         pixels = block**2
         order, choice = uniform((2, pixels), seed=seed, stream=Stream.SHUFFLE).argsort(dim=1, stable=True)
@@ -236,12 +247,18 @@ class CompressedSensing(Degradation):
         self.register_buffer("rows", rows, persistent=False)
 
     def A(self, x: Tensor) -> Tensor:  # noqa: N802
+        _check_batch("images", x)
         if x.shape[2] % self.block or x.shape[3] % self.block:
             raise ValueError(f"compressed sensing needs sides that {self.block} divides, got {_size(x.shape)}")
         rows = self.rows.to(x.dtype).repeat(x.shape[1], 1, 1, 1)
         return F.conv2d(x, rows, stride=self.block, groups=x.shape[1])
 
     def pinv(self, y: Tensor) -> Tensor:
+        _check_batch("measurements", y)
+        if y.shape[1] % len(self.rows):
+            raise ValueError(
+                f"a measurement of compressed sensing has {len(self.rows)} numbers for each channel, got {y.shape[1]}"
+            )
         channels = y.shape[1] // len(self.rows)
         rows = self.rows.to(y.dtype).repeat(channels, 1, 1, 1)
         return F.conv_transpose2d(y, rows, stride=self.block, groups=channels)
@@ -270,8 +287,11 @@ class SeparableBlur(Degradation):
 
     def __init__(self, kernel: Tensor, height: int, width: int, *, threshold: float = 0.02):
         super().__init__()
-        if kernel.ndim != 1 or len(kernel) % 2 == 0 or not kernel.any():
-            raise ValueError(f"a kernel must have an odd number of values, not all 0, got shape {tuple(kernel.shape)}")
+        height, width = check_whole("height", height, most=_LARGEST), check_whole("width", width, most=_LARGEST)
+        if kernel.ndim != 1 or len(kernel) % 2 == 0 or not kernel.any() or not kernel.isfinite().all():
+            raise ValueError(
+                f"a kernel must have an odd number of finite values, not all 0, got shape {tuple(kernel.shape)}"
+            )
         if not 0 < threshold < 1:
             raise ValueError(f"the threshold of singular values must be in (0, 1), got {threshold}")
         self.size, self.threshold = (height, width), threshold
@@ -306,6 +326,7 @@ class SeparableBlur(Degradation):
 
     def _scale_in_basis(self, x: Tensor, into: str, factors: str, back: str) -> Tensor:
         """x in the basis `into` of left or right singular vectors, times `factors`, then out of the basis `back`."""
+        _check_batch("images", x)
         if x.shape[2:] != self.size:
             raise ValueError(f"this blur is for images of {_size(self.size)}, got {_size(x.shape)}")
         into_h, into_w, back_h, back_w = (
@@ -326,11 +347,10 @@ class SeparableBlur(Degradation):
 def gaussian_kernel(std: float, radius: int | None = None) -> Tensor:
     """A Gaussian of `std` pixels as float64 (2 radius + 1,) with sum 1. The default radius is 3 `std`, rounded up.
 
-    Raises ValueError for a std that is not positive.
+    Raises ValueError for a std that is not positive, and a radius out of range.
     """
-    if not std > 0:
-        raise ValueError(f"the std of a kernel must be positive, got {std}")
-    radius = math.ceil(3 * std) if radius is None else radius
+    std = check_number("the std of a kernel", std, above=0)
+    radius = check_whole("the radius of a kernel", math.ceil(3 * std) if radius is None else radius, 0, _LARGEST)
     places = torch.arange(-radius, radius + 1, dtype=torch.float64)
     weights = torch.exp(-0.5 * (places / std).square())
     return weights / weights.sum()
@@ -338,8 +358,9 @@ def gaussian_kernel(std: float, radius: int | None = None) -> Tensor:
 
 def random_mask(height: int, width: int, share: float, *, seed: int) -> Tensor:
     """A mask of known pixels, bool (height, width): True at a random `share`. Raises ValueError outside of (0, 1]."""
-    if not 0 < share <= 1:
+    if not 0 < check_number("the share of known pixels", share) <= 1:
         raise ValueError(f"the share of known pixels must be in (0, 1], got {share}")
+    check_seed(seed)
     draws = uniform((1, height * width), seed=seed, stream=Stream.SHUFFLE)[0]
     known = torch.zeros(height * width, dtype=torch.bool)
     known[draws.argsort(stable=True)[: max(1, round(share * len(known)))]] = True
@@ -351,6 +372,17 @@ def box_mask(height: int, width: int) -> Tensor:
     known = torch.ones(height, width, dtype=torch.bool)
     known[height // 4 : height // 4 + height // 2, width // 4 : width // 4 + width // 2] = False
     return known
+
+
+def _check_batch(name: str, x: Tensor) -> None:
+    """Raises TypeError unless x is a float tensor, ValueError unless it is (B, C, H, W)."""
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        kind = x.dtype if isinstance(x, Tensor) else type(x).__name__
+        raise TypeError(f"{name} must be a float tensor, got {kind}")
+    if x.layout != torch.strided or x.device.type == "meta":
+        raise TypeError(f"{name} must be a dense tensor in memory, got {x.layout} on {x.device}")
+    if x.ndim != 4 or 0 in x.shape[1:]:
+        raise ValueError(f"{name} must be (B, C, H, W), no side of them 0, got {tuple(x.shape)}")
 
 
 def _hadamard(size: int) -> Tensor:

@@ -22,6 +22,7 @@ from fastebm.sampling import Langevin, cosine
 from fastebm.sampling.cascade import module_of
 from fastebm.sampling.langevin import batch_slices
 from fastebm.sampling.schedules import evaluate
+from fastebm.tasks.arguments import MAX_STEPS, check_memory, check_number, check_whole, settle
 from fastebm.tasks.restoration.consistency import DataConsistency
 from fastebm.tasks.restoration.degradations import Degradation, Shape
 from fastebm.tasks.restoration.result import Refinement, RestorationResult, concatenate, refine
@@ -60,11 +61,12 @@ class LatentSearch:
     def __post_init__(self) -> None:
         if self.method not in ("adam", "langevin"):
             raise ValueError(f'method is "adam" or "langevin", got {self.method!r}')
-        for name, least in (("num_steps", 0), ("restarts", 1), ("energy_weight", 0), ("decoder_weight", 0)):
-            if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= least):
-                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
-        if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
-            raise ValueError(f"learning_rate must be positive, got {self.learning_rate}")
+        settle(self, num_steps=check_whole("num_steps", self.num_steps, 0, MAX_STEPS))
+        settle(self, restarts=check_whole("restarts", self.restarts))
+        for name in ("noise_std", "energy_weight", "decoder_weight"):
+            settle(self, **{name: check_number(name, getattr(self, name), 0)})
+        for name in ("learning_rate", "step_size"):
+            settle(self, **{name: check_number(name, getattr(self, name), above=0)})
 
 
 class LatentEnergy(nn.Module):
@@ -128,6 +130,19 @@ def restore_by_decoder(
     consistent = DataConsistency(degradation, shape, noise)
     joint = LatentEnergy(decoder, energy, consistent, latent, shape, search)
     gradient = energy_gradient(joint, engine=engine)
+    try:
+        with gradient.chain():
+            made = decoder(torch.zeros(1, latent, dtype=base.dtype, device=base.device))
+    except RuntimeError as error:
+        raise ValueError(
+            f"the decoder can't take {base.dtype} latent vectors of length {latent} on {base.device}: "
+            f"{str(error).splitlines()[0]}"
+        ) from error
+    if not isinstance(made, Tensor) or made.shape[1:] != shape:
+        found = tuple(made.shape[1:]) if isinstance(made, Tensor) else type(made).__name__
+        raise ValueError(f"the decoder makes images of the shape {found}, but y measures images of {tuple(shape)}")
+    numbers = len(y) * search.restarts * (latent + math.prod(shape))
+    check_memory(f"{search.restarts:,} searches for each of {len(y):,} images", numbers, base.device)
     image_gradient = None if refinement is None else energy_gradient(energy, engine=engine)
     parts = []
     for first, last in batch_slices(len(y), batch_size):
@@ -188,4 +203,9 @@ def _by_langevin(
 
 
 def _flat(energies: Tensor) -> Tensor:
-    return energies if energies.ndim == 1 else energies.flatten(1).sum(1)
+    """Energies (B,), from (B,) or (B, 1). More numbers would be summed, which nobody asked for."""
+    if not isinstance(energies, Tensor):
+        raise TypeError(f"an energy must be a tensor, one number per image, got {type(energies).__name__}")
+    if energies.ndim == 0 or energies.shape[1:].numel() != 1:
+        raise ValueError(f"an energy must be one number per image, (B,), got shape {tuple(energies.shape)}")
+    return energies.flatten()

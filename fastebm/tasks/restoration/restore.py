@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from fastebm.sampling import Cascade, linear
+from fastebm.tasks.arguments import (
+    MAX_STEPS,
+    check_batch_size,
+    check_flag,
+    check_number,
+    check_seed,
+    check_whole,
+    settle,
+)
 from fastebm.tasks.inputs import Model, open_energy
 from fastebm.tasks.restoration.cascade import restore_by_cascade
 from fastebm.tasks.restoration.degradations import Degradation
 from fastebm.tasks.restoration.latent import LatentSearch, restore_by_decoder
+from fastebm.tasks.restoration.measurements import measured_images
 from fastebm.tasks.restoration.result import Refinement, RestorationResult
 from fastebm.training import CoarseToFineRun
 
@@ -26,14 +36,31 @@ class ImageSearch:
         restarts: chains for each image; the result is the one that ends at the lowest energy.
         coarse: whether the chains of a coarse-to-fine run start at its lowest level; see `restore_by_cascade`.
         num_steps, step_size, noise_std: the updates of a bare energy's chains: their number, their step size, and the
-            noise of the first one, which falls to 0. The chains of a run have the settings of its training.
+            noise of the first one, which falls to 0; by default 15, 1 and 0.015. The chains of a run have the settings
+            of its training.
+
+    Raises ValueError or TypeError for numbers out of range.
     """
 
     restarts: int = 4
     coarse: bool | None = None
-    num_steps: int = 15
-    step_size: float = 1.0
-    noise_std: float = 0.015
+    num_steps: int | None = None
+    step_size: float | None = None
+    noise_std: float | None = None
+
+    def __post_init__(self) -> None:
+        settle(self, restarts=check_whole("restarts", self.restarts))
+        if self.num_steps is not None:
+            settle(self, num_steps=check_whole("num_steps", self.num_steps, 0, MAX_STEPS))
+        if self.step_size is not None:
+            settle(self, step_size=check_number("step_size", self.step_size, above=0))
+        if self.noise_std is not None:
+            settle(self, noise_std=check_number("noise_std", self.noise_std, 0))
+        if self.coarse is not None:
+            settle(self, coarse=check_flag("coarse", self.coarse))
+
+
+_UPDATES = {"num_steps": 15, "step_size": 1.0, "noise_std": 0.015}
 
 
 @torch.no_grad()
@@ -59,10 +86,11 @@ def restore(
     energy, chains at full size that start at the degradation's initial estimate.
 
     Args:
-        y: (B, ...) as `degradation.A` returns it, on the device of the nets.
+        y: (B, ...), B >= 1, finite where it measures, exactly as `degradation.A` returns it for images of the energy
+            in [-1, 1]; float32, or float64 where a decoder is in float64 too. It lies on the device of the nets.
         degradation: A; it must be on that device too.
         energy: a run, the folder of one, or an energy of images (B, C, H, W) -> (B,), low meaning real. A run of an
-            EC-VAE brings its decoder.
+            EC-VAE brings its decoder. Images of a bare energy need not be square.
         decoder: latent vectors z (B, latent) -> images (B, C, H, W) in [-1, 1], in eval mode unless it is a module.
         latent: the length of a latent vector, for a `decoder`.
         noise: the standard deviation of the measurement's noise, in the units of y; see `DataConsistency`.
@@ -71,11 +99,11 @@ def restore(
         seed, first_chain_id: all starts and noise are functions of them; image i has the chain id `first_chain_id + i`,
             so that images may be split into batches.
         batch_size: the number of images restored at a time, each with all its starts.
-        engine: of the search by a decoder, as in `energy_gradient`: "auto" fuses decoder, projection and energy where
-            they can be captured.
+        engine: as in `energy_gradient`. "auto" fuses decoder, projection and energy where they can be captured; chains
+            of a run then have the engine of its config.
 
-    Raises ValueError for measurements or settings that don't fit, FloatingPointError where a search ends at energies
-    that are not finite.
+    Raises ValueError or TypeError for measurements or settings that don't fit or have no effect, FloatingPointError
+    where a search ends at energies that are not finite.
 
     Example:
         >>> import torch
@@ -91,12 +119,18 @@ def restore(
         >>> restore(y, half, energy=energy, decoder=decoder, latent=2).latents.shape
         torch.Size([3, 2])
     """
-    opened = open_energy(energy)
+    check_seed(seed)
+    check_batch_size(batch_size)
+    check_number("noise", noise, 0)
+    opened = open_energy(energy, engine if decoder is None else "auto")
     if opened.run is not None and decoder is None and (vae := getattr(opened.run, "vae", None)) is not None:
         decoder, latent = vae.decode, vae.latent
     if (decoder is None) is not (latent is None):
         raise ValueError(f"decoder and latent come together, got only {'latent' if decoder is None else 'decoder'}")
-    shape = degradation.pinv(y[:1]).shape[1:]
+    base = measured_images(y, degradation)
+    if base.device != opened.device and opened.run is not None:
+        raise ValueError(f"y is on {base.device}, and the run on {opened.device}")
+    shape = base.shape[1:]
     if opened.shape is not None and shape != opened.shape:
         raise ValueError(f"y measures images of the shape {tuple(shape)}, but the run's are {opened.shape}")
     wanted = ImageSearch if decoder is None else LatentSearch
@@ -106,18 +140,21 @@ def restore(
     options: dict[str, Any] = {"noise": noise, "refinement": refinement, "seed": seed}
     options |= {"first_chain_id": first_chain_id, "batch_size": batch_size}
     if decoder is not None and latent is not None:
+        latent = check_whole("latent", latent)
         latents = search if isinstance(search, LatentSearch) else LatentSearch()
         image_energy = opened.gradient.energy
         return restore_by_decoder(y, degradation, decoder, image_energy, latent, latents, engine, **options)
     chains = search if isinstance(search, ImageSearch) else ImageSearch()
+    given = {name: getattr(chains, name) for name in _UPDATES if getattr(chains, name) is not None}
+    if given and opened.run is not None:
+        raise ValueError(f"{', '.join(given)}: the chains of a run have the settings of its training")
     if isinstance(opened.run, CoarseToFineRun):
         cascade, coarse = opened.run.cascade(), chains.coarse
     else:
-        if opened.run is not None:
-            config = opened.run.config
-            chains = replace(chains, num_steps=config.num_steps, step_size=config.step_size, noise_std=config.noise_std)
-        noise_std = linear(chains.noise_std, 0.0)
-        level = {shape[2]: opened.gradient}
-        cascade = Cascade(level, num_steps=chains.num_steps, step_size=chains.step_size, noise_std=noise_std)
-        coarse = False
+        if chains.coarse:
+            raise ValueError("coarse=True needs a coarse-to-fine run: a bare energy has no lower level")
+        config = opened.run and opened.run.config
+        updates = {name: getattr(config, name) for name in _UPDATES} if config else {**_UPDATES, **given}
+        updates["noise_std"] = linear(updates["noise_std"], 0.0)
+        cascade, coarse = Cascade({shape[2]: opened.gradient}, **updates), False
     return restore_by_cascade(y, degradation, cascade=cascade, restarts=chains.restarts, coarse=coarse, **options)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fastebm.compiler import EnergyGradient
 from fastebm.sampling import Langevin, linear
+from fastebm.tasks.arguments import MAX_STEPS, check_number, check_whole, settle
 from fastebm.tasks.restoration.consistency import DataConsistency
 
 # Beyond the steps of any search, whose noise is from the same stream.
@@ -47,11 +48,18 @@ class Refinement:
     Attributes:
         num_steps, step_size: the number and the size of the steps.
         noise_std: the noise of the first step; it falls to 0 linearly.
+
+    Raises ValueError or TypeError for numbers out of range.
     """
 
     num_steps: int
     step_size: float
     noise_std: float = 0.0
+
+    def __post_init__(self) -> None:
+        settle(self, num_steps=check_whole("num_steps of a refinement", self.num_steps, 0, MAX_STEPS))
+        settle(self, step_size=check_number("step_size of a refinement", self.step_size, above=0))
+        settle(self, noise_std=check_number("noise_std of a refinement", self.noise_std, 0))
 
 
 def refine(

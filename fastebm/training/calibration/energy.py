@@ -5,14 +5,23 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fastebm.models import MultiScaleEnergy
+from fastebm.runs.checkpoints import Layout
+from fastebm.runs.nets import outline, with_weights
 from fastebm.sampling import Langevin
 from fastebm.training.calibration.calibrate import DataTerm, calibrate
-from fastebm.training.calibration.config import CalibratedConfig
+from fastebm.training.calibration.config import CalibratedConfig, GeneratorConfig
 from fastebm.training.trainer.metrics import Metrics, energy_update_metrics
-from fastebm.training.trainer.weights import fork_rng, load_optimizer, optimizer_tensors, select_prefix, with_prefix
+from fastebm.training.trainer.weights import (
+    checkpoint_layout,
+    fork_rng,
+    load_optimizer,
+    optimizer_tensors,
+    select_prefix,
+    with_prefix,
+)
 
 
 def new_energy(config: CalibratedConfig) -> MultiScaleEnergy | None:
@@ -33,11 +42,18 @@ def stored_energy(
     config: CalibratedConfig, tensors: Mapping[str, Tensor], device: torch.device | str | None
 ) -> MultiScaleEnergy | None:
     """The energy of a checkpoint, in eval mode, its parameters without gradients; None for a plain generator."""
-    energy = new_energy(config)
-    if energy is not None:
-        energy.to(device).load_state_dict(select_prefix(tensors, "energy."))
-        energy.eval().requires_grad_(False)
-    return energy
+    energy = outline(lambda: new_energy(config))
+    return None if energy is None else with_weights(energy, select_prefix(tensors, "energy."), device)
+
+
+def generator_layout(config: GeneratorConfig, prefix: str, generator: nn.Module) -> Layout:
+    """The tensors of a checkpoint of a run that trains `generator`, and the energy that calibrates it if it has one."""
+    nets = {f"{prefix}.": generator} | ({"average.": generator} if config.ema else {})
+    optimizers = {f"{prefix}_optimizer.": generator.parameters()}
+    if isinstance(config, CalibratedConfig) and (energy := outline(lambda: new_energy(config))) is not None:
+        nets["energy."] = energy
+        optimizers["energy_optimizer."] = energy.parameters()
+    return checkpoint_layout(nets, optimizers)
 
 
 class EnergyTrainer:

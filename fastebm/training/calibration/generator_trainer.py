@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from fastebm.data import add_noise, batches, flip
 from fastebm.runs.checkpoints import Checkpoint
+from fastebm.runs.fields import checked
 from fastebm.training.calibration.calibrate import DualUpdate
 from fastebm.training.calibration.config import CalibratedConfig, GeneratorConfig
 from fastebm.training.calibration.energy import EnergyTrainer, new_energy
@@ -170,6 +171,6 @@ class CalibratedTrainer(GeneratorTrainer):
 
     def load_state(self, checkpoint: Checkpoint) -> None:
         super().load_state(checkpoint)
-        self.weight = float(checkpoint.state["lambda"])
+        self.weight = checked("lambda", checkpoint.state["lambda"], float)
         if self.energy is not None:
             self.energy.load_state(checkpoint.tensors)

@@ -12,10 +12,12 @@ from torch import Tensor
 
 from fastebm.models import VAE
 from fastebm.plotting import GRID, Curves
-from fastebm.runs.checkpoints import Checkpoint
+from fastebm.runs.checkpoints import Checkpoint, Layout
 from fastebm.runs.folder import RunFolder
+from fastebm.runs.nets import outline, with_weights
 from fastebm.runs.run import Run
 from fastebm.training.calibration.config import VAEConfig
+from fastebm.training.calibration.energy import generator_layout
 from fastebm.training.pictures import save_run_pictures
 from fastebm.training.tensorboard import TensorBoardWriter
 from fastebm.training.trainer.weights import fork_rng, select_prefix
@@ -50,6 +52,10 @@ class VAERun(Run):
         """
         return self.vae.sample(count, *self._key(seed), batch_size=batch_size, dtype=dtype)
 
+    @staticmethod
+    def layout(config: VAEConfig, iteration: int) -> Layout:
+        return generator_layout(config, "vae", outline(lambda: new_vae(config)))
+
 
 def new_vae(config: VAEConfig) -> VAE:
     """A VAE with weights drawn from the config's seed."""
@@ -68,10 +74,9 @@ def new_vae(config: VAEConfig) -> VAE:
 
 def stored_vae(config: VAEConfig, checkpoint: Checkpoint, weights: Weights, device: torch.device | str | None) -> VAE:
     """The VAE of a checkpoint for sampling, with its averaged weights or those trained last."""
-    vae = new_vae(config).to(device)
     averaged = weights == "average" and config.ema
-    vae.load_state_dict(select_prefix(checkpoint.tensors, "average." if averaged else "vae."))
-    return vae.eval().requires_grad_(False)
+    tensors = select_prefix(checkpoint.tensors, "average." if averaged else "vae.")
+    return with_weights(outline(lambda: new_vae(config)), tensors, device)
 
 
 def with_updated_bn(vae: VAE, config: VAEConfig, images: Tensor) -> VAE:

@@ -38,6 +38,8 @@ class CoarseToFineConfig(EnergyTrainerConfig):
     method_name: ClassVar[str] = "coarse-to-fine training"
     mutable_fields: ClassVar[frozenset[str]] = MUTABLE_FIELDS | {"max_batch", "recompute_from"}
     ranges: ClassVar[Ranges] = {
+        "sizes": (4, 512),
+        "base_width": (1, 2**16),
         "iterations": (1, 10**9 - 1),
         "batch_sizes": (1, 2**20),
         "learning_rates": (1e-12, 1.0),
@@ -107,12 +109,14 @@ class CoarseToFineConfig(EnergyTrainerConfig):
     checkpoint_every: int = 100
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         lengths = {name: len(getattr(self, name)) for name in _PER_STAGE}
         if len(set(lengths.values())) != 1 or not self.sizes:
             raise ValueError(f"each stage needs its entry in {', '.join(_PER_STAGE)}, got {lengths} entries")
         if any(high != 2 * low for low, high in itertools.pairwise(self.sizes)):
             raise ValueError(f"each size must be twice the one before, got sizes {self.sizes}")
-        super().__post_init__()
+        if self.sizes[0] & (self.sizes[0] - 1):
+            raise ValueError(f"sizes must be powers of two, got {self.sizes}")
         if self.noisy_starts + self.hole_starts >= 1:
             shares = f"noisy_starts {self.noisy_starts} and hole_starts {self.hole_starts}"
             raise ValueError(f"some chains must start from noise: {shares} make a sum below 1")

@@ -13,15 +13,16 @@ from torch import Tensor, nn
 
 from fastebm import plotting
 from fastebm.models import CoarseToFineEnergy
-from fastebm.runs.checkpoints import Checkpoint
+from fastebm.runs.checkpoints import Checkpoint, Layout
 from fastebm.runs.folder import RunFolder
+from fastebm.runs.nets import outline, with_weights
 from fastebm.runs.run import Run, trained_checkpoint
 from fastebm.sampling import Cascade, ExpandingCascade, linear
 from fastebm.sampling.cascade import LevelSampler
 from fastebm.training.coarse_to_fine.config import CoarseToFineConfig
 from fastebm.training.pictures import save_run_pictures
 from fastebm.training.tensorboard import TensorBoardWriter
-from fastebm.training.trainer.weights import fork_rng, select_prefix
+from fastebm.training.trainer.weights import checkpoint_layout, fork_rng, select_prefix
 
 Levels = Mapping[int, Callable[[Tensor], Tensor]]
 
@@ -73,12 +74,21 @@ class CoarseToFineRun(Run):
 
         Raises RunError where there is no such run, it has no checkpoint yet, or not the one of `iteration`.
         """
-        config, checkpoint = trained_checkpoint(run_dir, CoarseToFineConfig, iteration)
-        net = new_net(config).to(device)
+        config, checkpoint = trained_checkpoint(run_dir, cls, CoarseToFineConfig, iteration)
+        weights = select_prefix(checkpoint.tensors, "average." if config.ema else "net.")
+        net = with_weights(outline(lambda: new_net(config)), weights, device)
         frozen = frozen_levels(net, checkpoint)
-        net.load_state_dict(select_prefix(checkpoint.tensors, "average." if config.ema else "net."))
         levels = reached_levels(config, checkpoint.iteration, frozen, net)
         return cls(Path(run_dir), config, checkpoint.iteration, levels)
+
+    @staticmethod
+    def layout(config: CoarseToFineConfig, iteration: int) -> Layout:
+        net = outline(lambda: new_net(config))
+        nets = {"net.": net} | ({"average.": net} if config.ema else {})
+        for stage in config.stages:
+            if stage.first_iteration + stage.iterations <= iteration:
+                nets[f"frozen.{stage.size}."] = net.frozen(stage.size)
+        return checkpoint_layout(nets, {"optimizer.": net.parameters_at(config.stage_at(iteration).size)})
 
 
 def reached_levels(

@@ -48,6 +48,7 @@ from fastebm.training.trainer.weights import (
 class CoarseToFineTrainer(Trainer):
     """Trains the energy of one resolution after the other: the net, its moving average, and the frozen lower nets."""
 
+    run_type = CoarseToFineRun
     hint = "a smaller learning rate or a larger energy_l2"
     config: CoarseToFineConfig
 

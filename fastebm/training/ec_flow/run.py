@@ -12,10 +12,12 @@ from torch import Tensor
 
 from fastebm.models import Flow, MultiScaleEnergy, quantize
 from fastebm.plotting import GRID, Curves
+from fastebm.runs.checkpoints import Layout
 from fastebm.runs.folder import RunFolder
+from fastebm.runs.nets import outline, with_weights
 from fastebm.runs.run import Run, trained_checkpoint
 from fastebm.sampling.langevin import batch_slices
-from fastebm.training.calibration.energy import stored_energy
+from fastebm.training.calibration.energy import generator_layout, stored_energy
 from fastebm.training.ec_flow.config import ECFlowConfig
 from fastebm.training.pictures import save_run_pictures
 from fastebm.training.tensorboard import TensorBoardWriter
@@ -100,11 +102,16 @@ class ECFlowRun(Run):
             weights: "average" loads the averaged weights (the trained ones where the run averages none), "trained" the
                 last ones.
         """
-        config, checkpoint = trained_checkpoint(run_dir, ECFlowConfig)
-        flow, energy = new_flow(config).to(device), stored_energy(config, checkpoint.tensors, device)
+        config, checkpoint = trained_checkpoint(run_dir, cls, ECFlowConfig)
         averaged = weights == "average" and config.ema
-        flow.load_state_dict(select_prefix(checkpoint.tensors, "average." if averaged else "flow."))
-        return cls(Path(run_dir), config, checkpoint.iteration, energy, flow.eval().requires_grad_(False))
+        tensors = select_prefix(checkpoint.tensors, "average." if averaged else "flow.")
+        flow = with_weights(outline(lambda: new_flow(config)), tensors, device)
+        energy = stored_energy(config, checkpoint.tensors, device)
+        return cls(Path(run_dir), config, checkpoint.iteration, energy, flow)
+
+    @staticmethod
+    def layout(config: ECFlowConfig, iteration: int) -> Layout:
+        return generator_layout(config, "flow", outline(lambda: new_flow(config)))
 
 
 def new_flow(config: ECFlowConfig) -> Flow:

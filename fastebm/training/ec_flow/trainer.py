@@ -31,6 +31,7 @@ class ECFlowTrainer(CalibratedTrainer):
     noise of dequantisation, so that the energy sees images with it too: otherwise it would learn to detect the noise.
     """
 
+    run_type = ECFlowRun
     hint = "a smaller learning_rate or energy_learning_rate, or a larger energy_l2"
     prefix = "flow"
     progress_keys: ClassVar[Mapping[str, str]] = {

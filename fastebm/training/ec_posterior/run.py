@@ -87,5 +87,5 @@ class ECPosteriorRun(VAERun):
         cls, run_dir: str | Path, device: torch.device | str | None = None, *, weights: Weights = "average"
     ) -> ECPosteriorRun:
         """The run in a folder, from its newest good checkpoint; arguments and errors as of `ECVAERun.load`."""
-        config, checkpoint = trained_checkpoint(run_dir, ECPosteriorConfig)
+        config, checkpoint = trained_checkpoint(run_dir, cls, ECPosteriorConfig)
         return cls(Path(run_dir), config, checkpoint.iteration, stored_vae(config, checkpoint, weights, device))

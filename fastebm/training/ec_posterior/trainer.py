@@ -37,6 +37,7 @@ class ECPosteriorTrainer(VAETrainer):
     no noise, while `-log q` is smallest at the mean and the variance of the chain ends.
     """
 
+    run_type = ECPosteriorRun
     hint = "a smaller step_size or learning_rate"
     progress_keys: ClassVar[Mapping[str, str]] = {
         "error": "squared_error", "refined": "refined_error", "kl": "kl", "way": "refinement",

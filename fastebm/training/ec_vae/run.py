@@ -55,6 +55,6 @@ class ECVAERun(VAERun):
             weights: "average" loads the averaged weights (the trained ones where the run averages none), with batch
                 norm's statistics measured for them; "trained" loads the last ones, with the statistics of training.
         """
-        config, checkpoint = trained_checkpoint(run_dir, ECVAEConfig)
+        config, checkpoint = trained_checkpoint(run_dir, cls, ECVAEConfig)
         vae, energy = stored_vae(config, checkpoint, weights, device), stored_energy(config, checkpoint.tensors, device)
         return cls(Path(run_dir), config, checkpoint.iteration, energy, vae)

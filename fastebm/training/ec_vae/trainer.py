@@ -30,6 +30,7 @@ class ECVAETrainer(CalibratedTrainer, VAETrainer):
     energy takes a step.
     """
 
+    run_type = ECVAERun
     hint = "a smaller energy_learning_rate or a larger energy_l2"
     progress_keys: ClassVar[Mapping[str, str]] = {
         "error": "squared_error", "kl": "kl", "calibration": "calibration", "gap": "gap",

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
-from fastebm import rng
+from fastebm.runs.fields import check_fields, shown
 from fastebm.runs.folder import RunError
 
 Ranges = Mapping[str, tuple[float, float]]
@@ -24,8 +25,10 @@ MUTABLE_FIELDS = frozenset(
 class TrainerConfig(ABC):
     """Settings that every training method has.
 
-    A subclass adds fields, and lists the range of each of its numeric fields in `ranges`. Values of a field that is
-    annotated as a `Literal` are checked against it. ValueError is raised for a value out of range.
+    A subclass adds fields, and lists the range of each of its numeric fields in `ranges`. Each value is checked against
+    the type hint of its field, by the rules of `fastebm.runs.fields.checked`, and then against its range.
+
+    Raises TypeError for a value of another type, ValueError for one out of range.
 
     Attributes:
         kind: the name of the method in a run's config.json.
@@ -95,22 +98,25 @@ class TrainerConfig(ABC):
     """write the log and the samples for TensorBoard too"""
 
     def __post_init__(self) -> None:
-        ranges, choices = _constraints(type(self))
-        for name, (low, high) in ranges.items():
+        check_fields(self)
+        for name, (low, high) in ranges_of(type(self)).items():
             for value in values if isinstance(values := getattr(self, name), tuple) else (values,):
                 if not low <= value <= high:
-                    raise ValueError(f"{name} must lie in [{low:g}, {high:g}], got {value}")
-        for name, allowed in choices.items():
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name} must be one of {', '.join(map(str, allowed))}, got {getattr(self, name)!r}")
-        rng.make_key(self.seed)
+                    raise ValueError(f"{name} must lie in [{low:g}, {high:g}], got {shown(value)}")
+        if not -(2**63) <= self.seed < 2**64:
+            raise ValueError(f"seed must be in [-2^63, 2^64), got {shown(self.seed)}")
 
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> Self:
         """The config of a stored JSON object. Raises RunError if it has other fields or values out of range."""
         try:
-            fields: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in stored.items()}
-            return cls(**fields)
+            names = {field.name for field in dataclasses.fields(cls)}
+            if unknown := stored.keys() - names:
+                raise ValueError(f"it has no field {shown(min(unknown))}")
+            required = {field.name for field in dataclasses.fields(cls) if field.default is dataclasses.MISSING}
+            if missing := required - stored.keys():
+                raise ValueError(f"the field {min(missing)} is missing")
+            return cls(**stored)
         except (TypeError, ValueError) as error:
             raise RunError(f"not the config of a run of {cls.method_name}: {error}") from error
 
@@ -162,13 +168,12 @@ class EnergyTrainerConfig(TrainerConfig):
 
 
 @functools.cache
-def _constraints(config: type[TrainerConfig]) -> tuple[dict[str, tuple[float, float]], dict[str, tuple[Any, ...]]]:
-    """The ranges of numeric fields, and the values that fields of a `Literal` type may have, by field."""
+def ranges_of(config: type[TrainerConfig]) -> dict[str, tuple[float, float]]:
+    """The ranges of the numeric fields of a config, by field."""
     ranges: dict[str, tuple[float, float]] = {}
     for base in reversed(config.__mro__):
         ranges |= vars(base).get("ranges", {})
-    hints = get_type_hints(config)
-    return ranges, {name: get_args(hint) for name, hint in hints.items() if get_origin(hint) is Literal}
+    return ranges
 
 
 def lr_factor(remaining: float, iterations: int, lr_decay: float) -> float:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ from fastebm.data import Images
 from fastebm.data.sources import DigitsSource, ImageSource, source_from_json
 from fastebm.runs.folder import RunError, RunFolder
 from fastebm.runs.registry import config_of, load, method
-from fastebm.runs.run import Run
+from fastebm.runs.run import Run, belongs_to
 from fastebm.training.images import image_levels
 from fastebm.training.trainer.config import TrainerConfig
 from fastebm.training.trainer.loop import OnLog, Trainer
@@ -73,28 +74,46 @@ def train(
     if not isinstance(images, Tensor | Images | ImageSource | DigitsSource):
         raise TypeError(f"images must be a tensor, Images, an ImageSource or a path, got {type(images).__name__}")
     device = _resolve_device(device)
+    # Whatever can be refused is refused before images are read and anything is computed.
+    RunFolder.check_place(run_dir)
+    parts = method(config.kind, Path(run_dir))
+    parts.Run.layout(config, 0)  # a config that makes no net, or one larger than the memory
     source, opened = (None, images) if isinstance(images, Tensor | Images) else (images.to_json(), images.open())
     if progress and isinstance(opened, Images):
         print(opened, file=sys.stderr, flush=True)  # which format the file or folder was read as
-    # The trainer first: a config that makes no net must not leave a folder that then holds "another config".
-    make_trainer = method(config.kind, Path(run_dir)).Trainer
-    trainer: Trainer = make_trainer(config, image_levels(opened, config.sizes, config.channels), device)
-    with RunFolder.locked(run_dir):
-        fields = dataclasses.fields(config)
-        folder = RunFolder.open(
-            run_dir,
-            config.kind,
-            dataclasses.asdict(config),
-            images=source,
-            defaults={field.name: field.default for field in fields if field.default is not dataclasses.MISSING},
-            mutable_fields=config.mutable_fields,
-            keep_checkpoints=config.keep_checkpoints,
-        )
-        trainer.train(folder, progress=progress, save_pictures=save_pictures, on_log=on_log)
-    return load(run_dir, device)
+    levels = image_levels(opened, config.sizes, config.channels)
+    with _one_line_out_of_memory():
+        # A new run's trainer comes first: what it refuses must not leave a folder that then holds "another config".
+        trainer: Trainer | None = None if RunFolder.is_run(run_dir) else parts.Trainer(config, levels, device)
+        with RunFolder.locked(run_dir):
+            fields = dataclasses.fields(config)
+            folder = RunFolder.open(
+                run_dir,
+                config.kind,
+                dataclasses.asdict(config),
+                images=source,
+                defaults={field.name: field.default for field in fields if field.default is not dataclasses.MISSING},
+                mutable_fields=config.mutable_fields,
+                keep_checkpoints=config.keep_checkpoints,
+            )
+            # The nets of a run that is there are made once its checkpoint is known to have tensors of their shapes.
+            checkpoint = folder.newest_checkpoint(check=belongs_to(config, parts.Run))
+            trainer = trainer or parts.Trainer(config, levels, device)
+            trainer.train(folder, checkpoint, progress=progress, save_pictures=save_pictures, on_log=on_log)
+            del trainer, checkpoint
+        return load(run_dir, device)
 
 
-def resume(run_dir: str | Path, images: ImageInput | None = None, *, retries: int | None = None, **options: Any) -> Run:
+def resume(
+    run_dir: str | Path,
+    images: ImageInput | None = None,
+    *,
+    retries: int | None = None,
+    device: torch.device | str | None = None,
+    progress: bool = True,
+    save_pictures: bool = True,
+    on_log: OnLog | None = None,
+) -> Run:
     """Resumes the unfinished run in `run_dir` with its own config, on the images that it was started with.
 
     A finished run is only loaded: nothing is left to train, and its images are not needed any more.
@@ -102,7 +121,7 @@ def resume(run_dir: str | Path, images: ImageInput | None = None, *, retries: in
     Args:
         images: the same images, where the run doesn't know where they are or they were moved.
         retries: lets the guard roll the run back more often than the config does.
-        options: device, progress, save_pictures and on_log of `train`.
+        device, progress, save_pictures, on_log: as of `train`.
 
     Raises as `train`; also RunError where there is no run, or its images are not known.
     """
@@ -112,14 +131,26 @@ def resume(run_dir: str | Path, images: ImageInput | None = None, *, retries: in
         config = dataclasses.replace(config, retries=retries)
     if images is None:
         if folder.checkpoints.iterations()[-1:] == [config.total_iterations]:
-            run = load(run_dir, _resolve_device(options.get("device")))
+            run = load(run_dir, _resolve_device(device))
             if run.finished:  # which it isn't where that checkpoint is damaged
                 return run
         stored = folder.images()
         if stored is None:
             raise RunError(f"{folder.path} doesn't say where its images come from: give them")
         images = source_from_json(stored)
-    return train(config, images, run_dir, **options)
+    return train(config, images, run_dir, device=device, progress=progress, save_pictures=save_pictures, on_log=on_log)
+
+
+@contextmanager
+def _one_line_out_of_memory() -> Iterator[None]:
+    """Turns what PyTorch and Python raise where memory is short into RunError."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+            advice = "smaller batches or widths, or max_batch where the method has it, need less"
+            raise RunError(f"the memory is too small for this training: {advice}") from error
+        raise
 
 
 def _resolve_device(device: torch.device | str | None) -> torch.device:

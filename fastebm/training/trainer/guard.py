@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fastebm import rng
+from fastebm.runs.fields import checked
 
 
 class DivergedError(RuntimeError):
@@ -111,5 +112,12 @@ class Guard:
         return {"rollbacks": [dict(rollback) for rollback in self.rollbacks]}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Loads what `state_dict` returned. An empty mapping, from an old run, means no rollbacks."""
-        self.rollbacks = [dict(rollback) for rollback in state.get("rollbacks", [])]
+        """Loads what `state_dict` returned. An empty mapping, from an old run, means no rollbacks.
+
+        Raises ValueError, TypeError for anything else.
+        """
+        rollbacks = checked("the rollbacks", state.get("rollbacks", []), list[dict[str, Any]])
+        for rollback in rollbacks:
+            for name, hint in (("iteration", int), ("back_to", int), ("reason", str)):
+                checked(f"{name} of a rollback", rollback.get(name), hint)
+        self.rollbacks = rollbacks

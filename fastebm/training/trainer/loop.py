@@ -1,4 +1,4 @@
-"""The training loop of every method: log, guard, checkpoints, pictures, stops on SIGTERM, and rollbacks.
+"""The training loop of every method: log, guard, checkpoints, pictures, stops by signals, and rollbacks.
 
 A method is a subclass of `Trainer`. It defines an update of the weights, a check of the weights before they are saved,
 and the tensors of a checkpoint. Everything that lets a run survive a kill or an explosion is in this file.
@@ -6,6 +6,7 @@ and the tensors of a checkpoint. Everything that lets a run survive a kill or an
 
 from __future__ import annotations
 
+import dataclasses
 import time
 import warnings
 from abc import ABC, abstractmethod
@@ -17,7 +18,9 @@ import torch
 from torch import Tensor
 
 from fastebm.runs.checkpoints import Checkpoint
+from fastebm.runs.fields import checked
 from fastebm.runs.folder import RunError, RunFolder
+from fastebm.runs.run import Run, belongs_to
 from fastebm.training.images import ImageLevels
 from fastebm.training.tensorboard import TensorBoardWriter
 from fastebm.training.trainer.config import TrainerConfig
@@ -33,11 +36,13 @@ class Trainer(ABC):
     """A run in memory: its nets, its optimizers and its guard.
 
     Attributes:
+        run_type: the class of the method's runs, which knows the tensors of a checkpoint.
         hint: the settings that may stop energies from exploding, for the message of `DivergedError`.
         iteration: the number of updates so far.
         elapsed_seconds: the time that they took.
     """
 
+    run_type: ClassVar[type[Run]]
     hint: ClassVar[str]
     config: TrainerConfig
 
@@ -48,6 +53,7 @@ class Trainer(ABC):
         self.guard = Guard(**config.guard_bounds, retries=config.retries, retry_lr_factor=config.retry_lr_factor)
         self.iteration = 0
         self.elapsed_seconds = 0.0
+        self.means = RunningMeans()
         self.reset()
 
     @abstractmethod
@@ -106,10 +112,15 @@ class Trainer(ABC):
         return self.guard.seed(self.config.seed)
 
     def train(
-        self, folder: RunFolder, *, progress: bool = True, save_pictures: bool = True, on_log: OnLog | None = None
+        self,
+        folder: RunFolder,
+        checkpoint: Checkpoint | None,
+        *,
+        progress: bool = True,
+        save_pictures: bool = True,
+        on_log: OnLog | None = None,
     ) -> None:
         """Trains from the folder's newest checkpoint to the end; arguments and errors as of `fastebm.train`."""
-        checkpoint = folder.newest_checkpoint()
         if checkpoint is not None:
             self.load_checkpoint(checkpoint)
         with folder.writing("the log"):
@@ -118,7 +129,7 @@ class Trainer(ABC):
         with (
             closing(board),
             ProgressBar.over(self.config.total_iterations, self.iteration, progress) as bar,
-            StopRequest.handle_sigterm() as request,
+            StopRequest.handle_signals() as request,
         ):
             for line in self._iterate(folder, bar, board, request, save_pictures):
                 with folder.writing("the log"):
@@ -126,6 +137,7 @@ class Trainer(ABC):
                 board.add_scalars(line)
                 if on_log is not None:
                     on_log(line)
+            request.raise_if_interrupted()
 
     def _iterate(
         self, folder: RunFolder, bar: ProgressBar, board: TensorBoardWriter, request: StopRequest, pictures: bool
@@ -133,11 +145,12 @@ class Trainer(ABC):
         """Updates the weights until the end, with checkpoints and pictures; yields lines for the log."""
         config = self.config
         start_time = time.monotonic() - self.elapsed_seconds
-        means = RunningMeans()
         while self.iteration < config.total_iterations:
+            request.raise_if_interrupted()
             line = {"iteration": self.iteration + 1, **self.log_fields(), "attempt": self.guard.attempt}
             try:
                 metrics = self.update()
+                request.raise_if_interrupted()
                 ended = self.stage_ended()
                 # Read once, as SIGTERM may come at any moment: a run that stops here must have been saved here.
                 stopping = request.received
@@ -147,14 +160,13 @@ class Trainer(ABC):
             except DivergedError as error:
                 self._roll_back(folder, error)
                 bar.go_back(self.iteration)
-                means.pop()
                 continue
             self.elapsed_seconds = time.monotonic() - start_time
-            means.add(metrics)
+            self.means.add(metrics)
             title, numbers = self.progress_metrics(metrics)
             bar.advance(title, **numbers)
             if ended or self.iteration % config.log_every == 0:
-                yield {**line, **means.pop(), "seconds": round(self.elapsed_seconds, 3)}
+                yield {**line, **self.means.pop(), "seconds": round(self.elapsed_seconds, 3)}
             if ended:
                 self.next_stage()
             # Pictures come before the checkpoint, so that a killed run that is finished has them.
@@ -174,17 +186,28 @@ class Trainer(ABC):
             "chains_started": self.images_seen,
             "images": self.images.digest,
             "guard": self.guard.state_dict(),
+            "means": self.means.state_dict(),
             "seconds": self.elapsed_seconds,
+            "config": dataclasses.asdict(self.config),
         }
 
     def load_checkpoint(self, checkpoint: Checkpoint) -> None:
-        """Continues from a checkpoint. Raises RunError if it was trained on other images."""
-        if checkpoint.state["images"] != self.images.digest:
-            raise RunError("the run in this folder was trained on other images: choose another folder")
-        self.iteration = checkpoint.iteration
-        self.elapsed_seconds = float(checkpoint.state["seconds"])
-        self.guard.load_state_dict(checkpoint.state.get("guard", {}))
-        self.load_state(checkpoint)
+        """Continues from a checkpoint. Raises RunError if it was trained on other images, or its state is damaged."""
+        state = checkpoint.state
+        try:
+            if checked("images", state["images"], str) != self.images.digest:
+                raise RunError("the run in this folder was trained on other images: choose another folder")
+            self.iteration = checkpoint.iteration
+            self.elapsed_seconds = checked("seconds", state["seconds"], float)
+            # Checkpoints of older versions have neither of these.
+            self.guard.load_state_dict(checked("guard", state.get("guard", {}), dict[str, Any]))
+            self.means.load_state_dict(checked("means", state.get("means", {}), dict[str, Any]))
+            self.load_state(checkpoint)
+        except (KeyError, TypeError, ValueError) as error:
+            reason = f"it has no {error}" if isinstance(error, KeyError) else error
+            raise RunError(
+                f"the state of the checkpoint of iteration {checkpoint.iteration} is damaged: {reason}"
+            ) from error
 
     def _roll_back(self, folder: RunFolder, error: DivergedError) -> None:
         """Returns to a good checkpoint, to go on from there with fresh noise and a lower learning rate.
@@ -195,9 +218,11 @@ class Trainer(ABC):
         if guard.exhausted:
             raise DivergedError(error.iteration, error.reason, self._advice(folder)) from None
         rollbacks = guard.state_dict()
-        checkpoint = folder.newest_checkpoint(guard.target(folder.checkpoints.iterations()))
+        belongs = belongs_to(self.config, self.run_type)
+        checkpoint = folder.newest_checkpoint(guard.target(folder.checkpoints.iterations()), belongs)
         if checkpoint is None:
             self.reset()
+            self.means = RunningMeans()
         else:
             self.load_checkpoint(checkpoint)
         guard.load_state_dict(rollbacks)  # the checkpoint had only the earlier rollbacks

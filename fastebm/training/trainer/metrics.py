@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
+
+from fastebm.runs.fields import checked, shown
+from fastebm.runs.files import finite_json
 
 Metrics = dict[str, Tensor]
 
@@ -49,3 +54,18 @@ class RunningMeans:
         means = {name: total / self._count for name, total in self._sums.items()}
         self._sums, self._count = {}, 0
         return means
+
+    def state_dict(self) -> dict[str, Any]:
+        """The sums so far, as JSON values for a checkpoint."""
+        return {"count": self._count, "sums": finite_json(self._sums)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Loads what `state_dict` returned. An empty mapping, from an old run, means no numbers yet.
+
+        Raises ValueError, TypeError for anything else.
+        """
+        sums = checked("the sums", state.get("sums", {}), dict[str, float | None])
+        count = checked("their count", state.get("count", 0), int)
+        if count < 0 or (sums and not count):
+            raise ValueError(f"sums of {shown(count)} numbers have no mean")
+        self._sums, self._count = {name: math.nan if v is None else v for name, v in sums.items()}, count

@@ -1,4 +1,4 @@
-"""Stops on SIGTERM: the current update is finished and saved before the run ends."""
+"""Stops by a signal: SIGTERM, after the current update and its checkpoint, and Ctrl-C, at once."""
 
 from __future__ import annotations
 
@@ -14,25 +14,48 @@ class StoppedError(RuntimeError):
 
 
 class StopRequest:
-    """`received` becomes True with the first SIGTERM."""
+    """`received` becomes True with the first SIGTERM, `interrupted` with the first Ctrl-C."""
 
     def __init__(self) -> None:
         self.received = False
+        self.interrupted = False
 
     @classmethod
     @contextmanager
-    def handle_sigterm(cls) -> Iterator[StopRequest]:
-        """Handles SIGTERM within the block. Only the main thread of a process can; elsewhere nothing changes."""
+    def handle_signals(cls) -> Iterator[StopRequest]:
+        """Handles both within the block. Only the main thread of a process can; elsewhere nothing changes.
+
+        Ctrl-C also does what it did before, which is to raise KeyboardInterrupt. A process that ignores it, as one in
+        the background does, still ignores it.
+        """
         request = cls()
-
-        def receive(number: int, frame: Any) -> None:
-            request.received = True
-
         if threading.current_thread() is not threading.main_thread():
             yield request
             return
-        before = signal.signal(signal.SIGTERM, receive)
+        interrupt = signal.getsignal(signal.SIGINT)
+
+        def terminated(number: int, frame: Any) -> None:
+            request.received = True
+
+        def interrupted(number: int, frame: Any) -> None:
+            request.interrupted = True
+            if callable(interrupt):
+                interrupt(number, frame)
+
+        before = signal.signal(signal.SIGTERM, terminated)
         try:
+            if callable(interrupt):
+                signal.signal(signal.SIGINT, interrupted)
             yield request
         finally:
+            if callable(interrupt):
+                signal.signal(signal.SIGINT, interrupt)
             signal.signal(signal.SIGTERM, before)
+
+    def raise_if_interrupted(self) -> None:
+        """Raises KeyboardInterrupt after a Ctrl-C whose own KeyboardInterrupt was swallowed.
+
+        It may come while Python runs a destructor or a callback of PyTorch, where exceptions end.
+        """
+        if self.interrupted:
+            raise KeyboardInterrupt

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+
+from fastebm.runs.checkpoints import Layout
 
 
 @contextmanager
@@ -57,3 +59,20 @@ def load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tenso
         index, _, moment = name.partition(".")
         moments.setdefault(int(index), {})[moment] = tensor
     optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
+
+
+def checkpoint_layout(nets: Mapping[str, nn.Module], optimizers: Mapping[str, Iterable[Tensor]]) -> Layout:
+    """The tensors of a checkpoint that has these nets, and Adam's moments of these parameters, by their prefixes.
+
+    A parameter that had no gradient yet has no moments.
+    """
+    tensors: dict[str, Tensor] = {}
+    for prefix, net in nets.items():
+        tensors |= with_prefix(net.state_dict(), prefix)
+    count = torch.empty((), device="meta")
+    groups = [
+        {f"{prefix}{index}.step": count, f"{prefix}{index}.exp_avg": moment, f"{prefix}{index}.exp_avg_sq": moment}
+        for prefix, parameters in optimizers.items()
+        for index, moment in enumerate(parameters)
+    ]
+    return Layout(tensors, groups)

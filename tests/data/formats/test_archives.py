@@ -87,7 +87,7 @@ def repaired(header: bytearray) -> bytes:
         (b"-0000000512", "it has the size -330"),
         (b"77777777777", "refused as a decompression bomb|are needed"),
         (b"\x80" + b"\xff" * 10, "refused as a decompression bomb|are needed"),
-        (b"\0" * 11, "is damaged: bad checksum"),
+        (b"\0" * 11, "is damaged: it has no size"),
         (b"00000040000", "ends after|are needed"),
     ],
 )
@@ -99,6 +99,24 @@ def test_sizes_that_lie(size: bytes, saying: str, packed: bool, tmp_path: Path) 
     (tmp_path / "set.tar").write_bytes(gzip.compress(content) if packed else content[:1024])
     with pytest.raises(DataError, match=saying):
         contents(tmp_path / "set.tar")
+
+
+def test_a_file_needs_a_size(tmp_path: Path) -> None:
+    content = bytearray(gzip.decompress(archive(tmp_path).read_bytes()))
+    for size in (b"\0" * 12, b" " * 12):
+        content[124:136] = size
+        content[:512] = repaired(content[:512])
+        (tmp_path / "set.tar").write_bytes(content)
+        with pytest.raises(DataError, match="it has no size"):
+            contents(tmp_path / "set.tar")
+
+
+def test_what_desktops_pack_beside_the_files(tmp_path: Path) -> None:
+    files, splits = cifar10_files(None)
+    more = {f"__MACOSX/cifar/._{name}": b"?" for name in files} | {"cifar/.DS_Store": b"?", ".DS_Store": b"?"}
+    more |= {"a/Thumbs.db": b"?", "b/Thumbs.db": b"?"}
+    tar_of(tmp_path / "cifar.tar.gz", more | {f"cifar/{name}": content for name, content in files.items()}, ".")
+    assert len(open_images(tmp_path / "cifar.tar.gz")) == len(splits["train"][0])
 
 
 def test_damaged_headers(tmp_path: Path) -> None:

@@ -40,7 +40,9 @@ FORMS: dict[str, Callable[[int], Any]] = {
     "array (C, H, W)": lambda i: [PIXELS[i].transpose(2, 0, 1), LABELS[i]],
     "tensor": lambda i: (torch.from_numpy(PIXELS[i]).permute(2, 0, 1), torch.tensor(LABELS[i])),
     "ToTensor": lambda i: (torch.from_numpy(PIXELS[i]).permute(2, 0, 1) / 255, LABELS[i], "more"),
-    "half floats": lambda i: torch.from_numpy(PIXELS[i]).double() / 255,
+    "double floats": lambda i: torch.from_numpy(PIXELS[i]).double() / 255,
+    "half floats": lambda i: (PIXELS[i] / 255).astype(np.float16),
+    "half floats of torch": lambda i: (torch.from_numpy(PIXELS[i]) / 255).half(),
     "Hugging Face": lambda i: {"img": Image.fromarray(PIXELS[i]), "label": int(LABELS[i])},
     "Hugging Face, formatted": lambda i: {"image": torch.from_numpy(PIXELS[i]), "fine_label": torch.tensor(LABELS[i])},
     "captions": lambda i: (PIXELS[i], "a cat"),
@@ -107,7 +109,13 @@ def test_items_of_several_sizes() -> None:
         (lambda i: 1 / (2 - i), "Mapped, item 0: is float; an image of PIL"),
         (lambda i: PIXELS[i] if i < 2 else 1 // 0, "Mapped, item 2: cannot be read: integer division"),
         (lambda i: PIXELS[i].astype(np.int64), "item 0: is int64; images must be uint8, or floats"),
-        (lambda i: PIXELS[i] / 127.5 - 1, "item 0: has values from -.* leave the normalization out"),
+        (lambda i: PIXELS[i] / 127.5 - 1, "item 0: has values from -.* leave the normalization out, or scale or clamp"),
+        (lambda i: np.full((4, 4), 1.1251), r"has values from 1\.1251 to 1\.1251; .* at most 0\.125 outside"),
+        (lambda i: np.full((4, 4), -0.1251), r"has values from -0\.1251 to -0\.1251; "),
+        (lambda i: {"image": PIXELS[i] if i < 3 else None, "label": 0}, "Mapped, item 3: its image is None"),
+        (lambda i: (None, 3), "Mapped, item 0: its image is None"),
+        (lambda i: torch.zeros(3, 4, 4).to_sparse(), "Mapped, item 0: cannot be read: "),
+        (lambda i: (PIXELS[i], -2), "Mapped: the label -2 is below -1"),
         (lambda i: np.full((4, 4), np.nan), "item 0: has values from nan to nan"),
         (lambda i: PIXELS[i, 0, 0], "item 0: an array of shape .* is no set of images"),
         (lambda i: {"picture": PIXELS[i]}, "item 0: has none of image, img, pixel_values, images; it has picture"),
@@ -119,6 +127,46 @@ def test_items_of_several_sizes() -> None:
 def test_items_that_are_no_images(item: Callable[[int], Any], saying: str) -> None:
     with pytest.raises(DataError, match=saying):
         open_images(Mapped(item))
+
+
+def test_bfloat16() -> None:
+    """Its 8 bits of precision hold every 255th but not every value: each becomes the nearest pixel."""
+    floats = (torch.from_numpy(PIXELS).permute(0, 3, 1, 2) / 255).bfloat16()
+    expected = (floats.double() * 255).round().to(torch.uint8)
+    assert torch.equal(open_images(floats).pixels, expected)
+
+
+def test_half_precision_is_not_rounded_twice() -> None:
+    values = torch.arange(0, 15361, dtype=torch.int16).view(torch.float16)  # every half in [0, 1]
+    found = open_images(values.reshape(1, 1, 1, -1)).pixels
+    assert torch.equal(found.flatten(), (values.double() * 255).round().to(torch.uint8))
+
+
+def test_overshoot_of_rounding_and_resampling_is_clamped() -> None:
+    image = torch.zeros(1, 3, 8, 8)
+    image[:, :, ::2] = 1
+    resized = torch.nn.functional.interpolate(image, 12, mode="bicubic", antialias=True)
+    assert resized.min() < -0.06
+    assert resized.max() > 1.06
+    assert torch.equal(open_images(resized).pixels, (resized.clamp(0, 1) * 255).round().to(torch.uint8))
+    edge = torch.cat([torch.zeros(1, 1, 8, 4), torch.ones(1, 1, 8, 4)], 3)
+    for size in (9, 11, 16, 23, 64):
+        resized = torch.nn.functional.interpolate(edge, (8, size), mode="bicubic")
+        assert resized.max() > 1
+        open_images(resized)
+    assert (open_images(torch.full((2, 3, 4, 4), 1.0000001)).pixels == 255).all()
+
+
+def test_labels_of_what_has_none() -> None:
+    images = open_images(Mapped(lambda i: (PIXELS[i], -1 if i else 2)))
+    assert images.labels.tolist() == [2, -1, -1, -1, -1]
+
+
+def test_a_limit_of_pixels() -> None:
+    items = Mapped(lambda i: Image.fromarray(PIXELS[i]))
+    with pytest.raises(DataError, match="Mapped, item 0: 6x6 are more than max_pixels = 35 pixels"):
+        open_images(items, max_pixels=35)
+    assert len(open_images(items, max_pixels=36)) == 5
 
 
 def test_what_is_no_data_set() -> None:

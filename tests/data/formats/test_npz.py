@@ -6,6 +6,7 @@ import io
 import struct
 import tracemalloc
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -254,3 +255,70 @@ def test_a_member_that_expands_without_end(method: int, tmp_path: Path) -> None:
     lying = directory_field(packed.getvalue(), 24, len(header) + 2 * 64 * 64)
     (tmp_path / "bomb.npz").write_bytes(lying)
     assert peak_of_refusal(tmp_path / "bomb.npz", "more bytes than|Bad CRC-32|checksum does not fit") < 2**24
+
+
+def test_members_that_hold_more_than_the_directory_says(tmp_path: Path) -> None:
+    """The directory's length and checksum are those of an array, after which the packed bytes go on."""
+    pixels = noise(0, 3, 6, 6)
+    array = npz_bytes({"x": pixels}, zipfile.ZIP_STORED)
+    with zipfile.ZipFile(io.BytesIO(array)) as archive:
+        member = archive.read("x.npy")
+    for method in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA):
+        packed = io.BytesIO()
+        with zipfile.ZipFile(packed, "w", method) as archive:
+            archive.writestr("x.npy", member + b"more")
+        changed = bytearray(packed.getvalue())
+        directory = changed.rindex(b"PK\1\2")
+        changed[directory + 16 : directory + 20] = struct.pack("<I", zlib.crc32(member))
+        changed[directory + 24 : directory + 28] = struct.pack("<I", len(member))
+        with pytest.raises(DataError, match=r"set\.npz, x: damaged after .*: more bytes than the .* of the directory"):
+            opened(tmp_path, bytes(changed))
+
+
+def test_compressed_bytes_that_belong_to_nothing(tmp_path: Path) -> None:
+    content = npz_bytes({"x": noise(0, 3, 6, 6)})
+    local, directory = content.index(b"x.npy") + 5, content.rindex(b"PK\1\2")
+    (size,) = struct.unpack_from("<I", content, directory + 20)
+    changed = bytearray(content[: local + size] + b"more" + content[local + size :])
+    changed[directory + 4 + 20 : directory + 4 + 24] = struct.pack("<I", size + 4)
+    end = changed.rindex(b"PK\5\6")
+    changed[end + 16 : end + 20] = struct.pack("<I", directory + 4)
+    with pytest.raises(DataError, match="more compressed bytes than belong to it"):
+        opened(tmp_path, bytes(changed))
+
+
+def test_a_directory_that_has_lost_arrays(tmp_path: Path) -> None:
+    """Without its name or behind a long comment an array would be missing, and x_test be taken for the set."""
+    content = npz_bytes(npz_files()[0])
+    first = content.index(b"PK\1\2")
+    for place, value, saying in (
+        (first + 46 + len("x_train."), b"\0", "File name in directory"),
+        (first + 33, b"\1", "its directory has 1 of 4 members"),
+    ):
+        changed = bytearray(content)
+        changed[place : place + 1] = value
+        with pytest.raises(DataError, match=f"is no complete zip file: {saying}"):
+            opened(tmp_path, bytes(changed))
+
+
+def test_packed_again_by_a_desktop(tmp_path: Path) -> None:
+    """With the folder's name before each array, and files of the desktop's own."""
+    arrays, splits = npz_files()
+    packed = io.BytesIO()
+    with (
+        zipfile.ZipFile(io.BytesIO(npz_bytes(arrays))) as source,
+        zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as target,
+    ):
+        target.writestr("faces/", b"")
+        for info in source.infolist():
+            target.writestr(f"faces/{info.filename}", source.read(info))
+            target.writestr(f"__MACOSX/faces/._{info.filename}", b"?")
+        target.writestr("faces/.DS_Store", b"?")
+    images = opened(tmp_path, packed.getvalue())
+    assert torch.equal(images.pixels, torch.from_numpy(splits["train"][0]))
+    assert torch.equal(images.labels, torch.from_numpy(splits["train"][1]))
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as target:
+        target.writestr("pets/cats/a.png", b"?")
+    with pytest.raises(DataError, match=r"without arrays .* unpack it and give the folder"):
+        opened(tmp_path, packed.getvalue())

@@ -7,6 +7,7 @@ import gzip
 import importlib
 import os
 import pickle
+import struct
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 
-from fastebm.data import DataError, open_images
+from fastebm.data import DataError, image_format, open_images
 from tests.data.image_files import (
     WRITERS,
     Written,
@@ -117,6 +118,116 @@ def test_example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert (results.failed, results.attempted > 0) == (0, True)
 
 
+# Folders above, and other names --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["mnist", "cifar10-python", "stl10", "imagenet", "cifar10-binary"])
+@pytest.mark.parametrize("above", ["", "raw", "MNIST/raw"])
+def test_the_folder_above_is_enough(name: str, above: str, tmp_path: Path) -> None:
+    """As torchvision's root: cifar-10-batches-py and stl10_binary in it, MNIST/raw and FashionMNIST/raw below."""
+    written = WRITERS[name](tmp_path)
+    root = tmp_path / "root"
+    inner = root / above / written.path.name if above != "raw" else root / "raw"
+    inner.parent.mkdir(parents=True, exist_ok=True)
+    written.path.rename(inner)
+    if above.count("/"):
+        root /= "MNIST"
+    (root / "._more").mkdir()
+    (root / "cifar-10-python.tar.gz").write_bytes(b"the archive that was unpacked")
+    for split, (pixels, _) in written.splits.items():
+        images = open_images(root, split=split)
+        assert torch.equal(images.pixels, torch.from_numpy(pixels))
+        assert images.name == str(inner)
+    assert image_format(root)[0] == written.splits["train"][0].shape[1]
+
+
+def test_several_data_sets_below_are_named(tmp_path: Path) -> None:
+    for name in ("MNIST", "FashionMNIST"):
+        (tmp_path / name).mkdir()
+        WRITERS["mnist"](tmp_path / name).path.rename(tmp_path / name / "raw")
+    refused(tmp_path, "holds several data sets, give one: .*FashionMNIST/raw, .*MNIST/raw")
+    refused(tmp_path, "holds several data sets", split="test")
+
+
+def test_a_file_in_a_folder_is_found(tmp_path: Path) -> None:
+    written = WRITERS["cifar10-binary-archive"](tmp_path)
+    assert open_images(tmp_path).name == str(written.path)
+    WRITERS["npz"](tmp_path)
+    refused(tmp_path, r"holds several data sets, give one: .*cifar-10-binary\.tar\.gz, .*set\.npz")
+
+
+def test_pictures_come_before_what_is_below(tmp_path: Path) -> None:
+    written = WRITERS["pictures"](tmp_path)
+    WRITERS["mnist"](written.path)
+    with pytest.raises(DataError, match="no split 'train'; it has cats, dogs, mnist"):
+        open_images(written.path, split="train")
+
+
+@pytest.mark.parametrize("end", ["", ".gz"])
+def test_emnist_stands_upright_with_classes_from_0(end: str, tmp_path: Path) -> None:
+    pack = gzip.compress if end else bytes
+    pixels, labels = noise(0, 5, 28, 28), np.array([1, 26, 3, 2, 1], np.uint8)
+    for kind in ("letters", "digits"):
+        for split in ("train", "test"):
+            stem = f"emnist-{kind}-{split}"
+            (tmp_path / f"{stem}-images-idx3-ubyte{end}").write_bytes(pack(idx(pixels.swapaxes(1, 2))))
+            (tmp_path / f"{stem}-labels-idx1-ubyte{end}").write_bytes(pack(idx(labels % 10)))
+    for split in ("train", "test"):
+        (tmp_path / f"emnist-letters-{split}-labels-idx1-ubyte{end}").write_bytes(pack(idx(labels)))
+    refused(tmp_path, "no split 'train'; it has digits-train, digits-test, letters-train, letters-test")
+    images = open_images(tmp_path, split="letters-test")
+    assert np.array_equal(images.pixels[:, 0].numpy(), pixels)
+    assert images.labels.tolist() == [0, 25, 2, 1, 0]
+    assert open_images(tmp_path, split="digits-train").labels.tolist() == (labels % 10).tolist()
+    for path in tmp_path.glob("emnist-digits*"):
+        path.unlink()
+    assert open_images(tmp_path).split == "train"
+    images = open_images(tmp_path / f"emnist-letters-test-images-idx3-ubyte{end}")
+    assert (images.split, np.array_equal(images.pixels[:, 0].numpy(), pixels)) == ("test", True)
+
+
+def test_labels_of_qmnist(tmp_path: Path) -> None:
+    pixels, labels = noise(0, 4, 28, 28), (np.arange(32).reshape(4, 8) * 1000).astype(">i4")
+    labels[:, 0] = [7, 0, 9, 2]
+    path = tmp_path / "qmnist-test-labels-idx2-int"
+    (tmp_path / "qmnist-test-images-idx3-ubyte").write_bytes(idx(pixels))
+    path.write_bytes(bytes([0, 0, 12, 2]) + struct.pack(">2I", 4, 8) + labels.tobytes())
+    assert open_images(tmp_path).labels.tolist() == [7, 0, 9, 2]
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(DataError, match="qmnist-test-labels-idx2-int: has 139 bytes, 140 are needed"):
+        open_images(tmp_path)
+    path.write_bytes(bytes([0, 0, 12, 2]) + struct.pack(">2I", 4, 7) + labels[:, :7].tobytes())
+    with pytest.raises(DataError, match="has 4 labels of 7 numbers each, where 8 are needed, for 4 images"):
+        open_images(tmp_path)
+
+
+def test_pickled_parts_of_imagenet(tmp_path: Path) -> None:
+    def write(name: str, seed: int, side: int = 4) -> None:
+        content = {
+            "data": noise(seed, 3, 3 * side * side),
+            "labels": [1, 1000, seed],
+            "mean": np.zeros(3 * side * side),
+        }
+        (tmp_path / name).write_bytes(pickle.dumps(content))
+
+    write("train_data_batch_1", 1)
+    write("train_data_batch_2", 2)
+    images = open_images(tmp_path)
+    assert torch.equal(images.pixels.flatten(1), torch.from_numpy(np.concatenate([noise(1, 3, 48), noise(2, 3, 48)])))
+    assert images.labels.tolist() == [0, 999, 0, 0, 999, 1]
+    assert image_format(tmp_path) == (3, 4, 4)
+    refused(tmp_path / "train_data_batch_1", "part of a data set: give the folder")
+    write("val_data", 5)
+    assert len(open_images(tmp_path, split="test")) == 3
+    write("train_data_batch_4", 4)
+    with pytest.raises(DataError, match="without train_data_batch_3: incomplete"):
+        open_images(tmp_path)
+    write("train_data_batch_3", 3, side=8)
+    with pytest.raises(DataError, match="parts hold images of several sizes"):
+        open_images(tmp_path)
+    assert len(open_images(tmp_path, size=2)) == 12
+
+
 # What is wrong, by name -----------------------------------------------------------------------------------------------
 
 
@@ -132,6 +243,7 @@ def test_nothing_there(tmp_path: Path) -> None:
     refused(tmp_path / "empty", "no data set that is known here, and no pictures")
     (tmp_path / "nothing").write_bytes(b"")
     refused(tmp_path / "nothing", "is empty")
+    refused(tmp_path / ("n" * 5000), "cannot be read: .*File name too long")
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="pipes as files are a thing of Unix")
@@ -146,6 +258,20 @@ def test_other_files(tmp_path: Path) -> None:
     refused(tmp_path / "notes.txt", "begins with 44 65 61 72 20 64 69 61, which is none of npz, npy, IDX, or a tar")
     (tmp_path / "notes.gz").write_bytes(gzip.compress(b"Dear diary"))
     refused(tmp_path / "notes.gz", "begins with 44 65 61 72 20 64 69 61 when unpacked, which is none of")
+    for content in (b"<!DOCTYPE html>\n<html>", b"\n <html>", b"<HTML lang=en>"):
+        for name in ("mnist.gz", "train-images-idx3-ubyte", "cifar.tar.gz", "set.npz"):
+            (tmp_path / name).write_bytes(content)
+            refused(tmp_path / name, "is a web page, not the file it should be: download it again$")
+    (tmp_path / "page.gz").write_bytes(gzip.compress(b"<html>"))
+    refused(tmp_path / "page.gz", r"is a web page, .* \(seen when unpacked\)")
+    (tmp_path / "train-images-idx3-ubyte.gz").write_bytes(b"<!DOCTYPE html>")
+    (tmp_path / "train-images-idx3-ubyte").unlink()
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "train-images-idx3-ubyte.gz").rename(tmp_path / "folder" / "train-images-idx3-ubyte.gz")
+    with pytest.raises(DataError, match=r"train-images-idx3-ubyte\.gz: is a web page"):
+        open_images(tmp_path / "folder")
+    (tmp_path / "set.tar.xz").write_bytes(b"\xfd7zXZ\0")
+    refused(tmp_path / "set.tar.xz", "is packed by xz: unpack it first")
     refused(WRITERS["pictures"](tmp_path).path / "cats" / "a.png", "is a single picture: give a folder")
     refused(WRITERS["cifar10-python"](tmp_path).path / "data_batch_1", "part of a data set: give the folder")
 
@@ -203,7 +329,7 @@ def set_byte(name: str, position: int, value: int) -> Damage:
         (
             "cifar10-python",
             put("data_batch_3", pickle.dumps([1])),
-            "data_batch_3: holds a list, where CIFAR has a dict",
+            "data_batch_3: holds a list, where a dict is needed",
         ),
         ("cifar10-python", put("data_batch_3", pickle.dumps({"data": 1})), "data_batch_3: has no uint8 array"),
         (

@@ -1,15 +1,20 @@
 """The small classifier: it learns, is a function of its seed, keeps in a file, and knows its data again."""
 
+import dataclasses
+import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
+from torch import Tensor
 
 from fastebm.data import Images, digits, open_images, to_pixels
 from fastebm.evaluation import FeatureClassifier, frechet_distance, train_features
-from fastebm.evaluation.metrics.features import random_split
+from fastebm.evaluation.metrics.features import random_split, select
 
 
 @pytest.fixture(scope="module")
@@ -136,3 +141,99 @@ def test_mnist_is_named_rightly() -> None:
     trained = train_features(train, test)
     assert trained.accuracy >= 0.984
     assert np.isfinite(trained(test).features.numpy()).all()
+
+
+def with_labels(real: tuple[Images, Images], change: Callable[[Tensor], Tensor]) -> list[Images]:
+    return [dataclasses.replace(images, labels=change(images.labels)) for images in real if images.labels is not None]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [lambda x: x * 10_000, lambda x: 2**62 + x * 2**40, lambda x: 9 - x],
+    ids=["ids to 90,000", "huge ids", "turned"],
+)
+def test_labels_may_be_any_numbers(
+    real: tuple[Images, Images], change: Callable[[Tensor], Tensor], tmp_path: Path
+) -> None:
+    plain = train_features(*real, images_seen=256)
+    images, held_out = with_labels(real, change)
+    trained = train_features(images, held_out, images_seen=256)
+    numbers = sorted(change(torch.arange(10)).tolist())
+    assert trained.classes == tuple(map(str, numbers))
+    assert trained.unlabelled == 0
+    if numbers[0] == 0 and numbers[1] != 1:  # the order of classes is the same, and so is the training
+        assert torch.equal(trained(real[1]).probabilities, plain(real[1]).probabilities)
+        assert trained.accuracy == plain.accuracy
+    trained.save(tmp_path / "a.safetensors")
+    assert FeatureClassifier.load(tmp_path / "a.safetensors", images).classes == trained.classes
+
+
+def test_images_without_a_label_are_left_out(real: tuple[Images, Images]) -> None:
+    def hide(labels: Tensor) -> Tensor:
+        return labels.where(torch.arange(len(labels)) % 3 > 0, torch.full_like(labels, -1))
+
+    images, held_out = with_labels(real, hide)
+    trained = train_features(images, held_out, images_seen=256)
+    left = [
+        select(part, (part.labels != -1).nonzero().flatten()) for part in (images, held_out) if part.labels is not None
+    ]
+    expected = train_features(*left, images_seen=256)
+    assert trained.unlabelled == len(images) + len(held_out) - sum(map(len, left))
+    assert trained.metadata()["unlabelled"] == trained.unlabelled
+    assert trained.classes == tuple(map(str, range(10)))
+    assert (trained.held_out, trained.accuracy) == (expected.held_out, expected.accuracy)
+    assert torch.equal(trained(real[1]).features, expected(real[1]).features)
+    assert 0 < train_features(images, images_seen=256).held_out < len(images) / 10  # a tenth of those with labels
+
+
+def test_a_class_that_training_lacks_is_a_mistake(real: tuple[Images, Images]) -> None:
+    others = [dataclasses.replace(real[1], labels=torch.full((len(real[1]),), 77))]
+    assert train_features(real[0], others[0], images_seen=256).accuracy == 0
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (torch.full((400,), -1), "has no labels"),
+        (torch.arange(400) % 3 - 2, "from 0 on, or -1 for none, got -2"),
+        (torch.arange(400), "classes are too many for 360 images"),
+        (torch.arange(400) // 5, "80 classes are too many for 360 images"),
+        (torch.where(torch.arange(400) < 100, torch.arange(400) % 2, -1), "90 images with labels are too few"),
+        (torch.where(torch.arange(400) < 100, -1, 7), "only one class"),
+    ],
+)
+def test_labels_that_make_no_classifier_are_refused(labels: Tensor, message: str) -> None:
+    with pytest.raises(ValueError, match=message) as refused:
+        train_features(Images(torch.zeros(400, 1, 8, 8, dtype=torch.uint8), labels), images_seen=256)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"size": 10**9},
+        {"channels": 10**12},
+        {"channels": -1},
+        {"size": "8"},
+        {"task": "songs"},
+        {"accuracy": "high"},
+        {"classes": 5},
+        {"classes": ["a"]},
+        {"unlabelled": "none"},
+        {"digest": None},
+        {"more": 1},
+    ],
+    ids=str,
+)
+def test_files_with_wrong_fields_are_refused(
+    classifier: FeatureClassifier, tmp_path: Path, change: dict[str, object]
+) -> None:
+    path = tmp_path / "a.safetensors"
+    tensors = dict(classifier.net.state_dict())
+    for broken, metadata in ((tensors, change), (tensors | {"head.bias": tensors["head.bias"] * torch.nan}, {})):
+        save_file(broken, path, metadata={"fastebm features": json.dumps(classifier.metadata() | metadata)})
+        with pytest.raises(ValueError, match="is no file of features"):
+            FeatureClassifier.load(path)
+    save_file(tensors, path, metadata={"fastebm features": "[" * 100_000})
+    with pytest.raises(ValueError, match="is no file of features"):
+        FeatureClassifier.load(path)

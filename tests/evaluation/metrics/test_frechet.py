@@ -93,6 +93,10 @@ def test_files_without_statistics_are_refused(tmp_path: Path) -> None:
         np.savez(path, **arrays)
         with pytest.raises(ValueError, match=r"x\.npz"):
             FeatureStatistics.load(path)
+    for sigma in (np.triu(np.ones((3, 3))), -np.eye(3), np.eye(3) + 1j):
+        np.savez(path, mu=np.zeros(3), sigma=sigma)
+        with pytest.raises(ValueError, match=r"x\.npz: .*(symmetric|complex128)"):
+            FeatureStatistics.load(path)
     path.write_bytes(b"nothing of the kind")
     with pytest.raises(ValueError, match=r"x\.npz"):
         FeatureStatistics.load(path)

@@ -102,6 +102,20 @@ def test_without_an_energy_it_is_our_own_net(capsys: pytest.CaptureFixture[str])
         (["--batch", "0"], "--batch must be at least 1, got 0"),
         (["--num-steps", "0"], "--num-steps must be at least 1, got 0"),
         (["--rounds", "-1"], "--rounds must be at least 1, got -1"),
+        (["--shape", "0,8,8"], "--shape must be positive numbers with commas between"),
+        (["--shape=-1,8,8"], "--shape must be positive numbers with commas between"),
+        (["--shape", "1000000000000,8,8"], "--shape must be positive numbers with commas between"),
+        (["--shape", "1,100000,100000"], "--shape must be positive numbers with commas between"),
+        (["--shape", f"1,{'9' * 5000},8"], "--shape must be positive numbers with commas between"),
+        (["--batch", "1000000000"], "would take"),
+        (["--batch", "1000000000000"], "--batch must be at most 1,000,000,000"),
+        (["--batch", "99999999999999999999"], "--batch must be at most 1,000,000,000"),
+        (["--num-steps", "99999999999999999999"], "--num-steps must be at most 1,000,000"),
+        (["--rounds", "99999999999999999999"], "--rounds must be at most 1,000,000"),
+        (["--out", "kept.json"], "kept.json exists: --overwrite replaces it"),
+        (["--out", "folder.json"], "folder.json is a folder"),
+        (["--out", "kept.json/r.json"], "can't be written"),
+        (["--out", f"{'n' * 300}.json"], "can't be written: File name too long"),
         (["--out", "r.txt"], "--out must end in .json"),
         (["--out", "missing/r.json"], "does not exist"),
         (["--device", "banana"], "'banana' is not a device"),
@@ -111,6 +125,8 @@ def test_without_an_energy_it_is_our_own_net(capsys: pytest.CaptureFixture[str])
 def test_what_is_wrong_is_said_in_one_line(
     arguments: list[str], message: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
+    (tmp_path / "kept.json").write_text("precious")
+    (tmp_path / "folder.json").mkdir()
     before = sorted(path.name for path in tmp_path.iterdir() if path.suffix)
     assert main(["bench", *TINY, *arguments]) == 2
     lines = [line for line in capsys.readouterr().err.splitlines() if not line.startswith(("bench: ", "  "))]
@@ -118,6 +134,7 @@ def test_what_is_wrong_is_said_in_one_line(
     assert lines[0].startswith("fastebm: ")
     assert message in lines[0]
     assert sorted(path.name for path in tmp_path.iterdir() if path.suffix) == before
+    assert (tmp_path / "kept.json").read_text() == "precious"
 
 
 def test_shapes() -> None:
@@ -126,3 +143,10 @@ def test_shapes() -> None:
     for text in ("", "3,,4", "3,-1", "0", "3 4", "9999999,9999999"):
         with pytest.raises(ValueError, match="--shape must be positive numbers"):
             parse_shape(text)
+
+
+@pytest.mark.usefixtures("_no_compiler")
+def test_a_file_is_replaced_when_asked(tmp_path: Path) -> None:
+    (tmp_path / "r.json").write_text("an earlier measurement")
+    assert main(["bench", "--energy", "own_energies:function", *TINY, "--out", "r.json", "--overwrite"]) == 0
+    assert read_runs(tmp_path / "r.json")

@@ -30,6 +30,8 @@ def launch_examples() -> list[LaunchExample]:
     masked = typed("*i1", "mask") | typed("*fp32", "known")
     everything = clamp | masked | typed("*fp32", "data_target data_term_weight factors")
     broadcast = masked | typed(strides, "mask_strides known_strides")
+    bounded = typed("*fp32", "lower_bounds upper_bounds")
+    bounded_by_channel = bounded | typed(strides, "lower_strides upper_strides")
     lying = typed(strides, "out_strides x_strides grad_strides")
     summed = typed("*fp32", "factors x grad data_target data_term_weight") | typed("*i64", "key")
     summed |= typed("i32", "elements pixels weight_rows") | typed("fp32", "norm_clip hinge")
@@ -43,6 +45,8 @@ def launch_examples() -> list[LaunchExample]:
         _step_example("with a schedule for each chain", {}, {"PER_CHAIN": True, "LISTED": True}, 2, 1),
         _step_example("with everything", everything, {"NORM_CLIP": True}, 4, 1, fused=48),
         _step_example("with a broadcast mask", broadcast, {"STRIDED": True}, 2, 1),
+        _step_example("with bounds of each entry", bounded, {}, 4, 1),
+        _step_example("with bounds of each channel", bounded_by_channel, {"STRIDED": True}, 2, 1),
         _step_example("channels last", lying, {"STRIDED": True}, None, None, shared=True),
         _step_example("of odd sizes", typed("i64", "elements"), {"WHOLE": False}, 0, 0, shared=True),
         _step_example("of odd sizes, channels last", lying, {"WHOLE": False, "STRIDED": True}, 0, 0, shared=True),

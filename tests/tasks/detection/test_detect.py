@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -97,8 +99,11 @@ def test_bytes_are_scored_as_their_floats() -> None:
         (torch.zeros(0, 1, 2, 2), "no images"),
         (torch.zeros(3, 4), r"\(N, C, H, W\)"),
         (torch.zeros(3, 1, 0, 2), r"\(N, C, H, W\)"),
-        (torch.full((3, 1, 2, 2), 255.0), r"\[-1, 1\].*image 0 has values from 255"),
-        (torch.zeros(5, 1, 2, 2).index_fill(0, torch.tensor(3), math.nan), "image 3 has values from nan"),
+        (torch.full((3, 1, 2, 2), 255.0), r"\[-1, 1\], got values from 255 to 255, the first of them in image 0"),
+        (
+            torch.zeros(5, 1, 2, 2).index_fill(0, torch.tensor(3), math.nan),
+            "image 3 has pixels that are infinite or not a number",
+        ),
     ],
 )
 def test_images_that_can_not_be_scored(images: Tensor, message: str) -> None:
@@ -172,7 +177,7 @@ def test_synthetic_sets_are_functions_of_seed_and_number() -> None:
         assert torch.equal(make(50, 1).pixels, images.pixels)
         assert torch.equal(make(20, 1).pixels, images.pixels[:20])
         assert not torch.equal(make(50, 2).pixels, images.pixels)
-        with pytest.raises(ValueError, match="at least 1 image"):
+        with pytest.raises(ValueError, match="count must be at least 1, got 0"):
             make(0, 1)
     assert torch.equal(torch.get_rng_state(), state)
 
@@ -334,7 +339,7 @@ def test_the_command_writes_numbers_scores_and_pictures(
         assert min(Image.open(out / name).size) > 300
 
     assert main(command) == 2
-    assert "--overwrite replaces them" in capsys.readouterr().err
+    assert "has files in it, which stay" in capsys.readouterr().err
     assert main([*command, "--overwrite", "--seed", "1"]) == 0
     assert json.loads((out / "detect.json").read_text()) != numbers
 
@@ -354,8 +359,13 @@ def test_the_command_writes_numbers_scores_and_pictures(
         (["--ood-data", "a=large.npz"], "fit (--fit resize or --fit pad) brings them to that"),
         (["--ood-data", "a=nan.npz"], "nan.npz"),
         (["--data", "colour.npz"], "recolour (--convert-colours) brings them to that"),
-        (["--out", "letter.npz"], "is a file; a folder is needed"),
-        (["--batch-size", "0"], "batch_size must be at least 1"),
+        (["--out", "letter.npz"], "letter.npz is a file: choose another folder (--out)"),
+        (["--batch-size", "0"], "--batch-size must be at least 1"),
+        (["--count", "1" + "0" * 20], "count must be at most"),
+        (["--seed", str(2**64)], "seed must be in"),
+        (["--split", "test"], "--split test is of --data, which is not given"),
+        (["--fit", "pad"], "--fit pad is of --ood-data, which is not given"),
+        (["--convert-colours"], "--convert-colours is of --data, --ood-data and --train-data, and none"),
     ],
 )
 def test_wrong_arguments_are_one_line_and_leave_nothing(
@@ -405,3 +415,22 @@ def test_pictures_in_a_folder_are_outliers(
     expected = outlier_scores(run.levels[8], to_float(pixels[:, None]), engine="autograd")["energy"]
     with np.load(out / "scores.npz") as kept:
         np.testing.assert_allclose(kept["stripes/energy"], expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("command", ["detect", "restore", "denoise", "generate"])
+def test_results_are_there_before_a_line_is_printed(
+    digits_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    """The reader of the lines may be gone: `fastebm detect RUN | true`."""
+    out = tmp_path / "out"
+    last = {"detect": "detect.json", "restore": "results.json"}.get(command, "numbers.json")
+    options = {"detect": ["--engine", "autograd"], "denoise": ["--tuning-images", "0", "--num-steps", "1"]}
+
+    class Gone(io.StringIO):
+        def write(self, text: str) -> int:
+            assert (out / last).is_file(), f"{text!r} was printed before the results were written"
+            return len(text)
+
+    monkeypatch.setattr(sys, "stdout", Gone())
+    assert main([command, str(digits_run), "--count", "4", "--out", str(out), *options.get(command, [])]) == 0
+    assert (out / last).is_file()

@@ -86,9 +86,8 @@ def test_pictures_are_read_back_as_the_same_bytes(digits_run: Path, tmp_path: Pa
 def test_colours_are_colours(tmp_path: Path) -> None:
     output = PictureFolder(tmp_path)
     pixels = np.random.default_rng(0).integers(0, 256, (3, 4, 4, 3), dtype=np.uint8)
-    request = Request(0, "", "", 0, 0, count=3, chunk=8, channels=3, size=4)
-    with output.lock():
-        output.begin(request, overwrite=False)
+    request = Request(0, "", {}, 0, 0, count=3, chunk=8, channels=3, size=4)
+    with output.begun(request, overwrite=False):
         output.write(request, 0, pixels)
     np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "000002.png")), pixels[2])
 
@@ -199,29 +198,127 @@ def test_samples_that_are_not_finite_are_an_error(digits_run: Path, tmp_path: Pa
     checkpoints = RunFolder.existing(tmp_path / "run").checkpoints
     newest = checkpoints.load_newest()
     assert newest is not None
-    tensors = {name: tensor * float("nan") for name, tensor in newest.tensors.items() if tensor.is_floating_point()}
+    # Finite weights, as those that are not are refused before, whose energies overflow.
+    tensors = {name: tensor.sign() * 1e38 for name, tensor in newest.tensors.items() if tensor.is_floating_point()}
     checkpoints.save(newest.iteration, newest.tensors | tensors, newest.state)
     with pytest.raises(RunError, match="are not finite"):
         generate(tmp_path / "run", 8, tmp_path / "out.npz", chunk=4)
     assert not (tmp_path / "out.npz").exists()
 
 
-def test_a_finished_call_is_not_repeated_nor_overwritten(digits_run: Path, tmp_path: Path) -> None:
-    generate(digits_run, 5, tmp_path / "out")
-    before = digests(tmp_path / "out")
-    assert generate(digits_run, 5, tmp_path / "out").drawn == 0
+@pytest.mark.parametrize("name", ["out", "out.npz", "out.png"])
+def test_a_finished_call_is_not_repeated_nor_overwritten(
+    digits_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    out = tmp_path / name
+    generate(digits_run, 5, out)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    assert generate(digits_run, 5, out).drawn == 0
+    assert main(["generate", str(digits_run), "--count", "5", "--out", str(out)]) == 0
+    assert f"{out}: all 5 samples were there before" in capsys.readouterr().out
     with pytest.raises(ValueError, match=r"count is 5 there and 6 here.*--overwrite"):
-        generate(digits_run, 6, tmp_path / "out")
+        generate(digits_run, 6, out)
     with pytest.raises(ValueError, match="seed is 0 there and 1 here"):
-        generate(digits_run, 5, tmp_path / "out", seed=1)
-    assert digests(tmp_path / "out") == before
-    assert generate(digits_run, 3, tmp_path / "out", seed=1, overwrite=True).drawn == 3
-    assert torch.equal(open_images(tmp_path / "out").pixels, expected(digits_run, 3, 1))
+        generate(digits_run, 5, out, seed=1)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    assert generate(digits_run, 5, out, overwrite=True).drawn == 5
+    assert generate(digits_run, 3, out, seed=1, overwrite=True).drawn == 3
+    if name != "out.png":
+        assert torch.equal(open_images(out).pixels, expected(digits_run, 3, 1))
 
+
+def test_a_file_that_is_another_one_by_now_is_not_taken_for_finished(digits_run: Path, tmp_path: Path) -> None:
     generate(digits_run, 5, tmp_path / "out.npz")
+    (tmp_path / "out.npz").write_bytes(b"of mine")
     with pytest.raises(ValueError, match="exists: --overwrite"):
         generate(digits_run, 5, tmp_path / "out.npz")
+    (tmp_path / "out.npz").unlink()
+    with pytest.raises(ValueError, match=r"out.npz.json exists: --overwrite"):
+        generate(digits_run, 5, tmp_path / "out.npz")
     assert generate(digits_run, 5, tmp_path / "out.npz", overwrite=True).drawn == 5
+
+
+def test_pictures_that_are_gone_are_drawn_again(digits_run: Path, tmp_path: Path) -> None:
+    generate(digits_run, 11, tmp_path / "out", chunk=4)
+    before = digests(tmp_path / "out")
+    (tmp_path / "out" / "000005.png").unlink()
+    assert generate(digits_run, 11, tmp_path / "out", chunk=4).drawn == 4
+    assert digests(tmp_path / "out") == before
+
+
+@pytest.mark.parametrize("name", ["out", "out.npz", "out.png"])
+def test_a_call_that_fails_before_a_chunk_leaves_nothing(
+    digits_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr(LevelSampler, "sample", _raise(StopError()))
+    with pytest.raises(StopError):
+        generate(digits_run, 5, tmp_path / name, chunk=2)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["out", "out.npz", "out.png"])
+def test_what_a_killed_call_left_half_written_goes(digits_run: Path, tmp_path: Path, name: str) -> None:
+    def killed() -> list[Path]:
+        parts = [tmp_path / f".{name}.json.a1.part", tmp_path / f".{name}.a1.part"]
+        if name == "out":
+            parts = [tmp_path / name / ".numbers.json.a1.part", tmp_path / name / ".generate" / ".000002.png.7.part"]
+        for part in parts:
+            part.parent.mkdir(parents=True, exist_ok=True)
+            part.write_text("half")
+        return parts
+
+    generate(digits_run, 5, tmp_path / name, chunk=2)
+    other = tmp_path / ".other.npz.a1.part"
+    other.write_text("of another command")
+    parts = killed()
+    assert generate(digits_run, 6, tmp_path / name, chunk=2, overwrite=True).drawn == 6
+    assert not any(part.exists() for part in parts)
+    assert other.exists()
+
+
+@pytest.mark.parametrize(
+    ("count", "options", "message"),
+    [
+        (10**12, {}, r"1,000,000,000,000 samples of 8x8 need about .* TiB on the disk of .*, and .* are free"),
+        (10**20, {}, "count must be at most 72,057,594,037,927,936, got 100000000000000000000"),
+        (5, {"processes": 99999999999}, "processes must be at most"),
+        (5, {"seed": 2**64}, r"seed must be in \[-2\^63, 2\^64\)"),
+        (5, {"seed": -(2**63) - 1}, "seed must be in"),
+        (10**7, {"chunk": 10**12}, "a chunk of 10,000,000 samples would need .* of memory"),
+    ],
+)
+@pytest.mark.parametrize("name", ["out", "out.npz"])
+def test_absurd_numbers_are_refused_at_once(
+    digits_run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    name: str,
+    count: int,
+    options: dict[str, int],
+    message: str,
+) -> None:
+    sysconf = os.sysconf
+    monkeypatch.setattr(os, "sysconf", lambda key: 2**18 if key == "SC_PHYS_PAGES" else sysconf(key))
+    monkeypatch.setattr(LevelSampler, "sample", _raise(AssertionError("it was to be refused")))
+    with pytest.raises(ValueError, match=message):
+        generate(digits_run, count, tmp_path / name, **options)
+    flags = [word for option, value in options.items() for word in (f"--{option}", str(value))]
+    assert main(["generate", str(digits_run), "--count", str(count), "--out", str(tmp_path / name), *flags]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_chunks_are_counted_without_a_list_of_them() -> None:
+    request = Request(0, "", {}, 0, 0, count=10**15, chunk=256, channels=1, size=8)
+    missing = request.missing({0, 2})
+    assert [next(missing) for _ in range(3)] == [1, 3, 4]
+    assert request.samples_of({0, 2, 10**14}) == 512
+
+
+def test_generate_needs_a_coarse_to_fine_run(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match="needs a coarse-to-fine run or its folder, got function"):
+        generate(lambda x: x.sum((1, 2, 3)), 5, tmp_path / "out")  # type: ignore[arg-type]
 
 
 def test_a_run_that_is_trained_on_meanwhile_is_taken_up_where_it_was(
@@ -233,7 +330,7 @@ def test_a_run_that_is_trained_on_meanwhile_is_taken_up_where_it_was(
     held_back = [(path, path.read_bytes()) for path in (newest, newest.with_suffix(".safetensors"))]
     for path, _ in held_back:
         path.unlink()
-    monkeypatch.setattr(LevelSampler, "sample", _raise(StopError()))
+    stop_after(monkeypatch, 1)
     with pytest.raises(StopError):
         generate(run, 8, tmp_path / "out.npz", chunk=4)
     monkeypatch.undo()
@@ -243,7 +340,7 @@ def test_a_run_that_is_trained_on_meanwhile_is_taken_up_where_it_was(
     assert request.iteration == CoarseToFineRun.load(run, iteration=request.iteration).iteration < 7
 
     # Where that checkpoint has gone, it is an error.
-    monkeypatch.setattr(LevelSampler, "sample", _raise(StopError()))
+    stop_after(monkeypatch, 1)
     with pytest.raises(StopError):
         generate(run, 8, tmp_path / "other.npz", chunk=4)
     monkeypatch.undo()
@@ -251,6 +348,18 @@ def test_a_run_that_is_trained_on_meanwhile_is_taken_up_where_it_was(
         path.unlink()
     with pytest.raises(RunError, match=r"no good checkpoint of iteration 7.*--overwrite"):
         generate(run, 8, tmp_path / "other.npz", chunk=4)
+
+
+def stop_after(monkeypatch: pytest.MonkeyPatch, chunks: int) -> None:
+    """Has the sampler fail once it has drawn so many chunks."""
+    left, sample = iter(range(chunks)), LevelSampler.sample
+
+    def counted(*arguments: Any, **options: Any) -> torch.Tensor:
+        if next(left, None) is None:
+            raise StopError
+        return sample(*arguments, **options)
+
+    monkeypatch.setattr(LevelSampler, "sample", counted)
 
 
 def _raise(error: BaseException) -> Any:
@@ -372,6 +481,6 @@ def test_a_damaged_note_is_an_error(digits_run: Path, tmp_path: Path) -> None:
 
 
 def test_rows_of_chunks_cover_all_samples_once() -> None:
-    request = Request(0, "", "", 0, 0, count=23, chunk=4, channels=1, size=8)
+    request = Request(0, "", {}, 0, 0, count=23, chunk=4, channels=1, size=8)
     assert [number for chunk in range(request.chunks) for number in request.rows(chunk)] == list(range(23))
     assert dataclasses.replace(request, count=24).chunks == 6

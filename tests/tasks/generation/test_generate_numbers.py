@@ -41,6 +41,7 @@ def test_numbers_say_what_was_drawn_by_what(digits_run: Path, tmp_path: Path, na
     assert numbers.pop("seconds") == made.seconds > 0
     assert numbers.pop("images_per_second") == made.images_per_second == pytest.approx(5 / made.seconds)
     assert numbers.pop("weights") == made.request.weights
+    assert numbers.pop("bytes", None) == (made.path.stat().st_size if made.path.is_file() else None)
     assert numbers == {
         "run": str(digits_run),
         "iteration": 7,

@@ -268,7 +268,7 @@ def test_impossible_operators_and_images_are_refused() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             build()
-    with pytest.raises(TypeError, match="must be bool"):
+    with pytest.raises(TypeError, match="must be a bool tensor"):
         Inpainting(torch.ones(4, 4))
 
 

@@ -381,7 +381,7 @@ def test_wrong_settings_are_refused() -> None:
         (lambda: LatentSearch(num_steps=-1), "num_steps must be at least 0"),
         (lambda: LatentSearch(energy_weight=math.nan), "energy_weight must be"),
         (lambda: LatentSearch(learning_rate=0.0), "learning_rate must be positive"),
-        (lambda: DataConsistency(SuperResolution(2), SHAPE, -1.0), "not negative, got -1"),
+        (lambda: DataConsistency(SuperResolution(2), SHAPE, -1.0), "must not be negative, got -1"),
         (
             lambda: restore_by_cascade(y, SuperResolution(2), cascade=fastebm.Cascade({4: pulled_to(0.0)})),
             "ends at 4x4, but y measures images of 8x8",

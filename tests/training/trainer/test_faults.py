@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -20,8 +21,9 @@ import torch
 from torch import Tensor
 
 from fastebm.runs.folder import RunFolder
-from fastebm.training import CoarseToFineConfig, CoarseToFineRun, RunError, StoppedError, train
-from tests.training.resumed_runs import differing, log
+from fastebm.training import CoarseToFineConfig, CoarseToFineRun, RunError, StoppedError, load, resume, train
+from fastebm.training.coarse_to_fine.trainer import CoarseToFineTrainer
+from tests.training.resumed_runs import Stop, differing, log, stopping
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -209,3 +211,185 @@ def test_a_folder_that_is_read_only(
     finally:
         path.parent.chmod(0o755)
     assert not path.exists()
+
+
+def test_a_swallowed_ctrl_c_still_stops_the_run(
+    tiny: CoarseToFineConfig, images: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where it comes while Python runs a destructor or a callback of PyTorch."""
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    updated = CoarseToFineTrainer.update
+
+    def swallowing(self: CoarseToFineTrainer) -> dict[str, float]:
+        metrics = updated(self)
+        if self.iteration == 5:
+            with contextlib.suppress(KeyboardInterrupt):
+                os.kill(os.getpid(), signal.SIGINT)
+        return metrics
+
+    with monkeypatch.context() as patch:
+        patch.setattr(CoarseToFineTrainer, "update", swallowing)
+        with pytest.raises(KeyboardInterrupt):
+            train(tiny, images, tmp_path / "stopped", progress=False, save_pictures=False)
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+    assert CoarseToFineRun.load(tmp_path / "stopped").iteration == 3
+    train(tiny, images, tmp_path / "stopped", progress=False, save_pictures=False)
+    train(tiny, images, tmp_path / "whole", progress=False, save_pictures=False)
+    assert_same_run(tmp_path / "whole", tmp_path / "stopped")
+
+
+def test_a_process_that_ignores_ctrl_c_still_does(tiny: CoarseToFineConfig, images: Tensor, tmp_path: Path) -> None:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        run = train(
+            tiny,
+            images,
+            tmp_path,
+            progress=False,
+            save_pictures=False,
+            on_log=lambda line: os.kill(os.getpid(), signal.SIGINT),
+        )
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert run.finished
+
+
+@pytest.mark.parametrize("stop_at", [6, 10])
+def test_the_log_of_a_resumed_run_has_means_over_all_its_iterations(
+    tiny: CoarseToFineConfig, images: Tensor, tmp_path: Path, stop_at: int
+) -> None:
+    config = dataclasses.replace(tiny, log_every=5, checkpoint_every=1)
+
+    def train_quietly(path: Path) -> None:
+        train(config, images, path, progress=False, save_pictures=False)
+
+    class Killed(BaseException):
+        pass
+
+    train_quietly(tmp_path / "whole")
+    updated = CoarseToFineTrainer.update
+
+    def dying(self: CoarseToFineTrainer) -> dict[str, float]:
+        if self.iteration == stop_at:
+            raise Killed
+        return updated(self)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(CoarseToFineTrainer, "update", dying)
+        with pytest.raises(Killed):
+            train_quietly(tmp_path / "killed")
+    train_quietly(tmp_path / "killed")
+    whole, killed = log(tmp_path / "whole"), log(tmp_path / "killed")
+    assert [line["iteration"] for line in whole] == [5, 10, 13]
+    assert [line | {"seconds": 0} for line in whole] == [line | {"seconds": 0} for line in killed]
+
+
+def test_weights_that_are_not_finite_are_never_used_in_silence(
+    tiny: CoarseToFineConfig, images: Tensor, tmp_path: Path
+) -> None:
+    train(dataclasses.replace(tiny, keep_checkpoints=2), images, tmp_path, progress=False, save_pictures=False)
+    checkpoints = RunFolder.existing(tmp_path).checkpoints
+    good, newest = checkpoints.iterations()
+    for iteration in (newest, good):
+        found = checkpoints._load(iteration)
+        spoiled = {name: tensor * float("nan") for name, tensor in found.tensors.items() if tensor.is_floating_point()}
+        checkpoints.save(iteration, found.tensors | spoiled, found.state)
+        if iteration == newest:
+            # A run goes back to the one before, and on from there to the same end.
+            with pytest.warns(RuntimeWarning, match=r"the numbers of its tensor .* are not finite\); the one before"):
+                assert resume(tmp_path, images, progress=False, save_pictures=False).finished
+            found = checkpoints._load(newest)
+            checkpoints.save(newest, found.tensors | spoiled, found.state)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    for act in (lambda: resume(tmp_path), lambda: load(tmp_path), lambda: resume(tmp_path, images, progress=False)):
+        with pytest.raises(
+            RunError, match=r"all 2 checkpoints in .* are damaged; the newest, .*000013\.safetensors: the"
+        ):
+            act()
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_a_checkpoint_that_cannot_be_read_is_never_trained_over(
+    tiny: CoarseToFineConfig, images: Tensor, tmp_path: Path
+) -> None:
+    with pytest.raises(Stop):
+        train(tiny, images, tmp_path, progress=False, save_pictures=False, on_log=stopping(11))
+    weights = tmp_path / "checkpoints" / "iteration-000000009.safetensors"
+    kept = weights.rename(tmp_path / "kept")
+    weights.mkdir()
+    before = sorted(path.name for path in tmp_path.rglob("*"))
+    for act in (lambda: train(tiny, images, tmp_path, progress=False), lambda: load(tmp_path)):
+        with pytest.raises(RunError, match=r"000009\.safetensors can't be read: Is a directory\. It may be whole"):
+            act()
+    assert sorted(path.name for path in tmp_path.rglob("*")) == before
+    weights.rmdir()
+    kept.rename(weights)
+    assert train(tiny, images, tmp_path, progress=False, save_pictures=False).finished
+
+
+def test_a_changed_config_is_noticed_before_anything_is_allocated(
+    tiny: CoarseToFineConfig, images: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(tiny, images, tmp_path, progress=False, save_pictures=False)
+    content = json.loads((tmp_path / "config.json").read_text())
+    content["config"]["base_width"] = 2000
+    (tmp_path / "config.json").write_text(json.dumps(content))
+
+    def allocated(*_: object, **__: object) -> None:
+        raise AssertionError("the net was made")
+
+    monkeypatch.setattr(CoarseToFineTrainer, "reset", allocated)
+    monkeypatch.setattr(torch.nn.Module, "to_empty", allocated)
+    for act in (lambda: load(tmp_path), lambda: resume(tmp_path, images, progress=False)):
+        with pytest.raises(RunError, match=r"another config than that of config.json: base_width is 1 there and 2000"):
+            act()
+    # Checkpoints of older versions do not name their config, but their tensors have shapes.
+    checkpoints = RunFolder.existing(tmp_path).checkpoints
+    for iteration in checkpoints.iterations():
+        found = checkpoints._load(iteration)
+        state = {name: value for name, value in found.state.items() if name != "config"}
+        checkpoints.save(iteration, found.tensors, state)
+    for act in (lambda: load(tmp_path), lambda: resume(tmp_path, images, progress=False)):
+        with pytest.raises(RunError, match=r"its tensor .* is float32 .*, and the config's float32 .*8000"):
+            act()
+
+
+def test_a_net_larger_than_the_memory_is_refused_before_the_folder_is_made(
+    tiny: CoarseToFineConfig, images: Tensor, tmp_path: Path
+) -> None:
+    with pytest.raises(
+        ValueError,
+        match=r"the net that the config makes would need [\d.,]+ [GTPE]iB of memory, and [\d.,]+ GiB are free",
+    ):
+        train(dataclasses.replace(tiny, base_width=2**16), images, tmp_path / "run", progress=False)
+    assert not (tmp_path / "run").exists()
+
+
+def test_no_memory_is_one_line(
+    tiny: CoarseToFineConfig, images: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(self: CoarseToFineTrainer) -> dict[str, float]:
+        torch.empty(2**58)
+        return {}
+
+    monkeypatch.setattr(CoarseToFineTrainer, "update", full)
+    with pytest.raises(RunError, match="the memory is too small for this training: smaller batches"):
+        train(tiny, images, tmp_path, progress=False)
+
+
+def test_a_run_that_is_moved_while_it_trains_says_so(tiny: CoarseToFineConfig, images: Tensor, tmp_path: Path) -> None:
+    def move(line: dict[str, Any]) -> None:
+        if line["iteration"] == 7:
+            (tmp_path / "run").rename(tmp_path / "moved")
+
+    with pytest.raises(RunError, match=r"could not be written to .*run: .*The folder was moved or removed"):
+        train(tiny, images, tmp_path / "run", progress=False, save_pictures=False, on_log=move)
+    assert not (tmp_path / "run").exists()
+    assert resume(tmp_path / "moved", images, progress=False, save_pictures=False).finished
+
+
+def test_a_finished_run_takes_no_unknown_option(tiny: CoarseToFineConfig, images: Tensor, tmp_path: Path) -> None:
+    train(tiny, images, tmp_path, progress=False, save_pictures=False)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'foo'"):
+        resume(tmp_path, foo=1)  # type: ignore[call-arg]
