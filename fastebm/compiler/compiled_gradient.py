@@ -1,5 +1,6 @@
 """Energy gradients by compiled programs: captured, rewritten and checked at first use, then run without autograd."""
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,21 +12,22 @@ from fastebm.compiler.autodiff import differentiate
 from fastebm.compiler.capture import UnsupportedError, capture
 from fastebm.compiler.cost_model import Machine
 from fastebm.compiler.executor import AtenExecutor, CompiledExecutor
+from fastebm.compiler.lanes import LaneError, LaneExecutor
 from fastebm.compiler.lowering import LoweringError, lower
 from fastebm.compiler.precision import without_autocast
-from fastebm.compiler.process_state import DeferredInterrupt, exclusive
+from fastebm.compiler.process_state import DeferredInterrupt, exclusive, exporting
 from fastebm.compiler.program import Program
 from fastebm.compiler.report import describe
 from fastebm.compiler.rewrites import WITHOUT_POLYPHASE, build_gradient_program
 from fastebm.compiler.roofline import measured_peak_rates
-from fastebm.ops import CompiledProgram
-from fastebm.ops.backends import content_hash
+from fastebm.ops import CompiledLanes, CompiledProgram
+from fastebm.ops.backends import content_hash, has_matrix_units, select_backend
 
 __all__ = ["Chain", "CompiledGradient", "UnsupportedError"]
 
 Energy = Callable[[Tensor], Tensor]
 Gradient = Callable[[Tensor], tuple[Tensor, Tensor]]
-Executor = AtenExecutor | CompiledExecutor
+Executor = AtenExecutor | CompiledExecutor | LaneExecutor
 
 # The largest accepted difference from autograd, relative to the gradient: well above rounding, well below the error of
 # a wrong program. The largest seen is 1.1e-3 in float32, for a deep net of leaky ReLUs, where a pre-activation near
@@ -121,7 +123,7 @@ class CompiledGradient:
             if compiled.executor is None:
                 raise UnsupportedError(*compiled.unsupported)
             energies, gradient = compiled.executor(x)
-            if isinstance(compiled.executor, CompiledExecutor):
+            if not isinstance(compiled.executor, AtenExecutor):
                 return energies, gradient if gradient.stride() == x.stride() else torch.empty_like(x).copy_(gradient)
             energy_dtype = torch.float64 if x.dtype is torch.float64 else torch.float32
             return energies.to(energy_dtype, copy=True), torch.empty_like(x, requires_grad=False).copy_(gradient)
@@ -130,7 +132,9 @@ class CompiledGradient:
         """All programs so far as tables, with the roofline of this machine."""
         texts = []
         for key, compiled in list(self._programs.items()):
-            if compiled.captured is not None and compiled.executor is not None:
+            if isinstance(compiled.executor, LaneExecutor):
+                texts.append(compiled.executor.describe())
+            elif compiled.captured is not None and compiled.executor is not None:
                 before = differentiate(compiled.captured)
                 rates = measured_peak_rates(key.device, key.compute_dtype)
                 text = describe(before, compiled.executor.program, key.compute_dtype, rates)
@@ -138,11 +142,11 @@ class CompiledGradient:
                 texts.append(f"{text}\nruns on {f'PyTorch operations: {reason}' if reason else 'fused kernels'}")
         return "\n\n".join(texts)
 
-    def compiled_program(self, x: Tensor, chain: Chain) -> CompiledProgram | None:
+    def compiled_program(self, x: Tensor, chain: Chain) -> CompiledProgram | CompiledLanes | None:
         """The fused program that ran on samples like x in this chain, if one did."""
         compiled = chain.programs.get(self._key(x))
         executor = compiled.executor if compiled is not None else None
-        return executor.compiled if isinstance(executor, CompiledExecutor) else None
+        return None if executor is None or isinstance(executor, AtenExecutor) else executor.compiled
 
     def has_programs(self) -> bool:
         """Whether any kind of x has a program."""
@@ -182,8 +186,7 @@ class CompiledGradient:
         nearby = _nearby_samples(x)
         expected = self.reference(nearby)
         try:
-            captured = capture(self.energy, self.module, x)
-            executor, fallback_reason = _make_executor(captured, key)
+            captured, executor, fallback_reason = self._make_executor(key, x)
             executor.refresh()
             _check(executor, nearby, expected)
         except UnsupportedError as error:
@@ -193,9 +196,48 @@ class CompiledGradient:
         return _Compiled(chain.fingerprint, captured, executor, fallback_reason)
 
 
+    def _make_executor(self, key: _ProgramKey, x: Tensor) -> tuple[Program | None, Executor, str]:
+        """The captured program, the executor, and why it does not use the fused kernels, if it does not.
+
+        Samples without pixels run as lane programs. So does what fused programs have no instruction for.
+        """
+        lanes = _lanes_take(key)
+        if lanes and len(key.sample) != 3:
+            with contextlib.suppress(LaneError):
+                return None, self._lane_executor(x), ""
+        try:
+            captured = capture(self.energy, self.module, x)
+            executor, reason = _make_executor(captured, key)
+        except UnsupportedError:
+            if lanes and len(key.sample) == 3:
+                with contextlib.suppress(LaneError):
+                    return None, self._lane_executor(x), ""
+            raise
+        if reason and lanes and len(key.sample) == 3:
+            with contextlib.suppress(LaneError):
+                return None, self._lane_executor(x), ""
+        return captured, executor, reason
+
+    def _lane_executor(self, x: Tensor) -> LaneExecutor:
+        with exporting():
+            return LaneExecutor.of(self.energy, self.module, x[:1].detach())
+
+
+def _lanes_take(key: _ProgramKey) -> bool:
+    """Whether lane programs are for samples of this kind: float32 on the CPU, with the compiled operators.
+
+    They compute in float32 also where bfloat16 is allowed. Matrix units for bfloat16 are faster than that.
+    """
+    if key.device.type != "cpu" or key.dtype is not torch.float32:
+        return False
+    if select_backend("cpu", kernel="run_lanes") != "cpp":
+        return False
+    return key.compute_dtype is torch.float32 or (key.compute_dtype is torch.bfloat16 and not has_matrix_units())
+
+
 def _weights_hash(compiled: _Compiled, chain: Chain) -> tuple[int, int] | None:
     """Hashes of all numbers from which the program's weights are evaluated; None if they are unknown."""
-    if chain.weights is None or not isinstance(compiled.executor, CompiledExecutor):
+    if chain.weights is None or compiled.executor is None or isinstance(compiled.executor, AtenExecutor):
         return None
     others = content_hash(compiled.executor.referenced)
     return None if others is None else (chain.weights, others)
@@ -220,7 +262,7 @@ def _check(executor: Executor, x: Tensor, expected: tuple[Tensor, Tensor]) -> No
     """Compare with autograd, in x's own dtype and then, if it is another one, in the executor's."""
     if not all(part.isfinite().all() for part in expected):
         raise UnsupportedError("check", "autograd's energies or gradients are not finite, so the program is unchecked")
-    if executor.dtype is not x.dtype:
+    if executor.dtype is not x.dtype and not isinstance(executor, LaneExecutor):
         precise = AtenExecutor(executor.program, x.dtype)
         precise.refresh()
         _compare(precise(x), expected, TOLERANCE.get(x.dtype, LOW_PRECISION_TOLERANCE))

@@ -14,7 +14,7 @@ from fastebm.compiler.fingerprint import fingerprint
 from fastebm.compiler.frozen_weights import Evaluated, frozen_weights
 from fastebm.compiler.precision import autocast_to, without_autocast
 from fastebm.compiler.process_state import evaluating, exclusive
-from fastebm.ops import CompiledProgram
+from fastebm.ops import CompiledLanes, CompiledProgram
 from fastebm.ops.backends import content_hash
 
 Energy = Callable[[Tensor], Tensor]
@@ -169,7 +169,7 @@ class EnergyGradient:
         inference = any(tensor.is_inference() for tensor in tensors)
         return fingerprint(self.energy, self._module), None if inference else content_hash(tensors)
 
-    def compiled_program(self, x: Tensor) -> CompiledProgram | None:
+    def compiled_program(self, x: Tensor) -> CompiledProgram | CompiledLanes | None:
         """The fused program that ran on samples like x in this `chain()` block, None if something else ran.
 
         Captured graphs, and whole chains in one call, run it themselves. During a chain it is one object, with its

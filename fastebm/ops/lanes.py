@@ -25,18 +25,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .backends import launch, refuse_autograd, register
+from .backends import launch, refuse_autograd, register, select_backend
 from .langevin import check as check_update
 from .langevin import reference_langevin_step
 from .options import StepOptions
 
-__all__ = ["Kind", "LaneProgram", "Map", "Micro", "Op", "Operand", "Output", "PairProduct", "Product", "Reduction", "Scan", "Space"]
+__all__ = ["CompiledLanes", "Kind", "LaneProgram", "Map", "Micro", "Op", "Operand", "Output", "PairProduct", "Product", "Reduction", "Scan", "Space"]
 
 Addresses = np.ndarray[Any, np.dtype[np.int64]]
 
 VERSION = 1
 PANEL = 16
 MAX_REGISTERS = 64
+# Updates in one call: enough that its own cost does not count, few enough to be interrupted.
+CALL_STEPS = 64
 
 
 class Op(IntEnum):
@@ -307,6 +309,38 @@ _FIELDS = (
 ).split()
 
 
+class CompiledLanes:
+    """A lane program that runs on the CPU: `energies, gradient = self(x)`, after `refresh`.
+
+    Attributes:
+        constants: the tensor that the operators read besides the code. `refresh` writes into it.
+    """
+
+    def __init__(self, program: LaneProgram) -> None:
+        self.program = program
+        self._code, self._tables = program.encoded()
+        self.constants = torch.zeros(program.constants)
+
+    @torch.no_grad()
+    def refresh(self, parts: Sequence[tuple[int, Tensor]]) -> None:
+        """New constants: flat tensors, each with the place of its first number."""
+        for start, values in parts:
+            self.constants[start : start + values.numel()] = values
+
+    def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Energies (B,) and the gradient, like x; x is contiguous and float32."""
+        return torch.ops.fastebm.run_lanes(x, self._code, self._tables, self.constants)
+
+    def call_steps(self, x: Tensor, options: StepOptions) -> int:
+        """How many updates of chains x one call of `advance` should make; 0 where it can't make any."""
+        possible = x.is_cpu and x.is_contiguous() and x.dtype == torch.float32 and chain_takes(options)
+        return CALL_STEPS if possible and select_backend("cpu", kernel="run_lane_chain") == "cpp" else 0
+
+    def advance(self, x: Tensor, num_steps: int, options: StepOptions) -> Tensor:
+        """Advances chains x in place, and the key; returns the energies before each update, (num_steps, B)."""
+        return torch.ops.fastebm.run_lane_chain(x, self._code, self._tables, self.constants, num_steps, *options)
+
+
 def pack_matrix(weight: Tensor) -> Tensor:
     """(K, C) as a product reads it: (panels, K, 16), flat."""
     depth, columns = weight.shape
@@ -357,8 +391,9 @@ def _fake_run_lane_chain(
 
 
 def chain_takes(options: StepOptions) -> bool:
-    """Whether `run_lane_chain` knows the options: all but the norm clip, masks and data terms."""
-    return options.grad_norm_clip is None and options.mask is None and options.data_target is None
+    """Whether `run_lane_chain` knows the options: all but the norm clip, bounds of entries, masks and data terms."""
+    unknown = (options.grad_norm_clip, options.lower_bounds, options.upper_bounds, options.mask, options.data_target)
+    return all(option is None for option in unknown)
 
 
 @register("run_lane_chain", fake=_fake_run_lane_chain)

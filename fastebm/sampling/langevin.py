@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from fastebm import rng
 from fastebm.compiler import EnergyGradient, energy_gradient
-from fastebm.ops import CALL_STEPS, advance_chain, prefer_fused_chain
+from fastebm.ops import advance_chain, call_steps
+from fastebm.ops.options import StepOptions
 from fastebm.ops.langevin import Clamp, check_clamp, check_clip, check_mask, expand_clamp
 from fastebm.ops.memory import check_dense
 from fastebm.sampling.graphs import ChainGraphs, Update
@@ -308,11 +309,13 @@ class Langevin:
         if state.x.is_cuda:
             return self._graphs.advance_(self.gradient, update, state, num_steps, observers, done)
         program = self.gradient.compiled_program(state.x)
-        if program is None or not (program.takes(state.x) and prefer_fused_chain(state.x)):
+        options = StepOptions(*self._arguments(state))
+        at_once = 0 if program is None else call_steps(program, state.x, options)
+        if program is None or not at_once:
             return 0
-        for first in range(0, num_steps, CALL_STEPS):
-            block = min(CALL_STEPS, num_steps - first)
-            energies = advance_chain(state.x, program, block, *self._arguments(state))
+        for first in range(0, num_steps, at_once):
+            block = min(at_once, num_steps - first)
+            energies = advance_chain(state.x, program, block, *options)
             for i, of_update in enumerate(energies.unbind()):
                 for observe in observers:
                     observe(done + first + i + 1, state.x, of_update)

@@ -218,6 +218,13 @@ class JointGraph:
     position: int
 
 
+def _found(module: nn.Module | None, path: str) -> Any:
+    found: Any = module
+    for part in path.split("."):
+        found = getattr(found, part, None)
+    return found
+
+
 class _Holder(nn.Module):
     def __init__(self, energy: Callable[[Tensor], Tensor], module: nn.Module | None) -> None:
         super().__init__()
@@ -250,7 +257,8 @@ def trace(energy: Callable[[Tensor], Tensor], module: nn.Module | None, sample: 
                 assert isinstance(value, Tensor)
                 arguments.append(value.detach())
                 path = spec.target.removeprefix("inner.")
-                weights.append(path if module is not None and path != spec.target else value)
+                named = path != spec.target and isinstance(_found(module, path), Tensor)
+                weights.append(path if named else value)
 
             def joint(*given: Tensor) -> tuple[Tensor, Tensor]:
                 def one(x: Tensor) -> Tensor:

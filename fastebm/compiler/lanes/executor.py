@@ -1,0 +1,64 @@
+"""Runs a lane program with the weights of an energy."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastebm.ops import CompiledLanes
+
+from .lower import Lowered, lower
+from .trace import trace
+
+
+class LaneExecutor:
+    """Energies and gradient of float32 samples by `fastebm::run_lanes`, with the same bits for any batch and threads.
+
+    It has the interface of the other executors. `compiled` is what runs.
+    """
+
+    dtype = torch.float32
+
+    def __init__(self, lowered: Lowered, module: nn.Module | None):
+        self.lowered = lowered
+        self.module = module
+        self.referenced = [weight for weight in lowered.weights if isinstance(weight, Tensor)]
+        self.compiled = CompiledLanes(lowered.program)
+
+    @classmethod
+    def of(cls, energy: Any, module: nn.Module | None, sample: Tensor) -> LaneExecutor:
+        """The executor of an energy for samples like `sample` (1, ...). Raises LaneError where there is none."""
+        return cls(lower(trace(energy, module, sample)), module)
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """Evaluate the program's constants from the weights."""
+        weights = [weight if isinstance(weight, Tensor) else _find(self.module, weight) for weight in self.lowered.weights]
+        values = self.lowered.evaluate(*weights)
+        parts = [(start, pack(value.float())) for (start, pack), value in zip(self.lowered.constants, values, strict=True)]
+        self.compiled.refresh([*parts, (self.lowered.size, torch.tensor(self.lowered.numbers))])
+
+    @torch.no_grad()
+    def __call__(self, x: Tensor) -> list[Tensor]:
+        """Energies and gradient of a batch of samples, as new float32 tensors."""
+        return list(self.compiled(x.detach().contiguous()))
+
+    def with_own_weights(self) -> LaneExecutor:
+        """Another executor of the same program, which has no constants yet."""
+        return LaneExecutor(self.lowered, self.module)
+
+    def describe(self) -> str:
+        """The kinds of instructions and how many there are of each, and the numbers of a sample that are kept."""
+        program = self.lowered.program
+        kinds = [type(instruction).__name__ for instruction in program.instructions]
+        counts = ", ".join(f"{kinds.count(kind)} {kind}" for kind in sorted(set(kinds)))
+        return f"lane program: {counts}; {program.arena:,} numbers a sample, {program.constants:,} constants"
+
+
+def _find(module: Any, path: str) -> Tensor:
+    found = module
+    for part in path.split("."):
+        found = getattr(found, part)
+    return found
