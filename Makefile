@@ -145,7 +145,7 @@ test-slow: $(STAMPS)/test
 
 # A build of its own in build/sanitize. torch is not built with sanitizers, so their libraries come first by LD_PRELOAD;
 # leaks are Python's own business. SANITIZE_TRIES of the fuzzer of raw operators.
-SANITIZE_TRIES ?= 500
+SANITIZE_TRIES ?= 2000
 sanitize: $(STAMPS)/test
 	$(call say,The operators under AddressSanitizer and UBSan)
 	@$(RUN) tests/sanitize.py --tries $(SANITIZE_TRIES) $(PYTEST_ARGS)

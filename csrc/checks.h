@@ -43,11 +43,22 @@ inline bool overlaps_itself(const torch::stable::Tensor& tensor) {
     if (tensor.size(d) > 1) dimensions.emplace_back(tensor.stride(d), tensor.size(d));
   std::sort(dimensions.begin(), dimensions.end());
   int64_t span = 1;
+  bool nested = true;  // each stride passes over all that lies within the smaller ones
   for (const auto& [stride, size] : dimensions) {
-    if (stride < span) return tensor.numel() > 0;
+    nested = nested && stride >= span;
     span += stride * (size - 1);
   }
-  return false;
+  if (nested || tensor.numel() == 0) return false;
+  if (dimensions.front().first <= 0) return true;
+  // Dimensions that interleave may still miss one another; only their addresses tell. No usual layout comes here.
+  std::vector<int64_t> addresses{0};
+  for (const auto& [stride, size] : dimensions) {
+    const size_t before = addresses.size();
+    for (int64_t i = 1; i < size; ++i)
+      for (size_t a = 0; a < before; ++a) addresses.push_back(addresses[a] + stride * i);
+  }
+  std::sort(addresses.begin(), addresses.end());
+  return std::adjacent_find(addresses.begin(), addresses.end()) != addresses.end();
 }
 
 // The bytes from the first element to the last.

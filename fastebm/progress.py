@@ -11,14 +11,25 @@ REDRAW = 10.0
 """Seconds between two lines where nobody watches: in the log of a job."""
 
 
+class _Lines:
+    """A stream for a bar where nobody watches: each redrawing becomes a line."""
+
+    def write(self, text: str) -> None:
+        if line := text.strip("\r\n").rstrip():
+            sys.stderr.write(line + "\n")
+
+    def flush(self) -> None:
+        sys.stderr.flush()
+
+
 @contextmanager
 def progress_bar(
     total: int | None, description: str | None, unit: str, *, shown: bool, initial: int = 0
 ) -> Iterator[Any]:
     """A tqdm bar on stderr, for `update(count)`, at `initial` of `total`; silent if not `shown`.
 
-    It is redrawn five times a second on a terminal and in a notebook, and every 10 seconds elsewhere. A process without
-    stderr draws none.
+    It is redrawn five times a second on a terminal and in a notebook. Elsewhere it adds a line every 10 seconds. A
+    process without stderr draws none.
     """
     from tqdm.auto import tqdm
 
@@ -30,6 +41,7 @@ def progress_bar(
         initial=initial,
         desc=description,
         unit=unit,
+        file=None if watched else _Lines(),
         disable=not (shown and there),
         mininterval=0.2 if watched else REDRAW,
         ncols=None if watched else 110,

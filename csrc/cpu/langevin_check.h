@@ -30,6 +30,8 @@ inline void check_step(const StepOptions& options, const Tensor& out, const Tens
                   "schedule must be (steps, 2) or (steps, batch, 2)");
   STD_TORCH_CHECK(options.mask.has_value() == options.known.has_value(), "mask and known go together");
   if (options.mask) check_like_state("mask", *options.mask, x, ScalarType::Bool);
+  if (options.lower_bounds) check_like_state("lower_bounds", *options.lower_bounds, x, type);
+  if (options.upper_bounds) check_like_state("upper_bounds", *options.upper_bounds, x, type);
   if (options.known) check_like_state("known", *options.known, x, type);
   if (options.data_target) check_like_state("data_target", *options.data_target, x, type);
   if (const auto& weight = options.data_term_weight) {

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import fastebm
-from fastebm.cli.arguments import lacks_memory, print_error
+from fastebm.cli.arguments import lacks_memory, one_line_warnings, print_error
 from fastebm.cli.parser import ArgumentsError, Parser, closest, parse
 from fastebm.cli.signals import StopSignals
 from fastebm.cli.streams import StandardStreams
@@ -72,9 +72,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(arguments: list[str], signals: StopSignals) -> int:
     try:
         command = _parse(arguments)
+        _check_working_folder()
         importlib.import_module("torch")  # the seconds in which a signal has nothing to clean up
         signals.working = True
-        return int(command())
+        with one_line_warnings():
+            return int(command())
     except SystemExit as stop:  # --help
         return int(stop.code or 0)
     except KeyboardInterrupt:
@@ -89,8 +91,19 @@ def _run(arguments: list[str], signals: StopSignals) -> int:
         return code
 
 
+def _check_working_folder() -> None:
+    """Raises ValueError where the working folder was deleted: libraries below torch would end the process."""
+    try:
+        os.getcwd()
+    except OSError:
+        raise ValueError("the working folder does not exist any more: change to another one") from None
+
+
 def _stopped(signals: StopSignals) -> int:
-    print("\nfastebm: stopped; the same command goes on with a training or with generate", file=sys.stderr)
+    print(
+        "\nfastebm: stopped; the same command goes on from the last checkpoint of a training, and with generate",
+        file=sys.stderr,
+    )
     return signals.exit_code or 128 + signal.SIGINT
 
 

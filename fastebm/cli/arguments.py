@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
@@ -23,6 +26,20 @@ def print_error(error: BaseException) -> None:
     if lacks_memory(error):
         text = f"not enough memory: {text}"
     print(f"fastebm: {text}", file=sys.stderr)
+
+
+@contextmanager
+def one_line_warnings() -> Iterator[None]:
+    """Within the block each warning is one line on stderr, without its place in the code; ours are all shown."""
+
+    def show(message: Warning | str, *_: Any, **__: Any) -> None:
+        print(f"fastebm: {message}", file=sys.stderr, flush=True)
+
+    with warnings.catch_warnings():
+        if not sys.warnoptions:
+            warnings.simplefilter("always", RuntimeWarning)
+        warnings.showwarning = show
+        yield
 
 
 def lacks_memory(error: BaseException) -> bool:

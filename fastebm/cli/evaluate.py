@@ -155,8 +155,8 @@ class Evaluate:
         outputs = [path for path in (out, self.save_statistics) if path is not None]
         for path in outputs:
             check_writable(path, overwrite=self.overwrite)
-        if self.train_features and (self.overwrite or not features.is_file()):
-            outputs.append(check_writable(features, overwrite=self.overwrite))
+        if self.train_features and not features.is_file():
+            outputs.append(check_writable(features))
         taken = [path for path in (self.samples, self.reference_data, self.inception) if path is not None]
         for number, path in enumerate(outputs):
             for other in (*taken, *outputs[:number]):
@@ -201,7 +201,7 @@ class Evaluate:
             raise ValueError("--rotations says what --train-features trains: give both")
         task: Literal["classes", "rotations"] = "rotations" if self.rotations else "classes"
         train = real.train if real is not None else None
-        if path.is_file() and not (self.train_features and self.overwrite):
+        if path.is_file():
             classifier = FeatureClassifier.load(path, train, device)
             if self.train_features and classifier.task != task:
                 raise ValueError(f"{path} has features by {classifier.task}: give another name with --features")

@@ -1,12 +1,8 @@
-"""What `fastebm train` and `fastebm resume` share: threads, warnings on one line, and the report at the end."""
+"""What `fastebm train` and `fastebm resume` share: threads, and the report at the end."""
 
 from __future__ import annotations
 
-import sys
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable
 
 import torch
 
@@ -19,8 +15,7 @@ def report_training(folder: RunFolder, train: Callable[[], Run]) -> int:
     if RunFolder.is_run(folder.path) and (threads := folder.threads()):
         torch.set_num_threads(threads)  # with others, library convolutions may sum in another order
     before = folder.checkpoints.iterations()[-1:]
-    with _one_line_warnings():
-        run = train()
+    run = train()
     if before == [run.iteration]:
         print(f"{run.path} was finished before: {run.iteration} iterations. `fastebm train --out` makes a new one.")
     else:
@@ -30,17 +25,3 @@ def report_training(folder: RunFolder, train: Callable[[], Run]) -> int:
         )
     print(f"fastebm sample {run.path} draws more samples.")
     return 0
-
-
-@contextmanager
-def _one_line_warnings() -> Iterator[None]:
-    """Within the block each warning is one line on stderr, without its place in the code, and none is dropped."""
-
-    def show(message: Warning | str, *_: Any, **__: Any) -> None:
-        print(f"\nfastebm: {message}", file=sys.stderr, flush=True)
-
-    with warnings.catch_warnings():
-        if not sys.warnoptions:
-            warnings.simplefilter("always", RuntimeWarning)
-        warnings.showwarning = show
-        yield

@@ -12,7 +12,8 @@ from __future__ import annotations
 import copyreg
 import operator
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -80,7 +81,7 @@ def _export(holder: nn.Module, x: Tensor) -> torch.export.ExportedProgram:
     example = torch.zeros(2, *x.shape[1:], dtype=x.dtype, device=x.device)
     batch = {0: torch.export.Dim("batch", min=1)}
     try:
-        with exporting(), warnings.catch_warnings(), torch.inference_mode(False), torch.no_grad():
+        with exporting(), _leaving_no_graph(), warnings.catch_warnings(), torch.inference_mode(False), torch.no_grad():
             warnings.filterwarnings("ignore", module=copyreg.__name__)  # from PyTorch's own tree specifications
             exported = torch.export.export(holder, (example,), dynamic_shapes=(batch,), strict=False)
             if any(_mutates(node) for node in exported.graph.nodes):
@@ -92,6 +93,20 @@ def _export(holder: nn.Module, x: Tensor) -> torch.export.ExportedProgram:
         changed = [*signature.buffers_to_mutate.values(), *signature.user_inputs_to_mutate.values()]
         raise UnsupportedError(changed[0], "the energy writes to it")
     return exported
+
+
+@contextmanager
+def _leaving_no_graph() -> Iterator[None]:
+    """Without this, the exporter keeps a node of every fake tensor, and with it every graph, for the whole process."""
+    from torch.fx.experimental import proxy_tensor
+
+    nodes: dict[int, fx.Node] = getattr(proxy_tensor, "_FAKE_TENSOR_ID_TO_PROXY_MAP_FOR_EXPORT", {})
+    found = dict(nodes)
+    try:
+        yield
+    finally:
+        nodes.clear()
+        nodes.update(found)
 
 
 def _mutates(node: fx.Node) -> bool:

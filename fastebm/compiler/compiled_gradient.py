@@ -15,7 +15,7 @@ from fastebm.compiler.executor import AtenExecutor, CompiledExecutor
 from fastebm.compiler.lanes import LaneError, LaneExecutor
 from fastebm.compiler.lowering import LoweringError, lower
 from fastebm.compiler.precision import without_autocast
-from fastebm.compiler.process_state import DeferredInterrupt, exclusive, exporting
+from fastebm.compiler.process_state import DeferredInterrupt, collecting_garbage, exclusive, exporting
 from fastebm.compiler.program import Program
 from fastebm.compiler.report import describe
 from fastebm.compiler.rewrites import WITHOUT_POLYPHASE, build_gradient_program
@@ -102,24 +102,24 @@ class CompiledGradient:
         energy, module: as for `capture`.
         dtype: that of the operations, or None to follow the caller's autocast state; float64 samples always run in
             float64.
-        reference: energies and gradient by autograd, in x's dtype.
     """
 
-    def __init__(self, energy: Energy, module: nn.Module | None, dtype: torch.dtype | None, reference: Gradient):
+    def __init__(self, energy: Energy, module: nn.Module | None, dtype: torch.dtype | None):
         self.energy = energy
         self.module = module
         self.dtype = dtype
-        self.reference = reference
         self._programs: dict[_ProgramKey, _Compiled] = {}
 
-    def __call__(self, x: Tensor, chain: Chain) -> tuple[Tensor, Tensor]:
+    def __call__(self, x: Tensor, chain: Chain, reference: Gradient) -> tuple[Tensor, Tensor]:
         """Energies (B,), float32 or float64, and the gradient, with x's dtype and strides; both new tensors.
+
+        `reference` gives both by autograd in x's dtype. A new program is compared with it.
 
         Raises UnsupportedError with the node and the reason if the energy has no program.
         """
         key = self._key(x)
         with torch.inference_mode(False), torch.no_grad(), without_autocast(x.device.type):
-            compiled = chain.programs.get(key) or self._acquire(key, x, chain)
+            compiled = chain.programs.get(key) or self._acquire(key, x, chain, reference)
             if compiled.executor is None:
                 raise UnsupportedError(*compiled.unsupported)
             energies, gradient = compiled.executor(x)
@@ -155,14 +155,14 @@ class CompiledGradient:
     def _key(self, x: Tensor) -> _ProgramKey:
         return _ProgramKey(x.shape[1:], x.dtype, x.device, _compute_dtype(x, self.dtype))
 
-    def _acquire(self, key: _ProgramKey, x: Tensor, chain: Chain) -> _Compiled:
+    def _acquire(self, key: _ProgramKey, x: Tensor, chain: Chain, reference: Gradient) -> _Compiled:
         """The program of `key` for `chain`, up to date with the energy and its weights."""
         with exclusive(defer=False):
             compiled = self._programs.pop(key, None)
             is_new = compiled is None or compiled.fingerprint != chain.fingerprint
             if compiled is None or is_new:
-                with DeferredInterrupt():
-                    compiled = self._compile(key, x, chain)
+                with DeferredInterrupt(), collecting_garbage():
+                    compiled = self._compile(key, x, chain, reference)
                 compiled.weights = _weights_hash(compiled, chain)
             while len(self._programs) >= MAX_PROGRAMS:
                 del self._programs[next(iter(self._programs))]
@@ -181,10 +181,10 @@ class CompiledGradient:
             chain.programs[key] = compiled
             return compiled
 
-    def _compile(self, key: _ProgramKey, x: Tensor, chain: Chain) -> _Compiled:
+    def _compile(self, key: _ProgramKey, x: Tensor, chain: Chain, reference: Gradient) -> _Compiled:
         # Autograd first, so that an x which the energy does not accept raises the energy's own error.
         nearby = _nearby_samples(x)
-        expected = self.reference(nearby)
+        expected = reference(nearby)
         try:
             captured, executor, fallback_reason = self._make_executor(key, x)
             executor.refresh()

@@ -99,8 +99,7 @@ class EnergyGradient:
         self._may_fall_back = self._asked == "auto"
         self.engine = "fused" if self._asked == "auto" else self._asked
         self.reason = "" if self.engine == "fused" else f"engine is {self._asked!r}"
-        in_full_precision = functools.partial(self._by_autograd, dtype=torch.float32)
-        self._compiled = CompiledGradient(self.energy, self._module, self.dtype, in_full_precision)
+        self._compiled = CompiledGradient(self.energy, self._module, self.dtype)
         self._checked = False
         self._of_thread = _OfThread()
         self._last: tuple[Any, int | None] = (None, None)
@@ -129,11 +128,13 @@ class EnergyGradient:
             raise ValueError("x has no dimensions; its first one must be the batch")
         if x.shape[0] == 0:
             return x.new_empty(0, dtype=_energy_dtype(x)), torch.empty_like(x)
-        state = self._of_thread.state
-        if state.chain is not None:
-            return self._evaluate(x, state.chain)
+        chain = self._of_thread.state.chain
+        if chain is not None:
+            return self._evaluate(x, chain)
         with self.chain():
-            return self(x)
+            begun = self._of_thread.state.chain
+            assert begun is not None
+            return self._evaluate(x, begun)
 
     @contextmanager
     def chain(self) -> Iterator["EnergyGradient"]:
@@ -206,7 +207,7 @@ class EnergyGradient:
 
     def _by_program(self, x: Tensor, chain: Chain) -> tuple[Tensor, Tensor]:
         try:
-            result = self._compiled(x, chain)
+            result = self._compiled(x, chain, self._in_full_precision)
         except UnsupportedError as error:
             if not self._may_fall_back:
                 raise RuntimeError(
@@ -217,6 +218,9 @@ class EnergyGradient:
             return self._by_autograd(x, self.dtype)
         self.engine, self.reason = "fused", ""
         return result
+
+    def _in_full_precision(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self._by_autograd(x, torch.float32)
 
     def _by_autograd(self, x: Tensor, dtype: torch.dtype | None) -> tuple[Tensor, Tensor]:
         with evaluating(), torch.inference_mode(False), torch.enable_grad():

@@ -11,6 +11,7 @@ All of them nest. Threads never wait in a circle: there is one lock, and a threa
 evaluating. Chains on compiled programs need none of this between their two ends.
 """
 
+import gc
 import os
 import signal
 import threading
@@ -19,7 +20,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any, Self
 
-__all__ = ["DeferredInterrupt", "evaluating", "exclusive", "exporting"]
+__all__ = ["DeferredInterrupt", "collecting_garbage", "evaluating", "exclusive", "exporting"]
 
 _lock = threading.RLock()
 # Guards the next two: the thread that exports, and those that evaluate, by their ident.
@@ -95,6 +96,24 @@ def exclusive(defer: bool = True) -> _Exclusive:
     To defer costs 7 microseconds.
     """
     return _Exclusive(defer)
+
+
+@contextmanager
+def collecting_garbage() -> Iterator[None]:
+    """Nothing that is made inside, and unreachable at the end, is left for the garbage collector to find later.
+
+    A capture leaves thousands of weak references in cycles. Their callbacks would run in whatever code makes the
+    collector start next, and an interrupt within one is lost there too. Without collections in between, all of them are
+    in the youngest generation, which is quick to collect.
+    """
+    found = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if found:
+            gc.collect(0)
+            gc.enable()
 
 
 def _acquire() -> None:

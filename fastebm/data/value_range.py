@@ -55,6 +55,11 @@ def to_signed(images: Tensor, value_range: ValueRange | None = None, name: str =
     if value_range is None:
         value_range = _range_of(images, low, high, name)
     black, white = map(float, value_range)
+    if images.is_floating_point() and black == 0 and white > 2 and low >= 0 and high <= 1 + 1 / 510:
+        raise ValueError(
+            f"{name} are floats from {low:g} to {high:g}, which would all be black in the range from 0 to {white:g}: "
+            "give the values of black and white as value_range (--range 0 1)"
+        )
     slack = (white - black) / 510
     if low < black - slack or high > white + slack:
         raise ValueError(

@@ -189,8 +189,11 @@ def check_clamp(clamp: Any) -> Clamp:
     if below.device.type == above.device.type == "cpu" and not torch.compiler.is_compiling():
         ordered = (below <= above) & (below.float() < math.inf) & (above.float() > -math.inf)
         if not bool(ordered.all()):
+            entry = tuple((~ordered).nonzero()[0].tolist())
+            pair = ", ".join(f"{float(bound.expand(ordered.shape)[entry]):g}" for bound in (below, above))
             raise ValueError(
-                f"clamp must be (low, high) with low <= high in every entry, below inf and above -inf, {given}"
+                f"clamp must be (low, high) with low <= high in every entry, below inf and above -inf, got ({pair}) at "
+                f"entry {entry}"
             )
     return low, high
 
@@ -225,8 +228,8 @@ def _expand_bound(name: str, bound: Tensor, x: Tensor) -> Tensor:
     if not fits:
         example = "(C, 1, 1)" if x.dim() == 4 else str((1,) * (x.dim() - 1))
         raise ValueError(
-            f"clamp's {name} must be a number or broadcast to one sample of shape {tuple(x.shape[1:])}, as {example} "
-            f"does, got {tuple(bound.shape)}"
+            f"clamp's {name} must be a number or broadcast, with as many dimensions, to one sample of shape "
+            f"{tuple(x.shape[1:])}, as {example} does, got {tuple(bound.shape)}"
         )
     return bound.to(x.device, x.dtype).expand(x.shape)
 

@@ -456,7 +456,7 @@ def test_all_seeds_that_samples_take(trained: Path, tmp_path: Path, seed: str) -
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--count", "1000000000"], "would take"),
+        (["--count", "1000000000"], "would need"),
         (["--count", "1000000000000"], "--count must be at most"),
         (["--count", "-1"], "--count must be at least 1"),
         (["--seed", "99999999999999999999", "--count", "10"], "seed must be in"),

@@ -95,7 +95,7 @@ def test_any_images_are_brought_to_the_form_of_the_run(trained: Path, tmp_path: 
         (["--split", "test", "--data", "one.png"], "split 'test' is of a set, and one.png is a single picture"),
         (["--split", "val"], "have no split 'val'"),
         (["--noise", "-1"], "--noise must not be negative, got -1"),
-        (["--noise", "nan"], "--noise must be finite, got nan"),
+        (["--noise", "nan"], "--noise needs a finite number"),
         (["--batch-size", "0"], "--batch-size must be at least 1"),
         (["--seed", "1" + "0" * 20], "seed must be in"),
         (["--count", "-1"], "--count must be at least 1"),

@@ -68,7 +68,7 @@ def test_a_file_is_replaced_only_if_asked(
         (["sample", "RUN", "--count", "0"], "--count must be at least 1, got 0"),
         (["sample", "RUN", "--count", str(10**12)], "--count must be at most 1,000,000,000, got 1000000000000"),
         (["sample", "RUN", "--count", str(2**64)], "--count must be at most 1,000,000,000, got 18446744073709551616"),
-        (["sample", "RUN", "--count", str(10**9), "--out", "x.npz"], "1,000,000,000 samples would take 238.4 GiB of"),
+        (["sample", "RUN", "--count", str(10**9), "--out", "x.npz"], "1,000,000,000 samples would need 238.4 GiB of"),
         (["sample", "RUN", "--count", "10001", "--out", "x.png"], "a grid shows at most 10,000 samples"),
         (["sample", "RUN", "--out", "x" * 300 + ".npz"], "can't be written: File name too long"),
         (["sample", "RUN", "--out", ""], "--out needs a path, got an empty text"),

@@ -73,7 +73,7 @@ def test_padding_changes_no_pixel() -> None:
         Preprocessing(size=16, fit="pad").apply("s", images)
 
 
-@pytest.mark.parametrize("number", [np.float32, np.int64, np.array, torch.tensor, lambda x: torch.tensor(float(x))])
+@pytest.mark.parametrize("number", [np.int64, np.int32, np.array, torch.tensor])
 def test_numbers_of_every_kind(number: Callable) -> None:
     found = Preprocessing(size=number(5), crop=number(6), channels=number(3), max_bytes=number(75))
     assert found == Preprocessing(5, 3, crop=6, max_bytes=75)
@@ -83,14 +83,9 @@ def test_numbers_of_every_kind(number: Callable) -> None:
 
 
 def test_what_is_no_whole_number() -> None:
-    with pytest.raises(ValueError, match=r"size must be a whole number, got 4\.5"):
-        Preprocessing(size=4.5)
-    for wrong in ("32", [32], torch.ones(2), np.ones(2)):
-        with pytest.raises(TypeError, match="crop must be a number, got "):
+    for wrong in (4.5, 4.0, "32", [32], torch.ones(2), np.ones(2), float("nan"), True):
+        with pytest.raises(TypeError, match="crop must be an integer, got "):
             Preprocessing(crop=wrong)
-    for wrong in (float("nan"), float("inf")):
-        with pytest.raises(ValueError, match="max_pixels must be a whole number"):
-            Preprocessing(max_pixels=wrong)
 
 
 def test_collects_chunks() -> None:

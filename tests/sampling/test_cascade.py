@@ -408,7 +408,9 @@ def test_bounds_of_channels_hold_at_every_level(sampler):
         assert (ends <= -low).all()
     calls = []
     wrong = Cascade({4: lambda x: calls.append(1), 8: bowl(1.0)}, clamp=(torch.zeros(CHANNELS + 1, 1, 1), None))
-    with pytest.raises(ValueError, match="clamp's low must be a number or broadcast to one sample"):
+    with pytest.raises(
+        ValueError, match="clamp's low must be a number or broadcast, with as many dimensions, to one sample"
+    ):
         wrong.sample(COUNT, SEED, channels=CHANNELS)
     each_pixel = Cascade({4: lambda x: calls.append(1), 8: bowl(1.0)}, clamp=(torch.zeros(CHANNELS, 8, 8), None))
     with pytest.raises(ValueError, match=r"one sample of shape \(2, 4, 4\)"):

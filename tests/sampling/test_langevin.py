@@ -294,10 +294,14 @@ def test_bounds_are_copied(x0):
 @pytest.mark.parametrize(
     ("clamp", "error", "message"),
     [
-        ((torch.zeros(2), None), ValueError, r"clamp's low must be a number or broadcast to one sample of shape"),
+        (
+            (torch.zeros(2), None),
+            ValueError,
+            r"clamp's low must be a number or broadcast, with as many dimensions, to one sample of shape",
+        ),
         ((None, torch.zeros(3, 1, 1)), ValueError, r"shape \(2, 3, 5\), as \(C, 1, 1\) does, got \(3, 1, 1\)"),
-        ((None, torch.zeros(SHAPE)), ValueError, "broadcast to one sample"),
-        ((None, torch.zeros(1, 1, *SHAPE[1:])), ValueError, "broadcast to one sample"),
+        ((None, torch.zeros(SHAPE)), ValueError, "broadcast, with as many dimensions, to one sample"),
+        ((None, torch.zeros(1, 1, *SHAPE[1:])), ValueError, "broadcast, with as many dimensions, to one sample"),
         ((CHANNELS, CHANNELS - 1), ValueError, "low <= high in every entry"),
         ((CHANNELS, -0.5), ValueError, "low <= high in every entry"),
         ((CHANNELS * math.nan, None), ValueError, "low <= high in every entry"),

@@ -716,3 +716,32 @@ def test_a_child_process_is_not_locked_out_by_threads_that_it_does_not_have():
             done.set()
 
     assert in_threads(evaluate, fork)[1] == 7
+
+
+def test_a_capture_leaves_nothing_to_the_garbage_collector():
+    """Callbacks of weak references would run within any code that makes the collector start; a Ctrl-C there is lost."""
+
+    def graphs() -> int:
+        return sum(type(each) is torch.fx.Graph for each in gc.get_objects())
+
+    fastebm.Langevin(Growing(), 0.05, 0.01).sample(starts(), 2, seed=0)
+    gc.collect()
+    before = graphs()
+    for net in (plain(), spectral(), Stochastic()):
+        sampler = fastebm.Langevin(net, 0.05, 0.01)
+        sampler.sample(starts(), 2, seed=0)
+        assert sampler.gradient.engine == "fused"
+        assert graphs() == before
+    assert gc.isenabled()
+
+
+def test_samplers_die_with_their_last_reference():
+    sampler = fastebm.Langevin(plain(), 0.05, 0.01)
+    sampler.sample(starts(), 2, seed=0)
+    program = weakref.ref(next(iter(sampler.gradient._compiled._programs.values())))
+    gc.disable()
+    try:
+        del sampler
+        assert program() is None
+    finally:
+        gc.enable()

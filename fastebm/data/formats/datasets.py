@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fastebm.data.errors import DataError, raise_as_data_error
 from fastebm.data.formats.axes import channels_first
+from fastebm.data.formats.class_numbers import NEEDED, class_numbers
 from fastebm.data.formats.pictures import picture_to_array
 from fastebm.data.images import Images, resolve_split
 from fastebm.data.preprocessing import Preprocessing
@@ -41,6 +42,10 @@ def read_dataset(
     an image under "image", "img" or "pixel_values" (and its label under "label" or "labels"). An image is a PIL image,
     or an array or tensor (H, W), (H, W, C) or (C, H, W) of uint8 or of floats in [0, 1]. Floats up to `OVERSHOOT`
     outside of that are clamped. A mapping of data sets has its keys as splits.
+
+    A label is a whole number of any type, floats and arrays of one element too, or None for an image without a class.
+    Anything else is a DataError, as it is where some items have a label and others do not. Without any label, or if all
+    are None, the set has none.
     """
     name = type(dataset).__name__
     if isinstance(dataset, Mapping):
@@ -54,43 +59,50 @@ def read_dataset(
         count = len(dataset)
     if count < 1:
         raise DataError(f"{name}: is empty")
-    labels: list[int] = []
+    labels: list[int | None] = []
     pixels = preprocessing.collect_processed(name, count, _process_items(name, dataset, count, preprocessing, labels))
-    classes = _class_names(dataset) if labels else ()
     if labels and len(labels) != count:
-        raise DataError(f"{name}: {len(labels)} of {count} items have an integer as label")
-    return Images(pixels, torch.tensor(labels) if labels else None, name, "data set", split, classes)
+        raise DataError(f"{name}: {len(labels)} of {count} items have a label; all or none are needed to have one")
+    if all(label is None for label in labels):
+        return Images(pixels, None, name, "data set", split)
+    numbers = torch.tensor([-1 if label is None else label for label in labels])
+    return Images(pixels, numbers, name, "data set", split, _class_names(dataset))
 
 
 def _process_items(
-    name: str, dataset: MapDataset, count: int, preprocessing: Preprocessing, labels: list[int]
+    name: str, dataset: MapDataset, count: int, preprocessing: Preprocessing, labels: list[int | None]
 ) -> Iterator[NDArray[np.uint8]]:
     for index in range(count):
         item_name = f"{name}, item {index}"
         with raise_as_data_error(item_name, "cannot be read"):
             item = dataset[index]
-        image, label = _split_item(item_name, item)
-        if label is not None:
-            labels.append(label)
+        image, its_labels = _split_item(item_name, item)
+        labels += [_as_label(item_name, label) for label in its_labels]
         yield preprocessing.apply(item_name, _pixels(item_name, image, preprocessing))
 
 
-def _split_item(name: str, item: Any) -> tuple[Any, int | None]:
+def _split_item(name: str, item: Any) -> tuple[Any, Sequence[Any]]:
+    """The image of an item, and its label if it has one."""
     if isinstance(item, Mapping):
         key = next((key for key in _IMAGES if key in item), None)
         if key is None:
             raise DataError(f"{name}: has none of {', '.join(_IMAGES)}; it has {', '.join(map(str, item))[:200]}")
-        return item[key], next((_as_label(item[key]) for key in _LABELS if key in item), None)
+        return item[key], [item[key] for key in _LABELS if key in item][:1]
     if isinstance(item, Sequence) and not isinstance(item, str | bytes) and item:
-        return item[0], _as_label(item[1]) if len(item) > 1 else None
-    return item, None
+        return item[0], [item[1]] if len(item) > 1 else ()
+    return item, ()
 
 
-def _as_label(value: Any) -> int | None:
-    """An integer as int; None for anything else, which is not a label."""
-    if isinstance(value, Tensor | np.ndarray):
-        value = value.item() if value.ndim == 0 else None
-    return int(value) if isinstance(value, int | np.integer) and abs(int(value)) < 2**63 else None
+def _as_label(name: str, value: Any) -> int | None:
+    """A class number as int; None for None. Raises DataError, with `name`, for anything else."""
+    if value is None:
+        return None
+    with raise_as_data_error(name, "its label cannot be read"):
+        array = np.asarray(value.tolist() if isinstance(value, Tensor) else value)
+    if array.size != 1 or array.dtype.kind not in "buif":
+        what = f"{type(value).__name__} of shape {array.shape}" if array.ndim else repr(value)[:60]
+        raise DataError(f"{name}: its label is {what}; {NEEDED}, or an item that is the image alone")
+    return int(class_numbers(name, array.reshape(1))[0])
 
 
 def _pixels(name: str, image: Any, preprocessing: Preprocessing) -> NDArray[np.uint8]:

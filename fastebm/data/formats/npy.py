@@ -23,6 +23,7 @@ from torch import Tensor
 from fastebm.data.errors import DataError, raise_as_data_error
 from fastebm.data.formats.archives import is_of_desktop
 from fastebm.data.formats.byte_reader import MAX_BYTES, ByteReader
+from fastebm.data.formats.class_numbers import class_numbers
 from fastebm.data.formats.zip_members import open_member
 
 _ZIP_END, _COUNT_IN_END, _COUNT_OF_ZIP64 = b"PK\5\6", 10, 0xFFFF
@@ -75,18 +76,16 @@ class StoredArray:
         return values.astype(kind).reshape(self.shape, order=order)
 
     def labels(self, count: int) -> Tensor:
-        """The elements of an integer array (count,) or (count, 1), as int64 (count,)."""
+        """The elements of an array (count,) or (count, 1) of class numbers, as int64 (count,)."""
         self._check_plain()
-        if self.shape not in ((count,), (count, 1)) or self.dtype.kind not in "ui":
+        if self.shape not in ((count,), (count, 1)):
             raise DataError(
-                f"{self.name}: {self.dtype} {self.shape} are no labels of {count} images; integers are needed"
+                f"{self.name}: {self.dtype} {self.shape} are no labels of {count} images; one class number for each "
+                "is needed"
             )
         content = self.reader.read(count * self.dtype.itemsize)
         self.reader.check_end()
-        numbers = np.frombuffer(content, self.dtype)
-        if count and numbers.max() > np.iinfo(np.int64).max:
-            raise DataError(f"{self.name}: the label {numbers.max()} does not fit in int64")
-        return torch.from_numpy(numbers.astype(np.int64))
+        return torch.from_numpy(class_numbers(self.name, np.frombuffer(content, self.dtype)))
 
     def _check_plain(self) -> None:
         if self.dtype.hasobject:

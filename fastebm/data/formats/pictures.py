@@ -75,9 +75,17 @@ def picture_to_array(
     _check_depth(name, picture)
     grey_file = picture.mode in _GREY_MODES
     grey = grey_file if channels is None else channels == 1
+    # Before loading, which fills a palette up with black.
+    palette = len(picture.palette.palette) // 3 if picture.format == "PNG" and picture.palette else 0
     with raise_as_data_error(name, "damaged picture"), _no_warnings():
         picture.load()
         orientation = _orientation(picture)  # asked for after loading, which turns a TIFF upright and says so
+        if picture.format == "PNG" and picture.mode == "P":
+            highest = int(np.asarray(picture).max())
+            if highest >= palette:
+                raise DataError(
+                    f"{name}: damaged picture: it has the index {highest} and a palette of {palette} colours"
+                )
         # Not every mode can become grey at once, and colours must become the same grey however they are stored.
         flat = _on_white(picture).convert("L" if grey_file else "RGB")
         pixels = np.asarray(flat.convert("L" if grey else "RGB"))

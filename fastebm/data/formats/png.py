@@ -15,6 +15,7 @@ from fastebm.data.formats.byte_reader import check_pixels
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # per pixel, by the type of colour
+_INDEXED = 3  # the type of colour whose pixels are numbers of a palette's colours
 _WHOLE = ((0, 0, 1, 1),)  # first column, first row, and the steps between columns and rows
 _ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
 _HOLDS_ORIENTATION = (b"Raw profile type exif", b"XML:com.adobe.xmp")
@@ -26,21 +27,30 @@ def plain_png(name: str, content: bytes, max_pixels: int, with_pixels: bool = Tr
     """A PNG with the picture of a PNG file: header, palette, transparency, orientation, and pixels if asked for.
 
     Raises DataError, with `name`, for a file that is cut short, a checksum that does not fit, pixels that are more or
-    fewer than the header says, and more than `max_pixels` pixels.
+    fewer than the header says, an indexed picture without a palette, and more than `max_pixels` pixels.
     """
     kept: list[bytes] = []
     packed: list[bytes] = []
-    size = 0
+    size, palette = 0, b""
+    indexed = False
     for number, (kind, data) in enumerate(_chunks(name, content)):
         if (number == 0) != (kind == b"IHDR"):
             raise DataError(f"{name}: damaged picture: its header is missing or there twice")
         if kind == b"IHDR":
             size = _num_bytes(name, data, max_pixels)
+            indexed = data[9] == _INDEXED
+        if kind == b"PLTE":
+            palette = data
         if kind == b"IDAT":
             packed.append(data)
         elif kind in (b"IHDR", b"PLTE", b"tRNS", b"eXIf") or _is_orientation(kind, data):
             kept.append(_chunk(kind, data))
     pixels = _unpacked(name, b"".join(packed), size) if with_pixels else b""
+    if indexed and (not palette or len(palette) % 3):
+        has = f"a palette of {len(palette):,} bytes" if palette else "no palette"
+        raise DataError(
+            f"{name}: damaged picture: it has {has} and its pixels are indices; 3 bytes a colour are needed"
+        )
     return b"".join([SIGNATURE, *kept, _chunk(b"IDAT", pixels), _chunk(b"IEND", b"")])
 
 

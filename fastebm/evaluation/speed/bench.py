@@ -101,7 +101,7 @@ def load_energy(name: str, shape: tuple[int, ...], device: str) -> Energy:
     factory = _factory(name)
     try:
         energy = factory()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ValueError(f"--energy {name}: the factory failed: {reason(error)}") from error
     if not callable(energy):
         raise ValueError(f"--energy {name} returned a {type(energy).__name__}; it must be a module or a function of x")

@@ -17,6 +17,7 @@ import os
 import re
 import shutil
 import zipfile
+import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
@@ -32,7 +33,7 @@ from fastebm.data import to_float
 from fastebm.data.formats.pictures import IMAGE_SUFFIXES
 from fastebm.memory import size_in_words
 from fastebm.plotting import GRID, save_grid
-from fastebm.runs.files import PART, check_writable, replacing, sync, write_json
+from fastebm.runs.files import PART, check_writable, read_json, replacing, sync, write_json
 from fastebm.tasks.outputs import NUMBERS, check_folder, locked, make_folders, remove_empty
 from fastebm.training import RunError
 
@@ -130,8 +131,12 @@ class Output(ABC):
     def clear(self) -> None:
         """Removes an older output."""
 
+    @abstractmethod
     def finished_chunks(self) -> set[int]:
-        """The numbers of the finished chunks."""
+        """The numbers of the finished chunks, of which all bytes are as they were written."""
+
+    def _begun_chunks(self) -> set[int]:
+        """The numbers of the chunks that were finished once, whatever became of them."""
         names = os.listdir(self.state) if self.state.is_dir() else []
         found = (re.fullmatch(rf"chunk-(\d+){re.escape(self.suffix)}", name) for name in names)
         return {int(match[1]) for match in found if match}
@@ -194,7 +199,7 @@ class Output(ABC):
                 try:
                     yield
                 except BaseException:
-                    if not self.finished_chunks():
+                    if not self._begun_chunks():
                         self.clear()
                     raise
             finally:
@@ -225,7 +230,10 @@ class Output(ABC):
 
 
 class PictureFolder(Output):
-    """A folder of PNGs, 000000.png and so on. The hidden request stays in it and records their origin."""
+    """A folder of PNGs, 000000.png and so on. The hidden request stays in it and records their origin.
+
+    The mark of a finished chunk has the digests of its pictures; those of older outputs are empty.
+    """
 
     suffix = ".done"
 
@@ -236,17 +244,19 @@ class PictureFolder(Output):
         from PIL import Image
 
         paths = [self.path / name for name in _names(request, chunk)]
+        digests = []
         for path, image in zip(paths, pixels, strict=True):
             picture = Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image)
             coded = io.BytesIO()
             picture.save(coded, "png")
             temporary = self.state / f".{path.name}.{os.getpid()}{PART}"
             temporary.write_bytes(coded.getvalue())
+            digests.append(f"{zlib.crc32(coded.getvalue()):08x}")
             os.replace(temporary, path)
         for path in (*paths, self.path):  # before the mark, so that marked pictures are complete after a power cut
             sync(path)
-        with replacing(self._chunk_path(chunk)):
-            pass
+        with replacing(self._chunk_path(chunk)) as temporary:
+            temporary.write_text("\n".join(digests))
 
     def finish(self, request: Request) -> None:
         pass
@@ -262,23 +272,41 @@ class PictureFolder(Output):
         return each * (request.count - request.samples_of(finished))
 
     def complete(self, request: Request) -> bool:
-        if self._request_in_state(True) != dataclasses.asdict(request) or not self.numbers.is_file():
+        if self._request_in_state(True) != dataclasses.asdict(request) or not self._has_numbers():
             return False
         return len(self.finished_chunks()) >= request.chunks
 
     def finished_chunks(self) -> set[int]:
-        """Those whose pictures are all there still."""
-        marked, stored = super().finished_chunks(), self._request_in_state(True)
+        """Those whose pictures are all there still, as they were written."""
+        marked, stored = self._begun_chunks(), self._request_in_state(True)
         try:
             request = Request(**(stored or {}))
             there = set(os.listdir(self.path)) if marked else set()
         except (OSError, TypeError):
             return set()
-        return {chunk for chunk in marked if there.issuperset(_names(request, chunk))}
+        return {
+            chunk for chunk in marked if there.issuperset(_names(request, chunk)) and self._is_unchanged(request, chunk)
+        }
+
+    def _is_unchanged(self, request: Request, chunk: int) -> bool:
+        """Whether a chunk's pictures have the digests in its mark, or the mark is an older one without digests."""
+        try:
+            digests = self._chunk_path(chunk).read_text().split()
+            paths = [self.path / name for name in _names(request, chunk)]
+            return not digests or digests == [_digest(path) for path in paths]
+        except (OSError, ValueError):
+            return False
+
+    def _has_numbers(self) -> bool:
+        try:
+            read_json(self.numbers)
+        except (OSError, ValueError):
+            return False
+        return True
 
     def close(self, numbers: dict[str, Any]) -> None:
         # A call that found all pictures finished did not measure how fast they were drawn.
-        if numbers["drawn"] or not self.numbers.exists():
+        if numbers["drawn"] or not self._has_numbers():
             write_json(self.numbers, numbers)
 
     def check_free(self, overwrite: bool) -> None:
@@ -295,7 +323,10 @@ class PictureFolder(Output):
 
 
 class ArrayFile(Output):
-    """One uncompressed .npz with the array "images", uint8 (N, S, S, C)."""
+    """One uncompressed .npz with the array "images", uint8 (N, S, S, C).
+
+    The file of a finished chunk ends with a digest of what is before it; numpy does not read so far.
+    """
 
     def __init__(self, path: Path) -> None:
         # Named after the whole file name, so that samples.npz and samples.png have different numbers.
@@ -305,7 +336,10 @@ class ArrayFile(Output):
         coded = io.BytesIO()  # numpy does not report a full disk when it writes to a file itself
         np.save(coded, pixels)
         with replacing(self._chunk_path(chunk)) as temporary:
-            temporary.write_bytes(coded.getvalue())
+            temporary.write_bytes(coded.getvalue() + zlib.crc32(coded.getvalue()).to_bytes(4, "big"))
+
+    def finished_chunks(self) -> set[int]:
+        return {chunk for chunk in self._begun_chunks() if _ends_with_digest(self._chunk_path(chunk))}
 
     def check_writable(self) -> None:
         for path in (self.path, self.numbers):
@@ -330,6 +364,8 @@ class ArrayFile(Output):
             numbers = json.loads(self.numbers.read_text())
             if numbers["bytes"] != self.path.stat().st_size:
                 return None
+            if "crc32" in numbers and numbers["crc32"] != _digest(self.path):  # older numbers have none
+                return None
             return {
                 field.name: numbers[IN_NUMBERS.get(field.name, field.name)] for field in dataclasses.fields(Request)
             }
@@ -337,7 +373,7 @@ class ArrayFile(Output):
             return None
 
     def close(self, numbers: dict[str, Any]) -> None:
-        write_json(self.numbers, numbers | {"bytes": self.path.stat().st_size})
+        write_json(self.numbers, numbers | {"bytes": self.path.stat().st_size, "crc32": _digest(self.path)})
         shutil.rmtree(self.state)
 
     def finish(self, request: Request) -> None:
@@ -391,3 +427,22 @@ def output_for(path: Path) -> Output:
 def _names(request: Request, chunk: int) -> list[str]:
     width = max(6, len(str(request.count - 1)))
     return [f"{number:0{width}d}.png" for number in request.rows(chunk)]
+
+
+def _digest(path: Path) -> str:
+    """CRC-32 of a file's bytes, in hexadecimal; raises OSError for what is no file."""
+    if not path.is_file():  # opening a pipe would wait for a writer
+        raise OSError(f"{path} is no file")
+    digest = 0
+    with path.open("rb") as file:
+        while block := file.read(2**20):
+            digest = zlib.crc32(block, digest)
+    return f"{digest:08x}"
+
+
+def _ends_with_digest(path: Path) -> bool:
+    try:
+        content = path.read_bytes()
+    except OSError:
+        return False
+    return content[-4:] == zlib.crc32(content[:-4]).to_bytes(4, "big")

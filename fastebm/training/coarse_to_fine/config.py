@@ -112,7 +112,11 @@ class CoarseToFineConfig(EnergyTrainerConfig):
         super().__post_init__()
         lengths = {name: len(getattr(self, name)) for name in _PER_STAGE}
         if len(set(lengths.values())) != 1 or not self.sizes:
-            raise ValueError(f"each stage needs its entry in {', '.join(_PER_STAGE)}, got {lengths} entries")
+            given = ", ".join(f"{name} has {length}" for name, length in lengths.items())
+            raise ValueError(
+                f"each stage needs an entry of its own in {', '.join(_PER_STAGE)}: {given} "
+                "(what is not given has as many as the preset)"
+            )
         if any(high != 2 * low for low, high in itertools.pairwise(self.sizes)):
             raise ValueError(f"each size must be twice the one before, got sizes {self.sizes}")
         if self.sizes[0] & (self.sizes[0] - 1):

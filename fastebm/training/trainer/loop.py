@@ -196,7 +196,10 @@ class Trainer(ABC):
         state = checkpoint.state
         try:
             if checked("images", state["images"], str) != self.images.digest:
-                raise RunError("the run in this folder was trained on other images: choose another folder")
+                raise RunError(
+                    "the run in this folder was trained on other images than these: give the ones it knows, or train "
+                    "in another folder"
+                )
             self.iteration = checkpoint.iteration
             self.elapsed_seconds = checked("seconds", state["seconds"], float)
             # Checkpoints of older versions have neither of these.

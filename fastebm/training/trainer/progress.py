@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -23,7 +24,9 @@ class ProgressBar:
             yield cls(bar)
 
     def go_back(self, iteration: int) -> None:
-        self._bar.n = iteration
+        # The rate and the time left are those since then.
+        self._bar.n = self._bar.initial = self._bar.last_print_n = iteration
+        self._bar.start_t = self._bar.last_print_t = time.time()
         self._bar.refresh()
 
     def advance(self, title: str, **numbers: float) -> None:

@@ -45,8 +45,13 @@ FORMS: dict[str, Callable[[int], Any]] = {
     "half floats of torch": lambda i: (torch.from_numpy(PIXELS[i]) / 255).half(),
     "Hugging Face": lambda i: {"img": Image.fromarray(PIXELS[i]), "label": int(LABELS[i])},
     "Hugging Face, formatted": lambda i: {"image": torch.from_numpy(PIXELS[i]), "fine_label": torch.tensor(LABELS[i])},
-    "captions": lambda i: (PIXELS[i], "a cat"),
-    "one-hot": lambda i: (PIXELS[i], np.eye(10)[LABELS[i]]),
+    "float label": lambda i: (PIXELS[i], float(LABELS[i])),
+    "float tensor as label": lambda i: (PIXELS[i], torch.tensor(float(LABELS[i]), dtype=torch.bfloat16)),
+    "half float as label": lambda i: (PIXELS[i], np.float16(LABELS[i])),
+    "tensor of one element as label": lambda i: (PIXELS[i], torch.tensor([[LABELS[i]]])),
+    "list of one element as label": lambda i: (PIXELS[i], [int(LABELS[i])]),
+    "unsigned label": lambda i: (PIXELS[i], np.uint64(LABELS[i])),
+    "label None": lambda i: (PIXELS[i], None),
 }
 
 
@@ -54,7 +59,7 @@ FORMS: dict[str, Callable[[int], Any]] = {
 def test_items_of_every_form(form: str) -> None:
     images = open_images(Mapped(FORMS[form]))
     assert np.array_equal(images.pixels.numpy().transpose(0, 2, 3, 1), PIXELS)
-    labelled = isinstance(FORMS[form](0), tuple | list | dict) and form not in ("captions", "one-hot")
+    labelled = isinstance(FORMS[form](0), tuple | list | dict) and form != "label None"
     assert (images.labels is not None) == labelled
     if labelled:
         assert images.labels.tolist() == LABELS.tolist()
@@ -119,7 +124,7 @@ def test_items_of_several_sizes() -> None:
         (lambda i: np.full((4, 4), np.nan), "item 0: has values from nan to nan"),
         (lambda i: PIXELS[i, 0, 0], "item 0: an array of shape .* is no set of images"),
         (lambda i: {"picture": PIXELS[i]}, "item 0: has none of image, img, pixel_values, images; it has picture"),
-        (lambda i: (PIXELS[i], 3) if i < 4 else PIXELS[i], "4 of 5 items have an integer as label"),
+        (lambda i: (PIXELS[i], 3) if i < 4 else PIXELS[i], "4 of 5 items have a label; all or none"),
         (lambda i: (), r"item 0: is tuple; an image of PIL"),
         (lambda i: Image.new("I", (4, 4)), "item 0: has more than 8 bits"),
     ],
@@ -157,7 +162,41 @@ def test_overshoot_of_rounding_and_resampling_is_clamped() -> None:
     assert (open_images(torch.full((2, 3, 4, 4), 1.0000001)).pixels == 255).all()
 
 
+@pytest.mark.parametrize(
+    ("label", "shown"),
+    [
+        ("cat", "is 'cat'"),
+        ("3", "is '3'"),
+        (b"3", "is b'3'"),
+        (np.eye(10)[3], r"is ndarray of shape \(10,\)"),
+        (torch.eye(3)[1], r"is Tensor of shape \(3,\)"),
+        ([1, 2], r"is list of shape \(2,\)"),
+        ([], r"is list of shape \(0,\)"),
+        ({"boxes": 1}, "is {'boxes': 1}"),
+        (2.5, r"2\.5 is not whole"),
+        (torch.tensor(0.5), r"0\.5 is not whole"),
+        (float("nan"), "nan is not whole"),
+        (float("inf"), "inf is not whole"),
+        (2.0**63, "does not fit in int64"),
+        (np.uint64(2**63), "9223372036854775808 is not whole or does not fit"),
+        (2**63, "9223372036854775808 is not whole or does not fit"),
+        (2**70, "is 1180591620717411303424"),
+        (3 + 0j, r"is \(3\+0j\)"),
+        ([[1], [2, 3]], "its label cannot be read"),
+    ],
+)
+@pytest.mark.parametrize("key", [None, "label", "fine_label"])
+def test_labels_that_are_no_class_numbers(label: Any, shown: str, key: str | None) -> None:
+    def item(index: int, value: Any) -> Any:
+        return {"image": PIXELS[index], key: value} if key else (PIXELS[index], value)
+
+    with pytest.raises(DataError, match=f"Mapped, item 3: .*{shown}"):
+        open_images(Mapped(lambda i: item(i, label if i == 3 else 1)))
+
+
 def test_labels_of_what_has_none() -> None:
+    images = open_images(Mapped(lambda i: (PIXELS[i], None if i else 2)))
+    assert images.labels.tolist() == [2, -1, -1, -1, -1]
     images = open_images(Mapped(lambda i: (PIXELS[i], -1 if i else 2)))
     assert images.labels.tolist() == [2, -1, -1, -1, -1]
 

@@ -102,6 +102,12 @@ def test_choosing_by_key(tmp_path: Path) -> None:
             opened(tmp_path, npz_bytes(several), **options)
 
 
+@pytest.mark.parametrize("dtype", ["u1", ">i2", "i8", "u8", "?", "f2", ">f4", "f8", "g"])
+def test_whole_numbers_of_any_type_are_labels(dtype: str, tmp_path: Path) -> None:
+    arrays = {"x_train": noise(0, 3, 4, 4), "y_train": np.array([0, 1, 1], dtype)}
+    assert opened(tmp_path, npz_bytes(arrays)).labels.tolist() == [0, 1, 1]
+
+
 @pytest.mark.parametrize(
     ("arrays", "saying"),
     [
@@ -110,8 +116,18 @@ def test_choosing_by_key(tmp_path: Path) -> None:
         ({"c": np.zeros(3)}, "no array is uint8 with 3 or 4 axes, as images are; it has c: float64"),
         ({"x_train": noise(0, 2, 4, 4), "y_train": np.zeros(3, int)}, "y_train: .* are no labels of 2 images"),
         ({"x_train": noise(0, 2, 4, 4), "y_train": np.zeros((2, 9), int)}, "y_train: .* are no labels of 2 images"),
-        ({"x_train": noise(0, 2, 4, 4), "y_train": np.zeros(2)}, "y_train: float64 .* are no labels"),
-        ({"x_train": noise(0, 2, 4, 4), "y_train": np.full(2, 2**63, "u8")}, "label 9223372036854775808 does not fit"),
+        ({"x_train": noise(0, 2, 4, 4), "y_train": np.array([1, 0.5])}, r"y_train: the label 0\.5 is not whole"),
+        ({"x_train": noise(0, 2, 4, 4), "y_train": np.full(2, np.nan)}, "y_train: the label nan is not whole"),
+        ({"x_train": noise(0, 2, 4, 4), "y_train": np.full(2, 2.0**63)}, "y_train: .* does not fit in int64"),
+        (
+            {"x_train": noise(0, 2, 4, 4), "y_train": np.array(["a", "b"])},
+            "y_train: the labels are <U1; a class number",
+        ),
+        ({"x_train": noise(0, 2, 4, 4), "y_train": np.zeros(2, complex)}, "y_train: the labels are complex128"),
+        (
+            {"x_train": noise(0, 2, 4, 4), "y_train": np.full(2, 2**63, "u8")},
+            "label 9223372036854775808 .* does not fit",
+        ),
         ({"images": np.zeros(2, [("a", "u1")])}, "no array is uint8"),
     ],
 )

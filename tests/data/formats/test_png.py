@@ -158,6 +158,37 @@ def test_sixteen_bits_are_refused(colour: int, samples: int, tmp_path: Path) -> 
             read(path)
 
 
+def indexed(depth: int, index: int, palette: bytes | None, interlaced: int = 0) -> bytes:
+    """Two pixels, one above the other, of which the second has `index`."""
+    rows = bytes([0, 0, 0, index << (8 - depth)])
+    content = made(1, 2, rows, depth=depth, colour=3, interlaced=interlaced)
+    return content if palette is None else content[:33] + png_chunk(b"PLTE", palette) + content[33:]
+
+
+@pytest.mark.parametrize(
+    ("palette", "saying"),
+    [(None, "it has no palette"), (b"", "it has no palette"), (bytes(4), "it has a palette of 4 bytes")],
+)
+def test_indices_need_a_palette(palette: bytes | None, saying: str, tmp_path: Path) -> None:
+    path = written(tmp_path, indexed(8, 0, palette))
+    for read in (read_picture_info, lambda path: read_picture(path, 3)):
+        with pytest.raises(DataError, match=rf"a\.png: damaged picture: {saying}"):
+            read(path)
+
+
+@pytest.mark.parametrize("interlaced", [0, 1])
+@pytest.mark.parametrize("depth", [1, 2, 4, 8])
+def test_indices_beyond_the_palette_are_refused(depth: int, interlaced: int, tmp_path: Path) -> None:
+    last = 2**depth - 1
+    content = indexed(depth, last, bytes([7, 8, 9] * last), interlaced)
+    with pytest.raises(DataError, match=rf"a\.png: damaged picture: it has the index {last} and a palette of {last} "):
+        read_picture(written(tmp_path, content), 3)
+    with Image.open(io.BytesIO(content)) as picture, pytest.raises(DataError, match="it has the index"):
+        open_images([picture])
+    whole = read_picture(written(tmp_path, indexed(depth, last, bytes([7, 8, 9] * (last + 1)), interlaced)), 3)
+    assert whole.ravel().tolist() == [7, 7, 8, 8, 9, 9]
+
+
 def test_nonsense_in_the_header(tmp_path: Path) -> None:
     for content in (
         made(0, 8, b""),

@@ -195,7 +195,7 @@ def test_a_class_that_training_lacks_is_a_mistake(real: tuple[Images, Images]) -
     ("labels", "message"),
     [
         (torch.full((400,), -1), "has no labels"),
-        (torch.arange(400) % 3 - 2, "from 0 on, or -1 for none, got -2"),
+        (torch.arange(400) % 3 - 2, "the label -2 is below -1"),
         (torch.arange(400), "classes are too many for 360 images"),
         (torch.arange(400) // 5, "80 classes are too many for 360 images"),
         (torch.where(torch.arange(400) < 100, torch.arange(400) % 2, -1), "90 images with labels are too few"),

@@ -107,7 +107,7 @@ def test_without_an_energy_it_is_our_own_net(capsys: pytest.CaptureFixture[str])
         (["--shape", "1000000000000,8,8"], "--shape must be positive numbers with commas between"),
         (["--shape", "1,100000,100000"], "--shape must be positive numbers with commas between"),
         (["--shape", f"1,{'9' * 5000},8"], "--shape must be positive numbers with commas between"),
-        (["--batch", "1000000000"], "would take"),
+        (["--batch", "1000000000"], "would need"),
         (["--batch", "1000000000000"], "--batch must be at most 1,000,000,000"),
         (["--batch", "99999999999999999999"], "--batch must be at most 1,000,000,000"),
         (["--num-steps", "99999999999999999999"], "--num-steps must be at most 1,000,000"),

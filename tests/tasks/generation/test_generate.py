@@ -238,6 +238,94 @@ def test_a_file_that_is_another_one_by_now_is_not_taken_for_finished(digits_run:
     assert generate(digits_run, 5, tmp_path / "out.npz", overwrite=True).drawn == 5
 
 
+@pytest.mark.parametrize("suffix", [".npz", ".png"])
+def test_a_file_of_the_same_size_with_other_bytes_is_another_one(digits_run: Path, tmp_path: Path, suffix: str) -> None:
+    out = tmp_path / f"out{suffix}"
+    generate(digits_run, 5, out)
+    content = out.read_bytes()
+    generate(digits_run, 5, tmp_path / "other.npz", seed=1)
+    other = (tmp_path / "other.npz").read_bytes() if suffix == ".npz" else content[:-20] + bytes(20)
+    assert len(other) == len(content)
+    out.write_bytes(other)
+    with pytest.raises(ValueError, match="exists: --overwrite"):
+        generate(digits_run, 5, out)
+    assert out.read_bytes() == other
+    out.write_bytes(content)
+    assert generate(digits_run, 5, out).drawn == 0
+
+
+@pytest.mark.parametrize("damage", ["cut", "bit", "exchanged", "gone", "mark"])
+def test_the_chunks_of_damaged_pictures_are_drawn_again(digits_run: Path, tmp_path: Path, damage: str) -> None:
+    out = tmp_path / "out"
+    generate(digits_run, 11, out, chunk=4)
+    before = digests(out)
+    picture = out / "000005.png"
+    content = picture.read_bytes()
+    if damage == "cut":
+        picture.write_text("x")
+    elif damage == "bit":
+        picture.write_bytes(content[:-20] + bytes([content[-20] ^ 1]) + content[-19:])
+    elif damage == "exchanged":
+        picture.write_bytes((out / "000000.png").read_bytes())
+    elif damage == "gone":
+        picture.unlink()
+    else:
+        (out / ".generate" / "chunk-000001.done").write_bytes(b"\xff\xff")
+    assert generate(digits_run, 11, out, chunk=4).drawn == 4
+    assert digests(out) == before
+    assert generate(digits_run, 11, out, chunk=4).drawn == 0
+
+
+def test_a_repair_that_fails_loses_no_picture(
+    digits_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generate(digits_run, 5, tmp_path / "out")
+    (tmp_path / "out" / "000003.png").write_text("x")
+    before = digests(tmp_path / "out")
+    monkeypatch.setattr(LevelSampler, "sample", _raise(StopError()))
+    with pytest.raises(StopError):
+        generate(digits_run, 5, tmp_path / "out")
+    assert digests(tmp_path / "out") == before
+
+
+def test_damaged_numbers_of_a_folder_are_written_again(digits_run: Path, tmp_path: Path) -> None:
+    made = generate(digits_run, 5, tmp_path / "out")
+    made.numbers.write_text("{")
+    assert generate(digits_run, 5, tmp_path / "out").drawn == 0
+    assert json.loads(made.numbers.read_text())["count"] == 5
+
+
+def test_outputs_without_digests_are_known_by_names_and_size(digits_run: Path, tmp_path: Path) -> None:
+    """As older versions left them."""
+    generate(digits_run, 5, tmp_path / "out")
+    for mark in (tmp_path / "out" / ".generate").glob("*.done"):
+        mark.write_text("")
+    made = generate(digits_run, 5, tmp_path / "out.npz")
+    numbers = json.loads(made.numbers.read_text())
+    del numbers["crc32"]
+    made.numbers.write_text(json.dumps(numbers))
+    for name in ("out", "out.npz"):
+        assert generate(digits_run, 5, tmp_path / name).drawn == 0
+    (tmp_path / "out" / "000003.png").unlink()
+    assert generate(digits_run, 5, tmp_path / "out").drawn == 5
+
+
+@pytest.mark.parametrize("content", [None, b"", b"x", b"of mine"])
+def test_a_damaged_chunk_of_a_file_is_drawn_again(
+    digits_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes | None
+) -> None:
+    out = tmp_path / "out.npz"
+    stop_after(monkeypatch, 2)
+    with pytest.raises(StopError):
+        generate(digits_run, 11, out, chunk=4)
+    monkeypatch.undo()
+    chunk = tmp_path / ".out.npz.generate" / "chunk-000001.npy"
+    before = chunk.read_bytes()
+    chunk.write_bytes(before[:150] + bytes([before[150] ^ 1]) + before[151:] if content is None else content)
+    assert generate(digits_run, 11, out, chunk=4).drawn == 7
+    assert torch.equal(open_images(out).pixels, expected(digits_run, 11))
+
+
 def test_pictures_that_are_gone_are_drawn_again(digits_run: Path, tmp_path: Path) -> None:
     generate(digits_run, 11, tmp_path / "out", chunk=4)
     before = digests(tmp_path / "out")
@@ -298,8 +386,7 @@ def test_absurd_numbers_are_refused_at_once(
     options: dict[str, int],
     message: str,
 ) -> None:
-    sysconf = os.sysconf
-    monkeypatch.setattr(os, "sysconf", lambda key: 2**18 if key == "SC_PHYS_PAGES" else sysconf(key))
+    monkeypatch.setattr("fastebm.memory.free_memory", lambda *_: 2**30)
     monkeypatch.setattr(LevelSampler, "sample", _raise(AssertionError("it was to be refused")))
     with pytest.raises(ValueError, match=message):
         generate(digits_run, count, tmp_path / name, **options)

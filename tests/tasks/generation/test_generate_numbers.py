@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,8 @@ def test_numbers_say_what_was_drawn_by_what(digits_run: Path, tmp_path: Path, na
     assert numbers.pop("seconds") == made.seconds > 0
     assert numbers.pop("images_per_second") == made.images_per_second == pytest.approx(5 / made.seconds)
     assert numbers.pop("weights") == made.request.weights
+    digest = f"{zlib.crc32(made.path.read_bytes()):08x}" if made.path.is_file() else None
+    assert numbers.pop("crc32", None) == digest
     assert numbers.pop("bytes", None) == (made.path.stat().st_size if made.path.is_file() else None)
     assert numbers == {
         "run": str(digits_run),

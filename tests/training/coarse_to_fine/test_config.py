@@ -63,8 +63,8 @@ def test_json_gives_the_config_back() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"iterations": (10, 20)}, "entry in sizes, iterations"),
-        ({"sizes": (), "iterations": (), "batch_sizes": (), "learning_rates": ()}, "entry in sizes"),
+        ({"iterations": (10, 20)}, "entry of its own in sizes, iterations"),
+        ({"sizes": (), "iterations": (), "batch_sizes": (), "learning_rates": ()}, "entry of its own in sizes"),
         ({"sizes": (8, 16, 64)}, "twice the one before"),
         ({"iterations": (10, 0, 5)}, "iterations must lie in .* got 0"),
         ({"learning_rates": (1e-3, 1e-3, float("nan"))}, "learning_rates must lie in"),
