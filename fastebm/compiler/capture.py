@@ -81,7 +81,7 @@ def _export(holder: nn.Module, x: Tensor) -> torch.export.ExportedProgram:
     example = torch.zeros(2, *x.shape[1:], dtype=x.dtype, device=x.device)
     batch = {0: torch.export.Dim("batch", min=1)}
     try:
-        with exporting(), _leaving_no_graph(), warnings.catch_warnings(), torch.inference_mode(False), torch.no_grad():
+        with exporting(), leaving_no_graph(), warnings.catch_warnings(), torch.inference_mode(False), torch.no_grad():
             warnings.filterwarnings("ignore", module=copyreg.__name__)  # from PyTorch's own tree specifications
             exported = torch.export.export(holder, (example,), dynamic_shapes=(batch,), strict=False)
             if any(_mutates(node) for node in exported.graph.nodes):
@@ -96,7 +96,7 @@ def _export(holder: nn.Module, x: Tensor) -> torch.export.ExportedProgram:
 
 
 @contextmanager
-def _leaving_no_graph() -> Iterator[None]:
+def leaving_no_graph() -> Iterator[None]:
     """Without this, the exporter keeps a node of every fake tensor, and with it every graph, for the whole process."""
     from torch.fx.experimental import proxy_tensor
 

@@ -30,7 +30,21 @@ from .langevin import check as check_update
 from .langevin import reference_langevin_step
 from .options import StepOptions
 
-__all__ = ["CompiledLanes", "Kind", "LaneProgram", "Map", "Micro", "Op", "Operand", "Output", "PairProduct", "Product", "Reduction", "Scan", "Space"]
+__all__ = [
+    "CompiledLanes",
+    "Kind",
+    "LaneProgram",
+    "Map",
+    "Micro",
+    "Op",
+    "Operand",
+    "Output",
+    "PairProduct",
+    "Product",
+    "Reduction",
+    "Scan",
+    "Space",
+]
 
 Addresses = np.ndarray[Any, np.dtype[np.int64]]
 
@@ -303,10 +317,7 @@ class _Encoder:
         return {base: sum(start for start, _ in found.values())} | {name: table for name, (_, table) in found.items()}
 
 
-_FIELDS = (
-    "kind outer inner first_operand operands first_micro micros first_output outputs rows columns depth source row_table "
-    "k_table target target_row_table target_column_table weight bias other other_table other_k_table batch"
-).split()
+_FIELDS = ["kind", "outer", "inner", "first_operand", "operands", "first_micro", "micros", "first_output", "outputs", "rows", "columns", "depth", "source", "row_table", "k_table", "target", "target_row_table", "target_column_table", "weight", "bias", "other", "other_table", "other_k_table", "batch"]
 
 
 class CompiledLanes:

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from fastebm import rng
 from fastebm.compiler import EnergyGradient, energy_gradient
 from fastebm.ops import advance_chain, call_steps
-from fastebm.ops.options import StepOptions
 from fastebm.ops.langevin import Clamp, check_clamp, check_clip, check_mask, expand_clamp
 from fastebm.ops.memory import check_dense
+from fastebm.ops.options import StepOptions
 from fastebm.sampling.graphs import ChainGraphs, Update
 from fastebm.sampling.observers import Observer, all_deferrable, checking_finite, progress_bar, trajectory_recorder
 from fastebm.sampling.schedules import Constant, Schedule, as_schedule, evaluate, table

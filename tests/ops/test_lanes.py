@@ -53,7 +53,9 @@ def places(*numbers: int) -> np.ndarray:
     return np.array(numbers, np.int64)
 
 
-def program(instructions: list[Instruction], sample: int, arena: int, energy: int, gradient: int, constants: int = 1) -> LaneProgram:
+def program(
+    instructions: list[Instruction], sample: int, arena: int, energy: int, gradient: int, constants: int = 1
+) -> LaneProgram:
     return LaneProgram(sample, arena, energy, gradient, tuple(instructions), constants)
 
 
@@ -120,7 +122,24 @@ def test_operations_against_float64(op: Op, variant: str) -> None:
 @pytest.mark.parametrize("op", sorted(UNITS), ids=lambda op: op.name.lower())
 def test_operations_at_the_ends(op: Op, variant: str) -> None:
     """Infinities, zeros of both signs, NaN, the smallest and the largest numbers."""
-    ends = [math.inf, -math.inf, 0.0, -0.0, math.nan, 1e-45, -1e-45, 1e-38, 3e38, -3e38, 88.0, 89.0, -87.5, -103.0, -105.0, 1.0]
+    ends = [
+        math.inf,
+        -math.inf,
+        0.0,
+        -0.0,
+        math.nan,
+        1e-45,
+        -1e-45,
+        1e-38,
+        3e38,
+        -3e38,
+        88.0,
+        89.0,
+        -87.5,
+        -103.0,
+        -105.0,
+        1.0,
+    ]
     x = torch.tensor([[a, b, 1.0] for a in ends for b in ends])
     if op in (Op.SIN, Op.COS):  # beyond 2^30 turns are NaN rather than wrong
         x = x[(x[:, 0].abs() < 2**30) | ~x[:, 0].isfinite()]
@@ -230,11 +249,22 @@ def chain_options(batch: int, rows: int, per_chain: bool, **more: float) -> dict
     schedule = 0.1 * torch.rand(shape, generator=generator)
     if per_chain:
         schedule[:, ::3, 1] = 0  # chains without noise beside others
-    none = dict.fromkeys(("clamp_min", "clamp_max", "grad_clip", "grad_norm_clip", "mask", "known", "data_target", "data_term_weight"))
-    return {"schedule": schedule, "key": rng.make_key(7, 3), "chain_ids": rng.make_chain_ids(2**40 + 5, batch), **none, "data_term_hinge": 0.0, **more}
+    none = dict.fromkeys(
+        ("clamp_min", "clamp_max", "grad_clip", "grad_norm_clip", "mask", "known", "data_target", "data_term_weight")
+    )
+    return {
+        "schedule": schedule,
+        "key": rng.make_key(7, 3),
+        "chain_ids": rng.make_chain_ids(2**40 + 5, batch),
+        **none,
+        "data_term_hinge": 0.0,
+        **more,
+    }
 
 
-@pytest.mark.parametrize("more", [{}, {"clamp_min": -0.5, "clamp_max": 0.7}, {"grad_clip": 0.2}], ids=["plain", "clamp", "clip"])
+@pytest.mark.parametrize(
+    "more", [{}, {"clamp_min": -0.5, "clamp_max": 0.7}, {"grad_clip": 0.2}], ids=["plain", "clamp", "clip"]
+)
 @pytest.mark.parametrize("per_chain", [False, True], ids=["one schedule", "a schedule each"])
 def test_a_chain_is_one_update_after_the_other(variant: str, more: dict[str, float], per_chain: bool) -> None:
     made, constants = mixed()
@@ -259,7 +289,9 @@ def test_opcheck() -> None:
     code = made.encoded()
     torch.library.opcheck(torch.ops.fastebm.run_lanes.default, (samples(5), *code, constants))
     options = chain_options(5, 2, False)
-    torch.library.opcheck(torch.ops.fastebm.run_lane_chain.default, (samples(5), *code, constants, 2, *options.values()))
+    torch.library.opcheck(
+        torch.ops.fastebm.run_lane_chain.default, (samples(5), *code, constants, 2, *options.values())
+    )
 
 
 def test_wrong_programs_are_refused() -> None:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from fastebm.ops import CompiledLanes
 
-from .lower import Lowered, lower
+from .lower import LaneError, Lowered, lower
 from .trace import trace
 
 
@@ -30,14 +30,23 @@ class LaneExecutor:
     @classmethod
     def of(cls, energy: Any, module: nn.Module | None, sample: Tensor) -> LaneExecutor:
         """The executor of an energy for samples like `sample` (1, ...). Raises LaneError where there is none."""
-        return cls(lower(trace(energy, module, sample)), module)
+        try:
+            traced = trace(energy, module, sample)
+        except Exception as error:  # whatever the energy or the exporter raises, something else may still work
+            lines = str(error).strip().splitlines()
+            raise LaneError(f"{type(error).__name__}: {lines[0].strip() if lines else ''}") from error
+        return cls(lower(traced), module)
 
     @torch.no_grad()
     def refresh(self) -> None:
         """Evaluate the program's constants from the weights."""
-        weights = [weight if isinstance(weight, Tensor) else _find(self.module, weight) for weight in self.lowered.weights]
+        weights = [
+            weight if isinstance(weight, Tensor) else _find(self.module, weight) for weight in self.lowered.weights
+        ]
         values = self.lowered.evaluate(*weights)
-        parts = [(start, pack(value.float())) for (start, pack), value in zip(self.lowered.constants, values, strict=True)]
+        parts = [
+            (start, pack(value.float())) for (start, pack), value in zip(self.lowered.constants, values, strict=True)
+        ]
         self.compiled.refresh([*parts, (self.lowered.size, torch.tensor(self.lowered.numbers))])
 
     @torch.no_grad()

@@ -131,32 +131,86 @@ class Lowered:
 
 
 _UNARY = {
-    "neg": Op.NEGATE, "exp": Op.EXP, "expm1": Op.EXPM1, "log": Op.LOG, "log1p": Op.LOG1P, "sin": Op.SIN, "cos": Op.COS,
-    "tanh": Op.TANH, "sigmoid": Op.SIGMOID, "erf": Op.ERF, "atan": Op.ATAN, "sqrt": Op.SQUARE_ROOT, "abs": Op.ABSOLUTE,
-    "rsqrt": Op.RECIPROCAL_ROOT, "reciprocal": Op.RECIPROCAL, "sign": Op.SIGN, "floor": Op.FLOOR, "ceil": Op.CEIL,
-    "round": Op.ROUND, "trunc": Op.TRUNCATE, "logical_not": Op.LOGICAL_NOT, "bitwise_not": Op.LOGICAL_NOT,
-    "isnan": Op.IS_NAN, "square": Op.SQUARE,
+    "neg": Op.NEGATE,
+    "exp": Op.EXP,
+    "expm1": Op.EXPM1,
+    "log": Op.LOG,
+    "log1p": Op.LOG1P,
+    "sin": Op.SIN,
+    "cos": Op.COS,
+    "tanh": Op.TANH,
+    "sigmoid": Op.SIGMOID,
+    "erf": Op.ERF,
+    "atan": Op.ATAN,
+    "sqrt": Op.SQUARE_ROOT,
+    "abs": Op.ABSOLUTE,
+    "rsqrt": Op.RECIPROCAL_ROOT,
+    "reciprocal": Op.RECIPROCAL,
+    "sign": Op.SIGN,
+    "floor": Op.FLOOR,
+    "ceil": Op.CEIL,
+    "round": Op.ROUND,
+    "trunc": Op.TRUNCATE,
+    "logical_not": Op.LOGICAL_NOT,
+    "bitwise_not": Op.LOGICAL_NOT,
+    "isnan": Op.IS_NAN,
+    "square": Op.SQUARE,
 }
 _BINARY = {
-    "add": Op.ADD, "sub": Op.SUBTRACT, "mul": Op.MULTIPLY, "div": Op.DIVIDE, "atan2": Op.ATAN2, "pow": Op.POWER,
-    "minimum": Op.MINIMUM, "maximum": Op.MAXIMUM, "lt": Op.LESS, "le": Op.LESS_EQUAL, "eq": Op.EQUAL, "ne": Op.NOT_EQUAL,
-    "gt": Op.GREATER, "ge": Op.GREATER_EQUAL, "logical_and": Op.LOGICAL_AND, "bitwise_and": Op.LOGICAL_AND,
-    "logical_or": Op.LOGICAL_OR, "bitwise_or": Op.LOGICAL_OR, "remainder": Op.REMAINDER,
+    "add": Op.ADD,
+    "sub": Op.SUBTRACT,
+    "mul": Op.MULTIPLY,
+    "div": Op.DIVIDE,
+    "atan2": Op.ATAN2,
+    "pow": Op.POWER,
+    "minimum": Op.MINIMUM,
+    "maximum": Op.MAXIMUM,
+    "lt": Op.LESS,
+    "le": Op.LESS_EQUAL,
+    "eq": Op.EQUAL,
+    "ne": Op.NOT_EQUAL,
+    "gt": Op.GREATER,
+    "ge": Op.GREATER_EQUAL,
+    "logical_and": Op.LOGICAL_AND,
+    "bitwise_and": Op.LOGICAL_AND,
+    "logical_or": Op.LOGICAL_OR,
+    "bitwise_or": Op.LOGICAL_OR,
+    "remainder": Op.REMAINDER,
 }
 _WITH_NUMBER = {
-    Op.ADD: Op.ADD_NUMBER, Op.MULTIPLY: Op.MULTIPLY_NUMBER, Op.MINIMUM: Op.MINIMUM_NUMBER,
-    Op.MAXIMUM: Op.MAXIMUM_NUMBER, Op.POWER: Op.POWER_NUMBER, Op.LESS: Op.LESS_NUMBER,
-    Op.LESS_EQUAL: Op.LESS_EQUAL_NUMBER, Op.EQUAL: Op.EQUAL_NUMBER, Op.NOT_EQUAL: Op.NOT_EQUAL_NUMBER,
-    Op.GREATER: Op.GREATER_NUMBER, Op.GREATER_EQUAL: Op.GREATER_EQUAL_NUMBER,
+    Op.ADD: Op.ADD_NUMBER,
+    Op.MULTIPLY: Op.MULTIPLY_NUMBER,
+    Op.MINIMUM: Op.MINIMUM_NUMBER,
+    Op.MAXIMUM: Op.MAXIMUM_NUMBER,
+    Op.POWER: Op.POWER_NUMBER,
+    Op.LESS: Op.LESS_NUMBER,
+    Op.LESS_EQUAL: Op.LESS_EQUAL_NUMBER,
+    Op.EQUAL: Op.EQUAL_NUMBER,
+    Op.NOT_EQUAL: Op.NOT_EQUAL_NUMBER,
+    Op.GREATER: Op.GREATER_NUMBER,
+    Op.GREATER_EQUAL: Op.GREATER_EQUAL_NUMBER,
 }
 _SWAPPED = {
-    Op.LESS: Op.GREATER, Op.LESS_EQUAL: Op.GREATER_EQUAL, Op.GREATER: Op.LESS, Op.GREATER_EQUAL: Op.LESS_EQUAL,
-    Op.ADD: Op.ADD, Op.MULTIPLY: Op.MULTIPLY, Op.EQUAL: Op.EQUAL, Op.NOT_EQUAL: Op.NOT_EQUAL,
-    Op.MINIMUM: Op.MINIMUM, Op.MAXIMUM: Op.MAXIMUM,
+    Op.LESS: Op.GREATER,
+    Op.LESS_EQUAL: Op.GREATER_EQUAL,
+    Op.GREATER: Op.LESS,
+    Op.GREATER_EQUAL: Op.LESS_EQUAL,
+    Op.ADD: Op.ADD,
+    Op.MULTIPLY: Op.MULTIPLY,
+    Op.EQUAL: Op.EQUAL,
+    Op.NOT_EQUAL: Op.NOT_EQUAL,
+    Op.MINIMUM: Op.MINIMUM,
+    Op.MAXIMUM: Op.MAXIMUM,
 }
 _REDUCTIONS = {
-    "sum": Reduction.SUM, "amax": Reduction.MAXIMUM, "amin": Reduction.MINIMUM, "prod": Reduction.PRODUCT,
-    "max": Reduction.MAXIMUM, "min": Reduction.MINIMUM, "any": Reduction.MAXIMUM, "all": Reduction.MINIMUM,
+    "sum": Reduction.SUM,
+    "amax": Reduction.MAXIMUM,
+    "amin": Reduction.MINIMUM,
+    "prod": Reduction.PRODUCT,
+    "max": Reduction.MAXIMUM,
+    "min": Reduction.MINIMUM,
+    "any": Reduction.MAXIMUM,
+    "all": Reduction.MINIMUM,
 }
 _SAME = {"alias", "clone", "detach", "lift_fresh_copy", "lift_fresh", "contiguous", "_to_copy"}
 
@@ -213,7 +267,9 @@ class Lowering:
             position = self.order.index(value.group)
             shape = value.shape
             buffer = self.new_buffer(math.prod(shape), position)
-            value.stored = Places(np.full(shape, buffer, np.int64), np.arange(math.prod(shape), dtype=np.int64).reshape(shape))
+            value.stored = Places(
+                np.full(shape, buffer, np.int64), np.arange(math.prod(shape), dtype=np.int64).reshape(shape)
+            )
             value.group.outputs.append((Reduction.STORE, value, value.stored))
         return value.stored
 
@@ -247,9 +303,7 @@ class Lowering:
             group = Group(shape)
             self.order.append(group)
         # A value of an earlier group has to be read from the arena.
-        inputs_ = tuple(
-            self.store(v) if isinstance(v, Pointwise) and v.group is not group else v for v in ready
-        )
+        inputs_ = tuple(self.store(v) if isinstance(v, Pointwise) and v.group is not group else v for v in ready)
         key = (op, tuple(map(id, inputs_)), number)
         for node in group.nodes:
             if (node.op, tuple(map(id, node.inputs)), node.number) == key:
@@ -347,7 +401,9 @@ class Lowering:
         name = node.target._schema.name.split("::")[1]
         rule = getattr(self, f"do_{name}", None)
         meta = node.meta.get("val")
-        if isinstance(meta, Tensor) and (meta.dtype in (torch.float64, torch.float16, torch.bfloat16) or meta.is_complex()):
+        if isinstance(meta, Tensor) and (
+            meta.dtype in (torch.float64, torch.float16, torch.bfloat16) or meta.is_complex()
+        ):
             raise LaneError(f"{node.name} is {meta.dtype}")
         if name in _FILLED:
             shape = tuple(meta.shape)
@@ -396,7 +452,12 @@ class Lowering:
 
     def binary_values(self, op: Op, a: Value, b: Value) -> Value:
         if isinstance(a, Number) and isinstance(b, Number):
-            table = {Op.MULTIPLY: operator.mul, Op.ADD: operator.add, Op.SUBTRACT: operator.sub, Op.DIVIDE: operator.truediv}
+            table = {
+                Op.MULTIPLY: operator.mul,
+                Op.ADD: operator.add,
+                Op.SUBTRACT: operator.sub,
+                Op.DIVIDE: operator.truediv,
+            }
             return Number(table[op](a.value, b.value), tuple(np.broadcast_shapes(a.shape, b.shape)))
         if isinstance(a, Number) and op in _SWAPPED:
             op, a, b = _SWAPPED[op], b, a
@@ -472,7 +533,11 @@ class Lowering:
         # Axes of length 1 don't matter for the order.
         rows = ndim - len(dims)
         group = value.group
-        if group.order is not None and (group.order, group.rows) != (order, rows) and not _same_order(group, order, rows):
+        if (
+            group.order is not None
+            and (group.order, group.rows) != (order, rows)
+            and not _same_order(group, order, rows)
+        ):
             stored = self.store(value)
             group = Group(value.shape)
             self.order.append(group)
@@ -500,7 +565,11 @@ class Lowering:
         """A tensor that is written over: later readers of it read the source. Nothing else may see its memory."""
 
         def shares(other: fx.Node) -> bool:
-            name = other.target._schema.name.split("::")[1] if other.op == "call_function" and hasattr(other.target, "_schema") else ""
+            name = (
+                other.target._schema.name.split("::")[1]
+                if other.op == "call_function" and hasattr(other.target, "_schema")
+                else ""
+            )
             return name in _VIEWS or name in ("alias", "detach", "contiguous")
 
         if target.op != "call_function" or shares(target) or any(shares(user) for user in target.users):
@@ -510,7 +579,14 @@ class Lowering:
         return self.values[target]
 
     def do_max_pool2d_with_indices(
-        self, node: fx.Node, x: Any, kernel: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1, ceil_mode: bool = False
+        self,
+        node: fx.Node,
+        x: Any,
+        kernel: Any,
+        stride: Any = None,
+        padding: Any = 0,
+        dilation: Any = 1,
+        ceil_mode: bool = False,
     ) -> Any:
         shape = tuple(node.meta["val"][0].shape)
         values = self.windows(self.value(x), shape, kernel, stride, padding, dilation)
@@ -518,7 +594,16 @@ class Lowering:
         return [reduced, (values, reduced)]
 
     def do_max_pool2d_with_indices_backward(
-        self, node: fx.Node, grad: Any, x: Any, kernel: Any, stride: Any, padding: Any, dilation: Any, ceil_mode: bool, indices: Any
+        self,
+        node: fx.Node,
+        grad: Any,
+        x: Any,
+        kernel: Any,
+        stride: Any,
+        padding: Any,
+        dilation: Any,
+        ceil_mode: bool,
+        indices: Any,
     ) -> Value:
         """The gradient goes to the first of the largest numbers of a window."""
         values, largest = self.values[indices]
@@ -543,7 +628,15 @@ class Lowering:
         return self.scatter_add(Number(0.0, shape), index[inside], flat, True)
 
     def _window_index(
-        self, shape: tuple[int, ...], out: tuple[int, ...], kernel: Any, stride: Any, padding: Any, dilation: Any, array: Any, fill: int
+        self,
+        shape: tuple[int, ...],
+        out: tuple[int, ...],
+        kernel: Any,
+        stride: Any,
+        padding: Any,
+        dilation: Any,
+        array: Any,
+        fill: int,
     ) -> np.ndarray[Any, Any]:
         def two(value: Any) -> tuple[int, int]:
             return (value, value) if isinstance(value, int) else (value[0], value[-1])
@@ -563,28 +656,47 @@ class Lowering:
         low = self.places(self.pointwise(Op.COPY, (Number(-math.inf, ()),)))
         args = (given.shape, out, kernel, stride, padding, dilation)
         return Places(
-            self._window_index(*args, given.buffers, int(low.buffers)), self._window_index(*args, given.places, int(low.places))
+            self._window_index(*args, given.buffers, int(low.buffers)),
+            self._window_index(*args, given.places, int(low.places)),
         )
 
     def reduce_last(self, value: Places, reduction: Reduction) -> Places:
         return self.sum_last(value, reduction)
 
     def do_avg_pool2d(
-        self, node: fx.Node, x: Any, kernel: Any, stride: Any = None, padding: Any = 0, ceil_mode: bool = False,
-        count_include_pad: bool = True, divisor: int | None = None,
+        self,
+        node: fx.Node,
+        x: Any,
+        kernel: Any,
+        stride: Any = None,
+        padding: Any = 0,
+        ceil_mode: bool = False,
+        count_include_pad: bool = True,
+        divisor: int | None = None,
     ) -> Value:
         shape = tuple(node.meta["val"].shape)
         value = self.value(x)
         zero = self.zeros(())
         given = self.places(value)
         args = (given.shape, shape, kernel, stride, padding, 1)
-        windows = Places(self._window_index(*args, given.buffers, int(zero.buffers)), self._window_index(*args, given.places, int(zero.places)))
+        windows = Places(
+            self._window_index(*args, given.buffers, int(zero.buffers)),
+            self._window_index(*args, given.places, int(zero.places)),
+        )
         share = self._shares(given.shape, shape, kernel, stride, padding, ceil_mode, count_include_pad, divisor)
         return self.pointwise(Op.MULTIPLY, (self.sum_last(windows), share))
 
     def do_avg_pool2d_backward(
-        self, node: fx.Node, grad: Any, x: Any, kernel: Any, stride: Any, padding: Any, ceil_mode: bool,
-        count_include_pad: bool, divisor: int | None,
+        self,
+        node: fx.Node,
+        grad: Any,
+        x: Any,
+        kernel: Any,
+        stride: Any,
+        padding: Any,
+        ceil_mode: bool,
+        count_include_pad: bool,
+        divisor: int | None,
     ) -> Value:
         given, shape = self.value(grad), tuple(x.meta["val"].shape)
         share = self._shares(shape, given.shape, kernel, stride, padding, ceil_mode, count_include_pad, divisor)
@@ -593,15 +705,26 @@ class Lowering:
         index = self._window_index(shape, given.shape, kernel, stride, padding, 1, number, -1)
         source = scaled.viewed(lambda a: np.broadcast_to(a[..., None], index.shape))
         inside = index >= 0
-        return self.scatter_add(Number(0.0, shape), index[inside], Places(source.buffers[inside], source.places[inside]), True)
+        return self.scatter_add(
+            Number(0.0, shape), index[inside], Places(source.buffers[inside], source.places[inside]), True
+        )
 
     def _shares(
-        self, shape: tuple[int, ...], out: tuple[int, ...], kernel: Any, stride: Any, padding: Any, ceil_mode: bool,
-        count_include_pad: bool, divisor: int | None,
+        self,
+        shape: tuple[int, ...],
+        out: tuple[int, ...],
+        kernel: Any,
+        stride: Any,
+        padding: Any,
+        ceil_mode: bool,
+        count_include_pad: bool,
+        divisor: int | None,
     ) -> Value:
         """1 / how many numbers are averaged, for each window."""
         ones = torch.ones(1, 1, *shape[2:], dtype=torch.float64)
-        mean = torch.nn.functional.avg_pool2d(ones, kernel, stride or None, padding, ceil_mode, count_include_pad, divisor)
+        mean = torch.nn.functional.avg_pool2d(
+            ones, kernel, stride or None, padding, ceil_mode, count_include_pad, divisor
+        )
         size = kernel if isinstance(kernel, int) else math.prod(kernel if len(kernel) == 2 else (kernel[0], kernel[0]))
         size = kernel * kernel if isinstance(kernel, int) else size
         total = torch.nn.functional.avg_pool2d(ones, kernel, stride or None, padding, ceil_mode, True, 1)
@@ -637,7 +760,9 @@ class Lowering:
         return value
 
     def do_rsub(self, node: fx.Node, a: Any, b: Any, alpha: float = 1) -> Value:
-        return self.binary_values(Op.SUBTRACT, self.value(b), self.binary_values(Op.MULTIPLY, self.value(a), Number(float(alpha), ())))
+        return self.binary_values(
+            Op.SUBTRACT, self.value(b), self.binary_values(Op.MULTIPLY, self.value(a), Number(float(alpha), ()))
+        )
 
     def do_cat(self, node: fx.Node, tensors: Any, dim: int = 0) -> Value:
         parts = [self.places(self.value(t)) for t in tensors]
@@ -663,24 +788,40 @@ class Lowering:
                 raise LaneError(f"{node.name}: an index that depends on the sample or on weights")
         value = self.value(x)
         shape = tuple(node.meta["val"].shape)
-        return self.view(value, lambda a: torch.from_numpy(np.ascontiguousarray(a))[tuple(slice(None) if isinstance(g, slice) else torch.from_numpy(g) for g in given)].numpy(), shape)
+        return self.view(
+            value,
+            lambda a: torch.from_numpy(np.ascontiguousarray(a))[
+                tuple(slice(None) if isinstance(g, slice) else torch.from_numpy(g) for g in given)
+            ].numpy(),
+            shape,
+        )
 
     def do_gather(self, node: fx.Node, x: Any, dim: int, index: Any, **_: Any) -> Value:
         if index not in self.static:
             raise LaneError(f"{node.name}: an index that depends on the sample or on weights")
         shape = tuple(node.meta["val"].shape)
-        return self.view(self.value(x), lambda a: torch.gather(torch.from_numpy(np.ascontiguousarray(a)), dim, self.static[index]).numpy(), shape)
+        return self.view(
+            self.value(x),
+            lambda a: torch.gather(torch.from_numpy(np.ascontiguousarray(a)), dim, self.static[index]).numpy(),
+            shape,
+        )
 
-    def _scattered(self, base: Any, put: Callable[[np.ndarray[Any, Any], np.ndarray[Any, Any]], None], source: Any) -> Value:
+    def _scattered(
+        self, base: Any, put: Callable[[np.ndarray[Any, Any], np.ndarray[Any, Any]], None], source: Any
+    ) -> Value:
         into, given = self.places(self.value(base)), self.places(self.value(source))
         buffers, places = into.buffers.copy(), into.places.copy()
         put(buffers, given.buffers)
         put(places, given.places)
         return Places(buffers, places)
 
-    def do_slice_scatter(self, node: fx.Node, x: Any, source: Any, dim: int = 0, start: Any = None, end: Any = None, step: int = 1) -> Value:
+    def do_slice_scatter(
+        self, node: fx.Node, x: Any, source: Any, dim: int = 0, start: Any = None, end: Any = None, step: int = 1
+    ) -> Value:
         def put(into: Any, given: Any) -> None:
-            aten.slice.Tensor(torch.from_numpy(into), dim, start, end, step).copy_(torch.from_numpy(np.ascontiguousarray(given)))
+            aten.slice.Tensor(torch.from_numpy(into), dim, start, end, step).copy_(
+                torch.from_numpy(np.ascontiguousarray(given))
+            )
 
         return self._scattered(x, put, source)
 
@@ -690,12 +831,16 @@ class Lowering:
 
         return self._scattered(x, put, source)
 
-    def do_as_strided_scatter(self, node: fx.Node, x: Any, source: Any, size: Any, stride: Any, offset: int | None = None) -> Value:
+    def do_as_strided_scatter(
+        self, node: fx.Node, x: Any, source: Any, size: Any, stride: Any, offset: int | None = None
+    ) -> Value:
         if not node.args[0].meta["val"].is_contiguous():
             raise LaneError(f"{node.name} writes into a tensor that is not contiguous")
 
         def put(into: Any, given: Any) -> None:
-            torch.from_numpy(into).as_strided(size, stride, offset or 0).copy_(torch.from_numpy(np.ascontiguousarray(given)))
+            torch.from_numpy(into).as_strided(size, stride, offset or 0).copy_(
+                torch.from_numpy(np.ascontiguousarray(given))
+            )
 
         return self._scattered(x, put, source)
 
@@ -777,7 +922,9 @@ class Lowering:
         moved = value.viewed(lambda a: np.moveaxis(a, dim, -1))
         length = moved.shape[-1]
         out = self.contiguous(moved.shape, len(self.order))
-        self.order.append(("scan", moved.viewed(lambda a: a.reshape(-1, length)), out.viewed(lambda a: a.reshape(-1, length))))
+        self.order.append(
+            ("scan", moved.viewed(lambda a: a.reshape(-1, length)), out.viewed(lambda a: a.reshape(-1, length)))
+        )
         return out.viewed(lambda a: np.moveaxis(a, -1, dim))
 
     def do_mm(self, node: fx.Node, a: Any, b: Any) -> Value:
@@ -805,13 +952,18 @@ class Lowering:
                 parts.append(self.product(columns.shape[0], columns, a, lambda t, i=i: t[i].T, i).viewed(lambda v: v.T))
         return Places(np.stack([p.buffers for p in parts]), np.stack([p.places for p in parts]))
 
-    def product(self, rows: int, left: Value, weight: fx.Node, select: Callable[[Tensor], Tensor], kind: Any = 0) -> Places:
+    def product(
+        self, rows: int, left: Value, weight: fx.Node, select: Callable[[Tensor], Tensor], kind: Any = 0
+    ) -> Places:
         """(R, K) times a constant (K, C)."""
         shape = tuple(self.meta_shape(weight))
         example = select(torch.empty(shape, device="meta"))
         depth, columns = example.shape
         start = self.add_constant(
-            weight, ("matrix", kind, tuple(example.stride())), lambda t: pack_matrix(select(t)), depth * -(-columns // 16) * 16
+            weight,
+            ("matrix", kind, tuple(example.stride())),
+            lambda t: pack_matrix(select(t)),
+            depth * -(-columns // 16) * 16,
         )
         source = self.separable(self.places(left))
         out = self.contiguous((rows, columns), len(self.order))
@@ -819,31 +971,84 @@ class Lowering:
         return out
 
     def do_convolution(
-        self, node: fx.Node, x: Any, weight: Any, bias: Any, stride: Any, padding: Any, dilation: Any, transposed: bool,
-        output_padding: Any, groups: int,
+        self,
+        node: fx.Node,
+        x: Any,
+        weight: Any,
+        bias: Any,
+        stride: Any,
+        padding: Any,
+        dilation: Any,
+        transposed: bool,
+        output_padding: Any,
+        groups: int,
     ) -> Value:
         if weight in self.values:
             raise LaneError("a convolution with weights that depend on the sample")
-        result = self.convolve(self.value(x), weight, stride, padding, dilation, transposed, output_padding, groups, tuple(node.meta["val"].shape))
+        result = self.convolve(
+            self.value(x),
+            weight,
+            stride,
+            padding,
+            dilation,
+            transposed,
+            output_padding,
+            groups,
+            tuple(node.meta["val"].shape),
+        )
         if bias is None:
             return result
         numbers = self.value(bias)
         return self.pointwise(
-            Op.ADD, (result, self.view(numbers, lambda a: a.reshape(1, -1, *([1] * (len(result.shape) - 2))), (1, numbers.shape[0], *([1] * (len(result.shape) - 2)))))
+            Op.ADD,
+            (
+                result,
+                self.view(
+                    numbers,
+                    lambda a: a.reshape(1, -1, *([1] * (len(result.shape) - 2))),
+                    (1, numbers.shape[0], *([1] * (len(result.shape) - 2))),
+                ),
+            ),
         )
 
     def do_convolution_backward(
-        self, node: fx.Node, grad: Any, x: Any, weight: Any, bias_sizes: Any, stride: Any, padding: Any, dilation: Any,
-        transposed: bool, output_padding: Any, groups: int, mask: Any,
+        self,
+        node: fx.Node,
+        grad: Any,
+        x: Any,
+        weight: Any,
+        bias_sizes: Any,
+        stride: Any,
+        padding: Any,
+        dilation: Any,
+        transposed: bool,
+        output_padding: Any,
+        groups: int,
+        mask: Any,
     ) -> Value:
         if mask[1] or mask[2] or weight in self.values:
             raise LaneError("the gradient of a convolution's weights")
         shape = tuple(x.meta["val"].shape)
-        return [self.convolve(self.value(grad), weight, stride, padding, dilation, not transposed, None, groups, shape, adjoint=True), None, None]
+        return [
+            self.convolve(
+                self.value(grad), weight, stride, padding, dilation, not transposed, None, groups, shape, adjoint=True
+            ),
+            None,
+            None,
+        ]
 
     def convolve(
-        self, x: Value, weight: fx.Node, stride: Any, padding: Any, dilation: Any, transposed: bool, output_padding: Any,
-        groups: int, shape: tuple[int, ...], adjoint: bool = False,
+        self,
+        x: Value,
+        weight: fx.Node,
+        stride: Any,
+        padding: Any,
+        dilation: Any,
+        transposed: bool,
+        output_padding: Any,
+        groups: int,
+        shape: tuple[int, ...],
+        adjoint: bool = False,
     ) -> Value:
         """A convolution as one product for each group: windows of the padded image times the kernel.
 
@@ -893,6 +1098,7 @@ class Lowering:
         parts = []
         # A transposed convolution's weight is (in, out / groups, ...), a plain one's (out, in / groups, ...).
         for g in range(groups):
+
             def select(t: Tensor, g: int = g) -> Tensor:
                 if transposed:
                     part = t[g * ours : (g + 1) * ours].flip(list(range(2, 2 + dims)))
@@ -954,7 +1160,14 @@ class Lowering:
             instructions=tuple(instructions),
             constants=self.constant_size + len(self.numbers),
         )
-        return Lowered(program, [(start, pack) for _, pack, start in self.constants], self.evaluator(), self.constant_size, self.traced.weights, list(self.numbers))
+        return Lowered(
+            program,
+            [(start, pack) for _, pack, start in self.constants],
+            self.evaluator(),
+            self.constant_size,
+            self.traced.weights,
+            list(self.numbers),
+        )
 
     def evaluator(self) -> fx.GraphModule:
         """A module from the weights to the constants' tensors."""
@@ -1017,7 +1230,9 @@ class Lowering:
         taken: list[tuple[int, int, Buffer]] = [(0, size, self.buffers[x])]
         self.arena = size
         for buffer in sorted((b for b in self.buffers if b.start < 0 and b.last >= 0), key=lambda b: b.first):
-            busy = sorted((s, e) for s, e, other in taken if not (other.last < buffer.first or buffer.last < other.first))
+            busy = sorted(
+                (s, e) for s, e, other in taken if not (other.last < buffer.first or buffer.last < other.first)
+            )
             start = 0
             for s, e in busy:
                 if s - start >= buffer.size:
@@ -1050,7 +1265,11 @@ class Lowering:
         count, rows, columns = out.shape
         return [
             PairProduct(
-                a[:, 0].reshape(count, rows), a[0] - a[0, 0], b[:, 0].reshape(count, columns), b[0] - b[0, 0], self.address(out)
+                a[:, 0].reshape(count, rows),
+                a[0] - a[0, 0],
+                b[:, 0].reshape(count, columns),
+                b[0] - b[0, 0],
+                self.address(out),
             )
         ]
 
@@ -1138,24 +1357,51 @@ def _same_order(group: Group, order: tuple[int, ...], rows: int) -> bool:
         return [d for d in axes if group.shape[d] != 1]
 
     assert group.order is not None
-    return real(group.order[: group.rows]) == real(order[:rows]) and real(group.order[group.rows :]) == real(order[rows:])
+    return real(group.order[: group.rows]) == real(order[:rows]) and real(group.order[group.rows :]) == real(
+        order[rows:]
+    )
 
 
 _FILLED = {
-    "full_like": lambda node: float(node.args[1]), "zeros_like": lambda node: 0.0, "ones_like": lambda node: 1.0,
-    "new_zeros": lambda node: 0.0, "new_ones": lambda node: 1.0, "new_full": lambda node: float(node.args[2]),
-    "empty_like": lambda node: 0.0, "new_empty": lambda node: 0.0, "new_empty_strided": lambda node: 0.0,
+    "full_like": lambda node: float(node.args[1]),
+    "zeros_like": lambda node: 0.0,
+    "ones_like": lambda node: 1.0,
+    "new_zeros": lambda node: 0.0,
+    "new_ones": lambda node: 1.0,
+    "new_full": lambda node: float(node.args[2]),
+    "empty_like": lambda node: 0.0,
+    "new_empty": lambda node: 0.0,
+    "new_empty_strided": lambda node: 0.0,
 }
 
 _FOLDED = {
-    Op.NEGATE: lambda x, _: -x, Op.SQUARE: lambda x, _: x * x,
-    Op.MULTIPLY_NUMBER: lambda x, n: x * n, Op.ADD_NUMBER: lambda x, n: x + n, Op.NUMBER_MINUS: lambda x, n: n - x,
+    Op.NEGATE: lambda x, _: -x,
+    Op.SQUARE: lambda x, _: x * x,
+    Op.MULTIPLY_NUMBER: lambda x, n: x * n,
+    Op.ADD_NUMBER: lambda x, n: x + n,
+    Op.NUMBER_MINUS: lambda x, n: n - x,
     Op.RECIPROCAL: lambda x, _: 1 / x if x else math.copysign(math.inf, x),
 }
 
 _VIEWS = {
-    "view", "reshape", "_unsafe_view", "permute", "transpose", "t", "expand", "unsqueeze", "squeeze", "slice", "select",
-    "flip", "diagonal", "unfold", "movedim", "narrow", "repeat", "as_strided",
+    "view",
+    "reshape",
+    "_unsafe_view",
+    "permute",
+    "transpose",
+    "t",
+    "expand",
+    "unsqueeze",
+    "squeeze",
+    "slice",
+    "select",
+    "flip",
+    "diagonal",
+    "unfold",
+    "movedim",
+    "narrow",
+    "repeat",
+    "as_strided",
 }
 
 

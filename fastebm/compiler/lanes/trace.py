@@ -14,6 +14,8 @@ from torch import Tensor, fx, nn
 from torch._decomp import core_aten_decompositions, decomposition_table
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from fastebm.compiler.capture import leaving_no_graph
+
 aten = torch.ops.aten
 
 _ALSO = (
@@ -51,7 +53,9 @@ def _cdist_backward(grad: Tensor, a: Tensor, b: Tensor, p: float, distances: Ten
     return (scale.unsqueeze(-1) * _pair_differences(a, b)).sum(-2)
 
 
-def _var_mean(x: Tensor, dim: Any = None, *, correction: float | None = None, keepdim: bool = False) -> tuple[Tensor, Tensor]:
+def _var_mean(
+    x: Tensor, dim: Any = None, *, correction: float | None = None, keepdim: bool = False
+) -> tuple[Tensor, Tensor]:
     dims = list(range(x.ndim)) if dim is None or dim == [] else list(dim)
     count = math.prod(x.shape[d] for d in dims)
     mean = x.sum(dims, keepdim=True) / count
@@ -95,8 +99,14 @@ def _group_norm(
 
 
 def _batch_norm(
-    x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor | None, variance: Tensor | None, training: bool,
-    momentum: float, eps: float,
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    mean: Tensor | None,
+    variance: Tensor | None,
+    training: bool,
+    momentum: float,
+    eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     shape = (1, x.shape[1], *[1] * (x.ndim - 2))
     if training:
@@ -111,8 +121,16 @@ def _batch_norm(
 
 
 def _batch_norm_backward(
-    grad: Tensor, x: Tensor, weight: Tensor | None, mean: Tensor | None, variance: Tensor | None, saved: Tensor | None,
-    saved_scale: Tensor | None, training: bool, eps: float, mask: list[bool],
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor | None,
+    mean: Tensor | None,
+    variance: Tensor | None,
+    saved: Tensor | None,
+    saved_scale: Tensor | None,
+    training: bool,
+    eps: float,
+    mask: list[bool],
 ) -> tuple[Tensor, None, None]:
     shape = (1, x.shape[1], *[1] * (x.ndim - 2))
     grad = grad if weight is None else grad * weight.reshape(shape)
@@ -126,7 +144,11 @@ def _batch_norm_backward(
 
 def _adaptive_average(length: int, out: int, like: Tensor) -> Tensor:
     eye = torch.eye(length, dtype=like.dtype, device=like.device)
-    parts = [eye[i * length // out : -((-(i + 1) * length) // out)].sum(0) / (-((-(i + 1) * length) // out) - i * length // out) for i in range(out)]
+    parts = [
+        eye[i * length // out : -((-(i + 1) * length) // out)].sum(0)
+        / (-((-(i + 1) * length) // out) - i * length // out)
+        for i in range(out)
+    ]
     return torch.stack(parts)
 
 
@@ -158,7 +180,9 @@ def _resizing(length: int, out: int, mode: str, align: bool, scale: float | None
     """The matrix (out, length) of an interpolation along one axis."""
     eye = torch.eye(length, dtype=like.dtype, device=like.device).unsqueeze(0)
     if mode == "bicubic":
-        wide = F.interpolate(eye.unsqueeze(2).expand(1, length, 1, length), (1, out), mode="bicubic", align_corners=align)
+        wide = F.interpolate(
+            eye.unsqueeze(2).expand(1, length, 1, length), (1, out), mode="bicubic", align_corners=align
+        )
         return wide[0, :, 0].T
     return F.interpolate(eye, out, mode=mode, align_corners=align)[0].T
 
@@ -242,10 +266,13 @@ def trace(energy: Callable[[Tensor], Tensor], module: nn.Module | None, sample: 
     validated = torch.distributions.Distribution._validate_args
     torch.distributions.Distribution.set_default_validate_args(False)
     try:
-        with warnings.catch_warnings(), torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+        with leaving_no_graph(), warnings.catch_warnings(), torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
             warnings.simplefilter("ignore")
             exported = torch.export.export(_Holder(energy, module), (torch.zeros_like(sample),), strict=False)
-            specs = exported.graph_signature.input_specs
+            signature = exported.graph_signature
+            if signature.buffers_to_mutate or signature.user_inputs_to_mutate:
+                raise ValueError("the energy writes to a buffer or to x")
+            specs = signature.input_specs
             position = next(i for i, spec in enumerate(specs) if spec.target is None)
             weights: list[str | Tensor] = []
             arguments: list[Tensor] = []
