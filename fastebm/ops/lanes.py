@@ -3,11 +3,11 @@
     run_lanes(x, code, tables, constants) -> (energies, gradient)
     run_lane_chain(x, code, tables, constants, num_steps, ...) -> energies (num_steps, B), each before its update
 
-An instruction is a loop over an index space, and says for every operand where its numbers lie: in an arena, which has one
-address for each number of a sample, or among the constants. Views, slices, transposes, gathers and broadcasts of the
-energy are nothing but addresses. On the CPU a worker takes many samples through the program side by side, one in each lane
-of its vectors, and stays with them for a whole chain. The value of each number is the same for any batch and any number of
-threads.
+An instruction is a loop over an index space, and says for every operand where its numbers lie: in an arena, which has
+one address for each number of a sample, or among the constants. Views, slices, transposes, gathers and broadcasts of
+the energy are nothing but addresses. On the CPU a worker takes many samples through the program side by side, one in
+each lane of its vectors, and stays with them for a whole chain. The value of each number is the same for any batch and
+any number of threads.
 
 The reference carries out one instruction after the other on whole batches in plain PyTorch, in float64 where `x` is.
 """
@@ -229,7 +229,7 @@ Instruction = Map | Product | PairProduct | Scan
 
 @dataclass(frozen=True)
 class LaneProgram:
-    """A program for samples of `sample` numbers, which lie at addresses 0 and up; `energy` and `gradient` are addresses."""
+    """A program for samples of `sample` numbers, which lie at addresses from 0; `energy`, `gradient` are addresses."""
 
     sample: int
     arena: int
@@ -317,7 +317,34 @@ class _Encoder:
         return {base: sum(start for start, _ in found.values())} | {name: table for name, (_, table) in found.items()}
 
 
-_FIELDS = ["kind", "outer", "inner", "first_operand", "operands", "first_micro", "micros", "first_output", "outputs", "rows", "columns", "depth", "source", "row_table", "k_table", "target", "target_row_table", "target_column_table", "weight", "bias", "other", "other_table", "other_k_table", "batch"]
+_FIELDS = [
+    # fmt: off
+    "kind",
+    "outer",
+    "inner",
+    "first_operand",
+    "operands",
+    "first_micro",
+    "micros",
+    "first_output",
+    "outputs",
+    "rows",
+    "columns",
+    "depth",
+    "source",
+    "row_table",
+    "k_table",
+    "target",
+    "target_row_table",
+    "target_column_table",
+    "weight",
+    "bias",
+    "other",
+    "other_table",
+    "other_k_table",
+    "batch",
+    # fmt: on
+]
 
 
 class CompiledLanes:

@@ -1,4 +1,4 @@
-"""`fastebm::run_lanes` and `run_lane_chain`: every instruction against float64, and the same bits whatever runs beside it."""
+"""`run_lanes` and `run_lane_chain`: every instruction against float64, the same bits whatever runs beside it."""
 
 from __future__ import annotations
 

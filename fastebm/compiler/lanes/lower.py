@@ -517,7 +517,6 @@ class Lowering:
         if dims is None or (isinstance(dims, list | tuple) and len(dims) == 0):
             dims = list(range(ndim))
         dims = sorted({d % ndim for d in ([dims] if isinstance(dims, int) else dims)}) if ndim else []
-        dims = [d for d in dims]
         out_shape = tuple(1 if d in dims else n for d, n in enumerate(value.shape))
         final = out_shape if keep else tuple(n for d, n in enumerate(value.shape) if d not in dims)
         count = math.prod(value.shape[d] for d in dims)
@@ -1119,7 +1118,7 @@ class Lowering:
         return tuple(self.static[node].shape if node in self.static else node.meta["val"].shape)
 
     def separable(self, value: Places) -> Places:
-        """(R, K) places that are a sum of one of the row and one of the column, in one buffer; copied where they aren't."""
+        """(R, K) places that are sums of one of the row and one of the column, in one buffer; copied where not."""
         places, one = value.places, (value.buffers == value.buffers.flat[0]).all()
         if one and (places - places[:, :1] - places[:1, :] + places[0, 0] == 0).all():
             return value
@@ -1173,7 +1172,6 @@ class Lowering:
         """A module from the weights to the constants' tensors."""
         graph = fx.Graph()
         copies: dict[fx.Node, fx.Node] = {}
-        root = self.traced.graph
         statics: dict[str, Tensor] = {}
         position = 0
         for node in self.traced.graph.graph.nodes:
@@ -1201,7 +1199,7 @@ class Lowering:
         return fx.GraphModule(holder, graph)
 
     def plan(self, energy: Places, gradient: Places) -> None:
-        """A place in the arena for every buffer: one that is free from the instruction that writes it to the last reader."""
+        """A place in the arena for every buffer, free from the instruction that writes it to the last reader."""
 
         def used(value: Any, at: int) -> None:
             if isinstance(value, Places):

@@ -112,7 +112,8 @@ def _batch_norm(
     if training:
         y, saved, scale = _standardized(x, [d for d in range(x.ndim) if d != 1], eps)
     else:
-        assert mean is not None and variance is not None
+        assert mean is not None
+        assert variance is not None
         saved, scale = mean.reshape(shape), (variance + eps).rsqrt().reshape(shape)
         y = (x - saved) * scale
     y = y if weight is None else y * weight.reshape(shape)
