@@ -195,7 +195,6 @@ class CompiledGradient:
             return _Compiled(chain.fingerprint, unsupported=("program", f"{type(error).__name__}: {error}"))
         return _Compiled(chain.fingerprint, captured, executor, fallback_reason)
 
-
     def _make_executor(self, key: _ProgramKey, x: Tensor) -> tuple[Program | None, Executor, str]:
         """The captured program, the executor, and why it does not use the fused kernels, if it does not.
 

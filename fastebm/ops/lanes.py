@@ -318,7 +318,6 @@ class _Encoder:
 
 
 _FIELDS = [
-    # fmt: off
     "kind",
     "outer",
     "inner",
@@ -343,7 +342,6 @@ _FIELDS = [
     "other_table",
     "other_k_table",
     "batch",
-    # fmt: on
 ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import operator
 from collections.abc import Callable, Sequence
@@ -281,7 +282,7 @@ class Lowering:
             return self.order.index(value.group)
         return -1
 
-    def pointwise(self, op: Op, inputs: Sequence[Value], number: float = 0.0) -> Pointwise:
+    def pointwise(self, op: Op, inputs: Sequence[Value], number: float = 0.0) -> Any:
         shape = tuple(np.broadcast_shapes(*(v.shape for v in inputs)))
         if len(inputs) == 1 and isinstance(inputs[0], Number) and op in _FOLDED:
             return Number(_FOLDED[op](inputs[0].value, number), shape)
@@ -351,7 +352,7 @@ class Lowering:
     def run(self) -> Lowered:
         graph = self.traced.graph.graph
         position = 0
-        output = None
+        output: Any = None
         for node in graph.nodes:
             if node.op == "placeholder":
                 if position == self.traced.position:
@@ -384,7 +385,7 @@ class Lowering:
             return self.values[node]
         return self.constant(node)
 
-    def call(self, node: fx.Node) -> None:
+    def call(self, node: Any) -> None:
         inputs = node.all_input_nodes
         if not any(n in self.values for n in inputs):
             if any(n in self.lazy for n in inputs):
@@ -423,7 +424,7 @@ class Lowering:
         else:
             raise LaneError(f"{node.target} has no instruction")
 
-    def as_view(self, node: fx.Node, name: str) -> bool:
+    def as_view(self, node: Any, name: str) -> bool:
         """Operations that only move numbers are carried out on their addresses."""
         if name not in _VIEWS:
             return False
@@ -437,7 +438,7 @@ class Lowering:
         self.values[node] = self.view(value, view, shape)
         return True
 
-    def binary(self, node: fx.Node, op: Op) -> Value:
+    def binary(self, node: Any, op: Op) -> Value:
         a, b = self.value(node.args[0]), self.value(node.args[1])
         alpha = node.kwargs.get("alpha", 1)
         if alpha != 1:
@@ -509,7 +510,7 @@ class Lowering:
             return result if exponent > 0 else self.pointwise(Op.RECIPROCAL, (result,))
         return self.pointwise(Op.POWER_NUMBER, (a,), exponent)
 
-    def reduce(self, node: fx.Node, reduction: Reduction) -> Value:
+    def reduce(self, node: Any, reduction: Reduction) -> Value:
         value = self.value(node.args[0])
         dims = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", None)
         keep = bool(node.args[2]) if len(node.args) > 2 else bool(node.kwargs.get("keepdim", False))
@@ -557,10 +558,10 @@ class Lowering:
 
     # ---- rules by name
 
-    def do_copy(self, node: fx.Node, target: Any, source: Any, *_: Any) -> Value:
+    def do_copy(self, node: Any, target: Any, source: Any, *_: Any) -> Value:
         return self.broadcast(self.value(source), tuple(node.meta["val"].shape))
 
-    def do_copy_(self, node: fx.Node, target: fx.Node, source: Any, *_: Any) -> Value:
+    def do_copy_(self, node: Any, target: fx.Node, source: Any, *_: Any) -> Value:
         """A tensor that is written over: later readers of it read the source. Nothing else may see its memory."""
 
         def shares(other: fx.Node) -> bool:
@@ -579,7 +580,7 @@ class Lowering:
 
     def do_max_pool2d_with_indices(
         self,
-        node: fx.Node,
+        node: Any,
         x: Any,
         kernel: Any,
         stride: Any = None,
@@ -594,7 +595,7 @@ class Lowering:
 
     def do_max_pool2d_with_indices_backward(
         self,
-        node: fx.Node,
+        node: Any,
         grad: Any,
         x: Any,
         kernel: Any,
@@ -664,7 +665,7 @@ class Lowering:
 
     def do_avg_pool2d(
         self,
-        node: fx.Node,
+        node: Any,
         x: Any,
         kernel: Any,
         stride: Any = None,
@@ -687,7 +688,7 @@ class Lowering:
 
     def do_avg_pool2d_backward(
         self,
-        node: fx.Node,
+        node: Any,
         grad: Any,
         x: Any,
         kernel: Any,
@@ -739,18 +740,18 @@ class Lowering:
         start = self.add_constant(node, "plain", lambda t: t.reshape(-1), tensor.numel())
         return Constant(start, np.arange(start, start + tensor.numel(), dtype=np.int64).reshape(tensor.shape))
 
-    def do_where(self, node: fx.Node, condition: Any, a: Any, b: Any) -> Value:
+    def do_where(self, node: Any, condition: Any, a: Any, b: Any) -> Value:
         return self.pointwise(Op.SELECT, [self.value(v) for v in (condition, a, b)])
 
-    def do_relu(self, node: fx.Node, x: Any) -> Value:
+    def do_relu(self, node: Any, x: Any) -> Value:
         return self.pointwise(Op.MAXIMUM_NUMBER, (self.value(x),), 0.0)
 
-    def do_leaky_relu(self, node: fx.Node, x: Any, slope: float = 0.01) -> Value:
+    def do_leaky_relu(self, node: Any, x: Any, slope: float = 0.01) -> Value:
         value = self.value(x)
         above = self.pointwise(Op.GREATER_NUMBER, (value,), 0.0)
         return self.pointwise(Op.SELECT, (above, value, self.pointwise(Op.MULTIPLY_NUMBER, (value,), slope)))
 
-    def do_clamp(self, node: fx.Node, x: Any, low: Any = None, high: Any = None) -> Value:
+    def do_clamp(self, node: Any, x: Any, low: Any = None, high: Any = None) -> Value:
         value = self.value(x)
         if low is not None:
             value = self.pointwise(Op.MAXIMUM_NUMBER, (value,), float(low))
@@ -758,26 +759,26 @@ class Lowering:
             value = self.pointwise(Op.MINIMUM_NUMBER, (value,), float(high))
         return value
 
-    def do_rsub(self, node: fx.Node, a: Any, b: Any, alpha: float = 1) -> Value:
+    def do_rsub(self, node: Any, a: Any, b: Any, alpha: float = 1) -> Value:
         return self.binary_values(
             Op.SUBTRACT, self.value(b), self.binary_values(Op.MULTIPLY, self.value(a), Number(float(alpha), ()))
         )
 
-    def do_cat(self, node: fx.Node, tensors: Any, dim: int = 0) -> Value:
+    def do_cat(self, node: Any, tensors: Any, dim: int = 0) -> Value:
         parts = [self.places(self.value(t)) for t in tensors]
         parts = [p for p in parts if p.shape != (0,)]
         return Places(np.concatenate([p.buffers for p in parts], dim), np.concatenate([p.places for p in parts], dim))
 
-    def do_stack(self, node: fx.Node, tensors: Any, dim: int = 0) -> Value:
+    def do_stack(self, node: Any, tensors: Any, dim: int = 0) -> Value:
         parts = [self.places(self.value(t)) for t in tensors]
         return Places(np.stack([p.buffers for p in parts], dim), np.stack([p.places for p in parts], dim))
 
-    def do_roll(self, node: fx.Node, x: Any, shifts: Any, dims: Any = ()) -> Value:
+    def do_roll(self, node: Any, x: Any, shifts: Any, dims: Any = ()) -> Value:
         value = self.value(x)
         return self.view(value, lambda a: np.roll(a, tuple(shifts), tuple(dims) if dims else None), value.shape)
 
-    def do_index(self, node: fx.Node, x: Any, indices: Any) -> Value:
-        given = []
+    def do_index(self, node: Any, x: Any, indices: Any) -> Value:
+        given: list[Any] = []
         for index in indices:
             if index is None:
                 given.append(slice(None))
@@ -795,7 +796,7 @@ class Lowering:
             shape,
         )
 
-    def do_gather(self, node: fx.Node, x: Any, dim: int, index: Any, **_: Any) -> Value:
+    def do_gather(self, node: Any, x: Any, dim: int, index: Any, **_: Any) -> Value:
         if index not in self.static:
             raise LaneError(f"{node.name}: an index that depends on the sample or on weights")
         shape = tuple(node.meta["val"].shape)
@@ -815,7 +816,7 @@ class Lowering:
         return Places(buffers, places)
 
     def do_slice_scatter(
-        self, node: fx.Node, x: Any, source: Any, dim: int = 0, start: Any = None, end: Any = None, step: int = 1
+        self, node: Any, x: Any, source: Any, dim: int = 0, start: Any = None, end: Any = None, step: int = 1
     ) -> Value:
         def put(into: Any, given: Any) -> None:
             aten.slice.Tensor(torch.from_numpy(into), dim, start, end, step).copy_(
@@ -824,14 +825,14 @@ class Lowering:
 
         return self._scattered(x, put, source)
 
-    def do_select_scatter(self, node: fx.Node, x: Any, source: Any, dim: int, index: int) -> Value:
+    def do_select_scatter(self, node: Any, x: Any, source: Any, dim: int, index: int) -> Value:
         def put(into: Any, given: Any) -> None:
             torch.from_numpy(into).select(dim, index).copy_(torch.from_numpy(np.ascontiguousarray(given)))
 
         return self._scattered(x, put, source)
 
     def do_as_strided_scatter(
-        self, node: fx.Node, x: Any, source: Any, size: Any, stride: Any, offset: int | None = None
+        self, node: Any, x: Any, source: Any, size: Any, stride: Any, offset: int | None = None
     ) -> Value:
         if not node.args[0].meta["val"].is_contiguous():
             raise LaneError(f"{node.name} writes into a tensor that is not contiguous")
@@ -843,7 +844,7 @@ class Lowering:
 
         return self._scattered(x, put, source)
 
-    def do_constant_pad_nd(self, node: fx.Node, x: Any, pad: Any, value: float = 0) -> Value:
+    def do_constant_pad_nd(self, node: Any, x: Any, pad: Any, value: float = 0) -> Value:
         inner = self.value(x)
         padding = [(0, 0)] * len(inner.shape)
         for i in range(len(pad) // 2):
@@ -860,9 +861,9 @@ class Lowering:
             np.pad(given.places[cut], grown, constant_values=int(filler.places)),
         )
 
-    def do_index_put(self, node: fx.Node, x: Any, indices: Any, values: Any, accumulate: bool = False) -> Value:
+    def do_index_put(self, node: Any, x: Any, indices: Any, values: Any, accumulate: bool = False) -> Value:
         base = self.value(x)
-        given = []
+        given: list[Any] = []
         for index in indices:
             if index is None:
                 given.append(slice(None))
@@ -874,7 +875,7 @@ class Lowering:
         source = self.broadcast(self.value(values), tuple(target.shape))
         return self.scatter_add(base, target.reshape(-1).numpy(), source, accumulate)
 
-    def do_scatter_add(self, node: fx.Node, x: Any, dim: int, index: Any, source: Any) -> Value:
+    def do_scatter_add(self, node: Any, x: Any, dim: int, index: Any, source: Any) -> Value:
         if index not in self.static:
             raise LaneError(f"{node.name}: an index that depends on the sample or on weights")
         base = self.value(x)
@@ -916,7 +917,7 @@ class Lowering:
         group.outputs.append((reduction, copied, out))
         return out
 
-    def do_cumsum(self, node: fx.Node, x: Any, dim: int) -> Value:
+    def do_cumsum(self, node: Any, x: Any, dim: int) -> Value:
         value = self.places(self.value(x))
         moved = value.viewed(lambda a: np.moveaxis(a, dim, -1))
         length = moved.shape[-1]
@@ -926,7 +927,7 @@ class Lowering:
         )
         return out.viewed(lambda a: np.moveaxis(a, -1, dim))
 
-    def do_mm(self, node: fx.Node, a: Any, b: Any) -> Value:
+    def do_mm(self, node: Any, a: Any, b: Any) -> Value:
         left, right = self.value(a), self.value(b)
         left_sample, right_sample = a in self.values, b in self.values
         if left_sample and right_sample:
@@ -937,18 +938,22 @@ class Lowering:
             ).viewed(lambda v: v.T)
         return self.product(left.shape[0], left, b, lambda t: t)
 
-    def do_bmm(self, node: fx.Node, a: Any, b: Any) -> Value:
+    def do_bmm(self, node: Any, a: Any, b: Any) -> Value:
         left, right = self.value(a), self.value(b)
         if a in self.values and b in self.values:
             return self.pair(left, right, (left.shape[0],))
         parts = []
         for i in range(left.shape[0]):
             if a in self.values:
-                rows = self.view(left, lambda v, i=i: v[i], left.shape[1:])
-                parts.append(self.product(rows.shape[0], rows, b, lambda t, i=i: t[i], i))
+                rows = self.view(left, operator.itemgetter(i), left.shape[1:])
+                parts.append(self.product(rows.shape[0], rows, b, operator.itemgetter(i), i))
             else:
-                columns = self.view(right, lambda v, i=i: v[i].T, right.shape[:0:-1])
-                parts.append(self.product(columns.shape[0], columns, a, lambda t, i=i: t[i].T, i).viewed(lambda v: v.T))
+                columns = self.view(right, functools.partial(_transposed, i), right.shape[:0:-1])
+                parts.append(
+                    self.product(columns.shape[0], columns, a, functools.partial(_transposed, i), i).viewed(
+                        lambda v: v.T
+                    )
+                )
         return Places(np.stack([p.buffers for p in parts]), np.stack([p.places for p in parts]))
 
     def product(
@@ -971,7 +976,7 @@ class Lowering:
 
     def do_convolution(
         self,
-        node: fx.Node,
+        node: Any,
         x: Any,
         weight: Any,
         bias: Any,
@@ -1012,7 +1017,7 @@ class Lowering:
 
     def do_convolution_backward(
         self,
-        node: fx.Node,
+        node: Any,
         grad: Any,
         x: Any,
         weight: Any,
@@ -1109,7 +1114,7 @@ class Lowering:
             of_window = sum(w * s for w, s in zip(window, strides, strict=True)).reshape(-1)
             channel = (g * ours + np.arange(ours)) * math.prod(total)
             index = row[:, None] + (channel[:, None] + of_window[None]).reshape(-1)[None]
-            rows = padded.viewed(lambda a, index=index: a.reshape(-1)[index])
+            rows = Places(padded.buffers.reshape(-1)[index], padded.places.reshape(-1)[index])
             parts.append(self.product(len(row), rows, weight, select, ("convolution", g, transposed)))
         joined = Places(np.concatenate([p.buffers for p in parts], 1), np.concatenate([p.places for p in parts], 1))
         return joined.viewed(lambda a: a.T.reshape(shape))
@@ -1297,6 +1302,7 @@ class Lowering:
         operands: list[Operand] = []
         index: dict[Any, int] = {}
         inputs: dict[int, int] = {}
+        key: tuple[str, Any]
         for node in needed:
             for value in node.inputs:
                 if isinstance(value, Pointwise) or id(value) in inputs:
@@ -1348,6 +1354,10 @@ class Lowering:
             else:
                 outputs.append(Output(reduction, registers[id(value)], self.address(out).reshape(-1)))
         return [Map(outer, inner, tuple(operands), tuple(micros), tuple(outputs))]
+
+
+def _transposed(index: int, value: Any) -> Any:
+    return value[index].T
 
 
 def _same_order(group: Group, order: tuple[int, ...], rows: int) -> bool:
