@@ -442,6 +442,11 @@ def calls_of(code: bytes, facts: Facts) -> tuple[PlannedProgram, tuple[Call, ...
         raise ValueError(f"Triton has programs of 2 and 4 bytes a number, not {program.header.bytes}")
     if not facts.constants or facts.constants[0][0] != torch.float32:
         raise ValueError("the first constant must be the numbers, in float32")
+    images = (EpilogueOp.ADD_CONSTANT, EpilogueOp.MULTIPLY_CONSTANT)
+    read = [i.constant for i in program.instructions if i.kind == Kind.CONVOLUTION]
+    read += [operation.number for operation in program.epilogues if operation.op in images]
+    if max(read, default=0) >= len(facts.constants):
+        raise ValueError(f"this program reads {max(read) + 1} constants, got {len(facts.constants)}")
     return program, tuple(call_of(program, facts, i) for i in program.instructions)
 
 
