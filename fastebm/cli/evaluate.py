@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -160,7 +161,7 @@ class Evaluate:
         taken = [path for path in (self.samples, self.reference_data, self.inception) if path is not None]
         for number, path in enumerate(outputs):
             for other in (*taken, *outputs[:number]):
-                if path.resolve() == other.resolve():
+                if os.path.realpath(path) == os.path.realpath(other):
                     raise ValueError(f"{path} would be written over {other}: give another name")
 
     def _statistics(self) -> FeatureStatistics | None:

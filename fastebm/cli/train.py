@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,7 +88,7 @@ class Train:
     def _folder(self) -> Path:
         if self.out is not None:
             return self.out
-        name = self.preset if self.data is None else self.data.resolve().name.split(".")[0]
+        name = self.preset if self.data is None else os.path.basename(os.path.realpath(self.data)).split(".")[0]
         method = self.config.kind.replace("_", "-")
         return Path("runs") / (name if method == "coarse-to-fine" else f"{name}-{method}")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from pathlib import Path
 
 from fastebm.data.sources import DigitsSource, ImageSource, source_from_json
@@ -20,4 +21,5 @@ def source_like(own: ImageSource, path: Path) -> ImageSource:
 
     The key of an array is kept only for the same file, because another file may name its arrays differently.
     """
-    return dataclasses.replace(own, path=path, key=own.key if path.resolve() == own.path.resolve() else None)
+    same = os.path.realpath(path) == os.path.realpath(own.path)
+    return dataclasses.replace(own, path=path, key=own.key if same else None)

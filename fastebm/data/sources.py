@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,7 +42,7 @@ class ImageSource:
 
     def to_json(self) -> dict[str, Any]:
         """The fields as JSON, with the path made absolute so that they hold in any working folder."""
-        return dataclasses.asdict(self) | {"path": str(self.path.resolve())}
+        return dataclasses.asdict(self) | {"path": os.path.realpath(self.path)}
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,6 @@ _COPIES = 4  # of all chains that a task holds at a time: starts, what is known,
 
 def check_whole(name: str, value: Any, least: int = 1, most: int = rng.MAX_CHAIN) -> int:
     """`value` as an int in [least, most]."""
-    if isinstance(value, bool):
-        raise TypeError(f"{name} must be an integer, got {value}")
     whole = rng.as_int(name, value)
     if whole < least:
         raise ValueError(f"{name} must be at least {least}, got {whole}")
@@ -65,8 +63,6 @@ def settle(options: Any, **checked: Any) -> None:
 
 def check_seed(seed: Any) -> int:
     """`seed` as an int in the range of `torch.manual_seed`, [-2^63, 2^64)."""
-    if isinstance(seed, bool):
-        raise TypeError(f"seed must be an integer, got {seed}")
     rng.make_key(seed)
     return rng.as_int("seed", seed)
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
-import tempfile
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -15,7 +13,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from fastebm.runs.files import PART, finite_json, replacing, write_json
+from fastebm.runs.files import PART, finite_json, lock, probe, replacing, write_json
 from fastebm.training import RunError
 
 NUMBERS = "numbers.json"
@@ -63,9 +61,7 @@ def check_folder(path: str | Path, files: Iterable[str] = (), *, overwrite: bool
                 )
         made = make_folders(path)
         try:
-            with tempfile.NamedTemporaryFile(prefix=".", suffix=PART, dir=path) as probe:
-                probe.write(bytes(1))
-                probe.flush()
+            probe(path)
         finally:
             remove_empty(made)
     except OSError as error:
@@ -103,9 +99,8 @@ def locked(folder: Path) -> Iterator[None]:
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise RunError(f"another process is writing to {folder}: wait for it, or choose another folder") from None
+            if not lock(descriptor):
+                raise RunError(f"another process is writing to {folder}: wait for it, or choose another folder")
         except OSError as error:
             warnings.warn(
                 f"{folder} can't be locked ({error.strerror}): let no other process write there meanwhile", stacklevel=4

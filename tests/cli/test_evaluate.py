@@ -493,3 +493,13 @@ def test_a_full_disk_leaves_nothing(
         assert "No space left on device" in errors
         assert errors.splitlines()[-1].startswith("fastebm: ")
         assert not list(tmp_path.iterdir())
+
+
+def test_a_loop_of_links_is_one_line(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    for option in ("--reference-data", "--inception"):
+        given = [option, str(tmp_path / "loop"), "--no-energy-metrics", "--out", str(tmp_path / "a.json")]
+        assert main(["evaluate", str(trained), "--count", "20", *given]) == 2
+        said = capsys.readouterr().err
+        assert said.startswith("fastebm: ")
+        assert said.count("\n") == 1

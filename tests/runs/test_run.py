@@ -24,25 +24,14 @@ from fastebm.runs.nets import picklable
 from fastebm.runs.registry import METHODS
 from fastebm.runs.run import Run
 from fastebm.training import (
-    CoarseToFineConfig,
     CoarseToFineRun,
     ECFlowConfig,
-    ECPosteriorConfig,
     ECVAEConfig,
     StoppedError,
 )
+from tests.runs.small_configs import SILENT, small_configs
 
-SMALL: dict[str, Any] = {"channels": 1, "num_steps": 2, "engine": "autograd", "checkpoint_every": 2, "log_every": 1}
-SINGLE: dict[str, Any] = {"size": 8, "iterations": 3, "batch_size": 4, "width": 2, "warmup": 1}
-CONFIGS = {
-    "coarse_to_fine": CoarseToFineConfig(
-        sizes=(4, 8), iterations=(1, 2), batch_sizes=(4, 4), learning_rates=(1e-3, 1e-3), base_width=1, **SMALL
-    ),
-    "ec_vae": ECVAEConfig(latent=3, energy_width=2, energy_depth=1, **SINGLE, **SMALL),
-    "ec_posterior": ECPosteriorConfig(latent=3, **SINGLE, **SMALL),
-    "ec_flow": ECFlowConfig(levels=1, flow_steps=1, energy_width=2, energy_depth=1, **SINGLE, **SMALL),
-}
-SILENT: dict[str, Any] = {"progress": False, "save_pictures": False}
+CONFIGS = small_configs(checkpoint_every=2, log_every=1)
 
 
 @pytest.fixture(scope="module")

@@ -32,6 +32,7 @@ from fastebm.sampling.cascade import LevelSampler
 from fastebm.tasks import generate
 from fastebm.tasks.generation.files import ArrayFile, PictureFolder, Request
 from fastebm.training import CoarseToFineRun, RunError
+from tests.tasks.generation.stopping import StopError, stop_after
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -99,10 +100,6 @@ def test_a_grid_shows_all(digits_run: Path, tmp_path: Path) -> None:
     last = expected(digits_run, 130)[129, 0].int().numpy()  # at row 10, column 9
     shown = picture[10 * 36 + 4 : 10 * 36 + 36 : 4, 9 * 36 + 4 : 9 * 36 + 36 : 4, 0].astype(int)
     assert np.abs(shown - last).max() <= 1  # matplotlib cuts where we round
-
-
-class StopError(Exception):
-    pass
 
 
 @pytest.mark.parametrize("name", ["out", "out.npz", "out.png"])
@@ -435,18 +432,6 @@ def test_a_run_that_is_trained_on_meanwhile_is_taken_up_where_it_was(
         path.unlink()
     with pytest.raises(RunError, match=r"no good checkpoint of iteration 7.*--overwrite"):
         generate(run, 8, tmp_path / "other.npz", chunk=4)
-
-
-def stop_after(monkeypatch: pytest.MonkeyPatch, chunks: int) -> None:
-    """Has the sampler fail once it has drawn so many chunks."""
-    left, sample = iter(range(chunks)), LevelSampler.sample
-
-    def counted(*arguments: Any, **options: Any) -> torch.Tensor:
-        if next(left, None) is None:
-            raise StopError
-        return sample(*arguments, **options)
-
-    monkeypatch.setattr(LevelSampler, "sample", counted)
 
 
 def _raise(error: BaseException) -> Any:

@@ -11,27 +11,11 @@ import pytest
 import torch
 
 from fastebm.cli import main
-from fastebm.sampling.cascade import LevelSampler
 from fastebm.tasks import generate
 from fastebm.training import CoarseToFineRun, RunError
+from tests.tasks.generation.stopping import StopError, stop_after
 
 NUMBERS = {"out": "out/numbers.json", "out.npz": "out.npz.json", "out.png": "out.png.json"}
-
-
-class StopError(Exception):
-    pass
-
-
-def stop_after(monkeypatch: pytest.MonkeyPatch, chunks: int) -> None:
-    """Has the sampler fail once it has drawn so many chunks."""
-    left, sample = iter(range(chunks)), LevelSampler.sample
-
-    def counted(*arguments: Any, **options: Any) -> torch.Tensor:
-        if next(left, None) is None:
-            raise StopError
-        return sample(*arguments, **options)
-
-    monkeypatch.setattr(LevelSampler, "sample", counted)
 
 
 @pytest.mark.parametrize("name", NUMBERS)
