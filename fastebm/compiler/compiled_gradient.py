@@ -1,78 +1,67 @@
 """Energy gradients by compiled programs: captured, rewritten and checked at first use, then run without autograd."""
 
-import contextlib
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fastebm.compiler.autodiff import differentiate
-from fastebm.compiler.capture import UnsupportedError, capture
-from fastebm.compiler.cost_model import Machine
-from fastebm.compiler.executor import AtenExecutor, CompiledExecutor
-from fastebm.compiler.lanes import LaneError, LaneExecutor
-from fastebm.compiler.lowering import LoweringError, lower
+from fastebm.compiler.candidates import Candidate, Executor, ProgramKey, candidates
+from fastebm.compiler.capture import UnsupportedError
+from fastebm.compiler.checks import Agreement, check_program, energies_agree, gradient_agrees, reference
+from fastebm.compiler.executor import AtenExecutor
+from fastebm.compiler.fingerprint import structure
+from fastebm.compiler.lanes import LaneExecutor
+from fastebm.compiler.own_code import Conditions, OwnCode, energy_dtype
 from fastebm.compiler.precision import without_autocast
-from fastebm.compiler.process_state import DeferredInterrupt, collecting_garbage, exclusive, exporting
+from fastebm.compiler.process_state import DeferredInterrupt, collecting_garbage, exclusive
 from fastebm.compiler.program import Program
 from fastebm.compiler.report import describe
-from fastebm.compiler.rewrites import WITHOUT_POLYPHASE, build_gradient_program
 from fastebm.compiler.roofline import measured_peak_rates
 from fastebm.ops import CompiledLanes, CompiledProgram
-from fastebm.ops.backends import content_hash, has_matrix_units, select_backend
+from fastebm.ops.backends import content_hash
 
 __all__ = ["Chain", "CompiledGradient", "UnsupportedError"]
 
-Energy = Callable[[Tensor], Tensor]
-Gradient = Callable[[Tensor], tuple[Tensor, Tensor]]
-Executor = AtenExecutor | CompiledExecutor | LaneExecutor
-
-# The largest accepted difference from autograd, relative to the gradient: well above rounding, well below the error of
-# a wrong program. The largest seen is 1.1e-3 in float32, for a deep net of leaky ReLUs, where a pre-activation near
-# zero was rounded to the other side of the kink.
-TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-2}
-LOW_PRECISION_TOLERANCE = 0.1
 # Programs that one gradient keeps, each for another sample shape, dtype, device or precision.
 MAX_PROGRAMS = 64
-
-
-@dataclass(frozen=True)
-class _ProgramKey:
-    """What a program is specialised for."""
-
-    sample: torch.Size
-    dtype: torch.dtype
-    device: torch.device
-    compute_dtype: torch.dtype
+# Chains in a row that each find another energy. After that many, captures cost more than they save.
+MAX_MOVES = 3
 
 
 @dataclass
 class _Compiled:
     """A checked program, as captured and as it runs; without an executor, the node and the reason why there is none.
 
-    `fingerprint` is the energy's at capture, `weights` a hash of the weights at the last refresh (None if unknown),
-    `fallback_reason` says why the program runs on PyTorch's operations, if it does, and `chains` counts the chains that
-    read its constants now.
+    `fingerprint` is the energy's when it was last checked, `structure` that at capture, `weights` a hash of the weights
+    at the last refresh (None if unknown), `fallback_reason` says why the program runs on PyTorch's operations, if it
+    does, `chains` counts the chains that read its constants now, and `moves` those in a row that found it outdated.
     """
 
     fingerprint: Any
+    structure: Any
     captured: Program | None = None
     executor: Executor | None = None
     fallback_reason: str = ""
     unsupported: tuple[str, str] = ("program", "there is none")
+    agreement: Agreement = Agreement(0.0, 0.0, 0.0)
     weights: tuple[int, int] | None = None
     chains: int = 0
+    moves: int = 0
 
 
 class Chain:
-    """One chain in one thread: the energy's fingerprint and a hash of its weights, and the programs that it runs."""
+    """One chain in one thread: the energy's fingerprint and a hash of its weights, and the programs that it runs.
 
-    def __init__(self, fingerprint: Any, weights: int | None):
+    `covered` says that the energy reads nothing beside what these two cover, so that equal ones mean an equal energy.
+    """
+
+    def __init__(self, fingerprint: Any, weights: int | None, covered: bool):
         self.fingerprint = fingerprint
         self.weights = weights
-        self.programs: dict[_ProgramKey, _Compiled] = {}
+        self.covered = covered
+        self.programs: dict[ProgramKey, _Compiled] = {}
 
     def close(self) -> None:
         """The chain is over: it reads no constants any more."""
@@ -83,50 +72,56 @@ class Chain:
 
 
 class CompiledGradient:
-    """Energies and gradient of one energy, `energies, gradient = self(x)`, by one program for each kind of x.
+    """Energies and gradient of one energy, `energies, gradient = self(x, ...)`, by one program for each kind of x.
 
     A program is captured at the first call with a new sample shape, dtype, device or precision, and compared with
-    autograd on samples near the given ones. It reads the weights anew in every `Chain`: a program is reused as it is
-    while a hash of the module's weights, and that of the tensors that it keeps by reference, are known and unchanged.
-    It is captured again if the energy's fingerprint has changed: settings of its modules, closures of its functions, or
-    shapes and dtypes of its weights. The `MAX_PROGRAMS` that were used last are kept.
+    autograd at the given samples. It reads the weights anew in every `Chain`: a program is reused as it is while a hash
+    of the module's weights, and that of the tensors that it keeps by reference, are known and unchanged. The
+    `MAX_PROGRAMS` that were used last are kept.
+
+    The energy's own code may read anything. At the start of every chain, a program is therefore compared with it at the
+    chain's first states: the energies, or the gradient too where the fingerprint (settings of modules, closures,
+    objects that the code refers to) has changed, or all states are equal, so that the energies say little. A program
+    that differs is captured anew; if that one differs too, or if the energy moves in chain after chain, autograd runs.
+    Only an energy that consists of PyTorch's and fastebm's own modules, and so can't read anything else, is not
+    compared while the fingerprint is the same.
 
     Chains in several threads run the same programs at the same time. Constants that another chain reads are never
     written: where the weights may differ from them, the later chain gets constants of its own.
 
-    Most programs run by `fastebm::run_program`, with the same bits for any batch and number of threads. Programs with
-    an operation that it has no instruction for run on PyTorch's operations; `describe` says why. Those use library
-    convolutions, which may sum in another order for another batch size, so their results agree only to rounding.
+    Most programs run by `fastebm::run_program` or `run_lanes`, with the same bits for any batch and number of threads.
+    Programs with an operation that these have no instruction for run on PyTorch's operations; `describe` says why.
+    Those use library convolutions, which may sum in another order for another batch size, so their results agree only
+    to rounding.
 
     Args:
-        energy, module: as for `capture`.
+        own: the energy's own code.
         dtype: that of the operations, or None to follow the caller's autocast state; float64 samples always run in
             float64.
     """
 
-    def __init__(self, energy: Energy, module: nn.Module | None, dtype: torch.dtype | None):
-        self.energy = energy
-        self.module = module
+    def __init__(self, own: OwnCode, dtype: torch.dtype | None):
+        self.own = own
         self.dtype = dtype
-        self._programs: dict[_ProgramKey, _Compiled] = {}
+        self._programs: dict[ProgramKey, _Compiled] = {}
 
-    def __call__(self, x: Tensor, chain: Chain, reference: Gradient) -> tuple[Tensor, Tensor]:
+    def __call__(self, x: Tensor, conditions: Conditions, chain: Chain) -> tuple[Tensor, Tensor]:
         """Energies (B,), float32 or float64, and the gradient, with x's dtype and strides; both new tensors.
-
-        `reference` gives both by autograd in x's dtype. A new program is compared with it.
 
         Raises UnsupportedError with the node and the reason if the energy has no program.
         """
         key = self._key(x)
         with torch.inference_mode(False), torch.no_grad(), without_autocast(x.device.type):
-            compiled = chain.programs.get(key) or self._acquire(key, x, chain, reference)
+            compiled = chain.programs.get(key) or self._acquire(key, x, conditions, chain)
             if compiled.executor is None:
                 raise UnsupportedError(*compiled.unsupported)
             energies, gradient = compiled.executor(x)
             if not isinstance(compiled.executor, AtenExecutor):
                 return energies, gradient if gradient.stride() == x.stride() else torch.empty_like(x).copy_(gradient)
-            energy_dtype = torch.float64 if x.dtype is torch.float64 else torch.float32
-            return energies.to(energy_dtype, copy=True), torch.empty_like(x, requires_grad=False).copy_(gradient)
+            return (
+                energies.to(energy_dtype(x), copy=True),
+                torch.empty_like(x, requires_grad=False).copy_(gradient),
+            )
 
     def describe(self) -> str:
         """All programs so far as tables, with the roofline of this machine."""
@@ -152,86 +147,117 @@ class CompiledGradient:
         """Whether any kind of x has a program."""
         return any(compiled.executor is not None for compiled in list(self._programs.values()))
 
-    def _key(self, x: Tensor) -> _ProgramKey:
-        return _ProgramKey(x.shape[1:], x.dtype, x.device, _compute_dtype(x, self.dtype))
+    def _key(self, x: Tensor) -> ProgramKey:
+        return ProgramKey(x.shape[1:], x.dtype, x.device, _compute_dtype(x, self.dtype))
 
-    def _acquire(self, key: _ProgramKey, x: Tensor, chain: Chain, reference: Gradient) -> _Compiled:
+    def _acquire(self, key: ProgramKey, x: Tensor, conditions: Conditions, chain: Chain) -> _Compiled:
         """The program of `key` for `chain`, up to date with the energy and its weights."""
         with exclusive(defer=False):
             compiled = self._programs.pop(key, None)
-            is_new = compiled is None or compiled.fingerprint != chain.fingerprint
-            if compiled is None or is_new:
-                with DeferredInterrupt(), collecting_garbage():
-                    compiled = self._compile(key, x, chain, reference)
-                compiled.weights = _weights_hash(compiled, chain)
+            if compiled is not None and compiled.executor is not None:
+                compiled = self._up_to_date(compiled, key, x, conditions, chain)
+            elif compiled is None or compiled.structure != structure(self.own.energy, self.own.module):
+                compiled = self._compile(key, x, conditions, chain)
             while len(self._programs) >= MAX_PROGRAMS:
                 del self._programs[next(iter(self._programs))]
-            self._programs[key] = compiled  # last in order: the first one is the least recently used
-            if compiled.executor is not None and not is_new:
-                weights = _weights_hash(compiled, chain)
-                if weights is None or weights != compiled.weights:
-                    executor = compiled.executor
-                    if compiled.chains:
-                        executor = executor.with_own_weights()
-                        compiled = replace(compiled, executor=executor, chains=0)
-                    compiled.weights = None  # unknown if this fails
-                    executor.refresh()
-                    compiled.weights = weights
+            if compiled.structure is not None:
+                self._programs[key] = compiled  # last in order: the first one is the least recently used
             compiled.chains += 1
             chain.programs[key] = compiled
             return compiled
 
-    def _compile(self, key: _ProgramKey, x: Tensor, chain: Chain, reference: Gradient) -> _Compiled:
+    def _up_to_date(
+        self, compiled: _Compiled, key: ProgramKey, x: Tensor, conditions: Conditions, chain: Chain
+    ) -> _Compiled:
+        """`compiled` with the weights of this chain, or what was captured anew because the energy has moved."""
+        same = compiled.fingerprint == chain.fingerprint
+        refreshed = self._refreshed(compiled, chain)
+        if refreshed is not None and same and chain.covered:
+            return refreshed
+        if refreshed is not None and self._agrees(refreshed, key, x, conditions, same):
+            refreshed.fingerprint, refreshed.moves = chain.fingerprint, 0
+            return refreshed
+        moves = compiled.moves + 1
+        if moves > MAX_MOVES:
+            reason = f"it changed between each two of the last {moves} chains, and each change needs a new program"
+            now = structure(self.own.energy, self.own.module)
+            return _Compiled(chain.fingerprint, now, unsupported=("energy", reason))
+        compiled = self._compile(key, x, conditions, chain)
+        compiled.moves = moves
+        return compiled
+
+    def _refreshed(self, compiled: _Compiled, chain: Chain) -> _Compiled | None:
+        """`compiled` with the weights of this chain; None if the energy has others than those that it reads."""
+        weights = _weights_hash(compiled, chain)
+        if weights is not None and weights == compiled.weights:
+            return compiled
+        assert compiled.executor is not None
+        if compiled.chains:
+            compiled = replace(compiled, executor=compiled.executor.with_own_weights(), chains=0)
+            assert compiled.executor is not None
+        compiled.weights = None  # unknown if this fails
+        try:
+            compiled.executor.refresh()
+        except (AttributeError, RuntimeError, TypeError, ValueError):
+            return None
+        compiled.weights = weights
+        return compiled
+
+    def _agrees(self, compiled: _Compiled, key: ProgramKey, x: Tensor, conditions: Conditions, same: bool) -> bool:
+        """Whether the program still gives what the energy's own code does, at the first states of a chain."""
+        assert compiled.executor is not None
+        found, autocast = compiled.executor(x), _autocast_dtype(compiled.executor, key)
+        informative = bool((x[1:] != x[:1]).any()) if x.shape[0] > 1 else bool((x != x.flatten()[0]).any())
+        if same and informative:
+            own = self.own.energies(x, conditions, autocast)
+            if energies_agree(found[0], own, compiled.executor.dtype, compiled.agreement):
+                return True
+        by_autograd = self.own.by_autograd(x, conditions, autocast)
+        return gradient_agrees(found, by_autograd, compiled.executor.dtype, compiled.agreement)
+
+    def _compile(self, key: ProgramKey, x: Tensor, conditions: Conditions, chain: Chain) -> _Compiled:
+        with DeferredInterrupt(), collecting_garbage():
+            compiled = self._checked(key, x, conditions, chain)
+        compiled.weights = _weights_hash(compiled, chain)
+        return compiled
+
+    def _checked(self, key: ProgramKey, x: Tensor, conditions: Conditions, chain: Chain) -> _Compiled:
+        known = chain.fingerprint, structure(self.own.energy, self.own.module)
         # Autograd first, so that an x which the energy does not accept raises the energy's own error.
-        nearby = _nearby_samples(x)
-        expected = reference(nearby)
         try:
-            captured, executor, fallback_reason = self._make_executor(key, x)
-            executor.refresh()
-            _check(executor, nearby, expected)
+            expected = reference(self.own, x, conditions, key.compute_dtype)
         except UnsupportedError as error:
-            return _Compiled(chain.fingerprint, unsupported=(error.node, error.reason))
-        except Exception as error:  # a fault of the compiler must not stop an energy that autograd can differentiate
-            return _Compiled(chain.fingerprint, unsupported=("program", f"{type(error).__name__}: {error}"))
-        return _Compiled(chain.fingerprint, captured, executor, fallback_reason)
-
-    def _make_executor(self, key: _ProgramKey, x: Tensor) -> tuple[Program | None, Executor, str]:
-        """The captured program, the executor, and why it does not use the fused kernels, if it does not.
-
-        Samples without pixels run as lane programs. So does what fused programs have no instruction for.
-        """
-        lanes = _lanes_take(key)
-        if lanes and len(key.sample) != 3:
-            with contextlib.suppress(LaneError):
-                return None, self._lane_executor(x), ""
-        try:
-            captured = capture(self.energy, self.module, x)
-            executor, reason = _make_executor(captured, key)
-        except UnsupportedError:
-            if lanes and len(key.sample) == 3:
-                with contextlib.suppress(LaneError):
-                    return None, self._lane_executor(x), ""
-            raise
-        if reason and lanes and len(key.sample) == 3:
-            with contextlib.suppress(LaneError):
-                return None, self._lane_executor(x), ""
-        return captured, executor, reason
-
-    def _lane_executor(self, x: Tensor) -> LaneExecutor:
-        with exporting():
-            return LaneExecutor.of(self.energy, self.module, x[:1].detach())
+            return _Compiled(*known, unsupported=(error.node, error.reason))
+        if not bool((expected.energies.isfinite() & expected.gradient.flatten(1).isfinite().all(1)).any()):
+            unchecked = "no energy is finite at the first states, so that a program can't be checked"
+            return _Compiled(chain.fingerprint, None, unsupported=("energy", unchecked))  # not remembered
+        if conditions:
+            return _Compiled(*known, unsupported=("conditions", "programs have none"))
+        reasons: list[tuple[str, str]] = []
+        made = candidates(self.own.original, self.own.module, key, x)
+        while True:
+            try:
+                candidate = next(made, None)
+                if candidate is None:
+                    return _Compiled(*known, unsupported=reasons[0])
+                if isinstance(candidate, Candidate):
+                    candidate.executor.refresh()
+                    agreement = check_program(candidate.executor, x, expected)
+                    return _Compiled(
+                        *known, candidate.captured, candidate.executor, candidate.fallback_reason, agreement=agreement
+                    )
+                error = candidate
+            except UnsupportedError as refused:
+                error = refused
+            except Exception as fault:  # a fault of the compiler must not stop an energy that autograd can differentiate
+                error = UnsupportedError("program", f"{type(fault).__name__}: {fault}")
+            reasons.append((error.node, error.reason))
 
 
-def _lanes_take(key: _ProgramKey) -> bool:
-    """Whether lane programs are for samples of this kind: float32 on the CPU, with the compiled operators.
-
-    They compute in float32 also where bfloat16 is allowed. Matrix units for bfloat16 are faster than that.
-    """
-    if key.device.type != "cpu" or key.dtype is not torch.float32:
-        return False
-    if select_backend("cpu", kernel="run_lanes") != "cpp":
-        return False
-    return key.compute_dtype is torch.float32 or (key.compute_dtype is torch.bfloat16 and not has_matrix_units())
+def _autocast_dtype(executor: Executor, key: ProgramKey) -> torch.dtype:
+    """That to which autocast has to be set for the energy's own code to compute as the program does."""
+    dtype = executor.dtype if isinstance(executor, LaneExecutor) else key.compute_dtype
+    return torch.float32 if dtype is torch.float64 else dtype
 
 
 def _weights_hash(compiled: _Compiled, chain: Chain) -> tuple[int, int] | None:
@@ -242,44 +268,6 @@ def _weights_hash(compiled: _Compiled, chain: Chain) -> tuple[int, int] | None:
     return None if others is None else (chain.weights, others)
 
 
-def _make_executor(captured: Program, key: _ProgramKey) -> tuple[Executor, str]:
-    """The executor of a captured program, and why it does not use the fused kernels, if it does not."""
-    machine = Machine.of(key.device, key.compute_dtype)
-    if key.dtype is not torch.float32 or key.compute_dtype not in (torch.float32, torch.bfloat16):
-        reason = f"fused kernels take float32 samples in float32 or bfloat16, not {key.dtype} in {key.compute_dtype}"
-    else:
-        try:
-            program = build_gradient_program(captured, replace(machine, strided_adjoint=1.0), WITHOUT_POLYPHASE)
-            lowered = lower(program, key.compute_dtype.itemsize)
-            return CompiledExecutor(program, lowered, key.compute_dtype, key.device), ""
-        except LoweringError as error:
-            reason = str(error)
-    return AtenExecutor(build_gradient_program(captured, machine), key.compute_dtype), reason
-
-
-def _check(executor: Executor, x: Tensor, expected: tuple[Tensor, Tensor]) -> None:
-    """Compare with autograd, in x's own dtype and then, if it is another one, in the executor's."""
-    if not all(part.isfinite().all() for part in expected):
-        raise UnsupportedError("check", "autograd's energies or gradients are not finite, so the program is unchecked")
-    if executor.dtype is not x.dtype and not isinstance(executor, LaneExecutor):
-        precise = AtenExecutor(executor.program, x.dtype)
-        precise.refresh()
-        _compare(precise(x), expected, TOLERANCE.get(x.dtype, LOW_PRECISION_TOLERANCE))
-    _compare(executor(x), expected, TOLERANCE.get(executor.dtype, LOW_PRECISION_TOLERANCE))
-
-
-def _compare(found: list[Tensor], expected: tuple[Tensor, Tensor], tolerance: float) -> None:
-    """Raise UnsupportedError if energies or gradients differ."""
-    for name, ours, theirs in zip(("energies", "gradients"), found, expected, strict=True):
-        ours, theirs = ours.double(), theirs.double()
-        size = theirs.norm() if name == "gradients" else max(1.0, float(theirs.abs().max()))
-        error = float((ours - theirs).norm() / size) if float(size) else float(ours.norm())
-        if not error <= tolerance:
-            raise UnsupportedError(
-                "check", f"its {name} differ from autograd's by {error:.2g}, more than {tolerance:g}"
-            )
-
-
 def _compute_dtype(x: Tensor, dtype: torch.dtype | None) -> torch.dtype:
     if x.dtype is torch.float64 or dtype is torch.float32:
         return x.dtype
@@ -287,11 +275,3 @@ def _compute_dtype(x: Tensor, dtype: torch.dtype | None) -> torch.dtype:
         return dtype
     device = x.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
-
-
-def _nearby_samples(x: Tensor) -> Tensor:
-    """Three samples near the first two of x. Chains often start at equal samples or at zero, where errors can hide."""
-    base = x.detach()[[0, min(1, x.shape[0] - 1), 0]].clone()
-    generator = torch.Generator().manual_seed(0)
-    noise = torch.randn(base.shape, generator=generator, dtype=torch.float64, device="cpu").to(base)
-    return base + 0.1 * noise

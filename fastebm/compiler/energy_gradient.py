@@ -2,22 +2,23 @@
 
 import functools
 import threading
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fastebm.compiler.compiled_gradient import Chain, CompiledGradient, UnsupportedError
-from fastebm.compiler.fingerprint import fingerprint
+from fastebm.compiler.fingerprint import covers, fingerprint
 from fastebm.compiler.frozen_weights import Evaluated, frozen_weights
-from fastebm.compiler.precision import autocast_to, without_autocast
-from fastebm.compiler.process_state import evaluating, exclusive
+from fastebm.compiler.own_code import Conditions, OwnCode, energy_dtype
+from fastebm.compiler.process_state import exclusive
 from fastebm.ops import CompiledLanes, CompiledProgram
 from fastebm.ops.backends import content_hash
 
-Energy = Callable[[Tensor], Tensor]
+Energy = Callable[..., Tensor]
 
 
 class _OfThread(threading.local):
@@ -35,6 +36,8 @@ class _ThreadState:
 
 
 ENGINES = ("auto", "autograd", "fused")
+# Calls at which samples are checked to be independent: the first one may be at states where a gradient is zero.
+CHECKED_CALLS = 2
 DTYPES = (None, torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -90,7 +93,6 @@ class EnergyGradient:
             raise ValueError(f"engine is {engine!r}; it must be one of {', '.join(map(repr, ENGINES))}")
         self.energy = energy
         self.dtype = dtype
-        self.name, self._module = _name_and_module(energy)
         self._asked = engine
         self._start()
 
@@ -99,8 +101,11 @@ class EnergyGradient:
         self._may_fall_back = self._asked == "auto"
         self.engine = "fused" if self._asked == "auto" else self._asked
         self.reason = "" if self.engine == "fused" else f"engine is {self._asked!r}"
-        self._compiled = CompiledGradient(self.energy, self._module, self.dtype)
-        self._checked = False
+        self.batch_invariant = False
+        self._own = OwnCode(self.energy)
+        self._compiled = CompiledGradient(self._own, self.dtype)
+        self._calls_to_check = CHECKED_CALLS
+        self._said: set[str] = set()
         self._of_thread = _OfThread()
         self._last: tuple[Any, int | None] = (None, None)
         self._evaluated: Evaluated = {}
@@ -111,30 +116,38 @@ class EnergyGradient:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.energy, self.dtype, self._asked = state["energy"], state["dtype"], state["engine"]
-        self.name, self._module = _name_and_module(self.energy)
         self._start()
 
-    def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    @property
+    def name(self) -> str:
+        """The energy's name, for messages."""
+        return self._own.name
+
+    def __call__(self, x: Tensor, conditions: Sequence[Tensor] = ()) -> tuple[Tensor, Tensor]:
         """Energies (B,), float32 (float64 for a float64 x), and the gradient, with x's shape and dtype; both detached.
 
-        x is (B, ...) and floating-point, and is not changed; an empty batch gives empty results. Raises TypeError for
-        another kind of x, ValueError if the energy is not one number per sample, and RuntimeError if it does not depend
-        on x or if samples influence each other.
+        x is (B, ...) and floating-point, and is not changed; an empty batch gives empty results. `conditions` are
+        tensors (B, ...) of any dtype, one row for each sample: `energy(x, *conditions)` is called.
+
+        Raises TypeError for another kind of x, ValueError if the energy is not one number per sample or conditions
+        don't have a row for each sample, and RuntimeError if the energy does not depend on x or if samples influence
+        each other.
         """
         if not isinstance(x, Tensor) or not x.is_floating_point():
             kind = x.dtype if isinstance(x, Tensor) else type(x).__name__
             raise TypeError(f"x is {kind}; it must be a floating-point tensor")
         if x.ndim == 0:
             raise ValueError("x has no dimensions; its first one must be the batch")
+        given = check_conditions(conditions, x.shape[0]) if conditions else ()
         if x.shape[0] == 0:
-            return x.new_empty(0, dtype=_energy_dtype(x)), torch.empty_like(x)
+            return x.new_empty(0, dtype=energy_dtype(x)), torch.empty_like(x)
         chain = self._of_thread.state.chain
         if chain is not None:
-            return self._evaluate(x, chain)
+            return self._evaluate(x, given, chain)
         with self.chain():
             begun = self._of_thread.state.chain
             assert begun is not None
-            return self._evaluate(x, begun)
+            return self._evaluate(x, given, begun)
 
     @contextmanager
     def chain(self) -> Iterator["EnergyGradient"]:
@@ -158,17 +171,19 @@ class EnergyGradient:
         if current[1] is None or current != self._last:
             self._evaluated = {}  # a new one, because another thread's chain may have begun with the old one
         self._last = current
-        frozen = nullcontext() if self._module is None else frozen_weights(self._module, self._evaluated)
+        module = self._own.module
+        frozen = nullcontext() if module is None else frozen_weights(module, self._evaluated)
         frozen.__enter__()
-        state.frozen, state.chain = frozen, Chain(*current)
+        state.frozen, state.chain = frozen, Chain(*current, covered=covers(self._own.energy, module))
 
     def _fingerprint_and_hash(self) -> tuple[Any, int | None]:
         """The energy's fingerprint and a hash of the module's weights, each None if it is unknown."""
         if self.engine == "autograd" and not self._compiled.has_programs():
             return None, None
-        tensors = [] if self._module is None else [*self._module.parameters(), *self._module.buffers()]
+        module = self._own.module
+        tensors = [] if module is None else [*module.parameters(), *module.buffers()]
         inference = any(tensor.is_inference() for tensor in tensors)
-        return fingerprint(self.energy, self._module), None if inference else content_hash(tensors)
+        return fingerprint(self._own.energy, module), None if inference else content_hash(tensors)
 
     def compiled_program(self, x: Tensor) -> CompiledProgram | CompiledLanes | None:
         """The fused program that ran on samples like x in this `chain()` block, None if something else ran.
@@ -193,82 +208,61 @@ class EnergyGradient:
     def _text(self, template: str) -> str:
         dtype = "dtype follows autocast" if self.dtype is None else str(self.dtype).removeprefix("torch.")
         text = template.format(engine=self.engine, name=self.name, dtype=dtype)
-        return f"{text}; not fused: {self.reason}" if self.engine == "autograd" else text
+        if self.engine == "autograd":
+            return f"{text}; not fused: {self.reason}"
+        return text
 
     def describe(self) -> str:
         """The `repr`, and a table of every program so far: operations, shapes, FLOPs, bytes and the roofline."""
         return "\n".join(filter(None, [repr(self), self._compiled.describe()]))
 
-    def _evaluate(self, x: Tensor, chain: Chain) -> tuple[Tensor, Tensor]:
-        if not self._checked:
-            self._check_independence(x)
-            self._checked = True
-        return self._by_autograd(x, self.dtype) if self._asked == "autograd" else self._by_program(x, chain)
+    def _evaluate(self, x: Tensor, conditions: Conditions, chain: Chain) -> tuple[Tensor, Tensor]:
+        if self._calls_to_check and x.shape[0] > 1:
+            self._own.check_independence(x, conditions, self.dtype)
+            self._calls_to_check -= 1
+        if self._asked == "autograd":
+            return self._own.by_autograd(x, conditions, self.dtype)
+        return self._by_program(x, conditions, chain)
 
-    def _by_program(self, x: Tensor, chain: Chain) -> tuple[Tensor, Tensor]:
+    def _by_program(self, x: Tensor, conditions: Conditions, chain: Chain) -> tuple[Tensor, Tensor]:
         try:
-            result = self._compiled(x, chain, self._in_full_precision)
+            result = self._compiled(x, conditions, chain)
         except UnsupportedError as error:
             if not self._may_fall_back:
                 raise RuntimeError(
                     f"engine is 'fused', but no fused program exists for {self.name}: {error}; "
                     "engines 'auto' and 'autograd' can run it by autograd"
                 ) from error
-            self.engine, self.reason = "autograd", str(error)
-            return self._by_autograd(x, self.dtype)
+            self.engine, self.reason, self.batch_invariant = "autograd", str(error), False
+            self._say(self.reason)
+            return self._own.by_autograd(x, conditions, self.dtype)
         self.engine, self.reason = "fused", ""
+        self.batch_invariant = self._compiled.compiled_program(x, chain) is not None
         return result
 
-    def _in_full_precision(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        return self._by_autograd(x, torch.float32)
+    def _say(self, reason: str) -> None:
+        """A fallback is said once for each reason."""
+        if reason not in self._said:
+            self._said.add(reason)
+            warnings.warn(
+                f"{self.name} runs by autograd instead of a fused program, which is slower, and its bits depend on the "
+                f"batch: {reason} (engine='autograd' asks for that without this warning)",
+                RuntimeWarning,
+                stacklevel=2,
+            )
 
-    def _by_autograd(self, x: Tensor, dtype: torch.dtype | None) -> tuple[Tensor, Tensor]:
-        with evaluating(), torch.inference_mode(False), torch.enable_grad():
-            x = _leaf(x)
-            energies = self._energies(x, dtype)
-            gradient = self._differentiate(energies, x)
-        return energies.detach().to(_energy_dtype(x)), gradient
 
-    def _energies(self, x: Tensor, dtype: torch.dtype | None) -> Tensor:
-        """The energies, attached to x and flattened to (B,)."""
-        with autocast_to(dtype, x.device.type):
-            energies = self.energy(x)
-        if not isinstance(energies, Tensor) or not energies.is_floating_point():
-            kind = energies.dtype if isinstance(energies, Tensor) else type(energies).__name__
-            raise TypeError(f"{self.name} returned {kind}; an energy must be a floating-point tensor")
-        if energies.ndim == 0 or energies.shape[0] != x.shape[0] or energies.numel() != x.shape[0]:
+def check_conditions(conditions: Any, count: int) -> Conditions:
+    """`conditions` as a tuple of tensors with `count` rows. Raises TypeError or ValueError for anything else."""
+    given = (conditions,) if isinstance(conditions, Tensor) else tuple(conditions)
+    for condition in given:
+        if not isinstance(condition, Tensor):
+            raise TypeError(f"conditions must be tensors, got {type(condition).__name__}")
+        if condition.ndim == 0 or condition.shape[0] != count:
             raise ValueError(
-                f"{self.name} returned shape {tuple(energies.shape)} for x of shape {tuple(x.shape)}; "
-                f"an energy must be one number per sample, ({x.shape[0]},)"
+                f"a condition has one row for each of {count} samples, got a tensor of shape {tuple(condition.shape)}"
             )
-        if not energies.requires_grad:
-            raise _no_dependence(self.name)
-        return energies.flatten()
-
-    def _differentiate(self, energies: Tensor, x: Tensor) -> Tensor:
-        """The gradient of the sum of `energies`; each backward operation runs in the dtype of its forward operation."""
-        with without_autocast(x.device.type):
-            (gradient,) = torch.autograd.grad(energies, x, torch.ones_like(energies), allow_unused=True)
-        if gradient is None:
-            raise _no_dependence(self.name)
-        return gradient
-
-    def _check_independence(self, x: Tensor) -> None:
-        """Raise RuntimeError if the first energy has a gradient with respect to any other sample."""
-        with evaluating(), torch.inference_mode(False), torch.enable_grad():
-            # Chains often start at equal samples or at zero, where a gradient may vanish by chance, so move them.
-            x = x.detach()
-            ramp = torch.linspace(0.25, 1.0, x[0].numel(), dtype=x.dtype, device=x.device).reshape(x[0].shape)
-            others = x[1:] if x.shape[0] > 1 else x
-            batch = _leaf(torch.cat([x[:1] + ramp / 2, others + ramp]))
-            gradient = self._differentiate(self._energies(batch, self.dtype)[0], batch)
-        # Not `!= 0`: for a sample outside the energy's domain, 0 * inf gives NaN in its own derivative.
-        if (gradient[1:].abs() > 0).any():
-            raise RuntimeError(
-                f"the energy that {self.name} gives a sample changes with the other samples of its batch, so chains "
-                "would influence each other. The likely cause is batch norm in train mode: either it has no running "
-                "statistics, or a function has a net in train mode in its closure (call net.eval(), or pass the net)"
-            )
+    return given
 
 
 def _leave(state: _ThreadState, *exception: Any) -> None:
@@ -279,29 +273,3 @@ def _leave(state: _ThreadState, *exception: Any) -> None:
             chain, state.chain = state.chain, None
             chain.close()
             state.frozen.__exit__(*exception)
-
-
-def _name_and_module(energy: Energy) -> tuple[str, nn.Module | None]:
-    """A name for messages, and the module whose weights and flags `energy` uses, if it can be found."""
-    while isinstance(energy, functools.partial):
-        energy = energy.func
-    owner = energy if isinstance(energy, nn.Module) else getattr(energy, "__self__", None)
-    if isinstance(owner, nn.Module):
-        return type(owner).__name__, owner
-    return getattr(energy, "__name__", type(energy).__name__), None
-
-
-def _leaf(x: Tensor) -> Tensor:
-    """x as a new leaf that requires a gradient; an inference tensor must be copied for that."""
-    return (x.clone() if x.is_inference() else x.detach()).requires_grad_()
-
-
-def _energy_dtype(x: Tensor) -> torch.dtype:
-    return torch.float64 if x.dtype is torch.float64 else torch.float32
-
-
-def _no_dependence(name: str) -> RuntimeError:
-    return RuntimeError(
-        f"the energies that {name} returned don't depend on x: autograd finds no gradient. "
-        "Does it detach x or run under no_grad?"
-    )

@@ -1,0 +1,142 @@
+"""How a program is compared with the energy's own code: before its first use, and at the start of every chain."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fastebm.compiler.candidates import Executor
+from fastebm.compiler.capture import UnsupportedError
+from fastebm.compiler.executor import AtenExecutor
+from fastebm.compiler.lanes import LaneExecutor
+from fastebm.compiler.own_code import Conditions, OwnCode
+
+__all__ = ["Agreement", "Reference", "check_program", "energies_agree", "gradient_agrees", "reference"]
+
+# The largest accepted difference from autograd, relative to the gradient: well above rounding, well below the error of
+# a wrong program. The largest seen is 1.1e-3 in float32, for a deep net of leaky ReLUs, where a pre-activation near
+# zero was rounded to the other side of the kink.
+TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-2}
+# In 16 bits, the error of autocast itself is the measure. This is added to twice of it, for energies that autocast
+# happens to compute without one.
+LOW_PRECISION_FLOOR = 1e-2
+# The largest accepted differences at the start of a later chain, if those of the first check were smaller: of energies,
+# relative to the largest one, and of gradients. What moves an energy by less than that between two chains is not seen.
+DRIFT = {torch.float64: 1e-9, torch.float32: 2e-4}
+LOW_PRECISION_DRIFT = 2e-2
+GRADIENT_DRIFT = 5.0
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What autograd finds at the states where a program is checked.
+
+    Attributes:
+        energies, gradient: in x's own dtype.
+        autocast: both in the program's 16-bit dtype, where it has one.
+    """
+
+    energies: Tensor
+    gradient: Tensor
+    autocast: tuple[Tensor, Tensor] | None = None
+
+
+def reference(own: OwnCode, x: Tensor, conditions: Conditions, compute_dtype: torch.dtype) -> Reference:
+    """Autograd's energies and gradient at x.
+
+    Raises UnsupportedError for an energy whose gradient no program can have: of code that is random, or whose backward
+    pass is written or changed by hand.
+    """
+    energies, gradient = own.by_autograd(x, conditions, torch.float32)
+    obstacle = own.obstacle(x, conditions, torch.float32)
+    if obstacle:
+        raise UnsupportedError("backward", obstacle)
+    once, again = (own.energies(x, conditions, torch.float32) for _ in range(2))
+    if not _close(once, again, 1e-6):
+        raise UnsupportedError("energy", "it is random: evaluated twice at the same states, it gives other energies")
+    low = compute_dtype in (torch.bfloat16, torch.float16) and compute_dtype is not x.dtype
+    autocast = own.by_autograd(x, conditions, compute_dtype) if low else None
+    return Reference(energies, gradient, autocast)
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How far a program was from autograd when it was checked: the largest error of an energy, and of the gradient.
+
+    The second one is relative. `scale` is that of the energies.
+    """
+
+    energy: float
+    scale: float
+    gradient: float
+
+
+def check_program(executor: Executor, x: Tensor, expected: Reference) -> Agreement:
+    """Raises UnsupportedError if the program's energies or gradient at x differ from autograd's.
+
+    A program of 16 bits may be twice as far from float32 as autocast is. It is compared in x's own dtype too.
+    """
+    theirs = (expected.energies, expected.gradient)
+    if expected.autocast is None or isinstance(executor, LaneExecutor):
+        return _compare(executor(x), theirs, [TOLERANCE.get(x.dtype, LOW_PRECISION_FLOOR)] * 2)
+    precise = AtenExecutor(executor.program, x.dtype)
+    precise.refresh()
+    _compare(precise(x), theirs, [TOLERANCE.get(x.dtype, LOW_PRECISION_FLOOR)] * 2)
+    allowed = [
+        2 * _error(name, ours, other) + LOW_PRECISION_FLOOR
+        for name, ours, other in zip(_NAMES, expected.autocast, theirs, strict=True)
+    ]
+    return _compare(executor(x), theirs, allowed)
+
+
+def energies_agree(found: Tensor, own: Tensor, compute_dtype: torch.dtype, before: Agreement) -> bool:
+    """Whether a program's energies are those of the energy's own code, up to rounding."""
+    drift = DRIFT.get(compute_dtype, LOW_PRECISION_DRIFT)
+    return _close(found, own, drift, before.scale, 4 * before.energy)
+
+
+def gradient_agrees(found: list[Tensor], own: tuple[Tensor, Tensor], compute_dtype: torch.dtype, before: Agreement) -> bool:
+    """Whether a program's energies and gradient are autograd's, up to rounding."""
+    drift = DRIFT.get(compute_dtype, LOW_PRECISION_DRIFT)
+    if not _close(found[0], own[0], drift, before.scale, 4 * before.energy):
+        return False
+    finite = own[1].isfinite()
+    error = _error("gradients", found[1].where(finite, 0), own[1].where(finite, 0))
+    return error <= max(GRADIENT_DRIFT * drift, 4 * before.gradient)
+
+
+_NAMES = ("energies", "gradients")
+
+
+def _close(ours: Tensor, theirs: Tensor, tolerance: float, scale: float = 0.0, allowed: float = 0.0) -> bool:
+    ours, theirs = ours.double(), theirs.double()
+    finite = theirs.isfinite()
+    if not torch.equal(ours.isfinite(), finite):
+        return False
+    if not finite.any():
+        return True
+    size = max(float(theirs[finite].abs().max()), scale)
+    return float((ours - theirs)[finite].abs().max()) <= max(tolerance * size, allowed)
+
+
+def _error(name: str, ours: Tensor, theirs: Tensor) -> float:
+    ours, theirs = ours.double(), theirs.double()
+    size = theirs.norm() if name == "gradients" else max(1.0, float(theirs.abs().max()))
+    return float((ours - theirs).norm() / size) if float(size) else float(ours.norm())
+
+
+def _compare(found: list[Tensor], expected: tuple[Tensor, Tensor], tolerances: list[float]) -> Agreement:
+    """At the samples where autograd's numbers are finite."""
+    finite = expected[0].isfinite() & expected[1].flatten(1).isfinite().all(1)
+    if not finite.all():
+        found, expected = [part[finite] for part in found], (expected[0][finite], expected[1][finite])
+    errors = [_error(name, *parts) for name, *parts in zip(_NAMES, found, expected, strict=True)]
+    for name, error, tolerance in zip(_NAMES, errors, tolerances, strict=True):
+        if not error <= tolerance:
+            raise UnsupportedError(
+                "check", f"its {name} differ from autograd's by {error:.2g}, more than {tolerance:.2g}"
+            )
+    theirs = expected[0].double()
+    return Agreement(float((found[0].double() - theirs).abs().max()), float(theirs.abs().max()), errors[1])
