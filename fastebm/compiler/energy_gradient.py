@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, nullco
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fastebm.compiler.compiled_gradient import Chain, CompiledGradient, UnsupportedError
 from fastebm.compiler.fingerprint import covers, fingerprint
@@ -181,7 +181,7 @@ class EnergyGradient:
         if self.engine == "autograd" and not self._compiled.has_programs():
             return None, None
         module = self._own.module
-        tensors = [] if module is None else [*module.parameters(), *module.buffers()]
+        tensors = [] if module is None else [*module.parameters(), *module.buffers(), *_plain_tensors(module)]
         inference = any(tensor.is_inference() for tensor in tensors)
         return fingerprint(self._own.energy, module), None if inference else content_hash(tensors)
 
@@ -250,6 +250,11 @@ class EnergyGradient:
                 RuntimeWarning,
                 stacklevel=2,
             )
+
+
+def _plain_tensors(module: nn.Module) -> list[Tensor]:
+    """Tensors that a module's parts keep as plain attributes."""
+    return [value for part in module.modules() for value in vars(part).values() if isinstance(value, Tensor)]
 
 
 def check_conditions(conditions: Any, count: int) -> Conditions:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +13,7 @@ from torch import Tensor, fx, nn
 from torch._decomp import core_aten_decompositions, decomposition_table
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from fastebm.compiler.capture import leaving_no_graph
+from fastebm.compiler.capture import tracing
 
 aten = torch.ops.aten
 
@@ -267,8 +266,7 @@ def trace(energy: Callable[[Tensor], Tensor], module: nn.Module | None, sample: 
     validated = torch.distributions.Distribution._validate_args
     torch.distributions.Distribution.set_default_validate_args(False)
     try:
-        with leaving_no_graph(), warnings.catch_warnings(), torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
-            warnings.simplefilter("ignore")
+        with tracing(module), sdpa_kernel(SDPBackend.MATH):
             exported = torch.export.export(_Holder(energy, module), (torch.zeros_like(sample),), strict=False)
             signature = exported.graph_signature
             if signature.buffers_to_mutate or signature.user_inputs_to_mutate:
