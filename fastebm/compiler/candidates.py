@@ -31,6 +31,7 @@ class ProgramKey:
     dtype: torch.dtype
     device: torch.device
     compute_dtype: torch.dtype
+    conditions: tuple[tuple[torch.Size, torch.dtype], ...] = ()
 
 
 @dataclass(frozen=True)

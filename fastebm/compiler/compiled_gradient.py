@@ -110,7 +110,7 @@ class CompiledGradient:
 
         Raises UnsupportedError with the node and the reason if the energy has no program.
         """
-        key = self._key(x)
+        key = self._key(x, conditions)
         with torch.inference_mode(False), torch.no_grad(), without_autocast(x.device.type):
             compiled = chain.programs.get(key) or self._acquire(key, x, conditions, chain)
             if compiled.executor is None:
@@ -137,9 +137,11 @@ class CompiledGradient:
                 texts.append(f"{text}\nruns on {f'PyTorch operations: {reason}' if reason else 'fused kernels'}")
         return "\n\n".join(texts)
 
-    def compiled_program(self, x: Tensor, chain: Chain) -> CompiledProgram | CompiledLanes | None:
+    def compiled_program(
+        self, x: Tensor, conditions: Conditions, chain: Chain
+    ) -> CompiledProgram | CompiledLanes | None:
         """The fused program that ran on samples like x in this chain, if one did."""
-        compiled = chain.programs.get(self._key(x))
+        compiled = chain.programs.get(self._key(x, conditions))
         executor = compiled.executor if compiled is not None else None
         return None if executor is None or isinstance(executor, AtenExecutor) else executor.compiled
 
@@ -147,8 +149,9 @@ class CompiledGradient:
         """Whether any kind of x has a program."""
         return any(compiled.executor is not None for compiled in list(self._programs.values()))
 
-    def _key(self, x: Tensor) -> ProgramKey:
-        return ProgramKey(x.shape[1:], x.dtype, x.device, _compute_dtype(x, self.dtype))
+    def _key(self, x: Tensor, conditions: Conditions) -> ProgramKey:
+        kinds = tuple((condition.shape[1:], condition.dtype) for condition in conditions)
+        return ProgramKey(x.shape[1:], x.dtype, x.device, _compute_dtype(x, self.dtype), kinds)
 
     def _acquire(self, key: ProgramKey, x: Tensor, conditions: Conditions, chain: Chain) -> _Compiled:
         """The program of `key` for `chain`, up to date with the energy and its weights."""

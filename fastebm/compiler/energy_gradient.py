@@ -138,7 +138,7 @@ class EnergyGradient:
             raise TypeError(f"x is {kind}; it must be a floating-point tensor")
         if x.ndim == 0:
             raise ValueError("x has no dimensions; its first one must be the batch")
-        given = check_conditions(conditions, x.shape[0]) if conditions else ()
+        given = as_conditions(conditions, x.shape[0]) if conditions else ()
         if x.shape[0] == 0:
             return x.new_empty(0, dtype=energy_dtype(x)), torch.empty_like(x)
         chain = self._of_thread.state.chain
@@ -185,7 +185,9 @@ class EnergyGradient:
         inference = any(tensor.is_inference() for tensor in tensors)
         return fingerprint(self._own.energy, module), None if inference else content_hash(tensors)
 
-    def compiled_program(self, x: Tensor) -> CompiledProgram | CompiledLanes | None:
+    def compiled_program(
+        self, x: Tensor, conditions: Sequence[Tensor] = ()
+    ) -> CompiledProgram | CompiledLanes | None:
         """The fused program that ran on samples like x in this `chain()` block, None if something else ran.
 
         Captured graphs, and whole chains in one call, run it themselves. During a chain it is one object, with its
@@ -194,7 +196,7 @@ class EnergyGradient:
         of, after calling `code(batch)`, which may enlarge it.
         """
         chain = self._of_thread.state.chain
-        return None if chain is None else self._compiled.compiled_program(x, chain)
+        return None if chain is None else self._compiled.compiled_program(x, tuple(conditions), chain)
 
     def __repr__(self) -> str:
         """The engine, the energy and the dtype; for autograd also the reason why nothing faster runs."""
@@ -237,7 +239,7 @@ class EnergyGradient:
             self._say(self.reason)
             return self._own.by_autograd(x, conditions, self.dtype)
         self.engine, self.reason = "fused", ""
-        self.batch_invariant = self._compiled.compiled_program(x, chain) is not None
+        self.batch_invariant = self._compiled.compiled_program(x, conditions, chain) is not None
         return result
 
     def _say(self, reason: str) -> None:
@@ -257,7 +259,7 @@ def _plain_tensors(module: nn.Module) -> list[Tensor]:
     return [value for part in module.modules() for value in vars(part).values() if isinstance(value, Tensor)]
 
 
-def check_conditions(conditions: Any, count: int) -> Conditions:
+def as_conditions(conditions: Any, count: int) -> Conditions:
     """`conditions` as a tuple of tensors with `count` rows. Raises TypeError or ValueError for anything else."""
     given = (conditions,) if isinstance(conditions, Tensor) else tuple(conditions)
     for condition in given:

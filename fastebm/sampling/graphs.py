@@ -80,7 +80,7 @@ class ChainGraphs(threading.local):
 
         Returns how many updates it did: all, or none if the gradient has no compiled program.
         """
-        program = gradient.compiled_program(state.x)
+        program = gradient.compiled_program(state.x, state.conditions)
         if not isinstance(program, CompiledProgram):
             return 0
         with torch.cuda.device(state.x.device):

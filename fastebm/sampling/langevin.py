@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from fastebm import rng
-from fastebm.compiler import EnergyGradient, energy_gradient
+from fastebm.compiler import EnergyGradient, as_conditions, energy_gradient
 from fastebm.ops import advance_chain, call_steps
 from fastebm.ops.langevin import Clamp, check_clamp, check_clip, check_mask, expand_clamp
 from fastebm.ops.memory import check_dense
@@ -135,6 +135,7 @@ class Langevin:
         mask: Tensor | None = None,
         known: Tensor | None = None,
         data_term: DataTerm | None = None,
+        conditions: Sequence[Tensor] = (),
     ) -> ChainState:
         """The state from which chains start.
 
@@ -151,6 +152,9 @@ class Langevin:
             data_term: `(target, weight)` or `(target, weight, hinge)`: adds `weight * (x - target)` to the (clipped)
                 gradient of the samples with `||x - target||**2 > hinge`; the weight is a number or a schedule, not
                 negative.
+            conditions: what the energy depends on besides x, such as labels, times or measurements: tensors `(B, ...)`
+                of any dtype on `x0`'s device, one row for each chain. The energy is called as `energy(x, *conditions)`.
+                One row serves all chains.
         """
         x0 = repeat_start(check_start(x0), num_chains, "num_chains")
         if isinstance(chain_ids, Tensor) and chain_ids.dim() and chain_ids.shape != x0.shape[:1]:
@@ -168,6 +172,7 @@ class Langevin:
             chain_ids=rng.make_chain_ids(chain_ids, x0.shape[0], device=device),
             schedule=table(self.step_size, self.noise_std, rows).to(device),
             step=start_step,
+            conditions=conditions_of(conditions, x0),
         )
         return self.constrain(state, mask, known, data_term, num_steps)
 
@@ -240,7 +245,7 @@ class Langevin:
         Outside of `with sampler.gradient.chain():` every call reads the weights anew.
         """
         check_steps(state.step, 1)
-        energy, gradient = self.gradient(state.x)
+        energy, gradient = self.gradient(state.x, state.conditions)
         x = torch.ops.fastebm.langevin_step(state.x, gradient, *self._arguments(state))
         if project is not None:
             x = _projected(project, x)
@@ -293,7 +298,7 @@ class Langevin:
         """The function that moves a state on in place, its key by `one`, and returns the energies before."""
 
         def update(state: ChainState) -> Tensor:
-            energies, gradient = self.gradient(state.x)
+            energies, gradient = self.gradient(state.x, state.conditions)
             torch.ops.fastebm.langevin_step_(state.x, gradient, *self._arguments(state))
             if project is not None:
                 state.x.copy_(_projected(project, state.x))
@@ -308,7 +313,7 @@ class Langevin:
         """Moves `state` on by blocks of updates, after `done` earlier ones. Returns how many it did: all, or none."""
         if state.x.is_cuda:
             return self._graphs.advance_(self.gradient, update, state, num_steps, observers, done)
-        program = self.gradient.compiled_program(state.x)
+        program = self.gradient.compiled_program(state.x, state.conditions)
         options = StepOptions(*self._arguments(state))
         at_once = 0 if program is None else call_steps(program, state.x, options)
         if program is None or not at_once:
@@ -360,13 +365,14 @@ class Langevin:
         mask: Tensor | None = None,
         known: Tensor | None = None,
         data_term: DataTerm | None = None,
+        conditions: Sequence[Tensor] = (),
         project: Projection | None = None,
         check: bool = True,
     ) -> Tensor:
         """Runs chains of `num_steps` updates from `x0` and returns the states at their ends, `(B, ...)` like `x0`.
 
         Args:
-            x0, seed, chain_ids, num_chains, start_step, mask, known, data_term: as in `init`.
+            x0, seed, chain_ids, num_chains, start_step, mask, known, data_term, conditions: as in `init`.
             num_steps: the number of updates, 0 or more; schedules stretch over it.
             thin: the distance in updates between kept states or calls.
             keep: "last"; or "trajectory" for the start and every `thin`-th state after it,
@@ -400,6 +406,7 @@ class Langevin:
             mask=mask,
             known=known,
             data_term=data_term,
+            conditions=conditions,
         )
         x = state.x
         frames = x.new_empty((1 + num_steps // thin, *x.shape)) if keep == "trajectory" else None
@@ -534,6 +541,20 @@ def _copied_bounds(clamp: Any) -> Any:
     if not isinstance(clamp, tuple | list):
         return clamp
     return tuple(b.detach().to("cpu", copy=True) if isinstance(b, Tensor) and not b.is_meta else b for b in clamp)
+
+
+def conditions_of(conditions: Any, x: Tensor) -> tuple[Tensor, ...]:
+    """`conditions` with a row for each chain of x. Raises TypeError or ValueError for those that don't fit."""
+    given = (conditions,) if isinstance(conditions, Tensor) else tuple(conditions)
+    repeated = [
+        each.expand(len(x), *each.shape[1:]) if isinstance(each, Tensor) and each.ndim and len(each) == 1 else each
+        for each in given
+    ]
+    for each in as_conditions(repeated, len(x)):
+        check_dense("a condition", each)
+        if each.device != x.device:
+            raise ValueError(f"a condition is on {each.device}, x0 on {x.device}")
+    return tuple(repeated)
 
 
 def expand_to(shape: torch.Size, name: str, value: Tensor, device: torch.device) -> Tensor:
