@@ -36,7 +36,8 @@ class _Compiled:
 
     `fingerprint` is the energy's when it was last checked, `structure` that at capture, `weights` a hash of the weights
     at the last refresh (None if unknown), `fallback_reason` says why the program runs on PyTorch's operations, if it
-    does, `chains` counts the chains that read its constants now, and `moves` those in a row that found it outdated.
+    does, `chains` counts the chains that read its constants now, `moves` those in a row that found it outdated, and
+    `of_one_chain` is set where a chain has constants of its own.
     """
 
     fingerprint: Any
@@ -49,6 +50,7 @@ class _Compiled:
     weights: tuple[int, int] | None = None
     chains: int = 0
     moves: int = 0
+    of_one_chain: bool = False
 
 
 class Chain:
@@ -156,15 +158,16 @@ class CompiledGradient:
     def _acquire(self, key: ProgramKey, x: Tensor, conditions: Conditions, chain: Chain) -> _Compiled:
         """The program of `key` for `chain`, up to date with the energy and its weights."""
         with exclusive(defer=False):
-            compiled = self._programs.pop(key, None)
+            compiled = found = self._programs.pop(key, None)
             if compiled is not None and compiled.executor is not None:
                 compiled = self._up_to_date(compiled, key, x, conditions, chain)
             elif compiled is None or compiled.structure != structure(self.own.energy, self.own.module):
                 compiled = self._compile(key, x, conditions, chain)
             while len(self._programs) >= MAX_PROGRAMS:
                 del self._programs[next(iter(self._programs))]
-            if compiled.structure is not None:
-                self._programs[key] = compiled  # last in order: the first one is the least recently used
+            kept = found if compiled.of_one_chain else compiled
+            if kept is not None and kept.structure is not None:
+                self._programs[key] = kept  # last in order: the first one is the least recently used
             compiled.chains += 1
             chain.programs[key] = compiled
             return compiled
@@ -196,7 +199,7 @@ class CompiledGradient:
             return compiled
         assert compiled.executor is not None
         if compiled.chains:
-            compiled = replace(compiled, executor=compiled.executor.with_own_weights(), chains=0)
+            compiled = replace(compiled, executor=compiled.executor.with_own_weights(), chains=0, of_one_chain=True)
             assert compiled.executor is not None
         compiled.weights = None  # unknown if this fails
         try:
@@ -231,7 +234,7 @@ class CompiledGradient:
             expected = reference(self.own, x, conditions, key.compute_dtype)
         except UnsupportedError as error:
             return _Compiled(*known, unsupported=(error.node, error.reason))
-        if not bool((expected.energies.isfinite() & expected.gradient.flatten(1).isfinite().all(1)).any()):
+        if not bool((expected.energies.isfinite() & expected.gradient.isfinite().reshape(x.shape[0], -1).all(1)).any()):
             unchecked = "no energy is finite at the first states, so that a program can't be checked"
             return _Compiled(chain.fingerprint, None, unsupported=("energy", unchecked))  # not remembered
         if conditions:
