@@ -5,10 +5,14 @@
 // are read and written once a call.
 #include "lanes_check.h"
 
+#include <array>
+#include <atomic>
+#include <cmath>
 #include <cstdlib>
-#include <vector>
+#include <utility>
 
 #include "../step_options.h"
+#include "langevin_check.h"
 #include "operator.h"
 
 namespace fastebm {
@@ -33,6 +37,24 @@ void check_readable(const Tensor& tensor, const char* name, ScalarType type) {
   STD_TORCH_CHECK(tensor.numel() == 0 || tensor.const_data_ptr() != nullptr, name, " has no memory");
 }
 
+// Work in a call below which other threads are not woken: waiting for one that another process keeps from its core costs more.
+constexpr double kAloneNanoseconds = 200e3;
+
+struct LaneJob {
+  LaneProgram program;
+  LaneKernels kernels;
+  int64_t batch, sample, width;
+  double cost;  // nanoseconds of a sample and step
+  const float* x;
+  float* x_out;
+  float* energies;  // (steps, batch)
+  float* gradient;
+  int64_t steps;
+  const StepOptions* options;
+  Key key;
+  const ChainIds* ids;
+};
+
 // Samples side by side: as many as keep the arena in the caches, and no more than fill the threads.
 int64_t width_for(const LaneProgram& program, int64_t batch, int64_t threads) {
   if (batch < 4) return 1;
@@ -44,74 +66,127 @@ int64_t width_for(const LaneProgram& program, int64_t batch, int64_t threads) {
   return width;
 }
 
-struct LaneJob {
-  LaneProgram program;
-  LaneKernels kernels;
-  int64_t batch, sample, width;
-  const float* x;
-  float* x_out;
-  float* energies;  // (steps, batch)
-  float* gradient;
-  int64_t steps;
-  const StepOptions* options;
-  Key key;
-  const ChainIds* ids;
-};
-
-void load_block(const LaneJob& job, float* arena, int64_t first) {
+// plane[e, lane] = from[sample of the lane, e]. Lanes beyond the batch repeat its last sample.
+template <class T>
+void load_plane(const LaneJob& job, const T* from, float* plane, int64_t first) {
+  constexpr int64_t kElements = 16;
   const int64_t count = std::min(job.width, job.batch - first);
-  for (int64_t e = 0; e < job.sample; ++e)
-    for (int64_t l = 0; l < job.width; ++l) arena[e * job.width + l] = job.x[(first + std::min(l, count - 1)) * job.sample + e];
-}
-
-void store_block(const LaneJob& job, const float* from, float* to, int64_t first) {
-  const int64_t count = std::min(job.width, job.batch - first);
-  for (int64_t l = 0; l < count; ++l)
-    for (int64_t e = 0; e < job.sample; ++e) to[(first + l) * job.sample + e] = from[e * job.width + l];
-}
-
-void run_block(const LaneJob& job, float* arena, float* extra, int64_t first) {
-  const int64_t width = job.width, count = std::min(width, job.batch - first);
-  load_block(job, arena, first);
-  const float* energy = arena + job.program.header->energy * width;
-  if (!job.options) {
-    job.kernels.run(job.program, arena, width);
-    for (int64_t l = 0; l < count; ++l) job.energies[first + l] = energy[l];
-    store_block(job, arena + job.program.header->gradient * width, job.gradient, first);
-    return;
+  for (int64_t begin = 0; begin < job.sample; begin += kElements) {
+    const int64_t end = std::min(job.sample, begin + kElements);
+    for (int64_t l = 0; l < job.width; ++l) {
+      const T* sample = from + (first + std::min(l, count - 1)) * job.sample;
+      for (int64_t e = begin; e < end; ++e) plane[e * job.width + l] = static_cast<float>(sample[e]);
+    }
   }
+}
+
+void store_plane(const LaneJob& job, const float* plane, float* to, int64_t first) {
+  constexpr int64_t kElements = 16;
+  const int64_t count = std::min(job.width, job.batch - first);
+  for (int64_t begin = 0; begin < job.sample; begin += kElements) {
+    const int64_t end = std::min(job.sample, begin + kElements);
+    for (int64_t l = 0; l < count; ++l)
+      for (int64_t e = begin; e < end; ++e) to[(first + l) * job.sample + e] = plane[e * job.width + l];
+  }
+}
+
+int64_t row_of(const Tensor& table, int64_t index) { return std::min(index, table.size(0) - 1); }
+
+// The tensors that an update reads for each number of a sample, in the order of their planes.
+std::array<const std::optional<Tensor>*, 5> planes_of(const StepOptions& o) {
+  return {&o.data_target, &o.lower_bounds, &o.upper_bounds, &o.mask, &o.known};
+}
+
+// The memory that a worker needs behind its arena, for updates.
+int64_t update_numbers(const LaneJob& job) {
+  if (!job.options) return 0;
+  int64_t planes = 0;
+  for (const auto* tensor : planes_of(*job.options)) planes += tensor->has_value();
+  return kUpdateRows * kMaxWidth + planes * job.sample * job.width;
+}
+
+// What stays the same for all updates of a block.
+LaneUpdate update_of_block(const LaneJob& job, float* memory, int64_t first) {
   const StepOptions& options = *job.options;
-  float *eta = extra, *sigma = extra + kMaxWidth, *noise = extra + 2 * kMaxWidth;
-  std::vector<int64_t> ids(width);
-  for (int64_t l = 0; l < width; ++l) ids[l] = (*job.ids)[first + std::min(l, count - 1)];
-  const auto* schedule = static_cast<const float*>(options.schedule.const_data_ptr());
-  const bool per_chain = options.schedule.dim() == 3;
+  const int64_t width = job.width, count = std::min(width, job.batch - first);
+  const auto rows = [&memory](int64_t number) { return std::exchange(memory, memory + number * kMaxWidth); };
   LaneUpdate update{};
   update.seed = job.key.seed;
-  update.ids = ids.data();
-  update.step_size = eta;
-  update.noise_std = sigma;
-  update.noise = noise;
+  auto* low = reinterpret_cast<uint32_t*>(rows(1));
+  auto* high = reinterpret_cast<uint32_t*>(rows(1));
+  for (int64_t l = 0; l < std::max(width, kLaneRow); ++l) {
+    const auto id = static_cast<uint64_t>((*job.ids)[first + std::min(l, count - 1)]);
+    low[l] = static_cast<uint32_t>(id);
+    high[l] = static_cast<uint32_t>(id >> 32);
+  }
+  update.ids_low = low;
+  update.ids_high = high;
+  update.step_size = rows(1);
+  update.noise_std = rows(1);
+  update.scale = rows(1);
+  update.weight = rows(1);
+  update.drift = rows(1);
+  update.noise = rows(4);
+  update.sums = rows(kFoldLevels);
   update.clamps = options.clamp_min || options.clamp_max;
   update.clamp_min = options.clamp_min ? static_cast<float>(*options.clamp_min) : -INFINITY;
   update.clamp_max = options.clamp_max ? static_cast<float>(*options.clamp_max) : INFINITY;
   update.clips = options.grad_clip.has_value();
-  update.grad_clip = update.clips ? static_cast<float>(*options.grad_clip) : 0.0f;
-  for (int64_t step = 0; step < job.steps; ++step) {
-    const int64_t row = std::min(job.key.index + step, options.schedule.size(0) - 1);
-    update.step = job.key.step + step;
-    update.noisy = false;
-    for (int64_t l = 0; l < width; ++l) {
-      const float* pair = schedule + (per_chain ? 2 * (row * job.batch + first + std::min(l, count - 1)) : 2 * row);
-      eta[l] = pair[0];
-      sigma[l] = pair[1];
-      update.noisy |= pair[1] != 0;
-    }
-    job.kernels.run(job.program, arena, width);
-    for (int64_t l = 0; l < count; ++l) job.energies[step * job.batch + first + l] = energy[l];
-    job.kernels.update(job.program, arena, width, update);
+  update.grad_clip = static_cast<float>(options.grad_clip.value_or(0));
+  update.clips_norm = options.grad_norm_clip.has_value();
+  update.grad_norm_clip = static_cast<float>(options.grad_norm_clip.value_or(0));
+  update.pulls = options.data_target.has_value();
+  update.data_term_hinge = static_cast<float>(options.data_term_hinge);
+  const float** planes[] = {&update.target, &update.lower, &update.upper, &update.mask, &update.known};
+  for (size_t i = 0; i < std::size(planes); ++i) {
+    const std::optional<Tensor>& tensor = *planes_of(options)[i];
+    if (!tensor) continue;
+    if (tensor->scalar_type() == ScalarType::Bool) load_plane(job, static_cast<const bool*>(tensor->const_data_ptr()), memory, first);
+    else load_plane(job, static_cast<const float*>(tensor->const_data_ptr()), memory, first);
+    *planes[i] = std::exchange(memory, memory + job.sample * width);
   }
-  store_block(job, arena, job.x_out, first);
+  return update;
+}
+
+// What changes with the step.
+void set_step(const LaneJob& job, LaneUpdate& update, int64_t step, int64_t first) {
+  const StepOptions& options = *job.options;
+  const int64_t count = std::min(job.width, job.batch - first), index = job.key.index + step;
+  const bool per_chain = options.schedule.dim() == 3;
+  const auto* schedule = static_cast<const float*>(options.schedule.const_data_ptr());
+  const int64_t row = row_of(options.schedule, index);
+  update.step = job.key.step + step;
+  update.noisy = false;
+  update.every_noisy = true;
+  for (int64_t l = 0; l < std::max(job.width, kLaneRow); ++l) {
+    const float* pair = schedule + 2 * (per_chain ? row * job.batch + first + std::min(l, count - 1) : row);
+    update.step_size[l] = pair[0];
+    update.noise_std[l] = pair[1];
+    update.noisy |= pair[1] != 0;
+    update.every_noisy &= pair[1] != 0;
+  }
+  if (const auto& weights = options.data_term_weight; weights && update.pulls)
+    update.data_term_weight = static_cast<const float*>(weights->const_data_ptr())[row_of(*weights, index)];
+}
+
+void run_block(const LaneJob& job, float* arena, float* memory, int64_t first) {
+  const int64_t count = std::min(job.width, job.batch - first);
+  load_plane(job, job.x, arena, first);
+  const float* energy = arena + job.program.header->energy * job.width;
+  if (!job.options) {
+    job.kernels.run(job.program, arena, job.width);
+    std::copy_n(energy, count, job.energies + first);
+    store_plane(job, arena + job.program.header->gradient * job.width, job.gradient, first);
+    return;
+  }
+  LaneUpdate update = update_of_block(job, memory, first);
+  for (int64_t step = 0; step < job.steps; ++step) {
+    set_step(job, update, step, first);
+    job.kernels.run(job.program, arena, job.width);
+    std::copy_n(energy, count, job.energies + step * job.batch + first);
+    job.kernels.update(job.program, arena, job.width, update);
+  }
+  store_plane(job, arena, job.x_out, first);
 }
 
 // Memory of all workers, not initialised: a checked program reads nothing that it didn't write.
@@ -132,17 +207,22 @@ class Arenas {
 
 void run_job(LaneJob job) {
   if (job.batch == 0) return;
-  const int64_t threads = torch::stable::get_num_threads();
+  const double work = static_cast<double>(job.batch) * static_cast<double>(job.options ? job.steps : 1) * job.cost;
+  const int64_t threads = work < kAloneNanoseconds ? 1 : torch::stable::get_num_threads();
   job.width = width_for(job.program, job.batch, threads);
   job.kernels = chosen_kernels();
   const int64_t blocks = (job.batch + job.width - 1) / job.width, workers = std::min(threads, blocks);
   const int64_t arena = (job.program.header->arena * job.width + kLaneScratch + 15) / 16 * 16;
-  const Arenas arenas(workers, arena + 6 * kMaxWidth);
-  torch::stable::parallel_for(0, workers, 1, [&](int64_t begin, int64_t end) {
+  const Arenas arenas(workers, arena + update_numbers(job));
+  // Workers take blocks as they come to them, so that one which is kept from its core holds up no others.
+  std::atomic<int64_t> next{0};
+  const auto work_as = [&](int64_t begin, int64_t end) {
     for (int64_t worker = begin; worker < end; ++worker)
-      for (int64_t block = worker; block < blocks; block += workers)
+      for (int64_t block; (block = next.fetch_add(1, std::memory_order_relaxed)) < blocks;)
         run_block(job, arenas[worker], arenas[worker] + arena, block * job.width);
-  });
+  };
+  if (workers == 1) work_as(0, 1);
+  else torch::stable::parallel_for(0, workers, 1, work_as);
 }
 
 struct ReadyLanes {
@@ -166,12 +246,15 @@ ReadyLanes ready(const Tensor& energies, const Tensor& x, const Tensor& code, co
   STD_TORCH_CHECK(constants.numel() == header.constants, "this program reads ", header.constants, " constants, got ",
                   constants.numel());
   job.program.constants = static_cast<const float*>(constants.const_data_ptr());
+  job.cost = made.checked->cost;
   job.batch = x.size(0);
   job.sample = header.sample;
   STD_TORCH_CHECK(job.batch == 0 || x.numel() / job.batch == job.sample, "this program is for samples of ", job.sample,
                   " numbers, got x with samples of ", job.batch == 0 ? 0 : x.numel() / job.batch);
   job.x = static_cast<const float*>(x.const_data_ptr());
   job.energies = static_cast<float*>(energies.mutable_data_ptr());
+  check_apart("energies", energies, "x", x);
+  check_apart("energies", energies, "constants", constants);
   return made;
 }
 
@@ -181,6 +264,9 @@ void run_lanes(Tensor energies, Tensor gradient, Tensor x, Tensor code, Tensor t
   ReadyLanes made = ready(energies, x, code, tables, constants);
   check_readable(gradient, "gradient", ScalarType::Float);
   STD_TORCH_CHECK(energies.numel() == made.job.batch && gradient.numel() == x.numel(), "energies or gradient don't fit x");
+  check_apart("gradient", gradient, "x", x);
+  check_apart("gradient", gradient, "energies", energies);
+  check_apart("gradient", gradient, "constants", constants);
   made.job.gradient = static_cast<float*>(gradient.mutable_data_ptr());
   run_job(made.job);
 }
@@ -190,14 +276,23 @@ void run_lane_chain(const StepOptions& options, Tensor energies, Tensor x, Tenso
   ReadyLanes made = ready(energies, x, code, tables, constants);
   LaneJob& job = made.job;
   STD_TORCH_CHECK(energies.dim() == 2 && energies.size(1) == job.batch, "energies must be (steps, batch)");
-  STD_TORCH_CHECK(!options.grad_norm_clip && !options.mask && !options.data_target,
-                  "lane chains have no norm clip, mask or data term");
-  check_readable(options.schedule, "schedule", ScalarType::Float);
-  const Tensor& schedule = options.schedule;
-  STD_TORCH_CHECK((schedule.dim() == 2 || (schedule.dim() == 3 && schedule.size(1) == job.batch)) && schedule.size(0) >= 1 &&
-                      schedule.size(schedule.dim() - 1) == 2,
-                  "the schedule must be (rows, 2) or (rows, batch, 2)");
+  check_step(options, x, x, x);
+  for (const auto* tensor : planes_of(options))
+    if (*tensor) STD_TORCH_CHECK((*tensor)->is_contiguous(), "the tensors of an update's options must be contiguous");
+  STD_TORCH_CHECK(!options.data_target || options.data_term_weight, "data_target and data_term_weight go together");
   STD_TORCH_CHECK(key.index >= 0, "the schedule index must not be negative, got ", key.index);
+  check_apart("x", x, "constants", constants);
+  check_apart("x", x, "key", options.key);
+  check_apart("x", x, "schedule", options.schedule);
+  check_apart("x", x, "chain_ids", options.chain_ids);
+  check_apart("energies", energies, "schedule", options.schedule);
+  check_apart("energies", energies, "chain_ids", options.chain_ids);
+  for (const auto* tensor : planes_of(options))
+    if (*tensor) {
+      check_apart("x", x, "an option", **tensor);
+      check_apart("energies", energies, "an option", **tensor);
+    }
+  if (options.data_term_weight) check_apart("x", x, "data_term_weight", *options.data_term_weight);
   job.x_out = static_cast<float*>(x.mutable_data_ptr());
   job.steps = energies.size(0);
   job.options = &options;

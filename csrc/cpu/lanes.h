@@ -86,16 +86,27 @@ constexpr int64_t kLanePanel = 16;
 // One worker's memory behind its arena: registers and partial sums.
 constexpr int64_t kLaneScratch = kMaxRegisters * kStrip + kMaxReductions * kPartials * kMaxWidth;
 
-// What an update of the chains in a block needs. `step_size` and `noise_std` are those of each lane.
+constexpr int64_t kLaneRow = 64;  // the elements of a single sample that are updated together
+// Squares are summed as langevin.cpp does: element e goes to the sum e % 1024, and these are added in halves.
+constexpr int64_t kFoldLanes = 1024, kFoldLevels = 11;
+
+// What an update of the chains in a block needs. Arrays (row) hold a number for each lane; a single sample has the same number
+// in all kLaneRow of them, because its elements take the lanes. Planes hold (sample, width) numbers; null: the option is off.
+
 struct LaneUpdate {
   int64_t seed, step;
-  const int64_t* ids;  // of the lanes
-  const float *step_size, *noise_std;
-  bool noisy;
-  float clamp_min, clamp_max, grad_clip;
-  bool clamps, clips;
-  float* noise;  // 4 x width
+  const uint32_t *ids_low, *ids_high;     // row
+  float *step_size, *noise_std;           // row
+  bool noisy, every_noisy;                // whether any chain, and whether every one, draws noise
+  bool clips, clips_norm, clamps, pulls;  // grad_clip, grad_norm_clip, clamp, data term
+  float grad_clip, grad_norm_clip, clamp_min, clamp_max, data_term_weight, data_term_hinge;
+  const float *target, *lower, *upper, *mask, *known;  // planes
+  float *scale, *weight;  // row: of the gradient by its norm, and of the data term
+  float *noise, *drift;   // 4 rows, a row
+  float* sums;            // kFoldLevels rows
 };
+// Rows of memory that an update takes, each of kMaxWidth numbers.
+constexpr int64_t kUpdateRows = 11 + kFoldLevels;
 
 using RunLanes = void (*)(const LaneProgram&, float* arena, int64_t width);
 using UpdateLanes = void (*)(const LaneProgram&, float* arena, int64_t width, const LaneUpdate&);

@@ -15,6 +15,7 @@ struct CheckedLanes {
   std::vector<int64_t> code;
   std::vector<int32_t> tables;
   LaneProgram program{};  // without constants
+  double cost = 0;        // nanoseconds that a sample and its update take one thread with AVX-512, about
 };
 
 // The program of a code and its tables, checked now or when the same ones were seen before. Throws with one line where it breaks

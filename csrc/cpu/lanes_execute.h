@@ -311,31 +311,54 @@ static FASTEBM_INLINE void product_outputs(const float* const* x, const float* w
   for (; lane < width; lane += FASTEBM_VECTOR) product_tile<outputs, 1>(x, weight, out, bias, first, depth, lane);
 }
 
-// One sample: vectors run over the columns of a panel.
-static void product_one(const LaneProgram& program, const LaneInstruction& instruction, float* arena) {
-  const float* weight = program.constants + instruction.weight;
+// One sample: vectors run over the columns of panels, several at a time, whose sums hide each other's latency.
+template <int panels>
+static FASTEBM_INLINE void product_panels(const LaneProgram& program, const LaneInstruction& instruction, float* arena,
+                                          const float* x, int64_t row, int64_t column) {
   constexpr int kPanelVectors = kLanePanel / FASTEBM_VECTOR;
+  const int64_t depth = instruction.depth, columns = least(panels * kLanePanel, instruction.columns - column);
+  const float* weight = program.constants + instruction.weight + column * depth;
+  const int32_t* table = instruction.k_table < 0 ? nullptr : program.tables + instruction.k_table;
+  float sums[panels * kLanePanel];
+  Vector total[panels][kPanelVectors];
+  for (int64_t c = 0; c < panels * kLanePanel; ++c)
+    sums[c] = instruction.bias < 0 || c >= columns ? 0.0f : program.constants[instruction.bias + column + c];
+#pragma GCC unroll 8
+  for (int p = 0; p < panels; ++p)
+#pragma GCC unroll 4
+    for (int v = 0; v < kPanelVectors; ++v) total[p][v] = load(sums + p * kLanePanel + v * FASTEBM_VECTOR);
+  for (int64_t k = 0; k < depth; ++k) {
+    const Vector value = spread(x[table ? table[k] : k]);
+#pragma GCC unroll 8
+    for (int p = 0; p < panels; ++p)
+#pragma GCC unroll 4
+      for (int v = 0; v < kPanelVectors; ++v)
+        total[p][v] = fused_vector(load(weight + (p * depth + k) * kLanePanel + v * FASTEBM_VECTOR), value, total[p][v]);
+  }
+#pragma GCC unroll 8
+  for (int p = 0; p < panels; ++p)
+#pragma GCC unroll 4
+    for (int v = 0; v < kPanelVectors; ++v) store(sums + p * kLanePanel + v * FASTEBM_VECTOR, total[p][v]);
+  for (int64_t c = 0; c < columns; ++c)
+    arena[instruction.target + address(program, instruction.target_row_table, row) +
+          address(program, instruction.target_column_table, column + c)] = sums[c];
+}
+
+static void product_one(const LaneProgram& program, const LaneInstruction& instruction, float* arena) {
+#if FASTEBM_VECTOR == 16
+  constexpr int kPanels = 8;
+#elif FASTEBM_VECTOR == 8
+  constexpr int kPanels = 4;
+#else
+  constexpr int kPanels = 2;
+#endif
   for (int64_t row = 0; row < instruction.rows; ++row) {
     const float* x = arena + instruction.source + address(program, instruction.row_table, row);
-    for (int64_t column = 0; column < instruction.columns; column += kLanePanel) {
-      const float* panel = weight + column * instruction.depth;
-      const int64_t columns = least(kLanePanel, instruction.columns - column);
-      float sums[kLanePanel];
-      Vector total[kPanelVectors];
-      for (int64_t c = 0; c < kLanePanel; ++c)
-        sums[c] = instruction.bias < 0 || c >= columns ? 0.0f : program.constants[instruction.bias + column + c];
-      for (int v = 0; v < kPanelVectors; ++v) total[v] = load(sums + v * FASTEBM_VECTOR);
-      for (int64_t k = 0; k < instruction.depth; ++k) {
-        const Vector value = spread(x[address(program, instruction.k_table, k)]);
-#pragma GCC unroll 4
-        for (int v = 0; v < kPanelVectors; ++v)
-          total[v] = fused_vector(load(panel + k * kLanePanel + v * FASTEBM_VECTOR), value, total[v]);
-      }
-      for (int v = 0; v < kPanelVectors; ++v) store(sums + v * FASTEBM_VECTOR, total[v]);
-      for (int64_t c = 0; c < columns; ++c)
-        arena[instruction.target + address(program, instruction.target_row_table, row) +
-              address(program, instruction.target_column_table, column + c)] = sums[c];
-    }
+    int64_t column = 0;
+    for (; column + (kPanels - 1) * kLanePanel < instruction.columns; column += kPanels * kLanePanel)
+      product_panels<kPanels>(program, instruction, arena, x, row, column);
+    for (; column < instruction.columns; column += kLanePanel)
+      product_panels<1>(program, instruction, arena, x, row, column);
   }
 }
 
@@ -444,57 +467,143 @@ static void run(const LaneProgram& program, float* arena, int64_t width) {
 
 // ---- the update
 
-static FASTEBM_INLINE void normals_of(float* out, const uint32_t (*bits)[16], int64_t width) {
-  for (int i = 0; i < 16; ++i) {
-    normal_pair(bits[0][i], bits[1][i], out[i], out[width + i]);
-    normal_pair(bits[2][i], bits[3][i], out[2 * width + i], out[3 * width + i]);
-  }
-}
-
-// Four normals for each of 16 chains: elements 4 * quad to 4 * quad + 3. out is (4, width).
-static FASTEBM_INLINE void draw_lanes(float* out, uint32_t quad, const LaneUpdate& update, int64_t lane, int64_t width) {
-  alignas(64) uint32_t bits[4][16];
+// Bits of Philox for 16 counters; word w of counter i is bits[w][i]. `quads` are the first words, `low` and `high` the ids.
 #if FASTEBM_VECTOR == 16
+template <int groups>
+static FASTEBM_INLINE void draw_bits(uint32_t (*bits)[4][16], const __m512i* quads, const __m512i* low, const __m512i* high,
+                                     const LaneUpdate& update) {
+  // Each 64-bit lane holds a counter in its lower half: even counters in one register, odd ones in the other.
   const __m512i multiplier0 = _mm512_set1_epi64(0xD2511F53u), multiplier1 = _mm512_set1_epi64(0xCD9E8D57u);
-  __m512i c0[2], c1[2], c2[2], c3[2];
-  for (int odd = 0; odd < 2; ++odd) {
-    alignas(64) uint64_t low[8], high[8];
-    for (int i = 0; i < 8; ++i) {
-      const uint64_t id = static_cast<uint64_t>(update.ids[lane + 2 * i + odd]);
-      low[i] = id & 0xffffffffu;
-      high[i] = id >> 32;
+  constexpr int count = 2 * groups;
+  __m512i c0[count], c1[count], c2[count], c3[count];
+#pragma GCC unroll 4
+  for (int g = 0; g < groups; ++g)
+#pragma GCC unroll 2
+    for (int odd = 0; odd < 2; ++odd) {
+      const int i = 2 * g + odd;
+      c0[i] = odd ? _mm512_srli_epi64(quads[g], 32) : quads[g];
+      c1[i] = _mm512_set1_epi32(static_cast<int32_t>(static_cast<uint32_t>(update.step)));
+      c2[i] = odd ? _mm512_srli_epi64(low[g], 32) : low[g];
+      c3[i] = odd ? _mm512_srli_epi64(high[g], 32) : high[g];
     }
-    c0[odd] = _mm512_set1_epi64(quad);
-    c1[odd] = _mm512_set1_epi64(static_cast<uint32_t>(update.step));
-    c2[odd] = _mm512_load_si512(low);
-    c3[odd] = _mm512_load_si512(high);
-  }
   uint32_t k0 = static_cast<uint32_t>(update.seed), k1 = static_cast<uint32_t>(static_cast<uint64_t>(update.seed) >> 32);
 #pragma GCC unroll 10
   for (int round = 0; round < 10; ++round) {
     const __m512i key0 = _mm512_set1_epi64(k0), key1 = _mm512_set1_epi64(k1);
-#pragma GCC unroll 2
-    for (int odd = 0; odd < 2; ++odd) {
-      const __m512i product0 = _mm512_mul_epu32(c0[odd], multiplier0), product1 = _mm512_mul_epu32(c2[odd], multiplier1);
-      c0[odd] = _mm512_ternarylogic_epi64(_mm512_srli_epi64(product1, 32), c1[odd], key0, 0x96);
-      c1[odd] = product1;
-      c2[odd] = _mm512_ternarylogic_epi64(_mm512_srli_epi64(product0, 32), c3[odd], key1, 0x96);
-      c3[odd] = product0;
+#pragma GCC unroll 4
+    for (int i = 0; i < count; ++i) {
+      const __m512i product0 = _mm512_mul_epu32(c0[i], multiplier0), product1 = _mm512_mul_epu32(c2[i], multiplier1);
+      c0[i] = _mm512_ternarylogic_epi64(_mm512_srli_epi64(product1, 32), c1[i], key0, 0x96);
+      c1[i] = product1;
+      c2[i] = _mm512_ternarylogic_epi64(_mm512_srli_epi64(product0, 32), c3[i], key1, 0x96);
+      c3[i] = product0;
     }
     k0 += 0x9E3779B9u;
     k1 += 0xBB67AE85u;
   }
-  const __m512i* words[4] = {c0, c1, c2, c3};
 #pragma GCC unroll 4
-  for (int word = 0; word < 4; ++word)
-    _mm512_store_si512(bits[word], _mm512_mask_shuffle_epi32(words[word][0], 0xAAAA, words[word][1], _MM_PERM_CDAB));
+  for (int g = 0; g < groups; ++g) {
+    const __m512i* words[4] = {c0 + 2 * g, c1 + 2 * g, c2 + 2 * g, c3 + 2 * g};
+#pragma GCC unroll 4
+    for (int word = 0; word < 4; ++word)
+      _mm512_store_si512(bits[g][word], _mm512_mask_shuffle_epi32(words[word][0], 0xAAAA, words[word][1], _MM_PERM_CDAB));
+  }
+}
+#elif FASTEBM_VECTOR == 8
+template <int groups>
+static FASTEBM_INLINE void draw_bits(uint32_t (*bits)[4][16], const __m256i* quads, const __m256i* low, const __m256i* high,
+                                     const LaneUpdate& update) {
+  const __m256i multiplier0 = _mm256_set1_epi64x(0xD2511F53u), multiplier1 = _mm256_set1_epi64x(0xCD9E8D57u);
+  for (int part = 0; part < 2 * groups; ++part) {
+    __m256i c0[2], c1[2], c2[2], c3[2];
+    for (int odd = 0; odd < 2; ++odd) {
+      c0[odd] = odd ? _mm256_srli_epi64(quads[part], 32) : quads[part];
+      c1[odd] = _mm256_set1_epi32(static_cast<int32_t>(static_cast<uint32_t>(update.step)));
+      c2[odd] = odd ? _mm256_srli_epi64(low[part], 32) : low[part];
+      c3[odd] = odd ? _mm256_srli_epi64(high[part], 32) : high[part];
+    }
+    uint32_t k0 = static_cast<uint32_t>(update.seed), k1 = static_cast<uint32_t>(static_cast<uint64_t>(update.seed) >> 32);
+    for (int round = 0; round < 10; ++round) {
+      const __m256i key0 = _mm256_set1_epi64x(k0), key1 = _mm256_set1_epi64x(k1);
+      for (int odd = 0; odd < 2; ++odd) {
+        const __m256i product0 = _mm256_mul_epu32(c0[odd], multiplier0), product1 = _mm256_mul_epu32(c2[odd], multiplier1);
+        c0[odd] = _mm256_xor_si256(_mm256_xor_si256(_mm256_srli_epi64(product1, 32), key0), c1[odd]);
+        c1[odd] = product1;
+        c2[odd] = _mm256_xor_si256(_mm256_xor_si256(_mm256_srli_epi64(product0, 32), key1), c3[odd]);
+        c3[odd] = product0;
+      }
+      k0 += 0x9E3779B9u;
+      k1 += 0xBB67AE85u;
+    }
+    const __m256i* words[4] = {c0, c1, c2, c3};
+    for (int word = 0; word < 4; ++word)
+      _mm256_store_si256(reinterpret_cast<__m256i*>(bits[part / 2][word] + part % 2 * 8),
+                         _mm256_blend_epi32(words[word][0], _mm256_slli_epi64(words[word][1], 32), 0xAA));
+  }
+}
+#endif
+
+// Bits of 16 x groups counters, whose first words are quad + stride * i.
+template <int groups>
+static FASTEBM_INLINE void draw_group(uint32_t (*bits)[4][16], uint32_t quad, uint32_t stride, int64_t lane,
+                                      const LaneUpdate& update) {
+#if FASTEBM_VECTOR >= 8
+  alignas(64) uint32_t first[16 * groups];
+  for (int i = 0; i < 16 * groups; ++i) first[i] = quad + stride * static_cast<uint32_t>(i);
+#if FASTEBM_VECTOR == 16
+  __m512i quads[groups], low[groups], high[groups];
+  for (int g = 0; g < groups; ++g) {
+    quads[g] = _mm512_load_si512(first + 16 * g);
+    low[g] = _mm512_loadu_si512(update.ids_low + lane + 16 * g);
+    high[g] = _mm512_loadu_si512(update.ids_high + lane + 16 * g);
+  }
 #else
-  for (int i = 0; i < 16; ++i) {
-    const Quad drawn = philox(quad, noise_address(update.seed, update.step, update.ids[lane + i], 0));
-    for (int word = 0; word < 4; ++word) bits[word][i] = drawn.lane[word];
+  __m256i quads[2 * groups], low[2 * groups], high[2 * groups];
+  for (int g = 0; g < 2 * groups; ++g) {
+    quads[g] = _mm256_load_si256(reinterpret_cast<const __m256i*>(first + 8 * g));
+    low[g] = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(update.ids_low + lane + 8 * g));
+    high[g] = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(update.ids_high + lane + 8 * g));
   }
 #endif
-  normals_of(out + lane, bits, width);
+  draw_bits<groups>(bits, quads, low, high, update);
+#else
+  for (int i = 0; i < 16 * groups; ++i) {
+    const NoiseAddress at{static_cast<uint32_t>(update.seed), static_cast<uint32_t>(static_cast<uint64_t>(update.seed) >> 32),
+                          static_cast<uint32_t>(update.step), update.ids_low[lane + i], update.ids_high[lane + i]};
+    const Quad drawn = philox(quad + stride * static_cast<uint32_t>(i), at);
+    for (int word = 0; word < 4; ++word) bits[i / 16][word][i % 16] = drawn.lane[word];
+  }
+#endif
+}
+
+static FASTEBM_INLINE void pairs_of(float* __restrict first, float* __restrict second, const uint32_t* __restrict radius,
+                                    const uint32_t* __restrict angle) {
+#pragma GCC ivdep
+  for (int i = 0; i < 16; ++i) normal_pair(radius[i], angle[i], first[i], second[i]);
+}
+
+// Normals for `count` <= 4 elements from 4 * quad on of 16 x groups chains. out is (4, width).
+template <int groups>
+static FASTEBM_INLINE void draw_lanes(float* out, uint32_t quad, int64_t count, const LaneUpdate& update, int64_t lane,
+                                      int64_t width) {
+  alignas(64) uint32_t bits[groups][4][16];
+  draw_group<groups>(bits, quad, 0, lane, update);
+  for (int g = 0; g < groups; ++g) {
+    float* to = out + lane + 16 * g;
+    pairs_of(to, to + width, bits[g][0], bits[g][1]);
+    if (count > 2) pairs_of(to + 2 * width, to + 3 * width, bits[g][2], bits[g][3]);
+  }
+}
+
+// Normals for the 64 elements from 4 * quad on of a single chain.
+static FASTEBM_INLINE void draw_elements(float* out, uint32_t quad, const LaneUpdate& update) {
+  alignas(64) uint32_t bits[1][4][16];
+  alignas(64) float drawn[4][16];
+  draw_group<1>(bits, quad, 1, 0, update);
+  pairs_of(drawn[0], drawn[1], bits[0][0], bits[0][1]);
+  pairs_of(drawn[2], drawn[3], bits[0][2], bits[0][3]);
+  for (int i = 0; i < 16; ++i)
+    for (int k = 0; k < 4; ++k) out[4 * i + k] = drawn[k][i];
 }
 
 static FASTEBM_INLINE float bounded_by(float value, float low, float high) {
@@ -502,43 +611,139 @@ static FASTEBM_INLINE float bounded_by(float value, float low, float high) {
   return value > high ? high : value;
 }
 
+// The sum of the squares of each lane's numbers, or of their distances from `other`, in the first row of update.sums: the sums
+// e % kFoldLanes of langevin.cpp are leaves of a tree, which is walked from the left with one row for each level.
+static void sum_squares(const float* values, const float* other, int64_t sample, int64_t width, const LaneUpdate& update) {
+  int64_t leaves = 1, level_of = 0;
+  while (leaves < sample && leaves < kFoldLanes) leaves *= 2, ++level_of;
+  float* rows = update.sums;
+  int64_t filled = 0;
+  for (int64_t leaf = 0; leaf < leaves; ++leaf) {
+    int64_t first = 0;  // the leaf's number with its bits in reverse
+    for (int64_t b = 0; b < level_of; ++b) first |= (leaf >> b & 1) << (level_of - 1 - b);
+    float* __restrict sum = rows + filled++ * width;
+    for (int64_t l = 0; l < width; ++l) sum[l] = 0.0f;
+    for (int64_t e = first; e < sample; e += kFoldLanes) {
+      const float* __restrict a = values + e * width;
+      if (other) {
+        const float* __restrict b = other + e * width;
+        for (int64_t l = 0; l < width; ++l) {
+          const float d = a[l] - b[l];
+          sum[l] = fused(d, d, sum[l]);
+        }
+      } else {
+        for (int64_t l = 0; l < width; ++l) sum[l] = fused(a[l], a[l], sum[l]);
+      }
+    }
+    for (int64_t done = leaf + 1; done % 2 == 0; done /= 2) {
+      float* __restrict left = rows + (filled - 2) * width;
+      const float* __restrict right = rows + (filled - 1) * width;
+      for (int64_t l = 0; l < width; ++l) left[l] += right[l];
+      --filled;
+    }
+  }
+}
+
+// The scale of each chain's gradient and the weight of its data term.
+static void chain_factors(const float* x, const float* gradient, int64_t sample, int64_t width, const LaneUpdate& update) {
+  const int64_t row = width == 1 ? kLaneRow : width;
+  if (update.clips_norm) {
+    sum_squares(gradient, nullptr, sample, width, update);
+    for (int64_t l = 0; l < width; ++l) {
+      const float norm = rounded_sqrt(update.sums[l]);
+      update.scale[l] = norm > update.grad_norm_clip ? update.grad_norm_clip / norm : 1.0f;
+    }
+    if (width == 1)
+      for (int64_t l = 1; l < row; ++l) update.scale[l] = update.scale[0];
+  }
+  if (!update.pulls) return;
+  const bool hinged = update.data_term_hinge > 0;
+  if (hinged) sum_squares(x, update.target, sample, width, update);
+  for (int64_t l = 0; l < row; ++l)
+    update.weight[l] = hinged && !(update.sums[width == 1 ? 0 : l] > update.data_term_hinge) ? 0.0f : update.data_term_weight;
+}
+
+// The gradient of n numbers from place `at` on, clipped, plus that of the data term.
+static FASTEBM_INLINE const float* drift_of(const float* g, const float* x, int64_t at, int64_t n, const LaneUpdate& update) {
+  float* drift = update.drift;
+  if (update.clips) {
+    const float limit = update.grad_clip;
+#pragma GCC ivdep
+    for (int64_t l = 0; l < n; ++l) drift[l] = bounded_by(g[l], -limit, limit);
+    g = drift;
+  }
+  if (update.clips_norm) {
+#pragma GCC ivdep
+    for (int64_t l = 0; l < n; ++l) drift[l] = g[l] * update.scale[l];
+    g = drift;
+  }
+  if (update.pulls) {
+    const float *target = update.target + at, *weight = update.weight;
+#pragma GCC ivdep
+    for (int64_t l = 0; l < n; ++l) {
+      const float pulled = fused(weight[l], x[l] - target[l], g[l]);
+      drift[l] = weight[l] != 0 ? pulled : g[l];
+    }
+    g = drift;
+  }
+  return g;
+}
+
+static FASTEBM_INLINE void bound(float* __restrict x, int64_t at, int64_t n, const LaneUpdate& update) {
+  if (update.clamps)
+    for (int64_t l = 0; l < n; ++l) x[l] = bounded_by(x[l], update.clamp_min, update.clamp_max);
+  if (update.lower) {
+    const float* __restrict low = update.lower + at;
+    for (int64_t l = 0; l < n; ++l) x[l] = x[l] < low[l] ? low[l] : x[l];
+  }
+  if (update.upper) {
+    const float* __restrict high = update.upper + at;
+    for (int64_t l = 0; l < n; ++l) x[l] = x[l] > high[l] ? high[l] : x[l];
+  }
+  if (update.mask) {
+    const float *__restrict mask = update.mask + at, *__restrict known = update.known + at;
+    for (int64_t l = 0; l < n; ++l) x[l] = mask[l] != 0 ? known[l] : x[l];
+  }
+}
+
 static void update(const LaneProgram& program, float* arena, int64_t width, const LaneUpdate& update) {
   const int64_t sample = program.header->sample;
   const float* gradient = arena + program.header->gradient * width;
-  float* noise = update.noise;
-  for (int64_t e = 0; e < sample; e += 4) {
+  const bool plain = !update.clips && !update.clips_norm && !update.pulls;
+  if (update.clips_norm || update.pulls) chain_factors(arena, gradient, sample, width, update);
+  // A row is one element of all chains, or kLaneRow elements of one chain.
+  const int64_t row = width == 1 ? kLaneRow : width, step = width == 1 ? kLaneRow : 4, rows = width == 1 ? 1 : 4;
+  for (int64_t e = 0; e < sample; e += step) {
     if (update.noisy) {
+      const auto quad = static_cast<uint32_t>(e / 4);
       if (width == 1) {
-        const Quad drawn = philox(static_cast<uint32_t>(e / 4), noise_address(update.seed, update.step, update.ids[0], 0));
-        normal_pair(drawn.lane[0], drawn.lane[1], noise[0], noise[1]);
-        normal_pair(drawn.lane[2], drawn.lane[3], noise[2], noise[3]);
+        draw_elements(update.noise, quad, update);
       } else {
-        for (int64_t lane = 0; lane < width; lane += 16) draw_lanes(noise, static_cast<uint32_t>(e / 4), update, lane, width);
+        const int64_t count = least(4, sample - e);
+        int64_t lane = 0;
+        for (; lane + 32 <= width; lane += 32) draw_lanes<2>(update.noise, quad, count, update, lane, width);
+        if (lane < width) draw_lanes<1>(update.noise, quad, count, update, lane, width);
       }
     }
-    for (int64_t i = 0; i < least(4, sample - e); ++i) {
-      float* __restrict x = arena + (e + i) * width;
-      const float* __restrict g = gradient + (e + i) * width;
-      const float *__restrict eta = update.step_size, *__restrict sigma = update.noise_std, *__restrict xi = noise + i * width;
-      const float limit = update.grad_clip;
-      if (update.clips) {
-        if (update.noisy)
-          for (int64_t l = 0; l < width; ++l) {
-            const float moved = fused(-eta[l], bounded_by(g[l], -limit, limit), x[l]), noisy = fused(sigma[l], xi[l], moved);
-            x[l] = sigma[l] != 0 ? noisy : moved;
-          }
-        else
-          for (int64_t l = 0; l < width; ++l) x[l] = fused(-eta[l], bounded_by(g[l], -limit, limit), x[l]);
+    for (int64_t r = 0; r < rows && e + r < sample; ++r) {
+      const int64_t at = (e + r) * width, n = least(row, sample * width - at);
+      float* __restrict x = arena + at;
+      const float* g = plain ? gradient + at : drift_of(gradient + at, x, at, n, update);
+      const float *__restrict eta = update.step_size, *__restrict sigma = update.noise_std, *__restrict xi = update.noise + r * row;
+      if (update.every_noisy) {
+#pragma GCC ivdep
+        for (int64_t l = 0; l < n; ++l) x[l] = fused(sigma[l], xi[l], fused(-eta[l], g[l], x[l]));
       } else if (update.noisy) {
-        for (int64_t l = 0; l < width; ++l) {
+#pragma GCC ivdep
+        for (int64_t l = 0; l < n; ++l) {
           const float moved = fused(-eta[l], g[l], x[l]), noisy = fused(sigma[l], xi[l], moved);
           x[l] = sigma[l] != 0 ? noisy : moved;
         }
       } else {
-        for (int64_t l = 0; l < width; ++l) x[l] = fused(-eta[l], g[l], x[l]);
+#pragma GCC ivdep
+        for (int64_t l = 0; l < n; ++l) x[l] = fused(-eta[l], g[l], x[l]);
       }
-      if (update.clamps)
-        for (int64_t l = 0; l < width; ++l) x[l] = bounded_by(x[l], update.clamp_min, update.clamp_max);
+      bound(x, at, n, update);
     }
   }
 }

@@ -48,10 +48,10 @@ def prefer_fused_chain(x: Tensor) -> bool:
     )
 
 
-def call_steps(program: CompiledProgram | CompiledLanes, x: Tensor, options: StepOptions) -> int:
+def call_steps(program: CompiledProgram | CompiledLanes, x: Tensor) -> int:
     """How many updates of chains x one call should make; 0 where single updates are as fast, or it can't make any."""
     if isinstance(program, CompiledLanes):
-        return program.call_steps(x, options)
+        return program.call_steps(x)
     return CALL_STEPS if program.takes(x) and prefer_fused_chain(x) else 0
 
 

@@ -28,6 +28,7 @@ from torch import Tensor
 from .backends import launch, refuse_autograd, register, select_backend
 from .langevin import check as check_update
 from .langevin import reference_langevin_step
+from .memory import share_memory, without_aliasing
 from .options import StepOptions
 
 __all__ = [
@@ -367,9 +368,9 @@ class CompiledLanes:
         """Energies (B,) and the gradient, like x; x is contiguous and float32."""
         return torch.ops.fastebm.run_lanes(x, self._code, self._tables, self.constants)
 
-    def call_steps(self, x: Tensor, options: StepOptions) -> int:
+    def call_steps(self, x: Tensor) -> int:
         """How many updates of chains x one call of `advance` should make; 0 where it can't make any."""
-        possible = x.is_cpu and x.is_contiguous() and x.dtype == torch.float32 and chain_takes(options)
+        possible = x.is_cpu and x.is_contiguous() and x.dtype == torch.float32
         return CALL_STEPS if possible and select_backend("cpu", kernel="run_lane_chain") == "cpp" else 0
 
     def advance(self, x: Tensor, num_steps: int, options: StepOptions) -> Tensor:
@@ -426,12 +427,6 @@ def _fake_run_lane_chain(
     return x.new_empty(num_steps, x.shape[0])
 
 
-def chain_takes(options: StepOptions) -> bool:
-    """Whether `run_lane_chain` knows the options: all but the norm clip, bounds of entries, masks and data terms."""
-    unknown = (options.grad_norm_clip, options.lower_bounds, options.upper_bounds, options.mask, options.data_target)
-    return all(option is None for option in unknown)
-
-
 @register("run_lane_chain", fake=_fake_run_lane_chain)
 def _run_lane_chain(
     x: Tensor, code: Tensor, tables: Tensor, constants: Tensor, num_steps: int, *arguments: Any
@@ -439,17 +434,22 @@ def _run_lane_chain(
     options = StepOptions(*arguments)
     check("run_lane_chain", x, code, tables, constants)
     check_update("run_lane_chain", x, x, options)
-    if not chain_takes(options):
-        raise ValueError("run_lane_chain has no norm clip, mask or data term; run_lanes and langevin_step_ have")
     if num_steps < 0:
         raise ValueError(f"num_steps must not be negative, got {num_steps}")
+    if not options.key.is_contiguous():
+        raise ValueError(f"key is written in place and must be contiguous, got strides {options.key.stride()}")
     energies = x.new_empty(num_steps, x.shape[0])
     if x.numel() == 0:
         options.key[1:].add_(num_steps)
         return energies
-    schedule, key, chain_ids, *rest = options
+    # Kernels write x and the key while they still read the other tensors, which therefore must not share their memory.
+    if share_memory(x, options.key):
+        raise ValueError("x and key are both written in place, but share memory")
+    read = (code, tables, constants, *options[:1], *options[2:3], *options[7:-1])
+    apart = without_aliasing(read, x, options.key)
+    schedule, chain_ids, *sides = (None if each is None else each.contiguous() for each in apart[3:])
     run = reference_run_lane_chain if x.dtype == torch.float64 else functools.partial(launch, "run_lane_chain")
-    run(energies, x, code, tables, constants, schedule.contiguous(), key, chain_ids.contiguous(), *rest)
+    run(energies, x, *apart[:3], schedule, options.key, chain_ids, *options[3:7], *sides, options.data_term_hinge)
     return energies
 
 

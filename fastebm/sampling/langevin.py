@@ -18,7 +18,6 @@ from fastebm.compiler import EnergyGradient, as_conditions, energy_gradient
 from fastebm.ops import advance_chain, call_steps
 from fastebm.ops.langevin import Clamp, check_clamp, check_clip, check_mask, expand_clamp
 from fastebm.ops.memory import check_dense
-from fastebm.ops.options import StepOptions
 from fastebm.sampling.graphs import ChainGraphs, Update
 from fastebm.sampling.observers import Observer, all_deferrable, checking_finite, progress_bar, trajectory_recorder
 from fastebm.sampling.schedules import Constant, Schedule, as_schedule, evaluate, table
@@ -314,10 +313,10 @@ class Langevin:
         if state.x.is_cuda:
             return self._graphs.advance_(self.gradient, update, state, num_steps, observers, done)
         program = self.gradient.compiled_program(state.x, state.conditions)
-        options = StepOptions(*self._arguments(state))
-        at_once = 0 if program is None else call_steps(program, state.x, options)
+        at_once = 0 if program is None else call_steps(program, state.x)
         if program is None or not at_once:
             return 0
+        options = self._arguments(state)
         for first in range(0, num_steps, at_once):
             block = min(at_once, num_steps - first)
             energies = advance_chain(state.x, program, block, *options)

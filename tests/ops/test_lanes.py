@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,6 +27,7 @@ from fastebm.ops.lanes import (
     Space,
     pack_matrix,
 )
+from fastebm.ops.options import StepOptions
 
 try:
     from fastebm import _C
@@ -221,10 +223,11 @@ def test_bits_do_not_depend_on_the_batch_the_threads_or_the_instruction_set(vari
         parts = [run(made, x[first : first + size].contiguous(), constants) for first in range(0, len(x), size)]
         assert torch.equal(torch.cat([part[0] for part in parts]), all_)
         assert torch.equal(torch.cat([part[1] for part in parts]), gradient)
+    many = x.repeat(20, 1)  # enough work for several threads
     try:
         for count in (1, 2, 3):
             torch.set_num_threads(count)
-            assert torch.equal(run(made, x, constants)[1], gradient)
+            assert torch.equal(run(made, many, constants)[1], gradient.repeat(20, 1))
     finally:
         torch.set_num_threads(threads)
     _C.set_variant("baseline")
@@ -243,55 +246,158 @@ def test_samples_do_not_touch_one_another(variant: str) -> None:
     assert torch.equal(run(made, x, constants)[1], good[1])
 
 
-def chain_options(batch: int, rows: int, per_chain: bool, **more: float) -> dict[str, object]:
+OPTIONS = {
+    "plain": (),
+    "clamp": ("clamp",),
+    "grad_clip": ("grad_clip",),
+    "grad_norm_clip": ("grad_norm_clip",),
+    "bounds": ("bounds",),
+    "mask": ("mask",),
+    "data term": ("target",),
+    "hinge": ("target", "hinge"),
+    "all": ("clamp", "grad_norm_clip", "bounds", "mask", "target", "hinge"),
+    "all with grad_clip": ("clamp", "grad_clip", "bounds", "mask", "target"),
+}
+
+
+def chain_options(x: Tensor, rows: int, per_chain: bool, *used: str) -> StepOptions:
+    """Options of chains x. Each of them changes some of the chains, or some of their entries, and leaves others."""
     generator = torch.Generator().manual_seed(2)
+    batch = x.shape[0]
     shape = (rows, batch, 2) if per_chain else (rows, 2)
     schedule = 0.1 * torch.rand(shape, generator=generator)
     if per_chain:
         schedule[:, ::3, 1] = 0  # chains without noise beside others
-    none = dict.fromkeys(
-        ("clamp_min", "clamp_max", "grad_clip", "grad_norm_clip", "mask", "known", "data_target", "data_term_weight")
+
+    def near(scale: float) -> Tensor:
+        return x + scale * torch.randn(x.shape, generator=generator)
+
+    low, high = near(0.3) - 0.3, near(0.3) + 0.3
+    low[:, ::2] = math.nan
+    target = near(0.2)
+    target[::2] += 2
+    return StepOptions(
+        schedule,
+        rng.make_key(7, 3),
+        rng.make_chain_ids(2**40 + 5, batch),
+        -0.5 if "clamp" in used else None,
+        0.7 if "clamp" in used else None,
+        0.2 if "grad_clip" in used else None,
+        1.5 if "grad_norm_clip" in used else None,
+        low if "bounds" in used else None,
+        high if "bounds" in used else None,
+        torch.rand(x.shape, generator=generator) < 0.3 if "mask" in used else None,
+        near(1.0) if "mask" in used else None,
+        target if "target" in used else None,
+        torch.tensor([0.3, 0.0, 0.7]) if "target" in used else None,
+        0.5 * x[0].numel() if "hinge" in used else 0.0,
     )
-    return {
-        "schedule": schedule,
-        "key": rng.make_key(7, 3),
-        "chain_ids": rng.make_chain_ids(2**40 + 5, batch),
-        **none,
-        "data_term_hinge": 0.0,
-        **more,
-    }
 
 
-@pytest.mark.parametrize(
-    "more", [{}, {"clamp_min": -0.5, "clamp_max": 0.7}, {"grad_clip": 0.2}], ids=["plain", "clamp", "clip"]
-)
+def one_by_one(x: Tensor, code: tuple[Tensor, Tensor], constants: Tensor, options: StepOptions, steps: int) -> Any:
+    """States and energies of a chain by `run_lanes` and `langevin_step_` in turn; the key moves on."""
+    x, energies = x.clone(), []
+    for _ in range(steps):
+        energy, gradient = torch.ops.fastebm.run_lanes(x, *code, constants)
+        torch.ops.fastebm.langevin_step_(x, gradient, *options)
+        energies.append(energy)
+        options.key[1:] += 1
+    return x, torch.stack(energies)
+
+
+@pytest.mark.parametrize("used", OPTIONS.values(), ids=OPTIONS.keys())
 @pytest.mark.parametrize("per_chain", [False, True], ids=["one schedule", "a schedule each"])
-def test_a_chain_is_one_update_after_the_other(variant: str, more: dict[str, float], per_chain: bool) -> None:
+def test_a_chain_is_one_update_after_the_other(variant: str, used: tuple[str, ...], per_chain: bool) -> None:
     made, constants = mixed()
     code = made.encoded()
-    for batch in (1, 5, 40):
-        x, options = samples(batch), chain_options(batch, 4, per_chain, **more)
-        expected, energies = x.clone(), []
-        key = options["key"].clone()
-        for _ in range(6):
-            energy, gradient = torch.ops.fastebm.run_lanes(expected, *code, constants)
-            torch.ops.fastebm.langevin_step_(expected, gradient, *(options | {"key": key}).values())
-            energies.append(energy)
-            key[1:] += 1
-        whole = torch.ops.fastebm.run_lane_chain(x, *code, constants, 6, *options.values())
+    for batch in (1, 2, 5, 40, 150):
+        x = samples(batch)
+        options = chain_options(x, 4, per_chain, *used)
+        expected, energies = one_by_one(x, code, constants, options._replace(key=options.key.clone()), 6)
+        whole = torch.ops.fastebm.run_lane_chain(x, *code, constants, 6, *options)
         assert torch.equal(x, expected)
-        assert torch.equal(whole, torch.stack(energies))
-        assert torch.equal(options["key"], key)
+        assert torch.equal(whole, energies)
+        assert options.key.tolist() == [7, 9, 6]
+
+
+def quadratic(sample: int) -> LaneProgram:
+    """E(x) = |x|^2 / 2, whose gradient is a copy of x."""
+    read = (Operand(Space.ARENA, np.arange(sample)),)
+    square = Micro(Op.MULTIPLY_NUMBER, 1, 0, number=0.5), Micro(Op.MULTIPLY, 1, 1, 0), Micro(Op.COPY, 2, 0)
+    kept = (Output(Reduction.SUM, 1, places(2 * sample)), Output(Reduction.STORE, 2, sample + np.arange(sample)))
+    return program([Map(1, sample, read, square, kept)], sample, 2 * sample + 1, 2 * sample, sample)
+
+
+@pytest.mark.parametrize("sample", [1, 2, 3, 63, 64, 65, 1024, 1500, 3000])
+def test_chains_of_all_sizes_are_one_update_after_the_other(variant: str, sample: int) -> None:
+    """Norms are summed in the order of `langevin_step_`; a single chain takes its elements side by side."""
+    code, constants = quadratic(sample).encoded(), torch.zeros(1)
+    for batch in (1, 3, 20, 70):
+        x = samples(batch, sample)
+        options = chain_options(x, 4, True, "grad_norm_clip", "target", "hinge", "bounds", "mask")
+        options = options._replace(grad_norm_clip=0.9 * sample**0.5)
+        expected, energies = one_by_one(x, code, constants, options._replace(key=options.key.clone()), 3)
+        assert torch.equal(torch.ops.fastebm.run_lane_chain(x, *code, constants, 3, *options), energies)
+        assert torch.equal(x, expected)
+
+
+def test_bits_of_chains_do_not_depend_on_the_batch_the_threads_or_the_instruction_set(variant: str) -> None:
+    made, constants = mixed()
+    code, start, threads = made.encoded(), samples(333), torch.get_num_threads()
+    whole = chain_options(start, 4, True, *OPTIONS["all"])
+
+    def chains(first: int, last: int) -> Tensor:
+        part = [None if each is None else each[first:last].clone() for each in whole[7:12]]
+        schedule, ids = whole.schedule[:, first:last].contiguous(), whole.chain_ids + first
+        options = StepOptions(schedule, whole.key.clone(), ids, *whole[3:7], *part, *whole[12:])
+        x = start[first:last].clone()
+        torch.ops.fastebm.run_lane_chain(x, *code, constants, 70, *options)
+        return x
+
+    all_ = chains(0, 333)
+    assert all_.isfinite().all()
+    for size in (1, 2, 5, 16, 31, 64, 200):
+        parts = [chains(first, min(first + size, 333)) for first in range(0, 333, size)]
+        assert torch.equal(torch.cat(parts), all_)
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            assert torch.equal(chains(0, 333), all_)
+    finally:
+        torch.set_num_threads(threads)
+    _C.set_variant("baseline")
+    assert torch.equal(chains(0, 333), all_)
+
+
+def test_chains_write_over_nothing_that_they_read() -> None:
+    """Options that are views of x or of the key act as their values before the call; x that is the key is refused."""
+    made, constants = mixed()
+    code, x = made.encoded(), samples(5)
+    options = chain_options(x, 4, False, "bounds", "mask", "target")._replace(
+        data_target=x, known=x, chain_ids=torch.tensor([3])
+    )
+    apart = options._replace(data_target=x.clone(), known=x.clone(), key=options.key.clone())
+    expected, energies = one_by_one(x, code, constants, apart, 6)
+    found = torch.ops.fastebm.run_lane_chain(x, *code, constants, 6, *options)
+    assert torch.equal(x, expected)
+    assert torch.equal(found, energies)
+    both = torch.zeros(3, dtype=torch.int64)
+    with pytest.raises(ValueError, match="share memory"):
+        torch.ops.fastebm.run_lane_chain(
+            both.view(torch.float32).view(1, 6),
+            *code,
+            constants,
+            1,
+            *chain_options(samples(1), 4, False)._replace(key=both),
+        )
 
 
 def test_opcheck() -> None:
     made, constants = mixed()
     code = made.encoded()
     torch.library.opcheck(torch.ops.fastebm.run_lanes.default, (samples(5), *code, constants))
-    options = chain_options(5, 2, False)
-    torch.library.opcheck(
-        torch.ops.fastebm.run_lane_chain.default, (samples(5), *code, constants, 2, *options.values())
-    )
+    options = chain_options(samples(5), 2, False, *OPTIONS["all"])
+    torch.library.opcheck(torch.ops.fastebm.run_lane_chain.default, (samples(5), *code, constants, 2, *options))
 
 
 def test_wrong_programs_are_refused() -> None:

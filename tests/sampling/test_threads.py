@@ -479,8 +479,8 @@ def test_derivatives_run_on_the_backend_of_their_operator(monkeypatch):
 
 
 def test_thousands_of_batch_sizes_are_bounded():
-    gradient = energy_gradient(nn.Sequential(nn.Linear(3, 8), nn.SiLU(), nn.Linear(8, 1)), engine="fused")
-    x = torch.randn(2000, 3)
+    gradient = energy_gradient(nn.Sequential(nn.Flatten(), nn.Linear(3, 8), nn.SiLU(), nn.Linear(8, 1)), engine="fused")
+    x = torch.randn(2000, 3, 1, 1)
     with gradient.chain():
         for batch in range(1, 2001, 2):
             gradient(x[:batch])
