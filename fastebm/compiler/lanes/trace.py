@@ -1,230 +1,35 @@
-"""Traces the energy and the gradient of one sample as a graph of core ATen operations."""
+"""Traces the energy of one sample and its gradient as a graph of core ATen operations.
+
+Autograd itself runs while the graph is recorded. So the gradient is what autograd gives, whatever the energy does:
+`detach`, `no_grad`, custom backward functions, gradient hooks, checkpoints, gradients within the energy.
+"""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
+import linecache
+import random
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import Tensor, fx, nn
-from torch._decomp import core_aten_decompositions, decomposition_table
+from torch import SymInt, Tensor, fx, nn
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
 from fastebm.compiler.capture import tracing
 
+from .decompositions import DECOMPOSITIONS
+
 aten = torch.ops.aten
 
-_ALSO = (
-    aten._softmax.default,
-    aten._log_softmax.default,
-    aten._softmax_backward_data.default,
-    aten._log_softmax_backward_data.default,
-    aten.native_layer_norm_backward.default,
-    aten.native_group_norm_backward.default,
-    aten.linalg_vector_norm.default,
-    aten.gelu.default,
-    aten.gelu_backward.default,
-    aten.addmm.default,
-    aten.embedding.default,
-    aten.index_select.default,
-    aten.elu.default,
-    aten.elu_backward.default,
-)
 
-
-def _pair_differences(a: Tensor, b: Tensor) -> Tensor:
-    return a.unsqueeze(-2) - b.unsqueeze(-3)
-
-
-def _cdist_forward(a: Tensor, b: Tensor, p: float, compute_mode: int | None) -> Tensor:
-    if p != 2.0:
-        return NotImplemented
-    return _pair_differences(a, b).square().sum(-1).sqrt()
-
-
-def _cdist_backward(grad: Tensor, a: Tensor, b: Tensor, p: float, distances: Tensor) -> Tensor:
-    if p != 2.0:
-        return NotImplemented
-    scale = torch.where(distances == 0, 0.0, grad / distances)
-    return (scale.unsqueeze(-1) * _pair_differences(a, b)).sum(-2)
-
-
-def _var_mean(
-    x: Tensor, dim: Any = None, *, correction: float | None = None, keepdim: bool = False
-) -> tuple[Tensor, Tensor]:
-    dims = list(range(x.ndim)) if dim is None or dim == [] else list(dim)
-    count = math.prod(x.shape[d] for d in dims)
-    mean = x.sum(dims, keepdim=True) / count
-    correction = 1 if correction is None else correction
-    variance = (x - mean).square().sum(dims, keepdim=keepdim) / max(count - correction, 0)
-    return variance, mean if keepdim else mean.reshape(variance.shape)
-
-
-def _var(x: Tensor, dim: Any = None, *, correction: float | None = None, keepdim: bool = False) -> Tensor:
-    return _var_mean(x, dim, correction=correction, keepdim=keepdim)[0]
-
-
-def _mean(x: Tensor, dim: Any = None, keepdim: bool = False, *, dtype: torch.dtype | None = None) -> Tensor:
-    dims = list(range(x.ndim)) if dim is None or dim == [] else list(dim)
-    return x.sum(dims, keepdim=keepdim, dtype=dtype) / math.prod(x.shape[d] for d in dims)
-
-
-def _standardized(x: Tensor, dims: list[int], eps: float) -> tuple[Tensor, Tensor, Tensor]:
-    variance, mean = _var_mean(x, dims, correction=0, keepdim=True)
-    scale = (variance + eps).rsqrt()
-    return (x - mean) * scale, mean, scale
-
-
-def _layer_norm(
-    x: Tensor, shape: list[int], weight: Tensor | None, bias: Tensor | None, eps: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    y, mean, scale = _standardized(x, list(range(-len(shape), 0)), eps)
-    y = y if weight is None else y * weight
-    return (y if bias is None else y + bias), mean, scale
-
-
-def _group_norm(
-    x: Tensor, weight: Tensor | None, bias: Tensor | None, n: int, channels: int, pixels: int, groups: int, eps: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    y, mean, scale = _standardized(x.reshape(n, groups, channels // groups * pixels), [2], eps)
-    y = y.reshape(x.shape)
-    per_channel = (1, channels, *[1] * (x.ndim - 2))
-    y = y if weight is None else y * weight.reshape(per_channel)
-    y = y if bias is None else y + bias.reshape(per_channel)
-    return y, mean.reshape(n, groups), scale.reshape(n, groups)
-
-
-def _batch_norm(
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    mean: Tensor | None,
-    variance: Tensor | None,
-    training: bool,
-    momentum: float,
-    eps: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    shape = (1, x.shape[1], *[1] * (x.ndim - 2))
-    if training:
-        y, saved, scale = _standardized(x, [d for d in range(x.ndim) if d != 1], eps)
-    else:
-        assert mean is not None
-        assert variance is not None
-        saved, scale = mean.reshape(shape), (variance + eps).rsqrt().reshape(shape)
-        y = (x - saved) * scale
-    y = y if weight is None else y * weight.reshape(shape)
-    y = y if bias is None else y + bias.reshape(shape)
-    return y, saved.reshape(-1), scale.reshape(-1)
-
-
-def _batch_norm_backward(
-    grad: Tensor,
-    x: Tensor,
-    weight: Tensor | None,
-    mean: Tensor | None,
-    variance: Tensor | None,
-    saved: Tensor | None,
-    saved_scale: Tensor | None,
-    training: bool,
-    eps: float,
-    mask: list[bool],
-) -> tuple[Tensor, None, None]:
-    shape = (1, x.shape[1], *[1] * (x.ndim - 2))
-    grad = grad if weight is None else grad * weight.reshape(shape)
-    if not training:
-        assert variance is not None
-        return grad * (variance + eps).rsqrt().reshape(shape), None, None
-    dims = [d for d in range(x.ndim) if d != 1]
-    y, _, scale = _standardized(x, dims, eps)
-    return (grad - _mean(grad, dims, True) - y * _mean(grad * y, dims, True)) * scale, None, None
-
-
-def _adaptive_average(length: int, out: int, like: Tensor) -> Tensor:
-    eye = torch.eye(length, dtype=like.dtype, device=like.device)
-    parts = [
-        eye[i * length // out : -((-(i + 1) * length) // out)].sum(0)
-        / (-((-(i + 1) * length) // out) - i * length // out)
-        for i in range(out)
-    ]
-    return torch.stack(parts)
-
-
-def _adaptive_avg_pool2d(x: Tensor, size: list[int]) -> Tensor:
-    for axis in (0, 1):
-        matrix = _adaptive_average(x.shape[-2 + axis], size[axis], x)
-        x = (x.transpose(-2 + axis, -1) @ matrix.T).transpose(-2 + axis, -1)
-    return x
-
-
-def _adaptive_avg_pool2d_backward(grad: Tensor, x: Tensor) -> Tensor:
-    for axis in (0, 1):
-        matrix = _adaptive_average(x.shape[-2 + axis], grad.shape[-2 + axis], x)
-        grad = (grad.transpose(-2 + axis, -1) @ matrix).transpose(-2 + axis, -1)
-    return grad
-
-
-def _solve_triangular(a: Tensor, b: Tensor, *, upper: bool, left: bool = True, unitriangular: bool = False) -> Tensor:
-    """By the inverse, which is evaluated once a chain."""
-    if a.shape[-1] != a.shape[-2] or (a.ndim > 2 and a.shape[:-2].numel() > 1):
-        return NotImplemented
-    matrix = a.reshape(a.shape[-2:])
-    eye = torch.eye(matrix.shape[0], dtype=a.dtype, device=a.device)
-    inverse = torch.triangular_solve(eye, matrix, upper=upper, unitriangular=unitriangular)[0]
-    return inverse @ b if left else b @ inverse
-
-
-def _resizing(length: int, out: int, mode: str, align: bool, scale: float | None, like: Tensor) -> Tensor:
-    """The matrix (out, length) of an interpolation along one axis."""
-    eye = torch.eye(length, dtype=like.dtype, device=like.device).unsqueeze(0)
-    if mode == "bicubic":
-        wide = F.interpolate(
-            eye.unsqueeze(2).expand(1, length, 1, length), (1, out), mode="bicubic", align_corners=align
-        )
-        return wide[0, :, 0].T
-    return F.interpolate(eye, out, mode=mode, align_corners=align)[0].T
-
-
-def _upsample(mode: str) -> tuple[Callable[..., Tensor], Callable[..., Tensor]]:
-    def matrices(like: Tensor, sizes: Any, out: Any, align: bool) -> list[Tensor]:
-        return [_resizing(n, o, mode, align, None, like) for n, o in zip(sizes, out, strict=True)]
-
-    def forward(x: Tensor, size: Any, align: bool, *scales: Any) -> Tensor:
-        if any(scales) and any(round(n * s) != o for n, o, s in zip(x.shape[2:], size, scales, strict=True) if s):
-            return NotImplemented
-        for axis, matrix in enumerate(matrices(x, x.shape[2:], size, align)):
-            x = (x.transpose(axis + 2, -1) @ matrix.T).transpose(axis + 2, -1)
-        return x
-
-    def backward(grad: Tensor, out: Any, size: Any, align: bool, *scales: Any) -> Tensor:
-        for axis, matrix in enumerate(matrices(grad, size[2:], out, align)):
-            grad = (grad.transpose(axis + 2, -1) @ matrix).transpose(axis + 2, -1)
-        return grad
-
-    return forward, backward
-
-
-DECOMPOSITIONS: dict[Any, Callable[..., Any]] = {
-    **core_aten_decompositions(),
-    **{op: decomposition_table[op] for op in _ALSO if op in decomposition_table},
-    aten._cdist_forward.default: _cdist_forward,
-    aten._cdist_backward.default: _cdist_backward,
-    aten.upsample_bilinear2d.default: _upsample("linear")[0],
-    aten.upsample_bilinear2d_backward.default: _upsample("linear")[1],
-    aten.native_layer_norm.default: _layer_norm,
-    aten.native_group_norm.default: _group_norm,
-    aten.native_batch_norm.default: _batch_norm,
-    aten.native_batch_norm_backward.default: _batch_norm_backward,
-    aten._adaptive_avg_pool2d.default: _adaptive_avg_pool2d,
-    aten._adaptive_avg_pool2d_backward.default: _adaptive_avg_pool2d_backward,
-    aten.mean.default: _mean,
-    aten.mean.dim: _mean,
-    aten.var_mean.correction: _var_mean,
-    aten.var.correction: _var,
-    aten.linalg_solve_triangular.default: _solve_triangular,
-}
+class LaneError(ValueError):
+    """An energy, or an operation in it, that has no lane program."""
 
 
 @dataclass(frozen=True)
@@ -232,71 +37,174 @@ class JointGraph:
     """Energy and gradient of a batch of one sample.
 
     Attributes:
-        graph: a placeholder for the sample, one for each of `weights`, and an output (energy, gradient).
-        weights: how each weight is found: a path in the module, or the tensor itself.
-        position: of the sample among the placeholders.
+        graph: has one placeholder, the sample, and returns (energy, gradient). Tensors that the energy reads are
+            `get_attr` nodes.
+        weights: for the name of each such tensor that isn't a literal of the energy's own code, how it is found: a
+            path in the module, or the tensor itself.
     """
 
     graph: fx.GraphModule
-    weights: list[str | Tensor]
-    position: int
-
-
-def _found(module: nn.Module | None, path: str) -> Any:
-    found: Any = module
-    for part in path.split("."):
-        found = getattr(found, part, None)
-    return found
-
-
-class _Holder(nn.Module):
-    def __init__(self, energy: Callable[[Tensor], Tensor], module: nn.Module | None) -> None:
-        super().__init__()
-        self.inner = module
-        vars(self)["energy"] = energy
-
-    def forward(self, x: Tensor) -> Tensor:
-        return vars(self)["energy"](x)
+    weights: dict[str, str | Tensor]
 
 
 def trace(energy: Callable[[Tensor], Tensor], module: nn.Module | None, sample: Tensor) -> JointGraph:
-    """The graph of `energy` for one sample, (1, ...)."""
+    """The graph of `energy` for one sample, (1, ...).
+
+    Raises LaneError with the operation, and its line in the energy, for what depends on the sample in a way that no
+    graph can have. What the energy itself raises is passed on.
+    """
+
+    def joint(x: Tensor) -> tuple[Tensor, Tensor]:
+        value = energy(x)
+        if not isinstance(value, Tensor) or value.numel() != 1:
+            shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            raise LaneError(f"the energy of one sample has to be one number, got {shape}")
+        if not value.requires_grad:
+            raise LaneError("the energy does not depend on x in a way that autograd can differentiate")
+        (gradient,) = torch.autograd.grad(value.reshape(()), x, allow_unused=True)
+        if gradient is None:
+            raise LaneError("the energy does not depend on x in a way that autograd can differentiate")
+        return value.detach(), gradient
+
+    x = torch.zeros_like(sample).requires_grad_()
+    with _tracing(module):
+        try:
+            graph = _recorded(joint, x)
+            _refuse(graph)
+            if any(_mutates(node) for node in graph.graph.nodes):
+                _refuse_writes(graph)
+                graph = _recorded(torch.func.functionalize(graph, remove="mutations"), x.detach())
+        except LaneError:
+            raise
+        except Exception as error:
+            raise _explained(error) from error
+    graph.graph.eliminate_dead_code()
+    return JointGraph(graph, _weights(graph, module))
+
+
+def _recorded(function: Callable[..., Any], x: Tensor) -> fx.GraphModule:
+    return make_fx(function, decomposition_table=DECOMPOSITIONS, tracing_mode="fake", _allow_non_fake_inputs=True)(x)
+
+
+@contextmanager
+def _tracing(module: nn.Module | None) -> Iterator[None]:
+    """Distributions don't check their arguments, attention is written as products, nothing is printed."""
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
     validated = torch.distributions.Distribution._validate_args
+    # The generator that `np.random.normal` and the like draw from.
+    states = random.getstate(), np.random.get_state(), torch.random.get_rng_state()  # noqa: NPY002
     torch.distributions.Distribution.set_default_validate_args(False)
     try:
-        with tracing(module), sdpa_kernel(SDPBackend.MATH):
-            exported = torch.export.export(_Holder(energy, module), (torch.zeros_like(sample),), strict=False)
-            signature = exported.graph_signature
-            if signature.buffers_to_mutate or signature.user_inputs_to_mutate:
-                raise ValueError("the energy writes to a buffer or to x")
-            specs = signature.input_specs
-            position = next(i for i, spec in enumerate(specs) if spec.target is None)
-            weights: list[str | Tensor] = []
-            arguments: list[Tensor] = []
-            for spec in specs:
-                if spec.target is None:
-                    arguments.append(sample)
-                    continue
-                value = exported.constants.get(spec.target, exported.state_dict.get(spec.target))
-                assert isinstance(value, Tensor)
-                arguments.append(value.detach())
-                path = spec.target.removeprefix("inner.")
-                named = path != spec.target and isinstance(_found(module, path), Tensor)
-                weights.append(path if named else value)
-
-            def joint(*given: Tensor) -> tuple[Tensor, Tensor]:
-                def one(x: Tensor) -> Tensor:
-                    energies = exported.graph_module(*given[:position], x, *given[position + 1 :])[0]
-                    return energies.reshape(())
-
-                gradient, value = torch.func.grad_and_value(one)(given[position])
-                return value, gradient
-
-            functional = torch.func.functionalize(joint, remove="mutations")
-            graph = make_fx(functional, decomposition_table=DECOMPOSITIONS, tracing_mode="fake")(*arguments)
+        with tracing(module), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
+            yield
+        if random.getstate() != states[0]:
+            raise LaneError("the energy draws random numbers of Python's `random`")
+        after = np.random.get_state()  # noqa: NPY002
+        if not all(np.array_equal(a, b) for a, b in zip(after, states[1], strict=True)):
+            raise LaneError("the energy draws random numbers of `numpy.random`")
     finally:
         torch.distributions.Distribution.set_default_validate_args(validated)
-    graph.graph.eliminate_dead_code()
-    return JointGraph(graph, weights, position)
+        random.setstate(states[0])
+        np.random.set_state(states[1])  # noqa: NPY002
+        torch.random.set_rng_state(states[2])
+
+
+# ---- what no graph can have
+
+
+def _schema(node: fx.Node) -> torch.FunctionSchema | None:
+    return node.target._schema if isinstance(node.target, torch._ops.OpOverload) else None
+
+
+def _mutates(node: fx.Node) -> bool:
+    schema = _schema(node)
+    return schema is not None and schema.is_mutable
+
+
+def _refuse(graph: fx.GraphModule) -> None:
+    """Raises LaneError for random numbers, and for shapes and Python numbers that depend on the sample."""
+    of_sample: set[fx.Node] = set()
+    for node in graph.graph.nodes:
+        if node.op == "placeholder" or any(used in of_sample for used in node.all_input_nodes):
+            of_sample.add(node)
+        if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
+            continue
+        name = node.target._schema.name.removeprefix("aten::")
+        if torch.Tag.nondeterministic_seeded in node.target.tags:
+            raise LaneError(f"the energy draws random numbers by {name}")
+        if node in of_sample and node.target is aten._local_scalar_dense.default:
+            raise LaneError("the energy takes a Python number from a tensor that depends on x, by item() or the like")
+        value = node.meta.get("val")
+        if isinstance(value, Tensor) and any(isinstance(n, SymInt) for n in value.shape):
+            raise LaneError(f"the shape of what {name} returns depends on numbers, not on shapes alone")
+
+
+def _refuse_writes(graph: fx.GraphModule) -> None:
+    """Raises LaneError for a write into x, or into a tensor that lives longer than the call."""
+    root: dict[fx.Node, fx.Node] = {}
+    for node in graph.graph.nodes:
+        root[node] = node
+        schema = _schema(node)
+        if schema is None:
+            continue
+        for argument, given in zip(schema.arguments, node.args, strict=False):
+            if argument.alias_info is None or not isinstance(given, fx.Node):
+                continue
+            root[node] = root[given]
+            if argument.alias_info.is_write and root[given].op in ("placeholder", "get_attr"):
+                what = "x" if root[given].op == "placeholder" else "a tensor that it does not own"
+                raise LaneError(f"the energy writes into {what}, by {schema.name.removeprefix('aten::')}")
+
+
+def _explained(error: Exception) -> Exception:
+    """The error itself, or in plain words what of the energy can't be traced."""
+    text = str(error)
+    where = _line(error)
+    if isinstance(error, GuardOnDataDependentSymNode) or "data-dependent" in text:
+        return LaneError(f"the energy branches on a number that depends on x or on a weight{where}")
+    if ".numpy() is not supported" in text or "tolist" in text:
+        return LaneError(f"the energy leaves PyTorch with a tensor that depends on x{where}")
+    if isinstance(error, torch._subclasses.fake_tensor.DynamicOutputShapeException):
+        return LaneError(f"the shape of a tensor depends on numbers of x{where}")
+    return error
+
+
+def _line(error: Exception) -> str:
+    """The last line of the energy's own code that an error passed through, in words."""
+    library = Path(torch.__file__).parent, Path(__file__).parent
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        path = Path(frame.filename)
+        if not any(parent in path.parents for parent in library):
+            code = linecache.getline(frame.filename, frame.lineno or 0).strip()
+            return f", in line {frame.lineno} of {path.name}" + (f": {code}" if code else "")
+    return ""
+
+
+# ---- weights
+
+
+def _weights(graph: fx.GraphModule, module: nn.Module | None) -> dict[str, str | Tensor]:
+    """How the tensors are found that the graph reads, but for literals such as `torch.tensor(0.5)`."""
+    paths = {} if module is None else _paths(module)
+    found: dict[str, str | Tensor] = {}
+    for node in graph.graph.nodes:
+        if node.op != "get_attr" or node.target in found:
+            continue
+        if node.users and all(user.target is aten.lift_fresh_copy.default for user in node.users):
+            continue
+        tensor = getattr(graph, node.target)
+        assert isinstance(tensor, Tensor)
+        found[node.target] = paths.get(id(tensor), tensor.detach())
+    return found
+
+
+def _paths(module: nn.Module) -> dict[int, str]:
+    """For the id of every tensor that a module has as an attribute, its path."""
+    paths: dict[int, str] = {}
+    for prefix, part in module.named_modules(remove_duplicate=False):
+        for values in (part._parameters, part._buffers, vars(part)):
+            for name, value in values.items():
+                if isinstance(value, Tensor):
+                    paths.setdefault(id(value), f"{prefix}.{name}" if prefix else name)
+    return paths

@@ -1,0 +1,55 @@
+"""Products of matrices: with a constant one, or of two of the sample."""
+
+from __future__ import annotations
+
+import functools
+import operator
+from typing import Any
+
+from torch import Tensor, fx
+
+from ..lowering import Lowering
+from ..values import Value
+from .table import rule
+
+
+@rule("mm")
+def _mm(lowering: Lowering, node: fx.Node, a: Any, b: Any) -> Value:
+    left, right = lowering.value(a), lowering.value(b)
+    if lowering.of_sample(a) and lowering.of_sample(b):
+        batched = [lowering.reshaped(side, (1, *side.shape)) for side in (left, right)]
+        return lowering.pair_product(*batched).viewed(lambda v: v[0])
+    if lowering.of_sample(b):  # W x = (x^T W^T)^T
+        sums = lowering.sums(lowering.places(right).viewed(lambda v: v.T))
+        return lowering.product(sums, a, left.shape[::-1], _transposed, "transposed").viewed(lambda v: v.T)
+    return lowering.product(lowering.sums(lowering.places(left)), b, right.shape, _as_it_is, "plain")
+
+
+@rule("bmm")
+def _bmm(lowering: Lowering, node: fx.Node, a: Any, b: Any) -> Value:
+    left, right = lowering.value(a), lowering.value(b)
+    if lowering.of_sample(a) and lowering.of_sample(b):
+        return lowering.pair_product(left, right)
+    parts = []
+    for i in range(left.shape[0]):
+        if lowering.of_sample(a):
+            sums = lowering.sums(lowering.places(left).viewed(operator.itemgetter(i)))
+            parts.append(lowering.product(sums, b, right.shape[1:], operator.itemgetter(i), ("plain", i)))
+        else:
+            sums = lowering.sums(lowering.places(right).viewed(operator.itemgetter(i)).viewed(_transposed))
+            select = functools.partial(_transposed_part, i)
+            made = lowering.product(sums, a, left.shape[:0:-1], select, ("transposed", i))
+            parts.append(made.viewed(_transposed))
+    return lowering.stack(parts)
+
+
+def _as_it_is(weight: Tensor) -> Tensor:
+    return weight
+
+
+def _transposed(matrix: Any) -> Any:
+    return matrix.T
+
+
+def _transposed_part(i: int, weight: Tensor) -> Tensor:
+    return weight[i].T
