@@ -270,6 +270,8 @@ def trace(energy: Callable[[Tensor], Tensor], module: nn.Module | None, sample: 
         with leaving_no_graph(), warnings.catch_warnings(), torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
             warnings.simplefilter("ignore")
             exported = torch.export.export(_Holder(energy, module), (torch.zeros_like(sample),), strict=False)
+            if any("vmap" in node.name for node in exported.graph.nodes):  # the graph enters and leaves vmap: inline it
+                exported = exported.run_decompositions({})
             signature = exported.graph_signature
             if signature.buffers_to_mutate or signature.user_inputs_to_mutate:
                 raise ValueError("the energy writes to a buffer or to x")
