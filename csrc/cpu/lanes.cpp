@@ -156,6 +156,9 @@ void set_step(const LaneJob& job, LaneUpdate& update, int64_t step, int64_t firs
   const auto* schedule = static_cast<const float*>(options.schedule.const_data_ptr());
   const int64_t row = row_of(options.schedule, index);
   update.step = job.key.step + step;
+  if (const auto& weights = options.data_term_weight; weights && update.pulls)
+    update.data_term_weight = static_cast<const float*>(weights->const_data_ptr())[row_of(*weights, index)];
+  if (step > 0 && row == row_of(options.schedule, index - 1)) return;
   update.noisy = false;
   update.every_noisy = true;
   for (int64_t l = 0; l < std::max(job.width, kLaneRow); ++l) {
@@ -165,8 +168,6 @@ void set_step(const LaneJob& job, LaneUpdate& update, int64_t step, int64_t firs
     update.noisy |= pair[1] != 0;
     update.every_noisy &= pair[1] != 0;
   }
-  if (const auto& weights = options.data_term_weight; weights && update.pulls)
-    update.data_term_weight = static_cast<const float*>(weights->const_data_ptr())[row_of(*weights, index)];
 }
 
 void run_block(const LaneJob& job, float* arena, float* memory, int64_t first) {
