@@ -58,6 +58,7 @@ struct LaneJob {
 // Samples side by side: as many as keep the arena in the caches, and no more than fill the threads.
 int64_t width_for(const LaneProgram& program, int64_t batch, int64_t threads) {
   if (batch < 4) return 1;
+  if (const char* w = std::getenv("WIDTH")) return std::atoi(w);
   constexpr int64_t kCache = 96 << 10;
   int64_t width = 16;
   while (width < kMaxWidth && 2 * width * program.header->arena * int64_t{sizeof(float)} <= kCache && width * threads < batch)
