@@ -58,6 +58,7 @@ struct LaneJob {
 // Samples side by side: as many as keep the arena in the caches, and no more than fill the threads.
 int64_t width_for(const LaneProgram& program, int64_t batch, int64_t threads) {
   if (batch < 4) return 1;
+  if (const char* w = std::getenv("WIDTH")) return std::atoi(w);
   constexpr int64_t kCache = 96 << 10;
   int64_t width = 16;
   while (width < kMaxWidth && 2 * width * program.header->arena * int64_t{sizeof(float)} <= kCache && width * threads < batch)
@@ -156,6 +157,9 @@ void set_step(const LaneJob& job, LaneUpdate& update, int64_t step, int64_t firs
   const auto* schedule = static_cast<const float*>(options.schedule.const_data_ptr());
   const int64_t row = row_of(options.schedule, index);
   update.step = job.key.step + step;
+  if (const auto& weights = options.data_term_weight; weights && update.pulls)
+    update.data_term_weight = static_cast<const float*>(weights->const_data_ptr())[row_of(*weights, index)];
+  if (step > 0 && row == row_of(options.schedule, index - 1)) return;
   update.noisy = false;
   update.every_noisy = true;
   for (int64_t l = 0; l < std::max(job.width, kLaneRow); ++l) {
@@ -165,8 +169,6 @@ void set_step(const LaneJob& job, LaneUpdate& update, int64_t step, int64_t firs
     update.noisy |= pair[1] != 0;
     update.every_noisy &= pair[1] != 0;
   }
-  if (const auto& weights = options.data_term_weight; weights && update.pulls)
-    update.data_term_weight = static_cast<const float*>(weights->const_data_ptr())[row_of(*weights, index)];
 }
 
 void run_block(const LaneJob& job, float* arena, float* memory, int64_t first) {

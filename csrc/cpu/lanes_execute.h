@@ -267,48 +267,78 @@ static void run_map(const LaneProgram& program, const LaneInstruction& instructi
 
 // ---- products with a constant matrix
 
+// Accumulators of a tile: as many as the registers hold beside what a step reads, and enough to hide the latency of each.
 #if FASTEBM_VECTOR == 16
-constexpr int kOutputs = 8, kGroup = 2;  // 16 accumulators of 32 registers
+constexpr int kAccumulators = 16;
 #elif FASTEBM_VECTOR == 8
-constexpr int kOutputs = 4, kGroup = 2;  // 8 of 16
+constexpr int kAccumulators = 8;
 #else
-constexpr int kOutputs = 4, kGroup = 1;
+constexpr int kAccumulators = 8;
 #endif
-// The depth of a block: its samples stay in L1 beside the weights.
-constexpr int64_t kDepth = 256;
+// The depth of a block: its samples, `depth` x `width` numbers, stay in L1 beside the weights.
+constexpr int64_t kDepthNumbers = 8192, kDepth = 512;
 
-template <int outputs, int vectors>
-static FASTEBM_INLINE void product_tile(const float* const* x, const float* weight, float* const* out, const float* bias, bool first,
-                                        int64_t depth, int64_t lane) {
-  Vector sums[outputs][vectors];
+// A tile of a product: `rows` x `outputs` sums for `vectors` vectors of lanes.
+struct ProductTile {
+  const float* x[4];       // of the rows
+  const int64_t* offsets;  // of the depth
+  const float* weight;
+  const float* bias;
+  float* out[4][kLanePanel];
+  int64_t depth;
+  bool first;
+};
+
+template <int rows, int outputs, int vectors>
+static FASTEBM_INLINE void product_tile(const ProductTile& t, int column, int64_t lane) {
+  Vector sums[rows][outputs][vectors];
+#pragma GCC unroll 4
+  for (int r = 0; r < rows; ++r)
 #pragma GCC unroll 16
-  for (int o = 0; o < outputs; ++o)
+    for (int o = 0; o < outputs; ++o)
 #pragma GCC unroll 4
-    for (int v = 0; v < vectors; ++v) sums[o][v] = first ? spread(bias ? bias[o] : 0.0f) : load(out[o] + lane + v * FASTEBM_VECTOR);
-  for (int64_t k = 0; k < depth; ++k) {
-    Vector values[vectors];
+      for (int v = 0; v < vectors; ++v)
+        sums[r][o][v] = t.first ? spread(t.bias ? t.bias[column + o] : 0.0f) : load(t.out[r][column + o] + lane + v * FASTEBM_VECTOR);
+  const float* weight = t.weight + column;
+  for (int64_t k = 0; k < t.depth; ++k) {
+    const int64_t at = t.offsets[k] + lane;
+    Vector values[rows][vectors];
 #pragma GCC unroll 4
-    for (int v = 0; v < vectors; ++v) values[v] = load(x[k] + lane + v * FASTEBM_VECTOR);
+    for (int r = 0; r < rows; ++r)
+#pragma GCC unroll 4
+      for (int v = 0; v < vectors; ++v) values[r][v] = load(t.x[r] + at + v * FASTEBM_VECTOR);
 #pragma GCC unroll 16
     for (int o = 0; o < outputs; ++o) {
       const Vector w = spread(weight[k * kLanePanel + o]);
 #pragma GCC unroll 4
-      for (int v = 0; v < vectors; ++v) sums[o][v] = fused_vector(w, values[v], sums[o][v]);
+      for (int r = 0; r < rows; ++r)
+#pragma GCC unroll 4
+        for (int v = 0; v < vectors; ++v) sums[r][o][v] = fused_vector(w, values[r][v], sums[r][o][v]);
     }
   }
-#pragma GCC unroll 16
-  for (int o = 0; o < outputs; ++o)
 #pragma GCC unroll 4
-    for (int v = 0; v < vectors; ++v) store(out[o] + lane + v * FASTEBM_VECTOR, sums[o][v]);
+  for (int r = 0; r < rows; ++r)
+#pragma GCC unroll 16
+    for (int o = 0; o < outputs; ++o)
+#pragma GCC unroll 4
+      for (int v = 0; v < vectors; ++v) store(t.out[r][column + o] + lane + v * FASTEBM_VECTOR, sums[r][o][v]);
 }
 
-template <int outputs>
-static FASTEBM_INLINE void product_outputs(const float* const* x, const float* weight, float* const* out, const float* bias,
-                                           bool first, int64_t depth, int64_t width) {
+template <int rows, int outputs>
+static FASTEBM_INLINE void product_lanes(const ProductTile& t, int column, int64_t width) {
+  constexpr int fill = kAccumulators / (rows * outputs), most = fill > 4 ? 4 : fill < 1 ? 1 : fill;
   int64_t lane = 0;
-  for (; lane + kGroup * FASTEBM_VECTOR <= width; lane += kGroup * FASTEBM_VECTOR)
-    product_tile<outputs, kGroup>(x, weight, out, bias, first, depth, lane);
-  for (; lane < width; lane += FASTEBM_VECTOR) product_tile<outputs, 1>(x, weight, out, bias, first, depth, lane);
+  for (; lane + most * FASTEBM_VECTOR <= width; lane += most * FASTEBM_VECTOR)
+    product_tile<rows, outputs, most>(t, column, lane);
+  if constexpr (most > 1)
+    for (; lane < width; lane += FASTEBM_VECTOR) product_tile<rows, outputs, 1>(t, column, lane);
+}
+
+// The last columns of a panel, fewer than fill the accumulators.
+template <int rows>
+static FASTEBM_INLINE void product_rest(const ProductTile& t, int column, int columns, int64_t width) {
+  for (; column + 4 <= columns; column += 4) product_lanes<rows, 4>(t, column, width);
+  for (; column < columns; ++column) product_lanes<rows, 1>(t, column, width);
 }
 
 // One sample: vectors run over the columns of panels, several at a time, whose sums hide each other's latency.
@@ -364,27 +394,46 @@ static void product_one(const LaneProgram& program, const LaneInstruction& instr
 
 static void run_product(const LaneProgram& program, const LaneInstruction& instruction, float* arena, int64_t width) {
   if (width == 1) return product_one(program, instruction, arena);
+  constexpr int kOutputs = kAccumulators / 2;
   const float* weight = program.constants + instruction.weight;
   const float* bias = instruction.bias < 0 ? nullptr : program.constants + instruction.bias;
-  const float* x[kDepth];
-  float* out[kLanePanel];
-  for (int64_t row = 0; row < instruction.rows; ++row) {
-    const int64_t source = instruction.source + address(program, instruction.row_table, row);
-    const int64_t target = instruction.target + address(program, instruction.target_row_table, row);
-    for (int64_t begin = 0; begin < instruction.depth; begin += kDepth) {
-      const int64_t depth = least(kDepth, instruction.depth - begin);
-      for (int64_t k = 0; k < depth; ++k) x[k] = arena + (source + address(program, instruction.k_table, begin + k)) * width;
+  int64_t offsets[kDepth];
+  ProductTile tile;
+  tile.offsets = offsets;
+  const int64_t most = least(kDepth, kDepthNumbers / width);
+  for (int64_t begin = 0; begin < instruction.depth; begin += most) {
+    tile.first = begin == 0;
+    tile.depth = least(most, instruction.depth - begin);
+    for (int64_t k = 0; k < tile.depth; ++k) offsets[k] = address(program, instruction.k_table, begin + k) * width;
+    for (int64_t row = 0; row < instruction.rows;) {
+      const int64_t rows = instruction.rows - row >= 4 ? 4 : 1;
+      for (int64_t r = 0; r < rows; ++r)
+        tile.x[r] = arena + (instruction.source + address(program, instruction.row_table, row + r)) * width;
       for (int64_t column = 0; column < instruction.columns; column += kLanePanel) {
-        const float* panel = weight + column * instruction.depth + begin * kLanePanel;
-        const int64_t columns = least(kLanePanel, instruction.columns - column);
-        for (int64_t c = 0; c < columns; ++c)
-          out[c] = arena + (target + address(program, instruction.target_column_table, column + c)) * width;
-        int64_t c = 0;
-        for (; c + kOutputs <= columns; c += kOutputs)
-          product_outputs<kOutputs>(x, panel + c, out + c, bias ? bias + column + c : nullptr, begin == 0, depth, width);
-        for (; c < columns; ++c)
-          product_outputs<1>(x, panel + c, out + c, bias ? bias + column + c : nullptr, begin == 0, depth, width);
+        const int columns = static_cast<int>(least(kLanePanel, instruction.columns - column));
+        tile.weight = weight + column * instruction.depth + begin * kLanePanel;
+        tile.bias = bias ? bias + column : nullptr;
+        for (int64_t r = 0; r < rows; ++r) {
+          float* target = arena + (instruction.target + address(program, instruction.target_row_table, row + r)) * width;
+          for (int c = 0; c < columns; ++c) tile.out[r][c] = target + address(program, instruction.target_column_table, column + c) * width;
+        }
+        // Whole tiles row by row; what is left of the columns for several rows together.
+        const int whole = columns / kOutputs * kOutputs;
+        for (int64_t r = 0; r < rows && whole > 0; ++r) {
+          ProductTile one = tile;
+          one.x[0] = tile.x[r];
+          for (int c = 0; c < whole; ++c) one.out[0][c] = tile.out[r][c];
+          int c = 0;
+#if FASTEBM_VECTOR == 16
+          if (width == FASTEBM_VECTOR && whole == kLanePanel) product_lanes<1, kLanePanel>(one, 0, width), c = kLanePanel;
+#endif
+          for (; c < whole; c += kOutputs) product_lanes<1, kOutputs>(one, c, width);
+        }
+        if (whole == columns) continue;
+        if (rows == 4) product_rest<4>(tile, whole, columns, width);
+        else product_rest<1>(tile, whole, columns, width);
       }
+      row += rows;
     }
   }
 }

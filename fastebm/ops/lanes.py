@@ -52,8 +52,10 @@ Addresses = np.ndarray[Any, np.dtype[np.int64]]
 VERSION = 1
 PANEL = 16
 MAX_REGISTERS = 64
-# Updates in one call: enough that its own cost does not count, few enough to be interrupted.
+# Updates in one call: enough that its own cost does not count, few enough to be interrupted, and that the energies of
+# all of them stay in the caches.
 CALL_STEPS = 64
+CALL_ENERGIES = 1 << 19
 
 
 class Op(IntEnum):
@@ -371,7 +373,9 @@ class CompiledLanes:
     def call_steps(self, x: Tensor) -> int:
         """How many updates of chains x one call of `advance` should make; 0 where it can't make any."""
         possible = x.is_cpu and x.is_contiguous() and x.dtype == torch.float32
-        return CALL_STEPS if possible and select_backend("cpu", kernel="run_lane_chain") == "cpp" else 0
+        if not possible or select_backend("cpu", kernel="run_lane_chain") != "cpp":
+            return 0
+        return max(4, min(CALL_STEPS, CALL_ENERGIES // max(1, len(x))))
 
     def advance(self, x: Tensor, num_steps: int, options: StepOptions) -> Tensor:
         """Advances chains x in place, and the key; returns the energies before each update, (num_steps, B)."""

@@ -320,8 +320,12 @@ class Langevin:
         for first in range(0, num_steps, at_once):
             block = min(at_once, num_steps - first)
             energies = advance_chain(state.x, program, block, *options)
-            for i, of_update in enumerate(energies.unbind()):
-                for observe in observers:
+            for observe in observers:
+                whole = getattr(observe, "observe_block", None)
+                if whole is not None:
+                    whole(done + first + block, state.x, energies)
+                    continue
+                for i, of_update in enumerate(energies.unbind()):
                     observe(done + first + i + 1, state.x, of_update)
         return num_steps
 

@@ -16,7 +16,8 @@ from fastebm.sampling.state import ChainState
 Observer = Callable[[int, Tensor, Tensor], None]
 """Called after an update with the number of updates done, the live state (do not keep it) and the energies before it.
 
-An observer with `reads_states = False` may be called later, in order, when the state has moved on.
+An observer with `reads_states = False` may be called later, in order, when the state has moved on. If it has a method
+`observe_block(done, x, energies)`, that may be called instead for several updates, with their energies `(n, B)`.
 """
 
 
@@ -48,18 +49,30 @@ class FiniteCheck:
         if len(self.recent) == self._FOLD:
             self._fold()
 
+    def observe_block(self, done: int, x: Tensor, energies: Tensor) -> None:
+        self._fold()
+        self.x = x
+        self._count(energies)
+
     def _fold(self) -> None:
-        leading = torch.stack(self.recent).isfinite().cumprod(0).sum(0)
+        if self.recent:
+            self._count(torch.stack(self.recent))
+            self.recent.clear()
+
+    def _count(self, energies: Tensor) -> None:
+        # A sum is finite only where all its terms are. Reading it would stall a GPU.
+        if energies.is_cpu and math.isfinite(float(energies.sum())):
+            leading: Tensor | int = len(energies)
+        else:
+            leading = energies.isfinite().cumprod(0).sum(0)
         self.finite = torch.where(self.finite == self.seen, self.finite + leading, self.finite)
-        self.seen += len(self.recent)
-        self.recent.clear()
+        self.seen += len(energies)
 
     def check(self) -> None:
         """Raises FloatingPointError if an energy or the last state was not finite. Syncs with the host."""
         if self.x is None:
             return
-        if self.recent:
-            self._fold()
+        self._fold()
         count = self.x.shape[0]
         lost = (self.finite < self.seen) | ~self.x.isfinite().reshape(count, math.prod(self.x.shape[1:])).all(1)
         if not lost.any():
