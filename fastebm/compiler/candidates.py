@@ -50,15 +50,19 @@ class Candidate:
 
 
 def candidates(
-    energy: Callable[[Tensor], Tensor], module: nn.Module | None, key: ProgramKey, x: Tensor
+    energy: Callable[[Tensor], Tensor], module: nn.Module | None, key: ProgramKey, x: Tensor, function: str = ""
 ) -> Iterator[Candidate | UnsupportedError]:
     """Programs one after the other, best first, each made when it is asked for; or why there is none.
 
     The order only depends on the energy and the kind of samples, not on the batch, the time or the load of the machine:
     so do the bits. Samples without pixels run as lane programs; images as fused programs, which share weights between
-    pixels, and as lane programs where those have no instruction for an operation.
+    pixels, and as lane programs where those have no instruction for an operation. Only lane programs are traced through
+    autograd, and can have the backward pass of an `autograd.Function`, which `function` tells of.
     """
     lanes = _lanes_take(key)
+    if function:
+        yield _lane_candidate(energy, module, x) if lanes else UnsupportedError("backward", function)
+        return
     if lanes and len(key.sample) != 3:
         yield _lane_candidate(energy, module, x)
     try:

@@ -9,8 +9,10 @@ One thread exports at a time, and none evaluates an energy meanwhile (`process_s
 
 from __future__ import annotations
 
+import io
 import logging
 import operator
+import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -130,7 +132,7 @@ def _leaving_no_transforms() -> Iterator[None]:
 
 @contextmanager
 def _silent() -> Iterator[None]:
-    """Without what PyTorch logs and warns of in this thread: an energy that can't be captured is no one's error."""
+    """Without what PyTorch logs, warns of and prints in this thread: that no capture is possible is no one's error."""
     thread = threading.get_ident()
 
     def of_others(record: logging.LogRecord) -> bool:
@@ -139,15 +141,35 @@ def _silent() -> Iterator[None]:
     names = [name for name in list(logging.root.manager.loggerDict) if name.partition(".")[0] == "torch"]
     loggers = [logging.getLogger(name) for name in names]
     handlers = [*(handler for logger in [*loggers, logging.root] for handler in logger.handlers), *_LAST_RESORT]
+    errors = sys.stderr
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for handler in handlers:
             handler.addFilter(of_others)
+        sys.stderr = _OfOtherThreads(errors, thread)
         try:
             yield
         finally:
+            sys.stderr = errors
             for handler in handlers:
                 handler.removeFilter(of_others)
+
+
+class _OfOtherThreads(io.TextIOBase):
+    """A stream to which one thread writes nothing."""
+
+    def __init__(self, stream: Any, silenced: int) -> None:
+        self._stream = stream
+        self._silenced = silenced
+
+    def write(self, text: str) -> int:
+        if self._stream is None or threading.get_ident() == self._silenced:
+            return len(text)
+        return self._stream.write(text)
+
+    def flush(self) -> None:
+        if self._stream is not None:
+            self._stream.flush()
 
 
 @contextmanager

@@ -36,29 +36,31 @@ class Reference:
     Attributes:
         energies, gradient: in x's own dtype.
         autocast: both in the program's 16-bit dtype, where it has one.
+        function: says that the backward pass is an `autograd.Function`'s, which only traces of autograd follow.
     """
 
     energies: Tensor
     gradient: Tensor
     autocast: tuple[Tensor, Tensor] | None = None
+    function: str = ""
 
 
 def reference(own: OwnCode, x: Tensor, conditions: Conditions, compute_dtype: torch.dtype) -> Reference:
     """Autograd's energies and gradient at x.
 
-    Raises UnsupportedError for an energy whose gradient no program can have: of code that is random, or whose backward
-    pass is written or changed by hand.
+    Raises UnsupportedError for an energy whose gradient no program can have: of code that is random, or that sets
+    hooks in its backward pass.
     """
     energies, gradient = own.by_autograd(x, conditions, torch.float32)
-    obstacle = own.obstacle(x, conditions, torch.float32)
-    if obstacle:
-        raise UnsupportedError("backward", obstacle)
+    hook, function = own.backward_of_its_own(x, conditions, torch.float32)
+    if hook:
+        raise UnsupportedError("backward", hook)
     once, again = (own.energies(x, conditions, torch.float32) for _ in range(2))
     if not _close(once, again, 1e-6):
         raise UnsupportedError("energy", "it is random: evaluated twice at the same states, it gives other energies")
     low = compute_dtype in (torch.bfloat16, torch.float16) and compute_dtype is not x.dtype
     autocast = own.by_autograd(x, conditions, compute_dtype) if low else None
-    return Reference(energies, gradient, autocast)
+    return Reference(energies, gradient, autocast, function)
 
 
 @dataclass(frozen=True)

@@ -240,7 +240,7 @@ class CompiledGradient:
         if conditions:
             return _Compiled(*known, unsupported=("conditions", "programs have none"))
         reasons: list[tuple[str, str]] = []
-        made = candidates(self.own.original, self.own.module, key, x)
+        made = candidates(self.own.original, self.own.module, key, x, expected.function)
         while True:
             try:
                 candidate = next(made, None)

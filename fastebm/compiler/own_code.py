@@ -50,19 +50,21 @@ class OwnCode:
             gradient = self._differentiate(energies, x)
         return energies.detach().to(energy_dtype(x)), gradient
 
-    def obstacle(self, x: Tensor, conditions: Conditions, dtype: torch.dtype | None) -> str:
-        """What makes autograd's gradient another than that of the operations themselves, "" if nothing does."""
+    def backward_of_its_own(self, x: Tensor, conditions: Conditions, dtype: torch.dtype | None) -> tuple[str, str]:
+        """What makes autograd's gradient another than that of the operations: a hook, and an `autograd.Function`.
+
+        Each is a description, "" where there is none.
+        """
         parts = [] if self.module is None else list(self.module.named_modules())
         for name, part in parts:
             if part._backward_hooks or part._backward_pre_hooks:
-                return f"{name or self.name} has a backward hook"
+                return f"{name or self.name} has a backward hook", ""
         watch = _HookWatch()
         with evaluating(), torch.inference_mode(False), torch.enable_grad(), watch:
             energies = self._attached(_leaf(x), conditions, dtype)
-        if watch.found:
-            return "a gradient hook (Tensor.register_hook) is set while it runs"
+        hook = "a gradient hook (Tensor.register_hook) is set while it runs" if watch.found else ""
         function = _custom_function(energies)
-        return f"its backward pass is that of autograd.Function {function}" if function else ""
+        return hook, f"its backward pass is that of autograd.Function {function}" if function else ""
 
     def check_independence(self, x: Tensor, conditions: Conditions, dtype: torch.dtype | None) -> None:
         """Raise RuntimeError if the first energy has a gradient with respect to any other sample of x."""

@@ -171,8 +171,10 @@ def _solve_triangular(a: Tensor, b: Tensor, *, upper: bool, left: bool = True, u
     if a.shape[-1] != a.shape[-2] or (a.ndim > 2 and a.shape[:-2].numel() > 1):
         return NotImplemented
     matrix = a.reshape(a.shape[-2:])
-    eye = torch.eye(matrix.shape[0], dtype=a.dtype, device=a.device)
-    inverse = torch.triangular_solve(eye, matrix, upper=upper, unitriangular=unitriangular)[0]
+    matrix = matrix.triu(int(unitriangular)) if upper else matrix.tril(-int(unitriangular))
+    if unitriangular:
+        matrix = matrix + torch.eye(matrix.shape[0], dtype=a.dtype, device=a.device)
+    inverse = torch.linalg.inv(matrix)
     return inverse @ b if left else b @ inverse
 
 

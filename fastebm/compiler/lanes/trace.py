@@ -19,7 +19,6 @@ import numpy as np
 import torch
 from torch import SymInt, Tensor, fx, nn
 from torch.fx.experimental.proxy_tensor import make_fx
-from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
 from fastebm.compiler.capture import tracing
 
@@ -159,6 +158,8 @@ def _refuse_writes(graph: fx.GraphModule) -> None:
 
 def _explained(error: Exception) -> Exception:
     """The error itself, or in plain words what of the energy can't be traced."""
+    from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode  # imports sympy, which takes long
+
     text = str(error)
     where = _line(error)
     if isinstance(error, GuardOnDataDependentSymNode) or "data-dependent" in text:
