@@ -57,12 +57,14 @@ class Chain:
     """One chain in one thread: the energy's fingerprint and a hash of its weights, and the programs that it runs.
 
     `covered` says that the energy reads nothing beside what these two cover, so that equal ones mean an equal energy.
+    `refused` is the kind of samples, as `EnergyGradient` tells them apart, for which there was no program.
     """
 
     def __init__(self, fingerprint: Any, weights: int | None, covered: bool):
         self.fingerprint = fingerprint
         self.weights = weights
         self.covered = covered
+        self.refused: Any = None
         self.programs: dict[ProgramKey, _Compiled] = {}
 
     def close(self) -> None:

@@ -222,7 +222,7 @@ class EnergyGradient:
         if self._calls_to_check and x.shape[0] > 1:
             self._own.check_independence(x, conditions, self.dtype)
             self._calls_to_check -= 1
-        if self._asked == "autograd":
+        if self._asked == "autograd" or (chain.refused is not None and chain.refused == _kind(x)):
             return self._own.by_autograd(x, conditions, self.dtype)
         return self._by_program(x, conditions, chain)
 
@@ -237,6 +237,7 @@ class EnergyGradient:
                 ) from error
             self.engine, self.reason, self.batch_invariant = "autograd", str(error), False
             self._say(self.reason)
+            chain.refused = _kind(x)
             return self._own.by_autograd(x, conditions, self.dtype)
         self.engine, self.reason = "fused", ""
         self.batch_invariant = self._compiled.compiled_program(x, conditions, chain) is not None
@@ -252,6 +253,11 @@ class EnergyGradient:
                 RuntimeWarning,
                 stacklevel=2,
             )
+
+
+def _kind(x: Tensor) -> tuple[Any, ...]:
+    """What decides within a chain whether there is a program."""
+    return x.shape, x.dtype, x.device, torch.is_autocast_enabled(x.device.type)
 
 
 def _plain_tensors(module: nn.Module) -> list[Tensor]:

@@ -44,11 +44,22 @@ class OwnCode:
 
     def by_autograd(self, x: Tensor, conditions: Conditions, dtype: torch.dtype | None) -> tuple[Tensor, Tensor]:
         """Energies (B,), float32 or float64, and the gradient like x; both detached."""
-        with evaluating(), torch.inference_mode(False), torch.enable_grad():
-            x = _leaf(x)
-            energies = self._attached(x, conditions, dtype)
-            gradient = self._differentiate(energies, x)
-        return energies.detach().to(energy_dtype(x)), gradient
+        if torch.is_inference_mode_enabled():
+            with torch.inference_mode(False):
+                return self.by_autograd(x, conditions, dtype)
+        # Not `torch.enable_grad()`: this is what each update of a chain without a program costs beside the energy.
+        found = torch.is_grad_enabled()
+        torch._C._set_grad_enabled(True)
+        try:
+            with evaluating():
+                x = _leaf(x)
+                energies = self._attached(x, conditions, dtype)
+                gradient = self._differentiate(energies, x)
+        finally:
+            torch._C._set_grad_enabled(found)
+        energies = energies.detach()
+        wanted = energy_dtype(x)
+        return energies if energies.dtype is wanted else energies.to(wanted), gradient
 
     def backward_of_its_own(self, x: Tensor, conditions: Conditions, dtype: torch.dtype | None) -> tuple[str, str]:
         """What makes autograd's gradient another than that of the operations: a hook, and an `autograd.Function`.
@@ -86,8 +97,11 @@ class OwnCode:
         return energies
 
     def _flat_energies(self, x: Tensor, conditions: Conditions, dtype: torch.dtype | None) -> Tensor:
-        with autocast_to(dtype, x.device.type):
+        if dtype is None:
             energies = self.energy(x, *conditions)
+        else:
+            with autocast_to(dtype, x.device.type):
+                energies = self.energy(x, *conditions)
         if not isinstance(energies, Tensor) or not energies.is_floating_point():
             kind = energies.dtype if isinstance(energies, Tensor) else type(energies).__name__
             raise TypeError(f"{self.name} returned {kind}; an energy must be a floating-point tensor")
@@ -98,12 +112,14 @@ class OwnCode:
                 f"{self.name} returned shape {tuple(energies.shape)} for x of shape {tuple(x.shape)}; "
                 f"an energy must be one number per sample, ({x.shape[0]},)"
             )
-        return energies.reshape(-1)
+        return energies if energies.ndim == 1 else energies.reshape(-1)
 
     def _differentiate(self, energies: Tensor, x: Tensor) -> Tensor:
         """The gradient of the sum of `energies`; each backward operation runs in the dtype of its forward operation."""
-        with without_autocast(x.device.type):
-            (gradient,) = torch.autograd.grad(energies, x, torch.ones_like(energies), allow_unused=True)
+        if torch.is_autocast_enabled(x.device.type):
+            with without_autocast(x.device.type):
+                return self._differentiate(energies, x)
+        (gradient,) = torch.autograd.grad(energies.sum(), x, allow_unused=True)
         if gradient is None:
             raise self._no_dependence()
         return gradient
