@@ -119,6 +119,8 @@ class Builder:
         """A value in the arena."""
         if isinstance(value, Places):
             return value
+        if 0 in value.shape:
+            return Places(np.zeros(value.shape, np.int64), frozenset())
         if isinstance(value, Complex):
             raise LaneError("an operation on complex numbers")
         if isinstance(value, Number):
@@ -188,6 +190,8 @@ class Builder:
         """An operation on values that are broadcast against one another."""
         shape = tuple(np.broadcast_shapes(*(value.shape for value in inputs)))
         first = inputs[0]
+        if 0 in shape:
+            return Number(0.0, shape)
         if len(inputs) == 1 and isinstance(first, Number) and op in _FOLDED_UNARY:
             return Number(_FOLDED_UNARY[op](first.value, number), shape)
         if op is Op.NEGATE and isinstance(first, Pointwise) and first.op is Op.NEGATE:

@@ -172,7 +172,17 @@ def _evaluator(lowering: Lowering, packed: list[Packed]) -> fx.GraphModule:
             copies[node] = given[node.target]
         else:
             copies[node] = graph.node_copy(node, copied)
-    wanted = [attribute(p.source) if isinstance(p.source, Tensor) else copied(p.source) for p in packed]
-    graph.output(tuple(wanted))
+
+    def evaluated(source: fx.Node | Tensor) -> Any:
+        if isinstance(source, Tensor):
+            return attribute(source)
+        made = copied(source)
+        if isinstance(source.meta["val"], Tensor) and source.meta["val"].is_complex():
+            made = graph.call_function(torch.view_as_real, (graph.call_function(torch.resolve_conj, (made,)),))
+        elif not isinstance(source.meta["val"], Tensor):
+            made = graph.call_function(torch.as_tensor, (made,))
+        return made
+
+    graph.output(tuple(evaluated(p.source) for p in packed))
     graph.eliminate_dead_code()
     return fx.GraphModule(holder, graph)

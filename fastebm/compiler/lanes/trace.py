@@ -72,7 +72,7 @@ def trace(energy: Callable[[Tensor], Tensor], module: nn.Module | None, sample: 
             _refuse(graph)
             if any(_mutates(node) for node in graph.graph.nodes):
                 _refuse_writes(graph)
-                graph = _recorded(torch.func.functionalize(graph, remove="mutations"), x.detach())
+                graph = _without_writes(graph, x.detach())
         except LaneError:
             raise
         except Exception as error:
@@ -81,8 +81,37 @@ def trace(energy: Callable[[Tensor], Tensor], module: nn.Module | None, sample: 
     return JointGraph(graph, _weights(graph, module))
 
 
-def _recorded(function: Callable[..., Any], x: Tensor) -> fx.GraphModule:
-    return make_fx(function, decomposition_table=DECOMPOSITIONS, tracing_mode="fake", _allow_non_fake_inputs=True)(x)
+def _recorded(function: Callable[..., Any], *inputs: Tensor) -> fx.GraphModule:
+    record = make_fx(function, decomposition_table=DECOMPOSITIONS, tracing_mode="fake", _allow_non_fake_inputs=True)
+    return record(*inputs)
+
+
+def _without_writes(graph: fx.GraphModule, x: Tensor) -> fx.GraphModule:
+    """The graph with writes in place as new tensors. Tensors that it reads are inputs meanwhile."""
+    names: list[str] = []
+    inputs: dict[str, fx.Node] = {}
+    last = next(node for node in graph.graph.nodes if node.op == "placeholder")
+    for node in list(graph.graph.nodes):
+        if node.op != "get_attr":
+            continue
+        if node.target not in inputs:
+            with graph.graph.inserting_after(last):
+                last = inputs[node.target] = graph.graph.placeholder(f"input{len(names)}")
+            names.append(node.target)
+        node.replace_all_uses_with(inputs[node.target])
+        graph.graph.erase_node(node)
+    tensors = [getattr(graph, name) for name in names]
+    graph.recompile()
+    made = _recorded(torch.func.functionalize(graph, remove="mutations"), x, *(t.detach() for t in tensors))
+    _, *placeholders = [node for node in made.graph.nodes if node.op == "placeholder"]
+    for name, tensor, node in zip(names, tensors, placeholders, strict=True):
+        setattr(made, f"input_{name}", tensor)
+        with made.graph.inserting_before(node):
+            read = made.graph.get_attr(f"input_{name}")
+        read.meta.update(node.meta)
+        node.replace_all_uses_with(read)
+        made.graph.erase_node(node)
+    return made
 
 
 @contextmanager
@@ -95,7 +124,12 @@ def _tracing(module: nn.Module | None) -> Iterator[None]:
     states = random.getstate(), np.random.get_state(), torch.random.get_rng_state()  # noqa: NPY002
     torch.distributions.Distribution.set_default_validate_args(False)
     try:
-        with tracing(module), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
+        with (
+            tracing(module),
+            torch.enable_grad(),
+            sdpa_kernel(SDPBackend.MATH),
+            torch.backends.mkldnn.flags(enabled=False),
+        ):
             yield
         if random.getstate() != states[0]:
             raise LaneError("the energy draws random numbers of Python's `random`")
@@ -168,6 +202,8 @@ def _explained(error: Exception) -> Exception:
         return LaneError(f"the energy leaves PyTorch with a tensor that depends on x{where}")
     if isinstance(error, torch._subclasses.fake_tensor.DynamicOutputShapeException):
         return LaneError(f"the shape of a tensor depends on numbers of x{where}")
+    if isinstance(error, torch._subclasses.fake_tensor.DataDependentOutputException):
+        return LaneError(f"the energy asks whether numbers of x are equal{where}")
     return error
 
 

@@ -201,9 +201,41 @@ def _ones(lowering: Lowering, node: fx.Node, *arguments: Any, **options: Any) ->
     return as_complex(Number(1.0, lowering.shape(node)))
 
 
-@rule("slice_scatter", "select_scatter", table=COMPLEX_RULES)
-def _scattered(lowering: Lowering, node: Any, x: Any, source: Any, *arguments: Any, **options: Any) -> Value:
-    raise LaneError("a write into a part of a complex tensor")
+@rule("eq", table=COMPLEX_RULES)
+def _eq(lowering: Lowering, node: fx.Node, a: Any, b: Any) -> Value:
+    same = _both(lowering, Op.EQUAL, _complex(lowering, a), _complex(lowering, b))
+    return lowering.pointwise(Op.LOGICAL_AND, same.real, same.imag)
+
+
+@rule("ne", table=COMPLEX_RULES)
+def _ne(lowering: Lowering, node: fx.Node, a: Any, b: Any) -> Value:
+    return lowering.pointwise(Op.LOGICAL_NOT, _eq(lowering, node, a, b))
+
+
+@rule("logical_not", table=COMPLEX_RULES)
+def _not(lowering: Lowering, node: fx.Node, x: Any) -> Value:
+    return _eq(lowering, node, x, 0)
+
+
+@rule("pow", table=COMPLEX_RULES)
+def _pow(lowering: Lowering, node: fx.Node, x: Any, exponent: Any) -> Value:
+    if not isinstance(exponent, int | float) or exponent != int(exponent) or not 0 < exponent <= 64:
+        raise LaneError("a power of a complex number that is not a small whole one")
+    value = _complex(lowering, x)
+    result = value
+    for _ in range(int(exponent) - 1):
+        result = times(lowering, result, value)
+    return result
+
+
+@rule("reciprocal", table=COMPLEX_RULES)
+def _reciprocal(lowering: Lowering, node: fx.Node, x: Any) -> Value:
+    return _div(lowering, node, 1, x)
+
+
+@rule("sin", "cos", "log", "sqrt", "tanh", table=COMPLEX_RULES)
+def _missing(lowering: Lowering, node: Any, x: Any) -> Value:
+    raise LaneError(f"{node.target._schema.name.removeprefix('aten::')} of complex numbers")
 
 
 # ---- Fourier transforms, as products with the cosines and sines of each axis

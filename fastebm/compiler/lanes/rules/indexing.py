@@ -16,9 +16,9 @@ from torch import Tensor, fx
 
 from fastebm.ops.lanes import Op, Reduction
 
-from ..lowering import Lowering, flat_places
+from ..lowering import Lowering, as_complex, flat_places
 from ..trace import LaneError
-from ..values import Array, Number, Places, Real, Shape, Value
+from ..values import Array, Complex, Number, Places, Real, Shape, Value
 from .table import COMPLEX_RULES, rule
 
 # Comparisons of an index with places. Beyond, other ways are faster.
@@ -200,13 +200,21 @@ def _flat_along(base: Shape, index: Shape, dim: int) -> Tensor:
 
 
 def _scattered(lowering: Lowering, x: Any, source: Any, put: Callable[[Tensor, Tensor], object]) -> Value:
-    into, given = lowering.places(lowering.value(x)), lowering.places(lowering.value(source))
+    return _written(lowering, lowering.value(x), lowering.value(source), put)
+
+
+def _written(lowering: Lowering, x: Value, source: Value, put: Callable[[Tensor, Tensor], object]) -> Value:
+    if isinstance(x, Complex) or isinstance(source, Complex):
+        a, b = as_complex(x), as_complex(source)
+        return Complex(_written(lowering, a.real, b.real, put), _written(lowering, a.imag, b.imag, put))
+    into, given = lowering.places(x), lowering.places(source)
     codes: Array = into.codes.copy()
     put(torch.from_numpy(codes), torch.from_numpy(given.codes.copy()))
     return Places(codes, into.buffers | given.buffers)
 
 
 @rule("slice_scatter")
+@rule("slice_scatter", table=COMPLEX_RULES)
 def _slice_scatter(
     lowering: Lowering,
     node: fx.Node,
@@ -224,11 +232,13 @@ def _slice_scatter(
 
 
 @rule("select_scatter")
+@rule("select_scatter", table=COMPLEX_RULES)
 def _select_scatter(lowering: Lowering, node: fx.Node, x: Any, source: Any, dim: int, index: int) -> Value:
     return _scattered(lowering, x, source, lambda into, given: into.select(dim, index).copy_(given))
 
 
 @rule("diagonal_scatter")
+@rule("diagonal_scatter", table=COMPLEX_RULES)
 def _diagonal_scatter(
     lowering: Lowering, node: fx.Node, x: Any, source: Any, offset: int = 0, dim1: int = 0, dim2: int = 1
 ) -> Value:
@@ -236,6 +246,7 @@ def _diagonal_scatter(
 
 
 @rule("as_strided_scatter")
+@rule("as_strided_scatter", table=COMPLEX_RULES)
 def _as_strided_scatter(
     lowering: Lowering, node: Any, x: Any, source: Any, size: Any, stride: Any, offset: int | None = None
 ) -> Value:
@@ -246,4 +257,11 @@ def _as_strided_scatter(
 
 @rule("copy")
 def _copy(lowering: Lowering, node: fx.Node, target: Any, source: Any, *_: Any) -> Value:
-    return lowering.broadcast(lowering.value(source), lowering.shape(node))
+    return lowering.value(source)
+
+
+@rule("copy", table=COMPLEX_RULES)
+def _copy_complex(lowering: Lowering, node: fx.Node, target: Any, source: Any, *_: Any) -> Value:
+    value = as_complex(lowering.value(source))
+    wanted = lowering.dtype(node)
+    return value if wanted is not None and wanted.is_complex else value.real

@@ -27,39 +27,50 @@ def _each(value: Any, axes: int, otherwise: Any = None) -> tuple[int, ...]:
 
 
 class _Windows:
-    """Where the windows of a pooling lie in an image of shape (..., *pixels)."""
+    """Where the windows of a pooling lie in an image of shape (..., *pixels).
 
-    def __init__(self, shape: Shape, out: Shape, kernel: Any, stride: Any, padding: Any, dilation: Any = 1) -> None:
+    `lines` has for each axis the pixels of every window, (windows, pixels of a window), and -1 beside the image.
+    """
+
+    def __init__(self, shape: Shape, out: Shape, lines: Sequence[Array]) -> None:
         self.shape, self.out = shape, out
-        # Two or three pixel axes: one more in front is the channels, and maybe the samples.
-        self.axes = len(_each(kernel, 1)) if not isinstance(kernel, int) else 2
-        self.kernel = _each(kernel, self.axes)
-        self.stride = _each(stride, self.axes, self.kernel)
-        self.padding = _each(padding, self.axes)
-        self.dilation = _each(dilation, self.axes)
+        self.axes = len(lines)
+        self.count = math.prod(line.shape[1] for line in lines)
+        self._lines = lines
+
+    @staticmethod
+    def regular(shape: Shape, out: Shape, kernel: Any, stride: Any, padding: Any, dilation: Any = 1) -> _Windows:
+        axes = 2 if isinstance(kernel, int) else len(kernel)
+        sizes = _each(kernel, axes)
+        steps = _each(stride, axes, sizes)
+        lines = []
+        for n, o, k, s, p, d in zip(
+            shape[-axes:], out[-axes:], sizes, steps, _each(padding, axes), _each(dilation, axes), strict=True
+        ):
+            line = s * np.arange(o)[:, None] + d * np.arange(k) - p
+            lines.append(np.where((line < 0) | (line >= n), -1, line))
+        return _Windows(shape, out, lines)
+
+    @staticmethod
+    def adaptive(shape: Shape, out: Shape, axes: int) -> _Windows:
+        lines = []
+        for n, o in zip(shape[-axes:], out[-axes:], strict=True):
+            start = np.arange(o) * n // o
+            end = -(-(np.arange(o) + 1) * n // o)
+            line = start[:, None] + np.arange((end - start).max())
+            lines.append(np.where(line < end[:, None], line, -1))
+        return _Windows(shape, out, lines)
 
     def of(self, array: Array, fill: int) -> Array:
         """The numbers of each window: (*out, numbers of a window), with `fill` beside the image."""
-        lead = self.shape[: -self.axes]
-        pixels, out = self.shape[-self.axes :], self.out[-self.axes :]
-        grown = [(0, 0)] * len(lead)
-        indices = []
-        for n, o, k, s, p, d in zip(pixels, out, self.kernel, self.stride, self.padding, self.dilation, strict=True):
-            grown.append((p, max((o - 1) * s + (k - 1) * d + 1 - n - p, 0)))
-            indices.append(s * np.arange(o)[:, None] + d * np.arange(k))
-        padded = np.pad(array, grown, constant_values=fill)
-        if len(indices) == 1:
-            return padded[..., indices[0]]
-        if len(indices) == 2:
-            found = padded[..., indices[0][:, None, :, None], indices[1][None, :, None, :]]
-        else:
-            found = padded[
-                ...,
-                indices[0][:, None, None, :, None, None],
-                indices[1][None, :, None, None, :, None],
-                indices[2][None, None, :, None, None, :],
-            ]
-        return found.reshape(*self.out, math.prod(self.kernel))
+        lead = len(self.shape) - self.axes
+        padded = np.pad(array, [(0, 0)] * lead + [(0, 1)] * self.axes, constant_values=fill)  # -1 is the last one
+        index: list[Any] = [...]
+        for axis, line in enumerate(self._lines):
+            shape = [1] * (2 * self.axes)
+            shape[axis], shape[self.axes + axis] = line.shape
+            index.append(line.reshape(shape))
+        return padded[tuple(index)].reshape(*self.out, self.count)
 
     def values(self, lowering: Lowering, x: Real, fill: float) -> Places:
         given, filler = lowering.places(x), lowering.filler(fill)
@@ -87,13 +98,28 @@ def _max_pool(
     dilation: Any = 1,
     ceil_mode: bool = False,
 ) -> list[Any]:
-    windows = _Windows(lowering.shape(x), tuple(node.meta["val"][0].shape), kernel, stride, padding, dilation)
+    windows = _Windows.regular(lowering.shape(x), tuple(node.meta["val"][0].shape), kernel, stride, padding, dilation)
+    return _largest(lowering, x, windows)
+
+
+@rule("adaptive_max_pool2d", "adaptive_max_pool3d")
+def _adaptive_max_pool(lowering: Lowering, node: fx.Node, x: Any, size: Any) -> list[Any]:
+    return _largest(lowering, x, _Windows.adaptive(lowering.shape(x), tuple(node.meta["val"][0].shape), len(size)))
+
+
+def _largest(lowering: Lowering, x: Any, windows: _Windows) -> list[Any]:
+    """The largest number of each window, and what the gradient needs to know in the place of its index."""
     values = windows.values(lowering, lowering.value(x), -math.inf)
     largest = lowering.reduce(values, Reduction.MAXIMUM, [-1])
     return [largest, (windows, values, largest)]
 
 
-@rule("max_pool2d_with_indices_backward", "max_pool3d_with_indices_backward")
+@rule(
+    "max_pool2d_with_indices_backward",
+    "max_pool3d_with_indices_backward",
+    "adaptive_max_pool2d_backward",
+    "adaptive_max_pool3d_backward",
+)
 def _max_pool_backward(lowering: Lowering, node: fx.Node, grad: Any, x: Any, *arguments: Any) -> Value:
     """The gradient goes to the first of the largest numbers of a window."""
     windows, values, largest = lowering.values[arguments[-1]]
@@ -123,9 +149,10 @@ def _avg_pool(
     count_include_pad: bool = True,
     divisor: int | None = None,
 ) -> Value:
-    windows = _Windows(lowering.shape(x), lowering.shape(node), kernel, stride, padding)
+    windows = _Windows.regular(lowering.shape(x), lowering.shape(node), kernel, stride, padding)
     total = lowering.reduce(windows.values(lowering, lowering.value(x), 0.0), Reduction.SUM, [-1])
-    return lowering.binary(Op.MULTIPLY, total, _shares(lowering, windows, ceil_mode, count_include_pad, divisor))
+    share = _shares(lowering, windows, (kernel, stride, padding, ceil_mode), count_include_pad, divisor)
+    return lowering.binary(Op.MULTIPLY, total, share)
 
 
 @rule("avg_pool2d_backward", "avg_pool3d_backward")
@@ -141,20 +168,21 @@ def _avg_pool_backward(
     count_include_pad: bool,
     divisor: int | None,
 ) -> Value:
-    windows = _Windows(lowering.shape(x), lowering.shape(grad), kernel, stride, padding)
-    share = _shares(lowering, windows, ceil_mode, count_include_pad, divisor)
+    windows = _Windows.regular(lowering.shape(x), lowering.shape(grad), kernel, stride, padding)
+    share = _shares(lowering, windows, (kernel, stride, padding, ceil_mode), count_include_pad, divisor)
     given = lowering.binary(Op.MULTIPLY, lowering.value(grad), share)
-    shape = (*given.shape, math.prod(windows.kernel))
+    shape = (*given.shape, windows.count)
     wide = lowering.places(given).viewed(lambda a: np.broadcast_to(a[..., None], shape))
     return windows.spread(lowering, wide)
 
 
 def _shares(
-    lowering: Lowering, windows: _Windows, ceil_mode: bool, count_include_pad: bool, divisor: int | None
+    lowering: Lowering, windows: _Windows, sizes: tuple[Any, ...], count_include_pad: bool, divisor: int | None
 ) -> Real:
     """1 / how many numbers are averaged, for each window."""
+    kernel, stride, padding, ceil_mode = sizes
     pool: Any = torch.nn.functional.avg_pool2d if windows.axes == 2 else torch.nn.functional.avg_pool3d
-    ones = torch.ones(1, 1, *windows.shape[-windows.axes :], dtype=torch.float64)
-    sizes: Sequence[Any] = (list(windows.kernel), list(windows.stride), list(windows.padding), ceil_mode)
+    ones = torch.ones(1, *windows.shape[-windows.axes :], dtype=torch.float64)
+    sizes = (kernel, stride or None, padding, ceil_mode)
     share = pool(ones, *sizes, count_include_pad, divisor) / pool(ones, *sizes, True, 1)
-    return lowering.literal(share.expand(1, 1, *share.shape[2:]).reshape(share.shape[2:]).expand(windows.out))
+    return lowering.literal(share.expand(windows.out))

@@ -1,0 +1,69 @@
+"""Operations that are traced as simpler ones, chosen so that float32 loses nothing.
+
+PyTorch's own decompositions are taken where they are as exact as its kernels. Ours take the place of others, or write
+as a product with a constant matrix what is linear in the sample.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._decomp import core_aten_decompositions, decomposition_table
+
+from . import distances, elementary, linear_algebra, norms, ordering, resampling
+
+__all__ = ["DECOMPOSITIONS"]
+
+aten = torch.ops.aten
+
+# Of PyTorch's decompositions, those that are not among the core ones.
+_ALSO = (
+    aten._softmax.default,
+    aten._log_softmax.default,
+    aten._softmax_backward_data.default,
+    aten._log_softmax_backward_data.default,
+    aten.native_layer_norm_backward.default,
+    aten.native_group_norm_backward.default,
+    aten.linalg_vector_norm.default,
+    aten.gelu.default,
+    aten.gelu_backward.default,
+    aten.addmm.default,
+    aten.embedding.default,
+    aten.index_select.default,
+    aten.elu.default,
+    aten.elu_backward.default,
+    aten.hardtanh.default,
+)
+
+
+def _trilinear(
+    a: Tensor, b: Tensor, c: Tensor, of_a: list[int], of_b: list[int], of_c: list[int], summed: list[int], *_: int
+) -> Tensor:
+    def expanded(x: Tensor, axes: list[int]) -> Tensor:
+        for axis in sorted(axes):
+            x = x.unsqueeze(axis)
+        return x
+
+    return (expanded(a, of_a) * expanded(b, of_b) * expanded(c, of_c)).sum(summed)
+
+
+def _hardshrink_backward(grad: Tensor, x: Tensor, bound: float) -> Tensor:
+    return torch.where((x >= -bound) & (x <= bound), 0.0, grad)
+
+
+DECOMPOSITIONS: dict[Any, Callable[..., Any]] = {
+    **core_aten_decompositions(),
+    **{op: decomposition_table[op] for op in _ALSO},
+    **norms.TABLE,
+    **distances.TABLE,
+    **resampling.TABLE,
+    **ordering.TABLE,
+    **elementary.TABLE,
+    **linear_algebra.TABLE,
+    aten._trilinear.default: _trilinear,
+    aten.hardshrink_backward.default: _hardshrink_backward,
+    aten.softshrink_backward.default: _hardshrink_backward,
+}
