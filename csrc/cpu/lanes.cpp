@@ -55,15 +55,14 @@ struct LaneJob {
   const ChainIds* ids;
 };
 
-// Samples side by side: as many as keep the arena in the caches, and no more than fill the threads.
+// Samples side by side: as many as keep the arena in the caches, at least 32 where there are so many, for which products read their
+// weights once, and no more than fill the threads.
 int64_t width_for(const LaneProgram& program, int64_t batch, int64_t threads) {
   if (batch < 4) return 1;
-  if (const char* w = std::getenv("WIDTH")) return std::atoi(w);
-  constexpr int64_t kCache = 96 << 10;
+  constexpr int64_t kCache = 96 << 10, kLeast = 32;
+  const auto fits = [&](int64_t width) { return width * program.header->arena * int64_t{sizeof(float)} <= kCache; };
   int64_t width = 16;
-  while (width < kMaxWidth && 2 * width * program.header->arena * int64_t{sizeof(float)} <= kCache && width * threads < batch)
-    width *= 2;
-  while (width < 64 && width * threads < batch && program.header->arena > kCache / 4) width *= 2;
+  while (width < kMaxWidth && width * threads < batch && (width < kLeast || fits(2 * width))) width *= 2;
   return width;
 }
 

@@ -69,6 +69,7 @@ struct LaneProgram {
   const LaneMicro* micros;
   const LaneOutputRow* outputs;
   const int32_t* tables;
+  const int64_t* direct;  // for each micro-operation the output that it may write in place, or -1
   const float* constants;
 };
 

@@ -126,6 +126,8 @@ class Check {
     STD_TORCH_CHECK(h.sample >= 1 && h.sample <= h.arena && h.arena <= kMost && h.constants >= 0 && h.constants <= kMost,
                     "the sample, the arena or the constants have an impossible size");
     program_.tables = checked_.tables.data();
+    checked_.direct.assign(h.micros, -1);
+    program_.direct = checked_.direct.data();
   }
 
   void read(int64_t address, const char* what) const {
@@ -212,6 +214,34 @@ class Check {
       for (int64_t e = 0; e < entries; ++e) written_[output.base + entry(output.table, e)] = true;
     }
     STD_TORCH_CHECK(reductions <= kMaxReductions, "a loop has ", reductions, " reductions");
+    find_direct(i, total);
+  }
+
+  // The last operation of a result that is stored in order may write it straight to its place, if nothing that the loop still
+  // reads or writes lies there.
+  void find_direct(const LaneInstruction& i, int64_t total) {
+    const auto apart = [](const Range& a, const Range& b) { return a.high < b.low || b.high < a.low; };
+    for (int64_t k = 0; k < i.outputs; ++k) {
+      const LaneOutputRow& output = program_.outputs[i.first_output + k];
+      if (output.kind != LaneOutput::store || output.table >= 0) continue;
+      const Range place = range(output.base, -1, total);
+      bool free = true;
+      for (int64_t o = 0; o < i.operands; ++o) {
+        const LaneOperand& operand = program_.operands[i.first_operand + o];
+        if (operand.space == LaneSpace::arena) free = free && apart(place, range(operand.base, operand.table, total));
+      }
+      for (int64_t o = 0; o < i.outputs; ++o) {
+        const LaneOutputRow& other = program_.outputs[i.first_output + o];
+        const int64_t entries = other.kind == LaneOutput::store ? total : i.outer;
+        if (o != k) free = free && apart(place, range(other.base, other.table, entries));
+      }
+      for (int64_t m = i.micros - 1; free && m >= 0; --m) {
+        const int64_t micro = i.first_micro + m;
+        if (program_.micros[micro].target != output.source) continue;
+        if (checked_.direct[micro] < 0) checked_.direct[micro] = i.first_output + k;
+        break;
+      }
+    }
   }
 
   // Reads arena[base + first + second] for all entries of two tables.

@@ -14,6 +14,7 @@ namespace fastebm {
 struct CheckedLanes {
   std::vector<int64_t> code;
   std::vector<int32_t> tables;
+  std::vector<int64_t> direct;
   LaneProgram program{};  // without constants
   double cost = 0;        // nanoseconds that a sample and its update take one thread with AVX-512, about
 };

@@ -226,7 +226,6 @@ static void run_map(const LaneProgram& program, const LaneInstruction& instructi
   const LaneMicro* micros = program.micros + instruction.first_micro;
   const LaneOutputRow* outputs = program.outputs + instruction.first_output;
   const float* registers[kMaxRegisters] = {};
-  const bool reduces = instruction.inner > 1;
   for (int64_t first = 0; first < total; first += strip) {
     const int64_t count = least(strip, total - first), n = count * width;
     for (int64_t r = 0; r < instruction.operands; ++r) {
@@ -235,10 +234,8 @@ static void run_map(const LaneProgram& program, const LaneInstruction& instructi
     }
     for (int64_t m = 0; m < instruction.micros; ++m) {
       const LaneMicro& step = micros[m];
-      // The last operation of a result that is stored in order writes it straight to its place.
-      float* target = scratch + step.target * kStrip;
-      if (!reduces && instruction.outputs == 1 && m == instruction.micros - 1 && outputs[0].table < 0)
-        target = arena + (outputs[0].base + first) * width;
+      const int64_t direct = program.direct[instruction.first_micro + m];
+      float* target = direct < 0 ? scratch + step.target * kStrip : arena + (program.outputs[direct].base + first) * width;
       micro(step.op, target, registers[step.a], registers[step.b], registers[step.c], float_of(static_cast<int32_t>(step.number)), n);
       registers[step.target] = target;
     }
@@ -283,6 +280,7 @@ struct ProductTile {
   const float* x[4];       // of the rows
   const int64_t* offsets;  // of the depth
   const float* weight;
+  const float* next;  // weights that are read after these: fetched meanwhile, since hardware doesn't see the jump to them
   const float* bias;
   float* out[4][kLanePanel];
   int64_t depth;
@@ -300,7 +298,9 @@ static FASTEBM_INLINE void product_tile(const ProductTile& t, int column, int64_
       for (int v = 0; v < vectors; ++v)
         sums[r][o][v] = t.first ? spread(t.bias ? t.bias[column + o] : 0.0f) : load(t.out[r][column + o] + lane + v * FASTEBM_VECTOR);
   const float* weight = t.weight + column;
+  const float* ahead = column == 0 && lane == 0 ? t.next : weight;
   for (int64_t k = 0; k < t.depth; ++k) {
+    __builtin_prefetch(ahead + k * kLanePanel, 0, 2);
     const int64_t at = t.offsets[k] + lane;
     Vector values[rows][vectors];
 #pragma GCC unroll 4
@@ -412,6 +412,10 @@ static void run_product(const LaneProgram& program, const LaneInstruction& instr
       for (int64_t column = 0; column < instruction.columns; column += kLanePanel) {
         const int columns = static_cast<int>(least(kLanePanel, instruction.columns - column));
         tile.weight = weight + column * instruction.depth + begin * kLanePanel;
+        const bool last = column + kLanePanel >= instruction.columns;
+        tile.next = !last                                    ? tile.weight + kLanePanel * instruction.depth
+                    : begin + 2 * most <= instruction.depth ? weight + (begin + most) * kLanePanel
+                                                            : tile.weight;
         tile.bias = bias ? bias + column : nullptr;
         for (int64_t r = 0; r < rows; ++r) {
           float* target = arena + (instruction.target + address(program, instruction.target_row_table, row + r)) * width;
