@@ -38,7 +38,7 @@ void check_readable(const Tensor& tensor, const char* name, ScalarType type) {
 }
 
 // Work in a call below which other threads are not woken: waiting for one that another process keeps from its core costs more.
-constexpr double kAloneNanoseconds = 200e3;
+constexpr double kAloneNanoseconds = 500e3;
 
 struct LaneJob {
   LaneProgram program;
