@@ -4,9 +4,9 @@
 // and goes on, so that nothing but the energies leaves its cache before the last step. Blocks don't wait for one another. Samples
 // are read and written once a call.
 #include "lanes_check.h"
+#include "lanes_team.h"
 
 #include <array>
-#include <atomic>
 #include <cmath>
 #include <cstdlib>
 #include <utility>
@@ -38,7 +38,7 @@ void check_readable(const Tensor& tensor, const char* name, ScalarType type) {
 }
 
 // Work in a call below which other threads are not woken: waiting for one that another process keeps from its core costs more.
-constexpr double kAloneNanoseconds = 200e3;
+constexpr double kAloneNanoseconds = 500e3;
 
 struct LaneJob {
   LaneProgram program;
@@ -215,15 +215,9 @@ void run_job(LaneJob job) {
   const int64_t blocks = (job.batch + job.width - 1) / job.width, workers = std::min(threads, blocks);
   const int64_t arena = (job.program.header->arena * job.width + kLaneScratch + 15) / 16 * 16;
   const Arenas arenas(workers, arena + update_numbers(job));
-  // Workers take blocks as they come to them, so that one which is kept from its core holds up no others.
-  std::atomic<int64_t> next{0};
-  const auto work_as = [&](int64_t begin, int64_t end) {
-    for (int64_t worker = begin; worker < end; ++worker)
-      for (int64_t block; (block = next.fetch_add(1, std::memory_order_relaxed)) < blocks;)
-        run_block(job, arenas[worker], arenas[worker] + arena, block * job.width);
-  };
-  if (workers == 1) work_as(0, 1);
-  else torch::stable::parallel_for(0, workers, 1, work_as);
+  LaneTeam::run(workers, blocks, [&](int64_t worker, int64_t block) {
+    run_block(job, arenas[worker], arenas[worker] + arena, block * job.width);
+  });
 }
 
 struct ReadyLanes {

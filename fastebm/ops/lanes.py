@@ -52,9 +52,10 @@ Addresses = np.ndarray[Any, np.dtype[np.int64]]
 VERSION = 1
 PANEL = 16
 MAX_REGISTERS = 64
-# Updates in one call: enough that its own cost does not count, few enough to be interrupted, and that the energies of
-# all of them stay in the caches.
-CALL_STEPS = 64
+# Updates in one call: so many that its own cost, and that of waiting for threads at its end, does not count, and so few
+# that they can be interrupted (some 50 ms on one thread) and their energies stay in the caches.
+CALL_STEPS = 1024
+CALL_NUMBERS = 1 << 25
 CALL_ENERGIES = 1 << 19
 
 
@@ -375,7 +376,8 @@ class CompiledLanes:
         possible = x.is_cpu and x.is_contiguous() and x.dtype == torch.float32
         if not possible or select_backend("cpu", kernel="run_lane_chain") != "cpp":
             return 0
-        return max(4, min(CALL_STEPS, CALL_ENERGIES // max(1, len(x))))
+        batch = max(1, len(x))
+        return max(4, min(CALL_STEPS, CALL_ENERGIES // batch, CALL_NUMBERS // (batch * self.program.arena)))
 
     def advance(self, x: Tensor, num_steps: int, options: StepOptions) -> Tensor:
         """Advances chains x in place, and the key; returns the energies before each update, (num_steps, B)."""
