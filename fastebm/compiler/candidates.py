@@ -20,6 +20,9 @@ from fastebm.ops.backends import has_matrix_units, select_backend
 
 __all__ = ["Candidate", "Executor", "ProgramKey", "candidates"]
 
+# Numbers of an image above which a lane program takes longer to make than most chains to run.
+LARGE_IMAGE = 3 * 64 * 64
+
 Executor = AtenExecutor | CompiledExecutor | LaneExecutor
 
 
@@ -55,15 +58,18 @@ def candidates(
     """Programs one after the other, best first, each made when it is asked for; or why there is none.
 
     The order only depends on the energy and the kind of samples, not on the batch, the time or the load of the machine:
-    so do the bits. Samples without pixels run as lane programs; images as fused programs, which share weights between
-    pixels, and as lane programs where those have no instruction for an operation. Only lane programs are traced through
-    autograd, and can have the backward pass of an `autograd.Function`, which `function` tells of.
+    so do the bits. Lane programs come first for all that is computed in float32; images in 16 bits run as fused
+    programs, on matrix units where there are any, and so do large ones, for which a lane program takes long to make.
+    Only lane programs are traced through autograd, and can have the backward pass of an `autograd.Function`, which
+    `function` tells of.
     """
     lanes = _lanes_take(key)
     if function:
         yield _lane_candidate(energy, module, x) if lanes else UnsupportedError("backward", function)
         return
-    if lanes and len(key.sample) != 3:
+    image = len(key.sample) == 3
+    lanes_first = not image or (key.compute_dtype is torch.float32 and key.sample.numel() <= LARGE_IMAGE)
+    if lanes and lanes_first:
         yield _lane_candidate(energy, module, x)
     try:
         captured = capture(energy, module, x)
@@ -79,7 +85,7 @@ def candidates(
     except Exception as error:  # a fault of the compiler must not stop an energy that autograd can differentiate
         captured = None
         yield error if isinstance(error, UnsupportedError) else UnsupportedError("program", _described(error))
-    if lanes and len(key.sample) == 3:
+    if lanes and not lanes_first:
         yield _lane_candidate(energy, module, x)
     if captured is not None:
         reason = reason or "the programs on kernels of its own failed their check"
