@@ -31,13 +31,31 @@ _REFUSED = (torch.float64, torch.float16, torch.bfloat16)
 
 
 @dataclass(frozen=True)
+class Evaluator:
+    """The constants of a program from the weights: `evaluator(*weights)`.
+
+    Raises LaneError where a number has changed that the energy took from a weight, as by `item()`, when it was traced.
+    """
+
+    graph: fx.GraphModule
+    assumed: tuple[Any, ...]
+
+    def __call__(self, *weights: Tensor) -> list[Tensor]:
+        constants, numbers = self.graph(*weights)
+        for number, before in zip(numbers, self.assumed, strict=True):
+            if number != before and not (number != number and before != before):
+                raise LaneError(f"the energy takes a Python number from a weight, which was {before} and is {number}")
+        return constants
+
+
+@dataclass(frozen=True)
 class Lowered:
     """A lane program, and the tensors that its constants are packed from.
 
     Attributes:
         program: the program.
         constants: for each constant tensor its place, and how it is packed.
-        evaluate: a module from the weights to the constant tensors.
+        evaluate: gives the constant tensors for weights.
         size: numbers of the constants before the scalars.
         weights: how each weight is found: a path in the module, or the tensor itself.
         numbers: the scalars that the program reads, behind the other constants.
@@ -45,7 +63,7 @@ class Lowered:
 
     program: LaneProgram
     constants: list[tuple[int, Callable[[Tensor], Tensor]]]
-    evaluate: fx.GraphModule
+    evaluate: Evaluator
     size: int
     weights: list[str | Tensor]
     numbers: list[float]
@@ -184,8 +202,7 @@ def _lowered(lowering: Lowering, node: Any) -> Value:
     return lowering.broadcast(value, shape)
 
 
-def _evaluator(lowering: Lowering, packed: list[Packed]) -> fx.GraphModule:
-    """A module from the weights to the constants' tensors."""
+def _evaluator(lowering: Lowering, packed: list[Packed]) -> Evaluator:
     graph = fx.Graph()
     holder = torch.nn.Module()
     copies: dict[fx.Node, fx.Node] = {}
@@ -222,8 +239,9 @@ def _evaluator(lowering: Lowering, packed: list[Packed]) -> fx.GraphModule:
             made = graph.call_function(torch.as_tensor, (made,))
         return made
 
-    graph.output(tuple(evaluated(p.source) for p in packed))
+    assumed = lowering.traced.assumed
+    graph.output(([evaluated(p.source) for p in packed], [copies[node] for node in assumed]))
     graph.eliminate_dead_code()
     for node in graph.nodes:
         node.meta.clear()  # tensors of the trace
-    return fx.GraphModule(holder, graph)
+    return Evaluator(fx.GraphModule(holder, graph), tuple(assumed.values()))

@@ -10,6 +10,7 @@ from enum import IntEnum
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, fx
 from torch.overrides import TorchFunctionMode
@@ -22,10 +23,6 @@ aten = torch.ops.aten
 
 class LaneError(ValueError):
     """An energy, or an operation in it, that has no lane program."""
-
-
-class NeedsSymbolsError(Exception):
-    """What is recorded takes a Python number from a weight, which only symbols can follow."""
 
 
 class Depends(IntEnum):
@@ -47,6 +44,7 @@ _ESCAPES = frozenset(
         Tensor.storage,
         Tensor.untyped_storage,
         Tensor.__reduce_ex__,
+        Tensor.__deepcopy__,
     )
 )
 
@@ -57,6 +55,7 @@ class Recorder(TorchDispatchMode):
     Attributes:
         graph: `get_attr` nodes name the tensors of `tensors`, which were there before.
         literals: names of those that come from numbers in the code, as in `torch.tensor(0.5)`.
+        assumed: Python numbers and truths that were taken from weights, by the nodes that take them.
         written: the storages of tensors that are written to, and what these depend on then.
     """
 
@@ -65,8 +64,10 @@ class Recorder(TorchDispatchMode):
         self.graph = fx.Graph()
         self.tensors: dict[str, Tensor] = {}
         self.literals: set[str] = set()
+        self.assumed: dict[fx.Node, Any] = {}
         self.written: dict[int, Depends] = {}
         self._nodes: dict[int, fx.Node] = {}
+        self._storages: set[int] = set()  # of what operations gave
         self._alive: list[Tensor] = []
         self._count = 0
 
@@ -130,6 +131,8 @@ class Recorder(TorchDispatchMode):
     def _track(self, tensor: Tensor, node: fx.Node) -> None:
         self._nodes[id(tensor)] = node
         self._alive.append(tensor)
+        if node.op != "get_attr" and node.meta["depends"]:
+            self._storages.add(storage_id(tensor))
         node.meta.setdefault("val", tensor)
 
     def _node(self, tensor: Tensor) -> fx.Node:
@@ -139,6 +142,8 @@ class Recorder(TorchDispatchMode):
         return found
 
     def _attribute(self, tensor: Tensor) -> fx.Node:
+        if storage_id(tensor) in self._storages:
+            raise LaneError(f"the energy takes a tensor that depends on x past PyTorch's dispatcher{line()}")
         name = f"tensor{len(self.tensors)}"
         self.tensors[name] = tensor
         node = self._new("get_attr", name, (), {}, self.depends(tensor))
@@ -167,9 +172,11 @@ class Recorder(TorchDispatchMode):
     def _number(self, func: Any, args: Any, kwargs: Any, depends: Depends) -> Any:
         if depends is Depends.SAMPLE:
             raise LaneError(f"the energy takes a Python number or a truth from a tensor that depends on x{line()}")
+        value = func(*args, **kwargs)
         if depends is Depends.WEIGHTS:
-            raise NeedsSymbolsError
-        return func(*args, **kwargs)
+            node = self._new("call_function", func, self._nodes_of(args), self._nodes_of(kwargs), depends)
+            self.assumed[node] = value
+        return value
 
     def _refuse(self, func: Any, inputs: list[Tensor], depends: Depends) -> None:
         name = func._schema.name.removeprefix("aten::")
@@ -302,7 +309,8 @@ def _tensors(*given: Any) -> list[Tensor]:
     return found
 
 
-_LIBRARY = Path(torch.__file__).parent, Path(__file__).parents[2]
+_LIBRARY = Path(torch.__file__).parent, Path(__file__).parents[2], Path(np.__file__).parent
+_STANDARD = Path(linecache.__file__).parent
 
 
 def line(error: BaseException | None = None) -> str:
@@ -310,10 +318,11 @@ def line(error: BaseException | None = None) -> str:
     frames = traceback.extract_stack() if error is None else traceback.extract_tb(error.__traceback__)
     for frame in reversed(frames):
         path = Path(frame.filename)
-        if not any(parent in path.parents for parent in _LIBRARY):
+        standard = path.parent == _STANDARD or path.parent.parent == _STANDARD
+        if not standard and not any(parent in path.parents for parent in _LIBRARY):
             code = linecache.getline(frame.filename, frame.lineno or 0).strip()
             return f", in line {frame.lineno} of {path.name}" + (f": {code}" if code else "")
     return ""
 
 
-__all__ = ["Depends", "LaneError", "NeedsSymbolsError", "Recorder", "line"]
+__all__ = ["Depends", "LaneError", "Recorder", "line"]

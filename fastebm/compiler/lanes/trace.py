@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
-from .recording import Depends, LaneError, NeedsSymbolsError, Recorder
+from .recording import Depends, LaneError, Recorder
 
 __all__ = ["JointGraph", "LaneError", "trace"]
 
@@ -35,12 +35,15 @@ class JointGraph:
         weights: for the name of each tensor that isn't a literal of the energy's own code, how it is found: a path in
             the module, or the tensor itself.
         written: the storages of the nodes' tensors that `copy_` writes to, and what these depend on in the end.
+        assumed: Python numbers and truths that were taken from weights, by the nodes that take them. The graph holds as
+            long as they are the same.
     """
 
     graph: fx.Graph
     tensors: dict[str, Tensor]
     weights: dict[str, str | Tensor]
     written: dict[int, Depends]
+    assumed: dict[fx.Node, Any]
 
 
 def trace(energy: Callable[[Tensor], Tensor], module: nn.Module | None, sample: Tensor) -> JointGraph:
@@ -65,18 +68,14 @@ def trace(energy: Callable[[Tensor], Tensor], module: nn.Module | None, sample: 
     x = sample.detach().clone().requires_grad_()
     with _tracing():
         recorder = Recorder()
-        try:
-            recorder.record(joint, x)
-            graph, tensors, literals, written = recorder.graph, recorder.tensors, recorder.literals, recorder.written
-        except NeedsSymbolsError:
-            from .symbolic_trace import traced
-
-            graph, tensors, literals = traced(joint, x)
-            written = {}
+        recorder.record(joint, x)
+    graph = recorder.graph
     for node in reversed(graph.nodes):
-        if not node.users and node.op not in ("placeholder", "output") and node.target is not aten.copy_.default:
+        kept = node.op in ("placeholder", "output") or node.target is aten.copy_.default or node in recorder.assumed
+        if not node.users and not kept:
             graph.erase_node(node)
-    return JointGraph(graph, tensors, _weights(graph, tensors, literals, module), written)
+    weights = _weights(recorder, module)
+    return JointGraph(graph, recorder.tensors, weights, recorder.written, recorder.assumed)
 
 
 @contextmanager
@@ -121,14 +120,12 @@ def _uncompiled() -> Any:
     return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else ExitStack()
 
 
-def _weights(
-    graph: fx.Graph, tensors: dict[str, Tensor], literals: set[str], module: nn.Module | None
-) -> dict[str, str | Tensor]:
+def _weights(recorder: Recorder, module: nn.Module | None) -> dict[str, str | Tensor]:
     """How the tensors are found that the graph reads, but for literals."""
     paths = {} if module is None else _paths(module)
-    used = dict.fromkeys(str(node.target) for node in graph.nodes if node.op == "get_attr")
-    names = [name for name in used if name not in literals]
-    return {name: paths.get(id(tensors[name]), tensors[name].detach()) for name in names}
+    used = dict.fromkeys(str(node.target) for node in recorder.graph.nodes if node.op == "get_attr")
+    tensors = {name: recorder.tensors[name] for name in used if name not in recorder.literals}
+    return {name: paths.get(id(tensor), tensor.detach()) for name, tensor in tensors.items()}
 
 
 def _paths(module: nn.Module) -> dict[int, str]:
