@@ -71,6 +71,11 @@ class Recorder(TorchDispatchMode):
         self._alive: list[Tensor] = []
         self._count = 0
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """No: PyTorch would load its compiler, which takes seconds, to keep it away from every operation."""
+        return False
+
     def record(self, function: Callable[..., Any], x: Tensor) -> Any:
         """What `function` of x gives; its graph is `graph`."""
         node = self._new("placeholder", "x", (), {}, Depends.SAMPLE)
