@@ -13,7 +13,7 @@ from torch import Tensor, fx
 
 from fastebm.ops.lanes import PANEL, Op, Reduction, pack_matrix
 
-from .trace import LaneError
+from .recording import LaneError
 from .values import (
     PLACE_BITS,
     Array,

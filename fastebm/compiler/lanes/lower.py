@@ -17,13 +17,35 @@ from fastebm.ops.lanes import LaneProgram
 from .emission import Emission
 from .lowering import Lowering
 from .planning import plan
+from .recording import Depends, LaneError, storage_id
 from .rules import COMPLEX_RULES, RULES
-from .trace import JointGraph, LaneError
+from .rules.pointwise import converted
+from .trace import JointGraph
 from .values import Complex, Packed, Value
 
 __all__ = ["LaneError", "Lowered", "lower"]
 
+aten = torch.ops.aten
+
 _REFUSED = (torch.float64, torch.float16, torch.bfloat16)
+
+
+@dataclass(frozen=True)
+class Evaluator:
+    """The constants of a program from the weights: `evaluator(*weights)`.
+
+    Raises LaneError where a number has changed that the energy took from a weight, as by `item()`, when it was traced.
+    """
+
+    graph: fx.GraphModule
+    assumed: tuple[Any, ...]
+
+    def __call__(self, *weights: Tensor) -> list[Tensor]:
+        constants, numbers = self.graph(*weights)
+        for number, before in zip(numbers, self.assumed, strict=True):
+            if number != before and not (number != number and before != before):
+                raise LaneError(f"the energy takes a Python number from a weight, which was {before} and is {number}")
+        return constants
 
 
 @dataclass(frozen=True)
@@ -33,7 +55,7 @@ class Lowered:
     Attributes:
         program: the program.
         constants: for each constant tensor its place, and how it is packed.
-        evaluate: a module from the weights to the constant tensors.
+        evaluate: gives the constant tensors for weights.
         size: numbers of the constants before the scalars.
         weights: how each weight is found: a path in the module, or the tensor itself.
         numbers: the scalars that the program reads, behind the other constants.
@@ -41,7 +63,7 @@ class Lowered:
 
     program: LaneProgram
     constants: list[tuple[int, Callable[[Tensor], Tensor]]]
-    evaluate: fx.GraphModule
+    evaluate: Evaluator
     size: int
     weights: list[str | Tensor]
     numbers: list[float]
@@ -83,11 +105,11 @@ def _values(lowering: Lowering) -> tuple[Value, Value, Value]:
     traced = lowering.traced
     sample: Value = None
     result: Any = None
-    for node in traced.graph.graph.nodes:
+    for node in traced.graph.nodes:
         if node.op == "placeholder":
             sample = lowering.values[node] = lowering.new_places(lowering.shape(node), -1)
         elif node.op == "get_attr":
-            tensor = getattr(traced.graph, node.target)
+            tensor = traced.tensors[node.target]
             changes = node.target in traced.weights and (tensor.is_floating_point() or tensor.is_complex())
             if changes:
                 lowering.lazy.add(node)
@@ -103,12 +125,47 @@ def _values(lowering: Lowering) -> tuple[Value, Value, Value]:
 
 def _call(lowering: Lowering, node: fx.Node) -> None:
     inputs = node.all_input_nodes
-    if any(used in lowering.values for used in inputs):
+    tensor = node.meta.get("val")
+    written = lowering.traced.written
+    stored = None
+    if written and isinstance(tensor, Tensor):
+        stored = written.get(storage_id(tensor))
+    if stored is Depends.SAMPLE and isinstance(tensor, Tensor):
+        _in_memory(lowering, node, tensor)
+    elif any(used in lowering.values for used in inputs):
         lowering.values[node] = _lowered(lowering, node)
-    elif any(used in lowering.lazy for used in inputs):
+    elif stored is Depends.WEIGHTS or any(used in lowering.lazy for used in inputs):
         lowering.lazy.add(node)
     else:
         lowering.static[node] = _evaluated(lowering, node)
+
+
+def _in_memory(lowering: Lowering, node: Any, tensor: Tensor) -> None:
+    """A node whose tensor lies where the energy writes."""
+    if node.target is aten.copy_.default:
+        target, source = node.args
+        value = lowering.value(source)
+        if not isinstance(value, Complex):
+            value = converted(lowering, value, lowering.dtype(source), lowering.dtype(target))
+        lowering.write(tensor, value)
+    elif not _is_view(node):
+        if any(used in lowering.values for used in node.all_input_nodes):
+            value = _lowered(lowering, node)
+        else:
+            if any(used in lowering.lazy for used in node.all_input_nodes):
+                lowering.lazy.add(node)
+            else:
+                lowering.static[node] = _evaluated(lowering, node)
+            value = lowering.value(node)
+        lowering.write(tensor, value)
+    lowering.values[node] = tensor
+
+
+def _is_view(node: Any) -> bool:
+    """Whether the node's tensor is another node's, seen otherwise."""
+    if node.target is operator.getitem:
+        return _is_view(node.args[0])
+    return any(argument.alias_info is not None for argument in node.target._schema.arguments)
 
 
 def _evaluated(lowering: Lowering, node: Any) -> Any:
@@ -145,8 +202,7 @@ def _lowered(lowering: Lowering, node: Any) -> Value:
     return lowering.broadcast(value, shape)
 
 
-def _evaluator(lowering: Lowering, packed: list[Packed]) -> fx.GraphModule:
-    """A module from the weights to the constants' tensors."""
+def _evaluator(lowering: Lowering, packed: list[Packed]) -> Evaluator:
     graph = fx.Graph()
     holder = torch.nn.Module()
     copies: dict[fx.Node, fx.Node] = {}
@@ -165,7 +221,7 @@ def _evaluator(lowering: Lowering, packed: list[Packed]) -> fx.GraphModule:
             copies[node] = attribute(found)
         return copies[node]
 
-    for node in lowering.traced.graph.graph.nodes:
+    for node in lowering.traced.graph.nodes:
         if node not in lowering.lazy:
             continue
         if node.op == "get_attr":
@@ -183,6 +239,9 @@ def _evaluator(lowering: Lowering, packed: list[Packed]) -> fx.GraphModule:
             made = graph.call_function(torch.as_tensor, (made,))
         return made
 
-    graph.output(tuple(evaluated(p.source) for p in packed))
+    assumed = lowering.traced.assumed
+    graph.output(([evaluated(p.source) for p in packed], [copies[node] for node in assumed]))
     graph.eliminate_dead_code()
-    return fx.GraphModule(holder, graph)
+    for node in graph.nodes:
+        node.meta.clear()  # tensors of the trace
+    return Evaluator(fx.GraphModule(holder, graph), tuple(assumed.values()))

@@ -10,9 +10,20 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
+from fastebm.ops.lanes import Op
+
 from .builder import Builder
-from .trace import JointGraph, LaneError
+from .recording import LaneError, storage_id
+from .trace import JointGraph
 from .values import Array, Complex, Number, Places, Shape, Value
+
+
+def _within_storage(tensor: Tensor) -> Array:
+    """For each number of a tensor its index in the storage, where a complex number is two real ones."""
+    places = np.full(tensor.shape, tensor.storage_offset(), np.int64)
+    for axis, (n, stride) in enumerate(zip(tensor.shape, tensor.stride(), strict=True)):
+        places += (np.arange(n) * stride).reshape([-1 if i == axis else 1 for i in range(tensor.ndim)])
+    return places * 2 if tensor.is_complex() else places
 
 
 class Lowering(Builder):
@@ -31,13 +42,15 @@ class Lowering(Builder):
         self.static: dict[fx.Node, Any] = {}
         self.lazy: set[fx.Node] = set()
         self._constants: dict[fx.Node, Value] = {}
+        self._memory: dict[int, Places] = {}
 
     def value(self, given: Any) -> Value:
         """The value of an argument: a node or a Python number."""
         if not isinstance(given, fx.Node):
             return Number(float(given))
         if given in self.values:
-            return self.values[given]
+            found = self.values[given]
+            return self._read(found) if isinstance(found, Tensor) else found
         if given not in self._constants:
             self._constants[given] = self._constant(given)
         return self._constants[given]
@@ -58,6 +71,36 @@ class Lowering(Builder):
             # The evaluator hands over complex tensors as (..., 2) real ones.
             return Complex(self.constant(node, shape, _real, "real"), self.constant(node, shape, _imag, "imag"))
         return self.constant(node, shape, _as_tensor, "plain")
+
+    # Tensors in storages that the energy writes to stand for themselves in `values`: what they are when a node reads
+    # them is looked up in the storage, so that views see the writes of one another.
+
+    def _read(self, tensor: Tensor) -> Value:
+        storage = self._memory[storage_id(tensor)]
+        places = _within_storage(tensor)
+        value: Value = Places(storage.codes[places], storage.buffers)
+        if not tensor.is_complex():
+            return self.pointwise(Op.NEGATE, value) if tensor.is_neg() else value
+        imag = Places(storage.codes[places + 1], storage.buffers)
+        return Complex(value, self.pointwise(Op.NEGATE, imag) if tensor.is_conj() else imag)
+
+    def write(self, tensor: Tensor, value: Value) -> None:
+        """Now the tensor is `value`."""
+        if tensor.is_conj() or tensor.is_neg():
+            raise LaneError("a write into a conjugate")
+        shape = tuple(tensor.shape)
+        if tensor.is_complex():
+            pair = as_complex(value)
+            parts = [self.places(self.broadcast(part, shape)) for part in (pair.real, pair.imag)]
+        else:
+            parts = [self.places(self.broadcast(value, shape))]
+        key = storage_id(tensor)
+        size = tensor.untyped_storage().nbytes() * len(parts) // tensor.element_size()
+        known = self._memory.get(key, Places(np.zeros(size, np.int64), frozenset()))
+        codes = known.codes.copy()
+        for i, part in enumerate(parts):
+            codes[_within_storage(tensor) + i] = part.codes
+        self._memory[key] = Places(codes, known.buffers.union(*(part.buffers for part in parts)))
 
     def shape(self, node: fx.Node) -> Shape:
         """Of a node's tensor."""

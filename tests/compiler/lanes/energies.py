@@ -1,6 +1,7 @@
-"""Energies of every kind of operation, each with the shape of its samples.
+"""Energies of every kind of operation, each with its name and the shape of its samples.
 
-An energy is a function of a batch, or a factory of a module. Their weights are float32, and also exact in float64.
+An energy is a function of a batch, or a factory of a module, which takes no arguments. Weights are float32 numbers, so
+that float64 has the same ones.
 """
 
 from __future__ import annotations
@@ -67,6 +68,15 @@ class Recurrent(nn.Module):
         return total(state[0] if isinstance(state, tuple) else state)
 
 
+class RecurrentLayer(nn.Module):
+    def __init__(self, layer: nn.Module):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        return total(self.layer(x)[0])
+
+
 class Bilinear(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -127,7 +137,7 @@ def net(*layers: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
     return module(lambda: Ends(*(layer() for layer in layers)))
 
 
-def cat_spd(x: Tensor) -> Tensor:
+def positive_definite(x: Tensor) -> Tensor:
     """A well-conditioned positive definite (B, 3, 3) matrix of the sample."""
     a = x.unflatten(1, (3, 3))
     return a @ a.mT + 0.5 * torch.eye(3, dtype=x.dtype)
@@ -222,7 +232,7 @@ VECTORS: list[tuple[str, Energy]] = [
     ("kthvalue", lambda x: x.kthvalue(2, 1).values.sin()),
     ("median", lambda x: x.median(1).values.sin()),
     ("quantile", lambda x: torch.quantile(x, 0.3, dim=1).sin()),
-    ("cumsum", lambda x: total(x.cumsum(1).sin())),
+    ("cumsum", lambda x: total(x.cumsum(1).square())),
     ("cumprod", lambda x: total((1 + 0.1 * x).cumprod(1).sin())),
     ("logcumsumexp", lambda x: total(x.logcumsumexp(1).sin())),
     ("cummax", lambda x: total(x.cummax(1).values.sin())),
@@ -399,23 +409,31 @@ VECTORS: list[tuple[str, Energy]] = [
     ("unfold", lambda x: total(x.unfold(1, 3, 1).sin().prod(-1))),
     ("logdet of a diagonal", lambda x: x.square().add(0.1).log().sum(1)),
 ]
-NAMED: list[tuple[str, tuple[int, ...], Any]] = [
-    ("inverse", (9,), lambda x: total(torch.linalg.inv(cat_spd(x)))),
-    ("det", (9,), lambda x: torch.linalg.det(cat_spd(x))),
-    ("logdet", (9,), lambda x: torch.logdet(cat_spd(x))),
+OTHERS: list[tuple[str, tuple[int, ...], Any]] = [
+    ("inverse", (9,), lambda x: total(torch.linalg.inv(positive_definite(x)))),
+    ("det", (9,), lambda x: torch.linalg.det(positive_definite(x))),
+    ("logdet", (9,), lambda x: torch.logdet(positive_definite(x))),
     ("slogdet", (9,), lambda x: torch.linalg.slogdet(x.unflatten(1, (3, 3)) + 2 * torch.eye(3).to(x.dtype))[1]),
-    ("cholesky", (9,), lambda x: total(torch.linalg.cholesky(cat_spd(x)))),
-    ("solve", (9,), lambda x: total(torch.linalg.solve(cat_spd(x), x[:, :3, None]))),
+    ("cholesky", (9,), lambda x: total(torch.linalg.cholesky(positive_definite(x)))),
+    ("solve", (9,), lambda x: total(torch.linalg.solve(positive_definite(x), x[:, :3, None]))),
     (
         "triangular solve",
         (9,),
-        lambda x: total(torch.linalg.solve_triangular(torch.linalg.cholesky(cat_spd(x)), x[:, :3, None], upper=False)),
+        lambda x: total(
+            torch.linalg.solve_triangular(torch.linalg.cholesky(positive_definite(x)), x[:, :3, None], upper=False)
+        ),
     ),
-    ("cholesky solve", (9,), lambda x: total(torch.cholesky_solve(x[:, :3, None], torch.linalg.cholesky(cat_spd(x))))),
+    (
+        "cholesky solve",
+        (9,),
+        lambda x: total(torch.cholesky_solve(x[:, :3, None], torch.linalg.cholesky(positive_definite(x)))),
+    ),
     (
         "gaussian of the sample",
         (9,),
-        lambda x: -distributions.MultivariateNormal(torch.zeros(3).to(x.dtype), cat_spd(x)).log_prob(x[:, :3]),
+        lambda x: (
+            -distributions.MultivariateNormal(torch.zeros(3).to(x.dtype), positive_definite(x)).log_prob(x[:, :3])
+        ),
     ),
     ("matrix power", (9,), lambda x: total(torch.linalg.matrix_power(x.unflatten(1, (3, 3)), 3))),
     ("cdist 2", (8, 3), lambda x: torch.cdist(x, x.sin() + 1).sum((1, 2))),
@@ -437,7 +455,7 @@ NAMED: list[tuple[str, tuple[int, ...], Any]] = [
         (6, 6),
         lambda x: ((x - x.roll(1, 1)).square() + (x - x.roll(1, 2)).square() + (x.square() - 1).square()).sum((1, 2)),
     ),
-    ("sequence", (8, 4), lambda x: total((x @ like(x, 5, 4).T).tanh().cumsum(1))),
+    ("sequence", (8, 4), lambda x: total(F.softplus(x @ like(x, 5, 4).T).cumsum(1))),
     ("sdpa", (2, 5, 4), lambda x: total(F.scaled_dot_product_attention(x, x.sin(), x.cos()))),
     ("causal sdpa", (2, 5, 4), lambda x: total(F.scaled_dot_product_attention(x, x.sin(), x.cos(), is_causal=True))),
     ("pair sum", (5, 6), lambda x: total(torch.einsum("bij,bkj->bik", x, x).softmax(-1) @ x)),
@@ -485,22 +503,7 @@ NAMED: list[tuple[str, tuple[int, ...], Any]] = [
     ("antialias", (1, 8, 8), lambda x: total(F.interpolate(x, (3, 4), mode="bilinear", antialias=True).sin())),
     ("bicubic", (1, 5, 5), lambda x: total(F.interpolate(x, (7, 8), mode="bicubic").sin())),
     ("trilinear", (1, 2, 3, 3), lambda x: total(F.interpolate(x, scale_factor=2, mode="trilinear").sin())),
-    ("area", (1, 6, 6), lambda x: total(F.interpolate(x, (3, 2), mode="area").sin())),
-    (
-        "affine grid",
-        (1, 5, 5),
-        lambda x: total(
-            F.grid_sample(
-                x,
-                F.affine_grid(
-                    torch.tensor([[[0.8, 0.1, 0.0], [0.0, 0.9, 0.1]]]).to(x.dtype).expand(len(x), 2, 3),
-                    [len(x), 1, 4, 4],
-                    align_corners=False,
-                ),
-                align_corners=False,
-            ).sin()
-        ),
-    ),
+    ("area resampling", (1, 6, 6), lambda x: total(F.interpolate(x, (3, 2), mode="area").sin())),
     (
         "total variation",
         (1, 5, 5),
@@ -565,21 +568,12 @@ NAMED: list[tuple[str, tuple[int, ...], Any]] = [
     ("gru", (4, 3), module(lambda: Recurrent(nn.GRUCell(3, 5)))),
     ("lstm", (4, 3), module(lambda: Recurrent(nn.LSTMCell(3, 5)))),
     ("rnn", (4, 3), module(lambda: Recurrent(nn.RNNCell(3, 5)))),
-    ("gru layer", (4, 3), module(lambda: Recurrent2(nn.GRU(3, 5, batch_first=True)))),
-    ("lstm layer", (4, 3), module(lambda: Recurrent2(nn.LSTM(3, 5, batch_first=True)))),
+    ("gru layer", (4, 3), module(lambda: RecurrentLayer(nn.GRU(3, 5, batch_first=True)))),
+    ("lstm layer", (4, 3), module(lambda: RecurrentLayer(nn.LSTM(3, 5, batch_first=True)))),
     ("bilinear form", (6,), module(Bilinear)),
     ("embedding", (6,), module(Embedded)),
     ("cosine module", (6,), lambda x: nn.CosineSimilarity()(x, x.roll(1, 1))),
 ]
 
 
-class Recurrent2(nn.Module):
-    def __init__(self, layer: nn.Module):
-        super().__init__()
-        self.layer = layer
-
-    def forward(self, x: Tensor) -> Tensor:
-        return total(self.layer(x)[0])
-
-
-ENERGIES: list[tuple[str, tuple[int, ...], Any]] = [*((name, (6,), energy) for name, energy in VECTORS), *NAMED]
+ENERGIES: list[tuple[str, tuple[int, ...], Any]] = [*((name, (6,), energy) for name, energy in VECTORS), *OTHERS]

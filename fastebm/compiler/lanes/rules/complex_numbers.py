@@ -11,7 +11,7 @@ from torch import Tensor, fx
 from fastebm.ops.lanes import Op, Reduction
 
 from ..lowering import Lowering, as_complex
-from ..trace import LaneError
+from ..recording import LaneError
 from ..values import Complex, Number, Real, Value
 from .reductions import axes
 from .table import COMPLEX_RULES, rule

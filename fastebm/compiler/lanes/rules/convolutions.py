@@ -12,7 +12,7 @@ from torch import Tensor, fx
 from fastebm.ops.lanes import Op
 
 from ..lowering import Lowering
-from ..trace import LaneError
+from ..recording import LaneError
 from ..values import Places, Real, Shape, Sums, Value
 from .table import rule
 

@@ -17,7 +17,7 @@ from torch import Tensor, fx
 from fastebm.ops.lanes import Op, Reduction
 
 from ..lowering import Lowering, as_complex, flat_places
-from ..trace import LaneError
+from ..recording import LaneError
 from ..values import Array, Complex, Number, Places, Real, Shape, Value
 from .table import COMPLEX_RULES, rule
 

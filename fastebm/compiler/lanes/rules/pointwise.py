@@ -12,7 +12,7 @@ from torch import fx
 from fastebm.ops.lanes import Op
 
 from ..lowering import Lowering
-from ..trace import LaneError
+from ..recording import LaneError
 from ..values import Number, Value
 from .table import RULES, rule
 
@@ -178,7 +178,11 @@ def _same(lowering: Lowering, node: fx.Node, x: Any, **options: Any) -> Value:
 
 @rule("_to_copy")
 def _to_copy(lowering: Lowering, node: fx.Node, x: Any, **options: Any) -> Value:
-    value, given, wanted = lowering.value(x), lowering.dtype(x), lowering.dtype(node)
+    return converted(lowering, lowering.value(x), lowering.dtype(x), lowering.dtype(node))
+
+
+def converted(lowering: Lowering, value: Value, given: torch.dtype | None, wanted: torch.dtype | None) -> Value:
+    """Numbers of one dtype in another."""
     assert given is not None
     assert wanted is not None
     if wanted is torch.bool and given is not torch.bool:
