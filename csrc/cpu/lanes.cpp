@@ -55,14 +55,15 @@ struct LaneJob {
   const ChainIds* ids;
 };
 
-// Samples side by side: as many as keep the arena in the caches, at least 32 where there are so many, for which products read their
-// weights once, and no more than fill the threads.
+// Samples side by side: as many as keep the arena in a core's cache, at least 32 where there are so many, for which products read
+// their weights once, and no more than give every thread some.
 int64_t width_for(const LaneProgram& program, int64_t batch, int64_t threads) {
   if (batch < 4) return 1;
-  constexpr int64_t kCache = 96 << 10, kLeast = 32;
+  constexpr int64_t kCache = 512 << 10, kLeast = 32;
   const auto fits = [&](int64_t width) { return width * program.header->arena * int64_t{sizeof(float)} <= kCache; };
-  int64_t width = 16;
-  while (width < kMaxWidth && width * threads < batch && (width < kLeast || fits(2 * width))) width *= 2;
+  const auto shared = [&](int64_t width) { return threads == 1 ? width < batch : 2 * width * threads <= batch; };
+  int64_t width = kLaneGroup;
+  while (width < kMaxWidth && shared(width) && (width < kLeast || fits(2 * width))) width *= 2;
   return width;
 }
 
@@ -170,8 +171,9 @@ void set_step(const LaneJob& job, LaneUpdate& update, int64_t step, int64_t firs
   }
 }
 
-void run_block(const LaneJob& job, float* arena, float* memory, int64_t first) {
+void run_block(LaneJob job, float* arena, float* memory, int64_t first) {
   const int64_t count = std::min(job.width, job.batch - first);
+  if (job.width > 1) job.width = (count + kLaneGroup - 1) / kLaneGroup * kLaneGroup;  // the last block may be narrower
   load_plane(job, job.x, arena, first);
   const float* energy = arena + job.program.header->energy * job.width;
   if (!job.options) {

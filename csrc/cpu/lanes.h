@@ -76,7 +76,8 @@ struct LaneProgram {
 // Numbers of a strip: what a micro-operation works on at once, so that all registers of an instruction stay in L1.
 constexpr int64_t kStrip = 256;
 constexpr int64_t kMaxRegisters = 64;
-constexpr int64_t kMaxWidth = 256;
+// The width is 1 or a multiple of kLaneGroup.
+constexpr int64_t kLaneGroup = 16, kMaxWidth = 256;
 // Partial sums of a reduction: element j of a row goes to the sum j % 8.
 constexpr int64_t kPartials = 8;
 // Reductions of one instruction, each with partial sums of its own.

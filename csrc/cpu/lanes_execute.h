@@ -346,6 +346,7 @@ template <int panels>
 static FASTEBM_INLINE void product_panels(const LaneProgram& program, const LaneInstruction& instruction, float* arena,
                                           const float* x, int64_t row, int64_t column) {
   constexpr int kPanelVectors = kLanePanel / FASTEBM_VECTOR;
+  constexpr int64_t kAhead = 32;  // weights come from far: the hardware alone does not fetch so many streams in time
   const int64_t depth = instruction.depth, columns = least(panels * kLanePanel, instruction.columns - column);
   const float* weight = program.constants + instruction.weight + column * depth;
   const int32_t* table = instruction.k_table < 0 ? nullptr : program.tables + instruction.k_table;
@@ -359,6 +360,8 @@ static FASTEBM_INLINE void product_panels(const LaneProgram& program, const Lane
     for (int v = 0; v < kPanelVectors; ++v) total[p][v] = load(sums + p * kLanePanel + v * FASTEBM_VECTOR);
   for (int64_t k = 0; k < depth; ++k) {
     const Vector value = spread(x[table ? table[k] : k]);
+#pragma GCC unroll 8
+    for (int p = 0; p < panels; ++p) __builtin_prefetch(weight + (p * depth + k + kAhead) * kLanePanel, 0, 3);
 #pragma GCC unroll 8
     for (int p = 0; p < panels; ++p)
 #pragma GCC unroll 4

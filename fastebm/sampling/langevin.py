@@ -295,10 +295,14 @@ class Langevin:
 
     def _update(self, one: Tensor, project: Projection | None) -> Update:
         """The function that moves a state on in place, its key by `one`, and returns the energies before."""
+        last: tuple[ChainState | None, tuple[Any, ...]] = None, ()
 
         def update(state: ChainState) -> Tensor:
+            nonlocal last
+            if last[0] is not state:
+                last = state, self._arguments(state)
             energies, gradient = self.gradient(state.x, state.conditions)
-            torch.ops.fastebm.langevin_step_(state.x, gradient, *self._arguments(state))
+            torch.ops.fastebm.langevin_step_(state.x, gradient, *last[1])
             if project is not None:
                 state.x.copy_(_projected(project, state.x))
             state.key.add_(one)
