@@ -262,7 +262,9 @@ DENSITIES: tuple[Entry, ...] = (
     _density("Rastrigin", rastrigin, 20, "Rastrigin 1974, a benchmark of optimizers, of lower barriers"),
     _density("Ackley", ackley, 20, "Ackley 1987, a benchmark of optimizers"),
     _density("Himmelblau", himmelblau, 2, "Himmelblau 1972: four minima"),
-    _density("Mueller-Brown", mueller_brown, 2, "Müller and Brown 1979: reaction paths, scaled by 0.05"),
+    _density(
+        "Mueller-Brown", mueller_brown, 2, "Müller and Brown 1979: reaction paths, scaled by 0.05", step_size=1e-5
+    ),
     _density("spiral", spiral, 2, "a spiral by atan2 and hypot", scales=(0.3, 1.0, 3.0)),
     _density("roots of unity", roots_of_unity, 2, "|z^3 - 1|^2 by complex numbers"),
     _density("product", product, 5, "a product over coordinates"),

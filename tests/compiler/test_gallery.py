@@ -116,6 +116,16 @@ def test_bits_are_the_same_in_split_batches_where_a_program_of_ours_runs(entry: 
         assert torch.equal(together, torch.cat(parts))
 
 
+@every_energy
+def test_chains_stay_finite_and_in_the_domain(entry: Entry):
+    """With the step size that the benchmark takes; `sample` raises where an energy or a state is not finite."""
+    found = captured(entry)
+    sampler = fastebm.Langevin(found.gradient, entry.step_size, entry.noise_std, clamp=entry.clamp)
+    x = sampler.sample(entry.start(16, Generator().manual_seed(2)), 50, seed=0)
+    low, high = entry.clamp or (-1e4, 1e4)
+    assert ((x >= low) & (x <= high)).all()
+
+
 def test_no_energy_falls_silently():
     engines = {entry.name: captured(entry) for entry in RUNNING}
     fallen = {name: found.gradient.reason for name, found in engines.items() if found.engine == "autograd"}
