@@ -259,7 +259,8 @@ def run(
     entries: Sequence[Entry], batches: set[int] | None, settings: Settings, out: Path | None, busy: bool
 ) -> list[Row]:
     """Measures entries, prints a line a cell, and keeps the rows after each entry."""
-    facts = machine_facts("cpu")
+    clock = "processor" if settings.clock is time.process_time else "wall"
+    facts = machine_facts("cpu") | {"clock": clock, "busy": busy}
     rows: list[Row] = []
     for entry in entries:
         energy, fresh = entry.make(), []
@@ -287,7 +288,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--kinds", default="", help="kinds of energies, with semicolons between")
     parser.add_argument("--batches", default="", help="only these batches, with commas between")
     parser.add_argument("--threads", type=int, default=None, help="of PyTorch and of fastebm")
-    parser.add_argument("--seconds", type=float, default=0.5, help="for the rounds of a cell; there are 3 at least")
+    parser.add_argument("--seconds", type=float, default=0.7, help="for the rounds of a cell; there are 3 at least")
     parser.add_argument("--compile", action="store_true", help="measure torch.compile too, which takes long to compile")
     parser.add_argument("--busy", action="store_true", help="run a busy process on each core meanwhile")
     parser.add_argument(

@@ -96,6 +96,12 @@ def summary(rows: Sequence[Row]) -> str:
     return markdown_table(("peer", "batch", "cells", "geometric mean", "below 1x", "worst"), lines, words=2)
 
 
+def circumstances(run: Run) -> str:
+    """Machine, versions and commit, whose time was measured, and whether the cores were busy."""
+    clock = "Processor time" if run.machine["clock"] == "processor" else "Wall time"
+    return f"{machine_line(run)} {clock}{', beside a busy process on each core' if run.machine['busy'] else ''}."
+
+
 def section(path: Path, runs: Sequence[Run]) -> str:
     """Everything that a file of rows says."""
     rows = [row for run in runs for row in run.rows if row.suite == SUITE]
@@ -107,7 +113,7 @@ def section(path: Path, runs: Sequence[Run]) -> str:
     return "\n\n".join(
         [
             f"### {path.parent.name}, {path.stem}",
-            "\n".join(dict.fromkeys(machine_line(run) for run in runs)),
+            "\n".join(dict.fromkeys(map(circumstances, runs))),
             f"Engines: {counts}.",
             summary(rows),
             energies_table(rows),

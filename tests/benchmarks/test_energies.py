@@ -43,6 +43,8 @@ def test_the_page_has_a_line_for_each_energy_and_marks_what_is_lost(runs: list[R
     ]
     text = page.section(Path("cpu-any/energies.json"), [Run(runs[0].machine, tuple(rows))])
     assert "### cpu-any, energies" in text
+    assert "1 threads" in text
+    assert "Processor time." in text
     (line,) = [line for line in text.splitlines() if line.startswith("| rings |")]
     assert line.endswith("/ **0.50** |")
     assert line.count("|") == 8
