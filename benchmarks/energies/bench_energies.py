@@ -26,6 +26,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
+import torch._dynamo
 from torch import Generator, Tensor, nn
 
 import fastebm
@@ -149,12 +150,12 @@ def measure(entry: Entry, energy: Energy, sampler: fastebm.Langevin, batch: int,
 
     sampler.sample(x, num_steps, seed=0)
     note = sampler.gradient.reason or f"first use {first_use:.2f} s"
-    error = relative_error(found[: len(truth)], truth)
-    ours = row(OURS, engine_of(sampler.gradient), note, error if math.isfinite(error) else None)
+    ours = row(OURS, engine_of(sampler.gradient), note, finite(relative_error(found[: len(truth)], truth)))
     rows, cases = [], {OURS: lambda: sampler.sample(x, num_steps, seed=0)}
     for name, make in peers(energy, x, updates, settings).items():
         try:
             peer = research if name == RESEARCH else make()
+            error = relative_error(peer.gradient(x)[1][: len(truth)], truth)
             peer.chain(x, updates)
         except SkippedError as why:
             rows.append(row(name, "", f"skipped: {why}"))
@@ -162,7 +163,7 @@ def measure(entry: Entry, energy: Energy, sampler: fastebm.Langevin, batch: int,
             rows.append(row(name, "", reason(failure)))
         else:
             cases[name] = lambda peer=peer: peer.chain(x, updates)
-            rows.append(row(name, peer.variant, f"{num_steps} updates a chain"))
+            rows.append(row(name, peer.variant, f"{num_steps} updates a chain", finite(error)))
     times = interleaved(
         cases,
         ROUNDS,
@@ -176,6 +177,10 @@ def measure(entry: Entry, energy: Energy, sampler: fastebm.Langevin, batch: int,
     return [
         one.with_values(times[one.baseline], times[OURS]) if one.baseline in times else one for one in (ours, *rows)
     ]
+
+
+def finite(error: float) -> float | None:
+    return error if math.isfinite(error) else None
 
 
 def peers(energy: Energy, x: Tensor, updates: Updates, settings: Settings) -> dict[str, Callable[[], Baseline]]:
@@ -254,10 +259,12 @@ def run(
     entries: Sequence[Entry], batches: set[int] | None, settings: Settings, out: Path | None, busy: bool
 ) -> list[Row]:
     """Measures entries, prints a line a cell, and keeps the rows after each entry."""
-    facts = machine_facts("cpu")
+    clock = "processor" if settings.clock is time.process_time else "wall"
+    facts = machine_facts("cpu") | {"clock": clock, "busy": busy}
     rows: list[Row] = []
     for entry in entries:
         energy, fresh = entry.make(), []
+        torch._dynamo.reset()  # what earlier energies compiled
         sampler = fastebm.Langevin(energy, entry.step_size, entry.noise_std, clamp=entry.clamp)
         for batch in (batch for batch in entry.batches if batches is None or batch in batches):
             try:
@@ -281,7 +288,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--kinds", default="", help="kinds of energies, with semicolons between")
     parser.add_argument("--batches", default="", help="only these batches, with commas between")
     parser.add_argument("--threads", type=int, default=None, help="of PyTorch and of fastebm")
-    parser.add_argument("--seconds", type=float, default=0.5, help="for the rounds of a cell; there are 3 at least")
+    parser.add_argument("--seconds", type=float, default=0.7, help="for the rounds of a cell; there are 3 at least")
     parser.add_argument("--compile", action="store_true", help="measure torch.compile too, which takes long to compile")
     parser.add_argument("--busy", action="store_true", help="run a busy process on each core meanwhile")
     parser.add_argument(

@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from torch import Generator, Tensor, distributions, nn
 
-from .entry import OF_DENSITIES, Entry, unit
+from .entry import OF_DENSITIES, Entry, image, unit
 
 
 def quadratic(x: Tensor) -> Tensor:
@@ -262,11 +262,21 @@ DENSITIES: tuple[Entry, ...] = (
     _density("Rastrigin", rastrigin, 20, "Rastrigin 1974, a benchmark of optimizers, of lower barriers"),
     _density("Ackley", ackley, 20, "Ackley 1987, a benchmark of optimizers"),
     _density("Himmelblau", himmelblau, 2, "Himmelblau 1972: four minima"),
-    _density("Mueller-Brown", mueller_brown, 2, "Müller and Brown 1979: reaction paths, scaled by 0.05"),
+    _density(
+        "Mueller-Brown",
+        mueller_brown,
+        2,
+        "Müller and Brown 1979: reaction paths, scaled by 0.05",
+        states=image,
+        scales=(0.3, 1.0),
+        step_size=1e-5,
+    ),
     _density("spiral", spiral, 2, "a spiral by atan2 and hypot", scales=(0.3, 1.0, 3.0)),
-    _density("roots of unity", roots_of_unity, 2, "|z^3 - 1|^2 by complex numbers"),
+    _density(
+        "roots of unity", roots_of_unity, 2, "the squared distance of z^3 from 1, by complex numbers", step_size=1e-5
+    ),
     _density("product", product, 5, "a product over coordinates"),
-    _density("generalized normal", generalized_normal, 20, "Subbotin 1923: |x|^p, p = 1.5"),
+    _density("generalized normal", generalized_normal, 20, "Subbotin 1923: powers of 1.5"),
     _density("group lasso", group_lasso, 20, "Yuan and Lin 2006: norms of groups"),
     # At a scale of 3 PyTorch's own float32 derivative of log_ndtr errs by 2.6e-5.
     _density("skew normal", skew_normal, 20, "Azzalini 1985, by log_ndtr", scales=(0.1, 1.0)),

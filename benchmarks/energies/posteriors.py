@@ -132,5 +132,7 @@ POSTERIORS: tuple[Entry, ...] = (
         "Brownian path", "posterior", "Inference Gym's Brownian motion, in a double well", lambda: brownian_path, (30,)
     ),
     Entry("kernel density", "posterior", "Parzen 1962: an estimate by cdist and logsumexp", KernelDensity, (2,)),
-    Entry("Bayesian network", "posterior", "Neal 1996: weights of a small network, by bmm", Network, (49,)),
+    Entry(
+        "Bayesian network", "posterior", "Neal 1996: weights of a small network, by bmm", Network, (49,), step_size=1e-5
+    ),
 )

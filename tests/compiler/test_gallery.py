@@ -51,6 +51,8 @@ BY_AUTOGRAD = {
 ON_STOCK_OPERATIONS: set[str] = set()
 # Energies on a part of space that a first call fails on, because the library's own checks leave that part.
 FAIL = {"Beta": "within the support", "Gamma": "within the support"}
+# Energies whose gradient at equal entries depends on the order in which a sort leaves them.
+CHOOSES_AMONG_TIES = {"order statistics"}
 
 pytestmark = pytest.mark.skipif(
     backends.select_backend("cpu", kernel="run_lanes") != "cpp", reason="lane programs need the compiled operators"
@@ -85,6 +87,7 @@ every_energy = pytest.mark.parametrize("entry", RUNNING, ids=lambda entry: entry
 def test_the_gallery_names_each_energy_once_with_its_source():
     assert len({entry.name for entry in GALLERY}) == len(GALLERY) >= 60
     assert all(entry.source and entry.kind for entry in GALLERY)
+    assert not [entry.name for entry in GALLERY if "|" in entry.name + entry.source]  # they are cells of a table
     assert all({1, 64} <= {*entry.batches} for entry in GALLERY)
 
 
@@ -104,6 +107,29 @@ def test_gradients_are_those_of_float64_at_every_scale(entry: Entry):
         assert torch.equal(x, before)
 
 
+# States outside of a domain, and those with several right gradients, have nothing to compare.
+SPECIAL = [
+    pytest.param(entry, where, id=f"{entry.name}-{where}")
+    for entry in RUNNING
+    for where in ("zeros", "ones", "far")
+    if entry.clamp is None and (where == "far" or entry.name not in CHOOSES_AMONG_TIES)
+]
+
+
+@pytest.mark.parametrize(("entry", "where"), SPECIAL)
+def test_gradients_at_special_states_are_as_good_as_those_of_autograd(entry: Entry, where: str):
+    """Equal states, where kinks and ties are, and states 100 times as far out: what is not finite is so in both."""
+    found = captured(entry)
+    x = {"zeros": torch.zeros_like, "ones": torch.ones_like, "far": lambda x: 100 * x}[where](found.states(1.0))
+    leaf = x.clone().requires_grad_()
+    (by_autograd,) = torch.autograd.grad(found.energy(leaf).sum(), leaf)
+    gradient, truth = found.gradient(x)[1], true_gradient(found.energy, x)
+    assert torch.equal(gradient.isfinite(), by_autograd.isfinite())
+    known = by_autograd.isfinite() & truth.isfinite()
+    error, allowed = ((part.double() - truth)[known].norm() for part in (gradient, by_autograd))
+    assert error <= max(TOLERANCE * truth[known].norm(), 3 * allowed)
+
+
 @every_energy
 def test_bits_are_the_same_in_split_batches_where_a_program_of_ours_runs(entry: Entry):
     found = captured(entry)
@@ -114,6 +140,16 @@ def test_bits_are_the_same_in_split_batches_where_a_program_of_ours_runs(entry: 
     whole, split = found.gradient(x), [found.gradient(part) for part in x.split([1, 3, 1])]
     for together, parts in zip(whole, zip(*split, strict=True), strict=True):
         assert torch.equal(together, torch.cat(parts))
+
+
+@every_energy
+def test_chains_stay_finite_and_in_the_domain(entry: Entry):
+    """With the step size that the benchmark takes; `sample` raises where an energy or a state is not finite."""
+    found = captured(entry)
+    sampler = fastebm.Langevin(found.gradient, entry.step_size, entry.noise_std, clamp=entry.clamp)
+    x = sampler.sample(entry.start(16, Generator().manual_seed(2)), 50, seed=0)
+    low, high = entry.clamp or (-1e4, 1e4)
+    assert ((x >= low) & (x <= high)).all()
 
 
 def test_no_energy_falls_silently():
