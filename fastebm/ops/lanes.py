@@ -265,7 +265,7 @@ class _Encoder:
         sizes = [len(part) for part in (self.instructions, self.operands, self.micros, self.outputs)]
         header = [VERSION, p.sample, p.arena, *sizes, self.length, p.constants, p.energy, p.gradient, 0, 0, 0, 0, 0]
         rows = [*self.instructions, *self.operands, *self.micros, *self.outputs]
-        code = torch.tensor([*header, *(number for row in rows for number in row)], dtype=torch.int64)
+        code = torch.tensor([*header, *(number for row in rows for number in row)], dtype=torch.int64, device="cpu")
         tables = np.concatenate([np.zeros(0, np.int64), *self.tables]).astype(np.int32)
         return code, torch.from_numpy(tables)
 
@@ -359,7 +359,7 @@ class CompiledLanes:
     def __init__(self, program: LaneProgram) -> None:
         self.program = program
         self._code, self._tables = program.encoded()
-        self.constants = torch.zeros(program.constants)
+        self.constants = torch.zeros(program.constants, dtype=torch.float32, device="cpu")
 
     @torch.no_grad()
     def refresh(self, parts: Sequence[tuple[int, Tensor]]) -> None:
@@ -554,7 +554,7 @@ class _Reader:
         self.instructions = [dict(zip(_FIELDS, row, strict=True)) for row in self.parts[0]]
 
     def addresses(self, base: int, table: int, count: int) -> Tensor:
-        offsets = torch.arange(count) if table < 0 else self.tables[table : table + count]
+        offsets = torch.arange(count, device="cpu") if table < 0 else self.tables[table : table + count]
         return offsets + base
 
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastebm import ops
-from fastebm.compiler import energy_gradient
+from fastebm.compiler import candidates, energy_gradient
 from fastebm.compiler.capture import capture
 from fastebm.compiler.frozen_weights import frozen_weights
 from fastebm.compiler.lowering import LoweringError, LoweringResult, lower
@@ -19,6 +19,13 @@ from fastebm.ops.instructions import EpilogueOp, Kind
 from fastebm.sampling import Langevin
 from tests.compiler.networks import Decoder, ResidualNet, TutorialNet, WideNet
 from tests.compiler.small_programs import assert_close, tensor
+
+
+@pytest.fixture(autouse=True)
+def without_lanes(request, monkeypatch):
+    """Fused programs run what lane programs would take; not in tests of what is left to these."""
+    if "lane" not in request.function.__name__ and "others" not in request.function.__name__:
+        monkeypatch.setattr(candidates, "_lanes_take", lambda key: False)
 
 
 def lower_energy(energy, x: Tensor, itemsize: int = 8) -> LoweringResult:

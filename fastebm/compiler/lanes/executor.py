@@ -47,7 +47,7 @@ class LaneExecutor:
         parts = [
             (start, pack(value.float())) for (start, pack), value in zip(self.lowered.constants, values, strict=True)
         ]
-        self.compiled.refresh([*parts, (self.lowered.size, torch.tensor(self.lowered.numbers))])
+        self.compiled.refresh([*parts, (self.lowered.size, torch.tensor(self.lowered.numbers, dtype=torch.float32, device="cpu"))])
 
     @torch.no_grad()
     def __call__(self, x: Tensor) -> list[Tensor]:
