@@ -147,11 +147,12 @@ class Sums:
 
 @dataclass(eq=False)
 class ProductItem:
-    """A matrix of the sample times a constant one."""
+    """A matrix of the sample times a constant one, plus `bias`, which is -1 or where C constants begin."""
 
     source: Sums
     weight: int
     out: Places
+    bias: int = -1
 
     def reads(self) -> list[Places]:
         return [Places(self.source.row, self.source.buffers)]

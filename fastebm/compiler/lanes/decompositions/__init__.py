@@ -24,7 +24,6 @@ _ALSO = (
     aten.native_layer_norm_backward.default,
     aten.native_group_norm_backward.default,
     aten.linalg_vector_norm.default,
-    aten.addmm.default,
     aten.embedding.default,
     aten.index_select.default,
 )
