@@ -21,8 +21,6 @@ aten = torch.ops.aten
 
 # Of PyTorch's decompositions, those that are not among the core ones.
 _ALSO = (
-    aten.native_layer_norm_backward.default,
-    aten.native_group_norm_backward.default,
     aten.linalg_vector_norm.default,
     aten.embedding.default,
     aten.index_select.default,
