@@ -197,7 +197,7 @@ def _lowered(lowering: Lowering, node: Any) -> Value:
     if dtype in _REFUSED:
         raise LaneError(f"{name} gives {dtype}, and lane programs compute in float32")
     is_complex = dtype is not None and dtype.is_complex
-    of_complex = any(isinstance(lowering.values.get(used), Complex) for used in node.all_input_nodes)
+    of_complex = any(dtype.is_complex for dtype in map(lowering.dtype, node.all_input_nodes) if dtype is not None)
     rule = (COMPLEX_RULES if is_complex or of_complex else RULES).get(name)
     if rule is None:
         raise LaneError(f"{name}{' of complex numbers' if is_complex or of_complex else ''} has no instruction")

@@ -94,6 +94,13 @@ class Complex:
         return self.real.shape
 
 
+class Deferred:
+    """What a rule gives for others that know it; as a value of its own it is worked out when it is asked for."""
+
+    def value(self) -> Real:
+        raise NotImplementedError
+
+
 Real = Places | Pointwise | Constant | Number
 Value = Any  # one of the above, or a list of them where an operation has several results
 
