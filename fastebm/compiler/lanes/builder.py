@@ -330,14 +330,23 @@ class Builder:
         return Sums(codes[:, 0], codes[0] - codes[0, 0], value.buffers)
 
     def product(
-        self, left: Sums, weight: fx.Node | Tensor, shape: Shape, select: Callable[[Tensor], Tensor], kind: Any
+        self,
+        left: Sums,
+        weight: fx.Node | Tensor,
+        shape: Shape,
+        select: Callable[[Tensor], Tensor],
+        kind: Any,
+        bias: int = -1,
     ) -> Places:
-        """A matrix of the sample times `select(weight)`, (K, C) of shape `shape`; `kind` names what is selected."""
+        """A matrix of the sample times `select(weight)`, (K, C) of shape `shape`; `kind` names what is selected.
+
+        C constants from the place `bias` on are added.
+        """
         depth, columns = shape
         size = depth * -(-columns // PANEL) * PANEL
         constant = self.constant(weight, (size,), lambda t: pack_matrix(select(t)), ("matrix", kind))
         out = self.new_places((len(left.row), columns), len(self.items))
-        self.items.append(ProductItem(left, int(constant.places[0]), out))
+        self.items.append(ProductItem(left, int(constant.places[0]), out, bias))
         return out
 
     def pair_product(self, left: Real, right: Real) -> Places:

@@ -57,7 +57,9 @@ class Emission:
             return Map(1, 1, (self._number(item.number),), (micro,), (output,))
         if isinstance(item, ProductItem):
             out = address(item.out)
-            return Product(self._rows(item.source), item.source.depth, out[:, 0], out[0] - out[0, 0], item.weight)
+            return Product(
+                self._rows(item.source), item.source.depth, out[:, 0], out[0] - out[0, 0], item.weight, item.bias
+            )
         if isinstance(item, PairItem):
             count, rows, columns = item.out.shape
             return PairProduct(

@@ -34,13 +34,23 @@ _REFUSED = (torch.float64, torch.float16, torch.bfloat16)
 class Evaluator:
     """The constants of a program from the weights: `evaluator(*weights)`.
 
-    Raises LaneError where a number has changed that the energy took from a weight, as by `item()`, when it was traced.
+    Raises LaneError where something has changed that the program was made for: a number that the energy took from a
+    weight, as by `item()`, or a tensor of integers or truths, such as an index.
+
+    Attributes:
+        graph: from the weights to the constants and the numbers.
+        assumed: what the numbers were.
+        integers: what the weights of integers were, by their place among the weights.
     """
 
     graph: fx.GraphModule
     assumed: tuple[Any, ...]
+    integers: dict[int, Tensor]
 
     def __call__(self, *weights: Tensor) -> list[Tensor]:
+        for i, before in self.integers.items():
+            if not torch.equal(weights[i], before):
+                raise LaneError("the energy reads a tensor of integers or truths that has changed")
         constants, numbers = self.graph(*weights)
         for number, before in zip(numbers, self.assumed, strict=True):
             if number != before and not (number != number and before != before):
@@ -187,7 +197,7 @@ def _lowered(lowering: Lowering, node: Any) -> Value:
     if dtype in _REFUSED:
         raise LaneError(f"{name} gives {dtype}, and lane programs compute in float32")
     is_complex = dtype is not None and dtype.is_complex
-    of_complex = any(isinstance(lowering.values.get(used), Complex) for used in node.all_input_nodes)
+    of_complex = any(dtype.is_complex for dtype in map(lowering.dtype, node.all_input_nodes) if dtype is not None)
     rule = (COMPLEX_RULES if is_complex or of_complex else RULES).get(name)
     if rule is None:
         raise LaneError(f"{name}{' of complex numbers' if is_complex or of_complex else ''} has no instruction")
@@ -244,4 +254,6 @@ def _evaluator(lowering: Lowering, packed: list[Packed]) -> Evaluator:
     graph.eliminate_dead_code()
     for node in graph.nodes:
         node.meta.clear()  # tensors of the trace
-    return Evaluator(fx.GraphModule(holder, graph), tuple(assumed.values()))
+    tensors = [lowering.traced.tensors[name] for name in lowering.traced.weights]
+    integers = {i: t.clone() for i, t in enumerate(tensors) if not t.is_floating_point() and not t.is_complex()}
+    return Evaluator(fx.GraphModule(holder, graph), tuple(assumed.values()), integers)

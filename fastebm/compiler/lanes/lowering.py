@@ -15,7 +15,7 @@ from fastebm.ops.lanes import Op
 from .builder import Builder
 from .recording import LaneError, storage_id
 from .trace import JointGraph
-from .values import Array, Complex, Number, Places, Shape, Value
+from .values import Array, Complex, Deferred, Number, Places, Shape, Value
 
 
 def _within_storage(tensor: Tensor) -> Array:
@@ -50,6 +50,8 @@ class Lowering(Builder):
             return Number(float(given))
         if given in self.values:
             found = self.values[given]
+            if isinstance(found, Deferred):
+                return found.value()
             return self._read(found) if isinstance(found, Tensor) else found
         if given not in self._constants:
             self._constants[given] = self._constant(given)

@@ -94,6 +94,13 @@ class Complex:
         return self.real.shape
 
 
+class Deferred:
+    """What a rule gives for others that know it; as a value of its own it is worked out when it is asked for."""
+
+    def value(self) -> Real:
+        raise NotImplementedError
+
+
 Real = Places | Pointwise | Constant | Number
 Value = Any  # one of the above, or a list of them where an operation has several results
 
@@ -147,11 +154,12 @@ class Sums:
 
 @dataclass(eq=False)
 class ProductItem:
-    """A matrix of the sample times a constant one."""
+    """A matrix of the sample times a constant one, plus `bias`, which is -1 or where C constants begin."""
 
     source: Sums
     weight: int
     out: Places
+    bias: int = -1
 
     def reads(self) -> list[Places]:
         return [Places(self.source.row, self.source.buffers)]

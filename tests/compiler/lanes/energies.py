@@ -167,6 +167,12 @@ def in_place(x: Tensor) -> Tensor:
     return total(y.square())
 
 
+def rotated(x: Tensor) -> Tensor:
+    """A grid of points, turned and scaled."""
+    turn = torch.tensor([[[0.8, 0.3, 0.0], [-0.3, 0.9, 0.1]]]).to(x.dtype)
+    return F.affine_grid(turn.expand(len(x), 2, 3), [len(x), 2, 4, 6], align_corners=False)
+
+
 def leapfrog(x: Tensor) -> Tensor:
     position, momentum = x[:, :3], x[:, 3:]
     for _ in range(5):
@@ -504,6 +510,13 @@ OTHERS: list[tuple[str, tuple[int, ...], Any]] = [
     ("bicubic", (1, 5, 5), lambda x: total(F.interpolate(x, (7, 8), mode="bicubic").sin())),
     ("trilinear", (1, 2, 3, 3), lambda x: total(F.interpolate(x, scale_factor=2, mode="trilinear").sin())),
     ("area resampling", (1, 6, 6), lambda x: total(F.interpolate(x, (3, 2), mode="area").sin())),
+    ("rotated image", (2, 5, 5), lambda x: total(F.grid_sample(x, rotated(x), align_corners=False).sin())),
+    (
+        "rotated image with borders",
+        (2, 5, 5),
+        lambda x: total(F.grid_sample(x, rotated(x), "bicubic", "border", align_corners=True).sin()),
+    ),
+    ("max unpool", (1, 4, 4), lambda x: total(F.max_unpool2d(*F.max_pool2d(x, 2, return_indices=True), 2).sin())),
     (
         "total variation",
         (1, 5, 5),

@@ -326,3 +326,38 @@ def test_generators_and_settings_are_left_as_they_were() -> None:
 
 def test_arguments_of_distributions_are_not_checked_while_tracing() -> None:
     check(lambda x: -torch.distributions.Gamma(2.0, 1.0).log_prob(x.square() + 0.1).sum(1), samples(4))
+
+
+def test_an_index_that_changes_is_noticed_by_refresh() -> None:
+    labels = torch.tensor([1, 3])
+    executor = executor_of(lambda x: x[:, labels].square().sum(1), samples(4))
+    labels[0] = 2
+    with pytest.raises(LaneError, match="a tensor of integers or truths that has changed"):
+        executor.refresh()
+
+
+def test_weights_that_need_gradients_are_no_part_of_the_program() -> None:
+    net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Tanh(), nn.Flatten(), nn.Linear(8, 1))
+    check(lambda x: net(x).squeeze(1), samples(1, 4, 4), net)
+    assert all(weight.grad is None for weight in net.parameters())
+
+
+def test_old_spectral_norm_leaves_a_module_that_works() -> None:
+    net = nn.utils.spectral_norm(nn.Linear(4, 3)).eval().requires_grad_(False)
+    check(lambda x: net(x).tanh().sum(1), samples(4), net)
+
+
+def test_a_sample_may_be_one_number() -> None:
+    check(lambda x: (x.square() - 1).square(), samples())
+
+
+def test_forward_hooks_see_ordinary_tensors() -> None:
+    net, seen = nn.Linear(4, 1).requires_grad_(False), []
+    net.register_forward_hook(lambda _, inputs, output: seen.append((type(inputs[0]), type(output))))
+    executor_of(lambda x: net(x).squeeze(1), samples(4), net)
+    assert set(seen) == {(Tensor, Tensor)}
+
+
+def test_compiled_functions_run_as_they_were_written() -> None:
+    compiled = torch.compile(lambda x: x.sin().square().sum(1), backend="eager")
+    check(compiled, samples(4))

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch._decomp import core_aten_decompositions, decomposition_table
 
-from . import distances, elementary, linear_algebra, norms, ordering, resampling
+from . import activations, distances, elementary, linear_algebra, norms, ordering, resampling
 
 __all__ = ["DECOMPOSITIONS"]
 
@@ -21,21 +21,9 @@ aten = torch.ops.aten
 
 # Of PyTorch's decompositions, those that are not among the core ones.
 _ALSO = (
-    aten._softmax.default,
-    aten._log_softmax.default,
-    aten._softmax_backward_data.default,
-    aten._log_softmax_backward_data.default,
-    aten.native_layer_norm_backward.default,
-    aten.native_group_norm_backward.default,
     aten.linalg_vector_norm.default,
-    aten.gelu.default,
-    aten.gelu_backward.default,
-    aten.addmm.default,
     aten.embedding.default,
     aten.index_select.default,
-    aten.elu.default,
-    aten.elu_backward.default,
-    aten.hardtanh.default,
 )
 
 
@@ -50,13 +38,10 @@ def _trilinear(
     return (expanded(a, of_a) * expanded(b, of_b) * expanded(c, of_c)).sum(summed)
 
 
-def _hardshrink_backward(grad: Tensor, x: Tensor, bound: float) -> Tensor:
-    return torch.where((x >= -bound) & (x <= bound), 0.0, grad)
-
-
 DECOMPOSITIONS: dict[Any, Callable[..., Any]] = {
     **core_aten_decompositions(),
     **{op: decomposition_table[op] for op in _ALSO},
+    **activations.TABLE,
     **norms.TABLE,
     **distances.TABLE,
     **resampling.TABLE,
@@ -64,6 +49,4 @@ DECOMPOSITIONS: dict[Any, Callable[..., Any]] = {
     **elementary.TABLE,
     **linear_algebra.TABLE,
     aten._trilinear.default: _trilinear,
-    aten.hardshrink_backward.default: _hardshrink_backward,
-    aten.softshrink_backward.default: _hardshrink_backward,
 }

@@ -49,6 +49,55 @@ def layer_norm(
     return (y if bias is None else y + bias), mean, scale
 
 
+def _standardized_backward(grad: Tensor, y: Tensor, scale: Tensor, dims: list[int]) -> Tensor:
+    return (grad - average(grad, dims, True) - y * average(grad * y, dims, True)) * scale
+
+
+def layer_norm_backward(
+    grad: Tensor,
+    x: Tensor,
+    shape: list[int],
+    mean: Tensor,
+    scale: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    mask: list[bool],
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    outer = list(range(x.ndim - len(shape)))
+    y = (x - mean) * scale
+    scaled = grad if weight is None else grad * weight
+    return (
+        _standardized_backward(scaled, y, scale, list(range(-len(shape), 0))) if mask[0] else None,
+        (grad * y).sum(outer) if mask[1] else None,
+        grad.sum(outer) if mask[2] else None,
+    )
+
+
+def group_norm_backward(
+    grad: Tensor,
+    x: Tensor,
+    mean: Tensor,
+    scale: Tensor,
+    weight: Tensor | None,
+    n: int,
+    channels: int,
+    pixels: int,
+    groups: int,
+    mask: list[bool],
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    grouped = (n, groups, channels // groups * pixels)
+    factor = scale.reshape(n, groups, 1)
+    y = (x.reshape(grouped) - mean.reshape(n, groups, 1)) * factor
+    given = grad.reshape(n, channels, pixels)
+    scaled = given if weight is None else given * weight.reshape(1, channels, 1)
+    slope = _standardized_backward(scaled.reshape(grouped), y, factor, [2]).reshape(x.shape) if mask[0] else None
+    return (
+        slope,
+        (given * y.reshape(given.shape)).sum([0, 2]) if mask[1] else None,
+        given.sum([0, 2]) if mask[2] else None,
+    )
+
+
 def group_norm(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, n: int, channels: int, pixels: int, groups: int, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -95,6 +144,8 @@ def batch_norm_backward(
     eps: float,
     mask: list[bool],
 ) -> tuple[Tensor, None, None]:
+    if mask[1] or mask[2]:
+        return NotImplemented
     shape = (1, x.shape[1], *[1] * (x.ndim - 2))
     grad = grad if weight is None else grad * weight.reshape(shape)
     if not training:
@@ -102,12 +153,14 @@ def batch_norm_backward(
         return grad * (variance + eps).rsqrt().reshape(shape), None, None
     dims = [d for d in range(x.ndim) if d != 1]
     y, _, scale = _standardized(x, dims, eps)
-    return (grad - average(grad, dims, True) - y * average(grad * y, dims, True)) * scale, None, None
+    return _standardized_backward(grad, y, scale, dims), None, None
 
 
 TABLE: dict[Any, Any] = {
     aten.native_layer_norm.default: layer_norm,
     aten.native_group_norm.default: group_norm,
+    aten.native_layer_norm_backward.default: layer_norm_backward,
+    aten.native_group_norm_backward.default: group_norm_backward,
     aten.native_batch_norm.default: batch_norm,
     aten.native_batch_norm_backward.default: batch_norm_backward,
     aten.mean.default: average,

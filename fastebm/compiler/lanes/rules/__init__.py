@@ -1,6 +1,6 @@
 """How each operation is lowered, by subject. The imports fill the table."""
 
-from . import complex_numbers, convolutions, indexing, pointwise, pooling, products, reductions, views
+from . import complex_numbers, convolutions, indexing, pointwise, pooling, products, reductions, sampling, views
 from .table import COMPLEX_RULES, RULES
 
 __all__ = [
@@ -13,5 +13,6 @@ __all__ = [
     "pooling",
     "products",
     "reductions",
+    "sampling",
     "views",
 ]

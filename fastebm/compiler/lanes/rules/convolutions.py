@@ -13,7 +13,7 @@ from fastebm.ops.lanes import Op
 
 from ..lowering import Lowering
 from ..recording import LaneError
-from ..values import Places, Real, Shape, Sums, Value
+from ..values import Constant, Places, Real, Shape, Sums, Value
 from .table import rule
 
 
@@ -34,11 +34,13 @@ def _convolution(
     if not lowering.of_sample(x):
         raise LaneError("a convolution of an image that does not depend on the sample, with a kernel that does")
     shape = lowering.shape(node)
-    result = _convolve(lowering, lowering.value(x), weight, stride, padding, dilation, transposed, groups, shape)
-    if bias is None:
+    added = None if bias is None else lowering.value(bias)
+    start = int(added.places[0]) if isinstance(added, Constant) else -1
+    result = _convolve(lowering, lowering.value(x), weight, stride, padding, dilation, transposed, groups, shape, start)
+    if added is None or start >= 0:
         return result
     per_channel = (1, shape[1], *[1] * (len(shape) - 2))
-    return lowering.binary(Op.ADD, result, lowering.reshaped(lowering.value(bias), per_channel))
+    return lowering.binary(Op.ADD, result, lowering.reshaped(added, per_channel))
 
 
 @rule("convolution_backward")
@@ -77,6 +79,7 @@ def _convolve(
     transposed: bool,
     groups: int,
     shape: Shape,
+    bias: int = -1,
 ) -> Value:
     """A convolution as one product for each group: windows of the padded image times the kernel.
 
@@ -113,7 +116,8 @@ def _convolve(
         depth = _outer_sum([np.arange(ours) * math.prod(total)], [window])
         select = functools.partial(_transposed_kernel if transposed else _kernel, g, ours, outputs)
         sums = Sums(start + first + row, depth, padded.buffers)
-        parts.append(lowering.product(sums, weight, (len(depth), outputs), select, ("kernel", g, transposed)))
+        added = bias + g * outputs if bias >= 0 else -1
+        parts.append(lowering.product(sums, weight, (len(depth), outputs), select, ("kernel", g, transposed), added))
     joined = parts[0] if groups == 1 else Places.joined(parts, lambda arrays: np.concatenate(arrays, 1))
     arranged = (samples, *pixels_out, shape[1])
     return joined.viewed(lambda a: np.moveaxis(a.reshape(arranged), -1, 1))

@@ -13,7 +13,7 @@ from torch import fx
 from fastebm.ops.lanes import Op, Reduction
 
 from ..lowering import Lowering
-from ..values import Array, Number, Places, Real, Shape, Value
+from ..values import Array, Deferred, Number, Places, Real, Shape, Value
 from .table import rule
 
 
@@ -87,6 +87,31 @@ class _Windows:
         )
 
 
+class _Indices(Deferred):
+    """Which number of each window is the first of the largest, also as a value: its place in the image."""
+
+    def __init__(self, lowering: Lowering, windows: _Windows, values: Places, largest: Real) -> None:
+        self.windows, self.shape = windows, tuple(largest.shape)
+        self._lowering, self._values, self._largest = lowering, values, largest
+
+    def first(self) -> Real:
+        """True for one number of each window, (*out, numbers of a window)."""
+        lowering, count = self._lowering, self._values.shape[-1]
+        numbers = lowering.literal(torch.arange(count, dtype=torch.float32))
+        equal = lowering.pointwise(Op.EQUAL, self._values, lowering.reshaped(self._largest, (*self.shape, 1)))
+        places = lowering.pointwise(Op.SELECT, equal, numbers, Number(float(count)))
+        first = lowering.reduce(places, Reduction.MINIMUM, [-1], keep=True)
+        return lowering.pointwise(Op.EQUAL, lowering.broadcast(first, self._values.shape), numbers)
+
+    def value(self) -> Real:
+        lowering, axes = self._lowering, self.windows.axes
+        pixels = self.windows.shape[-axes:]
+        number = np.broadcast_to(np.arange(math.prod(pixels)).reshape(pixels), self.windows.shape)
+        places = torch.from_numpy(self.windows.of(number, 0)).to(torch.float32)
+        chosen = lowering.pointwise(Op.SELECT, self.first(), lowering.literal(places), Number(0.0))
+        return lowering.reduce(chosen, Reduction.SUM, [-1])
+
+
 @rule("max_pool2d_with_indices", "max_pool3d_with_indices")
 def _max_pool(
     lowering: Lowering,
@@ -111,7 +136,7 @@ def _largest(lowering: Lowering, x: Any, windows: _Windows) -> list[Any]:
     """The largest number of each window, and what the gradient needs to know in the place of its index."""
     values = windows.values(lowering, lowering.value(x), -math.inf)
     largest = lowering.reduce(values, Reduction.MAXIMUM, [-1])
-    return [largest, (windows, values, largest)]
+    return [largest, _Indices(lowering, windows, values, largest)]
 
 
 @rule(
@@ -122,19 +147,9 @@ def _largest(lowering: Lowering, x: Any, windows: _Windows) -> list[Any]:
 )
 def _max_pool_backward(lowering: Lowering, node: fx.Node, grad: Any, x: Any, *arguments: Any) -> Value:
     """The gradient goes to the first of the largest numbers of a window."""
-    windows, values, largest = lowering.values[arguments[-1]]
-    count = values.shape[-1]
-    numbers = lowering.literal(torch.arange(count, dtype=torch.float32))
-    wide = lowering.view(largest, lambda a: a[..., None], (*largest.shape, 1))
-    equal = lowering.pointwise(Op.EQUAL, values, wide)
-    first = lowering.reduce(
-        lowering.pointwise(Op.SELECT, equal, numbers, Number(float(count))), Reduction.MINIMUM, [-1]
-    )
-    chosen = lowering.pointwise(
-        Op.EQUAL, lowering.broadcast(lowering.reshaped(first, (*largest.shape, 1)), values.shape), numbers
-    )
-    given = lowering.reshaped(lowering.value(grad), (*largest.shape, 1))
-    return windows.spread(lowering, lowering.pointwise(Op.SELECT, chosen, given, Number(0.0)))
+    indices: _Indices = lowering.values[arguments[-1]]
+    given = lowering.reshaped(lowering.value(grad), (*indices.shape, 1))
+    return indices.windows.spread(lowering, lowering.pointwise(Op.SELECT, indices.first(), given, Number(0.0)))
 
 
 @rule("avg_pool2d", "avg_pool3d")

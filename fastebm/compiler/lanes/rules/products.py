@@ -8,8 +8,10 @@ from typing import Any
 
 from torch import Tensor, fx
 
+from fastebm.ops.lanes import Op
+
 from ..lowering import Lowering
-from ..values import Value
+from ..values import Constant, Number, Value
 from .table import rule
 
 
@@ -23,6 +25,17 @@ def _mm(lowering: Lowering, node: fx.Node, a: Any, b: Any) -> Value:
         sums = lowering.sums(lowering.places(right).viewed(lambda v: v.T))
         return lowering.product(sums, a, left.shape[::-1], _transposed, "transposed").viewed(lambda v: v.T)
     return lowering.product(lowering.sums(lowering.places(left)), b, right.shape, _as_it_is, "plain")
+
+
+@rule("addmm")
+def _addmm(lowering: Lowering, node: fx.Node, bias: Any, a: Any, b: Any, *, beta: float = 1, alpha: float = 1) -> Value:
+    left, added = lowering.value(a), lowering.value(bias)
+    columns = lowering.shape(b)[1]
+    if beta == alpha == 1 and not lowering.of_sample(b) and isinstance(added, Constant) and added.shape == (columns,):
+        sums = lowering.sums(lowering.places(left))
+        return lowering.product(sums, b, lowering.shape(b), _as_it_is, "plain", int(added.places[0]))
+    product = lowering.binary(Op.MULTIPLY, _mm(lowering, node, a, b), Number(float(alpha)))
+    return lowering.binary(Op.ADD, product, lowering.binary(Op.MULTIPLY, added, Number(float(beta))))
 
 
 @rule("bmm")
