@@ -225,7 +225,7 @@ static void run_map(const LaneProgram& program, const LaneInstruction& instructi
   const LaneOperand* operands = program.operands + instruction.first_operand;
   const LaneMicro* micros = program.micros + instruction.first_micro;
   const LaneOutputRow* outputs = program.outputs + instruction.first_output;
-  const float* registers[kMaxRegisters] = {};
+  const float* registers[kMaxRegisters];
   for (int64_t first = 0; first < total; first += strip) {
     const int64_t count = least(strip, total - first), n = count * width;
     for (int64_t r = 0; r < instruction.operands; ++r) {
@@ -341,57 +341,70 @@ static FASTEBM_INLINE void product_rest(const ProductTile& t, int column, int co
   for (; column < columns; ++column) product_lanes<rows, 1>(t, column, width);
 }
 
-// One sample: vectors run over the columns of panels, several at a time, whose sums hide each other's latency.
-template <int panels>
-static FASTEBM_INLINE void product_panels(const LaneProgram& program, const LaneInstruction& instruction, float* arena,
-                                          const float* x, int64_t row, int64_t column) {
+// One sample: vectors run over the columns of panels; several panels, or rows, at a time hide the latency of each other's sums.
+template <int rows, int panels>
+static FASTEBM_INLINE void product_panels(const LaneProgram& program, const LaneInstruction& instruction, float* arena, int64_t row,
+                                          int64_t column) {
   constexpr int kPanelVectors = kLanePanel / FASTEBM_VECTOR;
   constexpr int64_t kAhead = 32;  // weights come from far: the hardware alone does not fetch so many streams in time
   const int64_t depth = instruction.depth, columns = least(panels * kLanePanel, instruction.columns - column);
   const float* weight = program.constants + instruction.weight + column * depth;
   const int32_t* table = instruction.k_table < 0 ? nullptr : program.tables + instruction.k_table;
+  const float* x[rows];
   float sums[panels * kLanePanel];
-  Vector total[panels][kPanelVectors];
+  Vector total[rows][panels][kPanelVectors];
   for (int64_t c = 0; c < panels * kLanePanel; ++c)
     sums[c] = instruction.bias < 0 || c >= columns ? 0.0f : program.constants[instruction.bias + column + c];
 #pragma GCC unroll 8
-  for (int p = 0; p < panels; ++p)
-#pragma GCC unroll 4
-    for (int v = 0; v < kPanelVectors; ++v) total[p][v] = load(sums + p * kLanePanel + v * FASTEBM_VECTOR);
-  for (int64_t k = 0; k < depth; ++k) {
-    const Vector value = spread(x[table ? table[k] : k]);
-#pragma GCC unroll 8
-    for (int p = 0; p < panels; ++p) __builtin_prefetch(weight + (p * depth + k + kAhead) * kLanePanel, 0, 3);
+  for (int r = 0; r < rows; ++r) {
+    x[r] = arena + instruction.source + address(program, instruction.row_table, row + r);
 #pragma GCC unroll 8
     for (int p = 0; p < panels; ++p)
 #pragma GCC unroll 4
-      for (int v = 0; v < kPanelVectors; ++v)
-        total[p][v] = fused_vector(load(weight + (p * depth + k) * kLanePanel + v * FASTEBM_VECTOR), value, total[p][v]);
+      for (int v = 0; v < kPanelVectors; ++v) total[r][p][v] = load(sums + p * kLanePanel + v * FASTEBM_VECTOR);
+  }
+  for (int64_t k = 0; k < depth; ++k) {
+    const int64_t at = table ? table[k] : k;
+    if constexpr (rows == 1) {
+#pragma GCC unroll 8
+      for (int p = 0; p < panels; ++p) __builtin_prefetch(weight + (p * depth + k + kAhead) * kLanePanel, 0, 3);
+    }
+    Vector values[rows];
+#pragma GCC unroll 8
+    for (int r = 0; r < rows; ++r) values[r] = spread(x[r][at]);
+#pragma GCC unroll 8
+    for (int p = 0; p < panels; ++p)
+#pragma GCC unroll 4
+      for (int v = 0; v < kPanelVectors; ++v) {
+        const Vector w = load(weight + (p * depth + k) * kLanePanel + v * FASTEBM_VECTOR);
+#pragma GCC unroll 8
+        for (int r = 0; r < rows; ++r) total[r][p][v] = fused_vector(w, values[r], total[r][p][v]);
+      }
   }
 #pragma GCC unroll 8
-  for (int p = 0; p < panels; ++p)
+  for (int r = 0; r < rows; ++r) {
+#pragma GCC unroll 8
+    for (int p = 0; p < panels; ++p)
 #pragma GCC unroll 4
-    for (int v = 0; v < kPanelVectors; ++v) store(sums + p * kLanePanel + v * FASTEBM_VECTOR, total[p][v]);
-  for (int64_t c = 0; c < columns; ++c)
-    arena[instruction.target + address(program, instruction.target_row_table, row) +
-          address(program, instruction.target_column_table, column + c)] = sums[c];
+      for (int v = 0; v < kPanelVectors; ++v) store(sums + p * kLanePanel + v * FASTEBM_VECTOR, total[r][p][v]);
+    float* out = arena + instruction.target + address(program, instruction.target_row_table, row + r);
+    for (int64_t c = 0; c < columns; ++c) out[address(program, instruction.target_column_table, column + c)] = sums[c];
+  }
 }
 
 static void product_one(const LaneProgram& program, const LaneInstruction& instruction, float* arena) {
-#if FASTEBM_VECTOR == 16
-  constexpr int kPanels = 8;
-#elif FASTEBM_VECTOR == 8
-  constexpr int kPanels = 4;
-#else
-  constexpr int kPanels = 2;
-#endif
-  for (int64_t row = 0; row < instruction.rows; ++row) {
-    const float* x = arena + instruction.source + address(program, instruction.row_table, row);
+  constexpr int kTogether = FASTEBM_VECTOR / 2;  // panels, or rows: as many sums as the registers hold
+  for (int64_t row = 0; row < instruction.rows;) {
+    const bool many = instruction.rows - row >= kTogether;
     int64_t column = 0;
-    for (; column + (kPanels - 1) * kLanePanel < instruction.columns; column += kPanels * kLanePanel)
-      product_panels<kPanels>(program, instruction, arena, x, row, column);
-    for (; column < instruction.columns; column += kLanePanel)
-      product_panels<1>(program, instruction, arena, x, row, column);
+    if (!many)
+      for (; column + (kTogether - 1) * kLanePanel < instruction.columns; column += kTogether * kLanePanel)
+        product_panels<1, kTogether>(program, instruction, arena, row, column);
+    for (; column < instruction.columns; column += kLanePanel) {
+      if (many) product_panels<kTogether, 1>(program, instruction, arena, row, column);
+      else product_panels<1, 1>(program, instruction, arena, row, column);
+    }
+    row += many ? kTogether : 1;
   }
 }
 

@@ -234,6 +234,46 @@ def test_bits_do_not_depend_on_the_batch_the_threads_or_the_instruction_set(vari
     assert torch.equal(run(made, x, constants)[1], gradient)
 
 
+@pytest.mark.parametrize(
+    ("rows", "columns", "depth"),
+    [(1, 1, 1), (9, 1, 5), (8, 16, 3), (4, 5, 7), (3, 40, 600), (5, 20, 33), (1, 150, 9), (2, 12, 1100), (17, 35, 2)],
+)
+def test_products_of_all_shapes(variant: str, rows: int, columns: int, depth: int) -> None:
+    """Tiles of rows, columns and lanes, depths of several blocks; the bits of a sample are those that it has alone."""
+    generator = torch.Generator().manual_seed(3)
+    weight, bias = torch.randn(depth, columns, generator=generator), torch.randn(columns, generator=generator)
+    constants = torch.cat([pack_matrix(weight), bias])
+    sample, start = rows + depth, len(constants) - columns
+    out = sample + np.arange(rows * columns).reshape(rows, columns)[::-1]  # rows from the last to the first
+    made: list[Instruction] = [
+        Product(np.arange(rows), np.arange(depth)[::-1].copy(), out[:, 0], np.arange(columns), 0, start),
+        Map(1, out.size, (Operand(Space.ARENA, out.reshape(-1)),), (Micro(Op.COPY, 1, 0),),
+            (Output(Reduction.SUM, 1, places(sample + out.size)),)),
+        Map(sample, 1, (Operand(Space.ARENA, sample + np.arange(sample) % out.size),), (Micro(Op.COPY, 1, 0),),
+            (Output(Reduction.STORE, 1, sample + out.size + 1 + np.arange(sample)),)),
+    ]  # fmt: skip
+    code = program(made, sample, 2 * sample + out.size + 1, sample + out.size, sample + out.size + 1, len(constants))
+    x = samples(300, sample)
+    all_, gradient = run(code, x, constants)
+    exact, exact_gradient = run(code, x.double(), constants.double())
+    assert (gradient - exact_gradient).norm() <= 1e-6 * depth**0.5 * exact_gradient.norm()
+    assert (all_ - exact).norm() <= 1e-5 * depth**0.5 * exact.norm()
+    for size in (1, 5, 33, 70, 130):
+        energies, part = run(code, x[:size].contiguous(), constants)
+        assert torch.equal(energies, all_[:size])
+        assert torch.equal(part, gradient[:size])
+
+
+def test_results_that_overlap_what_a_loop_reads_are_those_of_the_reference(variant: str) -> None:
+    """A loop that writes where it reads, in order: its results may not lie in place before all is read."""
+    read = (Operand(Space.ARENA, np.arange(4)), Operand(Space.ARENA, np.arange(4)))
+    micros = (Micro(Op.ADD_NUMBER, 2, 0, number=1.0), Micro(Op.MULTIPLY, 3, 1, 2))
+    kept = (Output(Reduction.STORE, 2, np.arange(4)), Output(Reduction.STORE, 3, 4 + np.arange(4)))
+    made = program([Map(4, 1, read, micros, kept)], sample=4, arena=8, energy=4, gradient=4)
+    x = samples(20, 4)
+    assert torch.equal(run(made, x, torch.zeros(1))[1], x * (x + 1))
+
+
 def test_samples_do_not_touch_one_another(variant: str) -> None:
     made, constants = mixed()
     x = samples(40)
