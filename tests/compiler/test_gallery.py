@@ -107,6 +107,25 @@ def test_gradients_are_those_of_float64_at_every_scale(entry: Entry):
         assert torch.equal(x, before)
 
 
+def test_bfloat16_is_within_twice_the_error_of_autocast():
+    """On fused kernels; lane programs compute in float32 where there are no matrix units."""
+    errors = {}
+    for entry in (entry for entry in RUNNING if captured(entry).engine == "fused"):
+        energy = captured(entry).energy
+        gradient = fastebm.energy_gradient(energy, dtype=torch.bfloat16)
+        for scale in entry.scales:
+            # Many of what is small: a single state of a heavy tail can decide an error.
+            x = entry.start(256 if len(entry.shape) == 1 else 32, Generator().manual_seed(5), scale)
+            truth, leaf = true_gradient(energy, x), x.clone().requires_grad_()
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                energies = energy(leaf)
+            (by_autocast,) = torch.autograd.grad(energies.float().sum(), leaf)
+            error, allowed = ((part.double() - truth).norm() for part in (gradient(x)[1], by_autocast))
+            errors[entry.name, scale] = float(error / allowed)
+    assert errors
+    assert {key: ratio for key, ratio in errors.items() if not ratio <= 2} == {}
+
+
 # States outside of a domain, and those with several right gradients, have nothing to compare.
 SPECIAL = [
     pytest.param(entry, where, id=f"{entry.name}-{where}")
