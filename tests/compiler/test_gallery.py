@@ -171,6 +171,25 @@ def test_chains_stay_finite_and_in_the_domain(entry: Entry):
     assert ((x >= low) & (x <= high)).all()
 
 
+@pytest.mark.parametrize(
+    "entry",
+    [entry for entry in RUNNING if entry.name not in BY_AUTOGRAD.keys() | ON_STOCK_OPERATIONS],
+    ids=lambda e: e.name,
+)
+def test_chains_have_the_same_bits_in_any_split_and_step_by_step(entry: Entry):
+    found = captured(entry)
+    sampler = fastebm.Langevin(found.gradient, entry.step_size, entry.noise_std, clamp=entry.clamp)
+    x, num_steps = entry.start(19, Generator().manual_seed(2)), 8
+    whole = sampler.sample(x, num_steps, seed=0)
+    parts = [sampler.sample(x[i:j], num_steps, seed=0, chain_ids=i) for i, j in ((0, 1), (1, 18), (18, 19))]
+    assert torch.equal(whole, torch.cat(parts))
+    state = sampler.init(x, seed=0)
+    with found.gradient.chain():
+        for _ in range(num_steps):
+            state, _ = sampler.step(state)
+    assert torch.equal(whole, state.x)
+
+
 def test_no_energy_falls_silently():
     engines = {entry.name: captured(entry) for entry in RUNNING}
     fallen = {name: found.gradient.reason for name, found in engines.items() if found.engine == "autograd"}
