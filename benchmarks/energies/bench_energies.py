@@ -47,7 +47,7 @@ from fastebm.evaluation.speed.baselines import (
 )
 from fastebm.evaluation.speed.comparison import reason, relative_error
 from fastebm.evaluation.speed.eager import module_of
-from fastebm.evaluation.speed.measurement import interleaved
+from fastebm.evaluation.speed.measurement import Clock, interleaved
 from fastebm.evaluation.speed.rows import OURS
 
 SUITE = "energies"
@@ -58,8 +58,6 @@ CHAIN_SECONDS = 0.02
 FEWEST, MOST = 5, 200
 # Rounds of a cell: more would not make its median much better, and there are hundreds of cells.
 ROUNDS = 15
-
-Clock = Callable[[], float]
 
 
 @dataclasses.dataclass(frozen=True)

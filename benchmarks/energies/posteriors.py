@@ -109,7 +109,7 @@ class Network(nn.Module):
         super().__init__()
         self.width = width
         self.register_buffer("x", torch.linspace(-2, 2, points)[:, None])
-        self.register_buffer("y", torch.sin(2 * self.x[:, 0]))
+        self.register_buffer("y", torch.sin(2 * self.x[:, 0] + 0.5))
 
     def forward(self, theta: Tensor) -> Tensor:
         n = self.width

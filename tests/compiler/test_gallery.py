@@ -107,6 +107,25 @@ def test_gradients_are_those_of_float64_at_every_scale(entry: Entry):
         assert torch.equal(x, before)
 
 
+def test_bfloat16_is_within_twice_the_error_of_autocast():
+    """On fused kernels; lane programs compute in float32 where there are no matrix units."""
+    errors = {}
+    for entry in (entry for entry in RUNNING if captured(entry).engine == "fused"):
+        energy = captured(entry).energy
+        gradient = fastebm.energy_gradient(energy, dtype=torch.bfloat16)
+        for scale in entry.scales:
+            # Many of what is small: a single state of a heavy tail can decide an error.
+            x = entry.start(256 if len(entry.shape) == 1 else 32, Generator().manual_seed(5), scale)
+            truth, leaf = true_gradient(energy, x), x.clone().requires_grad_()
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                energies = energy(leaf)
+            (by_autocast,) = torch.autograd.grad(energies.float().sum(), leaf)
+            error, allowed = ((part.double() - truth).norm() for part in (gradient(x)[1], by_autocast))
+            errors[entry.name, scale] = float(error / allowed)
+    assert errors
+    assert {key: ratio for key, ratio in errors.items() if not ratio <= 2} == {}
+
+
 # States outside of a domain, and those with several right gradients, have nothing to compare.
 SPECIAL = [
     pytest.param(entry, where, id=f"{entry.name}-{where}")
@@ -150,6 +169,25 @@ def test_chains_stay_finite_and_in_the_domain(entry: Entry):
     x = sampler.sample(entry.start(16, Generator().manual_seed(2)), 50, seed=0)
     low, high = entry.clamp or (-1e4, 1e4)
     assert ((x >= low) & (x <= high)).all()
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [entry for entry in RUNNING if entry.name not in BY_AUTOGRAD.keys() | ON_STOCK_OPERATIONS],
+    ids=lambda e: e.name,
+)
+def test_chains_have_the_same_bits_in_any_split_and_step_by_step(entry: Entry):
+    found = captured(entry)
+    sampler = fastebm.Langevin(found.gradient, entry.step_size, entry.noise_std, clamp=entry.clamp)
+    x, num_steps = entry.start(19, Generator().manual_seed(2)), 8
+    whole = sampler.sample(x, num_steps, seed=0)
+    parts = [sampler.sample(x[i:j], num_steps, seed=0, chain_ids=i) for i, j in ((0, 1), (1, 18), (18, 19))]
+    assert torch.equal(whole, torch.cat(parts))
+    state = sampler.init(x, seed=0)
+    with found.gradient.chain():
+        for _ in range(num_steps):
+            state, _ = sampler.step(state)
+    assert torch.equal(whole, state.x)
 
 
 def test_no_energy_falls_silently():

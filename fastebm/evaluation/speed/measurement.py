@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 Case = Callable[[], Any]
+Clock = Callable[[], float]
 
 # Fewer rounds give no useful quantiles, however long a round takes.
 MINIMUM_ROUNDS = 3
@@ -48,8 +49,8 @@ def ratios(values: Sequence[float], base: Sequence[float]) -> list[float]:
     return [value / other for value, other in zip(values, base, strict=True)]
 
 
-def seconds(case: Case, repeats: int, device: str, clock: Callable[[], float] = time.perf_counter) -> float:
-    """The mean time of `repeats` calls one after the other, until the device has done them; `clock` is the CPU's."""
+def seconds(case: Case, repeats: int, device: str, clock: Clock | None = None) -> float:
+    """The mean time of `repeats` calls one after the other, until the device has done them; see `interleaved`."""
     if device == "cuda":
         begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         begin.record()
@@ -58,6 +59,7 @@ def seconds(case: Case, repeats: int, device: str, clock: Callable[[], float] = 
         end.record()
         end.synchronize()
         return begin.elapsed_time(end) / 1e3 / repeats
+    clock = clock or time.perf_counter
     start = clock()
     for _ in range(repeats):
         case()
@@ -72,7 +74,7 @@ def interleaved(
     slice_seconds: float = 0.02,
     budget_seconds: float | None = None,
     warm: bool = False,
-    clock: Callable[[], float] = time.perf_counter,
+    clock: Clock | None = None,
 ) -> dict[str, list[float]]:
     """The seconds of each case in each round.
 
@@ -83,7 +85,7 @@ def interleaved(
         slice_seconds: a case is repeated within a round until about this much time has passed.
         budget_seconds: where the rounds would take longer than this, there are fewer, but not fewer than 3.
         warm: whether each case has been run before; else it is run once first, which compiles and allocates.
-        clock: of the CPU, in seconds. `time.process_time` is for one thread beside other work on the same cores.
+        clock: seconds on the CPU, by default of the wall. `time.process_time` is for one thread beside other work.
     """
     if rounds < 1:
         raise ValueError(f"rounds must be at least 1, got {rounds}")
@@ -107,7 +109,7 @@ def interleaved(
     return times
 
 
-def _one_call(case: Case, device: str, slice_seconds: float, clock: Callable[[], float]) -> float:
+def _one_call(case: Case, device: str, slice_seconds: float, clock: Clock | None) -> float:
     """An estimate of the time of one call: of one where that is long, of the fastest of four else."""
     each = max(1e-7, seconds(case, 1, device, clock))
     if each > slice_seconds:
