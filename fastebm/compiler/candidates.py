@@ -20,6 +20,8 @@ from fastebm.ops.backends import has_matrix_units, select_backend
 
 __all__ = ["Candidate", "Executor", "ProgramKey", "candidates"]
 
+LANES, FUSED, STOCK = "lane program", "fused program", "PyTorch operations"
+
 # Numbers of an image above which a lane program takes longer to make than most chains to run.
 LARGE_IMAGE = 3 * 64 * 64
 
@@ -35,6 +37,7 @@ class ProgramKey:
     device: torch.device
     compute_dtype: torch.dtype
     conditions: tuple[tuple[torch.Size, torch.dtype], ...] = ()
+    batch: int | None = None  # where the choice may depend on it
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,14 @@ class Candidate:
     executor: Executor
     captured: Program | None = None
     fallback_reason: str = ""
+
+    @property
+    def name(self) -> str:
+        return {LaneExecutor: LANES, CompiledExecutor: FUSED, AtenExecutor: STOCK}[type(self.executor)]
+
+    @property
+    def batch_invariant(self) -> bool:
+        return not isinstance(self.executor, AtenExecutor)
 
 
 def candidates(
@@ -88,7 +99,7 @@ def candidates(
     if lanes and not lanes_first:
         yield _lane_candidate(energy, module, x)
     if captured is not None:
-        reason = reason or "the programs on kernels of its own failed their check"
+        reason = reason or "asked for beside the programs on kernels of its own"
         yield Candidate(AtenExecutor(build_gradient_program(captured, machine), key.compute_dtype), captured, reason)
 
 

@@ -1,5 +1,7 @@
 """Energy gradients by compiled programs: captured, rewritten and checked at first use, then run without autograd."""
 
+import functools
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -9,10 +11,11 @@ from torch import Tensor
 from fastebm.compiler.autodiff import differentiate
 from fastebm.compiler.candidates import Candidate, Executor, ProgramKey, candidates
 from fastebm.compiler.capture import UnsupportedError
-from fastebm.compiler.checks import Agreement, check_program, energies_agree, gradient_agrees, reference
+from fastebm.compiler.checks import Agreement, Reference, check_program, energies_agree, gradient_agrees, reference
 from fastebm.compiler.executor import AtenExecutor
 from fastebm.compiler.fingerprint import structure
 from fastebm.compiler.lanes import LaneExecutor
+from fastebm.compiler.measuring import Timing, measured
 from fastebm.compiler.own_code import Conditions, OwnCode, energy_dtype
 from fastebm.compiler.precision import without_autocast
 from fastebm.compiler.process_state import DeferredInterrupt, collecting_garbage, exclusive
@@ -26,6 +29,8 @@ __all__ = ["Chain", "CompiledGradient", "UnsupportedError"]
 
 # Programs that one gradient keeps, each for another sample shape, dtype, device or precision.
 MAX_PROGRAMS = 64
+# The node of a refusal that is a choice.
+CHOICE = "choice"
 # Chains in a row that each find another energy. After that many, captures cost more than they save.
 MAX_MOVES = 3
 
@@ -102,11 +107,14 @@ class CompiledGradient:
         own: the energy's own code.
         dtype: that of the operations, or None to follow the caller's autocast state; float64 samples always run in
             float64.
+        reproducible: the best batch-invariant program runs, whatever the batch. Otherwise all programs and autograd are
+            measured on the first states of each shape, and the fastest one runs.
     """
 
-    def __init__(self, own: OwnCode, dtype: torch.dtype | None):
+    def __init__(self, own: OwnCode, dtype: torch.dtype | None, reproducible: bool = True):
         self.own = own
         self.dtype = dtype
+        self.reproducible = reproducible
         self._programs: dict[ProgramKey, _Compiled] = {}
 
     def __call__(self, x: Tensor, conditions: Conditions, chain: Chain) -> tuple[Tensor, Tensor]:
@@ -155,7 +163,8 @@ class CompiledGradient:
 
     def _key(self, x: Tensor, conditions: Conditions) -> ProgramKey:
         kinds = tuple((condition.shape[1:], condition.dtype) for condition in conditions)
-        return ProgramKey(x.shape[1:], x.dtype, x.device, _compute_dtype(x, self.dtype), kinds)
+        batch = None if self.reproducible else x.shape[0]
+        return ProgramKey(x.shape[1:], x.dtype, x.device, _compute_dtype(x, self.dtype), kinds, batch)
 
     def _acquire(self, key: ProgramKey, x: Tensor, conditions: Conditions, chain: Chain) -> _Compiled:
         """The program of `key` for `chain`, up to date with the energy and its weights."""
@@ -241,25 +250,85 @@ class CompiledGradient:
             return _Compiled(chain.fingerprint, None, unsupported=("energy", unchecked))  # not remembered
         if conditions:
             return _Compiled(*known, unsupported=("conditions", "programs have none"))
-        reasons: list[tuple[str, str]] = []
-        made = candidates(self.own.original, self.own.module, key, x, expected.function)
-        while True:
+        found: list[_Compiled] = []
+        refused = []
+        for name, made in self._tried(key, x, expected):
+            if isinstance(made, UnsupportedError):
+                refused.append((made.node, made.reason))
+                continue
+            compiled = _Compiled(*known, made[0].captured, made[0].executor, made[0].fallback_reason)
+            compiled.agreement = made[1]
+            found.append(compiled)
+            if self.reproducible:
+                return compiled
+        if not found:
+            return _Compiled(*known, unsupported=refused[0])
+        seconds = self._times(found, key, x, conditions)
+        best = seconds.index(min(seconds))
+        if best < len(found):
+            return found[best]
+        faster = f"it was the fastest: {seconds[-1]:.3g} s for {x.shape[0]} samples, {min(seconds[:-1]):.3g} s by a program"
+        return _Compiled(*known, unsupported=(CHOICE, faster))
+
+    def _tried(
+        self, key: ProgramKey, x: Tensor, expected: Reference
+    ) -> Iterator[tuple[str, tuple[Candidate, Agreement] | UnsupportedError]]:
+        """Candidates by name, each checked, or why there is none. Made one by one, when they are asked for."""
+        for made in candidates(self.own.original, self.own.module, key, x, expected.function):
+            if isinstance(made, UnsupportedError):
+                yield made.node, made
+                continue
             try:
-                candidate = next(made, None)
-                if candidate is None:
-                    return _Compiled(*known, unsupported=reasons[0])
-                if isinstance(candidate, Candidate):
-                    candidate.executor.refresh()
-                    agreement = check_program(candidate.executor, x, expected)
-                    return _Compiled(
-                        *known, candidate.captured, candidate.executor, candidate.fallback_reason, agreement=agreement
-                    )
-                error = candidate
+                made.executor.refresh()
+                yield made.name, (made, check_program(made.executor, x, expected))
             except UnsupportedError as refused:
-                error = refused
+                yield made.name, refused
             except Exception as fault:  # a fault of the compiler must not stop an energy that autograd can differentiate
-                error = UnsupportedError("program", f"{type(fault).__name__}: {fault}")
-            reasons.append((error.node, error.reason))
+                yield made.name, UnsupportedError("program", f"{type(fault).__name__}: {fault}")
+
+    def _times(self, found: list[_Compiled], key: ProgramKey, x: Tensor, conditions: Conditions) -> list[float]:
+        """Seconds of each program, and of autograd."""
+        runs: list[Callable[[], Any]] = [
+            functools.partial(compiled.executor, x) for compiled in found if compiled.executor is not None
+        ]
+        by_autograd = functools.partial(self.own.by_autograd, x, conditions, self.dtype)
+        return measured([*runs, by_autograd])
+
+    def timings(self, x: Tensor, conditions: Conditions, chain: Chain) -> list[Timing]:
+        """All ways to run the energy on samples like x, measured in turns on x; `chosen` is what this gradient takes."""
+        key = self._key(x, conditions)
+        with torch.inference_mode(False), torch.no_grad(), without_autocast(x.device.type), exclusive():
+            chosen = (chain.programs.get(key) or self._acquire(key, x, conditions, chain)).executor
+            expected = reference(self.own, x, conditions, key.compute_dtype)
+            tried = list(self._tried(key, x, expected))
+            running = {name: made[0] for name, made in tried if not isinstance(made, UnsupportedError)}
+            runs: list[Callable[[], Any]] = [functools.partial(each.executor, x) for each in running.values()]
+            compiled = OwnCode(self.own.original, compiled=True)
+            others = {"autograd": self.own, "torch.compile": compiled}
+            for own in others.values():
+                runs.append(functools.partial(own.by_autograd, x, conditions, self.dtype))
+            refused = {name: str(made) for name, made in tried if isinstance(made, UnsupportedError)}
+            try:
+                runs[-1]()
+            except Exception as error:  # whatever the compiler of others raises
+                refused["torch.compile"] = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
+                runs.pop()
+                del others["torch.compile"]
+            seconds = measured(runs)
+        names = [*running, *others]
+        kinds = {name: type(each.executor) for name, each in running.items()}
+        return [
+            *(
+                Timing(
+                    name,
+                    spent,
+                    name in running and running[name].batch_invariant,
+                    kinds.get(name) is type(chosen) if chosen is not None else name == "autograd",
+                )
+                for name, spent in zip(names, seconds, strict=True)
+            ),
+            *(Timing(name, None, False, refused=reason) for name, reason in refused.items()),
+        ]
 
 
 def _autocast_dtype(executor: Executor, key: ProgramKey) -> torch.dtype:

@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastebm.compiler.compiled_gradient import Chain, CompiledGradient, UnsupportedError
+from fastebm.compiler.compiled_gradient import CHOICE, Chain, CompiledGradient, UnsupportedError
 from fastebm.compiler.fingerprint import covers, fingerprint
 from fastebm.compiler.frozen_weights import Evaluated, frozen_weights
+from fastebm.compiler.measuring import Timing
 from fastebm.compiler.own_code import Conditions, OwnCode, energy_dtype
 from fastebm.compiler.process_state import exclusive
 from fastebm.ops import CompiledLanes, CompiledProgram
@@ -35,13 +36,15 @@ class _ThreadState:
     frozen: AbstractContextManager[None] = nullcontext()
 
 
-ENGINES = ("auto", "autograd", "fused")
+ENGINES = ("auto", "autograd", "fused", "compile")
 # Calls at which samples are checked to be independent: the first one may be at states where a gradient is zero.
 CHECKED_CALLS = 2
 DTYPES = (None, torch.float32, torch.bfloat16, torch.float16)
 
 
-def energy_gradient(energy: Energy, *, dtype: torch.dtype | None = None, engine: str = "auto") -> "EnergyGradient":
+def energy_gradient(
+    energy: Energy, *, dtype: torch.dtype | None = None, engine: str = "auto", reproducible: bool = True
+) -> "EnergyGradient":
     """A callable `x -> (energies, gradient)` for any energy that returns one number per sample. See `EnergyGradient`.
 
     >>> gradient = energy_gradient(lambda x: 0.5 * x.square().sum(dim=1))
@@ -49,7 +52,7 @@ def energy_gradient(energy: Energy, *, dtype: torch.dtype | None = None, engine:
     >>> energies, g
     (tensor([12.5000]), tensor([[3., 4.]]))
     """
-    return EnergyGradient(energy, dtype=dtype, engine=engine)
+    return EnergyGradient(energy, dtype=dtype, engine=engine, reproducible=reproducible)
 
 
 class EnergyGradient:
@@ -62,7 +65,11 @@ class EnergyGradient:
             autocast, None in the caller's autocast state. A float16 gradient may underflow: there is no loss scaling.
         engine: "fused" compiles the energy at first use and checks the program against autograd (`CompiledGradient`);
             if that is impossible, the first call raises an error with the reason. "auto" does the same, but falls back
-            to autograd, and `repr` tells the reason. "autograd" runs autograd.
+            to autograd, and a warning and `repr` tell the reason. "autograd" runs autograd, "compile" runs autograd on
+            `torch.compile(energy)`.
+        reproducible: with engine "auto", the same program runs for any batch, so that its bits are the same in any.
+            False measures all programs and autograd on the first states of each shape, for 0.2 seconds and three
+            rounds at least, and takes the fastest, whose bits may depend on the batch.
 
     During a call, or in a whole `chain()` block, the module is in eval mode, its weights need no gradient, and its
     parametrised weights (spectral norm and others of `torch.nn.utils.parametrize`) are evaluated once, without power
@@ -84,7 +91,14 @@ class EnergyGradient:
     Raises TypeError and ValueError for invalid arguments, and RuntimeError as described under `engine`.
     """
 
-    def __init__(self, energy: Energy, *, dtype: torch.dtype | None = None, engine: str = "auto"):
+    def __init__(
+        self,
+        energy: Energy,
+        *,
+        dtype: torch.dtype | None = None,
+        engine: str = "auto",
+        reproducible: bool = True,
+    ):
         if not callable(energy):
             raise TypeError(f"energy is a {type(energy).__name__}; it must be a module or a function of x")
         if dtype not in DTYPES:
@@ -93,6 +107,7 @@ class EnergyGradient:
             raise ValueError(f"engine is {engine!r}; it must be one of {', '.join(map(repr, ENGINES))}")
         self.energy = energy
         self.dtype = dtype
+        self.reproducible = bool(reproducible)
         self._asked = engine
         self._start()
 
@@ -102,8 +117,8 @@ class EnergyGradient:
         self.engine = "fused" if self._asked == "auto" else self._asked
         self.reason = "" if self.engine == "fused" else f"engine is {self._asked!r}"
         self.batch_invariant = False
-        self._own = OwnCode(self.energy)
-        self._compiled = CompiledGradient(self._own, self.dtype)
+        self._own = OwnCode(self.energy, compiled=self._asked == "compile")
+        self._compiled = CompiledGradient(self._own, self.dtype, self.reproducible or self._asked != "auto")
         self._calls_to_check = CHECKED_CALLS
         self._said: set[str] = set()
         self._of_thread = _OfThread()
@@ -112,10 +127,12 @@ class EnergyGradient:
 
     def __getstate__(self) -> dict[str, Any]:
         """For copies, which have another module: without what has run."""
-        return {"energy": self.energy, "dtype": self.dtype, "engine": self._asked}
+        names = ("energy", "dtype", "reproducible")
+        return {"engine": self._asked} | {name: getattr(self, name) for name in names}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.energy, self.dtype, self._asked = state["energy"], state["dtype"], state["engine"]
+        self.reproducible = state["reproducible"]
         self._start()
 
     @property
@@ -178,7 +195,7 @@ class EnergyGradient:
 
     def _fingerprint_and_hash(self) -> tuple[Any, int | None]:
         """The energy's fingerprint and a hash of the module's weights, each None if it is unknown."""
-        if self.engine == "autograd" and not self._compiled.has_programs():
+        if self.engine in ("autograd", "compile") and not self._compiled.has_programs():
             return None, None
         module = self._own.module
         tensors = [] if module is None else [*module.parameters(), *module.buffers(), *_plain_tensors(module)]
@@ -218,11 +235,24 @@ class EnergyGradient:
         """The `repr`, and a table of every program so far: operations, shapes, FLOPs, bytes and the roofline."""
         return "\n".join(filter(None, [repr(self), self._compiled.describe()]))
 
+    def timings(self, x: Tensor, conditions: Sequence[Tensor] = ()) -> list[Timing]:
+        """Every way to run the energy on samples like x, `torch.compile` included, measured in turns on x itself.
+
+        `chosen` says how this gradient runs them. With engine "fused" and "auto" only.
+        """
+        if self._asked not in ("auto", "fused"):
+            raise ValueError(f"engine is {self._asked!r}; timings are of what 'auto' chooses from")
+        given = as_conditions(conditions, x.shape[0])
+        with self.chain():
+            chain = self._of_thread.state.chain
+            assert chain is not None
+            return self._compiled.timings(x, given, chain)
+
     def _evaluate(self, x: Tensor, conditions: Conditions, chain: Chain) -> tuple[Tensor, Tensor]:
         if self._calls_to_check and x.shape[0] > 1:
             self._own.check_independence(x, conditions, self.dtype)
             self._calls_to_check -= 1
-        if self._asked == "autograd" or (chain.refused is not None and chain.refused == _kind(x)):
+        if self._asked in ("autograd", "compile") or (chain.refused is not None and chain.refused == _kind(x)):
             return self._own.by_autograd(x, conditions, self.dtype)
         return self._by_program(x, conditions, chain)
 
@@ -236,7 +266,10 @@ class EnergyGradient:
                     "engines 'auto' and 'autograd' can run it by autograd"
                 ) from error
             self.engine, self.reason, self.batch_invariant = "autograd", str(error), False
-            self._say(self.reason)
+            if error.node == CHOICE:
+                self.reason = error.reason
+            else:
+                self._say(self.reason)
             chain.refused = _kind(x)
             return self._own.by_autograd(x, conditions, self.dtype)
         self.engine, self.reason = "fused", ""

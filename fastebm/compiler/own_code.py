@@ -22,7 +22,7 @@ class OwnCode:
 
     Attributes:
         energy: what is called: of a net in `DistributedDataParallel` or `DataParallel`, the net inside.
-        original: `energy` without `torch.compile`, for capture.
+        original: `energy` without `torch.compile`, for capture. With `compiled`, `energy` is compiled in any case.
         name: for messages.
         module: the one whose weights and flags the energy uses, if it can be found.
 
@@ -30,12 +30,14 @@ class OwnCode:
     if it does not depend on x. Errors of the energy itself pass through.
     """
 
-    def __init__(self, energy: Energy) -> None:
+    def __init__(self, energy: Energy, *, compiled: bool = False) -> None:
         while isinstance(energy, nn.parallel.DistributedDataParallel | nn.DataParallel):
             energy = energy.module
         self.energy = energy
         self.original = getattr(energy, "_orig_mod", energy)
         self.name, self.module = _name_and_module(energy)
+        if compiled:
+            self.energy = torch.compile(self.original, dynamic=False)
 
     def energies(self, x: Tensor, conditions: Conditions, dtype: torch.dtype | None) -> Tensor:
         """The energies (B,), without a gradient, in the dtype that they have."""

@@ -38,6 +38,7 @@ class LangevinOptions(TypedDict, total=False):
     grad_norm_clip: float | None
     dtype: torch.dtype | None
     engine: str
+    reproducible: bool
 
 
 class Langevin:
@@ -54,7 +55,7 @@ class Langevin:
             sample, such as `(C, 1, 1)` for a bound of each channel, which is copied.
         grad_clip: the largest magnitude of an entry of the gradient.
         grad_norm_clip: the largest norm of a sample's gradient; not together with `grad_clip`.
-        dtype, engine: passed to `energy_gradient`.
+        dtype, engine, reproducible: passed to `energy_gradient`.
 
     Several threads may use one sampler at the same time, or samplers of their own over one module, and get the bits
     that each gets alone; no thread may train the module meanwhile (see `EnergyGradient`). Copies and pickles work where
@@ -81,15 +82,17 @@ class Langevin:
         grad_norm_clip: float | None = None,
         dtype: torch.dtype | None = None,
         engine: str = "auto",
+        reproducible: bool = True,
     ) -> None:
         if isinstance(energy, EnergyGradient):
-            if dtype is not None or engine != "auto":
+            if dtype is not None or engine != "auto" or not reproducible:
                 raise ValueError(
-                    "dtype and engine are options of energy_gradient; this energy is an EnergyGradient already"
+                    "dtype, engine and reproducible are options of energy_gradient; this energy is an EnergyGradient "
+                    "already"
                 )
             self.gradient = energy
         else:
-            self.gradient = energy_gradient(energy, dtype=dtype, engine=engine)
+            self.gradient = energy_gradient(energy, dtype=dtype, engine=engine, reproducible=reproducible)
         self.step_size = as_schedule(step_size)
         self.noise_std = as_schedule(noise_std)
         table(self.step_size, self.noise_std, 2)  # a wrong range is found here rather than at the first chain
