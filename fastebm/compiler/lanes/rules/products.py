@@ -17,22 +17,23 @@ from .table import rule
 
 @rule("mm")
 def _mm(lowering: Lowering, node: fx.Node, a: Any, b: Any) -> Value:
-    left, right = lowering.value(a), lowering.value(b)
     if lowering.of_sample(a) and lowering.of_sample(b):
+        left, right = (lowering.value(side) for side in (a, b))
         batched = [lowering.reshaped(side, (1, *side.shape)) for side in (left, right)]
-        return lowering.pair_product(*batched).viewed(lambda v: v[0])
+        return lowering.pair_product(*batched).viewed(operator.itemgetter(0))
     if lowering.of_sample(b):  # W x = (x^T W^T)^T
-        sums = lowering.sums(lowering.places(right).viewed(lambda v: v.T))
-        return lowering.product(sums, a, left.shape[::-1], _transposed, "transposed").viewed(lambda v: v.T)
-    return lowering.product(lowering.sums(lowering.places(left)), b, right.shape, _as_it_is, "plain")
+        sums = lowering.sums(lowering.places(lowering.value(b)).viewed(_transposed))
+        return lowering.product(sums, a, lowering.shape(a)[::-1], _transposed, "transposed").viewed(_transposed)
+    sums = lowering.sums(lowering.places(lowering.value(a)))
+    return lowering.product(sums, b, lowering.shape(b), _as_it_is, "plain")
 
 
 @rule("addmm")
 def _addmm(lowering: Lowering, node: fx.Node, bias: Any, a: Any, b: Any, *, beta: float = 1, alpha: float = 1) -> Value:
-    left, added = lowering.value(a), lowering.value(bias)
+    added = lowering.value(bias)
     columns = lowering.shape(b)[1]
     if beta == alpha == 1 and not lowering.of_sample(b) and isinstance(added, Constant) and added.shape == (columns,):
-        sums = lowering.sums(lowering.places(left))
+        sums = lowering.sums(lowering.places(lowering.value(a)))
         return lowering.product(sums, b, lowering.shape(b), _as_it_is, "plain", int(added.places[0]))
     product = lowering.binary(Op.MULTIPLY, _mm(lowering, node, a, b), Number(float(alpha)))
     return lowering.binary(Op.ADD, product, lowering.binary(Op.MULTIPLY, added, Number(float(beta))))
@@ -40,18 +41,19 @@ def _addmm(lowering: Lowering, node: fx.Node, bias: Any, a: Any, b: Any, *, beta
 
 @rule("bmm")
 def _bmm(lowering: Lowering, node: fx.Node, a: Any, b: Any) -> Value:
-    left, right = lowering.value(a), lowering.value(b)
     if lowering.of_sample(a) and lowering.of_sample(b):
-        return lowering.pair_product(left, right)
+        return lowering.pair_product(lowering.value(a), lowering.value(b))
+    of_left = lowering.of_sample(a)
+    given = lowering.places(lowering.value(a if of_left else b))
     parts = []
-    for i in range(left.shape[0]):
-        if lowering.of_sample(a):
-            sums = lowering.sums(lowering.places(left).viewed(operator.itemgetter(i)))
-            parts.append(lowering.product(sums, b, right.shape[1:], operator.itemgetter(i), ("plain", i)))
+    for i in range(given.shape[0]):
+        matrix = given.viewed(operator.itemgetter(i))
+        if of_left:
+            shape, select = lowering.shape(b)[1:], operator.itemgetter(i)
+            parts.append(lowering.product(lowering.sums(matrix), b, shape, select, ("plain", i)))
         else:
-            sums = lowering.sums(lowering.places(right).viewed(operator.itemgetter(i)).viewed(_transposed))
-            select = functools.partial(_transposed_part, i)
-            made = lowering.product(sums, a, left.shape[:0:-1], select, ("transposed", i))
+            sums, shape = lowering.sums(matrix.viewed(_transposed)), lowering.shape(a)[:0:-1]
+            made = lowering.product(sums, a, shape, functools.partial(_transposed_part, i), ("transposed", i))
             parts.append(made.viewed(_transposed))
     return lowering.stack(parts)
 
