@@ -297,16 +297,20 @@ static FASTEBM_INLINE void product_tile(const ProductTile& t, int column, int64_
 #pragma GCC unroll 4
       for (int v = 0; v < vectors; ++v)
         sums[r][o][v] = t.first ? spread(t.bias ? t.bias[column + o] : 0.0f) : load(t.out[r][column + o] + lane + v * FASTEBM_VECTOR);
+  const float* x[rows];
+#pragma GCC unroll 4
+  for (int r = 0; r < rows; ++r) x[r] = t.x[r] + lane;
+  const int64_t *offsets = t.offsets, depth = t.depth;
   const float* weight = t.weight + column;
   const float* ahead = column == 0 && lane == 0 ? t.next : weight;
-  for (int64_t k = 0; k < t.depth; ++k) {
+  for (int64_t k = 0; k < depth; ++k) {
     __builtin_prefetch(ahead + k * kLanePanel, 0, 2);
-    const int64_t at = t.offsets[k] + lane;
+    const int64_t at = offsets[k];
     Vector values[rows][vectors];
 #pragma GCC unroll 4
     for (int r = 0; r < rows; ++r)
 #pragma GCC unroll 4
-      for (int v = 0; v < vectors; ++v) values[r][v] = load(t.x[r] + at + v * FASTEBM_VECTOR);
+      for (int v = 0; v < vectors; ++v) values[r][v] = load(x[r] + at + v * FASTEBM_VECTOR);
 #pragma GCC unroll 16
     for (int o = 0; o < outputs; ++o) {
       const Vector w = spread(weight[k * kLanePanel + o]);
@@ -330,6 +334,8 @@ static FASTEBM_INLINE void product_lanes(const ProductTile& t, int column, int64
   int64_t lane = 0;
   for (; lane + most * FASTEBM_VECTOR <= width; lane += most * FASTEBM_VECTOR)
     product_tile<rows, outputs, most>(t, column, lane);
+  if constexpr (most > 2)
+    for (; lane + 2 * FASTEBM_VECTOR <= width; lane += 2 * FASTEBM_VECTOR) product_tile<rows, outputs, 2>(t, column, lane);
   if constexpr (most > 1)
     for (; lane < width; lane += FASTEBM_VECTOR) product_tile<rows, outputs, 1>(t, column, lane);
 }

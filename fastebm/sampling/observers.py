@@ -61,7 +61,7 @@ class FiniteCheck:
             self.recent.clear()
 
     def _count(self, energies: Tensor) -> None:
-        if energies.is_cpu and _surely_finite(energies):
+        if energies.is_cpu and energies.dtype in (torch.float32, torch.float64) and _surely_finite(energies):
             leading: Tensor | int = len(energies)
         else:
             leading = energies.isfinite().cumprod(0).sum(0)
