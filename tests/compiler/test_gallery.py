@@ -7,7 +7,10 @@ nothing falls silently, and what runs again leaves the list.
 from __future__ import annotations
 
 import functools
+import subprocess
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
@@ -18,6 +21,7 @@ from benchmarks.energies import GALLERY, Entry, true_gradient
 from benchmarks.energies.entry import Energy, engine_of
 from fastebm.ops import backends
 
+ROOT = Path(__file__).resolve().parents[2]
 TOLERANCE = 1e-5
 BATCH = 5
 
@@ -51,6 +55,17 @@ BY_AUTOGRAD = {
 ON_STOCK_OPERATIONS: set[str] = set()
 # Energies on a part of space that a first call fails on, because the library's own checks leave that part.
 FAIL = {"Beta": "within the support", "Gamma": "within the support"}
+# Energies at whose capture PyTorch says something, of those that are watched.
+WATCHED = (
+    "mixture, distributions",
+    "vmap",
+    "Morse cluster",
+    "Gaussian by Cholesky",
+    "Gaussian, distributions",
+    "GRU",
+    "U-Net",
+)
+NOISY = {"Gaussian by Cholesky", "GRU"}
 # Energies whose gradient at equal entries depends on the order in which a sort leaves them.
 CHOOSES_AMONG_TIES = {"order statistics"}
 
@@ -206,3 +221,21 @@ def test_energies_that_fail_today(entry: Entry):
     """Once one runs, it leaves `FAIL` and all tests above hold for it."""
     with pytest.raises(ValueError, match=FAIL[entry.name]):
         captured(entry)
+
+
+def test_captures_print_nothing():
+    """In a process of its own, because PyTorch's logs and warnings reach the terminal past pytest and Python."""
+    program = f"""
+import sys, torch, fastebm
+from benchmarks.energies import GALLERY
+for entry in GALLERY:
+    if entry.name in {WATCHED}:
+        print("==", entry.name, file=sys.stderr, flush=True)
+        fastebm.energy_gradient(entry.make())(entry.start(4, torch.Generator().manual_seed(0)))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == ""
+    said = dict(part.split("\n", 1) for part in done.stderr.split("== ")[1:])
+    assert said.keys() == {*WATCHED}
+    assert {name for name, text in said.items() if text.strip()} == NOISY, said
