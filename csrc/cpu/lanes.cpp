@@ -46,6 +46,7 @@ struct LaneJob {
   int64_t batch, sample, width;
   double cost;  // nanoseconds of a sample and step
   const float* x;
+  const float* conditions;  // (batch, C)
   float* x_out;
   float* energies;  // (steps, batch)
   float* gradient;
@@ -67,15 +68,15 @@ int64_t width_for(const LaneProgram& program, int64_t batch, int64_t threads) {
   return width;
 }
 
-// plane[e, lane] = from[sample of the lane, e]. Lanes beyond the batch repeat its last sample.
+// plane[e, lane] = from[sample of the lane, e] of `numbers`. Lanes beyond the batch repeat its last sample.
 template <class T>
-void load_plane(const LaneJob& job, const T* from, float* plane, int64_t first) {
+void load_plane(const LaneJob& job, const T* from, int64_t numbers, float* plane, int64_t first) {
   constexpr int64_t kElements = 16;
   const int64_t count = std::min(job.width, job.batch - first);
-  for (int64_t begin = 0; begin < job.sample; begin += kElements) {
-    const int64_t end = std::min(job.sample, begin + kElements);
+  for (int64_t begin = 0; begin < numbers; begin += kElements) {
+    const int64_t end = std::min(numbers, begin + kElements);
     for (int64_t l = 0; l < job.width; ++l) {
-      const T* sample = from + (first + std::min(l, count - 1)) * job.sample;
+      const T* sample = from + (first + std::min(l, count - 1)) * numbers;
       for (int64_t e = begin; e < end; ++e) plane[e * job.width + l] = static_cast<float>(sample[e]);
     }
   }
@@ -142,8 +143,8 @@ LaneUpdate update_of_block(const LaneJob& job, float* memory, int64_t first) {
   for (size_t i = 0; i < std::size(planes); ++i) {
     const std::optional<Tensor>& tensor = *planes_of(options)[i];
     if (!tensor) continue;
-    if (tensor->scalar_type() == ScalarType::Bool) load_plane(job, static_cast<const bool*>(tensor->const_data_ptr()), memory, first);
-    else load_plane(job, static_cast<const float*>(tensor->const_data_ptr()), memory, first);
+    if (tensor->scalar_type() == ScalarType::Bool) load_plane(job, static_cast<const bool*>(tensor->const_data_ptr()), job.sample, memory, first);
+    else load_plane(job, static_cast<const float*>(tensor->const_data_ptr()), job.sample, memory, first);
     *planes[i] = std::exchange(memory, memory + job.sample * width);
   }
   return update;
@@ -174,7 +175,8 @@ void set_step(const LaneJob& job, LaneUpdate& update, int64_t step, int64_t firs
 void run_block(LaneJob job, float* arena, float* memory, int64_t first) {
   const int64_t count = std::min(job.width, job.batch - first);
   if (job.width > 1) job.width = (count + kLaneGroup - 1) / kLaneGroup * kLaneGroup;  // the last block may be narrower
-  load_plane(job, job.x, arena, first);
+  load_plane(job, job.x, job.sample, arena, first);
+  load_plane(job, job.conditions, job.program.header->conditions, arena + job.sample * job.width, first);
   const float* energy = arena + job.program.header->energy * job.width;
   if (!job.options) {
     job.kernels.run(job.program, arena, job.width);
@@ -227,10 +229,12 @@ struct ReadyLanes {
   LaneJob job{};
 };
 
-ReadyLanes ready(const Tensor& energies, const Tensor& x, const Tensor& code, const Tensor& tables, const Tensor& constants) {
+ReadyLanes ready(const Tensor& energies, const Tensor& x, const Tensor& code, const Tensor& tables, const Tensor& constants,
+                 const Tensor& conditions) {
   check_readable(code, "code", ScalarType::Long);
   check_readable(tables, "tables", ScalarType::Int);
   check_readable(constants, "constants", ScalarType::Float);
+  check_readable(conditions, "conditions", ScalarType::Float);
   check_readable(x, "x", ScalarType::Float);
   check_readable(energies, "energies", ScalarType::Float);
   STD_TORCH_CHECK(x.dim() >= 1, "x must be (batch, ...), got a tensor without dimensions");
@@ -248,29 +252,35 @@ ReadyLanes ready(const Tensor& energies, const Tensor& x, const Tensor& code, co
   job.sample = header.sample;
   STD_TORCH_CHECK(job.batch == 0 || x.numel() / job.batch == job.sample, "this program is for samples of ", job.sample,
                   " numbers, got x with samples of ", job.batch == 0 ? 0 : x.numel() / job.batch);
+  STD_TORCH_CHECK(conditions.dim() == 2 && conditions.size(0) == job.batch && conditions.size(1) == header.conditions,
+                  "this program is for conditions of ", header.conditions, " numbers for each of ", job.batch, " samples");
+  job.conditions = static_cast<const float*>(conditions.const_data_ptr());
   job.x = static_cast<const float*>(x.const_data_ptr());
   job.energies = static_cast<float*>(energies.mutable_data_ptr());
   check_apart("energies", energies, "x", x);
   check_apart("energies", energies, "constants", constants);
+  check_apart("energies", energies, "conditions", conditions);
   return made;
 }
 
 }  // namespace
 
-void run_lanes(Tensor energies, Tensor gradient, Tensor x, Tensor code, Tensor tables, Tensor constants) {
-  ReadyLanes made = ready(energies, x, code, tables, constants);
+void run_lanes(Tensor energies, Tensor gradient, Tensor x, Tensor code, Tensor tables, Tensor constants, Tensor conditions) {
+  ReadyLanes made = ready(energies, x, code, tables, constants, conditions);
   check_readable(gradient, "gradient", ScalarType::Float);
   STD_TORCH_CHECK(energies.numel() == made.job.batch && gradient.numel() == x.numel(), "energies or gradient don't fit x");
   check_apart("gradient", gradient, "x", x);
   check_apart("gradient", gradient, "energies", energies);
   check_apart("gradient", gradient, "constants", constants);
+  check_apart("gradient", gradient, "conditions", conditions);
   made.job.gradient = static_cast<float*>(gradient.mutable_data_ptr());
   run_job(made.job);
 }
 
-void run_lane_chain(const StepOptions& options, Tensor energies, Tensor x, Tensor code, Tensor tables, Tensor constants) {
+void run_lane_chain(const StepOptions& options, Tensor energies, Tensor x, Tensor code, Tensor tables, Tensor constants,
+                    Tensor conditions) {
   const Key key = read_key(options.key);
-  ReadyLanes made = ready(energies, x, code, tables, constants);
+  ReadyLanes made = ready(energies, x, code, tables, constants, conditions);
   LaneJob& job = made.job;
   STD_TORCH_CHECK(energies.dim() == 2 && energies.size(1) == job.batch, "energies must be (steps, batch)");
   check_step(options, x, x, x);
@@ -279,6 +289,7 @@ void run_lane_chain(const StepOptions& options, Tensor energies, Tensor x, Tenso
   STD_TORCH_CHECK(!options.data_target || options.data_term_weight, "data_target and data_term_weight go together");
   STD_TORCH_CHECK(key.index >= 0, "the schedule index must not be negative, got ", key.index);
   check_apart("x", x, "constants", constants);
+  check_apart("x", x, "conditions", conditions);
   check_apart("x", x, "key", options.key);
   check_apart("x", x, "schedule", options.schedule);
   check_apart("x", x, "chain_ids", options.chain_ids);

@@ -30,7 +30,8 @@ enum class LaneOutput : int64_t { store, sum, maximum, minimum, product };
 
 struct LaneHeader {
   int64_t version, sample, arena, instructions, operands, micros, outputs, tables, constants, energy, gradient, registers;
-  int64_t unused[4];
+  int64_t conditions;  // numbers behind the sample's, which are only read
+  int64_t unused[3];
 };
 
 // map:          index space of `outer` x `inner` numbers; operands, micros and outputs by their first and their count.

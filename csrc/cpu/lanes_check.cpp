@@ -90,7 +90,7 @@ class Check {
     decode();
     const LaneHeader& h = *program_.header;
     written_.assign(h.arena, false);
-    std::fill(written_.begin(), written_.begin() + h.sample, true);
+    std::fill(written_.begin(), written_.begin() + h.sample + h.conditions, true);
     for (int64_t i = 0; i < h.instructions; ++i) instruction(program_.instructions[i]);
     STD_TORCH_CHECK(in(h.energy, 1, h.arena) && in(h.gradient, h.sample, h.arena), "the energy or the gradient lies outside of the arena");
     read(h.energy, "the energy");
@@ -123,7 +123,8 @@ class Check {
     program_.outputs = rows<LaneOutputRow>(at, h.outputs);
     STD_TORCH_CHECK(at == static_cast<int64_t>(checked_.code.size()), "code has another length than its header says");
     STD_TORCH_CHECK(h.tables == static_cast<int64_t>(checked_.tables.size()), "the tables have another length than the code says");
-    STD_TORCH_CHECK(h.sample >= 1 && h.sample <= h.arena && h.arena <= kMost && h.constants >= 0 && h.constants <= kMost,
+    STD_TORCH_CHECK(h.sample >= 1 && h.conditions >= 0 && h.sample <= kMost && h.conditions <= kMost &&
+                        h.sample + h.conditions <= h.arena && h.arena <= kMost && h.constants >= 0 && h.constants <= kMost,
                     "the sample, the arena or the constants have an impossible size");
     program_.tables = checked_.tables.data();
     checked_.direct.assign(h.micros, -1);

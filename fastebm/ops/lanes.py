@@ -1,7 +1,8 @@
 """Lane programs: the energy and gradient of one sample as instructions on numbers with addresses, run on many samples.
 
-    run_lanes(x, code, tables, constants) -> (energies, gradient)
-    run_lane_chain(x, code, tables, constants, num_steps, ...) -> energies (num_steps, B), each before its update
+    run_lanes(x, code, tables, constants, conditions) -> (energies, gradient)
+    run_lane_chain(x, code, tables, constants, num_steps, ..., conditions) -> energies (num_steps, B), each before its
+                                                                              update
 
 An instruction is a loop over an index space, and says for every operand where its numbers lie: in an arena, which has
 one address for each number of a sample, or among the constants. Views, slices, transposes, gathers and broadcasts of
@@ -14,6 +15,7 @@ The reference carries out one instruction after the other on whole batches in pl
 
 from __future__ import annotations
 
+import copy
 import functools
 import struct
 from collections.abc import Callable, Sequence
@@ -233,7 +235,10 @@ Instruction = Map | Product | PairProduct | Scan
 
 @dataclass(frozen=True)
 class LaneProgram:
-    """A program for samples of `sample` numbers, which lie at addresses from 0; `energy`, `gradient` are addresses."""
+    """A program for samples of `sample` numbers, which lie at addresses from 0; `energy`, `gradient` are addresses.
+
+    Behind a sample lie the `conditions` numbers that it comes with; nothing is written to those.
+    """
 
     sample: int
     arena: int
@@ -241,6 +246,7 @@ class LaneProgram:
     gradient: int
     instructions: tuple[Instruction, ...]
     constants: int
+    conditions: int = 0
 
     def encoded(self) -> tuple[Tensor, Tensor]:
         """(code, tables) as the operators take them."""
@@ -263,7 +269,7 @@ class _Encoder:
             self._add(instruction)
         p = self.program
         sizes = [len(part) for part in (self.instructions, self.operands, self.micros, self.outputs)]
-        header = [VERSION, p.sample, p.arena, *sizes, self.length, p.constants, p.energy, p.gradient, 0, 0, 0, 0, 0]
+        header = [VERSION, p.sample, p.arena, *sizes, self.length, p.constants, p.energy, p.gradient, 0, p.conditions, 0, 0, 0]
         rows = [*self.instructions, *self.operands, *self.micros, *self.outputs]
         code = torch.tensor([*header, *(number for row in rows for number in row)], dtype=torch.int64, device="cpu")
         tables = np.concatenate([np.zeros(0, np.int64), *self.tables]).astype(np.int32)
@@ -354,10 +360,12 @@ class CompiledLanes:
 
     Attributes:
         constants: the tensor that the operators read besides the code. `refresh` writes into it.
+        conditions: the numbers (B, C) that samples come with, or None.
     """
 
     def __init__(self, program: LaneProgram) -> None:
         self.program = program
+        self.conditions: Tensor | None = None
         self._code, self._tables = program.encoded()
         self.constants = torch.zeros(program.constants, dtype=torch.float32, device="cpu")
 
@@ -367,9 +375,15 @@ class CompiledLanes:
         for start, values in parts:
             self.constants[start : start + values.numel()] = values
 
+    def bound(self, conditions: Tensor) -> CompiledLanes:
+        """This program with the conditions (B, C) of samples, float32; it shares the constants."""
+        made = copy.copy(self)
+        made.conditions = conditions
+        return made
+
     def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Energies (B,) and the gradient, like x; x is contiguous and float32."""
-        return torch.ops.fastebm.run_lanes(x, self._code, self._tables, self.constants)
+        return torch.ops.fastebm.run_lanes(x, self._code, self._tables, self.constants, self.conditions)
 
     def call_steps(self, x: Tensor) -> int:
         """How many updates of chains x one call of `advance` should make; 0 where it can't make any."""
@@ -381,7 +395,8 @@ class CompiledLanes:
 
     def advance(self, x: Tensor, num_steps: int, options: StepOptions) -> Tensor:
         """Advances chains x in place, and the key; returns the energies before each update, (num_steps, B)."""
-        return torch.ops.fastebm.run_lane_chain(x, self._code, self._tables, self.constants, num_steps, *options)
+        given = (x, self._code, self._tables, self.constants, num_steps)
+        return torch.ops.fastebm.run_lane_chain(*given, *options, self.conditions)
 
 
 def pack_matrix(weight: Tensor) -> Tensor:
@@ -410,19 +425,38 @@ def check(name: str, x: Tensor, code: Tensor, tables: Tensor, constants: Tensor)
         raise ValueError(f"{name}: x must be (B, ...), got no dimensions")
 
 
-def _fake_run_lanes(x: Tensor, code: Tensor, tables: Tensor, constants: Tensor) -> tuple[Tensor, Tensor]:
+def _conditions(name: str, x: Tensor, conditions: Tensor | None) -> Tensor:
+    """`conditions` as kernels take them: (B, C), without columns where there are none."""
+    if conditions is None:
+        return x.new_empty(x.shape[0], 0)
+    if conditions.dtype != x.dtype:
+        raise TypeError(f"{name}: conditions must be {x.dtype} as x is, got {conditions.dtype}")
+    if conditions.ndim != 2 or conditions.shape[0] != x.shape[0] or not conditions.is_contiguous():
+        raise ValueError(
+            f"{name}: conditions must be contiguous ({x.shape[0]}, C), got shape {tuple(conditions.shape)} and strides "
+            f"{conditions.stride()}"
+        )
+    return conditions
+
+
+def _fake_run_lanes(
+    x: Tensor, code: Tensor, tables: Tensor, constants: Tensor, conditions: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     check("run_lanes", x, code, tables, constants)
     return x.new_empty(x.shape[0]), torch.empty_like(x)
 
 
 @register("run_lanes", fake=_fake_run_lanes)
-def _run_lanes(x: Tensor, code: Tensor, tables: Tensor, constants: Tensor) -> tuple[Tensor, Tensor]:
+def _run_lanes(
+    x: Tensor, code: Tensor, tables: Tensor, constants: Tensor, conditions: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     check("run_lanes", x, code, tables, constants)
-    refuse_autograd("run_lanes", x)
+    refuse_autograd("run_lanes", x, conditions)
+    given = _conditions("run_lanes", x, conditions)
     energies, gradient = x.new_empty(x.shape[0]), torch.empty_like(x)
     if x.numel():
         run = reference_run_lanes if x.dtype == torch.float64 else functools.partial(launch, "run_lanes")
-        run(energies, gradient, x, code, tables, constants)
+        run(energies, gradient, x, code, tables, constants, given)
     return energies, gradient
 
 
@@ -437,8 +471,9 @@ def _fake_run_lane_chain(
 def _run_lane_chain(
     x: Tensor, code: Tensor, tables: Tensor, constants: Tensor, num_steps: int, *arguments: Any
 ) -> Tensor:
-    options = StepOptions(*arguments)
+    options = StepOptions(*arguments[: len(StepOptions._fields)])
     check("run_lane_chain", x, code, tables, constants)
+    conditions = _conditions("run_lane_chain", x, arguments[-1] if len(arguments) > len(options) else None)
     check_update("run_lane_chain", x, x, options)
     if num_steps < 0:
         raise ValueError(f"num_steps must not be negative, got {num_steps}")
@@ -451,11 +486,11 @@ def _run_lane_chain(
     # Kernels write x and the key while they still read the other tensors, which therefore must not share their memory.
     if share_memory(x, options.key):
         raise ValueError("x and key are both written in place, but share memory")
-    read = (code, tables, constants, *options[:1], *options[2:3], *options[7:-1])
+    read = (code, tables, constants, conditions, *options[:1], *options[2:3], *options[7:-1])
     apart = without_aliasing(read, x, options.key)
-    schedule, chain_ids, *sides = (None if each is None else each.contiguous() for each in apart[3:])
+    schedule, chain_ids, *sides = (None if each is None else each.contiguous() for each in apart[4:])
     run = reference_run_lane_chain if x.dtype == torch.float64 else functools.partial(launch, "run_lane_chain")
-    run(energies, x, *apart[:3], schedule, options.key, chain_ids, *options[3:7], *sides, options.data_term_hinge)
+    run(energies, x, *apart[:4], schedule, options.key, chain_ids, *options[3:7], *sides, options.data_term_hinge)
     return energies
 
 
@@ -559,7 +594,13 @@ class _Reader:
 
 
 def reference_run_lanes(
-    energies: Tensor, gradient: Tensor, x: Tensor, code: Tensor, tables: Tensor, constants: Tensor
+    energies: Tensor,
+    gradient: Tensor,
+    x: Tensor,
+    code: Tensor,
+    tables: Tensor,
+    constants: Tensor,
+    conditions: Tensor,
 ) -> None:
     """Kernel `run_lanes` in plain PyTorch."""
     reader = _Reader(code, tables)
@@ -567,6 +608,7 @@ def reference_run_lanes(
     energy, start = reader.header[9:11]
     arena = x.new_zeros(arena_size, x.shape[0])
     arena[:sample] = x.reshape(x.shape[0], sample).T
+    arena[sample : sample + reader.header[12]] = conditions.T
     for i in reader.instructions:
         _RUN[Kind(i["kind"])](reader, i, arena, constants)
     energies.copy_(arena[energy])
@@ -636,13 +678,13 @@ _RUN: dict[Kind, Callable[[_Reader, dict[str, int], Tensor, Tensor], None]] = {
 
 
 def reference_run_lane_chain(
-    energies: Tensor, x: Tensor, code: Tensor, tables: Tensor, constants: Tensor, *options: Any
+    energies: Tensor, x: Tensor, code: Tensor, tables: Tensor, constants: Tensor, conditions: Tensor, *options: Any
 ) -> None:
     """Kernel `run_lane_chain` in plain PyTorch: its two parts in turn."""
     key = StepOptions(*options).key
     one = torch.arange(3, device=key.device).clamp_(max=1)
     gradient = torch.empty_like(x)
     for row in energies:
-        reference_run_lanes(row, gradient, x, code, tables, constants)
+        reference_run_lanes(row, gradient, x, code, tables, constants, conditions)
         reference_langevin_step(x, x, gradient, *options)
         key.add_(one)

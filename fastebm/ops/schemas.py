@@ -34,10 +34,12 @@ PUBLIC: dict[str, str] = {
     "expand_blend": "(Tensor primal, Tensor fade, Tensor beta) -> Tensor",
     "expand_blend_backward": "(Tensor grad, Tensor beta) -> (Tensor, Tensor)",
     "run_program": "(Tensor x, Tensor code, Tensor[] constants, Tensor(a!) workspace) -> (Tensor, Tensor)",
-    "run_lanes": "(Tensor x, Tensor code, Tensor tables, Tensor constants) -> (Tensor, Tensor)",
+    "run_lanes": (
+        "(Tensor x, Tensor code, Tensor tables, Tensor constants, Tensor? conditions=None) -> (Tensor, Tensor)"
+    ),
     "run_lane_chain": (
         "(Tensor(a!) x, Tensor code, Tensor tables, Tensor constants, int num_steps, "
-        f"{schema_of(StepOptions, key='Tensor(b!)')}) -> Tensor"
+        f"{schema_of(StepOptions, key='Tensor(b!)')}, Tensor? conditions=None) -> Tensor"
     ),
     "run_chain": (
         "(Tensor(a!) x, Tensor code, Tensor[] constants, Tensor(b!) workspace, int num_steps, "
@@ -82,12 +84,13 @@ KERNELS: dict[str, Kernel] = {
     ),
     "run_lanes": Kernel(
         "lanes",
-        "(Tensor(a!) energies, Tensor(b!) gradient, Tensor x, Tensor code, Tensor tables, Tensor constants) -> ()",
+        "(Tensor(a!) energies, Tensor(b!) gradient, Tensor x, Tensor code, Tensor tables, Tensor constants, "
+        "Tensor conditions) -> ()",
         backends=("cpp",),
     ),
     "run_lane_chain": Kernel(
         "lanes",
-        "(Tensor(a!) energies, Tensor(b!) x, Tensor code, Tensor tables, Tensor constants, "
+        "(Tensor(a!) energies, Tensor(b!) x, Tensor code, Tensor tables, Tensor constants, Tensor conditions, "
         f"{schema_of(StepOptions, key='Tensor(c!)')}) -> ()",
         backends=("cpp",),
     ),
