@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor, fx
 
 from fastebm.ops.lanes import PANEL, Op, Reduction, pack_matrix
@@ -94,7 +93,7 @@ class Builder:
         self.packed: list[Packed] = []
         self.constant_size = 0
         self._starts: dict[Any, int] = {}
-        self._fillers: dict[float, Places] = {}
+        self._fillers: dict[bytes, FillItem] = {}
 
     # ---- numbers in the arena
 
@@ -107,13 +106,13 @@ class Builder:
 
     def filler(self, number: float) -> Places:
         """One number in the arena, of shape ()."""
-        if number not in self._fillers:
-            out = self.new_places((), -1)
-            self._fillers[number] = out
-        return self._fillers[number]
+        key = np.float32(number).tobytes()
+        if key not in self._fillers:
+            self._fillers[key] = FillItem(number, self.new_places((), -1))
+        return self._fillers[key].out
 
     def fillers(self) -> list[Item]:
-        return [FillItem(number, out) for number, out in self._fillers.items()]
+        return list(self._fillers.values())
 
     def places(self, value: Real) -> Places:
         """A value in the arena."""
@@ -398,8 +397,3 @@ def _flat(tensor: Tensor) -> Tensor:
 def _identity(value: Real) -> Any:
     """Equal for values that are the same."""
     return ("number", value.value, math.copysign(1.0, value.value)) if isinstance(value, Number) else id(value)
-
-
-def broadcast_index(tensor: Tensor) -> Array:
-    """An index tensor as numpy's."""
-    return torch.as_tensor(tensor).cpu().numpy()
