@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import operator
 from collections.abc import Callable, Sequence
@@ -262,25 +263,28 @@ class Builder:
         return self.pointwise(op, a, Number(number))
 
     def power(self, a: Real, exponent: float) -> Real:
+        """The whole part by products, which lose less than the logarithm of a large number."""
         if exponent == 0:
             return Number(1.0, a.shape)
-        if exponent == 1:
-            return a
-        if exponent == 0.5:
-            return self.pointwise(Op.SQUARE_ROOT, a)
         if exponent == -0.5:
             return self.pointwise(Op.RECIPROCAL_ROOT, a)
-        if exponent != int(exponent) or abs(exponent) > 64:
+        if not math.isfinite(exponent) or abs(exponent) > 64:
             return self.pointwise(Op.POWER_NUMBER, a, number=exponent)
-        result: Real | None = None
-        square, left = a, int(abs(exponent))
-        while left:
-            if left & 1:
-                result = square if result is None else self.pointwise(Op.MULTIPLY, result, square)
-            left >>= 1
-            if left:
+        whole = int(abs(exponent))
+        rest = abs(exponent) - whole
+        factors = []
+        if rest == 0.5:
+            factors.append(self.pointwise(Op.SQUARE_ROOT, a))
+        elif rest:
+            factors.append(self.pointwise(Op.POWER_NUMBER, a, number=rest))
+        square = a
+        while whole:
+            if whole & 1:
+                factors.append(square)
+            whole >>= 1
+            if whole:
                 square = self.pointwise(Op.SQUARE, square)
-        assert result is not None
+        result = functools.reduce(functools.partial(self.pointwise, Op.MULTIPLY), factors)
         return result if exponent > 0 else self.pointwise(Op.RECIPROCAL, result)
 
     # ---- reductions
