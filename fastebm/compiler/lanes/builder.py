@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor, fx
 
 from fastebm.ops.lanes import PANEL, Op, Reduction, pack_matrix
@@ -94,7 +94,7 @@ class Builder:
         self.packed: list[Packed] = []
         self.constant_size = 0
         self._starts: dict[Any, int] = {}
-        self._fillers: dict[float, Places] = {}
+        self._fillers: dict[bytes, FillItem] = {}
 
     # ---- numbers in the arena
 
@@ -107,13 +107,13 @@ class Builder:
 
     def filler(self, number: float) -> Places:
         """One number in the arena, of shape ()."""
-        if number not in self._fillers:
-            out = self.new_places((), -1)
-            self._fillers[number] = out
-        return self._fillers[number]
+        key = np.float32(number).tobytes()
+        if key not in self._fillers:
+            self._fillers[key] = FillItem(number, self.new_places((), -1))
+        return self._fillers[key].out
 
     def fillers(self) -> list[Item]:
-        return [FillItem(number, out) for number, out in self._fillers.items()]
+        return list(self._fillers.values())
 
     def places(self, value: Real) -> Places:
         """A value in the arena."""
@@ -263,25 +263,28 @@ class Builder:
         return self.pointwise(op, a, Number(number))
 
     def power(self, a: Real, exponent: float) -> Real:
+        """The whole part by products, which lose less than the logarithm of a large number."""
         if exponent == 0:
             return Number(1.0, a.shape)
-        if exponent == 1:
-            return a
-        if exponent == 0.5:
-            return self.pointwise(Op.SQUARE_ROOT, a)
         if exponent == -0.5:
             return self.pointwise(Op.RECIPROCAL_ROOT, a)
-        if exponent != int(exponent) or abs(exponent) > 64:
+        if not math.isfinite(exponent) or abs(exponent) > 64:
             return self.pointwise(Op.POWER_NUMBER, a, number=exponent)
-        result: Real | None = None
-        square, left = a, int(abs(exponent))
-        while left:
-            if left & 1:
-                result = square if result is None else self.pointwise(Op.MULTIPLY, result, square)
-            left >>= 1
-            if left:
+        whole = int(abs(exponent))
+        rest = abs(exponent) - whole
+        factors = []
+        if rest == 0.5:
+            factors.append(self.pointwise(Op.SQUARE_ROOT, a))
+        elif rest:
+            factors.append(self.pointwise(Op.POWER_NUMBER, a, number=rest))
+        square = a
+        while whole:
+            if whole & 1:
+                factors.append(square)
+            whole >>= 1
+            if whole:
                 square = self.pointwise(Op.SQUARE, square)
-        assert result is not None
+        result = functools.reduce(functools.partial(self.pointwise, Op.MULTIPLY), factors)
         return result if exponent > 0 else self.pointwise(Op.RECIPROCAL, result)
 
     # ---- reductions
@@ -398,8 +401,3 @@ def _flat(tensor: Tensor) -> Tensor:
 def _identity(value: Real) -> Any:
     """Equal for values that are the same."""
     return ("number", value.value, math.copysign(1.0, value.value)) if isinstance(value, Number) else id(value)
-
-
-def broadcast_index(tensor: Tensor) -> Array:
-    """An index tensor as numpy's."""
-    return torch.as_tensor(tensor).cpu().numpy()

@@ -249,7 +249,7 @@ def _evaluator(lowering: Lowering, packed: list[Packed]) -> Evaluator:
             made = graph.call_function(torch.as_tensor, (made,))
         return made
 
-    assumed = lowering.traced.assumed
+    assumed = {node: value for node, value in lowering.traced.assumed.items() if node in lowering.lazy}
     graph.output(([evaluated(p.source) for p in packed], [copies[node] for node in assumed]))
     graph.eliminate_dead_code()
     for node in graph.nodes:

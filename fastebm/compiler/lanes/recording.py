@@ -29,8 +29,9 @@ class Depends(IntEnum):
     """What a tensor depends on at most."""
 
     NOTHING = 0
-    WEIGHTS = 1
-    SAMPLE = 2
+    INTEGERS = 1  # or truths, that were there before: a program is made for those that it finds
+    WEIGHTS = 2
+    SAMPLE = 3
 
 
 # These take numbers out of PyTorch, past every dispatcher.
@@ -55,7 +56,7 @@ class Recorder(TorchDispatchMode):
     Attributes:
         graph: `get_attr` nodes name the tensors of `tensors`, which were there before.
         literals: names of those that come from numbers in the code, as in `torch.tensor(0.5)`.
-        assumed: Python numbers and truths that were taken from weights, by the nodes that take them.
+        assumed: Python numbers and truths that were taken from weights or integers, by the nodes that take them.
         written: the storages of tensors that are written to, and what these depend on then.
     """
 
@@ -88,7 +89,7 @@ class Recorder(TorchDispatchMode):
     def depends(self, tensor: Tensor) -> Depends:
         node = self._nodes.get(id(tensor))
         if node is None:
-            return Depends.WEIGHTS if tensor.is_floating_point() or tensor.is_complex() else Depends.NOTHING
+            return Depends.WEIGHTS if tensor.is_floating_point() or tensor.is_complex() else Depends.INTEGERS
         depends: Depends = node.meta["depends"]
         return max(depends, self.written.get(storage_id(tensor), depends)) if self.written else depends
 
@@ -178,19 +179,28 @@ class Recorder(TorchDispatchMode):
         if depends is Depends.SAMPLE:
             raise LaneError(f"the energy takes a Python number or a truth from a tensor that depends on x{line()}")
         value = func(*args, **kwargs)
-        if depends is Depends.WEIGHTS:
+        if depends is not Depends.NOTHING:
             node = self._new("call_function", func, self._nodes_of(args), self._nodes_of(kwargs), depends)
             self.assumed[node] = value
         return value
+
+    def escape(self, tensor: Tensor) -> None:
+        """The numbers of a tensor are used outside of PyTorch, where nothing follows them."""
+        depends = self.depends(tensor)
+        if depends > Depends.INTEGERS:
+            of = "x" if depends is Depends.SAMPLE else "a weight"
+            raise LaneError(f"the energy leaves PyTorch with a tensor that depends on {of}{line()}")
+        if depends is Depends.INTEGERS:
+            self.assumed[self._new("call_function", aten.alias.default, (self._node(tensor),), {}, depends)] = None
 
     def _refuse(self, func: Any, inputs: list[Tensor], depends: Depends) -> None:
         name = func._schema.name.removeprefix("aten::")
         if torch.Tag.nondeterministic_seeded in func.tags:
             raise LaneError(f"the energy draws random numbers by {name}{line()}")
-        if depends is Depends.NOTHING:
+        if depends <= Depends.INTEGERS:
             return
-        masks = func in (aten.index.Tensor,) and any(
-            t.dtype in (torch.bool, torch.uint8) and self.depends(t) for t in inputs[1:]
+        masks = func is aten.index.Tensor and any(
+            t.dtype in (torch.bool, torch.uint8) and self.depends(t) > Depends.INTEGERS for t in inputs[1:]
         )
         if masks or (torch.Tag.dynamic_output_shape in func.tags and func is not aten.index.Tensor):
             raise LaneError(f"the shape of what {name} returns depends on numbers, not on shapes alone{line()}")
@@ -256,9 +266,8 @@ class _Escapes(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.nn.functional.one_hot:
             return _one_hot(*args, **(kwargs or {}))
-        if func in _ESCAPES and self._recorder.depends(args[0]) is not Depends.NOTHING:
-            of = "x" if self._recorder.depends(args[0]) is Depends.SAMPLE else "a weight"
-            raise LaneError(f"the energy leaves PyTorch with a tensor that depends on {of}{line()}")
+        if func in _ESCAPES:
+            self._recorder.escape(args[0])
         return func(*args, **(kwargs or {}))
 
 

@@ -36,7 +36,7 @@ class JointGraph:
         weights: for the name of each tensor that isn't a literal of the energy's own code, how it is found: a path in
             the module, or the tensor itself.
         written: the storages of the nodes' tensors that `copy_` writes to, and what these depend on in the end.
-        assumed: Python numbers and truths that were taken from weights, by the nodes that take them. The graph holds as
+        assumed: Python numbers and truths that were taken from weights or integers, by the nodes. The graph holds as
             long as they are the same.
     """
 

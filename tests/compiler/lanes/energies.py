@@ -466,6 +466,11 @@ OTHERS: list[tuple[str, tuple[int, ...], Any]] = [
     ("causal sdpa", (2, 5, 4), lambda x: total(F.scaled_dot_product_attention(x, x.sin(), x.cos(), is_causal=True))),
     ("pair sum", (5, 6), lambda x: total(torch.einsum("bij,bkj->bik", x, x).softmax(-1) @ x)),
     ("bmm with constants", (2, 4, 5), lambda x: total(torch.matmul(x, like(x, 2, 5, 6)).tanh())),
+    (
+        "matmul of a transposed batch",
+        (4, 5),
+        lambda x: total((x.transpose(0, 1) @ like(x, 5, 4)).tanh().transpose(0, 1)),
+    ),
     ("matmul from the left", (6, 3), lambda x: total(torch.matmul(like(x, 6, 6), x).tanh())),
     ("pixel shuffle", (4, 4, 4), lambda x: total(F.pixel_shuffle(x, 2).sin() + F.pixel_shuffle(x, 2).square())),
     ("pixel unshuffle", (1, 4, 4), lambda x: total(F.pixel_unshuffle(x, 2).sin())),

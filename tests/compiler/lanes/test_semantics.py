@@ -336,6 +336,36 @@ def test_an_index_that_changes_is_noticed_by_refresh() -> None:
         executor.refresh()
 
 
+@pytest.mark.parametrize(
+    "energy",
+    [
+        pytest.param(lambda x, n: sum(x[:, i] ** 2 for i in range(int(n[0]))), id="item"),
+        pytest.param(lambda x, n: x.split(n.tolist(), 1)[0].square().sum(1), id="tolist"),
+        pytest.param(lambda x, n: x.square().sum(1) if n[0] > 1 else x.sum(1), id="branch"),
+    ],
+)
+def test_integers_that_leave_pytorch_are_noticed_by_refresh(energy: Callable[[Tensor, Tensor], Tensor]) -> None:
+    counts = torch.tensor([3, 1])
+    executor = executor_of(lambda x: energy(x, counts), samples(4))
+    check(lambda x: energy(x, counts), samples(4))
+    counts[0] -= 2
+    with pytest.raises(LaneError, match="a tensor of integers or truths that has changed"):
+        executor.refresh()
+
+
+def test_a_program_is_the_same_whenever_it_is_made_and_whatever_runs_beside_it() -> None:
+    net = nn.Sequential(nn.Linear(4, 8), nn.SiLU(), nn.LayerNorm(8), nn.Linear(8, 1)).requires_grad_(False)
+    x = samples(4)
+    first, second = (executor_of(lambda x: net(x).squeeze(1), x, net) for _ in range(2))
+    for a, b in zip(first.lowered.program.encoded(), second.lowered.program.encoded(), strict=True):
+        assert torch.equal(a, b)
+    energies, gradient = first(x)
+    for i in range(len(x)):
+        alone = second(x[i : i + 1])
+        assert torch.equal(alone[0], energies[i : i + 1])
+        assert torch.equal(alone[1], gradient[i : i + 1])
+
+
 def test_weights_that_need_gradients_are_no_part_of_the_program() -> None:
     net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Tanh(), nn.Flatten(), nn.Linear(8, 1))
     check(lambda x: net(x).squeeze(1), samples(1, 4, 4), net)

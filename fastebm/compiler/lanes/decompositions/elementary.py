@@ -94,7 +94,8 @@ def asinh(x: Tensor) -> Tensor:
 
 def acosh(x: Tensor) -> Tensor:
     above = x - 1
-    return torch.where(x > 1e4, x.log() + math.log(2), (above + (above * (x + 1)).sqrt()).log1p())
+    value = torch.where(x > 1e4, x.log() + math.log(2), (above + (above * (x + 1)).sqrt()).log1p())
+    return torch.where(x < 1, math.nan, value)
 
 
 def atanh(x: Tensor) -> Tensor:
@@ -297,7 +298,8 @@ def digamma(x: Tensor) -> Tensor:
     z = (1 / y).square()
     series = (((1 / 240 * z - 1 / 252) * z + 1 / 120) * z - 1 / 12) * z
     value = y.log() - 0.5 / y + series + shift
-    turn = math.pi * (x - x.round())
+    rest = x - x.round()
+    turn = math.pi * torch.where(rest == 0, math.nan, rest)  # there are no values at 0, -1, -2, ...
     value = torch.where(below, value - math.pi * turn.cos() / turn.sin(), value)
     return torch.where(x == 0, -x.reciprocal(), value)
 

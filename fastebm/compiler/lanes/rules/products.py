@@ -45,12 +45,19 @@ def _bmm(lowering: Lowering, node: fx.Node, a: Any, b: Any) -> Value:
         return lowering.pair_product(lowering.value(a), lowering.value(b))
     of_left = lowering.of_sample(a)
     given = lowering.places(lowering.value(a if of_left else b))
+    if (b if of_left else a).meta["val"].stride(0) == 0:  # one matrix for the whole batch, as `matmul` expands it
+        rows = given if of_left else given.viewed(lambda v: v.transpose(0, 2, 1))
+        sums = lowering.sums(rows.viewed(lambda v: v.reshape(-1, v.shape[2])))
+        select, shape = (_first, lowering.shape(b)[1:]) if of_left else (_first_transposed, lowering.shape(a)[:0:-1])
+        made = lowering.product(sums, b if of_left else a, shape, select, select.__name__)
+        batched = made.viewed(lambda v: v.reshape(*rows.shape[:2], -1))
+        return batched if of_left else batched.viewed(lambda v: v.transpose(0, 2, 1))
     parts = []
     for i in range(given.shape[0]):
         matrix = given.viewed(operator.itemgetter(i))
         if of_left:
-            shape, select = lowering.shape(b)[1:], operator.itemgetter(i)
-            parts.append(lowering.product(lowering.sums(matrix), b, shape, select, ("plain", i)))
+            sums, shape = lowering.sums(matrix), lowering.shape(b)[1:]
+            parts.append(lowering.product(sums, b, shape, operator.itemgetter(i), ("plain", i)))
         else:
             sums, shape = lowering.sums(matrix.viewed(_transposed)), lowering.shape(a)[:0:-1]
             made = lowering.product(sums, a, shape, functools.partial(_transposed_part, i), ("transposed", i))
@@ -64,6 +71,14 @@ def _as_it_is(weight: Tensor) -> Tensor:
 
 def _transposed(matrix: Any) -> Any:
     return matrix.T
+
+
+def _first(weight: Tensor) -> Tensor:
+    return weight[0]
+
+
+def _first_transposed(weight: Tensor) -> Tensor:
+    return weight[0].T
 
 
 def _transposed_part(i: int, weight: Tensor) -> Tensor:
