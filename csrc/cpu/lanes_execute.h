@@ -226,6 +226,14 @@ static void run_map(const LaneProgram& program, const LaneInstruction& instructi
   const LaneMicro* micros = program.micros + instruction.first_micro;
   const LaneOutputRow* outputs = program.outputs + instruction.first_output;
   const float* registers[kMaxRegisters];
+  if (instruction.micros == 1 && instruction.operands == 1 && instruction.outputs == 1 && micros[0].op == LaneOp::copy &&
+      micros[0].a == 0 && program.direct[instruction.first_micro] >= 0) {  // numbers are only moved: straight to their places
+    float* to = arena + outputs[0].base * width;
+    const float* from = operand_at(program, operands[0], arena, to, 0, total, width);
+    if (from != to)
+      for (int64_t i = 0; i < total * width; ++i) to[i] = from[i];
+    return;
+  }
   for (int64_t first = 0; first < total; first += strip) {
     const int64_t count = least(strip, total - first), n = count * width;
     for (int64_t r = 0; r < instruction.operands; ++r) {
