@@ -13,6 +13,7 @@ from fastebm.compiler.cost_model import Machine
 from fastebm.compiler.executor import AtenExecutor, CompiledExecutor
 from fastebm.compiler.lanes import LaneError, LaneExecutor
 from fastebm.compiler.lowering import LoweringError, lower
+from fastebm.compiler.own_code import Conditions
 from fastebm.compiler.process_state import exporting
 from fastebm.compiler.program import Program
 from fastebm.compiler.rewrites import WITHOUT_POLYPHASE, build_gradient_program
@@ -64,19 +65,25 @@ class Candidate:
 
 
 def candidates(
-    energy: Callable[[Tensor], Tensor], module: nn.Module | None, key: ProgramKey, x: Tensor, function: str = ""
+    energy: Callable[..., Tensor],
+    module: nn.Module | None,
+    key: ProgramKey,
+    x: Tensor,
+    conditions: Conditions = (),
+    function: str = "",
 ) -> Iterator[Candidate | UnsupportedError]:
     """Programs one after the other, best first, each made when it is asked for; or why there is none.
 
     The order only depends on the energy and the kind of samples, not on the batch, the time or the load of the machine:
     so do the bits. Lane programs come first for all that is computed in float32; images in 16 bits run as fused
     programs, on matrix units where there are any, and so do large ones, for which a lane program takes long to make.
-    Only lane programs are traced through autograd, and can have the backward pass of an `autograd.Function`, which
-    `function` tells of.
+    Only lane programs have conditions, and can have the backward pass of an `autograd.Function`, which `function` tells
+    of, because they are traced through autograd.
     """
     lanes = _lanes_take(key)
-    if function:
-        yield _lane_candidate(energy, module, x) if lanes else UnsupportedError("backward", function)
+    if function or conditions:
+        why = ("backward", function) if function else ("conditions", "only lane programs take them, and none can run")
+        yield _lane_candidate(energy, module, x, conditions) if lanes else UnsupportedError(*why)
         return
     image = len(key.sample) == 3
     lanes_first = not image or (key.compute_dtype is torch.float32 and key.sample.numel() <= LARGE_IMAGE)
@@ -104,11 +111,11 @@ def candidates(
 
 
 def _lane_candidate(
-    energy: Callable[[Tensor], Tensor], module: nn.Module | None, x: Tensor
+    energy: Callable[..., Tensor], module: nn.Module | None, x: Tensor, conditions: Conditions = ()
 ) -> Candidate | UnsupportedError:
     try:
         with exporting():
-            return Candidate(LaneExecutor.of(energy, module, x[:1].detach()))
+            return Candidate(LaneExecutor.of(energy, module, x[:1].detach(), [each[:1] for each in conditions]))
     except Exception as error:
         return UnsupportedError("lane program", str(error) if isinstance(error, LaneError) else _described(error))
 

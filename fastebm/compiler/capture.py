@@ -121,7 +121,7 @@ def tracing(module: nn.Module | None) -> Iterator[None]:
 
 @contextmanager
 def _leaving_no_transforms() -> Iterator[None]:
-    """A trace that fails within `torch.vmap` or `torch.func.grad` leaves them open, and autograd broken, without this."""
+    """Without this, a trace that fails within `torch.vmap` or `torch.func.grad` leaves them open, autograd broken."""
     depth = torch._C._functorch.get_dynamic_layer_stack_depth()
     try:
         yield

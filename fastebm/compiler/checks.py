@@ -13,7 +13,7 @@ from fastebm.compiler.executor import AtenExecutor
 from fastebm.compiler.lanes import LaneExecutor
 from fastebm.compiler.own_code import Conditions, OwnCode
 
-__all__ = ["Agreement", "Reference", "check_program", "energies_agree", "gradient_agrees", "reference"]
+__all__ = ["UNKNOWN", "Agreement", "Reference", "check_program", "energies_agree", "gradient_agrees", "reference"]
 
 # The largest accepted difference from autograd, relative to the gradient: well above rounding, well below the error of
 # a wrong program. The largest seen is 1.1e-3 in float32, for a deep net of leaky ReLUs, where a pre-activation near
@@ -75,6 +75,9 @@ class Agreement:
     gradient: float
 
 
+UNKNOWN = Agreement(0.0, 0.0, 0.0)
+
+
 def check_program(executor: Executor, x: Tensor, expected: Reference) -> Agreement:
     """Raises UnsupportedError if the program's energies or gradient at x differ from autograd's.
 
@@ -99,7 +102,9 @@ def energies_agree(found: Tensor, own: Tensor, compute_dtype: torch.dtype, befor
     return _close(found, own, drift, before.scale, 4 * before.energy)
 
 
-def gradient_agrees(found: list[Tensor], own: tuple[Tensor, Tensor], compute_dtype: torch.dtype, before: Agreement) -> bool:
+def gradient_agrees(
+    found: list[Tensor], own: tuple[Tensor, Tensor], compute_dtype: torch.dtype, before: Agreement
+) -> bool:
     """Whether a program's energies and gradient are autograd's, up to rounding."""
     drift = DRIFT.get(compute_dtype, LOW_PRECISION_DRIFT)
     if not _close(found[0], own[0], drift, before.scale, 4 * before.energy):

@@ -11,7 +11,15 @@ from torch import Tensor
 from fastebm.compiler.autodiff import differentiate
 from fastebm.compiler.candidates import Candidate, Executor, ProgramKey, candidates
 from fastebm.compiler.capture import UnsupportedError
-from fastebm.compiler.checks import Agreement, Reference, check_program, energies_agree, gradient_agrees, reference
+from fastebm.compiler.checks import (
+    UNKNOWN,
+    Agreement,
+    Reference,
+    check_program,
+    energies_agree,
+    gradient_agrees,
+    reference,
+)
 from fastebm.compiler.executor import AtenExecutor
 from fastebm.compiler.fingerprint import structure
 from fastebm.compiler.lanes import LaneExecutor
@@ -51,7 +59,7 @@ class _Compiled:
     executor: Executor | None = None
     fallback_reason: str = ""
     unsupported: tuple[str, str] = ("program", "there is none")
-    agreement: Agreement = Agreement(0.0, 0.0, 0.0)
+    agreement: Agreement = UNKNOWN
     weights: tuple[int, int] | None = None
     chains: int = 0
     moves: int = 0
@@ -71,6 +79,16 @@ class Chain:
         self.covered = covered
         self.refused: Any = None
         self.programs: dict[ProgramKey, _Compiled] = {}
+        self._bound: dict[ProgramKey, tuple[Conditions, list[int], Executor]] = {}
+
+    def bound(self, key: ProgramKey, executor: Executor, conditions: Conditions) -> Executor:
+        """The executor for these conditions; the same one while they are the same tensors, and unchanged."""
+        versions = [-1 if each.is_inference() else each._version for each in conditions]
+        known = self._bound.get(key)
+        same = known is not None and len(known[0]) == len(conditions) and known[1] == versions and -1 not in versions
+        if known is None or not (same and all(a is b for a, b in zip(known[0], conditions, strict=True))):
+            known = self._bound[key] = (conditions, versions, _bound(executor, conditions))
+        return known[2]
 
     def close(self) -> None:
         """The chain is over: it reads no constants any more."""
@@ -127,7 +145,8 @@ class CompiledGradient:
             compiled = chain.programs.get(key) or self._acquire(key, x, conditions, chain)
             if compiled.executor is None:
                 raise UnsupportedError(*compiled.unsupported)
-            energies, gradient = compiled.executor(x)
+            executor = chain.bound(key, compiled.executor, conditions) if conditions else compiled.executor
+            energies, gradient = executor(x)
             if not isinstance(compiled.executor, AtenExecutor):
                 return energies, gradient if gradient.stride() == x.stride() else torch.empty_like(x).copy_(gradient)
             return (
@@ -153,8 +172,11 @@ class CompiledGradient:
         self, x: Tensor, conditions: Conditions, chain: Chain
     ) -> CompiledProgram | CompiledLanes | None:
         """The fused program that ran on samples like x in this chain, if one did."""
-        compiled = chain.programs.get(self._key(x, conditions))
+        key = self._key(x, conditions)
+        compiled = chain.programs.get(key)
         executor = compiled.executor if compiled is not None else None
+        if executor is not None and conditions:
+            executor = chain.bound(key, executor, conditions)
         return None if executor is None or isinstance(executor, AtenExecutor) else executor.compiled
 
     def has_programs(self) -> bool:
@@ -208,13 +230,14 @@ class CompiledGradient:
         weights = _weights_hash(compiled, chain)
         if weights is not None and weights == compiled.weights:
             return compiled
-        assert compiled.executor is not None
+        executor = compiled.executor
+        assert executor is not None
         if compiled.chains:
-            compiled = replace(compiled, executor=compiled.executor.with_own_weights(), chains=0, of_one_chain=True)
-            assert compiled.executor is not None
+            executor = executor.with_own_weights()
+            compiled = replace(compiled, executor=executor, chains=0, of_one_chain=True)
         compiled.weights = None  # unknown if this fails
         try:
-            compiled.executor.refresh()
+            executor.refresh()
         except (AttributeError, RuntimeError, TypeError, ValueError):
             return None
         compiled.weights = weights
@@ -223,7 +246,7 @@ class CompiledGradient:
     def _agrees(self, compiled: _Compiled, key: ProgramKey, x: Tensor, conditions: Conditions, same: bool) -> bool:
         """Whether the program still gives what the energy's own code does, at the first states of a chain."""
         assert compiled.executor is not None
-        found, autocast = compiled.executor(x), _autocast_dtype(compiled.executor, key)
+        found, autocast = _bound(compiled.executor, conditions)(x), _autocast_dtype(compiled.executor, key)
         informative = bool((x[1:] != x[:1]).any()) if x.shape[0] > 1 else bool((x != x.flatten()[0]).any())
         if same and informative:
             own = self.own.energies(x, conditions, autocast)
@@ -248,11 +271,9 @@ class CompiledGradient:
         if not bool((expected.energies.isfinite() & expected.gradient.isfinite().reshape(x.shape[0], -1).all(1)).any()):
             unchecked = "no energy is finite at the first states, so that a program can't be checked"
             return _Compiled(chain.fingerprint, None, unsupported=("energy", unchecked))  # not remembered
-        if conditions:
-            return _Compiled(*known, unsupported=("conditions", "programs have none"))
         found: list[_Compiled] = []
         refused = []
-        for name, made in self._tried(key, x, expected):
+        for _, made in self._tried(key, x, conditions, expected):
             if isinstance(made, UnsupportedError):
                 refused.append((made.node, made.reason))
                 continue
@@ -267,29 +288,35 @@ class CompiledGradient:
         best = seconds.index(min(seconds))
         if best < len(found):
             return found[best]
-        faster = f"it was the fastest: {seconds[-1]:.3g} s for {x.shape[0]} samples, {min(seconds[:-1]):.3g} s by a program"
+        faster = (
+            f"it was the fastest: {seconds[-1]:.3g} s for {x.shape[0]} samples, {min(seconds[:-1]):.3g} s by a program"
+        )
         return _Compiled(*known, unsupported=(CHOICE, faster))
 
     def _tried(
-        self, key: ProgramKey, x: Tensor, expected: Reference
+        self, key: ProgramKey, x: Tensor, conditions: Conditions, expected: Reference
     ) -> Iterator[tuple[str, tuple[Candidate, Agreement] | UnsupportedError]]:
         """Candidates by name, each checked, or why there is none. Made one by one, when they are asked for."""
-        for made in candidates(self.own.original, self.own.module, key, x, expected.function):
+        for made in candidates(self.own.original, self.own.module, key, x, conditions, expected.function):
             if isinstance(made, UnsupportedError):
                 yield made.node, made
                 continue
             try:
                 made.executor.refresh()
-                yield made.name, (made, check_program(made.executor, x, expected))
+                yield made.name, (made, check_program(_bound(made.executor, conditions), x, expected))
             except UnsupportedError as refused:
                 yield made.name, refused
-            except Exception as fault:  # a fault of the compiler must not stop an energy that autograd can differentiate
+            except (
+                Exception
+            ) as fault:  # a fault of the compiler must not stop an energy that autograd can differentiate
                 yield made.name, UnsupportedError("program", f"{type(fault).__name__}: {fault}")
 
     def _times(self, found: list[_Compiled], key: ProgramKey, x: Tensor, conditions: Conditions) -> list[float]:
         """Seconds of each program, and of autograd."""
         runs: list[Callable[[], Any]] = [
-            functools.partial(compiled.executor, x) for compiled in found if compiled.executor is not None
+            functools.partial(_bound(compiled.executor, conditions), x)
+            for compiled in found
+            if compiled.executor is not None
         ]
         by_autograd = functools.partial(self.own.by_autograd, x, conditions, self.dtype)
         return measured([*runs, by_autograd])
@@ -300,9 +327,11 @@ class CompiledGradient:
         with torch.inference_mode(False), torch.no_grad(), without_autocast(x.device.type), exclusive():
             chosen = (chain.programs.get(key) or self._acquire(key, x, conditions, chain)).executor
             expected = reference(self.own, x, conditions, key.compute_dtype)
-            tried = list(self._tried(key, x, expected))
+            tried = list(self._tried(key, x, conditions, expected))
             running = {name: made[0] for name, made in tried if not isinstance(made, UnsupportedError)}
-            runs: list[Callable[[], Any]] = [functools.partial(each.executor, x) for each in running.values()]
+            runs: list[Callable[[], Any]] = [
+                functools.partial(_bound(each.executor, conditions), x) for each in running.values()
+            ]
             compiled = OwnCode(self.own.original, compiled=True)
             others = {"autograd": self.own, "torch.compile": compiled}
             for own in others.values():
@@ -329,6 +358,10 @@ class CompiledGradient:
             ),
             *(Timing(name, None, False, refused=reason) for name, reason in refused.items()),
         ]
+
+
+def _bound(executor: Executor, conditions: Conditions) -> Executor:
+    return executor.bound(conditions) if conditions and isinstance(executor, LaneExecutor) else executor
 
 
 def _autocast_dtype(executor: Executor, key: ProgramKey) -> torch.dtype:

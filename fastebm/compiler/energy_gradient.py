@@ -202,9 +202,7 @@ class EnergyGradient:
         inference = any(tensor.is_inference() for tensor in tensors)
         return fingerprint(self._own.energy, module), None if inference else content_hash(tensors)
 
-    def compiled_program(
-        self, x: Tensor, conditions: Sequence[Tensor] = ()
-    ) -> CompiledProgram | CompiledLanes | None:
+    def compiled_program(self, x: Tensor, conditions: Sequence[Tensor] = ()) -> CompiledProgram | CompiledLanes | None:
         """The fused program that ran on samples like x in this `chain()` block, None if something else ran.
 
         Captured graphs, and whole chains in one call, run it themselves. During a chain it is one object, with its

@@ -269,7 +269,21 @@ class _Encoder:
             self._add(instruction)
         p = self.program
         sizes = [len(part) for part in (self.instructions, self.operands, self.micros, self.outputs)]
-        header = [VERSION, p.sample, p.arena, *sizes, self.length, p.constants, p.energy, p.gradient, 0, p.conditions, 0, 0, 0]
+        header = [
+            VERSION,
+            p.sample,
+            p.arena,
+            *sizes,
+            self.length,
+            p.constants,
+            p.energy,
+            p.gradient,
+            0,
+            p.conditions,
+            0,
+            0,
+            0,
+        ]
         rows = [*self.instructions, *self.operands, *self.micros, *self.outputs]
         code = torch.tensor([*header, *(number for row in rows for number in row)], dtype=torch.int64, device="cpu")
         tables = np.concatenate([np.zeros(0, np.int64), *self.tables]).astype(np.int32)

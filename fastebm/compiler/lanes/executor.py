@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -28,10 +30,15 @@ class LaneExecutor:
         self.compiled = CompiledLanes(lowered.program)
 
     @classmethod
-    def of(cls, energy: Any, module: nn.Module | None, sample: Tensor) -> LaneExecutor:
-        """The executor of an energy for samples like `sample` (1, ...). Raises LaneError where there is none."""
+    def of(
+        cls, energy: Any, module: nn.Module | None, sample: Tensor, conditions: Sequence[Tensor] = ()
+    ) -> LaneExecutor:
+        """The executor of an energy for samples like `sample` (1, ...) that come with `conditions`, each (1, ...).
+
+        Raises LaneError where there is none.
+        """
         try:
-            traced = trace(energy, module, sample)
+            traced = trace(energy, module, sample, conditions)
         except Exception as error:  # whatever the energy or the exporter raises, something else may still work
             lines = str(error).strip().splitlines()
             raise LaneError(f"{type(error).__name__}: {lines[0].strip() if lines else ''}") from error
@@ -47,12 +54,20 @@ class LaneExecutor:
         parts = [
             (start, pack(value.float())) for (start, pack), value in zip(self.lowered.constants, values, strict=True)
         ]
-        self.compiled.refresh([*parts, (self.lowered.size, torch.tensor(self.lowered.numbers, dtype=torch.float32, device="cpu"))])
+        numbers = torch.tensor(self.lowered.numbers, dtype=torch.float32, device="cpu")
+        self.compiled.refresh([*parts, (self.lowered.size, numbers)])
 
     @torch.no_grad()
     def __call__(self, x: Tensor) -> list[Tensor]:
         """Energies and gradient of a batch of samples, as new float32 tensors."""
         return list(self.compiled(x.detach().contiguous()))
+
+    def bound(self, conditions: Sequence[Tensor]) -> LaneExecutor:
+        """This executor for samples that come with `conditions`, each (B, ...); it shares the constants."""
+        made = copy.copy(self)
+        flat = [condition.detach().reshape(len(condition), -1).float() for condition in conditions]
+        made.compiled = self.compiled.bound(torch.cat(flat, dim=1))
+        return made
 
     def with_own_weights(self) -> LaneExecutor:
         """Another executor of the same program, which has no constants yet."""

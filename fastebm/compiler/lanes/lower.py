@@ -82,7 +82,7 @@ class Lowered:
 def lower(traced: JointGraph) -> Lowered:
     """The lane program of a traced energy. Raises LaneError where an operation has no instruction."""
     lowering = Lowering(traced)
-    sample, energy, gradient = _values(lowering)
+    (sample, *conditions), energy, gradient = _values(lowering)
     sample_places, gradient_places = lowering.places(sample), lowering.places(gradient)
     flat = gradient_places.codes.reshape(-1)
     own = gradient_places.buffers.isdisjoint(sample_places.buffers)
@@ -90,7 +90,7 @@ def lower(traced: JointGraph) -> Lowered:
         gradient_places = lowering.stored(gradient_places)
     energy_places = lowering.places(energy)
     items = [*lowering.fillers(), *lowering.items]
-    planned = plan(items, lowering.buffers, sample_places, (energy_places, gradient_places))
+    planned = plan(items, lowering.buffers, (sample_places, *conditions), (energy_places, gradient_places))
     emission = Emission(planned, lowering.constant_size)
     program = LaneProgram(
         sample=math.prod(sample.shape),
@@ -99,6 +99,7 @@ def lower(traced: JointGraph) -> Lowered:
         gradient=int(planned.address(gradient_places).reshape(-1)[0]),
         instructions=tuple(emission.instructions),
         constants=lowering.constant_size + len(emission.numbers),
+        conditions=sum(math.prod(condition.shape) for condition in conditions),
     )
     return Lowered(
         program,
@@ -110,14 +111,15 @@ def lower(traced: JointGraph) -> Lowered:
     )
 
 
-def _values(lowering: Lowering) -> tuple[Value, Value, Value]:
-    """The values of the sample, the energy and the gradient."""
+def _values(lowering: Lowering) -> tuple[list[Value], Value, Value]:
+    """The values of the sample with its conditions, the energy and the gradient."""
     traced = lowering.traced
-    sample: Value = None
+    given: list[Value] = []
     result: Any = None
     for node in traced.graph.nodes:
         if node.op == "placeholder":
-            sample = lowering.values[node] = lowering.new_places(lowering.shape(node), -1)
+            given.append(lowering.new_places(lowering.shape(node), -1))
+            lowering.values[node] = given[-1]
         elif node.op == "get_attr":
             tensor = traced.tensors[node.target]
             changes = node.target in traced.weights and (tensor.is_floating_point() or tensor.is_complex())
@@ -130,7 +132,7 @@ def _values(lowering: Lowering) -> tuple[Value, Value, Value]:
         elif node.op == "output":
             result = node.args[0]
     energy, gradient = (lowering.value(node) for node in result)
-    return sample, lowering.reshaped(energy, ()), gradient
+    return given, lowering.reshaped(energy, ()), gradient
 
 
 def _call(lowering: Lowering, node: fx.Node) -> None:

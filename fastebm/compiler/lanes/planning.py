@@ -28,10 +28,10 @@ class Plan:
         return self.starts[value.codes >> PLACE_BITS] + (value.codes & PLACE_MASK)
 
 
-def plan(items: Sequence[Item], buffers: list[Buffer], sample: Places, wanted: Sequence[Places]) -> Plan:
-    """The plan of items that run in order. The sample's numbers are kept to the end, at addresses from 0."""
+def plan(items: Sequence[Item], buffers: list[Buffer], given: Sequence[Places], wanted: Sequence[Places]) -> Plan:
+    """The plan of items that run in order. The given numbers are kept to the end, one after the other from 0."""
     end = len(items)
-    for index in frozenset().union(*(value.buffers for value in (sample, *wanted))):
+    for index in frozenset().union(*(value.buffers for value in (*given, *wanted))):
         buffers[index].last = end
     needed = []
     for item in reversed(items):
@@ -54,7 +54,7 @@ def plan(items: Sequence[Item], buffers: list[Buffer], sample: Places, wanted: S
             for b in value.buffers:
                 buffers[b].last = max(buffers[b].last, position)
     needed.reverse()
-    arena = _place(buffers, sample)
+    arena = _place(buffers, given)
     return Plan(needed, arena, np.array([buffer.start for buffer in buffers], np.int64))
 
 
@@ -69,11 +69,13 @@ def _drop_unread(group: Group, buffers: list[Buffer]) -> None:
     group.nodes = kept[::-1]
 
 
-def _place(buffers: list[Buffer], sample: Places) -> int:
+def _place(buffers: list[Buffer], given: Sequence[Places]) -> int:
     """First fit, in the order in which buffers are written: each is taken from its writer to its last reader."""
-    (first,) = sample.buffers
-    buffers[first].start = 0
-    arena = buffers[first].size
+    arena = 0
+    for value in given:
+        (index,) = value.buffers
+        buffers[index].start = arena
+        arena += buffers[index].size
     busy = [(0, arena)]  # (start, end), sorted
     ends: list[tuple[int, int, int]] = []  # (last reader, start, end)
     for buffer in sorted((b for b in buffers if b.start < 0 and b.last >= 0), key=lambda b: b.made_at):

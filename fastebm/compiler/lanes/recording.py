@@ -77,12 +77,12 @@ class Recorder(TorchDispatchMode):
         """No: PyTorch would load its compiler, which takes seconds, to keep it away from every operation."""
         return False
 
-    def record(self, function: Callable[..., Any], x: Tensor) -> Any:
-        """What `function` of x gives; its graph is `graph`."""
-        node = self._new("placeholder", "x", (), {}, Depends.SAMPLE)
-        self._track(x, node)
+    def record(self, function: Callable[..., Any], *given: Tensor) -> Any:
+        """What `function` gives of a sample and its conditions; its graph is `graph`."""
+        for i, tensor in enumerate(given):
+            self._track(tensor, self._new("placeholder", f"given{i}", (), {}, Depends.SAMPLE))
         with _Escapes(self), self:
-            results = function(x)
+            results = function(*given)
         self._new("output", "output", (tuple(self._node(result) for result in results),), {}, Depends.SAMPLE)
         return results
 

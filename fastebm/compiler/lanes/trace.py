@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -31,7 +31,7 @@ class JointGraph:
     """Energy and gradient of a batch of one sample.
 
     Attributes:
-        graph: has one placeholder, the sample, and returns (energy, gradient).
+        graph: has a placeholder for the sample and for each of its conditions, and returns (energy, gradient).
         tensors: that the graph reads, by the names of its `get_attr` nodes.
         weights: for the name of each tensor that isn't a literal of the energy's own code, how it is found: a path in
             the module, or the tensor itself.
@@ -47,15 +47,17 @@ class JointGraph:
     assumed: dict[fx.Node, Any]
 
 
-def trace(energy: Callable[[Tensor], Tensor], module: nn.Module | None, sample: Tensor) -> JointGraph:
-    """The graph of `energy` for one sample, (1, ...).
+def trace(
+    energy: Callable[..., Tensor], module: nn.Module | None, sample: Tensor, conditions: Sequence[Tensor] = ()
+) -> JointGraph:
+    """The graph of `energy` for one sample, (1, ...), and what it comes with, each (1, ...).
 
     Raises LaneError with the operation, and its line in the energy, for what depends on the sample in a way that no
     graph can have. What the energy itself raises is passed on.
     """
 
-    def joint(x: Tensor) -> tuple[Tensor, Tensor]:
-        value = energy(x)
+    def joint(x: Tensor, *given: Tensor) -> tuple[Tensor, Tensor]:
+        value = energy(x, *given)
         if not isinstance(value, Tensor) or value.numel() != 1:
             shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
             raise LaneError(f"the energy of one sample has to be one number, got {shape}")
@@ -69,7 +71,7 @@ def trace(energy: Callable[[Tensor], Tensor], module: nn.Module | None, sample: 
     x = sample.detach().clone().requires_grad_()
     with _tracing(module):
         recorder = Recorder()
-        recorder.record(joint, x)
+        recorder.record(joint, x, *(condition.detach().clone() for condition in conditions))
     graph = recorder.graph
     for node in reversed(graph.nodes):
         kept = node.op in ("placeholder", "output") or node.target is aten.copy_.default or node in recorder.assumed
