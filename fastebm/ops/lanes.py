@@ -58,7 +58,7 @@ MAX_REGISTERS = 64
 # that they can be interrupted (some 50 ms on one thread) and their energies stay in the caches.
 CALL_STEPS = 1024
 CALL_NUMBERS = 1 << 25
-CALL_ENERGIES = 1 << 19
+CALL_ENERGIES = 1 << 18
 
 
 class Op(IntEnum):

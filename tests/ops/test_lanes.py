@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import math
+import os
+import signal
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -272,6 +276,49 @@ def test_results_that_overlap_what_a_loop_reads_are_those_of_the_reference(varia
     made = program([Map(4, 1, read, micros, kept)], sample=4, arena=8, energy=4, gradient=4)
     x = samples(20, 4)
     assert torch.equal(run(made, x, torch.zeros(1))[1], x * (x + 1))
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_callers_in_several_threads_share_the_helpers(two_threads: None) -> None:
+    made, constants = mixed()
+    code, x = made.encoded(), samples(333).repeat(20, 1)
+    expected = torch.ops.fastebm.run_lanes(x, *code, constants)[1]
+
+    def work(_: int) -> bool:
+        torch.set_num_threads(2)  # each thread has a number of its own
+        found = [torch.ops.fastebm.run_lanes(x, *code, constants)[1] for _ in range(10)]
+        return all(torch.equal(each, expected) for each in found)
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(work, range(4)))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork")
+def test_a_forked_process_has_helpers_of_its_own(two_threads: None) -> None:
+    made, constants = mixed()
+    code, x = made.encoded(), samples(333).repeat(20, 1)
+    energies, gradient = torch.empty(len(x)), torch.empty_like(x)
+    expected = torch.ops.fastebm.run_lanes(x, *code, constants)[1]
+    if ops.backends.select_backend("cpu", kernel="run_lanes") != "cpp":
+        pytest.skip("another backend than the compiled one was asked for")
+    child = os.fork()
+    if child == 0:  # nothing but the kernel: pytest and the libraries are not made for this
+        torch.ops.fastebm_cpp.run_lanes(energies, gradient, x, *code, constants)
+        os._exit(0 if np.array_equal(gradient.numpy(), expected.numpy()) else 1)
+    deadline = time.monotonic() + 20
+    while (ended := os.waitpid(child, os.WNOHANG))[0] == 0:
+        if time.monotonic() > deadline:
+            os.kill(child, signal.SIGKILL)
+        time.sleep(0.01)
+    assert ended[1] == 0
 
 
 def test_samples_do_not_touch_one_another(variant: str) -> None:
