@@ -46,11 +46,19 @@ def _chebyshev(x: Tensor, function: Callable[[Tensor], Tensor], low: float, high
 # ---- powers, logarithms, circles and hyperbolas
 
 
-def exp2(x: Tensor) -> Tensor:
-    """2^n e^(f log 2) with x = n + f; log 2 in two parts, so that n times the first is exact."""
+def power_of(base: float, x: Tensor) -> Tensor:
+    """b^n e^(f log b) with x = n + f; log b in two parts, so that n times the first is exact."""
+    if base <= 0 or not x.is_floating_point():
+        return NotImplemented
+    logarithm = math.log(base)
+    mantissa, exponent = math.frexp(logarithm)
+    high = math.ldexp(round(mantissa * 4096), exponent - 12)
     n = x.round()
-    high = 0.69140625
-    return (n * high).exp() * ((x - n) * math.log(2) + n * (math.log(2) - high)).exp()
+    return (n * high).exp() * ((x - n) * logarithm + n * (logarithm - high)).exp()
+
+
+def exp2(x: Tensor) -> Tensor:
+    return power_of(2.0, x)
 
 
 def log2(x: Tensor) -> Tensor:
@@ -325,6 +333,7 @@ def polygamma(n: int, x: Tensor) -> Tensor:
 
 
 TABLE: dict[Any, Any] = {
+    aten.pow.Scalar: power_of,
     aten.exp2.default: exp2,
     aten.log2.default: log2,
     aten.log10.default: log10,
