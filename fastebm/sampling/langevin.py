@@ -97,6 +97,7 @@ class Langevin:
         self.noise_std = as_schedule(noise_std)
         table(self.step_size, self.noise_std, 2)  # a wrong range is found here rather than at the first chain
         self.clamp = check_clamp(_copied_bounds(clamp))
+        self._constant: tuple[Schedule, Schedule, Tensor] | None = None
         self._clamps: dict[tuple[torch.device, torch.dtype], Clamp] = {}
         if grad_clip is not None and grad_norm_clip is not None:
             raise ValueError("give grad_clip (by value) or grad_norm_clip (by a sample's norm), not both")
@@ -172,7 +173,7 @@ class Langevin:
             x=x0.detach().clone(),
             key=rng.make_key(rng.draw_seed() if seed is None else seed, start_step, device=device),
             chain_ids=rng.make_chain_ids(chain_ids, x0.shape[0], device=device),
-            schedule=table(self.step_size, self.noise_std, rows).to(device),
+            schedule=self._table(rows).to(device, copy=True),
             step=start_step,
             conditions=conditions_of(conditions, x0),
         )
@@ -465,6 +466,14 @@ class Langevin:
             low, high = (b.to(x.device, x.dtype) if isinstance(b, Tensor) else b for b in self.clamp)
             self._clamps[kind] = low, high
         return expand_clamp(self._clamps[kind], x)
+
+    def _table(self, rows: int) -> Tensor:
+        """The schedules' table; that of constants, which most chains have, is kept."""
+        if rows != 1:
+            return table(self.step_size, self.noise_std, rows)
+        if self._constant is None or self._constant[:2] != (self.step_size, self.noise_std):
+            self._constant = self.step_size, self.noise_std, table(self.step_size, self.noise_std, 1)
+        return self._constant[2]
 
     def _rows(self, num_steps: int | None, *schedules: float | Tensor | Schedule) -> int:
         """How many rows a table of `schedules`, by default the sampler's own, needs for `num_steps` updates: 1 if all
