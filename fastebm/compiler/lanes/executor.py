@@ -39,6 +39,8 @@ class LaneExecutor:
         """
         try:
             traced = trace(energy, module, sample, conditions)
+        except LaneError:
+            raise
         except Exception as error:  # whatever the energy or the exporter raises, something else may still work
             lines = str(error).strip().splitlines()
             raise LaneError(f"{type(error).__name__}: {lines[0].strip() if lines else ''}") from error

@@ -71,6 +71,7 @@ class Recorder(TorchDispatchMode):
         self._storages: set[int] = set()  # of what operations gave
         self._alive: list[Tensor] = []
         self._count = 0
+        self._refusal: LaneError | None = None
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -83,8 +84,14 @@ class Recorder(TorchDispatchMode):
             self._track(tensor, self._new("placeholder", f"given{i}", (), {}, Depends.SAMPLE))
         with _Escapes(self), self:
             results = function(*given)
+        if self._refusal is not None:  # the energy's own code caught it
+            raise self._refusal
         self._new("output", "output", (tuple(self._node(result) for result in results),), {}, Depends.SAMPLE)
         return results
+
+    def _refused(self, reason: str) -> LaneError:
+        self._refusal = LaneError(reason)
+        return self._refusal
 
     def depends(self, tensor: Tensor) -> Depends:
         node = self._nodes.get(id(tensor))
@@ -148,8 +155,12 @@ class Recorder(TorchDispatchMode):
         return found
 
     def _attribute(self, tensor: Tensor) -> fx.Node:
+        if tensor.layout is not torch.strided:
+            raise self._refused(
+                f"the energy reads a tensor of layout {tensor.layout}; `to_dense()` gives another{line()}"
+            )
         if storage_id(tensor) in self._storages:
-            raise LaneError(f"the energy takes a tensor that depends on x past PyTorch's dispatcher{line()}")
+            raise self._refused(f"the energy takes a tensor that depends on x past PyTorch's dispatcher{line()}")
         name = f"tensor{len(self.tensors)}"
         self.tensors[name] = tensor
         node = self._new("get_attr", name, (), {}, self.depends(tensor))
@@ -177,7 +188,7 @@ class Recorder(TorchDispatchMode):
 
     def _number(self, func: Any, args: Any, kwargs: Any, depends: Depends) -> Any:
         if depends is Depends.SAMPLE:
-            raise LaneError(f"the energy takes a Python number or a truth from a tensor that depends on x{line()}")
+            raise self._refused(f"the energy takes a Python number or a truth from a tensor that depends on x{line()}")
         value = func(*args, **kwargs)
         if depends is not Depends.NOTHING:
             node = self._new("call_function", func, self._nodes_of(args), self._nodes_of(kwargs), depends)
@@ -189,21 +200,21 @@ class Recorder(TorchDispatchMode):
         depends = self.depends(tensor)
         if depends > Depends.INTEGERS:
             of = "x" if depends is Depends.SAMPLE else "a weight"
-            raise LaneError(f"the energy leaves PyTorch with a tensor that depends on {of}{line()}")
+            raise self._refused(f"the energy leaves PyTorch with a tensor that depends on {of}{line()}")
         if depends is Depends.INTEGERS:
             self.assumed[self._new("call_function", aten.alias.default, (self._node(tensor),), {}, depends)] = None
 
     def _refuse(self, func: Any, inputs: list[Tensor], depends: Depends) -> None:
         name = func._schema.name.removeprefix("aten::")
         if torch.Tag.nondeterministic_seeded in func.tags:
-            raise LaneError(f"the energy draws random numbers by {name}{line()}")
+            raise self._refused(f"the energy draws random numbers by {name}{line()}")
         if depends <= Depends.INTEGERS:
             return
         masks = func is aten.index.Tensor and any(
             t.dtype in (torch.bool, torch.uint8) and self.depends(t) > Depends.INTEGERS for t in inputs[1:]
         )
         if masks or (torch.Tag.dynamic_output_shape in func.tags and func is not aten.index.Tensor):
-            raise LaneError(f"the shape of what {name} returns depends on numbers, not on shapes alone{line()}")
+            raise self._refused(f"the shape of what {name} returns depends on numbers, not on shapes alone{line()}")
 
     # ---- writes in place
 
@@ -214,9 +225,9 @@ class Recorder(TorchDispatchMode):
         writes = [argument.name for argument in func._schema.arguments if argument.is_write]
         plain = getattr(aten, name.removesuffix("_"), None)
         if writes != [func._schema.arguments[0].name] or not isinstance(target, Tensor) or plain is None:
-            raise LaneError(f"the energy writes by {name}{line()}")
+            raise self._refused(f"the energy writes by {name}{line()}")
         if torch.Tag.nondeterministic_seeded in func.tags:
-            raise LaneError(f"the energy draws random numbers by {name}{line()}")
+            raise self._refused(f"the energy draws random numbers by {name}{line()}")
         self._own(target, name)
         if torch.Tag.inplace_view in func.tags:
             return self._view_in_place(func, plain, args, kwargs)
@@ -240,7 +251,7 @@ class Recorder(TorchDispatchMode):
         root = _root(self._nodes[id(target)]) if id(target) in self._nodes else None
         if root is None or root.op != "call_function":
             what = "x" if root is not None and root.op == "placeholder" else "a tensor that it does not own"
-            raise LaneError(f"the energy writes into {what}, by {name}{line()}")
+            raise self._refused(f"the energy writes into {what}, by {name}{line()}")
 
     def _view_in_place(self, func: Any, plain: Any, args: Any, kwargs: Any) -> Tensor:
         """`squeeze_` and the like give a tensor another shape: from now on it is the view that they would return."""

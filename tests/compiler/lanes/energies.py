@@ -181,6 +181,64 @@ def leapfrog(x: Tensor) -> Tensor:
     return total(torch.cat([position, momentum], 1).square())
 
 
+def dihedral(x: Tensor) -> Tensor:
+    first, axis, last = x[:, 0] - x[:, 1], x[:, 2] - x[:, 1], x[:, 3] - x[:, 2]
+    axis = axis / axis.norm(dim=-1, keepdim=True)
+    v, w = (side - (side * axis).sum(-1, keepdim=True) * axis for side in (first, last))
+    return 1 + torch.cos(3 * torch.atan2((torch.cross(axis, v, dim=-1) * w).sum(-1), (v * w).sum(-1)))
+
+
+def hidden_markov(x: Tensor) -> Tensor:
+    transitions, forward = like(x, 6, 6).log_softmax(1), x[:, 0].log_softmax(1)
+    for t in range(1, x.shape[1]):
+        forward = torch.logsumexp(forward[:, :, None] + transitions, 1) + x[:, t]
+    return -torch.logsumexp(forward, 1)
+
+
+def sinkhorn(x: Tensor) -> Tensor:
+    cost = torch.cdist(x, like(x, 5, 4)[None, :, :2]).square()
+    f = x.new_zeros(len(x), x.shape[1])
+    for _ in range(5):
+        g = -torch.logsumexp(f[:, :, None] - cost, 1)
+        f = -torch.logsumexp(g[:, None] - cost, 2)
+    return f.sum(1) + g.sum(1)
+
+
+def nearest_neighbours(x: Tensor) -> Tensor:
+    indices = torch.cdist(x, x).topk(3, largest=False).indices
+    near = x[:, None].expand(-1, x.shape[1], -1, -1).gather(2, indices[..., None].expand(-1, -1, -1, x.shape[2]))
+    return (near - x[:, :, None]).square().sum((1, 2, 3))
+
+
+def gaussian_process(x: Tensor) -> Tensor:
+    times = torch.arange(5).to(x.dtype)
+    squares = (times[:, None] - times).square()
+    kernel = torch.exp(x[:, :1, None].sin() - 0.5 * squares * torch.exp(-x[:, 1:2, None].sin()))
+    noise = (torch.exp(x[:, 2:3, None].sin()) + 0.1) * torch.eye(5, dtype=x.dtype)
+    mean = torch.zeros(5, dtype=x.dtype)
+    return -distributions.MultivariateNormal(mean, kernel + noise).log_prob(like(x, 5))
+
+
+def stick_breaking(x: Tensor) -> Tensor:
+    part = torch.sigmoid(x)
+    left = torch.cat([torch.ones_like(x[:, :1]), (1 - part).cumprod(1)[:, :-1]], 1)
+    return -(part * left * torch.arange(6).to(x.dtype)).sum(1).add(0.1).log()
+
+
+def predator_and_prey(x: Tensor) -> Tensor:
+    u, v = x[:, 0].sin().exp(), x[:, 1].sin().exp()
+    path = []
+    for _ in range(10):
+        u, v = u + 0.05 * (u - 0.5 * u * v), v + 0.05 * (0.3 * u * v - v)
+        path.append(torch.stack([u, v], 1))
+    return (torch.stack(path, 1) - 1).square().sum((1, 2))
+
+
+def spectrogram(x: Tensor) -> Tensor:
+    window = torch.hann_window(8).to(x.dtype)
+    return torch.stft(x, 8, 4, window=window, return_complex=True).abs().square().sum((1, 2))
+
+
 # A name, the shape of a sample, and the energy.
 VECTORS: list[tuple[str, Energy]] = [
     ("square", lambda x: 0.5 * x.square().sum(1)),
@@ -515,6 +573,15 @@ OTHERS: list[tuple[str, tuple[int, ...], Any]] = [
     ("bicubic", (1, 5, 5), lambda x: total(F.interpolate(x, (7, 8), mode="bicubic").sin())),
     ("trilinear", (1, 2, 3, 3), lambda x: total(F.interpolate(x, scale_factor=2, mode="trilinear").sin())),
     ("area resampling", (1, 6, 6), lambda x: total(F.interpolate(x, (3, 2), mode="area").sin())),
+    ("dihedral angle", (4, 3), dihedral),
+    ("hidden markov model", (5, 6), hidden_markov),
+    ("sinkhorn", (4, 2), sinkhorn),
+    ("nearest neighbours", (6, 2), nearest_neighbours),
+    ("gaussian process", (3,), gaussian_process),
+    ("stick breaking", (6,), stick_breaking),
+    ("predator and prey", (2,), predator_and_prey),
+    ("spectrogram", (16,), spectrogram),
+    ("ising", (1, 6, 6), lambda x: -(x * x.roll(1, 2) + x * x.roll(1, 3)).sum((1, 2, 3))),
     ("rotated image", (2, 5, 5), lambda x: total(F.grid_sample(x, rotated(x), align_corners=False).sin())),
     (
         "rotated image with borders",

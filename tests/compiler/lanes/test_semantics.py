@@ -200,12 +200,20 @@ class OfNumpy(torch.autograd.Function):
         return grad
 
 
+def catching(x: Tensor) -> Tensor:
+    try:
+        return x.sum(1) * x[0, 0].item()
+    except Exception:
+        return x.sum(1)
+
+
 def clamping(x: Tensor) -> Tensor:
     with torch.no_grad():
         x.clamp_(0, 1)
     return x.square().sum(1)
 
 
+SPARSE = torch.eye(4).to_sparse()
 BRANCHES = "takes a Python number or a truth from a tensor that depends on x, in line"
 LEAVES = "leaves PyTorch with a tensor that depends on x, in line"
 SHAPES = "depends on numbers, not on shapes alone, in line"
@@ -217,6 +225,7 @@ SHAPES = "depends on numbers, not on shapes alone, in line"
         pytest.param(lambda x: x.sum(1) if x.sum() > 0 else x.square().sum(1), BRANCHES, id="branch"),
         pytest.param(lambda x: x.sum(1) * x[0, 0].item(), BRANCHES, id="item"),
         pytest.param(lambda x: x.sum(1) * float(x[0, 0]), BRANCHES, id="float"),
+        pytest.param(catching, BRANCHES, id="caught"),
         pytest.param(lambda x: x.sum(1) if torch.isfinite(x).all() else x, BRANCHES, id="assertion"),
         pytest.param(lambda x: x.sum(1) if torch.equal(x, x) else x, BRANCHES, id="equal"),
         pytest.param(lambda x: x.sum(1) * x.tolist()[0][0], LEAVES, id="tolist"),
@@ -232,6 +241,7 @@ SHAPES = "depends on numbers, not on shapes alone, in line"
         pytest.param(lambda x: F.dropout(x, 0.5, True).sum(1), "random numbers by bernoulli_", id="dropout"),
         pytest.param(lambda x: x.sum(1) * random.random(), "random numbers of Python", id="random"),
         pytest.param(lambda x: x.sum(1) * np.random.rand(), "random numbers of `numpy.random`", id="numpy.random"),  # noqa: NPY002
+        pytest.param(lambda x: torch.sparse.mm(SPARSE, x.T).sum(0), r"layout torch\.sparse_coo", id="sparse"),
         pytest.param(clamping, "writes into x, by clamp_", id="writes into x"),
         pytest.param(lambda x: torch.ones(1), "does not depend on x", id="constant"),
         pytest.param(lambda x: x.detach().sum(1), "does not depend on x", id="detached"),
