@@ -6,11 +6,13 @@ import functools
 import operator
 from typing import Any
 
+import torch
 from torch import Tensor, fx
 
 from fastebm.ops.lanes import Op
 
 from ..lowering import Lowering
+from ..trace import LaneError
 from ..values import Constant, Number, Value
 from .table import rule
 
@@ -83,3 +85,36 @@ def _first_transposed(weight: Tensor) -> Tensor:
 
 def _transposed_part(i: int, weight: Tensor) -> Tensor:
     return weight[i].T
+
+
+@rule("linalg_solve_triangular")
+def _solve_triangular(
+    lowering: Lowering,
+    node: fx.Node,
+    a: Any,
+    b: Any,
+    *,
+    upper: bool,
+    left: bool = True,
+    unitriangular: bool = False,
+) -> Value:
+    """By the inverse of a constant matrix, which is evaluated once a chain. Small ones are written out before."""
+    size = lowering.shape(a)[-1]
+    if lowering.of_sample(a) or lowering.shape(a) not in ((size, size), (1, size, size)):
+        raise LaneError("a triangular system of more than 12 numbers, with a matrix that depends on the sample")
+    shape = lowering.shape(b)
+    flat = lowering.places(lowering.value(b)).viewed(lambda v: v.reshape(-1, *shape[-2:]))
+    if flat.shape[0] != 1:
+        raise LaneError("several triangular systems with one matrix")
+    given = flat.viewed(operator.itemgetter(0))
+    select = functools.partial(_inverse, upper, unitriangular, left)
+    sums = lowering.sums(given.viewed(_transposed) if left else given)
+    made = lowering.product(sums, a, (size, size), select, ("inverse", upper, unitriangular, left))
+    return lowering.reshaped(made.viewed(_transposed) if left else made, shape)
+
+
+def _inverse(upper: bool, unitriangular: bool, transposed: bool, weight: Tensor) -> Tensor:
+    matrix = weight.reshape(weight.shape[-2:])
+    eye = torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device)
+    inverse = torch.linalg.solve_triangular(matrix, eye, upper=upper, unitriangular=unitriangular)
+    return inverse.T if transposed else inverse
