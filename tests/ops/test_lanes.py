@@ -227,11 +227,11 @@ def test_bits_do_not_depend_on_the_batch_the_threads_or_the_instruction_set(vari
         parts = [run(made, x[first : first + size].contiguous(), constants) for first in range(0, len(x), size)]
         assert torch.equal(torch.cat([part[0] for part in parts]), all_)
         assert torch.equal(torch.cat([part[1] for part in parts]), gradient)
-    many = x.repeat(20, 1)  # enough work for several threads
+    many = x.repeat(60, 1)  # enough work for several threads
     try:
         for count in (1, 2, 3):
             torch.set_num_threads(count)
-            assert torch.equal(run(made, many, constants)[1], gradient.repeat(20, 1))
+            assert torch.equal(run(made, many, constants)[1], gradient.repeat(60, 1))
     finally:
         torch.set_num_threads(threads)
     _C.set_variant("baseline")
@@ -288,7 +288,7 @@ def two_threads() -> Iterator[None]:
 
 def test_callers_in_several_threads_share_the_helpers(two_threads: None) -> None:
     made, constants = mixed()
-    code, x = made.encoded(), samples(333).repeat(20, 1)
+    code, x = made.encoded(), samples(333).repeat(60, 1)
     expected = torch.ops.fastebm.run_lanes(x, *code, constants)[1]
 
     def work(_: int) -> bool:
@@ -304,7 +304,7 @@ def test_callers_in_several_threads_share_the_helpers(two_threads: None) -> None
 @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork")
 def test_a_forked_process_has_helpers_of_its_own(two_threads: None) -> None:
     made, constants = mixed()
-    code, x = made.encoded(), samples(333).repeat(20, 1)
+    code, x = made.encoded(), samples(333).repeat(60, 1)
     energies, gradient = torch.empty(len(x)), torch.empty_like(x)
     expected = torch.ops.fastebm.run_lanes(x, *code, constants)[1]
     if ops.backends.select_backend("cpu", kernel="run_lanes") != "cpp":
