@@ -49,7 +49,9 @@ class _Compiled:
 
     `fingerprint` is the energy's when it was last checked, `structure` that at capture, `weights` a hash of the weights
     at the last refresh (None if unknown), `fallback_reason` says why the program runs on PyTorch's operations, if it
-    does, `chains` counts the chains that read its constants now, `moves` those in a row that found it outdated, `of_one_chain` is set where a chain has constants of its own, and `found` is what it gave for some x at a comparison.
+    does, `chains` counts the chains that read its constants now, `moves` those in a row that found it outdated,
+    `of_one_chain` is set where a chain has constants of its own, and `found` is what it gave for some x at a
+    comparison.
     """
 
     fingerprint: Any
@@ -326,7 +328,7 @@ class CompiledGradient:
         return measured([*runs, by_autograd])
 
     def timings(self, x: Tensor, conditions: Conditions, chain: Chain) -> list[Timing]:
-        """All ways to run the energy on samples like x, measured in turns on x; `chosen` is what this gradient takes."""
+        """All ways to run the energy on samples like x, measured in turns on x; `chosen` is what this one takes."""
         key = self._key(x, conditions)
         with torch.inference_mode(False), torch.no_grad(), without_autocast(x.device.type), exclusive():
             chosen = (chain.programs.get(key) or self._acquire(key, x, conditions, chain)).executor
@@ -365,7 +367,7 @@ class CompiledGradient:
 
 
 def _informative(x: Tensor) -> bool:
-    """Whether samples, or the numbers of a single one, differ. Where all are equal, such as zero, energies say little."""
+    """Whether samples, or the numbers of a single one, differ. Where all are equal, energies say little."""
     if x.shape[0] == 1:
         return bool((x != x.flatten()[0]).any())
     return bool((x[-1] != x[0]).any()) or bool((x[1:] != x[:1]).any())
