@@ -17,7 +17,7 @@ from fastebm.compiler.own_code import Conditions
 from fastebm.compiler.process_state import exporting
 from fastebm.compiler.program import Program
 from fastebm.compiler.rewrites import WITHOUT_POLYPHASE, build_gradient_program
-from fastebm.ops.backends import has_matrix_units, select_backend
+from fastebm.ops.backends import has_matrix_units, runs_compiled
 
 __all__ = ["Candidate", "Executor", "ProgramKey", "candidates"]
 
@@ -139,6 +139,6 @@ def _lanes_take(key: ProgramKey) -> bool:
     """
     if key.device.type != "cpu" or key.dtype is not torch.float32:
         return False
-    if select_backend("cpu", kernel="run_lanes") != "cpp":
+    if not runs_compiled("run_lanes"):
         return False
     return key.compute_dtype is torch.float32 or (key.compute_dtype is torch.bfloat16 and not has_matrix_units())

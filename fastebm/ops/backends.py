@@ -242,6 +242,14 @@ def select_backend(device_type: str, double: bool = False, kernel: str | None = 
     return "reference"
 
 
+def runs_compiled(kernel: str) -> bool:
+    """Whether `kernel` runs in C++ on the CPU now: the extension is there, and no other backend was asked for."""
+    try:
+        return select_backend("cpu", kernel=kernel) == "cpp"
+    except RuntimeError:
+        return False
+
+
 def launch(name: str, out: Tensor, *arguments: Any) -> None:
     """Run kernel `name` of `schemas.KERNELS` on the backend chosen for `out`."""
     if _plain_cpu and out.is_cpu and _override.get() is None:

@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .backends import launch, refuse_autograd, register, select_backend
+from .backends import launch, refuse_autograd, register, runs_compiled
 from .langevin import check as check_update
 from .langevin import reference_langevin_step
 from .memory import share_memory, without_aliasing
@@ -402,7 +402,7 @@ class CompiledLanes:
     def call_steps(self, x: Tensor) -> int:
         """How many updates of chains x one call of `advance` should make; 0 where it can't make any."""
         possible = x.is_cpu and x.is_contiguous() and x.dtype == torch.float32
-        if not possible or select_backend("cpu", kernel="run_lane_chain") != "cpp":
+        if not possible or not runs_compiled("run_lane_chain"):
             return 0
         batch = max(1, len(x))
         return max(4, min(CALL_STEPS, CALL_ENERGIES // batch, CALL_NUMBERS // (batch * self.program.arena)))

@@ -16,7 +16,7 @@ from fastebm import Langevin, ops
 from fastebm.compiler import candidates, compiled_gradient, energy_gradient
 from fastebm.compiler.fingerprint import covers
 
-pytestmark = pytest.mark.skipif(ops.backends._extension is None, reason="the C++ operators are not built")
+pytestmark = pytest.mark.skipif(not ops.backends.runs_compiled("run_lanes"), reason="the C++ operators do not run")
 
 
 def states(count: int = 5, length: int = 4) -> Tensor:
