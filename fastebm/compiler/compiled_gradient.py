@@ -37,6 +37,8 @@ __all__ = ["Chain", "CompiledGradient", "UnsupportedError"]
 
 # Programs that one gradient keeps, each for another sample shape, dtype, device or precision.
 MAX_PROGRAMS = 64
+# States with which a program of an energy is checked that reads nothing but x and weights.
+CHECKED_STATES = 3
 # The node of a refusal that is a choice.
 CHOICE = "choice"
 # Chains in a row that each find another energy. After that many, captures cost more than they save.
@@ -269,6 +271,8 @@ class CompiledGradient:
 
     def _checked(self, key: ProgramKey, x: Tensor, conditions: Conditions, chain: Chain) -> _Compiled:
         known = chain.fingerprint, structure(self.own.energy, self.own.module)
+        if chain.covered:  # what can't know the batch is checked with a few of its states, which takes less memory
+            x, conditions = x[:CHECKED_STATES], tuple(condition[:CHECKED_STATES] for condition in conditions)
         # Autograd first, so that an x which the energy does not accept raises the energy's own error.
         try:
             expected = reference(self.own, x, conditions, key.compute_dtype)
