@@ -42,7 +42,7 @@ CHECKED_STATES = 3
 # The node of a refusal that is a choice.
 CHOICE = "choice"
 # Chains in a row that each find another energy. After that many, captures cost more than they save.
-MAX_MOVES = 3
+MAX_MOVES = 8
 
 
 @dataclass
@@ -52,8 +52,8 @@ class _Compiled:
     `fingerprint` is the energy's when it was last checked, `structure` that at capture, `weights` a hash of the weights
     at the last refresh (None if unknown), `fallback_reason` says why the program runs on PyTorch's operations, if it
     does, `chains` counts the chains that read its constants now, `moves` those in a row that found it outdated,
-    `of_one_chain` is set where a chain has constants of its own, and `found` is what it gave for some x at a
-    comparison.
+    `of_one_chain` is set where a chain has constants of its own, `found` is what it gave for some x at a comparison,
+    and `function` tells of a backward pass written by hand, whose settings no energy shows.
     """
 
     fingerprint: Any
@@ -68,6 +68,7 @@ class _Compiled:
     moves: int = 0
     of_one_chain: bool = False
     found: tuple[Tensor, list[Tensor]] | None = None
+    function: str = ""
 
 
 class Chain:
@@ -226,7 +227,10 @@ class CompiledGradient:
             return refreshed
         moves = compiled.moves + 1
         if moves > MAX_MOVES:
-            reason = f"it changed between each two of the last {moves} chains, and each change needs a new program"
+            reason = (
+                f"it changed between each two of the last {moves} chains, and each change needs a new program (keep what "
+                "changes in a tensor and write it in place, as with fill_, or hand it over as one of the conditions)"
+            )
             now = structure(self.own.energy, self.own.module)
             return _Compiled(chain.fingerprint, now, unsupported=("energy", reason))
         compiled = self._compile(key, x, conditions, chain)
@@ -255,7 +259,7 @@ class CompiledGradient:
         """Whether the program still gives what the energy's own code does, at the first states of a chain."""
         assert compiled.executor is not None
         found, autocast = _bound(compiled.executor, conditions)(x), _autocast_dtype(compiled.executor, key)
-        if same and _informative(x):
+        if same and not compiled.function and _informative(x):
             own = self.own.energies(x, conditions, autocast)
             if energies_agree(found[0], own, compiled.executor.dtype, compiled.agreement):
                 compiled.found = x, found
@@ -288,7 +292,7 @@ class CompiledGradient:
                 refused.append((made.node, made.reason))
                 continue
             compiled = _Compiled(*known, made[0].captured, made[0].executor, made[0].fallback_reason)
-            compiled.agreement = made[1]
+            compiled.agreement, compiled.function = made[1], expected.function
             found.append(compiled)
             if self.reproducible:
                 return compiled

@@ -1,10 +1,13 @@
 """`energy_gradient`: energies and their gradient with respect to the input, for any energy, fused or by autograd."""
 
+import contextlib
 import functools
+import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,6 +23,8 @@ from fastebm.ops import CompiledLanes, CompiledProgram
 from fastebm.ops.backends import content_hash
 
 Energy = Callable[..., Tensor]
+
+_INSIDE = (str(Path(__file__).parents[1]), str(Path(torch.__file__).parent))
 
 
 class _OfThread(threading.local):
@@ -155,7 +160,7 @@ class EnergyGradient:
             raise TypeError(f"x is {kind}; it must be a floating-point tensor")
         if x.ndim == 0:
             raise ValueError("x has no dimensions; its first one must be the batch")
-        given = as_conditions(conditions, x.shape[0]) if conditions else ()
+        given = as_conditions(conditions, x.shape[0])
         if x.shape[0] == 0:
             return x.new_empty(0, dtype=energy_dtype(x)), torch.empty_like(x)
         chain = self._of_thread.state.chain
@@ -282,8 +287,20 @@ class EnergyGradient:
                 f"{self.name} runs by autograd instead of a fused program, which is slower, and its bits depend on the "
                 f"batch: {reason} (engine='autograd' asks for that without this warning)",
                 RuntimeWarning,
-                stacklevel=2,
+                stacklevel=_users_level(),
             )
+
+
+def _users_level() -> int:
+    """How far up the first frame outside of fastebm and PyTorch is, as `warnings.warn` counts in the caller."""
+    frame, level = sys._getframe(1), 1
+    while frame.f_back is not None and _is_inside(frame.f_code.co_filename):
+        frame, level = frame.f_back, level + 1
+    return level
+
+
+def _is_inside(file: str) -> bool:
+    return file.startswith(_INSIDE) or file == contextlib.__file__
 
 
 def _kind(x: Tensor) -> tuple[Any, ...]:
@@ -297,8 +314,15 @@ def _plain_tensors(module: nn.Module) -> list[Tensor]:
 
 
 def as_conditions(conditions: Any, count: int) -> Conditions:
-    """`conditions` as a tuple of tensors with `count` rows. Raises TypeError or ValueError for anything else."""
-    given = (conditions,) if isinstance(conditions, Tensor) else tuple(conditions)
+    """`conditions`, a tensor or several, as a tuple of tensors with `count` rows; one row serves all samples.
+
+    Raises TypeError or ValueError for anything else.
+    """
+    if isinstance(conditions, tuple) and not conditions:
+        return ()
+    given = (conditions,) if isinstance(conditions, Tensor) else tuple(() if conditions is None else conditions)
+    if any(isinstance(each, Tensor) and each.ndim and len(each) == 1 != count for each in given):
+        given = tuple(each.expand(count, *each.shape[1:]) if len(each) == 1 else each for each in given)
     for condition in given:
         if not isinstance(condition, Tensor):
             raise TypeError(f"conditions must be tensors, got {type(condition).__name__}")

@@ -63,21 +63,26 @@ class OwnCode:
         wanted = energy_dtype(x)
         return energies if energies.dtype is wanted else energies.to(wanted), gradient
 
-    def backward_of_its_own(self, x: Tensor, conditions: Conditions, dtype: torch.dtype | None) -> tuple[str, str]:
-        """What makes autograd's gradient another than that of the operations: a hook, and an `autograd.Function`.
+    def examined(
+        self, x: Tensor, conditions: Conditions, dtype: torch.dtype | None
+    ) -> tuple[Tensor, Tensor, str, str]:
+        """`by_autograd`, and what makes its gradient another than that of the operations, where there is something.
 
-        Each is a description, "" where there is none.
+        That is a hook, and an `autograd.Function`; each is a description, "" where there is none.
         """
-        parts = [] if self.module is None else list(self.module.named_modules())
-        for name, part in parts:
+        watch, hook = _HookWatch(), ""
+        for name, part in [] if self.module is None else self.module.named_modules():
             if part._backward_hooks or part._backward_pre_hooks:
-                return f"{name or self.name} has a backward hook", ""
-        watch = _HookWatch()
-        with evaluating(), torch.inference_mode(False), torch.enable_grad(), watch:
-            energies = self._attached(_leaf(x), conditions, dtype)
-        hook = "a gradient hook (Tensor.register_hook) is set while it runs" if watch.found else ""
-        function = _custom_function(energies)
-        return hook, f"its backward pass is that of autograd.Function {function}" if function else ""
+                hook = f"{name or self.name} has a backward hook"
+        with evaluating(), torch.inference_mode(False), torch.enable_grad():
+            x = _leaf(x)
+            with watch:
+                energies = self._attached(x, conditions, dtype)
+            function = _custom_function(energies)
+            gradient = self._differentiate(energies, x)
+        hook = hook or ("a gradient hook (Tensor.register_hook) is set while it runs" if watch.found else "")
+        function = function and f"its backward pass is that of autograd.Function {function}"
+        return energies.detach().to(energy_dtype(x)), gradient, hook, function
 
     def check_independence(self, x: Tensor, conditions: Conditions, dtype: torch.dtype | None) -> None:
         """Raise RuntimeError if the first energy has a gradient with respect to any other sample of x."""

@@ -564,16 +564,12 @@ def _copied_bounds(clamp: Any) -> Any:
 
 def conditions_of(conditions: Any, x: Tensor) -> tuple[Tensor, ...]:
     """`conditions` with a row for each chain of x. Raises TypeError or ValueError for those that don't fit."""
-    given = (conditions,) if isinstance(conditions, Tensor) else tuple(conditions)
-    repeated = [
-        each.expand(len(x), *each.shape[1:]) if isinstance(each, Tensor) and each.ndim and len(each) == 1 else each
-        for each in given
-    ]
-    for each in as_conditions(repeated, len(x)):
+    given = as_conditions(conditions, len(x))
+    for each in given:
         check_dense("a condition", each)
         if each.device != x.device:
             raise ValueError(f"a condition is on {each.device}, x0 on {x.device}")
-    return tuple(repeated)
+    return given
 
 
 def expand_to(shape: torch.Size, name: str, value: Tensor, device: torch.device) -> Tensor:

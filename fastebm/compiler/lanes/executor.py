@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fastebm.ops import CompiledLanes
 
 from .lower import LaneError, Lowered, lower
-from .trace import trace
+from .trace import OF_BATCH, trace
 
 
 class LaneExecutor:
@@ -43,7 +43,9 @@ class LaneExecutor:
             raise
         except Exception as error:  # whatever the energy or the exporter raises, something else may still work
             lines = str(error).strip().splitlines()
-            raise LaneError(f"{type(error).__name__}: {lines[0].strip() if lines else ''}") from error
+            text = lines[0].strip() if lines else ""
+            of_batch = OF_BATCH if "must match the size" in text or "Size does not match" in text else ""
+            raise LaneError(f"{type(error).__name__}: {text}{of_batch}") from error
         return cls(lower(traced), module)
 
     @torch.no_grad()

@@ -25,6 +25,8 @@ __all__ = ["JointGraph", "LaneError", "trace"]
 
 aten = torch.ops.aten
 
+OF_BATCH = " (what it reads with a row for each sample of a batch has to be handed over as conditions)"
+
 
 @dataclass(frozen=True)
 class JointGraph:
@@ -60,7 +62,7 @@ def trace(
         value = energy(x, *given)
         if not isinstance(value, Tensor) or value.numel() != 1:
             shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-            raise LaneError(f"the energy of one sample has to be one number, got {shape}")
+            raise LaneError(f"the energy of one sample has to be one number, got {shape}{OF_BATCH}")
         gradient = None
         if value.requires_grad:
             (gradient,) = torch.autograd.grad(value.reshape(()), x, allow_unused=True)
