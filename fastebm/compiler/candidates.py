@@ -26,6 +26,9 @@ LANES, FUSED, STOCK = "lane program", "fused program", "PyTorch operations"
 # Numbers of an image above which a lane program takes longer to make than most chains to run.
 LARGE_IMAGE = 3 * 64 * 64
 
+# Arithmetic of shorter whole numbers wraps around, which that of float32 doesn't.
+CONDITIONS = (torch.float32, torch.bool, torch.int32, torch.int64)
+
 Executor = AtenExecutor | CompiledExecutor | LaneExecutor
 
 
@@ -37,7 +40,7 @@ class ProgramKey:
     dtype: torch.dtype
     device: torch.device
     compute_dtype: torch.dtype
-    conditions: tuple[tuple[torch.Size, torch.dtype], ...] = ()
+    conditions: tuple[tuple[torch.Size, torch.dtype, bool], ...] = ()  # shape, dtype, whether too large for float32
     batch: int | None = None  # where the choice may depend on it
 
 
@@ -82,6 +85,11 @@ def candidates(
     """
     lanes = _lanes_take(key)
     if function or conditions:
+        for _, dtype, large in key.conditions:
+            if large or dtype not in CONDITIONS:
+                what = "whole numbers above 2**24" if large else str(dtype)
+                yield UnsupportedError("conditions", f"a program takes no {what} as a condition")
+                return
         why = ("backward", function) if function else ("conditions", "only lane programs take them, and none can run")
         yield _lane_candidate(energy, module, x, conditions) if lanes else UnsupportedError(*why)
         return

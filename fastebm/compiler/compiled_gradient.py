@@ -20,8 +20,8 @@ from fastebm.compiler.checks import (
     gradient_agrees,
     reference,
 )
-from fastebm.compiler.executor import AtenExecutor
-from fastebm.compiler.fingerprint import structure
+from fastebm.compiler.executor import AtenExecutor, CompiledExecutor
+from fastebm.compiler.fingerprint import Fingerprint, changed, structure
 from fastebm.compiler.lanes import LaneExecutor
 from fastebm.compiler.measuring import Timing, measured
 from fastebm.compiler.own_code import Conditions, OwnCode, energy_dtype
@@ -39,6 +39,8 @@ __all__ = ["Chain", "CompiledGradient", "UnsupportedError"]
 MAX_PROGRAMS = 64
 # States with which a program of an energy is checked that reads nothing but x and weights.
 CHECKED_STATES = 3
+# The largest whole number of a condition: lane programs compute with float32.
+MOST_WHOLE = 1 << 24
 # The node of a refusal that is a choice.
 CHOICE = "choice"
 # Chains in a row that each find another energy. After that many, captures cost more than they save.
@@ -52,11 +54,12 @@ class _Compiled:
     `fingerprint` is the energy's when it was last checked, `structure` that at capture, `weights` a hash of the weights
     at the last refresh (None if unknown), `fallback_reason` says why the program runs on PyTorch's operations, if it
     does, `chains` counts the chains that read its constants now, `moves` those in a row that found it outdated,
-    `of_one_chain` is set where a chain has constants of its own, `found` is what it gave for some x at a comparison,
-    and `function` tells of a backward pass written by hand, whose settings no energy shows.
+    `of_one_chain` is set where a chain has constants of its own, `function` tells of a backward pass written by hand,
+    whose settings no energy shows, and `harmless` names the entries of the fingerprint that changed without changing
+    the program.
     """
 
-    fingerprint: Any
+    fingerprint: Fingerprint | None
     structure: Any
     captured: Program | None = None
     executor: Executor | None = None
@@ -67,32 +70,36 @@ class _Compiled:
     chains: int = 0
     moves: int = 0
     of_one_chain: bool = False
-    found: tuple[Tensor, list[Tensor]] | None = None
     function: str = ""
+    harmless: frozenset[tuple[str, ...]] = frozenset()
 
 
 class Chain:
     """One chain in one thread: the energy's fingerprint and a hash of its weights, and the programs that it runs.
 
     `covered` says that the energy reads nothing beside what these two cover, so that equal ones mean an equal energy.
-    `refused` is the kind of samples, as `EnergyGradient` tells them apart, for which there was no program.
+    `refused` is the kind of samples, as `EnergyGradient` tells them apart, for which there was no program. `looks` are
+    the batches at which each program was compared with the energy's own code, `unsettled` the programs for which that
+    was at states that say little, and is done once more.
     """
 
-    def __init__(self, fingerprint: Any, weights: int | None, covered: bool):
+    def __init__(self, fingerprint: Fingerprint | None, weights: int | None, covered: bool):
         self.fingerprint = fingerprint
         self.weights = weights
         self.covered = covered
         self.refused: Any = None
         self.programs: dict[ProgramKey, _Compiled] = {}
-        self._bound: dict[ProgramKey, tuple[Conditions, list[int], Executor]] = {}
+        self.looks: dict[ProgramKey, set[int]] = {}
+        self.unsettled: set[ProgramKey] = set()
+        self._bound: dict[ProgramKey, tuple[Conditions, int | None, Executor]] = {}
 
     def bound(self, key: ProgramKey, executor: Executor, conditions: Conditions) -> Executor:
         """The executor for these conditions; the same one while they are the same tensors, and unchanged."""
-        versions = [-1 if each.is_inference() else each._version for each in conditions]
+        content = None if any(each.is_inference() for each in conditions) else content_hash(conditions)
         known = self._bound.get(key)
-        same = known is not None and len(known[0]) == len(conditions) and known[1] == versions and -1 not in versions
+        same = known is not None and content is not None and known[1] == content and len(known[0]) == len(conditions)
         if known is None or not (same and all(a is b for a, b in zip(known[0], conditions, strict=True))):
-            known = self._bound[key] = (conditions, versions, _bound(executor, conditions))
+            known = self._bound[key] = (conditions, content, _bound(executor, conditions))
         return known[2]
 
     def close(self) -> None:
@@ -112,11 +119,12 @@ class CompiledGradient:
     `MAX_PROGRAMS` that were used last are kept.
 
     The energy's own code may read anything. At the start of every chain, a program is therefore compared with it at the
-    chain's first states: the energies, or the gradient too where the fingerprint (settings of modules, closures,
-    objects that the code refers to) has changed, or all states are equal, so that the energies say little. A program
-    that differs is captured anew; if that one differs too, or if the energy moves in chain after chain, autograd runs.
-    Only an energy that consists of PyTorch's and fastebm's own modules, and so can't read anything else, is not
-    compared while the fingerprint is the same.
+    chain's first states: the energies, or the gradient too, and once more after the first update, where all states are
+    equal, so that the energies say little. Where the fingerprint (settings of modules, closures, objects that the code
+    refers to) has changed, the energy is captured anew; an entry that leaves the program as it was, such as a counter,
+    may change from then on. A program that differs is captured anew, too; if that one differs as well, or if the
+    energy moves in chain after chain, autograd runs. Only an energy that consists of PyTorch's and fastebm's own
+    modules, and so can't read anything else, is not compared while the fingerprint is the same.
 
     Chains in several threads run the same programs at the same time. Constants that another chain reads are never
     written: where the weights may differ from them, the later chain gets constants of its own.
@@ -147,15 +155,15 @@ class CompiledGradient:
         """
         key = self._key(x, conditions)
         with torch.inference_mode(False), torch.no_grad(), without_autocast(x.device.type):
-            compiled = chain.programs.get(key) or self._acquire(key, x, conditions, chain)
+            compiled, found = chain.programs.get(key), None
+            if compiled is None or self._looks(key, x, chain):
+                compiled, found = self._acquire(key, x, conditions, chain)
             if compiled.executor is None:
                 raise UnsupportedError(*compiled.unsupported)
-            if compiled.found is not None and compiled.found[0] is x:  # evaluated for the comparison
-                _, (energies, gradient) = compiled.found
-            else:
+            if found is None:
                 executor = chain.bound(key, compiled.executor, conditions) if conditions else compiled.executor
-                energies, gradient = executor(x)
-            compiled.found = None
+                found = executor(x)
+            energies, gradient = found
             if not isinstance(compiled.executor, AtenExecutor):
                 return energies, gradient if gradient.stride() == x.stride() else torch.empty_like(x).copy_(gradient)
             return (
@@ -193,49 +201,79 @@ class CompiledGradient:
         return any(compiled.executor is not None for compiled in list(self._programs.values()))
 
     def _key(self, x: Tensor, conditions: Conditions) -> ProgramKey:
-        kinds = tuple((condition.shape[1:], condition.dtype) for condition in conditions)
+        kinds = tuple((each.shape[1:], each.dtype, _is_large(each)) for each in conditions)
         batch = None if self.reproducible else x.shape[0]
         return ProgramKey(x.shape[1:], x.dtype, x.device, _compute_dtype(x, self.dtype), kinds, batch)
 
-    def _acquire(self, key: ProgramKey, x: Tensor, conditions: Conditions, chain: Chain) -> _Compiled:
-        """The program of `key` for `chain`, up to date with the energy and its weights."""
+    def unsettled(self, x: Tensor, conditions: Conditions, chain: Chain) -> bool:
+        """Whether the next call compares the program of samples like x once more."""
+        return self._key(x, conditions) in chain.unsettled
+
+    def _looks(self, key: ProgramKey, x: Tensor, chain: Chain) -> bool:
+        """Whether a program that this chain has is to be compared at x: at another batch, or once more."""
+        return not chain.covered and (key in chain.unsettled or x.shape[0] not in chain.looks.get(key, ()))
+
+    def _acquire(
+        self, key: ProgramKey, x: Tensor, conditions: Conditions, chain: Chain
+    ) -> tuple[_Compiled, list[Tensor] | None]:
+        """The program of `key` for `chain`, up to date with the energy and its weights, and what it gives, if known."""
         with exclusive(defer=False):
-            compiled = found = self._programs.pop(key, None)
+            running = chain.programs.get(key)
+            compiled = kept = running or self._programs.pop(key, None)
+            found = None
             if compiled is not None and compiled.executor is not None:
-                compiled = self._up_to_date(compiled, key, x, conditions, chain)
+                compiled, found = self._up_to_date(compiled, key, x, conditions, chain)
             elif compiled is None or compiled.structure != structure(self.own.energy, self.own.module):
                 compiled = self._compile(key, x, conditions, chain)
             while len(self._programs) >= MAX_PROGRAMS:
                 del self._programs[next(iter(self._programs))]
-            kept = found if compiled.of_one_chain else compiled
-            if kept is not None and kept.structure is not None:
+            kept = kept if compiled.of_one_chain else compiled
+            if kept is not None and kept.structure is not None and not kept.of_one_chain:
                 self._programs[key] = kept  # last in order: the first one is the least recently used
-            compiled.chains += 1
-            chain.programs[key] = compiled
-            return compiled
+            if compiled is not running:
+                compiled.chains += 1
+                if running is not None:
+                    running.chains -= 1
+                chain.programs[key] = compiled
+            again = key not in chain.looks and not _informative(x)
+            chain.looks.setdefault(key, set()).add(x.shape[0])
+            (chain.unsettled.add if again and not chain.covered else chain.unsettled.discard)(key)
+            return compiled, found
 
     def _up_to_date(
         self, compiled: _Compiled, key: ProgramKey, x: Tensor, conditions: Conditions, chain: Chain
-    ) -> _Compiled:
-        """`compiled` with the weights of this chain, or what was captured anew because the energy has moved."""
-        same = compiled.fingerprint == chain.fingerprint
-        refreshed = self._refreshed(compiled, chain)
-        if refreshed is not None and same and chain.covered:
-            return refreshed
-        if refreshed is not None and self._agrees(refreshed, key, x, conditions, same):
-            refreshed.fingerprint, refreshed.moves = chain.fingerprint, 0
-            return refreshed
+    ) -> tuple[_Compiled, list[Tensor] | None]:
+        """`compiled` with the weights of this chain, or what was captured anew because the energy has moved.
+
+        Moreover what it gives at x, where that was computed.
+        """
+        moved = (
+            frozenset()
+            if compiled.fingerprint == chain.fingerprint
+            else changed(compiled.fingerprint, chain.fingerprint)
+        )
+        refreshed = compiled if chain.programs.get(key) is compiled else self._refreshed(compiled, chain)
+        if refreshed is not None and moved <= compiled.harmless:
+            found = None if chain.covered and not moved else self._agrees(refreshed, key, x, conditions)
+            if found is not None or (chain.covered and not moved):
+                refreshed.fingerprint, refreshed.moves = chain.fingerprint, 0
+                return refreshed, found
         moves = compiled.moves + 1
         if moves > MAX_MOVES:
             reason = (
-                f"it changed between each two of the last {moves} chains, and each change needs a new program (keep what "
-                "changes in a tensor and write it in place, as with fill_, or hand it over as one of the conditions)"
+                f"it changed between each two of the last {moves} chains, and each change needs a new program (keep "
+                "what changes in a tensor and write it in place, as with fill_, or hand it over as a condition)"
             )
             now = structure(self.own.energy, self.own.module)
-            return _Compiled(chain.fingerprint, now, unsupported=("energy", reason))
-        compiled = self._compile(key, x, conditions, chain)
-        compiled.moves = moves
-        return compiled
+            return _Compiled(chain.fingerprint, now, unsupported=("energy", reason)), None
+        made = self._compile(key, x, conditions, chain)
+        made.harmless = compiled.harmless
+        if refreshed is not None and _same_program(made.executor, refreshed.executor):
+            refreshed.harmless |= moved
+            refreshed.fingerprint, refreshed.agreement, refreshed.moves = chain.fingerprint, made.agreement, 0
+            return refreshed, None
+        made.moves = moves
+        return made, None
 
     def _refreshed(self, compiled: _Compiled, chain: Chain) -> _Compiled | None:
         """`compiled` with the weights of this chain; None if the energy has others than those that it reads."""
@@ -255,17 +293,16 @@ class CompiledGradient:
         compiled.weights = weights
         return compiled
 
-    def _agrees(self, compiled: _Compiled, key: ProgramKey, x: Tensor, conditions: Conditions, same: bool) -> bool:
-        """Whether the program still gives what the energy's own code does, at the first states of a chain."""
+    def _agrees(self, compiled: _Compiled, key: ProgramKey, x: Tensor, conditions: Conditions) -> list[Tensor] | None:
+        """What the program gives at x, if that is what the energy's own code does; None if it is not."""
         assert compiled.executor is not None
         found, autocast = _bound(compiled.executor, conditions)(x), _autocast_dtype(compiled.executor, key)
-        if same and not compiled.function and _informative(x):
+        if not compiled.function and _informative(x):
             own = self.own.energies(x, conditions, autocast)
             if energies_agree(found[0], own, compiled.executor.dtype, compiled.agreement):
-                compiled.found = x, found
-                return True
+                return found
         by_autograd = self.own.by_autograd(x, conditions, autocast)
-        return gradient_agrees(found, by_autograd, compiled.executor.dtype, compiled.agreement)
+        return found if gradient_agrees(found, by_autograd, compiled.executor.dtype, compiled.agreement) else None
 
     def _compile(self, key: ProgramKey, x: Tensor, conditions: Conditions, chain: Chain) -> _Compiled:
         with DeferredInterrupt(), collecting_garbage():
@@ -283,7 +320,7 @@ class CompiledGradient:
         except UnsupportedError as error:
             return _Compiled(*known, unsupported=(error.node, error.reason))
         if not bool((expected.energies.isfinite() & expected.gradient.isfinite().reshape(x.shape[0], -1).all(1)).any()):
-            unchecked = "no energy is finite at the first states, so that a program can't be checked"
+            unchecked = "at none of the first states are energy and gradient finite, so that no program can be checked"
             return _Compiled(chain.fingerprint, None, unsupported=("energy", unchecked))  # not remembered
         found: list[_Compiled] = []
         refused = []
@@ -339,7 +376,7 @@ class CompiledGradient:
         """All ways to run the energy on samples like x, measured in turns on x; `chosen` is what this one takes."""
         key = self._key(x, conditions)
         with torch.inference_mode(False), torch.no_grad(), without_autocast(x.device.type), exclusive():
-            chosen = (chain.programs.get(key) or self._acquire(key, x, conditions, chain)).executor
+            chosen = (chain.programs.get(key) or self._acquire(key, x, conditions, chain)[0]).executor
             expected = reference(self.own, x, conditions, key.compute_dtype)
             tried = list(self._tried(key, x, conditions, expected))
             running = {name: made[0] for name, made in tried if not isinstance(made, UnsupportedError)}
@@ -372,6 +409,21 @@ class CompiledGradient:
             ),
             *(Timing(name, None, False, refused=reason) for name, reason in refused.items()),
         ]
+
+
+def _is_large(condition: Tensor) -> bool:
+    """Whether a condition has whole numbers that float32 can't hold."""
+    whole = not condition.is_floating_point() and not condition.is_complex() and condition.dtype is not torch.bool
+    return whole and condition.numel() > 0 and bool((condition.abs() > MOST_WHOLE).any())
+
+
+def _same_program(a: Executor | None, b: Executor | None) -> bool:
+    """Whether two executors with the weights of one chain compute the same."""
+    if isinstance(a, LaneExecutor) and isinstance(b, LaneExecutor):
+        return a.compiled.same_as(b.compiled)
+    if isinstance(a, CompiledExecutor) and isinstance(b, CompiledExecutor):
+        return a.compiled.same_as(b.compiled)
+    return False
 
 
 def _informative(x: Tensor) -> bool:

@@ -207,6 +207,17 @@ class EnergyGradient:
         inference = any(tensor.is_inference() for tensor in tensors)
         return fingerprint(self._own.energy, module), None if inference else content_hash(tensors)
 
+    def unsettled(self, x: Tensor, conditions: Sequence[Tensor] = ()) -> bool:
+        """Whether the next call in this `chain()` block checks more than others do, and so has to be a call of its own.
+
+        That is where the first states were equal, or where it was not shown yet that samples are independent.
+        """
+        chain = self._of_thread.state.chain
+        if self._asked in ("autograd", "compile") or chain is None:
+            return False
+        unchecked = self._calls_to_check > 0 and x.shape[0] > 1
+        return unchecked or self._compiled.unsettled(x, tuple(conditions), chain)
+
     def compiled_program(self, x: Tensor, conditions: Sequence[Tensor] = ()) -> CompiledProgram | CompiledLanes | None:
         """The fused program that ran on samples like x in this `chain()` block, None if something else ran.
 
@@ -253,8 +264,9 @@ class EnergyGradient:
 
     def _evaluate(self, x: Tensor, conditions: Conditions, chain: Chain) -> tuple[Tensor, Tensor]:
         if self._calls_to_check and x.shape[0] > 1:
+            left, self._calls_to_check = self._calls_to_check, CHECKED_CALLS  # anew after a refusal
             self._own.check_independence(x, conditions, self.dtype)
-            self._calls_to_check -= 1
+            self._calls_to_check = left - 1 if bool((x[1:] != x[:1]).any()) else left
         if self._asked in ("autograd", "compile") or (chain.refused is not None and chain.refused == _kind(x)):
             return self._own.by_autograd(x, conditions, self.dtype)
         return self._by_program(x, conditions, chain)

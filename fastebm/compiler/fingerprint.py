@@ -8,6 +8,7 @@ says so; elsewhere programs are compared with the energy's own code (`compiled_g
 from __future__ import annotations
 
 import functools
+import inspect
 import types
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
+from torch.nn.modules import module as _modules
 from torch.nn.utils.parametrize import is_parametrized, type_before_parametrizations
 
 _SIMPLE = (int, float, complex, bool, str, bytes, type(None))
@@ -28,15 +30,26 @@ MAX_VALUES = 2000
 MAX_BYTES = 1 << 20
 
 
-def fingerprint(energy: Any, module: nn.Module | None) -> tuple[Any, ...]:
+Fingerprint = dict[tuple[str, ...], tuple[Any, ...]]
+
+
+def fingerprint(energy: Any, module: nn.Module | None) -> Fingerprint:
     """Settings of all modules, closures of all functions, what objects hold, and shape and dtype of all tensors.
+
+    Each entry is a name with its values: of an attribute of a module, or of something that the energy refers to.
 
     The tensors of `module` are looked up by name, so only their shape, dtype and device count. Of other tensors, the
     identity and the address count too. Whether the module is frozen doesn't matter.
     """
     walk = _Walk(module)
-    own = () if module is None else walk.of_module(module, by_name=True)
-    return (*own, *walk.of(energy))
+    entries = {} if module is None else dict(walk.entries(module, by_name=True))
+    return entries | dict(walk.entries_of(energy))
+
+
+def changed(before: Fingerprint | None, now: Fingerprint | None) -> frozenset[tuple[str, ...]]:
+    """The names of the entries that differ."""
+    before, now = before or {}, now or {}
+    return frozenset(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
 
 
 def structure(energy: Any, module: nn.Module | None) -> tuple[Any, ...]:
@@ -60,8 +73,12 @@ def covers(energy: Any, module: nn.Module | None) -> bool:
         energy = energy.func
     if module is None or energy is not module:
         return False
+    if _modules._global_forward_hooks or _modules._global_forward_pre_hooks:
+        return False
     for part in module.modules():
-        if _own_class(part).__module__.partition(".")[0] not in ("torch", "fastebm"):
+        kind = _own_class(part)
+        made = (kind, inspect.getattr_static(kind, "forward", kind))
+        if not all(str(getattr(each, "__module__", "")).partition(".")[0] in ("torch", "fastebm") for each in made):
             return False
         if part._forward_hooks or part._forward_pre_hooks or not all(map(_is_plain, vars(part).values())):
             return False
@@ -104,7 +121,37 @@ class _Walk:
         self.seen: set[int] = set()
         self.left = MAX_VALUES
 
+    def entries_of(self, energy: Any) -> Iterator[tuple[tuple[str, ...], tuple[Any, ...]]]:
+        """Of an energy that isn't the module itself: what it refers to, one by one where that is known by name."""
+        while isinstance(energy, functools.partial):
+            yield ("arguments",), tuple(self.of((energy.args, energy.keywords)))
+            energy = energy.func
+        if isinstance(energy, types.MethodType):
+            yield from self.entries_of(energy.__self__)
+            energy = energy.__func__
+        if isinstance(energy, types.FunctionType):
+            yield ("code",), (energy.__code__,)
+            for name, value in self.references(energy):
+                yield ("function", name), tuple(self.of(value))
+        elif energy is not self.module and isinstance(energy, nn.Module):
+            yield from self.entries(energy, by_name=False)
+        elif energy is not self.module and not _is_of_library(type(energy)) and hasattr(energy, "__dict__"):
+            yield ("object",), (_Identity(energy), *self.of_class(type(energy)), *self.slots(energy))
+            for name, value in vars(energy).items():
+                yield ("object", name), tuple(self.of(value))
+            call = type(energy).__call__ if callable(energy) else None
+            if isinstance(call, types.FunctionType):
+                for name, value in self.references(call):
+                    yield ("call", name), tuple(self.of(value))
+        elif energy is not self.module:
+            yield ("energy",), tuple(self.of(energy))
+
     def of_module(self, module: nn.Module, by_name: bool) -> Iterator[Any]:
+        for name, values in self.entries(module, by_name):
+            yield name
+            yield from values
+
+    def entries(self, module: nn.Module, by_name: bool) -> Iterator[tuple[tuple[str, ...], tuple[Any, ...]]]:
         for name, part in module.named_modules():
             # A chain of another thread may hold the energy's own module frozen: the weights that it has evaluated lie
             # among the attributes then, and the class is the one from before parametrisation.
@@ -112,15 +159,20 @@ class _Walk:
             evaluated = set(part.parametrizations) if parametrized else set()
             of_parametrized = evaluated and not evaluated & vars(part).keys()
             kind = type_before_parametrizations(part) if of_parametrized else type(part)
-            yield name, kind.__qualname__
-            yield from self.of_class(kind)
+            yield (name,), (kind.__qualname__, *self.of_class(kind))
             for attribute, value in vars(part).items():
                 if attribute not in _SKIPPED and attribute not in evaluated:
-                    yield attribute
-                    yield from self.of(value)
+                    yield (name, attribute), tuple(self.of(value))
             for tensors in (part._parameters, part._buffers):
                 for attribute, tensor in tensors.items():
-                    yield attribute, tensor if tensor is None else _of_tensor(tensor, by_name)
+                    yield (name, attribute), (tensor if tensor is None else _of_tensor(tensor, by_name),)
+            if not (
+                _is_of_library(kind) or kind.__module__.startswith("fastebm.")
+            ):  # what the code of a class of users names
+                for function in (inspect.getattr_static(kind, name, None) for name in ("forward", "energy")):
+                    if isinstance(function, types.FunctionType):
+                        for given, value in self.references(function):
+                            yield (name, "code", given), tuple(self.of(value))
 
     def of(self, value: Any) -> Iterator[Any]:
         if isinstance(value, _SIMPLE):
@@ -165,8 +217,11 @@ class _Walk:
             if not _is_of_library(type(value)):
                 yield from self.of_class(type(value))
                 yield from self.of(getattr(value, "__dict__", {}))
-                for name in _slots(type(value)):
-                    yield from self.of(getattr(value, name, None))
+                yield from self.slots(value)
+
+    def slots(self, value: Any) -> Iterator[Any]:
+        for name in _slots(type(value)):
+            yield from self.of(getattr(value, name, None))
 
     def of_class(self, kind: type) -> Iterator[Any]:
         """The values that a class and its bases hold."""
@@ -182,11 +237,14 @@ class _Walk:
     def of_function(self, function: types.FunctionType) -> Iterator[Any]:
         """A function's closure and defaults, and the globals that it names."""
         yield function.__code__
-        for cell in function.__closure__ or ():
+        for _, value in self.references(function):
+            yield from self.of(value)
+
+    def references(self, function: types.FunctionType) -> Iterator[tuple[str, Any]]:
+        for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
             if not _is_empty(cell):
-                yield from self.of(cell.cell_contents)
-        yield from self.of(function.__defaults__)
-        yield from self.of(function.__kwdefaults__)
+                yield name, cell.cell_contents
+        yield "defaults", (function.__defaults__, function.__kwdefaults__)
         if _is_of_library(function):
             return
         names = _names(function.__code__)
@@ -195,9 +253,9 @@ class _Walk:
             if isinstance(value, types.ModuleType):
                 if not _is_of_library(value):
                     for attribute in sorted(names & vars(value).keys()):
-                        yield from self.of(vars(value)[attribute])
+                        yield f"{name}.{attribute}", vars(value)[attribute]
             elif not (_is_of_library(value) and isinstance(value, types.FunctionType | type)):
-                yield from self.of(value)
+                yield name, value
 
 
 def _of_tensor(tensor: Tensor, by_name: bool) -> Any:

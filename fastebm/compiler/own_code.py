@@ -41,8 +41,13 @@ class OwnCode:
 
     def energies(self, x: Tensor, conditions: Conditions, dtype: torch.dtype | None) -> Tensor:
         """The energies (B,), without a gradient, in the dtype that they have."""
-        with evaluating(), torch.inference_mode(False), torch.no_grad():
-            return self._flat_energies(x, conditions, dtype)
+        with evaluating(), torch.inference_mode(False):
+            try:
+                with torch.no_grad():
+                    return self._flat_energies(x, conditions, dtype)
+            except RuntimeError:  # an energy that differentiates inside, or else its own error, a second time
+                with torch.enable_grad():
+                    return self._flat_energies(_leaf(x), conditions, dtype).detach()
 
     def by_autograd(self, x: Tensor, conditions: Conditions, dtype: torch.dtype | None) -> tuple[Tensor, Tensor]:
         """Energies (B,), float32 or float64, and the gradient like x; both detached."""
@@ -63,9 +68,7 @@ class OwnCode:
         wanted = energy_dtype(x)
         return energies if energies.dtype is wanted else energies.to(wanted), gradient
 
-    def examined(
-        self, x: Tensor, conditions: Conditions, dtype: torch.dtype | None
-    ) -> tuple[Tensor, Tensor, str, str]:
+    def examined(self, x: Tensor, conditions: Conditions, dtype: torch.dtype | None) -> tuple[Tensor, Tensor, str, str]:
         """`by_autograd`, and what makes its gradient another than that of the operations, where there is something.
 
         That is a hook, and an `autograd.Function`; each is a description, "" where there is none.
@@ -85,12 +88,17 @@ class OwnCode:
         return energies.detach().to(energy_dtype(x)), gradient, hook, function
 
     def check_independence(self, x: Tensor, conditions: Conditions, dtype: torch.dtype | None) -> None:
-        """Raise RuntimeError if the first energy has a gradient with respect to any other sample of x."""
+        """Raise RuntimeError if an energy has a gradient with respect to another sample of x.
+
+        The energies of the samples at odd places must have none at even ones, and the other way round.
+        """
         with evaluating(), torch.inference_mode(False), torch.enable_grad():
             batch = _leaf(x)
-            gradient = self._differentiate(self._attached(batch, conditions, dtype)[0], batch)
+            energies = self._attached(batch, conditions, dtype)
+            of_odd = self._differentiate(energies[1::2], batch, retain_graph=True)[::2]
+            of_even = self._differentiate(energies[::2], batch)[1::2]
         # Not `!= 0`: for a sample outside the energy's domain, 0 * inf gives NaN in its own derivative.
-        if (gradient[1:].abs() > 0).any():
+        if any(bool((part.abs() > 0).any()) for part in (of_odd, of_even)):
             raise RuntimeError(
                 f"the energy that {self.name} gives a sample changes with the other samples of its batch, so chains "
                 "would influence each other. The likely cause is batch norm in train mode: either it has no running "
@@ -121,12 +129,12 @@ class OwnCode:
             )
         return energies if energies.ndim == 1 else energies.reshape(-1)
 
-    def _differentiate(self, energies: Tensor, x: Tensor) -> Tensor:
+    def _differentiate(self, energies: Tensor, x: Tensor, retain_graph: bool = False) -> Tensor:
         """The gradient of the sum of `energies`; each backward operation runs in the dtype of its forward operation."""
         if torch.is_autocast_enabled(x.device.type):
             with without_autocast(x.device.type):
-                return self._differentiate(energies, x)
-        (gradient,) = torch.autograd.grad(energies.sum(), x, allow_unused=True)
+                return self._differentiate(energies, x, retain_graph)
+        (gradient,) = torch.autograd.grad(energies.sum(), x, allow_unused=True, retain_graph=retain_graph)
         if gradient is None:
             raise self._no_dependence()
         return gradient

@@ -389,6 +389,11 @@ class CompiledLanes:
         for start, values in parts:
             self.constants[start : start + values.numel()] = values
 
+    def same_as(self, other: CompiledLanes) -> bool:
+        """Whether both are one program with one set of constants."""
+        pairs = ((self._code, other._code), (self._tables, other._tables), (self.constants, other.constants))
+        return all(torch.equal(*pair) for pair in pairs)
+
     def bound(self, conditions: Tensor) -> CompiledLanes:
         """This program with the conditions (B, C) of samples, float32; it shares the constants."""
         made = copy.copy(self)

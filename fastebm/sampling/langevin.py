@@ -284,10 +284,12 @@ class Langevin:
         _, num_steps = check_steps(state.step, num_steps)
         update = self._update(_key_increment(state.key), project)
         with self.gradient.chain():
-            done = 0
+            done, blocks_tried = 0, False
             while done < num_steps:
                 # The first update reads the weights; everything that changes after it is on the device.
-                if done == 1 and project is None and all_deferrable(observers):
+                alone = done == 0 or (done == 1 and self.gradient.unsettled(state.x, state.conditions))
+                if not alone and not blocks_tried and project is None and all_deferrable(observers):
+                    blocks_tried = True
                     done += self._advance_blocks_(update, state, num_steps - done, observers, done)
                     if done == num_steps:
                         break

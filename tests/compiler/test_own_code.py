@@ -177,13 +177,13 @@ def test_an_energy_that_moves_in_every_chain_is_left_to_autograd_and_that_is_sai
     gradient = energy_gradient(moving)
 
     def many_chains():
-        for values["beta"] in map(float, range(1, 10)):
+        for values["beta"] in map(float, range(1, 14)):
             assert_right(gradient, moving, states())
 
     with pytest.warns(RuntimeWarning) as said:
         many_chains()
     assert len([w for w in said if "changed between each two" in str(w.message)]) == 1
-    assert len(captures) <= 5
+    assert len(captures) <= 10
 
 
 @pytest.mark.parametrize(
@@ -201,7 +201,7 @@ def test_random_energies_are_not_frozen(draw):
     assert not torch.equal(energies[1], energies[2])
 
 
-def test_a_counter_costs_no_capture(captures):
+def test_a_counter_costs_one_capture_in_all(captures):
     class Counting(nn.Module):
         def __init__(self):
             super().__init__()
@@ -212,11 +212,11 @@ def test_a_counter_costs_no_capture(captures):
 
     net = Counting()
     sampler = Langevin(net, 0.1, 0.1)
-    for step in range(6):
+    for step in range(8):
         net.global_step = step
         net.losses.append(float(step))
         sampler.sample(states(), 5, seed=0)
-    assert len(captures) == 1
+    assert len(captures) == 2  # the second one shows that these change nothing
     assert sampler.gradient.engine == "fused"
 
 
@@ -249,6 +249,159 @@ def test_covered_energies_are_not_evaluated_again():
     assert not covers(net, net)
     assert not covers(Reads(lambda net: 1.0), Reads(lambda net: 1.0))
     assert not covers(lambda x: net(x), None)
+
+
+def test_starts_that_say_nothing():
+    """At zeros, energies and gradients are the same for any factor. What is found by looking is captured anew."""
+    quadratic = types.SimpleNamespace(k=1.0)
+
+    def visible(x):
+        return 0.5 * quadratic.k * x.square().sum(1)
+
+    def hidden(x):
+        return 0.5 * _environment(None) * x.square().sum(1)
+
+    def wall(x):
+        return 10 * torch.relu(x.norm(dim=1) - quadratic.k).square()
+
+    for energy, change, start in (
+        (visible, lambda v: setattr(quadratic, "k", v), torch.zeros(500, 2)),
+        (hidden, lambda v: _ENVIRONMENT.update(beta=str(v)), torch.zeros(500, 2)),
+        (wall, lambda v: setattr(quadratic, "k", v), 0.1 * torch.ones(500, 2)),
+    ):
+        sampler = Langevin(energy, 0.05, 0.3)
+        for value in (1.0, 3.0):
+            change(value)
+            wanted = Langevin(energy, 0.05, 0.3, engine="autograd").sample(start, 60, seed=0)
+            torch.testing.assert_close(sampler.sample(start, 60, seed=0), wanted, rtol=1e-3, atol=1e-4)
+            assert sampler.gradient.engine == "fused"
+        change(1.0)
+
+
+def test_one_large_energy_hides_no_change():
+    setting = {"beta": 1.0}
+
+    def energy(x):
+        return x.square().sum(1) * float(_ENVIRONMENT["beta"]) + 1e-3 * x.pow(8).sum(1)
+
+    x = states(40)
+    x[7] *= 100
+    gradient = energy_gradient(energy)
+    try:
+        for setting["beta"] in (1.0, 1.5):
+            _ENVIRONMENT.update(beta=str(setting["beta"]))
+            ours, wanted = gradient(x)[1], energy_gradient(energy, engine="autograd")(x)[1]
+            assert ((ours - wanted).norm(dim=1) <= 1e-4 * wanted.norm(dim=1)).all()
+    finally:
+        _ENVIRONMENT.update(beta="1.0")
+
+
+def test_energies_that_read_the_batch():
+    starts = torch.zeros(1, 2)
+    for energy in (
+        lambda x: x.square().sum(1) / len(x) * 5,
+        lambda x: x.square().sum(1) - 0.5 * (x - x.detach().mean(0)).square().sum(1),
+        lambda x: x.square().sum(1) * torch.arange(1, len(x) + 1),
+    ):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)
+            found = Langevin(energy, 0.02, 0.3).sample(starts, 40, 0, num_chains=50)
+        wanted = Langevin(energy, 0.02, 0.3, engine="autograd").sample(starts, 40, 0, num_chains=50)
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+    for energy in (
+        lambda x: x.square().sum(1) + 3 * (x - x.roll(1, 0)).square().sum(1),
+        lambda x: (x - x[:1]).square().sum(1) + x.square().sum(1),
+        lambda x: x.square().cumsum(0).sum(1),
+    ):
+        for engine in ("auto", "autograd"):
+            sampler = Langevin(energy, 0.02, 0.2, engine=engine)
+            for _ in range(2):
+                with pytest.raises(RuntimeError, match="chains would influence each other"):
+                    sampler.sample(torch.ones(1, 2), 10, 0, num_chains=40)
+    gradient = energy_gradient(lambda x: x.square().sum(1) * x.shape[0])
+    with warnings.catch_warnings(), gradient.chain():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        for count in (1, 4):
+            x = states(count)
+            torch.testing.assert_close(gradient(x)[1], 2 * count * x)
+
+
+def test_settings_of_a_backward_pass_are_noticed():
+    limit = {"value": 0.5}
+
+    class Clip(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.view_as(x)
+
+        @staticmethod
+        def backward(ctx, gradient):
+            return gradient.clamp(-limit["value"], limit["value"])
+
+    gradient = energy_gradient(lambda x: Clip.apply(x).square().sum(1))
+    for limit["value"] in (0.5, 5.0):
+        assert float(gradient(10 * states())[1].abs().max()) == limit["value"]
+
+
+def test_energies_that_differentiate_inside():
+    net = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 1)).eval()
+
+    def score(x):
+        y = x if x.requires_grad else x.clone().requires_grad_()
+        return torch.autograd.grad(net(y).sum(), y, create_graph=True)[0].square().sum(1)
+
+    gradient = energy_gradient(score)
+    for _ in range(2):
+        assert_right(gradient, score, states())
+
+
+def test_numbers_in_lists_are_not_frozen():
+    for make in (torch.tensor, torch.as_tensor):
+        energy = functools.partial(_listed, make)
+        gradient = energy_gradient(energy)
+        with warnings.catch_warnings(), gradient.chain():
+            warnings.simplefilter("ignore", RuntimeWarning)
+            for scale in (1.0, 3.0):
+                assert_right(gradient, energy, scale * torch.ones(1, 3))
+
+
+def _listed(make, x: Tensor) -> Tensor:
+    return x.square().sum(1) * make([x.detach().norm()])
+
+
+def test_hooks_of_all_modules_are_noticed():
+    net = mlp()
+    gradient = energy_gradient(net)
+    gradient(states())
+    handle = torch.nn.modules.module.register_module_forward_hook(lambda module, inputs, output: output * 1.5)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)
+            assert_right(gradient, net, states())
+    finally:
+        handle.remove()
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16])
+def test_short_whole_numbers_wrap_around_as_in_pytorch(dtype):
+    def energy(x, c):
+        return x.square().sum(1) * (c - 1)
+
+    gradient = energy_gradient(energy)
+    with warnings.catch_warnings(), gradient.chain():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        for rows in ((1, 2), (0, 1)):
+            c = torch.tensor(rows, dtype=dtype)
+            torch.testing.assert_close(gradient(states(2), (c,))[1], 2 * states(2) * (c - 1)[:, None])
+
+
+def test_conditions_that_are_written_within_a_chain():
+    c, x = torch.zeros(5, 4), states()
+    gradient = energy_gradient(lambda x, c: (x - c).square().sum(1))
+    with gradient.chain():
+        for _ in range(3):
+            torch.testing.assert_close(gradient(x, (c,))[1], 2 * (x - c))
+            c.data.add_(1)
 
 
 # ---- gradients that are not those of the operations

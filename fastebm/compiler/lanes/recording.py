@@ -49,6 +49,8 @@ _ESCAPES = frozenset(
     )
 )
 
+_BUILDERS = frozenset((torch.tensor, torch.as_tensor, torch.asarray, Tensor.new_tensor))
+
 
 class Recorder(TorchDispatchMode):
     """A mode within which every operation becomes a node of `graph`, after decomposition.
@@ -279,6 +281,9 @@ class _Escapes(TorchFunctionMode):
             return _one_hot(*args, **(kwargs or {}))
         if func in _ESCAPES:
             self._recorder.escape(args[0])
+        elif func in _BUILDERS:  # they read the numbers of tensors in lists past every dispatcher
+            for tensor in _tensors([part for part in args if isinstance(part, (list, tuple))]):
+                self._recorder.escape(tensor)
         return func(*args, **(kwargs or {}))
 
 
