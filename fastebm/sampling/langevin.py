@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from fastebm import rng
 from fastebm.compiler import EnergyGradient, as_conditions, energy_gradient
 from fastebm.ops import advance_chain, call_steps
-from fastebm.ops.langevin import Clamp, check_clamp, check_clip, check_mask, expand_clamp
+from fastebm.ops.langevin import Clamp, RepeatedStep, check_clamp, check_clip, check_mask, expand_clamp
 from fastebm.ops.memory import check_dense
 from fastebm.sampling.graphs import ChainGraphs, Update
 from fastebm.sampling.observers import Observer, all_deferrable, checking_finite, progress_bar, trajectory_recorder
@@ -301,14 +301,18 @@ class Langevin:
 
     def _update(self, one: Tensor, project: Projection | None) -> Update:
         """The function that moves a state on in place, its key by `one`, and returns the energies before."""
-        last: tuple[ChainState | None, tuple[Any, ...]] = None, ()
+        repeated: dict[int, tuple[ChainState, RepeatedStep]] = {}
 
         def update(state: ChainState) -> Tensor:
-            nonlocal last
-            if last[0] is not state:
-                last = state, self._arguments(state)
             energies, gradient = self.gradient(state.x, state.conditions)
-            torch.ops.fastebm.langevin_step_(state.x, gradient, *last[1])
+            known = repeated.get(id(state))
+            if known is None:
+                options = self._arguments(state)
+                torch.ops.fastebm.langevin_step_(state.x, gradient, *options)
+                repeated.clear()
+                repeated[id(state)] = state, RepeatedStep(state.x, options)
+            else:
+                known[1](gradient)
             if project is not None:
                 state.x.copy_(_projected(project, state.x))
             state.key.add_(one)
