@@ -40,6 +40,11 @@ CPP_SOURCES = (
     "cpu/program_avx2.cpp",
     "cpu/program_avx512.cpp",
     "cpu/program_amx.cpp",
+    "cpu/lanes.cpp",
+    "cpu/lanes_check.cpp",
+    "cpu/lanes_baseline.cpp",
+    "cpu/lanes_avx2.cpp",
+    "cpu/lanes_avx512.cpp",
 )
 CUDA_SOURCES = (
     "cuda/register.cpp",

@@ -21,6 +21,7 @@ LIBRARIES = ("libasan.so", "libubsan.so")
 # Triton is not compiled by us, and torch.compile would compile without sanitizers.
 TESTS = (
     "tests/ops/test_program.py",
+    "tests/ops/test_lanes.py",
     "tests/ops/test_chain.py",
     "tests/ops/test_langevin.py",
     "tests/ops/test_normal.py",

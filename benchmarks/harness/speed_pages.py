@@ -33,8 +33,8 @@ def machines(results: Path) -> list[Path]:
 
 
 def suite_files(machine: Path) -> list[Path]:
-    """A machine's files of rows, but for stages.json, which has a page of its own."""
-    return sorted(file for file in machine.glob("*.json") if file.stem != "stages")
+    """A machine's files of rows, but for stages.json and energies*.json, which have pages of their own."""
+    return sorted(file for file in machine.glob("*.json") if not file.stem.startswith(("stages", "energies")))
 
 
 def slowdown(group: Sequence[Row], *baselines: str) -> float | None:

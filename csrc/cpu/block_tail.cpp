@@ -263,7 +263,8 @@ Tail<Types> tail(const Tensor& main, const Tensor& pooled, const std::optional<T
 // Runs a kernel over stretches of pooled elements, each of which touches four times as many pixels.
 template <class Job>
 void over_stretches(void (*kernel)(const Job&, int64_t, int64_t), const Job& job) {
-  torch::stable::parallel_for(0, (job.pooling.pooled + kPooled - 1) / kPooled, grain(4 * kPooled),
+  const int64_t tasks = (job.pooling.pooled + kPooled - 1) / kPooled;
+  torch::stable::parallel_for(0, tasks, grain(tasks, 4 * kPooled),
                               [&](int64_t begin, int64_t end) { kernel(job, begin, end); });
 }
 

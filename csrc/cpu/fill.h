@@ -36,7 +36,7 @@ template <class Noise, class T>
 void fill_as(Tensor& out, const Key& key, const ChainIds& chain_ids, int64_t batch, int64_t stream) {
   const int64_t elements = out.numel() / batch, stretches = (elements + kStretch - 1) / kStretch;
   const Fill<T> job{static_cast<T*>(out.mutable_data_ptr()), elements, stretches, key.seed, key.step, stream, &chain_ids};
-  torch::stable::parallel_for(0, batch * stretches, grain(std::min(elements, kStretch)),
+  torch::stable::parallel_for(0, batch * stretches, grain(batch * stretches, std::min(elements, kStretch)),
                               [&](int64_t begin, int64_t end) { fill<FillTypes<Noise, T>>(job, begin, end); });
 }
 

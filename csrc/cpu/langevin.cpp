@@ -210,9 +210,10 @@ void run(const LangevinArguments& a) {
                                hinge,
                                factors.empty() ? nullptr : factors.data()};
   if (job.factors)
-    torch::stable::parallel_for(0, shape.batch, grain(shape.elements()),
+    torch::stable::parallel_for(0, shape.batch, grain(shape.batch, shape.elements()),
                                 [&](int64_t begin, int64_t end) { chain_factors<Types>(job, begin, end); });
-  torch::stable::parallel_for(0, shape.batch * shape.stretches(), grain(std::min(shape.elements(), kStretch)),
+  const int64_t tasks = shape.batch * shape.stretches();
+  torch::stable::parallel_for(0, tasks, grain(tasks, std::min(shape.elements(), kStretch)),
                               [&](int64_t begin, int64_t end) { langevin<Types>(job, begin, end); });
 }
 

@@ -25,10 +25,12 @@ using ScalarType = torch::headeronly::ScalarType;
 using BFloat16 = c10::BFloat16;
 using Half = c10::Half;
 
-// Enough elements for a thread to be worth waking (about 10 microseconds of noise).
-constexpr int64_t kGrainElements = 8192;
+// Enough elements for a thread to be worth waking (about 10 microseconds of noise), and so few that one thread does them all,
+// which waits for none that another process keeps from its core.
+constexpr int64_t kGrainElements = 8192, kAloneElements = 65536;
 
-inline int64_t grain(int64_t elements_of_a_task) {
+inline int64_t grain(int64_t tasks, int64_t elements_of_a_task) {
+  if (tasks * elements_of_a_task <= kAloneElements) return std::max<int64_t>(1, tasks);
   return std::max<int64_t>(1, kGrainElements / std::max<int64_t>(1, elements_of_a_task));
 }
 

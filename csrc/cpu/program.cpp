@@ -18,6 +18,19 @@ Execute chosen_variant() {
   return execute_baseline;
 }
 
+// Work of a parallel region below which other threads are not woken: waiting for one that another process keeps from its core
+// costs more.
+constexpr double kAloneNanoseconds = 100e3;
+
+// Nanoseconds that an instruction takes one thread with AVX-512 for an image, about.
+double cost_of(const InstructionRow& i) {
+  constexpr double kMultiplyAdd = 0.02, kStep = 0.1;
+  const double window = static_cast<double>(i.kernel_y) * static_cast<double>(i.kernel_x);
+  const double each = i.kind == Kind::convolution ? kMultiplyAdd * window * static_cast<double>(i.source_channels) : kStep * window;
+  return static_cast<double>(i.channels) * static_cast<double>(i.height) * static_cast<double>(i.width) *
+         (each + kStep * static_cast<double>(i.count));
+}
+
 void run_segments(const ProgramJob& job, Execute execute, Worker worker, int64_t end) {
   for (int64_t s = 0; s < job.header->segments; ++s) {
     const SegmentRow& segment = job.segments[s];
@@ -26,8 +39,10 @@ void run_segments(const ProgramJob& job, Execute execute, Worker worker, int64_t
       const int64_t last = std::min(end, n + segment.images);
       for (int64_t i = 0; i < segment.count; ++i) {
         const InstructionRow& instruction = job.instructions[segment.first + i];
-        if (!job.header->team) {
-          execute(worker, instruction, n, last);
+        if (!job.header->team || static_cast<double>(last - n) * cost_of(instruction) < kAloneNanoseconds) {
+          Worker alone = worker;
+          alone.parts = 1;
+          execute(alone, instruction, n, last);
           continue;
         }
         torch::stable::parallel_for(0, worker.parts, 1, [&](int64_t first, int64_t behind) {
@@ -166,7 +181,10 @@ void ReadyProgram::run(float* energies, float* gradient) const {
       run_segments(job, execute, {&job, job.workspace, c * chunk, 0, 0, threads}, std::min(job.batch, (c + 1) * chunk));
     return;
   }
-  const int64_t workers = std::min(job.header->workers, chunks);
+  double cost = 0;
+  for (int64_t i = 0; i < job.header->instructions; ++i) cost += cost_of(job.instructions[i]);
+  const bool alone = static_cast<double>(job.batch) * cost < kAloneNanoseconds;
+  const int64_t workers = alone ? 1 : std::min(job.header->workers, chunks);
   torch::stable::parallel_for(0, workers, 1, [&](int64_t first, int64_t behind) {
     for (int64_t w = first; w < behind; ++w)
       for (int64_t c = w; c < chunks; c += workers)

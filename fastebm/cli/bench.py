@@ -33,7 +33,7 @@ class Bench:
     rounds: int = 20
     """number of rounds of the measurement; each round runs everything once, in random order"""
     engine: Literal["auto", "fused", "autograd"] = "auto"
-    """engine that computes fastebm's gradients"""
+    """engine that computes fastebm's gradients; all but autograd list the ways to run them, and which is chosen"""
     device: str | None = None
     """device that is measured, cpu or cuda; by default a GPU if there is one"""
     out: Path | None = None
@@ -65,6 +65,16 @@ class Bench:
             log=lambda line: print(line, file=sys.stderr, flush=True),
         )
         print(speed.printed(run.rows))
+        candidates = speed.list_candidates(
+            self.energy,
+            shape,
+            batch=self.batch,
+            dtype=getattr(torch, self.dtype),
+            engine=self.engine,
+            device=select_device(self.device).type,
+        )
+        if candidates:
+            print("\nWays to run its gradient, measured in turns:", *candidates, sep="\n  ")
         if self.out is not None:
             print(f"\n{self.out} has the times of each round, the machine and the versions.")
         return 0

@@ -9,8 +9,11 @@ One thread exports at a time, and none evaluates an energy meanwhile (`process_s
 
 from __future__ import annotations
 
-import copyreg
+import io
+import logging
 import operator
+import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -18,6 +21,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.modules import module as _modules
 
 from fastebm.compiler.import_aten import RULES, AtenImporter, SampleTensor, UnsupportedError
 from fastebm.compiler.lazy_tensors import LazyTensor
@@ -28,6 +32,8 @@ from fastebm.compiler.program import INPUT, Builder, Program, eliminate_dead_cod
 __all__ = ["UnsupportedError", "capture"]
 
 Energy = Callable[[Tensor], Tensor]
+
+_LAST_RESORT = [] if logging.lastResort is None else [logging.lastResort]
 
 # Operations that only check their arguments.
 _CHECKS = ("_assert_tensor_metadata", "_assert_scalar", "sym_constrain_range_for_size", "sym_constrain_range")
@@ -81,8 +87,7 @@ def _export(holder: nn.Module, x: Tensor) -> torch.export.ExportedProgram:
     example = torch.zeros(2, *x.shape[1:], dtype=x.dtype, device=x.device)
     batch = {0: torch.export.Dim("batch", min=1)}
     try:
-        with exporting(), _leaving_no_graph(), warnings.catch_warnings(), torch.inference_mode(False), torch.no_grad():
-            warnings.filterwarnings("ignore", module=copyreg.__name__)  # from PyTorch's own tree specifications
+        with tracing(holder):
             exported = torch.export.export(holder, (example,), dynamic_shapes=(batch,), strict=False)
             if any(_mutates(node) for node in exported.graph.nodes):
                 exported = exported.run_decompositions({})
@@ -93,6 +98,97 @@ def _export(holder: nn.Module, x: Tensor) -> torch.export.ExportedProgram:
         changed = [*signature.buffers_to_mutate.values(), *signature.user_inputs_to_mutate.values()]
         raise UnsupportedError(changed[0], "the energy writes to it")
     return exported
+
+
+@contextmanager
+def tracing(module: nn.Module | None) -> Iterator[None]:
+    """Inside, one thread traces an energy without a trace of that: no prints, no graphs, no hooks called.
+
+    Forward hooks of users would get fake tensors. A hook that changes a result is found when the program is compared
+    with the energy's own code. PyTorch's own hooks, such as an older spectral norm, are part of the energy.
+    """
+    with (
+        exporting(),
+        _leaving_no_graph(),
+        _without_hooks(module),
+        _silent(),
+        _leaving_no_transforms(),
+        torch.inference_mode(False),
+        torch.no_grad(),
+    ):
+        yield
+
+
+@contextmanager
+def _leaving_no_transforms() -> Iterator[None]:
+    """Without this, a trace that fails within `torch.vmap` or `torch.func.grad` leaves them open, autograd broken."""
+    depth = torch._C._functorch.get_dynamic_layer_stack_depth()
+    try:
+        yield
+    finally:
+        if torch._C._functorch.get_dynamic_layer_stack_depth() > depth:
+            torch._C._functorch.pop_dynamic_layer_stack_and_undo_to_depth(depth)
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Without what PyTorch logs, warns of and prints in this thread: that no capture is possible is no one's error."""
+    thread = threading.get_ident()
+
+    def of_others(record: logging.LogRecord) -> bool:
+        return record.thread != thread
+
+    names = [name for name in list(logging.root.manager.loggerDict) if name.partition(".")[0] == "torch"]
+    loggers = [logging.getLogger(name) for name in names]
+    handlers = [*(handler for logger in [*loggers, logging.root] for handler in logger.handlers), *_LAST_RESORT]
+    errors = sys.stderr
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for handler in handlers:
+            handler.addFilter(of_others)
+        sys.stderr = _OfOtherThreads(errors, thread)
+        try:
+            yield
+        finally:
+            sys.stderr = errors
+            for handler in handlers:
+                handler.removeFilter(of_others)
+
+
+class _OfOtherThreads(io.TextIOBase):
+    """A stream to which one thread writes nothing."""
+
+    def __init__(self, stream: Any, silenced: int) -> None:
+        self._stream = stream
+        self._silenced = silenced
+
+    def write(self, text: str) -> int:
+        if self._stream is None or threading.get_ident() == self._silenced:
+            return len(text)
+        return self._stream.write(text)
+
+    def flush(self) -> None:
+        if self._stream is not None:
+            self._stream.flush()
+
+
+@contextmanager
+def _without_hooks(module: nn.Module | None) -> Iterator[None]:
+    """Without forward hooks, other than PyTorch's own, of `module` and of all modules."""
+    tables: list[dict[int, Any]] = [_modules._global_forward_hooks, _modules._global_forward_pre_hooks]
+    for part in () if module is None else module.modules():
+        tables += [part._forward_hooks, part._forward_pre_hooks]
+    kept = [dict(table) for table in tables]
+    try:
+        for table, hooks in zip(tables, kept, strict=True):
+            for number, hook in hooks.items():
+                if not (getattr(hook, "__module__", None) or type(hook).__module__).startswith("torch."):
+                    del table[number]
+        yield
+    finally:
+        for table, hooks in zip(tables, kept, strict=True):
+            table.clear()
+            table.update(hooks)
 
 
 @contextmanager

@@ -1,23 +1,30 @@
 """`energy_gradient`: energies and their gradient with respect to the input, for any energy, fused or by autograd."""
 
+import contextlib
 import functools
+import sys
 import threading
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fastebm.compiler.compiled_gradient import Chain, CompiledGradient, UnsupportedError
-from fastebm.compiler.fingerprint import fingerprint
+from fastebm.compiler.compiled_gradient import CHOICE, Chain, CompiledGradient, UnsupportedError
+from fastebm.compiler.fingerprint import covers, fingerprint
 from fastebm.compiler.frozen_weights import Evaluated, frozen_weights
-from fastebm.compiler.precision import autocast_to, without_autocast
-from fastebm.compiler.process_state import evaluating, exclusive
-from fastebm.ops import CompiledProgram
+from fastebm.compiler.measuring import Timing
+from fastebm.compiler.own_code import Conditions, OwnCode, energy_dtype
+from fastebm.compiler.process_state import exclusive
+from fastebm.ops import CompiledLanes, CompiledProgram
 from fastebm.ops.backends import content_hash
 
-Energy = Callable[[Tensor], Tensor]
+Energy = Callable[..., Tensor]
+
+_INSIDE = (str(Path(__file__).parents[1]), str(Path(torch.__file__).parent))
 
 
 class _OfThread(threading.local):
@@ -34,11 +41,15 @@ class _ThreadState:
     frozen: AbstractContextManager[None] = nullcontext()
 
 
-ENGINES = ("auto", "autograd", "fused")
+ENGINES = ("auto", "autograd", "fused", "compile")
+# Calls at which samples are checked to be independent: the first one may be at states where a gradient is zero.
+CHECKED_CALLS = 2
 DTYPES = (None, torch.float32, torch.bfloat16, torch.float16)
 
 
-def energy_gradient(energy: Energy, *, dtype: torch.dtype | None = None, engine: str = "auto") -> "EnergyGradient":
+def energy_gradient(
+    energy: Energy, *, dtype: torch.dtype | None = None, engine: str = "auto", reproducible: bool = True
+) -> "EnergyGradient":
     """A callable `x -> (energies, gradient)` for any energy that returns one number per sample. See `EnergyGradient`.
 
     >>> gradient = energy_gradient(lambda x: 0.5 * x.square().sum(dim=1))
@@ -46,7 +57,7 @@ def energy_gradient(energy: Energy, *, dtype: torch.dtype | None = None, engine:
     >>> energies, g
     (tensor([12.5000]), tensor([[3., 4.]]))
     """
-    return EnergyGradient(energy, dtype=dtype, engine=engine)
+    return EnergyGradient(energy, dtype=dtype, engine=engine, reproducible=reproducible)
 
 
 class EnergyGradient:
@@ -59,7 +70,11 @@ class EnergyGradient:
             autocast, None in the caller's autocast state. A float16 gradient may underflow: there is no loss scaling.
         engine: "fused" compiles the energy at first use and checks the program against autograd (`CompiledGradient`);
             if that is impossible, the first call raises an error with the reason. "auto" does the same, but falls back
-            to autograd, and `repr` tells the reason. "autograd" runs autograd.
+            to autograd, and a warning and `repr` tell the reason. "autograd" runs autograd, "compile" runs autograd on
+            `torch.compile(energy)`.
+        reproducible: with engine "auto", the same program runs for any batch, so that its bits are the same in any.
+            False measures all programs and autograd on the first states of each shape, for 0.2 seconds and three
+            rounds at least, and takes the fastest, whose bits may depend on the batch.
 
     During a call, or in a whole `chain()` block, the module is in eval mode, its weights need no gradient, and its
     parametrised weights (spectral norm and others of `torch.nn.utils.parametrize`) are evaluated once, without power
@@ -81,7 +96,14 @@ class EnergyGradient:
     Raises TypeError and ValueError for invalid arguments, and RuntimeError as described under `engine`.
     """
 
-    def __init__(self, energy: Energy, *, dtype: torch.dtype | None = None, engine: str = "auto"):
+    def __init__(
+        self,
+        energy: Energy,
+        *,
+        dtype: torch.dtype | None = None,
+        engine: str = "auto",
+        reproducible: bool = True,
+    ):
         if not callable(energy):
             raise TypeError(f"energy is a {type(energy).__name__}; it must be a module or a function of x")
         if dtype not in DTYPES:
@@ -90,7 +112,7 @@ class EnergyGradient:
             raise ValueError(f"engine is {engine!r}; it must be one of {', '.join(map(repr, ENGINES))}")
         self.energy = energy
         self.dtype = dtype
-        self.name, self._module = _name_and_module(energy)
+        self.reproducible = bool(reproducible)
         self._asked = engine
         self._start()
 
@@ -99,42 +121,55 @@ class EnergyGradient:
         self._may_fall_back = self._asked == "auto"
         self.engine = "fused" if self._asked == "auto" else self._asked
         self.reason = "" if self.engine == "fused" else f"engine is {self._asked!r}"
-        self._compiled = CompiledGradient(self.energy, self._module, self.dtype)
-        self._checked = False
+        self.batch_invariant = False
+        self._own = OwnCode(self.energy, compiled=self._asked == "compile")
+        self._compiled = CompiledGradient(self._own, self.dtype, self.reproducible or self._asked != "auto")
+        self._calls_to_check = CHECKED_CALLS
+        self._said: set[str] = set()
         self._of_thread = _OfThread()
         self._last: tuple[Any, int | None] = (None, None)
         self._evaluated: Evaluated = {}
 
     def __getstate__(self) -> dict[str, Any]:
         """For copies, which have another module: without what has run."""
-        return {"energy": self.energy, "dtype": self.dtype, "engine": self._asked}
+        names = ("energy", "dtype", "reproducible")
+        return {"engine": self._asked} | {name: getattr(self, name) for name in names}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.energy, self.dtype, self._asked = state["energy"], state["dtype"], state["engine"]
-        self.name, self._module = _name_and_module(self.energy)
+        self.reproducible = state["reproducible"]
         self._start()
 
-    def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    @property
+    def name(self) -> str:
+        """The energy's name, for messages."""
+        return self._own.name
+
+    def __call__(self, x: Tensor, conditions: Sequence[Tensor] = ()) -> tuple[Tensor, Tensor]:
         """Energies (B,), float32 (float64 for a float64 x), and the gradient, with x's shape and dtype; both detached.
 
-        x is (B, ...) and floating-point, and is not changed; an empty batch gives empty results. Raises TypeError for
-        another kind of x, ValueError if the energy is not one number per sample, and RuntimeError if it does not depend
-        on x or if samples influence each other.
+        x is (B, ...) and floating-point, and is not changed; an empty batch gives empty results. `conditions` are
+        tensors (B, ...) of any dtype, one row for each sample: `energy(x, *conditions)` is called.
+
+        Raises TypeError for another kind of x, ValueError if the energy is not one number per sample or conditions
+        don't have a row for each sample, and RuntimeError if the energy does not depend on x or if samples influence
+        each other.
         """
         if not isinstance(x, Tensor) or not x.is_floating_point():
             kind = x.dtype if isinstance(x, Tensor) else type(x).__name__
             raise TypeError(f"x is {kind}; it must be a floating-point tensor")
         if x.ndim == 0:
             raise ValueError("x has no dimensions; its first one must be the batch")
+        given = as_conditions(conditions, x.shape[0])
         if x.shape[0] == 0:
-            return x.new_empty(0, dtype=_energy_dtype(x)), torch.empty_like(x)
+            return x.new_empty(0, dtype=energy_dtype(x)), torch.empty_like(x)
         chain = self._of_thread.state.chain
         if chain is not None:
-            return self._evaluate(x, chain)
+            return self._evaluate(x, given, chain)
         with self.chain():
             begun = self._of_thread.state.chain
             assert begun is not None
-            return self._evaluate(x, begun)
+            return self._evaluate(x, given, begun)
 
     @contextmanager
     def chain(self) -> Iterator["EnergyGradient"]:
@@ -158,19 +193,32 @@ class EnergyGradient:
         if current[1] is None or current != self._last:
             self._evaluated = {}  # a new one, because another thread's chain may have begun with the old one
         self._last = current
-        frozen = nullcontext() if self._module is None else frozen_weights(self._module, self._evaluated)
+        module = self._own.module
+        frozen = nullcontext() if module is None else frozen_weights(module, self._evaluated)
         frozen.__enter__()
-        state.frozen, state.chain = frozen, Chain(*current)
+        state.frozen, state.chain = frozen, Chain(*current, covered=covers(self._own.energy, module))
 
     def _fingerprint_and_hash(self) -> tuple[Any, int | None]:
         """The energy's fingerprint and a hash of the module's weights, each None if it is unknown."""
-        if self.engine == "autograd" and not self._compiled.has_programs():
+        if self.engine in ("autograd", "compile") and not self._compiled.has_programs():
             return None, None
-        tensors = [] if self._module is None else [*self._module.parameters(), *self._module.buffers()]
+        module = self._own.module
+        tensors = [] if module is None else [*module.parameters(), *module.buffers(), *_plain_tensors(module)]
         inference = any(tensor.is_inference() for tensor in tensors)
-        return fingerprint(self.energy, self._module), None if inference else content_hash(tensors)
+        return fingerprint(self._own.energy, module), None if inference else content_hash(tensors)
 
-    def compiled_program(self, x: Tensor) -> CompiledProgram | None:
+    def unsettled(self, x: Tensor, conditions: Sequence[Tensor] = ()) -> bool:
+        """Whether the next call in this `chain()` block checks more than others do, and so has to be a call of its own.
+
+        That is where the first states were equal, or where it was not shown yet that samples are independent.
+        """
+        chain = self._of_thread.state.chain
+        if self._asked in ("autograd", "compile") or chain is None:
+            return False
+        unchecked = self._calls_to_check > 0 and x.shape[0] > 1
+        return unchecked or self._compiled.unsettled(x, tuple(conditions), chain)
+
+    def compiled_program(self, x: Tensor, conditions: Sequence[Tensor] = ()) -> CompiledProgram | CompiledLanes | None:
         """The fused program that ran on samples like x in this `chain()` block, None if something else ran.
 
         Captured graphs, and whole chains in one call, run it themselves. During a chain it is one object, with its
@@ -179,7 +227,7 @@ class EnergyGradient:
         of, after calling `code(batch)`, which may enlarge it.
         """
         chain = self._of_thread.state.chain
-        return None if chain is None else self._compiled.compiled_program(x, chain)
+        return None if chain is None else self._compiled.compiled_program(x, tuple(conditions), chain)
 
     def __repr__(self) -> str:
         """The engine, the energy and the dtype; for autograd also the reason why nothing faster runs."""
@@ -193,82 +241,108 @@ class EnergyGradient:
     def _text(self, template: str) -> str:
         dtype = "dtype follows autocast" if self.dtype is None else str(self.dtype).removeprefix("torch.")
         text = template.format(engine=self.engine, name=self.name, dtype=dtype)
-        return f"{text}; not fused: {self.reason}" if self.engine == "autograd" else text
+        if self.engine == "autograd":
+            return f"{text}; not fused: {self.reason}"
+        return text
 
     def describe(self) -> str:
         """The `repr`, and a table of every program so far: operations, shapes, FLOPs, bytes and the roofline."""
         return "\n".join(filter(None, [repr(self), self._compiled.describe()]))
 
-    def _evaluate(self, x: Tensor, chain: Chain) -> tuple[Tensor, Tensor]:
-        if not self._checked:
-            self._check_independence(x)
-            self._checked = True
-        return self._by_autograd(x, self.dtype) if self._asked == "autograd" else self._by_program(x, chain)
+    def timings(self, x: Tensor, conditions: Sequence[Tensor] = ()) -> list[Timing]:
+        """Every way to run the energy on samples like x, `torch.compile` included, measured in turns on x itself.
 
-    def _by_program(self, x: Tensor, chain: Chain) -> tuple[Tensor, Tensor]:
+        `chosen` says how this gradient runs them. With engine "fused" and "auto" only.
+        """
+        if self._asked not in ("auto", "fused"):
+            raise ValueError(f"engine is {self._asked!r}; timings are of what 'auto' chooses from")
+        given = as_conditions(conditions, x.shape[0])
+        with self.chain():
+            chain = self._of_thread.state.chain
+            assert chain is not None
+            return self._compiled.timings(x, given, chain)
+
+    def _evaluate(self, x: Tensor, conditions: Conditions, chain: Chain) -> tuple[Tensor, Tensor]:
+        if self._calls_to_check and x.shape[0] > 1:
+            left, self._calls_to_check = self._calls_to_check, CHECKED_CALLS  # anew after a refusal
+            self._own.check_independence(x, conditions, self.dtype)
+            self._calls_to_check = left - 1 if bool((x[1:] != x[:1]).any()) else left
+        if self._asked in ("autograd", "compile") or (chain.refused is not None and chain.refused == _kind(x)):
+            return self._own.by_autograd(x, conditions, self.dtype)
+        return self._by_program(x, conditions, chain)
+
+    def _by_program(self, x: Tensor, conditions: Conditions, chain: Chain) -> tuple[Tensor, Tensor]:
         try:
-            result = self._compiled(x, chain, self._in_full_precision)
+            result = self._compiled(x, conditions, chain)
         except UnsupportedError as error:
             if not self._may_fall_back:
                 raise RuntimeError(
                     f"engine is 'fused', but no fused program exists for {self.name}: {error}; "
                     "engines 'auto' and 'autograd' can run it by autograd"
                 ) from error
-            self.engine, self.reason = "autograd", str(error)
-            return self._by_autograd(x, self.dtype)
+            self.engine, self.reason, self.batch_invariant = "autograd", str(error), False
+            if error.node == CHOICE:
+                self.reason = error.reason
+            else:
+                self._say(self.reason)
+            chain.refused = _kind(x)
+            return self._own.by_autograd(x, conditions, self.dtype)
         self.engine, self.reason = "fused", ""
+        self.batch_invariant = self._compiled.compiled_program(x, conditions, chain) is not None
         return result
 
-    def _in_full_precision(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        return self._by_autograd(x, torch.float32)
+    def _say(self, reason: str) -> None:
+        """A fallback is said once for each reason."""
+        if reason not in self._said:
+            self._said.add(reason)
+            warnings.warn(
+                f"{self.name} runs by autograd instead of a fused program, which is slower, and its bits depend on the "
+                f"batch: {reason} (engine='autograd' asks for that without this warning)",
+                RuntimeWarning,
+                stacklevel=_users_level(),
+            )
 
-    def _by_autograd(self, x: Tensor, dtype: torch.dtype | None) -> tuple[Tensor, Tensor]:
-        with evaluating(), torch.inference_mode(False), torch.enable_grad():
-            x = _leaf(x)
-            energies = self._energies(x, dtype)
-            gradient = self._differentiate(energies, x)
-        return energies.detach().to(_energy_dtype(x)), gradient
 
-    def _energies(self, x: Tensor, dtype: torch.dtype | None) -> Tensor:
-        """The energies, attached to x and flattened to (B,)."""
-        with autocast_to(dtype, x.device.type):
-            energies = self.energy(x)
-        if not isinstance(energies, Tensor) or not energies.is_floating_point():
-            kind = energies.dtype if isinstance(energies, Tensor) else type(energies).__name__
-            raise TypeError(f"{self.name} returned {kind}; an energy must be a floating-point tensor")
-        if energies.ndim == 0 or energies.shape[0] != x.shape[0] or energies.numel() != x.shape[0]:
+def _users_level() -> int:
+    """How far up the first frame outside of fastebm and PyTorch is, as `warnings.warn` counts in the caller."""
+    frame, level = sys._getframe(1), 1
+    while frame.f_back is not None and _is_inside(frame.f_code.co_filename):
+        frame, level = frame.f_back, level + 1
+    return level
+
+
+def _is_inside(file: str) -> bool:
+    return file.startswith(_INSIDE) or file == contextlib.__file__
+
+
+def _kind(x: Tensor) -> tuple[Any, ...]:
+    """What decides within a chain whether there is a program."""
+    return x.shape, x.dtype, x.device, torch.is_autocast_enabled(x.device.type)
+
+
+def _plain_tensors(module: nn.Module) -> list[Tensor]:
+    """Tensors that a module's parts keep as plain attributes."""
+    return [value for part in module.modules() for value in vars(part).values() if isinstance(value, Tensor)]
+
+
+def as_conditions(conditions: Any, count: int) -> Conditions:
+    """`conditions`, a tensor or several, as a tuple of tensors with `count` rows; one row serves all samples.
+
+    Raises TypeError or ValueError for anything else.
+    """
+    if isinstance(conditions, tuple) and not conditions:
+        return ()
+    given = (conditions,) if isinstance(conditions, Tensor) else tuple(() if conditions is None else conditions)
+    if any(isinstance(each, Tensor) and each.ndim and len(each) == 1 != count for each in given):
+        given = tuple(each.expand(count, *each.shape[1:]) if len(each) == 1 else each for each in given)
+    for condition in given:
+        if not isinstance(condition, Tensor):
+            raise TypeError(f"conditions must be tensors, got {type(condition).__name__}")
+        if condition.ndim == 0 or condition.shape[0] != count:
             raise ValueError(
-                f"{self.name} returned shape {tuple(energies.shape)} for x of shape {tuple(x.shape)}; "
-                f"an energy must be one number per sample, ({x.shape[0]},)"
+                f"a condition has one row for each of {count} samples, got a tensor of shape {tuple(condition.shape)}"
             )
-        if not energies.requires_grad:
-            raise _no_dependence(self.name)
-        return energies.flatten()
-
-    def _differentiate(self, energies: Tensor, x: Tensor) -> Tensor:
-        """The gradient of the sum of `energies`; each backward operation runs in the dtype of its forward operation."""
-        with without_autocast(x.device.type):
-            (gradient,) = torch.autograd.grad(energies, x, torch.ones_like(energies), allow_unused=True)
-        if gradient is None:
-            raise _no_dependence(self.name)
-        return gradient
-
-    def _check_independence(self, x: Tensor) -> None:
-        """Raise RuntimeError if the first energy has a gradient with respect to any other sample."""
-        with evaluating(), torch.inference_mode(False), torch.enable_grad():
-            # Chains often start at equal samples or at zero, where a gradient may vanish by chance, so move them.
-            x = x.detach()
-            ramp = torch.linspace(0.25, 1.0, x[0].numel(), dtype=x.dtype, device=x.device).reshape(x[0].shape)
-            others = x[1:] if x.shape[0] > 1 else x
-            batch = _leaf(torch.cat([x[:1] + ramp / 2, others + ramp]))
-            gradient = self._differentiate(self._energies(batch, self.dtype)[0], batch)
-        # Not `!= 0`: for a sample outside the energy's domain, 0 * inf gives NaN in its own derivative.
-        if (gradient[1:].abs() > 0).any():
-            raise RuntimeError(
-                f"the energy that {self.name} gives a sample changes with the other samples of its batch, so chains "
-                "would influence each other. The likely cause is batch norm in train mode: either it has no running "
-                "statistics, or a function has a net in train mode in its closure (call net.eval(), or pass the net)"
-            )
+    return given
 
 
 def _leave(state: _ThreadState, *exception: Any) -> None:
@@ -279,29 +353,3 @@ def _leave(state: _ThreadState, *exception: Any) -> None:
             chain, state.chain = state.chain, None
             chain.close()
             state.frozen.__exit__(*exception)
-
-
-def _name_and_module(energy: Energy) -> tuple[str, nn.Module | None]:
-    """A name for messages, and the module whose weights and flags `energy` uses, if it can be found."""
-    while isinstance(energy, functools.partial):
-        energy = energy.func
-    owner = energy if isinstance(energy, nn.Module) else getattr(energy, "__self__", None)
-    if isinstance(owner, nn.Module):
-        return type(owner).__name__, owner
-    return getattr(energy, "__name__", type(energy).__name__), None
-
-
-def _leaf(x: Tensor) -> Tensor:
-    """x as a new leaf that requires a gradient; an inference tensor must be copied for that."""
-    return (x.clone() if x.is_inference() else x.detach()).requires_grad_()
-
-
-def _energy_dtype(x: Tensor) -> torch.dtype:
-    return torch.float64 if x.dtype is torch.float64 else torch.float32
-
-
-def _no_dependence(name: str) -> RuntimeError:
-    return RuntimeError(
-        f"the energies that {name} returned don't depend on x: autograd finds no gradient. "
-        "Does it detach x or run under no_grad?"
-    )

@@ -137,7 +137,8 @@ def _refuse_step(optimizer: torch.optim.Optimizer, *_: Any) -> None:
 def _set_flags(part: _Frozen) -> None:
     owner = part.owner
     if isinstance(owner, nn.Module):
-        if "training" in vars(owner):  # a compiled module has that of the one inside of it
+        # A compiled module has the flag of the one inside of it, a scripted one keeps it in C++.
+        if "training" in vars(owner) or isinstance(owner, torch.jit.ScriptModule):
             part.undo.append((setattr, owner, "training", owner.training))
             owner.training = False
     elif owner.requires_grad and owner.is_leaf and not owner.is_inference():

@@ -27,6 +27,8 @@ _lock = threading.RLock()
 _gate = threading.Condition()
 _exporter: int | None = None
 _evaluators: set[int] = set()
+# Exporters that wait until the others are done; only one holds the lock, but a set needs no `global`.
+_waits: set[int] = set()
 
 
 class DeferredInterrupt:
@@ -159,7 +161,11 @@ def exporting() -> Iterator[None]:
         try:
             with _gate:
                 _exporter = me = threading.get_ident()
-                _gate.wait_for(lambda: _evaluators <= {me})
+                _waits.add(me)
+                try:
+                    _gate.wait_for(lambda: _evaluators <= {me})
+                finally:
+                    _waits.discard(me)
             yield
         finally:
             if outermost:
@@ -168,19 +174,23 @@ def exporting() -> Iterator[None]:
                     _gate.notify_all()
 
 
-@contextmanager
-def evaluating() -> Iterator[None]:
+class evaluating:  # noqa: N801  (a function to its users; a generator would cost twice as much in every update)
     """Inside, an energy's own code may run: no other thread exports."""
-    me = threading.get_ident()
-    outermost = me not in _evaluators
-    try:
-        if outermost:
+
+    __slots__ = ("_me",)
+
+    def __enter__(self) -> None:
+        me = threading.get_ident()
+        self._me = None if me in _evaluators else me
+        if self._me is not None:
             with _gate:
-                _gate.wait_for(lambda: _exporter in (None, me))
+                if _exporter is not None and _exporter != me:
+                    _gate.wait_for(lambda: _exporter in (None, me))
                 _evaluators.add(me)
-        yield
-    finally:
-        if outermost:
+
+    def __exit__(self, *exception: object) -> None:
+        if self._me is not None:
             with _gate:
-                _evaluators.discard(me)
-                _gate.notify_all()
+                _evaluators.discard(self._me)
+                if _waits:
+                    _gate.notify_all()

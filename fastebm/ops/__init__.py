@@ -4,8 +4,9 @@ from . import backends, schemas
 from .activations import ACTIVATIONS, activation
 from .backends import backend
 from .block_tail import block_tail
-from .chain import CALL_STEPS, advance_chain, prefer_fused_chain
+from .chain import CALL_STEPS, advance_chain, call_steps, prefer_fused_chain
 from .expand_blend import expand_blend
+from .lanes import CompiledLanes
 from .langevin import langevin_step, langevin_step_
 from .normal import normal
 from .program import CompiledProgram, LoweredProgram
@@ -14,6 +15,7 @@ from .uniform import uniform
 __all__ = [
     "ACTIVATIONS",
     "CALL_STEPS",
+    "CompiledLanes",
     "CompiledProgram",
     "LoweredProgram",
     "activation",
@@ -21,6 +23,7 @@ __all__ = [
     "backend",
     "backends",
     "block_tail",
+    "call_steps",
     "expand_blend",
     "langevin_step",
     "langevin_step_",

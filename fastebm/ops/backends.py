@@ -187,6 +187,11 @@ def program_layout(itemsize: int) -> tuple[int, int]:
     return layout
 
 
+def has_matrix_units() -> bool:
+    """Whether the C++ operators use the CPU's matrix units for bfloat16."""
+    return _extension is not None and _extension.active_variant() == "amx"
+
+
 def content_hash(tensors: Sequence[Tensor]) -> int | None:
     """A 64-bit hash of the contents of tensors, or None where hashing would cost more than it saves.
 
@@ -235,6 +240,14 @@ def select_backend(device_type: str, double: bool = False, kernel: str | None = 
             ) is None:
                 return name
     return "reference"
+
+
+def runs_compiled(kernel: str) -> bool:
+    """Whether `kernel` runs in C++ on the CPU now: the extension is there, and no other backend was asked for."""
+    try:
+        return select_backend("cpu", kernel=kernel) == "cpp"
+    except RuntimeError:
+        return False
 
 
 def launch(name: str, out: Tensor, *arguments: Any) -> None:

@@ -19,13 +19,14 @@ import torch
 from torch import Tensor
 
 from .backends import backend, launch, register, select_backend
+from .lanes import CompiledLanes
 from .langevin import check as check_update
 from .memory import share_memory, without_aliasing
 from .options import StepOptions
 from .program import CompiledProgram, reference_run_program
 from .program import check as check_program
 
-__all__ = ["CALL_STEPS", "advance_chain", "prefer_fused_chain", "reference_run_chain"]
+__all__ = ["CALL_STEPS", "advance_chain", "call_steps", "prefer_fused_chain", "reference_run_chain"]
 
 # Images of more pixels take so long that the cost between two updates doesn't count.
 PIXELS = 16 * 16
@@ -47,11 +48,20 @@ def prefer_fused_chain(x: Tensor) -> bool:
     )
 
 
-def advance_chain(x: Tensor, program: CompiledProgram, num_steps: int, *options: Any) -> Tensor:
+def call_steps(program: CompiledProgram | CompiledLanes, x: Tensor) -> int:
+    """How many updates of chains x one call should make; 0 where single updates are as fast, or it can't make any."""
+    if isinstance(program, CompiledLanes):
+        return program.call_steps(x)
+    return CALL_STEPS if program.takes(x) and prefer_fused_chain(x) else 0
+
+
+def advance_chain(x: Tensor, program: CompiledProgram | CompiledLanes, num_steps: int, *options: Any) -> Tensor:
     """Advances chains x by `num_steps` updates, with the `StepOptions` in order; x and the key are written in place.
 
     Returns the energies before each update, (num_steps, B).
     """
+    if isinstance(program, CompiledLanes):
+        return program.advance(x, num_steps, StepOptions(*options))
     code = program.code(x.shape[0])
     return torch.ops.fastebm.run_chain(x, code, program.constants, program.workspace, num_steps, *options)
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from .. import rng
 from ..scalars import as_real, in_float32, shown
 from .backends import launch, refuse_autograd, register
-from .memory import check_dense, refuse_self_overlap, without_aliasing
+from .memory import check_dense, refuse_self_overlap, share_memory, without_aliasing
 from .normal import (
     check_address,
     check_addressable,
@@ -422,6 +422,29 @@ def _langevin_step_(x: Tensor, grad: Tensor, *arguments: Any) -> None:
     if not (grad.data_ptr() == x.data_ptr() and grad.dtype == x.dtype and grad.stride() == x.stride()):
         (grad,) = without_aliasing((grad,), x)
     _run(x, x, grad, options, *without_aliasing((*options[:3], *options[7:-1]), x))
+
+
+class RepeatedStep:
+    """`langevin_step_` of one state with one set of options, many times, without the checks of each call.
+
+    Made after a first `langevin_step_(x, ..., *options)`. x, the key and the options stay where they are; what lies in
+    them may change.
+    """
+
+    def __init__(self, x: Tensor, options: tuple[Any, ...]) -> None:
+        self._x = x
+        self._options = StepOptions._make(options)
+        self._possible = x.is_cpu and x.is_contiguous() and x.numel() > 0
+        read = [t for t in (*self._options[:3], *self._options[7:-1]) if t is not None]
+        self._possible &= all(t.is_contiguous() for t in read) and not any(share_memory(x, t) for t in read)
+
+    def __call__(self, grad: Tensor) -> None:
+        x = self._x
+        plain = grad.dtype is x.dtype and grad.shape == x.shape and grad.is_contiguous()
+        if not self._possible or not plain or grad.untyped_storage().data_ptr() == x.untyped_storage().data_ptr():
+            torch.ops.fastebm.langevin_step_(x, grad, *self._options)
+            return
+        launch("langevin_step", x, x, grad, *self._options)
 
 
 def _run(

@@ -146,6 +146,12 @@ class CompiledProgram:
         energies, gradient = torch.ops.fastebm.run_program(sample, code, self.constants, self.workspace)
         return energies, gradient.view(x.shape)
 
+    def same_as(self, other: CompiledProgram) -> bool:
+        """Whether both are one program with one set of constants."""
+        if self.lowered != other.lowered or len(self.constants) != len(other.constants):
+            return False
+        return all(torch.equal(*pair) for pair in zip(self.constants, other.constants, strict=True))
+
     def takes(self, x: Tensor) -> bool:
         """Whether x has the program's own sample shape; a program of vectors takes images only as a view."""
         return x.shape[1:] == self.lowered.sample

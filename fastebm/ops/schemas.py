@@ -34,6 +34,13 @@ PUBLIC: dict[str, str] = {
     "expand_blend": "(Tensor primal, Tensor fade, Tensor beta) -> Tensor",
     "expand_blend_backward": "(Tensor grad, Tensor beta) -> (Tensor, Tensor)",
     "run_program": "(Tensor x, Tensor code, Tensor[] constants, Tensor(a!) workspace) -> (Tensor, Tensor)",
+    "run_lanes": (
+        "(Tensor x, Tensor code, Tensor tables, Tensor constants, Tensor? conditions=None) -> (Tensor, Tensor)"
+    ),
+    "run_lane_chain": (
+        "(Tensor(a!) x, Tensor code, Tensor tables, Tensor constants, int num_steps, "
+        f"{schema_of(StepOptions, key='Tensor(b!)')}, Tensor? conditions=None) -> Tensor"
+    ),
     "run_chain": (
         "(Tensor(a!) x, Tensor code, Tensor[] constants, Tensor(b!) workspace, int num_steps, "
         f"{schema_of(StepOptions, key='Tensor(c!)')}) -> Tensor"
@@ -74,6 +81,18 @@ KERNELS: dict[str, Kernel] = {
     "expand_blend": Kernel("expand_blend", "(Tensor(a!) out, Tensor primal, Tensor fade, Tensor beta) -> ()"),
     "expand_blend_backward": Kernel(
         "expand_blend", "(Tensor(a!) grad_primal, Tensor(b!) grad_fade, Tensor grad, Tensor beta) -> ()"
+    ),
+    "run_lanes": Kernel(
+        "lanes",
+        "(Tensor(a!) energies, Tensor(b!) gradient, Tensor x, Tensor code, Tensor tables, Tensor constants, "
+        "Tensor conditions) -> ()",
+        backends=("cpp",),
+    ),
+    "run_lane_chain": Kernel(
+        "lanes",
+        "(Tensor(a!) energies, Tensor(b!) x, Tensor code, Tensor tables, Tensor constants, Tensor conditions, "
+        f"{schema_of(StepOptions, key='Tensor(c!)')}) -> ()",
+        backends=("cpp",),
     ),
     # On a GPU in Triton alone, whose compiler specialises each instruction.
     "run_program": Kernel(

@@ -16,7 +16,7 @@ import functools
 import itertools
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias, TypeVar, Unpack
 
@@ -38,6 +38,7 @@ from fastebm.sampling.langevin import (
     batch_slices,
     check_start,
     check_steps,
+    conditions_of,
     repeat_start,
 )
 from fastebm.sampling.observers import checking_finite, progress_bar
@@ -107,6 +108,7 @@ class LevelSampler(ABC):
         mask: ForLevels[Tensor] | None = None,
         known: ForLevels[Tensor] | None = None,
         data_term: ForLevels[LevelDataTerm] | None = None,
+        conditions: Sequence[Tensor] = (),
         project: ForLevels[Projection] | None = None,
         start_step: int = 0,
         thin: int = 1,
@@ -140,6 +142,7 @@ class LevelSampler(ABC):
                 a schedule, which runs as those of the step size and noise do. The step sizes are computed in the
                 precision of the weight: float64 for a number or schedule, its dtype for a tensor.
             project: a function of the images of all chains, called after every update, as in `Langevin.sample`.
+            conditions: as in `Langevin.init`; the energies of all levels are called with them.
             thin, keep: `keep` is "last", or a function called as `callback(k, x, info)` after every `thin`-th update,
                 counted through the levels, batch after batch.
             device: where the chains run. By default the device of `x0`, or of the first net's weights.
@@ -173,6 +176,7 @@ class LevelSampler(ABC):
             chain_ids=rng.make_chain_ids(chain_ids, len(x), device=x.device),
             schedule=schedule,
             step=start_step + begin,
+            conditions=conditions_of(conditions, x),
         )
         constraints = [self._constraint(level, schedule, mask, known, data_term, project) for level in levels]
         for level, constraint in zip(levels, constraints, strict=True):

@@ -80,8 +80,8 @@ class ChainGraphs(threading.local):
 
         Returns how many updates it did: all, or none if the gradient has no compiled program.
         """
-        program = gradient.compiled_program(state.x)
-        if program is None:
+        program = gradient.compiled_program(state.x, state.conditions)
+        if not isinstance(program, CompiledProgram):
             return 0
         with torch.cuda.device(state.x.device):
             captured = self._for(program, update, state)

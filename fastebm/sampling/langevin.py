@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from fastebm import rng
-from fastebm.compiler import EnergyGradient, energy_gradient
-from fastebm.ops import CALL_STEPS, advance_chain, prefer_fused_chain
-from fastebm.ops.langevin import Clamp, check_clamp, check_clip, check_mask, expand_clamp
+from fastebm.compiler import EnergyGradient, as_conditions, energy_gradient
+from fastebm.ops import advance_chain, call_steps
+from fastebm.ops.langevin import Clamp, RepeatedStep, check_clamp, check_clip, check_mask, expand_clamp
 from fastebm.ops.memory import check_dense
 from fastebm.sampling.graphs import ChainGraphs, Update
 from fastebm.sampling.observers import Observer, all_deferrable, checking_finite, progress_bar, trajectory_recorder
@@ -38,6 +38,7 @@ class LangevinOptions(TypedDict, total=False):
     grad_norm_clip: float | None
     dtype: torch.dtype | None
     engine: str
+    reproducible: bool
 
 
 class Langevin:
@@ -54,7 +55,7 @@ class Langevin:
             sample, such as `(C, 1, 1)` for a bound of each channel, which is copied.
         grad_clip: the largest magnitude of an entry of the gradient.
         grad_norm_clip: the largest norm of a sample's gradient; not together with `grad_clip`.
-        dtype, engine: passed to `energy_gradient`.
+        dtype, engine, reproducible: passed to `energy_gradient`.
 
     Several threads may use one sampler at the same time, or samplers of their own over one module, and get the bits
     that each gets alone; no thread may train the module meanwhile (see `EnergyGradient`). Copies and pickles work where
@@ -81,19 +82,22 @@ class Langevin:
         grad_norm_clip: float | None = None,
         dtype: torch.dtype | None = None,
         engine: str = "auto",
+        reproducible: bool = True,
     ) -> None:
         if isinstance(energy, EnergyGradient):
-            if dtype is not None or engine != "auto":
+            if dtype is not None or engine != "auto" or not reproducible:
                 raise ValueError(
-                    "dtype and engine are options of energy_gradient; this energy is an EnergyGradient already"
+                    "dtype, engine and reproducible are options of energy_gradient; this energy is an EnergyGradient "
+                    "already"
                 )
             self.gradient = energy
         else:
-            self.gradient = energy_gradient(energy, dtype=dtype, engine=engine)
+            self.gradient = energy_gradient(energy, dtype=dtype, engine=engine, reproducible=reproducible)
         self.step_size = as_schedule(step_size)
         self.noise_std = as_schedule(noise_std)
         table(self.step_size, self.noise_std, 2)  # a wrong range is found here rather than at the first chain
         self.clamp = check_clamp(_copied_bounds(clamp))
+        self._constant: tuple[Schedule, Schedule, Tensor] | None = None
         self._clamps: dict[tuple[torch.device, torch.dtype], Clamp] = {}
         if grad_clip is not None and grad_norm_clip is not None:
             raise ValueError("give grad_clip (by value) or grad_norm_clip (by a sample's norm), not both")
@@ -134,6 +138,7 @@ class Langevin:
         mask: Tensor | None = None,
         known: Tensor | None = None,
         data_term: DataTerm | None = None,
+        conditions: Sequence[Tensor] = (),
     ) -> ChainState:
         """The state from which chains start.
 
@@ -150,6 +155,9 @@ class Langevin:
             data_term: `(target, weight)` or `(target, weight, hinge)`: adds `weight * (x - target)` to the (clipped)
                 gradient of the samples with `||x - target||**2 > hinge`; the weight is a number or a schedule, not
                 negative.
+            conditions: what the energy depends on besides x, such as labels, times or measurements: tensors `(B, ...)`
+                of any dtype on `x0`'s device, one row for each chain. The energy is called as `energy(x, *conditions)`.
+                One row serves all chains.
         """
         x0 = repeat_start(check_start(x0), num_chains, "num_chains")
         if isinstance(chain_ids, Tensor) and chain_ids.dim() and chain_ids.shape != x0.shape[:1]:
@@ -165,8 +173,9 @@ class Langevin:
             x=x0.detach().clone(),
             key=rng.make_key(rng.draw_seed() if seed is None else seed, start_step, device=device),
             chain_ids=rng.make_chain_ids(chain_ids, x0.shape[0], device=device),
-            schedule=table(self.step_size, self.noise_std, rows).to(device),
+            schedule=self._table(rows).to(device, copy=True),
             step=start_step,
+            conditions=conditions_of(conditions, x0),
         )
         return self.constrain(state, mask, known, data_term, num_steps)
 
@@ -239,7 +248,7 @@ class Langevin:
         Outside of `with sampler.gradient.chain():` every call reads the weights anew.
         """
         check_steps(state.step, 1)
-        energy, gradient = self.gradient(state.x)
+        energy, gradient = self.gradient(state.x, state.conditions)
         x = torch.ops.fastebm.langevin_step(state.x, gradient, *self._arguments(state))
         if project is not None:
             x = _projected(project, x)
@@ -275,10 +284,12 @@ class Langevin:
         _, num_steps = check_steps(state.step, num_steps)
         update = self._update(_key_increment(state.key), project)
         with self.gradient.chain():
-            done = 0
+            done, blocks_tried = 0, False
             while done < num_steps:
                 # The first update reads the weights; everything that changes after it is on the device.
-                if done == 1 and project is None and all_deferrable(observers):
+                alone = done == 0 or (done == 1 and self.gradient.unsettled(state.x, state.conditions))
+                if not alone and not blocks_tried and project is None and all_deferrable(observers):
+                    blocks_tried = True
                     done += self._advance_blocks_(update, state, num_steps - done, observers, done)
                     if done == num_steps:
                         break
@@ -290,10 +301,18 @@ class Langevin:
 
     def _update(self, one: Tensor, project: Projection | None) -> Update:
         """The function that moves a state on in place, its key by `one`, and returns the energies before."""
+        repeated: dict[int, tuple[ChainState, RepeatedStep]] = {}
 
         def update(state: ChainState) -> Tensor:
-            energies, gradient = self.gradient(state.x)
-            torch.ops.fastebm.langevin_step_(state.x, gradient, *self._arguments(state))
+            energies, gradient = self.gradient(state.x, state.conditions)
+            known = repeated.get(id(state))
+            if known is None:
+                options = self._arguments(state)
+                torch.ops.fastebm.langevin_step_(state.x, gradient, *options)
+                repeated.clear()
+                repeated[id(state)] = state, RepeatedStep(state.x, options)
+            else:
+                known[1](gradient)
             if project is not None:
                 state.x.copy_(_projected(project, state.x))
             state.key.add_(one)
@@ -307,14 +326,20 @@ class Langevin:
         """Moves `state` on by blocks of updates, after `done` earlier ones. Returns how many it did: all, or none."""
         if state.x.is_cuda:
             return self._graphs.advance_(self.gradient, update, state, num_steps, observers, done)
-        program = self.gradient.compiled_program(state.x)
-        if program is None or not (program.takes(state.x) and prefer_fused_chain(state.x)):
+        program = self.gradient.compiled_program(state.x, state.conditions)
+        at_once = 0 if program is None else call_steps(program, state.x)
+        if program is None or not at_once:
             return 0
-        for first in range(0, num_steps, CALL_STEPS):
-            block = min(CALL_STEPS, num_steps - first)
-            energies = advance_chain(state.x, program, block, *self._arguments(state))
-            for i, of_update in enumerate(energies.unbind()):
-                for observe in observers:
+        options = self._arguments(state)
+        for first in range(0, num_steps, at_once):
+            block = min(at_once, num_steps - first)
+            energies = advance_chain(state.x, program, block, *options)
+            for observe in observers:
+                whole = getattr(observe, "observe_block", None)
+                if whole is not None:
+                    whole(done + first + block, state.x, energies)
+                    continue
+                for i, of_update in enumerate(energies.unbind()):
                     observe(done + first + i + 1, state.x, of_update)
         return num_steps
 
@@ -357,13 +382,14 @@ class Langevin:
         mask: Tensor | None = None,
         known: Tensor | None = None,
         data_term: DataTerm | None = None,
+        conditions: Sequence[Tensor] = (),
         project: Projection | None = None,
         check: bool = True,
     ) -> Tensor:
         """Runs chains of `num_steps` updates from `x0` and returns the states at their ends, `(B, ...)` like `x0`.
 
         Args:
-            x0, seed, chain_ids, num_chains, start_step, mask, known, data_term: as in `init`.
+            x0, seed, chain_ids, num_chains, start_step, mask, known, data_term, conditions: as in `init`.
             num_steps: the number of updates, 0 or more; schedules stretch over it.
             thin: the distance in updates between kept states or calls.
             keep: "last"; or "trajectory" for the start and every `thin`-th state after it,
@@ -397,6 +423,7 @@ class Langevin:
             mask=mask,
             known=known,
             data_term=data_term,
+            conditions=conditions,
         )
         x = state.x
         frames = x.new_empty((1 + num_steps // thin, *x.shape)) if keep == "trajectory" else None
@@ -445,6 +472,14 @@ class Langevin:
             low, high = (b.to(x.device, x.dtype) if isinstance(b, Tensor) else b for b in self.clamp)
             self._clamps[kind] = low, high
         return expand_clamp(self._clamps[kind], x)
+
+    def _table(self, rows: int) -> Tensor:
+        """The schedules' table; that of constants, which most chains have, is kept."""
+        if rows != 1:
+            return table(self.step_size, self.noise_std, rows)
+        if self._constant is None or self._constant[:2] != (self.step_size, self.noise_std):
+            self._constant = self.step_size, self.noise_std, table(self.step_size, self.noise_std, 1)
+        return self._constant[2]
 
     def _rows(self, num_steps: int | None, *schedules: float | Tensor | Schedule) -> int:
         """How many rows a table of `schedules`, by default the sampler's own, needs for `num_steps` updates: 1 if all
@@ -531,6 +566,16 @@ def _copied_bounds(clamp: Any) -> Any:
     if not isinstance(clamp, tuple | list):
         return clamp
     return tuple(b.detach().to("cpu", copy=True) if isinstance(b, Tensor) and not b.is_meta else b for b in clamp)
+
+
+def conditions_of(conditions: Any, x: Tensor) -> tuple[Tensor, ...]:
+    """`conditions` with a row for each chain of x. Raises TypeError or ValueError for those that don't fit."""
+    given = as_conditions(conditions, len(x))
+    for each in given:
+        check_dense("a condition", each)
+        if each.device != x.device:
+            raise ValueError(f"a condition is on {each.device}, x0 on {x.device}")
+    return given
 
 
 def expand_to(shape: torch.Size, name: str, value: Tensor, device: torch.device) -> Tensor:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,7 +17,8 @@ from fastebm.sampling.state import ChainState
 Observer = Callable[[int, Tensor, Tensor], None]
 """Called after an update with the number of updates done, the live state (do not keep it) and the energies before it.
 
-An observer with `reads_states = False` may be called later, in order, when the state has moved on.
+An observer with `reads_states = False` may be called later, in order, when the state has moved on. If it has a method
+`observe_block(done, x, energies)`, that may be called instead for several updates, with their energies `(n, B)`.
 """
 
 
@@ -48,18 +50,29 @@ class FiniteCheck:
         if len(self.recent) == self._FOLD:
             self._fold()
 
+    def observe_block(self, done: int, x: Tensor, energies: Tensor) -> None:
+        self._fold()
+        self.x = x
+        self._count(energies)
+
     def _fold(self) -> None:
-        leading = torch.stack(self.recent).isfinite().cumprod(0).sum(0)
+        if self.recent:
+            self._count(torch.stack(self.recent))
+            self.recent.clear()
+
+    def _count(self, energies: Tensor) -> None:
+        if energies.is_cpu and energies.dtype in (torch.float32, torch.float64) and _surely_finite(energies):
+            leading: Tensor | int = len(energies)
+        else:
+            leading = energies.isfinite().cumprod(0).sum(0)
         self.finite = torch.where(self.finite == self.seen, self.finite + leading, self.finite)
-        self.seen += len(self.recent)
-        self.recent.clear()
+        self.seen += len(energies)
 
     def check(self) -> None:
         """Raises FloatingPointError if an energy or the last state was not finite. Syncs with the host."""
         if self.x is None:
             return
-        if self.recent:
-            self._fold()
+        self._fold()
         count = self.x.shape[0]
         lost = (self.finite < self.seen) | ~self.x.isfinite().reshape(count, math.prod(self.x.shape[1:])).all(1)
         if not lost.any():
@@ -73,6 +86,12 @@ class FiniteCheck:
             f"by its {where if first < self.seen else 'state at the end'}. "
             "Try a smaller step_size, a clamp or a gradient clip; check=False returns such chains."
         )
+
+
+def _surely_finite(energies: Tensor) -> bool:
+    """Whether the sum is finite, which it is only where all terms are; on one thread, which waits for no other."""
+    with np.errstate(all="ignore"):
+        return math.isfinite(energies.numpy().sum())
 
 
 @contextmanager

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fastebm import rng
+from fastebm.compiler import as_conditions
 from fastebm.ops.langevin import check as check_update
 from fastebm.ops.options import StepOptions
 from fastebm.scalars import as_int, as_real, shown
@@ -32,6 +33,7 @@ class ChainState:
         mask, known: where `mask` (bool) is True, every update ends at `known`; both have the shape of `x`.
         data_target, data_term_weight, data_term_hinge: the data term, `weight * (x - data_target)` in the gradient of
             the samples with `||x - data_target||**2 > hinge`; the weights are a float32 table `(S,)`.
+        conditions: tensors `(B, ...)` of any dtype, one row for each chain; the energy is called with them.
     """
 
     x: Tensor
@@ -44,6 +46,7 @@ class ChainState:
     data_target: Tensor | None = None
     data_term_weight: Tensor | None = None
     data_term_hinge: float = 0.0
+    conditions: tuple[Tensor, ...] = ()
 
     def rows(self, first: int, last: int) -> ChainState:
         """The state of the chains `first` to `last - 1`, with their ids. `x` is a view, `key` is a copy."""
@@ -62,11 +65,14 @@ class ChainState:
             mask=part(self.mask),
             known=part(self.known),
             data_target=part(self.data_target),
+            conditions=tuple(condition[first:last] for condition in self.conditions),
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """The fields that are set, by name: tensors (not copied), the int `step` and the float `data_term_hinge`."""
-        return {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) is not None}
+        """The fields that are set, by name: tensors (not copied), the int `step`, the float `data_term_hinge`, and the
+        tuple of `conditions`, where there are any."""
+        found = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {name: value for name, value in found.items() if value is not None and value != ()}
 
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Any], device: torch.device | str | None = None) -> ChainState:
@@ -95,7 +101,9 @@ class ChainState:
             if name in state and (state[name].layout is not torch.strided or state[name].is_meta):
                 raise ValueError(f"a chain's {name} is a dense tensor that holds values, got {shown(state[name])}")
         device = state["x"].device if device is None else device
-        tensors = {name: state[name].detach().to(device) for name in _TENSORS if name in state}
+        tensors: dict[str, Any] = {name: state[name].detach().to(device) for name in _TENSORS if name in state}
+        given = as_conditions(state.get("conditions", ()), state["x"].shape[0] if state["x"].ndim else 0)
+        tensors["conditions"] = tuple(condition.detach().to(device) for condition in given)
         hinge = as_real("data_term_hinge", state.get("data_term_hinge", 0.0))
         loaded = cls(**{**state, **tensors, "step": as_int("step", state["step"]), "data_term_hinge": hinge})
         loaded.check()

@@ -336,8 +336,8 @@ def reversed_gradient(x: Tensor) -> Tensor:
         (Attention(), "matmul"),
         (Normed(), r"group_norm: no rule imports aten\.group_norm\.default"),
         (lambda x: x.sum((1, 2, 3)) if x.sum() > 0 else x.square().sum((1, 2, 3)), r"torch\.export"),
-        (lambda x: Stepwise.apply(x).square().sum((1, 2, 3)), "round"),
-        (reversed_gradient, r"check: its gradients differ from autograd's by 2, more than 1e-08"),
+        (lambda x: Stepwise.apply(x).square().sum((1, 2, 3)), r"autograd\.Function Stepwise"),
+        (reversed_gradient, r"backward: a gradient hook"),
     ],
     ids=["attention", "group norm", "control flow", "custom function", "hook"],
 )
@@ -348,14 +348,17 @@ def test_what_has_no_program_says_why(energy, reason):
     for _ in range(2):
         with pytest.raises(RuntimeError, match=f"no fused program exists for .*{reason}"):
             gradient(x)
-    assert energy_gradient(energy)(x)[1].abs().max() > 0
+    with pytest.warns(RuntimeWarning, match=f"runs by autograd.*{reason}"):
+        assert energy_gradient(energy)(x)[1].abs().max() > 0
 
 
 def test_auto_falls_back_and_says_why():
     gradient = energy_gradient(Normed().double())
     x = images(2, 3, 8, 8)
-    assert torch.equal(gradient(x)[1], energy_gradient(gradient.energy, engine="autograd")(x)[1])
+    with pytest.warns(RuntimeWarning, match="Normed runs by autograd instead of a fused program.*group_norm"):
+        assert torch.equal(gradient(x)[1], energy_gradient(gradient.energy, engine="autograd")(x)[1])
     assert gradient.engine == "autograd"
+    assert not gradient.batch_invariant
     assert "group_norm" in gradient.reason
     assert "autograd gradient of Normed" in repr(gradient)
     assert "not fused: group_norm: no rule imports aten.group_norm.default" in repr(gradient)
@@ -374,6 +377,8 @@ def test_an_impossible_x_raises_what_the_net_raises():
 
 
 def test_energies_that_cannot_be_compared_have_no_program():
-    gradient = energy_gradient(lambda x: (x * float("inf")).sum(1), engine="fused")
-    with pytest.raises(RuntimeError, match="not finite"):
-        gradient(tensor(2, 4))
+    gradient = energy_gradient(lambda x: x.log().sum(1), engine="fused")
+    with pytest.raises(RuntimeError, match="at none of the first states"):
+        gradient(-tensor(2, 4).abs().float())
+    gradient(tensor(2, 4).abs().float())  # the first states say nothing about later ones
+    assert gradient.engine == "fused"

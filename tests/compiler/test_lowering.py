@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastebm import ops
-from fastebm.compiler import energy_gradient
+from fastebm.compiler import candidates, energy_gradient
 from fastebm.compiler.capture import capture
 from fastebm.compiler.frozen_weights import frozen_weights
 from fastebm.compiler.lowering import LoweringError, LoweringResult, lower
@@ -19,6 +19,13 @@ from fastebm.ops.instructions import EpilogueOp, Kind
 from fastebm.sampling import Langevin
 from tests.compiler.networks import Decoder, ResidualNet, TutorialNet, WideNet
 from tests.compiler.small_programs import assert_close, tensor
+
+
+@pytest.fixture(autouse=True)
+def without_lanes(request, monkeypatch):
+    """Fused programs run what lane programs would take; not in tests of what is left to these."""
+    if "lane" not in request.function.__name__ and "others" not in request.function.__name__:
+        monkeypatch.setattr(candidates, "_lanes_take", lambda key: False)
 
 
 def lower_energy(energy, x: Tensor, itemsize: int = 8) -> LoweringResult:
@@ -234,21 +241,27 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_is_refused_runs_on_stock_operations_and_says_why(name):
+def test_what_is_refused_runs_as_a_lane_program_and_on_stock_operations_elsewhere(name):
     make, reason = REFUSED[name]
     net = Summed(make()).eval()
     x = torch.tanh(tensor(2, 3, 8, 8)).float()
     with pytest.raises(LoweringError, match=reason):
         lower_energy(net, x, 4)
+    wanted = energy_gradient(net, engine="autograd")(x)[1]
     gradient = energy_gradient(net, engine="fused")
-    found, wanted = gradient(x)[1], energy_gradient(net, engine="autograd")(x)[1]
-    assert (found - wanted).norm() < 1e-5 * wanted.norm()
-    assert "runs on PyTorch operations" in gradient.describe()
-    assert reason in gradient.describe()
+    assert (gradient(x)[1] - wanted).norm() < 1e-5 * wanted.norm()
+    assert "lane program" in gradient.describe()
+    assert gradient.batch_invariant
+    with ops.backend("reference"):
+        gradient = energy_gradient(net, engine="fused")
+        assert (gradient(x)[1] - wanted).norm() < 1e-5 * wanted.norm()
+        assert "runs on PyTorch operations" in gradient.describe()
+        assert reason in gradient.describe()
+        assert not gradient.batch_invariant
 
 
 @pytest.mark.parametrize("shape", [(20,), (20, 1, 1)])
-def test_a_part_of_a_vector_that_meets_an_image_is_left_to_stock_operations(shape):
+def test_a_part_of_a_vector_that_meets_an_image_is_left_to_others(shape):
     torch.manual_seed(0)
     linear = nn.Linear(4, 16)
 
@@ -258,10 +271,11 @@ def test_a_part_of_a_vector_that_meets_an_image_is_left_to_stock_operations(shap
         return (image.flatten(1) - x[:, 4:].flatten(1)).square().sum(1) + pooled
 
     x = tensor(3, *shape).float()
+    with pytest.raises(LoweringError, match="slices a vector whose part lies as an image"):
+        lower_energy(energy, x, 4)
     gradient = energy_gradient(energy, engine="fused")
     for found, wanted in zip(gradient(x), energy_gradient(energy, engine="autograd")(x), strict=True):
         torch.testing.assert_close(found, wanted)
-    assert "slices a vector whose part lies as an image" in gradient.describe()
 
 
 # ---- the same bits however the batch is split

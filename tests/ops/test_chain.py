@@ -254,7 +254,7 @@ def test_samplers_run_the_same_chains(monkeypatch, dtype, size):
     with ops.backend("cpp" if ops.backends._extension else "reference"):
         for allowed in (True, False):
             monkeypatch.setattr(
-                "fastebm.sampling.langevin.prefer_fused_chain", lambda x, a=allowed: a and prefer_fused_chain(x)
+                "fastebm.ops.chain.prefer_fused_chain", lambda x, a=allowed: a and prefer_fused_chain(x)
             )
             told.clear()
             state = sampler.init(x, seed=3, num_steps=num_steps)

@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def triton_modules() -> list[Any]:
-    subjects = dict.fromkeys(kernel.subject for kernel in schemas.KERNELS.values())
+    subjects = dict.fromkeys(kernel.subject for kernel in schemas.KERNELS.values() if "triton" in kernel.backends)
     return [importlib.import_module(f"fastebm.ops.triton.{subject}") for subject in subjects]
 
 

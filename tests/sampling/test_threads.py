@@ -478,9 +478,15 @@ def test_derivatives_run_on_the_backend_of_their_operator(monkeypatch):
 # ---- memory
 
 
-def test_thousands_of_batch_sizes_are_bounded():
-    gradient = energy_gradient(nn.Sequential(nn.Linear(3, 8), nn.SiLU(), nn.Linear(8, 1)), engine="fused")
-    x = torch.randn(2000, 3)
+@pytest.fixture
+def fused(monkeypatch):
+    """Images run as fused programs even where they are small."""
+    monkeypatch.setattr("fastebm.compiler.candidates.LARGE_IMAGE", 0)
+
+
+def test_thousands_of_batch_sizes_are_bounded(fused):
+    gradient = energy_gradient(nn.Sequential(nn.Flatten(), nn.Linear(3, 8), nn.SiLU(), nn.Linear(8, 1)), engine="fused")
+    x = torch.randn(2000, 3, 1, 1)
     with gradient.chain():
         for batch in range(1, 2001, 2):
             gradient(x[:batch])
@@ -509,7 +515,7 @@ def test_thousands_of_sample_shapes_are_bounded(monkeypatch):
         assert torch.equal(gradient(torch.ones(2, 1))[1], first[0])
 
 
-def test_a_threads_workspace_ends_with_it():
+def test_a_threads_workspace_ends_with_it(fused):
     gradient = energy_gradient(plain(), engine="fused")
 
     def run() -> weakref.ref[Tensor]:
@@ -560,7 +566,7 @@ def test_ctrl_c_while_an_energy_is_captured_is_not_lost():
     pressed = []
 
     def energy(x: Tensor) -> Tensor:
-        if torch.compiler.is_exporting() and not pressed:
+        if len(x) == 1 and not pressed:  # one chain is traced
             pressed.append(1)
             return interrupting(x)
         return x.square().sum((1, 2, 3))
@@ -576,7 +582,7 @@ def test_ctrl_c_while_an_energy_is_captured_is_not_lost():
 
 def test_ctrl_c_while_a_capture_fails_is_not_lost(handler):
     def energy(x: Tensor) -> Tensor:
-        if torch.compiler.is_exporting():
+        if len(x) == 1 or torch.compiler.is_exporting():
             interrupting(x)
             raise ArithmeticError
         return x.square().sum((1, 2, 3))
@@ -724,14 +730,13 @@ def test_a_capture_leaves_nothing_to_the_garbage_collector():
     def graphs() -> int:
         return sum(type(each) is torch.fx.Graph for each in gc.get_objects())
 
-    fastebm.Langevin(Growing(), 0.05, 0.01).sample(starts(), 2, seed=0)
     gc.collect()
-    before = graphs()
-    for net in (plain(), spectral(), Stochastic()):
-        sampler = fastebm.Langevin(net, 0.05, 0.01)
-        sampler.sample(starts(), 2, seed=0)
-        assert sampler.gradient.engine == "fused"
-        assert graphs() == before
+    before, samplers = graphs(), []
+    for net in (Growing(), plain(), spectral(), Stochastic()):
+        samplers.append(fastebm.Langevin(net, 0.05, 0.01))
+        samplers[-1].sample(starts(), 2, seed=0)
+        assert samplers[-1].gradient.engine == "fused"
+        assert graphs() <= before + len(samplers)  # a lane program keeps the graph of its constants
     assert gc.isenabled()
 
 

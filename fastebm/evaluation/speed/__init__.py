@@ -11,7 +11,7 @@ bench         the command `fastebm bench`
 """
 
 from fastebm.evaluation.speed.baselines import Updates
-from fastebm.evaluation.speed.bench import bench, parse_shape
+from fastebm.evaluation.speed.bench import bench, list_candidates, parse_shape
 from fastebm.evaluation.speed.comparison import Candidate, Plan, compare
 from fastebm.evaluation.speed.energies import compare_chains, compare_gradients
 from fastebm.evaluation.speed.machine import machine_facts, machine_name
@@ -31,6 +31,7 @@ __all__ = [
     "compare_chains",
     "compare_gradients",
     "interleaved",
+    "list_candidates",
     "machine_facts",
     "machine_name",
     "markdown",

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from fastebm.compiler import energy_gradient
 from fastebm.evaluation.speed.baselines import Updates
 from fastebm.evaluation.speed.comparison import Plan, reason
 from fastebm.evaluation.speed.eager import Energy, module_of
@@ -59,7 +60,7 @@ def bench(
         raise ValueError(f"--out must end in .json, got {out}")
     if out is not None:
         check_writable(out, overwrite=overwrite)
-    net = _coarse_to_fine(shape, device) if energy is None else load_energy(energy, shape, device)
+    net = _energy(energy, shape, device)
     name = f"CF-EBM {shape[-1]}x{shape[-1]}" if energy is None else energy
     plan = Plan("bench", name, shape, batch, dtype, engine, device, rounds, log=log)
     try:
@@ -70,6 +71,29 @@ def bench(
     if out is not None:
         write_runs(out, [run])
     return run
+
+
+def list_candidates(
+    energy: str | None, shape: tuple[int, ...], *, batch: int, dtype: torch.dtype, engine: str, device: str
+) -> list[str]:
+    """A line for each way to run the gradient of the energy, fastest first, with its time and whether it is chosen.
+
+    The arguments are those of `bench`. Empty for an engine that leaves no choice.
+    """
+    if engine == "autograd":
+        return []
+    plan = Plan("bench", "", shape, batch, dtype, engine, device, 1, log=lambda line: None)
+    timings = energy_gradient(_energy(energy, shape, device), dtype=dtype, engine=engine).timings(plan.samples())
+    lines = []
+    for timing in sorted(timings, key=lambda each: math.inf if each.seconds is None else each.seconds):
+        spent = f"no: {timing.refused}" if timing.seconds is None else f"{1e6 * timing.seconds:.1f} us"
+        bits = ", same bits in any batch" if timing.batch_invariant else ""
+        lines.append(f"{timing.name}: {spent}{bits}{' <- chosen' if timing.chosen else ''}")
+    return lines
+
+
+def _energy(energy: str | None, shape: tuple[int, ...], device: str) -> Energy:
+    return _coarse_to_fine(shape, device) if energy is None else load_energy(energy, shape, device)
 
 
 def parse_shape(text: str) -> tuple[int, ...]:

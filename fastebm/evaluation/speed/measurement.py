@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 Case = Callable[[], Any]
+Clock = Callable[[], float]
 
 # Fewer rounds give no useful quantiles, however long a round takes.
 MINIMUM_ROUNDS = 3
@@ -48,8 +49,8 @@ def ratios(values: Sequence[float], base: Sequence[float]) -> list[float]:
     return [value / other for value, other in zip(values, base, strict=True)]
 
 
-def seconds(case: Case, repeats: int, device: str) -> float:
-    """The mean time of `repeats` calls one after the other, until the device has done them."""
+def seconds(case: Case, repeats: int, device: str, clock: Clock | None = None) -> float:
+    """The mean time of `repeats` calls one after the other, until the device has done them; see `interleaved`."""
     if device == "cuda":
         begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         begin.record()
@@ -58,10 +59,11 @@ def seconds(case: Case, repeats: int, device: str) -> float:
         end.record()
         end.synchronize()
         return begin.elapsed_time(end) / 1e3 / repeats
-    start = time.perf_counter()
+    clock = clock or time.perf_counter
+    start = clock()
     for _ in range(repeats):
         case()
-    return (time.perf_counter() - start) / repeats
+    return (clock() - start) / repeats
 
 
 def interleaved(
@@ -72,6 +74,7 @@ def interleaved(
     slice_seconds: float = 0.02,
     budget_seconds: float | None = None,
     warm: bool = False,
+    clock: Clock | None = None,
 ) -> dict[str, list[float]]:
     """The seconds of each case in each round.
 
@@ -82,6 +85,7 @@ def interleaved(
         slice_seconds: a case is repeated within a round until about this much time has passed.
         budget_seconds: where the rounds would take longer than this, there are fewer, but not fewer than 3.
         warm: whether each case has been run before; else it is run once first, which compiles and allocates.
+        clock: seconds on the CPU, by default of the wall. `time.process_time` is for one thread beside other work.
     """
     if rounds < 1:
         raise ValueError(f"rounds must be at least 1, got {rounds}")
@@ -89,7 +93,7 @@ def interleaved(
     for name, case in cases.items():
         if not warm:
             case()
-        each = _one_call(case, device, slice_seconds)
+        each = _one_call(case, device, slice_seconds, clock)
         repeats[name] = max(1, min(1000, int(slice_seconds / each)))
         round_seconds += repeats[name] * each
     if budget_seconds is not None:
@@ -101,13 +105,13 @@ def interleaved(
     for _ in range(rounds):
         shuffle(order)
         for name in order:
-            times[name].append(seconds(cases[name], repeats[name], device))
+            times[name].append(seconds(cases[name], repeats[name], device, clock))
     return times
 
 
-def _one_call(case: Case, device: str, slice_seconds: float) -> float:
+def _one_call(case: Case, device: str, slice_seconds: float, clock: Clock | None) -> float:
     """An estimate of the time of one call: of one where that is long, of the fastest of four else."""
-    each = max(1e-7, seconds(case, 1, device))
+    each = max(1e-7, seconds(case, 1, device, clock))
     if each > slice_seconds:
         return each
-    return min(each, *(max(1e-7, seconds(case, 1, device)) for _ in range(3)))
+    return min(each, *(max(1e-7, seconds(case, 1, device, clock)) for _ in range(3)))

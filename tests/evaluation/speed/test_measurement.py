@@ -65,6 +65,12 @@ def test_warm_cases_are_not_run_once_more(monkeypatch: pytest.MonkeyPatch) -> No
     assert len(clock.log) == 2 + 3
 
 
+def test_another_clock_can_be_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    wall = Clock(monkeypatch)
+    times = interleaved({"a": wall.case("a", 1.0)}, 3, "cpu", warm=True, clock=lambda: 2 * wall.now)
+    assert times == {"a": [2.0] * 3}
+
+
 def test_real_time_passes() -> None:
     times = interleaved({"sum": lambda: sum(range(1000))}, 3, "cpu", slice_seconds=0.001)
     assert all(seconds > 0 for seconds in times["sum"])

@@ -51,6 +51,6 @@ def typed(kind: Any, names: str) -> dict[str, Any]:
 
 def all_launch_examples() -> list[LaunchExample]:
     """The examples of every kernel's Triton module. Needs Triton."""
-    subjects = dict.fromkeys(kernel.subject for kernel in schemas.KERNELS.values())
+    subjects = dict.fromkeys(kernel.subject for kernel in schemas.KERNELS.values() if "triton" in kernel.backends)
     modules = [importlib.import_module(f"{__package__}.{subject}") for subject in subjects]
     return [example for module in modules for example in module.launch_examples()]

@@ -1,0 +1,5 @@
+// Lane programs, compiled for AVX2.
+#define FASTEBM_ISA avx2
+#define FASTEBM_TARGET "avx2,fma,f16c"
+#define FASTEBM_VECTOR 8
+#include "lanes_variant.h"

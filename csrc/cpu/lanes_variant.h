@@ -1,0 +1,56 @@
+// Lane programs for one instruction set: the whole body of lanes_<isa>.cpp, which defines
+//
+//   FASTEBM_ISA      the instruction set: a namespace here, and the end of the name of execute_<isa>
+//   FASTEBM_TARGET   what the compiler may use of it, as a `target` attribute says it; undefined for the baseline
+//   FASTEBM_VECTOR   floats in a vector
+//
+// lanes_execute.h stands inside the namespace and under the `target` pragma. It uses no template of the standard library: its
+// instances would carry wide instructions under names that the rest of the library shares.
+#include "lanes.h"
+
+#if !defined(FASTEBM_TARGET) || defined(__x86_64__)
+
+#define FASTEBM_PRAGMA_TEXT(TEXT) _Pragma(#TEXT)
+#define FASTEBM_PRAGMA(TEXT) FASTEBM_PRAGMA_TEXT(TEXT)
+#define FASTEBM_JOIN_TEXT(A, B) A##B
+#define FASTEBM_JOIN(A, B) FASTEBM_JOIN_TEXT(A, B)
+
+#if defined(FASTEBM_TARGET)
+#include <immintrin.h>
+#if defined(__clang__)
+FASTEBM_PRAGMA(clang attribute push(__attribute__((target(FASTEBM_TARGET))), apply_to = function))
+#elif FASTEBM_VECTOR == 16
+#pragma GCC push_options
+FASTEBM_PRAGMA(GCC target(FASTEBM_TARGET, "prefer-vector-width=512"))
+#else
+#pragma GCC push_options
+FASTEBM_PRAGMA(GCC target(FASTEBM_TARGET))
+#endif
+#endif
+
+namespace fastebm {
+namespace FASTEBM_ISA {
+
+#include "lanes_execute.h"
+
+}  // namespace FASTEBM_ISA
+
+void FASTEBM_JOIN(run_lanes_, FASTEBM_ISA)(const LaneProgram& program, float* arena, int64_t width) {
+  FASTEBM_ISA::run(program, arena, width);
+}
+
+void FASTEBM_JOIN(update_lanes_, FASTEBM_ISA)(const LaneProgram& program, float* arena, int64_t width, const LaneUpdate& update) {
+  FASTEBM_ISA::update(program, arena, width, update);
+}
+
+}  // namespace fastebm
+
+#if defined(FASTEBM_TARGET)
+#if defined(__clang__)
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
+#endif
+
+#endif

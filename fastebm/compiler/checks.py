@@ -1,0 +1,172 @@
+"""How a program is compared with the energy's own code: before its first use, and at the start of every chain."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fastebm.compiler.candidates import Executor
+from fastebm.compiler.capture import UnsupportedError
+from fastebm.compiler.executor import AtenExecutor
+from fastebm.compiler.lanes import LaneExecutor
+from fastebm.compiler.own_code import Conditions, OwnCode
+
+__all__ = ["UNKNOWN", "Agreement", "Reference", "check_program", "energies_agree", "gradient_agrees", "reference"]
+
+# The largest accepted difference from autograd, relative to the gradient: well above rounding, well below the error of
+# a wrong program. The largest seen is 1.1e-3 in float32, for a deep net of leaky ReLUs, where a pre-activation near
+# zero was rounded to the other side of the kink.
+TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-2}
+# In 16 bits, the error of autocast itself is the measure. This is added to twice of it, for energies that autocast
+# happens to compute without one.
+LOW_PRECISION_FLOOR = 1e-2
+# The largest accepted differences at the start of a later chain, if those of the first check were smaller: of energies,
+# and as many times that of gradients. What moves energies by less than that between two chains is not seen.
+DRIFT = {torch.float64: 1e-9, torch.float32: 2e-4}
+LOW_PRECISION_DRIFT = 2e-2
+GRADIENT_DRIFT = 5.0
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What autograd finds at the states where a program is checked.
+
+    Attributes:
+        energies, gradient: in x's own dtype.
+        autocast: both in the program's 16-bit dtype, where it has one.
+        function: says that the backward pass is an `autograd.Function`'s, which only traces of autograd follow.
+    """
+
+    energies: Tensor
+    gradient: Tensor
+    autocast: tuple[Tensor, Tensor] | None = None
+    function: str = ""
+
+
+def reference(own: OwnCode, x: Tensor, conditions: Conditions, compute_dtype: torch.dtype) -> Reference:
+    """Autograd's energies and gradient at x.
+
+    Raises UnsupportedError for an energy whose gradient no program can have: of code that is random, or that sets
+    hooks in its backward pass.
+    """
+    energies, gradient, hook, function = own.examined(x, conditions, torch.float32)
+    if hook:
+        raise UnsupportedError("backward", hook)
+    once, again = (own.energies(x, conditions, torch.float32) for _ in range(2))
+    if not _close(once, again, 1e-6):
+        raise UnsupportedError(
+            "energy",
+            "it is random: evaluated twice at the same states, it gives other energies (where that is dropout of a net "
+            "in train mode, call net.eval(), or hand over the net itself)",
+        )
+    low = compute_dtype in (torch.bfloat16, torch.float16) and compute_dtype is not x.dtype
+    autocast = own.by_autograd(x, conditions, compute_dtype) if low else None
+    return Reference(energies, gradient, autocast, function)
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How far a program was from autograd when it was checked: the relative errors of energies and of the gradient."""
+
+    energy: float
+    gradient: float
+
+
+UNKNOWN = Agreement(0.0, 0.0)
+
+
+def check_program(executor: Executor, x: Tensor, expected: Reference) -> Agreement:
+    """Raises UnsupportedError if the program's energies or gradient at x differ from autograd's.
+
+    A program of 16 bits may be twice as far from float32 as autocast is. It is compared in x's own dtype too.
+    """
+    theirs = (expected.energies, expected.gradient)
+    if expected.autocast is None or isinstance(executor, LaneExecutor):
+        return _compare(executor(x), theirs, [TOLERANCE.get(x.dtype, LOW_PRECISION_FLOOR)] * 2)
+    precise = AtenExecutor(executor.program, x.dtype)
+    precise.refresh()
+    _compare(precise(x), theirs, [TOLERANCE.get(x.dtype, LOW_PRECISION_FLOOR)] * 2)
+    energies, gradient = expected.autocast
+    # Energies near zero are differences of numbers that were rounded; below 1 they are measured by that.
+    allowed = [
+        2 * _energy_error(energies, theirs[0], least=1.0) + LOW_PRECISION_FLOOR,
+        2 * _gradient_error(gradient, theirs[1]) + LOW_PRECISION_FLOOR,
+    ]
+    return _compare(executor(x), theirs, allowed, least=1.0)
+
+
+def energies_agree(found: Tensor, own: Tensor, compute_dtype: torch.dtype, before: Agreement) -> bool:
+    """Whether a program's energies are those of the energy's own code, up to rounding, at each sample."""
+    return _close(found, own, max(DRIFT.get(compute_dtype, LOW_PRECISION_DRIFT), 4 * before.energy))
+
+
+def gradient_agrees(
+    found: list[Tensor], own: tuple[Tensor, Tensor], compute_dtype: torch.dtype, before: Agreement
+) -> bool:
+    """Whether a program's energies and gradient are autograd's, up to rounding."""
+    if not energies_agree(found[0], own[0], compute_dtype, before):
+        return False
+    finite = own[1].isfinite()
+    ours, theirs = found[1].where(finite, 0), own[1].where(finite, 0)
+    drift = GRADIENT_DRIFT * DRIFT.get(compute_dtype, LOW_PRECISION_DRIFT)
+    return _gradient_error(ours, theirs) <= max(drift, 4 * before.gradient)
+
+
+_NAMES = ("energies", "gradients")
+# Samples whose gradient may be off, because a kink of the energy was rounded to the other side.
+_AT_KINKS = 0.25
+
+
+def _close(ours: Tensor, theirs: Tensor, tolerance: float) -> bool:
+    """Whether energies are close to those of the same samples. None may hide behind others that are far larger."""
+    ours, theirs = ours.double(), theirs.double()
+    finite = theirs.isfinite()
+    if not finite.all():
+        if not torch.equal(ours.isfinite(), finite):
+            return False
+        ours, theirs = ours[finite], theirs[finite]
+    return theirs.numel() == 0 or _energy_error(ours, theirs) <= tolerance
+
+
+def _energy_error(ours: Tensor, theirs: Tensor, least: float = 1e-30) -> float:
+    """The largest error of an energy, relative to that energy, or to the median one or `least` if it is smaller."""
+    ours, theirs = ours.double(), theirs.double()
+    size = theirs.abs()
+    error = (ours - theirs).abs() / size.clamp(min=max(float(size.median()), least))
+    return float(error.max())
+
+
+def _gradient_error(ours: Tensor, theirs: Tensor) -> float:
+    """The error of gradients relative to their norm, and that of most samples relative to theirs, whichever is larger.
+
+    The norm of all may be that of one sample.
+    """
+    ours, theirs = (part.double().reshape(len(part), -1) for part in (ours, theirs))
+    sizes, errors = theirs.norm(dim=1), (ours - theirs).norm(dim=1)
+    whole = float(sizes.norm())
+    if whole == 0:
+        return float(errors.max())
+    relative = errors / sizes.clamp(min=max(float(sizes.median()), 1e-30))
+    most = relative.sort().values[math.ceil((1 - _AT_KINKS) * len(relative)) - 1]
+    return max(float(errors.norm()) / whole, float(most))
+
+
+def _compare(
+    found: list[Tensor], expected: tuple[Tensor, Tensor], tolerances: list[float], least: float = 1e-30
+) -> Agreement:
+    """At the samples where autograd's numbers are finite."""
+    finite = expected[0].isfinite() & expected[1].isfinite().reshape(len(expected[0]), -1).all(1)
+    if not finite.all():
+        found, expected = [part[finite] for part in found], (expected[0][finite], expected[1][finite])
+    errors = [_energy_error(found[0], expected[0], least), _gradient_error(found[1], expected[1])]
+    for name, error, tolerance in zip(_NAMES, errors, tolerances, strict=True):
+        if not error <= tolerance:
+            raise UnsupportedError(
+                "check",
+                f"its {name} differ from autograd's by {error:.2g}, more than {tolerance:.2g} (an energy that depends "
+                "on the other samples of its batch, or on how many there are, has no program)",
+            )
+    return Agreement(_energy_error(found[0], expected[0]), errors[1])

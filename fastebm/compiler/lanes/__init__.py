@@ -1,0 +1,7 @@
+"""Lane programs: the gradient of any energy of one sample, lowered to loops over many samples side by side."""
+
+from .executor import LaneExecutor
+from .lower import LaneError, lower
+from .trace import JointGraph, trace
+
+__all__ = ["JointGraph", "LaneError", "LaneExecutor", "lower", "trace"]
