@@ -18,7 +18,7 @@ from fastebm.compiler.fingerprint import covers, fingerprint
 from fastebm.compiler.frozen_weights import Evaluated, frozen_weights
 from fastebm.compiler.measuring import Timing
 from fastebm.compiler.own_code import Conditions, OwnCode, energy_dtype
-from fastebm.compiler.process_state import exclusive
+from fastebm.compiler.process_state import DeferredInterrupt, exclusive
 from fastebm.ops import CompiledLanes, CompiledProgram
 from fastebm.ops.backends import content_hash
 
@@ -39,11 +39,12 @@ class _ThreadState:
     blocks: int = 0
     chain: Chain | None = None
     frozen: AbstractContextManager[None] = nullcontext()
+    deferred: DeferredInterrupt | None = None
 
 
 ENGINES = ("auto", "autograd", "fused", "compile")
-# Calls at which samples are checked to be independent: the first one may be at states where a gradient is zero.
-CHECKED_CALLS = 2
+# Calls with states that differ at which samples are checked to be independent. At equal ones a gradient may be zero.
+CHECKED_CALLS = 1
 DTYPES = (None, torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -169,7 +170,9 @@ class EnergyGradient:
         with self.chain():
             begun = self._of_thread.state.chain
             assert begun is not None
-            return self._evaluate(x, given, begun)
+            result = self._evaluate(x, given, begun)
+            self.leave_soon()
+            return result
 
     @contextmanager
     def chain(self) -> Iterator["EnergyGradient"]:
@@ -187,6 +190,16 @@ class EnergyGradient:
                 state.blocks += 1
                 undo.push(functools.partial(_leave, state))
             yield self
+
+    def leave_soon(self) -> None:
+        """To be called last in a `chain()` block: a Ctrl-C waits until the block is left.
+
+        Within the few instructions of Python between the two, it would keep the module frozen.
+        """
+        state = self._of_thread.state
+        if state.blocks and state.deferred is None:
+            state.deferred = DeferredInterrupt()
+            state.deferred.__enter__()
 
     def _begin(self, state: _ThreadState) -> None:
         current = self._fingerprint_and_hash()
@@ -347,9 +360,14 @@ def as_conditions(conditions: Any, count: int) -> Conditions:
 
 def _leave(state: _ThreadState, *exception: Any) -> None:
     """Leave a block: the last one ends the chain and restores the module's flags."""
-    with exclusive():
-        state.blocks -= 1
-        if state.blocks == 0 and state.chain is not None:
-            chain, state.chain = state.chain, None
-            chain.close()
-            state.frozen.__exit__(*exception)
+    deferred, state.deferred = state.deferred, None
+    try:
+        with exclusive():
+            state.blocks -= 1
+            if state.blocks == 0 and state.chain is not None:
+                chain, state.chain = state.chain, None
+                chain.close()
+                state.frozen.__exit__(*exception)
+    finally:
+        if deferred is not None:
+            deferred.__exit__()

@@ -297,6 +297,7 @@ class Langevin:
                 done += 1
                 for observe in observers:
                     observe(done, state.x, energies)
+            self.gradient.leave_soon()
         return replace(state, step=state.step + num_steps)
 
     def _update(self, one: Tensor, project: Projection | None) -> Update:
@@ -363,6 +364,7 @@ class Langevin:
                     observe(done, state.x, info.energy)
                 if done % thin == 0:
                     callback(done, state.x, info)
+            self.gradient.leave_soon()
         return state
 
     @torch.no_grad()
