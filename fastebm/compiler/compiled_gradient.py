@@ -312,6 +312,7 @@ class CompiledGradient:
 
     def _checked(self, key: ProgramKey, x: Tensor, conditions: Conditions, chain: Chain) -> _Compiled:
         known = chain.fingerprint, structure(self.own.energy, self.own.module)
+        whole = x, conditions
         if chain.covered:  # what can't know the batch is checked with a few of its states, which takes less memory
             x, conditions = x[:CHECKED_STATES], tuple(condition[:CHECKED_STATES] for condition in conditions)
         # Autograd first, so that an x which the energy does not accept raises the energy's own error.
@@ -335,13 +336,12 @@ class CompiledGradient:
                 return compiled
         if not found:
             return _Compiled(*known, unsupported=refused[0])
-        seconds = self._times(found, key, x, conditions)
+        seconds = self._times(found, *whole)
         best = seconds.index(min(seconds))
         if best < len(found):
             return found[best]
-        faster = (
-            f"it was the fastest: {seconds[-1]:.3g} s for {x.shape[0]} samples, {min(seconds[:-1]):.3g} s by a program"
-        )
+        count, others = len(whole[0]), min(seconds[:-1])
+        faster = f"it was the fastest: {seconds[-1]:.3g} s for {count} samples, {others:.3g} s by a program"
         return _Compiled(*known, unsupported=(CHOICE, faster))
 
     def _tried(
@@ -357,12 +357,10 @@ class CompiledGradient:
                 yield made.name, (made, check_program(_bound(made.executor, conditions), x, expected))
             except UnsupportedError as refused:
                 yield made.name, refused
-            except (
-                Exception
-            ) as fault:  # a fault of the compiler must not stop an energy that autograd can differentiate
+            except Exception as fault:  # of the compiler; autograd can still differentiate the energy
                 yield made.name, UnsupportedError("program", f"{type(fault).__name__}: {fault}")
 
-    def _times(self, found: list[_Compiled], key: ProgramKey, x: Tensor, conditions: Conditions) -> list[float]:
+    def _times(self, found: list[_Compiled], x: Tensor, conditions: Conditions) -> list[float]:
         """Seconds of each program, and of autograd."""
         runs: list[Callable[[], Any]] = [
             functools.partial(_bound(compiled.executor, conditions), x)
@@ -414,7 +412,8 @@ class CompiledGradient:
 def _is_large(condition: Tensor) -> bool:
     """Whether a condition has whole numbers that float32 can't hold."""
     whole = not condition.is_floating_point() and not condition.is_complex() and condition.dtype is not torch.bool
-    return whole and condition.numel() > 0 and bool((condition.abs() > MOST_WHOLE).any())
+    # Programs with conditions run on the CPU alone: on a GPU, nobody asks, and no chain waits for the answer.
+    return whole and condition.is_cpu and condition.numel() > 0 and bool((condition.abs() > MOST_WHOLE).any())
 
 
 def _same_program(a: Executor | None, b: Executor | None) -> bool:

@@ -732,3 +732,18 @@ def test_conditions_go_with_their_chains(engine):
 def test_conditions_that_do_not_fit(conditions, error, words):
     with pytest.raises(error, match=words):
         Langevin(lambda x, y: (x - y).square().sum(1), 0.1, 0.0).sample(states(), 2, conditions=conditions)
+
+
+@pytest.mark.parametrize("energy", [mlp(), lambda x: x.square().sum(1)], ids=["covered", "function"])
+def test_what_is_measured_is_the_batch_that_is_given(energy, monkeypatch):
+    sizes = []
+
+    def measure(runs):
+        sizes.extend(len(run()[0]) for run in runs)
+        return [1.0] * len(runs)
+
+    monkeypatch.setattr(compiled_gradient, "measured", measure)
+    gradient = energy_gradient(energy, reproducible=False)
+    assert_right(gradient, energy, states(9))
+    assert len(sizes) >= 2
+    assert set(sizes) == {9}
