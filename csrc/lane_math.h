@@ -12,11 +12,9 @@ namespace fastebm {
 // 2^n for an integer n in [-126, 127], held as a float.
 FASTEBM_INLINE float lane_power_of_two(int32_t n) { return float_of((n + 127) << 23); }
 
-// e^x. The scale 2^n is applied in two halves, so that results below the normal numbers and close to the largest are right.
-FASTEBM_INLINE float lane_exp(float x) {
+// z = k log 2 + r with |r| <= log(2) / 2, for |z| up to 104: gives e^r - 1 and k.
+FASTEBM_INLINE float lane_reduced_exp(float z, int32_t& k) {
   constexpr float kRound = 0x1.8p+23f;
-  float z = x < -104.0f ? -104.0f : x;
-  z = z > 89.0f ? 89.0f : z;
   const float shifted = fused(z, 0x1.715476p+0f, kRound), n = shifted - kRound;
   const float r = fused(n, 0x1.bd0106p-13f, fused(n, -0x1.63p-1f, z));
   float q = 0x1.6d71dep-10f;
@@ -24,26 +22,27 @@ FASTEBM_INLINE float lane_exp(float x) {
   q = fused(q, r, 0x1.5554c8p-5f);
   q = fused(q, r, 0x1.5554b0p-3f);
   q = fused(q, r, 0.5f);
-  const float excess = fused(r * r, q, r);
-  const int32_t k = bits_of(shifted) - 0x4b400000, half = k >> 1;
+  k = bits_of(shifted) - 0x4b400000;
+  return fused(r * r, q, r);
+}
+
+// e^x. The scale 2^k is applied in two halves, so that results below the normal numbers and close to the largest are right.
+FASTEBM_INLINE float lane_exp(float x) {
+  float z = x < -104.0f ? -104.0f : x;
+  z = z > 89.0f ? 89.0f : z;
+  int32_t k;
+  const float excess = lane_reduced_exp(z, k);
+  const int32_t half = k >> 1;
   const float first = lane_power_of_two(half);
   return fused(first, excess, first) * lane_power_of_two(k - half);
 }
 
 // e^x - 1, accurate for small x.
 FASTEBM_INLINE float lane_expm1(float x) {
-  constexpr float kRound = 0x1.8p+23f;
   float z = x < -30.0f ? -30.0f : x;
   z = z > 88.0f ? 88.0f : z;
-  const float shifted = fused(z, 0x1.715476p+0f, kRound), n = shifted - kRound;
-  const float r = fused(n, 0x1.bd0106p-13f, fused(n, -0x1.63p-1f, z));
-  float q = 0x1.6d71dep-10f;
-  q = fused(q, r, 0x1.122736p-7f);
-  q = fused(q, r, 0x1.5554c8p-5f);
-  q = fused(q, r, 0x1.5554b0p-3f);
-  q = fused(q, r, 0.5f);
-  const float excess = fused(r * r, q, r);
-  const int32_t k = bits_of(shifted) - 0x4b400000;
+  int32_t k;
+  const float excess = lane_reduced_exp(z, k);
   const float scale = lane_power_of_two(k), value = fused(scale, excess, scale - 1.0f);
   return x > 88.0f ? lane_exp(x) : value;
 }
