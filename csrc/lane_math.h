@@ -47,7 +47,7 @@ FASTEBM_INLINE float lane_expm1(float x) {
   return x > 88.0f ? lane_exp(x) : value;
 }
 
-// log(x): x = 2^k m with m in [sqrt(1/2), sqrt(2)), log m as in `minus_two_log`.
+// log(x): x = 2^k m with m in [sqrt(1/2), sqrt(2)), log m by `log_polynomial`.
 FASTEBM_INLINE float lane_log(float x) {
   constexpr int32_t kSqrtHalf = 0x3f3504f3;
   const bool small = x < 0x1p-126f;
@@ -55,15 +55,7 @@ FASTEBM_INLINE float lane_log(float x) {
   const int32_t bits = bits_of(u);
   const int32_t k = (bits - kSqrtHalf) >> 23;
   const float f = float_of(static_cast<int32_t>(static_cast<uint32_t>(bits) - (static_cast<uint32_t>(k) << 23))) - 1.0f;
-  float p = -0x1.6d469ep-3f;
-  p = fused(p, f, 0x1.25e46ap-2f);
-  p = fused(p, f, -0x1.30ae24p-2f);
-  p = fused(p, f, 0x1.5343a2p-2f);
-  p = fused(p, f, -0x1.98e430p-2f);
-  p = fused(p, f, 0x1.000494p-1f);
-  p = fused(p, f, -0x1.5556b6p-1f);
-  p = fused(p, f, 1.0f);
-  const float log1p = fused(f * f, -0.5f * p, f);
+  const float log1p = fused(f * f, -0.5f * log_polynomial(f), f);
   const float exponent = static_cast<float>(small ? k - 24 : k);
   float result = fused(exponent, 0x1.62e430p-1f, log1p);
   result = x == INFINITY ? x : result;

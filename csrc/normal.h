@@ -59,13 +59,8 @@ FASTEBM_INLINE float rounded_sqrt(float x) {
 // In (0, 1]: the half added to every integer keeps the logarithm finite; the largest integers round to 1.
 FASTEBM_INLINE float uniform_from_bits(uint32_t bits) { return fused(static_cast<float>(bits), 0x1p-32f, 0x1p-33f); }
 
-// -2 log(u) for u in (0, 1]. u = 2^k (1 + f) with 1 + f in [sqrt(1/2), sqrt(2)); log(1 + f) = f + f^2 p(f), p minimax of
-// degree 7 with p(0) fixed, relative error 3.3e-8; the factor -2 sits in the coefficients.
-FASTEBM_INLINE float minus_two_log(float u) {
-  constexpr int32_t kSqrtHalf = 0x3f3504f3;
-  const int32_t bits = bits_of(u);
-  const int32_t k = (bits - kSqrtHalf) >> 23;
-  const float f = float_of(bits - k * (1 << 23)) - 1.0f;
+// p in log(1 + f) = f - f^2 p(f) / 2 for 1 + f in [sqrt(1/2), sqrt(2)): minimax of degree 7 with p(0) fixed, relative error 3.3e-8.
+FASTEBM_INLINE float log_polynomial(float f) {
   float p = -0x1.6d469ep-3f;
   p = fused(p, f, 0x1.25e46ap-2f);
   p = fused(p, f, -0x1.30ae24p-2f);
@@ -74,7 +69,16 @@ FASTEBM_INLINE float minus_two_log(float u) {
   p = fused(p, f, 0x1.000494p-1f);
   p = fused(p, f, -0x1.5556b6p-1f);
   p = fused(p, f, 1.0f);
-  const float log1p = fused(f * f, p, -2.0f * f);
+  return p;
+}
+
+// -2 log(u) for u in (0, 1]. u = 2^k (1 + f) with 1 + f in [sqrt(1/2), sqrt(2)).
+FASTEBM_INLINE float minus_two_log(float u) {
+  constexpr int32_t kSqrtHalf = 0x3f3504f3;
+  const int32_t bits = bits_of(u);
+  const int32_t k = (bits - kSqrtHalf) >> 23;
+  const float f = float_of(bits - k * (1 << 23)) - 1.0f;
+  const float log1p = fused(f * f, log_polynomial(f), -2.0f * f);
   return fused(static_cast<float>(k), -0x1.62e430p+0f, log1p);
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -94,11 +95,11 @@ class Complex:
         return self.real.shape
 
 
-class Deferred:
+class Deferred(ABC):
     """What a rule gives for others that know it; as a value of its own it is worked out when it is asked for."""
 
-    def value(self) -> Real:
-        raise NotImplementedError
+    @abstractmethod
+    def value(self) -> Real: ...
 
 
 Real = Places | Pointwise | Constant | Number
