@@ -56,6 +56,13 @@ class Stream(IntEnum):
     POSTERIOR = 10
     NOISY_START = 11
     HOLE = 12
+    MOMENTUM_END = 13
+    SWAP = 14
+    BUFFER_DRAW = 15
+    BUFFER_RESTART = 16
+    BUFFER_NOISE = 17
+    TRAJECTORY_LENGTH = 18
+    REFRESH = 19
 
 
 def draw_seed() -> int:
