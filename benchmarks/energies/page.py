@@ -1,4 +1,6 @@
-"""Fills docs/results/energies/README.md ("will mine be fast?"), and the number of the README's example, from the rows in benchmarks/results/*/energies*.json.
+"""Fills docs/results/energies/README.md ("will mine be fast?") from the rows in benchmarks/results/*/energies*.json.
+
+The number of the README's own example comes from them too.
 
     python -m benchmarks.energies.page
 
