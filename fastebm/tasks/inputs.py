@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fastebm.compiler import EnergyGradient, ScoreGradient, energy_gradient, require_energy
+from fastebm.compiler import EnergyGradient, ScoreGradient, energy_gradient
 from fastebm.runs import registry
 from fastebm.sampling.cascade import device_of
 from fastebm.sampling.sampler import Energy, batch_slices
@@ -105,7 +105,7 @@ def open_energy(model: Model, engine: str = "auto") -> TaskEnergy:
             kind = opened.__name__ if isinstance(opened, type) else type(opened).__name__
             raise TypeError(f"a model is a run, the folder of one, or an energy of images, got {kind}")
         if isinstance(opened, ScoreGradient):
-            opened = require_energy(opened, "a task")
+            raise TypeError("a task needs energies, and a score tells none")
         gradient = energy_gradient(opened, engine=engine)
         return TaskEnergy(gradient, device_of(gradient))
     if engine != "auto":
