@@ -41,6 +41,7 @@ CPP_SOURCES = (
     "cpu/program_avx512.cpp",
     "cpu/program_amx.cpp",
     "cpu/lanes.cpp",
+    "cpu/lane_samplers.cpp",
     "cpu/lanes_check.cpp",
     "cpu/lanes_baseline.cpp",
     "cpu/lanes_avx2.cpp",

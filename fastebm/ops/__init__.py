@@ -6,6 +6,7 @@ from .backends import backend
 from .block_tail import block_tail
 from .chain import CALL_STEPS, advance_chain, call_steps, prefer_fused_chain
 from .expand_blend import expand_blend
+from .lane_samplers import LaneSampler, SamplerOptions, advance_sampler, sampler_steps
 from .lanes import CompiledLanes
 from .langevin import langevin_step, langevin_step_
 from .normal import normal
@@ -17,9 +18,12 @@ __all__ = [
     "CALL_STEPS",
     "CompiledLanes",
     "CompiledProgram",
+    "LaneSampler",
     "LoweredProgram",
+    "SamplerOptions",
     "activation",
     "advance_chain",
+    "advance_sampler",
     "backend",
     "backends",
     "block_tail",
@@ -29,6 +33,7 @@ __all__ = [
     "langevin_step_",
     "normal",
     "prefer_fused_chain",
+    "sampler_steps",
     "schemas",
     "uniform",
 ]

@@ -41,6 +41,12 @@ PUBLIC: dict[str, str] = {
         "(Tensor(a!) x, Tensor code, Tensor tables, Tensor constants, int num_steps, "
         f"{schema_of(StepOptions, key='Tensor(b!)')}, Tensor? conditions=None) -> Tensor"
     ),
+    "run_lane_sampler": (
+        "(Tensor(a!) x, Tensor(b!) energy, Tensor(c!) gradient, Tensor(d!)? velocity, Tensor code, Tensor tables, "
+        "Tensor constants, int num_steps, int kind, int num_leapfrogs, Tensor schedule, Tensor(e!) key, "
+        "Tensor chain_ids, Tensor? temperature, Tensor? inverse_mass, Tensor? mask, float? grad_clip, float? low, "
+        "float? high, Tensor? conditions=None) -> (Tensor, Tensor, Tensor)"
+    ),
     "run_chain": (
         "(Tensor(a!) x, Tensor code, Tensor[] constants, Tensor(b!) workspace, int num_steps, "
         f"{schema_of(StepOptions, key='Tensor(c!)')}) -> Tensor"
@@ -92,6 +98,14 @@ KERNELS: dict[str, Kernel] = {
         "lanes",
         "(Tensor(a!) energies, Tensor(b!) x, Tensor code, Tensor tables, Tensor constants, Tensor conditions, "
         f"{schema_of(StepOptions, key='Tensor(c!)')}) -> ()",
+        backends=("cpp",),
+    ),
+    "run_lane_sampler": Kernel(
+        "lane_samplers",
+        "(Tensor(a!) energies, Tensor(b!) accepted, Tensor(c!) log_ratio, Tensor(d!) x, Tensor(e!) energy, "
+        "Tensor(f!) gradient, Tensor(g!)? velocity, Tensor code, Tensor tables, Tensor constants, Tensor conditions, "
+        "int kind, int num_leapfrogs, Tensor schedule, Tensor(h!) key, Tensor chain_ids, Tensor? temperature, "
+        "Tensor? inverse_mass, Tensor? mask, float? grad_clip, float? low, float? high) -> ()",
         backends=("cpp",),
     ),
     # On a GPU in Triton alone, whose compiler specialises each instruction.
