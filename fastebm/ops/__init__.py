@@ -9,8 +9,10 @@ from .expand_blend import expand_blend
 from .lane_samplers import LaneSampler, SamplerOptions, advance_sampler, sampler_steps
 from .lanes import CompiledLanes
 from .langevin import langevin_step, langevin_step_
+from .mala import mala_step_, metropolis_
 from .normal import normal
 from .program import CompiledProgram, LoweredProgram
+from .underdamped import baoab_step_, kinetic_energy, leapfrog_, obabo_step_
 from .uniform import uniform
 
 __all__ = [
@@ -26,12 +28,18 @@ __all__ = [
     "advance_sampler",
     "backend",
     "backends",
+    "baoab_step_",
     "block_tail",
     "call_steps",
     "expand_blend",
+    "kinetic_energy",
     "langevin_step",
     "langevin_step_",
+    "leapfrog_",
+    "mala_step_",
+    "metropolis_",
     "normal",
+    "obabo_step_",
     "prefer_fused_chain",
     "sampler_steps",
     "schemas",
