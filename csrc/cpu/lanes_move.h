@@ -158,7 +158,9 @@ static FASTEBM_INLINE void drift(float* __restrict x, float* __restrict v, const
   if (!move.walled) return;
   for (int64_t l = 0; l < n; ++l) {
     const bool below = duration[l] != 0 && x[l] < move.low, above = duration[l] != 0 && x[l] > move.high;
-    x[l] = below ? 2 * move.low - x[l] : above ? 2 * move.high - x[l] : x[l];
+    const float mirrored = below ? 2 * move.low - x[l] : above ? 2 * move.high - x[l] : x[l];
+    // Beyond the other wall too: no number, which ends the trajectory.
+    x[l] = (below || above) && (mirrored < move.low || mirrored > move.high) ? __builtin_nanf("") : mirrored;
     v[l] = below || above ? -v[l] : v[l];
   }
 }
@@ -166,9 +168,9 @@ static FASTEBM_INLINE void drift(float* __restrict x, float* __restrict v, const
 static FASTEBM_INLINE void mix(float* __restrict v, const float* __restrict xi, const float* __restrict decay,
                                const float* __restrict sigma, const float* mass, int64_t n) {
   for (int64_t l = 0; l < n; ++l) {
-    const float scale = mass ? sigma[l] * rounded_sqrt(mass[l]) : sigma[l];
-    const float mixed = fused(scale, xi[l], decay[l] * v[l]);
-    v[l] = decay[l] == 1.0f && sigma[l] == 0.0f ? v[l] : mixed;
+    const float scale = mass ? sigma[l] * rounded_sqrt(mass[l]) : sigma[l], kept = decay[l] * v[l];
+    const float mixed = fused(scale, xi[l], kept);
+    v[l] = sigma[l] == 0.0f ? kept : mixed;
   }
 }
 

@@ -135,7 +135,11 @@ def _check(
             f"got {schedule.dtype} {tuple(schedule.shape)}"
         )
     check_address(options.key, options.chain_ids, count)
-    for name, tensor, shape in (("energy", energy, (count,)), ("gradient", gradient, x.shape), ("velocity", velocity, x.shape)):
+    for name, tensor, shape in (
+        ("energy", energy, (count,)),
+        ("gradient", gradient, x.shape),
+        ("velocity", velocity, x.shape),
+    ):
         if tensor is not None and (tensor.shape != shape or tensor.dtype != x.dtype or not tensor.is_contiguous()):
             raise ValueError(
                 f"{name} must be contiguous {x.dtype} {tuple(shape)}, got {tensor.dtype} {tuple(tensor.shape)}"
@@ -240,7 +244,13 @@ def reference_run_lane_sampler(
 
 
 def _mala(
-    x: Tensor, energy: Tensor, gradient: Tensor, velocity: Tensor | None, evaluate: Any, options: SamplerOptions, one: Tensor
+    x: Tensor,
+    energy: Tensor,
+    gradient: Tensor,
+    velocity: Tensor | None,
+    evaluate: Any,
+    options: SamplerOptions,
+    one: Tensor,
 ) -> tuple[Tensor, Tensor]:
     held = (None, None) if options.mask is None else (options.mask, x)
     address = {"schedule": options.schedule, "key": options.key, "chain_ids": options.chain_ids}
@@ -249,7 +259,9 @@ def _mala(
     )
     low, high = options.low, options.high
     if low is not None and high is not None:
-        proposal = torch.where(proposal < low, 2 * low - proposal, torch.where(proposal > high, 2 * high - proposal, proposal))
+        proposal = torch.where(
+            proposal < low, 2 * low - proposal, torch.where(proposal > high, 2 * high - proposal, proposal)
+        )
     found, slope = evaluate(proposal)
     tested = mala_step_(
         x, energy, gradient, proposal, found, slope, **address, grad_clip=options.grad_clip, low=low, high=high
@@ -279,7 +291,13 @@ def _underdamped(
 
 
 def _hmc(
-    x: Tensor, energy: Tensor, gradient: Tensor, velocity: Tensor | None, evaluate: Any, options: SamplerOptions, one: Tensor
+    x: Tensor,
+    energy: Tensor,
+    gradient: Tensor,
+    velocity: Tensor | None,
+    evaluate: Any,
+    options: SamplerOptions,
+    one: Tensor,
 ) -> tuple[Tensor, Tensor]:
     count, key = x.shape[0], options.key
     assert options.temperature is not None
@@ -303,8 +321,6 @@ def _hmc(
         found, slope = evaluate(proposal)
         leapfrog_(proposal, speed, slope, **given, work=work if last else None, close=True, open=not last)
     log_ratio = -((found.double() - energy.double()) + work) / heat.double()
-    accepted = metropolis_(
-        x, energy, gradient, proposal, found, slope, log_ratio, key=key, chain_ids=options.chain_ids
-    )
+    accepted = metropolis_(x, energy, gradient, proposal, found, slope, log_ratio, key=key, chain_ids=options.chain_ids)
     key.add_(one)
     return accepted, log_ratio

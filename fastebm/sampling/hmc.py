@@ -66,6 +66,20 @@ class _Trajectories(EnergySampler[VelocityState]):
         step_size, friction, temperature = self._schedules()
         return kinetic_tables(rows, step_size, friction, temperature, halves=True)
 
+    target_acceptance = 0.8
+
+    def _table_of(self, state: VelocityState, steps: Tensor) -> Tensor:
+        _, friction, temperature = self._schedules()
+        return kinetic_tables(1, PerChain(steps.cpu()), friction, temperature, halves=True)[0].to(steps.device)
+
+    def _with_variances(self, state: VelocityState, variance: Tensor) -> VelocityState:
+        # Where nothing moved there is no scale to learn.
+        inverse_mass = torch.where(variance > 0, variance, 1.0).to(state.x.dtype)[None]
+        if state.mask is not None:
+            inverse_mass = inverse_mass * (~state.mask).reshape(len(state.x), -1)
+        changed = replace(state, inverse_mass=inverse_mass.contiguous())
+        return changed if state.velocity is None else replace(changed, velocity=self._first_velocity(changed))
+
     def _options(self) -> dict[str, Any]:
         return {}
 
@@ -233,6 +247,7 @@ class GHMC(_Trajectories):
         **options: Any,
     ) -> None:
         super().__init__(energy, step_size, num_leapfrogs, **options)
+        self.target_acceptance = 0.9
         self.persistence = as_real("persistence", persistence)
         if not 0 <= self.persistence < 1:
             raise ValueError(f"persistence must be in [0, 1), got {persistence}")

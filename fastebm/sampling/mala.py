@@ -16,7 +16,7 @@ from fastebm.ops import LaneSampler, SamplerOptions, mala_step_
 from fastebm.ops.langevin import check_clip
 from fastebm.sampling.metropolis import Box, EnergySampler, check_box, check_inside, key_increment, positive_schedules
 from fastebm.sampling.sampler import Energy, EnergyState, check_steps, constrained, gradient_of, number_of_rows
-from fastebm.sampling.schedules import PerChain, Schedule, as_schedule
+from fastebm.sampling.schedules import PerChain, Schedule, as_schedule, evaluate
 
 
 class MALA(EnergySampler[EnergyState]):
@@ -70,6 +70,12 @@ class MALA(EnergySampler[EnergyState]):
             if getattr(self, name) is not None:
                 options += f", {name}={getattr(self, name)}"
         return f"MALA({self.gradient!r}; {options})"
+
+    target_acceptance = 0.574
+
+    def _table_of(self, state: EnergyState, steps: Tensor) -> Tensor:
+        heat = evaluate(self.temperature, 1)[0].to(steps.device)
+        return torch.stack((steps, (2 * steps * heat).sqrt()), dim=-1).float()[None]
 
     def _table(self, rows: int) -> Tensor:
         step_size, temperature = positive_schedules(rows, step_size=self.step_size, temperature=self.temperature)

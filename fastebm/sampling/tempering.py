@@ -217,9 +217,7 @@ class ParallelTempering:
         inverse = 1 / self.temperatures.to(device)
         log_ratio = (inverse[:-1] - inverse[1:]) * (at_rung[:, :-1] - at_rung[:, 1:])
         ids = replicas.chain_ids.reshape(count, size)[:, 0].contiguous()
-        uniform = torch.ops.fastebm.uniform(
-            (count, size - 1), replicas.key, ids, int(rng.Stream.SWAP), torch.float64
-        )
+        uniform = torch.ops.fastebm.uniform((count, size - 1), replicas.key, ids, int(rng.Stream.SWAP), torch.float64)
         paired = torch.arange(size - 1, device=device) % 2 == state.rounds % 2
         accepted = (uniform.log() < log_ratio) & paired  # a NaN is no reason to swap
         low, high = holder[:, :-1], holder[:, 1:]
@@ -286,7 +284,9 @@ class ParallelTempering:
             raise ValueError(f'keep is "last" or "trajectory", got {keep!r}')
         state = self.init(x0, seed, chain_ids, **options)
         frames = [state.x] if keep == "trajectory" else None
-        block = thin if frames is not None else max(1, math.gcd(num_steps, self.swap_every * 50) if progress else num_steps)
+        block = (
+            thin if frames is not None else max(1, math.gcd(num_steps, self.swap_every * 50) if progress else num_steps)
+        )
         # Calls end where swaps are due, so that a chain is the same however it is watched.
         with progress_bar(num_steps, "tempering", "step", shown=progress) as bar, self.gradient.chain():
             done, since = 0, 0
@@ -327,10 +327,10 @@ class ParallelTempering:
         rejected = 1 - self.advance(counted, num_rounds // 2 * self.swap_every).swap_rates.cpu()
         barrier = torch.cat((torch.zeros(1, dtype=torch.float64), rejected.clamp_min(1e-3).cumsum(0)))
         wanted = torch.linspace(0, float(barrier[-1]), size, dtype=torch.float64)
-        inverse = 1 / self.temperatures
+        heat = self.temperatures.log()  # the barrier of a Gaussian is even in it
         right = torch.searchsorted(barrier, wanted).clamp(1, len(barrier) - 1)
         share = (wanted - barrier[right - 1]) / (barrier[right] - barrier[right - 1])
-        ladder = 1 / (inverse[right - 1] + share * (inverse[right] - inverse[right - 1]))
+        ladder = (heat[right - 1] + share * (heat[right] - heat[right - 1])).exp()
         ladder[0], ladder[-1] = self.temperatures[0], self.temperatures[-1]
         return ParallelTempering(self.gradient, ladder, self.kernel, swap_every=self.swap_every)
 
