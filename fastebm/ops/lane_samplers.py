@@ -253,7 +253,7 @@ def _mala(
     one: Tensor,
 ) -> tuple[Tensor, Tensor]:
     held = (None, None) if options.mask is None else (options.mask, x)
-    address = {"schedule": options.schedule, "key": options.key, "chain_ids": options.chain_ids}
+    address: dict[str, Any] = {"schedule": options.schedule, "key": options.key, "chain_ids": options.chain_ids}
     proposal = torch.ops.fastebm.langevin_step(
         x, gradient, *address.values(), None, None, options.grad_clip, None, None, None, *held, None, None, 0.0
     )
@@ -273,8 +273,9 @@ def _mala(
 def _underdamped(
     x: Tensor, energy: Tensor, gradient: Tensor, velocity: Tensor, evaluate: Any, options: SamplerOptions, one: Tensor
 ) -> None:
+    assert velocity is not None
     take = baoab_step_ if options.kind == LaneSampler.BAOAB else obabo_step_
-    given = {
+    given: dict[str, Any] = {
         "schedule": options.schedule,
         "key": options.key,
         "chain_ids": options.chain_ids,
@@ -307,7 +308,7 @@ def _hmc(
         scale = scale * options.inverse_mass.sqrt()
     noise = torch.ops.fastebm.normal(tuple(x.shape), key, options.chain_ids, int(rng.Stream.REFRESH), x.dtype)
     speed = (noise.reshape(count, -1) * scale).reshape(x.shape)
-    given = {
+    given: dict[str, Any] = {
         "schedule": options.schedule[key[2].clamp(max=options.schedule.shape[0] - 1)][None],
         "key": key,
         "inverse_mass": options.inverse_mass,

@@ -139,7 +139,7 @@ class _Trajectories(EnergySampler[VelocityState]):
 
     def _pass(self, state: VelocityState, gradient: Tensor, **options: Any) -> None:
         """One pass between two evaluations of the gradient."""
-        leapfrog_(state.x, state.velocity, gradient, key=state.key, **options)
+        leapfrog_(state.x, state.moving, gradient, key=state.key, **options)
 
     def _updater(self, state: VelocityState) -> Callable[[], Any]:
         energy, gradient = state.kept
@@ -259,14 +259,12 @@ class GHMC(_Trajectories):
         return fresh_velocity(state, rng.Stream.MOMENTUM)  # the first step draws from the other stream at this key
 
     def _velocity(self, state: VelocityState) -> Tensor:
-        assert state.velocity is not None
         kept = self.persistence
-        return kept * state.velocity + (1 - kept**2) ** 0.5 * fresh_velocity(state)
+        return kept * state.moving + (1 - kept**2) ** 0.5 * fresh_velocity(state)
 
     def _keep_velocity(self, state: VelocityState, accepted: Tensor, before: Tensor, after: Tensor) -> None:
-        assert state.velocity is not None
         by_chain = accepted.reshape(-1, *(1,) * (state.x.dim() - 1))
-        torch.where(by_chain, after, -before, out=state.velocity)
+        torch.where(by_chain, after, -before, out=state.moving)
 
 
 class MALT(_Trajectories):
@@ -298,7 +296,7 @@ class MALT(_Trajectories):
         return {"friction": self.friction}
 
     def _pass(self, state: VelocityState, gradient: Tensor, **options: Any) -> None:
-        obabo_step_(state.x, state.velocity, gradient, key=state.key, chain_ids=state.chain_ids, **options)
+        obabo_step_(state.x, state.moving, gradient, key=state.key, chain_ids=state.chain_ids, **options)
 
     def _increments(self, key: Tensor) -> tuple[Tensor, Tensor | None]:
         within = torch.zeros_like(key)

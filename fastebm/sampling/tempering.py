@@ -1,7 +1,7 @@
 """Parallel tempering: replicas of a chain at a ladder of temperatures, which swap temperatures to cross barriers.
 
-Source: Syed, Bouchard-Cote, Deligiannidis and Doucet, "Non-reversible parallel tempering: a scalable highly parallel MCMC
-scheme", JRSS B 2022: even and odd pairs in turn, and the ladder tuned by the rejections.
+Source: Syed, Bouchard-Cote, Deligiannidis and Doucet, "Non-reversible parallel tempering: a scalable highly parallel
+MCMC scheme", JRSS B 2022: even and odd pairs in turn, and the ladder tuned by the rejections.
 """
 
 from __future__ import annotations
@@ -158,7 +158,7 @@ class ParallelTempering:
         ids = rng.make_chain_ids(chain_ids, count)
         ids = (ids if len(ids) == count else ids + torch.arange(count, device=ids.device)) * size
         ids = (ids[:, None] + torch.arange(size, device=ids.device)).flatten()
-        given = (conditions,) if isinstance(conditions, Tensor) else tuple(conditions)
+        given = tuple(conditions)
         wide = tuple(each.repeat_interleave(size, 0) if len(each) == count else each for each in given)
         for name in ("mask", "known"):
             value = options.get(name)

@@ -42,6 +42,13 @@ class VelocityState(EnergyState):
     temperature: Tensor | None = None
 
     @property
+    def moving(self) -> Tensor:
+        """The velocities, of a state that keeps them."""
+        if self.velocity is None:
+            raise ValueError("this state keeps no velocities")
+        return self.velocity
+
+    @property
     def temperatures(self) -> Tensor:
         """The table of temperatures, of a state that has one."""
         if self.temperature is None:
@@ -229,7 +236,7 @@ class Underdamped(EnergySampler[VelocityState]):
         low, high = self.box if self.box is not None else (None, None)
         take(
             state.x,
-            state.velocity,
+            state.moving,
             gradient,
             schedule=state.schedule,
             key=state.key,
