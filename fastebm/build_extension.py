@@ -31,6 +31,8 @@ CPP_SOURCES = (
     "cpu/normal.cpp",
     "cpu/uniform.cpp",
     "cpu/langevin.cpp",
+    "cpu/underdamped.cpp",
+    "cpu/mala.cpp",
     "cpu/block_tail.cpp",
     "cpu/expand_blend.cpp",
     "cpu/program.cpp",

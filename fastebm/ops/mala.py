@@ -82,11 +82,11 @@ def mala_step_(
         key: int64 (seed, step, schedule index), that of the proposal.
         chain_ids: int64 (1,), the id of the first of consecutive chains, or (B,).
         grad_clip: the bound by which the proposal clipped every entry of the gradient.
-        low, high: walls, None or low < high. A proposal that lies beyond one all the same is rejected.
+        low, high: walls, None or low < high. A proposal that does not lie between them all the same is rejected.
 
     Returns:
         (accepted, log_ratio): bool (B,) and float64 (B,). A ratio of NaN rejects, and so does a proposal_energy that
-        is not finite. log_ratio is -inf for a proposal beyond a wall.
+        is not finite. With walls, log_ratio is -inf for a proposal that does not lie between them.
 
     Raises:
         ValueError, TypeError: for arguments of the wrong shape, dtype, device or range.
@@ -326,7 +326,7 @@ def reference_mala_step(
         noise = chain_noise(key, ids, rng.Stream.LANGEVIN, here.shape[1]).to(x.dtype)
         unfolded = torch.where(noise_std == 0, drifted, fma(noise_std, noise, drifted))
         turned, _ = beyond(unfolded, low, high)
-        outside = beyond(there, low, high)[0].any(1)
+        outside = (beyond(there, low, high)[0] | there.isnan()).any(1)
         way = 2 * (unfolded.double() - here.double())
         first, second = torch.where(turned, total, difference), torch.where(turned, difference, total)
         terms = (step_size.double() * first + torch.where(turned, way, -way)) * second

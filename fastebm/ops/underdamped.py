@@ -400,7 +400,7 @@ def by_chain(tensor: Tensor) -> Tensor:
 def ordered_sum(terms: Tensor) -> Tensor:
     """(B,) sums of (B, N) in the order of `langevin.ordered_square_sum`."""
     rows = -(-terms.shape[1] // SUM_LANES)
-    terms = torch.nn.functional.pad(terms, (0, rows * SUM_LANES - terms.shape[1])).reshape(-1, rows, SUM_LANES)
+    terms = torch.nn.functional.pad(terms, (0, rows * SUM_LANES - terms.shape[1])).reshape(len(terms), rows, SUM_LANES)
     lanes = terms.new_zeros(terms.shape[0], SUM_LANES)
     for row in range(rows):
         lanes = lanes + terms[:, row]
@@ -476,7 +476,8 @@ def reference_kinetic_step(
         half = h / 2 if w is None else (h / 2) * w
         return fma(-half, g, v)
 
-    def refresh(v: Tensor, c: Tensor, sigma: Tensor, stream: rng.Stream, key: Tensor) -> Tensor:
+    def refresh(v: Tensor, row: tuple[Tensor, ...], stream: rng.Stream, key: Tensor) -> Tensor:
+        _, c, sigma = row
         noise = chain_noise(key, ids, stream, v.shape[1]).to(v.dtype)
         scale = sigma if w is None else sigma * rounded_sqrt(w)
         return torch.where(sigma == 0, c * v, fma(scale, noise, c * v))
@@ -494,17 +495,17 @@ def reference_kinetic_step(
         if done is not None:
             done = torch.where(counted, done + _kinetic_sum(v, w), done)
         if scheme == OBABO:
-            v = refresh(v, *before[1:], rng.Stream.MOMENTUM_END, key - key.new_tensor([0, 1, 0]))
+            v = refresh(v, before, rng.Stream.MOMENTUM_END, key - key.new_tensor([0, 1, 0]))
     if open:
-        h, c, sigma = row
+        h = row[0]
         if scheme == OBABO:
-            v = refresh(v, c, sigma, rng.Stream.MOMENTUM, key)
+            v = refresh(v, row, rng.Stream.MOMENTUM, key)
         if done is not None:
             done = torch.where(counted, done - _kinetic_sum(v, w), done)
         v = kick(v, h)
         if scheme == BAOAB:
             half_way, turned = drift(position, v, h / 2)
-            moved, last = drift(half_way, refresh(turned, c, sigma, rng.Stream.MOMENTUM, key), h / 2)
+            moved, last = drift(half_way, refresh(turned, row, rng.Stream.MOMENTUM, key), h / 2)
             at_once, straight = drift(position, v, h)
             position, v = torch.where(quiet, at_once, moved), torch.where(quiet, straight, last)
         else:
