@@ -15,18 +15,18 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fastebm import compiler, data, evaluation, models, ops, rng, runs, sampling, tasks, training
+    from fastebm import compiler, data, evaluation, losses, models, ops, rng, runs, sampling, tasks, training
     from fastebm.compiler.energy_gradient import EnergyGradient, energy_gradient
     from fastebm.ops import langevin_step, langevin_step_
     from fastebm.runs.registry import load
-    from fastebm.sampling import Cascade, ExpandingCascade, Langevin, schedules
+    from fastebm.sampling import Cascade, ExpandingCascade, Langevin, ReplayBuffer, schedules, starts
     from fastebm.training import resume, train
 
 __version__ = "0.2.0"
 
 # Where each public name is defined; a subpackage is its own place.
 _PACKAGES = (
-    *("build_extension", "cli", "compiler", "data", "evaluation", "models", "ops", "plotting", "rng", "runs"),
+    *("build_extension", "cli", "compiler", "data", "evaluation", "losses", "models", "ops", "plotting", "rng", "runs"),
     *("sampling", "tasks", "training"),
 )
 _NAMES = {
@@ -34,12 +34,14 @@ _NAMES = {
     "EnergyGradient": "fastebm.compiler",
     "ExpandingCascade": "fastebm.sampling",
     "Langevin": "fastebm.sampling",
+    "ReplayBuffer": "fastebm.sampling",
     "energy_gradient": "fastebm.compiler",
     "langevin_step": "fastebm.ops",
     "langevin_step_": "fastebm.ops",
     "load": "fastebm.runs.registry",
     "resume": "fastebm.training",
     "schedules": "fastebm.sampling",
+    "starts": "fastebm.sampling",
     "train": "fastebm.training",
 }
 
@@ -48,6 +50,7 @@ __all__ = [
     "EnergyGradient",
     "ExpandingCascade",
     "Langevin",
+    "ReplayBuffer",
     "compiler",
     "data",
     "energy_gradient",
@@ -55,6 +58,7 @@ __all__ = [
     "langevin_step",
     "langevin_step_",
     "load",
+    "losses",
     "models",
     "ops",
     "resume",
@@ -62,6 +66,7 @@ __all__ = [
     "runs",
     "sampling",
     "schedules",
+    "starts",
     "tasks",
     "train",
     "training",

@@ -1,17 +1,20 @@
-"""Samplers of energies: Langevin chains with explicit state, coarse-to-fine cascades, schedules."""
+"""Samplers of energies: Langevin chains with explicit state, coarse-to-fine cascades, schedules, replay buffers."""
 
-from fastebm.sampling import schedules
+from fastebm.sampling import schedules, starts
 from fastebm.sampling.cascade import Cascade, ExpandingCascade
 from fastebm.sampling.data_term import data_term_weight, implicit_step
 from fastebm.sampling.langevin import Langevin
+from fastebm.sampling.replay_buffer import Draw, ReplayBuffer
 from fastebm.sampling.schedules import Schedule, constant, cosine, from_epsilon, linear, polynomial, table
 from fastebm.sampling.state import ChainState, StepInfo
 
 __all__ = [
     "Cascade",
     "ChainState",
+    "Draw",
     "ExpandingCascade",
     "Langevin",
+    "ReplayBuffer",
     "Schedule",
     "StepInfo",
     "constant",
@@ -22,5 +25,6 @@ __all__ = [
     "linear",
     "polynomial",
     "schedules",
+    "starts",
     "table",
 ]
