@@ -26,6 +26,7 @@ __all__ = [
     "denoising_score_matching",
     "energy_l2",
     "improved_cd_kl",
+    "last_step",
     "nearest_distance",
     "recovery_energy",
     "recovery_likelihood",
@@ -103,7 +104,7 @@ def denoising_score_matching(
         >>> import torch, fastebm
         >>> bowl = lambda x: x.square().sum(1)
         >>> fastebm.losses.denoising_score_matching(bowl, torch.zeros(1, 2), 0.5, noise=torch.ones(1, 2)).item()
-        1.25
+        0.25
     """
     _check_images("x", x)
     sigma = _levels("sigma", sigma, x)
@@ -169,38 +170,26 @@ def sliced_score_matching(
     return loss if grad_enabled else loss.detach()
 
 
-def improved_cd_kl(
-    energy: Energy, x: Tensor, step_size: float, *, clamp: tuple[float | None, float | None] = (None, None)
-) -> Tensor:
-    """`mean E'(x')` at the end of one more Langevin step, `x' = clamp(x - step_size grad E(x))`: the term that
-    contrastive divergence leaves out.
-
-    The gradient flows through the step into the weights of E inside of it, while those of the outer E' stay fixed. The
-    gradient of the energy is differentiated once more. The full loss is `contrastive_divergence + energy_l2 +
-    improved_cd_kl - 0.3 log nearest_distance`.
-
-    Args:
-        energy: gives `(B,)`.
-        x: the states before the last step, `(B, ...)`, with its noise on them already; fixed.
-        step_size: a number > 0 (100 in the source).
-        clamp: bounds (low, high) of `x'`, each a number or None ((0, 1) in the source).
-
-    Raises ValueError or TypeError for others.
-
-    Source: Du, Li, Tenenbaum & Mordatch, "Improved Contrastive Divergence Training of EBMs", ICML 2021 (`train.py`).
-
-    Example:
-        >>> import torch, fastebm
-        >>> fastebm.losses.improved_cd_kl(lambda x: x.square().sum(1), torch.ones(1, 2), 0.25).item()
-        0.5
-    """
-    return _frozen_energy(energy, last_step(energy, x, step_size, clamp=clamp))
-
-
 def last_step(
     energy: Energy, x: Tensor, step_size: float, *, clamp: tuple[float | None, float | None] = (None, None)
 ) -> Tensor:
-    """`clamp(x - step_size grad E(x))`, differentiable in the weights of E; arguments as in `improved_cd_kl`."""
+    """One more Langevin step, `x' = clamp(x - step_size grad E(x))`, differentiable in the weights of E.
+
+    The gradient of the energy is differentiated once more.
+
+    Args:
+        energy: gives `(B,)`.
+        x: the states before the step, `(B, ...)`, with its noise on them already; fixed.
+        step_size: a number > 0 (100 in improved CD).
+        clamp: bounds (low, high) of `x'`, each a number or None ((0, 1) in improved CD).
+
+    Raises ValueError or TypeError for others.
+
+    Example:
+        >>> import torch, fastebm
+        >>> fastebm.losses.last_step(lambda x: x.square().sum(1), torch.ones(1, 2), 0.25).tolist()
+        [[0.5, 0.5]]
+    """
     _check_images("x", x)
     step_size = as_real("step_size", step_size)
     if not 0 < step_size < math.inf:
@@ -216,11 +205,46 @@ def last_step(
     return moved if low is None and high is None else moved.clamp(low, high)
 
 
+def improved_cd_kl(energy: Energy, ends: Tensor) -> Tensor:
+    """`mean E'(x')` of the ends x' of a differentiable `last_step`: the term that contrastive divergence leaves out.
+
+    The gradient flows through the ends into the weights of E, while those of the outer E' stay fixed. The whole loss of
+    improved CD is `contrastive_divergence + energy_l2 + improved_cd_kl - 0.3 nearest_distance(ends, ...).log().mean()`.
+
+    Args:
+        energy: gives `(B,)`.
+        ends: what `last_step` of the same energy returned, `(B, ...)`.
+
+    Raises ValueError or TypeError for others, such as ends without a graph, whose gradient would be 0.
+
+    Source: Du, Li, Tenenbaum & Mordatch, "Improved Contrastive Divergence Training of EBMs", ICML 2021 (`train.py`).
+
+    Example:
+        >>> import torch, fastebm
+        >>> scale = torch.ones(2, requires_grad=True)
+        >>> energy = lambda x: (scale * x.square()).sum(1)
+        >>> loss = fastebm.losses.improved_cd_kl(energy, fastebm.losses.last_step(energy, torch.ones(1, 2), 0.25))
+        >>> loss.item(), *torch.autograd.grad(loss, scale)
+        (0.5, tensor([-0.5000, -0.5000]))
+    """
+    _check_images("ends", ends)
+    if torch.is_grad_enabled() and not ends.requires_grad:
+        raise ValueError("improved_cd_kl needs ends that are differentiable, as last_step returns, got ends without")
+    with torch.enable_grad():
+        at = ends.detach().requires_grad_()
+        energies = _checked_energies(energy(at), at)
+        outer = torch.zeros_like(at)
+        if energies.requires_grad:
+            (outer,) = torch.autograd.grad(energies.sum(), at, materialize_grads=True)
+    # ends - at is 0: the value is the mean energy, and the gradient that of the energy in its states alone.
+    return energies.detach().mean() + _inner(outer, ends - at.detach()).sum() / len(ends)
+
+
 def nearest_distance(x: Tensor, others: Tensor) -> Tensor:
     """The distance from each of `x` to the nearest of `others`, `(B,)`, differentiable in x.
 
-    `-mean log nearest_distance` estimates the negative entropy of samples up to a constant, which improved CD weighs by
-    0.3, with 100 draws of the replay buffer as the others. A state that is one of the others has the least positive
+    The mean of its logarithm estimates the entropy of samples up to constants. Improved CD raises it, with a weight of
+    0.3 and 100 draws of the replay buffer as the others. A state that is one of the others has the least positive
     distance and no gradient, so that the logarithm is finite.
 
     Args:
@@ -240,7 +264,7 @@ def nearest_distance(x: Tensor, others: Tensor) -> Tensor:
     _check_images("others", others)
     if others.shape[1:] != x.shape[1:]:
         raise ValueError(f"others must be states {tuple(x.shape[1:])} like x, got {tuple(others.shape[1:])}")
-    flat, around = x.flatten(1), others.detach().flatten(1)
+    flat, around = x.reshape(len(x), -1), others.detach().reshape(len(others), -1)
     with torch.no_grad():  # only the nearest one is in the graph, which is smaller by a factor of N
         nearest = torch.cdist(flat, around, compute_mode="donot_use_mm_for_euclid_dist").argmin(1)
     squares = (flat - around[nearest]).square().sum(1)
@@ -326,26 +350,14 @@ def _gradient_at(energy: Energy, x: Tensor) -> Tensor:
     return gradient
 
 
-def _frozen_energy(energy: Energy, x: Tensor) -> Tensor:
-    """`mean E(x)`, with the gradient through x alone."""
-    with torch.enable_grad():
-        at = x.detach().requires_grad_()
-        energies = _checked_energies(energy(at), at)
-        outer = torch.zeros_like(at)
-        if energies.requires_grad:
-            (outer,) = torch.autograd.grad(energies.sum(), at, materialize_grads=True)
-    # 0 in value, since x - at is: the value is the energy's, and the gradient outer times that of x.
-    return energies.detach().mean() + _inner(outer, x - at.detach()).sum() / len(x)
-
-
 def _norms(x: Tensor) -> Tensor:
     """`||x||**2` of each sample, (B,)."""
-    return x.flatten(1).square().sum(1) if x.dim() > 1 else x.square()
+    return x.reshape(len(x), -1).square().sum(1)
 
 
 def _inner(x: Tensor, y: Tensor) -> Tensor:
     """The inner product of each pair of samples, (B,)."""
-    return (x * y).flatten(1).sum(1) if x.dim() > 1 else x * y
+    return (x * y).reshape(len(x), -1).sum(1)
 
 
 def _energies(name: str, energies: Tensor) -> Tensor:
