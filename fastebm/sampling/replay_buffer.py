@@ -140,6 +140,8 @@ class ReplayBuffer:
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
+        if not isinstance(shape, Sequence) or isinstance(shape, str):
+            raise TypeError(f"shape is a tuple of the sizes of one state, got {shown(shape)}")
         self.shape = tuple(as_count("a size of shape", size, 1) for size in shape)
         self.capacity = as_count("capacity", capacity, 1)
         self.restart = as_real("restart", restart)
@@ -154,8 +156,8 @@ class ReplayBuffer:
         self.augment = augment
         self.write = _one_of("write", write, Write)
         self.restart_law = _one_of("restart_law", restart_law, RestartLaw)
-        if dtype not in _DTYPES:
-            raise TypeError(f"states are stored as uint8, float16, float32 or float64, got {dtype}")
+        if not isinstance(dtype, torch.dtype) or dtype not in _DTYPES:
+            raise TypeError(f"states are stored as uint8, float16, float32 or float64, got {shown(dtype)}")
         self.dtype = dtype
         if value_range is not None and dtype != torch.uint8:
             raise ValueError(f"value_range is for uint8 alone: {dtype} stores states as they are")
@@ -382,11 +384,11 @@ class ReplayBuffer:
         x = x.to(self.device)
         if self.dtype != torch.uint8:
             stored = x.to(self.dtype)
-            return stored, stored.isfinite().reshape(len(x), -1).all(1)
+            return stored, _finite(stored)
         if x.dtype in (torch.float16, torch.bfloat16):
             x = x.float()
         steps = (x - self.low).mul_(256 / (self.high - self.low)).clamp_(0, 255)
-        return steps.to(torch.uint8), x.isfinite().reshape(len(x), -1).all(1)
+        return steps.to(torch.uint8), _finite(x)
 
     def _places(self, draw: Draw, classes: Tensor) -> tuple[Tensor, Tensor]:
         """The slots where ends go, all different, and the rows of the draw that go there."""
@@ -489,7 +491,7 @@ def _check_range(value_range: tuple[float, float]) -> tuple[float, float]:
 
 
 def _one_of(name: str, value: Any, literal: Any) -> Any:
-    if value not in get_args(literal):
+    if not isinstance(value, str) or value not in get_args(literal):
         raise ValueError(f"{name} is one of {', '.join(map(repr, get_args(literal)))}, got {shown(value)}")
     return value
 
@@ -503,6 +505,13 @@ def _whole(name: str, values: Tensor, count: int, limit: int) -> Tensor:
     if int(values.min()) < 0 or int(values.max()) >= limit:
         raise ValueError(f"{name} must be in [0, {limit}), got {int(values.min())} to {int(values.max())}")
     return values.cpu()
+
+
+def _finite(x: Tensor) -> Tensor:
+    """Which states of (n, ...) are finite, (n,). A sum is finite only where all its terms are, and takes one pass."""
+    flat = x.reshape(len(x), -1)
+    finite = flat.sum(1, dtype=torch.float32 if x.dtype == torch.float16 else x.dtype).isfinite()
+    return finite if bool(finite.all()) else flat.isfinite().all(1)
 
 
 def _repeated(values: Tensor) -> Tensor:

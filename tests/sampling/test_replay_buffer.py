@@ -294,6 +294,19 @@ def test_a_chain_that_is_not_finite_starts_anew_and_is_counted(write, dtype, wro
     assert buffer.nonfinite == 1
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+def test_large_numbers_are_finite(dtype):
+    """Their sum is not."""
+    buffer = ReplayBuffer((4,), 2, restart=0, seed=6, dtype=dtype)
+    draw = buffer.draw(2, 1, slots=torch.arange(2))
+    ends = torch.tensor([[1.0, 1.0, 1.0, 1.0], [1.0, 1.0, -1.0, 1.0]], dtype=dtype) * torch.finfo(dtype).max
+    assert buffer.put(draw, ends) == 0
+    assert torch.equal(buffer.state_dict()["x"], ends)
+    ends[0, 1] = math.inf
+    assert buffer.put(buffer.draw(2, 1, slots=torch.arange(2)), ends) == 1
+    assert torch.equal(buffer.state_dict()["x"][1], ends[1])
+
+
 # Starts ---------------------------------------------------------------------------------------------------------------
 
 
