@@ -117,6 +117,8 @@ def check_draw(buffer: ReplayBuffer, draw: Draw, before: dict[str, Any], used: s
         draw.x[going_on], before["x"][draw.slots[going_on]].to(draw.x.dtype)
     ):
         return "other states than those of the slots"
+    if not torch.equal(draw.steps, torch.where(draw.restarted, 0, before["steps"][draw.slots])):
+        return "other ages than those of the slots"
     new = draw.chain_ids[draw.restarted]
     if len(new) and not bool(((new >= before["next_chain"]) & (new < buffer.next_chain)).all()):
         return "ids of new chains that are not new"

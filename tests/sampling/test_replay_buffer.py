@@ -159,6 +159,17 @@ def test_of_several_ends_for_one_slot_the_last_stays():
     assert len(buffer) == 2
 
 
+@pytest.mark.parametrize("write", WRITES)
+def test_ends_never_race_for_a_slot(write):
+    """index_copy with equal indices may keep any of them on a GPU."""
+    buffer = filled(write, capacity=6, count=6, restart=0)
+    for _ in range(20):
+        draw = buffer.draw(6, 1)
+        slots, rows = buffer._places(draw, torch.zeros(6, dtype=torch.int64))
+        assert len(slots.unique()) == len(slots) == len(rows)
+        buffer.put(draw, draw.x)
+
+
 def test_draws_are_uniform_over_slots_and_restarts_have_their_frequency():
     buffer = filled("drawn", capacity=50, count=50, rounds=40, restart=0.05)
     slots, coins = [], []
@@ -289,6 +300,9 @@ def test_a_chain_that_is_not_finite_starts_anew_and_is_counted(write, dtype, wro
     assert again.x.isfinite().all()
     (start,) = fresh_starts(6, again.chain_ids.tolist(), (2, 3))
     torch.testing.assert_close(again.x[0].double(), start, rtol=0, atol={torch.uint8: 1 / 128}.get(dtype, 1e-3))
+    assert draw.restarted[1]
+    assert not torch.equal(start.float(), draw.x[1].float())  # it is not the same start once more
+    assert not {*draw.spare_ids.tolist()} & {*draw.chain_ids.tolist()}
     assert len(buffer) == 4
     assert buffer.put(again, again.x) == 0
     assert buffer.nonfinite == 1
