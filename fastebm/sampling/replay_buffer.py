@@ -19,7 +19,7 @@ from torch import Tensor
 from fastebm import ops, rng
 from fastebm.memory import check_memory
 from fastebm.rng import Stream
-from fastebm.sampling.starts import Start, images, random_words, scaled
+from fastebm.sampling.starts import Start, checked_range, images, random_words, scaled
 from fastebm.sampling.starts import uniform as uniform_start
 from fastebm.scalars import as_count, as_int, as_real, shown
 
@@ -140,7 +140,7 @@ class ReplayBuffer:
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        if not isinstance(shape, Sequence) or isinstance(shape, str):
+        if not isinstance(shape, tuple | list):
             raise TypeError(f"shape is a tuple of the sizes of one state, got {shown(shape)}")
         self.shape = tuple(as_count("a size of shape", size, 1) for size in shape)
         self.capacity = as_count("capacity", capacity, 1)
@@ -161,7 +161,7 @@ class ReplayBuffer:
         self.dtype = dtype
         if value_range is not None and dtype != torch.uint8:
             raise ValueError(f"value_range is for uint8 alone: {dtype} stores states as they are")
-        self.low, self.high = _check_range((-1.0, 1.0) if value_range is None else value_range)
+        self.low, self.high = checked_range("value_range", (-1.0, 1.0) if value_range is None else value_range)
         self.num_classes = as_count("num_classes", num_classes)
         self.world_size = as_count("world_size", world_size, 1)
         self.rank = as_count("rank", rank)
@@ -479,15 +479,6 @@ def _zeros(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Te
     if device.type != "cpu":
         return torch.zeros(shape, dtype=dtype, device=device)
     return torch.from_numpy(np.zeros(shape, str(dtype).removeprefix("torch.")))
-
-
-def _check_range(value_range: tuple[float, float]) -> tuple[float, float]:
-    if not isinstance(value_range, tuple | list) or len(value_range) != 2:
-        raise TypeError(f"value_range is a pair (low, high), got {shown(value_range)}")
-    low, high = (as_real("a bound of value_range", bound) for bound in value_range)
-    if not -math.inf < low < high < math.inf:
-        raise ValueError(f"value_range needs finite low < high, got {low} and {high}")
-    return low, high
 
 
 def _one_of(name: str, value: Any, literal: Any) -> Any:

@@ -184,7 +184,7 @@ def test_draws_are_uniform_over_slots_and_restarts_have_their_frequency():
 
 
 def test_every_slot_of_a_large_buffer_can_be_drawn_as_often_as_any_other():
-    """24 bits would leave gaps at 3 * 10^7 slots: then every draw hits a multiple of some 2."""
+    """The 24 bits of one float32 would reach a 64th of these 2^30."""
     chosen = starts.scaled(starts.random_words(200_000, 1, seed=0, stream=Stream.BUFFER_DRAW, chain_ids=0)[:, 0], 2**30)
     assert len(chosen.unique()) > 199_950  # of 200,000 out of 2^30, some 19 pairs are equal
     assert (chosen % 16).bincount(minlength=16).min() > 12_000
@@ -598,7 +598,7 @@ def test_coins_do_not_depend_on_the_number_of_ranks_once_slots_are_full():
         ({"restart_law": None}, ValueError, "restart_law is one of 'bernoulli', 'binomial', got None"),
         ({"dtype": torch.int8}, TypeError, "stored as uint8, float16, float32 or float64, got torch.int8"),
         ({"dtype": torch.uint8, "value_range": (1, 1)}, ValueError, "finite low < high, got 1.0 and 1.0"),
-        ({"dtype": torch.uint8, "value_range": 1}, TypeError, r"a pair \(low, high\), got 1"),
+        ({"dtype": torch.uint8, "value_range": 1}, TypeError, r"value_range needs a pair \(low, high\), got 1"),
         ({"value_range": (0, 1)}, ValueError, "value_range is for uint8 alone"),
         ({"num_classes": -1}, ValueError, "num_classes must not be negative, got -1"),
         ({"num_classes": 5}, ValueError, "capacity must divide evenly among 1 ranks and 5 classes, got 12"),

@@ -61,12 +61,24 @@ def test_each_class_has_its_own_normal():
         torch.testing.assert_close(found.T.cov(), covariances[label], rtol=0, atol=0.12)
 
 
+def test_without_labels_every_class_is_a_start():
+    start = starts.class_normal(STATES[:3], 1e-4 * torch.eye(2).expand(3, 2, 2), clamp=(-1, 4.5))
+    x = start((3000, 2), seed=3, chain_ids=0)
+    assert x.max() == 4.5
+    first = x[:, 0].round().long()
+    assert {*first.tolist()} == {0, 2, 4}
+    assert (first.bincount()[[0, 2, 4]] - 1000).abs().max() < 100
+    assert torch.equal(x[5:6], start((1, 2), seed=3, chain_ids=5))
+    classes = ALL["images of classes"]((6000, 2), seed=1, chain_ids=0)[:, 0].div(2).long()
+    assert (classes.bincount(minlength=6) - 1000).abs().max() < 110
+
+
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [
         (lambda: starts.uniform(1, -1), ValueError, "finite low < high, got 1.0 and -1.0"),
         (lambda: starts.uniform(-math.inf, 1), ValueError, "finite low < high"),
-        (lambda: starts.uniform("a", 1), TypeError, "low must be a real number"),
+        (lambda: starts.uniform("a", 1), TypeError, "low of a uniform start must be a real number"),
         (lambda: starts.normal(0, 0), ValueError, "finite std > 0, got 0.0 and 0.0"),
         (lambda: starts.normal(math.nan, 1), ValueError, "a finite mean"),
         (lambda: starts.images(torch.zeros(0, 2)), ValueError, "one state at least, got none"),
@@ -87,7 +99,12 @@ def test_each_class_has_its_own_normal():
             "covariance of class 0 is not positive definite",
         ),
         (lambda: ALL["images"]((3, 5), seed=0, chain_ids=0), ValueError, r"have shape \(2,\), but states of \(5,\)"),
-        (lambda: ALL["normal of classes"]((3, 2), seed=0, chain_ids=0), ValueError, "3 classes and needs labels"),
+        (lambda: starts.images(STATES, torch.full((6,), 10**15)), ValueError, "class 0 has none"),
+        (
+            lambda: starts.class_normal(STATES, torch.eye(2).expand(6, 2, 2), clamp=1.0),
+            TypeError,
+            r"clamp needs a pair \(low, high\), got 1.0",
+        ),
         (
             lambda: ALL["images of classes"]((2, 2), seed=0, chain_ids=0, labels=torch.tensor([0, 3])),
             ValueError,
