@@ -19,7 +19,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from fastebm.scalars import as_count, as_real, shown
+from fastebm.scalars import as_count, as_real, in_float32, shown
 
 __all__ = [
     "contrastive_divergence",
@@ -108,6 +108,8 @@ def denoising_score_matching(
     """
     _check_images("x", x)
     sigma = _levels("sigma", sigma, x)
+    if isinstance(sigma, Tensor) and not bool(((sigma > 0) & sigma.isfinite()).all()):
+        raise ValueError(f"sigma must be finite and > 0, got {sigma.min():g} to {sigma.max():g}")
     noise = torch.randn_like(x) if noise is None else _like("noise", noise, x)
     gradient = _gradient(energy, x + sigma * noise)
     return 0.5 * _norms(noise - sigma * gradient).mean()
@@ -279,16 +281,22 @@ def recovery_energy(energy: Energy, x: Tensor, noisy: Tensor, sigma: float | Ten
     Args:
         energy: gives `(B,)`.
         x, noisy: `(B, ...)`.
-        sigma: the standard deviation of the noise, a number > 0 or one for each image, `(B,)`.
+        sigma: the standard deviation of the noise, a number > 0 or one for each image, `(B,)`; not read.
 
-    Raises ValueError or TypeError for others.
+    Raises ValueError or TypeError for others, as far as they can be told without reading tensors, so that chains of
+    this energy are compiled.
 
     Source: Gao et al., "Learning EBMs by Diffusion Recovery Likelihood", ICLR 2021, eq. 8.
 
     Example:
         >>> import torch, fastebm
-        >>> fastebm.losses.recovery_energy(lambda x: x.square().sum(1), torch.ones(1, 2), torch.zeros(1, 2), 0.5)
+        >>> def energy(x, noisy, sigma):
+        ...     return fastebm.losses.recovery_energy(lambda x: x.square().sum(1), x, noisy, sigma)
+        >>> noisy, sigma = torch.ones(1, 2), torch.tensor([0.5])
+        >>> energy(torch.ones(1, 2), 0 * noisy, sigma)
         tensor([6.])
+        >>> fastebm.Langevin(energy, 0.1, 0.0).sample(noisy, 50, conditions=(noisy, sigma))  # 1 / (1 + 2 sigma^2)
+        tensor([[0.6667, 0.6667]])
     """
     _check_images("x", x)
     sigma = _levels("sigma", sigma, x)
@@ -387,14 +395,13 @@ def _like(name: str, value: Tensor, x: Tensor) -> Tensor:
     return value
 
 
-def _levels(name: str, sigma: float | Tensor, x: Tensor) -> Tensor:
-    """`sigma` in a shape that broadcasts to x. Raises ValueError or TypeError for those that are not > 0."""
+def _levels(name: str, sigma: float | Tensor, x: Tensor) -> float | Tensor:
+    """A number, or a tensor that broadcasts to x, whose values are not read: a compiler can't, and a GPU would wait."""
     if isinstance(sigma, Tensor) and sigma.dim():
         if sigma.shape != x.shape[:1] or not sigma.is_floating_point():
             raise ValueError(f"{name} must be a number or float ({len(x)},), got {shown(sigma)}")
-        sigma = sigma.to(x).detach()
-    else:
-        sigma = torch.full((1,), as_real(name, sigma), dtype=x.dtype, device=x.device)
-    if not bool(((sigma > 0) & sigma.isfinite()).all()):
-        raise ValueError(f"{name} must be finite and > 0 in {x.dtype}, got {sigma.min():g} to {sigma.max():g}")
-    return sigma.view(-1, *(1,) * (x.dim() - 1))
+        return sigma.to(x).view(-1, *(1,) * (x.dim() - 1))
+    sigma = as_real(name, sigma)
+    if not 0 < in_float32(sigma) < math.inf:
+        raise ValueError(f"{name} must be finite and > 0 in float32, got {sigma}")
+    return sigma

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from fastebm import Langevin
 from fastebm.losses import (
     contrastive_divergence,
     denoising_score_matching,
@@ -225,6 +226,21 @@ def test_recovery_likelihood_has_the_gradient_of_the_likelihood_of_a_gaussian():
     torch.testing.assert_close(energies, plain.detach())
 
 
+def test_chains_of_the_recovery_energy_are_compiled():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(4, 16), nn.SiLU(), nn.Linear(16, 1), nn.Flatten(0))
+
+    def plain(x, noisy, sigma):
+        return net(x) + 0.5 * ((x - noisy) / sigma[:, None]).square().sum(1)
+
+    noisy, sigma = torch.randn(6, 4), torch.linspace(0.2, 1.0, 6)
+    found, expected = (
+        Langevin(energy, 0.001, 0.01, engine="fused").sample(noisy, 20, 0, conditions=(noisy, sigma))
+        for energy in (lambda x, noisy, sigma: recovery_energy(net, x, noisy, sigma), plain)
+    )
+    torch.testing.assert_close(found, expected)
+
+
 def test_recovery_likelihood_is_its_formula(net):
     data, samples, weight = images(4), images(4, seed=2), torch.tensor([1.0, 0.5, 0.0, 2.0], dtype=torch.float64)
     loss = recovery_likelihood(net(data), net(samples), weight)
@@ -325,6 +341,9 @@ def test_losses_train_our_own_nets():
         (lambda x, e: improved_cd_kl(total, x), ValueError, "needs ends that are differentiable, as last_step returns"),
         (lambda x, e: nearest_distance(x, x[:0]), ValueError, "others must have shape"),
         (lambda x, e: nearest_distance(x, x[:, 0]), ValueError, r"others must be states \(2, 3\) like x, got \(3,\)"),
+        (lambda x, e: denoising_score_matching(total, x, -e), ValueError, "sigma must be finite and > 0, got -"),
+        (lambda x, e: recovery_energy(total, x, x, 0.0), ValueError, "sigma must be finite and > 0"),
+        (lambda x, e: recovery_energy(total, x, x, e[:2]), ValueError, r"sigma must be a number or float \(4,\), got"),
         (lambda x, e: recovery_energy(total, x, x[:2], 1.0), ValueError, "noisy must be a tensor"),
         (lambda x, e: recovery_likelihood(e, e[:2]), ValueError, "come in pairs, got 4 and 2 energies"),
         (lambda x, e: recovery_likelihood(e, e, -1.0), ValueError, "weight must be finite and not negative"),
@@ -344,4 +363,4 @@ def total(x):
 
 
 def test_examples_in_docstrings():
-    assert doctest.testmod(importlib.import_module("fastebm.losses")) == (0, 28)
+    assert doctest.testmod(importlib.import_module("fastebm.losses")) == (0, 31)

@@ -462,7 +462,7 @@ class ReplayBuffer:
             if not 0 <= numbers[name] <= limit:
                 raise ValueError(f"the state's {name} must be in [0, {limit}], got {numbers[name]}")
         ids, steps, written = (state[name].cpu() for name in ("chain_ids", "steps", "written"))
-        if int(ids.min()) < -1 or int(ids.max()) >= max(numbers["next_chain"], 1):
+        if int(ids.min()) < -1 or int(ids.max()) >= numbers["next_chain"]:
             raise ValueError(f"the state has chain ids {int(ids.min())} to {int(ids.max())}, but gave none of them out")
         if int(steps.min()) < 0 or int(steps.max()) > numbers["step"] or int(written.min()) < 0:
             raise ValueError("the state has chains of more steps than it counts, or negative counts")
