@@ -291,9 +291,12 @@ class ReplayBuffer:
             return scaled(words[:, _LABEL], max(self.num_classes, 1))
         if not self.num_classes:
             raise ValueError("labels need a buffer with classes: give num_classes")
-        if not isinstance(labels, Tensor) or not labels.dim():
-            labels = torch.tensor(as_int("labels", labels), device="cpu").expand(len(words))
-        return _whole("labels", labels, len(words), self.num_classes)
+        if isinstance(labels, Tensor) and labels.dim():
+            return _whole("labels", labels, len(words), self.num_classes)
+        label = as_int("labels", labels)
+        if not 0 <= label < self.num_classes:
+            raise ValueError(f"labels must be in [0, {self.num_classes}), got {label}")
+        return torch.full((len(words),), label, dtype=torch.int64, device="cpu")
 
     def _restored(self, slots: Tensor, ids: Tensor, restarted: Tensor, classes: Tensor) -> Tensor:
         """The states of the next draw."""
@@ -488,14 +491,14 @@ def _one_of(name: str, value: Any, literal: Any) -> Any:
 
 
 def _whole(name: str, values: Tensor, count: int, limit: int) -> Tensor:
-    """`values` on the CPU. Raises TypeError or ValueError for what are not `count` whole numbers below `limit`."""
+    """A copy of `values` on the CPU. Raises TypeError or ValueError unless they are `count` numbers in [0, limit)."""
     if not isinstance(values, Tensor) or values.dtype != torch.int64:
         raise TypeError(f"{name} must be an int64 tensor, got {shown(values)}")
     if values.shape != (count,):
         raise ValueError(f"{name} must hold one number a chain, shape ({count},), got {tuple(values.shape)}")
     if int(values.min()) < 0 or int(values.max()) >= limit:
         raise ValueError(f"{name} must be in [0, {limit}), got {int(values.min())} to {int(values.max())}")
-    return values.cpu()
+    return values.to("cpu", copy=True)
 
 
 def _finite(x: Tensor) -> Tensor:

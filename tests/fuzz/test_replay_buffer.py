@@ -59,7 +59,7 @@ def wrong_call(draw: random.Random, buffer: ReplayBuffer, drawn: Draw | None) ->
         lambda: buffer.draw(
             1, 1, slots=draw.choice([torch.tensor([slots]), torch.tensor([-1]), [0], 0, "0" if odd is None else odd])
         ),
-        lambda: buffer.draw(1, 1, labels=draw.choice([buffer.num_classes, -1, 0.5, "0", [0], torch.zeros(1)])),
+        lambda: buffer.draw(1, 1, labels=draw.choice([buffer.num_classes, -1, 0.5, "0", [0], torch.zeros(1), 10**30])),
         lambda: buffer.draw(1, 1, labels=0, slots=torch.tensor([0])),
         lambda: buffer.put(odd, torch.zeros(1, *buffer.shape)),
         lambda: buffer.load_state_dict(odd),

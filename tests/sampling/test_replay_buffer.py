@@ -149,6 +149,15 @@ def test_a_chain_that_is_drawn_twice_goes_on_once_under_its_id():
     assert (draw.steps[2:] == draw.steps[0]).all()
 
 
+def test_slots_and_labels_are_copied():
+    buffer = ReplayBuffer((1,), 4, restart=0, seed=0, num_classes=2)
+    for name, given in (("slots", torch.tensor([3, 1])), ("labels", torch.tensor([1, 0]))):
+        draw = buffer.draw(2, 1, **{name: given})
+        given.fill_(0)
+        assert draw.labels.tolist() == [1, 0]
+        assert (draw.slots // 2).tolist() == [1, 0]
+
+
 def test_of_several_ends_for_one_slot_the_last_stays():
     buffer = ReplayBuffer((1,), 4, restart=0, seed=0)
     draw = buffer.draw(4, 1, slots=torch.tensor([2, 1, 2, 2]))
@@ -623,7 +632,7 @@ def test_wrong_arguments_are_refused(options, error, message):
         ({"count": 1.0}, TypeError, "count must be an integer"),
         ({"num_steps": -1}, ValueError, "num_steps must not be negative"),
         ({"num_steps": 2**32 + 1}, ValueError, "the counter of the noise has no room"),
-        ({"labels": 3}, ValueError, r"labels must be in \[0, 3\), got 3 to 3"),
+        ({"labels": 3}, ValueError, r"labels must be in \[0, 3\), got 3"),
         ({"labels": torch.tensor([0, 1])}, ValueError, r"one number a chain, shape \(4,\), got \(2,\)"),
         ({"labels": torch.zeros(4)}, TypeError, "labels must be an int64 tensor"),
         ({"labels": [0, 1, 2, 0]}, TypeError, "labels must be an integer"),
