@@ -15,7 +15,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fastebm import compiler, data, evaluation, models, ops, rng, runs, sampling, tasks, training
+    from fastebm import compiler, data, evaluation, losses, models, ops, rng, runs, sampling, tasks, training
     from fastebm.compiler.energy_gradient import EnergyGradient, energy_gradient
     from fastebm.compiler.score import ScoreGradient, score_gradient
     from fastebm.ops import langevin_step, langevin_step_
@@ -29,8 +29,10 @@ if TYPE_CHECKING:
         ExpandingCascade,
         Langevin,
         ParallelTempering,
+        ReplayBuffer,
         Underdamped,
         schedules,
+        starts,
     )
     from fastebm.training import resume, train
 
@@ -38,7 +40,7 @@ __version__ = "0.2.0"
 
 # Where each public name is defined; a subpackage is its own place.
 _PACKAGES = (
-    *("build_extension", "cli", "compiler", "data", "evaluation", "models", "ops", "plotting", "rng", "runs"),
+    *("build_extension", "cli", "compiler", "data", "evaluation", "losses", "models", "ops", "plotting", "rng", "runs"),
     *("sampling", "tasks", "training"),
 )
 _NAMES = {
@@ -51,6 +53,7 @@ _NAMES = {
     "MALA": "fastebm.sampling",
     "MALT": "fastebm.sampling",
     "ParallelTempering": "fastebm.sampling",
+    "ReplayBuffer": "fastebm.sampling",
     "ScoreGradient": "fastebm.compiler",
     "Underdamped": "fastebm.sampling",
     "energy_gradient": "fastebm.compiler",
@@ -60,6 +63,7 @@ _NAMES = {
     "resume": "fastebm.training",
     "schedules": "fastebm.sampling",
     "score_gradient": "fastebm.compiler",
+    "starts": "fastebm.sampling",
     "train": "fastebm.training",
 }
 
@@ -73,6 +77,7 @@ __all__ = [
     "ExpandingCascade",
     "Langevin",
     "ParallelTempering",
+    "ReplayBuffer",
     "ScoreGradient",
     "Underdamped",
     "compiler",
@@ -82,6 +87,7 @@ __all__ = [
     "langevin_step",
     "langevin_step_",
     "load",
+    "losses",
     "models",
     "ops",
     "resume",
@@ -90,6 +96,7 @@ __all__ = [
     "sampling",
     "schedules",
     "score_gradient",
+    "starts",
     "tasks",
     "train",
     "training",

@@ -119,10 +119,8 @@ def one_by_one(chains: Chains, program: tuple[Tensor, ...], steps: int, options:
 
 def assert_same(first: Any, second: Any) -> None:
     for one, other in zip(first, second, strict=True):
-        assert (
-            torch.equal(one, other)
-            or torch.equal(one.isnan(), other.isnan())
-            and torch.equal(one.nan_to_num(), other.nan_to_num())
+        assert torch.equal(one, other) or (
+            torch.equal(one.isnan(), other.isnan()) and torch.equal(one.nan_to_num(), other.nan_to_num())
         )
 
 
