@@ -150,6 +150,8 @@ class Langevin(Sampler[ChainState]):
         self.momentum = as_real("momentum", momentum)
         if not 0 <= self.momentum < 1:
             raise ValueError(f"momentum must be in [0, 1), got {momentum}")
+        if self.momentum and grad_norm_clip is not None:
+            raise ValueError("momentum gathers gradients that are clipped by grad_clip; it takes no grad_norm_clip")
         if nesterov not in (None, "lookahead", "corrected"):
             raise ValueError(f'nesterov is "lookahead", "corrected" or None, got {nesterov!r}')
         if nesterov is not None and not self.momentum:
@@ -381,6 +383,9 @@ class Langevin(Sampler[ChainState]):
         noise, drift = noise_options(options, self.noise_order), drift_options(options) if before else options
         nothing = torch.zeros_like(x) if before else None
         momentum, share = state.momentum, self.momentum
+        clip = self.grad_clip
+        if momentum is not None:
+            drift = drift._replace(grad_clip=None)  # what the momentum gathers is clipped already
         repeated: list[RepeatedStep] = []
 
         def move() -> tuple[Tensor, Tensor]:
@@ -390,8 +395,9 @@ class Langevin(Sampler[ChainState]):
             energies, gradient = self.gradient(ahead, state.conditions)
             direction = gradient
             if momentum is not None:
-                momentum.mul_(share).add_(gradient)
-                direction = momentum if self.nesterov != "corrected" else gradient + share * momentum
+                clipped = gradient if clip is None else gradient.clamp(-clip, clip)
+                momentum.mul_(share).add_(clipped)
+                direction = momentum if self.nesterov != "corrected" else clipped + share * momentum
             if repeated:
                 repeated[0](direction)
             else:

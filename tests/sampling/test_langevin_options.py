@@ -37,9 +37,9 @@ def plain(x, steps, noise_first=False, clamp_noise=False, clamp_at="step", momen
             x = x + sigma * noise(x, k)
             x = x.clamp(*CLAMP) if clamp_noise else x
         g = slope(x - eta * momentum * m if nesterov == "lookahead" else x)
+        g = clipped(g)
         m = momentum * m + g
-        step = g if not momentum else g + momentum * m if nesterov == "corrected" else m
-        x = x - eta * clipped(step)
+        x = x - eta * (g if not momentum else g + momentum * m if nesterov == "corrected" else m)
         if not noise_first:
             x = x + sigma * noise(x, k)
         x = x.clamp(*CLAMP) if clamp_at == "step" else x
@@ -125,6 +125,7 @@ def test_a_mask_holds_between_noise_and_gradient():
         ({"clamp_at": "end"}, "needs a clamp"),
         ({"momentum": 1.0}, r"momentum must be in \[0, 1\)"),
         ({"momentum": -0.1}, r"momentum must be in \[0, 1\)"),
+        ({"momentum": 0.5, "grad_norm_clip": 1.0}, "takes no grad_norm_clip"),
         ({"nesterov": "lookahead"}, "nesterov needs a momentum"),
         ({"momentum": 0.5, "nesterov": "both"}, '"lookahead", "corrected" or None'),
     ],
