@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from fastebm.compiler.energy_gradient import EnergyGradient, energy_gradient
     from fastebm.ops import langevin_step, langevin_step_
     from fastebm.runs.registry import load
-    from fastebm.sampling import Cascade, ExpandingCascade, Langevin, schedules
+    from fastebm.sampling import Cascade, ExpandingCascade, Langevin, diagnostics, schedules
     from fastebm.training import resume, train
 
 __version__ = "0.2.0"
@@ -34,6 +34,7 @@ _NAMES = {
     "EnergyGradient": "fastebm.compiler",
     "ExpandingCascade": "fastebm.sampling",
     "Langevin": "fastebm.sampling",
+    "diagnostics": "fastebm.sampling",
     "energy_gradient": "fastebm.compiler",
     "langevin_step": "fastebm.ops",
     "langevin_step_": "fastebm.ops",
@@ -50,6 +51,7 @@ __all__ = [
     "Langevin",
     "compiler",
     "data",
+    "diagnostics",
     "energy_gradient",
     "evaluation",
     "langevin_step",

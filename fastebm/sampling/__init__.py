@@ -1,6 +1,6 @@
-"""Samplers of energies: Langevin chains with explicit state, coarse-to-fine cascades, schedules."""
+"""Samplers of energies: Langevin chains with explicit state, coarse-to-fine cascades, schedules, diagnostics."""
 
-from fastebm.sampling import schedules
+from fastebm.sampling import diagnostics, schedules
 from fastebm.sampling.cascade import Cascade, ExpandingCascade
 from fastebm.sampling.data_term import data_term_weight, implicit_step
 from fastebm.sampling.langevin import Langevin
@@ -17,6 +17,7 @@ __all__ = [
     "constant",
     "cosine",
     "data_term_weight",
+    "diagnostics",
     "from_epsilon",
     "implicit_step",
     "linear",
