@@ -87,6 +87,12 @@ class BatchedDiagnostics:
         self._parts.append(self.options.fresh(first, last))
         return DiagnosticsObserver(self._parts[-1], self.every, self.options.warmup)
 
+    @property
+    def places(self) -> list[int]:
+        """The updates, counted from 1, after which states were read."""
+        number = self._parts[0].num_updates if self._parts else 0
+        return [self.options.warmup + self.every * (k + 1) for k in range(number)]
+
     def result(self) -> Diagnostics:
         """The diagnostics of the chains of all batches so far."""
         return Diagnostics.concatenate(self._parts)
@@ -124,7 +130,9 @@ class LevelDiagnostics:
         self._before = 0
 
     def start(self, level: Any, x: Tensor) -> None:
-        """For `on_level_start`: what follows is of this level."""
+        """For `on_level_start`: what follows is of this level, if it has any updates."""
+        if not level.num_steps:
+            return
         if level.size not in self._levels:
             temperature = self._temperatures.get(level.size)
             self._levels[level.size] = BatchedDiagnostics(self._diagnostics, level.num_steps, temperature)
@@ -141,3 +149,7 @@ class LevelDiagnostics:
     def summaries(self) -> dict[int, ChainSummary]:
         """The summary of each level by its size, in the order of the chains."""
         return {size: level.summary() for size, level in self._levels.items()}
+
+    def places(self, size: int) -> list[int]:
+        """The updates of a level, counted from 1, after which states were read."""
+        return self._levels[size].places

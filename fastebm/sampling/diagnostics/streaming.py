@@ -210,6 +210,7 @@ class Diagnostics:
             names=self.names,
             num_chains=self._shape[0],
             num_updates=blocks.count,
+            lags=self.lags,
             mean=pooled.mean,
             std=pooled.variance.sqrt(),
             rhat=unknown if halves is None else estimates.split_rhat(halves),

@@ -29,6 +29,7 @@ class ChainSummary:
     Attributes:
         names: of the scalar summaries.
         num_chains, num_updates: B, and n, the number of updates that were observed.
+        lags: L, the longest distance of autocovariances.
         mean, std: over all chains and updates, `(S,)`.
         rhat: R-hat of the halves of the chains, without ranks; 1 is best, at most 1.01 is wanted.
         drift, drift_error: how far the mean over the chains moved from their first to their second half, in standard
@@ -38,7 +39,7 @@ class ChainSummary:
             the means of blocks if that is smaller and there are 16 blocks, and may still be too large.
         nested_rhat: `(S,)`, where superchains were named.
         superchain_size: the number of chains in each of them.
-        chain_mean, chain_variance, chain_ess: of each chain on its own, `(B, S)`; its `ess` by the window of lags alone.
+        chain_mean, chain_variance, chain_ess: of each chain on its own, `(B, S)`; its ESS by the window of lags alone.
         finite: bool `(B,)`, which chains gave finite numbers alone.
         acceptance: `(B,)`, the share of proposals that were accepted.
         energy_error, gradient_norm, displacement: `(B,)` moments of each chain (`mean`, `variance`).
@@ -54,6 +55,7 @@ class ChainSummary:
     names: tuple[str, ...]
     num_chains: int
     num_updates: int
+    lags: int
     mean: Tensor
     std: Tensor
     rhat: Tensor
@@ -84,6 +86,11 @@ class ChainSummary:
         """The standard error of `mean`, `(S,)`: `std / sqrt(ess)`."""
         return self.std / self.ess.sqrt()
 
+    @property
+    def annealed(self) -> bool:
+        """Whether the implied temperature changes along the chain."""
+        return self.implied_temperature is not None and self.implied_temperature[0] != self.implied_temperature[1]
+
     def verdict(self) -> list[str]:
         """What is wrong with the chains, and what can't be judged from them, in plain sentences."""
         lost = int((~self.finite).sum())
@@ -93,7 +100,8 @@ class ChainSummary:
                 f"{lost} of {self.num_chains} chains are not finite; the first is in row {first}. Nothing else is "
                 "judged: try a smaller step size, a clamp or a gradient clip."
             ]
-        wrong = [*self._moving(), *self._mixing(), *self._proposals(), *self._temperatures()]
+        mixing = () if self.annealed else (*self._mixing(), *self._temperatures())
+        wrong = [*self._moving(), *mixing, *self._proposals()]
         if not wrong and self.num_updates >= FEW_UPDATES:
             wrong = [
                 f"Nothing speaks against these chains: R-hat is at most {_largest(self.rhat):.3f} and the effective "
@@ -144,20 +152,25 @@ class ChainSummary:
     # The sentences ----------------------------------------------------------------------------------------------------
 
     def _moving(self) -> Iterable[str]:
-        if self.implied_temperature is not None and self.implied_temperature[0] != self.implied_temperature[1]:
+        if self.annealed and self.implied_temperature is not None:
             start, end = self.implied_temperature
             yield (
                 f"Step size and noise imply a temperature that goes from {start:.3g} to {end:.3g} along the chain. "
-                "There is no stationary distribution then: R-hat and ESS tell whether the chains end alike, not "
-                "whether they sample exp(-E/T)."
+                "R-hat and effective sample sizes suppose a stationary distribution, which there is not: they are not "
+                "judged."
             )
         if still := self._where(self.std == 0, self.std, lambda _: ""):
             yield f"No chain ever changed {still}: the chains are stuck, or this says nothing about them."
         moved = (self.drift.abs() > DRIFT) & (self.drift.abs() > DRIFT_ERRORS * self.drift_error)
         if self.num_chains >= CHAINS_FOR_DRIFT and (moving := self._where(moved, self.drift, "{:+.2g}".format)):
+            advice = (
+                "as annealed chains do."
+                if self.annealed
+                else "the chains are still on their way. Leave out more updates at the start, or run longer."
+            )
             yield (
                 f"From the first to the second half of the chains there was a drift of {moving}, in standard "
-                "deviations: the chains are still on their way. Leave out more updates at the start, or run longer."
+                f"deviations{',' if self.annealed else ':'} {advice}"
             )
 
     def _mixing(self) -> Iterable[str]:
@@ -190,9 +203,12 @@ class ChainSummary:
                 "rough. Run longer, or more chains."
             )
         if bound := self._where(self.ess_is_bound, self.ess, lambda _: ""):
+            place, remedy = "the window of lags", "Observe fewer updates (every=), or widen the window (lags=)."
+            if self.lags >= self.num_updates - 1:
+                place, remedy = "the chains", "Run longer."
             yield (
-                f"The correlation of {bound} does not end within the window of lags: the effective sample sizes may be "
-                "too large. Observe fewer updates (every=), or widen the window (lags=)."
+                f"The correlation of {bound} does not end within {place}: the effective sample sizes may be too large. "
+                f"{remedy}"
             )
 
     def _proposals(self) -> Iterable[str]:
@@ -216,12 +232,12 @@ class ChainSummary:
                 yield f"Hardly any exchange succeeds between the rungs {_listed(cut)}: put temperatures between them."
 
     def _temperatures(self) -> Iterable[str]:
-        if self.temperature is None or self.implied_temperature is None:
+        if self.temperature is None or self.implied_temperature is None or not self.implied_temperature[0]:
             return
-        start, end = self.implied_temperature
+        start = self.implied_temperature[0]
         apart = abs(self.temperature - start)
         error = start * math.sqrt(2 / -_largest(-self.ess))  # that of a variance, as if all elements moved as one
-        if start == end and apart > WRONG_TEMPERATURE * start and apart > TEMPERATURE_ERRORS * error:
+        if apart > WRONG_TEMPERATURE * start and apart > TEMPERATURE_ERRORS * error:
             yield (
                 f"The samples have the temperature {self.temperature:.3g}, where step size and noise imply "
                 f"{start:.3g}: the step is too large, the chains are not at rest yet, or a clamp, a clip or a mask "
@@ -232,7 +248,7 @@ class ChainSummary:
         found = []
         if self.num_updates < 4:
             found.append(f"{self.num_updates} updates are too few for R-hat and effective sample sizes.")
-        elif self.num_updates < FEW_UPDATES:
+        elif self.num_updates < FEW_UPDATES and not self.annealed:
             found.append(f"R-hat and effective sample sizes of {self.num_updates} updates are rough.")
         if self.num_chains == 1:
             found.append(

@@ -357,7 +357,10 @@ def test_levels_of_a_cascade() -> None:
         assert found[0][size].num_chains == 8
     assert found[0][8].element_mean.shape == (1, 8, 8)
     assert found[0][8].implied_temperature == (0.5, 0.0)
-    assert "no stationary distribution" in found[0][8].verdict()[0]
+    said = " ".join(found[0][8].verdict())
+    assert "a temperature that goes from 0.5 to 0 along the chain" in said
+    assert "R-hat is" not in said
+    assert "R-hat is" in " ".join(found[0][4].verdict())
 
 
 def test_the_temperature_of_samples_is_that_of_the_discretised_chain() -> None:
