@@ -18,24 +18,13 @@ Observer = Callable[[int, Tensor, Tensor], None]
 """Called after an update with the number of updates done, the live state (do not keep it) and the energies before it.
 
 An observer with `reads_states = False` may be called later, in order, when the state has moved on. If it has a method
-`observe_block(done, x, energies)`, that may be called instead for several updates, with their energies `(n, B)`. One
-that reads only some states has a method `updates_until_read(done)`: how many updates end with the next of them.
+`observe_block(done, x, energies)`, that may be called instead for several updates, with their energies `(n, B)`.
 """
 
 
 def all_deferrable(observers: Sequence[Observer]) -> bool:
     """Whether no observer reads every state: then updates may run in blocks."""
     return not any(getattr(observe, "reads_states", True) for observe in observers)
-
-
-def updates_unread(observers: Sequence[Observer], done: int, limit: int) -> int:
-    """How many of the next `limit` updates, after `done` earlier ones, may run in one block: up to the first whose
-    state an observer reads."""
-    for observe in observers:
-        if getattr(observe, "reads_states", True):
-            until: Callable[[int], int] | None = getattr(observe, "updates_until_read", None)
-            limit = min(limit, 1 if until is None else until(done))
-    return limit
 
 
 class FiniteCheck:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
 
 from fastebm.sampling.diagnostics.streaming import Diagnostics
 from fastebm.sampling.diagnostics.summary import ChainSummary
+from fastebm.sampling.observers import Observer
 from fastebm.scalars import as_count, shown
 
 OBSERVATIONS = 512
@@ -18,7 +19,8 @@ OBSERVATIONS = 512
 class DiagnosticsObserver:
     """An observer (`fastebm.sampling.observers`) of one batch, which reads the state after every `every`-th update.
 
-    Updates between these may run in one call: `updates_until_read` tells how many.
+    Called as an observer it sees states and energies. By `run_observed` it sees all that a step reports, and updates
+    between those that are read run at once.
     """
 
     reads_states = True
@@ -35,23 +37,64 @@ class DiagnosticsObserver:
             return self.warmup - done + self.every
         return self.every - (done - self.warmup) % self.every
 
+    def reads(self, done: int) -> bool:
+        """Whether the state after update `done` is read."""
+        return done > self.warmup and (done - self.warmup) % self.every == 0
+
     def __call__(self, done: int, x: Tensor, energies: Tensor) -> None:
         """Observes the state after update `done`; the displacement is that since the last one that was read."""
-        if self._is_read(done):
+        if self.reads(done):
             self.diagnostics.update(x, energies, before=self._before)
             self._before = x.clone()
 
-    def observe_block(self, done: int, x: Tensor, energies: Tensor) -> None:
-        """The same for updates that ran in one call, with their energies `(n, B)`: up to one whose state is read."""
-        self(done, x, energies[-1])
-
     def callback(self, k: int, x: Tensor, info: Any) -> None:
         """The same from what a step reports, gradients and acceptance too; see `Diagnostics.callback`."""
-        if self._is_read(k):
+        if self.reads(k):
             self.diagnostics.callback(k, x, info)
 
-    def _is_read(self, done: int) -> bool:
-        return done > self.warmup and (done - self.warmup) % self.every == 0
+
+def run_observed(
+    sampler: Any,
+    state: Any,
+    num_steps: int,
+    observer: DiagnosticsObserver,
+    observers: Sequence[Observer] = (),
+    **options: Any,
+) -> Any:
+    """The state `num_steps` updates after `state`, which is overwritten: the bits of the sampler's own `advance_`.
+
+    Updates whose states are read are taken by `sampler.step`, which reports all there is to them; those between run by
+    `sampler.advance_`, so that many of them may still be one call. `options` go to both.
+    """
+    done = 0
+    with sampler.gradient.chain():
+        while done < num_steps:
+            until = observer.updates_until_read(done)
+            alone = min(until - 1, num_steps - done)
+            if alone:
+                state = sampler.advance_(state, alone, [_Later(observe, done) for observe in observers], **options)
+                done += alone
+            if done < num_steps:
+                state, info = sampler.step(state, **options)
+                done += 1
+                for observe in observers:
+                    observe(done, state.x, info.energy)
+                observer.callback(done, state.x, info)
+    return state
+
+
+class _Later:
+    """An observer of updates that follow `before` earlier ones."""
+
+    def __init__(self, observe: Observer, before: int) -> None:
+        self.observe, self.before = observe, before
+        self.reads_states = getattr(observe, "reads_states", True)
+        whole = getattr(observe, "observe_block", None)
+        if whole is not None:
+            self.observe_block = lambda done, x, energies: whole(before + done, x, energies)
+
+    def __call__(self, done: int, x: Tensor, energies: Tensor) -> None:
+        self.observe(self.before + done, x, energies)
 
 
 class BatchedDiagnostics:

@@ -174,9 +174,13 @@ class Diagnostics:
         """`update` as samplers call back: `sampler.sample(..., keep=diagnostics.callback)`.
 
         For chains in one batch. `info` is what the sampler's `step` reports, a `StepInfo` or more: its energy,
-        gradient, `accepted` and `energy_error`, where it has them, and the states before.
+        gradient, `accepted` and `energy_error` (or `log_ratio`, of which that is the negative, in units of the
+        temperature), where it has them, and the states before.
         """
         reported = {name: getattr(info, name, None) for name in ("energy", "gradient", "accepted", "energy_error")}
+        ratio = getattr(info, "log_ratio", None)
+        if reported["energy_error"] is None and ratio is not None:
+            reported["energy_error"] = -ratio
         self.update(x, **reported, before=getattr(info, "before", None))
 
     def summary(self) -> ChainSummary:

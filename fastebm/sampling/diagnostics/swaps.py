@@ -41,20 +41,21 @@ class SwapCounter:
 
     @torch.no_grad()
     def update(self, attempted: Tensor, accepted: Tensor) -> None:
-        """Counts the exchanges of one round: bool `(P,)`, or `(..., P)` for several ladders; they broadcast.
+        """Counts the exchanges of one round: bool `(P,)`, or `(..., P)` for several ladders; they broadcast. Or of
+        several rounds: int64 counts of the same shapes.
 
         Raises TypeError or ValueError for others. An exchange that was not attempted does not count as accepted.
         """
         for name, value in (("attempted", attempted), ("accepted", accepted)):
-            if not isinstance(value, Tensor) or value.dtype != torch.bool or not value.dim():
-                raise TypeError(f"{name} must be a bool tensor (..., P), got {shown(value)}")
+            if not isinstance(value, Tensor) or value.dtype not in (torch.bool, torch.int64) or not value.dim():
+                raise TypeError(f"{name} must be a bool or int64 tensor (..., P), got {shown(value)}")
         if attempted.shape[-1] != accepted.shape[-1]:
             raise ValueError(
                 f"attempted and accepted must be of as many pairs, got {attempted.shape[-1]} and {accepted.shape[-1]}"
             )
-        attempted, accepted = torch.broadcast_tensors(attempted, accepted)
+        attempted, accepted = torch.broadcast_tensors(attempted.long(), accepted.long())
         pairs = attempted.shape[-1]
-        tried, done = (each.reshape(-1, pairs).sum(0) for each in (attempted, attempted & accepted))
+        tried, done = (each.reshape(-1, pairs).sum(0) for each in (attempted, torch.minimum(attempted, accepted)))
         if self._counts is None:
             self._counts = torch.zeros_like(tried), torch.zeros_like(done)
         if len(self._counts[0]) != pairs:

@@ -18,9 +18,10 @@ from fastebm.sampling.diagnostics import (
     DiagnosticsObserver,
     LevelDiagnostics,
     SwapCounter,
+    run_observed,
 )
 from fastebm.sampling.diagnostics.accumulators import MAX_BLOCKS, Blocks, ordered_dot
-from fastebm.sampling.observers import updates_unread
+from fastebm.sampling.observers import trajectory_recorder
 
 CHAINS = 7
 
@@ -280,6 +281,17 @@ def test_swaps_are_counted_for_each_pair() -> None:
     assert summary is not None
     assert (summary.attempted.tolist(), summary.accepted.tolist()) == ([2, 1, 2], [2, 0, 1])
     assert summary.acceptance.tolist() == [1.0, 0.0, 0.5]
+    counts = SwapCounter()
+    counts.update(torch.tensor([[1, 1, 1], [1, 0, 1]]), torch.tensor([[1, 0, 1], [1, 0, 0]]))
+    totals = counts.summary()
+    assert totals is not None
+    assert (totals.attempted.tolist(), totals.accepted.tolist()) == ([2, 1, 2], [2, 0, 1])
+    with pytest.raises(TypeError, match="attempted must be a bool or int64 tensor"):
+        swaps.update(torch.ones(3), even)
+    with pytest.raises(ValueError, match="of as many pairs, got 3 and 2"):
+        swaps.update(even, even[:2])
+    with pytest.raises(ValueError, match="earlier rounds had 3 pairs of rungs, this one has 2"):
+        swaps.update(even[:2], even[:2])
     both = SwapCounter.concatenate([swaps, SwapCounter(), swaps]).summary()
     assert both is not None
     assert both.attempted.tolist() == [4, 2, 4]
@@ -318,19 +330,71 @@ def test_an_observer_reads_every_kth_state_and_batches_change_nothing() -> None:
 
 
 @pytest.mark.parametrize(("every", "warmup"), [(1, 0), (4, 0), (5, 3), (3, 7)])
-def test_updates_between_reads_may_run_at_once(every: int, warmup: int) -> None:
-    """Blocks up to the next state that is read give what single updates give."""
+def test_the_next_state_that_is_read_is_known(every: int, warmup: int) -> None:
     observer = DiagnosticsObserver(Diagnostics(), every, warmup)
     read, done = [], 0
-    while done < 20:
-        block = updates_unread([observer], done, 20 - done)
-        assert 1 <= block <= 20 - done
-        done += block
-        if done < 20 or updates_unread([observer], done - block, 100) == block:
-            read.append(done)
-    assert read == [k for k in range(1, 21) if k > warmup and (k - warmup) % every == 0]
-    assert updates_unread([observer, lambda done, x, energies: None], 0, 20) == 1
-    assert updates_unread([], 3, 20) == 20
+    while done < 30:
+        done += observer.updates_until_read(done)
+        read.append(done)
+    assert read[:-1] == [k for k in range(1, read[-1]) if observer.reads(k)]
+    assert read[0] == warmup + every
+
+
+@pytest.mark.parametrize("engine", ["auto", "autograd"])
+@pytest.mark.parametrize(("every", "warmup"), [(1, 0), (7, 0), (5, 12), (50, 1), (60, 0)])
+def test_observed_chains_are_the_same_chains(every: int, warmup: int, engine: str) -> None:
+    """Blocks between the states that are read change no bit, and everything is reported of those."""
+    torch.manual_seed(0)
+    energy = torch.nn.Sequential(torch.nn.Linear(3, 8), torch.nn.SiLU(), torch.nn.Linear(8, 1))
+    sampler = fastebm.Langevin(energy, 0.1, fastebm.schedules.linear(0.3, 0.1), engine=engine)
+    x0, options = normal(5, 3), {"seed": 4, "num_steps": 51}
+    frames = torch.empty(51, 5, 3)
+    observer = DiagnosticsObserver(Diagnostics(keep_scalars=True, lags=4), every, warmup)
+    recorder = trajectory_recorder(frames, 1)
+    end = run_observed(
+        sampler, sampler.init(x0, **options), 51, observer, [lambda done, x, energies: recorder(done - 1, x, energies)]
+    )
+    expected = sampler.sample(x0, 51, seed=4, keep="trajectory")
+    assert torch.equal(end.x, expected[-1])
+    assert torch.equal(frames, expected[1:])
+    assert (end.step, end.key.tolist()) == (51, [4, 51, 51])
+    by_callback = DiagnosticsObserver(Diagnostics(keep_scalars=True, lags=4), every, warmup)
+    sampler.sample(x0, 51, seed=4, keep=by_callback.callback)
+    seen = len(range(warmup + every, 52, every))
+    assert observer.diagnostics.num_updates == by_callback.diagnostics.num_updates == seen
+    if seen:
+        assert_same_bits(observer.diagnostics.summary(), by_callback.diagnostics.summary())
+
+
+def test_blocks_between_reads_are_one_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    energy = torch.nn.Sequential(torch.nn.Linear(3, 8), torch.nn.SiLU(), torch.nn.Linear(8, 1))
+    sampler, blocks = fastebm.Langevin(energy, 0.1, 0.1), []
+    advance = fastebm.Langevin._advance_blocks_
+
+    def counted(self: Any, update: Any, state: Any, num_steps: int, *rest: Any) -> int:
+        done = advance(self, update, state, num_steps, *rest)
+        blocks.append(done)
+        return done
+
+    monkeypatch.setattr(fastebm.Langevin, "_advance_blocks_", counted)
+    run_observed(sampler, sampler.init(normal(5, 3), seed=1), 60, DiagnosticsObserver(Diagnostics(), every=20))
+    assert sum(blocks) >= 3 * 17  # of 19 updates before each of three that are read, all but those that run alone
+
+
+def test_steps_with_a_metropolis_test_report_it() -> None:
+    diagnostics = Diagnostics()
+    for k, x in enumerate(normal(5, 2, 3)):
+        ratio = torch.tensor([-0.5, -math.inf if k == 2 else math.nan if k == 3 else 0.0], dtype=torch.float64)
+        info = types.SimpleNamespace(energy=x.sum(1), gradient=x, before=x, accepted=ratio > -0.1, log_ratio=ratio)
+        diagnostics.callback(k + 1, x, info)
+    summary = diagnostics.summary()
+    assert summary.acceptance is not None
+    assert summary.energy_error is not None
+    assert summary.divergences is not None
+    assert summary.acceptance.tolist() == pytest.approx([0.0, 0.6])
+    assert float(summary.energy_error.mean[0]) == 0.5
+    assert summary.divergences.tolist() == [0, 2]
 
 
 def test_a_long_chain_is_read_at_some_500_places() -> None:
