@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -59,17 +59,22 @@ def run_observed(
     num_steps: int,
     observer: DiagnosticsObserver,
     observers: Sequence[Observer] = (),
+    callback: Callable[[int, Tensor, Any], None] | None = None,
+    thin: int = 1,
     **options: Any,
 ) -> Any:
     """The state `num_steps` updates after `state`, which is overwritten: the bits of the sampler's own `advance_`.
 
     Updates whose states are read are taken by `sampler.step`, which reports all there is to them; those between run by
-    `sampler.advance_`, so that many of them may still be one call. `options` go to both.
+    `sampler.advance_`, so that many of them may still be one call. `callback(k, x, info)` is called after every
+    `thin`-th update, which then is a step as well. `options` go to both.
     """
     done = 0
     with sampler.gradient.chain():
         while done < num_steps:
             until = observer.updates_until_read(done)
+            if callback is not None:
+                until = min(until, thin - done % thin)
             alone = min(until - 1, num_steps - done)
             if alone:
                 state = sampler.advance_(state, alone, [_Later(observe, done) for observe in observers], **options)
@@ -80,6 +85,9 @@ def run_observed(
                 for observe in observers:
                     observe(done, state.x, info.energy)
                 observer.callback(done, state.x, info)
+                if callback is not None and done % thin == 0:
+                    callback(done, state.x, info)
+        sampler.gradient.leave_soon()
     return state
 
 
@@ -104,18 +112,25 @@ class BatchedDiagnostics:
         diagnostics: True for the default options, or `Diagnostics` with others, which are left as they are.
         num_steps: the number of updates of the call.
         temperature: what the sampler implies, where `diagnostics` names none.
+        energies: whether the sampler has any.
 
     Raises TypeError for anything else, and ValueError where none of the updates would be observed.
     """
 
     def __init__(
-        self, diagnostics: Diagnostics | bool, num_steps: int, temperature: float | tuple[float, float] | None = None
+        self,
+        diagnostics: Diagnostics | bool,
+        num_steps: int,
+        temperature: float | tuple[float, float] | None = None,
+        *,
+        energies: bool = True,
     ) -> None:
         if diagnostics is not True and not isinstance(diagnostics, Diagnostics):
             raise TypeError(f"diagnostics must be True, False or Diagnostics, got {shown(diagnostics)}")
         own = Diagnostics(temperature=temperature) if diagnostics is True else diagnostics.fresh()
         if own.temperature is None and temperature is not None:
             own.temperature = Diagnostics(temperature=temperature).temperature
+        own.energies = own.energies and energies
         self.options = own
         counted = num_steps - own.warmup
         self.every = max(1, counted // OBSERVATIONS) if own.every is None else own.every

@@ -61,6 +61,7 @@ class Diagnostics:
             Groups are of equal size.
         temperature: what the sampler's step size and noise imply, or that at the start and at the end of a schedule.
         keep_scalars: keeps the scalar summaries of every update, for `ChainSummary.to_arviz` and pictures.
+        energies: False leaves out energies that are given, such as the zeros of a score.
         every, warmup: where a sampler calls `update`: after every so many updates, by default at 512 to 1,023 places
             of a long chain and after each update of a short one; and not before `warmup` updates.
 
@@ -89,6 +90,7 @@ class Diagnostics:
         superchains: Tensor | None = None,
         temperature: float | tuple[float, float] | None = None,
         keep_scalars: bool = False,
+        energies: bool = True,
         every: int | None = None,
         warmup: int = 0,
     ) -> None:
@@ -98,6 +100,7 @@ class Diagnostics:
         self.superchains = None if superchains is None else _check_groups(superchains)
         self.temperature = _check_temperature(temperature)
         self.keep_scalars = bool(keep_scalars)
+        self.energies = bool(energies)
         self.every = None if every is None else as_count("every", every, 1)
         self.warmup = as_count("warmup", warmup)
         self.swaps = SwapCounter()
@@ -141,6 +144,7 @@ class Diagnostics:
 
         Raises ValueError or TypeError for shapes and dtypes that don't fit one another or earlier calls.
         """
+        energy = energy if self.energies else None
         given = {"energy": energy, "gradient": gradient, "accepted": accepted, "energy_error": energy_error}
         self._check(x, given, before)
         own = self.scalars(x)

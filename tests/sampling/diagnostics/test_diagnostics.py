@@ -382,6 +382,32 @@ def test_blocks_between_reads_are_one_call(monkeypatch: pytest.MonkeyPatch) -> N
     assert sum(blocks) >= 3 * 17  # of 19 updates before each of three that are read, all but those that run alone
 
 
+def test_a_callback_is_called_beside() -> None:
+    sampler = fastebm.Langevin(bowl, 0.1, 0.3)
+    seen, plain = [], []
+    observer = DiagnosticsObserver(Diagnostics(), every=6, warmup=1)
+
+    def keep(k: int, x: torch.Tensor, info: Any) -> None:
+        seen.append((k, x.clone(), info.energy))
+
+    run_observed(sampler, sampler.init(normal(4, 2), seed=1), 20, observer, callback=keep, thin=4)
+    sampler.sample(normal(4, 2), 20, seed=1, thin=4, keep=lambda k, x, info: plain.append((k, x, info.energy)))
+    assert [k for k, _, _ in seen] == [4, 8, 12, 16, 20]
+    for (_, x, energy), (_, other, other_energy) in zip(seen, plain, strict=True):
+        assert torch.equal(x, other)
+        assert torch.equal(energy, other_energy)
+    assert observer.diagnostics.num_updates == 3
+
+
+def test_a_score_has_no_energy_to_be_judged() -> None:
+    together = BatchedDiagnostics(True, 60, energies=False)
+    observer = together.observer()
+    for k, x in enumerate(normal(60, 5, 2)):
+        observer(k + 1, x, torch.zeros(5))
+    assert together.result().names[0] == "mean"
+    assert "The energy was not given" in "\n".join(together.summary().verdict())
+
+
 def test_steps_with_a_metropolis_test_report_it() -> None:
     diagnostics = Diagnostics()
     for k, x in enumerate(normal(5, 2, 3)):
