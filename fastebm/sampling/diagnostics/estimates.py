@@ -117,10 +117,10 @@ def _sample_size(correlations: Tensor, draws: float) -> SampleSize:
     return SampleSize(size, positive[-1] > 0)
 
 
-def batch_means_sample_size(length: int, means: Tensor, variance: Tensor) -> Tensor:
-    """The effective sample size, `(S,)`, that the means `(M, B, S)` of blocks of `length` values tell.
+def batch_means_sample_size(means: Tensor, variance: Tensor) -> Tensor:
+    """The effective sample size, `(S,)`, that the means `(M, B, S)` of equal blocks of chains tell.
 
-    Where blocks are longer than the correlation, the variance of their means is `variance / (length / time)`. NaN for a
+    Where blocks are longer than the correlation, each is worth `variance / variance of the means` draws. NaN for a
     single block.
     """
     blocks = means.flatten(0, 1)

@@ -42,6 +42,10 @@ LARGE_ERROR = 1000.0
 """An energy error above it is a divergence, as in Stan."""
 
 
+ENOUGH_CHAINS = 64
+"""From whose means alone a sample size is told: their variance then has an error of 18%."""
+
+
 class Diagnostics:
     """Accumulates what chains tell while they run: call `update` after their updates, and `summary` at any time.
 
@@ -200,10 +204,13 @@ class Diagnostics:
         pooled = merge_chains(blocks.count, whole.mean, whole.squares)
         autocovariances = kept["lags"].autocovariances(whole)
         size, bound = estimates.pooled_sample_size(autocovariances, whole)
-        if blocks.full >= MAX_BLOCKS // 2:  # correlation beyond the window shows in the means of long blocks
-            means = blocks.means[: blocks.full]
-            by_blocks = estimates.batch_means_sample_size(blocks.length, means, pooled.variance)
-            size = torch.where(bound & (by_blocks < size), by_blocks, size)
+        # Correlation beyond the window shows in the means of long stretches, if there are enough of them.
+        stretches = [blocks.means[: blocks.full]] if blocks.full >= MAX_BLOCKS // 2 else []
+        if self._shape[0] >= ENOUGH_CHAINS:
+            stretches.append(whole.mean[None])
+        for means in stretches:
+            by_means = estimates.batch_means_sample_size(means, pooled.variance)
+            size = torch.where(bound & (by_means < size), by_means, size)
         unknown = torch.full_like(pooled.mean, math.nan)
         drift, drift_error = (unknown, unknown) if halves is None else estimates.drift(halves)
         elements = kept.get("elements")

@@ -36,7 +36,8 @@ class ChainSummary:
             deviations, and its standard error, NaN for one chain.
         ess: the effective sample size of all chains together, `(S,)`.
         ess_is_bound: where the autocorrelation was still positive at the end of the window of lags. There `ess` is from
-            the means of blocks if that is smaller and there are 16 blocks, and may still be too large.
+            the means of 16 to 31 blocks of each chain, or of whole chains if there are 64, where that is smaller. It
+            may still be too large.
         nested_rhat: `(S,)`, where superchains were named.
         superchain_size: the number of chains in each of them.
         chain_mean, chain_variance, chain_ess: of each chain on its own, `(B, S)`; its ESS by the window of lags alone.

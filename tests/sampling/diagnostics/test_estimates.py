@@ -62,6 +62,15 @@ def test_correlations_beyond_the_window_are_read_off_blocks(rho: float, num_upda
     assert float(summary.chain_ess[:, 0].sum()) > 1.5 * expected  # the window alone, which chains of their own have
 
 
+def test_chains_that_stay_where_they_are_count_once_each() -> None:
+    """200 chains, each around a place of its own, are worth 200 draws, to 40%: 4 errors of the variance of places."""
+    places = torch.randn(200, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    summary = streamed(places + 0.1 * autoregression(0.5, 60, 200), lags=15)
+    assert bool(summary.ess_is_bound[0])
+    assert float(summary.ess[0]) == pytest.approx(200, rel=0.4)
+    assert float(summary.rhat[0]) > 5
+
+
 def test_gaussian_moments_are_within_their_errors() -> None:
     """A mean of N draws has the error 1 / sqrt(N), a variance sqrt(2 / N): 5 of them, once in 10^6 times for each."""
     generator = torch.Generator().manual_seed(1)
