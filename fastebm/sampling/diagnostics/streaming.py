@@ -204,13 +204,14 @@ class Diagnostics:
         pooled = merge_chains(blocks.count, whole.mean, whole.squares)
         autocovariances = kept["lags"].autocovariances(whole)
         size, bound = estimates.pooled_sample_size(autocovariances, whole)
-        # Correlation beyond the window shows in the means of long stretches, if there are enough of them.
-        stretches = [blocks.means[: blocks.full]] if blocks.full >= MAX_BLOCKS // 2 else []
+        # Correlation beyond the window shows in the means of long stretches, if there are enough of them. Those of
+        # whole chains leave out none of it.
         if self._shape[0] >= ENOUGH_CHAINS:
-            stretches.append(whole.mean[None])
-        for means in stretches:
-            by_means = estimates.batch_means_sample_size(means, pooled.variance)
-            size = torch.where(bound & (by_means < size), by_means, size)
+            by_means = estimates.batch_means_sample_size(whole.mean[None], pooled.variance)
+            size, bound = torch.where(bound, torch.minimum(size, by_means), size), torch.zeros_like(bound)
+        elif blocks.full >= MAX_BLOCKS // 2:
+            by_means = estimates.batch_means_sample_size(blocks.means[: blocks.full], pooled.variance)
+            size = torch.where(bound, torch.minimum(size, by_means), size)
         unknown = torch.full_like(pooled.mean, math.nan)
         drift, drift_error = (unknown, unknown) if halves is None else estimates.drift(halves)
         elements = kept.get("elements")

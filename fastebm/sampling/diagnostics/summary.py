@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from fastebm.sampling.diagnostics.accumulators import Moments, mean_of_chains
@@ -36,8 +37,8 @@ class ChainSummary:
             deviations, and its standard error, NaN for one chain.
         ess: the effective sample size of all chains together, `(S,)`.
         ess_is_bound: where the autocorrelation was still positive at the end of the window of lags. There `ess` is from
-            the means of 16 to 31 blocks of each chain, or of whole chains if there are 64, where that is smaller. It
-            may still be too large.
+            the means of 16 to 31 blocks of each chain, if that is smaller, and may still be too large. From 64 chains
+            on it is from the means of whole chains there, and no bound.
         nested_rhat: `(S,)`, where superchains were named.
         superchain_size: the number of chains in each of them.
         chain_mean, chain_variance, chain_ess: of each chain on its own, `(B, S)`; its ESS by the window of lags alone.
@@ -104,8 +105,9 @@ class ChainSummary:
         mixing = () if self.annealed else (*self._mixing(), *self._temperatures())
         wrong = [*self._moving(), *mixing, *self._proposals()]
         if not wrong and self.num_updates >= FEW_UPDATES:
+            name, values = ("R-hat", self.rhat) if self.nested_rhat is None else ("nested R-hat", self.nested_rhat)
             wrong = [
-                f"Nothing speaks against these chains: R-hat is at most {_largest(self.rhat):.3f} and the effective "
+                f"Nothing speaks against these chains: {name} is at most {_largest(values):.3f} and the effective "
                 f"sample size at least {-_largest(-self.ess):.0f}."
             ]
         return wrong + self._unjudged()
@@ -175,12 +177,15 @@ class ChainSummary:
             )
 
     def _mixing(self) -> Iterable[str]:
-        if apart := self._where(self.rhat > BAD_RHAT, self.rhat, "{:.3g}".format):
+        good = math.sqrt(GOOD_RHAT**2 + 1 / (self.superchain_size or 1))  # 1 + 1/M: converged, with one draw a chain
+        nested = torch.full_like(self.rhat, math.nan) if self.nested_rhat is None else self.nested_rhat
+        judged = self.rhat.where(~(nested <= good), 1.0)
+        if apart := self._where(judged > BAD_RHAT, self.rhat, "{:.3g}".format):
             yield (
                 f"R-hat is above {BAD_RHAT} for {apart}: the chains disagree with one another, or with their own first "
                 "halves. Run longer, or start them nearer to the target."
             )
-        elif short := self._where(self.rhat > GOOD_RHAT, self.rhat, "{:.3g}".format):
+        elif short := self._where(judged > GOOD_RHAT, self.rhat, "{:.3g}".format):
             together = (
                 " All of them together may suffice, if they forgot their starts: nested R-hat of superchains tells."
                 if self.num_chains >= MANY_CHAINS and self.nested_rhat is None
@@ -190,14 +195,11 @@ class ChainSummary:
                 f"R-hat is above {GOOD_RHAT} for {short}: each chain alone is too short to be like the others."
                 f"{together}"
             )
-        if self.nested_rhat is not None and self.superchain_size is not None:
-            # Converged chains give at most 1 + 1/M squared, with one draw each (Margossian et al., 2023).
-            good = math.sqrt(GOOD_RHAT**2 + 1 / self.superchain_size)
-            if apart := self._where(self.nested_rhat > good, self.nested_rhat, "{:.3g}".format):
-                yield (
-                    f"Nested R-hat is above {good:.3f}, the bound for superchains of {self.superchain_size}, for "
-                    f"{apart}: where chains end still depends on where they started. Run longer."
-                )
+        if apart := self._where(nested > good, nested, "{:.3g}".format):
+            yield (
+                f"Nested R-hat is above {good:.3f}, the bound for superchains of {self.superchain_size}, for {apart}: "
+                "where chains end still depends on where they started. Run longer."
+            )
         if few := self._where(self.ess < GOOD_ESS, self.ess, "{:.0f}".format):
             yield (
                 f"All chains together are worth fewer than {GOOD_ESS} independent draws for {few}: their means are "

@@ -503,6 +503,10 @@ def test_starts_that_are_remembered_show_in_nested_rhat() -> None:
     assert "Nested" not in same
     apart = verdict_of(normal(60, 40, 1) + groups[:, None], superchains=groups)
     assert "Nested R-hat is above 1.058, the bound for superchains of 10" in apart
+    assert "R-hat is above 1.1 for energy" in apart
+    slow = normal(60, 40, 1).cumsum(0)  # each chain wanders, and forgets that all began at 0
+    assert "R-hat is above 1.1 for energy" in verdict_of(slow)
+    assert "R-hat is above" not in verdict_of(slow, superchains=groups)
     assert "needs two superchains" in verdict_of(normal(60, 40, 1), superchains=torch.zeros(40, dtype=torch.int64))
 
 
