@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from fastebm.sampling.diagnostics.streaming import Diagnostics
+from fastebm.sampling.diagnostics.streaming import Diagnostics, in_order
 from fastebm.sampling.diagnostics.summary import ChainSummary
 from fastebm.sampling.observers import Observer
 from fastebm.scalars import as_count, shown
@@ -20,7 +20,7 @@ class DiagnosticsObserver:
     """An observer (`fastebm.sampling.observers`) of one batch, which reads the state after every `every`-th update.
 
     Called as an observer it sees states and energies. By `run_observed` it sees all that a step reports, and updates
-    between those that are read run at once.
+    between those that are read run at once. It raises ValueError where a second batch follows.
     """
 
     reads_states = True
@@ -30,6 +30,7 @@ class DiagnosticsObserver:
         self.every = as_count("every", every, 1)
         self.warmup = as_count("warmup", warmup)
         self._before: Tensor | None = None
+        self._check = in_order()
 
     def updates_until_read(self, done: int) -> int:
         """How many updates after `done` earlier ones end with one whose state is read; at least 1."""
@@ -43,14 +44,16 @@ class DiagnosticsObserver:
 
     def __call__(self, done: int, x: Tensor, energies: Tensor) -> None:
         """Observes the state after update `done`; the displacement is that since the last one that was read."""
+        self._check(done)
         if self.reads(done):
             self.diagnostics.update(x, energies, before=self._before)
             self._before = x.clone()
 
     def callback(self, k: int, x: Tensor, info: Any) -> None:
-        """The same from what a step reports, gradients and acceptance too; see `Diagnostics.callback`."""
+        """The same from what a step reports, gradients and acceptance too; see `Diagnostics.update_from`."""
+        self._check(k)
         if self.reads(k):
-            self.diagnostics.callback(k, x, info)
+            self.diagnostics.update_from(x, info)
 
 
 def run_observed(

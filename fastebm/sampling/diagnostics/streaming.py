@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -178,18 +178,30 @@ class Diagnostics:
         if self.keep_scalars:
             self._trace.append(values)
 
-    def callback(self, k: int, x: Tensor, info: Any) -> None:
-        """`update` as samplers call back: `sampler.sample(..., keep=diagnostics.callback)`.
-
-        For chains in one batch. `info` is what the sampler's `step` reports, a `StepInfo` or more: its energy,
-        gradient, `accepted` and `energy_error` (or `log_ratio`, of which that is the negative, in units of the
-        temperature), where it has them, and the states before.
-        """
+    def update_from(self, x: Tensor, info: Any) -> None:
+        """`update` with what a sampler's `step` reports, a `StepInfo` or more: its energy, gradient, `accepted` and
+        `energy_error` (or `log_ratio`, of which that is the negative, in units of the temperature), where it has them,
+        and the states before."""
         reported = {name: getattr(info, name, None) for name in ("energy", "gradient", "accepted", "energy_error")}
         ratio = getattr(info, "log_ratio", None)
         if reported["energy_error"] is None and ratio is not None:
             reported["energy_error"] = -ratio
         self.update(x, **reported, before=getattr(info, "before", None))
+
+    @property
+    def callback(self) -> Callable[[int, Tensor, Any], None]:
+        """A function for one call of a sampler, `sampler.sample(..., keep=diagnostics.callback)`.
+
+        It calls `update_from`. For chains in one batch: it raises ValueError where a second one follows, whose chains
+        would pass for later updates of the first.
+        """
+        check = in_order()
+
+        def call(k: int, x: Tensor, info: Any) -> None:
+            check(k)
+            self.update_from(x, info)
+
+        return call
 
     def summary(self) -> ChainSummary:
         """What the chains have told so far. Syncs with the host.
@@ -435,6 +447,22 @@ class Diagnostics:
     def _num_groups(self) -> int:
         assert self.superchains is not None
         return len(self.superchains.unique())
+
+
+def in_order() -> Callable[[int], None]:
+    """A function that is told the number of each update, and raises ValueError where it is not above the last one."""
+    last = 0
+
+    def check(k: int) -> None:
+        nonlocal last
+        if k <= last:
+            raise ValueError(
+                f"update {k} was reported after update {last}: chains that run in batches need Diagnostics for each, "
+                "which Diagnostics.concatenate joins"
+            )
+        last = k
+
+    return check
 
 
 def _check_groups(superchains: Tensor) -> Tensor:

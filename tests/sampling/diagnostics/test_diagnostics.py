@@ -413,7 +413,7 @@ def test_steps_with_a_metropolis_test_report_it() -> None:
     for k, x in enumerate(normal(5, 2, 3)):
         ratio = torch.tensor([-0.5, -math.inf if k == 2 else math.nan if k == 3 else 0.0], dtype=torch.float64)
         info = types.SimpleNamespace(energy=x.sum(1), gradient=x, before=x, accepted=ratio > -0.1, log_ratio=ratio)
-        diagnostics.callback(k + 1, x, info)
+        diagnostics.update_from(x, info)
     summary = diagnostics.summary()
     assert summary.acceptance is not None
     assert summary.energy_error is not None
@@ -421,6 +421,27 @@ def test_steps_with_a_metropolis_test_report_it() -> None:
     assert summary.acceptance.tolist() == pytest.approx([0.0, 0.6])
     assert float(summary.energy_error.mean[0]) == 0.5
     assert summary.divergences.tolist() == [0, 2]
+
+
+def test_a_second_batch_does_not_pass_for_later_updates_of_the_first() -> None:
+    sampler, x0 = fastebm.Langevin(bowl, 0.1, 0.3), normal(6, 2)
+    diagnostics = Diagnostics()
+    with pytest.raises(ValueError, match=r"^update 1 was reported after update 10: chains that run in batches need"):
+        sampler.sample(x0, 10, seed=1, batch_size=3, keep=diagnostics.callback)
+    observer = DiagnosticsObserver(Diagnostics())
+    with pytest.raises(ValueError, match="update 1 was reported after update 10"):
+        sampler.sample(x0, 10, seed=1, batch_size=3, keep=observer.callback)
+    state = sampler.init(x0, seed=1)
+    observer = DiagnosticsObserver(Diagnostics(), every=2)
+    sampler.advance_(state.rows(0, 3), 9, [observer])
+    with pytest.raises(ValueError, match="update 1 was reported after update 9"):
+        sampler.advance_(state.rows(3, 6), 9, [observer])
+    # but the same chains may go on in another call
+    whole, halves = Diagnostics(), Diagnostics()
+    end = sampler.sample(x0, 10, seed=1, keep=whole.callback)
+    middle = sampler.sample(x0, 6, seed=1, keep=halves.callback)
+    assert torch.equal(sampler.sample(middle, 4, seed=1, start_step=6, keep=halves.callback), end)
+    assert_same_bits(whole.summary(), halves.summary())
 
 
 def test_a_long_chain_is_read_at_some_500_places() -> None:
