@@ -17,9 +17,22 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fastebm import compiler, data, evaluation, models, ops, rng, runs, sampling, tasks, training
     from fastebm.compiler.energy_gradient import EnergyGradient, energy_gradient
+    from fastebm.compiler.score import ScoreGradient, score_gradient
     from fastebm.ops import langevin_step, langevin_step_
     from fastebm.runs.registry import load
-    from fastebm.sampling import Cascade, ExpandingCascade, Langevin, diagnostics, schedules
+    from fastebm.sampling import (
+        GHMC,
+        HMC,
+        MALA,
+        MALT,
+        Cascade,
+        ExpandingCascade,
+        Langevin,
+        ParallelTempering,
+        Underdamped,
+        diagnostics,
+        schedules,
+    )
     from fastebm.training import resume, train
 
 __version__ = "0.2.0"
@@ -33,7 +46,14 @@ _NAMES = {
     "Cascade": "fastebm.sampling",
     "EnergyGradient": "fastebm.compiler",
     "ExpandingCascade": "fastebm.sampling",
+    "GHMC": "fastebm.sampling",
+    "HMC": "fastebm.sampling",
     "Langevin": "fastebm.sampling",
+    "MALA": "fastebm.sampling",
+    "MALT": "fastebm.sampling",
+    "ParallelTempering": "fastebm.sampling",
+    "ScoreGradient": "fastebm.compiler",
+    "Underdamped": "fastebm.sampling",
     "diagnostics": "fastebm.sampling",
     "energy_gradient": "fastebm.compiler",
     "langevin_step": "fastebm.ops",
@@ -41,14 +61,22 @@ _NAMES = {
     "load": "fastebm.runs.registry",
     "resume": "fastebm.training",
     "schedules": "fastebm.sampling",
+    "score_gradient": "fastebm.compiler",
     "train": "fastebm.training",
 }
 
 __all__ = [
+    "GHMC",
+    "HMC",
+    "MALA",
+    "MALT",
     "Cascade",
     "EnergyGradient",
     "ExpandingCascade",
     "Langevin",
+    "ParallelTempering",
+    "ScoreGradient",
+    "Underdamped",
     "compiler",
     "data",
     "diagnostics",
@@ -64,6 +92,7 @@ __all__ = [
     "runs",
     "sampling",
     "schedules",
+    "score_gradient",
     "tasks",
     "train",
     "training",

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fastebm import progress
-from fastebm.sampling.state import ChainState
+from fastebm.sampling.state import SamplerState
 
 Observer = Callable[[int, Tensor, Tensor], None]
 """Called after an update with the number of updates done, the live state (do not keep it) and the energies before it.
@@ -25,6 +25,16 @@ An observer with `reads_states = False` may be called later, in order, when the 
 def all_deferrable(observers: Sequence[Observer]) -> bool:
     """Whether no observer reads every state: then updates may run in blocks."""
     return not any(getattr(observe, "reads_states", True) for observe in observers)
+
+
+def observe_block(observe: Observer, done: int, x: Tensor, energies: Tensor) -> None:
+    """Tells an observer of several updates, after `done` earlier ones, with their energies `(n, B)`."""
+    whole = getattr(observe, "observe_block", None)
+    if whole is not None:
+        whole(done + len(energies), x, energies)
+        return
+    for i, of_update in enumerate(energies.unbind()):
+        observe(done + i + 1, x, of_update)
 
 
 class FiniteCheck:
@@ -95,7 +105,7 @@ def _surely_finite(energies: Tensor) -> bool:
 
 
 @contextmanager
-def checking_finite(state: ChainState, check: bool) -> Iterator[Sequence[Observer]]:
+def checking_finite(state: SamplerState, check: bool) -> Iterator[Sequence[Observer]]:
     """A block that ends with FloatingPointError if a chain was not finite; gives the observer for it, if `check`."""
     if not check:
         yield ()
