@@ -90,8 +90,9 @@ class ChainSummary:
 
     @property
     def annealed(self) -> bool:
-        """Whether the implied temperature changes along the chain."""
-        return self.implied_temperature is not None and self.implied_temperature[0] != self.implied_temperature[1]
+        """Whether the implied temperature changes along the chain, by more than float32 schedules round."""
+        start, end = self.implied_temperature or (0.0, 0.0)
+        return not math.isclose(start, end, rel_tol=1e-5)
 
     def verdict(self) -> list[str]:
         """What is wrong with the chains, and what can't be judged from them, in plain sentences."""
@@ -289,7 +290,9 @@ class ChainSummary:
             yield f"temperature of the samples {self.temperature:.4g}"
         if self.implied_temperature is not None:
             start, end = self.implied_temperature
-            yield f"temperature implied by step size and noise {start:.4g}" + ("" if start == end else f" to {end:.4g}")
+            yield f"temperature implied by step size and noise {start:.4g}" + (
+                f" to {end:.4g}" if self.annealed else ""
+            )
         if self.swaps is not None:
             yield "exchanges " + ", ".join(f"{rate:.1%}" for rate in self.swaps.acceptance.tolist())
 

@@ -486,6 +486,12 @@ def test_the_temperature_of_samples_is_that_of_the_discretised_chain() -> None:
         assert any("have the temperature" in line for line in summary.verdict()) == (step_size == 0.6)
 
 
+def test_a_temperature_is_constant_to_the_rounding_of_its_schedules() -> None:
+    assert "goes from" not in verdict_of(normal(60, 4, 2), temperature=(0.1, 0.1 * (1 + 1e-7)))
+    assert "goes from 0.1 to 0.101" in verdict_of(normal(60, 4, 2), temperature=(0.1, 0.101))
+    assert "goes from 0.1 to 0 " in verdict_of(normal(60, 4, 2), temperature=(0.1, 0.0))
+
+
 # The verdict ----------------------------------------------------------------------------------------------------------
 
 
