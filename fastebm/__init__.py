@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         ParallelTempering,
         ReplayBuffer,
         Underdamped,
+        diagnostics,
         schedules,
         starts,
     )
@@ -56,6 +57,7 @@ _NAMES = {
     "ReplayBuffer": "fastebm.sampling",
     "ScoreGradient": "fastebm.compiler",
     "Underdamped": "fastebm.sampling",
+    "diagnostics": "fastebm.sampling",
     "energy_gradient": "fastebm.compiler",
     "langevin_step": "fastebm.ops",
     "langevin_step_": "fastebm.ops",
@@ -82,6 +84,7 @@ __all__ = [
     "Underdamped",
     "compiler",
     "data",
+    "diagnostics",
     "energy_gradient",
     "evaluation",
     "langevin_step",
