@@ -117,7 +117,7 @@ def refreshed(
 
 @triton.jit
 def drifted(x: tl.tensor, v: tl.tensor, distance: tl.tensor, low: tl.tensor, high: tl.tensor) -> tl.tuple:
-    """(x, v) after a drift, mirrored once at a wall."""
+    """(x, v) after a drift, mirrored once at a wall; NaN where x then is beyond the other."""
     moved = tl.fma(distance, v, x)
     mirrored, turned = moved, v
     if low is not None:
@@ -126,6 +126,11 @@ def drifted(x: tl.tensor, v: tl.tensor, distance: tl.tensor, low: tl.tensor, hig
     if high is not None:
         mirrored = tl.where(moved > high, (high + high) - moved, mirrored)
         turned = tl.where(moved > high, -v, turned)
+    # Beyond the other wall too: no number, which ends the trajectory.
+    if low is not None:
+        mirrored = tl.where(mirrored < low, float("nan"), mirrored)
+    if high is not None:
+        mirrored = tl.where(mirrored > high, float("nan"), mirrored)
     return mirrored, turned
 
 
