@@ -730,6 +730,15 @@ def broken(state: dict[str, Any], change: str) -> Any:
         "a tensor too short": lambda: (
             state | {"kept": kept | {"blocks": kept["blocks"] | {"means": kept["blocks"]["means"][:5]}}}
         ),
+        "no names": lambda: state | {"given": 5},
+        "text for a shape": lambda: state | {"shape": "x"},
+        "numbers for parts": lambda: state | {"kept": 3},
+        "text for a trace": lambda: state | {"trace": "x"},
+        "a trace that is not kept": lambda: state | {"trace": torch.zeros(9, 7, 6)},
+        "floats of another kind": lambda: (
+            state | {"kept": kept | {"blocks": kept["blocks"] | {"means": kept["blocks"]["means"].float()}}}
+        ),
+        "elements less": lambda: state | {"kept": {name: part for name, part in kept.items() if name != "elements"}},
         "counts that disagree": lambda: state | {"kept": kept | {"lags": kept["lags"] | {"count": 99}}},
         "swaps of floats": lambda: state | {"swaps": {"attempted": torch.zeros(2), "accepted": torch.zeros(2)}},
     }
@@ -741,15 +750,24 @@ def broken(state: dict[str, Any], change: str) -> Any:
     [
         *("a list", "a field less", "other names", "other lags", "another shape", "an unknown part", "a part less"),
         *("a field of a part less", "text for a tensor", "a tensor too short", "counts that disagree"),
-        "swaps of floats",
+        *("swaps of floats", "no names", "text for a shape", "numbers for parts", "text for a trace"),
+        *("a trace that is not kept", "floats of another kind", "elements less"),
     ],
 )
 def test_states_of_others_are_refused(change: str) -> None:
     diagnostics = fed(updates(5))
     before = diagnostics.summary()
-    with pytest.raises(ValueError, match=r"not the state of|is of diagnostics with the summaries"):
+    with pytest.raises(ValueError, match=r"not the state of|is of diagnostics|has the scalar summaries of 9 of 9"):
         diagnostics.load_state_dict(broken(fed(updates(9)).state_dict(), change))
     assert_same_bits(before, diagnostics.summary())
+
+
+@pytest.mark.parametrize(("saved", "loaded"), [("moments", False), ("keep_scalars", True)])
+def test_a_state_of_other_options_is_refused(saved: str, loaded: bool) -> None:
+    """Else later updates would count for some numbers and not for others."""
+    state = fed(updates(5), **{saved: not loaded}).state_dict()
+    with pytest.raises(ValueError, match=r"these keep|these diagnostics keep"):
+        Diagnostics(**{saved: loaded}).load_state_dict(state)
 
 
 @pytest.mark.parametrize("module", ["streaming", "swaps", "observer"])
