@@ -15,7 +15,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fastebm import compiler, data, evaluation, models, ops, rng, runs, sampling, tasks, training
+    from fastebm import compiler, data, evaluation, losses, models, ops, rng, runs, sampling, tasks, training
     from fastebm.compiler.energy_gradient import EnergyGradient, energy_gradient
     from fastebm.compiler.score import ScoreGradient, score_gradient
     from fastebm.ops import langevin_step, langevin_step_
@@ -29,9 +29,11 @@ if TYPE_CHECKING:
         ExpandingCascade,
         Langevin,
         ParallelTempering,
+        ReplayBuffer,
         Underdamped,
         diagnostics,
         schedules,
+        starts,
     )
     from fastebm.training import resume, train
 
@@ -39,7 +41,7 @@ __version__ = "0.2.0"
 
 # Where each public name is defined; a subpackage is its own place.
 _PACKAGES = (
-    *("build_extension", "cli", "compiler", "data", "evaluation", "models", "ops", "plotting", "rng", "runs"),
+    *("build_extension", "cli", "compiler", "data", "evaluation", "losses", "models", "ops", "plotting", "rng", "runs"),
     *("sampling", "tasks", "training"),
 )
 _NAMES = {
@@ -52,6 +54,7 @@ _NAMES = {
     "MALA": "fastebm.sampling",
     "MALT": "fastebm.sampling",
     "ParallelTempering": "fastebm.sampling",
+    "ReplayBuffer": "fastebm.sampling",
     "ScoreGradient": "fastebm.compiler",
     "Underdamped": "fastebm.sampling",
     "diagnostics": "fastebm.sampling",
@@ -62,6 +65,7 @@ _NAMES = {
     "resume": "fastebm.training",
     "schedules": "fastebm.sampling",
     "score_gradient": "fastebm.compiler",
+    "starts": "fastebm.sampling",
     "train": "fastebm.training",
 }
 
@@ -75,6 +79,7 @@ __all__ = [
     "ExpandingCascade",
     "Langevin",
     "ParallelTempering",
+    "ReplayBuffer",
     "ScoreGradient",
     "Underdamped",
     "compiler",
@@ -85,6 +90,7 @@ __all__ = [
     "langevin_step",
     "langevin_step_",
     "load",
+    "losses",
     "models",
     "ops",
     "resume",
@@ -93,6 +99,7 @@ __all__ = [
     "sampling",
     "schedules",
     "score_gradient",
+    "starts",
     "tasks",
     "train",
     "training",

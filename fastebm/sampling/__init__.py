@@ -1,12 +1,13 @@
-"""Samplers of energies: Langevin chains with explicit state, coarse-to-fine cascades, schedules, diagnostics."""
+"""Samplers of energies: chains with explicit state, cascades, schedules, starts, replay buffers and diagnostics."""
 
-from fastebm.sampling import diagnostics, schedules
+from fastebm.sampling import diagnostics, schedules, starts
 from fastebm.sampling.cascade import Cascade, ExpandingCascade
 from fastebm.sampling.data_term import data_term_weight, implicit_step
 from fastebm.sampling.hmc import GHMC, HMC, MALT
 from fastebm.sampling.langevin import Langevin
 from fastebm.sampling.mala import MALA
 from fastebm.sampling.metropolis import MetropolisInfo
+from fastebm.sampling.replay_buffer import Draw, ReplayBuffer
 from fastebm.sampling.sampler import EnergyState, Sampler
 from fastebm.sampling.schedules import Schedule, constant, cosine, from_epsilon, linear, per_chain, polynomial, table
 from fastebm.sampling.state import ChainState, SamplerState, StepInfo
@@ -20,11 +21,13 @@ __all__ = [
     "MALT",
     "Cascade",
     "ChainState",
+    "Draw",
     "EnergyState",
     "ExpandingCascade",
     "Langevin",
     "MetropolisInfo",
     "ParallelTempering",
+    "ReplayBuffer",
     "Sampler",
     "SamplerState",
     "Schedule",
@@ -42,5 +45,6 @@ __all__ = [
     "per_chain",
     "polynomial",
     "schedules",
+    "starts",
     "table",
 ]

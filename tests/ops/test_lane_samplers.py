@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fastebm import ops, rng
 from fastebm.ops import LaneSampler, SamplerOptions
-from tests.ops.test_lanes import _C, mixed, quadratic, samples, variant  # noqa: F401  (variant is a fixture)
+from tests.ops.test_lanes import _C, mixed, quadratic, samples
 
 pytestmark = pytest.mark.skipif(
     os.environ.get("FASTEBM_BACKEND") in ("triton", "cuda"), reason="lane programs have no kernel for a GPU"
@@ -119,10 +119,8 @@ def one_by_one(chains: Chains, program: tuple[Tensor, ...], steps: int, options:
 
 def assert_same(first: Any, second: Any) -> None:
     for one, other in zip(first, second, strict=True):
-        assert (
-            torch.equal(one, other)
-            or torch.equal(one.isnan(), other.isnan())
-            and torch.equal(one.nan_to_num(), other.nan_to_num())
+        assert torch.equal(one, other) or (
+            torch.equal(one.isnan(), other.isnan()) and torch.equal(one.nan_to_num(), other.nan_to_num())
         )
 
 
@@ -202,7 +200,7 @@ def test_bits_do_not_depend_on_the_batch_the_threads_or_the_instruction_set(vari
 
 @every_kind
 def test_float64_and_the_reference_agree(kind: LaneSampler) -> None:
-    """Trajectories of a quadratic energy, where no test is on the edge: float32 kernels, and the reference in float64."""
+    """Of a quadratic energy, where no test is on the edge: float32 kernels, and the reference in float64."""
     made = quadratic(6)
     program = (*made.encoded(), torch.zeros(1))
     options = options_for(samples(30), kind, 4, True, "masses of elements")
