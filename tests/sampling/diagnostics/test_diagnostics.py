@@ -450,6 +450,11 @@ def test_a_long_chain_is_read_at_some_500_places() -> None:
         assert num_steps // expected >= min(num_steps, 512)
 
 
+class Growing(torch.nn.Module):
+    def forward(self, x: torch.Tensor, beta: float = 1.0) -> torch.Tensor:
+        return (0.1 + 0.4 * beta) * x.square().sum((1, 2, 3))
+
+
 def test_levels_of_a_cascade() -> None:
     def energy(x: torch.Tensor) -> torch.Tensor:
         return 0.5 * x.square().sum((1, 2, 3))
@@ -461,12 +466,37 @@ def test_levels_of_a_cascade() -> None:
         options: dict[str, Any] = {"on_level_start": levels.start, "keep": levels.callback, "batch_size": batch_size}
         cascade.sample(8, seed=1, channels=1, **options)
         found.append(levels.summaries())
+    calls: list[int] = []
+    images, told = cascade.sample(
+        8,
+        seed=1,
+        channels=1,
+        batch_size=5,
+        diagnostics=Diagnostics(keep_scalars=True),
+        thin=5,
+        keep=lambda k, x, info: calls.append(k),
+    )
+    assert torch.equal(images, cascade.sample(8, seed=1, channels=1))
+    assert calls == [5, 10, 15, 20] * 2
+    for size, (start, end) in cascade.level_temperatures().items():
+        assert_same_bits(told[size], found[0][size])
+        assert told[size].implied_temperature == (start, end)
+    assert cascade.level_temperatures()[8][1] == 0.0
     assert list(found[0]) == [4, 8]
     for size in (4, 8):
         assert_same_bits(found[0][size], found[1][size])
         assert found[0][size].num_updates == 12
         assert found[0][size].num_chains == 8
     assert found[0][8].element_mean.shape == (1, 8, 8)
+    growing = fastebm.ExpandingCascade(Growing(), size=8, beta=0.999, num_steps=6, step_size=0.1)
+    assert growing.levels[0].num_steps == 0
+    _, told = growing.sample(3, seed=1, channels=1, diagnostics=True)
+    assert list(told) == [8]
+    cascade = fastebm.Cascade({4: energy, 8: fastebm.score_gradient(lambda x: -x)}, num_steps=12, step_size=0.1)
+    _, told = cascade.sample(3, seed=1, channels=1, diagnostics=True)
+    assert [told[size].names[0] for size in (4, 8)] == ["energy", "mean"]
+    with pytest.raises(ValueError, match="would see none of 12 updates"):
+        cascade.sample(3, seed=1, channels=1, diagnostics=Diagnostics(every=20), on_level_start=pytest.fail)
     assert found[0][8].implied_temperature == (0.5, 0.0)
     said = " ".join(found[0][8].verdict())
     assert "a temperature that goes from 0.5 to 0 along the chain" in said
