@@ -28,19 +28,21 @@ static void accept(const LaneMove& move, const float* found, int64_t width) {
   LaneUpdate at = move.noise;
   at.ids_high = move.acceptance;
   alignas(64) uint32_t bits[1][4][16];
-  alignas(64) float logs[16];
+  alignas(64) float logs[16], taken[16];
+  alignas(64) double below[16];
   for (int64_t lane = 0; lane < width; lane += 16) {
     draw_group<1>(bits, 0, 0, lane, at);
     const uint32_t* __restrict words = bits[0][0];
     for (int i = 0; i < 16; ++i) logs[i] = minus_two_log(uniform_from_bits(words[i]));
+    // Rows have room for all 16 lanes, also those of a single chain. Short loops of one type each become vectors.
+    const double* __restrict ratio = move.log_ratio + lane;
+    for (int i = 0; i < 16; ++i) below[i] = -0.5 * static_cast<double>(logs[i]) < ratio[i] ? 1.0 : 0.0;
     const int64_t n = least(16, width - lane);
-    for (int64_t i = 0; i < n; ++i) {
-      const float energy = found[lane + i];
-      const bool finite = energy - energy == 0.0f, below = -0.5 * static_cast<double>(logs[i]) < move.log_ratio[lane + i];
-      const bool taken = below && finite && move.rejected[lane + i] == 0.0f;
-      move.accepted[lane + i] = taken;
-      move.taken[lane + i] = taken ? 1.0f : 0.0f;
-    }
+    const float *__restrict energy = found + lane, *__restrict rejected = move.rejected + lane;
+    for (int i = 0; i < 16; ++i) taken[i] = static_cast<float>(below[i]);
+    for (int64_t i = 0; i < n; ++i) taken[i] = energy[i] - energy[i] == 0.0f && rejected[i] == 0.0f ? taken[i] : 0.0f;
+    for (int64_t i = 0; i < n; ++i) move.taken[lane + i] = taken[i];
+    for (int64_t i = 0; i < n; ++i) move.accepted[lane + i] = taken[i] != 0.0f;
   }
 }
 
