@@ -513,7 +513,7 @@ def reference_kinetic_step(
             position, v = torch.where(quiet, at_once, moved), torch.where(quiet, straight, last)
         else:
             position, v = drift(position, v, h)
-    for out, value in ((x, position), (velocity, v)):
+    for out, value in ((x, position), (velocity, v)) if open else ((velocity, v),):
         out.copy_(torch.where(valid[:, None], value, torch.nan).reshape(out.shape))
     if work is not None and done is not None:
         work.copy_(done)

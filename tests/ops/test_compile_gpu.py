@@ -65,7 +65,7 @@ def test_compiles_as_written(capability, tmp_path):
         code = shown[example.name]
         expected = {
             "fma": example.fused,
-            "other_contractions": 0,
+            "other_contractions": example.fused_double,
             "approximate": 0,
             "vector_loads": example.vector_loads,
             "vector_stores": example.vector_stores,

@@ -538,7 +538,7 @@ def test_batch_can_be_split_anyhow(backend_device, scheme, name):
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("name", ["plain", "everything"])
 def test_thread_count_does_not_matter(backend_device, threads, name):
-    given = case((3, 3, 150, 151), name)
+    given = case((3, 3, 80, 101), name)
     expected = run("obabo", given, backend_device[1], True, True)
     before = torch.get_num_threads()
     try:

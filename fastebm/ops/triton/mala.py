@@ -102,8 +102,7 @@ def ratio_kernel(
             added = tl.fma(tl.fma(eta, first, tl.where(turned, way, -way)), second, lanes)
             lanes = tl.where(wanted, added, lanes)
             # NaN is no more between the walls than what lies beyond one.
-            between = there == limited(there, low, high)
-            outside = tl.where(wanted & ~between, 1, outside)
+            outside = tl.where(wanted & (there != limited(there, low, high)), 1, outside)
         start += QUADS
     ratio = -(rise + fold(lanes.reshape((QUADS * 4,))) * 0.25) / (sigma * sigma / (2.0 * eta))
     if low is not None or high is not None:
@@ -142,12 +141,14 @@ def metropolis_kernel(
     valid = addressable(step, chain)
     words = philox(quad * 0, step, chain, _ACCEPTANCE, seed)
     log_uniform = minus_two_log(uniform_from_bits(words[0])) * -0.5
-    ratio = tl.load(log_ratio + slot, mask=inside, other=float("nan"))
+    # NaN rejects, as what is out of range must be: that is an error that a kernel can't raise.
+    ratio = tl.where(valid, tl.load(log_ratio + slot, mask=inside, other=0.0), float("nan"))
     proposed = tl.load(proposal_energy + slot, mask=inside, other=0.0)
-    yes = inside & valid & (log_uniform.to(tl.float64) < ratio) & (tl.abs(proposed) < float("inf"))
+    yes = inside & (log_uniform.to(tl.float64) < ratio) & (tl.abs(proposed) < float("inf"))
     first = inside & (quad == 0)
     tl.store(accepted + slot, yes, mask=first)
-    tl.store(energy + slot, tl.where(valid, proposed, float("nan")), mask=first & (yes | ~valid))
+    kept = tl.where(yes, proposed, tl.load(energy + slot, mask=first, other=0.0))
+    tl.store(energy + slot, tl.where(valid, kept, float("nan")), mask=first)
     element = quad[:, None] * 4 + tl.arange(0, 4)[None, :]
     taken = yes[:, None]
     if WHOLE:

@@ -204,7 +204,7 @@ def advance_rows(
             x, v = tl.where(quiet, at_once, there), tl.where(quiet, straight, arrived)
         else:
             x, v = drifted(x, v, now[0], low, high)
-    tl.store(x_at + at, tl.where(valid[:, None], x, float("nan")), mask=wanted)
+        tl.store(x_at + at, tl.where(valid[:, None], x, float("nan")), mask=wanted)
     tl.store(velocity_at + at, tl.where(valid[:, None], v, float("nan")), mask=wanted)
     return tl.where(wanted, squares(closing, w), 0.0), tl.where(wanted, squares(opening, w), 0.0), cancels
 
