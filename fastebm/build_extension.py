@@ -31,6 +31,7 @@ CPP_SOURCES = (
     "cpu/normal.cpp",
     "cpu/uniform.cpp",
     "cpu/langevin.cpp",
+    "cpu/mclmc.cpp",
     "cpu/block_tail.cpp",
     "cpu/expand_blend.cpp",
     "cpu/program.cpp",

@@ -8,6 +8,7 @@ from .chain import CALL_STEPS, advance_chain, call_steps, prefer_fused_chain
 from .expand_blend import expand_blend
 from .lanes import CompiledLanes
 from .langevin import langevin_step, langevin_step_
+from .mclmc import mclmc_step_
 from .normal import normal
 from .program import CompiledProgram, LoweredProgram
 from .uniform import uniform
@@ -27,6 +28,7 @@ __all__ = [
     "expand_blend",
     "langevin_step",
     "langevin_step_",
+    "mclmc_step_",
     "normal",
     "prefer_fused_chain",
     "schemas",

@@ -17,6 +17,10 @@ from .options import StepOptions, TailOptions, schema_of
 __all__ = ["KERNELS", "PUBLIC", "Kernel"]
 
 _STEP = schema_of(StepOptions)
+_MCLMC = (
+    "(Tensor(a!) x, Tensor(b!) momentum, Tensor(c!) work, Tensor grad, Tensor coefficients, Tensor key, "
+    "Tensor chain_ids, Tensor? inverse_mass) -> ()"
+)
 _TAIL = schema_of(TailOptions)
 
 # Public operators by name.
@@ -25,6 +29,7 @@ PUBLIC: dict[str, str] = {
     "uniform": "(SymInt[] shape, Tensor key, Tensor chain_ids, int stream, ScalarType dtype) -> Tensor",
     "langevin_step": f"(Tensor x, Tensor grad, {_STEP}) -> Tensor",
     "langevin_step_": f"(Tensor(a!) x, Tensor grad, {_STEP}) -> ()",
+    "mclmc_step_": _MCLMC,
     "block_tail": f"(Tensor main, Tensor skip, Tensor? fade, {_TAIL}) -> Tensor",
     "block_tail_backward": f"(Tensor grad, Tensor main, {_TAIL}) -> (Tensor, Tensor, Tensor)",
     "block_tail_double_backward": (
@@ -68,6 +73,7 @@ KERNELS: dict[str, Kernel] = {
     "normal": Kernel("normal", "(Tensor(a!) out, Tensor key, Tensor chain_ids, int stream) -> ()"),
     "uniform": Kernel("uniform", "(Tensor(a!) out, Tensor key, Tensor chain_ids, int stream) -> ()"),
     "langevin_step": Kernel("langevin", f"(Tensor(a!) out, Tensor x, Tensor grad, {_STEP}) -> ()"),
+    "mclmc_step": Kernel("mclmc", _MCLMC, backends=("cpp", "triton")),
     "block_tail": Kernel("block_tail", f"(Tensor(a!) out, Tensor main, Tensor skip, Tensor? fade, {_TAIL}) -> ()"),
     "block_tail_backward": Kernel(
         "block_tail",
