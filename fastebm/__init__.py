@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fastebm import compiler, data, evaluation, models, ops, rng, runs, sampling, tasks, training
     from fastebm.compiler.energy_gradient import EnergyGradient, energy_gradient
+    from fastebm.compiler.score import ScoreGradient, score_gradient
     from fastebm.ops import langevin_step, langevin_step_
     from fastebm.runs.registry import load
     from fastebm.sampling import Cascade, ExpandingCascade, Langevin, schedules
@@ -34,12 +35,14 @@ _NAMES = {
     "EnergyGradient": "fastebm.compiler",
     "ExpandingCascade": "fastebm.sampling",
     "Langevin": "fastebm.sampling",
+    "ScoreGradient": "fastebm.compiler",
     "energy_gradient": "fastebm.compiler",
     "langevin_step": "fastebm.ops",
     "langevin_step_": "fastebm.ops",
     "load": "fastebm.runs.registry",
     "resume": "fastebm.training",
     "schedules": "fastebm.sampling",
+    "score_gradient": "fastebm.compiler",
     "train": "fastebm.training",
 }
 
@@ -48,6 +51,7 @@ __all__ = [
     "EnergyGradient",
     "ExpandingCascade",
     "Langevin",
+    "ScoreGradient",
     "compiler",
     "data",
     "energy_gradient",
@@ -62,6 +66,7 @@ __all__ = [
     "runs",
     "sampling",
     "schedules",
+    "score_gradient",
     "tasks",
     "train",
     "training",

@@ -1,5 +1,7 @@
 """Fills docs/results/energies/README.md ("will mine be fast?") from the rows in benchmarks/results/*/energies*.json.
 
+The number of the README's own example comes from them too.
+
     python -m benchmarks.energies.page
 
 A line for each energy and file of rows: its engine, the error of its gradient, and the time of eager loops over that of
@@ -21,6 +23,8 @@ from fastebm.evaluation.speed.rows import OURS
 from fastebm.evaluation.speed.table import machine_line, markdown_table
 
 PAGE = ROOT / "docs" / "results" / "energies" / "README.md"
+README = ROOT / "README.md"
+README_EXAMPLE = "MLP 3072-256-1"
 PEERS = (RESEARCH, TUNED, TORCH_COMPILE, TORCHEBM)
 
 
@@ -123,13 +127,28 @@ def section(path: Path, runs: Sequence[Run]) -> str:
     )
 
 
+def readme_example(files: Sequence[Path]) -> str:
+    """How fast the README's own example is, from the first file of an idle machine that has it."""
+    for path in files:
+        for run in read_runs(path):
+            cells = {row.baseline: row.ratio for row in run.rows if (row.case, row.batch) == (README_EXAMPLE, 64)}
+            if not run.machine["busy"] and cells.get(RESEARCH) and cells.get(TUNED):
+                return (
+                    f"On {path.parent.name} with {run.machine['threads']} threads its chains are {cells[RESEARCH]:.2f} "
+                    f"times as fast as the eager loop of research code, and {cells[TUNED]:.2f} times as fast as a "
+                    "tuned one."
+                )
+    raise SystemExit(f"no file has {README_EXAMPLE} at batch 64")
+
+
 def main() -> None:
     files = sorted((ROOT / "benchmarks" / "results").glob("*/energies*.json"))
     if not files:
         raise SystemExit("there are no rows: `python -m benchmarks.energies.bench_energies --out FILE` writes them")
     tables = "\n\n".join(section(path, read_runs(path)) for path in files)
     PAGE.write_text(fill_section(PAGE.read_text(), SUITE, tables))
-    print(f"written: {PAGE.relative_to(ROOT)}")
+    README.write_text(fill_section(README.read_text(), "example", readme_example(files)))
+    print(f"written: {PAGE.relative_to(ROOT)}, {README.relative_to(ROOT)}")
 
 
 if __name__ == "__main__":

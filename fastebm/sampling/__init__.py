@@ -4,7 +4,7 @@ from fastebm.sampling import schedules
 from fastebm.sampling.cascade import Cascade, ExpandingCascade
 from fastebm.sampling.data_term import data_term_weight, implicit_step
 from fastebm.sampling.langevin import Langevin
-from fastebm.sampling.schedules import Schedule, constant, cosine, from_epsilon, linear, polynomial, table
+from fastebm.sampling.schedules import Schedule, constant, cosine, from_epsilon, linear, per_chain, polynomial, table
 from fastebm.sampling.state import ChainState, StepInfo
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "from_epsilon",
     "implicit_step",
     "linear",
+    "per_chain",
     "polynomial",
     "schedules",
     "table",

@@ -29,11 +29,11 @@ from fastebm import rng
 from fastebm.compiler import EnergyGradient
 from fastebm.ops.langevin import expand_clamp
 from fastebm.sampling.data_term import implicit_step
-from fastebm.sampling.langevin import (
+from fastebm.sampling.langevin import Langevin, LangevinOptions
+from fastebm.sampling.observers import checking_finite, progress_bar
+from fastebm.sampling.sampler import (
     Callback,
     Energy,
-    Langevin,
-    LangevinOptions,
     Projection,
     batch_slices,
     check_start,
@@ -41,8 +41,7 @@ from fastebm.sampling.langevin import (
     conditions_of,
     repeat_start,
 )
-from fastebm.sampling.observers import checking_finite, progress_bar
-from fastebm.sampling.schedules import Schedule, evaluate, linear, table
+from fastebm.sampling.schedules import Schedule, evaluate, linear, one_for_all, table
 from fastebm.sampling.state import ChainState, StepInfo
 from fastebm.scalars import as_count, as_int, as_real
 
@@ -72,6 +71,8 @@ class LevelSampler(ABC):
     """The common base of both cascades: runs chains up through `levels`."""
 
     def __init__(self, step_size: float | Schedule, noise_std: float | Schedule, clamp_levels: bool) -> None:
+        one_for_all("step_size of a cascade", step_size)
+        one_for_all("noise_std of a cascade", noise_std)
         self.step_size = step_size
         self.noise_std = noise_std
         self.clamp_levels = clamp_levels
@@ -296,6 +297,7 @@ class LevelSampler(ABC):
             step_sizes = torch.cat([evaluate(self.step_size, length) for length in self.schedule_lengths])
             if isinstance(weight, Tensor) and weight.is_floating_point():
                 step_sizes = step_sizes.to(weight.dtype)
+            weight = one_for_all("the weight of data_term", weight)
             rows = torch.cat([evaluate(weight, length) for length in self.schedule_lengths])
             implicit = implicit_step(step_sizes, rows.to(step_sizes.dtype)).to(schedule)
             schedule = torch.stack((implicit, schedule[:, 1]), 1)

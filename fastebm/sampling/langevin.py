@@ -6,28 +6,37 @@ One update is the fused operator `fastebm::langevin_step` (`fastebm/ops/langevin
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Literal, TypedDict
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from fastebm import rng
-from fastebm.compiler import EnergyGradient, as_conditions, energy_gradient
+from fastebm.compiler import ScoreGradient
 from fastebm.ops import advance_chain, call_steps
 from fastebm.ops.langevin import Clamp, RepeatedStep, check_clamp, check_clip, check_mask, expand_clamp
-from fastebm.ops.memory import check_dense
 from fastebm.sampling.graphs import ChainGraphs, Update
-from fastebm.sampling.observers import Observer, all_deferrable, checking_finite, progress_bar, trajectory_recorder
-from fastebm.sampling.schedules import Constant, Schedule, as_schedule, evaluate, table
+from fastebm.sampling.observers import Observer, all_deferrable, checking_finite
+from fastebm.sampling.sampler import (
+    Callback,
+    Energy,
+    Projection,
+    Sampler,
+    check_steps,
+    expand_image,
+    expand_to,
+    gradient_of,
+    key_increment,
+    laid_like,
+    number_of_rows,
+    projected,
+)
+from fastebm.sampling.schedules import PerChain, Schedule, as_schedule, evaluate, evaluate_together, one_for_all, table
 from fastebm.sampling.state import ChainState, StepInfo
-from fastebm.scalars import as_count, as_int, as_real, shown
+from fastebm.scalars import as_count, as_real, shown
 
-Energy = nn.Module | Callable[[Tensor], Tensor] | EnergyGradient
-Callback = Callable[[int, Tensor, StepInfo], None]
 DataTerm = tuple[Tensor, float | Tensor | Schedule] | tuple[Tensor, float | Tensor | Schedule, float]
-Projection = Callable[[Tensor], Tensor]
 
 
 class LangevinOptions(TypedDict, total=False):
@@ -41,7 +50,7 @@ class LangevinOptions(TypedDict, total=False):
     reproducible: bool
 
 
-class Langevin:
+class Langevin(Sampler[ChainState]):
     """Langevin sampler of an energy `E(x) -> (B,)`, low meaning real: `init`, `step` on explicit state, and `sample`.
 
     `step_size` and `noise_std` are independent, because published recipes untie them. `schedules.from_epsilon(epsilon)`
@@ -49,8 +58,9 @@ class Langevin:
 
     Args:
         energy: an `nn.Module` or function that returns one energy for each sample, or a ready `EnergyGradient`.
-        step_size: a positive number or a schedule (`fastebm.schedules`).
-        noise_std: a number or a schedule, not negative; 0 draws no noise.
+        step_size: a positive number, a schedule (`fastebm.schedules`), or a tensor with one for each chain, `(B,)`, or
+            for each update and chain, `(num_steps, B)`.
+        noise_std: the same, not negative; 0 draws no noise.
         clamp: `(low, high)`, imposed after every update. Each is None, a number, or a tensor that broadcasts to one
             sample, such as `(C, 1, 1)` for a bound of each channel, which is copied.
         grad_clip: the largest magnitude of an entry of the gradient.
@@ -74,8 +84,8 @@ class Langevin:
     def __init__(
         self,
         energy: Energy,
-        step_size: float | Schedule,
-        noise_std: float | Schedule,
+        step_size: float | Tensor | Schedule,
+        noise_std: float | Tensor | Schedule,
         *,
         clamp: Clamp | None = None,
         grad_clip: float | None = None,
@@ -84,18 +94,12 @@ class Langevin:
         engine: str = "auto",
         reproducible: bool = True,
     ) -> None:
-        if isinstance(energy, EnergyGradient):
-            if dtype is not None or engine != "auto" or not reproducible:
-                raise ValueError(
-                    "dtype, engine and reproducible are options of energy_gradient; this energy is an EnergyGradient "
-                    "already"
-                )
-            self.gradient = energy
-        else:
-            self.gradient = energy_gradient(energy, dtype=dtype, engine=engine, reproducible=reproducible)
+        self.gradient = gradient_of(energy, dtype, engine, reproducible)
         self.step_size = as_schedule(step_size)
         self.noise_std = as_schedule(noise_std)
-        table(self.step_size, self.noise_std, 2)  # a wrong range is found here rather than at the first chain
+        table(
+            self.step_size, self.noise_std, self._shortest()
+        )  # a wrong range is found here rather than at the first chain
         self.clamp = check_clamp(_copied_bounds(clamp))
         self._constant: tuple[Schedule, Schedule, Tensor] | None = None
         self._clamps: dict[tuple[torch.device, torch.dtype], Clamp] = {}
@@ -106,7 +110,8 @@ class Langevin:
         self._graphs = ChainGraphs()
 
     def __repr__(self) -> str:
-        start, end = self.temperature(2).tolist()
+        temperatures = self.temperature(self._shortest())
+        start, end = float(temperatures[0].min()), float(temperatures[-1].max())
         temperature = f"{start:.3g}" if start == end else f"{start:.3g} to {end:.3g}"
         options = {"step_size": repr(self.step_size), "noise_std": repr(self.noise_std)}
         bounds = [f"bounds {tuple(b.shape)}" if isinstance(b, Tensor) else str(b) for b in self.clamp]
@@ -121,9 +126,16 @@ class Langevin:
     def temperature(self, num_steps: int = 1) -> Tensor:
         """The temperature `T = noise_std**2 / (2 * step_size)` of each update, float64 `(num_steps,)`.
 
+        It is `(num_steps, B)` where step sizes or noise are given for each chain.
+
         Small steps at constant `T` sample `p(x) ~ exp(-E(x) / T)`.
         """
-        return evaluate(self.noise_std, num_steps).square() / (2 * evaluate(self.step_size, num_steps))
+        step_size, noise_std = evaluate_together(num_steps, self.step_size, self.noise_std)
+        return noise_std.square() / (2 * step_size)
+
+    def _shortest(self) -> int:
+        """For how many updates the schedules can be evaluated whatever the chain: 2, or as many as they have rows."""
+        return max([2, *(s.rows for s in (self.step_size, self.noise_std) if isinstance(s, PerChain))])
 
     @torch.no_grad()
     def init(
@@ -159,24 +171,11 @@ class Langevin:
                 of any dtype on `x0`'s device, one row for each chain. The energy is called as `energy(x, *conditions)`.
                 One row serves all chains.
         """
-        x0 = repeat_start(check_start(x0), num_chains, "num_chains")
-        if isinstance(chain_ids, Tensor) and chain_ids.dim() and chain_ids.shape != x0.shape[:1]:
-            raise ValueError(
-                f"chain_ids must hold one id a chain: x0 has {x0.shape[0]} starts, but chain_ids has shape "
-                f"{tuple(chain_ids.shape)}; num_chains=N repeats a single start"
-            )
         start_step, _ = check_steps(start_step, 0 if num_steps is None else num_steps)
         rows = self._rows(num_steps)
-        self._clamp_of(x0)  # bounds that don't fit are found here rather than at the first update
-        device = x0.device
-        state = ChainState(
-            x=x0.detach().clone(),
-            key=rng.make_key(rng.draw_seed() if seed is None else seed, start_step, device=device),
-            chain_ids=rng.make_chain_ids(chain_ids, x0.shape[0], device=device),
-            schedule=self._table(rows).to(device, copy=True),
-            step=start_step,
-            conditions=conditions_of(conditions, x0),
-        )
+        start = self._common(x0, seed, chain_ids, num_chains, start_step, conditions, self._table(rows))
+        self._clamp_of(start["x"])  # bounds that don't fit are found here rather than at the first update
+        state = ChainState(**start)
         return self.constrain(state, mask, known, data_term, num_steps)
 
     def constrain(
@@ -195,14 +194,14 @@ class Langevin:
         x = state.x
         mask, known, term = self.check_constraints(x.shape, x.device, mask, known, data_term, num_steps, weights)
         if mask is not None and known is not None:
-            mask, known = _laid_like(x, mask, torch.bool), _laid_like(x, known, x.dtype)
+            mask, known = laid_like(x, mask, torch.bool), laid_like(x, known, x.dtype)
             state = replace(state, x=torch.where(mask, known, x), mask=mask, known=known)
         if term is None:
             return state
         target, weights, hinge = term
         return replace(
             state,
-            data_target=_laid_like(x, target, x.dtype),
+            data_target=laid_like(x, target, x.dtype),
             data_term_weight=weights.float().to(x.device),
             data_term_hinge=hinge,
         )
@@ -225,7 +224,7 @@ class Langevin:
             raise ValueError(f"mask and known come together, got only {'known' if mask is None else 'mask'}")
         if mask is not None and known is not None:
             mask = check_mask(expand_to(shape, "mask", mask, device))
-            known = _expand_image(shape, "known", known, device)
+            known = expand_image(shape, "known", known, device)
         if data_term is None:
             return mask, known, None
         if not isinstance(data_term, tuple) or len(data_term) not in (2, 3):
@@ -233,13 +232,14 @@ class Langevin:
         target, weight, *rest = data_term
         hinge = as_real("the hinge of data_term", rest[0]) if rest else 0.0
         if weights is None:
-            weights = evaluate(weight, self._rows(num_steps, weight))
+            weight = one_for_all("the weight of data_term", weight)
+            weights = evaluate(weight, number_of_rows(num_steps, weight))
         if not (math.isfinite(hinge) and hinge >= 0) or not bool(((weights >= 0) & weights.float().isfinite()).all()):
             raise ValueError(
                 f"data_term needs a finite weight >= 0 and a finite hinge >= 0, "
                 f"got weight {shown(weight)}, hinge {hinge}"
             )
-        return mask, known, (_expand_image(shape, "the target of data_term", target, device), weights, hinge)
+        return mask, known, (expand_image(shape, "the target of data_term", target, device), weights, hinge)
 
     @torch.no_grad()
     def step(self, state: ChainState, *, project: Projection | None = None) -> tuple[ChainState, StepInfo]:
@@ -251,8 +251,8 @@ class Langevin:
         energy, gradient = self.gradient(state.x, state.conditions)
         x = torch.ops.fastebm.langevin_step(state.x, gradient, *self._arguments(state))
         if project is not None:
-            x = _projected(project, x)
-        after = replace(state, x=x, key=state.key + _key_increment(state.key), step=state.step + 1)
+            x = projected(project, x)
+        after = replace(state, x=x, key=state.key + key_increment(state.key), step=state.step + 1)
         return after, StepInfo(energy, gradient, state.x, x)
 
     def advance(
@@ -282,7 +282,7 @@ class Langevin:
         CPU, small images get many updates in one call.
         """
         _, num_steps = check_steps(state.step, num_steps)
-        update = self._update(_key_increment(state.key), project)
+        update = self._update(key_increment(state.key), project)
         with self.gradient.chain():
             done, blocks_tried = 0, False
             while done < num_steps:
@@ -315,7 +315,7 @@ class Langevin:
             else:
                 known[1](gradient)
             if project is not None:
-                state.x.copy_(_projected(project, state.x))
+                state.x.copy_(projected(project, state.x))
             state.key.add_(one)
             return energies
 
@@ -325,6 +325,8 @@ class Langevin:
         self, update: Update, state: ChainState, num_steps: int, observers: Sequence[Observer], done: int
     ) -> int:
         """Moves `state` on by blocks of updates, after `done` earlier ones. Returns how many it did: all, or none."""
+        if isinstance(self.gradient, ScoreGradient):
+            return 0
         if state.x.is_cuda:
             return self._graphs.advance_(self.gradient, update, state, num_steps, observers, done)
         program = self.gradient.compiled_program(state.x, state.conditions)
@@ -411,9 +413,6 @@ class Langevin:
             tensor([[1., 1.],
                     [1., 1.]])
         """
-        thin = as_count("thin", thin, 1)
-        if not callable(keep) and keep not in ("last", "trajectory"):
-            raise ValueError(f'keep is "last", "trajectory" or a function, got {keep!r}')
         start_step, num_steps = check_steps(start_step, num_steps)
         state = self.init(
             x0,
@@ -427,25 +426,16 @@ class Langevin:
             data_term=data_term,
             conditions=conditions,
         )
-        x = state.x
-        frames = x.new_empty((1 + num_steps // thin, *x.shape)) if keep == "trajectory" else None
-        batches = batch_slices(x.shape[0], batch_size, project)
-        with progress_bar(num_steps * len(batches), progress) as bar:
-            for first, last in batches:
-                part = state.rows(first, last)
-                with checking_finite(part, check) as watch:
-                    observers = [*watch, *bar]
-                    if callable(keep):
-                        part = self.run_with_callback(
-                            part, num_steps, keep, thin=thin, observers=observers, project=project
-                        )
-                        x[first:last] = part.x
-                        continue
-                    if frames is not None:
-                        frames[0, first:last] = part.x
-                        observers.append(trajectory_recorder(frames[:, first:last], thin))
-                    self.advance_(part, num_steps, observers, project=project)
-        return x if frames is None else frames
+        return self.run(
+            state,
+            num_steps,
+            thin=thin,
+            keep=keep,
+            batch_size=batch_size,
+            progress=progress,
+            check=check,
+            project=project,
+        )
 
     def _arguments(self, state: ChainState) -> tuple[Any, ...]:
         """The operator's arguments after `x` and the gradient, in its order."""
@@ -483,84 +473,9 @@ class Langevin:
             self._constant = self.step_size, self.noise_std, table(self.step_size, self.noise_std, 1)
         return self._constant[2]
 
-    def _rows(self, num_steps: int | None, *schedules: float | Tensor | Schedule) -> int:
-        """How many rows a table of `schedules`, by default the sampler's own, needs for `num_steps` updates: 1 if all
-        of them are constant."""
-        schedules = schedules or (self.step_size, self.noise_std)
-        varying = [schedule for schedule in map(as_schedule, schedules) if not isinstance(schedule, Constant)]
-        if not varying:
-            return 1
-        if num_steps is None:
-            raise ValueError(
-                f"a schedule that is not constant needs the length of the chain: give num_steps (got {varying[0]!r})"
-            )
-        return max(as_count("num_steps", num_steps), 1)
-
-
-def batch_slices(count: int, batch_size: int | None, project: Projection | None = None) -> list[tuple[int, int]]:
-    """The (first, last + 1) rows of consecutive batches of at most `batch_size`; at least one, which may be empty.
-
-    Raises ValueError for a batch size below 1, and for several batches of chains with a projection.
-    """
-    size = max(count, 1) if batch_size is None else as_count("batch_size", batch_size, 1)
-    if project is not None and size < count:
-        raise ValueError(f"project acts on all {count} chains at once: batch_size must not be smaller, got {size}")
-    return [(first, min(first + size, count)) for first in range(0, max(count, 1), size)]
-
-
-def repeat_start(x0: Tensor, count: int | None, name: str) -> Tensor:
-    """`x0` as the starts of `count` chains: a single one is repeated. Raises ValueError for any other number."""
-    if count is None:
-        return x0
-    count = as_int(name, count)
-    if count == len(x0):
-        return x0
-    if not 0 <= count < rng.MAX_CHAIN:
-        raise ValueError(f"{name} must be in [0, 2^56), got {count}")
-    if len(x0) != 1:
-        raise ValueError(f"{name} is {count}, but x0 has {len(x0)} starts: only a single one can be repeated")
-    return x0.expand(count, *x0.shape[1:])
-
-
-def _projected(project: Projection, x: Tensor) -> Tensor:
-    result = project(x)
-    if not isinstance(result, Tensor) or result.dtype != x.dtype or result.device != x.device:
-        raise TypeError(f"project must return a tensor of {x.dtype} on {x.device}, like its input, got {shown(result)}")
-    if result.shape != x.shape:
-        raise ValueError(f"project must return {tuple(x.shape)}, like its input, got {tuple(result.shape)}")
-    return result
-
-
-def _key_increment(key: Tensor) -> Tensor:
-    """What an update adds to (seed, step, schedule index): (0, 1, 1), made on the device as a copy to it would sync."""
-    return torch.arange(3, device=key.device).clamp_(max=1)
-
-
-def check_start(x0: Tensor) -> Tensor:
-    """`x0` itself. Raises TypeError or ValueError for what chains can't start from."""
-    if not isinstance(x0, Tensor):
-        raise TypeError(f"x0 must be a tensor, got {type(x0).__name__}")
-    if x0.dtype not in (torch.float32, torch.float64):
-        raise TypeError(
-            f"chains keep their state in float32 or float64, got x0 in {x0.dtype}; gradients may be lower (see dtype)"
-        )
-    check_dense("x0", x0)
-    if x0.device.type not in ("cpu", "cuda"):
-        raise TypeError(f"chains run on the CPU or a CUDA GPU, got x0 on {x0.device}")
-    if x0.dim() < 1:
-        raise ValueError("x0 must have shape (B, ...), got a tensor without dimensions")
-    return x0
-
-
-def check_steps(start_step: int, num_steps: int) -> tuple[int, int]:
-    """The two as ints. Raises ValueError for steps beyond 2**32, where the noise would repeat, and for a negative
-    number of them, and TypeError for what is not whole."""
-    start_step, num_steps = as_int("start_step", start_step), as_count("num_steps", num_steps)
-    if not 0 <= start_step <= start_step + num_steps <= rng.MAX_STEP:
-        raise ValueError(
-            f"steps {start_step} to {start_step + num_steps} of the random numbers leave the range 0 to 2**32"
-        )
-    return start_step, num_steps
+    def _rows(self, num_steps: int | None) -> int:
+        """How many rows the sampler's own table needs for `num_steps` updates."""
+        return number_of_rows(num_steps, self.step_size, self.noise_std)
 
 
 def _copied_bounds(clamp: Any) -> Any:
@@ -568,48 +483,3 @@ def _copied_bounds(clamp: Any) -> Any:
     if not isinstance(clamp, tuple | list):
         return clamp
     return tuple(b.detach().to("cpu", copy=True) if isinstance(b, Tensor) and not b.is_meta else b for b in clamp)
-
-
-def conditions_of(conditions: Any, x: Tensor) -> tuple[Tensor, ...]:
-    """`conditions` with a row for each chain of x. Raises TypeError or ValueError for those that don't fit."""
-    given = as_conditions(conditions, len(x))
-    for each in given:
-        check_dense("a condition", each)
-        if each.device != x.device:
-            raise ValueError(f"a condition is on {each.device}, x0 on {x.device}")
-    return given
-
-
-def expand_to(shape: torch.Size, name: str, value: Tensor, device: torch.device) -> Tensor:
-    """A view of `value` with `shape`. Raises TypeError or ValueError where it does not broadcast to it."""
-    if not isinstance(value, Tensor):
-        raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
-    check_dense(name, value)
-    if value.device != device:
-        raise ValueError(f"{name} is on {value.device}, x0 on {device}")
-    try:
-        fits = torch.broadcast_shapes(value.shape, shape) == shape
-    except RuntimeError:
-        fits = False
-    if not fits:
-        raise ValueError(f"{name} must broadcast to x0's shape {tuple(shape)}, got {tuple(value.shape)}")
-    return value.expand(shape)
-
-
-def _expand_image(shape: torch.Size, name: str, value: Tensor, device: torch.device) -> Tensor:
-    """`expand_to` for what `x` becomes or is pulled to. Raises TypeError for whole numbers, which are no pixels, and
-    ValueError for an image of one channel where x has several."""
-    view = expand_to(shape, name, value, device)
-    if not value.is_floating_point():
-        raise TypeError(f"{name} must be of floating point numbers, as x0 is, got {value.dtype}")
-    one_channel = len(shape) == 4 and shape[1] > 1 and (value.dim() < 3 or value.shape[-3] == 1)
-    if one_channel and value.shape[-2:] == shape[2:] and math.prod(shape[2:]) > 1:
-        raise ValueError(
-            f"{name} is an image of one channel, of shape {tuple(value.shape)}, but x0 has {shape[1]}: expand it first"
-        )
-    return view
-
-
-def _laid_like(x: Tensor, value: Tensor, dtype: torch.dtype) -> Tensor:
-    """A copy of `value` as `dtype`, with the memory layout of `x`, whose shape it has."""
-    return torch.empty_like(x, dtype=dtype).copy_(value)

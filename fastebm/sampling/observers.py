@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fastebm import progress
-from fastebm.sampling.state import ChainState
+from fastebm.sampling.state import SamplerState
 
 Observer = Callable[[int, Tensor, Tensor], None]
 """Called after an update with the number of updates done, the live state (do not keep it) and the energies before it.
@@ -95,7 +95,7 @@ def _surely_finite(energies: Tensor) -> bool:
 
 
 @contextmanager
-def checking_finite(state: ChainState, check: bool) -> Iterator[Sequence[Observer]]:
+def checking_finite(state: SamplerState, check: bool) -> Iterator[Sequence[Observer]]:
     """A block that ends with FloatingPointError if a chain was not finite; gives the observer for it, if `check`."""
     if not check:
         yield ()

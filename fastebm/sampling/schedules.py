@@ -81,6 +81,47 @@ class Cosine:
         return f"cosine({self.start:g}, {self.end:g})"
 
 
+@dataclass(frozen=True, eq=False)
+class PerChain:
+    """Values for each chain: `(B,)` at all times, or `(S, B)` with a row for each update. Build it with `per_chain`."""
+
+    values: Tensor
+
+    @property
+    def rows(self) -> int:
+        """Of how many updates there are values; 1 where they are the same at all times."""
+        return 1 if self.values.dim() == 1 else self.values.shape[0]
+
+    def __call__(self, t: Tensor) -> Tensor:
+        """`(S, B)` at S times; as many as there are rows, where there are several."""
+        if self.values.dim() == 1:
+            return self.values.expand(t.shape[0], -1)
+        if self.rows not in (1, t.shape[0]):
+            raise ValueError(f"a schedule has values for {self.rows} updates, but the chain has {t.shape[0]}")
+        return self.values.expand(t.shape[0], -1)
+
+    def __repr__(self) -> str:
+        low, high = float(self.values.min()), float(self.values.max())
+        return f"per_chain({low:g} to {high:g})"
+
+
+def per_chain(values: Tensor) -> PerChain:
+    """Values for each chain: `(B,)`, the same at all times, or `(S, B)`, with a row for each of S updates.
+
+    A tensor of that shape may be given wherever a schedule of a sampler may be; the values are copied.
+
+    Raises TypeError or ValueError for other shapes, numbers that are not finite, and no values.
+    """
+    if not isinstance(values, Tensor) or values.is_complex() or values.dtype == torch.bool or values.is_meta:
+        raise TypeError(f"values for each chain are a tensor of real numbers, got {shown(values)}")
+    if values.dim() not in (1, 2) or not values.numel():
+        raise ValueError(f"values for each chain have shape (B,) or (S, B), got {tuple(values.shape)}")
+    copy = values.detach().to("cpu", torch.float64, copy=True)
+    if not bool(copy.isfinite().all()):
+        raise ValueError("values for each chain must be finite")
+    return PerChain(copy)
+
+
 def constant(value: float) -> Constant:
     """`value` at all times."""
     return Constant(*_finite(value=value))
@@ -124,9 +165,12 @@ def from_epsilon(epsilon: float) -> StepAndNoise:
 
 
 def as_schedule(value: float | Tensor | Schedule) -> Schedule:
-    """`value` as a schedule: `constant(value)` for a real number; a callable is returned as it is."""
+    """`value` as a schedule: `constant(value)` for a real number, `per_chain(value)` for a tensor with one for each
+    chain; a callable is returned as it is."""
     if callable(value):
         return value
+    if isinstance(value, Tensor) and value.dim():
+        return per_chain(value)
     try:
         number = as_real("a schedule", value)
     except TypeError:
@@ -136,8 +180,20 @@ def as_schedule(value: float | Tensor | Schedule) -> Schedule:
     return constant(number)
 
 
+def one_for_all(name: str, value: float | Tensor | Schedule) -> Schedule:
+    """`value` as a schedule that is the same for all chains. Raises TypeError for values for each chain."""
+    schedule = as_schedule(value)
+    if isinstance(schedule, PerChain):
+        raise TypeError(
+            f"{name} is a number or a callable from times to values, the same for all chains, got {shown(value)}"
+        )
+    return schedule
+
+
 def evaluate(schedule: float | Tensor | Schedule, num_steps: int) -> Tensor:
     """The values of a schedule for each of `num_steps` updates: a float64 tensor `(num_steps,)` on the CPU.
+
+    One with values for each chain gives `(num_steps, B)`.
 
     Raises ValueError if the schedule returns another shape or a value that is not finite.
     """
@@ -145,7 +201,10 @@ def evaluate(schedule: float | Tensor | Schedule, num_steps: int) -> Tensor:
     if num_steps < 1:
         raise ValueError(f"a schedule is evaluated over at least one step, got num_steps={num_steps}")
     times = torch.linspace(0, 1, num_steps, dtype=torch.float64, device="cpu")
-    values = as_schedule(schedule)(times)
+    made = as_schedule(schedule)
+    values = made(times)
+    if isinstance(made, PerChain):
+        return values
     if not isinstance(values, Tensor) or values.shape != times.shape:
         given = f"shape {tuple(values.shape)}" if isinstance(values, Tensor) else type(values).__name__
         raise ValueError(
@@ -161,20 +220,32 @@ def evaluate(schedule: float | Tensor | Schedule, num_steps: int) -> Tensor:
     return values
 
 
-def table(step_size: float | Schedule, noise_std: float | Schedule, num_steps: int) -> Tensor:
+def evaluate_together(num_steps: int, *given: float | Tensor | Schedule) -> tuple[Tensor, ...]:
+    """Several schedules: each `(num_steps,)`, or each `(num_steps, B)` where one has values for each chain."""
+    values = [evaluate(schedule, num_steps) for schedule in given]
+    counts = {v.shape[1] for v in values if v.dim() == 2}
+    if len(counts) > 1:
+        raise ValueError(f"schedules have values for different numbers of chains: {sorted(counts)}")
+    return tuple(v if v.dim() == 2 or not counts else v[:, None].expand(-1, *counts) for v in values)
+
+
+def table(step_size: float | Tensor | Schedule, noise_std: float | Tensor | Schedule, num_steps: int) -> Tensor:
     """The float32 table `(num_steps, 2)` of (step size, noise std) that the Langevin kernels read, on the CPU.
+
+    With values for each chain it is `(num_steps, B, 2)`.
 
     Raises ValueError if a step size is not positive, a noise std is negative, or either overflows float32.
     """
-    rows = torch.stack((evaluate(step_size, num_steps), evaluate(noise_std, num_steps)), dim=1).float()
+    rows = torch.stack(evaluate_together(num_steps, step_size, noise_std), dim=-1).float()
     for name, column, wrong in (
-        ("step_size > 0", rows[:, 0], ~(rows[:, 0] > 0) | rows[:, 0].isinf()),
-        ("noise_std >= 0", rows[:, 1], ~(rows[:, 1] >= 0) | rows[:, 1].isinf()),
+        ("step_size > 0", rows[..., 0], ~(rows[..., 0] > 0) | rows[..., 0].isinf()),
+        ("noise_std >= 0", rows[..., 1], ~(rows[..., 1] >= 0) | rows[..., 1].isinf()),
     ):
         if wrong.any():
-            first = int(wrong.nonzero()[0])
+            first = wrong.nonzero()[0]
+            of_chain = f" of chain {int(first[1])}" if len(first) > 1 else ""
             raise ValueError(
                 f"Langevin steps need a finite {name} in float32, "
-                f"got {float(column[first])} at step {first} of {num_steps}"
+                f"got {float(column[tuple(first)])} at step {int(first[0])} of {num_steps}{of_chain}"
             )
     return rows

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
-from typing import Any
+from dataclasses import MISSING, dataclass, field, fields, replace
+from typing import Any, Self, get_type_hints
 
 import torch
 from torch import Tensor
@@ -13,26 +13,21 @@ from torch import Tensor
 from fastebm import rng
 from fastebm.compiler import as_conditions
 from fastebm.ops.langevin import check as check_update
+from fastebm.ops.normal import check_address
 from fastebm.ops.options import StepOptions
 from fastebm.scalars import as_int, as_real, shown
 
-_TENSORS = ("x", "key", "chain_ids", "schedule", "mask", "known", "data_target", "data_term_weight")
-_REQUIRED = ("x", "key", "chain_ids", "schedule", "step")
-
 
 @dataclass(frozen=True, eq=False)
-class ChainState:
-    """All that the next update of `B` chains depends on, besides the energy and the sampler's options.
+class SamplerState:
+    """What the states of all samplers hold of `B` chains.
 
     Attributes:
         x: the states `(B, ...)`, float32 or float64.
         key: int64 `(3,)` on `x`'s device: seed, step of the random numbers, row of the schedule.
         chain_ids: int64 chain ids on `x`'s device, `(B,)`, or `(1,)` for the id of the first of consecutive ones.
-        schedule: float32 `(S, 2)` or `(S, B, 2)` rows of (step size, noise std); later updates use the last row.
+        schedule: a float32 table of one row an update, `(S, n)` or `(S, B, n)`; later updates use the last row.
         step: the step in `key`, on the host, so that its range can be checked without a sync.
-        mask, known: where `mask` (bool) is True, every update ends at `known`; both have the shape of `x`.
-        data_target, data_term_weight, data_term_hinge: the data term, `weight * (x - data_target)` in the gradient of
-            the samples with `||x - data_target||**2 > hinge`; the weights are a float32 table `(S,)`.
         conditions: tensors `(B, ...)` of any dtype, one row for each chain; the energy is called with them.
     """
 
@@ -41,41 +36,44 @@ class ChainState:
     chain_ids: Tensor
     schedule: Tensor
     step: int
-    mask: Tensor | None = None
-    known: Tensor | None = None
-    data_target: Tensor | None = None
-    data_term_weight: Tensor | None = None
-    data_term_hinge: float = 0.0
-    conditions: tuple[Tensor, ...] = ()
+    conditions: tuple[Tensor, ...] = field(default=(), kw_only=True)
 
-    def rows(self, first: int, last: int) -> ChainState:
-        """The state of the chains `first` to `last - 1`, with their ids. `x` is a view, `key` is a copy."""
+    def rows(self, first: int, last: int) -> Self:
+        """The state of the chains `first` to `last - 1`, with their ids. `x` is a view, `key` is a copy.
 
-        def part(tensor: Tensor | None) -> Tensor | None:
-            return None if tensor is None else tensor[first:last]
+        So are all tensors with a row for each chain views; the others are shared.
+        """
+        count = self.x.shape[0]
 
-        return replace(
-            self,
-            x=self.x[first:last],
-            key=self.key.clone(),
-            chain_ids=self.chain_ids[first:last]
-            if self.chain_ids.shape[0] == self.x.shape[0]
-            else self.chain_ids + first,
-            schedule=self.schedule[:, first:last] if self.schedule.dim() == 3 else self.schedule,
-            mask=part(self.mask),
-            known=part(self.known),
-            data_target=part(self.data_target),
-            conditions=tuple(condition[first:last] for condition in self.conditions),
-        )
+        def part(name: str, value: Any) -> Any:
+            if name == "key":
+                return value.clone()
+            if name == "chain_ids":
+                return value[first:last] if value.shape[0] == count else value + first
+            if name in self._tables():
+                return (
+                    value[:, first:last] if isinstance(value, Tensor) and value.dim() == self._tables()[name] else value
+                )
+            if isinstance(value, tuple):
+                return tuple(each[first:last] for each in value)
+            if isinstance(value, Tensor) and value.dim() and value.shape[0] == count:
+                return value[first:last]
+            return value
+
+        return replace(self, **{f.name: part(f.name, getattr(self, f.name)) for f in fields(self)})
+
+    @classmethod
+    def _tables(cls) -> dict[str, int]:
+        """Tables with a row for each update, and how many dimensions those with a column for each chain have."""
+        return {"schedule": 3}
 
     def state_dict(self) -> dict[str, Any]:
-        """The fields that are set, by name: tensors (not copied), the int `step`, the float `data_term_hinge`, and the
-        tuple of `conditions`, where there are any."""
+        """The fields that are set, by name: tensors (not copied), numbers, and the tuple of `conditions`."""
         found = {f.name: getattr(self, f.name) for f in fields(self)}
         return {name: value for name, value in found.items() if value is not None and value != ()}
 
     @classmethod
-    def from_state_dict(cls, state: Mapping[str, Any], device: torch.device | str | None = None) -> ChainState:
+    def from_state_dict(cls, state: Mapping[str, Any], device: torch.device | str | None = None) -> Self:
         """The inverse of `state_dict`, on `device`; by default on the device of `x`.
 
         Raises ValueError for what is not the state of a chain: missing or unknown fields, tensors of a wrong type or
@@ -87,25 +85,29 @@ class ChainState:
             raise ValueError(f"not the state of a chain: {error}") from None
 
     @classmethod
-    def _from_fields(cls, state: Mapping[str, Any], device: torch.device | str | None) -> ChainState:
+    def _from_fields(cls, state: Mapping[str, Any], device: torch.device | str | None) -> Self:
         if not isinstance(state, Mapping):
             raise TypeError(f"it must be a mapping of its fields, got {type(state).__name__}")
         state = {name: value for name, value in state.items() if value is not None}
-        missing = [name for name in _REQUIRED if name not in state]
+        missing = [f.name for f in fields(cls) if f.default is MISSING and f.name not in state]
         unknown = sorted(map(str, set(state) - {f.name for f in fields(cls)}))
         if missing or unknown:
             raise ValueError(f"not the state of a chain: missing {missing}, unknown {unknown}")
-        for name in _TENSORS:
-            if name in state and not isinstance(state[name], Tensor):
+        kinds = get_type_hints(cls)
+        names = [f.name for f in fields(cls) if f.name in state and kinds[f.name] in (Tensor, Tensor | None)]
+        for name in names:
+            if not isinstance(state[name], Tensor):
                 raise ValueError(f"a chain's {name} is a tensor, got {type(state[name]).__name__}")
-            if name in state and (state[name].layout is not torch.strided or state[name].is_meta):
+            if state[name].layout is not torch.strided or state[name].is_meta:
                 raise ValueError(f"a chain's {name} is a dense tensor that holds values, got {shown(state[name])}")
         device = state["x"].device if device is None else device
-        tensors: dict[str, Any] = {name: state[name].detach().to(device) for name in _TENSORS if name in state}
+        read: dict[str, Any] = {name: state[name].detach().to(device) for name in names}
         given = as_conditions(state.get("conditions", ()), state["x"].shape[0] if state["x"].ndim else 0)
-        tensors["conditions"] = tuple(condition.detach().to(device) for condition in given)
-        hinge = as_real("data_term_hinge", state.get("data_term_hinge", 0.0))
-        loaded = cls(**{**state, **tensors, "step": as_int("step", state["step"]), "data_term_hinge": hinge})
+        read["conditions"] = tuple(condition.detach().to(device) for condition in given)
+        for name in state:
+            if kinds[name] is float:
+                read[name] = as_real(name, state[name])
+        loaded = cls(**{**state, **read, "step": as_int("step", state["step"])})
         loaded.check()
         seed, step, index = loaded.key.tolist()
         if step != loaded.step:
@@ -114,11 +116,37 @@ class ChainState:
 
     def check(self) -> None:
         """Raises ValueError or TypeError where fields don't fit one another or are out of range. Reads all tables."""
-        options = [getattr(self, name, None) for name in StepOptions._fields]  # a sampler's own options are not here
-        check_update("langevin_step", self.x, self.x, StepOptions._make(options))
+        check_address(self.key, self.chain_ids, self.x.shape[0])
         rng.make_chain_ids(
             self.chain_ids.cpu() if self.chain_ids.shape[0] != 1 else int(self.chain_ids), self.x.shape[0]
         )
+
+
+@dataclass(frozen=True, eq=False)
+class ChainState(SamplerState):
+    """All that the next update of `B` Langevin chains depends on, besides the energy and the sampler's options.
+
+    Attributes (besides those of `SamplerState`):
+        schedule: float32 `(S, 2)` or `(S, B, 2)` rows of (step size, noise std); later updates use the last row.
+        mask, known: where `mask` (bool) is True, every update ends at `known`; both have the shape of `x`.
+        data_target, data_term_weight, data_term_hinge: the data term, `weight * (x - data_target)` in the gradient of
+            the samples with `||x - data_target||**2 > hinge`; the weights are a float32 table `(S,)`.
+    """
+
+    mask: Tensor | None = None
+    known: Tensor | None = None
+    data_target: Tensor | None = None
+    data_term_weight: Tensor | None = None
+    data_term_hinge: float = 0.0
+
+    @classmethod
+    def _tables(cls) -> dict[str, int]:
+        return {"schedule": 3, "data_term_weight": 2}
+
+    def check(self) -> None:
+        options = [getattr(self, name, None) for name in StepOptions._fields]  # a sampler's own options are not here
+        check_update("langevin_step", self.x, self.x, StepOptions._make(options))
+        super().check()
         step_size, noise_std = self.schedule.unbind(-1)
         if not bool(((step_size > 0) & (noise_std >= 0) & self.schedule.isfinite().all(-1)).all()):
             raise ValueError("a chain's schedule has finite step sizes > 0 and noise stds >= 0, got others")

@@ -9,10 +9,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fastebm.compiler import EnergyGradient, energy_gradient
+from fastebm.compiler import EnergyGradient, ScoreGradient, energy_gradient
 from fastebm.runs import registry
 from fastebm.sampling.cascade import device_of
-from fastebm.sampling.langevin import Energy, batch_slices
+from fastebm.sampling.sampler import Energy, batch_slices
 from fastebm.tasks.arguments import check_layout, check_values
 from fastebm.training import CoarseToFineRun, Run
 
@@ -104,6 +104,8 @@ def open_energy(model: Model, engine: str = "auto") -> TaskEnergy:
         if isinstance(opened, type) or not callable(opened):
             kind = opened.__name__ if isinstance(opened, type) else type(opened).__name__
             raise TypeError(f"a model is a run, the folder of one, or an energy of images, got {kind}")
+        if isinstance(opened, ScoreGradient):
+            raise TypeError("a task needs energies, and a score tells none")
         gradient = energy_gradient(opened, engine=engine)
         return TaskEnergy(gradient, device_of(gradient))
     if engine != "auto":

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+import fastebm
 from fastebm.sampling import constant, cosine, from_epsilon, linear, polynomial, schedules, table
 
 TIMES = torch.linspace(0, 1, 11, dtype=torch.float64)
@@ -100,3 +101,69 @@ def test_real_scalars_of_numpy_are_schedules():
     assert schedules.as_schedule(np.float32(0.5)) == schedules.constant(0.5)
     with pytest.raises(TypeError, match="got bool"):
         schedules.as_schedule(True)
+
+
+def test_values_for_each_chain():
+    values = torch.tensor([0.1, 0.2, 0.3])
+    assert fastebm.schedules.evaluate(values, 4).shape == (4, 3)
+    pair = fastebm.schedules.table(values, fastebm.schedules.linear(1.0, 0.0), 5)
+    assert pair.shape == (5, 3, 2)
+    assert torch.equal(pair[:, :, 0], values.expand(5, 3))
+    assert torch.equal(pair[:, 1, 1], torch.linspace(1, 0, 5))
+    rows = torch.rand(5, 3) + 0.1
+    assert torch.equal(fastebm.schedules.table(rows, 0.0, 5)[..., 0], rows)
+    values[0] = -1.0  # a schedule is a copy
+    assert "0.1" in repr(fastebm.schedules.per_chain(torch.tensor([0.1, 0.2])))
+
+
+def test_chains_with_steps_of_their_own_are_those_of_single_samplers():
+    def energy(x):
+        return (x.square() - 1).square().sum(1)
+
+    start = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
+    step, noise = torch.tensor([0.01, 0.02, 0.03]), torch.tensor([0.1, 0.0, 0.3])
+    together = fastebm.Langevin(energy, step, noise).sample(start, 10, seed=1)
+    split = fastebm.Langevin(energy, step, noise).sample(start, 10, seed=1, batch_size=2)
+    assert torch.equal(together, split)
+    for i in range(3):
+        alone = fastebm.Langevin(energy, float(step[i]), float(noise[i]))
+        assert torch.equal(together[i], alone.sample(start[i : i + 1], 10, seed=1, chain_ids=i)[0])
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "words"),
+    [
+        (lambda: fastebm.schedules.per_chain(torch.zeros(2, 2, 2)), ValueError, r"shape \(B,\) or \(S, B\)"),
+        (lambda: fastebm.schedules.per_chain(torch.zeros(0)), ValueError, r"shape \(B,\) or \(S, B\)"),
+        (lambda: fastebm.schedules.per_chain(torch.tensor([1.0, float("nan")])), ValueError, "finite"),
+        (lambda: fastebm.schedules.per_chain([1.0, 2.0]), TypeError, "a tensor of real numbers"),
+        (
+            lambda: fastebm.Langevin(squares, torch.tensor([0.1, -0.1]), 0.1),
+            ValueError,
+            "step 0 of 2 of chain 1",
+        ),
+        (
+            lambda: fastebm.Langevin(squares, torch.ones(2), torch.ones(3)),
+            ValueError,
+            r"numbers of chains: \[2, 3\]",
+        ),
+        (
+            lambda: fastebm.Langevin(squares, torch.ones(2), 0.1).sample(torch.zeros(3, 1), 1),
+            ValueError,
+            "there are 3",
+        ),
+        (
+            lambda: fastebm.Langevin(squares, torch.ones(4, 2), 0.1).sample(torch.zeros(2, 1), 3),
+            ValueError,
+            "for 4 updates, but the chain has 3",
+        ),
+        (lambda: fastebm.Cascade(squares, step_size=torch.ones(2)), TypeError, "of a cascade"),
+    ],
+)
+def test_values_for_each_chain_that_do_not_fit_are_refused(make, error, words):
+    with pytest.raises(error, match=words):
+        make()
+
+
+def squares(x):
+    return x.square().flatten(1).sum(1)

@@ -7,11 +7,12 @@ import math
 import torch
 from torch import Tensor
 
+from fastebm.compiler import require_energy
 from fastebm.data.masks import HOLE_NOISE
 from fastebm.ops import uniform
 from fastebm.rng import Stream, make_chain_ids
 from fastebm.sampling.cascade import LevelSampler
-from fastebm.sampling.langevin import Projection, batch_slices
+from fastebm.sampling.sampler import Projection, batch_slices
 from fastebm.tasks.arguments import check_batch_size, check_memory, check_seed, check_whole
 from fastebm.tasks.restoration.consistency import DataConsistency
 from fastebm.tasks.restoration.degradations import Degradation
@@ -86,13 +87,13 @@ def restore_by_cascade(
         else:
             start = _full_size_start(degradation, consistent, rows, restarts, seed, ids)
             images = cascade.sample(None, seed, ids, x0=start, project=project)
-        energies = top.sampler.gradient(images)[0].reshape(count, restarts)
+        energies = require_energy(top.sampler.gradient, "restoration")(images)[0].reshape(count, restarts)
         images = images.unflatten(0, (count, restarts))
         chosen = images[torch.arange(count, device=y.device), energies.argmin(1)]
         residual_rms = consistent.residual_rms(chosen, base[first:last])
         part = RestorationResult(chosen, energies.amin(1), residual_rms, energies, images.mean(1))
         if refinement is not None:
-            gradient = top.sampler.gradient
+            gradient = require_energy(top.sampler.gradient, "restoration")
             part = refine(part, base[first:last], consistent, gradient, refinement, seed, first_chain_id + first)
         parts.append(part)
     return concatenate(parts)

@@ -20,7 +20,7 @@ from fastebm.ops import normal
 from fastebm.rng import Stream, make_chain_ids
 from fastebm.sampling import Langevin, cosine
 from fastebm.sampling.cascade import module_of
-from fastebm.sampling.langevin import batch_slices
+from fastebm.sampling.sampler import batch_slices
 from fastebm.sampling.schedules import evaluate
 from fastebm.tasks.arguments import MAX_STEPS, check_memory, check_number, check_whole, settle
 from fastebm.tasks.restoration.consistency import DataConsistency

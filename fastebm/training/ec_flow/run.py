@@ -16,7 +16,7 @@ from fastebm.runs.checkpoints import Layout
 from fastebm.runs.folder import RunFolder
 from fastebm.runs.nets import outline, with_weights
 from fastebm.runs.run import Run, trained_checkpoint
-from fastebm.sampling.langevin import batch_slices
+from fastebm.sampling.sampler import batch_slices
 from fastebm.training.calibration.energy import generator_layout, stored_energy
 from fastebm.training.ec_flow.config import ECFlowConfig
 from fastebm.training.pictures import save_run_pictures
