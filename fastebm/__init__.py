@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from fastebm.compiler.score import ScoreGradient, score_gradient
     from fastebm.ops import langevin_step, langevin_step_
     from fastebm.runs.registry import load
-    from fastebm.sampling import Cascade, ExpandingCascade, Langevin, schedules
+    from fastebm.sampling import MCLMC, AdjustedMCLMC, Cascade, ExpandingCascade, Langevin, schedules
     from fastebm.training import resume, train
 
 __version__ = "0.2.0"
@@ -31,10 +31,12 @@ _PACKAGES = (
     *("sampling", "tasks", "training"),
 )
 _NAMES = {
+    "AdjustedMCLMC": "fastebm.sampling",
     "Cascade": "fastebm.sampling",
     "EnergyGradient": "fastebm.compiler",
     "ExpandingCascade": "fastebm.sampling",
     "Langevin": "fastebm.sampling",
+    "MCLMC": "fastebm.sampling",
     "ScoreGradient": "fastebm.compiler",
     "energy_gradient": "fastebm.compiler",
     "langevin_step": "fastebm.ops",
@@ -47,6 +49,8 @@ _NAMES = {
 }
 
 __all__ = [
+    "MCLMC",
+    "AdjustedMCLMC",
     "Cascade",
     "EnergyGradient",
     "ExpandingCascade",

@@ -233,6 +233,33 @@ def _mclmc_step_(x: Tensor, momentum: Tensor, work: Tensor, *read: Any) -> None:
     launch("mclmc_step", x, momentum, work, *without_aliasing(contiguous, x, momentum, work))
 
 
+class RepeatedTurns:
+    """`mclmc_step_` of one batch of chains, many times, without the checks of each call.
+
+    The tensors given stay where they are; what lies in them may change. Coefficients and gradients come with each call:
+    the former float64 and contiguous, the latter from an energy.
+    """
+
+    def __init__(
+        self, x: Tensor, momentum: Tensor, work: Tensor, key: Tensor, chain_ids: Tensor, inverse_mass: Tensor | None
+    ) -> None:
+        self._written, self._address = (x, momentum, work), (key, chain_ids, inverse_mass)
+        self._storages = {tensor.untyped_storage().data_ptr() for tensor in self._written}
+        read = [tensor for tensor in self._address if tensor is not None]
+        self._possible = x.is_cpu and x.numel() > 0 and all(tensor.is_contiguous() for tensor in read)
+        self._possible &= not any(share_memory(one, other) for one in self._written for other in read)
+        self._checked = False
+
+    def __call__(self, grad: Tensor, coefficients: Tensor) -> None:
+        x = self._written[0]
+        plain = grad.dtype is x.dtype and grad.shape == x.shape and grad.is_contiguous()
+        if not (self._possible and self._checked and plain) or grad.untyped_storage().data_ptr() in self._storages:
+            torch.ops.fastebm.mclmc_step_(*self._written, grad, coefficients, *self._address)
+            self._checked = True
+            return
+        launch("mclmc_step", *self._written, grad, coefficients, *self._address)
+
+
 # Reference ----------------------------------------------------------------------------------------------------------
 
 
@@ -262,8 +289,8 @@ def reference_mclmc_step(
         dimensions = (scale != 0).sum(1).double()
     g = torch.where(((closing != 0) | (opening != 0))[:, None], g, 0.0)
 
-    gg, ug, uu = (_ordered_sum(a, b) for a, b in ((g, g), (u, g), (u, u)))
-    zg, zu, zz = (_ordered_sum(z, b) for b in (g, u, z))
+    gg, ug, uu = (ordered_sum(a, b) for a, b in ((g, g), (u, g), (u, u)))
+    zg, zu, zz = (ordered_sum(z, b) for b in (g, u, z))
     force, freedom = gg.sqrt(), dimensions - 1
     # The momentum is of_g g + of_u u + of_z z, and its length.
     of_g, of_u, of_z, length = torch.zeros_like(gg), torch.ones_like(gg), torch.zeros_like(gg), uu.sqrt()
@@ -318,7 +345,7 @@ def _kick(delta: Tensor, along: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     )
 
 
-def _ordered_sum(first: Tensor, second: Tensor) -> Tensor:
+def ordered_sum(first: Tensor, second: Tensor) -> Tensor:
     """(B,) float64 sums of products of (B, N), in the order that every backend keeps."""
     products = first.double() * second.double()  # exact of float32
     rows = -(-products.shape[1] // SUM_LANES)

@@ -333,6 +333,12 @@ def kernel_arguments(rng: random.Random, name: str) -> list[Any]:
         schedule = rng.choice((torch.rand(3, 2), torch.rand(2, batch, 2)))
         rest = [None if "?" in kind else 0.0 for kind in chain_options()[3:]]
         return [*tensors, schedule, key, ids, *rest]
+    if name == "mclmc_step":
+        shape = rng.choice(((batch, 7), (batch, 3, 10), (batch, 2, 3, 4)))
+        x, momentum, grad = (noise(rng, *shape) for _ in range(3))
+        coefficients = rng.choice((torch.rand(1, 4), torch.rand(batch, 4))).double()
+        masses = torch.rand(rng.choice((1, batch)), rng.choice((1, grad[0].numel())))
+        return [x, momentum, torch.zeros(batch, 2).double(), grad, coefficients, key, ids, rng.choice((None, masses))]
     if name.startswith("expand_blend"):
         dtype = rng.choice((torch.float32, torch.float64, torch.bfloat16))
         beta = torch.tensor(0.3, dtype=torch.float64 if dtype == torch.float64 else torch.float32)
@@ -350,6 +356,7 @@ KERNELS = {  # how many outputs come first
     "normal": 1,
     "uniform": 1,
     "langevin_step": 1,
+    "mclmc_step": 3,
     "block_tail": 1,
     "block_tail_backward": 3,
     "block_tail_double_backward": 2,
