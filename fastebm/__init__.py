@@ -20,7 +20,20 @@ if TYPE_CHECKING:
     from fastebm.compiler.score import ScoreGradient, score_gradient
     from fastebm.ops import langevin_step, langevin_step_
     from fastebm.runs.registry import load
-    from fastebm.sampling import MCLMC, AdjustedMCLMC, Cascade, ExpandingCascade, Langevin, schedules
+    from fastebm.sampling import (
+        GHMC,
+        HMC,
+        MALA,
+        MALT,
+        MCLMC,
+        AdjustedMCLMC,
+        Cascade,
+        ExpandingCascade,
+        Langevin,
+        ParallelTempering,
+        Underdamped,
+        schedules,
+    )
     from fastebm.training import resume, train
 
 __version__ = "0.2.0"
@@ -35,9 +48,15 @@ _NAMES = {
     "Cascade": "fastebm.sampling",
     "EnergyGradient": "fastebm.compiler",
     "ExpandingCascade": "fastebm.sampling",
+    "GHMC": "fastebm.sampling",
+    "HMC": "fastebm.sampling",
     "Langevin": "fastebm.sampling",
+    "MALA": "fastebm.sampling",
+    "MALT": "fastebm.sampling",
+    "ParallelTempering": "fastebm.sampling",
     "MCLMC": "fastebm.sampling",
     "ScoreGradient": "fastebm.compiler",
+    "Underdamped": "fastebm.sampling",
     "energy_gradient": "fastebm.compiler",
     "langevin_step": "fastebm.ops",
     "langevin_step_": "fastebm.ops",
@@ -49,13 +68,19 @@ _NAMES = {
 }
 
 __all__ = [
+    "GHMC",
+    "HMC",
+    "MALA",
+    "MALT",
     "MCLMC",
     "AdjustedMCLMC",
     "Cascade",
     "EnergyGradient",
     "ExpandingCascade",
     "Langevin",
+    "ParallelTempering",
     "ScoreGradient",
+    "Underdamped",
     "compiler",
     "data",
     "energy_gradient",

@@ -111,15 +111,37 @@ struct LaneUpdate {
 // Rows of memory that an update takes, each of kMaxWidth numbers.
 constexpr int64_t kUpdateRows = 11 + kFoldLevels;
 
-using RunLanes = void (*)(const LaneProgram&, float* arena, int64_t width);
-using UpdateLanes = void (*)(const LaneProgram&, float* arena, int64_t width, const LaneUpdate&);
-void run_lanes_baseline(const LaneProgram&, float* arena, int64_t width);
-void update_lanes_baseline(const LaneProgram&, float* arena, int64_t width, const LaneUpdate&);
+// What samplers that keep energies need of a block besides. Arrays (row) hold a number for each lane, planes (sample, width).
+struct LaneMove {
+  LaneUpdate noise;                                // where its ids and step say; its rows step_size and noise_std are MALA's
+  const uint32_t *acceptance, *begin, *end, *refresh;  // row: ids_high of the streams of tests, O steps, and fresh velocities
+  float *x, *gradient, *energy;                    // plane, plane, row: the state that is kept
+  float *velocity, *unfolded;                      // plane; the proposal before walls mirrored it
+  const float *inverse_mass, *mask;                // plane, or null
+  bool walled;
+  float low, high;
+  float *h, *decay, *sigma, *h_before, *decay_before, *sigma_before;  // row: the schedule of this step and the one before
+  float* heat;                                     // row: sqrt(temperature)
+  double *temperature, *work, *log_ratio;          // row
+  float* rejected;                                 // row: 1 where a proposal is outside of the walls
+  bool* accepted;                                  // row
+  double* sums;                                    // kFoldLevels rows
+};
+
+struct LaneKernels {
+  void (*run)(const LaneProgram&, float* arena, int64_t width);
+  void (*update)(const LaneProgram&, float* arena, int64_t width, const LaneUpdate&);
+  void (*propose)(const LaneProgram&, float* arena, int64_t width, const LaneMove&);
+  void (*test_proposal)(const LaneProgram&, float* arena, int64_t width, const LaneMove&);
+  void (*refresh)(const LaneProgram&, float* arena, int64_t width, const LaneMove&);
+  void (*kinetic)(const LaneProgram&, float* arena, int64_t width, const LaneMove&, bool halves, bool close, bool open, bool counted);
+  void (*test_trajectory)(const LaneProgram&, float* arena, int64_t width, const LaneMove&);
+};
+
+LaneKernels lane_kernels_baseline();
 #if defined(__x86_64__)
-void run_lanes_avx2(const LaneProgram&, float* arena, int64_t width);
-void update_lanes_avx2(const LaneProgram&, float* arena, int64_t width, const LaneUpdate&);
-void run_lanes_avx512(const LaneProgram&, float* arena, int64_t width);
-void update_lanes_avx512(const LaneProgram&, float* arena, int64_t width, const LaneUpdate&);
+LaneKernels lane_kernels_avx2();
+LaneKernels lane_kernels_avx512();
 #endif
 
 }  // namespace fastebm

@@ -789,6 +789,16 @@ static FASTEBM_INLINE void bound(float* __restrict x, int64_t at, int64_t n, con
   }
 }
 
+// The noise of the elements from e on: 4 rows, or one row of a single chain.
+static FASTEBM_INLINE void draw_rows(int64_t e, int64_t sample, int64_t width, const LaneUpdate& update) {
+  const auto quad = static_cast<uint32_t>(e / 4);
+  if (width == 1) return draw_elements(update.noise, quad, update);
+  const int64_t count = least(4, sample - e);
+  int64_t lane = 0;
+  for (; lane + 32 <= width; lane += 32) draw_lanes<2>(update.noise, quad, count, update, lane, width);
+  if (lane < width) draw_lanes<1>(update.noise, quad, count, update, lane, width);
+}
+
 static void update(const LaneProgram& program, float* arena, int64_t width, const LaneUpdate& update) {
   const int64_t sample = program.header->sample;
   const float* gradient = arena + program.header->gradient * width;
@@ -797,17 +807,7 @@ static void update(const LaneProgram& program, float* arena, int64_t width, cons
   // A row is one element of all chains, or kLaneRow elements of one chain.
   const int64_t row = width == 1 ? kLaneRow : width, step = width == 1 ? kLaneRow : 4, rows = width == 1 ? 1 : 4;
   for (int64_t e = 0; e < sample; e += step) {
-    if (update.noisy) {
-      const auto quad = static_cast<uint32_t>(e / 4);
-      if (width == 1) {
-        draw_elements(update.noise, quad, update);
-      } else {
-        const int64_t count = least(4, sample - e);
-        int64_t lane = 0;
-        for (; lane + 32 <= width; lane += 32) draw_lanes<2>(update.noise, quad, count, update, lane, width);
-        if (lane < width) draw_lanes<1>(update.noise, quad, count, update, lane, width);
-      }
-    }
+    if (update.noisy) draw_rows(e, sample, width, update);
     for (int64_t r = 0; r < rows && e + r < sample; ++r) {
       const int64_t at = (e + r) * width, n = least(row, sample * width - at);
       float* __restrict x = arena + at;

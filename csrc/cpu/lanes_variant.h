@@ -4,7 +4,7 @@
 //   FASTEBM_TARGET   what the compiler may use of it, as a `target` attribute says it; undefined for the baseline
 //   FASTEBM_VECTOR   floats in a vector
 //
-// lanes_execute.h stands inside the namespace and under the `target` pragma. It uses no template of the standard library: its
+// lanes_execute.h and lanes_move.h stand inside the namespace and under the `target` pragma. They use no template of the standard library: its
 // instances would carry wide instructions under names that the rest of the library shares.
 #include "lanes.h"
 
@@ -32,15 +32,13 @@ namespace fastebm {
 namespace FASTEBM_ISA {
 
 #include "lanes_execute.h"
+#include "lanes_move.h"
 
 }  // namespace FASTEBM_ISA
 
-void FASTEBM_JOIN(run_lanes_, FASTEBM_ISA)(const LaneProgram& program, float* arena, int64_t width) {
-  FASTEBM_ISA::run(program, arena, width);
-}
-
-void FASTEBM_JOIN(update_lanes_, FASTEBM_ISA)(const LaneProgram& program, float* arena, int64_t width, const LaneUpdate& update) {
-  FASTEBM_ISA::update(program, arena, width, update);
+LaneKernels FASTEBM_JOIN(lane_kernels_, FASTEBM_ISA)() {
+  return {FASTEBM_ISA::run,     FASTEBM_ISA::update,  FASTEBM_ISA::propose,        FASTEBM_ISA::test_proposal,
+          FASTEBM_ISA::refresh, FASTEBM_ISA::kinetic, FASTEBM_ISA::test_trajectory};
 }
 
 }  // namespace fastebm

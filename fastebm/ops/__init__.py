@@ -6,11 +6,14 @@ from .backends import backend
 from .block_tail import block_tail
 from .chain import CALL_STEPS, advance_chain, call_steps, prefer_fused_chain
 from .expand_blend import expand_blend
+from .lane_samplers import LaneSampler, SamplerOptions, advance_sampler, sampler_steps
 from .lanes import CompiledLanes
 from .langevin import langevin_step, langevin_step_
+from .mala import mala_step_, metropolis_
 from .mclmc import mclmc_step_
 from .normal import normal
 from .program import CompiledProgram, LoweredProgram
+from .underdamped import baoab_step_, kinetic_energy, leapfrog_, obabo_step_
 from .uniform import uniform
 
 __all__ = [
@@ -18,19 +21,29 @@ __all__ = [
     "CALL_STEPS",
     "CompiledLanes",
     "CompiledProgram",
+    "LaneSampler",
     "LoweredProgram",
+    "SamplerOptions",
     "activation",
     "advance_chain",
+    "advance_sampler",
     "backend",
     "backends",
+    "baoab_step_",
     "block_tail",
     "call_steps",
     "expand_blend",
+    "kinetic_energy",
     "langevin_step",
     "langevin_step_",
+    "leapfrog_",
+    "mala_step_",
     "mclmc_step_",
+    "metropolis_",
     "normal",
+    "obabo_step_",
     "prefer_fused_chain",
+    "sampler_steps",
     "schemas",
     "uniform",
 ]

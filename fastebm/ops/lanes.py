@@ -404,6 +404,11 @@ class CompiledLanes:
         """Energies (B,) and the gradient, like x; x is contiguous and float32."""
         return torch.ops.fastebm.run_lanes(x, self._code, self._tables, self.constants, self.conditions)
 
+    @property
+    def parts(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Code, tables and constants, as operators take them."""
+        return self._code, self._tables, self.constants
+
     def call_steps(self, x: Tensor) -> int:
         """How many updates of chains x one call of `advance` should make; 0 where it can't make any."""
         possible = x.is_cpu and x.is_contiguous() and x.dtype == torch.float32
@@ -444,7 +449,7 @@ def check(name: str, x: Tensor, code: Tensor, tables: Tensor, constants: Tensor)
         raise ValueError(f"{name}: x must be (B, ...), got no dimensions")
 
 
-def _conditions(name: str, x: Tensor, conditions: Tensor | None) -> Tensor:
+def conditions_of(name: str, x: Tensor, conditions: Tensor | None) -> Tensor:
     """`conditions` as kernels take them: (B, C), without columns where there are none."""
     if conditions is None:
         return x.new_empty(x.shape[0], 0)
@@ -471,7 +476,7 @@ def _run_lanes(
 ) -> tuple[Tensor, Tensor]:
     check("run_lanes", x, code, tables, constants)
     refuse_autograd("run_lanes", x, conditions)
-    given = _conditions("run_lanes", x, conditions)
+    given = conditions_of("run_lanes", x, conditions)
     energies, gradient = x.new_empty(x.shape[0]), torch.empty_like(x)
     if x.numel():
         run = reference_run_lanes if x.dtype == torch.float64 else functools.partial(launch, "run_lanes")
@@ -492,7 +497,7 @@ def _run_lane_chain(
 ) -> Tensor:
     options = StepOptions(*arguments[: len(StepOptions._fields)])
     check("run_lane_chain", x, code, tables, constants)
-    conditions = _conditions("run_lane_chain", x, arguments[-1] if len(arguments) > len(options) else None)
+    conditions = conditions_of("run_lane_chain", x, arguments[-1] if len(arguments) > len(options) else None)
     check_update("run_lane_chain", x, x, options)
     if num_steps < 0:
         raise ValueError(f"num_steps must not be negative, got {num_steps}")

@@ -223,15 +223,19 @@ def _polynomial(coefficients: list[float], x: Tensor) -> Tensor:
     return value
 
 
-def normals_from_words(words: Tensor) -> Tensor:
-    """float32 normals (..., 4) from words (..., 4): radii from lanes 0 and 2, angles from lanes 1 and 3."""
-    u = uniforms_from_words(words)
-    radius, turn = u[..., 0::2], u[..., 1::2]
-    bits = radius.contiguous().view(torch.int32)
+def minus_two_log(u: Tensor) -> Tensor:
+    """float32 -2 log(u) for contiguous u in (0, 1]."""
+    bits = u.view(torch.int32)
     k = (bits - 0x3F3504F3) >> 23
     f = (bits - (k << 23)).view(torch.float32) - 1.0
     log1p = fma(f * f, _polynomial(LOG, f), -2.0 * f)
-    radius = rounded_sqrt(fma(float.fromhex("-0x1.62e430p+0"), k.float(), log1p))
+    return fma(float.fromhex("-0x1.62e430p+0"), k.float(), log1p)
+
+
+def normals_from_words(words: Tensor) -> Tensor:
+    """float32 normals (..., 4) from words (..., 4): radii from lanes 0 and 2, angles from lanes 1 and 3."""
+    u = uniforms_from_words(words)
+    radius, turn = rounded_sqrt(minus_two_log(u[..., 0::2].contiguous())), u[..., 1::2]
     quarters = 4.0 * turn
     quadrant = (quarters + 0.5).int()
     r = quarters - quadrant.float()

@@ -29,6 +29,20 @@ PUBLIC: dict[str, str] = {
     "uniform": "(SymInt[] shape, Tensor key, Tensor chain_ids, int stream, ScalarType dtype) -> Tensor",
     "langevin_step": f"(Tensor x, Tensor grad, {_STEP}) -> Tensor",
     "langevin_step_": f"(Tensor(a!) x, Tensor grad, {_STEP}) -> ()",
+    "kinetic_step_": (
+        "(Tensor(a!) x, Tensor(b!) velocity, Tensor(c!)? work, Tensor grad, Tensor schedule, Tensor key, "
+        "Tensor chain_ids, Tensor? inverse_mass, float? low, float? high, int scheme, bool close, bool open) -> ()"
+    ),
+    "kinetic_energy": "(Tensor velocity, Tensor? inverse_mass) -> Tensor",
+    "mala_step_": (
+        "(Tensor(a!) x, Tensor(b!) energy, Tensor(c!) grad, Tensor proposal, Tensor proposal_energy, "
+        "Tensor proposal_grad, Tensor schedule, Tensor key, Tensor chain_ids, float? grad_clip, float? low, "
+        "float? high) -> (Tensor, Tensor)"
+    ),
+    "metropolis_": (
+        "(Tensor(a!) x, Tensor(b!) energy, Tensor(c!) grad, Tensor proposal, Tensor proposal_energy, "
+        "Tensor proposal_grad, Tensor log_ratio, Tensor key, Tensor chain_ids) -> Tensor"
+    ),
     "mclmc_step_": _MCLMC,
     "block_tail": f"(Tensor main, Tensor skip, Tensor? fade, {_TAIL}) -> Tensor",
     "block_tail_backward": f"(Tensor grad, Tensor main, {_TAIL}) -> (Tensor, Tensor, Tensor)",
@@ -45,6 +59,12 @@ PUBLIC: dict[str, str] = {
     "run_lane_chain": (
         "(Tensor(a!) x, Tensor code, Tensor tables, Tensor constants, int num_steps, "
         f"{schema_of(StepOptions, key='Tensor(b!)')}, Tensor? conditions=None) -> Tensor"
+    ),
+    "run_lane_sampler": (
+        "(Tensor(a!) x, Tensor(b!) energy, Tensor(c!) gradient, Tensor(d!)? velocity, Tensor code, Tensor tables, "
+        "Tensor constants, int num_steps, int kind, int num_leapfrogs, Tensor schedule, Tensor(e!) key, "
+        "Tensor chain_ids, Tensor? temperature, Tensor? inverse_mass, Tensor? mask, float? grad_clip, float? low, "
+        "float? high, Tensor? conditions=None) -> (Tensor, Tensor, Tensor)"
     ),
     "run_chain": (
         "(Tensor(a!) x, Tensor code, Tensor[] constants, Tensor(b!) workspace, int num_steps, "
@@ -73,6 +93,29 @@ KERNELS: dict[str, Kernel] = {
     "normal": Kernel("normal", "(Tensor(a!) out, Tensor key, Tensor chain_ids, int stream) -> ()"),
     "uniform": Kernel("uniform", "(Tensor(a!) out, Tensor key, Tensor chain_ids, int stream) -> ()"),
     "langevin_step": Kernel("langevin", f"(Tensor(a!) out, Tensor x, Tensor grad, {_STEP}) -> ()"),
+    "kinetic_step": Kernel(
+        "underdamped",
+        "(Tensor(a!) x, Tensor(b!) velocity, Tensor(c!)? work, Tensor grad, Tensor schedule, Tensor key, "
+        "Tensor chain_ids, Tensor? inverse_mass, float? low, float? high, int scheme, bool close, bool open) -> ()",
+        backends=("cpp", "triton"),
+    ),
+    # The velocity first: its dtype, not that of the sums, decides on the backend.
+    "kinetic_energy": Kernel(
+        "underdamped", "(Tensor velocity, Tensor(a!) out, Tensor? inverse_mass) -> ()", backends=("cpp", "triton")
+    ),
+    "mala_step": Kernel(
+        "mala",
+        "(Tensor(a!) x, Tensor(b!) energy, Tensor(c!) grad, Tensor(d!) accepted, Tensor(e!) log_ratio, "
+        "Tensor proposal, Tensor proposal_energy, Tensor proposal_grad, Tensor schedule, Tensor key, "
+        "Tensor chain_ids, float? grad_clip, float? low, float? high) -> ()",
+        backends=("cpp", "triton"),
+    ),
+    "metropolis": Kernel(
+        "mala",
+        "(Tensor(a!) x, Tensor(b!) energy, Tensor(c!) grad, Tensor(d!) accepted, Tensor proposal, "
+        "Tensor proposal_energy, Tensor proposal_grad, Tensor log_ratio, Tensor key, Tensor chain_ids) -> ()",
+        backends=("cpp", "triton"),
+    ),
     "mclmc_step": Kernel("mclmc", _MCLMC, backends=("cpp", "triton")),
     "block_tail": Kernel("block_tail", f"(Tensor(a!) out, Tensor main, Tensor skip, Tensor? fade, {_TAIL}) -> ()"),
     "block_tail_backward": Kernel(
@@ -98,6 +141,14 @@ KERNELS: dict[str, Kernel] = {
         "lanes",
         "(Tensor(a!) energies, Tensor(b!) x, Tensor code, Tensor tables, Tensor constants, Tensor conditions, "
         f"{schema_of(StepOptions, key='Tensor(c!)')}) -> ()",
+        backends=("cpp",),
+    ),
+    "run_lane_sampler": Kernel(
+        "lane_samplers",
+        "(Tensor(a!) energies, Tensor(b!) accepted, Tensor(c!) log_ratio, Tensor(d!) x, Tensor(e!) energy, "
+        "Tensor(f!) gradient, Tensor(g!)? velocity, Tensor code, Tensor tables, Tensor constants, Tensor conditions, "
+        "int kind, int num_leapfrogs, Tensor schedule, Tensor(h!) key, Tensor chain_ids, Tensor? temperature, "
+        "Tensor? inverse_mass, Tensor? mask, float? grad_clip, float? low, float? high) -> ()",
         backends=("cpp",),
     ),
     # On a GPU in Triton alone, whose compiler specialises each instruction.

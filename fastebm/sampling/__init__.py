@@ -3,20 +3,38 @@
 from fastebm.sampling import schedules
 from fastebm.sampling.cascade import Cascade, ExpandingCascade
 from fastebm.sampling.data_term import data_term_weight, implicit_step
+from fastebm.sampling.hmc import GHMC, HMC, MALT
 from fastebm.sampling.langevin import Langevin
+from fastebm.sampling.mala import MALA
 from fastebm.sampling.mclmc import MCLMC, AdjustedMCLMC
+from fastebm.sampling.metropolis import MetropolisInfo
+from fastebm.sampling.sampler import EnergyState, Sampler
 from fastebm.sampling.schedules import Schedule, constant, cosine, from_epsilon, linear, per_chain, polynomial, table
-from fastebm.sampling.state import ChainState, StepInfo
+from fastebm.sampling.state import ChainState, SamplerState, StepInfo
+from fastebm.sampling.tempering import ParallelTempering, TemperedState
+from fastebm.sampling.underdamped import Underdamped, VelocityState
 
 __all__ = [
+    "GHMC",
+    "HMC",
+    "MALA",
+    "MALT",
     "MCLMC",
     "AdjustedMCLMC",
     "Cascade",
     "ChainState",
+    "EnergyState",
     "ExpandingCascade",
     "Langevin",
+    "MetropolisInfo",
+    "ParallelTempering",
+    "Sampler",
+    "SamplerState",
     "Schedule",
     "StepInfo",
+    "TemperedState",
+    "Underdamped",
+    "VelocityState",
     "constant",
     "cosine",
     "data_term_weight",

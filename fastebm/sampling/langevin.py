@@ -17,7 +17,7 @@ from fastebm.compiler import ScoreGradient
 from fastebm.ops import advance_chain, call_steps
 from fastebm.ops.langevin import Clamp, RepeatedStep, check_clamp, check_clip, check_mask, expand_clamp
 from fastebm.sampling.graphs import ChainGraphs, Update
-from fastebm.sampling.observers import Observer, all_deferrable, checking_finite
+from fastebm.sampling.observers import Observer, all_deferrable, checking_finite, observe_block
 from fastebm.sampling.sampler import (
     Callback,
     Energy,
@@ -338,12 +338,7 @@ class Langevin(Sampler[ChainState]):
             block = min(at_once, num_steps - first)
             energies = advance_chain(state.x, program, block, *options)
             for observe in observers:
-                whole = getattr(observe, "observe_block", None)
-                if whole is not None:
-                    whole(done + first + block, state.x, energies)
-                    continue
-                for i, of_update in enumerate(energies.unbind()):
-                    observe(done + first + i + 1, state.x, of_update)
+                observe_block(observe, done + first, state.x, energies)
         return num_steps
 
     def run_with_callback(

@@ -14,15 +14,18 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from fastebm import rng
 from fastebm.compiler import ScoreGradient
-from fastebm.ops.mclmc import RepeatedTurns, flat_mass, ordered_sum
-from fastebm.sampling.observers import Observer, checking_finite, progress_bar
+from fastebm.ops import metropolis_
+from fastebm.ops.mclmc import RepeatedTurns, ordered_sum
+from fastebm.sampling.adaptation import Moments, in_order
+from fastebm.sampling.metropolis import EnergySampler, key_increment, positive_schedules
+from fastebm.sampling.observers import Observer
 from fastebm.sampling.sampler import (
     Energy,
     EnergyState,
@@ -30,16 +33,13 @@ from fastebm.sampling.sampler import (
     check_steps,
     constrained,
     copied,
-    expand_to,
     gradient_of,
-    key_increment,
     number_of_rows,
 )
-from fastebm.sampling.schedules import PerChain, Schedule, as_schedule, evaluate_together
+from fastebm.sampling.schedules import PerChain, Schedule, as_schedule
 from fastebm.sampling.state import SamplerState, StepInfo
+from fastebm.sampling.underdamped import Mass, check_mass, inverse_masses
 from fastebm.scalars import as_count, as_int, as_real, shown
-
-Mass = float | Tensor
 
 # The times of the five parts of a step: turn, move by half, turn, move by half, turn (McLachlan 1995, Omelyan 2003).
 OUTER = 0.1931833275037836
@@ -53,7 +53,7 @@ GAIN = 0.15
 AT_LEAST = 10
 
 
-def _check_state(state: SamplerState, columns: str, inverse_mass: Tensor | None, warm_up_steps: int) -> None:
+def _check_state(state: SamplerState, columns: str, inverse_mass: Tensor | None) -> None:
     count, table = state.x.shape[0], state.schedule
     width = len(columns.split(", "))
     fits = table.dim() == 2 or (table.dim() == 3 and table.shape[1] == count)
@@ -71,8 +71,6 @@ def _check_state(state: SamplerState, columns: str, inverse_mass: Tensor | None,
         raise ValueError(
             f"a chain's inverse_mass must be {state.x.dtype} (1 or {count}, 1 or {elements}), got {shown(inverse_mass)}"
         )
-    if as_int("warm_up_steps", warm_up_steps) < 0:
-        raise ValueError(f"a chain's warm_up_steps must not be negative, got {warm_up_steps}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,8 +85,7 @@ class MicrocanonicalState(SamplerState):
         work: float64 `(B, 2)`, the changes of the kinetic energy so far, by last turns of steps and by others.
         energy, total: float64 `(B,)`, the energy where the last step began, and the sum of `work` there.
         inverse_mass: `(1 or B, 1 or N)`, in `x`'s dtype; 0 for entries that are held.
-        warm_up_steps: the number of steps of a warm-up by which the schedule was found, which is frozen since then; 0
-            for one that was given.
+        warmed_up: how many steps of a warm-up chose what is in the schedule, which is frozen since; 0 where none did.
     """
 
     momentum: Tensor | None = None
@@ -96,7 +93,7 @@ class MicrocanonicalState(SamplerState):
     energy: Tensor | None = None
     total: Tensor | None = None
     inverse_mass: Tensor | None = None
-    warm_up_steps: int = 0
+    warmed_up: int = 0
 
     @property
     def kept(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -107,7 +104,9 @@ class MicrocanonicalState(SamplerState):
 
     def check(self) -> None:
         super().check()
-        _check_state(self, "step size, decoherence length, temperature", self.inverse_mass, self.warm_up_steps)
+        _check_state(self, "step size, decoherence length, temperature", self.inverse_mass)
+        if as_int("warmed_up", self.warmed_up) < 0:
+            raise ValueError(f"a chain's warmed_up must not be negative, got {self.warmed_up}")
         count = self.x.shape[0]
         if len({value is None for value in (self.momentum, self.work, self.energy, self.total)}) > 1:
             raise ValueError("a chain's momentum, work, energy and total go together, got only some of them")
@@ -127,17 +126,16 @@ class MicrocanonicalState(SamplerState):
 class AdjustedState(EnergyState):
     """All that the next trajectory of `B` adjusted microcanonical chains depends on, besides the energy.
 
-    Attributes (besides those of `EnergyState`, whose `mask` is None: held entries have an inverse mass of 0):
+    Attributes (besides those of `EnergyState`):
         schedule: float32 `(S, 2)` or `(S, B, 2)` rows of (step size, temperature).
-        inverse_mass, warm_up_steps: as in `MicrocanonicalState`.
+        inverse_mass: as in `MicrocanonicalState`.
     """
 
     inverse_mass: Tensor | None = None
-    warm_up_steps: int = 0
 
     def check(self) -> None:
         super().check()
-        _check_state(self, "step size, temperature", self.inverse_mass, self.warm_up_steps)
+        _check_state(self, "step size, temperature", self.inverse_mass)
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,31 +149,15 @@ class MicrocanonicalInfo(StepInfo):
     energy_error: Tensor
 
 
-@dataclass(frozen=True, eq=False)
-class AdjustedInfo(StepInfo):
-    """One trajectory of `AdjustedMCLMC`.
-
-    Attributes (besides those of `StepInfo`):
-        accepted: bool `(B,)`.
-        log_ratio: float64 `(B,)`, minus the energy error of the trajectory over the temperature.
-    """
-
-    accepted: Tensor
-    log_ratio: Tensor
-
-    @property
-    def acceptance_probability(self) -> Tensor:
-        """`min(1, exp(log_ratio))`, float64 `(B,)`; 0 where the ratio is NaN."""
-        return self.log_ratio.clamp(max=0).exp().nan_to_num(nan=0.0)
-
-
 class _Microcanonical(Sampler[Any]):
     """What both samplers share: options, starts, masses."""
+
+    columns: tuple[str, ...]
 
     def __init__(
         self,
         energy: Energy,
-        step_size: float | Tensor | Schedule | None,
+        step_size: float | Tensor | Schedule,
         temperature: float | Tensor | Schedule,
         mass: Mass,
         dtype: torch.dtype | None,
@@ -184,96 +166,54 @@ class _Microcanonical(Sampler[Any]):
         needs_energy: str = "",
     ) -> None:
         self.gradient = gradient_of(energy, dtype, engine, reproducible, needs_energy=needs_energy)
-        self.step_size = None if step_size is None else as_schedule(step_size)
-        self.temperature = as_schedule(temperature)
-        self.mass = _check_mass(mass)
-        self._check_schedules()
-
-    def _check_schedules(self) -> None:
-        """Finds a wrong range here rather than at the first chain."""
-        given = self._schedules()
-        _positive(max([2, *(s.rows for s in given.values() if isinstance(s, PerChain))]), **given)
-
-    def _values(self, num_steps: int | None, dimensions: Tensor, guess: bool) -> dict[str, Tensor]:
-        """Schedules by name, (S,) or (S, B), with a guess of the step size in a warm-up that was given none."""
-        given = self._schedules()
-        if self.step_size is None:
-            if not guess:
-                raise ValueError(f"{type(self).__name__} has no step_size: give one, or begin with warm_up")
-            # A quarter of the radius of a Gaussian of scale 1.
-            step_size = 0.25 * dimensions.cpu().sqrt()
-            given["step_size"] = as_schedule(step_size if len(step_size) > 1 else float(step_size))
-        rows = number_of_rows(num_steps, *given.values())
-        return dict(zip(given, _positive(rows, **given), strict=True))
-
-    def _check_warm_up(self, start_step: int, num_steps: int) -> int:
-        """The steps of a warm-up. Raises ValueError for schedules that are not constant."""
-        _, num_steps = check_steps(start_step, as_count("num_steps", num_steps, 1))
-        for name, schedule in self._schedules().items():
-            if number_of_rows(2, schedule) > 1:
-                raise ValueError(f"warm_up finds one step size for all steps, but {name} is {schedule!r}, not constant")
-        return num_steps
+        self.step_size, self.temperature = as_schedule(step_size), as_schedule(temperature)
+        self.mass = check_mass(mass)
+        given = self._schedules()  # a wrong range is found here rather than at the first chain
+        positive_schedules(max([2, *(s.rows for s in given.values() if isinstance(s, PerChain))]), **given)
 
     def _schedules(self) -> dict[str, Schedule]:
         """The schedules that were given, by name."""
-        given = {} if self.step_size is None else {"step_size": self.step_size}
-        return given | {"temperature": self.temperature}
-
-    def _masses(self, x0: Tensor, mask: Tensor | None, known: Tensor | None) -> tuple[Tensor, Tensor | None, Tensor]:
-        """(x with its known entries, the inverse mass as the operator takes it, the free dimensions (1,) or (B,)).
-
-        Raises ValueError where a chain has less than two.
-        """
-        x, held = constrained(x0, mask, known)
-        if x.dim() < 2 or x[:1].numel() < 2 * len(x[:1]):
-            raise ValueError(f"microcanonical chains need at least 2 dimensions, got x0 of shape {tuple(x0.shape)}")
-        inverse: Tensor | None = None
-        if not (isinstance(self.mass, float) and self.mass == 1):
-            mass = torch.as_tensor(self.mass, dtype=torch.float64, device=x.device)
-            inverse = flat_mass(
-                1 / expand_to(x.shape, "mass", mass, x.device)[: len(mass) if mass.dim() == x.dim() else 1], x
-            )
-        elements = x.numel() // max(len(x), 1)
-        if held is None:
-            return x, inverse, torch.full((1,), float(elements), dtype=torch.float64, device=x.device)
-        inverse = torch.where(held.flatten(1), 0, x.new_ones(1, 1) if inverse is None else inverse)
-        dimensions = (inverse != 0).sum(1).double()
-        if len(x) and int(dimensions.min()) < 2:
-            raise ValueError(
-                f"microcanonical chains need at least 2 free entries, but the mask leaves {int(dimensions.min())}"
-            )
-        return x, inverse, dimensions
+        return {"step_size": self.step_size, "temperature": self.temperature}
 
     def _shown(self, **options: Any) -> str:
         given = self._schedules() | options
-        if not isinstance(self.mass, float) or self.mass != 1:
-            given["mass"] = self.mass if isinstance(self.mass, float) else tuple(self.mass.shape)
+        if isinstance(self.mass, Tensor) or self.mass != 1:
+            given["mass"] = tuple(self.mass.shape) if isinstance(self.mass, Tensor) else self.mass
         return f"{type(self).__name__}({self.gradient!r}; {', '.join(f'{n}={v!r}' for n, v in given.items())})"
 
-
-def _positive(num_steps: int, **schedules: float | Tensor | Schedule) -> tuple[Tensor, ...]:
-    """Schedules together, as float64 `(S,)` or `(S, B)`. Raises ValueError for one that is not positive in float32."""
-    values = evaluate_together(num_steps, *schedules.values())
-    for name, value in zip(schedules, values, strict=True):
-        rounded = value.float()
-        fits = (rounded > 0) & rounded.isfinite()
-        if not bool(fits.all()):
-            raise ValueError(f"{name} must be finite and positive in float32, got {float(value[~fits][0])}")
-    return values
-
-
-def _check_mass(mass: Any) -> Mass:
-    """A positive float, or a copy of a tensor. Raises TypeError or ValueError for anything else."""
-    if not isinstance(mass, Tensor):
-        value = as_real("mass", mass)
-        if not (value > 0 and math.isfinite(value)):
-            raise ValueError(f"mass must be finite and positive, got {mass}")
-        return value
-    if not mass.is_floating_point() or mass.is_meta:
-        raise TypeError(f"mass must be a number or a tensor of floating point numbers, got {shown(mass)}")
-    if not bool(((mass > 0) & mass.isfinite()).all()):
-        raise ValueError("mass must be finite and positive, got other numbers")
-    return mass.detach().clone()
+    def _start(
+        self,
+        x0: Tensor,
+        seed: int | None,
+        chain_ids: int | Tensor,
+        num_chains: int | None,
+        start_step: int,
+        num_steps: int | None,
+        mask: Tensor | None,
+        known: Tensor | None,
+        conditions: Sequence[Tensor],
+    ) -> tuple[dict[str, Any], Tensor | None]:
+        """The fields that both states have, and the mask as x's shape."""
+        start_step, _ = check_steps(start_step, 0 if num_steps is None else num_steps)
+        none_yet = torch.empty(0, 0)
+        start = self._common(x0, seed, chain_ids, num_chains, start_step, conditions, none_yet, torch.contiguous_format)
+        start["x"], held = constrained(start["x"], mask, known)
+        x = start["x"]
+        start["inverse_mass"] = inverse_masses(self.mass, x, held)
+        dimensions = _free_dimensions(x, start["inverse_mass"])
+        if len(x) and int(dimensions.min()) < 2:
+            raise ValueError(
+                f"microcanonical chains need at least 2 dimensions that are not masked, got {int(dimensions.min())} of "
+                f"x0 with shape {tuple(x.shape)}"
+            )
+        given = self._schedules()
+        rows = number_of_rows(num_steps, *given.values())
+        values = dict(zip(given, positive_schedules(rows, **given), strict=True))
+        if "decoherence_length" in self.columns and "decoherence_length" not in values:
+            heat, d = values["temperature"], dimensions.cpu()
+            values["decoherence_length"] = ((heat[:, None] if len(d) > 1 and heat.dim() == 1 else heat) * d).sqrt()
+        start["schedule"] = _table(x, *(values[name] for name in self.columns))
+        return start, held
 
 
 def _table(x: Tensor, *columns: Tensor) -> Tensor:
@@ -286,9 +226,12 @@ def _table(x: Tensor, *columns: Tensor) -> Tensor:
     return torch.stack([c.expand(shape) for c in wide], dim=-1).float().to(x.device)
 
 
-def _ordered_mean(values: Tensor) -> Tensor:
-    """The mean over chains, in the order of the index."""
-    return values.cumsum(0)[-1:] / len(values)
+def _free_dimensions(x: Tensor, inverse_mass: Tensor | None) -> Tensor:
+    """float64 (1,) or (B,): how many entries of a chain move."""
+    elements = x[:1].numel() if len(x) else 0
+    if inverse_mass is None or inverse_mass.shape[1] == 1:
+        return torch.full((1,), float(elements), dtype=torch.float64, device=x.device)
+    return (inverse_mass != 0).sum(1).double()
 
 
 # Unadjusted ---------------------------------------------------------------------------------------------------------
@@ -333,11 +276,12 @@ class MCLMC(_Microcanonical):
         energy: as `Langevin` takes it. A score alone serves for `sample`, not for `warm_up`.
         step_size: the length of a step's path, which is long beside that of other samplers, about a quarter of the
             root of the dimensions times the scale of x; a positive number, a schedule, or a tensor with one for each
-            chain. None leaves it to `warm_up`.
+            chain. `warm_up` starts from it, wherever it is.
         decoherence_length: the path over which the momentum is forgotten, likewise; None for the root of the
             dimensions times T, right where x has scale 1, and measured by `warm_up`.
         temperature: T, as `step_size`.
-        mass: a positive number, or a tensor that broadcasts to x0, of one for each entry: 1 / its variance is best.
+        mass: a positive number, or a tensor that broadcasts to one sample or has a row for each chain, `(B, 1, ...)`.
+            The inverse of an entry's variance is best.
         dtype, engine, reproducible: passed to `energy_gradient`.
 
     Raises ValueError or TypeError for options out of range.
@@ -350,10 +294,12 @@ class MCLMC(_Microcanonical):
         True
     """
 
+    columns = ("step_size", "decoherence_length", "temperature")
+
     def __init__(
         self,
         energy: Energy,
-        step_size: float | Tensor | Schedule | None = None,
+        step_size: float | Tensor | Schedule,
         decoherence_length: float | Tensor | Schedule | None = None,
         *,
         temperature: float | Tensor | Schedule = 1.0,
@@ -390,33 +336,8 @@ class MCLMC(_Microcanonical):
 
         Entries where the mask is True stay at `known`; the chain moves in the others, of which it needs two.
         """
-        return self._init(x0, seed, chain_ids, num_chains, start_step, num_steps, mask, known, conditions, guess=False)
-
-    def _init(
-        self,
-        x0: Tensor,
-        seed: int | None,
-        chain_ids: int | Tensor,
-        num_chains: int | None,
-        start_step: int,
-        num_steps: int | None,
-        mask: Tensor | None,
-        known: Tensor | None,
-        conditions: Sequence[Tensor],
-        guess: bool,
-    ) -> MicrocanonicalState:
-        start_step, _ = check_steps(start_step, 0 if num_steps is None else num_steps)
-        start = self._common(
-            x0, seed, chain_ids, num_chains, start_step, conditions, torch.empty(0, 0), torch.contiguous_format
-        )
-        start["x"], inverse_mass, dimensions = self._masses(start["x"], mask, known)
-        values = self._values(num_steps, dimensions, guess)
-        if "decoherence_length" not in values:
-            heat = values["temperature"]
-            heat = heat[:, None] if len(dimensions) > 1 and heat.dim() == 1 else heat
-            values["decoherence_length"] = (heat * dimensions.cpu()).sqrt()
-        start["schedule"] = _table(start["x"], *(values[n] for n in ("step_size", "decoherence_length", "temperature")))
-        return MicrocanonicalState(**start, inverse_mass=inverse_mass)
+        start, _ = self._start(x0, seed, chain_ids, num_chains, start_step, num_steps, mask, known, conditions)
+        return MicrocanonicalState(**start)
 
     def _started(self, state: MicrocanonicalState) -> tuple[MicrocanonicalState, bool]:
         """The state with a momentum, and whether that was drawn now."""
@@ -500,81 +421,85 @@ class MCLMC(_Microcanonical):
     @torch.no_grad()
     def warm_up(
         self,
-        x0: Tensor,
+        state: MicrocanonicalState,
         num_steps: int,
-        seed: int | None = None,
-        chain_ids: int | Tensor = 0,
         *,
-        num_chains: int | None = None,
-        start_step: int = 0,
         target: float = 5e-4,
         pooled: bool = False,
-        progress: bool = False,
-        mask: Tensor | None = None,
-        known: Tensor | None = None,
-        conditions: Sequence[Tensor] = (),
-        check: bool = True,
+        mass: Literal["given", "diagonal"] = "given",
     ) -> MicrocanonicalState:
         """The state after `num_steps` steps that adapt the step size, and the decoherence length where none was given.
 
-        `run(state, ...)` samples on from it. What was found is in the state's schedule, frozen.
+        What was found is in the state's schedule, and frozen. Samples count from here on:
+        `sampler.advance(sampler.warm_up(state, 500), 1000)`.
+
+        A chain whose step fails goes back to where that began, with half the step size.
 
         Args:
-            x0, seed, chain_ids, num_chains, start_step, mask, known, conditions: as in `init`.
-            num_steps: 100 or more are sensible; `step_size`, where it was given, is that of the first.
+            num_steps: at least 20; some hundred are sensible.
             target: the energy-error variance per dimension, the mean of (energy error / T)^2 / d of a step; smaller
                 means less bias and shorter steps, which go with its sixth root.
             pooled: one step size for all chains, by the average of their errors. Chains then depend on each other:
                 without it, each has its own, and the bits of a chain don't depend on the others.
-            progress: shows a bar with the mean energy.
-            check: as in `sample`. A chain whose step fails goes back and takes half of it; it is lost only where its
-                energy is not finite at the start.
+            mass: "diagonal" sets masses to the inverse variances of all chains' states in the second eighth of the
+                steps, which the batch decides too.
 
-        The decoherence length becomes the root of the sum of variances (over masses) along the chain in the second
-        quarter of the steps.
+        The decoherence length becomes the root of the sum of variances, times masses, of each chain's states in the
+        second quarter of the steps; of all chains' where `pooled`.
 
-        Raises ValueError for schedules that are not constant, and TypeError for a score.
+        Raises ValueError or TypeError for options out of range, schedules that change along the chain, and scores.
         """
         if not (math.isfinite(target := as_real("target", target)) and target > 0):
             raise ValueError(f"target must be finite and positive, got {target}")
+        if mass not in ("given", "diagonal"):
+            raise ValueError(f'mass is "given" or "diagonal", got {mass!r}')
         gradient_of(self.gradient, None, "auto", True, needs_energy="warm_up")
-        num_steps = self._check_warm_up(start_step, num_steps)
-        state = self._init(x0, seed, chain_ids, num_chains, start_step, None, mask, known, conditions, guess=True)
-        with (
-            progress_bar(num_steps, progress) as bar,
-            checking_finite(state, check) as watch,
-            self.gradient.chain(),
-        ):
-            state = self._warm_up_(state, num_steps, target, pooled, [*watch, *bar])
+        num_steps = as_count("num_steps", num_steps, 20)
+        check_steps(state.step, num_steps)
+        if len(state.schedule) != 1:
+            raise ValueError("a warm-up needs options that don't change along the chain, but this one has a schedule")
+        with self.gradient.chain():
+            state = self._warm_up_(copied(state), num_steps, target, pooled, mass == "diagonal")
             self.gradient.leave_soon()
-        return state
+        return replace(state, step=state.step + num_steps, warmed_up=state.warmed_up + num_steps)
 
     def _warm_up_(
-        self, state: MicrocanonicalState, num_steps: int, target: float, pooled: bool, observers: Sequence[Observer]
+        self, state: MicrocanonicalState, num_steps: int, target: float, pooled: bool, diagonal: bool
     ) -> MicrocanonicalState:
         state, first = self._started(state)
         x, momentum, count = state.x, state.kept[0], state.x.shape[0]
         dimensions = _free_dimensions(x, state.inverse_mass)
         h, length, temperature = (c.expand(count) for c in state.schedule[0].double().reshape(-1, 3).unbind(-1))
         turns = _Turns(state.schedule, dimensions).at(state.key)
-        update = self._updater(state, first, lambda: turns)
-        sizes, moments = _StepSizes(target, dimensions, pooled, h, num_steps), _Moments(x)
+
+        def current() -> tuple[Tensor, Tensor, Tensor]:
+            return turns
+
+        update = self._updater(state, first, current)
+        sizes, moments = _StepSizes(target, dimensions, pooled, h, num_steps), Moments.of(x)
         skipped = torch.ones(count, dtype=torch.bool, device=x.device)
-        before: tuple[Tensor, Tensor] | None = None
+        before = x, momentum
         for done in range(1, num_steps + 1):
             now = x.clone(), momentum.clone()
-            energy, _, error = update(True)
+            _, _, error = update(True)
             lost = sizes.add(error, skipped)
-            if before is not None:
-                by_chain = lost.reshape(-1, *(1,) * (x.dim() - 1))
-                for tensor, earlier in zip((x, momentum), before, strict=True):
-                    torch.where(by_chain, earlier, tensor, out=tensor)
+            by_chain = lost.reshape(-1, *(1,) * (x.dim() - 1))
+            for tensor, earlier in zip((x, momentum), before, strict=True):
+                torch.where(by_chain, earlier, tensor, out=tensor)
             before, skipped = now, lost
-            if num_steps // 4 < done <= num_steps // 2:
+            if done <= num_steps // 2:
                 moments.add(x)
-            if done == num_steps // 2 and self.decoherence_length is None and moments.count > 1:
-                length = moments.root_of_variances(state.inverse_mass, pooled).expand(count)
-            row = torch.stack((sizes.h, length, temperature), dim=-1)[None].float()
+            if done == num_steps // 8:
+                moments = Moments.of(x)
+            if done == num_steps // 4:
+                if diagonal:
+                    state = self._with_variances(state, moments.variance())
+                    update = self._updater(state, False, current)
+                    sizes.h = 0.25 * (dimensions * temperature).sqrt()
+                moments = Moments.of(x)
+            if done == num_steps // 2 and self.decoherence_length is None:
+                length = _root_of_variances(moments, state.inverse_mass, pooled).expand(count)
+            row = torch.stack((sizes.h.expand(count), length, temperature), dim=-1)[None].float()
             following = _Turns(row, dimensions)
             # The turn that ends this step is of its own size.
             closing = turns[0].expand(count, 4)[:, 2:3]
@@ -584,10 +509,14 @@ class MCLMC(_Microcanonical):
                 following.temperature[0],
             )
             state = replace(state, schedule=row)
-            for observe in observers:
-                observe(done, x, energy)
-        # As if the last step had had the frozen size: what is left of it is a turn.
-        return replace(state, step=state.step + num_steps, warm_up_steps=num_steps)
+        return state
+
+    def _with_variances(self, state: MicrocanonicalState, variance: Tensor) -> MicrocanonicalState:
+        """The state with masses that are the inverse of these variances, `(N,)`, where anything moved."""
+        inverse_mass = torch.where(variance > 0, variance, 1.0).to(state.x.dtype)[None]
+        if state.inverse_mass is not None:
+            inverse_mass = torch.where(state.inverse_mass == 0, 0.0, inverse_mass)
+        return replace(state, inverse_mass=inverse_mass.contiguous())
 
 
 class _StepSizes:
@@ -609,9 +538,9 @@ class _StepSizes:
         value = torch.where(failed, LOST, value)
         halved = failed
         if self.pooled:
-            share = _ordered_mean((~skipped).double())
-            value = _ordered_mean(torch.where(skipped, 0.0, value.clamp(max=OUTLIER))) / share.clamp(min=1e-300)
-            skipped, halved = share == 0, value == OUTLIER
+            counts = in_order((~skipped).double())
+            value = in_order(torch.where(skipped, 0.0, value.clamp(max=OUTLIER))) / counts.clamp(min=1)
+            skipped, halved = counts == 0, value == OUTLIER
         counted = ~skipped & ~halved
         if self.search > 0:
             moved = self.h * (GAIN * (1 - value)).clamp(min=-math.log(2)).exp()
@@ -626,46 +555,23 @@ class _StepSizes:
         return failed
 
 
-class _Moments:
-    """Means and sums of squares of the entries of chains along their steps (Welford)."""
-
-    def __init__(self, x: Tensor) -> None:
-        self.count = 0
-        self.mean, self.squares = torch.zeros_like(x), torch.zeros_like(x)
-
-    def add(self, x: Tensor) -> None:
-        self.count += 1
-        difference = x - self.mean
-        self.mean += difference / self.count
-        self.squares += difference * (x - self.mean)
-
-    def root_of_variances(self, inverse_mass: Tensor | None, pooled: bool) -> Tensor:
-        """The root of the sum of variances over inverse masses, of each chain (B,) or (1,) of all."""
-        squares = self.squares.flatten(1).double() / self.count
-        if pooled:
-            between = self.mean.flatten(1).double()
-            between = between - _ordered_mean(between)
-            squares = _ordered_mean(squares + between.square())
-        weights = torch.ones_like(squares)
-        if inverse_mass is not None:
-            weights = torch.where(inverse_mass == 0, 0.0, 1 / inverse_mass.double()).expand(len(self.mean), -1)
-            weights = weights[: len(squares)].expand_as(squares)
-        found = ordered_sum(squares, weights).sqrt()
-        return torch.where((found > 0) & found.isfinite(), found, 1.0)
-
-
-def _free_dimensions(x: Tensor, inverse_mass: Tensor | None) -> Tensor:
-    """float64 (1,) or (B,): how many entries of a chain move."""
-    elements = x.numel() // max(len(x), 1)
-    if inverse_mass is None or inverse_mass.shape[1] == 1:
-        return torch.full((1,), float(elements), dtype=torch.float64, device=x.device)
-    return (inverse_mass != 0).sum(1).double()
+def _root_of_variances(moments: Moments, inverse_mass: Tensor | None, pooled: bool) -> Tensor:
+    """The root of the sum of variances over inverse masses, float64: of each chain (B,), or of all (1,)."""
+    if pooled:
+        variances = moments.variance()[None]
+    else:
+        variances = moments.squares / max(1, moments.count - 1)
+    weights = torch.ones_like(variances)
+    if inverse_mass is not None:
+        weights = torch.where(inverse_mass == 0, 0.0, 1 / inverse_mass.double())[: len(variances)].expand_as(variances)
+    found = ordered_sum(variances, weights).sqrt()
+    return torch.where((found > 0) & found.isfinite(), found, 1.0)
 
 
 # Adjusted -----------------------------------------------------------------------------------------------------------
 
 
-class AdjustedMCLMC(_Microcanonical):
+class AdjustedMCLMC(_Microcanonical, EnergySampler[AdjustedState]):
     """Metropolis-adjusted microcanonical sampling (MAMS): samples `p(x) ~ exp(-E(x) / T)` exactly.
 
     A step draws a fresh momentum of uniform direction, follows the microcanonical integrator for `trajectory_steps`
@@ -674,11 +580,11 @@ class AdjustedMCLMC(_Microcanonical):
 
     Args:
         energy: as `Langevin` takes it; a score alone can't be tested.
-        step_size: the length of the path of one step of the integrator, as `MCLMC`'s; None leaves it to `warm_up`.
+        step_size: the length of the path of one step of the integrator, as `MCLMC`'s.
         trajectory_steps: steps in a trajectory, the same for all chains, which run side by side. A path of about the
             root of the dimensions times the scale of x is best.
         temperature: T, a positive number, a schedule, or a tensor with one for each chain.
-        mass: a positive number, or a tensor that broadcasts to x0, of one for each entry.
+        mass: a positive number, or a tensor that broadcasts to one sample or has a row for each chain, `(B, 1, ...)`.
         jitter: each trajectory of each chain has a step size of its own, drawn from `step_size * (1 +- jitter)`; it
             breaks the resonance of trajectories with the periods of the target. In [0, 1).
         dtype, engine, reproducible: passed to `energy_gradient`.
@@ -693,10 +599,13 @@ class AdjustedMCLMC(_Microcanonical):
         True
     """
 
+    columns = ("step_size", "temperature")
+    target_acceptance = 0.9
+
     def __init__(
         self,
         energy: Energy,
-        step_size: float | Tensor | Schedule | None = None,
+        step_size: float | Tensor | Schedule,
         trajectory_steps: int = 4,
         *,
         temperature: float | Tensor | Schedule = 1.0,
@@ -733,169 +642,60 @@ class AdjustedMCLMC(_Microcanonical):
 
         With a mask, p is that of the free entries given the known ones; a chain needs two free ones.
         """
-        return self._init(x0, seed, chain_ids, num_chains, start_step, num_steps, mask, known, conditions, guess=False)
+        start, held = self._start(x0, seed, chain_ids, num_chains, start_step, num_steps, mask, known, conditions)
+        return AdjustedState(**start, mask=held)
 
-    def _init(
-        self,
-        x0: Tensor,
-        seed: int | None,
-        chain_ids: int | Tensor,
-        num_chains: int | None,
-        start_step: int,
-        num_steps: int | None,
-        mask: Tensor | None,
-        known: Tensor | None,
-        conditions: Sequence[Tensor],
-        guess: bool,
-    ) -> AdjustedState:
-        start_step, _ = check_steps(start_step, 0 if num_steps is None else num_steps)
-        start = self._common(
-            x0, seed, chain_ids, num_chains, start_step, conditions, torch.empty(0, 0), torch.contiguous_format
-        )
-        start["x"], inverse_mass, dimensions = self._masses(start["x"], mask, known)
-        values = self._values(num_steps, dimensions, guess)
-        start["schedule"] = _table(start["x"], values["step_size"], values["temperature"])
-        return AdjustedState(**start, inverse_mass=inverse_mass)
+    def _table_of(self, state: AdjustedState, steps: Tensor) -> Tensor:
+        return torch.stack((steps, state.schedule[0, :, 1].double()), dim=-1).float()[None]
 
-    def _evaluated(self, state: AdjustedState) -> AdjustedState:
-        """The state with its energy and gradient, which are evaluated where they are missing."""
-        if state.energy is not None:
-            return state
-        energy, gradient = self.gradient(state.x, state.conditions)
-        return replace(state, energy=energy.clone(), gradient=gradient.contiguous().clone())
+    def _with_variances(self, state: AdjustedState, variance: Tensor) -> AdjustedState:
+        inverse_mass = torch.where(variance > 0, variance, 1.0).to(state.x.dtype)[None]
+        if state.mask is not None:
+            inverse_mass = inverse_mass * (~state.mask).reshape(len(state.x), -1)
+        return replace(state, inverse_mass=inverse_mass.contiguous())
 
-    def _trajectory(self, state: AdjustedState) -> tuple[Tensor, Tensor]:
-        """One trajectory of a state that has its energy, in place: accepted and log_ratio."""
+    def _updater(self, state: AdjustedState) -> Callable[[], tuple[Tensor, Tensor]]:
         energy, gradient = state.kept
-        count = state.x.shape[0]
-        row = state.schedule.index_select(0, state.key[2:].clamp(max=len(state.schedule) - 1))[0].double()
-        h, temperature = row.reshape(-1, 2).unbind(-1)
-        if self.jitter:
-            h = h * (1 + self.jitter * (2 * _uniform(state, rng.Stream.TRAJECTORY_LENGTH) - 1))
-        # By rows: the start with its draw, the middle of a step, between two steps, the end.
-        zero, turn = torch.zeros_like(h), OUTER * h / temperature
-        inner, move = (1 - 2 * OUTER) * h / temperature, h / 2
-        start = torch.stack((zero, zero + 1, turn, move), dim=-1)
-        middle = torch.stack((zero, zero, inner, move), dim=-1)
-        between = torch.stack((zero, zero, 2 * turn, move), dim=-1)
-        end = torch.stack((turn, zero, zero, zero), dim=-1)
+        one, count = key_increment(state.key), state.x.shape[0]
+        x, momentum = torch.empty_like(state.x), torch.empty_like(state.x)
+        work = x.new_empty(count, 2, dtype=torch.float64)
+        turn = RepeatedTurns(x, momentum, work, state.key, state.chain_ids, state.inverse_mass)
 
-        x, momentum = state.x.clone(), torch.zeros_like(state.x)
-        work = x.new_zeros(count, 2, dtype=torch.float64)
-        pass_ = RepeatedTurns(x, momentum, work, state.key, state.chain_ids, state.inverse_mass)
-        pass_(gradient, start)
-        for done in range(1, self.trajectory_steps + 1):
-            _, slope = self.gradient(x, state.conditions)
-            pass_(slope, middle)
-            found, slope = self.gradient(x, state.conditions)
-            pass_(slope, end if done == self.trajectory_steps else between)
-        log_ratio = -((found.double() - energy.double()) / temperature + (work[:, 0] + work[:, 1]))
-        accepted = (_uniform(state, rng.Stream.ACCEPTANCE).log() < log_ratio) & found.isfinite()
-        by_chain = accepted.reshape(-1, *(1,) * (x.dim() - 1))
-        torch.where(by_chain, x, state.x, out=state.x)
-        torch.where(by_chain, slope.to(gradient.dtype), gradient, out=gradient)
-        torch.where(accepted, found, energy, out=energy)
-        state.key.add_(key_increment(state.key))
-        return accepted, log_ratio
+        def update() -> tuple[Tensor, Tensor]:
+            row = state.schedule.index_select(0, state.key[2:].clamp(max=len(state.schedule) - 1))[0].double()
+            h, temperature = row.reshape(-1, 2).unbind(-1)
+            if self.jitter:
+                u = torch.ops.fastebm.uniform(
+                    (count, 1), state.key, state.chain_ids, int(rng.Stream.TRAJECTORY_LENGTH), torch.float32
+                )
+                h = h * (1 + self.jitter * (2 * u[:, 0].double() - 1))
+            zero, outer, inner = torch.zeros_like(h), OUTER * h / temperature, (1 - 2 * OUTER) * h / temperature
+            # Of the start with its draw, the middle of a step, between two steps, and the end.
+            start, middle, between, end = (
+                torch.stack(parts, dim=-1)
+                for parts in (
+                    (zero, zero + 1, outer, h / 2),
+                    (zero, zero, inner, h / 2),
+                    (zero, zero, 2 * outer, h / 2),
+                    (outer, zero, zero, zero),
+                )
+            )
+            x.copy_(state.x)
+            momentum.zero_()
+            work.zero_()
+            turn(gradient, start)
+            for k in range(1, self.trajectory_steps + 1):
+                turn(self._energy_gradient(state, x)[1], middle)
+                found, slope = self._energy_gradient(state, x)
+                turn(slope, end if k == self.trajectory_steps else between)
+            log_ratio = -((found.double() - energy.double()) / temperature + (work[:, 0] + work[:, 1]))
+            accepted = metropolis_(
+                state.x, energy, gradient, x, found, slope, log_ratio, key=state.key, chain_ids=state.chain_ids
+            )
+            state.key.add_(one)
+            return accepted, log_ratio
 
-    @torch.no_grad()
-    def step(self, state: AdjustedState) -> tuple[AdjustedState, AdjustedInfo]:
-        """One trajectory and its test. `state` is left as it was.
-
-        Energy and gradient are taken from the state, where it has them: for other weights, give it with both None.
-        """
-        check_steps(state.step, 1)
-        with self.gradient.chain():
-            before = self._evaluated(state)
-            after = copied(before)
-            tested = self._trajectory(after)
-            self.gradient.leave_soon()
-        return replace(after, step=after.step + 1), AdjustedInfo(*before.kept, before.x, after.x, *tested)
-
-    @torch.no_grad()
-    def advance_(self, state: AdjustedState, num_steps: int, observers: Sequence[Observer] = ()) -> AdjustedState:
-        _, num_steps = check_steps(state.step, num_steps)
-        with self.gradient.chain():
-            state = self._evaluated(state)
-            energy, _ = state.kept
-            for done in range(1, num_steps + 1):
-                before = energy.clone() if observers else energy
-                self._trajectory(state)
-                for observe in observers:
-                    observe(done, state.x, before)
-            self.gradient.leave_soon()
-        return replace(state, step=state.step + num_steps)
-
-    @torch.no_grad()
-    def warm_up(
-        self,
-        x0: Tensor,
-        num_steps: int,
-        seed: int | None = None,
-        chain_ids: int | Tensor = 0,
-        *,
-        num_chains: int | None = None,
-        start_step: int = 0,
-        target: float = 0.9,
-        pooled: bool = False,
-        progress: bool = False,
-        mask: Tensor | None = None,
-        known: Tensor | None = None,
-        conditions: Sequence[Tensor] = (),
-        check: bool = True,
-    ) -> AdjustedState:
-        """The state after `num_steps` trajectories that adapt the step size by dual averaging.
-
-        `run(state, ...)` samples on from it. What was found is in the state's schedule, frozen.
-
-        Args:
-            x0, seed, chain_ids, num_chains, start_step, mask, known, conditions: as in `init`.
-            num_steps: 100 or more are sensible; `step_size`, where it was given, is that of the first.
-            target: the mean acceptance probability, in (0, 1).
-            pooled: one step size for all chains, by their mean acceptance. Chains then depend on each other: without
-                it, each has its own, and the bits of a chain don't depend on the others.
-            progress: shows a bar with the mean energy.
-            check: as in `sample`.
-
-        Raises ValueError for schedules that are not constant.
-        """
-        if not 0 < as_real("target", target) < 1:
-            raise ValueError(f"target must be an acceptance in (0, 1), got {target}")
-        num_steps = self._check_warm_up(start_step, num_steps)
-        state = self._init(x0, seed, chain_ids, num_chains, start_step, None, mask, known, conditions, guess=True)
-        count = len(state.x)
-        h, temperature = (c.expand(count) for c in state.schedule[0].double().reshape(-1, 2).unbind(-1))
-        center, log_step = (10 * h).log(), h.log()
-        average, missing = torch.zeros_like(h), torch.zeros_like(h)
-        with (
-            progress_bar(num_steps, progress) as bar,
-            checking_finite(state, check) as watch,
-            self.gradient.chain(),
-        ):
-            state = self._evaluated(state)
-            for done in range(1, num_steps + 1):
-                row = torch.stack((log_step.exp(), temperature), dim=-1)[None].float()
-                state = replace(state, schedule=row)
-                energy = state.kept[0].clone()
-                _, log_ratio = self._trajectory(state)
-                accepted = log_ratio.clamp(max=0).exp().nan_to_num(nan=0.0)
-                if pooled:
-                    accepted = _ordered_mean(accepted)
-                # Hoffman and Gelman's constants: gamma 0.05, t0 10, kappa 0.75.
-                missing = missing + (target - accepted - missing) / (done + 10)
-                log_step = center - missing * math.sqrt(done) / 0.05
-                average = average + (log_step - average) * done**-0.75
-                for observe in (*watch, *bar):
-                    observe(done, state.x, energy)
-            self.gradient.leave_soon()
-        frozen = torch.stack((average.exp().expand(count), temperature), dim=-1)[None].float()
-        return replace(state, schedule=frozen, step=state.step + num_steps, warm_up_steps=num_steps)
+        return update
 
 
-def _uniform(state: SamplerState, stream: rng.Stream) -> Tensor:
-    """float64 (B,): a uniform number in (0, 1] for each chain."""
-    shape = [state.x.shape[0], 1]
-    return torch.ops.fastebm.uniform(shape, state.key, state.chain_ids, int(stream), torch.float32)[:, 0].double()
-
-
-__all__ = ["MCLMC", "AdjustedInfo", "AdjustedMCLMC", "AdjustedState", "MicrocanonicalInfo", "MicrocanonicalState"]
+__all__ = ["MCLMC", "AdjustedMCLMC", "AdjustedState", "MicrocanonicalInfo", "MicrocanonicalState"]

@@ -27,6 +27,16 @@ def all_deferrable(observers: Sequence[Observer]) -> bool:
     return not any(getattr(observe, "reads_states", True) for observe in observers)
 
 
+def observe_block(observe: Observer, done: int, x: Tensor, energies: Tensor) -> None:
+    """Tells an observer of several updates, after `done` earlier ones, with their energies `(n, B)`."""
+    whole = getattr(observe, "observe_block", None)
+    if whole is not None:
+        whole(done + len(energies), x, energies)
+        return
+    for i, of_update in enumerate(energies.unbind()):
+        observe(done + i + 1, x, of_update)
+
+
 class FiniteCheck:
     """Counts for how many updates each chain's energy was finite, without a sync.
 

@@ -36,11 +36,14 @@ class EnergyState(SamplerState):
         gradient: x's shape and dtype; None likewise. Both belong to the weights that were read then: for other weights
             `dataclasses.replace(state, energy=None, gradient=None)`.
         mask: bool, x's shape; where it is True, x stays as it is.
+        warmed_up: how many steps of a warm-up chose the step sizes in `schedule`, which is frozen since; 0 where none
+            did.
     """
 
     energy: Tensor | None = None
     gradient: Tensor | None = None
     mask: Tensor | None = None
+    warmed_up: int = 0
 
     @property
     def kept(self) -> tuple[Tensor, Tensor]:
@@ -57,6 +60,8 @@ class EnergyState(SamplerState):
             raise ValueError("a chain's energy and gradient go together, got only one of them")
         if self.energy is not None and self.energy.shape != (count,):
             raise ValueError(f"a chain's energy must have shape ({count},), got {tuple(self.energy.shape)}")
+        if as_int("warmed_up", self.warmed_up) < 0:
+            raise ValueError(f"a chain's warmed_up must not be negative, got {self.warmed_up}")
         for name in ("gradient", "mask"):
             value = getattr(self, name)
             if value is not None and value.shape != self.x.shape:

@@ -60,9 +60,10 @@ both = pytest.mark.parametrize("name", SAMPLERS)
 def test_stationary_moments_of_gaussians(dimensions):
     """Within three standard errors and the bias of the step size, at a tenth of the usual energy error."""
     scales = torch.linspace(0.5, 2, dimensions)
-    sampler = fastebm.MCLMC(gaussian(scales))
+    sampler = fastebm.MCLMC(gaussian(scales), 0.5)
     chains = 400
-    state = sampler.warm_up(scales * torch.randn(chains, dimensions), 300, seed=1, target=5e-5)
+    start = scales * torch.randn(chains, dimensions, generator=torch.Generator().manual_seed(3))
+    state = sampler.warm_up(sampler.init(start, 1), 300, target=5e-5)
     kept: list[Tensor] = []
     sampler.run(state, 400, thin=2, keep=lambda k, x, info: kept.append(x / scales))
     samples = torch.stack(kept).double()
@@ -172,14 +173,17 @@ def test_energy_errors_of_steps_add_up_without_a_refresh():
 
 
 @pytest.mark.parametrize("pooled", [False, True])
-@pytest.mark.parametrize("first", [None, 1e-3, 1e3])
+@pytest.mark.parametrize("first", [2.0, 1e-3, 1e3])
 def test_warm_up_meets_its_target(first, pooled):
     """From any first step: the squared energy error over the dimensions is near its target after it, and all chains
     stay finite."""
     scales = torch.linspace(0.5, 2, 30)
     sampler = fastebm.MCLMC(gaussian(scales), first)
-    state = sampler.warm_up(10 * torch.ones(1, 30), 400, seed=1, num_chains=200, pooled=pooled)
-    assert state.warm_up_steps == 400
+    state = sampler.init(10 * torch.ones(1, 30), 1, num_chains=200)
+    given = state.schedule.clone()
+    state = sampler.warm_up(state, 400, pooled=pooled)
+    assert not torch.equal(given[..., 0], state.schedule[..., 0])
+    assert state.warmed_up == 400
     assert state.step == 400
     h, length, temperature = state.schedule[0].unbind(-1)
     assert bool((temperature == 1).all())
@@ -196,37 +200,59 @@ def test_warm_up_meets_its_target(first, pooled):
 
 
 def test_a_smaller_target_gives_smaller_steps_by_its_sixth_root():
-    sampler = fastebm.MCLMC(normal, decoherence_length=5.0)
-    steps = [
-        float(sampler.warm_up(torch.zeros(1, 40), 300, seed=1, num_chains=100, target=t).schedule[..., 0].mean())
-        for t in (5e-4, 5e-4 / 64)
-    ]
+    sampler = fastebm.MCLMC(normal, 1.0, 5.0)
+    start = sampler.init(torch.zeros(1, 40), 1, num_chains=100)
+    states = [sampler.warm_up(start, 300, target=target) for target in (5e-4, 5e-4 / 64)]
+    assert all(bool((state.schedule[..., 1] == 5).all()) for state in states)
+    steps = [float(state.schedule[..., 0].mean()) for state in states]
     assert 1.8 < steps[0] / steps[1] < 2.3
 
 
 @pytest.mark.parametrize("pooled", [False, True])
-def test_warm_up_of_the_adjusted_one(pooled):
-    sampler = fastebm.AdjustedMCLMC(gaussian(torch.linspace(0.5, 2, 30)), trajectory_steps=3)
-    state = sampler.warm_up(torch.zeros(1, 30), 200, seed=1, num_chains=200, pooled=pooled)
+@pytest.mark.parametrize("mass", ["given", "diagonal"])
+def test_warm_up_of_the_adjusted_one(pooled, mass):
+    sampler = fastebm.AdjustedMCLMC(gaussian(torch.linspace(0.5, 2, 30)), 0.1, 3)
+    state = sampler.warm_up(sampler.init(torch.zeros(1, 30), 1, num_chains=200), 200, pooled=pooled, mass=mass)
     assert bool((state.schedule[0, :, 0] == state.schedule[0, 0, 0]).all()) is pooled
+    assert state.warmed_up == 200
     rates: list[Tensor] = []
     sampler.run(state, 100, keep=lambda k, x, info: rates.append(info.accepted.double().mean()))
     assert 0.8 < float(torch.stack(rates).mean()) < 0.97
 
 
-@pytest.mark.parametrize("adjusted", [False, True])
-def test_warm_up_of_a_chain_does_not_depend_on_the_others(adjusted):
-    make = fastebm.AdjustedMCLMC if adjusted else fastebm.MCLMC
-    sampler = make(normal)
+def test_masses_from_a_warm_up():
+    """They are the inverse variances, which make the step size that of a Gaussian of scale 1."""
+    scales = torch.logspace(-1, 1, 20)
+    sampler = fastebm.MCLMC(gaussian(scales), 0.1)
+    start = sampler.init(scales * torch.randn(400, 20, generator=torch.Generator().manual_seed(3)), 1)
+    state = sampler.warm_up(start, 400, mass="diagonal")
+    torch.testing.assert_close(state.inverse_mass[0], scales**2, rtol=0.5, atol=0)
+    round_one = fastebm.MCLMC(normal, 0.1)
+    expected = round_one.warm_up(round_one.init(start.x / scales, 1), 400)
+    means = [s.schedule[0].mean(0) for s in (state, expected)]
+    torch.testing.assert_close(*means, rtol=0.1, atol=0)
+    assert float(sampler.warm_up(start, 400).schedule[0, :, 0].mean()) < 0.5 * float(means[0][0])
+    masked = sampler.init(start.x, 1, mask=torch.arange(20) < 3, known=torch.zeros(20))
+    held = sampler.warm_up(masked, 100, mass="diagonal")
+    assert bool((held.x[:, :3] == 0).all())
+    assert bool((held.inverse_mass[:, :3] == 0).all())
+
+
+@pytest.mark.parametrize("make", [fastebm.MCLMC, fastebm.AdjustedMCLMC])
+def test_warm_up_of_a_chain_does_not_depend_on_the_others(make):
+    sampler = make(normal, 0.5)
     start = torch.randn(7, 20, generator=torch.Generator().manual_seed(0))
-    whole = sampler.warm_up(start, 60, seed=1)
-    parts = [sampler.warm_up(start[a:b], 60, seed=1, chain_ids=a) for a, b in ((0, 1), (1, 5), (5, 7))]
+    before = sampler.init(start, 1)
+    whole = sampler.warm_up(before, 60)
+    assert torch.equal(before.x, start)
+    parts = [sampler.warm_up(before.rows(a, b), 60) for a, b in ((0, 1), (1, 5), (5, 7))]
     assert torch.equal(torch.cat([p.x for p in parts]), whole.x)
     assert torch.equal(torch.cat([p.schedule for p in parts], 1), whole.schedule)
-    again = sampler.warm_up(start, 60, seed=1)
-    assert torch.equal(sampler.run(again, 5), torch.cat([sampler.run(p, 5) for p in parts]))
-    pooled = sampler.warm_up(start, 60, seed=1, pooled=True)
-    assert not torch.equal(pooled.schedule, sampler.warm_up(start[:3], 60, seed=1, pooled=True).schedule[:, :1])
+    on = sampler.advance(whole, 5)
+    assert torch.equal(on.x, torch.cat([sampler.advance(p, 5).x for p in parts]))
+    assert torch.equal(type(on).from_state_dict(on.state_dict()).schedule, whole.schedule)
+    pooled = [sampler.warm_up(state, 60, pooled=True) for state in (before, before.rows(0, 3))]
+    assert not torch.equal(pooled[0].schedule[:, :1], pooled[1].schedule[:, :1])
 
 
 # Bits ---------------------------------------------------------------------------------------------------------------
@@ -377,7 +403,7 @@ def test_a_score_alone():
     state, _ = sampler.step(sampler.init(start, 1))
     assert bool(sampler.step(state)[1].energy_error.isnan().all())
     with pytest.raises(TypeError, match="warm_up needs energies"):
-        sampler.warm_up(start, 10)
+        sampler.warm_up(state, 20)
     with pytest.raises(TypeError, match="AdjustedMCLMC needs energies"):
         fastebm.AdjustedMCLMC(fastebm.score_gradient(lambda x: -x), 1.0)
 
@@ -401,20 +427,24 @@ def test_lost_chains_are_named():
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [
-        (lambda: fastebm.MCLMC(normal, 0.0), ValueError, "step_size must be finite and positive"),
-        (lambda: fastebm.MCLMC(normal, -1.0), ValueError, "step_size must be finite and positive"),
+        (lambda: fastebm.MCLMC(normal, 0.0), ValueError, r"step_size must be finite and .*positive"),
+        (lambda: fastebm.MCLMC(normal, -1.0), ValueError, r"step_size must be finite and .*positive"),
         (lambda: fastebm.MCLMC(normal, math.nan), ValueError, "finite"),
-        (lambda: fastebm.MCLMC(normal, torch.tensor([0.1, -0.1])), ValueError, "step_size must be finite and positive"),
-        (lambda: fastebm.MCLMC(normal, 0.1, 0.0), ValueError, "decoherence_length must be finite and positive"),
-        (lambda: fastebm.MCLMC(normal, 0.1, -2), ValueError, "decoherence_length must be finite and positive"),
-        (lambda: fastebm.MCLMC(normal, 0.1, temperature=0), ValueError, "temperature must be finite and positive"),
+        (
+            lambda: fastebm.MCLMC(normal, torch.tensor([0.1, -0.1])),
+            ValueError,
+            r"step_size must be finite and .*positive",
+        ),
+        (lambda: fastebm.MCLMC(normal, 0.1, 0.0), ValueError, r"decoherence_length must be finite and .*positive"),
+        (lambda: fastebm.MCLMC(normal, 0.1, -2), ValueError, r"decoherence_length must be finite and .*positive"),
+        (lambda: fastebm.MCLMC(normal, 0.1, temperature=0), ValueError, r"temperature must be finite and .*positive"),
         (lambda: fastebm.MCLMC(normal, 0.1, mass=0.0), ValueError, "mass must be finite and positive"),
         (lambda: fastebm.MCLMC(normal, 0.1, mass=torch.tensor([1.0, 0.0])), ValueError, "mass must be finite"),
-        (lambda: fastebm.MCLMC(normal, 0.1, mass=torch.tensor([1])), TypeError, "mass must be a number or a tensor"),
+        (lambda: fastebm.MCLMC(normal, 0.1, mass=torch.tensor([1])), TypeError, "mass must be of floating"),
         (lambda: fastebm.MCLMC(normal, 0.1, mass="heavy"), TypeError, "mass"),
         (lambda: fastebm.MCLMC("energy", 0.1), TypeError, "energy"),
         (lambda: fastebm.MCLMC(normal, "fast"), TypeError, "schedule"),
-        (lambda: fastebm.AdjustedMCLMC(normal, 0.0), ValueError, "step_size must be finite and positive"),
+        (lambda: fastebm.AdjustedMCLMC(normal, 0.0), ValueError, r"step_size must be finite and .*positive"),
         (lambda: fastebm.AdjustedMCLMC(normal, 0.1, 0), ValueError, "trajectory_steps"),
         (lambda: fastebm.AdjustedMCLMC(normal, 0.1, 1.5), TypeError, "trajectory_steps"),
         (lambda: fastebm.AdjustedMCLMC(normal, 0.1, jitter=1.0), ValueError, r"jitter must be in \[0, 1\)"),
@@ -433,8 +463,8 @@ X = torch.zeros(3, 4)
 @pytest.mark.parametrize(
     ("arguments", "options", "error", "message"),
     [
-        ((torch.zeros(3, 1), 5), {}, ValueError, "at least 2 dimensions, got x0 of shape"),
-        ((torch.zeros(3), 5), {}, ValueError, "at least 2 dimensions, got x0 of shape"),
+        ((torch.zeros(3, 1), 5), {}, ValueError, "at least 2 dimensions that are not masked"),
+        ((torch.zeros(3), 5), {}, ValueError, "at least 2 dimensions that are not masked"),
         ((X, -1), {}, ValueError, "num_steps"),
         ((X, 1.5), {}, TypeError, "num_steps"),
         ((X.half(), 5), {}, TypeError, "float32 or float64"),
@@ -446,7 +476,12 @@ X = torch.zeros(3, 4)
         ((X, 5), {"batch_size": 0}, ValueError, "batch_size"),
         ((X, 5), {"mask": torch.ones(4)}, ValueError, "mask and known come together"),
         ((X, 5), {"mask": torch.ones(5), "known": X}, ValueError, "mask must broadcast"),
-        ((X, 5), {"mask": torch.tensor([1, 1, 1, 0]), "known": X}, ValueError, "at least 2 free entries, .* leaves 1"),
+        (
+            (X, 5),
+            {"mask": torch.tensor([1, 1, 1, 0]), "known": X},
+            ValueError,
+            "at least 2 dimensions that are not masked",
+        ),
         ((X, 5), {"conditions": [torch.zeros(2)]}, ValueError, "condition"),
     ],
 )
@@ -455,26 +490,26 @@ def test_bad_arguments(name, arguments, options, error, message):
         SAMPLERS[name](normal).sample(*arguments, seed=0, **options)
 
 
-def test_more_bad_arguments():
-    for make in (fastebm.MCLMC, fastebm.AdjustedMCLMC):
-        with pytest.raises(ValueError, match=f"{make.__name__} has no step_size: give one, or begin with warm_up"):
-            make(normal).sample(X, 5, seed=0)
-        with pytest.raises(ValueError, match="a value for each of 2 chains was given, but there are 3"):
-            make(normal, torch.tensor([0.1, 0.2])).sample(X, 5, seed=0)
-        with pytest.raises(ValueError, match="give num_steps"):
-            make(normal, fastebm.schedules.linear(0.2, 0.1)).init(X)
-        with pytest.raises(ValueError, match="mass must broadcast"):
-            make(normal, 0.1, mass=torch.ones(5)).sample(X, 5, seed=0)
-        sampler = make(normal)
-        for target in (0.0, -1.0, math.nan, *([1.0] if make is fastebm.AdjustedMCLMC else [math.inf])):
-            with pytest.raises(ValueError, match="target must be"):
-                sampler.warm_up(X, 5, target=target)
-        with pytest.raises(ValueError, match="num_steps"):
-            sampler.warm_up(X, 0)
-        with pytest.raises(ValueError, match="at least 2 dimensions"):
-            sampler.warm_up(torch.zeros(3, 1), 5)
-        with pytest.raises(ValueError, match=r"step_size is linear.*, not constant"):
-            make(normal, fastebm.schedules.linear(0.2, 0.1)).warm_up(X, 5)
+@pytest.mark.parametrize("make", [fastebm.MCLMC, fastebm.AdjustedMCLMC])
+def test_more_bad_arguments(make):
+    with pytest.raises(ValueError, match="a value for each of 2 chains was given, but there are 3"):
+        make(normal, torch.tensor([0.1, 0.2])).sample(X, 5, seed=0)
+    falling = make(normal, fastebm.schedules.linear(0.2, 0.1))
+    with pytest.raises(ValueError, match="give num_steps"):
+        falling.init(X)
+    with pytest.raises(ValueError, match="but this one has a schedule"):
+        falling.warm_up(falling.init(X, num_steps=5), 20)
+    with pytest.raises(ValueError, match="mass must be a number, broadcast to one sample"):
+        make(normal, 0.1, mass=torch.ones(5)).sample(X, 5, seed=0)
+    sampler = make(normal, 0.1)
+    name = "target" if make is fastebm.MCLMC else "target_acceptance"
+    for target in (0.0, -1.0, math.nan, math.inf):
+        with pytest.raises(ValueError, match=f"{name} must be"):
+            sampler.warm_up(sampler.init(X), 20, **{name: target})
+    with pytest.raises(ValueError, match="num_steps"):
+        sampler.warm_up(sampler.init(X), 5)
+    with pytest.raises(ValueError, match='mass is "given" or "diagonal"'):
+        sampler.warm_up(sampler.init(X), 20, mass="dense")
 
 
 @pytest.mark.parametrize("name", ["MCLMC", "adjusted"])
@@ -490,8 +525,8 @@ def test_states_are_checked(name):
         ({"schedule": -saved["schedule"]}, "schedule has positive numbers"),
         ({"inverse_mass": torch.ones(1, 4)}, "inverse_mass must be"),
         ({"inverse_mass": torch.ones(5)}, "inverse_mass must be"),
-        ({"warm_up_steps": -1}, "warm_up_steps"),
-        ({"warm_up_steps": "many"}, "warm_up_steps"),
+        ({"warmed_up": -1}, "warmed_up"),
+        ({"warmed_up": "many"}, "warmed_up"),
         ({"energy": torch.zeros(5)}, "energy"),
         ({"step": 7}, "stands at step"),
         ({"colour": 1}, "unknown"),
