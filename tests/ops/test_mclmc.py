@@ -13,6 +13,7 @@ from torch import Tensor
 import fastebm
 from fastebm import ops, rng
 from fastebm.ops import backends
+from fastebm.ops.mclmc import RepeatedTurns
 from tests.ops.agreement import assert_agrees, compiled_or_reference, exact, ulps
 from tests.ops.precision import supported
 
@@ -354,6 +355,22 @@ def test_gradient_in_another_layout(backend_device):
     ops.mclmc_step_(shared, u, done, shared, **ADDRESS, **WHOLE)
     for result, one in zip((shared, u, done), step((x, momentum, work, x), backend_device[1], **WHOLE), strict=True):
         assert torch.equal(result, one)
+
+
+def test_repeated_calls_have_the_bits_of_single_ones(backend_device):
+    """With gradients of other layouts and types, and one that is the state itself."""
+    x, momentum, work, grad = (tensor.to(backend_device[1]) for tensor in chains((2, 3, 4, 4)))
+    key, ids = rng.make_key(3, 4, device=x.device), rng.make_chain_ids(5, 2, x.device)
+    row = torch.tensor([[0.2, 0.3, 0.4, 0.1]], dtype=torch.float64, device=x.device)
+    ours, theirs = ([tensor.clone() for tensor in (x, momentum, work)] for _ in range(2))
+    repeated = RepeatedTurns(*ours, key, ids, None)
+    laid = grad.contiguous(memory_format=torch.channels_last)
+    for gradient in (grad, grad, laid, grad.bfloat16(), None, grad):
+        repeated(ours[0] if gradient is None else gradient, row)
+        torch.ops.fastebm.mclmc_step_(*theirs, theirs[0] if gradient is None else gradient, row, key, ids, None)
+        key[1] += 1
+        for mine, other in zip(ours, theirs, strict=True):
+            assert torch.equal(mine, other)
 
 
 @pytest.fixture(params=["baseline", "avx2", "avx512"])
