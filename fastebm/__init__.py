@@ -15,7 +15,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fastebm import compiler, data, evaluation, models, ops, rng, runs, sampling, tasks, training
+    from fastebm import compiler, data, evaluation, losses, models, ops, rng, runs, sampling, tasks, training
     from fastebm.compiler.energy_gradient import EnergyGradient, energy_gradient
     from fastebm.compiler.score import ScoreGradient, score_gradient
     from fastebm.ops import langevin_step, langevin_step_
@@ -31,8 +31,10 @@ if TYPE_CHECKING:
         ExpandingCascade,
         Langevin,
         ParallelTempering,
+        ReplayBuffer,
         Underdamped,
         schedules,
+        starts,
     )
     from fastebm.training import resume, train
 
@@ -40,7 +42,7 @@ __version__ = "0.2.0"
 
 # Where each public name is defined; a subpackage is its own place.
 _PACKAGES = (
-    *("build_extension", "cli", "compiler", "data", "evaluation", "models", "ops", "plotting", "rng", "runs"),
+    *("build_extension", "cli", "compiler", "data", "evaluation", "losses", "models", "ops", "plotting", "rng", "runs"),
     *("sampling", "tasks", "training"),
 )
 _NAMES = {
@@ -54,6 +56,7 @@ _NAMES = {
     "MALA": "fastebm.sampling",
     "MALT": "fastebm.sampling",
     "ParallelTempering": "fastebm.sampling",
+    "ReplayBuffer": "fastebm.sampling",
     "MCLMC": "fastebm.sampling",
     "ScoreGradient": "fastebm.compiler",
     "Underdamped": "fastebm.sampling",
@@ -64,6 +67,7 @@ _NAMES = {
     "resume": "fastebm.training",
     "schedules": "fastebm.sampling",
     "score_gradient": "fastebm.compiler",
+    "starts": "fastebm.sampling",
     "train": "fastebm.training",
 }
 
@@ -79,6 +83,7 @@ __all__ = [
     "ExpandingCascade",
     "Langevin",
     "ParallelTempering",
+    "ReplayBuffer",
     "ScoreGradient",
     "Underdamped",
     "compiler",
@@ -88,6 +93,7 @@ __all__ = [
     "langevin_step",
     "langevin_step_",
     "load",
+    "losses",
     "models",
     "ops",
     "resume",
@@ -96,6 +102,7 @@ __all__ = [
     "sampling",
     "schedules",
     "score_gradient",
+    "starts",
     "tasks",
     "train",
     "training",

@@ -25,6 +25,13 @@ def test_numbers_of_streams_never_change():
         "POSTERIOR": 10,
         "NOISY_START": 11,
         "HOLE": 12,
+        "MOMENTUM_END": 13,
+        "SWAP": 14,
+        "BUFFER_DRAW": 15,
+        "BUFFER_RESTART": 16,
+        "BUFFER_NOISE": 17,
+        "TRAJECTORY_LENGTH": 18,
+        "REFRESH": 19,
     }
 
 

@@ -76,6 +76,7 @@ def ours(work: Workload) -> Run:
         "chains": chains,
         "cascade": cascade,
         "training": training,
+        "replay_buffer": replay_buffer,
         "langevin": langevin,
         "mclmc": mclmc,
         "block_tail": block_tail,
@@ -171,6 +172,29 @@ def update(
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()
+
+
+# ---- replay buffers
+
+CAPACITY = 10**5
+
+
+def replay_buffer(work: Workload) -> Run:
+    """A draw and its write back, stored as uint8."""
+    return buffer_cycle(work, torch.uint8)
+
+
+def buffer_cycle(work: Workload, dtype: torch.dtype) -> Run:
+    """A draw of a batch and its write back at the drawn slots, of a buffer whose slots are all full."""
+    buffer = fastebm.ReplayBuffer(work.shape, CAPACITY, restart=0.05, seed=0, dtype=dtype, device=work.device)
+    ends = images(work)
+    for slots in torch.arange(CAPACITY).split(work.batch):
+        buffer.put(buffer.draw(len(slots), 0, slots=slots), ends[: len(slots)])
+
+    def cycle() -> None:
+        buffer.put(buffer.draw(work.batch, work.num_steps), ends)
+
+    return cycle
 
 
 # ---- operators

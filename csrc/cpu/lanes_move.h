@@ -115,7 +115,7 @@ static void test_proposal(const LaneProgram& program, float* arena, int64_t widt
   for (int64_t l = 0; l < width; ++l) {
     const double eta = move.noise.step_size[l], sigma = move.noise.noise_std[l], heat = sigma * sigma / (2 * eta);
     const double change = static_cast<double>(energy[l]) - static_cast<double>(move.energy[l]);
-    move.log_ratio[l] = -(change + move.sums[l] / 4) / heat;
+    move.log_ratio[l] = move.rejected[l] != 0 ? -__builtin_inf() : -(change + move.sums[l] / 4) / heat;
   }
   accept(move, energy, width);
   keep(program, arena, width, move);

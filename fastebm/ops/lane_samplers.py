@@ -24,7 +24,7 @@ from .lanes import check as check_program
 from .lanes import conditions_of as conditions_of_program
 from .mala import mala_step_, metropolis_
 from .memory import share_memory, without_aliasing
-from .normal import check_address
+from .normal import check_address, rounded_sqrt
 from .underdamped import baoab_step_, leapfrog_, obabo_step_
 
 __all__ = ["LaneSampler", "SamplerOptions", "advance_sampler", "sampler_steps"]
@@ -228,7 +228,7 @@ def reference_run_lane_sampler(
         reference_run_lanes(found, slope, at, code, tables, constants, conditions)
         return found, slope if options.mask is None else slope.masked_fill_(options.mask, 0)
 
-    step = {
+    step: Any = {
         LaneSampler.MALA: _mala,
         LaneSampler.BAOAB: _underdamped,
         LaneSampler.OBABO: _underdamped,
@@ -303,9 +303,9 @@ def _hmc(
     count, key = x.shape[0], options.key
     assert options.temperature is not None
     heat = options.temperature[key[2].clamp(max=options.temperature.shape[0] - 1)].expand(count)
-    scale = heat.to(x.dtype).sqrt().reshape(-1, 1)
+    scale = rounded_sqrt(heat.to(x.dtype)).reshape(-1, 1)
     if options.inverse_mass is not None:
-        scale = scale * options.inverse_mass.sqrt()
+        scale = scale * rounded_sqrt(options.inverse_mass)
     noise = torch.ops.fastebm.normal(tuple(x.shape), key, options.chain_ids, int(rng.Stream.REFRESH), x.dtype)
     speed = (noise.reshape(count, -1) * scale).reshape(x.shape)
     given: dict[str, Any] = {

@@ -1,6 +1,6 @@
-"""Samplers of energies: Langevin and microcanonical chains with explicit state, cascades, schedules."""
+"""Samplers of energies: Langevin chains with explicit state, coarse-to-fine cascades, schedules, replay buffers."""
 
-from fastebm.sampling import schedules
+from fastebm.sampling import schedules, starts
 from fastebm.sampling.cascade import Cascade, ExpandingCascade
 from fastebm.sampling.data_term import data_term_weight, implicit_step
 from fastebm.sampling.hmc import GHMC, HMC, MALT
@@ -8,6 +8,7 @@ from fastebm.sampling.langevin import Langevin
 from fastebm.sampling.mala import MALA
 from fastebm.sampling.mclmc import MCLMC, AdjustedMCLMC
 from fastebm.sampling.metropolis import MetropolisInfo
+from fastebm.sampling.replay_buffer import Draw, ReplayBuffer
 from fastebm.sampling.sampler import EnergyState, Sampler
 from fastebm.sampling.schedules import Schedule, constant, cosine, from_epsilon, linear, per_chain, polynomial, table
 from fastebm.sampling.state import ChainState, SamplerState, StepInfo
@@ -23,11 +24,13 @@ __all__ = [
     "AdjustedMCLMC",
     "Cascade",
     "ChainState",
+    "Draw",
     "EnergyState",
     "ExpandingCascade",
     "Langevin",
     "MetropolisInfo",
     "ParallelTempering",
+    "ReplayBuffer",
     "Sampler",
     "SamplerState",
     "Schedule",
@@ -44,5 +47,6 @@ __all__ = [
     "per_chain",
     "polynomial",
     "schedules",
+    "starts",
     "table",
 ]

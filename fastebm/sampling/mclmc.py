@@ -83,24 +83,24 @@ class MicrocanonicalState(SamplerState):
         schedule: float32 `(S, 3)` or `(S, B, 3)` rows of (step size, decoherence length, temperature).
         momentum: like `x`, of length 1 over each chain; None until the first step draws it.
         work: float64 `(B, 2)`, the changes of the kinetic energy so far, by last turns of steps and by others.
-        energy, total: float64 `(B,)`, the energy where the last step began, and the sum of `work` there.
+        pending: float64 `(B, 4)`, of the last step: the turn that is left of it, its temperature, the energy where it
+            began, and the sum of `work` there.
         inverse_mass: `(1 or B, 1 or N)`, in `x`'s dtype; 0 for entries that are held.
         warmed_up: how many steps of a warm-up chose what is in the schedule, which is frozen since; 0 where none did.
     """
 
     momentum: Tensor | None = None
     work: Tensor | None = None
-    energy: Tensor | None = None
-    total: Tensor | None = None
+    pending: Tensor | None = None
     inverse_mass: Tensor | None = None
     warmed_up: int = 0
 
     @property
-    def kept(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Momentum, work, energy and total, of a state that has them."""
-        if self.momentum is None or self.work is None or self.energy is None or self.total is None:
+    def kept(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Momentum, work and what is pending, of a state that has them."""
+        if self.momentum is None or self.work is None or self.pending is None:
             raise ValueError("this state has no momentum yet: a step draws it")
-        return self.momentum, self.work, self.energy, self.total
+        return self.momentum, self.work, self.pending
 
     def check(self) -> None:
         super().check()
@@ -108,13 +108,12 @@ class MicrocanonicalState(SamplerState):
         if as_int("warmed_up", self.warmed_up) < 0:
             raise ValueError(f"a chain's warmed_up must not be negative, got {self.warmed_up}")
         count = self.x.shape[0]
-        if len({value is None for value in (self.momentum, self.work, self.energy, self.total)}) > 1:
-            raise ValueError("a chain's momentum, work, energy and total go together, got only some of them")
+        if len({value is None for value in (self.momentum, self.work, self.pending)}) > 1:
+            raise ValueError("a chain's momentum, work and pending go together, got only some of them")
         kinds = {
             "momentum": (self.x.shape, self.x.dtype),
             "work": ((count, 2), torch.float64),
-            "energy": ((count,), torch.float64),
-            "total": ((count,), torch.float64),
+            "pending": ((count, 4), torch.float64),
         }
         for name, (shape, dtype) in kinds.items():
             value = getattr(self, name)
@@ -237,32 +236,19 @@ def _free_dimensions(x: Tensor, inverse_mass: Tensor | None) -> Tensor:
 # Unadjusted ---------------------------------------------------------------------------------------------------------
 
 
-class _Turns:
-    """The coefficients of the two passes of a step, for the row of a schedule that a key stands at."""
+# Coefficients of the two passes of a step, (1, 4) or (B, 4), and its temperature, (1,) or (B,). The first one's closing
+# is the turn that is left of the step before, and put in its place.
+_Turns = tuple[Tensor, Tensor, Tensor]
 
-    def __init__(self, schedule: Tensor, dimensions: Tensor) -> None:
-        self.rows = schedule.shape[0]
-        wide = schedule if schedule.dim() == 3 else schedule[:, None]
-        wide = wide.double().expand(-1, max(wide.shape[1], len(dimensions)), -1)
-        h, length, self.temperature = wide.unbind(-1)
-        refresh = (torch.expm1(2 * h / length) / dimensions).sqrt()
-        turn = OUTER * h / self.temperature
-        # Row k ends the step of row k - 1; there is one row more, for the step behind the last of the schedule.
-        after = torch.arange(self.rows + 1, device=schedule.device).clamp(max=self.rows - 1)
-        before = torch.arange(-1, self.rows, device=schedule.device).clamp(min=0)
-        self.outer = torch.stack((turn[before], refresh[after], turn[after], h[after] / 2), dim=-1)
-        self.middle = torch.stack((0 * h, 0 * h, (1 - 2 * OUTER) * h / self.temperature, h / 2), dim=-1)
 
-    def at(self, key: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(outer, middle, temperature of the step before)."""
-        if self.rows == 1:
-            return self.outer[0], self.middle[0], self.temperature[0]
-        index = key[2:]
-        return (
-            self.outer.index_select(0, index.clamp(max=self.rows))[0],
-            self.middle.index_select(0, index.clamp(max=self.rows - 1))[0],
-            self.temperature.index_select(0, (index - 1).clamp(0, self.rows - 1))[0],
-        )
+def _turns(rows: Tensor, dimensions: Tensor) -> _Turns:
+    """Those of (1, 3) or (B, 3) of (step size, decoherence length, temperature)."""
+    h, length, temperature = rows.double().expand(max(len(rows), len(dimensions)), 3).unbind(-1)
+    refresh = (torch.expm1(2 * h / length) / dimensions).sqrt()
+    turn, zero = OUTER * h / temperature, torch.zeros_like(h)
+    outer = torch.stack((turn, refresh, turn, h / 2), dim=-1)
+    middle = torch.stack((zero, zero, (1 - 2 * OUTER) * h / temperature, h / 2), dim=-1)
+    return outer, middle, temperature
 
 
 class MCLMC(_Microcanonical):
@@ -339,45 +325,50 @@ class MCLMC(_Microcanonical):
         start, _ = self._start(x0, seed, chain_ids, num_chains, start_step, num_steps, mask, known, conditions)
         return MicrocanonicalState(**start)
 
-    def _started(self, state: MicrocanonicalState) -> tuple[MicrocanonicalState, bool]:
-        """The state with a momentum, and whether that was drawn now."""
+    def _started(self, state: MicrocanonicalState) -> MicrocanonicalState:
+        """The state with a momentum, which is drawn where it is missing."""
         if state.momentum is not None:
-            return state, False
+            return state
         x, count = state.x, state.x.shape[0]
         momentum, work = torch.zeros_like(x), x.new_zeros(count, 2, dtype=torch.float64)
         draw = torch.tensor([[0.0, 1.0, 0.0, 0.0]], dtype=torch.float64, device=x.device)
-        torch.ops.fastebm.mclmc_step_(
-            x, momentum, work, x.clone(), draw, state.key, state.chain_ids, state.inverse_mass
-        )
-        unknown = work.new_full((2, count), math.nan)
-        return replace(state, momentum=momentum, work=work, energy=unknown[0], total=unknown[1]), True
+        address = state.key, state.chain_ids, state.inverse_mass
+        # The first step's refresh has the same noise, and so changes nothing.
+        torch.ops.fastebm.mclmc_step_(x, momentum, work, x.clone(), draw, *address)
+        pending = work.new_tensor([0.0, 1.0, math.nan, math.nan]).repeat(count, 1)
+        return replace(state, momentum=momentum, work=work, pending=pending)
 
     def _updater(
-        self, state: MicrocanonicalState, first: bool, turns: Callable[[], tuple[Tensor, Tensor, Tensor]]
+        self, state: MicrocanonicalState, current: Callable[[], _Turns]
     ) -> Callable[[bool], tuple[Tensor, Tensor, Tensor]]:
         """A function that takes a step of a started state in place: (energy and gradient before it, energy error of the
         step before). The last two are there where `errors` asks for them, as it must at the last step."""
-        x, (u, work, energy, total) = state.x, state.kept
+        x, (u, work, pending) = state.x, state.kept
+        left, heat, energy, total = pending.unbind(1)
         one = key_increment(state.key)
         turn = RepeatedTurns(x, u, work, state.key, state.chain_ids, state.inverse_mass)
+        last: _Turns | None = None
 
         def update(errors: bool) -> tuple[Tensor, Tensor, Tensor]:
-            nonlocal first
-            outer, middle, temperature = turns()
-            if first:  # no step ends here, and the momentum is fresh
-                outer = outer * outer.new_tensor([0.0, 0.0, 1.0, 1.0])
-                first = False
+            nonlocal last
+            turns = outer, middle, temperature = current()
+            if turns is not last:
+                outer = torch.cat((left[:, None], outer.expand(len(x), 4)[:, 1:]), dim=1)
             found, gradient = self.gradient(x, state.conditions)
             begun, error = work[:, 1].clone() if errors else work, energy
             turn(gradient, outer)
             if errors:
                 begun += work[:, 0]
-                error = (found.double() - energy) / temperature + (begun - total)
+                error = (found.double() - energy) / heat + (begun - total)
                 if isinstance(self.gradient, ScoreGradient):
                     error.fill_(math.nan)
                 total.copy_(begun)
                 gradient = gradient.clone()  # the engine may write the next one to the same memory
             energy.copy_(found)
+            if turns is not last:
+                left.copy_(turns[0][:, 2])
+                heat.copy_(temperature)
+                last = turns
             _, second = self.gradient(x, state.conditions)
             turn(second, middle)
             state.key.add_(one)
@@ -391,8 +382,8 @@ class MCLMC(_Microcanonical):
         check_steps(state.step, 1)
         with self.gradient.chain():
             before = state.x
-            after, first = self._started(copied(state))
-            energy, gradient, error = self._updater(after, first, self._turns(after))(True)
+            after = self._started(copied(state))
+            energy, gradient, error = self._updater(after, self._current(after))(True)
             self.gradient.leave_soon()
         info = MicrocanonicalInfo(energy.clone(), gradient, before, after.x, error)
         return replace(after, step=after.step + 1), info
@@ -405,8 +396,8 @@ class MCLMC(_Microcanonical):
         if num_steps == 0:
             return state
         with self.gradient.chain():
-            state, first = self._started(state)
-            update = self._updater(state, first, self._turns(state))
+            state = self._started(state)
+            update = self._updater(state, self._current(state))
             for done in range(1, num_steps + 1):
                 energy, _, _ = update(done == num_steps)
                 for observe in observers:
@@ -414,9 +405,14 @@ class MCLMC(_Microcanonical):
             self.gradient.leave_soon()
         return replace(state, step=state.step + num_steps)
 
-    def _turns(self, state: MicrocanonicalState) -> Callable[[], tuple[Tensor, Tensor, Tensor]]:
-        turns = _Turns(state.schedule, _free_dimensions(state.x, state.inverse_mass))
-        return lambda: turns.at(state.key)
+    def _current(self, state: MicrocanonicalState) -> Callable[[], _Turns]:
+        """A function that gives the turns of the row that the key stands at; the same object where there is one row."""
+        dimensions = _free_dimensions(state.x, state.inverse_mass)
+        table = state.schedule if state.schedule.dim() == 3 else state.schedule[:, None]
+        if len(table) == 1:
+            only = _turns(table[0], dimensions)
+            return lambda: only
+        return lambda: _turns(table.index_select(0, state.key[2:].clamp(max=len(table) - 1))[0], dimensions)
 
     @torch.no_grad()
     def warm_up(
@@ -466,16 +462,16 @@ class MCLMC(_Microcanonical):
     def _warm_up_(
         self, state: MicrocanonicalState, num_steps: int, target: float, pooled: bool, diagonal: bool
     ) -> MicrocanonicalState:
-        state, first = self._started(state)
+        state = self._started(state)
         x, momentum, count = state.x, state.kept[0], state.x.shape[0]
         dimensions = _free_dimensions(x, state.inverse_mass)
         h, length, temperature = (c.expand(count) for c in state.schedule[0].double().reshape(-1, 3).unbind(-1))
-        turns = _Turns(state.schedule, dimensions).at(state.key)
+        turns = self._current(state)()
 
-        def current() -> tuple[Tensor, Tensor, Tensor]:
+        def current() -> _Turns:
             return turns
 
-        update = self._updater(state, first, current)
+        update = self._updater(state, current)
         sizes, moments = _StepSizes(target, dimensions, pooled, h, num_steps), Moments.of(x)
         skipped = torch.ones(count, dtype=torch.bool, device=x.device)
         before = x, momentum
@@ -494,21 +490,14 @@ class MCLMC(_Microcanonical):
             if done == num_steps // 4:
                 if diagonal:
                     state = self._with_variances(state, moments.variance())
-                    update = self._updater(state, False, current)
+                    update = self._updater(state, current)
                     sizes.h = 0.25 * (dimensions * temperature).sqrt()
                 moments = Moments.of(x)
             if done == num_steps // 2 and self.decoherence_length is None:
                 length = _root_of_variances(moments, state.inverse_mass, pooled).expand(count)
-            row = torch.stack((sizes.h.expand(count), length, temperature), dim=-1)[None].float()
-            following = _Turns(row, dimensions)
-            # The turn that ends this step is of its own size.
-            closing = turns[0].expand(count, 4)[:, 2:3]
-            turns = (
-                torch.cat((closing, following.outer[0][:, 1:]), dim=1),
-                following.middle[0],
-                following.temperature[0],
-            )
-            state = replace(state, schedule=row)
+            row = torch.stack((sizes.h.expand(count), length, temperature), dim=-1).float()
+            turns = _turns(row, dimensions)
+            state = replace(state, schedule=row[None])
         return state
 
     def _with_variances(self, state: MicrocanonicalState, variance: Tensor) -> MicrocanonicalState:

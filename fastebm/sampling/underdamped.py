@@ -17,6 +17,7 @@ from torch import Tensor
 
 from fastebm import rng
 from fastebm.ops import LaneSampler, SamplerOptions, baoab_step_, obabo_step_
+from fastebm.ops.normal import rounded_sqrt
 from fastebm.sampling.metropolis import Box, EnergySampler, check_box, check_inside, key_increment, positive_schedules
 from fastebm.sampling.observers import Observer
 from fastebm.sampling.sampler import Energy, EnergyState, check_steps, constrained, gradient_of, number_of_rows
@@ -135,9 +136,9 @@ def fresh_velocity(state: VelocityState, stream: rng.Stream = rng.Stream.REFRESH
 def scaled_noise(state: VelocityState, noise: Tensor) -> Tensor:
     """Standard normal noise times sqrt(T / mass)."""
     count = state.x.shape[0]
-    scale = row_of(state, state.temperatures).to(state.x.dtype).sqrt().reshape(-1, 1)
+    scale = rounded_sqrt(row_of(state, state.temperatures).to(state.x.dtype)).reshape(-1, 1)
     if state.inverse_mass is not None:
-        scale = scale * state.inverse_mass.sqrt()
+        scale = scale * rounded_sqrt(state.inverse_mass)
     return (noise.reshape(count, -1) * scale).reshape(state.x.shape)
 
 

@@ -10,6 +10,11 @@ import torch
 
 from fastebm import ops
 
+try:
+    from fastebm import _C
+except ImportError:
+    _C = None
+
 
 def backends_here() -> list[tuple[str, str]]:
     """(backend, device) pairs to test. FASTEBM_BACKEND narrows them to one backend, as it does for the process.
@@ -32,3 +37,21 @@ def backend_device(request: pytest.FixtureRequest) -> Iterator[tuple[str, str]]:
     name, _ = request.param
     with ops.backend(name):
         yield request.param
+
+
+VARIANTS = ("baseline", "avx2", "avx512")
+
+
+@pytest.fixture(params=VARIANTS)
+def variant(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The instruction set of the C++ operators, each that this CPU has, chosen for the length of the test."""
+    if _C is None:
+        pytest.skip("the compiled operators are not built")
+    if not ops.backends.runs_compiled("run_lanes"):
+        pytest.skip("another backend than the compiled one was asked for")
+    if VARIANTS.index(request.param) > VARIANTS.index(min(_C.best_variant(), "avx512", key=[*VARIANTS, "amx"].index)):
+        pytest.skip(f"this CPU has no {request.param}")
+    before = _C.active_variant()
+    _C.set_variant(request.param)
+    yield request.param
+    _C.set_variant(before)

@@ -48,7 +48,7 @@ def test_reference(name):
 
 
 # A GPU has warps for what these do with vectors.
-ON_THE_CPU = ("lanes",)
+ON_THE_CPU = ("lanes", "lane_samplers")
 
 
 @every_kernel

@@ -38,25 +38,9 @@ try:
 except ImportError:
     _C = None
 
-VARIANTS = ("baseline", "avx2", "avx512")
-
 pytestmark = pytest.mark.skipif(
     os.environ.get("FASTEBM_BACKEND") in ("triton", "cuda"), reason="lane programs have no kernel for a GPU"
 )
-
-
-@pytest.fixture(params=VARIANTS)
-def variant(request: pytest.FixtureRequest) -> Iterator[str]:
-    if _C is None:
-        pytest.skip("the compiled operators are not built")
-    if not ops.backends.runs_compiled("run_lanes"):
-        pytest.skip("another backend than the compiled one was asked for")
-    if VARIANTS.index(request.param) > VARIANTS.index(min(_C.best_variant(), "avx512", key=[*VARIANTS, "amx"].index)):
-        pytest.skip(f"this CPU has no {request.param}")
-    before = _C.active_variant()
-    _C.set_variant(request.param)
-    yield request.param
-    _C.set_variant(before)
 
 
 def places(*numbers: int) -> np.ndarray:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from fastebm.losses import contrastive_divergence, energy_l2
 from fastebm.models import MultiScaleEnergy
 from fastebm.runs.checkpoints import Layout
 from fastebm.runs.nets import outline, with_weights
@@ -89,7 +90,7 @@ class EnergyTrainer:
         images = torch.cat((real, ends))
         energies = self.net(torch.empty_like(images, memory_format=torch.channels_last).copy_(images)).float()
         data, samples = energies[: len(real)], energies[len(real) :]
-        loss = data.mean() - samples.mean() + self.config.energy_l2 * energies.square().mean()
+        loss = contrastive_divergence(data, samples) + self.config.energy_l2 * energy_l2(energies)
         self.optimizer.zero_grad()
         loss.backward()
         return energy_update_metrics(self.net, loss, data, samples)

@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint as activation_checkpoint
 
 from fastebm.data import add_noise, batches, flip, neighbour_mean, random_hole_masks
 from fastebm.data.masks import HOLE_NOISE
+from fastebm.losses import contrastive_divergence, energy_l2
 from fastebm.models import CoarseToFineEnergy
 from fastebm.ops import normal, uniform
 from fastebm.plotting import GRID
@@ -226,7 +227,7 @@ class CoarseToFineTrainer(Trainer):
                 # One pass for both, so that one power iteration of the spectral norm serves both.
                 energies = self._energies(torch.cat((shown, fake[first : first + size])), beta)
                 low, high = energies[: len(shown)], energies[len(shown) :]
-                loss = low.mean() - high.mean() + self.config.energy_l2 * energies.square().mean()
+                loss = contrastive_divergence(low, high) + self.config.energy_l2 * energy_l2(energies)
                 loss = loss * (len(shown) / count)
                 loss.backward()
                 losses.append(loss.detach())

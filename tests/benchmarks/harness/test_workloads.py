@@ -37,6 +37,7 @@ TINY = {
     "chains": Workload("chains", "CF-EBM", (1, 8, 8), 2, "bfloat16", num_steps=2),
     "cascade": Workload("cascade", "CF-EBM", (1, 16, 16), 2, "bfloat16", num_steps=1),
     "training": Workload("training", "CF-EBM", (1, 16, 16), 2, "bfloat16", num_steps=1),
+    "replay_buffer": Workload("replay_buffer", "CF-EBM", (1, 2, 2), 64, "bfloat16"),
     "langevin": Workload("langevin", "noise", (1, 4, 4), 2, "float32"),
     "block_tail": Workload("block_tail", "channels-last, forward and backward", (4, 4, 4), 2, "float32"),
     "expand_blend": Workload("expand_blend", "scalar beta", (4, 4, 4), 2, "float32"),
