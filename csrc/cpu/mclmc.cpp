@@ -4,12 +4,11 @@
 // Bytes: 28 an element in float32 (read gradient and momentum, read all three, write momentum and state), of which the second
 // reads come from the cache for chains of up to 10^5 elements. fastebm/ops/mclmc.py says what is computed.
 #include "dispatch.h"
+#include "lane_sum.h"
 
 namespace fastebm {
 namespace {
 
-// Lane l takes elements l, l + 1024, ... in turn, then the lanes fold in halves, on every backend.
-constexpr int64_t kSumLanes = kStretch;
 constexpr int64_t kRefreshStream = 19;
 constexpr double kAgainst = 0x1p-40, kLargestDelta = 700;
 
@@ -105,35 +104,37 @@ FASTEBM_INLINE Kick kick(double delta, double along) {
 }
 
 // Sums over a chain of products of the gradient g, the momentum u and the noise z.
-enum Sum { kGG, kUG, kUU, kZG, kZU, kZZ, kSums };
+struct Sums {
+  double gg, ug, uu, zg, zu, zz;
+};
 
 // The momentum is g of_g + u of_u + z of_z.
 struct Turn {
   double of_g = 0, of_u = 1, of_z = 0;
 };
 
-FASTEBM_INLINE Turn turn(const double* row, const double* sum, double freedom, double* work) {
+FASTEBM_INLINE Turn turn(const double* row, const Sums& sum, double freedom, double* work) {
   const double closing = row[0], refresh = row[1], opening = row[2];
-  const double force = std::sqrt(sum[kGG]);
-  double length = std::sqrt(sum[kUU]);
+  const double force = std::sqrt(sum.gg);
+  double length = std::sqrt(sum.uu);
   Turn t;
-  if (closing != 0 && sum[kGG] != 0) {
-    const Kick flow = kick(closing * force / freedom, -(sum[kUG] / (force * length)));
+  if (closing != 0 && sum.gg != 0) {
+    const Kick flow = kick(closing * force / freedom, -(sum.ug / (force * length)));
     t.of_g = -(flow.toward / force);
     t.of_u = flow.keep / length;
     length = 1;
     work[0] += freedom * flow.change;
   }
   if (refresh != 0) {
-    const double crossed = fused(t.of_g, sum[kZG], t.of_u * sum[kZU]);
-    const double mixed = std::sqrt(fused(length, length, refresh * fused(2.0, crossed, refresh * sum[kZZ])));
+    const double crossed = fused(t.of_g, sum.zg, t.of_u * sum.zu);
+    const double mixed = std::sqrt(fused(length, length, refresh * fused(2.0, crossed, refresh * sum.zz)));
     if (mixed != 0) {
       t = {t.of_g / mixed, t.of_u / mixed, refresh / mixed};
       length = 1;
     }
   }
-  if (opening != 0 && sum[kGG] != 0) {
-    const double along = fused(t.of_g, sum[kGG], fused(t.of_u, sum[kUG], t.of_z * sum[kZG]));
+  if (opening != 0 && sum.gg != 0) {
+    const double along = fused(t.of_g, sum.gg, fused(t.of_u, sum.ug, t.of_z * sum.zg));
     const Kick flow = kick(opening * force / freedom, -(along / (force * length)));
     const double kept = flow.keep / length;
     t = {fused(kept, t.of_g, -(flow.toward / force)), kept * t.of_u, kept * t.of_z};
@@ -191,35 +192,28 @@ template <class Types, Isa isa>
 FASTEBM_INLINE void mclmc_body(const MclmcJob<Types>& job, int64_t begin, int64_t end) {
   using State = typename Types::State;
   Stretch<State> at;
-  alignas(64) double lanes[kSums][kSumLanes];
   const int64_t elements = job.elements;
-  int64_t width = 1;  // lanes beyond the elements of a chain are 0, which changes no sum
-  while (width < std::min(elements, kSumLanes)) width *= 2;
   for (int64_t b = begin; b < end; ++b) {
     const double* row = job.coefficients + b * job.coefficients_stride;
     const bool pulled = row[0] != 0 || row[2] != 0, refreshed = row[1] != 0;
-    const int sums = refreshed ? kSums : kZG;
-    for (int s = 0; s < sums; ++s) std::fill_n(lanes[s], width, 0.0);
+    // Without a refresh the last three are not used.
+    LaneSum gg(elements), ug(elements), uu(elements);
+    LaneSum zg(refreshed ? elements : 0), zu(refreshed ? elements : 0), zz(refreshed ? elements : 0);
     int64_t fixed = 0;
     for (int64_t first = 0; first < elements; first += kStretch) {
       const int64_t count = std::min(kStretch, elements - first);
       fixed += read<Types, isa>(job, at, b, first, count, pulled, refreshed);
       const State* momentum = job.momentum + b * elements + first;
-      add_products(lanes[kGG], at.gradient, at.gradient, count);
-      add_products(lanes[kUG], momentum, at.gradient, count);
-      add_products(lanes[kUU], momentum, momentum, count);
+      add_products(gg.lanes, at.gradient, at.gradient, count);
+      add_products(ug.lanes, momentum, at.gradient, count);
+      add_products(uu.lanes, momentum, momentum, count);
       if (refreshed) {
-        add_products(lanes[kZG], at.noise, at.gradient, count);
-        add_products(lanes[kZU], at.noise, momentum, count);
-        add_products(lanes[kZZ], at.noise, at.noise, count);
+        add_products(zg.lanes, at.noise, at.gradient, count);
+        add_products(zu.lanes, at.noise, momentum, count);
+        add_products(zz.lanes, at.noise, at.noise, count);
       }
     }
-    double sum[kSums] = {};
-    for (int s = 0; s < sums; ++s) {
-      for (int64_t half = width / 2; half > 0; half /= 2)
-        for (int64_t l = 0; l < half; ++l) lanes[s][l] += lanes[s][l + half];
-      sum[s] = lanes[s][0];
-    }
+    const Sums sum{gg.fold(), ug.fold(), uu.fold(), zg.fold(), zu.fold(), zz.fold()};
     const Turn t = turn(row, sum, static_cast<double>(elements - fixed - 1), job.work + 2 * b);
     const State drift = static_cast<State>(row[3]);
     for (int64_t first = 0; first < elements; first += kStretch) {

@@ -22,9 +22,9 @@ from torch import Tensor
 from .. import rng
 from ..scalars import as_real, shown
 from .backends import launch, refuse_autograd, register
-from .langevin import SUM_LANES
 from .memory import check_dense, share_memory, without_aliasing
 from .normal import check_address, check_addressable, expand_chain_ids, fma, normals_from_words, philox_words
+from .underdamped import ordered_sum
 
 __all__ = ["mclmc_step_"]
 
@@ -289,8 +289,9 @@ def reference_mclmc_step(
         dimensions = (scale != 0).sum(1).double()
     g = torch.where(((closing != 0) | (opening != 0))[:, None], g, 0.0)
 
-    gg, ug, uu = (ordered_sum(a, b) for a, b in ((g, g), (u, g), (u, u)))
-    zg, zu, zz = (ordered_sum(z, b) for b in (g, u, z))
+    pairs = ((g, g), (u, g), (u, u), (z, g), (z, u), (z, z))
+    # Products of float32 are exact.
+    gg, ug, uu, zg, zu, zz = (ordered_sum(one.double() * other.double()) for one, other in pairs)
     force, freedom = gg.sqrt(), dimensions - 1
     # The momentum is of_g g + of_u u + of_z z, and its length.
     of_g, of_u, of_z, length = torch.zeros_like(gg), torch.ones_like(gg), torch.zeros_like(gg), uu.sqrt()
@@ -343,17 +344,3 @@ def _kick(delta: Tensor, along: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         torch.where(against, 1.0, keep),
         torch.where(against, -delta, delta + torch.log(0.5 * length)),
     )
-
-
-def ordered_sum(first: Tensor, second: Tensor) -> Tensor:
-    """(B,) float64 sums of products of (B, N), in the order that every backend keeps."""
-    products = first.double() * second.double()  # exact of float32
-    rows = -(-products.shape[1] // SUM_LANES)
-    products = torch.nn.functional.pad(products, (0, rows * SUM_LANES - products.shape[1]))
-    lanes = products.new_zeros(len(products), SUM_LANES)
-    for row in products.reshape(len(products), rows, SUM_LANES).unbind(1):
-        lanes = lanes + row
-    while lanes.shape[1] > 1:
-        half = lanes.shape[1] // 2
-        lanes = lanes[:, :half] + lanes[:, half:]
-    return lanes[:, 0]

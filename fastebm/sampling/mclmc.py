@@ -22,7 +22,8 @@ from torch import Tensor
 from fastebm import rng
 from fastebm.compiler import ScoreGradient
 from fastebm.ops import metropolis_
-from fastebm.ops.mclmc import RepeatedTurns, ordered_sum
+from fastebm.ops.mclmc import RepeatedTurns
+from fastebm.ops.underdamped import ordered_sum
 from fastebm.sampling.adaptation import Moments, in_order
 from fastebm.sampling.metropolis import EnergySampler, key_increment, positive_schedules
 from fastebm.sampling.observers import Observer
@@ -553,7 +554,7 @@ def _root_of_variances(moments: Moments, inverse_mass: Tensor | None, pooled: bo
     weights = torch.ones_like(variances)
     if inverse_mass is not None:
         weights = torch.where(inverse_mass == 0, 0.0, 1 / inverse_mass.double())[: len(variances)].expand_as(variances)
-    found = ordered_sum(variances, weights).sqrt()
+    found = ordered_sum(variances * weights).sqrt()
     return torch.where((found > 0) & found.isfinite(), found, 1.0)
 
 

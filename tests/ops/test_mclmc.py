@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -373,19 +372,6 @@ def test_repeated_calls_have_the_bits_of_single_ones(backend_device):
             assert torch.equal(mine, other)
 
 
-@pytest.fixture(params=["baseline", "avx2", "avx512"])
-def variant(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Each C++ instruction set in turn, the one before restored."""
-    before = _C.active_variant()
-    try:
-        _C.set_variant(request.param)
-    except RuntimeError as error:
-        pytest.skip(str(error))
-    yield request.param
-    _C.set_variant(before)
-
-
-@pytest.mark.skipif(_C is None, reason="fastebm's C++ operators are not built")
 @pytest.mark.parametrize("state", [torch.float32, torch.float64])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_cpp_variants_are_bit_equal(variant, dtype, state):
