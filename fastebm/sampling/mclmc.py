@@ -60,9 +60,9 @@ def _check_state(state: SamplerState, columns: str, inverse_mass: Tensor | None)
     fits = table.dim() == 2 or (table.dim() == 3 and table.shape[1] == count)
     if table.dtype != torch.float32 or not fits or not len(table) or table.shape[-1] != width:
         raise ValueError(f"a chain's schedule is a float32 table of ({columns}), got {shown(table)}")
-    if not bool((table > 0).all()) or not bool(table[..., 0].isfinite().all()):
+    if not bool(((table > 0) & table.isfinite()).all()):
         raise ValueError(f"a chain's schedule has positive numbers ({columns}), got others")
-    elements = state.x.numel() // max(count, 1)
+    elements = math.prod(state.x.shape[1:])
     if inverse_mass is not None and (
         inverse_mass.dtype != state.x.dtype
         or inverse_mass.dim() != 2
@@ -228,7 +228,7 @@ def _table(x: Tensor, *columns: Tensor) -> Tensor:
 
 def _free_dimensions(x: Tensor, inverse_mass: Tensor | None) -> Tensor:
     """float64 (1,) or (B,): how many entries of a chain move."""
-    elements = x[:1].numel() if len(x) else 0
+    elements = math.prod(x.shape[1:])
     if inverse_mass is None or inverse_mass.shape[1] == 1:
         return torch.full((1,), float(elements), dtype=torch.float64, device=x.device)
     return (inverse_mass != 0).sum(1).double()
@@ -332,10 +332,9 @@ class MCLMC(_Microcanonical):
             return state
         x, count = state.x, state.x.shape[0]
         momentum, work = torch.zeros_like(x), x.new_zeros(count, 2, dtype=torch.float64)
-        draw = torch.tensor([[0.0, 1.0, 0.0, 0.0]], dtype=torch.float64, device=x.device)
-        address = state.key, state.chain_ids, state.inverse_mass
-        # The first step's refresh has the same noise, and so changes nothing.
-        torch.ops.fastebm.mclmc_step_(x, momentum, work, x.clone(), draw, *address)
+        draw = work.new_tensor([[0.0, 1.0, 0.0, 0.0]])
+        # The gradient is not read. The first step's refresh has the same noise, and so changes nothing.
+        RepeatedTurns(x, momentum, work, state.key, state.chain_ids, state.inverse_mass)(torch.zeros_like(x), draw)
         pending = work.new_tensor([0.0, 1.0, math.nan, math.nan]).repeat(count, 1)
         return replace(state, momentum=momentum, work=work, pending=pending)
 

@@ -357,6 +357,7 @@ def test_kept_states(name):
     for k in (1, 2, 3):
         assert torch.equal(frames[k], sampler.sample(start, 2 * k, seed=4))
     assert torch.equal(sampler.sample(start, 0, seed=4), start)
+    assert sampler.sample(start[:0], 3, seed=4).shape == (0, 5)
 
 
 @both
