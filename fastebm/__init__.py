@@ -33,6 +33,7 @@ if TYPE_CHECKING:
         ParallelTempering,
         ReplayBuffer,
         Underdamped,
+        diagnostics,
         schedules,
         starts,
     )
@@ -60,6 +61,7 @@ _NAMES = {
     "MCLMC": "fastebm.sampling",
     "ScoreGradient": "fastebm.compiler",
     "Underdamped": "fastebm.sampling",
+    "diagnostics": "fastebm.sampling",
     "energy_gradient": "fastebm.compiler",
     "langevin_step": "fastebm.ops",
     "langevin_step_": "fastebm.ops",
@@ -88,6 +90,7 @@ __all__ = [
     "Underdamped",
     "compiler",
     "data",
+    "diagnostics",
     "energy_gradient",
     "evaluation",
     "langevin_step",

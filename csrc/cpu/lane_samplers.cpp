@@ -67,7 +67,7 @@ LaneMove move_of_block(const LaneJob& job, const SamplerOptions& o, float* memor
   noise.noise = rows(4);
   noise.clips = o.grad_clip.has_value();
   noise.grad_clip = static_cast<float>(o.grad_clip.value_or(0));
-  noise.noisy = noise.every_noisy = true;
+  noise.drifts = noise.noisy = noise.every_noisy = true;
   move.energy = rows(1);
   move.h = rows(1);
   move.decay = rows(1);

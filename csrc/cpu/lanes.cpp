@@ -12,12 +12,16 @@
 namespace fastebm {
 namespace {
 
+// Noise in one pass with the gradient's step; or before the gradient, with or without bounds between the two.
+enum class NoiseOrder : int64_t { with_gradient, before, before_and_bounded };
+
 struct Chain {
   float* x_out;
   int64_t steps;
   const StepOptions* options;
   Key key;
   const ChainIds* ids;
+  NoiseOrder order;
 };
 
 struct ChainJob : LaneJob, Chain {};
@@ -43,6 +47,7 @@ LaneUpdate update_of_block(const ChainJob& job, float* memory, int64_t first) {
   const auto rows = [&memory](int64_t number) { return std::exchange(memory, memory + number * kMaxWidth); };
   LaneUpdate update{};
   update.seed = job.key.seed;
+  update.drifts = true;
   auto* low = reinterpret_cast<uint32_t*>(rows(1));
   auto* high = reinterpret_cast<uint32_t*>(rows(1));
   for (int64_t l = 0; l < std::max(width, kLaneRow); ++l) {
@@ -101,15 +106,35 @@ void set_step(const ChainJob& job, LaneUpdate& update, int64_t step, int64_t fir
   }
 }
 
+// x + noise_std * noise, within bounds where they are asked for between noise and gradient; a mask always holds.
+void add_noise(const ChainJob& job, float* arena, const LaneUpdate& update) {
+  LaneUpdate noise = update;
+  noise.drifts = false;
+  if (job.order == NoiseOrder::before) {
+    noise.clamps = false;
+    noise.lower = noise.upper = nullptr;
+  }
+  job.kernels.update(job.program, arena, job.width, noise);
+}
+
 void run_chain_block(const ChainJob& job, float* arena, float* memory, int64_t first) {
   const int64_t count = std::min(job.width, job.batch - first);
   const float* energy = arena + job.program.header->energy * job.width;
   LaneUpdate update = update_of_block(job, memory, first);
   for (int64_t step = 0; step < job.steps; ++step) {
     set_step(job, update, step, first);
+    if (job.order != NoiseOrder::with_gradient) {
+      add_noise(job, arena, update);
+    }
     job.kernels.run(job.program, arena, job.width);
     std::copy_n(energy, count, job.energies + step * job.batch + first);
-    job.kernels.update(job.program, arena, job.width, update);
+    if (job.order == NoiseOrder::with_gradient) {
+      job.kernels.update(job.program, arena, job.width, update);
+      continue;
+    }
+    LaneUpdate quiet = update;
+    quiet.noisy = quiet.every_noisy = false;
+    job.kernels.update(job.program, arena, job.width, quiet);
   }
   store_plane(job, arena, job.x_out, first);
 }
@@ -135,10 +160,11 @@ void run_lanes(Tensor energies, Tensor gradient, Tensor x, Tensor code, Tensor t
 }
 
 void run_lane_chain(const StepOptions& options, Tensor energies, Tensor x, Tensor code, Tensor tables, Tensor constants,
-                    Tensor conditions) {
+                    Tensor conditions, int64_t noise_order) {
   const Key key = read_key(options.key);
   ReadyLanes made = ready(energies, x, code, tables, constants, conditions);
   LaneJob& job = made.job;
+  STD_TORCH_CHECK(noise_order >= 0 && noise_order <= 2, "there is no order of noise ", noise_order);
   STD_TORCH_CHECK(energies.dim() == 2 && energies.size(1) == job.batch, "energies must be (steps, batch)");
   check_step(options, x, x, x);
   for (const auto* tensor : planes_of(options))
@@ -160,7 +186,8 @@ void run_lane_chain(const StepOptions& options, Tensor energies, Tensor x, Tenso
   if (options.data_term_weight) check_apart("x", x, "data_term_weight", *options.data_term_weight);
   const int64_t steps = energies.size(0);
   const ChainIds ids(options.chain_ids, x.size(0), key.step + std::max<int64_t>(steps - 1, 0));
-  const Chain chain{static_cast<float*>(x.mutable_data_ptr()), steps, &options, key, &ids};
+  const Chain chain{static_cast<float*>(x.mutable_data_ptr()), steps, &options, key, &ids,
+                    static_cast<NoiseOrder>(noise_order)};
   run_blocks(
       job, steps, [&](const LaneJob& sized) { return update_numbers({sized, chain}); },
       [&](const LaneJob& own, float* arena, float* memory, int64_t first) { run_chain_block({own, chain}, arena, memory, first); });

@@ -100,6 +100,7 @@ struct LaneUpdate {
   int64_t seed, step;
   const uint32_t *ids_low, *ids_high;     // row
   float *step_size, *noise_std;           // row
+  bool drifts;                            // whether the gradient is followed
   bool noisy, every_noisy;                // whether any chain, and whether every one, draws noise
   bool clips, clips_norm, clamps, pulls;  // grad_clip, grad_norm_clip, clamp, data term
   float grad_clip, grad_norm_clip, clamp_min, clamp_max, data_term_weight, data_term_hinge;

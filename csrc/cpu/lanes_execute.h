@@ -803,7 +803,7 @@ static void update(const LaneProgram& program, float* arena, int64_t width, cons
   const int64_t sample = program.header->sample;
   const float* gradient = arena + program.header->gradient * width;
   const bool plain = !update.clips && !update.clips_norm && !update.pulls;
-  if (update.clips_norm || update.pulls) chain_factors(arena, gradient, sample, width, update);
+  if (update.drifts && (update.clips_norm || update.pulls)) chain_factors(arena, gradient, sample, width, update);
   // A row is one element of all chains, or kLaneRow elements of one chain.
   const int64_t row = width == 1 ? kLaneRow : width, step = width == 1 ? kLaneRow : 4, rows = width == 1 ? 1 : 4;
   for (int64_t e = 0; e < sample; e += step) {
@@ -811,6 +811,12 @@ static void update(const LaneProgram& program, float* arena, int64_t width, cons
     for (int64_t r = 0; r < rows && e + r < sample; ++r) {
       const int64_t at = (e + r) * width, n = least(row, sample * width - at);
       float* __restrict x = arena + at;
+      if (!update.drifts) {
+        const float *__restrict sigma = update.noise_std, *__restrict xi = update.noise + r * row;
+        for (int64_t l = 0; l < n && update.noisy; ++l) x[l] = sigma[l] != 0 ? fused(sigma[l], xi[l], x[l]) : x[l];
+        bound(x, at, n, update);
+        continue;
+      }
       const float* g = plain ? gradient + at : drift_of(gradient + at, x, at, n, update);
       const float *__restrict eta = update.step_size, *__restrict sigma = update.noise_std, *__restrict xi = update.noise + r * row;
       if (update.every_noisy) {

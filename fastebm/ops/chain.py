@@ -20,6 +20,7 @@ from torch import Tensor
 
 from .backends import backend, launch, register, select_backend
 from .lanes import CompiledLanes
+from .langevin import NoiseOrder
 from .langevin import check as check_update
 from .memory import share_memory, without_aliasing
 from .options import StepOptions
@@ -55,13 +56,19 @@ def call_steps(program: CompiledProgram | CompiledLanes, x: Tensor) -> int:
     return CALL_STEPS if program.takes(x) and prefer_fused_chain(x) else 0
 
 
-def advance_chain(x: Tensor, program: CompiledProgram | CompiledLanes, num_steps: int, *options: Any) -> Tensor:
+def advance_chain(
+    x: Tensor,
+    program: CompiledProgram | CompiledLanes,
+    num_steps: int,
+    *options: Any,
+    noise_order: NoiseOrder = NoiseOrder.WITH_GRADIENT,
+) -> Tensor:
     """Advances chains x by `num_steps` updates, with the `StepOptions` in order; x and the key are written in place.
 
-    Returns the energies before each update, (num_steps, B).
+    Returns the energies of each update's gradient, (num_steps, B). Only lane programs know another order of noise.
     """
     if isinstance(program, CompiledLanes):
-        return program.advance(x, num_steps, StepOptions(*options))
+        return program.advance(x, num_steps, StepOptions(*options), noise_order)
     code = program.code(x.shape[0])
     return torch.ops.fastebm.run_chain(x, code, program.constants, program.workspace, num_steps, *options)
 

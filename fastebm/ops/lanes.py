@@ -28,8 +28,8 @@ import torch
 from torch import Tensor
 
 from .backends import launch, refuse_autograd, register, runs_compiled
+from .langevin import NoiseOrder, drift_options, noise_options, reference_langevin_step
 from .langevin import check as check_update
-from .langevin import reference_langevin_step
 from .memory import share_memory, without_aliasing
 from .options import StepOptions
 
@@ -417,10 +417,12 @@ class CompiledLanes:
         batch = max(1, len(x))
         return max(4, min(CALL_STEPS, CALL_ENERGIES // batch, CALL_NUMBERS // (batch * self.program.arena)))
 
-    def advance(self, x: Tensor, num_steps: int, options: StepOptions) -> Tensor:
-        """Advances chains x in place, and the key; returns the energies before each update, (num_steps, B)."""
+    def advance(
+        self, x: Tensor, num_steps: int, options: StepOptions, noise_order: NoiseOrder = NoiseOrder.WITH_GRADIENT
+    ) -> Tensor:
+        """Advances chains x in place, and the key; returns the energies of each update's gradient, (num_steps, B)."""
         given = (x, self._code, self._tables, self.constants, num_steps)
-        return torch.ops.fastebm.run_lane_chain(*given, *options, self.conditions)
+        return torch.ops.fastebm.run_lane_chain(*given, *options, self.conditions, int(noise_order))
 
 
 def pack_matrix(weight: Tensor) -> Tensor:
@@ -496,8 +498,12 @@ def _run_lane_chain(
     x: Tensor, code: Tensor, tables: Tensor, constants: Tensor, num_steps: int, *arguments: Any
 ) -> Tensor:
     options = StepOptions(*arguments[: len(StepOptions._fields)])
+    rest = arguments[len(options) :]
+    given, noise_order = rest[0] if rest else None, rest[1] if len(rest) > 1 else 0
     check("run_lane_chain", x, code, tables, constants)
-    conditions = conditions_of("run_lane_chain", x, arguments[-1] if len(arguments) > len(options) else None)
+    conditions = conditions_of("run_lane_chain", x, given)
+    if noise_order not in NoiseOrder._value2member_map_:
+        raise ValueError(f"run_lane_chain: there is no order of noise {noise_order}")
     check_update("run_lane_chain", x, x, options)
     if num_steps < 0:
         raise ValueError(f"num_steps must not be negative, got {num_steps}")
@@ -514,7 +520,18 @@ def _run_lane_chain(
     apart = without_aliasing(read, x, options.key)
     schedule, chain_ids, *sides = (None if each is None else each.contiguous() for each in apart[4:])
     run = reference_run_lane_chain if x.dtype == torch.float64 else functools.partial(launch, "run_lane_chain")
-    run(energies, x, *apart[:4], schedule, options.key, chain_ids, *options[3:7], *sides, options.data_term_hinge)
+    run(
+        energies,
+        x,
+        *apart[:4],
+        noise_order,
+        schedule,
+        options.key,
+        chain_ids,
+        *options[3:7],
+        *sides,
+        options.data_term_hinge,
+    )
     return energies
 
 
@@ -702,13 +719,23 @@ _RUN: dict[Kind, Callable[[_Reader, dict[str, int], Tensor, Tensor], None]] = {
 
 
 def reference_run_lane_chain(
-    energies: Tensor, x: Tensor, code: Tensor, tables: Tensor, constants: Tensor, conditions: Tensor, *options: Any
+    energies: Tensor,
+    x: Tensor,
+    code: Tensor,
+    tables: Tensor,
+    constants: Tensor,
+    conditions: Tensor,
+    noise_order: int,
+    *options: Any,
 ) -> None:
     """Kernel `run_lane_chain` in plain PyTorch: its two parts in turn."""
-    key = StepOptions(*options).key
-    one = torch.arange(3, device=key.device).clamp_(max=1)
+    given = StepOptions(*options)
+    one = torch.arange(3, device=given.key.device).clamp_(max=1)
     gradient = torch.empty_like(x)
+    noise, drift = noise_options(given, NoiseOrder(noise_order)), drift_options(given)
     for row in energies:
+        if noise_order != NoiseOrder.WITH_GRADIENT:
+            reference_langevin_step(x, x, torch.zeros_like(x), *noise)
         reference_run_lanes(row, gradient, x, code, tables, constants, conditions)
-        reference_langevin_step(x, x, gradient, *options)
-        key.add_(one)
+        reference_langevin_step(x, x, gradient, *(given if noise_order == NoiseOrder.WITH_GRADIENT else drift))
+        given.key.add_(one)

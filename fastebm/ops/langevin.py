@@ -8,6 +8,7 @@ through clip and clamp.
 from __future__ import annotations
 
 import math
+from enum import IntEnum
 from typing import Any
 
 import torch
@@ -286,6 +287,39 @@ def _broadcast(name: str, value: Tensor, x: Tensor, dtype: torch.dtype) -> Tenso
         raise ValueError(
             f"{name} must be broadcastable to x's shape {tuple(x.shape)}, got {tuple(value.shape)}"
         ) from None
+
+
+class NoiseOrder(IntEnum):
+    """When a chain draws its noise: in one pass with the gradient's step, or before the gradient is evaluated.
+
+    csrc/cpu/lanes.cpp numbers them so too. BEFORE_AND_BOUNDED imposes clamp and bounds between the two.
+    """
+
+    WITH_GRADIENT = 0
+    BEFORE = 1
+    BEFORE_AND_BOUNDED = 2
+
+
+def noise_options(options: StepOptions, order: NoiseOrder) -> StepOptions:
+    """Options with which a step, of a gradient that is zero, adds nothing but the noise."""
+    schedule = torch.stack((torch.ones_like(options.schedule[..., 0]), options.schedule[..., 1]), -1)
+    bare = options._replace(
+        schedule=schedule,
+        grad_clip=None,
+        grad_norm_clip=None,
+        data_target=None,
+        data_term_weight=None,
+        data_term_hinge=0.0,
+    )
+    if order == NoiseOrder.BEFORE_AND_BOUNDED:
+        return bare
+    return bare._replace(clamp_min=None, clamp_max=None, lower_bounds=None, upper_bounds=None)
+
+
+def drift_options(options: StepOptions) -> StepOptions:
+    """Options with which a step draws no noise."""
+    schedule = torch.stack((options.schedule[..., 0], torch.zeros_like(options.schedule[..., 1])), -1)
+    return options._replace(schedule=schedule)
 
 
 # Operator -----------------------------------------------------------------------------------------------------------

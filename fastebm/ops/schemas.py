@@ -58,7 +58,7 @@ PUBLIC: dict[str, str] = {
     ),
     "run_lane_chain": (
         "(Tensor(a!) x, Tensor code, Tensor tables, Tensor constants, int num_steps, "
-        f"{schema_of(StepOptions, key='Tensor(b!)')}, Tensor? conditions=None) -> Tensor"
+        f"{schema_of(StepOptions, key='Tensor(b!)')}, Tensor? conditions=None, int noise_order=0) -> Tensor"
     ),
     "run_lane_sampler": (
         "(Tensor(a!) x, Tensor(b!) energy, Tensor(c!) gradient, Tensor(d!)? velocity, Tensor code, Tensor tables, "
@@ -140,7 +140,7 @@ KERNELS: dict[str, Kernel] = {
     "run_lane_chain": Kernel(
         "lanes",
         "(Tensor(a!) energies, Tensor(b!) x, Tensor code, Tensor tables, Tensor constants, Tensor conditions, "
-        f"{schema_of(StepOptions, key='Tensor(c!)')}) -> ()",
+        f"int noise_order, {schema_of(StepOptions, key='Tensor(c!)')}) -> ()",
         backends=("cpp",),
     ),
     "run_lane_sampler": Kernel(

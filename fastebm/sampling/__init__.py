@@ -1,6 +1,6 @@
-"""Samplers of energies: Langevin chains with explicit state, coarse-to-fine cascades, schedules, replay buffers."""
+"""Samplers of energies: chains with explicit state, cascades, schedules, starts, replay buffers and diagnostics."""
 
-from fastebm.sampling import schedules, starts
+from fastebm.sampling import diagnostics, schedules, starts
 from fastebm.sampling.cascade import Cascade, ExpandingCascade
 from fastebm.sampling.data_term import data_term_weight, implicit_step
 from fastebm.sampling.hmc import GHMC, HMC, MALT
@@ -41,6 +41,7 @@ __all__ = [
     "constant",
     "cosine",
     "data_term_weight",
+    "diagnostics",
     "from_epsilon",
     "implicit_step",
     "linear",

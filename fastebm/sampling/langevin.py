@@ -6,7 +6,7 @@ One update is the fused operator `fastebm::langevin_step` (`fastebm/ops/langevin
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, Literal, TypedDict
 
@@ -14,8 +14,20 @@ import torch
 from torch import Tensor
 
 from fastebm.compiler import ScoreGradient
-from fastebm.ops import advance_chain, call_steps
-from fastebm.ops.langevin import Clamp, RepeatedStep, check_clamp, check_clip, check_mask, expand_clamp
+from fastebm.ops import CompiledLanes, advance_chain, call_steps
+from fastebm.ops.langevin import (
+    Clamp,
+    NoiseOrder,
+    RepeatedStep,
+    check_clamp,
+    check_clip,
+    check_mask,
+    drift_options,
+    expand_clamp,
+    noise_options,
+)
+from fastebm.ops.options import StepOptions
+from fastebm.sampling.diagnostics import Diagnostics
 from fastebm.sampling.graphs import ChainGraphs, Update
 from fastebm.sampling.observers import Observer, all_deferrable, checking_finite, observe_block
 from fastebm.sampling.sampler import (
@@ -24,6 +36,7 @@ from fastebm.sampling.sampler import (
     Projection,
     Sampler,
     check_steps,
+    copied,
     expand_image,
     expand_to,
     gradient_of,
@@ -45,6 +58,8 @@ class LangevinOptions(TypedDict, total=False):
     clamp: Clamp | None
     grad_clip: float | None
     grad_norm_clip: float | None
+    noise_first: bool
+    clamp_noise: bool
     dtype: torch.dtype | None
     engine: str
     reproducible: bool
@@ -65,6 +80,13 @@ class Langevin(Sampler[ChainState]):
             sample, such as `(C, 1, 1)` for a bound of each channel, which is copied.
         grad_clip: the largest magnitude of an entry of the gradient.
         grad_norm_clip: the largest norm of a sample's gradient; not together with `grad_clip`.
+        noise_first: adds the noise before the gradient is evaluated, `y = x + noise_std * noise` and
+            `x' = clamp(y - step_size * clip(grad E(y)))`, as IGEBM does.
+        clamp_noise: with `noise_first`, clamps y too.
+        clamp_at: "step" clamps after every update; "end" clamps only the states that `sample` returns.
+        momentum: `m' = momentum * m + clip(grad E(x))` takes the place of the gradient, in [0, 1); 0 keeps none.
+        nesterov: "lookahead" evaluates the gradient at `x - step_size * momentum * m`; "corrected" steps by
+            `grad E(x) + momentum * m'`, which is the same in other variables; None is the heavy ball.
         dtype, engine, reproducible: passed to `energy_gradient`.
 
     Several threads may use one sampler at the same time, or samplers of their own over one module, and get the bits
@@ -90,6 +112,11 @@ class Langevin(Sampler[ChainState]):
         clamp: Clamp | None = None,
         grad_clip: float | None = None,
         grad_norm_clip: float | None = None,
+        noise_first: bool = False,
+        clamp_noise: bool = False,
+        clamp_at: Literal["step", "end"] = "step",
+        momentum: float = 0.0,
+        nesterov: Literal["lookahead", "corrected"] | None = None,
         dtype: torch.dtype | None = None,
         engine: str = "auto",
         reproducible: bool = True,
@@ -107,6 +134,30 @@ class Langevin(Sampler[ChainState]):
             raise ValueError("give grad_clip (by value) or grad_norm_clip (by a sample's norm), not both")
         self.grad_clip = check_clip("grad_clip", grad_clip)
         self.grad_norm_clip = check_clip("grad_norm_clip", grad_norm_clip)
+        if clamp_noise and not noise_first:
+            raise ValueError("clamp_noise needs noise_first: noise that comes with the gradient is clamped anyway")
+        self.noise_order = (
+            NoiseOrder.WITH_GRADIENT
+            if not noise_first
+            else NoiseOrder.BEFORE_AND_BOUNDED
+            if clamp_noise
+            else NoiseOrder.BEFORE
+        )
+        if clamp_at not in ("step", "end"):
+            raise ValueError(f'clamp_at is "step" or "end", got {clamp_at!r}')
+        if clamp_at == "end" and (clamp_noise or self.clamp == (None, None)):
+            raise ValueError('clamp_at="end" needs a clamp, and no clamp_noise')
+        self.clamp_at = clamp_at
+        self.momentum = as_real("momentum", momentum)
+        if not 0 <= self.momentum < 1:
+            raise ValueError(f"momentum must be in [0, 1), got {momentum}")
+        if self.momentum and grad_norm_clip is not None:
+            raise ValueError("momentum gathers gradients that are clipped by grad_clip; it takes no grad_norm_clip")
+        if nesterov not in (None, "lookahead", "corrected"):
+            raise ValueError(f'nesterov is "lookahead", "corrected" or None, got {nesterov!r}')
+        if nesterov is not None and not self.momentum:
+            raise ValueError("nesterov needs a momentum above 0")
+        self.nesterov = nesterov
         self._graphs = ChainGraphs()
 
     def __repr__(self) -> str:
@@ -120,6 +171,12 @@ class Langevin(Sampler[ChainState]):
         for name, bound in (("grad_clip", self.grad_clip), ("grad_norm_clip", self.grad_norm_clip)):
             if bound is not None:
                 options[name] = f"{bound:g}"
+        if self.noise_order != NoiseOrder.WITH_GRADIENT:
+            options["noise"] = self.noise_order.name.lower().replace("_", " ")
+        if self.clamp_at == "end":
+            options["clamp_at"] = '"end"'
+        if self.momentum:
+            options["momentum"] = f"{self.momentum:g}" + (f" ({self.nesterov})" if self.nesterov else "")
         listed = ", ".join(f"{name}={value}" for name, value in options.items())
         return f"Langevin({self.gradient!r}; {listed}; temperature {temperature})"
 
@@ -175,7 +232,10 @@ class Langevin(Sampler[ChainState]):
         rows = self._rows(num_steps)
         start = self._common(x0, seed, chain_ids, num_chains, start_step, conditions, self._table(rows))
         self._clamp_of(start["x"])  # bounds that don't fit are found here rather than at the first update
-        state = ChainState(**start)
+        if self.clamp_at == "end":
+            self._clamp_of(start["x"], at_end=True)
+        momentum = torch.zeros_like(start["x"]) if self.momentum else None
+        state = ChainState(**start, momentum=momentum)
         return self.constrain(state, mask, known, data_term, num_steps)
 
     def constrain(
@@ -248,12 +308,12 @@ class Langevin(Sampler[ChainState]):
         Outside of `with sampler.gradient.chain():` every call reads the weights anew.
         """
         check_steps(state.step, 1)
-        energy, gradient = self.gradient(state.x, state.conditions)
-        x = torch.ops.fastebm.langevin_step(state.x, gradient, *self._arguments(state))
+        after = copied(state)
+        energy, gradient = self._mover(after)()
         if project is not None:
-            x = projected(project, x)
-        after = replace(state, x=x, key=state.key + key_increment(state.key), step=state.step + 1)
-        return after, StepInfo(energy, gradient, state.x, x)
+            after = replace(after, x=projected(project, after.x))
+        after.key.add_(key_increment(state.key))
+        return replace(after, step=state.step + 1), StepInfo(energy, gradient, state.x, after.x)
 
     def advance(
         self, state: ChainState, num_steps: int, *, project: Projection | None = None, check: bool = True
@@ -262,7 +322,7 @@ class Langevin(Sampler[ChainState]):
 
         Raises FloatingPointError where energies or states are not finite, unless `check` is False.
         """
-        state = replace(state, x=state.x.clone(), key=state.key.clone())
+        state = copied(state)
         with checking_finite(state, check) as observers:
             return self.advance_(state, num_steps, observers, project=project)
 
@@ -301,19 +361,15 @@ class Langevin(Sampler[ChainState]):
         return replace(state, step=state.step + num_steps)
 
     def _update(self, one: Tensor, project: Projection | None) -> Update:
-        """The function that moves a state on in place, its key by `one`, and returns the energies before."""
-        repeated: dict[int, tuple[ChainState, RepeatedStep]] = {}
+        """The function that moves a state on in place, its key by `one`, and returns the energies of its gradient."""
+        movers: dict[int, tuple[ChainState, Callable[[], tuple[Tensor, Tensor]]]] = {}
 
         def update(state: ChainState) -> Tensor:
-            energies, gradient = self.gradient(state.x, state.conditions)
-            known = repeated.get(id(state))
+            known = movers.get(id(state))
             if known is None:
-                options = self._arguments(state)
-                torch.ops.fastebm.langevin_step_(state.x, gradient, *options)
-                repeated.clear()
-                repeated[id(state)] = state, RepeatedStep(state.x, options)
-            else:
-                known[1](gradient)
+                movers.clear()
+                known = movers[id(state)] = state, self._mover(state)
+            energies, _ = known[1]()
             if project is not None:
                 state.x.copy_(projected(project, state.x))
             state.key.add_(one)
@@ -321,22 +377,57 @@ class Langevin(Sampler[ChainState]):
 
         return update
 
+    def _mover(self, state: ChainState) -> Callable[[], tuple[Tensor, Tensor]]:
+        """The function that makes one update of x, and of a momentum, in place; returns energies and their gradient."""
+        x, options = state.x, StepOptions(*self._arguments(state))
+        before = self.noise_order != NoiseOrder.WITH_GRADIENT
+        noise, drift = noise_options(options, self.noise_order), drift_options(options) if before else options
+        nothing = torch.zeros_like(x) if before else None
+        momentum, share = state.momentum, self.momentum
+        clip = self.grad_clip
+        if momentum is not None:
+            drift = drift._replace(grad_clip=None)  # what the momentum gathers is clipped already
+        repeated: list[RepeatedStep] = []
+
+        def move() -> tuple[Tensor, Tensor]:
+            if nothing is not None:
+                torch.ops.fastebm.langevin_step_(x, nothing, *noise)
+            ahead = x if momentum is None or self.nesterov != "lookahead" else _ahead(state, momentum, share)
+            energies, gradient = self.gradient(ahead, state.conditions)
+            direction = gradient
+            if momentum is not None:
+                clipped = gradient if clip is None else gradient.clamp(-clip, clip)
+                momentum.mul_(share).add_(clipped)
+                direction = momentum if self.nesterov != "corrected" else clipped + share * momentum
+            if repeated:
+                repeated[0](direction)
+            else:
+                torch.ops.fastebm.langevin_step_(x, direction, *drift)
+                repeated.append(RepeatedStep(x, tuple(drift)))
+            return energies, gradient
+
+        return move
+
     def _advance_blocks_(
         self, update: Update, state: ChainState, num_steps: int, observers: Sequence[Observer], done: int
     ) -> int:
         """Moves `state` on by blocks of updates, after `done` earlier ones. Returns how many it did: all, or none."""
         if isinstance(self.gradient, ScoreGradient):
             return 0
-        if state.x.is_cuda:
+        if state.x.is_cuda and state.momentum is None:
             return self._graphs.advance_(self.gradient, update, state, num_steps, observers, done)
+        if state.momentum is not None:
+            return 0
         program = self.gradient.compiled_program(state.x, state.conditions)
+        if self.noise_order != NoiseOrder.WITH_GRADIENT and not isinstance(program, CompiledLanes):
+            return 0
         at_once = 0 if program is None else call_steps(program, state.x)
         if program is None or not at_once:
             return 0
         options = self._arguments(state)
         for first in range(0, num_steps, at_once):
             block = min(at_once, num_steps - first)
-            energies = advance_chain(state.x, program, block, *options)
+            energies = advance_chain(state.x, program, block, *options, noise_order=self.noise_order)
             for observe in observers:
                 observe_block(observe, done + first, state.x, energies)
         return num_steps
@@ -384,7 +475,8 @@ class Langevin(Sampler[ChainState]):
         conditions: Sequence[Tensor] = (),
         project: Projection | None = None,
         check: bool = True,
-    ) -> Tensor:
+        diagnostics: Diagnostics | bool = False,
+    ) -> Any:
         """Runs chains of `num_steps` updates from `x0` and returns the states at their ends, `(B, ...)` like `x0`.
 
         Args:
@@ -400,6 +492,8 @@ class Langevin(Sampler[ChainState]):
                 on all chains at once: chains cannot be split into batches with it, nor replayed from CUDA graphs.
             check: raises FloatingPointError where an energy or a final state was not finite (one sync for each batch,
                 at its end); False leaves that to the caller.
+            diagnostics: True, or `fastebm.diagnostics.Diagnostics` with options: then `(x, summary)` is returned, with
+                a `ChainSummary` of all chains.
 
         Example:
             >>> import torch, fastebm
@@ -421,7 +515,7 @@ class Langevin(Sampler[ChainState]):
             data_term=data_term,
             conditions=conditions,
         )
-        return self.run(
+        found = self.run(
             state,
             num_steps,
             thin=thin,
@@ -429,8 +523,17 @@ class Langevin(Sampler[ChainState]):
             batch_size=batch_size,
             progress=progress,
             check=check,
+            diagnostics=diagnostics,
             project=project,
         )
+        if self.clamp_at == "end":
+            states = found if diagnostics is False else found[0]
+            clamp_(states if keep != "trajectory" else states[-1], self._clamp_of(state.x, at_end=True))
+        return found
+
+    def _temperatures(self, num_steps: int) -> float | tuple[float, float] | None:
+        found = self.temperature(number_of_rows(num_steps, self.step_size, self.noise_std))
+        return None if found.dim() > 1 else (float(found[0]), float(found[-1]))
 
     def _arguments(self, state: ChainState) -> tuple[Any, ...]:
         """The operator's arguments after `x` and the gradient, in its order."""
@@ -452,8 +555,12 @@ class Langevin(Sampler[ChainState]):
             state.data_term_hinge,
         )
 
-    def _clamp_of(self, x: Tensor) -> tuple[float | None, float | None, Tensor | None, Tensor | None]:
+    def _clamp_of(
+        self, x: Tensor, at_end: bool = False
+    ) -> tuple[float | None, float | None, Tensor | None, Tensor | None]:
         """`clamp` as the operator takes it for states like x; its tensors stay in place, as captured graphs need it."""
+        if self.clamp_at == "end" and not at_end:
+            return None, None, None, None
         kind = (x.device, x.dtype)
         if kind not in self._clamps:
             low, high = (b.to(x.device, x.dtype) if isinstance(b, Tensor) else b for b in self.clamp)
@@ -478,3 +585,21 @@ def _copied_bounds(clamp: Any) -> Any:
     if not isinstance(clamp, tuple | list):
         return clamp
     return tuple(b.detach().to("cpu", copy=True) if isinstance(b, Tensor) and not b.is_meta else b for b in clamp)
+
+
+def _ahead(state: ChainState, momentum: Tensor, share: float) -> Tensor:
+    """x moved on by the momentum that it will have without a new gradient."""
+    row = state.schedule[state.key[2].clamp(max=state.schedule.shape[0] - 1)][..., 0].to(state.x.dtype)
+    step = row.reshape(-1, *(1,) * (state.x.dim() - 1)) * share
+    return state.x - step * momentum
+
+
+def clamp_(x: Tensor, bounds: tuple[float | None, float | None, Tensor | None, Tensor | None]) -> None:
+    """Clamps states in place, by numbers or by entries."""
+    low, high, lower, upper = bounds
+    for each in (low, lower):
+        if each is not None:
+            x.clamp_(min=each)
+    for each in (high, upper):
+        if each is not None:
+            x.clamp_(max=each)

@@ -131,6 +131,7 @@ class ChainState(SamplerState):
         mask, known: where `mask` (bool) is True, every update ends at `known`; both have the shape of `x`.
         data_target, data_term_weight, data_term_hinge: the data term, `weight * (x - data_target)` in the gradient of
             the samples with `||x - data_target||**2 > hinge`; the weights are a float32 table `(S,)`.
+        momentum: x's shape, of samplers with momentum.
     """
 
     mask: Tensor | None = None
@@ -138,6 +139,7 @@ class ChainState(SamplerState):
     data_target: Tensor | None = None
     data_term_weight: Tensor | None = None
     data_term_hinge: float = 0.0
+    momentum: Tensor | None = None
 
     @classmethod
     def _tables(cls) -> dict[str, int]:
@@ -147,6 +149,8 @@ class ChainState(SamplerState):
         options = [getattr(self, name, None) for name in StepOptions._fields]  # a sampler's own options are not here
         check_update("langevin_step", self.x, self.x, StepOptions._make(options))
         super().check()
+        if self.momentum is not None and (self.momentum.shape, self.momentum.dtype) != (self.x.shape, self.x.dtype):
+            raise ValueError(f"a chain's momentum must be like x, got {shown(self.momentum)}")
         step_size, noise_std = self.schedule.unbind(-1)
         if not bool(((step_size > 0) & (noise_std >= 0) & self.schedule.isfinite().all(-1)).all()):
             raise ValueError("a chain's schedule has finite step sizes > 0 and noise stds >= 0, got others")

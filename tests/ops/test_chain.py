@@ -245,7 +245,7 @@ def test_samplers_run_the_same_chains(monkeypatch, dtype, size):
     sampler, x = coarse_to_fine(size, dtype), images(3, (3, size, size))
     calls = []
     monkeypatch.setattr(
-        "fastebm.sampling.langevin.advance_chain", lambda *a: (calls.append(a[2]), advance_chain(*a))[1]
+        "fastebm.sampling.langevin.advance_chain", lambda *a, **k: (calls.append(a[2]), advance_chain(*a, **k))[1]
     )
     told = []
     late = lambda done, x, energies: told.append((done, energies.clone()))  # noqa: E731

@@ -1,0 +1,135 @@
+"""Langevin's orders of noise, clamps at the end and momentum, against plain loops in float64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import fastebm
+from fastebm import rng
+
+ETA, SIGMA, CLAMP, CLIP, SHARE = 0.05, 0.3, (-0.9, 1.1), 0.8, 0.7
+
+
+def energy(x):
+    return (x.square() - 1).square().flatten(1).sum(1)
+
+
+def slope(x):
+    return 4 * x * (x.square() - 1)
+
+
+def noise(x, step):
+    ids = torch.arange(len(x))
+    return fastebm.ops.normal(tuple(x.shape), seed=5, step=step, chain_ids=ids, stream=rng.Stream.LANGEVIN).to(x.dtype)
+
+
+def clipped(g):
+    return g.clamp(-CLIP, CLIP)
+
+
+def plain(x, steps, noise_first=False, clamp_noise=False, clamp_at="step", momentum=0.0, nesterov=None):
+    """The same chain, written as research code would."""
+    eta, sigma = (float(torch.tensor(v)) for v in (ETA, SIGMA))
+    m = torch.zeros_like(x)
+    for k in range(steps):
+        if noise_first:
+            x = x + sigma * noise(x, k)
+            x = x.clamp(*CLAMP) if clamp_noise else x
+        g = slope(x - eta * momentum * m if nesterov == "lookahead" else x)
+        g = clipped(g)
+        m = momentum * m + g
+        x = x - eta * (g if not momentum else g + momentum * m if nesterov == "corrected" else m)
+        if not noise_first:
+            x = x + sigma * noise(x, k)
+        x = x.clamp(*CLAMP) if clamp_at == "step" else x
+    return x.clamp(*CLAMP)
+
+
+KINDS = {
+    "plain": {},
+    "noise first": {"noise_first": True},
+    "noise first, clamped": {"noise_first": True, "clamp_noise": True},
+    "clamp at the end": {"clamp_at": "end"},
+    "noise first, clamp at the end": {"noise_first": True, "clamp_at": "end"},
+    "heavy ball": {"momentum": SHARE},
+    "lookahead": {"momentum": SHARE, "nesterov": "lookahead"},
+    "corrected": {"momentum": SHARE, "nesterov": "corrected"},
+    "all": {"momentum": SHARE, "nesterov": "lookahead", "noise_first": True, "clamp_noise": True},
+}
+every = pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+
+
+def sampler_of(kind, **more):
+    return fastebm.Langevin(energy, ETA, SIGMA, clamp=CLAMP, grad_clip=CLIP, **kind, **more)
+
+
+@every
+@pytest.mark.parametrize("engine", ["auto", "autograd"])
+def test_chains_are_those_of_a_plain_loop(kind, engine):
+    start = torch.randn(20, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    expected = plain(start, 6, **kind)
+    assert torch.allclose(sampler_of(kind, engine="autograd").sample(start, 6, seed=5), expected, atol=1e-6)
+    narrow = sampler_of(kind, engine=engine).sample(start.float(), 6, seed=5)
+    assert torch.allclose(narrow.double(), expected, atol=5e-5)
+
+
+@every
+def test_the_same_bits_however_a_chain_is_cut(kind):
+    start = torch.randn(23, 5, generator=torch.Generator().manual_seed(0))
+    sampler = sampler_of(kind)
+    whole = sampler.sample(start, 9, seed=5)
+    assert torch.equal(whole, sampler.sample(start, 9, seed=5, batch_size=4))
+    assert torch.equal(whole[7:8], sampler.sample(start[7:8], 9, seed=5, chain_ids=7))
+    state = sampler.init(start, seed=5, num_steps=9)
+    half = sampler.advance(state, 4)
+    restored = type(half).from_state_dict(
+        {k: v.clone() if hasattr(v, "clone") else v for k, v in half.state_dict().items()}
+    )
+    ends = [sampler.advance(restored, 5).x]
+    for _ in range(9):
+        state, _ = sampler.step(state)
+    ends.append(state.x)
+    for end in ends:
+        assert torch.equal(whole, end.clamp(*CLAMP))
+
+
+def test_the_energies_are_those_of_the_gradient():
+    """With the noise first they are those of the noised states."""
+    start = torch.zeros(3, 2)
+    sampler = fastebm.Langevin(energy, ETA, SIGMA, noise_first=True)
+    _, info = sampler.step(sampler.init(start, seed=5))
+    assert torch.allclose(info.energy, energy(SIGMA * noise(start, 0)))
+    assert torch.equal(info.before, start)
+
+
+def test_a_mask_holds_between_noise_and_gradient():
+    mask = torch.tensor([True, False])
+    seen = []
+
+    def watched(x):
+        seen.append(x.detach().clone())
+        return energy(x)
+
+    sampler = fastebm.Langevin(watched, ETA, SIGMA, noise_first=True, engine="autograd")
+    x = sampler.sample(torch.zeros(3, 2), 4, seed=5, mask=mask, known=torch.full((2,), 0.5))
+    assert torch.equal(x[:, 0], torch.full((3,), 0.5))
+    assert all(torch.equal(each[:, 0], torch.full_like(each[:, 0], 0.5)) for each in seen)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"clamp_noise": True}, "clamp_noise needs noise_first"),
+        ({"clamp_at": "level"}, '"step" or "end"'),
+        ({"clamp_at": "end"}, "needs a clamp"),
+        ({"momentum": 1.0}, r"momentum must be in \[0, 1\)"),
+        ({"momentum": -0.1}, r"momentum must be in \[0, 1\)"),
+        ({"momentum": 0.5, "grad_norm_clip": 1.0}, "takes no grad_norm_clip"),
+        ({"nesterov": "lookahead"}, "nesterov needs a momentum"),
+        ({"momentum": 0.5, "nesterov": "both"}, '"lookahead", "corrected" or None'),
+    ],
+)
+def test_bad_options_are_refused(options, words):
+    with pytest.raises(ValueError, match=words):
+        fastebm.Langevin(energy, ETA, SIGMA, **options)
