@@ -23,8 +23,8 @@ from fastebm import rng
 from fastebm.compiler import ScoreGradient
 from fastebm.ops import metropolis_
 from fastebm.ops.mclmc import RepeatedTurns
-from fastebm.ops.underdamped import ordered_sum
-from fastebm.sampling.adaptation import Moments, in_order
+from fastebm.sampling.adaptation import ChainMoments
+from fastebm.sampling.diagnostics.accumulators import mean_of_chains, ordered_dot
 from fastebm.sampling.metropolis import EnergySampler, key_increment, positive_schedules
 from fastebm.sampling.observers import Observer
 from fastebm.sampling.sampler import (
@@ -37,7 +37,7 @@ from fastebm.sampling.sampler import (
     gradient_of,
     number_of_rows,
 )
-from fastebm.sampling.schedules import PerChain, Schedule, as_schedule
+from fastebm.sampling.schedules import PerChain, Schedule, as_schedule, evaluate
 from fastebm.sampling.state import SamplerState, StepInfo
 from fastebm.sampling.underdamped import Mass, check_mass, inverse_masses
 from fastebm.scalars import as_count, as_int, as_real, shown
@@ -143,7 +143,8 @@ class MicrocanonicalInfo(StepInfo):
     """One step of `MCLMC`.
 
     Attributes (besides those of `StepInfo`):
-        energy_error: float64 `(B,)`, over the temperature, of the step that led to `before`; NaN for the first.
+        energy_error: float64 `(B,)`, over the temperature, of the step that led to `before`; 0 for the first, and NaN
+            for a score.
     """
 
     energy_error: Tensor
@@ -174,6 +175,10 @@ class _Microcanonical(Sampler[Any]):
     def _schedules(self) -> dict[str, Schedule]:
         """The schedules that were given, by name."""
         return {"step_size": self.step_size, "temperature": self.temperature}
+
+    def _temperatures(self, num_steps: int) -> float | tuple[float, float] | None:
+        found = evaluate(self.temperature, number_of_rows(num_steps, self.temperature))
+        return None if found.dim() > 1 else (float(found[0]), float(found[-1]))
 
     def _shown(self, **options: Any) -> str:
         given = self._schedules() | options
@@ -335,7 +340,8 @@ class MCLMC(_Microcanonical):
         draw = work.new_tensor([[0.0, 1.0, 0.0, 0.0]])
         # The gradient is not read. The first step's refresh has the same noise, and so changes nothing.
         RepeatedTurns(x, momentum, work, state.key, state.chain_ids, state.inverse_mass)(torch.zeros_like(x), draw)
-        pending = work.new_tensor([0.0, 1.0, math.nan, math.nan]).repeat(count, 1)
+        # At an infinite temperature, no step has no energy error.
+        pending = work.new_tensor([0.0, math.inf, 0.0, 0.0]).repeat(count, 1)
         return replace(state, momentum=momentum, work=work, pending=pending)
 
     def _updater(
@@ -452,6 +458,8 @@ class MCLMC(_Microcanonical):
         gradient_of(self.gradient, None, "auto", True, needs_energy="warm_up")
         num_steps = as_count("num_steps", num_steps, 20)
         check_steps(state.step, num_steps)
+        if not len(state.x):
+            raise ValueError("a warm-up needs chains, but this state has none")
         if len(state.schedule) != 1:
             raise ValueError("a warm-up needs options that don't change along the chain, but this one has a schedule")
         with self.gradient.chain():
@@ -472,7 +480,7 @@ class MCLMC(_Microcanonical):
             return turns
 
         update = self._updater(state, current)
-        sizes, moments = _StepSizes(target, dimensions, pooled, h, num_steps), Moments.of(x)
+        sizes, moments = _StepSizes(target, dimensions, pooled, h, num_steps), ChainMoments.of(x)
         skipped = torch.ones(count, dtype=torch.bool, device=x.device)
         before = x, momentum
         for done in range(1, num_steps + 1):
@@ -486,13 +494,13 @@ class MCLMC(_Microcanonical):
             if done <= num_steps // 2:
                 moments.add(x)
             if done == num_steps // 8:
-                moments = Moments.of(x)
+                moments = ChainMoments.of(x)
             if done == num_steps // 4:
                 if diagonal:
                     state = self._with_variances(state, moments.variance())
                     update = self._updater(state, current)
                     sizes.h = 0.25 * (dimensions * temperature).sqrt()
-                moments = Moments.of(x)
+                moments = ChainMoments.of(x)
             if done == num_steps // 2 and self.decoherence_length is None:
                 length = _root_of_variances(moments, state.inverse_mass, pooled).expand(count)
             row = torch.stack((sizes.h.expand(count), length, temperature), dim=-1).float()
@@ -527,9 +535,9 @@ class _StepSizes:
         value = torch.where(failed, LOST, value)
         halved = failed
         if self.pooled:
-            counts = in_order((~skipped).double())
-            value = in_order(torch.where(skipped, 0.0, value.clamp(max=OUTLIER))) / counts.clamp(min=1)
-            skipped, halved = counts == 0, value == OUTLIER
+            share = mean_of_chains((~skipped).double())
+            value = mean_of_chains(torch.where(skipped, 0.0, value.clamp(max=OUTLIER))) / share
+            skipped, halved = share == 0, value == OUTLIER
         counted = ~skipped & ~halved
         if self.search > 0:
             moved = self.h * (GAIN * (1 - value)).clamp(min=-math.log(2)).exp()
@@ -544,7 +552,7 @@ class _StepSizes:
         return failed
 
 
-def _root_of_variances(moments: Moments, inverse_mass: Tensor | None, pooled: bool) -> Tensor:
+def _root_of_variances(moments: ChainMoments, inverse_mass: Tensor | None, pooled: bool) -> Tensor:
     """The root of the sum of variances over inverse masses, float64: of each chain (B,), or of all (1,)."""
     if pooled:
         variances = moments.variance()[None]
@@ -553,7 +561,7 @@ def _root_of_variances(moments: Moments, inverse_mass: Tensor | None, pooled: bo
     weights = torch.ones_like(variances)
     if inverse_mass is not None:
         weights = torch.where(inverse_mass == 0, 0.0, 1 / inverse_mass.double())[: len(variances)].expand_as(variances)
-    found = ordered_sum(variances * weights).sqrt()
+    found = ordered_dot(variances, weights).sqrt()
     return torch.where((found > 0) & found.isfinite(), found, 1.0)
 
 
