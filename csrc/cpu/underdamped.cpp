@@ -3,6 +3,8 @@
 //
 // Bytes: 20 an element (read x, velocity and gradient, write x and velocity) in float32; the noise never leaves L1. A stretch of
 // 1024 elements goes through short loops in L1, one for each part of the step (fastebm/ops/underdamped.py writes them down).
+#include <limits>
+
 #include "dispatch.h"
 #include "lane_sum.h"
 #include "operator.h"
@@ -105,7 +107,9 @@ FASTEBM_INLINE void drift(const KineticJob<Types>& job, typename Types::State* _
   for (int64_t i = 0; i < count; ++i) {
     const State moved = fused(distance, v[i], x[i]);
     const bool below = moved<low, above = moved> high;
-    x[i] = below ? twice_low - moved : above ? twice_high - moved : moved;
+    const State mirrored = below ? twice_low - moved : above ? twice_high - moved : moved;
+    // Beyond the other wall too: no number, which ends the trajectory.
+    x[i] = mirrored < low || mirrored > high ? std::numeric_limits<State>::quiet_NaN() : mirrored;
     v[i] = below || above ? -v[i] : v[i];
   }
 }

@@ -6,12 +6,9 @@ import dataclasses
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fastebm.cli.arguments import check_range, select_device
-
-if TYPE_CHECKING:
-    from fastebm.sampling.cascade import LevelSampler
 
 MOST_CHAINS, MOST_STEPS = 10_000, 1_000_000
 BATCH_PIXELS = 100 * 32**2
@@ -68,7 +65,7 @@ class Diagnose:
             changed |= {"noise_start": self.noise_std, "noise_end": self.noise_std}
         cascade = dataclasses.replace(run, config=dataclasses.replace(run.config, **changed)).cascade()
         key = (run.config.seed, run.config.total_chains) if self.seed is None else (self.seed, 0)
-        levels = LevelDiagnostics(Diagnostics(keep_scalars=True), temperatures(cascade))
+        levels = LevelDiagnostics(Diagnostics(keep_scalars=True), cascade.level_temperatures())
         cascade.sample(
             self.count,
             *key,
@@ -93,14 +90,3 @@ class Diagnose:
             print("\n".join(f"  {line}" for line in str(summary).splitlines()))
         print(f"\n{out}: the traces of {', '.join(next(iter(traces.values())))}")
         return 0
-
-
-def temperatures(cascade: LevelSampler) -> dict[int, tuple[float, float]]:
-    """What the step sizes and the noise of a cascade imply at the start and at the end of each level, by size."""
-    found, rows = {}, iter(cascade.schedule.double().tolist())
-    for level in cascade.levels:
-        own = [next(rows) for _ in range(level.num_steps)]
-        if own:
-            (step, noise), (last_step, last_noise) = own[0], own[-1]
-            found[level.size] = noise**2 / (2 * step), last_noise**2 / (2 * last_step)
-    return found

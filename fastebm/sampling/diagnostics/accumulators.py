@@ -111,7 +111,7 @@ class Accumulator:
         return {each.name: getattr(self, each.name) for each in fields(self)}
 
     @classmethod
-    def from_state_dict(cls, state: Mapping[str, Any], device: torch.device) -> Self:
+    def from_state_dict(cls, state: Mapping[str, Any], device: torch.device | str | None = None) -> Self:
         """The inverse of `state_dict`, with copies of its tensors. Raises ValueError for anything else."""
         names = {each.name for each in fields(cls)}
         if not isinstance(state, Mapping) or set(state) != names:

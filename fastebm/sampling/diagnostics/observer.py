@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
 
+from fastebm.compiler import ScoreGradient
 from fastebm.sampling.diagnostics.streaming import Diagnostics, in_order
 from fastebm.sampling.diagnostics.summary import ChainSummary
 from fastebm.sampling.observers import Observer
@@ -190,14 +191,24 @@ class LevelDiagnostics:
         self._observer: DiagnosticsObserver | None = None
         self._before = 0
 
+    def expect(self, levels: Iterable[Any]) -> None:
+        """Raises as `BatchedDiagnostics` does where a level, which has any updates, would go unseen: before it runs."""
+        for level in levels:
+            if level.num_steps and level.size not in self._levels:
+                temperature = self._temperatures.get(level.size)
+                energies = not isinstance(level.sampler.gradient, ScoreGradient)
+                self._levels[level.size] = BatchedDiagnostics(
+                    self._diagnostics, level.num_steps, temperature, energies=energies
+                )
+
+    def observer(self, level: Any, first: int | None = None, last: int | None = None) -> DiagnosticsObserver | None:
+        """The observer of the chains `first` to `last - 1` at a level; None where the level has no updates."""
+        self.expect([level])
+        return self._levels[level.size].observer(first, last) if level.num_steps else None
+
     def start(self, level: Any, x: Tensor) -> None:
-        """For `on_level_start`: what follows is of this level, if it has any updates."""
-        if not level.num_steps:
-            return
-        if level.size not in self._levels:
-            temperature = self._temperatures.get(level.size)
-            self._levels[level.size] = BatchedDiagnostics(self._diagnostics, level.num_steps, temperature)
-        self._observer, self._before = self._levels[level.size].observer(), -1
+        """For `on_level_start`: what follows is of this level."""
+        self._observer, self._before = self.observer(level) or self._observer, -1
 
     def callback(self, k: int, x: Tensor, info: Any) -> None:
         """For `keep`, with `thin=1`: counts an update."""

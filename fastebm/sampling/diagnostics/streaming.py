@@ -220,7 +220,8 @@ class Diagnostics:
         # whole chains leave out none of it.
         if self._shape[0] >= ENOUGH_CHAINS:
             by_means = estimates.batch_means_sample_size(whole.mean[None], pooled.variance)
-            size, bound = torch.where(bound, torch.minimum(size, by_means), size), torch.zeros_like(bound)
+            told = bound & (by_means < size)
+            size, bound = torch.where(told, by_means, size), bound & ~told
         elif blocks.full >= MAX_BLOCKS // 2:
             by_means = estimates.batch_means_sample_size(blocks.means[: blocks.full], pooled.variance)
             size = torch.where(bound, torch.minimum(size, by_means), size)
@@ -319,34 +320,36 @@ class Diagnostics:
 
         Raises ValueError for the state of others, or of something else; what was accumulated here then stays.
         """
+        try:
+            other = self._loaded(state, device)
+        except (TypeError, AttributeError, RuntimeError) as error:
+            raise ValueError(f"not the state of diagnostics: {error}") from None
+        self.__dict__.update(other.__dict__)
+
+    def _loaded(self, state: Mapping[str, Any], device: torch.device | str | None) -> Diagnostics:
         expected = {"names", "given", "shape", "lags", "seed", "kept", "trace", "swaps"}
         if not isinstance(state, Mapping) or set(state) != expected:
             found = sorted(map(str, state)) if isinstance(state, Mapping) else type(state).__name__
             raise ValueError(f"not the state of diagnostics: it has {sorted(expected)}, got {found}")
         other = self.fresh()
         other._given = tuple(state["given"])
-        if list(state["names"]) != list(other.names) or (state["lags"], state["seed"]) != (
-            self.lags,
-            self.scalars.seed,
-        ):
+        saved = list(state["names"]), state["lags"], state["seed"]
+        own = list(other.names), self.lags, self.scalars.seed
+        if saved != own:
             raise ValueError(
-                f"the state is of diagnostics with the summaries {list(state['names'])}, lags={state['lags']}, "
-                f"seed={state['seed']}; these have {list(other.names)}, lags={self.lags}, seed={self.scalars.seed}"
+                "the state is of diagnostics with the summaries {}, lags={}, seed={}; these have {}, lags={}, "
+                "seed={}".format(*saved, *own)
             )
         other._shape = torch.Size(state["shape"])
-        for name, saved in state["kept"].items():
+        for name, kept in state["kept"].items():
             if name not in _KINDS:
                 raise ValueError(f"not the state of diagnostics: it has an unknown part {shown(name)}")
-            tensors = [value for value in saved.values() if isinstance(value, Tensor)]
-            place = (
-                torch.device(device) if device is not None else tensors[0].device if tensors else torch.device("cpu")
-            )
-            other._kept[name] = _KINDS[name].from_state_dict(saved, place)
+            other._kept[name] = _KINDS[name].from_state_dict(kept, device)
         trace = state["trace"]
         other._trace = [] if trace is None else list((trace if device is None else trace.to(device)).unbind())
         other.swaps = SwapCounter.from_state_dict(state["swaps"], device)
         other._check_loaded()
-        self.__dict__.update(other.__dict__)
+        return other
 
     def _kind(self) -> str:
         """What must be the same in all batches, in words."""
@@ -393,30 +396,52 @@ class Diagnostics:
         check_memory(f"the diagnostics of {len(x):,} chains", needed, x.device)
         self._shape, one = x.shape, values[:, 0]
         self._given = tuple(name for name, value in given.items() if value is not None)
-        kept: dict[str, Accumulator] = {"blocks": Blocks.like(values), "lags": LaggedProducts.like(values, self.lags)}
-        if self.moments:
-            kept["elements"] = RunningMoments.like(x)
-        if given["gradient"] is not None:
-            kept["gradient_norm"] = RunningMoments.like(one)
-            if self.moments:
-                kept["covariance"] = RunningCovariance.like(x)
-        if given["accepted"] is not None:
-            kept["accepted"] = Tally.like(one)
-        if given["energy_error"] is not None:
-            kept["energy_error"], kept["large_errors"] = RunningMoments.like(one), Tally.like(one)
-        self._kept = kept
+        make: dict[str, Callable[[], Accumulator]] = {
+            "blocks": lambda: Blocks.like(values),
+            "lags": lambda: LaggedProducts.like(values, self.lags),
+            "elements": lambda: RunningMoments.like(x),
+            "gradient_norm": lambda: RunningMoments.like(one),
+            "covariance": lambda: RunningCovariance.like(x),
+            "accepted": lambda: Tally.like(one),
+            "energy_error": lambda: RunningMoments.like(one),
+            "large_errors": lambda: Tally.like(one),
+        }
+        parts = self._parts(self._given)
+        self._kept = {name: made() for name, made in make.items() if name in parts}
+
+    def _parts(self, given: Sequence[str]) -> set[str]:
+        """What is accumulated of updates that are given so much, beside the displacement."""
+        parts = {"blocks", "lags"} | ({"elements"} if self.moments else set())
+        if "gradient" in given:
+            parts |= {"gradient_norm"} | ({"covariance"} if self.moments else set())
+        if "accepted" in given:
+            parts |= {"accepted"}
+        if "energy_error" in given:
+            parts |= {"energy_error", "large_errors"}
+        return parts
 
     def _check_loaded(self) -> None:
         """Raises ValueError where tensors don't fit the shape of the states, or one another."""
         if not self._kept:
             return
-        if not self._shape or not {"blocks", "lags"} <= set(self._kept):
-            raise ValueError("not the state of diagnostics: it lacks the shape of states, or their scalar summaries")
+        parts = self._parts(self._given)
+        if not self._shape or set(self._kept) - {"displacement"} != parts:
+            raise ValueError(
+                f"the state is of diagnostics that keep {', '.join(sorted(self._kept)) or 'nothing'}; these keep "
+                f"{', '.join(sorted(parts))}"
+            )
+        if len(self._trace) != (self.num_updates if self.keep_scalars else 0):
+            raise ValueError(
+                f"the state has the scalar summaries of {len(self._trace)} of {self.num_updates} updates; these "
+                f"diagnostics keep {'all' if self.keep_scalars else 'none'}"
+            )
         chains, scalars = self._shape[0], len(self.names)
         for name, accumulator in self._kept.items():
             for field, value in accumulator.state_dict().items():
                 if not isinstance(value, Tensor):
-                    fits = value >= 0
+                    fits = value >= 0 and (field != "count" or name == "displacement" or value == self.num_updates)
+                elif value.dtype != (torch.int64 if isinstance(accumulator, Tally) else torch.float64):
+                    fits = False
                 elif accumulator.chain_dim:
                     fits = value.shape[1:] == (chains, scalars)
                 elif name == "elements" or (name == "covariance" and field != "products"):

@@ -37,8 +37,8 @@ class ChainSummary:
             deviations, and its standard error, NaN for one chain.
         ess: the effective sample size of all chains together, `(S,)`.
         ess_is_bound: where the autocorrelation was still positive at the end of the window of lags. There `ess` is from
-            the means of 16 to 31 blocks of each chain, if that is smaller, and may still be too large. From 64 chains
-            on it is from the means of whole chains there, and no bound.
+            the means of 16 to 31 blocks of each chain, if that is smaller, and may still be too large. Not where the
+            means of 64 or more whole chains, which leave out no correlation, gave a smaller one.
         nested_rhat: `(S,)`, where superchains were named.
         superchain_size: the number of chains in each of them.
         chain_mean, chain_variance, chain_ess: of each chain on its own, `(B, S)`; its ESS by the window of lags alone.

@@ -450,6 +450,11 @@ def test_a_long_chain_is_read_at_some_500_places() -> None:
         assert num_steps // expected >= min(num_steps, 512)
 
 
+class Growing(torch.nn.Module):
+    def forward(self, x: torch.Tensor, beta: float = 1.0) -> torch.Tensor:
+        return (0.1 + 0.4 * beta) * x.square().sum((1, 2, 3))
+
+
 def test_levels_of_a_cascade() -> None:
     def energy(x: torch.Tensor) -> torch.Tensor:
         return 0.5 * x.square().sum((1, 2, 3))
@@ -461,12 +466,37 @@ def test_levels_of_a_cascade() -> None:
         options: dict[str, Any] = {"on_level_start": levels.start, "keep": levels.callback, "batch_size": batch_size}
         cascade.sample(8, seed=1, channels=1, **options)
         found.append(levels.summaries())
+    calls: list[int] = []
+    images, told = cascade.sample(
+        8,
+        seed=1,
+        channels=1,
+        batch_size=5,
+        diagnostics=Diagnostics(keep_scalars=True),
+        thin=5,
+        keep=lambda k, x, info: calls.append(k),
+    )
+    assert torch.equal(images, cascade.sample(8, seed=1, channels=1))
+    assert calls == [5, 10, 15, 20] * 2
+    for size, (start, end) in cascade.level_temperatures().items():
+        assert_same_bits(told[size], found[0][size])
+        assert told[size].implied_temperature == (start, end)
+    assert cascade.level_temperatures()[8][1] == 0.0
     assert list(found[0]) == [4, 8]
     for size in (4, 8):
         assert_same_bits(found[0][size], found[1][size])
         assert found[0][size].num_updates == 12
         assert found[0][size].num_chains == 8
     assert found[0][8].element_mean.shape == (1, 8, 8)
+    growing = fastebm.ExpandingCascade(Growing(), size=8, beta=0.999, num_steps=6, step_size=0.1)
+    assert growing.levels[0].num_steps == 0
+    _, told = growing.sample(3, seed=1, channels=1, diagnostics=True)
+    assert list(told) == [8]
+    cascade = fastebm.Cascade({4: energy, 8: fastebm.score_gradient(lambda x: -x)}, num_steps=12, step_size=0.1)
+    _, told = cascade.sample(3, seed=1, channels=1, diagnostics=True)
+    assert [told[size].names[0] for size in (4, 8)] == ["energy", "mean"]
+    with pytest.raises(ValueError, match="would see none of 12 updates"):
+        cascade.sample(3, seed=1, channels=1, diagnostics=Diagnostics(every=20), on_level_start=pytest.fail)
     assert found[0][8].implied_temperature == (0.5, 0.0)
     said = " ".join(found[0][8].verdict())
     assert "a temperature that goes from 0.5 to 0 along the chain" in said
@@ -730,6 +760,15 @@ def broken(state: dict[str, Any], change: str) -> Any:
         "a tensor too short": lambda: (
             state | {"kept": kept | {"blocks": kept["blocks"] | {"means": kept["blocks"]["means"][:5]}}}
         ),
+        "no names": lambda: state | {"given": 5},
+        "text for a shape": lambda: state | {"shape": "x"},
+        "numbers for parts": lambda: state | {"kept": 3},
+        "text for a trace": lambda: state | {"trace": "x"},
+        "a trace that is not kept": lambda: state | {"trace": torch.zeros(9, 7, 6)},
+        "floats of another kind": lambda: (
+            state | {"kept": kept | {"blocks": kept["blocks"] | {"means": kept["blocks"]["means"].float()}}}
+        ),
+        "elements less": lambda: state | {"kept": {name: part for name, part in kept.items() if name != "elements"}},
         "counts that disagree": lambda: state | {"kept": kept | {"lags": kept["lags"] | {"count": 99}}},
         "swaps of floats": lambda: state | {"swaps": {"attempted": torch.zeros(2), "accepted": torch.zeros(2)}},
     }
@@ -741,15 +780,24 @@ def broken(state: dict[str, Any], change: str) -> Any:
     [
         *("a list", "a field less", "other names", "other lags", "another shape", "an unknown part", "a part less"),
         *("a field of a part less", "text for a tensor", "a tensor too short", "counts that disagree"),
-        "swaps of floats",
+        *("swaps of floats", "no names", "text for a shape", "numbers for parts", "text for a trace"),
+        *("a trace that is not kept", "floats of another kind", "elements less"),
     ],
 )
 def test_states_of_others_are_refused(change: str) -> None:
     diagnostics = fed(updates(5))
     before = diagnostics.summary()
-    with pytest.raises(ValueError, match=r"not the state of|is of diagnostics with the summaries"):
+    with pytest.raises(ValueError, match=r"not the state of|is of diagnostics|has the scalar summaries of 9 of 9"):
         diagnostics.load_state_dict(broken(fed(updates(9)).state_dict(), change))
     assert_same_bits(before, diagnostics.summary())
+
+
+@pytest.mark.parametrize(("saved", "loaded"), [("moments", False), ("keep_scalars", True)])
+def test_a_state_of_other_options_is_refused(saved: str, loaded: bool) -> None:
+    """Else later updates would count for some numbers and not for others."""
+    state = fed(updates(5), **{saved: not loaded}).state_dict()
+    with pytest.raises(ValueError, match=r"these keep|these diagnostics keep"):
+        Diagnostics(**{saved: loaded}).load_state_dict(state)
 
 
 @pytest.mark.parametrize("module", ["streaming", "swaps", "observer"])
