@@ -25,6 +25,8 @@ if TYPE_CHECKING:
         HMC,
         MALA,
         MALT,
+        MCLMC,
+        AdjustedMCLMC,
         Cascade,
         ExpandingCascade,
         Langevin,
@@ -45,6 +47,7 @@ _PACKAGES = (
     *("sampling", "tasks", "training"),
 )
 _NAMES = {
+    "AdjustedMCLMC": "fastebm.sampling",
     "Cascade": "fastebm.sampling",
     "EnergyGradient": "fastebm.compiler",
     "ExpandingCascade": "fastebm.sampling",
@@ -55,6 +58,7 @@ _NAMES = {
     "MALT": "fastebm.sampling",
     "ParallelTempering": "fastebm.sampling",
     "ReplayBuffer": "fastebm.sampling",
+    "MCLMC": "fastebm.sampling",
     "ScoreGradient": "fastebm.compiler",
     "Underdamped": "fastebm.sampling",
     "diagnostics": "fastebm.sampling",
@@ -74,6 +78,8 @@ __all__ = [
     "HMC",
     "MALA",
     "MALT",
+    "MCLMC",
+    "AdjustedMCLMC",
     "Cascade",
     "EnergyGradient",
     "ExpandingCascade",

@@ -78,6 +78,7 @@ def ours(work: Workload) -> Run:
         "training": training,
         "replay_buffer": replay_buffer,
         "langevin": langevin,
+        "mclmc": mclmc,
         "block_tail": block_tail,
         "expand_blend": expand_blend,
         "normal": normal,
@@ -211,6 +212,23 @@ def langevin(work: Workload) -> Run:
 
     def step() -> None:
         torch.ops.fastebm.langevin_step_(x, grad, schedule, key, ids, *options)
+        key.add_(advance)
+
+    return step
+
+
+def mclmc(work: Workload) -> Run:
+    """`mclmc_step_` as a sampler calls it at a whole step, with a refresh between two turns; or at half of one."""
+    x, grad = images(work), noise(work, seed=1)
+    momentum = torch.nn.functional.normalize(noise(work, seed=2).flatten(1)).view_as(x)
+    sums = torch.zeros(len(x), 2, dtype=torch.float64, device=work.device)
+    row = [0.0, 0.0, 0.6, 0.01] if work.case == "no refresh" else [0.2, 0.01, 0.2, 0.01]
+    coefficients = torch.tensor([row], dtype=torch.float64, device=work.device)
+    key, ids = rng.make_key(0, device=work.device), rng.make_chain_ids(0, len(x), work.device)
+    advance = torch.tensor([0, 1, 1], device=work.device)
+
+    def step() -> None:
+        torch.ops.fastebm.mclmc_step_(x, momentum, sums, grad, coefficients, key, ids, None)
         key.add_(advance)
 
     return step

@@ -6,6 +6,7 @@ from fastebm.sampling.data_term import data_term_weight, implicit_step
 from fastebm.sampling.hmc import GHMC, HMC, MALT
 from fastebm.sampling.langevin import Langevin
 from fastebm.sampling.mala import MALA
+from fastebm.sampling.mclmc import MCLMC, AdjustedMCLMC
 from fastebm.sampling.metropolis import MetropolisInfo
 from fastebm.sampling.replay_buffer import Draw, ReplayBuffer
 from fastebm.sampling.sampler import EnergyState, Sampler
@@ -19,6 +20,8 @@ __all__ = [
     "HMC",
     "MALA",
     "MALT",
+    "MCLMC",
+    "AdjustedMCLMC",
     "Cascade",
     "ChainState",
     "Draw",

@@ -337,6 +337,12 @@ def kernel_arguments(rng: random.Random, name: str) -> list[Any]:
         return kinetic_arguments(rng, name, batch)
     if name in ("mala_step", "metropolis"):
         return metropolis_arguments(rng, name, batch)
+    if name == "mclmc_step":
+        shape = rng.choice(((batch, 7), (batch, 3, 10), (batch, 2, 3, 4)))
+        x, momentum, grad = (noise(rng, *shape) for _ in range(3))
+        coefficients = rng.choice((torch.rand(1, 4), torch.rand(batch, 4))).double()
+        masses = torch.rand(rng.choice((1, batch)), rng.choice((1, grad[0].numel())))
+        return [x, momentum, torch.zeros(batch, 2).double(), grad, coefficients, key, ids, rng.choice((None, masses))]
     if name.startswith("expand_blend"):
         dtype = rng.choice((torch.float32, torch.float64, torch.bfloat16))
         beta = torch.tensor(0.3, dtype=torch.float64 if dtype == torch.float64 else torch.float32)
@@ -388,6 +394,7 @@ KERNELS = {  # how many outputs come first, with what lies between them
     "kinetic_energy": 2,
     "mala_step": 5,
     "metropolis": 4,
+    "mclmc_step": 3,
     "block_tail": 1,
     "block_tail_backward": 3,
     "block_tail_double_backward": 2,

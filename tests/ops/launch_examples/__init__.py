@@ -24,7 +24,7 @@ class LaunchExample:
         constexprs: values by argument. An argument that neither names is None: an option that is off.
         num_warps: as launched.
         fused: fused multiply-adds that a thread executes as written, or None where that is not counted.
-        fused_double: fused multiply-adds in float64; any other one that the compiler made of two operations is refused.
+        fused_double: those in float64; any other one that the compiler made of two operations is refused.
         vector_loads, vector_stores: 16-byte accesses to global memory, or None where that is not counted.
         shared: whether shared memory is used, up to `most_shared` bytes.
         num_stages: as launched, None for Triton's default.
