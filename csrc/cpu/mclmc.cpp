@@ -4,7 +4,7 @@
 // Bytes: 28 an element in float32 (read gradient and momentum, read all three, write momentum and state), of which the second
 // reads come from the cache for chains of up to 10^5 elements. fastebm/ops/mclmc.py says what is computed.
 #include "dispatch.h"
-#include "lane_sum.h"
+#include "whole_chains.h"
 
 namespace fastebm {
 namespace {
