@@ -285,17 +285,11 @@ void run_with_state(const MclmcArguments& a) {
 
 void check(const Tensor& x, const Tensor& momentum, const Tensor& work, const Tensor& grad, const Tensor& coefficients,
            const std::optional<Tensor>& inverse_mass) {
-  STD_TORCH_CHECK(x.dim() > 0, "x must be (batch, ...), got a tensor without dimensions");
+  check_states(x);
   const ScalarType type = x.scalar_type();
-  STD_TORCH_CHECK(type == ScalarType::Float || type == ScalarType::Double, "the state must be float32 or float64");
-  const auto given = x.sizes();
-  const std::vector<int64_t> sizes(given.begin(), given.end());
-  const int64_t batch = x.size(0), elements = batch == 0 ? 0 : x.numel() / batch;
-  check_contiguous("x", x, type);
-  check_contiguous("momentum", momentum, type);
-  check_sizes("momentum", momentum, sizes);
-  check_contiguous("grad", grad, grad.scalar_type());
-  check_sizes("grad", grad, sizes);
+  const int64_t batch = x.size(0), elements = elements_of_a_chain(x);
+  check_like("momentum", momentum, x, type);
+  check_like("grad", grad, x, grad.scalar_type());
   check_contiguous("work", work, ScalarType::Double);
   check_sizes("work", work, {batch, 2});
   check_contiguous("coefficients", coefficients, ScalarType::Double);
