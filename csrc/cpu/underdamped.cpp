@@ -266,15 +266,6 @@ void run_with_state(const KineticArguments& a) {
   dispatch(a.grad, [&]<class Gradient>() { run<State, Gradient>(a); });
 }
 
-void check_apart_from_all(const char* name, const Tensor& written, const KineticArguments& a, const Tensor& key,
-                          const Tensor& chain_ids) {
-  check_apart(name, written, "grad", a.grad);
-  check_apart(name, written, "schedule", a.schedule);
-  check_apart(name, written, "key", key);
-  check_apart(name, written, "chain_ids", chain_ids);
-  if (a.inverse_mass) check_apart(name, written, "inverse_mass", *a.inverse_mass);
-}
-
 }  // namespace
 
 void kinetic_step(Tensor x, Tensor velocity, std::optional<Tensor> work, Tensor grad, Tensor schedule, Tensor key_tensor,
@@ -309,14 +300,11 @@ void kinetic_step(Tensor x, Tensor velocity, std::optional<Tensor> work, Tensor 
                            open};
   STD_TORCH_CHECK(!(a.scheme == Scheme::obabo && close && key.step == 0),
                   "OBABO closes the step before the key's, but the key is that of step 0");
-  check_apart("x", x, "velocity", velocity);
-  check_apart_from_all("x", x, a, key_tensor, chain_tensor);
-  check_apart_from_all("velocity", velocity, a, key_tensor, chain_tensor);
-  if (work) {
-    check_apart("work", *work, "x", x);
-    check_apart("work", *work, "velocity", velocity);
-    check_apart_from_all("work", *work, a, key_tensor, chain_tensor);
-  }
+  check_all_apart({{"x", &x}, {"velocity", &velocity}, {"work", if_given(work)}}, {{"grad", &grad},
+                                                                                   {"schedule", &schedule},
+                                                                                   {"key", &key_tensor},
+                                                                                   {"chain_ids", &chain_tensor},
+                                                                                   {"inverse_mass", if_given(inverse_mass)}});
   if (x.numel() == 0) return;
   if (type == ScalarType::Double) return run_with_state<double>(a);
   run_with_state<float>(a);
@@ -330,8 +318,7 @@ void kinetic_energy(Tensor velocity, Tensor out, std::optional<Tensor> inverse_m
   check_contiguous("out", out, ScalarType::Double);
   check_sizes("out", out, {velocity.size(0)});
   check_mass(inverse_mass, velocity);
-  check_apart("out", out, "velocity", velocity);
-  if (inverse_mass) check_apart("out", out, "inverse_mass", *inverse_mass);
+  check_all_apart({{"out", &out}}, {{"velocity", &velocity}, {"inverse_mass", if_given(inverse_mass)}});
   const int64_t batch = velocity.size(0), elements = elements_of_a_chain(velocity);
   const auto run = [&]<class State>() {
     const EnergyJob<State> job{data<const State>(velocity), data<double>(out), mass_of<State>(inverse_mass), elements};
