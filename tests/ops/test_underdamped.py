@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import doctest
+import importlib
 import math
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -832,3 +834,10 @@ def test_errors_of_the_kinetic_energy(velocity, mass, error, message):
 
 def test_public_names():
     assert {"baoab_step_", "obabo_step_", "leapfrog_", "kinetic_energy"} <= set(fastebm.ops.__all__)
+
+
+def test_docstring_examples():
+    with ops.backend(compiled_or_reference()):
+        found = doctest.testmod(importlib.import_module("fastebm.ops.underdamped"))
+    assert found.attempted > 0
+    assert found.failed == 0
