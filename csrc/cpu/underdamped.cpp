@@ -74,6 +74,19 @@ FASTEBM_INLINE void kick(State* __restrict v, const State* __restrict g, const S
   }
 }
 
+// The kick that closes a step and the one that opens the next, where nothing lies between them.
+template <class State>
+FASTEBM_INLINE void kick_twice(State* __restrict v, const State* __restrict g, const State* __restrict w, bool each, State before,
+                               State now, int64_t count) {
+  const State half_before = before / 2, half_now = now / 2;
+  if (each) {
+    for (int64_t i = 0; i < count; ++i) v[i] = fused(-(half_now * w[i]), g[i], fused(-(half_before * w[i]), g[i], v[i]));
+  } else {
+    const State scale_before = w ? -(half_before * *w) : -half_before, scale_now = w ? -(half_now * *w) : -half_now;
+    for (int64_t i = 0; i < count; ++i) v[i] = fused(scale_now, g[i], fused(scale_before, g[i], v[i]));
+  }
+}
+
 template <class State, Isa isa>
 FASTEBM_INLINE void refresh(State* __restrict v, const State* __restrict w, bool each, const Row<State>& row,
                             float* __restrict noise, int64_t first, int64_t count, const NoiseAddress& at) {
@@ -158,7 +171,10 @@ FASTEBM_INLINE void kinetic_body(const KineticJob<Types>& job, int64_t begin, in
         for (int64_t i = 0; i < count; ++i) g_buffer[i] = static_cast<State>(grad[i]);
         g = g_buffer;
       }
-      if (job.close) {
+      const bool together = job.close && job.open && !obabo;
+      if (together) {
+        kick_twice(v, g, w, job.mass.each, before.step_size, now.step_size, count);
+      } else if (job.close) {
         kick(v, g, w, job.mass.each, before.step_size, count);
         if (counts) add_squares(closing.lanes, v, w, job.mass.each, count);
         if (obabo)
@@ -169,7 +185,7 @@ FASTEBM_INLINE void kinetic_body(const KineticJob<Types>& job, int64_t begin, in
         const NoiseAddress at = noise_address(job.key.seed, job.key.step, chain, kMomentum);
         if (obabo) refresh<State, isa>(v, w, job.mass.each, now, noise, first, count, at);
         if (counts) add_squares(opening.lanes, v, w, job.mass.each, count);
-        kick(v, g, w, job.mass.each, now.step_size, count);
+        if (!together) kick(v, g, w, job.mass.each, now.step_size, count);
         if (obabo || now.quiet()) {
           drift(job, x, v, now.step_size, count);
         } else {
