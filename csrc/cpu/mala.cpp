@@ -153,7 +153,8 @@ struct TestTensors {
   const Tensor &x, &energy, &grad, &accepted, &proposal, &proposal_energy, &proposal_grad, &log_ratio, &key, &chain_ids;
 };
 
-void check_test(const TestTensors& t, bool writes_ratio) {
+// With the schedule of the proposal, the ratio is written; without one it is given.
+void check_test(const TestTensors& t, const Tensor* schedule) {
   check_states(t.x);
   const ScalarType type = t.x.scalar_type(), energy_type = t.energy.scalar_type(), grad_type = t.grad.scalar_type();
   STD_TORCH_CHECK(energy_type == ScalarType::Float || energy_type == ScalarType::Double, "energy must be float32 or float64");
@@ -172,20 +173,16 @@ void check_test(const TestTensors& t, bool writes_ratio) {
     check_contiguous(each.name, each.tensor, each.type);
     check_sizes(each.name, each.tensor, {t.x.size(0)});
   }
-  const std::pair<const char*, const Tensor*> tensors[] = {{"x", &t.x},
-                                                           {"energy", &t.energy},
-                                                           {"grad", &t.grad},
-                                                           {"accepted", &t.accepted},
-                                                           {"log_ratio", &t.log_ratio},
-                                                           {"proposal", &t.proposal},
-                                                           {"proposal_energy", &t.proposal_energy},
-                                                           {"proposal_grad", &t.proposal_grad},
-                                                           {"key", &t.key},
-                                                           {"chain_ids", &t.chain_ids}};
-  const size_t written = writes_ratio ? 5 : 4;
-  for (size_t i = 0; i < written; ++i)
-    for (size_t j = i + 1; j < std::size(tensors); ++j)
-      check_apart(tensors[i].first, *tensors[i].second, tensors[j].first, *tensors[j].second);
+  const std::initializer_list<Named> read = {
+      {"proposal", &t.proposal},           {"proposal_energy", &t.proposal_energy},
+      {"proposal_grad", &t.proposal_grad}, {"key", &t.key},
+      {"chain_ids", &t.chain_ids},         {schedule ? "schedule" : "log_ratio", schedule ? schedule : &t.log_ratio}};
+  check_all_apart({{"x", &t.x},
+                   {"energy", &t.energy},
+                   {"grad", &t.grad},
+                   {"accepted", &t.accepted},
+                   {"log_ratio", schedule ? &t.log_ratio : nullptr}},
+                  read);
 }
 
 States states(const Tensor& written, const Tensor& proposal) {
@@ -209,7 +206,7 @@ void metropolis(Tensor x, Tensor energy, Tensor grad, Tensor accepted, Tensor pr
                 Tensor proposal_grad, Tensor log_ratio, Tensor key_tensor, Tensor chain_tensor) {
   const TestTensors tensors{x,         energy,     grad,        accepted, proposal, proposal_energy, proposal_grad,
                             log_ratio, key_tensor, chain_tensor};
-  check_test(tensors, false);
+  check_test(tensors, nullptr);
   const Key key = read_key(key_tensor);
   const int64_t batch = x.size(0);
   const ChainIds chain_ids(chain_tensor, batch, key.step);
@@ -225,15 +222,9 @@ void mala_step(Tensor x, Tensor energy, Tensor grad, Tensor accepted, Tensor log
                std::optional<double> low, std::optional<double> high) {
   const TestTensors tensors{x,         energy,     grad,        accepted, proposal, proposal_energy, proposal_grad,
                             log_ratio, key_tensor, chain_tensor};
-  check_test(tensors, true);
+  check_test(tensors, &schedule);
   check_schedule(schedule, x, 2);
   check_walls(low, high);
-  for (const auto& [name, written] : {std::pair<const char*, const Tensor&>{"x", x},
-                                      {"energy", energy},
-                                      {"grad", grad},
-                                      {"accepted", accepted},
-                                      {"log_ratio", log_ratio}})
-    check_apart(name, written, "schedule", schedule);
   const Key key = read_key(key_tensor);
   STD_TORCH_CHECK(key.index >= 0, "the schedule index must not be negative, got ", key.index);
   const int64_t batch = x.size(0), elements = elements_of_a_chain(x);

@@ -76,6 +76,19 @@ FASTEBM_INLINE void kick(State* __restrict v, const State* __restrict g, const S
   }
 }
 
+// The kick that closes a step and the one that opens the next, where nothing lies between them.
+template <class State>
+FASTEBM_INLINE void kick_twice(State* __restrict v, const State* __restrict g, const State* __restrict w, bool each, State before,
+                               State now, int64_t count) {
+  const State half_before = before / 2, half_now = now / 2;
+  if (each) {
+    for (int64_t i = 0; i < count; ++i) v[i] = fused(-(half_now * w[i]), g[i], fused(-(half_before * w[i]), g[i], v[i]));
+  } else {
+    const State scale_before = w ? -(half_before * *w) : -half_before, scale_now = w ? -(half_now * *w) : -half_now;
+    for (int64_t i = 0; i < count; ++i) v[i] = fused(scale_now, g[i], fused(scale_before, g[i], v[i]));
+  }
+}
+
 template <class State, Isa isa>
 FASTEBM_INLINE void refresh(State* __restrict v, const State* __restrict w, bool each, const Row<State>& row,
                             float* __restrict noise, int64_t first, int64_t count, const NoiseAddress& at) {
@@ -162,7 +175,10 @@ FASTEBM_INLINE void kinetic_body(const KineticJob<Types>& job, int64_t begin, in
         for (int64_t i = 0; i < count; ++i) g_buffer[i] = static_cast<State>(grad[i]);
         g = g_buffer;
       }
-      if (job.close) {
+      const bool together = job.close && job.open && !obabo;
+      if (together) {
+        kick_twice(v, g, w, job.mass.each, before.step_size, now.step_size, count);
+      } else if (job.close) {
         kick(v, g, w, job.mass.each, before.step_size, count);
         if (counts) add_squares(closing.lanes, v, w, job.mass.each, count);
         if (obabo)
@@ -173,7 +189,7 @@ FASTEBM_INLINE void kinetic_body(const KineticJob<Types>& job, int64_t begin, in
         const NoiseAddress at = noise_address(job.key.seed, job.key.step, chain, kMomentum);
         if (obabo) refresh<State, isa>(v, w, job.mass.each, now, noise, first, count, at);
         if (counts) add_squares(opening.lanes, v, w, job.mass.each, count);
-        kick(v, g, w, job.mass.each, now.step_size, count);
+        if (!together) kick(v, g, w, job.mass.each, now.step_size, count);
         if (obabo || now.quiet()) {
           drift(job, x, v, now.step_size, count);
         } else {
@@ -270,15 +286,6 @@ void run_with_state(const KineticArguments& a) {
   dispatch(a.grad, [&]<class Gradient>() { run<State, Gradient>(a); });
 }
 
-void check_apart_from_all(const char* name, const Tensor& written, const KineticArguments& a, const Tensor& key,
-                          const Tensor& chain_ids) {
-  check_apart(name, written, "grad", a.grad);
-  check_apart(name, written, "schedule", a.schedule);
-  check_apart(name, written, "key", key);
-  check_apart(name, written, "chain_ids", chain_ids);
-  if (a.inverse_mass) check_apart(name, written, "inverse_mass", *a.inverse_mass);
-}
-
 }  // namespace
 
 void kinetic_step(Tensor x, Tensor velocity, std::optional<Tensor> work, Tensor grad, Tensor schedule, Tensor key_tensor,
@@ -313,14 +320,11 @@ void kinetic_step(Tensor x, Tensor velocity, std::optional<Tensor> work, Tensor 
                            open};
   STD_TORCH_CHECK(!(a.scheme == Scheme::obabo && close && key.step == 0),
                   "OBABO closes the step before the key's, but the key is that of step 0");
-  check_apart("x", x, "velocity", velocity);
-  check_apart_from_all("x", x, a, key_tensor, chain_tensor);
-  check_apart_from_all("velocity", velocity, a, key_tensor, chain_tensor);
-  if (work) {
-    check_apart("work", *work, "x", x);
-    check_apart("work", *work, "velocity", velocity);
-    check_apart_from_all("work", *work, a, key_tensor, chain_tensor);
-  }
+  check_all_apart({{"x", &x}, {"velocity", &velocity}, {"work", if_given(work)}}, {{"grad", &grad},
+                                                                                   {"schedule", &schedule},
+                                                                                   {"key", &key_tensor},
+                                                                                   {"chain_ids", &chain_tensor},
+                                                                                   {"inverse_mass", if_given(inverse_mass)}});
   if (x.numel() == 0) return;
   if (type == ScalarType::Double) return run_with_state<double>(a);
   run_with_state<float>(a);
@@ -334,8 +338,7 @@ void kinetic_energy(Tensor velocity, Tensor out, std::optional<Tensor> inverse_m
   check_contiguous("out", out, ScalarType::Double);
   check_sizes("out", out, {velocity.size(0)});
   check_mass(inverse_mass, velocity);
-  check_apart("out", out, "velocity", velocity);
-  if (inverse_mass) check_apart("out", out, "inverse_mass", *inverse_mass);
+  check_all_apart({{"out", &out}}, {{"velocity", &velocity}, {"inverse_mass", if_given(inverse_mass)}});
   const int64_t batch = velocity.size(0), elements = elements_of_a_chain(velocity);
   const auto run = [&]<class State>() {
     const EnergyJob<State> job{data<const State>(velocity), data<double>(out), mass_of<State>(inverse_mass), elements};

@@ -55,4 +55,32 @@ inline void check_walls(const std::optional<double>& low, const std::optional<do
   STD_TORCH_CHECK(low.value_or(-INFINITY) < high.value_or(INFINITY), "the walls must be numbers with low < high");
 }
 
+// A tensor with the name it has in messages, or no tensor.
+struct Named {
+  const char* name;
+  const Tensor* tensor;
+};
+
+inline const Tensor* if_given(const std::optional<Tensor>& tensor) { return tensor ? &*tensor : nullptr; }
+
+// Refuses a tensor that is written and shares memory with any other. Each tensor is asked once where it lies, which takes longer
+// than to compare.
+inline void check_all_apart(std::initializer_list<Named> written, std::initializer_list<Named> read) {
+  struct Range {
+    const char *name, *begin, *end;
+  };
+  std::vector<Range> ranges;
+  for (const auto& tensors : {written, read})
+    for (const auto& [name, tensor] : tensors) {
+      const auto [begin, end] = tensor ? memory_of(*tensor) : std::pair<const char*, const char*>{};
+      ranges.push_back({name, begin, end});
+    }
+  for (size_t i = 0; i < written.size(); ++i)
+    for (size_t j = i + 1; j < ranges.size(); ++j) {
+      const Range &a = ranges[i], &b = ranges[j];
+      STD_TORCH_CHECK(a.end <= b.begin || b.end <= a.begin, a.name, " and ", b.name,
+                      " share memory, which would be written while it is read");
+    }
+}
+
 }  // namespace fastebm

@@ -159,6 +159,8 @@ class EnergySampler(Sampler[State]):
         if mass == "diagonal" and not hasattr(state, "inverse_mass"):
             raise TypeError(f"{name} has no masses")
         count = state.x.shape[0]
+        if not count:
+            raise ValueError("a warm-up needs at least one chain, got none")
         wide = state.schedule if state.schedule.dim() == 3 else state.schedule[:, None].expand(1, count, -1)
         state = replace(copied(state), schedule=wide.clone(), warmed_up=state.warmed_up + num_steps)
         averaging = DualAveraging(state.schedule[0, :, 0].double(), target, pooled)

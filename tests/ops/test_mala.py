@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import doctest
+import importlib
 import math
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -715,3 +717,10 @@ def test_gradients_of_float64_states(backend_device):
     assert_agrees(states[0], torch.zeros(2, 4).double(), backend_device)
     with pytest.raises(ValueError, match="energy must be float64"):
         ops.mala_step_(states[0], states[1].float(), *states[2:], **options)
+
+
+def test_docstring_examples():
+    with ops.backend(compiled_or_reference()):
+        found = doctest.testmod(importlib.import_module("fastebm.ops.mala"))
+    assert found.attempted > 0
+    assert found.failed == 0
