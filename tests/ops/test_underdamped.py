@@ -836,7 +836,6 @@ def test_public_names():
     assert {"baoab_step_", "obabo_step_", "leapfrog_", "kinetic_energy"} <= set(fastebm.ops.__all__)
 
 
-<<<<<<< HEAD
 def test_a_drift_over_both_walls_ends_in_no_number(backend_device):
     """Mirrored once and beyond the other wall: NaN, on all backends, so that a test rejects such a trajectory."""
     _, device = backend_device
@@ -845,10 +844,10 @@ def test_a_drift_over_both_walls_ends_in_no_number(backend_device):
     ops.leapfrog_(x, velocity, torch.zeros_like(x), schedule=schedule, key=key, low=-0.5, high=0.75, close=False)
     assert torch.equal(x[:2].cpu(), torch.tensor([[0.5], [-0.5]])), "2 * 0.75 - 1, and 2 * 0.75 - 2"
     assert x[2].isnan().all()
-=======
+
+
 def test_docstring_examples():
     with ops.backend(compiled_or_reference()):
         found = doctest.testmod(importlib.import_module("fastebm.ops.underdamped"))
     assert found.attempted > 0
     assert found.failed == 0
->>>>>>> h-kinetic
