@@ -2,7 +2,6 @@
 //
 // Bytes: 16 an element (read both states and gradients) in float32, and 16 more where a chain is accepted (8 of them still in the
 // cache). A chain is one task: its sum in the fixed order decides before anything is written.
-#include <cstring>
 
 #include "dispatch.h"
 #include "whole_chains.h"
@@ -38,7 +37,7 @@ struct States {
   int64_t bytes_a_chain;
 
   FASTEBM_INLINE void accept(int64_t b) const {
-    std::memcpy(data + b * bytes_a_chain, proposal + b * bytes_a_chain, static_cast<size_t>(bytes_a_chain));
+    std::copy_n(proposal + b * bytes_a_chain, bytes_a_chain, data + b * bytes_a_chain);  // chains of no elements have no memory
   }
 };
 
