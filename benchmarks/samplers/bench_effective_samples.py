@@ -47,7 +47,8 @@ SUITE = "effective_samples"
 UNIT = "effective sample"
 PEERS = ("blackjax mala", "blackjax hmc", "blackjax mclmc", "numpyro hmc", "numpyro nuts")
 # Samplers of trajectories, whose steps are long.
-LONG_STEPS = ("HMC", "MALT", "blackjax hmc", "numpyro hmc", "numpyro nuts")
+TRAJECTORIES = ("HMC", "MALT", "AdjustedMCLMC")
+LONG_STEPS = (*TRAJECTORIES, "blackjax hmc", "numpyro hmc", "numpyro nuts")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +58,7 @@ class Settings:
     Attributes:
         warm_up: steps of it, by 100 chains.
         traced_chains, traced_steps: of the trace; samplers of trajectories make a quarter of the steps.
-        lengths: leapfrogs of a trajectory, of which the best are taken.
+        lengths: evaluations of the gradient along a trajectory, of which the best number is taken.
         block_seconds: a timed block takes about as long.
         rounds: timed blocks of each sampler.
     """
@@ -112,19 +113,17 @@ def starts(target: Target, chains: int, seed: int) -> Tensor:
 def adapted(target: Target, name: str, make: Callable[..., Any], length: int, settings: Settings) -> tuple[Any, str]:
     """A sampler with the options that its warm-up found, the same for all chains."""
     energy, x = energy_of(target), starts(target, 100, seed=2)
-    trajectories = name in ("HMC", "MALT")
+    trajectories = name in TRAJECTORIES
     lengths = (length,) if trajectories else ()
-    warm: dict[str, Any] = {"pooled": True} if name != "MCLMC" else {}
-    if name != "MALA":
-        warm["mass"] = "diagonal"
     sampler = make(energy, 0.1 if name == "MALA" else 0.3, *lengths)
-    state = sampler.warm_up(sampler.init(x, seed=0), settings.warm_up, **warm)
+    masses = "given" if name == "MALA" else "diagonal"
+    state = sampler.warm_up(sampler.init(x, seed=0), settings.warm_up, pooled=True, mass=masses)
     row = state.schedule[0].reshape(-1, state.schedule.shape[-1]).double().quantile(0.5, dim=0).tolist()
     mass = getattr(state, "inverse_mass", None)
     options = {} if mass is None else {"mass": 1 / mass[0]}
     note = f"step size {row[0]:.3g}"
     if trajectories:
-        note += f", leapfrogs {length}"
+        note += f", {length} steps a trajectory"
     if name == "MCLMC":
         options["decoherence_length"] = row[1]
         note += f", decoherence length {row[1]:.3g}"
@@ -154,9 +153,10 @@ def traced(target: Target, name: str, sampler: Any, settings: Settings, gradient
 def contender(target: Target, name: str, make: Callable[..., Any], settings: Settings) -> Contender:
     """Our sampler, tuned. Raises what it raises."""
     best: tuple[float, Quality, Any, str] | None = None
-    for length in settings.lengths if name in ("HMC", "MALT") else (0,):
-        sampler, note = adapted(target, name, make, length, settings)
-        gradients = {"MALA": 1, "MCLMC": 2}.get(name) or length or 2 * sampler.num_steps
+    each = 2 if name in ("MCLMC", "AdjustedMCLMC") else 1  # evaluations a step of the integrator
+    for length in settings.lengths if name in TRAJECTORIES else (1,):
+        sampler, note = adapted(target, name, make, max(1, length // each), settings)
+        gradients = each * max(1, length // each)
         found = traced(target, name, sampler, settings, gradients)
         rate = found.effective / found.gradients
         if best is None or rate > best[0]:
@@ -363,7 +363,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--jax-python", type=Path, default=None, help="a Python with jax, blackjax and numpyro")
     parser.add_argument("--targets", default="", help="only targets whose names begin so, with semicolons between")
     parser.add_argument("--chains", default="100,1000,10000", help="numbers of chains, with commas between")
-    parser.add_argument("--lengths", default="4,8,16", help="leapfrogs of trajectories to choose from")
+    parser.add_argument("--lengths", default="4,8,16", help="evaluations along a trajectory, to choose from")
     parser.add_argument("--threads", type=int, default=2, help="of fastebm, and cores of the peers")
     parser.add_argument("--rounds", type=int, default=Settings.rounds, help="timed blocks of each sampler")
     parser.add_argument("--seconds", type=float, default=Settings.block_seconds, help="of a block")

@@ -219,10 +219,8 @@ class Peer:
         self.made = self.make(*self.options)
         self.runs = advanced(self.made)
         step_size, _, length = self.options
-        long = (
-            f", {'decoherence length' if self.name == 'mclmc' else 'leapfrogs'} {float(length):.3g}" if length else ""
-        )
-        return found.to_json() | {"note": f"step size {float(step_size):.3g}{long}"}
+        long = f", decoherence length {length:.3g}" if self.name == "mclmc" else f", {length} steps a trajectory"
+        return found.to_json() | {"note": f"step size {step_size:.3g}{long if length else ''}"}
 
     def adapted(self, length: int, warm_up: int) -> tuple[Any, Any, Any]:
         """Step size, inverse masses and length."""
