@@ -33,6 +33,7 @@ CPP_SOURCES = (
     "cpu/langevin.cpp",
     "cpu/underdamped.cpp",
     "cpu/mala.cpp",
+    "cpu/mclmc.cpp",
     "cpu/block_tail.cpp",
     "cpu/expand_blend.cpp",
     "cpu/program.cpp",

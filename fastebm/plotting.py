@@ -1,4 +1,4 @@
-"""Every figure of the library as a PNG: image grids, chains, training curves, results of tasks, densities, ROC curves.
+"""Every figure of the library as a PNG: image grids, chains, curves, traces, results, histograms, densities, ROC curves.
 
 Functions take tensors, arrays and plain numbers. Images are (N, C, H, W) in [-1, 1]; with another number of channels
 than 1 or 3 their mean over channels is shown in gray. Files are written completely or not at all.
@@ -34,6 +34,7 @@ STRIP_ROWS = 8
 BINS = 80
 PANELS_PER_ROW = 3
 RANKED_COLUMNS = 12
+SINGLE_CHAINS = 5
 MAX_PIXELS = 10**8
 """Of one picture, as of pictures that are read."""
 DPI = 120
@@ -304,6 +305,44 @@ def save_curves(path: Path, log: Sequence[Mapping[str, Any]], panels: Curves = E
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
     axes.set_xlabel("iteration")
+    save_figure(figure, path)
+
+
+@_picture
+def save_traces(
+    path: Path, traces: Mapping[str, Mapping[str, Tensor]], places: Mapping[str, Sequence[float]] | None = None
+) -> None:
+    """A PNG of chains in time: a column for each level or sampler, and in it a panel for each scalar summary.
+
+    A panel shows the median over the chains, the band that holds 90% of them, and single chains.
+
+    Args:
+        traces: (n, B) values of B chains after n updates, by level and by name; the same names in each level.
+        places: the n numbers of these updates by level, by default 1 to n.
+
+    Raises ValueError for no traces, other shapes and names, and values that are not finite.
+    """
+    names = {tuple(by_name) for by_name in traces.values()}
+    if len(names) != 1 or not (rows := names.pop()):
+        raise ValueError("traces must hold at least one level, and the same summaries of each")
+    figure = new_figure(3.2 * len(traces) + 1, 1.7 * len(rows) + 0.5)
+    grid = figure.subplots(len(rows), len(traces), squeeze=False, sharex="col")
+    for column, (level, by_name) in zip(grid.T, traces.items(), strict=True):
+        column[0].set_title(_words(level))
+        column[-1].set_xlabel("update")
+        for axes, (name, values) in zip(column, by_name.items(), strict=True):
+            if values.ndim != 2 or not values.numel() or not values.isfinite().all():
+                raise ValueError(f"the traces of {name} must be (n, B), none of them 0, and finite")
+            chains = values.detach().cpu().double().numpy()
+            updates = range(1, len(chains) + 1) if places is None else places[level]
+            low, middle, high = np.quantile(chains, (0.05, 0.5, 0.95), axis=1)
+            axes.fill_between(updates, low, high, alpha=0.2, linewidth=0)
+            axes.plot(updates, chains[:, :SINGLE_CHAINS], color="0.5", linewidth=0.5)
+            axes.plot(updates, middle, linewidth=1.4)
+            axes.grid(alpha=0.3)
+            axes.tick_params(labelsize=7)
+    for axes, name in zip(grid[:, 0], rows, strict=True):
+        axes.set_ylabel(_words(name), fontsize=8)
     save_figure(figure, path)
 
 

@@ -63,6 +63,7 @@ class Stream(IntEnum):
     BUFFER_NOISE = 17
     TRAJECTORY_LENGTH = 18
     REFRESH = 19
+    PROJECTION = 20
 
 
 def draw_seed() -> int:

@@ -24,6 +24,9 @@ TESTS = (
     "tests/ops/test_lanes.py",
     "tests/ops/test_chain.py",
     "tests/ops/test_langevin.py",
+    "tests/ops/test_underdamped.py",
+    "tests/ops/test_mala.py",
+    "tests/ops/test_mclmc.py",
     "tests/ops/test_normal.py",
 )
 TESTS += ("tests/ops/test_uniform.py", "tests/ops/test_block_tail.py", "tests/ops/test_expand_blend.py")

@@ -136,6 +136,32 @@ def test_the_picture_shows_these_bins(tmp_path: Path, monkeypatch: pytest.Monkey
         assert (np.abs(pixels - colour).max(2) < 12).sum() > 300
 
 
+def test_traces_show_the_chains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    chains = torch.linspace(0, 1, 40)[:, None] + torch.arange(21)
+    traces = {name: {"energy": chains + k, "norm_of_x": -chains} for k, name in enumerate(("4x4", "8x8"))}
+    figures: list[Figure] = []
+    save = plotting.save_figure
+
+    def kept(figure: Figure, path: Path) -> None:
+        figures.append(figure)
+        save(figure, path)
+
+    monkeypatch.setattr(plotting, "save_figure", kept)
+    plotting.save_traces(tmp_path / "traces.png", traces, {"4x4": range(10, 410, 10), "8x8": range(40)})
+    (figure,) = figures
+    panels = np.array(figure.axes).reshape(2, 2)
+    assert [axes.get_title() for axes in panels[0]] == ["4x4", "8x8"]
+    assert [axes.get_ylabel() for axes in panels[:, 0]] == ["energy", "norm of x"]
+    *single, median = panels[0, 0].lines
+    assert len(single) == plotting.SINGLE_CHAINS
+    np.testing.assert_allclose(median.get_ydata(), chains[:, 10])
+    np.testing.assert_array_equal(median.get_xdata(), np.arange(10, 410, 10))
+    np.testing.assert_allclose(single[2].get_ydata(), chains[:, 2])
+    band = panels[0, 1].collections[0].get_paths()[0].get_extents()
+    np.testing.assert_allclose((band.y0, band.y1), (1 + 1, 1 + 19 + 1))  # of 21 chains, one at each end is outside
+    assert imread(tmp_path / "traces.png").std() > 0.05
+
+
 # Wrong input ----------------------------------------------------------------------------------------------------------
 
 IMAGES = torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
@@ -175,6 +201,15 @@ WRONG: list[tuple[Callable[[Path], Any], str]] = [
     (lambda path: plotting.save_histograms(path, {"a": {"e": scores(0, 1)}, "b": {}}), "the same scores"),
     (lambda path: plotting.save_histograms(path, {"a": {"e": scores(0, 1) * np.float32("nan")}}), "scores of a must"),
     (lambda path: plotting.save_histograms(path, {"a": {"e": scores(0, 1)[:0]}}), "scores of a must"),
+    (lambda path: plotting.save_traces(path, {}), "at least one level"),
+    (lambda path: plotting.save_traces(path, {"a": {}}), "at least one level"),
+    (lambda path: plotting.save_traces(path, {"a": {"e": IMAGES}}), r"traces of e must be \(n, B\)"),
+    (lambda path: plotting.save_traces(path, {"a": {"e": torch.zeros(0, 2)}}), "traces of e must be"),
+    (lambda path: plotting.save_traces(path, {"a": {"e": torch.full((2, 2), torch.nan)}}), "traces of e must be"),
+    (
+        lambda path: plotting.save_traces(path, {"a": {"e": torch.ones(2, 2)}, "b": {"f": torch.ones(2, 2)}}),
+        "the same summaries",
+    ),
     (lambda path: plotting.save_roc(path, {}), "at least one score"),
     (lambda path: plotting.heatmap(torch.full((1, 2, 2), torch.nan)), "values must be finite"),
     (lambda path: plotting.new_figure(1e4, 1e4), "too large"),

@@ -32,6 +32,7 @@ def test_numbers_of_streams_never_change():
         "BUFFER_NOISE": 17,
         "TRAJECTORY_LENGTH": 18,
         "REFRESH": 19,
+        "PROJECTION": 20,
     }
 
 

@@ -10,6 +10,7 @@ fastebm at each batch. Cells below 1 are bold.
 
 from __future__ import annotations
 
+import re
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -147,7 +148,9 @@ def main() -> None:
         raise SystemExit("there are no rows: `python -m benchmarks.energies.bench_energies --out FILE` writes them")
     tables = "\n\n".join(section(path, read_runs(path)) for path in files)
     PAGE.write_text(fill_section(PAGE.read_text(), SUITE, tables))
-    README.write_text(fill_section(README.read_text(), "example", readme_example(files)))
+    # Without the blank lines of a table: the README fits a screen.
+    filled = fill_section(README.read_text(), "example", readme_example(files))
+    README.write_text(re.sub(r"(<!-- example: filled[^\n]*\n)\n(.*)\n\n(<!-- example: end)", r"\1\2\n\3", filled))
     print(f"written: {PAGE.relative_to(ROOT)}, {README.relative_to(ROOT)}")
 
 

@@ -78,10 +78,13 @@ def ours(work: Workload) -> Run:
         "training": training,
         "replay_buffer": replay_buffer,
         "langevin": langevin,
+        "mclmc": mclmc,
         "block_tail": block_tail,
         "expand_blend": expand_blend,
         "normal": normal,
         "uniform": uniform,
+        "underdamped": underdamped,
+        "mala": mala,
     }[work.suite](work)
 
 
@@ -214,6 +217,23 @@ def langevin(work: Workload) -> Run:
     return step
 
 
+def mclmc(work: Workload) -> Run:
+    """`mclmc_step_` as a sampler calls it at a whole step, with a refresh between two turns; or at half of one."""
+    x, grad = images(work), noise(work, seed=1)
+    momentum = torch.nn.functional.normalize(noise(work, seed=2).flatten(1)).view_as(x)
+    sums = torch.zeros(len(x), 2, dtype=torch.float64, device=work.device)
+    row = [0.0, 0.0, 0.6, 0.01] if work.case == "no refresh" else [0.2, 0.01, 0.2, 0.01]
+    coefficients = torch.tensor([row], dtype=torch.float64, device=work.device)
+    key, ids = rng.make_key(0, device=work.device), rng.make_chain_ids(0, len(x), work.device)
+    advance = torch.tensor([0, 1, 1], device=work.device)
+
+    def step() -> None:
+        torch.ops.fastebm.mclmc_step_(x, momentum, sums, grad, coefficients, key, ids, None)
+        key.add_(advance)
+
+    return step
+
+
 def tail_inputs(work: Workload) -> tuple[Tensor, Tensor]:
     """The two branches at the end of a block, in the layout that the case names."""
     layout = torch.channels_last if "channels-last" in work.case else torch.contiguous_format
@@ -248,3 +268,45 @@ def normal(work: Workload) -> Run:
 
 def uniform(work: Workload) -> Run:
     return lambda: fastebm.ops.uniform(work.full_shape, seed=0, device=work.device)
+
+
+def underdamped(work: Workload) -> Run:
+    """A step of BAOAB or leapfrog that closes and opens, or the kinetic energy, as the case names."""
+    x, velocity, grad = images(work), noise(work, seed=1), noise(work, seed=2)
+    if work.case == "kinetic energy":
+        return lambda: fastebm.ops.kinetic_energy(velocity)
+    key, ids = rng.make_key(0, 1, device=work.device), rng.make_chain_ids(0, len(x), work.device)
+    schedule, advance = (
+        torch.tensor([[0.01, 0.9, 0.05]], device=work.device),
+        torch.tensor([0, 1, 1], device=work.device),
+    )
+
+    def step() -> None:
+        if work.case == "BAOAB":
+            fastebm.ops.baoab_step_(x, velocity, grad, schedule=schedule, key=key, chain_ids=ids)
+        else:
+            fastebm.ops.leapfrog_(x, velocity, grad, schedule=schedule, key=key)
+        key.add_(advance)
+
+    return step
+
+
+def mala_states(work: Workload) -> tuple[Tensor, ...]:
+    """x, energy, gradient and those of a proposal; every other chain goes far up, the rest far down."""
+    x, grad, proposal_grad = images(work), noise(work, seed=1), noise(work, seed=2)
+    energy = torch.zeros(work.batch, device=work.device)
+    rise = 1e9 * (torch.arange(work.batch, device=work.device) % 2 * 2 - 1).float()
+    return x, energy, grad, x + 0.05, rise, proposal_grad
+
+
+def mala(work: Workload) -> Run:
+    states = mala_states(work)
+    key, ids = rng.make_key(0, device=work.device), rng.make_chain_ids(0, work.batch, work.device)
+    schedule, advance = torch.tensor([[0.1, 0.05]], device=work.device), torch.tensor([0, 1, 1], device=work.device)
+
+    def step() -> None:
+        states[1].zero_()
+        fastebm.ops.mala_step_(*states, schedule=schedule, key=key, chain_ids=ids)
+        key.add_(advance)
+
+    return step

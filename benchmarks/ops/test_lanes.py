@@ -24,9 +24,11 @@ def double_well(x: Tensor) -> Tensor:
     return (x.square() - 1).square().sum(1)
 
 
+CENTRES = 5 * torch.randn(8, 2, generator=torch.Generator().manual_seed(0))
+
+
 def mixture(x: Tensor) -> Tensor:
-    centres = 5 * torch.randn(8, x.shape[1], generator=torch.Generator().manual_seed(0))
-    return -torch.logsumexp(-0.5 * (x[:, None] - centres).square().sum(2), 1)
+    return -torch.logsumexp(-0.5 * (x[:, None] - CENTRES).square().sum(2), 1)
 
 
 class RBM(nn.Module):

@@ -78,6 +78,7 @@ LaneMove move_of_block(const LaneJob& job, const SamplerOptions& o, float* memor
   move.heat = rows(1);
   move.rejected = rows(1);
   move.accepted = reinterpret_cast<bool*>(rows(1));
+  move.taken = rows(1);
   move.temperature = doubles(1);
   move.work = doubles(1);
   move.log_ratio = doubles(1);

@@ -126,6 +126,7 @@ struct LaneMove {
   double *temperature, *work, *log_ratio;          // row
   float* rejected;                                 // row: 1 where a proposal is outside of the walls
   bool* accepted;                                  // row
+  float* taken;                                    // row: 1 where a proposal is accepted
   double* sums;                                    // kFoldLevels rows
 };
 

@@ -28,29 +28,36 @@ static void accept(const LaneMove& move, const float* found, int64_t width) {
   LaneUpdate at = move.noise;
   at.ids_high = move.acceptance;
   alignas(64) uint32_t bits[1][4][16];
+  alignas(64) float logs[16], taken[16];
+  alignas(64) double below[16];
   for (int64_t lane = 0; lane < width; lane += 16) {
     draw_group<1>(bits, 0, 0, lane, at);
-    for (int64_t i = 0; i < 16 && lane + i < width; ++i) {
-      const int64_t l = lane + i;
-      const double log_u = -0.5 * static_cast<double>(minus_two_log(uniform_from_bits(bits[0][0][i])));
-      const bool finite = found[l] - found[l] == 0.0f;
-      move.accepted[l] = log_u < move.log_ratio[l] && finite && move.rejected[l] == 0.0f;
-    }
+    const uint32_t* __restrict words = bits[0][0];
+    for (int i = 0; i < 16; ++i) logs[i] = minus_two_log(uniform_from_bits(words[i]));
+    // Rows have room for all 16 lanes, also those of a single chain. Short loops of one type each become vectors.
+    const double* __restrict ratio = move.log_ratio + lane;
+    for (int i = 0; i < 16; ++i) below[i] = -0.5 * static_cast<double>(logs[i]) < ratio[i] ? 1.0 : 0.0;
+    const int64_t n = least(16, width - lane);
+    const float *__restrict energy = found + lane, *__restrict rejected = move.rejected + lane;
+    for (int i = 0; i < 16; ++i) taken[i] = static_cast<float>(below[i]);
+    for (int64_t i = 0; i < n; ++i) taken[i] = energy[i] - energy[i] == 0.0f && rejected[i] == 0.0f ? taken[i] : 0.0f;
+    for (int64_t i = 0; i < n; ++i) move.taken[lane + i] = taken[i];
+    for (int64_t i = 0; i < n; ++i) move.accepted[lane + i] = taken[i] != 0.0f;
   }
 }
 
-static FASTEBM_INLINE void keep_accepted(float* __restrict kept, const float* __restrict found, const bool* __restrict accepted,
+static FASTEBM_INLINE void keep_accepted(float* __restrict kept, const float* __restrict found, const float* __restrict taken,
                                          int64_t sample, int64_t width) {
   for (int64_t e = 0; e < sample; ++e)
-    for (int64_t l = 0; l < width; ++l) kept[e * width + l] = accepted[l] ? found[e * width + l] : kept[e * width + l];
+    for (int64_t l = 0; l < width; ++l) kept[e * width + l] = taken[l] != 0 ? found[e * width + l] : kept[e * width + l];
 }
 
 static void keep(const LaneProgram& program, const float* arena, int64_t width, const LaneMove& move) {
   const int64_t sample = program.header->sample;
   const float* energy = arena + program.header->energy * width;
-  keep_accepted(move.x, arena, move.accepted, sample, width);
-  keep_accepted(move.gradient, arena + program.header->gradient * width, move.accepted, sample, width);
-  keep_accepted(move.energy, energy, move.accepted, 1, width);
+  keep_accepted(move.x, arena, move.taken, sample, width);
+  keep_accepted(move.gradient, arena + program.header->gradient * width, move.taken, sample, width);
+  keep_accepted(move.energy, energy, move.taken, 1, width);
 }
 
 // Entries that a mask holds have gradient zero.
@@ -80,18 +87,34 @@ static void propose(const LaneProgram& program, float* arena, int64_t width, con
 }
 
 struct ProposalTerm {
-  const float *x, *gradient, *proposal, *slope, *eta, *unfolded;  // unfolded: null without walls
-  float limit, low, high;                                        // limit: infinite without a clip
-  void add(double* __restrict sum, int64_t e, int64_t width) const {
+  const float *x, *gradient, *proposal, *slope, *eta;
+  float limit;  // infinite without a clip
+  FASTEBM_INLINE void add(double* __restrict sum, int64_t e, int64_t width) const {
+    const float *__restrict here = x + e * width, *__restrict there = proposal + e * width;
+    const float *__restrict g = gradient + e * width, *__restrict h = slope + e * width, *__restrict step = eta;
+    for (int64_t l = 0; l < width; ++l) {
+      const double a = bounded_by(g[l], -limit, limit), b = bounded_by(h[l], -limit, limit);
+      const double w = static_cast<double>(there[l]) - static_cast<double>(here[l]);
+      sum[l] = fused(fused(static_cast<double>(step[l]), b - a, -2 * w), a + b, sum[l]);
+    }
+  }
+};
+
+// The same where a mirrored entry's velocity turned round: `unfolded` is the proposal before walls mirrored it.
+struct MirroredTerm {
+  ProposalTerm plain;
+  const float* unfolded;
+  float low, high;
+  FASTEBM_INLINE void add(double* __restrict sum, int64_t e, int64_t width) const {
     const int64_t at = e * width;
     for (int64_t l = 0; l < width; ++l) {
-      const double a = bounded_by(gradient[at + l], -limit, limit), b = bounded_by(slope[at + l], -limit, limit);
-      const float y = unfolded ? unfolded[at + l] : proposal[at + l];
-      const bool mirrored = unfolded && (y < low || y > high);
-      const double w = static_cast<double>(y) - static_cast<double>(x[at + l]);
-      const double difference = b - a, total = a + b;
+      const double a = bounded_by(plain.gradient[at + l], -plain.limit, plain.limit);
+      const double b = bounded_by(plain.slope[at + l], -plain.limit, plain.limit);
+      const float y = unfolded[at + l];
+      const bool mirrored = y < low || y > high;
+      const double w = static_cast<double>(y) - static_cast<double>(plain.x[at + l]), difference = b - a, total = a + b;
       const double outer = mirrored ? difference : total, inner = mirrored ? total : difference;
-      sum[l] = fused(fused(static_cast<double>(eta[l]), inner, mirrored ? 2 * w : -2 * w), outer, sum[l]);
+      sum[l] = fused(fused(static_cast<double>(plain.eta[l]), inner, mirrored ? 2 * w : -2 * w), outer, sum[l]);
     }
   }
 };
@@ -102,9 +125,9 @@ static void test_proposal(const LaneProgram& program, float* arena, int64_t widt
   float* slope = arena + program.header->gradient * width;
   hold(slope, move, sample * width);
   const float limit = move.noise.clips ? move.noise.grad_clip : __builtin_inff();
-  const ProposalTerm term{move.x, move.gradient, arena, slope, move.noise.step_size, move.walled ? move.unfolded : nullptr,
-                          limit,  move.low,      move.high};
-  ordered_sum(move.sums, sample, width, term);
+  const ProposalTerm term{move.x, move.gradient, arena, slope, move.noise.step_size, limit};
+  if (move.walled) ordered_sum(move.sums, sample, width, MirroredTerm{term, move.unfolded, move.low, move.high});
+  else ordered_sum(move.sums, sample, width, term);
   for (int64_t l = 0; l < width; ++l) move.rejected[l] = 0.0f;
   if (move.walled)
     for (int64_t e = 0; e < sample; ++e)

@@ -5,8 +5,7 @@
 #include <cstring>
 
 #include "dispatch.h"
-#include "lane_sum.h"
-#include "operator.h"
+#include "whole_chains.h"
 
 namespace fastebm {
 namespace {
@@ -154,18 +153,10 @@ struct TestTensors {
   const Tensor &x, &energy, &grad, &accepted, &proposal, &proposal_energy, &proposal_grad, &log_ratio, &key, &chain_ids;
 };
 
-void check_like(const char* name, const Tensor& tensor, const Tensor& other, ScalarType type) {
-  const auto sizes = other.sizes();
-  check_contiguous(name, tensor, type);
-  check_sizes(name, tensor, {sizes.begin(), sizes.end()});
-}
-
 void check_test(const TestTensors& t, bool writes_ratio) {
-  STD_TORCH_CHECK(t.x.dim() > 0, "x must be (batch, ...), got a tensor without dimensions");
+  check_states(t.x);
   const ScalarType type = t.x.scalar_type(), energy_type = t.energy.scalar_type(), grad_type = t.grad.scalar_type();
-  STD_TORCH_CHECK(type == ScalarType::Float || type == ScalarType::Double, "the state must be float32 or float64");
   STD_TORCH_CHECK(energy_type == ScalarType::Float || energy_type == ScalarType::Double, "energy must be float32 or float64");
-  check_like("x", t.x, t.x, type);
   check_like("grad", t.grad, t.x, grad_type);
   check_like("proposal", t.proposal, t.x, type);
   check_like("proposal_grad", t.proposal_grad, t.x, grad_type);
@@ -196,8 +187,6 @@ void check_test(const TestTensors& t, bool writes_ratio) {
     for (size_t j = i + 1; j < std::size(tensors); ++j)
       check_apart(tensors[i].first, *tensors[i].second, tensors[j].first, *tensors[j].second);
 }
-
-int64_t elements_of_a_chain(const Tensor& x) { return x.size(0) == 0 ? 0 : x.numel() / x.size(0); }
 
 States states(const Tensor& written, const Tensor& proposal) {
   return {data<char>(written), data<const char>(proposal),
@@ -237,10 +226,8 @@ void mala_step(Tensor x, Tensor energy, Tensor grad, Tensor accepted, Tensor log
   const TestTensors tensors{x,         energy,     grad,        accepted, proposal, proposal_energy, proposal_grad,
                             log_ratio, key_tensor, chain_tensor};
   check_test(tensors, true);
-  check_contiguous("schedule", schedule, ScalarType::Float);
-  STD_TORCH_CHECK((schedule.dim() == 2 || (schedule.dim() == 3 && schedule.size(1) == x.size(0))) && schedule.size(0) > 0 &&
-                      schedule.size(schedule.dim() - 1) == 2,
-                  "schedule must be (steps, 2) or (steps, batch, 2)");
+  check_schedule(schedule, x, 2);
+  check_walls(low, high);
   for (const auto& [name, written] : {std::pair<const char*, const Tensor&>{"x", x},
                                       {"energy", energy},
                                       {"grad", grad},

@@ -3,9 +3,10 @@
 //
 // Bytes: 20 an element (read x, velocity and gradient, write x and velocity) in float32; the noise never leaves L1. A stretch of
 // 1024 elements goes through short loops in L1, one for each part of the step (fastebm/ops/underdamped.py writes them down).
+#include <limits>
+
 #include "dispatch.h"
-#include "lane_sum.h"
-#include "operator.h"
+#include "whole_chains.h"
 
 namespace fastebm {
 namespace {
@@ -105,7 +106,9 @@ FASTEBM_INLINE void drift(const KineticJob<Types>& job, typename Types::State* _
   for (int64_t i = 0; i < count; ++i) {
     const State moved = fused(distance, v[i], x[i]);
     const bool below = moved<low, above = moved> high;
-    x[i] = below ? twice_low - moved : above ? twice_high - moved : moved;
+    const State mirrored = below ? twice_low - moved : above ? twice_high - moved : moved;
+    // Beyond the other wall too: no number, which ends the trajectory.
+    x[i] = mirrored < low || mirrored > high ? std::numeric_limits<State>::quiet_NaN() : mirrored;
     v[i] = below || above ? -v[i] : v[i];
   }
 }
@@ -206,8 +209,6 @@ FASTEBM_INLINE void energy_body(const EnergyJob<typename Types::State>& job, int
 }
 FASTEBM_VARIANTS(energy, (const EnergyJob<typename Kernel::State>& job, int64_t begin, int64_t end), (job, begin, end))
 
-int64_t elements_of_a_chain(const Tensor& x) { return x.size(0) == 0 ? 0 : x.numel() / x.size(0); }
-
 void check_mass(const std::optional<Tensor>& mass, const Tensor& x) {
   if (!mass) return;
   check_contiguous("inverse_mass", *mass, x.scalar_type());
@@ -278,27 +279,17 @@ void check_apart_from_all(const char* name, const Tensor& written, const Kinetic
   if (a.inverse_mass) check_apart(name, written, "inverse_mass", *a.inverse_mass);
 }
 
-void check_like(const char* name, const Tensor& tensor, const Tensor& x, ScalarType type) {
-  const auto sizes = x.sizes();
-  check_contiguous(name, tensor, type);
-  check_sizes(name, tensor, {sizes.begin(), sizes.end()});
-}
-
 }  // namespace
 
 void kinetic_step(Tensor x, Tensor velocity, std::optional<Tensor> work, Tensor grad, Tensor schedule, Tensor key_tensor,
                   Tensor chain_tensor, std::optional<Tensor> inverse_mass, std::optional<double> low, std::optional<double> high,
                   int64_t scheme, bool close, bool open) {
-  STD_TORCH_CHECK(x.dim() > 0, "x must be (batch, ...), got a tensor without dimensions");
+  check_states(x);
   const ScalarType type = x.scalar_type();
-  STD_TORCH_CHECK(type == ScalarType::Float || type == ScalarType::Double, "the state must be float32 or float64");
-  check_like("x", x, x, type);
   check_like("velocity", velocity, x, type);
   check_like("grad", grad, x, grad.scalar_type());
-  check_contiguous("schedule", schedule, ScalarType::Float);
-  STD_TORCH_CHECK((schedule.dim() == 2 || (schedule.dim() == 3 && schedule.size(1) == x.size(0))) && schedule.size(0) > 0 &&
-                      schedule.size(schedule.dim() - 1) == 3,
-                  "schedule must be (steps, 3) or (steps, batch, 3)");
+  check_schedule(schedule, x, 3);
+  check_walls(low, high);
   if (work) {
     check_contiguous("work", *work, ScalarType::Double);
     check_sizes("work", *work, {x.size(0)});

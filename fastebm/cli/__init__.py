@@ -29,6 +29,7 @@ COMMANDS = {
     "inpaint": "fill in missing parts of images",
     "translate": "carry images of another domain over into the domain of a run",
     "interpolate": "show paths between samples and between images",
+    "diagnose": "say whether the chains of a run mix, drift, or disagree",
     "detect": "tell images like the training images from others",
     "restore": "restore degraded images: super-resolution, colorization, deblurring and others",
     "evaluate": "compare samples with real images",

@@ -10,6 +10,7 @@ from .lane_samplers import LaneSampler, SamplerOptions, advance_sampler, sampler
 from .lanes import CompiledLanes
 from .langevin import langevin_step, langevin_step_
 from .mala import mala_step_, metropolis_
+from .mclmc import mclmc_step_
 from .normal import normal
 from .program import CompiledProgram, LoweredProgram
 from .underdamped import baoab_step_, kinetic_energy, leapfrog_, obabo_step_
@@ -37,6 +38,7 @@ __all__ = [
     "langevin_step_",
     "leapfrog_",
     "mala_step_",
+    "mclmc_step_",
     "metropolis_",
     "normal",
     "obabo_step_",

@@ -17,6 +17,10 @@ from .options import StepOptions, TailOptions, schema_of
 __all__ = ["KERNELS", "PUBLIC", "Kernel"]
 
 _STEP = schema_of(StepOptions)
+_MCLMC = (
+    "(Tensor(a!) x, Tensor(b!) momentum, Tensor(c!) work, Tensor grad, Tensor coefficients, Tensor key, "
+    "Tensor chain_ids, Tensor? inverse_mass) -> ()"
+)
 _TAIL = schema_of(TailOptions)
 
 # Public operators by name.
@@ -39,6 +43,7 @@ PUBLIC: dict[str, str] = {
         "(Tensor(a!) x, Tensor(b!) energy, Tensor(c!) grad, Tensor proposal, Tensor proposal_energy, "
         "Tensor proposal_grad, Tensor log_ratio, Tensor key, Tensor chain_ids) -> Tensor"
     ),
+    "mclmc_step_": _MCLMC,
     "block_tail": f"(Tensor main, Tensor skip, Tensor? fade, {_TAIL}) -> Tensor",
     "block_tail_backward": f"(Tensor grad, Tensor main, {_TAIL}) -> (Tensor, Tensor, Tensor)",
     "block_tail_double_backward": (
@@ -111,6 +116,7 @@ KERNELS: dict[str, Kernel] = {
         "Tensor proposal_energy, Tensor proposal_grad, Tensor log_ratio, Tensor key, Tensor chain_ids) -> ()",
         backends=("cpp", "triton"),
     ),
+    "mclmc_step": Kernel("mclmc", _MCLMC, backends=("cpp", "triton")),
     "block_tail": Kernel("block_tail", f"(Tensor(a!) out, Tensor main, Tensor skip, Tensor? fade, {_TAIL}) -> ()"),
     "block_tail_backward": Kernel(
         "block_tail",

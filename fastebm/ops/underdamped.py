@@ -8,7 +8,8 @@ With h, c and sigma of a row of the schedule and w the inverse mass, the parts a
 
     kick      v = fma(-((h/2) w), g, v)
     O         v = fma(sigma sqrt(w), noise, c v)        no noise is drawn where sigma is 0
-    drift d   x = fma(d, v, x); beyond a wall x is mirrored there once, and v changes its sign
+    drift d   x = fma(d, v, x); beyond a wall x is mirrored there once, and v changes its sign; where it then is beyond
+              the other wall, x is NaN, which ends the trajectory
 
 and the steps
 
@@ -82,7 +83,8 @@ def baoab_step_(
         chain_ids: int64 (1,), the id of the first of consecutive chains, or (B,).
         inverse_mass: w >= 0 in x's dtype, a table (1 or B, 1 or N) for chains of N elements; None is 1. An entry with
             w = 0 and velocity 0 stays where it is.
-        low, high: walls, None or low < high. An entry beyond one is mirrored there once.
+        low, high: walls, None or low < high. An entry beyond one is mirrored there once; one that then is beyond the
+            other becomes NaN, for a drift must not be longer than the walls are apart.
         work: float64 (B,). The kinetic energy is added to it after the kick that closes and subtracted before the
             kick that opens: over a trajectory it becomes the difference between the kinetic energies at its ends,
             without what the O steps of OBABO change. A step of BAOAB has its O step inside, which counts.
@@ -484,7 +486,8 @@ def reference_kinetic_step(
 
     def drift(position: Tensor, v: Tensor, distance: Tensor) -> tuple[Tensor, Tensor]:
         outside, mirrored = beyond(fma(distance, v, position), low, high)
-        return mirrored, torch.where(outside, -v, v)
+        lost, _ = beyond(mirrored, low, high)
+        return torch.where(lost, torch.nan, mirrored), torch.where(outside, -v, v)
 
     # Where no O step lies between closing and opening, what is added to the work is subtracted again: neither is.
     counted = ~(quiet_before & quiet)[:, 0] if scheme == OBABO else torch.zeros_like(valid)
@@ -510,7 +513,7 @@ def reference_kinetic_step(
             position, v = torch.where(quiet, at_once, moved), torch.where(quiet, straight, last)
         else:
             position, v = drift(position, v, h)
-    for out, value in ((x, position), (velocity, v)):
+    for out, value in ((x, position), (velocity, v)) if open else ((velocity, v),):
         out.copy_(torch.where(valid[:, None], value, torch.nan).reshape(out.shape))
     if work is not None and done is not None:
         work.copy_(done)

@@ -1,11 +1,12 @@
-"""Samplers of energies: Langevin chains with explicit state, coarse-to-fine cascades, schedules, replay buffers."""
+"""Samplers of energies: chains with explicit state, cascades, schedules, starts, replay buffers and diagnostics."""
 
-from fastebm.sampling import schedules, starts
+from fastebm.sampling import diagnostics, schedules, starts
 from fastebm.sampling.cascade import Cascade, ExpandingCascade
 from fastebm.sampling.data_term import data_term_weight, implicit_step
 from fastebm.sampling.hmc import GHMC, HMC, MALT
 from fastebm.sampling.langevin import Langevin
 from fastebm.sampling.mala import MALA
+from fastebm.sampling.mclmc import MCLMC, AdjustedMCLMC
 from fastebm.sampling.metropolis import MetropolisInfo
 from fastebm.sampling.replay_buffer import Draw, ReplayBuffer
 from fastebm.sampling.sampler import EnergyState, Sampler
@@ -19,6 +20,8 @@ __all__ = [
     "HMC",
     "MALA",
     "MALT",
+    "MCLMC",
+    "AdjustedMCLMC",
     "Cascade",
     "ChainState",
     "Draw",
@@ -38,6 +41,7 @@ __all__ = [
     "constant",
     "cosine",
     "data_term_weight",
+    "diagnostics",
     "from_epsilon",
     "implicit_step",
     "linear",

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fastebm.sampling.diagnostics.accumulators import mean_of_chains, merge_chains
+
 GAMMA, T0, KAPPA = 0.05, 10.0, 0.75
 
 
@@ -19,7 +21,7 @@ class DualAveraging:
     """Step sizes that lead to a target acceptance, one for each chain, or one for all.
 
     Chains adapt by themselves, so that their bits don't depend on their neighbours, unless `pooled`: then all have the
-    mean acceptance in common, which is summed in the order of their numbers.
+    mean acceptance in common, which is added up in one order.
     """
 
     def __init__(self, steps: Tensor, target: float, pooled: bool) -> None:
@@ -33,7 +35,7 @@ class DualAveraging:
     def update(self, acceptance: Tensor) -> Tensor:
         """The step sizes float64 `(B,)` for the next step, after one with these acceptance probabilities."""
         if self.pooled:
-            acceptance = in_order(acceptance).expand_as(acceptance) / len(acceptance)
+            acceptance = mean_of_chains(acceptance).expand_as(acceptance)
         self.count += 1
         m = float(self.count)
         share = 1 / (m + T0)
@@ -54,7 +56,7 @@ class DualAveraging:
 
 
 @dataclass
-class Moments:
+class ChainMoments:
     """Means and summed squares of all entries of chains, float64, each chain for itself until `variance`."""
 
     count: int
@@ -62,7 +64,7 @@ class Moments:
     squares: Tensor
 
     @classmethod
-    def of(cls, x: Tensor) -> Moments:
+    def of(cls, x: Tensor) -> ChainMoments:
         """Of no states yet, for states like x, `(B, ...)`."""
         zeros = torch.zeros(x.shape[0], x[:1].numel(), dtype=torch.float64, device=x.device)
         return cls(0, zeros, zeros.clone())
@@ -77,12 +79,6 @@ class Moments:
 
     def variance(self) -> Tensor:
         """Of each entry over all states of all chains, `(N,)`, float64."""
-        chains = len(self.mean)
-        centre = in_order(self.mean) / chains
-        spread = in_order(self.squares) + self.count * in_order((self.mean - centre).square())
-        return spread[0] / max(1, chains * self.count - 1)
-
-
-def in_order(values: Tensor) -> Tensor:
-    """The sum over the first dimension, from the first to the last, with a first dimension of 1."""
-    return values.cumsum(0)[-1:]
+        variance = merge_chains(self.count, self.mean, self.squares).variance
+        assert isinstance(variance, Tensor)
+        return variance

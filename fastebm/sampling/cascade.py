@@ -29,6 +29,7 @@ from fastebm import rng
 from fastebm.compiler import EnergyGradient
 from fastebm.ops.langevin import expand_clamp
 from fastebm.sampling.data_term import implicit_step
+from fastebm.sampling.diagnostics import Diagnostics, LevelDiagnostics, run_observed
 from fastebm.sampling.langevin import Langevin, LangevinOptions
 from fastebm.sampling.observers import checking_finite, progress_bar
 from fastebm.sampling.sampler import (
@@ -120,7 +121,8 @@ class LevelSampler(ABC):
         check: bool = True,
         on_level_start: Callable[[Level, Tensor], None] | None = None,
         on_level_end: Callable[[Level, Tensor], None] | None = None,
-    ) -> Tensor:
+        diagnostics: Diagnostics | bool = False,
+    ) -> Any:
         """Runs chains up to the last level and returns their ends, float32 images `(count, channels, size, size)`.
 
         Without `x0`, chains start at U(-1, 1). Chains that start at a higher level than the lowest have the step
@@ -149,6 +151,8 @@ class LevelSampler(ABC):
             device: where the chains run. By default the device of `x0`, or of the first net's weights.
             on_level_start, on_level_end: called with each level and the images at its start or end, batch after batch.
                 They may read the images of the start, but not keep them: the level overwrites them.
+            diagnostics: as in `Langevin.sample`: `(images, summaries)` is returned, with a `ChainSummary` of each level
+                that has updates, by its size.
 
         Raises ValueError or TypeError for arguments that don't fit, FloatingPointError as `Langevin.sample` does.
 
@@ -185,6 +189,10 @@ class LevelSampler(ABC):
         projections = [each.project for each in constraints if each.project is not None]
         batches = batch_slices(len(x), batch_size, projections[0] if projections else None)
         report = _every(thin, keep) if callable(keep) else None
+        told = None
+        if diagnostics is not False:
+            told = LevelDiagnostics(diagnostics, self.level_temperatures())
+            told.expect(levels)
         ends = []
         with progress_bar(num_steps * len(batches), progress) as bar:
             for first, last in batches:
@@ -202,15 +210,30 @@ class LevelSampler(ABC):
                         if on_level_start is not None:
                             on_level_start(level, state.x)
                         options: dict[str, Any] = {"observers": observers, "project": constraint.project}
-                        if report is None:
+                        callback = None if report is None else report(state.step - start.step)
+                        reader = None if told is None else told.observer(level, first, last)
+                        if reader is not None:
+                            options["callback"] = callback
+                            state = run_observed(level.sampler, state, level.num_steps, reader, **options)
+                        elif callback is None:
                             state = level.sampler.advance_(state, level.num_steps, **options)
                         else:
-                            callback = report(state.step - start.step)
                             state = level.sampler.run_with_callback(state, level.num_steps, callback, **options)
                         if on_level_end is not None:
                             on_level_end(level, state.x)
                 ends.append(state.x)
-        return torch.cat(ends)
+        images = torch.cat(ends)
+        return images if told is None else (images, told.summaries())
+
+    def level_temperatures(self) -> dict[int, tuple[float, float]]:
+        """The temperatures that step sizes and noise imply at the first and the last update of each level, by size."""
+        found, rows = {}, iter(self.schedule.double().tolist())
+        for level in self.levels:
+            own = [next(rows) for _ in range(level.num_steps)]
+            if own:
+                (step, noise), (last_step, last_noise) = own[0], own[-1]
+                found[level.size] = noise**2 / (2 * step), last_noise**2 / (2 * last_step)
+        return found
 
     def sample_levels(self, *arguments: Any, **options: Any) -> dict[int, Tensor]:
         """The images at the end of each level that chains go through, by size. Arguments are those of `sample`."""

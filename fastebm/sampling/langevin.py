@@ -27,6 +27,7 @@ from fastebm.ops.langevin import (
     noise_options,
 )
 from fastebm.ops.options import StepOptions
+from fastebm.sampling.diagnostics import Diagnostics
 from fastebm.sampling.graphs import ChainGraphs, Update
 from fastebm.sampling.observers import Observer, all_deferrable, checking_finite, observe_block
 from fastebm.sampling.sampler import (
@@ -474,7 +475,8 @@ class Langevin(Sampler[ChainState]):
         conditions: Sequence[Tensor] = (),
         project: Projection | None = None,
         check: bool = True,
-    ) -> Tensor:
+        diagnostics: Diagnostics | bool = False,
+    ) -> Any:
         """Runs chains of `num_steps` updates from `x0` and returns the states at their ends, `(B, ...)` like `x0`.
 
         Args:
@@ -490,6 +492,8 @@ class Langevin(Sampler[ChainState]):
                 on all chains at once: chains cannot be split into batches with it, nor replayed from CUDA graphs.
             check: raises FloatingPointError where an energy or a final state was not finite (one sync for each batch,
                 at its end); False leaves that to the caller.
+            diagnostics: True, or `fastebm.diagnostics.Diagnostics` with options: then `(x, summary)` is returned, with
+                a `ChainSummary` of all chains.
 
         Example:
             >>> import torch, fastebm
@@ -519,11 +523,17 @@ class Langevin(Sampler[ChainState]):
             batch_size=batch_size,
             progress=progress,
             check=check,
+            diagnostics=diagnostics,
             project=project,
         )
         if self.clamp_at == "end":
-            clamp_(found if keep != "trajectory" else found[-1], self._clamp_of(state.x, at_end=True))
+            states = found if diagnostics is False else found[0]
+            clamp_(states if keep != "trajectory" else states[-1], self._clamp_of(state.x, at_end=True))
         return found
+
+    def _temperatures(self, num_steps: int) -> float | tuple[float, float] | None:
+        found = self.temperature(number_of_rows(num_steps, self.step_size, self.noise_std))
+        return None if found.dim() > 1 else (float(found[0]), float(found[-1]))
 
     def _arguments(self, state: ChainState) -> tuple[Any, ...]:
         """The operator's arguments after `x` and the gradient, in its order."""

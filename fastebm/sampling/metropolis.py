@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from fastebm.ops import CompiledLanes, SamplerOptions, advance_sampler, sampler_steps
-from fastebm.sampling.adaptation import DualAveraging, Moments
+from fastebm.sampling.adaptation import ChainMoments, DualAveraging
 from fastebm.sampling.observers import Observer, all_deferrable, observe_block
-from fastebm.sampling.sampler import EnergyState, Gradient, Sampler, check_steps, copied, key_increment
-from fastebm.sampling.schedules import Schedule, evaluate_together
+from fastebm.sampling.sampler import EnergyState, Gradient, Sampler, check_steps, copied, key_increment, number_of_rows
+from fastebm.sampling.schedules import Schedule, evaluate, evaluate_together
 from fastebm.sampling.state import StepInfo
 from fastebm.scalars import as_count, as_real, shown
 
@@ -103,6 +103,12 @@ class EnergySampler(Sampler[State]):
             self.gradient.leave_soon()
         return replace(state, step=state.step + num_steps * self.key_steps)
 
+    temperature: Schedule
+
+    def _temperatures(self, num_steps: int) -> float | tuple[float, float] | None:
+        found = evaluate(self.temperature, number_of_rows(num_steps, self.temperature))
+        return None if found.dim() > 1 else (float(found[0]), float(found[-1]))
+
     # What a warm-up aims at, and None for samplers without a test.
     target_acceptance: float | None = None
 
@@ -159,7 +165,7 @@ class EnergySampler(Sampler[State]):
         first, last = (num_steps * 3 // 20, num_steps * 3 // 4) if mass == "diagonal" else (num_steps, num_steps)
         with self.gradient.chain():
             state = self._evaluate(state)
-            moments = Moments.of(state.x) if mass == "diagonal" else None
+            moments = ChainMoments.of(state.x) if mass == "diagonal" else None
             update = self._updater(state)
             for done in range(1, num_steps + 1):
                 tested = update()

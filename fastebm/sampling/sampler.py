@@ -15,6 +15,7 @@ from fastebm import rng
 from fastebm.compiler import EnergyGradient, ScoreGradient, as_conditions, energy_gradient, require_energy
 from fastebm.ops.langevin import check_mask
 from fastebm.ops.memory import check_dense
+from fastebm.sampling.diagnostics import BatchedDiagnostics, Diagnostics, run_observed
 from fastebm.sampling.observers import Observer, checking_finite, progress_bar, trajectory_recorder
 from fastebm.sampling.schedules import Constant, PerChain, Schedule, as_schedule
 from fastebm.sampling.state import SamplerState, StepInfo
@@ -160,7 +161,8 @@ class Sampler(ABC, Generic[State]):
         known: Tensor | None = None,
         conditions: Sequence[Tensor] = (),
         check: bool = True,
-    ) -> Tensor:
+        diagnostics: Diagnostics | bool = False,
+    ) -> Any:
         """Runs chains of `num_steps` steps from `x0` and returns the states at their ends, `(B, ...)` like `x0`.
 
         Args:
@@ -174,6 +176,8 @@ class Sampler(ABC, Generic[State]):
             progress: shows a bar with the mean energy.
             check: raises FloatingPointError where an energy or a final state was not finite (one sync for each batch,
                 at its end); False leaves that to the caller.
+            diagnostics: True, or `fastebm.diagnostics.Diagnostics` with options: then `(x, summary)` is returned, with
+                a `ChainSummary` of all chains.
         """
         _, num_steps = check_steps(start_step, num_steps, self.key_steps)
         state = self.init(
@@ -187,7 +191,16 @@ class Sampler(ABC, Generic[State]):
             known=known,
             conditions=conditions,
         )
-        return self.run(state, num_steps, thin=thin, keep=keep, batch_size=batch_size, progress=progress, check=check)
+        return self.run(
+            state,
+            num_steps,
+            thin=thin,
+            keep=keep,
+            batch_size=batch_size,
+            progress=progress,
+            check=check,
+            diagnostics=diagnostics,
+        )
 
     @torch.no_grad()
     def run(
@@ -200,8 +213,9 @@ class Sampler(ABC, Generic[State]):
         batch_size: int | None = None,
         progress: bool = False,
         check: bool = True,
+        diagnostics: Diagnostics | bool = False,
         **options: Any,
-    ) -> Tensor:
+    ) -> Any:
         """`sample` from a state, whose tensors are overwritten; `options` go to each advance."""
         thin = as_count("thin", thin, 1)
         if not callable(keep) and keep not in ("last", "trajectory"):
@@ -209,11 +223,24 @@ class Sampler(ABC, Generic[State]):
         x = state.x
         frames = x.new_empty((1 + num_steps // thin, *x.shape)) if keep == "trajectory" else None
         batches = batch_slices(x.shape[0], batch_size, options.get("project"))
+        watched = None
+        if diagnostics is not False:
+            energies = isinstance(self.gradient, EnergyGradient)
+            watched = BatchedDiagnostics(diagnostics, num_steps, self._temperatures(num_steps), energies=energies)
         with progress_bar(num_steps * len(batches), progress) as bar:
             for first, last in batches:
                 part = state.rows(first, last)
                 with checking_finite(part, check) as watch:
                     observers = [*watch, *bar]
+                    if watched is not None:
+                        if frames is not None:
+                            frames[0, first:last] = part.x
+                            observers.append(trajectory_recorder(frames[:, first:last], thin))
+                        given: dict[str, Any] = {"callback": keep, "thin": thin} if callable(keep) else {}
+                        observer = watched.observer(first, last)
+                        part = run_observed(self, part, num_steps, observer, observers, **given, **options)
+                        x[first:last] = part.x
+                        continue
                     if callable(keep):
                         part = self.run_with_callback(part, num_steps, keep, thin=thin, observers=observers, **options)
                         x[first:last] = part.x
@@ -222,7 +249,12 @@ class Sampler(ABC, Generic[State]):
                         frames[0, first:last] = part.x
                         observers.append(trajectory_recorder(frames[:, first:last], thin))
                     self.advance_(part, num_steps, observers, **options)
-        return x if frames is None else frames
+        result = x if frames is None else frames
+        return result if watched is None else (result, watched.summary())
+
+    def _temperatures(self, num_steps: int) -> float | tuple[float, float] | None:
+        """The temperature at the first and the last of so many steps; None where it is not one for all chains."""
+        return None
 
     def _common(
         self,

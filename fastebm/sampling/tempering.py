@@ -17,6 +17,7 @@ from torch import Tensor
 from fastebm import rng
 from fastebm.compiler import EnergyGradient, require_energy
 from fastebm.progress import progress_bar
+from fastebm.sampling.diagnostics import BatchedDiagnostics, Diagnostics
 from fastebm.sampling.observers import checking_finite
 from fastebm.sampling.sampler import Energy, Sampler, copied, gradient_of
 from fastebm.sampling.state import SamplerState
@@ -52,11 +53,13 @@ class TemperedState:
         """The states at the lowest temperature, `(C, ...)`."""
         return self.at(0)
 
-    def at(self, rung: int) -> Tensor:
-        """The states at the temperature of that number, `(C, ...)`."""
+    def at(self, rung: int, values: Tensor | None = None) -> Tensor:
+        """The states at the temperature of that number, `(C, ...)`; or those of `values` of all replicas."""
         count, size = self.rung.shape
         holder = (self.rung == rung).long().argmax(1)
-        return self.replicas.x[torch.arange(count, device=holder.device) * size + holder]
+        return (self.replicas.x if values is None else values)[
+            torch.arange(count, device=holder.device) * size + holder
+        ]
 
     @property
     def swap_rates(self) -> Tensor:
@@ -267,8 +270,9 @@ class ParallelTempering:
         keep: Literal["last", "trajectory"] = "last",
         progress: bool = False,
         check: bool = True,
+        diagnostics: bool | Diagnostics = False,
         **options: Any,
-    ) -> Tensor:
+    ) -> Any:
         """Runs C chains of `num_steps` steps and returns their states at the lowest temperature, `(C, ...)` like x0.
 
         Args:
@@ -277,11 +281,16 @@ class ParallelTempering:
             keep: "last", or "trajectory" for the start and every `thin`-th state after it,
                 `(1 + num_steps // thin, C, ...)`.
             progress, check: as in `Langevin.sample`.
+            diagnostics: True, or `Diagnostics` with options of your own, also returns what the states at the lowest
+                temperature tell, and how often each pair swapped: `(x, summary)`.
         """
         thin = as_count("thin", thin, 1)
         num_steps = as_count("num_steps", num_steps)
         if keep not in ("last", "trajectory"):
             raise ValueError(f'keep is "last" or "trajectory", got {keep!r}')
+        reader = None
+        if diagnostics is not False:
+            reader = BatchedDiagnostics(diagnostics, num_steps, float(self.temperatures[0])).observer()
         state = self.init(x0, seed, chain_ids, **options)
         frames = [state.x] if keep == "trajectory" else None
         block = (
@@ -294,16 +303,25 @@ class ParallelTempering:
             with checking_finite(state.replicas, check) as observers:
                 while done < num_steps:
                     step = min(block - done % block, self.swap_every - since, num_steps - done)
+                    if reader is not None:
+                        step = min(step, reader.updates_until_read(done))
                     state = replace(state, replicas=sampler.advance_(state.replicas, step, observers))
                     done, since = done + step, since + step
                     if since == self.swap_every:
                         state, since = self.swap(state), 0
+                    if reader is not None and reader.reads(done):
+                        kept = getattr(state.replicas, "energy", None)
+                        reader.diagnostics.update(state.x, None if kept is None else state.at(0, kept))
                     if frames is not None and done % thin == 0:
                         frames.append(state.x)
                     if bar is not None:
                         bar.update(step)
             self.gradient.leave_soon()
-        return state.x if frames is None else torch.stack(frames)
+        found = state.x if frames is None else torch.stack(frames)
+        if reader is None:
+            return found
+        reader.diagnostics.swaps.update(state.tried, state.accepted)
+        return found, reader.diagnostics.summary()
 
     @torch.no_grad()
     def tuned(

@@ -35,6 +35,7 @@ QUICK: dict[str, list[str]] = {
     "inpaint": ["run", "--count", "2", "--num-steps", "2", "--out", "out"],
     "translate": ["run", "--data", "pictures", "--convert", "--count", "2", "--num-steps", "2", "--out", "out"],
     "interpolate": ["run", "--count", "2", "--points", "3", "--iterations", "2", "--out", "out"],
+    "diagnose": ["run", "--count", "3", "--num-steps", "2", "--out", "out.png"],
     "detect": ["run", "--engine", "autograd", "--count", "8", "--out", "out"],
     "restore": ["run", "--count", "2", "--task", "inpaint-box", "--out", "out"],
     "evaluate": ["run", "--count", "12", "--no-energy-metrics"],

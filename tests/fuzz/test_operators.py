@@ -333,6 +333,16 @@ def kernel_arguments(rng: random.Random, name: str) -> list[Any]:
         schedule = rng.choice((torch.rand(3, 2), torch.rand(2, batch, 2)))
         rest = [None if "?" in kind else 0.0 for kind in chain_options()[3:]]
         return [*tensors, schedule, key, ids, *rest]
+    if name in ("kinetic_step", "kinetic_energy"):
+        return kinetic_arguments(rng, name, batch)
+    if name in ("mala_step", "metropolis"):
+        return metropolis_arguments(rng, name, batch)
+    if name == "mclmc_step":
+        shape = rng.choice(((batch, 7), (batch, 3, 10), (batch, 2, 3, 4)))
+        x, momentum, grad = (noise(rng, *shape) for _ in range(3))
+        coefficients = rng.choice((torch.rand(1, 4), torch.rand(batch, 4))).double()
+        masses = torch.rand(rng.choice((1, batch)), rng.choice((1, grad[0].numel())))
+        return [x, momentum, torch.zeros(batch, 2).double(), grad, coefficients, key, ids, rng.choice((None, masses))]
     if name.startswith("expand_blend"):
         dtype = rng.choice((torch.float32, torch.float64, torch.bfloat16))
         beta = torch.tensor(0.3, dtype=torch.float64 if dtype == torch.float64 else torch.float32)
@@ -346,10 +356,45 @@ def kernel_arguments(rng: random.Random, name: str) -> list[Any]:
     return [p, a, b, c, q, r, tail["images"][3], *rest]
 
 
-KERNELS = {  # how many outputs come first
+def kinetic_arguments(rng: random.Random, name: str, batch: int) -> list[Any]:
+    dtype, elements = rng.choice((torch.float32, torch.float64)), rng.choice((7, 1030))
+    x, velocity, grad = (noise(rng, batch, elements, dtype=dtype) for _ in range(3))
+    sizes = (rng.choice((1, batch)), rng.choice((1, elements)))
+    mass = rng.choice((None, noise(rng, *sizes, dtype=dtype).abs()))
+    if name == "kinetic_energy":
+        return [velocity, torch.zeros(batch, dtype=torch.float64), mass]
+    work = rng.choice((None, torch.zeros(batch, dtype=torch.float64)))
+    schedule = rng.choice((torch.rand(3, 3), torch.rand(2, batch, 3)))
+    address = (torch.tensor([7, 3, rng.choice((0, 1, 9))]), rng.choice((torch.tensor([5]), torch.arange(batch))))
+    walls = rng.choice(((None, None), (-0.5, 0.5), (None, 0.5)))
+    halves = rng.choice(((True, True), (True, False), (False, True)))
+    return [x, velocity, work, grad, schedule, *address, mass, *walls, rng.choice((0, 1, 2)), *halves]
+
+
+def metropolis_arguments(rng: random.Random, name: str, batch: int) -> list[Any]:
+    dtype, elements = rng.choice((torch.float32, torch.float64)), rng.choice((7, 1030))
+    x, grad, proposal, proposal_grad = (noise(rng, batch, elements, dtype=dtype) for _ in range(4))
+    energies = rng.choice((dtype, torch.float64))
+    energy, proposal_energy = (noise(rng, batch, dtype=energies) for _ in range(2))
+    accepted, ratio = torch.zeros(batch, dtype=torch.bool), noise(rng, batch, dtype=torch.float64)
+    address = (torch.tensor([7, 3, rng.choice((0, 1, 9))]), rng.choice((torch.tensor([5]), torch.arange(batch))))
+    proposed = (proposal, proposal_energy, proposal_grad)
+    if name == "metropolis":
+        return [x, energy, grad, accepted, *proposed, ratio, *address]
+    schedule = rng.choice((torch.rand(3, 2), torch.rand(2, batch, 2))) + 0.1
+    options = (rng.choice((None, 0.5)), *rng.choice(((None, None), (-9.0, 9.0), (None, 9.0))))
+    return [x, energy, grad, accepted, ratio, *proposed, schedule, *address, *options]
+
+
+KERNELS = {  # how many outputs come first, with what lies between them
     "normal": 1,
     "uniform": 1,
     "langevin_step": 1,
+    "kinetic_step": 3,
+    "kinetic_energy": 2,
+    "mala_step": 5,
+    "metropolis": 4,
+    "mclmc_step": 3,
     "block_tail": 1,
     "block_tail_backward": 3,
     "block_tail_double_backward": 2,

@@ -80,7 +80,8 @@ def shown(example: LaunchExample, capability: int) -> dict[str, Any]:
     used, spilled = registers(ptx)
     patterns = {
         "fma": r"\bfma\.rn\.f32\b",
-        "other_contractions": r"\b(?:mad|fma)\.(?!rn\.f32\b|(?:lo|hi|wide)\.)[\w.]*f(?:16|32|64)",
+        "fma_double": r"\bfma\.rn\.f64\b",
+        "other_contractions": r"\b(?:mad|fma)\.(?!rn\.f(?:32|64)\b|(?:lo|hi|wide)\.)[\w.]*f(?:16|32|64)",
         "sqrt_rn": r"\bsqrt\.rn\.f32\b",
         "approximate": r"\.approx|\bdiv\.full|\.ftz",
         "divisions": r"\bdiv\.rn\.f32\b",

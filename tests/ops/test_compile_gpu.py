@@ -65,6 +65,7 @@ def test_compiles_as_written(capability, tmp_path):
         code = shown[example.name]
         expected = {
             "fma": example.fused,
+            "fma_double": example.fused_double,
             "other_contractions": 0,
             "approximate": 0,
             "vector_loads": example.vector_loads,

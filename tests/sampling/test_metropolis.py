@@ -24,10 +24,10 @@ SAMPLERS = {
     "MALT": lambda energy, **o: fastebm.MALT(energy, 0.45, 3, friction=1.0, **o),
 }
 UNADJUSTED = {
-    "BAOAB": lambda energy, **o: fastebm.Underdamped(energy, 0.3, 1.0, **o),
-    "OBABO": lambda energy, **o: fastebm.Underdamped(energy, 0.3, 1.0, scheme="obabo", **o),
-    "BAOAB, masses": lambda energy, **o: fastebm.Underdamped(energy, 0.3, 1.0, mass=MASSES, **o),
-    "leapfrog": lambda energy, **o: fastebm.Underdamped(energy, 0.3, 0.0, **o),
+    "BAOAB": lambda energy, **o: fastebm.Underdamped(energy, 0.15, 1.0, **o),
+    "OBABO": lambda energy, **o: fastebm.Underdamped(energy, 0.15, 1.0, scheme="obabo", **o),
+    "BAOAB, masses": lambda energy, **o: fastebm.Underdamped(energy, 0.15, 1.0, mass=MASSES, **o),
+    "leapfrog": lambda energy, **o: fastebm.Underdamped(energy, 0.15, 0.0, **o),
 }
 with_a_test = pytest.mark.parametrize("name", SAMPLERS)
 every = pytest.mark.parametrize("name", [*SAMPLERS, *UNADJUSTED])

@@ -43,6 +43,8 @@ TINY = {
     "expand_blend": Workload("expand_blend", "scalar beta", (4, 4, 4), 2, "float32"),
     "normal": Workload("normal", "float32", (1, 4, 4), 2, "float32"),
     "uniform": Workload("uniform", "float32", (1, 4, 4), 2, "float32"),
+    "underdamped": Workload("underdamped", "BAOAB", (1, 4, 4), 2, "float32"),
+    "mala": Workload("mala", "step", (1, 4, 4), 2, "float32"),
 }
 
 

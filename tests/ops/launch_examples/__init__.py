@@ -24,6 +24,7 @@ class LaunchExample:
         constexprs: values by argument. An argument that neither names is None: an option that is off.
         num_warps: as launched.
         fused: fused multiply-adds that a thread executes as written, or None where that is not counted.
+        fused_double: those in float64; any other one that the compiler made of two operations is refused.
         vector_loads, vector_stores: 16-byte accesses to global memory, or None where that is not counted.
         shared: whether shared memory is used, up to `most_shared` bytes.
         num_stages: as launched, None for Triton's default.
@@ -36,6 +37,7 @@ class LaunchExample:
     constexprs: Mapping[str, Any]
     num_warps: int = 4
     fused: int | None = None
+    fused_double: int = 0
     vector_loads: int | None = None
     vector_stores: int | None = None
     shared: bool = False
