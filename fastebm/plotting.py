@@ -1,4 +1,4 @@
-"""Every figure of the library as a PNG: image grids, chains, curves, traces, results, histograms, densities, ROC curves.
+"""Every figure of the library as a PNG: image grids, chains, curves, traces, histograms, densities, ROC curves.
 
 Functions take tensors, arrays and plain numbers. Images are (N, C, H, W) in [-1, 1]; with another number of channels
 than 1 or 3 their mean over channels is shown in gray. Files are written completely or not at all.

@@ -71,6 +71,20 @@ def hmc(chains: int, steps: int) -> Mapping[str, Tensor]:
     return {"step_size=0.15, num_leapfrogs=5": made.sample(starts(chains), steps, seed=0)}
 
 
+def mclmc(chains: int, steps: int) -> Mapping[str, Tensor]:
+    """Momenta need some dimensions to turn in: nine more, with a normal distribution. The well's is shown."""
+    x0 = torch.cat((starts(chains), torch.zeros(chains, 9)), dim=1)
+    well = double_well(LOW)
+
+    def energy(x: Tensor) -> Tensor:
+        return well(x[:, :1]) + 0.5 * x[:, 1:].square().sum(1)
+
+    return {
+        "AdjustedMCLMC, step_size=0.8": fastebm.AdjustedMCLMC(energy, 0.8, 3).sample(x0, steps // 6, seed=0)[:, 0],
+        "MCLMC, step_size=0.8": fastebm.MCLMC(energy, 0.8).sample(x0, steps // 3, seed=0)[:, 0],
+    }
+
+
 def tempering(chains: int, steps: int) -> Mapping[str, Tensor]:
     """From the upper well alone."""
     x0, energy = torch.ones(chains // 10, 1), double_well(HIGH)
@@ -88,6 +102,7 @@ PICTURES: dict[str, tuple[float, Samples]] = {
     "mala": (LOW, mala),
     "underdamped": (LOW, underdamped),
     "hmc": (LOW, hmc),
+    "mclmc": (LOW, mclmc),
     "tempering": (HIGH, tempering),
 }
 
