@@ -67,7 +67,7 @@ class Settings:
     traced_chains: int = 200
     traced_steps: int = 2000
     lengths: tuple[int, ...] = (4, 8, 16)
-    block_seconds: float = 0.25
+    block_seconds: float = 0.3
     rounds: int = 5
 
     def steps_of(self, sampler: str) -> int:

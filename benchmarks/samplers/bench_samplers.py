@@ -271,7 +271,9 @@ def measure(case: Case, sampler: str, chains: int, seconds: float, clock: Clock)
     loop = eager(energy, sampler, step_size)
     note = checked_acceptance(energy, sampler, step_size, x[:10_000], loop) if sampler in (MALA, HMC) else ""
     loop.chain(x, 1)
-    each = min(seconds_of(lambda: loop.chain(x, 2), clock) / 2 for _ in range(3))
+    each = seconds_of(lambda: loop.chain(x, 2), clock) / 2
+    if each < CHAIN_SECONDS:  # else it makes the fewest steps anyhow
+        each = min(each, *(seconds_of(lambda: loop.chain(x, 2), clock) / 2 for _ in range(3)))
     steps = min(MOST, max(FEWEST, round(CHAIN_SECONDS / max(1e-6, each))))
 
     def row(baseline: str, variant: str, note: str) -> Row:
