@@ -1,4 +1,4 @@
-"""Every figure of the library as a PNG: image grids, chains, curves, traces, results of tasks, histograms, ROC curves.
+"""Every figure of the library as a PNG: image grids, chains, curves, traces, histograms, densities, ROC curves.
 
 Functions take tensors, arrays and plain numbers. Images are (N, C, H, W) in [-1, 1]; with another number of channels
 than 1 or 3 their mean over channels is shown in gray. Files are written completely or not at all.
@@ -387,6 +387,33 @@ def histogram(
         counts, _ = np.histogram(np.clip(scores, edges[0], edges[-1]), edges)
         shares[label] = 100 * counts / len(scores)
     return edges, shares
+
+
+@_picture
+def save_density(path: Path, x: NDArray[np.float64], density: NDArray[np.float64], samples: Mapping[str, Any]) -> None:
+    """A small PNG of histograms over a known density: values `(M,)` of it at points x `(M,)`, ascending.
+
+    `samples` holds `(N,)` samples by label; the first are filled. Bins span x, and heights count samples outside too.
+    Raises ValueError for points that don't ascend, another shape, and samples that are empty or not finite.
+    """
+    if np.ndim(x) != 1 or len(x) < 2 or np.shape(density) != np.shape(x) or not (np.diff(x) > 0).all():
+        raise ValueError("x must be (M,), M >= 2, ascending, and density as many")
+    for label, values in samples.items():
+        if np.ndim(values) != 1 or not np.size(values) or not np.isfinite(values).all():
+            raise ValueError(f"samples of {label} must be (N,), N >= 1, and finite")
+    figure = new_figure(4.6, 2.4)
+    axes = figure.subplots()
+    edges = np.linspace(x[0], x[-1], BINS + 1)
+    for index, (label, values) in enumerate(samples.items()):
+        counts, _ = np.histogram(values, edges)
+        heights = counts / (np.size(values) * (edges[1] - edges[0]))
+        color = "0.8" if index == 0 else f"C{index - 1}"
+        axes.stairs(heights, edges, fill=index == 0, color=color, label=_words(label), linewidth=1.2)
+    axes.plot(x, density, color="black", linewidth=1, label="exact density")
+    axes.set_xlabel("x")
+    axes.set_yticks([])
+    axes.legend(fontsize=7, frameon=False)
+    save_figure(figure, path)
 
 
 @_picture

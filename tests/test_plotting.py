@@ -278,3 +278,21 @@ def test_ctrl_c_while_drawing_stops_after_the_picture(
     assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
     assert imread(tmp_path / "a.png").std() > 0.01
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_density_is_drawn_over_histograms_of_the_same_scale(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[Figure] = []
+    monkeypatch.setattr(plotting, "save_figure", lambda figure, path: drawn.append(figure))
+    x = np.linspace(0, 1, 11)
+    outside = np.array([0.05, 0.05, 0.55, 7.0])
+    plotting.save_density(tmp_path / "density.png", x, np.ones(11), {"a": outside, "b": outside})
+    (axes,) = drawn[0].axes
+    first, second = (patch for patch in axes.patches if isinstance(patch, StepPatch))
+    values, edges, _ = first.get_data()
+    assert (values * np.diff(edges)).sum() == pytest.approx(0.75)  # one of four lies outside
+    np.testing.assert_array_equal(values, second.get_data()[0])
+    assert axes.lines[0].get_ydata().tolist() == [1.0] * 11
+    with pytest.raises(ValueError, match="x must be"):
+        plotting.save_density(tmp_path / "density.png", x[::-1], np.ones(11), {})
+    with pytest.raises(ValueError, match="samples of a must be"):
+        plotting.save_density(tmp_path / "density.png", x, np.ones(11), {"a": np.array([np.nan])})

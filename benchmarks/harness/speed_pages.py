@@ -33,8 +33,9 @@ def machines(results: Path) -> list[Path]:
 
 
 def suite_files(machine: Path) -> list[Path]:
-    """A machine's files of rows, but for stages.json and energies*.json, which have pages of their own."""
-    return sorted(file for file in machine.glob("*.json") if not file.stem.startswith(("stages", "energies")))
+    """A machine's files of rows, but for those that have pages of their own."""
+    elsewhere = ("stages", "energies", "samplers", "effective_samples")
+    return sorted(file for file in machine.glob("*.json") if not file.stem.startswith(elsewhere))
 
 
 def slowdown(group: Sequence[Row], *baselines: str) -> float | None:
