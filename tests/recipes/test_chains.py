@@ -90,7 +90,9 @@ def test_ec_vae(scale, num_steps):
     assert torch.equal(negatives.latents, z)
     x0 = decoder(z).detach()
     assert torch.equal(negatives.start, x0)
-    epsilon, tau, steps = 1e-6, 1e-5, recipe.num_steps
+    # The anchor moves a chain by less than 1e-6, so that the sampler's float32 step size and noise count here.
+    tau, steps = 1e-5, recipe.num_steps
+    epsilon, std = 2 * tau * float(np.float32(0.5 * 1e-6 / tau)), float(np.float32(math.sqrt(1e-6)))
     x, outside = x0.clone(), 0
     for k in range(steps):
         weight = (steps - k - 1) / steps
@@ -100,9 +102,9 @@ def test_ec_vae(scale, num_steps):
 
         outside += int(((x - x0).square().flatten(1).sum(1) > 0.07).sum())
         x = x - 0.5 * epsilon * (gradient(net, x) / tau + gradient(anchor, x))
-        x = x + math.sqrt(epsilon) * noise_of(SEED, FIRST, IDS)(k, x)
+        x = x + std * noise_of(SEED, FIRST, IDS)(k, x)
     assert (outside > 0) == (scale == 20.0 and steps > 1)
-    assert_close(negatives.x, x)
+    assert_close(negatives.x, x, 1e-10)
     wanted = net(real).mean() - net(negatives.x).mean()
     assert_same_loss(net, recipe.loss(net, real, negatives), wanted)
     # The loss of the VAE, and the weight of the calibration.
@@ -431,6 +433,7 @@ def test_jem_pp(outer, num_steps, labels):
     torch.manual_seed(0)
     first = nn.Conv2d(1, 4, 3, padding=1).double()
     rest = nn.Sequential(nn.BatchNorm2d(4), nn.SiLU(), nn.Flatten(), nn.Linear(256, 3)).double()
+    rest[-1].weight.data *= 10  # so that the clip of gradients binds
     means = 0.3 * torch.randn(3, 1, 8, 8)
     covariances = torch.eye(64).expand(3, 64, 64) * 0.2
     recipe = recipes.jem_pp(
@@ -443,7 +446,7 @@ def test_jem_pp(outer, num_steps, labels):
         outer_step=outer,
     )
     buffer = recipe.buffer((1, 8, 8), seed=11, capacity=12, restart=0.2, dtype=F64)
-    kept = {}
+    kept, clipped = {}, 0
     for _ in range(4):
         negatives = recipe.negatives(real_images(), buffer, labels=labels)
         draw = negatives.draw
@@ -461,11 +464,13 @@ def test_jem_pp(outer, num_steps, labels):
             tmp = x.detach() + outer * eta
             for _ in range(5):
                 step = gradient(lambda y, p=p: first(y) * p, tmp)
+                clipped += int((step.abs() > 1).sum())
                 tmp = (tmp + 0.2 * step.clamp(-1, 1)).clamp(-1, 1)
             x_k = tmp
         assert_close(negatives.x, x_k)
         kept |= dict(zip(draw.slots.tolist(), x_k, strict=True))
     assert rest.training
+    assert clipped > 100
     classifier, y = nn.Sequential(first, rest), torch.tensor([0, 1, 2, 0, 1])
     real = real_images()
     logits = classifier(real)
