@@ -15,7 +15,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fastebm import compiler, data, evaluation, losses, models, ops, rng, runs, sampling, tasks, training
+    from fastebm import compiler, data, evaluation, losses, models, ops, recipes, rng, runs, sampling, tasks, training
     from fastebm.compiler.energy_gradient import EnergyGradient, energy_gradient
     from fastebm.compiler.score import ScoreGradient, score_gradient
     from fastebm.ops import langevin_step, langevin_step_
@@ -43,8 +43,8 @@ __version__ = "0.2.0"
 
 # Where each public name is defined; a subpackage is its own place.
 _PACKAGES = (
-    *("build_extension", "cli", "compiler", "data", "evaluation", "losses", "models", "ops", "plotting", "rng", "runs"),
-    *("sampling", "tasks", "training"),
+    *("build_extension", "cli", "compiler", "data", "evaluation", "losses", "models", "ops", "plotting", "recipes"),
+    *("rng", "runs", "sampling", "tasks", "training"),
 )
 _NAMES = {
     "AdjustedMCLMC": "fastebm.sampling",
@@ -99,6 +99,7 @@ __all__ = [
     "losses",
     "models",
     "ops",
+    "recipes",
     "resume",
     "rng",
     "runs",
