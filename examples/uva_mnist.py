@@ -42,14 +42,15 @@ class CNNModel(nn.Module):
 
 
 model = CNNModel()
-recipe = fastebm.recipes.uva_tutorial(lambda x: -model(x), num_steps=steps, engine="autograd")  # 1
+energy = fastebm.recipes.Negated(model)
+recipe = fastebm.recipes.uva_tutorial(energy, num_steps=steps)  # 1
 buffer = recipe.buffer(images.shape[1:], seed=0)  # 2: was Sampler(model, img_shape, sample_size)
 optimizer = recipe.optimizer.build(model.parameters())  # 3
 
 for iteration in range(iterations):
     real = recipe.noisy(images[torch.randint(len(images), (batch,))])
     negatives = recipe.negatives(real, buffer)  # 4: was sampler.sample_new_exmps(steps=60, step_size=10)
-    loss = recipe.loss(lambda x: -model(x), real, negatives)  # 5: was reg_loss + cdiv_loss
+    loss = recipe.loss(energy, real, negatives)  # 5: was reg_loss + cdiv_loss
     optimizer.zero_grad()
     loss.backward()
     nn.utils.clip_grad_norm_(model.parameters(), 0.1)

@@ -182,7 +182,8 @@ class RecoveryLikelihood(Recipe):
 
 def _recovery_schedule(levels: int) -> tuple[Tensor, Tensor]:
     """The authors' sigmas and scales: products over parts of 1,000 linear betas, and a last level of pure noise."""
-    betas = torch.cat((torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64), torch.ones(1, dtype=torch.float64)))
+    whole: dict[str, Any] = {"dtype": torch.float64, "device": "cpu"}
+    betas = torch.cat((torch.linspace(1e-4, 0.02, 1000, **whole), torch.ones(1, **whole)))
     roots = (1 - betas).sqrt()
     stops = [level * (1000 // ((levels - 1) * 2)) for level in range(levels)] + [999]
     starts = [0, *(stop + 1 for stop in stops[:-1])]
@@ -332,7 +333,7 @@ class CDRL(Recipe):
         start = self._proposed(noisier, level, noise)
         ends = self._chain(start, noisier, level, seed, ids, start_step, check)
         sigma = (1 - self.log_snr_at(level).sigmoid() / self.log_snr_at(level - 1).sigmoid()).sqrt()
-        first = torch.tensor([0, 1])
+        first = torch.tensor([0, 1], device="cpu")
         signal = self.log_snr_at(first).sigmoid()
         return RecoveryNegatives(
             ends,

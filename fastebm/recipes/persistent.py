@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Unpack
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fastebm import ops
 from fastebm.losses import contrastive_divergence, energy_l2, improved_cd_kl, last_step, nearest_distance
@@ -19,7 +19,17 @@ from fastebm.sampling.replay_buffer import Augment
 from fastebm.sampling.sampler import Energy
 from fastebm.sampling.starts import uniform
 
-__all__ = ["ImprovedCD", "ImprovedCDLoss", "ImprovedCDNegatives", "clel", "igebm", "improved_cd", "uva_tutorial"]
+__all__ = [
+    "HalfSquaredNorm",
+    "ImprovedCD",
+    "ImprovedCDLoss",
+    "ImprovedCDNegatives",
+    "Negated",
+    "clel",
+    "igebm",
+    "improved_cd",
+    "uva_tutorial",
+]
 
 _IGEBM: dict[str, Any] = {
     "num_steps": 60,
@@ -97,7 +107,8 @@ def uva_tutorial(energy: Energy, **overrides: Unpack[Overrides]) -> Recipe:
     of chains is new, in front. The loss is `E⁺ - E⁻ + 0.1 (E⁺² + E⁻²)`.
 
     Adam has the rates of decay (0, 0.999); the learning rate falls by 3 % an epoch. Real images get noise of 0.005,
-    with a clamp (`recipe.noisy`). The tutorial's net gives f = -E: hand over `lambda x: -net(x)`.
+    with a clamp (`recipe.noisy`). The tutorial's net gives f = -E: hand over
+    `fastebm.recipes.Negated(net)`.
 
     Args:
         energy: gives `(B,)` for images `(B, C, H, W)` in [-1, 1]; low means real.
@@ -148,14 +159,34 @@ _CLEL: dict[str, Any] = {
 }
 
 
-@dataclass(frozen=True)
-class HalfSquaredNorm:
-    """`E(x) = 1/2 ||f(x)||**2` of features `f(x)`, `(B, D)`."""
+class HalfSquaredNorm(nn.Module):
+    """`E(x) = 1/2 ||f(x)||**2` of features `f(x)`, `(B, D)`. As a module, so that chains have f in eval mode."""
 
-    features: Callable[[Tensor], Tensor]
+    def __init__(self, features: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.features = features
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         return self.features(x).square().sum(1) / 2
+
+
+class Negated(nn.Module):
+    """`E(x) = -f(x)` of a net that gives f, high for real images. As a module, so that chains have f in eval mode.
+
+    Example:
+        >>> import torch, fastebm
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 1), torch.nn.Flatten(0))
+        >>> x = torch.ones(2, 4)
+        >>> torch.equal(fastebm.recipes.Negated(net)(x), -net(x))
+        True
+    """
+
+    def __init__(self, net: Callable[..., Tensor]) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor, *conditions: Tensor) -> Tensor:
+        return -self.net(x, *conditions)
 
 
 def clel(energy: Energy, *, augment: Augment | None = None, **overrides: Unpack[Overrides]) -> Recipe:
@@ -181,7 +212,7 @@ def clel(energy: Energy, *, augment: Augment | None = None, **overrides: Unpack[
         >>> import torch, fastebm
         >>> features = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 16))
         >>> energy = fastebm.recipes.HalfSquaredNorm(features)
-        >>> recipe = fastebm.recipes.clel(energy, num_steps=5, engine="autograd")
+        >>> recipe = fastebm.recipes.clel(energy, num_steps=5)
         >>> buffer, real = recipe.buffer((3, 4, 4), seed=0), torch.rand(8, 3, 4, 4)
         >>> recipe.loss(energy, real, recipe.negatives(real, buffer)).requires_grad
         True

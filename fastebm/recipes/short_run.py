@@ -17,7 +17,8 @@ def short_run(energy: Energy, **overrides: Unpack[Overrides]) -> Recipe:
     """Short-run MCMC on CIFAR-10: `x' = x - ∇E(x) + 0.01 ξ`, 100 times from U(-1, 1), without a clamp or a buffer.
 
     The loss is `E⁺ - E⁻`. Adam has a learning rate of 1e-4. Real images get noise of 0.03 (`recipe.noisy`), which the
-    authors lower until the training is unstable. The published net gives f = -E.
+    authors lower until the training is unstable. The published net gives f = -E
+    (`fastebm.recipes.Negated`).
 
     Args:
         energy: gives `(B,)` for images `(B, C, H, W)` in [-1, 1]; low means real.

@@ -222,3 +222,20 @@ def test_fused_and_eager_engines_agree():
             negatives = recipe.negatives(torch.rand(4, 1, 8, 8), buffer)
         ends.append(negatives.x)
     torch.testing.assert_close(ends[0], ends[1], rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["Negated", "HalfSquaredNorm", "jem"])
+def test_chains_have_nets_in_eval_mode(name):
+    """A batch norm in train mode would let chains influence each other; afterwards it is in train mode again."""
+    net = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 3))
+    net.train()
+    if name == "jem":
+        recipe = recipes.jem(net, num_steps=2, engine="autograd")
+    elif name == "HalfSquaredNorm":
+        recipe = recipes.clel(recipes.HalfSquaredNorm(net), num_steps=2, engine="autograd")
+    else:
+        recipe = recipes.igebm(recipes.Negated(net.append(nn.Linear(3, 1))), num_steps=2, engine="autograd")
+    before = net[1].running_mean.clone()
+    recipe.negatives(torch.rand(4, 4), recipe.buffer((4,), seed=0, capacity=10))
+    assert torch.equal(net[1].running_mean, before)
+    assert net[1].training
