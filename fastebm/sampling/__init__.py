@@ -4,6 +4,7 @@ from fastebm.sampling import diagnostics, schedules, starts
 from fastebm.sampling.cascade import Cascade, ExpandingCascade
 from fastebm.sampling.data_term import data_term_weight, implicit_step
 from fastebm.sampling.hmc import GHMC, HMC, MALT
+from fastebm.sampling.joint import Joint
 from fastebm.sampling.langevin import Langevin
 from fastebm.sampling.mala import MALA
 from fastebm.sampling.mclmc import MCLMC, AdjustedMCLMC
@@ -27,6 +28,7 @@ __all__ = [
     "Draw",
     "EnergyState",
     "ExpandingCascade",
+    "Joint",
     "Langevin",
     "MetropolisInfo",
     "ParallelTempering",
