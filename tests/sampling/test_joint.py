@@ -45,14 +45,17 @@ def test_parts_come_back_as_they_were(dtype):
     start = starts(dtype=dtype)
     joint = fastebm.Joint(by_name, start)
     packed = joint.pack(start)
-    assert packed.shape == (6, 13) and packed.dtype == dtype
+    assert packed.shape == (6, 13)
+    assert packed.dtype == dtype
     back = joint.unpack(packed)
     assert list(back) == ["positions", "cell"]
     assert all(torch.equal(back[name], start[name]) for name in start)
     trajectory = joint.unpack(packed.expand(5, 6, 13))
-    assert trajectory["positions"].shape == (5, 6, 4, 3) and trajectory["cell"].shape == (5, 6)
+    assert trajectory["positions"].shape == (5, 6, 4, 3)
+    assert trajectory["cell"].shape == (5, 6)
     empty = joint.pack({name: part[:0] for name, part in start.items()})
-    assert empty.shape == (0, 13) and joint.unpack(empty)["positions"].shape == (0, 4, 3)
+    assert empty.shape == (0, 13)
+    assert joint.unpack(empty)["positions"].shape == (0, 4, 3)
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
@@ -83,7 +86,8 @@ def test_masses_masks_and_conditions():
     end = joint.unpack(sampler.sample(x0, 60, seed=2, mask=mask, known=x0, conditions=[torch.zeros(400, 1)]))
     assert torch.equal(end["cell"], start["cell"])
     error = (end["positions"] - start["cell"][:, None, None]).flatten()
-    assert abs(float(error.mean())) < 4 * 4800**-0.5 and abs(float(error.var()) - 1) < 5 * (2 / 4800) ** 0.5
+    assert abs(float(error.mean())) < 4 * 4800**-0.5
+    assert abs(float(error.var()) - 1) < 5 * (2 / 4800) ** 0.5
 
 
 def test_the_weights_of_a_module_and_of_a_bound_method_count():
@@ -110,7 +114,8 @@ def test_the_weights_of_a_module_and_of_a_bound_method_count():
         twice = fastebm.Langevin(fastebm.Joint(lambda *parts: 2 * coupled(*parts), start), 0.05, 0.1)
         torch.testing.assert_close(sampler.sample(joint.pack(start), 5, seed=0), twice.sample(joint.pack(start), 5, 0))
         assert not torch.equal(before, sampler.sample(joint.pack(start), 5, seed=0))
-        assert net.training and net.drop.training
+        assert net.training
+        assert net.drop.training
 
 
 def test_a_score_returns_parts():
