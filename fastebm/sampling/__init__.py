@@ -7,7 +7,7 @@ from fastebm.sampling.hmc import GHMC, HMC, MALT
 from fastebm.sampling.joint import Joint
 from fastebm.sampling.langevin import Langevin
 from fastebm.sampling.mala import MALA
-from fastebm.sampling.mclmc import MCLMC, AdjustedMCLMC
+from fastebm.sampling.mclmc import MCLMC, AdjustedMCLMC, AdjustedState, MicrocanonicalInfo, MicrocanonicalState
 from fastebm.sampling.metropolis import MetropolisInfo
 from fastebm.sampling.replay_buffer import Draw, ReplayBuffer
 from fastebm.sampling.sampler import EnergyState, Sampler
@@ -23,6 +23,7 @@ __all__ = [
     "MALT",
     "MCLMC",
     "AdjustedMCLMC",
+    "AdjustedState",
     "Cascade",
     "ChainState",
     "Draw",
@@ -31,6 +32,8 @@ __all__ = [
     "Joint",
     "Langevin",
     "MetropolisInfo",
+    "MicrocanonicalInfo",
+    "MicrocanonicalState",
     "ParallelTempering",
     "ReplayBuffer",
     "Sampler",

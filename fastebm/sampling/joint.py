@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -49,9 +50,12 @@ class Joint(nn.Module):
         if not isinstance(example, tuple | Mapping) or not example:
             raise TypeError(f"the parts must be a tuple or dict of tensors, got {shown(example)}")
         self.energy = energy
-        owner = getattr(energy, "__self__", None)
-        self.owner = owner if isinstance(owner, nn.Module) else None  # of a bound method, for its flags and weights
-        self.__name__ = getattr(energy, "__name__", type(energy).__name__)
+        inner: Any = energy
+        while isinstance(inner, functools.partial):
+            inner = inner.func
+        owner = getattr(inner, "__self__", inner)
+        self.owner = owner if isinstance(owner, nn.Module) else None  # registered, for its flags and weights
+        self.__name__ = getattr(inner, "__name__", type(inner).__name__)
         self.names = tuple(example) if isinstance(example, Mapping) else None
         self.shapes: tuple[torch.Size, ...] = ()
         parts = self._listed(example)

@@ -384,10 +384,11 @@ def key_increment(key: Tensor) -> Tensor:
     return torch.arange(3, device=key.device).clamp_(max=1)
 
 
-def check_start(x0: Tensor) -> Tensor:
+def check_start(x0: Any) -> Tensor:
     """`x0` itself. Raises TypeError or ValueError for what chains can't start from."""
     if not isinstance(x0, Tensor):
-        raise TypeError(f"x0 must be a tensor, got {type(x0).__name__}")
+        several = "; fastebm.Joint makes one of several" if isinstance(x0, tuple | list | dict) else ""
+        raise TypeError(f"x0 must be a tensor, got {type(x0).__name__}{several}")
     if x0.dtype not in (torch.float32, torch.float64):
         raise TypeError(
             f"chains keep their state in float32 or float64, got x0 in {x0.dtype}; gradients may be lower (see dtype)"

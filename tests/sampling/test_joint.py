@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 import torch
 from torch import nn
@@ -102,7 +104,7 @@ def test_the_weights_of_a_module_and_of_a_bound_method_count():
 
     start = tuple(starts().values())
     net = Net()
-    for energy in (net, net.forward):
+    for energy in (net, net.forward, functools.partial(net)):
         joint = fastebm.Joint(energy, start)
         assert [*joint.parameters()] == [net.scale]
         sampler = fastebm.Langevin(joint, 0.05, 0.1)
@@ -146,3 +148,9 @@ def test_what_does_not_fit_is_told(call, error, words):
     start = starts()
     with pytest.raises(error, match=words):
         call(fastebm.Joint(by_name, start), start)
+
+
+def test_who_hands_over_several_tensors_is_told_of_it():
+    start = tuple(starts().values())
+    with pytest.raises(TypeError, match=r"x0 must be a tensor, got tuple; fastebm\.Joint"):
+        fastebm.MALA(fastebm.Joint(coupled, start), 0.1).sample(start, 2)
