@@ -54,8 +54,8 @@ class Joint(nn.Module):
         while isinstance(inner, functools.partial):
             inner = inner.func
         owner = getattr(inner, "__self__", inner)
-        self.owner = owner if isinstance(owner, nn.Module) else None  # registered, for its flags and weights
-        self.__name__ = getattr(inner, "__name__", type(inner).__name__)
+        # The module of a bound method or a partial is registered, for its flags and weights.
+        self.owner = owner if isinstance(owner, nn.Module) and owner is not energy else None
         self.names = tuple(example) if isinstance(example, Mapping) else None
         self.shapes: tuple[torch.Size, ...] = ()
         parts = self._listed(example)

@@ -107,6 +107,7 @@ def test_the_weights_of_a_module_and_of_a_bound_method_count():
     for energy in (net, net.forward, functools.partial(net)):
         joint = fastebm.Joint(energy, start)
         assert [*joint.parameters()] == [net.scale]
+        assert len(joint.state_dict()) == 1
         sampler = fastebm.Langevin(joint, 0.05, 0.1)
         with torch.no_grad():
             net.scale.fill_(1.0)
