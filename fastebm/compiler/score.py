@@ -90,7 +90,9 @@ class ScoreGradient:
 def require_energy(gradient: EnergyGradient | ScoreGradient, who: str) -> EnergyGradient:
     """The gradient itself. Raises TypeError for a score, which tells `who` no energies."""
     if isinstance(gradient, ScoreGradient):
-        raise TypeError(f"{who} needs energies, and a score tells none; Langevin and Underdamped take scores")
+        raise TypeError(
+            f"{who} needs energies, and a score tells none; Langevin, Underdamped and MCLMC without warm_up take scores"
+        )
     return gradient
 
 

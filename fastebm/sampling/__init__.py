@@ -4,9 +4,10 @@ from fastebm.sampling import diagnostics, schedules, starts
 from fastebm.sampling.cascade import Cascade, ExpandingCascade
 from fastebm.sampling.data_term import data_term_weight, implicit_step
 from fastebm.sampling.hmc import GHMC, HMC, MALT
+from fastebm.sampling.joint import Joint
 from fastebm.sampling.langevin import Langevin
 from fastebm.sampling.mala import MALA
-from fastebm.sampling.mclmc import MCLMC, AdjustedMCLMC
+from fastebm.sampling.mclmc import MCLMC, AdjustedMCLMC, AdjustedState, MicrocanonicalInfo, MicrocanonicalState
 from fastebm.sampling.metropolis import MetropolisInfo
 from fastebm.sampling.replay_buffer import Draw, ReplayBuffer
 from fastebm.sampling.sampler import EnergyState, Sampler
@@ -22,13 +23,17 @@ __all__ = [
     "MALT",
     "MCLMC",
     "AdjustedMCLMC",
+    "AdjustedState",
     "Cascade",
     "ChainState",
     "Draw",
     "EnergyState",
     "ExpandingCascade",
+    "Joint",
     "Langevin",
     "MetropolisInfo",
+    "MicrocanonicalInfo",
+    "MicrocanonicalState",
     "ParallelTempering",
     "ReplayBuffer",
     "Sampler",

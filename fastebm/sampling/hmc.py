@@ -34,6 +34,7 @@ from fastebm.scalars import as_count, as_real
 class _Trajectories(EnergySampler[VelocityState]):
     """What HMC, GHMC and MALT share: options, starts, and a trajectory of `num_leapfrogs` evaluations."""
 
+    state_type = VelocityState
     friction: Schedule = constant(0.0)
 
     def __init__(

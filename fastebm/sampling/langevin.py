@@ -103,6 +103,8 @@ class Langevin(Sampler[ChainState]):
         True
     """
 
+    state_type = ChainState
+
     def __init__(
         self,
         energy: Energy,
@@ -307,7 +309,7 @@ class Langevin(Sampler[ChainState]):
 
         Outside of `with sampler.gradient.chain():` every call reads the weights anew.
         """
-        check_steps(state.step, 1)
+        check_steps(self.own_state(state).step, 1)
         after = copied(state)
         energy, gradient = self._mover(after)()
         if project is not None:
@@ -322,7 +324,7 @@ class Langevin(Sampler[ChainState]):
 
         Raises FloatingPointError where energies or states are not finite, unless `check` is False.
         """
-        state = copied(state)
+        state = copied(self.own_state(state))
         with checking_finite(state, check) as observers:
             return self.advance_(state, num_steps, observers, project=project)
 

@@ -286,6 +286,7 @@ class MCLMC(_Microcanonical):
         True
     """
 
+    state_type = MicrocanonicalState
     columns = ("step_size", "decoherence_length", "temperature")
 
     def __init__(
@@ -385,7 +386,7 @@ class MCLMC(_Microcanonical):
     @torch.no_grad()
     def step(self, state: MicrocanonicalState) -> tuple[MicrocanonicalState, MicrocanonicalInfo]:
         """One step. `state` is left as it was."""
-        check_steps(state.step, 1)
+        check_steps(self.own_state(state).step, 1)
         with self.gradient.chain():
             before = state.x
             after = self._started(copied(state))
@@ -596,6 +597,7 @@ class AdjustedMCLMC(_Microcanonical, EnergySampler[AdjustedState]):
         True
     """
 
+    state_type = AdjustedState
     columns = ("step_size", "temperature")
     target_acceptance = 0.9
 

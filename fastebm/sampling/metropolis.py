@@ -52,6 +52,8 @@ class MetropolisInfo(StepInfo):
 class EnergySampler(Sampler[State]):
     """A sampler that keeps the energy and the gradient at x between its steps."""
 
+    state_type = EnergyState
+
     def _evaluate(self, state: State) -> State:
         """The state with its energy and gradient, which are evaluated where they are missing."""
         if state.energy is not None:
@@ -76,7 +78,7 @@ class EnergySampler(Sampler[State]):
 
         Energy and gradient are taken from the state, where it has them: for other weights, give it with both None.
         """
-        check_steps(state.step, 1, self.key_steps)
+        check_steps(self.own_state(state).step, 1, self.key_steps)
         with self.gradient.chain():
             before = self._evaluate(state)
             after = copied(before)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Generic, Literal, TypeVar
 
@@ -85,6 +85,8 @@ class Sampler(ABC, Generic[State]):
     """
 
     gradient: Gradient
+    state_type: type[SamplerState] = SamplerState
+    """The class of the sampler's states."""
     # Steps of the random numbers that one step of the sampler takes.
     key_steps: int = 1
 
@@ -112,12 +114,28 @@ class Sampler(ABC, Generic[State]):
     def step(self, state: State) -> tuple[State, StepInfo]:
         """One step. `state` is left as it was."""
 
+    def load_state(self, saved: Mapping[str, Any], device: torch.device | str | None = None) -> State:
+        """The state that `state.state_dict()` gave, on `device`; by default on the device of its `x`.
+
+        Raises ValueError for what is not a state of this sampler.
+        """
+        return self.state_type.from_state_dict(saved, device)  # type: ignore[return-value]
+
+    def own_state(self, state: State) -> State:
+        """`state` itself. Raises TypeError for what is not a state of this sampler, such as the bare `x`."""
+        if type(state) is not self.state_type:
+            raise TypeError(
+                f"{type(self).__name__} goes on from a {self.state_type.__name__}, as its init makes it, "
+                f"got {shown(state)}"
+            )
+        return state
+
     def advance(self, state: State, num_steps: int, *, check: bool = True) -> State:
         """The state `num_steps` steps after `state`, which is left as it was: the bits of `step`, without its copies.
 
         Raises FloatingPointError where energies or states are not finite, unless `check` is False.
         """
-        state = copied(state)
+        state = copied(self.own_state(state))
         with checking_finite(state, check) as observers:
             return self.advance_(state, num_steps, observers)
 
@@ -216,11 +234,14 @@ class Sampler(ABC, Generic[State]):
         diagnostics: Diagnostics | bool = False,
         **options: Any,
     ) -> Any:
-        """`sample` from a state, whose tensors are overwritten; `options` go to each advance."""
+        """`sample` from a state, whose tensors are overwritten; `options` go to each advance.
+
+        What it returns is no state. To go on later, take `advance`, or `fastebm.diagnostics.run_observed`.
+        """
         thin = as_count("thin", thin, 1)
         if not callable(keep) and keep not in ("last", "trajectory"):
             raise ValueError(f'keep is "last", "trajectory" or a function, got {keep!r}')
-        x = state.x
+        x = self.own_state(state).x
         frames = x.new_empty((1 + num_steps // thin, *x.shape)) if keep == "trajectory" else None
         batches = batch_slices(x.shape[0], batch_size, options.get("project"))
         watched = None
@@ -363,10 +384,11 @@ def key_increment(key: Tensor) -> Tensor:
     return torch.arange(3, device=key.device).clamp_(max=1)
 
 
-def check_start(x0: Tensor) -> Tensor:
+def check_start(x0: Any) -> Tensor:
     """`x0` itself. Raises TypeError or ValueError for what chains can't start from."""
     if not isinstance(x0, Tensor):
-        raise TypeError(f"x0 must be a tensor, got {type(x0).__name__}")
+        several = "; fastebm.Joint makes one of several" if isinstance(x0, tuple | list | dict) else ""
+        raise TypeError(f"x0 must be a tensor, got {type(x0).__name__}{several}")
     if x0.dtype not in (torch.float32, torch.float64):
         raise TypeError(
             f"chains keep their state in float32 or float64, got x0 in {x0.dtype}; gradients may be lower (see dtype)"

@@ -97,7 +97,10 @@ class PerChain:
         if self.values.dim() == 1:
             return self.values.expand(t.shape[0], -1)
         if self.rows not in (1, t.shape[0]):
-            raise ValueError(f"a schedule has values for {self.rows} updates, but the chain has {t.shape[0]}")
+            raise ValueError(
+                f"a schedule has values for {self.rows} updates, but the chain has {t.shape[0]}: a tensor "
+                f"{tuple(self.values.shape)} is (updates, chains), and one for each chain is (B,)"
+            )
         return self.values.expand(t.shape[0], -1)
 
     def __repr__(self) -> str:

@@ -7,7 +7,7 @@ MCMC scheme", JRSS B 2022: even and odd pairs in turn, and the ladder tuned by t
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -19,7 +19,7 @@ from fastebm.compiler import EnergyGradient, require_energy
 from fastebm.progress import progress_bar
 from fastebm.sampling.diagnostics import BatchedDiagnostics, Diagnostics
 from fastebm.sampling.observers import checking_finite
-from fastebm.sampling.sampler import Energy, Sampler, copied, gradient_of
+from fastebm.sampling.sampler import Energy, Sampler, check_start, copied, gradient_of, repeat_start
 from fastebm.sampling.state import SamplerState
 from fastebm.scalars import as_count, shown
 
@@ -153,10 +153,7 @@ class ParallelTempering:
         The replicas of chain i have the ids `i * R` to `i * R + R - 1`.
         """
         size = len(self.temperatures)
-        if isinstance(x0, Tensor) and x0.dim() and num_chains is not None and len(x0) == 1:
-            x0 = x0.expand(num_chains, *x0.shape[1:])
-        if not isinstance(x0, Tensor) or not x0.dim():
-            raise TypeError(f"x0 must be a tensor (C, ...), got {shown(x0)}")
+        x0 = repeat_start(check_start(x0), num_chains, "num_chains")
         count = len(x0)
         ids = rng.make_chain_ids(chain_ids, count)
         ids = (ids if len(ids) == count else ids + torch.arange(count, device=ids.device)) * size
@@ -192,7 +189,7 @@ class ParallelTempering:
         Raises FloatingPointError where energies or states are not finite, unless `check` is False.
         """
         num_steps = as_count("num_steps", num_steps)
-        sampler = self._sampler(len(state.rung))
+        sampler = self._sampler(len(self._own_state(state).rung))
         state = replace(state, replicas=copied(state.replicas))
         with checking_finite(state.replicas, check) as observers, self.gradient.chain():
             for first in range(0, num_steps, self.swap_every):
@@ -201,6 +198,50 @@ class ParallelTempering:
                 if block == self.swap_every:
                     state = self.swap(state)
             self.gradient.leave_soon()
+        return state
+
+    def load_state(self, saved: Mapping[str, Any], device: torch.device | str | None = None) -> TemperedState:
+        """The state that `state.state_dict()` gave, on `device`; by default on the device of its states.
+
+        Raises ValueError for what is not a state of these temperatures and this kernel.
+        """
+        if not isinstance(saved, Mapping):
+            raise ValueError(f"not the state of tempered chains: a mapping of its fields is needed, got {shown(saved)}")
+        missing = [name for name in _OWN if name not in saved]
+        if missing:
+            raise ValueError(f"not the state of tempered chains: missing {missing}")
+        replicas = self._sampler(1).load_state(
+            {name.removeprefix("replicas."): value for name, value in saved.items() if name not in _OWN}, device
+        )
+        size = len(self.temperatures)
+        count = len(replicas.x) // size
+        shapes = {
+            "rung": (torch.int64, (count, size)),
+            "accepted": (torch.int64, (count, size - 1)),
+            "tried": (torch.int64, (count, size - 1)),
+            "round_trips": (torch.int64, (count,)),
+            "visited_top": (torch.bool, (count, size)),
+        }
+        read: dict[str, Any] = {"rounds": as_count("rounds", saved["rounds"])}
+        for name, (dtype, shape) in shapes.items():
+            value = saved[name]
+            if not isinstance(value, Tensor) or (value.dtype, value.shape) != (dtype, shape):
+                raise ValueError(
+                    f"{name} of {count} chains with {size} temperatures is {dtype} {shape}, got {shown(value)}"
+                )
+            read[name] = value.to(replicas.x.device)
+        if count * size != len(replicas.x) or not bool(
+            (read["rung"].sort(1).values == torch.arange(size, device=replicas.x.device)).all()
+        ):
+            raise ValueError(f"each chain must have one replica at each of {size} temperatures")
+        return TemperedState(replicas, **read)
+
+    def _own_state(self, state: TemperedState) -> TemperedState:
+        if not isinstance(state, TemperedState) or state.rung.shape[1] != len(self.temperatures):
+            raise TypeError(
+                f"ParallelTempering goes on from a TemperedState of {len(self.temperatures)} temperatures, as its init "
+                f"makes it, got {shown(state)}"
+            )
         return state
 
     @torch.no_grad()
@@ -258,7 +299,6 @@ class ParallelTempering:
             changed["velocity"] = velocity * ratio
         return replace(replicas, **changed)
 
-    @torch.no_grad()
     def sample(
         self,
         x0: Tensor,
@@ -284,6 +324,29 @@ class ParallelTempering:
             diagnostics: True, or `Diagnostics` with options of your own, also returns what the states at the lowest
                 temperature tell, and how often each pair swapped: `(x, summary)`.
         """
+        return self.run(
+            self.init(x0, seed, chain_ids, **options),
+            num_steps,
+            thin=thin,
+            keep=keep,
+            progress=progress,
+            check=check,
+            diagnostics=diagnostics,
+        )
+
+    @torch.no_grad()
+    def run(
+        self,
+        state: TemperedState,
+        num_steps: int,
+        *,
+        thin: int = 1,
+        keep: Literal["last", "trajectory"] = "last",
+        progress: bool = False,
+        check: bool = True,
+        diagnostics: bool | Diagnostics = False,
+    ) -> Any:
+        """`sample` from a state, whose tensors are overwritten. The swaps in a summary are those since `init`."""
         thin = as_count("thin", thin, 1)
         num_steps = as_count("num_steps", num_steps)
         if keep not in ("last", "trajectory"):
@@ -291,7 +354,7 @@ class ParallelTempering:
         reader = None
         if diagnostics is not False:
             reader = BatchedDiagnostics(diagnostics, num_steps, float(self.temperatures[0])).observer()
-        state = self.init(x0, seed, chain_ids, **options)
+        state = self._own_state(state)
         frames = [state.x] if keep == "trajectory" else None
         block = (
             thin if frames is not None else max(1, math.gcd(num_steps, self.swap_every * 50) if progress else num_steps)

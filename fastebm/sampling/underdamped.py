@@ -175,6 +175,8 @@ class Underdamped(EnergySampler[VelocityState]):
         True
     """
 
+    state_type = VelocityState
+
     def __init__(
         self,
         energy: Energy,

@@ -172,3 +172,39 @@ def test_a_tuned_ladder_swaps_evenly():
 def test_bad_options_are_refused(make, error, words):
     with pytest.raises(error, match=words):
         make()
+
+
+@every
+def test_a_saved_state_goes_on_with_the_same_bits(name, tmp_path):
+    sampler = fastebm.ParallelTempering(deep_wells, LADDER, KERNELS[name], swap_every=2)
+    state = sampler.advance(sampler.init(torch.ones(5, 1), seed=1), 10)
+    torch.save(state.state_dict(), tmp_path / "state.pt")
+    again = sampler.load_state(torch.load(tmp_path / "state.pt"))
+    assert torch.equal(sampler.advance(again, 10).x, sampler.advance(state, 10).x)
+    assert torch.equal(again.accepted, state.accepted)
+    assert again.rounds == 5
+    wanted = sampler.advance(state, 10).x
+    assert torch.equal(sampler.run(again, 10), wanted)  # which overwrites it
+
+
+def test_what_is_no_tempered_state_is_told():
+    sampler = fastebm.ParallelTempering(deep_wells, LADDER, KERNELS["MALA"])
+    saved = sampler.init(torch.ones(5, 1), seed=1).state_dict()
+    wrong = {
+        r"missing \['rung'": {},
+        "missing": {name: value for name, value in saved.items() if name != "replicas.key"},
+        "accepted of 5 chains with 4 temperatures": saved | {"accepted": torch.zeros(5, 4, dtype=torch.int64)},
+        "one replica at each": saved | {"rung": torch.zeros(5, 4, dtype=torch.int64)},
+    }
+    for words, given in wrong.items():
+        with pytest.raises(ValueError, match=words):
+            sampler.load_state(given)
+    with pytest.raises(ValueError, match="mapping"):
+        sampler.load_state(torch.zeros(3))
+    shorter = fastebm.ParallelTempering(deep_wells, LADDER[:3], KERNELS["MALA"])
+    with pytest.raises(TypeError, match="of 3 temperatures"):
+        shorter.advance(sampler.load_state(saved), 3)
+    with pytest.raises(ValueError, match="only a single one can be repeated"):
+        sampler.init(torch.ones(5, 1), num_chains=7)
+    with pytest.raises(TypeError, match="x0 must be a tensor"):
+        sampler.init(5)

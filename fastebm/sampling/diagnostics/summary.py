@@ -184,7 +184,8 @@ class ChainSummary:
         if apart := self._where(judged > BAD_RHAT, self.rhat, "{:.3g}".format):
             yield (
                 f"R-hat is above {BAD_RHAT} for {apart}: the chains disagree with one another, or with their own first "
-                "halves. Run longer, or start them nearer to the target."
+                "halves. Run longer, or start them nearer to the target. Where chains have conditions or temperatures "
+                "of their own, judge those of each alone."
             )
         elif short := self._where(judged > GOOD_RHAT, self.rhat, "{:.3g}".format):
             together = (
