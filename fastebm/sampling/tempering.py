@@ -7,7 +7,7 @@ MCMC scheme", JRSS B 2022: even and odd pairs in turn, and the ladder tuned by t
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -18,8 +18,8 @@ from fastebm import rng
 from fastebm.compiler import EnergyGradient, require_energy
 from fastebm.progress import progress_bar
 from fastebm.sampling.diagnostics import BatchedDiagnostics, Diagnostics
-from fastebm.sampling.observers import checking_finite
-from fastebm.sampling.sampler import Energy, Sampler, copied, gradient_of
+from fastebm.sampling.observers import Observer, checking_finite
+from fastebm.sampling.sampler import Energy, Sampler, check_start, check_steps, copied, gradient_of, repeat_start
 from fastebm.sampling.state import SamplerState
 from fastebm.scalars import as_count, shown
 
@@ -35,6 +35,7 @@ class TemperedState:
         replicas: the state of all C * R replicas, those of one chain side by side.
         rung: int64 `(C, R)`: which temperature each replica has.
         rounds: how often swaps were tried, whose parity says which pairs come next.
+        since: the steps since the last of them.
         accepted, tried: int64 `(C, R - 1)`, of the pairs of neighbouring temperatures.
         round_trips: int64 `(C,)`: how often a replica came back to the lowest temperature from the highest one.
         visited_top: bool `(C, R)`: replicas that were at the highest temperature since they left the lowest.
@@ -47,6 +48,7 @@ class TemperedState:
     tried: Tensor
     round_trips: Tensor
     visited_top: Tensor
+    since: int = 0
 
     @property
     def x(self) -> Tensor:
@@ -68,12 +70,72 @@ class TemperedState:
         return self.accepted.sum(0).double() / self.tried.sum(0)
 
     def state_dict(self) -> dict[str, Any]:
-        """All fields by name; those of the replicas begin with "replicas."."""
-        own = {name: getattr(self, name) for name in _OWN}
-        return own | {f"replicas.{name}": value for name, value in self.replicas.state_dict().items()}
+        """All fields by name; those of the replicas begin with "replicas.", and "replicas" names their class."""
+        own = {name: getattr(self, name) for name in (*_TENSORS, *_COUNTS)}
+        replicas = {f"replicas.{name}": value for name, value in self.replicas.state_dict().items()}
+        return own | {"replicas": type(self.replicas).__name__} | replicas
+
+    @classmethod
+    def from_state_dict(cls, state: Mapping[str, Any], device: torch.device | str | None = None) -> TemperedState:
+        """The inverse of `state_dict`, on `device`; by default on the device of the replicas.
+
+        Raises ValueError for what is not the state of tempered chains.
+        """
+        try:
+            return cls._from_fields(state, device)
+        except TypeError as error:
+            raise ValueError(f"not the state of tempered chains: {error}") from None
+
+    @classmethod
+    def _from_fields(cls, state: Mapping[str, Any], device: torch.device | str | None) -> TemperedState:
+        if not isinstance(state, Mapping):
+            raise TypeError(f"it must be a mapping of its fields, got {type(state).__name__}")
+        of_replicas = {n.removeprefix(_PREFIX): v for n, v in state.items() if str(n).startswith(_PREFIX)}
+        own = {n: v for n, v in state.items() if not str(n).startswith(_PREFIX)}
+        names = {*_TENSORS, *_COUNTS, "replicas"}
+        if own.keys() != names:
+            missing, unknown = sorted(names - own.keys()), sorted(map(str, own.keys() - names))
+            raise ValueError(f"not the state of tempered chains: missing {missing}, unknown {unknown}")
+        kind = _kinds_of_states().get(own["replicas"]) if isinstance(own["replicas"], str) else None
+        if kind is None:
+            raise ValueError(f"there is no sampler state {shown(own['replicas'])}")
+        replicas = kind.from_state_dict(of_replicas, device)
+        rung = own["rung"]
+        if not isinstance(rung, Tensor) or rung.dim() != 2 or rung.shape[1] < 2:
+            raise ValueError(f"a tempered chain's rung has shape (C, R), got {shown(rung)}")
+        count, size = rung.shape
+        shapes = {
+            "rung": (count, size),
+            "accepted": (count, size - 1),
+            "tried": (count, size - 1),
+            "round_trips": (count,),
+            "visited_top": (count, size),
+        }
+        for name, shape in shapes.items():
+            value, dtype = own[name], torch.bool if name == "visited_top" else torch.int64
+            if not isinstance(value, Tensor) or value.shape != shape or value.dtype != dtype:
+                raise ValueError(f"a tempered chain's {name} must be {dtype} {shape}, got {shown(value)}")
+            own[name] = value.detach().to(replicas.x.device)
+        if not torch.equal(own["rung"].sort(1).values, torch.arange(size, device=replicas.x.device).expand(count, -1)):
+            raise ValueError("the replicas of a tempered chain hold all temperatures, each one of them")
+        if len(replicas.x) != count * size:
+            raise ValueError(
+                f"{count} chains at {size} temperatures need {count * size} replicas, got {len(replicas.x)}"
+            )
+        return cls(**own | {"replicas": replicas} | {name: as_count(name, own[name]) for name in _COUNTS})
 
 
-_OWN = ("rung", "rounds", "accepted", "tried", "round_trips", "visited_top")
+_TENSORS = ("rung", "accepted", "tried", "round_trips", "visited_top")
+_COUNTS = ("rounds", "since")
+_PREFIX = "replicas."
+
+
+def _kinds_of_states(base: type[SamplerState] = SamplerState) -> dict[str, type[SamplerState]]:
+    """The classes of sampler states by their names."""
+    found = {base.__name__: base}
+    for kind in base.__subclasses__():
+        found |= _kinds_of_states(kind)
+    return found
 
 
 class ParallelTempering:
@@ -153,10 +215,7 @@ class ParallelTempering:
         The replicas of chain i have the ids `i * R` to `i * R + R - 1`.
         """
         size = len(self.temperatures)
-        if isinstance(x0, Tensor) and x0.dim() and num_chains is not None and len(x0) == 1:
-            x0 = x0.expand(num_chains, *x0.shape[1:])
-        if not isinstance(x0, Tensor) or not x0.dim():
-            raise TypeError(f"x0 must be a tensor (C, ...), got {shown(x0)}")
+        x0 = repeat_start(check_start(x0), num_chains, "num_chains")
         count = len(x0)
         ids = rng.make_chain_ids(chain_ids, count)
         ids = (ids if len(ids) == count else ids + torch.arange(count, device=ids.device)) * size
@@ -187,21 +246,34 @@ class ParallelTempering:
 
     @torch.no_grad()
     def advance(self, state: TemperedState, num_steps: int, *, check: bool = True) -> TemperedState:
-        """The state `num_steps` steps after `state`, which is left as it was; swaps after every `swap_every`-th.
+        """The state `num_steps` steps after `state`, which is left as it was; swaps after every `swap_every`-th, which
+        calls that follow one another count together.
 
         Raises FloatingPointError where energies or states are not finite, unless `check` is False.
         """
-        num_steps = as_count("num_steps", num_steps)
         sampler = self._sampler(len(state.rung))
+        _, num_steps = check_steps(state.replicas.step, num_steps, sampler.key_steps)
         state = replace(state, replicas=copied(state.replicas))
         with checking_finite(state.replicas, check) as observers, self.gradient.chain():
-            for first in range(0, num_steps, self.swap_every):
-                block = min(self.swap_every, num_steps - first)
-                state = replace(state, replicas=sampler.advance_(state.replicas, block, observers))
-                if block == self.swap_every:
-                    state = self.swap(state)
+            done = 0
+            while done < num_steps:
+                step = min(self._until_swap(state), num_steps - done)
+                state = self._advance_(sampler, state, step, observers)
+                done += step
             self.gradient.leave_soon()
         return state
+
+    def _until_swap(self, state: TemperedState) -> int:
+        """How many steps there are until swaps are due, at least 1."""
+        return max(1, self.swap_every - state.since)
+
+    def _advance_(
+        self, sampler: Sampler[Any], state: TemperedState, num_steps: int, observers: Sequence[Observer]
+    ) -> TemperedState:
+        """Takes steps in place, at most as many as there are until swaps are due, and then swaps."""
+        replicas = sampler.advance_(state.replicas, num_steps, observers)
+        state = replace(state, replicas=replicas, since=state.since + num_steps)
+        return self.swap(state) if state.since >= self.swap_every else state
 
     @torch.no_grad()
     def swap(self, state: TemperedState) -> TemperedState:
@@ -285,7 +357,8 @@ class ParallelTempering:
                 temperature tell, and how often each pair swapped: `(x, summary)`.
         """
         thin = as_count("thin", thin, 1)
-        num_steps = as_count("num_steps", num_steps)
+        sampler = self._sampler(1)
+        _, num_steps = check_steps(options.get("start_step", 0), num_steps, sampler.key_steps)
         if keep not in ("last", "trajectory"):
             raise ValueError(f'keep is "last" or "trajectory", got {keep!r}')
         reader = None
@@ -296,19 +369,16 @@ class ParallelTempering:
         block = (
             thin if frames is not None else max(1, math.gcd(num_steps, self.swap_every * 50) if progress else num_steps)
         )
-        # Calls end where swaps are due, so that a chain is the same however it is watched.
         with progress_bar(num_steps, "tempering", "step", shown=progress) as bar, self.gradient.chain():
-            done, since = 0, 0
+            done = 0
             sampler = self._sampler(len(state.rung))
             with checking_finite(state.replicas, check) as observers:
                 while done < num_steps:
-                    step = min(block - done % block, self.swap_every - since, num_steps - done)
+                    step = min(block - done % block, self._until_swap(state), num_steps - done)
                     if reader is not None:
                         step = min(step, reader.updates_until_read(done))
-                    state = replace(state, replicas=sampler.advance_(state.replicas, step, observers))
-                    done, since = done + step, since + step
-                    if since == self.swap_every:
-                        state, since = self.swap(state), 0
+                    state = self._advance_(sampler, state, step, observers)
+                    done += step
                     if reader is not None and reader.reads(done):
                         kept = getattr(state.replicas, "energy", None)
                         reader.diagnostics.update(state.x, None if kept is None else state.at(0, kept))

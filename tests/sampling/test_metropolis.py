@@ -200,6 +200,17 @@ def test_rows_and_trajectories(name):
     assert torch.equal(frames[1], chain.sample(start, 2, seed=2))
 
 
+@every
+def test_no_chains(name):
+    chain = sampler_of(name, double_well)
+    masked = {"mask": torch.tensor([True, False, False]), "known": torch.zeros(3)}
+    for options in ({}, masked):
+        assert chain.sample(torch.zeros(0, 3), 4, seed=2, **options).shape == (0, 3)
+    state, info = chain.step(chain.init(torch.zeros(0, 3), seed=2))
+    assert type(state).from_state_dict(state.state_dict()).step == state.step
+    assert info.energy.shape == (0,)
+
+
 # Options ------------------------------------------------------------------------------------------------------------
 
 
