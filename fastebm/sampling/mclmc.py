@@ -200,7 +200,7 @@ class _Microcanonical(Sampler[Any]):
     ) -> tuple[dict[str, Any], Tensor | None]:
         """The fields that both states have, and the mask as x's shape."""
         start_step, _ = check_steps(start_step, 0 if num_steps is None else num_steps)
-        none_yet = torch.empty(0, 0)
+        none_yet = torch.empty(0, 0, device="cpu")
         start = self._common(x0, seed, chain_ids, num_chains, start_step, conditions, none_yet, torch.contiguous_format)
         start["x"], held = constrained(start["x"], mask, known)
         x = start["x"]

@@ -217,7 +217,7 @@ class ParallelTempering:
         size = len(self.temperatures)
         x0 = repeat_start(check_start(x0), num_chains, "num_chains")
         count = len(x0)
-        ids = rng.make_chain_ids(chain_ids, count)
+        ids = rng.make_chain_ids(chain_ids, count, device=x0.device)
         ids = (ids if len(ids) == count else ids + torch.arange(count, device=ids.device)) * size
         ids = (ids[:, None] + torch.arange(size, device=ids.device)).flatten()
         given = tuple(conditions)
@@ -227,7 +227,7 @@ class ParallelTempering:
             if isinstance(value, Tensor) and value.dim() == x0.dim() and len(value) == count > 1:
                 options[name] = value.repeat_interleave(size, 0)
         replicas = self._sampler(count).init(
-            x0.repeat_interleave(size, 0), seed, ids.to(x0.device), start_step=start_step, conditions=wide, **options
+            x0.repeat_interleave(size, 0), seed, ids, start_step=start_step, conditions=wide, **options
         )
         if replicas.schedule.dim() != 3 or len(replicas.schedule) != 1:
             raise ValueError("the kernel's options must depend on the temperature alone, not on the step")
