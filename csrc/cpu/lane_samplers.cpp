@@ -165,8 +165,8 @@ void run_hmc(const LaneJob& job, const SamplerOptions& o, float* arena, LaneMove
     const int64_t at = s * job.batch + first, row = std::min(o.key.index + s, o.temperature_rows - 1);
     read_row<3>(job, o, o.key.index + s, first, {move.h, move.decay, move.sigma});
     std::copy_n(move.h, std::max(job.width, kLaneRow), move.h_before);
-    std::copy_n(move.decay, std::max(job.width, kLaneRow), move.decay_before);
-    std::copy_n(move.sigma, std::max(job.width, kLaneRow), move.sigma_before);
+    for (float* decay : {move.decay, move.decay_before}) std::fill_n(decay, std::max(job.width, kLaneRow), 1.0f);
+    for (float* sigma : {move.sigma, move.sigma_before}) std::fill_n(sigma, std::max(job.width, kLaneRow), 0.0f);
     for (int64_t l = 0; l < std::max(job.width, kLaneRow); ++l) {
       const int64_t chain = first + std::min(l, count - 1);
       const float heat = o.temperature[o.temperature_per_chain ? row * job.batch + chain : row];

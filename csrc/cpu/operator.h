@@ -43,7 +43,8 @@ inline Key read_key(const Tensor& key) {
                   "key needs 3 contiguous numbers in int64 (seed, step, schedule index)");
   check_memory("key", key);
   const auto* data = static_cast<const int64_t*>(key.const_data_ptr());
-  return {data[0], data[1], data[2]};
+  // No table has 2^62 rows, and later rows are found by sums that must not overflow.
+  return {data[0], data[1], std::min(data[2], int64_t{1} << 62)};
 }
 
 // Ids of the chains of a batch: consecutive from the first, or listed.

@@ -202,7 +202,7 @@ def _check(
         if not tensor.is_contiguous():
             raise ValueError(f"{name} must be contiguous, got strides {tuple(tensor.stride())}")
     if inverse_mass is not None:
-        elements = x.numel() // max(batch, 1)
+        elements = math.prod(x.shape[1:])
         if (
             inverse_mass.dtype != x.dtype
             or inverse_mass.device != x.device

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from fastebm import ops
 from fastebm.losses import contrastive_divergence, energy_l2, improved_cd_kl, last_step, nearest_distance
+from fastebm.ops.langevin import NoiseOrder
 from fastebm.recipes.recipe import ContrastiveLoss, Negatives, Optimizer, Overrides, Recipe, energies, make_sampler
 from fastebm.rng import Stream
 from fastebm.sampling import Langevin, ReplayBuffer
@@ -351,7 +352,7 @@ def improved_cd(energy: Energy, *, augment: Augment | None = None, **overrides: 
         energy: gives `(B,)` for images `(B, C, H, W)` in [0, 1], its gradient differentiable once more; low means real.
         augment: of the drawn states, as in `ReplayBuffer`.
         overrides: `num_steps`, a `step_size` that is a number, and options of `Langevin`, in place of the published
-        ones.
+            ones. The loss repeats the last step, so it stays one with the noise first and without a clip.
 
     Source: Du, Li, Tenenbaum & Mordatch, "Improved Contrastive Divergence Training of EBMs", ICML 2021;
     yilundu/improved_contrastive_divergence `train.py`.
@@ -368,6 +369,11 @@ def improved_cd(energy: Energy, *, augment: Augment | None = None, **overrides: 
     step_size, clamp = {**_IMPROVED_CD, **overrides}["step_size"], {**_IMPROVED_CD, **overrides}["clamp"]
     if not isinstance(step_size, int | float):
         raise TypeError(f"improved_cd differentiates a step of one size: step_size is a number, got {step_size!r}")
+    if sampler.noise_order != NoiseOrder.BEFORE or sampler.grad_clip or sampler.grad_norm_clip:
+        raise ValueError(
+            "improved_cd differentiates a step with the noise first and without a clip: it takes no noise_first=False, "
+            "clamp_noise, grad_clip and grad_norm_clip"
+        )
     start = uniform(0.0, 1.0)
     return ImprovedCD(
         name="improved_cd",

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fastebm import rng
 from fastebm.ops import LaneSampler, SamplerOptions, kinetic_energy, leapfrog_, metropolis_, obabo_step_
-from fastebm.sampling.metropolis import Box, EnergySampler, check_box, key_increment
+from fastebm.sampling.metropolis import Box, EnergySampler, check_box, key_increment, positive_schedules
 from fastebm.sampling.sampler import Energy, check_steps, gradient_of, number_of_rows
 from fastebm.sampling.schedules import PerChain, Schedule, as_schedule, constant
 from fastebm.sampling.underdamped import (
@@ -65,13 +65,15 @@ class _Trajectories(EnergySampler[VelocityState]):
 
     def _tables(self, rows: int) -> tuple[Tensor, Tensor]:
         step_size, friction, temperature = self._schedules()
+        positive_schedules(rows, temperature=temperature)  # a test at temperature 0 is none
         return kinetic_tables(rows, step_size, friction, temperature, halves=True)
 
     target_acceptance = 0.8
 
     def _table_of(self, state: VelocityState, steps: Tensor) -> Tensor:
-        _, friction, temperature = self._schedules()
-        return kinetic_tables(1, PerChain(steps.cpu()), friction, temperature, halves=True)[0].to(steps.device)
+        heat = state.temperatures[0].double().expand(len(steps))
+        found = kinetic_tables(1, PerChain(steps.cpu()), self.friction, PerChain(heat.cpu()), halves=True)
+        return found[0].to(steps.device)
 
     def _with_variances(self, state: VelocityState, variance: Tensor) -> VelocityState:
         # Where nothing moved there is no scale to learn.

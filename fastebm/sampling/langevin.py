@@ -83,7 +83,7 @@ class Langevin(Sampler[ChainState]):
         noise_first: adds the noise before the gradient is evaluated, `y = x + noise_std * noise` and
             `x' = clamp(y - step_size * clip(grad E(y)))`, as IGEBM does.
         clamp_noise: with `noise_first`, clamps y too.
-        clamp_at: "step" clamps after every update; "end" clamps only the states that `sample` returns.
+        clamp_at: "step" clamps after every update; "end" clamps only the ends of chains that `sample` returns.
         momentum: `m' = momentum * m + clip(grad E(x))` takes the place of the gradient, in [0, 1); 0 keeps none.
         nesterov: "lookahead" evaluates the gradient at `x - step_size * momentum * m`; "corrected" steps by
             `grad E(x) + momentum * m'`, which is the same in other variables; None is the heavy ball.
@@ -530,8 +530,17 @@ class Langevin(Sampler[ChainState]):
         )
         if self.clamp_at == "end":
             states = found if diagnostics is False else found[0]
-            clamp_(states if keep != "trajectory" else states[-1], self._clamp_of(state.x, at_end=True))
+            if keep != "trajectory":
+                self._clamp_ends_(state, states)
+            elif num_steps % thin == 0:
+                self._clamp_ends_(state, states[-1])
         return found
+
+    def _clamp_ends_(self, state: ChainState, ends: Tensor) -> None:
+        """Clamps the ends of chains in place, but for what is known."""
+        clamp_(ends, self._clamp_of(state.x, at_end=True))
+        if state.mask is not None and state.known is not None:
+            ends.copy_(torch.where(state.mask, state.known, ends))
 
     def _temperatures(self, num_steps: int) -> float | tuple[float, float] | None:
         found = self.temperature(number_of_rows(num_steps, self.step_size, self.noise_std))
@@ -593,7 +602,8 @@ def _ahead(state: ChainState, momentum: Tensor, share: float) -> Tensor:
     """x moved on by the momentum that it will have without a new gradient."""
     row = state.schedule[state.key[2].clamp(max=state.schedule.shape[0] - 1)][..., 0].to(state.x.dtype)
     step = row.reshape(-1, *(1,) * (state.x.dim() - 1)) * share
-    return state.x - step * momentum
+    moved = state.x - step * momentum
+    return moved if state.mask is None else torch.where(state.mask, state.x, moved)
 
 
 def clamp_(x: Tensor, bounds: tuple[float | None, float | None, Tensor | None, Tensor | None]) -> None:

@@ -16,7 +16,7 @@ from fastebm.ops import LaneSampler, SamplerOptions, mala_step_
 from fastebm.ops.langevin import check_clip
 from fastebm.sampling.metropolis import Box, EnergySampler, check_box, check_inside, key_increment, positive_schedules
 from fastebm.sampling.sampler import Energy, EnergyState, check_steps, constrained, gradient_of, number_of_rows
-from fastebm.sampling.schedules import PerChain, Schedule, as_schedule, evaluate
+from fastebm.sampling.schedules import PerChain, Schedule, as_schedule
 
 
 class MALA(EnergySampler[EnergyState]):
@@ -74,7 +74,8 @@ class MALA(EnergySampler[EnergyState]):
     target_acceptance = 0.574
 
     def _table_of(self, state: EnergyState, steps: Tensor) -> Tensor:
-        heat = evaluate(self.temperature, 1)[0].to(steps.device)
+        step_size, noise_std = state.schedule[0].double().unbind(-1)
+        heat = noise_std.square() / (2 * step_size)
         return torch.stack((steps, (2 * steps * heat).sqrt()), dim=-1).float()[None]
 
     def _table(self, rows: int) -> Tensor:

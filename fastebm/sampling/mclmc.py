@@ -200,7 +200,7 @@ class _Microcanonical(Sampler[Any]):
     ) -> tuple[dict[str, Any], Tensor | None]:
         """The fields that both states have, and the mask as x's shape."""
         start_step, _ = check_steps(start_step, 0 if num_steps is None else num_steps)
-        none_yet = torch.empty(0, 0)
+        none_yet = torch.empty(0, 0, device="cpu")
         start = self._common(x0, seed, chain_ids, num_chains, start_step, conditions, none_yet, torch.contiguous_format)
         start["x"], held = constrained(start["x"], mask, known)
         x = start["x"]
@@ -216,7 +216,7 @@ class _Microcanonical(Sampler[Any]):
         values = dict(zip(given, positive_schedules(rows, **given), strict=True))
         if "decoherence_length" in self.columns and "decoherence_length" not in values:
             heat, d = values["temperature"], dimensions.cpu()
-            values["decoherence_length"] = ((heat[:, None] if len(d) > 1 and heat.dim() == 1 else heat) * d).sqrt()
+            values["decoherence_length"] = ((heat[:, None] if len(d) != 1 and heat.dim() == 1 else heat) * d).sqrt()
         start["schedule"] = _table(x, *(values[name] for name in self.columns))
         return start, held
 
@@ -249,7 +249,7 @@ _Turns = tuple[Tensor, Tensor, Tensor]
 
 def _turns(rows: Tensor, dimensions: Tensor) -> _Turns:
     """Those of (1, 3) or (B, 3) of (step size, decoherence length, temperature)."""
-    h, length, temperature = rows.double().expand(max(len(rows), len(dimensions)), 3).unbind(-1)
+    h, length, temperature = rows.double().expand(len(rows) if len(dimensions) == 1 else len(dimensions), 3).unbind(-1)
     refresh = (torch.expm1(2 * h / length) / dimensions).sqrt()
     turn, zero = OUTER * h / temperature, torch.zeros_like(h)
     outer = torch.stack((turn, refresh, turn, h / 2), dim=-1)

@@ -115,7 +115,7 @@ class EnergySampler(Sampler[State]):
     target_acceptance: float | None = None
 
     def _table_of(self, state: State, steps: Tensor) -> Tensor:
-        """The schedule `(1, B, n)` of these step sizes, float64 `(B,)`."""
+        """The schedule `(1, B, n)` of these step sizes, float64 `(B,)`, at the temperatures of `state`."""
         raise NotImplementedError
 
     @torch.no_grad()
@@ -164,6 +164,7 @@ class EnergySampler(Sampler[State]):
         if not count:
             raise ValueError("a warm-up needs at least one chain, got none")
         wide = state.schedule if state.schedule.dim() == 3 else state.schedule[:, None].expand(1, count, -1)
+        given = replace(state, schedule=wide)
         state = replace(copied(state), schedule=wide.clone(), warmed_up=state.warmed_up + num_steps)
         averaging = DualAveraging(state.schedule[0, :, 0].double(), target, pooled)
         first, last = (num_steps * 3 // 20, num_steps * 3 // 4) if mass == "diagonal" else (num_steps, num_steps)
@@ -175,7 +176,7 @@ class EnergySampler(Sampler[State]):
                 tested = update()
                 assert tested is not None
                 chance = tested[1].clamp(max=0).exp().nan_to_num(nan=0.0)
-                state.schedule.copy_(self._table_of(state, averaging.update(chance)))
+                state.schedule.copy_(self._table_of(given, averaging.update(chance)))
                 if moments is not None and first < done <= last:
                     moments.add(state.x)
                     if done == last:
@@ -183,7 +184,7 @@ class EnergySampler(Sampler[State]):
                         update = self._updater(state)
                         averaging.restart()
             self.gradient.leave_soon()
-        state.schedule.copy_(self._table_of(state, averaging.averaged()))
+        state.schedule.copy_(self._table_of(given, averaging.averaged()))
         return replace(state, step=state.step + num_steps * self.key_steps)
 
     def _with_variances(self, state: State, variance: Tensor) -> State:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any, Generic, Literal, TypeVar
 
 import torch
@@ -18,7 +18,7 @@ from fastebm.ops.memory import check_dense
 from fastebm.sampling.diagnostics import BatchedDiagnostics, Diagnostics, run_observed
 from fastebm.sampling.observers import Observer, checking_finite, progress_bar, trajectory_recorder
 from fastebm.sampling.schedules import Constant, PerChain, Schedule, as_schedule
-from fastebm.sampling.state import SamplerState, StepInfo
+from fastebm.sampling.state import SamplerState, StepInfo, copied
 from fastebm.scalars import as_count, as_int, shown
 
 Gradient = EnergyGradient | ScoreGradient
@@ -251,6 +251,8 @@ class Sampler(ABC, Generic[State]):
         with progress_bar(num_steps * len(batches), progress) as bar:
             for first, last in batches:
                 part = state.rows(first, last)
+                if callable(keep):
+                    part = replace(part, x=part.x.clone())  # a callback may keep it, and ends are written to the other
                 with checking_finite(part, check) as watch:
                     observers = [*watch, *bar]
                     if watched is not None:
@@ -334,14 +336,6 @@ def number_of_rows(num_steps: int | None, *schedules: float | Tensor | Schedule)
             f"a schedule that is not constant needs the length of the chain: give num_steps (got {varying[0]!r})"
         )
     return max(as_count("num_steps", num_steps), 1)
-
-
-def copied(state: State) -> State:
-    """A state whose tensors of chains and key are copies, which may be overwritten."""
-    shared = ("chain_ids", "schedule", "conditions", "mask", "known", "inverse_mass", "temperature")
-    values = {f.name: getattr(state, f.name) for f in fields(state) if f.name not in shared}
-    changed: dict[str, Any] = {name: value.clone() for name, value in values.items() if isinstance(value, Tensor)}
-    return replace(state, **changed)
 
 
 def constrained(x: Tensor, mask: Tensor | None, known: Tensor | None) -> tuple[Tensor, Tensor | None]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields, replace
-from typing import Any, Self, get_type_hints
+from typing import Any, Self, TypeVar, get_type_hints
 
 import torch
 from torch import Tensor
@@ -16,6 +16,8 @@ from fastebm.ops.langevin import check as check_update
 from fastebm.ops.normal import check_address
 from fastebm.ops.options import StepOptions
 from fastebm.scalars import as_int, as_real, shown
+
+State = TypeVar("State", bound="SamplerState")
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,6 +122,14 @@ class SamplerState:
         rng.make_chain_ids(
             self.chain_ids.cpu() if self.chain_ids.shape[0] != 1 else int(self.chain_ids), self.x.shape[0]
         )
+
+
+def copied(state: State) -> State:
+    """A state whose tensors of chains and key are copies, which may be overwritten."""
+    shared = ("chain_ids", "schedule", "conditions", "mask", "known", "inverse_mass", "temperature")
+    values = {f.name: getattr(state, f.name) for f in fields(state) if f.name not in shared}
+    changed: dict[str, Any] = {name: value.clone() for name, value in values.items() if isinstance(value, Tensor)}
+    return replace(state, **changed)
 
 
 @dataclass(frozen=True, eq=False)

@@ -18,8 +18,8 @@ from fastebm import rng
 from fastebm.compiler import EnergyGradient, require_energy
 from fastebm.progress import progress_bar
 from fastebm.sampling.diagnostics import BatchedDiagnostics, Diagnostics
-from fastebm.sampling.observers import checking_finite
-from fastebm.sampling.sampler import Energy, Sampler, check_start, copied, gradient_of, repeat_start
+from fastebm.sampling.observers import Observer, checking_finite
+from fastebm.sampling.sampler import Energy, Sampler, check_start, check_steps, copied, gradient_of, repeat_start
 from fastebm.sampling.state import SamplerState
 from fastebm.scalars import as_count, shown
 
@@ -35,6 +35,7 @@ class TemperedState:
         replicas: the state of all C * R replicas, those of one chain side by side.
         rung: int64 `(C, R)`: which temperature each replica has.
         rounds: how often swaps were tried, whose parity says which pairs come next.
+        since: the steps since the last of them.
         accepted, tried: int64 `(C, R - 1)`, of the pairs of neighbouring temperatures.
         round_trips: int64 `(C,)`: how often a replica came back to the lowest temperature from the highest one.
         visited_top: bool `(C, R)`: replicas that were at the highest temperature since they left the lowest.
@@ -47,6 +48,7 @@ class TemperedState:
     tried: Tensor
     round_trips: Tensor
     visited_top: Tensor
+    since: int = 0
 
     @property
     def x(self) -> Tensor:
@@ -68,12 +70,72 @@ class TemperedState:
         return self.accepted.sum(0).double() / self.tried.sum(0)
 
     def state_dict(self) -> dict[str, Any]:
-        """All fields by name; those of the replicas begin with "replicas."."""
-        own = {name: getattr(self, name) for name in _OWN}
-        return own | {f"replicas.{name}": value for name, value in self.replicas.state_dict().items()}
+        """All fields by name; those of the replicas begin with "replicas.", and "replicas" names their class."""
+        own = {name: getattr(self, name) for name in (*_TENSORS, *_COUNTS)}
+        replicas = {f"replicas.{name}": value for name, value in self.replicas.state_dict().items()}
+        return own | {"replicas": type(self.replicas).__name__} | replicas
+
+    @classmethod
+    def from_state_dict(cls, state: Mapping[str, Any], device: torch.device | str | None = None) -> TemperedState:
+        """The inverse of `state_dict`, on `device`; by default on the device of the replicas.
+
+        Raises ValueError for what is not the state of tempered chains.
+        """
+        try:
+            return cls._from_fields(state, device)
+        except TypeError as error:
+            raise ValueError(f"not the state of tempered chains: {error}") from None
+
+    @classmethod
+    def _from_fields(cls, state: Mapping[str, Any], device: torch.device | str | None) -> TemperedState:
+        if not isinstance(state, Mapping):
+            raise TypeError(f"it must be a mapping of its fields, got {type(state).__name__}")
+        of_replicas = {n.removeprefix(_PREFIX): v for n, v in state.items() if str(n).startswith(_PREFIX)}
+        own = {n: v for n, v in state.items() if not str(n).startswith(_PREFIX)}
+        names = {*_TENSORS, *_COUNTS, "replicas"}
+        if own.keys() != names:
+            missing, unknown = sorted(names - own.keys()), sorted(map(str, own.keys() - names))
+            raise ValueError(f"not the state of tempered chains: missing {missing}, unknown {unknown}")
+        kind = _kinds_of_states().get(own["replicas"]) if isinstance(own["replicas"], str) else None
+        if kind is None:
+            raise ValueError(f"there is no sampler state {shown(own['replicas'])}")
+        replicas = kind.from_state_dict(of_replicas, device)
+        rung = own["rung"]
+        if not isinstance(rung, Tensor) or rung.dim() != 2 or rung.shape[1] < 2:
+            raise ValueError(f"a tempered chain's rung has shape (C, R), got {shown(rung)}")
+        count, size = rung.shape
+        shapes = {
+            "rung": (count, size),
+            "accepted": (count, size - 1),
+            "tried": (count, size - 1),
+            "round_trips": (count,),
+            "visited_top": (count, size),
+        }
+        for name, shape in shapes.items():
+            value, dtype = own[name], torch.bool if name == "visited_top" else torch.int64
+            if not isinstance(value, Tensor) or value.shape != shape or value.dtype != dtype:
+                raise ValueError(f"a tempered chain's {name} must be {dtype} {shape}, got {shown(value)}")
+            own[name] = value.detach().to(replicas.x.device)
+        if not torch.equal(own["rung"].sort(1).values, torch.arange(size, device=replicas.x.device).expand(count, -1)):
+            raise ValueError("the replicas of a tempered chain hold all temperatures, each one of them")
+        if len(replicas.x) != count * size:
+            raise ValueError(
+                f"{count} chains at {size} temperatures need {count * size} replicas, got {len(replicas.x)}"
+            )
+        return cls(**own | {"replicas": replicas} | {name: as_count(name, own[name]) for name in _COUNTS})
 
 
-_OWN = ("rung", "rounds", "accepted", "tried", "round_trips", "visited_top")
+_TENSORS = ("rung", "accepted", "tried", "round_trips", "visited_top")
+_COUNTS = ("rounds", "since")
+_PREFIX = "replicas."
+
+
+def _kinds_of_states(base: type[SamplerState] = SamplerState) -> dict[str, type[SamplerState]]:
+    """The classes of sampler states by their names."""
+    found = {base.__name__: base}
+    for kind in base.__subclasses__():
+        found |= _kinds_of_states(kind)
+    return found
 
 
 class ParallelTempering:
@@ -155,7 +217,7 @@ class ParallelTempering:
         size = len(self.temperatures)
         x0 = repeat_start(check_start(x0), num_chains, "num_chains")
         count = len(x0)
-        ids = rng.make_chain_ids(chain_ids, count)
+        ids = rng.make_chain_ids(chain_ids, count, device=x0.device)
         ids = (ids if len(ids) == count else ids + torch.arange(count, device=ids.device)) * size
         ids = (ids[:, None] + torch.arange(size, device=ids.device)).flatten()
         given = tuple(conditions)
@@ -165,7 +227,7 @@ class ParallelTempering:
             if isinstance(value, Tensor) and value.dim() == x0.dim() and len(value) == count > 1:
                 options[name] = value.repeat_interleave(size, 0)
         replicas = self._sampler(count).init(
-            x0.repeat_interleave(size, 0), seed, ids.to(x0.device), start_step=start_step, conditions=wide, **options
+            x0.repeat_interleave(size, 0), seed, ids, start_step=start_step, conditions=wide, **options
         )
         if replicas.schedule.dim() != 3 or len(replicas.schedule) != 1:
             raise ValueError("the kernel's options must depend on the temperature alone, not on the step")
@@ -184,19 +246,20 @@ class ParallelTempering:
 
     @torch.no_grad()
     def advance(self, state: TemperedState, num_steps: int, *, check: bool = True) -> TemperedState:
-        """The state `num_steps` steps after `state`, which is left as it was; swaps after every `swap_every`-th.
+        """The state `num_steps` steps after `state`, which is left as it was; swaps after every `swap_every`-th, which
+        calls that follow one another count together.
 
         Raises FloatingPointError where energies or states are not finite, unless `check` is False.
         """
-        num_steps = as_count("num_steps", num_steps)
         sampler = self._sampler(len(self._own_state(state).rung))
+        _, num_steps = check_steps(state.replicas.step, num_steps, sampler.key_steps)
         state = replace(state, replicas=copied(state.replicas))
         with checking_finite(state.replicas, check) as observers, self.gradient.chain():
-            for first in range(0, num_steps, self.swap_every):
-                block = min(self.swap_every, num_steps - first)
-                state = replace(state, replicas=sampler.advance_(state.replicas, block, observers))
-                if block == self.swap_every:
-                    state = self.swap(state)
+            done = 0
+            while done < num_steps:
+                step = min(self._until_swap(state), num_steps - done)
+                state = self._advance_(sampler, state, step, observers)
+                done += step
             self.gradient.leave_soon()
         return state
 
@@ -205,36 +268,15 @@ class ParallelTempering:
 
         Raises ValueError for what is not a state of these temperatures and this kernel.
         """
-        if not isinstance(saved, Mapping):
-            raise ValueError(f"not the state of tempered chains: a mapping of its fields is needed, got {shown(saved)}")
-        missing = [name for name in _OWN if name not in saved]
-        if missing:
-            raise ValueError(f"not the state of tempered chains: missing {missing}")
-        replicas = self._sampler(1).load_state(
-            {name.removeprefix("replicas."): value for name, value in saved.items() if name not in _OWN}, device
-        )
+        state, kernel = TemperedState.from_state_dict(saved, device), self._sampler(1).state_type
+        if type(state.replicas) is not kernel:
+            raise ValueError(
+                f"the state of tempered chains by this kernel has a {kernel.__name__}, got {shown(state.replicas)}"
+            )
         size = len(self.temperatures)
-        count = len(replicas.x) // size
-        shapes = {
-            "rung": (torch.int64, (count, size)),
-            "accepted": (torch.int64, (count, size - 1)),
-            "tried": (torch.int64, (count, size - 1)),
-            "round_trips": (torch.int64, (count,)),
-            "visited_top": (torch.bool, (count, size)),
-        }
-        read: dict[str, Any] = {"rounds": as_count("rounds", saved["rounds"])}
-        for name, (dtype, shape) in shapes.items():
-            value = saved[name]
-            if not isinstance(value, Tensor) or (value.dtype, value.shape) != (dtype, shape):
-                raise ValueError(
-                    f"{name} of {count} chains with {size} temperatures is {dtype} {shape}, got {shown(value)}"
-                )
-            read[name] = value.to(replicas.x.device)
-        if count * size != len(replicas.x) or not bool(
-            (read["rung"].sort(1).values == torch.arange(size, device=replicas.x.device)).all()
-        ):
-            raise ValueError(f"each chain must have one replica at each of {size} temperatures")
-        return TemperedState(replicas, **read)
+        if state.rung.shape[1] != size:
+            raise ValueError(f"these chains have {size} temperatures, but the state has {state.rung.shape[1]}")
+        return state
 
     def _own_state(self, state: TemperedState) -> TemperedState:
         if not isinstance(state, TemperedState) or state.rung.shape[1] != len(self.temperatures):
@@ -243,6 +285,18 @@ class ParallelTempering:
                 f"makes it, got {shown(state)}"
             )
         return state
+
+    def _until_swap(self, state: TemperedState) -> int:
+        """How many steps there are until swaps are due, at least 1."""
+        return max(1, self.swap_every - state.since)
+
+    def _advance_(
+        self, sampler: Sampler[Any], state: TemperedState, num_steps: int, observers: Sequence[Observer]
+    ) -> TemperedState:
+        """Takes steps in place, at most as many as there are until swaps are due, and then swaps."""
+        replicas = sampler.advance_(state.replicas, num_steps, observers)
+        state = replace(state, replicas=replicas, since=state.since + num_steps)
+        return self.swap(state) if state.since >= self.swap_every else state
 
     @torch.no_grad()
     def swap(self, state: TemperedState) -> TemperedState:
@@ -348,7 +402,7 @@ class ParallelTempering:
     ) -> Any:
         """`sample` from a state, whose tensors are overwritten. The swaps in a summary are those since `init`."""
         thin = as_count("thin", thin, 1)
-        num_steps = as_count("num_steps", num_steps)
+        _, num_steps = check_steps(self._own_state(state).replicas.step, num_steps, self._sampler(1).key_steps)
         if keep not in ("last", "trajectory"):
             raise ValueError(f'keep is "last" or "trajectory", got {keep!r}')
         reader = None
@@ -359,19 +413,16 @@ class ParallelTempering:
         block = (
             thin if frames is not None else max(1, math.gcd(num_steps, self.swap_every * 50) if progress else num_steps)
         )
-        # Calls end where swaps are due, so that a chain is the same however it is watched.
         with progress_bar(num_steps, "tempering", "step", shown=progress) as bar, self.gradient.chain():
-            done, since = 0, 0
+            done = 0
             sampler = self._sampler(len(state.rung))
             with checking_finite(state.replicas, check) as observers:
                 while done < num_steps:
-                    step = min(block - done % block, self.swap_every - since, num_steps - done)
+                    step = min(block - done % block, self._until_swap(state), num_steps - done)
                     if reader is not None:
                         step = min(step, reader.updates_until_read(done))
-                    state = replace(state, replicas=sampler.advance_(state.replicas, step, observers))
-                    done, since = done + step, since + step
-                    if since == self.swap_every:
-                        state, since = self.swap(state), 0
+                    state = self._advance_(sampler, state, step, observers)
+                    done += step
                     if reader is not None and reader.reads(done):
                         kept = getattr(state.replicas, "energy", None)
                         reader.diagnostics.update(state.x, None if kept is None else state.at(0, kept))

@@ -66,7 +66,7 @@ class VelocityState(EnergyState):
             raise ValueError(f"a chain's schedule has rows of 3 numbers, got {tuple(self.schedule.shape)}")
         if self.velocity is not None and (self.velocity.shape, self.velocity.dtype) != (self.x.shape, self.x.dtype):
             raise ValueError(f"a chain's velocity must be like x, got {shown(self.velocity)}")
-        count, width = self.x.shape[0], self.x[:1].numel()
+        count, width = self.x.shape[0], math.prod(self.x.shape[1:])
         for name, dims in (("inverse_mass", ((1, count), (1, width))),):
             value = getattr(self, name)
             if value is not None and not (
@@ -85,7 +85,7 @@ def inverse_masses(mass: Mass, x: Tensor, mask: Tensor | None) -> Tensor | None:
     Raises ValueError or TypeError for masses that are not positive or don't broadcast to one sample or one for each
     chain.
     """
-    count, width = x.shape[0], x[:1].numel()
+    count, width = x.shape[0], math.prod(x.shape[1:])
     if isinstance(mask, Tensor):
         whole = inverse_masses(mass, x, None)
         free = (~mask).reshape(count, width).to(x.dtype)
@@ -94,8 +94,10 @@ def inverse_masses(mass: Mass, x: Tensor, mask: Tensor | None) -> Tensor | None:
         number = as_real("mass", mass)
         return None if number == 1 else x.new_full((1, 1), 1 / number)
     view = mass.detach().to(x.device, x.dtype)
-    if mass.shape == (count, *(1,) * (x.dim() - 1)) or (mass.shape == x.shape and count > 1):
-        return 1 / view.reshape(count, -1)
+    if mass.shape == x.shape:
+        return 1 / view.reshape(count, width)
+    if mass.shape == (count, *(1,) * (x.dim() - 1)):
+        return 1 / view.reshape(count, 1)
     sample = torch.Size(x.shape[1:])
     try:
         fits = torch.broadcast_shapes(mass.shape, sample) == sample and mass.dim() <= len(sample)
@@ -139,7 +141,7 @@ def scaled_noise(state: VelocityState, noise: Tensor) -> Tensor:
     scale = rounded_sqrt(row_of(state, state.temperatures).to(state.x.dtype)).reshape(-1, 1)
     if state.inverse_mass is not None:
         scale = scale * rounded_sqrt(state.inverse_mass)
-    return (noise.reshape(count, -1) * scale).reshape(state.x.shape)
+    return (noise.reshape(count, math.prod(state.x.shape[1:])) * scale).reshape(state.x.shape)
 
 
 def row_of(state: VelocityState, table: Tensor) -> Tensor:

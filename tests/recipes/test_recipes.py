@@ -178,6 +178,16 @@ BAD = {
         TypeError,
         "step_size is a number",
     ),
+    "a clip for improved CD": (
+        lambda: recipes.improved_cd(energy, grad_clip=0.1),
+        ValueError,
+        "improved_cd differentiates a step with the noise first and without a clip",
+    ),
+    "clamped noise for improved CD": (
+        lambda: recipes.improved_cd(energy, clamp_noise=True),
+        ValueError,
+        "improved_cd differentiates a step with the noise first and without a clip",
+    ),
     "other negatives": (
         lambda: recipes.improved_cd(energy).loss(
             energy, torch.rand(2, 3), recipes.Negatives(torch.rand(2, 3), torch.rand(2, 3), torch.rand(2, 3))

@@ -117,6 +117,38 @@ def test_a_mask_holds_between_noise_and_gradient():
     assert all(torch.equal(each[:, 0], torch.full_like(each[:, 0], 0.5)) for each in seen)
 
 
+def test_a_look_ahead_leaves_what_is_known():
+    """Known entries have the momentum of their gradients, but stand still in all that the energy is asked for."""
+    seen = []
+
+    def watched(x):
+        seen.append(x.detach().clone())
+        return (x - 3).square().sum(1)
+
+    options = {"momentum": 0.9, "nesterov": "lookahead", "engine": "autograd"}
+    sampler = fastebm.Langevin(watched, ETA, SIGMA, **options)
+    x = sampler.sample(torch.zeros(3, 2), 6, seed=5, mask=torch.tensor([True, False]), known=torch.full((2,), 0.5))
+    assert len(seen) >= 6
+    assert all(torch.equal(each[:, 0], x[:, 0]) for each in seen)
+
+
+@pytest.mark.parametrize("keep", ["last", "trajectory"])
+def test_a_clamp_at_the_end_leaves_what_is_known(keep):
+    sampler = fastebm.Langevin(energy, ETA, 0.5, clamp=CLAMP, clamp_at="end")
+    far = {"mask": torch.tensor([True, False]), "known": torch.full((2,), 7.0)}
+    ends = sampler.sample(torch.zeros(30, 2), 4, seed=5, keep=keep, **far)
+    ends = ends[-1] if keep == "trajectory" else ends
+    assert torch.equal(ends[:, 0], torch.full((30,), 7.0))
+    assert bool(((ends[:, 1] >= CLAMP[0]) & (ends[:, 1] <= CLAMP[1])).all())
+
+
+def test_a_clamp_at_the_end_leaves_what_is_no_end():
+    sampler = fastebm.Langevin(energy, ETA, 0.5, clamp=CLAMP, clamp_at="end")
+    frames = sampler.sample(torch.zeros(30, 2), 5, seed=5, keep="trajectory", thin=2)
+    assert torch.equal(frames[2], sampler.advance(sampler.init(torch.zeros(30, 2), 5), 4).x)
+    assert float(frames[2].max()) > CLAMP[1]
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [

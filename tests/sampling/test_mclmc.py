@@ -379,6 +379,8 @@ def test_images_masks_and_conditions(name):
     assert torch.equal(type(state).from_state_dict(state.state_dict()).inverse_mass, state.inverse_mass)
     laid = start.contiguous(memory_format=torch.channels_last)
     assert torch.equal(sampler.sample(laid, 30, seed=4, **options), x)
+    none = options | {"conditions": [centers[:0]]}
+    assert sampler.sample(start[:0], 3, seed=4, **none).shape == start[:0].shape
 
 
 @pytest.mark.parametrize("mass", [4.0, torch.tensor([4.0, 0.25, 1.0]), torch.tensor([[4.0], [0.25]])])

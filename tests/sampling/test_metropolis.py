@@ -200,6 +200,33 @@ def test_rows_and_trajectories(name):
     assert torch.equal(frames[1], chain.sample(start, 2, seed=2))
 
 
+@pytest.mark.parametrize("make", [fastebm.MALA, fastebm.HMC, fastebm.GHMC])
+def test_a_warm_up_keeps_the_temperatures_of_its_state(make):
+    """They are the state's, not the sampler's: tempered replicas carry theirs along, and so do some rows of a state."""
+    heat = torch.tensor([0.5, 1.0, 4.0, 1.0])
+    options = {"num_leapfrogs": 2} if make is fastebm.HMC else {}
+    chain = make(double_well, 0.2, temperature=heat, **options)
+    start = draw_double_well(4, 3, seed=1)
+    whole = chain.warm_up(chain.init(start, seed=2), 40)
+    part = chain.warm_up(chain.init(start, seed=2).rows(1, 3), 40)
+    assert torch.equal(part.schedule, whole.schedule[:, 1:3])
+    assert torch.equal(chain.advance(part, 5).x, chain.advance(whole, 5).x[1:3])
+    if make is fastebm.MALA:
+        step_size, noise_std = whole.schedule[0].double().unbind(-1)
+        assert torch.allclose(noise_std.square() / (2 * step_size), heat.double(), rtol=1e-6)
+
+
+@every
+def test_no_chains(name):
+    chain = sampler_of(name, double_well)
+    masked = {"mask": torch.tensor([True, False, False]), "known": torch.zeros(3)}
+    for options in ({}, masked):
+        assert chain.sample(torch.zeros(0, 3), 4, seed=2, **options).shape == (0, 3)
+    state, info = chain.step(chain.init(torch.zeros(0, 3), seed=2))
+    assert type(state).from_state_dict(state.state_dict()).step == state.step
+    assert info.energy.shape == (0,)
+
+
 # Options ------------------------------------------------------------------------------------------------------------
 
 
@@ -294,6 +321,21 @@ def test_a_score_serves_underdamped_chains_and_is_refused_by_tests():
             make(score, 0.1)
 
 
+def test_hmc_goes_on_from_a_state_of_malt():
+    """Of the other's schedule it reads the step size alone, in calls of many steps too."""
+    start = draw_double_well(20, 3, seed=1)
+    state = fastebm.MALT(double_well, 0.4, 3, friction=2.0).init(start, seed=2)
+    chain = fastebm.HMC(double_well, 0.4, 3)
+    assert torch.equal(chain.advance(state, 6).x, chain.sample(start, 6, seed=2))
+
+
+@pytest.mark.parametrize("name", ["MALA", "HMC", "BAOAB", "OBABO"])
+def test_a_row_far_behind_the_end_of_a_schedule_is_its_last(name):
+    chain, start = sampler_of(name, double_well), draw_double_well(5, 3, seed=1)
+    late = replace(chain.init(start, seed=2), key=torch.tensor([2, 0, 2**63 - 20]))
+    assert torch.equal(chain.advance(late, 8).x, chain.sample(start, 8, seed=2))
+
+
 def test_new_weights_are_read_where_the_state_has_no_energy():
     net = nn.Linear(3, 1)
     chain = fastebm.MALA(lambda x: net(x).square().sum(1) + 0.5 * x.square().sum(1), 0.1)
@@ -315,6 +357,12 @@ def test_new_weights_are_read_where_the_state_has_no_energy():
         (lambda e: fastebm.MALA(e, 0.0), ValueError, "step_size must be finite and be positive"),
         (lambda e: fastebm.MALA(e, -1.0), ValueError, "step_size must be finite and be positive"),
         (lambda e: fastebm.MALA(e, 0.1, temperature=0.0), ValueError, "temperature must be finite and be positive"),
+        (lambda e: fastebm.HMC(e, 0.1, 2, temperature=0.0), ValueError, "temperature must be finite and be positive"),
+        (
+            lambda e: fastebm.MALT(e, 0.1, 2, temperature=torch.tensor([1.0, 0.0])),
+            ValueError,
+            "temperature must be finite and be positive",
+        ),
         (lambda e: fastebm.MALA(e, 0.1, box=(1.0, 0.0)), ValueError, "low < high"),
         (lambda e: fastebm.MALA(e, 0.1, box=3.0), TypeError, r"box must be \(low, high\)"),
         (lambda e: fastebm.MALA(e, 0.1, grad_clip=-1), ValueError, "grad_clip must be positive"),

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fastebm import Cascade, Langevin, langevin_step, langevin_step_, ops
+from fastebm import HMC, MALA, MCLMC, Cascade, Langevin, ParallelTempering, langevin_step, langevin_step_, ops
 from fastebm.sampling import ExpandingCascade, linear
 
 X = torch.linspace(-1, 1, 2 * 3 * 4 * 4).view(2, 3, 4, 4)
@@ -172,6 +172,13 @@ WORK: dict[str, Callable[[], Tensor]] = {
     "an update in place": lambda: langevin_step_(X.clone(), X.flip(0), mask=X > 0.5, known=X, **OPTIONS),
     "an update of each step size": lambda: langevin_step(X, X, **OPTIONS | {"step_size": X[:, 0, 0, 0].abs()}),
     "chains": lambda: Langevin(bowl, linear(0.1, 0.2), 0.1, clamp=(-1, X[0].abs())).sample(X, 3, 0, data_term=(X, 0.5)),
+    "chains of trajectories": lambda: HMC(bowl, linear(0.1, 0.2), 2, mass=2.0, jitter=0.1).sample(
+        X, 3, 0, mask=X > 0.5, known=X
+    ),
+    "microcanonical chains": lambda: MCLMC(bowl, 0.5).sample(X, 3, 0, mask=X > 0.9, known=X),
+    "tempered chains": lambda: ParallelTempering(bowl, (1.0, 2.0), lambda e, t: MALA(e, 0.1 * t, temperature=t)).sample(
+        X, 3, 0
+    ),
     "chains of a net": lambda: Langevin(net(), 0.1, 0.1).sample(X, 3, 0),
     "a cascade": lambda: Cascade({2: bowl, 4: bowl}, step_size=0.1, num_steps=2).sample(4, 0, channels=3),
     "an expanding cascade": lambda: ExpandingCascade(growing, size=4, beta=0.5, num_steps=2).sample(4, 0, channels=3),

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import replace
 
 import pytest
 import torch
 
 import fastebm
+from fastebm.sampling import TemperedState
 from tests.sampling.targets import Gaussian, kolmogorov_smirnov
 
 KERNELS = {
@@ -61,12 +63,51 @@ def test_the_same_bits_however_it_is_cut(name):
     whole = sampler.sample(start, 12, seed=2)
     assert torch.equal(whole[2:4], sampler.sample(start[2:4], 12, seed=2, chain_ids=2))
     state = sampler.init(start, seed=2)
-    for _ in range(4):
-        state = sampler.advance(state, 3)
+    for count in (1, 1, 5, 3, 2):
+        state = sampler.advance(state, count)
+        saved = io.BytesIO()
+        torch.save(state.state_dict(), saved)
+        saved.seek(0)
+        state = TemperedState.from_state_dict(torch.load(saved, weights_only=True))
     assert torch.equal(whole, state.x)
+    assert state.rounds == 4
     frames = sampler.sample(start, 12, seed=2, keep="trajectory", thin=2)
     assert frames.shape == (7, 6, 1)
     assert torch.equal(frames[-1], whole)
+
+
+def test_starts_conditions_and_masks_are_those_of_the_chain():
+    sampler = fastebm.ParallelTempering(lambda x, at: ((x - at) ** 2).sum(1), LADDER, KERNELS["HMC"])
+    generator = torch.Generator().manual_seed(0)
+    start, at = torch.randn(5, 3, generator=generator), torch.randn(5, 3, generator=generator)
+    options = {"conditions": (at,), "mask": start > 0, "known": start}
+    whole = sampler.sample(start, 6, seed=2, **options)
+    assert torch.equal(whole[start > 0], start[start > 0])
+    for i in range(5):
+        own = {"conditions": (at[i : i + 1],), "mask": options["mask"][i : i + 1], "known": start[i : i + 1]}
+        assert torch.equal(whole[i : i + 1], sampler.sample(start[i : i + 1], 6, seed=2, chain_ids=i, **own))
+    repeated = sampler.sample(start[:1], 6, seed=2, num_chains=3, conditions=(at[:1],))
+    assert torch.equal(repeated, sampler.sample(start[:1].expand(3, 3), 6, seed=2, conditions=(at[:1],)))
+    assert not torch.equal(repeated[0], repeated[1])
+
+
+def test_states_that_do_not_fit_are_refused():
+    sampler = fastebm.ParallelTempering(deep_wells, LADDER, KERNELS["GHMC"])
+    state = sampler.init(torch.ones(2, 1), seed=1).state_dict()
+    for broken, words in (
+        ({"rung": torch.zeros(2, 4, dtype=torch.int64)}, "all temperatures"),
+        ({"rung": torch.zeros(2, 4)}, "must be torch.int64"),
+        ({"rung": torch.arange(4).repeat(3, 1)}, "tried|accepted|round_trips"),
+        ({"since": -1}, "since must not be negative"),
+        ({"replicas": "Nothing"}, "no sampler state"),
+        ({"replicas.x": None}, "missing"),
+        ({"speed": 1}, "unknown"),
+        ({"visited_top": torch.zeros(2, 4)}, "visited_top must be torch.bool"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            TemperedState.from_state_dict(state | broken)
+    with pytest.raises(ValueError, match="mapping"):
+        TemperedState.from_state_dict(None)
 
 
 def test_swaps_are_those_of_a_plain_loop():
@@ -161,6 +202,18 @@ def test_a_tuned_ladder_swaps_evenly():
             lambda: fastebm.ParallelTempering(fastebm.score_gradient(lambda x: -x), LADDER, KERNELS["Langevin"]),
             TypeError,
             "a score tells none",
+        ),
+        (
+            lambda: fastebm.ParallelTempering(deep_wells, LADDER, KERNELS["MALA"]).init(torch.ones(2, 1), num_chains=3),
+            ValueError,
+            "num_chains is 3, but x0 has 2 starts",
+        ),
+        (
+            lambda: fastebm.ParallelTempering(deep_wells, LADDER, KERNELS["MALA"]).sample(
+                torch.ones(2, 1), 2, start_step=2**32 - 1
+            ),
+            ValueError,
+            "leave the range",
         ),
         (
             lambda: fastebm.ParallelTempering(deep_wells, LADDER, KERNELS["MALA"], swap_every=0),

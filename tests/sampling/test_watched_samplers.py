@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+
 import pytest
 import torch
 
@@ -43,6 +45,25 @@ def test_the_summary_has_the_acceptance(name):
     sampler.sample(start, 20, seed=1, keep=lambda k, x, info: rates.append(info.accepted.double().mean()))
     _, summary = sampler.sample(start, 20, seed=1, diagnostics=True)
     assert abs(float(summary.acceptance.mean()) - float(torch.stack(rates).mean())) < 1e-9
+
+
+@pytest.mark.parametrize("watched", [False, True], ids=["plain", "diagnostics"])
+@pytest.mark.parametrize("thin", [1, 3])
+@every
+def test_a_callback_may_keep_what_it_is_given(name, thin, watched):
+    kept = []
+
+    def callback(k, x, info):
+        now = [x, *(getattr(info, field.name) for field in fields(info))]
+        kept.append((now, [each.clone() for each in now]))
+
+    watch = fastebm.diagnostics.Diagnostics(every=4) if watched else False
+    SAMPLERS[name]().sample(
+        draw_double_well(9, 3), 12, seed=1, keep=callback, thin=thin, batch_size=5, diagnostics=watch
+    )
+    assert len(kept) > 1
+    for now, then in kept:
+        assert all(torch.equal(each, earlier) for each, earlier in zip(now, then, strict=True))
 
 
 def test_options_are_those_of_the_diagnostics():

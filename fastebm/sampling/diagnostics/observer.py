@@ -11,6 +11,7 @@ from fastebm.compiler import ScoreGradient
 from fastebm.sampling.diagnostics.streaming import Diagnostics, in_order
 from fastebm.sampling.diagnostics.summary import ChainSummary
 from fastebm.sampling.observers import Observer
+from fastebm.sampling.state import copied
 from fastebm.scalars import as_count, shown
 
 OBSERVATIONS = 512
@@ -81,6 +82,8 @@ def run_observed(
                 until = min(until, thin - done % thin)
             alone = min(until - 1, num_steps - done)
             if alone:
+                if callback is not None:
+                    state = copied(state)  # it may keep the one that it was given
                 state = sampler.advance_(state, alone, [_Later(observe, done) for observe in observers], **options)
                 done += alone
             if done < num_steps:
