@@ -244,10 +244,10 @@ def test_what_is_no_tempered_state_is_told():
     sampler = fastebm.ParallelTempering(deep_wells, LADDER, KERNELS["MALA"])
     saved = sampler.init(torch.ones(5, 1), seed=1).state_dict()
     wrong = {
-        r"missing \['rung'": {},
+        r"missing \['accepted'": {},
         "missing": {name: value for name, value in saved.items() if name != "replicas.key"},
-        "accepted of 5 chains with 4 temperatures": saved | {"accepted": torch.zeros(5, 4, dtype=torch.int64)},
-        "one replica at each": saved | {"rung": torch.zeros(5, 4, dtype=torch.int64)},
+        r"accepted must be torch.int64 \(5, 3\)": saved | {"accepted": torch.zeros(5, 4, dtype=torch.int64)},
+        "hold all temperatures": saved | {"rung": torch.zeros(5, 4, dtype=torch.int64)},
     }
     for words, given in wrong.items():
         with pytest.raises(ValueError, match=words):
