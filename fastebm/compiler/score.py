@@ -55,7 +55,7 @@ class ScoreGradient:
         """
         given: Conditions = as_conditions(conditions, x.shape[0])
         with self.chain():
-            found = self.score(x, *given)
+            found = self.score(x.clone(), *given)  # a layer may work in place, and x is the state of the chains
         if not isinstance(found, Tensor) or not found.is_floating_point():
             raise TypeError(f"the score must be a tensor of floating point numbers, got {type(found).__name__}")
         if found.shape != x.shape:

@@ -76,6 +76,10 @@ class EnergyState(SamplerState):
             raise ValueError(f"a chain's schedule has a column for each of {count} chains, got {tuple(table.shape)}")
         if not bool(table.isfinite().all()):
             raise ValueError("a chain's schedule must be finite")
+        if not bool(((table[..., 0] > 0) & (table >= 0).all(-1)).all()):
+            raise ValueError("a chain's schedule has positive numbers (those of friction may be 0), got others")
+        if self.mask is not None and self.mask.dtype != torch.bool:
+            raise ValueError(f"a chain's mask must be torch.bool, got {self.mask.dtype}")
 
 
 class Sampler(ABC, Generic[State]):
@@ -132,6 +136,8 @@ class Sampler(ABC, Generic[State]):
 
     def advance(self, state: State, num_steps: int, *, check: bool = True) -> State:
         """The state `num_steps` steps after `state`, which is left as it was: the bits of `step`, without its copies.
+
+        A state that keeps energies goes on from them; see `EnergyState` for energies whose weights have changed.
 
         Raises FloatingPointError where energies or states are not finite, unless `check` is False.
         """

@@ -67,6 +67,14 @@ class VelocityState(EnergyState):
         if self.velocity is not None and (self.velocity.shape, self.velocity.dtype) != (self.x.shape, self.x.dtype):
             raise ValueError(f"a chain's velocity must be like x, got {shown(self.velocity)}")
         count, width = self.x.shape[0], math.prod(self.x.shape[1:])
+        heat = self.temperature
+        if heat is not None and not (
+            heat.dtype == torch.float32
+            and (heat.dim() == 1 or (heat.dim() == 2 and heat.shape[1] == count))
+            and len(heat)
+            and bool(((heat >= 0) & heat.isfinite()).all())
+        ):
+            raise ValueError(f"a chain's temperature is a float32 table (S,) or (S, {count}) >= 0, got {shown(heat)}")
         for name, dims in (("inverse_mass", ((1, count), (1, width))),):
             value = getattr(self, name)
             if value is not None and not (

@@ -42,6 +42,17 @@ def test_chains_follow_it_as_they_follow_the_energy():
     assert torch.allclose(by_score, by_energy, atol=1e-6)
 
 
+def test_a_score_that_works_in_place_leaves_the_chains_alone():
+    start = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
+
+    def in_place(x):
+        return x.neg_()
+
+    for make in (lambda e: fastebm.Langevin(e, 0.1, 0.4), lambda e: fastebm.Underdamped(e, 0.2, 1.0)):
+        found, expected = (make(fastebm.score_gradient(s)).sample(start, 9, seed=1) for s in (in_place, torch.neg))
+        assert torch.equal(found, expected)
+
+
 def test_conditions_go_along_with_their_chains():
     net = Score().eval()
     t = torch.rand(6, 1)

@@ -433,12 +433,18 @@ def test_states_that_do_not_fit_are_refused(name):
         ({"gradient": torch.zeros(2, 4)}, "gradient must have x's shape"),
         ({"schedule": torch.zeros(1, 2, dtype=torch.float64)}, "schedule is a float32 table"),
         ({"schedule": torch.full((1, 3), float("nan"))}, "must be finite"),
+        ({"schedule": -chain.init(torch.zeros(2, 3), seed=1).schedule}, "schedule has positive numbers"),
+        ({"mask": torch.zeros(2, 3)}, "mask must be torch.bool"),
         ({"x": None}, "missing"),
         ({"step": 9}, "stands at step"),
         ({"odd": 1}, "unknown"),
     ):
         with pytest.raises(ValueError, match=words):
             type(chain.init(torch.zeros(2, 3), seed=1)).from_state_dict(state | broken)
+    if "temperature" in state:
+        for heat in (torch.ones(1, 3), torch.full((1,), -1.0), torch.ones(1).double(), torch.ones(1, 2) * torch.nan):
+            with pytest.raises(ValueError, match="a chain's temperature is a float32 table"):
+                type(chain.init(torch.zeros(2, 3), seed=1)).from_state_dict(state | {"temperature": heat})
 
 
 # Warm-up ------------------------------------------------------------------------------------------------------------
