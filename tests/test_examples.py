@@ -17,7 +17,8 @@ def run(name: str, *arguments: str, cwd: Path) -> str:
     done = subprocess.run(
         [sys.executable, str(ROOT / "examples" / name), *arguments],
         cwd=cwd,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        env=os.environ
+        | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         timeout=600,
@@ -114,3 +115,20 @@ def test_simulation_based_inference(tmp_path: Path) -> None:
     error, ranks = run("simulation_based_inference.py", "--quick", cwd=tmp_path).splitlines()
     assert numbers(error)[-1] < 0.6
     assert 0.3 < numbers(ranks)[0] < 0.7
+
+
+def test_energy_matching(tmp_path: Path) -> None:
+    """The flow of a potential that was trained briefly moves noise towards the data."""
+    last = run("energy_matching.py", "--quick", cwd=tmp_path).splitlines()[-1]
+    noise, flowed, polished, _ = numbers(last)
+    assert flowed < 0.5 * noise
+    assert polished < 0.5 * noise
+
+
+def test_torchebm_model(tmp_path: Path) -> None:
+    """Our step behind torchebm's sampler gives the chain of our own sampler."""
+    pytest.importorskip("torchebm", reason="torchebm is not installed")
+    lines = run("torchebm_model.py", "--quick", cwd=tmp_path).splitlines()
+    theirs, behind, ours = (numbers(line)[-2] for line in lines)
+    assert abs(behind - ours) < 2e-3
+    assert abs(theirs - ours) < 0.2
