@@ -87,6 +87,12 @@ class Langevin(Sampler[ChainState]):
         momentum: `m' = momentum * m + clip(grad E(x))` takes the place of the gradient, in [0, 1); 0 keeps none.
         nesterov: "lookahead" evaluates the gradient at `x - step_size * momentum * m`; "corrected" steps by
             `grad E(x) + momentum * m'`, which is the same in other variables; None is the heavy ball.
+        preconditioner: a positive tensor P that broadcasts to one sample, or "rms": `x' = clamp(x - step_size * P *
+            clip(grad E(x)) + noise_std * sqrt(P) * noise)`, whose target is that without P. "rms" takes
+            `P = 1 / (sqrt(v) + rms_epsilon)` with `v' = rms_decay * v + (1 - rms_decay) * clip(grad E(x))**2`, as
+            preconditioned SGLD (Li et al., AAAI 2016) without its correction term, so that it samples approximately.
+            Not with momentum, noise_first, grad_norm_clip or a data term.
+        rms_decay, rms_epsilon: of "rms".
         dtype, engine, reproducible: passed to `energy_gradient`.
 
     Several threads may use one sampler at the same time, or samplers of their own over one module, and get the bits
@@ -119,6 +125,9 @@ class Langevin(Sampler[ChainState]):
         clamp_at: Literal["step", "end"] = "step",
         momentum: float = 0.0,
         nesterov: Literal["lookahead", "corrected"] | None = None,
+        preconditioner: Tensor | Literal["rms"] | None = None,
+        rms_decay: float = 0.99,
+        rms_epsilon: float = 1e-5,
         dtype: torch.dtype | None = None,
         engine: str = "auto",
         reproducible: bool = True,
@@ -160,6 +169,12 @@ class Langevin(Sampler[ChainState]):
         if nesterov is not None and not self.momentum:
             raise ValueError("nesterov needs a momentum above 0")
         self.nesterov = nesterov
+        self.preconditioner = check_preconditioner(preconditioner)
+        if preconditioner is not None and (self.momentum or noise_first or grad_norm_clip is not None):
+            raise ValueError("preconditioner is not for momentum, noise_first or grad_norm_clip")
+        self.rms_decay, self.rms_epsilon = as_real("rms_decay", rms_decay), as_real("rms_epsilon", rms_epsilon)
+        if not (0 <= self.rms_decay < 1 and 0 < self.rms_epsilon < math.inf):
+            raise ValueError(f"rms_decay must be in [0, 1) and rms_epsilon positive, got {rms_decay} and {rms_epsilon}")
         self._graphs = ChainGraphs()
 
     def __repr__(self) -> str:
@@ -179,6 +194,9 @@ class Langevin(Sampler[ChainState]):
             options["clamp_at"] = '"end"'
         if self.momentum:
             options["momentum"] = f"{self.momentum:g}" + (f" ({self.nesterov})" if self.nesterov else "")
+        if self.preconditioner is not None:
+            given = self.preconditioner
+            options["preconditioner"] = given if isinstance(given, str) else str(tuple(given.shape))
         listed = ", ".join(f"{name}={value}" for name, value in options.items())
         return f"Langevin({self.gradient!r}; {listed}; temperature {temperature})"
 
@@ -237,7 +255,12 @@ class Langevin(Sampler[ChainState]):
         if self.clamp_at == "end":
             self._clamp_of(start["x"], at_end=True)
         momentum = torch.zeros_like(start["x"]) if self.momentum else None
-        state = ChainState(**start, momentum=momentum)
+        second_moment = torch.zeros_like(start["x"]) if self.preconditioner == "rms" else None
+        if isinstance(self.preconditioner, Tensor):
+            self._root(start["x"])
+        if self.preconditioner is not None and data_term is not None:
+            raise ValueError("preconditioner is not for a data term")
+        state = ChainState(**start, momentum=momentum, second_moment=second_moment)
         return self.constrain(state, mask, known, data_term, num_steps)
 
     def constrain(
@@ -382,6 +405,8 @@ class Langevin(Sampler[ChainState]):
     def _mover(self, state: ChainState) -> Callable[[], tuple[Tensor, Tensor]]:
         """The function that makes one update of x, and of a momentum, in place; returns energies and their gradient."""
         x, options = state.x, StepOptions(*self._arguments(state))
+        if self.preconditioner is not None:
+            return self._preconditioned_mover(state, options)
         before = self.noise_order != NoiseOrder.WITH_GRADIENT
         noise, drift = noise_options(options, self.noise_order), drift_options(options) if before else options
         nothing = torch.zeros_like(x) if before else None
@@ -410,15 +435,57 @@ class Langevin(Sampler[ChainState]):
 
         return move
 
+    def _preconditioned_mover(self, state: ChainState, options: StepOptions) -> Callable[[], tuple[Tensor, Tensor]]:
+        """`_mover` in coordinates that are divided by sqrt(P), in which the step is the plain one."""
+        x, squares, clip = state.x, state.second_moment, self.grad_clip
+        bounds = options.clamp_min, options.clamp_max, options.lower_bounds, options.upper_bounds
+        bare = options._replace(
+            clamp_min=None, clamp_max=None, lower_bounds=None, upper_bounds=None, mask=None, known=None, grad_clip=None
+        )
+        fixed = self._root(x) if squares is None else None
+        moved = torch.zeros_like(x)
+
+        def move() -> tuple[Tensor, Tensor]:
+            energies, gradient = self.gradient(x, state.conditions)
+            clipped = gradient if clip is None else gradient.clamp(-clip, clip)
+            if squares is not None:
+                squares.mul_(self.rms_decay).add_(clipped.square() * (1 - self.rms_decay))
+            root = (1 / (squares.sqrt() + self.rms_epsilon)).sqrt() if squares is not None else fixed
+            assert root is not None
+            torch.ops.fastebm.langevin_step_(moved.zero_(), root * clipped, *bare)
+            x.add_(root * moved)
+            clamp_(x, bounds)
+            if state.mask is not None and state.known is not None:
+                x.copy_(torch.where(state.mask, state.known, x))
+            return energies, gradient
+
+        return move
+
+    def _root(self, x: Tensor) -> Tensor:
+        """sqrt(P) as a view of x's shape. Raises ValueError where P does not broadcast to one sample."""
+        assert isinstance(self.preconditioner, Tensor)
+        given = self.preconditioner.to(x.device, torch.float64)
+        sample = torch.Size(x.shape[1:])
+        try:
+            fits = torch.broadcast_shapes(given.shape, sample) == sample
+        except RuntimeError:
+            fits = False
+        if not fits:
+            raise ValueError(
+                f"preconditioner must broadcast to one sample {tuple(sample)}, got {tuple(self.preconditioner.shape)}"
+            )
+        return given.sqrt().to(x.dtype).expand(x.shape)
+
     def _advance_blocks_(
         self, update: Update, state: ChainState, num_steps: int, observers: Sequence[Observer], done: int
     ) -> int:
         """Moves `state` on by blocks of updates, after `done` earlier ones. Returns how many it did: all, or none."""
         if isinstance(self.gradient, ScoreGradient):
             return 0
-        if state.x.is_cuda and state.momentum is None:
+        alone = state.momentum is not None or self.preconditioner is not None
+        if state.x.is_cuda and not alone:
             return self._graphs.advance_(self.gradient, update, state, num_steps, observers, done)
-        if state.momentum is not None:
+        if alone:
             return 0
         program = self.gradient.compiled_program(state.x, state.conditions)
         if self.noise_order != NoiseOrder.WITH_GRADIENT and not isinstance(program, CompiledLanes):
@@ -596,6 +663,19 @@ def _copied_bounds(clamp: Any) -> Any:
     if not isinstance(clamp, tuple | list):
         return clamp
     return tuple(b.detach().to("cpu", copy=True) if isinstance(b, Tensor) and not b.is_meta else b for b in clamp)
+
+
+def check_preconditioner(given: Any) -> Tensor | Literal["rms"] | None:
+    """A copy of a preconditioner. Raises TypeError or ValueError for what is not positive numbers or "rms"."""
+    if given is None:
+        return None
+    if isinstance(given, str) and given == "rms":
+        return "rms"
+    if not isinstance(given, Tensor) or not given.is_floating_point() or given.is_meta:
+        raise TypeError(f'preconditioner must be a tensor of positive numbers or "rms", got {shown(given)}')
+    if not bool(((given > 0) & given.isfinite()).all()):
+        raise ValueError("preconditioner must hold positive, finite numbers")
+    return given.detach().to("cpu", copy=True)
 
 
 def _ahead(state: ChainState, momentum: Tensor, share: float) -> Tensor:

@@ -142,6 +142,7 @@ class ChainState(SamplerState):
         data_target, data_term_weight, data_term_hinge: the data term, `weight * (x - data_target)` in the gradient of
             the samples with `||x - data_target||**2 > hinge`; the weights are a float32 table `(S,)`.
         momentum: x's shape, of samplers with momentum.
+        second_moment: x's shape, of a preconditioner "rms".
     """
 
     mask: Tensor | None = None
@@ -150,6 +151,7 @@ class ChainState(SamplerState):
     data_term_weight: Tensor | None = None
     data_term_hinge: float = 0.0
     momentum: Tensor | None = None
+    second_moment: Tensor | None = None
 
     @classmethod
     def _tables(cls) -> dict[str, int]:
@@ -159,8 +161,10 @@ class ChainState(SamplerState):
         options = [getattr(self, name, None) for name in StepOptions._fields]  # a sampler's own options are not here
         check_update("langevin_step", self.x, self.x, StepOptions._make(options))
         super().check()
-        if self.momentum is not None and (self.momentum.shape, self.momentum.dtype) != (self.x.shape, self.x.dtype):
-            raise ValueError(f"a chain's momentum must be like x, got {shown(self.momentum)}")
+        for name in ("momentum", "second_moment"):
+            value = getattr(self, name)
+            if value is not None and (value.shape, value.dtype) != (self.x.shape, self.x.dtype):
+                raise ValueError(f"a chain's {name} must be like x, got {shown(value)}")
         step_size, noise_std = self.schedule.unbind(-1)
         if not bool(((step_size > 0) & (noise_std >= 0) & self.schedule.isfinite().all(-1)).all()):
             raise ValueError("a chain's schedule has finite step sizes > 0 and noise stds >= 0, got others")

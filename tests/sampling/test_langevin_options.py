@@ -28,10 +28,19 @@ def clipped(g):
     return g.clamp(-CLIP, CLIP)
 
 
-def plain(x, steps, noise_first=False, clamp_noise=False, clamp_at="step", momentum=0.0, nesterov=None):
+def plain(
+    x, steps, noise_first=False, clamp_noise=False, clamp_at="step", momentum=0.0, nesterov=None, preconditioner=None
+):
     """The same chain, written as research code would."""
     eta, sigma = (float(torch.tensor(v)) for v in (ETA, SIGMA))
-    m = torch.zeros_like(x)
+    m, v = torch.zeros_like(x), torch.zeros_like(x)
+    if preconditioner is not None:
+        for k in range(steps):
+            g = clipped(slope(x))
+            v = 0.99 * v + 0.01 * g.square()
+            p = 1 / (v.sqrt() + 1e-5) if preconditioner == "rms" else preconditioner.double()
+            x = (x - eta * p * g + sigma * p.sqrt() * noise(x, k)).clamp(*CLAMP)
+        return x
     for k in range(steps):
         if noise_first:
             x = x + sigma * noise(x, k)
@@ -55,6 +64,8 @@ KINDS = {
     "heavy ball": {"momentum": SHARE},
     "lookahead": {"momentum": SHARE, "nesterov": "lookahead"},
     "corrected": {"momentum": SHARE, "nesterov": "corrected"},
+    "preconditioned": {"preconditioner": torch.tensor([0.1, 0.5, 1.0, 2.0, 3.0])},
+    "rms": {"preconditioner": "rms"},
     "all": {"momentum": SHARE, "nesterov": "lookahead", "noise_first": True, "clamp_noise": True},
 }
 every = pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
@@ -157,6 +168,10 @@ def test_a_clamp_at_the_end_leaves_what_is_no_end():
         ({"clamp_at": "end"}, "needs a clamp"),
         ({"momentum": 1.0}, r"momentum must be in \[0, 1\)"),
         ({"momentum": -0.1}, r"momentum must be in \[0, 1\)"),
+        ({"preconditioner": torch.zeros(5)}, "positive, finite"),
+        ({"preconditioner": torch.ones(5), "momentum": 0.5}, "not for momentum"),
+        ({"preconditioner": "rms", "noise_first": True}, "not for momentum, noise_first"),
+        ({"preconditioner": "rms", "rms_decay": 1.0}, "rms_decay must be in"),
         ({"momentum": 0.5, "grad_norm_clip": 1.0}, "takes no grad_norm_clip"),
         ({"nesterov": "lookahead"}, "nesterov needs a momentum"),
         ({"momentum": 0.5, "nesterov": "both"}, '"lookahead", "corrected" or None'),
@@ -165,3 +180,28 @@ def test_a_clamp_at_the_end_leaves_what_is_no_end():
 def test_bad_options_are_refused(options, words):
     with pytest.raises(ValueError, match=words):
         fastebm.Langevin(energy, ETA, SIGMA, **options)
+
+
+def test_a_preconditioner_keeps_the_target():
+    """Scales of 0.1 and 10 at once: with P = scale^2 both variances are those of the plain chain of scale 1."""
+    scale = torch.tensor([0.1, 1.0, 10.0])
+    eta = 0.2
+    sampler = fastebm.Langevin(
+        lambda x: 0.5 * (x / scale).square().sum(1), eta, (2 * eta) ** 0.5, preconditioner=scale.square()
+    )
+    x = sampler.sample(torch.zeros(8000, 3), 60, seed=1) / scale
+    assert torch.allclose(x.var(0), torch.full((3,), 1 / (1 - eta / 2)), rtol=5 * (2 / 8000) ** 0.5)
+
+
+def test_a_preconditioner_that_does_not_fit_is_refused():
+    for given, error, words in (
+        (torch.ones(4), ValueError, r"broadcast to one sample \(3,\)"),
+        ("adam", TypeError, '"rms"'),
+        (torch.ones(3, dtype=torch.int64), TypeError, "positive numbers"),
+    ):
+        with pytest.raises(error, match=words):
+            fastebm.Langevin(energy, ETA, SIGMA, preconditioner=given).sample(torch.zeros(2, 3), 1)
+    with pytest.raises(ValueError, match="not for a data term"):
+        fastebm.Langevin(energy, ETA, SIGMA, preconditioner="rms").sample(
+            torch.zeros(2, 3), 1, data_term=(torch.zeros(3), 0.1)
+        )
