@@ -25,7 +25,7 @@ from .lanes import conditions_of as conditions_of_program
 from .mala import mala_step_, metropolis_
 from .memory import share_memory, without_aliasing
 from .normal import check_address, rounded_sqrt
-from .underdamped import baoab_step_, leapfrog_, obabo_step_
+from .underdamped import baoab_step_, beyond, leapfrog_, obabo_step_
 
 __all__ = ["LaneSampler", "SamplerOptions", "advance_sampler", "sampler_steps"]
 
@@ -259,9 +259,7 @@ def _mala(
     )
     low, high = options.low, options.high
     if low is not None and high is not None:
-        proposal = torch.where(
-            proposal < low, 2 * low - proposal, torch.where(proposal > high, 2 * high - proposal, proposal)
-        )
+        _, proposal = beyond(proposal, low, high)
     found, slope = evaluate(proposal)
     tested = mala_step_(
         x, energy, gradient, proposal, found, slope, **address, grad_clip=options.grad_clip, low=low, high=high

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from fastebm import rng
 from fastebm.ops import LaneSampler, SamplerOptions, kinetic_energy, leapfrog_, metropolis_, obabo_step_
-from fastebm.sampling.metropolis import Box, EnergySampler, check_box, key_increment, positive_schedules
+from fastebm.sampling.metropolis import Box, EnergySampler, check_box, key_increment, positive_schedules, walls_of
 from fastebm.sampling.sampler import Energy, check_steps, gradient_of, number_of_rows
-from fastebm.sampling.schedules import PerChain, Schedule, as_schedule, constant
+from fastebm.sampling.schedules import PerChain, Schedule, as_schedule, constant, rows_to_try
 from fastebm.sampling.underdamped import (
     Mass,
     VelocityState,
@@ -58,7 +58,7 @@ class _Trajectories(EnergySampler[VelocityState]):
         self.jitter = as_real("jitter", jitter)
         if not 0 <= self.jitter < 1:
             raise ValueError(f"jitter must be in [0, 1), got {jitter}")
-        self._tables(max([2, *(s.rows for s in self._schedules() if isinstance(s, PerChain))]))
+        self._tables(rows_to_try(*self._schedules()))
 
     def _schedules(self) -> tuple[Schedule, ...]:
         return self.step_size, self.friction, self.temperature
@@ -147,7 +147,7 @@ class _Trajectories(EnergySampler[VelocityState]):
     def _updater(self, state: VelocityState) -> Callable[[], Any]:
         energy, gradient = state.kept
         one, inner = self._increments(state.key)
-        low, high = self.box if self.box is not None else (None, None)
+        low, high = walls_of(self.box)
         last = self.num_leapfrogs - 1
 
         def update() -> tuple[Tensor, Tensor]:
@@ -223,7 +223,7 @@ class HMC(_Trajectories):
     def _lane_options(self, state: VelocityState) -> SamplerOptions | None:
         if self.jitter:
             return None
-        low, high = self.box if self.box is not None else (None, None)
+        low, high = walls_of(self.box)
         address = state.schedule, state.key, state.chain_ids
         given = state.temperature, state.inverse_mass, state.mask
         return SamplerOptions(int(LaneSampler.HMC), self.num_leapfrogs, *address, *given, None, low, high)

@@ -45,7 +45,15 @@ from fastebm.sampling.sampler import (
     number_of_rows,
     projected,
 )
-from fastebm.sampling.schedules import PerChain, Schedule, as_schedule, evaluate, evaluate_together, one_for_all, table
+from fastebm.sampling.schedules import (
+    Schedule,
+    as_schedule,
+    evaluate,
+    evaluate_together,
+    one_for_all,
+    rows_to_try,
+    table,
+)
 from fastebm.sampling.state import ChainState, StepInfo
 from fastebm.scalars import as_count, as_real, shown
 
@@ -212,7 +220,7 @@ class Langevin(Sampler[ChainState]):
 
     def _shortest(self) -> int:
         """For how many updates the schedules can be evaluated whatever the chain: 2, or as many as they have rows."""
-        return max([2, *(s.rows for s in (self.step_size, self.noise_std) if isinstance(s, PerChain))])
+        return rows_to_try(self.step_size, self.noise_std)
 
     @torch.no_grad()
     def init(

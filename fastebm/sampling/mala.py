@@ -14,9 +14,18 @@ from torch import Tensor
 
 from fastebm.ops import LaneSampler, SamplerOptions, mala_step_
 from fastebm.ops.langevin import check_clip
-from fastebm.sampling.metropolis import Box, EnergySampler, check_box, check_inside, key_increment, positive_schedules
+from fastebm.ops.underdamped import beyond
+from fastebm.sampling.metropolis import (
+    Box,
+    EnergySampler,
+    check_box,
+    check_inside,
+    key_increment,
+    positive_schedules,
+    walls_of,
+)
 from fastebm.sampling.sampler import Energy, EnergyState, check_steps, constrained, gradient_of, number_of_rows
-from fastebm.sampling.schedules import PerChain, Schedule, as_schedule
+from fastebm.sampling.schedules import Schedule, as_schedule, rows_to_try
 
 
 class MALA(EnergySampler[EnergyState]):
@@ -60,7 +69,7 @@ class MALA(EnergySampler[EnergyState]):
     ) -> None:
         self.gradient = gradient_of(energy, dtype, engine, reproducible, needs_energy="MALA")
         self.step_size, self.temperature = as_schedule(step_size), as_schedule(temperature)
-        self._table(max([2, *(s.rows for s in (self.step_size, self.temperature) if isinstance(s, PerChain))]))
+        self._table(rows_to_try(self.step_size, self.temperature))
         self.grad_clip = check_clip("grad_clip", grad_clip)
         self.box = check_box(box)
 
@@ -108,7 +117,7 @@ class MALA(EnergySampler[EnergyState]):
         return EnergyState(**start, mask=held)
 
     def _lane_options(self, state: EnergyState) -> SamplerOptions:
-        low, high = self.box if self.box is not None else (None, None)
+        low, high = walls_of(self.box)
         address = state.schedule, state.key, state.chain_ids
         return SamplerOptions(int(LaneSampler.MALA), 1, *address, None, None, state.mask, self.grad_clip, low, high)
 
@@ -119,13 +128,12 @@ class MALA(EnergySampler[EnergyState]):
         address = state.schedule, state.key, state.chain_ids
         held = (None, None) if state.mask is None else (state.mask, x)
         options = (None, None, self.grad_clip, None, None, None, *held, None, None, 0.0)
-        low, high = self.box if self.box is not None else (None, None)
+        low, high = walls_of(self.box)
 
         def update() -> tuple[Tensor, Tensor]:
             proposal = torch.ops.fastebm.langevin_step(x, gradient, *address, *options)
             if low is not None and high is not None:
-                mirrored = torch.where(proposal < low, 2 * low - proposal, proposal)
-                proposal = torch.where(proposal > high, 2 * high - proposal, mirrored)
+                _, proposal = beyond(proposal, low, high)
             found, slope = self._energy_gradient(state, proposal)
             accepted, log_ratio = mala_step_(
                 x,

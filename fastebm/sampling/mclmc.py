@@ -37,7 +37,7 @@ from fastebm.sampling.sampler import (
     gradient_of,
     number_of_rows,
 )
-from fastebm.sampling.schedules import PerChain, Schedule, as_schedule, evaluate
+from fastebm.sampling.schedules import Schedule, as_schedule, evaluate, rows_to_try
 from fastebm.sampling.state import SamplerState, StepInfo
 from fastebm.sampling.underdamped import Mass, check_mass, inverse_masses
 from fastebm.scalars import as_count, as_int, as_real, shown
@@ -170,7 +170,7 @@ class _Microcanonical(Sampler[Any]):
         self.step_size, self.temperature = as_schedule(step_size), as_schedule(temperature)
         self.mass = check_mass(mass)
         given = self._schedules()  # a wrong range is found here rather than at the first chain
-        positive_schedules(max([2, *(s.rows for s in given.values() if isinstance(s, PerChain))]), **given)
+        positive_schedules(rows_to_try(*given.values()), **given)
 
     def _schedules(self) -> dict[str, Schedule]:
         """The schedules that were given, by name."""

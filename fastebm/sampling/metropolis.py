@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeVar
@@ -68,9 +69,9 @@ class EnergySampler(Sampler[State]):
             gradient = gradient.masked_fill(state.mask, 0)
         return energy, gradient.contiguous()
 
+    @abstractmethod
     def _updater(self, state: State) -> Callable[[], tuple[Tensor, Tensor] | None]:
         """A function that takes one step of `state` in place; it returns accepted and log_ratio of a test."""
-        raise NotImplementedError
 
     @torch.no_grad()
     def step(self, state: State) -> tuple[State, StepInfo]:
@@ -116,7 +117,7 @@ class EnergySampler(Sampler[State]):
 
     def _table_of(self, state: State, steps: Tensor) -> Tensor:
         """The schedule `(1, B, n)` of these step sizes, float64 `(B,)`, at the temperatures of `state`."""
-        raise NotImplementedError
+        raise TypeError(f"{type(self).__name__} has no step sizes that a warm-up could set")
 
     @torch.no_grad()
     def warm_up(
@@ -189,7 +190,7 @@ class EnergySampler(Sampler[State]):
 
     def _with_variances(self, state: State, variance: Tensor) -> State:
         """The state with masses that are the inverse of these variances, `(N,)`."""
-        raise NotImplementedError
+        raise TypeError(f"{type(self).__name__} has no masses")
 
     def _singly(self, state: State, num_steps: int, observers: Sequence[Observer], done: int) -> None:
         """Takes steps one by one in place, after `done` earlier ones."""
@@ -233,6 +234,11 @@ def check_box(box: Any) -> Box | None:
     if not -math.inf < low < high < math.inf:
         raise ValueError(f"box must be finite numbers with low < high, got ({low}, {high})")
     return low, high
+
+
+def walls_of(box: Box | None) -> tuple[float | None, float | None]:
+    """The walls as operators take them."""
+    return (None, None) if box is None else box
 
 
 def check_inside(x: Tensor, box: Box | None) -> None:

@@ -223,6 +223,11 @@ def evaluate(schedule: float | Tensor | Schedule, num_steps: int) -> Tensor:
     return values
 
 
+def rows_to_try(*schedules: Schedule) -> int:
+    """For how many updates schedules can be evaluated together, whatever the chain: 2, or as many as one has rows."""
+    return max([2, *(schedule.rows for schedule in schedules if isinstance(schedule, PerChain))])
+
+
 def evaluate_together(num_steps: int, *given: float | Tensor | Schedule) -> tuple[Tensor, ...]:
     """Several schedules: each `(num_steps,)`, or each `(num_steps, B)` where one has values for each chain."""
     values = [evaluate(schedule, num_steps) for schedule in given]

@@ -408,7 +408,6 @@ class ParallelTempering:
         reader = None
         if diagnostics is not False:
             reader = BatchedDiagnostics(diagnostics, num_steps, float(self.temperatures[0])).observer()
-        state = self._own_state(state)
         frames = [state.x] if keep == "trajectory" else None
         block = (
             thin if frames is not None else max(1, math.gcd(num_steps, self.swap_every * 50) if progress else num_steps)

@@ -18,10 +18,18 @@ from torch import Tensor
 from fastebm import rng
 from fastebm.ops import LaneSampler, SamplerOptions, baoab_step_, obabo_step_
 from fastebm.ops.normal import rounded_sqrt
-from fastebm.sampling.metropolis import Box, EnergySampler, check_box, check_inside, key_increment, positive_schedules
+from fastebm.sampling.metropolis import (
+    Box,
+    EnergySampler,
+    check_box,
+    check_inside,
+    key_increment,
+    positive_schedules,
+    walls_of,
+)
 from fastebm.sampling.observers import Observer
 from fastebm.sampling.sampler import Energy, EnergyState, check_steps, constrained, gradient_of, number_of_rows
-from fastebm.sampling.schedules import PerChain, Schedule, as_schedule
+from fastebm.sampling.schedules import Schedule, as_schedule, rows_to_try
 from fastebm.scalars import as_real, shown
 
 Mass = float | Tensor
@@ -208,7 +216,7 @@ class Underdamped(EnergySampler[VelocityState]):
         self.step_size, self.friction = as_schedule(step_size), as_schedule(friction)
         self.temperature, self.mass, self.box = as_schedule(temperature), check_mass(mass), check_box(box)
         schedules = self.step_size, self.friction, self.temperature
-        self._tables(max([2, *(s.rows for s in schedules if isinstance(s, PerChain))]))
+        self._tables(rows_to_try(*schedules))
 
     def __repr__(self) -> str:
         mass = f"{self.mass:g}" if isinstance(self.mass, float) else f"masses {tuple(self.mass.shape)}"
@@ -246,7 +254,7 @@ class Underdamped(EnergySampler[VelocityState]):
 
     def _step_(self, state: VelocityState, gradient: Tensor, close: bool, opens: bool) -> None:
         take = baoab_step_ if self.scheme == "baoab" else obabo_step_
-        low, high = self.box if self.box is not None else (None, None)
+        low, high = walls_of(self.box)
         take(
             state.x,
             state.moving,
@@ -263,7 +271,7 @@ class Underdamped(EnergySampler[VelocityState]):
 
     def _lane_options(self, state: VelocityState) -> SamplerOptions:
         kind = LaneSampler.BAOAB if self.scheme == "baoab" else LaneSampler.OBABO
-        low, high = self.box if self.box is not None else (None, None)
+        low, high = walls_of(self.box)
         address = state.schedule, state.key, state.chain_ids
         return SamplerOptions(int(kind), 1, *address, None, state.inverse_mass, state.mask, None, low, high)
 
