@@ -185,10 +185,11 @@ void ReadyProgram::run(float* energies, float* gradient) const {
   for (int64_t i = 0; i < job.header->instructions; ++i) cost += cost_of(job.instructions[i]);
   const bool alone = static_cast<double>(job.batch) * cost < kAloneNanoseconds;
   const int64_t workers = alone ? 1 : std::min(job.header->workers, chunks);
+  // A chunk has the same slot however many threads there are: gradients of weights read what is kept there.
   torch::stable::parallel_for(0, workers, 1, [&](int64_t first, int64_t behind) {
     for (int64_t w = first; w < behind; ++w)
       for (int64_t c = w; c < chunks; c += workers)
-        run_segments(job, execute, {&job, job.workspace + w * job.header->slot, c * chunk, 0, 0, 1},
+        run_segments(job, execute, {&job, job.workspace + c % job.header->workers * job.header->slot, c * chunk, 0, 0, 1},
                      std::min(job.batch, (c + 1) * chunk));
   });
 }
