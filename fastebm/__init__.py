@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from fastebm import compiler, data, evaluation, losses, models, ops, recipes, rng, runs, sampling, tasks, training
     from fastebm.compiler.energy_gradient import EnergyGradient, energy_gradient
     from fastebm.compiler.score import ScoreGradient, score_gradient
+    from fastebm.compiler.weight_gradient import WeightGradient, weight_gradient
     from fastebm.ops import langevin_step, langevin_step_
     from fastebm.runs.registry import load
     from fastebm.sampling import (
@@ -63,6 +64,7 @@ _NAMES = {
     "MCLMC": "fastebm.sampling",
     "ScoreGradient": "fastebm.compiler",
     "Underdamped": "fastebm.sampling",
+    "WeightGradient": "fastebm.compiler",
     "diagnostics": "fastebm.sampling",
     "energy_gradient": "fastebm.compiler",
     "langevin_step": "fastebm.ops",
@@ -73,6 +75,7 @@ _NAMES = {
     "score_gradient": "fastebm.compiler",
     "starts": "fastebm.sampling",
     "train": "fastebm.training",
+    "weight_gradient": "fastebm.compiler",
 }
 
 __all__ = [
@@ -91,6 +94,7 @@ __all__ = [
     "ReplayBuffer",
     "ScoreGradient",
     "Underdamped",
+    "WeightGradient",
     "compiler",
     "data",
     "diagnostics",
@@ -113,6 +117,7 @@ __all__ = [
     "tasks",
     "train",
     "training",
+    "weight_gradient",
 ]
 
 

@@ -78,6 +78,36 @@ def frozen_weights(module: nn.Module, evaluated: Evaluated | None = None) -> Ite
         )
 
 
+@contextmanager
+def differentiable_weights(module: nn.Module) -> Iterator[Evaluated]:
+    """Inside, parametrised weights are plain attributes, evaluated once, in the module's own mode, with their graph.
+
+    So a spectral norm in train mode does one power iteration. What was evaluated is yielded, detached, as
+    `frozen_weights` takes it. Flags stay as they are. Parametrisations run without autocast, as there.
+
+    Raises RuntimeError where a chain over these weights runs, whose own values lie in their place.
+    """
+    undo: Undo = []
+    with exclusive():
+        if any(id(part) in _frozen for part in module.modules()):
+            raise RuntimeError(
+                "the gradients of weights were asked for while a chain over them ran, maybe in another thread; end the "
+                "chains before you train, or sample from a copy (copy.deepcopy)"
+            )
+        try:
+            evaluated: Evaluated = {}
+            with ExitStack() as full_precision, torch.inference_mode(False), torch.enable_grad():
+                for device in {parameter.device.type for parameter in module.parameters()}:
+                    full_precision.enter_context(without_autocast(device))
+                for part in module.modules():
+                    if "parametrizations" in part._modules and is_parametrized(part):
+                        _evaluate_parametrizations(part, undo, evaluated)
+            yield {place: weight.detach() for place, weight in evaluated.items()}
+        finally:
+            for restore, *arguments in reversed(undo):
+                restore(*arguments)
+
+
 def _freeze(module: nn.Module, mine: list[_Frozen], evaluated: Evaluated) -> None:
     """Hold every submodule and parameter, and freeze those that nobody holds yet."""
     if not _frozen:
