@@ -15,7 +15,21 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fastebm import compiler, data, evaluation, losses, models, ops, recipes, rng, runs, sampling, tasks, training
+    from fastebm import (
+        compiler,
+        data,
+        distributed,
+        evaluation,
+        losses,
+        models,
+        ops,
+        recipes,
+        rng,
+        runs,
+        sampling,
+        tasks,
+        training,
+    )
     from fastebm.compiler.energy_gradient import EnergyGradient, energy_gradient
     from fastebm.compiler.score import ScoreGradient, score_gradient
     from fastebm.compiler.weight_gradient import WeightGradient, weight_gradient
@@ -45,7 +59,19 @@ __version__ = "0.2.0"
 
 # Where each public name is defined; a subpackage is its own place.
 _PACKAGES = (
-    *("build_extension", "cli", "compiler", "data", "evaluation", "losses", "models", "ops", "plotting", "recipes"),
+    *(
+        "build_extension",
+        "cli",
+        "compiler",
+        "data",
+        "distributed",
+        "evaluation",
+        "losses",
+        "models",
+        "ops",
+        "plotting",
+        "recipes",
+    ),
     *("rng", "runs", "sampling", "tasks", "training"),
 )
 _NAMES = {
@@ -98,6 +124,7 @@ __all__ = [
     "compiler",
     "data",
     "diagnostics",
+    "distributed",
     "energy_gradient",
     "evaluation",
     "langevin_step",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,9 @@ from fastebm.sampling import Langevin
 from fastebm.training.calibration.calibrate import DataTerm, calibrate
 from fastebm.training.calibration.config import CalibratedConfig, GeneratorConfig
 from fastebm.training.trainer.metrics import Metrics, energy_update_metrics
+from fastebm.training.trainer.parts import Part, Parts
 from fastebm.training.trainer.weights import (
+    adam,
     checkpoint_layout,
     fork_rng,
     load_optimizer,
@@ -63,10 +65,12 @@ class EnergyTrainer:
     The sampler is made once, as an energy gradient analyses its energy at the first use.
     """
 
-    def __init__(self, config: CalibratedConfig, net: MultiScaleEnergy) -> None:
+    def __init__(self, config: CalibratedConfig, net: MultiScaleEnergy, parts: Parts) -> None:
         self.config = config
         self.net = net
-        self.optimizer = torch.optim.Adam(net.parameters(), config.energy_learning_rate, config.adam_betas)
+        self.parts = parts
+        rate, betas = config.energy_learning_rate, config.adam_betas
+        self.optimizer = adam(net.parameters(), rate, betas, shard=config.shard_optimizer)
         dtype = getattr(torch, config.dtype)
         self.sampler = Langevin(net, config.step_size, config.noise_std, dtype=dtype, engine=config.engine)
         self.data_term = DataTerm(config.data_term_weight, config.data_term_hinge)
@@ -84,22 +88,34 @@ class EnergyTrainer:
             check=False,
         )
 
-    def gradient(self, real: Tensor, ends: Tensor) -> Metrics:
-        """Sets the gradient of `mean E(data) - mean E(chain ends)`, and returns the metrics of the update."""
+    def gradient(self, parts: Sequence[Part], real: Sequence[Tensor], ends: Sequence[Tensor]) -> Metrics:
+        """Sets the gradient of `mean E(data) - mean E(chain ends)`, from those of each part.
+
+        Returns the metrics of the update.
+        """
+        drawn = zip(parts, real, ends, strict=True)
+        found = self.parts.gradients(self.net, self.optimizer, lambda each: self._part_gradient(*each), drawn)
+        return energy_update_metrics(self.net, *self.parts.loss_and_energies(found, self.config.batch_size))
+
+    def _part_gradient(self, part: Part, real: Tensor, ends: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Adds the gradient of a part's share of the loss to those that are there.
+
+        Returns that share and the energies of data and chain ends (B,).
+        """
         # One pass for both, so that one power iteration of the spectral norm serves both.
         images = torch.cat((real, ends))
         energies = self.net(torch.empty_like(images, memory_format=torch.channels_last).copy_(images)).float()
         data, samples = energies[: len(real)], energies[len(real) :]
         loss = contrastive_divergence(data, samples) + self.config.energy_l2 * energy_l2(energies)
-        self.optimizer.zero_grad()
+        loss = loss * part.share
         loss.backward()
-        return energy_update_metrics(self.net, loss, data, samples)
+        return loss, data, samples
 
     @torch.no_grad()
-    def largest(self, real: Tensor, ends: Tensor) -> dict[str, float]:
+    def largest(self, real: Tensor, ends: Tensor) -> Metrics:
         """The largest magnitudes of energies, as the guard takes them."""
         self.net.eval()
-        data, samples = (self.net(images).abs().max().item() for images in (real, ends))
+        data, samples = (self.net(images).abs().max() for images in (real, ends))
         self.net.train()
         return {"largest_energy_data": data, "largest_energy_samples": samples}
 
