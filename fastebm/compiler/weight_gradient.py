@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -16,11 +16,13 @@ from fastebm.compiler.capture import UnsupportedError, capture
 from fastebm.compiler.checks import LOW_PRECISION_FLOOR, LOW_PRECISION_TOLERANCE, TOLERANCE, UNKNOWN, energies_agree
 from fastebm.compiler.energy_gradient import users_level
 from fastebm.compiler.fingerprint import Fingerprint, covers, fingerprint
-from fastebm.compiler.frozen_weights import Evaluated, differentiable_weights, frozen_weights
+from fastebm.compiler.frozen_weights import DifferentiableWeights, Evaluated, differentiable_weights, frozen_weights
+from fastebm.compiler.lazy_tensors import LazyTensor
 from fastebm.compiler.own_code import OwnCode, energy_dtype
 from fastebm.compiler.precision import autocast_to, without_autocast
 from fastebm.compiler.process_state import collecting_garbage, evaluating
 from fastebm.compiler.weight_program import Factors, WeightProgram
+from fastebm.scalars import as_count
 
 __all__ = ["WeightGradient", "weight_gradient"]
 
@@ -79,7 +81,9 @@ class WeightGradient:
             )
         return {name: p for name, p in self._own.module.named_parameters() if p.requires_grad}
 
-    def __call__(self, x: Tensor, cotangent: Tensor | Factors) -> tuple[Tensor, dict[str, Tensor]]:
+    def __call__(
+        self, x: Tensor, cotangent: Tensor | Factors, batch_size: int | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """Energies (B,), and the gradients of `sum(cotangent * energies)`, both detached.
 
         Args:
@@ -87,6 +91,8 @@ class WeightGradient:
             cotangent: the derivative of the loss with respect to each energy, (B,); or a function that is called with
                 the energies of some rows of the batch and these rows, a slice, and returns that. It is called for all
                 rows, some at a time, so a cotangent may depend on its own energy alone.
+            batch_size: the samples that go through autograd at a time, which takes the less memory; all of them by
+                default. A program needs no such limit: it takes few at a time by itself.
 
         Returns:
             The energies, float32 (float64 for a float64 x), and the gradients by the names of `parameters`. One that
@@ -97,24 +103,25 @@ class WeightGradient:
             RuntimeError: with engine "fused", where there is no program; and while a chain over the weights runs.
         """
         parameters = self.parameters()
+        step = None if batch_size is None else as_count("batch_size", batch_size, 1)
         with self._lock:
-            energies, found = self._evaluate(x, cotangent, list(parameters.values()))
+            energies, found = self._evaluate(x, cotangent, list(parameters.values()), step)
         return energies, {name: each for name, each in zip(parameters, found, strict=True) if each is not None}
 
-    def backward(self, x: Tensor, cotangent: Tensor | Factors) -> Tensor:
+    def backward(self, x: Tensor, cotangent: Tensor | Factors, batch_size: int | None = None) -> Tensor:
         """The energies; the gradients are added to the `grad` of the parameters, as `Tensor.backward` does.
 
         Arguments and errors as those of a call.
         """
         parameters = self.parameters()
-        energies, gradients = self(x, cotangent)
+        energies, gradients = self(x, cotangent, batch_size)
         for name, gradient in gradients.items():
             parameter = parameters[name]
             parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
         return energies
 
     def _evaluate(
-        self, x: Tensor, cotangent: Tensor | Factors, parameters: list[nn.Parameter]
+        self, x: Tensor, cotangent: Tensor | Factors, parameters: list[nn.Parameter], step: int | None
     ) -> tuple[Tensor, list[Tensor | None]]:
         if not isinstance(x, Tensor) or not x.is_floating_point() or x.ndim == 0:
             given = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
@@ -130,7 +137,7 @@ class WeightGradient:
                     return self._by_program(x.detach(), factors, parameters)
                 except UnsupportedError as error:
                     self._fall_back(error)
-            return self._by_autograd(x.detach(), factors, parameters, self.dtype)
+            return self._by_autograd(x.detach(), factors, parameters, step or len(x))
 
     def _fall_back(self, error: UnsupportedError) -> None:
         if self._asked == "fused":
@@ -149,16 +156,38 @@ class WeightGradient:
             )
 
     def _by_autograd(
-        self, x: Tensor, factors: Factors, parameters: list[nn.Parameter], dtype: torch.dtype | None
+        self, x: Tensor, factors: Factors, parameters: list[nn.Parameter], step: int
     ) -> tuple[Tensor, list[Tensor | None]]:
+        """By autograd, `step` samples at a time. Parametrised weights are evaluated once, as for a program."""
+        module = self._own.module
+        assert module is not None
+        if x.ndim == 4:  # a layout in which libraries run convolutions several times faster
+            x = x.contiguous(memory_format=torch.channels_last)
+        with differentiable_weights(module) as evaluated:
+            shown = [*parameters, *evaluated.shown()]
+            sums: list[Tensor | None] = [None] * len(shown)
+            energies = []
+            for first in range(0, len(x), step):
+                rows = slice(first, min(first + step, len(x)))
+                found, gradients = self._plain(x[rows], factors, rows, shown, self.dtype)
+                energies.append(found)
+                for at, gradient in enumerate(gradients):
+                    before = sums[at]
+                    sums[at] = before if gradient is None else gradient if before is None else before + gradient
+            return torch.cat(energies), evaluated.through(parameters, sums)
+
+    def _plain(
+        self, x: Tensor, factors: Factors, rows: slice, of: Sequence[Tensor], dtype: torch.dtype | None
+    ) -> tuple[Tensor, list[Tensor | None]]:
+        """Energies of some rows, and gradients with respect to `of`, by the energy's own code in the module's mode."""
         with evaluating(), torch.enable_grad():
             with autocast_to(dtype, x.device.type):
                 energies = self._own.energies_with_graph(x)
             detached = energies.detach().to(energy_dtype(x))
-            given = factors(detached, slice(0, len(x))).to(energies.device, energies.dtype)
+            given = factors(detached, rows).to(energies.device, energies.dtype)
             if not energies.requires_grad:
-                return detached, [None] * len(parameters)
-            return detached, list(torch.autograd.grad(energies, parameters, given, allow_unused=True))
+                return detached, [None] * len(of)
+            return detached, list(torch.autograd.grad(energies, of, given, allow_unused=True))
 
     def _by_program(
         self, x: Tensor, factors: Factors, parameters: list[nn.Parameter]
@@ -172,9 +201,9 @@ class WeightGradient:
             with differentiable_weights(module) as evaluated:
                 values = program.evaluated()
             if not covers(self._own.energy, module):
-                self._check_again(program, x, compute_dtype, evaluated)
+                self._check_again(program, x, compute_dtype, evaluated.values())
             energies, folded = program.run(x.contiguous(), factors)
-            found = program.gradients(values, folded, parameters)
+            found = _through(evaluated, program, values, folded, parameters)
         self.engine, self.reason = "fused", ""
         return energies, found
 
@@ -233,7 +262,7 @@ class WeightGradient:
         cotangent = torch.linspace(-1.0, 1.5, len(x), dtype=energy_dtype(x), device=x.device)
         factors = _factors(cotangent, x)
         with _leaving_no_trace(module, x.device) as changed:
-            expected = self._by_autograd(x, factors, parameters, torch.float32)
+            expected = self._plain(x, factors, slice(0, len(x)), parameters, torch.float32)
             touched = changed()
         with _leaving_no_trace(module, x.device):
             torch.rand(1, device=x.device)  # from here on, another part of the generator's stream
@@ -246,12 +275,12 @@ class WeightGradient:
         autocast = None
         if low:
             with _leaving_no_trace(module, x.device):
-                autocast = self._by_autograd(x, factors, parameters, compute_dtype)
+                autocast = self._plain(x, factors, slice(0, len(x)), parameters, compute_dtype)
         with _leaving_no_trace(module, x.device):
-            with differentiable_weights(module):
+            with differentiable_weights(module) as evaluated:
                 values = program.evaluated()
             energies, folded = program.run(x.contiguous(), factors)
-            found = energies, program.gradients(values, folded, parameters)
+            found = energies, _through(evaluated, program, values, folded, parameters)
         _compare(found, expected, autocast, x.dtype)
 
     def _check_again(self, program: WeightProgram, x: Tensor, compute_dtype: torch.dtype, evaluated: Evaluated) -> None:
@@ -297,6 +326,17 @@ def weight_gradient(
         torch.Size([16, 2])
     """
     return WeightGradient(energy, dtype, engine)
+
+
+def _through(
+    evaluated: DifferentiableWeights,
+    program: WeightProgram,
+    values: dict[LazyTensor, Any],
+    folded: Sequence[Tensor],
+    parameters: list[nn.Parameter],
+) -> list[Tensor | None]:
+    """The gradients of parameters from those of folded weights."""
+    return evaluated.through(parameters, program.gradients(values, folded, [*parameters, *evaluated.shown()]))
 
 
 # ---- the loss
