@@ -13,6 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from fastebm import ops
+from fastebm.ops.backends import _extension as _C
 from fastebm.ops.instructions import Layout, encode
 from fastebm.ops.weight_gradients import (
     WeightKind,
@@ -26,6 +28,7 @@ from tests.ops.precision import relative_error
 from tests.ops.weight_workspaces import Lying, program_of, rounded, split_into_calls, without, workspace_of
 
 CONVOLUTION, SUM, PRODUCT = WeightKind
+VARIANTS = ("baseline", "avx2", "avx512")
 both_sizes = pytest.mark.parametrize("size", [4, 2], ids=["float32", "bfloat16"])
 
 
@@ -519,3 +522,22 @@ def test_tasks_survive_encoding():
     _, found = checked_tasks(encode(program_of(SHAPES, Lying(4, 3, 1))), encode_tasks(ALL))
     assert found == tuple(ALL)
     assert encode_tasks([]).shape[0] == 0
+
+
+@settings(max_examples=40, deadline=None)
+@given(given_task=random_tasks(), seed=st.integers(0, 1000), size=st.sampled_from((2, 4)))
+def test_every_variant_has_the_same_bits(given_task, seed, size):
+    if _C is None:
+        pytest.skip("the compiled operators are not built")
+    task, shapes = given_task
+    values = [numbers(3, *shape, seed=seed + k) for k, shape in enumerate(shapes)]
+    found = {}
+    before = _C.active_variant()
+    try:
+        for name in VARIANTS[: VARIANTS.index(min(_C.best_variant(), "avx512", key=[*VARIANTS, "amx"].index)) + 1]:
+            _C.set_variant(name)
+            with ops.backend("cpp"):
+                found[name] = results_of([task], Lying(size, 2, 2), values, (3,))[0]
+    finally:
+        _C.set_variant(before)
+    assert all(torch.equal(result, found["baseline"]) for result in found.values()), found
