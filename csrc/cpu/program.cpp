@@ -108,17 +108,10 @@ ConstantView checked_constant(const ConstantNeed& need, const Tensor& tensor, si
   return {tensor.const_data_ptr(), sizes[0], sizes[1], sizes[2]};
 }
 
-std::shared_ptr<const CheckedProgram> program_of(const Tensor& code) {
-  STD_TORCH_CHECK(code.scalar_type() == ScalarType::Long && code.dim() == 1 && code.is_contiguous(),
-                  "code must be a contiguous int64 vector on the CPU");
-  STD_TORCH_CHECK(code.const_data_ptr() != nullptr, "code does not begin as a program does");
-  return checked_program(static_cast<const int64_t*>(code.const_data_ptr()), code.numel());
-}
-
 }  // namespace
 
 ReadyProgram::ReadyProgram(const Tensor& x, const Tensor& code, const std::vector<Tensor>& constants, const Tensor& workspace)
-    : program_(program_of(code)) {
+    : program_(checked_program(code)) {
   ProgramJob& job = job_;
   const CheckedProgram& program = *program_;
   STD_TORCH_CHECK(x.dim() > 0, "x must be (batch, ...), got a tensor without dimensions");

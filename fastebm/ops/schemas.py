@@ -163,7 +163,7 @@ KERNELS: dict[str, Kernel] = {
     "weight_gradients": Kernel(
         "weight_gradients",
         "(Tensor factors, Tensor(a!)[] results, Tensor code, Tensor tasks, Tensor workspace) -> ()",
-        backends=(),
+        backends=("cpp", "triton"),
     ),
     "run_chain": Kernel(
         "chain",

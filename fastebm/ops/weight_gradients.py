@@ -15,7 +15,7 @@ in float32. So a result depends neither on threads nor on how a batch is cut int
 all instruction sets. The reference sums each image's pixels in the order of PyTorch, in the dtype of the results.
 
 `WeightTask` is the format of a task, `encode_tasks` makes the operator's tensor of them, `check_tasks` has the rules,
-which `csrc/cpu/weight_gradients_check.h` repeats.
+which `csrc/cpu/weight_gradients.cpp` repeats.
 """
 
 from __future__ import annotations
@@ -33,7 +33,6 @@ from .backends import launch, refuse_autograd, register
 from .instructions import Buffer, PlannedProgram
 from .memory import share_memory
 from .program_check import LIMIT, LINE, checked_bytes
-from .schemas import KERNELS
 
 __all__ = [
     "TASK_FIELDS",
@@ -348,7 +347,7 @@ def _weight_gradients_(
     _check(results, factors, code, tasks, workspace)
     _refuse_shared_memory(results, factors, workspace)
     arguments = (list(results), code, tasks.contiguous(), workspace)
-    if factors.dtype == torch.float64 or not KERNELS["weight_gradients"].backends:
+    if factors.dtype == torch.float64:
         reference_weight_gradients(factors, *arguments)
     else:
         launch("weight_gradients", factors.contiguous(), *arguments)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import replace
+from fractions import Fraction
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -13,7 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fastebm.ops.instructions import Layout, encode
+from fastebm import ops
+from fastebm.ops.backends import _extension as _C
+from fastebm.ops.instructions import Epilogue, EpilogueOp, Layout, PlannedProgram, Segment, decode, encode
 from fastebm.ops.weight_gradients import (
     WeightKind,
     WeightTask,
@@ -23,9 +28,11 @@ from fastebm.ops.weight_gradients import (
     weight_gradients_,
 )
 from tests.ops.precision import relative_error
+from tests.ops.small_lowered_programs import ProgramBuilder
 from tests.ops.weight_workspaces import Lying, program_of, rounded, split_into_calls, without, workspace_of
 
 CONVOLUTION, SUM, PRODUCT = WeightKind
+VARIANTS = ("baseline", "avx2", "avx512")
 both_sizes = pytest.mark.parametrize("size", [4, 2], ids=["float32", "bfloat16"])
 
 
@@ -339,6 +346,141 @@ def test_cuts_of_the_batch_change_no_bit(backend_device, size):
         other = lying_on(backend_device, size, chunk=4, **{name: True if name == "beside" else 2})
         for found, wanted in zip(results_of(ALL, other, values, (7,), backend_device[1]), expected, strict=True):
             assert torch.equal(found, wanted), name
+
+
+@settings(max_examples=40, deadline=None)
+@given(given_task=random_tasks(), seed=st.integers(0, 1000), size=st.sampled_from((2, 4)))
+def test_every_variant_has_the_same_bits(given_task, seed, size):
+    if _C is None:
+        pytest.skip("the compiled operators are not built")
+    task, shapes = given_task
+    values = [numbers(3, *shape, seed=seed + k) for k, shape in enumerate(shapes)]
+    found = {}
+    before = _C.active_variant()
+    try:
+        for name in VARIANTS[: VARIANTS.index(min(_C.best_variant(), "avx512", key=[*VARIANTS, "amx"].index)) + 1]:
+            _C.set_variant(name)
+            with ops.backend("cpp"):
+                found[name] = results_of([task], Lying(size, 2, 2), values, (3,))[0]
+    finally:
+        _C.set_variant(before)
+    assert all(torch.equal(result, found["baseline"]) for result in found.values()), found
+
+
+LARGE = [
+    convolution((45, 30, (17, 16), (3, 3), 1, 1, 1), 0, 0, 1)[0],
+    convolution((45, 45, (17, 16), (3, 3), 1, 1, 1), 1, 1, 1)[0],
+    WeightTask(CONVOLUTION, 2, 2, 0, 90, 3, 0, 300),
+    WeightTask(CONVOLUTION, 3, 2, 0, 90, 0, 0, 30, kernel_y=17, kernel_x=16),
+    WeightTask(SUM, 4, 0, 0, 30, height=17, width=16),
+    WeightTask(PRODUCT, 5, 1, 9, 30, 0, height=17, width=16, per_pixel=1),
+]
+LARGE_SHAPES = [(30, 17, 16), (45, 17, 16), (90, 1, 1), (300, 1, 1)]
+
+
+@both_sizes
+def test_neither_threads_nor_cuts_nor_variants_matter_in_cpp(variant, size):
+    """Calls large enough to be divided among threads; the bits are those of one thread on the baseline."""
+    values = [numbers(7, *shape, seed=k) for k, shape in enumerate(LARGE_SHAPES)]
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        with ops.backend("cpp"):
+            found = {(1, (7,)): results_of(LARGE, Lying(size, 2, 4), values, (7,))}
+            for threads, cut in ((2, (7,)), (2, (3, 4)), (1, (1, 6)), (3, (5, 2)), (16, (7,))):
+                torch.set_num_threads(threads)
+                found[threads, cut] = results_of(LARGE, Lying(size, 2, 4, beside=threads == 3), values, cut)
+    finally:
+        torch.set_num_threads(before)
+    for how, results in found.items():
+        for number, (result, wanted) in enumerate(zip(results, found[1, (7,)], strict=True)):
+            assert torch.equal(result, wanted), (how, number)
+    with ops.backend("reference"):
+        exact = results_of(LARGE, Lying(size, 2, 4), values, (7,))
+    for result, near in zip(found[2, (7,)], exact, strict=True):
+        assert relative_error(result, near.double()) < 2e-6
+
+
+def chain_of(image: int, task: WeightTask, values: Sequence[Tensor]) -> Tensor:
+    """One image's sum in float32, pixel by pixel in order, with each product added before it is rounded."""
+    g, s = (values[b][image].permute(1, 2, 0) for b in (task.gradient_buffer, task.source_buffer))
+    sums = torch.zeros(task.result_shape(), dtype=torch.float32)
+    for tap in range(task.kernel_y * task.kernel_x):
+        for y, x in itertools.product(range(task.height), range(task.width)):
+            row, column = y + tap // task.kernel_x - task.pad_y, x + tap % task.kernel_x - task.pad_x
+            if 0 <= row < s.shape[0] and 0 <= column < s.shape[1]:
+                # Products of bfloat16 are exact in float32, and in float64 these sums are, too.
+                product = g[y, x, : task.out, None] * s[row, column, None, : task.inner]
+                sums[tap] = (sums[tap].double() + product).float()
+    return sums
+
+
+def test_bits_are_those_of_the_definition(variant):
+    """For numbers of a few bits, whose products and sums float64 holds exactly."""
+    task = WeightTask(CONVOLUTION, 0, 0, 0, 7, 1, 0, 20, 5, 4, 3, 3, 1, 1, 1, 1)
+    shapes = [(7, 5, 4), (20, 5, 4)]
+    generator = torch.Generator().manual_seed(3)
+    values = [torch.randint(-99, 99, (3, *shape), generator=generator).double() for shape in shapes]
+    values = [rounded(v * 2.0 ** torch.randint(-9, 9, v.shape, generator=generator), 2) for v in values]
+    factors = factors_of(3)
+    wanted = torch.zeros(task.result_shape())
+    for n in range(3):
+        partial = chain_of(n, task, values)
+        exact = [
+            Fraction(float(factors[n])) * Fraction(float(p)) + Fraction(float(w))
+            for p, w in zip(partial.flatten(), wanted.flatten(), strict=True)
+        ]
+        wanted = torch.tensor([nearest_float32(e) for e in exact]).view(wanted.shape)
+    with ops.backend("cpp"):
+        (found,) = results_of([task], Lying(2, 2, 2), values, (3,))
+    assert torch.equal(found, wanted)
+
+
+def nearest_float32(exact: Fraction) -> float:
+    """The float32 next to a rational number, ties to even."""
+    near = np.float32(float(exact))
+    candidates = [near, np.nextafter(near, np.float32(-np.inf)), np.nextafter(near, np.float32(np.inf))]
+    return float(min(candidates, key=lambda c: (abs(Fraction(float(c)) - exact), int(c.view(np.int32)) & 1)))
+
+
+# Behind a program -----------------------------------------------------------------------------------------------------
+
+
+def kept_apart(program: PlannedProgram, chunk: int, workers: int) -> PlannedProgram:
+    """The program with room of its own for every image of every buffer."""
+    buffers, offset = [], 0
+    for b in program.buffers:
+        buffers.append(replace(b, images=chunk, offset=offset))
+        offset += -(-chunk * b.image_stride * b.bytes // 64) * 64
+    header = replace(program.header, chunk=chunk, workers=workers, team=0, slot=-(-offset // 4096) * 4096)
+    segments = (Segment(0, len(program.instructions), chunk),)
+    return replace(program, buffers=tuple(buffers), header=header, segments=segments)
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3, 6])
+def test_behind_a_program(backend_device, batch):
+    """The workspace of `run_program` itself; in C++ of several chunks that one thread runs, being so small."""
+    backend, device = backend_device
+    if backend == "reference":
+        pytest.skip("the reference of run_program keeps no workspace")
+    making = ProgramBuilder((5, 7, 6))
+    target = making.buffer((9, 7, 6))
+    making.convolution(0, (9, 7, 6), (3, 3), Epilogue(EpilogueOp.STORE, target), pad_y=1, pad_x=1)
+    fused = making.finish(target).fused(4, device)
+    chunk, workers = (batch, 1) if backend == "triton" else (2, 3)
+    planned = kept_apart(decode(fused.code(batch)), chunk, workers)
+    workspace = torch.zeros(planned.header.slot * workers + 64, dtype=torch.uint8, device=device)
+    workspace = workspace[-workspace.data_ptr() % 64 :]
+    x = torch.tanh(numbers(batch, 5, 7, 6)).float()
+    torch.ops.fastebm.run_program(x.to(device), encode(planned), fused.constants, workspace)
+    task = WeightTask(CONVOLUTION, 0, target, 0, 9, 0, 0, 5, 7, 6, 3, 3, 1, 1, 1, 1)
+    results = fresh_results([task], torch.float32, device)
+    factors = factors_of(batch)
+    weight_gradients_(results, factors.float().to(device), encode(planned), encode_tasks([task]), workspace)
+    exact = x.double()
+    values = [exact, F.conv2d(exact, making.values[0].float().double(), padding=1)]
+    wanted = truth(replace(task, gradient_buffer=1), values, factors)
+    assert relative_error(results[0].cpu(), wanted) < 1e-5
 
 
 # The operator ---------------------------------------------------------------------------------------------------------
