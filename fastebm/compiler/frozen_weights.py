@@ -78,6 +78,15 @@ def frozen_weights(module: nn.Module, evaluated: Evaluated | None = None) -> Ite
         )
 
 
+def refuse_frozen(module: nn.Module) -> None:
+    """Raises RuntimeError where a chain over the weights of `module` runs."""
+    if any(id(part) in _frozen for part in module.modules()):
+        raise RuntimeError(
+            "the gradients of weights were asked for while a chain over them ran, maybe in another thread; end the "
+            "chains before you train, or sample from a copy (copy.deepcopy)"
+        )
+
+
 class DifferentiableWeights:
     """Evaluated parametrised weights with their graph; `differentiable_weights` shows the module copies without it."""
 
@@ -123,11 +132,7 @@ def differentiable_weights(module: nn.Module) -> Iterator[DifferentiableWeights]
     """
     undo: Undo = []
     with exclusive():
-        if any(id(part) in _frozen for part in module.modules()):
-            raise RuntimeError(
-                "the gradients of weights were asked for while a chain over them ran, maybe in another thread; end the "
-                "chains before you train, or sample from a copy (copy.deepcopy)"
-            )
+        refuse_frozen(module)
         evaluated = DifferentiableWeights()
         try:
             with ExitStack() as full_precision, torch.inference_mode(False), torch.enable_grad():

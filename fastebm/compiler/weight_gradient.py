@@ -16,7 +16,13 @@ from fastebm.compiler.capture import UnsupportedError, capture
 from fastebm.compiler.checks import LOW_PRECISION_FLOOR, LOW_PRECISION_TOLERANCE, TOLERANCE, UNKNOWN, energies_agree
 from fastebm.compiler.energy_gradient import users_level
 from fastebm.compiler.fingerprint import Fingerprint, covers, fingerprint
-from fastebm.compiler.frozen_weights import DifferentiableWeights, Evaluated, differentiable_weights, frozen_weights
+from fastebm.compiler.frozen_weights import (
+    DifferentiableWeights,
+    Evaluated,
+    differentiable_weights,
+    frozen_weights,
+    refuse_frozen,
+)
 from fastebm.compiler.lazy_tensors import LazyTensor
 from fastebm.compiler.own_code import OwnCode, energy_dtype
 from fastebm.compiler.precision import autocast_to, without_autocast
@@ -29,6 +35,8 @@ __all__ = ["WeightGradient", "weight_gradient"]
 ENGINES = ("auto", "fused", "autograd")
 # Kinds of samples, settings and modes whose programs are kept.
 MAX_PROGRAMS = 16
+# Energies, and the gradient of each parameter.
+_Result = tuple[Tensor, list[Tensor | None]]
 # Samples with which a program is compared with autograd before its first use, and an energy that may read more than
 # its module holds, in every call.
 CHECKED = 3
@@ -79,6 +87,7 @@ class WeightGradient:
                 f"{self._own.name} is no module, so its parameters are unknown; hand over the module itself, a method "
                 "of it or a functools.partial of it"
             )
+        refuse_frozen(self._own.module)  # its parameters would seem to require no gradient
         return {name: p for name, p in self._own.module.named_parameters() if p.requires_grad}
 
     def __call__(
@@ -194,8 +203,7 @@ class WeightGradient:
     ) -> tuple[Tensor, list[Tensor | None]]:
         module = self._own.module
         assert module is not None
-        with without_autocast(x.device.type) if self.dtype is None else autocast_to(self.dtype, x.device.type):
-            compute_dtype = self._compute_dtype(x)
+        compute_dtype = self._compute_dtype(x)
         program = self._program(x, compute_dtype, fingerprint(self._own.energy, module), parameters)
         with without_autocast(x.device.type):
             with differentiable_weights(module) as evaluated:
@@ -243,26 +251,30 @@ class WeightGradient:
         if reason:
             return _Known(None, reason)
         try:
-            with collecting_garbage(), without_autocast(x.device.type), _leaving_no_trace(module, x.device):
+            with collecting_garbage(), without_autocast(x.device.type):
+                # Autograd first, so that an x which the energy does not accept raises the energy's own error.
+                expected = self._expected(x[:CHECKED], compute_dtype, parameters)
                 with frozen_weights(module):
                     captured = capture(self._own.original, module, x)
-                with differentiable_weights(module):
+                with _leaving_no_trace(module, x.device), differentiable_weights(module):
                     program = WeightProgram.of(captured, x, compute_dtype)
-                self._check(program, x[:CHECKED], compute_dtype, parameters)
+                self._check(program, x[:CHECKED], parameters, *expected)
         except UnsupportedError as error:
             return _Known(None, str(error))
         return _Known(program)
 
-    def _check(
-        self, program: WeightProgram, x: Tensor, compute_dtype: torch.dtype, parameters: list[nn.Parameter]
-    ) -> None:
-        """Raises UnsupportedError where the program differs from autograd in the module's own mode."""
+    def _expected(
+        self, x: Tensor, compute_dtype: torch.dtype, parameters: list[nn.Parameter]
+    ) -> tuple[_Result, _Result | None]:
+        """Autograd's energies and gradients in the module's own mode, in x's dtype, and in 16 bits where asked for.
+
+        Raises UnsupportedError for an energy that is random or writes to a buffer.
+        """
         module = self._own.module
         assert module is not None
-        cotangent = torch.linspace(-1.0, 1.5, len(x), dtype=energy_dtype(x), device=x.device)
-        factors = _factors(cotangent, x)
+        factors, rows = _factors(_checked_cotangent(x), x), slice(0, len(x))
         with _leaving_no_trace(module, x.device) as changed:
-            expected = self._plain(x, factors, slice(0, len(x)), parameters, torch.float32)
+            expected = self._plain(x, factors, rows, parameters, torch.float32)
             touched = changed()
         with _leaving_no_trace(module, x.device):
             torch.rand(1, device=x.device)  # from here on, another part of the generator's stream
@@ -271,15 +283,26 @@ class WeightGradient:
             raise UnsupportedError("energy", "it is random, or another one each time it is evaluated")
         if touched:
             raise UnsupportedError(touched, "the energy writes to it in the module's mode")
-        low = compute_dtype is torch.bfloat16 and x.dtype is not torch.bfloat16
-        autocast = None
-        if low:
-            with _leaving_no_trace(module, x.device):
-                autocast = self._plain(x, factors, slice(0, len(x)), parameters, compute_dtype)
+        if compute_dtype is x.dtype:
+            return expected, None
+        with _leaving_no_trace(module, x.device):
+            return expected, self._plain(x, factors, rows, parameters, compute_dtype)
+
+    def _check(
+        self,
+        program: WeightProgram,
+        x: Tensor,
+        parameters: list[nn.Parameter],
+        expected: _Result,
+        autocast: _Result | None,
+    ) -> None:
+        """Raises UnsupportedError where the program differs from autograd."""
+        module = self._own.module
+        assert module is not None
         with _leaving_no_trace(module, x.device):
             with differentiable_weights(module) as evaluated:
                 values = program.evaluated()
-            energies, folded = program.run(x.contiguous(), factors)
+            energies, folded = program.run(x.contiguous(), _factors(_checked_cotangent(x), x))
             found = energies, _through(evaluated, program, values, folded, parameters)
         _compare(found, expected, autocast, x.dtype)
 
@@ -366,6 +389,11 @@ def _factors(cotangent: Tensor | Factors, x: Tensor) -> Factors:
     return checked
 
 
+def _checked_cotangent(x: Tensor) -> Tensor:
+    """That with which programs are compared with autograd."""
+    return torch.linspace(-1.0, 1.5, len(x), dtype=energy_dtype(x), device=x.device)
+
+
 # ---- what programs can't do
 
 
@@ -411,7 +439,6 @@ def _leaving_no_trace(module: nn.Module, device: torch.device) -> Iterator[Calla
 
 # ---- the comparison with autograd
 
-_Result = tuple[Tensor, list[Tensor | None]]
 # How many times the error of all gradients that of one parameter may have, and the smallest share of the norm of all
 # that a parameter's own is taken for.
 _OF_ONE = 5.0
