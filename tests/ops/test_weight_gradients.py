@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from fractions import Fraction
@@ -32,6 +33,7 @@ from tests.ops.small_lowered_programs import ProgramBuilder
 from tests.ops.weight_workspaces import Lying, program_of, rounded, split_into_calls, without, workspace_of
 
 CONVOLUTION, SUM, PRODUCT = WeightKind
+INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") not in ("", "0")
 VARIANTS = ("baseline", "avx2", "avx512")
 both_sizes = pytest.mark.parametrize("size", [4, 2], ids=["float32", "bfloat16"])
 
@@ -312,7 +314,8 @@ def test_any_task_in_float64(given_task, seed):
 @given(given_task=random_tasks(), seed=st.integers(0, 1000), size=st.sampled_from((2, 4)), margin=st.integers(0, 2))
 def test_any_task(given_task, seed, size, margin):
     task, shapes = given_task
-    assert_right([task], shapes, Lying(size, 2, 2, margin=margin, dense=True), images=3, seed=seed)
+    chosen = (ops.backends.select_backend("cpu", kernel="weight_gradients"), "cpu")
+    assert_right([task], shapes, lying_on(chosen, size, margin=margin, dense=True), images=3, seed=seed)
 
 
 # The same bits --------------------------------------------------------------------------------------------------------
@@ -339,7 +342,7 @@ def test_cuts_of_the_batch_change_no_bit(backend_device, size):
     values = [numbers(7, *shape, seed=k) for k, shape in enumerate(SHAPES)]
     lying = lying_on(backend_device, size, chunk=4)
     expected = results_of(ALL, lying, values, (7,), backend_device[1])
-    for cut in CUTS:
+    for cut in CUTS[:2] if INTERPRETED else CUTS:
         for found, wanted in zip(results_of(ALL, lying, values, cut, backend_device[1]), expected, strict=True):
             assert torch.equal(found, wanted), cut
     for name in {"beside", "margin"} if backend_device[0] != "triton" else {"margin"}:
@@ -642,15 +645,14 @@ def test_two_tasks_for_one_result_are_refused(backend_device):
 
 def test_buffers_that_are_not_kept_are_refused(backend_device):
     """One that is never written, one that another takes the place of, and one with room for fewer images."""
+    plain = backend_device[0] == "triton"
     results, factors, _, tasks, workspace = arguments(backend_device[1])
-    program = program_of(SHAPES, Lying(4, 3, 1))
-    first = program.buffers[0]
-    overwritten = replace(
-        program, buffers=(first, replace(program.buffers[1], offset=first.offset), *program.buffers[2:])
-    )
-    short = replace(program, buffers=(replace(first, images=2), *program.buffers[1:]))
+    program = program_of(SHAPES, Lying(4, 3, 1, Layout.PLAIN if plain else Layout.PANELS))
+    first, second, *rest = program.buffers
+    overwritten = replace(program, buffers=(first, replace(second, offset=first.offset), *rest))
+    short = replace(program, buffers=(replace(first, images=2), second, *rest))
     short = replace(short, segments=tuple(replace(s, images=2) for s in short.segments))
-    for changed in (without(program, 0), overwritten, short):
+    for changed in (without(program, 0), overwritten, *([] if plain else [short])):
         with pytest.raises((ValueError, RuntimeError), match="buffer 0 does not hold every image"):
             weight_gradients_(results, factors, encode(changed), tasks, workspace)
     weight_gradients_(results, factors, encode(program), tasks, workspace)
