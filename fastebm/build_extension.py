@@ -42,6 +42,7 @@ CPP_SOURCES = (
     "cpu/program_baseline.cpp",
     "cpu/program_avx2.cpp",
     "cpu/program_avx512.cpp",
+    "cpu/program_avx512_bf16.cpp",
     "cpu/program_amx.cpp",
     "cpu/lanes.cpp",
     "cpu/lane_samplers.cpp",

@@ -9,7 +9,7 @@
 
 namespace fastebm {
 
-enum class Layout : int64_t { plain, panels, tiles };
+enum class Layout : int64_t { plain, panels, tiles, pairs };
 enum class Kind : int64_t { load, gather, convolution, pool, log_sum_exp, softmax };
 enum class EpilogueOp : int64_t {
   add_constant,
@@ -88,6 +88,7 @@ using Execute = void (*)(const Worker&, const InstructionRow&, int64_t begin, in
 void execute_baseline(const Worker&, const InstructionRow&, int64_t begin, int64_t end);
 void execute_avx2(const Worker&, const InstructionRow&, int64_t begin, int64_t end);
 void execute_avx512(const Worker&, const InstructionRow&, int64_t begin, int64_t end);
+void execute_avx512_bf16(const Worker&, const InstructionRow&, int64_t begin, int64_t end);
 void execute_amx(const Worker&, const InstructionRow&, int64_t begin, int64_t end);
 
 }  // namespace fastebm

@@ -42,12 +42,14 @@ class Layout(IntEnum):
     """The memory layout of a convolution's weights, which depends on the backend.
 
     PLAIN: (taps, in, out), as in Triton. PANELS: (panels, taps, in, panel), a panel of 32 or 16 outputs. TILES: as the
-    matrix units of x86 (AMX) read pairs of bfloat16: (panels, steps, tiles, 16 pairs, 16 outputs, 2).
+    matrix units of x86 (AMX) read pairs of bfloat16: (panels, steps, tiles, 16 pairs, 16 outputs, 2). PAIRS: as its
+    vectors multiply them (AVX512-BF16): (panels, taps, pairs of inputs, 32 outputs, 2).
     """
 
     PLAIN = 0
     PANELS = 1
     TILES = 2
+    PAIRS = 3
 
 
 class Kind(IntEnum):

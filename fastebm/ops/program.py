@@ -240,8 +240,12 @@ def pack_convolution(weight: Tensor, layout: Layout, panel: int, dense: bool, dt
     if layout == Layout.PANELS:
         filled = F.pad(weight.float(), (0, 0, 0, 0, 0, 0, 0, -out % panel))
         return filled.reshape(-1, panel, inner, height * width).permute(0, 3, 2, 1).contiguous()
-    tiles = tiles_of_panel(out)
     weight = weight.to(torch.bfloat16)
+    if layout == Layout.PAIRS:
+        filled = F.pad(weight, (0, 0, 0, 0, 0, inner % 2, 0, -out % panel))
+        pairs = filled.reshape(-1, panel, (inner + 1) // 2, 2, height * width)
+        return pairs.permute(0, 4, 2, 1, 3).contiguous()
+    tiles = tiles_of_panel(out)
     weight = F.pad(weight, (0, 0, 0, 0, 0, 0, 0, -out % (16 * tiles)))
     if dense:
         # One step for each row of the kernel: its 32 numbers are (x, channel) with four channels to a pixel.
@@ -264,6 +268,10 @@ def unpack_convolution(
         return packed.reshape(height, width, inner, out).permute(3, 2, 0, 1)
     if layout == Layout.PANELS:
         return packed.permute(0, 3, 2, 1).reshape(-1, inner, height, width)[:out]
+    if layout == Layout.PAIRS:
+        panels, _, pairs, panel, _ = packed.shape
+        filled = packed.permute(0, 3, 2, 4, 1).reshape(panels * panel, 2 * pairs, height, width)
+        return filled[:out, :inner]
     steps = packed.permute(0, 2, 4, 1, 3, 5)
     steps = steps.reshape(-1, steps.shape[3], 32)[:out]
     if dense:
