@@ -41,6 +41,14 @@ struct InstructionRow {
       stride_y, stride_x, pad_y, pad_x, dilation_y, dilation_x, constant, first, count, broadcast;
 };
 
+// Whether all taps of a convolution of pairs are columns of one panel: fastebm/ops/instructions.py has the same rule.
+inline bool taps_are_outputs(const InstructionRow& i) {
+  constexpr int64_t kColumns = 32, kReach = 16;
+  return i.kernel_y <= kColumns && i.kernel_x <= kColumns && i.channels <= kColumns && i.kernel_y * i.kernel_x > 1 &&
+         i.kernel_y * i.kernel_x * i.channels <= kColumns && i.stride_y == 1 && i.stride_x == 1 && i.dilation_y <= kReach &&
+         i.dilation_x <= kReach && (i.kernel_y - 1) * i.dilation_y < kReach && (i.kernel_x - 1) * i.dilation_x < kReach;
+}
+
 struct EpilogueRow {
   EpilogueOp op;
   int64_t buffer, channel, factor_y, factor_x, number;

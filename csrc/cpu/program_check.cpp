@@ -363,7 +363,8 @@ class Check {
     } else if (h.layout == Layout::panels) {
       sizes = {(i.channels + h.panel - 1) / h.panel, static_cast<int64_t>(taps), i.source_channels, h.panel};
     } else if (h.layout == Layout::pairs) {
-      sizes = {(i.channels + h.panel - 1) / h.panel, static_cast<int64_t>(taps), (i.source_channels + 1) / 2, h.panel, 2};
+      sizes = {(i.channels + h.panel - 1) / h.panel, taps_are_outputs(i) ? 1 : static_cast<int64_t>(taps),
+               (i.source_channels + 1) / 2, h.panel, 2};
     } else {
       const bool dense = b.pixel_stride == kDense;
       unless(!dense || (i.kernel_x <= 32 / kDense && i.dilation_x == 1 && i.source_channel == 0),

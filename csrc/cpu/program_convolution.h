@@ -183,7 +183,7 @@ static FASTEBM_INLINE void sum_panel(const InstructionRow& i, const BufferRow& s
 }
 
 template <class Product>
-static void convolution_of(const Worker& w, const InstructionRow& i, int64_t begin, int64_t end) {
+static void convolution_panels(const Worker& w, const InstructionRow& i, int64_t begin, int64_t end) {
   constexpr int positions = Product::positions;
   const BufferRow& source = w.job->buffers[i.source];
   const char* weights = static_cast<const char*>(w.job->constants[i.constant].data);
@@ -203,18 +203,11 @@ static void convolution_of(const Worker& w, const InstructionRow& i, int64_t beg
     for (int64_t panel = panel_range.begin; panel < panel_range.end; ++panel) {
       block.channel = static_cast<int>(panel * kPanel);
       block.valid = static_cast<int>(least(kPanel, i.channels - block.channel));
+      fetch_ahead(w, i, block);
       const char* b = weights + panel * panel_bytes;
       if (block.valid > FASTEBM_VECTOR) sum_panel<Product, kVectors>(i, source, unit, b, v);
       else sum_panel<Product, 1>(i, source, unit, b, v);
       epilogue(w, i, block);
     }
   }
-}
-
-static void convolution_panels(const Worker& w, const InstructionRow& i, int64_t begin, int64_t end) {
-#if FASTEBM_PAIRS
-  if (w.job->header->layout == Layout::pairs) return convolution_of<PairProduct>(w, i, begin, end);
-#endif
-  if (w.job->header->bytes == 2) convolution_of<WidenedProduct>(w, i, begin, end);
-  else convolution_of<FloatProduct>(w, i, begin, end);
 }

@@ -417,6 +417,7 @@ class _Check:
         elif header.layout == Layout.PANELS:
             shape = (-(-i.channels // header.panel), taps, i.source_channels, header.panel)
         elif header.layout == Layout.PAIRS:
+            taps = 1 if i.taps_are_outputs else taps
             shape = (-(-i.channels // header.panel), taps, -(-i.source_channels // 2), header.panel, 2)
         else:
             dense = b.pixel_stride == DENSE
