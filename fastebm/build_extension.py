@@ -42,6 +42,7 @@ CPP_SOURCES = (
     "cpu/program_baseline.cpp",
     "cpu/program_avx2.cpp",
     "cpu/program_avx512.cpp",
+    "cpu/program_avx512_bf16.cpp",
     "cpu/program_amx.cpp",
     "cpu/weight_gradients.cpp",
     "cpu/weight_gradients_baseline.cpp",

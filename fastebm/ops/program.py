@@ -128,14 +128,16 @@ class CompiledProgram:
         self.device = device
         self.layout, self.panel = layout_for(device, lowered.bytes)
         self.constants: list[Tensor] = []
+        convolutions = (i for i in lowered.instructions if i.kind == Kind.CONVOLUTION)
+        self._taps_are_outputs = {i.constant for i in convolutions if i.taps_are_outputs}
         self._of_thread = _ThreadMemory(device)
 
     @torch.no_grad()
     def refresh(self, numbers: Sequence[float | Tensor], values: Sequence[Tensor]) -> None:
         """New constants, written to the places of the old ones: all factors, and then `lowered.constants` in order."""
         packed = [_numbers(numbers, torch.float64 if self.lowered.bytes == 8 else torch.float32, self.device)]
-        for constant, value in zip(self.lowered.constants, values, strict=True):
-            packed.append(self._packed(constant, value))
+        for number, value in enumerate(values, 1):
+            packed.append(self._packed(number, value))
         if self.constants:
             for place, tensor in zip(self.constants, packed, strict=True):
                 place.copy_(tensor)
@@ -196,12 +198,15 @@ class CompiledProgram:
         """Memory that is kept for this thread's next call, without the constants."""
         return self.workspace.numel()
 
-    def _packed(self, constant: Constant, value: Tensor) -> Tensor:
+    def _packed(self, number: int, value: Tensor) -> Tensor:
+        constant = self.lowered.constants[number - 1]
         if constant.kind == "image":
             return packed_image(
                 value, LANES[self.lowered.bytes], torch.float64 if self.lowered.bytes == 8 else torch.float32
             )
         dtype = {2: torch.bfloat16, 4: torch.float32, 8: torch.float64}[self.lowered.bytes]
+        if self.layout == Layout.PAIRS and number in self._taps_are_outputs:
+            value = taps_as_outputs(value)
         return pack_convolution(value, self.layout, self.panel, constant.dense, dtype)
 
 
@@ -249,8 +254,12 @@ def pack_convolution(weight: Tensor, layout: Layout, panel: int, dense: bool, dt
     if layout == Layout.PANELS:
         filled = F.pad(weight.float(), (0, 0, 0, 0, 0, 0, 0, -out % panel))
         return filled.reshape(-1, panel, inner, height * width).permute(0, 3, 2, 1).contiguous()
-    tiles = tiles_of_panel(out)
     weight = weight.to(torch.bfloat16)
+    if layout == Layout.PAIRS:
+        filled = F.pad(weight, (0, 0, 0, 0, 0, inner % 2, 0, -out % panel))
+        pairs = filled.reshape(-1, panel, (inner + 1) // 2, 2, height * width)
+        return pairs.permute(0, 4, 2, 1, 3).contiguous()
+    tiles = tiles_of_panel(out)
     weight = F.pad(weight, (0, 0, 0, 0, 0, 0, 0, -out % (16 * tiles)))
     if dense:
         # One step for each row of the kernel: its 32 numbers are (x, channel) with four channels to a pixel.
@@ -273,11 +282,21 @@ def unpack_convolution(
         return packed.reshape(height, width, inner, out).permute(3, 2, 0, 1)
     if layout == Layout.PANELS:
         return packed.permute(0, 3, 2, 1).reshape(-1, inner, height, width)[:out]
+    if layout == Layout.PAIRS:
+        panels, _, pairs, panel, _ = packed.shape
+        filled = packed.permute(0, 3, 2, 4, 1).reshape(panels * panel, 2 * pairs, height, width)
+        return filled[:out, :inner]
     steps = packed.permute(0, 2, 4, 1, 3, 5)
     steps = steps.reshape(-1, steps.shape[3], 32)[:out]
     if dense:
         return steps[:, :, : width * DENSE].reshape(out, height, width, DENSE)[..., :inner].permute(0, 3, 1, 2)
     return steps.reshape(out, height, width, -1)[..., :inner].permute(0, 3, 1, 2)
+
+
+def taps_as_outputs(weight: Tensor) -> Tensor:
+    """A convolution's weight as that of a 1x1 convolution whose outputs are (tap, output)."""
+    out, inner, height, width = weight.shape
+    return weight.permute(2, 3, 0, 1).reshape(height * width * out, inner, 1, 1)
 
 
 def tiles_of_panel(out: int) -> int:
@@ -571,7 +590,13 @@ class _Reference:
         shape = (i.channels, i.source_channels, i.kernel_y, i.kernel_x)
         dense = self.code.buffers[i.source].pixel_stride == DENSE
         layout = Layout(self.code.header.layout)
-        weight = unpack_convolution(self.constants[i.constant], layout, shape, dense, self.x.dtype)
+        packed = self.constants[i.constant]
+        if layout == Layout.PAIRS and i.taps_are_outputs:
+            columns = (i.channels * i.kernel_y * i.kernel_x, i.source_channels, 1, 1)
+            flat = unpack_convolution(packed, layout, columns, dense, self.x.dtype)
+            weight = flat.reshape(i.kernel_y, i.kernel_x, i.channels, i.source_channels).permute(2, 3, 0, 1)
+        else:
+            weight = unpack_convolution(packed, layout, shape, dense, self.x.dtype)
         stride, dilation = (i.stride_y, i.stride_x), (i.dilation_y, i.dilation_x)
         return F.conv2d(self._window(i, source), weight, None, stride, 0, dilation)
 

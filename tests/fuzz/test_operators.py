@@ -177,7 +177,7 @@ def compiled(name: str, size: int, variant: str) -> Any:
 def variants() -> tuple[str, ...]:
     from fastebm import _C
 
-    known = ("baseline", "avx2", "avx512", "amx")
+    known = ("baseline", "avx2", "avx512", "avx512_bf16", "amx")
     return known[: known.index(_C.best_variant()) + 1]
 
 
