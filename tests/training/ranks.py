@@ -35,8 +35,9 @@ _forks.set_forkserver_preload(["tests.training.ranks", "torch.distributed.optim"
 
 
 def configs(**settings: Any) -> dict[str, TrainerConfig]:
-    """A config of each method, the energy and the generator of which have spectral norms and batch norms."""
-    small: dict[str, Any] = {"channels": 1, "num_steps": 2, "engine": "autograd", "flip": True, **settings}
+    """A config of each method, and two of coarse-to-fine, with spectral norms and batch norms; with these settings."""
+    small: dict[str, Any] = {"channels": 1, "num_steps": 2, "engine": "autograd", "flip": True, "log_every": 1}
+    small |= settings
     single: dict[str, Any] = {
         "size": 8,
         "iterations": 4,
@@ -115,7 +116,7 @@ class Stop(BaseException):
 
 
 def train_all(ranks: Ranks, settings: dict[str, dict[str, TrainerConfig]], folder: Path, stop_at: int = -1) -> None:
-    """Trains a run for each config, in `folder / name / kind`, up to iteration `stop_at`, without a checkpoint of it."""
+    """Trains a run for each config, in `folder / name / kind`, up to iteration `stop_at`, which is not saved."""
     for name, some in settings.items():
         for kind, config in some.items():
             trainer = method(config.kind, folder).Trainer
@@ -147,15 +148,14 @@ def train_with_an_explosion(ranks: Ranks, config: TrainerConfig, folder: Path) -
     assert len(said) == ranks.first, "the first rank alone warns"
 
 
-def train_and_write_errors(ranks: Ranks, config: TrainerConfig, folder: Path) -> None:
-    """Trains a run, and writes what went wrong to a file beside its folder, from a process without a limit on files."""
+def train_and_say(ranks: Ranks, config: TrainerConfig, folder: Path) -> None:
+    """Trains a run. What goes wrong becomes the name of a link beside its folder, as files are forbidden."""
     try:
         train(config, some_images(), folder, progress=False, save_pictures=False)
     except (ValueError, RuntimeError) as error:
-        said = f"{type(error).__name__}: {error}"
-        os.symlink(said, folder.with_name(f"said-{ranks.rank}"))  # the name of a link is no content of a file
+        os.symlink(f"{type(error).__name__}: {error}", folder.with_name(f"said-{ranks.rank}"))
 
 
 def said(folder: Path) -> list[str]:
-    """What `train_and_write_errors` wrote, of each rank."""
+    """What went wrong in `train_and_say`, of each rank."""
     return [os.readlink(path) for path in sorted(folder.parent.glob("said-*"))]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -212,9 +213,9 @@ def test_norms_begin_from_the_first_batch_and_the_energy_sees_dequantised_images
     assert energy is not None
     run = energy.gradient
 
-    def watched(real: Tensor, ends: Tensor) -> dict[str, Tensor]:
-        seen.append(real)
-        return run(real, ends)
+    def watched(parts: Sequence[Part], real: Sequence[Tensor], ends: Sequence[Tensor]) -> dict[str, Tensor]:
+        seen.extend(real)
+        return run(parts, real, ends)
 
     energy.gradient = watched  # type: ignore[method-assign]
     again = Flow(**trainer.flow.config)
