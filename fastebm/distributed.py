@@ -4,25 +4,53 @@ torchrun starts them and tells each its place by environment variables. Tensors 
 from CPU to CPU, by NCCL from GPU to GPU. Chains and images are split by their index, and an index is the id of its
 random numbers, so that any number of processes computes the same bits (docs/scaling.md).
 
+A command that works over ranks runs on rank 0 alone (`led`), which reads, checks, prints and writes. Where the work is
+heavy it calls a function by `together`: all ranks then call that function with the same arguments, and within it each
+loop over rows (`shared_rows`: chains, images) computes this rank's share and gathers the results. So a command and the
+functions below it are written for one process.
+
 torch is imported where processes exchange something, and torch.distributed only where there are several of them.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import io
+import itertools
 import math
 import os
+import pickle
+import sys
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["LostRankError", "Ranks", "launched", "ranks"]
+__all__ = [
+    "LostRankError",
+    "OnFirst",
+    "Ranks",
+    "launched",
+    "led",
+    "placed",
+    "ranks",
+    "shared_rows",
+    "speaks",
+    "together",
+    "told",
+]
 
 TIMEOUT = 1800.0
 """Seconds that a process waits for the others in one exchange."""
+MEETING = 300.0
+"""Seconds that processes wait for each other at the start, at most."""
+ORDERS = timedelta(days=365)
+"""How long a rank waits for rank 0 to call it: however long that reads, draws and writes alone."""
 
 Result = TypeVar("Result")
 
@@ -42,11 +70,13 @@ class Ranks:
         rank: the number of this process, from 0 on.
         size: how many processes there are, on all machines.
         local_rank: its number on its machine, which is also that of its GPU.
+        local_size: how many there are on its machine.
     """
 
     rank: int = 0
     size: int = 1
     local_rank: int = 0
+    local_size: int = 1
 
     @property
     def first(self) -> bool:
@@ -170,12 +200,35 @@ def _as_bytes(tensor: Tensor) -> Tensor:
     return tensor.flatten(1).view(torch.uint8) if tensor.dim() > 1 else tensor.view(torch.uint8)
 
 
-_current = Ranks()
+@dataclass
+class _Group:
+    """What this process has joined.
+
+    Attributes:
+        ranks: its place.
+        store: small values that all processes read and write; None in a group that the caller made.
+        timeout: seconds that it waits for the others.
+        orders: the process group of rank 0's calls; None where it makes none.
+        sharing: whether loops over rows are split at this moment.
+        serving: whether the other ranks wait for calls at this moment, on rank 0.
+    """
+
+    ranks: Ranks
+    store: Any = None
+    timeout: float = TIMEOUT
+    orders: Any = None
+    sharing: bool = False
+    serving: bool = False
+
+
+_group = _Group(Ranks())
+_told = False
+_meetings = itertools.count()
 
 
 def ranks() -> Ranks:
     """This process among those that work together: of the innermost `launched`, and `Ranks()` outside of it."""
-    return _current
+    return _group.ranks
 
 
 @contextmanager
@@ -197,20 +250,19 @@ def launched(timeout: float | None = None) -> Iterator[Ranks]:
         ...     ranks.size, ranks.share(5)
         (1, range(0, 5))
     """
-    global _current
-    if _current.size > 1:
-        yield _current
+    global _group
+    if _group.ranks.size > 1:
+        yield _group.ranks
         return
     place = placed()
     if place.size == 1 and not _has_group():
         yield place
         return
-    seconds = _timeout(timeout)
-    before, (_current, own) = _current, _joined(place, seconds)
+    before, (_group, own) = _group, _joined(place, _timeout(timeout))
     try:
-        yield _current
+        yield _group.ranks
     finally:
-        _current = before
+        _group = before
         if own:
             import torch.distributed as group
 
@@ -239,7 +291,7 @@ def placed() -> Ranks:
         )
     if size > 1 and (lacking := [name for name in ("MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]):
         raise ValueError(f"{size} processes need {' and '.join(lacking)} to meet: torchrun sets them")
-    return Ranks(rank, size, local_rank)
+    return Ranks(rank, size, local_rank, local_size)
 
 
 def _number(name: str, default: int) -> int:
@@ -262,33 +314,248 @@ def _timeout(seconds: float | None) -> float:
 
 def _has_group() -> bool:
     """Whether the caller has made a process group. Asks only where torch.distributed is imported already."""
-    import sys
-
     group = sys.modules.get("torch.distributed")
     return group is not None and group.is_available() and group.is_initialized()
 
 
-def _joined(place: Ranks, timeout: float) -> tuple[Ranks, bool]:
-    """The ranks of the process group, which is made unless there is one, and whether it was."""
-    from datetime import timedelta
-
+def _joined(place: Ranks, timeout: float) -> tuple[_Group, bool]:
+    """The process group, which is made unless there is one, and whether it was."""
     import torch
     import torch.distributed as group
 
     if not group.is_available():
         raise ValueError("this build of torch has no torch.distributed: start one process alone")
     if group.is_initialized():
-        return Ranks(group.get_rank(), group.get_world_size(), place.local_rank), False
+        return _Group(Ranks(group.get_rank(), group.get_world_size(), place.local_rank, place.local_size)), False
+    from torch.distributed.rendezvous import rendezvous
+
     on_gpus = torch.cuda.is_available() and group.is_nccl_available()
     if on_gpus and place.local_rank < torch.cuda.device_count():
         torch.cuda.set_device(place.local_rank)
     try:
-        group.init_process_group("cpu:gloo,cuda:nccl" if on_gpus else "gloo", timeout=timedelta(seconds=timeout))
-    except RuntimeError as error:
+        store, _, _ = next(rendezvous("env://", timeout=timedelta(seconds=min(timeout, MEETING))))
+        # A name for each meeting, as the store outlives a group: that of torchrun does.
+        store = group.PrefixStore(f"fastebm {next(_meetings)}", store)
+        group.init_process_group(
+            "cpu:gloo,cuda:nccl" if on_gpus else "gloo",
+            store=store,
+            rank=place.rank,
+            world_size=place.size,
+            timeout=timedelta(seconds=timeout),
+        )
+    except (RuntimeError, ValueError) as error:
         where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         reason = "the port is in use" if "EADDRINUSE" in str(error) else str(error).splitlines()[0]
         raise ConnectionError(f"{place.size} processes could not meet at {where}: {reason}") from error
-    return place, True
+    return _Group(place, store, timeout), True
+
+
+def speaks(error: BaseException) -> bool:
+    """Whether this process is the one that tells of an error: the first of all that asks. The others stay silent.
+
+    Before the processes have met, and where they can't ask any more, it is rank 0; of a lost rank, anybody tells then.
+    """
+    global _told
+    if _group.store is None:
+        _told = _place_or_alone().first
+        return _told
+    try:
+        _told = bool(_group.store.add("errors", 1) == 1)
+    except RuntimeError:
+        _told = _group.ranks.first or isinstance(error, LostRankError)
+    return _told
+
+
+def told() -> bool:
+    """Whether this process is alone, or told of an error."""
+    return _told or _place_or_alone().size == 1
+
+
+def _place_or_alone() -> Ranks:
+    try:
+        return placed()
+    except ValueError:
+        return Ranks()
+
+
+def led(command: Callable[[], int]) -> int:
+    """The exit code of a command that rank 0 runs. The others do what it calls by `together`, until it has ended."""
+    if _group.ranks.size == 1:
+        return command()
+    import torch.distributed as group
+
+    _group.orders = group.new_group(backend="gloo", timeout=ORDERS)
+    if not _group.ranks.first:
+        return _serve()
+    code, _group.serving = 1, True
+    try:
+        code = command()
+        return code
+    finally:
+        if _group.serving:  # else an exchange was broken off, and they do not listen
+            _order(code)
+
+
+def together(function: Callable[..., Result], *arguments: Any, **options: Any) -> Result:
+    """`function(*arguments, **options)`, called by all ranks with loops over rows split between them; rank 0's result.
+
+    All of it must pickle; tensors on a GPU arrive on the GPU of each rank. An exception of any rank is raised here.
+    Outside of `led`, and within such a call, it is a plain call.
+    """
+    if not _group.serving:
+        return function(*arguments, **options)
+    import torch
+
+    packed = io.BytesIO()
+    torch.save((function, arguments, options, torch.get_rng_state()), packed)
+    _group.serving = False  # until all have ended the call
+    _order(packed.getvalue())
+    try:
+        result = _jointly(lambda: function(*arguments, **options))
+    except LostRankError:
+        raise
+    except Exception:
+        _group.serving = True
+        raise
+    _group.serving = True
+    return result
+
+
+class OnFirst(Generic[Result]):
+    """An argument of `together` that stays on rank 0. Elsewhere its `value` is None."""
+
+    def __init__(self, value: Result | None) -> None:
+        self.value = value
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return OnFirst, (None,)
+
+
+def shared_rows(count: int, compute: Callable[[range], Result]) -> Result:
+    """What `compute` gives for the rows from 0 to `count - 1`: within `together`, each rank computes its share.
+
+    Args:
+        compute: gives a tensor `(len(rows), ...)` for a range of rows, or a tuple, list, dict or dataclass of such
+            tensors or None. Loops within it are not split again. It may be called for a row that is not its rank's,
+            where there are more ranks than rows.
+    """
+    if not _group.sharing or not count:
+        return compute(range(count))
+    own = _group.ranks.share(count)
+    _group.sharing = False
+    try:
+        found = compute(own or range(1))  # not for no rows at all: the result must have the others' shape
+    except LostRankError:
+        raise
+    except Exception as error:
+        _agree(error)
+        raise
+    finally:
+        _group.sharing = True
+    _agree(None)
+    return _gathered(found, len(own), count)
+
+
+def _gathered(found: Any, own: int, count: int) -> Any:
+    if found is None:
+        return None
+    if isinstance(found, dict):
+        return {name: _gathered(value, own, count) for name, value in found.items()}
+    if isinstance(found, tuple | list):
+        return type(found)(_gathered(value, own, count) for value in found)
+    if dataclasses.is_dataclass(found) and not isinstance(found, type):
+        return dataclasses.replace(found, **_gathered(vars(found), own, count))
+    return _group.ranks.gather(found[:own], count)
+
+
+def _jointly(call: Callable[[], Result]) -> Result:
+    """The result of a call that all ranks make at this moment. Raises the exception of any of them on all.
+
+    Each rank goes through the same agreements, in the same order: one in each `shared_rows`, and one at the end. A rank
+    that fails goes to its next one with its exception, and the call ends there on all ranks.
+    """
+    _group.sharing = True
+    try:
+        try:
+            result = call()
+        except LostRankError:
+            raise
+        except Exception as error:
+            _agree(error)
+            raise
+        _agree(None)
+        return result
+    except _AgreedError as agreed:
+        raise agreed.failure from None
+    finally:
+        _group.sharing = False
+
+
+class _AgreedError(BaseException):
+    """Ends a call with the exception that the ranks agreed on; no handler within the call may take it for its own."""
+
+    def __init__(self, failure: Exception) -> None:
+        super().__init__(failure)
+        self.failure = failure
+
+
+def _agree(failure: Exception | None) -> None:
+    """Goes on where no rank has failed. Else raises _AgreedError with the exception of the first rank that has."""
+    import torch
+
+    failed = torch.tensor([failure is not None], dtype=torch.uint8)
+    _exchange(lambda group: group.all_reduce(failed, op=group.ReduceOp.MAX))
+    if not failed:
+        return
+    found: list[Any] = [None] * _group.ranks.size
+    _exchange(lambda group: group.all_gather_object(found, None if failure is None else _travelling(failure)))
+    if failure is not None:
+        found[_group.ranks.rank] = failure  # the object itself
+    raise _AgreedError(next(error for error in found if error is not None))
+
+
+def _travelling(error: Exception) -> Exception:
+    """An exception as it can be pickled, with its traceback as a note."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        error = RuntimeError(f"{type(error).__name__}: {error}")
+    error.add_note("".join(traceback.format_exception(error)))
+    return error
+
+
+def _serve() -> int:
+    """Takes part in the calls of rank 0 until it ends. Returns its exit code."""
+    import torch
+
+    def here(storage: Any, location: str) -> Any:
+        return storage.cuda() if location.startswith("cuda") else storage
+
+    while True:
+        order = _order(None)
+        if isinstance(order, int):
+            return order
+
+        def call(order: bytes = order) -> None:
+            function, arguments, options, generator = torch.load(
+                io.BytesIO(order), map_location=here, weights_only=False
+            )
+            torch.set_rng_state(generator)  # seeds that are drawn are those of rank 0
+            function(*arguments, **options)
+
+        try:
+            _jointly(call)
+        except LostRankError:
+            raise
+        except Exception:
+            continue  # rank 0 has it too, and says what follows
+
+
+def _order(order: bytes | int | None) -> Any:
+    """Rank 0's order on every rank: a call, or its exit code."""
+    sent = [order]
+    _exchange(lambda group: group.broadcast_object_list(sent, src=0, group=_group.orders, device="cpu"))
+    return sent[0]
 
 
 def _exchange(call: Callable[[Any], Result]) -> Result:
@@ -302,6 +569,10 @@ def _exchange(call: Callable[[Any], Result]) -> Result:
     except RuntimeError as error:
         if isinstance(error, torch.OutOfMemoryError):
             raise
+        size, reason = _group.ranks.size, str(error).splitlines()[0]
+        if "timed out" in reason.lower():
+            raise LostRankError(f"another of {size} processes did not answer within {_group.timeout:g} s") from error
+        ended = any(word in reason.lower() for word in ("connection", "closed", "reset", "peer"))
         raise LostRankError(
-            f"another of {_current.size} processes ended or did not answer in time: {str(error).splitlines()[0]}"
+            f"another of {size} processes has ended" if ended else f"{size} processes could not exchange: {reason}"
         ) from error

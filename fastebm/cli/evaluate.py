@@ -16,6 +16,7 @@ from fastebm.cli.arguments import check_count, select_device
 from fastebm.data import ImageFormat
 from fastebm.data.run_source import run_source
 from fastebm.data.value_range import SIGNED
+from fastebm.distributed import together
 from fastebm.evaluation import (
     CalibrationMetrics,
     EnergyMetrics,
@@ -226,7 +227,7 @@ class Evaluate:
 
     def _draw(self, run: Run) -> Tensor:
         try:
-            return run.sample(self.count, self.seed, progress=True)
+            return together(run.sample, self.count, self.seed, progress=True)
         except FloatingPointError as error:
             raise RunError(f"{run.path}: its samples can't be drawn: {error}") from error
 

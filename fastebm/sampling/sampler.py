@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from fastebm import rng
 from fastebm.compiler import EnergyGradient, ScoreGradient, as_conditions, energy_gradient, require_energy
+from fastebm.distributed import shared_rows
 from fastebm.ops.langevin import check_mask
 from fastebm.ops.memory import check_dense
 from fastebm.sampling.diagnostics import BatchedDiagnostics, Diagnostics, run_observed
@@ -249,35 +250,47 @@ class Sampler(ABC, Generic[State]):
             raise ValueError(f'keep is "last", "trajectory" or a function, got {keep!r}')
         x = self.own_state(state).x
         frames = x.new_empty((1 + num_steps // thin, *x.shape)) if keep == "trajectory" else None
-        batches = batch_slices(x.shape[0], batch_size, options.get("project"))
+        batch_slices(x.shape[0], batch_size, options.get("project"))  # raises
         watched = None
         if diagnostics is not False:
             energies = isinstance(self.gradient, EnergyGradient)
             watched = BatchedDiagnostics(diagnostics, num_steps, self._temperatures(num_steps), energies=energies)
-        with progress_bar(num_steps * len(batches), progress) as bar:
-            for first, last in batches:
-                part = state.rows(first, last)
-                if callable(keep):
-                    part = replace(part, x=part.x.clone())  # a callback may keep it, and ends are written to the other
-                with checking_finite(part, check) as watch:
-                    observers = [*watch, *bar]
-                    if watched is not None:
-                        if frames is not None:
-                            frames[0, first:last] = part.x
-                            observers.append(trajectory_recorder(frames[:, first:last], thin))
-                        given: dict[str, Any] = {"callback": keep, "thin": thin} if callable(keep) else {}
-                        observer = watched.observer(first, last)
-                        part = run_observed(self, part, num_steps, observer, observers, **given, **options)
-                        x[first:last] = part.x
-                        continue
-                    if callable(keep):
-                        part = self.run_with_callback(part, num_steps, keep, thin=thin, observers=observers, **options)
-                        x[first:last] = part.x
-                        continue
+
+        def run_batch(first: int, last: int, bar: Sequence[Observer]) -> None:
+            part = state.rows(first, last)
+            if callable(keep):
+                part = replace(part, x=part.x.clone())  # a callback may keep it, and ends are written to the other
+            with checking_finite(part, check) as watch:
+                observers = [*watch, *bar]
+                if watched is not None:
                     if frames is not None:
                         frames[0, first:last] = part.x
                         observers.append(trajectory_recorder(frames[:, first:last], thin))
-                    self.advance_(part, num_steps, observers, **options)
+                    given: dict[str, Any] = {"callback": keep, "thin": thin} if callable(keep) else {}
+                    observer = watched.observer(first, last)
+                    part = run_observed(self, part, num_steps, observer, observers, **given, **options)
+                    x[first:last] = part.x
+                    return
+                if callable(keep):
+                    part = self.run_with_callback(part, num_steps, keep, thin=thin, observers=observers, **options)
+                    x[first:last] = part.x
+                    return
+                if frames is not None:
+                    frames[0, first:last] = part.x
+                    observers.append(trajectory_recorder(frames[:, first:last], thin))
+                self.advance_(part, num_steps, observers, **options)
+
+        def chains(rows: range) -> Tensor:
+            batches = batch_slices(len(rows), batch_size)
+            with progress_bar(num_steps * len(batches), progress) as bar:
+                for first, last in batches:
+                    run_batch(rows.start + first, rows.start + last, bar)
+            return x[rows.start : rows.stop]
+
+        # A trajectory has its chains in the second dimension, and whoever is told of chains is told of all of them.
+        if keep == "last" and watched is None and options.get("project") is None:
+            return shared_rows(x.shape[0], chains)
+        chains(range(x.shape[0]))
         result = x if frames is None else frames
         return result if watched is None else (result, watched.summary())
 
