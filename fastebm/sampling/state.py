@@ -143,6 +143,7 @@ class ChainState(SamplerState):
             the samples with `||x - data_target||**2 > hinge`; the weights are a float32 table `(S,)`.
         momentum: x's shape, of samplers with momentum.
         second_moment: x's shape, of a preconditioner "rms".
+        gradient_variance: x's shape, of a noise correction.
     """
 
     mask: Tensor | None = None
@@ -152,6 +153,7 @@ class ChainState(SamplerState):
     data_term_hinge: float = 0.0
     momentum: Tensor | None = None
     second_moment: Tensor | None = None
+    gradient_variance: Tensor | None = None
 
     @classmethod
     def _tables(cls) -> dict[str, int]:
@@ -161,7 +163,7 @@ class ChainState(SamplerState):
         options = [getattr(self, name, None) for name in StepOptions._fields]  # a sampler's own options are not here
         check_update("langevin_step", self.x, self.x, StepOptions._make(options))
         super().check()
-        for name in ("momentum", "second_moment"):
+        for name in ("momentum", "second_moment", "gradient_variance"):
             value = getattr(self, name)
             if value is not None and (value.shape, value.dtype) != (self.x.shape, self.x.dtype):
                 raise ValueError(f"a chain's {name} must be like x, got {shown(value)}")

@@ -196,6 +196,8 @@ class ParallelTempering:
             raise TypeError(f"kernel must make a sampler, got {shown(made)}")
         if made.gradient is not self.gradient:
             raise ValueError("kernel must build its sampler on the energy that it is given")
+        if getattr(made, "minibatches", None) is not None:
+            raise ValueError("swaps need the energy of all data, but the kernel's sampler takes minibatches")
         return made
 
     @torch.no_grad()
