@@ -1,7 +1,8 @@
 """Step sizes and masses learned in a warm-up, and frozen before samples count.
 
 Sources: dual averaging, Hoffman and Gelman, "The No-U-Turn sampler", JMLR 2014, section 3.2, whose constants these are;
-Welford's update of means and variances, Technometrics 1962.
+step sizes by the variance of the energy error, arXiv 2412.08876; Welford's update of means and variances, Technometrics
+1962.
 """
 
 from __future__ import annotations
@@ -13,8 +14,17 @@ import torch
 from torch import Tensor
 
 from fastebm.sampling.diagnostics.accumulators import mean_of_chains, merge_chains
+from fastebm.scalars import as_real
 
 GAMMA, T0, KAPPA = 0.05, 10.0, 0.75
+# A step whose squared error is so many times its target was 10 times too long; the chain goes back.
+LOST = 1e6
+# Of one chain among many, no more is counted than this.
+OUTLIER = 1e3
+# How the log of a step size follows errors: within 1 / (6 GAIN) steps.
+GAIN = 0.15
+# So many errors make an average that may change a step size.
+AT_LEAST = 10
 
 
 class DualAveraging:
@@ -53,6 +63,58 @@ class DualAveraging:
     def restart(self) -> None:
         """Begins anew around the averaged step sizes, as after a change of masses."""
         self.__init__(self.averaged(), self.target, self.pooled)  # type: ignore[misc]
+
+
+class ErrorSteps:
+    """Step sizes h of chains at which the mean of error^2 / (target d) is 1, for energy errors over the temperature.
+
+    In the first half of the steps, log h follows the errors by stochastic approximation, which leaves any start behind.
+    The second half averages error^2 / h^6 instead, of which h is the inverse sixth root: there what h was matters not.
+    """
+
+    def __init__(self, target: float, dimensions: Tensor, pooled: bool, h: Tensor, num_steps: int) -> None:
+        self.scale, self.pooled, self.search = 1 / (target * dimensions), pooled, num_steps // 2
+        self.h = h
+        self.ratios, self.seen = torch.zeros_like(h), torch.zeros_like(h)
+
+    def add(self, error: Tensor, of: Tensor, skipped: Tensor) -> Tensor:
+        """Adapts to the errors of steps of sizes `of`, but those that are skipped. Returns which steps failed."""
+        value = error.square() * self.scale
+        failed = ~(value < LOST) & ~skipped  # also where it is NaN
+        value = torch.where(failed, LOST, value)
+        halved = failed
+        if self.pooled:
+            share = mean_of_chains((~skipped).double())
+            value = mean_of_chains(torch.where(skipped, 0.0, value.clamp(max=OUTLIER))) / share
+            skipped, halved = share == 0, value == OUTLIER
+        counted = ~skipped & ~halved
+        if self.search > 0:
+            moved = self.h * (GAIN * (1 - value)).clamp(min=-math.log(2)).exp()
+        else:
+            self.seen = torch.where(halved, 0.0, self.seen + counted.double())
+            ratio = value.clamp(max=OUTLIER) / of**6
+            mean = self.ratios + (ratio - self.ratios) / self.seen.clamp(min=1)
+            self.ratios = torch.where(counted, mean, self.ratios)
+            moved = torch.where(self.seen < AT_LEAST, self.h, self.ratios.clamp(min=1e-300) ** (-1 / 6))
+        self.search -= 1
+        self.h = torch.where(halved, self.h / 2, torch.where(counted, moved, self.h))
+        return failed
+
+
+def check_target(target: float) -> float:
+    """A target of `ErrorSteps`. Raises ValueError for one that is not finite and positive."""
+    target = as_real("target", target)
+    if not (math.isfinite(target) and target > 0):
+        raise ValueError(f"target must be finite and positive, got {target}")
+    return target
+
+
+def free_dimensions(x: Tensor, inverse_mass: Tensor | None) -> Tensor:
+    """float64 (1,) or (B,): how many entries of a chain move."""
+    elements = math.prod(x.shape[1:])
+    if inverse_mass is None or inverse_mass.shape[1] == 1:
+        return torch.full((1,), float(elements), dtype=torch.float64, device=x.device)
+    return (inverse_mass != 0).sum(1).double()
 
 
 @dataclass

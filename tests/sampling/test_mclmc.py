@@ -550,7 +550,7 @@ def test_diagnostics(name):
 
 def test_a_warm_up_needs_chains():
     sampler = fastebm.MCLMC(normal, 0.1)
-    with pytest.raises(ValueError, match="a warm-up needs chains"):
+    with pytest.raises(ValueError, match="a warm-up needs at least one chain"):
         sampler.warm_up(sampler.init(X[:0]), 20, pooled=True)
 
 
