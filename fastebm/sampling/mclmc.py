@@ -6,7 +6,7 @@ The integrator is the minimal norm one of Omelyan, with two gradients a step; be
 
 Sources: Robnik, De Luca, Silverstein, Seljak, arXiv 2212.08549, and Robnik, Seljak, arXiv 2303.18221 (MCLMC); Robnik,
 Cohn-Gordon, Seljak, arXiv 2503.01707 (adjusted); the step size by the variance of the energy error, arXiv 2412.08876;
-the dual averaging of Hoffman, Gelman, JMLR 2014.
+the dual averaging of Hoffman, Gelman, JMLR 2014; many chains together, LAPS, arXiv 2601.16696.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from fastebm import rng
 from fastebm.compiler import ScoreGradient
 from fastebm.ops import metropolis_
 from fastebm.ops.mclmc import RepeatedTurns
-from fastebm.sampling.adaptation import ChainMoments, ErrorSteps, check_target, free_dimensions
-from fastebm.sampling.diagnostics.accumulators import ordered_dot
-from fastebm.sampling.metropolis import MetropolisSampler, key_increment, positive_schedules
+from fastebm.sampling.adaptation import ChainMoments, EnsembleSteps, ErrorSteps, check_target, free_dimensions
+from fastebm.sampling.diagnostics.accumulators import mean_of_chains, ordered_dot
+from fastebm.sampling.metropolis import MetropolisSampler, by_chain, key_increment, positive_schedules
 from fastebm.sampling.observers import Observer
 from fastebm.sampling.sampler import (
     Energy,
@@ -515,7 +515,7 @@ class AdjustedMCLMC(_Microcanonical, MetropolisSampler[AdjustedState]):
 
     A step draws a fresh momentum of uniform direction, follows the microcanonical integrator for `trajectory_steps`
     steps, and accepts the end by the error of the total energy; else x stays. It costs twice `trajectory_steps`
-    evaluations of the energy's gradient. Aim at 0.9 accepted: see `warm_up`.
+    evaluations of the energy's gradient. Aim at 0.9 accepted: see `warm_up`, or `warm_up_ensemble` for many chains.
 
     Args:
         energy: as `Langevin` takes it; a score alone can't be tested.
@@ -590,6 +590,105 @@ class AdjustedMCLMC(_Microcanonical, MetropolisSampler[AdjustedState]):
 
     def _with_variances(self, state: AdjustedState, variance: Tensor) -> AdjustedState:
         return replace(state, inverse_mass=masses_of(state, variance))
+
+    @torch.no_grad()
+    def warm_up_ensemble(
+        self,
+        state: AdjustedState,
+        num_unadjusted: int,
+        num_steps: int,
+        *,
+        target_acceptance: float | None = None,
+    ) -> AdjustedState:
+        """The state after a warm-up of many chains of one target together, unadjusted first, as LAPS has it.
+
+        In the first phase the chains move as those of `MCLMC`, without a test that would hold them where they started.
+        Their step size and decoherence length follow from where all of them stand: large steps while they are far from
+        equipartition, smaller ones as they arrive. An eighth, a fourth, half and all of its steps through, the inverse
+        masses become the root of the variance of all chains' states over that of their gradients. The second phase is
+        `warm_up` with `pooled=True`: one step size, which aims at the acceptance. Masses and step size are in the
+        state, frozen, and samples count from here on.
+
+        What all chains have in common depends on which there are, so that this batch has to be warmed up as a whole;
+        sums have one order, and the bits don't depend on the number of threads. From then on, chains may be split.
+
+        Args:
+            num_unadjusted: steps of the first phase, of two evaluations of the gradient; at least 20, some hundred are
+                sensible. Their step size begins with the state's.
+            num_steps: trajectories of the second phase, at least 20.
+            target_acceptance: as in `warm_up`.
+
+        Raises ValueError or TypeError for options out of range, fewer than two chains, and schedules that change along
+        the chain.
+        """
+        num_unadjusted = as_count("num_unadjusted", num_unadjusted, 20)
+        num_steps = self.check_warm_up(state, num_steps)
+        check_steps(state.step, num_unadjusted + num_steps)
+        if len(state.x) < 2:
+            raise ValueError("an ensemble is warmed up by what its chains have in common: it needs two or more, got 1")
+        with self.gradient.chain():
+            state = self._unadjusted(state, num_unadjusted)
+            state = self.warm_up(state, num_steps, target_acceptance=target_acceptance, pooled=True)
+            self.gradient.leave_soon()
+        return state
+
+    def _unadjusted(self, state: AdjustedState, num_steps: int) -> AdjustedState:
+        """The state after the first phase, whose step size is that of its end in the coordinates of the new masses."""
+        plain = MCLMC(self.gradient, 1.0)
+        given, heat = (c.double() for c in by_chain(state)[0].unbind(-1))
+        start = replace(copied(state), schedule=by_chain(state))
+        moving = plain._started(
+            MicrocanonicalState(
+                *(start.x, start.key, start.chain_ids, start.schedule, start.step),
+                conditions=start.conditions,
+                inverse_mass=start.inverse_mass,
+            )
+        )
+        x, momentum = moving.x, moving.kept[0]
+        steps = EnsembleSteps(x, moving.inverse_mass, heat, mean_of_chains(given).reshape(1))
+
+        def row() -> _Turns:
+            columns = steps.h.expand(len(x)), steps.length.expand(len(x)), heat
+            return _turns(torch.stack(columns, dim=-1), steps.dimensions)
+
+        turns = row()
+
+        def current() -> _Turns:
+            return turns
+
+        update = plain._updater(moving, current)
+        skipped = torch.ones(len(x), dtype=torch.bool, device=x.device)
+        before, of_last = (x, momentum), steps.h
+        windows = [max(1, num_steps * k // 8) for k in (1, 2, 4, 8)]
+        for done in range(1, num_steps + 1):
+            now, taken = (x.clone(), momentum.clone()), steps.h
+            _, gradient, error = update(True)
+            lost = steps.add(now[0], gradient, error, of_last, skipped)
+            of_last = taken
+            by_row = lost.reshape(-1, *(1,) * (x.dim() - 1))
+            for tensor, earlier, judged in zip((x, momentum), before, now, strict=True):
+                # Nothing tells whether the last step failed: it is not kept.
+                torch.where(by_row, earlier, judged if done == num_steps else tensor, out=tensor)
+            before, skipped = now, lost
+            if done in windows:
+                masses = masses_of(state, steps.scales())
+                if done == num_steps:
+                    break
+                moving = replace(moving, inverse_mass=masses)
+                update = plain._updater(moving, current)
+                steps.take_masses(masses)
+            turns = row()
+        return replace(
+            state,
+            x=x,
+            key=moving.key,
+            step=state.step + num_steps,
+            schedule=self._table_of(start, steps.h.expand(len(x))),
+            inverse_mass=masses,
+            warmed_up=state.warmed_up + num_steps,
+            energy=None,
+            gradient=None,
+        )
 
     def _updater(self, state: AdjustedState) -> Callable[[], tuple[Tensor, Tensor]]:
         energy, gradient = state.kept
