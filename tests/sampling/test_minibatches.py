@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import doctest
-import importlib
-
 import pytest
 import torch
 
 import fastebm
 from fastebm import rng
 from fastebm.sampling import ChainState
+from tests.docstrings import run_examples
 
 N, SIZE, PRIOR = 60, 8, 4.0
 Y = torch.randn(N, 3, generator=torch.Generator().manual_seed(0)) * torch.tensor([1.0, 2.0, 0.5]) + 1
@@ -214,4 +212,4 @@ def test_a_state_keeps_what_the_correction_learned():
 
 
 def test_docstring_examples():
-    assert doctest.testmod(importlib.import_module("fastebm.sampling.minibatches")) == (0, 7)
+    assert run_examples("fastebm.sampling.minibatches") == (0, 7)

@@ -2,8 +2,6 @@
 
 import copy
 import dataclasses
-import doctest
-import importlib
 import json
 import math
 import pickle
@@ -16,6 +14,7 @@ import torch
 from fastebm import Langevin, ReplayBuffer, ops, rng, starts
 from fastebm.memory import free_memory
 from fastebm.rng import Stream
+from tests.docstrings import run_examples
 
 WRITES = ("drawn", "ring", "newest_first", "reservoir")
 DTYPES = (torch.uint8, torch.float16, torch.float32, torch.float64)
@@ -759,4 +758,4 @@ def test_a_buffer_says_what_it_holds():
 
 @pytest.mark.parametrize(("module", "count"), [("replay_buffer", 6), ("starts", 10)])
 def test_examples_in_docstrings(module, count):
-    assert doctest.testmod(importlib.import_module(f"fastebm.sampling.{module}")) == (0, count)
+    assert run_examples(f"fastebm.sampling.{module}") == (0, count)
