@@ -99,8 +99,9 @@ class Langevin(Sampler[ChainState]):
         preconditioner: a positive tensor P that broadcasts to one sample, or "rms": `x' = clamp(x - step_size * P *
             clip(grad E(x)) + noise_std * sqrt(P) * noise)`, whose target is that without P. "rms" takes
             `P = 1 / (sqrt(v) + rms_epsilon)` with `v' = rms_decay * v + (1 - rms_decay) * clip(grad E(x))**2`, as
-            preconditioned SGLD (Li et al., AAAI 2016) without its correction term, so that it samples approximately.
-            Not with momentum, noise_first, grad_norm_clip or a data term.
+            preconditioned SGLD (Li et al., AAAI 2016) without its correction term Gamma, which takes second derivatives
+            of E: it samples approximately, and a P kept from it (see the docs) exactly. Not with momentum, noise_first,
+            grad_norm_clip or a data term.
         rms_decay, rms_epsilon: of "rms".
         minibatches: `fastebm.Minibatches` of data: each step estimates the energy, which it calls as
             `energy(x, *conditions, *rows)`, from rows drawn afresh (SGLD, Welling and Teh, ICML 2011). The noise of the
