@@ -155,8 +155,9 @@ std::vector<TaskRow> checked_tasks(const CheckedProgram& program, const Tensor& 
 // ---- units
 
 constexpr double kAloneNanoseconds = 100e3;  // as in program.cpp: below it no other thread is woken
-constexpr int64_t kUnitNumbers = 160;        // taps times numbers of the narrow side in a unit, at most
-constexpr int64_t kMostNarrow = 48;          // of these
+// Taps times numbers of the narrow side in a unit, at most: 110 KB of sums for 64 of the wide side. The wide side's rows are
+// copied once for them.
+constexpr int64_t kUnitNumbers = 440, kMostNarrow = 48;
 constexpr int64_t kUnitsOfThread = 4;
 
 int64_t parts_of(int64_t count, int64_t most) { return (count + most - 1) / most; }

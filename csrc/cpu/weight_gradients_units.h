@@ -16,8 +16,8 @@ constexpr int kWideVectors = 2, kAccumulators = 4;
 #endif
 constexpr int kMostNarrow = 12;
 constexpr int64_t kWidest = kWideVectors * kVector;
-constexpr int64_t kCopyBytes = 192 << 10;  // of the wide side's rows: in L2
-constexpr int64_t kBlockBytes = 20 << 10;  // of those that are multiplied together: in L1
+constexpr int64_t kCopyBytes = 256 << 10;  // of the wide side's rows: in L2
+constexpr int64_t kBlockBytes = 40 << 10;  // of those that are multiplied together: in L1
 constexpr int64_t kTogether = 32;          // images of one pixel that are copied together
 
 // Numbers of the narrow side in a tile of so many vectors.
