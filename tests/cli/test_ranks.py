@@ -54,7 +54,8 @@ LINES = [
     ["generate", "cf", "--count", "13", "--out", "other.npz", "--processes", "2"],
     ["detect", "cf", "--data", "nowhere", "--out", "undetected"],
 ]
-REFUSED = 6
+FEW = ("samples.npz", "one.npz", "decoded.npz", "generated.npz", "inpainted", "nowhere", "other.npz")
+"""Ends of the commands that four processes run too."""
 CLOCK = ("seconds", "images_per_second", "processes", "threads")
 
 
@@ -92,27 +93,31 @@ def alone(runs: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, O
 def test_files_are_those_of_one_process_to_the_last_byte(
     size: int, runs: Path, alone: tuple[Path, Outcome], tmp_path: Path
 ) -> None:
-    first, *others = by(size, runs, tmp_path / "folder", LINES)
+    lines = LINES if size == 2 else [line for line in LINES if line[-1] in FEW or "--processes" in line]
+    first, *others = by(size, runs, tmp_path / "folder", lines)
     assert not first.error, first.error
     one, outcome = alone
+    code_of = {tuple(line): code for line, code in zip(LINES, outcome.result, strict=True)}
     # --processes is refused beside other processes alone, where there are some.
-    codes = [0] * (len(LINES) - REFUSED) + [2] * REFUSED
+    codes = [2 if "--processes" in line else code_of[tuple(line)] for line in lines]
     assert first.result == codes
-    assert outcome.result == [0 if "--processes" in line else code for line, code in zip(LINES, codes, strict=True)]
+    assert 0 < codes.count(0) == len(codes) - codes.count(2)
     for other in others:
         assert not other.error, other.error
         assert (other.result, other.printed, other.errors) == (codes, "", "")
     errors = [line for line in first.errors.splitlines() if line.startswith("fastebm: ")]
-    assert len(errors) == REFUSED
-    assert f"torchrun started {size} already" in errors[4]
-    # Of the rest the words are the same too, but for how long it took.
-    assert without_numbers(first.printed) == [
-        line for line in without_numbers(outcome.printed) if not line.startswith("other.npz")
-    ]
+    assert len(errors) == codes.count(2) >= 2
+    assert any(f"torchrun started {size} already" in line for line in errors)
     files = {path.relative_to(tmp_path / "folder") for path in (tmp_path / "folder").rglob("*") if path.is_file()}
     there = {path.relative_to(one) for path in one.rglob("*") if path.is_file()}
-    assert files == {path for path in there if not path.name.startswith("other.npz")}
-    assert len(files) > 50
+    if lines == LINES:
+        # The words are the same too, but for how long it took.
+        assert without_numbers(first.printed) == [
+            line for line in without_numbers(outcome.printed) if not line.startswith("other.npz")
+        ]
+        assert files == {path for path in there if not path.name.startswith("other.npz")}
+        assert len(files) > 50
+    assert len(files) > 20
     for path in sorted(files):
         assert content(tmp_path / "folder" / path) == content(one / path), path
 
