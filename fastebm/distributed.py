@@ -15,13 +15,15 @@ torch is imported where processes exchange something, and torch.distributed only
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import io
-import itertools
 import math
 import os
 import pickle
 import sys
+import time
 import traceback
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -233,7 +235,6 @@ class _Group:
 
 _group = _Group(Ranks())
 _told = False
-_meetings = itertools.count()
 
 
 def ranks() -> Ranks:
@@ -345,8 +346,7 @@ def _joined(place: Ranks, timeout: float) -> tuple[_Group, bool]:
         torch.cuda.set_device(place.local_rank)
     try:
         store, _, _ = next(rendezvous("env://", timeout=timedelta(seconds=min(timeout, MEETING))))
-        # A name for each meeting, as the store outlives a group: that of torchrun does.
-        store = group.PrefixStore(f"fastebm {next(_meetings)}", store)
+        store = group.PrefixStore(_meeting(store, place, min(timeout, MEETING)), store)
         group.init_process_group(
             "cpu:gloo,cuda:nccl" if on_gpus else "gloo",
             store=store,
@@ -359,6 +359,33 @@ def _joined(place: Ranks, timeout: float) -> tuple[_Group, bool]:
         reason = "the port is in use" if "EADDRINUSE" in str(error) else str(error).splitlines()[0]
         raise ConnectionError(f"{place.size} processes could not meet at {where}: {reason}") from error
     return _Group(place, store, timeout), True
+
+
+def _meeting(store: Any, place: Ranks, timeout: float) -> str:
+    """A name that all processes of this meeting agree on, and that no earlier one had.
+
+    torchrun keeps its store when it starts processes again, with the addresses of those that have ended: a process that
+    took those would wait for the dead. So each writes a word of its own, rank 0 puts all words together, and when each
+    has found its own among them and said so, those are the processes of this meeting.
+    """
+    word, end = uuid.uuid4().hex, time.monotonic() + timeout
+    store.set(f"word {place.rank}", word)
+    while time.monotonic() < end:
+        if place.first:
+            words = b" ".join(store.get(f"word {rank}") for rank in range(place.size))
+            store.set("words", words)
+            agreed = [f"agreed {rank}" for rank in range(1, place.size)]
+            if all(store.check([key]) and store.get(key) == words for key in agreed):
+                store.set("met", words)
+                return hashlib.sha256(words).hexdigest()
+        elif store.check(["words"]) and (words := store.get("words")).split()[place.rank : place.rank + 1] == [
+            word.encode()
+        ]:
+            store.set(f"agreed {place.rank}", words)
+            if store.check(["met"]) and store.get("met") == words:
+                return hashlib.sha256(words).hexdigest()
+        time.sleep(0.01)
+    raise ConnectionError(f"not all of {place.size} processes have come within {timeout:g} s")
 
 
 def speaks(error: BaseException) -> bool:
