@@ -103,6 +103,7 @@ std::pair<float, float> normal_from_bits(uint32_t radius_bits, uint32_t angle_bi
 std::pair<int64_t, int64_t> program_layout(int64_t bytes) {
   const Isa isa = active_isa();
   if (isa == Isa::amx && bytes == 2) return {2, 32};
+  if (isa == Isa::avx512_bf16 && bytes == 2) return {3, 32};
   return {1, isa >= Isa::avx512 ? 32 : 16};
 }
 

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     )
     from fastebm.compiler.energy_gradient import EnergyGradient, energy_gradient
     from fastebm.compiler.score import ScoreGradient, score_gradient
+    from fastebm.compiler.weight_gradient import WeightGradient, weight_gradient
     from fastebm.ops import langevin_step, langevin_step_
     from fastebm.runs.registry import load
     from fastebm.sampling import (
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
         ExpandingCascade,
         Joint,
         Langevin,
+        Minibatches,
         ParallelTempering,
         ReplayBuffer,
         Underdamped,
@@ -87,8 +89,10 @@ _NAMES = {
     "ParallelTempering": "fastebm.sampling",
     "ReplayBuffer": "fastebm.sampling",
     "MCLMC": "fastebm.sampling",
+    "Minibatches": "fastebm.sampling",
     "ScoreGradient": "fastebm.compiler",
     "Underdamped": "fastebm.sampling",
+    "WeightGradient": "fastebm.compiler",
     "diagnostics": "fastebm.sampling",
     "energy_gradient": "fastebm.compiler",
     "langevin_step": "fastebm.ops",
@@ -99,6 +103,7 @@ _NAMES = {
     "score_gradient": "fastebm.compiler",
     "starts": "fastebm.sampling",
     "train": "fastebm.training",
+    "weight_gradient": "fastebm.compiler",
 }
 
 __all__ = [
@@ -113,10 +118,12 @@ __all__ = [
     "ExpandingCascade",
     "Joint",
     "Langevin",
+    "Minibatches",
     "ParallelTempering",
     "ReplayBuffer",
     "ScoreGradient",
     "Underdamped",
+    "WeightGradient",
     "compiler",
     "data",
     "diagnostics",
@@ -140,6 +147,7 @@ __all__ = [
     "tasks",
     "train",
     "training",
+    "weight_gradient",
 ]
 
 

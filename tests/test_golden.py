@@ -40,7 +40,7 @@ from fastebm.tasks.restoration import Refinement, degradation, restore, restore_
 
 FOLDER = Path(__file__).parent / "golden"
 RECORDING = os.environ.get("FASTEBM_RECORD_GOLDEN", "0") not in ("", "0")
-VARIANTS = ("baseline", "avx2", "avx512", "amx")
+VARIANTS = ("baseline", "avx2", "avx512", "avx512_bf16", "amx")
 _C: Any = backends._extension
 Module = TypeVar("Module", bound=nn.Module)
 

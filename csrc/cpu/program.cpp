@@ -12,6 +12,7 @@ namespace {
 Execute chosen_variant() {
 #if defined(__x86_64__)
   if (active_isa() == Isa::amx) return execute_amx;
+  if (active_isa() == Isa::avx512_bf16) return execute_avx512_bf16;
   if (active_isa() == Isa::avx512) return execute_avx512;
   if (active_isa() == Isa::avx2) return execute_avx2;
 #endif
@@ -59,8 +60,9 @@ void run_segments(const ProgramJob& job, Execute execute, Worker worker, int64_t
 
 void check_weights(const ProgramJob& job) {
   const auto isa = active_isa();
-  const bool tiles = job.header->layout == Layout::tiles, panels = job.header->layout == Layout::panels;
-  STD_TORCH_CHECK((tiles && isa == Isa::amx) || (panels && job.header->panel == (isa >= Isa::avx512 ? 32 : 16)),
+  const Layout layout = job.header->layout;
+  const bool panels = layout == Layout::panels && job.header->panel == (isa >= Isa::avx512 ? 32 : 16);
+  STD_TORCH_CHECK((layout == Layout::tiles && isa == Isa::amx) || (layout == Layout::pairs && isa == Isa::avx512_bf16) || panels,
                   "the weights of this program were packed for another instruction set than '", isa_name(isa), "'");
 }
 
@@ -90,14 +92,15 @@ void check_sample(const CheckedProgram& program, const Sample& given) {
 
 // A tensor as its need says, and the image that it is.
 ConstantView checked_constant(const ConstantNeed& need, const Tensor& tensor, size_t number, const ProgramHeader& header) {
-  const bool tiles = header.layout == Layout::tiles, weight = need.uses == ConstantNeed::weight;
-  const ScalarType type = weight && tiles ? ScalarType::BFloat16 : ScalarType::Float;
+  const bool weight = need.uses == ConstantNeed::weight;
+  const bool short_weights = header.layout == Layout::tiles || header.layout == Layout::pairs;
+  const ScalarType type = weight && short_weights ? ScalarType::BFloat16 : ScalarType::Float;
   const auto sizes = tensor.sizes();
   bool right = tensor.scalar_type() == type && tensor.is_contiguous() && tensor.const_data_ptr() != nullptr;
   if (weight) {
     right = right && sizes.size() == need.sizes.size() && std::equal(need.sizes.begin(), need.sizes.end(), sizes.begin());
     STD_TORCH_CHECK(right, "constant ", number, " must be a contiguous weight of the program's shape in ",
-                    tiles ? "bfloat16" : "float32");
+                    short_weights ? "bfloat16" : "float32");
     return {tensor.const_data_ptr(), 1, 1, 0};
   }
   const int64_t lanes = header.bytes == 2 ? 32 : 16;
@@ -108,17 +111,10 @@ ConstantView checked_constant(const ConstantNeed& need, const Tensor& tensor, si
   return {tensor.const_data_ptr(), sizes[0], sizes[1], sizes[2]};
 }
 
-std::shared_ptr<const CheckedProgram> program_of(const Tensor& code) {
-  STD_TORCH_CHECK(code.scalar_type() == ScalarType::Long && code.dim() == 1 && code.is_contiguous(),
-                  "code must be a contiguous int64 vector on the CPU");
-  STD_TORCH_CHECK(code.const_data_ptr() != nullptr, "code does not begin as a program does");
-  return checked_program(static_cast<const int64_t*>(code.const_data_ptr()), code.numel());
-}
-
 }  // namespace
 
 ReadyProgram::ReadyProgram(const Tensor& x, const Tensor& code, const std::vector<Tensor>& constants, const Tensor& workspace)
-    : program_(program_of(code)) {
+    : program_(checked_program(code)) {
   ProgramJob& job = job_;
   const CheckedProgram& program = *program_;
   STD_TORCH_CHECK(x.dim() > 0, "x must be (batch, ...), got a tensor without dimensions");
@@ -185,10 +181,11 @@ void ReadyProgram::run(float* energies, float* gradient) const {
   for (int64_t i = 0; i < job.header->instructions; ++i) cost += cost_of(job.instructions[i]);
   const bool alone = static_cast<double>(job.batch) * cost < kAloneNanoseconds;
   const int64_t workers = alone ? 1 : std::min(job.header->workers, chunks);
+  // A chunk has the same slot however many threads there are: gradients of weights read what is kept there.
   torch::stable::parallel_for(0, workers, 1, [&](int64_t first, int64_t behind) {
     for (int64_t w = first; w < behind; ++w)
       for (int64_t c = w; c < chunks; c += workers)
-        run_segments(job, execute, {&job, job.workspace + w * job.header->slot, c * chunk, 0, 0, 1},
+        run_segments(job, execute, {&job, job.workspace + c % job.header->workers * job.header->slot, c * chunk, 0, 0, 1},
                      std::min(job.batch, (c + 1) * chunk));
   });
 }

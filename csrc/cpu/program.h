@@ -9,7 +9,7 @@
 
 namespace fastebm {
 
-enum class Layout : int64_t { plain, panels, tiles };
+enum class Layout : int64_t { plain, panels, tiles, pairs };
 enum class Kind : int64_t { load, gather, convolution, pool, log_sum_exp, softmax };
 enum class EpilogueOp : int64_t {
   add_constant,
@@ -40,6 +40,14 @@ struct InstructionRow {
   int64_t source, source_channel, source_channels, channels, height, width, start_y, start_x, step_y, step_x, kernel_y, kernel_x,
       stride_y, stride_x, pad_y, pad_x, dilation_y, dilation_x, constant, first, count, broadcast;
 };
+
+// Whether all taps of a convolution of pairs are columns of one panel: fastebm/ops/instructions.py has the same rule.
+inline bool taps_are_outputs(const InstructionRow& i) {
+  constexpr int64_t kColumns = 32, kReach = 16;
+  return i.kernel_y <= kColumns && i.kernel_x <= kColumns && i.channels <= kColumns && i.kernel_y * i.kernel_x > 1 &&
+         i.kernel_y * i.kernel_x * i.channels <= kColumns && i.stride_y == 1 && i.stride_x == 1 && i.dilation_y <= kReach &&
+         i.dilation_x <= kReach && (i.kernel_y - 1) * i.dilation_y < kReach && (i.kernel_x - 1) * i.dilation_x < kReach;
+}
 
 struct EpilogueRow {
   EpilogueOp op;
@@ -88,6 +96,7 @@ using Execute = void (*)(const Worker&, const InstructionRow&, int64_t begin, in
 void execute_baseline(const Worker&, const InstructionRow&, int64_t begin, int64_t end);
 void execute_avx2(const Worker&, const InstructionRow&, int64_t begin, int64_t end);
 void execute_avx512(const Worker&, const InstructionRow&, int64_t begin, int64_t end);
+void execute_avx512_bf16(const Worker&, const InstructionRow&, int64_t begin, int64_t end);
 void execute_amx(const Worker&, const InstructionRow&, int64_t begin, int64_t end);
 
 }  // namespace fastebm

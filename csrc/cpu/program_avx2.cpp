@@ -2,5 +2,6 @@
 #define FASTEBM_ISA avx2
 #define FASTEBM_TARGET "avx2,fma,f16c"
 #define FASTEBM_VECTOR 8
+#define FASTEBM_PAIRS 0
 #define FASTEBM_TILES 0
 #include "program_variant.h"

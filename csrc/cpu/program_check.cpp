@@ -104,7 +104,7 @@ class Check {
     tables();
     const ProgramHeader& h = *p_.header;
     at_ = "the header";
-    within("layout", static_cast<int64_t>(h.layout), 0, 3);
+    within("layout", static_cast<int64_t>(h.layout), 0, 4);
     within("panel", h.panel, 0);
     within("chunk", h.chunk, 1);
     within("slot", h.slot, 0, kMemoryLimit);
@@ -114,6 +114,7 @@ class Check {
     unless(h.bytes == 2 || h.bytes == 4, "bytes must be 2, 4 or 8");
     unless(h.layout != Layout::panels || h.panel == 16 || h.panel == 32, "a panel has 16 or 32 outputs");
     unless(h.layout != Layout::tiles || h.bytes == 2, "tiles are of 2 bytes");
+    unless(h.layout != Layout::pairs || (h.bytes == 2 && h.panel == 32), "pairs are of 2 bytes, in panels of 32 outputs");
     const Wide workspace = Wide(h.slot) * h.workers;
     unless(workspace < kMemoryLimit, "the slots are beyond all memory");
     p_.workspace = static_cast<int64_t>(workspace);
@@ -131,6 +132,8 @@ class Check {
     unless(expected == h.instructions, "segments must cover all instructions");
     for (int64_t s = 0; s < h.segments; ++s) segment(s);
     p_.whole_gradient = p_.writes_gradient && gradient_.whole();
+    p_.kept.assign(h.buffers, false);
+    for (int64_t b : in_use_) p_.kept[b] = coverage_[b].whole() && p_.buffers[b].images >= h.chunk;
   }
 
  private:
@@ -361,6 +364,9 @@ class Check {
       sizes = {static_cast<int64_t>(taps), i.source_channels, i.channels};
     } else if (h.layout == Layout::panels) {
       sizes = {(i.channels + h.panel - 1) / h.panel, static_cast<int64_t>(taps), i.source_channels, h.panel};
+    } else if (h.layout == Layout::pairs) {
+      sizes = {(i.channels + h.panel - 1) / h.panel, taps_are_outputs(i) ? 1 : static_cast<int64_t>(taps),
+               (i.source_channels + 1) / 2, h.panel, 2};
     } else {
       const bool dense = b.pixel_stride == kDense;
       unless(!dense || (i.kernel_x <= 32 / kDense && i.dilation_x == 1 && i.source_channel == 0),
@@ -524,6 +530,13 @@ std::shared_ptr<const CheckedProgram> checked_program(const int64_t* code, int64
   kept.insert(kept.begin(), program);
   if (kept.size() > kKept) kept.pop_back();
   return mine = program;
+}
+
+std::shared_ptr<const CheckedProgram> checked_program(const torch::stable::Tensor& code) {
+  STD_TORCH_CHECK(code.scalar_type() == torch::headeronly::ScalarType::Long && code.dim() == 1 && code.is_contiguous(),
+                  "code must be a contiguous int64 vector on the CPU");
+  STD_TORCH_CHECK(code.const_data_ptr() != nullptr, "code does not begin as a program does");
+  return checked_program(static_cast<const int64_t*>(code.const_data_ptr()), code.numel());
 }
 
 }  // namespace fastebm

@@ -219,16 +219,6 @@ static FASTEBM_INLINE Block block_of(const TilePlan& plan, const InstructionRow&
   return block;
 }
 
-// Fetches what an epilogue will read and write while the products are still being summed: most of it is not in L2.
-static void fetch_ahead(const Worker& w, const InstructionRow& i, const Block& block) {
-  for (int64_t k = 0; k < i.count; ++k) {
-    const EpilogueRow& step = w.job->epilogues[i.first + k];
-    if (step.buffer < 0 || step.broadcast) continue;
-    for_each_pixel(w, i, step, block,
-                   [](const float*, const char* p) __attribute__((always_inline)) { __builtin_prefetch(p, 0, 2); });
-  }
-}
-
 static void finish_tiles(const Worker& w, const TilePlan& plan, const InstructionRow& i, const TileUnit* units, int count,
                          float* sums, int64_t channel, int64_t width) {
   if (width == 16)  // the other half of each row is not computed, but may be stored as filling

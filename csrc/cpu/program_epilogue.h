@@ -232,3 +232,13 @@ static void epilogue(const Worker& w, const InstructionRow& i, const Block& bloc
   const EpilogueRow* step = w.job->epilogues + i.first;
   for (int64_t k = 0; k < i.count; ++k) do_step(w, i, step[k], block);
 }
+
+// Fetches what an epilogue will read and write while the products are still being summed: most of it is not in L2.
+static void fetch_ahead(const Worker& w, const InstructionRow& i, const Block& block) {
+  for (int64_t k = 0; k < i.count; ++k) {
+    const EpilogueRow& step = w.job->epilogues[i.first + k];
+    if (step.buffer < 0 || step.broadcast) continue;
+    for_each_pixel(w, i, step, block,
+                   [](const float*, const char* p) __attribute__((always_inline)) { __builtin_prefetch(p, 0, 3); });
+  }
+}

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "program_convolution.h"
+#include "program_convolution_taps.h"
 #include "program_pixelwise.h"
 #if FASTEBM_TILES
 #include "program_convolution_amx.h"
@@ -34,11 +35,19 @@ static void clear_margins(const Worker& w, const InstructionRow& i, int64_t begi
   }
 }
 
-static void execute(const Worker& w, const InstructionRow& i, int64_t begin, int64_t end) {
-  if (i.kind != Kind::convolution) pixelwise(w, i, begin, end);
+static void convolution(const Worker& w, const InstructionRow& i, int64_t begin, int64_t end) {
 #if FASTEBM_TILES
-  else if (w.job->header->layout == Layout::tiles) convolution_tiles(w, i, begin, end);
+  if (w.job->header->layout == Layout::tiles) return convolution_tiles(w, i, begin, end);
+#elif FASTEBM_PAIRS
+  if (w.job->header->layout == Layout::pairs && taps_are_outputs(i)) return convolution_taps(w, i, begin, end);
+  if (w.job->header->layout == Layout::pairs) return convolution_panels<PairProduct>(w, i, begin, end);
 #endif
-  else convolution_panels(w, i, begin, end);
+  if (w.job->header->bytes == 2) convolution_panels<WidenedProduct>(w, i, begin, end);
+  else convolution_panels<FloatProduct>(w, i, begin, end);
+}
+
+static void execute(const Worker& w, const InstructionRow& i, int64_t begin, int64_t end) {
+  if (i.kind == Kind::convolution) convolution(w, i, begin, end);
+  else pixelwise(w, i, begin, end);
   if (w.part == 0) clear_margins(w, i, begin, end);
 }

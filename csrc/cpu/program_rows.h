@@ -84,7 +84,7 @@ static FASTEBM_INLINE Row load_row(const char* p) {
 }
 
 static FASTEBM_INLINE __m256i narrowed_vector(__m512 f) {
-#if FASTEBM_TILES
+#if FASTEBM_PAIRS
   return (__m256i)_mm512_cvtneps_pbh(f);
 #else
   const __m512i u = _mm512_castps_si512(f), odd = _mm512_and_si512(_mm512_srli_epi32(u, 16), _mm512_set1_epi32(1));

@@ -3,6 +3,7 @@
 //   FASTEBM_ISA      the instruction set: a namespace here, and the end of the name of execute_<isa>
 //   FASTEBM_TARGET   what the compiler may use of it, as a `target` attribute says it; undefined for the baseline
 //   FASTEBM_VECTOR   floats in a vector
+//   FASTEBM_PAIRS    1 where there are products of bfloat16 pairs
 //   FASTEBM_TILES    1 where there are matrix units
 //
 // The headers that this one includes stand inside the namespace and under the `target` pragma. They use no template of the

@@ -17,13 +17,19 @@
 namespace fastebm {
 
 const char* isa_name(Isa isa) {
-  return isa == Isa::amx ? "amx" : isa == Isa::avx512 ? "avx512" : isa == Isa::avx2 ? "avx2" : "baseline";
+  switch (isa) {
+    case Isa::amx: return "amx";
+    case Isa::avx512_bf16: return "avx512_bf16";
+    case Isa::avx512: return "avx512";
+    case Isa::avx2: return "avx2";
+    default: return "baseline";
+  }
 }
 
 Isa isa_from_name(const std::string& name) {
-  for (Isa isa : {Isa::baseline, Isa::avx2, Isa::avx512, Isa::amx})
+  for (Isa isa : {Isa::baseline, Isa::avx2, Isa::avx512, Isa::avx512_bf16, Isa::amx})
     if (name == isa_name(isa)) return isa;
-  throw std::runtime_error("unknown CPU variant '" + name + "': need baseline, avx2, avx512 or amx");
+  throw std::runtime_error("unknown CPU variant '" + name + "': need baseline, avx2, avx512, avx512_bf16 or amx");
 }
 
 namespace {
@@ -63,7 +69,7 @@ Isa best_isa() {
   if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma") || !has_f16c()) return Isa::baseline;
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
       __builtin_cpu_supports("avx512vl"))
-    return has_amx() ? Isa::amx : Isa::avx512;
+    return !__builtin_cpu_supports("avx512bf16") ? Isa::avx512 : has_amx() ? Isa::amx : Isa::avx512_bf16;
   return Isa::avx2;
 #else
   return Isa::baseline;

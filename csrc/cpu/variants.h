@@ -10,8 +10,8 @@
 
 namespace fastebm {
 
-// amx is avx512 with matrix units for bfloat16, which only fused programs use.
-enum class Isa { baseline = 0, avx2 = 1, avx512 = 2, amx = 3 };
+// avx512_bf16 is avx512 with products of bfloat16 pairs, amx that with matrix units for bfloat16; only fused programs use either.
+enum class Isa { baseline = 0, avx2 = 1, avx512 = 2, avx512_bf16 = 3, amx = 4 };
 
 const char* isa_name(Isa isa);
 Isa isa_from_name(const std::string& name);  // throws std::runtime_error on an unknown name
@@ -45,6 +45,7 @@ void set_active_isa(Isa isa);                // throws std::runtime_error where 
   inline void NAME PARAMS {                                                   \
     switch (active_isa()) {                                                   \
       case Isa::amx:                                                          \
+      case Isa::avx512_bf16:                                                  \
       case Isa::avx512: return NAME##_avx512<Kernel> ARGS;                    \
       case Isa::avx2: return NAME##_avx2<Kernel> ARGS;                        \
       default: return NAME##_baseline<Kernel> ARGS;                           \

@@ -36,18 +36,23 @@ __all__ = [
 ]
 
 VERSION = 1
+# Columns of a panel of `Layout.PAIRS`, and the pixels that a kernel without a stride may span for its taps to be some.
+COLUMNS, REACH = 32, 16
 
 
 class Layout(IntEnum):
     """The memory layout of a convolution's weights, which depends on the backend.
 
     PLAIN: (taps, in, out), as in Triton. PANELS: (panels, taps, in, panel), a panel of 32 or 16 outputs. TILES: as the
-    matrix units of x86 (AMX) read pairs of bfloat16: (panels, steps, tiles, 16 pairs, 16 outputs, 2).
+    matrix units of x86 (AMX) read pairs of bfloat16: (panels, steps, tiles, 16 pairs, 16 outputs, 2). PAIRS: as its
+    vectors multiply them (AVX512-BF16): (panels, taps, pairs of inputs, 32 outputs, 2), or one panel (1, 1, pairs, 32, 2) whose outputs
+    are (tap, output) where `Instruction.taps_are_outputs`.
     """
 
     PLAIN = 0
     PANELS = 1
     TILES = 2
+    PAIRS = 3
 
 
 class Kind(IntEnum):
@@ -152,6 +157,15 @@ class Instruction:
     first: int = 0
     count: int = 0
     broadcast: int = 0
+
+    @property
+    def taps_are_outputs(self) -> bool:
+        """Whether all taps of a convolution are columns of one panel of `Layout.PAIRS`: few outputs, and no stride."""
+        taps = self.kernel_y * self.kernel_x
+        reach = max((self.kernel_y - 1) * self.dilation_y, (self.kernel_x - 1) * self.dilation_x)
+        dilation = max(self.dilation_y, self.dilation_x)
+        few = 1 < taps and taps * self.channels <= COLUMNS
+        return few and self.stride_y == self.stride_x == 1 and dilation <= REACH and reach < REACH
 
 
 @dataclass(frozen=True)

@@ -79,6 +79,8 @@ class LoweredProgram:
         sample: the shape of one sample of x.
         bytes: of the numbers that convolutions read: 2 (bfloat16), 4 or 8.
         constants: what `CompiledProgram.refresh` gets values for, in that order, after the numbers.
+        kept: buffers that hold the results of all images of a call when it is over, for `weight_gradients_`. A call
+            then takes `CompiledProgram.images_at_once` images or fewer.
     """
 
     sample: tuple[int, ...]
@@ -87,6 +89,7 @@ class LoweredProgram:
     instructions: tuple[Instruction, ...]
     epilogues: tuple[Epilogue, ...]
     constants: tuple[Constant, ...]
+    kept: frozenset[int] = frozenset()
 
     def reads(self, instruction: Instruction) -> list[int]:
         """The buffers that an instruction reads."""
@@ -125,14 +128,16 @@ class CompiledProgram:
         self.device = device
         self.layout, self.panel = layout_for(device, lowered.bytes)
         self.constants: list[Tensor] = []
+        convolutions = (i for i in lowered.instructions if i.kind == Kind.CONVOLUTION)
+        self._taps_are_outputs = {i.constant for i in convolutions if i.taps_are_outputs}
         self._of_thread = _ThreadMemory(device)
 
     @torch.no_grad()
     def refresh(self, numbers: Sequence[float | Tensor], values: Sequence[Tensor]) -> None:
         """New constants, written to the places of the old ones: all factors, and then `lowered.constants` in order."""
         packed = [_numbers(numbers, torch.float64 if self.lowered.bytes == 8 else torch.float32, self.device)]
-        for constant, value in zip(self.lowered.constants, values, strict=True):
-            packed.append(self._packed(constant, value))
+        for number, value in enumerate(values, 1):
+            packed.append(self._packed(number, value))
         if self.constants:
             for place, tensor in zip(self.constants, packed, strict=True):
                 place.copy_(tensor)
@@ -145,6 +150,12 @@ class CompiledProgram:
         sample = x.view(x.shape[0], *self.lowered.sample)
         energies, gradient = torch.ops.fastebm.run_program(sample, code, self.constants, self.workspace)
         return energies, gradient.view(x.shape)
+
+    @property
+    def images_at_once(self) -> int:
+        """The images of a call that leaves all of `lowered.kept`: each worker takes one chunk, as large as may be."""
+        workers = torch.get_num_threads() if self.device.type == "cpu" else 1
+        return workers * largest_chunk(_image_bytes(self.lowered))
 
     def same_as(self, other: CompiledProgram) -> bool:
         """Whether both are one program with one set of constants."""
@@ -187,12 +198,15 @@ class CompiledProgram:
         """Memory that is kept for this thread's next call, without the constants."""
         return self.workspace.numel()
 
-    def _packed(self, constant: Constant, value: Tensor) -> Tensor:
+    def _packed(self, number: int, value: Tensor) -> Tensor:
+        constant = self.lowered.constants[number - 1]
         if constant.kind == "image":
             return packed_image(
                 value, LANES[self.lowered.bytes], torch.float64 if self.lowered.bytes == 8 else torch.float32
             )
         dtype = {2: torch.bfloat16, 4: torch.float32, 8: torch.float64}[self.lowered.bytes]
+        if self.layout == Layout.PAIRS and number in self._taps_are_outputs:
+            value = taps_as_outputs(value)
         return pack_convolution(value, self.layout, self.panel, constant.dense, dtype)
 
 
@@ -240,8 +254,12 @@ def pack_convolution(weight: Tensor, layout: Layout, panel: int, dense: bool, dt
     if layout == Layout.PANELS:
         filled = F.pad(weight.float(), (0, 0, 0, 0, 0, 0, 0, -out % panel))
         return filled.reshape(-1, panel, inner, height * width).permute(0, 3, 2, 1).contiguous()
-    tiles = tiles_of_panel(out)
     weight = weight.to(torch.bfloat16)
+    if layout == Layout.PAIRS:
+        filled = F.pad(weight, (0, 0, 0, 0, 0, inner % 2, 0, -out % panel))
+        pairs = filled.reshape(-1, panel, (inner + 1) // 2, 2, height * width)
+        return pairs.permute(0, 4, 2, 1, 3).contiguous()
+    tiles = tiles_of_panel(out)
     weight = F.pad(weight, (0, 0, 0, 0, 0, 0, 0, -out % (16 * tiles)))
     if dense:
         # One step for each row of the kernel: its 32 numbers are (x, channel) with four channels to a pixel.
@@ -264,11 +282,21 @@ def unpack_convolution(
         return packed.reshape(height, width, inner, out).permute(3, 2, 0, 1)
     if layout == Layout.PANELS:
         return packed.permute(0, 3, 2, 1).reshape(-1, inner, height, width)[:out]
+    if layout == Layout.PAIRS:
+        panels, _, pairs, panel, _ = packed.shape
+        filled = packed.permute(0, 3, 2, 4, 1).reshape(panels * panel, 2 * pairs, height, width)
+        return filled[:out, :inner]
     steps = packed.permute(0, 2, 4, 1, 3, 5)
     steps = steps.reshape(-1, steps.shape[3], 32)[:out]
     if dense:
         return steps[:, :, : width * DENSE].reshape(out, height, width, DENSE)[..., :inner].permute(0, 3, 1, 2)
     return steps.reshape(out, height, width, -1)[..., :inner].permute(0, 3, 1, 2)
+
+
+def taps_as_outputs(weight: Tensor) -> Tensor:
+    """A convolution's weight as that of a 1x1 convolution whose outputs are (tap, output)."""
+    out, inner, height, width = weight.shape
+    return weight.permute(2, 3, 0, 1).reshape(height * width * out, inner, 1, 1)
 
 
 def tiles_of_panel(out: int) -> int:
@@ -299,11 +327,16 @@ def plan_batch(
 
 def chunk_size(batch: int, workers: int, image_bytes: int) -> int:
     """The images that a worker takes at a time: at most `CHUNK`, as equal as may be, and fewer where they are large."""
+    rounds = max(1, -(-batch // (workers * largest_chunk(image_bytes))))
+    return max(1, -(-batch // (workers * rounds)))
+
+
+def largest_chunk(image_bytes: int) -> int:
+    """The most images that a worker takes at a time."""
     most = CHUNK
     while most > 1 and most * image_bytes > (CHUNK_BYTES if most == CHUNK else CHUNK_BYTES // 2):
         most //= 2
-    rounds = max(1, -(-batch // (workers * most)))
-    return max(1, -(-batch // (workers * rounds)))
+    return most
 
 
 def _image_bytes(lowered: LoweredProgram) -> int:
@@ -381,7 +414,7 @@ def allocate_buffers(
 
     A buffer that lives within one segment has room for that segment's images only; memory is used again once the last
     reader is through. What crosses segments holds its place for the whole of them, because within a segment
-    instructions repeat.
+    instructions repeat. What is kept holds it to the end.
     """
     of_instruction = [number for number, s in enumerate(segments) for _ in range(s.count)]
     lives: dict[int, list[int]] = {}
@@ -395,7 +428,8 @@ def allocate_buffers(
     order = sorted(lives, key=lambda b: lives[b][0])
     for b in order:
         first, last = min(lives[b]), max(lives[b])
-        local = of_instruction[first] == of_instruction[last]
+        local = of_instruction[first] == of_instruction[last] and b not in lowered.kept
+        last = len(lowered.instructions) - 1 if b in lowered.kept else last
         images = segments[of_instruction[first]].images if local else chunk
         if not local:
             first = segments[of_instruction[first]].first
@@ -469,22 +503,28 @@ def _run_program(x: Tensor, code: Tensor, constants: Sequence[Tensor], workspace
 def reference_run_program(
     energies: Tensor, gradient: Tensor, x: Tensor, code: Tensor, constants: Sequence[Tensor], workspace: Tensor
 ) -> None:
-    """Kernel `run_program` in plain PyTorch. The workspace is not used."""
+    """Kernel `run_program` in plain PyTorch. It computes with tensors of its own, and leaves what a kernel leaves."""
     program, needs = checked_program(code)
     if not needs.check_call(x, constants):
         energies.zero_()
         gradient.zero_()
-    _Reference(program, x, list(constants), energies, gradient).run()
+    _Reference(program, x, list(constants), energies, gradient, workspace).run()
 
 
 class _Reference:
     """One run: every buffer as a dense (B, C, H, W) tensor, from its first write on."""
 
     def __init__(
-        self, code: PlannedProgram, x: Tensor, constants: list[Tensor], energies: Tensor, gradient: Tensor
+        self,
+        code: PlannedProgram,
+        x: Tensor,
+        constants: list[Tensor],
+        energies: Tensor,
+        gradient: Tensor,
+        workspace: Tensor,
     ) -> None:
         self.code, self.x, self.constants = code, x, constants
-        self.energies, self.gradient = energies, gradient
+        self.energies, self.gradient, self.workspace = energies, gradient, workspace
         self.stored = {2: torch.bfloat16, 4: torch.float32, 8: torch.float64}
         self.buffers: dict[int, Tensor] = {}
 
@@ -550,7 +590,13 @@ class _Reference:
         shape = (i.channels, i.source_channels, i.kernel_y, i.kernel_x)
         dense = self.code.buffers[i.source].pixel_stride == DENSE
         layout = Layout(self.code.header.layout)
-        weight = unpack_convolution(self.constants[i.constant], layout, shape, dense, self.x.dtype)
+        packed = self.constants[i.constant]
+        if layout == Layout.PAIRS and i.taps_are_outputs:
+            columns = (i.channels * i.kernel_y * i.kernel_x, i.source_channels, 1, 1)
+            flat = unpack_convolution(packed, layout, columns, dense, self.x.dtype)
+            weight = flat.reshape(i.kernel_y, i.kernel_x, i.channels, i.source_channels).permute(2, 3, 0, 1)
+        else:
+            weight = unpack_convolution(packed, layout, shape, dense, self.x.dtype)
         stride, dilation = (i.stride_y, i.stride_x), (i.dilation_y, i.dilation_x)
         return F.conv2d(self._window(i, source), weight, None, stride, 0, dilation)
 
@@ -610,7 +656,21 @@ class _Reference:
             shape = (len(self.x), b.channels, b.height, b.width)
             self.buffers[step.buffer] = torch.zeros(shape, dtype=self.stored[b.bytes], device=self.x.device)
         buffer = self.buffers[step.buffer]
-        buffer[:, step.channel : step.channel + v.shape[1], rows[:, None], columns] = v.to(buffer.dtype)
+        part = (slice(None), slice(step.channel, step.channel + v.shape[1]), rows[:, None], columns)
+        buffer[part] = v.to(buffer.dtype)
+        chunk = self.code.header.chunk
+        if self.code.buffers[step.buffer].images >= chunk:
+            for number, images in enumerate(buffer.split(chunk)):
+                self._stored_images(step.buffer, number, len(images))[part] = images[part]
+
+    def _stored_images(self, number: int, chunk: int, images: int) -> Tensor:
+        """The images (images, channels, height, width) of a buffer in the workspace, as a kernel writes them."""
+        b, header = self.code.buffers[number], self.code.header
+        begin = chunk % header.workers * header.slot
+        numbers = self.workspace[begin : begin + header.slot // b.bytes * b.bytes].view(self.stored[b.bytes])
+        first = numbers.storage_offset() + b.offset // b.bytes + b.margin * b.pixel_stride
+        strides = (b.image_stride, 1, b.row_stride, b.pixel_stride)
+        return numbers.as_strided((images, b.channels, b.height, b.width), strides, first)
 
     def _number(self, step: Epilogue, v: Tensor) -> Tensor | float:
         return self.constants[0][step.number].to(v.dtype) if step.number >= 0 else 1.0

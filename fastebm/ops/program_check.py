@@ -46,7 +46,7 @@ MOST_CONSTANTS = 1 << 20
 LINE = 64
 # Filling behind the channels of a constant image, by the bytes of a number (`LANES` of program.py).
 LANES = {2: 32, 4: 16, 8: 1}
-_WEIGHTS = {Layout.PANELS: torch.float32, Layout.TILES: torch.bfloat16}
+_WEIGHTS = {Layout.PANELS: torch.float32, Layout.TILES: torch.bfloat16, Layout.PAIRS: torch.bfloat16}
 _STORED = {2: torch.bfloat16, 4: torch.float32, 8: torch.float64}
 _READS = (EpilogueOp.ADD, EpilogueOp.MULTIPLY, EpilogueOp.SLOPE)
 _WRITES = (EpilogueOp.STORE, EpilogueOp.ACTIVATE_KEEPING)
@@ -71,6 +71,7 @@ class Needs:
         gradient: the least (C, H, W) of a sample whose gradient is written, C exactly; None if none is.
         whole_gradient: whether every entry within `gradient` is written.
         energies: whether the energies are written.
+        kept: the buffers that hold every image of a chunk when the program has run.
     """
 
     bytes: int
@@ -84,6 +85,7 @@ class Needs:
     gradient: tuple[int, int, int] | None = None
     whole_gradient: bool = False
     energies: bool = False
+    kept: frozenset[int] = frozenset()
 
     def check_call(self, x: Tensor, constants: Sequence[Tensor]) -> bool:
         """Raises ValueError where x or constants are not what the program reads.
@@ -203,7 +205,7 @@ class _Check:
             header.bytes,
             header.chunk,
             header.slot * header.workers,
-            _WEIGHTS.get(Layout(header.layout) if header.layout in (0, 1, 2) else Layout.PLAIN)
+            _WEIGHTS.get(Layout(header.layout) if header.layout in set(Layout) else Layout.PLAIN)
             or _STORED.get(header.bytes, torch.float32),
         )
         self.used: dict[int, _Coverage] = {}
@@ -221,7 +223,7 @@ class _Check:
     def run(self) -> Needs:
         header = self.program.header
         for name, number, low, high in (
-            ("layout", header.layout, 0, 3),
+            ("layout", header.layout, 0, len(Layout)),
             ("panel", header.panel, 0, LIMIT),
             ("chunk", header.chunk, 1, LIMIT),
             ("slot", header.slot, 0, MEMORY_LIMIT),
@@ -232,6 +234,10 @@ class _Check:
         self.refuse_unless(header.bytes in LANES, f"bytes must be 2, 4 or 8, got {header.bytes}")
         self.refuse_unless(header.layout != Layout.PANELS or header.panel in (16, 32), "a panel has 16 or 32 outputs")
         self.refuse_unless(header.layout != Layout.TILES or header.bytes == 2, "tiles are of 2 bytes")
+        self.refuse_unless(
+            header.layout != Layout.PAIRS or (header.bytes == 2 and header.panel == 32),
+            "pairs are of 2 bytes, in panels of 32 outputs",
+        )
         self.refuse_unless(header.bytes != 8 or header.layout == Layout.PLAIN, "8 bytes are for plain weights")
         expected = 0
         for number, segment in enumerate(self.program.segments):
@@ -248,6 +254,8 @@ class _Check:
             self.segment(number, segment.images, range(segment.first, segment.first + segment.count))
         if self.gradient is not None:
             self.needs.whole_gradient = self.gradient.whole
+        whole = (b for b, coverage in self.used.items() if coverage.whole)
+        self.needs.kept = frozenset(b for b in whole if self.program.buffers[b].images >= header.chunk)
         return self.needs
 
     def segment(self, number: int, images: int, instructions: range) -> None:
@@ -412,6 +420,9 @@ class _Check:
             shape = (taps, i.source_channels, i.channels)
         elif header.layout == Layout.PANELS:
             shape = (-(-i.channels // header.panel), taps, i.source_channels, header.panel)
+        elif header.layout == Layout.PAIRS:
+            taps = 1 if i.taps_are_outputs else taps
+            shape = (-(-i.channels // header.panel), taps, -(-i.source_channels // 2), header.panel, 2)
         else:
             dense = b.pixel_stride == DENSE
             if dense:

@@ -122,9 +122,13 @@ class Sampler(ABC, Generic[State]):
     def load_state(self, saved: Mapping[str, Any], device: torch.device | str | None = None) -> State:
         """The state that `state.state_dict()` gave, on `device`; by default on the device of its `x`.
 
-        Raises ValueError for what is not a state of this sampler.
+        A state that names no sampler, as those of older versions, is taken to be one of this sampler where its fields
+        are. Raises ValueError for what is not a state of this sampler.
         """
-        return self.state_type.from_state_dict(saved, device)  # type: ignore[return-value]
+        state = self.state_type.from_state_dict(saved, device)
+        if state.sampler not in ("", type(self).__name__):
+            raise ValueError(f"not the state of a chain of {type(self).__name__}: it is one of {state.sampler}")
+        return replace(state, sampler=type(self).__name__)  # type: ignore[return-value]
 
     def own_state(self, state: State) -> State:
         """`state` itself. Raises TypeError for what is not a state of this sampler, such as the bare `x`."""
@@ -133,7 +137,23 @@ class Sampler(ABC, Generic[State]):
                 f"{type(self).__name__} goes on from a {self.state_type.__name__}, as its init makes it, "
                 f"got {shown(state)}"
             )
+        if state.sampler not in ("", type(self).__name__):
+            raise TypeError(f"{type(self).__name__} goes on from its own states, got one of {state.sampler}")
         return state
+
+    def check_warm_up(self, state: State, num_steps: int, mass: str = "given") -> int:
+        """The number of steps of a warm-up. Raises ValueError or TypeError where it can't work."""
+        num_steps = as_count("num_steps", num_steps, 20)
+        check_steps(self.own_state(state).step, num_steps, self.key_steps)
+        if len(state.schedule) != 1:
+            raise ValueError("a warm-up needs options that don't change along the chain, but this one has a schedule")
+        if mass not in ("given", "diagonal"):
+            raise ValueError(f'mass is "given" or "diagonal", got {mass!r}')
+        if mass == "diagonal" and not hasattr(state, "inverse_mass"):
+            raise TypeError(f"{type(self).__name__} has no masses")
+        if not len(state.x):
+            raise ValueError("a warm-up needs at least one chain, got none")
+        return num_steps
 
     def advance(self, state: State, num_steps: int, *, check: bool = True) -> State:
         """The state `num_steps` steps after `state`, which is left as it was: the bits of `step`, without its copies.
@@ -326,6 +346,7 @@ class Sampler(ABC, Generic[State]):
             "schedule": schedule.to(device, copy=True),
             "step": start_step,
             "conditions": conditions_of(conditions, x0),
+            "sampler": type(self).__name__,
         }
 
 

@@ -395,7 +395,7 @@ def test_new_constants_take_the_places_of_the_old(backend_device):
 
 # The same bits ------------------------------------------------------------------------------------------------------
 
-VARIANTS = ("baseline", "avx2", "avx512", "amx")
+VARIANTS = ("baseline", "avx2", "avx512", "avx512_bf16", "amx")
 
 
 @pytest.fixture(params=VARIANTS)

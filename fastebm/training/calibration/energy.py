@@ -7,13 +7,14 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from fastebm.losses import contrastive_divergence, energy_l2
+from fastebm.compiler import weight_gradient
 from fastebm.models import MultiScaleEnergy
 from fastebm.runs.checkpoints import Layout
 from fastebm.runs.nets import outline, with_weights
 from fastebm.sampling import Langevin
 from fastebm.training.calibration.calibrate import DataTerm, calibrate
 from fastebm.training.calibration.config import CalibratedConfig, GeneratorConfig
+from fastebm.training.trainer.energy_loss import EnergyLoss
 from fastebm.training.trainer.metrics import Metrics, energy_update_metrics
 from fastebm.training.trainer.parts import Part, Parts
 from fastebm.training.trainer.weights import (
@@ -73,6 +74,7 @@ class EnergyTrainer:
         self.optimizer = adam(net.parameters(), rate, betas, shard=config.shard_optimizer)
         dtype = getattr(torch, config.dtype)
         self.sampler = Langevin(net, config.step_size, config.noise_std, dtype=dtype, engine=config.engine)
+        self.weights = weight_gradient(net, dtype=getattr(torch, config.update_dtype), engine=config.engine)
         self.data_term = DataTerm(config.data_term_weight, config.data_term_hinge)
 
     def chain_ends(self, samples: Tensor, seed: int, first_chain_id: int, start_step: int = 0) -> Tensor:
@@ -102,14 +104,7 @@ class EnergyTrainer:
 
         Returns that share and the energies of data and chain ends (B,).
         """
-        # One pass for both, so that one power iteration of the spectral norm serves both.
-        images = torch.cat((real, ends))
-        energies = self.net(torch.empty_like(images, memory_format=torch.channels_last).copy_(images)).float()
-        data, samples = energies[: len(real)], energies[len(real) :]
-        loss = contrastive_divergence(data, samples) + self.config.energy_l2 * energy_l2(energies)
-        loss = loss * part.share
-        loss.backward()
-        return loss, data, samples
+        return EnergyLoss(self.config.energy_l2).backward(self.weights, part, real, ends)
 
     @torch.no_grad()
     def largest(self, real: Tensor, ends: Tensor) -> Metrics:

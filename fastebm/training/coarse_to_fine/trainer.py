@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint as activation_checkpoint
 
+from fastebm.compiler import weight_gradient
 from fastebm.data import add_noise, batches, flip, neighbour_mean, random_hole_masks
 from fastebm.data.masks import HOLE_NOISE
-from fastebm.losses import contrastive_divergence, energy_l2
 from fastebm.models import CoarseToFineEnergy
 from fastebm.ops import normal, uniform
 from fastebm.plotting import GRID
@@ -35,6 +35,7 @@ from fastebm.training.coarse_to_fine.run import (
 )
 from fastebm.training.images import ImageLevels, split_by_label
 from fastebm.training.tensorboard import TensorBoardWriter
+from fastebm.training.trainer.energy_loss import EnergyLoss
 from fastebm.training.trainer.loop import Trainer
 from fastebm.training.trainer.metrics import Metrics, energy_update_metrics, to_floats
 from fastebm.training.trainer.parts import Part
@@ -260,46 +261,26 @@ class CoarseToFineTrainer(Trainer):
 
         Returns that share and the energies of data and samples (B,), all detached.
         """
-        size = self.config.max_batch or len(part)
-        losses, data, samples = [], [], []
-        with self._fixed_norms(stage, real[:1], beta, several=size < len(part)):
-            for first in range(0, len(part), size):
-                shown = real[first : first + size]
-                # One pass for both, so that one power iteration of the spectral norm serves both.
-                energies = self._energies(torch.cat((shown, fake[first : first + size])), beta)
-                low, high = energies[: len(shown)], energies[len(shown) :]
-                loss = contrastive_divergence(low, high) + self.config.energy_l2 * energy_l2(energies)
-                loss = loss * (len(shown) / part.count)
-                loss.backward()
-                losses.append(loss.detach())
-                data.append(low.detach())
-                samples.append(high.detach())
-        return torch.stack(losses).sum(), torch.cat(data), torch.cat(samples)
-
-    def _energies(self, images: Tensor, beta: float) -> Tensor:
-        """Energies (B,), float32, for an update."""
-        # A copy in channels-last, as a gray image does not show its layout in its strides. Other layouts took 3 to 12
-        # times as long on a CPU with matrix units.
-        images = torch.empty_like(images, memory_format=torch.channels_last).copy_(images)
-        low = self.config.update_dtype == "bfloat16"
-        with torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=low):
-            return self.net(images, beta).float()
+        self._blend.fill_(beta)
+        weights = self._grown_weights if beta == 1 else self._fading_weights
+        with self._recomputing(stage, real[:1], beta, enabled=weights.engine == "autograd"):
+            return EnergyLoss(self.config.energy_l2).backward(weights, part, real, fake, self.config.max_batch)
 
     @contextmanager
-    def _fixed_norms(self, stage: Stage, image: Tensor, beta: float, *, several: bool) -> Iterator[None]:
-        """A block whose passes see the same weights: one power iteration runs before them, and none inside.
+    def _recomputing(self, stage: Stage, image: Tensor, beta: float, *, enabled: bool) -> Iterator[None]:
+        """A block whose backward passes recompute the net's blocks, from the size on that the config asks for that.
 
-        A single pass without recomputation does its own power iteration.
+        The net is in eval mode there, after a power iteration of the spectral norm. A program takes little memory as
+        it is, and recomputes nothing.
         """
-        recompute = 0 < self.config.recompute_from <= stage.size
-        if not (several or recompute):
+        if not (enabled and 0 < self.config.recompute_from <= stage.size):
             yield
             return
         with torch.no_grad():
             self.net(image, beta)
         self.net.eval()
         try:
-            with recompute_blocks(self.net, recompute):
+            with recompute_blocks(self.net):
                 yield
         finally:
             self.net.train()
@@ -310,6 +291,11 @@ class CoarseToFineTrainer(Trainer):
         Samplers are made once, as an energy gradient analyses its energy at the first use.
         """
         stage, config = self.stage, self.config
+        self._blend = torch.ones((), device=self.device)
+        dtype = getattr(torch, config.update_dtype)
+        fading = functools.partial(self.net, beta=self._blend)
+        self._grown_weights = weight_gradient(self.net, dtype=dtype, engine=config.engine)
+        self._fading_weights = weight_gradient(fading, dtype=dtype, engine=config.engine)
         parameters = self.net.parameters_at(stage.size)
         self.optimizer = adam(parameters, stage.learning_rate, config.adam_betas, shard=config.shard_optimizer)
         self._order = batches(self.images, stage.batch_size, config.seed, self.iteration)
@@ -319,10 +305,9 @@ class CoarseToFineTrainer(Trainer):
         if config.variant == "expanding":
             self._expanding = expanding_cascade(config, self.net, stage.size)
             return
-        self._blend = torch.ones((), device=self.device)
         lower = {size: net for size, net in self.frozen.items() if size < stage.size}
         self._grown = cascade(config, {**lower, stage.size: self.net})
-        self._fading = cascade(config, {**lower, stage.size: functools.partial(self.net, beta=self._blend)})
+        self._fading = cascade(config, {**lower, stage.size: fading})
 
     def _sampler(self, stage: Stage, beta: float) -> LevelSampler:
         if self.config.variant == "expanding":
