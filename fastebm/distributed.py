@@ -41,6 +41,7 @@ __all__ = [
     "led",
     "placed",
     "ranks",
+    "says_first",
     "shared_rows",
     "speaks",
     "together",
@@ -110,18 +111,27 @@ class Ranks:
         own = len(self.share(count))
         if rows.dim() == 0 or len(rows) != own:
             raise ValueError(f"rank {self.rank} has {own} of {count} rows, got a tensor of shape {tuple(rows.shape)}")
-        shape = (count, *rows.shape[1:])
-        if self.size == 1 or not math.prod(shape):
-            return rows if self.size == 1 else rows.new_empty(shape)
+        return rows if self.size == 1 else self._gather(rows, self._lengths(count))
+
+    def _lengths(self, count: int, block: int = 1) -> list[int]:
+        """How many of `count` rows each rank has, where they are split between blocks of so many rows."""
+        blocks = -(-count // block)
+        shares = [Ranks(rank, self.size).share(blocks) for rank in range(self.size)]
+        return [min(count, share.stop * block) - min(count, share.start * block) for share in shares]
+
+    def _gather(self, rows: Tensor, lengths: list[int]) -> Tensor:
+        """The rows of all ranks, of which each has so many."""
         import torch
 
+        shape, own, most = (sum(lengths), *rows.shape[1:]), lengths[self.rank], max(lengths)
+        if not math.prod(shape):
+            return rows.new_empty(shape)
         # As bytes, because not every backend has every dtype, and as many from each rank, which all backends can do.
-        width, most = math.prod(shape[1:]), -(-count // self.size)
+        width = math.prod(shape[1:])
         sent = rows.new_zeros((most, width))
         sent[:own] = rows.detach().reshape(own, width)
         received = sent.new_empty((self.size, most, width))
         _exchange(lambda group: group.all_gather(list(map(_as_bytes, received)), _as_bytes(sent)))
-        lengths = [len(Ranks(rank, self.size).share(count)) for rank in range(self.size)]
         return torch.cat([part[:length] for part, length in zip(received, lengths, strict=True)]).view(shape)
 
     def broadcast(self, value: Any) -> Any:
@@ -292,6 +302,7 @@ def placed() -> Ranks:
         )
     if size > 1 and (lacking := [name for name in ("MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]):
         raise ValueError(f"{size} processes need {' and '.join(lacking)} to meet: torchrun sets them")
+    _number("MASTER_PORT", 0)
     return Ranks(rank, size, local_rank, local_size)
 
 
@@ -383,14 +394,18 @@ def speaks(error: BaseException) -> bool:
     Before the processes have met, and where they can't ask any more, it is rank 0; of a lost rank, anybody tells then.
     """
     global _told
-    if _group.store is None:
-        _told = _place_or_alone().first
-        return _told
-    try:
-        _told = bool(_group.store.add("errors", 1) == 1)
-    except RuntimeError:
-        _told = _group.ranks.first or isinstance(error, LostRankError)
+    _told = says_first("an error", otherwise=isinstance(error, LostRankError))
     return _told
+
+
+def says_first(text: str, *, otherwise: bool = False) -> bool:
+    """Whether this process is the first of all to say a text. Where it can't ask, rank 0 is, and `otherwise` others."""
+    if _group.store is None:
+        return _place_or_alone().first
+    try:
+        return bool(_group.store.add(text, 1) == 1)
+    except RuntimeError:
+        return _group.ranks.first or otherwise
 
 
 def told() -> bool:
@@ -458,20 +473,24 @@ class OnFirst(Generic[Result]):
         return OnFirst, (None,)
 
 
-def shared_rows(count: int, compute: Callable[[range], Result]) -> Result:
+def shared_rows(count: int, compute: Callable[[range], Result], block: int = 1) -> Result:
     """What `compute` gives for the rows from 0 to `count - 1`: within `together`, each rank computes its share.
 
     Args:
         compute: gives a tensor `(len(rows), ...)` for a range of rows, or a tuple, list, dict or dataclass of such
-            tensors or None. Loops within it are not split again. It may be called for a row that is not its rank's,
+            tensors or None. Loops within it are not split again. It may be called for rows that are not its rank's,
             where there are more ranks than rows.
+        block: rows are split between blocks of so many. With the size of the batches, these are those of one process:
+            then nets whose rounding depends on the batch give its bits too.
     """
     if not _group.sharing or not count:
         return compute(range(count))
-    own = _group.ranks.share(count)
+    lengths = _group.ranks._lengths(count, block)
+    first, own = sum(lengths[: _group.ranks.rank]), lengths[_group.ranks.rank]
     _group.sharing = False
     try:
-        found = compute(own or range(1))  # not for no rows at all: the result must have the others' shape
+        # Not for no rows at all: the result must have the others' shape.
+        found = compute(range(first, first + own) if own else range(min(block, count)))
     except LostRankError:
         raise
     except Exception as error:
@@ -480,19 +499,20 @@ def shared_rows(count: int, compute: Callable[[range], Result]) -> Result:
     finally:
         _group.sharing = True
     _agree(None)
-    return _gathered(found, len(own), count)
+    return _gathered(found, lengths)
 
 
-def _gathered(found: Any, own: int, count: int) -> Any:
+def _gathered(found: Any, lengths: list[int]) -> Any:
     if found is None:
         return None
     if isinstance(found, dict):
-        return {name: _gathered(value, own, count) for name, value in found.items()}
+        return {name: _gathered(value, lengths) for name, value in found.items()}
     if isinstance(found, tuple | list):
-        return type(found)(_gathered(value, own, count) for value in found)
+        whole = [_gathered(value, lengths) for value in found]
+        return type(found)(*whole) if hasattr(found, "_fields") else type(found)(whole)
     if dataclasses.is_dataclass(found) and not isinstance(found, type):
-        return dataclasses.replace(found, **_gathered(vars(found), own, count))
-    return _group.ranks.gather(found[:own], count)
+        return dataclasses.replace(found, **_gathered(vars(found), lengths))
+    return _group.ranks._gather(found[: lengths[_group.ranks.rank]], lengths)
 
 
 def _jointly(call: Callable[[], Result]) -> Result:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fastebm.distributed import ranks
+from fastebm.distributed import ranks, says_first
 
 if TYPE_CHECKING:
     import torch
@@ -34,11 +34,11 @@ def print_error(error: BaseException) -> None:
 def one_line_warnings() -> Iterator[None]:
     """Within the block each warning is one line on stderr, `fastebm: warning: ...`, without its place in the code.
 
-    Ours are all shown, of several processes those of rank 0.
+    Ours are all shown, but what several processes say, once.
     """
 
     def show(message: Warning | str, *_: Any, **__: Any) -> None:
-        if ranks().first:
+        if says_first(f"warning: {message}"):
             print(f"fastebm: warning: {message}", file=sys.stderr, flush=True)
 
     with warnings.catch_warnings():

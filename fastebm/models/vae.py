@@ -159,7 +159,7 @@ class VAE(nn.Module):
         def decoded(rows: range) -> Tensor:
             return torch.cat([decode(part) for part in z[rows.start : rows.stop].split(batch_size)])
 
-        return shared_rows(count, decoded)
+        return shared_rows(count, decoded, batch_size)
 
     def elbo(self, x: Tensor, seed: int | None = None, first_chain_id: int = 0) -> ELBO:
         """The evidence lower bound of images x by one draw from the posterior, and its terms."""

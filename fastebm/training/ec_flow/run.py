@@ -85,7 +85,7 @@ class ECFlowRun(Run):
             ]
             return torch.cat(parts)
 
-        return quantize(shared_rows(count, inverted), self.config.brightnesses)
+        return quantize(shared_rows(count, inverted, batch_size), self.config.brightnesses)
 
     @torch.no_grad()
     def bits_per_dimension(self, images: Tensor, seed: int = 0) -> Tensor:
