@@ -121,7 +121,9 @@ def main() -> None:
     rows = []
     for name in CONFIGS:
         rows.append(row(name, 1, False, measure_ranks(name, 1, False)))
-        rows += [row(name, size, shard, measure_ranks(name, size, shard)) for size in SIZES[1:] for shard in (False, True)]
+        rows += [
+            row(name, size, shard, measure_ranks(name, size, shard)) for size in SIZES[1:] for shard in (False, True)
+        ]
     head = ("preset", "ranks", "moments are", *COLUMNS, "sum")
     PAGE.write_text(fill_section(PAGE.read_text(), "rank memory", markdown_table(head, rows)))
     print(markdown_table(head, rows))

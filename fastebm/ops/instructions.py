@@ -164,7 +164,7 @@ class Instruction:
         taps = self.kernel_y * self.kernel_x
         reach = max((self.kernel_y - 1) * self.dilation_y, (self.kernel_x - 1) * self.dilation_x)
         dilation = max(self.dilation_y, self.dilation_x)
-        few = 1 < taps and taps * self.channels <= COLUMNS
+        few = taps > 1 and taps * self.channels <= COLUMNS
         return few and self.stride_y == self.stride_x == 1 and dilation <= REACH and reach < REACH
 
 

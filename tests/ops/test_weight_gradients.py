@@ -361,7 +361,9 @@ def test_every_variant_has_the_same_bits(given_task, seed, size):
     found = {}
     before = _C.active_variant()
     try:
-        for name in VARIANTS[: VARIANTS.index(min(_C.best_variant(), "avx512", key=[*VARIANTS, "avx512_bf16", "amx"].index)) + 1]:
+        for name in VARIANTS[
+            : VARIANTS.index(min(_C.best_variant(), "avx512", key=[*VARIANTS, "avx512_bf16", "amx"].index)) + 1
+        ]:
             _C.set_variant(name)
             with ops.backend("cpp"):
                 found[name] = results_of([task], Lying(size, 2, 2), values, (3,))[0]
