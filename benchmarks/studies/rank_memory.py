@@ -93,7 +93,8 @@ def measure_ranks(name: str, size: int, shard: bool) -> list[dict[str, int]]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([_work.__module__, "torch.distributed.optim", "torch._dynamo"])
     with tempfile.TemporaryDirectory() as folder:
         processes = [
             context.Process(target=_work, args=(rank, size, port, name, shard, folder)) for rank in range(size)
@@ -110,10 +111,7 @@ def measure_ranks(name: str, size: int, shard: bool) -> list[dict[str, int]]:
 def row(name: str, size: int, shard: bool, ranks: Sequence[dict[str, int]]) -> tuple[str, ...]:
     """A row of the table, of the rank that needs most."""
     most = max(ranks, key=lambda rank: sum(rank.values()))
-    least = min(rank["moments"] for rank in ranks)
     columns = [f"{most[column] / 1e6:.1f}" for column in COLUMNS]
-    if least < most["moments"]:
-        columns[-1] = f"{least / 1e6:.1f} to {columns[-1]}"
     return name, str(size), "spread" if shard else "whole", *columns, f"{sum(most.values()) / 1e6:.1f}"
 
 
