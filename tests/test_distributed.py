@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import subprocess
 import sys
@@ -83,6 +84,15 @@ def test_samplers_of_a_program_of_ones_own_give_the_bits_of_one_process(size: in
     for found in run(size, tasks.own_samplers):
         for one, other in zip(found, alone, strict=True):
             tasks.assert_same(one, other)
+
+
+@SIZES
+def test_the_program_of_the_docs_gives_the_bits_of_one_process(size: int) -> None:
+    text = "\n".join(re.findall(r"^```python\n(.*?)^```", (ROOT / "docs" / "scaling.md").read_text(), re.S | re.M))
+    alone, *others = run(1, tasks.program, text) + run(size, tasks.program, text)
+    assert alone.shape == (1000, 2)
+    for other in others:
+        tasks.assert_same(other, alone)
 
 
 @SIZES

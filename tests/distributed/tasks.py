@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -90,6 +91,13 @@ def own_samplers() -> list[Tensor]:
             ends = sampler.sample(starts[own.start : own.stop], 20, seed=1, chain_ids=own.start)
             found.append(here.gather(ends, len(starts)))
     return found
+
+
+def program(text: str) -> Tensor:
+    """The `samples` of a program, which is run as the main one."""
+    space = vars(sys.modules["__main__"])
+    exec(compile(text, "docs/scaling.md", "exec"), space)
+    return space["samples"]
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,9 @@ def variant(request: pytest.FixtureRequest) -> Iterator[str]:
         pytest.skip("the compiled operators are not built")
     if not ops.backends.runs_compiled("run_lanes"):
         pytest.skip("another backend than the compiled one was asked for")
-    if VARIANTS.index(request.param) > VARIANTS.index(min(_C.best_variant(), "avx512", key=[*VARIANTS, "avx512_bf16", "amx"].index)):
+    if VARIANTS.index(request.param) > VARIANTS.index(
+        min(_C.best_variant(), "avx512", key=[*VARIANTS, "avx512_bf16", "amx"].index)
+    ):
         pytest.skip(f"this CPU has no {request.param}")
     before = _C.active_variant()
     _C.set_variant(request.param)
