@@ -123,6 +123,11 @@ def test_a_rank_that_is_lost_is_an_error_of_the_others(how: str, message: str) -
     assert [outcome.result for outcome in outcomes[:2]] == [message] * 2
 
 
+def test_a_rank_that_stops_while_it_waits_for_work_is_an_error_of_the_first() -> None:
+    outcomes = outcomes_of(2, tasks.fall_silent_at_work, FASTEBM_TIMEOUT="2")
+    assert outcomes[0].result == "another of 2 processes did not answer within 2 s", outcomes
+
+
 def test_blocks_in_blocks_and_groups_of_the_caller() -> None:
     assert run(2, tasks.meet) == [Ranks(rank, 2, rank, 2) for rank in range(2)]
     assert run(2, tasks.use_a_group_that_is_there) == [Ranks(rank, 2, rank, 2) for rank in range(2)]
