@@ -33,20 +33,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = [
-    "LostRankError",
-    "OnFirst",
-    "Ranks",
-    "launched",
-    "led",
-    "placed",
-    "ranks",
-    "says_first",
-    "shared_rows",
-    "speaks",
-    "together",
-    "told",
-]
+__all__ = ["LostRankError", "OnFirst", "Ranks", "launched", "led", "ranks", "shared_rows", "together"]
 
 TIMEOUT = 1800.0
 """Seconds that a process waits for the others in one exchange."""
@@ -599,10 +586,24 @@ def _serve() -> int:
 
 
 def _order(order: bytes | int | None) -> Any:
-    """Rank 0's order on every rank: a call, or its exit code."""
-    sent = [order]
-    _exchange(lambda group: group.broadcast_object_list(sent, src=0, group=_group.orders, device="cpu"))
-    return sent[0]
+    """Rank 0's order on every rank: a call, or its exit code.
+
+    The others wait for a single byte however long that takes, and then for the order no longer than for anything.
+    """
+    import torch
+
+    byte = torch.zeros(1, dtype=torch.uint8)
+
+    def wake(group: Any) -> None:
+        if not _group.ranks.first:
+            group.recv(byte, 0, group=_group.orders)
+            return
+        sent = [group.isend(byte, rank, group=_group.orders) for rank in range(1, _group.ranks.size)]
+        for each in sent:
+            each.wait(timedelta(seconds=_group.timeout))
+
+    _exchange(wake)
+    return _group.ranks.broadcast(order)
 
 
 def _exchange(call: Callable[[Any], Result]) -> Result:

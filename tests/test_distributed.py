@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import subprocess
 import sys
@@ -86,6 +87,15 @@ def test_samplers_of_a_program_of_ones_own_give_the_bits_of_one_process(size: in
 
 
 @SIZES
+def test_the_program_of_the_docs_gives_the_bits_of_one_process(size: int) -> None:
+    text = "\n".join(re.findall(r"^```python\n(.*?)^```", (ROOT / "docs" / "scaling.md").read_text(), re.S | re.M))
+    alone, *others = run(1, tasks.program, text) + run(size, tasks.program, text)
+    assert alone.shape == (1000, 2)
+    for other in others:
+        tasks.assert_same(other, alone)
+
+
+@SIZES
 def test_all_ranks_share_the_work_of_the_first_and_its_errors(size: int) -> None:
     seen, *others = run(size, tasks.work_together)
     assert others == [[]] * (size - 1)
@@ -111,6 +121,11 @@ def test_all_ranks_share_the_work_of_the_first_and_its_errors(size: int) -> None
 def test_a_rank_that_is_lost_is_an_error_of_the_others(how: str, message: str) -> None:
     outcomes = outcomes_of(3, tasks.fall_silent, how, FASTEBM_TIMEOUT="2")
     assert [outcome.result for outcome in outcomes[:2]] == [message] * 2
+
+
+def test_a_rank_that_stops_while_it_waits_for_work_is_an_error_of_the_first() -> None:
+    outcomes = outcomes_of(2, tasks.fall_silent_at_work, FASTEBM_TIMEOUT="2")
+    assert outcomes[0].result == "another of 2 processes did not answer within 2 s", outcomes
 
 
 def test_blocks_in_blocks_and_groups_of_the_caller() -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import os
+import signal
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -90,6 +92,13 @@ def own_samplers() -> list[Tensor]:
             ends = sampler.sample(starts[own.start : own.stop], 20, seed=1, chain_ids=own.start)
             found.append(here.gather(ends, len(starts)))
     return found
+
+
+def program(text: str) -> Tensor:
+    """The `samples` of a program, which is run as the main one."""
+    space = vars(sys.modules["__main__"])
+    exec(compile(text, "docs/scaling.md", "exec"), space)
+    return space["samples"]
 
 
 @dataclass(frozen=True)
@@ -209,6 +218,33 @@ def fall_silent(how: str) -> str:
             assert how == "ends" or time.monotonic() - began >= 2
             return str(error)
     return ""
+
+
+def fall_silent_at_work() -> str:
+    """The last rank stops while it waits for a call; what rank 0 makes of it."""
+    said = []
+
+    def command() -> int:
+        *_, last = together(pids).tolist()
+        os.kill(int(last), signal.SIGSTOP)
+        try:
+            together(torch.ones, 2**22)
+        except LostRankError as error:
+            said.append(str(error))
+        finally:
+            os.kill(int(last), signal.SIGKILL)
+        return 1
+
+    try:
+        with launched():
+            led(command)
+    except LostRankError:
+        pass
+    return "".join(said)
+
+
+def pids() -> Tensor:
+    return shared_rows(ranks().size, lambda rows: torch.tensor([os.getpid()]))
 
 
 def meet() -> Ranks:

@@ -27,11 +27,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from fastebm import rng
 from fastebm.data import to_pixels
-from fastebm.distributed import OnFirst, ranks, together
+from fastebm.distributed import OnFirst, ranks, shared_rows, together
 from fastebm.progress import progress_bar
+from fastebm.sampling.cascade import LevelSampler
 from fastebm.tasks.arguments import check_memory, check_seed, check_whole
 from fastebm.tasks.generation.files import IN_NUMBERS, GridFile, Output, PictureFolder, Pixels, Request, output_for
 from fastebm.training import CoarseToFineRun, RunError
@@ -152,16 +154,10 @@ def _draw_chunks(
     with ThreadPoolExecutor(1, "write samples") as writer:
         for group in _neighbours(chunks, ranks().size):
             first, last = request.rows(group[0]).start, request.rows(group[-1]).stop
-            samples = cascade.sample(
-                last - first,
-                request.seed,
-                request.first_chain + first,
-                channels=request.channels,
-                batch_size=request.chunk,
-            )
+            drawn = shared_rows(last - first, functools.partial(_draw, cascade, request, first))
             if to.value is None:
                 continue
-            pixels = to_pixels(samples).permute(0, 2, 3, 1).contiguous().cpu().numpy()
+            pixels = drawn.cpu().numpy()
             for chunk in group:
                 rows = request.rows(chunk)
                 if len(writing) == QUEUED:
@@ -171,6 +167,13 @@ def _draw_chunks(
             _stop_without_parent()
         for written in writing:
             written.result()
+
+
+def _draw(cascade: LevelSampler, request: Request, first: int, rows: range) -> Tensor:
+    """Bytes (len(rows), S, S, C) of the samples whose numbers are those of the rows plus `first`."""
+    chain = request.first_chain + first + rows.start
+    samples = cascade.sample(len(rows), request.seed, chain, channels=request.channels, batch_size=request.chunk)
+    return to_pixels(samples).permute(0, 2, 3, 1).contiguous()
 
 
 def _neighbours(chunks: Iterable[int], most: int) -> Iterator[list[int]]:
