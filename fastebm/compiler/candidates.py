@@ -29,9 +29,9 @@ LANES, FUSED, STOCK = "lane program", "fused program", "PyTorch operations"
 LARGE_IMAGE = 3 * 64 * 64
 
 # Products for each value of a step behind a convolution below which lane programs are the faster in bfloat16, too,
-# though they compute in float32. With products of bfloat16 pairs (AVX512-BF16) a lane program took 0.035 ns for each product,
-# a fused one 0.004 and 0.25 for each value of a step; in the gallery, 2.9 and 4.1 products for each value made lane
-# programs the faster by 1.6 and 4.5, 9.4 by 1.1; from 16 on fused programs were, by 1.3 and 2.3.
+# though they compute in float32. With products of bfloat16 pairs (AVX512-BF16) a lane program took 0.035 ns for each
+# product, a fused one 0.004 and 0.25 for each value of a step. In the gallery 2.9 and 4.1 products for each value made
+# lane programs the faster by 1.6 and 4.5, 9.4 by 1.1; from 16 on fused programs were, by 1.3 and 2.3.
 FEW_PRODUCTS = 10
 # Channels that such steps work on at a time.
 BLOCK = 32
