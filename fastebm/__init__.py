@@ -15,9 +15,24 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fastebm import compiler, data, evaluation, losses, models, ops, recipes, rng, runs, sampling, tasks, training
+    from fastebm import (
+        compiler,
+        data,
+        distributed,
+        evaluation,
+        losses,
+        models,
+        ops,
+        recipes,
+        rng,
+        runs,
+        sampling,
+        tasks,
+        training,
+    )
     from fastebm.compiler.energy_gradient import EnergyGradient, energy_gradient
     from fastebm.compiler.score import ScoreGradient, score_gradient
+    from fastebm.compiler.weight_gradient import WeightGradient, weight_gradient
     from fastebm.ops import langevin_step, langevin_step_
     from fastebm.runs.registry import load
     from fastebm.sampling import (
@@ -31,6 +46,7 @@ if TYPE_CHECKING:
         ExpandingCascade,
         Joint,
         Langevin,
+        Minibatches,
         ParallelTempering,
         ReplayBuffer,
         Underdamped,
@@ -44,7 +60,19 @@ __version__ = "0.2.0"
 
 # Where each public name is defined; a subpackage is its own place.
 _PACKAGES = (
-    *("build_extension", "cli", "compiler", "data", "evaluation", "losses", "models", "ops", "plotting", "recipes"),
+    *(
+        "build_extension",
+        "cli",
+        "compiler",
+        "data",
+        "distributed",
+        "evaluation",
+        "losses",
+        "models",
+        "ops",
+        "plotting",
+        "recipes",
+    ),
     *("rng", "runs", "sampling", "tasks", "training"),
 )
 _NAMES = {
@@ -61,8 +89,10 @@ _NAMES = {
     "ParallelTempering": "fastebm.sampling",
     "ReplayBuffer": "fastebm.sampling",
     "MCLMC": "fastebm.sampling",
+    "Minibatches": "fastebm.sampling",
     "ScoreGradient": "fastebm.compiler",
     "Underdamped": "fastebm.sampling",
+    "WeightGradient": "fastebm.compiler",
     "diagnostics": "fastebm.sampling",
     "energy_gradient": "fastebm.compiler",
     "langevin_step": "fastebm.ops",
@@ -73,6 +103,7 @@ _NAMES = {
     "score_gradient": "fastebm.compiler",
     "starts": "fastebm.sampling",
     "train": "fastebm.training",
+    "weight_gradient": "fastebm.compiler",
 }
 
 __all__ = [
@@ -87,13 +118,16 @@ __all__ = [
     "ExpandingCascade",
     "Joint",
     "Langevin",
+    "Minibatches",
     "ParallelTempering",
     "ReplayBuffer",
     "ScoreGradient",
     "Underdamped",
+    "WeightGradient",
     "compiler",
     "data",
     "diagnostics",
+    "distributed",
     "energy_gradient",
     "evaluation",
     "langevin_step",
@@ -113,6 +147,7 @@ __all__ = [
     "tasks",
     "train",
     "training",
+    "weight_gradient",
 ]
 
 

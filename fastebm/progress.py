@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from fastebm.distributed import ranks
+
 REDRAW = 10.0
 """Seconds between two lines where nobody watches: in the log of a job."""
 
@@ -29,7 +31,7 @@ def progress_bar(
     """A tqdm bar on stderr, for `update(count)`, at `initial` of `total`; silent if not `shown`.
 
     It is redrawn five times a second on a terminal and in a notebook. Elsewhere it adds a line every 10 seconds. A
-    process without stderr draws none.
+    process without stderr draws none, and of several that work together only rank 0 draws.
     """
     from tqdm.auto import tqdm
 
@@ -42,7 +44,7 @@ def progress_bar(
         desc=description,
         unit=unit,
         file=None if watched else _Lines(),
-        disable=not (shown and there),
+        disable=not (shown and there and ranks().first),
         mininterval=0.2 if watched else REDRAW,
         ncols=None if watched else 110,
         dynamic_ncols=terminal,

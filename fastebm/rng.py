@@ -64,6 +64,7 @@ class Stream(IntEnum):
     TRAJECTORY_LENGTH = 18
     REFRESH = 19
     PROJECTION = 20
+    MINIBATCH = 21
 
 
 def draw_seed() -> int:

@@ -30,6 +30,7 @@ TESTS = (
     "tests/ops/test_normal.py",
 )
 TESTS += ("tests/ops/test_uniform.py", "tests/ops/test_block_tail.py", "tests/ops/test_expand_blend.py")
+TESTS += ("tests/ops/test_weight_gradients.py",)
 SKIPPED = "not compiles and not opcheck and not statistics"
 
 

@@ -33,6 +33,7 @@ def test_numbers_of_streams_never_change():
         "TRAJECTORY_LENGTH": 18,
         "REFRESH": 19,
         "PROJECTION": 20,
+        "MINIBATCH": 21,
     }
 
 

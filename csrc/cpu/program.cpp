@@ -111,17 +111,10 @@ ConstantView checked_constant(const ConstantNeed& need, const Tensor& tensor, si
   return {tensor.const_data_ptr(), sizes[0], sizes[1], sizes[2]};
 }
 
-std::shared_ptr<const CheckedProgram> program_of(const Tensor& code) {
-  STD_TORCH_CHECK(code.scalar_type() == ScalarType::Long && code.dim() == 1 && code.is_contiguous(),
-                  "code must be a contiguous int64 vector on the CPU");
-  STD_TORCH_CHECK(code.const_data_ptr() != nullptr, "code does not begin as a program does");
-  return checked_program(static_cast<const int64_t*>(code.const_data_ptr()), code.numel());
-}
-
 }  // namespace
 
 ReadyProgram::ReadyProgram(const Tensor& x, const Tensor& code, const std::vector<Tensor>& constants, const Tensor& workspace)
-    : program_(program_of(code)) {
+    : program_(checked_program(code)) {
   ProgramJob& job = job_;
   const CheckedProgram& program = *program_;
   STD_TORCH_CHECK(x.dim() > 0, "x must be (batch, ...), got a tensor without dimensions");
@@ -188,10 +181,11 @@ void ReadyProgram::run(float* energies, float* gradient) const {
   for (int64_t i = 0; i < job.header->instructions; ++i) cost += cost_of(job.instructions[i]);
   const bool alone = static_cast<double>(job.batch) * cost < kAloneNanoseconds;
   const int64_t workers = alone ? 1 : std::min(job.header->workers, chunks);
+  // A chunk has the same slot however many threads there are: gradients of weights read what is kept there.
   torch::stable::parallel_for(0, workers, 1, [&](int64_t first, int64_t behind) {
     for (int64_t w = first; w < behind; ++w)
       for (int64_t c = w; c < chunks; c += workers)
-        run_segments(job, execute, {&job, job.workspace + w * job.header->slot, c * chunk, 0, 0, 1},
+        run_segments(job, execute, {&job, job.workspace + c % job.header->workers * job.header->slot, c * chunk, 0, 0, 1},
                      std::min(job.batch, (c + 1) * chunk));
   });
 }

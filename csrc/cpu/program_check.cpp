@@ -132,6 +132,8 @@ class Check {
     unless(expected == h.instructions, "segments must cover all instructions");
     for (int64_t s = 0; s < h.segments; ++s) segment(s);
     p_.whole_gradient = p_.writes_gradient && gradient_.whole();
+    p_.kept.assign(h.buffers, false);
+    for (int64_t b : in_use_) p_.kept[b] = coverage_[b].whole() && p_.buffers[b].images >= h.chunk;
   }
 
  private:
@@ -528,6 +530,13 @@ std::shared_ptr<const CheckedProgram> checked_program(const int64_t* code, int64
   kept.insert(kept.begin(), program);
   if (kept.size() > kKept) kept.pop_back();
   return mine = program;
+}
+
+std::shared_ptr<const CheckedProgram> checked_program(const torch::stable::Tensor& code) {
+  STD_TORCH_CHECK(code.scalar_type() == torch::headeronly::ScalarType::Long && code.dim() == 1 && code.is_contiguous(),
+                  "code must be a contiguous int64 vector on the CPU");
+  STD_TORCH_CHECK(code.const_data_ptr() != nullptr, "code does not begin as a program does");
+  return checked_program(static_cast<const int64_t*>(code.const_data_ptr()), code.numel());
 }
 
 }  // namespace fastebm

@@ -4,6 +4,8 @@
 // so kernels run from the copy that was checked, and a call only compares the two.
 #pragma once
 
+#include <torch/csrc/stable/tensor.h>
+
 #include <memory>
 #include <vector>
 
@@ -35,6 +37,7 @@ struct CheckedProgram {
   std::vector<ConstantNeed> constants;  // as many as there must be
   int64_t numbers = 0;                  // how many constant 0 must have at least
   int64_t workspace = 0;                // bytes of all slots
+  std::vector<char> kept;               // by buffer, whether it holds every image of a chunk when the program has run
   bool loads = false, writes_gradient = false, whole_gradient = false, writes_energies = false;
   Sample sample;    // that is loaded
   Sample gradient;  // the least that is written, channels exactly
@@ -42,5 +45,6 @@ struct CheckedProgram {
 
 // The program of a code, checked now or when the same code was seen before. Throws with one line where it breaks a rule.
 std::shared_ptr<const CheckedProgram> checked_program(const int64_t* code, int64_t count);
+std::shared_ptr<const CheckedProgram> checked_program(const torch::stable::Tensor& code);
 
 }  // namespace fastebm

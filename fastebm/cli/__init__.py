@@ -10,10 +10,13 @@ import importlib
 import os
 import signal
 import sys
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout
 from typing import Any
 
 import fastebm
+from fastebm import distributed
 from fastebm.cli.arguments import lacks_memory, one_line_warnings, print_error
 from fastebm.cli.parser import ArgumentsError, Parser, closest, parse
 from fastebm.cli.signals import StopSignals
@@ -45,6 +48,9 @@ METHODS = {
     "ec-flow": "a normalising flow that an energy calibrates",
 }
 """What each method of `fastebm train` trains."""
+LINGER = 3.0
+"""Seconds that a process waits after an error that another one tells of: torchrun ends all when the first has ended,
+and the other one may have files to clean up."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -62,34 +68,62 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _run(list(arguments), signals)
     with signals.handled():
         streams = StandardStreams()
-        with streams.replaced():
+        with streams.replaced(), _quiet_unless_first():
             code = _run(sys.argv[1:], signals) or signals.exit_code or streams.exit_code()
             if signals.number is not None:
                 streams.flush()
                 os._exit(code)  # everything is cleaned up: no thread of a library may keep the process
+    if code and not distributed.told():
+        time.sleep(LINGER)
     return code
 
 
 def _run(arguments: list[str], signals: StopSignals) -> int:
-    try:
+    """Parses a command and runs it, on rank 0 if there are several; a command that trains runs on all of them."""
+
+    def work() -> int:
         command = _parse(arguments)
         _check_working_folder()
         importlib.import_module("torch")  # the seconds in which a signal has nothing to clean up
-        signals.working = True
-        with one_line_warnings():
-            return int(command())
+        with one_line_warnings(), distributed.launched() as ranks:
+            if getattr(command, "on_every_rank", False):
+                signals.working = True
+                return _code_of(command, signals)
+            signals.working = ranks.first
+            if not ranks.first:
+                signals.end_at_once()  # they have nothing to clean up
+            return _code_of(lambda: distributed.led(lambda: _code_of(command, signals)), signals)
+
+    return _code_of(work, signals)
+
+
+def _code_of(work: Callable[[], int], signals: StopSignals) -> int:
+    """The exit code of a piece of work; its error is one line, which one of several processes prints."""
+    try:
+        return int(work())
     except SystemExit as stop:  # --help
         return int(stop.code or 0)
-    except KeyboardInterrupt:
-        return _stopped(signals)
+    except KeyboardInterrupt as interrupt:
+        return _stopped(interrupt, signals)
     except Exception as error:
         if signals.number is not None:  # a library made another error of the interrupt
-            return _stopped(signals)
+            return _stopped(error, signals)
         code = _exit_code(error)
         if code is None:
             raise
-        print_error(error)
+        if distributed.speaks(error):
+            print_error(error)
         return code
+
+
+@contextmanager
+def _quiet_unless_first() -> Iterator[None]:
+    """A block in which only the first of several processes writes to standard output."""
+    if os.environ.get("RANK", "0") == "0":
+        yield
+        return
+    with open(os.devnull, "w") as null, redirect_stdout(null):
+        yield
 
 
 def _check_working_folder() -> None:
@@ -100,11 +134,12 @@ def _check_working_folder() -> None:
         raise ValueError("the working folder does not exist any more: change to another one") from None
 
 
-def _stopped(signals: StopSignals) -> int:
-    print(
-        "\nfastebm: stopped; the same command goes on from the last checkpoint of a training, and with generate",
-        file=sys.stderr,
-    )
+def _stopped(error: BaseException, signals: StopSignals) -> int:
+    if distributed.speaks(error):
+        print(
+            "\nfastebm: stopped; the same command goes on from the last checkpoint of a training, and with generate",
+            file=sys.stderr,
+        )
     return signals.exit_code or 128 + signal.SIGINT
 
 
@@ -143,7 +178,7 @@ def _exit_code(error: Exception) -> int | None:
     """The exit code of an error that one line explains; None for a bug, which has to show its traceback."""
     if isinstance(error, ValueError | OSError | ModuleNotFoundError):
         return 2
-    if isinstance(error, FloatingPointError) or lacks_memory(error):
+    if isinstance(error, FloatingPointError | distributed.LostRankError) or lacks_memory(error):
         return 1
     if not isinstance(error, RuntimeError):
         return None

@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fastebm.distributed import ranks, says_first
+
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
@@ -32,11 +34,12 @@ def print_error(error: BaseException) -> None:
 def one_line_warnings() -> Iterator[None]:
     """Within the block each warning is one line on stderr, `fastebm: warning: ...`, without its place in the code.
 
-    Ours are all shown.
+    Ours are all shown, but what several processes say, once.
     """
 
     def show(message: Warning | str, *_: Any, **__: Any) -> None:
-        print(f"fastebm: warning: {message}", file=sys.stderr, flush=True)
+        if says_first(f"warning: {message}"):
+            print(f"fastebm: warning: {message}", file=sys.stderr, flush=True)
 
     with warnings.catch_warnings():
         if not sys.warnoptions:
@@ -68,7 +71,7 @@ def check_range(name: str, value: int, low: int, high: int) -> None:
 
 
 def select_device(name: str | None) -> torch.device:
-    """The device that --device names; without it a GPU if there is one, else the CPU.
+    """The device that --device names; without it a GPU if there is one, else the CPU. Each rank has a GPU of its own.
 
     Raises ValueError for a name that is no device or of another kind than cpu and cuda, for a GPU that is not there,
     and where the backend that FASTEBM_BACKEND asks for can't run on the device.
@@ -91,6 +94,7 @@ def select_device(name: str | None) -> torch.device:
             raise ValueError(f"--device {name} was given, but there is no CUDA GPU here")
         if (device.index or 0) >= (there := torch.cuda.device_count()):
             raise ValueError(f"--device {name} was given, but there are {there} GPUs here, from cuda:0 on")
+        device = _own_gpu(name, device, there)
     elif device.index:
         raise ValueError(f"--device must be cpu, cuda or cuda:NUMBER, got {name!r}")
     try:
@@ -98,6 +102,22 @@ def select_device(name: str | None) -> torch.device:
     except RuntimeError as error:
         raise ValueError(f"FASTEBM_BACKEND: {error}") from error
     return device
+
+
+def _own_gpu(name: str | None, device: torch.device, there: int) -> torch.device:
+    """The GPU of this process, if several work together. Raises ValueError where they would have to share one."""
+    import torch
+
+    if ranks().size == 1:
+        return device
+    if str(device) != "cuda":
+        raise ValueError(f"--device {name} is one GPU for {ranks().size} processes: cuda gives each its own")
+    if ranks().local_size > there:
+        raise ValueError(
+            f"{ranks().local_size} processes were started on this machine, and it has {there} GPUs: start as many, or "
+            "say --device cpu"
+        )
+    return torch.device("cuda", ranks().local_rank)
 
 
 def write_images(path: Path, images: Tensor) -> None:

@@ -11,6 +11,7 @@ import torch
 
 from fastebm.cli.arguments import check_count, check_range, select_device, write_images
 from fastebm.data import digits
+from fastebm.distributed import ranks
 from fastebm.evaluation import evaluate_digits
 from fastebm.memory import check_memory
 from fastebm.runs.files import write_json
@@ -39,6 +40,8 @@ class Demo:
     """number of CPU threads; more are somewhat faster on idle cores, and many times slower on busy ones"""
 
     def __call__(self) -> int:
+        if (size := ranks().size) > 1:
+            raise ValueError(f"the demo is for one process, and {size} were started: fastebm train works with several")
         check_count(self.count)
         check_range("--threads", self.threads, 1, max(64, os.cpu_count() or 1))
         check_memory(f"{self.count:,} samples", 4 * self.count * DIGITS.channels * DIGITS.sizes[-1] ** 2)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from fastebm.cli.image_task import ImageTask
+from fastebm.distributed import together
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -89,12 +90,14 @@ class Denoise(ImageTask):
             except RunError as error:  # --data may be given: tuning is what lacks training images
                 raise RunError(f"{error}, and --tuning-images 0") from error
             one = dataclasses.replace(options, num_chains=1)
-            options = tasks.tune_denoising(run, few, self.noise, one, seed=self.seed)
+            options = together(tasks.tune_denoising, run, few, self.noise, one, seed=self.seed)
             options = dataclasses.replace(options, num_chains=self.num_chains)
             baselines = tasks.tune_denoisers(few, tasks.add_noise(few, self.noise, self.seed, 2**32), self.noise)
         noisy = images if self.noisy else tasks.add_noise(images, self.noise, self.seed)
         clean = None if self.noisy else images
-        result = tasks.denoise(run, noisy, self.noise, options, clean=clean, baselines=baselines, seed=self.seed)
+        result = together(
+            tasks.denoise, run, noisy, self.noise, options, clean=clean, baselines=baselines, seed=self.seed
+        )
         save_denoised(out / "denoised.png", result)
         save_arrays(out / "denoised.npz", noisy=result.noisy, restored=result.restored)
         settings = {denoiser.name: dict(denoiser.settings) for denoiser in baselines}

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from fastebm.cli.arguments import check_count, select_device
+from fastebm.distributed import together
 
 if TYPE_CHECKING:
     from fastebm.tasks import DetectionResult
@@ -91,7 +92,8 @@ class Detect:
         images = held_out_images(run) if self.data is None else matching_images(run, self.data, self.split, **shape)
         against = {name: outlier_images(run, path, split, **shape) for name, (path, split) in sets.items()}
         with task_folder(out, FILES, overwrite=self.overwrite):
-            detection = detect_outliers(
+            detection = together(
+                detect_outliers,
                 run,
                 training,
                 images,

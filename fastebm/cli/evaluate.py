@@ -16,6 +16,7 @@ from fastebm.cli.arguments import check_count, select_device
 from fastebm.data import ImageFormat
 from fastebm.data.run_source import run_source
 from fastebm.data.value_range import SIGNED
+from fastebm.distributed import together
 from fastebm.evaluation import (
     CalibrationMetrics,
     EnergyMetrics,
@@ -226,7 +227,7 @@ class Evaluate:
 
     def _draw(self, run: Run) -> Tensor:
         try:
-            return run.sample(self.count, self.seed, progress=True)
+            return together(run.sample, self.count, self.seed, progress=True)
         except FloatingPointError as error:
             raise RunError(f"{run.path}: its samples can't be drawn: {error}") from error
 
@@ -293,30 +294,29 @@ def _energy_metrics(
 
     A cascade has long chains of its highest energy; an energy that calibrates a generator has chains as in training.
     """
-    cascade, config = isinstance(run, CoarseToFineRun), run.config
-    energy = run.levels[run.size] if cascade else getattr(run, "energy", None)
+    energy = run.levels[run.size] if isinstance(run, CoarseToFineRun) else getattr(run, "energy", None)
     if energy is None:
         print(f"No energy metrics: {run.path} has no energy, only a generator.", file=sys.stderr)
         return None, None
     start = samples[:METRICS_COUNT].to(device_of(energy))
     reference = real.subset(len(start)).batch(slice(None), start.device)
-    found: EnergyMetrics | CalibrationMetrics
-    if cascade:
-        dtype = getattr(torch, config.dtype)
-        found = energy_metrics(
-            energy, start, reference, dtype=dtype, seed=config.seed, **last_level_settings(run.cascade())
-        )
-        ends = found.long_run.images
-    else:
-        found = calibration_metrics(
-            energy,
-            start,
-            reference,
-            step_size=config.step_size,
-            noise_std=config.noise_std,
-            num_steps=config.num_steps,
-            data_term=DataTerm(config.data_term_weight, config.data_term_hinge),
-            seed=config.seed,
-        )
-        ends = found.ends
+    found = together(_measured_energy, run, start, reference)
+    ends = found.long_run.images if isinstance(found, EnergyMetrics) else found.ends
     return found, None if classifier is None else LongRunFeatures.of(start, ends, real, classifier)
+
+
+def _measured_energy(run: Any, start: Tensor, reference: Tensor) -> EnergyMetrics | CalibrationMetrics:
+    config = run.config
+    if isinstance(run, CoarseToFineRun):
+        dtype, settings = getattr(torch, config.dtype), last_level_settings(run.cascade())
+        return energy_metrics(run.levels[run.size], start, reference, dtype=dtype, seed=config.seed, **settings)
+    return calibration_metrics(
+        run.energy,
+        start,
+        reference,
+        step_size=config.step_size,
+        noise_std=config.noise_std,
+        num_steps=config.num_steps,
+        data_term=DataTerm(config.data_term_weight, config.data_term_hinge),
+        seed=config.seed,
+    )

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from fastebm.cli.image_task import ImageTask
+from fastebm.distributed import together
 
 if TYPE_CHECKING:
     from fastebm.tasks import InpaintingResult
@@ -47,7 +48,7 @@ class Inpaint(ImageTask):
         else:
             hole = tasks.hole_mask(self.mask_pattern or "square", len(images), run.size, self.seed)
         with self.folder() as out:
-            result = tasks.inpaint(run, images, hole, options, seed=self.seed)
+            result = together(tasks.inpaint, run, images, hole, options, seed=self.seed)
             save_inpainted(out / "inpainted.png", result)
             save_arrays(out / "inpainted.npz", filled=result.filled, energy=result.energy, mean=result.mean)
             self._report(run, result, out)

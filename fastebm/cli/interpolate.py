@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from fastebm.cli.image_task import ImageTask
+from fastebm.distributed import together
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -56,11 +57,11 @@ class Interpolate(ImageTask):
 
         pairs = len(images) // 2
         ends = images[0 : 2 * pairs : 2], images[1 : 2 * pairs : 2]
-        between = tasks.interpolate_images(run, *ends, options, progress=True)
+        between = together(tasks.interpolate_images, run, *ends, options, progress=True)
         cascade = getattr(run.config, "variant", None) == "cascade"
         starts: Any = ("noise", "coarse")[: len(run.levels)] if cascade else ()
         chains = {
-            start: tasks.interpolate_chains(run, start, pairs=pairs, points=self.points, seed=self.seed)
+            start: together(tasks.interpolate_chains, run, start, pairs=pairs, points=self.points, seed=self.seed)
             for start in starts
         }
         save_image_path(out / "images.png", between)
@@ -87,7 +88,7 @@ class Interpolate(ImageTask):
             training, unseen = tasks.dataset_images(run, "train"), tasks.images_for(run, count=50)
         except (RunError, ValueError) as error:
             return None, f"Without training images there are none that are nearest to samples: {error}"
-        samples = run.sample(50, self.seed)
+        samples = together(run.sample, 50, self.seed)
         near = tasks.nearest_images(samples, training)
         save_nearest(out / "neighbours.png", samples, near.images, near.distances)
         distances = {

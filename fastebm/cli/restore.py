@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from fastebm.cli.arguments import check_count, select_device
+from fastebm.distributed import together
 from fastebm.ops import normal
 from fastebm.plotting import save_grid
 from fastebm.rng import Stream
@@ -132,7 +133,8 @@ class Restore:
             y = y + self.noise * normal(y.shape, seed=self.seed, stream=Stream.DATA_NOISE, device=device)
         with task_folder(out, FILES, overwrite=self.overwrite):
             started = time.perf_counter()
-            restored = restore(
+            restored = together(
+                restore,
                 y,
                 operator,
                 energy=run,

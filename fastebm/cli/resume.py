@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from fastebm.cli.arguments import select_device
 
@@ -12,6 +13,8 @@ from fastebm.cli.arguments import select_device
 @dataclass(frozen=True)
 class Resume:
     """Continue a run that was stopped, on its own images and with its own settings, to the same bits."""
+
+    on_every_rank: ClassVar[bool] = True
 
     run: Path
     """folder of the run"""

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fastebm.cli.arguments import check_count, select_device, write_images
+from fastebm.distributed import together
 from fastebm.memory import check_memory
 
 
@@ -64,7 +65,7 @@ class Sample:
             options["dtype"] = getattr(torch, self.dtype)
         run = load(self.run, device)
         check_memory(f"{self.count:,} samples", 4 * self.count * run.config.channels * run.size**2)
-        samples = run.sample(self.count, self.seed, progress=True, **options)
+        samples = together(run.sample, self.count, self.seed, progress=True, **options)
         write_images(out, samples)
         print(f"{out}: {self.count} samples of {run.size}x{run.size} from iteration {run.iteration} of {self.run}")
         return 0

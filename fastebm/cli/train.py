@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from fastebm.cli.arguments import select_device
 from fastebm.cli.parser import parse
@@ -50,6 +50,8 @@ EVERY_METHOD = (
 @dataclass(frozen=True, kw_only=True)
 class Train:
     """Train a model by one of the methods."""
+
+    on_every_rank: ClassVar[bool] = True
 
     data: Path | None = None
     """file or folder of images: .npz, CIFAR, STL-10, IDX (MNIST), ImageNet-32, or pictures of any size; by default

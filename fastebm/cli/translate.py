@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from fastebm.cli.image_task import ImageTask
+from fastebm.distributed import together
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class Translate(ImageTask):
         run = self.open()
         images = self.images(run)
         with self.folder() as out:
-            result = tasks.translate(run, images, options, seed=self.seed)
+            result = together(tasks.translate, run, images, options, seed=self.seed)
             save_translated(out / "translated.png", result, source=not self.hide_source)
             save_arrays(out / "translated.npz", source=result.source, translated=result.images, change=result.change)
             numbers = result.to_json()

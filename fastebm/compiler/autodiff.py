@@ -5,6 +5,7 @@ convolution is a transposed convolution, that of a pool is upsampling. The forwa
 backward part reads.
 """
 
+from collections.abc import Container
 from dataclasses import replace
 from functools import singledispatch
 
@@ -23,18 +24,34 @@ def differentiate(program: Program) -> Program:
 
     Raises ValueError if the energies don't depend on the input.
     """
+    reverse = _reversed(program)
+    if INPUT not in reverse.gradients:
+        raise ValueError("the energies don't depend on the input")
+    outputs = (*program.outputs, reverse.gradient(INPUT))
+    return eliminate_dead_code(Program(tuple(reverse.builder.nodes), outputs))
+
+
+def differentiate_weights(program: Program, trained: Container[LazyTensor]) -> Program:
+    """The program with the gradients of the sum of the energies with respect to its `trained` weights, as operations.
+
+    The gradient with respect to the samples is no output.
+    """
+    reverse = _reversed(program, trained)
+    return eliminate_dead_code(Program(tuple(reverse.builder.nodes), program.outputs))
+
+
+def _reversed(program: Program, trained: Container[LazyTensor] = ()) -> "_ReverseMode":
     reverse = _ReverseMode(program)
     (energies,) = program.outputs
     reverse.accumulate(energies, reverse.add(op.Ones()))
     for node in reversed(program.nodes):
         if node.name in reverse.gradients and not isinstance(node.operation, op.Input):
             gradient = reverse.gradient(node.name)
+            if any(weight in trained for weight in node.operation.weights()):
+                reverse.add(op.WeightGradient(node.operation), *node.inputs, gradient)
             for name, part in zip(node.inputs, adjoint(node.operation, reverse, node, gradient), strict=True):
                 reverse.accumulate(name, part)
-    if INPUT not in reverse.gradients:
-        raise ValueError("the energies don't depend on the input")
-    gradient = reverse.gradient(INPUT)
-    return eliminate_dead_code(Program(tuple(reverse.builder.nodes), (energies, gradient)))
+    return reverse
 
 
 class _ReverseMode:

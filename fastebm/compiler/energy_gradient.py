@@ -312,11 +312,11 @@ class EnergyGradient:
                 f"{self.name} runs by autograd instead of a fused program, which is slower, and its bits depend on the "
                 f"batch: {reason} (engine='autograd' asks for that without this warning)",
                 RuntimeWarning,
-                stacklevel=_users_level(),
+                stacklevel=users_level(),
             )
 
 
-def _users_level() -> int:
+def users_level() -> int:
     """How far up the first frame outside of fastebm and PyTorch is, as `warnings.warn` counts in the caller."""
     frame, level = sys._getframe(1), 1
     while frame.f_back is not None and _is_inside(frame.f_code.co_filename):

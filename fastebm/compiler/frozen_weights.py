@@ -1,6 +1,6 @@
 """A context in which a module's weights are frozen: eval mode, no weight gradients, parametrisations evaluated once."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, cast
 
@@ -76,6 +76,75 @@ def frozen_weights(module: nn.Module, evaluated: Evaluated | None = None) -> Ite
             f"a {type(trained[0]).__name__} was put into train mode while a chain over it ran; end the chains before "
             "you train, or sample from a copy (copy.deepcopy)"
         )
+
+
+def refuse_frozen(module: nn.Module) -> None:
+    """Raises RuntimeError where a chain over the weights of `module` runs."""
+    if any(id(part) in _frozen for part in module.modules()):
+        raise RuntimeError(
+            "the gradients of weights were asked for while a chain over them ran, maybe in another thread; end the "
+            "chains before you train, or sample from a copy (copy.deepcopy)"
+        )
+
+
+class DifferentiableWeights:
+    """Evaluated parametrised weights with their graph; `differentiable_weights` shows the module copies without it."""
+
+    def __init__(self) -> None:
+        self._with_graph: Evaluated = {}
+        self._shown: Evaluated = {}
+
+    def shown(self) -> list[Tensor]:
+        """The copies that the module reads, leaves that require a gradient where their originals do."""
+        return [weight for weight in self._shown.values() if weight.requires_grad]
+
+    def values(self) -> Evaluated:
+        """The weights as `frozen_weights` takes them, without graph."""
+        return {place: weight.detach() for place, weight in self._shown.items()}
+
+    def through(self, parameters: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> list[Tensor | None]:
+        """The gradients of `parameters`, from those of `[*parameters, *shown()]`, through the parametrisations."""
+        direct = list(gradients[: len(parameters)])
+        of = [self._with_graph[place] for place, weight in self._shown.items() if weight.requires_grad]
+        pairs = [pair for pair in zip(of, gradients[len(parameters) :], strict=True) if pair[1] is not None]
+        if not pairs:
+            return direct
+        weights, given = zip(*pairs, strict=True)
+        more = torch.autograd.grad(weights, parameters, given, allow_unused=True)
+        return [a if b is None else b if a is None else a + b for a, b in zip(direct, more, strict=True)]
+
+    def _evaluate(self, part: nn.Module, undo: Undo) -> None:
+        parametrizations = cast(nn.ModuleDict, part.parametrizations)
+        for name in parametrizations:
+            weight = self._with_graph[part, name] = parametrizations[name]()
+            self._shown[part, name] = weight.detach().requires_grad_(weight.requires_grad)
+        _evaluate_parametrizations(part, undo, self._shown)
+
+
+@contextmanager
+def differentiable_weights(module: nn.Module) -> Iterator[DifferentiableWeights]:
+    """Inside, parametrised weights are plain attributes to differentiate, evaluated once, in the module's own mode.
+
+    So a spectral norm in train mode does one power iteration. Flags stay as they are. Parametrisations run without
+    autocast, as in `frozen_weights`.
+
+    Raises RuntimeError where a chain over these weights runs, whose own values lie in their place.
+    """
+    undo: Undo = []
+    with exclusive():
+        refuse_frozen(module)
+        evaluated = DifferentiableWeights()
+        try:
+            with ExitStack() as full_precision, torch.inference_mode(False), torch.enable_grad():
+                for device in {parameter.device.type for parameter in module.parameters()}:
+                    full_precision.enter_context(without_autocast(device))
+                for part in module.modules():
+                    if "parametrizations" in part._modules and is_parametrized(part):
+                        evaluated._evaluate(part, undo)
+            yield evaluated
+        finally:
+            for restore, *arguments in reversed(undo):
+                restore(*arguments)
 
 
 def _freeze(module: nn.Module, mine: list[_Frozen], evaluated: Evaluated) -> None:

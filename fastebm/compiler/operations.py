@@ -380,3 +380,30 @@ class AppendOnes(Operation):
     def shape(self, *inputs: Shape) -> Shape:
         channels, *size = inputs[0]
         return (channels + 1, *size)
+
+
+# ---- what leaves the program
+
+
+@dataclass(frozen=True)
+class WeightGradient(Operation):
+    """The gradient of the energies' weighted sum with respect to the weights of `of`, summed over samples.
+
+    Its inputs are those of `of`, and the gradient of `of`'s result. No other operation reads it: results of weights
+    leave the program beside its outputs (`fastebm.ops.weight_gradients`). Dead code does not include it.
+    """
+
+    of: Operation
+
+    def shape(self, *inputs: Shape) -> Shape:
+        return ()
+
+    def flops(self, output: Shape, *inputs: Shape) -> int:
+        return self.of.flops(inputs[-1], *inputs[:-1])
+
+    def weights(self) -> list[LazyTensor]:
+        """None: it reads no weight, it differentiates them."""
+        return []
+
+    def attributes(self) -> str:
+        return f"of {type(self.of).__name__} {self.of.attributes()}".strip()

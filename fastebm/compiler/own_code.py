@@ -49,6 +49,10 @@ class OwnCode:
                 with torch.enable_grad():
                     return self._flat_energies(_leaf(x), conditions, dtype).detach()
 
+    def energies_with_graph(self, x: Tensor) -> Tensor:
+        """The energies (B,), with their graph, in the module's own mode and the caller's autocast state."""
+        return self._flat_energies(x, (), None)
+
     def by_autograd(self, x: Tensor, conditions: Conditions, dtype: torch.dtype | None) -> tuple[Tensor, Tensor]:
         """Energies (B,), float32 or float64, and the gradient like x; both detached."""
         if torch.is_inference_mode_enabled():

@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import Any
 
 from fastebm.compiler.lazy_tensors import Shape
-from fastebm.compiler.operations import Input, LinearCombination, Operation
+from fastebm.compiler.operations import Input, LinearCombination, Operation, WeightGradient
 
 INPUT = "x"
 
@@ -142,6 +142,6 @@ def eliminate_dead_code(program: Program) -> Program:
     outputs = tuple(renamed.get(name, name) for name in program.outputs)
     needed = set(outputs)
     for node in reversed(kept):
-        if node.name in needed:
-            needed.update(node.inputs)
+        if node.name in needed or isinstance(node.operation, WeightGradient):
+            needed.update((node.name, *node.inputs))
     return Program(tuple(node for node in kept if node.name in needed or isinstance(node.operation, Input)), outputs)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fastebm.compiler import energy_gradient
+from fastebm.distributed import shared_rows
 from fastebm.ops import normal
 from fastebm.sampling import Langevin
 from fastebm.sampling.cascade import LevelSampler
@@ -182,7 +183,12 @@ def energies(energy: Energy, images: Tensor) -> Tensor:
     """Energies of images in eval mode, computed in batches: float64 (N,) on the CPU."""
     evaluate = energy_gradient(energy)
     with evaluate.chain():
-        return torch.cat([evaluate(part)[0].double().cpu() for part in images.split(_BATCH)])
+        return shared_rows(
+            len(images),
+            lambda rows: torch.cat(
+                [evaluate(part)[0].double().cpu() for part in images[rows.start : rows.stop].split(_BATCH)]
+            ),
+        )
 
 
 def long_chains(

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fastebm import rng
+from fastebm.distributed import shared_rows
 from fastebm.models.frozen_decoder import FrozenDecoder
 from fastebm.models.modes import in_eval_mode
 from fastebm.models.vae_nets import SIZES, Decoder, Encoder
@@ -154,7 +155,11 @@ class VAE(nn.Module):
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         z = self.prior(count, seed, first_chain_id)
         decode = FrozenDecoder(self.decoder, dtype)
-        return torch.cat([decode(part) for part in z.split(batch_size)])
+
+        def decoded(rows: range) -> Tensor:
+            return torch.cat([decode(part) for part in z[rows.start : rows.stop].split(batch_size)])
+
+        return shared_rows(count, decoded, batch_size)
 
     def elbo(self, x: Tensor, seed: int | None = None, first_chain_id: int = 0) -> ELBO:
         """The evidence lower bound of images x by one draw from the posterior, and its terms."""

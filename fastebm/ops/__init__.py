@@ -15,6 +15,7 @@ from .normal import normal
 from .program import CompiledProgram, LoweredProgram
 from .underdamped import baoab_step_, kinetic_energy, leapfrog_, obabo_step_
 from .uniform import uniform
+from .weight_gradients import WeightKind, WeightTask, encode_tasks, weight_gradients_
 
 __all__ = [
     "ACTIVATIONS",
@@ -24,6 +25,8 @@ __all__ = [
     "LaneSampler",
     "LoweredProgram",
     "SamplerOptions",
+    "WeightKind",
+    "WeightTask",
     "activation",
     "advance_chain",
     "advance_sampler",
@@ -32,6 +35,7 @@ __all__ = [
     "baoab_step_",
     "block_tail",
     "call_steps",
+    "encode_tasks",
     "expand_blend",
     "kinetic_energy",
     "langevin_step",
@@ -46,4 +50,5 @@ __all__ = [
     "sampler_steps",
     "schemas",
     "uniform",
+    "weight_gradients_",
 ]

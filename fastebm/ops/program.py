@@ -83,6 +83,8 @@ class LoweredProgram:
         sample: the shape of one sample of x.
         bytes: of the numbers that convolutions read: 2 (bfloat16), 4 or 8.
         constants: what `CompiledProgram.refresh` gets values for, in that order, after the numbers.
+        kept: buffers that hold the results of all images of a call when it is over, for `weight_gradients_`. A call
+            then takes `CompiledProgram.images_at_once` images or fewer.
     """
 
     sample: tuple[int, ...]
@@ -91,6 +93,7 @@ class LoweredProgram:
     instructions: tuple[Instruction, ...]
     epilogues: tuple[Epilogue, ...]
     constants: tuple[Constant, ...]
+    kept: frozenset[int] = frozenset()
 
     def reads(self, instruction: Instruction) -> list[int]:
         """The buffers that an instruction reads."""
@@ -151,6 +154,12 @@ class CompiledProgram:
         sample = x.view(x.shape[0], *self.lowered.sample)
         energies, gradient = torch.ops.fastebm.run_program(sample, code, self.constants, self.workspace)
         return energies, gradient.view(x.shape)
+
+    @property
+    def images_at_once(self) -> int:
+        """The images of a call that leaves all of `lowered.kept`: each worker takes one chunk, as large as may be."""
+        workers = torch.get_num_threads() if self.device.type == "cpu" else 1
+        return workers * most_images(self.lowered, self.layout)
 
     def same_as(self, other: CompiledProgram) -> bool:
         """Whether both are one program with one set of constants."""
@@ -311,7 +320,7 @@ def plan_batch(
     if whole:
         chunk, segments = max(batch, 1), [Segment(0, len(lowered.instructions), max(batch, 1))]
     else:
-        chunk = max(1, batch) if team else chunk_size(batch, workers, most_images(layout, _image_bytes(lowered)))
+        chunk = max(1, batch) if team else chunk_size(batch, workers, most_images(lowered, layout))
         segments = split_into_segments(lowered, chunk)
     slot, buffers = allocate_buffers(lowered, layout, segments, chunk)
     header = Header(layout, panel, lowered.bytes, chunk, slot, 1 if team or whole else workers, int(team))
@@ -320,9 +329,14 @@ def plan_batch(
     return planned
 
 
-def most_images(layout: Layout, image_bytes: int) -> int:
-    """The images that a worker may take at a time: `CHUNK`, and fewer where they are large."""
-    whole, part = (CHUNK_BYTES, CHUNK_BYTES // 2) if layout == Layout.TILES else (VECTOR_CHUNK_BYTES,) * 2
+def most_images(lowered: LoweredProgram, layout: Layout) -> int:
+    """The images that a worker may take at a time: `CHUNK`, and fewer where they are large.
+
+    Where results are kept, as many as with matrix tiles: each call adds to the gradients of all weights.
+    """
+    image_bytes = sum(math.prod(_strides(buffer)[2:]) * buffer.bytes for buffer in lowered.buffers)
+    many = layout == Layout.TILES or lowered.kept
+    whole, part = (CHUNK_BYTES, CHUNK_BYTES // 2) if many else (VECTOR_CHUNK_BYTES,) * 2
     most = CHUNK
     while most > 1 and most * image_bytes > (whole if most == CHUNK else part):
         most //= 2
@@ -333,10 +347,6 @@ def chunk_size(batch: int, workers: int, most: int) -> int:
     """The images that a worker takes at a time: at most so many, and as equal as may be."""
     rounds = max(1, -(-batch // (workers * most)))
     return max(1, -(-batch // (workers * rounds)))
-
-
-def _image_bytes(lowered: LoweredProgram) -> int:
-    return sum(math.prod(_strides(buffer)[2:]) * buffer.bytes for buffer in lowered.buffers)
 
 
 def split_into_segments(lowered: LoweredProgram, chunk: int) -> list[Segment]:
@@ -410,7 +420,7 @@ def allocate_buffers(
 
     A buffer that lives within one segment has room for that segment's images only; memory is used again once the last
     reader is through. What crosses segments holds its place for the whole of them, because within a segment
-    instructions repeat.
+    instructions repeat. What is kept holds it to the end.
     """
     of_instruction = [number for number, s in enumerate(segments) for _ in range(s.count)]
     lives: dict[int, list[int]] = {}
@@ -424,7 +434,8 @@ def allocate_buffers(
     order = sorted(lives, key=lambda b: lives[b][0])
     for b in order:
         first, last = min(lives[b]), max(lives[b])
-        local = of_instruction[first] == of_instruction[last]
+        local = of_instruction[first] == of_instruction[last] and b not in lowered.kept
+        last = len(lowered.instructions) - 1 if b in lowered.kept else last
         images = segments[of_instruction[first]].images if local else chunk
         if not local:
             first = segments[of_instruction[first]].first
@@ -498,22 +509,28 @@ def _run_program(x: Tensor, code: Tensor, constants: Sequence[Tensor], workspace
 def reference_run_program(
     energies: Tensor, gradient: Tensor, x: Tensor, code: Tensor, constants: Sequence[Tensor], workspace: Tensor
 ) -> None:
-    """Kernel `run_program` in plain PyTorch. The workspace is not used."""
+    """Kernel `run_program` in plain PyTorch. It computes with tensors of its own, and leaves what a kernel leaves."""
     program, needs = checked_program(code)
     if not needs.check_call(x, constants):
         energies.zero_()
         gradient.zero_()
-    _Reference(program, x, list(constants), energies, gradient).run()
+    _Reference(program, x, list(constants), energies, gradient, workspace).run()
 
 
 class _Reference:
     """One run: every buffer as a dense (B, C, H, W) tensor, from its first write on."""
 
     def __init__(
-        self, code: PlannedProgram, x: Tensor, constants: list[Tensor], energies: Tensor, gradient: Tensor
+        self,
+        code: PlannedProgram,
+        x: Tensor,
+        constants: list[Tensor],
+        energies: Tensor,
+        gradient: Tensor,
+        workspace: Tensor,
     ) -> None:
         self.code, self.x, self.constants = code, x, constants
-        self.energies, self.gradient = energies, gradient
+        self.energies, self.gradient, self.workspace = energies, gradient, workspace
         self.stored = {2: torch.bfloat16, 4: torch.float32, 8: torch.float64}
         self.buffers: dict[int, Tensor] = {}
 
@@ -645,7 +662,21 @@ class _Reference:
             shape = (len(self.x), b.channels, b.height, b.width)
             self.buffers[step.buffer] = torch.zeros(shape, dtype=self.stored[b.bytes], device=self.x.device)
         buffer = self.buffers[step.buffer]
-        buffer[:, step.channel : step.channel + v.shape[1], rows[:, None], columns] = v.to(buffer.dtype)
+        part = (slice(None), slice(step.channel, step.channel + v.shape[1]), rows[:, None], columns)
+        buffer[part] = v.to(buffer.dtype)
+        chunk = self.code.header.chunk
+        if self.code.buffers[step.buffer].images >= chunk:
+            for number, images in enumerate(buffer.split(chunk)):
+                self._stored_images(step.buffer, number, len(images))[part] = images[part]
+
+    def _stored_images(self, number: int, chunk: int, images: int) -> Tensor:
+        """The images (images, channels, height, width) of a buffer in the workspace, as a kernel writes them."""
+        b, header = self.code.buffers[number], self.code.header
+        begin = chunk % header.workers * header.slot
+        numbers = self.workspace[begin : begin + header.slot // b.bytes * b.bytes].view(self.stored[b.bytes])
+        first = numbers.storage_offset() + b.offset // b.bytes + b.margin * b.pixel_stride
+        strides = (b.image_stride, 1, b.row_stride, b.pixel_stride)
+        return numbers.as_strided((images, b.channels, b.height, b.width), strides, first)
 
     def _number(self, step: Epilogue, v: Tensor) -> Tensor | float:
         return self.constants[0][step.number].to(v.dtype) if step.number >= 0 else 1.0

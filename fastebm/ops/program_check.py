@@ -71,6 +71,7 @@ class Needs:
         gradient: the least (C, H, W) of a sample whose gradient is written, C exactly; None if none is.
         whole_gradient: whether every entry within `gradient` is written.
         energies: whether the energies are written.
+        kept: the buffers that hold every image of a chunk when the program has run.
     """
 
     bytes: int
@@ -84,6 +85,7 @@ class Needs:
     gradient: tuple[int, int, int] | None = None
     whole_gradient: bool = False
     energies: bool = False
+    kept: frozenset[int] = frozenset()
 
     def check_call(self, x: Tensor, constants: Sequence[Tensor]) -> bool:
         """Raises ValueError where x or constants are not what the program reads.
@@ -252,6 +254,8 @@ class _Check:
             self.segment(number, segment.images, range(segment.first, segment.first + segment.count))
         if self.gradient is not None:
             self.needs.whole_gradient = self.gradient.whole
+        whole = (b for b, coverage in self.used.items() if coverage.whole)
+        self.needs.kept = frozenset(b for b in whole if self.program.buffers[b].images >= header.chunk)
         return self.needs
 
     def segment(self, number: int, images: int, instructions: range) -> None:

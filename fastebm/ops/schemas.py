@@ -53,6 +53,7 @@ PUBLIC: dict[str, str] = {
     "expand_blend": "(Tensor primal, Tensor fade, Tensor beta) -> Tensor",
     "expand_blend_backward": "(Tensor grad, Tensor beta) -> (Tensor, Tensor)",
     "run_program": "(Tensor x, Tensor code, Tensor[] constants, Tensor(a!) workspace) -> (Tensor, Tensor)",
+    "weight_gradients_": "(Tensor(a!)[] results, Tensor factors, Tensor code, Tensor tasks, Tensor workspace) -> ()",
     "run_lanes": (
         "(Tensor x, Tensor code, Tensor tables, Tensor constants, Tensor? conditions=None) -> (Tensor, Tensor)"
     ),
@@ -156,6 +157,12 @@ KERNELS: dict[str, Kernel] = {
         "program",
         "(Tensor(a!) energies, Tensor(b!) gradient, Tensor x, Tensor code, Tensor[] constants, "
         "Tensor(c!) workspace) -> ()",
+        backends=("cpp", "triton"),
+    ),
+    # The factors first: their dtype and device decide on the backend.
+    "weight_gradients": Kernel(
+        "weight_gradients",
+        "(Tensor factors, Tensor(a!)[] results, Tensor code, Tensor tasks, Tensor workspace) -> ()",
         backends=("cpp", "triton"),
     ),
     "run_chain": Kernel(

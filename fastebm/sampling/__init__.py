@@ -9,6 +9,7 @@ from fastebm.sampling.langevin import Langevin
 from fastebm.sampling.mala import MALA
 from fastebm.sampling.mclmc import MCLMC, AdjustedMCLMC, AdjustedState, MicrocanonicalInfo, MicrocanonicalState
 from fastebm.sampling.metropolis import MetropolisInfo
+from fastebm.sampling.minibatches import Minibatches
 from fastebm.sampling.replay_buffer import Draw, ReplayBuffer
 from fastebm.sampling.sampler import EnergyState, Sampler
 from fastebm.sampling.schedules import Schedule, constant, cosine, from_epsilon, linear, per_chain, polynomial, table
@@ -34,6 +35,7 @@ __all__ = [
     "MetropolisInfo",
     "MicrocanonicalInfo",
     "MicrocanonicalState",
+    "Minibatches",
     "ParallelTempering",
     "ReplayBuffer",
     "Sampler",

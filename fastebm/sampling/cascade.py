@@ -27,11 +27,12 @@ from torch import Tensor, nn
 import fastebm.ops  # noqa: F401  (registers torch.ops.fastebm)
 from fastebm import rng
 from fastebm.compiler import EnergyGradient
+from fastebm.distributed import shared_rows
 from fastebm.ops.langevin import expand_clamp
 from fastebm.sampling.data_term import implicit_step
 from fastebm.sampling.diagnostics import Diagnostics, LevelDiagnostics, run_observed
 from fastebm.sampling.langevin import Langevin, LangevinOptions
-from fastebm.sampling.observers import checking_finite, progress_bar
+from fastebm.sampling.observers import Observer, checking_finite, progress_bar
 from fastebm.sampling.sampler import (
     Callback,
     Energy,
@@ -187,42 +188,57 @@ class LevelSampler(ABC):
         for level, constraint in zip(levels, constraints, strict=True):
             constraint.check(level, x)
         projections = [each.project for each in constraints if each.project is not None]
-        batches = batch_slices(len(x), batch_size, projections[0] if projections else None)
+        batch_slices(len(x), batch_size, projections[0] if projections else None)  # raises
         report = _every(thin, keep) if callable(keep) else None
         told = None
         if diagnostics is not False:
             told = LevelDiagnostics(diagnostics, self.level_temperatures())
             told.expect(levels)
-        ends = []
-        with progress_bar(num_steps * len(batches), progress) as bar:
-            for first, last in batches:
-                state = start.rows(first, last)
-                with checking_finite(state, check) as watch:
-                    observers = [*watch, *bar]
-                    for level, constraint in zip(levels, constraints, strict=True):
-                        if level is not levels[0]:
-                            state = replace(state, x=self._enlarge(state, level.renoise))
-                        elif x0 is not None:
-                            state = replace(state, x=state.x.clone())
-                        else:
-                            state = replace(state, x=_symmetric_noise(state.x.shape, state, rng.Stream.INITIAL))
-                        state = constraint.apply(level, state, first, last, len(x))
-                        if on_level_start is not None:
-                            on_level_start(level, state.x)
-                        options: dict[str, Any] = {"observers": observers, "project": constraint.project}
-                        callback = None if report is None else report(state.step - start.step)
-                        reader = None if told is None else told.observer(level, first, last)
-                        if reader is not None:
-                            options["callback"] = callback
-                            state = run_observed(level.sampler, state, level.num_steps, reader, **options)
-                        elif callback is None:
-                            state = level.sampler.advance_(state, level.num_steps, **options)
-                        else:
-                            state = level.sampler.run_with_callback(state, level.num_steps, callback, **options)
-                        if on_level_end is not None:
-                            on_level_end(level, state.x)
-                ends.append(state.x)
-        images = torch.cat(ends)
+
+        def through_levels(first: int, last: int, bar: Sequence[Observer]) -> Tensor:
+            state = start.rows(first, last)
+            with checking_finite(state, check) as watch:
+                observers = [*watch, *bar]
+                for level, constraint in zip(levels, constraints, strict=True):
+                    if level is not levels[0]:
+                        state = replace(state, x=self._enlarge(state, level.renoise))
+                    elif x0 is not None:
+                        state = replace(state, x=state.x.clone())
+                    else:
+                        state = replace(state, x=_symmetric_noise(state.x.shape, state, rng.Stream.INITIAL))
+                    state = constraint.apply(level, state, first, last, len(x))
+                    if on_level_start is not None:
+                        on_level_start(level, state.x)
+                    options: dict[str, Any] = {"observers": observers, "project": constraint.project}
+                    callback = None if report is None else report(state.step - start.step)
+                    reader = None if told is None else told.observer(level, first, last)
+                    if reader is not None:
+                        options["callback"] = callback
+                        state = run_observed(level.sampler, state, level.num_steps, reader, **options)
+                    elif callback is None:
+                        state = level.sampler.advance_(state, level.num_steps, **options)
+                    else:
+                        state = level.sampler.run_with_callback(state, level.num_steps, callback, **options)
+                    if on_level_end is not None:
+                        on_level_end(level, state.x)
+            return state.x
+
+        level_ends = on_level_end if isinstance(on_level_end, _LevelEnds) else None
+
+        def chains(rows: range) -> tuple[Tensor, dict[int, Tensor] | None]:
+            batches = batch_slices(len(rows), batch_size)
+            with progress_bar(num_steps * len(batches), progress) as bar:
+                ends = [through_levels(rows.start + first, rows.start + last, bar) for first, last in batches]
+            return torch.cat(ends), None if level_ends is None else level_ends.images
+
+        # Callbacks and diagnostics are told of all chains, and a projection acts on all of them at once.
+        told_of_all = (report, told, on_level_start, on_level_end if level_ends is None else None)
+        if projections or any(each is not None for each in told_of_all):
+            images, _ = chains(range(len(x)))
+        else:
+            images, ends_of_all = shared_rows(len(x), chains)
+            if level_ends is not None and ends_of_all is not None:
+                level_ends.images = ends_of_all
         return images if told is None else (images, told.summaries())
 
     def level_temperatures(self) -> dict[int, tuple[float, float]]:
@@ -237,9 +253,9 @@ class LevelSampler(ABC):
 
     def sample_levels(self, *arguments: Any, **options: Any) -> dict[int, Tensor]:
         """The images at the end of each level that chains go through, by size. Arguments are those of `sample`."""
-        ends: dict[int, list[Tensor]] = {}
-        self.sample(*arguments, **options, on_level_end=lambda level, x: ends.setdefault(level.size, []).append(x))
-        return {size: torch.cat(parts) for size, parts in ends.items()}
+        ends = _LevelEnds()
+        self.sample(*arguments, **options, on_level_end=ends)
+        return ends.images
 
     def _start_images(
         self,
@@ -334,6 +350,17 @@ class LevelSampler(ABC):
             # Not `add(alpha=...)`: it may fuse in whole vectors but not in the rest, which depends on the batch's size.
             x = x * math.sqrt(1 - renoise**2) + noise * renoise
         return x.clamp_(-1, 1) if self.clamp_levels else x
+
+
+class _LevelEnds:
+    """Keeps the images at the end of each level, by its size: an `on_level_end` that chains may be split for."""
+
+    def __init__(self) -> None:
+        self.images: dict[int, Tensor] = {}
+
+    def __call__(self, level: Level, x: Tensor) -> None:
+        before = self.images.get(level.size)
+        self.images[level.size] = x if before is None else torch.cat((before, x))
 
 
 @dataclass(frozen=True)

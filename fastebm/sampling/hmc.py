@@ -16,22 +16,24 @@ from torch import Tensor
 
 from fastebm import rng
 from fastebm.ops import LaneSampler, SamplerOptions, kinetic_energy, leapfrog_, metropolis_, obabo_step_
-from fastebm.sampling.metropolis import Box, EnergySampler, check_box, key_increment, positive_schedules, walls_of
+from fastebm.sampling.metropolis import Box, MetropolisSampler, check_box, key_increment, positive_schedules, walls_of
 from fastebm.sampling.sampler import Energy, check_steps, gradient_of, number_of_rows
-from fastebm.sampling.schedules import PerChain, Schedule, as_schedule, constant, rows_to_try
+from fastebm.sampling.schedules import Schedule, as_schedule, constant, rows_to_try
 from fastebm.sampling.underdamped import (
     Mass,
     VelocityState,
     check_mass,
     fresh_velocity,
     kinetic_tables,
+    masses_of,
     row_of,
+    table_of_steps,
     with_masses,
 )
 from fastebm.scalars import as_count, as_real
 
 
-class _Trajectories(EnergySampler[VelocityState]):
+class _Trajectories(MetropolisSampler[VelocityState]):
     """What HMC, GHMC and MALT share: options, starts, and a trajectory of `num_leapfrogs` evaluations."""
 
     state_type = VelocityState
@@ -71,16 +73,10 @@ class _Trajectories(EnergySampler[VelocityState]):
     target_acceptance = 0.8
 
     def _table_of(self, state: VelocityState, steps: Tensor) -> Tensor:
-        heat = state.temperatures[0].double().expand(len(steps))
-        found = kinetic_tables(1, PerChain(steps.cpu()), self.friction, PerChain(heat.cpu()), halves=True)
-        return found[0].to(steps.device)
+        return table_of_steps(state, steps, self.friction, halves=True)
 
     def _with_variances(self, state: VelocityState, variance: Tensor) -> VelocityState:
-        # Where nothing moved there is no scale to learn.
-        inverse_mass = torch.where(variance > 0, variance, 1.0).to(state.x.dtype)[None]
-        if state.mask is not None:
-            inverse_mass = inverse_mass * (~state.mask).reshape(len(state.x), -1)
-        changed = replace(state, inverse_mass=inverse_mass.contiguous())
+        changed = replace(state, inverse_mass=masses_of(state, variance))
         return changed if state.velocity is None else replace(changed, velocity=self._first_velocity(changed))
 
     def _options(self) -> dict[str, Any]:

@@ -29,6 +29,7 @@ from fastebm.ops.langevin import (
 from fastebm.ops.options import StepOptions
 from fastebm.sampling.diagnostics import Diagnostics
 from fastebm.sampling.graphs import ChainGraphs, Update
+from fastebm.sampling.minibatches import Minibatches
 from fastebm.sampling.observers import Observer, all_deferrable, checking_finite, observe_block
 from fastebm.sampling.sampler import (
     Callback,
@@ -98,9 +99,18 @@ class Langevin(Sampler[ChainState]):
         preconditioner: a positive tensor P that broadcasts to one sample, or "rms": `x' = clamp(x - step_size * P *
             clip(grad E(x)) + noise_std * sqrt(P) * noise)`, whose target is that without P. "rms" takes
             `P = 1 / (sqrt(v) + rms_epsilon)` with `v' = rms_decay * v + (1 - rms_decay) * clip(grad E(x))**2`, as
-            preconditioned SGLD (Li et al., AAAI 2016) without its correction term, so that it samples approximately.
-            Not with momentum, noise_first, grad_norm_clip or a data term.
+            preconditioned SGLD (Li et al., AAAI 2016) without its correction term Gamma, which takes second derivatives
+            of E: it samples approximately, and a P kept from it (see the docs) exactly. Not with momentum, noise_first,
+            grad_norm_clip or a data term.
         rms_decay, rms_epsilon: of "rms".
+        minibatches: `fastebm.Minibatches` of data: each step estimates the energy, which it calls as
+            `energy(x, *conditions, *rows)`, from rows drawn afresh (SGLD, Welling and Teh, ICML 2011). The noise of the
+            estimate, of variance V in an entry of the gradient, widens the chain as `noise_std**2 + step_size**2 V`
+            would.
+        noise_correction: takes that noise out again: a step averages the gradients of two minibatches, estimates the
+            average's V from their difference, and injects the variance `noise_std**2 - step_size**2 V`, or 0 where that
+            is negative (as SGHMC and SGFS do). V is each entry's running mean, of decay `rms_decay`, from 0 on. Only
+            with minibatches, and without momentum, preconditioner, noise_first, clips and data term.
         dtype, engine, reproducible: passed to `energy_gradient`.
 
     Several threads may use one sampler at the same time, or samplers of their own over one module, and get the bits
@@ -136,6 +146,8 @@ class Langevin(Sampler[ChainState]):
         preconditioner: Tensor | Literal["rms"] | None = None,
         rms_decay: float = 0.99,
         rms_epsilon: float = 1e-5,
+        minibatches: Minibatches | None = None,
+        noise_correction: bool = False,
         dtype: torch.dtype | None = None,
         engine: str = "auto",
         reproducible: bool = True,
@@ -183,6 +195,14 @@ class Langevin(Sampler[ChainState]):
         self.rms_decay, self.rms_epsilon = as_real("rms_decay", rms_decay), as_real("rms_epsilon", rms_epsilon)
         if not (0 <= self.rms_decay < 1 and 0 < self.rms_epsilon < math.inf):
             raise ValueError(f"rms_decay must be in [0, 1) and rms_epsilon positive, got {rms_decay} and {rms_epsilon}")
+        if minibatches is not None and not isinstance(minibatches, Minibatches):
+            raise TypeError(f"minibatches is a fastebm.Minibatches or None, got {shown(minibatches)}")
+        self.minibatches, self.noise_correction = minibatches, bool(noise_correction)
+        clipped = grad_clip is not None or grad_norm_clip is not None
+        if noise_correction and (minibatches is None or self.momentum or noise_first or clipped):
+            raise ValueError("noise_correction needs minibatches, and no momentum, noise_first or clip")
+        if noise_correction and preconditioner is not None:
+            raise ValueError("noise_correction is not for a preconditioner")
         self._graphs = ChainGraphs()
 
     def __repr__(self) -> str:
@@ -205,6 +225,8 @@ class Langevin(Sampler[ChainState]):
         if self.preconditioner is not None:
             given = self.preconditioner
             options["preconditioner"] = given if isinstance(given, str) else str(tuple(given.shape))
+        if self.minibatches is not None:
+            options["minibatches"] = repr(self.minibatches) + (", corrected" if self.noise_correction else "")
         listed = ", ".join(f"{name}={value}" for name, value in options.items())
         return f"Langevin({self.gradient!r}; {listed}; temperature {temperature})"
 
@@ -266,9 +288,12 @@ class Langevin(Sampler[ChainState]):
         second_moment = torch.zeros_like(start["x"]) if self.preconditioner == "rms" else None
         if isinstance(self.preconditioner, Tensor):
             self._root(start["x"])
-        if self.preconditioner is not None and data_term is not None:
-            raise ValueError("preconditioner is not for a data term")
-        state = ChainState(**start, momentum=momentum, second_moment=second_moment)
+        if data_term is not None and (self.preconditioner is not None or self.noise_correction):
+            raise ValueError("preconditioner and noise_correction are not for a data term")
+        if self.minibatches is not None:
+            self.minibatches.check(start["x"])
+        variance = torch.zeros_like(start["x"]) if self.noise_correction else None
+        state = ChainState(**start, momentum=momentum, second_moment=second_moment, gradient_variance=variance)
         return self.constrain(state, mask, known, data_term, num_steps)
 
     def constrain(
@@ -377,11 +402,12 @@ class Langevin(Sampler[ChainState]):
         _, num_steps = check_steps(state.step, num_steps)
         update = self._update(key_increment(state.key), project)
         with self.gradient.chain():
-            done, blocks_tried = 0, False
+            done, blocks_tried = 0, self.minibatches is not None  # a block has the same side inputs throughout
             while done < num_steps:
                 # The first update reads the weights; everything that changes after it is on the device.
-                alone = done == 0 or (done == 1 and self.gradient.unsettled(state.x, state.conditions))
-                if not alone and not blocks_tried and project is None and all_deferrable(observers):
+                alone = blocks_tried or done == 0
+                alone = alone or (done == 1 and self.gradient.unsettled(state.x, state.conditions))
+                if not alone and project is None and all_deferrable(observers):
                     blocks_tried = True
                     done += self._advance_blocks_(update, state, num_steps - done, observers, done)
                     if done == num_steps:
@@ -415,6 +441,8 @@ class Langevin(Sampler[ChainState]):
         x, options = state.x, StepOptions(*self._arguments(state))
         if self.preconditioner is not None:
             return self._preconditioned_mover(state, options)
+        if self.noise_correction:
+            return self._corrected_mover(state, options)
         before = self.noise_order != NoiseOrder.WITH_GRADIENT
         noise, drift = noise_options(options, self.noise_order), drift_options(options) if before else options
         nothing = torch.zeros_like(x) if before else None
@@ -428,7 +456,7 @@ class Langevin(Sampler[ChainState]):
             if nothing is not None:
                 torch.ops.fastebm.langevin_step_(x, nothing, *noise)
             ahead = x if momentum is None or self.nesterov != "lookahead" else _ahead(state, momentum, share)
-            energies, gradient = self.gradient(ahead, state.conditions)
+            energies, gradient = self.gradient(ahead, self._side_inputs(state))
             direction = gradient
             if momentum is not None:
                 clipped = gradient if clip is None else gradient.clamp(-clip, clip)
@@ -446,28 +474,50 @@ class Langevin(Sampler[ChainState]):
     def _preconditioned_mover(self, state: ChainState, options: StepOptions) -> Callable[[], tuple[Tensor, Tensor]]:
         """`_mover` in coordinates that are divided by sqrt(P), in which the step is the plain one."""
         x, squares, clip = state.x, state.second_moment, self.grad_clip
-        bounds = options.clamp_min, options.clamp_max, options.lower_bounds, options.upper_bounds
-        bare = options._replace(
-            clamp_min=None, clamp_max=None, lower_bounds=None, upper_bounds=None, mask=None, known=None, grad_clip=None
-        )
         fixed = self._root(x) if squares is None else None
         moved = torch.zeros_like(x)
 
         def move() -> tuple[Tensor, Tensor]:
-            energies, gradient = self.gradient(x, state.conditions)
+            energies, gradient = self.gradient(x, self._side_inputs(state))
             clipped = gradient if clip is None else gradient.clamp(-clip, clip)
             if squares is not None:
                 squares.mul_(self.rms_decay).add_(clipped.square() * (1 - self.rms_decay))
             root = (1 / (squares.sqrt() + self.rms_epsilon)).sqrt() if squares is not None else fixed
             assert root is not None
-            torch.ops.fastebm.langevin_step_(moved.zero_(), root * clipped, *bare)
+            torch.ops.fastebm.langevin_step_(moved.zero_(), root * clipped, *_bare(options))
             x.add_(root * moved)
-            clamp_(x, bounds)
-            if state.mask is not None and state.known is not None:
-                x.copy_(torch.where(state.mask, state.known, x))
+            _bound_(x, options)
             return energies, gradient
 
         return move
+
+    def _corrected_mover(self, state: ChainState, options: StepOptions) -> Callable[[], tuple[Tensor, Tensor]]:
+        """`_mover` that injects less noise by what two minibatches' gradients have of their own."""
+        x, variance, batches = state.x, state.gradient_variance, self.minibatches
+        if variance is None or batches is None:
+            raise ValueError("noise_correction goes on from a state that this sampler's init made")
+        noise, nothing = torch.zeros_like(x), torch.zeros_like(x)
+
+        def move() -> tuple[Tensor, Tensor]:
+            first, second = batches.draw(state, 2)
+            energies, gradient = (part.clone() for part in self.gradient(x, (*state.conditions, *first)))
+            others, slope = self.gradient(x, (*state.conditions, *second))
+            variance.mul_(self.rms_decay).add_((gradient - slope).square() * ((1 - self.rms_decay) / 4))
+            gradient = (gradient + slope) / 2
+            step_size, noise_std = _row(state)
+            own = torch.where(noise_std > 0, (step_size / noise_std).square() * variance, 0)
+            torch.ops.fastebm.langevin_step_(noise.zero_(), nothing, *_bare(options))
+            x.add_((1 - own).clamp_(min=0).sqrt_() * noise - step_size * gradient)
+            _bound_(x, options)
+            return (energies + others) / 2, gradient
+
+        return move
+
+    def _side_inputs(self, state: ChainState) -> tuple[Tensor, ...]:
+        """What the energy is called with besides x."""
+        if self.minibatches is None:
+            return state.conditions
+        return *state.conditions, *self.minibatches.draw(state)[0]
 
     def _root(self, x: Tensor) -> Tensor:
         """sqrt(P) as a view of x's shape. Raises ValueError where P does not broadcast to one sample."""
@@ -688,10 +738,29 @@ def check_preconditioner(given: Any) -> Tensor | Literal["rms"] | None:
 
 def _ahead(state: ChainState, momentum: Tensor, share: float) -> Tensor:
     """x moved on by the momentum that it will have without a new gradient."""
-    row = state.schedule[state.key[2].clamp(max=state.schedule.shape[0] - 1)][..., 0].to(state.x.dtype)
-    step = row.reshape(-1, *(1,) * (state.x.dim() - 1)) * share
-    moved = state.x - step * momentum
+    moved = state.x - _row(state)[0] * share * momentum
     return moved if state.mask is None else torch.where(state.mask, state.x, moved)
+
+
+def _row(state: ChainState) -> tuple[Tensor, Tensor]:
+    """Step size and noise std of the state's row, `(1, ...)` or `(B, 1, ...)` in x's dtype."""
+    row = state.schedule[state.key[2].clamp(max=state.schedule.shape[0] - 1)].to(state.x.dtype)
+    shape = (-1, *(1,) * (state.x.dim() - 1))
+    return row[..., 0].reshape(shape), row[..., 1].reshape(shape)
+
+
+def _bare(options: StepOptions) -> StepOptions:
+    """A step without what is done to x at its end; `_bound_` does that."""
+    return options._replace(
+        clamp_min=None, clamp_max=None, lower_bounds=None, upper_bounds=None, mask=None, known=None, grad_clip=None
+    )
+
+
+def _bound_(x: Tensor, options: StepOptions) -> None:
+    """Clamps x and sets its known entries, in place."""
+    clamp_(x, (options.clamp_min, options.clamp_max, options.lower_bounds, options.upper_bounds))
+    if options.mask is not None and options.known is not None:
+        x.copy_(torch.where(options.mask, options.known, x))
 
 
 def clamp_(x: Tensor, bounds: tuple[float | None, float | None, Tensor | None, Tensor | None]) -> None:

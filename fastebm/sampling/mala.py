@@ -17,7 +17,7 @@ from fastebm.ops.langevin import check_clip
 from fastebm.ops.underdamped import beyond
 from fastebm.sampling.metropolis import (
     Box,
-    EnergySampler,
+    MetropolisSampler,
     check_box,
     check_inside,
     key_increment,
@@ -28,7 +28,7 @@ from fastebm.sampling.sampler import Energy, EnergyState, check_steps, constrain
 from fastebm.sampling.schedules import Schedule, as_schedule, rows_to_try
 
 
-class MALA(EnergySampler[EnergyState]):
+class MALA(MetropolisSampler[EnergyState]):
     """Metropolis-adjusted Langevin: samples `p(x) ~ exp(-E(x) / T)` exactly, whatever the step size.
 
     A step proposes `x' = x - step_size * grad E(x) + sqrt(2 * step_size * T) * noise` and accepts it with the

@@ -6,7 +6,7 @@ The integrator is the minimal norm one of Omelyan, with two gradients a step; be
 
 Sources: Robnik, De Luca, Silverstein, Seljak, arXiv 2212.08549, and Robnik, Seljak, arXiv 2303.18221 (MCLMC); Robnik,
 Cohn-Gordon, Seljak, arXiv 2503.01707 (adjusted); the step size by the variance of the energy error, arXiv 2412.08876;
-the dual averaging of Hoffman, Gelman, JMLR 2014.
+the dual averaging of Hoffman, Gelman, JMLR 2014; many chains together, LAPS, arXiv 2601.16696.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from fastebm import rng
 from fastebm.compiler import ScoreGradient
 from fastebm.ops import metropolis_
 from fastebm.ops.mclmc import RepeatedTurns
-from fastebm.sampling.adaptation import ChainMoments
+from fastebm.sampling.adaptation import ChainMoments, EnsembleSteps, ErrorSteps, check_target, free_dimensions
 from fastebm.sampling.diagnostics.accumulators import mean_of_chains, ordered_dot
-from fastebm.sampling.metropolis import EnergySampler, key_increment, positive_schedules
+from fastebm.sampling.metropolis import MetropolisSampler, by_chain, key_increment, positive_schedules
 from fastebm.sampling.observers import Observer
 from fastebm.sampling.sampler import (
     Energy,
@@ -39,19 +39,11 @@ from fastebm.sampling.sampler import (
 )
 from fastebm.sampling.schedules import Schedule, as_schedule, evaluate, rows_to_try
 from fastebm.sampling.state import SamplerState, StepInfo
-from fastebm.sampling.underdamped import Mass, check_mass, inverse_masses
+from fastebm.sampling.underdamped import Mass, check_mass, inverse_masses, masses_of
 from fastebm.scalars import as_count, as_int, as_real, shown
 
 # The times of the five parts of a step: turn, move by half, turn, move by half, turn (McLachlan 1995, Omelyan 2003).
 OUTER = 0.1931833275037836
-# A step whose squared error is so many times its target was 10 times too long; the chain goes back.
-LOST = 1e6
-# Of one chain among many, no more is counted than this.
-OUTLIER = 1e3
-# How the log of a step size follows errors: within 1 / (6 GAIN) steps.
-GAIN = 0.15
-# So many errors make an average that may change a step size.
-AT_LEAST = 10
 
 
 def _check_state(state: SamplerState, columns: str, inverse_mass: Tensor | None) -> None:
@@ -205,7 +197,7 @@ class _Microcanonical(Sampler[Any]):
         start["x"], held = constrained(start["x"], mask, known)
         x = start["x"]
         start["inverse_mass"] = inverse_masses(self.mass, x, held)
-        dimensions = _free_dimensions(x, start["inverse_mass"])
+        dimensions = free_dimensions(x, start["inverse_mass"])
         if len(x) and int(dimensions.min()) < 2:
             raise ValueError(
                 f"microcanonical chains need at least 2 dimensions that are not masked, got {int(dimensions.min())} of "
@@ -229,14 +221,6 @@ def _table(x: Tensor, *columns: Tensor) -> Tensor:
     shape = (max(len(c) for c in columns), *widths)
     wide = [c[:, None] if widths and c.dim() == 1 else c for c in columns]
     return torch.stack([c.expand(shape) for c in wide], dim=-1).float().to(x.device)
-
-
-def _free_dimensions(x: Tensor, inverse_mass: Tensor | None) -> Tensor:
-    """float64 (1,) or (B,): how many entries of a chain move."""
-    elements = math.prod(x.shape[1:])
-    if inverse_mass is None or inverse_mass.shape[1] == 1:
-        return torch.full((1,), float(elements), dtype=torch.float64, device=x.device)
-    return (inverse_mass != 0).sum(1).double()
 
 
 # Unadjusted ---------------------------------------------------------------------------------------------------------
@@ -414,7 +398,7 @@ class MCLMC(_Microcanonical):
 
     def _current(self, state: MicrocanonicalState) -> Callable[[], _Turns]:
         """A function that gives the turns of the row that the key stands at; the same object where there is one row."""
-        dimensions = _free_dimensions(state.x, state.inverse_mass)
+        dimensions = free_dimensions(state.x, state.inverse_mass)
         table = state.schedule if state.schedule.dim() == 3 else state.schedule[:, None]
         if len(table) == 1:
             only = _turns(table[0], dimensions)
@@ -452,17 +436,9 @@ class MCLMC(_Microcanonical):
 
         Raises ValueError or TypeError for options out of range, schedules that change along the chain, and scores.
         """
-        if not (math.isfinite(target := as_real("target", target)) and target > 0):
-            raise ValueError(f"target must be finite and positive, got {target}")
-        if mass not in ("given", "diagonal"):
-            raise ValueError(f'mass is "given" or "diagonal", got {mass!r}')
+        target = check_target(target)
         gradient_of(self.gradient, None, "auto", True, needs_energy="warm_up")
-        num_steps = as_count("num_steps", num_steps, 20)
-        check_steps(state.step, num_steps)
-        if not len(state.x):
-            raise ValueError("a warm-up needs chains, but this state has none")
-        if len(state.schedule) != 1:
-            raise ValueError("a warm-up needs options that don't change along the chain, but this one has a schedule")
+        num_steps = self.check_warm_up(state, num_steps, mass)
         with self.gradient.chain():
             state = self._warm_up_(copied(state), num_steps, target, pooled, mass == "diagonal")
             self.gradient.leave_soon()
@@ -473,7 +449,7 @@ class MCLMC(_Microcanonical):
     ) -> MicrocanonicalState:
         state = self._started(state)
         x, momentum, count = state.x, state.kept[0], state.x.shape[0]
-        dimensions = _free_dimensions(x, state.inverse_mass)
+        dimensions = free_dimensions(x, state.inverse_mass)
         h, length, temperature = (c.expand(count) for c in state.schedule[0].double().reshape(-1, 3).unbind(-1))
         turns = self._current(state)()
 
@@ -481,13 +457,14 @@ class MCLMC(_Microcanonical):
             return turns
 
         update = self._updater(state, current)
-        sizes, moments = _StepSizes(target, dimensions, pooled, h, num_steps), ChainMoments.of(x)
+        sizes, moments = ErrorSteps(target, dimensions, pooled, h, num_steps), ChainMoments.of(x)
         skipped = torch.ones(count, dtype=torch.bool, device=x.device)
-        before = x, momentum
+        before, of_last = (x, momentum), h
         for done in range(1, num_steps + 1):
-            now = x.clone(), momentum.clone()
+            now, taken = (x.clone(), momentum.clone()), sizes.h
             _, _, error = update(True)
-            lost = sizes.add(error, skipped)
+            lost = sizes.add(error, of_last, skipped)
+            of_last = taken
             by_chain = lost.reshape(-1, *(1,) * (x.dim() - 1))
             for tensor, earlier in zip((x, momentum), before, strict=True):
                 torch.where(by_chain, earlier, tensor, out=tensor)
@@ -517,42 +494,6 @@ class MCLMC(_Microcanonical):
         return replace(state, inverse_mass=inverse_mass.contiguous())
 
 
-class _StepSizes:
-    """Step sizes h of chains at which the mean of error^2 / (target d) is 1.
-
-    In the first half of the steps, log h follows the errors by stochastic approximation, which leaves any start behind.
-    The second half averages error^2 / h^6 instead, of which h is the inverse sixth root: there what h was matters not.
-    """
-
-    def __init__(self, target: float, dimensions: Tensor, pooled: bool, h: Tensor, num_steps: int) -> None:
-        self.scale, self.pooled, self.search = 1 / (target * dimensions), pooled, num_steps // 2
-        self.h = self.of_last = h  # the latter is that of the step whose error comes next
-        self.ratios, self.seen = torch.zeros_like(h), torch.zeros_like(h)
-
-    def add(self, error: Tensor, skipped: Tensor) -> Tensor:
-        """Adapts to the errors of the last step, but those that are skipped. Returns which steps failed."""
-        value = error.square() * self.scale
-        failed = ~(value < LOST) & ~skipped  # also where it is NaN
-        value = torch.where(failed, LOST, value)
-        halved = failed
-        if self.pooled:
-            share = mean_of_chains((~skipped).double())
-            value = mean_of_chains(torch.where(skipped, 0.0, value.clamp(max=OUTLIER))) / share
-            skipped, halved = share == 0, value == OUTLIER
-        counted = ~skipped & ~halved
-        if self.search > 0:
-            moved = self.h * (GAIN * (1 - value)).clamp(min=-math.log(2)).exp()
-        else:
-            self.seen = torch.where(halved, 0.0, self.seen + counted.double())
-            ratio = value.clamp(max=OUTLIER) / self.of_last**6
-            mean = self.ratios + (ratio - self.ratios) / self.seen.clamp(min=1)
-            self.ratios = torch.where(counted, mean, self.ratios)
-            moved = torch.where(self.seen < AT_LEAST, self.h, self.ratios.clamp(min=1e-300) ** (-1 / 6))
-        self.search -= 1
-        self.of_last, self.h = self.h, torch.where(halved, self.h / 2, torch.where(counted, moved, self.h))
-        return failed
-
-
 def _root_of_variances(moments: ChainMoments, inverse_mass: Tensor | None, pooled: bool) -> Tensor:
     """The root of the sum of variances over inverse masses, float64: of each chain (B,), or of all (1,)."""
     if pooled:
@@ -569,12 +510,12 @@ def _root_of_variances(moments: ChainMoments, inverse_mass: Tensor | None, poole
 # Adjusted -----------------------------------------------------------------------------------------------------------
 
 
-class AdjustedMCLMC(_Microcanonical, EnergySampler[AdjustedState]):
+class AdjustedMCLMC(_Microcanonical, MetropolisSampler[AdjustedState]):
     """Metropolis-adjusted microcanonical sampling (MAMS): samples `p(x) ~ exp(-E(x) / T)` exactly.
 
     A step draws a fresh momentum of uniform direction, follows the microcanonical integrator for `trajectory_steps`
     steps, and accepts the end by the error of the total energy; else x stays. It costs twice `trajectory_steps`
-    evaluations of the energy's gradient. Aim at 0.9 accepted: see `warm_up`.
+    evaluations of the energy's gradient. Aim at 0.9 accepted: see `warm_up`, or `warm_up_ensemble` for many chains.
 
     Args:
         energy: as `Langevin` takes it; a score alone can't be tested.
@@ -648,10 +589,106 @@ class AdjustedMCLMC(_Microcanonical, EnergySampler[AdjustedState]):
         return torch.stack((steps, state.schedule[0, :, 1].double()), dim=-1).float()[None]
 
     def _with_variances(self, state: AdjustedState, variance: Tensor) -> AdjustedState:
-        inverse_mass = torch.where(variance > 0, variance, 1.0).to(state.x.dtype)[None]
-        if state.mask is not None:
-            inverse_mass = inverse_mass * (~state.mask).reshape(len(state.x), -1)
-        return replace(state, inverse_mass=inverse_mass.contiguous())
+        return replace(state, inverse_mass=masses_of(state, variance))
+
+    @torch.no_grad()
+    def warm_up_ensemble(
+        self,
+        state: AdjustedState,
+        num_unadjusted: int,
+        num_steps: int,
+        *,
+        target_acceptance: float | None = None,
+    ) -> AdjustedState:
+        """The state after a warm-up of many chains of one target together, unadjusted first, as LAPS has it.
+
+        In the first phase the chains move as those of `MCLMC`, without a test that would hold them where they started.
+        Their step size and decoherence length follow from where all of them stand: large steps while they are far from
+        equipartition, smaller ones as they arrive. An eighth, a fourth, half and all of its steps through, the inverse
+        masses become the root of the variance of all chains' states over that of their gradients. The second phase is
+        `warm_up` with `pooled=True`: one step size, which aims at the acceptance. Masses and step size are in the
+        state, frozen, and samples count from here on.
+
+        What all chains have in common depends on which there are, so that this batch has to be warmed up as a whole;
+        sums have one order, and the bits don't depend on the number of threads. From then on, chains may be split.
+
+        Args:
+            num_unadjusted: steps of the first phase, of two evaluations of the gradient; at least 20, some hundred are
+                sensible. Their step size begins with the state's.
+            num_steps: trajectories of the second phase, at least 20.
+            target_acceptance: as in `warm_up`.
+
+        Raises ValueError or TypeError for options out of range, fewer than two chains, and schedules that change along
+        the chain.
+        """
+        num_unadjusted = as_count("num_unadjusted", num_unadjusted, 20)
+        num_steps = self.check_warm_up(state, num_steps)
+        check_steps(state.step, num_unadjusted + num_steps)
+        if len(state.x) < 2:
+            raise ValueError("an ensemble is warmed up by what its chains have in common: it needs two or more, got 1")
+        with self.gradient.chain():
+            state = self._unadjusted(state, num_unadjusted)
+            state = self.warm_up(state, num_steps, target_acceptance=target_acceptance, pooled=True)
+            self.gradient.leave_soon()
+        return state
+
+    def _unadjusted(self, state: AdjustedState, num_steps: int) -> AdjustedState:
+        """The state after the first phase, whose step size is that of its end in the coordinates of the new masses."""
+        plain = MCLMC(self.gradient, 1.0)
+        given, heat = (c.double() for c in by_chain(state)[0].unbind(-1))
+        start = replace(copied(state), schedule=by_chain(state))
+        moving = plain._started(
+            MicrocanonicalState(
+                *(start.x, start.key, start.chain_ids, start.schedule, start.step),
+                conditions=start.conditions,
+                inverse_mass=start.inverse_mass,
+            )
+        )
+        x, momentum = moving.x, moving.kept[0]
+        steps = EnsembleSteps(x, moving.inverse_mass, heat, mean_of_chains(given).reshape(1))
+
+        def row() -> _Turns:
+            columns = steps.h.expand(len(x)), steps.length.expand(len(x)), heat
+            return _turns(torch.stack(columns, dim=-1), steps.dimensions)
+
+        turns = row()
+
+        def current() -> _Turns:
+            return turns
+
+        update = plain._updater(moving, current)
+        skipped = torch.ones(len(x), dtype=torch.bool, device=x.device)
+        before, of_last = (x, momentum), steps.h
+        windows = [max(1, num_steps * k // 8) for k in (1, 2, 4, 8)]
+        for done in range(1, num_steps + 1):
+            now, taken = (x.clone(), momentum.clone()), steps.h
+            _, gradient, error = update(True)
+            lost = steps.add(now[0], gradient, error, of_last, skipped)
+            of_last = taken
+            by_row = lost.reshape(-1, *(1,) * (x.dim() - 1))
+            for tensor, earlier, judged in zip((x, momentum), before, now, strict=True):
+                # Nothing tells whether the last step failed: it is not kept.
+                torch.where(by_row, earlier, judged if done == num_steps else tensor, out=tensor)
+            before, skipped = now, lost
+            if done in windows:
+                masses = masses_of(state, steps.scales())
+                if done == num_steps:
+                    break
+                moving = replace(moving, inverse_mass=masses)
+                update = plain._updater(moving, current)
+                steps.take_masses(masses)
+            turns = row()
+        return replace(
+            state,
+            x=x,
+            key=moving.key,
+            step=state.step + num_steps,
+            schedule=self._table_of(start, steps.h.expand(len(x))),
+            inverse_mass=masses,
+            warmed_up=state.warmed_up + num_steps,
+            energy=None,
+            gradient=None,
+        )
 
     def _updater(self, state: AdjustedState) -> Callable[[], tuple[Tensor, Tensor]]:
         energy, gradient = state.kept

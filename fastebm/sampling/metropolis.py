@@ -17,7 +17,7 @@ from fastebm.sampling.observers import Observer, all_deferrable, observe_block
 from fastebm.sampling.sampler import EnergyState, Gradient, Sampler, check_steps, copied, key_increment, number_of_rows
 from fastebm.sampling.schedules import Schedule, evaluate, evaluate_together
 from fastebm.sampling.state import StepInfo
-from fastebm.scalars import as_count, as_real, shown
+from fastebm.scalars import as_real, shown
 
 Box = tuple[float, float]
 State = TypeVar("State", bound=EnergyState)
@@ -112,81 +112,9 @@ class EnergySampler(Sampler[State]):
         found = evaluate(self.temperature, number_of_rows(num_steps, self.temperature))
         return None if found.dim() > 1 else (float(found[0]), float(found[-1]))
 
-    # What a warm-up aims at, and None for samplers without a test.
-    target_acceptance: float | None = None
-
+    @abstractmethod
     def _table_of(self, state: State, steps: Tensor) -> Tensor:
         """The schedule `(1, B, n)` of these step sizes, float64 `(B,)`, at the temperatures of `state`."""
-        raise TypeError(f"{type(self).__name__} has no step sizes that a warm-up could set")
-
-    @torch.no_grad()
-    def warm_up(
-        self,
-        state: State,
-        num_steps: int,
-        *,
-        target_acceptance: float | None = None,
-        pooled: bool = False,
-        mass: Literal["given", "diagonal"] = "given",
-    ) -> State:
-        """The state after `num_steps` steps in which step sizes were adapted; from then on they are frozen.
-
-        Each chain gets a step size of its own by dual averaging, which depends on no other chain: its bits stay the
-        same in any batch. Samples count from here on: `sampler.advance(sampler.warm_up(state, 500), 1000)`.
-
-        Args:
-            num_steps: at least 20.
-            target_acceptance: the mean acceptance to aim at, in (0, 1); by default 0.574 for MALA, 0.8 for HMC and
-                MALT, 0.9 for GHMC.
-            pooled: one step size for all chains, from their mean acceptance; the batch then matters.
-            mass: "diagonal" sets masses to the inverse variances of all chains' states in the middle of the warm-up,
-                which the batch decides too; for samplers with masses.
-
-        Raises ValueError or TypeError for options out of range, schedules that change along the chain, and samplers
-        without a Metropolis test.
-        """
-        num_steps = as_count("num_steps", num_steps, 20)
-        check_steps(state.step, num_steps, self.key_steps)
-        target = (
-            self.target_acceptance if target_acceptance is None else as_real("target_acceptance", target_acceptance)
-        )
-        name = type(self).__name__
-        if target is None:
-            raise TypeError(f"{name} has no Metropolis test whose acceptance could be aimed at")
-        if not 0 < target < 1:
-            raise ValueError(f"target_acceptance must be in (0, 1), got {target}")
-        if len(state.schedule) != 1:
-            raise ValueError("a warm-up needs options that don't change along the chain, but this one has a schedule")
-        if mass not in ("given", "diagonal"):
-            raise ValueError(f'mass is "given" or "diagonal", got {mass!r}')
-        if mass == "diagonal" and not hasattr(state, "inverse_mass"):
-            raise TypeError(f"{name} has no masses")
-        count = state.x.shape[0]
-        if not count:
-            raise ValueError("a warm-up needs at least one chain, got none")
-        wide = state.schedule if state.schedule.dim() == 3 else state.schedule[:, None].expand(1, count, -1)
-        given = replace(state, schedule=wide)
-        state = replace(copied(state), schedule=wide.clone(), warmed_up=state.warmed_up + num_steps)
-        averaging = DualAveraging(state.schedule[0, :, 0].double(), target, pooled)
-        first, last = (num_steps * 3 // 20, num_steps * 3 // 4) if mass == "diagonal" else (num_steps, num_steps)
-        with self.gradient.chain():
-            state = self._evaluate(state)
-            moments = ChainMoments.of(state.x) if mass == "diagonal" else None
-            update = self._updater(state)
-            for done in range(1, num_steps + 1):
-                tested = update()
-                assert tested is not None
-                chance = tested[1].clamp(max=0).exp().nan_to_num(nan=0.0)
-                state.schedule.copy_(self._table_of(given, averaging.update(chance)))
-                if moments is not None and first < done <= last:
-                    moments.add(state.x)
-                    if done == last:
-                        state = self._with_variances(state, moments.variance())
-                        update = self._updater(state)
-                        averaging.restart()
-            self.gradient.leave_soon()
-        state.schedule.copy_(self._table_of(given, averaging.averaged()))
-        return replace(state, step=state.step + num_steps * self.key_steps)
 
     def _with_variances(self, state: State, variance: Tensor) -> State:
         """The state with masses that are the inverse of these variances, `(N,)`."""
@@ -222,6 +150,73 @@ class EnergySampler(Sampler[State]):
             for observe in observers:
                 observe_block(observe, done + first, state.x, steps.energies)
         return num_steps
+
+
+class MetropolisSampler(EnergySampler[State]):
+    """A sampler with a Metropolis test, whose acceptance a warm-up aims at."""
+
+    target_acceptance: float
+
+    @torch.no_grad()
+    def warm_up(
+        self,
+        state: State,
+        num_steps: int,
+        *,
+        target_acceptance: float | None = None,
+        pooled: bool = False,
+        mass: Literal["given", "diagonal"] = "given",
+    ) -> State:
+        """The state after `num_steps` steps in which step sizes were adapted; from then on they are frozen.
+
+        Each chain gets a step size of its own by dual averaging, which depends on no other chain: its bits stay the
+        same in any batch. Samples count from here on: `sampler.advance(sampler.warm_up(state, 500), 1000)`.
+
+        Args:
+            num_steps: at least 20.
+            target_acceptance: the mean acceptance to aim at, in (0, 1); by default 0.574 for MALA, 0.8 for HMC and
+                MALT, 0.9 for GHMC.
+            pooled: one step size for all chains, from their mean acceptance; the batch then matters.
+            mass: "diagonal" sets masses to the inverse variances of all chains' states in the middle of the warm-up,
+                which the batch decides too; for samplers with masses.
+
+        Raises ValueError or TypeError for options out of range, and schedules that change along the chain.
+        """
+        num_steps = self.check_warm_up(state, num_steps, mass)
+        target = (
+            self.target_acceptance if target_acceptance is None else as_real("target_acceptance", target_acceptance)
+        )
+        if not 0 < target < 1:
+            raise ValueError(f"target_acceptance must be in (0, 1), got {target}")
+        wide = by_chain(state)
+        given = replace(state, schedule=wide)
+        state = replace(copied(state), schedule=wide.clone(), warmed_up=state.warmed_up + num_steps)
+        averaging = DualAveraging(state.schedule[0, :, 0].double(), target, pooled)
+        first, last = (num_steps * 3 // 20, num_steps * 3 // 4) if mass == "diagonal" else (num_steps, num_steps)
+        with self.gradient.chain():
+            state = self._evaluate(state)
+            moments = ChainMoments.of(state.x) if mass == "diagonal" else None
+            update = self._updater(state)
+            for done in range(1, num_steps + 1):
+                tested = update()
+                assert tested is not None
+                chance = tested[1].clamp(max=0).exp().nan_to_num(nan=0.0)
+                state.schedule.copy_(self._table_of(given, averaging.update(chance)))
+                if moments is not None and first < done <= last:
+                    moments.add(state.x)
+                    if done == last:
+                        state = self._with_variances(state, moments.variance())
+                        update = self._updater(state)
+                        averaging.restart()
+            self.gradient.leave_soon()
+        state.schedule.copy_(self._table_of(given, averaging.averaged()))
+        return replace(state, step=state.step + num_steps * self.key_steps)
+
+
+def by_chain(state: EnergyState) -> Tensor:
+    """The schedule of a state as `(S, B, n)`."""
+    table = state.schedule
+    return table if table.dim() == 3 else table[:, None].expand(-1, len(state.x), -1)
 
 
 def check_box(box: Any) -> Box | None:
@@ -268,6 +263,8 @@ __all__ = [
     "EnergySampler",
     "Gradient",
     "MetropolisInfo",
+    "MetropolisSampler",
+    "by_chain",
     "check_box",
     "check_inside",
     "key_increment",

@@ -52,6 +52,7 @@ class Draw:
         spare_ids: int64 `(n,)` on the CPU, the ids of the chains that stand in for ends that are not finite.
         number: the number of draws before it.
         source: the buffer that gave it.
+        was_put: whether `put` took it back.
     """
 
     x: Tensor
@@ -66,6 +67,7 @@ class Draw:
     spare_ids: Tensor
     number: int
     source: ReplayBuffer = field(repr=False)
+    was_put: bool = field(default=False, init=False)
 
 
 class ReplayBuffer:
@@ -349,12 +351,14 @@ class ReplayBuffer:
             draw: what `draw` of this buffer returned; once.
             x: `(n, ...)`, of any floating type and device; not changed.
 
-        Raises ValueError or TypeError for another draw, shape or type.
+        Raises ValueError or TypeError for another draw, one that was put already, and another shape or type.
         """
         if not isinstance(draw, Draw):
             raise TypeError(f"put takes a draw of this buffer and the ends of its chains, got {shown(draw)}")
         if draw.source is not self or draw.number >= self.draws:
             raise ValueError(f"put takes a draw of this buffer, got draw {draw.number} of {draw.source!r}")
+        if draw.was_put:
+            raise ValueError(f"put takes a draw once, but draw {draw.number} was put already")
         count = len(draw.slots)
         if not isinstance(x, Tensor) or not x.is_floating_point():
             raise TypeError(f"the ends of chains are a tensor of floating point numbers, got {shown(x)}")
@@ -380,6 +384,7 @@ class ReplayBuffer:
         if self.write != "drawn":
             self._written += classes.bincount(minlength=len(self._written))
         self.nonfinite += lost
+        object.__setattr__(draw, "was_put", True)
         return lost
 
     def _encoded(self, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from fastebm import rng
 from fastebm.compiler import EnergyGradient, ScoreGradient, as_conditions, energy_gradient, require_energy
+from fastebm.distributed import shared_rows
 from fastebm.ops.langevin import check_mask
 from fastebm.ops.memory import check_dense
 from fastebm.sampling.diagnostics import BatchedDiagnostics, Diagnostics, run_observed
@@ -121,9 +122,13 @@ class Sampler(ABC, Generic[State]):
     def load_state(self, saved: Mapping[str, Any], device: torch.device | str | None = None) -> State:
         """The state that `state.state_dict()` gave, on `device`; by default on the device of its `x`.
 
-        Raises ValueError for what is not a state of this sampler.
+        A state that names no sampler, as those of older versions, is taken to be one of this sampler where its fields
+        are. Raises ValueError for what is not a state of this sampler.
         """
-        return self.state_type.from_state_dict(saved, device)  # type: ignore[return-value]
+        state = self.state_type.from_state_dict(saved, device)
+        if state.sampler not in ("", type(self).__name__):
+            raise ValueError(f"not the state of a chain of {type(self).__name__}: it is one of {state.sampler}")
+        return replace(state, sampler=type(self).__name__)  # type: ignore[return-value]
 
     def own_state(self, state: State) -> State:
         """`state` itself. Raises TypeError for what is not a state of this sampler, such as the bare `x`."""
@@ -132,7 +137,23 @@ class Sampler(ABC, Generic[State]):
                 f"{type(self).__name__} goes on from a {self.state_type.__name__}, as its init makes it, "
                 f"got {shown(state)}"
             )
+        if state.sampler not in ("", type(self).__name__):
+            raise TypeError(f"{type(self).__name__} goes on from its own states, got one of {state.sampler}")
         return state
+
+    def check_warm_up(self, state: State, num_steps: int, mass: str = "given") -> int:
+        """The number of steps of a warm-up. Raises ValueError or TypeError where it can't work."""
+        num_steps = as_count("num_steps", num_steps, 20)
+        check_steps(self.own_state(state).step, num_steps, self.key_steps)
+        if len(state.schedule) != 1:
+            raise ValueError("a warm-up needs options that don't change along the chain, but this one has a schedule")
+        if mass not in ("given", "diagonal"):
+            raise ValueError(f'mass is "given" or "diagonal", got {mass!r}')
+        if mass == "diagonal" and not hasattr(state, "inverse_mass"):
+            raise TypeError(f"{type(self).__name__} has no masses")
+        if not len(state.x):
+            raise ValueError("a warm-up needs at least one chain, got none")
+        return num_steps
 
     def advance(self, state: State, num_steps: int, *, check: bool = True) -> State:
         """The state `num_steps` steps after `state`, which is left as it was: the bits of `step`, without its copies.
@@ -249,35 +270,47 @@ class Sampler(ABC, Generic[State]):
             raise ValueError(f'keep is "last", "trajectory" or a function, got {keep!r}')
         x = self.own_state(state).x
         frames = x.new_empty((1 + num_steps // thin, *x.shape)) if keep == "trajectory" else None
-        batches = batch_slices(x.shape[0], batch_size, options.get("project"))
+        batch_slices(x.shape[0], batch_size, options.get("project"))  # raises
         watched = None
         if diagnostics is not False:
             energies = isinstance(self.gradient, EnergyGradient)
             watched = BatchedDiagnostics(diagnostics, num_steps, self._temperatures(num_steps), energies=energies)
-        with progress_bar(num_steps * len(batches), progress) as bar:
-            for first, last in batches:
-                part = state.rows(first, last)
-                if callable(keep):
-                    part = replace(part, x=part.x.clone())  # a callback may keep it, and ends are written to the other
-                with checking_finite(part, check) as watch:
-                    observers = [*watch, *bar]
-                    if watched is not None:
-                        if frames is not None:
-                            frames[0, first:last] = part.x
-                            observers.append(trajectory_recorder(frames[:, first:last], thin))
-                        given: dict[str, Any] = {"callback": keep, "thin": thin} if callable(keep) else {}
-                        observer = watched.observer(first, last)
-                        part = run_observed(self, part, num_steps, observer, observers, **given, **options)
-                        x[first:last] = part.x
-                        continue
-                    if callable(keep):
-                        part = self.run_with_callback(part, num_steps, keep, thin=thin, observers=observers, **options)
-                        x[first:last] = part.x
-                        continue
+
+        def run_batch(first: int, last: int, bar: Sequence[Observer]) -> None:
+            part = state.rows(first, last)
+            if callable(keep):
+                part = replace(part, x=part.x.clone())  # a callback may keep it, and ends are written to the other
+            with checking_finite(part, check) as watch:
+                observers = [*watch, *bar]
+                if watched is not None:
                     if frames is not None:
                         frames[0, first:last] = part.x
                         observers.append(trajectory_recorder(frames[:, first:last], thin))
-                    self.advance_(part, num_steps, observers, **options)
+                    given: dict[str, Any] = {"callback": keep, "thin": thin} if callable(keep) else {}
+                    observer = watched.observer(first, last)
+                    part = run_observed(self, part, num_steps, observer, observers, **given, **options)
+                    x[first:last] = part.x
+                    return
+                if callable(keep):
+                    part = self.run_with_callback(part, num_steps, keep, thin=thin, observers=observers, **options)
+                    x[first:last] = part.x
+                    return
+                if frames is not None:
+                    frames[0, first:last] = part.x
+                    observers.append(trajectory_recorder(frames[:, first:last], thin))
+                self.advance_(part, num_steps, observers, **options)
+
+        def chains(rows: range) -> Tensor:
+            batches = batch_slices(len(rows), batch_size)
+            with progress_bar(num_steps * len(batches), progress) as bar:
+                for first, last in batches:
+                    run_batch(rows.start + first, rows.start + last, bar)
+            return x[rows.start : rows.stop]
+
+        # A trajectory has its chains in the second dimension, and whoever is told of chains is told of all of them.
+        if keep == "last" and watched is None and options.get("project") is None:
+            return shared_rows(x.shape[0], chains)
+        chains(range(x.shape[0]))
         result = x if frames is None else frames
         return result if watched is None else (result, watched.summary())
 
@@ -313,6 +346,7 @@ class Sampler(ABC, Generic[State]):
             "schedule": schedule.to(device, copy=True),
             "step": start_step,
             "conditions": conditions_of(conditions, x0),
+            "sampler": type(self).__name__,
         }
 
 

@@ -193,8 +193,12 @@ def random_words(rows: int, columns: int, *, seed: int, stream: int, chain_ids: 
     With the 24 bits of one float32, some of 10^6 slots would have 17 of its values and others 16.
     """
     ids = chain_ids.cpu() if isinstance(chain_ids, Tensor) else chain_ids
-    u = ops.uniform((rows, 2 * columns), seed=seed, step=step, stream=stream, chain_ids=ids, device="cpu")
-    halves = (u * 65536).long().clamp_(max=65535)  # u is in (0, 1]
+    return words_of(ops.uniform((rows, 2 * columns), seed=seed, step=step, stream=stream, chain_ids=ids, device="cpu"))
+
+
+def words_of(u: Tensor) -> Tensor:
+    """Uniform numbers in (0, 1], float32 `(rows, 2 * columns)`, as those words."""
+    halves = (u * 65536).long().clamp_(max=65535)
     return halves[:, 0::2] * 65536 + halves[:, 1::2]
 
 

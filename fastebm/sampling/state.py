@@ -31,6 +31,8 @@ class SamplerState:
         schedule: a float32 table of one row an update, `(S, n)` or `(S, B, n)`; later updates use the last row.
         step: the step in `key`, on the host, so that its range can be checked without a sync.
         conditions: tensors `(B, ...)` of any dtype, one row for each chain; the energy is called with them.
+        sampler: the class whose state this is, by name; others refuse it. An empty one stands for whichever sampler
+            takes it, as in states that were saved before this field was.
     """
 
     x: Tensor
@@ -39,6 +41,7 @@ class SamplerState:
     schedule: Tensor
     step: int
     conditions: tuple[Tensor, ...] = field(default=(), kw_only=True)
+    sampler: str = field(default="", kw_only=True)
 
     def rows(self, first: int, last: int) -> Self:
         """The state of the chains `first` to `last - 1`, with their ids. `x` is a view, `key` is a copy.
@@ -70,9 +73,9 @@ class SamplerState:
         return {"schedule": 3}
 
     def state_dict(self) -> dict[str, Any]:
-        """The fields that are set, by name: tensors (not copied), numbers, and the tuple of `conditions`."""
+        """The fields that are set, by name: tensors (not copied), numbers, the tuple of `conditions`, and `sampler`."""
         found = {f.name: getattr(self, f.name) for f in fields(self)}
-        return {name: value for name, value in found.items() if value is not None and value != ()}
+        return {n: v for n, v in found.items() if isinstance(v, Tensor) or v not in (None, (), "")}
 
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Any], device: torch.device | str | None = None) -> Self:
@@ -109,6 +112,8 @@ class SamplerState:
         for name in state:
             if kinds[name] is float:
                 read[name] = as_real(name, state[name])
+            if kinds[name] is str and not isinstance(state[name], str):
+                raise TypeError(f"its {name} is a name, got {shown(state[name])}")
         loaded = cls(**{**state, **read, "step": as_int("step", state["step"])})
         loaded.check()
         seed, step, index = loaded.key.tolist()
@@ -143,6 +148,7 @@ class ChainState(SamplerState):
             the samples with `||x - data_target||**2 > hinge`; the weights are a float32 table `(S,)`.
         momentum: x's shape, of samplers with momentum.
         second_moment: x's shape, of a preconditioner "rms".
+        gradient_variance: x's shape, of a noise correction.
     """
 
     mask: Tensor | None = None
@@ -152,6 +158,7 @@ class ChainState(SamplerState):
     data_term_hinge: float = 0.0
     momentum: Tensor | None = None
     second_moment: Tensor | None = None
+    gradient_variance: Tensor | None = None
 
     @classmethod
     def _tables(cls) -> dict[str, int]:
@@ -161,7 +168,7 @@ class ChainState(SamplerState):
         options = [getattr(self, name, None) for name in StepOptions._fields]  # a sampler's own options are not here
         check_update("langevin_step", self.x, self.x, StepOptions._make(options))
         super().check()
-        for name in ("momentum", "second_moment"):
+        for name in ("momentum", "second_moment", "gradient_variance"):
             value = getattr(self, name)
             if value is not None and (value.shape, value.dtype) != (self.x.shape, self.x.dtype):
                 raise ValueError(f"a chain's {name} must be like x, got {shown(value)}")

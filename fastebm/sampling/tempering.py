@@ -196,6 +196,8 @@ class ParallelTempering:
             raise TypeError(f"kernel must make a sampler, got {shown(made)}")
         if made.gradient is not self.gradient:
             raise ValueError("kernel must build its sampler on the energy that it is given")
+        if getattr(made, "minibatches", None) is not None:
+            raise ValueError("swaps need the energy of all data, but the kernel's sampler takes minibatches")
         return made
 
     @torch.no_grad()
@@ -252,7 +254,7 @@ class ParallelTempering:
         Raises FloatingPointError where energies or states are not finite, unless `check` is False.
         """
         sampler = self._sampler(len(self._own_state(state).rung))
-        _, num_steps = check_steps(state.replicas.step, num_steps, sampler.key_steps)
+        _, num_steps = check_steps(sampler.own_state(state.replicas).step, num_steps, sampler.key_steps)
         state = replace(state, replicas=copied(state.replicas))
         with checking_finite(state.replicas, check) as observers, self.gradient.chain():
             done = 0
@@ -268,11 +270,13 @@ class ParallelTempering:
 
         Raises ValueError for what is not a state of these temperatures and this kernel.
         """
-        state, kernel = TemperedState.from_state_dict(saved, device), self._sampler(1).state_type
-        if type(state.replicas) is not kernel:
+        state, kernel = TemperedState.from_state_dict(saved, device), self._sampler(1)
+        if type(state.replicas) is not kernel.state_type:
             raise ValueError(
-                f"the state of tempered chains by this kernel has a {kernel.__name__}, got {shown(state.replicas)}"
+                f"the state of tempered chains by this kernel has a {kernel.state_type.__name__}, "
+                f"got {shown(state.replicas)}"
             )
+        state = replace(state, replicas=kernel.load_state(state.replicas.state_dict()))
         size = len(self.temperatures)
         if state.rung.shape[1] != size:
             raise ValueError(f"these chains have {size} temperatures, but the state has {state.rung.shape[1]}")
@@ -402,7 +406,8 @@ class ParallelTempering:
     ) -> Any:
         """`sample` from a state, whose tensors are overwritten. The swaps in a summary are those since `init`."""
         thin = as_count("thin", thin, 1)
-        _, num_steps = check_steps(self._own_state(state).replicas.step, num_steps, self._sampler(1).key_steps)
+        kernel = self._sampler(1)
+        _, num_steps = check_steps(kernel.own_state(self._own_state(state).replicas).step, num_steps, kernel.key_steps)
         if keep not in ("last", "trajectory"):
             raise ValueError(f'keep is "last" or "trajectory", got {keep!r}')
         reader = None

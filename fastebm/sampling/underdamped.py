@@ -18,9 +18,12 @@ from torch import Tensor
 from fastebm import rng
 from fastebm.ops import LaneSampler, SamplerOptions, baoab_step_, obabo_step_
 from fastebm.ops.normal import rounded_sqrt
+from fastebm.sampling.adaptation import ChainMoments, ErrorSteps, check_target, free_dimensions
+from fastebm.sampling.diagnostics.accumulators import ordered_dot
 from fastebm.sampling.metropolis import (
     Box,
     EnergySampler,
+    by_chain,
     check_box,
     check_inside,
     key_increment,
@@ -28,8 +31,16 @@ from fastebm.sampling.metropolis import (
     walls_of,
 )
 from fastebm.sampling.observers import Observer
-from fastebm.sampling.sampler import Energy, EnergyState, check_steps, constrained, gradient_of, number_of_rows
-from fastebm.sampling.schedules import Schedule, as_schedule, rows_to_try
+from fastebm.sampling.sampler import (
+    Energy,
+    EnergyState,
+    check_steps,
+    constrained,
+    copied,
+    gradient_of,
+    number_of_rows,
+)
+from fastebm.sampling.schedules import PerChain, Schedule, as_schedule, rows_to_try
 from fastebm.scalars import as_real, shown
 
 Mass = float | Tensor
@@ -125,6 +136,15 @@ def inverse_masses(mass: Mass, x: Tensor, mask: Tensor | None) -> Tensor | None:
             f"({count}, {', '.join('1' * (x.dim() - 1))}), got {tuple(mass.shape)}"
         )
     return 1 / view.expand(sample).reshape(1, width)
+
+
+def masses_of(state: EnergyState, variance: Tensor) -> Tensor:
+    """Inverse masses that are the variances `(N,)` of all chains' states, zero where a mask holds an entry fixed."""
+    # Where nothing moved there is no scale to learn.
+    inverse_mass = torch.where(variance > 0, variance, 1.0).to(state.x.dtype)[None]
+    if state.mask is not None:
+        inverse_mass = inverse_mass * (~state.mask).reshape(len(state.x), -1)
+    return inverse_mass.contiguous()
 
 
 def check_mass(mass: Any) -> Mass:
@@ -252,7 +272,9 @@ class Underdamped(EnergySampler[VelocityState]):
         state = with_masses(start, mask, known, self.mass, self.box, temperatures)
         return replace(state, velocity=fresh_velocity(state) if velocity is None else check_velocity(velocity, state))
 
-    def _step_(self, state: VelocityState, gradient: Tensor, close: bool, opens: bool) -> None:
+    def _step_(
+        self, state: VelocityState, gradient: Tensor, close: bool, opens: bool, work: Tensor | None = None
+    ) -> None:
         take = baoab_step_ if self.scheme == "baoab" else obabo_step_
         low, high = walls_of(self.box)
         take(
@@ -265,6 +287,7 @@ class Underdamped(EnergySampler[VelocityState]):
             inverse_mass=state.inverse_mass,
             low=low,
             high=high,
+            work=work,
             close=close,
             open=opens,
         )
@@ -295,6 +318,96 @@ class Underdamped(EnergySampler[VelocityState]):
     def _updater(self, state: VelocityState) -> Callable[[], None]:
         return lambda: self._singly(state, 1, (), 0)
 
+    def _step_error_(self, state: VelocityState) -> Tensor:
+        """Takes a step of a table of one row in place. Returns its error of the total energy, float64 `(B,)`: what
+        changed besides the heat of its noise."""
+        energy, gradient = state.kept
+        before, h = energy.to(torch.float64, copy=True), by_chain(state)[0, :, 0].double()
+        work = torch.zeros_like(before)
+        if self.scheme == "baoab":  # whose operator counts the heat, too
+            first, counted = _kick_work(state, gradient, h, 1), None
+        else:
+            first, counted = torch.zeros_like(work), work
+        self._step_(state, gradient, close=False, opens=True, work=counted)
+        state.key.add_(key_increment(state.key))
+        found, slope = self._energy_gradient(state, state.x)
+        self._step_(state, slope, close=True, opens=False, work=counted)
+        last = _kick_work(state, slope, h, -1) if counted is None else work
+        energy.copy_(found)
+        gradient.copy_(slope)
+        return energy.double() - before + (first + last)
+
+    @torch.no_grad()
+    def warm_up(
+        self,
+        state: VelocityState,
+        num_steps: int,
+        *,
+        target: float = 5e-4,
+        pooled: bool = False,
+        mass: Literal["given", "diagonal"] = "given",
+    ) -> VelocityState:
+        """The state after `num_steps` steps that adapt the step size, which is frozen from then on.
+
+        Each chain finds its own, at which the squared error of the total energy in a step, over the squared temperature
+        and the dimensions, averages `target` (arXiv 2412.08876). Friction stays as it is. A chain whose step fails goes
+        back to where that began, with half the step size.
+
+        Args:
+            num_steps: at least 20; some hundred are sensible.
+            target: smaller means less bias and shorter steps, which go with its sixth root. A normal distribution of
+                scale 1 gets steps of `(16 target)^(1/6)`, 0.45 for 5e-4, where the variance of "obabo" is 5 % off. The
+                noise between its kicks makes those of "baoab" shorter, where friction is large.
+            pooled: one step size for all chains, by the average of their errors; the batch then matters.
+            mass: "diagonal" sets masses to the inverse variances of all chains' states in the second eighth of the
+                steps, which the batch decides too.
+
+        Raises ValueError or TypeError for options out of range, schedules that change along the chain, a temperature of
+        0, and scores.
+        """
+        target = check_target(target)
+        gradient_of(self.gradient, None, "auto", True, needs_energy="warm_up")
+        num_steps = self.check_warm_up(state, num_steps, mass)
+        heat = state.temperatures[0].double().expand(len(state.x))
+        if not bool((heat > 0).all()):
+            raise ValueError("a warm-up needs temperatures above 0, at which energy errors are measured")
+        wide = by_chain(state)
+        given = replace(state, schedule=wide)
+        state = replace(copied(state), schedule=wide.clone(), warmed_up=state.warmed_up + num_steps)
+        dimensions = free_dimensions(state.x, state.inverse_mass).clamp(min=1)
+        sizes = ErrorSteps(target, dimensions, pooled, wide[0, :, 0].double(), num_steps)
+        none_skipped = torch.zeros(len(state.x), dtype=torch.bool, device=state.x.device)
+        with self.gradient.chain():
+            state = self._evaluate(state)
+            moments = ChainMoments.of(state.x)
+            for done in range(1, num_steps + 1):
+                moving = state.x, state.moving, *state.kept
+                before = [tensor.clone() for tensor in moving]
+                lost = sizes.add(self._step_error_(state) / heat, sizes.h, none_skipped)
+                for tensor, earlier in zip(moving, before, strict=True):
+                    tensor.copy_(torch.where(lost.reshape(-1, *(1,) * (tensor.dim() - 1)), earlier, tensor))
+                if mass == "diagonal" and done <= num_steps // 4:
+                    moments.add(state.x)
+                    if done == num_steps // 8:
+                        moments = ChainMoments.of(state.x)
+                    if done == num_steps // 4:
+                        state = replace(state, inverse_mass=masses_of(state, moments.variance()))
+                        state = replace(state, velocity=fresh_velocity(state))
+                        sizes.h = torch.full_like(sizes.h, (16 * target) ** (1 / 6))
+                state.schedule.copy_(self._table_of(given, sizes.h.expand(len(state.x))))
+            self.gradient.leave_soon()
+        return replace(state, step=state.step + num_steps)
+
+    def _table_of(self, state: VelocityState, steps: Tensor) -> Tensor:
+        return table_of_steps(state, steps, self.friction, halves=self.scheme == "obabo")
+
+
+def _kick_work(state: VelocityState, gradient: Tensor, h: Tensor, sign: int) -> Tensor:
+    """What a half kick by h / 2 changes of the kinetic energy, from the velocity before it (1) or behind it (-1)."""
+    force = gradient.double().reshape(len(gradient), -1)
+    moved = force if state.inverse_mass is None else force * state.inverse_mass
+    return -(h / 2) * ordered_dot(state.moving, gradient) + sign * (h.square() / 8) * ordered_dot(force, moved)
+
 
 def kinetic_tables(
     rows: int,
@@ -312,6 +425,19 @@ def kinetic_tables(
     # 1 - decay^2, which expm1 keeps for small friction.
     noise_std = (-torch.expm1(2 * exponent) * heat).sqrt()
     return torch.stack((h, decay, noise_std), dim=-1).float(), heat.float()
+
+
+def table_of_steps(state: VelocityState, steps: Tensor, friction: Schedule, halves: bool) -> Tensor:
+    """The schedule `(1, B, 3)` of these step sizes, float64 `(B,)`, at the temperatures and the friction of `state`,
+    whose schedule is `(1, B, 3)` too."""
+    heat = state.temperatures[0].double().expand(len(steps)).cpu()
+    if isinstance(friction, PerChain):  # of all chains, of which the state may have some
+        h, decay, noise_std = state.schedule[0].double().cpu().unbind(-1)
+        # Where the decay is near 1, its distance from 1 is kept by the noise.
+        near_one = (decay > 0.5) & (heat > 0)
+        exponent = torch.where(near_one, torch.log1p(-noise_std.square() / heat) / 2, decay.clamp(min=1e-300).log())
+        friction = PerChain(-exponent.clamp(max=0) / (h * (0.5 if halves else 1.0)))
+    return kinetic_tables(1, PerChain(steps.cpu()), friction, PerChain(heat), halves)[0].to(steps.device)
 
 
 def with_masses(

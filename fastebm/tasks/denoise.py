@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastebm.distributed import shared_rows
 from fastebm.ops import normal
 from fastebm.rng import Stream
 from fastebm.sampling import Cascade, data_term_weight, linear
@@ -180,7 +181,7 @@ def denoise(
             raise ValueError(f"noisy and clean images differ in shape: {tuple(noisy.shape)}, {tuple(clean.shape)}")
     check_memory(f"{options.num_chains:,} chains of each image", noisy.numel() * options.num_chains, noisy.device)
     restored = _restore(energy, noisy, noise, options, seed, batch_size)
-    classical: dict[str, Tensor] = {denoiser.name: denoiser(noisy) for denoiser in baselines}
+    classical: dict[str, Tensor] = {denoiser.name: _by_rows(denoiser, noisy) for denoiser in baselines}
     results: dict[str, Tensor] = {"noisy": noisy, "restored": restored, **classical}
     return DenoisingResult(
         options,
@@ -193,6 +194,10 @@ def denoise(
         classical,
         {} if clean is None else {name: quality(images, clean) for name, images in results.items()},
     )
+
+
+def _by_rows(denoiser: ClassicalDenoiser, noisy: Tensor) -> Tensor:
+    return shared_rows(len(noisy), lambda rows: denoiser(noisy[rows.start : rows.stop]))
 
 
 def tune_denoising(

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fastebm.compiler import EnergyGradient, ScoreGradient, energy_gradient
+from fastebm.distributed import shared_rows
 from fastebm.runs import registry
 from fastebm.sampling.cascade import device_of
 from fastebm.sampling.sampler import Energy, batch_slices
@@ -63,7 +64,12 @@ class TaskEnergy:
 
         Raises FloatingPointError where one is not finite.
         """
-        energies = torch.cat([self.gradient(images[a:b])[0] for a, b in batch_slices(len(images), batch_size)])
+
+        def of(rows: range) -> Tensor:
+            batches = batch_slices(len(rows), batch_size)
+            return torch.cat([self.gradient(images[rows.start + a : rows.start + b])[0] for a, b in batches])
+
+        energies = shared_rows(len(images), of)
         if not energies.isfinite().all():
             number = int((~energies.isfinite()).nonzero()[0])
             raise FloatingPointError(f"the energy of image {number} is {float(energies[number])}")

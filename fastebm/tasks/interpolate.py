@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastebm.distributed import shared_rows
 from fastebm.ops import uniform
 from fastebm.progress import progress_bar
 from fastebm.rng import Stream
@@ -25,7 +26,7 @@ from fastebm.tasks.arguments import (
     check_whole,
     settle,
 )
-from fastebm.tasks.inputs import Model, open_energy
+from fastebm.tasks.inputs import Model, TaskEnergy, open_energy
 from fastebm.training import CoarseToFineRun
 
 
@@ -219,8 +220,21 @@ def interpolate_images(
     if first.shape != second.shape:
         raise ValueError(f"the ends of paths differ in shape: {tuple(first.shape)}, {tuple(second.shape)}")
     check_memory(f"{len(first):,} paths of {options.points:,} points", first.numel() * options.points, first.device)
-    path = straight = straight_path(first, second, options.points)
-    best = path
+    straight = straight_path(first, second, options.points)
+
+    def relaxed(rows: range) -> tuple[Tensor, Tensor, Tensor]:
+        return _relaxed(energy, straight[rows.start : rows.stop], options, batch_size, progress)
+
+    best, energy_straight, best_energy = shared_rows(len(straight), relaxed)
+    return ImagePath(options, straight, best, energy_straight, best_energy)
+
+
+def _relaxed(
+    energy: TaskEnergy, straight: Tensor, options: PathOptions, batch_size: int | None, progress: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The relaxed paths, and the energies of the straight ones and of these."""
+    first, second = straight[:, 0], straight[:, -1]
+    best = path = straight
     best_energy = energy_straight = energy.energies(path.flatten(0, 1), batch_size).unflatten(0, path.shape[:2])
     sampler = Langevin(energy.gradient, options.step_size, 0.0, clamp=(-1, 1))
     with energy.gradient.chain(), progress_bar(options.iterations, "paths", "iteration", shown=progress) as bar:
@@ -233,7 +247,7 @@ def interpolate_images(
             best = torch.where(lower[:, None, None, None, None], path, best)
             best_energy = torch.where(lower[:, None], energies, best_energy)
             bar.update(1)
-    return ImagePath(options, straight, best, energy_straight, best_energy)
+    return best, energy_straight, best_energy
 
 
 def straight_path(first: Tensor, second: Tensor, points: int) -> Tensor:

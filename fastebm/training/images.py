@@ -30,6 +30,10 @@ class ImageLevels(ABC):
     def batch(self, size: int, indices: Tensor, device: torch.device | str | None = None) -> Tensor:
         """The images at `indices`, float32 (B, C, size, size) in [-1, 1]."""
 
+    def at(self, size: int, rows: slice, device: torch.device | str | None = None) -> Tensor:
+        """The images at the indices of a slice, which go on at the first image after the last one."""
+        return self.batch(size, torch.arange(rows.start or 0, rows.stop) % len(self), device)
+
     def first(self, size: int, count: int, device: torch.device | str | None = None) -> Tensor:
         """The first `count` images, or all if there are fewer."""
         return self.batch(size, torch.arange(min(count, len(self))), device)

@@ -73,7 +73,8 @@ def make_tries(first: int, count: int) -> None:
         print(f"try {number}", flush=True)
         faulthandler.dump_traceback_later(LIMIT, exit=True)
         rng = random.Random(f"operators {number}")
-        wrong = (program_try if rng.random() < 0.6 else kernel_try)(rng)
+        kind = rng.random()
+        wrong = (program_try if kind < 0.5 else weight_try if kind < 0.7 else kernel_try)(rng)
         if wrong is not None:
             print(f"FAILED {alone(number)}: {wrong}", flush=True)
     faulthandler.cancel_dump_traceback_later()
@@ -302,6 +303,79 @@ def spoiled_code(rng: random.Random, code: Tensor) -> tuple[Tensor, str]:
         numbers[at] = max(-(2**63), min(2**63 - 1, rng.choice(ways)))
         changes.append(f"code[{at}] = {numbers[at]} for {old}")
     return torch.tensor(numbers, dtype=torch.int64), ", ".join(changes)
+
+
+# Gradients of weights -----------------------------------------------------------------------------------------------
+
+
+def weight_try(rng: random.Random) -> str | None:
+    from fastebm import _C
+    from fastebm.ops.instructions import encode
+    from fastebm.ops.weight_gradients import checked_tasks, encode_tasks, reference_weight_gradients
+    from tests.ops.weight_workspaces import Lying, program_of, workspace_of
+
+    size, variant, images = rng.choice((4, 2)), rng.choice(variants()), rng.choice((1, 3, 4))
+    _C.set_variant(variant)
+    torch.set_num_threads(rng.choice((1, 1, 2)))
+    shapes = [(rng.choice((3, 20, 33)), rng.choice((1, 4)), rng.choice((1, 5))) for _ in range(3)]
+    program = program_of(shapes, Lying(size, 2, 2, margin=rng.choice((0, 1)), dense=rng.random() < 0.5))
+    tasks = [random_task(rng, result, shapes) for result in range(3)]
+    results = [noise(rng, *task.result_shape()) for task in tasks]
+    workspace = workspace_of(program, [noise(rng, images, *shape) for shape in shapes])
+    given: list[Any] = [noise(rng, images), results, encode(program), encode_tasks(tasks), workspace]
+    part = rng.choice(("tasks",) * 8 + ("code",) * 3 + ("results", "factors", "workspace"))
+    if part == "tasks":
+        table, how = spoiled_code(rng, given[3].flatten())
+        given[3] = table.view(-1, given[3].shape[1]) if len(table) % given[3].shape[1] == 0 else table
+    elif part == "code":
+        given[2], how = spoiled_code(rng, given[2])
+    elif part == "results":
+        at = rng.randrange(3)
+        results[at], how = spoiled(rng, results[at], [*results[:at], *results[at + 1 :], workspace])
+    else:
+        at = 0 if part == "factors" else 4
+        given[at], how = spoiled(rng, given[at], [*results, workspace])
+    what = f"weight_gradients, {size} bytes, {variant}, {part} {how}"
+    alike = [r.clone() if readable(r) else r for r in results]
+    _, error = refused(lambda: torch.ops.fastebm_cpp.weight_gradients(*given))
+    rule, _ = (None, None) if part != "tasks" else refused(lambda: checked_tasks(given[2], given[3]))
+    if error is not None:
+        # An argument of another kind is the dispatcher's to refuse, in its own way.
+        if re.search(r"csrc", str(error)) is not None and unclear(error):
+            return f"{what}: {unclear(error)}"
+        if part == "tasks" and rule is not None and "tasks that can't run" in str(error):
+            # How many results there are is for the call to say.
+            return None if "it has result" in str(error) else f"{what}: C++ refuses what Python takes: {error}"
+        return None
+    if part == "tasks" and rule is None:
+        return f"{what}: C++ takes what Python refuses"
+    _, error = refused(lambda: reference_weight_gradients(given[0], alike, *given[2:]))
+    if error is not None:
+        return None if given[0].numel() == 0 else f"{what}: taken, but the reference says {error}"
+    for number, (ours, right) in enumerate(zip(results, alike, strict=True)):
+        if readable(ours) and differ(ours, right, 1e-4):
+            return f"{what}: result {number} differs from the reference's"
+    return None
+
+
+def random_task(rng: random.Random, result: int, shapes: list[tuple[int, int, int]]) -> Any:
+    """A task that reads what buffers of such shapes hold."""
+    from fastebm.ops.weight_gradients import WeightKind, WeightTask
+
+    kind, gradient, source = rng.choice(tuple(WeightKind)), rng.randrange(3), rng.randrange(3)
+    (channels, height, width), (inputs, *_) = shapes[gradient], shapes[source]
+    fields: dict[str, int] = {"gradient_channel": rng.randrange(channels)}
+    fields |= {"out": rng.randrange(1, channels - fields["gradient_channel"] + 1)}
+    if kind == WeightKind.CONVOLUTION:
+        fields |= {"source_buffer": source, "source_channel": rng.randrange(inputs)}
+        fields |= {"inner": rng.randrange(1, inputs - fields["source_channel"] + 1)}
+        fields |= {f"{name}_{axis}": rng.choice((1, 1, 2, 3)) for name in ("kernel", "stride") for axis in "yx"}
+        fields |= {f"pad_{axis}": rng.choice((0, 1, -1)) for axis in "yx"}
+    elif kind == WeightKind.PRODUCT:
+        fields |= {"source_buffer": gradient, "source_channel": rng.randrange(channels), "source_broadcast": 1}
+    if kind != WeightKind.CONVOLUTION:
+        fields |= {"per_pixel": rng.choice((0, 1))}
+    return WeightTask(kind, result, gradient, height=height, width=width, **fields)
 
 
 # Kernels ------------------------------------------------------------------------------------------------------------

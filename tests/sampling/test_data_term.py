@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import doctest
-import importlib
-
 import pytest
 import torch
 from torch import Tensor
 
 from fastebm.sampling import Cascade, data_term_weight, implicit_step
+from tests.docstrings import run_examples
 
 CURVATURE = 15.0
 
@@ -47,4 +45,4 @@ def test_the_weight_is_that_of_bayes() -> None:
 
 
 def test_docstring_examples() -> None:
-    assert doctest.testmod(importlib.import_module("fastebm.sampling.data_term")) == (0, 2)
+    assert run_examples("fastebm.sampling.data_term") == (0, 2)

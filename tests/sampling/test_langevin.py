@@ -3,6 +3,7 @@
 import doctest
 import importlib
 import math
+import types
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from fastebm import langevin_step, rng
 from fastebm.compiler import energy_gradient
 from fastebm.sampling import ChainState, Langevin, constant, linear
 from fastebm.sampling.observers import checking_finite
+from tests.docstrings import run_examples
 
 SHAPE = (7, 2, 3, 5)
 
@@ -352,10 +354,10 @@ def test_a_resumed_chain_is_the_uninterrupted_one(sampler, x0, tmp_path):
     assert torch.equal(sampler.advance(restored, 5).x, expected)
 
 
-def test_state_dict_holds_tensors_and_numbers_only(sampler, x0):
+def test_state_dict_holds_tensors_numbers_and_a_name_only(sampler, x0):
     state = sampler.init(x0, 3, num_steps=2)
-    assert set(state.state_dict()) == {"x", "key", "chain_ids", "schedule", "step", "data_term_hinge"}
-    assert all(isinstance(value, torch.Tensor | int | float) for value in state.state_dict().values())
+    assert set(state.state_dict()) == {"x", "key", "chain_ids", "schedule", "step", "data_term_hinge", "sampler"}
+    assert all(isinstance(value, torch.Tensor | int | float | str) for value in state.state_dict().values())
 
 
 def test_what_is_no_state_is_refused(sampler, x0):
@@ -592,9 +594,34 @@ def test_a_projection_follows_every_update(x0):
         sampler.sample(x0, 5, 1, project=project, batch_size=3)
 
 
-@pytest.mark.parametrize(("module", "count"), [("langevin", 7), ("cascade", 15), ("schedules", 2)])
+EXAMPLES = {
+    "langevin": 7,
+    "cascade": 15,
+    "schedules": 2,
+    "mala": 4,
+    "hmc": 4,
+    "underdamped": 4,
+    "mclmc": 8,
+    "joint": 6,
+    "tempering": 4,
+}
+
+
+@pytest.mark.parametrize(("module", "count"), EXAMPLES.items())
 def test_docstring_examples(module, count):
-    assert doctest.testmod(importlib.import_module(f"fastebm.sampling.{module}")) == (0, count)
+    assert run_examples(f"fastebm.sampling.{module}") == (0, count)
+
+
+def test_examples_are_those_of_the_module_alone():
+    """Not those of the copies that torch.compile leaves in a module whose functions it traced."""
+    module = importlib.import_module("fastebm.sampling.langevin")
+    copy = types.FunctionType(bowl.__code__, vars(module), "resumed")
+    copy.__doc__, copy.__module__ = Langevin.sample.__doc__, module.__name__
+    setattr(module, "__resume_at_10000_0", copy)
+    try:
+        assert doctest.testmod(module).attempted > run_examples(module.__name__).attempted == 7
+    finally:
+        delattr(module, "__resume_at_10000_0")
 
 
 # On a GPU -------------------------------------------------------------------------------------------------------------

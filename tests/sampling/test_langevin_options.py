@@ -193,6 +193,24 @@ def test_a_preconditioner_keeps_the_target():
     assert torch.allclose(x.var(0), torch.full((3,), 1 / (1 - eta / 2)), rtol=5 * (2 / 8000) ** 0.5)
 
 
+def test_rms_samples_the_target_over_its_preconditioner_and_a_kept_one_the_target():
+    """At small steps and no decay P is 1 / (|x| + 1) for a standard normal distribution: without a correction the
+    density is p (|x| + 1), of variance (1 + E|x|^3) / (1 + E|x|) = 1.444. What is kept depends on x no more."""
+
+    def bowl(x):
+        return 0.5 * x.square().sum(1)
+
+    eta, start = 0.005, torch.randn(3000, 4, generator=torch.Generator().manual_seed(0))
+    noise = (2 * eta) ** 0.5
+    learner = fastebm.Langevin(bowl, eta, noise, preconditioner="rms", rms_decay=0.0, rms_epsilon=1.0)
+    state = learner.advance(learner.init(start, seed=1), 1500)
+    biased = (1 + 2 * (2 / torch.pi) ** 0.5) / (1 + (2 / torch.pi) ** 0.5)
+    assert abs(float(state.x.var()) - biased) < 0.05
+    kept = 1 / (state.second_moment.mean(0).sqrt() + 1)
+    exact = fastebm.Langevin(bowl, eta, noise, preconditioner=kept).sample(state.x, 1500, seed=2)
+    assert abs(float(exact.var()) - 1) < 0.05
+
+
 def test_a_preconditioner_that_does_not_fit_is_refused():
     for given, error, words in (
         (torch.ones(4), ValueError, r"broadcast to one sample \(3,\)"),

@@ -550,8 +550,118 @@ def test_diagnostics(name):
 
 def test_a_warm_up_needs_chains():
     sampler = fastebm.MCLMC(normal, 0.1)
-    with pytest.raises(ValueError, match="a warm-up needs chains"):
+    with pytest.raises(ValueError, match="a warm-up needs at least one chain"):
         sampler.warm_up(sampler.init(X[:0]), 20, pooled=True)
+
+
+@pytest.mark.parametrize("pooled", [False, True])
+def test_a_warm_up_on_a_plain_keeps_its_numbers_in_range(pooled):
+    """Where no step has an error, step sizes became infinite, and states with them."""
+    sampler = fastebm.MCLMC(lambda x: 0 * x.sum(1), 0.5)
+    warm = sampler.warm_up(sampler.init(X[:, :3], seed=0), 400, pooled=pooled)
+    assert bool(warm.schedule.isfinite().all())
+    assert bool(warm.x.isfinite().all())
+
+
+# The warm-up of an ensemble -------------------------------------------------------------------------------------------
+
+SCALES = torch.tensor([0.05, 0.3, 1.0, 3.0, 20.0]).repeat(4)
+CENTER = torch.linspace(-5, 5, 20)
+BANANA = (1.0, 0.3)
+
+
+def skewed(x):
+    return 0.5 * ((x - CENTER) / SCALES).square().sum(1)
+
+
+def banana(x):
+    """x_0 is normal, x_1 normal around its square: E x_1 = 1, Var x_1 = 2 + 0.09."""
+    return 0.5 * x[:, 0].square() + 0.5 * ((x[:, 1] - x[:, 0].square()) / BANANA[1]).square()
+
+
+STARTS = {
+    "spread wide": 30 * torch.randn(300, 20, generator=torch.Generator().manual_seed(0)),
+    "from one place": torch.full((300, 20), 10.0),
+}
+
+
+@pytest.mark.parametrize("start", STARTS)
+def test_an_ensemble_learns_the_scales_of_a_gaussian(start):
+    """With variances 160,000 times each other. Gradients tell the scales of a Gaussian wherever its chains are."""
+    sampler = fastebm.AdjustedMCLMC(skewed, 0.3, 8, jitter=0.2)
+    warm = sampler.warm_up_ensemble(sampler.init(STARTS[start], seed=1), 300, 50)
+    assert warm.warmed_up == warm.step == 350
+    assert torch.allclose(warm.inverse_mass[0], SCALES.square(), rtol=1e-3)
+    assert len(warm.schedule[0, :, 0].unique()) == 1
+    rates = []
+    x = sampler.run(warm, 40, keep=lambda k, x, info: rates.append(info.acceptance_probability.mean()))
+    assert abs(float(torch.stack(rates).mean()) - 0.9) < 0.03
+    z = (x - CENTER) / SCALES
+    assert float(z.mean(0).abs().max()) < 4 / 300**0.5
+    assert float((z.var(0) - 1).abs().max()) < 4 * (2 / 300) ** 0.5
+    assert torch.equal(sampler.advance(warm, 2).schedule, warm.schedule)
+
+
+def test_an_ensemble_samples_the_banana():
+    sampler = fastebm.AdjustedMCLMC(banana, 0.3, 8, jitter=0.2)
+    start = 3 * torch.randn(2000, 2, generator=torch.Generator().manual_seed(0))
+    warm = sampler.warm_up_ensemble(sampler.init(start, seed=1), 200, 50)
+    x = sampler.run(warm, 150).double()
+    first = torch.stack((x[:, 0], x[:, 1], x[:, 0].square(), (x[:, 1] - x[:, 0].square()).square()))
+    expected = torch.tensor([0.0, 1.0, 1.0, BANANA[1] ** 2], dtype=torch.float64)
+    errors = torch.tensor([1.0, 2 + BANANA[1] ** 2, 2.0, 2 * BANANA[1] ** 4], dtype=torch.float64).div(2000).sqrt()
+    assert bool(((first.mean(1) - expected).abs() < 4 * errors).all()), (first.mean(1) - expected) / errors
+
+
+def test_an_ensemble_has_the_bits_of_any_number_of_threads_and_goes_on_in_any_batch(tmp_path):
+    sampler, start = fastebm.AdjustedMCLMC(banana, 0.3, 3, jitter=0.2), torch.randn(9, 2)
+    warm = sampler.warm_up_ensemble(sampler.init(start, seed=3), 30, 20)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        again = sampler.warm_up_ensemble(sampler.init(start, seed=3), 30, 20)
+    finally:
+        torch.set_num_threads(threads)
+    for name in ("x", "schedule", "inverse_mass", "key"):
+        assert torch.equal(getattr(warm, name), getattr(again, name))
+    torch.save(warm.state_dict(), tmp_path / "warm.pt")
+    loaded = sampler.load_state(torch.load(tmp_path / "warm.pt"))
+    assert loaded.warmed_up == 50
+    whole = sampler.advance(warm, 7).x
+    assert torch.equal(sampler.advance(loaded, 7).x, whole)
+    assert torch.equal(sampler.advance(warm.rows(2, 5), 7).x, whole[2:5])
+    assert torch.equal(sampler.run(warm.rows(0, 9), 7, batch_size=4), whole)
+
+
+def test_an_ensemble_leaves_what_is_known_and_comes_back_from_steps_that_fail():
+    mask, heat = torch.arange(20) % 5 == 1, 2.0
+    sampler = fastebm.AdjustedMCLMC(skewed, 300.0, 8, temperature=heat, jitter=0.2)
+    start = CENTER + torch.randn(300, 20, generator=torch.Generator().manual_seed(0))
+    state = sampler.init(start, seed=1, mask=mask, known=torch.tensor(0.5).expand(20))
+    warm = sampler.warm_up_ensemble(state, 200, 50)
+    assert bool((warm.inverse_mass[:, mask] == 0).all())
+    x = sampler.run(warm, 40)
+    assert bool((x[:, mask] == 0.5).all())
+    ratio = ((x - CENTER) / SCALES).var(0)[~mask] / heat
+    assert float((ratio - 1).abs().max()) < 4 * (2 / 300) ** 0.5
+
+
+@pytest.mark.parametrize(
+    ("chains", "given", "words"),
+    [
+        (3, (19, 20), "num_unadjusted must be at least 20"),
+        (3, (20, 19), "num_steps must be at least 20"),
+        (1, (20, 20), "it needs two or more, got 1"),
+        (0, (20, 20), "needs at least one chain"),
+    ],
+)
+def test_ensembles_that_cannot_be_warmed_up_are_refused(chains, given, words):
+    sampler = fastebm.AdjustedMCLMC(banana, 0.3, 3)
+    with pytest.raises(ValueError, match=words):
+        sampler.warm_up_ensemble(sampler.init(torch.zeros(chains, 2), seed=0), *given)
+    if chains == 3:
+        with pytest.raises(TypeError, match="AdjustedMCLMC goes on from a AdjustedState"):
+            sampler.warm_up_ensemble(fastebm.MCLMC(banana, 0.3).init(torch.zeros(3, 2)), 20, 20)
 
 
 @pytest.mark.parametrize("name", ["MCLMC", "adjusted"])

@@ -321,12 +321,14 @@ def test_a_score_serves_underdamped_chains_and_is_refused_by_tests():
             make(score, 0.1)
 
 
-def test_hmc_goes_on_from_a_state_of_malt():
-    """Of the other's schedule it reads the step size alone, in calls of many steps too."""
+def test_hmc_goes_on_from_a_state_of_malt_that_is_handed_over():
+    """Without its name. Of the other's schedule it reads the step size alone, in calls of many steps too."""
     start = draw_double_well(20, 3, seed=1)
     state = fastebm.MALT(double_well, 0.4, 3, friction=2.0).init(start, seed=2)
     chain = fastebm.HMC(double_well, 0.4, 3)
-    assert torch.equal(chain.advance(state, 6).x, chain.sample(start, 6, seed=2))
+    with pytest.raises(TypeError, match="HMC goes on from its own states, got one of MALT"):
+        chain.advance(state, 6)
+    assert torch.equal(chain.advance(replace(state, sampler=""), 6).x, chain.sample(start, 6, seed=2))
 
 
 @pytest.mark.parametrize("name", ["MALA", "HMC", "BAOAB", "OBABO"])
@@ -498,6 +500,152 @@ def test_a_warm_up_learns_masses(name):
     assert torch.allclose(x.std(0) / torch.tensor(target.scales), torch.ones(3), rtol=0.15)
 
 
+@pytest.mark.parametrize("make", [fastebm.MALT, fastebm.Underdamped], ids=["MALT", "Underdamped"])
+@pytest.mark.parametrize("options", [{}, {"scheme": "obabo"}], ids=["", "obabo"])
+def test_a_warm_up_of_some_chains_keeps_the_friction_of_each(make, options):
+    """The sampler knows the friction of all chains, and asked for as many."""
+    if make is fastebm.MALT and options:
+        pytest.skip("MALT has one scheme")
+    rates, heat = torch.tensor([1e-4, 0.1, 1.0, 5.0, 30.0]), torch.tensor([0.5, 1.0, 2.0, 3.0, 4.0])
+    number = {"num_leapfrogs": 3} if make is fastebm.MALT else {}
+    chain = make(double_well, 0.2, friction=rates, temperature=heat, **number, **options)
+    state = chain.init(draw_double_well(5, 3, seed=1), seed=2)
+    whole = chain.warm_up(state, 30)
+    for first, last in ((0, 2), (2, 5)):
+        part = chain.warm_up(state.rows(first, last), 30)
+        assert torch.equal(part.x, whole.x[first:last])
+        assert torch.equal(part.schedule, whole.schedule[:, first:last])
+    h, decay, noise_std = whole.schedule[0].double().unbind(-1)
+    time = h if options == {} and make is fastebm.Underdamped else h / 2
+    assert torch.allclose(decay, (-rates * time).exp(), rtol=1e-5, atol=1e-7)
+    expected = (-torch.expm1(-2 * rates.double() * time) * heat).sqrt()
+    assert torch.allclose(noise_std, expected, rtol=1e-5)
+
+
+KINETIC = {"baoab": ("baoab", 1.0), "obabo": ("obabo", 1.0), "without friction": ("baoab", 0.0)}
+
+
+@pytest.mark.parametrize("pooled", [False, True], ids=["each", "pooled"])
+@pytest.mark.parametrize("kind", KINETIC)
+def test_an_underdamped_warm_up_meets_its_energy_error(kind, pooled):
+    """A normal distribution of scale s, where the error of a leapfrog step is `(h / s)^3 / 4` times a product of two
+    standard normal numbers in each dimension: the step is `s (16 target)^(1/6)`. Noise in the middle shortens it, and
+    without friction a chain's own depends on the energy that it started with."""
+    scheme, friction = KINETIC[kind]
+    scale, target, d = torch.tensor([0.2, 5.0]).repeat(50), 1e-4, 25
+
+    def energy(x, scale):
+        return 0.5 * (x / scale).square().sum(1)
+
+    if pooled:
+        scale = torch.full((100,), 0.2)
+    noise = torch.randn(100, d, generator=torch.Generator().manual_seed(0))
+    chain = fastebm.Underdamped(energy, 0.01, friction, scheme=scheme)
+    state = chain.init(noise * scale[:, None], seed=1, conditions=[scale[:, None]])
+    warm = chain.warm_up(state, 300, target=target, pooled=pooled)
+    assert warm.warmed_up == 300
+    assert warm.step == 300
+    h = warm.schedule[0, :, 0] / scale
+    expected = (16 * target) ** (1 / 6)
+    if scheme == "obabo" or (pooled and not friction):
+        assert abs(float(h.mean()) / expected - 1) < 0.03
+    assert bool(((h > 0.5 * expected) & (h < (1.2 if friction else 1.6) * expected)).all())
+    assert (len(h.unique()) == 1) is pooled
+    after = chain.advance(warm, 3)
+    assert torch.equal(after.schedule, warm.schedule), "it is frozen"
+    errors = [chain._step_error_(after) for _ in range(60)]
+    mean = float(torch.stack(errors).square().mean()) / d
+    assert 0.8 * target < mean < 1.2 * target
+
+
+@pytest.mark.parametrize("scheme", ["baoab", "obabo"])
+def test_the_energy_error_is_what_is_no_heat(scheme):
+    """Against the parts of a step one by one in float64; without noise it is the change of the total energy."""
+    mass, h, rate = MASSES.double(), 0.3, 1.5
+    chain = fastebm.Underdamped(double_well, h, rate, scheme=scheme, mass=mass, engine="autograd")
+    state = chain.advance(chain.init(draw_double_well(6, 3, seed=1).double(), seed=2), 2)
+    x, v, (energy, g) = state.x.clone(), state.velocity.clone(), (part.clone() for part in state.kept)
+    h, c, sigma = state.schedule[0].double().tolist()
+    error = chain._step_error_(state)
+
+    def heat(stream, step):
+        noise = fastebm.ops.normal((6, 3), seed=2, step=step, stream=stream, dtype=torch.float64)
+        return c * v + sigma / mass.sqrt() * noise
+
+    def kinetic():
+        return 0.5 * (mass * v.square()).sum(1)
+
+    def slope(x):
+        return 4 * x * (x.square() - 1)
+
+    streams, work = fastebm.rng.Stream, 0.0
+    if scheme == "obabo":
+        v = heat(streams.MOMENTUM, 2)
+    work, v = work - kinetic(), v - h / 2 / mass * g
+    work = work + kinetic()
+    if scheme == "baoab":
+        x = x + h / 2 * v
+        v = heat(streams.MOMENTUM, 2)
+        x = x + h / 2 * v
+    else:
+        x = x + h * v
+    work, v = work - kinetic(), v - h / 2 / mass * slope(x)
+    work = work + kinetic()
+    if scheme == "obabo":
+        v = heat(streams.MOMENTUM_END, 2)
+    torch.testing.assert_close(state.x, x)
+    torch.testing.assert_close(state.velocity, v)
+    torch.testing.assert_close(error, double_well(x) - energy + work, rtol=0, atol=1e-6)
+
+
+def test_an_underdamped_warm_up_does_not_depend_on_the_batch_and_goes_on_from_a_saved_state():
+    chain, start = fastebm.Underdamped(double_well, 0.2, 1.0, box=(-2.0, 2.0)), draw_double_well(9, 3, seed=1)
+    start = start.clamp(-2, 2)
+    whole = chain.warm_up(chain.init(start, seed=2), 30)
+    part = chain.warm_up(chain.init(start[4:6], seed=2, chain_ids=4), 30)
+    assert torch.equal(whole.x[4:6], part.x)
+    assert torch.equal(whole.velocity[4:6], part.velocity)
+    assert torch.equal(whole.schedule[:, 4:6], part.schedule)
+    again = chain.load_state(whole.state_dict())
+    assert again.warmed_up == 30
+    assert torch.equal(chain.advance(again, 5).x, chain.advance(whole, 5).x)
+
+
+def test_an_underdamped_warm_up_comes_back_from_steps_that_fail():
+    """From a step at which the energy overflows, and with entries that are held."""
+    chain, start = fastebm.Underdamped(double_well, 50.0, 1.0), draw_double_well(20, 3, seed=1)
+    mask = torch.tensor([True, False, False])
+    warm = chain.warm_up(chain.init(start, seed=2, mask=mask, known=torch.tensor(0.5).expand(3)), 200)
+    assert bool(warm.x.isfinite().all())
+    assert bool((warm.x[:, 0] == 0.5).all())
+    steps = warm.schedule[0, :, 0]
+    assert 0.05 < float(steps.min()) < float(steps.max()) < 0.5
+
+
+def test_an_underdamped_warm_up_without_any_error_keeps_its_numbers_in_range():
+    """Where all entries are held, or the energy is constant, the step size grew without end."""
+    chain = fastebm.Underdamped(double_well, 0.1, 1.0)
+    held = {"mask": torch.ones(4, 3, dtype=torch.bool), "known": torch.zeros(4, 3)}
+    warm = chain.warm_up(chain.init(torch.zeros(4, 3), seed=0, **held), 400)
+    assert torch.equal(warm.x, torch.zeros(4, 3))
+    assert bool(warm.schedule.isfinite().all())
+    for pooled in (False, True):
+        flat = fastebm.Underdamped(lambda x: 0 * x.sum(1), 0.1, 1.0)
+        warm = flat.warm_up(flat.init(torch.zeros(4, 3), seed=0), 400, pooled=pooled)
+        assert bool(warm.x.isfinite().all())
+        assert bool(warm.schedule.isfinite().all())
+
+
+def test_an_underdamped_warm_up_learns_masses():
+    target = Gaussian((0.1, 1.0, 10.0))
+    chain = fastebm.Underdamped(target, 0.05, 1.0)
+    warm = chain.warm_up(chain.init(target.draw(400), seed=2), 200, mass="diagonal")
+    ratio = warm.inverse_mass[0] / torch.tensor(target.scales).square()
+    assert torch.allclose(ratio, torch.ones(3), rtol=0.3)
+    x = chain.advance(warm, 60).x
+    assert torch.allclose(x.std(0) / torch.tensor(target.scales), torch.ones(3), rtol=0.15)
+
+
 @pytest.mark.parametrize(
     ("make", "options", "error", "words"),
     [
@@ -505,7 +653,16 @@ def test_a_warm_up_learns_masses(name):
         (lambda e: fastebm.MALA(e, 0.1), {"target_acceptance": 1.0}, ValueError, r"must be in \(0, 1\)"),
         (lambda e: fastebm.MALA(e, 0.1), {"mass": "diagonal"}, TypeError, "MALA has no masses"),
         (lambda e: fastebm.HMC(e, 0.1, 2), {"mass": "dense"}, ValueError, '"given" or "diagonal"'),
-        (lambda e: fastebm.Underdamped(e, 0.1, 1.0), {}, TypeError, "no Metropolis test"),
+        (lambda e: fastebm.Underdamped(e, 0.1, 1.0), {"target": 0.0}, ValueError, "target must be finite and positive"),
+        (lambda e: fastebm.Underdamped(e, 0.1, 1.0), {"num_steps": 19}, ValueError, "num_steps must be at least 20"),
+        (lambda e: fastebm.Underdamped(e, 0.1, 1.0), {"mass": "dense"}, ValueError, '"given" or "diagonal"'),
+        (lambda e: fastebm.Underdamped(e, 0.1, 1.0, temperature=0.0), {}, ValueError, "temperatures above 0"),
+        (
+            lambda e: fastebm.Underdamped(fastebm.score_gradient(lambda x: -x), 0.1, 1.0),
+            {},
+            TypeError,
+            "a score tells none",
+        ),
         (
             lambda e: fastebm.MALA(e, fastebm.schedules.linear(0.1, 0.2)),
             {},

@@ -2,8 +2,6 @@
 
 import copy
 import dataclasses
-import doctest
-import importlib
 import json
 import math
 import pickle
@@ -16,6 +14,7 @@ import torch
 from fastebm import Langevin, ReplayBuffer, ops, rng, starts
 from fastebm.memory import free_memory
 from fastebm.rng import Stream
+from tests.docstrings import run_examples
 
 WRITES = ("drawn", "ring", "newest_first", "reservoir")
 DTYPES = (torch.uint8, torch.float16, torch.float32, torch.float64)
@@ -694,6 +693,24 @@ def test_counters_end_before_noise_repeats():
     assert buffer.draw(4, 1).start_step == rng.MAX_STEP - 1
 
 
+@pytest.mark.parametrize("write", ["drawn", "ring", "newest_first", "reservoir"])
+def test_a_draw_is_put_once(write):
+    """Twice, it counted its ends twice and wrote over chains that had gone on since. One that failed may be put."""
+    buffer = filled(write)
+    draw = buffer.draw(4, 1)
+    with pytest.raises(ValueError, match="have shape"):
+        buffer.put(draw, draw.x[:3])
+    assert not draw.was_put
+    buffer.put(draw, draw.x)
+    assert draw.was_put
+    number, before = draw.number, {n: copy.deepcopy(v) for n, v in buffer.state_dict().items()}
+    for again in (draw, copy.copy(draw)):
+        with pytest.raises(ValueError, match=f"^put takes a draw once, but draw {number} was put already$"):
+            buffer.put(again, draw.x + 1)
+    for name, value in buffer.state_dict().items():
+        assert torch.equal(value, before[name]) if isinstance(value, torch.Tensor) else value == before[name]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -741,4 +758,4 @@ def test_a_buffer_says_what_it_holds():
 
 @pytest.mark.parametrize(("module", "count"), [("replay_buffer", 6), ("starts", 10)])
 def test_examples_in_docstrings(module, count):
-    assert doctest.testmod(importlib.import_module(f"fastebm.sampling.{module}")) == (0, count)
+    assert run_examples(f"fastebm.sampling.{module}") == (0, count)

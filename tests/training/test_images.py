@@ -26,6 +26,7 @@ from fastebm.training import (
 )
 from fastebm.training.coarse_to_fine.trainer import CoarseToFineTrainer
 from fastebm.training.images import image_levels
+from fastebm.training.trainer.parts import Part
 from tests.training.resumed_runs import Stop, stopping
 
 SILENT: dict[str, Any] = {"progress": False, "save_pictures": False}
@@ -146,12 +147,10 @@ def test_a_source_comes_back_from_json(tmp_path: Path) -> None:
 
 def test_images_are_mirrored_by_their_position(tiny: CoarseToFineConfig, pixels: Tensor) -> None:
     levels = image_levels(Images(pixels), tiny.sizes, 1)
-    plain, mirrored = (
-        CoarseToFineTrainer(
-            dataclasses.replace(tiny, data_noise=0.0, flip=on), levels, torch.device("cpu")
-        )._real_images(tiny.stages[0], 40)
-        for on in (False, True)
-    )
+    configs = [dataclasses.replace(tiny, data_noise=0.0, flip=on) for on in (False, True)]
+    trainers = [CoarseToFineTrainer(config, levels, torch.device("cpu")) for config in configs]
+    part, stage = Part(0, 8, 8, 40), tiny.stages[0]
+    plain, mirrored = (trainer._real_images(stage, part, next(trainer._order)) for trainer in trainers)
     assert torch.equal(mirrored, flip(plain, seed=tiny.seed, positions=40))
     kept = (mirrored == plain).flatten(1).all(1)
     assert 0 < kept.sum() < len(kept)

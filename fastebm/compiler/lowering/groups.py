@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass, field
+
+from torch import Tensor
 
 from fastebm.compiler import operations as op
 from fastebm.compiler.lazy_tensors import Coefficient, LazyTensor
@@ -11,6 +13,7 @@ from fastebm.compiler.operations import Pair
 from fastebm.compiler.program import Node, Program
 from fastebm.ops.instructions import Buffer, Epilogue, EpilogueOp, Instruction, Kind
 from fastebm.ops.program import Constant
+from fastebm.ops.weight_gradients import WeightTask
 
 POINTWISE = (op.Activation, op.ActivationDerivative, op.LinearCombination, op.Multiply, op.Affine)
 # Activations whose derivative costs more to compute again than to read.
@@ -43,6 +46,14 @@ class Location:
         return self.factor == (1, 1) and not self.broadcast
 
 
+@dataclass(frozen=True)
+class WeightResult:
+    """What the result of a task is: the gradient with respect to `weight`, after `restore` has given it that shape."""
+
+    weight: LazyTensor
+    restore: Callable[[Tensor], Tensor]
+
+
 @dataclass
 class Group:
     """Instructions with one epilogue. `result` names the value at the epilogue's end, "" if none can be appended."""
@@ -65,6 +76,8 @@ class GroupBuilder:
         locations: where results are stored.
         derivatives: where derivatives of activations are stored, by the activation and its input.
         group_of: the position of the group that computes a result.
+        trained: the weights whose gradients are wanted.
+        tasks, results: of the gradients of weights, and what becomes of each.
     """
 
     program: Program
@@ -78,6 +91,9 @@ class GroupBuilder:
     locations: dict[str, Location] = field(default_factory=dict)
     derivatives: dict[tuple[str, str, tuple[float, ...]], Location] = field(default_factory=dict)
     group_of: dict[str, int] = field(default_factory=dict)
+    trained: Container[LazyTensor] = ()
+    tasks: list[WeightTask] = field(default_factory=list)
+    results: list[WeightResult] = field(default_factory=list)
 
     # ---- groups
 
@@ -112,8 +128,8 @@ class GroupBuilder:
                 group.epilogue.append(Epilogue(step))
 
     def outputs(self) -> list[tuple[str, EpilogueOp]]:
-        """The program's outputs, each with the epilogue operation that returns it."""
-        return list(zip(self.program.outputs, (EpilogueOp.STORE_ENERGIES, EpilogueOp.STORE_GRADIENT), strict=True))
+        """The program's outputs, energies and a gradient if it has one, each with the operation that returns it."""
+        return list(zip(self.program.outputs, (EpilogueOp.STORE_ENERGIES, EpilogueOp.STORE_GRADIENT), strict=False))
 
     @staticmethod
     def returns(group: Group, output: EpilogueOp) -> bool:

@@ -46,24 +46,27 @@ def flatten_samples(program: Program) -> Program:
     A linear map of a vector is a matrix product. A linear map of an image would be a convolution that covers the image,
     which for images of few channels does many times the work.
     """
-    image, gradient = program.nodes[0], program[program.outputs[1]]
+    image = program.nodes[0]
+    gradient = program[program.outputs[1]] if len(program.outputs) > 1 else None
     users = program.users(image.name)
     flat = (math.prod(image.shape),)
     if len(image.shape) != 3 or not users or image.name in program.outputs:
         return program
     if any(not isinstance(node.operation, Reshape) or node.shape != flat for node in users):
         return program
-    if not isinstance(gradient.operation, Reshape) or program[gradient.inputs[0]].shape != flat:
-        return program
-    if program.users(gradient.name) or gradient.inputs[0] == image.name or gradient in users:
-        return program
+    if gradient is not None:
+        if not isinstance(gradient.operation, Reshape) or program[gradient.inputs[0]].shape != flat:
+            return program
+        if program.users(gradient.name) or gradient.inputs[0] == image.name or gradient in users:
+            return program
     removed = {node.name for node in users}
     nodes = [replace(image, operation=Input(flat), shape=flat)]
     for node in program.nodes[1:]:
         if node.name not in removed and node is not gradient:
             inputs = tuple(image.name if name in removed else name for name in node.inputs)
             nodes.append(replace(node, inputs=inputs))
-    return Program(tuple(nodes), (program.outputs[0], gradient.inputs[0]))
+    outputs = program.outputs[:1] if gradient is None else (program.outputs[0], gradient.inputs[0])
+    return Program(tuple(nodes), outputs)
 
 
 # ---- weights

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,43 +14,51 @@ from torch import Tensor
 from fastebm.compiler import operations as op
 from fastebm.compiler.lazy_tensors import Coefficient, LazyTensor, evaluate, lazy
 from fastebm.compiler.lowering import layout
-from fastebm.compiler.lowering.epilogues import EpilogueBuilder
-from fastebm.compiler.lowering.groups import OUTSIDE, POINTWISE, Group, Image, Location, LoweringError
+from fastebm.compiler.lowering.groups import OUTSIDE, POINTWISE, Group, Image, Location, LoweringError, WeightResult
+from fastebm.compiler.lowering.weights import WeightBuilder
 from fastebm.compiler.operations import Operation, Pair
 from fastebm.compiler.program import Node, Program
 from fastebm.ops.instructions import Buffer, Epilogue, EpilogueOp, Instruction, Kind
 from fastebm.ops.program import DENSE, Constant, LoweredProgram
+from fastebm.ops.weight_gradients import WeightTask
 
 
 @dataclass(frozen=True)
 class LoweringResult:
-    """A lowered program, and the lazy tensors from which its constants are evaluated."""
+    """A lowered program, and the lazy tensors from which its constants are evaluated.
+
+    `tasks` and `results` are those of the gradients of weights, where the program has any.
+    """
 
     program: LoweredProgram
     numbers: tuple[Coefficient, ...]
     weights: tuple[LazyTensor, ...]
+    tasks: tuple[WeightTask, ...] = ()
+    results: tuple[WeightResult, ...] = ()
 
     def lazy_tensors(self) -> list[LazyTensor]:
         """All weights, and the numbers that are lazy tensors."""
         return [*self.weights, *(n for n in self.numbers if isinstance(n, LazyTensor))]
 
-    def constants(self) -> tuple[list[Any], list[Tensor]]:
-        """All numbers and weights, evaluated now."""
-        results = evaluate(self.lazy_tensors())
+    def constants(self, results: dict[LazyTensor, Any] | None = None) -> tuple[list[Any], list[Tensor]]:
+        """All numbers and weights, from `results`, or evaluated now."""
+        results = evaluate(self.lazy_tensors()) if results is None else results
         numbers = [results[n] if isinstance(n, LazyTensor) else n for n in self.numbers]
         return numbers, [results[weight] for weight in self.weights]
 
 
-def lower(program: Program, itemsize: int) -> LoweringResult:
+def lower(program: Program, itemsize: int, trained: Container[LazyTensor] = ()) -> LoweringResult:
     """Lower a program whose outputs are energies and gradient, for numbers of `itemsize` bytes.
+
+    Or energies alone, with gradients of the `trained` weights among its operations.
 
     Raises LoweringError with the node and the reason if no instruction computes one of its operations.
     """
     program = layout.flatten_samples(program)
-    return _Lowering(program, itemsize, layout.assign_images(program)).finish()
+    return _Lowering(program, itemsize, layout.assign_images(program), trained=trained).finish()
 
 
-class _Lowering(EpilogueBuilder):
+class _Lowering(WeightBuilder):
     """Lowers one program node by node."""
 
     def finish(self) -> LoweringResult:
@@ -72,8 +80,9 @@ class _Lowering(EpilogueBuilder):
             epilogues += group.epilogue
         buffers, constants = self._mark_dense(instructions)
         sample = self.program.nodes[0].shape
-        program = LoweredProgram(sample, self.bytes, buffers, tuple(instructions), tuple(epilogues), constants)
-        return LoweringResult(program, tuple(self.numbers), tuple(self.weights))
+        kept = frozenset(b for task in self.tasks for b in (task.gradient_buffer, task.source_buffer) if b >= 0)
+        program = LoweredProgram(sample, self.bytes, buffers, tuple(instructions), tuple(epilogues), constants, kept)
+        return LoweringResult(program, tuple(self.numbers), tuple(self.weights), tuple(self.tasks), tuple(self.results))
 
     def _mark_dense(self, instructions: list[Instruction]) -> tuple[tuple[Buffer, ...], tuple[Constant, ...]]:
         """Buffers of few channels, and the weights that read them, with `DENSE` numbers for each pixel."""
@@ -122,6 +131,8 @@ class _Lowering(EpilogueBuilder):
             self._append_ones(node)
         elif isinstance(operation, op.Concatenate):
             self._concatenate(node, operation)
+        elif isinstance(operation, op.WeightGradient):
+            self.add_weight_tasks(node, operation.of)
         else:
             raise LoweringError(f"no instruction computes {type(operation).__name__}")
 

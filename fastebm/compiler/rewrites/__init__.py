@@ -6,10 +6,11 @@ repeats until no pass has a faster candidate. All identities hold up to rounding
 where its identity would not hold. To add a rewrite, write such a pass in a file of its own and list it here.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 
-from fastebm.compiler.autodiff import differentiate
+from fastebm.compiler.autodiff import differentiate, differentiate_weights
 from fastebm.compiler.cost_model import Machine
+from fastebm.compiler.lazy_tensors import LazyTensor
 from fastebm.compiler.program import Program
 from fastebm.compiler.rewrites.activation_matching import match_activations
 from fastebm.compiler.rewrites.branch_merging import merge_branches
@@ -21,7 +22,7 @@ from fastebm.compiler.rewrites.pooling_hoisting import hoist_pooling
 from fastebm.compiler.rewrites.scale_folding import fold_scales
 from fastebm.compiler.rewrites.upsampling_sinking import sink_upsampling
 
-__all__ = ["PASSES", "WITHOUT_POLYPHASE", "Pass", "build_gradient_program", "simplify"]
+__all__ = ["PASSES", "WITHOUT_POLYPHASE", "Pass", "build_gradient_program", "build_weight_program", "simplify"]
 
 Pass = Callable[[Program], Iterator[Program]]
 
@@ -45,6 +46,13 @@ def build_gradient_program(
 ) -> Program:
     """The program for energies and their gradient: simplified, differentiated, and simplified again."""
     return simplify(differentiate(simplify(energies, machine, FORWARD)), machine, passes)
+
+
+def build_weight_program(
+    energies: Program, trained: Container[LazyTensor], machine: Machine | None = None, passes: Iterable[Pass] = PASSES
+) -> Program:
+    """The program for the gradients of weights: differentiated, and simplified. `energies` is simplified already."""
+    return simplify(differentiate_weights(energies, trained), machine, passes)
 
 
 def simplify(program: Program, machine: Machine | None = None, passes: Iterable[Pass] = PASSES) -> Program:

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from fastebm.data import Images, batches, to_float, to_pixels
 from fastebm.data.value_range import SIGNED, to_signed
+from fastebm.distributed import shared_rows, together
 from fastebm.ops.uniform import uniform
 from fastebm.progress import progress_bar
 from fastebm.rng import Stream
@@ -103,6 +104,17 @@ def float64_features(*sets: Tensor) -> tuple[Tensor, ...]:
     return tuple(features.detach().double() for features in sets)
 
 
+@torch.no_grad()
+def described(describe: Callable[[Tensor], tuple[Tensor, Tensor]], pixels: Tensor, batch_size: int) -> Features:
+    """The features and probabilities of bytes (N, C, S, S) on the CPU, in batches, which several ranks share."""
+
+    def of(rows: range) -> Features:
+        parts = [describe(part) for part in pixels[rows.start : rows.stop].split(batch_size)]
+        return Features(*(torch.cat([part[index].float().cpu() for part in parts]) for index in range(2)))
+
+    return shared_rows(len(pixels), of, batch_size)
+
+
 @dataclass(frozen=True, eq=False)
 class FeatureClassifier:
     """A trained `FeatureNet` and what it was trained on. Distances in its features are NOT comparable to published FID.
@@ -137,13 +149,11 @@ class FeatureClassifier:
         Floats become bytes first (`image_bytes`), so that samples and real images are measured alike. Raises
         ValueError for other shapes, and as `image_bytes`.
         """
-        pixels = self._pixels(images)
-        device = next(self.net.parameters()).device
-        parts = []
-        for part in pixels.split(batch_size):
-            features = self.net.features(to_float(part.to(device)))
-            parts.append((features, self.net.head(features).softmax(dim=1)))
-        return Features(*(torch.cat([part[index] for part in parts]).cpu() for index in range(2)))
+        return together(described, self._describe, self._pixels(images), batch_size)
+
+    def _describe(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        features = self.net.features(to_float(pixels.to(next(self.net.parameters()).device)))
+        return features, self.net.head(features).softmax(dim=1)
 
     def _pixels(self, images: Tensor | Images) -> Tensor:
         shape = images.pixels.shape if isinstance(images, Images) else images.shape

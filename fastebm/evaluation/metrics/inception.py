@@ -18,6 +18,7 @@ from torch import Tensor
 
 from fastebm.data import Images
 from fastebm.data.value_range import SIGNED, ValueRange, to_signed
+from fastebm.distributed import together
 from fastebm.evaluation.metrics.comparison import (
     Comparison,
     Distances,
@@ -25,7 +26,7 @@ from fastebm.evaluation.metrics.comparison import (
     compare,
     equal_precision_recall,
 )
-from fastebm.evaluation.metrics.features import Features, image_bytes
+from fastebm.evaluation.metrics.features import Features, described, image_bytes
 from fastebm.runs.interrupts import uninterrupted
 
 WIDTH = 2048
@@ -85,8 +86,13 @@ class Inception:
         if len(shape) != 4 or shape[1] not in (1, 3) or 0 in shape:
             raise ValueError(f"Inception takes images (N, 1 or 3, H, W), got {tuple(shape)}")
         pixels = image_bytes(images)
-        parts = [self.run(part.to(self.device).expand(-1, 3, -1, -1)) for part in pixels.split(batch_size)]
-        return Features(*(torch.cat([part[index].float().cpu() for part in parts]) for index in range(2)))
+        return together(described, self._describe, pixels, batch_size)
+
+    def _describe(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        return self.run(pixels.to(self.device).expand(-1, 3, -1, -1))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Inception.load, (self.path, self.device.type)  # TorchScript can't be pickled
 
 
 @dataclass(frozen=True)

@@ -74,7 +74,7 @@ def run_observed(
     `sampler.advance_`, so that many of them may still be one call. `callback(k, x, info)` is called after every
     `thin`-th update, which then is a step as well. `options` go to both.
     """
-    done = 0
+    done, state = 0, sampler.own_state(state)
     with sampler.gradient.chain():
         while done < num_steps:
             until = observer.updates_until_read(done)

@@ -16,7 +16,7 @@ from torch import Tensor
 from fastebm.compiler import EnergyGradient
 from fastebm.data import average_pool_to
 from fastebm.sampling.cascade import device_of
-from fastebm.tasks.detection.batches import Energy, ImageBatches, check_finite, gradient_of, image_batches
+from fastebm.tasks.detection.batches import Energy, ImageBatches, check_finite, gradient_of, image_batches, over_images
 
 
 @dataclass(frozen=True)
@@ -74,8 +74,12 @@ class LevelStatistics:
             raise ValueError("there are no levels: statistics need at least one energy")
         gradients = {size: gradient_of(levels[size], dtype, engine) for size in sorted(levels)}
         device = device_of(levels[max(levels)]) if device is None else torch.device(device)
-        batches = image_batches(training_images, batch_size, device, progress)
-        features = torch.cat([_features(gradients, batch, first) for first, batch in batches])
+
+        def of(rows: range | None) -> Tensor:
+            batches = image_batches(training_images, batch_size, device, progress, rows)
+            return torch.cat([_features(gradients, batch, first) for first, batch in batches])
+
+        features = over_images(training_images, of)
         if len(features) <= features.shape[1]:
             raise ValueError(
                 f"statistics of {len(levels)} levels need more than {features.shape[1]} training images, "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,10 @@ from torch import Tensor
 
 from fastebm import plotting
 from fastebm.compiler import EnergyGradient
-from fastebm.data import ImagePyramid, Images, batches
+from fastebm.data import Images, batches
 from fastebm.sampling.cascade import device_of
 from fastebm.tasks.arguments import check_seed, check_whole
-from fastebm.tasks.detection.batches import Energy, Model, energy_of
+from fastebm.tasks.detection.batches import AtSize, Energy, Model, energy_of
 from fastebm.tasks.detection.level_statistics import LevelStatistics
 from fastebm.tasks.detection.outlier_sets import constant_colours, flip, interpolations, rotate, uniform_noise
 from fastebm.tasks.detection.scores import DetectionMetrics, Scores, detection_metrics, outlier_scores, roc_curve
@@ -156,7 +156,7 @@ def detect_outliers(
 
     energies: Mapping[int, Energy | EnergyGradient] = {size: energy_of(model)}
     device = device_of(energies[size])
-    options: dict[str, Any] = {"device": device}
+    options: dict[str, Any] = {"device": device, "batch_size": batch_size}
 
     def bar(name: str) -> str | bool:
         return progress and name.replace("_", " ")
@@ -164,9 +164,14 @@ def detect_outliers(
     for_statistics = _subset(training, max(count, MIN_TRAINING), seed)
 
     def statistics(levels: Mapping[int, Energy | EnergyGradient], name: str) -> LevelStatistics:
-        training_batches = _batches(for_statistics, size, batch_size)
         return LevelStatistics.fit(
-            levels, training_batches, dtype=dtype, engine=engine, device=device, progress=bar(name)
+            levels,
+            AtSize(for_statistics, size),
+            batch_size=batch_size,
+            dtype=dtype,
+            engine=engine,
+            device=device,
+            progress=bar(name),
         )
 
     if isinstance(run, CoarseToFineRun):
@@ -179,7 +184,7 @@ def detect_outliers(
         levels = statistics(energies, "training")
     options |= {"levels": levels, "training_mean": levels.mean_energies[size]}
     scores = {
-        name: outlier_scores(levels.highest, _batches(given, size, batch_size), progress=bar(name), **options)
+        name: outlier_scores(levels.highest, AtSize(given, size), progress=bar(name), **options)
         for name, given in sets.items()
     }
     metrics = {
@@ -214,12 +219,6 @@ def _subset(images: Images, count: int, seed: int) -> Images:
         return images
     chosen = next(batches(images, count, seed)).sort().values
     return dataclasses.replace(images, pixels=images.select_pixels(chosen), labels=None)
-
-
-def _batches(images: Images, size: int, batch_size: int) -> Iterator[Tensor]:
-    levels = ImagePyramid(images, size)
-    for indices in torch.arange(len(images)).split(batch_size):
-        yield levels.batch(size, indices)
 
 
 def _summary(values: NDArray[np.float32]) -> dict[str, float]:

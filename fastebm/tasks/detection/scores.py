@@ -33,6 +33,7 @@ from fastebm.tasks.detection.batches import (
     energy_of,
     gradient_of,
     image_batches,
+    over_images,
 )
 from fastebm.tasks.detection.level_statistics import LevelStatistics, gradient_norms
 
@@ -130,20 +131,25 @@ def outlier_scores(
     energy = energy_of(model)
     gradient = gradient_of(energy, dtype, engine)
     baseline = None if untrained is None else gradient_of(untrained, dtype, engine)
-    parts: dict[str, list[Tensor]] = {}
     device = device_of(energy) if device is None else torch.device(device)
-    for first, batch in image_batches(images, batch_size, device, progress):
-        scores = _scores(gradient, levels, batch, first)
-        scores["total_variation"] = total_variation(batch)
-        if training_mean is not None:
-            scores["typicality"] = (scores["energy"].double() - training_mean).abs()
-        without = _scores(baseline, untrained_levels, batch, first)
-        without.pop("gradient_norm", None)
-        scores |= {f"untrained_{name}": values for name, values in without.items()}
-        for name, values in scores.items():
-            check_finite(name, values, first)
-            parts.setdefault(name, []).append(values.float().cpu())
-    return {name: torch.cat(parts[name]).numpy() for name in ORDER if name in parts}
+
+    def of(rows: range | None) -> dict[str, Tensor]:
+        parts: dict[str, list[Tensor]] = {}
+        for first, batch in image_batches(images, batch_size, device, progress, rows):
+            scores = _scores(gradient, levels, batch, first)
+            scores["total_variation"] = total_variation(batch)
+            if training_mean is not None:
+                scores["typicality"] = (scores["energy"].double() - training_mean).abs()
+            without = _scores(baseline, untrained_levels, batch, first)
+            without.pop("gradient_norm", None)
+            scores |= {f"untrained_{name}": values for name, values in without.items()}
+            for name, values in scores.items():
+                check_finite(name, values, first)
+                parts.setdefault(name, []).append(values.float().cpu())
+        return {name: torch.cat(values) for name, values in parts.items()}
+
+    found = over_images(images, of)
+    return {name: found[name].numpy() for name in ORDER if name in found}
 
 
 def _scores(

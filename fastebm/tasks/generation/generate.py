@@ -27,10 +27,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from fastebm import rng
 from fastebm.data import to_pixels
+from fastebm.distributed import OnFirst, ranks, shared_rows, together
 from fastebm.progress import progress_bar
+from fastebm.sampling.cascade import LevelSampler
 from fastebm.tasks.arguments import check_memory, check_seed, check_whole
 from fastebm.tasks.generation.files import IN_NUMBERS, GridFile, Output, PictureFolder, Pixels, Request, output_for
 from fastebm.training import CoarseToFineRun, RunError
@@ -129,34 +132,60 @@ def generate(
         processes = max(1, min(processes, request.chunks - len(finished)))
         with progress_bar(count, "samples", "image", shown=progress, initial=count - drawn) as bar:
             if processes == 1:
-                _draw_chunks(run, request, output, request.missing(finished), bar.update)
+                missing = list(request.missing(finished))
+                together(_draw_chunks, run, request, missing, OnFirst((output, bar.update)))
             else:
                 _draw_in_processes(run.path, request, output, finished, processes, device, bar.update)
         output.finish(request)
         made = GenerationResult(output.path, request, drawn, time.perf_counter() - start, output.numbers)
-        output.close(_numbers(made, run, processes, device))
+        output.close(_numbers(made, run, max(processes, ranks().size), device))
     return made
 
 
 def _draw_chunks(
-    run: CoarseToFineRun, request: Request, output: Output, chunks: Iterable[int], advance: Callable[[int], Any]
+    run: CoarseToFineRun, request: Request, chunks: Iterable[int], to: OnFirst[tuple[Output, Callable[[int], Any]]]
 ) -> None:
-    """Draws chunks. A thread writes each while the next is drawn; at most QUEUED wait to be written."""
+    """Draws chunks, as many at a time as there are ranks, and writes them to an output, telling a function how many.
+
+    A thread writes while the next are drawn; at most QUEUED wait to be written.
+    """
     cascade = run.cascade()  # one for all chunks: its gradients are captured once
     writing: deque[Future[None]] = deque()
     with ThreadPoolExecutor(1, "write samples") as writer:
-        for chunk in chunks:
-            rows = request.rows(chunk)
-            samples = cascade.sample(
-                len(rows), request.seed, request.first_chain + rows.start, channels=request.channels
-            )
-            pixels = to_pixels(samples).permute(0, 2, 3, 1).contiguous().cpu().numpy()
-            if len(writing) == QUEUED:
-                writing.popleft().result()
-            writing.append(writer.submit(_write, output, request, chunk, pixels, advance))
+        for group in _neighbours(chunks, ranks().size):
+            first, last = request.rows(group[0]).start, request.rows(group[-1]).stop
+            drawn = shared_rows(last - first, functools.partial(_draw, cascade, request, first))
+            if to.value is None:
+                continue
+            pixels = drawn.cpu().numpy()
+            for chunk in group:
+                rows = request.rows(chunk)
+                if len(writing) == QUEUED:
+                    writing.popleft().result()
+                part = pixels[rows.start - first : rows.stop - first]
+                writing.append(writer.submit(_write, to.value[0], request, chunk, part, to.value[1]))
             _stop_without_parent()
         for written in writing:
             written.result()
+
+
+def _draw(cascade: LevelSampler, request: Request, first: int, rows: range) -> Tensor:
+    """Bytes (len(rows), S, S, C) of the samples whose numbers are those of the rows plus `first`."""
+    chain = request.first_chain + first + rows.start
+    samples = cascade.sample(len(rows), request.seed, chain, channels=request.channels, batch_size=request.chunk)
+    return to_pixels(samples).permute(0, 2, 3, 1).contiguous()
+
+
+def _neighbours(chunks: Iterable[int], most: int) -> Iterator[list[int]]:
+    """The chunks in groups of at most so many that follow each other."""
+    group: list[int] = []
+    for chunk in chunks:
+        if group and (len(group) == most or chunk != group[-1] + 1):
+            yield group
+            group = []
+        group.append(chunk)
+    if group:
+        yield group
 
 
 def _write(output: Output, request: Request, chunk: int, pixels: Pixels, advance: Callable[[int], Any]) -> None:
@@ -240,7 +269,7 @@ def _work(
         run = CoarseToFineRun.load(run_dir, device, iteration=request.iteration)
         finished, first, processes = share
         chunks = itertools.islice(request.missing(finished), first, None, processes)
-        _draw_chunks(run, request, output, chunks, sender.send)
+        _draw_chunks(run, request, chunks, OnFirst((output, sender.send)))
         sender.send(None)
     except Exception as error:
         with contextlib.suppress(OSError):  # the parent may be gone
@@ -343,6 +372,8 @@ def _writing(output: Output, request: Request) -> Iterator[None]:
 def _check_numbers(count: int, processes: int, chunk: int | None, output: Output) -> None:
     check_whole("count", count)
     check_whole("processes", processes, most=max(16, 4 * (os.cpu_count() or 1)))
+    if processes > 1 and ranks().size > 1:
+        raise ValueError(f"processes is {processes}, and torchrun started {ranks().size} already: leave processes out")
     if chunk is not None:
         check_whole("chunk", chunk)
     if isinstance(output, GridFile) and count > LARGEST_GRID:

@@ -12,12 +12,12 @@ from fastebm.data.masks import HOLE_NOISE
 from fastebm.ops import uniform
 from fastebm.rng import Stream, make_chain_ids
 from fastebm.sampling.cascade import LevelSampler
-from fastebm.sampling.sampler import Projection, batch_slices
+from fastebm.sampling.sampler import Projection
 from fastebm.tasks.arguments import check_batch_size, check_memory, check_seed, check_whole
 from fastebm.tasks.restoration.consistency import DataConsistency
 from fastebm.tasks.restoration.degradations import Degradation
 from fastebm.tasks.restoration.measurements import measured_images
-from fastebm.tasks.restoration.result import Refinement, RestorationResult, concatenate, refine
+from fastebm.tasks.restoration.result import Refinement, RestorationResult, in_batches, refine
 
 
 @torch.no_grad()
@@ -77,8 +77,8 @@ def restore_by_cascade(
     check_memory(f"{restarts:,} chains for each of {len(y):,} images", base.numel() * restarts, base.device)
     coarse = _determines_coarse(degradation, y) if coarse is None else coarse
     consistent = DataConsistency(degradation, (channels, height, width), noise)
-    parts = []
-    for first, last in batch_slices(len(y), batch_size):
+
+    def restored(first: int, last: int) -> RestorationResult:
         rows, count = y[first:last], last - first
         project = _projections(cascade, degradation, rows, noise, restarts)
         ids = (make_chain_ids((first_chain_id + first) * restarts, 1) + torch.arange(count * restarts)).to(y.device)
@@ -95,8 +95,9 @@ def restore_by_cascade(
         if refinement is not None:
             gradient = require_energy(top.sampler.gradient, "restoration")
             part = refine(part, base[first:last], consistent, gradient, refinement, seed, first_chain_id + first)
-        parts.append(part)
-    return concatenate(parts)
+        return part
+
+    return in_batches(len(y), batch_size, restored)
 
 
 def _determines_coarse(degradation: Degradation, y: Tensor) -> bool:

@@ -20,12 +20,11 @@ from fastebm.ops import normal
 from fastebm.rng import Stream, make_chain_ids
 from fastebm.sampling import Langevin, cosine
 from fastebm.sampling.cascade import module_of
-from fastebm.sampling.sampler import batch_slices
 from fastebm.sampling.schedules import evaluate
 from fastebm.tasks.arguments import MAX_STEPS, check_memory, check_number, check_whole, settle
 from fastebm.tasks.restoration.consistency import DataConsistency
 from fastebm.tasks.restoration.degradations import Degradation, Shape
-from fastebm.tasks.restoration.result import Refinement, RestorationResult, concatenate, refine
+from fastebm.tasks.restoration.result import Refinement, RestorationResult, in_batches, refine
 
 Function = Callable[[Tensor], Tensor]
 
@@ -144,14 +143,15 @@ def restore_by_decoder(
     numbers = len(y) * search.restarts * (latent + math.prod(shape))
     check_memory(f"{search.restarts:,} searches for each of {len(y):,} images", numbers, base.device)
     image_gradient = None if refinement is None else energy_gradient(energy, engine=engine)
-    parts = []
-    for first, last in batch_slices(len(y), batch_size):
+
+    def restored(first: int, last: int) -> RestorationResult:
         rows, chain_id = base[first:last], first_chain_id + first
         part = _search(gradient, joint, rows, search, seed, chain_id)
         if image_gradient is not None and refinement is not None:
             part = refine(part, rows, consistent, image_gradient, refinement, seed, chain_id)
-        parts.append(part)
-    return concatenate(parts)
+        return part
+
+    return in_batches(len(y), batch_size, restored)
 
 
 def _search(

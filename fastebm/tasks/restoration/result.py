@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from fastebm.compiler import EnergyGradient
+from fastebm.distributed import shared_rows
 from fastebm.sampling import Langevin, linear
+from fastebm.sampling.sampler import batch_slices
 from fastebm.tasks.arguments import MAX_STEPS, check_number, check_whole, settle
 from fastebm.tasks.restoration.consistency import DataConsistency
 
@@ -84,14 +86,22 @@ def refine(
     return replace(result, images=images, residual_rms=consistent.residual_rms(images, base))
 
 
-def concatenate(parts: list[RestorationResult]) -> RestorationResult:
-    """The results of several batches as one."""
-    latents = [part.latents for part in parts if part.latents is not None]
-    return RestorationResult(
-        torch.cat([part.images for part in parts]),
-        torch.cat([part.energies for part in parts]),
-        torch.cat([part.residual_rms for part in parts]),
-        torch.cat([part.starts for part in parts]),
-        torch.cat([part.mean for part in parts]),
-        torch.cat(latents) if latents else None,
-    )
+def in_batches(
+    count: int, batch_size: int | None, restored: Callable[[int, int], RestorationResult]
+) -> RestorationResult:
+    """The results of `restored(first, last)` for the measurements of several batches as one."""
+
+    def of(rows: range) -> RestorationResult:
+        batches = batch_slices(len(rows), batch_size)
+        parts = [restored(rows.start + first, rows.start + last) for first, last in batches]
+        latents = [part.latents for part in parts if part.latents is not None]
+        return RestorationResult(
+            torch.cat([part.images for part in parts]),
+            torch.cat([part.energies for part in parts]),
+            torch.cat([part.residual_rms for part in parts]),
+            torch.cat([part.starts for part in parts]),
+            torch.cat([part.mean for part in parts]),
+            torch.cat(latents) if latents else None,
+        )
+
+    return shared_rows(count, of)

@@ -44,6 +44,10 @@ class GeneratorConfig(TrainerConfig):
         return (self.size,)
 
     @property
+    def smallest_batch(self) -> int:
+        return self.batch_size
+
+    @property
     def total_iterations(self) -> int:
         return self.iterations
 

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from fastebm.losses import contrastive_divergence, energy_l2
+from fastebm.compiler import weight_gradient
 from fastebm.models import MultiScaleEnergy
 from fastebm.runs.checkpoints import Layout
 from fastebm.runs.nets import outline, with_weights
 from fastebm.sampling import Langevin
 from fastebm.training.calibration.calibrate import DataTerm, calibrate
 from fastebm.training.calibration.config import CalibratedConfig, GeneratorConfig
+from fastebm.training.trainer.energy_loss import EnergyLoss
 from fastebm.training.trainer.metrics import Metrics, energy_update_metrics
+from fastebm.training.trainer.parts import Part, Parts
 from fastebm.training.trainer.weights import (
+    adam,
     checkpoint_layout,
     fork_rng,
     load_optimizer,
@@ -63,12 +66,15 @@ class EnergyTrainer:
     The sampler is made once, as an energy gradient analyses its energy at the first use.
     """
 
-    def __init__(self, config: CalibratedConfig, net: MultiScaleEnergy) -> None:
+    def __init__(self, config: CalibratedConfig, net: MultiScaleEnergy, parts: Parts) -> None:
         self.config = config
         self.net = net
-        self.optimizer = torch.optim.Adam(net.parameters(), config.energy_learning_rate, config.adam_betas)
+        self.parts = parts
+        rate, betas = config.energy_learning_rate, config.adam_betas
+        self.optimizer = adam(net.parameters(), rate, betas, shard=config.shard_optimizer)
         dtype = getattr(torch, config.dtype)
         self.sampler = Langevin(net, config.step_size, config.noise_std, dtype=dtype, engine=config.engine)
+        self.weights = weight_gradient(net, dtype=getattr(torch, config.update_dtype), engine=config.engine)
         self.data_term = DataTerm(config.data_term_weight, config.data_term_hinge)
 
     def chain_ends(self, samples: Tensor, seed: int, first_chain_id: int, start_step: int = 0) -> Tensor:
@@ -84,22 +90,27 @@ class EnergyTrainer:
             check=False,
         )
 
-    def gradient(self, real: Tensor, ends: Tensor) -> Metrics:
-        """Sets the gradient of `mean E(data) - mean E(chain ends)`, and returns the metrics of the update."""
-        # One pass for both, so that one power iteration of the spectral norm serves both.
-        images = torch.cat((real, ends))
-        energies = self.net(torch.empty_like(images, memory_format=torch.channels_last).copy_(images)).float()
-        data, samples = energies[: len(real)], energies[len(real) :]
-        loss = contrastive_divergence(data, samples) + self.config.energy_l2 * energy_l2(energies)
-        self.optimizer.zero_grad()
-        loss.backward()
-        return energy_update_metrics(self.net, loss, data, samples)
+    def gradient(self, parts: Sequence[Part], real: Sequence[Tensor], ends: Sequence[Tensor]) -> Metrics:
+        """Sets the gradient of `mean E(data) - mean E(chain ends)`, from those of each part.
+
+        Returns the metrics of the update.
+        """
+        drawn = zip(parts, real, ends, strict=True)
+        found = self.parts.gradients(self.net, self.optimizer, lambda each: self._part_gradient(*each), drawn)
+        return energy_update_metrics(self.net, *self.parts.loss_and_energies(found, self.config.batch_size))
+
+    def _part_gradient(self, part: Part, real: Tensor, ends: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Adds the gradient of a part's share of the loss to those that are there.
+
+        Returns that share and the energies of data and chain ends (B,).
+        """
+        return EnergyLoss(self.config.energy_l2).backward(self.weights, part, real, ends)
 
     @torch.no_grad()
-    def largest(self, real: Tensor, ends: Tensor) -> dict[str, float]:
+    def largest(self, real: Tensor, ends: Tensor) -> Metrics:
         """The largest magnitudes of energies, as the guard takes them."""
         self.net.eval()
-        data, samples = (self.net(images).abs().max().item() for images in (real, ends))
+        data, samples = (self.net(images).abs().max() for images in (real, ends))
         self.net.train()
         return {"largest_energy_data": data, "largest_energy_samples": samples}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, ClassVar
 
@@ -20,7 +20,10 @@ from fastebm.training.calibration.energy import EnergyTrainer, new_energy
 from fastebm.training.trainer.guard import DivergedError
 from fastebm.training.trainer.loop import Trainer
 from fastebm.training.trainer.metrics import to_floats
+from fastebm.training.trainer.parts import Part
 from fastebm.training.trainer.weights import (
+    adam,
+    collect_moments,
     load_optimizer,
     optimizer_tensors,
     select_prefix,
@@ -56,7 +59,8 @@ class GeneratorTrainer(Trainer):
         self.iteration = 0
         self.generator = self.new_generator()
         self.ema_generator = copy.deepcopy(self.generator).requires_grad_(False) if config.ema else self.generator
-        self.optimizer = torch.optim.Adam(self.generator.parameters(), config.learning_rate, self.generator_betas)
+        parameters = self.generator.parameters()
+        self.optimizer = adam(parameters, config.learning_rate, self.generator_betas, shard=config.shard_optimizer)
         self._order = batches(self.images, config.batch_size, config.seed)
 
     @property
@@ -86,9 +90,18 @@ class GeneratorTrainer(Trainer):
             if not abs(value) < float("inf"):
                 raise DivergedError(iteration, f"{name} is {value}")
 
-    def _real_images(self, first_image: int) -> Tensor:
-        real = self.images.batch(self.config.size, next(self._order), self.device)
-        return flip(real, seed=self.seed, positions=first_image) if self.config.flip else real
+    def _parts(self) -> list[Part]:
+        """The parts of the next update that this rank computes."""
+        return self.parts.of(self.config.batch_size, self.images_seen)
+
+    def _next_images(self, parts: Sequence[Part]) -> list[Tensor]:
+        """The real images of each part of the next update."""
+        indices = next(self._order)
+        return [self._real_images(part, indices[part.rows()]) for part in parts]
+
+    def _real_images(self, part: Part, indices: Tensor) -> Tensor:
+        real = self.images.batch(self.config.size, indices, self.device)
+        return flip(real, seed=self.seed, positions=part.number) if self.config.flip else real
 
     def _autocast(self) -> AbstractContextManager[Any]:
         bfloat16 = self.config.update_dtype == "bfloat16"
@@ -97,6 +110,9 @@ class GeneratorTrainer(Trainer):
     def _ema_for_sampling(self) -> nn.Module:
         """The averaged generator as it is saved and sampled from."""
         return self.ema_generator
+
+    def collect(self) -> None:
+        collect_moments(self.optimizer)
 
     def tensors(self) -> dict[str, Tensor]:
         named = with_prefix(self.generator.state_dict(), f"{self.prefix}.")
@@ -126,7 +142,7 @@ class CalibratedTrainer(GeneratorTrainer):
         super().reset()
         self.weight = self.config.lambda_start
         energy = new_energy(self.config)
-        self.energy = None if energy is None else EnergyTrainer(self.config, energy.to(self.device))
+        self.energy = None if energy is None else EnergyTrainer(self.config, energy.to(self.device), self.parts)
 
     @property
     def calibrating(self) -> bool:
@@ -141,15 +157,23 @@ class CalibratedTrainer(GeneratorTrainer):
         return line
 
     def _step_energy(
-        self, energy: EnergyTrainer, real: Tensor, ends: Tensor, first_image: int, lr_factor: float
+        self,
+        energy: EnergyTrainer,
+        parts: Sequence[Part],
+        real: Sequence[Tensor],
+        ends: Sequence[Tensor],
+        factor: float,
     ) -> dict[str, float]:
-        """Updates the energy by real images and chain ends, unless the guard refuses; returns the metrics."""
-        if self.config.data_noise:
-            real = add_noise(real, self.config.data_noise, seed=self.seed, positions=first_image)
+        """Updates the energy by the real images and chain ends of each part, unless the guard refuses.
+
+        Returns the metrics.
+        """
+        if std := self.config.data_noise:
+            real = [add_noise(x, std, seed=self.seed, positions=p.number) for p, x in zip(parts, real, strict=True)]
         with self._autocast():
-            metrics = to_floats(energy.gradient(real, ends))
+            metrics = to_floats(energy.gradient(parts, real, ends))
         self.guard.check(self.iteration + 1, metrics)
-        step(energy.optimizer, self.config.energy_learning_rate * lr_factor)
+        step(energy.optimizer, self.config.energy_learning_rate * factor)
         return metrics
 
     def _update_weight(self, loss: float) -> None:
@@ -158,10 +182,21 @@ class CalibratedTrainer(GeneratorTrainer):
             config = self.config
             self.weight = DualUpdate(config.dual_rate, config.threshold, config.lambda_max)(self.weight, loss)
 
-    def _check_energy(self, energy: EnergyTrainer, real: Tensor, samples: Tensor) -> None:
-        """Shows the guard energies of real images and of the ends of chains that the next update would start."""
-        ends = energy.chain_ends(samples, self.seed, self.images_seen)
-        self.guard.check(self.iteration, energy.largest(real, ends) | {"gradient_norm": 0.0})
+    def _check_energy(self, energy: EnergyTrainer, real: Sequence[Tensor], samples: Sequence[Tensor]) -> None:
+        """Shows the guard energies of real images and of the ends of chains that the next update would start.
+
+        `real` and `samples` are those of each of its parts.
+        """
+        parts, largest = self._parts(), []
+        for part, images, starts in zip(parts, real, samples, strict=True):
+            largest.append(energy.largest(images, energy.chain_ends(starts, self.seed, part.number)))
+        found = to_floats(self.parts.means(largest, [len(part) for part in parts]))
+        self.guard.check(self.iteration, found | {"gradient_norm": 0.0})
+
+    def collect(self) -> None:
+        super().collect()
+        if self.energy is not None:
+            collect_moments(self.energy.optimizer)
 
     def tensors(self) -> dict[str, Tensor]:
         return super().tensors() | ({} if self.energy is None else self.energy.tensors())

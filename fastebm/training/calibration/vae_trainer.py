@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor
 
@@ -9,6 +12,8 @@ from fastebm.models import VAE
 from fastebm.training.calibration.config import VAEConfig
 from fastebm.training.calibration.generator_trainer import GeneratorTrainer
 from fastebm.training.calibration.vae_run import BN_UPDATE_BATCHES, new_vae, with_updated_bn
+from fastebm.training.trainer.metrics import Metrics, gradient_norm
+from fastebm.training.trainer.parts import Part
 
 
 class VAETrainer(GeneratorTrainer):
@@ -22,9 +27,20 @@ class VAETrainer(GeneratorTrainer):
         self.vae = new_vae(self.config).to(self.device)
         return self.vae
 
-    def _real_images(self, first_image: int) -> Tensor:
-        real = super()._real_images(first_image)
+    def _real_images(self, part: Part, indices: Tensor) -> Tensor:
+        real = super()._real_images(part, indices)
         return torch.empty_like(real, memory_format=torch.channels_last).copy_(real)
+
+    def _vae_metrics(self) -> Metrics:
+        """The metrics of the gradients and the parameters, which are the same on all ranks."""
+        norms = {f"gradient_norm_{name}": gradient_norm(net) for name, net in self.vae.named_children()}
+        return norms | ({"variance": self.vae.log_variance.exp()} if self.config.learned_variance else {})
+
+    @contextmanager
+    def _autocast(self) -> Iterator[None]:
+        # Around the passes of the VAE alone: chains on its latent vectors must find its own batch norms.
+        with super()._autocast(), self.parts.batch_norm_of_all(self.vae):
+            yield
 
     def _ema_for_sampling(self) -> VAE:
         # The statistics of batch norm are measured for sampling only; the next update overwrites them.

@@ -136,6 +136,10 @@ class CoarseToFineConfig(EnergyTrainerConfig):
         return tuple(stages)
 
     @property
+    def smallest_batch(self) -> int:
+        return min(self.batch_sizes, default=self.microbatches)
+
+    @property
     def total_iterations(self) -> int:
         return sum(self.iterations)
 

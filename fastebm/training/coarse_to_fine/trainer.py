@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -11,9 +12,9 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint as activation_checkpoint
 
+from fastebm.compiler import weight_gradient
 from fastebm.data import add_noise, batches, flip, neighbour_mean, random_hole_masks
 from fastebm.data.masks import HOLE_NOISE
-from fastebm.losses import contrastive_divergence, energy_l2
 from fastebm.models import CoarseToFineEnergy
 from fastebm.ops import normal, uniform
 from fastebm.plotting import GRID
@@ -34,9 +35,13 @@ from fastebm.training.coarse_to_fine.run import (
 )
 from fastebm.training.images import ImageLevels, split_by_label
 from fastebm.training.tensorboard import TensorBoardWriter
+from fastebm.training.trainer.energy_loss import EnergyLoss
 from fastebm.training.trainer.loop import Trainer
-from fastebm.training.trainer.metrics import energy_update_metrics, to_floats
+from fastebm.training.trainer.metrics import Metrics, energy_update_metrics, to_floats
+from fastebm.training.trainer.parts import Part
 from fastebm.training.trainer.weights import (
+    adam,
+    collect_moments,
     load_optimizer,
     optimizer_tensors,
     select_prefix,
@@ -93,30 +98,45 @@ class CoarseToFineTrainer(Trainer):
 
     def update(self) -> dict[str, float]:
         stage, beta = self.stage, self.config.beta_at(self.iteration)
-        first = self._first_image(stage)
-        real = self._real_images(stage, first)
-        fake, motion = self._fake_images(stage, beta, first, real, self._start_images(stage, first, real))
-        loss, data, samples = self._accumulate_gradient(stage, real, fake, beta)
-        metrics = to_floats(energy_update_metrics(self.net, loss, data, samples) | motion)
-        self.guard.check(self.iteration + 1, metrics)
+        indices, sources = next(self._order), next(self._source_order)
+        drawn = []
+        for part in self.parts.of(stage.batch_size, self._first_image(stage)):
+            real = self._real_images(stage, part, indices)
+            fake, motion = self._fake_images(stage, beta, part, real, self._start_images(stage, part, real, sources))
+            drawn.append((part, real, fake, motion))
+
+        def gradient(drawn: tuple[Part, Tensor, Tensor, Metrics]) -> tuple[Tensor, Tensor, Tensor]:
+            part, real, fake, _ = drawn
+            return self._part_gradient(stage, part, real, fake, beta)
+
+        found = self.parts.gradients(self.net, self.optimizer, gradient, drawn)
+        metrics = energy_update_metrics(self.net, *self.parts.loss_and_energies(found, stage.batch_size))
+        started = [len(self._from_noise(stage, part)) for part, *_ in drawn]
+        numbers = to_floats(metrics | self.parts.means([motion for *_, motion in drawn], started))
+        self.guard.check(self.iteration + 1, numbers)
         step(self.optimizer, self.learning_rate)
         if self.config.ema:
             update_ema(self.ema_net, self.net, self.config.ema)
         self.iteration += 1
-        return metrics
+        return numbers
 
     def check_before_save(self) -> None:
         stage, beta = self.last_stage, self.config.beta_at(self.iteration - 1)
-        real = self.images.first(stage.size, stage.batch_size, self.device)
-        _, _, noisy = self.config.chains_by_start(stage)
-        starts = real[:noisy] if self.sources is None else self.sources.first(stage.size, noisy, self.device)
+        largest, parts = [], self.parts.of(stage.batch_size, self._first_image(stage))
         with torch.no_grad():
-            fake, _ = self._fake_images(stage, beta, self._first_image(stage), real, starts)
-            self.net.eval()
-            data, samples = (self.net(images, beta).abs().max().item() for images in (real, fake))
-            self.net.train()
-            largest = {"largest_energy_data": data, "largest_energy_samples": samples, "gradient_norm": 0.0}
-            self.guard.check(self.iteration, largest)
+            for part in parts:
+                real = self.images.at(stage.size, part.rows(), self.device)
+                noisy = self._from_noisy(stage, part)
+                starts = real[noisy.rows(part.start)]
+                if self.sources is not None:
+                    starts = self.sources.at(stage.size, noisy.rows(self._first_noisy(stage)), self.device)
+                fake, _ = self._fake_images(stage, beta, part, real, starts)
+                self.net.eval()
+                energies = {name: self.net(images, beta) for name, images in (("data", real), ("samples", fake))}
+                self.net.train()
+                largest.append({f"largest_energy_{name}": found.abs().max() for name, found in energies.items()})
+        found = to_floats(self.parts.means(largest, [len(part) for part in parts]))
+        self.guard.check(self.iteration, found | {"gradient_norm": 0.0})
 
     @property
     def images_seen(self) -> int:
@@ -126,37 +146,55 @@ class CoarseToFineTrainer(Trainer):
         """The number of images, and of chains, before the next update, which belongs to `stage` or follows it."""
         return stage.first_image + (self.iteration - stage.first_iteration) * stage.batch_size
 
-    def _real_images(self, stage: Stage, first: int) -> Tensor:
-        real = self.images.batch(stage.size, next(self._order), self.device)
+    def _from_noise(self, stage: Stage, part: Part) -> Part:
+        """The chains of a part that start from noise, which come first in a batch."""
+        return part.overlap(0, self.config.chains_by_start(stage)[0])
+
+    def _from_holes(self, stage: Stage, part: Part) -> Part:
+        """The chains of a part that fill holes in their own images."""
+        return part.overlap(self.config.chains_by_start(stage)[0], self._first_noisy(stage))
+
+    def _from_noisy(self, stage: Stage, part: Part) -> Part:
+        """The chains of a part that start at noisy images, the last ones of a batch."""
+        return part.overlap(self._first_noisy(stage), stage.batch_size)
+
+    def _first_noisy(self, stage: Stage) -> int:
+        return stage.batch_size - self.config.chains_by_start(stage)[2]
+
+    def _real_images(self, stage: Stage, part: Part, indices: Tensor) -> Tensor:
+        real = self.images.batch(stage.size, indices[part.rows()], self.device)
         if self.config.flip:
-            real = flip(real, seed=self.seed, positions=first)
+            real = flip(real, seed=self.seed, positions=part.number)
         if self.config.data_noise:
-            real = add_noise(real, self.config.data_noise, seed=self.seed, positions=first)
+            real = add_noise(real, self.config.data_noise, seed=self.seed, positions=part.number)
         return real.clamp(-1, 1) if self.config.clamp_ends else real
 
-    def _start_images(self, stage: Stage, first: int, real: Tensor) -> Tensor:
-        """The images, (B, C, size, size), that the last chains of an update start at after noise is added."""
-        _, _, noisy = self.config.chains_by_start(stage)
-        if self.sources is None or not noisy:
-            return real[len(real) - noisy :]
-        images = self.sources.batch(stage.size, next(self._source_order), self.device)
-        number = first + stage.batch_size - noisy
-        return flip(images, seed=self.seed, positions=number) if self.config.flip else images
+    def _start_images(self, stage: Stage, part: Part, real: Tensor, sources: Tensor) -> Tensor:
+        """The images, (B, C, size, size), that the last chains of a part start at after noise is added."""
+        noisy = self._from_noisy(stage, part)
+        if self.sources is None:
+            return real[noisy.rows(part.start)]
+        images = self.sources.batch(stage.size, sources[noisy.rows(self._first_noisy(stage))], self.device)
+        return flip(images, seed=self.seed, positions=noisy.number) if self.config.flip else images
 
     def _fake_images(
-        self, stage: Stage, beta: float, first: int, real: Tensor, starts: Tensor
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The ends of an update's chains, whose ids begin at `first`, and metrics of those that started from noise.
+        self, stage: Stage, beta: float, part: Part, real: Tensor, starts: Tensor
+    ) -> tuple[Tensor, Metrics]:
+        """The ends of a part's chains, and metrics of those that started from noise.
 
-        Chains from noise come first, then those that fill holes in their part of `real`, then those from `starts`.
+        Chains from noise come first, then those that fill holes in their images of `real`, then those from `starts`.
         """
-        count, holes, noisy = self.config.chains_by_start(stage)
-        fake, motion = self._sample_chains(stage, beta, first, count)
-        ends = [fake]
-        if holes:
-            ends.append(self._sample_inpainting(stage, beta, first + count, real[count : count + holes]))
-        if noisy:
-            ends.append(self._sample_denoising(stage, beta, first + count + holes, starts))
+        free, filling, noisy = (of(stage, part) for of in (self._from_noise, self._from_holes, self._from_noisy))
+        motion: Metrics = dict.fromkeys(("displacement", "clamped"), torch.zeros((), device=self.device))
+        ends = []
+        if len(free):
+            fake, motion = self._sample_chains(stage, beta, free.number, len(free))
+            ends.append(fake)
+        if len(filling):
+            ends.append(self._sample_inpainting(stage, beta, filling.number, real[filling.rows(part.start)]))
+        if len(noisy):
+            first = part.first + self._first_noisy(stage)
+            ends.append(self._sample_denoising(stage, beta, noisy.number, starts, first))
         fake = torch.cat(ends)
         return (fake.clamp(-1, 1) if self.config.clamp_ends else fake), motion
 
@@ -169,14 +207,17 @@ class CoarseToFineTrainer(Trainer):
         start = neighbour_mean(images, holes) + noise
         return self._sample_from(stage, beta, first, start, mask=~holes, known=images)
 
-    def _sample_denoising(self, stage: Stage, beta: float, first: int, images: Tensor) -> Tensor:
-        """The ends of chains, with ids from `first` on, that start at `images` after noise is added."""
+    def _sample_denoising(self, stage: Stage, beta: float, first: int, images: Tensor, first_of_all: int) -> Tensor:
+        """The ends of chains, with ids from `first` on, that start at `images` after noise is added.
+
+        Those of all parts have ids from `first_of_all` on.
+        """
         config = self.config
-        where: dict[str, Any] = {"seed": self.seed, "stream": Stream.NOISY_START, "chain_ids": first}
+        where: dict[str, Any] = {"seed": self.seed, "stream": Stream.NOISY_START}
         # With a data term all chains share one noise level, as a data term has one weight.
-        draws = 1 if config.start_temperature else len(images)
-        std = config.start_noise * uniform((draws, 1), step=0, device=self.device, **where)
-        noise = normal(images.shape, step=1, device=self.device, **where)
+        draws, number = (1, first_of_all) if config.start_temperature else (len(images), first)
+        std = config.start_noise * uniform((draws, 1), step=0, device=self.device, chain_ids=number, **where)
+        noise = normal(images.shape, step=1, device=self.device, chain_ids=first, **where)
         noisy = images + std[:, :, None, None] * noise
         start = noisy.clamp(-1, 1)
         if not config.start_temperature:
@@ -190,7 +231,7 @@ class CoarseToFineTrainer(Trainer):
         sampler = self._sampler(stage, beta)
         return sampler.sample(None, self.seed, first, x0=start, batch_size=size, check=False, **constraints)
 
-    def _sample_chains(self, stage: Stage, beta: float, first: int, count: int) -> tuple[Tensor, dict[str, Tensor]]:
+    def _sample_chains(self, stage: Stage, beta: float, first: int, count: int) -> tuple[Tensor, Metrics]:
         """The ends of `count` chains from noise, with ids from `first` on, and metrics of their last level."""
         starts: list[Tensor] = []
 
@@ -213,52 +254,33 @@ class CoarseToFineTrainer(Trainer):
         }
         return fake, motion
 
-    def _accumulate_gradient(
-        self, stage: Stage, real: Tensor, fake: Tensor, beta: float
+    def _part_gradient(
+        self, stage: Stage, part: Part, real: Tensor, fake: Tensor, beta: float
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Sets the gradient of the loss. Returns the loss and the energies of data and samples (B,), all detached."""
-        count = stage.batch_size
-        size = self.config.max_batch or count
-        losses, data, samples = [], [], []
-        self.optimizer.zero_grad()
-        with self._fixed_norms(stage, real[:1], beta, several=size < count):
-            for first in range(0, count, size):
-                shown = real[first : first + size]
-                # One pass for both, so that one power iteration of the spectral norm serves both.
-                energies = self._energies(torch.cat((shown, fake[first : first + size])), beta)
-                low, high = energies[: len(shown)], energies[len(shown) :]
-                loss = contrastive_divergence(low, high) + self.config.energy_l2 * energy_l2(energies)
-                loss = loss * (len(shown) / count)
-                loss.backward()
-                losses.append(loss.detach())
-                data.append(low.detach())
-                samples.append(high.detach())
-        return torch.stack(losses).sum(), torch.cat(data), torch.cat(samples)
+        """Adds the gradient of a part's share of the loss to those that are there.
 
-    def _energies(self, images: Tensor, beta: float) -> Tensor:
-        """Energies (B,), float32, for an update."""
-        # A copy in channels-last, as a gray image does not show its layout in its strides. Other layouts took 3 to 12
-        # times as long on a CPU with matrix units.
-        images = torch.empty_like(images, memory_format=torch.channels_last).copy_(images)
-        low = self.config.update_dtype == "bfloat16"
-        with torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=low):
-            return self.net(images, beta).float()
+        Returns that share and the energies of data and samples (B,), all detached.
+        """
+        self._blend.fill_(beta)
+        weights = self._grown_weights if beta == 1 else self._fading_weights
+        with self._recomputing(stage, real[:1], beta, enabled=weights.engine == "autograd"):
+            return EnergyLoss(self.config.energy_l2).backward(weights, part, real, fake, self.config.max_batch)
 
     @contextmanager
-    def _fixed_norms(self, stage: Stage, image: Tensor, beta: float, *, several: bool) -> Iterator[None]:
-        """A block whose passes see the same weights: one power iteration runs before them, and none inside.
+    def _recomputing(self, stage: Stage, image: Tensor, beta: float, *, enabled: bool) -> Iterator[None]:
+        """A block whose backward passes recompute the net's blocks, from the size on that the config asks for that.
 
-        A single pass without recomputation does its own power iteration.
+        The net is in eval mode there, after a power iteration of the spectral norm. A program takes little memory as
+        it is, and recomputes nothing.
         """
-        recompute = 0 < self.config.recompute_from <= stage.size
-        if not (several or recompute):
+        if not (enabled and 0 < self.config.recompute_from <= stage.size):
             yield
             return
         with torch.no_grad():
             self.net(image, beta)
         self.net.eval()
         try:
-            with recompute_blocks(self.net, recompute):
+            with recompute_blocks(self.net):
                 yield
         finally:
             self.net.train()
@@ -269,17 +291,23 @@ class CoarseToFineTrainer(Trainer):
         Samplers are made once, as an energy gradient analyses its energy at the first use.
         """
         stage, config = self.stage, self.config
-        self.optimizer = torch.optim.Adam(self.net.parameters_at(stage.size), stage.learning_rate, config.adam_betas)
+        self._blend = torch.ones((), device=self.device)
+        dtype = getattr(torch, config.update_dtype)
+        fading = functools.partial(self.net, beta=self._blend)
+        self._grown_weights = weight_gradient(self.net, dtype=dtype, engine=config.engine)
+        self._fading_weights = weight_gradient(fading, dtype=dtype, engine=config.engine)
+        parameters = self.net.parameters_at(stage.size)
+        self.optimizer = adam(parameters, stage.learning_rate, config.adam_betas, shard=config.shard_optimizer)
         self._order = batches(self.images, stage.batch_size, config.seed, self.iteration)
+        self._source_order: Iterator[Tensor] = itertools.repeat(torch.arange(0))
         if self.sources is not None and (noisy := config.chains_by_start(stage)[2]):
             self._source_order = batches(self.sources, noisy, config.seed, self.iteration)
         if config.variant == "expanding":
             self._expanding = expanding_cascade(config, self.net, stage.size)
             return
-        self._blend = torch.ones((), device=self.device)
         lower = {size: net for size, net in self.frozen.items() if size < stage.size}
         self._grown = cascade(config, {**lower, stage.size: self.net})
-        self._fading = cascade(config, {**lower, stage.size: functools.partial(self.net, beta=self._blend)})
+        self._fading = cascade(config, {**lower, stage.size: fading})
 
     def _sampler(self, stage: Stage, beta: float) -> LevelSampler:
         if self.config.variant == "expanding":
@@ -302,6 +330,9 @@ class CoarseToFineTrainer(Trainer):
         levels = reached_levels(self.config, self.iteration, self.frozen, self.ema_net)
         run = CoarseToFineRun(folder.path, self.config, self.iteration, levels)
         save_pictures(run, self.images.first(self.last_stage.size, GRID**2), folder, board)
+
+    def collect(self) -> None:
+        collect_moments(self.optimizer)
 
     def tensors(self) -> dict[str, Tensor]:
         named = with_prefix(self.net.state_dict(), "net.")

@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from fastebm.distributed import shared_rows
 from fastebm.models import Flow, MultiScaleEnergy, quantize
 from fastebm.plotting import GRID, Curves
 from fastebm.runs.checkpoints import Layout
@@ -76,11 +77,15 @@ class ECFlowRun(Run):
         if not 0 <= temperature < math.inf:
             raise ValueError(f"a temperature must be finite and not negative, got {temperature}")
         seed, first = self._key(seed)
-        parts = [
-            self.flow.sample(end - start, seed, chain_ids=first + start, temperature=temperature)
-            for start, end in batch_slices(count, batch_size)
-        ]
-        return quantize(torch.cat(parts), self.config.brightnesses)
+
+        def inverted(rows: range) -> Tensor:
+            parts = [
+                self.flow.sample(end - start, seed, chain_ids=first + rows.start + start, temperature=temperature)
+                for start, end in batch_slices(len(rows), batch_size)
+            ]
+            return torch.cat(parts)
+
+        return quantize(shared_rows(count, inverted, batch_size), self.config.brightnesses)
 
     @torch.no_grad()
     def bits_per_dimension(self, images: Tensor, seed: int = 0) -> Tensor:

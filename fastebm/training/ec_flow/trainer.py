@@ -18,6 +18,7 @@ from fastebm.training.ec_flow.config import ECFlowConfig
 from fastebm.training.ec_flow.run import ECFlowRun, new_flow, save_pictures
 from fastebm.training.tensorboard import TensorBoardWriter
 from fastebm.training.trainer.metrics import Metrics, gradient_norm, to_floats
+from fastebm.training.trainer.parts import Part
 
 DEQUANTISATION = 1
 """The step of the stream DATA_NOISE that dequantisation draws from; `data_noise` draws from step 0."""
@@ -55,13 +56,16 @@ class ECFlowTrainer(CalibratedTrainer):
         return self.config.flow_betas
 
     def update(self) -> dict[str, float]:
-        first, lr_factor = self.images_seen, self.lr_factor
-        real = self._real_images(first)
-        flow_metrics, ends = self._flow_gradient(real, first)
-        metrics = to_floats(flow_metrics)
+        lr_factor, parts = self.lr_factor, self._parts()
+        real = self._next_images(parts)
+        drawn = zip(parts, real, strict=True)
+        found = self.parts.gradients(self.flow, self.optimizer, lambda each: self._part_gradient(*each), drawn)
+        terms, ends = zip(*found, strict=True)
+        means = self.parts.means(terms, [len(part) for part in parts])
+        metrics = to_floats(means | {"gradient_norm_flow": gradient_norm(self.flow)})
         self._check_finite(self.iteration + 1, metrics)
-        if self.energy is not None and ends is not None:
-            metrics |= self._step_energy(self.energy, real, ends, first, lr_factor)
+        if self.energy is not None:
+            metrics |= self._step_energy(self.energy, parts, real, ends, lr_factor)
             self._update_weight(metrics["calibration"])
         if self.config.max_gradient_norm:
             torch.nn.utils.clip_grad_norm_(self.flow.parameters(), self.config.max_gradient_norm)
@@ -69,27 +73,29 @@ class ECFlowTrainer(CalibratedTrainer):
         self.iteration += 1
         return metrics
 
-    def _flow_gradient(self, real: Tensor, first: int) -> tuple[Metrics, Tensor | None]:
-        """Sets the gradient of the flow's loss; returns its terms, and the ends of chains from its samples."""
-        bits = self.flow.bits_per_dimension_of_dequantized(real, self.config.brightnesses).mean()
-        loss, ends = bits, None
+    def _part_gradient(self, part: Part, real: Tensor) -> tuple[Metrics, Tensor]:
+        """Adds the gradient of a part's share of the flow's loss to those that are there.
+
+        Returns its terms, and the ends of chains from its samples (none without an energy).
+        """
+        bits = self._bits(real)
+        loss, ends = bits, real[:0]
         terms: Metrics = {"bits_per_dimension": bits}
         if self.energy is not None:
             with torch.set_grad_enabled(self.calibrating):
-                samples = self.flow.decode(self.flow.prior(len(real), self.seed, chain_ids=first))
-            ends = self.energy.chain_ends(samples, self.seed, first)
+                samples = self.flow.decode(self.flow.prior(len(real), self.seed, chain_ids=part.number))
+            ends = self.energy.chain_ends(samples, self.seed, part.number)
             distance = calibration_loss(samples, ends)
             if self.calibrating:
                 # Both terms are in bits per dimension, so that one learning rate suits all sizes.
                 loss = loss + self.weight / self.config.dimension * distance
             terms |= {"calibration": distance, "displacement": (ends - samples).abs().mean()}
             terms["largest_sample"] = samples.abs().max()
-        self.optimizer.zero_grad()
-        loss.backward()
-        return {"flow_loss": loss, **terms, "gradient_norm_flow": gradient_norm(self.flow)}, ends
+        (loss * part.share).backward()
+        return {"flow_loss": loss, **terms}, ends
 
-    def _real_images(self, first: int) -> Tensor:
-        return self._dequantized(super()._real_images(first), self.seed, first)
+    def _real_images(self, part: Part, indices: Tensor) -> Tensor:
+        return self._dequantized(super()._real_images(part, indices), self.seed, part.number)
 
     def _dequantized(self, images: Tensor, seed: int, first: int) -> Tensor:
         brightnesses = self.config.brightnesses
@@ -98,12 +104,20 @@ class ECFlowTrainer(CalibratedTrainer):
 
     @torch.no_grad()
     def check_before_save(self) -> None:
-        config, first = self.config, self.images_seen
-        real = self._dequantized(self.images.first(config.size, config.batch_size, self.device), self.seed, first)
-        bits = self.flow.bits_per_dimension_of_dequantized(real, config.brightnesses).mean()
-        self._check_finite(self.iteration, {"bits_per_dimension": float(bits)})
+        config, parts = self.config, self._parts()
+        real = []
+        for part in parts:
+            images = self.images.at(config.size, part.rows(), self.device)
+            real.append(self._dequantized(images, self.seed, part.number))
+        bits = [{"bits_per_dimension": self._bits(images)} for images in real]
+        self._check_finite(self.iteration, to_floats(self.parts.means(bits, [len(part) for part in parts])))
         if self.energy is not None:
-            self._check_energy(self.energy, real, self.flow.sample(len(real), self.seed, chain_ids=first))
+            samples = [self.flow.sample(len(part), self.seed, chain_ids=part.number) for part in parts]
+            self._check_energy(self.energy, real, samples)
+
+    def _bits(self, dequantized: Tensor) -> Tensor:
+        """The mean bits for each number of images."""
+        return self.flow.bits_per_dimension_of_dequantized(dequantized, self.config.brightnesses).mean()
 
     def save_pictures(self, folder: RunFolder, board: TensorBoardWriter) -> None:
         energy = None if self.energy is None else self.energy.net

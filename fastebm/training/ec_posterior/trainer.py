@@ -20,7 +20,8 @@ from fastebm.training.ec_posterior.posterior import PosteriorSampler, gaussian_n
 from fastebm.training.ec_posterior.run import CURVES, ECPosteriorRun
 from fastebm.training.tensorboard import TensorBoardWriter
 from fastebm.training.trainer.guard import DivergedError
-from fastebm.training.trainer.metrics import Metrics, gradient_norm, to_floats
+from fastebm.training.trainer.metrics import Metrics, to_floats
+from fastebm.training.trainer.parts import Part
 
 
 class ECPosteriorTrainer(VAETrainer):
@@ -61,29 +62,26 @@ class ECPosteriorTrainer(VAETrainer):
         return super().log_fields() | ({"noise_floor": self.config.noise_floor} if self.config.num_steps else {})
 
     def update(self) -> dict[str, float]:
-        first, lr_factor = self.images_seen, self.lr_factor
-        real = self._real_images(first)
-        self.optimizer.zero_grad()
-        terms = self._refined_gradient(real, first) if self.refining else self._plain_gradient(real, first)
-        norms = {f"gradient_norm_{name}": gradient_norm(net) for name, net in self.vae.named_children()}
-        if self.config.learned_variance:
-            terms["variance"] = self.vae.log_variance.exp()
-        metrics = to_floats(terms | norms)
+        lr_factor, parts = self.lr_factor, self._parts()
+        part_gradient = self._refined_gradient if self.refining else self._plain_gradient
+        drawn = zip(parts, self._next_images(parts), strict=True)
+        terms = self.parts.gradients(self.vae, self.optimizer, lambda each: part_gradient(*each), drawn)
+        metrics = to_floats(self.parts.means(terms, [len(part) for part in parts]) | self._vae_metrics())
         self._check(metrics)
         self._step_generator(lr_factor)
         self.iteration += 1
         return metrics
 
-    def _plain_gradient(self, real: Tensor, first: int) -> Metrics:
-        """Sets the gradient of the negative ELBO, for both nets; returns its terms."""
-        _, _, _, terms = self._elbo(real, first)
+    def _plain_gradient(self, part: Part, real: Tensor) -> Metrics:
+        """Adds the gradient of a part's share of the negative ELBO, for both nets; returns its terms."""
+        _, _, _, terms = self._elbo(real, part.number)
         loss = -self._unit * terms["elbo"]
-        loss.backward()
+        (loss * part.share).backward()
         return {"vae_loss": loss, **terms}
 
-    def _refined_gradient(self, real: Tensor, first: int) -> Metrics:
-        """Sets the gradients of the decoder at refined latent vectors and of the encoder towards them."""
-        config, pixels = self.config, self.config.dimension
+    def _refined_gradient(self, part: Part, real: Tensor) -> Metrics:
+        """Adds the gradients of the decoder at a part's refined latent vectors and of the encoder towards them."""
+        config, pixels, first = self.config, self.config.dimension, part.number
         with self._decoder_fixed():
             z, mean, log_variance, terms = self._elbo(real, first)
         ends = self.sampler.refine(real, z, config.num_steps, self.seed, first, check=False)
@@ -94,7 +92,7 @@ class ECPosteriorTrainer(VAETrainer):
         likelihood = self.vae.bound(error, torch.zeros_like(error), pixels).log_likelihood.mean()
         encoder = config.nll_weight * nll - config.elbo_weight * terms["elbo"]
         loss = self._unit * (encoder - likelihood)
-        loss.backward()
+        (loss * part.share).backward()
         distance = mean_square_distance(z, ends)
         return {"vae_loss": loss, **terms, "refined_error": error.mean(), "nll": nll, "refinement": distance}
 
@@ -134,15 +132,18 @@ class ECPosteriorTrainer(VAETrainer):
 
     def check_before_save(self) -> None:
         # In eval mode: batch norm has its running statistics here, where the next update will have the batch's.
-        real = self.images.first(self.config.size, self.config.batch_size, self.device)
+        parts, errors = self._parts(), []
         self.vae.eval()
         try:
-            with torch.no_grad():
-                z, _, _ = self.vae.posterior(real, self.seed, self.images_seen)
-                ends = self.sampler.refine(real, z, self.config.num_steps, self.seed, self.images_seen, check=False)
-                error = squared_error(real, self.vae.decode(ends)).mean()
+            for part in parts:
+                real = self.images.at(self.config.size, part.rows(), self.device)
+                with torch.no_grad():
+                    z, _, _ = self.vae.posterior(real, self.seed, part.number)
+                    ends = self.sampler.refine(real, z, self.config.num_steps, self.seed, part.number, check=False)
+                    errors.append({"error": squared_error(real, self.vae.decode(ends)).mean()})
         finally:
             self.vae.train()
+        error = self.parts.means(errors, [len(part) for part in parts])["error"]
         if not error.isfinite():
             raise DivergedError(self.iteration, f"the squared error at refined latent vectors is {error.item()}")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 import torch
@@ -19,7 +19,8 @@ from fastebm.training.calibration.vae_trainer import VAETrainer
 from fastebm.training.ec_vae.config import ECVAEConfig
 from fastebm.training.ec_vae.run import CURVES, ECVAERun
 from fastebm.training.tensorboard import TensorBoardWriter
-from fastebm.training.trainer.metrics import Metrics, gradient_norm, to_floats
+from fastebm.training.trainer.metrics import Metrics, to_floats
+from fastebm.training.trainer.parts import Part
 
 
 class ECVAETrainer(CalibratedTrainer, VAETrainer):
@@ -38,67 +39,75 @@ class ECVAETrainer(CalibratedTrainer, VAETrainer):
     config: ECVAEConfig
 
     def update(self) -> dict[str, float]:
-        first, lr_factor = self.images_seen, self.lr_factor
-        real = self._real_images(first)
-        z = self.vae.prior(len(real), self.seed, first)
-        vae_metrics, draws, ends = self._vae_gradient(real, z, first)
-        metrics = to_floats(vae_metrics)
+        lr_factor, parts = self.lr_factor, self._parts()
+        real = self._next_images(parts)
+        drawn = zip(parts, real, strict=True)
+        found = self.parts.gradients(self.vae, self.optimizer, lambda each: self._part_gradient(*each), drawn)
+        terms, latents, ends = map(list, zip(*found, strict=True))
+        metrics = to_floats(self.parts.means(terms, [len(part) for part in parts]) | self._vae_metrics())
         self._check_finite(self.iteration + 1, metrics)
         self._step_generator(lr_factor)
         if self.energy is not None:
-            if ends is None or self.config.num_chains == 2:
-                ends = self._second_chain_ends(self.energy, torch.cat((draws, z)), first)
-            metrics |= self._step_energy(self.energy, real, ends, first, lr_factor)
+            if self.config.num_chains == 2:
+                ends = self._second_chain_ends(self.energy, parts, latents)
+            metrics |= self._step_energy(self.energy, parts, real, ends, lr_factor)
             self._update_weight(metrics["calibration"])
         self.iteration += 1
         return metrics
 
-    def _vae_gradient(self, real: Tensor, z: Tensor, first: int) -> tuple[Metrics, Tensor, Tensor | None]:
-        """Sets the gradient of the VAE's loss.
+    def _part_gradient(self, part: Part, real: Tensor) -> tuple[Metrics, Tensor, Tensor]:
+        """Adds the gradient of a part's share of the VAE's loss to those that are there.
 
-        Returns its metrics, the draws from the posterior, detached, and the ends of the chains that started at the
-        decoder's samples (None without an energy).
+        Returns the part's metrics, the latent vectors that were decoded, detached, and the ends of the chains that
+        started at the decoder's samples (none without an energy).
         """
         with self._autocast():
-            draws, mean, log_variance = self.vae.posterior(real, self.seed, first)
+            z, mean, log_variance = self.vae.posterior(real, self.seed, part.number)
             # One pass, so that batch norm has the same statistics for both. In two passes the decoder learned to ignore
             # the latent vectors, and under the statistics of one pass it was poor at the other.
-            decoded = self.vae.decode(draws if self.energy is None else torch.cat((draws, z))).float()
+            if self.energy is not None:
+                z = torch.cat((z, self.vae.prior(len(part), self.seed, part.number)))
+            decoded = self.vae.decode(z).float()
         images, samples = decoded[: len(real)], decoded[len(real) :]
         error, kl = squared_error(real, images), kl_to_prior(mean.float(), log_variance.float())
         bound = self.vae.bound(error, kl, self.config.dimension)
         # The negative bound, in units of the squared error by the factor 2 * variance, which gets no gradient.
         loss = -2 * self.vae.log_variance.detach().exp() * bound.elbo.mean()
         numbers = {"elbo": bound.elbo.mean(), "squared_error": error.mean(), "kl": kl.mean()}
-        ends = None
+        ends = samples.detach()
         if self.energy is not None:
-            ends = self.energy.chain_ends(samples, self.seed, first)
+            ends = self.energy.chain_ends(samples, self.seed, part.number)
             numbers["calibration"] = calibration_loss(samples, ends)
             numbers["displacement"] = (ends - samples).abs().mean()
             if self.calibrating:
                 loss = loss + self.weight * numbers["calibration"]
-        self.optimizer.zero_grad()
-        loss.backward()
-        norms = {f"gradient_norm_{name}": gradient_norm(net) for name, net in self.vae.named_children()}
-        if self.config.learned_variance:
-            numbers["variance"] = self.vae.log_variance.exp()
-        return {"vae_loss": loss, **numbers, **norms}, draws.detach(), ends
+        (loss * part.share).backward()
+        return {"vae_loss": loss, **numbers}, z.detach(), ends
 
-    def _second_chain_ends(self, energy: EnergyTrainer, z: Tensor, first: int) -> Tensor:
+    def _second_chain_ends(
+        self, energy: EnergyTrainer, parts: Sequence[Part], latents: Sequence[Tensor]
+    ) -> list[Tensor]:
         """Ends of chains that start at the decoder that was just updated.
 
-        `z` has the draws from the posteriors and then those from the prior, which are decoded in one pass as before.
+        `latents` are, of each part, the draws from the posteriors and then those from the prior, which are decoded in
+        one pass as before.
         """
-        with torch.no_grad(), self._autocast():
-            samples = self.vae.decode(z).float()[-self.config.batch_size :]
-        return energy.chain_ends(samples, self.seed, first, start_step=self.config.num_steps)
+
+        @torch.no_grad()
+        def ends(part: Part, z: Tensor) -> Tensor:
+            with self._autocast():
+                samples = self.vae.decode(z).float()[-len(part) :]
+            return energy.chain_ends(samples, self.seed, part.number, start_step=self.config.num_steps)
+
+        return self.parts.compute(self.vae, lambda each: ends(*each), zip(parts, latents, strict=True))
 
     def check_before_save(self) -> None:
         # Samples have batch norm's running statistics here, where those of the next update will have the batch's.
         if self.energy is None:
             return
-        real = self.images.first(self.config.size, self.config.batch_size, self.device)
-        self._check_energy(self.energy, real, self.vae.sample(self.config.batch_size, self.seed, self.images_seen))
+        parts = self._parts()
+        real = [self.images.at(self.config.size, part.rows(), self.device) for part in parts]
+        self._check_energy(self.energy, real, [self.vae.sample(len(part), self.seed, part.number) for part in parts])
 
     def save_pictures(self, folder: RunFolder, board: TensorBoardWriter) -> None:
         energy = None if self.energy is None else self.energy.net

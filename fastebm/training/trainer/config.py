@@ -17,7 +17,10 @@ Precision = Literal["float32", "bfloat16"]
 Engine = Literal["auto", "fused", "autograd"]
 
 MUTABLE_FIELDS = frozenset(
-    {"engine", "retries", "log_every", "checkpoint_every", "keep_checkpoints", "pictures_every", "tensorboard"}
+    {
+        *("engine", "retries", "log_every", "checkpoint_every", "keep_checkpoints", "pictures_every", "tensorboard"),
+        "shard_optimizer",
+    }
 )
 
 
@@ -47,6 +50,7 @@ class TrainerConfig(ABC):
         "adam_betas": (0, 1 - 1e-9),
         "lr_decay": (0, 1),
         "ema": (0, 1 - 1e-9),
+        "microbatches": (1, 2**20),
         "max_loss": (1e-12, 1e30),
         "retries": (0, 10**6),
         "retry_lr_factor": (1e-6, 1),
@@ -78,6 +82,11 @@ class TrainerConfig(ABC):
     ema: float = 0.999
     """decay of the exponential moving average of the weights, which samples are drawn from; 0 draws them from the
     trained weights"""
+    microbatches: int = 1
+    """number of parts of an update's batch, each with a gradient of its own; with 2 or more, weights are the same to
+    the last bit for any number of processes up to it; 1 cuts batches by the number of processes"""
+    shard_optimizer: bool = False
+    """spread Adam's moments over the processes, each of which keeps those of its share of the weights"""
     max_loss: float = 1000.0
     """magnitude of the loss above which the guard rolls the run back"""
     retries: int = 3
@@ -103,6 +112,11 @@ class TrainerConfig(ABC):
             for value in values if isinstance(values := getattr(self, name), tuple) else (values,):
                 if not low <= value <= high:
                     raise ValueError(f"{name} must lie in [{low:g}, {high:g}], got {shown(value)}")
+        if self.microbatches > self.smallest_batch:
+            raise ValueError(
+                f"microbatches must be at most the number of images in a batch, got {self.microbatches} and "
+                f"{self.smallest_batch}"
+            )
         if not -(2**63) <= self.seed < 2**64:
             raise ValueError(f"seed must be in [-2^63, 2^64), got {shown(self.seed)}")
 
@@ -125,6 +139,11 @@ class TrainerConfig(ABC):
         @property
         def sizes(self) -> tuple[int, ...]:
             """All resolutions that the run trains at, in pixels, ascending."""
+
+    @property
+    @abstractmethod
+    def smallest_batch(self) -> int:
+        """The number of images in the smallest batch of an update."""
 
     @property
     @abstractmethod

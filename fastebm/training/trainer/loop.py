@@ -2,6 +2,9 @@
 
 A method is a subclass of `Trainer`. It defines an update of the weights, a check of the weights before they are saved,
 and the tensors of a checkpoint. Everything that lets a run survive a kill or an explosion is in this file.
+
+Several processes ("ranks") may train one run together. All of them hold the same weights and take the same decisions,
+from numbers that they have gathered. Only the first one reads and writes the run's folder, and prints.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from fastebm import distributed
 from fastebm.runs.checkpoints import Checkpoint
 from fastebm.runs.fields import checked
 from fastebm.runs.folder import RunError, RunFolder
@@ -26,6 +30,7 @@ from fastebm.training.tensorboard import TensorBoardWriter
 from fastebm.training.trainer.config import TrainerConfig
 from fastebm.training.trainer.guard import DivergedError, Guard
 from fastebm.training.trainer.metrics import RunningMeans
+from fastebm.training.trainer.parts import Parts
 from fastebm.training.trainer.progress import ProgressBar
 from fastebm.training.trainer.signals import StoppedError, StopRequest
 
@@ -37,6 +42,7 @@ class Trainer(ABC):
 
     Attributes:
         run_type: the class of the method's runs, which knows the tensors of a checkpoint.
+        parts: cuts the batch of an update into parts, and knows the ranks that compute them.
         hint: the settings that may stop energies from exploding, for the message of `DivergedError`.
         iteration: the number of updates so far.
         elapsed_seconds: the time that they took.
@@ -50,6 +56,8 @@ class Trainer(ABC):
         self.config = config
         self.images = images
         self.device = device
+        self.ranks = distributed.ranks()
+        self.parts = Parts(self.ranks, config.microbatches, config.smallest_batch)
         self.guard = Guard(**config.guard_bounds, retries=config.retries, retry_lr_factor=config.retry_lr_factor)
         self.iteration = 0
         self.elapsed_seconds = 0.0
@@ -85,6 +93,10 @@ class Trainer(ABC):
     @abstractmethod
     def save_pictures(self, folder: RunFolder, board: TensorBoardWriter) -> None:
         """Draws pictures of the run so far."""
+
+    @abstractmethod
+    def collect(self) -> None:
+        """Brings what other ranks have of `tensors` to the first one; called on all."""
 
     @abstractmethod
     def tensors(self) -> dict[str, Tensor]:
@@ -123,15 +135,20 @@ class Trainer(ABC):
         """Trains from the folder's newest checkpoint to the end; arguments and errors as of `fastebm.train`."""
         if checkpoint is not None:
             self.load_checkpoint(checkpoint)
-        with folder.writing("the log"):
-            folder.log.rewind(self.iteration)
-        board = TensorBoardWriter.create(folder.path / "tensorboard", self.config.tensorboard, self.iteration)
+        first = self.ranks.first
+        if first:
+            with folder.writing("the log"):
+                folder.log.rewind(self.iteration)
+        enabled = first and self.config.tensorboard
+        board = TensorBoardWriter.create(folder.path / "tensorboard", enabled, self.iteration)
         with (
             closing(board),
-            ProgressBar.over(self.config.total_iterations, self.iteration, progress) as bar,
+            ProgressBar.over(self.config.total_iterations, self.iteration, first and progress) as bar,
             StopRequest.handle_signals() as request,
         ):
-            for line in self._iterate(folder, bar, board, request, save_pictures):
+            for line in self._iterate(folder, bar, board, request, first and save_pictures):
+                if not first:
+                    continue
                 with folder.writing("the log"):
                     folder.log.append(line)
                 board.add_scalars(line)
@@ -153,7 +170,7 @@ class Trainer(ABC):
                 request.raise_if_interrupted()
                 ended = self.stage_ended()
                 # Read once, as SIGTERM may come at any moment: a run that stops here must have been saved here.
-                stopping = request.received
+                stopping = self._any(request.received)
                 saving = ended or stopping or self.iteration % config.checkpoint_every == 0
                 if saving:
                     self.check_before_save()
@@ -173,11 +190,19 @@ class Trainer(ABC):
             if pictures and (ended or (config.pictures_every and self.iteration % config.pictures_every == 0)):
                 self.save_pictures(folder, board)
             if saving:
-                folder.save_checkpoint(self.iteration, self.tensors(), self.state())
+                self.collect()
+                if self.ranks.first:
+                    folder.save_checkpoint(self.iteration, self.tensors(), self.state())
             if stopping and self.iteration < config.total_iterations:
                 raise StoppedError(
                     f"stopped as asked; iteration {self.iteration} is saved, and the run goes on from it"
                 )
+
+    def _any(self, flag: bool) -> bool:
+        """Whether the flag is set on any rank."""
+        if self.ranks.size == 1:
+            return flag
+        return bool(self.ranks.gather(torch.tensor([flag], device=self.device), self.ranks.size).any())
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps besides tensors, as JSON values."""
@@ -220,9 +245,11 @@ class Trainer(ABC):
         guard = self.guard
         if guard.exhausted:
             raise DivergedError(error.iteration, error.reason, self._advice(folder)) from None
-        rollbacks = guard.state_dict()
-        belongs = belongs_to(self.config, self.run_type)
-        checkpoint = folder.newest_checkpoint(guard.target(folder.checkpoints.iterations()), belongs)
+        rollbacks, checkpoint = guard.state_dict(), None
+        if self.ranks.first:
+            belongs = belongs_to(self.config, self.run_type)
+            checkpoint = folder.newest_checkpoint(guard.target(folder.checkpoints.iterations()), belongs)
+        checkpoint = self.ranks.broadcast(checkpoint)
         if checkpoint is None:
             self.reset()
             self.means = RunningMeans()
@@ -230,6 +257,8 @@ class Trainer(ABC):
             self.load_checkpoint(checkpoint)
         guard.load_state_dict(rollbacks)  # the checkpoint had only the earlier rollbacks
         guard.record_rollback(error.iteration, self.iteration, error.reason)
+        if not self.ranks.first:
+            return
         with folder.writing("the log or a checkpoint"):
             if checkpoint is not None:
                 folder.checkpoints.overwrite_state(checkpoint, self.state())

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from fastebm.distributed import ranks
 from fastebm.runs.checkpoints import Layout
 
 
@@ -17,6 +18,29 @@ def fork_rng(seed: int) -> Iterator[None]:
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         yield
+
+
+def adam(
+    parameters: Iterable[Tensor], learning_rate: float, betas: tuple[float, float], *, shard: bool = False
+) -> torch.optim.Optimizer:
+    """Adam, in one pass over memory. With `shard` each rank keeps and updates the moments of its share (ZeRO, stage 1).
+
+    The weights are the same to the last bit, whatever the number of ranks and threads.
+    """
+    if not shard or ranks().size == 1:
+        return torch.optim.Adam(parameters, learning_rate, betas, fused=True)
+    from torch.distributed.optim import ZeroRedundancyOptimizer  # which needs a torch with torch.distributed
+
+    sharded: torch.optim.Optimizer = ZeroRedundancyOptimizer(
+        parameters, torch.optim.Adam, lr=learning_rate, betas=betas, fused=True
+    )
+    return sharded
+
+
+def collect_moments(optimizer: torch.optim.Optimizer) -> None:
+    """Brings the moments of all ranks to rank 0, whose `optimizer_tensors` then has them; to be called on all ranks."""
+    if (collect := getattr(optimizer, "consolidate_state_dict", None)) is not None:
+        collect(0)
 
 
 def step(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
@@ -58,7 +82,9 @@ def load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tenso
     for name, tensor in select_prefix(tensors, prefix).items():
         index, _, moment = name.partition(".")
         moments.setdefault(int(index), {})[moment] = tensor
-    optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
+    # The groups alone, as a sharded optimizer has no other state of all parameters.
+    groups = torch.optim.Optimizer.state_dict(optimizer)["param_groups"]
+    optimizer.load_state_dict({"state": moments, "param_groups": groups})
 
 
 def checkpoint_layout(nets: Mapping[str, nn.Module], optimizers: Mapping[str, Iterable[Tensor]]) -> Layout:

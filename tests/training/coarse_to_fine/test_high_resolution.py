@@ -87,8 +87,8 @@ def kept_numbers(config: CoarseToFineConfig, path: Path) -> tuple[int, dict[str,
 
 
 def test_recomputation_at_256x256_keeps_less_and_trains_the_same_weights(tmp_path: Path) -> None:
-    # A larger batch, because what checks of the chains' programs keep is counted, too.
-    config = config_for(256, batch_sizes=(8,))
+    # By autograd: a program keeps little anyway, and recomputes nothing.
+    config = config_for(256, batch_sizes=(8,), engine="autograd")
     kept, plain = kept_numbers(config, tmp_path / "plain")
     less, recomputed = kept_numbers(dataclasses.replace(config, recompute_from=256), tmp_path / "recomputed")
     assert less < 0.6 * kept

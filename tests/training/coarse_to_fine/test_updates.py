@@ -22,9 +22,11 @@ from fastebm.rng import Stream
 from fastebm.runs.folder import RunFolder
 from fastebm.sampling import Cascade, ExpandingCascade
 from fastebm.training import CoarseToFineConfig, CoarseToFineRun, train
+from fastebm.training.coarse_to_fine.config import Stage
 from fastebm.training.coarse_to_fine.trainer import CoarseToFineTrainer, recompute_blocks
 from fastebm.training.images import image_levels
 from fastebm.training.trainer.entry import ImageInput
+from fastebm.training.trainer.parts import Part
 from tests.training.resumed_runs import (
     Stop,
     assert_resumes_to_the_same_bits,
@@ -39,6 +41,17 @@ def trained(config: CoarseToFineConfig, images: ImageInput, path: Path, stop_at:
     return train(config, images, path, progress=False, save_pictures=False, on_log=stopping(stop_at))
 
 
+def whole(stage: Stage, first: int) -> Part:
+    """All images of an update, the first of which has number `first`."""
+    return Part(0, stage.batch_size, stage.batch_size, first)
+
+
+def fakes(trainer: CoarseToFineTrainer, real: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    """The ends of chains with ids from 48 on, and metrics of their motion."""
+    stage, part = trainer.stage, whole(trainer.stage, 48)
+    return trainer._fake_images(stage, 1.0, part, real, trainer._start_images(stage, part, real, torch.arange(0)))
+
+
 def gradients(
     trainer: CoarseToFineTrainer, changes: dict[str, int]
 ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
@@ -48,7 +61,8 @@ def gradients(
     draws = torch.Generator().manual_seed(3)
     shape = (stage.batch_size, trainer.config.channels, stage.size, stage.size)
     real, fake = (torch.rand(shape, generator=draws) * 2 - 1 for _ in range(2))
-    loss, _, _ = trainer._accumulate_gradient(stage, real, fake, beta)
+    trainer.optimizer.zero_grad()
+    loss, _, _ = trainer._part_gradient(stage, whole(stage, 0), real, fake, beta)
     assert trainer.net.training
     got = {name: p.grad.clone() for name, p in trainer.net.named_parameters() if p.grad is not None}
     return loss, got, {name: buffer.clone() for name, buffer in trainer.net.named_buffers()}
@@ -70,12 +84,12 @@ def test_an_update_in_pieces_has_the_gradient_of_the_whole(
     tiny: CoarseToFineConfig, images: Tensor, iteration: int, changes: dict[str, int]
 ) -> None:
     config = dataclasses.replace(tiny, energy_l2=0.1)
-    loss, whole, norms = gradients(trainer_at(CoarseToFineTrainer, config, images, iteration), {})
+    loss, at_once, norms = gradients(trainer_at(CoarseToFineTrainer, config, images, iteration), {})
     again, pieces, norms_again = gradients(trainer_at(CoarseToFineTrainer, config, images, iteration), changes)
     torch.testing.assert_close(again, loss)
-    assert pieces.keys() == whole.keys()
-    for name in whole:
-        torch.testing.assert_close(pieces[name], whole[name])
+    assert pieces.keys() == at_once.keys()
+    for name in at_once:
+        torch.testing.assert_close(pieces[name], at_once[name])
     for name in norms:  # one power iteration, however many pieces
         torch.testing.assert_close(norms_again[name], norms[name])
 
@@ -224,12 +238,12 @@ def test_an_update_sees_what_will_be_shown_where_ends_are_clamped(tiny: CoarseTo
     trainers = [trainer_at(CoarseToFineTrainer, config, images, 0) for config in (free, clamped)]
     stage = trainers[0].stage
     (free_ends, free_motion), (ends, motion) = (
-        trainer._fake_images(stage, 1.0, 0, images, images[:0]) for trainer in trainers
+        trainer._fake_images(stage, 1.0, whole(stage, 0), images, images[:0]) for trainer in trainers
     )
     assert free_ends.abs().max() > 1
     assert torch.equal(ends, free_ends.clamp(-1, 1))
     assert {name: float(value) for name, value in motion.items()} == {n: float(v) for n, v in free_motion.items()}
-    noisy, real = (trainer._real_images(stage, 0) for trainer in trainers)
+    noisy, real = (trainer._real_images(stage, whole(stage, 0), next(trainer._order)) for trainer in trainers)
     assert noisy.abs().max() > 1
     assert torch.equal(real, noisy.clamp(-1, 1))
 
@@ -244,8 +258,8 @@ def test_some_chains_start_at_noisy_images(tiny: CoarseToFineConfig, images: Ten
     stage = trainer.stage
     assert (stage.size, stage.batch_size, config.chains_by_start(stage)) == (8, 6, (3, 0, 3))
     real = images[:6]
-    ends, _ = trainer._fake_images(stage, 1.0, 48, real, trainer._start_images(stage, 48, real))
-    from_noise, _ = without._fake_images(stage, 1.0, 48, real, without._start_images(stage, 48, real))
+    ends, _ = fakes(trainer, real)
+    from_noise, _ = fakes(without, real)
     assert len(ends) == 6
     # Chains from noise are those of a run without others, one by one. Nothing moves here: the rest are their starts.
     assert torch.equal(ends[:3], from_noise[:3])
@@ -263,7 +277,7 @@ def test_a_data_term_pulls_chains_back_to_their_noisy_images(tiny: CoarseToFineC
     trainer = trainer_at(CoarseToFineTrainer, config, images, 7)
     stage, real = trainer.stage, images[:6]
     first = 51  # of the chains that start at images
-    ends, _ = trainer._fake_images(stage, 1.0, 48, real, trainer._start_images(stage, 48, real))
+    ends, _ = fakes(trainer, real)
     # One noise level for all, and each update as it stands in the book of denoising.
     std = float(config.start_noise * uniform((1, 1), seed=config.seed, stream=Stream.NOISY_START, chain_ids=first))
     noisy = real[3:] + std * normal((3, 1, 8, 8), seed=config.seed, step=1, stream=Stream.NOISY_START, chain_ids=first)
@@ -278,7 +292,7 @@ def test_a_data_term_pulls_chains_back_to_their_noisy_images(tiny: CoarseToFineC
         x = (x - schedule[k, 0] * (gradient - pull * noisy)) / (1 + schedule[k, 0] * pull) + schedule[k, 1] * noise
     torch.testing.assert_close(ends[3:], x.detach().clamp(-1, 1), rtol=0, atol=1e-5)
     trainer.config = dataclasses.replace(config, start_temperature=0.0)
-    away, _ = trainer._fake_images(stage, 1.0, 48, real, trainer._start_images(stage, 48, real))
+    away, _ = fakes(trainer, real)
     assert torch.equal(away[:3], ends[:3])
     assert not torch.equal(away[3:], ends[3:])
 
@@ -290,7 +304,7 @@ def test_some_chains_fill_holes_in(tiny: CoarseToFineConfig, images: Tensor, var
     stage = trainer.stage
     assert config.chains_by_start(stage) == (3, 2, 1)
     real = images[:6]
-    ends, _ = trainer._fake_images(stage, 1.0, 48, real, trainer._start_images(stage, 48, real))
+    ends, _ = fakes(trainer, real)
     assert len(ends) == 6
     holes = random_hole_masks(2, 8, seed=config.seed, positions=51)
     assert 0 < float(holes.float().mean()) < 1
@@ -298,7 +312,7 @@ def test_some_chains_fill_holes_in(tiny: CoarseToFineConfig, images: Tensor, var
     assert not torch.equal(ends[3:5], real[3:5])
     # Nothing of an image that lies in its hole is seen.
     erased = torch.cat((real[:3], torch.where(holes, 0.5, real[3:5]), real[5:]))
-    again, _ = trainer._fake_images(stage, 1.0, 48, erased, trainer._start_images(stage, 48, erased))
+    again, _ = fakes(trainer, erased)
     assert torch.equal(again, ends)
     # They are the chains that inpainting would run from there.
     fill = neighbour_mean(real[3:5], holes)
@@ -330,9 +344,10 @@ def test_one_domain_is_learned_and_chains_start_at_the_others(tiny: CoarseToFine
     trainer = CoarseToFineTrainer(config, levels, torch.device("cpu"))
     seen, starts = [], []
     for step in range(8):  # each image comes twice in 10 batches of 4 from 20
-        real = trainer._real_images(trainer.stage, 8 * step)
+        part = whole(trainer.stage, 8 * step)
+        real = trainer._real_images(trainer.stage, part, next(trainer._order))
         seen.append(real)
-        starts.append(trainer._start_images(trainer.stage, 8 * step, real))
+        starts.append(trainer._start_images(trainer.stage, part, real, next(trainer._source_order)))
     assert all(part.shape == (4, 1, 4, 4) for part in starts)
     assert (torch.cat(seen) > 0.5).all()
     assert (torch.cat(starts) < -0.5).all()

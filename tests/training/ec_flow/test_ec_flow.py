@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from fastebm.training.calibration.energy import new_energy
 from fastebm.training.ec_flow.presets import EC_FLOW_PRESETS
 from fastebm.training.ec_flow.run import new_flow
 from fastebm.training.ec_flow.trainer import ECFlowTrainer
+from fastebm.training.trainer.parts import Part
 from tests.training.resumed_runs import (
     assert_resumes_after_going_back,
     assert_resumes_to_the_same_bits,
@@ -100,8 +102,8 @@ def test_the_gradient_is_that_of_likelihood_and_distance_written_out_in_float64(
     twin.load_state_dict(trainer.flow.state_dict())
     real = trainer._dequantized(images[:2], 5, 0)
     trainer.weight = 300.0  # so that neither part hides the other
-    found, ends = trainer._flow_gradient(real, 6)
-    assert ends is not None
+    trainer.optimizer.zero_grad()
+    found, ends = trainer._part_gradient(Part(0, 2, 2, 6), real)
     bits = torch.zeros((), dtype=torch.float64)
     for image in real.double():
         # The log-determinant by autograd's Jacobian, not by the layers' own account.
@@ -211,9 +213,9 @@ def test_norms_begin_from_the_first_batch_and_the_energy_sees_dequantised_images
     assert energy is not None
     run = energy.gradient
 
-    def watched(real: Tensor, ends: Tensor) -> dict[str, Tensor]:
-        seen.append(real)
-        return run(real, ends)
+    def watched(parts: Sequence[Part], real: Sequence[Tensor], ends: Sequence[Tensor]) -> dict[str, Tensor]:
+        seen.extend(real)
+        return run(parts, real, ends)
 
     energy.gradient = watched  # type: ignore[method-assign]
     again = Flow(**trainer.flow.config)

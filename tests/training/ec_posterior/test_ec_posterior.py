@@ -33,6 +33,7 @@ from fastebm.training.calibration.vae_run import new_vae
 from fastebm.training.ec_posterior.posterior import PosteriorEnergy, gaussian_nll
 from fastebm.training.ec_posterior.presets import EC_POSTERIOR_PRESETS
 from fastebm.training.ec_posterior.trainer import ECPosteriorTrainer
+from fastebm.training.trainer.parts import Part
 from tests.training.resumed_runs import (
     assert_resumes_after_going_back,
     assert_resumes_to_the_same_bits,
@@ -300,7 +301,7 @@ def test_the_decoder_learns_at_refined_draws_alone_and_the_encoder_does_not_move
     for name, weights in {"elbo": (1.0, 1e-9), "pull": (1e-9, 1.0)}.items():
         trainer.config = dataclasses.replace(TINY, elbo_weight=weights[0], nll_weight=weights[1])
         trainer.optimizer.zero_grad()
-        trainer._refined_gradient(real, 8)
+        trainer._refined_gradient(Part(0, 4, 4, 8), real)
         norms[name] = [p.grad.clone() for p in trainer.vae.decoder.parameters() if p.grad is not None]
         assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in trainer.vae.encoder.linear.parameters())
         assert all(p.requires_grad for p in trainer.vae.decoder.parameters())

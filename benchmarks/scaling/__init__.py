@@ -1,0 +1,1 @@
+"""Several processes: chains measured on this machine, and training modelled for many GPUs."""

@@ -1,0 +1,479 @@
+"""`weight_gradient`: the gradients of an energy's parameters by a compiled program, for the update of a training."""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastebm.compiler.capture import UnsupportedError, capture
+from fastebm.compiler.checks import LOW_PRECISION_FLOOR, LOW_PRECISION_TOLERANCE, TOLERANCE, UNKNOWN, energies_agree
+from fastebm.compiler.energy_gradient import users_level
+from fastebm.compiler.fingerprint import Fingerprint, covers, fingerprint
+from fastebm.compiler.frozen_weights import (
+    DifferentiableWeights,
+    Evaluated,
+    differentiable_weights,
+    frozen_weights,
+    refuse_frozen,
+)
+from fastebm.compiler.lazy_tensors import LazyTensor
+from fastebm.compiler.own_code import OwnCode, energy_dtype
+from fastebm.compiler.precision import autocast_to, without_autocast
+from fastebm.compiler.process_state import collecting_garbage, evaluating
+from fastebm.compiler.weight_program import Factors, WeightProgram
+from fastebm.scalars import as_count
+
+__all__ = ["WeightGradient", "weight_gradient"]
+
+ENGINES = ("auto", "fused", "autograd")
+# Kinds of samples, settings and modes whose programs are kept.
+MAX_PROGRAMS = 16
+# Energies, and the gradient of each parameter.
+_Result = tuple[Tensor, list[Tensor | None]]
+# Samples with which a program is compared with autograd before its first use, and an energy that may read more than
+# its module holds, in every call.
+CHECKED = 3
+
+
+@dataclass
+class _Known:
+    """A program that was checked, or why there is none."""
+
+    program: WeightProgram | None
+    reason: str = ""
+
+
+class WeightGradient:
+    """Energies, and the gradients of the parameters: `energies, gradients = self(x, cotangent)`.
+
+    Build it with `weight_gradient`.
+
+    Attributes:
+        engine: what ran last, "fused" or "autograd".
+        reason: why it is "autograd", "" otherwise.
+    """
+
+    def __init__(self, energy: Callable[..., Tensor], dtype: torch.dtype | None = None, engine: str = "auto") -> None:
+        if engine not in ENGINES:
+            raise ValueError(f"engine must be one of {', '.join(map(repr, ENGINES))}, got {engine!r}")
+        if dtype not in (None, torch.float32, torch.bfloat16):
+            raise ValueError(f"dtype must be torch.float32, torch.bfloat16 or None, got {dtype}")
+        self.energy = energy
+        self.dtype = dtype
+        self.engine = "autograd" if engine == "autograd" else "fused"
+        self.reason = "engine is 'autograd'" if engine == "autograd" else ""
+        self._asked = engine
+        self._own = OwnCode(energy)
+        self._known: list[tuple[Any, Fingerprint, _Known]] = []
+        self._said: set[str] = set()
+        self._lock = threading.RLock()
+
+    def __repr__(self) -> str:
+        dtype = "dtype follows autocast" if self.dtype is None else str(self.dtype).removeprefix("torch.")
+        reason = f"; not fused: {self.reason}" if self.reason else ""
+        return f"{self.engine} weight gradient of {self._own.name} ({dtype}){reason}"
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """The parameters that require a gradient, by the names that the energy's module gives them."""
+        if self._own.module is None:
+            raise TypeError(
+                f"{self._own.name} is no module, so its parameters are unknown; hand over the module itself, a method "
+                "of it or a functools.partial of it"
+            )
+        refuse_frozen(self._own.module)  # its parameters would seem to require no gradient
+        return {name: p for name, p in self._own.module.named_parameters() if p.requires_grad}
+
+    def __call__(
+        self, x: Tensor, cotangent: Tensor | Factors, batch_size: int | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Energies (B,), and the gradients of `sum(cotangent * energies)`, both detached.
+
+        Args:
+            x: samples (B, ...), floating-point.
+            cotangent: the derivative of the loss with respect to each energy, (B,); or a function that is called with
+                the energies of some rows of the batch and these rows, a slice, and returns that. It is called for all
+                rows, some at a time, so a cotangent may depend on its own energy alone.
+            batch_size: the samples that go through autograd at a time, which takes the less memory; all of them by
+                default. A program needs no such limit: it takes few at a time by itself.
+
+        Returns:
+            The energies, float32 (float64 for a float64 x), and the gradients by the names of `parameters`. One that
+            no energy depends on has no entry.
+
+        Raises:
+            TypeError, ValueError: for another x or cotangent, or where the energy is not one number per sample.
+            RuntimeError: with engine "fused", where there is no program; and while a chain over the weights runs.
+        """
+        parameters = self.parameters()
+        step = None if batch_size is None else as_count("batch_size", batch_size, 1)
+        with self._lock:
+            energies, found = self._evaluate(x, cotangent, list(parameters.values()), step)
+        return energies, {name: each for name, each in zip(parameters, found, strict=True) if each is not None}
+
+    def backward(self, x: Tensor, cotangent: Tensor | Factors, batch_size: int | None = None) -> Tensor:
+        """The energies; the gradients are added to the `grad` of the parameters, as `Tensor.backward` does.
+
+        Arguments and errors as those of a call.
+        """
+        parameters = self.parameters()
+        energies, gradients = self(x, cotangent, batch_size)
+        for name, gradient in gradients.items():
+            parameter = parameters[name]
+            parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
+        return energies
+
+    def _evaluate(
+        self, x: Tensor, cotangent: Tensor | Factors, parameters: list[nn.Parameter], step: int | None
+    ) -> tuple[Tensor, list[Tensor | None]]:
+        if not isinstance(x, Tensor) or not x.is_floating_point() or x.ndim == 0:
+            given = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
+            raise TypeError(f"x must be a floating-point tensor (B, ...), got {given}")
+        factors = _factors(cotangent, x)
+        if not len(x) or not parameters:
+            with torch.no_grad():
+                energies = self._own.energies(x, (), self.dtype) if len(x) else x.new_empty(0)
+            return energies.to(energy_dtype(x)), [None] * len(parameters)
+        with torch.inference_mode(False):
+            if self._asked != "autograd":
+                try:
+                    return self._by_program(x.detach(), factors, parameters)
+                except UnsupportedError as error:
+                    self._fall_back(error)
+            return self._by_autograd(x.detach(), factors, parameters, step or len(x))
+
+    def _fall_back(self, error: UnsupportedError) -> None:
+        if self._asked == "fused":
+            raise RuntimeError(
+                f"engine is 'fused', but no program computes the gradients of the weights of {self._own.name}: "
+                f"{error}; engines 'auto' and 'autograd' can do that by autograd"
+            ) from error
+        self.engine, self.reason = "autograd", str(error)
+        if self.reason not in self._said:
+            self._said.add(self.reason)
+            warnings.warn(
+                f"the gradients of the weights of {self._own.name} come from autograd instead of a fused program, and "
+                f"their bits depend on the batch: {self.reason} (engine='autograd' asks for that without this warning)",
+                RuntimeWarning,
+                stacklevel=users_level(),
+            )
+
+    def _by_autograd(
+        self, x: Tensor, factors: Factors, parameters: list[nn.Parameter], step: int
+    ) -> tuple[Tensor, list[Tensor | None]]:
+        """By autograd, `step` samples at a time. Parametrised weights are evaluated once, as for a program."""
+        module = self._own.module
+        assert module is not None
+        if x.ndim == 4:  # a layout in which libraries run convolutions several times faster
+            x = x.contiguous(memory_format=torch.channels_last)
+        with differentiable_weights(module) as evaluated:
+            shown = [*parameters, *evaluated.shown()]
+            sums: list[Tensor | None] = [None] * len(shown)
+            energies = []
+            for first in range(0, len(x), step):
+                rows = slice(first, min(first + step, len(x)))
+                found, gradients = self._plain(x[rows], factors, rows, shown, self.dtype)
+                energies.append(found)
+                for at, gradient in enumerate(gradients):
+                    before = sums[at]
+                    sums[at] = before if gradient is None else gradient if before is None else before + gradient
+            return torch.cat(energies), evaluated.through(parameters, sums)
+
+    def _plain(
+        self, x: Tensor, factors: Factors, rows: slice, of: Sequence[Tensor], dtype: torch.dtype | None
+    ) -> tuple[Tensor, list[Tensor | None]]:
+        """Energies of some rows, and gradients with respect to `of`, by the energy's own code in the module's mode."""
+        with evaluating(), torch.enable_grad():
+            with autocast_to(dtype, x.device.type):
+                energies = self._own.energies_with_graph(x)
+            detached = energies.detach().to(energy_dtype(x))
+            given = factors(detached, rows).to(energies.device, energies.dtype)
+            if not energies.requires_grad:
+                return detached, [None] * len(of)
+            return detached, list(torch.autograd.grad(energies, of, given, allow_unused=True))
+
+    def _by_program(
+        self, x: Tensor, factors: Factors, parameters: list[nn.Parameter]
+    ) -> tuple[Tensor, list[Tensor | None]]:
+        module = self._own.module
+        assert module is not None
+        compute_dtype = self._compute_dtype(x)
+        program = self._program(x, compute_dtype, fingerprint(self._own.energy, module), parameters)
+        with without_autocast(x.device.type):
+            with differentiable_weights(module) as evaluated:
+                values = program.evaluated()
+            if not covers(self._own.energy, module):
+                self._check_again(program, x, compute_dtype, evaluated.values())
+            energies, folded = program.run(x.contiguous(), factors)
+            found = _through(evaluated, program, values, folded, parameters)
+        self.engine, self.reason = "fused", ""
+        return energies, found
+
+    def _compute_dtype(self, x: Tensor) -> torch.dtype:
+        if x.dtype is torch.float64:
+            return torch.float64
+        if self.dtype is not None:
+            return self.dtype
+        device = x.device.type
+        return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+
+    def _program(
+        self, x: Tensor, compute_dtype: torch.dtype, now: Fingerprint, parameters: list[nn.Parameter]
+    ) -> WeightProgram:
+        """The checked program for samples like x and the energy as it is now. Raises UnsupportedError."""
+        module = self._own.module
+        assert module is not None
+        modes = tuple(part.training for part in module.modules())
+        wanted = tuple(p.requires_grad for p in module.parameters())
+        key = (x.shape[1:], x.dtype, x.device, compute_dtype, modes, wanted)
+        at = next((i for i, (of, when, _) in enumerate(self._known) if of == key and when == now), None)
+        known = self._made(x, compute_dtype, parameters) if at is None else self._known.pop(at)[2]
+        self._known.append((key, now, known))  # last in order: the first one is the least recently used
+        del self._known[:-MAX_PROGRAMS]
+        if known.program is None:
+            raise UnsupportedError("weights", known.reason)
+        return known.program
+
+    def _made(self, x: Tensor, compute_dtype: torch.dtype, parameters: list[nn.Parameter]) -> _Known:
+        module = self._own.module
+        assert module is not None
+        if x.dtype not in (torch.float32, torch.float64) or compute_dtype not in (
+            *(torch.float32, torch.float64, torch.bfloat16),
+        ):
+            return _Known(None, f"fused kernels take float32 samples, not {x.dtype} in {compute_dtype}")
+        reason = _coupling(module)
+        if reason:
+            return _Known(None, reason)
+        try:
+            with collecting_garbage(), without_autocast(x.device.type):
+                # Autograd first, so that an x which the energy does not accept raises the energy's own error.
+                expected = self._expected(x[:CHECKED], compute_dtype, parameters)
+                with frozen_weights(module):
+                    captured = capture(self._own.original, module, x)
+                with _leaving_no_trace(module, x.device), differentiable_weights(module):
+                    program = WeightProgram.of(captured, x, compute_dtype)
+                self._check(program, x[:CHECKED], parameters, *expected)
+        except UnsupportedError as error:
+            return _Known(None, str(error))
+        return _Known(program)
+
+    def _expected(
+        self, x: Tensor, compute_dtype: torch.dtype, parameters: list[nn.Parameter]
+    ) -> tuple[_Result, _Result | None]:
+        """Autograd's energies and gradients in the module's own mode, in x's dtype, and in 16 bits where asked for.
+
+        Raises UnsupportedError for an energy that is random or writes to a buffer.
+        """
+        module = self._own.module
+        assert module is not None
+        factors, rows = _factors(_checked_cotangent(x), x), slice(0, len(x))
+        with _leaving_no_trace(module, x.device) as changed:
+            expected = self._plain(x, factors, rows, parameters, torch.float32)
+            touched = changed()
+        with _leaving_no_trace(module, x.device):
+            torch.rand(1, device=x.device)  # from here on, another part of the generator's stream
+            again = self._own.energies(x, (), torch.float32)
+        if not energies_agree(again, expected[0], torch.float32, UNKNOWN):
+            raise UnsupportedError("energy", "it is random, or another one each time it is evaluated")
+        if touched:
+            raise UnsupportedError(touched, "the energy writes to it in the module's mode")
+        if compute_dtype is x.dtype:
+            return expected, None
+        with _leaving_no_trace(module, x.device):
+            return expected, self._plain(x, factors, rows, parameters, compute_dtype)
+
+    def _check(
+        self,
+        program: WeightProgram,
+        x: Tensor,
+        parameters: list[nn.Parameter],
+        expected: _Result,
+        autocast: _Result | None,
+    ) -> None:
+        """Raises UnsupportedError where the program differs from autograd."""
+        module = self._own.module
+        assert module is not None
+        with _leaving_no_trace(module, x.device):
+            with differentiable_weights(module) as evaluated:
+                values = program.evaluated()
+            energies, folded = program.run(x.contiguous(), _factors(_checked_cotangent(x), x))
+            found = energies, _through(evaluated, program, values, folded, parameters)
+        _compare(found, expected, autocast, x.dtype)
+
+    def _check_again(self, program: WeightProgram, x: Tensor, compute_dtype: torch.dtype, evaluated: Evaluated) -> None:
+        """Raises UnsupportedError where an energy that may read more than its module holds is another one now."""
+        module = self._own.module
+        assert module is not None
+        some = x[:CHECKED].contiguous()
+        with torch.no_grad(), frozen_weights(module, evaluated):
+            own = self._own.energies(some, (), torch.float32 if compute_dtype is torch.float64 else compute_dtype)
+        found, _ = program.run(some, _factors(torch.zeros(len(some), dtype=energy_dtype(x), device=x.device), some))
+        if not energies_agree(found, own.to(found.dtype), compute_dtype, UNKNOWN):
+            raise UnsupportedError("energy", "it is not the one that was captured, and nothing it refers to tells why")
+
+
+def weight_gradient(
+    energy: Callable[..., Tensor], *, dtype: torch.dtype | None = None, engine: str = "auto"
+) -> WeightGradient:
+    """The gradients of an energy's parameters, several times as fast as by autograd where the energy has a program.
+
+    The energy is captured as `energy_gradient` captures it, and rewritten: linear layers fold into each other. The
+    kernels differentiate with respect to the folded weights, and autograd goes from there to the parameters, at a cost
+    that does not depend on the batch. Programs compute with fixed orders of summation: gradients have the same bits
+    for any number of threads and any way to cut a batch into calls whose gradients are added. Before its first use a
+    program is compared with autograd. An energy without a program is differentiated by autograd, which is said once:
+    batch norm in train mode, dropout, samples that influence each other, and operations that kernels don't have.
+
+    Args:
+        energy: a module, a method of one or a `functools.partial` of either: `energy(x)` gives one number per sample.
+            The module stays in its mode; a spectral norm in train mode does one power iteration in each call.
+        dtype: `torch.float32` or `torch.bfloat16`, that of the operations; None follows autocast at each call.
+        engine: "auto", "fused" (RuntimeError where there is no program) or "autograd".
+
+    Raises ValueError for another dtype or engine.
+
+    Example:
+        >>> import torch, fastebm
+        >>> net = torch.nn.Sequential(torch.nn.Linear(2, 16), torch.nn.SiLU(), torch.nn.Linear(16, 1))
+        >>> gradient = fastebm.weight_gradient(net)
+        >>> data, samples = torch.randn(8, 2), torch.randn(8, 2)
+        >>> cotangent = torch.cat((torch.full((8,), 1 / 8), torch.full((8,), -1 / 8)))  # of contrastive divergence
+        >>> energies = gradient.backward(torch.cat((data, samples)), cotangent)
+        >>> net[0].weight.grad.shape
+        torch.Size([16, 2])
+    """
+    return WeightGradient(energy, dtype, engine)
+
+
+def _through(
+    evaluated: DifferentiableWeights,
+    program: WeightProgram,
+    values: dict[LazyTensor, Any],
+    folded: Sequence[Tensor],
+    parameters: list[nn.Parameter],
+) -> list[Tensor | None]:
+    """The gradients of parameters from those of folded weights."""
+    return evaluated.through(parameters, program.gradients(values, folded, [*parameters, *evaluated.shown()]))
+
+
+# ---- the loss
+
+
+def _factors(cotangent: Tensor | Factors, x: Tensor) -> Factors:
+    """The cotangents of some rows, checked."""
+    if isinstance(cotangent, Tensor):
+        if cotangent.shape != x.shape[:1] or not cotangent.is_floating_point():
+            raise ValueError(
+                f"cotangent must be a floating-point tensor ({len(x)},), one number for each sample, got "
+                f"{cotangent.dtype} {tuple(cotangent.shape)}"
+            )
+        fixed = cotangent.detach()
+        return lambda energies, rows: fixed[rows]
+    if not callable(cotangent):
+        raise TypeError(f"cotangent must be a tensor or a function, got {type(cotangent).__name__}")
+    function = cotangent
+
+    def checked(energies: Tensor, rows: slice) -> Tensor:
+        found = function(energies, rows)
+        if not isinstance(found, Tensor) or found.shape != energies.shape or not found.is_floating_point():
+            given = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+            raise ValueError(f"the cotangents of {len(energies)} energies must be ({len(energies)},), got {given}")
+        return found.detach()
+
+    return checked
+
+
+def _checked_cotangent(x: Tensor) -> Tensor:
+    """That with which programs are compared with autograd."""
+    return torch.linspace(-1.0, 1.5, len(x), dtype=energy_dtype(x), device=x.device)
+
+
+# ---- what programs can't do
+
+
+def _coupling(module: nn.Module) -> str:
+    """Why an energy has no program in its module's mode, "" if nothing is known against it."""
+    for name, part in module.named_modules():
+        where = f"{name or 'the module'} is a {type(part).__name__} in train mode"
+        if not part.training:
+            continue
+        if isinstance(part, nn.modules.batchnorm._BatchNorm):
+            return f"{where}, so that samples influence each other"
+        if isinstance(part, nn.modules.instancenorm._InstanceNorm) and part.track_running_stats:
+            return f"{where}, which changes its running statistics"
+        dropout = isinstance(part, nn.modules.dropout._DropoutNd) and part.p > 0
+        if dropout or isinstance(part, nn.RReLU):
+            return f"{where}, which is random"
+    return ""
+
+
+@contextmanager
+def _leaving_no_trace(module: nn.Module, device: torch.device) -> Iterator[Callable[[], str]]:
+    """Afterwards the module's buffers and torch's generators are as they were.
+
+    Yields a function that names a buffer that was changed inside, "" if none was; those of parametrisations, which a
+    program evaluates itself, don't count.
+    """
+    buffers = dict(module.named_buffers())
+    before = {name: buffer.detach().clone() for name, buffer in buffers.items()}
+
+    def changed() -> str:
+        others = (name for name in buffers if "parametrizations." not in name)
+        return next((name for name in others if not torch.equal(buffers[name], before[name])), "")
+
+    devices = [device] if device.type == "cuda" else []
+    try:
+        with torch.random.fork_rng(devices=devices):
+            yield changed
+    finally:
+        with torch.no_grad():
+            for name, buffer in buffers.items():
+                buffer.copy_(before[name])
+
+
+# ---- the comparison with autograd
+
+# How many times the error of all gradients that of one parameter may have, and the smallest share of the norm of all
+# that a parameter's own is taken for.
+_OF_ONE = 5.0
+_SMALL = 1e-3
+
+
+def _compare(found: _Result, expected: _Result, autocast: _Result | None, dtype: torch.dtype) -> None:
+    """Raises UnsupportedError where energies or gradients are further from autograd's than rounding explains.
+
+    In 16 bits, the error may be twice that of autocast, or 0.1.
+    """
+    errors, allowed = _errors(found, expected), [TOLERANCE[dtype]] * 3
+    if autocast is not None:
+        allowed = [
+            max(LOW_PRECISION_TOLERANCE, 2 * error + LOW_PRECISION_FLOOR) for error in _errors(autocast, expected)
+        ]
+    for name, error, most in zip(("energies", "gradients", "a parameter's gradient"), errors, allowed, strict=True):
+        if not error <= most:
+            raise UnsupportedError(
+                "check",
+                f"its {name} differ from autograd's by {error:.2g}, more than {most:.2g} (an energy that depends on "
+                "the other samples of its batch, or on the mode in another way than PyTorch's layers, has no program)",
+            )
+
+
+def _errors(found: _Result, expected: _Result) -> list[float]:
+    energies, theirs = found[0].double(), expected[0].double()
+    of_energies = float((energies - theirs).norm() / theirs.norm().clamp(min=1e-30))
+    pairs = []
+    for a, b in zip(found[1], expected[1], strict=True):
+        known = a if a is not None else b
+        if known is not None:
+            pairs.append(tuple(torch.zeros_like(known) if each is None else each for each in (a, b)))
+    gaps = [float((a.double() - b.double()).norm()) for a, b in pairs]
+    sizes = [float(b.double().norm()) for _, b in pairs]
+    total = max(sum(size**2 for size in sizes) ** 0.5, 1e-30)
+    worst = max((gap / max(size, _SMALL * total) for gap, size in zip(gaps, sizes, strict=True)), default=0.0)
+    return [of_energies, sum(gap**2 for gap in gaps) ** 0.5 / total, worst / _OF_ONE]
