@@ -71,7 +71,7 @@ class TrainerConfig(ABC):
     update_dtype: Precision = "float32"
     """autocast dtype of the convolutions in an update; weights, losses and norm layers stay in float32"""
     engine: Engine = "auto"
-    """engine that computes the gradients of Langevin chains"""
+    """engine that computes the gradients of Langevin chains, and those of the weights of an energy"""
     adam_betas: tuple[float, float] = (0.0, 0.9)
     """decay rates of Adam's two moments"""
     lr_decay: float = 0.0
