@@ -45,8 +45,8 @@ class Layout(IntEnum):
 
     PLAIN: (taps, in, out), as in Triton. PANELS: (panels, taps, in, panel), a panel of 32 or 16 outputs. TILES: as the
     matrix units of x86 (AMX) read pairs of bfloat16: (panels, steps, tiles, 16 pairs, 16 outputs, 2). PAIRS: as its
-    vectors multiply them (AVX512-BF16): (panels, taps, pairs of inputs, 32 outputs, 2), or one panel (1, 1, pairs, 32, 2) whose outputs
-    are (tap, output) where `Instruction.taps_are_outputs`.
+    vectors multiply them (AVX512-BF16): (panels, taps, pairs of inputs, 32 outputs, 2), or one panel
+    (1, 1, pairs, 32, 2) whose outputs are (tap, output) where `Instruction.taps_are_outputs`.
     """
 
     PLAIN = 0
