@@ -34,6 +34,10 @@ PARTS = configs(microbatches=4)
 WHOLE: dict[str, TrainerConfig] = {
     kind: dataclasses.replace(config, iterations=(9, 11) if isinstance(config, CoarseToFineConfig) else 20)
     for kind, config in configs().items()
+    if kind != "data_term"
+}
+FUSED = {
+    kind: config for kind, config in configs(microbatches=2, engine="auto").items() if kind in ("data_term", "ec_vae")
 }
 
 
@@ -42,7 +46,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
     """Runs of all configs, by the number of processes that trained them."""
     folders = {size: tmp_path_factory.mktemp(f"by-{size}") for size in (1, 2, 3, 4)}
     for size, folder in folders.items():
-        run(size, train_all, {"parts": PARTS} | ({"whole": WHOLE} if size in (1, 3) else {}), folder)
+        more = {"whole": WHOLE, "fused": FUSED} if size <= 2 else {}
+        run(size, train_all, {"parts": PARTS, **more}, folder)
     return folders
 
 
@@ -53,9 +58,14 @@ def test_weights_are_those_of_one_process_to_the_last_bit(trained: dict[int, Pat
     assert_equal_runs(one, other)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", FUSED)
+def test_so_they_are_where_programs_compute_gradients(trained: dict[int, Path], kind: str) -> None:
+    assert_equal_runs(*(trained[size] / "fused" / kind for size in (1, 2)))
+
+
+@pytest.mark.parametrize("kind", WHOLE)
 def test_batches_cut_by_the_number_of_processes_agree_over_20_updates(trained: dict[int, Path], kind: str) -> None:
-    one, other = (final_tensors(trained[size] / "whole" / kind) for size in (1, 3))
+    one, other = (final_tensors(trained[size] / "whole" / kind) for size in (1, 2))
     weights = [name for name in one if "optimizer" not in name]
     assert any(not torch.equal(one[name], other[name]) for name in weights), "they were not cut"
     for name in weights:
