@@ -48,6 +48,7 @@ CPP_SOURCES = (
     "cpu/weight_gradients_baseline.cpp",
     "cpu/weight_gradients_avx2.cpp",
     "cpu/weight_gradients_avx512.cpp",
+    "cpu/weight_gradients_amx.cpp",
     "cpu/lanes.cpp",
     "cpu/lane_samplers.cpp",
     "cpu/lanes_check.cpp",

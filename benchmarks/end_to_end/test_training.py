@@ -1,4 +1,6 @@
-"""One training iteration of CF-EBM at 32x32: chains 8 -> 16 -> 32, then one update of the weights by Adam.
+"""One training iteration: chains, for CF-EBM through 8 -> 16 -> 32 and further, then one update of the weights by Adam.
+
+Nets of other kinds have chains of as many steps at their one resolution, and a replay buffer.
 
 Baselines run the same loop, with the same optimizer and under the same autocast. The changing weights are folded again
 for their chains in every iteration, as ours are. Under `torch.compile` the update is compiled as well, where that is
@@ -14,18 +16,21 @@ import torch
 from torch import nn
 
 from benchmarks.harness.cascade_baselines import BaselineCascade, LevelTruths, baseline_cascades
-from benchmarks.harness.workloads import Workload, adam, images, levels, training, update
+from benchmarks.harness.workloads import Workload, adam, buffer_of, images, levels, training, update
 from fastebm.evaluation.speed import Candidate, Plan, Row, compare
 from fastebm.evaluation.speed.baselines import TORCH_COMPILE, TORCHEBM
 from fastebm.evaluation.speed.eager import eager_twin, module_of, refold
 
-SHAPE = (3, 32, 32)
+OTHERS = {"UvA tutorial": (1, 28, 28), "IGEBM-like residual": (3, 32, 32), "wide residual 28-2": (3, 32, 32)}
 
 
 def workloads(device: str, full: bool) -> list[Workload]:
     dtypes = ("bfloat16", "float32") if full else ("bfloat16",)
     batches = (16, 64) if full else (64,) if device == "cuda" else (16,)
-    return [Workload("training", "CF-EBM", SHAPE, batch, dtype, num_steps=15) for batch in batches for dtype in dtypes]
+    small = [("CF-EBM", (3, 32, 32), batch, dtype) for batch in batches for dtype in dtypes]
+    large = [("CF-EBM", (3, size, size), batch, "bfloat16") for size, batch in ((64, 16), (128, 4)) if full]
+    others = [(name, shape, 64, dtype) for name, shape in OTHERS.items() for dtype in dtypes if full]
+    return [Workload("training", *case, num_steps=15) for case in (*small, *large, *others)]
 
 
 def iteration(work: Workload, cascade: BaselineCascade, net: nn.Module, compiled: bool) -> Callable[[], None]:
@@ -35,10 +40,13 @@ def iteration(work: Workload, cascade: BaselineCascade, net: nn.Module, compiled
     read = module_of(cascade.baselines[work.shape[-1]].net)
     assert read is not None
     energy = torch.compile(net, dynamic=False) if compiled else net
+    exchange = buffer_of(work)
 
     def iterate() -> None:
         refold(read, net)
-        update(energy, optimizer, real, cascade(), work)
+        ends = cascade()
+        exchange(ends)
+        update(energy, optimizer, real, ends, work)
 
     return iterate
 

@@ -19,7 +19,9 @@ from fastebm import rng
 
 # CF-EBM's own settings (Zhao et al., ICLR 2021), for all chains here.
 STEP_SIZE, NOISE_STD = 1.0, 0.015
-SIZES = (8, 16, 32)
+SIZES = (8, 16, 32, 64, 128)
+# The slots of a replay buffer that nets of others are trained with.
+SLOTS = 1024
 # Too small to move the weights of a net that is measured over and over.
 LEARNING_RATE = 1e-9
 
@@ -121,7 +123,9 @@ def chains(work: Workload) -> Run:
 
 
 def levels(work: Workload) -> dict[int, nn.Module]:
-    """A separate net for each resolution of a cascade."""
+    """A separate net for each resolution of a cascade; the net alone where it takes one resolution."""
+    if work.case != "CF-EBM":
+        return {work.shape[-1]: nets.build(work.case, work.shape, work.device)}
     sizes = [size for size in SIZES if size <= work.shape[-1]]
     return {size: nets.build(work.case, (work.shape[0], size, size), work.device) for size in sizes}
 
@@ -138,11 +142,16 @@ def cascade_of(energies: Mapping[int, nn.Module], work: Workload) -> fastebm.Cas
 def training(work: Workload) -> Run:
     """An iteration as the trainer makes it: chains through frozen nets and the one in training, loss, backward, Adam.
 
-    The update runs under autocast to the workload's dtype, as those of the baselines do.
+    The update computes in the workload's dtype, as autocast does for the baselines. Other nets than CF-EBM, which have
+    one resolution, draw from a replay buffer besides and write back.
     """
-    net = nets.build(work.case, work.shape, work.device).train().to(memory_format=torch.channels_last)
+    net = nets.build(work.case, work.shape, work.device).train()
     energies = {size: level if size < work.shape[-1] else net for size, level in levels(work).items()}
     sampler, real, optimizer = cascade_of(energies, work), images(work), adam(net)
+    gradient = fastebm.weight_gradient(net, dtype=work.precision, engine=work.engine)
+    cotangent = torch.ones(2 * work.batch, device=work.device) / work.batch
+    cotangent[work.batch :] *= -1
+    exchange = buffer_of(work)
     started = 0
 
     def iterate() -> None:
@@ -151,13 +160,31 @@ def training(work: Workload) -> Run:
             work.batch, seed=0, chain_ids=started, channels=work.shape[0], device=work.device, check=False
         )
         started += work.batch
-        update(net, optimizer, real, fake, work)
+        exchange(fake)
+        optimizer.zero_grad()
+        gradient.backward(torch.cat((real, fake)), cotangent)
+        optimizer.step()
 
     return iterate
 
 
+def buffer_of(work: Workload) -> Callable[[Tensor], None]:
+    """What exchanges the ends of chains with a replay buffer; nothing for CF-EBM, whose chains start from noise."""
+    if work.case == "CF-EBM":
+        return lambda ends: None
+    buffer = fastebm.ReplayBuffer(work.shape, SLOTS, restart=0.05, seed=0, device=work.device)
+    count = 0
+
+    def exchange(ends: Tensor) -> None:
+        nonlocal count
+        buffer.put(buffer.draw(work.batch, count), ends)
+        count += 1
+
+    return exchange
+
+
 def adam(net: nn.Module) -> torch.optim.Adam:
-    return torch.optim.Adam(net.parameters(), LEARNING_RATE, betas=(0.5, 0.999))
+    return torch.optim.Adam(net.parameters(), LEARNING_RATE, betas=(0.5, 0.999), fused=True)
 
 
 def update(

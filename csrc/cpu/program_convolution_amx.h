@@ -14,21 +14,7 @@
 
 #include "program_epilogue.h"
 #include "program_team.h"
-
-#if defined(FASTEBM_EMULATE_TILES)
-#include "tile_emulation.h"
-#else
-struct TileConfiguration {
-  uint8_t palette, start_row, reserved[14];
-  uint16_t bytes[16];
-  uint8_t rows[16];
-};
-
-alignas(64) static const TileConfiguration kTiles = {
-    1, 0, {}, {64, 64, 64, 64, 64, 64, 64, 64}, {16, 16, 16, 16, 16, 16, 16, 16}};
-
-static FASTEBM_INLINE void configure_tiles() { asm volatile("ldtilecfg %0" ::"m"(kTiles)); }
-#endif
+#include "tiles.h"
 
 // What one tile of inputs is at.
 struct TileUnit {

@@ -21,6 +21,7 @@ constexpr int64_t kLimit = int64_t{1} << 31;
 
 WeightKernels chosen_kernels() {
 #if defined(__x86_64__)
+  if (active_isa() == Isa::amx) return weight_kernels_amx();
   if (active_isa() >= Isa::avx512) return weight_kernels_avx512();
   if (active_isa() == Isa::avx2) return weight_kernels_avx2();
 #endif

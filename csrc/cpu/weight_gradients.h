@@ -47,5 +47,6 @@ struct WeightKernels {
 WeightKernels weight_kernels_baseline();
 WeightKernels weight_kernels_avx2();
 WeightKernels weight_kernels_avx512();
+WeightKernels weight_kernels_amx();
 
 }  // namespace fastebm

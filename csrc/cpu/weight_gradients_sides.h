@@ -52,7 +52,7 @@ static FASTEBM_INLINE const char* image_of(const WeightJob& job, const BufferRow
 static FASTEBM_INLINE void copy_pixel(const Side& side, const char* p, float* out) {
   const int64_t bytes = side.buffer->bytes;
   if (side.broadcast) {
-    const Vector all = splat(number_of(p, bytes));
+    const Vector all = splat(number_at(p, bytes));
     for (int64_t c = 0; c < side.pitch; c += kVector) store(out + c, all);
     return;
   }

@@ -259,8 +259,15 @@ static int64_t most_rows_under(const WeightJob& job, const WeightUnit& u, bool g
   return largest;
 }
 
+#if FASTEBM_TILES
+#include "weight_gradients_amx.h"
+#endif
+
 static UnitMemory convolution_memory(const WeightJob& job, const WeightUnit& u) {
   const TaskRow& t = *u.task;
+#if FASTEBM_TILES
+  if (suits_tiles(job, u)) return tiles_memory(job, u);
+#endif
   const Side narrow = side_of(job, u, false), wide = side_of(job, u, true);
   const int64_t numbers = rounded_up(u.taps * u.narrows * wide.pitch);
   if (t.height * t.width == 1) return {numbers, 0, rounded_up(kTogether * narrow.pitch), rounded_up(kTogether * wide.pitch), 0};
@@ -357,7 +364,7 @@ static void run_linear(const WeightJob& job, const WeightUnit& u, float* memory)
 static FASTEBM_INLINE Vector channels_of(const Side& side, const char* image, int64_t y, int64_t x, int64_t c) {
   const BufferRow& b = *side.buffer;
   const char* p = image + (y / side.factor_y * b.row_stride + x / side.factor_x * b.pixel_stride + side.channel) * b.bytes;
-  return side.broadcast ? splat(number_of(p, b.bytes)) : load_some(p + c * b.bytes, b.bytes, side.count - c);
+  return side.broadcast ? splat(number_at(p, b.bytes)) : load_some(p + c * b.bytes, b.bytes, side.count - c);
 }
 
 template <bool product>
@@ -416,5 +423,8 @@ static void run_unit(const WeightJob& job, const WeightUnit& u, float* memory) {
   if (u.task->kind == WeightKind::sum) return run_sum<false>(job, u);
   if (u.task->kind == WeightKind::product) return run_sum<true>(job, u);
   if (u.task->height * u.task->width == 1) return run_linear(job, u, memory);
+#if FASTEBM_TILES
+  if (suits_tiles(job, u)) return run_tiles(job, u, memory);
+#endif
   run_convolution(job, u, memory);
 }

@@ -3,8 +3,9 @@
 //   FASTEBM_ISA      the instruction set: a namespace here, and the end of the name of weight_kernels_<isa>
 //   FASTEBM_TARGET   what the compiler may use of it, as a `target` attribute says it; undefined for the baseline
 //   FASTEBM_VECTOR   floats in a vector
+//   FASTEBM_TILES    1 where there are matrix units
 //
-// weight_gradients_vectors.h, _sides.h and _units.h stand inside the namespace and under the `target` pragma. They use no template
+// The headers that this one includes stand inside the namespace and under the `target` pragma. They use no template
 // of the standard library: its instances would carry wide instructions under names that the rest of the library shares.
 #include "weight_gradients.h"
 

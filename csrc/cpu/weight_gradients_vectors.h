@@ -2,7 +2,7 @@
 // Part of weight_gradients_variant.h, which compiles it once for each instruction set.
 #pragma once
 
-#include "program_vectors.h"
+#include "program_rows.h"
 
 constexpr int kVector = FASTEBM_VECTOR;
 
@@ -45,17 +45,6 @@ static FASTEBM_INLINE Vector multiply_add(Vector a, Vector b, Vector c) {
 static FASTEBM_INLINE Vector load(const float* p) { return *reinterpret_cast<const Vector*>(p); }
 static FASTEBM_INLINE void store(float* p, Vector v) { *reinterpret_cast<Vector*>(p) = v; }
 
-static FASTEBM_INLINE float number_of(const char* p, int64_t bytes) {
-  if (bytes == 4) {
-    float value;
-    __builtin_memcpy(&value, p, sizeof value);
-    return value;
-  }
-  uint16_t half;
-  __builtin_memcpy(&half, p, sizeof half);
-  return float_of(static_cast<int32_t>(static_cast<uint32_t>(half) << 16));
-}
-
 // A whole vector of numbers.
 static FASTEBM_INLINE Vector load_numbers(const char* p, int64_t bytes) {
   if (bytes == 4) return load(reinterpret_cast<const float*>(p));
@@ -67,7 +56,7 @@ static FASTEBM_INLINE Vector load_numbers(const char* p, int64_t bytes) {
   return (Vector)_mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16);
 #else
   Vector v;
-  for (int i = 0; i < kVector; ++i) v[i] = number_of(p + 2 * i, 2);
+  for (int i = 0; i < kVector; ++i) v[i] = number_at(p + 2 * i, 2);
   return v;
 #endif
 }
@@ -82,7 +71,7 @@ static FASTEBM_INLINE Vector load_some(const char* p, int64_t bytes, int64_t cou
 #else
   Vector v{};
   for (int i = 0; i < kVector; ++i)
-    if (i < count) v[i] = number_of(p + i * bytes, bytes);
+    if (i < count) v[i] = number_at(p + i * bytes, bytes);
   return v;
 #endif
 }

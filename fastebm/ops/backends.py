@@ -1,8 +1,8 @@
 """Chooses the backend of an operator: reference, C++, Triton or CUDA. Nothing outside of `ops` branches on it.
 
     reference   plain PyTorch, any device and dtype; slow, and the definition of what is right
-    cpp         compiled C++ on the CPU; AVX2, AVX-512 or AMX chosen at run time, which
-                FASTEBM_CPU=baseline|avx2|avx512|amx overrides
+    cpp         compiled C++ on the CPU; AVX2, AVX-512, AVX512-BF16 or AMX chosen at run time, which
+                FASTEBM_CPU=baseline|avx2|avx512|avx512_bf16|amx overrides
     triton      Triton on a GPU; on the CPU in Triton's interpreter (TRITON_INTERPRET=1), which is for tests
     cuda        CUDA C++ on a GPU
 

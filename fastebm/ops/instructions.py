@@ -45,8 +45,8 @@ class Layout(IntEnum):
 
     PLAIN: (taps, in, out), as in Triton. PANELS: (panels, taps, in, panel), a panel of 32 or 16 outputs. TILES: as the
     matrix units of x86 (AMX) read pairs of bfloat16: (panels, steps, tiles, 16 pairs, 16 outputs, 2). PAIRS: as its
-    vectors multiply them (AVX512-BF16): (panels, taps, pairs of inputs, 32 outputs, 2), or one panel (1, 1, pairs, 32, 2) whose outputs
-    are (tap, output) where `Instruction.taps_are_outputs`.
+    vectors multiply them (AVX512-BF16): (panels, taps, pairs of inputs, 32 outputs, 2), or one panel
+    (1, 1, pairs, 32, 2) whose outputs are (tap, output) where `Instruction.taps_are_outputs`.
     """
 
     PLAIN = 0
@@ -164,7 +164,7 @@ class Instruction:
         taps = self.kernel_y * self.kernel_x
         reach = max((self.kernel_y - 1) * self.dilation_y, (self.kernel_x - 1) * self.dilation_x)
         dilation = max(self.dilation_y, self.dilation_x)
-        few = 1 < taps and taps * self.channels <= COLUMNS
+        few = taps > 1 and taps * self.channels <= COLUMNS
         return few and self.stride_y == self.stride_x == 1 and dilation <= REACH and reach < REACH
 
 

@@ -30,6 +30,8 @@ OUTLIER = 1e3
 GAIN = 0.15
 # So many errors make an average that may change a step size.
 AT_LEAST = 10
+# Where no step has an error, as on a plain without walls, steps grow no longer than this.
+LONGEST = 1e12
 # Of the ensemble: decoherence lengths over the root of the sum of variances, and how far the bias drives the error.
 ALPHA, C = 1.9, 0.1
 
@@ -102,9 +104,10 @@ class ErrorSteps:
             ratio = value.clamp(max=OUTLIER) / of**6
             mean = self.ratios + (ratio - self.ratios) / self.seen.clamp(min=1)
             self.ratios = torch.where(counted, mean, self.ratios)
-            moved = torch.where(self.seen < AT_LEAST, self.h, self.ratios.clamp(min=1e-300) ** (-1 / 6))
+            known = (self.seen >= AT_LEAST) & (self.ratios > 0)  # without any error there is nothing to go by
+            moved = torch.where(known, self.ratios.clamp(min=1e-300) ** (-1 / 6), self.h)
         self.search -= 1
-        self.h = torch.where(halved, self.h / 2, torch.where(counted, moved, self.h))
+        self.h = torch.where(halved, self.h / 2, torch.where(counted, moved, self.h)).clamp(max=LONGEST)
         return failed
 
 
@@ -162,7 +165,7 @@ class EnsembleSteps:
         value = torch.where(skipped, 0.0, torch.where(failed, OUTLIER, value.clamp(max=OUTLIER)))
         share = mean_of_chains((~skipped).double())
         factor = (mean_of_chains(value) / share).clamp(min=1e-300) ** (-1 / 6)
-        self.h = torch.where(share > 0, of * factor.clamp(0.3, 3.0), self.h)
+        self.h = torch.where(share > 0, of * factor.clamp(0.3, 3.0), self.h).clamp(max=LONGEST)
         length = ALPHA * ordered_dot(spread, self.weights).sqrt()
         self.length = torch.maximum(torch.where(length.isfinite(), length, math.inf), self.h)
         return failed

@@ -33,7 +33,7 @@ from fastebm.ops.instructions import (
     decode,
     encode,
 )
-from fastebm.ops.program import plan_batch
+from fastebm.ops.program import DENSE, pack_convolution, plan_batch, unpack_convolution
 from tests.compiler.networks import Decoder, ResidualNet
 from tests.ops.agreement import truncates
 from tests.ops.precision import relative_error
@@ -450,6 +450,12 @@ UNEVEN = [
     (20, 33, (4, 5), (3, 1), 1, (1, 2), 2),
     (33, 17, (3, 16), (1, 3), 2, (0, 5), 3),
     (48, 12, (2, 33), (1, 3), 1, (1, 1), 1),
+    # All taps of these are one panel of `Layout.PAIRS`, in one tile or several; some pixels see zeros alone.
+    (40, 3, (33, 34), (3, 3), 1, (1, 1), 1),
+    (5, 1, (7, 140), (5, 5), 1, (2, 2), 1),
+    (18, 2, (130, 9), (1, 3), 1, (0, 4), 7),
+    (2, 10, (6, 5), (1, 3), 1, (3, 2), 1),
+    (9, 16, (4, 4), (2, 1), 1, (2, 3), 5),
 ]
 
 
@@ -501,6 +507,7 @@ LEFTOVERS: dict[str, Callable[[], ProgramBuilder]] = {
     "the last channels": lambda: of_some_channels(48, 12, 60),
     "the first channels": lambda: of_some_channels(0, 20, 60),
     "channels across": lambda: of_some_channels(40, 24, 64),
+    "odd channels": lambda: of_some_channels(3, 7, 60),
     "two parts": beside_and_filled,
     "exponentials": exponentials,
 }
@@ -510,6 +517,51 @@ LEFTOVERS: dict[str, Callable[[], ProgramBuilder]] = {
 @pytest.mark.parametrize("name", LEFTOVERS)
 def test_uneven_programs(backend_device, dtype, name):
     assert_right(LEFTOVERS[name](), backend_device, dtype)
+
+
+@both_dtypes
+@pytest.mark.parametrize("name", LEFTOVERS)
+def test_uneven_programs_in_every_variant(variant, dtype, name):
+    test_uneven_programs(("cpp", "cpu"), dtype, name)
+
+
+@both_dtypes
+@pytest.mark.parametrize(("first", "count", "channels"), [(3, 7, 60), (0, 33, 64), (8, 1, 9), (0, 2, 4), (0, 3, 4)])
+def test_channels_beside_those_that_are_read_do_not_matter(variant, dtype, first, count, channels):
+    """Not even as NaN, which a weight of zero would not keep out."""
+    fused, x = of_some_channels(first, count, channels).fused(SIZES[dtype], "cpu"), images(3, (channels, 3, 5))
+    expected, _ = fused(x)
+    x[:, :first] = x[:, first + count :] = float("nan")
+    assert torch.equal(fused(x)[0], expected)
+
+
+def test_rounding_to_bfloat16(variant):
+    """To the nearest, ties to even, as torch rounds; NaN stays NaN. Subnormal numbers may become zero."""
+    making = ProgramBuilder((40, 1, 64))  # a whole vector of channels, and a part of one
+    making.add(gather(40, 1, 64), Epilogue(EpilogueOp.STORE_GRADIENT))
+    bits = torch.randint(-(2**31), 2**31, (4, 40, 1, 64), generator=torch.Generator().manual_seed(3)).int()
+    bits[1] = bits[1] & -(2**16) | 2**15  # ties
+    bits[2, :, 0, ::2] = torch.tensor(
+        [0x7F7FFFFF, 0x7F7F8000, 0x7F800000, 0x7F800001, 0x7FFFFFFF, 1, 0, -(2**31)]
+    ).repeat(4)
+    x = bits.view(torch.float32)
+    _, found = making.fused(2, "cpu")(x)
+    wanted = x.bfloat16().float()
+    right = (found == wanted) | (found.isnan() & wanted.isnan())
+    assert bool((right | (x.abs() < torch.finfo(torch.float32).tiny) & (found == 0)).all())
+    assert bool(wanted.isnan().any())
+
+
+@pytest.mark.parametrize("layout", Layout)
+@pytest.mark.parametrize("shape", [(1, 1, 1, 1), (3, 4, 3, 3), (16, 33, 1, 1), (33, 5, 2, 4), (70, 64, 3, 3)], ids=str)
+@pytest.mark.parametrize("dense", [False, True])
+def test_weights_are_unpacked_as_they_were_packed(layout, shape, dense):
+    """The reference reads what kernels read."""
+    if dense and shape[1] > DENSE:
+        pytest.skip("only few channels are dense")
+    weight = normal(*shape, seed=1).bfloat16()
+    packed = pack_convolution(weight, layout, 32, dense, torch.bfloat16)
+    assert torch.equal(unpack_convolution(packed, layout, shape, dense, torch.bfloat16), weight)
 
 
 @both_dtypes

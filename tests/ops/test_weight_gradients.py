@@ -34,7 +34,7 @@ from tests.ops.weight_workspaces import Lying, program_of, rounded, split_into_c
 
 CONVOLUTION, SUM, PRODUCT = WeightKind
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") not in ("", "0")
-VARIANTS = ("baseline", "avx2", "avx512")
+VARIANTS = ("baseline", "avx2", "avx512", "avx512_bf16", "amx")
 both_sizes = pytest.mark.parametrize("size", [4, 2], ids=["float32", "bfloat16"])
 
 
@@ -351,6 +351,20 @@ def test_cuts_of_the_batch_change_no_bit(backend_device, size):
             assert torch.equal(found, wanted), name
 
 
+@pytest.fixture(params=VARIANTS)
+def variant(request):
+    """One of the C++ backend's instruction sets, for the length of a test."""
+    if _C is None:
+        pytest.skip("fastebm's C++ operators are not built")
+    before = _C.active_variant()
+    try:
+        _C.set_variant(request.param)
+    except RuntimeError as error:
+        pytest.skip(str(error))
+    yield request.param
+    _C.set_variant(before)
+
+
 @settings(max_examples=40, deadline=None)
 @given(given_task=random_tasks(), seed=st.integers(0, 1000), size=st.sampled_from((2, 4)))
 def test_every_variant_has_the_same_bits(given_task, seed, size):
@@ -361,7 +375,7 @@ def test_every_variant_has_the_same_bits(given_task, seed, size):
     found = {}
     before = _C.active_variant()
     try:
-        for name in VARIANTS[: VARIANTS.index(min(_C.best_variant(), "avx512", key=[*VARIANTS, "amx"].index)) + 1]:
+        for name in VARIANTS[: VARIANTS.index(_C.best_variant()) + 1]:
             _C.set_variant(name)
             with ops.backend("cpp"):
                 found[name] = results_of([task], Lying(size, 2, 2), values, (3,))[0]
@@ -383,7 +397,7 @@ LARGE_SHAPES = [(30, 17, 16), (45, 17, 16), (90, 1, 1), (300, 1, 1)]
 
 @both_sizes
 def test_neither_threads_nor_cuts_nor_variants_matter_in_cpp(variant, size):
-    """Calls large enough to be divided among threads; the bits are those of one thread on the baseline."""
+    """Calls large enough to be divided among threads."""
     values = [numbers(7, *shape, seed=k) for k, shape in enumerate(LARGE_SHAPES)]
     before = torch.get_num_threads()
     try:
@@ -398,6 +412,10 @@ def test_neither_threads_nor_cuts_nor_variants_matter_in_cpp(variant, size):
     for how, results in found.items():
         for number, (result, wanted) in enumerate(zip(results, found[1, (7,)], strict=True)):
             assert torch.equal(result, wanted), (how, number)
+    _C.set_variant(min("avx2", _C.best_variant(), key=VARIANTS.index))
+    with ops.backend("cpp"):
+        for result, wanted in zip(results_of(LARGE, Lying(size, 2, 4), values, (7,)), found[2, (7,)], strict=True):
+            assert torch.equal(result, wanted)
     with ops.backend("reference"):
         exact = results_of(LARGE, Lying(size, 2, 4), values, (7,))
     for result, near in zip(found[2, (7,)], exact, strict=True):
@@ -464,8 +482,6 @@ def kept_apart(program: PlannedProgram, chunk: int, workers: int) -> PlannedProg
 def test_behind_a_program(backend_device, batch):
     """The workspace of `run_program` itself; in C++ of several chunks that one thread runs, being so small."""
     backend, device = backend_device
-    if backend == "reference":
-        pytest.skip("the reference of run_program keeps no workspace")
     making = ProgramBuilder((5, 7, 6))
     target = making.buffer((9, 7, 6))
     making.convolution(0, (9, 7, 6), (3, 3), Epilogue(EpilogueOp.STORE, target), pad_y=1, pad_x=1)

@@ -354,10 +354,10 @@ def test_a_resumed_chain_is_the_uninterrupted_one(sampler, x0, tmp_path):
     assert torch.equal(sampler.advance(restored, 5).x, expected)
 
 
-def test_state_dict_holds_tensors_and_numbers_only(sampler, x0):
+def test_state_dict_holds_tensors_numbers_and_a_name_only(sampler, x0):
     state = sampler.init(x0, 3, num_steps=2)
-    assert set(state.state_dict()) == {"x", "key", "chain_ids", "schedule", "step", "data_term_hinge"}
-    assert all(isinstance(value, torch.Tensor | int | float) for value in state.state_dict().values())
+    assert set(state.state_dict()) == {"x", "key", "chain_ids", "schedule", "step", "data_term_hinge", "sampler"}
+    assert all(isinstance(value, torch.Tensor | int | float | str) for value in state.state_dict().values())
 
 
 def test_what_is_no_state_is_refused(sampler, x0):

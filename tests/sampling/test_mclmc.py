@@ -554,6 +554,15 @@ def test_a_warm_up_needs_chains():
         sampler.warm_up(sampler.init(X[:0]), 20, pooled=True)
 
 
+@pytest.mark.parametrize("pooled", [False, True])
+def test_a_warm_up_on_a_plain_keeps_its_numbers_in_range(pooled):
+    """Where no step has an error, step sizes became infinite, and states with them."""
+    sampler = fastebm.MCLMC(lambda x: 0 * x.sum(1), 0.5)
+    warm = sampler.warm_up(sampler.init(X[:, :3], seed=0), 400, pooled=pooled)
+    assert bool(warm.schedule.isfinite().all())
+    assert bool(warm.x.isfinite().all())
+
+
 # The warm-up of an ensemble -------------------------------------------------------------------------------------------
 
 SCALES = torch.tensor([0.05, 0.3, 1.0, 3.0, 20.0]).repeat(4)

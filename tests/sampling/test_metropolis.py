@@ -622,6 +622,20 @@ def test_an_underdamped_warm_up_comes_back_from_steps_that_fail():
     assert 0.05 < float(steps.min()) < float(steps.max()) < 0.5
 
 
+def test_an_underdamped_warm_up_without_any_error_keeps_its_numbers_in_range():
+    """Where all entries are held, or the energy is constant, the step size grew without end."""
+    chain = fastebm.Underdamped(double_well, 0.1, 1.0)
+    held = {"mask": torch.ones(4, 3, dtype=torch.bool), "known": torch.zeros(4, 3)}
+    warm = chain.warm_up(chain.init(torch.zeros(4, 3), seed=0, **held), 400)
+    assert torch.equal(warm.x, torch.zeros(4, 3))
+    assert bool(warm.schedule.isfinite().all())
+    for pooled in (False, True):
+        flat = fastebm.Underdamped(lambda x: 0 * x.sum(1), 0.1, 1.0)
+        warm = flat.warm_up(flat.init(torch.zeros(4, 3), seed=0), 400, pooled=pooled)
+        assert bool(warm.x.isfinite().all())
+        assert bool(warm.schedule.isfinite().all())
+
+
 def test_an_underdamped_warm_up_learns_masses():
     target = Gaussian((0.1, 1.0, 10.0))
     chain = fastebm.Underdamped(target, 0.05, 1.0)

@@ -22,6 +22,8 @@ from .program import product
 
 _CONVOLUTION, _SUM, _PRODUCT = (tl.constexpr(int(kind)) for kind in WeightKind)
 _STORED = {2: torch.bfloat16, 4: torch.float32}
+# With a third one, 72 registers spill on sm_80.
+STAGES = 2
 # The interpreter pays for each operation and not for each number, so it gets large blocks.
 _INTERPRETED_BLOCK = 512
 
@@ -213,7 +215,7 @@ def weight_gradients(
     for task in found:
         kernel, programs, arguments = call_of(program, task)
         places = [numbers[at:] if at >= 0 else None for at in first_numbers(program, task)]
-        options = {"num_warps": 4, "enable_fp_fusion": False}
+        options = {"num_warps": 4, "num_stages": STAGES, "enable_fp_fusion": False}
         kernel[(programs,)](results[task.result], factors, *places, len(factors), *arguments, **options)
 
 

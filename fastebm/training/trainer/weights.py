@@ -23,16 +23,16 @@ def fork_rng(seed: int) -> Iterator[None]:
 def adam(
     parameters: Iterable[Tensor], learning_rate: float, betas: tuple[float, float], *, shard: bool = False
 ) -> torch.optim.Optimizer:
-    """Adam. With `shard` each rank keeps and updates the moments of its share of the parameters (ZeRO, stage 1).
+    """Adam, in one pass over memory. With `shard` each rank keeps and updates the moments of its share (ZeRO, stage 1).
 
-    The weights are the same to the last bit.
+    The weights are the same to the last bit, whatever the number of ranks and threads.
     """
     if not shard or ranks().size == 1:
-        return torch.optim.Adam(parameters, learning_rate, betas)
+        return torch.optim.Adam(parameters, learning_rate, betas, fused=True)
     from torch.distributed.optim import ZeroRedundancyOptimizer  # which needs a torch with torch.distributed
 
     sharded: torch.optim.Optimizer = ZeroRedundancyOptimizer(
-        parameters, torch.optim.Adam, lr=learning_rate, betas=betas
+        parameters, torch.optim.Adam, lr=learning_rate, betas=betas, fused=True
     )
     return sharded
 

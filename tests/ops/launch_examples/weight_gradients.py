@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from fastebm.ops.instructions import Layout
-from fastebm.ops.triton.weight_gradients import call_of
+from fastebm.ops.triton.weight_gradients import STAGES, call_of
 from fastebm.ops.weight_gradients import WeightKind, WeightTask
 from tests.ops.weight_workspaces import Lying, program_of
 
@@ -27,15 +27,21 @@ def _example(name: str, task: WeightTask, size: int, shapes: Sequence[tuple[int,
         signature["source"] = stored
     signature |= {key: _integers(values) for key, values in zip(names, arguments, strict=True)}
     matrix = {2: "bf16", 4: "tf32"}[size] if convolution and not shape.one_pixel else None
-    shared = {"shared": True, "most_shared": 73728}
-    return LaunchExample(f"weights of {name}", kernel, signature, {"SHAPE": shape}, matrix=matrix, **shared)
+    shared = {"shared": True, "most_shared": 24576}
+    return LaunchExample(
+        f"weights of {name}", kernel, signature, {"SHAPE": shape}, num_stages=STAGES, matrix=matrix, **shared
+    )
 
 
-def _convolution(inner: int, out: int, size: int, kernel: int, stride: int = 1) -> tuple[WeightTask, Any]:
+def _convolution(
+    name: str, size: int, inner: int, out: int, pixels: int, kernel: int, stride: int = 1
+) -> LaunchExample:
+    """A convolution to a map of pixels x pixels."""
     pad = (kernel - 1) // 2
-    window = (size, size, kernel, kernel, stride, stride, pad, pad)
+    window = (pixels, pixels, kernel, kernel, stride, stride, pad, pad)
     task = WeightTask(WeightKind.CONVOLUTION, 0, 0, 0, out, 1, 0, inner, *window)
-    return task, [(out, size, size), (inner, size * stride, size * stride)]
+    shapes = [(out, pixels, pixels), (inner, pixels * stride, pixels * stride)]
+    return _example(f"{inner} to {out} on {pixels}x{pixels} {name}", task, size, shapes)
 
 
 def launch_examples() -> list[LaunchExample]:
@@ -46,7 +52,7 @@ def launch_examples() -> list[LaunchExample]:
     found = []
     for size, name in ((2, "bf16"), (4, "fp32")):
         for case in ((128, 128, 32, 3), (256, 256, 8, 3), (512, 512, 4, 3), (128, 128, 16, 4, 2), (4, 128, 32, 3)):
-            found.append(_example(f"{case} {name}", *(_convolution(*case)[:1]), size, _convolution(*case)[1]))
+            found.append(_convolution(name, size, *case))
         linear = WeightTask(WeightKind.CONVOLUTION, 0, 0, 0, 256, 1, 0, 512)
         found += [
             _example(f"a linear map {name}", linear, size, [(256, 1, 1), (512, 1, 1)]),

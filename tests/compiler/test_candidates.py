@@ -1,0 +1,49 @@
+"""Which program comes first: it depends on the energy and the kind of samples alone."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from fastebm.compiler.candidates import FUSED, LANES, Candidate, ProgramKey, candidates
+from fastebm.ops import backends
+
+
+def convolutions(channels: int, inner: int) -> nn.Module:
+    """Two convolutions of an image of 3x8x8 with so many channels between them, and a linear map."""
+    torch.manual_seed(0)
+    layers = (nn.Conv2d(3, channels, 3, padding=1), nn.SiLU(), nn.Conv2d(channels, inner, 3, padding=1), nn.SiLU())
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(inner * 64, 1), nn.Flatten(0)).requires_grad_(False)
+
+
+def first(net: nn.Module, batch: int, dtype: torch.dtype) -> str:
+    x = torch.zeros(batch, 3, 8, 8)
+    made = next(iter(candidates(net, net, ProgramKey(x.shape[1:], x.dtype, x.device, dtype), x)))
+    assert isinstance(made, Candidate)
+    return made.name
+
+
+@pytest.fixture
+def without_matrix_units():
+    extension = backends._extension
+    if extension is None or not backends.runs_compiled("run_lanes"):
+        pytest.skip("the compiled operators are not built, or not chosen")
+    before = extension.active_variant()
+    if before == "amx":
+        extension.set_variant("avx512_bf16")
+    yield
+    extension.set_variant(before)
+
+
+@pytest.mark.parametrize(
+    ("channels", "inner", "name"), [(2, 2, LANES), (8, 4, LANES), (64, 64, FUSED), (128, 32, FUSED)]
+)
+def test_images_in_bfloat16_take_lanes_where_there_is_little_to_multiply(without_matrix_units, channels, inner, name):
+    net = convolutions(channels, inner)
+    for batch in (1, 64):
+        assert first(net, batch, torch.bfloat16) == name
+
+
+def test_images_in_float32_take_lanes(without_matrix_units):
+    assert first(convolutions(64, 64), 2, torch.float32) == LANES

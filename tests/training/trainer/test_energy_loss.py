@@ -1,0 +1,62 @@
+"""The loss of an energy's update: its gradient is autograd's, whole and in parts; Adam's bits for any threads."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+
+import pytest
+import torch
+from torch import nn
+
+from fastebm.compiler import weight_gradient
+from fastebm.losses import contrastive_divergence, energy_l2
+from fastebm.models import MultiScaleEnergy
+from fastebm.training.trainer.energy_loss import EnergyLoss
+from fastebm.training.trainer.parts import Part
+from fastebm.training.trainer.weights import adam
+
+
+@pytest.mark.parametrize("engine", ["fused", "autograd"])
+@pytest.mark.parametrize("cuts", [(0, 7), (0, 3, 7), (0, 2, 4, 6, 7)])
+def test_parts_add_up_to_the_gradient_of_the_whole_loss(engine: str, cuts: tuple[int, ...]) -> None:
+    torch.manual_seed(1)
+    net = MultiScaleEnergy(8, 3, width=4, spectral_norm=False).double()
+    twin = copy.deepcopy(net)
+    real, fake = torch.randn(2, 7, 3, 8, 8, dtype=torch.float64)
+    gradient = weight_gradient(net, engine=engine)
+    loss = torch.zeros((), dtype=torch.float64)
+    for start, stop in itertools.pairwise(cuts):
+        part = Part(start, stop, 7, first=100)
+        share, data, samples = EnergyLoss(0.3).backward(gradient, part, real[start:stop], fake[start:stop], max_batch=2)
+        loss = loss + share
+        assert len(data) == len(samples) == len(part)
+        assert not share.requires_grad
+
+    low, high = twin(real), twin(fake)
+    expected = contrastive_divergence(low, high) + 0.3 * energy_l2(torch.cat((low, high)))
+    expected.backward()
+    assert float(loss) == pytest.approx(float(expected), rel=1e-10)
+    for mine, theirs in zip(net.parameters(), twin.parameters(), strict=True):
+        assert torch.allclose(mine.grad, theirs.grad, rtol=1e-8, atol=1e-12)
+
+
+def test_adam_has_the_same_bits_for_any_number_of_threads() -> None:
+    torch.manual_seed(1)
+    shapes = [(130, 33, 3, 3), (7,), (1001,), (64, 65)]
+    values, gradients = ([torch.randn(shape) for shape in shapes] for _ in range(2))
+    threads = torch.get_num_threads()
+    found = []
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            parameters = [nn.Parameter(value.clone()) for value in values]
+            optimizer = adam(parameters, 1e-3, (0.5, 0.999))
+            for _ in range(3):
+                for parameter, gradient in zip(parameters, gradients, strict=True):
+                    parameter.grad = gradient.clone()
+                optimizer.step()
+            found.append([parameter.detach() for parameter in parameters])
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(a, b) for other in found[1:] for a, b in zip(found[0], other, strict=True))
