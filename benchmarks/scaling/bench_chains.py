@@ -11,6 +11,7 @@ processes: `waiting` until the other one is done too, and `exchange`, the gather
 from __future__ import annotations
 
 import argparse
+import os
 import random
 import time
 from collections.abc import Sequence
@@ -89,7 +90,9 @@ def measure(work: Workload, ranks: Ranks, rounds: int) -> list[Row]:
     if not ranks.first:
         return []
     variants = {OURS: "2 processes, 1 thread each", WAITING: "part of the time", EXCHANGE: "part of the time"}
-    sent = f"{4 * ends[0][0].numel() * work.batch:,} bytes gathered, {work.num_steps} steps"
+    sent = (
+        f"{4 * ends[0][0].numel() * work.batch:,} bytes gathered, {work.num_steps} steps, load {os.getloadavg()[0]:.1f}"
+    )
     return [
         Row(SUITE, work.case, name, variants.get(name, ""), work.shape, work.dtype, work.batch, "call").with_values(
             values, times[OURS]

@@ -34,7 +34,8 @@ def measured(run: Run) -> str:
         )
     head = ("chains", ONE_THREAD, TWO_THREADS, "2 processes, 1 thread each", "over 1 thread", "over 2 threads")
     table = markdown_table((*head, "of it waiting", "of it exchange"), lines, words=1)
-    return f"{table}\n\n{machine_line(run)}"
+    notes = "; ".join(f"{row.case} {row.dtype}: {row.note}" for row in rows if row.baseline == OURS)
+    return f"{table}\n\n{machine_line(run)} {notes}."
 
 
 def times(row: Row) -> str:

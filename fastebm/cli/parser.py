@@ -41,7 +41,7 @@ GROUPS = {
     "elbo_weight nll_weight",
     "guard": "max_energy max_gap max_loss retries retry_lr_factor",
     "log": "log_every checkpoint_every keep_checkpoints pictures_every tensorboard",
-    "compute": "device dtype update_dtype engine max_batch recompute_from",
+    "compute": "device dtype update_dtype engine max_batch recompute_from microbatches shard_optimizer",
     "output": "out overwrite",
 }
 """The options of each group. An option that is in none of them stands in front, among the general options."""
