@@ -1,4 +1,6 @@
-"""The peak memory of one energy gradient of CF-EBM at 256x256: ours against autograd with frozen weights.
+"""The peak memory of one energy gradient of CF-EBM at 256x256, and of the gradient of its weights, against autograd.
+
+Chains are compared with autograd on frozen weights, updates with autograd under autocast, in train mode.
 
 Every figure comes from a fresh process (see `peak_memory`), because memory of an earlier gradient would distort it.
 """
@@ -17,25 +19,32 @@ from fastebm.evaluation.speed.baselines import TUNED
 from fastebm.evaluation.speed.rows import OURS
 
 ROUNDS = 3
+UPDATE = ", update"
 
 
 def workloads(device: str, full: bool) -> list[Workload]:
     batches = (1, 4, 16) if full else (4,)
     dtypes = ("bfloat16", "float32") if full or device == "cpu" else ("bfloat16",)
-    return [Workload("memory", "CF-EBM", (3, 256, 256), batch, dtype) for batch in batches for dtype in dtypes]
+    cases = ("CF-EBM", f"CF-EBM{UPDATE}")
+    return [
+        Workload("memory", case, (3, 256, 256), batch, dtype) for case in cases for batch in batches for dtype in dtypes
+    ]
 
 
 def peak(work: Workload, implementation: str) -> float:
-    question = json.dumps({**work.to_json(), "implementation": implementation})
+    of = "weights" if work.case.endswith(UPDATE) else "x"
+    case = work.case.removesuffix(UPDATE)
+    question = json.dumps({**work.to_json(), "case": case, "implementation": implementation, "of": of})
     return float(in_fresh_process("benchmarks.harness.peak_memory", question)["bytes"])
 
 
 def compared(work: Workload, plan: Plan) -> list[Row]:
     ours = [peak(work, "fastebm") for _ in range(min(ROUNDS, plan.rounds))]
     autograd = [peak(work, "autograd") for _ in ours]
+    variant = "autograd under autocast" if work.case.endswith(UPDATE) else f"autograd, {work.dtype} weights, frozen"
     rows = {
         OURS: plan.row(OURS, f"{work.engine}, {work.dtype}", "gradient", quantity="bytes"),
-        TUNED: plan.row(TUNED, f"autograd, {work.dtype} weights, frozen", "gradient", quantity="bytes"),
+        TUNED: plan.row(TUNED, variant, "gradient", quantity="bytes"),
     }
     return [rows[OURS].with_values(ours, ours), rows[TUNED].with_values(autograd, ours)]
 

@@ -1,9 +1,9 @@
-"""Measures the peak memory of one energy gradient in a process of its own.
+"""Measures the peak memory of one energy gradient, or of the gradient of the weights, in a process of its own.
 
     python -m benchmarks.harness.peak_memory '{"implementation": "fastebm", ...}'
 
-The argument is a workload as JSON with the implementation that runs it, "fastebm" or "autograd". The process prints the
-bytes at the peak beyond what it held with net and samples in memory. It measures the second gradient, because the first
+The argument is a workload as JSON with the implementation that runs it, "fastebm" or "autograd", and `of`, "x" or
+"weights". The process prints the bytes at the peak beyond what it held with net and samples in memory. It measures the second gradient, because the first
 one captures and verifies. On a CPU this is resident memory, whose peak Linux lets a process reset; on a GPU it is what
 PyTorch's allocator handed out.
 """
@@ -15,6 +15,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -78,20 +79,41 @@ def in_fresh_process(module: str, *arguments: str) -> Any:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def peak_bytes(work: Workload, implementation: str) -> int:
+def peak_bytes(work: Workload, implementation: str, of: str) -> int:
     net = nets.build(work.case, work.shape, work.device)
     x = images(work)
     memory: ResidentMemory | GpuMemory = GpuMemory() if work.device == "cuda" else ResidentMemory()
     _load_libraries(work, x[:1, :, :8, :8])
     before = memory.now()
-    if implementation == "fastebm":
-        gradient: Any = fastebm.energy_gradient(net, dtype=work.precision, engine=work.engine)
+    if of == "weights":
+        gradient: Any = _of_weights(work, implementation, net)
+    elif implementation == "fastebm":
+        gradient = fastebm.energy_gradient(net, dtype=work.precision, engine=work.engine)
     else:
         gradient = tuned_eager(eager_twin(net), work.precision, "cast").gradient
     gradient(x)
     memory.reset_peak()
     gradient(x)
     return memory.peak() - before
+
+
+def _of_weights(work: Workload, implementation: str, net: nn.Module) -> Callable[[Tensor], object]:
+    """The gradient of the weights in train mode, as an update takes it; autograd under autocast, in channels-last."""
+    cotangent = torch.ones(work.batch, device=work.device)
+    if implementation == "fastebm":
+        ours = fastebm.weight_gradient(net.train(), dtype=work.precision, engine=work.engine)
+        return lambda x: ours(x, cotangent)
+    twin = eager_twin(net.train())
+    assert isinstance(twin, nn.Module)
+    twin.requires_grad_(True).to(memory_format=torch.channels_last)
+    low = work.precision is not torch.float32
+
+    def update(x: Tensor) -> object:
+        with torch.autocast(work.device, dtype=torch.bfloat16, enabled=low):
+            energies = twin(x.contiguous(memory_format=torch.channels_last)).float()
+        return torch.autograd.grad(energies, list(twin.parameters()), cotangent, allow_unused=True)
+
+    return update
 
 
 def _load_libraries(work: Workload, x: Tensor) -> None:
@@ -101,8 +123,8 @@ def _load_libraries(work: Workload, x: Tensor) -> None:
 
 
 def main(question: dict[str, Any]) -> None:
-    work = Workload.from_json({name: value for name, value in question.items() if name != "implementation"})
-    print(json.dumps({"bytes": peak_bytes(work, question["implementation"])}))
+    implementation, of = question.pop("implementation"), question.pop("of", "x")
+    print(json.dumps({"bytes": peak_bytes(Workload.from_json(question), implementation, of)}))
 
 
 if __name__ == "__main__":
