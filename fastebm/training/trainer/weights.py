@@ -85,6 +85,12 @@ def load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tenso
     # The groups alone, as a sharded optimizer has no other state of all parameters.
     groups = torch.optim.Optimizer.state_dict(optimizer)["param_groups"]
     optimizer.load_state_dict({"state": moments, "param_groups": groups})
+    if (own := getattr(optimizer, "optim", None)) is not None:
+        # A sharded optimizer keeps what it loads twice, and the counts of steps on the CPU, where a fused Adam of a GPU
+        # does not take them.
+        optimizer.state.clear()
+        for parameter, loaded in own.state.items():
+            loaded["step"] = loaded["step"].to(parameter.device)
 
 
 def checkpoint_layout(nets: Mapping[str, nn.Module], optimizers: Mapping[str, Iterable[Tensor]]) -> Layout:
