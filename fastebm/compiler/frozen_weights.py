@@ -98,10 +98,6 @@ class DifferentiableWeights:
         """The copies that the module reads, leaves that require a gradient where their originals do."""
         return [weight for weight in self._shown.values() if weight.requires_grad]
 
-    def values(self) -> Evaluated:
-        """The weights as `frozen_weights` takes them, without graph."""
-        return {place: weight.detach() for place, weight in self._shown.items()}
-
     def through(self, parameters: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> list[Tensor | None]:
         """The gradients of `parameters`, from those of `[*parameters, *shown()]`, through the parametrisations."""
         direct = list(gradients[: len(parameters)])
@@ -113,12 +109,14 @@ class DifferentiableWeights:
         more = torch.autograd.grad(weights, parameters, given, allow_unused=True)
         return [a if b is None else b if a is None else a + b for a, b in zip(direct, more, strict=True)]
 
-    def _evaluate(self, part: nn.Module, undo: Undo) -> None:
-        parametrizations = cast(nn.ModuleDict, part.parametrizations)
-        for name in parametrizations:
-            weight = self._with_graph[part, name] = parametrizations[name]()
-            self._shown[part, name] = weight.detach().requires_grad_(weight.requires_grad)
-        _evaluate_parametrizations(part, undo, self._shown)
+    def _evaluate(self, module: nn.Module, undo: Undo) -> None:
+        for part in module.modules():
+            if "parametrizations" in part._modules and is_parametrized(part):
+                _evaluate_parametrizations(part, undo, self._with_graph)
+        # Only now, as a parametrisation may read the weight of another layer, whose graph it then goes on.
+        for (part, name), weight in self._with_graph.items():
+            shown = self._shown[part, name] = weight.detach().requires_grad_(weight.requires_grad)
+            vars(part)[name] = shown
 
 
 @contextmanager
@@ -138,9 +136,7 @@ def differentiable_weights(module: nn.Module) -> Iterator[DifferentiableWeights]
             with ExitStack() as full_precision, torch.inference_mode(False), torch.enable_grad():
                 for device in {parameter.device.type for parameter in module.parameters()}:
                     full_precision.enter_context(without_autocast(device))
-                for part in module.modules():
-                    if "parametrizations" in part._modules and is_parametrized(part):
-                        evaluated._evaluate(part, undo)
+                evaluated._evaluate(module, undo)
             yield evaluated
         finally:
             for restore, *arguments in reversed(undo):
@@ -237,6 +233,11 @@ def _evaluate_parametrizations(part: nn.Module, undo: Undo, evaluated: Evaluated
     """
     parametrizations = cast(nn.ModuleDict, part.parametrizations)
     names = list(parametrizations)
+    if any(name in vars(part) for name in names):  # by this thread: others wait
+        raise RuntimeError(
+            f"the weights of a {type(part).__name__} were asked for while their gradients are computed, by the energy "
+            "or by the cotangent's function; compute what that needs beforehand"
+        )
     for name in names:
         if (part, name) not in evaluated:
             evaluated[part, name] = parametrizations[name]()

@@ -77,19 +77,29 @@ class OwnCode:
 
         That is a hook, and an `autograd.Function`; each is a description, "" where there is none.
         """
+        with evaluating(), torch.inference_mode(False), torch.enable_grad():
+            x = _leaf(x)
+            energies, hook, function = self._watched(lambda: self._attached(x, conditions, dtype))
+            gradient = self._differentiate(energies, x)
+        return energies.detach().to(energy_dtype(x)), gradient, hook, function
+
+    def evaluated_again(self, x: Tensor) -> tuple[Tensor, str]:
+        """The energies (B,), detached, in x's dtype, and what makes weight gradients others than the operations'."""
+        with evaluating(), torch.inference_mode(False), torch.enable_grad():
+            energies, hook, function = self._watched(lambda: self._flat_energies(x, (), torch.float32))
+        return energies.detach(), hook or function
+
+    def _watched(self, energies_of: Callable[[], Tensor]) -> tuple[Tensor, str, str]:
+        """Energies with their graph, and descriptions of a hook and of an `autograd.Function` in it."""
         watch, hook = _HookWatch(), ""
         for name, part in [] if self.module is None else self.module.named_modules():
             if part._backward_hooks or part._backward_pre_hooks:
                 hook = f"{name or self.name} has a backward hook"
-        with evaluating(), torch.inference_mode(False), torch.enable_grad():
-            x = _leaf(x)
-            with watch:
-                energies = self._attached(x, conditions, dtype)
-            function = _custom_function(energies)
-            gradient = self._differentiate(energies, x)
+        with watch:
+            energies = energies_of()
+        function = _custom_function(energies)
         hook = hook or ("a gradient hook (Tensor.register_hook) is set while it runs" if watch.found else "")
-        function = function and f"its backward pass is that of autograd.Function {function}"
-        return energies.detach().to(energy_dtype(x)), gradient, hook, function
+        return energies, hook, function and f"its backward pass is that of autograd.Function {function}"
 
     def check_independence(self, x: Tensor, conditions: Conditions, dtype: torch.dtype | None) -> None:
         """Raise RuntimeError if an energy has a gradient with respect to another sample of x.

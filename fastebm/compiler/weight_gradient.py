@@ -18,7 +18,6 @@ from fastebm.compiler.energy_gradient import users_level
 from fastebm.compiler.fingerprint import Fingerprint, covers, fingerprint
 from fastebm.compiler.frozen_weights import (
     DifferentiableWeights,
-    Evaluated,
     differentiable_weights,
     frozen_weights,
     refuse_frozen,
@@ -26,7 +25,7 @@ from fastebm.compiler.frozen_weights import (
 from fastebm.compiler.lazy_tensors import LazyTensor
 from fastebm.compiler.own_code import OwnCode, energy_dtype
 from fastebm.compiler.precision import autocast_to, without_autocast
-from fastebm.compiler.process_state import collecting_garbage, evaluating
+from fastebm.compiler.process_state import collecting_garbage, evaluating, exclusive, exporting
 from fastebm.compiler.weight_program import Factors, WeightProgram
 from fastebm.scalars import as_count
 
@@ -44,10 +43,11 @@ CHECKED = 3
 
 @dataclass
 class _Known:
-    """A program that was checked, or why there is none."""
+    """A program that was checked, or why there is none; not `lasting` where that is due to the samples."""
 
     program: WeightProgram | None
     reason: str = ""
+    lasting: bool = True
 
 
 class WeightGradient:
@@ -65,15 +65,25 @@ class WeightGradient:
             raise ValueError(f"engine must be one of {', '.join(map(repr, ENGINES))}, got {engine!r}")
         if dtype not in (None, torch.float32, torch.bfloat16):
             raise ValueError(f"dtype must be torch.float32, torch.bfloat16 or None, got {dtype}")
+        self._own = OwnCode(energy)
+        parts = () if self._own.module is None else self._own.module.modules()
+        if any(isinstance(part, nn.parallel.DistributedDataParallel) for part in (energy, *parts)):
+            raise TypeError(
+                "DistributedDataParallel adds up gradients in a backward pass of its own, which does not run here; "
+                "hand over its `module`, and add up `grad` over the processes"
+            )
         self.energy = energy
         self.dtype = dtype
         self.engine = "autograd" if engine == "autograd" else "fused"
         self.reason = "engine is 'autograd'" if engine == "autograd" else ""
         self._asked = engine
-        self._own = OwnCode(energy)
         self._known: list[tuple[Any, Fingerprint, _Known]] = []
         self._said: set[str] = set()
         self._lock = threading.RLock()
+        self._running = False
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return WeightGradient, (self.energy, self.dtype, self._asked)  # programs belong to the weights of the original
 
     def __repr__(self) -> str:
         dtype = "dtype follows autocast" if self.dtype is None else str(self.dtype).removeprefix("torch.")
@@ -87,8 +97,12 @@ class WeightGradient:
                 f"{self._own.name} is no module, so its parameters are unknown; hand over the module itself, a method "
                 "of it or a functools.partial of it"
             )
-        refuse_frozen(self._own.module)  # its parameters would seem to require no gradient
-        return {name: p for name, p in self._own.module.named_parameters() if p.requires_grad}
+        for name, parameter in self._own.module.named_parameters():
+            if nn.parameter.is_lazy(parameter):
+                raise ValueError(f"{name} of {self._own.name} has no shape yet: call the energy once beforehand")
+        with exclusive():
+            refuse_frozen(self._own.module)  # its parameters would seem to require no gradient
+            return {name: p for name, p in self._own.module.named_parameters() if p.requires_grad}
 
     def __call__(
         self, x: Tensor, cotangent: Tensor | Factors, batch_size: int | None = None
@@ -104,18 +118,33 @@ class WeightGradient:
                 default. A program needs no such limit: it takes few at a time by itself.
 
         Returns:
-            The energies, float32 (float64 for a float64 x), and the gradients by the names of `parameters`. One that
-            no energy depends on has no entry.
+            The energies, float32 (float64 for a float64 x), and the gradients by the names of `parameters`, each in
+            memory of its own and laid out like its parameter. One that no energy depends on has no entry.
 
         Raises:
             TypeError, ValueError: for another x or cotangent, or where the energy is not one number per sample.
             RuntimeError: with engine "fused", where there is no program; and while a chain over the weights runs.
         """
-        parameters = self.parameters()
         step = None if batch_size is None else as_count("batch_size", batch_size, 1)
-        with self._lock:
+        with self._lock, self._once():
+            parameters = self.parameters()
             energies, found = self._evaluate(x, cotangent, list(parameters.values()), step)
-        return energies, {name: each for name, each in zip(parameters, found, strict=True) if each is not None}
+            pairs = zip(parameters.items(), found, strict=True)
+            return energies, {name: _like(p, each) for (name, p), each in pairs if each is not None}
+
+    @contextmanager
+    def _once(self) -> Iterator[None]:
+        """Raises RuntimeError where a call's cotangent, or its energy, makes another call: both use one workspace."""
+        if self._running:
+            raise RuntimeError(
+                "a weight gradient was asked for within a call of itself, by the energy or by the cotangent's "
+                "function; make another one with fastebm.weight_gradient for that"
+            )
+        self._running = True
+        try:
+            yield
+        finally:
+            self._running = False
 
     def backward(self, x: Tensor, cotangent: Tensor | Factors, batch_size: int | None = None) -> Tensor:
         """The energies; the gradients are added to the `grad` of the parameters, as `Tensor.backward` does.
@@ -127,6 +156,8 @@ class WeightGradient:
         for name, gradient in gradients.items():
             parameter = parameters[name]
             parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
+            for hook in (parameter._post_accumulate_grad_hooks or {}).values():  # type: ignore[attr-defined]
+                hook(parameter)
         return energies
 
     def _evaluate(
@@ -141,12 +172,13 @@ class WeightGradient:
                 energies = self._own.energies(x, (), self.dtype) if len(x) else x.new_empty(0)
             return energies.to(energy_dtype(x)), [None] * len(parameters)
         with torch.inference_mode(False):
+            x = x.clone() if x.is_inference() else x.detach()
             if self._asked != "autograd":
                 try:
-                    return self._by_program(x.detach(), factors, parameters)
+                    return self._by_program(x, factors, parameters)
                 except UnsupportedError as error:
                     self._fall_back(error)
-            return self._by_autograd(x.detach(), factors, parameters, step or len(x))
+            return self._by_autograd(x, factors, parameters, step or len(x))
 
     def _fall_back(self, error: UnsupportedError) -> None:
         if self._asked == "fused":
@@ -170,8 +202,6 @@ class WeightGradient:
         """By autograd, `step` samples at a time. Parametrised weights are evaluated once, as for a program."""
         module = self._own.module
         assert module is not None
-        if x.ndim == 4:  # a layout in which libraries run convolutions several times faster
-            x = x.contiguous(memory_format=torch.channels_last)
         with differentiable_weights(module) as evaluated:
             shown = [*parameters, *evaluated.shown()]
             sums: list[Tensor | None] = [None] * len(shown)
@@ -206,10 +236,10 @@ class WeightGradient:
         compute_dtype = self._compute_dtype(x)
         program = self._program(x, compute_dtype, fingerprint(self._own.energy, module), parameters)
         with without_autocast(x.device.type):
+            if not covers(self._own.energy, module):
+                self._check_again(program, x, compute_dtype)
             with differentiable_weights(module) as evaluated:
                 values = program.evaluated()
-            if not covers(self._own.energy, module):
-                self._check_again(program, x, compute_dtype, evaluated.values())
             energies, folded = program.run(x.contiguous(), factors)
             found = _through(evaluated, program, values, folded, parameters)
         self.engine, self.reason = "fused", ""
@@ -231,10 +261,12 @@ class WeightGradient:
         assert module is not None
         modes = tuple(part.training for part in module.modules())
         wanted = tuple(p.requires_grad for p in module.parameters())
-        key = (x.shape[1:], x.dtype, x.device, compute_dtype, modes, wanted)
+        # A check at one sample says nothing of how samples influence each other.
+        key = (x.shape[1:], min(len(x), CHECKED), x.dtype, x.device, compute_dtype, modes, wanted)
         at = next((i for i, (of, when, _) in enumerate(self._known) if of == key and when == now), None)
         known = self._made(x, compute_dtype, parameters) if at is None else self._known.pop(at)[2]
-        self._known.append((key, now, known))  # last in order: the first one is the least recently used
+        if known.lasting:
+            self._known.append((key, now, known))  # last in order: the first one is the least recently used
         del self._known[:-MAX_PROGRAMS]
         if known.program is None:
             raise UnsupportedError("weights", known.reason)
@@ -247,18 +279,22 @@ class WeightGradient:
             *(torch.float32, torch.float64, torch.bfloat16),
         ):
             return _Known(None, f"fused kernels take float32 samples, not {x.dtype} in {compute_dtype}")
-        reason = _coupling(module)
+        reason = _coupling(module) if x[0].numel() else "samples hold no numbers"
         if reason:
             return _Known(None, reason)
         try:
             with collecting_garbage(), without_autocast(x.device.type):
                 # Autograd first, so that an x which the energy does not accept raises the energy's own error.
                 expected = self._expected(x[:CHECKED], compute_dtype, parameters)
-                with frozen_weights(module):
+                if not _is_finite(expected[0]):
+                    return _Known(None, "autograd's own energies or gradients are not finite", lasting=False)
+                with exclusive(), frozen_weights(module):  # no other thread takes this for a chain
                     captured = capture(self._own.original, module, x)
                 with _leaving_no_trace(module, x.device), differentiable_weights(module):
                     program = WeightProgram.of(captured, x, compute_dtype)
                 self._check(program, x[:CHECKED], parameters, *expected)
+                if _hidden(expected[0]):
+                    self._check_elsewhere(program, x[:CHECKED], compute_dtype, parameters)
         except UnsupportedError as error:
             return _Known(None, str(error))
         return _Known(program)
@@ -277,12 +313,13 @@ class WeightGradient:
             expected = self._plain(x, factors, rows, parameters, torch.float32)
             touched = changed()
         with _leaving_no_trace(module, x.device):
-            torch.rand(1, device=x.device)  # from here on, another part of the generator's stream
-            again = self._own.energies(x, (), torch.float32)
-        if not energies_agree(again, expected[0], torch.float32, UNKNOWN):
+            again, handwritten = self._own.evaluated_again(x)
+        if touched == _GENERATOR or not energies_agree(again, expected[0], torch.float32, UNKNOWN):
             raise UnsupportedError("energy", "it is random, or another one each time it is evaluated")
         if touched:
             raise UnsupportedError(touched, "the energy writes to it in the module's mode")
+        if handwritten:
+            raise UnsupportedError("backward", handwritten)
         if compute_dtype is x.dtype:
             return expected, None
         with _leaving_no_trace(module, x.device):
@@ -306,14 +343,30 @@ class WeightGradient:
             found = energies, _through(evaluated, program, values, folded, parameters)
         _compare(found, expected, autocast, x.dtype)
 
-    def _check_again(self, program: WeightProgram, x: Tensor, compute_dtype: torch.dtype, evaluated: Evaluated) -> None:
+    def _check_elsewhere(
+        self, program: WeightProgram, x: Tensor, compute_dtype: torch.dtype, parameters: list[nn.Parameter]
+    ) -> None:
+        """Another check near x and the weights of now, where a gradient hides there: behind a layer of zeros, say.
+
+        Raises UnsupportedError where the program differs. There may be no energy there, which says nothing.
+        """
+        with exporting(), _moved(parameters), torch.no_grad():
+            x = _near(x)
+            expected = self._expected(x, compute_dtype, parameters)
+            if _is_finite(expected[0]):
+                self._check(program, x, parameters, *expected)
+
+    def _check_again(self, program: WeightProgram, x: Tensor, compute_dtype: torch.dtype) -> None:
         """Raises UnsupportedError where an energy that may read more than its module holds is another one now."""
         module = self._own.module
         assert module is not None
         some = x[:CHECKED].contiguous()
-        with torch.no_grad(), frozen_weights(module, evaluated):
-            own = self._own.energies(some, (), torch.float32 if compute_dtype is torch.float64 else compute_dtype)
-        found, _ = program.run(some, _factors(torch.zeros(len(some), dtype=energy_dtype(x), device=x.device), some))
+        with _leaving_no_trace(module, x.device):
+            with differentiable_weights(module):
+                program.evaluated()
+                own = self._own.energies(some, (), torch.float32 if compute_dtype is torch.float64 else compute_dtype)
+            zeros = torch.zeros(len(some), dtype=energy_dtype(x), device=x.device)
+            found, _ = program.run(some, _factors(zeros, some))
         if not energies_agree(found, own.to(found.dtype), compute_dtype, UNKNOWN):
             raise UnsupportedError("energy", "it is not the one that was captured, and nothing it refers to tells why")
 
@@ -336,7 +389,7 @@ def weight_gradient(
         dtype: `torch.float32` or `torch.bfloat16`, that of the operations; None follows autocast at each call.
         engine: "auto", "fused" (RuntimeError where there is no program) or "autograd".
 
-    Raises ValueError for another dtype or engine.
+    Raises ValueError for another dtype or engine, and TypeError for a net in `DistributedDataParallel`.
 
     Example:
         >>> import torch, fastebm
@@ -380,7 +433,8 @@ def _factors(cotangent: Tensor | Factors, x: Tensor) -> Factors:
     function = cotangent
 
     def checked(energies: Tensor, rows: slice) -> Tensor:
-        found = function(energies, rows)
+        with torch.enable_grad():  # it may differentiate a loss; and what it does to its argument stays there
+            found = function(energies.clone(), rows)
         if not isinstance(found, Tensor) or found.shape != energies.shape or not found.is_floating_point():
             given = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
             raise ValueError(f"the cotangents of {len(energies)} energies must be ({len(energies)},), got {given}")
@@ -394,7 +448,19 @@ def _checked_cotangent(x: Tensor) -> Tensor:
     return torch.linspace(-1.0, 1.5, len(x), dtype=energy_dtype(x), device=x.device)
 
 
+def _like(parameter: Tensor, gradient: Tensor) -> Tensor:
+    """A gradient in memory of its own, laid out like its parameter.
+
+    Autograd gives both to `grad` too, and fused optimizers, which go through memory, rely on the layout unchecked.
+    """
+    with torch.inference_mode(False), torch.no_grad():
+        return torch.empty_like(parameter, requires_grad=False).copy_(gradient)
+
+
 # ---- what programs can't do
+
+# What `_leaving_no_trace` calls torch's generators.
+_GENERATOR = "torch's generator"
 
 
 def _coupling(module: nn.Module) -> str:
@@ -417,24 +483,48 @@ def _coupling(module: nn.Module) -> str:
 def _leaving_no_trace(module: nn.Module, device: torch.device) -> Iterator[Callable[[], str]]:
     """Afterwards the module's buffers and torch's generators are as they were.
 
-    Yields a function that names a buffer that was changed inside, "" if none was; those of parametrisations, which a
-    program evaluates itself, don't count.
+    Yields a function that names what was changed inside: a buffer, or "torch's generator"; "" if nothing was. Buffers
+    of parametrisations, which a program evaluates itself, don't count.
     """
-    buffers = dict(module.named_buffers())
-    before = {name: buffer.detach().clone() for name, buffer in buffers.items()}
+    parts = dict(module.named_modules())
+    before = {name: dict(part._buffers) for name, part in parts.items()}
+    values = {id(b): (b, b.detach().clone()) for found in before.values() for b in found.values() if b is not None}
+    cuda = device.type == "cuda"
+
+    def state() -> Tensor:
+        return torch.cuda.get_rng_state(device) if cuda else torch.get_rng_state()
 
     def changed() -> str:
-        others = (name for name in buffers if "parametrizations." not in name)
-        return next((name for name in others if not torch.equal(buffers[name], before[name])), "")
+        if not torch.equal(state(), generator):
+            return _GENERATOR
+        for name, part in parts.items():
+            found, now = before[name], dict(part._buffers)
+            for each in () if "parametrizations" in name.split(".") else (found | now):
+                old, new = found.get(each), now.get(each)
+                if old is not new or (old is not None and not _equal(*values[id(old)])):
+                    return f"{name}.{each}".removeprefix(".")
+        return ""
 
-    devices = [device] if device.type == "cuda" else []
     try:
-        with torch.random.fork_rng(devices=devices):
+        with torch.random.fork_rng(devices=[device] if cuda else []):
+            generator = state()
             yield changed
     finally:
         with torch.no_grad():
-            for name, buffer in buffers.items():
-                buffer.copy_(before[name])
+            for name, part in parts.items():
+                found, now = before[name], dict(part._buffers)
+                for each in found | now:
+                    if each not in found:
+                        del part._buffers[each]
+                    elif now.get(each) is not found[each]:
+                        part._buffers[each] = found[each]
+            for buffer, value in values.values():
+                if not _equal(buffer, value):
+                    buffer.copy_(value)
+
+
+def _equal(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and bool(((a == b) | (a.isnan() & b.isnan())).all())
 
 
 # ---- the comparison with autograd
@@ -443,6 +533,35 @@ def _leaving_no_trace(module: nn.Module, device: torch.device) -> Iterator[Calla
 # that a parameter's own is taken for.
 _OF_ONE = 5.0
 _SMALL = 1e-3
+
+
+def _is_finite(result: _Result) -> bool:
+    return all(each is None or bool(each.isfinite().all()) for each in (result[0], *result[1]))
+
+
+def _hidden(expected: _Result) -> bool:
+    """Whether a parameter's gradient is so small that nearly any other passes for it."""
+    sizes = [0.0 if each is None else float(each.double().norm()) for each in expected[1]]
+    return min(sizes, default=0.0) <= _SMALL * sum(size**2 for size in sizes) ** 0.5
+
+
+def _near(tensor: Tensor) -> Tensor:
+    """Other numbers: a tenth away, with their signs, and small ones in the place of zeros."""
+    noise = torch.randn(tensor.shape, generator=torch.Generator().manual_seed(0)).clamp(-3, 3).to(tensor)
+    return torch.where(tensor == 0, 0.1 * noise, tensor * (1 + 0.1 * noise))
+
+
+@contextmanager
+def _moved(parameters: list[nn.Parameter]) -> Iterator[None]:
+    """Inside, parameters have other numbers, in other memory: to autograd, nothing was written to them."""
+    before = [parameter.data for parameter in parameters]
+    try:
+        for parameter in parameters:
+            parameter.data = _near(parameter.data)
+        yield
+    finally:
+        for parameter, data in zip(parameters, before, strict=True):
+            parameter.data = data
 
 
 def _compare(found: _Result, expected: _Result, autocast: _Result | None, dtype: torch.dtype) -> None:

@@ -5,8 +5,11 @@ from __future__ import annotations
 import copy
 import functools
 import itertools
+import pickle
 import warnings
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
@@ -432,6 +435,7 @@ def test_bad_input_is_one_line() -> None:
         (ValueError, "engine must be one of", lambda: weight_gradient(net, engine="compile")),
         (ValueError, "dtype must be", lambda: weight_gradient(net, dtype=torch.float16)),
         (TypeError, "parameters are unknown", lambda: weight_gradient(lambda x: x.sum(1))(x, cotangent)),
+        (ValueError, "has no shape yet", lambda: weight_gradient(nn.LazyLinear(1))(x, cotangent)),
         (ValueError, "one number per sample", lambda: weight_gradient(nn.Linear(4, 2))(x, cotangent)),
     ]
     for kind, message, call in cases:
@@ -460,6 +464,335 @@ def test_autograd_takes_some_samples_at_a_time_with_one_power_iteration() -> Non
     assert error(found, expected) < TIGHT
     for mine, theirs in zip(net.buffers(), once.buffers(), strict=True):
         assert torch.equal(mine, theirs)
+
+
+@pytest.mark.parametrize("engine", ["fused", "autograd"])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_gradients_are_laid_out_like_their_parameters(engine: str, layout: torch.memory_format) -> None:
+    """A fused optimizer goes through memory, and does not look at the layout."""
+    net = nn.Sequential(nn.Conv2d(3, 5, 3), nn.SiLU(), nn.Flatten(), nn.Linear(180, 1)).to(memory_format=layout)
+    twin = copy.deepcopy(net)
+    x, cotangent = batch((3, 8, 8))
+    weight_gradient(net, engine=engine).backward(x.contiguous(memory_format=torch.channels_last), cotangent)
+    twin(x).flatten().backward(cotangent)
+    for each in (net, twin):
+        torch.optim.Adam(each.parameters(), 0.1, fused=True).step()
+    for mine, theirs in zip(net.parameters(), twin.parameters(), strict=True):
+        assert mine.grad.stride() == mine.stride()
+        assert torch.allclose(mine, theirs, atol=1e-4)
+
+
+class Summed(nn.Module):
+    """Two parameters with one gradient, and one whose gradient is one number many times."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = (nn.Parameter(torch.randn(4)) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.tanh(x * (self.a + self.b)).sum(1) * self.c.sum()
+
+
+@pytest.mark.parametrize("engine", ["fused", "autograd"])
+def test_gradients_have_memory_of_their_own(engine: str) -> None:
+    net = Summed()
+    x, cotangent = batch((4,))
+    gradient = weight_gradient(net, engine=engine)
+    gradient.backward(x, cotangent)
+    once = [p.grad.clone() for p in net.parameters()]
+    net.a.grad.zero_()
+    gradient.backward(x, cotangent)
+    for p, first, times in zip(net.parameters(), once, (1, 2, 2), strict=True):
+        assert torch.allclose(p.grad, times * first)
+
+
+@pytest.mark.parametrize("engine", ["fused", "autograd"])
+def test_inference_mode_of_the_caller(engine: str) -> None:
+    net = dense(4, 8, 1)
+    with torch.inference_mode():
+        x, cotangent = batch((4,))
+        gradient = weight_gradient(net, engine=engine)
+        energies = gradient.backward(x, cotangent)
+    assert not energies.is_inference()
+    expected = references(net, x.clone(), cotangent.clone())
+    gradient.backward(x, cotangent)  # adds to what was made in inference mode
+    assert error({name: p.grad / 2 for name, p in net.named_parameters()}, expected) < 1e-5
+
+
+class PlusWeight(nn.Module):
+    """A parametrisation that reads the weight of another layer."""
+
+    def __init__(self, other: nn.Module) -> None:
+        super().__init__()
+        self.others = [other]  # no submodule
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight + self.others[0].weight
+
+
+@pytest.mark.parametrize("engine", ["auto", "autograd"])
+@pytest.mark.parametrize("reader", [0, 2])
+def test_a_parametrisation_that_reads_a_parametrised_weight(engine: str, reader: int) -> None:
+    net = dense(4, 4, 4, 1).double().eval()
+    spectral_norm(net[2 - reader])
+    nn.utils.parametrize.register_parametrization(net[reader], "weight", PlusWeight(net[2 - reader]))
+    x, cotangent = batch((4,), dtype=torch.float64)
+    named = dict(net.named_parameters())
+    expected = dict(zip(named, torch.autograd.grad(net(x).flatten(), list(named.values()), cotangent), strict=True))
+    assert error(weight_gradient(net, engine=engine)(x, cotangent)[1], expected) < TIGHT
+
+
+class Flattening(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.last = nn.Conv2d(3, 4, 3), nn.Linear(64, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(torch.tanh(self.conv(x)).view(len(x), -1))
+
+
+def test_autograd_leaves_x_in_its_layout() -> None:
+    net = Flattening()  # `view` does not take channels last
+    x, cotangent = batch((3, 6, 6))
+    assert error(weight_gradient(net, engine="autograd")(x, cotangent)[1], references(net, x, cotangent)) < 1e-5
+
+
+class Replacing(OfMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            self.calls = self.calls + 1
+        return torch.tanh(self.layer(x)).sum(1)
+
+
+def test_a_buffer_that_is_replaced_is_replaced_once_a_call() -> None:
+    net = Replacing()
+    x, cotangent = batch((4,))
+    gradient = weight_gradient(net)
+    with pytest.warns(RuntimeWarning, match="calls: the energy writes to it"):
+        gradient(x, cotangent)
+    gradient(x, cotangent)
+    assert net.calls == 2
+
+
+def test_buffers_that_can_not_be_written_to() -> None:
+    net = OfMode().eval()
+    net.register_buffer("mask", torch.ones(1).expand(8))
+    net.register_buffer("unknown", torch.full((2,), torch.nan))
+    weight_gradient(net, engine="fused")(*batch((4,)))
+    assert net.mask.stride() == (0,)
+
+
+class RarelyDropped(Dropped):
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.dropout(torch.tanh(self.layer(x)), 1e-6, self.training).sum(1)
+
+
+class CentredBatches(OfMode):
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.tanh(self.layer(x))
+        return (h - h.mean(0) / 2 if self.training and len(x) > 1 else h).sum(1)
+
+
+class Blocked(nn.Module):
+    """A layer without a gradient, which a last layer of zeros hides at first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocked, self.layer, self.last = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 1)
+        nn.init.zeros_(self.last.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            h = torch.tanh(self.blocked(x))
+        return self.last(torch.tanh(self.layer(h)))
+
+
+def test_dropout_that_no_check_would_see() -> None:
+    with pytest.warns(RuntimeWarning, match="it is random"):
+        weight_gradient(RarelyDropped())(*batch((4,)))
+
+
+def test_a_program_checked_at_one_sample_is_checked_again_at_more() -> None:
+    net = CentredBatches()
+    gradient = weight_gradient(net)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for count in (1, 2, 6):
+            x, cotangent = batch((4,), count)
+            assert error(gradient(x, cotangent)[1], references(net, x, cotangent)) < 1e-5
+
+
+@pytest.mark.parametrize("zeros", ["weights", "samples"])
+def test_a_check_sees_gradients_behind_zeros(zeros: str) -> None:
+    net = Blocked()
+    x, cotangent = batch((4,))
+    data = [p.data_ptr() for p in net.parameters()]
+    versions = [p._version for p in net.parameters()]
+    if zeros == "samples":
+        nn.init.normal_(net.last.weight)
+        versions = [p._version for p in net.parameters()]
+    gradient = weight_gradient(net)
+    with pytest.warns(RuntimeWarning, match="gradients differ from autograd's"):
+        gradient(torch.zeros_like(x) if zeros == "samples" else x, cotangent)
+    assert [p.data_ptr() for p in net.parameters()] == data
+    assert [p._version for p in net.parameters()] == versions
+    nn.init.normal_(net.last.weight)
+    assert error(gradient(x, cotangent)[1], references(net, x, cotangent)) < 1e-5
+
+
+@pytest.mark.parametrize("hook", ["module", "tensor"])
+def test_backward_hooks_run(hook: str) -> None:
+    net = dense(4, 8, 1)
+    if hook == "module":  # which a check with small gradients does not see
+        net[1].register_full_backward_hook(lambda module, given, result: (given[0].clamp(-9, 9),))
+    else:
+        net[1].register_forward_hook(
+            lambda module, given, result: result.register_hook(lambda gradient: gradient.clamp(-9, 9)) and None
+        )
+    gradient = weight_gradient(net)
+    x, cotangent = batch((4,))
+    with pytest.warns(RuntimeWarning, match="hook"):
+        gradient(x, cotangent)
+    expected = references(net, x, 1e3 * cotangent)
+    assert error(gradient(x, 1e3 * cotangent)[1], expected) < 1e-5
+
+
+@pytest.mark.parametrize("engine", ["fused", "autograd"])
+def test_hooks_of_parameters_run_once(engine: str) -> None:
+    net = dense(4, 8, 1)
+    x, cotangent = batch((4,))
+    expected = references(net, x, cotangent)
+    gradient = weight_gradient(net, engine=engine)
+    net[0].weight.register_hook(lambda found: 2 * found)
+    seen = []
+    net[2].bias.register_post_accumulate_grad_hook(lambda parameter: seen.append(parameter.grad.clone()))
+    gradient.backward(x, cotangent)
+    assert torch.allclose(net[0].weight.grad, 2 * expected["0.weight"], atol=1e-5)
+    assert len(seen) == 1
+    assert torch.allclose(seen[0], expected["2.bias"])
+
+
+@pytest.mark.parametrize("engine", ["fused", "autograd"])
+def test_a_cotangent_may_differentiate_and_write_to_its_argument(engine: str) -> None:
+    net = dense(4, 8, 1)
+    x, _ = batch((4,))
+    energies = net(x).flatten().detach()
+    expected = references(net, x, 2 * energies)
+
+    def of_loss(found: Tensor, rows: slice) -> Tensor:
+        found.requires_grad_()
+        (derivative,) = torch.autograd.grad(found.square().sum(), found)
+        return derivative
+
+    for function in (of_loss, lambda found, rows: found.mul_(2)):
+        found_energies, found = weight_gradient(net, engine=engine)(x, function)
+        assert error(found, expected) < 1e-5
+        assert torch.allclose(found_energies, energies, atol=1e-6)
+
+
+@pytest.mark.parametrize("engine", ["fused", "autograd"])
+def test_a_call_within_a_call_is_refused(engine: str) -> None:
+    net = dense(4, 8, 1)
+    x, cotangent = batch((4,))
+    gradient = weight_gradient(net, engine=engine)
+    with pytest.raises(RuntimeError, match="within a call of itself"):
+        gradient(x, lambda energies, rows: gradient(x, cotangent)[0])
+    assert error(gradient(x, cotangent)[1], references(net, x, cotangent)) < 1e-5
+
+
+def test_weights_are_evaluated_once_at_a_time() -> None:
+    net = nn.Sequential(spectral_norm(nn.Linear(4, 8)), nn.SiLU(), nn.Linear(8, 1))
+    x, cotangent = batch((4,))
+    inner = weight_gradient(net, engine="autograd")
+    kinds = [type(part) for part in net.modules()]
+    with pytest.raises(RuntimeError, match="were asked for while their gradients are computed"):
+        weight_gradient(net, engine="autograd")(x, lambda energies, rows: inner(x, cotangent)[0])
+    assert [type(part) for part in net.modules()] == kinds
+    assert error(inner(x, cotangent)[1], references(net.eval(), x, cotangent)) < 1e-2
+
+
+def test_samples_without_a_finite_energy_do_not_settle_the_engine() -> None:
+    net = dense(4, 8, 1)
+    x, cotangent = batch((4,))
+    gradient = weight_gradient(net)
+    with pytest.warns(RuntimeWarning, match="not finite"):
+        gradient(torch.where(torch.arange(5)[:, None] == 1, torch.nan, x), cotangent)
+    gradient(x, cotangent)
+    assert gradient.engine == "fused"
+
+
+def test_power_iterations_where_a_program_is_refused_late(tmp_path: Path) -> None:
+    path = tmp_path / "factor"
+
+    class OfFile(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = spectral_norm(nn.Linear(4, 8))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.tanh(self.layer(x)).sum(1) * float(path.read_text())
+
+    net = OfFile()
+    x, cotangent = batch((4,))
+    gradient = weight_gradient(net)
+    for factor in ("1", "2"):
+        path.write_text(factor)
+        twin = copy.deepcopy(net)
+        expected = references(twin, x, cotangent)
+        twin(x)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            assert error(gradient(x, cotangent)[1], expected) < 1e-5
+        assert all(map(torch.equal, net.buffers(), twin.buffers()))
+
+
+def test_threads_may_start_at_once() -> None:
+    net = dense(4, 8, 1)
+    x, cotangent = batch((4,))
+    shared = weight_gradient(net, engine="fused")
+    gradients = [shared, shared, weight_gradient(net, engine="fused"), weight_gradient(net, engine="fused")]
+    with ThreadPoolExecutor(len(gradients)) as pool:
+        found = list(pool.map(lambda gradient: gradient(x, cotangent)[1], gradients))
+    assert all(torch.equal(other[name], each) for other in found for name, each in found[0].items())
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda gradient: pickle.loads(pickle.dumps(gradient))])
+def test_copies_have_weights_of_their_own(copied: Callable) -> None:
+    net = dense(4, 8, 1)
+    x, cotangent = batch((4,))
+    gradient = weight_gradient(net, dtype=torch.float32, engine="fused")
+    _, expected = gradient(x, cotangent)
+    other = copied(gradient)
+    nn.init.zeros_(net[2].weight)
+    assert other.dtype is torch.float32
+    assert error(other(x, cotangent)[1], expected) < 1e-6
+
+
+def test_compiled_and_scripted_modules() -> None:
+    net = dense(4, 8, 1)
+    x, cotangent = batch((4,))
+    expected = references(net, x, cotangent)
+    _, found = weight_gradient(torch.compile(net, backend="eager"), engine="fused")(x, cotangent)
+    assert error({name.removeprefix("_orig_mod."): each for name, each in found.items()}, expected) < 1e-5
+    with pytest.warns(RuntimeWarning):
+        _, found = weight_gradient(torch.jit.script(net))(x, cotangent)
+    assert error(found, expected) < 1e-5
+
+
+def test_distributed_data_parallel_is_refused(tmp_path: Path) -> None:
+    store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        wrapped = nn.parallel.DistributedDataParallel(dense(4, 8, 1))
+        for energy in (wrapped, functools.partial(wrapped), nn.Sequential(wrapped)):
+            with pytest.raises(TypeError, match="hand over its `module`"):
+                weight_gradient(energy)
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 @st.composite
