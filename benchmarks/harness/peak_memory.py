@@ -3,9 +3,9 @@
     python -m benchmarks.harness.peak_memory '{"implementation": "fastebm", ...}'
 
 The argument is a workload as JSON with the implementation that runs it, "fastebm" or "autograd", and `of`, "x" or
-"weights". The process prints the bytes at the peak beyond what it held with net and samples in memory. It measures the second gradient, because the first
-one captures and verifies. On a CPU this is resident memory, whose peak Linux lets a process reset; on a GPU it is what
-PyTorch's allocator handed out.
+"weights". The process prints the bytes at the peak beyond what it held with net and samples in memory. It measures the
+second gradient, because the first one captures and verifies. On a CPU this is resident memory, whose peak Linux lets a
+process reset; on a GPU it is what PyTorch's allocator handed out.
 """
 
 from __future__ import annotations
