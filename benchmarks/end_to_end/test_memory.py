@@ -19,29 +19,31 @@ from fastebm.evaluation.speed.baselines import TUNED
 from fastebm.evaluation.speed.rows import OURS
 
 ROUNDS = 3
-UPDATE = ", update"
+UPDATE = "update_memory"
 
 
 def workloads(device: str, full: bool) -> list[Workload]:
     batches = (1, 4, 16) if full else (4,)
     dtypes = ("bfloat16", "float32") if full or device == "cpu" else ("bfloat16",)
-    cases = ("CF-EBM", f"CF-EBM{UPDATE}")
+    suites = ("memory", UPDATE)
     return [
-        Workload("memory", case, (3, 256, 256), batch, dtype) for case in cases for batch in batches for dtype in dtypes
+        Workload(suite, "CF-EBM", (3, 256, 256), batch, dtype)
+        for suite in suites
+        for batch in batches
+        for dtype in dtypes
     ]
 
 
 def peak(work: Workload, implementation: str) -> float:
-    of = "weights" if work.case.endswith(UPDATE) else "x"
-    case = work.case.removesuffix(UPDATE)
-    question = json.dumps({**work.to_json(), "case": case, "implementation": implementation, "of": of})
+    of = "weights" if work.suite == UPDATE else "x"
+    question = json.dumps({**work.to_json(), "implementation": implementation, "of": of})
     return float(in_fresh_process("benchmarks.harness.peak_memory", question)["bytes"])
 
 
 def compared(work: Workload, plan: Plan) -> list[Row]:
     ours = [peak(work, "fastebm") for _ in range(min(ROUNDS, plan.rounds))]
     autograd = [peak(work, "autograd") for _ in ours]
-    variant = "autograd under autocast" if work.case.endswith(UPDATE) else f"autograd, {work.dtype} weights, frozen"
+    variant = "autograd under autocast" if work.suite == UPDATE else f"autograd, {work.dtype} weights, frozen"
     rows = {
         OURS: plan.row(OURS, f"{work.engine}, {work.dtype}", "gradient", quantity="bytes"),
         TUNED: plan.row(TUNED, variant, "gradient", quantity="bytes"),

@@ -28,7 +28,7 @@ from fastebm.training.trainer.weights import step
 def workloads(device: str, full: bool) -> list[Workload]:
     config = EC_VAE_MNIST
     shape = (1, config.size, config.size)
-    return [Workload("vae_training", "EC-VAE, mnist", shape, config.batch_size, config.update_dtype)]
+    return [Workload("vae_training", "EC-VAE multi-scale", shape, config.batch_size, config.update_dtype)]
 
 
 def trainer(work: Workload, engine: str) -> ECVAETrainer:
