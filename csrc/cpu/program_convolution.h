@@ -153,8 +153,8 @@ struct Unit {
 
 // The sums of one panel for a unit, as rows of a block.
 template <class Product, int vectors>
-static FASTEBM_INLINE void sum_panel(const InstructionRow& i, const BufferRow& source, const Unit<Product>& unit, const char* weights,
-                                     float* v) {
+static FASTEBM_INLINE void sum_panel(const InstructionRow& i, const BufferRow& source, const Unit<Product>& unit,
+                                     const char* weights, float* v) {
   constexpr int positions = Product::positions;
   Vector sum[positions][vectors] = {};
   const int64_t tap_bytes = Product::panel_bytes(i.source_channels);

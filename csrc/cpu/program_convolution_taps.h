@@ -48,7 +48,8 @@ static TapTile tap_tile(const TapPlan& plan, const InstructionRow& i, const Buff
 
 // The products of a tile's source with all columns, 32 floats for a pixel.
 template <int vectors>
-static void multiply_source(const Worker& w, const InstructionRow& i, const BufferRow& source, const TapTile& tile, float* products) {
+static void multiply_source(const Worker& w, const InstructionRow& i, const BufferRow& source, const TapTile& tile,
+                            float* products) {
   constexpr int positions = PairProduct::positions;
   const char* weights = static_cast<const char*>(w.job->constants[i.constant].data);
   const int64_t pixels = tile.rows * tile.columns;
@@ -79,8 +80,10 @@ static FASTEBM_INLINE void add_taps(const InstructionRow& i, const TapTile& tile
       const int64_t row = y - i.pad_y + ky * i.dilation_y - tile.top, column = x - i.pad_x + kx * i.dilation_x - tile.left;
       if (row < 0 || row >= tile.rows) continue;
       const float* p = products + (row * tile.columns + column) * kBlock + t * i.channels;
-      for (int64_t k = most(0, -column); k < least(count, tile.columns - column); ++k)
-        _mm512_store_ps(v + k * kBlock, _mm512_add_ps(_mm512_load_ps(v + k * kBlock), _mm512_maskz_loadu_ps(outputs, p + k * kBlock)));
+      for (int64_t k = most(0, -column); k < least(count, tile.columns - column); ++k) {
+        const __m512 product = _mm512_maskz_loadu_ps(outputs, p + k * kBlock);
+        _mm512_store_ps(v + k * kBlock, _mm512_add_ps(_mm512_load_ps(v + k * kBlock), product));
+      }
     }
 }
 
