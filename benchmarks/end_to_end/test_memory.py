@@ -1,6 +1,4 @@
-"""The peak memory of one energy gradient of CF-EBM at 256x256, and of the gradient of its weights, against autograd.
-
-Chains are compared with autograd on frozen weights, updates with autograd under autocast, in train mode.
+"""The peak memory of one energy gradient of CF-EBM at 256x256: ours against autograd with frozen weights.
 
 Every figure comes from a fresh process (see `peak_memory`), because memory of an earlier gradient would distort it.
 """
@@ -19,23 +17,17 @@ from fastebm.evaluation.speed.baselines import TUNED
 from fastebm.evaluation.speed.rows import OURS
 
 ROUNDS = 3
-UPDATE = "update_memory"
+OF_WEIGHTS = "update_memory"
 
 
 def workloads(device: str, full: bool) -> list[Workload]:
     batches = (1, 4, 16) if full else (4,)
     dtypes = ("bfloat16", "float32") if full or device == "cpu" else ("bfloat16",)
-    suites = ("memory", UPDATE)
-    return [
-        Workload(suite, "CF-EBM", (3, 256, 256), batch, dtype)
-        for suite in suites
-        for batch in batches
-        for dtype in dtypes
-    ]
+    return [Workload("memory", "CF-EBM", (3, 256, 256), batch, dtype) for batch in batches for dtype in dtypes]
 
 
 def peak(work: Workload, implementation: str) -> float:
-    of = "weights" if work.suite == UPDATE else "x"
+    of = "weights" if work.suite == OF_WEIGHTS else "x"
     question = json.dumps({**work.to_json(), "implementation": implementation, "of": of})
     return float(in_fresh_process("benchmarks.harness.peak_memory", question)["bytes"])
 
@@ -43,7 +35,7 @@ def peak(work: Workload, implementation: str) -> float:
 def compared(work: Workload, plan: Plan) -> list[Row]:
     ours = [peak(work, "fastebm") for _ in range(min(ROUNDS, plan.rounds))]
     autograd = [peak(work, "autograd") for _ in ours]
-    variant = "autograd under autocast" if work.suite == UPDATE else f"autograd, {work.dtype} weights, frozen"
+    variant = "autograd under autocast" if work.suite == OF_WEIGHTS else f"autograd, {work.dtype} weights, frozen"
     rows = {
         OURS: plan.row(OURS, f"{work.engine}, {work.dtype}", "gradient", quantity="bytes"),
         TUNED: plan.row(TUNED, variant, "gradient", quantity="bytes"),
