@@ -240,7 +240,9 @@ def _evaluate_parametrizations(part: nn.Module, undo: Undo, evaluated: Evaluated
         )
     for name in names:
         if (part, name) not in evaluated:
-            evaluated[part, name] = parametrizations[name]()
+            value = parametrizations[name]()
+            # One that is the parameter itself has two names, and a capture finds neither.
+            evaluated[part, name] = value.view_as(value) if isinstance(value, nn.Parameter) else value
     values = {name: evaluated[part, name] for name in names}
     undo.append((setattr, part, "__class__", type(part)))
     part.__class__ = type_before_parametrizations(part)

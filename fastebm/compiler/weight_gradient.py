@@ -261,8 +261,7 @@ class WeightGradient:
         assert module is not None
         modes = tuple(part.training for part in module.modules())
         wanted = tuple(p.requires_grad for p in module.parameters())
-        # A check at one sample says nothing of how samples influence each other.
-        key = (x.shape[1:], min(len(x), CHECKED), x.dtype, x.device, compute_dtype, modes, wanted)
+        key = (x.shape[1:], x.dtype, x.device, compute_dtype, modes, wanted)
         at = next((i for i, (of, when, _) in enumerate(self._known) if of == key and when == now), None)
         known = self._made(x, compute_dtype, parameters) if at is None else self._known.pop(at)[2]
         if known.lasting:
@@ -310,10 +309,10 @@ class WeightGradient:
         assert module is not None
         factors, rows = _factors(_checked_cotangent(x), x), slice(0, len(x))
         with _leaving_no_trace(module, x.device) as changed:
-            expected = self._plain(x, factors, rows, parameters, torch.float32)
+            expected = self._plain(x.clone(), factors, rows, parameters, torch.float32)
             touched = changed()
         with _leaving_no_trace(module, x.device):
-            again, handwritten = self._own.evaluated_again(x)
+            again, handwritten = self._own.evaluated_again(x.clone())
         if touched == _GENERATOR or not energies_agree(again, expected[0], torch.float32, UNKNOWN):
             raise UnsupportedError("energy", "it is random, or another one each time it is evaluated")
         if touched:
@@ -323,7 +322,7 @@ class WeightGradient:
         if compute_dtype is x.dtype:
             return expected, None
         with _leaving_no_trace(module, x.device):
-            return expected, self._plain(x, factors, rows, parameters, compute_dtype)
+            return expected, self._plain(x.clone(), factors, rows, parameters, compute_dtype)
 
     def _check(
         self,
@@ -364,7 +363,9 @@ class WeightGradient:
         with _leaving_no_trace(module, x.device):
             with differentiable_weights(module):
                 program.evaluated()
-                own = self._own.energies(some, (), torch.float32 if compute_dtype is torch.float64 else compute_dtype)
+                own = self._own.energies(
+                    some.clone(), (), torch.float32 if compute_dtype is torch.float64 else compute_dtype
+                )
             zeros = torch.zeros(len(some), dtype=energy_dtype(x), device=x.device)
             found, _ = program.run(some, _factors(zeros, some))
         if not energies_agree(found, own.to(found.dtype), compute_dtype, UNKNOWN):
@@ -558,10 +559,12 @@ def _moved(parameters: list[nn.Parameter]) -> Iterator[None]:
     try:
         for parameter in parameters:
             parameter.data = _near(parameter.data)
+        torch.clear_autocast_cache()  # which holds weights of the caller's block in 16 bits
         yield
     finally:
         for parameter, data in zip(parameters, before, strict=True):
             parameter.data = data
+        torch.clear_autocast_cache()
 
 
 def _compare(found: _Result, expected: _Result, autocast: _Result | None, dtype: torch.dtype) -> None:

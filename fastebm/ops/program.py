@@ -146,7 +146,7 @@ class CompiledProgram:
             for place, tensor in zip(self.constants, packed, strict=True):
                 place.copy_(tensor)
         else:
-            self.constants = packed
+            self.constants = [tensor.clone() for tensor in packed]  # some are views of the values, which stay their own
 
     def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Energies (B,) and the gradient, like x; float32, or float64 in the reference. x is contiguous."""

@@ -602,13 +602,72 @@ class Blocked(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.blocked, self.layer, self.last = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 1)
+        self.blocked, self.layer, self.last = nn.Linear(4, 4, bias=False), nn.Linear(4, 4), nn.Linear(4, 1)
         nn.init.zeros_(self.last.weight)
 
     def forward(self, x: Tensor) -> Tensor:
         with torch.no_grad():
             h = torch.tanh(self.blocked(x))
         return self.last(torch.tanh(self.layer(h)))
+
+
+def test_the_callers_autocast_keeps_no_weights_of_a_check() -> None:
+    net = dense(4, 8, 1)
+    net.register_parameter("spare", nn.Parameter(torch.zeros(3)))  # for another check at other weights
+    x, cotangent = batch((4,))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        expected = net(x)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        weight_gradient(net, engine="fused")(x, cotangent)
+        assert torch.equal(net(x), expected)
+
+
+class Doubled(nn.Module):
+    def forward(self, weight: Tensor) -> Tensor:
+        return 2 * weight.detach()
+
+
+@pytest.mark.parametrize("parametrization", [nn.Identity, Doubled])
+def test_parametrisations_that_give_the_parameter_or_nothing_to_differentiate(parametrization: Callable) -> None:
+    net = dense(4, 4, 4, 1).double()
+    nn.utils.parametrize.register_parametrization(net[0], "weight", parametrization())
+    before = copy.deepcopy(net.state_dict())
+    gradient = weight_gradient(net, engine="fused")
+    for _ in range(2):
+        x, cotangent = batch((4,), dtype=torch.float64)
+        assert error(gradient(x, cotangent)[1], references(net, x, cotangent)) < TIGHT
+        assert all(torch.equal(before[name], each) for name, each in net.state_dict().items())
+        nn.init.normal_(net[2].weight)
+        before = copy.deepcopy(net.state_dict())
+
+
+def test_parameters_that_were_replaced_stay_as_they_are() -> None:
+    net = dense(4, 4, 4, 1).double()
+    gradient = weight_gradient(net, engine="fused")
+    x, cotangent = batch((4,), dtype=torch.float64)
+    gradient(x, cotangent)
+    old = [layer.weight for layer in net if isinstance(layer, nn.Linear)]
+    values = copy.deepcopy(old)
+    for layer in net:
+        if isinstance(layer, nn.Linear):
+            layer.weight = nn.Parameter(torch.randn_like(layer.weight))
+    assert error(gradient(x, cotangent)[1], references(net, x, cotangent)) < TIGHT
+    assert all(map(torch.equal, old, values))
+
+
+class Writing(OfMode):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.tanh(self.layer(x.mul_(2))).sum(1)
+
+
+def test_an_energy_that_writes_to_x_does_so_once_a_call() -> None:
+    net = Writing()
+    x, cotangent = batch((4,))
+    expected = references(net, x.clone(), cotangent)
+    twice = 2 * x
+    with pytest.warns(RuntimeWarning, match="x: the energy writes to it"):
+        assert error(weight_gradient(net)(x, cotangent)[1], expected) < 1e-5
+    assert torch.equal(x, twice)
 
 
 def test_dropout_that_no_check_would_see() -> None:

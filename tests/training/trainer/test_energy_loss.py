@@ -41,6 +41,29 @@ def test_parts_add_up_to_the_gradient_of_the_whole_loss(engine: str, cuts: tuple
         assert torch.allclose(mine.grad, theirs.grad, rtol=1e-8, atol=1e-12)
 
 
+@pytest.mark.parametrize("engine", ["fused", "autograd"])
+def test_updates_are_those_of_a_training_written_by_hand(engine: str) -> None:
+    torch.manual_seed(1)
+    net = MultiScaleEnergy(8, 3, width=4, spectral_norm=False).double()
+    twin = copy.deepcopy(net)
+    gradient = weight_gradient(net, engine=engine)
+    optimizer, theirs = (
+        adam(net.parameters(), 1e-2, (0.5, 0.999)),
+        torch.optim.Adam(twin.parameters(), 1e-2, (0.5, 0.999)),
+    )
+    for _ in range(3):
+        real, fake = torch.randn(2, 4, 3, 8, 8, dtype=torch.float64)
+        optimizer.zero_grad()
+        EnergyLoss(0.3).backward(gradient, Part(0, 4, 4, first=0), real, fake)
+        optimizer.step()
+        theirs.zero_grad()
+        low, high = twin(real), twin(fake)
+        (contrastive_divergence(low, high) + 0.3 * energy_l2(torch.cat((low, high)))).backward()
+        theirs.step()
+    for mine, other in zip(net.parameters(), twin.parameters(), strict=True):
+        assert torch.allclose(mine, other, rtol=0, atol=1e-6)
+
+
 def test_adam_has_the_same_bits_for_any_number_of_threads() -> None:
     torch.manual_seed(1)
     shapes = [(130, 33, 3, 3), (7,), (1001,), (64, 65)]
