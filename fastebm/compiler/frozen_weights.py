@@ -93,26 +93,41 @@ class DifferentiableWeights:
     def __init__(self) -> None:
         self._with_graph: Evaluated = {}
         self._shown: Evaluated = {}
+        # Buffers of parametrisations, such as the vectors of a spectral norm, and their values from before.
+        self._buffers: dict[tuple[nn.Module, str], list[tuple[Tensor, Tensor]]] = {}
 
     def shown(self) -> list[Tensor]:
         """The copies that the module reads, leaves that require a gradient where their originals do."""
         return [weight for weight in self._shown.values() if weight.requires_grad]
 
     def through(self, parameters: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> list[Tensor | None]:
-        """The gradients of `parameters`, from those of `[*parameters, *shown()]`, through the parametrisations."""
-        direct = list(gradients[: len(parameters)])
-        of = [self._with_graph[place] for place, weight in self._shown.items() if weight.requires_grad]
+        """The gradients of `parameters`, from those of `[*parameters, *shown()]`, through the parametrisations.
+
+        Parametrisations of weights that the energy does not read, of which there is no gradient, have their buffers of
+        before then.
+        """
+        places = [place for place, weight in self._shown.items() if weight.requires_grad]
+        of = [self._with_graph[place] for place in places]
         pairs = [pair for pair in zip(of, gradients[len(parameters) :], strict=True) if pair[1] is not None]
-        if not pairs:
-            return direct
-        weights, given = zip(*pairs, strict=True)
-        more = torch.autograd.grad(weights, parameters, given, allow_unused=True)
-        return [a if b is None else b if a is None else a + b for a, b in zip(direct, more, strict=True)]
+        more: Sequence[Tensor | None] = [None] * (len(parameters) + len(of))
+        if pairs:
+            weights, given = zip(*pairs, strict=True)
+            more = torch.autograd.grad(weights, [*parameters, *of], given, allow_unused=True)
+        with torch.no_grad():
+            for place, gradient in zip(places, more[len(parameters) :], strict=True):
+                for buffer, value in self._buffers[place] if gradient is None else ():
+                    buffer.copy_(value)
+        both = zip(gradients[: len(parameters)], more[: len(parameters)], strict=True)
+        return [a if b is None else b if a is None else a + b for a, b in both]
 
     def _evaluate(self, module: nn.Module, undo: Undo) -> None:
-        for part in module.modules():
-            if "parametrizations" in part._modules and is_parametrized(part):
-                _evaluate_parametrizations(part, undo, self._with_graph)
+        parts = [part for part in module.modules() if "parametrizations" in part._modules and is_parametrized(part)]
+        for part in parts:
+            for name, parametrization in cast(nn.ModuleDict, part.parametrizations).items():
+                buffers = list(parametrization.buffers()) if part.training else []
+                self._buffers[part, name] = [(buffer, buffer.clone()) for buffer in buffers]
+        for part in parts:
+            _evaluate_parametrizations(part, undo, self._with_graph)
         # Only now, as a parametrisation may read the weight of another layer, whose graph it then goes on.
         for (part, name), weight in self._with_graph.items():
             shown = self._shown[part, name] = weight.detach().requires_grad_(weight.requires_grad)

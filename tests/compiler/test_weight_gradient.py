@@ -611,6 +611,18 @@ class Blocked(nn.Module):
         return self.last(torch.tanh(self.layer(h)))
 
 
+@pytest.mark.parametrize("engine", ["fused", "autograd"])
+def test_power_iterations_of_weights_that_are_read(engine: str) -> None:
+    """A net that grows has layers that its energy does not read yet."""
+    net = CoarseToFineEnergy(8, base_width=4, lowest=4)
+    twin = copy.deepcopy(net)
+    x, cotangent = batch((3, 4, 4))
+    weight_gradient(net, engine=engine)(x, cotangent)
+    twin(x)
+    for (name, mine), theirs in zip(net.named_buffers(), twin.buffers(), strict=True):
+        assert torch.equal(mine, theirs), name
+
+
 def test_the_callers_autocast_keeps_no_weights_of_a_check() -> None:
     net = dense(4, 8, 1)
     net.register_parameter("spare", nn.Parameter(torch.zeros(3)))  # for another check at other weights
