@@ -262,7 +262,7 @@ class CoarseToFineTrainer(Trainer):
         Returns that share and the energies of data and samples (B,), all detached.
         """
         self._blend.fill_(beta)
-        weights = self._grown_weights if beta == 1 else self._fading_weights
+        weights = self._weights.get(beta, self._fading_weights)
         with self._recomputing(stage, real[:1], beta, enabled=weights.engine == "autograd"):
             return EnergyLoss(self.config.energy_l2).backward(weights, part, real, fake, self.config.max_batch)
 
@@ -294,8 +294,12 @@ class CoarseToFineTrainer(Trainer):
         self._blend = torch.ones((), device=self.device)
         dtype = getattr(torch, config.update_dtype)
         fading = functools.partial(self.net, beta=self._blend)
-        self._grown_weights = weight_gradient(self.net, dtype=dtype, engine=config.engine)
         self._fading_weights = weight_gradient(fading, dtype=dtype, engine=config.engine)
+        # As numbers: at 0 the newest block then has no gradient, and no power iterations, and at 1 the fade path.
+        self._weights = {
+            beta: weight_gradient(functools.partial(self.net, beta=beta), dtype=dtype, engine=config.engine)
+            for beta in (0.0, 1.0)
+        }
         parameters = self.net.parameters_at(stage.size)
         self.optimizer = adam(parameters, stage.learning_rate, config.adam_betas, shard=config.shard_optimizer)
         self._order = batches(self.images, stage.batch_size, config.seed, self.iteration)

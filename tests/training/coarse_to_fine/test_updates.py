@@ -94,6 +94,21 @@ def test_an_update_in_pieces_has_the_gradient_of_the_whole(
         torch.testing.assert_close(norms_again[name], norms[name])
 
 
+@pytest.mark.parametrize("engine", ["fused", "autograd"])
+def test_a_block_that_has_not_begun_to_fade_in_is_left_alone(
+    tiny: CoarseToFineConfig, images: Tensor, engine: Any
+) -> None:
+    trainer = trainer_at(CoarseToFineTrainer, dataclasses.replace(tiny, engine=engine), images, 5)
+    assert tiny.beta_at(5) == 0
+    block = trainer.net.blocks[str(trainer.stage.size)]
+    before = [buffer.clone() for buffer in block.buffers()]
+    assert before
+    _, got, _ = gradients(trainer, {})
+    assert got
+    assert all(p.grad is None for p in block.parameters())
+    assert all(map(torch.equal, before, block.buffers()))
+
+
 def test_blocks_computed_again_keep_less_and_give_the_same_bits() -> None:
     net = CoarseToFineEnergy(32, 1, base_width=2).eval()
     x = torch.rand(4, 1, 32, 32, generator=torch.Generator().manual_seed(0))
