@@ -52,7 +52,10 @@ CHECKED = 3
 
 @dataclass
 class _Known:
-    """A program that was checked, or why there is none; not `lasting` where that is due to the samples."""
+    """A program that was checked, or why there is none; not `lasting` where that is due to the samples.
+
+    `moves` counts the calls in a row, up to the one for which it was made, that each found another energy.
+    """
 
     program: WeightProgram | None
     reason: str = ""
@@ -82,6 +85,8 @@ class WeightGradient:
                 "DistributedDataParallel adds up gradients in a backward pass of its own, which does not run here; "
                 "hand over its `module`, and add up `grad` over the processes"
             )
+        if not callable(energy):
+            raise TypeError(f"energy is a {type(energy).__name__}; it must be a module, a method or a partial of one")
         self.energy = energy
         self.dtype = dtype
         self.engine = "autograd" if engine == "autograd" else "fused"
@@ -174,7 +179,7 @@ class WeightGradient:
         self, x: Tensor, cotangent: Tensor | Factors, parameters: list[nn.Parameter], step: int | None
     ) -> tuple[Tensor, list[Tensor | None]]:
         if not isinstance(x, Tensor) or not x.is_floating_point() or x.ndim == 0:
-            given = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
+            given = f"{x.dtype} {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
             raise TypeError(f"x must be a floating-point tensor (B, ...), got {given}")
         factors = _factors(cotangent, x)
         if not len(x) or not parameters:
@@ -247,12 +252,12 @@ class WeightGradient:
         now = fingerprint(self._own.energy, module)
         known = self._program(x, compute_dtype, now, parameters)
         with without_autocast(x.device.type):
-            if not covers(self._own.energy, module) and not self._is_same(known, x, compute_dtype):
+            restore = None if covers(self._own.energy, module) else _saved_buffers(module)
+            program, evaluated, values = self._evaluated(known, x, compute_dtype, restore)
+            if program is None:
                 known = self._moved(known, x, compute_dtype, now, parameters)
-            program = known.program
+                program, evaluated, values = self._evaluated(known, x, compute_dtype, None)
             assert program is not None
-            with differentiable_weights(module) as evaluated:
-                values = program.evaluated()
             energies, folded = program.run(x.contiguous(), factors)
             found = _through(evaluated, program, values, folded, parameters)
         self.engine, self.reason = "fused", ""
@@ -269,7 +274,7 @@ class WeightGradient:
     def _program(
         self, x: Tensor, compute_dtype: torch.dtype, now: Fingerprint, parameters: list[nn.Parameter]
     ) -> _Known:
-        """What is known of samples like x and the energy as it is now, with a checked program. Raises UnsupportedError."""
+        """What is known of samples like x and the energy as it is now: a checked program, or else UnsupportedError."""
         module = self._own.module
         assert module is not None
         key = self._key(x, compute_dtype)
@@ -311,7 +316,10 @@ class WeightGradient:
         if x.dtype not in (torch.float32, torch.float64) or compute_dtype not in (
             *(torch.float32, torch.float64, torch.bfloat16),
         ):
-            return _Known(None, f"fused kernels take float32 samples, not {x.dtype} in {compute_dtype}")
+            return _Known(
+                None,
+                f"kernels compute with float32 samples in float32 or bfloat16, not with {x.dtype} in {compute_dtype}",
+            )
         reason = _coupling(module) if x[0].numel() else "samples hold no numbers"
         if reason:
             return _Known(None, reason)
@@ -389,38 +397,49 @@ class WeightGradient:
             if _is_finite(expected[0]):
                 self._check(program, x, parameters, *expected)
 
-    def _is_same(self, known: _Known, x: Tensor, compute_dtype: torch.dtype) -> bool:
-        """Whether an energy that may read more than its module holds gives what its program gives."""
+    def _evaluated(
+        self, known: _Known, x: Tensor, compute_dtype: torch.dtype, restore: Callable[[], None] | None
+    ) -> tuple[WeightProgram | None, DifferentiableWeights, dict[LazyTensor, Any]]:
+        """The program with the weights of now, and these.
+
+        With `restore` the energy may read more than its module holds, and its own code is asked: where it gives other
+        energies than the program, the buffers are restored, and None comes in the place of the program.
+        """
         module, program = self._own.module, known.program
-        assert module is not None and program is not None  # noqa: PT018
+        assert module is not None
+        assert program is not None
         some = x[:CHECKED].contiguous()
-        with _leaving_no_trace(module, x.device):
-            with differentiable_weights(module):
-                program.evaluated()
-                own = self._own.energies(some.clone(), (), torch.float32).double()
-                low = self._own.energies(some.clone(), (), torch.bfloat16) if compute_dtype is torch.bfloat16 else own
-            zeros = torch.zeros(len(some), dtype=energy_dtype(x), device=x.device)
-            found = program.run(some, _factors(zeros, some))[0].double()
+        with differentiable_weights(module) as evaluated:
+            values = program.evaluated()
+            if restore is None:
+                return program, evaluated, values
+            own = self._own.energies(some.clone(), (), torch.float32).double()
+            low = self._own.energies(some.clone(), (), torch.bfloat16) if compute_dtype is torch.bfloat16 else own
+        zeros = torch.zeros(len(some), dtype=energy_dtype(x), device=x.device)
+        found = program.run(some, _factors(zeros, some))[0].double()
         if compute_dtype is not torch.bfloat16:
             same = energies_agree(found, own, compute_dtype, UNKNOWN)
         else:  # energies near zero are differences of larger numbers: autocast's own error is the measure
             rounding = 4 * float((low.double() - own).abs().max())
             same = float((found - own).abs().max()) <= max(rounding, LOW_PRECISION_DRIFT * float(own.abs().max()))
-        known.moves = 0 if same else known.moves
-        return same
+        if same:
+            known.moves = 0
+            return program, evaluated, values
+        restore()
+        return None, evaluated, values
 
 
 def weight_gradient(
     energy: Callable[..., Tensor], *, dtype: torch.dtype | None = None, engine: str = "auto"
 ) -> WeightGradient:
-    """The gradients of an energy's parameters, several times as fast as by autograd where the energy has a program.
+    """The gradients of an energy's parameters, for the update of a training, by a program where the energy has one.
 
     The energy is captured as `energy_gradient` captures it, and rewritten: linear layers fold into each other. The
     kernels differentiate with respect to the folded weights, and autograd goes from there to the parameters, at a cost
     that does not depend on the batch. Programs compute with fixed orders of summation: gradients have the same bits
-    for any number of threads and any way to cut a batch into calls whose gradients are added. Before its first use a
-    program is compared with autograd. An energy without a program is differentiated by autograd, which is said once:
-    batch norm in train mode, dropout, samples that influence each other, and operations that kernels don't have.
+    for any number of threads. Before its first use a program is compared with autograd. An energy without a program is
+    differentiated by autograd, which is said once: batch norm in train mode, dropout, samples that influence each
+    other, and operations that kernels don't have.
 
     Args:
         energy: a module, a method of one or a `functools.partial` of either: `energy(x)` gives one number per sample.
@@ -560,6 +579,18 @@ def _leaving_no_trace(module: nn.Module, device: torch.device) -> Iterator[Calla
             for buffer, value in values.values():
                 if not _equal(buffer, value):
                     buffer.copy_(value)
+
+
+def _saved_buffers(module: nn.Module) -> Callable[[], None]:
+    """A function that gives the module's buffers the values that they have now."""
+    values = [(buffer, buffer.detach().clone()) for buffer in module.buffers()]
+
+    def restore() -> None:
+        with torch.no_grad():
+            for buffer, value in values:
+                buffer.copy_(value)
+
+    return restore
 
 
 def _equal(a: Tensor, b: Tensor) -> bool:
