@@ -80,7 +80,7 @@ def frozen_weights(module: nn.Module, evaluated: Evaluated | None = None) -> Ite
 
 def refuse_frozen(module: nn.Module) -> None:
     """Raises RuntimeError where a chain over the weights of `module` runs."""
-    if any(id(part) in _frozen for part in module.modules()):
+    if any(id(part) in _frozen for part in (*module.modules(), *module.parameters())):
         raise RuntimeError(
             "the gradients of weights were asked for while a chain over them ran, maybe in another thread; end the "
             "chains before you train, or sample from a copy (copy.deepcopy)"

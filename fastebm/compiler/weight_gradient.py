@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules import module as _modules
 
 from fastebm.compiler.capture import UnsupportedError, capture
 from fastebm.compiler.checks import (
@@ -248,6 +249,8 @@ class WeightGradient:
     ) -> tuple[Tensor, list[Tensor | None]]:
         module = self._own.module
         assert module is not None
+        if _modules._global_backward_hooks or _modules._global_backward_pre_hooks:
+            raise UnsupportedError("backward", "a backward hook of all modules is set")
         compute_dtype = self._compute_dtype(x)
         now = fingerprint(self._own.energy, module)
         known = self._program(x, compute_dtype, now, parameters)

@@ -421,6 +421,16 @@ def test_weights_of_a_running_chain_are_refused() -> None:
     gradient(x, cotangent)
 
 
+def test_a_weight_that_another_nets_chain_holds_is_refused() -> None:
+    net, other = dense(4, 8, 1), dense(4, 8, 1)
+    other[0].weight = net[0].weight
+    x, cotangent = batch((4,))
+    gradient = weight_gradient(net)
+    with fastebm.energy_gradient(other).chain(), pytest.raises(RuntimeError, match="while a chain over them ran"):
+        gradient(x, cotangent)
+    assert "0.weight" in gradient(x, cotangent)[1]
+
+
 def test_bad_input_is_one_line() -> None:
     net = dense(4, 8, 1)
     x, cotangent = batch((4,))
@@ -730,6 +740,23 @@ def test_backward_hooks_run(hook: str) -> None:
         gradient(x, cotangent)
     expected = references(net, x, 1e3 * cotangent)
     assert error(gradient(x, 1e3 * cotangent)[1], expected) < 1e-5
+
+
+def test_backward_hooks_of_all_modules_run() -> None:
+    net = dense(4, 8, 1)
+    x, cotangent = batch((4,))
+    gradient = weight_gradient(net)
+    gradient(x, cotangent)
+    seen: list[nn.Module] = []
+    handle = nn.modules.module.register_module_full_backward_hook(lambda module, *_: seen.append(module))
+    try:
+        with pytest.warns(RuntimeWarning, match="hook of all modules"):
+            gradient(x, cotangent)
+    finally:
+        handle.remove()
+    assert set(net) <= set(seen)
+    gradient(x, cotangent)
+    assert gradient.engine == "fused"
 
 
 @pytest.mark.parametrize("engine", ["fused", "autograd"])
