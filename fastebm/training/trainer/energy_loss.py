@@ -36,8 +36,10 @@ class EnergyLoss:
         def derivative(energies: Tensor, rows: slice) -> Tensor:
             return (signs[rows] + self.l2 * energies) / part.count
 
-        # In a layout in which libraries run convolutions several times faster, where autograd runs.
-        images = torch.cat((real, fake)).contiguous(memory_format=torch.channels_last)
+        # Where autograd runs, in a layout in which libraries run convolutions several times faster. A copy, as a gray
+        # image does not show its layout in its strides.
+        images = torch.cat((real, fake))
+        images = torch.empty_like(images, memory_format=torch.channels_last).copy_(images)
         energies = gradient.backward(images, derivative, 2 * max_batch or None)
         data, samples = energies[: len(part)], energies[len(part) :]
         loss = contrastive_divergence(data, samples) + self.l2 * energy_l2(energies)
