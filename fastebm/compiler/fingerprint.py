@@ -26,6 +26,8 @@ _SKIPPED = ("training", "_parameters", "_buffers", "_modules")
 
 # Values that are looked at in all: an energy may refer to a whole trainer, and this is done in every chain.
 MAX_VALUES = 2000
+# Tuples of numbers as short as this, such as strides, are looked at in any case.
+SHORT = 8
 # Bytes of an array whose numbers are compared.
 MAX_BYTES = 1 << 20
 
@@ -118,7 +120,7 @@ class _Walk:
 
     def __init__(self, module: nn.Module | None) -> None:
         self.module = module
-        self.seen: set[int] = set()
+        self.seen: dict[int, Any] = {}  # by id, and kept alive, so that no other object gets one
         self.left = MAX_VALUES
 
     def entries_of(self, energy: Any) -> Iterator[tuple[tuple[str, ...], tuple[Any, ...]]]:
@@ -178,6 +180,10 @@ class _Walk:
         if isinstance(value, _SIMPLE):
             yield type(value), value
             return
+        if isinstance(value, tuple) and len(value) <= SHORT and all(isinstance(part, _SIMPLE) for part in value):
+            # However many there are: torch.export puts equal ones in the place of those that it finds.
+            yield from (type(value), *((type(part), part) for part in value))
+            return
         if value is self.module or id(value) in self.seen or self.left <= 0:
             yield _Identity(value)
             return
@@ -185,7 +191,7 @@ class _Walk:
             yield _of_tensor(value, by_name=False)
             return
         self.left -= 1 + (len(value) if isinstance(value, list | tuple | set | frozenset | dict) else 0)
-        self.seen.add(id(value))
+        self.seen[id(value)] = value
         if self.left < 0:
             yield _Identity(value)
         elif isinstance(value, np.ndarray):
@@ -228,7 +234,7 @@ class _Walk:
         for base in kind.__mro__:
             if _is_of_library(base) or id(base) in self.seen:
                 continue
-            self.seen.add(id(base))
+            self.seen[id(base)] = base
             for name, value in vars(base).items():
                 if isinstance(value, (*_SIMPLE, Tensor, list, dict, np.ndarray)) and not name.startswith("__"):
                     yield name

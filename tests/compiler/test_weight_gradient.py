@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import importlib
 import itertools
 import pickle
 import warnings
@@ -942,3 +943,17 @@ def test_gradients_of_random_architectures(net: tuple[nn.Module, Shape], count: 
         warnings.simplefilter("ignore")
         _, found = double(x.double(), cotangent.double())
     assert total_error(found, exact) < TIGHT
+
+
+def test_a_net_of_many_layers_is_captured_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """More settings than a fingerprint looks at; torch.export puts other tuples in the place of those it finds."""
+    net = nn.Sequential(*(nn.Conv2d(1, 1, 1) for _ in range(130)), nn.Flatten(), nn.Linear(4, 1))
+    captures = []
+    module = importlib.import_module("fastebm.compiler.weight_gradient")
+    own = module.capture
+    monkeypatch.setattr(module, "capture", lambda *arguments: captures.append(1) or own(*arguments))
+    x, cotangent = batch((1, 2, 2))
+    gradient = weight_gradient(net)
+    for _ in range(3):
+        gradient(x, cotangent)
+    assert len(captures) == 1
