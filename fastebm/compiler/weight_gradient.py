@@ -22,6 +22,7 @@ from fastebm.compiler.checks import (
     UNKNOWN,
     energies_agree,
 )
+from fastebm.compiler.compiled_gradient import CHOICE
 from fastebm.compiler.energy_gradient import users_level
 from fastebm.compiler.fingerprint import Fingerprint, covers, fingerprint
 from fastebm.compiler.frozen_weights import (
@@ -44,6 +45,13 @@ ENGINES = ("auto", "fused", "autograd")
 MAX_PROGRAMS = 16
 # Energies, and the gradient of each parameter.
 _Result = tuple[Tensor, list[Tensor | None]]
+# With "auto", folding has to save so many operations. Libraries' gradients of weights are as fast as ours, or faster in
+# bfloat16: a net of which nothing folds took 1.0 to 1.7 times as long by its program (AVX-512, three nets of others).
+WORTH = 1.5
+LITTLE = (
+    "autograd carries out {:.2g} times as many operations only, and takes about as long (engine='fused' asks for the "
+    "program, whose gradients have the same bits for any number of threads)"
+)
 # Calls in a row that each find another energy. After that many, captures cost more than they save.
 MAX_MOVES = 8
 # Samples with which a program is compared with autograd before its first use, and an energy that may read more than
@@ -60,6 +68,7 @@ class _Known:
 
     program: WeightProgram | None
     reason: str = ""
+    node: str = "weights"
     moves: int = 0
     lasting: bool = True
 
@@ -202,8 +211,8 @@ class WeightGradient:
                 f"engine is 'fused', but no program computes the gradients of the weights of {self._own.name}: "
                 f"{error}; engines 'auto' and 'autograd' can do that by autograd"
             ) from error
-        self.engine, self.reason = "autograd", str(error)
-        if self.reason not in self._said:
+        self.engine, self.reason = "autograd", error.reason if error.node == CHOICE else str(error)
+        if error.node != CHOICE and self.reason not in self._said:
             self._said.add(self.reason)
             warnings.warn(
                 f"the gradients of the weights of {self._own.name} come from autograd instead of a fused program, and "
@@ -262,7 +271,9 @@ class WeightGradient:
                 program, evaluated, values = self._evaluated(known, x, compute_dtype, None)
             assert program is not None
             energies, folded = program.run(x.contiguous(), factors)
-            found = _through(evaluated, program, values, folded, parameters)
+            with exclusive():  # no capture freezes the weights meanwhile
+                refuse_frozen(module)
+                found = _through(evaluated, program, values, folded, parameters)
         self.engine, self.reason = "fused", ""
         return energies, found
 
@@ -287,7 +298,7 @@ class WeightGradient:
             self._known.append((key, now, known))  # last in order: the first one is the least recently used
         del self._known[:-MAX_PROGRAMS]
         if known.program is None:
-            raise UnsupportedError("weights", known.reason)
+            raise UnsupportedError(known.node, known.reason)
         return known
 
     def _moved(
@@ -327,7 +338,8 @@ class WeightGradient:
         if reason:
             return _Known(None, reason)
         try:
-            with collecting_garbage(), without_autocast(x.device.type):
+            # In one thread at a time: a capture freezes the weights that others would differentiate meanwhile.
+            with exclusive(), collecting_garbage(), without_autocast(x.device.type):
                 # Autograd first, so that an x which the energy does not accept raises the energy's own error.
                 expected = self._expected(x[:CHECKED], compute_dtype, parameters)
                 if not _is_finite(expected[0]):
@@ -336,6 +348,8 @@ class WeightGradient:
                     captured = capture(self._own.original, module, x)
                 with _leaving_no_trace(module, x.device), differentiable_weights(module):
                     program = WeightProgram.of(captured, x, compute_dtype)
+                if self._asked == "auto" and program.saving < WORTH:
+                    return _Known(None, LITTLE.format(program.saving), CHOICE)
                 self._check(program, x[:CHECKED], parameters, *expected)
                 if _hidden(expected[0]):
                     self._check_elsewhere(program, x[:CHECKED], compute_dtype, parameters)

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastebm.compiler.autodiff import differentiate_weights
 from fastebm.compiler.capture import UnsupportedError
-from fastebm.compiler.cost_model import Machine
+from fastebm.compiler.cost_model import Machine, node_cost
 from fastebm.compiler.lazy_tensors import LazyTensor, evaluate
 from fastebm.compiler.lowering import LoweringError, LoweringResult, lower
 from fastebm.compiler.program import Program
@@ -32,10 +33,12 @@ class WeightProgram:
         program: that was lowered.
         lowered: with tasks.
         device: of the samples.
+        saving: how many times as many operations autograd carries out for a sample.
     """
 
-    def __init__(self, program: Program, lowered: LoweringResult, device: torch.device) -> None:
+    def __init__(self, program: Program, lowered: LoweringResult, device: torch.device, saving: float) -> None:
         self.program = program
+        self.saving = saving
         self.lowered = lowered
         self.device = device
         self.compiled = CompiledProgram(lowered.program, device)
@@ -59,7 +62,8 @@ class WeightProgram:
             lowered = lower(program, 8 if x.dtype is torch.float64 else compute_dtype.itemsize, trained)
         except LoweringError as error:
             raise UnsupportedError("program", str(error)) from error
-        return cls(program, lowered, x.device)
+        unfolded = differentiate_weights(captured, _trained(captured))
+        return cls(program, lowered, x.device, _flops(unfolded) / max(1, _flops(program)))
 
     def evaluated(self) -> dict[LazyTensor, Any]:
         """The folded weights of now, with their graph; the constants of the program are set to their values."""
@@ -94,6 +98,10 @@ class WeightProgram:
         of = [values[result.weight] for result in self.lowered.results]
         given = [each.to(value.dtype) for each, value in zip(folded, of, strict=True)]
         return list(torch.autograd.grad(of, parameters, given, allow_unused=True))
+
+
+def _flops(program: Program) -> int:
+    return sum(node_cost(program, node, itemsize=4).flops for node in program)
 
 
 def _trained(program: Program) -> frozenset[LazyTensor]:

@@ -29,9 +29,13 @@ Shape = tuple[int, ...]
 TIGHT = 1e-11
 
 
+OF_WEIGHTS = importlib.import_module("fastebm.compiler.weight_gradient")
+
+
 @pytest.fixture(autouse=True)
-def seeded() -> Iterator[None]:
+def seeded(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     torch.manual_seed(5)
+    monkeypatch.setattr(OF_WEIGHTS, "WORTH", 0.0)  # of most nets here nothing folds
     with warnings.catch_warnings():
         warnings.simplefilter("error", RuntimeWarning)  # an energy that is meant to have a program has one
         yield
@@ -949,11 +953,26 @@ def test_a_net_of_many_layers_is_captured_once(monkeypatch: pytest.MonkeyPatch) 
     """More settings than a fingerprint looks at; torch.export puts other tuples in the place of those it finds."""
     net = nn.Sequential(*(nn.Conv2d(1, 1, 1) for _ in range(130)), nn.Flatten(), nn.Linear(4, 1))
     captures = []
-    module = importlib.import_module("fastebm.compiler.weight_gradient")
-    own = module.capture
-    monkeypatch.setattr(module, "capture", lambda *arguments: captures.append(1) or own(*arguments))
+    own = OF_WEIGHTS.capture
+    monkeypatch.setattr(OF_WEIGHTS, "capture", lambda *arguments: captures.append(1) or own(*arguments))
     x, cotangent = batch((1, 2, 2))
     gradient = weight_gradient(net)
     for _ in range(3):
         gradient(x, cotangent)
     assert len(captures) == 1
+
+
+def test_autograd_runs_where_folding_saves_little(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(OF_WEIGHTS, "WORTH", 1.5)
+    x, cotangent = batch((3, 8, 8))
+    plain, folding = networks.ResidualNet(), CoarseToFineEnergy(8, base_width=4, lowest=4)
+    gradient, expected = weight_gradient(plain), references(plain, x, cotangent)
+    _, found = gradient(x, cotangent)  # a warning would be an error
+    assert gradient.engine == "autograd"
+    assert "times as many operations only" in gradient.reason
+    asked = weight_gradient(plain, engine="fused")
+    assert error(found, expected) < 1e-4
+    asked(x, cotangent)
+    folded = weight_gradient(folding)
+    folded(x, cotangent)
+    assert (asked.engine, folded.engine) == ("fused", "fused")
