@@ -148,7 +148,7 @@ def training(work: Workload) -> Run:
     net = nets.build(work.case, work.shape, work.device).train()
     energies = {size: level if size < work.shape[-1] else net for size, level in levels(work).items()}
     sampler, real, optimizer = cascade_of(energies, work), images(work), adam(net)
-    gradient = fastebm.weight_gradient(net, dtype=work.precision, engine=work.engine)
+    gradient = fastebm.weight_gradient(net, dtype=work.precision)  # by autograd where folding saves little
     cotangent = torch.ones(2 * work.batch, device=work.device) / work.batch
     cotangent[work.batch :] *= -1
     exchange = buffer_of(work)
