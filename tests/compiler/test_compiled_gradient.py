@@ -115,7 +115,9 @@ def test_bfloat16_is_at_most_twice_as_far_off_as_autocast(make):
         assert e.dtype == g.dtype == torch.float32
         errors[engine] = ((e - energies).norm() / energies.norm(), (g - gradient).norm() / gradient.norm())
     for ours, theirs in zip(errors["fused"], errors["autograd"], strict=True):
-        assert 0 < ours < 2 * theirs + 1e-3
+        assert ours < 2 * theirs + 1e-3
+    # Nets of few channels compute in float32 where there are no matrix units, as lane programs.
+    assert min(errors["autograd"]) > 0
 
 
 def test_the_callers_autocast_is_the_precision():

@@ -15,6 +15,7 @@ import fastebm
 from fastebm.models.coarse_to_fine import WIDTHS
 from fastebm.ops.backends import _extension
 from fastebm.training import CoarseToFineConfig, CoarseToFineRun, train
+from fastebm.training.trainer.energy_loss import EnergyLoss
 from tests.training.resumed_runs import differing_tensors, final_tensors, log
 
 CHANNELS = 3
@@ -72,24 +73,35 @@ def test_a_cascade_trains_and_samples_end_to_end(size: int, changes: dict[str, A
         assert torch.equal(run.sample(3, batch_size=1), samples)
 
 
-def kept_numbers(config: CoarseToFineConfig, path: Path) -> tuple[int, dict[str, Tensor]]:
-    """How many numbers passes forward kept for passes back over a whole run, and the tensors of its end."""
+def kept_numbers(
+    config: CoarseToFineConfig, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> tuple[int, dict[str, Tensor]]:
+    """How many numbers passes forward of updates kept for passes back, and the tensors of the run's end."""
     kept = 0
+    backward = EnergyLoss.backward
 
     def pack(tensor: Tensor) -> Tensor:
         nonlocal kept
         kept += tensor.numel()
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+    def counted(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            return backward(*arguments)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(EnergyLoss, "backward", counted)
         trained(config, path)
     return kept, final_tensors(path)
 
 
-def test_recomputation_at_256x256_keeps_less_and_trains_the_same_weights(tmp_path: Path) -> None:
+def test_recomputation_at_256x256_keeps_less_and_trains_the_same_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     # By autograd: a program keeps little anyway, and recomputes nothing.
     config = config_for(256, batch_sizes=(8,), engine="autograd")
-    kept, plain = kept_numbers(config, tmp_path / "plain")
-    less, recomputed = kept_numbers(dataclasses.replace(config, recompute_from=256), tmp_path / "recomputed")
+    kept, plain = kept_numbers(config, tmp_path / "plain", monkeypatch)
+    config = dataclasses.replace(config, recompute_from=256)
+    less, recomputed = kept_numbers(config, tmp_path / "recomputed", monkeypatch)
     assert less < 0.6 * kept
     assert differing_tensors(plain, recomputed) == []
