@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import resource
 import socket
+import tempfile
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -104,6 +105,7 @@ def _work(place: dict[str, str], task: Task, arguments: Sequence[Any]) -> None:
     torch.set_num_threads(1)
     with launched() as ranks:
         if not ranks.first:  # the first one alone may write files
+            tempfile.gettempdir()  # found by writing one, which a first capture would do
             resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
         task(ranks, *arguments)
 
