@@ -46,7 +46,8 @@ MAX_PROGRAMS = 16
 # Energies, and the gradient of each parameter.
 _Result = tuple[Tensor, list[Tensor | None]]
 # With "auto", folding has to save so many operations. Libraries' gradients of weights are as fast as ours, or faster in
-# bfloat16: a net of which nothing folds took 1.0 to 1.7 times as long by its program (AVX-512, three nets of others).
+# small nets and bfloat16: three nets of others, of which little folds, took 0.96 to 2.4 times as long by their programs
+# (AVX-512, one thread, beside other work).
 WORTH = 1.5
 LITTLE = (
     "autograd carries out {:.2g} times as many operations only, and takes about as long (engine='fused' asks for the "
@@ -327,9 +328,8 @@ class WeightGradient:
     def _made(self, x: Tensor, compute_dtype: torch.dtype, parameters: list[nn.Parameter]) -> _Known:
         module = self._own.module
         assert module is not None
-        if x.dtype not in (torch.float32, torch.float64) or compute_dtype not in (
-            *(torch.float32, torch.float64, torch.bfloat16),
-        ):
+        precise = (torch.float32, torch.float64)
+        if x.dtype not in precise or compute_dtype not in (*precise, torch.bfloat16):
             return _Known(
                 None,
                 f"kernels compute with float32 samples in float32 or bfloat16, not with {x.dtype} in {compute_dtype}",
@@ -338,13 +338,14 @@ class WeightGradient:
         if reason:
             return _Known(None, reason)
         try:
-            # In one thread at a time: a capture freezes the weights that others would differentiate meanwhile.
+            # In one thread at a time: a capture freezes the weights that others would differentiate meanwhile, or take
+            # for those of a chain.
             with exclusive(), collecting_garbage(), without_autocast(x.device.type):
                 # Autograd first, so that an x which the energy does not accept raises the energy's own error.
                 expected = self._expected(x[:CHECKED], compute_dtype, parameters)
                 if not _is_finite(expected[0]):
                     return _Known(None, "autograd's own energies or gradients are not finite", lasting=False)
-                with exclusive(), frozen_weights(module):  # no other thread takes this for a chain
+                with frozen_weights(module):
                     captured = capture(self._own.original, module, x)
                 with _leaving_no_trace(module, x.device), differentiable_weights(module):
                     program = WeightProgram.of(captured, x, compute_dtype)

@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from fastebm.compiler.lazy_tensors import Shape
+from fastebm.compiler.lazy_tensors import LazyTensor, Shape, lazy
 from fastebm.compiler.lowering.groups import POINTWISE, Image, LoweringError
 from fastebm.compiler.operations import Input, Reshape
 from fastebm.compiler.program import Program
@@ -98,6 +98,12 @@ def weight_from_image(weight: Tensor, image: Image) -> Tensor:
 def weight_to_image(weight: Tensor, image: Image) -> Tensor:
     """A linear map to a flattened image, as a convolution of one padded pixel."""
     return weight.reshape(*image, -1).permute(0, 3, 1, 2).flip(2, 3)
+
+
+def bias_image(bias: LazyTensor, image: Image) -> LazyTensor:
+    """A bias as (C, 1, 1), or, where it has a number for each pixel, as the image that it is added to."""
+    by_pixel = image[1:] != (1, 1) and bias.shape[0] != image[0]
+    return lazy(Tensor.reshape, bias, image if by_pixel else (-1, 1, 1))
 
 
 def broadcast_to_image(value: Tensor, image: Image, shape: Shape) -> Tensor:

@@ -204,8 +204,7 @@ class _Lowering(WeightBuilder):
 
     def _add_bias(self, group: Group, bias: LazyTensor | None) -> None:
         if bias is not None:
-            by_pixel = group.image[1:] != (1, 1) and bias.shape[0] != group.image[0]
-            image = lazy(Tensor.reshape, bias, group.image if by_pixel else (-1, 1, 1))
+            image = layout.bias_image(bias, group.image)
             group.epilogue.append(Epilogue(EpilogueOp.ADD_CONSTANT, number=self.add_constant("image", image)))
 
     # ---- pools and sums

@@ -11,7 +11,7 @@ from fastebm.compiler import operations as op
 from fastebm.compiler.lazy_tensors import LazyTensor, lazy
 from fastebm.compiler.lowering.epilogues import EpilogueBuilder
 from fastebm.compiler.lowering.groups import Image, LoweringError, WeightResult
-from fastebm.compiler.lowering.layout import broadcast_to_image
+from fastebm.compiler.lowering.layout import bias_image, broadcast_to_image
 from fastebm.compiler.operations import Operation
 from fastebm.compiler.program import Node
 from fastebm.ops.weight_gradients import WeightKind, WeightTask
@@ -44,27 +44,22 @@ class WeightBuilder(EpilogueBuilder):
         if conv.weight in self.trained:
             # The weight of a transposed convolution is that of the one from its results to its inputs.
             read, summed = (gradient, source) if conv.transposed else (source, gradient)
-            self._windows(
-                conv.weight, _convolution, read, summed, conv.kernel, conv.stride, conv.padding, conv.dilation
-            )
+            self._windows(conv.weight, _taps_last, read, summed, conv.kernel, conv.stride, conv.padding, conv.dilation)
         self._bias(conv.bias, gradient)
 
     def _of_linear(self, linear: op.Linear, source: str, gradient: str) -> None:
         if linear.weight in self.trained:
             given, result = self.images[source], self.images[gradient]
             if result[1:] == (1, 1):
-                self._windows(linear.weight, _from_image, source, gradient, given[1:])
+                self._windows(linear.weight, _taps_last, source, gradient, given[1:])
             else:  # `given` has one pixel, or the map itself would have no instruction
-                self._windows(linear.weight, _to_image, gradient, source, result[1:])
+                self._windows(linear.weight, _pixels_last, gradient, source, result[1:])
         self._bias(linear.bias, gradient)
 
     def _bias(self, bias: LazyTensor | None, gradient: str) -> None:
         if bias is None or bias not in self.trained:
             return
-        channels, height, width = self.images[gradient]
-        by_pixel = (height, width) != (1, 1) and bias.shape[0] != channels
-        image = lazy(Tensor.reshape, bias, (channels, height, width) if by_pixel else (-1, 1, 1))
-        self._pixelwise(image, gradient, None)
+        self._pixelwise(bias_image(bias, self.images[gradient]), gradient, None)
 
     def _pixelwise(self, image: LazyTensor, gradient: str, source: str | None) -> None:
         """The gradient of an image that is added to the result, or multiplied with `source`."""
@@ -73,7 +68,7 @@ class WeightBuilder(EpilogueBuilder):
             raise LoweringError("no task computes the gradient of a weight that is the same along one side of an image")
         per_pixel = image.shape[1:] != (1, 1)
         kind = WeightKind.SUM if source is None else WeightKind.PRODUCT
-        restore = _per_pixel if per_pixel else _per_channel
+        restore = _pixels_last if per_pixel else _per_channel
         self._add(image, restore, kind, gradient, source, self.images[gradient], per_pixel=int(per_pixel))
 
     def _windows(
@@ -121,28 +116,18 @@ class WeightBuilder(EpilogueBuilder):
 # ---- from the result of a task, contiguous, to the gradient of a weight of `shape`
 
 
-def _convolution(result: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """(taps, out, in) to (out, in, kernel_y, kernel_x)."""
+def _taps_last(result: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """(taps, out, in) to (out, in, taps), of a convolution or a linear map from an image, whose taps are pixels."""
     return result.permute(1, 2, 0).reshape(shape)
 
 
-def _from_image(result: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """(pixels, out, channels) to (out, channels * pixels)."""
-    return result.permute(1, 2, 0).reshape(shape)
-
-
-def _to_image(result: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """(pixels, in, channels) to (channels * pixels, in)."""
+def _pixels_last(result: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """(pixels, in, channels) to (channels, pixels, in) of a linear map to an image, and (H, W, C) to (C, H, W)."""
     return result.permute(2, 0, 1).reshape(shape)
 
 
 def _per_channel(result: Tensor, shape: tuple[int, ...]) -> Tensor:
     return result.reshape(shape)
-
-
-def _per_pixel(result: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """(H, W, C) to (C, H, W)."""
-    return result.permute(2, 0, 1).reshape(shape)
 
 
 def _total(result: Tensor, shape: tuple[int, ...]) -> Tensor:
