@@ -92,17 +92,34 @@ struct PairProduct {
 };
 #endif
 
-// Where the pixels of a unit read: the source's row and column of the first tap, and its address, which may be outside.
+// Where the pixels of a unit read: the source's row and column of the first tap, and its address, which may be outside. There is
+// room for whole vectors: what is behind the last pixel repeats it.
+constexpr int kWindows = 16;
+
 template <int positions>
 struct Windows {
-  int64_t top[positions], left[positions];
-  const char* pixel[positions];
+  alignas(64) int64_t top[kWindows], left[kWindows];
+  alignas(64) const char* pixel[kWindows];
 
   // The addresses of one tap; false where it is outside of the image for all.
   FASTEBM_INLINE bool addresses(const InstructionRow& i, const BufferRow& source, int64_t ky, int64_t kx,
-                                const char* (&found)[positions]) const {
+                                const char* (&found)[kWindows]) const {
     const int64_t down = ky * i.dilation_y, right = kx * i.dilation_x;
     const int64_t offset = (down * source.row_stride + right * source.pixel_stride) * source.bytes;
+#if FASTEBM_VECTOR == 16
+    const __m512i zeros = _mm512_set1_epi64(reinterpret_cast<int64_t>(kZeros));
+    __mmask8 any = 0;
+    for (int p = 0; p < positions; p += 8) {
+      const __m512i y = _mm512_add_epi64(_mm512_load_si512(top + p), _mm512_set1_epi64(down)),
+                    x = _mm512_add_epi64(_mm512_load_si512(left + p), _mm512_set1_epi64(right));
+      const __mmask8 inside = _mm512_cmplt_epu64_mask(y, _mm512_set1_epi64(source.height)) &
+                              _mm512_cmplt_epu64_mask(x, _mm512_set1_epi64(source.width));
+      const __m512i moved = _mm512_add_epi64(_mm512_load_si512(pixel + p), _mm512_set1_epi64(offset));
+      _mm512_store_si512(found + p, _mm512_mask_mov_epi64(zeros, inside, moved));
+      any |= inside;
+    }
+    return any != 0;
+#else
     bool any = false;
     for (int p = 0; p < positions; ++p) {
       const uint64_t y = static_cast<uint64_t>(top[p] + down), x = static_cast<uint64_t>(left[p] + right);
@@ -111,6 +128,7 @@ struct Windows {
       any |= inside;
     }
     return any;
+#endif
   }
 };
 
@@ -123,7 +141,7 @@ static FASTEBM_INLINE Windows<positions> unit_windows(const Worker& w, const Ins
   int64_t n = begin + first / plane, y = first % plane / i.width, x = first % i.width;
   const char* image = pixel_of(w, source, n, 0, 0) + i.source_channel * source.bytes;
   block.runs = 0;
-  for (int p = 0; p < positions; ++p) {
+  for (int p = 0; p < kWindows; ++p) {
     if (p >= count) {  // computed and not used
       found.top[p] = found.top[count - 1], found.left[p] = found.left[count - 1], found.pixel[p] = found.pixel[count - 1];
       continue;
@@ -148,7 +166,7 @@ template <class Product>
 struct Unit {
   Windows<Product::positions> windows;
   bool inside[kTaps];
-  const char* address[kTaps][Product::positions];
+  alignas(64) const char* address[kTaps][kWindows];
 };
 
 // The sums of one panel for a unit, as rows of a block.
@@ -158,7 +176,7 @@ static FASTEBM_INLINE void sum_panel(const InstructionRow& i, const BufferRow& s
   constexpr int positions = Product::positions;
   Vector sum[positions][vectors] = {};
   const int64_t tap_bytes = Product::panel_bytes(i.source_channels);
-  const char* moved[positions];
+  alignas(64) const char* moved[kWindows];
   for (int64_t ky = 0, t = 0; ky < i.kernel_y; ++ky)
     for (int64_t kx = 0; kx < i.kernel_x; ++kx, ++t) {
       const char* const* a = unit.address[t < kTaps ? t : 0];
