@@ -7,6 +7,8 @@ VENV ?= .venv
 TORCH ?= torch==2.13.0
 DEMO_OUT ?= runs/demo
 PYTEST_ARGS ?=
+# Processes that run tests side by side; a file of tests stays in one.
+WORKERS ?= 2
 
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
@@ -32,6 +34,8 @@ endif
 
 PIP := "$(PY)" -m pip --disable-pip-version-check
 RUN := PYTHONUNBUFFERED=1 "$(PY)"
+# Threads that wait give way to those of the other process.
+TESTS := OMP_WAIT_POLICY=passive $(RUN) -m pytest -n $(WORKERS) --dist loadfile
 BUILD_INPUTS := pyproject.toml setup.py fastebm/build_extension.py \
                 $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu)
 
@@ -128,10 +132,10 @@ demo: $(STAMPS)/base
 # selects none of the operators' tests.
 test: $(STAMPS)/test
 	$(call say,The test suite)
-	@$(RUN) -m pytest tests $(PYTEST_ARGS)
+	@$(TESTS) tests $(PYTEST_ARGS)
 	$(call say,The operators in Triton'"'"'s interpreter)
 	@if "$(PY)" -c 'import triton' 2>/dev/null; then \
-	    TRITON_INTERPRET=1 FASTEBM_BACKEND=triton $(RUN) -m pytest tests/ops $(PYTEST_ARGS) || [ $$? -eq 5 ]; \
+	    TRITON_INTERPRET=1 FASTEBM_BACKEND=triton $(TESTS) tests/ops $(PYTEST_ARGS) || [ $$? -eq 5 ]; \
 	else \
 	    echo 'skipped: triton is not installed (it has wheels for Linux on x86_64 only)'; \
 	fi

@@ -1,7 +1,8 @@
-"""How the time of one gradient divides between matrix products and epilogues: `python -m benchmarks.studies.breakdown`.
+"""How near the products of a program come to the machine's peak: `python -m benchmarks.studies.breakdown`.
 
-Measures CF-EBM at 32x32, batch 64, bfloat16: the whole program, the same without its epilogues (matrix products alone,
-whose results are thrown away), and a matrix product of 2048 x 2048, interleaved in one process.
+Measures gradients of nets at batch 64 in bfloat16: the whole program, the same with stores as its only epilogues
+(matrix products alone, whose results mean nothing), and a matrix product of 2048 x 2048, interleaved in one process.
+The entry of this kind of machine in docs/results/speed/breakdown.json is replaced.
 """
 
 from __future__ import annotations
@@ -12,54 +13,76 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
 import fastebm
+from benchmarks.harness import nets
 from benchmarks.harness.pages import RESULTS
 from fastebm.compiler import energy_gradient
 from fastebm.evaluation.speed.machine import machine_facts
 from fastebm.evaluation.speed.measurement import interleaved
-from fastebm.models import CoarseToFineEnergy
-from fastebm.ops.instructions import Kind, decode, encode
+from fastebm.ops.instructions import EpilogueOp, Kind, PlannedProgram, decode, encode
 from fastebm.runs.files import write_json
 
-BATCH, SIZE, ROUNDS = 64, 32, 35
+NETS = {"CF-EBM": (3, 32, 32), "IGEBM-like residual": (3, 32, 32), "wide residual 28-2": (3, 32, 32)}
+STORES = (EpilogueOp.STORE, EpilogueOp.STORE_GRADIENT, EpilogueOp.STORE_ENERGIES)
 
 
-def main(path: Path = RESULTS / "speed" / "breakdown.json") -> None:
+def main(path: Path = RESULTS / "speed" / "breakdown.json", batch: int = 64, rounds: int = 15) -> None:
+    machine = machine_facts("cpu")
+    found = {name: measured(name, shape, batch, rounds) for name, shape in NETS.items()}
+    known = json.loads(path.read_text()) if path.exists() else {}
+    known[machine["name"]] = {"machine": machine, "batch": batch, "nets": found}
+    write_json(path, known)
+    print(json.dumps(found, indent=1))
+
+
+def measured(name: str, shape: tuple[int, ...], batch: int, rounds: int) -> dict[str, Any]:
+    """Seconds and rates of one net; rates are in floating-point operations a second."""
     torch.manual_seed(0)
-    gradient = energy_gradient(CoarseToFineEnergy(SIZE), dtype=torch.bfloat16, engine="fused")
-    x = fastebm.ops.uniform((BATCH, 3, SIZE, SIZE), seed=0) * 2 - 1
+    gradient = energy_gradient(nets.build(name, shape, "cpu"), dtype=torch.bfloat16, engine="fused")
+    x = fastebm.ops.uniform((batch, *shape), seed=0) * 2 - 1
     a, b = (torch.randn(2048, 2048, dtype=torch.bfloat16) for _ in range(2))
     with gradient.chain(), torch.no_grad():
         gradient(x)
         fused = gradient.compiled_program(x)
         assert fused is not None
-        whole = decode(fused.code(BATCH))
-        bare = encode(replace(whole, instructions=tuple(replace(i, count=0) for i in whole.instructions)))
+        whole = decode(fused.code(batch))
 
-        def run(code: torch.Tensor) -> Callable[[], object]:
+        def run(program: PlannedProgram) -> Callable[[], object]:
+            code = encode(program)
             return lambda: torch.ops.fastebm.run_program(x, code, fused.constants, fused.workspace)
 
-        cases = {"program": run(encode(whole)), "products": run(bare), "matrix_product": lambda: a @ b}
-        times = interleaved(cases, ROUNDS, "cpu")
-    medians = {name: statistics.median(values) for name, values in times.items()}
-    flops = 2 * BATCH * sum(
+        cases = {"program": run(whole), "products": run(stores_only(whole)), "matrix_product": lambda: a @ b}
+        times = interleaved(cases, rounds, "cpu")
+    medians = {case: statistics.median(values) for case, values in times.items()}
+    flops = 2 * batch * sum(
         i.channels * i.height * i.width * i.kernel_y * i.kernel_x * i.source_channels
         for i in whole.instructions
         if i.kind == Kind.CONVOLUTION
     )  # fmt: skip
-    result = {
-        "machine": machine_facts("cpu"),
+    return {
         "median_seconds": medians,
         "share_of_products": medians["products"] / medians["program"],
         "flops_of_products": flops,
+        "rate_of_program": flops / medians["program"],
         "rate_of_products": flops / medians["products"],
         "rate_of_matrix_product": 2 * 2048**3 / medians["matrix_product"],
     }
-    write_json(path, result)
-    print(json.dumps(result, indent=1))
+
+
+def stores_only(program: PlannedProgram) -> PlannedProgram:
+    """The same products, stored as they are, also where a slope was kept: what is read must have been written."""
+    instructions, epilogues = [], []
+    for instruction in program.instructions:
+        steps = program.epilogues[instruction.first : instruction.first + instruction.count]
+        kept = [replace(s, op=EpilogueOp.STORE) if s.op == EpilogueOp.ACTIVATE_KEEPING else s for s in steps]
+        kept = [step for step in kept if step.op in STORES]
+        instructions.append(replace(instruction, first=len(epilogues), count=len(kept)))
+        epilogues += kept
+    return replace(program, instructions=tuple(instructions), epilogues=tuple(epilogues))
 
 
 if __name__ == "__main__":
