@@ -14,7 +14,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow sanitize fuzz lint format bench wheel clean distclean
+.PHONY: help install demo test test-slow sanitize fuzz lint format bench gpu-kit wheel clean distclean
 
 # --- the environment -------------------------------------------------------------------------------------------------
 
@@ -77,6 +77,7 @@ help:
 	@printf 'make install  what both need: the environment $(VENV), torch, fastebm with its compiled operators\n'
 	@printf 'make lint     ruff, mypy, import-linter        make format   rewrite the sources in the house format\n'
 	@printf 'make bench    benchmarks                       make wheel    dist/*.whl for this platform\n'
+	@printf 'make gpu-kit  operators compiled for a GPU machine (KIT_PYTHON=python3.12), into build/gpu-kit\n'
 	@printf 'make clean    what builds and tests left       make distclean   that and the environment\n'
 	@printf '\nPYTHON=python3.12   the interpreter           VENV=dir        another environment\n'
 	@printf 'TORCH=torch==2.12.0 the torch to install       SYSTEM=1        install into the environment of PYTHON itself\n'
@@ -177,6 +178,12 @@ bench: $(STAMPS)/bench
 	$(call say,Benchmarks)
 	@$(RUN) -m pytest benchmarks -q -s --save benchmarks/results $(PYTEST_ARGS)
 	@$(RUN) -m benchmarks.harness.speed_pages
+
+# Compiled operators for a GPU machine, in build/gpu-kit: for its Python, which may be another one than ours.
+KIT_PYTHON ?= $(PYTHON)
+gpu-kit: $(STAMPS)/base
+	$(call say,The kit for a GPU machine)
+	@$(RUN) -m benchmarks.gpu.kit build/gpu-kit "$(KIT_PYTHON)"
 
 wheel: $(STAMPS)/base
 	$(call say,Building a wheel)

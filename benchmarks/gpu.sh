@@ -1,70 +1,99 @@
 #!/usr/bin/env bash
-# Runs what only a GPU can show, in one call and with the installed torch: build, suites, tests, a short training run.
+# What only a GPU can show, in one call of eight minutes: right first, then fast.
 #
-#   benchmarks/gpu.sh RESULTS [PYTHON]
-#   PARTS='build cascade chains' benchmarks/gpu.sh RESULTS     only these, in the order below
-#   SECONDS_IN_ALL=480                                         time limit over all parts; 480 is the default
+#   benchmarks/gpu.sh OUT [PYTHON]
+#   KIT=build/gpu-kit benchmarks/gpu.sh OUT         with operators that `make gpu-kit` compiled, for the Python of the GPU machine
+#   STEPS='facts bits peer' benchmarks/gpu.sh OUT   only these, in the order below
+#   FASTEBM_REHEARSAL=1 benchmarks/gpu.sh OUT       the same on a CPU, with sizes that take seconds
 #
-# Writes logs and rows into RESULTS and packs them into RESULTS/gpu.tar.gz after every part, so that an interrupted run
-# keeps its finished parts. A part that fails is reported at the end and does not stop the others. Nothing is downloaded.
+# Each step has a limit, and all have SECONDS_IN_ALL together (480). A step writes its rows into OUT/rows as they come, and its
+# log into OUT/logs, before the next begins; OUT/gpu.tar.gz has both after every step. A step that fails does not stop others,
+# and makes this script fail at its end. Nothing is downloaded.
 set -uo pipefail
 
-RESULTS=${1:?usage: benchmarks/gpu.sh RESULTS [PYTHON]}
+OUT=${1:?usage: benchmarks/gpu.sh OUT [PYTHON]}
 PYTHON=${2:-python3}
-PARTS=${PARTS:-facts build info operators cascade training chains gradients memory one-pass suite demo}
 SECONDS_IN_ALL=${SECONDS_IN_ALL:-480}
+STEPS=${STEPS:-build facts warm bits replay sanitizer programs bandwidth instructions update peer core scale}
+REHEARSAL=${FASTEBM_REHEARSAL:-0}
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-mkdir -p "$RESULTS"
-RESULTS=$(cd "$RESULTS" && pwd)
+mkdir -p "$OUT/logs" "$OUT/rows"
+OUT=$(cd "$OUT" && pwd)
 export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
 failed=()
 
-part() { # NAME SECONDS COMMAND...: run with a limit, log, pack
-  local name=$1 seconds=$2 left=$((SECONDS_IN_ALL - SECONDS))
+pack() {
+  tar -czf "$OUT/gpu.tar.gz.new" -C "$OUT" logs rows && mv "$OUT/gpu.tar.gz.new" "$OUT/gpu.tar.gz"
+}
+
+step() { # NAME SECONDS COMMAND...
+  local name=$1 seconds=$2 left=$((SECONDS_IN_ALL - SECONDS)) code
   shift 2
-  [[ " $PARTS " == *" $name "* ]] || return
+  [[ " $STEPS " == *" $name "* ]] || return
   if ((left < 10)); then
     echo "== $name: no time left"
     failed+=("$name")
     return
   fi
   printf '\n== %s, %d s so far\n' "$name" "$SECONDS"
-  if timeout "$((seconds < left ? seconds : left))" "$@" > >(tee "$RESULTS/$name.log") 2>&1; then
-    echo "== $name: done"
-  else
-    echo "== $name: FAILED (exit $?)"
+  timeout -k 5 "$((seconds < left ? seconds : left))" "$@" 2>&1 | tee "$OUT/logs/$name.log"
+  code=${PIPESTATUS[0]}
+  echo "{\"step\": \"$name\", \"exit\": $code, \"seconds_so_far\": $SECONDS}" >>"$OUT/rows/steps.jsonl"
+  if ((code != 0)); then
+    echo "== $name: FAILED (exit $code)"
     failed+=("$name")
   fi
-  tar -czf "$RESULTS/gpu.tar.gz.new" -C "$RESULTS" --exclude='gpu.tar.gz*' . && mv "$RESULTS/gpu.tar.gz.new" "$RESULTS/gpu.tar.gz"
+  pack
 }
 
-bench() { # NAME SECONDS SUITES...: rows are written after each comparison
-  local name=$1 seconds=$2
-  shift 2
-  part "$name" "$seconds" "$PYTHON" -m pytest -q "${@/#/benchmarks/}" --device cuda --budget 3 --save "$RESULTS/rows"
+ours() { # NAME SECONDS
+  step "$1" "$2" "$PYTHON" -m benchmarks.gpu "$1" "$OUT"
 }
 
-"$PYTHON" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' || {
-  echo "benchmarks/gpu.sh: $PYTHON finds no CUDA GPU" >&2
-  exit 2
-}
+if [[ $REHEARSAL == 0 ]]; then
+  "$PYTHON" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' || {
+    echo "benchmarks/gpu.sh: $PYTHON finds no CUDA GPU" >&2
+    exit 2
+  }
+fi
+rm -f "$OUT/rows/steps.jsonl"
 
-part facts 60 bash -c "nvidia-smi; nvcc --version; $PYTHON -m torch.utils.collect_env"
-part build 300 "$PYTHON" -m fastebm build
-part info 60 "$PYTHON" -m fastebm info
-bench operators 60 ops/test_langevin.py ops/test_normal.py ops/test_uniform.py ops/test_block_tail.py ops/test_expand_blend.py
-bench cascade 150 end_to_end/test_cascade.py
-bench training 120 end_to_end/test_training.py
-bench chains 120 end_to_end/test_chains.py
-bench gradients 150 end_to_end/test_energy_gradient.py
-bench memory 60 end_to_end/test_memory.py
-part one-pass 60 "$PYTHON" -m benchmarks.studies.one_pass "$RESULTS/one-pass" --device cuda
-part suite 500 "$PYTHON" -m pytest tests/ops tests/compiler tests/models tests/sampling tests/evaluation -q --maxfail=20
-part demo 300 "$PYTHON" -m fastebm demo --out "$RESULTS/demo"
+# Compiled operators: from the kit, or made here.
+install_kit() { cp "$KIT"/_C*.so "$KIT"/_cuda*.so fastebm/; }
+if [[ -n ${KIT:-} ]]; then
+  export KIT
+  export -f install_kit
+  step build 20 bash -c install_kit
+elif [[ $REHEARSAL == 0 ]]; then
+  step build 200 "$PYTHON" -m fastebm build
+fi
+ours facts 40
+ours warm 60
+ours bits 40
+ours replay 50
+if [[ $REHEARSAL == 0 ]] && command -v compute-sanitizer >/dev/null; then
+  step sanitizer 60 compute-sanitizer --tool memcheck --error-exitcode 9 "$PYTHON" -m benchmarks.gpu small "$OUT"
+else
+  echo "compute-sanitizer is not at hand: its net runs without it"
+  step sanitizer 60 "$PYTHON" -m benchmarks.gpu small "$OUT"
+fi
+ours programs 60
+ours bandwidth 20
+ours instructions 40
+ours update 40
+ours peer 150
+if [[ $REHEARSAL == 0 ]]; then
+  step core 90 "$PYTHON" -m pytest -x -q -p no:cacheprovider -k cuda tests/ops/test_normal.py tests/ops/test_langevin.py \
+    tests/ops/test_program.py tests/sampling/test_graphs.py
+else
+  step core 90 "$PYTHON" -m pytest -x -q -p no:cacheprovider -k cuda --collect-only tests/ops/test_normal.py \
+    tests/ops/test_langevin.py tests/ops/test_program.py tests/sampling/test_graphs.py
+fi
+ours scale 90
 
 echo
 if ((${#failed[@]})); then
   echo "failed: ${failed[*]}"
   exit 1
 fi
-echo "all parts done: $RESULTS/gpu.tar.gz"
+echo "all steps done in $SECONDS s: $OUT/gpu.tar.gz"

@@ -1,0 +1,117 @@
+"""`make gpu-kit`: the compiled operators for a GPU machine that has PyTorch, so that no minute there is spent on them.
+
+The extensions use torch's stable headers only, so that those of this torch serve: what differs is the Python that
+loads them. CUDA operators are compiled where nvcc is installed, and need no GPU for that.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from fastebm import build_extension as build
+
+ROOT = Path(__file__).resolve().parents[2]
+# PTX of the newest is added, for GPUs that come after.
+ARCHITECTURES = (80, 90)
+MOST_BYTES = 32 << 20
+_ASK = (
+    "import json, sysconfig; print(json.dumps({'include': sysconfig.get_path('include'), "
+    "'suffix': sysconfig.get_config_var('EXT_SUFFIX')}))"
+)
+
+
+def main() -> None:
+    if len(sys.argv) not in (2, 3):
+        sys.exit("usage: python -m benchmarks.gpu.kit FOLDER [PYTHON]")
+    folder = Path(sys.argv[1])
+    python = sys.argv[2] if len(sys.argv) == 3 else sys.executable
+    found = json.loads(_run([python, "-c", _ASK]))
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="fastebm-kit-") as scratch:
+        made = [cpp_library(Path(scratch), found["include"], found["suffix"])]
+        if nvcc := shutil.which("nvcc"):
+            made.append(cuda_library(Path(scratch), nvcc))
+        else:
+            print("nvcc is not installed: the kit has no CUDA operators, and the GPU machine builds them")
+        for library in made:
+            shutil.copy2(library, folder / library.name)
+    size = sum(path.stat().st_size for path in folder.iterdir())
+    print(f"{folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}, {size / 2**20:.1f} MiB")
+    if size > MOST_BYTES:
+        sys.exit(f"the kit is larger than {MOST_BYTES >> 20} MiB")
+
+
+def cpp_library(scratch: Path, include: str, suffix: str) -> Path:
+    from torch.utils.cpp_extension import include_paths
+
+    flags = [*build.CPP_FLAGS, "-fPIC", "-DTORCH_API_INCLUDE_EXTENSION_H", "-DTORCH_EXTENSION_NAME=_C", "-I", include]
+    flags += [flag for path in include_paths() for flag in ("-isystem", path)]
+    compiler = build.cpp_compiler() or ["c++"]
+    sources = [build.source_folder() / name for name in build.CPP_SOURCES]
+    objects = _compiled([*compiler, *flags], sources, scratch / "cpp")
+    return _linked(compiler, objects, scratch / f"_C{suffix}", ["-ltorch", "-ltorch_cpu", "-lc10", "-ltorch_python"])
+
+
+def cuda_library(scratch: Path, nvcc: str) -> Path:
+    from torch.utils.cpp_extension import include_paths
+
+    torch_headers = [flag for path in include_paths() for flag in ("-isystem", path)]
+    compiler = build.cpp_compiler() or ["c++"]
+    kernels = [build.source_folder() / name for name in build.CUDA_SOURCES if name.endswith(".cu")]
+    others = [build.source_folder() / name for name in build.CUDA_SOURCES if not name.endswith(".cu")]
+    codes = [f"-gencode=arch=compute_{number},code=sm_{number}" for number in ARCHITECTURES]
+    codes.append(f"-gencode=arch=compute_{ARCHITECTURES[-1]},code=compute_{ARCHITECTURES[-1]}")
+    own = ["-I", str(build.source_folder())]
+    objects = _compiled([nvcc, *build.NVCC_FLAGS, *codes, *own, "-Xcompiler", "-fPIC"], kernels, scratch / "cuda")
+    flags = [*build.CPP_FLAGS, "-fPIC", "-DUSE_CUDA", *torch_headers, *own]
+    objects += _compiled([*compiler, *flags], others, scratch / "register")
+    release = re.search(r"release (\d+)\.", _run([nvcc, "--version"]))
+    assert release is not None
+    # Found by their names when the operators are loaded, which is after torch has loaded them.
+    stubs = [_stub(compiler, scratch, name) for name in (f"libcudart.so.{release[1]}", "libtorch_cuda.so")]
+    return _linked(compiler, objects, scratch / "_cuda.so", ["-Wl,--no-as-needed", *stubs, "-ltorch_cpu", "-lc10"])
+
+
+def _stub(compiler: list[str], scratch: Path, name: str) -> str:
+    """An empty library of this name, to link against where the real one is not installed."""
+    _run([*compiler, "-shared", f"-Wl,-soname,{name}", "-x", "c", "/dev/null", "-o", str(scratch / name)])
+    return str(scratch / name)
+
+
+def _compiled(command: list[str], sources: list[Path], folder: Path) -> list[Path]:
+    folder.mkdir()
+
+    def one(source: Path) -> Path:
+        target = folder / f"{source.stem}.o"
+        prefix = [] if source.suffix == ".cu" else [f"-ffile-prefix-map={build.source_folder()}=csrc"]
+        _run([*command, *prefix, "-I", str(build.source_folder()), "-c", str(source), "-o", str(target)])
+        return target
+
+    with ThreadPoolExecutor(2) as pool:
+        return list(pool.map(one, sources))
+
+
+def _linked(compiler: list[str], objects: list[Path], target: Path, libraries: list[str]) -> Path:
+    from torch.utils.cpp_extension import library_paths
+
+    paths = [f"-L{path}" for path in library_paths()]
+    _run([*compiler, "-shared", *map(str, objects), "-o", str(target), *paths, *libraries])
+    return target
+
+
+def _run(command: list[str]) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        sys.exit(f"{' '.join(command[:1])} failed:\n{done.stderr[-4000:]}")
+    return done.stdout
+
+
+if __name__ == "__main__":
+    main()
