@@ -38,8 +38,8 @@ __global__ void __launch_bounds__(kThreads) fill_kernel(const FillArguments fill
 template <class Noise, class T>
 void fill_as(const FillArguments& fill, Stream stream) {
   const Tiling tiles = tiling(fill.batch, fill.elements);
-  if (fill.vectors) fill_kernel<Noise, T, true><<<blocks(tiles), kThreads, 0, stream>>>(fill, tiles);
-  else fill_kernel<Noise, T, false><<<blocks(tiles), kThreads, 0, stream>>>(fill, tiles);
+  if (fill.vectors) launch(fill_kernel<Noise, T, true>, blocks(tiles), kThreads, stream, fill, tiles);
+  else launch(fill_kernel<Noise, T, false>, blocks(tiles), kThreads, stream, fill, tiles);
 }
 
 template <class Noise>

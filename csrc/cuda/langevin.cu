@@ -172,7 +172,7 @@ __global__ void __launch_bounds__(kThreads) general_kernel(const LangevinArgumen
 // The sum of all lanes, folded in halves, in every thread.
 __device__ __forceinline__ float fold(float* lanes, float mine) {
   lanes[threadIdx.x] = mine;
-  for (int half = kSumLanes / 2; half > 0; half /= 2) {
+  for (unsigned half = kSumLanes / 2; half > 0; half /= 2) {
     __syncthreads();
     if (threadIdx.x < half) lanes[threadIdx.x] += lanes[threadIdx.x + half];
   }
@@ -218,9 +218,9 @@ void launch_as(const LangevinArguments& step, Stream stream) {
   const bool plain = step.out.vectors && step.x.vectors && step.grad.vectors && !step.lower_bounds.data &&
                      !step.upper_bounds.data && !step.mask.data && !step.data_target.data && !step.factors &&
                      !std::isfinite(step.grad_clip);
-  if (step.factors) factors_kernel<Gradient><<<static_cast<unsigned>(step.batch), kSumLanes, 0, stream>>>(step);
-  if (plain) plain_kernel<Gradient><<<blocks(tiles), kThreads, 0, stream>>>(step, tiles);
-  else general_kernel<Gradient><<<blocks(tiles), kThreads, 0, stream>>>(step, tiles);
+  if (step.factors) launch(factors_kernel<Gradient>, static_cast<unsigned>(step.batch), kSumLanes, stream, step);
+  if (plain) launch(plain_kernel<Gradient>, blocks(tiles), kThreads, stream, step, tiles);
+  else launch(general_kernel<Gradient>, blocks(tiles), kThreads, stream, step, tiles);
 }
 
 }  // namespace

@@ -70,6 +70,14 @@ __device__ __forceinline__ T narrowed(float v) {
   else return v;
 }
 
+// A launch as a plain call, which any C++ compiler reads: tests/gpu/host_build runs these files on a CPU.
+template <class... Parameters, class... Given>
+void launch(void (*kernel)(Parameters...), dim3 grid, unsigned threads, Stream stream, const Given&... given) {
+  cudaLaunchConfig_t config{};
+  config.gridDim = grid, config.blockDim = threads, config.stream = stream;
+  cudaLaunchKernelEx(&config, kernel, given...);  // launch_error says whether it failed
+}
+
 inline const char* launch_error() {
   const cudaError_t error = cudaGetLastError();
   return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
