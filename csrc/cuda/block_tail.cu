@@ -191,8 +191,9 @@ const char* launch_block_tail_backward(const TailArguments& a, Stream stream) {
 }
 
 const char* launch_block_tail_double_backward(const TailArguments& a, Stream stream) {
-  dispatch(a.type, a.packs,
-           [&]<class T, int n>() { launch(double_backward_kernel<T, n>, blocks_for(a.pooling.pooled / n), kThreads, stream, a); });
+  dispatch(a.type, a.packs, [&]<class T, int n>() {
+    launch(double_backward_kernel<T, n>, blocks_for(a.pooling.pooled / n), kThreads, stream, a);
+  });
   return launch_error();
 }
 

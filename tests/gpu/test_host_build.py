@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fastebm.ops import schemas
+from fastebm.ops import backends, schemas
 from tests.gpu import host_build
 
 pytestmark = [
@@ -72,6 +72,11 @@ def test_suites_of_operators(library, files, request):
     checked = re.search(r"checked: (\d+) launches, (\d+) accesses, (\d+) barriers", done.stdout)
     assert checked is not None
     assert all(int(count) > 100 for count in checked.groups()), checked[0]
+
+
+def test_a_library_says_what_it_was_built_for(library):
+    """This one was built for no GPU, and says so where `fastebm build` writes compute capabilities."""
+    assert backends._images_of(library) == "unknown"
 
 
 # The checker ------------------------------------------------------------------------------------------------------

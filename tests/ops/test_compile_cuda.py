@@ -24,7 +24,7 @@ NVCC = shutil.which(
 needs_nvcc = pytest.mark.skipif(NVCC is None, reason="nvcc is not installed")
 # Kernels in CUDA are the same whatever Triton does.
 pytestmark = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET", "0") not in ("", "0"), reason="done without it")
-CAPABILITIES = (80, 90)
+CAPABILITIES = (75, 80, 90)
 
 
 @dataclass(frozen=True)

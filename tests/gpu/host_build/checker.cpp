@@ -30,9 +30,7 @@ constexpr unsigned kMostThreads = 1024;
 bool same_block(Touch a, Touch b) { return a >> (kThreadBits + kPhaseBits) == b >> (kThreadBits + kPhaseBits); }
 bool same_phase(Touch a, Touch b) { return a >> kThreadBits == b >> kThreadBits; }
 // Whether nothing in the launch says which of two comes first.
-bool unordered(Touch a, Touch b) {
-  return a != kNobody && b != kNobody && a != b && (!same_block(a, b) || same_phase(a, b));
-}
+bool unordered(Touch a, Touch b) { return a != kNobody && b != kNobody && a != b && (!same_block(a, b) || same_phase(a, b)); }
 
 struct Element {
   Touch writer = kNobody, reader = kNobody;
@@ -256,7 +254,7 @@ void launch(Index grid, Index block, const std::function<void()>& thread, const 
     if (!m.error.empty()) break;
     m.block = b;
     block_index = {static_cast<unsigned>(b % grid.x), static_cast<unsigned>(b / grid.x % grid.y),
-                           static_cast<unsigned>(b / grid.x / grid.y)};
+                   static_cast<unsigned>(b / grid.x / grid.y)};
     m.run_block();
   }
   m.memories.pop_back();
@@ -308,10 +306,10 @@ uint64_t host_build_barriers() { return machine().barriers; }
 
 extern "C" {
 
-#define ACCESS_OF(bytes)                                                                                               \
-  void __tsan_read##bytes(void* at) { machine().access(reinterpret_cast<uintptr_t>(at), bytes, false); }               \
-  void __tsan_write##bytes(void* at) { machine().access(reinterpret_cast<uintptr_t>(at), bytes, true); }               \
-  void __tsan_unaligned_read##bytes(void* at) { machine().access(reinterpret_cast<uintptr_t>(at), bytes, false); }     \
+#define ACCESS_OF(bytes)                                                                                           \
+  void __tsan_read##bytes(void* at) { machine().access(reinterpret_cast<uintptr_t>(at), bytes, false); }           \
+  void __tsan_write##bytes(void* at) { machine().access(reinterpret_cast<uintptr_t>(at), bytes, true); }           \
+  void __tsan_unaligned_read##bytes(void* at) { machine().access(reinterpret_cast<uintptr_t>(at), bytes, false); } \
   void __tsan_unaligned_write##bytes(void* at) { machine().access(reinterpret_cast<uintptr_t>(at), bytes, true); }
 ACCESS_OF(1)
 ACCESS_OF(2)

@@ -32,6 +32,7 @@ inline float __fmaf_rn(float a, float b, float c) { return __builtin_fmaf(a, b, 
 inline double __fma_rn(double a, double b, double c) { return __builtin_fma(a, b, c); }
 inline float __fsqrt_rn(float x) { return __builtin_sqrtf(x); }
 inline float __fdiv_rn(float a, float b) { return a / b; }
+inline uint32_t __umulhi(uint32_t a, uint32_t b) { return static_cast<uint32_t>((uint64_t{a} * b) >> 32); }
 inline int __float_as_int(float x) { return std::bit_cast<int>(x); }
 inline float __int_as_float(int x) { return std::bit_cast<float>(x); }
 
@@ -54,9 +55,9 @@ struct cudaLaunchConfig_t {
 };
 
 template <class... Parameters, class... Given>
-[[gnu::noinline]] cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...), Given&&... given) {
+[[gnu::noinline]] cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...),
+                                                 Given&&... given) {
   const std::tuple<Parameters...> arguments(given...);
-  host_build::launch(config->gridDim, config->blockDim, [&] { std::apply(kernel, arguments); }, 
-                     __builtin_frame_address(0));
+  host_build::launch(config->gridDim, config->blockDim, [&] { std::apply(kernel, arguments); }, __builtin_frame_address(0));
   return cudaSuccess;
 }
