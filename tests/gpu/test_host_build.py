@@ -39,6 +39,20 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return host_build.build(tmp_path_factory.mktemp("host_build"), host_build.operators())
 
 
+@pytest.fixture(scope="module")
+def specimens(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+    folder = tmp_path_factory.mktemp("specimens")
+    library = ctypes.CDLL(str(host_build.build(folder, [host_build.HERE / "specimens.cu"])))
+    library.host_build_give.argtypes = [
+        ctypes.c_char_p,
+        ctypes.c_void_p,
+        ctypes.c_size_t,
+        ctypes.c_size_t,
+        ctypes.c_int,
+    ]
+    return library
+
+
 @pytest.mark.parametrize(
     "files", [[f"tests/ops/test_{subject}.py" for subject in SUBJECTS], ["tests/fuzz/test_cuda.py"]]
 )
@@ -79,21 +93,21 @@ def test_a_library_says_what_it_was_built_for(library):
     assert backends._images_of(library) == "unknown"
 
 
+@pytest.mark.parametrize("error", range(-4, 5))
+def test_roots_are_rounded(specimens, error):
+    """All x in [1, 4), whose roots are those of x 4^k but for the exponent; then 0 and some from everywhere."""
+    one, four = 0x3F800000, 0x40800000
+    assert specimens.wrong_roots(one, four, 1, error) == 0
+    assert specimens.wrong_roots(0, 1, 1, error) == 0
+    smallest, largest = (int(torch.tensor(x).view(torch.int32)) for x in (2.0**-24, 2.0**7))
+    assert specimens.wrong_roots(smallest, largest, 99, error) == 0
+
+
+def test_a_root_that_begins_too_far_off_is_seen(specimens):
+    assert specimens.wrong_roots(0x3F800000, 0x40800000, 1, 2000) > 0
+
+
 # The checker ------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def specimens(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    folder = tmp_path_factory.mktemp("specimens")
-    library = ctypes.CDLL(str(host_build.build(folder, [host_build.HERE / "specimens.cu"])))
-    library.host_build_give.argtypes = [
-        ctypes.c_char_p,
-        ctypes.c_void_p,
-        ctypes.c_size_t,
-        ctypes.c_size_t,
-        ctypes.c_int,
-    ]
-    return library
 
 
 def run(specimens: ctypes.CDLL, name: str) -> tuple[str | None, torch.Tensor, torch.Tensor]:

@@ -267,6 +267,17 @@ void wait_at_barrier(const std::source_location& where) {
   m.leave();
 }
 
+constexpr int kMostRsqrtError = 4, kByChance = 99;
+static int fixed_rsqrt_error = kByChance;
+
+int rsqrt_error() {
+  if (fixed_rsqrt_error != kByChance) return fixed_rsqrt_error;
+  static std::minstd_rand random{1};
+  return static_cast<int>(random() % (2 * kMostRsqrtError + 1)) - kMostRsqrtError;
+}
+
+void fix_rsqrt_error(int units) { fixed_rsqrt_error = units; }
+
 const char* last_error() {
   Machine& m = machine();
   m.reported = std::move(m.error);

@@ -29,6 +29,10 @@ void launch(Index grid, Index block, const std::function<void()>& thread, const 
 
 void wait_at_barrier(const std::source_location& where);
 
+// Units in the last place by which an approximate root is wrong now: by chance, or the same until it is changed.
+int rsqrt_error();
+void fix_rsqrt_error(int units);
+
 // What was wrong with a launch since it was asked last, or null.
 const char* last_error();
 

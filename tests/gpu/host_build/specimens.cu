@@ -105,6 +105,19 @@ const char* run(const float* in, float* out) {
 }  // namespace
 }  // namespace fastebm::cuda
 
+// How many x between bits `first` and `last`, each `stride`, have another root than the rounded one, where the approximate
+// root begins `error` units off.
+extern "C" __attribute__((visibility("default"))) unsigned wrong_roots(unsigned first, unsigned last, unsigned stride,
+                                                                       int error) {
+  unsigned wrong = 0;
+  host_build::fix_rsqrt_error(error);
+  for (unsigned bits = first; bits < last; bits += stride) {
+    const float x = std::bit_cast<float>(bits);
+    wrong += std::bit_cast<unsigned>(fastebm::root_of_log(x)) != std::bit_cast<unsigned>(std::sqrt(x));
+  }
+  return wrong;
+}
+
 #define SPECIMEN(name, ...) \
   __attribute__((visibility("default"))) const char* name(const float* in, float* out) { return run<__VA_ARGS__>(in, out); }
 

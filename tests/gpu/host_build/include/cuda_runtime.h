@@ -33,6 +33,10 @@ inline double __fma_rn(double a, double b, double c) { return __builtin_fma(a, b
 inline float __fsqrt_rn(float x) { return __builtin_sqrtf(x); }
 inline float __fdiv_rn(float a, float b) { return a / b; }
 inline uint32_t __umulhi(uint32_t a, uint32_t b) { return static_cast<uint32_t>((uint64_t{a} * b) >> 32); }
+inline float rsqrt_approx_ftz(float x) {
+  const float nearest = static_cast<float>(1 / std::sqrt(static_cast<double>(x)));
+  return std::bit_cast<float>(std::bit_cast<int>(nearest) + host_build::rsqrt_error());
+}
 inline int __float_as_int(float x) { return std::bit_cast<int>(x); }
 inline float __int_as_float(int x) { return std::bit_cast<float>(x); }
 
