@@ -56,10 +56,42 @@ FASTEBM_INLINE float rounded_sqrt(float x) {
 #endif
 }
 
-// In (0, 1]: the half added to every integer keeps the logarithm finite; the largest integers round to 1.
-FASTEBM_INLINE float uniform_from_bits(uint32_t bits) { return fused(static_cast<float>(bits), 0x1p-32f, 0x1p-33f); }
+#if defined(__CUDA_ARCH__)
+// 1 / sqrt(x) within 2^-22.4 of it, for x no smaller than the normal numbers.
+__device__ __forceinline__ float approximate_rsqrt(float x) {
+#if defined(__NVCC__)
+  float y;
+  asm("rsqrt.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+#else
+  return rsqrt_approx_ftz(x);  // of a host build, tests/gpu/host_build
+#endif
+}
+#endif
 
-// p in log(1 + f) = f - f^2 p(f) / 2 for 1 + f in [sqrt(1/2), sqrt(2)): minimax of degree 7 with p(0) fixed, relative error 3.3e-8.
+// The rounded square root of x = 0 or x in [2^-24, 2^7], which holds of -2 log(u). On a GPU the root for all of float32 takes
+// branches. Here Newton's steps lead from an approximation to the rounded root, wherever within 4 units in the last place of
+// 1 / sqrt(x) it lies; tests/gpu/test_host_build.py goes through all x and all of these.
+FASTEBM_INLINE float root_of_log(float x) {
+#if defined(__CUDA_ARCH__)
+  const float inverse = approximate_rsqrt(x + 0x1p-100f);  // finite for x = 0
+  float root = x * inverse, half = 0.5f * inverse;
+  const float error = fused(-root, half, 0.5f);
+  root = fused(root, error, root);
+  half = fused(half, error, half);
+  return fused(fused(-root, root, x), half, root);
+#else
+  return rounded_sqrt(x);
+#endif
+}
+
+// In (0, 1]: the half added to every integer keeps the logarithm finite; the largest integers round to 1.
+FASTEBM_INLINE float uniform_from_bits(uint32_t bits, float half = 0x1p-33f) {
+  return fused(static_cast<float>(bits), 0x1p-32f, half);
+}
+
+// p in log(1 + f) = f - f^2 p(f) / 2 for 1 + f in [sqrt(1/2), sqrt(2)): minimax of degree 7 with p(0) fixed, relative
+// error 3.3e-8.
 FASTEBM_INLINE float log_polynomial(float f) {
   float p = -0x1.6d469ep-3f;
   p = fused(p, f, 0x1.25e46ap-2f);
@@ -76,16 +108,20 @@ FASTEBM_INLINE float log_polynomial(float f) {
 FASTEBM_INLINE float minus_two_log(float u) {
   constexpr int32_t kSqrtHalf = 0x3f3504f3;
   const int32_t bits = bits_of(u);
-  const int32_t k = (bits - kSqrtHalf) >> 23;
-  const float f = float_of(bits - k * (1 << 23)) - 1.0f;
+  const int32_t scaled = (bits - kSqrtHalf) & ~0x7fffff;  // 2^23 k
+  const float f = float_of(bits - scaled) - 1.0f;
   const float log1p = fused(f * f, log_polynomial(f), -2.0f * f);
-  return fused(static_cast<float>(k), -0x1.62e430p+0f, log1p);
+  return fused(static_cast<float>(scaled), -0x1.62e430p-23f, log1p);
 }
 
-// cos and sin of 2 pi u for u in (0, 1]: the nearest quarter turn is taken off exactly, the rest, at most an eighth of a turn,
+// An angle in quarter turns, 4 uniform_from_bits(bits). The last term is half a step of the integers.
+FASTEBM_INLINE float quarters_from_bits(uint32_t bits, float half = 0x1p-31f) {
+  return fused(static_cast<float>(bits), 0x1p-30f, half);
+}
+
+// cos and sin of an angle in (0, 4] quarter turns: the nearest is taken off exactly, the rest, at most an eighth of a turn,
 // goes through minimax polynomials (relative errors 6e-11 and 3e-9), the quarter turns become a swap and signs.
-FASTEBM_INLINE void cos_sin_turn(float u, float& cosine, float& sine) {
-  const float quarters = 4.0f * u;
+FASTEBM_INLINE void cos_sin_quarters(float quarters, float& cosine, float& sine) {
   const int32_t quadrant = static_cast<int32_t>(quarters + 0.5f);
   const float r = quarters - static_cast<float>(quadrant);
   const float z = r * r;
@@ -107,12 +143,15 @@ FASTEBM_INLINE void cos_sin_turn(float u, float& cosine, float& sine) {
 }
 
 // Two independent standard normals: radius from the first word, angle from the second.
-FASTEBM_INLINE void normal_pair(uint32_t radius_bits, uint32_t angle_bits, float& first, float& second) {
-  const float radius = rounded_sqrt(minus_two_log(uniform_from_bits(radius_bits)));
+FASTEBM_INLINE void normal_pair(uint32_t radius_bits, float quarters, float& first, float& second) {
+  const float radius = root_of_log(minus_two_log(uniform_from_bits(radius_bits)));
   float cosine, sine;
-  cos_sin_turn(uniform_from_bits(angle_bits), cosine, sine);
+  cos_sin_quarters(quarters, cosine, sine);
   first = radius * cosine;
   second = radius * sine;
+}
+FASTEBM_INLINE void normal_pair(uint32_t radius_bits, uint32_t angle_bits, float& first, float& second) {
+  normal_pair(radius_bits, quarters_from_bits(angle_bits), first, second);
 }
 
 }  // namespace fastebm

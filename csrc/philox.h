@@ -40,8 +40,16 @@ FASTEBM_INLINE NoiseAddress noise_address(int64_t seed, int64_t step, int64_t ch
           static_cast<uint32_t>(stream) << 24 | static_cast<uint32_t>(static_cast<uint64_t>(chain) >> 32)};
 }
 
-FASTEBM_INLINE uint32_t high_product(uint32_t a, uint32_t b) {
-  return static_cast<uint32_t>((static_cast<uint64_t>(a) * b) >> 32);
+struct Product {
+  uint32_t high, low;
+};
+
+FASTEBM_INLINE Product product(uint32_t a, uint32_t b) {
+#if defined(__CUDA_ARCH__)
+  return {__umulhi(a, b), a * b};  // one wide multiplication; shifting a 64-bit product takes an addition of zero besides
+#else
+  return {static_cast<uint32_t>((static_cast<uint64_t>(a) * b) >> 32), a * b};
+#endif
 }
 
 FASTEBM_INLINE Quad philox(uint32_t quad, const NoiseAddress& at) {
@@ -55,12 +63,11 @@ FASTEBM_INLINE Quad philox(uint32_t quad, const NoiseAddress& at) {
 #pragma GCC unroll 10
 #endif
   for (int round = 0; round < 10; ++round) {
-    const uint32_t high0 = high_product(kMultiplier0, c0), low0 = kMultiplier0 * c0;
-    const uint32_t high1 = high_product(kMultiplier1, c2), low1 = kMultiplier1 * c2;
-    c0 = high1 ^ c1 ^ k0;
-    c1 = low1;
-    c2 = high0 ^ c3 ^ k1;
-    c3 = low0;
+    const Product first = product(kMultiplier0, c0), second = product(kMultiplier1, c2);
+    c0 = second.high ^ c1 ^ k0;
+    c1 = second.low;
+    c2 = first.high ^ c3 ^ k1;
+    c3 = first.low;
     k0 += kWeyl0;
     k1 += kWeyl1;
   }

@@ -101,7 +101,8 @@ NVCC_FLAGS = (
     "-ftz=false",
     "--expt-relaxed-constexpr",
 )
-CUDA_ARCHITECTURES = "8.0;9.0+PTX"
+# 7.5 is the oldest that CUDA 13 compiles for; the PTX serves GPUs that are newer than this list.
+CUDA_ARCHITECTURES = "7.5;8.0;9.0+PTX"
 
 
 def source_folder() -> Path:
@@ -199,13 +200,17 @@ def extensions() -> list[Extension]:
         )
     ]
     if cuda_unavailable_reason() is None:
-        os.environ.setdefault("TORCH_CUDA_ARCH_LIST", CUDA_ARCHITECTURES)
+        # The library says what it was built for, which fastebm/ops/backends.py compares with the GPU.
+        images = " ".join(os.environ.setdefault("TORCH_CUDA_ARCH_LIST", CUDA_ARCHITECTURES).replace(";", " ").split())
         built.append(
             CUDAExtension(
                 "fastebm._cuda",
                 [str(folder / name) for name in CUDA_SOURCES],
                 include_dirs=[str(source_folder())],
-                extra_compile_args={"cxx": [*CPP_FLAGS, *prefixes, "-DUSE_CUDA"], "nvcc": list(NVCC_FLAGS)},
+                extra_compile_args={
+                    "cxx": [*CPP_FLAGS, *prefixes, "-DUSE_CUDA", f'-DFASTEBM_CUDA_IMAGES="{images}"'],
+                    "nvcc": list(NVCC_FLAGS),
+                },
             )
         )
     return built

@@ -180,19 +180,20 @@ __global__ void __launch_bounds__(kThreads) double_backward_kernel(const TailArg
 
 const char* launch_block_tail(const TailArguments& a, Stream stream) {
   dispatch(a.type, a.packs,
-           [&]<class T, int n>() { forward_kernel<T, n><<<blocks_for(a.pooling.pooled / n), kThreads, 0, stream>>>(a); });
+           [&]<class T, int n>() { launch(forward_kernel<T, n>, blocks_for(a.pooling.pooled / n), kThreads, stream, a); });
   return launch_error();
 }
 
 const char* launch_block_tail_backward(const TailArguments& a, Stream stream) {
   dispatch(a.type, a.packs,
-           [&]<class T, int n>() { backward_kernel<T, n><<<blocks_for(a.pooling.pooled / n), kThreads, 0, stream>>>(a); });
+           [&]<class T, int n>() { launch(backward_kernel<T, n>, blocks_for(a.pooling.pooled / n), kThreads, stream, a); });
   return launch_error();
 }
 
 const char* launch_block_tail_double_backward(const TailArguments& a, Stream stream) {
-  dispatch(a.type, a.packs,
-           [&]<class T, int n>() { double_backward_kernel<T, n><<<blocks_for(a.pooling.pooled / n), kThreads, 0, stream>>>(a); });
+  dispatch(a.type, a.packs, [&]<class T, int n>() {
+    launch(double_backward_kernel<T, n>, blocks_for(a.pooling.pooled / n), kThreads, stream, a);
+  });
   return launch_error();
 }
 

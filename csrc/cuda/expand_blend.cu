@@ -38,14 +38,14 @@ __global__ void __launch_bounds__(kThreads)
 
 template <class T, int n>
 void launch_blend(const BlendArguments& a, Stream stream) {
-  blend_kernel<T, n><<<blocks_for(a.count / n), kThreads, 0, stream>>>(static_cast<T*>(a.out), static_cast<const T*>(a.primal),
-                                                                       static_cast<const T*>(a.fade), a.beta, a.count);
+  launch(blend_kernel<T, n>, blocks_for(a.count / n), kThreads, stream, static_cast<T*>(a.out), static_cast<const T*>(a.primal),
+         static_cast<const T*>(a.fade), a.beta, a.count);
 }
 
 template <class T, int n>
 void launch_blend_backward(const BlendBackwardArguments& a, Stream stream) {
-  blend_backward_kernel<T, n><<<blocks_for(a.count / n), kThreads, 0, stream>>>(
-      static_cast<T*>(a.grad_primal), static_cast<T*>(a.grad_fade), static_cast<const T*>(a.grad), a.beta, a.count);
+  launch(blend_backward_kernel<T, n>, blocks_for(a.count / n), kThreads, stream, static_cast<T*>(a.grad_primal),
+         static_cast<T*>(a.grad_fade), static_cast<const T*>(a.grad), a.beta, a.count);
 }
 
 }  // namespace

@@ -6,40 +6,45 @@
 namespace fastebm::cuda {
 
 struct NormalNoise {
-  static __device__ __forceinline__ void draw(const Quad& words, float (&drawn)[4]) { normals(words, drawn); }
+  static __device__ __forceinline__ void draw(const ChainNoise& noise, unsigned quad, float (&drawn)[4]) {
+    noise.normals(quad, drawn);
+  }
 };
 
 struct UniformNoise {
-  static __device__ __forceinline__ void draw(const Quad& words, float (&drawn)[4]) {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) drawn[i] = uniform_from_bits(words.lane[i]);
+  static __device__ __forceinline__ void draw(const ChainNoise& noise, unsigned quad, float (&drawn)[4]) {
+    noise.uniforms(quad, drawn);
   }
 };
 
 template <class Noise, class T, bool vectors>
 __global__ void __launch_bounds__(kThreads) fill_kernel(const FillArguments fill, const Tiling tiles) {
-  int64_t slot, quad;
-  if (!locate(tiles, slot, quad)) return;
-  bool valid;
-  float drawn[4];
-  Noise::draw(words_of(fill.address, slot, quad, fill.stream, valid), drawn);
+  const Stretch stretch(tiles);
+  if (!stretch.has(0)) return;
+  const ChainNoise noise(fill.address, stretch.slot, fill.stream);
+  float drawn[kQuads][4];
 #pragma unroll
-  for (int i = 0; i < 4; ++i) drawn[i] = valid ? drawn[i] : NAN;
-  T* out = static_cast<T*>(fill.out) + slot * fill.elements + 4 * quad;
-  if constexpr (vectors) {
-    write_pack(out, drawn);
-  } else {
+  for (unsigned q = 0; q < kQuads; ++q) Noise::draw(noise, stretch.quad(q), drawn[q]);
+  T* const chain = static_cast<T*>(fill.out) + stretch.slot * fill.elements;
 #pragma unroll
-    for (int i = 0; i < 4; ++i)
-      if (4 * quad + i < fill.elements) out[i] = narrowed<T>(drawn[i]);
+  for (unsigned q = 0; q < kQuads; ++q) {
+    if (!stretch.has(q)) return;
+    const int64_t element = 4 * static_cast<int64_t>(stretch.quad(q));
+    if constexpr (vectors) {
+      write_pack(chain + element, drawn[q]);
+    } else {
+#pragma unroll
+      for (int i = 0; i < 4; ++i)
+        if (element + i < fill.elements) chain[element + i] = narrowed<T>(drawn[q][i]);
+    }
   }
 }
 
 template <class Noise, class T>
 void fill_as(const FillArguments& fill, Stream stream) {
   const Tiling tiles = tiling(fill.batch, fill.elements);
-  if (fill.vectors) fill_kernel<Noise, T, true><<<blocks(tiles), kThreads, 0, stream>>>(fill, tiles);
-  else fill_kernel<Noise, T, false><<<blocks(tiles), kThreads, 0, stream>>>(fill, tiles);
+  if (fill.vectors) launch(fill_kernel<Noise, T, true>, blocks(tiles), kThreads, stream, fill, tiles);
+  else launch(fill_kernel<Noise, T, false>, blocks(tiles), kThreads, stream, fill, tiles);
 }
 
 template <class Noise>

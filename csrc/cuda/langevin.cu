@@ -1,7 +1,7 @@
 // CUDA: one Langevin update in one pass, which draws the noise in registers.
 //
 // Clipping by the norm and a hinge need a factor for each chain, which a kernel sums up before it.
-// Bytes: 12 an element (read x and gradient, write x) in float32. A thread owns a quad. The plain kernel, for contiguous tensors
+// Bytes: 12 an element (read x and gradient, write x) in float32. The plain kernel, for contiguous tensors
 // and no option, is all 16-byte accesses; the general one takes any strides and options, whose switches are the same for all
 // threads.
 #include "packs.h"
@@ -49,7 +49,7 @@ struct QuadPlace {
   int64_t slot, quad, elements, pixels, channel, pixel;
   int count;
 
-  __device__ __forceinline__ QuadPlace(int64_t slot, int64_t quad, const LangevinArguments& step)
+  __device__ __forceinline__ QuadPlace(unsigned slot, unsigned quad, const LangevinArguments& step)
       : slot(slot), quad(quad), elements(step.channels * step.pixels), pixels(step.pixels),
         count(static_cast<int>(min(int64_t{4}, elements - 4 * quad))) {
     split(4 * quad, pixels, channel, pixel);
@@ -89,90 +89,117 @@ __device__ __forceinline__ void read(bool (&to)[4], const Image& image, const Qu
 
 // Row of a table that is used now: the schedule index, or the last row. A negative index is out of order and makes NaN.
 __device__ __forceinline__ int64_t row_of(const LangevinArguments& step, int64_t rows) {
-  return max(int64_t{0}, min(step.address.key[2], rows - 1));
+  const auto index = static_cast<uint64_t>(step.address.key[2]), last = static_cast<uint64_t>(rows - 1);
+  return static_cast<int64_t>(min(index, last));
 }
 
-// x + drift + noise of one quad, before clamp and mask.
-__device__ __forceinline__ void advance(float (&x)[4], const float (&g)[4], const LangevinArguments& step, int64_t slot,
-                                        int64_t quad) {
-  const int64_t row = row_of(step, step.schedule_rows);
-  const float* pair = step.schedule + 2 * (step.per_chain ? row * step.batch + slot : row);
-  const float step_size = pair[0], noise_std = pair[1];
-#pragma unroll
-  for (int i = 0; i < 4; ++i) x[i] = fused(-step_size, g[i], x[i]);
-  bool valid = addressable(step.address.key[1], chain_of(step.address, slot));
-  if (noise_std != 0) {
-    float noise[4];
-    normals(words_of(step.address, slot, quad, 0, valid), noise);
-#pragma unroll
-    for (int i = 0; i < 4; ++i) x[i] = fused(noise_std, noise[i], x[i]);
+// What is the same for all elements of a chain.
+struct ChainUpdate {
+  ChainNoise noise;
+  float drift, noise_std;  // NaN where the address or the schedule index is out of range, so that all elements become it
+
+  __device__ __forceinline__ ChainUpdate(const LangevinArguments& step, unsigned slot) : noise(step.address, slot, 0) {
+    const int64_t row = row_of(step, step.schedule_rows);
+    const float* pair = step.schedule + 2 * (step.per_chain ? row * step.batch + slot : row);
+    drift = noise.valid && step.address.key[2] >= 0 ? -pair[0] : NAN;
+    noise_std = pair[1];
   }
-  valid = valid && step.address.key[2] >= 0;
+
+  // x + drift + noise of n quads, before clamp and mask.
+  template <unsigned n>
+  __device__ __forceinline__ void advance(float (&x)[n][4], const float (&g)[n][4], const Stretch& stretch,
+                                          unsigned first) const {
 #pragma unroll
-  for (int i = 0; i < 4; ++i) x[i] = valid ? x[i] : NAN;
-}
+    for (unsigned q = 0; q < n; ++q)
+#pragma unroll
+      for (int i = 0; i < 4; ++i) x[q][i] = fused(drift, g[q][i], x[q][i]);
+    if (noise_std == 0) return;
+    float drawn[n][4];
+#pragma unroll
+    for (unsigned q = 0; q < n; ++q) noise.normals(stretch.quad(first + q), drawn[q]);
+#pragma unroll
+    for (unsigned q = 0; q < n; ++q)
+#pragma unroll
+      for (int i = 0; i < 4; ++i) x[q][i] = fused(noise_std, drawn[q][i], x[q][i]);
+  }
+};
 
 template <class Gradient>
 __global__ void __launch_bounds__(kThreads) plain_kernel(const LangevinArguments step, const Tiling tiles) {
-  int64_t slot, quad;
-  if (!locate(tiles, slot, quad)) return;
-  const int64_t first = 4 * (slot * tiles.quads + quad);
-  float x[4], g[4];
-  read_pack(x, static_cast<const float*>(step.x.data) + first);
-  read_pack(g, static_cast<const Gradient*>(step.grad.data) + first);
-  advance(x, g, step, slot, quad);
+  const Stretch stretch(tiles);
+  if (!stretch.has(0)) return;
+  const int64_t first = 4 * (static_cast<int64_t>(stretch.slot) * tiles.quads + stretch.first);
+  unsigned later[kQuads];  // elements; a quad beyond the end is read as the first, and not written
+  float x[kQuads][4], g[kQuads][4];
 #pragma unroll
-  for (int i = 0; i < 4; ++i) x[i] = limited(x[i], step.clamp_min, step.clamp_max);
-  write_pack(static_cast<float*>(step.out.data) + first, x);
+  for (unsigned q = 0; q < kQuads; ++q) {
+    later[q] = stretch.has(q) ? 4 * q * stretch.apart : 0;
+    read_pack(x[q], static_cast<const float*>(step.x.data) + first + later[q]);
+    read_pack(g[q], static_cast<const Gradient*>(step.grad.data) + first + later[q]);
+  }
+  const ChainUpdate update(step, stretch.slot);
+  update.advance(x, g, stretch, 0);
+#pragma unroll
+  for (unsigned q = 0; q < kQuads; ++q) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) x[q][i] = limited(x[q][i], step.clamp_min, step.clamp_max);
+    if (stretch.has(q)) write_pack(static_cast<float*>(step.out.data) + first + later[q], x[q]);
+  }
 }
 
 template <class Gradient>
 __global__ void __launch_bounds__(kThreads) general_kernel(const LangevinArguments step, const Tiling tiles) {
-  int64_t slot, quad;
-  if (!locate(tiles, slot, quad)) return;
-  const QuadPlace place(slot, quad, step);
-  float x[4] = {}, g[4] = {}, side[4] = {};
-  read<float>(x, step.x, place);
-  read<Gradient>(g, step.grad, place);
+  const Stretch stretch(tiles);
+  if (!stretch.has(0)) return;
+  const unsigned slot = stretch.slot;
+  const ChainUpdate update(step, slot);
   const float scale = step.factors ? step.factors[2 * slot] : 1.0f;
+#pragma unroll 1
+  for (unsigned q = 0; q < kQuads && stretch.has(q); ++q) {
+    const QuadPlace place(slot, stretch.quad(q), step);
+    float states[1][4] = {}, gradients[1][4] = {}, side[4] = {};
+    auto &x = states[0], &g = gradients[0];
+    read<float>(x, step.x, place);
+    read<Gradient>(g, step.grad, place);
 #pragma unroll
-  for (int i = 0; i < 4; ++i) g[i] = limited(g[i], -step.grad_clip, step.grad_clip) * scale;
-  if (step.data_target.data) {
-    const float weight = step.factors ? step.factors[2 * slot + 1] : step.data_term_weight[row_of(step, step.weight_rows)];
-    read<float>(side, step.data_target, place);
-    if (weight != 0) {
+    for (int i = 0; i < 4; ++i) g[i] = limited(g[i], -step.grad_clip, step.grad_clip) * scale;
+    if (step.data_target.data) {
+      const float weight = step.factors ? step.factors[2 * slot + 1] : step.data_term_weight[row_of(step, step.weight_rows)];
+      read<float>(side, step.data_target, place);
+      if (weight != 0) {
 #pragma unroll
-      for (int i = 0; i < 4; ++i) g[i] = fused(weight, x[i] - side[i], g[i]);
+        for (int i = 0; i < 4; ++i) g[i] = fused(weight, x[i] - side[i], g[i]);
+      }
     }
-  }
-  advance(x, g, step, slot, quad);
+    update.advance(states, gradients, stretch, q);
 #pragma unroll
-  for (int i = 0; i < 4; ++i) x[i] = limited(x[i], step.clamp_min, step.clamp_max);
-  if (step.lower_bounds.data) {
-    read<float>(side, step.lower_bounds, place);
+    for (int i = 0; i < 4; ++i) x[i] = limited(x[i], step.clamp_min, step.clamp_max);
+    if (step.lower_bounds.data) {
+      read<float>(side, step.lower_bounds, place);
 #pragma unroll
-    for (int i = 0; i < 4; ++i) x[i] = x[i] < side[i] ? side[i] : x[i];
-  }
-  if (step.upper_bounds.data) {
-    read<float>(side, step.upper_bounds, place);
+      for (int i = 0; i < 4; ++i) x[i] = x[i] < side[i] ? side[i] : x[i];
+    }
+    if (step.upper_bounds.data) {
+      read<float>(side, step.upper_bounds, place);
 #pragma unroll
-    for (int i = 0; i < 4; ++i) x[i] = x[i] > side[i] ? side[i] : x[i];
-  }
-  if (step.mask.data) {
-    bool masked[4] = {};
-    read(masked, step.mask, place);
-    read<float>(side, step.known, place);
+      for (int i = 0; i < 4; ++i) x[i] = x[i] > side[i] ? side[i] : x[i];
+    }
+    if (step.mask.data) {
+      bool masked[4] = {};
+      read(masked, step.mask, place);
+      read<float>(side, step.known, place);
 #pragma unroll
-    for (int i = 0; i < 4; ++i) x[i] = masked[i] ? side[i] : x[i];
+      for (int i = 0; i < 4; ++i) x[i] = masked[i] ? side[i] : x[i];
+    }
+    if (step.out.vectors) write_pack(static_cast<float*>(step.out.data) + place.slot * place.elements + 4 * place.quad, x);
+    else place.each<float>(step.out, [&](int i, float* value) { *value = x[i]; });
   }
-  if (step.out.vectors) write_pack(static_cast<float*>(step.out.data) + slot * place.elements + 4 * quad, x);
-  else place.each<float>(step.out, [&](int i, float* value) { *value = x[i]; });
 }
 
 // The sum of all lanes, folded in halves, in every thread.
 __device__ __forceinline__ float fold(float* lanes, float mine) {
   lanes[threadIdx.x] = mine;
-  for (int half = kSumLanes / 2; half > 0; half /= 2) {
+  for (unsigned half = kSumLanes / 2; half > 0; half /= 2) {
     __syncthreads();
     if (threadIdx.x < half) lanes[threadIdx.x] += lanes[threadIdx.x + half];
   }
@@ -218,9 +245,9 @@ void launch_as(const LangevinArguments& step, Stream stream) {
   const bool plain = step.out.vectors && step.x.vectors && step.grad.vectors && !step.lower_bounds.data &&
                      !step.upper_bounds.data && !step.mask.data && !step.data_target.data && !step.factors &&
                      !std::isfinite(step.grad_clip);
-  if (step.factors) factors_kernel<Gradient><<<static_cast<unsigned>(step.batch), kSumLanes, 0, stream>>>(step);
-  if (plain) plain_kernel<Gradient><<<blocks(tiles), kThreads, 0, stream>>>(step, tiles);
-  else general_kernel<Gradient><<<blocks(tiles), kThreads, 0, stream>>>(step, tiles);
+  if (step.factors) launch(factors_kernel<Gradient>, static_cast<unsigned>(step.batch), kSumLanes, stream, step);
+  if (plain) launch(plain_kernel<Gradient>, blocks(tiles), kThreads, stream, step, tiles);
+  else launch(general_kernel<Gradient>, blocks(tiles), kThreads, stream, step, tiles);
 }
 
 }  // namespace

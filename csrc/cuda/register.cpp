@@ -59,6 +59,12 @@ Address address_of(const Tensor& key, const Tensor& chain_ids) {
           chain_ids.numel() > 1};
 }
 
+// What `Tiling` counts in 32 bits.
+void check_counts(int64_t batch, int64_t elements) {
+  STD_TORCH_CHECK(batch <= int64_t{1} << 31 && elements <= int64_t{1} << 33,
+                  "CUDA operators take at most 2^31 chains of 2^33 elements, got ", batch, " of ", elements);
+}
+
 // normal, uniform
 // ----------------------------------------------------------------------------------------------------------------
 
@@ -66,6 +72,7 @@ void fill(const char* name, const char* (*launch)(const FillArguments&, Stream),
           const Tensor& chain_ids, int64_t stream) {
   if (out.numel() == 0) return;
   const int64_t batch = out.size(0), elements = out.numel() / batch;
+  check_counts(batch, elements);
   const FillArguments arguments{out.mutable_data_ptr(),    type_of(out), holds_vectors(out, elements), batch, elements, stream,
                                 address_of(key, chain_ids)};
   on_device_of(out, name, [&](Stream on) { return launch(arguments, on); });
@@ -107,6 +114,7 @@ void langevin_step(const StepOptions& options, Tensor out, Tensor x, Tensor grad
   a.batch = x.size(0);
   a.channels = x.dim() == 3 ? x.size(1) : 1;
   a.pixels = x.numel() / a.batch / a.channels;
+  check_counts(a.batch, a.channels * a.pixels);
   a.schedule = static_cast<const float*>(options.schedule.const_data_ptr());
   a.schedule_rows = options.schedule.size(0);
   a.per_chain = options.schedule.dim() == 3;
@@ -214,6 +222,12 @@ void expand_blend_backward(Tensor grad_primal, Tensor grad_fade, Tensor grad, Te
 
 }  // namespace
 }  // namespace fastebm::cuda
+
+// The compute capabilities that this library holds code for, as fastebm/build_extension.py asked for them.
+#if !defined(FASTEBM_CUDA_IMAGES)
+#define FASTEBM_CUDA_IMAGES "unknown"
+#endif
+extern "C" __attribute__((visibility("default"))) const char* fastebm_cuda_images() { return FASTEBM_CUDA_IMAGES; }
 
 STABLE_TORCH_LIBRARY_IMPL(fastebm_cuda, CUDA, library) {
   library.impl("normal", TORCH_BOX(&fastebm::cuda::normal));

@@ -37,7 +37,10 @@ def _facts() -> dict[str, Any]:
     from fastebm.ops import backends
 
     report = backends.report()
-    gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    gpus = [
+        f"{torch.cuda.get_device_name(index)} ({'.'.join(map(str, torch.cuda.get_device_capability(index)))})"
+        for index in range(torch.cuda.device_count())
+    ]
     facts = {
         "fastebm": fastebm.__version__,
         "torch": torch.__version__,

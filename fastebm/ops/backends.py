@@ -6,7 +6,8 @@
     triton      Triton on a GPU; on the CPU in Triton's interpreter (TRITON_INTERPRET=1), which is for tests
     cuda        CUDA C++ on a GPU
 
-`auto` takes cpp on the CPU, and on a GPU cuda where it was built, else triton; where none is there, the reference.
+`auto` takes cpp on the CPU, and on a GPU cuda where it was built for that GPU, else triton; where none is there, the
+reference. That a GPU is passed over because of its compute capability is said once in a process.
 Float64 on a GPU always takes the reference. `FASTEBM_BACKEND` sets the choice for the process, `backend(...)` for a
 block of code in one thread or asyncio task.
 """
@@ -15,9 +16,12 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import ctypes
+import functools
 import importlib
 import importlib.util
 import os
+import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -48,6 +52,11 @@ _extension: Any = None
 _cuda_library: str | None = None
 _extension_missing = ""
 _cuda_library_missing = "it was not built"
+# What the CUDA library holds code for, as TORCH_CUDA_ARCH_LIST says it: "8.0 9.0+PTX". None where it does not say.
+_cuda_images: str | None = None
+# Triton's own list of supported hardware begins here. Its compiler takes older GPUs too, untested.
+_TRITON_CAPABILITY = (8, 0)
+_warned: set[str] = set()
 # Functions that this package calls in the extension, besides operators.
 _REQUIRED_SYMBOLS = ("active_variant", "build_facts", "hash_memory", "program_layout", "self_test", "use_large_pages")
 _triton_found = importlib.util.find_spec("triton") is not None
@@ -55,7 +64,7 @@ _triton_found = importlib.util.find_spec("triton") is not None
 
 def _load_extensions() -> None:
     """Load the compiled libraries. One that exists but does not load gives a warning with the reason, never a crash."""
-    global _extension, _cuda_library, _extension_missing, _cuda_library_missing
+    global _extension, _cuda_library, _extension_missing, _cuda_library_missing, _cuda_images
     try:
         _extension = importlib.import_module("fastebm._C")
     except ModuleNotFoundError:
@@ -90,7 +99,7 @@ def _load_extensions() -> None:
                     stacklevel=2,
                 )
             else:
-                _cuda_library = str(library)
+                _cuda_library, _cuda_images = str(library), _images_of(library)
         except OSError as error:
             _cuda_library_missing = f"it does not load: {error}"
             warnings.warn(f"fastebm's CUDA operators don't load: {error}", RuntimeWarning, stacklevel=2)
@@ -111,6 +120,16 @@ def _without_kernel(backend_name: str) -> list[str]:
     ]
 
 
+def _images_of(library: Path) -> str | None:
+    """What a CUDA library says it was built for, or None for one that does not."""
+    try:
+        images = ctypes.CDLL(str(library)).fastebm_cuda_images
+    except AttributeError:
+        return None
+    images.restype = ctypes.c_char_p
+    return str(images().decode())
+
+
 def _outdated(lacking: Sequence[str]) -> str:
     return f"they were built from other sources than this package's, without {', '.join(lacking)}"
 
@@ -122,8 +141,53 @@ def _interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET", "0") not in ("", "0")
 
 
-def unavailable_reason(name: str, device_type: str) -> str | None:
-    """Why backend `name` can't run on `device_type` ("cpu" or "cuda"), or None when it can."""
+def _holds_code_for(images: str, capability: tuple[int, int]) -> bool:
+    """Whether a GPU runs code that was built for a list of architectures.
+
+    Machine code runs on its own capability and on later ones of the same generation, with an "a" on its own alone.
+    PTX is compiled for any later GPU by the driver. A name that is not a number, such as "Hopper", is given the benefit
+    of the doubt: an image that lacks is then CUDA's error at the first launch.
+    """
+    for image in images.split():
+        found = re.fullmatch(r"(\d+)\.(\d)([af]?)(\+PTX)?", image)
+        if found is None:
+            return True
+        built = (int(found[1]), int(found[2]))
+        later = capability[0] == built[0] and capability >= built
+        if capability == built or (later and found[3] != "a") or (found[4] and not found[3] and capability >= built):
+            return True
+    return False
+
+
+def _wrong_gpu(name: str, index: int | None) -> str | None:
+    """Why a GPU's compute capability keeps backend `name` from it, or None; `index` None is the current GPU."""
+    if index is None:
+        if not torch.cuda.is_available():
+            return None
+        index = torch.cuda.current_device()
+    return _wrong_capability(name, index)
+
+
+@functools.cache
+def _wrong_capability(name: str, index: int) -> str | None:
+    capability = torch.cuda.get_device_capability(index)
+    number = ".".join(map(str, capability))
+    this_gpu = f"{torch.cuda.get_device_name(index)} has compute capability {number}"
+    if name == "triton" and capability < _TRITON_CAPABILITY:
+        return f"Triton supports {'.'.join(map(str, _TRITON_CAPABILITY))} and later, and {this_gpu}"
+    if name == "cuda" and _cuda_images is not None and not _holds_code_for(_cuda_images, capability):
+        return (
+            f"fastebm's CUDA library was built for {_cuda_images}, and {this_gpu}; "
+            f"`TORCH_CUDA_ARCH_LIST={number} fastebm build` builds it for this GPU"
+        )
+    return None
+
+
+def unavailable_reason(name: str, device_type: str, index: int | None = None) -> str | None:
+    """Why backend `name` can't run on `device_type` ("cpu" or "cuda"), or None when it can.
+
+    `index` is that of the GPU; None is the current one.
+    """
     if name == "reference":
         return None
     if name == "cpp":
@@ -134,12 +198,15 @@ def unavailable_reason(name: str, device_type: str) -> str | None:
     if name == "triton":
         if not _triton_found:
             return "Triton is not installed"
-        if device_type == "cpu" and not _interpreted():
-            return "on the CPU it needs Triton's interpreter (TRITON_INTERPRET=1 before the process starts)"
-        return None if device_type in ("cpu", "cuda") else f"it does not run on {device_type}"
+        if device_type == "cpu":
+            needed = "on the CPU it needs Triton's interpreter (TRITON_INTERPRET=1 before the process starts)"
+            return None if _interpreted() else needed
+        return _wrong_gpu(name, index) if device_type == "cuda" else f"it does not run on {device_type}"
     if device_type != "cuda":
         return f"it runs on a CUDA GPU, not on {device_type}"
-    return None if _cuda_library is not None else f"fastebm's CUDA library is missing: {_cuda_library_missing}"
+    if _cuda_library is None:
+        return f"fastebm's CUDA library is missing: {_cuda_library_missing}"
+    return _wrong_gpu(name, index)
 
 
 def _checked(name: str, source: str) -> str:
@@ -214,17 +281,18 @@ def use_large_pages(tensor: Tensor) -> None:
         _extension.use_large_pages(tensor.data_ptr(), tensor.numel() * tensor.itemsize)
 
 
-def select_backend(device_type: str, double: bool = False, kernel: str | None = None) -> str:
+def select_backend(device_type: str, double: bool = False, kernel: str | None = None, index: int | None = None) -> str:
     """The backend that runs an operator on `device_type` for float32 and narrower types, or for float64 where `double`.
 
-    `kernel` is the one of `schemas.KERNELS` that is to run, where not all backends have it.
+    `kernel` is the one of `schemas.KERNELS` that is to run, where not all backends have it. `index` is that of the GPU;
+    None is the current one.
 
     Raises:
         RuntimeError: where the backend asked for can't run there.
     """
     asked = _override.get() or _checked(os.environ.get("FASTEBM_BACKEND") or "auto", "FASTEBM_BACKEND")
     if asked != "auto":
-        reason = unavailable_reason(asked, device_type)
+        reason = unavailable_reason(asked, device_type, index)
         if reason is None and asked != "reference" and kernel and asked not in schemas.KERNELS[kernel].backends:
             reason = f"{kernel} has no {asked} kernel; it has {', '.join(schemas.KERNELS[kernel].backends)}"
         if reason is None and double and asked in ("triton", "cuda"):
@@ -233,13 +301,25 @@ def select_backend(device_type: str, double: bool = False, kernel: str | None = 
             raise RuntimeError(f"backend {asked!r} was asked for but can't run: {reason}")
         return asked
     candidates = ("cpp",) if device_type == "cpu" else ("cuda", "triton")
-    if not (double and device_type != "cpu"):
-        for name in candidates:
-            if (kernel is None or name in schemas.KERNELS[kernel].backends) and unavailable_reason(
-                name, device_type
-            ) is None:
-                return name
-    return "reference"
+    left_out = []
+    for name in () if double and device_type != "cpu" else candidates:
+        if kernel is not None and name not in schemas.KERNELS[kernel].backends:
+            continue
+        if unavailable_reason(name, device_type, index) is None:
+            break
+        left_out.append(name)
+    else:
+        name = "reference"
+    for other in left_out:
+        if device_type == "cuda" and (reason := _wrong_gpu(other, index)):
+            _warn_once(f"backend {other!r} is left out, {name!r} takes its place: {reason}")
+    return name
+
+
+def _warn_once(message: str) -> None:
+    if message not in _warned:
+        _warned.add(message)
+        warnings.warn(message, RuntimeWarning, stacklevel=4)
 
 
 def runs_compiled(kernel: str) -> bool:
@@ -255,7 +335,7 @@ def launch(name: str, out: Tensor, *arguments: Any) -> None:
     if _plain_cpu and out.is_cpu and _override.get() is None:
         # The usual case skips the choice of a backend, which costs a step on tiny images 2 microseconds.
         return _COMPILED["cpp"][name](out, *arguments)
-    backend_name = select_backend(out.device.type, out.dtype == torch.float64, name)
+    backend_name = select_backend(out.device.type, out.dtype == torch.float64, name, out.device.index)
     if backend_name in _COMPILED:
         _COMPILED[backend_name][name](out, *arguments)
     elif backend_name == "triton":
@@ -333,14 +413,15 @@ def report() -> dict[str, Any]:
     """Which backend runs where, and how it was built: the facts that `fastebm info` prints.
 
     Returns:
-        "cpu" and "cuda": the backend that operators take there now, or why none; "cpu_variant": the instruction set of
-        the C++ operators;
+        "cpu" and "cuda": the backend that operators take there now, and what keeps a GPU from the others, or why none;
+        "cpu_variant": the instruction set of the C++ operators;
         "self_test": "passed" or what is wrong with the compiled random numbers; "extension", "cuda_extension": the
-        libraries' files;
+        libraries' files; "cuda_images": the compute capabilities that the CUDA library was built for;
         "build": facts of the build; "triton": its version or None.
     """
     facts: dict[str, Any] = {"cpu_variant": None, "self_test": None, "extension": None, "build": None}
     facts["cuda_extension"] = _cuda_library
+    facts["cuda_images"] = _cuda_images
     facts["triton"] = None
     if _triton_found:
         from importlib.metadata import PackageNotFoundError, version
@@ -359,4 +440,7 @@ def report() -> dict[str, Any]:
             facts[device_type] = str(error)
     if not torch.cuda.is_available():
         facts["cuda"] = "no GPU"
+    for name in ("cuda", "triton"):
+        if reason := _wrong_gpu(name, None):
+            facts["cuda"] += f"; not {name}: {reason}"
     return facts

@@ -20,6 +20,13 @@ def truncates(backend_device: tuple[str, str], dtype: torch.dtype) -> bool:
     return backend_device == ("triton", "cpu") and dtype == torch.bfloat16
 
 
+def refuses(backend_device: tuple[str, str]) -> bool:
+    """Whether a key out of range is an error. CUDA's kernels, wherever they run, read it where nothing can be raised:
+    what it addresses becomes NaN."""
+    name, device = backend_device
+    return device == "cpu" and name != "cuda"
+
+
 def assert_cast(actual: Tensor, expected: Tensor, backend_device: tuple[str, str]) -> None:
     """`actual` equals `expected`, which was cast to its dtype from float32."""
     assert actual.dtype == expected.dtype
