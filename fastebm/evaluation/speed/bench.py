@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import math
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from fastebm.compiler import energy_gradient
+from fastebm.compiler.faults import FaultWarning
 from fastebm.evaluation.speed.baselines import Updates
 from fastebm.evaluation.speed.comparison import Plan, reason
 from fastebm.evaluation.speed.eager import Energy, module_of
@@ -64,8 +66,10 @@ def bench(
     name = f"CF-EBM {shape[-1]}x{shape[-1]}" if energy is None else energy
     plan = Plan("bench", name, shape, batch, dtype, engine, device, rounds, log=log)
     try:
-        rows = compare_chains(net, plan, Updates.constant(num_steps, _STEP_SIZE, _NOISE_STD))
-    except (ArithmeticError, RuntimeError, TypeError) as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", FaultWarning)  # what is slower because something failed is no result
+            rows = compare_chains(net, plan, Updates.constant(num_steps, _STEP_SIZE, _NOISE_STD))
+    except (ArithmeticError, FaultWarning, RuntimeError, TypeError) as error:
         raise ValueError(f"{name} can't be measured: {reason(error)}") from error
     run = Run(machine_facts(device), tuple(rows))
     if out is not None:
