@@ -22,6 +22,7 @@ from fastebm.evaluation.speed.machine import machine_facts
 from fastebm.evaluation.speed.rows import Run, write_runs
 from fastebm.models import CoarseToFineEnergy
 from fastebm.runs.files import check_writable
+from fastebm.runs.nets import initialized
 
 # Small against [-1, 1], to which the chains are clamped; the time of an update does not depend on them.
 _STEP_SIZE, _NOISE_STD = 0.1, 0.01
@@ -116,8 +117,8 @@ def _coarse_to_fine(shape: tuple[int, ...], device: str) -> Energy:
         raise ValueError(f"without --energy the samples must be square images, like 3,32,32; --shape is {shape}")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        net = CoarseToFineEnergy(shape[1], shape[0], lowest=min(8, shape[1]))
-    return net.to(device).eval()
+        net = initialized(lambda: CoarseToFineEnergy(shape[1], shape[0], lowest=min(8, shape[1])), device)
+    return net.eval()
 
 
 def load_energy(name: str, shape: tuple[int, ...], device: str) -> Energy:

@@ -21,6 +21,7 @@ from fastebm.plotting import GRID
 from fastebm.rng import Stream
 from fastebm.runs.checkpoints import Checkpoint
 from fastebm.runs.folder import RunFolder
+from fastebm.runs.nets import initialized
 from fastebm.sampling import data_term_weight
 from fastebm.sampling.cascade import Level, LevelSampler
 from fastebm.training.coarse_to_fine.config import CoarseToFineConfig, Stage
@@ -66,7 +67,7 @@ class CoarseToFineTrainer(Trainer):
 
     def reset(self) -> None:
         self.iteration = 0
-        self.net = new_net(self.config).to(self.device)
+        self.net = initialized(lambda: new_net(self.config), self.device)
         self.ema_net = self._new_ema_net()
         self.frozen: dict[int, CoarseToFineEnergy] = {}
         self._begin_stage()
