@@ -161,6 +161,8 @@ def _refusal(key: ProgramKey) -> str:
     """Why fused programs don't take samples of this kind, or don't run on the backend asked for; "" if they do."""
     if key.dtype is not torch.float32 or key.compute_dtype not in (torch.float32, torch.bfloat16):
         return f"fused kernels take float32 samples in float32 or bfloat16, not {key.dtype} in {key.compute_dtype}"
+    if not key.sample.numel():
+        return "samples hold no numbers"
     try:
         select_backend(key.device.type, kernel="run_program")
     except RuntimeError as error:
@@ -173,7 +175,7 @@ def _lanes_take(key: ProgramKey) -> bool:
 
     They compute in float32 also where bfloat16 is allowed. Matrix units for bfloat16 are faster than that.
     """
-    if key.device.type != "cpu" or key.dtype is not torch.float32:
+    if key.device.type != "cpu" or key.dtype is not torch.float32 or not key.sample.numel():
         return False
     if not runs_compiled("run_lanes"):
         return False
