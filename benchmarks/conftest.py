@@ -121,6 +121,8 @@ _MACHINE = pytest.StashKey[dict[str, Any]]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # What `benchmarks/__init__.py` asks for: pytest forgets filters that are set while it imports suites.
+    config.addinivalue_line("filterwarnings", "error::fastebm.compiler.faults.FaultWarning")
     config.stash[_ROWS], config.stash[_LINES] = [], []
     # Taken once, before anything is written, so that all rows of a run have the same facts.
     config.stash[_MACHINE] = machine_facts(config.getoption("--device"))

@@ -134,7 +134,7 @@ class Ranks:
         if self.size > 1:
             import torch
 
-            _exchange(lambda group: group.all_reduce(torch.zeros(1)))
+            _exchange(lambda group: group.all_reduce(torch.zeros(1, device="cpu")))
 
     def sum_in_order(self, parts: Sequence[Sequence[Tensor]]) -> list[Tensor]:
         """The sums over the parts of all ranks, on every rank, each added up in the order of the parts.
@@ -537,7 +537,7 @@ def _agree(failure: Exception | None) -> None:
     """Goes on where no rank has failed. Else raises _AgreedError with the exception of the first rank that has."""
     import torch
 
-    failed = torch.tensor([failure is not None], dtype=torch.uint8)
+    failed = torch.tensor([failure is not None], dtype=torch.uint8, device="cpu")
     _exchange(lambda group: group.all_reduce(failed, op=group.ReduceOp.MAX))
     if not failed:
         return
@@ -592,7 +592,7 @@ def _order(order: bytes | int | None) -> Any:
     """
     import torch
 
-    byte = torch.zeros(1, dtype=torch.uint8)
+    byte = torch.zeros(1, dtype=torch.uint8, device="cpu")
 
     def wake(group: Any) -> None:
         if not _group.ranks.first:

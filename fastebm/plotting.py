@@ -179,7 +179,9 @@ def save_strip(path: Path, snapshots: Sequence[Tensor]) -> None:
         _check_images(images)
     if len({(len(images), images.shape[1]) for images in snapshots}) != 1:
         raise ValueError("snapshots must not be empty, and all of the same chains")
-    chosen = torch.linspace(0, len(snapshots) - 1, min(STRIP_COLUMNS, len(snapshots))).round().int().tolist()
+    chosen = (
+        torch.linspace(0, len(snapshots) - 1, min(STRIP_COLUMNS, len(snapshots)), device="cpu").round().int().tolist()
+    )
     size = snapshots[-1].shape[3]
     columns = [F.interpolate(snapshots[k].float(), (size, size), mode="nearest") for k in chosen]
     figure = new_figure(0.8 * len(chosen), 0.8 * len(snapshots[0]) + 0.6)

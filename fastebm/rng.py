@@ -127,7 +127,7 @@ def make_key(
     if index < 0:
         raise ValueError(f"the schedule index must not be negative, got {index}")
     signed = seed - 2**64 if seed >= 2**63 else seed
-    return torch.tensor([signed, check_step(step), index], dtype=torch.int64, device=device)
+    return torch.tensor([signed, check_step(step), index], dtype=torch.int64, device=device or "cpu")
 
 
 def make_chain_ids(chain_ids: int | Tensor, count: int, device: torch.device | str | None = None) -> Tensor:
@@ -158,4 +158,4 @@ def make_chain_ids(chain_ids: int | Tensor, count: int, device: torch.device | s
     chain_ids = as_int("chain_ids", chain_ids)
     if not (chain_ids >= 0 and chain_ids + max(count, 1) <= MAX_CHAIN):
         raise ValueError(f"chain ids must be in [0, 2^56), got {chain_ids} to {chain_ids + max(count, 1) - 1}")
-    return torch.tensor([chain_ids], dtype=torch.int64, device=device)
+    return torch.tensor([chain_ids], dtype=torch.int64, device=device or "cpu")

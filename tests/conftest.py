@@ -10,6 +10,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--tries", type=int, default=None, help="hostile tries of each test in tests/fuzz")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    # Nothing that should work may fail and be replaced by something slower, unless a test makes it fail.
+    config.addinivalue_line("filterwarnings", "error::fastebm.compiler.faults.FaultWarning")
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if config.getoption("--slow") or "slow" in (config.getoption("-m") or ""):
         return

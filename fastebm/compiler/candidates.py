@@ -11,13 +11,14 @@ from torch import Tensor, nn
 from fastebm.compiler.capture import UnsupportedError, capture
 from fastebm.compiler.cost_model import Machine
 from fastebm.compiler.executor import AtenExecutor, CompiledExecutor
+from fastebm.compiler.faults import CompilerFaultError
 from fastebm.compiler.lanes import LaneError, LaneExecutor
 from fastebm.compiler.lowering import LoweringError, lower
 from fastebm.compiler.own_code import Conditions
 from fastebm.compiler.process_state import exporting
 from fastebm.compiler.program import Program
 from fastebm.compiler.rewrites import WITHOUT_POLYPHASE, build_gradient_program
-from fastebm.ops.backends import has_matrix_units, runs_compiled
+from fastebm.ops.backends import has_matrix_units, runs_compiled, select_backend
 from fastebm.ops.instructions import Kind
 from fastebm.ops.program import LoweredProgram
 
@@ -123,9 +124,9 @@ def candidates(
                 yield Candidate(CompiledExecutor(program, lowered, key.compute_dtype, key.device), captured)
             except LoweringError as error:
                 reason = str(error)
-    except Exception as error:  # a fault of the compiler must not stop an energy that autograd can differentiate
+    except Exception as error:
         captured = None
-        yield error if isinstance(error, UnsupportedError) else UnsupportedError("program", _described(error))
+        yield error if isinstance(error, UnsupportedError) else CompilerFaultError(FUSED, error)
     if lanes and not lanes_first:
         yield _lane_candidate(energy, module, x)
     if captured is not None:
@@ -150,20 +151,23 @@ def _lane_candidate(
     try:
         with exporting():
             return Candidate(LaneExecutor.of(energy, module, x[:1].detach(), [each[:1] for each in conditions]))
+    except LaneError as error:
+        return UnsupportedError(LANES, str(error))
     except Exception as error:
-        return UnsupportedError("lane program", str(error) if isinstance(error, LaneError) else _described(error))
-
-
-def _described(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0].strip()}" if lines else type(error).__name__
+        return CompilerFaultError(LANES, error)
 
 
 def _refusal(key: ProgramKey) -> str:
-    """Why fused programs don't take samples of this kind, "" if they do."""
-    if key.dtype is torch.float32 and key.compute_dtype in (torch.float32, torch.bfloat16):
-        return ""
-    return f"fused kernels take float32 samples in float32 or bfloat16, not {key.dtype} in {key.compute_dtype}"
+    """Why fused programs don't take samples of this kind, or don't run on the backend asked for; "" if they do."""
+    if key.dtype is not torch.float32 or key.compute_dtype not in (torch.float32, torch.bfloat16):
+        return f"fused kernels take float32 samples in float32 or bfloat16, not {key.dtype} in {key.compute_dtype}"
+    if not key.sample.numel():
+        return "samples hold no numbers"
+    try:
+        select_backend(key.device.type, kernel="run_program")
+    except RuntimeError as error:
+        return str(error)
+    return ""
 
 
 def _lanes_take(key: ProgramKey) -> bool:
@@ -171,7 +175,7 @@ def _lanes_take(key: ProgramKey) -> bool:
 
     They compute in float32 also where bfloat16 is allowed. Matrix units for bfloat16 are faster than that.
     """
-    if key.device.type != "cpu" or key.dtype is not torch.float32:
+    if key.device.type != "cpu" or key.dtype is not torch.float32 or not key.sample.numel():
         return False
     if not runs_compiled("run_lanes"):
         return False

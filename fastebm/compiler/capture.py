@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules import module as _modules
 
+from fastebm.compiler.faults import described
 from fastebm.compiler.import_aten import RULES, AtenImporter, SampleTensor, UnsupportedError
 from fastebm.compiler.lazy_tensors import LazyTensor
 from fastebm.compiler.operations import Input
@@ -92,7 +93,7 @@ def _export(holder: nn.Module, x: Tensor) -> torch.export.ExportedProgram:
             if any(_mutates(node) for node in exported.graph.nodes):
                 exported = exported.run_decompositions({})
     except Exception as error:  # whatever the energy or the exporter raises, autograd may still work
-        raise UnsupportedError("torch.export", _first_line(error)) from error
+        raise UnsupportedError("torch.export", described(error)) from error
     signature = exported.graph_signature
     if signature.buffers_to_mutate or signature.user_inputs_to_mutate:
         changed = [*signature.buffers_to_mutate.values(), *signature.user_inputs_to_mutate.values()]
@@ -207,11 +208,6 @@ def _leaving_no_graph() -> Iterator[None]:
 
 def _mutates(node: fx.Node) -> bool:
     return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0].strip()}" if lines else type(error).__name__
 
 
 def _named_weights(exported: torch.export.ExportedProgram, module: nn.Module | None) -> dict[str, LazyTensor]:

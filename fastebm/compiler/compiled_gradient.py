@@ -21,6 +21,7 @@ from fastebm.compiler.checks import (
     reference,
 )
 from fastebm.compiler.executor import AtenExecutor, CompiledExecutor
+from fastebm.compiler.faults import CompilerFaultError, Faults, described
 from fastebm.compiler.fingerprint import Fingerprint, changed, structure
 from fastebm.compiler.lanes import LaneExecutor
 from fastebm.compiler.measuring import Timing, measured
@@ -140,12 +141,15 @@ class CompiledGradient:
             float64.
         reproducible: the best batch-invariant program runs, whatever the batch. Otherwise all programs and autograd are
             measured on the first states of each shape, and the fastest one runs.
+        strict: whether a fault of the compiler is an error (RuntimeError) instead of a warning, after which the next
+            best program runs, or UnsupportedError says that there is none.
     """
 
-    def __init__(self, own: OwnCode, dtype: torch.dtype | None, reproducible: bool = True):
+    def __init__(self, own: OwnCode, dtype: torch.dtype | None, reproducible: bool = True, strict: bool = False):
         self.own = own
         self.dtype = dtype
         self.reproducible = reproducible
+        self.faults = Faults(own.name, strict)
         self._programs: dict[ProgramKey, _Compiled] = {}
 
     def __call__(self, x: Tensor, conditions: Conditions, chain: Chain) -> tuple[Tensor, Tensor]:
@@ -196,6 +200,24 @@ class CompiledGradient:
             executor = chain.bound(key, executor, conditions)
         return None if executor is None or isinstance(executor, AtenExecutor) else executor.compiled
 
+    def ready(self, x: Tensor, conditions: Conditions, chain: Chain) -> bool:
+        """Whether a program serves x in this chain with nothing to be compared; it is up to date then."""
+        key = self._key(x, conditions)
+        if not chain.covered:
+            return False
+        with torch.inference_mode(False), torch.no_grad(), without_autocast(x.device.type):
+            if key not in chain.programs:
+                known = self._programs.get(key)
+                if known is None or known.executor is None or known.fingerprint != chain.fingerprint:
+                    return False
+                self._acquire(key, x, conditions, chain)
+            return chain.programs[key].executor is not None
+
+    def keeps(self, program: CompiledProgram) -> bool:
+        """Whether `program` may serve other chains."""
+        kept = (compiled.executor for compiled in list(self._programs.values()))
+        return any(isinstance(each, CompiledExecutor) and each.compiled is program for each in kept)
+
     def has_programs(self) -> bool:
         """Whether any kind of x has a program."""
         return any(compiled.executor is not None for compiled in list(self._programs.values()))
@@ -235,9 +257,9 @@ class CompiledGradient:
                 if running is not None:
                     running.chains -= 1
                 chain.programs[key] = compiled
-            again = key not in chain.looks and not _informative(x)
+            again = not chain.covered and key not in chain.looks and not _informative(x)
             chain.looks.setdefault(key, set()).add(x.shape[0])
-            (chain.unsettled.add if again and not chain.covered else chain.unsettled.discard)(key)
+            (chain.unsettled.add if again else chain.unsettled.discard)(key)
             return compiled, found
 
     def _up_to_date(
@@ -289,7 +311,7 @@ class CompiledGradient:
         try:
             executor.refresh()
         except (AttributeError, RuntimeError, TypeError, ValueError):
-            return None
+            return None  # weights are gone or have other shapes; if it is a fault, the program made anew meets it too
         compiled.weights = weights
         return compiled
 
@@ -327,6 +349,8 @@ class CompiledGradient:
         refused = []
         for _, made in self._tried(key, x, conditions, expected):
             if isinstance(made, UnsupportedError):
+                if isinstance(made, CompilerFaultError):
+                    self.faults.report(made)
                 refused.append((made.node, made.reason))
                 continue
             compiled = _Compiled(*known, made[0].captured, made[0].executor, made[0].fallback_reason)
@@ -357,8 +381,8 @@ class CompiledGradient:
                 yield made.name, (made, check_program(_bound(made.executor, conditions), x, expected))
             except UnsupportedError as refused:
                 yield made.name, refused
-            except Exception as fault:  # of the compiler; autograd can still differentiate the energy
-                yield made.name, UnsupportedError("program", f"{type(fault).__name__}: {fault}")
+            except Exception as error:
+                yield made.name, CompilerFaultError(made.name, error)
 
     def _times(self, found: list[_Compiled], x: Tensor, conditions: Conditions) -> list[float]:
         """Seconds of each program, and of autograd."""
@@ -389,7 +413,7 @@ class CompiledGradient:
             try:
                 runs[-1]()
             except Exception as error:  # whatever the compiler of others raises
-                refused["torch.compile"] = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
+                refused["torch.compile"] = described(error)
                 runs.pop()
                 del others["torch.compile"]
             seconds = measured(runs)

@@ -1,19 +1,17 @@
 """`energy_gradient`: energies and their gradient with respect to the input, for any energy, fused or by autograd."""
 
-import contextlib
 import functools
-import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fastebm.compiler.compiled_gradient import CHOICE, Chain, CompiledGradient, UnsupportedError
+from fastebm.compiler.faults import users_level
 from fastebm.compiler.fingerprint import covers, fingerprint
 from fastebm.compiler.frozen_weights import Evaluated, frozen_weights
 from fastebm.compiler.measuring import Timing
@@ -23,8 +21,6 @@ from fastebm.ops import CompiledLanes, CompiledProgram
 from fastebm.ops.backends import content_hash
 
 Energy = Callable[..., Tensor]
-
-_INSIDE = (str(Path(__file__).parents[1]), str(Path(torch.__file__).parent))
 
 
 class _OfThread(threading.local):
@@ -71,7 +67,8 @@ class EnergyGradient:
             autocast, None in the caller's autocast state. A float16 gradient may underflow: there is no loss scaling.
         engine: "fused" compiles the energy at first use and checks the program against autograd (`CompiledGradient`);
             if that is impossible, the first call raises an error with the reason. "auto" does the same, but falls back
-            to autograd, and a warning and `repr` tell the reason. "autograd" runs autograd, "compile" runs autograd on
+            to autograd, and a warning and `repr` tell the reason. Where the compiler itself failed, that is an error
+            with "fused" and a `FaultWarning` with "auto". "autograd" runs autograd, "compile" runs autograd on
             `torch.compile(energy)`.
         reproducible: with engine "auto", the same program runs for any batch, so that its bits are the same in any.
             False measures all programs and autograd on the first states of each shape, for 0.2 seconds and three
@@ -124,7 +121,8 @@ class EnergyGradient:
         self.reason = "" if self.engine == "fused" else f"engine is {self._asked!r}"
         self.batch_invariant = False
         self._own = OwnCode(self.energy, compiled=self._asked == "compile")
-        self._compiled = CompiledGradient(self._own, self.dtype, self.reproducible or self._asked != "auto")
+        fused = self._asked == "fused"
+        self._compiled = CompiledGradient(self._own, self.dtype, self.reproducible or self._asked != "auto", fused)
         self._calls_to_check = CHECKED_CALLS
         self._said: set[str] = set()
         self._of_thread = _OfThread()
@@ -231,6 +229,24 @@ class EnergyGradient:
         unchecked = self._calls_to_check > 0 and x.shape[0] > 1
         return unchecked or self._compiled.unsettled(x, tuple(conditions), chain)
 
+    def ready(self, x: Tensor, conditions: Sequence[Tensor] = ()) -> bool:
+        """Whether a program that was checked before serves this `chain()` block from its first update on.
+
+        That is where nothing has to be compared at x: the energy is one that its fingerprint and weights tell all of.
+        The program's constants are those of this chain then, as after a call.
+        """
+        chain = self._of_thread.state.chain
+        if self._asked in ("autograd", "compile") or chain is None or not len(x):
+            return False
+        if (self._calls_to_check and x.shape[0] > 1) or not self._compiled.ready(x, tuple(conditions), chain):
+            return False
+        self._note_program(x, tuple(conditions), chain)
+        return True
+
+    def keeps(self, program: CompiledProgram) -> bool:
+        """Whether `program` may serve other chains."""
+        return self._compiled.keeps(program)
+
     def compiled_program(self, x: Tensor, conditions: Sequence[Tensor] = ()) -> CompiledProgram | CompiledLanes | None:
         """The fused program that ran on samples like x in this `chain()` block, None if something else ran.
 
@@ -296,13 +312,16 @@ class EnergyGradient:
             self.engine, self.reason, self.batch_invariant = "autograd", str(error), False
             if error.node == CHOICE:
                 self.reason = error.reason
-            else:
+            elif not self._compiled.faults.reported(error):
                 self._say(self.reason)
             chain.refused = _kind(x)
             return self._own.by_autograd(x, conditions, self.dtype)
+        self._note_program(x, conditions, chain)
+        return result
+
+    def _note_program(self, x: Tensor, conditions: Conditions, chain: Chain) -> None:
         self.engine, self.reason = "fused", ""
         self.batch_invariant = self._compiled.compiled_program(x, conditions, chain) is not None
-        return result
 
     def _say(self, reason: str) -> None:
         """A fallback is said once for each reason."""
@@ -314,18 +333,6 @@ class EnergyGradient:
                 RuntimeWarning,
                 stacklevel=users_level(),
             )
-
-
-def users_level() -> int:
-    """How far up the first frame outside of fastebm and PyTorch is, as `warnings.warn` counts in the caller."""
-    frame, level = sys._getframe(1), 1
-    while frame.f_back is not None and _is_inside(frame.f_code.co_filename):
-        frame, level = frame.f_back, level + 1
-    return level
-
-
-def _is_inside(file: str) -> bool:
-    return file.startswith(_INSIDE) or file == contextlib.__file__
 
 
 def _kind(x: Tensor) -> tuple[Any, ...]:

@@ -78,6 +78,10 @@ class ScoreGradient:
     def leave_soon(self) -> None:
         """Nothing to wait for."""
 
+    def ready(self, x: Tensor, conditions: Sequence[Tensor] = ()) -> bool:
+        """There is no program."""
+        return False
+
     def unsettled(self, x: Tensor, conditions: Sequence[Tensor] = ()) -> bool:
         """Nothing is compared with anything."""
         return False

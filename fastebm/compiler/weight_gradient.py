@@ -23,7 +23,7 @@ from fastebm.compiler.checks import (
     energies_agree,
 )
 from fastebm.compiler.compiled_gradient import CHOICE
-from fastebm.compiler.energy_gradient import users_level
+from fastebm.compiler.faults import CompilerFaultError, Faults, as_faults, users_level
 from fastebm.compiler.fingerprint import Fingerprint, covers, fingerprint
 from fastebm.compiler.frozen_weights import (
     DifferentiableWeights,
@@ -105,6 +105,7 @@ class WeightGradient:
         self._asked = engine
         self._known: list[tuple[Any, Fingerprint, _Known]] = []
         self._said: set[str] = set()
+        self._faults = Faults(f"the gradients of the weights of {self._own.name}", engine == "fused")
         self._lock = threading.RLock()
         self._running = False
 
@@ -213,7 +214,7 @@ class WeightGradient:
                 f"{error}; engines 'auto' and 'autograd' can do that by autograd"
             ) from error
         self.engine, self.reason = "autograd", error.reason if error.node == CHOICE else str(error)
-        if error.node != CHOICE and self.reason not in self._said:
+        if error.node != CHOICE and self.reason not in self._said and not self._faults.reported(error):
             self._said.add(self.reason)
             warnings.warn(
                 f"the gradients of the weights of {self._own.name} come from autograd instead of a fused program, and "
@@ -345,17 +346,20 @@ class WeightGradient:
                 expected = self._expected(x[:CHECKED], compute_dtype, parameters)
                 if not _is_finite(expected[0]):
                     return _Known(None, "autograd's own energies or gradients are not finite", lasting=False)
-                with frozen_weights(module):
-                    captured = capture(self._own.original, module, x)
-                with _leaving_no_trace(module, x.device), differentiable_weights(module):
-                    program = WeightProgram.of(captured, x, compute_dtype)
+                with as_faults("weights"):
+                    with frozen_weights(module):
+                        captured = capture(self._own.original, module, x)
+                    with _leaving_no_trace(module, x.device), differentiable_weights(module):
+                        program = WeightProgram.of(captured, x, compute_dtype)
                 if self._asked == "auto" and program.saving < WORTH:
                     return _Known(None, LITTLE.format(program.saving), CHOICE)
                 self._check(program, x[:CHECKED], parameters, *expected)
                 if _hidden(expected[0]):
                     self._check_elsewhere(program, x[:CHECKED], compute_dtype, parameters)
         except UnsupportedError as error:
-            return _Known(None, str(error))
+            if isinstance(error, CompilerFaultError):
+                self._faults.report(error)
+            return _Known(None, error.reason, error.node)
         return _Known(program)
 
     def _expected(
@@ -395,7 +399,7 @@ class WeightGradient:
         """Raises UnsupportedError where the program differs from autograd."""
         module = self._own.module
         assert module is not None
-        with _leaving_no_trace(module, x.device):
+        with as_faults("weights"), _leaving_no_trace(module, x.device):
             with differentiable_weights(module) as evaluated:
                 values = program.evaluated()
             energies, folded = program.run(x.contiguous(), _factors(_checked_cotangent(x), x))
@@ -635,7 +639,7 @@ def _hidden(expected: _Result) -> bool:
 
 def _near(tensor: Tensor) -> Tensor:
     """Other numbers: a tenth away, with their signs, and small ones in the place of zeros."""
-    noise = torch.randn(tensor.shape, generator=torch.Generator().manual_seed(0)).clamp(-3, 3).to(tensor)
+    noise = torch.randn(tensor.shape, generator=torch.Generator().manual_seed(0), device="cpu").clamp(-3, 3).to(tensor)
     return torch.where(tensor == 0, 0.1 * noise, tensor * (1 + 0.1 * noise))
 
 

@@ -104,7 +104,7 @@ class Preprocessing:
                 f"max_bytes = {self.max_bytes:,}: choose a smaller size or raise max_bytes"
             )
         with raise_as_data_error(name, "does not fit into memory"):
-            return torch.empty(shape, dtype=torch.uint8)
+            return torch.empty(shape, dtype=torch.uint8, device="cpu")
 
 
 def _convert_channels(images: NDArray[np.uint8], channels: int | None) -> NDArray[np.uint8]:

@@ -31,6 +31,7 @@ import torch
 from torch import Tensor
 
 from . import schemas
+from .device_hash import device_hash
 
 __all__ = [
     "BACKENDS",
@@ -260,18 +261,25 @@ def has_matrix_units() -> bool:
 
 
 def content_hash(tensors: Sequence[Tensor]) -> int | None:
-    """A 64-bit hash of the contents of tensors, or None where hashing would cost more than it saves.
+    """A hash of the contents of tensors, or None where hashing would cost more than it saves.
 
-    That is for tensors that are not on the CPU or not contiguous, and without the C++ operators.
+    That is for tensors on the CPU that are not contiguous, or without the C++ operators, and on other devices than CPU
+    and GPU. The host waits once for each GPU.
     """
-    if _extension is None:
-        return None
-    ranges = []
+    ranges, on_devices = [], dict[torch.device, list[Tensor]]()
     for tensor in tensors:
-        if not tensor.is_cpu or not tensor.is_contiguous() or tensor.layout is not torch.strided:
+        if tensor.layout is not torch.strided or tensor.is_quantized or not (tensor.is_cpu or tensor.is_cuda):
             return None
-        ranges.append((tensor.data_ptr(), tensor.numel() * tensor.itemsize))
-    found: int = _extension.hash_memory(ranges)
+        if tensor.is_cuda:
+            on_devices.setdefault(tensor.device, []).append(tensor)
+        elif _extension is None or not tensor.is_contiguous():
+            return None
+        else:
+            ranges.append((tensor.data_ptr(), tensor.numel() * tensor.itemsize))
+    found: int = _extension.hash_memory(ranges) if ranges else 0
+    for of_device in on_devices.values():
+        sizes = tuple(tensor.numel() * tensor.itemsize for tensor in of_device)
+        found = hash((found, sizes, int(device_hash(of_device))))
     return found
 
 

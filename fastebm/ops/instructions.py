@@ -254,7 +254,7 @@ def encode(code: PlannedProgram) -> Tensor:
     rows = [header]
     for part in (code.buffers, code.instructions, code.epilogues, code.segments):
         rows += [_numbers(row) for row in part]
-    return torch.tensor([number for row in rows for number in row], dtype=torch.int64)
+    return torch.tensor([number for row in rows for number in row], dtype=torch.int64, device="cpu")
 
 
 def decode(tensor: Tensor) -> PlannedProgram:

@@ -181,7 +181,8 @@ def check_clamp(clamp: Any) -> Clamp:
             raise ValueError(f"clamp must be (low, high) with low <= high, below inf and above -inf, {given}")
         return low, high
     below, above = (
-        torch.as_tensor(default if bound is None else bound) for bound, default in ((low, -math.inf), (high, math.inf))
+        bound if isinstance(bound, Tensor) else torch.tensor(default if bound is None else bound, device="cpu")
+        for bound, default in ((low, -math.inf), (high, math.inf))
     )
     try:
         torch.broadcast_shapes(below.shape, above.shape)

@@ -233,9 +233,9 @@ def layout_for(device: torch.device, itemsize: int) -> tuple[Layout, int]:
 def _numbers(numbers: Sequence[float | Tensor], dtype: torch.dtype, device: torch.device) -> Tensor:
     given = {i: n.reshape(()).to(device, dtype) for i, n in enumerate(numbers) if isinstance(n, Tensor)}
     # One more, so that there is a tensor for programs without numbers.
-    tensor = torch.tensor([*(0.0 if i in given else float(n) for i, n in enumerate(numbers)), 0.0], dtype=dtype).to(
-        device
-    )
+    tensor = torch.tensor(
+        [*(0.0 if i in given else float(n) for i, n in enumerate(numbers)), 0.0], dtype=dtype, device="cpu"
+    ).to(device)
     for i, number in given.items():
         tensor[i] = number
     return tensor

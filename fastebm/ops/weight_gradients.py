@@ -126,7 +126,7 @@ TASK_FIELDS = len(fields(WeightTask))
 def encode_tasks(tasks: Sequence[WeightTask]) -> Tensor:
     """The tasks as one int64 tensor (tasks, TASK_FIELDS) on the CPU."""
     rows = [[int(getattr(task, field.name)) for field in fields(WeightTask)] for task in tasks]
-    return torch.tensor(rows, dtype=torch.int64).reshape(len(rows), TASK_FIELDS)
+    return torch.tensor(rows, dtype=torch.int64, device="cpu").reshape(len(rows), TASK_FIELDS)
 
 
 def decode_tasks(tensor: Tensor) -> tuple[WeightTask, ...]:

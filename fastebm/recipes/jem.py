@@ -196,7 +196,8 @@ def jem_pp(
         >>> recipe.negatives(real, buffer).x.shape
         torch.Size([8, 1, 4, 4])
     """
-    start = class_normal(means, covariances + 1e-4 * torch.eye(covariances.shape[-1]).to(covariances), clamp=(-1, 1))
+    ridge = 1e-4 * torch.eye(covariances.shape[-1], dtype=covariances.dtype, device=covariances.device)
+    start = class_normal(means, covariances + ridge, clamp=(-1, 1))
     return JEMPlusPlus(
         name="jem_pp",
         source="Yang & Ji, ICCV 2021; sndnyang/JEMPP train_jempp.py",

@@ -28,7 +28,7 @@ def spectral_norms(module: nn.Module) -> Tensor:
     """
     kinds = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
     norms = [torch.linalg.matrix_norm(m.weight.flatten(1), 2) for m in module.modules() if isinstance(m, kinds)]
-    return torch.stack(norms).sum() if norms else torch.zeros(())
+    return torch.stack(norms).sum() if norms else torch.zeros((), device="cpu")
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -169,7 +170,8 @@ class Checkpoints:
         if _digest(weights) != digest:
             raise ValueError(f"its content does not have the digest that {description.name} names")
         try:
-            tensors = load_file(weights)
+            with torch.device("cpu"):  # the library follows the default device
+                tensors = load_file(weights)
             bad = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
         except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
             raise ValueError(f"it is no safetensors file of numbers: {shown(str(error))}") from error

@@ -32,6 +32,13 @@ def outline(make: Callable[[], MaybeNet]) -> MaybeNet:
     return net
 
 
+def initialized(make: Callable[[], MaybeNet], device: torch.device | str) -> MaybeNet:
+    """The net that `make` makes, on `device`; its first weights are drawn on the CPU, whatever the default device."""
+    with torch.device("cpu"):
+        net = make()
+    return net if net is None else net.to(device)
+
+
 def with_weights(net: Net, tensors: Mapping[str, Tensor], device: torch.device | str | None = None) -> Net:
     """The net with an `outline`'s shape, on `device` with these weights: in eval mode, without gradients."""
     net = net.to_empty(device="cpu" if device is None else device)

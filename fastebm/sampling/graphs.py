@@ -4,11 +4,12 @@ On small images an update is a few dozen launches of a few microseconds each, so
 block is one launch. Graphs stay valid because addresses stay the same: new constants of a compiled program overwrite
 the old ones, and seed, step and row of the schedule are in a tensor on the device.
 
-Compiled for sm_80 and sm_90, not yet run on a GPU.
+`FASTEBM_GRAPHS=0` turns graphs off. Their logic is tested against a recorder on the CPU; they have not run on a GPU.
 """
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -18,8 +19,9 @@ import torch
 from torch import Tensor
 
 from fastebm.compiler import EnergyGradient
+from fastebm.compiler.faults import described, warn_of_fault
 from fastebm.ops import CompiledProgram
-from fastebm.sampling.observers import Observer
+from fastebm.sampling.observers import Observer, observe_block
 from fastebm.sampling.state import ChainState
 
 __all__ = ["ChainGraphs", "Update", "blocks"]
@@ -51,17 +53,24 @@ class _Captured:
     update: Update
     program: CompiledProgram
     workspace: Tensor
-    graphs: dict[int, tuple[torch.cuda.CUDAGraph, list[Tensor]]] = field(default_factory=dict)
+    graphs: dict[int, tuple[torch.cuda.CUDAGraph, Tensor]] = field(default_factory=dict)
 
-    def serves(self, program: CompiledProgram) -> bool:
-        return self.program is program and self.workspace is program.workspace
+    def capture(self, length: int) -> None:
+        """The graph of `length` updates, if there is none."""
+        if length not in self.graphs:
+            self.graphs[length] = _capture(self.update, self.state, length)
 
 
 class ChainGraphs(threading.local):
-    """The captured chains of one sampler, whose options never change; each thread has its own."""
+    """The captured chains of one sampler, whose options never change; each thread has its own.
+
+    A capture that fails is not tried again for states of that kind, whose chains run without graphs; a `FaultWarning`
+    says why.
+    """
 
     def __init__(self) -> None:
         self._captured: dict[Any, _Captured] = {}
+        self._failed: set[Any] = set()
 
     def __reduce__(self) -> tuple[type, tuple[()]]:
         """For copies, which start without: a graph belongs to one process and to one set of tensors."""
@@ -78,32 +87,46 @@ class ChainGraphs(threading.local):
     ) -> int:
         """Advances `state` by `num_steps` updates, after `done` earlier ones in the same `gradient.chain()`.
 
-        Returns how many updates it did: all, or none if the gradient has no compiled program.
+        Returns how many updates it did: all, or none if the gradient has no compiled program, or graphs are off or
+        can't be captured.
         """
         program = gradient.compiled_program(state.x, state.conditions)
-        if not isinstance(program, CompiledProgram):
+        kind = _kind(state)
+        if not isinstance(program, CompiledProgram) or kind in self._failed or not _wanted():
             return 0
         with torch.cuda.device(state.x.device):
-            captured = self._for(program, update, state)
+            try:
+                captured = self._for(kind, gradient, program, update, state)
+                for length in {*blocks(num_steps)}:
+                    captured.capture(length)
+            except Exception as error:  # an error of the update itself is raised by the plain loop
+                self._captured.pop(kind, None)
+                self._failed.add(kind)
+                warn_of_fault(
+                    f"chains of {gradient.name} run without CUDA graphs, which is slower for small images, because a "
+                    f"capture failed: {described(error)} (FASTEBM_GRAPHS=0 asks for that without this warning)"
+                )
+                return 0
             _copy(state, captured.state)
             for length in blocks(num_steps):
-                if length not in captured.graphs:
-                    captured.graphs[length] = _capture(captured.update, captured.state, length)
                 graph, energies = captured.graphs[length]
                 graph.replay()
-                for i, of_update in enumerate(energies):
-                    for observe in observers:
-                        observe(done + i + 1, state.x, of_update)
+                for observe in observers:
+                    observe_block(observe, done, state.x, energies)
                 done += length
             state.x.copy_(captured.state.x)
             state.key.copy_(captured.state.key)
         return num_steps
 
-    def _for(self, program: CompiledProgram, update: Update, state: ChainState) -> _Captured:
-        """The captured chain for states like this one; captured anew if there is none for the current program."""
-        kind = _kind(state)
+    def _for(
+        self, kind: Any, gradient: EnergyGradient, program: CompiledProgram, update: Update, state: ChainState
+    ) -> _Captured:
+        """The captured chain for states of this kind; captured anew if there is none for the current program."""
+        program.code(len(state.x))  # before graphs are looked at, because it may replace the workspace
+        self._drop_stale(gradient)
         captured = self._captured.pop(kind, None)
-        if captured is None or not captured.serves(program):
+        if captured is None or captured.program is not program:
+            captured = None  # freed before the next one takes memory
             own = ChainState(**state.state_dict() | {name: _own(tensor) for name, tensor in _tensors(state).items()})
             _warm_up(update, own)
             captured = _Captured(own, update, program, program.workspace)
@@ -111,6 +134,22 @@ class ChainGraphs(threading.local):
                 del self._captured[next(iter(self._captured))]
         self._captured[kind] = captured  # last in order: the first one is the least recently used
         return captured
+
+    def _drop_stale(self, gradient: EnergyGradient) -> None:
+        """Frees captured chains whose program is not the gradient's any more, or has another workspace."""
+        self._captured = {
+            kind: captured
+            for kind, captured in self._captured.items()
+            if captured.workspace is captured.program.workspace and gradient.keeps(captured.program)
+        }
+
+
+def _wanted() -> bool:
+    """Whether graphs are on. Raises ValueError for another `FASTEBM_GRAPHS` than 0, 1 or nothing."""
+    found = os.environ.get("FASTEBM_GRAPHS") or "1"
+    if found not in ("0", "1"):
+        raise ValueError(f"FASTEBM_GRAPHS must be 0 or 1, got {found!r}")
+    return found == "1"
 
 
 def _tensors(state: ChainState) -> dict[str, Tensor]:
@@ -133,7 +172,7 @@ def _copy(source: ChainState, target: ChainState) -> None:
 
 
 def _warm_up(update: Update, state: ChainState) -> None:
-    """One update in a side stream, which compiles and loads kernels and gives the workspace its size."""
+    """One update in a side stream, which compiles and loads kernels."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -141,9 +180,13 @@ def _warm_up(update: Update, state: ChainState) -> None:
     torch.cuda.current_stream().wait_stream(stream)
 
 
-def _capture(update: Update, state: ChainState, length: int) -> tuple[torch.cuda.CUDAGraph, list[Tensor]]:
-    """A graph of `length` updates, and the tensors that hold the energies of each update after a replay."""
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        energies = [update(state) for _ in range(length)]
+def _capture(update: Update, state: ChainState, length: int) -> tuple[torch.cuda.CUDAGraph, Tensor]:
+    """A graph of `length` updates, and the tensor (length, B) that holds their energies after a replay."""
+    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+    try:
+        # Other threads may go on working: only what this one does must be fit for a graph.
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            energies = torch.stack([update(state) for _ in range(length)])
+    finally:
+        torch.cuda.set_stream(stream)  # a capture that fails stays in its own stream
     return graph, energies

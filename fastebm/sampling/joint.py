@@ -106,7 +106,8 @@ class Joint(nn.Module):
         spread = []
         for name, value, shape in zip(self._shown_names(len(given)), given, self.shapes, strict=True):
             try:
-                spread.append(torch.as_tensor(value).expand(shape).flatten())
+                tensor = value if isinstance(value, Tensor) else torch.as_tensor(value, device="cpu")
+                spread.append(tensor.expand(shape).flatten())
             except (RuntimeError, TypeError, ValueError):
                 raise ValueError(
                     f"part {name} must be a number, or broadcast to {tuple(shape)}, got {shown(value)}"

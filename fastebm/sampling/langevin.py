@@ -396,18 +396,15 @@ class Langevin(Sampler[ChainState]):
         """`advance` in place: overwrites the `x` and `key` of `state`, which must not be used afterwards.
 
         Never waits for the device, and does not look for energies that are not finite. If no observer reads every state
-        and there is no `project`, updates after the first one are replayed from CUDA graphs on a CUDA device; on the
-        CPU, small images get many updates in one call.
+        and there is no `project`, updates are replayed from CUDA graphs on a CUDA device; on the CPU, small images get
+        many updates in one call. The first update is made alone where its program is compared with the energy.
         """
         _, num_steps = check_steps(state.step, num_steps)
         update = self._update(key_increment(state.key), project)
         with self.gradient.chain():
             done, blocks_tried = 0, self.minibatches is not None  # a block has the same side inputs throughout
             while done < num_steps:
-                # The first update reads the weights; everything that changes after it is on the device.
-                alone = blocks_tried or done == 0
-                alone = alone or (done == 1 and self.gradient.unsettled(state.x, state.conditions))
-                if not alone and project is None and all_deferrable(observers):
+                if not blocks_tried and project is None and all_deferrable(observers) and self._settled(state, done):
                     blocks_tried = True
                     done += self._advance_blocks_(update, state, num_steps - done, observers, done)
                     if done == num_steps:
@@ -418,6 +415,12 @@ class Langevin(Sampler[ChainState]):
                     observe(done, state.x, energies)
             self.gradient.leave_soon()
         return replace(state, step=state.step + num_steps)
+
+    def _settled(self, state: ChainState, done: int) -> bool:
+        """Whether a checked program is up to date, so that everything that changes from now on is on the device."""
+        if done == 0:
+            return self.gradient.ready(state.x, state.conditions)
+        return done > 1 or not self.gradient.unsettled(state.x, state.conditions)
 
     def _update(self, one: Tensor, project: Projection | None) -> Update:
         """The function that moves a state on in place, its key by `one`, and returns the energies of its gradient."""

@@ -55,19 +55,25 @@ class FiniteCheck:
         self.x: Tensor | None = None
 
     def __call__(self, done: int, x: Tensor, energies: Tensor) -> None:
-        self.x = x
-        self.recent.append(energies.clone())  # an engine may write its next energies to the same memory
-        if len(self.recent) == self._FOLD:
-            self._fold()
+        self._keep(x, energies[None])
 
     def observe_block(self, done: int, x: Tensor, energies: Tensor) -> None:
-        self._fold()
+        if energies.is_cpu:
+            self._fold()
+            self.x = x
+            self._count(energies)
+        else:
+            self._keep(x, energies)
+
+    def _keep(self, x: Tensor, energies: Tensor) -> None:
         self.x = x
-        self._count(energies)
+        self.recent.append(energies.clone())  # an engine may write its next energies to the same memory
+        if sum(map(len, self.recent)) >= self._FOLD:
+            self._fold()
 
     def _fold(self) -> None:
         if self.recent:
-            self._count(torch.stack(self.recent))
+            self._count(torch.cat(self.recent))
             self.recent.clear()
 
     def _count(self, energies: Tensor) -> None:

@@ -461,8 +461,8 @@ class ParallelTempering:
         zero = torch.zeros_like(state.accepted)
         counted = replace(state, accepted=zero, tried=zero.clone())
         rejected = 1 - self.advance(counted, num_rounds // 2 * self.swap_every).swap_rates.cpu()
-        barrier = torch.cat((torch.zeros(1, dtype=torch.float64), rejected.clamp_min(1e-3).cumsum(0)))
-        wanted = torch.linspace(0, float(barrier[-1]), size, dtype=torch.float64)
+        barrier = torch.cat((torch.zeros(1, dtype=torch.float64, device="cpu"), rejected.clamp_min(1e-3).cumsum(0)))
+        wanted = torch.linspace(0, float(barrier[-1]), size, dtype=torch.float64, device="cpu")
         heat = self.temperatures.log()  # the barrier of a Gaussian is even in it
         right = torch.searchsorted(barrier, wanted).clamp(1, len(barrier) - 1)
         share = (wanted - barrier[right - 1]) / (barrier[right] - barrier[right - 1])

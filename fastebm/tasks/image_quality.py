@@ -50,7 +50,7 @@ def psnr(images: Tensor, truth: Tensor) -> Tensor:
     images, truth = _as_double(images, truth)
     errors = [float(((image - true) ** 2).mean()) for image, true in zip(images.numpy(), truth.numpy(), strict=True)]
     values = [10 * np.log10(4 / error) if error else float("inf") for error in errors]
-    return torch.tensor(values, dtype=torch.float64)
+    return torch.tensor(values, dtype=torch.float64, device="cpu")
 
 
 def ssim(images: Tensor, truth: Tensor) -> Tensor:
@@ -71,7 +71,7 @@ def ssim(images: Tensor, truth: Tensor) -> Tensor:
     options |= {"data_range": 2, "channel_axis": 0, "win_size": side - (side + 1) % 2}
     pairs = zip(images.numpy(), truth.numpy(), strict=True)
     values = [metrics.structural_similarity(true, image, **options) for image, true in pairs]
-    return torch.tensor(values, dtype=torch.float64)
+    return torch.tensor(values, dtype=torch.float64, device="cpu")
 
 
 def import_skimage(part: str) -> Any:

@@ -30,7 +30,7 @@ def hole_mask(pattern: Pattern, count: int, size: int, seed: int = 0) -> Tensor:
     count, size = check_whole("count", count), check_whole("size", size)
     check_memory(f"{count:,} masks", count * size**2, torch.device("cpu"))
     check_seed(seed)
-    hole = torch.zeros(count, 1, size, size, dtype=torch.bool)
+    hole = torch.zeros(count, 1, size, size, dtype=torch.bool, device="cpu")
     if pattern == "square":
         hole[:, :, size // 4 : size // 4 + size // 2, size // 4 : size // 4 + size // 2] = True
     elif pattern == "half":

@@ -38,7 +38,7 @@ def save_inpainted(path: Path, result: InpaintingResult, rows: int = ROWS, sampl
     columns["chain of\nlowest energy"] = result.filled[:rows, 0]
     others = min(samples, result.filled.shape[1] - 1)
     # Evenly spaced in the order of energies, so that the worst chain is shown as well.
-    for place in torch.linspace(1, result.filled.shape[1] - 1, others).round().int().tolist():
+    for place in torch.linspace(1, result.filled.shape[1] - 1, others, device="cpu").round().int().tolist():
         columns[f"chain of\nrank {place + 1}"] = result.filled[:rows, place]
     plotting.save_columns(path, columns)
 

@@ -167,7 +167,7 @@ def _at_full_size(
     sampler = Langevin(energy.gradient, options.step_size, options.noise_std)
     data_term = (source, options.data_weight) if options.data_weight else None
     x = _add_start_noise(source, options, seed)
-    taken = torch.linspace(0, options.num_steps, options.snapshots + 1).round().int().tolist()
+    taken = torch.linspace(0, options.num_steps, options.snapshots + 1, device="cpu").round().int().tolist()
     snapshots = [x]
     for before, after in itertools.pairwise(taken):
         x = sampler.sample(x, after - before, seed, start_step=before, data_term=data_term, batch_size=batch_size)

@@ -32,11 +32,11 @@ class ImageLevels(ABC):
 
     def at(self, size: int, rows: slice, device: torch.device | str | None = None) -> Tensor:
         """The images at the indices of a slice, which go on at the first image after the last one."""
-        return self.batch(size, torch.arange(rows.start or 0, rows.stop) % len(self), device)
+        return self.batch(size, torch.arange(rows.start or 0, rows.stop, device="cpu") % len(self), device)
 
     def first(self, size: int, count: int, device: torch.device | str | None = None) -> Tensor:
         """The first `count` images, or all if there are fewer."""
-        return self.batch(size, torch.arange(min(count, len(self))), device)
+        return self.batch(size, torch.arange(min(count, len(self)), device="cpu"), device)
 
 
 class FloatLevels(ImageLevels):

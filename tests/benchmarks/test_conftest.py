@@ -38,3 +38,21 @@ def test_a_suite_prints_its_table_and_saves_its_rows(tmp_path: Path) -> None:
     assert path.parent.name == run.machine["name"]
     assert [row.baseline for row in run.rows] == ["fastebm", "torch.rand", "torch.compile of rand"]
     assert run.rows[0].achieved is not None
+
+
+def test_a_fault_of_the_compiler_fails_a_benchmark(tmp_path: Path) -> None:
+    """Not a warning beside a row that is slower than it should be."""
+    (tmp_path / "test_fault.py").write_text(
+        "import warnings\n\nfrom fastebm.compiler.faults import FaultWarning\n\n\n"
+        "def test_fault():\n    warnings.warn('the compiler failed', FaultWarning)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-c", "pyproject.toml", "-p", "benchmarks.conftest", str(tmp_path)],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "FaultWarning: the compiler failed" in done.stdout

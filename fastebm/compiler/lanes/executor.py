@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
+import traceback
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from fastebm.compiler.faults import described
 from fastebm.ops import CompiledLanes
 
 from .lower import LaneError, Lowered, lower
@@ -41,11 +44,13 @@ class LaneExecutor:
             traced = trace(energy, module, sample, conditions)
         except LaneError:
             raise
-        except Exception as error:  # whatever the energy or the exporter raises, something else may still work
-            lines = str(error).strip().splitlines()
-            text = lines[0].strip() if lines else ""
+        except Exception as error:
+            if _is_own(error):
+                raise
+            # Whatever the energy or the exporter raises, something else may still work.
+            text = described(error)
             of_batch = OF_BATCH if "must match the size" in text or "Size does not match" in text else ""
-            raise LaneError(f"{type(error).__name__}: {text}{of_batch}") from error
+            raise LaneError(f"{text}{of_batch}") from error
         return cls(lower(traced), module)
 
     @torch.no_grad()
@@ -83,6 +88,16 @@ class LaneExecutor:
         kinds = [type(instruction).__name__ for instruction in program.instructions]
         counts = ", ".join(f"{kinds.count(kind)} {kind}" for kind in sorted(set(kinds)))
         return f"lane program: {counts}; {program.arena:,} numbers a sample, {program.constants:,} constants"
+
+
+def _is_own(error: Exception) -> bool:
+    """Whether a decomposition raised it, by a mistake of its own.
+
+    PyTorch's operators raise RuntimeError, as they do for an energy that can't be traced; and what passes the recorder
+    alone, which runs them for the energy, is the energy's.
+    """
+    innermost = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
+    return not isinstance(error, RuntimeError) and innermost.is_relative_to(Path(__file__).parent / "decompositions")
 
 
 def _find(module: Any, path: str) -> Tensor:

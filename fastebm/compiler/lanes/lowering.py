@@ -121,7 +121,7 @@ class Lowering(Builder):
     def known(self, given: Any, what: str) -> Tensor:
         """A tensor that is known while lowering, such as an index."""
         if isinstance(given, fx.Node) and given in self.static:
-            return torch.as_tensor(self.static[given])
+            return torch.as_tensor(self.static[given], device="cpu")
         raise LaneError(f"{what} that depends on weights")
 
     def moved(self, value: Value, move: Callable[[Tensor], Tensor], shape: Shape) -> Value:
@@ -159,7 +159,7 @@ def as_complex(value: Value) -> Complex:
 
 def flat_places(shape: Shape) -> Tensor:
     """The index in memory of each number of a contiguous tensor."""
-    return torch.arange(math.prod(shape)).reshape(shape)
+    return torch.arange(math.prod(shape), device="cpu").reshape(shape)
 
 
 def _positive(array: Array) -> bool:
@@ -167,7 +167,7 @@ def _positive(array: Array) -> bool:
 
 
 def _as_tensor(value: Any) -> Tensor:
-    return torch.as_tensor(value).reshape(-1)
+    return torch.as_tensor(value, device="cpu").reshape(-1)
 
 
 def _real(value: Tensor) -> Tensor:

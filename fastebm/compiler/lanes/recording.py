@@ -291,7 +291,7 @@ def _one_hot(index: Tensor, num_classes: int = -1) -> Tensor:
     """Without PyTorch's look at the numbers."""
     if num_classes < 0:
         raise LaneError(f"the energy leaves it to the numbers how many classes one_hot has{line()}")
-    return (index.unsqueeze(-1) == torch.arange(num_classes)).to(torch.int64)
+    return (index.unsqueeze(-1) == torch.arange(num_classes, device=index.device)).to(torch.int64)
 
 
 def storage_id(tensor: Tensor) -> int:

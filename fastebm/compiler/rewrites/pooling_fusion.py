@@ -48,7 +48,7 @@ def box_filter(weight: Tensor, window: Pair, stride: Pair) -> Tensor:
 
 def _shift_mean(length: int, window: int, stride: int) -> Tensor:
     """(length, longer): row i has 1 / window at every position to which a shift moves pixel i."""
-    matrix = torch.zeros(length, length + (window - 1) * stride, dtype=torch.float64)
+    matrix = torch.zeros(length, length + (window - 1) * stride, dtype=torch.float64, device="cpu")
     for i in range(window):
-        matrix += torch.eye(length, matrix.shape[1], dtype=torch.float64).roll(i * stride, dims=1)
+        matrix += torch.eye(length, matrix.shape[1], dtype=torch.float64, device="cpu").roll(i * stride, dims=1)
     return matrix / window

@@ -65,7 +65,7 @@ def read_dataset(
         raise DataError(f"{name}: {len(labels)} of {count} items have a label; all or none are needed to have one")
     if all(label is None for label in labels):
         return Images(pixels, None, name, "data set", split)
-    numbers = torch.tensor([-1 if label is None else label for label in labels])
+    numbers = torch.tensor([-1 if label is None else label for label in labels], device="cpu")
     return Images(pixels, numbers, name, "data set", split, _class_names(dataset))
 
 

@@ -43,7 +43,7 @@ def digits(split: Literal["train", "test"] = "train", size: int = 8) -> tuple[Te
 
 def _test_mask(labels: Tensor) -> Tensor:
     draws = uniform((1, len(labels)), seed=SPLIT_SEED, stream=Stream.SHUFFLE)[0]
-    mask = torch.zeros(len(labels), dtype=torch.bool)
+    mask = torch.zeros(len(labels), dtype=torch.bool, device="cpu")
     for label in labels.unique():
         members = (labels == label).nonzero()[:, 0]
         order = members[draws[members].argsort(stable=True)]

@@ -173,4 +173,4 @@ def _labels(top: Path, paths: Sequence[Path]) -> tuple[Tensor | None, tuple[str,
             "fill or remove it, or give the folder with the pictures"
         )
     index = {name: label for label, name in enumerate(names)}
-    return torch.tensor([index[part[0]] for part in parts]), tuple(names)
+    return torch.tensor([index[part[0]] for part in parts], device="cpu"), tuple(names)

@@ -153,7 +153,7 @@ def _read_pickled_batch(labels_key: str, side: int | None, reader: ByteReader, p
     if not (isinstance(labels, list) and len(labels) == len(data) and all(type(i) is int for i in labels)):
         raise DataError(f"{reader.name}: has no list of {len(data)} integers under {labels_key!r}")
     pixels = preprocessing.collect(reader.name, len(data), [data.reshape(-1, 3, side, side)])
-    return pixels, torch.tensor(labels, dtype=torch.int64)
+    return pixels, torch.tensor(labels, dtype=torch.int64, device="cpu")
 
 
 def _read_pickled_names(key: str, reader: ByteReader) -> tuple[str, ...]:

@@ -24,6 +24,7 @@ from fastebm.ops.uniform import uniform
 from fastebm.progress import progress_bar
 from fastebm.rng import Stream
 from fastebm.runs.files import replacing
+from fastebm.runs.nets import initialized
 
 WIDTH = 64
 BATCH = 128
@@ -195,7 +196,7 @@ class FeatureClassifier:
         if not Path(path).is_file():
             raise FileNotFoundError(f"{path}: there is no such file of features")
         try:
-            with safe_open(path, framework="pt") as file:
+            with torch.device("cpu"), safe_open(path, framework="pt") as file:  # it follows the default device
                 metadata = json.loads((file.metadata() or {})[_KIND])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             loaded = cls(_net_of(metadata, tensors).to(device), **metadata | {"classes": tuple(metadata["classes"])})
@@ -266,8 +267,8 @@ def train_features(
         classes = tuple(f"{90 * turns} degrees" for turns in range(4))
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        net = FeatureNet(images.size, images.channels, len(classes))
-    _fit(net.to(device), images, images_seen, seed, progress)
+        net = initialized(lambda: FeatureNet(images.size, images.channels, len(classes)), device)
+    _fit(net, images, images_seen, seed, progress)
     untested = FeatureClassifier(
         net.eval(),
         task,

@@ -48,6 +48,7 @@ def kernel_distance(
             for number in range(subsets)
         ],
         dtype=torch.float64,
+        device="cpu",
     )
     return KernelDistance(float(values.mean()), float(values.std(correction=0)))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import math
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from fastebm.compiler import energy_gradient
+from fastebm.compiler.faults import FaultWarning
 from fastebm.evaluation.speed.baselines import Updates
 from fastebm.evaluation.speed.comparison import Plan, reason
 from fastebm.evaluation.speed.eager import Energy, module_of
@@ -20,6 +22,7 @@ from fastebm.evaluation.speed.machine import machine_facts
 from fastebm.evaluation.speed.rows import Run, write_runs
 from fastebm.models import CoarseToFineEnergy
 from fastebm.runs.files import check_writable
+from fastebm.runs.nets import initialized
 
 # Small against [-1, 1], to which the chains are clamped; the time of an update does not depend on them.
 _STEP_SIZE, _NOISE_STD = 0.1, 0.01
@@ -64,8 +67,10 @@ def bench(
     name = f"CF-EBM {shape[-1]}x{shape[-1]}" if energy is None else energy
     plan = Plan("bench", name, shape, batch, dtype, engine, device, rounds, log=log)
     try:
-        rows = compare_chains(net, plan, Updates.constant(num_steps, _STEP_SIZE, _NOISE_STD))
-    except (ArithmeticError, RuntimeError, TypeError) as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", FaultWarning)  # what is slower because something failed is no result
+            rows = compare_chains(net, plan, Updates.constant(num_steps, _STEP_SIZE, _NOISE_STD))
+    except (ArithmeticError, FaultWarning, RuntimeError, TypeError) as error:
         raise ValueError(f"{name} can't be measured: {reason(error)}") from error
     run = Run(machine_facts(device), tuple(rows))
     if out is not None:
@@ -112,8 +117,8 @@ def _coarse_to_fine(shape: tuple[int, ...], device: str) -> Energy:
         raise ValueError(f"without --energy the samples must be square images, like 3,32,32; --shape is {shape}")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        net = CoarseToFineEnergy(shape[1], shape[0], lowest=min(8, shape[1]))
-    return net.to(device).eval()
+        net = initialized(lambda: CoarseToFineEnergy(shape[1], shape[0], lowest=min(8, shape[1])), device)
+    return net.eval()
 
 
 def load_energy(name: str, shape: tuple[int, ...], device: str) -> Energy:

@@ -12,6 +12,7 @@ import torch._dynamo
 from torch import Tensor
 
 from fastebm.compiler.cost_model import Cost
+from fastebm.compiler.faults import FaultWarning
 from fastebm.compiler.roofline import measured_peak_rates
 from fastebm.evaluation.speed.baselines import SkippedError
 from fastebm.evaluation.speed.measurement import Case, Summary, interleaved
@@ -169,6 +170,8 @@ def _select(name: str, variants: Candidates, fallback: Callable[[], Candidate] |
                 notes[f"{candidate.variant}: wrong gradients, error {error:.2g}, not timed"] = None
         except SkippedError as why:
             notes[f"skipped: {why}"] = None
+        except FaultWarning:  # where it is an error, it is none of a baseline
+            raise
         except Exception as failure:  # a baseline that can't run is a result
             notes[reason(failure)] = None
     if not right:

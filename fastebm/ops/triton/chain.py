@@ -219,7 +219,7 @@ def run_chain(
         return
     if not key.is_cuda:
         check_index(key)
-        for row in (key, key + torch.tensor([0, max(num_steps - 1, 0), 0])):
+        for row in (key, key + torch.tensor([0, max(num_steps - 1, 0), 0], device="cpu")):
             check_readable_address(row, chain_ids, batch)
     elements = x.numel() // batch
     buffers = tuple(view_of(workspace, buffer) for buffer in chain.program.buffers)

@@ -39,7 +39,7 @@ class AtSize:
         return ImagePyramid(self.images, self.size)
 
     def batch(self, rows: slice) -> Tensor:
-        return self.levels.batch(self.size, torch.arange(len(self))[rows])
+        return self.levels.batch(self.size, torch.arange(len(self), device="cpu")[rows])
 
 
 ImageBatches = Tensor | Images | AtSize | Iterable[Tensor]

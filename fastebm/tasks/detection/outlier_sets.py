@@ -29,7 +29,7 @@ class _Address(IntEnum):
 def uniform_noise(count: int, channels: int, size: int, *, seed: int = 0) -> Images:
     """Images whose pixels and channels are independent and uniform over all bytes. Raises as `interpolations`."""
     _check(count, channels, size, seed=seed)
-    noise = torch.empty((count, channels, size, size), dtype=torch.uint8)
+    noise = torch.empty((count, channels, size, size), dtype=torch.uint8, device="cpu")
     at_once = max(1, 2**24 // (channels * size * size))
     for first in range(0, count, at_once):
         part = noise[first : first + at_once]

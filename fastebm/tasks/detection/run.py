@@ -16,6 +16,7 @@ from torch import Tensor
 from fastebm import plotting
 from fastebm.compiler import EnergyGradient
 from fastebm.data import Images, batches
+from fastebm.runs.nets import initialized
 from fastebm.sampling.cascade import device_of
 from fastebm.tasks.arguments import check_seed, check_whole
 from fastebm.tasks.detection.batches import AtSize, Energy, Model, energy_of
@@ -197,7 +198,7 @@ def detect_outliers(
 
 def _untrained_levels(run: CoarseToFineRun, device: torch.device) -> dict[int, Callable[[Tensor], Tensor]]:
     """A net with the run's config and its first weights, at each of its levels."""
-    net = new_net(run.config)
+    net = initialized(lambda: new_net(run.config), "cpu")
     return {size: net.frozen(size).to(device) for size in run.levels}
 
 

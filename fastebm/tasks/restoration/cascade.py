@@ -81,7 +81,9 @@ def restore_by_cascade(
     def restored(first: int, last: int) -> RestorationResult:
         rows, count = y[first:last], last - first
         project = _projections(cascade, degradation, rows, noise, restarts)
-        ids = (make_chain_ids((first_chain_id + first) * restarts, 1) + torch.arange(count * restarts)).to(y.device)
+        ids = (
+            make_chain_ids((first_chain_id + first) * restarts, 1) + torch.arange(count * restarts, device="cpu")
+        ).to(y.device)
         if coarse:
             images = cascade.sample(len(ids), seed, ids, channels=channels, project=project, device=y.device)
         else:

@@ -43,7 +43,7 @@ class Composition(Degradation):
 
     def rank(self, shape: Shape) -> int:
         if self.first.orthogonal_rows:
-            between = self.first.A(torch.zeros(1, *shape, dtype=torch.float64)).shape[1:]
+            between = self.first.A(torch.zeros(1, *shape, dtype=torch.float64, device="cpu")).shape[1:]
             return self.second.rank((between[0], between[1], between[2]))
         return round(_trace_of_projection(self, shape))
 
@@ -130,7 +130,7 @@ def compose(first: Degradation, second: Degradation, shape: Shape, *, most: int 
             f"the pseudo-inverse of {second} after {first} is not the product of theirs, and images of {numbers} "
             f"numbers are too large to find it by singular values (at most {most})"
         )
-    columns = composition.A(torch.eye(numbers, dtype=torch.float64).unflatten(1, shape))
+    columns = composition.A(torch.eye(numbers, dtype=torch.float64, device="cpu").unflatten(1, shape))
     return Dense(columns.flatten(1).mT, shape, tuple(columns.shape[1:]))
 
 
@@ -154,13 +154,15 @@ def _dots(left: Tensor, right: Tensor) -> Tensor:
 
 def _trace_of_projection(operator: Degradation, shape: Shape) -> float:
     """The trace of A pinv, which is the rank, summed over all unit measurements."""
-    measured = operator.A(torch.zeros(1, *shape, dtype=torch.float64)).shape[1:]
+    measured = operator.A(torch.zeros(1, *shape, dtype=torch.float64, device="cpu")).shape[1:]
     total, numbers = 0.0, measured.numel()
     at_once = max(1, _AT_ONCE // math.prod(shape))
     for first in range(0, numbers, at_once):
         last = min(first + at_once, numbers)
-        unit = torch.zeros(last - first, numbers, dtype=torch.float64)
-        unit[torch.arange(last - first), torch.arange(first, last)] = 1.0
+        unit = torch.zeros(last - first, numbers, dtype=torch.float64, device="cpu")
+        unit[torch.arange(last - first, device="cpu"), torch.arange(first, last, device="cpu")] = 1.0
         seen = operator.A(operator.pinv(unit.unflatten(1, measured)))
-        total += float(seen.flatten(1)[torch.arange(last - first), torch.arange(first, last)].sum())
+        total += float(
+            seen.flatten(1)[torch.arange(last - first, device="cpu"), torch.arange(first, last, device="cpu")].sum()
+        )
     return total

@@ -40,9 +40,9 @@ def degradation(task: str, shape: Shape, *, seed: int = 0) -> Degradation:
     first, *others = task.split("+")
     operator = _single(first, shape, seed)
     for name in others:
-        between = operator.A(torch.zeros(1, *shape)).shape[1:]
+        between = operator.A(torch.zeros(1, *shape, device="cpu")).shape[1:]
         operator = compose(operator, _single(name, (between[0], between[1], between[2]), seed), shape)
-    operator.A(torch.zeros(1, *shape))  # raises here, before any work, if it does not fit
+    operator.A(torch.zeros(1, *shape, device="cpu"))  # raises here, before any work, if it does not fit
     return operator
 
 

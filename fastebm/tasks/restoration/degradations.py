@@ -351,7 +351,7 @@ def gaussian_kernel(std: float, radius: int | None = None) -> Tensor:
     """
     std = check_number("the std of a kernel", std, above=0)
     radius = check_whole("the radius of a kernel", math.ceil(3 * std) if radius is None else radius, 0, _LARGEST)
-    places = torch.arange(-radius, radius + 1, dtype=torch.float64)
+    places = torch.arange(-radius, radius + 1, dtype=torch.float64, device="cpu")
     weights = torch.exp(-0.5 * (places / std).square())
     return weights / weights.sum()
 
@@ -362,14 +362,14 @@ def random_mask(height: int, width: int, share: float, *, seed: int) -> Tensor:
         raise ValueError(f"the share of known pixels must be in (0, 1], got {share}")
     check_seed(seed)
     draws = uniform((1, height * width), seed=seed, stream=Stream.SHUFFLE)[0]
-    known = torch.zeros(height * width, dtype=torch.bool)
+    known = torch.zeros(height * width, dtype=torch.bool, device="cpu")
     known[draws.argsort(stable=True)[: max(1, round(share * len(known)))]] = True
     return known.reshape(height, width)
 
 
 def box_mask(height: int, width: int) -> Tensor:
     """A mask of known pixels, bool (height, width): False in a centred box of half the height and half the width."""
-    known = torch.ones(height, width, dtype=torch.bool)
+    known = torch.ones(height, width, dtype=torch.bool, device="cpu")
     known[height // 4 : height // 4 + height // 2, width // 4 : width // 4 + width // 2] = False
     return known
 
@@ -387,7 +387,7 @@ def _check_batch(name: str, x: Tensor) -> None:
 
 def _hadamard(size: int) -> Tensor:
     """Sylvester's orthonormal Hadamard matrix, float64; its first row is constant."""
-    matrix = torch.ones(1, 1, dtype=torch.float64)
+    matrix = torch.ones(1, 1, dtype=torch.float64, device="cpu")
     while len(matrix) < size:
         matrix = torch.cat((torch.cat((matrix, matrix), 1), torch.cat((matrix, -matrix), 1)))
     return matrix / math.sqrt(size)
@@ -396,10 +396,10 @@ def _hadamard(size: int) -> Tensor:
 def _blur_matrix(kernel: Tensor, size: int) -> Tensor:
     """The matrix (size, size) of a blur along one axis, with reflection at the edges."""
     radius = len(kernel) // 2
-    places = torch.arange(size)[:, None] + torch.arange(-radius, radius + 1)
+    places = torch.arange(size, device="cpu")[:, None] + torch.arange(-radius, radius + 1, device="cpu")
     places = places % (2 * size)
     places = torch.where(places < size, places, 2 * size - 1 - places)
-    matrix = torch.zeros(size, size, dtype=torch.float64)
+    matrix = torch.zeros(size, size, dtype=torch.float64, device="cpu")
     return matrix.scatter_add_(1, places, kernel.expand(size, -1).contiguous())
 
 

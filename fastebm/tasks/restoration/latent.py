@@ -159,7 +159,7 @@ def _search(
 ) -> RestorationResult:
     """The result of a search for images with A⁺y = `base`; `gradient` is that of `joint`."""
     count, restarts, latent = len(base), search.restarts, joint.latent
-    ids = (make_chain_ids(first_chain_id, 1) * restarts + torch.arange(count * restarts)).to(base.device)
+    ids = (make_chain_ids(first_chain_id, 1) * restarts + torch.arange(count * restarts, device="cpu")).to(base.device)
     z = normal((count * restarts, latent), seed=seed, stream=Stream.PRIOR, chain_ids=ids, dtype=base.dtype)
     state = torch.cat((z, base.flatten(1).repeat_interleave(restarts, 0)), 1)
     if search.method == "adam":

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from fastebm.data import add_noise, batches, flip
 from fastebm.runs.checkpoints import Checkpoint
 from fastebm.runs.fields import checked
+from fastebm.runs.nets import initialized
 from fastebm.training.calibration.calibrate import DualUpdate
 from fastebm.training.calibration.config import CalibratedConfig, GeneratorConfig
 from fastebm.training.calibration.energy import EnergyTrainer, new_energy
@@ -141,8 +142,8 @@ class CalibratedTrainer(GeneratorTrainer):
     def reset(self) -> None:
         super().reset()
         self.weight = self.config.lambda_start
-        energy = new_energy(self.config)
-        self.energy = None if energy is None else EnergyTrainer(self.config, energy.to(self.device), self.parts)
+        energy = initialized(lambda: new_energy(self.config), self.device)
+        self.energy = None if energy is None else EnergyTrainer(self.config, energy, self.parts)
 
     @property
     def calibrating(self) -> bool:

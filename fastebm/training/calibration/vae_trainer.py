@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fastebm.models import VAE
+from fastebm.runs.nets import initialized
 from fastebm.training.calibration.config import VAEConfig
 from fastebm.training.calibration.generator_trainer import GeneratorTrainer
 from fastebm.training.calibration.vae_run import BN_UPDATE_BATCHES, new_vae, with_updated_bn
@@ -24,7 +25,7 @@ class VAETrainer(GeneratorTrainer):
     ema_generator: VAE
 
     def new_generator(self) -> VAE:
-        self.vae = new_vae(self.config).to(self.device)
+        self.vae = initialized(lambda: new_vae(self.config), self.device)
         return self.vae
 
     def _real_images(self, part: Part, indices: Tensor) -> Tensor:

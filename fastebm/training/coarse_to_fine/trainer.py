@@ -21,6 +21,7 @@ from fastebm.plotting import GRID
 from fastebm.rng import Stream
 from fastebm.runs.checkpoints import Checkpoint
 from fastebm.runs.folder import RunFolder
+from fastebm.runs.nets import initialized
 from fastebm.sampling import data_term_weight
 from fastebm.sampling.cascade import Level, LevelSampler
 from fastebm.training.coarse_to_fine.config import CoarseToFineConfig, Stage
@@ -66,7 +67,7 @@ class CoarseToFineTrainer(Trainer):
 
     def reset(self) -> None:
         self.iteration = 0
-        self.net = new_net(self.config).to(self.device)
+        self.net = initialized(lambda: new_net(self.config), self.device)
         self.ema_net = self._new_ema_net()
         self.frozen: dict[int, CoarseToFineEnergy] = {}
         self._begin_stage()
@@ -222,7 +223,9 @@ class CoarseToFineTrainer(Trainer):
         start = noisy.clamp(-1, 1)
         if not config.start_temperature:
             return self._sample_from(stage, beta, first, start)
-        weight = torch.tensor(data_term_weight(config.start_temperature, std.item()))  # float32, as the schedule is
+        weight = torch.tensor(
+            data_term_weight(config.start_temperature, std.item()), device="cpu"
+        )  # float32, as the schedule is
         return self._sample_from(stage, beta, first, start, data_term=(noisy, weight))
 
     def _sample_from(self, stage: Stage, beta: float, first: int, start: Tensor, **constraints: Any) -> Tensor:
@@ -303,7 +306,7 @@ class CoarseToFineTrainer(Trainer):
         parameters = self.net.parameters_at(stage.size)
         self.optimizer = adam(parameters, stage.learning_rate, config.adam_betas, shard=config.shard_optimizer)
         self._order = batches(self.images, stage.batch_size, config.seed, self.iteration)
-        self._source_order: Iterator[Tensor] = itertools.repeat(torch.arange(0))
+        self._source_order: Iterator[Tensor] = itertools.repeat(torch.arange(0, device="cpu"))
         if self.sources is not None and (noisy := config.chains_by_start(stage)[2]):
             self._source_order = batches(self.sources, noisy, config.seed, self.iteration)
         if config.variant == "expanding":

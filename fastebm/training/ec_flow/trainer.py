@@ -12,6 +12,7 @@ from fastebm.data import batches
 from fastebm.models import Flow, dequantize, quantize
 from fastebm.plotting import GRID
 from fastebm.runs.folder import RunFolder
+from fastebm.runs.nets import initialized
 from fastebm.training.calibration.calibrate import calibration_loss
 from fastebm.training.calibration.generator_trainer import CalibratedTrainer
 from fastebm.training.ec_flow.config import ECFlowConfig
@@ -45,7 +46,7 @@ class ECFlowTrainer(CalibratedTrainer):
 
     def new_generator(self) -> Flow:
         config = self.config
-        self.flow = new_flow(config).to(self.device)
+        self.flow = initialized(lambda: new_flow(config), self.device)
         # By the batch that the first update sees. A resumed run loads its norms from the checkpoint.
         first = next(batches(self.images, config.batch_size, config.seed))
         self.flow.initialize(self._dequantized(self.images.batch(config.size, first, self.device), config.seed, 0))

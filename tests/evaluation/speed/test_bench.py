@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from fastebm.cli import main
+from fastebm.compiler.lanes import executor as lanes_executor
 from fastebm.evaluation.speed import baselines, parse_shape, read_runs
 from fastebm.evaluation.speed.baselines import RESEARCH, TORCH_COMPILE, TUNED
 
@@ -65,6 +66,20 @@ def test_an_own_energy_makes_a_table_and_a_file(name: str, tmp_path: Path, capsy
     assert rows[TUNED].gradient_error < 1e-4
     assert rows[TORCH_COMPILE].median is None
     assert run.machine["torch"]
+
+
+@pytest.mark.filterwarnings("default")
+def test_a_fault_of_the_compiler_is_no_measurement(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails(*arguments: object) -> None:
+        raise TypeError("a list where a tuple was expected")
+
+    monkeypatch.setattr(lanes_executor, "lower", fails)
+    assert main(["bench", "--energy", "own_energies:net", *TINY, "--engine", "auto"]) == 2
+    said = capsys.readouterr().err
+    assert "fastebm: own_energies:net can't be measured: FaultWarning: the compiler failed for Sequential" in said
+    assert "TypeError: a list where a tuple was expected" in said
 
 
 @pytest.mark.usefixtures("_no_compiler")

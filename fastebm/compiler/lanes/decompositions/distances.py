@@ -54,7 +54,9 @@ def cdist_backward(grad: Tensor, a: Tensor, b: Tensor, p: float, distances: Tens
 
 def _pairs(x: Tensor) -> tuple[Tensor, Tensor]:
     n = x.shape[0]
-    return literal(lambda: torch.triu_indices(n, n, 1)[0], x), literal(lambda: torch.triu_indices(n, n, 1)[1], x)
+    return literal(lambda: torch.triu_indices(n, n, 1, device="cpu")[0], x), literal(
+        lambda: torch.triu_indices(n, n, 1, device="cpu")[1], x
+    )
 
 
 def pdist_forward(x: Tensor, p: float = 2) -> Tensor:

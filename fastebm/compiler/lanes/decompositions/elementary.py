@@ -23,9 +23,9 @@ def _coefficients(function: Callable[[Tensor], Tensor], low: float, high: float,
     """Of the Chebyshev polynomials that interpolate a function on [low, high]."""
 
     def fit() -> Tensor:
-        angle = (torch.arange(degree + 1, dtype=torch.float64) + 0.5) * (math.pi / (degree + 1))
+        angle = (torch.arange(degree + 1, dtype=torch.float64, device="cpu") + 0.5) * (math.pi / (degree + 1))
         values = function((angle.cos() + 1) * ((high - low) / 2) + low)
-        order = torch.arange(degree + 1, dtype=torch.float64)[:, None]
+        order = torch.arange(degree + 1, dtype=torch.float64, device="cpu")[:, None]
         return (values * (order * angle).cos()).sum(1) * (2 / (degree + 1))
 
     first, *rest = computed(fit).tolist()

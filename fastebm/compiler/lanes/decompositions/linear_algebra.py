@@ -69,7 +69,7 @@ def _swapped(rows: Tensor, chosen: Tensor) -> Tensor:
 
 
 def _one_hot(index: Tensor, n: int) -> Tensor:
-    return index.unsqueeze(-1) == literal(lambda: torch.arange(n), index)
+    return index.unsqueeze(-1) == literal(lambda: torch.arange(n, device="cpu"), index)
 
 
 def lu_factor_ex(a: Tensor, *, pivot: bool = True, check_errors: bool = False) -> tuple[Tensor, Tensor, Tensor]:
@@ -132,14 +132,14 @@ def solve_ex(
 def inv_ex(a: Tensor, *, check_errors: bool = False) -> tuple[Tensor, Tensor]:
     if not _square(a):
         return NotImplemented
-    eye = literal(lambda: torch.eye(a.shape[-1]), a).expand(a.shape)
+    eye = literal(lambda: torch.eye(a.shape[-1], device="cpu"), a).expand(a.shape)
     lu, pivots, info = lu_factor_ex(a)
     return lu_solve(lu, pivots, eye), info
 
 
 def _sign(pivots: Tensor) -> Tensor:
     """-1 where an odd number of rows changed places."""
-    moved = pivots != literal(lambda: torch.arange(1, pivots.shape[-1] + 1), pivots)
+    moved = pivots != literal(lambda: torch.arange(1, pivots.shape[-1] + 1, device="cpu"), pivots)
     return torch.where(moved, -1.0, 1.0).prod(-1)
 
 
@@ -166,7 +166,7 @@ def cholesky_solve(b: Tensor, factor: Tensor, upper: bool = False) -> Tensor:
 
 
 def cholesky_inverse(factor: Tensor, upper: bool = False) -> Tensor:
-    eye = literal(lambda: torch.eye(factor.shape[-1]), factor).expand(factor.shape)
+    eye = literal(lambda: torch.eye(factor.shape[-1], device="cpu"), factor).expand(factor.shape)
     return cholesky_solve(eye, factor, upper)
 
 

@@ -16,7 +16,7 @@ LONGEST = 128
 
 
 def _numbers(n: int, like: Tensor) -> Tensor:
-    return literal(lambda: torch.arange(n), like)
+    return literal(lambda: torch.arange(n, device="cpu"), like)
 
 
 def _last(x: Tensor, dim: int) -> Tensor:
@@ -58,7 +58,7 @@ def sort(x: Tensor, dim: int = -1, descending: bool = False) -> tuple[Tensor, Te
     if n > LONGEST:
         return NotImplemented
     i, j = moved.unsqueeze(-1), moved.unsqueeze(-2)
-    earlier = literal(lambda: torch.arange(n)[None] < torch.arange(n)[:, None], x)
+    earlier = literal(lambda: torch.arange(n, device="cpu")[None] < torch.arange(n, device="cpu")[:, None], x)
     before = (j > i) if descending else (j < i)
     rank = (before | ((j == i) & earlier)).sum(-1)
     here = rank.unsqueeze(-2) == _numbers(n, x).unsqueeze(-1)  # (..., place, number)
@@ -101,7 +101,7 @@ def _until(x: Tensor, dim: int, fill: float) -> Tensor | None:
     n = moved.shape[-1]
     if n > LONGEST:
         return None
-    seen = literal(lambda: torch.arange(n)[None] <= torch.arange(n)[:, None], x)
+    seen = literal(lambda: torch.arange(n, device="cpu")[None] <= torch.arange(n, device="cpu")[:, None], x)
     return torch.where(seen, moved.unsqueeze(-2), fill)
 
 

@@ -49,7 +49,7 @@ def _interpolating(
         # Two pixels along other axes, which stay as they are: PyTorch's antialiasing is wrong for one.
         image, wanted = [2] * count, [2] * count
         image[axis], wanted[axis] = n, out[axis]
-        eye = torch.eye(n, dtype=torch.float64)
+        eye = torch.eye(n, dtype=torch.float64, device="cpu")
         spread = eye.reshape(1, n, *(n if i == axis else 1 for i in range(count))).expand(1, n, *image)
         used = [scale if i == axis else None for i, scale in enumerate(scales)]
         made = op(spread.contiguous(), wanted, *align, *used)[0].movedim(axis + 1, 1)
@@ -114,7 +114,7 @@ def _write(grad: Tensor, size: Sequence[int], indices: Sequence[Tensor]) -> Tens
 
 def _adaptive(sizes: Sequence[int], out: Sequence[int]) -> Matrices:
     def matrix(n: int, o: int) -> Tensor:
-        i, j = torch.arange(o)[:, None], torch.arange(n)[None]
+        i, j = torch.arange(o, device="cpu")[:, None], torch.arange(n, device="cpu")[None]
         inside = ((j >= i * n // o) & (j < -(-(i + 1) * n // o))).to(torch.float64)
         return inside / inside.sum(1, keepdim=True)
 
@@ -134,7 +134,7 @@ def _adaptive_backward(axes: int, grad: Tensor, x: Tensor) -> Tensor:
 
 def _replicating(sizes: Sequence[int], padding: Sequence[int]) -> list[Tensor]:
     def index(n: int, low: int, high: int) -> Tensor:
-        return torch.arange(-low, n + high).clamp(0, n - 1)
+        return torch.arange(-low, n + high, device="cpu").clamp(0, n - 1)
 
     ends = zip(padding[-2::-2], padding[::-2], strict=True)
     parts = [functools.partial(index, n, low, high) for n, (low, high) in zip(sizes, ends, strict=True)]

@@ -266,7 +266,7 @@ def _fft_c2r(lowering: Lowering, node: fx.Node, x: Any, dim: Any, normalization:
     axis = dim[-1]
     # The half that is given stands for both halves; the imaginary parts of frequency 0 and n / 2 count for nothing.
     given = min(value.shape[axis], last // 2 + 1)
-    twice = torch.full((value.shape[axis],), 2.0, dtype=torch.float64)
+    twice = torch.full((value.shape[axis],), 2.0, dtype=torch.float64, device="cpu")
     twice[0] = 1.0
     if last % 2 == 0 and last // 2 < len(twice):
         twice[last // 2] = 1.0
@@ -280,7 +280,7 @@ def _fft_c2r(lowering: Lowering, node: fx.Node, x: Any, dim: Any, normalization:
 
 def _turns(rows: int, columns: int, n: int) -> Tensor:
     """2 pi j k / n, exact before rounding."""
-    j, k = torch.arange(rows)[:, None], torch.arange(columns)[None, :]
+    j, k = torch.arange(rows, device="cpu")[:, None], torch.arange(columns, device="cpu")[None, :]
     return (j * k % n).to(torch.float64) * (2 * np.pi / n)
 
 

@@ -75,7 +75,7 @@ def _read(lowering: Lowering, value: Real, index: Real, first: int, count: int) 
 def _pick(lowering: Lowering, value: Real, index: Real, length: int) -> Real:
     """The numbers of the last axis that `index` names."""
     _limit(math.prod(np.broadcast_shapes(value.shape, index.shape)) * (1 if value.shape[-1] == length else length))
-    named = lowering.binary(Op.EQUAL, index, lowering.literal(torch.arange(length, dtype=torch.float32)))
+    named = lowering.binary(Op.EQUAL, index, lowering.literal(torch.arange(length, dtype=torch.float32, device="cpu")))
     shape = tuple(np.broadcast_shapes(named.shape, value.shape))
     chosen = lowering.pointwise(Op.SELECT, lowering.broadcast(named, shape), value, Number(0.0))
     return lowering.reduce(chosen, Reduction.SUM, [-1])
@@ -135,7 +135,7 @@ def _put(lowering: Lowering, base: Real, source: Real, index: Real, places: Shap
     count = index.shape[-1]
     length = max(places)
     _limit(math.prod(base.shape) * count)
-    numbers: Real = lowering.literal(torch.arange(length, dtype=torch.float32).reshape(places))
+    numbers: Real = lowering.literal(torch.arange(length, dtype=torch.float32, device="cpu").reshape(places))
     if accumulate:
         named = lowering.binary(Op.EQUAL, index, numbers)
         shape = tuple(np.broadcast_shapes(named.shape, source.shape, (*base.shape, count)))

@@ -97,7 +97,7 @@ class _Indices(Deferred):
     def first(self) -> Real:
         """True for one number of each window, (*out, numbers of a window)."""
         lowering, count = self._lowering, self._values.shape[-1]
-        numbers = lowering.literal(torch.arange(count, dtype=torch.float32))
+        numbers = lowering.literal(torch.arange(count, dtype=torch.float32, device="cpu"))
         equal = lowering.pointwise(Op.EQUAL, self._values, lowering.reshaped(self._largest, (*self.shape, 1)))
         places = lowering.pointwise(Op.SELECT, equal, numbers, Number(float(count)))
         first = lowering.reduce(places, Reduction.MINIMUM, [-1], keep=True)
@@ -197,7 +197,7 @@ def _shares(
     """1 / how many numbers are averaged, for each window."""
     kernel, stride, padding, ceil_mode = sizes
     pool: Any = torch.nn.functional.avg_pool2d if windows.axes == 2 else torch.nn.functional.avg_pool3d
-    ones = torch.ones(1, *windows.shape[-windows.axes :], dtype=torch.float64)
+    ones = torch.ones(1, *windows.shape[-windows.axes :], dtype=torch.float64, device="cpu")
     sizes = (kernel, stride or None, padding, ceil_mode)
     share = pool(ones, *sizes, count_include_pad, divisor) / pool(ones, *sizes, True, 1)
     return lowering.literal(share.expand(windows.out))

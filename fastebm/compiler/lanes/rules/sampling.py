@@ -59,6 +59,6 @@ def _sampled(
 def _matrix(op: Any, options: tuple[Any, ...], pixels: Shape, i: int, back: bool, grid: Tensor) -> Tensor:
     """What the operation makes of each single pixel, (pixels, points)."""
     count = math.prod(pixels)
-    eye = torch.eye(count, dtype=torch.float64).reshape(1, count, *pixels)
+    eye = torch.eye(count, dtype=torch.float64, device="cpu").reshape(1, count, *pixels)
     matrix = op(eye, grid[i : i + 1].to(torch.float64), *options).reshape(count, -1)
     return matrix.T if back else matrix

@@ -69,7 +69,7 @@ def _reshape(lowering: Lowering, node: fx.Node, x: Any, *_: Any) -> Value:
 def _as_strided(lowering: Lowering, node: Any, x: Any, *arguments: Any, **options: Any) -> Value:
     """Strides count numbers in memory: those of the tensor as it was traced."""
     meta = x.meta["val"]
-    dense = torch.empty_strided(meta.shape, meta.stride(), dtype=torch.int64)
+    dense = torch.empty_strided(meta.shape, meta.stride(), dtype=torch.int64, device="cpu")
 
     def move(places: torch.Tensor) -> torch.Tensor:
         return node.target(dense.copy_(places), *arguments, **options).clone()
