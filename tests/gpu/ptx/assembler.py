@@ -72,12 +72,20 @@ _FUNCTION = re.compile(
     r"\.(?P<kind>entry|func)\s*(?:\((?P<results>[^)]*)\))?\s*(?P<name>[\w$]+)\s*\((?P<parameters>[^)]*)\)(?P<rest>[^{;]*)(?P<open>[{;])"
 )
 _SHARED = re.compile(r"\.shared\s+\.align\s+(\d+)\s+\.b8\s+([\w$]+)\[(\d*)\]\s*;")
-_STATEMENT = re.compile(r"(?:@(?P<negated>!?)(?P<guard>[%\w$]+)\s+)?(?P<name>[a-z][\w.:]*)\s*(?P<operands>.*)", re.DOTALL)
-_MEMORY = re.compile(r"(?P<what>ld|st)\.(?P<space>global|shared|param)(?:\.v(?P<count>[248]))?\.(?P<type>[bufs])(?P<bits>\d+)")
+_STATEMENT = re.compile(
+    r"(?:@(?P<negated>!?)(?P<guard>[%\w$]+)\s+)?(?P<name>[a-z][\w.:]*)\s*(?P<operands>.*)", re.DOTALL
+)
+_MEMORY = re.compile(
+    r"(?P<what>ld|st)\.(?P<space>global|shared|param)(?:\.v(?P<count>[248]))?\.(?P<type>[bufs])(?P<bits>\d+)"
+)
 # Where an access may linger, and in which order others see it, are no matter here: the machine has no caches.
 _HINTS = re.compile(r"\.(?:L[12]::[\w:]+|nc|ca|cg|cs|lu|cv|wb|wt|volatile|relaxed|weak|gpu|cta|sys)(?=[.\s]|$)")
 _SPECIAL = {
-    **{f"%{name}.{axis}": 4 * i + k for i, name in enumerate(("tid", "ntid", "ctaid", "nctaid")) for k, axis in enumerate("xyz")},
+    **{
+        f"%{name}.{axis}": 4 * i + k
+        for i, name in enumerate(("tid", "ntid", "ctaid", "nctaid"))
+        for k, axis in enumerate("xyz")
+    },
     "%laneid": 16,
 }
 
@@ -303,7 +311,9 @@ class _Function:
         if match["space"] == "param":
             name = place.strip("[] ")
             if name in self.module.parameters and loads and not self.number:
-                return self.plain(text, f"mov.b{match['bits']}", [self.operand(registers), self.module.parameters[name]])
+                return self.plain(
+                    text, f"mov.b{match['bits']}", [self.operand(registers), self.module.parameters[name]]
+                )
             source, target = (name, registers) if loads else (registers, name)
             return self.plain(text, f"mov.b{match['bits']}", [self.operand(target), self.operand(source)])
         operand, offset = self.address(place)

@@ -23,9 +23,6 @@ using f16 = _Float16;
 struct bf16 {
   u16 bits;
 };
-struct bf16x2 {
-  bf16 low, high;
-};
 
 // Types --------------------------------------------------------------------------------------------------------------
 
@@ -368,36 +365,86 @@ void conversions(Table& table) {
   from_floating<float>(table, "f32"), from_floating<double>(table, "f64");
   DEFINE("cvt.f64.f32", (double, float), [](float a) { return double(a); });
   DEFINE("cvt.rn.f32.f64", (float, double), [](double a) { return float(a); });
-  DEFINE("cvt.f32.bf16", (float, bf16), widened);
-  DEFINE("cvt.f32.f16", (float, f16), [](f16 a) { return float(a); });
-  DEFINE("cvt.rn.bf16.f32", (bf16, float), to_bf16);
-  DEFINE("cvt.rn.f16.f32", (f16, float), [](float a) { return f16(a); });
   DEFINE("cvt.rna.tf32.f32", (u32, float), to_tf32);
-  DEFINE("cvt.rn.bf16x2.f32", (bf16x2, float, float), [](float a, float b) { return bf16x2{to_bf16(b), to_bf16(a)}; });
 }
 
-// Packed numbers. The sum is rounded to the odd neighbour twice, so that the last rounding is the only one that counts.
-bf16 fused(bf16 a, bf16 b, bf16 c) {
-  const double product = double(widened(a)) * widened(b), term = widened(c);
+// Numbers of 16 bits, alone and in pairs ----------------------------------------------------------------------------------
+
+float number(bf16 value) { return widened(value); }
+float number(f16 value) { return value; }
+template <class T>
+T rounded(float value) {
+  if constexpr (std::is_same_v<T, bf16>) {
+    return to_bf16(value);
+  } else {
+    return f16(value);
+  }
+}
+
+// `value`, which was rounded, or its neighbour with odd bits: rounding that to fewer bits is as if it was the only one.
+template <class T>
+T to_odd(T value, bool inexact, bool too_large) {
+  using Bits = std::conditional_t<sizeof(T) == 4, u32, u64>;
+  Bits bits = std::bit_cast<Bits>(value);
+  if (inexact) bits = (too_large ? bits - 1 : bits) | 1;
+  return std::bit_cast<T>(bits);
+}
+
+template <class T>
+T fused(T a, T b, T c) {
+  const double product = double(number(a)) * number(b), term = number(c);
   double sum = product + term;
-  if (!std::isfinite(sum)) return to_bf16(float(sum));
-  const double part = sum - product, lost = (product - (sum - part)) + (term - part);
-  const auto odd = [](auto value, bool inexact, bool too_large) {  // the neighbour of odd bits, where value is rounded
-    using Bits = std::conditional_t<sizeof(value) == 4, u32, u64>;
-    Bits bits = std::bit_cast<Bits>(value);
-    if (inexact) bits = (too_large ? bits - 1 : bits) | 1;
-    return std::bit_cast<decltype(value)>(bits);
-  };
-  sum = odd(sum, lost != 0, (lost < 0) == (sum > 0));
-  const float rounded = float(sum);
-  return to_bf16(std::isinf(rounded) ? rounded : odd(rounded, double(rounded) != sum, std::abs(double(rounded)) > std::abs(sum)));
+  if (std::isfinite(sum)) {
+    const double part = sum - product, lost = (product - (sum - part)) + (term - part);
+    sum = to_odd(sum, lost != 0, (lost < 0) == (sum > 0));
+  }
+  const float narrow = float(sum);
+  if (!std::isfinite(narrow)) return rounded<T>(narrow);
+  return rounded<T>(to_odd(narrow, double(narrow) != sum, std::abs(double(narrow)) > std::abs(sum)));
 }
 
-void packed(Table& table) {
-  DEFINE("fma.rn.bf16", (bf16, bf16, bf16, bf16), fused);
-  DEFINE("fma.rn.bf16x2", (bf16x2, bf16x2, bf16x2, bf16x2), [](bf16x2 a, bf16x2 b, bf16x2 c) {
-    return bf16x2{fused(a.low, b.low, c.low), fused(a.high, b.high, c.high)};
-  });
+// float32 has more than twice the bits, so that rounding to it before does no harm.
+template <class T>
+T sum(T a, T b) {
+  return rounded<T>(number(a) + number(b));
+}
+template <class T>
+T difference(T a, T b) {
+  return rounded<T>(number(a) - number(b));
+}
+template <class T>
+T product(T a, T b) {
+  return rounded<T>(number(a) * number(b));
+}
+
+template <class T>
+struct Pair {
+  T low, high;
+};
+
+template <class T, T f(T, T)>
+Pair<T> both(Pair<T> a, Pair<T> b) {
+  return {f(a.low, b.low), f(a.high, b.high)};
+}
+
+template <class T>
+void half(Table& table, const std::string& type) {
+  using P = Pair<T>;
+  const std::string pair = type + "x2";
+  DEFINE("fma.rn." + type, (T, T, T, T), fused<T>);
+  DEFINE("fma.rn." + pair, (P, P, P, P), [](P a, P b, P c) { return P{fused(a.low, b.low, c.low), fused(a.high, b.high, c.high)}; });
+  for (const char* rounding : {"", "rn."}) {
+    DEFINE("add." + (rounding + type), (T, T, T), sum<T>);
+    DEFINE("sub." + (rounding + type), (T, T, T), difference<T>);
+    DEFINE("mul." + (rounding + type), (T, T, T), product<T>);
+    DEFINE("add." + (rounding + pair), (P, P, P), both<T, sum<T>>);
+    DEFINE("sub." + (rounding + pair), (P, P, P), both<T, difference<T>>);
+    DEFINE("mul." + (rounding + pair), (P, P, P), both<T, product<T>>);
+  }
+  DEFINE("cvt.f32." + type, (float, T), [](T a) { return number(a); });
+  DEFINE("cvt.f64." + type, (double, T), [](T a) { return double(number(a)); });
+  DEFINE("cvt.rn." + type + ".f32", (T, float), rounded<T>);
+  DEFINE("cvt.rn." + pair + ".f32", (P, float, float), [](float a, float b) { return P{rounded<T>(b), rounded<T>(a)}; });
 }
 
 // The parts of a register -----------------------------------------------------------------------------------------------
@@ -648,7 +695,7 @@ Table whole_table() {
   signed_or_unsigned<s64>(table, "s64"), signed_or_unsigned<u64>(table, "u64"), bits<u64>(table, "64");
   single_integers(table);
   floating<float>(table, "f32"), floating<double>(table, "f64");
-  approximate(table), conversions(table), packed(table);
+  approximate(table), conversions(table), half<bf16>(table, "bf16"), half<f16>(table, "f16");
   across_lanes(table), reductions<s32>(table, "s32"), reductions<u32>(table, "u32");
   table["pack"] = pack, table["unpack"] = unpack, table["special"] = special;
   table["load.global"] = load<false>, table["load.shared"] = load<true>;
