@@ -13,7 +13,9 @@ Compiled for sm_80 and sm_90, not yet run on a GPU.
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -22,9 +24,10 @@ import triton.language as tl
 from torch import Tensor
 
 from ..chain import run_chain_unfused
-from ..instructions import Instruction, Kind, PlannedProgram
+from ..instructions import Buffer, Instruction, Kind, PlannedProgram
 from ..langevin import check_index
 from ..options import StepOptions
+from ..program_check import LINE
 from .langevin import update_rows
 from .philox import WARPS, check_readable_address
 from .program import (
@@ -222,7 +225,7 @@ def run_chain(
         for row in (key, key + torch.tensor([0, max(num_steps - 1, 0), 0], device="cpu")):
             check_readable_address(row, chain_ids, batch)
     elements = x.numel() // batch
-    buffers = tuple(view_of(workspace, buffer) for buffer in chain.program.buffers)
+    buffers = buffers_apart(chain.program, workspace)
     chain_kernel[(triton.cdiv(batch, chain.images),)](
         *(energies, x, gradient, buffers, tuple(constants), schedule, key, chain_ids),
         *(
@@ -249,6 +252,22 @@ def run_chain(
         enable_fp_fusion=False,
     )
     key[1:].add_(num_steps)
+
+
+def buffers_apart(program: PlannedProgram, workspace: Tensor) -> tuple[Tensor, ...]:
+    """The buffers, none of which shares memory with another as they may in the plan of a program.
+
+    There a buffer takes the place of one that nobody reads any more. Blocks of threads don't wait for each other, so that
+    the images of another block may still need it.
+    """
+    *starts, end = itertools.accumulate((-(-_bytes(b) // LINE) * LINE for b in program.buffers), initial=0)
+    memory = workspace if end <= len(workspace) else workspace.new_empty(end)
+    moved = (replace(buffer, offset=start) for buffer, start in zip(program.buffers, starts, strict=True))
+    return tuple(view_of(memory, buffer) for buffer in moved)
+
+
+def _bytes(buffer: Buffer) -> int:
+    return buffer.images * buffer.image_stride * buffer.bytes
 
 
 @functools.lru_cache(maxsize=64)
