@@ -1,1 +1,0 @@
-"""What proves code for GPUs without one: launches compiled, kernels run on the CPU."""
