@@ -320,7 +320,7 @@ def instruction_kernel(
     place = place_of_block(tl.program_id(0), grid, SHAPE)
     v = computed(source, weight, numbers, fill, place, grid, source_strides, SHAPE)
     place = place_in_buffers(place, (grid[3], grid[4]), (grid[5], grid[6]), SHAPE)
-    epilogue(v, place, numbers, operands, rows, images, at, SHAPE.steps, SHAPE.channels)
+    epilogue(v, place, numbers, operands, rows, images, at, SHAPE)
 
 
 # Launcher -----------------------------------------------------------------------------------------------------------
