@@ -24,6 +24,7 @@ from unittest import mock
 
 import torch
 import triton
+from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.backends.driver import DriverBase
 from triton.runtime import driver
@@ -66,11 +67,17 @@ class Launch:
 
 
 class FakeDriver(DriverBase):
-    """What Triton asks a driver for. `launches` lists what it was asked to launch."""
+    """What Triton asks a driver for.
+
+    Attributes:
+        launches: what it was asked to launch.
+        asked: each kernel that had to be compiled, as (function, key), where nothing is compiled.
+    """
 
     def __init__(self, capability: int) -> None:
         self.capability = capability
         self.launches: list[Launch] = []
+        self.asked: set[tuple[str, str]] = set()
         self.handed_over: tuple[Any, Any] | None = None  # grid and arguments of the launch that is under way
         self.launcher_cls = _Launcher
         self.utils = _Utilities(capability)
@@ -163,8 +170,10 @@ def _recording(run: Any) -> Any:
 
 
 @contextlib.contextmanager
-def fake_gpu(capability: int) -> Iterator[FakeDriver]:
+def fake_gpu(capability: int, compiles: bool = True) -> Iterator[FakeDriver]:
     """Launches of this thread's operators on the CPU are those of a GPU of that compute capability, as 90 for sm_90.
+
+    Without `compiles`, launches end before the compiler: `asked` tells what it would have been asked for.
 
     Raises:
         RuntimeError: in a process that has Triton's interpreter in the compiler's place.
@@ -179,6 +188,13 @@ def fake_gpu(capability: int) -> Iterator[FakeDriver]:
         stack.enter_context(mock.patch.object(backends, "_interpreted", return_value=True))
         stack.enter_context(mock.patch.object(JITFunction, "run", _recording(JITFunction.run)))
         stack.enter_context(ops.backend("triton"))
+        if not compiles:
+
+            def instead(*, key: str, fn: Any, **told: Any) -> bool:
+                gpu.asked.add((fn.name, key))
+                return True
+
+            stack.enter_context(mock.patch.object(knobs.runtime, "jit_cache_hook", instead))
         driver.set_active(gpu)
         stack.callback(driver.set_active, before)
         yield gpu
