@@ -26,7 +26,7 @@ from ..instructions import Instruction, Kind, PlannedProgram
 from ..langevin import check_index
 from ..options import StepOptions
 from .langevin import update_rows
-from .philox import WARPS, check_readable_address
+from .philox import WARPS, check_readable_address, quads_of
 from .program import (
     Call,
     Facts,
@@ -161,7 +161,10 @@ def run_part(
         run_block(block, state, energies, gradient, buffers, constants, first, count, PART)
 
 
-@triton.jit
+@triton.jit(
+    do_not_specialize=["num_steps", "batch", "elements", "schedule_rows", "weight_rows"],
+    do_not_specialize_on_alignment=["schedule", "key", "chain_ids", "data_term_weight"],
+)
 def chain_kernel(
     energies: tl.tensor,
     x: tl.tensor,
@@ -197,7 +200,7 @@ def chain_kernel(
     count = tl.minimum(batch - first, NUM_CHAINS)
     lane = tl.arange(0, QUADS * NUM_CHAINS)
     slot, quad = (first + lane // QUADS).to(tl.int64), (lane % QUADS).to(tl.int64)
-    inside = (slot < batch) & (quad < tl.cdiv(elements, 4))
+    inside = (slot < batch) & (quad < quads_of(elements))
     seed, start, index = tl.load(key), tl.load(key + 1), tl.load(key + 2)
     done_steps = tl.full((), 0, tl.int64)
     while done_steps < num_steps:

@@ -89,7 +89,7 @@ def read(
     return tl.load(pixels + channels[None, :], mask=mask, other=0.0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["images"])
 def convolution_weight_kernel(
     result: tl.tensor,
     factors: tl.tensor,
@@ -148,7 +148,7 @@ def convolution_weight_kernel(
     tl.store(places, total, mask=known)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["images"])
 def sum_weight_kernel(
     result: tl.tensor,
     factors: tl.tensor,
