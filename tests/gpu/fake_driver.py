@@ -16,7 +16,7 @@ import importlib
 import re
 import subprocess
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,13 +71,13 @@ class FakeDriver(DriverBase):
 
     Attributes:
         launches: what it was asked to launch.
-        asked: each kernel that had to be compiled, as (function, key), where nothing is compiled.
+        asked: each kernel that had to be compiled or was left out, as (function, key), in the order of first launches.
     """
 
     def __init__(self, capability: int) -> None:
         self.capability = capability
         self.launches: list[Launch] = []
-        self.asked: set[tuple[str, str]] = set()
+        self.asked: dict[tuple[str, str], None] = {}
         self.handed_over: tuple[Any, Any] | None = None  # grid and arguments of the launch that is under way
         self.launcher_cls = _Launcher
         self.utils = _Utilities(capability)
@@ -170,12 +170,15 @@ def _recording(run: Any) -> Any:
 
 
 @contextlib.contextmanager
-def fake_gpu(capability: int, compiles: bool = True) -> Iterator[FakeDriver]:
+def fake_gpu(capability: int, compiles: Callable[[tuple[str, str]], bool] = lambda asked: True) -> Iterator[FakeDriver]:
     """Launches of this thread's operators on the CPU are those of a GPU of that compute capability, as 90 for sm_90.
 
-    Without `compiles`, launches end before the compiler: `asked` tells what it would have been asked for.
+    Args:
+        capability: of `MOST_SHARED`.
+        compiles: of what is asked of the compiler, whether it is compiled; other launches end there.
 
     Raises:
+        ValueError: for another capability.
         RuntimeError: in a process that has Triton's interpreter in the compiler's place.
     """
     if not isinstance(_normal_kernel(), JITFunction):
@@ -188,13 +191,12 @@ def fake_gpu(capability: int, compiles: bool = True) -> Iterator[FakeDriver]:
         stack.enter_context(mock.patch.object(backends, "_interpreted", return_value=True))
         stack.enter_context(mock.patch.object(JITFunction, "run", _recording(JITFunction.run)))
         stack.enter_context(ops.backend("triton"))
-        if not compiles:
 
-            def instead(*, key: str, fn: Any, **told: Any) -> bool:
-                gpu.asked.add((fn.name, key))
-                return True
+        def leave_out(*, key: str, fn: Any, **told: Any) -> bool:
+            gpu.asked[fn.name, key] = None
+            return not compiles((fn.name, key))
 
-            stack.enter_context(mock.patch.object(knobs.runtime, "jit_cache_hook", instead))
+        stack.enter_context(mock.patch.object(knobs.runtime, "jit_cache_hook", leave_out))
         driver.set_active(gpu)
         stack.callback(driver.set_active, before)
         yield gpu

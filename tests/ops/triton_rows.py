@@ -1,4 +1,4 @@
-"""The rows of one Triton program among many, in the interpreter: of chains that are too long for the memory of a test."""
+"""The rows of one Triton program among many, in the interpreter: of chains that are too long for a test's memory."""
 
 from __future__ import annotations
 
