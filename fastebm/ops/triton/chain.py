@@ -29,7 +29,7 @@ from ..langevin import check_index
 from ..options import StepOptions
 from ..program_check import LINE
 from .langevin import update_rows
-from .philox import WARPS, check_readable_address
+from .philox import WARPS, check_readable_address, quads_of
 from .program import (
     Call,
     Facts,
@@ -77,11 +77,23 @@ class Part(NamedTuple):
     blocks: int
 
 
+class Parts(NamedTuple):
+    """All instructions of a program."""
+
+    parts: tuple[Part, ...]
+
+
 @triton.jit
 def place_of(
-    buffers: tl.tuple, constants: tl.tuple, gradient: tl.tensor, energies: tl.tensor, PLACE: tl.constexpr
+    buffers: tl.tuple,
+    constants: tl.tuple,
+    gradient: tl.tensor,
+    energies: tl.tensor,
+    PART: tl.constexpr,
+    NUMBER: tl.constexpr,
 ) -> tl.tensor:
-    """What an operation points to."""
+    """What operation NUMBER points to."""
+    PLACE: tl.constexpr = PART.places[NUMBER]
     if PLACE.where == 0:
         return buffers[PLACE.number]
     elif PLACE.where == 1:
@@ -109,7 +121,14 @@ def run_block(
     A function that is called: inlined, what the compiler hoists out of all instructions at once fills every register.
     """
     SHAPE: tl.constexpr = PART.shape
-    grid = (count, PART.grid[0], PART.grid[1])
+    SOURCE_STRIDES: tl.constexpr = PART.source_strides
+    HEIGHT: tl.constexpr = PART.grid[0]
+    WIDTH: tl.constexpr = PART.grid[1]
+    START_Y: tl.constexpr = PART.grid[2]
+    START_X: tl.constexpr = PART.grid[3]
+    STEP_Y: tl.constexpr = PART.grid[4]
+    STEP_X: tl.constexpr = PART.grid[5]
+    grid = (count, HEIGHT, WIDTH)
     image, y, x, columns, inside = place_of_block(block, grid, SHAPE)
     place = (image + first, y, x, columns, inside)
     source, weight = state, state
@@ -117,17 +136,38 @@ def run_block(
         source = buffers[PART.source] + PART.source_channel
     if SHAPE.kind == _CONVOLUTION:
         weight = constants[PART.constant]
-    v = computed(source, weight, constants[0], PART.constant, place, grid, PART.source_strides, SHAPE)
-    place = place_in_buffers(place, (PART.grid[2], PART.grid[3]), (PART.grid[4], PART.grid[5]), SHAPE)
+    v = computed(source, weight, constants[0], PART.constant, place, grid, SOURCE_STRIDES, SHAPE)
+    place = place_in_buffers(place, (START_Y, START_X), (STEP_Y, STEP_X), SHAPE)
     for i in tl.static_range(len(SHAPE.steps)):
-        operand = place_of(buffers, constants, gradient, energies, PART.places[i])
+        operand = place_of(buffers, constants, gradient, energies, PART, i)
         v = done(
             *(v, place, constants[0], operand, PART.places[i].row, PART.places[i].image, PART.places[i].at),
-            *(SHAPE.steps[i], SHAPE.channels),
+            *(SHAPE, i),
         )
 
 
 @triton.jit
+def run_part(
+    state: tl.tensor,
+    energies: tl.tensor,
+    gradient: tl.tensor,
+    buffers: tl.tuple,
+    constants: tl.tuple,
+    first: tl.tensor,
+    count: tl.tensor,
+    PROGRAM: tl.constexpr,
+    NUMBER: tl.constexpr,
+) -> None:
+    """All blocks of one instruction."""
+    PART: tl.constexpr = PROGRAM.parts[NUMBER]
+    for block in range(PART.blocks):
+        run_block(block, state, energies, gradient, buffers, constants, first, count, PART)
+
+
+@triton.jit(
+    do_not_specialize=["num_steps", "batch", "elements", "schedule_rows", "weight_rows"],
+    do_not_specialize_on_alignment=["schedule", "key", "chain_ids", "data_term_weight"],
+)
 def chain_kernel(
     energies: tl.tensor,
     x: tl.tensor,
@@ -151,7 +191,7 @@ def chain_kernel(
     clamp_min: tl.tensor,
     clamp_max: tl.tensor,
     grad_clip: tl.tensor,
-    PARTS: tl.constexpr,
+    PROGRAM: tl.constexpr,
     WHOLE: tl.constexpr,
     PER_CHAIN: tl.constexpr,
     LISTED: tl.constexpr,
@@ -163,15 +203,12 @@ def chain_kernel(
     count = tl.minimum(batch - first, NUM_CHAINS)
     lane = tl.arange(0, QUADS * NUM_CHAINS)
     slot, quad = (first + lane // QUADS).to(tl.int64), (lane % QUADS).to(tl.int64)
-    inside = (slot < batch) & (quad < tl.cdiv(elements, 4))
+    inside = (slot < batch) & (quad < quads_of(elements))
     seed, start, index = tl.load(key), tl.load(key + 1), tl.load(key + 2)
     done_steps = tl.full((), 0, tl.int64)
     while done_steps < num_steps:
-        for i in tl.static_range(len(PARTS)):
-            for block in range(PARTS[i].blocks):
-                run_block(
-                    *(block, x, energies + done_steps * batch, gradient, buffers, constants, first, count, PARTS[i])
-                )
+        for i in tl.static_range(len(PROGRAM.parts)):
+            run_part(x, energies + done_steps * batch, gradient, buffers, constants, first, count, PROGRAM, i)
             tl.debug_barrier()  # what one thread wrote, others read
         address = (seed, start + done_steps, index + done_steps, chain_ids)
         update_rows(
@@ -241,7 +278,7 @@ def run_chain(
         ),
         *(schedule.shape[0], 0 if weight is None else weight.shape[0]),
         *(step.clamp_min, step.clamp_max, step.grad_clip),
-        PARTS=chain.parts,
+        PROGRAM=Parts(chain.parts),
         WHOLE=elements % 4 == 0,
         PER_CHAIN=schedule.dim() == 3,
         LISTED=chain_ids.shape[0] > 1,

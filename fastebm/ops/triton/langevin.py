@@ -76,7 +76,7 @@ def update_rows(
     element = quad[:, None] * 4 + tl.arange(0, 4)[None, :]
     wanted = inside[:, None]
     if WHOLE:
-        elements = tl.cdiv(elements, 4).to(tl.int64) * 4  # tells the compiler that chains are whole quads
+        elements = (elements // 4).to(tl.int64) * 4  # tells the compiler that chains are whole quads
     else:
         wanted = wanted & (element < elements)
     channel, pixel = element, element
@@ -184,7 +184,7 @@ def step_kernel(
     NUM_CHAINS: tl.constexpr,
 ) -> None:
     """One row (quad of a chain) a thread."""
-    slot, quad, inside = rows_of_program(batch, tl.cdiv(elements, 4), QUADS, NUM_CHAINS)
+    slot, quad, inside = rows_of_program(batch, elements, QUADS, NUM_CHAINS)
     seed, step, index = tl.load(key), tl.load(key + 1), tl.load(key + 2)
     images = (out, x, grad, mask, known, data_target, lower_bounds, upper_bounds)
     target_strides, low, high = data_target_strides, lower_strides, upper_strides

@@ -23,6 +23,7 @@ from .philox import (
     minus_two_log,
     normal_rows,
     philox,
+    quads_of,
     rows_of_program,
     tile,
     uniform_from_bits,
@@ -71,9 +72,9 @@ def ratio_kernel(
     step_size, noise_std = tl.load(schedule + 2 * row), tl.load(schedule + 2 * row + 1)
     eta, sigma = step_size.to(tl.float64), noise_std.to(tl.float64)
     rise = tl.load(proposal_energy + slot).to(tl.float64) - tl.load(energy + slot).to(tl.float64)
-    quads = tl.cdiv(elements, 4)
+    quads = quads_of(elements)
     if WHOLE:
-        elements = quads.to(tl.int64) * 4  # tells the compiler that chains are whole quads
+        elements = (elements // 4).to(tl.int64) * 4  # tells the compiler that chains are whole quads
     lanes = tl.zeros((QUADS, 4), tl.float64)
     outside = tl.zeros((QUADS, 4), tl.int32)
     start = tl.full((), 0, tl.int64)
@@ -135,7 +136,7 @@ def metropolis_kernel(
     NUM_CHAINS: tl.constexpr,
 ) -> None:
     """One row (quad of a chain) a thread, each of which decides for itself; the first of a chain writes the energy."""
-    slot, quad, inside = rows_of_program(batch, tl.maximum(tl.cdiv(elements, 4), 1), QUADS, NUM_CHAINS)
+    slot, quad, inside = rows_of_program(batch, elements, QUADS, NUM_CHAINS)
     seed, step = tl.load(key), tl.load(key + 1)
     chain = chain_of(chain_ids, slot, inside, LISTED)
     valid = addressable(step, chain)
@@ -152,7 +153,7 @@ def metropolis_kernel(
     element = quad[:, None] * 4 + tl.arange(0, 4)[None, :]
     taken = yes[:, None]
     if WHOLE:
-        elements = tl.cdiv(elements, 4).to(tl.int64) * 4  # tells the compiler that chains are whole quads
+        elements = (elements // 4).to(tl.int64) * 4  # tells the compiler that chains are whole quads
     else:
         taken = taken & (element < elements)
     at = slot[:, None] * elements + element

@@ -158,7 +158,7 @@ def mclmc_kernel(
     """WHOLE: chains are whole quads, which are one 16-byte access each."""
     quads: tl.constexpr = LANES // 4
     if WHOLE:
-        elements = tl.cdiv(elements, 4).to(tl.int64) * 4  # tells the compiler that chains are whole quads
+        elements = (elements // 4).to(tl.int64) * 4  # tells the compiler that chains are whole quads
     slot = tl.program_id(0).to(tl.int64) * CHAINS + tl.arange(0, CHAINS)
     inside = slot < batch
     seed, step = tl.load(key), tl.load(key + 1)

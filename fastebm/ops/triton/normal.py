@@ -34,8 +34,7 @@ def fill_kernel(
     NUM_CHAINS: tl.constexpr,
 ) -> None:
     """One row a thread. WHOLE: chains are whole quads, so that a row is one 16-byte store."""
-    quads = tl.cdiv(elements, 4)
-    slot, quad, inside = rows_of_program(batch, quads, QUADS, NUM_CHAINS)
+    slot, quad, inside = rows_of_program(batch, elements, QUADS, NUM_CHAINS)
     seed, step = tl.load(key), tl.load(key + 1)
     chain = chain_of(chain_ids, slot, inside, LISTED)
     words = philox(quad, step, chain, stream, seed)
@@ -43,7 +42,7 @@ def fill_kernel(
     drawn = tl.where(addressable(step, chain)[:, None], drawn, float("nan"))
     lane = tl.arange(0, 4)[None, :]
     if WHOLE:
-        offset = ((slot * quads + quad) * 4)[:, None] + lane
+        offset = ((slot * (elements // 4) + quad) * 4)[:, None] + lane
         wanted = inside[:, None]
     else:
         offset = (slot * elements + quad * 4)[:, None] + lane

@@ -115,8 +115,15 @@ def uniform_rows(words: tl.tuple) -> tl.tensor:
 
 
 @triton.jit
-def rows_of_program(batch: tl.tensor, quads: tl.tensor, QUADS: tl.constexpr, NUM_CHAINS: tl.constexpr) -> tl.tuple:
+def quads_of(elements: tl.tensor) -> tl.tensor:
+    """Quads of a chain, one where it has no elements. The sum of `tl.cdiv` overflows from 2^31 - 3 elements on."""
+    return (elements - 1) // 4 + 1
+
+
+@triton.jit
+def rows_of_program(batch: tl.tensor, elements: tl.tensor, QUADS: tl.constexpr, NUM_CHAINS: tl.constexpr) -> tl.tuple:
     """(slot of the chain in the batch, quad, whether the two exist), int64, of each row of this program."""
+    quads = quads_of(elements)
     across = tl.cdiv(quads, QUADS)
     program = tl.program_id(0)
     lane = tl.arange(0, QUADS * NUM_CHAINS)

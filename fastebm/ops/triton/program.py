@@ -35,6 +35,8 @@ _FEW = tl.constexpr(FEW)
 _INTERPRETED = tl.constexpr(INTERPRETED)
 # Pixels of a window that one step of a pool reads, so that their loads are under way together.
 WINDOW_STEP = 16
+# What an int32 holds: a kernel counts all pixels, and the numbers of one image and of one constant.
+MOST = torch.iinfo(torch.int32).max
 _STORED = {2: torch.bfloat16, 4: torch.float32}
 
 
@@ -83,9 +85,9 @@ class Shape(NamedTuple):
 
 # Kernels ------------------------------------------------------------------------------------------------------------
 #
-# `grid` is (images, height, width, start_y, start_x, step_y, step_x) of an instruction, `source_strides` (height,
-# width, row, image) of the buffer that it reads. `place` is (image, y, x, columns, inside) of one block: the positions
-# that are its rows, with `image` in int64, the channels that are its columns, and which rows exist.
+# `grid` is (images, height, width) of an instruction, `source_strides` (height, width, row, image) of the buffer that
+# it reads. `place` is (image, y, x, columns, inside) of one block: the positions that are its rows, with `image` in
+# int64, the channels that are its columns, and which rows exist.
 
 
 @triton.jit
@@ -302,7 +304,7 @@ def place_in_buffers(place: tl.tuple, start: tl.tuple, step: tl.tuple, SHAPE: tl
     return image, start[0] + step[0] * y, start[1] + step[1] * x, columns, inside
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["batch", "fill"])
 def instruction_kernel(
     source: tl.tensor,
     weight: tl.tensor,
@@ -312,15 +314,21 @@ def instruction_kernel(
     rows: tl.tuple,
     images: tl.tuple,
     at: tl.tuple,
+    batch: tl.tensor,
     grid: tl.tuple,
     source_strides: tl.tuple,
     SHAPE: tl.constexpr,
 ) -> None:
-    """One block of an instruction. `weight` is None but for convolutions."""
-    place = place_of_block(tl.program_id(0), grid, SHAPE)
-    v = computed(source, weight, numbers, fill, place, grid, source_strides, SHAPE)
-    place = place_in_buffers(place, (grid[3], grid[4]), (grid[5], grid[6]), SHAPE)
-    epilogue(v, place, numbers, operands, rows, images, at, SHAPE.steps, SHAPE.channels)
+    """One block of an instruction. `weight` is None but for convolutions; `grid` has height, width, start and step.
+
+    The batch is no part of `grid`: within a tuple, Triton compiles anew for 1 and for multiples of 16. So the kernels
+    of a first check with a few samples are those of the chain.
+    """
+    whole = (batch, grid[0], grid[1])
+    place = place_of_block(tl.program_id(0), whole, SHAPE)
+    v = computed(source, weight, numbers, fill, place, whole, source_strides, SHAPE)
+    place = place_in_buffers(place, (grid[2], grid[3]), (grid[4], grid[5]), SHAPE)
+    epilogue(v, place, numbers, operands, rows, images, at, SHAPE)
 
 
 # Launcher -----------------------------------------------------------------------------------------------------------
@@ -396,10 +404,9 @@ def _launch(call: Call, x: Tensor, constants: Sequence[Tensor], places: dict[str
     source = x if buffer < 0 else places["buffers"][buffer][channel:]
     weight = constants[call.weight] if call.weight >= 0 else None
     operands = tuple(places[kind][index] for kind, index in call.operands)
-    grid = (x.shape[0], *call.grid)
     instruction_kernel[(call.programs(x.shape[0]),)](
-        *(source, weight, constants[0], call.fill, operands, call.rows, call.images, call.at, grid),
-        *(call.source_strides, call.shape),
+        *(source, weight, constants[0], call.fill, operands, call.rows, call.images, call.at, x.shape[0]),
+        *(call.grid, call.source_strides, call.shape),
         num_warps=call.num_warps,
         **({} if call.num_stages is None else {"num_stages": call.num_stages}),
         enable_fp_fusion=False,
@@ -425,7 +432,7 @@ def check_program(code: bytes, x: Tensor, constants: Sequence[Tensor], workspace
     if not all(constant.is_contiguous() for constant in constants):
         raise ValueError("all constants must be contiguous")
     pixels = batch * max((i.height * i.width for i in program.instructions), default=1)
-    if pixels > torch.iinfo(torch.int32).max - 1024:
+    if pixels > MOST - 1024:
         raise ValueError(f"a batch of {batch} has {pixels} pixels at a time; this kernel counts up to 2**31 of them")
     return whole
 
@@ -447,6 +454,9 @@ def calls_of(code: bytes, facts: Facts) -> tuple[PlannedProgram, tuple[Call, ...
     read += [operation.number for operation in program.epilogues if operation.op in images]
     if max(read, default=0) >= len(facts.constants):
         raise ValueError(f"this program reads {max(read) + 1} constants, got {len(facts.constants)}")
+    sizes = [math.prod(shape) for shape in (facts.sample, *(shape for _, shape in facts.constants))]
+    if (largest := max(*sizes, *(b.image_stride for b in program.buffers))) > MOST:
+        raise ValueError(f"an image or a constant has {largest} numbers; this kernel counts up to 2**31 of them")
     return program, tuple(call_of(program, facts, i) for i in program.instructions)
 
 

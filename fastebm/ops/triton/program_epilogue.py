@@ -4,6 +4,10 @@ Values are float32 blocks (positions, channels) in registers. Where a step's buf
 as alignment needs it (channels of a pixel, `Step.pixel`), the rest comes at run time, so that one compiled kernel
 serves all sizes of an image and all lengths of a batch. Factors and parameters are read from the constants: new weights
 and a captured graph need nothing else.
+
+What the compiler knows are named tuples within named tuples. Triton 3.6 takes an inner one out by an attribute only,
+and hands it on only under a name that is annotated as a constexpr. So functions take the outer one, and a number where
+the inner one is in a list.
 """
 
 from __future__ import annotations
@@ -115,10 +119,12 @@ def done(
     row: tl.tensor,
     image_stride: tl.tensor,
     at: tl.tensor,
-    STEP: tl.constexpr,
-    CHANNELS: tl.constexpr,
+    SHAPE: tl.constexpr,
+    NUMBER: tl.constexpr,
 ) -> tl.tensor:
-    """The values after one operation."""
+    """The values after operation NUMBER."""
+    STEP: tl.constexpr = SHAPE.steps[NUMBER]
+    CHANNELS: tl.constexpr = SHAPE.channels
     image, y, x, columns, inside = place
     if STEP.op == _ADD_CONSTANT:
         v += read(operand, place, row, image_stride, STEP, CHANNELS)
@@ -167,12 +173,11 @@ def epilogue(
     rows: tl.tuple,
     images: tl.tuple,
     at: tl.tuple,
-    STEPS: tl.constexpr,
-    CHANNELS: tl.constexpr,
+    SHAPE: tl.constexpr,
 ) -> None:
     """Every operation on the values v, whose place (image, y, x, columns, inside) is that in the buffers.
 
     Operation i has operands[i] with strides rows[i] and images[i], and its number at numbers[at[i]].
     """
-    for i in tl.static_range(len(STEPS)):
-        v = done(v, place, numbers, operands[i], rows[i], images[i], at[i], STEPS[i], CHANNELS)
+    for i in tl.static_range(len(SHAPE.steps)):
+        v = done(v, place, numbers, operands[i], rows[i], images[i], at[i], SHAPE, i)

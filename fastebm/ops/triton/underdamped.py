@@ -16,7 +16,17 @@ from torch import Tensor
 from ... import rng
 from ..langevin import SUM_LANES, check_index
 from ..underdamped import BAOAB, LEAPFROG, OBABO, check_closing
-from .philox import WARPS, addressable, chain_of, check_readable_address, normal_rows, philox, rows_of_program, tile
+from .philox import (
+    WARPS,
+    addressable,
+    chain_of,
+    check_readable_address,
+    normal_rows,
+    philox,
+    quads_of,
+    rows_of_program,
+    tile,
+)
 
 _BAOAB, _OBABO, _LEAPFROG = tl.constexpr(BAOAB), tl.constexpr(OBABO), tl.constexpr(LEAPFROG)
 _MOMENTUM, _MOMENTUM_END = tl.constexpr(int(rng.Stream.MOMENTUM)), tl.constexpr(int(rng.Stream.MOMENTUM_END))
@@ -165,7 +175,7 @@ def advance_rows(
     element = quad[:, None] * 4 + tl.arange(0, 4)[None, :]
     wanted = inside[:, None]
     if WHOLE:
-        elements = tl.cdiv(elements, 4).to(tl.int64) * 4  # tells the compiler that chains are whole quads
+        elements = (elements // 4).to(tl.int64) * 4  # tells the compiler that chains are whole quads
     else:
         wanted = wanted & (element < elements)
     chain = chain_of(chain_ids, slot, inside, LISTED)
@@ -235,7 +245,7 @@ def kinetic_kernel(
     NUM_CHAINS: tl.constexpr,
 ) -> None:
     """One row (quad of a chain) a thread."""
-    rows = rows_of_program(batch, tl.cdiv(elements, 4), QUADS, NUM_CHAINS)
+    rows = rows_of_program(batch, elements, QUADS, NUM_CHAINS)
     advance_rows(
         *((x, velocity, grad, mass), (schedule, key, chain_ids), (batch, elements, schedule_rows), (low, high), rows),
         *(SCHEME, CLOSE, OPEN, PER_CHAIN, LISTED, MASS_BY_CHAIN, MASS_EACH, WHOLE),
@@ -272,7 +282,7 @@ def kinetic_work_kernel(
     slot = tl.program_id(0).to(tl.int64) + (lane * 0).to(tl.int64)
     closing, opening = tl.zeros((QUADS, 4), tl.float64), tl.zeros((QUADS, 4), tl.float64)
     cancelled = tl.zeros((), tl.int32)
-    quads, start = tl.cdiv(elements, 4), tl.full((), 0, tl.int64)
+    quads, start = quads_of(elements), tl.full((), 0, tl.int64)
     while start < quads:  # Triton 3.6 can't interpret a range that ends at a number known at run time
         quad = start + lane
         after, ahead, cancels = advance_rows(

@@ -89,7 +89,7 @@ def read(
     return tl.load(pixels + channels[None, :], mask=mask, other=0.0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["images"])
 def convolution_weight_kernel(
     result: tl.tensor,
     factors: tl.tensor,
@@ -110,12 +110,16 @@ def convolution_weight_kernel(
     PAD_X: tl.constexpr = SHAPE.window[5]
     DILATION_Y: tl.constexpr = SHAPE.window[6]
     DILATION_X: tl.constexpr = SHAPE.window[7]
-    PANELS: tl.constexpr = (SHAPE.inner + SHAPE.columns - 1) // SHAPE.columns
-    ROWS: tl.constexpr = (SHAPE.out + SHAPE.rows - 1) // SHAPE.rows
+    GRADIENT: tl.constexpr = SHAPE.gradient
+    SOURCE: tl.constexpr = SHAPE.source
+    ROWS: tl.constexpr = SHAPE.rows
+    COLUMNS: tl.constexpr = SHAPE.columns
+    ACROSS: tl.constexpr = (SHAPE.inner + COLUMNS - 1) // COLUMNS
+    DOWN: tl.constexpr = (SHAPE.out + ROWS - 1) // ROWS
     block = tl.program_id(0)
-    inner = block % PANELS * SHAPE.columns + tl.arange(0, SHAPE.columns)
-    out = block // PANELS % ROWS * SHAPE.rows + tl.arange(0, SHAPE.rows)
-    tap = block // (PANELS * ROWS)
+    inner = block % ACROSS * COLUMNS + tl.arange(0, COLUMNS)
+    out = block // ACROSS % DOWN * ROWS + tl.arange(0, ROWS)
+    tap = block // (ACROSS * DOWN)
     down = tap // KERNEL_X * DILATION_Y - PAD_Y
     right = tap % KERNEL_X * DILATION_X - PAD_X
     there = (out < SHAPE.out)[None, :]
@@ -125,15 +129,15 @@ def convolution_weight_kernel(
     total = tl.load(places, mask=known, other=0.0)
     pixels = grid[0] * grid[1]
     for n in range(images):
-        partial = tl.zeros((SHAPE.rows, SHAPE.columns), tl.float32)
+        partial = tl.zeros((ROWS, COLUMNS), tl.float32)
         for first in range(0, pixels, SHAPE.depth):
             pixel = first + tl.arange(0, SHAPE.depth)
             y, x = pixel // grid[1], pixel % grid[1]
             sy, sx = y * STRIDE_Y + down, x * STRIDE_X + right
             # What windows see outside is skipped, not multiplied by zero: 0 * NaN is NaN.
             seen = (pixel < pixels) & (sy >= 0) & (sy < size[0]) & (sx >= 0) & (sx < size[1])
-            g = read(gradient, y, x, out, gradient_strides[0], seen[:, None] & there, SHAPE.gradient)
-            s = read(source, sy, sx, inner, source_strides[0], seen[:, None] & there_inner, SHAPE.source)
+            g = read(gradient, y, x, out, gradient_strides[0], seen[:, None] & there, GRADIENT)
+            s = read(source, sy, sx, inner, source_strides[0], seen[:, None] & there_inner, SOURCE)
             if SHAPE.one_pixel:
                 partial = tl.trans(g).to(tl.float32) * s.to(tl.float32)
             else:
@@ -144,7 +148,7 @@ def convolution_weight_kernel(
     tl.store(places, total, mask=known)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["images"])
 def sum_weight_kernel(
     result: tl.tensor,
     factors: tl.tensor,
@@ -157,6 +161,8 @@ def sum_weight_kernel(
     SHAPE: tl.constexpr,
 ) -> None:
     """A block of outputs, and of pixels where these are left apart. `source` is None but for products."""
+    GRADIENT: tl.constexpr = SHAPE.gradient
+    SOURCE: tl.constexpr = SHAPE.source
     PANELS: tl.constexpr = (SHAPE.out + SHAPE.columns - 1) // SHAPE.columns
     block = tl.program_id(0)
     out = block % PANELS * SHAPE.columns + tl.arange(0, SHAPE.columns)
@@ -179,9 +185,9 @@ def sum_weight_kernel(
             pixel = first + tl.arange(0, SHAPE.rows)
             y, x = pixel // grid[1], pixel % grid[1]
             mask = (pixel < pixels)[:, None] & there
-            terms = read(gradient, y, x, out, gradient_strides[0], mask, SHAPE.gradient).to(tl.float32)
+            terms = read(gradient, y, x, out, gradient_strides[0], mask, GRADIENT).to(tl.float32)
             if SHAPE.kind == _PRODUCT:
-                terms *= read(source, y, x, out, source_strides[0], mask, SHAPE.source).to(tl.float32)
+                terms *= read(source, y, x, out, source_strides[0], mask, SOURCE).to(tl.float32)
             if SHAPE.per_pixel:
                 partial += terms
             else:

@@ -11,7 +11,7 @@ import triton
 
 from fastebm.ops.activations import PROGRAM_ACTIVATIONS
 from fastebm.ops.instructions import Buffer, Epilogue, EpilogueOp, Header, Instruction, Kind, Layout, PlannedProgram
-from fastebm.ops.triton.chain import POSITIONS, STAGES, chain_kernel, part_of
+from fastebm.ops.triton.chain import POSITIONS, STAGES, Parts, chain_kernel, part_of
 from fastebm.ops.triton.philox import WARPS
 from fastebm.ops.triton.program import Facts, call_of
 
@@ -110,7 +110,7 @@ def _example(
         "buffers": tuple(stored[torch.bfloat16] for _ in code.buffers),
         "constants": tuple(stored[dtype] for dtype, _ in constants),
     }
-    options = {"PARTS": parts, "WHOLE": True, "PER_CHAIN": False, "LISTED": False, "NUM_CHAINS": images}
+    options = {"PROGRAM": Parts(parts), "WHOLE": True, "PER_CHAIN": False, "LISTED": False, "NUM_CHAINS": images}
     options["QUADS"] = triton.next_power_of_2(channels * size * size // 4)
     matrix = "bf16" if any(i.kind == Kind.CONVOLUTION for i in code.instructions) else None
     shows: dict[str, Any] = {"shared": True, "most_shared": 73728, "matrix": matrix}

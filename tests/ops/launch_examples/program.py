@@ -55,7 +55,8 @@ def _example(
         "rows": _integers(call.rows),
         "images": _integers(call.images),
         "at": _integers(call.at),
-        "grid": ("i32", *_integers(call.grid)),
+        "batch": "i32",
+        "grid": _integers(call.grid),
         "source_strides": _integers(call.source_strides),
     }
     stages = call.num_stages
