@@ -8,7 +8,7 @@ from pathlib import Path
 
 from benchmarks.gpu.step import Rows
 
-STEPS = ("facts", "bits", "programs", "replay", "bandwidth", "instructions", "update", "peer", "scale", "small")
+STEPS = ("facts", "warm", "bits", "programs", "replay", "bandwidth", "instructions", "update", "peer", "scale", "small")
 
 
 def main() -> None:
