@@ -1,7 +1,7 @@
 """Counts the machine instructions of the CUDA kernels, by kind, and how many there are for each quad of noise.
 
-    python -m benchmarks.gpu_model.instructions
-    python -m benchmarks.gpu_model.instructions --architecture 75 80 90 120 --entry 'two quads a thread'    into the page
+    python -m benchmarks.gpu_model.instructions --architecture 75 80 90 120
+    python -m benchmarks.gpu_model.instructions --entry 'two quads a thread'            adds a column to the page
 
 nvcc compiles a source for one architecture, and nvdisasm (of the CUDA toolkit, or of Triton's wheel) lists its
 instructions. A kernel is counted from its first instruction to its last EXIT, without the subroutines behind it that

@@ -95,9 +95,9 @@ def test_nothing_is_approximate_or_contracted(results, name):
         assert not re.findall(r"\bmad\.(?:rn|rz|f32)", ptx), kernel
 
 
-# (file, part of the kernel's name, fused multiply-adds, roots, 16-byte loads, 16-byte stores). A thread makes two quads,
-# and a quad of normals is 46 fused multiply-adds: 4 numbers from words of one, 2 logarithms of 9, 2 pairs of sine and
-# cosine of 7, 2 roots of 5. Its update is 8 more.
+# (file, part of the kernel's name, fused multiply-adds, roots, 16-byte loads, 16-byte stores). A thread makes two
+# quads. A quad of normals is 46 fused multiply-adds: 4 numbers from words of one, 2 logarithms of 9, 2 pairs of sine
+# and cosine of 7, 2 roots of 5. Its update is 8 more.
 WRITTEN = [
     ("cuda/normal.cu", r"fill_kernel.*NormalNoiseEfLb1", 2 * 46, 4, 0, 2),
     ("cuda/uniform.cu", r"fill_kernel.*UniformNoiseEfLb1", 2 * 4, 0, 0, 2),
