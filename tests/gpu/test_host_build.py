@@ -75,7 +75,12 @@ def test_suites_of_operators(library, files, request):
         command.append(f"--tries={tries}")
     if request.config.getoption("--slow"):
         command.append("--slow")
-    environment = {"FASTEBM_HOST_BUILD": str(library), "FASTEBM_BACKEND": "cuda", "OMP_NUM_THREADS": "1"}
+    environment = {
+        "FASTEBM_HOST_BUILD": str(library),
+        "FASTEBM_BACKEND": "cuda",
+        "CUDA_VISIBLE_DEVICES": "",
+        "OMP_NUM_THREADS": "1",
+    }
     done = subprocess.run(
         [*command, *files],
         cwd=ROOT,
