@@ -203,7 +203,7 @@ def test_torchrun_gives_the_place(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_each_rank_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     here = Ranks(5, 8, 1, 4)
     monkeypatch.setattr("fastebm.cli.arguments.ranks", lambda: here)
-    monkeypatch.setattr("fastebm.ops.backends.select_backend", lambda device: "triton")
+    monkeypatch.setattr("fastebm.ops.backends.select_backend", lambda device, **_: "triton")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     assert select_device(None) == select_device("cuda") == torch.device("cuda:1")

@@ -1,6 +1,7 @@
 """Counts the machine instructions of the CUDA kernels, by kind, and how many there are for each quad of noise.
 
-    python -m benchmarks.gpu_model.instructions --out docs/results/gpu-model/instructions.json
+    python -m benchmarks.gpu_model.instructions --architecture 75 80 90 120
+    python -m benchmarks.gpu_model.instructions --entry 'two quads a thread'            adds a column to the page
 
 nvcc compiles a source for one architecture, and nvdisasm (of the CUDA toolkit, or of Triton's wheel) lists its
 instructions. A kernel is counted from its first instruction to its last EXIT, without the subroutines behind it that
@@ -11,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import json
 import os
 import re
 import shutil
@@ -23,6 +23,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.harness import pages
 from fastebm import build_extension
 
 # The kernels that instructions may bound, by source: a name that a reader knows, and part of the mangled one.
@@ -142,13 +143,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Prints the counts as a table, and writes them as JSON where asked."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--architecture", type=int, nargs="+", default=[90], help="compute capabilities, such as 90")
-    parser.add_argument("--out", type=Path, default=None, help="a JSON file for the rows")
+    parser.add_argument("--entry", default=None, help="a name for the rows in docs/results/gpu-model")
     given = parser.parse_args(arguments)
     rows = [count.row() for architecture in given.architecture for count in counts(architecture)]
     for row in rows:
         print("; ".join(f"{name} {value}" for name, value in row.items()))
-    if given.out is not None:
-        given.out.write_text(json.dumps(rows, indent=1) + "\n")
+    if given.entry is not None:
+        said = subprocess.run([tool("nvcc"), "--version"], check=True, capture_output=True, text=True).stdout
+        entry = {"compiler": said.splitlines()[-1], "rows": rows}
+        pages.add_entry(pages.RESULTS / "gpu-model", given.entry, entry, pages.PAGES["gpu-model"])
     return 0
 
 

@@ -376,6 +376,16 @@ def one_pass_table(name: str, entry: Entry) -> str:
     return markdown_table(("method", "images a second", "time over one pass (20 to 80 %)", "gradients on"), rows)
 
 
+def instruction_sections(entries: dict[str, Entry]) -> dict[str, str]:
+    """Instructions a quad of each kernel: a column for each state of the sources."""
+    counted: dict[tuple[str, str], dict[str, float]] = {}
+    for name, entry in entries.items():
+        for row in entry["rows"]:
+            counted.setdefault((row["kernel"], row["architecture"]), {})[name] = row["instructions a quad"]
+    rows = [(*kernel, *(f"{states[name]:.0f}" for name in entries)) for kernel, states in sorted(counted.items())]
+    return {"instructions": markdown_table(("kernel", "for", *entries), rows, words=2)}
+
+
 def generate_table(name: str, entry: Entry) -> str:
     """Images a second of `fastebm generate` and of the bare sampler."""
     machine = entry["machine"]
@@ -451,6 +461,7 @@ PAGES: dict[str, Sections] = {
     "ec-posterior": each(comparison_table),
     "ec-vae": each(comparison_table),
     "generate": each(generate_table),
+    "gpu-model": instruction_sections,
     "mnist": run_sections,
     "one-pass": each(one_pass_table),
     "restoration": restoration_sections,

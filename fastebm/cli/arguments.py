@@ -98,7 +98,7 @@ def select_device(name: str | None) -> torch.device:
     elif device.index:
         raise ValueError(f"--device must be cpu, cuda or cuda:NUMBER, got {name!r}")
     try:
-        select_backend(device.type)
+        select_backend(device.type, index=device.index)
     except RuntimeError as error:
         raise ValueError(f"FASTEBM_BACKEND: {error}") from error
     return device

@@ -448,7 +448,7 @@ def report() -> dict[str, Any]:
             facts[device_type] = str(error)
     if not torch.cuda.is_available():
         facts["cuda"] = "no GPU"
-    for name in ("cuda", "triton"):
-        if reason := _wrong_gpu(name, None):
-            facts["cuda"] += f"; not {name}: {reason}"
+    elif facts["cuda"] in BACKENDS:
+        reasons = {name: _wrong_gpu(name, None) for name in ("cuda", "triton")}
+        facts["cuda"] += "".join(f"; not {name}: {reason}" for name, reason in reasons.items() if reason)
     return facts

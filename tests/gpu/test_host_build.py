@@ -19,7 +19,7 @@ from fastebm.ops import backends, schemas
 from tests.gpu import host_build
 
 pytestmark = [
-    pytest.mark.skipif(host_build.WHY_NOT is not None, reason=f"C++ can't be compiled here: {host_build.WHY_NOT}"),
+    pytest.mark.skipif(host_build.WHY_NOT is not None, reason=f"there is no host build: {host_build.WHY_NOT}"),
     pytest.mark.skipif(os.environ.get("TRITON_INTERPRET", "0") not in ("", "0"), reason="done without it"),
 ]
 
@@ -31,6 +31,7 @@ SKIPPED = (
     r"only Triton's programs have a size to choose",
     r"shown on the interpreter, whose check before the kernel is taken away here",
     r"CUDA graphs need a GPU",
+    r"takes minutes; run it with --slow",
 )
 
 
@@ -72,7 +73,14 @@ def test_suites_of_operators(library, files, request):
     ]
     if tries is not None:
         command.append(f"--tries={tries}")
-    environment = {"FASTEBM_HOST_BUILD": str(library), "FASTEBM_BACKEND": "cuda", "OMP_NUM_THREADS": "1"}
+    if request.config.getoption("--slow"):
+        command.append("--slow")
+    environment = {
+        "FASTEBM_HOST_BUILD": str(library),
+        "FASTEBM_BACKEND": "cuda",
+        "CUDA_VISIBLE_DEVICES": "",
+        "OMP_NUM_THREADS": "1",
+    }
     done = subprocess.run(
         [*command, *files],
         cwd=ROOT,

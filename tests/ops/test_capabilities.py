@@ -140,6 +140,15 @@ def test_info_shows_capabilities_and_what_was_built(gpu, capsys):
     assert shown["operators on a GPU"].startswith("triton; not cuda: fastebm's CUDA library was built for 9.0+PTX")
 
 
+def test_info_says_once_why_what_is_asked_for_cannot_run(gpu, monkeypatch, capsys):
+    gpu((7, 5))
+    monkeypatch.setenv("FASTEBM_BACKEND", "cuda")
+    assert Info()() == 0
+    shown = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("operators on a GPU"))
+    assert shown.count("has compute capability 7.5") == 1
+    assert "backend 'cuda' was asked for but can't run: fastebm's CUDA library was built for 8.0 9.0+PTX" in shown
+
+
 @pytest.mark.parametrize(
     ("asked", "images"), [(None, "7.5 8.0 9.0+PTX"), ("8.0;9.0+PTX", "8.0 9.0+PTX"), ("Ampere Hopper", "Ampere Hopper")]
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import re
 import shutil
@@ -95,9 +96,9 @@ def test_nothing_is_approximate_or_contracted(results, name):
         assert not re.findall(r"\bmad\.(?:rn|rz|f32)", ptx), kernel
 
 
-# (file, part of the kernel's name, fused multiply-adds, roots, 16-byte loads, 16-byte stores). A thread makes two quads,
-# and a quad of normals is 46 fused multiply-adds: 4 numbers from words of one, 2 logarithms of 9, 2 pairs of sine and
-# cosine of 7, 2 roots of 5. Its update is 8 more.
+# (file, part of the kernel's name, fused multiply-adds, roots, 16-byte loads, 16-byte stores). A thread makes two
+# quads. A quad of normals is 46 fused multiply-adds: 4 numbers from words of one, 2 logarithms of 9, 2 pairs of sine
+# and cosine of 7, 2 roots of 5. Its update is 8 more.
 WRITTEN = [
     ("cuda/normal.cu", r"fill_kernel.*NormalNoiseEfLb1", 2 * 46, 4, 0, 2),
     ("cuda/uniform.cu", r"fill_kernel.*UniformNoiseEfLb1", 2 * 4, 0, 0, 2),
@@ -121,6 +122,37 @@ def test_code_is_as_written(results, capability, name, kernel, fused, roots, loa
     assert len(re.findall(r"\bld\.global(?:\.\w+)*\.v4\.[bfu]32\b", ptx)) == loads
     assert len(re.findall(r"\bst\.global(?:\.\w+)*\.v4\.[bfu]32\b", ptx)) == stores
     assert ".shared" not in ptx
+
+
+def has_driver() -> bool:
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return False
+    return True
+
+
+LAUNCH = """
+#include "cuda/normal.cu"
+extern "C" const char* launched() {
+  fastebm::cuda::FillArguments fill{};
+  fill.batch = 1, fill.elements = 4;
+  return fastebm::cuda::launch_normal(fill, nullptr);
+}
+"""
+
+
+@needs_nvcc
+@pytest.mark.skipif(has_driver(), reason="there is a driver, which would launch it")
+def test_a_launch_that_fails_says_why(tmp_path):
+    """The compiled launcher and CUDA's own runtime, on a machine without a GPU."""
+    source, library = tmp_path / "launch.cu", tmp_path / "launch.so"
+    source.write_text(LAUNCH)
+    flags = [*build.NVCC_FLAGS, "-arch=sm_90", "-shared", "-Xcompiler", "-fPIC", "-I", str(SOURCES)]
+    subprocess.run([str(NVCC), *flags, str(source), "-o", str(library)], check=True, cwd=tmp_path)
+    launched = ctypes.CDLL(str(library)).launched
+    launched.restype = ctypes.c_char_p
+    assert b"CUDA" in launched()
 
 
 @pytest.mark.skipif(build.cpp_compiler() is None, reason="no C++ compiler is installed")

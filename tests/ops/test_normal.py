@@ -278,6 +278,18 @@ def test_overflow_of_the_operator(backend_device, key, chain_ids):
         assert bool(drawn.isnan().all(dim=1).any())
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("elements", [1, 516])
+def test_more_chains_than_a_dimension_of_a_grid_holds(backend_device, elements):
+    """CUDA's blocks lie in three dimensions, of which only the first holds more than 65,535."""
+    _, device = backend_device
+    chains = 65_535 * (128 if elements == 1 else 1) + 3
+    drawn = fastebm.ops.normal((chains, elements), seed=5, step=1, device=device)
+    for first in (0, chains // 2, chains - 2):
+        alone = fastebm.ops.normal((2, elements), seed=5, step=1, chain_ids=first, device=device)
+        assert torch.equal(drawn[first : first + 2], alone)
+
+
 def test_overflow_is_nan_in_a_kernel(backend_device, monkeypatch):
     name, device = backend_device
     if (name, device) != ("triton", "cpu"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -10,7 +11,19 @@ from pathlib import Path
 from fastebm import build_extension
 
 HERE = Path(__file__).parent
-WHY_NOT = build_extension.unavailable_reason()
+
+
+def unavailable_reason() -> str | None:
+    """Why there is no host build here, or None: it needs what the CPU's operators need, on Linux, and from GCC."""
+    if reason := build_extension.unavailable_reason():
+        return reason
+    if not sys.platform.startswith("linux"):
+        return "the checker knows Linux alone"
+    said = subprocess.run([*(build_extension.cpp_compiler() or ()), "--version"], capture_output=True, text=True).stdout
+    return None if "Free Software Foundation" in said else f"the checker needs GCC, not {said.splitlines()[0]}"
+
+
+WHY_NOT = unavailable_reason()
 
 _FLAGS = ("-std=c++20", "-O1", "-fPIC", "-fvisibility=hidden", "-Wall", "-Werror")
 # As for the CPU's own operators, a fused multiply-add stands only where it is written. Without -march=native each is a
