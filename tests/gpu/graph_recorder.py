@@ -54,7 +54,7 @@ class Counts:
     names: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
-        return f"{self.operators} operators and {self.waits} waits"
+        return f"{self.operators} operators and {self.waits} wait{'s' * (self.waits != 1)}"
 
 
 class Graph:
