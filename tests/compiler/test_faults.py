@@ -210,6 +210,7 @@ BROAD = {
     "compiler/frozen_weights.py frozen_weights": "raised when all flags are restored",
     "compiler/lanes/executor.py of": "a refusal, or raised where it is our own",
     "compiler/process_state.py __enter__": "raised",
+    "sampling/graphs.py _capture": "raised",
     "sampling/graphs.py advance_": "FaultWarning",
 }
 

@@ -165,6 +165,8 @@ class GraphRecorder(TorchDispatchMode):
             yield
             self.streams[-1] = before
             graph.complete = True
+        except CaptureError as error:  # the end of the capture finds that it is invalid
+            raise RuntimeError("operation failed due to a previous error during capture") from error
         finally:
             self.capturing = None
             with _disable_current_modes():

@@ -423,8 +423,9 @@ def test_everything_that_waits_is_found(recorder, name):
     recorder.start_counting()
     waits(x)
     assert recorder.counts.waits == 1
-    with pytest.raises(CaptureError, match="in a capture"):
+    with pytest.raises(RuntimeError, match="previous error during capture"):
         graph_of(lambda: waits(x))
+    assert len(recorder.illegal) == 1
     recorder.illegal.clear()
     recorder.replayed_in_call = True
     with pytest.raises(CaptureError, match="between replays"):
