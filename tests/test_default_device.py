@@ -206,6 +206,7 @@ WORK: dict[str, Callable[[Path], Any]] = {
         training.CoarseToFineConfig(
             sizes=(4, 8), iterations=(2, 3), batch_sizes=(4, 4), learning_rates=(1e-3, 1e-3), channels=1, base_width=1,
             num_steps=2, noisy_starts=0.5, start_temperature=0.01, hole_starts=0.25, ema=0.9, flip=True, data_noise=0.1,
+            engine="autograd",
         ),
         path,
     ),

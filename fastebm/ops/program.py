@@ -143,8 +143,7 @@ class CompiledProgram:
         for number, value in enumerate(values, 1):
             packed.append(self._packed(number, value))
         if self.constants:
-            for place, tensor in zip(self.constants, packed, strict=True):
-                place.copy_(tensor)
+            torch._foreach_copy_(self.constants, packed)  # one launch on a GPU
         else:
             self.constants = [tensor.clone() for tensor in packed]  # some are views of the values, which stay their own
 

@@ -32,7 +32,7 @@ def outline(make: Callable[[], MaybeNet]) -> MaybeNet:
     return net
 
 
-def initialized(make: Callable[[], MaybeNet], device: torch.device | str) -> MaybeNet:
+def initialized(make: Callable[[], MaybeNet], device: torch.device | str | None) -> MaybeNet:
     """The net that `make` makes, on `device`; its first weights are drawn on the CPU, whatever the default device."""
     with torch.device("cpu"):
         net = make()

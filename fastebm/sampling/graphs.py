@@ -183,10 +183,17 @@ def _warm_up(update: Update, state: ChainState) -> None:
 def _capture(update: Update, state: ChainState, length: int) -> tuple[torch.cuda.CUDAGraph, Tensor]:
     """A graph of `length` updates, and the tensor (length, B) that holds their energies after a replay."""
     graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+    cause: Exception | None = None
     try:
         # Other threads may go on working: only what this one does must be fit for a graph.
         with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-            energies = torch.stack([update(state) for _ in range(length)])
+            try:
+                energies = torch.stack([update(state) for _ in range(length)])
+            except Exception as error:
+                cause = error
+                raise
+    except RuntimeError as error:  # the end of a capture that failed says no more than that
+        raise cause or error from None
     finally:
         torch.cuda.set_stream(stream)  # a capture that fails stays in its own stream
     return graph, energies

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import sys
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -194,3 +196,36 @@ def test_a_backend_that_can_not_run_programs_is_no_fault():
         warnings.simplefilter("error")
         gradient(x)
     assert "PyTorch operations: backend 'cuda' was asked for but can't run" in gradient.describe()
+
+
+# Functions that catch any exception, and what becomes of it.
+BROAD = {
+    "compiler/candidates.py _lane_candidate": "CompilerFaultError",
+    "compiler/candidates.py candidates": "CompilerFaultError",
+    "compiler/capture.py _export": "a refusal: the energy's own code ran in PyTorch's exporter",
+    "compiler/compiled_gradient.py _tried": "CompilerFaultError",
+    "compiler/compiled_gradient.py timings": "torch.compile's own reason, in the table",
+    "compiler/faults.py as_faults": "CompilerFaultError",
+    "compiler/frozen_weights.py _release": "raised when all flags are restored",
+    "compiler/frozen_weights.py frozen_weights": "raised when all flags are restored",
+    "compiler/lanes/executor.py of": "a refusal, or raised where it is our own",
+    "compiler/process_state.py __enter__": "raised",
+    "sampling/graphs.py _capture": "raised",
+    "sampling/graphs.py advance_": "FaultWarning",
+}
+
+
+def test_nothing_else_catches_any_exception():
+    """What swallows exceptions of any kind hides faults. A new place needs a reason."""
+    package = Path(fastebm.__file__).parent
+    found = set()
+    for folder in ("compiler", "ops", "sampling", "models", "losses.py", "rng.py"):
+        top = package / folder
+        for path in [top] if top.suffix else sorted(top.rglob("*.py")):
+            for function in ast.walk(ast.parse(path.read_text())):
+                if isinstance(function, ast.FunctionDef):
+                    for handler in [each for each in ast.walk(function) if isinstance(each, ast.ExceptHandler)]:
+                        kinds = handler.type.elts if isinstance(handler.type, ast.Tuple) else [handler.type]
+                        if any(kind is None or ast.unparse(kind) in ("Exception", "BaseException") for kind in kinds):
+                            found.add(f"{path.relative_to(package).as_posix()} {function.name}")
+    assert found == BROAD.keys()

@@ -54,7 +54,7 @@ class Counts:
     names: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
-        return f"{self.operators} operators and {self.waits} waits"
+        return f"{self.operators} operators and {self.waits} wait{'s' * (self.waits != 1)}"
 
 
 class Graph:
@@ -165,6 +165,8 @@ class GraphRecorder(TorchDispatchMode):
             yield
             self.streams[-1] = before
             graph.complete = True
+        except CaptureError as error:  # the end of the capture finds that it is invalid
+            raise RuntimeError("operation failed due to a previous error during capture") from error
         finally:
             self.capturing = None
             with _disable_current_modes():

@@ -149,6 +149,17 @@ def test_tensors_of_the_same_shapes_share_graphs(recorder):
     assert recorder.graphs == 2
 
 
+def test_another_hinge_has_graphs_of_its_own(recorder):
+    """It is a number of the host, which a graph keeps as it was."""
+    sampler = Langevin(net(), 0.5, 0.01, engine="fused")
+    ends = []
+    for hinge in (0.0, 100.0, 0.0):
+        options = {"data_term": (-start(), 0.3, hinge)}
+        ends.append(sampler.sample(start(), 10, seed=3, **options))
+        assert torch.equal(ends[-1], plain(sampler, start(), 10, **options))
+    assert not torch.equal(ends[0], ends[1])
+
+
 def test_batches_that_change_have_graphs_of_their_own(recorder):
     sampler = Langevin(net(), 0.5, 0.01, clamp=(-1, 1), engine="fused")
     for num_steps, batch in ((1, 4), (2, 4), (20, 4), (11, 3), (20, 4), (0, 4)):
@@ -308,6 +319,21 @@ def test_lost_chains_are_found_in_graphs(recorder):
     assert recorder.counts.replays
 
 
+def test_an_energy_that_was_lost_for_a_while_is_found(recorder):
+    """Later replays write to the memory of the block that had it."""
+    layers = [nn.Conv2d(3, 4, 3, padding=1), nn.LeakyReLU(0.1), nn.Flatten(), nn.Linear(256, 1), nn.Flatten(0)]
+    energy = nn.Sequential(*layers)
+    with torch.no_grad():
+        for parameter in energy.parameters():
+            parameter.fill_(0.1)
+    sampler = Langevin(energy, 0.5, 0.0, clamp=(-1, 1), engine="fused")
+    sampler.sample(start(), 24, seed=3)
+    far = start()
+    far[2] = 3e38
+    with pytest.raises(FloatingPointError, match=r"the first is chain 2, by its energy before update 1 of 24"):
+        sampler.sample(far, 24, seed=3)
+
+
 def test_what_is_told_of_energies_is_the_plain_loops(recorder):
     """FiniteCheck, and observers that are told of updates one by one, in blocks and in the plain loop."""
     sampler = Langevin(net(), 0.5, 0.01, engine="fused")
@@ -397,8 +423,9 @@ def test_everything_that_waits_is_found(recorder, name):
     recorder.start_counting()
     waits(x)
     assert recorder.counts.waits == 1
-    with pytest.raises(CaptureError, match="in a capture"):
+    with pytest.raises(RuntimeError, match="previous error during capture"):
         graph_of(lambda: waits(x))
+    assert len(recorder.illegal) == 1
     recorder.illegal.clear()
     recorder.replayed_in_call = True
     with pytest.raises(CaptureError, match="between replays"):
