@@ -194,7 +194,10 @@ def mclmc_kernel(
             zg, zu, zz = add_products(zg, z, g), add_products(zu, z, u), add_products(zz, z, z)
         start += LANES
     # Every thread reads these and one writes them: these sums bring a barrier.
-    closed, opened = tl.load(work + 2 * slot, mask=inside, other=0.0), tl.load(work + 2 * slot + 1, mask=inside, other=0.0)
+    closed, opened = (
+        tl.load(work + 2 * slot, mask=inside, other=0.0),
+        tl.load(work + 2 * slot + 1, mask=inside, other=0.0),
+    )
     sum_gg, sum_ug = folded(gg, CHAINS, LANES, FOLDS), folded(ug, CHAINS, LANES, FOLDS)
     sum_uu, sum_zg = folded(uu, CHAINS, LANES, FOLDS), folded(zg, CHAINS, LANES, FOLDS)
     sum_zu, sum_zz = folded(zu, CHAINS, LANES, FOLDS), folded(zz, CHAINS, LANES, FOLDS)
