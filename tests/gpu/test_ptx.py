@@ -204,7 +204,7 @@ def test_comparisons_and_choices():
         body += "@%p2 add.s32 %r5, %r5, 1; mov.b32 %d, %r5;"
         found = each_lane(body, 32, (32, a), (32, b))
         assert found == [x if holds(x, y) else (y + 1) % 2**32 for x, y in zip(a, b, strict=True)]
-    body = "setp.gt.u32 %p1, %a, 9; setp.lt.and.u32 %p2, %a, %b, %p1; selp.b32 %d, 1, 0, %p2;"
+    body = "setp.gt.u32 %p1, %a, 9; setp.lt.and.u32 %p1, %a, %b, %p1; selp.b32 %d, 1, 0, %p1;"
     assert each_lane(body, 32, (32, a), (32, b)) == [int(9 < x < y) for x, y in zip(a, b, strict=True)]
 
 
@@ -324,6 +324,13 @@ def test_numbers_of_16_bits(name, mantissa, exponent):
         for ours, *numbers in zip(found, *exact, strict=True):
             right = wanted(*numbers)
             assert ours == to_bits(right, mantissa, exponent) if right else ours & 0x7FFF == 0
+
+
+def test_what_is_far_below_breaks_a_tie():
+    """A product halfway between two numbers, and a term that float64 would lose beside it."""
+    tiny = [1 << 7, 1 << 7 | 1 << 15]  # 2^-126 and its negative
+    found = each_lane("fma.rn.bf16 %d, %a, %b, %c;", 16, (16, [0x3F81] * 2), (16, [0x3FC0] * 2), (16, tiny))
+    assert found == [0x3FC2, 0x3FC1]
 
 
 def test_a_comparison_with_nan_is_false_but_where_its_name_ends_in_u():
@@ -650,6 +657,34 @@ def test_accesses_are_checked():
     ):
         with pytest.raises(PtxError, match=said):
             run(kernel(body, shared=128), np.zeros(16, dtype=np.uint32), blocks=2)
+
+
+def test_what_several_threads_read_is_not_overwritten():
+    """Threads of several warps, and several blocks, of which the last one may well write what it alone read last."""
+    shared = """
+        mov.b32 %r1, room; setp.eq.u32 %p1, %r0, 0; @%p1 st.shared.b32 [%r1], %r0; bar.sync 0;
+        ld.shared.b32 %r2, [%r1]; {between} setp.eq.u32 %p2, %r0, 70; @%p2 st.shared.b32 [%r1], %r0;"""
+    run(kernel(shared.format(between="bar.sync 0;"), shared=16), np.zeros(1), warps=3)
+    with pytest.raises(PtxError, match="overwrites what another thread read"):
+        run(kernel(shared.format(between=""), shared=16), np.zeros(1), warps=3)
+    apart = """
+        mov.u32 %r1, %ctaid.x; ld.global.b32 %r2, [%rd0]; bar.sync 0;
+        setp.eq.u32 %p1, %r0, 9; setp.eq.and.u32 %p1, %r1, {writer}, %p1; @%p1 st.global.b32 [%rd0], %r0;"""
+    for writer in range(4):
+        with pytest.raises(PtxError, match=r"another (thread|block's thread)"):
+            run(kernel(apart.format(writer=writer)), np.zeros(1, dtype=np.uint32), blocks=4)
+
+
+def test_shared_memory_is_aligned_as_declared():
+    found = np.zeros(32, dtype=np.uint32)
+    tested = kernel("""
+        .shared .align 2 .b8 odd[6]; .shared .align 16 .b8 even[16]; .shared .align 4 .b8 last[4];
+        setp.eq.u32 %p1, %r0, 0; mov.b32 %r1, even; mov.b32 %r2, odd; mov.b32 %r3, last; cvt.u16.u32 %h1, %r0;
+        @%p1 st.shared.v4.b32 [%r1], {%r0, %r0, %r0, %r0}; @%p1 st.shared.b16 [%r2+4], %h1; @%p1 st.shared.b32 [%r3], 7;
+        bar.sync 0; ld.shared.b32 %r4, [%r1+12]; ld.shared.b32 %r5, [%r3]; add.s32 %r6, %r4, %r5;
+        mad.wide.u32 %rd3, %r0, 4, %rd0; st.global.b32 [%rd3], %r6;""")
+    run(tested, found)
+    assert found.tolist() == [7] * 32
 
 
 def test_warps_that_end_are_missed_at_a_barrier():
