@@ -16,7 +16,7 @@ import importlib
 import re
 import subprocess
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from unittest import mock
 
 import torch
 import triton
+from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.backends.driver import DriverBase
 from triton.runtime import driver
@@ -66,11 +67,17 @@ class Launch:
 
 
 class FakeDriver(DriverBase):
-    """What Triton asks a driver for. `launches` lists what it was asked to launch."""
+    """What Triton asks a driver for.
+
+    Attributes:
+        launches: what it was asked to launch.
+        asked: each kernel that had to be compiled or was left out, as (function, key), in the order of first launches.
+    """
 
     def __init__(self, capability: int) -> None:
         self.capability = capability
         self.launches: list[Launch] = []
+        self.asked: dict[tuple[str, str], None] = {}
         self.handed_over: tuple[Any, Any] | None = None  # grid and arguments of the launch that is under way
         self.launcher_cls = _Launcher
         self.utils = _Utilities(capability)
@@ -163,10 +170,15 @@ def _recording(run: Any) -> Any:
 
 
 @contextlib.contextmanager
-def fake_gpu(capability: int) -> Iterator[FakeDriver]:
+def fake_gpu(capability: int, compiles: Callable[[tuple[str, str]], bool] = lambda asked: True) -> Iterator[FakeDriver]:
     """Launches of this thread's operators on the CPU are those of a GPU of that compute capability, as 90 for sm_90.
 
+    Args:
+        capability: of `MOST_SHARED`.
+        compiles: of what is asked of the compiler, whether it is compiled; other launches end there.
+
     Raises:
+        ValueError: for another capability.
         RuntimeError: in a process that has Triton's interpreter in the compiler's place.
     """
     if not isinstance(_normal_kernel(), JITFunction):
@@ -179,6 +191,12 @@ def fake_gpu(capability: int) -> Iterator[FakeDriver]:
         stack.enter_context(mock.patch.object(backends, "_interpreted", return_value=True))
         stack.enter_context(mock.patch.object(JITFunction, "run", _recording(JITFunction.run)))
         stack.enter_context(ops.backend("triton"))
+
+        def leave_out(*, key: str, fn: Any, **told: Any) -> bool:
+            gpu.asked[fn.name, key] = None
+            return not compiles((fn.name, key))
+
+        stack.enter_context(mock.patch.object(knobs.runtime, "jit_cache_hook", leave_out))
         driver.set_active(gpu)
         stack.callback(driver.set_active, before)
         yield gpu
