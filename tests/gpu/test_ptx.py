@@ -200,10 +200,11 @@ def test_comparisons_and_choices():
         ("eq.b32", lambda x, y: x == y),
         ("ne.s32", lambda x, y: x != y),
     ):
-        body = f"setp.{name} %p1, %a, %b; selp.b32 %r5, %a, %b, %p1; not.pred %p2, %p1; @%p2 add.s32 %r5, %r5, 1; mov.b32 %d, %r5;"
+        body = f"setp.{name} %p1, %a, %b; selp.b32 %r5, %a, %b, %p1; not.pred %p2, %p1;"
+        body += "@%p2 add.s32 %r5, %r5, 1; mov.b32 %d, %r5;"
         found = each_lane(body, 32, (32, a), (32, b))
         assert found == [x if holds(x, y) else (y + 1) % 2**32 for x, y in zip(a, b, strict=True)]
-    body = "setp.gt.u32 %p1, %a, 9; setp.lt.and.u32 %p2, %a, %b, %p1; selp.b32 %d, 1, 0, %p2;"
+    body = "setp.gt.u32 %p1, %a, 9; setp.lt.and.u32 %p1, %a, %b, %p1; selp.b32 %d, 1, 0, %p1;"
     assert each_lane(body, 32, (32, a), (32, b)) == [int(9 < x < y) for x, y in zip(a, b, strict=True)]
 
 
@@ -325,14 +326,32 @@ def test_numbers_of_16_bits(name, mantissa, exponent):
             assert ours == to_bits(right, mantissa, exponent) if right else ours & 0x7FFF == 0
 
 
+def test_what_is_far_below_breaks_a_tie():
+    """A product halfway between two numbers, and a term that float64 would lose beside it."""
+    tiny = [1 << 7, 1 << 7 | 1 << 15]  # 2^-126 and its negative
+    found = each_lane("fma.rn.bf16 %d, %a, %b, %c;", 16, (16, [0x3F81] * 2), (16, [0x3FC0] * 2), (16, tiny))
+    assert found == [0x3FC2, 0x3FC1]
+
+
 def test_a_comparison_with_nan_is_false_but_where_its_name_ends_in_u():
     nan, one = bits32(float("nan")), bits32(1.0)
     a, b = [nan, one, one, one], [one, nan, one, bits32(2.0)]
     for name, wanted in {
-        "eq": [0, 0, 1, 0], "ne": [0, 0, 0, 1], "lt": [0, 0, 0, 1], "le": [0, 0, 1, 1], "gt": [0, 0, 0, 0], "ge": [0, 0, 1, 0],
-        "equ": [1, 1, 1, 0], "neu": [1, 1, 0, 1], "ltu": [1, 1, 0, 1], "leu": [1, 1, 1, 1], "gtu": [1, 1, 0, 0],
-        "geu": [1, 1, 1, 0], "num": [0, 0, 1, 1], "nan": [1, 1, 0, 0],
-    }.items():  # fmt: skip
+        "eq": [0, 0, 1, 0],
+        "ne": [0, 0, 0, 1],
+        "lt": [0, 0, 0, 1],
+        "le": [0, 0, 1, 1],
+        "gt": [0, 0, 0, 0],
+        "ge": [0, 0, 1, 0],
+        "equ": [1, 1, 1, 0],
+        "neu": [1, 1, 0, 1],
+        "ltu": [1, 1, 0, 1],
+        "leu": [1, 1, 1, 1],
+        "gtu": [1, 1, 0, 0],
+        "geu": [1, 1, 1, 0],
+        "num": [0, 0, 1, 1],
+        "nan": [1, 1, 0, 0],
+    }.items():
         found = each_lane(f"setp.{name}.f32 %p1, %a, %b; selp.b32 %d, 1, 0, %p1;", 32, (32, a), (32, b))
         assert found == wanted, name
 
@@ -498,7 +517,8 @@ def test_products_of_bfloat16():
         ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%r10, %r11, %r12, %r13}, [%r7];
         shl.b32 %r8, %r3, 4; add.s32 %r8, %r8, %r1;
         ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%r14, %r15}, [%r8+512];
-        shr.u32 %r20, %r0, 2; and.b32 %r21, %r0, 3; shl.b32 %r22, %r20, 5; shl.b32 %r23, %r21, 3; add.s32 %r24, %r22, %r23;
+        shr.u32 %r20, %r0, 2; and.b32 %r21, %r0, 3; shl.b32 %r22, %r20, 5; shl.b32 %r23, %r21, 3;
+        add.s32 %r24, %r22, %r23;
         cvt.u64.u32 %rd7, %r24; add.s64 %rd8, %rd0, %rd7;
         ld.global.v2.b32 {%r30, %r31}, [%rd8]; ld.global.v2.b32 {%r32, %r33}, [%rd8+256];
         mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%r30, %r31, %r32, %r33}, {%r10, %r11, %r12, %r13},
@@ -569,8 +589,8 @@ def test_a_missing_barrier_is_found(warps, barrier):
         run(kernel(REVERSED.format(**whole), shared=512), found, before, warps=warps, seed=seed)
         assert found.tolist() == (before + 1).tolist()
         for missing in whole:
-            with pytest.raises(PtxError, match="without a barrier|nobody wrote"):
-                tested = kernel(REVERSED.format(**whole | {missing: ""}), shared=512)
+            tested = kernel(REVERSED.format(**whole | {missing: ""}), shared=512)
+            with pytest.raises(PtxError, match=r"without a barrier|nobody wrote"):
                 run(tested, found, before, warps=warps, seed=seed)
 
 
@@ -628,13 +648,43 @@ def test_accesses_are_checked():
         (shared + "st.shared.b32 [%r1+128], %r0;", "outside of shared memory"),
         (shared + "ld.shared.b32 %r2, [%r1];", "nobody wrote"),
         ("mov.b32 %r1, 0; st.shared.b32 [%r1], %r0;", "outside of shared memory"),
-        ("st.global.b32 [%rd0], %r0;", "overwrites what thread 0 wrote"),
-        ("mov.u32 %r1, %ctaid.x; mad.wide.u32 %rd3, %r0, 0, %rd0; setp.eq.u32 %p1, %r0, 0; @%p1 st.global.b32 [%rd3], %r1;",
-         "another block's thread 0"),
+        ("st.global.b32 [%rd0], %r0;", "overwrites what thread 1 wrote"),
+        (
+            "mov.u32 %r1, %ctaid.x; add.s32 %r1, %r1, 1; setp.eq.u32 %p1, %r0, 0; @%p1 st.global.b32 [%rd0], %r1;",
+            "another block's thread 0",
+        ),
         ("again: bra again;", "doesn't end"),
-    ):  # fmt: skip
+    ):
         with pytest.raises(PtxError, match=said):
             run(kernel(body, shared=128), np.zeros(16, dtype=np.uint32), blocks=2)
+
+
+def test_what_several_threads_read_is_not_overwritten():
+    """Threads of several warps, and several blocks, of which the last one may well write what it alone read last."""
+    shared = """
+        mov.b32 %r1, room; setp.eq.u32 %p1, %r0, 0; @%p1 st.shared.b32 [%r1], %r0; bar.sync 0;
+        ld.shared.b32 %r2, [%r1]; {between} setp.eq.u32 %p2, %r0, 70; @%p2 st.shared.b32 [%r1], %r0;"""
+    run(kernel(shared.format(between="bar.sync 0;"), shared=16), np.zeros(1), warps=3)
+    with pytest.raises(PtxError, match="overwrites what another thread read"):
+        run(kernel(shared.format(between=""), shared=16), np.zeros(1), warps=3)
+    apart = """
+        mov.u32 %r1, %ctaid.x; ld.global.b32 %r2, [%rd0]; bar.sync 0;
+        setp.eq.u32 %p1, %r0, 9; setp.eq.and.u32 %p1, %r1, {writer}, %p1; @%p1 st.global.b32 [%rd0], %r0;"""
+    for writer in range(4):
+        with pytest.raises(PtxError, match=r"another (thread|block's thread)"):
+            run(kernel(apart.format(writer=writer)), np.zeros(1, dtype=np.uint32), blocks=4)
+
+
+def test_shared_memory_is_aligned_as_declared():
+    found = np.zeros(32, dtype=np.uint32)
+    tested = kernel("""
+        .shared .align 2 .b8 odd[6]; .shared .align 16 .b8 even[16]; .shared .align 4 .b8 last[4];
+        setp.eq.u32 %p1, %r0, 0; mov.b32 %r1, even; mov.b32 %r2, odd; mov.b32 %r3, last; cvt.u16.u32 %h1, %r0;
+        @%p1 st.shared.v4.b32 [%r1], {%r0, %r0, %r0, %r0}; @%p1 st.shared.b16 [%r2+4], %h1; @%p1 st.shared.b32 [%r3], 7;
+        bar.sync 0; ld.shared.b32 %r4, [%r1+12]; ld.shared.b32 %r5, [%r3]; add.s32 %r6, %r4, %r5;
+        mad.wide.u32 %rd3, %r0, 4, %rd0; st.global.b32 [%rd3], %r6;""")
+    run(tested, found)
+    assert found.tolist() == [7] * 32
 
 
 def test_warps_that_end_are_missed_at_a_barrier():
@@ -656,3 +706,151 @@ def test_what_is_not_understood_is_named():
     ):
         with pytest.raises(PtxError, match=said):
             kernel(line)
+
+
+# Triton's kernels -----------------------------------------------------------------------------------------------------
+
+needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
+# Files of tests/ops, and which of their tests run in every session: three cases of each, its first and its last.
+OPERATORS = ("normal", "uniform", "langevin", "block_tail", "expand_blend", "mala", "mclmc", "underdamped")
+SUITES: dict[str, tuple[tuple[str, ...], tuple[str, ...], str]] = {
+    "programs": (
+        ("program",),
+        (
+            *(
+                "test_convolution",
+                "test_phases_of_a_transposed_convolution",
+                "test_everything_behind_phases",
+                "test_nets",
+            ),
+            *(
+                "test_other_kinds",
+                "test_activations",
+                "test_slope_of_a_result",
+                "test_operands",
+                "test_uneven_programs",
+            ),
+        ),
+        "not decoded",
+    ),
+    "operators, chains and gradients of weights": (
+        (*OPERATORS, "chain", "weight_gradients"),
+        (
+            *("test_backends_agree", "test_backends_agree_to_the_last_bit", "test_words_are_those_of_their_address"),
+            *("test_against_formula_and_compiled", "test_dtypes_of_the_gradient", "test_gpu_and_cpp_are_bit_equal"),
+            *("test_against_densities_and_compiled", "test_is_one_update_after_the_other", "test_options"),
+            *("test_convolution", "test_all_tasks_of_a_net_in_one_call", "test_transposed_convolution"),
+        ),
+        "not float16",
+    ),
+}
+
+
+def started(files: tuple[str, ...], cache: Path, log: IO[str], *arguments: str) -> subprocess.Popen[str]:
+    """Tests of operators on the kernels as compiled, in a process of their own."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    path = os.pathsep.join([str(ROOT), *filter(None, [environment.get("PYTHONPATH")])])
+    environment |= {
+        "FASTEBM_BACKEND": "triton",
+        "OMP_NUM_THREADS": "1",
+        "TRITON_CACHE_DIR": str(cache),
+        "PYTHONPATH": path,
+    }
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-p",
+        "no:cacheprovider",
+        "-p",
+        "tests.gpu.ptx.pytest_plugin",
+        "-rp",
+        "--tb=short",
+    ]
+    command += [*arguments, *(f"tests/ops/test_{name}.py" for name in files)]
+    return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT, text=True)
+
+
+def assert_passed(status: int, said: str) -> set[str]:
+    """The tests that passed, some kernels having run."""
+    assert status == 0, said
+    ran = re.search(r"(\d+) launches of (\d+) kernels ran as PTX", said)
+    assert ran is not None, said
+    assert int(ran[2]) > 0, said
+    return set(re.findall(r"^PASSED \S+?::(\w+)", said, re.MULTILINE))
+
+
+@pytest.fixture(scope="module")
+def suites(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, tuple[subprocess.Popen[str], Path]]]:
+    """All suites, under way beside each other."""
+    machine.Kernel(".visible .entry none() { ret; }")  # builds the machine before they do
+    running = {}
+    for name, (files, tests, others) in SUITES.items():
+        folder = tmp_path_factory.mktemp("ptx")
+        with open(folder / "log", "w") as log:
+            chosen = f"({' or '.join(tests)}) and {others}"
+            running[name] = started(files, folder / "cache", log, "--ptx-cases", "3", "-k", chosen), folder / "log"
+    yield running
+    for process, _ in running.values():
+        process.kill()
+        process.wait()
+
+
+@needs_triton
+@pytest.mark.parametrize("name", SUITES)
+def test_operators_as_compiled(suites, name):
+    process, log = suites[name]
+    status = process.wait()
+    assert assert_passed(status, log.read_text()) >= {*SUITES[name][1]}
+
+
+@needs_triton
+@pytest.mark.slow
+@pytest.mark.parametrize("file", [*OPERATORS, "program", "chain", "weight_gradients"])
+def test_all_cases_as_compiled(tmp_path, file):
+    with open(tmp_path / "log", "w") as log:
+        status = started((file,), tmp_path / "cache", log).wait()
+    assert assert_passed(status, (tmp_path / "log").read_text())
+
+
+BROKEN = """
+import re, torch
+from fastebm.ops.instructions import Epilogue
+from tests.gpu.ptx.assembler import PtxError
+from tests.gpu.ptx.launches import arguments_of, ptx_machine
+from tests.gpu.ptx.machine import Kernel
+from tests.ops.test_program import SIZES, STORE, ProgramBuilder, images
+
+with ptx_machine() as launches:
+    for size in SIZES.values():
+        making = ProgramBuilder((40, 12, 12))
+        target = making.buffer((33, 12, 12))
+        making.convolution(0, (33, 12, 12), (3, 3), Epilogue(STORE, target), pad_y=1, pad_x=1)
+        making.finish(target).fused(size, "cpu")(images(3, making.sample))
+    for launch in [launch for launch in launches if "cp.async.wait_group" in launch.kernel.asm["ptx"]]:
+        text = launch.kernel.asm["ptx"]
+        Kernel(text).run(**arguments_of(launch))
+        for part in re.finditer(r"(?:bar\\.sync|cp\\.async\\.wait_group)\\s+\\d+;", text):
+            try:
+                Kernel(text[: part.start()] + text[part.end() :]).run(**arguments_of(launch))
+                print("not found:", part[0])
+            except PtxError as error:
+                print("found:", part[0].split()[0], error)
+"""
+
+
+@needs_triton
+def test_every_barrier_and_wait_of_a_convolution_is_needed(tmp_path):
+    """Without any one of them, the machine finds the fault."""
+    environment = {
+        name: value for name, value in os.environ.items() if name not in ("TRITON_INTERPRET", "FASTEBM_BACKEND")
+    }
+    environment |= {
+        "TRITON_CACHE_DIR": str(tmp_path),
+        "PYTHONPATH": os.pathsep.join([str(ROOT), environment.get("PYTHONPATH", "")]),
+    }
+    done = subprocess.run([sys.executable, "-c", BROKEN], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "not found" not in done.stdout
+    assert done.stdout.count("found: bar.sync") > 3
+    assert done.stdout.count("found: cp.async.wait_group") > 3

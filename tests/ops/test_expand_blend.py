@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fastebm import ops
 from fastebm.ops import backends
+from tests.ops.agreement import exact
 from tests.ops.precision import DTYPES, assert_precise, supported
 
 _C = backends._extension
@@ -55,6 +56,20 @@ def test_against_float64(backend_device, dtype, shape):
             assert_precise(actual, truth, eager)
         else:  # of a few numbers eager may lose nothing by chance
             torch.testing.assert_close(actual, truth.to(dtype))
+
+
+@pytest.mark.skipif(_C is None, reason="needs the C++ operators")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_gpu_and_cpp_are_bit_equal(backend_device, dtype):
+    if backend_device[0] == "cpp" or not exact(backend_device):
+        pytest.skip("the GPU's compiled backends")
+    for shape in SHAPES:
+        here, there = pair(shape, "cpu", dtype), pair(shape, backend_device[1], dtype)
+        with ops.backend("cpp"):
+            expected = differentiate(lambda p, f: ops.expand_blend(p, f, 0.3), here)
+        actual = differentiate(lambda p, f: ops.expand_blend(p, f, 0.3), there)
+        for ours, theirs in zip(actual, expected, strict=True):
+            assert torch.equal(ours.cpu(), theirs)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -6,6 +6,7 @@ polynomials in explicit multiply-adds, and divisions round correctly.
 
 from __future__ import annotations
 
+import ctypes
 import math
 
 import triton
@@ -32,7 +33,21 @@ _TAIL_COEFFICIENTS = (
 _TAIL = tl.constexpr(tuple(map(float.fromhex, _TAIL_COEFFICIENTS)))
 _ARTANH = tl.constexpr(tuple(1 / odd for odd in range(17, 1, -2)))
 _ROOT_INVERSE_TWO_PI = tl.constexpr(1 / math.sqrt(2 * math.pi))
-_TANH_SLOPE, _TANH_CUBIC = tl.constexpr(math.sqrt(8 / math.pi)), tl.constexpr(0.044715)
+
+
+def _single(value: float) -> float:
+    """The nearest float32."""
+    return ctypes.c_float(value).value
+
+
+# Products of constants are rounded as in C++: in Python's float64 the last bit of derivatives would differ.
+_SLOPE, _CUBIC = _single(math.sqrt(8 / math.pi)), _single(0.044715)
+_TANH_SLOPE, _TANH_CUBIC, _TANH_THREE_CUBIC = (
+    tl.constexpr(_SLOPE),
+    tl.constexpr(_CUBIC),
+    tl.constexpr(_single(3 * _CUBIC)),
+)
+_TANH_SLOPE_SIX_CUBIC = tl.constexpr(_single(_single(6 * _SLOPE) * _CUBIC))
 _LOG_TWO = tl.constexpr(float.fromhex("0x1.62e43p-1"))
 
 
@@ -98,14 +113,14 @@ def gelu_tanh(x: tl.tensor, ORDER: tl.constexpr) -> tl.tensor:
     z = bounded(x)
     square = z * z
     above, below = logistic(z * _TANH_SLOPE * tl.fma(square, _TANH_CUBIC, 1.0))
-    w1 = tl.fma(square, 3 * _TANH_CUBIC, 1.0) * _TANH_SLOPE
+    w1 = tl.fma(square, _TANH_THREE_CUBIC, 1.0) * _TANH_SLOPE
     density = above * below
     if ORDER == 0:
         return x * above
     elif ORDER == 1:
         return tl.fma(z * w1, density, above)
     else:
-        w2 = z * (_TANH_SLOPE * 6 * _TANH_CUBIC)
+        w2 = z * _TANH_SLOPE_SIX_CUBIC
         return density * tl.fma(z, tl.fma((below - above) * w1, w1, w2), 2 * w1)
 
 

@@ -294,7 +294,7 @@ def run_chain(
 def buffers_apart(program: PlannedProgram, workspace: Tensor) -> tuple[Tensor, ...]:
     """The buffers, none of which shares memory with another as they may in the plan of a program.
 
-    There a buffer takes the place of one that nobody reads any more. Blocks of threads don't wait for each other, so that
+    There a buffer takes the place of one that nobody reads any more. Blocks of threads don't wait for each other, so
     the images of another block may still need it.
     """
     *starts, end = itertools.accumulate((-(-_bytes(b) // LINE) * LINE for b in program.buffers), initial=0)

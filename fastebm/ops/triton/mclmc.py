@@ -193,6 +193,11 @@ def mclmc_kernel(
             z = tl.where(wanted if inverse_mass is None else scale != 0, z, 0.0)
             zg, zu, zz = add_products(zg, z, g), add_products(zu, z, u), add_products(zz, z, z)
         start += LANES
+    # Every thread reads these and one writes them: these sums bring a barrier.
+    closed, opened = (
+        tl.load(work + 2 * slot, mask=inside, other=0.0),
+        tl.load(work + 2 * slot + 1, mask=inside, other=0.0),
+    )
     sum_gg, sum_ug = folded(gg, CHAINS, LANES, FOLDS), folded(ug, CHAINS, LANES, FOLDS)
     sum_uu, sum_zg = folded(uu, CHAINS, LANES, FOLDS), folded(zg, CHAINS, LANES, FOLDS)
     sum_zu, sum_zz = folded(zu, CHAINS, LANES, FOLDS), folded(zz, CHAINS, LANES, FOLDS)
@@ -211,7 +216,6 @@ def mclmc_kernel(
     toward, keep, change = kick(closing * force / freedom, -(sum_ug / (force * length)))
     of_g, of_u = tl.where(pulls, -(toward / force), of_g), tl.where(pulls, keep / length, of_u)
     length = tl.where(pulls, 1.0, length)
-    closed = tl.load(work + 2 * slot, mask=inside, other=0.0)
     tl.store(work + 2 * slot, tl.where(pulls, closed + freedom * change, closed), mask=inside)
 
     crossed = tl.fma(of_g, sum_zg, of_u * sum_zu)
@@ -229,7 +233,6 @@ def mclmc_kernel(
     kept = keep / length
     of_g = tl.where(pulls, tl.fma(kept, of_g, -(toward / force)), of_g)
     of_u, of_z = tl.where(pulls, kept * of_u, of_u), tl.where(pulls, kept * of_z, of_z)
-    opened = tl.load(work + 2 * slot + 1, mask=inside, other=0.0)
     tl.store(work + 2 * slot + 1, tl.where(pulls, opened + freedom * change, opened), mask=inside)
 
     of_g, of_u, of_z = of_g[:, None, None], of_u[:, None, None], of_z[:, None, None]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import struct
 from dataclasses import dataclass, field
 from enum import IntEnum
 
@@ -288,9 +287,10 @@ class _Function:
             targets = [self.operand(part) for part in self.several(given[0])]
             return [self.plain(text, "ldmatrix", [*targets, operand], int(match[1] is not None), offset)]
         if match := re.fullmatch(r"setp\.(\w+)\.(and|or|xor)\.(\w+)", name):
-            operands = [self.operand(part) for part in given]
-            first = self.plain(text, f"setp.{match[1]}.{match[3]}", operands[:3])
-            return [first, self.plain(text, f"{match[2]}.pred", [operands[0], operands[0], operands[3]])]
+            target, *compared, other = (self.operand(part) for part in given)
+            found = self.registers.setdefault("what setp compares", len(self.registers))
+            first = self.plain(text, f"setp.{match[1]}.{match[3]}", [found, *compared])
+            return [first, self.plain(text, f"{match[2]}.pred", [target, found, other])]
         name = name.replace("shf.l.wrap.u32", "shf.l.wrap.b32").replace("bar.warp.sync.aligned", "bar.warp.sync")
         return [self.plain(text, name, [self.operand(part) for o in given for part in self.several(o)])]
 

@@ -34,15 +34,19 @@ class Launches(list[Launch]):
         if id(compiled) not in self.kernels:  # the compiled kernel is kept as well, so that its id stays its own
             self.kernels[id(compiled)] = Kernel(compiled.asm["ptx"]), compiled
         kernel, _ = self.kernels[id(compiled)]
-        tensors = [(value.data_ptr(), extent(value)) for _, value in launch.arguments if isinstance(value, Tensor)]
-        kernel.run(
-            launch.grid,
-            compiled.metadata.num_warps,
-            [bits(kind, value) for kind, value in launch.arguments],
-            tensors,
-            compiled.metadata.shared,
-            seed=len(self),
-        )
+        kernel.run(**arguments_of(launch), seed=len(self))
+
+
+def arguments_of(launch: Launch) -> dict[str, Any]:
+    """A launch as `Kernel.run` takes it. It may touch the tensors that it was handed, from first number to last."""
+    tensors = [value for _, value in launch.arguments if isinstance(value, Tensor)]
+    return {
+        "grid": launch.grid,
+        "warps": launch.kernel.metadata.num_warps,
+        "arguments": [bits(kind, value) for kind, value in launch.arguments],
+        "tensors": [(tensor.data_ptr(), extent(tensor)) for tensor in tensors],
+        "shared": launch.kernel.metadata.shared,
+    }
 
 
 def extent(tensor: Tensor) -> int:

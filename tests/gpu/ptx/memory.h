@@ -70,9 +70,11 @@ class Region {
   void write(uint64_t address, int count, const void* from, const Moment& now) {
     for (int i = 0; i < count; ++i) {
       Byte& byte = bytes_[address - base_ + i];
-      // Threads that hold the same number may all write it.
-      if (static_cast<const uint8_t*>(from)[i] != data_[address - base_ + i]) check_overwriting(byte, now);
       if (byte.copying) throw std::runtime_error("writes where an asynchronous copy is on its way to");
+      // Nobody sees a write of what is there, as by threads that all hold the same number.
+      const bool same = static_cast<const uint8_t*>(from)[i] == data_[address - base_ + i];
+      if (same && (byte.write_epoch || !shared_)) continue;
+      check_overwriting(byte, now);
       byte.write_epoch = now.epoch, byte.write_turn = now.turn, byte.writer = now.thread;
     }
     memcpy(data_ + (address - base_), from, count);
