@@ -25,7 +25,7 @@ all_capabilities = pytest.mark.parametrize("capability", CAPABILITIES, ids=lambd
 
 def folder_of_the_oldest() -> Path:
     """Where `make test` installs the oldest Triton that is supported, beside the one of the environment."""
-    return Path(os.environ.get("FASTEBM_OLDEST_TRITON") or Path(sys.prefix) / f"triton-{OLDEST}")
+    return Path(os.environ.get("FASTEBM_OLDEST_TRITON") or Path(sys.prefix) / f"triton-{OLDEST}").absolute()
 
 
 def lines_of(version: str, capability: int, kind: str, whole: bool = False) -> list[dict[str, Any]]:

@@ -65,3 +65,23 @@ def test_one_kernel_serves_all_batches(version, capability):
         assert line["64"] == line["256"] == line["3"]
         # Of one sample alone, a mask of a whole image is as contiguous as x is.
         assert line["1"] == line["64"] + line["name"].startswith("samplers")
+
+
+@pytest.mark.parametrize("levels", [(32,), (8, 16, 32)], ids=str)
+def test_a_chain_compiles_nothing_that_its_first_check_did_not(levels):
+    """A program is checked with 3 samples before a chain of 64 runs, at each resolution of a cascade."""
+    from benchmarks.harness import nets
+    from tests.gpu.fake_driver import fake_gpu
+    from tests.gpu.launches import chain_launches
+
+    with fake_gpu(90, compiles=lambda asked: False) as gpu:
+        made = [
+            chain_launches(nets.build("CF-EBM", (3, size, size), "cpu"), (3, size, size), torch.bfloat16)
+            for size in levels
+        ]
+        for launch in made:
+            launch(3)
+        checked = list(gpu.asked)
+        for launch in made:
+            launch(64)
+        assert list(gpu.asked) == checked
