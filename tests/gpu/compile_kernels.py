@@ -12,6 +12,7 @@ kernel. `--share 0 1` compiles all of them on each.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -89,5 +90,5 @@ if __name__ == "__main__":
         made = list(everything())
     for number, capability in enumerate(given.capabilities):
         share = (given.share[0] + number, given.share[1])
-        for line in (*examples(capability), *launches(made, capability, *share)):
+        for line in itertools.chain(examples(capability), launches(made, capability, *share)):
             print(json.dumps({"triton": triton.__version__, "capability": capability, **line}), flush=True)

@@ -6,6 +6,7 @@ import importlib.util
 import os
 
 import pytest
+import torch
 
 from tests.gpu.compiled import all_capabilities, both_versions, lines_of
 
