@@ -8,6 +8,18 @@ import os
 import pytest
 import torch
 
+from fastebm.ops.instructions import (
+    Buffer,
+    Epilogue,
+    EpilogueOp,
+    Header,
+    Instruction,
+    Kind,
+    Layout,
+    PlannedProgram,
+    Segment,
+    encode,
+)
 from tests.gpu.compiled import all_capabilities, both_versions, lines_of
 
 pytestmark = [
@@ -86,3 +98,36 @@ def test_a_chain_compiles_nothing_that_its_first_check_did_not(levels):
         for launch in made:
             launch(64)
         assert list(gpu.asked) == checked
+
+
+def test_images_that_an_int32_does_not_count_are_refused():
+    from fastebm.ops.triton.program import Facts, calls_of
+
+    def calls(height, width):
+        row = (width + 8) * 4
+        buffer = Buffer(1, height, width, 4, pixel_stride=4, row_stride=row, image_stride=height * row)
+        slot = -(-(buffer.image_stride + 64 * 4) * 4 // 4096) * 4096
+        load = Instruction(Kind.LOAD, source_channels=1, channels=1, height=height, width=width, first=0, count=1)
+        store = Epilogue(EpilogueOp.STORE, 0)
+        header, segments = Header(Layout.PLAIN, 0, 4, 1, slot, 1), (Segment(0, 1, 1),)
+        program = PlannedProgram(header, (buffer,), (load,), (store,), segments)
+        return calls_of(encode(program).numpy().tobytes(), Facts((1, height, width), ((torch.float32, (8,)),)))
+
+    assert len(calls(16384, 32700)[1]) == 1
+    with pytest.raises(ValueError, match=r"has 2149056512 numbers; this kernel counts up to 2\*\*31 of them"):
+        calls(16384, 32784)
+
+
+@pytest.mark.parametrize(("elements", "kind"), [(2**31 - 1, "i32"), (2**31, "i64")])
+def test_the_longest_chains_are_launched(elements, kind):
+    """`tests/ops/test_rows.py` shows which quads their programs then have."""
+    from fastebm import rng
+    from fastebm.ops.triton.normal import fill
+    from tests.gpu.fake_driver import fake_gpu
+
+    out = torch.empty(1).expand(1, elements)  # nothing is written, so that it need not exist
+    with fake_gpu(90) as gpu:
+        fill(out, rng.make_key(0, 0), rng.make_chain_ids(0, 1), 0, normal=True)
+    (launch,) = gpu.launches
+    assert launch.grid[0] == -(-elements // (4 * 128))
+    assert (kind, elements) in launch.arguments
