@@ -16,7 +16,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 CAPABILITIES = (80, 90, 120)
-OLDEST, INSTALLED = "3.6.0", "the installed one"
+OLDEST, INSTALLED = "3.6.0", "installed"
 # All pairs of them, a share of the launches each.
 SHARES = 2 * len(CAPABILITIES)
 both_versions = pytest.mark.parametrize("version", [OLDEST, INSTALLED])
@@ -75,4 +75,4 @@ def _said(version: str, whole: bool) -> list[dict[str, Any]]:
 
 
 def _file(version: str, whole: bool) -> Path:
-    return _scratch() / f"{version.replace(' ', '-')}-{'whole' if whole else 'share'}.json"
+    return _scratch() / f"{version}-{'whole' if whole else 'share'}.json"
