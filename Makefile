@@ -120,6 +120,21 @@ $(STAMPS)/%: $(STAMPS)/base
 	@$(PIP) install --quiet 'fastebm[$*]'
 	@mkdir -p "$(@D)" && touch "$@"
 
+# GPU kernels are compiled by the oldest Triton, too, which lies in a folder beside the environment's own. Tests that need
+# it are skipped, and say so, where it can't be had: it is tried again each time then.
+OLDEST_TRITON := 3.6.0
+OLDEST_TRITON_FOLDER := $(if $(VENV),$(VENV),build)/triton-$(OLDEST_TRITON)
+$(STAMPS)/triton-$(OLDEST_TRITON): $(STAMPS)/test
+	@if "$(PY)" -c 'import triton' 2>/dev/null; then \
+	    printf '\nInstalling Triton %s into %s\n' '$(OLDEST_TRITON)' '$(OLDEST_TRITON_FOLDER)'; \
+	    rm -rf "$(OLDEST_TRITON_FOLDER)"; \
+	    if $(PIP) install --quiet --no-deps --target "$(OLDEST_TRITON_FOLDER)" 'triton==$(OLDEST_TRITON)'; then \
+	        mkdir -p "$(@D)" && touch "$@"; \
+	    else \
+	        echo 'it was not to be had; tests that need it are skipped'; \
+	    fi; \
+	fi
+
 # --- the commands ----------------------------------------------------------------------------------------------------
 
 install: $(STAMPS)/base
@@ -131,9 +146,9 @@ demo: $(STAMPS)/base
 
 # Triton's interpreter is chosen when triton is first imported, hence a process of its own. Its 5 means that PYTEST_ARGS
 # selects none of the operators' tests.
-test: $(STAMPS)/test
+test: $(STAMPS)/test $(STAMPS)/triton-$(OLDEST_TRITON)
 	$(call say,The test suite)
-	@$(TESTS) tests $(PYTEST_ARGS)
+	@FASTEBM_OLDEST_TRITON="$(OLDEST_TRITON_FOLDER)" $(TESTS) tests $(PYTEST_ARGS)
 	$(call say,The operators in Triton'"'"'s interpreter)
 	@if "$(PY)" -c 'import triton' 2>/dev/null; then \
 	    TRITON_INTERPRET=1 FASTEBM_BACKEND=triton $(TESTS) tests/ops $(PYTEST_ARGS) || [ $$? -eq 5 ]; \
@@ -142,9 +157,9 @@ test: $(STAMPS)/test
 	fi
 
 # Statistics over more than 10^8 draws, among others.
-test-slow: $(STAMPS)/test
+test-slow: $(STAMPS)/test $(STAMPS)/triton-$(OLDEST_TRITON)
 	$(call say,The tests that take minutes)
-	@$(RUN) -m pytest tests -m slow $(PYTEST_ARGS)
+	@FASTEBM_OLDEST_TRITON="$(OLDEST_TRITON_FOLDER)" $(RUN) -m pytest tests -m slow $(PYTEST_ARGS)
 	@$(RUN) -m pytest tests/fuzz --tries 2000 $(PYTEST_ARGS)
 	@$(MAKE) --no-print-directory sanitize
 

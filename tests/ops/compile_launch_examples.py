@@ -1,25 +1,16 @@
-"""Compile every example of a Triton launch for one GPU and print what its code shows, as JSON by name.
-
-A program, run without the interpreter:
-
-python -m tests.ops.compile_launch_examples 90
-"""
+"""What the code of a launch example shows that Triton compiles for a GPU that isn't there."""
 
 from __future__ import annotations
 
-import json
 import re
-import subprocess
-import sys
-import tempfile
-from pathlib import Path
 from typing import Any
 
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from tests.ops.launch_examples import LaunchExample, all_launch_examples
+from tests.gpu.fake_driver import resources_of
+from tests.ops.launch_examples import LaunchExample
 
 ALIGNED = [["tt.divisibility", 16]]
 
@@ -53,31 +44,11 @@ def plain(kind: Any) -> Any:
     return tuple(map(plain, kind)) if isinstance(kind, tuple) else kind.removesuffix(":16")
 
 
-def registers(ptx: str) -> tuple[int | None, int | None]:
-    """(registers, bytes spilled) by an assembler that comes with Triton, or the one installed; None without one."""
-    folder = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
-    architecture = re.search(r"^\.target (\w+)", ptx, re.MULTILINE)
-    with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
-        file.write(ptx)
-        file.flush()
-        # Triton brings two, of which the older one doesn't read what is written for the newer GPUs.
-        for assembler in (folder / "ptxas", folder / "ptxas-blackwell", "ptxas"):
-            command = [str(assembler), "-v", f"-arch={architecture and architecture[1]}", file.name, "-o", "/dev/null"]
-            try:
-                said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
-            except (OSError, subprocess.CalledProcessError):
-                continue
-            used, spilled = re.search(r"Used (\d+) registers", said), re.search(r"(\d+) bytes spill stores", said)
-            if used and spilled:
-                return int(used[1]), int(spilled[1])
-    return None, None
-
-
 def shown(example: LaunchExample, capability: int) -> dict[str, Any]:
     """Counts in the PTX of one example."""
     kernel = compiled(example, capability)
     ptx = kernel.asm["ptx"]
-    used, spilled = registers(ptx)
+    taken = resources_of(kernel.asm["cubin"])
     patterns = {
         "fma": r"\bfma\.rn\.f32\b",
         "fma_double": r"\bfma\.rn\.f64\b",
@@ -92,8 +63,4 @@ def shown(example: LaunchExample, capability: int) -> dict[str, Any]:
         "tf32": r"\b(?:wg)?mma\.[\w.:]*\.f32\.tf32\.tf32",
     }
     counts = {name: len(re.findall(pattern, ptx)) for name, pattern in patterns.items()}
-    return {**counts, "shared": kernel.metadata.shared, "registers": used, "spilled": spilled}
-
-
-if __name__ == "__main__":
-    print(json.dumps({example.name: shown(example, int(sys.argv[1])) for example in all_launch_examples()}))
+    return {**counts, "shared": kernel.metadata.shared, "registers": taken.registers, "stack": taken.stack}

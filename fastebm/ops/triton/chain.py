@@ -7,7 +7,7 @@ they stay in the caches. They are not in shared memory, because in Triton none o
 
 The kernel is compiled for one program, whose instructions follow one another in it. It calls the device functions of
 `run_program` and `langevin_step` with the same blocks and order of summation, so the results have the same bits.
-Compiled for sm_80 and sm_90, not yet run on a GPU.
+Compiled for GPUs by the tests, not yet run on one.
 """
 
 from __future__ import annotations

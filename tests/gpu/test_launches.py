@@ -1,0 +1,133 @@
+"""What users launch on a GPU compiles for every GPU and Triton, without spills, and one kernel serves all batches."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+
+import pytest
+import torch
+
+from fastebm.ops.instructions import (
+    Buffer,
+    Epilogue,
+    EpilogueOp,
+    Header,
+    Instruction,
+    Kind,
+    Layout,
+    PlannedProgram,
+    Segment,
+    encode,
+)
+from tests.gpu.compiled import all_capabilities, both_versions, lines_of
+
+pytestmark = [
+    pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed"),
+    pytest.mark.skipif(
+        os.environ.get("TRITON_INTERPRET", "0") not in ("", "0"),
+        reason="Triton's interpreter runs here, which compiles nothing",
+    ),
+]
+
+
+def faults(lines):
+    """What is wrong with compiled kernels, in one line each."""
+    from tests.gpu.fake_driver import ALL_REGISTERS, MOST_REGISTERS, MOST_SHARED, WARP
+
+    for line in lines:
+        name = line["name"]
+        if "error" in line:
+            yield f"{name}: {line['error']}"
+            continue
+        threads = WARP * line["warps"]
+        if line["stack"]:
+            yield f"{name}: {line['stack']} bytes of stack, so that registers spill"
+        if line["registers"] > MOST_REGISTERS or line["registers"] * threads > ALL_REGISTERS:
+            yield f"{name}: {line['registers']} registers in each of {threads} threads"
+        if line["shared"] > MOST_SHARED[line["capability"]]:
+            yield f"{name}: {line['shared']} bytes of shared memory"
+
+
+@both_versions
+@all_capabilities
+def test_a_share_of_all_launches_compiles_without_spills(version, capability):
+    """All versions and GPUs together compile each kernel once."""
+    lines = lines_of(version, capability, "launch")
+    assert len(lines) > 50
+    assert not list(faults(lines))
+
+
+@pytest.mark.slow
+@both_versions
+@all_capabilities
+def test_all_launches_compile_without_spills(version, capability):
+    lines = lines_of(version, capability, "launch", whole=True)
+    assert len(lines) > 400
+    assert not list(faults(lines))
+
+
+@both_versions
+@all_capabilities
+def test_one_kernel_serves_all_batches(version, capability):
+    """Batches of 256, 3 and 1 ask for no kernel that 64 did not, but for samplers' tensors of one sample."""
+    lines = lines_of(version, capability, "asked")
+    assert len(lines) > 15
+    for line in lines:
+        assert "error" not in line, f"{line['name']}: {line['error']}"
+        assert line["64"] == line["256"] == line["3"]
+        # Of one sample alone, a mask of a whole image is as contiguous as x is.
+        assert line["1"] == line["64"] + line["name"].startswith("samplers")
+
+
+@pytest.mark.parametrize("levels", [(32,), (8, 16, 32)], ids=str)
+def test_a_chain_compiles_nothing_that_its_first_check_did_not(levels):
+    """A program is checked with 3 samples before a chain of 64 runs, at each resolution of a cascade."""
+    from benchmarks.harness import nets
+    from tests.gpu.fake_driver import fake_gpu
+    from tests.gpu.launches import chain_launches
+
+    with fake_gpu(90, compiles=lambda asked: False) as gpu:
+        made = [
+            chain_launches(nets.build("CF-EBM", (3, size, size), "cpu"), (3, size, size), torch.bfloat16)
+            for size in levels
+        ]
+        for launch in made:
+            launch(3)
+        checked = list(gpu.asked)
+        for launch in made:
+            launch(64)
+        assert list(gpu.asked) == checked
+
+
+def test_images_that_an_int32_does_not_count_are_refused():
+    from fastebm.ops.triton.program import Facts, calls_of
+
+    def calls(height, width):
+        row = (width + 8) * 4
+        buffer = Buffer(1, height, width, 4, pixel_stride=4, row_stride=row, image_stride=height * row)
+        slot = -(-(buffer.image_stride + 64 * 4) * 4 // 4096) * 4096
+        load = Instruction(Kind.LOAD, source_channels=1, channels=1, height=height, width=width, first=0, count=1)
+        store = Epilogue(EpilogueOp.STORE, 0)
+        header, segments = Header(Layout.PLAIN, 0, 4, 1, slot, 1), (Segment(0, 1, 1),)
+        program = PlannedProgram(header, (buffer,), (load,), (store,), segments)
+        return calls_of(encode(program).numpy().tobytes(), Facts((1, height, width), ((torch.float32, (8,)),)))
+
+    assert len(calls(16384, 32700)[1]) == 1
+    with pytest.raises(ValueError, match=r"has 2149056512 numbers; this kernel counts up to 2\*\*31 of them"):
+        calls(16384, 32784)
+
+
+@pytest.mark.parametrize(("elements", "kind"), [(2**31 - 1, "i32"), (2**31, "i64")])
+def test_the_longest_chains_are_launched(elements, kind):
+    """`tests/ops/test_rows.py` shows which quads their programs then have."""
+    from fastebm import rng
+    from fastebm.ops.triton.normal import fill
+    from tests.gpu.fake_driver import fake_gpu
+
+    out = torch.empty(1).expand(1, elements)  # nothing is written, so that it need not exist
+    with fake_gpu(90) as gpu:
+        fill(out, rng.make_key(0, 0), rng.make_chain_ids(0, 1), 0, normal=True)
+    (launch,) = gpu.launches
+    assert launch.grid[0] == -(-elements // (4 * 128))
+    assert (kind, elements) in launch.arguments
