@@ -87,7 +87,7 @@ if __name__ == "__main__":
     given = parser.parse_args()
     torch.set_num_threads(1)
     with fake_gpu(given.capabilities[0]):
-        made = list(everything())
+        made = [(name, make()) for name, make in everything()]
     for number, capability in enumerate(given.capabilities):
         share = (given.share[0] + number, given.share[1])
         for line in itertools.chain(examples(capability), launches(made, capability, *share)):

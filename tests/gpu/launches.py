@@ -38,20 +38,30 @@ Launching = Callable[[int], None]
 """Launches all there is for so many samples."""
 
 
-def everything() -> Iterator[tuple[str, Launching]]:
-    """(name, launches) of all that is launched, made when it is asked for. To be taken within `fake_gpu`."""
-    for name, shape in NETS.items():
-        for dtype in DTYPES:
-            yield f"{name} {dtype}", chain_launches(nets.build(name, shape, "cpu"), shape, dtype)
+def everything() -> Iterator[tuple[str, Callable[[], Launching]]]:
+    """(name, what makes the launches) of all that is launched. They are to be made within `fake_gpu`."""
     for dtype in DTYPES:
-        cf_ebm = nets.build("CF-EBM", (3, 32, 32), "cpu")
-        yield f"training of CF-EBM {dtype}", training_launches(cf_ebm, (3, 32, 32), dtype)
+        for name, shape in NETS.items():
+            yield (
+                f"{name} {dtype}",
+                lambda name=name, shape=shape, dtype=dtype: chain_launches(
+                    nets.build(name, shape, "cpu"), shape, dtype
+                ),
+            )
+        yield (
+            f"training of CF-EBM {dtype}",
+            lambda dtype=dtype: training_launches(nets.build("CF-EBM", (3, 32, 32), "cpu"), (3, 32, 32), dtype),
+        )
         for size in (4, 8):
-            small = CoarseToFineEnergy(size, lowest=size, base_width=32).eval()
-            yield f"chain of CF-EBM at {size}x{size} {dtype}", whole_chain_launches(small, (3, size, size), dtype)
+            yield (
+                f"chain of CF-EBM at {size}x{size} {dtype}",
+                lambda size=size, dtype=dtype: whole_chain_launches(
+                    CoarseToFineEnergy(size, lowest=size, base_width=32).eval(), (3, size, size), dtype
+                ),
+            )
     for shape in ((3, 4, 4), (3, 32, 32), (1, 5, 7)):
-        yield f"samplers of {shape}", sampler_launches(shape)
-    yield "parts of nets", tail_launches
+        yield f"samplers of {shape}", lambda shape=shape: sampler_launches(shape)
+    yield "parts of nets", lambda: tail_launches
 
 
 def machine_of_a_gpu() -> mock._patch[Callable[..., Machine]]:

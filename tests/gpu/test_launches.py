@@ -1,13 +1,16 @@
-"""What users launch on a GPU compiles for every GPU and Triton, without spills, and one kernel serves all batches."""
+"""Triton's kernels compile for every GPU and Triton as they are written, without spills, and one serves all batches."""
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
+from typing import Any
 
 import pytest
 import torch
 
+from fastebm.ops import schemas
 from fastebm.ops.instructions import (
     Buffer,
     Epilogue,
@@ -29,6 +32,70 @@ pytestmark = [
         reason="Triton's interpreter runs here, which compiles nothing",
     ),
 ]
+
+
+def triton_modules() -> list[Any]:
+    subjects = dict.fromkeys(kernel.subject for kernel in schemas.KERNELS.values() if "triton" in kernel.backends)
+    return [importlib.import_module(f"fastebm.ops.triton.{subject}") for subject in subjects]
+
+
+def test_every_kernel_has_a_launch_example():
+    from tests.ops.launch_examples import all_launch_examples
+
+    examples = all_launch_examples()
+    names = [example.name for example in examples]
+    assert len(set(names)) == len(names)
+    kernels = {
+        id(value): name
+        for module in triton_modules()
+        for name, value in vars(module).items()
+        if name.endswith("_kernel")
+    }
+    missing = set(kernels) - {id(example.kernel) for example in examples}
+    assert not missing, f"no launch example of {[kernels[kernel] for kernel in missing]}"
+    for example in examples:
+        assert {*example.signature, *example.constexprs} <= {*example.kernel.arg_names}, example.name
+        assert not {*example.signature} & {*example.constexprs}, example.name
+
+
+@both_versions
+@all_capabilities
+def test_compiles_as_written(version, capability):
+    shown = {line["name"]: line for line in lines_of(version, capability, "example")}
+
+    from tests.ops.launch_examples import all_launch_examples
+
+    wrong = []
+    for example in all_launch_examples():
+        code = shown[example.name]
+        if "error" in code:
+            wrong.append(f"{example.name}: {code['error']}")
+            continue
+        expected = {
+            "fma": example.fused,
+            "fma_double": example.fused_double,
+            "other_contractions": 0,
+            "approximate": 0,
+            "vector_loads": example.vector_loads,
+            "vector_stores": example.vector_stores,
+            "shared": None if example.shared else 0,
+            "shared_accesses": None if example.shared else 0,
+            "stack": 0,  # where registers that spill would be
+        }
+        wrong += [
+            f"{example.name}: {what} is {code[what]}, not {value}"
+            for what, value in expected.items()
+            if value is not None and code[what] != value
+        ]
+        if example.matrix is not None and not code[example.matrix]:
+            wrong.append(f"{example.name}: no product of {example.matrix} on tensor cores")
+        if example.shared and code["shared"] > example.most_shared:
+            wrong.append(f"{example.name}: {code['shared']} bytes of shared memory")
+    assert not wrong, "\n".join(wrong)
+    # The radius of a pair of normals is a square root, and it is the correctly rounded one.
+    for name in ("normal", "langevin_step plain"):
+        assert shown[name]["sqrt_rn"] == 2
+    assert shown["langevin_step factors"]["divisions"] == 1
 
 
 def faults(lines):
