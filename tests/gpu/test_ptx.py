@@ -164,7 +164,7 @@ with ptx_machine(int(sys.argv[1])) as launches:
 
 @pytest.mark.parametrize("capability", [80, 90])
 def test_every_barrier_and_wait_of_a_convolution_is_needed(tmp_path, capability):
-    """Without any one of them, the machine finds the fault. For sm_90 the compiler puts in some that it could do without."""
+    """Without any one of them, the machine finds the fault. For sm_90 the compiler puts in some that aren't needed."""
     unset = ("TRITON_INTERPRET", "FASTEBM_BACKEND")
     environment = {name: value for name, value in os.environ.items() if name not in unset}
     path = os.pathsep.join([str(ROOT), *filter(None, [environment.get("PYTHONPATH")])])

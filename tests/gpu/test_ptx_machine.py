@@ -147,6 +147,17 @@ def test_wide_products(width):
     assert found == [number % 4**width for number in wanted]
 
 
+@pytest.mark.parametrize(("name", "of"), [("s16x2", lambda n: signed(n, 16)), ("u16x2", lambda n: n)])
+def test_pairs_of_integers(name, of):
+    a, b = values(32, 160, 1), values(32, 160, 2)
+    for what, function in (("add", lambda x, y: x + y), ("min", min), ("max", max)):
+        found = each_lane(f"{what}.{name} %d, %a, %b;", 32, (32, a), (32, b))
+        for ours, x, y in zip(found, a, b, strict=True):
+            for shift in (0, 16):
+                wanted = function(of(x >> shift & 0xFFFF), of(y >> shift & 0xFFFF))
+                assert ours >> shift & 0xFFFF == wanted & 0xFFFF
+
+
 @pytest.mark.parametrize("width", [16, 32, 64])
 def test_shifts_stop_at_the_width(width):
     a, n = values(width, 160, 1), [value % 70 for value in values(32, 160, 2)]

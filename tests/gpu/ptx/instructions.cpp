@@ -422,6 +422,15 @@ struct Pair {
   T low, high;
 };
 
+// Integers of 16 bits, of which sm_90 has these in pairs.
+template <class T>
+void pair_of_integers(Table& table, const std::string& type) {
+  using P = Pair<T>;
+  DEFINE("add." + type, (P, P, P), [](P a, P b) { return P{T(u16(a.low) + u16(b.low)), T(u16(a.high) + u16(b.high))}; });
+  DEFINE("min." + type, (P, P, P), [](P a, P b) { return P{std::min(a.low, b.low), std::min(a.high, b.high)}; });
+  DEFINE("max." + type, (P, P, P), [](P a, P b) { return P{std::max(a.low, b.low), std::max(a.high, b.high)}; });
+}
+
 template <class T, T f(T, T)>
 Pair<T> both(Pair<T> a, Pair<T> b) {
   return {f(a.low, b.low), f(a.high, b.high)};
@@ -794,6 +803,7 @@ Table whole_table() {
   single_integers(table);
   floating<float>(table, "f32"), floating<double>(table, "f64");
   approximate(table), conversions(table), half<bf16>(table, "bf16"), half<f16>(table, "f16");
+  pair_of_integers<s16>(table, "s16x2"), pair_of_integers<u16>(table, "u16x2");
   across_lanes(table), reductions<s32>(table, "s32"), reductions<u32>(table, "u32");
   table["pack"] = pack, table["unpack"] = unpack, table["special"] = special;
   table["load.global"] = load<false>, table["load.shared"] = load<true>;
