@@ -282,10 +282,15 @@ class _Function:
             return [self.plain(text, "mov.b64", [self.operand(part) for part in given])]
         if name.startswith("cp.async"):
             return [self.copy(text, name, given)]
-        if match := re.fullmatch(r"ldmatrix\.sync\.aligned\.m8n8\.x[124](\.trans)?\.shared(?:::cta)?\.b16", name):
-            operand, offset = self.address(given[1])
-            targets = [self.operand(part) for part in self.several(given[0])]
-            return [self.plain(text, "ldmatrix", [*targets, operand], int(match[1] is not None), offset)]
+        if match := re.fullmatch(r"(ld|st)matrix\.sync\.aligned\.m8n8\.x[124](\.trans)?\.shared(?:::cta)?\.b16", name):
+            parts, place = given if match[1] == "ld" else given[::-1]
+            operand, offset = self.address(place)
+            operands = [*(self.operand(part) for part in self.several(parts)), operand]
+            return [self.plain(text, f"{match[1]}matrix", operands, int(match[2] is not None), offset)]
+        if match := re.fullmatch(r"wgmma\.mma_async\.sync\.aligned\.m64n\d+k\d+\.f32\.(bf16|tf32)\.\1", name):
+            return [self.product(text, match[1] == "bf16", given)]
+        if name == "wgmma.wait_group.sync.aligned":
+            return [self.plain(text, name, [], int(given[0]))]
         if match := re.fullmatch(r"setp\.(\w+)\.(and|or|xor)\.(\w+)", name):
             target, *compared, other = (self.operand(part) for part in given)
             found = self.registers.setdefault("what setp compares", len(self.registers))
@@ -293,6 +298,16 @@ class _Function:
             return [first, self.plain(text, f"{match[2]}.pred", [target, found, other])]
         name = name.replace("shf.l.wrap.u32", "shf.l.wrap.b32").replace("bar.warp.sync.aligned", "bar.warp.sync")
         return [self.plain(text, name, [self.operand(part) for o in given for part in self.several(o)])]
+
+    def product(self, text: str, narrow: bool, given: list[str]) -> Decoded:
+        """`wgmma`: whether the numbers are of 16 bits, A and B are transposed (bits 0, 1 and 2)."""
+        sums, first, second, adds, *signs = given
+        if signs[:2] != ["1", "1"] or (narrow and len(signs) != 4):
+            raise PtxError(f"not understood: `{text}`")
+        transposed = [int(number) << bit for bit, number in enumerate(signs[2:], 1)]
+        operands = [self.operand(part) for o in (sums, first, second, adds) for part in self.several(o)]
+        numbers = len(self.several(sums)), len(self.several(first)), narrow + sum(transposed)
+        return self.plain(text, "wgmma.mma_async", operands, *numbers)
 
     def call(self, text: str, given: list[str]) -> Decoded:
         results = self.several(given.pop(0)) if given[0].startswith("(") else []

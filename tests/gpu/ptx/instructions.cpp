@@ -422,6 +422,15 @@ struct Pair {
   T low, high;
 };
 
+// Integers of 16 bits, of which sm_90 has these in pairs.
+template <class T>
+void pair_of_integers(Table& table, const std::string& type) {
+  using P = Pair<T>;
+  DEFINE("add." + type, (P, P, P), [](P a, P b) { return P{T(u16(a.low) + u16(b.low)), T(u16(a.high) + u16(b.high))}; });
+  DEFINE("min." + type, (P, P, P), [](P a, P b) { return P{std::min(a.low, b.low), std::min(a.high, b.high)}; });
+  DEFINE("max." + type, (P, P, P), [](P a, P b) { return P{std::max(a.low, b.low), std::max(a.high, b.high)}; });
+}
+
 template <class T, T f(T, T)>
 Pair<T> both(Pair<T> a, Pair<T> b) {
   return {f(a.low, b.low), f(a.high, b.high)};
@@ -593,7 +602,29 @@ void load_matrices(Warp& warp, const Op& op, Mask mask) {
   }
 }
 
-// D = A B + C with 16 x 8 sums in float32, in the order of the inner dimension. `get(register, half)` reads a number.
+// The same the other way round.
+void store_matrices(Warp& warp, const Op& op, Mask mask) {
+  need_all_lanes(warp, mask, kAllLanes);
+  const int count = op.count - 1;
+  const Lanes& addresses = warp.in(op.operands[count]);
+  for (int m = 0; m < count; ++m) {
+    u16 matrix[8][8];
+    const Lanes& parts = warp.in(op.operands[m]);
+    for (int l = 0; l < kLanes; ++l) {
+      for (int half = 0; half < 2; ++half) {
+        const int row = l / 4, column = l % 4 * 2 + half;
+        (op.numbers[0] ? matrix[column][row] : matrix[row][column]) = parts[l] >> (16 * half);
+      }
+    }
+    for (int row = 0; row < 8; ++row) {
+      const int l = warp.lane = 8 * m + row;
+      const u64 address = u32(addresses[l]) + op.numbers[1];
+      warp.block->shared->at(address, 16).write(address, 16, matrix[row], warp.now(l));
+    }
+  }
+}
+
+// D = A B + C with 16 x 8 sums in float32, in the order of the inner dimension. `number(register, part)` reads a number.
 // Operands: 4 of D, 4 of A, 2 of B, 4 of C. Each register of A and B holds `kPacked` numbers of the inner dimension.
 template <int kPacked, class Number>
 void multiply_matrices(Warp& warp, const Op& op, Mask mask, Number number) {
@@ -625,7 +656,7 @@ void multiply_matrices(Warp& warp, const Op& op, Mask mask, Number number) {
   for (int i = 0; i < 4; ++i) warp.out(op.operands[i]) = d[i];
 }
 
-// Operands: result, value, lane or distance, clamp and segment, members; number: whether a predicate follows the result.
+// Operands: result, value, lane or distance, clamp and segment, members.
 template <class Source>
 void shuffle(Warp& warp, const Op& op, Mask mask, Source source) {
   const Lanes a = warp.in(op.operands[1]), b = warp.in(op.operands[2]), c = warp.in(op.operands[3]);
@@ -662,6 +693,82 @@ void across_lanes(Table& table) {
   };
 }
 
+// Products of warpgroups (sm_90) ----------------------------------------------------------------------------------------
+
+enum ProductFlags { kBfloat16 = 1, kTransposedA = 2, kTransposedB = 4 };
+
+// The address of number (n, k) of a matrix that a descriptor says where it lies. Rows of n lie side by side along k, or
+// transposed, rows of k along n; both are swizzled: of each 16 bytes, the place in the row is XORed with the row's number.
+u64 place_in_matrix(u64 descriptor, int n, int k, int size, bool transposed) {
+  const u64 start = (descriptor & 0x3FFF) << 4, leading = (descriptor >> 16 & 0x3FFF) << 4, stride = (descriptor >> 32 & 0x3FFF) << 4;
+  const int mode = descriptor >> 62, width = 256 >> mode;  // 128, 64 or 32 bytes
+  if (mode == 0 || (descriptor >> 49 & 7)) throw std::runtime_error("a descriptor without a swizzle, or with an offset, isn't understood");
+  const int in_row = width / size;
+  const u64 plain = transposed ? start + n / in_row * leading + k / 8 * stride + k % 8 * width + n % in_row * size
+                               : start + n / 8 * stride + n % 8 * width + k * size;
+  return plain ^ (plain >> 7 & (width / 16 - 1)) << 4;
+}
+
+float number_in_matrix(Warp& warp, u64 descriptor, int n, int k, int flags, bool transposed, u32 since) {
+  const int size = flags & kBfloat16 ? 2 : 4;
+  const u64 address = place_in_matrix(descriptor, n, k, size, transposed);
+  Region& region = warp.block->shared->at(address, size);
+  region.check_unchanged(address, size, since);
+  u32 bits = 0;
+  region.read(address, size, &bits, warp.now(warp.lane));
+  return size == 2 ? widened({u16(bits)}) : std::bit_cast<float>(bits & 0xFFFFE000u);
+}
+
+// A warp's 16 rows of the product.
+void multiply(Warp& warp, const Product& product, bool keep) {
+  const Op& op = *product.op;
+  const int columns = op.numbers[0] * 2, flags = op.numbers[2], packed = flags & kBfloat16 ? 2 : 1, depth = 8 * packed;
+  std::vector<float> a(16 * depth), b(depth * columns);
+  for (int row = 0; row < 16; ++row) {
+    for (int k = 0; k < depth; ++k) {
+      if (op.numbers[1] == 1) {
+        a[row * depth + k] = number_in_matrix(warp, product.a_place, warp.index % 4 * 16 + row, k, flags, flags & kTransposedA, product.since);
+      } else {
+        const u32 bits = product.a[row / 8 + k / (4 * packed) * 2][row % 8 * 4 + k / packed % 4];
+        a[row * depth + k] = packed == 2 ? widened({u16(bits >> (16 * (k % 2)))}) : std::bit_cast<float>(bits & 0xFFFFE000u);
+      }
+    }
+  }
+  for (int k = 0; k < depth; ++k) {
+    for (int n = 0; n < columns; ++n) b[k * columns + n] = number_in_matrix(warp, product.b_place, n, k, flags, flags & kTransposedB, product.since);
+  }
+  if (!keep) return;
+  for (int l = 0; l < kLanes; ++l) {
+    for (int i = 0; i < op.numbers[0]; ++i) {
+      const int row = l / 4 + i / 2 % 2 * 8, column = i / 4 * 8 + l % 4 * 2 + i % 2;
+      float sum = product.adds ? as<float>(warp.out(op.operands[i])[l]) : 0.0f;
+      for (int k = 0; k < depth; ++k) sum = std::fma(a[row * depth + k], b[k * columns + column], sum);
+      warp.out(op.operands[i])[l] = bits_of(sum);
+    }
+  }
+}
+
+// Numbers: registers of D, operands of A (4 registers or a descriptor), flags. Operands: D, A, B, whether D is added to.
+void begin_product(Warp& warp, const Op& op, Mask mask) {
+  need_all_lanes(warp, mask, kAllLanes);
+  const int first = op.numbers[0], after = first + op.numbers[1];
+  Product product{&op, {}, 0, warp.in(op.operands[after])[0], (warp.in(op.operands[after + 1])[0] & 1) != 0, warp.block->epoch};
+  for (int i = 0; i < op.numbers[1]; ++i) product.a[i] = warp.in(op.operands[first + i]);
+  product.a_place = product.a[0][0];
+  multiply(warp, product, false);  // may be read from now on
+  warp.products.back().push_back(product);
+}
+
+// Sums arrive as late as they may.
+void wait_for_products(Warp& warp, const Op& op, Mask mask) {
+  need_all_lanes(warp, mask, kAllLanes);
+  const size_t most = op.numbers[0], closed = warp.products.size() - 1, arriving = closed > most ? closed - most : 0;
+  for (size_t g = 0; g < arriving; ++g) {
+    for (const Product& product : warp.products[g]) multiply(warp, product, true);
+  }
+  warp.products.erase(warp.products.begin(), warp.products.begin() + arriving);
+}
+
 template <class T, class F>
 void reduce(Warp& warp, const Op& op, Mask mask, F f) {
   need_all_lanes(warp, mask, u32(warp.in(op.operands[2])[warp.lane]));
@@ -696,6 +803,7 @@ Table whole_table() {
   single_integers(table);
   floating<float>(table, "f32"), floating<double>(table, "f64");
   approximate(table), conversions(table), half<bf16>(table, "bf16"), half<f16>(table, "f16");
+  pair_of_integers<s16>(table, "s16x2"), pair_of_integers<u16>(table, "u16x2");
   across_lanes(table), reductions<s32>(table, "s32"), reductions<u32>(table, "u32");
   table["pack"] = pack, table["unpack"] = unpack, table["special"] = special;
   table["load.global"] = load<false>, table["load.shared"] = load<true>;
@@ -706,7 +814,14 @@ Table whole_table() {
     commit_copies(warp, op, mask);
     wait_for_copies(warp, mask, 0);
   };
-  table["ldmatrix"] = load_matrices;
+  table["ldmatrix"] = load_matrices, table["stmatrix"] = store_matrices;
+  table["wgmma.mma_async"] = begin_product, table["wgmma.wait_group.sync.aligned"] = wait_for_products;
+  table["wgmma.commit_group.sync.aligned"] = [](Warp& warp, const Op&, Mask mask) {
+    need_all_lanes(warp, mask, kAllLanes);
+    warp.products.emplace_back();
+  };
+  // Whether these are missing is not found: shared memory has no second way to it here.
+  for (const char* fence : {"wgmma.fence.sync.aligned", "fence.proxy.async.shared::cta"}) table[fence] = [](Warp&, const Op&, Mask) {};
   table["mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32"] = [](Warp& warp, const Op& op, Mask mask) {
     multiply_matrices<2>(warp, op, mask, [](u32 bits, int p) { return widened({u16(bits >> (16 * p))}); });
   };

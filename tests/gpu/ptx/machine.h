@@ -56,6 +56,15 @@ struct Copy {
   uint32_t since;
 };
 
+// A product of warpgroups on its way: `wgmma`. Its sums are in registers, its factors in shared memory, or A as well.
+struct Product {
+  const Op* op;
+  Lanes a[4];
+  uint64_t a_place, b_place;
+  bool adds;
+  uint32_t since;
+};
+
 struct Frame {
   std::vector<Lanes> registers;
   int32_t back;  // where the caller goes on
@@ -77,6 +86,7 @@ struct Warp {
   int lane = 0;         // the same
   // Asynchronous copies of each lane, by group; the last one is still open.
   std::array<std::vector<std::vector<Copy>>, kLanes> groups;
+  std::vector<std::vector<Product>> products{1};  // the same
 
   const Lanes& in(int32_t operand) const;
   Lanes& out(int32_t operand) { return registers[operand]; }

@@ -94,11 +94,11 @@ class Region {
     write(address, count, from, now);
   }
 
-  // The source of an asynchronous copy must not change until it is waited for.
+  // What an asynchronous copy or product reads must not change until it is waited for.
   void check_unchanged(uint64_t address, int count, uint32_t since) {
     for (int i = 0; i < count; ++i) {
       if (bytes_[address - base_ + i].write_epoch > since) {
-        throw std::runtime_error("waits for an asynchronous copy whose source was written meanwhile");
+        throw std::runtime_error("waits for what reads a place that was written meanwhile");
       }
     }
   }

@@ -1,4 +1,4 @@
-"""pytest -p tests.gpu.ptx.pytest_plugin: backend "triton" on the CPU is PTX for sm_80, run as a GPU would run it.
+"""pytest -p tests.gpu.ptx.pytest_plugin: backend "triton" on the CPU is PTX, run as a GPU would run it.
 
 With FASTEBM_BACKEND=triton, the suites of tests/ops then run on the kernels as compiled.
 """
@@ -23,13 +23,14 @@ _launches: Launches | None = None
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--ptx-cases", type=int, default=None, help="of each test, so many of its cases")
+    parser.addoption("--ptx-capability", type=int, default=80, help="of the GPU that kernels are compiled for")
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_load_initial_conftests() -> None:
+def pytest_load_initial_conftests(early_config: pytest.Config) -> None:
     """Before tests/ops/conftest.py looks which backends there are."""
     global _launches
-    _launches = _stack.enter_context(ptx_machine(80))
+    _launches = _stack.enter_context(ptx_machine(early_config.known_args_namespace.ptx_capability))
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
