@@ -58,20 +58,23 @@ def test_compiles_as_written(version, capability):
             continue
         expected = {
             "fma": example.fused,
-            "fma_double": example.fused_double,
             "other_contractions": 0,
             "approximate": 0,
             "vector_loads": example.vector_loads,
             "vector_stores": example.vector_stores,
             "shared": None if example.shared else 0,
             "shared_accesses": None if example.shared else 0,
-            "stack": 0,  # where registers that spill would be
         }
         wrong += [
             f"{example.name}: {what} is {code[what]}, not {value}"
             for what, value in expected.items()
             if value is not None and code[what] != value
         ]
+        double = example.fused_double if isinstance(example.fused_double, tuple) else (example.fused_double,)
+        if code["fma_double"] not in double:
+            wrong.append(f"{example.name}: fma_double is {code['fma_double']}, not {example.fused_double}")
+        if code["stack"] > example.most_spilled:
+            wrong.append(f"{example.name}: {code['stack']} bytes of stack, so that registers spill")
         if example.matrix is not None and not code[example.matrix]:
             wrong.append(f"{example.name}: no product of {example.matrix} on tensor cores")
         if example.shared and code["shared"] > example.most_shared:
