@@ -31,8 +31,8 @@ pytestmark = [
 ]
 
 
-# Bytes of registers that may spill: the assembler does that where more blocks then run at a time. With a limit of 128 or
-# more registers (`.maxnreg`), a convolution that spilled 8 on sm_80 spilled none.
+# Bytes of registers that may spill: the assembler does that where more blocks then run at a time. With a limit of 128
+# registers or more (`.maxnreg`), a convolution that spilled 8 on sm_80 spilled none.
 SPILLED = {"instruction_kernel": 8, "chain_kernel": 32}
 
 
