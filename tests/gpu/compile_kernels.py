@@ -56,7 +56,7 @@ def launched(gpu: FakeDriver, name: str, launch: Launching) -> Iterator[Line]:
     before = len(gpu.kernels)
     failed = tried(lambda: [launch(batch) for batch in (BATCHES[0], BATCHES[-1])], on_success={})
     for each in gpu.kernels[before:]:
-        yield {"kind": "launch", "name": f"{name}, {each.name}", **resources(each)}
+        yield {"kind": "launch", "name": name, "kernel": each.name, **resources(each)}
     if failed:
         yield {"kind": "launch", "name": name, **failed}
 

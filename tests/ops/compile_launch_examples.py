@@ -52,7 +52,8 @@ def shown(example: LaunchExample, capability: int) -> dict[str, Any]:
     patterns = {
         "fma": r"\bfma\.rn\.f32\b",
         "fma_double": r"\bfma\.rn\.f64\b",
-        "other_contractions": r"\b(?:mad|fma)\.(?!rn\.f(?:32|64)\b|(?:lo|hi|wide)\.)[\w.]*f(?:16|32|64)",
+        "fma_pairs": r"\bfma\.rn\.f32x2\b",
+        "other_contractions": r"\b(?:mad|fma)\.(?!rn\.f(?:32|64|32x2)\b|(?:lo|hi|wide)\.)[\w.]*f(?:16|32|64)",
         "sqrt_rn": r"\bsqrt\.rn\.f32\b",
         "approximate": r"\.approx|\bdiv\.full|\.ftz",
         "divisions": r"\bdiv\.rn\.f32\b",
@@ -63,4 +64,5 @@ def shown(example: LaunchExample, capability: int) -> dict[str, Any]:
         "tf32": r"\b(?:wg)?mma\.[\w.:]*\.f32\.tf32\.tf32",
     }
     counts = {name: len(re.findall(pattern, ptx)) for name, pattern in patterns.items()}
+    counts["fma"] += 2 * counts.pop("fma_pairs")  # from sm_100 on, an instruction may do two
     return {**counts, "shared": kernel.metadata.shared, "registers": taken.registers, "stack": taken.stack}

@@ -24,9 +24,11 @@ class LaunchExample:
         constexprs: values by argument. An argument that neither names is None: an option that is off.
         num_warps: as launched.
         fused: fused multiply-adds that a thread executes as written, or None where that is not counted.
-        fused_double: those in float64; any other one that the compiler made of two operations is refused.
+        fused_double: those in float64, or the counts that they may have; any other one that the compiler made of two
+            operations is refused.
         vector_loads, vector_stores: 16-byte accesses to global memory, or None where that is not counted.
         shared: whether shared memory is used, up to `most_shared` bytes.
+        most_spilled: bytes of registers that may spill. The assembler does that where more blocks then run at a time.
         num_stages: as launched, None for Triton's default.
         matrix: whether products must run on tensor cores (mma or wgmma), of bfloat16 or tf32.
     """
@@ -37,11 +39,12 @@ class LaunchExample:
     constexprs: Mapping[str, Any]
     num_warps: int = 4
     fused: int | None = None
-    fused_double: int = 0
+    fused_double: int | tuple[int, ...] = 0
     vector_loads: int | None = None
     vector_stores: int | None = None
     shared: bool = False
     most_shared: int = 4096  # 2 KiB to spread accesses, 4 for 1024 lanes
+    most_spilled: int = 0
     num_stages: int | None = None
     matrix: str | None = None
 
