@@ -1,4 +1,4 @@
-"""Triton's kernels compile for every GPU and Triton as they are written, within its resources, and serve all batches."""
+"""Kernels in Triton compile for every GPU and version as they are written, within its resources, and serve all batches."""
 
 from __future__ import annotations
 
