@@ -1,4 +1,4 @@
-"""Triton kernels compile for every GPU and version as they are written, within its resources; one serves all batches."""
+"""Triton kernels compile for each GPU and version as they are written, within its resources; one serves all batches."""
 
 from __future__ import annotations
 
