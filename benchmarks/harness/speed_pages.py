@@ -78,8 +78,8 @@ def _is_compact(first: Row) -> bool:
     return first.suite != "energy_gradient" and (first.case, first.dtype) == ("CF-EBM", "bfloat16")
 
 
-def _has_chains(machine: Path) -> bool:
-    return any(first.suite == "chains" for (first, *_), _, _ in energy_comparisons(machine))
+def _count_of_chains(machine: Path) -> int:
+    return sum(first.suite == "chains" for (first, *_), _, _ in energy_comparisons(machine))
 
 
 def machine_page(machine: Path, plots_of_it: Sequence[Path]) -> str:
@@ -100,12 +100,12 @@ def write_machine_pages(results: Path, folder: Path) -> list[Path]:
 
 
 def fill_summaries(results: Path, root: Path) -> list[Path]:
-    """Fills the tables of both README.md under `root`. The shorter one has the machines whose chains were measured."""
+    """Fills the tables of both README.md under `root`, the shorter one for the machine with the most chains measured."""
     compared = [machine for machine in machines(results) if energy_comparisons(machine)]
     whole, short = root / "docs" / "results" / "speed" / "README.md", root / "README.md"
     for path, form, shown in (
         (whole, summary, compared),
-        (short, compact_summary, [machine for machine in compared if _has_chains(machine)]),
+        (short, compact_summary, [max(compared, key=_count_of_chains)] if compared else []),
     ):
         path.write_text(fill_section(path.read_text(), "speed", "\n\n".join(map(form, shown))))
     return [short, whole]
