@@ -100,7 +100,7 @@ def write_machine_pages(results: Path, folder: Path) -> list[Path]:
 
 
 def fill_summaries(results: Path, root: Path) -> list[Path]:
-    """Fills the tables of both README.md under `root`, the shorter one for the machine with the most chains measured."""
+    """Fills the tables of both README.md under `root`, the shorter one for the machine with the most chains."""
     compared = [machine for machine in machines(results) if energy_comparisons(machine)]
     whole, short = root / "docs" / "results" / "speed" / "README.md", root / "README.md"
     for path, form, shown in (
