@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor, nn
 
+import benchmarks.faults  # noqa: F401
 from fastebm import EnergyGradient
 
 Energy = Callable[[Tensor], Tensor]

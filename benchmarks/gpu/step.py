@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+import benchmarks.faults  # noqa: F401
 from fastebm import ops
 from fastebm.evaluation.speed.measurement import interleaved
 

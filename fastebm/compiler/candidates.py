@@ -29,10 +29,10 @@ LANES, FUSED, STOCK = "lane program", "fused program", "PyTorch operations"
 # Numbers of an image above which a lane program takes longer to make than most chains to run.
 LARGE_IMAGE = 3 * 64 * 64
 
-# Products for each value of a step behind a convolution below which lane programs are the faster in bfloat16, too,
-# though they compute in float32. With products of bfloat16 pairs (AVX512-BF16) a lane program took 0.035 ns for each
-# product, a fused one 0.004 and 0.25 for each value of a step. In the gallery 2.9 and 4.1 products for each value made
-# lane programs the faster by 1.6 and 4.5, 9.4 by 1.1; from 16 on fused programs were, by 1.3 and 2.3.
+# Products for each value of a step behind a convolution below which lane programs are the faster, for images. On a CPU
+# with AVX512-BF16 a lane program took 0.035 ns for each product. A fused one took 0.004 in bfloat16, 0.008 in float32
+# and 0.25 for each value of a step. In float32 lane programs took 0.3 to 0.7 of a fused one's time at 2.9, 4.1 and 9.4
+# products for each value, 0.9 to 2 at 16, and 1.9 to 2.8 from 128 on.
 FEW_PRODUCTS = 10
 # Channels that such steps work on at a time.
 BLOCK = 32
@@ -89,9 +89,9 @@ def candidates(
     """Programs one after the other, best first, each made when it is asked for; or why there is none.
 
     The order only depends on the energy and the kind of samples, not on the batch, the time or the load of the machine:
-    so do the bits. Lane programs come first for all that is computed in float32. Images in 16 bits run as fused
-    programs, on matrix units where there are any, unless those would do little but move values (`FEW_PRODUCTS`). So do
-    large ones, for which a lane program takes long to make.
+    so do the bits. Lane programs come first for all that is no image. Images run as fused programs, in 16 bits on
+    matrix units where there are any, unless those would do little but move values (`FEW_PRODUCTS`) and images are
+    small: for large ones a lane program takes long to make.
     Only lane programs have conditions, and can have the backward pass of an `autograd.Function`, which `function` tells
     of, because they are traced through autograd.
     """
@@ -105,9 +105,8 @@ def candidates(
         why = ("backward", function) if function else ("conditions", "only lane programs take them, and none can run")
         yield _lane_candidate(energy, module, x, conditions) if lanes else UnsupportedError(*why)
         return
-    image = len(key.sample) == 3
     small = key.sample.numel() <= LARGE_IMAGE
-    lanes_first = not image or (key.compute_dtype is torch.float32 and small)
+    lanes_first = len(key.sample) != 3
     if lanes and lanes_first:
         yield _lane_candidate(energy, module, x)
     try:
@@ -135,13 +134,19 @@ def candidates(
 
 
 def products_per_value(program: LoweredProgram) -> float:
-    """The products of a program's convolutions for each value of the steps behind instructions, in whole blocks."""
+    """The products of a program's convolutions for each value of the steps behind instructions, in whole blocks.
+
+    A linear layer is a convolution to one pixel, and its gradient one of a single pixel: lane programs multiply those
+    as fast.
+    """
     products = values = 0
     for i in program.instructions:
         pixels = i.height * i.width
         values += i.count * pixels * -(-i.channels // BLOCK) * BLOCK
-        if i.kind == Kind.CONVOLUTION:
-            products += pixels * i.channels * i.source_channels * i.kernel_y * i.kernel_x
+        if i.kind == Kind.CONVOLUTION and pixels > 1:
+            source = program.buffers[i.source]
+            taps = min(i.kernel_y, source.height) * min(i.kernel_x, source.width)
+            products += pixels * i.channels * i.source_channels * taps
     return products / max(values, 1)
 
 

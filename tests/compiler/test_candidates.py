@@ -36,14 +36,24 @@ def without_matrix_units():
     extension.set_variant(before)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize(
     ("channels", "inner", "name"), [(2, 2, LANES), (8, 4, LANES), (64, 64, FUSED), (128, 32, FUSED)]
 )
-def test_images_in_bfloat16_take_lanes_where_there_is_little_to_multiply(without_matrix_units, channels, inner, name):
+def test_images_take_lanes_where_there_is_little_to_multiply(without_matrix_units, channels, inner, name, dtype):
     net = convolutions(channels, inner)
     for batch in (1, 64):
-        assert first(net, batch, torch.bfloat16) == name
+        assert first(net, batch, dtype) == name
 
 
-def test_images_in_float32_take_lanes(without_matrix_units):
-    assert first(convolutions(64, 64), 2, torch.float32) == LANES
+def test_linear_maps_of_images_take_lanes(without_matrix_units):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(192, 256), nn.SiLU(), nn.Linear(256, 1), nn.Flatten(0))
+    assert first(net.requires_grad_(False), 2, torch.float32) == LANES
+
+
+def test_float32_chooses_alike_with_matrix_units_and_without():
+    if not backends.runs_compiled("run_lanes"):
+        pytest.skip("the compiled operators are not built, or not chosen")
+    assert first(convolutions(2, 2), 2, torch.float32) == LANES
+    assert first(convolutions(64, 64), 2, torch.float32) == FUSED
