@@ -201,7 +201,8 @@ def extensions() -> list[Extension]:
     ]
     if cuda_unavailable_reason() is None:
         # The library says what it was built for, which fastebm/ops/backends.py compares with the GPU.
-        images = " ".join(os.environ.setdefault("TORCH_CUDA_ARCH_LIST", CUDA_ARCHITECTURES).replace(";", " ").split())
+        asked = os.environ.get("TORCH_CUDA_ARCH_LIST", "").replace(";", " ").split()
+        images = os.environ["TORCH_CUDA_ARCH_LIST"] = " ".join(asked or CUDA_ARCHITECTURES.split(";"))
         built.append(
             CUDAExtension(
                 "fastebm._cuda",

@@ -70,7 +70,8 @@ def cuda_library(scratch: Path, nvcc: str) -> Path:
     codes.append(f"-gencode=arch=compute_{ARCHITECTURES[-1]},code=compute_{ARCHITECTURES[-1]}")
     own = ["-I", str(build.source_folder())]
     objects = _compiled([nvcc, *build.NVCC_FLAGS, *codes, *own, "-Xcompiler", "-fPIC"], kernels, scratch / "cuda")
-    flags = [*build.CPP_FLAGS, "-fPIC", "-DUSE_CUDA", *torch_headers, *own]
+    images = " ".join(f"{number // 10}.{number % 10}" for number in ARCHITECTURES) + "+PTX"
+    flags = [*build.CPP_FLAGS, "-fPIC", "-DUSE_CUDA", f'-DFASTEBM_CUDA_IMAGES="{images}"', *torch_headers, *own]
     objects += _compiled([*compiler, *flags], others, scratch / "register")
     release = re.search(r"release (\d+)\.", _run([nvcc, "--version"]))
     assert release is not None

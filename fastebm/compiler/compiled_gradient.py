@@ -310,7 +310,7 @@ class CompiledGradient:
         compiled.weights = None  # unknown if this fails
         try:
             executor.refresh()
-        except (AttributeError, RuntimeError, TypeError, ValueError):
+        except Exception:
             return None  # weights are gone or have other shapes; if it is a fault, the program made anew meets it too
         compiled.weights = weights
         return compiled

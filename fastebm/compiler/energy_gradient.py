@@ -326,13 +326,13 @@ class EnergyGradient:
     def _say(self, reason: str) -> None:
         """A fallback is said once for each reason."""
         if reason not in self._said:
-            self._said.add(reason)
             warnings.warn(
                 f"{self.name} runs by autograd instead of a fused program, which is slower, and its bits depend on the "
                 f"batch: {reason} (engine='autograd' asks for that without this warning)",
                 RuntimeWarning,
                 stacklevel=users_level(),
             )
+            self._said.add(reason)  # not where the warning was an error
 
 
 def _kind(x: Tensor) -> tuple[Any, ...]:

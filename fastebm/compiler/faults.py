@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import traceback
 import warnings
@@ -17,7 +18,7 @@ from fastebm.compiler.import_aten import UnsupportedError
 __all__ = ["CompilerFaultError", "FaultWarning", "Faults", "as_faults", "described", "users_level", "warn_of_fault"]
 
 _PACKAGE = Path(__file__).parents[1]
-_INSIDE = (str(_PACKAGE), str(Path(torch.__file__).parent), contextlib.__file__)
+_INSIDE = (f"{_PACKAGE}{os.sep}", f"{Path(torch.__file__).parent}{os.sep}", contextlib.__file__)
 
 
 class FaultWarning(RuntimeWarning):
@@ -60,8 +61,8 @@ class Faults:
                 "what failed, and a warning"
             ) from fault.__cause__
         if str(fault) not in self._said:
-            self._said.add(str(fault))
             warn_of_fault(f"the compiler failed for {self.what}, which may be slower for it: {fault}")
+            self._said.add(str(fault))  # not where the warning was an error: the next call must not be silent
 
 
 def warn_of_fault(text: str) -> None:

@@ -215,13 +215,13 @@ class WeightGradient:
             ) from error
         self.engine, self.reason = "autograd", error.reason if error.node == CHOICE else str(error)
         if error.node != CHOICE and self.reason not in self._said and not self._faults.reported(error):
-            self._said.add(self.reason)
             warnings.warn(
                 f"the gradients of the weights of {self._own.name} come from autograd instead of a fused program, and "
                 f"their bits depend on the batch: {self.reason} (engine='autograd' asks for that without this warning)",
                 RuntimeWarning,
                 stacklevel=users_level(),
             )
+            self._said.add(self.reason)  # not where the warning was an error
 
     def _by_autograd(
         self, x: Tensor, factors: Factors, parameters: list[nn.Parameter], step: int

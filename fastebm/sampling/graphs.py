@@ -96,16 +96,18 @@ class ChainGraphs(threading.local):
             return 0
         with torch.cuda.device(state.x.device):
             try:
-                captured = self._for(kind, gradient, program, update, state)
-                for length in {*blocks(num_steps)}:
-                    captured.capture(length)
+                # What is captured serves later chains too, in inference mode or not.
+                with torch.inference_mode(False), torch.no_grad():
+                    captured = self._for(kind, gradient, program, update, state)
+                    for length in {*blocks(num_steps)}:
+                        captured.capture(length)
             except Exception as error:  # an error of the update itself is raised by the plain loop
                 self._captured.pop(kind, None)
-                self._failed.add(kind)
                 warn_of_fault(
                     f"chains of {gradient.name} run without CUDA graphs, which is slower for small images, because a "
                     f"capture failed: {described(error)} (FASTEBM_GRAPHS=0 asks for that without this warning)"
                 )
+                self._failed.add(kind)  # not where the warning was an error: the next chain must not be silent
                 return 0
             _copy(state, captured.state)
             for length in blocks(num_steps):
@@ -183,13 +185,13 @@ def _warm_up(update: Update, state: ChainState) -> None:
 def _capture(update: Update, state: ChainState, length: int) -> tuple[torch.cuda.CUDAGraph, Tensor]:
     """A graph of `length` updates, and the tensor (length, B) that holds their energies after a replay."""
     graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
-    cause: Exception | None = None
+    cause: BaseException | None = None
     try:
         # Other threads may go on working: only what this one does must be fit for a graph.
         with torch.cuda.graph(graph, capture_error_mode="thread_local"):
             try:
                 energies = torch.stack([update(state) for _ in range(length)])
-            except Exception as error:
+            except BaseException as error:  # Ctrl-C too, which the end of an invalid capture would hide
                 cause = error
                 raise
     except RuntimeError as error:  # the end of a capture that failed says no more than that

@@ -139,17 +139,49 @@ def test_a_fault_in_a_decomposition_is_told_from_an_energy_that_has_no_trace(mon
     assert not [w for w in said if w.category is FaultWarning]
 
 
-def test_a_program_that_fails_in_a_later_chain_is_made_anew_or_said(monkeypatch):
+@pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
+def test_a_program_that_fails_in_a_later_chain_is_made_anew_or_said(monkeypatch, error):
     monkeypatch.setattr(candidates, "_lanes_take", lambda key: False)
     energy, x = net(), images()
     gradient = make_gradient(energy)
     gradient(x)
     with torch.no_grad():
         energy[0].weight.mul_(2)
-    monkeypatch.setattr(CompiledProgram, "refresh", failing(RuntimeError("out of memory")))
-    with pytest.warns(FaultWarning, match="RuntimeError: out of memory"):
+    monkeypatch.setattr(CompiledProgram, "refresh", failing(error))
+    with pytest.warns(FaultWarning, match=type(error).__name__):
         found = gradient(x)
     torch.testing.assert_close(found, make_gradient(energy, engine="autograd")(x), rtol=1e-4, atol=1e-6)
+
+
+def test_a_warning_that_is_an_error_is_one_in_every_call(monkeypatch):
+    """As in benchmarks: a call that is tried again does not run by autograd in silence."""
+    monkeypatch.setattr(candidates, "_lanes_take", lambda key: False)
+    monkeypatch.setattr(candidates, "lower", failing(TypeError("a list where a tuple was expected")))
+    monkeypatch.setattr(weight_program, "lower", failing(TypeError("a list where a tuple was expected")))
+    x, without_program = images(), make_gradient(lambda x: torch.fft.rfft2(x).abs().sum((1, 2, 3)))
+    gradient, of_weights = make_gradient(net()), weight_gradient(net())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)
+        for _ in range(3):
+            with pytest.raises(FaultWarning, match="a list where a tuple was expected"):
+                gradient(x)
+            with pytest.raises(FaultWarning, match="a list where a tuple was expected"):
+                of_weights(x, torch.ones(4))
+            with pytest.raises(RuntimeWarning, match="runs by autograd instead of a fused program"):
+                without_program(x)
+
+
+def test_a_folder_beside_the_package_is_the_users(broken):
+    """Its name begins as the package's, and so do those of packages around PyTorch."""
+    broken("lowering", TypeError("a list where a tuple was expected"))
+    for installed in (fastebm, torch):
+        file = f"{Path(installed.__file__).parent}_experiments/chain.py"
+        code = compile("def call(gradient, x):\n    return gradient(x)\n", file, "exec")
+        namespace: dict[str, Any] = {}
+        exec(code, namespace)
+        with pytest.warns(FaultWarning) as found:
+            namespace["call"](make_gradient(net()), images())
+        assert [w.filename for w in found] == [file]
 
 
 OF_WEIGHTS = {
@@ -203,6 +235,7 @@ BROAD = {
     "compiler/candidates.py _lane_candidate": "CompilerFaultError",
     "compiler/candidates.py candidates": "CompilerFaultError",
     "compiler/capture.py _export": "a refusal: the energy's own code ran in PyTorch's exporter",
+    "compiler/compiled_gradient.py _refreshed": "met again by the program made anew, where it is a fault",
     "compiler/compiled_gradient.py _tried": "CompilerFaultError",
     "compiler/compiled_gradient.py timings": "torch.compile's own reason, in the table",
     "compiler/faults.py as_faults": "CompilerFaultError",

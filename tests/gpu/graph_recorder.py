@@ -96,6 +96,11 @@ class Graph:
 
 
 def _poison(tensor: Tensor) -> None:
+    with torch.inference_mode(tensor.is_inference()):
+        _fill(tensor)
+
+
+def _fill(tensor: Tensor) -> None:
     if tensor.is_floating_point() or tensor.is_complex():
         tensor.fill_(float("nan"))
     elif tensor.dtype == torch.bool:
@@ -157,16 +162,18 @@ class GraphRecorder(TorchDispatchMode):
         """Stands for `torch.cuda.graph`, which enters a stream of its own and leaves it after a good capture only."""
         assert capture_error_mode == "thread_local", "a capture must not be hurt by what other threads do"
         assert self.capturing is None
-        self.capturing = graph
+        self.capturing, refused = graph, len(self.illegal)
         before, self.streams[-1] = self.streams[-1], "capture"
         try:
             if self.failure is not None:
                 raise self.failure
-            yield
+            try:
+                yield
+            finally:
+                if len(self.illegal) > refused:  # whatever else happened: the end finds that the capture is invalid
+                    raise RuntimeError("operation failed due to a previous error during capture")
             self.streams[-1] = before
             graph.complete = True
-        except CaptureError as error:  # the end of the capture finds that it is invalid
-            raise RuntimeError("operation failed due to a previous error during capture") from error
         finally:
             self.capturing = None
             with _disable_current_modes():

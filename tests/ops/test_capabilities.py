@@ -150,7 +150,13 @@ def test_info_says_once_why_what_is_asked_for_cannot_run(gpu, monkeypatch, capsy
 
 
 @pytest.mark.parametrize(
-    ("asked", "images"), [(None, "7.5 8.0 9.0+PTX"), ("8.0;9.0+PTX", "8.0 9.0+PTX"), ("Ampere Hopper", "Ampere Hopper")]
+    ("asked", "images"),
+    [
+        (None, "7.5 8.0 9.0+PTX"),
+        (" ", "7.5 8.0 9.0+PTX"),
+        ("8.0;9.0+PTX", "8.0 9.0+PTX"),
+        ("Ampere Hopper", "Ampere Hopper"),
+    ],
 )
 def test_the_build_says_what_it_was_for(monkeypatch, asked, images):
     """tests/gpu/test_host_build.py reads the answer from a library."""

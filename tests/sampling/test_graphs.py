@@ -251,6 +251,62 @@ def test_a_failed_capture_falls_back_with_one_warning(recorder):
     assert recorder.graphs == tried + 2  # another kind of states
 
 
+def test_a_warning_of_a_capture_that_is_an_error_is_one_in_every_chain(recorder):
+    """As in benchmarks: a chain that is tried again is no plain loop in silence."""
+    sampler = Langevin(net(), 0.5, 0.01, engine="fused")
+    recorder.failure = RuntimeError("operation not permitted when stream is capturing")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FaultWarning)
+        for _ in range(3):
+            with pytest.raises(FaultWarning, match="CUDA graphs"):
+                sampler.sample(start(), 20, seed=3)
+    recorder.failure = None
+    assert torch.equal(sampler.sample(start(), 20, seed=3), plain(sampler, start(), 20))
+    assert recorder.counts.replays
+
+
+@pytest.mark.parametrize("at", [1, 5])  # in the warm-up, and in the capture
+@pytest.mark.parametrize("invalid", [False, True])
+def test_an_interrupt_is_none_of_the_captures(recorder, monkeypatch, at, invalid):
+    """It goes on to the caller, also where the end of the capture fails; the next chain is captured anew."""
+    sampler = Langevin(net(), 0.5, 0.01, engine="fused")
+    expected = plain(sampler, start(), 20)
+    make, moves = Langevin._mover, []
+
+    def interrupted(self, state):
+        move = make(self, state)
+
+        def moved():
+            moves.append(None)
+            if len(moves) == at:
+                if invalid and recorder.capturing is not None:
+                    with pytest.raises(CaptureError):
+                        state.x.tolist()
+                raise KeyboardInterrupt
+            return move()
+
+        return moved
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Langevin, "_mover", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            sampler.sample(start(), 20, seed=3)
+    assert bool(recorder.illegal) == (invalid and at == 5)
+    recorder.illegal.clear()
+    recorder.start_counting()
+    assert torch.equal(sampler.sample(start(), 20, seed=3), expected)
+    assert recorder.counts.replays
+
+
+def test_chains_in_inference_mode_and_others_share_graphs(recorder):
+    sampler = Langevin(net(), 0.5, 0.01, clamp=(-1, 1), engine="fused")
+    expected = plain(sampler, start(), 20)
+    for mode in (True, False, True):
+        with torch.inference_mode(mode):
+            assert torch.equal(sampler.sample(start(), 20, seed=3), expected)
+    assert recorder.graphs == 2
+
+
 def test_an_update_that_waits_for_the_device_is_no_graph(recorder, monkeypatch):
     """What the recorder refuses, a capture would: the chain goes on without a graph."""
     sampler = Langevin(net(), 0.5, 0.01, engine="fused")
