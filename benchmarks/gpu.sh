@@ -7,67 +7,107 @@
 #   FASTEBM_REHEARSAL=1 benchmarks/gpu.sh OUT       the same on a CPU, with sizes that take seconds
 #
 # Each step has a limit, and all have SECONDS_IN_ALL together (480). A step writes its rows into OUT/rows as they come, and its
-# log into OUT/logs, before the next begins; OUT/gpu.tar.gz has both after every step. A step that fails does not stop others,
-# and makes this script fail at its end. Nothing is downloaded.
+# log into OUT/logs, before the next begins; OUT/gpu.tar.gz has both after every step, and after Ctrl-C or SIGTERM. A step that
+# fails does not stop others, and makes this script fail at its end. Nothing is downloaded, and no earlier rows are replaced.
 set -uo pipefail
 
-OUT=${1:?usage: benchmarks/gpu.sh OUT [PYTHON]}
+refuse() { # WHY
+  echo "benchmarks/gpu.sh: $1" >&2
+  exit 2
+}
+
+EVERY_STEP='build facts warm bits replay sanitizer programs bandwidth instructions update peer core scale'
+(($# == 1 || $# == 2)) || refuse "usage: benchmarks/gpu.sh OUT [PYTHON]"
+OUT=$1
 PYTHON=${2:-python3}
 SECONDS_IN_ALL=${SECONDS_IN_ALL:-480}
-STEPS=${STEPS:-build facts warm bits replay sanitizer programs bandwidth instructions update peer core scale}
+STEPS=${STEPS:-$EVERY_STEP}
 REHEARSAL=${FASTEBM_REHEARSAL:-0}
 SLOWER=1
 [[ $REHEARSAL == 0 ]] || SLOWER=10 # limits are meant for a GPU
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
-mkdir -p "$OUT/logs" "$OUT/rows"
-OUT=$(cd "$OUT" && pwd)
-export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
+[[ $SECONDS_IN_ALL =~ ^[1-9][0-9]{0,5}$ ]] || refuse "SECONDS_IN_ALL must be a whole number of seconds, got '$SECONDS_IN_ALL'"
+for name in $STEPS; do
+  [[ " $EVERY_STEP " == *" $name "* ]] || refuse "there is no step '$name'; steps are $EVERY_STEP"
+done
+# Paths are those of the caller's folder.
+[[ $PYTHON != */* ]] || PYTHON=$(realpath -s -- "$PYTHON")
+command -v -- "$PYTHON" >/dev/null || refuse "there is no Python '$PYTHON'"
+if [[ -n ${KIT:-} ]]; then
+  KIT=$(realpath -m -- "$KIT")
+  compgen -G "$KIT/_C*.so" >/dev/null || refuse "KIT has no compiled operators: $KIT"
+  export KIT
+fi
+mkdir -p -- "$OUT/logs" "$OUT/rows" 2>/dev/null && [[ -w $OUT && -w $OUT/logs && -w $OUT/rows ]] ||
+  refuse "OUT must be a folder that can be written to, got '$OUT'"
+OUT=$(realpath -- "$OUT")
+[[ -z $(ls -A -- "$OUT/rows") ]] || refuse "OUT has rows of an earlier run, which stay as they are; give another folder than $OUT"
+cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 2
+export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1 PYTHON
+# What runs is what is measured, and no choice of the caller's shell.
+unset FASTEBM_BACKEND FASTEBM_CPU FASTEBM_GRAPHS
+[[ $REHEARSAL != 0 ]] || unset TRITON_INTERPRET
 failed=()
+running=
 
 pack() {
   tar -czf "$OUT/gpu.tar.gz.new" -C "$OUT" logs rows && mv "$OUT/gpu.tar.gz.new" "$OUT/gpu.tar.gz"
 }
 
+wanted() { [[ " $STEPS " == *" $1 "* ]]; }
+
 step() { # NAME SECONDS COMMAND...
-  local name=$1 seconds=$(($2 * SLOWER)) left=$((SECONDS_IN_ALL - SECONDS)) code
+  local name=$1 seconds=$(($2 * SLOWER)) left=$((SECONDS_IN_ALL - SECONDS)) code shown
   shift 2
-  [[ " $STEPS " == *" $name "* ]] || return
+  wanted "$name" || return 0
   if ((left < 10)); then
     echo "== $name: no time left"
     failed+=("$name")
-    return
+    return 1
   fi
   printf '\n== %s, %d s so far\n' "$name" "$SECONDS"
-  timeout -k 5 "$((seconds < left ? seconds : left))" "$@" 2>&1 | tee "$OUT/logs/$name.log"
-  code=${PIPESTATUS[0]}
-  echo "{\"step\": \"$name\", \"exit\": $code, \"seconds_so_far\": $SECONDS}" >>"$OUT/rows/steps.jsonl"
-  if ((code != 0)); then
-    echo "== $name: FAILED (exit $code)"
-    failed+=("$name")
-  fi
-  pack
+  # Into a file: what a step leaves running can't hold up the next one, as it would at the end of a pipe.
+  : >"$OUT/logs/$name.log"
+  timeout -k 5 "$((seconds < left ? seconds : left))" "$@" >"$OUT/logs/$name.log" 2>&1 </dev/null &
+  running=$!
+  tail -f -s 0.2 -n +1 --pid="$running" -- "$OUT/logs/$name.log" &
+  shown=$!
+  wait "$running"
+  code=$?
+  running=
+  wait "$shown"
+  echo "{\"step\": \"$name\", \"exit\": $code, \"seconds_so_far\": $SECONDS}" >>"$OUT/rows/steps.jsonl" || code=${code/#0/1}
+  pack || code=${code/#0/1}
+  ((code != 0)) || return 0
+  echo "== $name: FAILED (exit $code)"
+  failed+=("$name")
+  return 1
 }
+
+interrupted() {
+  trap '' INT TERM
+  echo "== stopped after $SECONDS s"
+  [[ -z $running ]] || { kill "$running" && wait "$running"; } # timeout hands it on to all of the step
+  pack
+  exit 130
+}
+trap interrupted INT TERM
 
 ours() { # NAME SECONDS
   step "$1" "$2" "$PYTHON" -m benchmarks.gpu "$1" "$OUT"
 }
 
 if [[ $REHEARSAL == 0 ]]; then
-  "$PYTHON" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' || {
-    echo "benchmarks/gpu.sh: $PYTHON finds no CUDA GPU" >&2
-    exit 2
-  }
+  "$PYTHON" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' || refuse "$PYTHON finds no CUDA GPU"
 fi
-rm -f "$OUT/rows/steps.jsonl"
 
-# Compiled operators: from the kit, or made here.
-install_kit() { cp "$KIT"/_C*.so "$KIT"/_cuda*.so fastebm/; }
-if [[ -n ${KIT:-} ]]; then
-  export KIT
-  export -f install_kit
-  step build 20 bash -c install_kit
-elif [[ $REHEARSAL == 0 ]]; then
-  step build 200 "$PYTHON" -m fastebm build
+# Compiled operators: from the kit, or made here, also where the kit is for another Python or torch.
+install_kit() {
+  cp --remove-destination "$KIT"/_*.so fastebm/ &&
+    "$PYTHON" -W ignore -c 'import sys; from fastebm.ops import backends; sys.exit(backends.unavailable_reason("cpp", "cpu"))'
+}
+export -f install_kit
+if [[ -z ${KIT:-} ]] || ! step build 20 bash -c install_kit; then
+  [[ $REHEARSAL != 0 ]] || step build 200 "$PYTHON" -m fastebm build
 fi
 ours facts 40
 ours warm 60
@@ -76,7 +116,7 @@ ours replay 50
 if [[ $REHEARSAL == 0 ]] && command -v compute-sanitizer >/dev/null; then
   step sanitizer 60 compute-sanitizer --tool memcheck --error-exitcode 9 "$PYTHON" -m benchmarks.gpu small "$OUT"
 else
-  echo "compute-sanitizer is not at hand: its net runs without it"
+  ! wanted sanitizer || echo "compute-sanitizer is not at hand: its net runs without it"
   step sanitizer 60 "$PYTHON" -m benchmarks.gpu small "$OUT"
 fi
 ours programs 60

@@ -6,11 +6,13 @@ launches nothing. The kernels stay in Triton's cache, where the other steps find
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
 import time
+from typing import Any
 
 import torch
 
@@ -30,16 +32,26 @@ def run(rows: Rows) -> None:
             env=environment,
             stdout=subprocess.PIPE,
             text=True,
+            errors="replace",
         )
         for number in range(PROCESSES)
     ]
     for process in running:
         said, _ = process.communicate()
         for line in said.splitlines():
-            rows.add(**json.loads(line))
+            rows.add(**_row(line))
         if process.returncode:
             rows.add(ok=False, process=process.args[-2], exit=process.returncode)
     rows.add(processes=PROCESSES, seconds=time.perf_counter() - begun)
+
+
+def _row(line: str) -> dict[str, Any]:
+    """What a process tells of a launch; anything else that libraries print, as it is."""
+    with contextlib.suppress(json.JSONDecodeError):
+        row = json.loads(line)
+        if isinstance(row, dict):
+            return row
+    return {"said": line}
 
 
 def compile_share(number: int, capability: int) -> None:

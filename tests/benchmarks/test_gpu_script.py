@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import signal
 import subprocess
 import sys
 import tarfile
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from benchmarks.gpu import kit, warm
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "benchmarks" / "gpu.sh"
 
 
 def rehearsed(out: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    dropped = {"FASTEBM_BACKEND", "FASTEBM_CPU"}
-    inherited = {name: value for name, value in os.environ.items() if name not in dropped}
     return subprocess.run(
         ["bash", str(SCRIPT), str(out), sys.executable],
-        env=inherited | {"FASTEBM_REHEARSAL": "1"} | environment,
+        env=os.environ | {"FASTEBM_REHEARSAL": "1"} | environment,
         capture_output=True,
         text=True,
         check=False,
@@ -41,6 +44,121 @@ def test_a_cut_off_step_keeps_its_rows_and_the_next_ones_run(tmp_path):
     assert "failed: scale" in done.stdout
     with tarfile.open(tmp_path / "gpu.tar.gz") as packed:
         assert "rows/bandwidth.jsonl" in packed.getnames()
+
+
+def stand_in(folder: Path, *steps: str) -> Path:
+    """A program in the place of Python, by what it does for each step: `python -m benchmarks.gpu STEP OUT`."""
+    program = folder / "python"
+    program.write_text("\n".join(["#!/bin/bash", 'case "$3" in', *(f"{step};;" for step in steps), "esac", ""]))
+    program.chmod(0o755)
+    return program
+
+
+def scripted(out: Path | str, python: Path, **environment: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        ["bash", str(SCRIPT), str(out), str(python)],
+        env=os.environ | {"FASTEBM_REHEARSAL": "1"} | environment,
+        cwd=python.parent,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        errors="replace",
+    )
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process runs; one that ended may stay until somebody asks for its status."""
+    try:
+        return "State:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except FileNotFoundError:
+        return False
+
+
+REFUSED = {
+    "a file": ({}, r"OUT must be a folder that can be written to, got '.*/file'"),
+    "below a file": ({}, r"OUT must be a folder that can be written to, got '.*/file/out'"),
+    "earlier": ({}, r"OUT has rows of an earlier run, which stay as they are; give another folder than .*/earlier"),
+    "unknown step": ({"STEPS": "facts bitz"}, r"there is no step 'bitz'; steps are build facts .* scale"),
+    "time": ({"SECONDS_IN_ALL": "8 minutes"}, r"SECONDS_IN_ALL must be a whole number of seconds, got '8 minutes'"),
+    "no Python": ({}, r"there is no Python '.*/python'"),
+    "no kit": ({"KIT": "kit/none"}, r"KIT has no compiled operators: .*/kit/none"),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_what_cannot_work_is_refused_before_any_step(tmp_path, what):
+    environment, message = REFUSED[what]
+    python = stand_in(tmp_path, 'facts) touch "$4/begun"')
+    if what == "no Python":
+        python.unlink()
+    (tmp_path / "file").touch()
+    (tmp_path / "earlier" / "rows").mkdir(parents=True)
+    (tmp_path / "earlier" / "rows" / "facts.jsonl").write_text('{"a": 1}\n')
+    out = {"a file": "file", "below a file": "file/out", "earlier": "earlier"}.get(what, "out")
+    script = scripted(tmp_path / out, python, **{"STEPS": "facts"} | environment)
+    said, complaint = script.communicate()
+    assert (script.returncode, said) == (2, "")
+    assert re.fullmatch(rf"benchmarks/gpu\.sh: {message}\n", complaint), complaint
+    assert (tmp_path / "earlier" / "rows" / "facts.jsonl").read_text() == '{"a": 1}\n'
+    assert not list(tmp_path.rglob("begun"))
+
+
+def test_a_step_that_fails_prints_rubbish_or_leaves_work_running_stops_no_other(tmp_path):
+    """OUT is one of the caller's folder, and its name has a space."""
+    python = stand_in(
+        tmp_path,
+        "facts) printf 'rubbish \\377\\000'; exit 3",
+        'bits) (sleep 600 & echo $! >"$4/left")',
+        'replay) rm -f "$4/gpu.tar.gz.new"; ln -s /dev/full "$4/gpu.tar.gz.new"',  # no space left
+        'programs) rm "$4/gpu.tar.gz.new"; echo \'{"a": 1}\' >"$4/rows/programs.jsonl"',
+    )
+    script = scripted("an out", python, STEPS="facts bits replay programs")
+    said, _ = script.communicate(timeout=60)
+    out = tmp_path / "an out"
+    os.kill(int((out / "left").read_text()), signal.SIGKILL)
+    assert script.returncode == 1
+    assert "failed: facts replay\n" in said
+    assert [(row["step"], row["exit"]) for row in rows(out, "steps")] == [
+        *(("facts", 3), ("bits", 0), ("replay", 0), ("programs", 0)),
+    ]
+    with tarfile.open(out / "gpu.tar.gz") as packed:
+        assert {"rows/steps.jsonl", "rows/programs.jsonl", "logs/bits.log"} <= {*packed.getnames()}
+
+
+@pytest.mark.parametrize("with_signal", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
+def test_a_stop_ends_the_step_and_packs_what_there_is(tmp_path, with_signal):
+    """Also one that hangs and takes no signal but the last."""
+    hanging = "trap '' TERM INT; (sleep 600) & echo $! >\"$4/left\"; echo '{}' >\"$4/rows/facts.jsonl\"; wait; wait"
+    python = stand_in(tmp_path, f"facts) {hanging}", 'bits) touch "$4/begun"')
+    script = scripted(tmp_path / "out", python, STEPS="facts bits")
+    rows_of_step = tmp_path / "out" / "rows" / "facts.jsonl"
+    while not rows_of_step.exists():
+        assert script.poll() is None
+        time.sleep(0.05)
+    script.send_signal(with_signal)
+    said, _ = script.communicate(timeout=60)
+    assert script.returncode == 130, said
+    assert not (tmp_path / "out" / "begun").exists()
+    with tarfile.open(tmp_path / "out" / "gpu.tar.gz") as packed:
+        assert "rows/facts.jsonl" in packed.getnames()
+    assert not is_alive(int((tmp_path / "out" / "left").read_text()))
+
+
+def test_processes_that_warm_up_may_print_anything():
+    assert warm._row('{"launched": "a", "kernels": 3}') == {"launched": "a", "kernels": 3}
+    for line in ("ptxas info: 0 bytes stack frame", "3", "", "{"):
+        assert warm._row(line) == {"said": line}
+
+
+def test_the_kits_library_says_what_it_was_built_for(tmp_path, monkeypatch):
+    """tests/gpu/test_host_build.py reads the answer from a library."""
+    commands: list[list[str]] = []
+    monkeypatch.setattr(kit, "_run", lambda command: commands.append(command) or "release 13.0, V13.0.88")
+    kit.cuda_library(tmp_path, "nvcc")
+    images = {match[1] for c in commands for a in c if (match := re.match(r'-DFASTEBM_CUDA_IMAGES="(.*)"', a))}
+    assert images == {"8.0 9.0+PTX"}
+    codes = {argument.rsplit("code=")[-1] for c in commands for argument in c if argument.startswith("-gencode")}
+    assert codes == {"sm_80", "sm_90", "compute_90"}
 
 
 def test_without_a_gpu_it_says_so(tmp_path):
