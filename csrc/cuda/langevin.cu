@@ -49,10 +49,11 @@ struct QuadPlace {
   int64_t slot, quad, elements, pixels, channel, pixel;
   int count;
 
-  __device__ __forceinline__ QuadPlace(unsigned slot, unsigned quad, const LangevinArguments& step)
-      : slot(slot), quad(quad), elements(step.channels * step.pixels), pixels(step.pixels),
-        count(static_cast<int>(min(int64_t{4}, elements - 4 * quad))) {
-    split(4 * quad, pixels, channel, pixel);
+  // From int64_t on: four times the quad is an element, of which a chain may have 2^33.
+  __device__ __forceinline__ QuadPlace(int64_t of_slot, int64_t of_quad, const LangevinArguments& step)
+      : slot(of_slot), quad(of_quad), elements(step.channels * step.pixels), pixels(step.pixels),
+        count(static_cast<int>(min(int64_t{4}, elements - 4 * of_quad))) {
+    split(4 * of_quad, pixels, channel, pixel);
   }
 
   // Runs visit(i, pointer) over the elements that exist.

@@ -42,7 +42,8 @@ class Draw:
         self.choice = random.Random(seed)
         self.generator = torch.Generator().manual_seed(seed)
         self.shape = tuple(
-            self.choice.choice(sizes) for sizes in ((1, 2, 3, 5), (1, 3, 4), (1, 2, 4, 5, 8, 17), (1, 3, 4, 6, 8, 16))
+            self.choice.choice(sizes)
+            for sizes in ((1, 2, 3, 5), (1, 3, 4), (1, 2, 4, 5, 8, 17), (1, 3, 4, 6, 8, 9, 16, 17))
         )
 
     def maybe(self, probability: float) -> bool:
@@ -120,7 +121,10 @@ def test_langevin_step(backend_device, tries):
             options["mask"], options["known"] = torch.rand(shape, generator=draw.generator) > 0.5, draw.tensor()
         if draw.maybe(0.4):
             hinge = (1.5 * draw.tensor().numel(),) if draw.maybe(0.5) else ()
-            options["data_term"] = (draw.tensor(), 0.3, *hinge)
+            target = draw.tensor()
+            if draw.maybe(0.2):
+                target[torch.rand(draw.shape, generator=draw.generator) < 0.1] = choice.choice((torch.inf, torch.nan))
+            options["data_term"] = (target, choice.choice((0.0, 0.3)), *hinge)
         cuda, cpp = both(fastebm.langevin_step, draw.tensor(), draw.tensor(choice.choice(DTYPES)), **options)
         if not same_bits(cuda, cpp):
             wrong.append((seed, draw.shape, options))
@@ -161,9 +165,11 @@ def test_block_tail_and_its_derivatives(backend_device, tries):
         results = []
         for backend, device in (("cuda", DEVICE), ("cpp", "cpu")):
             with ops.backend(backend):
-                inputs = [x.to(device).requires_grad_() for x in (main, skip)]
-                faded = None if fade is None else fade.to(device).contiguous(memory_format=layout)
-                out = ops.block_tail(*inputs, fade=faded, beta=beta if fades else 1.0, activation=activation)
+                inputs = [x.to(device).detach().requires_grad_() for x in (main, skip)]
+                if fade is not None:
+                    inputs.append(fade.to(device).contiguous(memory_format=layout).detach().requires_grad_())
+                faded, amount = (inputs[2], beta) if fades else (None, 1.0)
+                out = ops.block_tail(*inputs[:2], fade=faded, beta=amount, activation=activation)
                 gradients = torch.autograd.grad(out.float().square().sum(), inputs, create_graph=True)
                 second = torch.autograd.grad(sum(g.float().square().sum() for g in gradients), inputs[0])
                 results.append([out, *gradients, *second])

@@ -115,6 +115,22 @@ def test_a_root_that_begins_too_far_off_is_seen(specimens):
     assert specimens.wrong_roots(0x3F800000, 0x40800000, 1, 2000) > 0
 
 
+def test_kernels_are_compiled_for_as_many_threads_as_they_are_launched_with():
+    """With more, a launch fails on a GPU alone: a host build knows no `__launch_bounds__`."""
+    bounds: dict[str, set[str]] = {}
+    launched: dict[str, set[str]] = {}
+    for name in ("*.cu", "*.h"):
+        for path in sorted((ROOT / "csrc" / "cuda").glob(name)):
+            source = path.read_text()
+            for bound, kernel in re.findall(r"__launch_bounds__\((\w+)(?:, 1)?\)\s+(\w+)\(", source):
+                bounds.setdefault(kernel, set()).add(bound)
+            for kernel, threads in re.findall(r"\blaunch\((\w+)<[^;]*?, (\w+), stream\b", source):
+                launched.setdefault(kernel, set()).add(threads)
+            assert source.count("__global__") == source.count("__launch_bounds__"), path
+    assert launched == bounds
+    assert len(bounds) > 5
+
+
 # The checker ------------------------------------------------------------------------------------------------------
 
 
@@ -168,6 +184,7 @@ def test_right_kernels_pass(specimens, name, expected, repeat):
         ("race_within_a_block", r"writes out in a race with another thread"),
         ("shift_by_too_much", r"a shift out of range in specimens.cu:\d+"),
         ("index_past_an_array", r"an index outside of its array in specimens.cu:\d+"),
+        ("on_another_stream", r"a launch on another stream than the current one"),
     ],
 )
 def test_mistakes_are_caught(specimens, name, message, repeat):

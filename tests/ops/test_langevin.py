@@ -277,9 +277,20 @@ def test_mask_may_be_of_numbers(backend_device):
 
 def test_hinge_is_by_chain(backend_device):
     _, device = backend_device
-    x, target = torch.tensor([[0.1] * 5, [2.0] * 5]), torch.zeros(2, 5)
-    drawn = run(x, torch.zeros(2, 5), device, step_size=1.0, noise_std=0.0, seed=0, data_term=(target, 0.5, 1.0)).cpu()
-    assert torch.equal(drawn, torch.tensor([[0.1] * 5, [1.0] * 5]))
+    at_the_hinge = [0.5] * 4 + [0.0]  # whose distance, 1, is computed without rounding
+    x, zeros = torch.tensor([[0.1] * 5, [2.0] * 5, at_the_hinge]), torch.zeros(3, 5)
+    drawn = run(x, zeros, device, step_size=1.0, noise_std=0.0, seed=0, data_term=(zeros, 0.5, 1.0)).cpu()
+    assert torch.equal(drawn, torch.tensor([[0.1] * 5, [1.0] * 5, at_the_hinge]))
+
+
+@pytest.mark.parametrize("hinge", [0.0, 1.0])
+def test_a_data_term_of_no_weight_reads_no_target(backend_device, hinge):
+    """Not even one that is not finite: 0 * inf is NaN."""
+    _, device = backend_device
+    x, target = randn(3, 7), torch.full((3, 7), torch.inf)
+    options = {"step_size": 0.1, "noise_std": 0.2, "seed": 0}
+    drawn = run(x, x, device, **options, data_term=(target, 0.0, hinge)).cpu()
+    assert torch.equal(drawn, run(x, x, device, **options).cpu())
 
 
 # Tables -------------------------------------------------------------------------------------------------------------

@@ -29,6 +29,7 @@ _FLAGS = ("-std=c++20", "-O1", "-fPIC", "-fvisibility=hidden", "-Wall", "-Werror
 # As for the CPU's own operators, a fused multiply-add stands only where it is written. Without -march=native each is a
 # call.
 _KERNEL_FLAGS = (
+    "-Wshadow",  # of a member by a parameter of another width, too
     "-ffp-contract=off",
     "-march=native",
     "-Wno-unknown-pragmas",

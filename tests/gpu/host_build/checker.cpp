@@ -74,6 +74,9 @@ Memory find_shared_memory() {
   return found;
 }
 
+// Of the device that is guarded; null where none is.
+const void* current_stream = nullptr;
+
 constexpr std::size_t kStackBytes = 1 << 16;
 
 // A stack. Threads run on one after another, until one waits at a barrier: then the others get another stack.
@@ -234,9 +237,10 @@ void Machine::access(uintptr_t at, std::size_t size, bool writes) {
 
 }  // namespace
 
-void launch(Index grid, Index block, const std::function<void()>& thread, const void* frame) {
+void launch(Index grid, Index block, const void* stream, const std::function<void()>& thread, const void* frame) {
   Machine& m = machine();
   if (!m.error.empty()) return;
+  if (stream != current_stream) return m.fail("a launch on another stream than the current one");
   const uint64_t threads = uint64_t{block.x} * block.y * block.z, blocks = uint64_t{grid.x} * grid.y * grid.z;
   if (threads == 0 || threads > kMostThreads || blocks == 0 || grid.x >> 31 || grid.y > 65535 || grid.z > 65535)
     return m.fail("invalid configuration argument");
@@ -355,17 +359,21 @@ void __ubsan_handle_divrem_overflow(const Source* source, void*, void*) { undefi
 
 // --- what csrc/cuda/register.cpp asks of torch: there is no device, and what it allocates is given to kernels
 
-int32_t aoti_torch_get_current_cuda_stream(int32_t, void** stream) {
-  *stream = nullptr;
-  return 0;
-}
-
 int32_t aoti_torch_create_device_guard(int32_t, void** guard) {
-  *guard = nullptr;
+  host_build::current_stream = *guard = &host_build::current_stream;
   return 0;
 }
 
-int32_t aoti_torch_delete_device_guard(void*) { return 0; }
+int32_t aoti_torch_delete_device_guard(void*) {
+  host_build::current_stream = nullptr;
+  return 0;
+}
+
+// Fails where the device is not guarded: launches would go to whatever device is current.
+int32_t aoti_torch_get_current_cuda_stream(int32_t, void** stream) {
+  *stream = const_cast<void*>(host_build::current_stream);
+  return *stream == nullptr;
+}
 
 int32_t aoti_torch_get_data_ptr(void*, void**);
 int32_t aoti_torch_get_storage_size(void*, int64_t*);

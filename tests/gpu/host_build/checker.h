@@ -24,8 +24,8 @@ struct Index {
 // threadIdx, blockIdx, blockDim and gridDim of the thread that runs.
 extern Index places[4];
 
-// Up to `frame` the stack holds what the caller hands to each thread.
-void launch(Index grid, Index block, const std::function<void()>& thread, const void* frame);
+// `stream` must be the current one. Up to `frame` the stack holds what the caller hands to each thread.
+void launch(Index grid, Index block, const void* stream, const std::function<void()>& thread, const void* frame);
 
 void wait_at_barrier(const std::source_location& where);
 

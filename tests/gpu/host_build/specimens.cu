@@ -96,9 +96,9 @@ __global__ void index_past_an_array(const float* in, float* out) {
   out[index()] = few[threadIdx.x];
 }
 
-template <void (*kernel)(const float*, float*)>
+template <void (*kernel)(const float*, float*), bool elsewhere = false>
 const char* run(const float* in, float* out) {
-  launch(kernel, kBlocks, kBlock, nullptr, in, out);
+  launch(kernel, kBlocks, kBlock, elsewhere ? reinterpret_cast<Stream>(out) : nullptr, in, out);
   return launch_error();
 }
 
@@ -141,4 +141,5 @@ SPECIMEN(specimen_read_of_another_block, read_of_another_block)
 SPECIMEN(specimen_race_within_a_block, race_within_a_block)
 SPECIMEN(specimen_shift_by_too_much, shift_by_too_much)
 SPECIMEN(specimen_index_past_an_array, index_past_an_array)
+SPECIMEN(specimen_on_another_stream, copy, true)
 }

@@ -47,7 +47,7 @@ inline cudaError_t cudaGetLastError() { return host_build::last_error(); }
 inline const char* cudaGetErrorString(cudaError_t error) { return error; }
 
 struct dim3 : host_build::Index {
-  dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : Index{x, y, z} {}
+  dim3(unsigned wide = 1, unsigned high = 1, unsigned deep = 1) : Index{wide, high, deep} {}
 };
 
 struct cudaLaunchConfig_t {
@@ -62,6 +62,7 @@ template <class... Parameters, class... Given>
 [[gnu::noinline]] cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...),
                                                  Given&&... given) {
   const std::tuple<Parameters...> arguments(given...);
-  host_build::launch(config->gridDim, config->blockDim, [&] { std::apply(kernel, arguments); }, __builtin_frame_address(0));
+  host_build::launch(config->gridDim, config->blockDim, config->stream, [&] { std::apply(kernel, arguments); },
+                     __builtin_frame_address(0));
   return cudaSuccess;
 }
