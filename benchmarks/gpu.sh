@@ -96,6 +96,9 @@ ours() { # NAME SECONDS
   step "$1" "$2" "$PYTHON" -m benchmarks.gpu "$1" "$OUT"
 }
 
+for name in torch numpy safetensors tqdm; do # of what steps import; a kit has compiled operators alone
+  "$PYTHON" -c "import importlib.util, sys; sys.exit(importlib.util.find_spec('$name') is None)" || refuse "$PYTHON has no $name"
+done
 if [[ $REHEARSAL == 0 ]]; then
   "$PYTHON" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' || refuse "$PYTHON finds no CUDA GPU"
 fi
