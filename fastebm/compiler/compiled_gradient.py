@@ -32,7 +32,7 @@ from fastebm.compiler.program import Program
 from fastebm.compiler.report import describe
 from fastebm.compiler.roofline import measured_peak_rates
 from fastebm.ops import CompiledLanes, CompiledProgram
-from fastebm.ops.backends import content_hash
+from fastebm.ops.backends import content_hash, select_backend
 
 __all__ = ["Chain", "CompiledGradient", "UnsupportedError"]
 
@@ -185,9 +185,14 @@ class CompiledGradient:
                 before = differentiate(compiled.captured)
                 rates = measured_peak_rates(key.device, key.compute_dtype)
                 text = describe(before, compiled.executor.program, key.compute_dtype, rates)
-                reason = compiled.fallback_reason
-                texts.append(f"{text}\nruns on {f'PyTorch operations: {reason}' if reason else 'fused kernels'}")
+                texts.append(f"{text}\nruns {_how(key, compiled)}")
         return "\n\n".join(texts)
+
+    def kind(self, x: Tensor, conditions: Conditions, chain: Chain) -> tuple[str, str]:
+        """What ran on samples like x in this chain: its name, as `Timing` has it, and why PyTorch's operations did."""
+        compiled = chain.programs[self._key(x, conditions)]
+        assert compiled.executor is not None
+        return Candidate(compiled.executor).name, compiled.fallback_reason
 
     def compiled_program(
         self, x: Tensor, conditions: Conditions, chain: Chain
@@ -431,6 +436,16 @@ class CompiledGradient:
             ),
             *(Timing(name, None, False, refused=reason) for name, reason in refused.items()),
         ]
+
+
+def _how(key: ProgramKey, compiled: _Compiled) -> str:
+    """How a program of this kind runs now, for people."""
+    if compiled.fallback_reason:
+        return f"on PyTorch operations: {compiled.fallback_reason}"
+    try:
+        return f"on fused kernels, backend {select_backend(key.device.type, kernel='run_program')}"
+    except RuntimeError as error:  # asked for since it was made
+        return f"on fused kernels: {error}"
 
 
 def _is_large(condition: Tensor) -> bool:

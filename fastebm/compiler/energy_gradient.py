@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fastebm.compiler.candidates import FUSED, LANES, STOCK
 from fastebm.compiler.compiled_gradient import CHOICE, Chain, CompiledGradient, UnsupportedError
 from fastebm.compiler.faults import users_level
 from fastebm.compiler.fingerprint import covers, fingerprint
@@ -41,6 +42,8 @@ class _ThreadState:
 ENGINES = ("auto", "autograd", "fused", "compile")
 # Calls with states that differ at which samples are checked to be independent. At equal ones a gradient may be zero.
 CHECKED_CALLS = 1
+# Kinds of programs in a sentence.
+SPOKEN = {LANES: "a lane program", FUSED: "a fused program", STOCK: "PyTorch's operations"}
 DTYPES = (None, torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -91,6 +94,13 @@ class EnergyGradient:
     it, `train()` at the end of the chain; writes to weights are not noticed. Sample from a copy (`copy.deepcopy`) then.
     Copies, pickles included, capture anew.
 
+    Attributes, which the last call sets:
+        engine: "fused", "autograd" or "compile".
+        reason: why engine "autograd" runs, or "".
+        program: what engine "fused" runs, as `repr` says it: "lane program", "fused program", "PyTorch operations" (a
+            program without kernels of ours; `describe` gives the reason), or "" before the first call.
+        batch_invariant: whether a sample gets the same bits in any batch: with a lane program or a fused program.
+
     Raises TypeError and ValueError for invalid arguments, and RuntimeError as described under `engine`.
     """
 
@@ -119,6 +129,7 @@ class EnergyGradient:
         self._may_fall_back = self._asked == "auto"
         self.engine = "fused" if self._asked == "auto" else self._asked
         self.reason = "" if self.engine == "fused" else f"engine is {self._asked!r}"
+        self.program = ""
         self.batch_invariant = False
         self._own = OwnCode(self.energy, compiled=self._asked == "compile")
         fused = self._asked == "fused"
@@ -259,12 +270,13 @@ class EnergyGradient:
         return None if chain is None else self._compiled.compiled_program(x, tuple(conditions), chain)
 
     def __repr__(self) -> str:
-        """The engine, the energy and the dtype; for autograd also the reason why nothing faster runs."""
-        return self._text("{engine} gradient of {name} ({dtype})")
+        """The engine, the energy, the dtype and the kind of program; for autograd the reason why nothing faster runs."""
+        text = self._text("{engine} gradient of {name} ({dtype})")
+        return f"{text} by {SPOKEN[self.program]}" if self.program else text
 
     @property
     def variant(self) -> str:
-        """The `repr` without the energy's name, for tables: "fused, bfloat16"."""
+        """The engine and the dtype, for tables: "fused, bfloat16"."""
         return self._text("{engine}, {dtype}")
 
     def _text(self, template: str) -> str:
@@ -275,7 +287,11 @@ class EnergyGradient:
         return text
 
     def describe(self) -> str:
-        """The `repr`, and a table of every program so far: operations, shapes, FLOPs, bytes and the roofline."""
+        """The `repr`, and a table of every program so far: operations, shapes, FLOPs, bytes and the roofline.
+
+        The last line of a table is "runs on fused kernels", with their backend, or "runs on PyTorch operations", with
+        the reason. A lane program is a list of its instructions.
+        """
         return "\n".join(filter(None, [repr(self), self._compiled.describe()]))
 
     def timings(self, x: Tensor, conditions: Sequence[Tensor] = ()) -> list[Timing]:
@@ -309,7 +325,7 @@ class EnergyGradient:
                     f"engine is 'fused', but no fused program exists for {self.name}: {error}; "
                     "engines 'auto' and 'autograd' can run it by autograd"
                 ) from error
-            self.engine, self.reason, self.batch_invariant = "autograd", str(error), False
+            self.engine, self.reason, self.program, self.batch_invariant = "autograd", str(error), "", False
             if error.node == CHOICE:
                 self.reason = error.reason
             elif not self._compiled.faults.reported(error):
@@ -321,14 +337,18 @@ class EnergyGradient:
 
     def _note_program(self, x: Tensor, conditions: Conditions, chain: Chain) -> None:
         self.engine, self.reason = "fused", ""
-        self.batch_invariant = self._compiled.compiled_program(x, conditions, chain) is not None
+        self.program, stock = self._compiled.kind(x, conditions, chain)
+        self.batch_invariant = not stock
+        # On a CPU a lane program takes what a fused one does not; a GPU has none, and nobody sees the fallback.
+        if stock and self._asked == "auto" and x.is_cuda and x.ndim == 4 and x.dtype is torch.float32:
+            self._say(stock, "on PyTorch's operations", " or 'fused'")
 
-    def _say(self, reason: str) -> None:
+    def _say(self, reason: str, how: str = "by autograd", others: str = "") -> None:
         """A fallback is said once for each reason."""
         if reason not in self._said:
             warnings.warn(
-                f"{self.name} runs by autograd instead of a fused program, which is slower, and its bits depend on the "
-                f"batch: {reason} (engine='autograd' asks for that without this warning)",
+                f"{self.name} runs {how} instead of a fused program, which is slower, and its bits depend on the "
+                f"batch: {reason} (engine='autograd'{others} asks for that without this warning)",
                 RuntimeWarning,
                 stacklevel=users_level(),
             )

@@ -2,8 +2,10 @@ import copy
 import doctest
 import functools
 import importlib
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,8 +14,10 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import spectral_norm
 
 from fastebm import compiler as gradients
+from fastebm import ops
 from fastebm.compiler import EnergyGradient
 from fastebm.models import CoarseToFineEnergy
+from tests.gpu.graph_recorder import GraphRecorder
 
 # What this file pins down, to the last bit, is the engine that the fused one is compared with in
 # test_program_engine.py.
@@ -468,8 +472,59 @@ def test_says_what_runs():
 def test_the_fused_engine_is_what_people_get():
     gradient = gradients.energy_gradient(make_net(), dtype=torch.bfloat16)
     gradient(images())
-    assert repr(gradient) == "fused gradient of CoarseToFineEnergy (bfloat16)"
+    assert repr(gradient) == "fused gradient of CoarseToFineEnergy (bfloat16) by a fused program"
     assert gradient.variant == "fused, bfloat16"
+
+
+def grouped() -> nn.Module:
+    """A net that no fused program has instructions for."""
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 3, 3, groups=3), nn.SiLU(), nn.Flatten(), nn.Linear(108, 1))
+
+
+def test_the_repr_says_which_kind_of_program_runs():
+
+    def flat(x):
+        return x.square().sum(1)
+
+    made = gradients.energy_gradient(grouped())
+    assert (made.program, repr(made)) == ("", "fused gradient of Sequential (dtype follows autocast)")
+    with ops.backend("reference"):
+        made(images())
+        assert repr(made).endswith("by PyTorch's operations")
+        assert (made.program, made.batch_invariant) == ("PyTorch operations", False)
+        assert "runs on PyTorch operations: " in made.describe().splitlines()[-1]
+    net = gradients.energy_gradient(make_net())
+    with ops.backend("reference"):
+        net(images())
+        assert repr(net).endswith("by a fused program")
+        assert net.describe().splitlines()[-1] == "runs on fused kernels, backend reference"
+    if ops.backends.runs_compiled("run_lanes"):
+        made = gradients.energy_gradient(flat)
+        made(torch.randn(3, 2))
+        assert repr(made).endswith("by a lane program")
+        assert (made.program, made.batch_invariant) == ("lane program", True)
+
+
+def test_images_that_run_on_stock_operations_of_a_gpu_are_said_once():
+    """On the CPU nothing is said, and neither where the engine was asked for."""
+    with ops.backend("reference"), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        gradients.energy_gradient(grouped())(images())
+        with GraphRecorder().installed():
+            x = images()
+            gradients.energy_gradient(grouped(), engine="fused")(x)
+            made = gradients.energy_gradient(grouped())
+            with pytest.raises(
+                RuntimeWarning, match=r"Sequential runs on PyTorch's operations instead of a fused program"
+            ):
+                made(x)
+            warnings.simplefilter("default")
+            with pytest.warns(RuntimeWarning, match="Sequential runs on PyTorch's operations") as said:
+                made(x)
+                made(x)
+    assert len(said) == 1
+    assert Path(said[0].filename) == Path(__file__)
 
 
 def test_docstring_example():

@@ -11,6 +11,8 @@ import torch
 
 from fastebm import build_extension
 from fastebm.cli.info import Info
+from fastebm.compiler import candidates
+from fastebm.compiler.candidates import ProgramKey
 from fastebm.ops import backends
 
 Gpu = Callable[..., None]
@@ -98,6 +100,16 @@ def test_an_old_gpu_runs_what_was_built_for_it(gpu):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert backends.select_backend("cuda") == "cuda"
+
+
+def test_fused_programs_are_refused_where_only_their_reference_runs(gpu):
+    """A GPU without Triton runs the program on PyTorch's operations, which says why."""
+    key = ProgramKey(torch.Size((3, 8, 8)), torch.float32, torch.device("cuda", 0), torch.float32)
+    gpu((8, 0))
+    assert candidates._refusal(key) == ""
+    gpu((7, 5), images="7.5 8.0 9.0+PTX")
+    with pytest.warns(RuntimeWarning, match="backend 'triton' is left out"):
+        assert candidates._refusal(key) == "Triton supports 8.0 and later, and GPU 0 has compute capability 7.5"
 
 
 @pytest.mark.parametrize(("asked", "why"), [("cuda", "was built for 8.0 9.0"), ("triton", "supports 8.0 and later")])
