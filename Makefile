@@ -196,7 +196,10 @@ bench: $(STAMPS)/bench
 
 # Compiled operators for a GPU machine, in build/gpu-kit: for its Python, which may be another one than ours.
 KIT_PYTHON ?= $(PYTHON)
-gpu-kit: $(STAMPS)/base
+.PHONY: kit-python
+kit-python: # before anything is built
+	@command -v "$(KIT_PYTHON)" >/dev/null || { echo 'KIT_PYTHON: there is no Python $(KIT_PYTHON) here' >&2; exit 2; }
+gpu-kit: kit-python $(STAMPS)/base
 	$(call say,The kit for a GPU machine)
 	@$(RUN) -m benchmarks.gpu.kit build/gpu-kit "$(KIT_PYTHON)"
 

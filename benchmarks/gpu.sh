@@ -9,7 +9,13 @@
 # Each step has a limit, and all have SECONDS_IN_ALL together (480). A step writes its rows into OUT/rows as they come, and its
 # log into OUT/logs, before the next begins; OUT/gpu.tar.gz has both after every step, and after Ctrl-C or SIGTERM. A step that
 # fails does not stop others, and makes this script fail at its end. Nothing is downloaded, and no earlier rows are replaced.
+# PYTHON (python3) needs torch with CUDA, numpy, safetensors and tqdm, and for the step core pytest and scipy. What rows say:
+# benchmarks/README.md.
 set -uo pipefail
+if [[ ${1:-} == -h || ${1:-} == --help ]]; then
+  sed -n '2,/^set /{s/^# \{0,1\}//;/^set /!p}' "${BASH_SOURCE[0]}"
+  exit 0
+fi
 
 refuse() { # WHY
   echo "benchmarks/gpu.sh: $1" >&2
@@ -96,9 +102,10 @@ ours() { # NAME SECONDS
   step "$1" "$2" "$PYTHON" -m benchmarks.gpu "$1" "$OUT"
 }
 
-for name in torch numpy safetensors tqdm; do # of what steps import; a kit has compiled operators alone
-  "$PYTHON" -c "import importlib.util, sys; sys.exit(importlib.util.find_spec('$name') is None)" || refuse "$PYTHON has no $name"
-done
+needed=(torch numpy safetensors tqdm) # of what steps import; a kit has compiled operators alone
+! wanted core || needed+=(pytest scipy)
+missing=$("$PYTHON" -c 'import sys, importlib.util as i; print(*(n for n in sys.argv[1:] if not i.find_spec(n)))' "${needed[@]}")
+[[ -z $missing ]] || refuse "$PYTHON lacks what steps import: $PYTHON -m pip install $missing"
 if [[ $REHEARSAL == 0 ]]; then
   "$PYTHON" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' || refuse "$PYTHON finds no CUDA GPU"
 fi
@@ -109,7 +116,7 @@ install_kit() {
     "$PYTHON" -W ignore -c 'import sys; from fastebm.ops import backends; sys.exit(backends.unavailable_reason("cpp", "cpu"))'
 }
 export -f install_kit
-if [[ -z ${KIT:-} ]] || ! step build 20 bash -c install_kit; then
+if [[ -z ${KIT:-} ]] || ! step build 20 bash -c install_kit || ! compgen -G "$KIT/_cuda*.so" >/dev/null; then
   [[ $REHEARSAL != 0 ]] || step build 200 "$PYTHON" -m fastebm build
 fi
 ours facts 40

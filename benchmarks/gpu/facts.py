@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import torch
 
-from benchmarks.gpu.step import BACKENDS, DEVICE, REHEARSAL, Rows
+from benchmarks.gpu.step import BACKENDS, DEVICE, Rows
 from fastebm import ops
 from fastebm.evaluation.speed import machine_facts
 
 
 def run(rows: Rows) -> None:
     rows.add(**machine_facts(DEVICE))
+    of_kit = Path(os.environ.get("KIT") or "", "commit")
+    if os.environ.get("KIT") and of_kit.is_file():  # the only one that is known where there is no repository
+        rows.add(commit_of_kit=of_kit.read_text().strip())
     if DEVICE == "cuda":
         properties = torch.cuda.get_device_properties(0)
         rows.add(
@@ -20,8 +26,8 @@ def run(rows: Rows) -> None:
             architectures_of_torch=torch.cuda.get_arch_list(),
         )
     for name in BACKENDS:
-        reason = ops.backends.unavailable_reason(name, DEVICE)
-        rows.add(ok=REHEARSAL or reason is None, backend=name, reason=reason)
+        if rows.runs_here(name):
+            rows.add(ok=True, backend=name)
     for kernel, entry in ops.schemas.KERNELS.items():
         wanted = [name for name in BACKENDS if name in entry.backends]
         if DEVICE == "cuda" and wanted:

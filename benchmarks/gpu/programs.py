@@ -60,6 +60,7 @@ def gradients(rows: Rows, name: str, net: nn.Module) -> None:
     for dtype in (torch.float32, torch.bfloat16):
         gradient = fastebm.energy_gradient(net, dtype=dtype, engine="fused")
         few, many = gradient(x[:FEW]), gradient(x)
+        rows.add(ok=gradient.program == "fused program", net=name, dtype=str(dtype), program=gradient.program)
         bound = FLOAT32 if dtype is torch.float32 else OF_AUTOCAST * error(autocast, expected)
         found = error(few[1], expected)
         rows.add(ok=found <= bound, net=name, dtype=str(dtype), error=found, bound=bound)

@@ -20,7 +20,7 @@ def run(rows: Rows) -> None:
         finite = all(bool(each.isfinite().all()) for each in (energies, gradient, *found.values()))
         rows.add(ok=finite, net="CF-EBM 8x8", dtype=str(dtype))
     for backend in BACKENDS:
-        if ops.backends.unavailable_reason(backend, DEVICE) is None:
+        if rows.runs_here(backend):
             with ops.backend(backend):
                 moved = fastebm.langevin_step(x, x, step_size=0.1, noise_std=0.1, seed=1)
                 noise = fastebm.ops.normal((3, 1001), seed=0, device=DEVICE)

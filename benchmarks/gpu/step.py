@@ -45,6 +45,13 @@ class Rows:
             os.fsync(file.fileno())
         print("  ".join(f"{name} {_short(value)}" for name, value in row.items()), flush=True)
 
+    def runs_here(self, backend: str) -> bool:
+        """Whether a backend can run; else a row that says why, which fails on a GPU."""
+        reason = ops.backends.unavailable_reason(backend, DEVICE)
+        if reason is not None:
+            self.add(**{"ok": False} if not REHEARSAL else {}, backend=backend, skipped=reason)
+        return reason is None
+
     @contextmanager
     def trying(self, **row: Any) -> Iterator[None]:
         """An error in the block is a row, and the step goes on."""

@@ -270,7 +270,7 @@ class EnergyGradient:
         return None if chain is None else self._compiled.compiled_program(x, tuple(conditions), chain)
 
     def __repr__(self) -> str:
-        """The engine, the energy, the dtype and the kind of program; for autograd the reason why nothing faster runs."""
+        """The engine, the energy, the dtype and the kind of program; for autograd why nothing faster runs."""
         text = self._text("{engine} gradient of {name} ({dtype})")
         return f"{text} by {SPOKEN[self.program]}" if self.program else text
 

@@ -101,9 +101,14 @@ def _load_extensions() -> None:
                 )
             else:
                 _cuda_library, _cuda_images = str(library), _images_of(library)
-        except OSError as error:
-            _cuda_library_missing = f"it does not load: {error}"
-            warnings.warn(f"fastebm's CUDA operators don't load: {error}", RuntimeWarning, stacklevel=2)
+        except OSError as error:  # torch says which library, its cause what that one lacks
+            _cuda_library_missing = f"it does not load: {error.__cause__ or error}"
+            warnings.warn(
+                f"fastebm's CUDA operators don't load: {error.__cause__ or error} (`fastebm build` replaces them where "
+                f"torch has CUDA; elsewhere delete {library})",
+                RuntimeWarning,
+                stacklevel=2,
+            )
 
 
 def _without_kernel(backend_name: str) -> list[str]:

@@ -156,15 +156,72 @@ def test_the_kits_library_says_what_it_was_built_for(tmp_path, monkeypatch):
     monkeypatch.setattr(kit, "_run", lambda command: commands.append(command) or "release 13.0, V13.0.88")
     kit.cuda_library(tmp_path, "nvcc")
     images = {match[1] for c in commands for a in c if (match := re.match(r'-DFASTEBM_CUDA_IMAGES="(.*)"', a))}
-    assert images == {"8.0 9.0+PTX"}
+    assert images == {"7.5 8.0 9.0+PTX"}
     codes = {argument.rsplit("code=")[-1] for c in commands for argument in c if argument.startswith("-gencode")}
-    assert codes == {"sm_80", "sm_90", "compute_90"}
+    assert codes == {"sm_75", "sm_80", "sm_90", "compute_90"}
+
+
+@pytest.mark.parametrize("nvcc", [None, "nvcc"])
+def test_the_kit_says_what_it_is_for(tmp_path, monkeypatch, capsys, nvcc):
+    """Operators of CUDA of an earlier kit do not stay in one that has none."""
+
+    def library(name):
+        (tmp_path / name).write_text("compiled")
+        return tmp_path / name
+
+    monkeypatch.setattr(kit.shutil, "which", lambda name: nvcc if name == "nvcc" else name)
+    monkeypatch.setattr(kit, "cpp_library", lambda scratch, include, suffix: library(f"_C{suffix}"))
+    monkeypatch.setattr(kit, "cuda_library", lambda scratch, nvcc: library("_cuda.so"))
+    monkeypatch.setattr(kit, "cuda_major", lambda nvcc: "13")
+    folder = tmp_path / "kit"
+    folder.mkdir()
+    (folder / "_cuda.so").write_text("earlier")
+    monkeypatch.setattr(sys, "argv", ["kit", str(folder), sys.executable])
+    kit.main()
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith(f"for Python {sys.version_info.major}.{sys.version_info.minor}, ")
+    assert ("a torch with CUDA 13, GPUs 7.5 8.0 9.0+PTX" in last) == bool(nvcc)
+    assert {path.name.split(".")[0] for path in folder.iterdir()} == {"_C", "commit"} | ({"_cuda"} if nvcc else set())
+    assert not nvcc or (folder / "_cuda.so").read_text() == "compiled"
+
+
+def test_the_kit_asks_for_its_python_before_it_compiles(tmp_path):
+    with pytest.raises(SystemExit, match=r"KIT_PYTHON: there is no Python 'python9\.99' here"):
+        kit.asked("python9.99")
+    bare = tmp_path / "python"
+    bare.write_text('#!/bin/sh\necho \'{"include": "/nowhere", "suffix": ".so", "version": "3.12"}\'\n')
+    bare.chmod(0o755)
+    with pytest.raises(SystemExit, match=r"has no headers \(/nowhere/Python\.h\)"):
+        kit.asked(str(bare))
+    assert kit.asked(sys.executable)["version"] == f"{sys.version_info.major}.{sys.version_info.minor}"
 
 
 def test_without_a_gpu_it_says_so(tmp_path):
     done = rehearsed(tmp_path, FASTEBM_REHEARSAL="0", CUDA_VISIBLE_DEVICES="")
     assert done.returncode == 2
     assert "finds no CUDA GPU" in done.stderr
+
+
+def test_help_is_the_head_of_the_script():
+    done = subprocess.run(["bash", str(SCRIPT), "--help"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "benchmarks/gpu.sh OUT [PYTHON]" in done.stdout
+    assert "pipefail" not in done.stdout
+
+
+def test_what_python_lacks_is_one_line(tmp_path):
+    """A Python with nothing but its own library."""
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(tmp_path / "bare")], check=True)
+    done = subprocess.run(
+        ["bash", str(SCRIPT), str(tmp_path / "out"), str(tmp_path / "bare" / "bin" / "python")],
+        env=os.environ | {"STEPS": "facts core", "FASTEBM_REHEARSAL": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert done.stderr.endswith("python -m pip install torch numpy safetensors tqdm pytest scipy\n")
+    assert done.stderr.count("\n") == 1
 
 
 def test_an_unknown_step_is_refused():
@@ -184,3 +241,4 @@ def test_rehearsal(tmp_path):
     checks = [row for step in found if step not in ("core", "sanitizer", "build") for row in rows(tmp_path, step)]
     assert sum("ok" in row for row in checks) > 20
     assert all(row.get("ok", True) for row in checks)
+    assert not [row for row in checks if "ok" in row and (row.get("calls") == 0 or "skipped" in row)]

@@ -88,3 +88,14 @@ def test_todays_extension_is_loaded_in_silence() -> None:
         warnings.simplefilter("error")
         backends._load_extensions()
     assert backends.select_backend("cpu") == "cpp"
+
+
+def test_a_cuda_library_that_does_not_load_says_what_it_lacks(loaded_anew, monkeypatch, tmp_path) -> None:
+    """As one does that was built for another CUDA, or for a torch that has none."""
+    (tmp_path / "ops").mkdir()
+    (tmp_path / "_cuda.so").write_bytes(b"no library")
+    monkeypatch.setattr(backends, "__file__", str(tmp_path / "ops" / "backends.py"))
+    with pytest.warns(RuntimeWarning, match=r"don't load: .*_cuda\.so: file too short \(`fastebm build`") as said:
+        backends._load_extensions()
+    assert len(said) == 1
+    assert "does not load" in (backends.unavailable_reason("cuda", "cuda") or "")
