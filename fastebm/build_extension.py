@@ -6,6 +6,7 @@ exist.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shlex
@@ -13,6 +14,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -231,6 +233,8 @@ def build(verbose: bool = False) -> list[Path]:
 
     The libraries are built in a temporary folder and renamed into place, so that a failed build leaves what was there.
 
+    What compilers print is shown where `verbose`, and where they fail.
+
     Raises:
         RuntimeError: where `unavailable_reason()` gives a reason, the compiler fails, or the folder can't be written.
     """
@@ -247,15 +251,39 @@ def build(verbose: bool = False) -> list[Path]:
         command = distribution.get_command_obj("build_ext")
         command.build_lib = str(Path(scratch) / "lib")  # type: ignore[attr-defined]
         command.build_temp = str(Path(scratch) / "temp")  # type: ignore[attr-defined]
+        log = Path(scratch) / "log"
         try:
             command.ensure_finalized()
-            command.run()
+            with contextlib.nullcontext() if verbose else _output_in(log):
+                command.run()
         except Exception as error:
+            if log.is_file():
+                print(log.read_text(errors="replace")[-10000:], file=sys.stderr)
             raise RuntimeError(f"compiling fastebm's operators failed: {error}") from error
         try:
             return [_put_in_place(library) for library in sorted((Path(scratch) / "lib" / "fastebm").iterdir())]
         except OSError as error:
             raise RuntimeError(f"the compiled operators can't be put into {PACKAGE}: {error}") from error
+
+
+@contextlib.contextmanager
+def _output_in(log: Path) -> Iterator[None]:
+    """What this process and those that it starts print goes into a file: commands of the build are many and long."""
+    streams = (sys.stdout, sys.stderr)
+    for stream in streams:
+        stream.flush()
+    kept = [os.dup(number) for number in (1, 2)]
+    try:
+        with open(log, "wb") as file:
+            for number in (1, 2):
+                os.dup2(file.fileno(), number)
+        yield
+    finally:
+        for stream in streams:
+            stream.flush()
+        for number, before in zip((1, 2), kept, strict=True):
+            os.dup2(before, number)
+            os.close(before)
 
 
 def _put_in_place(library: Path) -> Path:

@@ -65,6 +65,32 @@ def test_a_folder_that_takes_no_library(monkeypatch: pytest.MonkeyPatch, tmp_pat
     assert [path.name for path in (tmp_path / "package").iterdir()] == ["_C.so"]
 
 
+def test_output_of_processes_goes_into_the_log(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    with build_extension._output_in(tmp_path / "log"):
+        subprocess.run(["sh", "-c", "echo compiled; echo warned >&2"], check=True)
+    os.write(1, b"after\n")
+    assert capfd.readouterr() == ("after\n", "")
+    assert (tmp_path / "log").read_text() == "compiled\nwarned\n"
+
+
+@pytest.mark.parametrize("verbose", [False, True])
+def test_a_build_that_fails_shows_what_compilers_said(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], verbose: bool
+) -> None:
+    if build_extension.unavailable_reason() is not None:
+        pytest.skip(f"C++ can't be compiled here: {build_extension.unavailable_reason()}")
+
+    def failing(self: object) -> None:
+        subprocess.run(["sh", "-c", "echo no such header"], check=True)
+        raise OSError("exit 1")
+
+    monkeypatch.setattr("torch.utils.cpp_extension.BuildExtension.run", failing)
+    with pytest.raises(RuntimeError, match="compiling fastebm's operators failed: exit 1"):
+        build_extension.build(verbose=verbose)
+    printed = capfd.readouterr()
+    assert "no such header" in (printed.out if verbose else printed.err)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("asked", "folder"), [("env c++", "plain"), ("", "with two spaces")])
 def test_it_compiles(tmp_path: Path, asked: str, folder: str) -> None:
@@ -81,4 +107,5 @@ def test_it_compiles(tmp_path: Path, asked: str, folder: str) -> None:
     command = [sys.executable, "-W", "ignore", "-c", code]
     done = subprocess.run(command, cwd=tmp_path / folder, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    assert "-O3" not in done.stdout + done.stderr
     assert list((tmp_path / folder / "fastebm").glob("_C*.so"))
