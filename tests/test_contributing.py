@@ -17,6 +17,17 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "CONTRIBUTING.md"
 
 
+COMPILED = """
+from tests.ops.compile_launch_examples import shown
+from tests.ops.launch_examples.reflect import launch_examples
+
+for example in launch_examples():
+    found = shown(example, 90)
+    assert (found["vector_loads"], found["vector_stores"]) == (example.vector_loads, example.vector_stores), found
+    print(example.name, found["vector_loads"], found["vector_stores"], found["other_contractions"] + found["stack"])
+"""
+
+
 def apply_example(tree: Path) -> list[str]:
     """Writes and edits the files that the page names; returns their names."""
     named = ""
@@ -72,5 +83,9 @@ def test_adding_an_operator_as_the_page_says(tmp_path: Path) -> None:
     module = 'importlib.import_module("fastebm.ops.reflect")'
     assert run(tree, "-c", f"import doctest, importlib; print(*doctest.testmod({module}))").split() == ["0", "2"]
     pytest.importorskip("triton", reason="Triton is not installed: the example's Triton part was not run")
+    # What tests/gpu/test_launches.py compiles of all kernels.
+    for line in run(tree, "-c", COMPILED).splitlines():
+        name, loads, stores, other = line.rsplit(" ", 3)
+        assert (loads, stores, other) == ("2" if name.endswith("backward") else "1", "1", "0"), line
     interpreted = {"TRITON_INTERPRET": "1", "FASTEBM_BACKEND": "triton"}
     assert re.search(r"\b\d+ passed", run(tree, *options, "tests/ops/test_reflect.py", **interpreted))
