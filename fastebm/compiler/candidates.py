@@ -18,7 +18,7 @@ from fastebm.compiler.own_code import Conditions
 from fastebm.compiler.process_state import exporting
 from fastebm.compiler.program import Program
 from fastebm.compiler.rewrites import WITHOUT_POLYPHASE, build_gradient_program
-from fastebm.ops.backends import has_matrix_units, runs_compiled, select_backend, unavailable_reason
+from fastebm.ops.backends import has_matrix_units, refusal_of_programs, runs_compiled
 from fastebm.ops.instructions import Kind
 from fastebm.ops.program import LoweredProgram
 
@@ -168,13 +168,7 @@ def _refusal(key: ProgramKey) -> str:
         return f"fused kernels take float32 samples in float32 or bfloat16, not {key.dtype} in {key.compute_dtype}"
     if not key.sample.numel():
         return "samples hold no numbers"
-    try:
-        chosen = select_backend(key.device.type, kernel="run_program", index=key.device.index)
-    except RuntimeError as error:
-        return str(error)
-    if key.device.type == "cuda" and chosen == "reference":  # instruction by instruction, it is slower than autograd
-        return unavailable_reason("triton", key.device.type, key.device.index) or ""
-    return ""
+    return refusal_of_programs(key.device)
 
 
 def _lanes_take(key: ProgramKey) -> bool:

@@ -36,6 +36,7 @@ from fastebm.compiler.own_code import OwnCode, energy_dtype
 from fastebm.compiler.precision import autocast_to, without_autocast
 from fastebm.compiler.process_state import collecting_garbage, evaluating, exclusive, exporting
 from fastebm.compiler.weight_program import Factors, WeightProgram
+from fastebm.ops.backends import refusal_of_programs
 from fastebm.scalars import as_count
 
 __all__ = ["WeightGradient", "weight_gradient"]
@@ -336,7 +337,7 @@ class WeightGradient:
                 f"kernels compute with float32 samples in float32 or bfloat16, not with {x.dtype} in {compute_dtype}",
             )
         reason = _coupling(module) if x[0].numel() else "samples hold no numbers"
-        if reason:
+        if reason := reason or refusal_of_programs(x.device):
             return _Known(None, reason)
         try:
             # In one thread at a time: a capture freezes the weights that others would differentiate meanwhile, or take

@@ -329,6 +329,19 @@ def select_backend(device_type: str, double: bool = False, kernel: str | None = 
     return name
 
 
+def refusal_of_programs(device: torch.device) -> str:
+    """Why fused programs can't run on a device, or would run by the reference alone on a GPU; "" where they run.
+
+    Instruction by instruction, the reference is slower than PyTorch's operations and autograd.
+    """
+    try:
+        chosen = select_backend(device.type, kernel="run_program", index=device.index)
+    except RuntimeError as error:
+        return str(error)
+    only_reference = device.type == "cuda" and chosen == "reference"
+    return (unavailable_reason("triton", device.type, device.index) or "") if only_reference else ""
+
+
 def _warn_once(message: str) -> None:
     if message not in _warned:
         _warned.add(message)

@@ -103,13 +103,21 @@ def test_an_old_gpu_runs_what_was_built_for_it(gpu):
 
 
 def test_fused_programs_are_refused_where_only_their_reference_runs(gpu):
-    """A GPU without Triton runs the program on PyTorch's operations, which says why."""
-    key = ProgramKey(torch.Size((3, 8, 8)), torch.float32, torch.device("cuda", 0), torch.float32)
+    """A GPU without Triton runs an energy on PyTorch's operations, which says why."""
+    device = torch.device("cuda", 0)
     gpu((8, 0))
-    assert candidates._refusal(key) == ""
+    assert backends.refusal_of_programs(device) == ""
+    with backends.backend("reference"):
+        assert backends.refusal_of_programs(device) == ""  # asked for
+    with backends.backend("cuda"):
+        assert "run_program has no cuda kernel; it has cpp, triton" in backends.refusal_of_programs(device)
     gpu((7, 5), images="7.5 8.0 9.0+PTX")
+    too_old = "Triton supports 8.0 and later, and GPU 0 has compute capability 7.5"
     with pytest.warns(RuntimeWarning, match="backend 'triton' is left out"):
-        assert candidates._refusal(key) == "Triton supports 8.0 and later, and GPU 0 has compute capability 7.5"
+        assert backends.refusal_of_programs(device) == too_old
+    key = ProgramKey(torch.Size((3, 8, 8)), torch.float32, device, torch.float32)
+    assert candidates._refusal(key) == too_old
+    assert backends.refusal_of_programs(torch.device("cpu")) == ""
 
 
 @pytest.mark.parametrize(("asked", "why"), [("cuda", "was built for 8.0 9.0"), ("triton", "supports 8.0 and later")])
