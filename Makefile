@@ -14,7 +14,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow sanitize fuzz lint format bench gpu-kit wheel clean distclean
+.PHONY: help install demo test test-slow sanitize fuzz lint format bench gpu-kit kit-python wheel clean distclean
 
 # --- the environment -------------------------------------------------------------------------------------------------
 
@@ -196,7 +196,6 @@ bench: $(STAMPS)/bench
 
 # Compiled operators for a GPU machine, in build/gpu-kit: for its Python, which may be another one than ours.
 KIT_PYTHON ?= $(PYTHON)
-.PHONY: kit-python
 kit-python: # before anything is built
 	@command -v "$(KIT_PYTHON)" >/dev/null || { echo 'KIT_PYTHON: there is no Python $(KIT_PYTHON) here' >&2; exit 2; }
 gpu-kit: kit-python $(STAMPS)/base

@@ -41,8 +41,8 @@ def test_links_lead_to_files(page: Path) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=name)
 def test_make_targets_exist(page: Path) -> None:
     text = page.read_text()
-    asked = set(re.findall(r"(?:`|^    )make ([a-z]+)", text, flags=re.MULTILINE))
-    made = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
+    asked = set(re.findall(r"(?:`|^    )make ([a-z-]+)", text, flags=re.MULTILINE))
+    made = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
     assert asked <= made
 
 

@@ -14,6 +14,9 @@ METRICS = (
 )
 """Metrics of the last line of a run's log that are shown, where the line has them."""
 
+SETTINGS = ("FASTEBM_BACKEND", "FASTEBM_CPU", "FASTEBM_GRAPHS", "TRITON_INTERPRET")
+"""Variables of the environment that choose what runs, shown where they are set."""
+
 
 @dataclass(frozen=True)
 class Info:
@@ -34,9 +37,13 @@ def _facts() -> dict[str, Any]:
     import torch
 
     import fastebm
+    from fastebm.build_extension import cuda_unavailable_reason
     from fastebm.ops import backends
 
     report = backends.report()
+    if report["cuda_extension"] is None:
+        kept = backends.unavailable_reason("cuda", "cuda")
+        report["cuda_extension"] = f"none: {cuda_unavailable_reason() or kept}"
     gpus = [
         f"{torch.cuda.get_device_name(index)} ({'.'.join(map(str, torch.cuda.get_device_capability(index)))})"
         for index in range(torch.cuda.device_count())
@@ -50,6 +57,7 @@ def _facts() -> dict[str, Any]:
         "operators on the CPU": report.pop("cpu"),
         "operators on a GPU": report.pop("cuda"),
         "random numbers": _known_answer(),
+        "settings": ", ".join(f"{name}={os.environ[name]}" for name in SETTINGS if os.environ.get(name)) or "none",
     }
     return facts | {name.replace("_", " "): "none" if value is None else value for name, value in report.items()}
 
