@@ -1,4 +1,7 @@
-"""Numbers that callers hand over, as Python's own: whole and real ones, of numpy and tensors without dimensions too."""
+"""Numbers that callers hand over, as Python's own: whole and real ones, of numpy and tensors without dimensions too.
+
+And devices, as torch's.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["as_count", "as_int", "as_real", "in_float32", "shown"]
+__all__ = ["as_count", "as_device", "as_int", "as_real", "in_float32", "shown"]
 
 
 def as_int(name: str, number: Any) -> int:
@@ -35,6 +38,14 @@ def as_count(name: str, number: Any, least: int = 0) -> int:
     if count < least:
         raise ValueError(f"{name} must {f'be at least {least}' if least else 'not be negative'}, got {count}")
     return count
+
+
+def as_device(device: torch.device | str) -> torch.device:
+    """`device` as torch's. Raises RuntimeError for a GPU where torch has no CUDA: by torch, that is an assertion."""
+    found = torch.device(device)
+    if found.type == "cuda" and not torch.backends.cuda.is_built():
+        raise RuntimeError(f"device {str(found)!r} was given, but torch {torch.__version__} is built without CUDA")
+    return found
 
 
 def as_real(name: str, number: Any) -> float:

@@ -16,7 +16,7 @@ import fastebm
 from fastebm import Cascade, Langevin, langevin_step, ops, rng
 from fastebm.sampling import ExpandingCascade, constant, cosine, linear, polynomial
 from fastebm.sampling.schedules import evaluate
-from fastebm.scalars import as_count, as_int, as_real, in_float32
+from fastebm.scalars import as_count, as_device, as_int, as_real, in_float32
 
 X = torch.linspace(-1, 1, 2 * 3 * 4 * 4).view(2, 3, 4, 4)
 ADDRESS: dict[str, Any] = {"step_size": 0.25, "noise_std": 0.5, "seed": 0}
@@ -182,3 +182,15 @@ def test_conversions() -> None:
     for value in (1e-46, 8e-46, 3.40282346e38, 3.4028236e38, -1e39, 0.1, 0.0):
         rounded = float(torch.tensor(value, dtype=torch.float32))
         assert (in_float32(value) == 0, math.isinf(in_float32(value))) == (rounded == 0, math.isinf(rounded)), value
+
+
+def test_a_gpu_of_a_torch_without_cuda_is_refused(monkeypatch):
+    """By torch, it is an assertion somewhere within."""
+    assert as_device("cpu") == as_device(torch.device("cpu")) == torch.device("cpu")
+    assert as_device("meta").type == "meta"
+    monkeypatch.setattr(torch.backends.cuda, "is_built", lambda: True)
+    assert as_device("cuda:1") == torch.device("cuda", 1)
+    monkeypatch.setattr(torch.backends.cuda, "is_built", lambda: False)
+    for refused in (lambda: as_device("cuda:0"), lambda: fastebm.ops.normal((1, 2), seed=0, device="cuda:0")):
+        with pytest.raises(RuntimeError, match=r"^device 'cuda:0' was given, but torch .* is built without CUDA$"):
+            refused()

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .. import rng
-from ..scalars import as_int
+from ..scalars import as_device, as_int
 from .backends import launch, register
 
 __all__ = ["normal"]
@@ -80,7 +80,7 @@ def _arguments(
         raise ValueError(f"a chain has at most 2^34 elements, shape {tuple(shape)} asks for {math.prod(shape[1:])}")
     if device is None and isinstance(chain_ids, Tensor):
         device = chain_ids.device
-    device = torch.device("cpu") if device is None else torch.device(device)
+    device = torch.device("cpu") if device is None else as_device(device)
     key = rng.make_key(seed, step, device=device)
     dtype = torch.float32 if dtype is None else dtype
     _check_dtype(dtype)

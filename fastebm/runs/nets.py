@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fastebm.memory import check_memory
+from fastebm.scalars import as_device
 
 Net = TypeVar("Net", bound=nn.Module)
 MaybeNet = TypeVar("MaybeNet", bound=nn.Module | None)
@@ -41,7 +42,7 @@ def initialized(make: Callable[[], MaybeNet], device: torch.device | str | None)
 
 def with_weights(net: Net, tensors: Mapping[str, Tensor], device: torch.device | str | None = None) -> Net:
     """The net with an `outline`'s shape, on `device` with these weights: in eval mode, without gradients."""
-    net = net.to_empty(device="cpu" if device is None else device)
+    net = net.to_empty(device=as_device("cpu" if device is None else device))
     net.load_state_dict(dict(tensors))
     return net.eval().requires_grad_(False)
 

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from fastebm.compiler import EnergyGradient
 from fastebm.sampling.cascade import device_of
+from fastebm.scalars import as_device
 from fastebm.tasks.arguments import check_layout, check_number
 from fastebm.tasks.detection.batches import (
     Energy,
@@ -131,7 +132,7 @@ def outlier_scores(
     energy = energy_of(model)
     gradient = gradient_of(energy, dtype, engine)
     baseline = None if untrained is None else gradient_of(untrained, dtype, engine)
-    device = device_of(energy) if device is None else torch.device(device)
+    device = device_of(energy) if device is None else as_device(device)
 
     def of(rows: range | None) -> dict[str, Tensor]:
         parts: dict[str, list[Tensor]] = {}

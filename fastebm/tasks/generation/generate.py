@@ -34,6 +34,7 @@ from fastebm.data import to_pixels
 from fastebm.distributed import OnFirst, ranks, shared_rows, together
 from fastebm.progress import progress_bar
 from fastebm.sampling.cascade import LevelSampler
+from fastebm.scalars import as_device
 from fastebm.tasks.arguments import check_memory, check_seed, check_whole
 from fastebm.tasks.generation.files import IN_NUMBERS, GridFile, Output, PictureFolder, Pixels, Request, output_for
 from fastebm.training import CoarseToFineRun, RunError
@@ -115,7 +116,7 @@ def generate(
     if seed is not None:
         check_seed(seed)
     output.check_writable()
-    device = torch.device(device if device is not None else "cuda" if torch.cuda.is_available() else "cpu")
+    device = as_device(device if device is not None else "cuda" if torch.cuda.is_available() else "cpu")
     # Before anything is written: a mistake must not leave a folder behind.
     run = _load_run(run, output, device, overwrite)
     request = _request(run, count, seed, chunk)

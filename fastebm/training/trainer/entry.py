@@ -17,6 +17,7 @@ from fastebm.distributed import Ranks, launched, placed
 from fastebm.runs.folder import RunError, RunFolder
 from fastebm.runs.registry import config_of, load, method
 from fastebm.runs.run import Run, belongs_to
+from fastebm.scalars import as_device
 from fastebm.training.images import image_levels
 from fastebm.training.trainer.config import TrainerConfig
 from fastebm.training.trainer.loop import OnLog, Trainer
@@ -184,7 +185,7 @@ def _one_line_out_of_memory() -> Iterator[None]:
 
 def _resolve_device(device: torch.device | str | None, ranks: Ranks) -> torch.device:
     """The given one, or else a GPU if there is one; of several GPUs each rank on a machine takes its own."""
-    found = torch.device(device if device is not None else "cuda" if torch.cuda.is_available() else "cpu")
+    found = as_device(device if device is not None else "cuda" if torch.cuda.is_available() else "cpu")
     if found.type == "cuda" and ":" not in str(found) and ranks.size > 1:
         return torch.device("cuda", ranks.local_rank % torch.cuda.device_count())
     return found
