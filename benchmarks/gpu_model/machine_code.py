@@ -24,6 +24,7 @@ class Section:
         flops: of products on the tensor cores, for one warp.
         warpgroup: whether the products are those of a warpgroup (wgmma).
         shared: bytes of shared memory for one warp, but those that asynchronous copies write.
+        cached: whether some asynchronous copies come through the L1 cache.
     """
 
     instructions: int = 0
@@ -31,6 +32,7 @@ class Section:
     flops: int = 0
     warpgroup: bool = False
     shared: float = 0.0
+    cached: bool = False
 
 
 @dataclass(frozen=True)
@@ -86,4 +88,6 @@ def _section(code: list[tuple[str, str]]) -> Section:
             shared += (columns + rows * (re.match(r"\s*R\d+, gdesc", operands) is not None)) * inner * size / 4
         elif product := re.match(r"HMMA\.168(\d+)", opcode):
             flops += 2 * 16 * 8 * int(product[1])
-    return Section(len(code), sum(o.startswith("MUFU") for o, _ in code), flops, warpgroup, shared)
+    special = sum(opcode.startswith("MUFU") for opcode, _ in code)
+    cached = any(opcode.startswith("LDGSTS") and "BYPASS" not in opcode for opcode, _ in code)
+    return Section(len(code), special, flops, warpgroup, shared, cached)

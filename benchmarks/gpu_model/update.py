@@ -41,7 +41,7 @@ class Device:
     Numbers of publications are quoted as they are remembered: the texts could not be opened where this was written.
 
     Attributes:
-        multiprocessors, clock, registers, shared, threads, blocks, launch_shared: NVIDIA's data sheet of the H200 and
+        multiprocessors, clock, registers, shared, l1_and_shared, threads, blocks, launch_shared: NVIDIA's data sheet of the H200 and
             the table of compute capabilities in the CUDA programming guide, with the clock of the H100 that Chips and
             Cheese measured. `launch_shared` is what CUDA takes of shared memory for itself in each block.
         flops: of bfloat16 on tensor cores in one cycle of a multiprocessor: 989 TFLOP/s are 132 x 4096 at 1.83 GHz.
@@ -61,6 +61,7 @@ class Device:
     clock: float = 1.755e9
     registers: int = 65536
     shared: int = 228 * 1024
+    l1_and_shared: int = 256 * 1024
     launch_shared: int = 1024
     threads: int = 2048
     blocks: int = 32
@@ -86,13 +87,15 @@ class Work:
     Attributes:
         name: of the launch.
         blocks, warps, registers, shared, stack: of its grid, and of one block or thread.
+        code: machine instructions.
         stages: how many steps of the loop have their operands under way or in use at a time.
         steps: of the loop in each block.
         elements: of a block's result.
-        code: machine instructions.
         flops: of all products, with those of a block that lie outside of its result.
         useful: of those within.
-        operands: bytes of A and B that come from L2 to shared memory.
+        copied: bytes of A and B that come to shared memory.
+        operands: of these, bytes that come from L2 and not from the L1 cache of the multiprocessor.
+        through_l1: bytes of A where A comes through the L1 cache.
         pointwise: bytes that loads and stores of the epilogue, of pools and of samples move.
         hbm: bytes from and to the memory.
     """
@@ -103,14 +106,16 @@ class Work:
     registers: int
     shared: int
     stack: int
-    stages: int
-    steps: int
-    elements: int
     code: MachineCode
-    flops: int
-    useful: int
-    operands: int
-    pointwise: int
+    stages: int = 1
+    steps: int = 0
+    elements: int = 1
+    flops: int = 0
+    useful: int = 0
+    copied: int = 0
+    operands: float = 0
+    through_l1: int = 0
+    pointwise: int = 0
     hbm: int = 0
 
 
@@ -155,7 +160,7 @@ def times(work: Work, device: Device = H200) -> Times:
     flops = device.flops * (1 if code.loop.warpgroup or code.after.warpgroup else device.without_warpgroups)
     tensor = whole("flops") * warps / flops
     issue = max(whole("instructions") / 4, whole("special") * 2) * warps
-    shared = (whole("shared") * warps + work.operands / work.blocks) / device.shared_bytes
+    shared = (whole("shared") * warps + (work.copied + work.through_l1) / work.blocks) / device.shared_bytes
     step = max(
         code.loop.flops * warps / flops,
         code.loop.instructions * max(device.cycles_an_instruction, warps / 4),
@@ -209,56 +214,92 @@ def works_of_an_update(batch: int) -> list[Work]:
 
 def work_of(program: PlannedProgram, call: Call, i: Instruction, launch: Launch, batch: int) -> Work:
     """The counts of one instruction's launch."""
-    shape, kind = call.shape, Kind(i.kind)
-    positions, size = batch * i.height * i.width, program.header.bytes
-    blocks, operands, steps, pointwise = launch.grid[0], 0, 0, 0
-    code = read_machine_code(launch.kernel.asm["cubin"])
-    useful = 0
+    kind, positions, size = Kind(i.kind), batch * i.height * i.width, program.header.bytes
+    name = f"{kind.name.lower()} {i.source_channels} to {i.channels}, {i.height}x{i.width}"
+    work = replace(bare_work(name, launch), stages=call.num_stages or 1, elements=call.shape.rows * call.shape.columns)
+    pointwise = sum(bytes_of(program, i, operation, positions) for operation in program.epilogue(i))
     if kind == Kind.CONVOLUTION:
-        taps = i.kernel_y * i.kernel_x
-        panels = -(-i.channels // shape.columns)
-        seen = batch * taps_inside(i, program)
-        inner = i.source_channels if taps_in_turn(call) else taps * i.source_channels
-        in_turn = taps if taps_in_turn(call) and not shape.one_pixel else 1
-        steps = -(-inner // shape.depth) * in_turn
-        operands = (seen * panels * i.source_channels + blocks // panels * inner * in_turn * i.channels) * size
-        useful = 2 * seen * i.source_channels * i.channels
-    elif kind == Kind.LOAD:
+        return replace(with_products(work, program, call, i, batch), pointwise=pointwise)
+    if kind == Kind.LOAD:
         pointwise += positions * i.source_channels * 4
     elif kind == Kind.POOL:
         pointwise += positions * i.kernel_y * i.kernel_x * i.channels * size
     else:
         pointwise += positions * (1 if i.broadcast else i.source_channels) * size
-    pointwise += sum(bytes_of(program, i, operation, positions) for operation in program.epilogue(i))
-    loop = code.loop.flops * steps if code.loop.instructions else 0
-    name = f"{kind.name.lower()} {i.source_channels} to {i.channels}, {i.height}x{i.width}"
-    if kind == Kind.CONVOLUTION:
-        name += f", taps {i.kernel_y}x{i.kernel_x}" + (f", stride {i.stride_y}" if i.stride_y > 1 else "")
-        name += ", a quarter" if i.step_y * i.step_x > 1 else ""
+    return replace(work, pointwise=pointwise)
+
+
+def bare_work(name: str, launch: Launch) -> Work:
+    """What every launch shows of itself."""
+    kernel = launch.kernel
     return Work(
         name,
-        blocks,
-        launch.kernel.metadata.num_warps,
-        launch.kernel.n_regs,
-        launch.kernel.metadata.shared,
-        launch.kernel.n_spills,
-        call.num_stages or 1,
-        steps,
-        shape.rows * shape.columns,
-        code,
-        (loop + code.before.flops + code.after.flops) * launch.kernel.metadata.num_warps * blocks,
-        useful,
-        operands,
-        pointwise,
+        blocks=math.prod(launch.grid),
+        warps=kernel.metadata.num_warps,
+        registers=kernel.n_regs,
+        shared=kernel.metadata.shared,
+        stack=kernel.n_spills,
+        code=read_machine_code(kernel.asm["cubin"]),
     )
+
+
+def with_products(work: Work, program: PlannedProgram, call: Call, i: Instruction, batch: int) -> Work:
+    """A convolution's counts: of the loop, and of what is copied to shared memory for it."""
+    shape, size, taps = call.shape, program.header.bytes, i.kernel_y * i.kernel_x
+    name = f"{work.name}, taps {i.kernel_y}x{i.kernel_x}" + (f", stride {i.stride_y}" if i.stride_y > 1 else "")
+    panels = -(-i.channels // shape.columns)
+    seen = batch * taps_inside(i, program)
+    inner = i.source_channels if taps_in_turn(call) else taps * i.source_channels
+    in_turn = taps if taps_in_turn(call) and not shape.one_pixel else 1
+    steps = -(-inner // shape.depth) * in_turn
+    a, b = seen * panels * i.source_channels * size, work.blocks // panels * inner * in_turn * i.channels * size
+    cached = any(part.cached for part in (work.code.before, work.code.loop, work.code.after))
+    missed = a
+    if cached:
+        at_a_time = min(blocks_at_a_time(work, H200), -(-work.blocks // H200.multiprocessors))
+        l1 = H200.l1_and_shared - at_a_time * (work.shared + H200.launch_shared)
+        missed = batch * panels * missed_pixels(i, program, call, l1 // at_a_time) * i.source_channels * size
+    flops = sum(part.flops for part in (work.code.before, work.code.after)) + work.code.loop.flops * steps
+    return replace(
+        work,
+        name=name + (", a quarter" if i.step_y * i.step_x > 1 else ""),
+        steps=steps,
+        flops=flops * work.warps * work.blocks,
+        useful=2 * seen * i.source_channels * i.channels,
+        copied=a + b,
+        operands=missed + b,
+        through_l1=a if cached else 0,
+    )
+
+
+def missed_pixels(i: Instruction, program: PlannedProgram, call: Call, cache: int) -> float:
+    """Pixels of one image's source that come from L2 while a block goes through its taps, by a cache of so many bytes.
+
+    The cache keeps what was read last. Each panel of outputs reads them anew. The loop goes through all taps of a part
+    of the inputs before the next part.
+    """
+    source, rows, plane = program.buffers[i.source], call.shape.rows, i.height * i.width
+    room = max(1, cache // (min(call.shape.depth, i.source_channels) * program.header.bytes))
+    missed, images = 0, math.lcm(rows, plane) // plane
+    for first in range(0, images * plane, rows):
+        kept: OrderedDict[tuple[int, int, int], None] = OrderedDict()
+        for tap in range(i.kernel_y * i.kernel_x):
+            for position in range(first, first + rows):
+                image, (y, x) = position // plane, divmod(position % plane, i.width)
+                y = y * i.stride_y - i.pad_y + tap // i.kernel_x * i.dilation_y
+                x = x * i.stride_x - i.pad_x + tap % i.kernel_x * i.dilation_x
+                if 0 <= y < source.height and 0 <= x < source.width:
+                    missed += (image, y, x) not in kept
+                    kept[image, y, x] = kept.pop((image, y, x), None)
+                    if len(kept) > room:
+                        kept.popitem(last=False)
+    return missed / images
 
 
 def work_of_update(launch: Launch, elements: int) -> Work:
     """Of the Langevin step, which reads state and gradient and writes the state."""
-    blocks, kernel = math.prod(launch.grid), launch.kernel
-    code, warps = read_machine_code(kernel.asm["cubin"]), kernel.metadata.num_warps
-    resources = (warps, kernel.n_regs, kernel.metadata.shared, kernel.n_spills)
-    return Work("langevin_step", blocks, *resources, 1, 1, elements // blocks, code, 0, 0, 0, 12 * elements)
+    work = bare_work("langevin_step", launch)
+    return replace(work, elements=elements // work.blocks, pointwise=12 * elements)
 
 
 def taps_in_turn(call: Call) -> bool:
@@ -349,6 +390,7 @@ def row(work: Work, device: Device = H200) -> dict[str, Any]:
         "shared bytes": work.shared,
         "gflop": round(work.useful / 1e9, 3),
         "gflop with padding": round(work.flops / 1e9, 3),
+        "copied megabytes": round(work.copied / 1e6, 2),
         "l2 megabytes of operands": round(work.operands / 1e6, 2),
         "l2 megabytes pointwise": round(work.pointwise / 1e6, 2),
         "hbm megabytes": round(work.hbm / 1e6, 2),

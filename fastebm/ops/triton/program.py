@@ -33,6 +33,8 @@ _LOAD, _GATHER, _CONVOLUTION, _POOL, _LOG_SUM_EXP, _SOFTMAX = (tl.constexpr(int(
 FEW = 16
 _FEW = tl.constexpr(FEW)
 _INTERPRETED = tl.constexpr(INTERPRETED)
+# Channels that an epilogue works on at a time: with 128, activation and derivative take up to 255 registers and spill.
+_AT_ONCE = tl.constexpr(64)
 # Pixels of a window that one step of a pool reads, so that their loads are under way together.
 WINDOW_STEP = 16
 # What an int32 holds: a kernel counts all pixels, and the numbers of one image and of one constant.
@@ -91,11 +93,17 @@ class Shape(NamedTuple):
 
 
 @triton.jit
+def columns_of_block(block: tl.tensor, SHAPE: tl.constexpr, COUNT: tl.constexpr) -> tl.tensor:
+    """The first channels of one block."""
+    PANELS: tl.constexpr = (SHAPE.channels + SHAPE.columns - 1) // SHAPE.columns
+    return block % PANELS * SHAPE.columns + tl.arange(0, COUNT)
+
+
+@triton.jit
 def place_of_block(block: tl.tensor, grid: tl.tuple, SHAPE: tl.constexpr) -> tl.tuple:
     """The place of one block of an instruction's grid."""
-    PANELS: tl.constexpr = (SHAPE.channels + SHAPE.columns - 1) // SHAPE.columns
-    columns = block % PANELS * SHAPE.columns + tl.arange(0, SHAPE.columns)
-    unit = block // PANELS
+    columns = columns_of_block(block, SHAPE, SHAPE.columns)
+    unit = block // ((SHAPE.channels + SHAPE.columns - 1) // SHAPE.columns)
     plane = grid[1] * grid[2]
     if SHAPE.one_pixel:
         image = unit // plane * SHAPE.rows + tl.arange(0, SHAPE.rows)
@@ -116,33 +124,46 @@ def product(a: tl.tensor, b: tl.tensor, sums: tl.tensor) -> tl.tensor:
 
 
 @triton.jit
+def within(at: tl.tensor, size: tl.tensor) -> tl.tensor:
+    """0 <= at < size, by one comparison."""
+    return at.to(tl.uint32, bitcast=True) < size
+
+
+@triton.jit
 def over_taps(
     source: tl.tensor, weight: tl.tensor, place: tl.tuple, source_strides: tl.tuple, SHAPE: tl.constexpr
 ) -> tl.tensor:
-    """A convolution: the sums over taps and, `depth` at a time, inputs."""
+    """A convolution: the sums over inputs, `depth` at a time, and taps.
+
+    All taps of a part of the inputs come before the next part, and the source comes through the L1 cache (`.ca`). There
+    most taps find what others read. What differs from thread to thread is computed before the loop.
+    """
     image, y, x, columns, inside = place
     WINDOW: tl.constexpr = SHAPE.window
     CHANNELS: tl.constexpr = SHAPE.channels
     INPUTS: tl.constexpr = SHAPE.inputs
     DEPTH: tl.constexpr = SHAPE.depth
     STEPS: tl.constexpr = (INPUTS + DEPTH - 1) // DEPTH
+    TAPS: tl.constexpr = WINDOW.kernel_y * WINDOW.kernel_x
     there = (columns < CHANNELS)[None, :]
-    base = image * source_strides[3]
+    sy, sx = y * WINDOW.stride_y - WINDOW.pad_y, x * WINDOW.stride_x - WINDOW.pad_x
+    inner = tl.arange(0, DEPTH)
+    pixels = (image * source_strides[3] + (sy * source_strides[2] + sx * SHAPE.pixel))[:, None] + inner[None, :]
+    sy = tl.where(inside, sy, -(2**30))
+    weights = (inner * CHANNELS)[:, None] + columns[None, :]
     sums = tl.zeros((image.shape[0], columns.shape[0]), tl.float32)
-    for k in range(WINDOW.kernel_y * WINDOW.kernel_x * STEPS):
-        tap = k // STEPS
-        inputs = k % STEPS * DEPTH + tl.arange(0, DEPTH)
-        sy = y * WINDOW.stride_y - WINDOW.pad_y + tap // WINDOW.kernel_x * WINDOW.dilation_y
-        sx = x * WINDOW.stride_x - WINDOW.pad_x + tap % WINDOW.kernel_x * WINDOW.dilation_x
-        seen = inside & (sy >= 0) & (sy < source_strides[0]) & (sx >= 0) & (sx < source_strides[1])
-        pixels = source + (base + (sy * source_strides[2] + sx * SHAPE.pixel))[:, None]
-        weights = weight + ((tap * INPUTS + inputs) * CHANNELS)[:, None] + columns[None, :]
+    for k in range(TAPS * STEPS):
+        tap, first = k % TAPS, k // TAPS * DEPTH
+        dy, dx = tap // WINDOW.kernel_x * WINDOW.dilation_y, tap % WINDOW.kernel_x * WINDOW.dilation_x
+        seen = (within(sy + dy, source_strides[0]) & within(sx + dx, source_strides[1]))[:, None]
+        from_source = source + (dy * source_strides[2] + dx * SHAPE.pixel + first) + pixels
+        from_weight = weight + (tap * INPUTS + first) * CHANNELS + weights
         if INPUTS % DEPTH == 0:
-            a = tl.load(pixels + inputs[None, :], mask=seen[:, None], other=0.0)
-            b = tl.load(weights, mask=there, other=0.0)
+            a = tl.load(from_source, mask=seen, other=0.0, cache_modifier=".ca")
+            b = tl.load(from_weight, mask=there, other=0.0)
         else:
-            a = tl.load(pixels + inputs[None, :], mask=seen[:, None] & (inputs < INPUTS)[None, :], other=0.0)
-            b = tl.load(weights, mask=there & (inputs < INPUTS)[:, None], other=0.0)
+            a = tl.load(from_source, mask=seen & (first + inner < INPUTS)[None, :], other=0.0, cache_modifier=".ca")
+            b = tl.load(from_weight, mask=there & (first + inner < INPUTS)[:, None], other=0.0)
         sums = product(a, b, sums)
     return sums
 
@@ -327,8 +348,15 @@ def instruction_kernel(
     whole = (batch, grid[0], grid[1])
     place = place_of_block(tl.program_id(0), whole, SHAPE)
     v = computed(source, weight, numbers, fill, place, whole, source_strides, SHAPE)
-    place = place_in_buffers(place, (grid[2], grid[3]), (grid[4], grid[5]), SHAPE)
-    epilogue(v, place, numbers, operands, rows, images, at, SHAPE)
+    image, y, x, columns, inside = place_in_buffers(place, (grid[2], grid[3]), (grid[4], grid[5]), SHAPE)
+    if SHAPE.kind == _CONVOLUTION and SHAPE.columns > _AT_ONCE:
+        HALF: tl.constexpr = SHAPE.columns // 2
+        first, second = tl.split(tl.permute(tl.reshape(v, (SHAPE.rows, 2, HALF)), (0, 2, 1)))
+        columns = columns_of_block(tl.program_id(0), SHAPE, HALF)
+        epilogue(first, (image, y, x, columns, inside), numbers, operands, rows, images, at, SHAPE)
+        epilogue(second, (image, y, x, columns + HALF, inside), numbers, operands, rows, images, at, SHAPE)
+    else:
+        epilogue(v, (image, y, x, columns, inside), numbers, operands, rows, images, at, SHAPE)
 
 
 # Launcher -----------------------------------------------------------------------------------------------------------
@@ -526,15 +554,18 @@ def _check_weight(program: PlannedProgram, facts: Facts, i: Instruction) -> None
 def _product_blocks(i: Instruction, size: int, one_pixel: bool) -> tuple[int, int, int, int]:
     """(rows, columns, depth, warps) of a convolution's blocks, by its shape alone.
 
-    Blocks are large where a single image fills several. Sums are float32 in registers, at most 32 a thread: with 64, an
-    epilogue of activation and derivative spills. Operands of three stages take at most 72 KB of shared memory.
+    Blocks are large where a single image fills several, because each reads all weights of its columns. Eight warps, so
+    that a thread holds at most 64 sums: with four and 128 an epilogue spills. docs/results/gpu-model/update compares
+    other blocks. Operands of three stages take at most 96 KB of shared memory.
     """
     plane = 1 if one_pixel else i.height * i.width
-    columns = min(max(triton.next_power_of_2(i.channels), 16), 64)
-    rows = 128 if plane >= 256 else 64 if plane >= 16 else 16
-    inner = i.source_channels if one_pixel or i.source_channels > FEW else i.source_channels * i.kernel_y * i.kernel_x
-    depth = min(max(triton.next_power_of_2(inner), 16), 64 if size == 2 else 32)
-    return rows, columns, depth, 8 if rows * columns > 64 * 64 else 4
+    few = not one_pixel and i.source_channels <= FEW
+    rows, most = (128, 64 if few or size == 4 else 128) if plane >= 256 else (64, 64) if plane >= 16 else (16, 32)
+    columns = min(max(triton.next_power_of_2(i.channels), 16), most)
+    inner = i.source_channels * i.kernel_y * i.kernel_x if few else i.source_channels
+    deepest = 32 if size == 4 else 64 if plane >= 16 else 128
+    depth = min(max(triton.next_power_of_2(inner), 16), deepest)
+    return rows, columns, depth, 8 if rows * columns * (4 - size) >= 64 * 64 else 4
 
 
 def _steps(program: PlannedProgram, facts: Facts, i: Instruction) -> tuple[Any, ...]:

@@ -61,7 +61,7 @@ def _example(
     }
     stages = call.num_stages
     # Blocks of 2048 numbers change their layout between reading and writing through shared memory.
-    shown = {"shared": True, "most_shared": 73728 if stages else 16384, **shown}
+    shown = {"shared": True, "most_shared": 98304 if stages else 16384, **shown}
     if i.kind == Kind.CONVOLUTION:
         signature["weight"] = stored
         shown["matrix"] = {2: "bf16", 4: "tf32"}[size]
