@@ -65,7 +65,7 @@ def _example(
     if i.kind == Kind.CONVOLUTION:
         signature["weight"] = stored
         shown["matrix"] = {2: "bf16", 4: "tf32"}[size]
-    options = {"SHAPE": call.shape}
+    options = {"SHAPE": call.shape, "OVERLAPS": False}
     return LaunchExample(
         f"program {name}", instruction_kernel, signature, options, call.num_warps, num_stages=stages, **shown
     )
