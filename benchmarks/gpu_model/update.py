@@ -42,8 +42,8 @@ class Device:
     Numbers of publications are quoted as they are remembered: the texts could not be opened where this was written.
 
     Attributes:
-        multiprocessors, clock, registers, shared, l1_and_shared, threads, blocks, launch_shared: NVIDIA's data sheet of the H200 and
-            the table of compute capabilities in the CUDA programming guide, with the clock of the H100 that Chips and
+        multiprocessors, clock, registers, shared, l1_and_shared, threads, blocks, launch_shared: NVIDIA's data sheet of
+            the H200 and the table of compute capabilities in the CUDA programming guide, with the clock of the H100 that Chips and
             Cheese measured. `launch_shared` is what CUDA takes of shared memory for itself in each block.
         flops: of bfloat16 on tensor cores in one cycle of a multiprocessor: 989 TFLOP/s are 132 x 4096 at 1.83 GHz.
         without_warpgroups: the share of it that `mma.sync` reaches on an H100, by Luo et al., arXiv:2501.12084.
