@@ -1,5 +1,7 @@
 """Triton: a fused program, with one launch for each instruction over the whole batch.
 
+The phases of a transposed convolution are instructions of their own. They are one launch, whose blocks take turns.
+
 A convolution is an implicit matrix product: rows are positions (image, y, x) of its grid, columns its outputs, and the
 inner dimension runs over taps and input channels, so nothing is unfolded in memory. Each kernel is compiled for its
 epilogue, so what follows a product (bias, activation, derivative, sums) costs no launch and no pass over memory.
@@ -13,8 +15,9 @@ from __future__ import annotations
 
 import functools
 import math
+import operator
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -35,20 +38,22 @@ _FEW = tl.constexpr(FEW)
 _INTERPRETED = tl.constexpr(INTERPRETED)
 # Pixels of a window that one step of a pool reads, so that their loads are under way together.
 WINDOW_STEP = 16
+# Phases that one launch computes: each of them adds a few instructions to all of its blocks.
+PHASES = 16
 # What an int32 holds: a kernel counts all pixels, and the numbers of one image and of one constant.
 MOST = torch.iinfo(torch.int32).max
 _STORED = {2: torch.bfloat16, 4: torch.float32}
 
 
 class Window(NamedTuple):
-    """The window of a convolution, pool or gather; see `instructions.Kind`."""
+    """The windows of a convolution, pool or gather; see `instructions.Kind`. Each phase has its kernel and padding."""
 
-    kernel_y: int
-    kernel_x: int
+    kernel_y: tuple[int, ...]
+    kernel_x: tuple[int, ...]
+    pad_y: tuple[int, ...]
+    pad_x: tuple[int, ...]
     stride_y: int
     stride_x: int
-    pad_y: int
-    pad_x: int
     dilation_y: int
     dilation_x: int
 
@@ -58,6 +63,7 @@ class Shape(NamedTuple):
 
     Attributes:
         kind, window, broadcast: as in `instructions.Instruction`.
+        phases: how many are computed.
         steps: the operations of its epilogue.
         channels, inputs: of the result and of the source.
         pixel: numbers from pixel to pixel of the source.
@@ -70,6 +76,7 @@ class Shape(NamedTuple):
 
     kind: int
     window: Window
+    phases: int
     broadcast: bool
     steps: tuple[Step, ...]
     channels: int
@@ -87,7 +94,37 @@ class Shape(NamedTuple):
 #
 # `grid` is (images, height, width) of an instruction, `source_strides` (height, width, row, image) of the buffer that
 # it reads. `place` is (image, y, x, columns, inside) of one block: the positions that are its rows, with `image` in
-# int64, the channels that are its columns, and which rows exist.
+# int64, the channels that are its columns, and which rows exist. `taps` is (kernel_y, kernel_x, pad_y, pad_x).
+
+
+@triton.jit
+def chosen(options: tl.tuple, number: tl.tensor) -> tl.tensor:
+    """options[number] of scalars or pointers."""
+    value = options[0]
+    for i in tl.static_range(1, len(options)):
+        value = tl.where(number == i, options[i], value)
+    return value
+
+
+@triton.jit
+def chosen_constant(OPTIONS: tl.constexpr, number: tl.tensor) -> tl.tensor:
+    """OPTIONS[number] of numbers that the compiler knows, as it knows the result where all are the same."""
+    value = OPTIONS[0]
+    for i in tl.static_range(1, len(OPTIONS)):
+        value = tl.where(number == i, OPTIONS[i], value)
+    return value
+
+
+@triton.jit
+def taps_of(phase: tl.tensor, SHAPE: tl.constexpr) -> tl.tuple:
+    """The taps of a phase."""
+    WINDOW: tl.constexpr = SHAPE.window
+    KERNEL_Y: tl.constexpr = WINDOW.kernel_y
+    KERNEL_X: tl.constexpr = WINDOW.kernel_x
+    PAD_Y: tl.constexpr = WINDOW.pad_y
+    PAD_X: tl.constexpr = WINDOW.pad_x
+    kernel_y, kernel_x = chosen_constant(KERNEL_Y, phase), chosen_constant(KERNEL_X, phase)
+    return kernel_y, kernel_x, chosen_constant(PAD_Y, phase), chosen_constant(PAD_X, phase)
 
 
 @triton.jit
@@ -117,10 +154,16 @@ def product(a: tl.tensor, b: tl.tensor, sums: tl.tensor) -> tl.tensor:
 
 @triton.jit
 def over_taps(
-    source: tl.tensor, weight: tl.tensor, place: tl.tuple, source_strides: tl.tuple, SHAPE: tl.constexpr
+    source: tl.tensor,
+    weight: tl.tensor,
+    taps: tl.tuple,
+    place: tl.tuple,
+    source_strides: tl.tuple,
+    SHAPE: tl.constexpr,
 ) -> tl.tensor:
     """A convolution: the sums over taps and, `depth` at a time, inputs."""
     image, y, x, columns, inside = place
+    kernel_y, kernel_x, pad_y, pad_x = taps
     WINDOW: tl.constexpr = SHAPE.window
     CHANNELS: tl.constexpr = SHAPE.channels
     INPUTS: tl.constexpr = SHAPE.inputs
@@ -129,11 +172,11 @@ def over_taps(
     there = (columns < CHANNELS)[None, :]
     base = image * source_strides[3]
     sums = tl.zeros((image.shape[0], columns.shape[0]), tl.float32)
-    for k in range(WINDOW.kernel_y * WINDOW.kernel_x * STEPS):
+    for k in range(kernel_y * kernel_x * STEPS):
         tap = k // STEPS
         inputs = k % STEPS * DEPTH + tl.arange(0, DEPTH)
-        sy = y * WINDOW.stride_y - WINDOW.pad_y + tap // WINDOW.kernel_x * WINDOW.dilation_y
-        sx = x * WINDOW.stride_x - WINDOW.pad_x + tap % WINDOW.kernel_x * WINDOW.dilation_x
+        sy = y * WINDOW.stride_y - pad_y + tap // kernel_x * WINDOW.dilation_y
+        sx = x * WINDOW.stride_x - pad_x + tap % kernel_x * WINDOW.dilation_x
         seen = inside & (sy >= 0) & (sy < source_strides[0]) & (sx >= 0) & (sx < source_strides[1])
         pixels = source + (base + (sy * source_strides[2] + sx * SHAPE.pixel))[:, None]
         weights = weight + ((tap * INPUTS + inputs) * CHANNELS)[:, None] + columns[None, :]
@@ -149,45 +192,56 @@ def over_taps(
 
 @triton.jit
 def over_few_inputs(
-    source: tl.tensor, weight: tl.tensor, place: tl.tuple, source_strides: tl.tuple, SHAPE: tl.constexpr
+    source: tl.tensor,
+    weight: tl.tensor,
+    taps: tl.tuple,
+    place: tl.tuple,
+    source_strides: tl.tuple,
+    SHAPE: tl.constexpr,
 ) -> tl.tensor:
     """A convolution: the sums over (tap, input) as one dimension, in which the weights lie side by side as well."""
     image, y, x, columns, inside = place
+    kernel_y, kernel_x, pad_y, pad_x = taps
     WINDOW: tl.constexpr = SHAPE.window
     CHANNELS: tl.constexpr = SHAPE.channels
     INPUTS: tl.constexpr = SHAPE.inputs
     DEPTH: tl.constexpr = SHAPE.depth
-    TOTAL: tl.constexpr = WINDOW.kernel_y * WINDOW.kernel_x * INPUTS
+    total = kernel_y * kernel_x * INPUTS
     there = (columns < CHANNELS)[None, :]
     base = image * source_strides[3]
     sums = tl.zeros((image.shape[0], columns.shape[0]), tl.float32)
-    for first in range(0, TOTAL, DEPTH):
+    for first in range(0, total, DEPTH):
         k = first + tl.arange(0, DEPTH)
         tap = k // INPUTS
-        sy = (y * WINDOW.stride_y - WINDOW.pad_y)[:, None] + (tap // WINDOW.kernel_x * WINDOW.dilation_y)[None, :]
-        sx = (x * WINDOW.stride_x - WINDOW.pad_x)[:, None] + (tap % WINDOW.kernel_x * WINDOW.dilation_x)[None, :]
-        seen = inside[:, None] & (k < TOTAL)[None, :]
+        sy = (y * WINDOW.stride_y - pad_y)[:, None] + (tap // kernel_x * WINDOW.dilation_y)[None, :]
+        sx = (x * WINDOW.stride_x - pad_x)[:, None] + (tap % kernel_x * WINDOW.dilation_x)[None, :]
+        seen = inside[:, None] & (k < total)[None, :]
         seen = seen & (sy >= 0) & (sy < source_strides[0]) & (sx >= 0) & (sx < source_strides[1])
         numbers = source + base[:, None] + (sy * source_strides[2] + sx * SHAPE.pixel + (k % INPUTS)[None, :])
         a = tl.load(numbers, mask=seen, other=0.0)
-        b = tl.load(weight + (k * CHANNELS)[:, None] + columns[None, :], mask=there & (k < TOTAL)[:, None], other=0.0)
+        b = tl.load(weight + (k * CHANNELS)[:, None] + columns[None, :], mask=there & (k < total)[:, None], other=0.0)
         sums = product(a, b, sums)
     return sums
 
 
 @triton.jit
 def of_one_tap(
-    source: tl.tensor, weight: tl.tensor, place: tl.tuple, source_strides: tl.tuple, SHAPE: tl.constexpr
+    source: tl.tensor,
+    weight: tl.tensor,
+    taps: tl.tuple,
+    place: tl.tuple,
+    source_strides: tl.tuple,
+    SHAPE: tl.constexpr,
 ) -> tl.tensor:
     """A convolution over images of one pixel, which one pixel (y, x) of the grid sees through one tap."""
     image, y, x, columns, inside = place
-    WINDOW: tl.constexpr = SHAPE.window
+    kernel_y, kernel_x, pad_y, pad_x = taps
     CHANNELS: tl.constexpr = SHAPE.channels
     INPUTS: tl.constexpr = SHAPE.inputs
     DEPTH: tl.constexpr = SHAPE.depth
-    tap_y, tap_x = WINDOW.pad_y - y, WINDOW.pad_x - x
-    seen = (tap_y >= 0) & (tap_y < WINDOW.kernel_y) & (tap_x >= 0) & (tap_x < WINDOW.kernel_x)
-    weight += tl.where(seen, tap_y * WINDOW.kernel_x + tap_x, 0) * (INPUTS * CHANNELS)
+    tap_y, tap_x = pad_y - y, pad_x - x
+    seen = (tap_y >= 0) & (tap_y < kernel_y) & (tap_x >= 0) & (tap_x < kernel_x)
+    weight += tl.where(seen, tap_y * kernel_x + tap_x, 0) * (INPUTS * CHANNELS)
     bound = tl.where(seen, INPUTS, 0)
     pixels = source + (image * source_strides[3])[:, None]
     sums = tl.zeros((image.shape[0], columns.shape[0]), tl.float32)
@@ -212,10 +266,10 @@ def gathered(
     """Pixel ((y, x) - pad) / kernel of the source, numbers[fill] (or 0) outside of it."""
     image, y, x, columns, inside = place
     WINDOW: tl.constexpr = SHAPE.window
-    sy, sx = y - WINDOW.pad_y, x - WINDOW.pad_x
+    sy, sx = y - WINDOW.pad_y[0], x - WINDOW.pad_x[0]
     seen = (sy >= 0) & (sx >= 0)
-    seen = seen & (sy < source_strides[0] * WINDOW.kernel_y) & (sx < source_strides[1] * WINDOW.kernel_x)
-    pixel = sy // WINDOW.kernel_y * source_strides[2] + sx // WINDOW.kernel_x * SHAPE.pixel
+    seen = seen & (sy < source_strides[0] * WINDOW.kernel_y[0]) & (sx < source_strides[1] * WINDOW.kernel_x[0])
+    pixel = sy // WINDOW.kernel_y[0] * source_strides[2] + sx // WINDOW.kernel_x[0] * SHAPE.pixel
     pointers = source + (image * source_strides[3] + pixel)[:, None]
     if not SHAPE.broadcast:
         pointers += columns[None, :]
@@ -232,13 +286,13 @@ def window_sums(source: tl.tensor, place: tl.tuple, source_strides: tl.tuple, SH
     image, y, x, columns, inside = place
     WINDOW: tl.constexpr = SHAPE.window
     TAPS: tl.constexpr = SHAPE.taps
-    TOTAL: tl.constexpr = WINDOW.kernel_y * WINDOW.kernel_x
+    TOTAL: tl.constexpr = WINDOW.kernel_y[0] * WINDOW.kernel_x[0]
     sums = tl.zeros((image.shape[0], columns.shape[0]), tl.float32)
     base = (image * source_strides[3])[:, None]
     for first in range(0, TOTAL, TAPS):
         tap = first + tl.arange(0, TAPS)[None, :]
-        sy = (y * WINDOW.stride_y - WINDOW.pad_y)[:, None] + tap // WINDOW.kernel_x
-        sx = (x * WINDOW.stride_x - WINDOW.pad_x)[:, None] + tap % WINDOW.kernel_x
+        sy = (y * WINDOW.stride_y - WINDOW.pad_y[0])[:, None] + tap // WINDOW.kernel_x[0]
+        sx = (x * WINDOW.stride_x - WINDOW.pad_x[0])[:, None] + tap % WINDOW.kernel_x[0]
         seen = inside[:, None] & (tap < TOTAL)
         seen = seen & (sy >= 0) & (sy < source_strides[0]) & (sx >= 0) & (sx < source_strides[1])
         pointers = source + (base + (sy * source_strides[2] + sx * SHAPE.pixel))[:, :, None] + columns[None, None, :]
@@ -269,6 +323,7 @@ def computed(
     weight: tl.tensor,
     numbers: tl.tensor,
     fill: tl.tensor,
+    taps: tl.tuple,
     place: tl.tuple,
     grid: tl.tuple,
     source_strides: tl.tuple,
@@ -288,11 +343,11 @@ def computed(
     elif SHAPE.kind != _CONVOLUTION:
         return softmaxed(source, place, source_strides, SHAPE)
     elif SHAPE.one_pixel:
-        return of_one_tap(source, weight, place, source_strides, SHAPE)
+        return of_one_tap(source, weight, taps, place, source_strides, SHAPE)
     elif SHAPE.inputs <= _FEW:
-        return over_few_inputs(source, weight, place, source_strides, SHAPE)
+        return over_few_inputs(source, weight, taps, place, source_strides, SHAPE)
     else:
-        return over_taps(source, weight, place, source_strides, SHAPE)
+        return over_taps(source, weight, taps, place, source_strides, SHAPE)
 
 
 @triton.jit
@@ -307,7 +362,7 @@ def place_in_buffers(place: tl.tuple, start: tl.tuple, step: tl.tuple, SHAPE: tl
 @triton.jit(do_not_specialize=["batch", "fill"])
 def instruction_kernel(
     source: tl.tensor,
-    weight: tl.tensor,
+    weights: tl.tuple,
     numbers: tl.tensor,
     fill: tl.tensor,
     operands: tl.tuple,
@@ -319,15 +374,19 @@ def instruction_kernel(
     source_strides: tl.tuple,
     SHAPE: tl.constexpr,
 ) -> None:
-    """One block of an instruction. `weight` is None but for convolutions; `grid` has height, width, start and step.
+    """One block of an instruction, or of one of its phases, which take turns.
+
+    `weights` are None but for convolutions. `grid` has height, width and start of each phase, and their step.
 
     The batch is no part of `grid`: within a tuple, Triton compiles anew for 1 and for multiples of 16. So the kernels
     of a first check with a few samples are those of the chain.
     """
-    whole = (batch, grid[0], grid[1])
-    place = place_of_block(tl.program_id(0), whole, SHAPE)
-    v = computed(source, weight, numbers, fill, place, whole, source_strides, SHAPE)
-    place = place_in_buffers(place, (grid[2], grid[3]), (grid[4], grid[5]), SHAPE)
+    phase = tl.program_id(0) % SHAPE.phases
+    whole = (batch, chosen(grid[0], phase), chosen(grid[1], phase))
+    place = place_of_block(tl.program_id(0) // SHAPE.phases, whole, SHAPE)
+    taps = taps_of(phase, SHAPE)
+    v = computed(source, chosen(weights, phase), numbers, fill, taps, place, whole, source_strides, SHAPE)
+    place = place_in_buffers(place, (chosen(grid[2], phase), chosen(grid[3], phase)), (grid[4], grid[5]), SHAPE)
     epilogue(v, place, numbers, operands, rows, images, at, SHAPE)
 
 
@@ -336,16 +395,16 @@ def instruction_kernel(
 
 @dataclass(frozen=True)
 class Call:
-    """One instruction as a launch, all but the batch and the places in memory.
+    """One instruction, or several that are phases of one, as a launch; all but the batch and the places in memory.
 
     Attributes:
         shape, num_warps, num_stages: what is compiled.
         source: the buffer that is read and its first channel; -1 for x.
-        weight: the constant with the weights, -1 for none.
+        weights: the constants with the weights of each phase, -1 for none.
         fill: the number that a gather puts outside of its source.
         operands: of each step where it points to, "buffers", "constants" and an index, "gradient" or "energies".
         rows, images, at: the run-time numbers of each step.
-        grid: height, width, start and step of the instruction's grid.
+        grid: heights, widths and starts (y, x) of the phases' grids, and their step.
         source_strides: height, width, row and image of the source.
     """
 
@@ -353,22 +412,21 @@ class Call:
     num_warps: int
     num_stages: int | None
     source: tuple[int, int]
-    weight: int
+    weights: tuple[int, ...]
     fill: int
     operands: tuple[tuple[str, int], ...]
     rows: tuple[int, ...]
     images: tuple[int, ...]
     at: tuple[int, ...]
-    grid: tuple[int, ...]
+    grid: tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], tuple[int, ...], int, int]
     source_strides: tuple[int, ...]
 
     def programs(self, batch: int) -> int:
-        """How many blocks cover the grids of so many images."""
-        plane, rows = self.grid[0] * self.grid[1], self.shape.rows
+        """How many blocks cover the grids of so many images. All phases have as many as the largest of them."""
+        plane, rows = max(map(operator.mul, *self.grid[:2])), self.shape.rows
         panels = triton.cdiv(self.shape.channels, self.shape.columns)
-        if self.shape.one_pixel:
-            return plane * triton.cdiv(batch, rows) * panels
-        return triton.cdiv(batch * plane, rows) * panels
+        units = plane * triton.cdiv(batch, rows) if self.shape.one_pixel else triton.cdiv(batch * plane, rows)
+        return units * panels * self.shape.phases
 
 
 @dataclass(frozen=True)
@@ -402,10 +460,10 @@ def facts_of(x: Tensor, constants: Sequence[Tensor]) -> Facts:
 def _launch(call: Call, x: Tensor, constants: Sequence[Tensor], places: dict[str, Sequence[Tensor]]) -> None:
     buffer, channel = call.source
     source = x if buffer < 0 else places["buffers"][buffer][channel:]
-    weight = constants[call.weight] if call.weight >= 0 else None
+    weights = tuple(constants[weight] if weight >= 0 else None for weight in call.weights)
     operands = tuple(places[kind][index] for kind, index in call.operands)
     instruction_kernel[(call.programs(x.shape[0]),)](
-        *(source, weight, constants[0], call.fill, operands, call.rows, call.images, call.at, x.shape[0]),
+        *(source, weights, constants[0], call.fill, operands, call.rows, call.images, call.at, x.shape[0]),
         *(call.grid, call.source_strides, call.shape),
         num_warps=call.num_warps,
         **({} if call.num_stages is None else {"num_stages": call.num_stages}),
@@ -457,19 +515,69 @@ def calls_of(code: bytes, facts: Facts) -> tuple[PlannedProgram, tuple[Call, ...
     sizes = [math.prod(shape) for shape in (facts.sample, *(shape for _, shape in facts.constants))]
     if (largest := max(*sizes, *(b.image_stride for b in program.buffers))) > MOST:
         raise ValueError(f"an image or a constant has {largest} numbers; this kernel counts up to 2**31 of them")
-    return program, tuple(call_of(program, facts, i) for i in program.instructions)
+    return program, tuple(calls_in_order(program, facts))
+
+
+def calls_in_order(program: PlannedProgram, facts: Facts) -> list[Call]:
+    """The launches of all instructions; phases that follow one another are one launch."""
+    calls: list[Call] = []
+    for i in program.instructions:
+        call = call_of(program, facts, i)
+        if calls and _is_phase_of(call, calls[-1]):
+            calls[-1] = _joined(calls[-1], call)
+        else:
+            calls.append(call)
+    return calls
+
+
+def _is_phase_of(call: Call, before: Call) -> bool:
+    """Whether one launch computes both: convolutions that differ in taps and weights alone, and write other pixels.
+
+    What an instruction writes it reads at its own pixels at most (`program_check`), so neither waits for the other.
+    """
+    if call.weights[0] < 0 or before.shape.phases == PHASES or _apart_from_phase(call) != _apart_from_phase(before):
+        return False
+    *_, starts_y, starts_x, step_y, step_x = _joined(before, call).grid
+    starts = {(y % step_y, x % step_x) for y, x in zip(starts_y, starts_x, strict=True)}
+    return len(starts) == len(starts_y) and ("energies", 0) not in call.operands
+
+
+def _apart_from_phase(call: Call) -> Call:
+    none: tuple[int, ...] = ()
+    window = call.shape.window._replace(kernel_y=none, kernel_x=none, pad_y=none, pad_x=none)
+    shape = call.shape._replace(window=window, phases=0)
+    return replace(call, shape=shape, weights=none, grid=(none, none, none, none, *call.grid[4:]))
+
+
+def _joined(call: Call, other: Call) -> Call:
+    """Both with all of their phases."""
+    window, more = call.shape.window, other.shape.window
+    window = window._replace(
+        kernel_y=window.kernel_y + more.kernel_y,
+        kernel_x=window.kernel_x + more.kernel_x,
+        pad_y=window.pad_y + more.pad_y,
+        pad_x=window.pad_x + more.pad_x,
+    )
+    heights, widths, starts_y, starts_x = (a + b for a, b in zip(call.grid[:4], other.grid[:4], strict=True))
+    return replace(
+        call,
+        shape=call.shape._replace(window=window, phases=call.shape.phases + other.shape.phases),
+        weights=call.weights + other.weights,
+        grid=(heights, widths, starts_y, starts_x, *call.grid[4:]),
+    )
 
 
 def call_of(program: PlannedProgram, facts: Facts, i: Instruction) -> Call:
     """One instruction's launch."""
     kind, source = Kind(i.kind), program.buffers[i.source] if i.source >= 0 else None
     operands, steps, rows, images, at = _steps(program, facts, i)
-    window = Window(i.kernel_y, i.kernel_x, i.stride_y, i.stride_x, i.pad_y, i.pad_x, i.dilation_y, i.dilation_x)
-    one_pixel, depth, taps, num_warps, num_stages = False, 0, 1, 4, None
+    taps = ((i.kernel_y,), (i.kernel_x,), (i.pad_y,), (i.pad_x,))
+    window = Window(*taps, i.stride_y, i.stride_x, i.dilation_y, i.dilation_x)
+    one_pixel, depth, pixels, num_warps, num_stages = False, 0, 1, 4, None
     if kind == Kind.CONVOLUTION:
         _check_weight(program, facts, i)
         one_pixel = source is not None and (source.height, source.width) == (1, 1)
-        one_pixel = one_pixel and window[2:4] == window[6:8] == (1, 1)
+        one_pixel = one_pixel and window[4:] == (1, 1, 1, 1)
         block_rows, columns, depth, num_warps = _product_blocks(i, program.header.bytes, one_pixel)
         num_stages = 3
     elif kind in (Kind.LOG_SUM_EXP, Kind.SOFTMAX):
@@ -478,11 +586,12 @@ def call_of(program: PlannedProgram, facts: Facts, i: Instruction) -> Call:
     else:
         columns = min(triton.next_power_of_2(i.channels), 64)
         if kind == Kind.POOL:
-            taps = min(triton.next_power_of_2(i.kernel_y * i.kernel_x), WINDOW_STEP)
-        block_rows = max(1, 2048 // (columns * taps))
+            pixels = min(triton.next_power_of_2(i.kernel_y * i.kernel_x), WINDOW_STEP)
+        block_rows = max(1, 2048 // (columns * pixels))
     shape = Shape(
         kind=i.kind,
         window=window,
+        phases=1,
         broadcast=bool(i.broadcast),
         steps=steps,
         channels=i.channels,
@@ -493,20 +602,20 @@ def call_of(program: PlannedProgram, facts: Facts, i: Instruction) -> Call:
         rows=block_rows,
         columns=columns,
         depth=depth,
-        taps=taps,
+        taps=pixels,
     )
     return Call(
         shape,
         num_warps,
         num_stages,
         source=(i.source, i.source_channel),
-        weight=i.constant if kind == Kind.CONVOLUTION else -1,
+        weights=(i.constant if kind == Kind.CONVOLUTION else -1,),
         fill=max(i.constant, 0) if kind == Kind.GATHER else 0,
         operands=operands,
         rows=rows,
         images=images,
         at=at,
-        grid=(i.height, i.width, i.start_y, i.start_x, i.step_y, i.step_x),
+        grid=((i.height,), (i.width,), (i.start_y,), (i.start_x,), i.step_y, i.step_x),
         source_strides=(source.height, source.width, source.row_stride, source.image_stride)
         if source
         else (0, 0, 0, 0),
