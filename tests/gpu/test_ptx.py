@@ -29,7 +29,6 @@ OPERATORS = ("normal", "uniform", "langevin", "block_tail", "expand_blend", "mal
 PROGRAMS = (
     *("test_convolution", "test_phases_of_a_transposed_convolution", "test_everything_behind_phases", "test_nets"),
     *("test_other_kinds", "test_activations", "test_slope_of_a_result", "test_operands", "test_uneven_programs"),
-    "test_phases_of_one_launch_have_the_bits_of_their_own",
 )
 STEPS = (
     *("test_backends_agree", "test_backends_agree_to_the_last_bit", "test_words_are_those_of_their_address"),

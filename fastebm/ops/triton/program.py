@@ -36,6 +36,10 @@ _LOAD, _GATHER, _CONVOLUTION, _POOL, _LOG_SUM_EXP, _SOFTMAX = (tl.constexpr(int(
 FEW = 16
 _FEW = tl.constexpr(FEW)
 _INTERPRETED = tl.constexpr(INTERPRETED)
+# Convolutions of no more than so many pairs of a tap and a channel multiply them side by side (`beside_one_another`),
+# for so many positions of a block.
+PAIRS, PAIRED_ROWS = 32, 256
+_PAIRS = tl.constexpr(PAIRS)
 # Pixels of a window that one step of a pool reads, so that their loads are under way together.
 WINDOW_STEP = 16
 # Phases that one launch computes: each of them adds a few instructions to all of its blocks.
@@ -68,6 +72,7 @@ class Shape(NamedTuple):
         channels, inputs: of the result and of the source.
         pixel: numbers from pixel to pixel of the source.
         one_pixel: whether a block is of images at one pixel, because the source of a convolution is one pixel.
+        paired: whether columns of a product are pairs of a tap and a channel.
         filled: whether a gather has a number for what is outside of the source.
         rows, columns: positions and channels of a block.
         depth: of the inner dimension of a product that is read at a time.
@@ -83,6 +88,7 @@ class Shape(NamedTuple):
     inputs: int
     pixel: int
     one_pixel: bool
+    paired: bool
     filled: bool
     rows: int
     columns: int
@@ -128,6 +134,13 @@ def taps_of(phase: tl.tensor, SHAPE: tl.constexpr) -> tl.tuple:
 
 
 @triton.jit
+def halo_of(width: tl.tensor, SHAPE: tl.constexpr) -> tl.tensor:
+    """How far taps reach before and behind a position."""
+    WINDOW: tl.constexpr = SHAPE.window
+    return WINDOW.pad_y[0] * width + WINDOW.pad_x[0]
+
+
+@triton.jit
 def place_of_block(block: tl.tensor, grid: tl.tuple, SHAPE: tl.constexpr) -> tl.tuple:
     """The place of one block of an instruction's grid."""
     PANELS: tl.constexpr = (SHAPE.channels + SHAPE.columns - 1) // SHAPE.columns
@@ -139,9 +152,17 @@ def place_of_block(block: tl.tensor, grid: tl.tuple, SHAPE: tl.constexpr) -> tl.
         pixel = unit % plane
     else:
         position = unit * SHAPE.rows + tl.arange(0, SHAPE.rows)
+        if SHAPE.paired:
+            halo = halo_of(grid[2], SHAPE)
+            row = tl.arange(0, SHAPE.rows)
+            position = unit * (SHAPE.rows - 2 * halo) + row - halo
+            own = (row >= halo) & (row < SHAPE.rows - halo)
         image = position // plane
         pixel = position % plane
-    return image.to(tl.int64), pixel // grid[2], pixel % grid[2], columns, image < grid[0]
+    inside = image < grid[0]
+    if SHAPE.paired:
+        inside = inside & own
+    return image.to(tl.int64), pixel // grid[2], pixel % grid[2], columns, inside
 
 
 @triton.jit
@@ -255,6 +276,54 @@ def of_one_tap(
 
 
 @triton.jit
+def beside_one_another(
+    source: tl.tensor,
+    weight: tl.tensor,
+    place: tl.tuple,
+    grid: tl.tuple,
+    source_strides: tl.tuple,
+    SHAPE: tl.constexpr,
+) -> tl.tensor:
+    """A convolution to few channels, of the size of its source: all taps in one product, then shifts and a sum.
+
+    The product is that of each position with the weights of all (tap, channel) side by side, so the source is read once
+    and not once a tap. A position's result is the sum of what taps have at the positions that they reach. Those of a
+    block overlap by a halo on either side, for which there are products and no results.
+    """
+    image, y, x, columns, inside = place
+    WINDOW: tl.constexpr = SHAPE.window
+    CHANNELS: tl.constexpr = SHAPE.channels
+    INPUTS: tl.constexpr = SHAPE.inputs
+    DEPTH: tl.constexpr = SHAPE.depth
+    ROWS: tl.constexpr = SHAPE.rows
+    COLUMNS: tl.constexpr = SHAPE.columns
+    pair = tl.arange(0, _PAIRS)
+    tap = pair // CHANNELS
+    there = tap < WINDOW.kernel_y[0] * WINDOW.kernel_x[0]
+    known = (image >= 0) & (image < grid[0]) & (y >= 0) & (x >= 0)  # before the first position some are negative
+    pixels = source + (image * source_strides[3] + (y * source_strides[2] + x * SHAPE.pixel))[:, None]
+    weights = weight + (tap * (INPUTS * CHANNELS) + pair % CHANNELS)[None, :]
+    sums = tl.zeros((ROWS, _PAIRS), tl.float32)
+    for first in range(0, INPUTS, DEPTH):
+        inputs = first + tl.arange(0, DEPTH)
+        a = tl.load(pixels + inputs[None, :], mask=known[:, None] & (inputs < INPUTS)[None, :], other=0.0)
+        mask = there[None, :] & (inputs < INPUTS)[:, None]
+        b = tl.load(weights + (inputs * CHANNELS)[:, None], mask=mask, other=0.0)
+        sums = product(a, b, sums)
+    down = tap // WINDOW.kernel_x[0] * WINDOW.dilation_y - WINDOW.pad_y[0]
+    right = tap % WINDOW.kernel_x[0] * WINDOW.dilation_x - WINDOW.pad_x[0]
+    sy, sx = y[:, None] + down[None, :], x[:, None] + right[None, :]
+    seen = inside[:, None] & there[None, :] & (sy >= 0) & (sy < grid[1]) & (sx >= 0) & (sx < grid[2])
+    reached = tl.arange(0, ROWS)[:, None] + (down * grid[2] + right)[None, :]
+    terms = tl.where(seen, tl.gather(sums, tl.where(seen, reached, 0), 0), 0.0)
+    result = tl.zeros((ROWS, COLUMNS), tl.float32)
+    for channel in tl.static_range(CHANNELS):
+        total = tl.sum(tl.where((pair % CHANNELS == channel)[None, :], terms, 0.0), axis=1)
+        result = tl.where((columns == channel)[None, :], total[:, None], result)
+    return result
+
+
+@triton.jit
 def gathered(
     source: tl.tensor,
     numbers: tl.tensor,
@@ -342,6 +411,8 @@ def computed(
         return window_sums(source, place, source_strides, SHAPE)
     elif SHAPE.kind != _CONVOLUTION:
         return softmaxed(source, place, source_strides, SHAPE)
+    elif SHAPE.paired:
+        return beside_one_another(source, weight, place, grid, source_strides, SHAPE)
     elif SHAPE.one_pixel:
         return of_one_tap(source, weight, taps, place, source_strides, SHAPE)
     elif SHAPE.inputs <= _FEW:
@@ -424,6 +495,8 @@ class Call:
     def programs(self, batch: int) -> int:
         """How many blocks cover the grids of so many images. All phases have as many as the largest of them."""
         plane, rows = max(map(operator.mul, *self.grid[:2])), self.shape.rows
+        if self.shape.paired:
+            rows -= 2 * (self.shape.window.pad_y[0] * self.grid[1][0] + self.shape.window.pad_x[0])
         panels = triton.cdiv(self.shape.channels, self.shape.columns)
         units = plane * triton.cdiv(batch, rows) if self.shape.one_pixel else triton.cdiv(batch * plane, rows)
         return units * panels * self.shape.phases
@@ -573,13 +646,16 @@ def call_of(program: PlannedProgram, facts: Facts, i: Instruction) -> Call:
     operands, steps, rows, images, at = _steps(program, facts, i)
     taps = ((i.kernel_y,), (i.kernel_x,), (i.pad_y,), (i.pad_x,))
     window = Window(*taps, i.stride_y, i.stride_x, i.dilation_y, i.dilation_x)
-    one_pixel, depth, pixels, num_warps, num_stages = False, 0, 1, 4, None
+    one_pixel, paired, depth, pixels, num_warps, num_stages = False, False, 0, 1, 4, None
     if kind == Kind.CONVOLUTION:
         _check_weight(program, facts, i)
         one_pixel = source is not None and (source.height, source.width) == (1, 1)
         one_pixel = one_pixel and window[4:] == (1, 1, 1, 1)
         block_rows, columns, depth, num_warps = _product_blocks(i, program.header.bytes, one_pixel)
         num_stages = 3
+        if paired := source is not None and _is_paired(i, source):
+            block_rows, columns, num_warps = PAIRED_ROWS, triton.next_power_of_2(i.channels), 8
+            depth = min(depth, 32)
     elif kind in (Kind.LOG_SUM_EXP, Kind.SOFTMAX):
         columns = triton.next_power_of_2(i.source_channels)
         block_rows = max(1, 1024 // columns)
@@ -598,6 +674,7 @@ def call_of(program: PlannedProgram, facts: Facts, i: Instruction) -> Call:
         inputs=i.source_channels,
         pixel=source.pixel_stride if source is not None else 0,
         one_pixel=one_pixel,
+        paired=paired,
         filled=kind == Kind.GATHER and i.constant >= 0,
         rows=block_rows,
         columns=columns,
@@ -644,6 +721,19 @@ def _product_blocks(i: Instruction, size: int, one_pixel: bool) -> tuple[int, in
     inner = i.source_channels if one_pixel or i.source_channels > FEW else i.source_channels * i.kernel_y * i.kernel_x
     depth = min(max(triton.next_power_of_2(inner), 16), 64 if size == 2 else 32)
     return rows, columns, depth, 8 if rows * columns > 64 * 64 else 4
+
+
+def _is_paired(i: Instruction, source: Buffer) -> bool:
+    """Whether a convolution multiplies (tap, channel) side by side: where this reads its source half as often, or less.
+
+    Images of fewer positions than a block has fill it with those of several, but chains of them take other blocks.
+    """
+    reach = ((i.kernel_y - 1) * i.dilation_y, (i.kernel_x - 1) * i.dilation_x)
+    same = (i.height, i.width) == (source.height, source.width) and (2 * i.pad_y, 2 * i.pad_x) == reach
+    few = i.source_channels > FEW and i.kernel_y * i.kernel_x * i.channels <= PAIRS and i.stride_y == i.stride_x == 1
+    own = PAIRED_ROWS - 2 * (i.pad_y * i.width + i.pad_x)
+    large = i.height * i.width >= PAIRED_ROWS
+    return same and few and large and 2 * PAIRED_ROWS <= i.kernel_y * i.kernel_x * own
 
 
 def _steps(program: PlannedProgram, facts: Facts, i: Instruction) -> tuple[Any, ...]:
