@@ -733,7 +733,7 @@ def _is_paired(i: Instruction, source: Buffer) -> bool:
     few = i.source_channels > FEW and i.kernel_y * i.kernel_x * i.channels <= PAIRS and i.stride_y == i.stride_x == 1
     own = PAIRED_ROWS - 2 * (i.pad_y * i.width + i.pad_x)
     large = i.height * i.width >= PAIRED_ROWS
-    return same and few and large and 2 * PAIRED_ROWS <= i.kernel_y * i.kernel_x * own
+    return same and few and large and i.kernel_y * i.kernel_x * own >= 2 * PAIRED_ROWS
 
 
 def _steps(program: PlannedProgram, facts: Facts, i: Instruction) -> tuple[Any, ...]:
