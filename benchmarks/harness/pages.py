@@ -386,6 +386,27 @@ def instruction_sections(entries: dict[str, Entry]) -> dict[str, str]:
     return {"instructions": markdown_table(("kernel", "for", *entries), rows, words=2)}
 
 
+def update_sections(entries: dict[str, Entry]) -> dict[str, str]:
+    """The modelled update by state of the sources, what it waits for, and the launches of the last state."""
+    found: dict[tuple[int, str], dict[str, str]] = {}
+    for name, entry in entries.items():
+        for batch in entry["batches"]:
+            values = {"modelled, ms": batch["milliseconds"], "target, ms": batch["target_milliseconds"]}
+            values |= {"launches": batch["launches"]}
+            values |= {f"ms if {limit} cost nothing": value for limit, value in batch["without"].items()}
+            for quantity, value in values.items():
+                found.setdefault((batch["batch"], quantity), {})[name] = f"{value:.3g}"
+    rows = [(*row, *(states.get(name, "") for name in entries)) for row, states in found.items()]
+    sections = {"modelled": markdown_table(("batch", "quantity", *entries), rows, words=2)}
+    columns = ("launch", "blocks", "waves", "warps", "registers", "shared bytes", "gflop", "steps")
+    columns += ("l2 megabytes of operands", "l2 megabytes pointwise", "hbm megabytes")
+    columns += ("instructions a step", "instructions an element", "microseconds", "waits for")
+    for batch in next(reversed(entries.values()))["batches"]:
+        launches = [tuple(str(row[column]) for column in columns) for row in batch["rows"]]
+        sections[f"launches-{batch['batch']}"] = markdown_table(columns, launches)
+    return sections
+
+
 def generate_table(name: str, entry: Entry) -> str:
     """Images a second of `fastebm generate` and of the bare sampler."""
     machine = entry["machine"]
@@ -462,6 +483,7 @@ PAGES: dict[str, Sections] = {
     "ec-vae": each(comparison_table),
     "generate": each(generate_table),
     "gpu-model": instruction_sections,
+    "gpu-model/update": update_sections,
     "mnist": run_sections,
     "one-pass": each(one_pass_table),
     "restoration": restoration_sections,

@@ -39,7 +39,11 @@ _INTERPRETED = tl.constexpr(INTERPRETED)
 # Convolutions of no more than so many pairs of a tap and a channel multiply them side by side (`beside_one_another`),
 # for so many positions of a block.
 PAIRS, PAIRED_ROWS = 32, 256
-_PAIRS = tl.constexpr(PAIRS)
+# A product has so many columns at least.
+LEAST = 16
+_LEAST = tl.constexpr(LEAST)
+# Channels that an epilogue works on at a time: with 128, activation and derivative take up to 255 registers and spill.
+_AT_ONCE = tl.constexpr(64)
 # Pixels of a window that one step of a pool reads, so that their loads are under way together.
 WINDOW_STEP = 16
 # Phases that one launch computes: each of them adds a few instructions to all of its blocks.
@@ -76,7 +80,7 @@ class Shape(NamedTuple):
         filled: whether a gather has a number for what is outside of the source.
         rows, columns: positions and channels of a block.
         depth: of the inner dimension of a product that is read at a time.
-        taps: pixels of a pool's window that are read at a time.
+        taps: pixels of a pool's window that are read at a time; taps but the middle one where they are `paired`.
     """
 
     kind: int
@@ -134,35 +138,46 @@ def taps_of(phase: tl.tensor, SHAPE: tl.constexpr) -> tl.tuple:
 
 
 @triton.jit
-def halo_of(width: tl.tensor, SHAPE: tl.constexpr) -> tl.tensor:
-    """How far taps reach before and behind a position."""
+def padded(grid: tl.tuple, SHAPE: tl.constexpr) -> tl.tuple:
+    """(height, width, halo) of an image whose rows end in the zeros that taps reach, and behind which rows of them lie.
+
+    The zeros behind a row are those before the next one. Taps reach `halo` positions before and behind their own.
+    """
     WINDOW: tl.constexpr = SHAPE.window
-    return WINDOW.pad_y[0] * width + WINDOW.pad_x[0]
+    width = grid[2] + WINDOW.pad_x[0]
+    return grid[1] + WINDOW.pad_y[0], width, WINDOW.pad_y[0] * width + WINDOW.pad_x[0]
+
+
+@triton.jit
+def columns_of_block(block: tl.tensor, SHAPE: tl.constexpr, COUNT: tl.constexpr) -> tl.tensor:
+    """The first channels of one block."""
+    PANELS: tl.constexpr = (SHAPE.channels + SHAPE.columns - 1) // SHAPE.columns
+    return block % PANELS * SHAPE.columns + tl.arange(0, COUNT)
 
 
 @triton.jit
 def place_of_block(block: tl.tensor, grid: tl.tuple, SHAPE: tl.constexpr) -> tl.tuple:
     """The place of one block of an instruction's grid."""
-    PANELS: tl.constexpr = (SHAPE.channels + SHAPE.columns - 1) // SHAPE.columns
-    columns = block % PANELS * SHAPE.columns + tl.arange(0, SHAPE.columns)
-    unit = block // PANELS
-    plane = grid[1] * grid[2]
-    if SHAPE.one_pixel:
-        image = unit // plane * SHAPE.rows + tl.arange(0, SHAPE.rows)
-        pixel = unit % plane
-    else:
-        position = unit * SHAPE.rows + tl.arange(0, SHAPE.rows)
-        if SHAPE.paired:
-            halo = halo_of(grid[2], SHAPE)
-            row = tl.arange(0, SHAPE.rows)
-            position = unit * (SHAPE.rows - 2 * halo) + row - halo
-            own = (row >= halo) & (row < SHAPE.rows - halo)
-        image = position // plane
-        pixel = position % plane
-    inside = image < grid[0]
+    columns = columns_of_block(block, SHAPE, SHAPE.columns)
+    unit = block // ((SHAPE.channels + SHAPE.columns - 1) // SHAPE.columns)
     if SHAPE.paired:
-        inside = inside & own
-    return image.to(tl.int64), pixel // grid[2], pixel % grid[2], columns, inside
+        height, width, halo = padded(grid, SHAPE)
+        row = tl.arange(0, SHAPE.rows)
+        position = unit * (SHAPE.rows - 2 * halo) + row - halo
+        own = (row >= halo) & (row < SHAPE.rows - halo)
+        image = position // (height * width)
+        y, x = position // width % height, position % width
+        return image.to(tl.int64), y, x, columns, own & (image < grid[0]) & (y < grid[1]) & (x < grid[2])
+    else:
+        plane = grid[1] * grid[2]
+        if SHAPE.one_pixel:
+            image = unit // plane * SHAPE.rows + tl.arange(0, SHAPE.rows)
+            pixel = unit % plane
+        else:
+            position = unit * SHAPE.rows + tl.arange(0, SHAPE.rows)
+            image = position // plane
+            pixel = position % plane
+        return image.to(tl.int64), pixel // grid[2], pixel % grid[2], columns, image < grid[0]
 
 
 @triton.jit
@@ -174,6 +189,12 @@ def product(a: tl.tensor, b: tl.tensor, sums: tl.tensor) -> tl.tensor:
 
 
 @triton.jit
+def within(at: tl.tensor, size: tl.tensor) -> tl.tensor:
+    """0 <= at < size, by one comparison."""
+    return at.to(tl.uint32, bitcast=True) < size
+
+
+@triton.jit
 def over_taps(
     source: tl.tensor,
     weight: tl.tensor,
@@ -182,7 +203,11 @@ def over_taps(
     source_strides: tl.tuple,
     SHAPE: tl.constexpr,
 ) -> tl.tensor:
-    """A convolution: the sums over taps and, `depth` at a time, inputs."""
+    """A convolution: the sums over inputs, `depth` at a time, and taps.
+
+    All taps of a part of the inputs come before the next part, and the source comes through the L1 cache (`.ca`). There
+    most taps find what others read. What differs from thread to thread is computed before the loop.
+    """
     image, y, x, columns, inside = place
     kernel_y, kernel_x, pad_y, pad_x = taps
     WINDOW: tl.constexpr = SHAPE.window
@@ -191,22 +216,25 @@ def over_taps(
     DEPTH: tl.constexpr = SHAPE.depth
     STEPS: tl.constexpr = (INPUTS + DEPTH - 1) // DEPTH
     there = (columns < CHANNELS)[None, :]
-    base = image * source_strides[3]
+    sy, sx = y * WINDOW.stride_y - pad_y, x * WINDOW.stride_x - pad_x
+    inner = tl.arange(0, DEPTH)
+    pixels = (image * source_strides[3] + (sy * source_strides[2] + sx * SHAPE.pixel))[:, None] + inner[None, :]
+    sy = tl.where(inside, sy, -(2**30))
+    weights = (inner * CHANNELS)[:, None] + columns[None, :]
     sums = tl.zeros((image.shape[0], columns.shape[0]), tl.float32)
-    for k in range(kernel_y * kernel_x * STEPS):
-        tap = k // STEPS
-        inputs = k % STEPS * DEPTH + tl.arange(0, DEPTH)
-        sy = y * WINDOW.stride_y - pad_y + tap // kernel_x * WINDOW.dilation_y
-        sx = x * WINDOW.stride_x - pad_x + tap % kernel_x * WINDOW.dilation_x
-        seen = inside & (sy >= 0) & (sy < source_strides[0]) & (sx >= 0) & (sx < source_strides[1])
-        pixels = source + (base + (sy * source_strides[2] + sx * SHAPE.pixel))[:, None]
-        weights = weight + ((tap * INPUTS + inputs) * CHANNELS)[:, None] + columns[None, :]
+    count = kernel_y * kernel_x
+    for k in range(count * STEPS):
+        tap, first = k % count, k // count * DEPTH
+        dy, dx = tap // kernel_x * WINDOW.dilation_y, tap % kernel_x * WINDOW.dilation_x
+        seen = (within(sy + dy, source_strides[0]) & within(sx + dx, source_strides[1]))[:, None]
+        from_source = source + (dy * source_strides[2] + dx * SHAPE.pixel + first) + pixels
+        from_weight = weight + (tap * INPUTS + first) * CHANNELS + weights
         if INPUTS % DEPTH == 0:
-            a = tl.load(pixels + inputs[None, :], mask=seen[:, None], other=0.0)
-            b = tl.load(weights, mask=there, other=0.0)
+            a = tl.load(from_source, mask=seen, other=0.0, cache_modifier=".ca")
+            b = tl.load(from_weight, mask=there, other=0.0)
         else:
-            a = tl.load(pixels + inputs[None, :], mask=seen[:, None] & (inputs < INPUTS)[None, :], other=0.0)
-            b = tl.load(weights, mask=there & (inputs < INPUTS)[:, None], other=0.0)
+            a = tl.load(from_source, mask=seen & (first + inner < INPUTS)[None, :], other=0.0, cache_modifier=".ca")
+            b = tl.load(from_weight, mask=there & (first + inner < INPUTS)[:, None], other=0.0)
         sums = product(a, b, sums)
     return sums
 
@@ -287,40 +315,45 @@ def beside_one_another(
     """A convolution to few channels, of the size of its source: all taps in one product, then shifts and a sum.
 
     The product is that of each position with the weights of all (tap, channel) side by side, so the source is read once
-    and not once a tap. A position's result is the sum of what taps have at the positions that they reach. Those of a
-    block overlap by a halo on either side, for which there are products and no results.
+    and not once a tap. A position's result is the sum of what taps have at the positions that they reach; the tap in
+    the middle reaches its own, and has a product for itself. Blocks overlap by a halo on either side, for which there
+    are products and no results. Positions are those of `padded` images, so that no tap reaches the end of another row.
     """
-    image, y, x, columns, inside = place
+    image, y, x, _, _ = place
     WINDOW: tl.constexpr = SHAPE.window
     CHANNELS: tl.constexpr = SHAPE.channels
     INPUTS: tl.constexpr = SHAPE.inputs
     DEPTH: tl.constexpr = SHAPE.depth
     ROWS: tl.constexpr = SHAPE.rows
     COLUMNS: tl.constexpr = SHAPE.columns
-    pair = tl.arange(0, _PAIRS)
-    tap = pair // CHANNELS
-    there = tap < WINDOW.kernel_y[0] * WINDOW.kernel_x[0]
-    known = (image >= 0) & (image < grid[0]) & (y >= 0) & (x >= 0)  # before the first position some are negative
+    TAPS: tl.constexpr = SHAPE.taps
+    KERNEL_X: tl.constexpr = WINDOW.kernel_x[0]
+    MIDDLE: tl.constexpr = WINDOW.kernel_y[0] * KERNEL_X // 2
+    known = (image >= 0) & (image < grid[0]) & (y >= 0) & (y < grid[1]) & (x >= 0) & (x < grid[2])
     pixels = source + (image * source_strides[3] + (y * source_strides[2] + x * SHAPE.pixel))[:, None]
-    weights = weight + (tap * (INPUTS * CHANNELS) + pair % CHANNELS)[None, :]
-    sums = tl.zeros((ROWS, _PAIRS), tl.float32)
+    pair = tl.arange(0, TAPS * COLUMNS)
+    tap, channel = pair // COLUMNS, pair % COLUMNS
+    tap += tl.where(tap >= MIDDLE, 1, 0)
+    there = ((tap <= 2 * MIDDLE) & (channel < CHANNELS))[None, :]
+    weights = weight + (tap * (INPUTS * CHANNELS) + channel)[None, :]
+    own = tl.arange(0, _LEAST)
+    in_middle = weight + (MIDDLE * (INPUTS * CHANNELS) + own)[None, :]
+    sums = tl.zeros((ROWS, TAPS * COLUMNS), tl.float32)
+    middle = tl.zeros((ROWS, _LEAST), tl.float32)
     for first in range(0, INPUTS, DEPTH):
         inputs = first + tl.arange(0, DEPTH)
         a = tl.load(pixels + inputs[None, :], mask=known[:, None] & (inputs < INPUTS)[None, :], other=0.0)
-        mask = there[None, :] & (inputs < INPUTS)[:, None]
-        b = tl.load(weights + (inputs * CHANNELS)[:, None], mask=mask, other=0.0)
+        here = (inputs < INPUTS)[:, None]
+        b = tl.load(weights + (inputs * CHANNELS)[:, None], mask=there & here, other=0.0)
         sums = product(a, b, sums)
-    down = tap // WINDOW.kernel_x[0] * WINDOW.dilation_y - WINDOW.pad_y[0]
-    right = tap % WINDOW.kernel_x[0] * WINDOW.dilation_x - WINDOW.pad_x[0]
-    sy, sx = y[:, None] + down[None, :], x[:, None] + right[None, :]
-    seen = inside[:, None] & there[None, :] & (sy >= 0) & (sy < grid[1]) & (sx >= 0) & (sx < grid[2])
-    reached = tl.arange(0, ROWS)[:, None] + (down * grid[2] + right)[None, :]
-    terms = tl.where(seen, tl.gather(sums, tl.where(seen, reached, 0), 0), 0.0)
-    result = tl.zeros((ROWS, COLUMNS), tl.float32)
-    for channel in tl.static_range(CHANNELS):
-        total = tl.sum(tl.where((pair % CHANNELS == channel)[None, :], terms, 0.0), axis=1)
-        result = tl.where((columns == channel)[None, :], total[:, None], result)
-    return result
+        b = tl.load(in_middle + (inputs * CHANNELS)[:, None], mask=(own < CHANNELS)[None, :] & here, other=0.0)
+        middle = product(a, b, middle)
+    _, width, _ = padded(grid, SHAPE)
+    down, right = tap // KERNEL_X * WINDOW.dilation_y, tap % KERNEL_X * WINDOW.dilation_x
+    shift = (down - WINDOW.pad_y[0]) * width + (right - WINDOW.pad_x[0])
+    reached = (tl.arange(0, ROWS)[:, None] + shift[None, :]) & (ROWS - 1)  # a result's lie within the block
+    shifted = tl.sum(tl.reshape(tl.gather(sums, reached, 0), (ROWS, TAPS, COLUMNS)), axis=1)
+    return shifted + tl.sum(tl.reshape(middle, (ROWS, _LEAST // COLUMNS, COLUMNS)), axis=1)  # zeros but for the first
 
 
 @triton.jit
@@ -452,13 +485,20 @@ def instruction_kernel(
     The batch is no part of `grid`: within a tuple, Triton compiles anew for 1 and for multiples of 16. So the kernels
     of a first check with a few samples are those of the chain.
     """
-    phase = tl.program_id(0) % SHAPE.phases
+    phase, block = tl.program_id(0) % SHAPE.phases, tl.program_id(0) // SHAPE.phases
     whole = (batch, chosen(grid[0], phase), chosen(grid[1], phase))
-    place = place_of_block(tl.program_id(0) // SHAPE.phases, whole, SHAPE)
-    taps = taps_of(phase, SHAPE)
+    place, taps = place_of_block(block, whole, SHAPE), taps_of(phase, SHAPE)
     v = computed(source, chosen(weights, phase), numbers, fill, taps, place, whole, source_strides, SHAPE)
-    place = place_in_buffers(place, (chosen(grid[2], phase), chosen(grid[3], phase)), (grid[4], grid[5]), SHAPE)
-    epilogue(v, place, numbers, operands, rows, images, at, SHAPE)
+    start = (chosen(grid[2], phase), chosen(grid[3], phase))
+    image, y, x, columns, inside = place_in_buffers(place, start, (grid[4], grid[5]), SHAPE)
+    if SHAPE.kind == _CONVOLUTION and SHAPE.columns > _AT_ONCE:
+        HALF: tl.constexpr = SHAPE.columns // 2
+        first, second = tl.split(tl.permute(tl.reshape(v, (SHAPE.rows, 2, HALF)), (0, 2, 1)))
+        columns = columns_of_block(block, SHAPE, HALF)
+        epilogue(first, (image, y, x, columns, inside), numbers, operands, rows, images, at, SHAPE)
+        epilogue(second, (image, y, x, columns + HALF, inside), numbers, operands, rows, images, at, SHAPE)
+    else:
+        epilogue(v, (image, y, x, columns, inside), numbers, operands, rows, images, at, SHAPE)
 
 
 # Launcher -----------------------------------------------------------------------------------------------------------
@@ -496,7 +536,9 @@ class Call:
         """How many blocks cover the grids of so many images. All phases have as many as the largest of them."""
         plane, rows = max(map(operator.mul, *self.grid[:2])), self.shape.rows
         if self.shape.paired:
-            rows -= 2 * (self.shape.window.pad_y[0] * self.grid[1][0] + self.shape.window.pad_x[0])
+            (pad_y,), (pad_x,), (height,), (width,) = *self.shape.window[2:4], *self.grid[:2]
+            plane = (height + pad_y) * (width + pad_x)
+            rows -= 2 * halo_of(pad_y, pad_x, width)
         panels = triton.cdiv(self.shape.channels, self.shape.columns)
         units = plane * triton.cdiv(batch, rows) if self.shape.one_pixel else triton.cdiv(batch * plane, rows)
         return units * panels * self.shape.phases
@@ -655,7 +697,7 @@ def call_of(program: PlannedProgram, facts: Facts, i: Instruction) -> Call:
         num_stages = 3
         if paired := source is not None and _is_paired(i, source):
             block_rows, columns, num_warps = PAIRED_ROWS, triton.next_power_of_2(i.channels), 8
-            depth = min(depth, 32)
+            depth, pixels = min(depth, 64 // program.header.bytes), triton.next_power_of_2(i.kernel_y * i.kernel_x - 1)
     elif kind in (Kind.LOG_SUM_EXP, Kind.SOFTMAX):
         columns = triton.next_power_of_2(i.source_channels)
         block_rows = max(1, 1024 // columns)
@@ -712,28 +754,36 @@ def _check_weight(program: PlannedProgram, facts: Facts, i: Instruction) -> None
 def _product_blocks(i: Instruction, size: int, one_pixel: bool) -> tuple[int, int, int, int]:
     """(rows, columns, depth, warps) of a convolution's blocks, by its shape alone.
 
-    Blocks are large where a single image fills several. Sums are float32 in registers, at most 32 a thread: with 64, an
-    epilogue of activation and derivative spills. Operands of three stages take at most 72 KB of shared memory.
+    Blocks are large where a single image fills several, because each reads all weights of its columns. Eight warps, so
+    that a thread holds at most 64 sums: with four and 128 an epilogue spills. docs/results/gpu-model/update compares
+    other blocks. Operands of three stages take at most 96 KB of shared memory.
     """
     plane = 1 if one_pixel else i.height * i.width
-    columns = min(max(triton.next_power_of_2(i.channels), 16), 64)
-    rows = 128 if plane >= 256 else 64 if plane >= 16 else 16
-    inner = i.source_channels if one_pixel or i.source_channels > FEW else i.source_channels * i.kernel_y * i.kernel_x
-    depth = min(max(triton.next_power_of_2(inner), 16), 64 if size == 2 else 32)
-    return rows, columns, depth, 8 if rows * columns > 64 * 64 else 4
+    few = not one_pixel and i.source_channels <= FEW
+    rows, most = (128, 64 if few or size == 4 else 128) if plane >= 256 else (64, 64) if plane >= 16 else (16, 32)
+    columns = min(max(triton.next_power_of_2(i.channels), 16), most)
+    inner = i.source_channels * i.kernel_y * i.kernel_x if few else i.source_channels
+    deepest = 32 if size == 4 else 64 if plane >= 16 else 128
+    depth = min(max(triton.next_power_of_2(inner), 16), deepest)
+    return rows, columns, depth, 8 if rows * columns * (4 - size) >= 64 * 64 else 4
+
+
+def halo_of(pad_y: int, pad_x: int, width: int) -> int:
+    """How far taps reach before and behind a position of a padded image."""
+    return pad_y * (width + pad_x) + pad_x
 
 
 def _is_paired(i: Instruction, source: Buffer) -> bool:
     """Whether a convolution multiplies (tap, channel) side by side: where this reads its source half as often, or less.
 
-    Images of fewer positions than a block has fill it with those of several, but chains of them take other blocks.
+    Its images fill a block, since a chain of smaller ones needs blocks of four warps.
     """
-    reach = ((i.kernel_y - 1) * i.dilation_y, (i.kernel_x - 1) * i.dilation_x)
+    taps, reach = i.kernel_y * i.kernel_x, ((i.kernel_y - 1) * i.dilation_y, (i.kernel_x - 1) * i.dilation_x)
     same = (i.height, i.width) == (source.height, source.width) and (2 * i.pad_y, 2 * i.pad_x) == reach
-    few = i.source_channels > FEW and i.kernel_y * i.kernel_x * i.channels <= PAIRS and i.stride_y == i.stride_x == 1
-    own = PAIRED_ROWS - 2 * (i.pad_y * i.width + i.pad_x)
-    large = i.height * i.width >= PAIRED_ROWS
-    return same and few and large and i.kernel_y * i.kernel_x * own >= 2 * PAIRED_ROWS
+    pairs = triton.next_power_of_2(max(taps - 1, 1)) * triton.next_power_of_2(i.channels)
+    few = i.source_channels > FEW and taps > 1 and taps % 2 and pairs <= PAIRS and i.stride_y == i.stride_x == 1
+    own = PAIRED_ROWS - 2 * halo_of(i.pad_y, i.pad_x, i.width)
+    return bool(same and few and i.height * i.width >= PAIRED_ROWS and taps * own >= 2 * PAIRED_ROWS)
 
 
 def _steps(program: PlannedProgram, facts: Facts, i: Instruction) -> tuple[Any, ...]:

@@ -70,7 +70,7 @@ def _example(
     }
     stages = call.num_stages
     # Blocks of 2048 numbers change their layout between reading and writing through shared memory.
-    shown = {"shared": True, "most_shared": 73728 if stages else 16384, **shown}
+    shown = {"shared": True, "most_shared": 98304 if stages else 16384, **shown}
     options: dict[str, Any] = {"SHAPE": call.shape}
     if i.kind == Kind.CONVOLUTION:
         signature["weights"] = (stored,) * len(call.weights)
