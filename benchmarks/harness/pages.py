@@ -407,6 +407,45 @@ def update_sections(entries: dict[str, Entry]) -> dict[str, str]:
     return sections
 
 
+def launch_sections(entries: dict[str, Entry]) -> dict[str, str]:
+    """Launches of programs, and what joining them and multiplying taps side by side changed."""
+    entry = list(entries.values())[-1]
+    states = list(next(iter(entry["nets"].values())))
+    rows = [
+        (net, *(f"{found[state]['launches']} ({found[state]['small']})" for state in states))
+        for net, found in entry["nets"].items()
+    ]
+    sections = {"launches": markdown_table(("program of", *states), rows)}
+    whole, phases, taps = [], [], []
+    for batch, by_state in entry["batches"].items():
+        for state, (*found, total) in by_state.items():
+            whole.append((batch, state, str(total["launches"]), f"{total['whole']:.3f}"))
+            taps += [_counts(batch, state, [line]) for line in found if not line["phases"]]
+            maps = dict.fromkeys(line["map"] for line in found if line["phases"])
+            phases += [(size, *_counts(batch, state, [x for x in found if x["map"] == size])) for size in maps]
+    columns = ("batch", "state", "launches", "blocks of each", "waves of each", "registers", "gflop with padding")
+    columns += ("megabytes from L2", "million instructions", "modelled us", "waits for")
+    sections["whole"] = markdown_table(("batch", "state", "launches", "modelled ms"), whole, words=2)
+    by_map = sorted(phases, key=lambda row: (int(row[1]), int(row[0].split("x")[0])))
+    by_map = [line for line in by_map if "side by side" not in line[2]]
+    sections["phases"] = markdown_table(("map of a phase", *columns), by_map, words=3)
+    sections["taps"] = markdown_table(columns, taps, words=2)
+    return sections
+
+
+def _counts(batch: str, state: str, lines: Sequence[Entry]) -> tuple[str, ...]:
+    """A row for launches that do the same."""
+
+    def total(name: str) -> float:
+        return sum(line[name] for line in lines)
+
+    first = max(lines, key=lambda line: line["registers"])
+    each = (str(first[name]) for name in ("blocks", "waves", "registers"))
+    sums = (f"{total('gflop with padding'):.2f}", f"{total('l2 megabytes of operands'):.0f}")
+    more = (f"{total('million instructions')}", f"{total('microseconds'):.1f}", str(first["waits for"]))
+    return (batch, state, str(len(lines)), *each, *sums, *more)
+
+
 def generate_table(name: str, entry: Entry) -> str:
     """Images a second of `fastebm generate` and of the bare sampler."""
     machine = entry["machine"]
@@ -483,6 +522,7 @@ PAGES: dict[str, Sections] = {
     "ec-vae": each(comparison_table),
     "generate": each(generate_table),
     "gpu-model": instruction_sections,
+    "gpu-model/launches": launch_sections,
     "gpu-model/update": update_sections,
     "mnist": run_sections,
     "one-pass": each(one_pass_table),

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
+
 import pytest
 
 from benchmarks.gpu_model import instructions
+from benchmarks.harness import pages
 
 LISTING = """
 \t.section\t.text._Z4moveIfE,"ax",@progbits
@@ -71,3 +75,17 @@ def test_noise_takes_no_more_instructions_than_it_did():
     assert a_quad["langevin_step, bfloat16 gradient"] <= 260
     assert a_quad["normal, float32"] <= 200
     assert a_quad["uniform, float32"] <= 100
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
+@pytest.mark.skipif(
+    os.environ.get("TRITON_INTERPRET", "0") not in ("", "0"),
+    reason="Triton's interpreter runs here, which launches nothing",
+)
+def test_launches_are_those_of_the_page():
+    from benchmarks.gpu_model import launches
+
+    (entry,) = pages.read_entries(pages.RESULTS / launches.PAGE).values()
+    net = "CF-EBM"
+    assert launches.launches_of(net) == entry["nets"][net]
+    assert [found["launches"] for found in entry["nets"][net].values()] == [38, 29, 29]

@@ -352,7 +352,10 @@ def beside_one_another(
     down, right = tap // KERNEL_X * WINDOW.dilation_y, tap % KERNEL_X * WINDOW.dilation_x
     shift = (down - WINDOW.pad_y[0]) * width + (right - WINDOW.pad_x[0])
     reached = (tl.arange(0, ROWS)[:, None] + shift[None, :]) & (ROWS - 1)  # a result's lie within the block
-    shifted = tl.sum(tl.reshape(tl.gather(sums, reached, 0), (ROWS, TAPS, COLUMNS)), axis=1)
+    terms = tl.gather(sums, reached, 0)
+    if TAPS != 2 * MIDDLE:  # what is no tap may have reached a lost image, and 0 * NaN is NaN
+        terms = tl.where((tap <= 2 * MIDDLE)[None, :], terms, 0.0)
+    shifted = tl.sum(tl.reshape(terms, (ROWS, TAPS, COLUMNS)), axis=1)
     return shifted + tl.sum(tl.reshape(middle, (ROWS, _LEAST // COLUMNS, COLUMNS)), axis=1)  # zeros but for the first
 
 
