@@ -20,7 +20,7 @@ from unittest import mock
 import torch
 import triton
 
-from benchmarks.gpu_model.update import BATCHES, H200, Work, row, seconds, works_of_an_update
+from benchmarks.gpu_model.update import BATCHES, H200, issued, row, seconds, works_of_an_update
 from benchmarks.harness import nets, pages
 from fastebm.ops.triton import program as launcher
 from tests.gpu.fake_driver import fake_gpu
@@ -60,12 +60,6 @@ def launches_of(net: str, batch: int = BATCHES[0]) -> dict[str, dict[str, int]]:
     return found
 
 
-def instructions(work: Work) -> int:
-    """Machine instructions that all threads of a launch carry out, in millions."""
-    each = work.code.before.instructions + work.steps * work.code.loop.instructions + work.code.after.instructions
-    return round(each * 32 * work.warps * work.blocks / 1e6)
-
-
 def rows_of(batch: int) -> dict[str, list[dict[str, Any]]]:
     """The launches of CF-EBM's update in each state: phases, and the convolution to the samples' channels."""
     found = {}
@@ -78,7 +72,7 @@ def rows_of(batch: int) -> dict[str, list[dict[str, Any]]]:
                 **row(work),
                 "map": work.name.split(", ")[1],
                 "phases": "taps 2x2" in work.name,
-                "million instructions": instructions(work),
+                "million instructions": round(32 * issued(work) / 1e6),
             }
             for work in kept
         ]

@@ -37,11 +37,12 @@ class Section:
 
 @dataclass(frozen=True)
 class MachineCode:
-    """The parts of a kernel. Without a loop all is `after`."""
+    """The parts of a kernel. Without a loop all is `after`, with `unrolled` instructions until its last product."""
 
     before: Section
     loop: Section
     after: Section
+    unrolled: int = 0
 
 
 @cache
@@ -70,7 +71,9 @@ def read_machine_code(cubin: bytes) -> MachineCode:
             loop = max(loop, (labels[target[0]], len(code)), key=lambda found: found[1] - found[0])
     last = max(number for number, (opcode, _) in enumerate(code) if opcode == "EXIT") + 1
     begin, end = loop if loop[1] - loop[0] > 2 else (0, 0)
-    return MachineCode(*(_section(part) for part in (code[:begin], code[begin:end], code[end:last])))
+    products = [number for number, (opcode, _) in enumerate(code[:last]) if opcode.startswith(("HGMMA", "HMMA"))]
+    unrolled = 0 if end or not products else products[-1] + 1
+    return MachineCode(*(_section(part) for part in (code[:begin], code[begin:end], code[end:last])), unrolled)
 
 
 def _section(code: list[tuple[str, str]]) -> Section:

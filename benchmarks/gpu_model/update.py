@@ -30,6 +30,7 @@ from tests.gpu.launches import code_and_workspace, gpu_program, step_options
 
 SHAPE, BATCHES = (3, 32, 32), (64, 256)
 TARGETS = {64: 0.15e-3, 256: 0.5e-3}
+PRODUCT = 2 * 64 * 64 * 16  # operations of one product of a warpgroup with 64 columns
 READS = (EpilogueOp.ADD, EpilogueOp.MULTIPLY, EpilogueOp.SLOPE)
 WRITES = (EpilogueOp.STORE, EpilogueOp.ACTIVATE_KEEPING)
 IMAGES = (EpilogueOp.ADD_CONSTANT, EpilogueOp.MULTIPLY_CONSTANT)
@@ -178,6 +179,36 @@ def times(work: Work, device: Device = H200) -> Times:
         l2=max((work.operands + work.pointwise) / device.l2, most * each / device.l2_bytes * cycle),
         hbm=work.hbm / device.hbm,
         latency=rounds * chain * cycle,
+    )
+
+
+def issued(work: Work) -> float:
+    """Instructions of all warps of a launch."""
+    code = work.code
+    each = code.before.instructions + code.loop.instructions * work.steps + code.after.instructions
+    return each * work.warps * work.blocks
+
+
+def split(work: Work, parts: int, device: Device = H200) -> Work | None:
+    """A launch whose steps are divided among so many times the blocks; None where they can't be.
+
+    Each block writes float32 sums, and the last one of a group reads those of all in their order before its epilogue.
+    What the others leave out of the epilogue is not counted in its favour, because the last one has to wait for it all.
+    Its reads and the counter that tells which one is last are two more waits for L2.
+    """
+    if work.steps < 2 * parts:
+        return None
+    sums = 2 * 4 * work.elements * work.blocks * parts
+    waits = int(2 * device.latency / max(device.cycles_an_instruction, work.warps / 4))
+    saved = work.code.unrolled * (parts - 1) // parts
+    after = work.code.after
+    after = replace(after, instructions=after.instructions + waits - saved, flops=after.flops // parts)
+    return replace(
+        work,
+        blocks=work.blocks * parts,
+        steps=-(-work.steps // parts),
+        code=replace(work.code, after=after),
+        pointwise=work.pointwise + sums,
     )
 
 
@@ -426,6 +457,7 @@ def row(work: Work, device: Device = H200) -> dict[str, Any]:
         "hbm megabytes": round(work.hbm / 1e6, 2),
         "steps": work.steps,
         "instructions a step": work.code.loop.instructions,
+        "instructions a product": round(issued(work) / (work.flops / PRODUCT)) if work.flops else None,
         "instructions an element": round(work.code.after.instructions * lanes / work.elements, 1),
         "microseconds": round(seconds(work, device) * 1e6, 2),
         "waits for": found.longest.replace("_", " "),
@@ -462,7 +494,17 @@ def entry_of(batch: int) -> dict[str, Any]:
         "teraflops_a_second": round(sum(work.useful for work in works) / whole / 1e12),
         "without": {name: round(value * 1e3, 4) for name, value in ranking(works)},
         "rows": [row(work) for work in works],
+        "split": [found for work in works if work.blocks < H200.multiprocessors and (found := split_row(work))],
     }
+
+
+def split_row(work: Work) -> dict[str, Any] | None:
+    """The modelled microseconds of a launch by the parts that its inner dimension is split into."""
+    parts = {str(n): found for n in (2, 4, 8) if (found := split(work, n)) is not None}
+    if not parts:
+        return None
+    times_of = {"1": work, **parts}
+    return {"launch": work.name, "blocks": work.blocks, **{n: round(seconds(w) * 1e6, 2) for n, w in times_of.items()}}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -399,12 +399,29 @@ def update_sections(entries: dict[str, Entry]) -> dict[str, str]:
     rows = [(*row, *(states.get(name, "") for name in entries)) for row, states in found.items()]
     sections = {"modelled": markdown_table(("batch", "quantity", *entries), rows, words=2)}
     columns = ("launch", "blocks", "waves", "warps", "registers", "shared bytes", "gflop", "steps")
-    columns += ("l2 megabytes of operands", "l2 megabytes pointwise", "hbm megabytes")
-    columns += ("instructions a step", "instructions an element", "microseconds", "waits for")
-    for batch in next(reversed(entries.values()))["batches"]:
-        launches = [tuple(str(row[column]) for column in columns) for row in batch["rows"]]
+    columns += ("copied megabytes", "l2 megabytes of operands", "l2 megabytes pointwise", "hbm megabytes")
+    columns += ("instructions a step", "instructions a product", "instructions an element", "microseconds", "waits for")
+    last = list(entries.values())[-1]
+    for batch in last["batches"]:
+        launches = [tuple(str("" if row[c] is None else row[c]) for c in columns) for row in batch["rows"]]
         sections[f"launches-{batch['batch']}"] = markdown_table(columns, launches)
-    return sections
+    splits = [(batch["batch"], row) for batch in last["batches"] for row in batch["split"]]
+    cells = [(batch, *(row.get(c, "") for c in ("launch", "blocks", "1", "2", "4", "8"))) for batch, row in splits]
+    head = ("batch", "launch", "blocks", "us in one part", "in 2", "in 4", "in 8")
+    return sections | {"products": _products(entries), "split": markdown_table(head, cells, words=2)}
+
+
+def _products(entries: dict[str, Entry]) -> str:
+    """What the launches of the largest products show at batch 64, by state of the sources."""
+    columns = ("blocks", "warps", "registers", "spilled bytes", "l2 megabytes of operands")
+    columns += ("instructions a product", "microseconds")
+    found = [
+        (row["launch"], name, *(str(row[column]) for column in columns))
+        for name, entry in entries.items()
+        for row in entry["batches"][0]["rows"]
+        if row["gflop"] >= 0.4
+    ]
+    return markdown_table(("launch", "state", *columns), sorted(dict.fromkeys(found), key=lambda row: row[0]), words=2)
 
 
 def launch_sections(entries: dict[str, Entry]) -> dict[str, str]:

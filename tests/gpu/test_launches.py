@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
+import re
 from typing import Any
 
 import pytest
@@ -173,6 +174,28 @@ def test_a_chain_compiles_nothing_that_its_first_check_did_not(levels):
         for launch in made:
             launch(64)
         assert list(gpu.asked) == checked
+
+
+@pytest.mark.parametrize("capability", [80, 90, 120])
+def test_launches_overlap_where_the_gpu_lets_them(capability):
+    """No block touches memory before it waited for the launch before."""
+    from tests.gpu.fake_driver import fake_gpu
+    from tests.ops.test_program import SIZES, STORE, ProgramBuilder, images
+
+    making = ProgramBuilder((40, 4, 4))
+    target = making.buffer((33, 4, 4))
+    making.convolution(0, (33, 4, 4), (3, 3), Epilogue(STORE, target), pad_y=1, pad_x=1)
+    making.finish(target)
+    with fake_gpu(capability) as gpu:
+        making.fused(next(iter(SIZES.values())), "cpu")(images(3, making.sample))
+    assert len(gpu.launches) > 2
+    for launch in gpu.kernels:
+        ptx, touches = launch.kernel.asm["ptx"], re.compile(r"\b(?:(?:ld|st|red|atom)\.global|cp\.async\.c[ag])")
+        before, waits, after = ptx.partition("griddepcontrol.wait")
+        assert bool(waits) == launch.kernel.metadata.launch_pdl == (capability >= 90)
+        assert touches.search(after if waits else before)
+        assert not waits or not touches.search(before)
+        assert ptx.count("griddepcontrol.launch_dependents") == bool(waits)
 
 
 def test_images_that_an_int32_does_not_count_are_refused():

@@ -24,6 +24,8 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+from triton.runtime import driver
 
 from ..instructions import Buffer, Epilogue, EpilogueOp, Instruction, Kind, Layout, PlannedProgram
 from ..program_check import checked_bytes
@@ -480,6 +482,7 @@ def instruction_kernel(
     grid: tl.tuple,
     source_strides: tl.tuple,
     SHAPE: tl.constexpr,
+    OVERLAPS: tl.constexpr,
 ) -> None:
     """One block of an instruction, or of one of its phases, which take turns.
 
@@ -487,7 +490,13 @@ def instruction_kernel(
 
     The batch is no part of `grid`: within a tuple, Triton compiles anew for 1 and for multiples of 16. So the kernels
     of a first check with a few samples are those of the chain.
+
+    With OVERLAPS blocks are there before the launch before has ended. They wait for its end, which is when all that it
+    wrote can be read, ahead of anything they read or write, and then the next launch may prepare itself.
     """
+    if OVERLAPS:
+        gdc_wait()
+        gdc_launch_dependents()
     phase, block = tl.program_id(0) % SHAPE.phases, tl.program_id(0) // SHAPE.phases
     whole = (batch, chosen(grid[0], phase), chosen(grid[1], phase))
     place, taps = place_of_block(block, whole, SHAPE), taps_of(phase, SHAPE)
@@ -580,13 +589,23 @@ def _launch(call: Call, x: Tensor, constants: Sequence[Tensor], places: dict[str
     source = x if buffer < 0 else places["buffers"][buffer][channel:]
     weights = tuple(constants[weight] if weight >= 0 else None for weight in call.weights)
     operands = tuple(places[kind][index] for kind, index in call.operands)
+    overlaps = _overlaps()
     instruction_kernel[(call.programs(x.shape[0]),)](
         *(source, weights, constants[0], call.fill, operands, call.rows, call.images, call.at, x.shape[0]),
-        *(call.grid, call.source_strides, call.shape),
+        *(call.grid, call.source_strides, call.shape, overlaps),
         num_warps=call.num_warps,
         **({} if call.num_stages is None else {"num_stages": call.num_stages}),
+        **({"launch_pdl": True} if overlaps else {}),
         enable_fp_fusion=False,
     )
+
+
+def _overlaps() -> bool:
+    """Whether launches of this device may begin before the one before has ended: from sm_90 on."""
+    if INTERPRETED:
+        return False
+    target = driver.active.get_current_target()
+    return target.backend == "cuda" and target.arch >= 90
 
 
 def view_of(workspace: Tensor, buffer: Buffer) -> Tensor:
@@ -768,7 +787,7 @@ def _product_blocks(i: Instruction, size: int, one_pixel: bool) -> tuple[int, in
     inner = i.source_channels * i.kernel_y * i.kernel_x if few else i.source_channels
     deepest = 32 if size == 4 else 64 if plane >= 16 else 128
     depth = min(max(triton.next_power_of_2(inner), 16), deepest)
-    return rows, columns, depth, 8 if rows * columns * (4 - size) >= 64 * 64 else 4
+    return rows, columns, depth, 8 if rows * columns >= (64 if size == 2 else 128) * 64 else 4
 
 
 def halo_of(pad_y: int, pad_x: int, width: int) -> int:

@@ -835,6 +835,8 @@ Table whole_table() {
   };
   // Whether these are missing is not found: shared memory has no second way to it here.
   for (const char* fence : {"wgmma.fence.sync.aligned", "fence.proxy.async.shared::cta"}) table[fence] = [](Warp&, const Op&, Mask) {};
+  // Launches follow one another here.
+  for (const char* order : {"griddepcontrol.wait", "griddepcontrol.launch_dependents"}) table[order] = [](Warp&, const Op&, Mask) {};
   table["mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32"] = [](Warp& warp, const Op& op, Mask mask) {
     multiply_matrices<2>(warp, op, mask, [](u32 bits, int p) { return widened({u16(bits >> (16 * p))}); });
   };

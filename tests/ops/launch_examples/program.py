@@ -71,7 +71,7 @@ def _example(
     stages = call.num_stages
     # Blocks of 2048 numbers change their layout between reading and writing through shared memory.
     shown = {"shared": True, "most_shared": 98304 if stages else 16384, **shown}
-    options: dict[str, Any] = {"SHAPE": call.shape}
+    options: dict[str, Any] = {"SHAPE": call.shape, "OVERLAPS": False}
     if i.kind == Kind.CONVOLUTION:
         signature["weights"] = (stored,) * len(call.weights)
         shown["matrix"] = {2: "bf16", 4: "tf32"}[size]
