@@ -102,8 +102,16 @@ def disassembled(source: Path, architecture: int) -> dict[str, list[str]]:
     with tempfile.TemporaryDirectory() as folder:
         binary = f"{folder}/{source.stem}.cubin"
         subprocess.run([tool("nvcc"), *flags, "-cubin", str(source), "-o", binary], check=True, cwd=folder)
-        listing = subprocess.run([tool("nvdisasm"), "-c", binary], check=True, capture_output=True, text=True).stdout
-    return dict(_kernels(listing))
+        return opcodes_of(Path(binary).read_bytes())
+
+
+def opcodes_of(cubin: bytes) -> dict[str, list[str]]:
+    """Opcodes of each kernel in machine code, by its mangled name."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        said = subprocess.run([tool("nvdisasm"), "-c", file.name], check=True, capture_output=True, text=True)
+    return dict(_kernels(said.stdout))
 
 
 def _kernels(listing: str) -> Iterator[tuple[str, list[str]]]:

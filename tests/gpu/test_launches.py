@@ -74,7 +74,6 @@ def test_compiles_as_written(version, capability):
         expected = {
             "fma": example.fused,
             "other_contractions": 0,
-            "approximate": 0,
             "vector_loads": example.vector_loads,
             "vector_stores": example.vector_stores,
             "shared": None if example.shared else 0,
@@ -85,6 +84,8 @@ def test_compiles_as_written(version, capability):
             for what, value in expected.items()
             if value is not None and code[what] != value
         ]
+        if bool(code["approximate"]) != example.approximate:
+            wrong.append(f"{example.name}: {code['approximate']} approximate instructions")
         double = example.fused_double if isinstance(example.fused_double, tuple) else (example.fused_double,)
         if code["fma_double"] not in double:
             wrong.append(f"{example.name}: fma_double is {code['fma_double']}, not {example.fused_double}")

@@ -554,7 +554,7 @@ def _step(
     program: PlannedProgram, facts: Facts, i: Instruction, operation: Epilogue, own: bool
 ) -> tuple[tuple[str, int], Step, int, int]:
     """(operand, what the compiler knows, row, image) of one operation."""
-    do = EpilogueOp(operation.op)
+    do, approximate = EpilogueOp(operation.op), program.header.bytes == 2
     if do in (EpilogueOp.ADD_CONSTANT, EpilogueOp.MULTIPLY_CONSTANT):
         dtype, (height, width, channels) = facts.constants[operation.number]
         if dtype != torch.float32 or channels < i.channels:
@@ -570,7 +570,8 @@ def _step(
     if do == EpilogueOp.STORE_ENERGIES:
         return ("energies", 0), Step(int(do)), 0, 0
     if do in (EpilogueOp.SCALE, EpilogueOp.ACTIVATE):
-        return ("constants", 0), Step(int(do), activation=operation.activation), 0, 0
+        step = Step(int(do), activation=operation.activation, approximate=approximate)
+        return ("constants", 0), step, 0, 0
     buffer = program.buffers[operation.buffer]
     step = Step(
         int(do),
@@ -583,5 +584,6 @@ def _step(
         scaled=do == EpilogueOp.ADD and operation.number >= 0,
         pixel=buffer.pixel_stride,
         own=own,
+        approximate=approximate,
     )
     return ("buffers", operation.buffer), step, buffer.row_stride, buffer.image_stride

@@ -65,6 +65,8 @@ def _example(
     if i.kind == Kind.CONVOLUTION:
         signature["weight"] = stored
         shown["matrix"] = {2: "bf16", 4: "tf32"}[size]
+    activations = (EpilogueOp.ACTIVATE, EpilogueOp.ACTIVATE_KEEPING, EpilogueOp.SLOPE)
+    shown["approximate"] = size == 2 and any(operation.op in activations for operation in operations)
     options = {"SHAPE": call.shape}
     return LaunchExample(
         f"program {name}", instruction_kernel, signature, options, call.num_warps, num_stages=stages, **shown
