@@ -11,7 +11,6 @@ CPU: it makes `ex2.approx` and `rcp.approx` as wrong as their documentation allo
 from __future__ import annotations
 
 import argparse
-import math
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -21,9 +20,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from benchmarks.gpu_model.instructions import opcodes_of
+from benchmarks.gpu_model.instructions import opcodes_of, triton_version
 from benchmarks.harness import pages
-from fastebm.evaluation.speed.table import markdown_table
 from fastebm.ops.activations import PROGRAM_ACTIVATIONS, program_activation, program_derivative
 from fastebm.ops.triton.activations import activate, derivative
 from tests.gpu.fake_driver import fake_gpu
@@ -125,28 +123,13 @@ def rows() -> list[dict[str, Any]]:
     return found
 
 
-def section(entry: dict[str, Any]) -> str:
-    """The table of the page."""
-    head = ("activation", "instructions in float32", "in bfloat16", "largest error", "of the derivative")
-    return markdown_table(
-        head,
-        [
-            (
-                row["activation"],
-                *(f"{row[f'instructions, {how}']:.0f}" for how in ("float32", "bfloat16")),
-                *(f"2^{math.log2(row[key]):.0f}" for key in ("error", "error of the derivative")),
-            )
-            for row in entry["rows"]
-        ],
-    )
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--write", action="store_true", help="put the table on docs/results/gpu-model")
     given = parser.parse_args(arguments)
-    entry = {"triton": triton.__version__, "rows": rows()}
-    print(section(entry))
+    entry = {"counted with": triton_version(), "rows": rows()}
+    for row in entry["rows"]:
+        print("; ".join(f"{name} {value}" for name, value in row.items()))
     if given.write:
         pages.add_entry(pages.RESULTS / "gpu-model", "activations", entry, pages.PAGES["gpu-model"])
     return 0
