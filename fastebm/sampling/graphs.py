@@ -76,6 +76,10 @@ class ChainGraphs(threading.local):
         """For copies, which start without: a graph belongs to one process and to one set of tensors."""
         return ChainGraphs, ()
 
+    def count(self) -> int:
+        """How many graphs this thread has."""
+        return sum(len(captured.graphs) for captured in self._captured.values())
+
     def advance_(
         self,
         gradient: EnergyGradient,

@@ -25,6 +25,7 @@ from torch import Tensor
 from ..instructions import Buffer, Epilogue, EpilogueOp, Instruction, Kind, Layout, PlannedProgram
 from ..program_check import checked_bytes
 from .activations import exponential, logarithm
+from .compiling import Launcher, launch_together
 from .philox import INTERPRETED
 from .program_epilogue import Step, epilogue
 
@@ -391,20 +392,27 @@ def run_program(
         gradient.zero_()
     buffers = [view_of(workspace, buffer) for buffer in program.buffers]
     places = {"buffers": buffers, "constants": constants, "gradient": [gradient], "energies": [energies]}
-    for call in calls:
-        _launch(call, x, constants, places)
+
+    def launch_all(launcher: Launcher) -> None:
+        for call in calls:
+            _launch(launcher, call, x, constants, places)
+
+    launch_together((content, facts, x.device), launch_all)
 
 
 def facts_of(x: Tensor, constants: Sequence[Tensor]) -> Facts:
     return Facts(tuple(x.shape[1:]), tuple((t.dtype, tuple(t.shape)) for t in constants))
 
 
-def _launch(call: Call, x: Tensor, constants: Sequence[Tensor], places: dict[str, Sequence[Tensor]]) -> None:
+def _launch(
+    launcher: Launcher, call: Call, x: Tensor, constants: Sequence[Tensor], places: dict[str, Sequence[Tensor]]
+) -> None:
     buffer, channel = call.source
     source = x if buffer < 0 else places["buffers"][buffer][channel:]
     weight = constants[call.weight] if call.weight >= 0 else None
     operands = tuple(places[kind][index] for kind, index in call.operands)
-    instruction_kernel[(call.programs(x.shape[0]),)](
+    launcher(
+        *(instruction_kernel, call.programs(x.shape[0])),
         *(source, weight, constants[0], call.fill, operands, call.rows, call.images, call.at, x.shape[0]),
         *(call.grid, call.source_strides, call.shape),
         num_warps=call.num_warps,
