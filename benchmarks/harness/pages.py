@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import re
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -376,14 +377,40 @@ def one_pass_table(name: str, entry: Entry) -> str:
     return markdown_table(("method", "images a second", "time over one pass (20 to 80 %)", "gradients on"), rows)
 
 
-def instruction_sections(entries: dict[str, Entry]) -> dict[str, str]:
+def gpu_model_sections(entries: dict[str, Entry]) -> dict[str, str]:
+    """What was counted of GPU kernels: noise in CUDA and in Triton, activations."""
+    counted = {name: entry for name, entry in entries.items() if "compiler" in entry}
+    of_triton = {name: entry for name, entry in counted.items() if entry["compiler"].startswith("Triton")}
+    of_cuda = {name: entry for name, entry in counted.items() if name not in of_triton}
+    return {
+        "instructions": _instruction_table(of_cuda),
+        "triton": _instruction_table(of_triton),
+        "activations": _activation_table(entries["activations"]),
+    }
+
+
+def _instruction_table(entries: dict[str, Entry]) -> str:
     """Instructions a quad of each kernel: a column for each state of the sources."""
     counted: dict[tuple[str, str], dict[str, float]] = {}
     for name, entry in entries.items():
         for row in entry["rows"]:
             counted.setdefault((row["kernel"], row["architecture"]), {})[name] = row["instructions a quad"]
     rows = [(*kernel, *(f"{states[name]:.0f}" for name in entries)) for kernel, states in sorted(counted.items())]
-    return {"instructions": markdown_table(("kernel", "for", *entries), rows, words=2)}
+    return markdown_table(("kernel", "for", *(name.removeprefix("Triton: ") for name in entries)), rows, words=2)
+
+
+def _activation_table(entry: Entry) -> str:
+    """Instructions of an activation with its derivative, exact and approximate, and what the latter loses."""
+    rows = [
+        (
+            row["activation"],
+            *(f"{row[f'instructions, {how}']:.0f}" for how in ("float32", "bfloat16")),
+            *(f"2^{math.ceil(math.log2(row[key]))}" for key in ("error", "error of the derivative")),
+        )
+        for row in entry["rows"]
+    ]
+    head = ("activation", "float32", "bfloat16", "error of bfloat16", "of its derivative")
+    return f"{entry['counted with']}, for sm_90.\n\n{markdown_table(head, rows)}"
 
 
 def update_sections(entries: dict[str, Entry]) -> dict[str, str]:
@@ -538,7 +565,7 @@ PAGES: dict[str, Sections] = {
     "ec-posterior": each(comparison_table),
     "ec-vae": each(comparison_table),
     "generate": each(generate_table),
-    "gpu-model": instruction_sections,
+    "gpu-model": gpu_model_sections,
     "gpu-model/launches": launch_sections,
     "gpu-model/update": update_sections,
     "mnist": run_sections,

@@ -89,3 +89,34 @@ def test_launches_are_those_of_the_page():
     net = "CF-EBM"
     assert launches.launches_of(net) == entry["nets"][net]
     assert [found["launches"] for found in entry["nets"][net].values()] == [38, 29, 29]
+
+
+@pytest.mark.skipif(missing_tools() is not None, reason=str(missing_tools()))
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
+@pytest.mark.skipif(
+    os.environ.get("TRITON_INTERPRET", "0") not in ("", "0"),
+    reason="Triton's interpreter runs here, which compiles nothing",
+)
+def test_noise_takes_no_more_instructions_in_triton():
+    a_quad = {count.kernel: count.instructions / count.quads for count in instructions.triton_counts(90)}
+    assert a_quad["langevin_step, float32 gradient"] <= 280
+    assert a_quad["langevin_step, bfloat16 gradient"] <= 285
+    assert a_quad["normal, float32"] <= 245
+    assert a_quad["uniform, float32"] <= 150
+
+
+def test_auto_takes_the_shorter_kernels():
+    """`auto` takes CUDA before Triton; on the page, CUDA's newest state is the shorter one of every kernel."""
+    entries = pages.read_entries(pages.RESULTS / "gpu-model")
+    newest = {}
+    for name, entry in entries.items():
+        if "compiler" in entry and "not taken" not in name:
+            language = "Triton" if entry["compiler"].startswith("Triton") else "CUDA"
+            for row in entry["rows"]:
+                newest[language, row["kernel"], row["architecture"]] = row
+    compared = 0
+    for (language, *kernel), row in newest.items():
+        if language == "Triton":
+            compared += 1
+            assert newest["CUDA", *kernel]["instructions a quad"] < row["instructions a quad"]
+    assert compared == 12

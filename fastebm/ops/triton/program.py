@@ -30,6 +30,7 @@ from triton.runtime import driver
 from ..instructions import Buffer, Epilogue, EpilogueOp, Instruction, Kind, Layout, PlannedProgram
 from ..program_check import checked_bytes
 from .activations import exponential, logarithm
+from .compiling import Launcher, launch_together
 from .philox import INTERPRETED
 from .program_epilogue import Step, epilogue
 
@@ -576,21 +577,28 @@ def run_program(
         gradient.zero_()
     buffers = [view_of(workspace, buffer) for buffer in program.buffers]
     places = {"buffers": buffers, "constants": constants, "gradient": [gradient], "energies": [energies]}
-    for call in calls:
-        _launch(call, x, constants, places)
+
+    def launch_all(launcher: Launcher) -> None:
+        for call in calls:
+            _launch(launcher, call, x, constants, places)
+
+    launch_together((content, facts, x.device), launch_all)
 
 
 def facts_of(x: Tensor, constants: Sequence[Tensor]) -> Facts:
     return Facts(tuple(x.shape[1:]), tuple((t.dtype, tuple(t.shape)) for t in constants))
 
 
-def _launch(call: Call, x: Tensor, constants: Sequence[Tensor], places: dict[str, Sequence[Tensor]]) -> None:
+def _launch(
+    launcher: Launcher, call: Call, x: Tensor, constants: Sequence[Tensor], places: dict[str, Sequence[Tensor]]
+) -> None:
     buffer, channel = call.source
     source = x if buffer < 0 else places["buffers"][buffer][channel:]
     weights = tuple(constants[weight] if weight >= 0 else None for weight in call.weights)
     operands = tuple(places[kind][index] for kind, index in call.operands)
     overlaps = _overlaps()
-    instruction_kernel[(call.programs(x.shape[0]),)](
+    launcher(
+        *(instruction_kernel, call.programs(x.shape[0])),
         *(source, weights, constants[0], call.fill, operands, call.rows, call.images, call.at, x.shape[0]),
         *(call.grid, call.source_strides, call.shape, overlaps),
         num_warps=call.num_warps,
@@ -825,7 +833,7 @@ def _step(
     program: PlannedProgram, facts: Facts, i: Instruction, operation: Epilogue, own: bool
 ) -> tuple[tuple[str, int], Step, int, int]:
     """(operand, what the compiler knows, row, image) of one operation."""
-    do = EpilogueOp(operation.op)
+    do, approximate = EpilogueOp(operation.op), program.header.bytes == 2
     if do in (EpilogueOp.ADD_CONSTANT, EpilogueOp.MULTIPLY_CONSTANT):
         dtype, (height, width, channels) = facts.constants[operation.number]
         if dtype != torch.float32 or channels < i.channels:
@@ -841,7 +849,8 @@ def _step(
     if do == EpilogueOp.STORE_ENERGIES:
         return ("energies", 0), Step(int(do)), 0, 0
     if do in (EpilogueOp.SCALE, EpilogueOp.ACTIVATE):
-        return ("constants", 0), Step(int(do), activation=operation.activation), 0, 0
+        step = Step(int(do), activation=operation.activation, approximate=approximate)
+        return ("constants", 0), step, 0, 0
     buffer = program.buffers[operation.buffer]
     step = Step(
         int(do),
@@ -854,5 +863,6 @@ def _step(
         scaled=do == EpilogueOp.ADD and operation.number >= 0,
         pixel=buffer.pixel_stride,
         own=own,
+        approximate=approximate,
     )
     return ("buffers", operation.buffer), step, buffer.row_stride, buffer.image_stride

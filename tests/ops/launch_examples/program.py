@@ -77,6 +77,8 @@ def _example(
         shown["matrix"] = {2: "bf16", 4: "tf32"}[size]
     else:
         options["weights"] = (None,)
+    activations = (EpilogueOp.ACTIVATE, EpilogueOp.ACTIVATE_KEEPING, EpilogueOp.SLOPE)
+    shown["approximate"] = size == 2 and any(operation.op in activations for operation in operations)
     return LaunchExample(
         f"program {name}", instruction_kernel, signature, options, call.num_warps, num_stages=stages, **shown
     )
