@@ -91,7 +91,6 @@ def test_launches_are_those_of_the_page():
     assert [found["launches"] for found in entry["nets"][net].values()] == [38, 29, 29]
 
 
-@pytest.mark.skipif(missing_tools() is not None, reason=str(missing_tools()))
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
 @pytest.mark.skipif(
     os.environ.get("TRITON_INTERPRET", "0") not in ("", "0"),
