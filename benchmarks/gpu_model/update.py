@@ -11,6 +11,7 @@ Blocks, bytes and machine instructions are counted. The time that follows from t
 from __future__ import annotations
 
 import argparse
+import itertools
 import math
 import sys
 from collections import OrderedDict
@@ -232,12 +233,13 @@ def works_of_an_update(batch: int) -> list[Work]:
         instructions = list(gpu.launches)
         torch.ops.fastebm.langevin_step_(x, x, *step_options(batch))
         (update,) = gpu.launches[len(instructions) :]
+    phases = phases_of(planned, calls)
     works = [
-        work_of(planned, call, instruction, launch, batch)
-        for call, instruction, launch in zip(calls, planned.instructions, instructions, strict=True)
+        work_of_phases(planned, call, run, launch, batch)
+        for call, run, launch in zip(calls, phases, instructions, strict=True)
     ]
     works.append(work_of_update(update, x.numel()))
-    touched = [touched_by(planned, call, i, batch) for call, i in zip(calls, planned.instructions, strict=True)]
+    touched = [dict.fromkeys(place for i in run for place in touched_by(planned, i, batch)) for run in phases]
     touched.append(
         [("x", 0, 4 * x.numel(), False), ("gradient", 0, 4 * x.numel(), False), ("x", 0, 4 * x.numel(), True)]
     )
@@ -245,41 +247,69 @@ def works_of_an_update(batch: int) -> list[Work]:
     return [replace(work, hbm=bytes_) for work, bytes_ in zip(works, moved, strict=True)]
 
 
+def phases_of(program: PlannedProgram, calls: Sequence[Call]) -> list[tuple[Instruction, ...]]:
+    """The instructions of each launch."""
+    left = iter(program.instructions)
+    return [tuple(itertools.islice(left, call.shape.phases)) for call in calls]
+
+
+def work_of_phases(
+    program: PlannedProgram, call: Call, phases: Sequence[Instruction], launch: Launch, batch: int
+) -> Work:
+    """The counts of one launch: those of its phases, each of which has as many blocks."""
+    works = [work_of(program, call, i, launch, batch) for i in phases]
+    added = ("blocks", "flops", "useful", "copied", "operands", "through_l1", "pointwise")
+    return replace(
+        works[0],
+        name=works[0].name + (f", {len(phases)} phases" if len(phases) > 1 else ""),
+        steps=max(work.steps for work in works),
+        **{name: sum(getattr(work, name) for work in works) for name in added},  # type: ignore[arg-type]
+    )
+
+
 OTHER_BLOCKS = {
-    16: ((128, 64, 64, 8, 3), (128, 128, 64, 8, 3), (128, 128, 64, 4, 3), (128, 128, 128, 8, 2), (256, 128, 64, 8, 3)),
-    8: ((64, 64, 64, 4, 3), (64, 64, 64, 8, 3), (64, 128, 64, 8, 3), (128, 64, 64, 8, 3), (128, 128, 64, 8, 3)),
+    (16, 3): (
+        *((128, 64, 64, 8, 3), (128, 128, 64, 8, 3), (128, 128, 64, 4, 3), (128, 128, 128, 8, 2)),
+        *((256, 128, 64, 8, 3), (256, 128, 64, 16, 3)),
+    ),
+    (8, 3): ((64, 64, 64, 4, 3), (64, 64, 64, 8, 3), (64, 128, 64, 8, 3), (128, 64, 64, 8, 3), (128, 128, 64, 8, 3)),
+    (8, 2): ((64, 64, 64, 8, 3), (128, 64, 64, 8, 3), (64, 128, 64, 8, 3), (128, 128, 64, 8, 3)),
+    (4, 2): ((64, 64, 64, 8, 3), (128, 64, 64, 8, 3), (64, 128, 64, 8, 3), (128, 128, 64, 8, 3)),
 }
-"""Blocks that were considered, by the height of the map: (rows, columns, depth, warps, stages)."""
+"""Blocks that were considered, by the height of the map and the taps: (rows, columns, depth, warps, stages)."""
 
 
 def works_of_other_blocks(batch: int) -> list[tuple[tuple[int, ...], Work]]:
-    """The first convolution with 3x3 taps of each map in `OTHER_BLOCKS`, in each of its blocks."""
+    """The first convolution of 128 channels of each kind in `OTHER_BLOCKS`, in each of its blocks."""
     x, found = torch.zeros(batch, *SHAPE), []
     with fake_gpu(90) as gpu:
         program = gpu_program(nets.build("CF-EBM", SHAPE, "cpu"), SHAPE, torch.bfloat16)
         code, workspace = code_and_workspace(program, batch)
         planned, calls = calls_of(code.numpy().tobytes(), facts_of(x, program.constants))
-        for height, others in OTHER_BLOCKS.items():
-            call, i = next(
-                (call, i)
-                for call, i in zip(calls, planned.instructions, strict=True)
-                if (i.height, i.kernel_y, i.source_channels) == (height, 3, 128)
+        for (height, taps), others in OTHER_BLOCKS.items():
+            call, phases = next(
+                (call, phases)
+                for call, phases in zip(calls, phases_of(planned, calls), strict=True)
+                if call.shape.kind == Kind.CONVOLUTION
+                and (phases[0].height, phases[0].kernel_y, phases[0].source_channels) == (height, taps, 128)
             )
             for rows, columns, depth, warps, stages in others:
                 shape = call.shape._replace(rows=rows, columns=columns, depth=depth)
                 call = replace(call, shape=shape, num_warps=warps, num_stages=stages)
                 with mock.patch.object(triton_program, "calls_of", return_value=(planned, (call,))):
                     torch.ops.fastebm.run_program(x, code, program.constants, workspace)
-                work = work_of(planned, call, i, gpu.launches[-1], batch)
+                work = work_of_phases(planned, call, phases, gpu.launches[-1], batch)
                 found.append(((rows, columns, depth, warps, stages), work))
     return found
 
 
 def work_of(program: PlannedProgram, call: Call, i: Instruction, launch: Launch, batch: int) -> Work:
-    """The counts of one instruction's launch."""
+    """The counts of one instruction, whose launch it may share with other phases."""
     kind, positions, size = Kind(i.kind), batch * i.height * i.width, program.header.bytes
     name = f"{kind.name.lower()} {i.source_channels} to {i.channels}, {i.height}x{i.width}"
-    work = replace(bare_work(name, launch), stages=call.num_stages or 1, elements=call.shape.rows * call.shape.columns)
+    work = bare_work(name, launch)
+    work = replace(work, blocks=work.blocks // call.shape.phases)
+    work = replace(work, stages=call.num_stages or 1, elements=call.shape.rows * call.shape.columns)
     pointwise = sum(bytes_of(program, i, operation, positions) for operation in program.epilogue(i))
     if kind == Kind.CONVOLUTION:
         return replace(with_products(work, program, call, i, batch), pointwise=pointwise)
@@ -316,16 +346,22 @@ def with_products(work: Work, program: PlannedProgram, call: Call, i: Instructio
     in_turn = taps if taps_in_turn(call) and not shape.one_pixel else 1
     steps = -(-inner // shape.depth) * in_turn
     a, b = seen * panels * i.source_channels * size, work.blocks // panels * inner * in_turn * i.channels * size
+    if shape.paired:  # all taps from one product of the positions of a block and those around it
+        steps = -(-i.source_channels // shape.depth)
+        a, b = (
+            work.blocks * shape.rows * i.source_channels * size,
+            work.blocks * taps * i.source_channels * i.channels * size,
+        )
     cached = any(part.cached for part in (work.code.before, work.code.loop, work.code.after))
     missed = a
-    if cached:
+    if cached and not shape.paired:
         at_a_time = min(blocks_at_a_time(work, H200), -(-work.blocks // H200.multiprocessors))
         l1 = H200.l1_and_shared - at_a_time * (work.shared + H200.launch_shared)
         missed = batch * panels * missed_pixels(i, program, call, l1 // at_a_time) * i.source_channels * size
     flops = sum(part.flops for part in (work.code.before, work.code.after)) + work.code.loop.flops * steps
     return replace(
         work,
-        name=name + (", a quarter" if i.step_y * i.step_x > 1 else ""),
+        name=name,
         steps=steps,
         flops=flops * work.warps * work.blocks,
         useful=2 * seen * i.source_channels * i.channels,
@@ -397,15 +433,15 @@ Touched = tuple[str, int, int, bool]
 """What lies in memory from one byte to another and is read or written: (place, first, end, written)."""
 
 
-def touched_by(program: PlannedProgram, call: Call, i: Instruction, batch: int) -> list[Touched]:
+def touched_by(program: PlannedProgram, i: Instruction, batch: int) -> list[Touched]:
     def buffer(number: int, written: bool) -> Touched:
         lies = program.buffers[number]
         return ("workspace", lies.offset, lies.offset + lies.bytes * lies.image_stride * batch, written)
 
     found = [buffer(i.source, False)] if i.source >= 0 else [("x", 0, batch * 4 * math.prod(SHAPE), False)]
-    if call.weight >= 0:
+    if i.kind == Kind.CONVOLUTION:
         taps = i.kernel_y * i.kernel_x
-        found.append((f"weight {call.weight}", 0, taps * i.source_channels * i.channels * program.header.bytes, False))
+        found.append((f"weight {i.constant}", 0, taps * i.source_channels * i.channels * program.header.bytes, False))
     for operation in program.epilogue(i):
         do = EpilogueOp(operation.op)
         if do in READS + WRITES:

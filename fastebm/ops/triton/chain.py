@@ -24,7 +24,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..chain import run_chain_unfused
-from ..instructions import Buffer, Instruction, Kind, PlannedProgram
+from ..instructions import Buffer, Kind, PlannedProgram
 from ..langevin import check_index
 from ..options import StepOptions
 from ..program_check import LINE
@@ -36,10 +36,12 @@ from .program import (
     Shape,
     calls_of,
     check_program,
+    chosen_constant,
     computed,
     facts_of,
     place_in_buffers,
     place_of_block,
+    taps_of,
     view_of,
 )
 from .program_epilogue import done
@@ -65,13 +67,13 @@ PLACES = ("buffers", "constants", "gradient", "energies")
 
 
 class Part(NamedTuple):
-    """One instruction, all of which the compiler knows but the addresses of buffers and constants."""
+    """One launch of `run_program`, all of which the compiler knows but the addresses of buffers and constants."""
 
     shape: Shape
     source: int
     source_channel: int
-    constant: int
-    grid: tuple[int, ...]
+    constants: tuple[int, ...]
+    grid: tuple[Any, ...]
     source_strides: tuple[int, ...]
     places: tuple[Place, ...]
     blocks: int
@@ -122,22 +124,27 @@ def run_block(
     """
     SHAPE: tl.constexpr = PART.shape
     SOURCE_STRIDES: tl.constexpr = PART.source_strides
-    HEIGHT: tl.constexpr = PART.grid[0]
-    WIDTH: tl.constexpr = PART.grid[1]
-    START_Y: tl.constexpr = PART.grid[2]
-    START_X: tl.constexpr = PART.grid[3]
+    HEIGHTS: tl.constexpr = PART.grid[0]
+    WIDTHS: tl.constexpr = PART.grid[1]
+    STARTS_Y: tl.constexpr = PART.grid[2]
+    STARTS_X: tl.constexpr = PART.grid[3]
     STEP_Y: tl.constexpr = PART.grid[4]
     STEP_X: tl.constexpr = PART.grid[5]
-    grid = (count, HEIGHT, WIDTH)
-    image, y, x, columns, inside = place_of_block(block, grid, SHAPE)
+    phase = block % SHAPE.phases
+    grid = (count, chosen_constant(HEIGHTS, phase), chosen_constant(WIDTHS, phase))
+    image, y, x, columns, inside = place_of_block(block // SHAPE.phases, grid, SHAPE)
     place = (image + first, y, x, columns, inside)
     source, weight = state, state
     if SHAPE.kind != _LOAD:
         source = buffers[PART.source] + PART.source_channel
     if SHAPE.kind == _CONVOLUTION:
-        weight = constants[PART.constant]
-    v = computed(source, weight, constants[0], PART.constant, place, grid, SOURCE_STRIDES, SHAPE)
-    place = place_in_buffers(place, (START_Y, START_X), (STEP_Y, STEP_X), SHAPE)
+        weight = constants[PART.constants[0]]
+        for i in tl.static_range(1, len(PART.constants)):
+            weight = tl.where(phase == i, constants[PART.constants[i]], weight)
+    taps = taps_of(phase, SHAPE)
+    v = computed(source, weight, constants[0], PART.constants[0], taps, place, grid, SOURCE_STRIDES, SHAPE)
+    start = (chosen_constant(STARTS_Y, phase), chosen_constant(STARTS_X, phase))
+    place = place_in_buffers(place, start, (STEP_Y, STEP_X), SHAPE)
     for i in tl.static_range(len(SHAPE.steps)):
         operand = place_of(buffers, constants, gradient, energies, PART, i)
         v = done(
@@ -158,7 +165,7 @@ def run_part(
     PROGRAM: tl.constexpr,
     NUMBER: tl.constexpr,
 ) -> None:
-    """All blocks of one instruction."""
+    """All blocks of one part."""
     PART: tl.constexpr = PROGRAM.parts[NUMBER]
     for block in range(PART.blocks):
         run_block(block, state, energies, gradient, buffers, constants, first, count, PART)
@@ -315,18 +322,17 @@ def chain_program(code: bytes, facts: Facts) -> ChainProgram:
     if len(calls) > INSTRUCTIONS or plane > POSITIONS or any(call.num_warps != WARPS for call in calls):
         return ChainProgram(program, (), 1)
     images = POSITIONS // triton.next_power_of_2(plane)
-    parts = (part_of(i, call, images) for i, call in zip(program.instructions, calls, strict=True))
-    return ChainProgram(program, tuple(parts), images)
+    return ChainProgram(program, tuple(part_of(call, images) for call in calls), images)
 
 
-def part_of(i: Instruction, call: Call, images: int) -> Part:
+def part_of(call: Call, images: int) -> Part:
     """One launch of `run_program`, for so many images, as a part of the chain's kernel."""
     operands = zip(call.operands, call.rows, call.images, call.at, strict=True)
     return Part(
         shape=call.shape,
         source=call.source[0],
         source_channel=call.source[1],
-        constant=call.weight if i.kind == Kind.CONVOLUTION else call.fill,
+        constants=call.weights if call.shape.kind == Kind.CONVOLUTION else (call.fill,),
         grid=call.grid,
         source_strides=call.source_strides,
         places=tuple(

@@ -13,7 +13,7 @@ from fastebm.ops.activations import PROGRAM_ACTIVATIONS
 from fastebm.ops.instructions import Buffer, Epilogue, EpilogueOp, Header, Instruction, Kind, Layout, PlannedProgram
 from fastebm.ops.triton.chain import POSITIONS, STAGES, Parts, chain_kernel, part_of
 from fastebm.ops.triton.philox import WARPS
-from fastebm.ops.triton.program import Facts, call_of
+from fastebm.ops.triton.program import Facts, calls_in_order
 
 from . import LaunchExample, typed
 
@@ -100,7 +100,7 @@ def _example(
     channels = code.instructions[0].source_channels
     facts = Facts((channels, size, size), tuple(constants))
     images = POSITIONS // (size * size)
-    parts = tuple(part_of(i, call_of(code, facts, i), images) for i in code.instructions)
+    parts = tuple(part_of(call, images) for call in calls_in_order(code, facts))
     stored = {torch.float32: "*fp32", torch.bfloat16: "*bf16"}
     types = {
         **typed("*fp32", "energies x gradient schedule"),
@@ -113,7 +113,8 @@ def _example(
     options = {"PROGRAM": Parts(parts), "WHOLE": True, "PER_CHAIN": False, "LISTED": False, "NUM_CHAINS": images}
     options["QUADS"] = triton.next_power_of_2(channels * size * size // 4)
     matrix = "bf16" if any(i.kind == Kind.CONVOLUTION for i in code.instructions) else None
-    shows: dict[str, Any] = {"shared": True, "most_shared": 73728, "most_spilled": 8, "matrix": matrix}
+    shows: dict[str, Any] = {"shared": True, "most_shared": 73728, "most_spilled": 8, "approximate": True}
+    shows["matrix"] = matrix
     return LaunchExample(f"run_chain {name}", chain_kernel, types, options, WARPS, num_stages=STAGES, **shows)
 
 
