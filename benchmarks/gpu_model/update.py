@@ -18,12 +18,14 @@ from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
+from unittest import mock
 
 import torch
 
 from benchmarks.gpu_model.machine_code import MachineCode, read_machine_code
 from benchmarks.harness import nets, pages
 from fastebm.ops.instructions import EpilogueOp, Instruction, Kind, PlannedProgram
+from fastebm.ops.triton import program as triton_program
 from fastebm.ops.triton.program import Call, calls_of, facts_of
 from tests.gpu.fake_driver import Launch, fake_gpu
 from tests.gpu.launches import code_and_workspace, gpu_program, step_options
@@ -43,9 +45,9 @@ class Device:
     Numbers of publications are quoted as they are remembered: the texts could not be opened where this was written.
 
     Attributes:
-        multiprocessors, clock, registers, shared, l1_and_shared, threads, blocks, launch_shared: NVIDIA's data sheet of the H200 and
-            the table of compute capabilities in the CUDA programming guide, with the clock of the H100 that Chips and
-            Cheese measured. `launch_shared` is what CUDA takes of shared memory for itself in each block.
+        multiprocessors, clock, registers, shared, l1_and_shared, threads, blocks, launch_shared: NVIDIA's data sheet of
+            the H200 and the table of compute capabilities in the CUDA programming guide, with the clock of the H100
+            that Chips and Cheese measured. `launch_shared` is what CUDA takes of shared memory in each block.
         flops: of bfloat16 on tensor cores in one cycle of a multiprocessor: 989 TFLOP/s are 132 x 4096 at 1.83 GHz.
         without_warpgroups: the share of it that `mma.sync` reaches on an H100, by Luo et al., arXiv:2501.12084.
         shared_bytes: that a multiprocessor's shared memory reads or writes in a cycle (CUDA programming guide).
@@ -263,6 +265,36 @@ def work_of_phases(
         steps=max(work.steps for work in works),
         **{name: sum(getattr(work, name) for work in works) for name in added},  # type: ignore[arg-type]
     )
+
+
+OTHER_BLOCKS = {
+    16: ((128, 64, 64, 8, 3), (128, 128, 64, 8, 3), (128, 128, 64, 4, 3), (128, 128, 128, 8, 2), (256, 128, 64, 8, 3)),
+    8: ((64, 64, 64, 4, 3), (64, 64, 64, 8, 3), (64, 128, 64, 8, 3), (128, 64, 64, 8, 3), (128, 128, 64, 8, 3)),
+}
+"""Blocks that were considered, by the height of the map: (rows, columns, depth, warps, stages)."""
+
+
+def works_of_other_blocks(batch: int) -> list[tuple[tuple[int, ...], Work]]:
+    """The first convolution with 3x3 taps of each map in `OTHER_BLOCKS`, in each of its blocks."""
+    x, found = torch.zeros(batch, *SHAPE), []
+    with fake_gpu(90) as gpu:
+        program = gpu_program(nets.build("CF-EBM", SHAPE, "cpu"), SHAPE, torch.bfloat16)
+        code, workspace = code_and_workspace(program, batch)
+        planned, calls = calls_of(code.numpy().tobytes(), facts_of(x, program.constants))
+        for height, others in OTHER_BLOCKS.items():
+            call, i = next(
+                (call, i)
+                for call, (i, *_) in zip(calls, phases_of(planned, calls), strict=True)
+                if (i.height, i.kernel_y, i.source_channels) == (height, 3, 128)
+            )
+            for rows, columns, depth, warps, stages in others:
+                shape = call.shape._replace(rows=rows, columns=columns, depth=depth)
+                call = replace(call, shape=shape, num_warps=warps, num_stages=stages)
+                with mock.patch.object(triton_program, "calls_of", return_value=(planned, (call,))):
+                    torch.ops.fastebm.run_program(x, code, program.constants, workspace)
+                work = work_of(planned, call, i, gpu.launches[-1], batch)
+                found.append(((rows, columns, depth, warps, stages), work))
+    return found
 
 
 def work_of(program: PlannedProgram, call: Call, i: Instruction, launch: Launch, batch: int) -> Work:
@@ -494,6 +526,7 @@ def entry_of(batch: int) -> dict[str, Any]:
         "teraflops_a_second": round(sum(work.useful for work in works) / whole / 1e12),
         "without": {name: round(value * 1e3, 4) for name, value in ranking(works)},
         "rows": [row(work) for work in works],
+        "blocks": [{"block": block, **row(work)} for block, work in works_of_other_blocks(batch)],
         "split": [found for work in works if work.blocks < H200.multiprocessors and (found := split_row(work))],
     }
 

@@ -435,7 +435,25 @@ def update_sections(entries: dict[str, Entry]) -> dict[str, str]:
     splits = [(batch["batch"], row) for batch in last["batches"] for row in batch["split"]]
     cells = [(batch, *(row.get(c, "") for c in ("launch", "blocks", "1", "2", "4", "8"))) for batch, row in splits]
     head = ("batch", "launch", "blocks", "us in one part", "in 2", "in 4", "in 8")
-    return sections | {"products": _products(entries), "split": markdown_table(head, cells, words=2)}
+    sections |= {"products": _products(entries), "split": markdown_table(head, cells, words=2)}
+    return sections | {"blocks": _other_blocks(last)}
+
+
+def _other_blocks(entry: Entry) -> str:
+    """Launches in blocks of other sizes."""
+    columns = ("blocks", "registers", "spilled bytes", "blocks a multiprocessor", "l2 megabytes of operands")
+    columns += ("instructions a product", "microseconds", "waits for")
+    rows = [
+        (
+            batch["batch"],
+            row["launch"],
+            "{}x{}x{}, {} warps, {} stages".format(*row["block"]),
+            *(row[c] for c in columns),
+        )
+        for batch in entry["batches"]
+        for row in batch["blocks"]
+    ]
+    return markdown_table(("batch", "launch", "block", *columns), rows, words=3)
 
 
 def _products(entries: dict[str, Entry]) -> str:
