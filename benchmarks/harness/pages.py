@@ -386,6 +386,7 @@ def gpu_model_sections(entries: dict[str, Entry]) -> dict[str, str]:
         "instructions": _instruction_table(of_cuda),
         "triton": _instruction_table(of_triton),
         "activations": _activation_table(entries["activations"]),
+        "compilation": _compilation_table(entries["compilation"]),
     }
 
 
@@ -411,6 +412,13 @@ def _activation_table(entry: Entry) -> str:
     ]
     head = ("activation", "float32", "bfloat16", "error of bfloat16", "of its derivative")
     return f"{entry['counted with']}, for sm_90.\n\n{markdown_table(head, rows)}"
+
+
+def _compilation_table(entry: Entry) -> str:
+    """Kernels and waits of each level of a cascade."""
+    rows = [(f"{row['level']}x{row['level']}", row["kernels"], row["waits"]) for row in entry["rows"]]
+    total = ("all", *(sum(row[key] for row in entry["rows"]) for key in ("kernels", "waits")))
+    return markdown_table(("level", "kernels", "waits"), [*rows, total])
 
 
 def update_sections(entries: dict[str, Entry]) -> dict[str, str]:

@@ -77,11 +77,13 @@ def test_noise_takes_no_more_instructions_than_it_did():
     assert a_quad["uniform, float32"] <= 100
 
 
-@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
-@pytest.mark.skipif(
-    os.environ.get("TRITON_INTERPRET", "0") not in ("", "0"),
-    reason="Triton's interpreter runs here, which launches nothing",
+triton_compiles = pytest.mark.skipif(
+    importlib.util.find_spec("triton") is None or os.environ.get("TRITON_INTERPRET", "0") not in ("", "0"),
+    reason="Triton is not installed, or its interpreter runs here, which compiles nothing",
 )
+
+
+@triton_compiles
 def test_launches_are_those_of_the_page():
     from benchmarks.gpu_model import launches
 
@@ -91,17 +93,22 @@ def test_launches_are_those_of_the_page():
     assert [found["launches"] for found in entry["nets"][net].values()] == [38, 29, 29]
 
 
-@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
-@pytest.mark.skipif(
-    os.environ.get("TRITON_INTERPRET", "0") not in ("", "0"),
-    reason="Triton's interpreter runs here, which compiles nothing",
-)
+@triton_compiles
 def test_noise_takes_no_more_instructions_in_triton():
     a_quad = {count.kernel: count.instructions / count.quads for count in instructions.triton_counts(90)}
     assert a_quad["langevin_step, float32 gradient"] <= 280
     assert a_quad["langevin_step, bfloat16 gradient"] <= 285
     assert a_quad["normal, float32"] <= 245
     assert a_quad["uniform, float32"] <= 150
+
+
+@triton_compiles
+def test_a_cascade_waits_for_the_compiler_once_a_program():
+    from benchmarks.gpu_model import compilation
+
+    rows = compilation.rows()
+    assert [row["level"] for row in rows] == [8, 16, 32]
+    assert all(row["waits"] <= 2 < row["kernels"] for row in rows)  # the program, and its size of the update
 
 
 def test_auto_takes_the_shorter_kernels():

@@ -163,25 +163,34 @@ def test_phases_of_one_launch_have_the_bits_of_their_own(backend_device, dtype, 
     assert all(map(torch.equal, together, fused(x)))
 
 
-@pytest.mark.parametrize("second", ["a phase", "the same pixels", "another step", "more"])
+@pytest.mark.parametrize("second", ["a phase", "the same pixels", "another step", "more", "taps side by side"])
 def test_one_launch_only_for_what_does_not_wait_for_the_other(second):
     pytest.importorskip("triton")
     from fastebm.ops.triton.program import Facts, calls_of
 
-    making = ProgramBuilder((33, 4, 4))
-    target, other = (making.stored(gather(33, 8, 8, kernel_y=2, kernel_x=2)) for _ in range(2))
+    beside = second == "taps side by side"
+    size, channels, taps = (16, 1, 3) if beside else (4, 33, 1)
+    making, grid, pad = (
+        ProgramBuilder((33, size, size)),
+        (channels, size, size),
+        {"pad_y": taps // 2, "pad_x": taps // 2},
+    )
+    twice = gather(channels, 2 * size, 2 * size, kernel_y=2, kernel_x=2)
+    target, other = (making.stored(twice) for _ in range(2))
     steps, more = [Epilogue(STORE, target)], []
-    making.convolution(0, (33, 4, 4), (1, 1), *steps, step_y=2, step_x=2)
+    making.convolution(0, grid, (taps, taps), *steps, step_y=2, step_x=2, **pad)
     place = {"start_x": 1, "step_y": 2, "step_x": 2}
     place |= {"the same pixels": {"start_x": 0}, "another step": {"step_y": 1}}.get(second, {})
     if second == "more":
         more = [Epilogue(STORE, other)]
-    making.convolution(0, (33, 4, 4), (1, 1), *steps, *more, **place)
+    making.convolution(0, grid, (taps, taps), *steps, *more, **place, **pad)
     with ops.backend("reference"):  # whose weights lie as a GPU reads them
         made = making.finish(other).fused(4, "cpu")
     code = encode(plan_batch(made.lowered, Layout.PLAIN, 0, 3, 1, "cuda")).numpy().tobytes()
-    facts = Facts((33, 4, 4), tuple((t.dtype, tuple(t.shape)) for t in made.constants))
-    assert max(call.shape.phases for call in calls_of(code, facts)[1]) == (2 if second == "a phase" else 1)
+    facts = Facts((33, size, size), tuple((t.dtype, tuple(t.shape)) for t in made.constants))
+    calls = calls_of(code, facts)[1]
+    assert max(call.shape.phases for call in calls) == (2 if second == "a phase" else 1)
+    assert any(call.shape.paired for call in calls) == beside
 
 
 @both_dtypes

@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import importlib.util
 import os
+import sys
 import threading
 from unittest import mock
 
@@ -155,6 +156,23 @@ def test_kernels_of_a_program_are_compiled_in_threads(small_program, compiled_in
     run()
     assert len(gpu.launches) == 2 * instructions
     assert len(compiled_in) == len(gpu.kernels)
+
+
+@compiles
+def test_an_interrupt_of_the_wait_leaves_nothing_behind(small_program, monkeypatch):
+    import triton
+
+    def interrupt(futures):
+        raise KeyboardInterrupt
+
+    run, gpu, instructions = small_program
+    with monkeypatch.context() as patch:
+        patch.setattr(sys.modules[triton.AsyncCompileMode.__module__], "as_completed", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            run()
+    assert not gpu.launches
+    run()
+    assert len(gpu.launches) == instructions
 
 
 @compiles

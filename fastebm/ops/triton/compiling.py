@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 import os
 from collections.abc import Callable, Hashable
 from concurrent.futures import ThreadPoolExecutor
@@ -29,13 +30,18 @@ def launch_together(kind: Hashable, launch_all: Callable[[Launcher], None]) -> N
     A kernel that doesn't compile says so when it is launched.
     """
     if not INTERPRETED and kind not in _known:
-        threads = min(MOST_THREADS, os.cpu_count() or 1)
-        with ThreadPoolExecutor(threads) as pool, triton.AsyncCompileMode(pool, ignore_errors=True):
-            launch_all(_only_compiled)
+        # In a context of its own: Triton 3.6 forgets to leave the mode where Ctrl-C ends it.
+        contextvars.copy_context().run(_compile_together, launch_all)
         while len(_known) >= KEPT:
             _known.pop(next(iter(_known)), None)
         _known[kind] = None
     launch_all(_launched)
+
+
+def _compile_together(launch_all: Callable[[Launcher], None]) -> None:
+    threads = min(MOST_THREADS, os.cpu_count() or 1)
+    with ThreadPoolExecutor(threads) as pool, triton.AsyncCompileMode(pool, ignore_errors=True):
+        launch_all(_only_compiled)
 
 
 def _launched(kernel: Any, blocks: int, *arguments: Any, **options: Any) -> None:

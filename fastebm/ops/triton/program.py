@@ -545,15 +545,24 @@ class Call:
     grid: tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], tuple[int, ...], int, int]
     source_strides: tuple[int, ...]
 
+    @property
+    def padded(self) -> tuple[int, int]:
+        """(positions of an image, halo) where taps are columns of a product; see `padded`."""
+        (pad_y,), (pad_x,), (height,), (width,) = *self.shape.window[2:4], *self.grid[:2]
+        return (height + pad_y) * (width + pad_x), halo_of(pad_y, pad_x, width)
+
+    def positions(self, batch: int) -> int:
+        """How many there are in the largest grid of so many images."""
+        return batch * (self.padded[0] if self.shape.paired else max(map(operator.mul, *self.grid[:2])))
+
     def programs(self, batch: int) -> int:
         """How many blocks cover the grids of so many images. All phases have as many as the largest of them."""
-        plane, rows = max(map(operator.mul, *self.grid[:2])), self.shape.rows
-        if self.shape.paired:
-            (pad_y,), (pad_x,), (height,), (width,) = *self.shape.window[2:4], *self.grid[:2]
-            plane = (height + pad_y) * (width + pad_x)
-            rows -= 2 * halo_of(pad_y, pad_x, width)
+        rows = self.shape.rows - (2 * self.padded[1] if self.shape.paired else 0)
         panels = triton.cdiv(self.shape.channels, self.shape.columns)
-        units = plane * triton.cdiv(batch, rows) if self.shape.one_pixel else triton.cdiv(batch * plane, rows)
+        if self.shape.one_pixel:
+            units = self.positions(1) * triton.cdiv(batch, rows)
+        else:
+            units = triton.cdiv(self.positions(batch), rows)
         return units * panels * self.shape.phases
 
 
@@ -634,7 +643,7 @@ def check_program(code: bytes, x: Tensor, constants: Sequence[Tensor], workspace
     needs.check_workspace(workspace)
     if not all(constant.is_contiguous() for constant in constants):
         raise ValueError("all constants must be contiguous")
-    pixels = batch * max((i.height * i.width for i in program.instructions), default=1)
+    pixels = max((call.positions(batch) for call in calls_of(code, facts_of(x, constants))[1]), default=batch)
     if pixels > MOST - 1024:
         raise ValueError(f"a batch of {batch} has {pixels} pixels at a time; this kernel counts up to 2**31 of them")
     return whole
@@ -679,8 +688,11 @@ def _is_phase_of(call: Call, before: Call) -> bool:
     """Whether one launch computes both: convolutions that differ in taps and weights alone, and write other pixels.
 
     What an instruction writes it reads at its own pixels at most (`program_check`), so neither waits for the other.
+    Where taps are columns of a product, their number is the compiler's.
     """
-    if call.weights[0] < 0 or before.shape.phases == PHASES or _apart_from_phase(call) != _apart_from_phase(before):
+    if call.weights[0] < 0 or call.shape.paired or before.shape.phases == PHASES:
+        return False
+    if _apart_from_phase(call) != _apart_from_phase(before):
         return False
     *_, starts_y, starts_x, step_y, step_x = _joined(before, call).grid
     starts = {(y % step_y, x % step_x) for y, x in zip(starts_y, starts_x, strict=True)}
