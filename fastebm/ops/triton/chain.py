@@ -319,7 +319,7 @@ def chain_program(code: bytes, facts: Facts) -> ChainProgram:
     """The parts of a program; none where it is too large for one block of threads."""
     program, calls = calls_of(code, facts)
     plane = max((i.height * i.width for i in program.instructions), default=1)
-    if len(calls) > INSTRUCTIONS or plane > POSITIONS or any(call.num_warps != WARPS for call in calls):
+    if len(calls) > INSTRUCTIONS or plane > POSITIONS:
         return ChainProgram(program, (), 1)
     images = POSITIONS // triton.next_power_of_2(plane)
     return ChainProgram(program, tuple(part_of(call, images) for call in calls), images)
