@@ -34,9 +34,9 @@ from .program import (
     Call,
     Facts,
     Shape,
+    call_of,
     calls_of,
     check_program,
-    chosen_constant,
     computed,
     facts_of,
     place_in_buffers,
@@ -67,13 +67,13 @@ PLACES = ("buffers", "constants", "gradient", "energies")
 
 
 class Part(NamedTuple):
-    """One launch of `run_program`, all of which the compiler knows but the addresses of buffers and constants."""
+    """One instruction, all of which the compiler knows but the addresses of buffers and constants."""
 
     shape: Shape
     source: int
     source_channel: int
-    constants: tuple[int, ...]
-    grid: tuple[Any, ...]
+    constant: int
+    grid: tuple[int, ...]
     source_strides: tuple[int, ...]
     places: tuple[Place, ...]
     blocks: int
@@ -124,27 +124,23 @@ def run_block(
     """
     SHAPE: tl.constexpr = PART.shape
     SOURCE_STRIDES: tl.constexpr = PART.source_strides
-    HEIGHTS: tl.constexpr = PART.grid[0]
-    WIDTHS: tl.constexpr = PART.grid[1]
-    STARTS_Y: tl.constexpr = PART.grid[2]
-    STARTS_X: tl.constexpr = PART.grid[3]
+    HEIGHT: tl.constexpr = PART.grid[0]
+    WIDTH: tl.constexpr = PART.grid[1]
+    START_Y: tl.constexpr = PART.grid[2]
+    START_X: tl.constexpr = PART.grid[3]
     STEP_Y: tl.constexpr = PART.grid[4]
     STEP_X: tl.constexpr = PART.grid[5]
-    phase = block % SHAPE.phases
-    grid = (count, chosen_constant(HEIGHTS, phase), chosen_constant(WIDTHS, phase))
-    image, y, x, columns, inside = place_of_block(block // SHAPE.phases, grid, SHAPE)
+    grid = (count, HEIGHT, WIDTH)
+    image, y, x, columns, inside = place_of_block(block, grid, SHAPE)
     place = (image + first, y, x, columns, inside)
     source, weight = state, state
     if SHAPE.kind != _LOAD:
         source = buffers[PART.source] + PART.source_channel
     if SHAPE.kind == _CONVOLUTION:
-        weight = constants[PART.constants[0]]
-        for i in tl.static_range(1, len(PART.constants)):
-            weight = tl.where(phase == i, constants[PART.constants[i]], weight)
-    taps = taps_of(phase, SHAPE)
-    v = computed(source, weight, constants[0], PART.constants[0], taps, place, grid, SOURCE_STRIDES, SHAPE)
-    start = (chosen_constant(STARTS_Y, phase), chosen_constant(STARTS_X, phase))
-    place = place_in_buffers(place, start, (STEP_Y, STEP_X), SHAPE)
+        weight = constants[PART.constant]
+    taps = taps_of(0, SHAPE)
+    v = computed(source, weight, constants[0], PART.constant, taps, place, grid, SOURCE_STRIDES, SHAPE)
+    place = place_in_buffers(place, (START_Y, START_X), (STEP_Y, STEP_X), SHAPE)
     for i in tl.static_range(len(SHAPE.steps)):
         operand = place_of(buffers, constants, gradient, energies, PART, i)
         v = done(
@@ -165,7 +161,7 @@ def run_part(
     PROGRAM: tl.constexpr,
     NUMBER: tl.constexpr,
 ) -> None:
-    """All blocks of one part."""
+    """All blocks of one instruction."""
     PART: tl.constexpr = PROGRAM.parts[NUMBER]
     for block in range(PART.blocks):
         run_block(block, state, energies, gradient, buffers, constants, first, count, PART)
@@ -317,23 +313,25 @@ def _bytes(buffer: Buffer) -> int:
 @functools.lru_cache(maxsize=64)
 def chain_program(code: bytes, facts: Facts) -> ChainProgram:
     """The parts of a program; none where it is too large for one block of threads."""
-    program, calls = calls_of(code, facts)
+    program, _ = calls_of(code, facts)
+    calls = [call_of(program, facts, i) for i in program.instructions]  # phases save launches, of which there is one
     plane = max((i.height * i.width for i in program.instructions), default=1)
-    if len(calls) > INSTRUCTIONS or plane > POSITIONS or any(call.num_warps != WARPS for call in calls):
+    if len(calls) > INSTRUCTIONS or plane > POSITIONS:
         return ChainProgram(program, (), 1)
     images = POSITIONS // triton.next_power_of_2(plane)
     return ChainProgram(program, tuple(part_of(call, images) for call in calls), images)
 
 
 def part_of(call: Call, images: int) -> Part:
-    """One launch of `run_program`, for so many images, as a part of the chain's kernel."""
+    """One instruction, for so many images, as a part of the chain's kernel."""
     operands = zip(call.operands, call.rows, call.images, call.at, strict=True)
+    (height,), (width,), (start_y,), (start_x,) = call.grid[:4]
     return Part(
         shape=call.shape,
         source=call.source[0],
         source_channel=call.source[1],
-        constants=call.weights if call.shape.kind == Kind.CONVOLUTION else (call.fill,),
-        grid=call.grid,
+        constant=call.weights[0] if call.shape.kind == Kind.CONVOLUTION else call.fill,
+        grid=(height, width, start_y, start_x, *call.grid[4:]),
         source_strides=call.source_strides,
         places=tuple(
             Place(PLACES.index(where), number, row, image, at) for (where, number), row, image, at in operands

@@ -487,7 +487,7 @@ def instruction_kernel(
 ) -> None:
     """One block of an instruction, or of one of its phases, which take turns.
 
-    `weights` are None but for convolutions. `grid` has height, width and start of each phase, and their step.
+    `weights` are the numbers but for convolutions. `grid` has height, width and start of each phase, and their step.
 
     The batch is no part of `grid`: within a tuple, Triton compiles anew for 1 and for multiples of 16. So the kernels
     of a first check with a few samples are those of the chain.
@@ -603,7 +603,7 @@ def _launch(
 ) -> None:
     buffer, channel = call.source
     source = x if buffer < 0 else places["buffers"][buffer][channel:]
-    weights = tuple(constants[weight] if weight >= 0 else None for weight in call.weights)
+    weights = tuple(constants[max(weight, 0)] for weight in call.weights)
     operands = tuple(places[kind][index] for kind, index in call.operands)
     overlaps = _overlaps()
     launcher(

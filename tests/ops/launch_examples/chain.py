@@ -13,7 +13,7 @@ from fastebm.ops.activations import PROGRAM_ACTIVATIONS
 from fastebm.ops.instructions import Buffer, Epilogue, EpilogueOp, Header, Instruction, Kind, Layout, PlannedProgram
 from fastebm.ops.triton.chain import POSITIONS, STAGES, Parts, chain_kernel, part_of
 from fastebm.ops.triton.philox import WARPS
-from fastebm.ops.triton.program import Facts, calls_in_order
+from fastebm.ops.triton.program import Facts, call_of
 
 from . import LaunchExample, typed
 
@@ -100,7 +100,7 @@ def _example(
     channels = code.instructions[0].source_channels
     facts = Facts((channels, size, size), tuple(constants))
     images = POSITIONS // (size * size)
-    parts = tuple(part_of(call, images) for call in calls_in_order(code, facts))
+    parts = tuple(part_of(call, images) for call in (call_of(code, facts, i) for i in code.instructions))
     stored = {torch.float32: "*fp32", torch.bfloat16: "*bf16"}
     types = {
         **typed("*fp32", "energies x gradient schedule"),

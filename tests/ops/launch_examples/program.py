@@ -72,11 +72,9 @@ def _example(
     # Blocks of 2048 numbers change their layout between reading and writing through shared memory.
     shown = {"shared": True, "most_shared": 98304 if stages else 16384, **shown}
     options: dict[str, Any] = {"SHAPE": call.shape, "OVERLAPS": False}
+    signature["weights"] = (stored if i.kind == Kind.CONVOLUTION else "*fp32",) * len(call.weights)
     if i.kind == Kind.CONVOLUTION:
-        signature["weights"] = (stored,) * len(call.weights)
         shown["matrix"] = {2: "bf16", 4: "tf32"}[size]
-    else:
-        options["weights"] = (None,)
     activations = (EpilogueOp.ACTIVATE, EpilogueOp.ACTIVATE_KEEPING, EpilogueOp.SLOPE)
     shown["approximate"] = size == 2 and any(operation.op in activations for operation in operations)
     return LaunchExample(
