@@ -254,6 +254,26 @@ def referenced_tensors(wanted: Iterable[LazyTensor]) -> list[Tensor]:
     return list(found.values())
 
 
+def leaf_tensors(wanted: Iterable[LazyTensor]) -> list[Tensor]:
+    """The tensors of the energy that some lazy tensors are evaluated from, as they are now, each once."""
+    found: dict[int, Tensor] = {}
+    seen: set[int] = set()
+    waiting: list[Any] = list(wanted)
+    while waiting:
+        argument = waiting.pop()
+        if isinstance(argument, list | tuple):
+            waiting += argument
+        elif isinstance(argument, LazyTensor) and id(argument) not in seen:
+            seen.add(id(argument))
+            if argument.function in (_find, _Reference.get):
+                value = argument.function(*argument.arguments)
+                if isinstance(value, Tensor):
+                    found[id(value)] = value
+            else:
+                waiting += [*argument.arguments, *argument.keywords.values()]
+    return list(found.values())
+
+
 def _find(module: nn.Module, path: str) -> Any:
     """The attribute at a dotted path, or None."""
     found: Any = module
