@@ -40,7 +40,7 @@ GROUPS = {
     "adam_betas flow_betas max_gradient_norm energy_l2 ema warmup lambda_start lambda_max dual_rate dual_threshold "
     "elbo_weight nll_weight",
     "guard": "max_energy max_gap max_loss retries retry_lr_factor",
-    "log": "log_every checkpoint_every keep_checkpoints pictures_every tensorboard",
+    "log": "log_every checkpoint_every keep_checkpoints pictures_every flight_updates tensorboard",
     "compute": "device dtype update_dtype engine max_batch recompute_from microbatches shard_optimizer",
     "output": "out overwrite",
 }

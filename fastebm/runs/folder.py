@@ -317,7 +317,7 @@ def _log_line(text: bytes, before: int) -> dict[str, Any]:
     if checked("iteration", line["iteration"], int) <= before:
         raise ValueError(f"its iteration is {shown(line['iteration'])}, after one of iteration {before}")
     for name, value in line.items():
-        checked(name, value, float)
+        checked(name, value, str if name == "note" else float)
     return line
 
 

@@ -30,7 +30,7 @@ from fastebm.compiler import EnergyGradient
 from fastebm.distributed import shared_rows
 from fastebm.ops.langevin import expand_clamp
 from fastebm.sampling.data_term import implicit_step
-from fastebm.sampling.diagnostics import Diagnostics, LevelDiagnostics, run_observed
+from fastebm.sampling.diagnostics import ChainReadings, Diagnostics, LevelDiagnostics, run_observed
 from fastebm.sampling.langevin import Langevin, LangevinOptions
 from fastebm.sampling.observers import Observer, checking_finite, progress_bar
 from fastebm.sampling.sampler import (
@@ -123,6 +123,7 @@ class LevelSampler(ABC):
         on_level_start: Callable[[Level, Tensor], None] | None = None,
         on_level_end: Callable[[Level, Tensor], None] | None = None,
         diagnostics: Diagnostics | bool = False,
+        readings: Callable[[Level, ChainState], ChainReadings | None] | None = None,
     ) -> Any:
         """Runs chains up to the last level and returns their ends, float32 images `(count, channels, size, size)`.
 
@@ -154,6 +155,8 @@ class LevelSampler(ABC):
                 They may read the images of the start, but not keep them: the level overwrites them.
             diagnostics: as in `Langevin.sample`: `(images, summaries)` is returned, with a `ChainSummary` of each level
                 that has updates, by its size.
+            readings: called at the start of each level, batch after batch, with its chains; it returns what then reads
+                them, or None. Not with `diagnostics`. The chains keep their bits.
 
         Raises ValueError or TypeError for arguments that don't fit, FloatingPointError as `Langevin.sample` does.
 
@@ -191,6 +194,8 @@ class LevelSampler(ABC):
         batch_slices(len(x), batch_size, projections[0] if projections else None)  # raises
         report = _every(thin, keep) if callable(keep) else None
         told = None
+        if diagnostics is not False and readings is not None:
+            raise ValueError("chains are read by diagnostics or by readings, not by both")
         if diagnostics is not False:
             told = LevelDiagnostics(diagnostics, self.level_temperatures())
             told.expect(levels)
@@ -211,7 +216,9 @@ class LevelSampler(ABC):
                         on_level_start(level, state.x)
                     options: dict[str, Any] = {"observers": observers, "project": constraint.project}
                     callback = None if report is None else report(state.step - start.step)
-                    reader = None if told is None else told.observer(level, first, last)
+                    reader: Any = None if told is None else told.observer(level, first, last)
+                    if readings is not None and (reader := readings(level, state)) is not None:
+                        options["observers"] = [*observers, reader]
                     if reader is not None:
                         options["callback"] = callback
                         state = run_observed(level.sampler, state, level.num_steps, reader, **options)
@@ -232,7 +239,7 @@ class LevelSampler(ABC):
             return torch.cat(ends), None if level_ends is None else level_ends.images
 
         # Callbacks and diagnostics are told of all chains, and a projection acts on all of them at once.
-        told_of_all = (report, told, on_level_start, on_level_end if level_ends is None else None)
+        told_of_all = (report, told, readings, on_level_start, on_level_end if level_ends is None else None)
         if projections or any(each is not None for each in told_of_all):
             images, _ = chains(range(len(x)))
         else:

@@ -15,6 +15,7 @@ from fastebm.sampling import Langevin
 from fastebm.training.calibration.calibrate import DataTerm, calibrate
 from fastebm.training.calibration.config import CalibratedConfig, GeneratorConfig
 from fastebm.training.trainer.energy_loss import EnergyLoss
+from fastebm.training.trainer.flight import FlightRecorder
 from fastebm.training.trainer.metrics import Metrics, energy_update_metrics
 from fastebm.training.trainer.parts import Part, Parts
 from fastebm.training.trainer.weights import (
@@ -66,8 +67,9 @@ class EnergyTrainer:
     The sampler is made once, as an energy gradient analyses its energy at the first use.
     """
 
-    def __init__(self, config: CalibratedConfig, net: MultiScaleEnergy, parts: Parts) -> None:
+    def __init__(self, config: CalibratedConfig, net: MultiScaleEnergy, parts: Parts, recorder: FlightRecorder) -> None:
         self.config = config
+        self.recorder = recorder
         self.net = net
         self.parts = parts
         rate, betas = config.energy_learning_rate, config.adam_betas
@@ -79,15 +81,17 @@ class EnergyTrainer:
 
     def chain_ends(self, samples: Tensor, seed: int, first_chain_id: int, start_step: int = 0) -> Tensor:
         """The ends of chains that start at `samples`, float32. Energies that are not finite are left to the guard."""
+        read, num_steps = self.recorder.readings("the generator"), self.config.num_steps
         return calibrate(
             samples.detach().contiguous(),
             self.sampler,
-            self.config.num_steps,
+            num_steps,
             seed,
             first_chain_id,
             start_step=start_step,
             data_term=self.data_term,
             check=False,
+            readings=None if read is None else lambda state: read(self.sampler, state, num_steps),
         )
 
     def gradient(self, parts: Sequence[Part], real: Sequence[Tensor], ends: Sequence[Tensor]) -> Metrics:
@@ -97,7 +101,9 @@ class EnergyTrainer:
         """
         drawn = zip(parts, real, ends, strict=True)
         found = self.parts.gradients(self.net, self.optimizer, lambda each: self._part_gradient(*each), drawn)
-        return energy_update_metrics(self.net, *self.parts.loss_and_energies(found, self.config.batch_size))
+        loss, data, samples = self.parts.loss_and_energies(found, self.config.batch_size)
+        self.recorder.finish({}, data, samples, self.net)
+        return energy_update_metrics(self.net, loss, data, samples)
 
     def _part_gradient(self, part: Part, real: Tensor, ends: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Adds the gradient of a part's share of the loss to those that are there.

@@ -87,6 +87,7 @@ class GeneratorTrainer(Trainer):
             update_ema(self.ema_generator, self.generator, self.config.ema)
 
     def _check_finite(self, iteration: int, metrics: Mapping[str, float]) -> None:
+        self.recorder.finish(metrics)
         for name, value in metrics.items():
             if not abs(value) < float("inf"):
                 raise DivergedError(iteration, f"{name} is {value}")
@@ -143,7 +144,7 @@ class CalibratedTrainer(GeneratorTrainer):
         super().reset()
         self.weight = self.config.lambda_start
         energy = initialized(lambda: new_energy(self.config), self.device)
-        self.energy = None if energy is None else EnergyTrainer(self.config, energy, self.parts)
+        self.energy = None if energy is None else EnergyTrainer(self.config, energy, self.parts, self.recorder)
 
     @property
     def calibrating(self) -> bool:
@@ -173,6 +174,7 @@ class CalibratedTrainer(GeneratorTrainer):
             real = [add_noise(x, std, seed=self.seed, positions=p.number) for p, x in zip(parts, real, strict=True)]
         with self._autocast():
             metrics = to_floats(energy.gradient(parts, real, ends))
+        self.recorder.finish(metrics)
         self.guard.check(self.iteration + 1, metrics)
         step(energy.optimizer, self.config.energy_learning_rate * factor)
         return metrics

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -24,6 +24,8 @@ from fastebm.runs.folder import RunFolder
 from fastebm.runs.nets import initialized
 from fastebm.sampling import data_term_weight
 from fastebm.sampling.cascade import Level, LevelSampler
+from fastebm.sampling.diagnostics import ChainReadings
+from fastebm.sampling.state import ChainState
 from fastebm.training.coarse_to_fine.config import CoarseToFineConfig, Stage
 from fastebm.training.coarse_to_fine.run import (
     CoarseToFineRun,
@@ -111,9 +113,11 @@ class CoarseToFineTrainer(Trainer):
             return self._part_gradient(stage, part, real, fake, beta)
 
         found = self.parts.gradients(self.net, self.optimizer, gradient, drawn)
-        metrics = energy_update_metrics(self.net, *self.parts.loss_and_energies(found, stage.batch_size))
+        loss, data, samples = self.parts.loss_and_energies(found, stage.batch_size)
+        metrics = energy_update_metrics(self.net, loss, data, samples)
         started = [len(self._from_noise(stage, part)) for part, *_ in drawn]
         numbers = to_floats(metrics | self.parts.means([motion for *_, motion in drawn], started))
+        self.recorder.finish(numbers, data, samples, self.net)
         self.guard.check(self.iteration + 1, numbers)
         step(self.optimizer, self.learning_rate)
         if self.config.ema:
@@ -187,6 +191,7 @@ class CoarseToFineTrainer(Trainer):
         """
         free, filling, noisy = (of(stage, part) for of in (self._from_noise, self._from_holes, self._from_noisy))
         motion: Metrics = dict.fromkeys(("displacement", "clamped"), torch.zeros((), device=self.device))
+        at_clamp = (real.abs() >= 1).float().mean()
         ends = []
         if len(free):
             fake, motion = self._sample_chains(stage, beta, free.number, len(free))
@@ -197,7 +202,7 @@ class CoarseToFineTrainer(Trainer):
             first = part.first + self._first_noisy(stage)
             ends.append(self._sample_denoising(stage, beta, noisy.number, starts, first))
         fake = torch.cat(ends)
-        return (fake.clamp(-1, 1) if self.config.clamp_ends else fake), motion
+        return (fake.clamp(-1, 1) if self.config.clamp_ends else fake), motion | {"clamped_data": at_clamp}
 
     def _sample_inpainting(self, stage: Stage, beta: float, first: int, images: Tensor) -> Tensor:
         """The ends of chains, with ids from `first` on, that fill in a hole in each of `images`."""
@@ -206,7 +211,7 @@ class CoarseToFineTrainer(Trainer):
         where: dict[str, Any] = {"seed": self.seed, "stream": Stream.HOLE, "chain_ids": first}
         noise = HOLE_NOISE * (2 * uniform(images.shape, step=2, device=self.device, **where) - 1)
         start = neighbour_mean(images, holes) + noise
-        return self._sample_from(stage, beta, first, start, mask=~holes, known=images)
+        return self._sample_from(stage, beta, first, start, "holes", mask=~holes, known=images)
 
     def _sample_denoising(self, stage: Stage, beta: float, first: int, images: Tensor, first_of_all: int) -> Tensor:
         """The ends of chains, with ids from `first` on, that start at `images` after noise is added.
@@ -222,17 +227,29 @@ class CoarseToFineTrainer(Trainer):
         noisy = images + std[:, :, None, None] * noise
         start = noisy.clamp(-1, 1)
         if not config.start_temperature:
-            return self._sample_from(stage, beta, first, start)
+            return self._sample_from(stage, beta, first, start, "noisy images")
         weight = torch.tensor(
             data_term_weight(config.start_temperature, std.item()), device="cpu"
         )  # float32, as the schedule is
-        return self._sample_from(stage, beta, first, start, data_term=(noisy, weight))
+        return self._sample_from(stage, beta, first, start, "noisy images", data_term=(noisy, weight))
 
-    def _sample_from(self, stage: Stage, beta: float, first: int, start: Tensor, **constraints: Any) -> Tensor:
+    def _sample_from(
+        self, stage: Stage, beta: float, first: int, start: Tensor, kind: str, **constraints: Any
+    ) -> Tensor:
         """The ends of chains at the stage's resolution; `constraints` are arguments of `LevelSampler.sample`."""
-        size = self.config.max_batch or None
-        sampler = self._sampler(stage, beta)
-        return sampler.sample(None, self.seed, first, x0=start, batch_size=size, check=False, **constraints)
+        options: dict[str, Any] = {
+            "batch_size": self.config.max_batch or None,
+            "check": False,
+            "readings": self._readings(stage, kind),
+        }
+        return self._sampler(stage, beta).sample(None, self.seed, first, x0=start, **options, **constraints)
+
+    def _readings(self, stage: Stage, kind: str) -> Callable[[Level, ChainState], ChainReadings | None] | None:
+        """What the flight recorder reads of chains that have this kind of start, at the stage's resolution."""
+        read = self.recorder.readings(kind)
+        if read is None:
+            return None
+        return lambda level, state: read(level.sampler, state, level.num_steps) if level.size == stage.size else None
 
     def _sample_chains(self, stage: Stage, beta: float, first: int, count: int) -> tuple[Tensor, Metrics]:
         """The ends of `count` chains from noise, with ids from `first` on, and metrics of their last level."""
@@ -250,6 +267,7 @@ class CoarseToFineTrainer(Trainer):
             batch_size=self.config.max_batch or None,
             check=False,  # energies that are not finite are left to the guard
             on_level_start=keep,
+            readings=self._readings(stage, "noise"),
         )
         motion = {
             "displacement": (fake - torch.cat(starts)).abs().mean(),

@@ -18,6 +18,7 @@ Engine = Literal["auto", "fused", "autograd"]
 
 MUTABLE_FIELDS = frozenset(
     {
+        "flight_updates",
         *("engine", "retries", "log_every", "checkpoint_every", "keep_checkpoints", "pictures_every", "tensorboard"),
         "shard_optimizer",
     }
@@ -58,6 +59,7 @@ class TrainerConfig(ABC):
         "checkpoint_every": (1, 10**9),
         "keep_checkpoints": (1, 10**9),
         "pictures_every": (0, 10**9),
+        "flight_updates": (0, 10**5),
     }
 
     channels: int = 3
@@ -103,6 +105,9 @@ class TrainerConfig(ABC):
     """number of checkpoints that are kept, the newest ones"""
     pictures_every: int = 0
     """number of iterations between pictures; the end of a stage always makes some; 0 makes no others"""
+    flight_updates: int = 200
+    """number of the last updates that the flight recorder keeps in memory, to be written when the guard goes back; 0
+    for no recorder"""
     tensorboard: bool = False
     """write the log and the samples for TensorBoard too"""
 

@@ -28,6 +28,7 @@ from fastebm.runs.run import Run, belongs_to
 from fastebm.training.images import ImageLevels
 from fastebm.training.tensorboard import TensorBoardWriter
 from fastebm.training.trainer.config import TrainerConfig
+from fastebm.training.trainer.flight import FlightRecorder, write_record
 from fastebm.training.trainer.guard import DivergedError, Guard
 from fastebm.training.trainer.metrics import RunningMeans
 from fastebm.training.trainer.parts import Parts
@@ -42,6 +43,7 @@ class Trainer(ABC):
 
     Attributes:
         run_type: the class of the method's runs, which knows the tensors of a checkpoint.
+        recorder: keeps what the last updates were like; of several ranks, that of the first one records its own chains.
         parts: cuts the batch of an update into parts, and knows the ranks that compute them.
         hint: the settings that may stop energies from exploding, for the message of `DivergedError`.
         iteration: the number of updates so far.
@@ -59,9 +61,11 @@ class Trainer(ABC):
         self.ranks = distributed.ranks()
         self.parts = Parts(self.ranks, config.microbatches, config.smallest_batch)
         self.guard = Guard(**config.guard_bounds, retries=config.retries, retry_lr_factor=config.retry_lr_factor)
+        self.recorder = FlightRecorder(config.flight_updates if self.ranks.first else 0)
         self.iteration = 0
         self.elapsed_seconds = 0.0
         self.means = RunningMeans()
+        self._note = ""
         self.reset()
 
     @abstractmethod
@@ -135,6 +139,7 @@ class Trainer(ABC):
         """Trains from the folder's newest checkpoint to the end; arguments and errors as of `fastebm.train`."""
         if checkpoint is not None:
             self.load_checkpoint(checkpoint)
+            self.recorder.clear(f"the run was resumed at iteration {self.iteration:,}, and nothing before is recorded")
         first = self.ranks.first
         if first:
             with folder.writing("the log"):
@@ -146,14 +151,18 @@ class Trainer(ABC):
             ProgressBar.over(self.config.total_iterations, self.iteration, first and progress) as bar,
             StopRequest.handle_signals() as request,
         ):
-            for line in self._iterate(folder, bar, board, request, first and save_pictures):
-                if not first:
-                    continue
-                with folder.writing("the log"):
-                    folder.log.append(line)
-                board.add_scalars(line)
-                if on_log is not None:
-                    on_log(line)
+            try:
+                for line in self._iterate(folder, bar, board, request, first and save_pictures):
+                    if not first:
+                        continue
+                    with folder.writing("the log"):
+                        folder.log.append(line)
+                    board.add_scalars(line)
+                    if on_log is not None:
+                        on_log(line)
+            except FloatingPointError as error:
+                self._write_flight(folder, "the run crashed", str(error))
+                raise
             request.raise_if_interrupted()
 
     def _iterate(
@@ -165,8 +174,11 @@ class Trainer(ABC):
         while self.iteration < config.total_iterations:
             request.raise_if_interrupted()
             line = {"iteration": self.iteration + 1, **self.log_fields(), "attempt": self.guard.attempt}
+            self.recorder.begin(line)
             try:
                 metrics = self.update()
+                self.recorder.finish(metrics)
+                self.recorder.pause()
                 request.raise_if_interrupted()
                 ended = self.stage_ended()
                 # Read once, as SIGTERM may come at any moment: a run that stops here must have been saved here.
@@ -183,7 +195,9 @@ class Trainer(ABC):
             title, numbers = self.progress_metrics(metrics)
             bar.advance(title, **numbers)
             if ended or self.iteration % config.log_every == 0:
-                yield {**line, **self.means.pop(), "seconds": round(self.elapsed_seconds, 3)}
+                note, self._note = self._note, ""
+                said = {"note": note} if note else {}
+                yield {**line, **self.means.pop(), "seconds": round(self.elapsed_seconds, 3), **said}
             if ended:
                 self.next_stage()
             # Pictures come before the checkpoint, so that a killed run that is finished has them.
@@ -244,7 +258,9 @@ class Trainer(ABC):
         """
         guard = self.guard
         if guard.exhausted:
-            raise DivergedError(error.iteration, error.reason, self._advice(folder)) from None
+            why = self._write_flight(folder, "the guard gave the run up", error.reason)
+            raise DivergedError(error.iteration, error.reason, f"{self._advice(folder)}.{why}") from None
+        why = self._write_flight(folder, "the guard went back", error.reason)
         rollbacks, checkpoint = guard.state_dict(), None
         if self.ranks.first:
             belongs = belongs_to(self.config, self.run_type)
@@ -257,18 +273,28 @@ class Trainer(ABC):
             self.load_checkpoint(checkpoint)
         guard.load_state_dict(rollbacks)  # the checkpoint had only the earlier rollbacks
         guard.record_rollback(error.iteration, self.iteration, error.reason)
+        self.recorder.go_back(self.iteration)
         if not self.ranks.first:
             return
         with folder.writing("the log or a checkpoint"):
             if checkpoint is not None:
                 folder.checkpoints.overwrite_state(checkpoint, self.state())
             folder.log.rewind(self.iteration)
+        self._note = f"The guard went back from iteration {error.iteration} to {self.iteration}: {error.reason}.{why}"
         warnings.warn(
             f"iteration {error.iteration}: {error.reason}. Back to iteration {self.iteration}, with fresh noise and "
-            f"the learning rate times {guard.lr_factor:g} (try {guard.attempt} of {guard.retries})",
+            f"the learning rate times {guard.lr_factor:g} (try {guard.attempt} of {guard.retries}).{why}",
             RuntimeWarning,
             stacklevel=2,
         )
+
+    def _write_flight(self, folder: RunFolder, event: str, reason: str) -> str:
+        """Writes the flight record. Returns what it shows as sentences, after a space; "" without one."""
+        if not self.ranks.first or not self.recorder.length:
+            return ""
+        with folder.writing("the flight record"):
+            stem, diagnosis = write_record(folder.path, self.recorder.record(), event, reason)
+        return f" {diagnosis} The last updates are in {stem}.png and .json"
 
     def _advice(self, folder: RunFolder) -> str:
         """What is left of a run that the guard gives up, and what to try next."""
