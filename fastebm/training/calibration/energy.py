@@ -14,7 +14,7 @@ from fastebm.runs.nets import outline, with_weights
 from fastebm.sampling import Langevin
 from fastebm.training.calibration.calibrate import DataTerm, calibrate
 from fastebm.training.calibration.config import CalibratedConfig, GeneratorConfig
-from fastebm.training.trainer.energy_loss import EnergyLoss
+from fastebm.training.trainer.energy_loss import EnergyLoss, beyond_hinge
 from fastebm.training.trainer.flight import FlightRecorder
 from fastebm.training.trainer.metrics import Metrics, energy_update_metrics
 from fastebm.training.trainer.parts import Part, Parts
@@ -75,7 +75,14 @@ class EnergyTrainer:
         rate, betas = config.energy_learning_rate, config.adam_betas
         self.optimizer = adam(net.parameters(), rate, betas, shard=config.shard_optimizer)
         dtype = getattr(torch, config.dtype)
-        self.sampler = Langevin(net, config.step_size, config.noise_std, dtype=dtype, engine=config.engine)
+        self.sampler = Langevin(
+            net,
+            config.step_size,
+            config.noise_std,
+            dtype=dtype,
+            engine=config.engine,
+            grad_norm_clip=config.chain_clip or None,
+        )
         self.weights = weight_gradient(net, dtype=getattr(torch, config.update_dtype), engine=config.engine)
         self.data_term = DataTerm(config.data_term_weight, config.data_term_hinge)
 
@@ -99,26 +106,28 @@ class EnergyTrainer:
 
         Returns the metrics of the update.
         """
-        drawn = zip(parts, real, ends, strict=True)
-        found = self.parts.gradients(self.net, self.optimizer, lambda each: self._part_gradient(*each), drawn)
-        loss, data, samples = self.parts.loss_and_energies(found, self.config.batch_size)
+        drawn = list(zip(parts, real, ends, strict=True))
+
+        def gradients(contrast: float) -> tuple[Tensor, Tensor, Tensor]:
+            loss = EnergyLoss.of(self.config, contrast=contrast)
+            found = self.parts.gradients(
+                self.net, self.optimizer, lambda each: loss.backward(self.weights, *each), drawn
+            )
+            return self.parts.loss_and_energies(found, self.config.batch_size)
+
+        loss, data, samples = gradients(1.0)
+        if beyond_hinge(self.config, data, samples):
+            loss, _, _ = gradients(0.0)
         self.recorder.finish({}, data, samples, self.net)
         return energy_update_metrics(self.net, loss, data, samples)
 
-    def _part_gradient(self, part: Part, real: Tensor, ends: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Adds the gradient of a part's share of the loss to those that are there.
-
-        Returns that share and the energies of data and chain ends (B,).
-        """
-        return EnergyLoss(self.config.energy_l2).backward(self.weights, part, real, ends)
-
     @torch.no_grad()
-    def largest(self, real: Tensor, ends: Tensor) -> Metrics:
-        """The largest magnitudes of energies, as the guard takes them."""
+    def energies(self, real: Tensor, ends: Tensor) -> tuple[Tensor, Tensor]:
+        """Energies of images and of chain ends, (B,) each, in eval mode."""
         self.net.eval()
-        data, samples = (self.net(images).abs().max() for images in (real, ends))
+        data, samples = (self.net(images) for images in (real, ends))
         self.net.train()
-        return {"largest_energy_data": data, "largest_energy_samples": samples}
+        return data, samples
 
     def tensors(self) -> dict[str, Tensor]:
         """What a checkpoint keeps of the energy, by name."""

@@ -38,7 +38,7 @@ from fastebm.training.coarse_to_fine.run import (
 )
 from fastebm.training.images import ImageLevels, split_by_label
 from fastebm.training.tensorboard import TensorBoardWriter
-from fastebm.training.trainer.energy_loss import EnergyLoss
+from fastebm.training.trainer.energy_loss import EnergyLoss, beyond_hinge, brake
 from fastebm.training.trainer.loop import Trainer
 from fastebm.training.trainer.metrics import Metrics, energy_update_metrics, to_floats
 from fastebm.training.trainer.parts import Part
@@ -108,18 +108,23 @@ class CoarseToFineTrainer(Trainer):
             fake, motion = self._fake_images(stage, beta, part, real, self._start_images(stage, part, real, sources))
             drawn.append((part, real, fake, motion))
 
-        def gradient(drawn: tuple[Part, Tensor, Tensor, Metrics]) -> tuple[Tensor, Tensor, Tensor]:
-            part, real, fake, _ = drawn
-            return self._part_gradient(stage, part, real, fake, beta)
+        def gradients(contrast: float) -> tuple[Tensor, Tensor, Tensor]:
+            def gradient(drawn: tuple[Part, Tensor, Tensor, Metrics]) -> tuple[Tensor, Tensor, Tensor]:
+                part, real, fake, _ = drawn
+                return self._part_gradient(stage, part, real, fake, beta, contrast)
 
-        found = self.parts.gradients(self.net, self.optimizer, gradient, drawn)
-        loss, data, samples = self.parts.loss_and_energies(found, stage.batch_size)
+            found = self.parts.gradients(self.net, self.optimizer, gradient, drawn)
+            return self.parts.loss_and_energies(found, stage.batch_size)
+
+        loss, data, samples = gradients(1.0)
+        if beyond_hinge(self.config, data, samples):
+            loss, _, _ = gradients(0.0)
         metrics = energy_update_metrics(self.net, loss, data, samples)
         started = [len(self._from_noise(stage, part)) for part, *_ in drawn]
         numbers = to_floats(metrics | self.parts.means([motion for *_, motion in drawn], started))
         self.recorder.finish(numbers, data, samples, self.net)
         self.guard.check(self.iteration + 1, numbers)
-        step(self.optimizer, self.learning_rate)
+        step(self.optimizer, self.learning_rate * brake(self.config, numbers["gap"]))
         if self.config.ema:
             update_ema(self.ema_net, self.net, self.config.ema)
         self.iteration += 1
@@ -127,7 +132,7 @@ class CoarseToFineTrainer(Trainer):
 
     def check_before_save(self) -> None:
         stage, beta = self.last_stage, self.config.beta_at(self.iteration - 1)
-        largest, parts = [], self.parts.of(stage.batch_size, self._first_image(stage))
+        found, parts = [], self.parts.of(stage.batch_size, self._first_image(stage))
         with torch.no_grad():
             for part in parts:
                 real = self.images.at(stage.size, part.rows(), self.device)
@@ -137,11 +142,9 @@ class CoarseToFineTrainer(Trainer):
                     starts = self.sources.at(stage.size, noisy.rows(self._first_noisy(stage)), self.device)
                 fake, _ = self._fake_images(stage, beta, part, real, starts)
                 self.net.eval()
-                energies = {name: self.net(images, beta) for name, images in (("data", real), ("samples", fake))}
+                found.append(tuple(self.net(images, beta) for images in (real, fake)))
                 self.net.train()
-                largest.append({f"largest_energy_{name}": found.abs().max() for name, found in energies.items()})
-        found = to_floats(self.parts.means(largest, [len(part) for part in parts]))
-        self.guard.check(self.iteration, found | {"gradient_norm": 0.0})
+        self._check_energies(self.net, parts, found)
 
     @property
     def images_seen(self) -> int:
@@ -276,7 +279,7 @@ class CoarseToFineTrainer(Trainer):
         return fake, motion
 
     def _part_gradient(
-        self, stage: Stage, part: Part, real: Tensor, fake: Tensor, beta: float
+        self, stage: Stage, part: Part, real: Tensor, fake: Tensor, beta: float, contrast: float
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Adds the gradient of a part's share of the loss to those that are there.
 
@@ -285,7 +288,8 @@ class CoarseToFineTrainer(Trainer):
         self._blend.fill_(beta)
         weights = self._weights.get(beta, self._fading_weights)
         with self._recomputing(stage, real[:1], beta, enabled=weights.engine == "autograd"):
-            return EnergyLoss(self.config.energy_l2).backward(weights, part, real, fake, self.config.max_batch)
+            loss = EnergyLoss.of(self.config, contrast=contrast)
+            return loss.backward(weights, part, real, fake, self.config.max_batch)
 
     @contextmanager
     def _recomputing(self, stage: Stage, image: Tensor, beta: float, *, enabled: bool) -> Iterator[None]:

@@ -13,12 +13,12 @@ import dataclasses
 import time
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fastebm import distributed
 from fastebm.runs.checkpoints import Checkpoint
@@ -30,8 +30,8 @@ from fastebm.training.tensorboard import TensorBoardWriter
 from fastebm.training.trainer.config import TrainerConfig
 from fastebm.training.trainer.flight import FlightRecorder, write_record
 from fastebm.training.trainer.guard import DivergedError, Guard
-from fastebm.training.trainer.metrics import RunningMeans
-from fastebm.training.trainer.parts import Parts
+from fastebm.training.trainer.metrics import RunningMeans, to_floats
+from fastebm.training.trainer.parts import Part, Parts
 from fastebm.training.trainer.progress import ProgressBar
 from fastebm.training.trainer.signals import StoppedError, StopRequest
 
@@ -178,14 +178,16 @@ class Trainer(ABC):
             try:
                 metrics = self.update()
                 self.recorder.finish(metrics)
-                self.recorder.pause()
                 request.raise_if_interrupted()
                 ended = self.stage_ended()
                 # Read once, as SIGTERM may come at any moment: a run that stops here must have been saved here.
                 stopping = self._any(request.received)
                 saving = ended or stopping or self.iteration % config.checkpoint_every == 0
                 if saving:
+                    # The check runs the chains that the next update would.
+                    self.recorder.begin({"iteration": self.iteration + 1, "attempt": self.guard.attempt})
                     self.check_before_save()
+                    self.recorder.drop()
             except DivergedError as error:
                 self._roll_back(folder, error)
                 bar.go_back(self.iteration)
@@ -211,6 +213,24 @@ class Trainer(ABC):
                 raise StoppedError(
                     f"stopped as asked; iteration {self.iteration} is saved, and the run goes on from it"
                 )
+
+    def _check_energies(self, net: nn.Module, parts: Sequence[Part], energies: Sequence[tuple[Tensor, ...]]) -> None:
+        """Shows the guard the energies of images and chain ends of each part, (B,), under weights of `net` to be saved.
+
+        The flight recorder sees them too, of several ranks those of the first one.
+        """
+        sizes = [len(part) for part in parts]
+        names = ("data", "samples")
+        largest = [
+            {f"largest_energy_{n}": e.abs().max() for n, e in zip(names, both, strict=True)} for both in energies
+        ]
+        found = to_floats(self.parts.means(largest, sizes))
+        data, samples = (torch.cat(each).detach() for each in zip(*energies, strict=True))
+        means = {f"energy_{name}": each.float().mean() for name, each in zip(names, (data, samples), strict=True)}
+        if self.recorder.length:
+            means |= {"gap": means["energy_samples"] - means["energy_data"]}
+            self.recorder.finish(found | to_floats(means), data, samples, net)
+        self.guard.check(self.iteration, found | {"gradient_norm": 0.0})
 
     def _any(self, flag: bool) -> bool:
         """Whether the flag is set on any rank."""

@@ -68,7 +68,7 @@ def read_record(path: Path) -> tuple[dict[str, Any], FlightRecord]:
     try:
         with np.load(path.with_suffix(".npz")) as arrays:
             record = FlightRecord.from_arrays(dict(arrays), str(content.get("note", "")))
-    except (KeyError, EOFError, zipfile.BadZipFile) as error:
+    except (KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path.with_suffix('.npz')} is damaged: {error}") from error
     return content, record
 

@@ -46,8 +46,8 @@ class FlightRecorder:
     """Keeps the last `length` updates.
 
     A trainer calls `begin` before an update, hands `readings` to its chains, and calls `finish` before the guard judges
-    the update, so that a refused one is the last of the record. Chains of weights that are only checked are not
-    recorded: between `pause` and the next `begin` nothing is.
+    the update, so that a refused one is the last of the record. Weights that are checked before they are saved are
+    recorded as the next update would be, and dropped where they pass.
 
     Args:
         length: 0 records nothing.
@@ -59,7 +59,7 @@ class FlightRecorder:
     def __init__(self, length: int) -> None:
         self.length = length
         self.note = ""
-        self._updates: deque[_Update] = deque(maxlen=length)
+        self._updates: deque[_Update] = deque(maxlen=length + 1)  # and one that may be dropped
         self._names: tuple[str, ...] = ()
         self._current: _Update | None = None
 
@@ -70,8 +70,10 @@ class FlightRecorder:
             self._current = _Update(dict(line), detailed)
             self._updates.append(self._current)
 
-    def pause(self) -> None:
-        """Records nothing until the next update begins."""
+    def drop(self) -> None:
+        """Forgets what was begun last; nothing is recorded until the next `begin`."""
+        if self._current is not None:
+            self._updates.pop()
         self._current = None
 
     def readings(self, kind: str) -> Readings | None:
@@ -125,7 +127,7 @@ class FlightRecorder:
 
     def record(self) -> FlightRecord:
         """What is recorded, as arrays. Syncs with the host."""
-        updates = list(self._updates)
+        updates = list(self._updates)[-self.length :] if self.length else []
         lines = [update.line | update.numbers for update in updates]
         names = dict.fromkeys(name for line in lines for name in line if name != "iteration")
         kinds = dict.fromkeys(kind for update in updates for kind in update.chains)
