@@ -104,6 +104,15 @@ class RunFolder:
                 raise RunError(f"{path} can't be locked: {error.strerror or error}") from error
             yield
 
+    @staticmethod
+    def is_locked(path: str | Path) -> bool:
+        """Whether a process trains in the run at `path`. Raises RunError where the file system does not tell."""
+        try:
+            with (Path(path) / LOCK).open("a") as file:
+                return not lock(file.fileno())
+        except OSError as error:
+            raise RunError(f"{path} does not say whether a process trains in it: {error.strerror or error}") from error
+
     @classmethod
     def open(
         cls,

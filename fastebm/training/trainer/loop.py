@@ -28,7 +28,7 @@ from fastebm.runs.run import Run, belongs_to
 from fastebm.training.images import ImageLevels
 from fastebm.training.tensorboard import TensorBoardWriter
 from fastebm.training.trainer.config import TrainerConfig
-from fastebm.training.trainer.flight import FlightRecorder, write_record
+from fastebm.training.trainer.flight import FlightRecorder, take_request, write_record
 from fastebm.training.trainer.guard import DivergedError, Guard
 from fastebm.training.trainer.metrics import RunningMeans, to_floats
 from fastebm.training.trainer.parts import Part, Parts
@@ -192,6 +192,8 @@ class Trainer(ABC):
                 self._roll_back(folder, error)
                 bar.go_back(self.iteration)
                 continue
+            if self.ranks.first and take_request(folder.path):
+                self._write_flight(folder, "the record was asked for", "")
             self.elapsed_seconds = time.monotonic() - start_time
             self.means.add(metrics)
             title, numbers = self.progress_metrics(metrics)
@@ -312,8 +314,13 @@ class Trainer(ABC):
         """Writes the flight record. Returns what it shows as sentences, after a space; "" without one."""
         if not self.ranks.first or not self.recorder.length:
             return ""
-        with folder.writing("the flight record"):
-            stem, diagnosis = write_record(folder.path, self.recorder.record(), event, reason)
+        try:
+            with folder.writing("the flight record"):
+                stem, diagnosis = write_record(folder.path, self.recorder.record(), event, reason)
+        except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+            # A fault of the recorder must not end a run that the guard saves.
+            warnings.warn(f"the flight record could not be made: {error!r}", RuntimeWarning, stacklevel=3)
+            return ""
         return f" {diagnosis} The last updates are in {stem}.png and .json"
 
     def _advice(self, folder: RunFolder) -> str:

@@ -24,6 +24,7 @@ from fastebm.training.trainer.flight import (
     read_record,
     records,
     sentence,
+    write_record,
 )
 from tests.training.resumed_runs import differing, trainer_at
 
@@ -227,7 +228,7 @@ def test_after_going_back_only_the_history_of_the_weights_is_left() -> None:
     assert recorder.record().iterations.tolist() == [4, 5, 6, 7, 8]
     assert np.isinf(recorder.record().numbers["loss"]).all()
     recorder.go_back(6)
-    assert recorder.record().numbers["gap"].tolist() == [4, 5, 6]
+    assert recorder.record().numbers["gap"].tolist() == [3, 4, 5, 6]
     recorder.clear("resumed")
     assert (len(recorder.record()), recorder.record().note) == (0, "resumed")
     assert len(FlightRecorder(0).record()) == 0
@@ -307,3 +308,20 @@ def test_a_resumed_run_says_that_its_record_begins_afresh(
     path.with_suffix(".npz").write_bytes(b"damaged")
     with pytest.raises(ValueError, match="is damaged"):
         read_record(path)
+
+
+def test_records_of_little_are_written_too(tmp_path: Path) -> None:
+    nothing = FlightRecorder(9).record()
+    stem, diagnosis = write_record(tmp_path, nothing, "the guard went back", "for the test")
+    assert diagnosis == "Only 0 updates are recorded: too few for a diagnosis."
+    assert read_record(stem.with_suffix(".json"))[0]["updates"] == []
+    record = healthy()
+    lost = {"energies": np.full_like(record.chains["noise"].energies, math.inf)}
+    lost |= {"step_curvatures": np.full_like(record.chains["noise"].step_curvatures, math.nan)}
+    lost |= {"gradient_norms": np.full_like(record.chains["noise"].gradient_norms, math.inf)}
+    every = dataclasses.replace(with_chains(record, **lost), samples=np.full_like(record.samples, math.inf))
+    stem, diagnosis = write_record(tmp_path, every, "the guard went back", "for the test")
+    assert diagnosis.startswith("The first number that is not finite is an energy before step 1")
+    first = read_record(stem.with_suffix(".json"))[0]["updates"][0]
+    assert "noise_rising" not in first
+    assert first["noise_energy_end"] is None  # as JSON has no infinite numbers

@@ -22,6 +22,7 @@ from fastebm.training.trainer.flight.diagnosis import diagnose, sentence
 from fastebm.training.trainer.flight.record import FlightRecord
 
 FOLDER = "flight"
+REQUEST = ".flight"
 _NAME = re.compile(r"iteration-(\d{9})-(\d+)\.json")
 
 
@@ -53,6 +54,22 @@ def write_record(folder: Path, record: FlightRecord, event: str, reason: str) ->
     }
     write_json(stem.with_suffix(".json"), finite_json(content))
     return stem, diagnosis
+
+
+def request(run: Path) -> Path:
+    """Asks the process that trains in a folder to write its record. Returns the file that does so until it is taken."""
+    path = run / REQUEST
+    path.touch()
+    return path
+
+
+def take_request(run: Path) -> bool:
+    """Whether the record was asked for since the last time."""
+    try:
+        (run / REQUEST).unlink()
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def records(run: Path) -> list[Path]:

@@ -37,7 +37,8 @@ class ChainRecord:
     @property
     def rising(self) -> Array:
         """The share of steps that raised the energy, in each update (U,)."""
-        changes = np.diff(self.energies, axis=1)
+        with np.errstate(invalid="ignore"):  # between two infinite ones
+            changes = np.diff(self.energies, axis=1)
         return mean(np.where(np.isnan(changes), np.nan, changes > 0))
 
     @property
