@@ -99,7 +99,7 @@ def _coarse(record: FlightRecord) -> Finding | None:
     if not kind or not shares[kind] >= STEEP_SHARE:
         return None
     chains = record.chains[kind]
-    product, before = _median(chains.step_curvatures[-RECENT:]), _median(chains.step_curvatures[:-RECENT])
+    product, before = (_median(chains.largest_curvatures[rows]) for rows in (slice(-RECENT, None), slice(-RECENT)))
     rising = _median(chains.rising[-RECENT:])
     earlier = f", {before:.2g} before" if np.isfinite(before) else ""
     text = (

@@ -42,11 +42,16 @@ class ChainRecord:
         return mean(np.where(np.isnan(changes), np.nan, changes > 0))
 
     @property
+    def largest_curvatures(self) -> Array:
+        """The larger step size times curvature of each chain, (U, B)."""
+        return np.fmax.reduce(self.step_curvatures, axis=1, initial=np.nan)
+
+    @property
     def steep(self) -> Array:
         """The share of chains with a step size times curvature above 2, in each update (U,)."""
+        largest = self.largest_curvatures
         with np.errstate(invalid="ignore"):
-            found = np.where(np.isnan(self.step_curvatures), np.nan, self.step_curvatures > STEEP)
-        return mean(found)
+            return mean(np.where(np.isnan(largest), np.nan, largest > STEEP))
 
 
 @dataclass(frozen=True)
@@ -93,7 +98,7 @@ class FlightRecord:
                 f"{kind}_energy_end": mean(chains.energies[:, -1:]),
                 f"{kind}_rising": chains.rising,
                 f"{kind}_steep": chains.steep,
-                f"{kind}_step_curvature": median(chains.step_curvatures),
+                f"{kind}_step_curvature": median(chains.largest_curvatures),
                 f"{kind}_gradient_norm": median(chains.gradient_norms),
                 f"{kind}_acceptance": mean(chains.acceptance),
             }
