@@ -147,6 +147,14 @@ def test_energies_that_drift_together() -> None:
     assert causes(dataclasses.replace(record, data=record.data + drift)) == []
 
 
+def test_an_energy_that_is_flat() -> None:
+    record = healthy()
+    flat = with_chains(record, gradient_norms=1e-5 * record.chains["noise"].gradient_norms)
+    assert causes(flat) == []
+    (finding,) = diagnose(dataclasses.replace(flat, data=1e-5 * record.data, samples=1e-5 * record.samples))
+    assert finding.cause == "flat"
+
+
 def test_energies_that_jump_and_chains_that_are_few() -> None:
     record = healthy()
     jump = changed(record.numbers["largest_energy_samples"], 1, 80.0)

@@ -25,6 +25,8 @@ GROWTH = 2.0
 """How many times as far from 0 the recent gap must be as that before."""
 LEAST_FALL = 1.0
 """Energies by which samples must lie below images, as they do so a little in any run."""
+FLAT = 1e-3
+"""Spread of the energies of a batch of images, and norm of gradients along chains, of an energy that says nothing."""
 WEIGHT_GROWTH = 0.01
 """Relative growth of the norm of the weights in one update."""
 DRIFT_SPREADS, LEAST_DRIFT, DRIFT_GAPS = 2.0, 1.0, 4.0
@@ -43,7 +45,7 @@ class Finding:
 
     Attributes:
         cause: its name: "not finite", "coarse", "stuck", "rising gap", "falling gap", "weights grow", "drift",
-            "jump" or "few chains".
+            "flat", "jump" or "few chains".
         sentence: what it is, with the numbers and what may help.
         numbers: the numbers.
     """
@@ -57,7 +59,7 @@ def diagnose(record: FlightRecord) -> list[Finding]:
     """All that the numbers of a record show, what explains most first; nothing where they show none of it."""
     found = [_not_finite(record)]
     if len(record) >= FEWEST:
-        checks = (_coarse, _stuck, _rising_gap, _falling_gap, _weights_grow, _drift, _jump, _few_chains)
+        checks = (_coarse, _stuck, _rising_gap, _falling_gap, _weights_grow, _drift, _flat, _jump, _few_chains)
         found += [check(record) for check in checks]
     return [finding for finding in found if finding is not None]
 
@@ -187,6 +189,20 @@ def _drift(record: FlightRecord) -> Finding | None:
         "updates, with a small gap: nothing holds their level. A larger energy_l2 does."
     )
     return Finding("drift", text, {"first": data, "last": data_now, "gap": gap})
+
+
+def _flat(record: FlightRecord) -> Finding | None:
+    spread = _spread(record.data[-RECENT:])
+    norms = {kind: _median(chains.gradient_norms[-RECENT:]) for kind, chains in record.chains.items()}
+    steepest = max((norm for norm in norms.values() if not np.isnan(norm)), default=np.nan)
+    if not (spread < FLAT and steepest < FLAT):
+        return None
+    text = (
+        f"The energy is flat: energies of images differ by {spread:.1g}, and its gradient along chains has the norm "
+        f"{steepest:.1g}. It has collapsed, and moves chains no more; a smaller learning rate may keep another run "
+        "from that."
+    )
+    return Finding("flat", text, {"spread": spread, "gradient_norm": float(steepest)})
 
 
 def _jump(record: FlightRecord) -> Finding | None:
