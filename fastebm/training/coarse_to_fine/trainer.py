@@ -279,7 +279,7 @@ class CoarseToFineTrainer(Trainer):
         return fake, motion
 
     def _part_gradient(
-        self, stage: Stage, part: Part, real: Tensor, fake: Tensor, beta: float, contrast: float
+        self, stage: Stage, part: Part, real: Tensor, fake: Tensor, beta: float, contrast: float = 1.0
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Adds the gradient of a part's share of the loss to those that are there.
 
