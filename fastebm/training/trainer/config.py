@@ -178,6 +178,7 @@ class EnergyTrainerConfig(TrainerConfig):
         "gap_hinge": (-1e30, 1e30),
         "trim": (0, 0.9),
         "gradient_penalty": (0, 1e6),
+        "chain_kl": (0, 1e6),
         "max_energy": (1e-12, 1e30),
         "max_gap": (1e-12, 1e30),
     }
@@ -198,6 +199,9 @@ class EnergyTrainerConfig(TrainerConfig):
     """share of the samples, those of the highest energies, that the loss leaves out of their mean"""
     gradient_penalty: float = 0.0
     """weight of the mean squared norm of the energy's gradient at the ends of chains in the loss of the energy"""
+    chain_kl: float = 0.0
+    """weight of the KL term of improved contrastive divergence in the loss of the energy, which is differentiated
+    through one more step from the ends of chains"""
     max_energy: float = 1000.0
     """magnitude of an energy above which the guard rolls the run back"""
     max_gap: float = 1000.0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fastebm.compiler import WeightGradient
-from fastebm.losses import contrastive_divergence, energy_l2
+from fastebm.losses import contrastive_divergence, energy_l2, improved_cd_kl, last_step
 from fastebm.sampling.cascade import module_of
 from fastebm.training.trainer.config import EnergyTrainerConfig
 from fastebm.training.trainer.parts import Part
@@ -27,17 +27,21 @@ class EnergyLoss:
         penalty: the weight of the mean squared norm of the energy's gradient at the samples. Autograd differentiates
             it, whatever computes the rest.
         contrast: the factor on the first two terms; 0 leaves them out.
+        kl, step_size: the weight of `fastebm.losses.improved_cd_kl` after one more step of this size from the samples.
+            Autograd differentiates it too.
     """
 
     l2: float
     trim: float = 0.0
     penalty: float = 0.0
     contrast: float = 1.0
+    kl: float = 0.0
+    step_size: float = 1.0
 
     @classmethod
     def of(cls, config: EnergyTrainerConfig, *, contrast: float = 1.0) -> EnergyLoss:
         """The loss that a config asks for."""
-        return cls(config.energy_l2, config.trim, config.gradient_penalty, contrast)
+        return cls(config.energy_l2, config.trim, config.gradient_penalty, contrast, config.chain_kl, config.step_size)
 
     def backward(
         self, gradient: WeightGradient, part: Part, real: Tensor, fake: Tensor, max_batch: int = 0
@@ -62,8 +66,8 @@ class EnergyLoss:
         data, samples = energies[: len(part)], energies[len(part) :]
         contrastive = contrastive_divergence(data, samples if kept is None else samples[kept > 0])
         loss = self.contrast * contrastive + self.l2 * energy_l2(energies)
-        if self.penalty:
-            loss = loss + self._add_penalty(gradient, part, fake, max_batch)
+        if self.penalty or self.kl:
+            loss = loss + self._add_second_order(gradient, part, fake, max_batch)
         return loss * part.share, data, samples
 
     def _kept(self, gradient: WeightGradient, fake: Tensor, max_batch: int) -> Tensor | None:
@@ -76,21 +80,30 @@ class EnergyLoss:
         kept[energies.float().topk(count).indices] = 0
         return kept
 
-    def _add_penalty(self, gradient: WeightGradient, part: Part, fake: Tensor, max_batch: int) -> Tensor:
-        """Adds the gradient of the penalty to those that are there. Returns its mean over the part."""
+    def _add_second_order(self, gradient: WeightGradient, part: Part, fake: Tensor, max_batch: int) -> Tensor:
+        """Adds the gradient of the terms that the energy's own gradient is in. Returns their mean over the part."""
         total = torch.zeros((), device=fake.device)
         parameters = list(gradient.parameters().values())
         with torch.enable_grad(), _evaluated(gradient):
             for images in fake.split(max_batch or len(fake)):
-                at = images.detach().clone().requires_grad_()
-                (slope,) = torch.autograd.grad(gradient.energy(at).sum(), at, create_graph=True)
-                squares = self.penalty * slope.square().sum()
-                found = torch.autograd.grad(squares / part.count, parameters, allow_unused=True)
+                terms = self._second_order(gradient.energy, images.detach()) * len(images)
+                found = torch.autograd.grad(terms / part.count, parameters, allow_unused=True)
                 for parameter, each in zip(parameters, found, strict=True):
                     if each is not None:
                         parameter.grad = each if parameter.grad is None else parameter.grad.add_(each)
-                total = total + squares.detach().float()
+                total = total + terms.detach().float()
         return total / len(part)
+
+    def _second_order(self, energy: Callable[..., Tensor], images: Tensor) -> Tensor:
+        """The mean of these terms over images."""
+        terms = torch.zeros((), dtype=images.dtype, device=images.device)
+        if self.penalty:
+            at = images.clone().requires_grad_()
+            (slope,) = torch.autograd.grad(energy(at).sum(), at, create_graph=True)
+            terms = terms + self.penalty * slope.square().sum() / len(images)
+        if self.kl:
+            terms = terms + self.kl * improved_cd_kl(energy, last_step(energy, images, self.step_size))
+        return terms
 
 
 def brake(config: EnergyTrainerConfig, gap: float) -> float:

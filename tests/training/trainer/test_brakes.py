@@ -22,6 +22,7 @@ ALL: dict[str, Any] = {
     "gap_hinge": 1e-2,
     "trim": 0.2,
     "gradient_penalty": 0.1,
+    "chain_kl": 0.1,
     "energy_l2": 0.02,
 }
 

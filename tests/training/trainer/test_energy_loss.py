@@ -89,7 +89,7 @@ def test_adam_has_the_same_bits_for_any_number_of_threads() -> None:
 
 @pytest.mark.parametrize("engine", ["fused", "autograd"])
 @pytest.mark.parametrize("max_batch", [0, 2])
-def test_trim_penalty_and_contrast(engine: str, max_batch: int) -> None:
+def test_trim_penalty_kl_and_contrast(engine: str, max_batch: int) -> None:
     torch.manual_seed(1)
     net = MultiScaleEnergy(8, 3, width=4, spectral_norm=True).double()
     real, fake = torch.randn(2, 10, 3, 8, 8, dtype=torch.float64)
@@ -97,7 +97,7 @@ def test_trim_penalty_and_contrast(engine: str, max_batch: int) -> None:
     net(fake)  # a power iteration, so that weights are not those of the start
     net.eval()  # where they stay
     twin = copy.deepcopy(net)
-    loss = EnergyLoss(0.3, trim=0.25, penalty=0.1, contrast=0.5)
+    loss = EnergyLoss(0.3, trim=0.25, penalty=0.1, contrast=0.5, kl=0.7, step_size=0.2)
     share, data, samples = loss.backward(weight_gradient(net, engine=engine), Part(0, 10, 10, 0), real, fake, max_batch)
 
     at = fake.clone().requires_grad_()
@@ -106,6 +106,10 @@ def test_trim_penalty_and_contrast(engine: str, max_batch: int) -> None:
     kept = high.sort().values[:-2]
     expected = 0.5 * contrastive_divergence(low, kept) + 0.3 * energy_l2(torch.cat((low, high)))
     expected = expected + 0.1 * slope.square().sum((1, 2, 3)).mean()
+    moved = fake - 0.2 * slope
+    (outer,) = torch.autograd.grad(twin(leaf := moved.detach().requires_grad_()).sum(), leaf)
+    kl = twin(moved).mean().detach() + ((moved - moved.detach()) * outer).sum() / len(fake)
+    expected = expected + 0.7 * kl
     expected.backward()
     assert float(share) == pytest.approx(float(expected), rel=1e-6)
     torch.testing.assert_close(samples.double(), high.detach().double())
@@ -120,7 +124,7 @@ def test_the_penalty_is_differentiated_through_every_activation_of_the_nets() ->
         fake = torch.randn(3, 1, 8, 8)
         for parameter in net.parameters():
             parameter.grad = torch.zeros_like(parameter)
-        EnergyLoss(0.0, penalty=1.0, contrast=0.0).backward(weight_gradient(net), Part(0, 3, 3, 0), fake, fake)
+        EnergyLoss(0.0, penalty=1.0, contrast=0.0, kl=1.0).backward(weight_gradient(net), Part(0, 3, 3, 0), fake, fake)
         assert sum(float(p.grad.square().sum()) for p in net.parameters()) > 0
 
 
