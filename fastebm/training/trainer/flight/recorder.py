@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
 from collections import deque
@@ -21,10 +22,10 @@ from fastebm.sampling.state import ChainState
 from fastebm.training.trainer.flight.record import Array, ChainRecord, FlightRecord
 
 DETAILED_EVERY = 5
-"""Gradients of chains are read in one of so many updates, as they cost 5% of an update of 8x8 images, and in each one
+"""Gradients of chains are read in one of so many updates, as they cost some 3% of an update of 8x8 images, and in each one
 that follows larger energies than usual."""
-ALARM = 2.0
-"""How many times as large as their median the largest energies must be for that."""
+ALARM, USUAL = 2.0, 20
+"""How many times as large as their median over so many updates the largest energies must be for that."""
 
 Readings = Callable[[Langevin, ChainState, int], ChainReadings | None]
 
@@ -111,8 +112,9 @@ class FlightRecorder:
 
     def _alarmed(self) -> bool:
         """Whether the last update's energies are larger than usual."""
-        largest = [update.numbers.get("largest_energy_samples", math.nan) for update in self._updates]
-        return len(largest) > 1 and not largest[-1] <= ALARM * statistics.median(largest) and not math.isnan(largest[0])
+        recent = itertools.islice(reversed(self._updates), USUAL)
+        largest = [update.numbers.get("largest_energy_samples", 0.0) for update in recent]
+        return len(largest) > 1 and not largest[0] <= ALARM * statistics.median(largest)
 
     def go_back(self, iteration: int) -> None:
         """Forgets what came after an iteration to which the guard went back."""
