@@ -22,7 +22,7 @@ from fastebm.sampling.state import ChainState
 from fastebm.training.trainer.flight.record import Array, ChainRecord, FlightRecord
 
 DETAILED_EVERY = 5
-"""Gradients of chains are read in one of so many updates, as they cost some 3% of an update of 8x8 images, and in each one
+"""Gradients of chains are read in one of so many updates, as they cost some 3% of one of 8x8 images, and in each update
 that follows larger energies than usual."""
 ALARM, USUAL = 2.0, 20
 """How many times as large as their median over so many updates the largest energies must be for that."""
