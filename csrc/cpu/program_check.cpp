@@ -17,7 +17,7 @@ using Wide = __int128;
 
 constexpr int64_t kLimit = int64_t{1} << 31, kMemoryLimit = int64_t{1} << 47, kLine = 64, kSoftmaxChannels = 1024,
                   kMostConstants = 1 << 20;
-constexpr int64_t kActivations = static_cast<int64_t>(Activation::exp) + 1;
+constexpr int64_t kActivations = static_cast<int64_t>(Activation::reciprocal) + 1;
 
 // start, step and count along channels, rows and columns.
 struct Axis {
@@ -425,7 +425,8 @@ class Check {
   }
 
   static bool has_parameters(Activation kind) {
-    return kind == Activation::elu || kind == Activation::leaky_relu || kind == Activation::softplus;
+    return kind == Activation::elu || kind == Activation::leaky_relu || kind == Activation::softplus ||
+           kind == Activation::hardtanh;
   }
   static bool differentiable_by_result(Activation kind) {
     switch (kind) {
@@ -434,7 +435,11 @@ class Check {
       case Activation::relu:
       case Activation::tanh:
       case Activation::sigmoid:
-      case Activation::exp: return true;
+      case Activation::exp:
+      case Activation::hardtanh:
+      case Activation::sqrt:
+      case Activation::rsqrt:
+      case Activation::reciprocal: return true;
       default: return false;
     }
   }

@@ -16,7 +16,7 @@ from fastebm.compiler.lazy_tensors import LazyTensor, Shape, lazy
 from fastebm.compiler.program import INPUT, Builder, Node, Program, eliminate_dead_code
 
 # Activations whose derivative is a function of their result, so that their input need not be kept.
-OF_RESULT = ("relu", "tanh", "sigmoid", "exp")
+OF_RESULT = ("relu", "tanh", "sigmoid", "exp", "sqrt", "rsqrt", "reciprocal")
 
 
 def differentiate(program: Program) -> Program:
@@ -134,7 +134,8 @@ def _(operation: op.Activation, reverse: _ReverseMode, node: Node, gradient: str
         return [reverse.add(op.Multiply(), gradient, node.name)]
     # With a negative slope or alpha, the sign of the result does not tell the sign of the input.
     increasing = kind in ("leaky_relu", "elu") and all(p > 0 for p in parameters)
-    of_result = kind in OF_RESULT or increasing
+    inside = kind == "hardtanh" and parameters[2] == 0
+    of_result = kind in OF_RESULT or increasing or inside
     source = node.name if of_result else node.inputs[0]
     return [reverse.add(op.ActivationDerivative(kind, parameters, of_result), gradient, source)]
 

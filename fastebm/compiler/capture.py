@@ -29,6 +29,7 @@ from fastebm.compiler.lazy_tensors import LazyTensor
 from fastebm.compiler.operations import Input
 from fastebm.compiler.process_state import exporting
 from fastebm.compiler.program import INPUT, Builder, Program, eliminate_dead_code
+from fastebm.compiler.view_sinking import sink_views
 
 __all__ = ["UnsupportedError", "capture"]
 
@@ -307,4 +308,4 @@ def _program(importer: AtenImporter, results: dict[fx.Node, Any], outputs: Any) 
     if any(length != 1 for length in shape):
         raise UnsupportedError("output", f"shape {shape} per sample is not one number")
     last = importer.reshape(energies, ())
-    return eliminate_dead_code(Program(tuple(importer.builder.nodes), (last.name,)))
+    return sink_views(eliminate_dead_code(Program(tuple(importer.builder.nodes), (last.name,))))
