@@ -323,9 +323,7 @@ def _instance_norm(
 
 
 @_rule("aten.group_norm.default")
-def _group_norm(
-    t: AtenImporter, h: Any, num_groups: int, weight: Any, bias: Any, eps: float, **_: Any
-) -> SampleTensor:
+def _group_norm(t: AtenImporter, h: Any, num_groups: int, weight: Any, bias: Any, eps: float, **_: Any) -> SampleTensor:
     h = t.images(h)
     return _scaled(t, _normalized(t, h, eps, lambda g: _group_mean(t, g, num_groups)), weight, bias)
 
@@ -505,8 +503,9 @@ def _hardtanh(t: AtenImporter, h: Any, min_val: float = 0.0, max_val: float = 6.
 
 
 @_rule("aten.clamp.default", "aten.clamp_min.default", "aten.clamp_max.default", "aten.clip.default")
-def _clamp(t: AtenImporter, h: Any, min: Any = None, max: Any = None) -> SampleTensor:
-    low, high = -math.inf if min is None else float(min), math.inf if max is None else float(max)
+def _clamp(t: AtenImporter, h: Any, **bounds: Any) -> SampleTensor:
+    low, high = bounds.get("min"), bounds.get("max")
+    low, high = -math.inf if low is None else float(low), math.inf if high is None else float(high)
     if low > high:
         raise t.unsupported("its bounds are out of order")
     return t.add(op.Activation("hardtanh", (low, high, 1.0)), t.samples(h))
@@ -528,7 +527,8 @@ def _softshrink(t: AtenImporter, h: Any, lambd: float) -> SampleTensor:
 @_rule("aten.log_sigmoid.default")
 def _log_sigmoid(t: AtenImporter, h: Any) -> SampleTensor:
     negative = t.add(op.LinearCombination((-1.0,)), t.samples(h))
-    return t.add(op.LinearCombination((-1.0,)), t.add(op.Activation("softplus", (1.0, 20.0)), negative))
+    # Beyond 40 the exponential adds nothing in float64 either.
+    return t.add(op.LinearCombination((-1.0,)), t.add(op.Activation("softplus", (1.0, 40.0)), negative))
 
 
 @_rule("aten.rrelu.default")

@@ -189,7 +189,12 @@ def test_softmax_of_many_channels_and_sizes(backend_device, dtype):
 
 # Epilogues ----------------------------------------------------------------------------------------------------------
 
-VALUES = {"elu": (0.7, 1.3, 0.9), "leaky_relu": (0.2, 0.0, 0.0), "softplus": (1.5, 2.0, 0.0), "hardtanh": (-1.2, 3.0, 0.0)}
+VALUES = {
+    "elu": (0.7, 1.3, 0.9),
+    "leaky_relu": (0.2, 0.0, 0.0),
+    "softplus": (1.5, 2.0, 0.0),
+    "hardtanh": (-1.2, 3.0, 0.0),
+}
 POSITIVE = ("sqrt", "rsqrt", "reciprocal")
 
 

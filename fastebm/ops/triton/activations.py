@@ -236,6 +236,13 @@ def hyperbolic_tangent(x: tl.tensor) -> tl.tensor:
 
 
 @triton.jit
+def gate_to_six(x: tl.tensor) -> tl.tensor:
+    """x + 3 within [0, 6]."""
+    above = tl.where(x + 3.0 < 0, 0.0, x + 3.0)
+    return tl.where(above > 6, 6.0, above)
+
+
+@triton.jit
 def mish_weight(x: tl.tensor) -> tl.tuple:
     """tanh(log(1 + e^x)), and the logistic function of x."""
     t = exponential(tl.where(x < 0, x, -x))
@@ -288,10 +295,10 @@ def activate(x: tl.tensor, a: tl.tensor, b: tl.tensor, c: tl.tensor, ACTIVATION:
     elif ACTIVATION == _HARDTANH:
         above = tl.where(x < a, a, x)
         return tl.where(above > b, b, above)
-    elif ACTIVATION == _HARDSIGMOID or ACTIVATION == _HARDSWISH:
-        above = tl.where(x + 3.0 < 0, 0.0, x + 3.0)
-        gate = tl.where(above > 6, 6.0, above)
-        return (x * gate if ACTIVATION == _HARDSWISH else gate) * _SIXTH
+    elif ACTIVATION == _HARDSIGMOID:
+        return gate_to_six(x) * _SIXTH
+    elif ACTIVATION == _HARDSWISH:
+        return x * gate_to_six(x) * _SIXTH
     elif ACTIVATION == _MISH:
         weight, _ = mish_weight(x)
         return x * weight
