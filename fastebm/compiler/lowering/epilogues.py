@@ -64,10 +64,10 @@ class EpilogueBuilder(GroupBuilder):
         operation, add = node.operation, group.epilogue.append
         if isinstance(operation, op.LinearCombination):
             terms = zip(operation.coefficients, node.inputs, strict=True)
-            (first, _), *others = sorted(terms, key=lambda term: term[1] != name)
+            (first, _), *more = sorted(terms, key=lambda term: term[1] != name)
             if first != 1:
                 add(self.scaling(first))
-            for c, other in others:  # `name` again, if it is there twice: it is stored
+            for c, other in more:  # `name` again, if it is there twice: it is stored
                 add(self.operand(EpilogueOp.ADD, other, number=self.add_number(c) if c != 1 else -1))
         elif isinstance(operation, op.Multiply):
             others = [other for other in node.inputs if other != name] or [name]
