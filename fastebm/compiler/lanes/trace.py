@@ -93,6 +93,11 @@ class _Products(TorchDispatchMode):
 
     found = False
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """No, as for a `Recorder`."""
+        return False
+
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
