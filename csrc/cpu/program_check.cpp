@@ -290,7 +290,7 @@ class Check {
     within("pad_y", i.pad_y, 1 - kLimit);
     within("pad_x", i.pad_x, 1 - kLimit);
     within("constant", i.constant, 1 - kLimit);
-    within("kind", static_cast<int64_t>(i.kind), 0, static_cast<int64_t>(Kind::softmax) + 1);
+    within("kind", static_cast<int64_t>(i.kind), 0, static_cast<int64_t>(Kind::first_maximum) + 1);
     within("broadcast", i.broadcast, 0, 2);
     const Wide size = Wide(i.channels) * i.height * i.width;
     bool bounded = size <= (Wide(1) << 20) + 4 * Wide(p_.header->slot);
@@ -337,6 +337,8 @@ class Check {
       unless(i.source_channels == i.channels, "POOL keeps channels");
       unless(i.dilation_y == 1 && i.dilation_x == 1, "POOL has no dilation");
       border(i, b, 0);
+    } else if (i.kind == Kind::first_maximum) {
+      unless(i.channels == i.source_channels && i.height == b.height && i.width == b.width, "FIRST_MAXIMUM keeps shapes");
     } else {
       unless(i.channels == (i.kind == Kind::softmax ? i.source_channels : 1), "a softmax has another number of channels");
       unless(i.source_channels <= kSoftmaxChannels, "a softmax has ", kSoftmaxChannels, " channels at most");

@@ -14,6 +14,7 @@ from torch import Tensor
 from fastebm.compiler import operations as op
 from fastebm.compiler.lazy_tensors import Coefficient, LazyTensor
 from fastebm.ops.activations import ACTIVATION_TABLE, PROGRAM_ACTIVATIONS, program_derivative
+from fastebm.ops.program import first_maximum
 
 aten = torch.ops.aten
 # Activations that run by the formulas of their table, with the position there.
@@ -237,6 +238,11 @@ def _(operation: op.AveragePoolBackward, weights: Weights) -> Kernel:
         return aten.avg_pool2d_backward.default(gradient, sample, *settings)
 
     return run
+
+
+@kernel.register
+def _(operation: op.FirstMaximum, weights: Weights) -> Kernel:
+    return lambda inputs, out: _packed(first_maximum(inputs[0].contiguous(), operation.kernel))
 
 
 @kernel.register

@@ -5,7 +5,7 @@ convolution is a transposed convolution, that of a pool is upsampling. The forwa
 backward part reads.
 """
 
-from collections.abc import Container
+from collections.abc import Container, Sequence
 from dataclasses import replace
 from functools import singledispatch
 
@@ -50,7 +50,8 @@ def _reversed(program: Program, trained: Container[LazyTensor] = ()) -> "_Revers
             if any(weight in trained for weight in node.operation.weights()):
                 reverse.add(op.WeightGradient(node.operation), *node.inputs, gradient)
             for name, part in zip(node.inputs, adjoint(node.operation, reverse, node, gradient), strict=True):
-                reverse.accumulate(name, part)
+                if part is not None:
+                    reverse.accumulate(name, part)
     return reverse
 
 
@@ -81,8 +82,11 @@ class _ReverseMode:
 
 
 @singledispatch
-def adjoint(operation: op.Operation, reverse: _ReverseMode, node: Node, gradient: str) -> list[str]:
-    """Add operations for the gradients of a node's inputs, given that of its result; return their names in order."""
+def adjoint(operation: op.Operation, reverse: _ReverseMode, node: Node, gradient: str) -> Sequence[str | None]:
+    """Add operations for the gradients of a node's inputs, given that of its result; return their names in order.
+
+    None is for an input without a gradient.
+    """
     raise TypeError(f"{type(operation).__name__} has no derivative")
 
 
@@ -154,6 +158,11 @@ def _(operation: op.AveragePool, reverse: _ReverseMode, node: Node, gradient: st
         share = reverse.add(op.LinearCombination((1.0 / (operation.kernel[0] * operation.kernel[1]),)), gradient)
         return [reverse.add(op.Upsample(operation.kernel), share)]
     return [reverse.add(op.AveragePoolBackward(sample, operation), gradient)]
+
+
+@adjoint.register
+def _(operation: op.FirstMaximum, reverse: _ReverseMode, node: Node, gradient: str) -> list[None]:
+    return [None]
 
 
 @adjoint.register

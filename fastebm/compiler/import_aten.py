@@ -584,6 +584,20 @@ def _avg_pool2d(t: AtenImporter, h: Any, kernel_size: Any, stride: Any, padding:
     return t.add(pool, t.images(h))
 
 
+@_rule("aten.max_pool2d.default", "aten.max_pool2d_with_indices.default")
+def _max_pool2d(
+    t: AtenImporter, h: Any, kernel_size: Any, stride: Any, padding: Any, dilation: Any, ceil_mode: bool
+) -> Any:
+    """The sum of what is the first maximum of its window."""
+    h, kernel = t.images(h), _pair(kernel_size)
+    plain = (_pair(stride) if stride else kernel, _pair(padding), _pair(dilation)) == (kernel, (0, 0), (1, 1))
+    if not plain or (ceil_mode and any(n % k for n, k in zip(t.shape(h)[1:], kernel, strict=True))):
+        raise t.unsupported("only windows that lie side by side are supported")
+    largest = t.add(op.Multiply(), h, t.add(op.FirstMaximum(kernel), h))
+    result = t.add(op.LinearCombination((float(math.prod(kernel)),)), t.add(op.AveragePool(kernel, kernel), largest))
+    return (result, None) if "indices" in str(t.node.target) else result
+
+
 @_rule("aten.adaptive_avg_pool2d.default")
 def _adaptive_avg_pool2d(t: AtenImporter, h: Any, output_size: Any) -> SampleTensor:
     h = t.images(h)

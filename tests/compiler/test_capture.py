@@ -77,6 +77,8 @@ IMAGES = {
     "avg_pool2d": lambda x: F.avg_pool2d(x, 2),
     "avg_pool2d, all options": lambda x: F.avg_pool2d(x, (3, 2), 2, 1, ceil_mode=True, count_include_pad=False),
     "avg_pool2d with a divisor": lambda x: F.avg_pool2d(x, 3, 1, 1, divisor_override=5),
+    "max_pool2d": lambda x: F.max_pool2d(x, (3, 2)) + F.max_pool2d(F.relu(x), (3, 2)),
+    "max_pool2d of the whole image": lambda x: F.max_pool2d(x, x.shape[2:], ceil_mode=True),
     "adaptive_avg_pool2d": lambda x: F.adaptive_avg_pool2d(x, (3, 1)),
     "global means": lambda x: x.mean((2, 3)) + x.sum((-1, -2)) + x.mean(3).mean(2, keepdim=True).squeeze(2),
     "sums in turn": lambda x: x.square().sum(1).sum(1),
@@ -195,7 +197,9 @@ REFUSED = {
     "variance over the batch": (lambda x: x.var(0).sum() * x.sum((1, 2, 3)), "along the batch"),
     "a length pooled in part": (lambda x: F.avg_pool1d(x.flatten(2), 9).sum((1, 2)), "whole length"),
     "batch norm in train mode": (lambda x: F.batch_norm(x, None, None, training=True).sum((1, 2, 3)), "batch"),
-    "maximum": (lambda x: F.max_pool2d(x, 2).sum((1, 2, 3)), "no rule imports aten.max_pool2d"),
+    "overlapping maxima": (lambda x: F.max_pool2d(x, 3, 2, 1).sum((1, 2, 3)), "side by side"),
+    "maxima in ceil mode": (lambda x: F.max_pool2d(x, 2, ceil_mode=True).sum((1, 2, 3)), "side by side"),
+    "maximum": (lambda x: x.amax((1, 2, 3)), "no rule imports aten.amax"),
     "noise": (lambda x: (x + torch.randn(4, 1, 1)).square().sum((1, 2, 3)), "random"),
     "dropout in train mode": (lambda x: F.dropout(x, 0.5, training=True).sum((1, 2, 3)), "random"),
     "sum over the batch": (lambda x: x.sum((1, 2, 3)) * x.sum(), "along the batch"),
@@ -219,6 +223,35 @@ def test_refusals_name_the_reason(name):
     energy, reason = REFUSED[name]
     with pytest.raises(UnsupportedError, match=reason):
         capture(energy, energy if isinstance(energy, nn.Module) else None, tensor(2, 4, 9, 9))
+
+
+LENGTHS = {
+    "view": lambda x: F.conv2d(x, W, B).view(len(x), -1).square().sum(1),
+    "size": lambda x: (F.conv2d(x, W).reshape(int(x.size(0)), 6, -1) * torch.arange(6.0).to(x)[:, None]).sum((1, 2)),
+}
+OF_LENGTHS = {
+    "mean over the batch": lambda x: x.square().sum((1, 2, 3)) / len(x),
+    "a weight as long as the batch": lambda x: x.square().sum((1, 2, 3)) * torch.ones(len(x)).to(x).sum(),
+    "a loop": lambda x: torch.stack([image.sum() for image in x]),
+    "samples as channels": lambda x: F.conv2d(x.reshape(1, len(x) * 4, 9, 9), torch.ones(1, len(x) * 4, 9, 9)).sum(1),
+    "a power": lambda x: x.square().sum((1, 2, 3)) * 1.1 ** len(x),
+    "a row by sample": lambda x: x.square().sum((1, 2, 3)) + torch.linspace(0, 1, len(x)).to(x),
+}
+
+
+@pytest.mark.parametrize("name", LENGTHS)
+def test_the_length_of_the_batch_as_a_number_may_shape_results(name):
+    captured = capture(LENGTHS[name], None, tensor(2, 4, 9, 9))
+    for count in (1, 3, 11):
+        x = tensor(count, 4, 9, 9, seed=count)
+        for found, wanted in zip(run(differentiate(captured), x), by_autograd(LENGTHS[name], x), strict=True):
+            assert_close(found, wanted)
+
+
+@pytest.mark.parametrize("name", OF_LENGTHS)
+def test_energies_that_depend_on_the_length_of_the_batch_are_refused(name):
+    with pytest.raises(UnsupportedError):
+        capture(OF_LENGTHS[name], None, tensor(2, 4, 9, 9))
 
 
 def test_arguments_of_a_partial_are_part_of_the_energy():

@@ -110,6 +110,9 @@ LAYERS = {
     "transposed with output padding": lambda: nn.ConvTranspose2d(6, 6, 3, stride=2, padding=1, output_padding=1),
     "average pool": lambda: nn.AvgPool2d(2),
     "overlapping pool": lambda: nn.Sequential(nn.ReLU(), nn.Upsample(scale_factor=3), nn.AvgPool2d(3)),
+    "max pool": lambda: nn.MaxPool2d(2),
+    "max pool of equals": lambda: nn.Sequential(nn.ReLU(), nn.Upsample(scale_factor=2), nn.MaxPool2d((2, 3))),
+    "max pool of all": lambda: nn.MaxPool2d(8),
     "upsampling": lambda: nn.Upsample(scale_factor=2),
     "batch norm": lambda: nn.BatchNorm2d(6),
     "gelu": nn.GELU,
@@ -278,6 +281,7 @@ def test_pointwise_operations_cost_no_instructions_and_derivatives_are_kept():
 REFUSED = {
     "groups": (lambda: nn.Conv2d(6, 6, 3, padding=1, groups=2), "grouped convolution"),
     "padded pool": (lambda: nn.AvgPool2d(3, stride=1, padding=1, count_include_pad=False), "padding"),
+    "large max pool": (lambda: nn.Sequential(nn.Upsample(scale_factor=2), nn.MaxPool2d(16)), "more than 64 pixels"),
     "permuted": (lambda: Lambda(lambda h: h.permute(0, 1, 3, 2)), "Permute"),
     "shuffled": (
         lambda: Lambda(lambda h: h.unflatten(1, (2, 3)).transpose(1, 2).flatten(1, 2)),
@@ -331,7 +335,7 @@ def normed():
     """Each norm over a map, and the activations of small nets."""
     return nn.Sequential(
         *(nn.Conv2d(3, 12, 3, padding=1), nn.InstanceNorm2d(12, affine=True), nn.Mish()),
-        *(nn.Conv2d(12, 40, 4, stride=2, padding=1), nn.GroupNorm(4, 40), nn.Hardswish()),
+        *(nn.Conv2d(12, 40, 3, padding=1), nn.GroupNorm(4, 40), nn.Hardswish(), nn.MaxPool2d(2)),
         *(nn.Conv2d(40, 8, 3, padding=1), nn.GroupNorm(1, 8), nn.ReLU6(), nn.Flatten(), nn.Linear(8 * 6 * 5, 1)),
     )
 

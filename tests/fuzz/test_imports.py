@@ -115,6 +115,9 @@ class Net(nn.Module):
             channels, size = out, (size - 1) // stride + 1
             layers += [norm_of(channels, size, draw)] * (draw.random() < 0.6)
             layers.append(draw.choice(ACTIVATIONS)())
+            if size > 2 and draw.random() < 0.2:
+                layers.append(nn.MaxPool2d(2))
+                size //= 2
             extra = draw.random()
             if extra < 0.2:
                 layers.append(ChannelsLast(channels, tokens=draw.random() < 0.5))

@@ -164,6 +164,25 @@ PLAIN_KINDS: dict[str, Callable[[ProgramBuilder], int]] = {
     "gather one channel for all": lambda m: m.stored(gather(9, 7, 6, source_channels=1, source_channel=3, broadcast=1)),
     "pool": pooled,
     "sum": summed,
+    "first maximum": lambda m: m.stored(
+        Instruction(Kind.FIRST_MAXIMUM, 0, source_channels=5, channels=5, height=7, width=6, kernel_y=2, kernel_x=2)
+    ),
+    "first maximum of equals": lambda m: m.stored(
+        Instruction(
+            Kind.FIRST_MAXIMUM,
+            m.stored(
+                gather(40, 7, 6, source_channels=1, broadcast=1),
+                Epilogue(EpilogueOp.ACTIVATE, activation=PROGRAM_ACTIVATIONS.index("relu")),
+            ),
+            source_channels=33,
+            source_channel=4,
+            channels=33,
+            height=7,
+            width=6,
+            kernel_y=3,
+            kernel_x=2,
+        )
+    ),
     "softmax": lambda m: m.stored(Instruction(Kind.SOFTMAX, 0, source_channels=5, channels=5, height=7, width=6)),
     "log_sum_exp": lambda m: m.stored(Instruction(Kind.LOG_SUM_EXP, 0, source_channels=5, height=7, width=6)),
 }
