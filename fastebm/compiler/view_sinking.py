@@ -161,7 +161,7 @@ class _Sinking:
     def _linear(self, node: Node, linear: op.Linear, view: _View) -> _View | str | None:
         """A linear map over channels is a convolution; one of all pixels in another order has its weight reordered."""
         channels, *_ = shape = self._shape(view)
-        if view.groups[-1] == (0,) or (not view.groups[-1] and channels == 1):
+        if view.groups[-1] == (0,) or (not view.groups[-1] and 0 not in view.order and channels == 1):
             weight = lazy(Tensor.reshape, linear.weight, (-1, channels, 1, 1))
             source = self._add(node, op.Convolution(weight, linear.bias), view.source)
             extents = (weight.shape[0], *view.extents[1:])
