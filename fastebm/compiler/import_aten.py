@@ -265,6 +265,57 @@ def _swapped(t: AtenImporter, h: SampleTensor) -> SampleTensor:
     return t.add(op.Permute((*dims[:-2], dims[-1], dims[-2])), h)
 
 
+@_rule("aten.einsum.default")
+def _einsum(t: AtenImporter, equation: str, tensors: Any, **_: Any) -> SampleTensor:
+    """Sums of one result, of a product of two, or of a product with one weight."""
+    terms, arrow, out = equation.replace(" ", "").partition("->")
+    letters = terms.split(",")
+    plain = arrow and "." not in equation and all(len(set(part)) == len(part) for part in letters)
+    of_x = [(part, h) for part, h in zip(letters, tensors, strict=True) if isinstance(h, SampleTensor)]
+    weights = [(part, w) for part, w in zip(letters, tensors, strict=True) if not isinstance(w, SampleTensor)]
+    if not plain or len(of_x) > 2 or len(of_x) + len(weights) > 2 or any(part[0] != out[:1] for part, _ in of_x):
+        raise t.unsupported(f"{equation} is not supported")
+    if any(out[0] in part for part, _ in weights):
+        raise t.unsupported(_OVER_THE_BATCH)
+    (axes, h), out = of_x[0], out[1:]
+    axes = axes[1:]
+    if len(of_x) == 2:
+        other, factor = of_x[1]
+        if set(other[1:]) != set(axes):
+            raise t.unsupported(f"{equation} is not supported")
+        h = t.add(op.Multiply(), h, _ordered(t, factor, other[1:], axes))
+    for part, weight in weights:
+        summed = [axis for axis in axes if axis in part]
+        new = [axis for axis in part if axis not in axes]
+        weight = lazy(_permuted, t.weight(weight), [part.index(axis) for axis in (*new, *summed)])
+        if not new:
+            scale = tuple(weight.shape[summed.index(axis)] if axis in part else 1 for axis in axes)
+            h = t.add(op.Affine(lazy(Tensor.reshape, weight, scale)), h)
+            continue
+        if any(axis in out for axis in summed) or not summed:
+            raise t.unsupported(f"{equation} is not supported")
+        kept = [axis for axis in axes if axis not in summed]
+        h = _ordered(t, h, axes, "".join([*kept, *summed]))
+        sizes, lengths = t.shape(h)[: len(kept)], weight.shape[: len(new)]
+        flat = t.reshape(h, (*sizes, math.prod(t.shape(h)[len(kept) :])))
+        matrix = lazy(Tensor.reshape, weight, (math.prod(lengths), -1))
+        h, axes = t.reshape(t.add(op.Linear(matrix), flat), (*sizes, *lengths)), "".join([*kept, *new])
+    gone = tuple(i for i, axis in enumerate(axes) if axis not in out)
+    h = t.add(op.Sum(gone), h) if gone else h
+    kept_axes = "".join(axis for axis in axes if axis in out)
+    h = t.reshape(h, tuple(n for i, n in enumerate(t.shape(h)) if i not in gone))
+    return _ordered(t, h, kept_axes, out)
+
+
+def _ordered(t: AtenImporter, h: SampleTensor, axes: str, target: str) -> SampleTensor:
+    """h with its dimensions, which have letters, in another order."""
+    return h if axes == target else t.add(op.Permute(tuple(axes.index(axis) for axis in target)), h)
+
+
+def _permuted(weight: Tensor, order: list[int]) -> Tensor:
+    return weight.permute(order)
+
+
 @_rule("aten.addmm.default")
 def _addmm(t: AtenImporter, h: Any, mat1: Any, mat2: Any, beta: Any, alpha: Any) -> SampleTensor:
     if isinstance(h, SampleTensor) or isinstance(mat2, SampleTensor) or (beta, alpha) != (1, 1):

@@ -38,6 +38,16 @@ IMAGES = {
     "linear": lambda x: F.linear(x.flatten(2)[:, :, :36], LINEAR, B[:5]),
     "matmul": lambda x: x.flatten(2)[..., :36] @ LINEAR.T,
     "matmul with a vector": lambda x: x.flatten(2)[..., :36] @ LINEAR[0] + x.mean((2, 3)).mv(B[:4])[:, None],
+    "einsum": lambda x: (
+        torch.einsum("bchw->bwc", x) + torch.einsum("bchw,oc->bohw", x, LINEAR[:, :4])[:, :1, 0, 0, None]
+    ),
+    "einsum of weights": lambda x: (
+        torch.einsum("bchw,wc->bh", x, LINEAR[:4, :9].T) + torch.einsum("chw,bchw->b", MAP[0], x)[:, None]
+    ),
+    "einsum of two results": lambda x: torch.einsum("bchw,bwhc->bh", x, F.silu(x).movedim(1, -1).transpose(1, 2)),
+    "einsum of several axes": lambda x: (
+        torch.einsum("bchw,ochw->bo", x, WHOLE) + torch.einsum("bchw,c->bw", x, B[:4])[:, :6]
+    ),
     "matmul from the left": lambda x: LINEAR[:, :4] @ x.flatten(2) + (B[:4] @ x.flatten(2))[:, None],
     "silu": F.silu,
     "silu in place": lambda x: F.silu(x * 1.0, inplace=True),
@@ -204,6 +214,7 @@ REFUSED = {
     "dropout in train mode": (lambda x: F.dropout(x, 0.5, training=True).sum((1, 2, 3)), "random"),
     "sum over the batch": (lambda x: x.sum((1, 2, 3)) * x.sum(), "along the batch"),
     "mean over the batch": (lambda x: (x - x.mean(0, keepdim=True)).sum((1, 2, 3)), "along the batch"),
+    "einsum of the batch": (lambda x: torch.einsum("bchw,bdhw->cd", x, x).sum() * x.sum((1, 2, 3)), "einsum"),
     "reversed batch": (lambda x: x.flip(0).sum((1, 2, 3)), "flip"),
     "samples as channels": (lambda x: x.reshape(1, -1, 9, 9).reshape(-1, 4, 9, 9).sum((1, 2, 3)), "first dimension"),
     "a cast": (lambda x: x.float().double().sum((1, 2, 3)), "float32"),

@@ -57,6 +57,9 @@ HEADS = {
     "flat map of weights": lambda h: (h.flatten(2) * MAP.flatten(1)).sum((1, 2)),
     "flat channels of weights": lambda h: (h.flatten(2) * C[:, None]).sum(2).sum(1),
     "squares": lambda h: 0.5 * (h**2).flatten(start_dim=1).sum(dim=-1) + h.flatten(2).square().sum(2).sum(1),
+    "einsum of all": lambda h: torch.einsum("bchw->b", h) + torch.einsum("bchw->bc", h) @ C,
+    "einsum of weights": lambda h: torch.einsum("bchw,c->b", h, C) + torch.einsum("bchw,chw->b", h, MAP),
+    "einsum of channels": lambda h: torch.einsum("bchw,oc->bohw", h, MATRIX).square().mean((1, 2, 3)),
     "stack of two sums": lambda h: torch.stack([h.sum((1, 2, 3)), h.mean((1, 2, 3))], 1).sum(1),
     "two pools side by side": lambda h: torch.cat([h.mean((2, 3)), h.flatten(2).sum(2)], 1) @ torch.cat([C, C]),
 }
