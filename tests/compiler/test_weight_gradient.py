@@ -103,7 +103,7 @@ def normed() -> nn.Sequential:
 
 def normed_maps() -> nn.Sequential:
     return nn.Sequential(
-        *(nn.Conv2d(3, 6, 3, padding=1, bias=False), nn.InstanceNorm2d(6, affine=True), nn.Mish(), nn.AvgPool2d(2)),
+        *(nn.Conv2d(3, 6, 3, padding=1, bias=False), nn.InstanceNorm2d(6, affine=True), nn.Mish(), nn.MaxPool2d(2)),
         *(nn.Conv2d(6, 4, 3, padding=1), nn.GroupNorm(2, 4), nn.PReLU(4), nn.Flatten(), nn.Linear(64, 1)),
     )
 
