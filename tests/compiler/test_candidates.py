@@ -53,6 +53,18 @@ def test_linear_maps_of_images_take_lanes(without_matrix_units):
     assert first(net.requires_grad_(False), 2, torch.float32) == LANES
 
 
+class SumByView(nn.Module):
+    def forward(self, h: torch.Tensor) -> torch.Tensor:
+        return h.view(len(h), -1).sum(1)
+
+
+@pytest.mark.parametrize("norm", [nn.Identity, nn.InstanceNorm2d, lambda width: nn.GroupNorm(8, width)])
+def test_critics_of_others_are_fused_programs(without_matrix_units, norm):
+    layers = (nn.Conv2d(3, 64, 3, padding=1), norm(64), nn.Hardswish(), nn.Conv2d(64, 64, 3, padding=1), norm(64))
+    net = nn.Sequential(*layers, nn.Mish(), nn.MaxPool2d(2), SumByView()).requires_grad_(False)
+    assert first(net, 2, torch.float32) == FUSED
+
+
 ENERGIES = {
     "lattice": (lambda x: ((x.roll(1, 2) - x).square() + x**4).sum((1, 2, 3)), False),
     "filters of a closure": (lambda x: torch.conv2d(x, torch.ones(2, 3, 3, 3)).square().sum((1, 2, 3)), True),
