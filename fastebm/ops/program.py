@@ -519,6 +519,15 @@ def reference_run_program(
     _Reference(program, x, list(constants), energies, gradient, workspace).run()
 
 
+def first_maximum(x: Tensor, kernel: tuple[int, int]) -> Tensor:
+    """1 where a pixel of x (B, C, H, W) is the first of the largest in its window, 0 elsewhere; see `Kind`."""
+    result = torch.zeros_like(x)
+    if x.shape[2] >= kernel[0] and x.shape[3] >= kernel[1]:
+        _, at = F.max_pool2d(x, kernel, return_indices=True)
+        result.flatten(2).scatter_(2, at.flatten(2), 1.0)
+    return result
+
+
 class _Reference:
     """One run: every buffer as a dense (B, C, H, W) tensor, from its first write on."""
 
@@ -559,7 +568,10 @@ class _Reference:
             return F.conv2d(self._window(i, source), ones, None, (i.stride_y, i.stride_x), groups=i.channels)
         if i.kind == Kind.LOG_SUM_EXP:
             return source.logsumexp(1, keepdim=True)
-        return source.softmax(1)
+        return self._first_maximum(i, source) if i.kind == Kind.FIRST_MAXIMUM else source.softmax(1)
+
+    def _first_maximum(self, i: Instruction, source: Tensor) -> Tensor:
+        return first_maximum(source, (i.kernel_y, i.kernel_x))
 
     def _gathered(self, i: Instruction, source: Tensor) -> Tensor:
         rows = torch.arange(i.height, device=source.device) - i.pad_y

@@ -242,6 +242,7 @@ BROAD = {
     "compiler/frozen_weights.py _release": "raised when all flags are restored",
     "compiler/frozen_weights.py frozen_weights": "raised when all flags are restored",
     "compiler/lanes/executor.py of": "a refusal, or raised where it is our own",
+    "compiler/lanes/trace.py multiplies": "the exporter tells, which runs the energy next",
     "compiler/process_state.py __enter__": "raised",
     "sampling/graphs.py _capture": "raised",
     "sampling/graphs.py advance_": "FaultWarning",

@@ -238,6 +238,25 @@ PLAIN_KINDS: dict[str, Callable[[ProgramBuilder], int]] = {
     "gather one channel for all": lambda m: m.stored(gather(9, 7, 6, source_channels=1, source_channel=3, broadcast=1)),
     "pool": pooled,
     "sum": summed,
+    "first maximum": lambda m: m.stored(
+        Instruction(Kind.FIRST_MAXIMUM, 0, source_channels=5, channels=5, height=7, width=6, kernel_y=2, kernel_x=2)
+    ),
+    "first maximum of equals": lambda m: m.stored(
+        Instruction(
+            Kind.FIRST_MAXIMUM,
+            m.stored(
+                gather(40, 7, 6, source_channels=1, broadcast=1),
+                Epilogue(EpilogueOp.ACTIVATE, activation=PROGRAM_ACTIVATIONS.index("relu")),
+            ),
+            source_channels=33,
+            source_channel=4,
+            channels=33,
+            height=7,
+            width=6,
+            kernel_y=3,
+            kernel_x=2,
+        )
+    ),
     "softmax": lambda m: m.stored(Instruction(Kind.SOFTMAX, 0, source_channels=5, channels=5, height=7, width=6)),
     "log_sum_exp": lambda m: m.stored(Instruction(Kind.LOG_SUM_EXP, 0, source_channels=5, height=7, width=6)),
 }
@@ -263,7 +282,13 @@ def test_softmax_of_many_channels_and_sizes(backend_device, dtype):
 
 # Epilogues ----------------------------------------------------------------------------------------------------------
 
-VALUES = {"elu": (0.7, 1.3, 0.9), "leaky_relu": (0.2, 0.0, 0.0), "softplus": (1.5, 2.0, 0.0)}
+VALUES = {
+    "elu": (0.7, 1.3, 0.9),
+    "leaky_relu": (0.2, 0.0, 0.0),
+    "softplus": (1.5, 2.0, 0.0),
+    "hardtanh": (-1.2, 3.0, 0.0),
+}
+POSITIVE = ("sqrt", "rsqrt", "reciprocal")
 
 
 def parameters(making: ProgramBuilder, kind: str) -> int:
@@ -278,7 +303,8 @@ def test_activations(backend_device, dtype, kind):
     making, number = ProgramBuilder((19, 3, 5)), PROGRAM_ACTIVATIONS.index(kind)
     at, wide = parameters(making, kind), Epilogue(EpilogueOp.SCALE, number=making.number(4.0))
     both, kept = making.buffer((57, 3, 5)), making.buffer((19, 3, 5))
-    scaled = making.stored(gather(19, 3, 5), wide)
+    exp = Epilogue(EpilogueOp.ACTIVATE, activation=PROGRAM_ACTIVATIONS.index("exp"))
+    scaled = making.stored(gather(19, 3, 5), exp if kind in POSITIVE else wide)
     making.add(
         gather(19, 3, 5, source=scaled),
         Epilogue(EpilogueOp.ACTIVATE, activation=number, number=at),
@@ -294,11 +320,13 @@ def test_activations(backend_device, dtype, kind):
 
 
 @both_dtypes
-@pytest.mark.parametrize("kind", ["elu", "leaky_relu", "relu", "tanh", "sigmoid", "exp"])
+@pytest.mark.parametrize("kind", [row.name for row in ACTIVATION_TABLE if row.backward_of_result])
 def test_slope_of_a_result(backend_device, dtype, kind):
     making, number = ProgramBuilder((6, 3, 5)), PROGRAM_ACTIVATIONS.index(kind)
     at = parameters(making, kind)
-    result = making.stored(gather(6, 3, 5), Epilogue(EpilogueOp.ACTIVATE, activation=number, number=at))
+    exp = Epilogue(EpilogueOp.ACTIVATE, activation=PROGRAM_ACTIVATIONS.index("exp"))
+    before = (exp,) if kind in POSITIVE else ()
+    result = making.stored(gather(6, 3, 5), *before, Epilogue(EpilogueOp.ACTIVATE, activation=number, number=at))
     slope = Epilogue(EpilogueOp.SLOPE, result, activation=number, number=at, of_result=1)
     assert_right(making.finish(making.stored(gather(6, 3, 5), slope)), backend_device, dtype)
 

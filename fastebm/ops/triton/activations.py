@@ -20,8 +20,11 @@ import triton.language as tl
 from ..activations import ACTIVATION_TABLE, SWISH_SCALE
 from .philox import INTERPRETED, polynomial
 
-_SILU, _GELU, _GELU_TANH, _ELU, _LEAKY_RELU, _RELU, _SOFTPLUS, _TANH, _SIGMOID, _SQUARE, _EXP, _SCALED_SWISH = (
-    tl.constexpr(number) for number in range(len(ACTIVATION_TABLE))
+_SILU, _GELU, _GELU_TANH, _ELU, _LEAKY_RELU, _RELU, _SOFTPLUS, _TANH, _SIGMOID, _SQUARE, _EXP = (
+    tl.constexpr(number) for number in range(11)
+)
+_HARDTANH, _HARDSIGMOID, _HARDSWISH, _MISH, _ABS, _SQRT, _RSQRT, _RECIPROCAL, _SCALED_SWISH = (
+    tl.constexpr(number) for number in range(11, len(ACTIVATION_TABLE))
 )
 _PARAMETERS = tl.constexpr(tuple(row.num_parameters for row in ACTIVATION_TABLE))
 _INVERSE_SWISH_SCALE = tl.constexpr(1 / SWISH_SCALE)
@@ -53,6 +56,7 @@ _TANH_SLOPE, _TANH_CUBIC, _TANH_THREE_CUBIC = (
     tl.constexpr(_single(3 * _CUBIC)),
 )
 _TANH_SLOPE_SIX_CUBIC = tl.constexpr(_single(_single(6 * _SLOPE) * _CUBIC))
+_THIRD, _SIXTH = tl.constexpr(_single(1 / 3)), tl.constexpr(_single(1 / 6))
 _LOG_TWO = tl.constexpr(float.fromhex("0x1.62e43p-1"))
 _INTERPRETED = tl.constexpr(INTERPRETED)
 # 2 to this power and its reciprocal are normal numbers.
@@ -283,6 +287,24 @@ def hyperbolic_tangent(x: tl.tensor, APPROXIMATE: tl.constexpr) -> tl.tensor:
 
 
 @triton.jit
+def gate_to_six(x: tl.tensor) -> tl.tensor:
+    """x + 3 within [0, 6]."""
+    above = tl.where(x + 3.0 < 0, 0.0, x + 3.0)
+    return tl.where(above > 6, 6.0, above)
+
+
+@triton.jit
+def mish_weight(x: tl.tensor) -> tl.tuple:
+    """tanh(log(1 + e^x)), and the logistic function of x."""
+    t = exponential(tl.where(x < 0, x, -x))
+    two = 2.0 * t
+    above = 1.0 + two
+    below = tl.fma(t, t, two)
+    of = tl.div_rn(tl.where(x < 0, t, 1.0), 1.0 + t)
+    return tl.div_rn(tl.where(x < 0, below, above), tl.where(x < 0, below + 2.0, tl.fma(two, t, above))), of
+
+
+@triton.jit
 def parameters(numbers: tl.tensor, at: tl.tensor, ACTIVATION: tl.constexpr) -> tl.tuple:
     """The three parameters of an activation, zero where it has fewer."""
     a, b, c = 0.0, 0.0, 0.0
@@ -329,6 +351,24 @@ def activate(
         return of
     elif ACTIVATION == _SQUARE:
         return x * x
+    elif ACTIVATION == _HARDTANH:
+        above = tl.where(x < a, a, x)
+        return tl.where(above > b, b, above)
+    elif ACTIVATION == _HARDSIGMOID:
+        return gate_to_six(x) * _SIXTH
+    elif ACTIVATION == _HARDSWISH:
+        return x * gate_to_six(x) * _SIXTH
+    elif ACTIVATION == _MISH:
+        weight, _ = mish_weight(x)
+        return x * weight
+    elif ACTIVATION == _ABS:
+        return tl.where(x < 0, -x, x)
+    elif ACTIVATION == _SQRT:
+        return tl.sqrt_rn(x)
+    elif ACTIVATION == _RSQRT:
+        return tl.div_rn(1.0, tl.sqrt_rn(x))
+    elif ACTIVATION == _RECIPROCAL:
+        return tl.div_rn(1.0, x)
     else:
         return exponential_of(x, APPROXIMATE)
 
@@ -374,5 +414,25 @@ def derivative(
             return of * of_minus
     elif ACTIVATION == _SQUARE:
         return 2.0 * h
+    elif ACTIVATION == _HARDTANH:
+        edge = tl.where((h < a) | (h > b), 0.0, 0.0 if OF_RESULT else c)
+        return tl.where((h > a) & (h < b), 1.0, edge)
+    elif ACTIVATION == _HARDSIGMOID:
+        return tl.where((h > -3) & (h < 3), _SIXTH, 0.0)
+    elif ACTIVATION == _HARDSWISH:
+        return tl.where(h < -3, 0.0, tl.where(h > 3, 1.0, tl.fma(h, _THIRD, 0.5)))
+    elif ACTIVATION == _MISH:
+        weight, of = mish_weight(h)
+        return tl.fma(h * of, tl.fma(-weight, weight, 1.0), weight)
+    elif ACTIVATION == _ABS:
+        return tl.where(h > 0, 1.0, tl.where(h < 0, -1.0, 0.0))
+    elif ACTIVATION == _SQRT:
+        return tl.div_rn(0.5, h if OF_RESULT else tl.sqrt_rn(h))
+    elif ACTIVATION == _RSQRT:
+        r = h if OF_RESULT else tl.div_rn(1.0, tl.sqrt_rn(h))
+        return -0.5 * r * (r * r)
+    elif ACTIVATION == _RECIPROCAL:
+        r = h if OF_RESULT else tl.div_rn(1.0, h)
+        return -r * r
     else:
         return h if OF_RESULT else exponential_of(h, APPROXIMATE)

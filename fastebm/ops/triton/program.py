@@ -34,7 +34,7 @@ from .compiling import Launcher, launch_together
 from .philox import INTERPRETED
 from .program_epilogue import Step, epilogue
 
-_LOAD, _GATHER, _CONVOLUTION, _POOL, _LOG_SUM_EXP, _SOFTMAX = (tl.constexpr(int(kind)) for kind in Kind)
+_LOAD, _GATHER, _CONVOLUTION, _POOL, _LOG_SUM_EXP, _SOFTMAX, _FIRST_MAXIMUM = (tl.constexpr(int(kind)) for kind in Kind)
 # Inputs of so few channels make the inner dimension out of taps and channels together: a product needs 16 of it.
 FEW = 16
 _FEW = tl.constexpr(FEW)
@@ -410,6 +410,28 @@ def window_sums(source: tl.tensor, place: tl.tuple, source_strides: tl.tuple, SH
 
 
 @triton.jit
+def first_maximum(source: tl.tensor, place: tl.tuple, source_strides: tl.tuple, SHAPE: tl.constexpr) -> tl.tensor:
+    """1 where a pixel is the first of the largest in its window, 0 elsewhere."""
+    image, y, x, columns, inside = place
+    WINDOW: tl.constexpr = SHAPE.window
+    top, left = y - y % WINDOW.kernel_y, x - x % WINDOW.kernel_x
+    seen = inside & (top + WINDOW.kernel_y <= source_strides[0]) & (left + WINDOW.kernel_x <= source_strides[1])
+    mask = seen[:, None] & (columns < SHAPE.channels)[None, :]
+    base = source + (image * source_strides[3])[:, None] + columns[None, :]
+    own = tl.load(base + (y * source_strides[2] + x * SHAPE.pixel)[:, None], mask=mask, other=0.0).to(tl.float32)
+    place_in_window = (y - top) * WINDOW.kernel_x + (x - left)
+    largest = mask
+    for tap in range(WINDOW.kernel_y * WINDOW.kernel_x):
+        sy, sx = top + tap // WINDOW.kernel_x, left + tap % WINDOW.kernel_x
+        other = tl.load(base + (sy * source_strides[2] + sx * SHAPE.pixel)[:, None], mask=mask, other=0.0).to(
+            tl.float32
+        )
+        before = (tap < place_in_window)[:, None]
+        largest = largest & tl.where(before, own > other, own >= other)
+    return tl.where(largest, 1.0, 0.0)
+
+
+@triton.jit
 def softmaxed(source: tl.tensor, place: tl.tuple, source_strides: tl.tuple, SHAPE: tl.constexpr) -> tl.tensor:
     """LOG_SUM_EXP, one column, or SOFTMAX over all channels of a pixel, `columns` being as many or more."""
     image, y, x, columns, inside = place
@@ -448,6 +470,8 @@ def computed(
         return gathered(source, numbers, fill, place, source_strides, SHAPE)
     elif SHAPE.kind == _POOL:
         return window_sums(source, place, source_strides, SHAPE)
+    elif SHAPE.kind == _FIRST_MAXIMUM:
+        return first_maximum(source, place, source_strides, SHAPE)
     elif SHAPE.kind != _CONVOLUTION:
         return softmaxed(source, place, source_strides, SHAPE)
     elif SHAPE.paired:

@@ -113,6 +113,11 @@ def launch_examples() -> list[LaunchExample]:
         Epilogue(EpilogueOp.ADD, 3),
         store,
     ]
+    names = ("mish", "hardswish", "hardsigmoid", "abs", "sqrt", "rsqrt", "reciprocal", "hardtanh")
+    others = [
+        Epilogue(EpilogueOp.ACTIVATE_KEEPING, 2, number=1, activation=PROGRAM_ACTIVATIONS.index(name)) for name in names
+    ]
+    others += [Epilogue(EpilogueOp.SLOPE, 3, activation=PROGRAM_ACTIVATIONS.index("mish")), store]
     strided = {"stride_y": 2, "stride_x": 2}
     few = {"source_channels": 10, "channels": 10, "height": 8, "width": 8}
     found = [
@@ -120,6 +125,8 @@ def launch_examples() -> list[LaunchExample]:
         _example("gather", Instruction(Kind.GATHER, 0, **few, kernel_y=2, kernel_x=2, constant=1), 2, [bias, store]),
         _example("pool", Instruction(Kind.POOL, 0, **few, kernel_y=8, kernel_x=8), 2, [store]),
         _example("softmax", Instruction(Kind.SOFTMAX, 0, **few), 2, [store]),
+        _example("first maximum", Instruction(Kind.FIRST_MAXIMUM, 0, **few, kernel_y=2, kernel_x=2), 2, [store]),
+        _example("activations of small nets", Instruction(Kind.GATHER, 0, **few), 4, others),
         _example(
             "log_sum_exp",
             Instruction(Kind.LOG_SUM_EXP, 0, source_channels=10),
