@@ -128,10 +128,11 @@ def test_a_kernel_that_computes_other_numbers_is_a_fault(monkeypatch, runs):
     monkeypatch.setattr(runs, "__call__", wrong)
     energy, x = net(), images()
     gradient = make_gradient(energy)
-    with pytest.warns(FaultWarning, match=r"program: ArithmeticError: its gradients differ from autograd's") as said:
+    with pytest.warns(FaultWarning, match=r"program: ArithmeticError: its gradients differ from autograd's"):
         found = gradient(x)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
         gradient(x)
-    assert len(said) == 1
     torch.testing.assert_close(found, make_gradient(energy, engine="autograd")(x), rtol=1e-4, atol=1e-6)
     with pytest.raises(RuntimeError, match=r"engine is 'fused', but .*its gradients differ from autograd's"):
         make_gradient(energy, engine="fused")(x)
@@ -141,10 +142,12 @@ def test_an_energy_of_the_whole_batch_is_no_fault():
     """No program has autograd's numbers."""
     x = images()
     gradient = make_gradient(lambda x: x.square().sum((1, 2, 3)) * len(x))
-    with pytest.warns(RuntimeWarning) as said:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        warnings.simplefilter("error", FaultWarning)
         gradient(x[:1])
         gradient(x)
-    assert FaultWarning not in [w.category for w in said]
+    assert "not fused" in repr(gradient)
 
 
 def test_a_fault_in_a_decomposition_is_told_from_an_energy_that_has_no_trace(monkeypatch):

@@ -6,8 +6,6 @@ quads of NUM_CHAINS chains, so that tiny images (4x4 is four quads) fill its lan
 
 from __future__ import annotations
 
-import os
-
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -17,7 +15,7 @@ from ..normal import COSINE, LOG, SINE, check_addressable, expand_chain_ids
 
 # One row a thread. The interpreter pays for each operation and not for each row, so it gets long programs.
 WARPS = 4
-INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") not in ("", "0")
+INTERPRETED: bool = triton.knobs.runtime.interpret
 ROWS = 1 << 16 if INTERPRETED else 32 * WARPS
 
 _MULTIPLIER0, _MULTIPLIER1 = tl.constexpr(0xD2511F53), tl.constexpr(0xCD9E8D57)
