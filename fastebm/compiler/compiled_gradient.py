@@ -14,6 +14,7 @@ from fastebm.compiler.capture import UnsupportedError
 from fastebm.compiler.checks import (
     UNKNOWN,
     Agreement,
+    DisagreementError,
     Reference,
     check_program,
     energies_agree,
@@ -347,12 +348,17 @@ class CompiledGradient:
             return _Compiled(chain.fingerprint, None, unsupported=("energy", unchecked))  # not remembered
         found: list[_Compiled] = []
         refused = []
-        for _, made in self._tried(key, x, conditions, expected):
+        wrong: list[CompilerFaultError] = []
+        for name, made in self._tried(key, x, conditions, expected):
             if isinstance(made, UnsupportedError):
                 if isinstance(made, CompilerFaultError):
                     self.faults.report(made)
+                elif isinstance(made, DisagreementError):
+                    wrong.append(CompilerFaultError(name, ArithmeticError(made.difference)))
                 refused.append((made.node, made.reason))
                 continue
+            while wrong:  # the energy has a program, so that one with other numbers is a fault
+                self.faults.report(wrong.pop(0))
             compiled = _Compiled(*known, made[0].captured, made[0].executor, made[0].fallback_reason)
             compiled.agreement, compiled.function = made[1], expected.function
             found.append(compiled)

@@ -6,8 +6,6 @@ quads of NUM_CHAINS chains, so that tiny images (4x4 is four quads) fill its lan
 
 from __future__ import annotations
 
-import os
-
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -18,7 +16,7 @@ from ..normal import COSINE, LOG, SINE, check_addressable, expand_chain_ids
 # Two rows a thread: key, schedule and the keys of rounds, which are the same for both, are worked out once. The
 # interpreter pays for each operation and not for each row, so it gets long programs.
 WARPS = 4
-INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") not in ("", "0")
+INTERPRETED: bool = triton.knobs.runtime.interpret
 QUADS_A_THREAD = 2
 ROWS = 1 << 16 if INTERPRETED else 32 * WARPS * QUADS_A_THREAD
 _INTERPRETED = tl.constexpr(INTERPRETED)
