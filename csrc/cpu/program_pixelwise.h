@@ -1,5 +1,5 @@
-// All instructions but convolutions (load, gather, pool, softmax, first maximum), pixel by pixel in blocks of up to 32 pixels of a row.
-// Part of program_variant.h, which compiles it once for each instruction set.
+// All instructions but convolutions (load, gather, pool, softmax, first maximum), pixel by pixel in blocks of up to 32 pixels of
+// a row. Part of program_variant.h, which compiles it once for each instruction set.
 #pragma once
 
 #include "program_epilogue.h"
