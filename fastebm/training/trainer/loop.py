@@ -303,6 +303,7 @@ class Trainer(ABC):
                 folder.checkpoints.overwrite_state(checkpoint, self.state())
             folder.log.rewind(self.iteration)
         self._note = f"The guard went back from iteration {error.iteration} to {self.iteration}: {error.reason}.{why}"
+        self._note = self._note.replace(f"{folder.path}/", "")  # which may be moved
         warnings.warn(
             f"iteration {error.iteration}: {error.reason}. Back to iteration {self.iteration}, with fresh noise and "
             f"the learning rate times {guard.lr_factor:g} (try {guard.attempt} of {guard.retries}).{why}",
