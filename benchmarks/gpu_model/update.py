@@ -268,31 +268,37 @@ def work_of_phases(
 
 
 OTHER_BLOCKS = {
-    16: ((128, 64, 64, 8, 3), (128, 128, 64, 8, 3), (128, 128, 64, 4, 3), (128, 128, 128, 8, 2), (256, 128, 64, 8, 3)),
-    8: ((64, 64, 64, 4, 3), (64, 64, 64, 8, 3), (64, 128, 64, 8, 3), (128, 64, 64, 8, 3), (128, 128, 64, 8, 3)),
+    (16, 3): (
+        *((128, 64, 64, 8, 3), (128, 128, 64, 8, 3), (128, 128, 64, 4, 3), (128, 128, 128, 8, 2)),
+        *((256, 128, 64, 8, 3), (256, 128, 64, 16, 3)),
+    ),
+    (8, 3): ((64, 64, 64, 4, 3), (64, 64, 64, 8, 3), (64, 128, 64, 8, 3), (128, 64, 64, 8, 3), (128, 128, 64, 8, 3)),
+    (8, 2): ((64, 64, 64, 8, 3), (128, 64, 64, 8, 3), (64, 128, 64, 8, 3), (128, 128, 64, 8, 3)),
+    (4, 2): ((64, 64, 64, 8, 3), (128, 64, 64, 8, 3), (64, 128, 64, 8, 3), (128, 128, 64, 8, 3)),
 }
-"""Blocks that were considered, by the height of the map: (rows, columns, depth, warps, stages)."""
+"""Blocks that were considered, by the height of the map and the taps: (rows, columns, depth, warps, stages)."""
 
 
 def works_of_other_blocks(batch: int) -> list[tuple[tuple[int, ...], Work]]:
-    """The first convolution with 3x3 taps of each map in `OTHER_BLOCKS`, in each of its blocks."""
+    """The first convolution of 128 channels of each kind in `OTHER_BLOCKS`, in each of its blocks."""
     x, found = torch.zeros(batch, *SHAPE), []
     with fake_gpu(90) as gpu:
         program = gpu_program(nets.build("CF-EBM", SHAPE, "cpu"), SHAPE, torch.bfloat16)
         code, workspace = code_and_workspace(program, batch)
         planned, calls = calls_of(code.numpy().tobytes(), facts_of(x, program.constants))
-        for height, others in OTHER_BLOCKS.items():
-            call, i = next(
-                (call, i)
-                for call, (i, *_) in zip(calls, phases_of(planned, calls), strict=True)
-                if (i.height, i.kernel_y, i.source_channels) == (height, 3, 128)
+        for (height, taps), others in OTHER_BLOCKS.items():
+            call, phases = next(
+                (call, phases)
+                for call, phases in zip(calls, phases_of(planned, calls), strict=True)
+                if call.shape.kind == Kind.CONVOLUTION
+                and (phases[0].height, phases[0].kernel_y, phases[0].source_channels) == (height, taps, 128)
             )
             for rows, columns, depth, warps, stages in others:
                 shape = call.shape._replace(rows=rows, columns=columns, depth=depth)
                 call = replace(call, shape=shape, num_warps=warps, num_stages=stages)
                 with mock.patch.object(triton_program, "calls_of", return_value=(planned, (call,))):
                     torch.ops.fastebm.run_program(x, code, program.constants, workspace)
-                work = work_of(planned, call, i, gpu.launches[-1], batch)
+                work = work_of_phases(planned, call, phases, gpu.launches[-1], batch)
                 found.append(((rows, columns, depth, warps, stages), work))
     return found
 

@@ -196,6 +196,28 @@ def test_launches_overlap_where_the_gpu_lets_them(capability):
         assert ptx.count("griddepcontrol.launch_dependents") == bool(waits)
 
 
+@pytest.mark.parametrize(("dtype", "most"), [(torch.bfloat16, 64), (torch.float32, 32)], ids=["bfloat16", "float32"])
+def test_blocks_of_products(dtype, most):
+    """A thread has at most so many sums, three stages of operands fit twice, and blocks are those of any batch."""
+    from benchmarks.harness import nets
+    from fastebm.ops.triton.program import calls_of, facts_of
+    from tests.gpu.fake_driver import WARP, fake_gpu
+    from tests.gpu.launches import code_and_workspace, gpu_program
+
+    shape = (3, 32, 32)
+    with fake_gpu(90, compiles=lambda asked: False):
+        program = gpu_program(nets.build("CF-EBM", shape, "cpu"), shape, dtype)
+    found = []
+    for batch in (3, 64):
+        code, facts = code_and_workspace(program, batch)[0], facts_of(torch.empty(batch, *shape), program.constants)
+        found.append([(call.shape, call.num_warps) for call in calls_of(code.numpy().tobytes(), facts)[1]])
+    assert found[0] == found[1]
+    products = [(each, warps) for each, warps in found[0] if each.kind == Kind.CONVOLUTION and not each.paired]
+    assert max(each.rows * each.columns / (WARP * warps) for each, warps in products) == most
+    for each, _ in products:
+        assert 3 * (each.rows + each.columns) * each.depth * dtype.itemsize <= 96 * 1024
+
+
 def test_images_that_an_int32_does_not_count_are_refused():
     from fastebm.ops.triton.program import Facts, calls_of
 

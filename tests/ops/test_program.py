@@ -124,9 +124,13 @@ def test_a_lost_image_leaves_those_beside_it_alone(backend_device):
         assert found[1].isnan().any()
 
 
-def phases(inputs: int, outputs: int) -> ProgramBuilder:
-    """A transposed convolution to 9x6 pixels, whose phases have other taps and other grids."""
-    making, (height, width) = ProgramBuilder((inputs, 5, 3)), (9, 6)
+# inputs, outputs, (height, width) of the source
+PHASES = [(4, 5, (5, 3)), (33, 40, (5, 3)), (40, 70, (9, 9))]
+
+
+def phases(inputs: int, outputs: int, size: tuple[int, int]) -> ProgramBuilder:
+    """A transposed convolution to twice as many columns and one row less, its phases with other taps and grids."""
+    making, (height, width) = ProgramBuilder((inputs, *size)), (2 * size[0] - 1, 2 * size[1])
     target = making.buffer((outputs, height, width))
     for row, column in itertools.product((0, 1), (0, 1)):
         grid = (outputs, -(-(height - row) // 2), -(-(width - column) // 2))
@@ -136,20 +140,20 @@ def phases(inputs: int, outputs: int) -> ProgramBuilder:
 
 
 @both_dtypes
-@pytest.mark.parametrize(("inputs", "outputs"), [(4, 5), (33, 40)])
-def test_phases_of_a_transposed_convolution(backend_device, dtype, inputs, outputs):
-    assert_right(phases(inputs, outputs), backend_device, dtype)
+@pytest.mark.parametrize("case", PHASES, ids=str)
+def test_phases_of_a_transposed_convolution(backend_device, dtype, case):
+    assert_right(phases(*case), backend_device, dtype)
 
 
 @both_dtypes
-@pytest.mark.parametrize(("inputs", "outputs"), [(4, 5), (33, 40)])
-def test_phases_of_one_launch_have_the_bits_of_their_own(backend_device, dtype, inputs, outputs, monkeypatch):
+@pytest.mark.parametrize("case", PHASES, ids=str)
+def test_phases_of_one_launch_have_the_bits_of_their_own(backend_device, dtype, case, monkeypatch):
     if backend_device[0] != "triton":
         pytest.skip("other backends compute one phase after the other")
     from fastebm.ops.triton import program
 
     monkeypatch.setattr(program, "calls_of", program.calls_of.__wrapped__)
-    fused, x = phases(inputs, outputs).fused(SIZES[dtype], backend_device[1]), images(3, (inputs, 5, 3))
+    fused, x = phases(*case).fused(SIZES[dtype], backend_device[1]), images(3, (case[0], *case[2]))
     x = x.to(backend_device[1])
     together = fused(x)
     code, facts = fused.code(3).numpy().tobytes(), program.facts_of(x, fused.constants)

@@ -800,7 +800,7 @@ def _product_blocks(i: Instruction, size: int, one_pixel: bool) -> tuple[int, in
     that a thread holds at most 64 sums: with four and 128 an epilogue spills. docs/results/gpu-model/update compares
     other blocks. Operands of three stages take at most 96 KB of shared memory.
     """
-    plane = 1 if one_pixel else i.height * i.width
+    plane = 1 if one_pixel else i.height * i.width * i.step_y * i.step_x  # of all phases, which are one launch
     few = not one_pixel and i.source_channels <= FEW
     rows, most = (128, 64 if few or size == 4 else 128) if plane >= 256 else (64, 64) if plane >= 16 else (16, 32)
     columns = min(max(triton.next_power_of_2(i.channels), 16), most)
