@@ -11,8 +11,8 @@
 
 namespace fastebm {
 
-// Numbered as in fastebm/ops/activations.py. Those from softplus to exp are for fused programs only, scaled_swish for the block
-// tail only.
+// Numbered as in fastebm/ops/activations.py. Those from softplus to reciprocal are for fused programs only, scaled_swish for the
+// block tail only.
 enum class Activation : int64_t {
   silu,
   gelu,
@@ -25,6 +25,14 @@ enum class Activation : int64_t {
   sigmoid,
   square,
   exp,
+  hardtanh,
+  hardsigmoid,
+  hardswish,
+  mish,
+  abs,
+  sqrt,
+  rsqrt,
+  reciprocal,
   scaled_swish
 };
 

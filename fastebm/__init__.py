@@ -51,6 +51,7 @@ if TYPE_CHECKING:
         ReplayBuffer,
         Underdamped,
         diagnostics,
+        precompile,
         schedules,
         starts,
     )
@@ -98,6 +99,7 @@ _NAMES = {
     "langevin_step": "fastebm.ops",
     "langevin_step_": "fastebm.ops",
     "load": "fastebm.runs.registry",
+    "precompile": "fastebm.sampling",
     "resume": "fastebm.training",
     "schedules": "fastebm.sampling",
     "score_gradient": "fastebm.compiler",
@@ -136,6 +138,7 @@ __all__ = [
     "losses",
     "models",
     "ops",
+    "precompile",
     "recipes",
     "resume",
     "rng",

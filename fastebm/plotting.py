@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
+import textwrap
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -35,6 +36,7 @@ BINS = 80
 PANELS_PER_ROW = 3
 RANKED_COLUMNS = 12
 SINGLE_CHAINS = 5
+FLIGHT_CHAINS = 20
 MAX_PIXELS = 10**8
 """Of one picture, as of pictures that are read."""
 DPI = 120
@@ -349,6 +351,70 @@ def save_traces(
 
 
 @_picture
+def save_flight(
+    path: Path,
+    updates: Sequence[Mapping[str, Any]],
+    chains: Mapping[str, NDArray[np.float32]],
+    texts: Sequence[str],
+) -> None:
+    """A PNG of the last updates of a run: energies, gap, steepness, steps that rise, norms, and chains step by step.
+
+    Args:
+        updates: the numbers of each update by name, as in a flight record; whatever is missing is not drawn.
+        chains: energies of chains by kind of start, (U, n, B) of U updates; the last ones are drawn, and the first of
+            them in gray.
+        texts: lines above the panels.
+    """
+    kinds = list(chains)
+    panels: list[tuple[str, str, dict[str, str]]] = [
+        ("mean energies", "linear", {"energy_data": "images", "energy_samples": "chain ends"}),
+        ("largest energies", "log", {"largest_energy_data": "images", "largest_energy_samples": "chain ends"}),
+        ("gap", "symlog", {"gap": "chain ends - images"}),
+        ("step size x curvature (median)", "log", {f"{kind}_step_curvature": f"from {kind}" for kind in kinds}),
+        ("steps that raise the energy", "linear", {f"{kind}_rising": f"from {kind}" for kind in kinds}),
+        ("Metropolis acceptance", "linear", {f"{kind}_acceptance": f"from {kind}" for kind in kinds}),
+        ("gradient of the energy (median norm)", "log", {f"{kind}_gradient_norm": f"from {kind}" for kind in kinds}),
+        ("norms of the weights", "log", {"weight_norm": "weights", "gradient_norm": "their gradient"}),
+    ]
+    lines = [line for text in texts for line in textwrap.wrap(text, 130)]
+    figure = new_figure(11, 12.5 + 0.2 * len(lines))
+    figure.suptitle("\n".join(map(_printable, lines)), fontsize=9, x=0.01, ha="left")
+    grid = list(figure.subplots(5, 2).flat)
+    for axes, (title, scale, curves) in zip(grid, panels, strict=False):
+        for key, label in curves.items():
+            points = [(line["iteration"], line[key]) for line in updates if math.isfinite(line.get(key, math.nan))]
+            if scale == "log":
+                points = [(at, value) for at, value in points if value > 0]
+            if points:
+                axes.plot(*zip(*points, strict=True), marker=".", markersize=3, linewidth=1, label=label)
+        if "curvature" in title:
+            axes.axhline(2, color="red", linestyle="--", linewidth=1, label="overshoots")
+        if scale != "linear":
+            axes.set_yscale(scale)
+            axes.yaxis.set_major_formatter("{x:.3g}")  # by default a formula, which would be shown as its source
+            axes.yaxis.set_minor_formatter("")
+        axes.set_title(title, fontsize=9)
+    last = grid[len(panels)]
+    for number, (kind, energies) in enumerate(chains.items()):
+        there = np.flatnonzero(np.isfinite(energies).any(axis=(1, 2)))
+        for update, color, label in ((0, "0.7", "_"), (-1, f"C{number}", f"from {kind}")):
+            if len(there):
+                curves_of = np.where(np.isfinite(energies[there[update]]), energies[there[update]], np.nan)
+                steps = np.arange(1, len(curves_of) + 1)
+                drawn = last.plot(steps, curves_of[:, :FLIGHT_CHAINS], color=color, linewidth=0.6, zorder=2 - update)
+                drawn[0].set_label(label)
+    last.set_title("energies along the chains of the last update (gray: of the first)", fontsize=9)
+    last.set_xlabel("step", fontsize=8)
+    grid[-1].axis("off")
+    for axes in grid[: len(panels) + 1]:
+        axes.tick_params(labelsize=7)
+        axes.grid(alpha=0.3)
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(fontsize=7)
+    save_figure(figure, path)
+
+
+@_picture
 def save_histograms(path: Path, scores: Mapping[str, Mapping[str, NDArray[np.float32]]]) -> None:
     """A PNG with a panel for each score: its distribution in each set, the first of which is filled.
 
@@ -495,7 +561,11 @@ def _edges(values: list[NDArray[np.float32]]) -> NDArray[np.float64]:
     return np.linspace(low, high, BINS + 1)
 
 
+def _printable(text: str) -> str:
+    return "".join(c if c.isprintable() else "?" for c in text)
+
+
 def _words(name: str) -> str:
     """A name as a heading: on one short line, without characters that can't be drawn."""
-    words = "".join(c if c.isprintable() else "?" for c in name.replace("_", " "))
+    words = _printable(name.replace("_", " "))
     return words if len(words) <= _LONGEST else f"{words[: _LONGEST - 3]}..."

@@ -1,7 +1,8 @@
-"""Counts the machine instructions of the CUDA kernels, by kind, and how many there are for each quad of noise.
+"""Counts the machine instructions of the CUDA and Triton kernels, by kind, and how many there are for a quad of noise.
 
     python -m benchmarks.gpu_model.instructions --architecture 75 80 90 120
     python -m benchmarks.gpu_model.instructions --entry 'two quads a thread'            adds a column to the page
+    python -m benchmarks.gpu_model.instructions --triton --architecture 80 90 120       those of Triton
 
 nvcc compiles a source for one architecture, and nvdisasm (of the CUDA toolkit, or of Triton's wheel) lists its
 instructions. A kernel is counted from its first instruction to its last EXIT, without the subroutines behind it that
@@ -11,6 +12,7 @@ ordinary values never reach. Each instruction counts once, whether or not it run
 from __future__ import annotations
 
 import argparse
+import importlib.metadata
 import importlib.util
 import os
 import re
@@ -34,6 +36,14 @@ KERNELS = {
     },
     "cuda/normal.cu": {"normal, float32": r"fill_kernel.*NormalNoiseEfLb1"},
     "cuda/uniform.cu": {"uniform, float32": r"fill_kernel.*UniformNoiseEfLb1"},
+}
+
+# The same kernels in Triton, by the launch example that is compiled (tests/ops/launch_examples).
+TRITON_KERNELS = {
+    "langevin_step, float32 gradient": "langevin_step clamped",
+    "langevin_step, bfloat16 gradient": "langevin_step with bfloat16 gradient",
+    "normal, float32": "normal",
+    "uniform, float32": "uniform",
 }
 
 # The first kind whose pattern an opcode begins with is its own.
@@ -102,8 +112,16 @@ def disassembled(source: Path, architecture: int) -> dict[str, list[str]]:
     with tempfile.TemporaryDirectory() as folder:
         binary = f"{folder}/{source.stem}.cubin"
         subprocess.run([tool("nvcc"), *flags, "-cubin", str(source), "-o", binary], check=True, cwd=folder)
-        listing = subprocess.run([tool("nvdisasm"), "-c", binary], check=True, capture_output=True, text=True).stdout
-    return dict(_kernels(listing))
+        return opcodes_of(Path(binary).read_bytes())
+
+
+def opcodes_of(cubin: bytes) -> dict[str, list[str]]:
+    """Opcodes of each kernel in machine code, by its mangled name."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        said = subprocess.run([tool("nvdisasm"), "-c", file.name], check=True, capture_output=True, text=True)
+    return dict(_kernels(said.stdout))
 
 
 def _kernels(listing: str) -> Iterator[tuple[str, list[str]]]:
@@ -113,6 +131,16 @@ def _kernels(listing: str) -> Iterator[tuple[str, list[str]]]:
         opcodes = re.findall(r"^\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\d\s+)?([A-Z][\w.]*)", body, flags=re.MULTILINE)
         last = max(i for i, opcode in enumerate(opcodes) if opcode == "EXIT")
         yield name, opcodes[: last + 1]
+
+
+def nvcc_version() -> str:
+    return subprocess.run([tool("nvcc"), "--version"], check=True, capture_output=True, text=True).stdout.splitlines()[
+        -1
+    ]
+
+
+def triton_version() -> str:
+    return f"Triton {importlib.metadata.version('triton')}"
 
 
 def kind_of(opcode: str) -> str:
@@ -139,18 +167,34 @@ def counts(architecture: int) -> list[Count]:
     return result
 
 
+def triton_counts(architecture: int) -> list[Count]:
+    """The counts of all `TRITON_KERNELS`."""
+    from fastebm.ops.triton.philox import ROWS, WARPS
+    from tests.ops.compile_launch_examples import compiled
+    from tests.ops.launch_examples import all_launch_examples
+
+    examples = {example.name: example for example in all_launch_examples()}
+    result = []
+    for kernel, name in TRITON_KERNELS.items():
+        (opcodes,) = opcodes_of(compiled(examples[name], architecture).asm["cubin"]).values()
+        kinds = Counter(map(kind_of, opcodes))
+        result.append(Count(kernel, architecture, ROWS // (32 * WARPS), {kind: kinds[kind] for kind in KINDS}))
+    return result
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Prints the counts as a table, and writes them as JSON where asked."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--architecture", type=int, nargs="+", default=[90], help="compute capabilities, such as 90")
+    parser.add_argument("--triton", action="store_true", help="count Triton's kernels in the place of CUDA's")
     parser.add_argument("--entry", default=None, help="a name for the rows in docs/results/gpu-model")
     given = parser.parse_args(arguments)
-    rows = [count.row() for architecture in given.architecture for count in counts(architecture)]
+    counting = triton_counts if given.triton else counts
+    rows = [count.row() for architecture in given.architecture for count in counting(architecture)]
     for row in rows:
         print("; ".join(f"{name} {value}" for name, value in row.items()))
     if given.entry is not None:
-        said = subprocess.run([tool("nvcc"), "--version"], check=True, capture_output=True, text=True).stdout
-        entry = {"compiler": said.splitlines()[-1], "rows": rows}
+        entry = {"compiler": triton_version() if given.triton else nvcc_version(), "rows": rows}
         pages.add_entry(pages.RESULTS / "gpu-model", given.entry, entry, pages.PAGES["gpu-model"])
     return 0
 

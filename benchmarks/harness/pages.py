@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import re
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -376,14 +377,143 @@ def one_pass_table(name: str, entry: Entry) -> str:
     return markdown_table(("method", "images a second", "time over one pass (20 to 80 %)", "gradients on"), rows)
 
 
-def instruction_sections(entries: dict[str, Entry]) -> dict[str, str]:
+def gpu_model_sections(entries: dict[str, Entry]) -> dict[str, str]:
+    """What was counted of GPU kernels: noise in CUDA and in Triton, activations."""
+    counted = {name: entry for name, entry in entries.items() if "compiler" in entry}
+    of_triton = {name: entry for name, entry in counted.items() if entry["compiler"].startswith("Triton")}
+    of_cuda = {name: entry for name, entry in counted.items() if name not in of_triton}
+    return {
+        "instructions": _instruction_table(of_cuda),
+        "triton": _instruction_table(of_triton),
+        "activations": _activation_table(entries["activations"]),
+        "compilation": _compilation_table(entries["compilation"]),
+    }
+
+
+def _instruction_table(entries: dict[str, Entry]) -> str:
     """Instructions a quad of each kernel: a column for each state of the sources."""
     counted: dict[tuple[str, str], dict[str, float]] = {}
     for name, entry in entries.items():
         for row in entry["rows"]:
             counted.setdefault((row["kernel"], row["architecture"]), {})[name] = row["instructions a quad"]
     rows = [(*kernel, *(f"{states[name]:.0f}" for name in entries)) for kernel, states in sorted(counted.items())]
-    return {"instructions": markdown_table(("kernel", "for", *entries), rows, words=2)}
+    return markdown_table(("kernel", "for", *(name.removeprefix("Triton: ") for name in entries)), rows, words=2)
+
+
+def _activation_table(entry: Entry) -> str:
+    """Instructions of an activation with its derivative, exact and approximate, and what the latter loses."""
+    rows = [
+        (
+            row["activation"],
+            *(f"{row[f'instructions, {how}']:.0f}" for how in ("float32", "bfloat16")),
+            *(f"2^{math.ceil(math.log2(row[key]))}" for key in ("error", "error of the derivative")),
+        )
+        for row in entry["rows"]
+    ]
+    head = ("activation", "float32", "bfloat16", "error of bfloat16", "of its derivative")
+    return f"{entry['counted with']}, for sm_90.\n\n{markdown_table(head, rows)}"
+
+
+def _compilation_table(entry: Entry) -> str:
+    """Kernels and waits of each level of a cascade."""
+    rows = [(f"{row['level']}x{row['level']}", row["kernels"], row["waits"]) for row in entry["rows"]]
+    total = ("all", *(sum(row[key] for row in entry["rows"]) for key in ("kernels", "waits")))
+    return markdown_table(("level", "kernels", "waits"), [*rows, total])
+
+
+def update_sections(entries: dict[str, Entry]) -> dict[str, str]:
+    """The modelled update by state of the sources, what it waits for, and the launches of the last state."""
+    found: dict[tuple[int, str], dict[str, str]] = {}
+    for name, entry in entries.items():
+        for batch in entry["batches"]:
+            values = {"modelled, ms": batch["milliseconds"], "target, ms": batch["target_milliseconds"]}
+            values |= {"launches": batch["launches"]}
+            values |= {f"ms if {limit} cost nothing": value for limit, value in batch["without"].items()}
+            for quantity, value in values.items():
+                found.setdefault((batch["batch"], quantity), {})[name] = f"{value:.3g}"
+    rows = [(*row, *(states.get(name, "") for name in entries)) for row, states in found.items()]
+    sections = {"modelled": markdown_table(("batch", "quantity", *entries), rows, words=2)}
+    columns = ("launch", "blocks", "waves", "warps", "registers", "shared bytes", "gflop", "steps")
+    columns += ("copied megabytes", "l2 megabytes of operands", "l2 megabytes pointwise", "hbm megabytes")
+    columns += ("instructions a step", "instructions a product", "instructions an element", "microseconds", "waits for")
+    last = list(entries.values())[-1]
+    for batch in last["batches"]:
+        launches = [tuple(str("" if row[c] is None else row[c]) for c in columns) for row in batch["rows"]]
+        sections[f"launches-{batch['batch']}"] = markdown_table(columns, launches)
+    splits = [(batch["batch"], row) for batch in last["batches"] for row in batch["split"]]
+    cells = [(batch, *(row.get(c, "") for c in ("launch", "blocks", "1", "2", "4", "8"))) for batch, row in splits]
+    head = ("batch", "launch", "blocks", "us in one part", "in 2", "in 4", "in 8")
+    sections |= {"products": _products(entries), "split": markdown_table(head, cells, words=2)}
+    return sections | {"blocks": _other_blocks(last)}
+
+
+def _other_blocks(entry: Entry) -> str:
+    """Launches in blocks of other sizes."""
+    columns = ("blocks", "registers", "spilled bytes", "blocks a multiprocessor", "l2 megabytes of operands")
+    columns += ("instructions a product", "microseconds", "waits for")
+    rows = [
+        (
+            batch["batch"],
+            row["launch"],
+            "{}x{}x{}, {} warps, {} stages".format(*row["block"]),
+            *(row[c] for c in columns),
+        )
+        for batch in entry["batches"]
+        for row in batch["blocks"]
+    ]
+    return markdown_table(("batch", "launch", "block", *columns), rows, words=3)
+
+
+def _products(entries: dict[str, Entry]) -> str:
+    """What the launches of the largest products show at batch 64, by state of the sources."""
+    columns = ("blocks", "warps", "registers", "spilled bytes", "l2 megabytes of operands")
+    columns += ("instructions a product", "microseconds")
+    found = [
+        (row["launch"], name, *(str(row[column]) for column in columns))
+        for name, entry in entries.items()
+        for row in entry["batches"][0]["rows"]
+        if row["gflop"] >= 0.4
+    ]
+    return markdown_table(("launch", "state", *columns), sorted(dict.fromkeys(found), key=lambda row: row[0]), words=2)
+
+
+def launch_sections(entries: dict[str, Entry]) -> dict[str, str]:
+    """Launches of programs, and what joining them and multiplying taps side by side changed."""
+    entry = list(entries.values())[-1]
+    states = list(next(iter(entry["nets"].values())))
+    rows = [
+        (net, *(f"{found[state]['launches']} ({found[state]['small']})" for state in states))
+        for net, found in entry["nets"].items()
+    ]
+    sections = {"launches": markdown_table(("program of", *states), rows)}
+    whole, phases, taps = [], [], []
+    for batch, by_state in entry["batches"].items():
+        for state, (*found, total) in by_state.items():
+            whole.append((batch, state, str(total["launches"]), f"{total['whole']:.3f}"))
+            taps += [_counts(batch, state, [line]) for line in found if not line["phases"]]
+            maps = dict.fromkeys(line["map"] for line in found if line["phases"])
+            phases += [(size, *_counts(batch, state, [x for x in found if x["map"] == size])) for size in maps]
+    columns = ("batch", "state", "launches", "blocks of each", "waves of each", "registers", "gflop with padding")
+    columns += ("megabytes from L2", "million instructions", "modelled us", "waits for")
+    sections["whole"] = markdown_table(("batch", "state", "launches", "modelled ms"), whole, words=2)
+    by_map = sorted(phases, key=lambda row: (int(row[1]), int(row[0].split("x")[0])))
+    by_map = [line for line in by_map if "side by side" not in line[2]]
+    sections["phases"] = markdown_table(("map of a phase", *columns), by_map, words=3)
+    sections["taps"] = markdown_table(columns, taps, words=2)
+    return sections
+
+
+def _counts(batch: str, state: str, lines: Sequence[Entry]) -> tuple[str, ...]:
+    """A row for launches that do the same."""
+
+    def total(name: str) -> float:
+        return sum(line[name] for line in lines)
+
+    first = max(lines, key=lambda line: line["registers"])
+    each = (str(first[name]) for name in ("blocks", "waves", "registers"))
+    sums = (f"{total('gflop with padding'):.2f}", f"{total('l2 megabytes of operands'):.0f}")
+    more = (f"{total('million instructions')}", f"{total('microseconds'):.1f}", str(first["waits for"]))
+    return (batch, state, str(len(lines)), *each, *sums, *more)
 
 
 def generate_table(name: str, entry: Entry) -> str:
@@ -461,7 +591,9 @@ PAGES: dict[str, Sections] = {
     "ec-posterior": each(comparison_table),
     "ec-vae": each(comparison_table),
     "generate": each(generate_table),
-    "gpu-model": instruction_sections,
+    "gpu-model": gpu_model_sections,
+    "gpu-model/launches": launch_sections,
+    "gpu-model/update": update_sections,
     "mnist": run_sections,
     "one-pass": each(one_pass_table),
     "restoration": restoration_sections,

@@ -10,7 +10,7 @@
 namespace fastebm {
 
 enum class Layout : int64_t { plain, panels, tiles, pairs };
-enum class Kind : int64_t { load, gather, convolution, pool, log_sum_exp, softmax };
+enum class Kind : int64_t { load, gather, convolution, pool, log_sum_exp, softmax, first_maximum };
 enum class EpilogueOp : int64_t {
   add_constant,
   multiply_constant,

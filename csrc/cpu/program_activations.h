@@ -34,6 +34,13 @@ static FASTEBM_INLINE float exponential_of(float x) {
   return x < 0 ? e : 1 / e;
 }
 
+// tanh(log(1 + e^x)), and the logistic function of x.
+static FASTEBM_INLINE float mish_weight(float x, float& logistic_of) {
+  const float t = exponential(x < 0 ? x : -x), two = 2 * t, above = 1 + two, below = fused(t, t, two);
+  logistic_of = (x < 0 ? t : 1.0f) / (1 + t);
+  return (x < 0 ? below : above) / (x < 0 ? below + 2 : fused(two, t, above));
+}
+
 template <Activation kind>
 static FASTEBM_INLINE float activation_at(float x, const float* a) {
   if constexpr (kind == Activation::silu) return x * sigmoid(x);
@@ -46,6 +53,22 @@ static FASTEBM_INLINE float activation_at(float x, const float* a) {
   if constexpr (kind == Activation::tanh) return hyperbolic_tangent(x);
   if constexpr (kind == Activation::sigmoid) return sigmoid(x);
   if constexpr (kind == Activation::square) return x * x;
+  if constexpr (kind == Activation::hardtanh) {
+    const float above = x < a[0] ? a[0] : x;
+    return above > a[1] ? a[1] : above;
+  }
+  if constexpr (kind == Activation::hardsigmoid || kind == Activation::hardswish) {
+    const float shifted = x + 3.0f, above = shifted < 0 ? 0.0f : shifted, gate = above > 6 ? 6.0f : above;
+    return (kind == Activation::hardswish ? x * gate : gate) * (1.0f / 6.0f);
+  }
+  if constexpr (kind == Activation::mish) {
+    float s;
+    return x * mish_weight(x, s);
+  }
+  if constexpr (kind == Activation::abs) return x < 0 ? -x : x;
+  if constexpr (kind == Activation::sqrt) return rounded_sqrt(x);
+  if constexpr (kind == Activation::rsqrt) return 1.0f / rounded_sqrt(x);
+  if constexpr (kind == Activation::reciprocal) return 1.0f / x;
   return exponential_of(x);
 }
 
@@ -74,22 +97,51 @@ static FASTEBM_INLINE float derivative_at(float h, const float* a, bool of_resul
     return s * (1.0f - s);
   }
   if constexpr (kind == Activation::square) return 2 * h;
+  if constexpr (kind == Activation::hardtanh) {
+    const float outside = h < a[0] || h > a[1] ? 0.0f : a[2];
+    return h > a[0] && h < a[1] ? 1.0f : (of_result ? 0.0f : outside);
+  }
+  if constexpr (kind == Activation::hardsigmoid) return h > -3 && h < 3 ? 1.0f / 6.0f : 0.0f;
+  if constexpr (kind == Activation::hardswish) return h < -3 ? 0.0f : h > 3 ? 1.0f : fused(h, 1.0f / 3.0f, 0.5f);
+  if constexpr (kind == Activation::mish) {
+    float s;
+    const float w = mish_weight(h, s);
+    return fused(h * s, fused(-w, w, 1.0f), w);
+  }
+  if constexpr (kind == Activation::abs) return h > 0 ? 1.0f : h < 0 ? -1.0f : 0.0f;
+  if constexpr (kind == Activation::sqrt) return 0.5f / (of_result ? h : rounded_sqrt(h));
+  if constexpr (kind == Activation::rsqrt) {
+    const float r = of_result ? h : 1.0f / rounded_sqrt(h);
+    return -0.5f * r * (r * r);
+  }
+  if constexpr (kind == Activation::reciprocal) {
+    const float r = of_result ? h : 1.0f / h;
+    return -r * r;
+  }
   return of_result ? h : exponential_of(h);
 }
 
-#define FASTEBM_EACH_ACTIVATION(CALL)                                           \
-  switch (step.activation) {                                                    \
-    case Activation::silu: return CALL<Activation::silu> ARGUMENTS;             \
-    case Activation::gelu: return CALL<Activation::gelu> ARGUMENTS;             \
-    case Activation::gelu_tanh: return CALL<Activation::gelu_tanh> ARGUMENTS;   \
-    case Activation::elu: return CALL<Activation::elu> ARGUMENTS;               \
-    case Activation::leaky_relu: return CALL<Activation::leaky_relu> ARGUMENTS; \
-    case Activation::relu: return CALL<Activation::relu> ARGUMENTS;             \
-    case Activation::softplus: return CALL<Activation::softplus> ARGUMENTS;     \
-    case Activation::tanh: return CALL<Activation::tanh> ARGUMENTS;             \
-    case Activation::sigmoid: return CALL<Activation::sigmoid> ARGUMENTS;       \
-    case Activation::square: return CALL<Activation::square> ARGUMENTS;         \
-    default: return CALL<Activation::exp> ARGUMENTS;                            \
+#define FASTEBM_EACH_ACTIVATION(CALL)                                             \
+  switch (step.activation) {                                                      \
+    case Activation::silu: return CALL<Activation::silu> ARGUMENTS;               \
+    case Activation::gelu: return CALL<Activation::gelu> ARGUMENTS;               \
+    case Activation::gelu_tanh: return CALL<Activation::gelu_tanh> ARGUMENTS;     \
+    case Activation::elu: return CALL<Activation::elu> ARGUMENTS;                 \
+    case Activation::leaky_relu: return CALL<Activation::leaky_relu> ARGUMENTS;   \
+    case Activation::relu: return CALL<Activation::relu> ARGUMENTS;               \
+    case Activation::softplus: return CALL<Activation::softplus> ARGUMENTS;       \
+    case Activation::tanh: return CALL<Activation::tanh> ARGUMENTS;               \
+    case Activation::sigmoid: return CALL<Activation::sigmoid> ARGUMENTS;         \
+    case Activation::square: return CALL<Activation::square> ARGUMENTS;           \
+    case Activation::hardtanh: return CALL<Activation::hardtanh> ARGUMENTS;       \
+    case Activation::hardsigmoid: return CALL<Activation::hardsigmoid> ARGUMENTS; \
+    case Activation::hardswish: return CALL<Activation::hardswish> ARGUMENTS;     \
+    case Activation::mish: return CALL<Activation::mish> ARGUMENTS;               \
+    case Activation::abs: return CALL<Activation::abs> ARGUMENTS;                 \
+    case Activation::sqrt: return CALL<Activation::sqrt> ARGUMENTS;               \
+    case Activation::rsqrt: return CALL<Activation::rsqrt> ARGUMENTS;             \
+    case Activation::reciprocal: return CALL<Activation::reciprocal> ARGUMENTS;   \
+    default: return CALL<Activation::exp> ARGUMENTS;                              \
   }
 
 #if FASTEBM_VECTOR == 16

@@ -17,7 +17,7 @@ using Wide = __int128;
 
 constexpr int64_t kLimit = int64_t{1} << 31, kMemoryLimit = int64_t{1} << 47, kLine = 64, kSoftmaxChannels = 1024,
                   kMostConstants = 1 << 20;
-constexpr int64_t kActivations = static_cast<int64_t>(Activation::exp) + 1;
+constexpr int64_t kActivations = static_cast<int64_t>(Activation::reciprocal) + 1;
 
 // start, step and count along channels, rows and columns.
 struct Axis {
@@ -290,7 +290,7 @@ class Check {
     within("pad_y", i.pad_y, 1 - kLimit);
     within("pad_x", i.pad_x, 1 - kLimit);
     within("constant", i.constant, 1 - kLimit);
-    within("kind", static_cast<int64_t>(i.kind), 0, static_cast<int64_t>(Kind::softmax) + 1);
+    within("kind", static_cast<int64_t>(i.kind), 0, static_cast<int64_t>(Kind::first_maximum) + 1);
     within("broadcast", i.broadcast, 0, 2);
     const Wide size = Wide(i.channels) * i.height * i.width;
     bool bounded = size <= (Wide(1) << 20) + 4 * Wide(p_.header->slot);
@@ -337,6 +337,8 @@ class Check {
       unless(i.source_channels == i.channels, "POOL keeps channels");
       unless(i.dilation_y == 1 && i.dilation_x == 1, "POOL has no dilation");
       border(i, b, 0);
+    } else if (i.kind == Kind::first_maximum) {
+      unless(i.channels == i.source_channels && i.height == b.height && i.width == b.width, "FIRST_MAXIMUM keeps shapes");
     } else {
       unless(i.channels == (i.kind == Kind::softmax ? i.source_channels : 1), "a softmax has another number of channels");
       unless(i.source_channels <= kSoftmaxChannels, "a softmax has ", kSoftmaxChannels, " channels at most");
@@ -425,7 +427,8 @@ class Check {
   }
 
   static bool has_parameters(Activation kind) {
-    return kind == Activation::elu || kind == Activation::leaky_relu || kind == Activation::softplus;
+    return kind == Activation::elu || kind == Activation::leaky_relu || kind == Activation::softplus ||
+           kind == Activation::hardtanh;
   }
   static bool differentiable_by_result(Activation kind) {
     switch (kind) {
@@ -434,7 +437,11 @@ class Check {
       case Activation::relu:
       case Activation::tanh:
       case Activation::sigmoid:
-      case Activation::exp: return true;
+      case Activation::exp:
+      case Activation::hardtanh:
+      case Activation::sqrt:
+      case Activation::rsqrt:
+      case Activation::reciprocal: return true;
       default: return false;
     }
   }

@@ -1,5 +1,5 @@
-// All instructions but convolutions (load, gather, pool, softmax), pixel by pixel in blocks of up to 32 pixels of a row.
-// Part of program_variant.h, which compiles it once for each instruction set.
+// All instructions but convolutions (load, gather, pool, softmax, first maximum), pixel by pixel in blocks of up to 32 pixels of
+// a row. Part of program_variant.h, which compiles it once for each instruction set.
 #pragma once
 
 #include "program_epilogue.h"
@@ -51,6 +51,26 @@ static void pool_pixel(const Worker& w, const InstructionRow& i, float* __restri
   }
 }
 
+static void first_maximum_pixel(const Worker& w, const InstructionRow& i, float* __restrict v, int64_t n, int64_t y, int64_t x,
+                                int64_t c0, int valid) {
+  const BufferRow& b = w.job->buffers[i.source];
+  const int64_t top = y - y % i.kernel_y, left = x - x % i.kernel_x;
+  if (top + i.kernel_y > b.height || left + i.kernel_x > b.width) return;
+  float own[kBlock];
+  for_each_channel(pixel_of(w, b, n, y, x) + (i.source_channel + c0) * b.bytes, b.bytes, valid,
+                   [&](int c, float h) __attribute__((always_inline)) { own[c] = h, v[c] = 1.0f; });
+  for (int64_t sy = top; sy < top + i.kernel_y; ++sy) {
+    for (int64_t sx = left; sx < left + i.kernel_x; ++sx) {
+      const bool before = sy < y || (sy == y && sx < x);
+      for_each_channel(pixel_of(w, b, n, sy, sx) + (i.source_channel + c0) * b.bytes, b.bytes, valid,
+                       [&](int c, float h) __attribute__((always_inline)) {
+                         const bool largest = before ? own[c] > h : own[c] >= h;
+                         v[c] = largest ? v[c] : 0.0f;
+                       });
+    }
+  }
+}
+
 static void softmax_block(const Worker& w, const InstructionRow& i, float* __restrict v, int64_t n, int64_t y, int64_t x,
                           int64_t c0, int valid) {
   const BufferRow& b = w.job->buffers[i.source];
@@ -78,6 +98,7 @@ static void pixelwise(const Worker& w, const InstructionRow& i, int64_t begin, i
             case Kind::load: load_pixel(w, i, p, n, y, x0 + k, c0, valid); break;
             case Kind::gather: gather_pixel(w, i, p, n, y, x0 + k, c0, valid); break;
             case Kind::pool: pool_pixel(w, i, p, n, y, x0 + k, c0, valid); break;
+            case Kind::first_maximum: first_maximum_pixel(w, i, p, n, y, x0 + k, c0, valid); break;
             default: softmax_block(w, i, p, n, y, x0 + k, c0, valid);
           }
         }

@@ -33,6 +33,7 @@ COMMANDS = {
     "translate": "carry images of another domain over into the domain of a run",
     "interpolate": "show paths between samples and between images",
     "diagnose": "say whether the chains of a run mix, drift, or disagree",
+    "flight": "show why the guard of a run went back",
     "detect": "tell images like the training images from others",
     "restore": "restore degraded images: super-resolution, colorization, deblurring and others",
     "evaluate": "compare samples with real images",

@@ -307,8 +307,10 @@ def _energy_metrics(
 
 def _measured_energy(run: Any, start: Tensor, reference: Tensor) -> EnergyMetrics | CalibrationMetrics:
     config = run.config
+    clip = config.chain_clip or None
     if isinstance(run, CoarseToFineRun):
         dtype, settings = getattr(torch, config.dtype), last_level_settings(run.cascade())
+        settings["grad_norm_clip"] = clip
         return energy_metrics(run.levels[run.size], start, reference, dtype=dtype, seed=config.seed, **settings)
     return calibration_metrics(
         run.energy,
@@ -318,5 +320,6 @@ def _measured_energy(run: Any, start: Tensor, reference: Tensor) -> EnergyMetric
         noise_std=config.noise_std,
         num_steps=config.num_steps,
         data_term=DataTerm(config.data_term_weight, config.data_term_hinge),
+        grad_norm_clip=clip,
         seed=config.seed,
     )

@@ -34,13 +34,13 @@ GROUPS = {
     "model": "base_width activation spectral_norm variant fade latent width max_width energy_width energy_depth "
     "kl_weight learned_variance levels flow_steps bound",
     "chain": "num_steps step_size noise_start noise_end noise_std noisy_starts start_noise start_temperature "
-    "hole_starts start_size temperature data_weight data_term_weight data_term_hinge num_chains random_shifts restarts "
-    "coarse clamp_ends",
+    "hole_starts chain_clip step_shrink start_size temperature data_weight data_term_weight data_term_hinge num_chains "
+    "random_shifts restarts coarse clamp_ends",
     "training": "iterations batch_sizes batch_size learning_rates learning_rate energy_learning_rate lr_decay "
-    "adam_betas flow_betas max_gradient_norm energy_l2 ema warmup lambda_start lambda_max dual_rate dual_threshold "
-    "elbo_weight nll_weight",
+    "adam_betas flow_betas max_gradient_norm energy_l2 gap_brake gap_hinge trim gradient_penalty chain_kl "
+    "ema warmup lambda_start lambda_max dual_rate dual_threshold elbo_weight nll_weight",
     "guard": "max_energy max_gap max_loss retries retry_lr_factor",
-    "log": "log_every checkpoint_every keep_checkpoints pictures_every tensorboard",
+    "log": "log_every checkpoint_every keep_checkpoints pictures_every flight_updates tensorboard",
     "compute": "device dtype update_dtype engine max_batch recompute_from microbatches shard_optimizer",
     "output": "out overwrite",
 }

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from fastebm.cli.arguments import select_device
+from fastebm.cli.arguments import LARGEST_COUNT, check_range, select_device
 from fastebm.cli.parser import parse
 from fastebm.cli.training_report import report_training
 from fastebm.runs.folder import RunFolder
@@ -18,6 +18,7 @@ from fastebm.training.ec_flow.presets import EC_FLOW_PRESETS
 from fastebm.training.ec_posterior.presets import EC_POSTERIOR_PRESETS
 from fastebm.training.ec_vae.presets import EC_VAE_PRESETS
 
+MOST_SEEDS = 1000
 METHODS: dict[str, tuple[dict[str, Any], str]] = {
     "coarse-to-fine": (
         PRESETS,
@@ -70,12 +71,24 @@ class Train:
     or preset, with the method unless that is coarse-to-fine"""
     device: str | None = None
     """device that the run trains on, cpu or cuda; by default a GPU if there is one"""
+    seeds: int = 1
+    """number of runs, with the seeds from --seed on, that are trained one after another in folders of --out and judged;
+    the same command takes them up again"""
+    judge_count: int = 1000
+    """number of samples of each of several runs that are compared with real images, as fastebm evaluate
+    --train-features does; 0 judges none"""
     preset: Any
     """name of the settings that all other options have their defaults from"""
     config: Any
 
     def __call__(self) -> int:
+        check_range("--seeds", self.seeds, 1, MOST_SEEDS)
+        check_range("--judge-count", self.judge_count, 0, LARGEST_COUNT)
         source, folder, device = self._source(), RunFolder(self._folder()), select_device(self.device)
+        if self.seeds > 1:
+            from fastebm.cli.seeds import Seeds
+
+            return Seeds(self.config, source, folder.path, self.seeds, self.judge_count, device)()
         return report_training(folder, lambda: train(self.config, source, folder.path, device=device))
 
     def _source(self) -> ImageSource | DigitsSource:
@@ -92,6 +105,7 @@ class Train:
             return self.out
         name = self.preset if self.data is None else os.path.basename(os.path.realpath(self.data)).split(".")[0]
         method = self.config.kind.replace("_", "-")
+        name += f"-{self.seeds}-seeds" if self.seeds > 1 else ""
         return Path("runs") / (name if method == "coarse-to-fine" else f"{name}-{method}")
 
 

@@ -13,8 +13,15 @@ from torch import Tensor
 
 from fastebm.compiler import operations as op
 from fastebm.compiler.lazy_tensors import Coefficient, LazyTensor
+from fastebm.ops.activations import ACTIVATION_TABLE, PROGRAM_ACTIVATIONS, program_derivative
+from fastebm.ops.program import first_maximum
 
 aten = torch.ops.aten
+# Activations that run by the formulas of their table, with the position there.
+_BY_FORMULA = {
+    name: PROGRAM_ACTIVATIONS.index(name)
+    for name in ("hardtanh", "hardsigmoid", "hardswish", "mish", "abs", "sqrt", "rsqrt", "reciprocal")
+}
 Weights = Mapping[LazyTensor, Tensor]
 Kernel = Callable[[Sequence[Tensor], Tensor | None], Tensor]
 
@@ -156,6 +163,8 @@ def _(operation: op.Activation, weights: Weights) -> Kernel:
     if kind in ("square", "exp", "tanh", "sigmoid"):
         function = getattr(torch, kind)
         return lambda inputs, out: function(inputs[0], out=out)
+    if kind in _BY_FORMULA:
+        return lambda inputs, out: _in(out, ACTIVATION_TABLE[_BY_FORMULA[kind]].function(inputs[0], *parameters))
     packet, keywords = _packet(kind, "")
     return lambda inputs, out: _aten(packet, out, inputs[0], *parameters, **keywords)
 
@@ -163,6 +172,14 @@ def _(operation: op.Activation, weights: Weights) -> Kernel:
 @kernel.register
 def _(operation: op.ActivationDerivative, weights: Weights) -> Kernel:
     kind, parameters = operation.kind, operation.parameters
+    if kind in _BY_FORMULA:
+        number, of_result = _BY_FORMULA[kind], operation.of_result
+
+        def multiply(inputs: Sequence[Tensor], out: Tensor | None) -> Tensor:
+            slope = program_derivative(inputs[1], number, parameters, of_result=of_result)
+            return torch.mul(inputs[0], slope, out=out)
+
+        return multiply
     packet, keywords = _packet("threshold" if kind == "relu" else kind, "_backward")
     if kind == "relu":
         parameters = (0.0,)
@@ -178,6 +195,10 @@ def _(operation: op.ActivationDerivative, weights: Weights) -> Kernel:
         return packet.grad_input(*arguments, **keywords, grad_input=out)
 
     return run
+
+
+def _in(out: Tensor | None, result: Tensor) -> Tensor:
+    return result if out is None else out.copy_(result)
 
 
 def _packet(kind: str, suffix: str) -> tuple[Any, dict[str, str]]:
@@ -217,6 +238,11 @@ def _(operation: op.AveragePoolBackward, weights: Weights) -> Kernel:
         return aten.avg_pool2d_backward.default(gradient, sample, *settings)
 
     return run
+
+
+@kernel.register
+def _(operation: op.FirstMaximum, weights: Weights) -> Kernel:
+    return lambda inputs, out: _packed(first_maximum(inputs[0].contiguous(), operation.kernel))
 
 
 @kernel.register

@@ -5,7 +5,7 @@ convolution is a transposed convolution, that of a pool is upsampling. The forwa
 backward part reads.
 """
 
-from collections.abc import Container
+from collections.abc import Container, Sequence
 from dataclasses import replace
 from functools import singledispatch
 
@@ -16,7 +16,7 @@ from fastebm.compiler.lazy_tensors import LazyTensor, Shape, lazy
 from fastebm.compiler.program import INPUT, Builder, Node, Program, eliminate_dead_code
 
 # Activations whose derivative is a function of their result, so that their input need not be kept.
-OF_RESULT = ("relu", "tanh", "sigmoid", "exp")
+OF_RESULT = ("relu", "tanh", "sigmoid", "exp", "sqrt", "rsqrt", "reciprocal")
 
 
 def differentiate(program: Program) -> Program:
@@ -50,7 +50,8 @@ def _reversed(program: Program, trained: Container[LazyTensor] = ()) -> "_Revers
             if any(weight in trained for weight in node.operation.weights()):
                 reverse.add(op.WeightGradient(node.operation), *node.inputs, gradient)
             for name, part in zip(node.inputs, adjoint(node.operation, reverse, node, gradient), strict=True):
-                reverse.accumulate(name, part)
+                if part is not None:
+                    reverse.accumulate(name, part)
     return reverse
 
 
@@ -81,8 +82,11 @@ class _ReverseMode:
 
 
 @singledispatch
-def adjoint(operation: op.Operation, reverse: _ReverseMode, node: Node, gradient: str) -> list[str]:
-    """Add operations for the gradients of a node's inputs, given that of its result; return their names in order."""
+def adjoint(operation: op.Operation, reverse: _ReverseMode, node: Node, gradient: str) -> Sequence[str | None]:
+    """Add operations for the gradients of a node's inputs, given that of its result; return their names in order.
+
+    None is for an input without a gradient.
+    """
     raise TypeError(f"{type(operation).__name__} has no derivative")
 
 
@@ -134,7 +138,8 @@ def _(operation: op.Activation, reverse: _ReverseMode, node: Node, gradient: str
         return [reverse.add(op.Multiply(), gradient, node.name)]
     # With a negative slope or alpha, the sign of the result does not tell the sign of the input.
     increasing = kind in ("leaky_relu", "elu") and all(p > 0 for p in parameters)
-    of_result = kind in OF_RESULT or increasing
+    inside = kind == "hardtanh" and parameters[2] == 0
+    of_result = kind in OF_RESULT or increasing or inside
     source = node.name if of_result else node.inputs[0]
     return [reverse.add(op.ActivationDerivative(kind, parameters, of_result), gradient, source)]
 
@@ -153,6 +158,11 @@ def _(operation: op.AveragePool, reverse: _ReverseMode, node: Node, gradient: st
         share = reverse.add(op.LinearCombination((1.0 / (operation.kernel[0] * operation.kernel[1]),)), gradient)
         return [reverse.add(op.Upsample(operation.kernel), share)]
     return [reverse.add(op.AveragePoolBackward(sample, operation), gradient)]
+
+
+@adjoint.register
+def _(operation: op.FirstMaximum, reverse: _ReverseMode, node: Node, gradient: str) -> list[None]:
+    return [None]
 
 
 @adjoint.register

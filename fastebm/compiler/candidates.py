@@ -12,7 +12,7 @@ from fastebm.compiler.capture import UnsupportedError, capture
 from fastebm.compiler.cost_model import Machine
 from fastebm.compiler.executor import AtenExecutor, CompiledExecutor
 from fastebm.compiler.faults import CompilerFaultError
-from fastebm.compiler.lanes import LaneError, LaneExecutor
+from fastebm.compiler.lanes import LaneError, LaneExecutor, multiplies
 from fastebm.compiler.lowering import LoweringError, lower
 from fastebm.compiler.own_code import Conditions
 from fastebm.compiler.process_state import exporting
@@ -91,7 +91,7 @@ def candidates(
     The order only depends on the energy and the kind of samples, not on the batch, the time or the load of the machine:
     so do the bits. Lane programs come first for all that is no image. Images run as fused programs, in 16 bits on
     matrix units where there are any, unless those would do little but move values (`FEW_PRODUCTS`) and images are
-    small: for large ones a lane program takes long to make.
+    small: for large ones a lane program takes long to make. An energy without any product needs no export for that.
     Only lane programs have conditions, and can have the backward pass of an `autograd.Function`, which `function` tells
     of, because they are traced through autograd.
     """
@@ -107,6 +107,9 @@ def candidates(
         return
     small = key.sample.numel() <= LARGE_IMAGE
     lanes_first = len(key.sample) != 3
+    if lanes and small and not lanes_first:
+        with exporting():
+            lanes_first = not multiplies(energy, module, x[:1])
     if lanes and lanes_first:
         yield _lane_candidate(energy, module, x)
     try:

@@ -26,13 +26,18 @@ from torch.nn.modules import module as _modules
 from fastebm.compiler.faults import described
 from fastebm.compiler.import_aten import RULES, AtenImporter, SampleTensor, UnsupportedError
 from fastebm.compiler.lazy_tensors import LazyTensor
-from fastebm.compiler.operations import Input
+from fastebm.compiler.operations import Input, Operation
 from fastebm.compiler.process_state import exporting
-from fastebm.compiler.program import INPUT, Builder, Program, eliminate_dead_code
+from fastebm.compiler.program import INPUT, Builder, Node, Program, eliminate_dead_code
+from fastebm.compiler.view_sinking import sink_views
 
 __all__ = ["UnsupportedError", "capture"]
 
 Energy = Callable[[Tensor], Tensor]
+
+# Code that asks for `len(x)` makes a number of the batch. It is captured at two lengths then, and has to be the same.
+SPECIALIZED = "your code specialized it to be a constant"
+LENGTHS = (11, 13)
 
 _LAST_RESORT = [] if logging.lastResort is None else [logging.lastResort]
 
@@ -64,7 +69,20 @@ def capture(energy: Energy, module: nn.Module | None, x: Tensor) -> Program:
     Raises:
         UnsupportedError: with the node and the reason, if the energy uses an operation that no rule imports.
     """
-    exported = _export(_ExportedModule(energy, module), x)
+    try:
+        return _captured(energy, module, x)
+    except UnsupportedError as error:
+        if SPECIALIZED not in str(error.__cause__):
+            raise
+        first, second = (_captured(energy, module, x, batch) for batch in LENGTHS)
+        if not same_program(first, second):
+            raise
+        return first
+
+
+def _captured(energy: Energy, module: nn.Module | None, x: Tensor, batch: int | None = None) -> Program:
+    """The program for any batch, or as it is for one of `batch` samples."""
+    exported = _export(_ExportedModule(energy, module), x, batch)
     weights = _named_weights(exported, module)
     importer = AtenImporter(Builder(), x.dtype)
     results: dict[fx.Node, Any] = {}
@@ -83,13 +101,13 @@ def capture(energy: Energy, module: nn.Module | None, x: Tensor) -> Program:
     raise UnsupportedError("output", "the graph has none")
 
 
-def _export(holder: nn.Module, x: Tensor) -> torch.export.ExportedProgram:
+def _export(holder: nn.Module, x: Tensor, batch: int | None) -> torch.export.ExportedProgram:
     # Two samples, because export takes a batch of one for a constant.
-    example = torch.zeros(2, *x.shape[1:], dtype=x.dtype, device=x.device)
-    batch = {0: torch.export.Dim("batch", min=1)}
+    example = torch.zeros(batch or 2, *x.shape[1:], dtype=x.dtype, device=x.device)
+    dynamic = None if batch else ({0: torch.export.Dim("batch", min=1)},)
     try:
         with tracing(holder):
-            exported = torch.export.export(holder, (example,), dynamic_shapes=(batch,), strict=False)
+            exported = torch.export.export(holder, (example,), dynamic_shapes=dynamic, strict=False)
             if any(_mutates(node) for node in exported.graph.nodes):
                 exported = exported.run_decompositions({})
     except Exception as error:  # whatever the energy or the exporter raises, autograd may still work
@@ -254,6 +272,26 @@ def referenced_tensors(wanted: Iterable[LazyTensor]) -> list[Tensor]:
     return list(found.values())
 
 
+def leaf_tensors(wanted: Iterable[LazyTensor]) -> list[Tensor]:
+    """The tensors of the energy that some lazy tensors are evaluated from, as they are now, each once."""
+    found: dict[int, Tensor] = {}
+    seen: set[int] = set()
+    waiting: list[Any] = list(wanted)
+    while waiting:
+        argument = waiting.pop()
+        if isinstance(argument, list | tuple):
+            waiting += argument
+        elif isinstance(argument, LazyTensor) and id(argument) not in seen:
+            seen.add(id(argument))
+            if argument.function in (_find, _Reference.get):
+                value = argument.function(*argument.arguments)
+                if isinstance(value, Tensor):
+                    found[id(value)] = value
+            else:
+                waiting += [*argument.arguments, *argument.keywords.values()]
+    return list(found.values())
+
+
 def _find(module: nn.Module, path: str) -> Any:
     """The attribute at a dotted path, or None."""
     found: Any = module
@@ -293,6 +331,36 @@ def _call(importer: AtenImporter, node: fx.Node, results: dict[fx.Node, Any]) ->
     return LazyTensor(target, tuple(arguments), shape, **keywords)
 
 
+def same_program(a: Program, b: Program) -> bool:
+    """Whether two captures of one energy compute the same: the same operations, of the same expressions of weights."""
+    known: set[tuple[int, int]] = set()  # lazy tensors that are
+
+    def same(p: Any, q: Any) -> bool:
+        if type(p) is not type(q):
+            return False
+        if isinstance(p, LazyTensor):
+            if (id(p), id(q)) not in known:
+                if p.function is not q.function or p.shape != q.shape:
+                    return False
+                if not (same(p.arguments, q.arguments) and same(p.keywords, q.keywords)):
+                    return False
+                known.add((id(p), id(q)))
+            return True
+        if isinstance(p, _Reference):
+            return p.tensor is q.tensor or torch.equal(p.tensor, q.tensor)
+        if isinstance(p, list | tuple):
+            return len(p) == len(q) and all(map(same, p, q))
+        if isinstance(p, dict):
+            return p.keys() == q.keys() and all(same(p[name], q[name]) for name in p)
+        if isinstance(p, Node):
+            return (p.name, p.inputs, p.shape) == (q.name, q.inputs, q.shape) and same(p.operation, q.operation)
+        if isinstance(p, Operation):
+            return same(vars(p), vars(q))
+        return bool(p is q or p == q)
+
+    return a.outputs == b.outputs and same(a.nodes, b.nodes)
+
+
 def _flatten(results: Iterable[Any]) -> Iterable[Any]:
     for result in results:
         yield from result if isinstance(result, list | tuple) else [result]
@@ -307,4 +375,4 @@ def _program(importer: AtenImporter, results: dict[fx.Node, Any], outputs: Any) 
     if any(length != 1 for length in shape):
         raise UnsupportedError("output", f"shape {shape} per sample is not one number")
     last = importer.reshape(energies, ())
-    return eliminate_dead_code(Program(tuple(importer.builder.nodes), (last.name,)))
+    return sink_views(eliminate_dead_code(Program(tuple(importer.builder.nodes), (last.name,))))

@@ -15,7 +15,16 @@ from fastebm.compiler.executor import AtenExecutor
 from fastebm.compiler.lanes import LaneExecutor
 from fastebm.compiler.own_code import Conditions, OwnCode
 
-__all__ = ["UNKNOWN", "Agreement", "Reference", "check_program", "energies_agree", "gradient_agrees", "reference"]
+__all__ = [
+    "UNKNOWN",
+    "Agreement",
+    "DisagreementError",
+    "Reference",
+    "check_program",
+    "energies_agree",
+    "gradient_agrees",
+    "reference",
+]
 
 # The largest accepted difference from autograd, relative to the gradient: well above rounding, well below the error of
 # a wrong program. The largest seen is 1.1e-3 in float32, for a deep net of leaky ReLUs, where a pre-activation near
@@ -30,6 +39,15 @@ LOW_PRECISION_FLOOR = 1e-2
 DRIFT = {torch.float64: 1e-9, torch.float32: 2e-4}
 LOW_PRECISION_DRIFT = 2e-2
 GRADIENT_DRIFT = 5.0
+
+
+class DisagreementError(UnsupportedError):
+    """A program computes other numbers than autograd, as `difference` says."""
+
+    def __init__(self, difference: str) -> None:
+        why = "an energy that depends on the other samples of its batch, or on how many there are, has no program"
+        super().__init__("check", f"{difference} ({why})")
+        self.difference = difference
 
 
 @dataclass(frozen=True)
@@ -81,7 +99,7 @@ UNKNOWN = Agreement(0.0, 0.0)
 
 
 def check_program(executor: Executor, x: Tensor, expected: Reference) -> Agreement:
-    """Raises UnsupportedError if the program's energies or gradient at x differ from autograd's.
+    """Raises DisagreementError if the program's energies or gradient at x differ from autograd's.
 
     A program of 16 bits may be twice as far from float32 as autocast is, or 0.1. It is compared in x's own dtype too.
     """
@@ -175,9 +193,5 @@ def _compare(
     errors = _low_precision_errors(found, expected) if low else strict
     for name, error, tolerance in zip(_NAMES, errors, tolerances, strict=True):
         if not error <= tolerance:
-            raise UnsupportedError(
-                "check",
-                f"its {name} differ from autograd's by {error:.2g}, more than {tolerance:.2g} (an energy that depends "
-                "on the other samples of its batch, or on how many there are, has no program)",
-            )
+            raise DisagreementError(f"its {name} differ from autograd's by {error:.2g}, more than {tolerance:.2g}")
     return Agreement(*strict)

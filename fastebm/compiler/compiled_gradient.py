@@ -1,7 +1,7 @@
 """Energy gradients by compiled programs: captured, rewritten and checked at first use, then run without autograd."""
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,6 +14,7 @@ from fastebm.compiler.capture import UnsupportedError
 from fastebm.compiler.checks import (
     UNKNOWN,
     Agreement,
+    DisagreementError,
     Reference,
     check_program,
     energies_agree,
@@ -24,7 +25,7 @@ from fastebm.compiler.executor import AtenExecutor, CompiledExecutor
 from fastebm.compiler.faults import CompilerFaultError, Faults, described
 from fastebm.compiler.fingerprint import Fingerprint, changed, structure
 from fastebm.compiler.lanes import LaneExecutor
-from fastebm.compiler.measuring import Timing, measured
+from fastebm.compiler.measuring import Timing, as_in_a_chain, measured
 from fastebm.compiler.own_code import Conditions, OwnCode, energy_dtype
 from fastebm.compiler.precision import without_autocast
 from fastebm.compiler.process_state import DeferredInterrupt, collecting_garbage, exclusive
@@ -352,12 +353,17 @@ class CompiledGradient:
             return _Compiled(chain.fingerprint, None, unsupported=("energy", unchecked))  # not remembered
         found: list[_Compiled] = []
         refused = []
-        for _, made in self._tried(key, x, conditions, expected):
+        wrong: list[CompilerFaultError] = []
+        for name, made in self._tried(key, x, conditions, expected):
             if isinstance(made, UnsupportedError):
                 if isinstance(made, CompilerFaultError):
                     self.faults.report(made)
+                elif isinstance(made, DisagreementError):
+                    wrong.append(CompilerFaultError(name, ArithmeticError(made.difference)))
                 refused.append((made.node, made.reason))
                 continue
+            while wrong:  # the energy has a program, so that one with other numbers is a fault
+                self.faults.report(wrong.pop(0))
             compiled = _Compiled(*known, made[0].captured, made[0].executor, made[0].fallback_reason)
             compiled.agreement, compiled.function = made[1], expected.function
             found.append(compiled)
@@ -391,13 +397,10 @@ class CompiledGradient:
 
     def _times(self, found: list[_Compiled], x: Tensor, conditions: Conditions) -> list[float]:
         """Seconds of each program, and of autograd."""
-        runs: list[Callable[[], Any]] = [
-            functools.partial(_bound(compiled.executor, conditions), x)
-            for compiled in found
-            if compiled.executor is not None
-        ]
+        executors = [compiled.executor for compiled in found if compiled.executor is not None]
+        runs = [as_in_a_chain(_bound(executor, conditions), x) for executor in executors]
         by_autograd = functools.partial(self.own.by_autograd, x, conditions, self.dtype)
-        return measured([*runs, by_autograd])
+        return measured([*runs, by_autograd], x.device)
 
     def timings(self, x: Tensor, conditions: Conditions, chain: Chain) -> list[Timing]:
         """All ways to run the energy on samples like x, measured in turns on x; `chosen` is what this one takes."""
@@ -407,9 +410,7 @@ class CompiledGradient:
             expected = reference(self.own, x, conditions, key.compute_dtype)
             tried = list(self._tried(key, x, conditions, expected))
             running = {name: made[0] for name, made in tried if not isinstance(made, UnsupportedError)}
-            runs: list[Callable[[], Any]] = [
-                functools.partial(_bound(each.executor, conditions), x) for each in running.values()
-            ]
+            runs = [as_in_a_chain(_bound(each.executor, conditions), x) for each in running.values()]
             compiled = OwnCode(self.own.original, compiled=True)
             others = {"autograd": self.own, "torch.compile": compiled}
             for own in others.values():
@@ -421,7 +422,7 @@ class CompiledGradient:
                 refused["torch.compile"] = described(error)
                 runs.pop()
                 del others["torch.compile"]
-            seconds = measured(runs)
+            seconds = measured(runs, x.device)
         names = [*running, *others]
         kinds = {name: type(each.executor) for name, each in running.items()}
         return [

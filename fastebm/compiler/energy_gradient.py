@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from fastebm.compiler.candidates import FUSED, LANES, STOCK
 from fastebm.compiler.compiled_gradient import CHOICE, Chain, CompiledGradient, UnsupportedError
+from fastebm.compiler.device_graphs import RepeatedWork, places_of
 from fastebm.compiler.faults import users_level
-from fastebm.compiler.fingerprint import covers, fingerprint
-from fastebm.compiler.frozen_weights import Evaluated, frozen_weights
+from fastebm.compiler.fingerprint import Fingerprint, covers, fingerprint
+from fastebm.compiler.frozen_weights import Evaluated, Place, evaluate_parametrised, frozen_weights
 from fastebm.compiler.measuring import Timing
 from fastebm.compiler.own_code import Conditions, OwnCode, energy_dtype
 from fastebm.compiler.process_state import DeferredInterrupt, exclusive
@@ -139,6 +140,8 @@ class EnergyGradient:
         self._of_thread = _OfThread()
         self._last: tuple[Any, int | None] = (None, None)
         self._evaluated: Evaluated = {}
+        self._evaluating = RepeatedWork("the evaluation of parametrised weights")
+        self._evaluated_in_place: list[Tensor] = []
 
     def __getstate__(self) -> dict[str, Any]:
         """For copies, which have another module: without what has run."""
@@ -216,16 +219,37 @@ class EnergyGradient:
             self._evaluated = {}  # a new one, because another thread's chain may have begun with the old one
         self._last = current
         module = self._own.module
-        frozen = nullcontext() if module is None else frozen_weights(module, self._evaluated)
+        covered = covers(self._own.energy, module)
+        evaluating = functools.partial(self._evaluate_weights, current[0] if covered else None)
+        frozen = nullcontext() if module is None else frozen_weights(module, self._evaluated, evaluating)
         frozen.__enter__()
-        state.frozen, state.chain = frozen, Chain(*current, covered=covers(self._own.energy, module))
+        state.frozen, state.chain = frozen, Chain(*current, covered=covered)
+
+    def _evaluate_weights(self, settings: Fingerprint | None, weights: Sequence[Place]) -> list[Tensor]:
+        """Parametrised weights, on a GPU by a graph where all that they may be evaluated from lies where it lay before.
+
+        `settings` are the fingerprint of an energy that reads nothing else, None for others. A graph writes to the
+        places of an earlier chain's weights. No other chain reads these any more: one that is under way holds the
+        module's parts, whose weights then are not evaluated anew.
+        """
+        module = self._own.module
+        lie = None if module is None or settings is None else places_of(_tensors(module))
+        kind = None if lie is None else (settings, lie, tuple((id(part), name) for part, name in weights))
+        if self._evaluating.replay(kind):
+            return self._evaluated_in_place
+        values = evaluate_parametrised(weights)
+        if kind is not None:
+            device = values[0].device
+            again = self._evaluating.capture(kind, device, lambda: evaluate_parametrised(weights))
+            self._evaluated_in_place = [] if again is None else again
+        return self._evaluated_in_place or values
 
     def _fingerprint_and_hash(self) -> tuple[Any, int | None]:
         """The energy's fingerprint and a hash of the module's weights, each None if it is unknown."""
         if self.engine in ("autograd", "compile") and not self._compiled.has_programs():
             return None, None
         module = self._own.module
-        tensors = [] if module is None else [*module.parameters(), *module.buffers(), *_plain_tensors(module)]
+        tensors = [] if module is None else _tensors(module)
         inference = any(tensor.is_inference() for tensor in tensors)
         return fingerprint(self._own.energy, module), None if inference else content_hash(tensors)
 
@@ -360,9 +384,10 @@ def _kind(x: Tensor) -> tuple[Any, ...]:
     return x.shape, x.dtype, x.device, torch.is_autocast_enabled(x.device.type)
 
 
-def _plain_tensors(module: nn.Module) -> list[Tensor]:
-    """Tensors that a module's parts keep as plain attributes."""
-    return [value for part in module.modules() for value in vars(part).values() if isinstance(value, Tensor)]
+def _tensors(module: nn.Module) -> list[Tensor]:
+    """Parameters, buffers, and tensors that a module's parts keep as plain attributes."""
+    plain = (value for part in module.modules() for value in vars(part).values() if isinstance(value, Tensor))
+    return [*module.parameters(), *module.buffers(), *plain]
 
 
 def as_conditions(conditions: Any, count: int) -> Conditions:

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from fastebm.compiler.aten_kernels import SUPPORTS_OUT, Kernel, inplace_inputs, kernel, memory_format
-from fastebm.compiler.capture import referenced_tensors
+from fastebm.compiler.capture import leaf_tensors, referenced_tensors
+from fastebm.compiler.device_graphs import RepeatedWork, places_of
 from fastebm.compiler.lazy_tensors import LazyTensor, evaluate
 from fastebm.compiler.lowering import LoweringResult
 from fastebm.compiler.operations import Input
@@ -119,10 +120,17 @@ class CompiledExecutor:
         self.referenced = referenced_tensors(lowered.lazy_tensors())
         self.device = device
         self.compiled = CompiledProgram(lowered.program, device)
+        self._folding = RepeatedWork("the folding of weights")
 
     @torch.no_grad()
     def refresh(self) -> None:
-        """Evaluate the program's weights."""
+        """Evaluate the program's weights. On a GPU that is a graph where they lie where they lay before."""
+        places = places_of(leaf_tensors(self.lowered.lazy_tensors()))
+        if not self._folding.replay(places):
+            self._fold()
+            self._folding.capture(places, self.device, self._fold)
+
+    def _fold(self) -> None:
         self.compiled.refresh(*self.lowered.constants())
 
     @torch.no_grad()

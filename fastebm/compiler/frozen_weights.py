@@ -13,7 +13,10 @@ from fastebm.compiler.precision import without_autocast
 from fastebm.compiler.process_state import exclusive
 
 # Evaluated parametrised weights, by their layer and name.
-Evaluated = dict[tuple[nn.Module, str], Tensor]
+Place = tuple[nn.Module, str]
+Evaluated = dict[Place, Tensor]
+Evaluating = Callable[[Sequence[Place]], list[Tensor]]
+"""Evaluates parametrised weights, in their order; called with flags set, without autograd and autocast."""
 
 
 # Calls that restore what was found, the last one first.
@@ -40,11 +43,13 @@ _optimizer_hook = ExitStack()
 
 
 @contextmanager
-def frozen_weights(module: nn.Module, evaluated: Evaluated | None = None) -> Iterator[None]:
+def frozen_weights(
+    module: nn.Module, evaluated: Evaluated | None = None, evaluating: Evaluating | None = None
+) -> Iterator[None]:
     """Inside, `module` is in eval mode, its weights need no gradient, and parametrised weights are evaluated once.
 
-    Weights found in `evaluated` are taken from there; the others are added to it. Clear it when weights may have
-    changed.
+    Weights found in `evaluated` are taken from there; the others are added to it, by `evaluating` where that is given.
+    Clear it when weights may have changed.
 
     Contexts may overlap, in one thread or several, and over modules that share submodules or weights. Each submodule
     and parameter counts the contexts that hold it: the first one freezes it, the last one restores every flag to what
@@ -62,7 +67,7 @@ def frozen_weights(module: nn.Module, evaluated: Evaluated | None = None) -> Ite
     mine: list[_Frozen] = []
     try:
         with exclusive():
-            _freeze(module, mine, {} if evaluated is None else evaluated)
+            _freeze(module, mine, {} if evaluated is None else evaluated, evaluating or evaluate_parametrised)
         yield
     except BaseException:
         with exclusive():
@@ -158,7 +163,14 @@ def differentiable_weights(module: nn.Module) -> Iterator[DifferentiableWeights]
                 restore(*arguments)
 
 
-def _freeze(module: nn.Module, mine: list[_Frozen], evaluated: Evaluated) -> None:
+def evaluate_parametrised(places: Sequence[Place]) -> list[Tensor]:
+    """The values of parametrised weights."""
+    values = [cast(nn.ModuleDict, part.parametrizations)[name]() for part, name in places]
+    # One that is the parameter itself has two names, and a capture finds neither.
+    return [value.view_as(value) if isinstance(value, nn.Parameter) else value for value in values]
+
+
+def _freeze(module: nn.Module, mine: list[_Frozen], evaluated: Evaluated, evaluating: Evaluating) -> None:
     """Hold every submodule and parameter, and freeze those that nobody holds yet."""
     if not _frozen:
         _optimizer_hook.callback(register_optimizer_step_pre_hook(_refuse_step).remove)
@@ -180,9 +192,15 @@ def _freeze(module: nn.Module, mine: list[_Frozen], evaluated: Evaluated) -> Non
         copies: dict[int, Tensor] = {}
         for owner, undo in modules:
             _replace_inference_tensors(owner, undo, copies)
-        for owner, undo in modules:
-            if "parametrizations" in owner._modules and is_parametrized(owner):
-                _evaluate_parametrizations(owner, undo, evaluated)
+        parts = [(o, undo) for o, undo in modules if "parametrizations" in o._modules and is_parametrized(o)]
+        for owner, _ in parts:
+            _refuse_evaluated(owner)
+        places = [(owner, name) for owner, _ in parts for name in cast(nn.ModuleDict, owner.parametrizations)]
+        missing = [place for place in places if place not in evaluated]
+        if missing:
+            evaluated.update(zip(missing, evaluating(missing), strict=True))
+        for owner, undo in parts:
+            _show_evaluated(owner, undo, evaluated)
 
 
 def _release(mine: list[_Frozen]) -> None:
@@ -246,19 +264,22 @@ def _evaluate_parametrizations(part: nn.Module, undo: Undo, evaluated: Evaluated
     that was parametrised first, so a deep copy, such as an averaged net, would read the original's weights. And inside
     a caller's own `cached()` block, it would share weights with the training step around it.
     """
-    parametrizations = cast(nn.ModuleDict, part.parametrizations)
-    names = list(parametrizations)
-    if any(name in vars(part) for name in names):  # by this thread: others wait
+    _refuse_evaluated(part)
+    missing = [(part, name) for name in cast(nn.ModuleDict, part.parametrizations) if (part, name) not in evaluated]
+    evaluated.update(zip(missing, evaluate_parametrised(missing), strict=True))
+    _show_evaluated(part, undo, evaluated)
+
+
+def _refuse_evaluated(part: nn.Module) -> None:
+    if any(name in vars(part) for name in cast(nn.ModuleDict, part.parametrizations)):  # by this thread: others wait
         raise RuntimeError(
             f"the weights of a {type(part).__name__} were asked for while their gradients are computed, by the energy "
             "or by the cotangent's function; compute what that needs beforehand"
         )
-    for name in names:
-        if (part, name) not in evaluated:
-            value = parametrizations[name]()
-            # One that is the parameter itself has two names, and a capture finds neither.
-            evaluated[part, name] = value.view_as(value) if isinstance(value, nn.Parameter) else value
-    values = {name: evaluated[part, name] for name in names}
+
+
+def _show_evaluated(part: nn.Module, undo: Undo, evaluated: Evaluated) -> None:
+    values = {name: evaluated[part, name] for name in cast(nn.ModuleDict, part.parametrizations)}
     undo.append((setattr, part, "__class__", type(part)))
     part.__class__ = type_before_parametrizations(part)
     for name, value in values.items():

@@ -233,15 +233,87 @@ def _linear(t: AtenImporter, h: Any, weight: Any, bias: Any) -> SampleTensor:
     return t.add(op.Linear(t.weight(weight), t.optional_weight(bias)), h)
 
 
-@_rule("aten.matmul.default", "aten.mm.default")
-def _matmul(t: AtenImporter, h: Any, other: Any = None, mat2: Any = None) -> SampleTensor:
-    matrix = mat2 if other is None else other
-    if not isinstance(h, SampleTensor) or isinstance(matrix, SampleTensor):
-        raise t.unsupported("only a product of samples with one matrix of weights is supported")
-    weight = t.weight(matrix)
-    if len(weight.shape) != 2 or not t.shape(h):
-        raise t.unsupported(f"a product with a weight of shape {weight.shape} is not supported")
-    return t.add(op.Linear(lazy(Tensor.t, weight)), h)
+@_rule("aten.matmul.default", "aten.mm.default", "aten.mv.default")
+def _matmul(t: AtenImporter, h: Any, other: Any = None, mat2: Any = None, vec: Any = None) -> SampleTensor:
+    matrix = next(m for m in (other, mat2, vec) if m is not None)
+    if isinstance(h, SampleTensor) and isinstance(matrix, SampleTensor):
+        raise t.unsupported("a product of two results is not supported")
+    if isinstance(matrix, SampleTensor):  # columns are multiplied: samples of vectors would be mixed
+        weight, dim = t.weight(h), len(t.shape(matrix)) - 2
+        if len(weight.shape) > 2 or dim < 0:
+            raise t.unsupported(f"a product of a weight of shape {weight.shape} with samples is not supported")
+        rows = lazy(Tensor.reshape, weight, (-1, weight.shape[-1]))
+        product = _swapped(t, t.add(op.Linear(rows), _swapped(t, matrix)))
+    else:
+        weight, h = t.weight(matrix), t.samples(h)
+        if len(weight.shape) > 2 or not t.shape(h):
+            raise t.unsupported(f"a product with a weight of shape {weight.shape} is not supported")
+        dim = len(t.shape(h)) - 1
+        product = t.add(op.Linear(lazy(_rows, weight)), h)
+    shape = t.shape(product)
+    return t.reshape(product, (*shape[:dim], *shape[dim + 1 :])) if len(weight.shape) == 1 else product
+
+
+def _rows(matrix: Tensor) -> Tensor:
+    """The weight of a linear map for a product with a matrix (in, out) or a vector (in,) from the right."""
+    return matrix.t() if matrix.dim() == 2 else matrix[None]
+
+
+def _swapped(t: AtenImporter, h: SampleTensor) -> SampleTensor:
+    """h with its last two dimensions exchanged."""
+    dims = list(range(len(t.shape(h))))
+    return t.add(op.Permute((*dims[:-2], dims[-1], dims[-2])), h)
+
+
+@_rule("aten.einsum.default")
+def _einsum(t: AtenImporter, equation: str, tensors: Any, **_: Any) -> SampleTensor:
+    """Sums of one result, of a product of two, or of a product with one weight."""
+    terms, arrow, out = equation.replace(" ", "").partition("->")
+    letters = terms.split(",")
+    plain = arrow and "." not in equation and all(len(set(part)) == len(part) for part in letters)
+    of_x = [(part, h) for part, h in zip(letters, tensors, strict=True) if isinstance(h, SampleTensor)]
+    weights = [(part, w) for part, w in zip(letters, tensors, strict=True) if not isinstance(w, SampleTensor)]
+    if not plain or len(of_x) > 2 or len(of_x) + len(weights) > 2 or any(part[0] != out[:1] for part, _ in of_x):
+        raise t.unsupported(f"{equation} is not supported")
+    if any(out[0] in part for part, _ in weights):
+        raise t.unsupported(_OVER_THE_BATCH)
+    (axes, h), out = of_x[0], out[1:]
+    axes = axes[1:]
+    if len(of_x) == 2:
+        other, factor = of_x[1]
+        if set(other[1:]) != set(axes):
+            raise t.unsupported(f"{equation} is not supported")
+        h = t.add(op.Multiply(), h, _ordered(t, factor, other[1:], axes))
+    for part, weight in weights:
+        summed = [axis for axis in axes if axis in part]
+        new = [axis for axis in part if axis not in axes]
+        weight = lazy(_permuted, t.weight(weight), [part.index(axis) for axis in (*new, *summed)])
+        if not new:
+            scale = tuple(weight.shape[summed.index(axis)] if axis in part else 1 for axis in axes)
+            h = t.add(op.Affine(lazy(Tensor.reshape, weight, scale)), h)
+            continue
+        if any(axis in out for axis in summed) or not summed:
+            raise t.unsupported(f"{equation} is not supported")
+        kept = [axis for axis in axes if axis not in summed]
+        h = _ordered(t, h, axes, "".join([*kept, *summed]))
+        sizes, lengths = t.shape(h)[: len(kept)], weight.shape[: len(new)]
+        flat = t.reshape(h, (*sizes, math.prod(t.shape(h)[len(kept) :])))
+        matrix = lazy(Tensor.reshape, weight, (math.prod(lengths), -1))
+        h, axes = t.reshape(t.add(op.Linear(matrix), flat), (*sizes, *lengths)), "".join([*kept, *new])
+    gone = tuple(i for i, axis in enumerate(axes) if axis not in out)
+    h = t.add(op.Sum(gone), h) if gone else h
+    kept_axes = "".join(axis for axis in axes if axis in out)
+    h = t.reshape(h, tuple(n for i, n in enumerate(t.shape(h)) if i not in gone))
+    return _ordered(t, h, kept_axes, out)
+
+
+def _ordered(t: AtenImporter, h: SampleTensor, axes: str, target: str) -> SampleTensor:
+    """h with its dimensions, which have letters, in another order."""
+    return h if axes == target else t.add(op.Permute(tuple(axes.index(axis) for axis in target)), h)
+
+
+def _permuted(weight: Tensor, order: list[int]) -> Tensor:
+    return weight.permute(order)
 
 
 @_rule("aten.addmm.default")
@@ -283,6 +355,95 @@ def _norm_shift(
     return shift if bias is None else shift + bias.reshape(shape)
 
 
+@_rule("aten.instance_norm.default")
+def _instance_norm(
+    t: AtenImporter,
+    h: Any,
+    weight: Any,
+    bias: Any,
+    running_mean: Any,
+    running_var: Any,
+    use_input_stats: bool,
+    eps: float,
+    **_: Any,
+) -> Any:
+    if not use_input_stats:
+        return _batch_norm(t, h, weight, bias, running_mean, running_var, eps)
+    h = t.images(h)
+    return _scaled(t, _normalized(t, h, eps, lambda g: _group_mean(t, g, t.shape(h)[0])), weight, bias)
+
+
+@_rule("aten.group_norm.default")
+def _group_norm(t: AtenImporter, h: Any, num_groups: int, weight: Any, bias: Any, eps: float, **_: Any) -> SampleTensor:
+    h = t.images(h)
+    return _scaled(t, _normalized(t, h, eps, lambda g: _group_mean(t, g, num_groups)), weight, bias)
+
+
+@_rule("aten.layer_norm.default")
+def _layer_norm(
+    t: AtenImporter, h: Any, normalized_shape: Any, weight: Any, bias: Any, eps: float, **_: Any
+) -> SampleTensor:
+    h = t.samples(h)
+    return _scaled(t, _normalized(t, h, eps, lambda g: _last_mean(t, g, normalized_shape)), weight, bias)
+
+
+@_rule("aten.rms_norm.default")
+def _rms_norm(t: AtenImporter, h: Any, normalized_shape: Any, weight: Any, eps: Any) -> SampleTensor:
+    h, eps = t.samples(h), torch.finfo(t.dtype).eps if eps is None else eps
+    squares = _last_mean(t, t.add(op.Activation("square"), h), normalized_shape)
+    return _scaled(t, _by_deviation(t, h, squares, eps), weight, None)
+
+
+def _last_mean(t: AtenImporter, h: SampleTensor, normalized_shape: Any) -> SampleTensor:
+    """The mean over the last dimensions, which keep length 1."""
+    count = len(t.shape(h))
+    if count == len(normalized_shape) == 3:
+        return _group_mean(t, h, 1)
+    return _mean(t, h, tuple(range(count - len(normalized_shape), count)))
+
+
+def _group_mean(t: AtenImporter, h: SampleTensor, groups: int) -> SampleTensor:
+    """The mean over the pixels and the channels of each group, for each channel: (channels, 1, 1).
+
+    Pixels and channels are summed in turn, here and in the gradient: one sum over both takes ten times as long.
+    """
+    mean, channels = _mean(t, h, (1, 2)), t.shape(h)[0]
+    if groups == channels:
+        return mean
+    if groups == 1:
+        return t.broadcast(_mean(t, mean, (0,)), t.shape(mean))
+    arguments = (groups, channels // groups, t.fold_dtype, t.node.meta["val"].device)
+    weight = LazyTensor(_group_matrix, arguments, (channels, channels, 1, 1))
+    return t.add(op.Convolution(weight), mean)
+
+
+def _group_matrix(groups: int, size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The weight of a convolution that gives each channel the mean of its group of `size`."""
+    block = torch.full((size, size), 1.0 / size, dtype=dtype, device=device)
+    return torch.block_diag(*[block] * groups)[:, :, None, None]
+
+
+def _normalized(
+    t: AtenImporter, h: SampleTensor, eps: float, mean: Callable[[SampleTensor], SampleTensor]
+) -> SampleTensor:
+    """h without its mean, over its standard deviation. The variance is that of the difference: nothing cancels."""
+    centred = t.add(op.LinearCombination((1.0, -1.0)), h, t.broadcast(mean(h), t.shape(h)))
+    return _by_deviation(t, centred, mean(t.add(op.Activation("square"), centred)), eps)
+
+
+def _by_deviation(t: AtenImporter, h: SampleTensor, variance: SampleTensor, eps: float) -> SampleTensor:
+    inverse = t.add(op.Activation("rsqrt"), t.add(op.Affine(None, t.constant(eps)), variance))
+    return t.add(op.Multiply(), h, t.broadcast(inverse, t.shape(h)))
+
+
+def _scaled(t: AtenImporter, h: SampleTensor, weight: Any, bias: Any) -> SampleTensor:
+    """h with the scale and shift of a norm: for each channel, or of the shape of the last dimensions."""
+    scale, shift = t.optional_weight(weight), t.optional_weight(bias)
+    if "layer" not in str(t.node.target) and "rms" not in str(t.node.target):
+        scale, shift = (None if w is None else lazy(Tensor.reshape, w, (-1, 1, 1)) for w in (scale, shift))
+    return h if scale is None and shift is None else t.add(op.Affine(scale, shift), h)
+
+
 # ---- sums and products
 
 
@@ -317,13 +478,11 @@ def _neg(t: AtenImporter, h: Any) -> SampleTensor:
 @_rule("aten.mul.Tensor", "aten.mul.Scalar", "aten.div.Tensor", "aten.div.Scalar")
 def _mul(t: AtenImporter, h: Any, other: Any) -> SampleTensor:
     dividing = "div" in str(t.node.target)
+    if dividing and isinstance(other, SampleTensor):
+        other, dividing = t.add(op.Activation("reciprocal"), other), False
     if isinstance(h, SampleTensor) and isinstance(other, SampleTensor):
-        if dividing:
-            raise t.unsupported("a quotient of two results is not supported")
         return t.add(op.Multiply(), *t.broadcast_together(h, other))
     if not isinstance(h, SampleTensor):
-        if dividing:
-            raise t.unsupported("a quotient by a result is not supported")
         h, other = other, h
     if isinstance(other, LazyTensor) and math.prod(other.shape) != 1:
         scale, h = t.broadcast_with(other, h)
@@ -368,6 +527,8 @@ def _block_tail(
 
 @_rule("aten.silu.default", "aten.relu.default", "aten.tanh.default", "aten.sigmoid.default", "aten.exp.default")
 @_rule("aten.elu.default", "aten.leaky_relu.default", "aten.softplus.default", "aten.square.default")
+@_rule("aten.hardswish.default", "aten.hardsigmoid.default", "aten.mish.default", "aten.abs.default")
+@_rule("aten.sqrt.default", "aten.rsqrt.default", "aten.reciprocal.default")
 def _activation(t: AtenImporter, h: Any, **parameters: float) -> SampleTensor:
     """An activation with ATen's name, whose parameters are ATen's arguments in ATen's order."""
     kind = str(t.node.target).split(".")[1]
@@ -385,11 +546,76 @@ def _selu(t: AtenImporter, h: Any) -> SampleTensor:
     return t.add(op.Activation("elu", (1.6732632423543772, 1.0507009873554805, 1.0)), t.samples(h))
 
 
+@_rule("aten.celu.default")
+def _celu(t: AtenImporter, h: Any, alpha: float) -> SampleTensor:
+    return t.add(op.Activation("elu", (alpha, 1.0, 1.0 / alpha)), t.samples(h))
+
+
+@_rule("aten.hardtanh.default", "aten.relu6.default")
+def _hardtanh(t: AtenImporter, h: Any, min_val: float = 0.0, max_val: float = 6.0) -> SampleTensor:
+    return t.add(op.Activation("hardtanh", (float(min_val), float(max_val), 0.0)), t.samples(h))
+
+
+@_rule("aten.clamp.default", "aten.clamp_min.default", "aten.clamp_max.default", "aten.clip.default")
+def _clamp(t: AtenImporter, h: Any, **bounds: Any) -> SampleTensor:
+    low, high = bounds.get("min"), bounds.get("max")
+    low, high = -math.inf if low is None else float(low), math.inf if high is None else float(high)
+    if low > high:
+        raise t.unsupported("its bounds are out of order")
+    return t.add(op.Activation("hardtanh", (low, high, 1.0)), t.samples(h))
+
+
+@_rule("aten.threshold.default")
+def _threshold(t: AtenImporter, h: Any, threshold: Any, value: Any) -> SampleTensor:
+    if threshold != value:
+        raise t.unsupported("it has a jump")
+    return t.add(op.Activation("hardtanh", (float(value), math.inf, 0.0)), t.samples(h))
+
+
+@_rule("aten.softshrink.default")
+def _softshrink(t: AtenImporter, h: Any, lambd: float) -> SampleTensor:
+    h = t.samples(h)
+    return t.add(op.LinearCombination((1.0, -1.0)), h, t.add(op.Activation("hardtanh", (-lambd, lambd, 1.0)), h))
+
+
+@_rule("aten.log_sigmoid.default")
+def _log_sigmoid(t: AtenImporter, h: Any) -> SampleTensor:
+    negative = t.add(op.LinearCombination((-1.0,)), t.samples(h))
+    # Beyond 40 the exponential adds nothing in float64 either.
+    return t.add(op.LinearCombination((-1.0,)), t.add(op.Activation("softplus", (1.0, 40.0)), negative))
+
+
+@_rule("aten.rrelu.default")
+def _rrelu(t: AtenImporter, h: Any, lower: float, upper: float, training: bool, **_: Any) -> SampleTensor:
+    if training:
+        raise t.unsupported("it is random")
+    return t.add(op.Activation("leaky_relu", ((lower + upper) / 2,)), t.samples(h))
+
+
+@_rule("aten.prelu.default", "aten._prelu_kernel.default")
+def _prelu(t: AtenImporter, h: Any, weight: Any) -> SampleTensor:
+    """w h + (1 - w) relu(h), with one w or one for each channel."""
+    h, slope = t.samples(h), t.weight(weight)
+    channels = (-1, *[1] * (len(t.shape(h)) - 1)) if math.prod(slope.shape) > 1 else ()
+    slope = lazy(Tensor.reshape, slope, channels)
+    positive = t.add(op.Affine(lazy(torch.rsub, slope, 1)), t.add(op.Activation("relu"), h))
+    return t.add(op.LinearCombination((1.0, 1.0)), positive, t.add(op.Affine(slope), h))
+
+
+_POWERS = {2: "square", 0.5: "sqrt", -0.5: "rsqrt", -1: "reciprocal"}
+
+
 @_rule("aten.pow.Tensor_Scalar")
 def _pow(t: AtenImporter, h: Any, exponent: Any) -> SampleTensor:
-    if exponent != 2:
-        raise t.unsupported(f"only the second power is supported, not {exponent}")
-    return t.add(op.Activation("square"), t.samples(h))
+    h = t.samples(h)
+    if exponent in _POWERS:
+        return t.add(op.Activation(_POWERS[exponent]), h)
+    if exponent not in (1, 3, 4):
+        raise t.unsupported(f"the power {exponent} is not supported")
+    if exponent == 1:
+        return h
+    square = t.add(op.Activation("square"), h)
+    return t.add(op.Activation("square"), square) if exponent == 4 else t.add(op.Multiply(), square, h)
 
 
 @_rule("aten.glu.default")
@@ -412,6 +638,20 @@ def _avg_pool2d(t: AtenImporter, h: Any, kernel_size: Any, stride: Any, padding:
     return t.add(pool, t.images(h))
 
 
+@_rule("aten.max_pool2d.default", "aten.max_pool2d_with_indices.default")
+def _max_pool2d(
+    t: AtenImporter, h: Any, kernel_size: Any, stride: Any, padding: Any, dilation: Any, ceil_mode: bool
+) -> Any:
+    """The sum of what is the first maximum of its window."""
+    h, kernel = t.images(h), _pair(kernel_size)
+    plain = (_pair(stride) if stride else kernel, _pair(padding), _pair(dilation)) == (kernel, (0, 0), (1, 1))
+    if not plain or (ceil_mode and any(n % k for n, k in zip(t.shape(h)[1:], kernel, strict=True))):
+        raise t.unsupported("only windows that lie side by side are supported")
+    largest = t.add(op.Multiply(), h, t.add(op.FirstMaximum(kernel), h))
+    result = t.add(op.LinearCombination((float(math.prod(kernel)),)), t.add(op.AveragePool(kernel, kernel), largest))
+    return (result, None) if "indices" in str(t.node.target) else result
+
+
 @_rule("aten.adaptive_avg_pool2d.default")
 def _adaptive_avg_pool2d(t: AtenImporter, h: Any, output_size: Any) -> SampleTensor:
     h = t.images(h)
@@ -420,6 +660,37 @@ def _adaptive_avg_pool2d(t: AtenImporter, h: Any, output_size: Any) -> SampleTen
         raise t.unsupported(f"{size} is no multiple of {out}")
     kernel = (size[0] // out[0], size[1] // out[1])
     return t.add(op.AveragePool(kernel, kernel), h)
+
+
+@_rule("aten.var.correction", "aten.var.dim")
+def _variance(
+    t: AtenImporter, h: Any, dim: Any, keepdim: bool, correction: Any = None, unbiased: bool = True
+) -> SampleTensor:
+    h = t.samples(h)
+    if not dim:
+        raise t.unsupported(_OVER_THE_BATCH)
+    dims = tuple(sorted(t.dim(h, d) for d in ([dim] if isinstance(dim, int) else dim)))
+    shape = t.shape(h)
+    count = math.prod(shape[d] for d in dims)
+    removed = float(unbiased if correction is None else correction)
+    if count <= removed:
+        raise t.unsupported("it has no degree of freedom")
+    centred = t.add(op.LinearCombination((1.0, -1.0)), h, t.broadcast(_mean(t, h, dims), shape))
+    squares = _mean(t, t.add(op.Activation("square"), centred), dims)
+    variance = t.add(op.LinearCombination((count / (count - removed),)), squares)
+    return variance if keepdim else t.reshape(variance, tuple(n for d, n in enumerate(shape) if d not in dims))
+
+
+@_rule("aten.avg_pool1d.default", "aten.adaptive_avg_pool1d.default")
+def _avg_pool1d(
+    t: AtenImporter, h: Any, output_size: Any = None, kernel_size: Any = None, padding: Any = 0, **_: Any
+) -> SampleTensor:
+    """Only a mean over all of the last dimension."""
+    h = t.samples(h)
+    whole = output_size is not None or (_pair(kernel_size)[0], _pair(padding)[0]) == (t.shape(h)[-1], 0)
+    if not whole or t.node.meta["val"].shape[-1] != 1:
+        raise t.unsupported("only a mean over the whole length is supported")
+    return _mean(t, h, (len(t.shape(h)) - 1,))
 
 
 _OVER_THE_BATCH = "it works along the batch, so samples would influence each other"
@@ -436,13 +707,17 @@ def _reduction(t: AtenImporter, h: Any, dim: Any = None, keepdim: bool = False, 
         if len(dims) != 1:
             raise t.unsupported("only one dimension is supported")
         reduced = t.add(op.LogSumExp(dims[0]), h)
-    elif kind == "mean" and dims == (1, 2) and len(shape) == 3:
-        reduced = t.add(op.AveragePool(shape[1:], shape[1:]), h)
     else:
-        reduced = t.add(op.Sum(dims), h)
-        if kind == "mean":
-            reduced = t.add(op.LinearCombination((1.0 / math.prod(shape[d] for d in dims),)), reduced)
+        reduced = _mean(t, h, dims) if kind == "mean" else t.add(op.Sum(dims), h)
     return reduced if keepdim else t.reshape(reduced, tuple(n for d, n in enumerate(shape) if d not in dims))
+
+
+def _mean(t: AtenImporter, h: SampleTensor, dims: tuple[int, ...]) -> SampleTensor:
+    """The mean over dimensions of a sample, which keep length 1."""
+    shape = t.shape(h)
+    if dims == (1, 2) and len(shape) == 3:
+        return t.add(op.AveragePool(shape[1:], shape[1:]), h)
+    return t.add(op.LinearCombination((1.0 / math.prod(shape[d] for d in dims),)), t.add(op.Sum(dims), h))
 
 
 @_rule(
@@ -501,11 +776,30 @@ def _permute(t: AtenImporter, h: Any, dims: Any) -> SampleTensor:
     return t.add(op.Permute(tuple(t.dim(h, d) for d in dims[1:])), h)
 
 
-@_rule("aten.transpose.int")
-def _transpose(t: AtenImporter, h: Any, dim0: int, dim1: int) -> SampleTensor:
-    dims = list(range(len(t.shape(t.samples(h))) + 1))
-    dims[dim0], dims[dim1] = dims[dim1], dims[dim0]
-    return _permute(t, h, dims)
+@_rule("aten.transpose.int", "aten.swapaxes.default", "aten.swapdims.default")
+def _transpose(t: AtenImporter, h: Any, **dims: int) -> SampleTensor:
+    order = list(range(len(t.shape(t.samples(h))) + 1))
+    first, second = dims.values()
+    order[first], order[second] = order[second], order[first]
+    return _permute(t, h, order)
+
+
+@_rule("aten.mT.default", "aten.adjoint.default")
+def _matrix_transpose(t: AtenImporter, h: Any) -> SampleTensor:
+    h = t.samples(h)
+    if len(t.shape(h)) < 2:
+        raise t.unsupported(_OVER_THE_BATCH)
+    return _swapped(t, h)
+
+
+@_rule("aten.movedim.int", "aten.moveaxis.int", "aten.movedim.intlist", "aten.moveaxis.intlist")
+def _movedim(t: AtenImporter, h: Any, source: Any, destination: Any) -> SampleTensor:
+    count = len(t.shape(t.samples(h))) + 1
+    moved = [[dim % count for dim in ([dims] if isinstance(dims, int) else dims)] for dims in (source, destination)]
+    rest = [dim for dim in range(count) if dim not in moved[0]]
+    for place, dim in sorted(zip(moved[1], moved[0], strict=True)):
+        rest.insert(place, dim)
+    return _permute(t, h, rest)
 
 
 @_rule("aten.slice.Tensor")
@@ -518,16 +812,17 @@ def _slice(t: AtenImporter, h: Any, dim: int, start: Any, end: Any, step: Any) -
     first, last, stride = slice(start, end, step).indices(t.shape(h)[dim])
     if stride != 1 or last <= first:
         raise t.unsupported("only slices with step 1 are supported")
-    return t.add(op.Slice(dim, first, last), h)
+    return h if last - first == t.shape(h)[dim] else t.add(op.Slice(dim, first, last), h)
 
 
 @_rule("aten.select.int")
 def _select(t: AtenImporter, h: Any, dim: int, index: int) -> SampleTensor:
     h = t.samples(h)
     dim = t.dim(h, dim)
-    index %= t.shape(h)[dim]
     shape = t.shape(h)
-    return t.reshape(t.add(op.Slice(dim, index, index + 1), h), (*shape[:dim], *shape[dim + 1 :]))
+    index %= shape[dim]
+    part = h if shape[dim] == 1 else t.add(op.Slice(dim, index, index + 1), h)
+    return t.reshape(part, (*shape[:dim], *shape[dim + 1 :]))
 
 
 @_rule("aten.chunk.default", "aten.split.Tensor", "aten.split_with_sizes.default", "aten.split.sizes")
@@ -546,6 +841,16 @@ def _split(t: AtenImporter, h: Any, dim: int, **_: Any) -> list[SampleTensor]:
 def _cat(t: AtenImporter, tensors: Any, dim: int) -> SampleTensor:
     parts = [t.samples(h, "each part") for h in tensors]
     return t.add(op.Concatenate(t.dim(parts[0], dim)), *parts)
+
+
+@_rule("aten.stack.default")
+def _stack(t: AtenImporter, tensors: Any, dim: int) -> SampleTensor:
+    parts = [t.samples(h, "each part") for h in tensors]
+    shape = t.shape(parts[0])
+    at = dim % (len(shape) + 2) - 1
+    if at < 0:
+        raise t.unsupported(_OVER_THE_BATCH)
+    return t.add(op.Concatenate(at), *(t.reshape(h, (*shape[:at], 1, *shape[at:])) for h in parts))
 
 
 @_rule("aten.constant_pad_nd.default", "aten.pad.default")

@@ -8,7 +8,14 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
-__all__ = ["Timing", "measured"]
+import torch
+from torch import Tensor
+
+from fastebm.compiler.candidates import Executor
+from fastebm.compiler.device_graphs import capture, graphs_wanted, warm_up
+from fastebm.compiler.executor import CompiledExecutor
+
+__all__ = ["Timing", "as_in_a_chain", "measured"]
 
 # Rounds in which every candidate runs once, and the seconds after which no further one begins.
 MAX_ROUNDS, MIN_ROUNDS, BUDGET = 50, 3, 0.2
@@ -33,10 +40,32 @@ class Timing:
     refused: str = ""
 
 
-def measured(runs: Sequence[Callable[[], Any]]) -> list[float]:
-    """The median seconds of each, measured in turns after a first round that doesn't count."""
+def as_in_a_chain(executor: Executor, x: Tensor) -> Callable[[], Any]:
+    """What runs a program on x as chains do: on a GPU fused programs are replayed, others launch kernel by kernel."""
+
+    def run() -> Any:
+        return executor(x)
+
+    if not (isinstance(executor, CompiledExecutor) and x.is_cuda and graphs_wanted()):
+        return run
+    with torch.cuda.device(x.device):
+        warm_up(run)
+        try:
+            graph, kept = capture(run)
+        except Exception:  # a chain goes on without, and says why
+            return run
+
+    def replay() -> Any:
+        graph.replay()
+        return kept
+
+    return replay
+
+
+def measured(runs: Sequence[Callable[[], Any]], device: torch.device) -> list[float]:
+    """The median seconds of each on a device, measured in turns after a first round that doesn't count."""
     for run in runs:
-        run()
+        _finished(run, device)
     times: list[list[float]] = [[] for _ in runs]
     end = time.perf_counter() + BUDGET
     for done in range(MAX_ROUNDS):
@@ -44,6 +73,13 @@ def measured(runs: Sequence[Callable[[], Any]]) -> list[float]:
             break
         for run, spent in zip(runs, times, strict=True):
             begin = time.perf_counter()
-            run()
+            _finished(run, device)
             spent.append(time.perf_counter() - begin)
     return [median(spent) for spent in times]
+
+
+def _finished(run: Callable[[], Any], device: torch.device) -> None:
+    """Runs, and waits for what a GPU was asked to do."""
+    run()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -229,6 +229,22 @@ class AveragePool(Operation):
 
 
 @dataclass(frozen=True)
+class FirstMaximum(Operation):
+    """1 where a pixel is the first of the largest in its window, 0 elsewhere: a max pool is the sum of what it picks.
+
+    Windows lie side by side; pixels behind the last whole one are in none. It has no gradient.
+    """
+
+    kernel: Pair
+
+    def flops(self, output: Shape, *inputs: Shape) -> int:
+        return math.prod(output) * math.prod(self.kernel)
+
+    def attributes(self) -> str:
+        return f"{self.kernel[0]}x{self.kernel[1]}"
+
+
+@dataclass(frozen=True)
 class AveragePoolBackward(_OfTargetShape):
     """The adjoint of an average pool of samples of shape `target`, for pools whose adjoint is not an `Upsample`."""
 

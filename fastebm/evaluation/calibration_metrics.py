@@ -47,12 +47,13 @@ def calibration_metrics(
     noise_std: float,
     num_steps: int,
     data_term: DataTerm | None = None,
+    grad_norm_clip: float | None = None,
     seed: int = 0,
 ) -> CalibrationMetrics:
     """Metrics of `energy` at one-pass samples and real images (N, C, H, W) in [-1, 1].
 
     Args:
-        step_size, noise_std, num_steps, data_term: of the chains that calibrated the generator.
+        step_size, noise_std, num_steps, data_term, grad_norm_clip: of the chains that calibrated the generator.
         seed: of their noise.
 
     Raises ValueError for images of different shapes or none.
@@ -67,7 +68,7 @@ def calibration_metrics(
         (4.0, 0.046)
     """
     samples, real, gap = energy_gap(energy, samples, real)
-    sampler = Langevin(energy, step_size, noise_std)
+    sampler = Langevin(energy, step_size, noise_std, grad_norm_clip=grad_norm_clip)
     ends = calibrate(samples, sampler, num_steps, seed, chain_ids=FIRST_CHAIN_ID, data_term=data_term, check=False)
     finite = ends.flatten(1).isfinite().all(dim=1)
     all_finite = bool(finite.all())

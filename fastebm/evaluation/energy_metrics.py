@@ -138,6 +138,7 @@ def energy_metrics(
     noise_std: float,
     num_steps: int,
     dtype: torch.dtype | None = None,
+    grad_norm_clip: float | None = None,
     seed: int = 0,
 ) -> EnergyMetrics:
     """Metrics of `energy`, low for real images, at samples and real images (N, C, H, W) in [-1, 1].
@@ -145,7 +146,8 @@ def energy_metrics(
     Args:
         step_size, noise_std: of the Langevin updates that generate samples; for a cascade, see `last_level_settings`.
         num_steps: updates in a chain that generates samples; long-run chains have ten times as many.
-        dtype: of the energy inside of long-run chains, as in `Langevin`; use that of the chains of samples.
+        dtype, grad_norm_clip: of long-run chains, as in `Langevin`; use those of the chains of samples. The acceptance
+            is that of updates without a clip.
         seed: of the noise.
 
     Raises ValueError for images of different shapes or none.
@@ -158,13 +160,15 @@ def energy_metrics(
             acceptance_rate(exact, x[:ACCEPTANCE_COUNT].double(), step_size, noise_std, seed=seed)
             for x in (samples, real)
         ]
+    long_steps = TIMES_LONGER * num_steps
+    chains: dict[str, Any] = {"dtype": dtype, "grad_norm_clip": grad_norm_clip, "seed": seed}
     return EnergyMetrics(
         **gap,
         step_size=step_size,
         noise_std=noise_std,
         acceptance_samples=accepted[0],
         acceptance_data=accepted[1],
-        long_run=long_chains(energy, samples, step_size, noise_std, TIMES_LONGER * num_steps, dtype=dtype, seed=seed),
+        long_run=long_chains(energy, samples, step_size, noise_std, long_steps, **chains),
     )
 
 
@@ -199,13 +203,14 @@ def long_chains(
     num_steps: int,
     *,
     dtype: torch.dtype | None = None,
+    grad_norm_clip: float | None = None,
     seed: int = 0,
 ) -> LongRunMetrics:
     """Continues chains from `start` (N, ...) for `num_steps` updates; they are clamped only at the end.
 
     Chains that become infinite or NaN are counted and left out.
     """
-    sampler = Langevin(energy, step_size, noise_std, dtype=dtype)
+    sampler = Langevin(energy, step_size, noise_std, dtype=dtype, grad_norm_clip=grad_norm_clip)
     ends = sampler.sample(start, num_steps, seed, chain_ids=FIRST_CHAIN_ID, batch_size=_BATCH, check=False)
     before = energies(energy, start)
     finite = ends.flatten(1).isfinite().all(dim=1)

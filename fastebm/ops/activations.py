@@ -90,6 +90,11 @@ def _elu_backward(of_result: bool) -> Formula:
     return lambda x, *parameters: aten.elu_backward(torch.ones_like(x), *parameters, of_result, x)
 
 
+def _hardtanh_backward(x: Tensor, low: float, high: float, edge: float) -> Tensor:
+    inside, outside = (x > low) & (x < high), (x < low) | (x > high)
+    return torch.where(inside, torch.ones_like(x), edge * torch.ones_like(x)).masked_fill(outside, 0.0)
+
+
 aten = torch.ops.aten
 ACTIVATION_TABLE = (
     Activation(
@@ -144,6 +149,22 @@ ACTIVATION_TABLE = (
     ),
     Activation("square", torch.square, lambda x: 2 * x),
     Activation("exp", torch.exp, torch.exp, backward_of_result=lambda e: e),
+    Activation(  # bounds, and the derivative at a bound: 0 of `hardtanh`, 1 of `clamp`. By the result it is 0.
+        "hardtanh",
+        lambda x, low, high, edge: x.clamp(low, high),
+        _hardtanh_backward,
+        backward_of_result=lambda y, low, high, edge: _hardtanh_backward(y, low, high, 0.0),
+        num_parameters=3,
+    ),
+    Activation("hardsigmoid", F.hardsigmoid, lambda x: aten.hardsigmoid_backward(torch.ones_like(x), x)),
+    Activation("hardswish", F.hardswish, lambda x: aten.hardswish_backward(torch.ones_like(x), x)),
+    Activation("mish", F.mish, lambda x: aten.mish_backward(torch.ones_like(x), x)),
+    Activation("abs", torch.abs, torch.sign),
+    Activation("sqrt", torch.sqrt, lambda x: 0.5 / x.sqrt(), backward_of_result=lambda y: 0.5 / y),
+    Activation("rsqrt", torch.rsqrt, lambda x: -0.5 * x.rsqrt() ** 3, backward_of_result=lambda y: -0.5 * y**3),
+    Activation(
+        "reciprocal", torch.reciprocal, lambda x: -x.reciprocal().square(), backward_of_result=lambda y: -y.square()
+    ),
     Activation(
         "scaled_swish",
         lambda x: F.silu(x) / SWISH_SCALE,

@@ -7,7 +7,8 @@
     cuda        CUDA C++ on a GPU
 
 `auto` takes cpp on the CPU, and on a GPU cuda where it was built for that GPU, else triton; where none is there, the
-reference. That a GPU is passed over because of its compute capability is said once in a process.
+reference. That one of the two is passed over, because of the GPU's compute capability or because Triton does not load,
+is said once in a process.
 Float64 on a GPU always takes the reference. `FASTEBM_BACKEND` sets the choice for the process, `backend(...)` for a
 block of code in one thread or asyncio task.
 """
@@ -144,7 +145,20 @@ _load_extensions()
 
 
 def _interpreted() -> bool:
-    return os.environ.get("TRITON_INTERPRET", "0") not in ("", "0")
+    """Whether Triton's interpreter runs; anything else that the variable may hold is none to Triton, too."""
+    return os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "on")
+
+
+@functools.cache
+def _triton_missing() -> str | None:
+    """Why Triton can't be imported, or None."""
+    if not _triton_found:
+        return "Triton is not installed"
+    try:
+        importlib.import_module("triton")
+    except (ImportError, OSError, AttributeError, RuntimeError) as error:
+        return f"Triton is installed, but does not load: {' '.join(str(error).split()) or type(error).__name__}"
+    return None
 
 
 def _holds_code_for(images: str, capability: tuple[int, int]) -> bool:
@@ -202,12 +216,11 @@ def unavailable_reason(name: str, device_type: str, index: int | None = None) ->
         missing = f"the compiled operators are missing: {_extension_missing}; `fastebm build` compiles them"
         return None if _extension is not None else missing
     if name == "triton":
-        if not _triton_found:
-            return "Triton is not installed"
-        if device_type == "cpu":
-            needed = "on the CPU it needs Triton's interpreter (TRITON_INTERPRET=1 before the process starts)"
-            return None if _interpreted() else needed
-        return _wrong_gpu(name, index) if device_type == "cuda" else f"it does not run on {device_type}"
+        if device_type not in ("cpu", "cuda"):
+            return f"it does not run on {device_type}"
+        if _triton_found and device_type == "cpu" and not _interpreted():
+            return "on the CPU it needs Triton's interpreter (TRITON_INTERPRET=1 before the process starts)"
+        return _triton_missing() or (_wrong_gpu(name, index) if device_type == "cuda" else None)
     if device_type != "cuda":
         return f"it runs on a CUDA GPU, not on {device_type}"
     if _cuda_library is None:
@@ -324,7 +337,8 @@ def select_backend(device_type: str, double: bool = False, kernel: str | None = 
     else:
         name = "reference"
     for other in left_out:
-        if device_type == "cuda" and (reason := _wrong_gpu(other, index)):
+        broken = _triton_missing() if other == "triton" and _triton_found else None
+        if device_type == "cuda" and (reason := broken or _wrong_gpu(other, index)):
             _warn_once(f"backend {other!r} is left out, {name!r} takes its place: {reason}")
     return name
 
@@ -344,8 +358,8 @@ def refusal_of_programs(device: torch.device) -> str:
 
 def _warn_once(message: str) -> None:
     if message not in _warned:
-        _warned.add(message)
         warnings.warn(message, RuntimeWarning, stacklevel=4)
+        _warned.add(message)  # not where the warning was an error
 
 
 def runs_compiled(kernel: str) -> bool:

@@ -60,7 +60,8 @@ class Kind(IntEnum):
 
     LOAD: the samples themselves. GATHER: the source at ((y + offset) / factor), `fill` outside. CONVOLUTION: with
     source row y * stride - pad + tap * dilation, zero outside. POOL: the sum over such a window. LOG_SUM_EXP and
-    SOFTMAX: over the channels of a pixel.
+    SOFTMAX: over the channels of a pixel. FIRST_MAXIMUM: 1 where a pixel of the source is the first of the largest in
+    its window, of those that lie side by side from pixel (0, 0) on, and 0 elsewhere, also behind the last whole window.
     """
 
     LOAD = 0
@@ -69,6 +70,7 @@ class Kind(IntEnum):
     POOL = 3
     LOG_SUM_EXP = 4
     SOFTMAX = 5
+    FIRST_MAXIMUM = 6
 
 
 class EpilogueOp(IntEnum):

@@ -135,11 +135,12 @@ class CompiledProgram:
         convolutions = (i for i in lowered.instructions if i.kind == Kind.CONVOLUTION)
         self._taps_are_outputs = {i.constant for i in convolutions if i.taps_are_outputs}
         self._of_thread = _ThreadMemory(device)
+        self._plain: tuple[list[float], Tensor] | None = None
 
     @torch.no_grad()
     def refresh(self, numbers: Sequence[float | Tensor], values: Sequence[Tensor]) -> None:
         """New constants, written to the places of the old ones: all factors, and then `lowered.constants` in order."""
-        packed = [_numbers(numbers, torch.float64 if self.lowered.bytes == 8 else torch.float32, self.device)]
+        packed = [self._numbers(numbers)]
         for number, value in enumerate(values, 1):
             packed.append(self._packed(number, value))
         if self.constants:
@@ -201,6 +202,19 @@ class CompiledProgram:
         """Memory that is kept for this thread's next call, without the constants."""
         return self.workspace.numel()
 
+    def _numbers(self, numbers: Sequence[float | Tensor]) -> Tensor:
+        """All numbers in one tensor. Those that are no tensors are copied from the host once."""
+        given = {i: n for i, n in enumerate(numbers) if isinstance(n, Tensor)}
+        # One more, so that there is a tensor for programs without numbers.
+        plain = [*(0.0 if isinstance(n, Tensor) else float(n) for n in numbers), 0.0]
+        dtype = torch.float64 if self.lowered.bytes == 8 else torch.float32
+        if self._plain is None or self._plain[0] != plain:
+            self._plain = plain, torch.tensor(plain, dtype=dtype, device="cpu").to(self.device)
+        tensor = self._plain[1].clone()
+        for i, number in given.items():
+            tensor[i] = number.reshape(()).to(self.device, dtype)
+        return tensor
+
     def _packed(self, number: int, value: Tensor) -> Tensor:
         constant = self.lowered.constants[number - 1]
         if constant.kind == "image":
@@ -227,17 +241,6 @@ def layout_for(device: torch.device, itemsize: int) -> tuple[Layout, int]:
         return Layout.PLAIN, 0
     kind, panel = backends.program_layout(itemsize)
     return Layout(kind), panel
-
-
-def _numbers(numbers: Sequence[float | Tensor], dtype: torch.dtype, device: torch.device) -> Tensor:
-    given = {i: n.reshape(()).to(device, dtype) for i, n in enumerate(numbers) if isinstance(n, Tensor)}
-    # One more, so that there is a tensor for programs without numbers.
-    tensor = torch.tensor(
-        [*(0.0 if i in given else float(n) for i, n in enumerate(numbers)), 0.0], dtype=dtype, device="cpu"
-    ).to(device)
-    for i, number in given.items():
-        tensor[i] = number
-    return tensor
 
 
 # ---- constants as kernels read them
@@ -516,6 +519,15 @@ def reference_run_program(
     _Reference(program, x, list(constants), energies, gradient, workspace).run()
 
 
+def first_maximum(x: Tensor, kernel: tuple[int, int]) -> Tensor:
+    """1 where a pixel of x (B, C, H, W) is the first of the largest in its window, 0 elsewhere; see `Kind`."""
+    result = torch.zeros_like(x)
+    if x.shape[2] >= kernel[0] and x.shape[3] >= kernel[1]:
+        _, at = F.max_pool2d(x, kernel, return_indices=True)
+        result.flatten(2).scatter_(2, at.flatten(2), 1.0)
+    return result
+
+
 class _Reference:
     """One run: every buffer as a dense (B, C, H, W) tensor, from its first write on."""
 
@@ -556,7 +568,10 @@ class _Reference:
             return F.conv2d(self._window(i, source), ones, None, (i.stride_y, i.stride_x), groups=i.channels)
         if i.kind == Kind.LOG_SUM_EXP:
             return source.logsumexp(1, keepdim=True)
-        return source.softmax(1)
+        return self._first_maximum(i, source) if i.kind == Kind.FIRST_MAXIMUM else source.softmax(1)
+
+    def _first_maximum(self, i: Instruction, source: Tensor) -> Tensor:
+        return first_maximum(source, (i.kernel_y, i.kernel_x))
 
     def _gathered(self, i: Instruction, source: Tensor) -> Tensor:
         rows = torch.arange(i.height, device=source.device) - i.pad_y

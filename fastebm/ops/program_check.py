@@ -391,6 +391,9 @@ class _Check:
             self.refuse_unless(i.source_channels == i.channels, "POOL keeps channels")
             self.refuse_unless(i.dilation_y == i.dilation_x == 1, "POOL has no dilation")
             self.border(i, b, 0)
+        elif i.kind == Kind.FIRST_MAXIMUM:
+            shapes = (i.source_channels, b.height, b.width), (i.channels, i.height, i.width)
+            self.refuse_unless(shapes[0] == shapes[1], "FIRST_MAXIMUM keeps shapes")
         else:
             channels = i.source_channels if i.kind == Kind.SOFTMAX else 1
             self.refuse_unless(i.channels == channels, f"a softmax over {i.source_channels} has {channels} channels")

@@ -104,6 +104,15 @@ class RunFolder:
                 raise RunError(f"{path} can't be locked: {error.strerror or error}") from error
             yield
 
+    @staticmethod
+    def is_locked(path: str | Path) -> bool:
+        """Whether a process trains in the run at `path`. Raises RunError where the file system does not tell."""
+        try:
+            with (Path(path) / LOCK).open("a") as file:
+                return not lock(file.fileno())
+        except OSError as error:
+            raise RunError(f"{path} does not say whether a process trains in it: {error.strerror or error}") from error
+
     @classmethod
     def open(
         cls,
@@ -317,7 +326,7 @@ def _log_line(text: bytes, before: int) -> dict[str, Any]:
     if checked("iteration", line["iteration"], int) <= before:
         raise ValueError(f"its iteration is {shown(line['iteration'])}, after one of iteration {before}")
     for name, value in line.items():
-        checked(name, value, float)
+        checked(name, value, str if name == "note" else float)
     return line
 
 

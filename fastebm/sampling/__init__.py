@@ -3,6 +3,7 @@
 from fastebm.sampling import diagnostics, schedules, starts
 from fastebm.sampling.cascade import Cascade, ExpandingCascade
 from fastebm.sampling.data_term import data_term_weight, implicit_step
+from fastebm.sampling.first_use import Precompiled, precompile
 from fastebm.sampling.hmc import GHMC, HMC, MALT
 from fastebm.sampling.joint import Joint
 from fastebm.sampling.langevin import Langevin
@@ -37,6 +38,7 @@ __all__ = [
     "MicrocanonicalState",
     "Minibatches",
     "ParallelTempering",
+    "Precompiled",
     "ReplayBuffer",
     "Sampler",
     "SamplerState",
@@ -54,6 +56,7 @@ __all__ = [
     "linear",
     "per_chain",
     "polynomial",
+    "precompile",
     "schedules",
     "starts",
     "table",

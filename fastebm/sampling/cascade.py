@@ -30,7 +30,7 @@ from fastebm.compiler import EnergyGradient
 from fastebm.distributed import shared_rows
 from fastebm.ops.langevin import expand_clamp
 from fastebm.sampling.data_term import implicit_step
-from fastebm.sampling.diagnostics import Diagnostics, LevelDiagnostics, run_observed
+from fastebm.sampling.diagnostics import ChainReadings, Diagnostics, LevelDiagnostics, run_observed
 from fastebm.sampling.langevin import Langevin, LangevinOptions
 from fastebm.sampling.observers import Observer, checking_finite, progress_bar
 from fastebm.sampling.sampler import (
@@ -72,12 +72,18 @@ class Level:
 class LevelSampler(ABC):
     """The common base of both cascades: runs chains up through `levels`."""
 
-    def __init__(self, step_size: float | Schedule, noise_std: float | Schedule, clamp_levels: bool) -> None:
+    def __init__(
+        self, step_size: float | Schedule, noise_std: float | Schedule, clamp_levels: bool, step_shrink: float
+    ) -> None:
+        step_shrink = as_real("step_shrink", step_shrink)
+        if not 0 < step_shrink <= 1:
+            raise ValueError(f"step_shrink must be in (0, 1], got {step_shrink}")
         one_for_all("step_size of a cascade", step_size)
         one_for_all("noise_std of a cascade", noise_std)
         self.step_size = step_size
         self.noise_std = noise_std
         self.clamp_levels = clamp_levels
+        self.step_shrink = step_shrink
 
     @property
     @abstractmethod
@@ -123,6 +129,7 @@ class LevelSampler(ABC):
         on_level_start: Callable[[Level, Tensor], None] | None = None,
         on_level_end: Callable[[Level, Tensor], None] | None = None,
         diagnostics: Diagnostics | bool = False,
+        readings: Callable[[Level, ChainState], ChainReadings | None] | None = None,
     ) -> Any:
         """Runs chains up to the last level and returns their ends, float32 images `(count, channels, size, size)`.
 
@@ -154,6 +161,8 @@ class LevelSampler(ABC):
                 They may read the images of the start, but not keep them: the level overwrites them.
             diagnostics: as in `Langevin.sample`: `(images, summaries)` is returned, with a `ChainSummary` of each level
                 that has updates, by its size.
+            readings: called at the start of each level, batch after batch, with its chains; it returns what then reads
+                them, or None. Not with `diagnostics`. The chains keep their bits.
 
         Raises ValueError or TypeError for arguments that don't fit, FloatingPointError as `Langevin.sample` does.
 
@@ -191,6 +200,8 @@ class LevelSampler(ABC):
         batch_slices(len(x), batch_size, projections[0] if projections else None)  # raises
         report = _every(thin, keep) if callable(keep) else None
         told = None
+        if diagnostics is not False and readings is not None:
+            raise ValueError("chains are read by diagnostics or by readings, not by both")
         if diagnostics is not False:
             told = LevelDiagnostics(diagnostics, self.level_temperatures())
             told.expect(levels)
@@ -210,15 +221,21 @@ class LevelSampler(ABC):
                     if on_level_start is not None:
                         on_level_start(level, state.x)
                     options: dict[str, Any] = {"observers": observers, "project": constraint.project}
+                    sampler: Any = level.sampler
+                    if self.step_shrink < 1:
+                        sampler = _Shrinking(sampler, self.step_shrink)
+                        state = sampler.with_steps_of_chains(state)
                     callback = None if report is None else report(state.step - start.step)
-                    reader = None if told is None else told.observer(level, first, last)
+                    reader: Any = None if told is None else told.observer(level, first, last)
+                    if readings is not None and (reader := readings(level, state)) is not None:
+                        options["observers"] = [*observers, reader]
                     if reader is not None:
                         options["callback"] = callback
-                        state = run_observed(level.sampler, state, level.num_steps, reader, **options)
+                        state = run_observed(sampler, state, level.num_steps, reader, **options)
                     elif callback is None:
-                        state = level.sampler.advance_(state, level.num_steps, **options)
+                        state = sampler.advance_(state, level.num_steps, **options)
                     else:
-                        state = level.sampler.run_with_callback(state, level.num_steps, callback, **options)
+                        state = sampler.run_with_callback(state, level.num_steps, callback, **options)
                     if on_level_end is not None:
                         on_level_end(level, state.x)
             return state.x
@@ -232,7 +249,7 @@ class LevelSampler(ABC):
             return torch.cat(ends), None if level_ends is None else level_ends.images
 
         # Callbacks and diagnostics are told of all chains, and a projection acts on all of them at once.
-        told_of_all = (report, told, on_level_start, on_level_end if level_ends is None else None)
+        told_of_all = (report, told, readings, on_level_start, on_level_end if level_ends is None else None)
         if projections or any(each is not None for each in told_of_all):
             images, _ = chains(range(len(x)))
         else:
@@ -363,6 +380,74 @@ class _LevelEnds:
         self.images[level.size] = x if before is None else torch.cat((before, x))
 
 
+class _Shrinking:
+    """A Langevin sampler of one batch at one level that shrinks the step sizes of chains whose energy rose."""
+
+    def __init__(self, sampler: Langevin, shrink: float) -> None:
+        self.sampler, self.shrink = sampler, shrink
+        self.gradient = sampler.gradient
+        self._energies = torch.empty(0)
+        self._factors: Tensor | None = None
+
+    def with_steps_of_chains(self, state: ChainState) -> ChainState:
+        """The state with a schedule for each chain, which steps shrink in place."""
+        return replace(state, schedule=state.schedule[:, None].repeat(1, len(state.x), 1))
+
+    def own_state(self, state: ChainState) -> ChainState:
+        return self.sampler.own_state(state)
+
+    def step(self, state: ChainState, *, project: Projection | None = None) -> tuple[ChainState, StepInfo]:
+        self._shrink(state)
+        state, info = self.sampler.step(state, project=project)
+        self(1, state.x, info.energy)
+        return state, info
+
+    def advance_(
+        self,
+        state: ChainState,
+        num_steps: int,
+        observers: Sequence[Observer] = (),
+        *,
+        project: Projection | None = None,
+    ) -> ChainState:
+        with self.gradient.chain():
+            for done in range(1, num_steps + 1):
+                self._shrink(state)
+                state = self.sampler.advance_(state, 1, [self], project=project)
+                for observe in observers:
+                    observe(done, state.x, self._energies)
+        return state
+
+    def run_with_callback(
+        self,
+        state: ChainState,
+        num_steps: int,
+        callback: Callback,
+        *,
+        observers: Sequence[Observer] = (),
+        project: Projection | None = None,
+    ) -> ChainState:
+        with self.gradient.chain():
+            for done in range(1, num_steps + 1):
+                state, info = self.step(state, project=project)
+                for observe in observers:
+                    observe(done, state.x, info.energy)
+                callback(done, state.x, info)
+        return state
+
+    def __call__(self, done: int, x: Tensor, energies: Tensor) -> None:
+        """Learns of the energies before an update, which shrink the step sizes from the next one on."""
+        if len(self._energies):
+            rose = energies > self._energies
+            self._factors = torch.where(rose, self.shrink, torch.ones((), device=rose.device))
+        self._energies = energies.clone()  # an engine may write its next ones there
+
+    def _shrink(self, state: ChainState) -> None:
+        if self._factors is not None:
+            state.schedule[..., 0].mul_(self._factors)
+            self._factors = None
+
+
 @dataclass(frozen=True)
 class _Constraint:
     """The schedule of the chains at one level, and what holds them there."""
@@ -409,6 +494,8 @@ class Cascade(LevelSampler):
         num_steps: the number of updates at each level; the authors use 15, and 20 for face crops.
         step_size, noise_std: numbers or schedules over all levels together.
         clamp_levels: whether enlarged images are clamped to [-1, 1].
+        step_shrink: a factor in (0, 1] on the step size of a chain, up to the end of its level, after each update that
+            raised its energy. The energy after an update is known in the next one, so that it acts after that.
         options: clamp, grad_clip, grad_norm_clip, dtype, engine, as in `Langevin`; the recipe has no clip in an update.
 
     Example:
@@ -428,9 +515,10 @@ class Cascade(LevelSampler):
         step_size: float | Schedule = 1.0,
         noise_std: float | Schedule = _CASCADE_NOISE,
         clamp_levels: bool = True,
+        step_shrink: float = 1.0,
         **options: Unpack[LangevinOptions],
     ) -> None:
-        super().__init__(step_size, noise_std, clamp_levels)
+        super().__init__(step_size, noise_std, clamp_levels, step_shrink)
         if not isinstance(levels, Mapping):
             raise TypeError(f"levels must be a mapping from sizes to energies, got {type(levels).__name__}")
         energies = {as_int("the size of a level", size): energy for size, energy in levels.items()}
@@ -468,6 +556,8 @@ class ExpandingCascade(LevelSampler):
         num_steps: the number of updates at `size`; the authors use 50 to 75.
         step_size, noise_std: numbers or schedules over each level; the authors use 1 to 2, and 0.03 to 5e-4 or 0.01.
         clamp_levels: whether enlarged images are clamped to [-1, 1].
+        step_shrink: a factor in (0, 1] on the step size of a chain, up to the end of its level, after each update that
+            raised its energy. The energy after an update is known in the next one, so that it acts after that.
         options: clamp, grad_clip, grad_norm_clip, dtype, engine, as in `Langevin`; the recipe has no clip in an update.
 
     Example:
@@ -493,9 +583,10 @@ class ExpandingCascade(LevelSampler):
         step_size: float | Schedule = 1.0,
         noise_std: float | Schedule = _EXPANDING_NOISE,
         clamp_levels: bool = True,
+        step_shrink: float = 1.0,
         **options: Unpack[LangevinOptions],
     ) -> None:
-        super().__init__(step_size, noise_std, clamp_levels)
+        super().__init__(step_size, noise_std, clamp_levels, step_shrink)
         size = as_int("size", size)
         if size < 2 or size % 2:
             raise ValueError(f"an expanding cascade needs an even size, got {size}")

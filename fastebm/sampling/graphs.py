@@ -9,7 +9,6 @@ the old ones, and seed, step and row of the schedule are in a tensor on the devi
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ import torch
 from torch import Tensor
 
 from fastebm.compiler import EnergyGradient
+from fastebm.compiler.device_graphs import capture, graphs_wanted, warm_up
 from fastebm.compiler.faults import described, warn_of_fault
 from fastebm.ops import CompiledProgram
 from fastebm.sampling.observers import Observer, observe_block
@@ -58,7 +58,7 @@ class _Captured:
     def capture(self, length: int) -> None:
         """The graph of `length` updates, if there is none."""
         if length not in self.graphs:
-            self.graphs[length] = _capture(self.update, self.state, length)
+            self.graphs[length] = capture(lambda: torch.stack([self.update(self.state) for _ in range(length)]))
 
 
 class ChainGraphs(threading.local):
@@ -69,12 +69,17 @@ class ChainGraphs(threading.local):
     """
 
     def __init__(self) -> None:
+        graphs_wanted()  # another FASTEBM_GRAPHS than 0 and 1 is an error here, before any work
         self._captured: dict[Any, _Captured] = {}
         self._failed: set[Any] = set()
 
     def __reduce__(self) -> tuple[type, tuple[()]]:
         """For copies, which start without: a graph belongs to one process and to one set of tensors."""
         return ChainGraphs, ()
+
+    def count(self) -> int:
+        """How many graphs this thread has."""
+        return sum(len(captured.graphs) for captured in self._captured.values())
 
     def advance_(
         self,
@@ -92,7 +97,7 @@ class ChainGraphs(threading.local):
         """
         program = gradient.compiled_program(state.x, state.conditions)
         kind = _kind(state)
-        if not isinstance(program, CompiledProgram) or kind in self._failed or not _wanted():
+        if not isinstance(program, CompiledProgram) or kind in self._failed or not graphs_wanted():
             return 0
         with torch.cuda.device(state.x.device):
             try:
@@ -130,7 +135,7 @@ class ChainGraphs(threading.local):
         if captured is None or captured.program is not program:
             captured = None  # freed before the next one takes memory
             own = ChainState(**state.state_dict() | {name: _own(tensor) for name, tensor in _tensors(state).items()})
-            _warm_up(update, own)
+            warm_up(lambda: update(own))
             captured = _Captured(own, update, program, program.workspace)
             while len(self._captured) >= KEPT:
                 del self._captured[next(iter(self._captured))]
@@ -144,14 +149,6 @@ class ChainGraphs(threading.local):
             for kind, captured in self._captured.items()
             if captured.workspace is captured.program.workspace and gradient.keeps(captured.program)
         }
-
-
-def _wanted() -> bool:
-    """Whether graphs are on. Raises ValueError for another `FASTEBM_GRAPHS` than 0, 1 or nothing."""
-    found = os.environ.get("FASTEBM_GRAPHS") or "1"
-    if found not in ("0", "1"):
-        raise ValueError(f"FASTEBM_GRAPHS must be 0 or 1, got {found!r}")
-    return found == "1"
 
 
 def _tensors(state: ChainState) -> dict[str, Tensor]:
@@ -171,31 +168,3 @@ def _own(tensor: Tensor) -> Tensor:
 def _copy(source: ChainState, target: ChainState) -> None:
     for name, tensor in _tensors(source).items():
         getattr(target, name).copy_(tensor)
-
-
-def _warm_up(update: Update, state: ChainState) -> None:
-    """One update in a side stream, which compiles and loads kernels."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        update(state)
-    torch.cuda.current_stream().wait_stream(stream)
-
-
-def _capture(update: Update, state: ChainState, length: int) -> tuple[torch.cuda.CUDAGraph, Tensor]:
-    """A graph of `length` updates, and the tensor (length, B) that holds their energies after a replay."""
-    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
-    cause: BaseException | None = None
-    try:
-        # Other threads may go on working: only what this one does must be fit for a graph.
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-            try:
-                energies = torch.stack([update(state) for _ in range(length)])
-            except BaseException as error:  # Ctrl-C too, which the end of an invalid capture would hide
-                cause = error
-                raise
-    except RuntimeError as error:  # the end of a capture that failed says no more than that
-        raise cause or error from None
-    finally:
-        torch.cuda.set_stream(stream)  # a capture that fails stays in its own stream
-    return graph, energies

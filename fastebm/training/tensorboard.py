@@ -35,7 +35,7 @@ class TensorBoardWriter:
         """Writes every number of a line of the log at its iteration."""
         if self._writer is not None:
             for name, value in line.items():
-                if name != "iteration":
+                if name not in ("iteration", "note"):
                     self._writer.add_scalar(name, value, line["iteration"])
 
     def add_image(self, name: str, picture: torch.Tensor, iteration: int) -> None:

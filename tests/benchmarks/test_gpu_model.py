@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
+
 import pytest
 
 from benchmarks.gpu_model import instructions
+from benchmarks.harness import pages
 
 LISTING = """
 \t.section\t.text._Z4moveIfE,"ax",@progbits
@@ -71,3 +75,54 @@ def test_noise_takes_no_more_instructions_than_it_did():
     assert a_quad["langevin_step, bfloat16 gradient"] <= 260
     assert a_quad["normal, float32"] <= 200
     assert a_quad["uniform, float32"] <= 100
+
+
+triton_compiles = pytest.mark.skipif(
+    importlib.util.find_spec("triton") is None or os.environ.get("TRITON_INTERPRET", "0") not in ("", "0"),
+    reason="Triton is not installed, or its interpreter runs here, which compiles nothing",
+)
+
+
+@triton_compiles
+def test_launches_are_those_of_the_page():
+    from benchmarks.gpu_model import launches
+
+    (entry,) = pages.read_entries(pages.RESULTS / launches.PAGE).values()
+    net = "CF-EBM"
+    assert launches.launches_of(net) == entry["nets"][net]
+    assert [found["launches"] for found in entry["nets"][net].values()] == [38, 29, 29]
+
+
+@triton_compiles
+def test_noise_takes_no_more_instructions_in_triton():
+    a_quad = {count.kernel: count.instructions / count.quads for count in instructions.triton_counts(90)}
+    assert a_quad["langevin_step, float32 gradient"] <= 280
+    assert a_quad["langevin_step, bfloat16 gradient"] <= 285
+    assert a_quad["normal, float32"] <= 245
+    assert a_quad["uniform, float32"] <= 150
+
+
+@triton_compiles
+def test_a_cascade_waits_for_the_compiler_once_a_program():
+    from benchmarks.gpu_model import compilation
+
+    rows = compilation.rows()
+    assert [row["level"] for row in rows] == [8, 16, 32]
+    assert all(row["waits"] <= 2 < row["kernels"] for row in rows)  # the program, and its size of the update
+
+
+def test_auto_takes_the_shorter_kernels():
+    """`auto` takes CUDA before Triton; on the page, CUDA's newest state is the shorter one of every kernel."""
+    entries = pages.read_entries(pages.RESULTS / "gpu-model")
+    newest = {}
+    for name, entry in entries.items():
+        if "compiler" in entry and "not taken" not in name:
+            language = "Triton" if entry["compiler"].startswith("Triton") else "CUDA"
+            for row in entry["rows"]:
+                newest[language, row["kernel"], row["architecture"]] = row
+    compared = 0
+    for (language, *kernel), row in newest.items():
+        if language == "Triton":
+            compared += 1
+            assert newest["CUDA", *kernel]["instructions a quad"] < row["instructions a quad"]
+    assert compared == 12

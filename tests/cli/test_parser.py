@@ -59,7 +59,7 @@ def test_every_setting_of_a_method_is_in_a_group(method: str) -> None:
     found = options_of(["train", method])
     config = type(TRAIN_METHODS[method][0]["digits"])
     assert {field.name for field in dataclasses.fields(config) if field.init} <= {option.name for option in found}
-    assert {option.name for option in found if not option.group} == {"preset", "seed"}
+    assert {option.name for option in found if not option.group} == {"preset", "seed", "seeds", "judge_count"}
 
 
 def test_the_search_of_restore_has_the_defaults_of_the_library() -> None:

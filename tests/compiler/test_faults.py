@@ -114,6 +114,42 @@ def test_a_fault_is_an_error_where_a_program_was_asked_for(broken, stage):
     assert raised.value.__cause__ is error
 
 
+@pytest.mark.parametrize("runs", [CompiledLanes, CompiledProgram])
+def test_a_kernel_that_computes_other_numbers_is_a_fault(monkeypatch, runs):
+    """Another program of the energy has autograd's numbers, so that this is no refusal."""
+    if runs is CompiledProgram:
+        monkeypatch.setattr(candidates, "_lanes_take", lambda key: False)
+    call = runs.__call__
+
+    def wrong(self, *arguments):
+        energies, slope = call(self, *arguments)
+        return energies, 1.5 * slope
+
+    monkeypatch.setattr(runs, "__call__", wrong)
+    energy, x = net(), images()
+    gradient = make_gradient(energy)
+    with pytest.warns(FaultWarning, match=r"program: ArithmeticError: its gradients differ from autograd's"):
+        found = gradient(x)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        gradient(x)
+    torch.testing.assert_close(found, make_gradient(energy, engine="autograd")(x), rtol=1e-4, atol=1e-6)
+    with pytest.raises(RuntimeError, match=r"engine is 'fused', but .*its gradients differ from autograd's"):
+        make_gradient(energy, engine="fused")(x)
+
+
+def test_an_energy_of_the_whole_batch_is_no_fault():
+    """No program has autograd's numbers."""
+    x = images()
+    gradient = make_gradient(lambda x: x.square().sum((1, 2, 3)) * len(x))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        warnings.simplefilter("error", FaultWarning)
+        gradient(x[:1])
+        gradient(x)
+    assert "not fused" in repr(gradient)
+
+
 def test_a_fault_in_a_decomposition_is_told_from_an_energy_that_has_no_trace(monkeypatch):
     """What the energy raises within a trace is a refusal; what our rules raise by a mistake of their own is none."""
     energy, x = nn.Sequential(nn.Flatten(), nn.Linear(48, 1), nn.LogSigmoid(), nn.Flatten(0)), images()
@@ -242,6 +278,7 @@ BROAD = {
     "compiler/frozen_weights.py _release": "raised when all flags are restored",
     "compiler/frozen_weights.py frozen_weights": "raised when all flags are restored",
     "compiler/lanes/executor.py of": "a refusal, or raised where it is our own",
+    "compiler/lanes/trace.py multiplies": "the exporter tells, which runs the energy next",
     "compiler/process_state.py __enter__": "raised",
     "sampling/graphs.py _capture": "raised",
     "sampling/graphs.py advance_": "FaultWarning",

@@ -84,6 +84,19 @@ class Lambda(nn.Module):
         return self.function(h)
 
 
+class Tokens(nn.Module):
+    """A perceptron on each pixel, as transformers write it: pixels as tokens, channels last."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm, self.wide, self.narrow = nn.LayerNorm(6), nn.Linear(6, 11), nn.Linear(11, 6)
+
+    def forward(self, h: Tensor) -> Tensor:
+        tokens = h.flatten(2).transpose(1, 2)
+        tokens = tokens + self.narrow(F.silu(self.wide(self.norm(tokens))))
+        return tokens.transpose(1, 2).unflatten(2, h.shape[2:])
+
+
 LAYERS = {
     "convolution": lambda: nn.Conv2d(6, 6, 3, padding=1),
     "large kernel": lambda: nn.Conv2d(6, 6, (5, 3), padding=(2, 0)),
@@ -97,6 +110,9 @@ LAYERS = {
     "transposed with output padding": lambda: nn.ConvTranspose2d(6, 6, 3, stride=2, padding=1, output_padding=1),
     "average pool": lambda: nn.AvgPool2d(2),
     "overlapping pool": lambda: nn.Sequential(nn.ReLU(), nn.Upsample(scale_factor=3), nn.AvgPool2d(3)),
+    "max pool": lambda: nn.MaxPool2d(2),
+    "max pool of equals": lambda: nn.Sequential(nn.ReLU(), nn.Upsample(scale_factor=2), nn.MaxPool2d((2, 3))),
+    "max pool of all": lambda: nn.MaxPool2d(8),
     "upsampling": lambda: nn.Upsample(scale_factor=2),
     "batch norm": lambda: nn.BatchNorm2d(6),
     "gelu": nn.GELU,
@@ -109,8 +125,37 @@ LAYERS = {
     "sigmoid": nn.Sigmoid,
     "softplus": lambda: nn.Softplus(beta=2.0),
     "square": lambda: Lambda(torch.square),
+    "relu6": lambda: nn.Sequential(Lambda(lambda h: 9 * h), nn.ReLU6()),
+    "hardtanh": lambda: nn.Hardtanh(-0.1, 0.2),
+    "clamp": lambda: Lambda(lambda h: h.clamp(-0.1, 0.2) + h.clamp(min=0) * h.clamp(max=0.1)),
+    "hardsigmoid": lambda: nn.Sequential(Lambda(lambda h: 9 * h), nn.Hardsigmoid()),
+    "hardswish": lambda: nn.Sequential(Lambda(lambda h: 9 * h), nn.Hardswish()),
+    "mish": nn.Mish,
+    "celu": lambda: nn.CELU(0.5),
+    "selu": nn.SELU,
+    "log of a sigmoid": nn.LogSigmoid,
+    "tanhshrink": nn.Tanhshrink,
+    "softshrink": lambda: nn.Softshrink(0.1),
+    "softsign": nn.Softsign,
+    "prelu": lambda: nn.PReLU(6),
+    "rrelu": nn.RReLU,
+    "absolute values": lambda: Lambda(torch.abs),
+    "roots and powers": lambda: Lambda(lambda h: torch.sqrt(h**2 + 1) + torch.rsqrt(h**4 + 1) / (2 + h**3)),
+    "instance norm": lambda: nn.InstanceNorm2d(6, affine=True),
+    "group norm": lambda: nn.GroupNorm(2, 6),
+    "group norm of one group": lambda: nn.GroupNorm(1, 6),
+    "layer norm": lambda: nn.LayerNorm([6, 8, 8]),
+    "layer norm of channels": lambda: Lambda(
+        lambda h: F.gelu(F.layer_norm(h.permute(0, 2, 3, 1), (6,)) * torch.linspace(1, 2, 6).to(h)).permute(0, 3, 1, 2)
+    ),
+    "rms norm of channels": lambda: Lambda(lambda h: h * torch.rsqrt(h.square().mean(1, keepdim=True) + 1e-6)),
+    "squeeze and excitation": lambda: Lambda(
+        lambda h: h * F.hardsigmoid(F.adaptive_avg_pool2d(h, 1).view(-1, 6, 1, 1))
+    ),
+    "a perceptron of pixels": lambda: Tokens(),
     "exp": lambda: Lambda(torch.exp),
     "two users of one value": lambda: Lambda(lambda h: h * torch.sigmoid(h + 1) + 0.3 * h),
+    "sum with itself": lambda: Lambda(lambda h: h * (h.sum((1, 2, 3), True) + h.mean((1, 2, 3), True))),
     "product with itself of another": lambda: Lambda(lambda h: F.silu(h) * torch.tanh(h)),
     "padding with a constant": lambda: Lambda(lambda h: F.pad(h, (1, 2, 0, 1), value=0.5)),
     "slices of pixels": lambda: Lambda(lambda h: h[:, :, 1:-1, 2:]),
@@ -236,7 +281,12 @@ def test_pointwise_operations_cost_no_instructions_and_derivatives_are_kept():
 REFUSED = {
     "groups": (lambda: nn.Conv2d(6, 6, 3, padding=1, groups=2), "grouped convolution"),
     "padded pool": (lambda: nn.AvgPool2d(3, stride=1, padding=1, count_include_pad=False), "padding"),
+    "large max pool": (lambda: nn.Sequential(nn.Upsample(scale_factor=2), nn.MaxPool2d(16)), "more than 64 pixels"),
     "permuted": (lambda: Lambda(lambda h: h.permute(0, 1, 3, 2)), "Permute"),
+    "shuffled": (
+        lambda: Lambda(lambda h: h.unflatten(1, (2, 3)).transpose(1, 2).flatten(1, 2)),
+        "neither images nor vectors",
+    ),
 }
 
 
@@ -281,6 +331,15 @@ def test_a_part_of_a_vector_that_meets_an_image_is_left_to_others(shape):
 # ---- the same bits however the batch is split
 
 
+def normed():
+    """Each norm over a map, and the activations of small nets."""
+    return nn.Sequential(
+        *(nn.Conv2d(3, 12, 3, padding=1), nn.InstanceNorm2d(12, affine=True), nn.Mish()),
+        *(nn.Conv2d(12, 40, 3, padding=1), nn.GroupNorm(4, 40), nn.Hardswish(), nn.MaxPool2d(2)),
+        *(nn.Conv2d(40, 8, 3, padding=1), nn.GroupNorm(1, 8), nn.ReLU6(), nn.Flatten(), nn.Linear(8 * 6 * 5, 1)),
+    )
+
+
 def nets():
     torch.manual_seed(0)
     return {
@@ -289,6 +348,7 @@ def nets():
         "tutorial": (TutorialNet(size=28), (1, 28, 28)),
         "residual": (ResidualNet(), (3, 16, 16)),
         "odd wide": (WideNet(), (3, 13, 11)),
+        "norms": (normed(), (3, 13, 11)),
     }
 
 

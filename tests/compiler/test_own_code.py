@@ -738,7 +738,7 @@ def test_conditions_that_do_not_fit(conditions, error, words):
 def test_what_is_measured_is_the_batch_that_is_given(energy, monkeypatch):
     sizes = []
 
-    def measure(runs):
+    def measure(runs, device):
         sizes.extend(len(run()[0]) for run in runs)
         return [1.0] * len(runs)
 

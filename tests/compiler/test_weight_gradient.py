@@ -101,6 +101,13 @@ def normed() -> nn.Sequential:
     return net.eval()
 
 
+def normed_maps() -> nn.Sequential:
+    return nn.Sequential(
+        *(nn.Conv2d(3, 6, 3, padding=1, bias=False), nn.InstanceNorm2d(6, affine=True), nn.Mish(), nn.MaxPool2d(2)),
+        *(nn.Conv2d(6, 4, 3, padding=1), nn.GroupNorm(2, 4), nn.PReLU(4), nn.Flatten(), nn.Linear(64, 1)),
+    )
+
+
 NETS: dict[str, tuple[Callable[[], nn.Module], Shape]] = {
     "dense": (lambda: dense(2, 16, 16, 1), (2,)),
     "relu": (lambda: dense(10, 33, 17, 1, act=nn.ReLU), (10,)),
@@ -112,6 +119,7 @@ NETS: dict[str, tuple[Callable[[], nn.Module], Shape]] = {
     "gains": (Gains, (3, 6, 6)),
     "upsampled": (Upsampled, (3, 6, 6)),
     "batch norm in eval mode": (normed, (3, 8, 8)),
+    "norms over maps": (normed_maps, (3, 8, 8)),
     "weight norm": (lambda: nn.Sequential(weight_norm(nn.Linear(6, 8)), nn.SiLU(), nn.Linear(8, 1)), (6,)),
     "multi-scale": (lambda: MultiScaleEnergy(16, 3, width=4), (3, 16, 16)),
     "coarse to fine": (lambda: CoarseToFineEnergy(16, base_width=4, lowest=4), (3, 16, 16)),

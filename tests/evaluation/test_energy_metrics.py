@@ -148,3 +148,11 @@ def test_long_chains_run_in_the_type_that_samples_are_made_in() -> None:
     assert torch.equal(low.long_run.images, expected)
     assert not torch.equal(low.long_run.images, single.long_run.images)
     torch.testing.assert_close(low.long_run.images, single.long_run.images, atol=0.05, rtol=0)
+
+
+def test_long_chains_have_the_clip_of_training():
+    start = torch.full((3, 1, 2, 2), 0.5)
+    free = long_chains(gaussian, start, 0.1, 0.0, num_steps=4)
+    clipped = long_chains(gaussian, start, 0.1, 0.0, num_steps=4, grad_norm_clip=1e-3)
+    assert free.motion > 0.1
+    assert 0 < clipped.motion < 4 * 0.1 * 1e-3

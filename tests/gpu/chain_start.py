@@ -14,8 +14,8 @@ from fastebm.ops import device_hash
 from tests.gpu.graph_recorder import Counts, GraphRecorder
 
 HEAD = """\
-| energy | first chain | same weights | other weights | replays of 9 updates | between and after them |
-|---|---|---|---|---|---|"""
+| energy | first chain | same weights | other weights | again | from then on | 9 updates | between and after |
+|---|---|---|---|---|---|---|---|"""
 
 
 def convolutions() -> nn.Module:
@@ -31,7 +31,7 @@ ENERGIES = {
 
 
 def counted(energy: nn.Module, size: int) -> tuple[list[Counts], Counts]:
-    """What lies before the first replay of three chains, and what comes after it in the last one."""
+    """What lies before the first replay of five chains, and what comes after it in the last one."""
     recorder, found = GraphRecorder(), []
     device_hash._multipliers.cache_clear()
     sampler = Langevin(energy, 0.5, 0.01, clamp=(-1, 1), engine="fused")
@@ -39,7 +39,7 @@ def counted(energy: nn.Module, size: int) -> tuple[list[Counts], Counts]:
     # The reference reads weights in the layout that GPUs do.
     with ops.backend("reference"), recorder.installed():
         x = x.clone()
-        for new in (False, False, True):
+        for new in (False, False, True, True, True):
             if new:
                 with torch.no_grad():
                     for parameter in energy.parameters():

@@ -51,10 +51,12 @@ class Counts:
     operators: int = 0
     waits: int = 0
     replays: int = 0
+    refreshes: int = 0  # replays outside of chains
     names: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
-        return f"{self.operators} operators and {self.waits} wait{'s' * (self.waits != 1)}"
+        refreshes = f" and {self.refreshes} replay{'s' * (self.refreshes != 1)}" if self.refreshes else ""
+        return f"{self.operators} operators and {self.waits} wait{'s' * (self.waits != 1)}{refreshes}"
 
 
 class Graph:
@@ -299,6 +301,9 @@ class GraphRecorder(TorchDispatchMode):
             raise CaptureError(self.illegal[-1])
 
     def note_replay(self) -> None:
+        if not self.in_call:
+            self.counts.refreshes += 1
+            return
         if self.first_replay is None:
             self.first_replay = self.counts
             self.counts = Counts()

@@ -459,6 +459,20 @@ def test_functions_are_called():
     assert found.tolist() == [max(n, 20) for n in range(32)]
 
 
+def test_parameters_are_read_where_their_address_says():
+    body = """
+        mov.b32 %r1, second; mov.b32 %r2, first; and.b32 %r3, %r0, 1; setp.eq.u32 %p1, %r3, 0;
+        selp.b32 %r4, %r1, %r2, %p1; {more}
+        ld.param.b64 %rd3, [%r4]; mad.wide.u32 %rd4, %r0, 4, %rd3; st.global.b32 [%rd4], %r0;"""
+    first, second = np.zeros(32, dtype=np.uint32), np.zeros(32, dtype=np.uint32)
+    run(kernel(body.format(more="")), first, second)
+    assert first.tolist() == [n * (n % 2) for n in range(32)]
+    assert second.tolist() == [n * (1 - n % 2) for n in range(32)]
+    for wrong in ("add.s32 %r4, %r4, 4;", "add.s32 %r4, %r4, 64;"):
+        with pytest.raises(PtxError, match="no parameter lies there"):
+            run(kernel(body.format(more=wrong)), first, second)
+
+
 def test_special_registers_and_vectors():
     found = np.zeros((3, 64, 4), dtype=np.uint32)
     body = """

@@ -446,7 +446,7 @@ def test_errors_of_the_operator():
     operator = torch.ops.fastebm.block_tail
     with pytest.raises(ValueError, match="fade and beta go together, got only fade"):
         operator(IMAGE, IMAGE, SMALL, None, 0, 0.0)
-    with pytest.raises(ValueError, match=r"activation must be a number in \[0, 1, 2, 3, 4, 5, 11\], got 7"):
+    with pytest.raises(ValueError, match=r"activation must be a number in \[0, 1, 2, 3, 4, 5, 19\], got 7"):
         operator(IMAGE, IMAGE, None, None, 7, 0.0)
     with pytest.raises(ValueError, match="grad must have shape"):
         torch.ops.fastebm.block_tail_backward(IMAGE, IMAGE, None, 0, 0.0)

@@ -31,6 +31,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gpu]:
         monkeypatch.setattr(backends, "_cuda_library", "_cuda.so" if library else None)
         monkeypatch.setattr(backends, "_cuda_images", images)
         monkeypatch.setattr(backends, "_triton_found", True)
+        monkeypatch.setattr(backends, "_triton_missing", lambda: None)
         monkeypatch.setattr(backends, "_warned", set())
         monkeypatch.delenv("FASTEBM_BACKEND", raising=False)
         backends._wrong_capability.cache_clear()
@@ -93,6 +94,45 @@ def test_a_gpu_that_is_too_old_for_both_takes_the_reference(gpu):
         "backend 'triton' is left out, 'reference' takes its place: Triton supports 8.0 and later, and GPU 0 has "
         "compute capability 7.5"
     )
+
+
+@pytest.mark.parametrize("error", [ImportError("libcuda.so.1: not found\nsee the log"), OSError("no libtriton")])
+def test_triton_that_does_not_load_falls_back_and_is_said_once(gpu, monkeypatch, capsys, error):
+    missing = backends._triton_missing
+    gpu((9, 0), images=None, library=False)
+    monkeypatch.setattr(backends, "_triton_missing", missing)
+    missing.cache_clear()
+
+    def fail(name):
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(backends.importlib, "import_module", fail)
+        why = f"Triton is installed, but does not load: {str(error).replace(chr(10), ' ')}"
+        with pytest.warns(RuntimeWarning) as said:
+            assert {backends.select_backend("cuda") for _ in range(3)} == {"reference"}
+        assert [str(warning.message) for warning in said] == [
+            f"backend 'triton' is left out, 'reference' takes its place: {why}"
+        ]
+        assert backends.unavailable_reason("triton", "cuda") == why
+        with backends.backend("triton"), pytest.raises(RuntimeError, match=f"asked for but can't run: {why}"):
+            backends.select_backend("cuda")
+    missing.cache_clear()
+
+
+def test_what_triton_takes_for_no_interpreter_is_none(monkeypatch):
+    for value, interpreted in {"1": True, "True": True, "0": False, "": False, "no": False, "interpret": False}.items():
+        monkeypatch.setenv("TRITON_INTERPRET", value)
+        assert backends._interpreted() is interpreted
+
+
+def test_a_warning_that_is_an_error_is_one_in_every_call(gpu):
+    gpu((8, 0), images="9.0+PTX")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(2):
+            with pytest.raises(RuntimeWarning, match="left out"):
+                backends.select_backend("cuda")
 
 
 def test_an_old_gpu_runs_what_was_built_for_it(gpu):

@@ -49,7 +49,13 @@ def every_kind(size: int = 4) -> ProgramBuilder:
     half = {"source_channels": 33, "channels": 33, "height": size // 2, "width": size // 2}
     pooled = making.stored(Instruction(Kind.POOL, soft, **half, **window))
     gather = Instruction(Kind.GATHER, pooled, source_channels=33, channels=33, kernel_y=2, kernel_x=2, **square)
-    return making.finish(making.stored(gather, Epilogue(EpilogueOp.ADD, one, broadcast=1)))
+    large = making.stored(gather, Epilogue(EpilogueOp.ADD, one, broadcast=1))
+    phased = making.buffer((33, size, size))
+    for y, x in ((0, 0), (0, 1), (1, 0), (1, 1)):
+        phase = {"start_y": y, "start_x": x, "step_y": 2, "step_x": 2, "pad_y": 1 - y, "pad_x": 1 - x}
+        num_steps = (Epilogue(EpilogueOp.ADD, large), Epilogue(STORE, phased))
+        making.convolution(pooled, (33, size // 2, size // 2), (2 - y, 2), *num_steps, **phase)
+    return making.finish(phased)
 
 
 def coarse_to_fine(size: int, dtype: torch.dtype | None) -> Langevin:

@@ -90,6 +90,8 @@ CONVOLUTIONS = [
     (64, 33, (1, 1), (1, 1), 1, 0, 1),
     (33, 1, (1, 1), (3, 3), 1, 1, 1),
     (40, 70, (17, 16), (3, 3), 1, 1, 1),
+    (33, 1, (20, 13), (5, 5), 1, 4, 2),
+    (70, 3, (16, 17), (3, 3), 1, 1, 1),
 ]
 
 
@@ -107,16 +109,88 @@ def test_convolution(backend_device, dtype, case):
     assert_right(making.finish(target), backend_device, dtype)
 
 
-@both_dtypes
-@pytest.mark.parametrize(("inputs", "outputs"), [(4, 5), (33, 40)])
-def test_phases_of_a_transposed_convolution(backend_device, dtype, inputs, outputs):
-    making, (height, width) = ProgramBuilder((inputs, 5, 3)), (9, 6)
+def test_a_lost_image_leaves_those_beside_it_alone(backend_device):
+    """Taps that are shifted reach over images that lie one behind the other."""
+    if backend_device[0] != "triton":
+        pytest.skip("only Triton's kernels shift them")
+    making = ProgramBuilder((33, 16, 17))
+    target = making.buffer((1, 16, 17))
+    making.convolution(0, (1, 16, 17), (5, 5), Epilogue(STORE, target), pad_y=2, pad_x=2)
+    fused, x = making.finish(target).fused(4, backend_device[1]), images(3, (33, 16, 17)).to(backend_device[1])
+    expected, lost = fused(x), x.clone()
+    lost[1] = torch.nan
+    for found, wanted in zip(fused(lost), expected, strict=True):
+        assert torch.equal(found[::2], wanted[::2])
+        assert found[1].isnan().any()
+
+
+# inputs, outputs, (height, width) of the source
+PHASES = [(4, 5, (5, 3)), (33, 40, (5, 3)), (40, 70, (9, 9))]
+
+
+def phases(inputs: int, outputs: int, size: tuple[int, int]) -> ProgramBuilder:
+    """A transposed convolution to twice as many columns and one row less, its phases with other taps and grids."""
+    making, (height, width) = ProgramBuilder((inputs, *size)), (2 * size[0] - 1, 2 * size[1])
     target = making.buffer((outputs, height, width))
     for row, column in itertools.product((0, 1), (0, 1)):
         grid = (outputs, -(-(height - row) // 2), -(-(width - column) // 2))
         phase = {"start_y": row, "start_x": column, "step_y": 2, "step_x": 2, "pad_y": 1 - row, "pad_x": 1}
         making.convolution(0, grid, (2, 1 + column), Epilogue(STORE, target), **phase)
-    assert_right(making.finish(target), backend_device, dtype)
+    return making.finish(target)
+
+
+@both_dtypes
+@pytest.mark.parametrize("case", PHASES, ids=str)
+def test_phases_of_a_transposed_convolution(backend_device, dtype, case):
+    assert_right(phases(*case), backend_device, dtype)
+
+
+@both_dtypes
+@pytest.mark.parametrize("case", PHASES, ids=str)
+def test_phases_of_one_launch_have_the_bits_of_their_own(backend_device, dtype, case, monkeypatch):
+    if backend_device[0] != "triton":
+        pytest.skip("other backends compute one phase after the other")
+    from fastebm.ops.triton import program
+
+    monkeypatch.setattr(program, "calls_of", program.calls_of.__wrapped__)
+    fused, x = phases(*case).fused(SIZES[dtype], backend_device[1]), images(3, (case[0], *case[2]))
+    x = x.to(backend_device[1])
+    together = fused(x)
+    code, facts = fused.code(3).numpy().tobytes(), program.facts_of(x, fused.constants)
+    assert [call.shape.phases for call in program.calls_of(code, facts)[1]] == [1, 4, 1, 1, 1]
+    monkeypatch.setattr(program, "PHASES", 1)
+    assert [call.shape.phases for call in program.calls_of(code, facts)[1]] == [1] * 8
+    assert all(map(torch.equal, together, fused(x)))
+
+
+@pytest.mark.parametrize("second", ["a phase", "the same pixels", "another step", "more", "taps side by side"])
+def test_one_launch_only_for_what_does_not_wait_for_the_other(second):
+    pytest.importorskip("triton")
+    from fastebm.ops.triton.program import Facts, calls_of
+
+    beside = second == "taps side by side"
+    size, channels, taps = (16, 1, 3) if beside else (4, 33, 1)
+    making, grid, pad = (
+        ProgramBuilder((33, size, size)),
+        (channels, size, size),
+        {"pad_y": taps // 2, "pad_x": taps // 2},
+    )
+    twice = gather(channels, 2 * size, 2 * size, kernel_y=2, kernel_x=2)
+    target, other = (making.stored(twice) for _ in range(2))
+    steps, more = [Epilogue(STORE, target)], []
+    making.convolution(0, grid, (taps, taps), *steps, step_y=2, step_x=2, **pad)
+    place = {"start_x": 1, "step_y": 2, "step_x": 2}
+    place |= {"the same pixels": {"start_x": 0}, "another step": {"step_y": 1}}.get(second, {})
+    if second == "more":
+        more = [Epilogue(STORE, other)]
+    making.convolution(0, grid, (taps, taps), *steps, *more, **place, **pad)
+    with ops.backend("reference"):  # whose weights lie as a GPU reads them
+        made = making.finish(other).fused(4, "cpu")
+    code = encode(plan_batch(made.lowered, Layout.PLAIN, 0, 3, 1, "cuda")).numpy().tobytes()
+    facts = Facts((33, size, size), tuple((t.dtype, tuple(t.shape)) for t in made.constants))
+    calls = calls_of(code, facts)[1]
+    assert max(call.shape.phases for call in calls) == (2 if second == "a phase" else 1)
+    assert any(call.shape.paired for call in calls) == beside
 
 
 @both_dtypes
@@ -164,6 +238,25 @@ PLAIN_KINDS: dict[str, Callable[[ProgramBuilder], int]] = {
     "gather one channel for all": lambda m: m.stored(gather(9, 7, 6, source_channels=1, source_channel=3, broadcast=1)),
     "pool": pooled,
     "sum": summed,
+    "first maximum": lambda m: m.stored(
+        Instruction(Kind.FIRST_MAXIMUM, 0, source_channels=5, channels=5, height=7, width=6, kernel_y=2, kernel_x=2)
+    ),
+    "first maximum of equals": lambda m: m.stored(
+        Instruction(
+            Kind.FIRST_MAXIMUM,
+            m.stored(
+                gather(40, 7, 6, source_channels=1, broadcast=1),
+                Epilogue(EpilogueOp.ACTIVATE, activation=PROGRAM_ACTIVATIONS.index("relu")),
+            ),
+            source_channels=33,
+            source_channel=4,
+            channels=33,
+            height=7,
+            width=6,
+            kernel_y=3,
+            kernel_x=2,
+        )
+    ),
     "softmax": lambda m: m.stored(Instruction(Kind.SOFTMAX, 0, source_channels=5, channels=5, height=7, width=6)),
     "log_sum_exp": lambda m: m.stored(Instruction(Kind.LOG_SUM_EXP, 0, source_channels=5, height=7, width=6)),
 }
@@ -189,7 +282,13 @@ def test_softmax_of_many_channels_and_sizes(backend_device, dtype):
 
 # Epilogues ----------------------------------------------------------------------------------------------------------
 
-VALUES = {"elu": (0.7, 1.3, 0.9), "leaky_relu": (0.2, 0.0, 0.0), "softplus": (1.5, 2.0, 0.0)}
+VALUES = {
+    "elu": (0.7, 1.3, 0.9),
+    "leaky_relu": (0.2, 0.0, 0.0),
+    "softplus": (1.5, 2.0, 0.0),
+    "hardtanh": (-1.2, 3.0, 0.0),
+}
+POSITIVE = ("sqrt", "rsqrt", "reciprocal")
 
 
 def parameters(making: ProgramBuilder, kind: str) -> int:
@@ -204,7 +303,8 @@ def test_activations(backend_device, dtype, kind):
     making, number = ProgramBuilder((19, 3, 5)), PROGRAM_ACTIVATIONS.index(kind)
     at, wide = parameters(making, kind), Epilogue(EpilogueOp.SCALE, number=making.number(4.0))
     both, kept = making.buffer((57, 3, 5)), making.buffer((19, 3, 5))
-    scaled = making.stored(gather(19, 3, 5), wide)
+    exp = Epilogue(EpilogueOp.ACTIVATE, activation=PROGRAM_ACTIVATIONS.index("exp"))
+    scaled = making.stored(gather(19, 3, 5), exp if kind in POSITIVE else wide)
     making.add(
         gather(19, 3, 5, source=scaled),
         Epilogue(EpilogueOp.ACTIVATE, activation=number, number=at),
@@ -220,11 +320,13 @@ def test_activations(backend_device, dtype, kind):
 
 
 @both_dtypes
-@pytest.mark.parametrize("kind", ["elu", "leaky_relu", "relu", "tanh", "sigmoid", "exp"])
+@pytest.mark.parametrize("kind", [row.name for row in ACTIVATION_TABLE if row.backward_of_result])
 def test_slope_of_a_result(backend_device, dtype, kind):
     making, number = ProgramBuilder((6, 3, 5)), PROGRAM_ACTIVATIONS.index(kind)
     at = parameters(making, kind)
-    result = making.stored(gather(6, 3, 5), Epilogue(EpilogueOp.ACTIVATE, activation=number, number=at))
+    exp = Epilogue(EpilogueOp.ACTIVATE, activation=PROGRAM_ACTIVATIONS.index("exp"))
+    before = (exp,) if kind in POSITIVE else ()
+    result = making.stored(gather(6, 3, 5), *before, Epilogue(EpilogueOp.ACTIVATE, activation=number, number=at))
     slope = Epilogue(EpilogueOp.SLOPE, result, activation=number, number=at, of_result=1)
     assert_right(making.finish(making.stored(gather(6, 3, 5), slope)), backend_device, dtype)
 

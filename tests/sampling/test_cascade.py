@@ -471,3 +471,42 @@ def test_nets_that_know_their_channels_need_not_be_told():
 def test_wrong_starts_and_constraints_are_refused(cascade, options, error, message):
     with pytest.raises(error, match=message):
         cascade.sample(**{"count": 4, "channels": 1, "seed": 0, **options})
+
+
+def shrinking_by_hand(x, stiffness, step_size, shrink, num_steps):
+    steps, before = torch.full((len(x),), step_size), None
+    factors = torch.ones(len(x))
+    for _ in range(num_steps):
+        steps = steps * factors
+        energies = 0.5 * (stiffness * x.square()).sum((1, 2, 3))
+        factors = torch.where(energies > before, shrink, 1.0) if before is not None else torch.ones(len(x))
+        before = energies
+        x = x - steps[:, None, None, None] * stiffness * x
+    return x
+
+
+def test_steps_shrink_where_the_energy_rose():
+    torch.manual_seed(0)
+    stiffness = torch.tensor([[[[0.5, 3.0], [0.1, 1.0]]]])
+
+    def energy(x):
+        return 0.5 * (stiffness * x.square()).sum((1, 2, 3))
+
+    start = torch.randn(6, 1, 2, 2)
+    start[:3, :, 0, 1] = 0  # nothing overshoots in these
+    options = {"num_steps": 12, "step_size": 1.0, "noise_std": 0.0}
+    plain = fastebm.Cascade({2: energy}, **options)
+    shrinking = fastebm.Cascade({2: energy}, step_shrink=0.25, **options)
+    ends = shrinking.sample(x0=start, seed=1)
+    torch.testing.assert_close(ends, shrinking_by_hand(start, stiffness, 1.0, 0.25, 12))
+    assert energy(ends).max() < 1
+    assert energy(plain.sample(x0=start, seed=1)).max() > 100
+    assert torch.equal(ends[:3], plain.sample(x0=start, seed=1)[:3])
+    # The same bits however the chains are run.
+    noisy = fastebm.Cascade({2: energy}, step_shrink=0.25, **(options | {"noise_std": 0.1}))
+    whole = noisy.sample(x0=start, seed=1)
+    assert torch.equal(noisy.sample(x0=start, seed=1, batch_size=2), whole)
+    assert torch.equal(noisy.sample(x0=start, seed=1, keep=lambda k, x, info: None), whole)
+    assert torch.equal(noisy.sample(x0=start, seed=1, diagnostics=True)[0], whole)
+    with pytest.raises(ValueError, match=r"step_shrink must be in \(0, 1\]"):
+        fastebm.Cascade({2: energy}, step_shrink=0.0)

@@ -179,8 +179,98 @@ def test_new_weights_are_seen(recorder):
         with torch.no_grad():
             for parameter in energy.parameters():
                 parameter.mul_(1.5)
-    assert recorder.graphs == 2
     assert not torch.equal(ends[0], ends[1])
+    assert len(sampler._graphs._captured) == 1
+
+
+def normed() -> nn.Module:
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 4, 2, 1), nn.Linear(8 * 16, 1)]
+    first, second, last = (nn.utils.parametrizations.spectral_norm(layer) for layer in layers)
+    return nn.Sequential(first, nn.SiLU(), second, nn.SiLU(), nn.Flatten(), last, nn.Flatten(0))
+
+
+CHANGING = {"equalised": net, "spectral norms": normed, "plain": chain_start.convolutions}
+
+
+def without_graphs(energy: nn.Module, num_steps: int = 10) -> Tensor:
+    """The chain of a copy of the energy, whose weights are evaluated one by one."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FASTEBM_GRAPHS", "0")
+        return Langevin(copy.deepcopy(energy), 0.5, 0.01, engine="fused").sample(start(), num_steps, seed=3)
+
+
+@pytest.mark.parametrize("name", CHANGING)
+def test_changed_weights_are_evaluated_by_graphs(recorder, name):
+    """From the third change at last, a chain begins as one with known weights does, but for replays."""
+    energy = CHANGING[name]()
+    sampler = Langevin(energy, 0.5, 0.01, engine="fused")
+    begun = []
+    for number in range(9):
+        expected = without_graphs(energy)
+        recorder.start_counting()
+        assert torch.equal(sampler.sample(start(), 10, seed=3), expected)
+        begun.append(recorder.first_replay)
+        if number != 4:  # the fifth chain and the sixth have the same weights
+            with torch.no_grad():
+                for parameter in energy.parameters():
+                    parameter.mul_(1.01)
+            if name == "spectral norms":  # whose vectors move on
+                energy.train()(start())
+        if number == 6:  # others lie elsewhere
+            layer = next(part for part in energy.modules() if isinstance(part, nn.Conv2d))
+            held = layer.parametrizations.weight if hasattr(layer, "parametrizations") else layer
+            of = "original" if held is not layer else "weight"
+            setattr(held, of, nn.Parameter(getattr(held, of).detach() * 0.5))
+    assert recorder.counts.replays
+    replays = 1 if name == "plain" else 2
+    assert [begun[i].refreshes for i in (0, 4, 5, 6)] == [0, replays, 0, replays]
+    assert begun[4].operators == begun[5].operators < begun[1].operators
+    assert begun[4].waits == begun[5].waits
+    assert begun[7].operators > begun[4].operators
+
+
+class Scaled(nn.Module):
+    factor = 1.0
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight * self.factor
+
+
+def test_parametrizations_that_may_read_more_are_evaluated_anew(recorder, monkeypatch):
+    energy = chain_start.convolutions()
+    nn.utils.parametrize.register_parametrization(energy[0], "weight", Scaled())
+    sampler, ends = Langevin(energy, 0.5, 0.01, engine="fused"), []
+    for number in range(5):
+        monkeypatch.setattr(Scaled, "factor", 1 + 0.1 * number)
+        with torch.no_grad():
+            energy[2].weight.mul_(1.01)
+        ends.append(sampler.sample(start(), 10, seed=3))
+        assert torch.equal(ends[-1], without_graphs(energy))
+    assert not torch.equal(ends[3], ends[4])
+
+
+@pytest.mark.filterwarnings("default")
+def test_weights_that_no_graph_can_evaluate_are_evaluated_one_by_one(recorder):
+    energy = chain_start.convolutions()
+    sampler = Langevin(energy, 0.5, 0.01, engine="fused")
+
+    def sample_with_others() -> None:
+        with torch.no_grad():
+            energy[0].weight.mul_(1.01)
+        assert torch.equal(sampler.sample(start(), 10, seed=3), without_graphs(energy))
+
+    sample_with_others()
+    sample_with_others()
+    recorder.failure = RuntimeError("operation not permitted when stream is capturing")
+    with pytest.warns(FaultWarning, match="folding of weights runs without a CUDA graph.*not permitted") as found:
+        sample_with_others()
+    assert len(found) == 1
+    tried, recorder.failure = recorder.graphs, None
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        sample_with_others()
+    assert recorder.graphs == tried  # not tried again
 
 
 def test_a_chain_that_is_cut_goes_on_in_graphs(recorder):

@@ -2,6 +2,6 @@
 
 from .executor import LaneExecutor
 from .lower import LaneError, lower
-from .trace import JointGraph, trace
+from .trace import JointGraph, multiplies, trace
 
-__all__ = ["JointGraph", "LaneError", "LaneExecutor", "lower", "trace"]
+__all__ = ["JointGraph", "LaneError", "LaneExecutor", "lower", "multiplies", "trace"]

@@ -16,14 +16,19 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, fx, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastebm.compiler.capture import tracing
 
 from .recording import Depends, LaneError, Recorder
 
-__all__ = ["JointGraph", "LaneError", "trace"]
+__all__ = ["JointGraph", "LaneError", "multiplies", "trace"]
 
 aten = torch.ops.aten
+
+# What multiplies, as ATen's operations and as layers.
+PRODUCTS = (aten.convolution, aten.mm, aten.addmm, aten.bmm, aten.baddbmm, aten.mv, aten.addmv)
+LAYERS = (nn.modules.conv._ConvNd, nn.Linear, nn.Bilinear, nn.MultiheadAttention, nn.RNNBase)
 
 OF_BATCH = " (what it reads with a row for each sample of a batch has to be handed over as conditions)"
 
@@ -81,6 +86,38 @@ def trace(
             graph.erase_node(node)
     weights = _weights(recorder, module)
     return JointGraph(graph, recorder.tensors, weights, recorder.written, recorder.assumed)
+
+
+class _Products(TorchDispatchMode):
+    """Notes whether a convolution or a product of matrices ran."""
+
+    found = False
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """No, as for a `Recorder`."""
+        return False
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        self.found |= func.overloadpacket in PRODUCTS
+        return func(*args, **(kwargs or {}))
+
+
+def multiplies(energy: Callable[..., Tensor], module: nn.Module | None, sample: Tensor) -> bool:
+    """Whether the energy of a sample, (1, ...), has convolutions or products of matrices; True where it can't be run.
+
+    Parts of a module tell that without a run.
+    """
+    if module is not None and any(isinstance(part, LAYERS) for part in module.modules()):
+        return True
+    try:
+        with _tracing(module), torch.no_grad(), _Products() as products:
+            energy(sample.detach().clone())
+        return products.found
+    except Exception:
+        return True
 
 
 @contextmanager

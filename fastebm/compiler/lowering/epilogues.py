@@ -64,11 +64,11 @@ class EpilogueBuilder(GroupBuilder):
         operation, add = node.operation, group.epilogue.append
         if isinstance(operation, op.LinearCombination):
             terms = zip(operation.coefficients, node.inputs, strict=True)
-            for c, other in sorted(terms, key=lambda term: term[1] != name):
-                if other != name:
-                    add(self.operand(EpilogueOp.ADD, other, number=self.add_number(c) if c != 1 else -1))
-                elif c != 1:
-                    add(self.scaling(c))
+            (first, _), *more = sorted(terms, key=lambda term: term[1] != name)
+            if first != 1:
+                add(self.scaling(first))
+            for c, other in more:  # `name` again, if it is there twice: it is stored
+                add(self.operand(EpilogueOp.ADD, other, number=self.add_number(c) if c != 1 else -1))
         elif isinstance(operation, op.Multiply):
             others = [other for other in node.inputs if other != name] or [name]
             add(self.operand(EpilogueOp.MULTIPLY, others[0]))

@@ -17,7 +17,7 @@ from fastebm.ops.weight_gradients import WeightTask
 
 POINTWISE = (op.Activation, op.ActivationDerivative, op.LinearCombination, op.Multiply, op.Affine)
 # Activations whose derivative costs more to compute again than to read.
-COSTLY = ("silu", "gelu", "gelu_tanh", "softplus", "elu")
+COSTLY = ("silu", "gelu", "gelu_tanh", "softplus", "elu", "mish")
 # An offset beyond every image: a copy with it reads only the fill value.
 OUTSIDE = 1 << 20
 

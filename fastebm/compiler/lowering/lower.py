@@ -22,6 +22,9 @@ from fastebm.ops.instructions import Buffer, Epilogue, EpilogueOp, Instruction, 
 from fastebm.ops.program import DENSE, Constant, LoweredProgram
 from fastebm.ops.weight_gradients import WeightTask
 
+# Pixels of a window in which each is compared with all others.
+MOST_COMPARED = 64
+
 
 @dataclass(frozen=True)
 class LoweringResult:
@@ -115,6 +118,8 @@ class _Lowering(WeightBuilder):
             self._add_bias(self.open_group(node, [self._linear(node, operation)]), operation.bias)
         elif isinstance(operation, op.AveragePool):
             self._pool(node, operation)
+        elif isinstance(operation, op.FirstMaximum):
+            self._first_maximum(node, operation.kernel)
         elif isinstance(operation, op.AveragePoolBackward):
             self._pool_backward(node, operation.pool)
         elif isinstance(operation, op.Sum):
@@ -222,6 +227,13 @@ class _Lowering(WeightBuilder):
         group = self.open_group(node, [self.window(Kind.POOL, location, image[0], image, kernel, stride, padding)])
         if factor != 1:
             group.epilogue.append(self.scaling(factor))
+
+    def _first_maximum(self, node: Node, kernel: Pair) -> None:
+        if math.prod(kernel) > MOST_COMPARED:
+            raise LoweringError(f"no instruction looks for maxima in windows of more than {MOST_COMPARED} pixels")
+        image = self.images[node.name]
+        window = self.window(Kind.FIRST_MAXIMUM, self.locate(node.inputs[0]), image[0], image, kernel)
+        self.open_group(node, [window])
 
     def _pool_backward(self, node: Node, pool: op.AveragePool) -> None:
         if not pool.simple:

@@ -24,7 +24,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..chain import run_chain_unfused
-from ..instructions import Buffer, Instruction, Kind, PlannedProgram
+from ..instructions import Buffer, Kind, PlannedProgram
 from ..langevin import check_index
 from ..options import StepOptions
 from ..program_check import LINE
@@ -34,12 +34,14 @@ from .program import (
     Call,
     Facts,
     Shape,
+    call_of,
     calls_of,
     check_program,
     computed,
     facts_of,
     place_in_buffers,
     place_of_block,
+    taps_of,
     view_of,
 )
 from .program_epilogue import done
@@ -136,7 +138,8 @@ def run_block(
         source = buffers[PART.source] + PART.source_channel
     if SHAPE.kind == _CONVOLUTION:
         weight = constants[PART.constant]
-    v = computed(source, weight, constants[0], PART.constant, place, grid, SOURCE_STRIDES, SHAPE)
+    taps = taps_of(0, SHAPE)
+    v = computed(source, weight, constants[0], PART.constant, taps, place, grid, SOURCE_STRIDES, SHAPE)
     place = place_in_buffers(place, (START_Y, START_X), (STEP_Y, STEP_X), SHAPE)
     for i in tl.static_range(len(SHAPE.steps)):
         operand = place_of(buffers, constants, gradient, energies, PART, i)
@@ -310,24 +313,25 @@ def _bytes(buffer: Buffer) -> int:
 @functools.lru_cache(maxsize=64)
 def chain_program(code: bytes, facts: Facts) -> ChainProgram:
     """The parts of a program; none where it is too large for one block of threads."""
-    program, calls = calls_of(code, facts)
+    program, _ = calls_of(code, facts)
+    calls = [call_of(program, facts, i) for i in program.instructions]  # phases save launches, of which there is one
     plane = max((i.height * i.width for i in program.instructions), default=1)
-    if len(calls) > INSTRUCTIONS or plane > POSITIONS or any(call.num_warps != WARPS for call in calls):
+    if len(calls) > INSTRUCTIONS or plane > POSITIONS:
         return ChainProgram(program, (), 1)
     images = POSITIONS // triton.next_power_of_2(plane)
-    parts = (part_of(i, call, images) for i, call in zip(program.instructions, calls, strict=True))
-    return ChainProgram(program, tuple(parts), images)
+    return ChainProgram(program, tuple(part_of(call, images) for call in calls), images)
 
 
-def part_of(i: Instruction, call: Call, images: int) -> Part:
-    """One launch of `run_program`, for so many images, as a part of the chain's kernel."""
+def part_of(call: Call, images: int) -> Part:
+    """One instruction, for so many images, as a part of the chain's kernel."""
     operands = zip(call.operands, call.rows, call.images, call.at, strict=True)
+    (height,), (width,), (start_y,), (start_x,) = call.grid[:4]
     return Part(
         shape=call.shape,
         source=call.source[0],
         source_channel=call.source[1],
-        constant=call.weight if i.kind == Kind.CONVOLUTION else call.fill,
-        grid=call.grid,
+        constant=call.weights[0] if call.shape.kind == Kind.CONVOLUTION else call.fill,
+        grid=(height, width, start_y, start_x, *call.grid[4:]),
         source_strides=call.source_strides,
         places=tuple(
             Place(PLACES.index(where), number, row, image, at) for (where, number), row, image, at in operands

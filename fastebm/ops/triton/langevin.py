@@ -91,7 +91,7 @@ def update_rows(
 
     chain = chain_of(chain_ids, slot, inside, LISTED)
     # A negative index is an error that a kernel can't raise: NaN, like a counter that overflows.
-    valid = addressable(step, chain) & (index >= 0)
+    valid = (addressable(step, chain) & (index >= 0))[:, None]
     index = tl.maximum(index, 0)
     row = tl.minimum(index, schedule_rows - 1)
     if PER_CHAIN:
@@ -117,7 +117,7 @@ def update_rows(
         target = tl.load(data_target + target_at, mask=wanted, other=0.0)
         g = tl.where(weight == 0, g, tl.fma(weight, state - target, g))
 
-    moved = tl.fma(-step_size, g, state)
+    moved = tl.fma(tl.where(valid, -step_size, float("nan")), g, state)
     if PER_CHAIN:
         noise = normal_rows(philox(quad, step, chain, _STREAM, seed))
         moved = tl.where(noise_std == 0, moved, tl.fma(noise_std, noise, moved))
@@ -125,7 +125,6 @@ def update_rows(
         if noise_std != 0:
             noise = normal_rows(philox(quad, step, chain, _STREAM, seed))
             moved = tl.fma(noise_std, noise, moved)
-    moved = tl.where(valid[:, None], moved, float("nan"))
     moved = limited(moved, clamp_min, clamp_max)
     if lower_bounds is not None:
         low_at = offsets(chain_slot, channel, pixel, element, elements, strides[6])
@@ -183,7 +182,7 @@ def step_kernel(
     QUADS: tl.constexpr,
     NUM_CHAINS: tl.constexpr,
 ) -> None:
-    """One row (quad of a chain) a thread."""
+    """Two rows (quads of a chain) a thread."""
     slot, quad, inside = rows_of_program(batch, elements, QUADS, NUM_CHAINS)
     seed, step, index = tl.load(key), tl.load(key + 1), tl.load(key + 2)
     images = (out, x, grad, mask, known, data_target, lower_bounds, upper_bounds)

@@ -17,7 +17,7 @@ from torch import Tensor
 from ... import rng
 from ..langevin import SUM_LANES
 from ..mclmc import AGAINST, LARGEST_DELTA
-from .philox import INTERPRETED, ROWS, WARPS, addressable, chain_of, check_readable_address, normal_rows, philox
+from .philox import INTERPRETED, WARPS, addressable, chain_of, check_readable_address, normal_rows, philox
 
 _STREAM = tl.constexpr(int(rng.Stream.REFRESH))
 _AGAINST, _LARGEST_DELTA = tl.constexpr(AGAINST), tl.constexpr(LARGEST_DELTA)
@@ -267,7 +267,7 @@ def mclmc_kernel(
 def tile_of_chains(batch: int, elements: int) -> tuple[int, int, int]:
     """(chains, lanes, warps) of a program: one quad a thread where there are as many."""
     lanes = min(SUM_LANES, max(4, 1 << (elements - 1).bit_length()))
-    chains = max(1, ROWS * 4 // lanes)
+    chains = max(1, 4 * (1 << 16 if INTERPRETED else 32 * WARPS) // lanes)  # with two quads, its registers spill
     if INTERPRETED:
         chains = min(chains, 1 << (batch - 1).bit_length())
     return chains, lanes, max(WARPS, lanes // 128)

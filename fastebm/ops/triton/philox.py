@@ -6,8 +6,6 @@ quads of NUM_CHAINS chains, so that tiny images (4x4 is four quads) fill its lan
 
 from __future__ import annotations
 
-import os
-
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -15,16 +13,19 @@ from torch import Tensor
 from ... import rng
 from ..normal import COSINE, LOG, SINE, check_addressable, expand_chain_ids
 
-# One row a thread. The interpreter pays for each operation and not for each row, so it gets long programs.
+# Two rows a thread: key, schedule and the keys of rounds, which are the same for both, are worked out once. The
+# interpreter pays for each operation and not for each row, so it gets long programs.
 WARPS = 4
-INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") not in ("", "0")
-ROWS = 1 << 16 if INTERPRETED else 32 * WARPS
+INTERPRETED: bool = triton.knobs.runtime.interpret
+QUADS_A_THREAD = 2
+ROWS = 1 << 16 if INTERPRETED else 32 * WARPS * QUADS_A_THREAD
+_INTERPRETED = tl.constexpr(INTERPRETED)
 
 _MULTIPLIER0, _MULTIPLIER1 = tl.constexpr(0xD2511F53), tl.constexpr(0xCD9E8D57)
 _WEYL0, _WEYL1 = tl.constexpr(0x9E3779B9), tl.constexpr(0xBB67AE85)
 _MAX_STEP, _MAX_CHAIN = tl.constexpr(rng.MAX_STEP), tl.constexpr(rng.MAX_CHAIN)
 _LOG, _SINE, _COSINE = (tl.constexpr(tuple(coefficients)) for coefficients in (LOG, SINE, COSINE))
-_MINUS_TWO_LOG_TWO = tl.constexpr(float.fromhex("-0x1.62e430p+0"))
+_MINUS_TWO_LOG_TWO = tl.constexpr(float.fromhex("-0x1.62e430p-23"))
 
 
 @triton.jit
@@ -52,6 +53,24 @@ def polynomial(x: tl.tensor, COEFFICIENTS: tl.constexpr, COUNT: tl.constexpr) ->
 
 
 @triton.jit
+def root_of_log(x: tl.tensor) -> tl.tensor:
+    """The rounded square root of x = 0 or x in [2^-24, 2^7], without the branches that all of float32 takes.
+
+    Newton's steps of csrc/normal.h, from any number within 4 units in the last place of 1 / sqrt(x).
+    """
+    if _INTERPRETED:
+        return tl.sqrt_rn(x)
+    else:
+        inverse = tl.inline_asm_elementwise(
+            "rsqrt.approx.ftz.f32 $0, $1;", "=f,f", [x + 2.0**-100], tl.float32, is_pure=True, pack=1
+        )
+        root, half = x * inverse, 0.5 * inverse
+        error = tl.fma(-root, half, 0.5)
+        root, half = tl.fma(root, error, root), tl.fma(half, error, half)
+        return tl.fma(tl.fma(-root, root, x), half, root)
+
+
+@triton.jit
 def uniform_from_bits(bits: tl.tensor) -> tl.tensor:
     """float32 in (0, 1]."""
     return tl.fma(bits.to(tl.float32), 2.0**-32, 2.0**-33)
@@ -61,15 +80,16 @@ def uniform_from_bits(bits: tl.tensor) -> tl.tensor:
 def minus_two_log(u: tl.tensor) -> tl.tensor:
     """-2 log(u) for u in (0, 1]."""
     bits = u.to(tl.int32, bitcast=True)
-    k = (bits - 0x3F3504F3) >> 23
-    f = (bits - (k << 23)).to(tl.float32, bitcast=True) - 1.0
-    return tl.fma(k.to(tl.float32), _MINUS_TWO_LOG_TWO, tl.fma(f * f, polynomial(f, _LOG, 8), -2.0 * f))
+    scaled = (bits - 0x3F3504F3) & -0x800000  # 2^23 k where u is 2^k (1 + f)
+    f = (bits - scaled).to(tl.float32, bitcast=True) - 1.0
+    log1p = tl.fma(f * f, polynomial(f, _LOG, 8), -2.0 * f)
+    return tl.fma(scaled.to(tl.float32), _MINUS_TWO_LOG_TWO, log1p)
 
 
 @triton.jit
-def cos_sin_turn(u: tl.tensor) -> tl.tuple:
-    """cos and sin of 2 pi u for u in (0, 1]."""
-    quarters = 4.0 * u
+def cos_sin_turn(bits: tl.tensor) -> tl.tuple:
+    """cos and sin of an angle, (bits + 1/2) / 2^32 of a turn."""
+    quarters = tl.fma(bits.to(tl.float32), 2.0**-30, 2.0**-31)
     quadrant = (quarters + 0.5).to(tl.int32)
     r = quarters - quadrant.to(tl.float32)
     z = r * r
@@ -84,8 +104,8 @@ def cos_sin_turn(u: tl.tensor) -> tl.tuple:
 @triton.jit
 def normal_pair(radius_bits: tl.tensor, angle_bits: tl.tensor) -> tl.tuple:
     """Two independent standard normals: radius from the first word, angle from the second."""
-    radius = tl.sqrt_rn(minus_two_log(uniform_from_bits(radius_bits)))
-    cosine, sine = cos_sin_turn(uniform_from_bits(angle_bits))
+    radius = root_of_log(minus_two_log(uniform_from_bits(radius_bits)))
+    cosine, sine = cos_sin_turn(angle_bits)
     return radius * cosine, radius * sine
 
 

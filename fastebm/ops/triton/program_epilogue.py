@@ -30,6 +30,7 @@ class Step(NamedTuple):
         pixel: numbers from pixel to pixel of the operand; 0 where all columns share one.
         flat: whether the operand is one row of channels for all pixels and images.
         own: whether the buffer was written by this epilogue before.
+        approximate: whether an activation takes the GPU's approximate instructions, as in a program of bfloat16.
     """
 
     op: int
@@ -43,6 +44,7 @@ class Step(NamedTuple):
     pixel: int = 0
     flat: bool = False
     own: bool = False
+    approximate: bool = False
 
 
 (
@@ -141,16 +143,16 @@ def done(
         v *= read(operand, place, row, image_stride, STEP, CHANNELS)
     elif STEP.op == _ACTIVATE:
         a, b, c = parameters(numbers, at, STEP.activation)
-        v = activate(v, a, b, c, STEP.activation)
+        v = activate(v, a, b, c, STEP.activation, STEP.approximate)
     elif STEP.op == _ACTIVATE_KEEPING:
         a, b, c = parameters(numbers, at, STEP.activation)
-        kept = derivative(v, a, b, c, STEP.activation, False)
+        kept = derivative(v, a, b, c, STEP.activation, False, STEP.approximate)
         write(kept, operand, place, row, image_stride, STEP, CHANNELS)
-        v = activate(v, a, b, c, STEP.activation)
+        v = activate(v, a, b, c, STEP.activation, STEP.approximate)
     elif STEP.op == _SLOPE:
         a, b, c = parameters(numbers, at, STEP.activation)
         h = read(operand, place, row, image_stride, STEP, CHANNELS)
-        v *= derivative(h, a, b, c, STEP.activation, STEP.of_result)
+        v *= derivative(h, a, b, c, STEP.activation, STEP.of_result, STEP.approximate)
     elif STEP.op == _STORE:
         write(v, operand, place, row, image_stride, STEP, CHANNELS)
     elif STEP.op == _STORE_GRADIENT:

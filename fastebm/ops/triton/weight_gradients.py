@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..instructions import Buffer, Layout, PlannedProgram
 from ..weight_gradients import WeightKind, WeightTask, check_call, checked_tasks
+from .compiling import Launcher, launch_together
 from .philox import INTERPRETED
 from .program import product
 
@@ -218,11 +219,15 @@ def weight_gradients(
     if len(factors) == 0:
         return
     numbers = workspace.view(_STORED[program.header.bytes])
-    for task in found:
-        kernel, programs, arguments = call_of(program, task)
-        places = [numbers[at:] if at >= 0 else None for at in first_numbers(program, task)]
-        options = {"num_warps": 4, "num_stages": STAGES, "enable_fp_fusion": False}
-        kernel[(programs,)](results[task.result], factors, *places, len(factors), *arguments, **options)
+
+    def launch_all(launcher: Launcher) -> None:
+        for task in found:
+            kernel, programs, arguments = call_of(program, task)
+            places = [numbers[at:] if at >= 0 else None for at in first_numbers(program, task)]
+            options = {"num_warps": 4, "num_stages": STAGES, "enable_fp_fusion": False}
+            launcher(kernel, programs, results[task.result], factors, *places, len(factors), *arguments, **options)
+
+    launch_together((code.numpy().tobytes(), tasks.numpy().tobytes(), factors.device), launch_all)
 
 
 def first_numbers(program: PlannedProgram, task: WeightTask) -> tuple[int, int]:

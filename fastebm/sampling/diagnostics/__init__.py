@@ -7,12 +7,14 @@ from fastebm.sampling.diagnostics.observer import (
     LevelDiagnostics,
     run_observed,
 )
+from fastebm.sampling.diagnostics.readings import ChainReadings
 from fastebm.sampling.diagnostics.streaming import Diagnostics
 from fastebm.sampling.diagnostics.summary import ChainSummary
 from fastebm.sampling.diagnostics.swaps import SwapCounter, SwapSummary
 
 __all__ = [
     "BatchedDiagnostics",
+    "ChainReadings",
     "ChainSummary",
     "Diagnostics",
     "DiagnosticsObserver",

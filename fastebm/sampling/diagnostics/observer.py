@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -16,6 +16,16 @@ from fastebm.scalars import as_count, shown
 
 OBSERVATIONS = 512
 """Of a long chain, at least."""
+
+
+class Reader(Protocol):
+    """What `run_observed` hands the updates to that it reads."""
+
+    def updates_until_read(self, done: int) -> int:
+        """How many updates after `done` earlier ones end with one that is read; at least 1."""
+
+    def callback(self, k: int, x: Tensor, info: Any) -> None:
+        """Reads update k, counted from 1."""
 
 
 class DiagnosticsObserver:
@@ -62,7 +72,7 @@ def run_observed(
     sampler: Any,
     state: Any,
     num_steps: int,
-    observer: DiagnosticsObserver,
+    observer: Reader,
     observers: Sequence[Observer] = (),
     callback: Callable[[int, Tensor, Any], None] | None = None,
     thin: int = 1,

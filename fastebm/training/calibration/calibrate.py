@@ -7,13 +7,18 @@ samples have a gradient, such as a VAE's decoder or a normalising flow. At test 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from fastebm.sampling import Langevin, Schedule, linear
+from fastebm.sampling.diagnostics import ChainReadings, run_observed
+from fastebm.sampling.observers import checking_finite
 from fastebm.sampling.schedules import evaluate
+from fastebm.sampling.state import ChainState
 
 
 @dataclass(frozen=True)
@@ -49,6 +54,7 @@ def calibrate(
     start_step: int = 0,
     data_term: DataTerm | None = None,
     check: bool = True,
+    readings: Callable[[ChainState], ChainReadings | None] | None = None,
 ) -> Tensor:
     """The ends of chains of `num_steps` Langevin steps that start at `samples`: of their shape and dtype, and detached.
 
@@ -59,6 +65,7 @@ def calibrate(
         seed, chain_ids, start_step, check: as in `Langevin.sample`. A second chain from the same samples takes another
             `start_step`.
         data_term: a pull of the chains back to their starts.
+        readings: called with the chains at their start; returns what then reads them, or None, as in `Cascade.sample`.
 
     Raises FloatingPointError for samples that are not finite, unless `check` is False.
 
@@ -78,7 +85,13 @@ def calibrate(
     if data_term is not None and data_term.weight:
         weight: float | Schedule = linear(data_term.weight, 0.0) if num_steps > 1 else data_term.weight
         target = (start, weight, data_term.hinge * math.prod(start.shape[1:]))
-    return sampler.sample(start, num_steps, seed, chain_ids, start_step=start_step, data_term=target, check=check)
+    options: dict[str, Any] = {"start_step": start_step, "data_term": target}
+    if readings is not None:
+        state = sampler.init(start, seed, chain_ids, num_steps=num_steps, **options)
+        if (reader := readings(state)) is not None:
+            with torch.no_grad(), checking_finite(state, check) as watch:
+                return run_observed(sampler, state, num_steps, reader, [*watch, reader]).x
+    return sampler.sample(start, num_steps, seed, chain_ids, check=check, **options)
 
 
 def calibration_loss(samples: Tensor, targets: Tensor) -> Tensor:

@@ -14,7 +14,8 @@ from fastebm.runs.nets import outline, with_weights
 from fastebm.sampling import Langevin
 from fastebm.training.calibration.calibrate import DataTerm, calibrate
 from fastebm.training.calibration.config import CalibratedConfig, GeneratorConfig
-from fastebm.training.trainer.energy_loss import EnergyLoss
+from fastebm.training.trainer.energy_loss import EnergyLoss, beyond_hinge
+from fastebm.training.trainer.flight import FlightRecorder
 from fastebm.training.trainer.metrics import Metrics, energy_update_metrics
 from fastebm.training.trainer.parts import Part, Parts
 from fastebm.training.trainer.weights import (
@@ -66,28 +67,38 @@ class EnergyTrainer:
     The sampler is made once, as an energy gradient analyses its energy at the first use.
     """
 
-    def __init__(self, config: CalibratedConfig, net: MultiScaleEnergy, parts: Parts) -> None:
+    def __init__(self, config: CalibratedConfig, net: MultiScaleEnergy, parts: Parts, recorder: FlightRecorder) -> None:
         self.config = config
+        self.recorder = recorder
         self.net = net
         self.parts = parts
         rate, betas = config.energy_learning_rate, config.adam_betas
         self.optimizer = adam(net.parameters(), rate, betas, shard=config.shard_optimizer)
         dtype = getattr(torch, config.dtype)
-        self.sampler = Langevin(net, config.step_size, config.noise_std, dtype=dtype, engine=config.engine)
+        self.sampler = Langevin(
+            net,
+            config.step_size,
+            config.noise_std,
+            dtype=dtype,
+            engine=config.engine,
+            grad_norm_clip=config.chain_clip or None,
+        )
         self.weights = weight_gradient(net, dtype=getattr(torch, config.update_dtype), engine=config.engine)
         self.data_term = DataTerm(config.data_term_weight, config.data_term_hinge)
 
     def chain_ends(self, samples: Tensor, seed: int, first_chain_id: int, start_step: int = 0) -> Tensor:
         """The ends of chains that start at `samples`, float32. Energies that are not finite are left to the guard."""
+        read, num_steps = self.recorder.readings("the generator"), self.config.num_steps
         return calibrate(
             samples.detach().contiguous(),
             self.sampler,
-            self.config.num_steps,
+            num_steps,
             seed,
             first_chain_id,
             start_step=start_step,
             data_term=self.data_term,
             check=False,
+            readings=None if read is None else lambda state: read(self.sampler, state, num_steps),
         )
 
     def gradient(self, parts: Sequence[Part], real: Sequence[Tensor], ends: Sequence[Tensor]) -> Metrics:
@@ -95,24 +106,28 @@ class EnergyTrainer:
 
         Returns the metrics of the update.
         """
-        drawn = zip(parts, real, ends, strict=True)
-        found = self.parts.gradients(self.net, self.optimizer, lambda each: self._part_gradient(*each), drawn)
-        return energy_update_metrics(self.net, *self.parts.loss_and_energies(found, self.config.batch_size))
+        drawn = list(zip(parts, real, ends, strict=True))
 
-    def _part_gradient(self, part: Part, real: Tensor, ends: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Adds the gradient of a part's share of the loss to those that are there.
+        def gradients(contrast: float) -> tuple[Tensor, Tensor, Tensor]:
+            loss = EnergyLoss.of(self.config, contrast=contrast)
+            found = self.parts.gradients(
+                self.net, self.optimizer, lambda each: loss.backward(self.weights, *each), drawn
+            )
+            return self.parts.loss_and_energies(found, self.config.batch_size)
 
-        Returns that share and the energies of data and chain ends (B,).
-        """
-        return EnergyLoss(self.config.energy_l2).backward(self.weights, part, real, ends)
+        loss, data, samples = gradients(1.0)
+        if beyond_hinge(self.config, data, samples):
+            loss, _, _ = gradients(0.0)
+        self.recorder.finish({}, data, samples, self.net)
+        return energy_update_metrics(self.net, loss, data, samples)
 
     @torch.no_grad()
-    def largest(self, real: Tensor, ends: Tensor) -> Metrics:
-        """The largest magnitudes of energies, as the guard takes them."""
+    def energies(self, real: Tensor, ends: Tensor) -> tuple[Tensor, Tensor]:
+        """Energies of images and of chain ends, (B,) each, in eval mode."""
         self.net.eval()
-        data, samples = (self.net(images).abs().max() for images in (real, ends))
+        data, samples = (self.net(images) for images in (real, ends))
         self.net.train()
-        return {"largest_energy_data": data, "largest_energy_samples": samples}
+        return data, samples
 
     def tensors(self) -> dict[str, Tensor]:
         """What a checkpoint keeps of the energy, by name."""

@@ -18,6 +18,7 @@ from fastebm.runs.nets import initialized
 from fastebm.training.calibration.calibrate import DualUpdate
 from fastebm.training.calibration.config import CalibratedConfig, GeneratorConfig
 from fastebm.training.calibration.energy import EnergyTrainer, new_energy
+from fastebm.training.trainer.energy_loss import brake
 from fastebm.training.trainer.guard import DivergedError
 from fastebm.training.trainer.loop import Trainer
 from fastebm.training.trainer.metrics import to_floats
@@ -87,6 +88,7 @@ class GeneratorTrainer(Trainer):
             update_ema(self.ema_generator, self.generator, self.config.ema)
 
     def _check_finite(self, iteration: int, metrics: Mapping[str, float]) -> None:
+        self.recorder.finish(metrics)
         for name, value in metrics.items():
             if not abs(value) < float("inf"):
                 raise DivergedError(iteration, f"{name} is {value}")
@@ -143,7 +145,7 @@ class CalibratedTrainer(GeneratorTrainer):
         super().reset()
         self.weight = self.config.lambda_start
         energy = initialized(lambda: new_energy(self.config), self.device)
-        self.energy = None if energy is None else EnergyTrainer(self.config, energy, self.parts)
+        self.energy = None if energy is None else EnergyTrainer(self.config, energy, self.parts, self.recorder)
 
     @property
     def calibrating(self) -> bool:
@@ -173,8 +175,9 @@ class CalibratedTrainer(GeneratorTrainer):
             real = [add_noise(x, std, seed=self.seed, positions=p.number) for p, x in zip(parts, real, strict=True)]
         with self._autocast():
             metrics = to_floats(energy.gradient(parts, real, ends))
+        self.recorder.finish(metrics)
         self.guard.check(self.iteration + 1, metrics)
-        step(energy.optimizer, self.config.energy_learning_rate * factor)
+        step(energy.optimizer, self.config.energy_learning_rate * factor * brake(self.config, metrics["gap"]))
         return metrics
 
     def _update_weight(self, loss: float) -> None:
@@ -188,11 +191,12 @@ class CalibratedTrainer(GeneratorTrainer):
 
         `real` and `samples` are those of each of its parts.
         """
-        parts, largest = self._parts(), []
-        for part, images, starts in zip(parts, real, samples, strict=True):
-            largest.append(energy.largest(images, energy.chain_ends(starts, self.seed, part.number)))
-        found = to_floats(self.parts.means(largest, [len(part) for part in parts]))
-        self.guard.check(self.iteration, found | {"gradient_norm": 0.0})
+        parts = self._parts()
+        found = [
+            energy.energies(images, energy.chain_ends(starts, self.seed, part.number))
+            for part, images, starts in zip(parts, real, samples, strict=True)
+        ]
+        self._check_energies(energy.net, parts, found)
 
     def collect(self) -> None:
         super().collect()

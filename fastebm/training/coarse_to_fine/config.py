@@ -50,6 +50,7 @@ class CoarseToFineConfig(EnergyTrainerConfig):
         "start_noise": (0, 1e6),
         "start_temperature": (0, 1e6),
         "hole_starts": (0, 0.99),
+        "step_shrink": (1e-3, 1),
         "domain": (-1, 2**31),
         "max_batch": (0, 2**20),
         "recompute_from": (0, 2**20),
@@ -77,6 +78,9 @@ class CoarseToFineConfig(EnergyTrainerConfig):
     num_steps: int = 15
     """number of Langevin steps of a chain at each resolution"""
     step_size: float = 1.0
+    step_shrink: float = 1.0
+    """factor on the step size of a chain, up to the end of its resolution, after each Langevin step that raised its
+    energy; 1 for none"""
     noise_start: float = 0.015
     """standard deviation of the noise of a chain's first Langevin step, at the lowest resolution"""
     noise_end: float = 0.0

@@ -120,6 +120,8 @@ def _chain_options(config: CoarseToFineConfig) -> dict[str, Any]:
         "noise_std": linear(config.noise_start, config.noise_end),
         "dtype": getattr(torch, config.dtype),
         "engine": config.engine,
+        "step_shrink": config.step_shrink,
+        "grad_norm_clip": config.chain_clip or None,
     }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -24,6 +24,8 @@ from fastebm.runs.folder import RunFolder
 from fastebm.runs.nets import initialized
 from fastebm.sampling import data_term_weight
 from fastebm.sampling.cascade import Level, LevelSampler
+from fastebm.sampling.diagnostics import ChainReadings
+from fastebm.sampling.state import ChainState
 from fastebm.training.coarse_to_fine.config import CoarseToFineConfig, Stage
 from fastebm.training.coarse_to_fine.run import (
     CoarseToFineRun,
@@ -36,7 +38,7 @@ from fastebm.training.coarse_to_fine.run import (
 )
 from fastebm.training.images import ImageLevels, split_by_label
 from fastebm.training.tensorboard import TensorBoardWriter
-from fastebm.training.trainer.energy_loss import EnergyLoss
+from fastebm.training.trainer.energy_loss import EnergyLoss, beyond_hinge, brake
 from fastebm.training.trainer.loop import Trainer
 from fastebm.training.trainer.metrics import Metrics, energy_update_metrics, to_floats
 from fastebm.training.trainer.parts import Part
@@ -106,16 +108,23 @@ class CoarseToFineTrainer(Trainer):
             fake, motion = self._fake_images(stage, beta, part, real, self._start_images(stage, part, real, sources))
             drawn.append((part, real, fake, motion))
 
-        def gradient(drawn: tuple[Part, Tensor, Tensor, Metrics]) -> tuple[Tensor, Tensor, Tensor]:
-            part, real, fake, _ = drawn
-            return self._part_gradient(stage, part, real, fake, beta)
+        def gradients(contrast: float) -> tuple[Tensor, Tensor, Tensor]:
+            def gradient(drawn: tuple[Part, Tensor, Tensor, Metrics]) -> tuple[Tensor, Tensor, Tensor]:
+                part, real, fake, _ = drawn
+                return self._part_gradient(stage, part, real, fake, beta, contrast)
 
-        found = self.parts.gradients(self.net, self.optimizer, gradient, drawn)
-        metrics = energy_update_metrics(self.net, *self.parts.loss_and_energies(found, stage.batch_size))
+            found = self.parts.gradients(self.net, self.optimizer, gradient, drawn)
+            return self.parts.loss_and_energies(found, stage.batch_size)
+
+        loss, data, samples = gradients(1.0)
+        if beyond_hinge(self.config, data, samples):
+            loss, _, _ = gradients(0.0)
+        metrics = energy_update_metrics(self.net, loss, data, samples)
         started = [len(self._from_noise(stage, part)) for part, *_ in drawn]
         numbers = to_floats(metrics | self.parts.means([motion for *_, motion in drawn], started))
+        self.recorder.finish(numbers, data, samples, self.net)
         self.guard.check(self.iteration + 1, numbers)
-        step(self.optimizer, self.learning_rate)
+        step(self.optimizer, self.learning_rate * brake(self.config, numbers["gap"]))
         if self.config.ema:
             update_ema(self.ema_net, self.net, self.config.ema)
         self.iteration += 1
@@ -123,7 +132,7 @@ class CoarseToFineTrainer(Trainer):
 
     def check_before_save(self) -> None:
         stage, beta = self.last_stage, self.config.beta_at(self.iteration - 1)
-        largest, parts = [], self.parts.of(stage.batch_size, self._first_image(stage))
+        found, parts = [], self.parts.of(stage.batch_size, self._first_image(stage))
         with torch.no_grad():
             for part in parts:
                 real = self.images.at(stage.size, part.rows(), self.device)
@@ -133,11 +142,9 @@ class CoarseToFineTrainer(Trainer):
                     starts = self.sources.at(stage.size, noisy.rows(self._first_noisy(stage)), self.device)
                 fake, _ = self._fake_images(stage, beta, part, real, starts)
                 self.net.eval()
-                energies = {name: self.net(images, beta) for name, images in (("data", real), ("samples", fake))}
+                found.append(tuple(self.net(images, beta) for images in (real, fake)))
                 self.net.train()
-                largest.append({f"largest_energy_{name}": found.abs().max() for name, found in energies.items()})
-        found = to_floats(self.parts.means(largest, [len(part) for part in parts]))
-        self.guard.check(self.iteration, found | {"gradient_norm": 0.0})
+        self._check_energies(self.net, parts, found)
 
     @property
     def images_seen(self) -> int:
@@ -187,6 +194,7 @@ class CoarseToFineTrainer(Trainer):
         """
         free, filling, noisy = (of(stage, part) for of in (self._from_noise, self._from_holes, self._from_noisy))
         motion: Metrics = dict.fromkeys(("displacement", "clamped"), torch.zeros((), device=self.device))
+        at_clamp = (real.abs() >= 1).float().mean()
         ends = []
         if len(free):
             fake, motion = self._sample_chains(stage, beta, free.number, len(free))
@@ -197,7 +205,7 @@ class CoarseToFineTrainer(Trainer):
             first = part.first + self._first_noisy(stage)
             ends.append(self._sample_denoising(stage, beta, noisy.number, starts, first))
         fake = torch.cat(ends)
-        return (fake.clamp(-1, 1) if self.config.clamp_ends else fake), motion
+        return (fake.clamp(-1, 1) if self.config.clamp_ends else fake), motion | {"clamped_data": at_clamp}
 
     def _sample_inpainting(self, stage: Stage, beta: float, first: int, images: Tensor) -> Tensor:
         """The ends of chains, with ids from `first` on, that fill in a hole in each of `images`."""
@@ -206,7 +214,7 @@ class CoarseToFineTrainer(Trainer):
         where: dict[str, Any] = {"seed": self.seed, "stream": Stream.HOLE, "chain_ids": first}
         noise = HOLE_NOISE * (2 * uniform(images.shape, step=2, device=self.device, **where) - 1)
         start = neighbour_mean(images, holes) + noise
-        return self._sample_from(stage, beta, first, start, mask=~holes, known=images)
+        return self._sample_from(stage, beta, first, start, "holes", mask=~holes, known=images)
 
     def _sample_denoising(self, stage: Stage, beta: float, first: int, images: Tensor, first_of_all: int) -> Tensor:
         """The ends of chains, with ids from `first` on, that start at `images` after noise is added.
@@ -222,17 +230,29 @@ class CoarseToFineTrainer(Trainer):
         noisy = images + std[:, :, None, None] * noise
         start = noisy.clamp(-1, 1)
         if not config.start_temperature:
-            return self._sample_from(stage, beta, first, start)
+            return self._sample_from(stage, beta, first, start, "noisy images")
         weight = torch.tensor(
             data_term_weight(config.start_temperature, std.item()), device="cpu"
         )  # float32, as the schedule is
-        return self._sample_from(stage, beta, first, start, data_term=(noisy, weight))
+        return self._sample_from(stage, beta, first, start, "noisy images", data_term=(noisy, weight))
 
-    def _sample_from(self, stage: Stage, beta: float, first: int, start: Tensor, **constraints: Any) -> Tensor:
+    def _sample_from(
+        self, stage: Stage, beta: float, first: int, start: Tensor, kind: str, **constraints: Any
+    ) -> Tensor:
         """The ends of chains at the stage's resolution; `constraints` are arguments of `LevelSampler.sample`."""
-        size = self.config.max_batch or None
-        sampler = self._sampler(stage, beta)
-        return sampler.sample(None, self.seed, first, x0=start, batch_size=size, check=False, **constraints)
+        options: dict[str, Any] = {
+            "batch_size": self.config.max_batch or None,
+            "check": False,
+            "readings": self._readings(stage, kind),
+        }
+        return self._sampler(stage, beta).sample(None, self.seed, first, x0=start, **options, **constraints)
+
+    def _readings(self, stage: Stage, kind: str) -> Callable[[Level, ChainState], ChainReadings | None] | None:
+        """What the flight recorder reads of chains that have this kind of start, at the stage's resolution."""
+        read = self.recorder.readings(kind)
+        if read is None:
+            return None
+        return lambda level, state: read(level.sampler, state, level.num_steps) if level.size == stage.size else None
 
     def _sample_chains(self, stage: Stage, beta: float, first: int, count: int) -> tuple[Tensor, Metrics]:
         """The ends of `count` chains from noise, with ids from `first` on, and metrics of their last level."""
@@ -250,6 +270,7 @@ class CoarseToFineTrainer(Trainer):
             batch_size=self.config.max_batch or None,
             check=False,  # energies that are not finite are left to the guard
             on_level_start=keep,
+            readings=self._readings(stage, "noise"),
         )
         motion = {
             "displacement": (fake - torch.cat(starts)).abs().mean(),
@@ -258,7 +279,7 @@ class CoarseToFineTrainer(Trainer):
         return fake, motion
 
     def _part_gradient(
-        self, stage: Stage, part: Part, real: Tensor, fake: Tensor, beta: float
+        self, stage: Stage, part: Part, real: Tensor, fake: Tensor, beta: float, contrast: float = 1.0
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Adds the gradient of a part's share of the loss to those that are there.
 
@@ -267,7 +288,8 @@ class CoarseToFineTrainer(Trainer):
         self._blend.fill_(beta)
         weights = self._weights.get(beta, self._fading_weights)
         with self._recomputing(stage, real[:1], beta, enabled=weights.engine == "autograd"):
-            return EnergyLoss(self.config.energy_l2).backward(weights, part, real, fake, self.config.max_batch)
+            loss = EnergyLoss.of(self.config, contrast=contrast)
+            return loss.backward(weights, part, real, fake, self.config.max_batch)
 
     @contextmanager
     def _recomputing(self, stage: Stage, image: Tensor, beta: float, *, enabled: bool) -> Iterator[None]:

@@ -18,6 +18,7 @@ Engine = Literal["auto", "fused", "autograd"]
 
 MUTABLE_FIELDS = frozenset(
     {
+        "flight_updates",
         *("engine", "retries", "log_every", "checkpoint_every", "keep_checkpoints", "pictures_every", "tensorboard"),
         "shard_optimizer",
     }
@@ -58,6 +59,7 @@ class TrainerConfig(ABC):
         "checkpoint_every": (1, 10**9),
         "keep_checkpoints": (1, 10**9),
         "pictures_every": (0, 10**9),
+        "flight_updates": (0, 10**5),
     }
 
     channels: int = 3
@@ -103,6 +105,9 @@ class TrainerConfig(ABC):
     """number of checkpoints that are kept, the newest ones"""
     pictures_every: int = 0
     """number of iterations between pictures; the end of a stage always makes some; 0 makes no others"""
+    flight_updates: int = 200
+    """number of the last updates that the flight recorder keeps in memory, to be written when the guard goes back; 0
+    for no recorder"""
     tensorboard: bool = False
     """write the log and the samples for TensorBoard too"""
 
@@ -110,7 +115,7 @@ class TrainerConfig(ABC):
         check_fields(self)
         for name, (low, high) in ranges_of(type(self)).items():
             for value in values if isinstance(values := getattr(self, name), tuple) else (values,):
-                if not low <= value <= high:
+                if value is not None and not low <= value <= high:
                     raise ValueError(f"{name} must lie in [{low:g}, {high:g}], got {shown(value)}")
         if self.microbatches > self.smallest_batch:
             raise ValueError(
@@ -168,6 +173,12 @@ class EnergyTrainerConfig(TrainerConfig):
     ranges: ClassVar[Ranges] = {
         "data_noise": (0, 1e6),
         "energy_l2": (0, 1e6),
+        "chain_clip": (0, 1e30),
+        "gap_brake": (0, 1e30),
+        "gap_hinge": (-1e30, 1e30),
+        "trim": (0, 0.9),
+        "gradient_penalty": (0, 1e6),
+        "chain_kl": (0, 1e6),
         "max_energy": (1e-12, 1e30),
         "max_gap": (1e-12, 1e30),
     }
@@ -176,6 +187,21 @@ class EnergyTrainerConfig(TrainerConfig):
     """standard deviation of the noise on the real images that the energy sees, which lie in [-1, 1]"""
     energy_l2: float = 0.0
     """weight of the mean squared energy in the loss of the energy"""
+    chain_clip: float = 0.0
+    """largest norm of the energy's gradient in a step of a chain; larger ones are shortened to it; 0 for no clip"""
+    gap_brake: float = 0.0
+    """gap, samples minus data, above which the learning rate of an update is multiplied by gap_brake / gap; 0 for no
+    brake"""
+    gap_hinge: float | None = None
+    """gap above which the loss of an update leaves out the energies of data and samples and keeps its other terms, so
+    that samples are not driven further up; by default there is none"""
+    trim: float = 0.0
+    """share of the samples, those of the highest energies, that the loss leaves out of their mean"""
+    gradient_penalty: float = 0.0
+    """weight of the mean squared norm of the energy's gradient at the ends of chains in the loss of the energy"""
+    chain_kl: float = 0.0
+    """weight of the KL term of improved contrastive divergence in the loss of the energy, which is differentiated
+    through one more step from the ends of chains"""
     max_energy: float = 1000.0
     """magnitude of an energy above which the guard rolls the run back"""
     max_gap: float = 1000.0

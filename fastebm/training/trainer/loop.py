@@ -13,12 +13,12 @@ import dataclasses
 import time
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fastebm import distributed
 from fastebm.runs.checkpoints import Checkpoint
@@ -28,9 +28,10 @@ from fastebm.runs.run import Run, belongs_to
 from fastebm.training.images import ImageLevels
 from fastebm.training.tensorboard import TensorBoardWriter
 from fastebm.training.trainer.config import TrainerConfig
+from fastebm.training.trainer.flight import FlightRecorder, take_request, write_record
 from fastebm.training.trainer.guard import DivergedError, Guard
-from fastebm.training.trainer.metrics import RunningMeans
-from fastebm.training.trainer.parts import Parts
+from fastebm.training.trainer.metrics import RunningMeans, to_floats
+from fastebm.training.trainer.parts import Part, Parts
 from fastebm.training.trainer.progress import ProgressBar
 from fastebm.training.trainer.signals import StoppedError, StopRequest
 
@@ -42,6 +43,7 @@ class Trainer(ABC):
 
     Attributes:
         run_type: the class of the method's runs, which knows the tensors of a checkpoint.
+        recorder: keeps what the last updates were like; of several ranks, that of the first one records its own chains.
         parts: cuts the batch of an update into parts, and knows the ranks that compute them.
         hint: the settings that may stop energies from exploding, for the message of `DivergedError`.
         iteration: the number of updates so far.
@@ -59,9 +61,11 @@ class Trainer(ABC):
         self.ranks = distributed.ranks()
         self.parts = Parts(self.ranks, config.microbatches, config.smallest_batch)
         self.guard = Guard(**config.guard_bounds, retries=config.retries, retry_lr_factor=config.retry_lr_factor)
+        self.recorder = FlightRecorder(config.flight_updates if self.ranks.first else 0)
         self.iteration = 0
         self.elapsed_seconds = 0.0
         self.means = RunningMeans()
+        self._note = ""
         self.reset()
 
     @abstractmethod
@@ -135,6 +139,7 @@ class Trainer(ABC):
         """Trains from the folder's newest checkpoint to the end; arguments and errors as of `fastebm.train`."""
         if checkpoint is not None:
             self.load_checkpoint(checkpoint)
+            self.recorder.clear(f"the run was resumed at iteration {self.iteration:,}, and nothing before is recorded")
         first = self.ranks.first
         if first:
             with folder.writing("the log"):
@@ -146,14 +151,18 @@ class Trainer(ABC):
             ProgressBar.over(self.config.total_iterations, self.iteration, first and progress) as bar,
             StopRequest.handle_signals() as request,
         ):
-            for line in self._iterate(folder, bar, board, request, first and save_pictures):
-                if not first:
-                    continue
-                with folder.writing("the log"):
-                    folder.log.append(line)
-                board.add_scalars(line)
-                if on_log is not None:
-                    on_log(line)
+            try:
+                for line in self._iterate(folder, bar, board, request, first and save_pictures):
+                    if not first:
+                        continue
+                    with folder.writing("the log"):
+                        folder.log.append(line)
+                    board.add_scalars(line)
+                    if on_log is not None:
+                        on_log(line)
+            except FloatingPointError as error:
+                self._write_flight(folder, "the run crashed", str(error))
+                raise
             request.raise_if_interrupted()
 
     def _iterate(
@@ -165,25 +174,34 @@ class Trainer(ABC):
         while self.iteration < config.total_iterations:
             request.raise_if_interrupted()
             line = {"iteration": self.iteration + 1, **self.log_fields(), "attempt": self.guard.attempt}
+            self.recorder.begin(line)
             try:
                 metrics = self.update()
+                self.recorder.finish(metrics)
                 request.raise_if_interrupted()
                 ended = self.stage_ended()
                 # Read once, as SIGTERM may come at any moment: a run that stops here must have been saved here.
                 stopping = self._any(request.received)
                 saving = ended or stopping or self.iteration % config.checkpoint_every == 0
                 if saving:
+                    # The check runs the chains that the next update would.
+                    self.recorder.begin({"iteration": self.iteration + 1, "attempt": self.guard.attempt})
                     self.check_before_save()
+                    self.recorder.drop()
             except DivergedError as error:
                 self._roll_back(folder, error)
                 bar.go_back(self.iteration)
                 continue
+            if self.ranks.first and take_request(folder.path):
+                self._write_flight(folder, "the record was asked for", "")
             self.elapsed_seconds = time.monotonic() - start_time
             self.means.add(metrics)
             title, numbers = self.progress_metrics(metrics)
             bar.advance(title, **numbers)
             if ended or self.iteration % config.log_every == 0:
-                yield {**line, **self.means.pop(), "seconds": round(self.elapsed_seconds, 3)}
+                note, self._note = self._note, ""
+                said = {"note": note} if note else {}
+                yield {**line, **self.means.pop(), "seconds": round(self.elapsed_seconds, 3), **said}
             if ended:
                 self.next_stage()
             # Pictures come before the checkpoint, so that a killed run that is finished has them.
@@ -197,6 +215,24 @@ class Trainer(ABC):
                 raise StoppedError(
                     f"stopped as asked; iteration {self.iteration} is saved, and the run goes on from it"
                 )
+
+    def _check_energies(self, net: nn.Module, parts: Sequence[Part], energies: Sequence[tuple[Tensor, ...]]) -> None:
+        """Shows the guard the energies of images and chain ends of each part, (B,), under weights of `net` to be saved.
+
+        The flight recorder sees them too, of several ranks those of the first one.
+        """
+        sizes = [len(part) for part in parts]
+        names = ("data", "samples")
+        largest = [
+            {f"largest_energy_{n}": e.abs().max() for n, e in zip(names, both, strict=True)} for both in energies
+        ]
+        found = to_floats(self.parts.means(largest, sizes))
+        data, samples = (torch.cat(each).detach() for each in zip(*energies, strict=True))
+        means = {f"energy_{name}": each.float().mean() for name, each in zip(names, (data, samples), strict=True)}
+        if self.recorder.length:
+            means |= {"gap": means["energy_samples"] - means["energy_data"]}
+            self.recorder.finish(found | to_floats(means), data, samples, net)
+        self.guard.check(self.iteration, found | {"gradient_norm": 0.0})
 
     def _any(self, flag: bool) -> bool:
         """Whether the flag is set on any rank."""
@@ -244,7 +280,9 @@ class Trainer(ABC):
         """
         guard = self.guard
         if guard.exhausted:
-            raise DivergedError(error.iteration, error.reason, self._advice(folder)) from None
+            why = self._write_flight(folder, "the guard gave the run up", error.reason)
+            raise DivergedError(error.iteration, error.reason, f"{self._advice(folder)}.{why}") from None
+        why = self._write_flight(folder, "the guard went back", error.reason)
         rollbacks, checkpoint = guard.state_dict(), None
         if self.ranks.first:
             belongs = belongs_to(self.config, self.run_type)
@@ -257,18 +295,34 @@ class Trainer(ABC):
             self.load_checkpoint(checkpoint)
         guard.load_state_dict(rollbacks)  # the checkpoint had only the earlier rollbacks
         guard.record_rollback(error.iteration, self.iteration, error.reason)
+        self.recorder.go_back(self.iteration)
         if not self.ranks.first:
             return
         with folder.writing("the log or a checkpoint"):
             if checkpoint is not None:
                 folder.checkpoints.overwrite_state(checkpoint, self.state())
             folder.log.rewind(self.iteration)
+        self._note = f"The guard went back from iteration {error.iteration} to {self.iteration}: {error.reason}.{why}"
+        self._note = self._note.replace(f"{folder.path}/", "")  # which may be moved
         warnings.warn(
             f"iteration {error.iteration}: {error.reason}. Back to iteration {self.iteration}, with fresh noise and "
-            f"the learning rate times {guard.lr_factor:g} (try {guard.attempt} of {guard.retries})",
+            f"the learning rate times {guard.lr_factor:g} (try {guard.attempt} of {guard.retries}).{why}",
             RuntimeWarning,
             stacklevel=2,
         )
+
+    def _write_flight(self, folder: RunFolder, event: str, reason: str) -> str:
+        """Writes the flight record. Returns what it shows as sentences, after a space; "" without one."""
+        if not self.ranks.first or not self.recorder.length:
+            return ""
+        try:
+            with folder.writing("the flight record"):
+                stem, diagnosis = write_record(folder.path, self.recorder.record(), event, reason)
+        except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+            # A fault of the recorder must not end a run that the guard saves.
+            warnings.warn(f"the flight record could not be made: {error!r}", RuntimeWarning, stacklevel=3)
+            return ""
+        return f" {diagnosis} The last updates are in {stem}.png and .json"
 
     def _advice(self, folder: RunFolder) -> str:
         """What is left of a run that the guard gives up, and what to try next."""

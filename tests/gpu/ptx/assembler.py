@@ -8,6 +8,8 @@ from enum import IntEnum
 
 # Of the machine; see machine.h.
 SHARED_BASE = 1024
+# Where the kernel's parameters lie in their own memory: each has so many bytes there.
+PARAMETER_BYTES = 8
 UNGUARDED = -(2**31)
 
 
@@ -241,6 +243,8 @@ class _Function:
             return self.registers[text]
         if text in module.symbols:
             return module.constant(module.symbols[text])
+        if text in module.parameters and not self.number:
+            return module.constant((-1 - module.parameters[text]) * PARAMETER_BYTES)
         if match := re.fullmatch(r"0f([0-9A-Fa-f]{8})|0d([0-9A-Fa-f]{16})", text):
             return module.constant(int(match[1] or match[2], 16))
         if match := re.fullmatch(r"(-?)(0[xX][0-9A-Fa-f]+|\d+)U?", text):
@@ -329,6 +333,9 @@ class _Function:
                 return self.plain(
                     text, f"mov.b{match['bits']}", [self.operand(registers), self.module.parameters[name]]
                 )
+            if name.startswith("%"):
+                operands, known = [self.operand(registers), self.operand(name)], len(self.module.parameters)
+                return self.plain(text, "load.param", operands, PARAMETER_BYTES, 0 if self.number else known)
             source, target = (name, registers) if loads else (registers, name)
             return self.plain(text, f"mov.b{match['bits']}", [self.operand(target), self.operand(source)])
         operand, offset = self.address(place)

@@ -671,6 +671,18 @@ void shuffle(Warp& warp, const Op& op, Mask mask, Source source) {
   blend(warp.out(op.operands[0]), found, mask);
 }
 
+// A parameter of the kernel by its address. Numbers are the bytes of each, and how many there are.
+void load_parameter(Warp& warp, const Op& op, Mask mask) {
+  const Lanes& address = warp.in(op.operands[1]);
+  Lanes found;
+  each_lane(warp, mask, [&](int l) {
+    const u32 at = u32(address[l]), bytes = op.numbers[0];
+    if (at % bytes != 0 || at / bytes >= op.numbers[1]) throw std::runtime_error("no parameter lies there");
+    found[l] = warp.block->program->constants[at / bytes][l];
+  });
+  blend(warp.out(op.operands[0]), found, mask);
+}
+
 void across_lanes(Table& table) {
   table["shfl.sync.bfly.b32"] = [](Warp& warp, const Op& op, Mask mask) {
     shuffle(warp, op, mask, [](int l, int b, int last, int, int) { return (l ^ b) <= last ? l ^ b : l; });
@@ -807,6 +819,7 @@ Table whole_table() {
   across_lanes(table), reductions<s32>(table, "s32"), reductions<u32>(table, "u32");
   table["pack"] = pack, table["unpack"] = unpack, table["special"] = special;
   table["load.global"] = load<false>, table["load.shared"] = load<true>;
+  table["load.param"] = load_parameter;
   table["store.global"] = store<false>, table["store.shared"] = store<true>;
   table["cp.async"] = copy_async, table["cp.async.commit_group"] = commit_copies;
   table["cp.async.wait_group"] = [](Warp& warp, const Op& op, Mask mask) { wait_for_copies(warp, mask, op.numbers[0]); };
@@ -822,6 +835,8 @@ Table whole_table() {
   };
   // Whether these are missing is not found: shared memory has no second way to it here.
   for (const char* fence : {"wgmma.fence.sync.aligned", "fence.proxy.async.shared::cta"}) table[fence] = [](Warp&, const Op&, Mask) {};
+  // Launches follow one another here.
+  for (const char* order : {"griddepcontrol.wait", "griddepcontrol.launch_dependents"}) table[order] = [](Warp&, const Op&, Mask) {};
   table["mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32"] = [](Warp& warp, const Op& op, Mask mask) {
     multiply_matrices<2>(warp, op, mask, [](u32 bits, int p) { return widened({u16(bits >> (16 * p))}); });
   };

@@ -30,6 +30,7 @@ class LaunchExample:
         shared: whether shared memory is used, up to `most_shared` bytes.
         most_spilled: bytes of registers that may spill. The assembler does that where more blocks then run at a time.
         num_stages: as launched, None for Triton's default.
+        approximate: whether the GPU's approximate instructions are there, as for activations in programs of bfloat16.
         matrix: whether products must run on tensor cores (mma or wgmma), of bfloat16 or tf32.
     """
 
@@ -46,6 +47,7 @@ class LaunchExample:
     most_shared: int = 4096  # 2 KiB to spread accesses, 4 for 1024 lanes
     most_spilled: int = 0
     num_stages: int | None = None
+    approximate: bool = False
     matrix: str | None = None
 
 

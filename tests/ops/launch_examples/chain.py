@@ -100,7 +100,7 @@ def _example(
     channels = code.instructions[0].source_channels
     facts = Facts((channels, size, size), tuple(constants))
     images = POSITIONS // (size * size)
-    parts = tuple(part_of(i, call_of(code, facts, i), images) for i in code.instructions)
+    parts = tuple(part_of(call, images) for call in (call_of(code, facts, i) for i in code.instructions))
     stored = {torch.float32: "*fp32", torch.bfloat16: "*bf16"}
     types = {
         **typed("*fp32", "energies x gradient schedule"),
@@ -113,7 +113,8 @@ def _example(
     options = {"PROGRAM": Parts(parts), "WHOLE": True, "PER_CHAIN": False, "LISTED": False, "NUM_CHAINS": images}
     options["QUADS"] = triton.next_power_of_2(channels * size * size // 4)
     matrix = "bf16" if any(i.kind == Kind.CONVOLUTION for i in code.instructions) else None
-    shows: dict[str, Any] = {"shared": True, "most_shared": 73728, "most_spilled": 8, "matrix": matrix}
+    shows: dict[str, Any] = {"shared": True, "most_shared": 73728, "most_spilled": 8, "approximate": True}
+    shows["matrix"] = matrix
     return LaunchExample(f"run_chain {name}", chain_kernel, types, options, WARPS, num_stages=STAGES, **shows)
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from fastebm.ops.langevin import SUM_LANES
-from fastebm.ops.triton.philox import ROWS, WARPS
+from fastebm.ops.triton.philox import QUADS_A_THREAD, ROWS, WARPS
 from fastebm.ops.triton.underdamped import SUM_QUADS, energy_kernel, kinetic_kernel, kinetic_work_kernel
 from fastebm.ops.underdamped import BAOAB, LEAPFROG, OBABO
 
 from . import LaunchExample, typed
+from .normal import FUSED_OF_NORMALS
 
 _SIGNATURE = (
     typed("*fp32", "x velocity grad schedule")
@@ -20,14 +21,26 @@ _OFF = dict.fromkeys(("PER_CHAIN", "LISTED", "MASS_BY_CHAIN", "MASS_EACH"), Fals
 _PLAIN = _OFF | {"CLOSE": True, "OPEN": True, "WHOLE": True, "SCHEME": BAOAB}
 
 
-def _step_example(name: str, types: dict[str, Any], options: dict[str, Any], **shows: Any) -> LaunchExample:
+def _step_example(
+    name: str,
+    types: dict[str, Any],
+    options: dict[str, Any],
+    noises: int,
+    parts: int,
+    loads: int = 3,
+    stores: int = 2,
+    **shows: Any,
+) -> LaunchExample:
+    """What a quad shows: noises, other parts of a fused multiply-add for each element, loads and stores."""
     constexprs = {**_PLAIN, "QUADS": ROWS, "NUM_CHAINS": 1, **options}
-    shows = {"vector_loads": 3, "vector_stores": 2, **shows}
+    of_thread = {"vector_loads": loads, "vector_stores": stores, "fused": noises * FUSED_OF_NORMALS + 4 * parts}
+    shows |= {name: QUADS_A_THREAD * count for name, count in of_thread.items()}
+    shows["approximate"] = noises > 0
     return LaunchExample(f"kinetic_step {name}", kinetic_kernel, _SIGNATURE | types, constexprs, WARPS, **shows)
 
 
 def launch_examples() -> list[LaunchExample]:
-    """A quad: 36 fused multiply-adds for the noise of an O step and 4 for the step itself, 4 for a kick or a drift.
+    """An O step, a kick and a drift are a fused multiply-add of each element; an O step takes noise too.
 
     BAOAB's code has a drift of the whole step too, for where there is no friction.
     """
@@ -39,18 +52,16 @@ def launch_examples() -> list[LaunchExample]:
     summed = {**_PLAIN, "QUADS": SUM_QUADS}
     energy = typed("*fp32", "velocity") | typed("*fp64", "out") | typed("i32", "elements")
     return [
-        _step_example("of BAOAB", {}, {}, fused=60),
-        _step_example("of BAOAB that opens", {}, {"CLOSE": False}, fused=56),
-        _step_example("of BAOAB that closes", {}, {"OPEN": False}, fused=4, vector_loads=2, vector_stores=1),
-        _step_example("of OBABO", {}, {"SCHEME": OBABO}, fused=92),
-        _step_example("of leapfrog", {}, {"SCHEME": LEAPFROG}, fused=12),
-        _step_example("with bfloat16 gradient", typed("*bf16", "grad"), {}, fused=60, vector_loads=2),
-        _step_example("of 4x4 images", {}, {"QUADS": 4, "NUM_CHAINS": ROWS // 4}, fused=60),
-        _step_example("with a schedule for each chain", {}, per_chain, fused=60),
-        _step_example("with everything", everything, each | per_chain | {"SCHEME": OBABO}, fused=92, vector_loads=4),
-        _step_example(
-            "of odd sizes", typed("i64", "elements"), {"WHOLE": False}, vector_loads=0, vector_stores=0, shared=True
-        ),
+        _step_example("of BAOAB", {}, {}, 1, 6),
+        _step_example("of BAOAB that opens", {}, {"CLOSE": False}, 1, 5),
+        _step_example("of BAOAB that closes", {}, {"OPEN": False}, 0, 1, loads=2, stores=1),
+        _step_example("of OBABO", {}, {"SCHEME": OBABO}, 2, 5),
+        _step_example("of leapfrog", {}, {"SCHEME": LEAPFROG}, 0, 3),
+        _step_example("with bfloat16 gradient", typed("*bf16", "grad"), {}, 1, 6, loads=2),
+        _step_example("of 4x4 images", {}, {"QUADS": 4, "NUM_CHAINS": ROWS // 4}, 1, 6),
+        _step_example("with a schedule for each chain", {}, per_chain, 1, 6),
+        _step_example("with everything", everything, each | per_chain | {"SCHEME": OBABO}, 2, 5, loads=4),
+        _step_example("of odd sizes", typed("i64", "elements"), {"WHOLE": False}, 1, 6, loads=0, stores=0, shared=True),
         LaunchExample(
             "kinetic_step with work",
             kinetic_work_kernel,
@@ -58,6 +69,7 @@ def launch_examples() -> list[LaunchExample]:
             summed | {"SCHEME": OBABO},
             WARPS,
             shared=True,
+            approximate=True,
         ),
         LaunchExample(
             "kinetic_step with work and everything",
@@ -66,6 +78,7 @@ def launch_examples() -> list[LaunchExample]:
             summed | each | per_chain | {"SCHEME": OBABO},
             WARPS,
             shared=True,
+            approximate=True,
         ),
         LaunchExample(
             "kinetic_energy",

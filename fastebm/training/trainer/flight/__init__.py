@@ -1,0 +1,19 @@
+"""The flight recorder: what the last updates of a run were like, for the moment when the guard goes back."""
+
+from fastebm.training.trainer.flight.diagnosis import Finding, diagnose, sentence
+from fastebm.training.trainer.flight.files import read_record, records, take_request, write_record
+from fastebm.training.trainer.flight.record import ChainRecord, FlightRecord
+from fastebm.training.trainer.flight.recorder import FlightRecorder
+
+__all__ = [
+    "ChainRecord",
+    "Finding",
+    "FlightRecord",
+    "FlightRecorder",
+    "diagnose",
+    "read_record",
+    "records",
+    "sentence",
+    "take_request",
+    "write_record",
+]
