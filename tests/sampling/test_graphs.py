@@ -428,6 +428,8 @@ def test_graphs_can_be_turned_off(recorder, monkeypatch):
     monkeypatch.setenv("FASTEBM_GRAPHS", "no")
     with pytest.raises(ValueError, match="FASTEBM_GRAPHS must be 0 or 1, got 'no'"):
         sampler.sample(start(), 20, seed=3)
+    with pytest.raises(ValueError, match="FASTEBM_GRAPHS must be 0 or 1, got 'no'"):
+        Langevin(net(), 0.5, 0.01)  # on any device
     monkeypatch.setenv("FASTEBM_GRAPHS", "1")
     sampler.sample(start(), 20, seed=3)
     assert recorder.graphs == 2
