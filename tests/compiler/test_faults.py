@@ -274,13 +274,14 @@ BROAD = {
     "compiler/compiled_gradient.py _refreshed": "met again by the program made anew, where it is a fault",
     "compiler/compiled_gradient.py _tried": "CompilerFaultError",
     "compiler/compiled_gradient.py timings": "torch.compile's own reason, in the table",
+    "compiler/device_graphs.py capture": "raised",
     "compiler/faults.py as_faults": "CompilerFaultError",
     "compiler/frozen_weights.py _release": "raised when all flags are restored",
     "compiler/frozen_weights.py frozen_weights": "raised when all flags are restored",
     "compiler/lanes/executor.py of": "a refusal, or raised where it is our own",
     "compiler/lanes/trace.py multiplies": "the exporter tells, which runs the energy next",
+    "compiler/measuring.py as_in_a_chain": "measured without a graph; a chain says why it has none",
     "compiler/process_state.py __enter__": "raised",
-    "sampling/graphs.py _capture": "raised",
     "sampling/graphs.py advance_": "FaultWarning",
 }
 
