@@ -365,7 +365,29 @@ def stability_sections(entries: dict[str, Entry]) -> dict[str, str]:
         means = [format(statistics.fmean(row[key] for row in group), form) for key, form in keys.items()]
         rows.append((variant, len(group), sum(row["exploded"] is not None for row in group), *means))
     head = ("variant", "runs", "exploded", "largest energy", "at the end", "mean gap at the end")
-    return {"stability": markdown_table(head, rows)}
+    found = {"stability": markdown_table(head, rows)}
+    return found | ({"explosions": explosion_table(entries["explosions"])} if "explosions" in entries else {})
+
+
+def explosion_table(entry: Entry) -> str:
+    """A row for each variant of a run that explodes: how often and when, energies and distance of what did not."""
+    rows = []
+    for variant in dict.fromkeys(row["variant"] for row in entry["rows"]):
+        group = [row for row in entry["rows"] if row["variant"] == variant]
+        when = sorted(row["exploded"]["iteration"] for row in group if row["exploded"])
+        ended = [row for row in group if not row["exploded"]]
+        keys = {"largest_energy_end": ".1f", "gap_end": ".2f", "distance": ".1f"}
+        ranges = [_range([row[key] for row in ended], form) if ended else "" for key, form in keys.items()]
+        rows.append((variant, len(group), len(when), ", ".join(map(str, when)), *ranges))
+    head = ("variant", "runs", "exploded", "at update", "largest energy at the end", "gap", "Fréchet distance")
+    reference = entry["reference"]
+    real = f"Between real images the distance is {reference['distance']:.2f}, to noise {reference['noise']:.0f}."
+    return f"{markdown_table(head, rows)}\n\n{real}"
+
+
+def _range(values: list[float], form: str) -> str:
+    low, high = format(min(values), form), format(max(values), form)
+    return low if low == high else f"{low} to {high}"
 
 
 def one_pass_table(name: str, entry: Entry) -> str:

@@ -113,6 +113,32 @@ def test_chains_that_are_too_coarse() -> None:
     assert causes(with_chains(record, step_curvatures=curvatures)) == []
 
 
+def test_an_explosion_within_two_updates_is_seen() -> None:
+    """As CIFAR-10's were: chains swing across valleys in the last updates, of which few or none were read in detail."""
+    record = healthy()
+    swinging = changed(record.chains["noise"].energies, 2, np.arange(STEPS, dtype=np.float32)[:, None] % 2)
+    curvatures = record.chains["noise"].step_curvatures.copy()
+    curvatures[:] = np.nan
+    curvatures[2::5] = 0.4
+    (finding,) = diagnose(with_chains(record, energies=swinging, step_curvatures=curvatures))
+    assert finding.cause == "coarse"
+    assert "from noise began to overshoot: 56% of their steps raise the energy, 0% did before" in finding.sentence
+    curvatures[-2] = 0.4
+    curvatures[-2, 1, :10] = 2.5
+    (finding,) = diagnose(with_chains(record, energies=swinging, step_curvatures=curvatures))
+    assert "in 62% of them (median 2.5, 0.4 before), and 56% of their steps raise the energy" in finding.sentence
+    always = np.broadcast_to(swinging[-1:], swinging.shape)  # as a data term makes it
+    assert causes(with_chains(record, energies=always)) == []
+
+
+@pytest.mark.parametrize(("gap", "cause"), [(-60.0, "falling gap"), (60.0, "rising gap")])
+def test_a_gap_that_opens_in_one_update(gap: float, cause: str) -> None:
+    record = healthy()
+    (finding,) = diagnose(with_numbers(record, gap=changed(record.numbers["gap"], 1, gap)))
+    assert finding.cause == cause
+    assert f"(gap {gap:+.3g}, a" in finding.sentence
+
+
 def test_samples_that_stick_at_the_clamp() -> None:
     record = healthy()
     stuck = changed(record.numbers["clamped"], 30, 0.8)

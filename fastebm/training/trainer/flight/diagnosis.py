@@ -17,14 +17,17 @@ FEWEST = 8
 """Updates below which nothing but numbers that are not finite is diagnosed."""
 STEEP_SHARE = 0.25
 """Of chains with a step size times curvature above 2."""
+RISING, RARELY = 0.2, 0.05
+"""Share of steps that raise the energy where chains swing across a valley, and where they don't."""
 STUCK, MORE_STUCK = 0.5, 0.25
 """Share of samples' pixels at the clamp, and how much larger than that of the images it must be."""
 ONE_SIDED = 0.9
 """Share of recent updates whose gap has one sign."""
 GROWTH = 2.0
 """How many times as far from 0 the recent gap must be as that before."""
-LEAST_FALL = 1.0
-"""Energies by which samples must lie below images, as they do so a little in any run."""
+LEAST_GAP, FAR_BEYOND = 1.0, 3.0
+"""Energies by which samples must lie below images, as they do so a little in any run; and how many times the largest
+gap before one is that opens within an update."""
 FLAT = 1e-3
 """Spread of the energies of a batch of images, and norm of gradients along chains, of an energy that says nothing."""
 WEIGHT_GROWTH = 0.01
@@ -96,13 +99,20 @@ def _infinite(record: FlightRecord, number: int) -> Iterator[str]:
 
 
 def _coarse(record: FlightRecord) -> Finding | None:
-    shares = {kind: _median(chains.steep[-RECENT:]) for kind, chains in record.chains.items()}
+    """An explosion may take an update or two: the last ones count beside the median of more."""
+    shares = {
+        kind: float(np.fmax(_median(chains.steep[-RECENT:]), _largest(chains.steep[-SUDDEN:])))
+        for kind, chains in record.chains.items()
+    }
     kind = max(shares, key=lambda kind: np.nan_to_num(shares[kind]), default="")
     if not kind or not shares[kind] >= STEEP_SHARE:
-        return None
+        return _swinging(record)
     chains = record.chains[kind]
-    product, before = (_median(chains.largest_curvatures[rows]) for rows in (slice(-RECENT, None), slice(-RECENT)))
-    rising = _median(chains.rising[-RECENT:])
+    last = RECENT
+    if shares[kind] > np.nan_to_num(_median(chains.steep[-RECENT:])):
+        last = SUDDEN - int(np.nanargmax(chains.steep[-SUDDEN:]))
+    product, before = (_median(chains.largest_curvatures[rows]) for rows in (slice(-last, None), slice(-last)))
+    rising = _median(chains.rising[-last:])
     earlier = f", {before:.2g} before" if np.isfinite(before) else ""
     text = (
         f"Chains from {kind} are too coarse for so steep an energy: step size times curvature is above 2, where a step "
@@ -110,6 +120,20 @@ def _coarse(record: FlightRecord) -> Finding | None:
         "raise the energy. A smaller step_size, a chain_clip or a larger energy_l2 may hold them."
     )
     return Finding("coarse", text, {"share": shares[kind], "median": product, "before": before, "rising": rising})
+
+
+def _swinging(record: FlightRecord) -> Finding | None:
+    """Chains that overshoot since the last updates, none of which may have been read in detail."""
+    for kind, chains in record.chains.items():
+        now, before = _largest(chains.rising[-SUDDEN:]), _median(chains.rising[:-SUDDEN])
+        if now >= RISING and before <= RARELY:
+            text = (
+                f"Chains from {kind} began to overshoot: {now:.0%} of their steps raise the energy, {before:.0%} did "
+                "before. They are too coarse for so steep an energy. A smaller step_size, a chain_clip or a larger "
+                "energy_l2 may hold them."
+            )
+            return Finding("coarse", text, {"rising": now, "rising_before": before})
+    return None
 
 
 def _stuck(record: FlightRecord) -> Finding | None:
@@ -127,9 +151,11 @@ def _stuck(record: FlightRecord) -> Finding | None:
 def _rising_gap(record: FlightRecord) -> Finding | None:
     gap = _number(record, "gap")
     recent, before = _median(gap[-RECENT:]), _median(np.abs(gap[:-RECENT]))
-    if not recent > 0 or not _share(gap[-RECENT:] > 0, gap[-RECENT:]) >= ONE_SIDED:
-        return None
-    if not recent > GROWTH * np.nan_to_num(before):
+    most = _largest(np.abs(gap[:-1]))
+    one_sided = recent > 0 and _share(gap[-RECENT:] > 0, gap[-RECENT:]) >= ONE_SIDED
+    if gap[-1] > max(LEAST_GAP, FAR_BEYOND * np.nan_to_num(most)):
+        recent, before = float(gap[-1]), most
+    elif not (one_sided and recent > GROWTH * np.nan_to_num(before)):
         return None
     earlier = f", after ±{before:.2g} before" if np.isfinite(before) else ""
     text = (
@@ -141,8 +167,16 @@ def _rising_gap(record: FlightRecord) -> Finding | None:
 
 def _falling_gap(record: FlightRecord) -> Finding | None:
     gap = _number(record, "gap")
+    most = _largest(np.abs(gap[:-1]))
+    if -gap[-1] > max(LEAST_GAP, FAR_BEYOND * np.nan_to_num(most)):
+        text = (
+            f"In one update chains came to energies far below those of images (gap {gap[-1]:+.3g}, at most "
+            f"±{most:.2g} before): the update before opened a slope that they ran down. A smaller learning rate or a "
+            "larger energy_l2 may keep it from that."
+        )
+        return Finding("falling gap", text, {"gap": float(gap[-1]), "before": most})
     recent, before = _median(gap[-RECENT:]), _median(np.abs(gap[:-RECENT]))
-    if not -recent > LEAST_FALL or not _share(gap[-RECENT:] < 0, gap[-RECENT:]) >= ONE_SIDED:
+    if not -recent > LEAST_GAP or not _share(gap[-RECENT:] < 0, gap[-RECENT:]) >= ONE_SIDED:
         return None
     if not -recent > GROWTH * np.nan_to_num(before):
         return None
@@ -252,6 +286,11 @@ def _median(values: NDArray[Any]) -> float:
     """The median of what is a number, an infinite one too; NaN where nothing is."""
     there = values[~np.isnan(values)]
     return float(np.median(there)) if len(there) else float("nan")
+
+
+def _largest(values: NDArray[Any]) -> float:
+    """The largest of what is a number; NaN where nothing is."""
+    return float(np.fmax.reduce(values, initial=np.nan))
 
 
 def _share(chosen: NDArray[Any], values: NDArray[Any]) -> float:
