@@ -581,15 +581,18 @@ def test_ctrl_c_while_an_energy_is_captured_is_not_lost():
 
 
 def test_ctrl_c_while_a_capture_fails_is_not_lost(handler):
+    sent = []
+
     def energy(x: Tensor) -> Tensor:
         if len(x) == 1 or torch.compiler.is_exporting():
-            interrupting(x)
+            sent.append(interrupting(x))
             raise ArithmeticError
         return x.square().sum((1, 2, 3))
 
     sampler = fastebm.Langevin(energy, 0.05, 0.01)
     sampler.sample(starts(), 5, seed=0)
-    assert (handler.calls, sampler.gradient.engine) == (1, "autograd")
+    assert (handler.calls, sampler.gradient.engine) == (len(sent), "autograd")
+    assert sent
     assert signal.getsignal(signal.SIGINT) is handler
 
 
