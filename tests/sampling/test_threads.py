@@ -591,8 +591,8 @@ def test_ctrl_c_while_a_capture_fails_is_not_lost(handler):
 
     sampler = fastebm.Langevin(energy, 0.05, 0.01)
     sampler.sample(starts(), 5, seed=0)
-    assert (handler.calls, sampler.gradient.engine) == (len(sent), "autograd")
-    assert sent
+    assert 1 <= handler.calls <= len(sent)  # interrupts of one capture are one
+    assert sampler.gradient.engine == "autograd"
     assert signal.getsignal(signal.SIGINT) is handler
 
 
