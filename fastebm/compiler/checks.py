@@ -24,6 +24,7 @@ __all__ = [
     "energies_agree",
     "gradient_agrees",
     "reference",
+    "shaken_by_rounding",
 ]
 
 # The largest accepted difference from autograd, relative to the gradient: well above rounding, well below the error of
@@ -96,6 +97,22 @@ class Agreement:
 
 
 UNKNOWN = Agreement(0.0, 0.0)
+
+
+def shaken_by_rounding(own: OwnCode, x: Tensor, conditions: Conditions, expected: Reference) -> bool:
+    """Whether autograd itself finds other numbers where x moves by a few units in its last place.
+
+    Programs may then differ from it without a fault: energies near 0 that are a sum of large terms, say.
+    """
+    unit = 4 * torch.finfo(x.dtype).eps * x.abs().clamp(min=float(x.abs().mean()))
+    signs = 1 - 2 * (torch.arange(x.numel(), device=x.device) % 2).reshape(x.shape)
+    moved = own.by_autograd(x + signs * unit, conditions, torch.float32)
+    tolerance = TOLERANCE.get(x.dtype, LOW_PRECISION_FLOOR) / 10
+    try:
+        _compare([*moved], (expected.energies, expected.gradient), [tolerance] * 2)
+    except DisagreementError:
+        return True
+    return False
 
 
 def check_program(executor: Executor, x: Tensor, expected: Reference) -> Agreement:

@@ -386,7 +386,7 @@ class _Shrinking:
     def __init__(self, sampler: Langevin, shrink: float) -> None:
         self.sampler, self.shrink = sampler, shrink
         self.gradient = sampler.gradient
-        self._energies = torch.empty(0)
+        self._energies: Tensor | None = None
         self._factors: Tensor | None = None
 
     def with_steps_of_chains(self, state: ChainState) -> ChainState:
@@ -415,6 +415,7 @@ class _Shrinking:
                 self._shrink(state)
                 state = self.sampler.advance_(state, 1, [self], project=project)
                 for observe in observers:
+                    assert self._energies is not None  # the update has told of them
                     observe(done, state.x, self._energies)
         return state
 
@@ -437,7 +438,7 @@ class _Shrinking:
 
     def __call__(self, done: int, x: Tensor, energies: Tensor) -> None:
         """Learns of the energies before an update, which shrink the step sizes from the next one on."""
-        if len(self._energies):
+        if self._energies is not None:
             rose = energies > self._energies
             self._factors = torch.where(rose, self.shrink, torch.ones((), device=rose.device))
         self._energies = energies.clone()  # an engine may write its next ones there

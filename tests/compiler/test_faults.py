@@ -150,6 +150,22 @@ def test_an_energy_of_the_whole_batch_is_no_fault():
     assert "not fused" in repr(gradient)
 
 
+def test_rounding_of_an_energy_near_0_is_no_fault():
+    """Where it is a sum of large terms, autograd's own numbers change with the last place of x."""
+    columns = torch.linalg.qr(torch.randn(48, 5, generator=torch.Generator().manual_seed(0)))[0]
+    x = (torch.randn(6, 5, generator=torch.Generator().manual_seed(1)) @ columns.mT).reshape(6, 3, 4, 4)
+
+    def off_subspace(x: Tensor) -> Tensor:
+        flat = x.flatten(1)
+        return 50 * (flat - flat @ columns @ columns.mT).square().sum(1)
+
+    gradient = make_gradient(off_subspace)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FaultWarning)
+        gradient(x)
+        gradient(x + 1)  # off the subspace
+
+
 def test_a_fault_in_a_decomposition_is_told_from_an_energy_that_has_no_trace(monkeypatch):
     """What the energy raises within a trace is a refusal; what our rules raise by a mistake of their own is none."""
     energy, x = nn.Sequential(nn.Flatten(), nn.Linear(48, 1), nn.LogSigmoid(), nn.Flatten(0)), images()

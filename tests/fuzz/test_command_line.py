@@ -36,6 +36,7 @@ QUICK: dict[str, list[str]] = {
     "translate": ["run", "--data", "pictures", "--convert", "--count", "2", "--num-steps", "2", "--out", "out"],
     "interpolate": ["run", "--count", "2", "--points", "3", "--iterations", "2", "--out", "out"],
     "diagnose": ["run", "--count", "3", "--num-steps", "2", "--out", "out.png"],
+    "flight": ["run"],
     "detect": ["run", "--engine", "autograd", "--count", "8", "--out", "out"],
     "restore": ["run", "--count", "2", "--task", "inpaint-box", "--out", "out"],
     "evaluate": ["run", "--count", "12", "--no-energy-metrics"],

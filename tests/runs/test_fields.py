@@ -53,7 +53,8 @@ def wrong_values(hint: Any) -> list[Any]:
     wrong = [value for value in NEVER if not (hint is str and isinstance(value, str))]
     if hint is int:
         wrong += ["8", 2.5, 2.0, True, np.float64(2), torch.tensor(2.5), torch.tensor(True), Fraction(2), (8,)]
-    elif hint is float:
+    elif hint is float or hint == float | None:
+        wrong = [value for value in wrong if value is not None or hint is float]
         wrong += ["0.5", True, np.bool_(True), (0.5,), 10**400]
     elif hint is bool:
         wrong += ["True", 1, 0, 1.0]

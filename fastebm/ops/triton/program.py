@@ -414,15 +414,15 @@ def first_maximum(source: tl.tensor, place: tl.tuple, source_strides: tl.tuple, 
     """1 where a pixel is the first of the largest in its window, 0 elsewhere."""
     image, y, x, columns, inside = place
     WINDOW: tl.constexpr = SHAPE.window
-    top, left = y - y % WINDOW.kernel_y, x - x % WINDOW.kernel_x
-    seen = inside & (top + WINDOW.kernel_y <= source_strides[0]) & (left + WINDOW.kernel_x <= source_strides[1])
+    top, left = y - y % WINDOW.kernel_y[0], x - x % WINDOW.kernel_x[0]
+    seen = inside & (top + WINDOW.kernel_y[0] <= source_strides[0]) & (left + WINDOW.kernel_x[0] <= source_strides[1])
     mask = seen[:, None] & (columns < SHAPE.channels)[None, :]
     base = source + (image * source_strides[3])[:, None] + columns[None, :]
     own = tl.load(base + (y * source_strides[2] + x * SHAPE.pixel)[:, None], mask=mask, other=0.0).to(tl.float32)
-    place_in_window = (y - top) * WINDOW.kernel_x + (x - left)
+    place_in_window = (y - top) * WINDOW.kernel_x[0] + (x - left)
     largest = mask
-    for tap in range(WINDOW.kernel_y * WINDOW.kernel_x):
-        sy, sx = top + tap // WINDOW.kernel_x, left + tap % WINDOW.kernel_x
+    for tap in range(WINDOW.kernel_y[0] * WINDOW.kernel_x[0]):
+        sy, sx = top + tap // WINDOW.kernel_x[0], left + tap % WINDOW.kernel_x[0]
         other = tl.load(base + (sy * source_strides[2] + sx * SHAPE.pixel)[:, None], mask=mask, other=0.0).to(
             tl.float32
         )

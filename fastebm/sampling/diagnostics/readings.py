@@ -77,8 +77,8 @@ class ChainReadings:
     @property
     def energies(self) -> Tensor:
         """Energies before each update, float32 (num_steps, B)."""
-        rows = [torch.as_tensor(each).reshape(-1, len(self._state.x)).float() for each in self._energies]
-        return torch.cat(rows) if rows else self._none
+        rows = [torch.as_tensor(each, device=self._state.x.device) for each in self._energies]
+        return torch.cat([row.reshape(-1, len(self._state.x)).float() for row in rows]) if rows else self._none
 
     @property
     def gradient_norms(self) -> Tensor:

@@ -37,6 +37,9 @@ from fastebm.training.trainer.signals import StoppedError, StopRequest
 
 OnLog = Callable[[dict[str, Any]], None]
 
+FOR_THE_RECORDER = ("clamped_data",)
+"""Metrics that the log does not have."""
+
 
 class Trainer(ABC):
     """A run in memory: its nets, its optimizers and its guard.
@@ -195,7 +198,7 @@ class Trainer(ABC):
             if self.ranks.first and take_request(folder.path):
                 self._write_flight(folder, "the record was asked for", "")
             self.elapsed_seconds = time.monotonic() - start_time
-            self.means.add(metrics)
+            self.means.add({name: value for name, value in metrics.items() if name not in FOR_THE_RECORDER})
             title, numbers = self.progress_metrics(metrics)
             bar.advance(title, **numbers)
             if ended or self.iteration % config.log_every == 0:
