@@ -103,7 +103,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     rows: list[dict[str, Any]] = read_entries(options.page).get(ENTRY, {"rows": []})["rows"]
-    images, test = (open_images(options.data, split, size=BASE.sizes[-1]) for split in ("train", "test"))
+    images, test = (open_images(options.data, split=split, size=BASE.sizes[-1]) for split in ("train", "test"))
     evaluator = SampleEvaluator(train_features(images), images, test)
     reference = evaluator.reference()
     for seed in range(options.seeds):
