@@ -261,7 +261,7 @@ def faults(folder: Path, arguments: list[str], code: int | None, before: dict[st
             found.append(f"exit code {code} without one line: {errors[-500:]!r}")
     elif not printed.strip():
         found.append("exit code 0 and nothing printed")
-    elif arguments[0] not in ("info", "resume") and after == before and "usage: " not in printed:
+    elif arguments[0] not in ("flight", "info", "resume") and after == before and "usage: " not in printed:
         found.append("exit code 0 and no file is new")
     own = [name for name in before if not name.startswith(("run/", "vae/", "flow/")) or "config.json" in name]
     found += [
