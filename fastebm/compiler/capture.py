@@ -257,7 +257,19 @@ class _Reference:
 
 def referenced_tensors(wanted: Iterable[LazyTensor]) -> list[Tensor]:
     """The tensors kept by reference that some lazy tensors depend on, each once."""
-    found: dict[int, Tensor] = {}
+    references = (part for part in _parts(wanted) if isinstance(part, _Reference))
+    return list({id(each.tensor): each.tensor for each in references}.values())
+
+
+def leaf_tensors(wanted: Iterable[LazyTensor]) -> list[Tensor]:
+    """The tensors of the energy that some lazy tensors are evaluated from, as they are now, each once."""
+    lazy = (part for part in _parts(wanted) if isinstance(part, LazyTensor))
+    values = [part.function(*part.arguments) for part in lazy if part.function in (_find, _Reference.get)]
+    return list({id(value): value for value in values if isinstance(value, Tensor)}.values())
+
+
+def _parts(wanted: Iterable[LazyTensor]) -> Iterator[LazyTensor | _Reference]:
+    """The lazy tensors and references that some lazy tensors are made of, these among them; each lazy tensor once."""
     seen: set[int] = set()
     waiting: list[Any] = list(wanted)
     while waiting:
@@ -265,31 +277,11 @@ def referenced_tensors(wanted: Iterable[LazyTensor]) -> list[Tensor]:
         if isinstance(argument, list | tuple):
             waiting += argument
         elif isinstance(argument, _Reference):
-            found[id(argument.tensor)] = argument.tensor
+            yield argument
         elif isinstance(argument, LazyTensor) and id(argument) not in seen:
             seen.add(id(argument))
             waiting += [*argument.arguments, *argument.keywords.values()]
-    return list(found.values())
-
-
-def leaf_tensors(wanted: Iterable[LazyTensor]) -> list[Tensor]:
-    """The tensors of the energy that some lazy tensors are evaluated from, as they are now, each once."""
-    found: dict[int, Tensor] = {}
-    seen: set[int] = set()
-    waiting: list[Any] = list(wanted)
-    while waiting:
-        argument = waiting.pop()
-        if isinstance(argument, list | tuple):
-            waiting += argument
-        elif isinstance(argument, LazyTensor) and id(argument) not in seen:
-            seen.add(id(argument))
-            if argument.function in (_find, _Reference.get):
-                value = argument.function(*argument.arguments)
-                if isinstance(value, Tensor):
-                    found[id(value)] = value
-            else:
-                waiting += [*argument.arguments, *argument.keywords.values()]
-    return list(found.values())
+            yield argument
 
 
 def _find(module: nn.Module, path: str) -> Any:
