@@ -10,7 +10,6 @@ CPU: it makes `ex2.approx` and `rcp.approx` as wrong as their documentation allo
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -20,8 +19,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from benchmarks.gpu_model.instructions import opcodes_of, triton_version
-from benchmarks.harness import pages
+from benchmarks.gpu_model.command import count
+from benchmarks.gpu_model.instructions import opcodes_of
 from fastebm.ops.activations import PROGRAM_ACTIVATIONS, program_activation, program_derivative
 from fastebm.ops.triton.activations import activate, derivative
 from tests.gpu.fake_driver import fake_gpu
@@ -124,15 +123,7 @@ def rows() -> list[dict[str, Any]]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--write", action="store_true", help="put the table on docs/results/gpu-model")
-    given = parser.parse_args(arguments)
-    entry = {"counted with": triton_version(), "rows": rows()}
-    for row in entry["rows"]:
-        print("; ".join(f"{name} {value}" for name, value in row.items()))
-    if given.write:
-        pages.add_entry(pages.RESULTS / "gpu-model", "activations", entry, pages.PAGES["gpu-model"])
-    return 0
+    return count("activations", __doc__, rows, arguments)
 
 
 if __name__ == "__main__":

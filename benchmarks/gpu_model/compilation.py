@@ -9,7 +9,6 @@ compiled side by side at its first call, so that each program is one wait.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -17,8 +16,8 @@ from unittest import mock
 
 import torch
 
-from benchmarks.gpu_model.instructions import triton_version
-from benchmarks.harness import nets, pages
+from benchmarks.gpu_model.command import count
+from benchmarks.harness import nets
 from fastebm.ops.triton import compiling
 from tests.gpu.fake_driver import fake_gpu
 from tests.gpu.launches import chain_launches
@@ -50,15 +49,7 @@ def rows(dtype: torch.dtype = torch.bfloat16) -> list[dict[str, Any]]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--write", action="store_true", help="put the rows on docs/results/gpu-model")
-    given = parser.parse_args(arguments)
-    entry = {"counted with": triton_version(), "rows": rows()}
-    for row in entry["rows"]:
-        print("; ".join(f"{name} {value}" for name, value in row.items()))
-    if given.write:
-        pages.add_entry(pages.RESULTS / "gpu-model", "compilation", entry, pages.PAGES["gpu-model"])
-    return 0
+    return count("compilation", __doc__, rows, arguments)
 
 
 if __name__ == "__main__":
