@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextvars
 import os
 from collections.abc import Callable, Hashable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import triton
+from triton.compiler import CompiledKernel
 
 from .philox import INTERPRETED
 
@@ -22,6 +23,8 @@ MOST_THREADS = 16
 # Kinds of calls whose kernels are known to be compiled.
 KEPT = 256
 _known: dict[Hashable, None] = {}
+# How often a thread asks CPython's parser again, which in 3.11 may fail where threads share it (see `_compiled`).
+PARSES = 4
 
 
 def launch_together(kind: Hashable, launch_all: Callable[[Launcher], None]) -> None:
@@ -38,15 +41,59 @@ def launch_together(kind: Hashable, launch_all: Callable[[Launcher], None]) -> N
     launch_all(_launched)
 
 
+class _Threads(ThreadPoolExecutor):
+    """Threads that a `triton.AsyncCompileMode` hands its compilations to."""
+
+    def submit(self, compilation: Callable[[], Any], /) -> Future[Any]:  # type: ignore[override]
+        return super().submit(_compiled, compilation)
+
+
+def _compiled(compilation: Callable[[], Any]) -> Any:
+    """The kernel. CPython's parser is asked again where it says SystemError.
+
+    Up to 3.11 it counts its depth for all threads together (python/cpython#106905), and finds the count wrong
+    where a garbage collection within it lets another thread parse.
+    """
+    for _ in range(PARSES - 1):
+        try:
+            return compilation()
+        except Exception as error:
+            if not _parser_failed(error):
+                raise
+    return compilation()
+
+
+def _parser_failed(error: BaseException | None) -> bool:
+    """Whether a SystemError is among what the error followed from. Triton raises its own from what a call met."""
+    while error is not None:
+        if isinstance(error, SystemError):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
 def _compile_together(launch_all: Callable[[Launcher], None]) -> None:
+    asked: list[Any] = []
+
+    def only_compiled(kernel: Any, blocks: int, *arguments: Any, **options: Any) -> None:
+        asked.append(kernel)
+        kernel.warmup(*arguments, grid=(blocks,), **options)
+
     threads = min(MOST_THREADS, os.cpu_count() or 1)
-    with ThreadPoolExecutor(threads) as pool, triton.AsyncCompileMode(pool, ignore_errors=True):
-        launch_all(_only_compiled)
+    try:
+        with _Threads(threads) as pool, triton.AsyncCompileMode(pool, ignore_errors=True):
+            launch_all(only_compiled)
+    finally:
+        for kernel in asked:
+            _forget_what_failed(kernel)
+
+
+def _forget_what_failed(kernel: Any) -> None:
+    """A launch then compiles it anew. Triton 3.6 would raise the thread's error at every launch to come."""
+    for kernels, *_ in kernel.device_caches.values():
+        for key in [key for key, found in kernels.items() if not isinstance(found, CompiledKernel)]:
+            del kernels[key]
 
 
 def _launched(kernel: Any, blocks: int, *arguments: Any, **options: Any) -> None:
     kernel[(blocks,)](*arguments, **options)
-
-
-def _only_compiled(kernel: Any, blocks: int, *arguments: Any, **options: Any) -> None:
-    kernel.warmup(*arguments, grid=(blocks,), **options)
