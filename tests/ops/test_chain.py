@@ -25,6 +25,22 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") not in ("", "0")
 UPDATES = 2 if INTERPRETED else 5
 
 
+@pytest.fixture(autouse=True)
+def products_in_order(monkeypatch):
+    """The interpreter's products, input after input, as tensor cores add them: NumPy's bits depend on a row's place."""
+    if not INTERPRETED:
+        return
+    from triton.runtime import interpreter
+
+    def create_dot(self, a, b, sums, *_):
+        total = sums.data.copy()
+        for column, row in zip(a.data.T.astype(total.dtype), b.data.astype(total.dtype), strict=True):
+            total += column[:, None] * row
+        return interpreter.TensorHandle(total, sums.dtype.scalar)
+
+    monkeypatch.setattr(interpreter.InterpreterBuilder, "create_dot", create_dot)
+
+
 def images(batch: int, sample: tuple[int, ...], device: str = "cpu") -> Tensor:
     return torch.tanh(normal(batch, *sample, seed=5)).float().to(device)
 
@@ -145,11 +161,6 @@ def test_is_one_update_after_the_other(backend_device, size, dtype):
     fused, x = making.fused(SIZES[dtype], device), images(batch, making.sample, device)
     given = options("a schedule", x)
     wanted, found = one_by_one(x, fused, UPDATES, *given), in_one(x, fused, UPDATES, *given)
-    if backend_device == ("triton", "cpu") and (size, dtype) == (4, torch.float32) and INTERPRETED:
-        for ours, theirs in zip(found, wanted, strict=True):
-            torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
-        if not torch.equal(found[0], wanted[0]):
-            pytest.xfail("the interpreter's products: a program's blocks have more rows than a chain's")
     assert_same(found, wanted)
     assert not torch.equal(wanted[0][0], wanted[0][1])
 
