@@ -3,6 +3,7 @@
     python -m benchmarks.harness.pages                              fills all pages again
     python -m benchmarks.harness.pages tasks OUT/denoise-0.2        first adds what a command wrote into a folder
     python -m benchmarks.harness.pages mnist RUN --entry run --command 'fastebm train ...'      or a finished run
+    python -m benchmarks.harness.pages mnist RUNS --entry seeds --command 'fastebm train ... --seeds 3'   or several
 
 A table stands between two marks. The words around it are written by a person and stay. results.json has an entry for
 each command, run or measurement, by name; the tables of a page are made of these entries alone.
@@ -21,6 +22,7 @@ from typing import Any
 
 from PIL import Image
 
+from fastebm.cli.seeds import SHOWN
 from fastebm.evaluation.speed.machine import machine_facts
 from fastebm.evaluation.speed.table import markdown_table
 from fastebm.runs.files import write_json
@@ -90,6 +92,9 @@ def collect(page: Path, folder: Path, name: str, sections: Sections, command: st
         entry |= {"evaluation": read(file)} if file == "evaluation.json" else read(file)
     if (folder / "log.jsonl").exists():
         entry |= run_facts(folder, command, commit or None) | {"config": read("config.json")}
+    if (folder / "seeds.json").exists():
+        machine = machine_facts("cpu")
+        entry |= read("seeds.json") | {"command": command, "machine": machine | ({"commit": commit} if commit else {})}
     if isinstance(entry.get("run"), str):
         entry["run"] = Path(entry["run"]).name
     title = read_entries(page).get(name, {}).get("title")
@@ -134,6 +139,7 @@ def each(make: Callable[[str, Entry], str]) -> Sections:
 def run_sections(entries: dict[str, Entry]) -> dict[str, str]:
     """What each run of a page did, and where it has several that were evaluated, a comparison of them."""
     found = {name: run_table(entry) for name, entry in entries.items() if "stages_cumulative" in entry}
+    found |= {name: seeds_table(entry) for name, entry in entries.items() if "summary" in entry}
     evaluated = [entry for entry in entries.values() if "evaluation" in entry]
     if len(evaluated) > 1:
         found["runs"] = markdown_table(
@@ -141,6 +147,24 @@ def run_sections(entries: dict[str, Entry]) -> dict[str, str]:
             map(_run_row, evaluated),
         )
     return found
+
+
+def seeds_table(entry: Entry) -> str:
+    """What `fastebm train ... --seeds` wrote: each run, and mean and spread of those that came to their end."""
+    names = {name: title for name, title in SHOWN.items() if any(run.get(name) is not None for run in entry["runs"])}
+
+    def row(first: str, numbers: Mapping[str, Any]) -> list[str]:
+        return [first, *("" if numbers.get(name) is None else f"{numbers[name]:.3g}" for name in names)]
+
+    runs, summary, machine = entry["runs"], entry["summary"], entry["machine"]
+    rows = [row(f"{run['seed']}" if run["finished"] else f"{run['seed']} (stopped)", run) for run in runs]
+    rows += [row(word, {name: summary[name][word] for name in names if name in summary}) for word in ("mean", "spread")]
+    head = (
+        f"`{entry['command']}`",
+        f"{machine['cpu']} ({', '.join(machine['cpu_features'])}), torch {machine['torch']}, commit "
+        f"{str(machine['commit'])[:7]}; {summary['finished']} of {len(runs)} runs came to their end.",
+    )
+    return "\n\n".join((*head, markdown_table(("seed", *names.values()), rows)))
 
 
 def _run_row(entry: Entry) -> list[str]:

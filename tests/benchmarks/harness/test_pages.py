@@ -10,6 +10,8 @@ import pytest
 from PIL import Image
 
 from benchmarks.harness.pages import PAGES, RESULTS, add_entry, collect, each, fill_page, fill_section, read_entries
+from fastebm.cli.seeds import summary
+from fastebm.runs.files import write_json
 
 
 @pytest.mark.parametrize("name", PAGES)
@@ -95,3 +97,29 @@ def test_a_finished_run_is_collected(tmp_path: Path, digits_run: Path) -> None:
     assert "| 4² | 3 |" in text
     assert "| 8² | 4 |" in text
     assert "commit 0123456" in text
+
+
+def test_runs_of_several_seeds_are_collected(tmp_path: Path) -> None:
+    ended = {"finished": True, "rollbacks": 0, "gap_end": 0.25, "minutes": 3.0}
+    runs = [
+        {"seed": 0, "ratio": 1.5, "frechet": 0.6} | ended,
+        {"seed": 1, "ratio": 2.5, "frechet": 1.0} | ended,
+        {"seed": 2, "finished": False, "rollbacks": 3, "gap_end": 9.0, "minutes": 1.0},
+    ]
+    folder = tmp_path / "runs"
+    folder.mkdir()
+    write_json(folder / "seeds.json", {"config": {"size": 8}, "runs": runs, "summary": summary(runs)})
+    page = tmp_path / "page"
+    collect(page, folder, "seeds", PAGES["mnist"], command="fastebm train ... --seeds 3", commit="0123456789")
+    text = (page / "README.md").read_text()
+    assert "`fastebm train ... --seeds 3`" in text
+    assert "commit 0123456; 2 of 3 runs came to their end." in text
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
+    assert lines[0][:3] == ["seed", "over the reference", "Fréchet distance"]
+    assert [line[:3] for line in lines[2:]] == [
+        ["0", "1.5", "0.6"],
+        ["1", "2.5", "1"],
+        ["2 (stopped)", "", ""],
+        ["mean", "2", "0.8"],
+        ["spread", "0.707", "0.283"],
+    ]
