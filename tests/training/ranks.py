@@ -54,7 +54,15 @@ def configs(**settings: Any) -> dict[str, TrainerConfig]:
     return {
         "coarse_to_fine": CoarseToFineConfig(sizes=(4, 8), base_width=1, **{"ema": 0.9, **stages, **starts}),
         "data_term": CoarseToFineConfig(
-            sizes=(4, 8), base_width=1, start_temperature=0.01, max_batch=2, clamp_ends=True, **stages, **starts
+            sizes=(4, 8),
+            base_width=1,
+            start_temperature=0.01,
+            max_batch=2,
+            clamp_ends=True,
+            continued_starts=0.2,
+            restart=0.5,
+            **stages,
+            **starts,
         ),
         "ec_vae": ECVAEConfig(latent=3, **single, **energy),
         "ec_posterior": ECPosteriorConfig(latent=3, learned_variance=True, **single),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, NamedTuple
 
 from fastebm.training.trainer.config import MUTABLE_FIELDS, EnergyTrainerConfig, Ranges, lr_factor
 
@@ -22,6 +22,16 @@ class Stage:
     learning_rate: float
     first_iteration: int
     first_image: int
+
+
+class ChainCounts(NamedTuple):
+    """The chains of an update by where they start, in their order in a batch: from noise, where chains of the update
+    before ended, at images with holes, and at noisy images."""
+
+    noise: int
+    continued: int
+    holes: int
+    noisy: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +60,8 @@ class CoarseToFineConfig(EnergyTrainerConfig):
         "start_noise": (0, 1e6),
         "start_temperature": (0, 1e6),
         "hole_starts": (0, 0.99),
+        "continued_starts": (0, 0.99),
+        "restart": (0, 1),
         "step_shrink": (1e-3, 1),
         "domain": (-1, 2**31),
         "max_batch": (0, 2**20),
@@ -96,6 +108,11 @@ class CoarseToFineConfig(EnergyTrainerConfig):
     hole_starts: float = 0.0
     """share of an update's chains that start at training images with a hole, set to the mean of its surroundings, and
     fill it in at the stage's resolution only with all other pixels fixed, as inpainting does"""
+    continued_starts: float = 0.0
+    """share of an update's chains that go on, at the stage's resolution, from where those of the update before ended
+    (persistent contrastive divergence)"""
+    restart: float = 0.05
+    """probability that such a chain is replaced, after an update, by one that started from noise in it"""
     domain: int = -1
     """label of the images that are learned; chains of noisy_starts then start at images with other labels, to be
     translated; -1 learns all images"""
@@ -125,9 +142,10 @@ class CoarseToFineConfig(EnergyTrainerConfig):
             raise ValueError(f"each size must be twice the one before, got sizes {self.sizes}")
         if self.sizes[0] & (self.sizes[0] - 1):
             raise ValueError(f"sizes must be powers of two, got {self.sizes}")
-        if self.noisy_starts + self.hole_starts >= 1:
-            shares = f"noisy_starts {self.noisy_starts} and hole_starts {self.hole_starts}"
-            raise ValueError(f"some chains must start from noise: {shares} make a sum below 1")
+        shares = {name: getattr(self, name) for name in ("noisy_starts", "hole_starts", "continued_starts")}
+        if sum(shares.values()) >= 1:
+            given = " and ".join(f"{name} {share}" for name, share in shares.items() if share)
+            raise ValueError(f"some chains must start from noise: {given} make a sum that is not below 1")
 
     @functools.cached_property
     def stages(self) -> tuple[Stage, ...]:
@@ -152,10 +170,11 @@ class CoarseToFineConfig(EnergyTrainerConfig):
         """How many chains, and images, the whole run uses."""
         return sum(stage.iterations * stage.batch_size for stage in self.stages)
 
-    def chains_by_start(self, stage: Stage) -> tuple[int, int, int]:
-        """How many of an update's chains start from noise, at images with holes, and at noisy images, in that order."""
-        holes, noisy = (int(share * stage.batch_size) for share in (self.hole_starts, self.noisy_starts))
-        return stage.batch_size - holes - noisy, holes, noisy
+    def chains_by_start(self, stage: Stage) -> ChainCounts:
+        """How many of an update's chains start where."""
+        shares = (self.continued_starts, self.hole_starts, self.noisy_starts)
+        others = [int(share * stage.batch_size) for share in shares]
+        return ChainCounts(stage.batch_size - sum(others), *others)
 
     def stage_at(self, iteration: int) -> Stage:
         """The stage that iteration number `iteration`, from 0 on, belongs to; the last one for those beyond."""

@@ -19,7 +19,7 @@ from fastebm.runs.nets import outline, with_weights
 from fastebm.runs.run import Run, trained_checkpoint
 from fastebm.sampling import Cascade, ExpandingCascade, linear
 from fastebm.sampling.cascade import LevelSampler
-from fastebm.training.coarse_to_fine.config import CoarseToFineConfig
+from fastebm.training.coarse_to_fine.config import CoarseToFineConfig, Stage
 from fastebm.training.pictures import save_run_pictures
 from fastebm.training.tensorboard import TensorBoardWriter
 from fastebm.training.trainer.weights import checkpoint_layout, fork_rng, select_prefix
@@ -88,7 +88,17 @@ class CoarseToFineRun(Run):
         for stage in config.stages:
             if stage.first_iteration + stage.iterations <= iteration:
                 nets[f"frozen.{stage.size}."] = net.frozen(stage.size)
-        return checkpoint_layout(nets, {"optimizer.": net.parameters_at(config.stage_at(iteration).size)})
+        stage = config.stage_at(iteration)
+        found = checkpoint_layout(nets, {"optimizer.": net.parameters_at(stage.size)})
+        if not within(stage, iteration) or not (kept := config.chains_by_start(stage).continued):
+            return found
+        ends = torch.empty((kept, config.channels, stage.size, stage.size), device="meta")
+        return Layout(dict(found.tensors) | {"continued": ends}, found.groups)
+
+
+def within(stage: Stage, iteration: int) -> bool:
+    """Whether a stage has begun, and has not ended, after `iteration` updates of the run."""
+    return stage.first_iteration < iteration < stage.first_iteration + stage.iterations
 
 
 def reached_levels(
@@ -97,7 +107,7 @@ def reached_levels(
     """The energies after `iteration` updates: those of ended stages, and a copy of `net` for a stage in progress."""
     levels: dict[int, Callable[[Tensor], Tensor]] = dict(frozen)
     stage = config.stage_at(iteration)
-    if stage.first_iteration < iteration < stage.first_iteration + stage.iterations:
+    if within(stage, iteration):
         top, beta = net.frozen(stage.size), config.beta_at(iteration)
         levels[stage.size] = top if beta == 1 else functools.partial(top, beta=beta)
     return levels

@@ -60,6 +60,8 @@ class CoarseToFineTrainer(Trainer):
     run_type = CoarseToFineRun
     hint = "a smaller learning rate or a larger energy_l2"
     config: CoarseToFineConfig
+    _ends: Tensor | None
+    """The starts of the next update's continued chains, (n, C, size, size); None in the first update of a stage."""
 
     def __init__(self, config: CoarseToFineConfig, images: ImageLevels, device: torch.device) -> None:
         self.sources: ImageLevels | None = None
@@ -125,6 +127,8 @@ class CoarseToFineTrainer(Trainer):
         self.recorder.finish(numbers, data, samples, self.net)
         self.guard.check(self.iteration + 1, numbers)
         step(self.optimizer, self.learning_rate * brake(self.config, numbers["gap"]))
+        if self.config.chains_by_start(stage).continued:
+            self._keep_ends(stage, self.parts.rows_of_batch([fake for _, _, fake, _ in drawn], stage.batch_size))
         if self.config.ema:
             update_ema(self.ema_net, self.net, self.config.ema)
         self.iteration += 1
@@ -156,18 +160,35 @@ class CoarseToFineTrainer(Trainer):
 
     def _from_noise(self, stage: Stage, part: Part) -> Part:
         """The chains of a part that start from noise, which come first in a batch."""
-        return part.overlap(0, self.config.chains_by_start(stage)[0])
+        counts = self.config.chains_by_start(stage)
+        return part.overlap(0, counts.noise + (counts.continued if self._ends is None else 0))
+
+    def _continued(self, stage: Stage, part: Part) -> Part:
+        """The chains of a part that go on from earlier ends; in the first update of a stage they start from noise."""
+        counts = self.config.chains_by_start(stage)
+        return part.overlap(counts.noise, counts.noise + (0 if self._ends is None else counts.continued))
 
     def _from_holes(self, stage: Stage, part: Part) -> Part:
         """The chains of a part that fill holes in their own images."""
-        return part.overlap(self.config.chains_by_start(stage)[0], self._first_noisy(stage))
+        return part.overlap(
+            self._first_noisy(stage) - self.config.chains_by_start(stage).holes, self._first_noisy(stage)
+        )
 
     def _from_noisy(self, stage: Stage, part: Part) -> Part:
         """The chains of a part that start at noisy images, the last ones of a batch."""
         return part.overlap(self._first_noisy(stage), stage.batch_size)
 
     def _first_noisy(self, stage: Stage) -> int:
-        return stage.batch_size - self.config.chains_by_start(stage)[2]
+        return stage.batch_size - self.config.chains_by_start(stage).noisy
+
+    def _keep_ends(self, stage: Stage, fake: Tensor) -> None:
+        """Keeps the ends that chains of the next update go on from, of those of all chains of an update."""
+        counts = self.config.chains_by_start(stage)
+        first = self._first_image(stage) + counts.noise
+        ends = fake[counts.noise : counts.noise + counts.continued]
+        coins = uniform((len(ends), 1), seed=self.seed, stream=Stream.BUFFER_DRAW, chain_ids=first, device=self.device)
+        anew = fake[torch.arange(len(ends), device=self.device) % counts.noise]
+        self._ends = torch.where((coins < self.config.restart)[:, :, None, None], anew, ends).contiguous()
 
     def _real_images(self, stage: Stage, part: Part, indices: Tensor) -> Tensor:
         real = self.images.batch(stage.size, indices[part.rows()], self.device)
@@ -190,15 +211,20 @@ class CoarseToFineTrainer(Trainer):
     ) -> tuple[Tensor, Metrics]:
         """The ends of a part's chains, and metrics of those that started from noise.
 
-        Chains from noise come first, then those that fill holes in their images of `real`, then those from `starts`.
+        Chains from noise come first, then those that go on, those that fill holes in their images of `real`, and those
+        from `starts`.
         """
-        free, filling, noisy = (of(stage, part) for of in (self._from_noise, self._from_holes, self._from_noisy))
+        starting = (self._from_noise, self._continued, self._from_holes, self._from_noisy)
+        free, continued, filling, noisy = (of(stage, part) for of in starting)
         motion: Metrics = dict.fromkeys(("displacement", "clamped"), torch.zeros((), device=self.device))
         at_clamp = (real.abs() >= 1).float().mean()
         ends = []
         if len(free):
             fake, motion = self._sample_chains(stage, beta, free.number, len(free))
             ends.append(fake)
+        if len(continued) and self._ends is not None:
+            start = self._ends[continued.rows(self.config.chains_by_start(stage).noise)]
+            ends.append(self._sample_from(stage, beta, continued.number, start, "continued chains"))
         if len(filling):
             ends.append(self._sample_inpainting(stage, beta, filling.number, real[filling.rows(part.start)]))
         if len(noisy):
@@ -316,6 +342,7 @@ class CoarseToFineTrainer(Trainer):
         Samplers are made once, as an energy gradient analyses its energy at the first use.
         """
         stage, config = self.stage, self.config
+        self._ends = None
         self._blend = torch.ones((), device=self.device)
         dtype = getattr(torch, config.update_dtype)
         fading = functools.partial(self.net, beta=self._blend)
@@ -329,7 +356,7 @@ class CoarseToFineTrainer(Trainer):
         self.optimizer = adam(parameters, stage.learning_rate, config.adam_betas, shard=config.shard_optimizer)
         self._order = batches(self.images, stage.batch_size, config.seed, self.iteration)
         self._source_order: Iterator[Tensor] = itertools.repeat(torch.arange(0, device="cpu"))
-        if self.sources is not None and (noisy := config.chains_by_start(stage)[2]):
+        if self.sources is not None and (noisy := config.chains_by_start(stage).noisy):
             self._source_order = batches(self.sources, noisy, config.seed, self.iteration)
         if config.variant == "expanding":
             self._expanding = expanding_cascade(config, self.net, stage.size)
@@ -369,6 +396,8 @@ class CoarseToFineTrainer(Trainer):
             named |= with_prefix(self.ema_net.state_dict(), "average.")
         for size, net in self.frozen.items():
             named |= with_prefix(net.state_dict(), f"frozen.{size}.")
+        if self._ends is not None:
+            named["continued"] = self._ends
         return named | optimizer_tensors(self.optimizer, "optimizer.")
 
     def load_state(self, checkpoint: Checkpoint) -> None:
@@ -378,6 +407,8 @@ class CoarseToFineTrainer(Trainer):
         self.frozen = frozen_levels(self.net, checkpoint)
         self._begin_stage()
         load_optimizer(self.optimizer, checkpoint.tensors, "optimizer.")
+        if (ends := checkpoint.tensors.get("continued")) is not None:
+            self._ends = ends.to(self.device)
 
 
 @contextmanager

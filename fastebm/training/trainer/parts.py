@@ -168,6 +168,14 @@ class Parts:
         """A tensor of one shape for each part, (count, ...), on every rank, from those of this rank's parts."""
         return self.ranks.gather(torch.stack([value.detach() for value in values]), self.count)
 
+    def rows_of_batch(self, rows: Sequence[Tensor], batch_size: int) -> Tensor:
+        """What this rank's parts have of each image of a batch, (len(part), ...), of all images, on every rank."""
+        if self.ranks.size == 1:
+            return torch.cat(list(rows))
+        lengths = [high - low for low, high in itertools.pairwise(self._bounds(batch_size))]
+        padded = (F.pad(part, (0, 0) * (part.dim() - 1) + (0, max(lengths) - len(part))) for part in rows)
+        return torch.cat([part[:length] for part, length in zip(self.gather(padded), lengths, strict=True)])
+
     def loss_and_energies(
         self, found: Sequence[tuple[Tensor, Tensor, Tensor]], batch_size: int
     ) -> tuple[Tensor, Tensor, Tensor]:

@@ -272,7 +272,7 @@ def test_some_chains_start_at_noisy_images(tiny: CoarseToFineConfig, images: Ten
         trainer_at(CoarseToFineTrainer, c, images, 7) for c in (config, dataclasses.replace(config, noisy_starts=0.0))
     )
     stage = trainer.stage
-    assert (stage.size, stage.batch_size, config.chains_by_start(stage)) == (8, 6, (3, 0, 3))
+    assert (stage.size, stage.batch_size, config.chains_by_start(stage)) == (8, 6, (3, 0, 0, 3))
     real = images[:6]
     ends, _ = fakes(trainer, real)
     from_noise, _ = fakes(without, real)
@@ -318,7 +318,7 @@ def test_some_chains_fill_holes_in(tiny: CoarseToFineConfig, images: Tensor, var
     config = dataclasses.replace(tiny, variant=variant, noisy_starts=0.2, hole_starts=0.4)
     trainer = trainer_at(CoarseToFineTrainer, config, images, 7)
     stage = trainer.stage
-    assert config.chains_by_start(stage) == (3, 2, 1)
+    assert config.chains_by_start(stage) == (3, 0, 2, 1)
     real = images[:6]
     ends, _ = fakes(trainer, real)
     assert len(ends) == 6
@@ -340,7 +340,52 @@ def test_some_chains_fill_holes_in(tiny: CoarseToFineConfig, images: Tensor, var
 
 
 @pytest.mark.parametrize("variant", ["cascade", "expanding"])
-@pytest.mark.parametrize("more", [{}, {"start_temperature": 0.005, "hole_starts": 0.2}])
+def test_some_chains_go_on_from_earlier_ends(tiny: CoarseToFineConfig, images: Tensor, variant: Any) -> None:
+    config = dataclasses.replace(tiny, variant=variant, continued_starts=0.4, noisy_starts=0.2, restart=0.0)
+    trainer = trainer_at(CoarseToFineTrainer, config, images, 7)
+    stage = trainer.stage
+    assert config.chains_by_start(stage) == (3, 2, 0, 1)
+    trainer._ends = None  # as in the first update of a stage, where they start from noise
+    ends, _ = fakes(trainer, images[:6])
+    alone, _ = trainer._sample_chains(stage, 1.0, 48, 5)
+    assert torch.equal(ends[:5], alone)
+    trainer._keep_ends(stage, ends)
+    again, _ = fakes(trainer, images[:6])
+    assert torch.equal(again[:3], ends[:3])
+    expected = trainer._sampler(stage, 1.0).sample(None, config.seed, 51, x0=ends[3:5])
+    assert torch.equal(again[3:5], expected)
+    assert not torch.equal(again[3:5], ends[3:5])
+    # Showing the weights to the guard keeps nothing.
+    kept = trainer._ends.clone()
+    trainer.update()
+    assert not torch.equal(trainer._ends, kept)
+    kept = trainer._ends.clone()
+    trainer.check_before_save()
+    assert torch.equal(trainer._ends, kept)
+
+
+def test_continued_chains_start_anew_with_their_probability(tiny: CoarseToFineConfig, images: Tensor) -> None:
+    config = dataclasses.replace(tiny, continued_starts=0.75, restart=1.0, batch_sizes=(8, 8))
+    trainer = trainer_at(CoarseToFineTrainer, config, images, 7)
+    stage = trainer.stage
+    ends = torch.arange(8.0)[:, None, None, None].expand(8, 1, 8, 8)
+    trainer._keep_ends(stage, ends)
+    assert trainer._ends[:, 0, 0, 0].tolist() == [0, 1, 0, 1, 0, 1]
+    trainer.config = dataclasses.replace(config, restart=0.5)
+    anew = 0
+    for iteration in range(7, 107):
+        trainer.iteration = iteration
+        trainer._keep_ends(stage, ends)
+        found = trainer._ends[:, 0, 0, 0].tolist()
+        assert all(value in (j % 2, 2 + j) for j, value in enumerate(found))
+        anew += sum(value < 2 for value in found)
+    assert 240 < anew < 360
+
+
+@pytest.mark.parametrize("variant", ["cascade", "expanding"])
+@pytest.mark.parametrize(
+    "more", [{}, {"start_temperature": 0.005, "hole_starts": 0.2}, {"continued_starts": 0.4, "restart": 0.3}]
+)
 def test_chains_at_images_stop_and_go_on_to_the_last_bit(
     tiny: CoarseToFineConfig, images: Tensor, tmp_path: Path, variant: Any, more: dict[str, Any]
 ) -> None:
@@ -395,7 +440,7 @@ def test_domains_need_labels_of_both_kinds(tiny: CoarseToFineConfig, images: Any
 def test_chains_from_noise_are_needed(tiny: CoarseToFineConfig, share: float) -> None:
     with pytest.raises(ValueError, match="noisy_starts must lie in"):
         dataclasses.replace(tiny, noisy_starts=share)
-    with pytest.raises(ValueError, match=r"noisy_starts 0\.5 and hole_starts 0\.5 make a sum below 1"):
+    with pytest.raises(ValueError, match=r"noisy_starts 0\.5 and hole_starts 0\.5 make a sum that is not below"):
         dataclasses.replace(tiny, noisy_starts=0.5, hole_starts=0.5)
 
 
