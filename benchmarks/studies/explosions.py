@@ -61,6 +61,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "no noisy starts": {"noisy_starts": 0.0, "start_temperature": 0.0},
     "no holes": {"hole_starts": 0.0},
     "from noise only": {"noisy_starts": 0.0, "start_temperature": 0.0, "hole_starts": 0.0},
+    "hinge, energy L2 0.02": {"gap_hinge": 0.5, "energy_l2": 0.02},
+    "hinge, gradient penalty": {"gap_hinge": 0.5, "gradient_penalty": 0.05},
+    "hinge, energy L2 0.02, continued chains": {"gap_hinge": 0.5, "energy_l2": 0.02, "continued_starts": 0.25},
 }
 TAIL, SAMPLES = 0.1, 1000
 
