@@ -381,16 +381,21 @@ def translation_sections(entries: dict[str, Entry]) -> dict[str, str]:
 
 
 def stability_sections(entries: dict[str, Entry]) -> dict[str, str]:
-    """A row for each variant of training, means over seeds."""
+    """Two studies, a row for each variant of training."""
+    tables = {"stability": stability_table, "explosions": explosion_table}
+    return {name: make(entries[name]) for name, make in tables.items() if name in entries}
+
+
+def stability_table(entry: Entry) -> str:
+    """A row for each variant of a short run, means over seeds."""
     rows = []
-    for variant in dict.fromkeys(row["variant"] for row in entries["stability"]["rows"]):
-        group = [row for row in entries["stability"]["rows"] if row["variant"] == variant]
+    for variant in dict.fromkeys(row["variant"] for row in entry["rows"]):
+        group = [row for row in entry["rows"] if row["variant"] == variant]
         keys = {"largest_energy": ".1f", "largest_energy_end": ".1f", "gap_end": ".2f"}
         means = [format(statistics.fmean(row[key] for row in group), form) for key, form in keys.items()]
         rows.append((variant, len(group), sum(row["exploded"] is not None for row in group), *means))
     head = ("variant", "runs", "exploded", "largest energy", "at the end", "mean gap at the end")
-    found = {"stability": markdown_table(head, rows)}
-    return found | ({"explosions": explosion_table(entries["explosions"])} if "explosions" in entries else {})
+    return markdown_table(head, rows)
 
 
 def explosion_table(entry: Entry) -> str:

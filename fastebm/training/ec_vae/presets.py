@@ -9,7 +9,11 @@ from fastebm.training.ec_vae.config import ECVAEConfig
 
 _SMALL_ENERGY = {"energy_width": 16, "energy_depth": 3, "num_chains": 1}
 
-EC_VAE_DIGITS = ECVAEConfig(**(DIGITS_VAE | _SMALL_ENERGY | {"energy_learning_rate": 5e-4, "lambda_start": 2.0}))
+EC_VAE_DIGITS = ECVAEConfig(
+    **(DIGITS_VAE | _SMALL_ENERGY | {"iterations": 4500, "width": 32, "max_width": 128}),
+    energy_learning_rate=5e-4,
+    lambda_start=1.0,
+)
 """scikit-learn's handwritten digits, 8x8, gray: minutes on a CPU. Run: docs/results/ec-vae has the result."""
 
 EC_VAE_MNIST = ECVAEConfig(
