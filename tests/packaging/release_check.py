@@ -32,7 +32,6 @@ from tests.packaging import contents, machine_code, statements  # noqa: E402
 
 PASSED, FAILED, SKIPPED = "passed", "FAILED", "skipped"
 ISAS = ("baseline", "avx2", "avx512", "avx512_bf16", "amx")
-# One process that waits for the other's threads costs more than it gains.
 DROPPED = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "FASTEBM_BACKEND", "FASTEBM_CPU", "TRITON_INTERPRET")
 # No Triton kernel needs a GPU in the interpreter; its noise is that of C++ but for fused multiply-adds.
 INTERPRETED = """
@@ -114,10 +113,11 @@ def export(table: Table, out: Path, final: bool) -> Path:
     changed = run("git", "status", "--porcelain", cwd=ROOT)[1].splitlines()
     note = f"commit {commit}" + (f", without {len(changed)} changed files of the working tree" if changed else "")
     table.verdict("tree", "export of the last commit", [note] if changed and final else [], note)
-    newest = statements.releases(tree)[0]
-    table.verdict(
-        "tree", "versions agree", statements.faults(tree, final), f"{newest.version}, {newest.day or 'unreleased'}"
-    )
+    try:
+        newest, faults = statements.releases(tree)[0], statements.faults(tree, final)
+    except ValueError as error:
+        sys.exit(str(error))
+    table.verdict("tree", "versions agree", faults, f"{newest.version}, {newest.day or 'unreleased'}")
     return tree
 
 

@@ -20,6 +20,8 @@ class Release(NamedTuple):
 def releases(root: Path) -> list[Release]:
     """The releases of the changelog, the newest first."""
     found = HEADING.findall((root / "CHANGELOG.md").read_text())
+    if not found:
+        raise ValueError("CHANGELOG.md has no heading such as '## 1.2.0 - 2026-01-31' or '## 1.2.0 - unreleased'")
     return [Release(version, None if day == "unreleased" else day) for version, day in found]
 
 
