@@ -1,6 +1,6 @@
 """`make release-check`: builds what a release consists of, installs it as a stranger would, and runs it there.
 
-    python tests/packaging/release_check.py [--final] [--cuda] [--out FOLDER]
+    python tests/packaging/release_check.py [--final] [--stand-ins | --cuda] [--out FOLDER]
 
 Everything is made from the last commit, in a folder of its own: the source distribution from an export of the tree, the
 wheel from the source distribution. The wheel is installed into new environments, one with the pinned torch and the
@@ -29,6 +29,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from tests.packaging import contents, machine_code, statements  # noqa: E402
+from tests.packaging.cuda_stand_ins import make_stand_ins  # noqa: E402
 
 PASSED, FAILED, SKIPPED = "passed", "FAILED", "skipped"
 ISAS = ("baseline", "avx2", "avx512", "avx512_bf16", "amx")
@@ -236,56 +237,72 @@ def new_environment(folder: Path) -> tuple[str, ...]:
     return str(folder / "bin" / "python"), "-m", "pip", "--disable-pip-version-check"
 
 
-def cuda_packages(pip: Sequence[str], torch: str, out: Path) -> tuple[list[str] | None, str]:
-    """The packages of CUDA that a torch would bring, and its version; None, and why, where it can't be had at all."""
-    report = out / "torch.json"
-    found, log = run(*pip, "install", "--dry-run", "--ignore-installed", "--quiet", "--report", report, torch, cwd=out)
+def planned(pip: Sequence[str], out: Path, *requirements: str | Path) -> tuple[dict[str, str], str]:
+    """What pip would install for requirements, as its own requirements by name; nothing, and why, where it can't."""
+    report = out / "plan.json"
+    words = ("--dry-run", "--ignore-installed", "--quiet", "--report", report)
+    found, log = run(*pip, "install", *words, *requirements, cwd=out)
     if not found:
-        return None, end(log, 1)
-    packages = {
-        item["metadata"]["name"].lower(): item["metadata"]["version"]
-        for item in json.loads(report.read_text())["install"]
-    }
-    return [name for name in packages if name.startswith(("nvidia-", "cuda-"))], packages["torch"]
+        return {}, end(log, 1)
+    items = json.loads(report.read_text())["install"]
+    told = {item["metadata"]["name"].lower(): item["metadata"]["version"] for item in items}
+    return {name: f"{name}=={version}" for name, version in told.items()}, ""
+
+
+def install(table: Table, where: str, wheel: Path, torch: str, triton: str, of_cuda: str, out: Path) -> dict | None:
+    """Installs the wheel into a new environment; returns the variables that it needs, or None where there is none."""
+    pip = new_environment(out / where)
+    wanted: tuple[str | Path, ...] = (torch, triton, wheel)
+    plan, reason = planned(pip, out, *wanted)
+    if not plan:
+        # Triton has wheels for Linux on x86_64 only.
+        table.add(where, triton, SKIPPED, f"it is not to be had beside {torch}: {reason}")
+        wanted = (torch, wheel)
+        plan, reason = planned(pip, out, *wanted)
+    if not plan:
+        table.add(where, f"install with {torch}", SKIPPED, f"it is not to be had: {reason}")
+        return None
+    cuda = [name for name in plan if name.startswith(("nvidia-", "cuda-"))]
+    note = ", ".join(plan[name] for name in ("torch", "triton") if name in plan)
+    if cuda and of_cuda == "skip":
+        reason = f"{plan['torch']} is to be had only for CUDA, with {len(cuda)} packages: see --stand-ins and --cuda"
+        table.add(where, f"install with {torch}", SKIPPED, reason)
+        return None
+    variables = {}
+    if cuda and of_cuda == "stand-ins":
+        wanted = ("--no-deps", wheel, *(plan[name] for name in plan if name not in {*cuda, "fastebm"}))
+        variables["LD_LIBRARY_PATH"] = str(out / f"stand-ins-{where}")
+        note += ", with stand-ins for the libraries of CUDA"
+    installed, log = run(*pip, "install", "--quiet", *wanted, cwd=out)
+    if variables and installed:
+        (libraries,) = (out / where).glob("lib/python*/site-packages/torch/lib")
+        make_stand_ins(libraries, Path(variables["LD_LIBRARY_PATH"]))
+    if not table.verdict(where, f"install with {torch}", [] if installed else [end(log)], note):
+        return None
+    if not variables:
+        checked, log = run(*pip, "check", cwd=out)
+        table.verdict(where, "requirements of all packages are met", [] if checked else [end(log)])
+    return variables
 
 
 def check_installed(
-    table: Table, where: str, wheel: Path, torch: str, triton: str, cuda: bool, out: Path, examples: Path
-) -> bool:
-    """All rows of one environment; returns whether the wheel could be installed there."""
-    home = out / where
-    pip = new_environment(home)
-    brought, told = cuda_packages(pip, torch, out)
-    if brought is None:
-        table.add(where, f"install with {torch}", SKIPPED, f"it is not to be had: {told}")
-        return False
-    if brought and not cuda:
-        reason = f"torch {told} is there only as a build for CUDA, with {len(brought)} packages; --cuda takes it"
-        table.add(where, f"install with {torch}", SKIPPED, reason)
-        return False
-    installed, log = run(*pip, "install", "--quiet", torch, triton, wheel, cwd=out)
-    if not installed and " triton" in log:
-        table.add(where, triton, SKIPPED, end(log, 1))
-        installed, log = run(*pip, "install", "--quiet", torch, wheel, cwd=out)
-    if not table.verdict(where, f"install with {torch}", [] if installed else [end(log)]):
-        return False
-    checked, log = run(*pip, "check", cwd=out)
-    table.verdict(where, "requirements of all packages are met", [] if checked else [end(log)])
-    play = out / f"play-{where}"
+    table: Table, where: str, home: Path, variables: dict[str, str], play: Path, examples: Path
+) -> None:
+    """All rows of one environment."""
     play.mkdir()
-    check_commands(table, where, home, play, statements.package_version(examples.parent))
+    env = clean(**variables)
+    check_commands(table, where, home, play, env, statements.package_version(examples.parent))
     for example in sorted(examples.glob("*.py")):
-        check_example(table, where, home, play, example)
-    return True
+        check_example(table, where, home, play, env, example)
 
 
-def check_commands(table: Table, where: str, home: Path, play: Path, version: str) -> None:
+def check_commands(table: Table, where: str, home: Path, play: Path, env: dict[str, str], version: str) -> None:
     """Rows for the import, `fastebm info` by each instruction set, Triton's interpreter and the demo."""
     python, command = home / "bin" / "python", home / "bin" / "fastebm"
-    done, log = run(python, "-W", "error", "-c", "import fastebm; print(fastebm.__file__)", cwd=play)
+    done, log = run(python, "-W", "error", "-c", "import fastebm; print(fastebm.__file__)", cwd=play, env=env)
     table.verdict(where, "import without a warning", [] if done and log.startswith(str(home)) else [end(log)])
     for isa in ("", *ISAS):
-        done, log = run(command, "info", cwd=play, env=clean(FASTEBM_CPU=isa))
+        done, log = run(command, "info", cwd=play, env=env | {"FASTEBM_CPU": isa})
         facts = dict(re.findall(r"^(\S.*?)  +(.*)$", log, re.MULTILINE))
         what = f"fastebm info{f', FASTEBM_CPU={isa}' if isa else ''}"
         if not done and isa and "asked for, but this CPU runs at most" in log:
@@ -295,18 +312,18 @@ def check_commands(table: Table, where: str, home: Path, play: Path, version: st
         wrong = [f"{name}: {facts.get(name)}" for name, value in expected.items() if value and facts.get(name) != value]
         note = f"torch {facts.get('torch')}, triton {facts.get('triton')}, {facts.get('cpu variant')}"
         table.verdict(where, what, wrong if done else [end(log)], note)
-    if run(python, "-c", "import triton", cwd=play)[0]:
-        done, log = run(python, "-c", INTERPRETED, cwd=play, env=clean(TRITON_INTERPRET="1"))
+    if run(python, "-c", "import triton", cwd=play, env=env)[0]:
+        done, log = run(python, "-c", INTERPRETED, cwd=play, env=env | {"TRITON_INTERPRET": "1"})
         table.verdict(where, "a kernel in Triton's interpreter", [] if done else [end(log)])
     else:
         table.add(where, "a kernel in Triton's interpreter", SKIPPED, "Triton is not installed")
     demo = (command, "demo", "--iterations", "8", "16", "--count", "64", "--out", play / "demo")
-    done, log = run(*demo, cwd=play)
+    done, log = run(*demo, cwd=play, env=env)
     made = all((play / "demo" / name).is_file() for name in ("samples.png", "strip.png", "curves.png", "verdict.json"))
     table.verdict(where, "fastebm demo with 24 updates", [] if done and made else [end(log)])
 
 
-def check_example(table: Table, where: str, home: Path, play: Path, example: Path) -> None:
+def check_example(table: Table, where: str, home: Path, play: Path, env: dict[str, str], example: Path) -> None:
     """A row for an example with few iterations, in a folder of its own."""
     text = example.read_text()
     needed = {
@@ -317,13 +334,13 @@ def check_example(table: Table, where: str, home: Path, play: Path, example: Pat
     }
     python = home / "bin" / "python"
     program = "import importlib.util, sys; print(*(n for n in sys.argv[1:] if importlib.util.find_spec(n) is None))"
-    if missing := run(python, "-c", program, *sorted(needed), cwd=play)[1].strip():
+    if missing := run(python, "-c", program, *sorted(needed), cwd=play, env=env)[1].strip():
         table.add(where, f"examples/{example.name}", SKIPPED, f"it needs more than fastebm does: {missing}")
         return
     folder = play / example.stem
     folder.mkdir()
     few = ("--quick",) if '"--quick"' in text else ("--iterations", "6")
-    done, log = run(python, example, *few, cwd=folder)
+    done, log = run(python, example, *few, cwd=folder, env=env)
     table.verdict(where, f"examples/{example.name}", [] if done else [end(log)], " ".join(few))
 
 
@@ -333,7 +350,21 @@ def main() -> int:
     parser.add_argument(
         "--final", action="store_true", help="of a release: no changed files, and a day in CHANGELOG.md"
     )
-    parser.add_argument("--cuda", action="store_true", help="install builds of torch for CUDA, too, of gigabytes")
+    parser.add_argument(
+        "--cuda",
+        dest="of_cuda",
+        action="store_const",
+        const="take",
+        default="skip",
+        help="install builds of torch for CUDA, too, of gigabytes",
+    )
+    parser.add_argument(
+        "--stand-ins",
+        dest="of_cuda",
+        action="store_const",
+        const="stand-ins",
+        help="install them alone, half a gigabyte, with stand-ins for the libraries of CUDA",
+    )
     parser.add_argument("--out", type=Path, help="a new folder that keeps all that is built (default: none is kept)")
     parser.add_argument("--torch", default="torch", help="pip's requirement of the newest torch")
     parser.add_argument("--oldest-torch", default="torch==2.11.0")
@@ -352,13 +383,12 @@ def main() -> int:
         somewhere = False
         if unpacked and wheel:
             check_with_tools(table, out, tree, [*out.glob("*.tar.gz"), wheel])
-            for where, torch, triton in (
-                ("newest", options.torch, options.triton),
-                ("oldest", options.oldest_torch, options.oldest_triton),
-            ):
-                somewhere |= check_installed(
-                    table, where, wheel, torch, triton, options.cuda, out, unpacked / "examples"
-                )
+            pairs = {"newest": (options.torch, options.triton), "oldest": (options.oldest_torch, options.oldest_triton)}
+            for where, (torch, triton) in pairs.items():
+                variables = install(table, where, wheel, torch, triton, options.of_cuda, out)
+                if variables is not None:
+                    somewhere = True
+                    check_installed(table, where, out / where, variables, out / f"play-{where}", unpacked / "examples")
             if not somewhere:
                 table.add("wheel", "is installed", FAILED, "no environment for it could be made")
     print(f"\n{table.text()}\n\n{table.failures()} of {len(table.rows)} checks failed")
