@@ -181,6 +181,16 @@ def test_wheels_hold_the_package_and_the_sources_that_fastebm_build_needs(
     assert "License-Expression: Apache-2.0" in held(compiled.wheel, "/METADATA")
 
 
+def test_description_leads_somewhere_from_an_index(without_torch: Built) -> None:
+    """The README, with no link into a tree that a package index lacks."""
+    about, _, description = held(without_torch.wheel, "/METADATA").partition("\n\n")
+    assert "Description-Content-Type: text/markdown" in about
+    assert description.startswith("# fastebm\n")
+    targets = re.findall(r"(?:\]\(| src=\"| href=\")([^)\s\"]+)", description)
+    assert len(targets) > 10
+    assert [target for target in targets if not target.startswith(("https://", "#"))] == []
+
+
 def test_distributions_have_the_version_of_the_package(compiled: Built, without_torch: Built, sdist: Path) -> None:
     version = fastebm.__version__
     assert sdist.name == f"fastebm-{version}.tar.gz"
