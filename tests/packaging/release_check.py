@@ -211,21 +211,35 @@ def check_with_tools(table: Table, out: Path, tree: Path, archives: Sequence[Pat
 
 
 def audit(table: Table, tool: Path, wheels: Sequence[Path], out: Path) -> None:
-    """The manylinux policy that each wheel meets."""
+    """The manylinux policy that the symbols of a wheel meet, those that decide it, and whose libraries it needs."""
     for wheel in wheels:
         done, log = run(tool, "show", "--json", wheel, cwd=out)
         if not done:
-            table.add("tools", "auditwheel", SKIPPED, end(log))
+            table.add("tools", "auditwheel", FAILED, end(log))
             continue
-        told = json.loads(log[log.index("{") :])
-        (out / "auditwheel.json").write_text(json.dumps(told, indent=1))
-        newest = ", ".join(f"{name}_{newest_of(versions)}" for name, versions in told["versioned_symbols"].items())
-        table.add("tools", "auditwheel", PASSED, f"{told['sym_policy']} by its symbols, whose newest are {newest}")
+        told = json.loads(log[log.index("{") : log.rindex("}") + 1])
+        versions = sorted({version for found in told["versioned_symbols"].values() for version in found}, key=by_number)
+        newest = {version.partition("_")[0]: version for version in versions}
+        others = [name for name in told["external_libs"] if not name.startswith(("libtorch", "libc10"))]
+        faults = [f"needs {name}, which neither the system nor torch brings" for name in others]
+        table.verdict("tools", "auditwheel", faults, f"{told['sym_tag']}, but for torch's libraries")
+        for library in (out / "wheel").rglob("*.so"):
+            deciding = symbols_of(library, [newest[name] for name in ("GLIBC", "GLIBCXX") if name in newest])
+            table.add("tools", f"what decides it in {library.name}", PASSED, deciding)
 
 
-def newest_of(versions: Sequence[str]) -> str:
-    """The newest of versions such as 2.9 and 2.27."""
-    return max(versions, key=lambda version: [int(part) for part in re.findall(r"\d+", version)])
+def by_number(version: str) -> list[int]:
+    """The order of versions such as GLIBC_2.9 and GLIBC_2.27."""
+    return [int(part) for part in re.findall(r"\d+", version)]
+
+
+def symbols_of(library: Path, versions: Sequence[str]) -> str:
+    """The symbols that a library takes in these versions."""
+    if shutil.which("nm") is None:
+        return f"{', '.join(versions)}; nm is not installed, which names their symbols"
+    listed = run("nm", "--dynamic", "--demangle", "--undefined-only", library, cwd=library.parent)[1].splitlines()
+    found = [line.split(maxsplit=1)[1] for line in listed if line.rpartition("@")[2] in versions]
+    return ", ".join(found)
 
 
 # --- where it is installed -------------------------------------------------------------------------------------------
