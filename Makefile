@@ -214,7 +214,7 @@ sdist: $(STAMPS)/base
 	@"$(PY)" -c 'from setuptools import build_meta; build_meta.build_sdist("dist")' >/dev/null
 	@ls -l dist/*.tar.gz
 
-# Of the last commit, some 20 minutes on two cores. RELEASE_ARGS: --final for a release, --cuda, --out FOLDER.
+# Of the last commit; it compiles everything anew. RELEASE_ARGS: --final for a release, --stand-ins, --cuda, --out FOLDER.
 release-check: $(STAMPS)/base
 	$(call say,The release)
 	@$(RUN) tests/packaging/release_check.py --torch '$(TORCH)' --oldest-triton 'triton==$(OLDEST_TRITON)' $(RELEASE_ARGS)
