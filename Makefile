@@ -14,7 +14,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow sanitize fuzz lint format bench gpu-kit kit-python wheel clean distclean
+.PHONY: help install demo test test-slow sanitize fuzz lint format bench gpu-kit kit-python wheel sdist release-check clean distclean
 
 # --- the environment -------------------------------------------------------------------------------------------------
 
@@ -78,6 +78,7 @@ help:
 	@printf 'make lint     ruff, mypy, import-linter        make format   rewrite the sources in the house format\n'
 	@printf 'make bench    benchmarks                       make wheel    dist/*.whl for this platform\n'
 	@printf 'make gpu-kit  operators compiled for a GPU machine (KIT_PYTHON=python3.12), into build/gpu-kit\n'
+	@printf 'make sdist    dist/*.tar.gz                    make release-check  what a release consists of, built, installed and run\n'
 	@printf 'make clean    what builds and tests left       make distclean   that and the environment\n'
 	@printf '\nPYTHON=python3.12   the interpreter           VENV=dir        another environment\n'
 	@printf 'TORCH=torch==2.12.0 the torch to install       SYSTEM=1        install into the environment of PYTHON itself\n'
@@ -207,6 +208,16 @@ wheel: $(STAMPS)/base
 	@rm -rf build/lib* build/bdist*
 	@$(PIP) wheel --no-build-isolation --no-deps --wheel-dir dist .
 	@ls -l dist/*.whl
+
+sdist: $(STAMPS)/base
+	$(call say,Building a source distribution)
+	@"$(PY)" -c 'from setuptools import build_meta; build_meta.build_sdist("dist")' >/dev/null
+	@ls -l dist/*.tar.gz
+
+# Of the last commit; it compiles everything anew. RELEASE_ARGS: --final for a release, --stand-ins, --cuda, --out FOLDER.
+release-check: $(STAMPS)/base
+	$(call say,The release)
+	@$(RUN) tests/packaging/release_check.py --torch '$(TORCH)' --oldest-triton 'triton==$(OLDEST_TRITON)' $(RELEASE_ARGS)
 
 clean:
 	rm -rf build dist *.egg-info fastebm/*.so .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .benchmarks

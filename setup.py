@@ -7,7 +7,9 @@ compile (torch can't be imported here, or there is no C++ compiler), the package
 from __future__ import annotations
 
 import importlib.util
+import re
 import sys
+import tomllib
 import warnings
 from pathlib import Path
 from types import ModuleType
@@ -55,6 +57,17 @@ def compiled_part() -> dict:
     return {}
 
 
+def readme_for_an_index() -> str:
+    """README.md with its links into the tree as addresses: a page of a package index has no tree beside it."""
+    urls = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["urls"]
+    inside = r"(?!https?:|#|mailto:)([^)\s\"]+)"
+    parts = re.split(r"(^```.*?^```$)", (ROOT / "README.md").read_text(), flags=re.DOTALL | re.MULTILINE)
+    for index in range(0, len(parts), 2):  # those between are code
+        text = re.sub(rf"(!\[[^\]]*\]\(| src=\"){inside}", rf"\1{urls['Source']}/raw/main/\2", parts[index])
+        parts[index] = re.sub(rf"(\]\(| href=\"){inside}", rf"\1{urls['Source']}/blob/main/\2", text)
+    return "".join(parts)
+
+
 # The sources of the kernels travel as the folder fastebm/csrc, so that `fastebm build` finds them in an installed
 # package too. setuptools wants each of its folders named as a package, though no Python stands in them.
 folders = {"fastebm.csrc": "csrc"} | {
@@ -69,5 +82,7 @@ setup(
     package_dir={"fastebm": "fastebm", **folders},
     package_data={"fastebm": ["py.typed"], **{folder: ["*.h", "*.cpp", "*.cu"] for folder in folders}},
     include_package_data=False,
+    long_description=readme_for_an_index(),
+    long_description_content_type="text/markdown",
     **compiled_part(),
 )

@@ -1,7 +1,7 @@
 // Compiles one function for several instruction sets and chooses among them at run time.
 //
 // Function-level targets keep the rest of the library at the baseline, so that a build made on a new CPU runs on an old one.
-// The symbol names carry the instruction set; tests/test_packaging.py looks for wide instructions anywhere else.
+// The symbol names carry the instruction set; tests/packaging/test_machine_code.py looks for wide instructions anywhere else.
 #pragma once
 
 #include <string>

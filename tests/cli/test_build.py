@@ -1,4 +1,4 @@
-"""`fastebm build`, and that what it says about a compiler is what the build then finds; see test_packaging.py, too."""
+"""`fastebm build`, and that what it says about a compiler is what the build then finds; see tests/packaging, too."""
 
 from __future__ import annotations
 
