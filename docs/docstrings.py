@@ -19,7 +19,9 @@ def shown(docstring: str) -> str:
     blocks = [list(block) for _, block in itertools.groupby(docstring.splitlines(), key=_starts_a_block())]
     for title, *rest in blocks:
         body = textwrap.dedent("\n".join(rest)).strip("\n")
-        if not rest or title in SECTIONS:
+        if title == "Attributes:":  # the first word would be a name and the others its type
+            lines += [title, *(re.sub(r"^ {4}[\w, ]+: ", _unbroken, line) for line in rest)]
+        elif not rest or title in SECTIONS:
             lines += [title, *rest]
         elif title == "Example:":
             lines += ["**Example**", "", *_fenced(body), ""]
@@ -27,7 +29,8 @@ def shown(docstring: str) -> str:
             lines += [title, "", *_listed(body), ""]
         else:
             lines += [title, *rest]
-    return "\n".join(_fenced("\n".join(lines)))
+    text = "\n".join(_fenced("\n".join(lines)))
+    return re.sub(r"\bdocs/([\w/-]+\.md)\b", r"[\1](../\1)", text)  # the reference is one folder below
 
 
 def _starts_a_block() -> Any:
@@ -59,6 +62,10 @@ def _fenced(text: str) -> list[str]:
             lines.append("```")
         lines.append(line)
     return lines[:-1]
+
+
+def _unbroken(names: re.Match[str]) -> str:
+    return names[0].replace(", ", ",\u00a0")
 
 
 def _listed(body: str) -> list[str]:

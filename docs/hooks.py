@@ -121,7 +121,7 @@ def on_page_content(content: str, page: Page, files: Files, **_: Any) -> str:
 
 
 def figure(picture: str, page: Page) -> str:
-    """A picture with its alternative text as its caption, and with its size, so that a page does not jump as it loads."""
+    """A picture with its alternative text as its caption, and its size, so that no page jumps as it loads."""
     alt, src = (re.search(rf'{name}="([^"]*)"', picture) for name in ("alt", "src"))
     caption = alt[1] if alt else ""
     if not caption or not src:

@@ -162,3 +162,6 @@ def test_docstrings_become_markdown() -> None:
     assert shown("Attributes, later:\n    a, b: words\n        and more\n    c: d") == (
         "Attributes, later:\n\n- `a`, `b`: words\n    and more\n- `c`: d"
     )
+    assert shown("Attributes:\n    a, b: words\n    c: d, e (docs/design.md)") == (
+        "Attributes:\n    a,\u00a0b: words\n    c: d, e ([design.md](../design.md))"
+    )
