@@ -110,7 +110,7 @@ def moved_links(markdown: str, source: str, page: str) -> str:
     return re.sub(r"\]\((?![a-z]+:|#)([^)#\s]+)(#[^)\s]*)?\)", moved, markdown)
 
 
-def on_page_content(content: str, page: Page, files: Files, **_: Any) -> str:
+def on_page_content(content: str, page: Page, **_: Any) -> str:
     if "doc-object doc-module" in content:
         log.warning("%s: an entry shows a module", page.file.src_uri)
 
