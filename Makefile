@@ -14,7 +14,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow sanitize fuzz lint format bench gpu-kit kit-python wheel sdist release-check clean distclean
+.PHONY: help install demo test test-slow sanitize fuzz lint format docs docs-serve bench gpu-kit kit-python wheel sdist release-check clean distclean
 
 # --- the environment -------------------------------------------------------------------------------------------------
 
@@ -76,6 +76,7 @@ help:
 	@printf 'make fuzz     2,000 hostile tries of each entrance: command line, files, checkpoints, operators, signals\n'
 	@printf 'make install  what both need: the environment $(VENV), torch, fastebm with its compiled operators\n'
 	@printf 'make lint     ruff, mypy, import-linter        make format   rewrite the sources in the house format\n'
+	@printf 'make docs     the documentation site, into build/site   make docs-serve   it in a browser, as pages change\n'
 	@printf 'make bench    benchmarks                       make wheel    dist/*.whl for this platform\n'
 	@printf 'make gpu-kit  operators compiled for a GPU machine (KIT_PYTHON=python3.12), into build/gpu-kit\n'
 	@printf 'make sdist    dist/*.tar.gz                    make release-check  what a release consists of, built, installed and run\n'
@@ -187,6 +188,15 @@ lint: $(STAMPS)/lint
 format: $(STAMPS)/lint
 	@"$(PY)" -m ruff check --fix --exit-zero .
 	@"$(PY)" -m ruff format .
+
+# Warnings are errors: a link or an anchor that leads nowhere, a page without a place, a name that the reference can't find.
+MKDOCS := NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs
+docs: $(STAMPS)/docs
+	$(call say,The documentation site)
+	@$(MKDOCS) build --strict
+
+docs-serve: $(STAMPS)/docs
+	@$(MKDOCS) serve
 
 # Some 20 minutes on two cores. PYTEST_ARGS='-k cascade' measures a part, '--full' everything, '--base main' ours against
 # ours at another revision. Rows that are not measured anew stay.

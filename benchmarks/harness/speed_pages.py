@@ -2,8 +2,9 @@
 
     python -m benchmarks.harness.speed_pages
 
-README.md gets CF-EBM's chains, cascades and training in two lines, docs/results/speed/README.md all comparisons of
-whole energies, and docs/results/speed/MACHINE.md all rows of a machine.
+README.md gets CF-EBM's chains, cascades and training in two lines, docs/index.md its chains at 32x32 with error and
+memory, docs/results/speed/README.md all comparisons of whole energies, and docs/results/speed/MACHINE.md all rows of a
+machine.
 """
 
 from __future__ import annotations
@@ -15,10 +16,16 @@ from benchmarks.harness import plots
 from benchmarks.harness.pages import ROOT, fill_section
 from fastebm.evaluation.speed import Row, markdown, read_runs
 from fastebm.evaluation.speed.baselines import RESEARCH, TORCH_COMPILE, TUNED
-from fastebm.evaluation.speed.table import comparisons, markdown_table
+from fastebm.evaluation.speed.table import amount, comparisons, machine_line, markdown_table
 
 SUITES = ("chains", "cascade", "training", "energy_gradient")
 BEST = "best of tuned eager and torch.compile"
+PLOTS = {
+    "ratios": "slowdowns relative to fastebm, a group of bars for each comparison",
+    "chains": "the time of a Langevin step over the resolution",
+    "memory": "the peak memory of one gradient",
+}
+"""What the plots of a machine show, by the end of their names."""
 READING = """\
 Times are medians over rounds, with their 20 % and 80 % quantiles. `slowdown` is a baseline's time over that of fastebm,
 the median of the rounds' ratios: above 1 fastebm is faster. `memory ratio` is the same for peak memory. `gradient
@@ -74,6 +81,31 @@ def compact_summary(machine: Path) -> str:
     return markdown_table((f"{machine.name}, bfloat16, batch", *titles), lines)
 
 
+def chains_summary(machine: Path) -> str:
+    """CF-EBM's chains at 32x32 by each implementation with error and memory, for docs/index.md."""
+    runs = [run for file in suite_files(machine) for run in read_runs(file)]
+    memory = {row.baseline: row for run in runs for row in run.rows if _case(row) == ("memory", (3, 256, 256), 4)}
+    parts = []
+    for run in runs:
+        chains = [row for row in run.rows if _case(row) == ("chains", (3, 32, 32), 64)]
+        if chains:
+            head = ("64 chains of 3x32x32 images", "a step", "slowdown", "error", "memory")
+            lines = [_chains_line(row, memory.get(row.baseline)) for row in chains]
+            parts += [f"CF-EBM on {machine_line(run)}", markdown_table(head, lines)]
+    return "\n\n".join(parts)
+
+
+def _case(row: Row) -> tuple[str, tuple[int, ...], int] | None:
+    return (row.suite, row.shape, row.batch) if (row.case, row.dtype) == ("CF-EBM", "bfloat16") else None
+
+
+def _chains_line(row: Row, memory: Row | None) -> Sequence[str]:
+    ratio = "-" if row.ratio is None else f"{row.ratio:.1f}"
+    error = "-" if row.gradient_error is None else f"{row.gradient_error:.0e}"
+    used = "-" if memory is None else amount(memory.median, memory.quantity)
+    return row.baseline, amount(row.median, row.quantity), ratio, error, used
+
+
 def _is_compact(first: Row) -> bool:
     return first.suite != "energy_gradient" and (first.case, first.dtype) == ("CF-EBM", "bfloat16")
 
@@ -85,7 +117,7 @@ def _count_of_chains(machine: Path) -> int:
 def machine_page(machine: Path, plots_of_it: Sequence[Path]) -> str:
     """All rows of one machine as Markdown, with its plots."""
     parts = [f"# Speed: {machine.name}", f"Made by `make bench` from `benchmarks/results/{machine.name}`.", READING]
-    parts += [f"![{plot.stem}]({plot.name})" for plot in plots_of_it]
+    parts += [f"![{PLOTS[plot.stem.rpartition('.')[2]]}]({plot.name})" for plot in plots_of_it]
     parts += [f"## {file.stem}\n\n{markdown(read_runs(file)).rstrip()}" for file in suite_files(machine)]
     return "\n\n".join(parts) + "\n"
 
@@ -100,15 +132,16 @@ def write_machine_pages(results: Path, folder: Path) -> list[Path]:
 
 
 def fill_summaries(results: Path, root: Path) -> list[Path]:
-    """Fills the tables of both README.md under `root`, the shorter one for the machine with the most chains."""
+    """Fills the tables of docs/index.md and both README.md under `root`.
+
+    The shorter ones are of the machine with the most chains.
+    """
     compared = [machine for machine in machines(results) if energy_comparisons(machine)]
     whole, short = root / "docs" / "results" / "speed" / "README.md", root / "README.md"
-    for path, form, shown in (
-        (whole, summary, compared),
-        (short, compact_summary, [max(compared, key=_count_of_chains)] if compared else []),
-    ):
+    front, one = root / "docs" / "index.md", [max(compared, key=_count_of_chains)] if compared else []
+    for path, form, shown in ((whole, summary, compared), (short, compact_summary, one), (front, chains_summary, one)):
         path.write_text(fill_section(path.read_text(), "speed", "\n\n".join(map(form, shown))))
-    return [short, whole]
+    return [short, front, whole]
 
 
 def main() -> None:
