@@ -67,7 +67,11 @@ warnings.filterwarnings("ignore", message="Editable installation")
 setup(
     packages=[*find_packages(include=["fastebm", "fastebm.*"]), *folders],
     package_dir={"fastebm": "fastebm", **folders},
-    package_data={"fastebm": ["py.typed"], **{folder: ["*.h", "*.cpp", "*.cu"] for folder in folders}},
+    package_data={
+        "fastebm": ["py.typed"],
+        "fastebm.report": ["page.html"],
+        **{folder: ["*.h", "*.cpp", "*.cu"] for folder in folders},
+    },
     include_package_data=False,
     **compiled_part(),
 )

@@ -125,7 +125,7 @@ def test_wheel_holds_every_module_the_sources_and_the_command(compiled: Built) -
     modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / "fastebm").rglob("*.py")}
     assert modules <= names, "a package folder without __init__.py does not travel"
     assert {f"fastebm/{source}" for source in operator_sources()} <= names
-    assert {"fastebm/py.typed"} <= names
+    assert {"fastebm/py.typed", "fastebm/report/page.html"} <= names
     assert not [name for name in names if name.startswith(("tests", "examples", "benchmarks"))]
     with zipfile.ZipFile(compiled.wheel) as archive:
         (entry_points,) = (name for name in names if name.endswith("/entry_points.txt"))
