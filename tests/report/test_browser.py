@@ -16,6 +16,9 @@ BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "
 if BROWSER is None:
     pytest.skip("there is no Chromium on this machine", allow_module_level=True)
 
+BEYOND_THE_EDGE = """[...document.querySelectorAll('p, h1, h2, h3, h4, dd, img')]
+    .filter(e => e.checkVisibility() && e.getBoundingClientRect().right > innerWidth + 1).map(e => e.outerHTML)"""
+
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
@@ -47,9 +50,7 @@ def test_it_fits_fetches_nothing_and_says_nothing(
             assert page.evaluate("document.documentElement.scrollWidth") == width
             assert page.evaluate("[...document.images].filter(image => !image.naturalWidth).length") == 0
             assert page.evaluate("document.images.length") >= 5
-            hidden = page.evaluate("""[...document.querySelectorAll('p, h1, h2, h3, h4, dd, img')]
-                .filter(e => e.checkVisibility() && e.getBoundingClientRect().right > innerWidth + 1).map(e => e.outerHTML)""")
-            assert hidden == []
+            assert page.evaluate(BEYOND_THE_EDGE) == []
             colours.add((scheme, page.evaluate("getComputedStyle(document.body).backgroundColor")))
             page.locator("summary").first.click()
             assert page.locator("details").first.evaluate("e => e.open")

@@ -11,7 +11,6 @@ import re
 import shutil
 import signal
 import time
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -189,8 +188,7 @@ def test_a_run_that_the_guard_rolled_back(run: Path, no_curves: None) -> None:
 
 def test_a_run_that_the_guard_gave_up(tmp_path: Path) -> None:
     config = dataclasses.replace(STAGES, max_energy=1e-6, retries=1)
-    with warnings.catch_warnings(), pytest.raises(DivergedError):
-        warnings.simplefilter("ignore")
+    with pytest.warns(RuntimeWarning, match="Back to iteration 0"), pytest.raises(DivergedError):
         train(config, DigitsSource(), tmp_path / "run", progress=False)
     page = page_of(tmp_path / "run")
     assert "given up by the guard: 0 of 5 updates" in page.text
