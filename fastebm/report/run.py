@@ -33,6 +33,8 @@ PRESETS_OF: dict[str, Mapping[str, Any]] = {
     "ec_posterior": EC_POSTERIOR_PRESETS,
     "ec_flow": EC_FLOW_PRESETS,
 }
+WITHOUT_CHAINS = ("ec_vae", "ec_posterior", "ec_flow")
+"""The methods whose samples are one pass of a generator."""
 SAMPLES = {
     "samples.png": ("Samples beside real images", "A grid of samples of the run, and as many real images on its right"),
     "strip.png": (
@@ -304,7 +306,7 @@ def _add_judgements(part: RunPart, path: Path, reached: int) -> None:
 
 
 def _add_chains(part: RunPart, path: Path, kind: str, reached: int, pictures: Pictures) -> None:
-    part.has_chains = kind in ("coarse_to_fine", "")
+    part.has_chains = kind not in WITHOUT_CHAINS
     with part.noting("chains", f"{DIAGNOSIS} can't be read"):
         if os.path.lexists(path / DIAGNOSIS):
             content = read_json(path / DIAGNOSIS)
