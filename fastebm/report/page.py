@@ -51,8 +51,8 @@ def write_report(run: str | Path, out: str | Path | None = None, *, overwrite: b
         RunFolder.existing(run)
     path = check_writable(run / REPORT if out is None else out, overwrite=overwrite)
     pictures = Pictures(PICTURE_BYTES)
-    seeds = describe_seeds(run) if is_seeds else None
-    parts = [describe_run(folder, pictures) for folder in (seeds.runs if seeds else [run])]
+    seeds = describe_seeds(run, path) if is_seeds else None
+    parts = [describe_run(folder, pictures, path) for folder in (seeds.runs if seeds else [run])]
     text = render(parts, seeds, datetime.datetime.now(datetime.UTC))
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")

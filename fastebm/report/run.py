@@ -167,8 +167,8 @@ def shell_argument(folder: str) -> str:
     return shlex.quote(folder if not folder.startswith("-") else f"./{folder}")
 
 
-def describe_run(path: Path, pictures: Pictures) -> RunPart:
-    """Everything that the folder of a run says. Raises RunError where there is no run."""
+def describe_run(path: Path, pictures: Pictures, page: Path) -> RunPart:
+    """Everything that the folder of a run says but its `page`. Raises RunError where there is no run."""
     folder = RunFolder.existing(path)
     part = RunPart(path.absolute().name, str(path))
     kind, config = _read_config(part, folder)
@@ -194,7 +194,7 @@ def describe_run(path: Path, pictures: Pictures) -> RunPart:
             part.fault("curves", "More curves are left out, so that the page stays small.")
     if not log:
         part.fault("curves", "The log has no line yet.")
-    part.files = list_files(path, part)
+    part.files = list_files(path, page, part)
     part.python = _python(part, kind, config, saved)
     return part
 
@@ -326,12 +326,15 @@ def _add_chains(part: RunPart, path: Path, kind: str, reached: int, pictures: Pi
         part.fault("chains", str(error))
 
 
-def list_files(path: Path, part: RunPart | None = None, *, folders: bool = True) -> list[tuple[str, int, str]]:
-    """Name, bytes and meaning of the files in a folder; the files of a folder in it count together."""
+def list_files(
+    path: Path, page: Path, part: RunPart | None = None, *, folders: bool = True
+) -> list[tuple[str, int, str]]:
+    """Name, bytes and meaning of the files in a folder but `page`; the files of a folder in it count together."""
     found = []
+    itself = page.name if os.path.realpath(page.parent) == os.path.realpath(path) else REPORT
     try:
         for entry in sorted(os.scandir(path), key=lambda entry: entry.name):
-            if entry.name in (LOCK, REPORT) or entry.name.endswith(PART):
+            if entry.name in (LOCK, REPORT, itself) or entry.name.endswith(PART):
                 continue
             about = DESCRIPTIONS.get(entry.name, "")
             if entry.is_dir(follow_symlinks=False):

@@ -36,10 +36,10 @@ class SeedsPart:
     faults: list[str] = field(default_factory=list)
 
 
-def describe_seeds(path: Path) -> SeedsPart:
+def describe_seeds(path: Path, page: Path) -> SeedsPart:
     """What seeds.json in a folder says, and the folders of its runs. Damage is said in sentences."""
     part = SeedsPart(path.absolute().name, str(path))
-    part.files = list_files(path, folders=False)
+    part.files = list_files(path, page, folders=False)
     entries: list[dict[str, Any]] = []
     try:
         content = read_json(path / SEEDS)
