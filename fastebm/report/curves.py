@@ -9,9 +9,9 @@ from fastebm.plotting import svg_curves
 from fastebm.report.pictures import Picture, PictureError, Pictures
 
 PANELS: tuple[tuple[str, dict[str, str]], ...] = (
-    ("Mean energies; low means real", {"energy_data": "real images", "energy_samples": "samples"}),
-    ("Gap, samples minus real images", {"gap": "gap"}),
-    ("Largest energies", {"largest_energy_data": "real images", "largest_energy_samples": "samples"}),
+    ("Mean energies; low means real", {"energy_data": "real images", "energy_samples": "chain ends"}),
+    ("Gap, chain ends minus real images", {"gap": "gap"}),
+    ("Largest energies", {"largest_energy_data": "real images", "largest_energy_samples": "chain ends"}),
     ("Losses", {"loss": "loss of the energy", "vae_loss": "loss of the VAE", "flow_loss": "loss of the flow"}),
     ("Bits per dimension of training images", {"bits_per_dimension": "bits per dimension"}),
     ("Squared error of an image", {"squared_error": "reconstruction", "refined_error": "refined reconstruction"}),
@@ -32,7 +32,7 @@ PANELS: tuple[tuple[str, dict[str, str]], ...] = (
         },
     ),
     ("Learning rates", {"learning_rate": "learning rate", "energy_learning_rate": "of the energy"}),
-    ("Pixels of samples", {"displacement": "mean way of a pixel", "clamped": "share at or beyond ±1"}),
+    ("Pixels of chains", {"displacement": "mean way of a pixel", "clamped": "share at or beyond ±1"}),
 )
 """Titles, and the labels of the quantities of the log that they show."""
 NOT_DRAWN = {"iteration", "size", "attempt", "seconds", "note", "beta"}

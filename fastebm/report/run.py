@@ -80,7 +80,7 @@ DESCRIPTIONS = {
     "tensorboard": "events for TensorBoard",
     "features.safetensors": "the small classifier of fastebm evaluate",
     EVALUATION: "what fastebm evaluate measured",
-    JUDGED: "what fastebm train --seeds measured",
+    JUDGED: "what the training of several seeds measured",
     VERDICT: "what fastebm demo measured",
     DIAGNOSIS: "what fastebm diagnose found",
     "diagnose.png": "traces of chains, by fastebm diagnose",

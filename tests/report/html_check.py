@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from html.parser import HTMLParser
 
@@ -46,6 +47,8 @@ class Page(HTMLParser):
         levels = [int(heading[1]) for heading in self.headings]
         if levels[:1] != [1] or levels.count(1) != 1:
             self.faults.append(f"headings {levels} have not one h1, at their beginning")
+        if any(after > before + 1 for before, after in itertools.pairwise(levels)):
+            self.faults.append(f"headings {levels} leave a level out")
 
     @property
     def text(self) -> str:

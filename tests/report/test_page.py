@@ -68,7 +68,7 @@ def test_a_finished_run(run_of: Callable[[str], Path], kind: str, tmp_path: Path
     last = RunFolder(run).log.lines()[-1]
     assert any(f"At the end: learning rate {last['learning_rate']:.4g}" in alt for alt in curves)
     if "gap" in last:
-        assert f"Gap, samples minus real images, over the updates. At the end: gap {last['gap']:.4g}." in curves
+        assert f"Gap, chain ends minus real images, over the updates. At the end: gap {last['gap']:.4g}." in curves
     assert ("fastebm diagnose" in page.text) == (kind == "coarse_to_fine")
     assert f"fastebm evaluate {run} --train-features" in page.text
     assert sorted(run.rglob("*")) == before  # nothing is written into the folder but the page

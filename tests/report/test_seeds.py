@@ -43,7 +43,7 @@ def test_mean_and_spread_and_a_part_for_each_seed(
     assert page.text.count("finished: 3 of 3 updates") == 4  # in the head and in the facts of both
     assert page.text.count("A grid") == 0  # no description is shown as text
     assert {"run-1", "run-2", "run-1-samples", "run-2-curves", "files-of-all"} <= set(page.ids)
-    assert page.headings.count("h2") == 3
+    assert page.headings.count("h2") == 4  # the table, two runs, the files
     assert f"fastebm.load({str(trained_seeds / 'seed-1')!r})" in page.text
 
 
