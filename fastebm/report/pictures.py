@@ -40,12 +40,12 @@ class Pictures:
     def __init__(self, budget: int) -> None:
         self.left = budget
 
-    def read(self, path: Path, alt: str, caption: str) -> Picture:
-        """The picture in a file.
+    def read(self, path: Path, alt: str, caption: str, widest: int = WIDEST) -> Picture:
+        """The picture in a file, in at most `widest` pixels a row.
 
         Raises PictureError where it is damaged or there is no room left, FileNotFoundError where it is missing.
         """
-        data, kind, size = _readable(path)
+        data, kind, size = _readable(path, widest)
         return self._embedded(f"image/{kind}", data, size, alt, caption, path.name)
 
     def svg(self, text: str, width: int, height: int, alt: str, caption: str) -> Picture:
@@ -60,7 +60,7 @@ class Pictures:
         return Picture(source, *size, alt, caption)
 
 
-def _readable(path: Path) -> tuple[bytes, str, tuple[int, int]]:
+def _readable(path: Path, widest: int) -> tuple[bytes, str, tuple[int, int]]:
     """The bytes, the format and the size of a picture that browsers show; a large one becomes a smaller JPEG."""
     try:
         if path.stat().st_size > LARGEST_FILE:
@@ -70,10 +70,10 @@ def _readable(path: Path) -> tuple[bytes, str, tuple[int, int]]:
             if picture.width * picture.height > MAX_PIXELS:
                 raise PictureError(f"{path.name} is left out: it has more than {MAX_PIXELS:,} pixels.")
             picture.load()
-            if len(data) <= LARGEST_PICTURE and picture.width <= WIDEST and picture.height <= HIGHEST:
+            if len(data) <= LARGEST_PICTURE and picture.width <= widest and picture.height <= HIGHEST:
                 return data, "png", picture.size
             smaller = picture.convert("RGBA")
-            smaller.thumbnail((WIDEST, HIGHEST))
+            smaller.thumbnail((widest, HIGHEST))
             flat = Image.new("RGB", smaller.size, "white")
             flat.paste(smaller, mask=smaller)
             file = io.BytesIO()

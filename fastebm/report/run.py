@@ -55,7 +55,7 @@ SAMPLES = {
     ),
 }
 """Captions and descriptions of the pictures of samples that trainings draw."""
-MOST_SNAPSHOTS = 6
+MOST_SNAPSHOTS, SNAPSHOT_WIDTH = 6, 640
 MORE_RETRIES = 3
 JUDGEMENTS = {
     EVALUATION: "Compared with real images by fastebm evaluate",
@@ -180,13 +180,6 @@ def describe_run(path: Path, pictures: Pictures, page: Path) -> RunPart:
     saved: list[int] = []
     with part.noting("files", "The checkpoints can't be listed"):
         saved = folder.checkpoints.iterations()
-    part.guard = guard_actions(path, log, pictures)
-    reached = (saved or [0])[-1]
-    _say_state(part, reached, config, log)
-    _say_facts(part, folder, kind, config, log, saved)
-    _add_samples(part, path, pictures)
-    _add_judgements(part, path, reached)
-    _add_chains(part, path, kind, reached, pictures)
     for drawn in draw_curves(log, pictures) if log else ():
         if isinstance(drawn, Picture):
             part.curves.append(drawn)
@@ -194,6 +187,13 @@ def describe_run(path: Path, pictures: Pictures, page: Path) -> RunPart:
             part.fault("curves", "More curves are left out, so that the page stays small.")
     if not log:
         part.fault("curves", "The log has no line yet.")
+    part.guard = guard_actions(path, log, pictures)
+    reached = (saved or [0])[-1]
+    _say_state(part, reached, config, log)
+    _say_facts(part, folder, kind, config, log, saved)
+    _add_samples(part, path, pictures)
+    _add_judgements(part, path, reached)
+    _add_chains(part, path, kind, reached, pictures)
     part.files = list_files(path, page, part)
     part.python = _python(part, kind, config, saved)
     return part
@@ -285,7 +285,9 @@ def _add_samples(part: RunPart, path: Path, pictures: Pictures) -> None:
         name = names[round(place * (len(names) - 1) / max(1, count - 1))]
         after = f"after {int(name[10:19]):,} updates"
         try:
-            part.snapshots.append(pictures.read(path / "pictures" / name, f"A grid of samples {after}", after))
+            part.snapshots.append(
+                pictures.read(path / "pictures" / name, f"A grid of samples {after}", after, SNAPSHOT_WIDTH)
+            )
         except (FileNotFoundError, PictureError) as error:
             part.fault("samples", str(error))
 

@@ -349,11 +349,13 @@ def test_a_large_log_and_many_pictures_stay_small(run: Path) -> None:
             wave = {"gap": math.sin(number), "loss": math.cos(number), "energy_data": math.sin(number / 7)}
             file.write(json.dumps(line | {"iteration": number} | wave) + "\n")
     noise = torch.randint(0, 256, (1500, 2500, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
-    for name in ("samples.png", "strip.png"):
+    for name in ("samples.png", "strip.png", *(f"pictures/iteration-{number:09d}.png" for number in range(9))):
         Image.fromarray(noise.numpy()).save(run / name, compress_level=1)
     assert (run / "samples.png").stat().st_size > 10**7
     page = page_of(run)
     assert all(int(image["width"]) <= 1600 for image in page.images)
+    assert [image["alt"] for image in page.images if "over the updates" in image["alt"]][6].startswith("Pixels")
+    assert len([image for image in page.images if image["width"] == "640"]) == 6
     assert (run / "report.html").stat().st_size < PICTURE_BYTES + 200_000
     pictures = Pictures(100)
     with pytest.raises(PictureError, match="left out, so that the page stays small"):
