@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fastebm.report.page import finalized, size_in_words
 from fastebm.report.tables import Spread, Table, tables
+from tests.docstrings import run_examples
 
 
 def test_numbers_of_real_images_stand_beside_those_of_samples() -> None:
@@ -60,3 +61,9 @@ def test_how_values_are_shown() -> None:
         "1.0 KiB",
         "5.0 MiB",
     ]
+
+
+def test_examples_in_docstrings() -> None:
+    failed, attempted = run_examples("fastebm.report.page")
+    assert failed == 0
+    assert attempted == 5
