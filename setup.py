@@ -80,7 +80,11 @@ warnings.filterwarnings("ignore", message="Editable installation")
 setup(
     packages=[*find_packages(include=["fastebm", "fastebm.*"]), *folders],
     package_dir={"fastebm": "fastebm", **folders},
-    package_data={"fastebm": ["py.typed"], **{folder: ["*.h", "*.cpp", "*.cu"] for folder in folders}},
+    package_data={
+        "fastebm": ["py.typed"],
+        "fastebm.report": ["page.html"],
+        **{folder: ["*.h", "*.cpp", "*.cu"] for folder in folders},
+    },
     include_package_data=False,
     long_description=readme_for_an_index(),
     long_description_content_type="text/markdown",

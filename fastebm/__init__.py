@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         models,
         ops,
         recipes,
+        report,
         rng,
         runs,
         sampling,
@@ -73,6 +74,7 @@ _PACKAGES = (
         "ops",
         "plotting",
         "recipes",
+        "report",
     ),
     *("rng", "runs", "sampling", "tasks", "training"),
 )
@@ -140,6 +142,7 @@ __all__ = [
     "ops",
     "precompile",
     "recipes",
+    "report",
     "resume",
     "rng",
     "runs",

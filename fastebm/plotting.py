@@ -7,8 +7,10 @@ than 1 or 3 their mean over channels is shown in gray. Files are written complet
 from __future__ import annotations
 
 import functools
+import io
 import itertools
 import math
+import re
 import textwrap
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -41,6 +43,10 @@ MAX_PIXELS = 10**8
 """Of one picture, as of pictures that are read."""
 DPI = 120
 _LONGEST = 32  # characters of a heading
+_COLOURS = ("#2f81f7", "#e8710a", "#2da44e", "#a475f9")  # on light and on dark backgrounds
+_OWN_COLOUR = "#0a0b0c"  # what an SVG has where the colour of its page is to be
+_STRETCHES = 600
+_LARGEST_VALUE = 1e30
 
 P = ParamSpec("P")
 
@@ -299,17 +305,51 @@ def save_curves(path: Path, log: Sequence[Mapping[str, Any]], panels: Curves = E
         for key, label in curves.items():
             # Logs of older versions lack some quantities.
             axes.plot(iterations, [line.get(key, math.nan) for line in log], label=label, linewidth=1)
-        for before, after in itertools.pairwise(log):
-            if before["size"] != after["size"]:
-                growth = f"to {after['size']}x{after['size']}"
-                axes.axvline(before["iteration"], color="gray", linestyle=":", label=growth)
-            if before.get("attempt", 0) != after.get("attempt", 0):
-                axes.axvline(before["iteration"], color="red", linestyle="--", linewidth=1, label="guard went back")
+        _mark_events(axes, log)
         axes.set_ylabel(title)
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
     axes.set_xlabel("iteration")
     save_figure(figure, path)
+
+
+def svg_curves(log: Sequence[Mapping[str, Any]], curves: Mapping[str, str]) -> str:
+    """The text of an SVG with quantities of a run's log over its iterations, marked as by `save_curves`.
+
+    Text and axes are dark on light pages and light on dark ones, and the background is that of the page. The same log
+    gives the same text. Long logs are thinned to the extremes of each of 600 stretches, so that the text stays short.
+
+    Args:
+        curves: the label of each quantity. Values that are missing, not finite or beyond ±1e30 are not drawn.
+    """
+    settings: Any = {"text.parse_math": False, "svg.fonttype": "none", "svg.hashsalt": "fastebm"}
+    settings |= dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor"), _OWN_COLOUR)
+    settings |= {"xtick.color": _OWN_COLOUR, "ytick.color": _OWN_COLOUR, "grid.color": _OWN_COLOUR}
+    settings |= {"legend.facecolor": "none", "legend.framealpha": 1.0, "legend.edgecolor": "none"}
+    with uninterrupted(), warnings.catch_warnings():
+        from matplotlib import rc_context
+
+        warnings.filterwarnings("ignore", "Glyph .* missing")
+        with rc_context(settings):
+            figure = new_figure(5.4, 2.9)
+            axes = figure.subplots()
+            for (key, label), colour in zip(curves.items(), itertools.cycle(_COLOURS)):
+                axes.plot(*_thinned(log, key), label=label, color=colour, linewidth=1.3)
+            _mark_events(axes, log)
+            axes.set_xlabel("updates")
+            axes.set_facecolor("none")
+            axes.grid(alpha=0.15)
+            axes.spines[["top", "right"]].set_visible(False)
+            if len(axes.get_legend_handles_labels()[1]) > 1:
+                axes.legend(fontsize=8)
+            text = io.StringIO()
+            nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+            figure.savefig(text, format="svg", transparent=True, metadata=nothing)
+    _, opening, rest = text.getvalue().partition("<svg")
+    rest = re.sub('font-family: [^;"]*', "font-family: system-ui, sans-serif", rest)
+    tag, end, rest = rest.replace(_OWN_COLOUR, "currentColor").partition(">")
+    style = "<style>svg{color:#24292f}@media(prefers-color-scheme:dark){svg{color:#d8dee4}}</style>"
+    return f"{opening}{tag}{end}{style}{rest}"
 
 
 @_picture
@@ -528,6 +568,33 @@ def save_figure(figure: Figure, path: Path) -> None:
     """Writes a figure as a PNG with 120 pixels an inch."""
     with replacing(path) as temporary:
         figure.savefig(temporary, format="png", dpi=DPI)
+
+
+def _mark_events(axes: Axes, log: Sequence[Mapping[str, Any]]) -> None:
+    """Vertical lines where a stage began, and where the guard went back; each kind is in the legend once."""
+    for before, after in itertools.pairwise(log):
+        sizes, attempts = ([line.get(name, 0) for line in (before, after)] for name in ("size", "attempt"))
+        if sizes[0] != sizes[1]:
+            growth = f"to {sizes[1]}x{sizes[1]}"
+            axes.axvline(before["iteration"], color="gray", linestyle=":", label=growth)
+        if attempts[0] != attempts[1]:
+            known = axes.get_legend_handles_labels()[1]
+            label = "_" if "guard went back" in known else "guard went back"
+            axes.axvline(before["iteration"], color="red", linestyle="--", linewidth=1, label=label)
+
+
+def _thinned(log: Sequence[Mapping[str, Any]], key: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The iterations of a log and the values of a quantity in it; of long logs the extremes of each stretch."""
+    iterations = np.array([line["iteration"] for line in log], np.float64)
+    values = np.array([line.get(key, math.nan) for line in log], np.float64)
+    values[~(np.abs(values) <= _LARGEST_VALUE)] = np.nan
+    if len(values) > 4 * _STRETCHES:
+        pieces = np.array_split(np.arange(len(values)), _STRETCHES)
+        filled = np.nan_to_num(values, nan=0.0)
+        kept = [{int(piece[np.argmin(filled[piece])]), int(piece[np.argmax(filled[piece])])} for piece in pieces]
+        chosen = [place for places in kept for place in sorted(places)]
+        return iterations[chosen], values[chosen]
+    return iterations, values
 
 
 def _panels(names: list[str], width: float, height: float) -> tuple[Figure, dict[str, Axes]]:

@@ -1,5 +1,6 @@
 """Figures show what they are given: tiles to the pixel, histograms to the bin."""
 
+import math
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -296,3 +297,20 @@ def test_a_density_is_drawn_over_histograms_of_the_same_scale(tmp_path: Path, mo
         plotting.save_density(tmp_path / "density.png", x[::-1], np.ones(11), {})
     with pytest.raises(ValueError, match="samples of a must be"):
         plotting.save_density(tmp_path / "density.png", x, np.ones(11), {"a": np.array([np.nan])})
+
+
+def test_curves_as_a_drawing_are_the_same_text_and_stay_short() -> None:
+    """Values that can't be drawn are left out; the extremes of a long log stay."""
+    values = [math.nan, math.inf, -1e300, 1e300, 0.5]
+    log = [{"iteration": k, "size": 4 + 4 * (k > 2), "attempt": int(k > 3), "gap": v} for k, v in enumerate(values)]
+    text = plotting.svg_curves(log, {"gap": "a <gap> $x$"})
+    assert text == plotting.svg_curves(log, {"gap": "a <gap> $x$"})
+    assert text.startswith("<svg ")
+    assert "a &lt;gap&gt; $x$" in text
+    assert "to 8x8" in text
+    assert "guard went back" in text
+    long = [{"iteration": k, "gap": math.sin(k), "loss": 100.0 * (k == 12_345)} for k in range(30_000)]
+    assert len(plotting.svg_curves(long, {"gap": "gap"})) < 60_000
+    _, thinned = plotting._thinned(long, "loss")
+    assert thinned.max() == 100
+    assert len(thinned) <= 1200

@@ -37,6 +37,7 @@ COMMANDS = {
     "detect": "tell images like the training images from others",
     "restore": "restore degraded images: super-resolution, colorization, deblurring and others",
     "evaluate": "compare samples with real images",
+    "report": "write one HTML page of a run: samples, judgement, curves, settings",
     "bench": "measure how fast the Langevin chains of an energy are",
     "info": "show versions, devices and backends, or describe a run",
     "build": "compile the operators of an installed package",

@@ -14,11 +14,11 @@ from fastebm.data import digits
 from fastebm.distributed import ranks
 from fastebm.evaluation import evaluate_digits
 from fastebm.memory import check_memory
+from fastebm.report import write_report
 from fastebm.runs.files import write_json
 from fastebm.runs.folder import LOCK, RunFolder
+from fastebm.runs.names import REPORT, VERDICT
 from fastebm.training import DIGITS, CoarseToFineConfig, DigitsSource, RunError, train
-
-VERDICT = "verdict.json"
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,7 @@ class Demo:
         verdict = evaluate_digits(samples)
         last = RunFolder.existing(out).log.lines()[-1]
         write_json(out / VERDICT, {**verdict.to_json(), "training_seconds": last["seconds"]})
+        page = write_report(out, overwrite=True)
         print(
             f"\nIn {out}:\n"
             "  samples.png      samples beside real digits: look here first\n"
@@ -72,11 +73,13 @@ class Demo:
             "  curves.png       energies, loss and gradient norm over training\n"
             f"  samples.npz      all {self.count} samples\n"
             f"  {VERDICT}     the numbers below\n"
+            f"  {REPORT}      one page of all this, for any browser\n"
             "  config.json, log.jsonl, checkpoints/\n\n"
             f"Training took {last['seconds']:.0f} s. At its end the mean energy of real digits was "
             f"{last['energy_data']:.2f}, and that of samples {last['energy_samples']:.2f}.\n"
             f"{verdict.explain()}\n\n"
-            f"More samples: fastebm sample {out} --count 100 --seed 1 --out more.png"
+            f"More samples: fastebm sample {out} --count 100 --seed 1 --out more.png\n"
+            f"All of it in a browser: {page}"
         )
         # Only the settings of the demo are known to pass; with others the exit code is always 0.
         return int(self == dataclasses.replace(Demo(), out=self.out, threads=self.threads) and not verdict.passed)

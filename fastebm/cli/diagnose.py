@@ -32,7 +32,7 @@ class Diagnose:
     seed: int | None = None
     """seed of all noise; by default noise that training has not used, always the same"""
     out: Path | None = None
-    """.png file for the traces; by default diagnose.png in the run's folder"""
+    """.png file for the traces; by default diagnose.png in the run's folder, with diagnose.json beside it"""
     device: str | None = None
     """device that chains run on, cpu or cuda; by default a GPU if there is one"""
     overwrite: bool = False
@@ -41,8 +41,9 @@ class Diagnose:
     def __call__(self) -> int:
         from fastebm.plotting import save_traces
         from fastebm.rng import make_key
-        from fastebm.runs.files import check_writable
+        from fastebm.runs.files import check_writable, write_json
         from fastebm.runs.folder import RunFolder
+        from fastebm.runs.names import DIAGNOSIS
         from fastebm.sampling.diagnostics import Diagnostics, LevelDiagnostics
         from fastebm.training import CoarseToFineRun
 
@@ -55,10 +56,13 @@ class Diagnose:
             make_key(self.seed)
         if (kind := RunFolder.existing(self.run).kind()) != "coarse_to_fine":
             raise ValueError(f"{self.run} holds a run of kind {kind}, whose samples take no chain that could be judged")
-        out = self.run / "diagnose.png" if self.out is None else self.out
+        found = self.run / DIAGNOSIS if self.out is None else None
+        out = self.out or (self.run / DIAGNOSIS).with_suffix(".png")
         if out.suffix != ".png":
             raise ValueError(f"--out must end in .png, got {out}")
-        check_writable(out, overwrite=self.overwrite)
+        for path in (out, found):
+            if path is not None:
+                check_writable(path, overwrite=self.overwrite)
         run = CoarseToFineRun.load(self.run, select_device(self.device))
         changed: dict[str, Any] = {} if self.num_steps is None else {"num_steps": self.num_steps}
         if self.noise_std is not None:
@@ -83,6 +87,9 @@ class Diagnose:
         }
         places = {f"{size}x{size}": levels.places(size) for size in summaries}
         save_traces(out, traces, places)
+        if found is not None:
+            told = {f"{size}x{size}": {"verdict": s.verdict(), "table": str(s)} for size, s in summaries.items()}
+            write_json(found, {"iteration": run.iteration, "chains": self.count, "levels": told})
         print(f"{self.run}, iteration {run.iteration}: {self.count:,} chains from noise")
         for size, summary in summaries.items():
             print(f"\n{size}x{size}")

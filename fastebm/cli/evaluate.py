@@ -41,10 +41,10 @@ from fastebm.evaluation.sources import holds_statistics, open_real, read_samples
 from fastebm.memory import check_memory
 from fastebm.runs.files import check_writable, write_json
 from fastebm.runs.folder import RunFolder
+from fastebm.runs.names import EVALUATION
 from fastebm.sampling.cascade import device_of
 from fastebm.training import CoarseToFineRun, DataTerm, DigitsSource, ImageSource, Run, RunError, load
 
-RESULT = "evaluation.json"
 COUNT = 10_000
 METRICS_COUNT = 200
 
@@ -112,7 +112,7 @@ class Evaluate:
         is_run = RunFolder.is_run(self.samples)
         if is_run and self.range is not None:
             raise ValueError(f"--range is of samples in a file, and {self.samples} is a run")
-        out = self.out or (self.samples / RESULT if is_run else Path(RESULT))
+        out = self.out or (self.samples / EVALUATION if is_run else Path(EVALUATION))
         features = self.features or out.parent / FEATURES_FILE
         self._check_outputs(out, features)
         device = select_device(self.device)

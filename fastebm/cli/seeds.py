@@ -19,12 +19,11 @@ from fastebm.evaluation.metrics.features import FEATURES_FILE, UNLABELLED
 from fastebm.evaluation.sources import open_real
 from fastebm.runs.files import finite_json, is_leftover, read_json, write_json
 from fastebm.runs.folder import RunError, RunFolder, config_differences
+from fastebm.runs.names import JUDGED, SEEDS
 from fastebm.training import DigitsSource, DivergedError, ImageSource, train
 from fastebm.training.trainer.config import TrainerConfig
 from fastebm.training.trainer.flight import records
 
-SUMMARY = "seeds.json"
-JUDGED = "judged.json"
 TAIL = 0.1
 """Share of the lines of a log, the last ones, that say how a run ended."""
 SHOWN = {
@@ -73,15 +72,18 @@ class Seeds:
             entries.append(entry)
             self._write(entries, before)
             print(self._line(entry), flush=True)
-        print(f"\n{table(entries)}\n\n{self.folder / SUMMARY} has these numbers.")
+        print(
+            f"\n{table(entries)}\n\n{self.folder / SEEDS} has these numbers.\n"
+            f"fastebm report {self.folder} makes one page of all runs."
+        )
         return 0 if all(entry["finished"] for entry in entries) else 1
 
     def _check_folder(self) -> list[dict[str, Any]]:
         """The entries that are there already. Raises RunError where the folder holds something else."""
         if RunFolder.is_run(self.folder):
             raise RunError(f"{self.folder} is a single run: --seeds needs a folder of its own for its runs")
-        if not (self.folder / SUMMARY).exists():
-            if self.folder.exists() and any(not is_leftover(entry.name, SUMMARY) for entry in self.folder.iterdir()):
+        if not (self.folder / SEEDS).exists():
+            if self.folder.exists() and any(not is_leftover(entry.name, SEEDS) for entry in self.folder.iterdir()):
                 raise RunError(f"{self.folder} exists and holds no runs of --seeds: choose another folder")
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
@@ -89,10 +91,10 @@ class Seeds:
                 raise RunError(f"{self.folder} can't be written to: {error.strerror or error}") from error
             return []
         try:
-            content = read_json(self.folder / SUMMARY)
+            content = read_json(self.folder / SEEDS)
             stored, entries = dict(content["config"]), list(content["runs"])
         except (ValueError, KeyError, TypeError) as error:
-            raise RunError(f"{self.folder / SUMMARY} is damaged: {error}") from error
+            raise RunError(f"{self.folder / SEEDS} is damaged: {error}") from error
         differing = {*self.config.mutable_fields, "seed"}
         if differences := config_differences(stored, json.loads(json.dumps(self._settings())), differing):
             raise RunError(f"{self.folder} holds runs with another config ({differences}): choose another folder")
@@ -156,9 +158,9 @@ class Seeds:
         runs = [*entries, *(entry for entry in before if entry.get("seed") not in done)]
         content = {"config": self._settings(), "runs": runs, "summary": summary(runs)}
         try:
-            write_json(self.folder / SUMMARY, finite_json(content))
+            write_json(self.folder / SEEDS, finite_json(content))
         except OSError as error:
-            raise RunError(f"{self.folder / SUMMARY} could not be written: {error}") from error
+            raise RunError(f"{self.folder / SEEDS} could not be written: {error}") from error
 
     @staticmethod
     def _line(entry: Mapping[str, Any]) -> str:

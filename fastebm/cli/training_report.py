@@ -23,5 +23,5 @@ def report_training(folder: RunFolder, train: Callable[[], Run]) -> int:
             f"{run.path}: trained {run.iteration} iterations. samples.png and curves.png in it show the result, "
             "log.jsonl has the numbers."
         )
-    print(f"fastebm sample {run.path} draws more samples.")
+    print(f"fastebm sample {run.path} draws more samples; fastebm report {run.path} makes one page of all this.")
     return 0

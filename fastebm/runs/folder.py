@@ -1,6 +1,6 @@
 """A run folder and its log.
 
-config.json       the method, its settings, the source of the images, threads and versions
+config.json       the method, its settings, the source of the images, threads, machine and versions
 log.jsonl         a line of metrics every few iterations
 checkpoints/      see `fastebm.runs.checkpoints`
 *.png, pictures/  pictures
@@ -139,7 +139,8 @@ class RunFolder:
         if not folder.is_run(folder.path):
             _refuse_foreign(folder.path)
             begun = {"kind": kind, "config": dict(config), "images": images and dict(images)}
-            content = {**begun, "threads": torch.get_num_threads(), "versions": _versions()}
+            machine = {"threads": torch.get_num_threads(), "machine": _machine(), "versions": _versions()}
+            content = begun | machine
             with folder.writing("config.json"):
                 folder.path.mkdir(parents=True, exist_ok=True)
                 write_json(folder._config, content)
@@ -266,6 +267,14 @@ class RunLog:
         """
         return [line for line, _ in self._read()]
 
+    def whole_lines(self) -> tuple[list[dict[str, Any]], list[str]]:
+        """The lines that are whole, and a sentence for each of the others, which `lines` would raise.
+
+        Raises RunError where the file can't be read.
+        """
+        faults: list[str] = []
+        return [line for line, _ in self._read(faults)], faults
+
     def last(self) -> dict[str, Any] | None:
         """The last line, or None without any; errors as of `lines`."""
         return next((line for line, _ in deque(self._read(), maxlen=1)), None)
@@ -286,8 +295,11 @@ class RunLog:
                 file.truncate(end)
                 os.fsync(file.fileno())
 
-    def _read(self) -> Iterator[tuple[dict[str, Any], int]]:
-        """Each line, and the position of its end in the file; a log may have a million lines."""
+    def _read(self, faults: list[str] | None = None) -> Iterator[tuple[dict[str, Any], int]]:
+        """Each line, and the position of its end in the file; a log may have a million lines.
+
+        With `faults` damaged lines are passed over, and a sentence for each is added to the list.
+        """
         end, before = 0, -1
         try:
             with self.path.open("rb") as file:
@@ -299,7 +311,11 @@ class RunLog:
                         line = _log_line(text, before)
                     except (ValueError, TypeError) as error:
                         remedy = "remove that line, or move the file away"
-                        raise RunError(f"line {number} of {self.path} is damaged ({error}): {remedy}") from error
+                        message = f"line {number} of {self.path} is damaged ({error}): {remedy}"
+                        if faults is None:
+                            raise RunError(message) from error
+                        faults.append(message)
+                        continue
                     before = line["iteration"]
                     yield line, end
         except FileNotFoundError:
@@ -362,6 +378,12 @@ def _hint(path: Path) -> str:
         return "" if any(path.iterdir()) else "; the folder is empty"
     except OSError as error:
         return f"; it can't be read: {error.strerror or error}"
+
+
+def _machine() -> str:
+    """System, processor and GPU in words, for a report of the run."""
+    gpus = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
+    return f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores{gpus}"
 
 
 def _versions() -> dict[str, str]:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from fastebm.cli import main
+from tests.report.html_check import Page
 
 
 def test_the_demo_from_digits_to_a_verdict(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -24,11 +25,17 @@ def test_the_demo_from_digits_to_a_verdict(tmp_path: Path, capsys: pytest.Captur
         "curves.png",
         "samples.npz",
         "verdict.json",
+        "report.html",
         "config.json",
         "log.jsonl",
     }
     assert {path.name for path in out.iterdir()} == expected | {"checkpoints"}
+    assert printed.endswith(f"All of it in a browser: {out / 'report.html'}\n")
     verdict = json.loads((out / "verdict.json").read_text())
+    page = Page((out / "report.html").read_text())
+    assert page.faults == []
+    assert "Judged by fastebm demo" in page.text
+    assert f'<data value="{verdict["nearest"]["median"]!r}">' in page.source
     assert sum(verdict["classes"]["counts"]) == 30
     assert np.load(out / "samples.npz")["images"].shape == (30, 1, 8, 8)
 

@@ -78,6 +78,7 @@ def test_chains_that_are_not_finite_are_one_line_and_exit_code_1(
 def test_a_file_is_replaced_only_if_asked(
     trained: Path, tmp_path: Path, name: str | None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    (trained / "diagnose.json").unlink(missing_ok=True)
     out = trained / "diagnose.png" if name is None else tmp_path / name
     out.write_text("precious")
     command = ["diagnose", str(trained), "--count", "3", *([] if name is None else ["--out", str(out)])]

@@ -18,7 +18,7 @@ def test_help_names_the_commands(tmp_path: Path) -> None:
     printed, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors
     commands = {"demo", "train", "resume", "sample", "generate", "denoise", "inpaint", "translate", "interpolate"}
-    commands |= {"diagnose", "flight", "detect", "restore", "evaluate", "bench", "info", "build"}
+    commands |= {"diagnose", "flight", "detect", "restore", "evaluate", "report", "bench", "info", "build"}
     assert set(re.findall(r"^    (\w+)", printed, re.MULTILINE)) == commands
 
 

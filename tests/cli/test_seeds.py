@@ -12,8 +12,9 @@ import pytest
 import torch
 
 from fastebm.cli import main
-from fastebm.cli.seeds import SUMMARY, summary, table
+from fastebm.cli.seeds import summary, table
 from fastebm.runs.folder import RunFolder
+from fastebm.runs.names import SEEDS
 from fastebm.training import DivergedError
 from tests.cli.tiny_runs import TRAIN, start
 
@@ -21,7 +22,7 @@ COMMAND = [*TRAIN, "--iterations", "3", "4", "--seeds", "2", "--judge-count", "0
 
 
 def content(folder: Path) -> Any:
-    return json.loads((folder / SUMMARY).read_text())
+    return json.loads((folder / SEEDS).read_text())
 
 
 def test_runs_are_trained_once_and_summarised(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -133,8 +134,8 @@ def test_summary_and_table() -> None:
     [
         (lambda out: (out / "config.json").write_text("{}"), "is a single run"),
         (lambda out: (out / "mine.txt").write_text("mine"), "holds no runs of --seeds"),
-        (lambda out: (out / SUMMARY).write_text("{}"), "is damaged"),
-        (lambda out: (out / SUMMARY).write_text('{"config": {"num_steps": 9}, "runs": []}'), "another config"),
+        (lambda out: (out / SEEDS).write_text("{}"), "is damaged"),
+        (lambda out: (out / SEEDS).write_text('{"config": {"num_steps": 9}, "runs": []}'), "another config"),
     ],
 )
 def test_other_folders_are_refused(tmp_path: Path, make: Any, said: str, capsys: pytest.CaptureFixture[str]) -> None:

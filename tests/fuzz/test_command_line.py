@@ -40,6 +40,7 @@ QUICK: dict[str, list[str]] = {
     "detect": ["run", "--engine", "autograd", "--count", "8", "--out", "out"],
     "restore": ["run", "--count", "2", "--task", "inpaint-box", "--out", "out"],
     "evaluate": ["run", "--count", "12", "--no-energy-metrics"],
+    "report": ["run"],
     "bench": ["--shape", "1,4,4", "--batch", "2", "--out", "out.json"],
     "info": ["run"],
     "build": [],

@@ -217,6 +217,17 @@ def test_a_log_that_cannot_be_read(tmp_path: Path) -> None:
         RunLog(tmp_path / "log.jsonl").lines()
 
 
+def test_whole_lines_are_read_beside_damaged_ones(tmp_path: Path) -> None:
+    log = RunLog(tmp_path / "log.jsonl")
+    assert log.whole_lines() == ([], [])
+    lines = [{"iteration": k, "seconds": 1.0} for k in (1, 3, 4)]
+    texts = [*map(json.dumps, lines)]
+    log.path.write_text("\n".join([texts[0], "what", texts[0], texts[1], '{"iteration": 9}', texts[2], texts[2][:9]]))
+    whole, faults = log.whole_lines()
+    assert whole == lines
+    assert [fault.split(" of ")[0] for fault in faults] == ["line 2", "line 3", "line 5"]
+
+
 def test_the_last_line_and_numbers_that_are_not_finite(tmp_path: Path) -> None:
     log = RunLog(tmp_path / "log.jsonl")
     assert log.last() is None
