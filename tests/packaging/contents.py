@@ -57,7 +57,7 @@ def expected_in_sdist(files: Iterable[str]) -> set[str]:
 
 def expected_in_wheel(files: Iterable[str], version: str) -> set[str]:
     """What the wheel of a tree with these files holds, beside compiled libraries."""
-    modules = {name for name in files if name.startswith("fastebm/") and name.endswith((".py", "/py.typed"))}
+    modules = {name for name in files if name.startswith("fastebm/") and name.endswith((".py", "/py.typed", ".html"))}
     sources = {f"fastebm/{name}" for name in files if name.startswith("csrc/") and name.endswith(SOURCES)}
     return modules | sources | {f"fastebm-{version}.dist-info/{name}" for name in DIST_INFO}
 
