@@ -298,6 +298,7 @@ BROAD = {
     "compiler/lanes/trace.py multiplies": "the exporter tells, which runs the energy next",
     "compiler/measuring.py as_in_a_chain": "measured without a graph; a chain says why it has none",
     "compiler/process_state.py __enter__": "raised",
+    "ops/triton/compiling.py _compiled": "raised, unless CPython's parser failed, which is asked again",
     "sampling/graphs.py advance_": "FaultWarning",
 }
 

@@ -26,7 +26,7 @@ from fastebm.report.page import PICTURE_BYTES
 from fastebm.report.pictures import PictureError, Pictures
 from fastebm.runs.files import write_json
 from fastebm.runs.folder import RunError, RunFolder
-from fastebm.training import DigitsSource, DivergedError, train
+from fastebm.training import CoarseToFineConfig, DigitsSource, DivergedError, train
 from fastebm.training.trainer.flight import FlightRecorder, records, write_record
 from tests.cli.tiny_runs import TRAIN, start
 from tests.report.conftest import CONFIGS, STAGES
@@ -333,7 +333,7 @@ def test_a_damaged_picture(run: Path, content: bytes | None, no_curves: None) ->
 
 def test_settings_that_differ_come_first(run_of: Callable[[str], Path], tmp_path: Path) -> None:
     page = page_of(run_of("coarse_to_fine"), tmp_path / "page.html")
-    differing, _, rest = page.text.partition("All 52 settings")
+    differing, _, rest = page.text.partition(f"All {len(dataclasses.fields(CoarseToFineConfig))} settings")
     assert "These differ from the preset digits , the nearest one." in differing
     assert " base_width 1 8 " in differing
     assert " step_size " not in differing

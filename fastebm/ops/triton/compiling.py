@@ -75,14 +75,14 @@ def _parser_failed(error: BaseException | None) -> bool:
 def _compile_together(launch_all: Callable[[Launcher], None]) -> None:
     asked: list[Any] = []
 
-    def only_compiled(kernel: Any, blocks: int, *arguments: Any, **options: Any) -> None:
+    def compiled(kernel: Any, *launch: Any, **options: Any) -> None:
         asked.append(kernel)
-        kernel.warmup(*arguments, grid=(blocks,), **options)
+        _only_compiled(kernel, *launch, **options)
 
     threads = min(MOST_THREADS, os.cpu_count() or 1)
     try:
         with _Threads(threads) as pool, triton.AsyncCompileMode(pool, ignore_errors=True):
-            launch_all(only_compiled)
+            launch_all(compiled)
     finally:
         for kernel in asked:
             _forget_what_failed(kernel)
@@ -97,3 +97,7 @@ def _forget_what_failed(kernel: Any) -> None:
 
 def _launched(kernel: Any, blocks: int, *arguments: Any, **options: Any) -> None:
     kernel[(blocks,)](*arguments, **options)
+
+
+def _only_compiled(kernel: Any, blocks: int, *arguments: Any, **options: Any) -> None:
+    kernel.warmup(*arguments, grid=(blocks,), **options)
