@@ -117,7 +117,7 @@ def _coarse(record: FlightRecord) -> Finding | None:
     text = (
         f"Chains from {kind} are too coarse for so steep an energy: step size times curvature is above 2, where a step "
         f"overshoots, in {shares[kind]:.0%} of them (median {product:.2g}{earlier}), and {rising:.0%} of their steps "
-        "raise the energy. A smaller step_size, a chain_clip or a larger energy_l2 may hold them."
+        "raise the energy. More data_noise, or a smaller step_size with more steps, may hold them."
     )
     return Finding("coarse", text, {"share": shares[kind], "median": product, "before": before, "rising": rising})
 
@@ -129,8 +129,8 @@ def _swinging(record: FlightRecord) -> Finding | None:
         if now >= RISING and before <= RARELY:
             text = (
                 f"Chains from {kind} began to overshoot: {now:.0%} of their steps raise the energy, {before:.0%} did "
-                "before. They are too coarse for so steep an energy. A smaller step_size, a chain_clip or a larger "
-                "energy_l2 may hold them."
+                "before. They are too coarse for so steep an energy. More data_noise, or a smaller step_size with more "
+                "steps, may hold them."
             )
             return Finding("coarse", text, {"rising": now, "rising_before": before})
     return None
