@@ -17,6 +17,7 @@ from fastebm.cli.evaluate import Evaluate
 from fastebm.distributed import ranks
 from fastebm.evaluation.metrics.features import FEATURES_FILE, UNLABELLED
 from fastebm.evaluation.sources import open_real
+from fastebm.report.seeds import HEADINGS
 from fastebm.runs.files import finite_json, is_leftover, read_json, write_json
 from fastebm.runs.folder import RunError, RunFolder, config_differences
 from fastebm.runs.names import JUDGED, SEEDS
@@ -26,15 +27,7 @@ from fastebm.training.trainer.flight import records
 
 TAIL = 0.1
 """Share of the lines of a log, the last ones, that say how a run ended."""
-SHOWN = {
-    "ratio": "over the reference",
-    "frechet": "Fréchet distance",
-    "rollbacks": "rollbacks",
-    "gap_end": "gap at the end",
-    "largest_energy_end": "largest energy at the end",
-    "largest_energy": "largest energy",
-    "minutes": "minutes",
-}
+SHOWN = HEADINGS | {"ratio": "over the reference"}
 """The numbers of a run that are summarised, and their headings."""
 
 

@@ -13,11 +13,8 @@ from fastebm.models.flow import ActivationNorm, AffineCoupling, InvertibleConvol
 
 
 @pytest.fixture(autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+def _one_thread(one_thread: None) -> None:
+    """For every test here."""
 
 
 def moved(module: nn.Module, std: float = 0.1, *, seed: int = 0) -> nn.Module:

@@ -1,9 +1,6 @@
 """What the tests of training share: one thread, real digits, a configuration that takes a second."""
 
-from collections.abc import Iterator
-
 import pytest
-import torch
 from torch import Tensor
 
 from fastebm.data import digits
@@ -13,12 +10,8 @@ pytest.register_assert_rewrite("tests.training.resumed_runs")  # so that its ass
 
 
 @pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Results to the last bit hold for one number of threads, and so tiny nets are no faster with more."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+def _one_thread(one_thread: None) -> None:
+    """For every test here."""
 
 
 @pytest.fixture(scope="session")

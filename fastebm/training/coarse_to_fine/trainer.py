@@ -170,9 +170,8 @@ class CoarseToFineTrainer(Trainer):
 
     def _from_holes(self, stage: Stage, part: Part) -> Part:
         """The chains of a part that fill holes in their own images."""
-        return part.overlap(
-            self._first_noisy(stage) - self.config.chains_by_start(stage).holes, self._first_noisy(stage)
-        )
+        counts = self.config.chains_by_start(stage)
+        return part.overlap(counts.noise + counts.continued, self._first_noisy(stage))
 
     def _from_noisy(self, stage: Stage, part: Part) -> Part:
         """The chains of a part that start at noisy images, the last ones of a batch."""

@@ -95,6 +95,10 @@ class Parts:
         """Where the parts of a batch begin, and its end."""
         return [batch_size * k // self.count for k in range(self.count + 1)]
 
+    def _lengths(self, batch_size: int) -> list[int]:
+        """How many images each part of a batch has."""
+        return [high - low for low, high in itertools.pairwise(self._bounds(batch_size))]
+
     def compute(self, net: nn.Module, function: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
         """What `function` gives for each of this rank's parts, all of which find the same buffers in `net`.
 
@@ -172,7 +176,7 @@ class Parts:
         """What this rank's parts have of each image of a batch, (len(part), ...), of all images, on every rank."""
         if self.ranks.size == 1:
             return torch.cat(list(rows))
-        lengths = [high - low for low, high in itertools.pairwise(self._bounds(batch_size))]
+        lengths = self._lengths(batch_size)
         padded = (F.pad(part, (0, 0) * (part.dim() - 1) + (0, max(lengths) - len(part))) for part in rows)
         return torch.cat([part[:length] for part, length in zip(self.gather(padded), lengths, strict=True)])
 
@@ -186,7 +190,7 @@ class Parts:
         losses, data, samples = (tuple(each.detach() for each in of_parts) for of_parts in zip(*found, strict=True))
         if self.ranks.size == 1:
             return torch.stack(losses).sum(), torch.cat(data), torch.cat(samples)
-        lengths = [high - low for low, high in itertools.pairwise(self._bounds(batch_size))]
+        lengths = self._lengths(batch_size)
         table = self.gather(
             torch.cat((loss[None], *(F.pad(energies, (0, max(lengths) - len(energies))) for energies in both)))
             for loss, *both in zip(losses, data, samples, strict=True)
