@@ -273,17 +273,11 @@ static void run_map(const LaneProgram& program, const LaneInstruction& instructi
 // ---- products with a constant matrix
 
 // Accumulators of a tile: as many as the registers hold beside what a step reads, and enough to hide the latency of each.
-#if FASTEBM_VECTOR == 16
-constexpr int kAccumulators = 16;
-#elif FASTEBM_VECTOR == 8
-constexpr int kAccumulators = 8;
-#else
-constexpr int kAccumulators = 8;
-#endif
+constexpr int kAccumulators = FASTEBM_VECTOR == 16 ? 16 : FASTEBM_VECTOR == 8 ? 12 : 8;
 // The depth of a block: its samples, `depth` x `width` numbers, stay in L1 beside the weights.
 constexpr int64_t kDepthNumbers = 8192, kDepth = 512;
 
-// A tile of a product: `rows` x `outputs` sums for `vectors` vectors of lanes.
+// Tiles of a product: each has `rows` x `outputs` sums for `vectors` vectors of lanes.
 struct ProductTile {
   const float* x[4];       // of the rows
   const int64_t* offsets;  // of the depth
@@ -296,7 +290,7 @@ struct ProductTile {
 };
 
 template <int rows, int outputs, int vectors>
-static FASTEBM_INLINE void product_tile(const ProductTile& t, int column, int64_t lane) {
+static FASTEBM_INLINE void product_tile(const ProductTile& t, int64_t row, int column, int64_t lane) {
   Vector sums[rows][outputs][vectors];
 #pragma GCC unroll 4
   for (int r = 0; r < rows; ++r)
@@ -304,10 +298,10 @@ static FASTEBM_INLINE void product_tile(const ProductTile& t, int column, int64_
     for (int o = 0; o < outputs; ++o)
 #pragma GCC unroll 4
       for (int v = 0; v < vectors; ++v)
-        sums[r][o][v] = t.first ? spread(t.bias ? t.bias[column + o] : 0.0f) : load(t.out[r][column + o] + lane + v * FASTEBM_VECTOR);
+        sums[r][o][v] = t.first ? spread(t.bias ? t.bias[column + o] : 0.0f) : load(t.out[row + r][column + o] + lane + v * FASTEBM_VECTOR);
   const float* x[rows];
 #pragma GCC unroll 4
-  for (int r = 0; r < rows; ++r) x[r] = t.x[r] + lane;
+  for (int r = 0; r < rows; ++r) x[r] = t.x[row + r] + lane;
   const int64_t *offsets = t.offsets, depth = t.depth;
   const float* weight = t.weight + column;
   const float* ahead = column == 0 && lane == 0 ? t.next : weight;
@@ -333,19 +327,35 @@ static FASTEBM_INLINE void product_tile(const ProductTile& t, int column, int64_
 #pragma GCC unroll 16
     for (int o = 0; o < outputs; ++o)
 #pragma GCC unroll 4
-      for (int v = 0; v < vectors; ++v) store(t.out[r][column + o] + lane + v * FASTEBM_VECTOR, sums[r][o][v]);
+      for (int v = 0; v < vectors; ++v) store(t.out[row + r][column + o] + lane + v * FASTEBM_VECTOR, sums[r][o][v]);
+}
+
+// Whole tiles of one row. Lanes are the outer loop: numbers and weights of so few of them stay in L1 meanwhile.
+template <int vectors>
+static FASTEBM_INLINE void product_columns(const ProductTile& t, int64_t row, int columns, int64_t lane) {
+  constexpr int outputs = kAccumulators / vectors;
+  int column = 0;
+  if constexpr (outputs % 4 != 0) {
+    if (columns >= 2 * outputs)  // as what is left of a panel is a tile of 4
+      for (; column < 2 * outputs; column += outputs) product_tile<1, outputs, vectors>(t, row, column, lane);
+  } else {
+    for (; column + outputs <= columns; column += outputs) product_tile<1, outputs, vectors>(t, row, column, lane);
+  }
+  if constexpr (outputs > 8)
+    for (; column + 8 <= columns; column += 8) product_tile<1, 8, vectors>(t, row, column, lane);
+  for (; column < columns; column += 4) product_tile<1, 4, vectors>(t, row, column, lane);
 }
 
 template <int rows, int outputs>
 static FASTEBM_INLINE void product_lanes(const ProductTile& t, int column, int64_t width) {
-  constexpr int fill = kAccumulators / (rows * outputs), most = fill > 4 ? 4 : fill < 1 ? 1 : fill;
+  constexpr int fill = kAccumulators / (rows * outputs), most = fill >= 4 ? 4 : fill >= 2 ? 2 : 1;
   int64_t lane = 0;
   for (; lane + most * FASTEBM_VECTOR <= width; lane += most * FASTEBM_VECTOR)
-    product_tile<rows, outputs, most>(t, column, lane);
+    product_tile<rows, outputs, most>(t, 0, column, lane);
   if constexpr (most > 2)
-    for (; lane + 2 * FASTEBM_VECTOR <= width; lane += 2 * FASTEBM_VECTOR) product_tile<rows, outputs, 2>(t, column, lane);
+    for (; lane + 2 * FASTEBM_VECTOR <= width; lane += 2 * FASTEBM_VECTOR) product_tile<rows, outputs, 2>(t, 0, column, lane);
   if constexpr (most > 1)
-    for (; lane < width; lane += FASTEBM_VECTOR) product_tile<rows, outputs, 1>(t, column, lane);
+    for (; lane < width; lane += FASTEBM_VECTOR) product_tile<rows, outputs, 1>(t, 0, column, lane);
 }
 
 // The last columns of a panel, fewer than fill the accumulators.
@@ -424,13 +434,14 @@ static void product_one(const LaneProgram& program, const LaneInstruction& instr
 
 static void run_product(const LaneProgram& program, const LaneInstruction& instruction, float* arena, int64_t width) {
   if (width == 1) return product_one(program, instruction, arena);
-  constexpr int kOutputs = kAccumulators / 2;
+  constexpr int kWhole = FASTEBM_VECTOR == 16 ? 8 : 4;
   const float* weight = program.constants + instruction.weight;
   const float* bias = instruction.bias < 0 ? nullptr : program.constants + instruction.bias;
   int64_t offsets[kDepth];
   ProductTile tile;
   tile.offsets = offsets;
-  const int64_t most = least(kDepth, kDepthNumbers / width);
+  const int64_t limit = least(kDepth, kDepthNumbers / width);
+  const int64_t blocks = (instruction.depth + limit - 1) / limit, most = (instruction.depth + blocks - 1) / blocks;
   for (int64_t begin = 0; begin < instruction.depth; begin += most) {
     tile.first = begin == 0;
     tile.depth = least(most, instruction.depth - begin);
@@ -452,16 +463,11 @@ static void run_product(const LaneProgram& program, const LaneInstruction& instr
           for (int c = 0; c < columns; ++c) tile.out[r][c] = target + address(program, instruction.target_column_table, column + c) * width;
         }
         // Whole tiles row by row; what is left of the columns for several rows together.
-        const int whole = columns / kOutputs * kOutputs;
+        const int whole = columns / kWhole * kWhole;
         for (int64_t r = 0; r < rows && whole > 0; ++r) {
-          ProductTile one = tile;
-          one.x[0] = tile.x[r];
-          for (int c = 0; c < whole; ++c) one.out[0][c] = tile.out[r][c];
-          int c = 0;
-#if FASTEBM_VECTOR == 16
-          if (width == FASTEBM_VECTOR && whole == kLanePanel) product_lanes<1, kLanePanel>(one, 0, width), c = kLanePanel;
-#endif
-          for (; c < whole; c += kOutputs) product_lanes<1, kOutputs>(one, c, width);
+          int64_t lane = 0;
+          for (; lane + 2 * FASTEBM_VECTOR <= width; lane += 2 * FASTEBM_VECTOR) product_columns<2>(tile, r, whole, lane);
+          for (; lane < width; lane += FASTEBM_VECTOR) product_columns<1>(tile, r, whole, lane);
         }
         if (whole == columns) continue;
         if (rows == 4) product_rest<4>(tile, whole, columns, width);

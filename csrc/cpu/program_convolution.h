@@ -11,6 +11,7 @@
 
 #include "program_epilogue.h"
 #include "program_pairs.h"
+#include "program_rows.h"
 #include "program_team.h"
 
 static FASTEBM_INLINE Vector multiply_add(float a, Vector b, Vector c) {
@@ -44,7 +45,35 @@ struct FloatProduct {
   }
 };
 
-// Of bfloat16 inputs, which are widened first.
+// Of bfloat16 inputs, which become float32 on their way into the registers.
+#if FASTEBM_VECTOR == 8
+struct WidenedProduct : FloatProduct {
+  template <int vectors>
+  static FASTEBM_INLINE void add(Vector (&sum)[positions][vectors], const char* const* pixel, const char* weights, int64_t count) {
+    // A number is read with its left neighbour below it, which a mask removes: masks need none of the units of multiply-adds.
+    const __m256i upper = _mm256_set1_epi32(static_cast<int32_t>(0xffff0000u));
+    const auto add_one = [&](int64_t c, auto number) __attribute__((always_inline)) {
+      Vector weight[vectors];
+      for (int j = 0; j < vectors; ++j) weight[j] = reinterpret_cast<const Vector*>(weights + c * kPanel * 4)[j];
+#pragma GCC unroll 16
+      for (int p = 0; p < positions; ++p) {
+        const __m256 a = (__m256)number(p);
+#pragma GCC unroll 8
+        for (int j = 0; j < vectors; ++j) sum[p][j] = (Vector)_mm256_fmadd_ps(a, (__m256)weight[j], (__m256)sum[p][j]);
+      }
+    };
+    add_one(0, [&](int p) __attribute__((always_inline)) {
+      return (__m256i)_mm256_set1_ps(widened(*reinterpret_cast<const uint16_t*>(pixel[p])));
+    });
+    for (int64_t c = 1; c < count; ++c)
+      add_one(c, [&](int p) __attribute__((always_inline)) {
+        int32_t pair;
+        __builtin_memcpy(&pair, pixel[p] + c * 2 - 2, sizeof pair);
+        return _mm256_and_si256(_mm256_set1_epi32(pair), upper);
+      });
+  }
+};
+#else
 struct WidenedProduct : FloatProduct {
   static constexpr int64_t most = 256;  // 12 KB
 
@@ -60,6 +89,7 @@ struct WidenedProduct : FloatProduct {
     FloatProduct::add(sum, a, weights, count);
   }
 };
+#endif
 
 #if FASTEBM_PAIRS
 struct PairProduct {
