@@ -11,8 +11,11 @@ struct Run {
 };
 
 struct Block {
-  float* v;                  // rows of 32
-  int runs, channel, valid;  // the first channel, and how many there are
+  Block(float* v, int channel, int valid) : v(v), channel(channel), valid(valid) {}  // no runs, and their memory as it is
+
+  float* v;            // rows of 32
+  int channel, valid;  // the first channel, and how many there are
+  int runs = 0;
   Run run[32];
 };
 

@@ -149,6 +149,22 @@ struct Windows {
       any |= inside;
     }
     return any != 0;
+#elif FASTEBM_VECTOR == 8
+    const __m256i zeros = _mm256_set1_epi64x(reinterpret_cast<int64_t>(kZeros)), below = _mm256_set1_epi64x(-1);
+    const __m256i height = _mm256_set1_epi64x(source.height), width = _mm256_set1_epi64x(source.width);
+    __m256i any = _mm256_setzero_si256();
+    for (int p = 0; p < positions; p += 4) {
+      const auto at = [p](const auto* numbers) __attribute__((always_inline)) {
+        return _mm256_load_si256(reinterpret_cast<const __m256i*>(numbers + p));
+      };
+      const __m256i y = _mm256_add_epi64(at(top), _mm256_set1_epi64x(down)), x = _mm256_add_epi64(at(left), _mm256_set1_epi64x(right));
+      const __m256i inside = _mm256_and_si256(_mm256_and_si256(_mm256_cmpgt_epi64(y, below), _mm256_cmpgt_epi64(height, y)),
+                                              _mm256_and_si256(_mm256_cmpgt_epi64(x, below), _mm256_cmpgt_epi64(width, x)));
+      const __m256i moved = _mm256_add_epi64(at(pixel), _mm256_set1_epi64x(offset));
+      _mm256_store_si256(reinterpret_cast<__m256i*>(found + p), _mm256_blendv_epi8(zeros, moved, inside));
+      any = _mm256_or_si256(any, inside);
+    }
+    return !_mm256_testz_si256(any, any);
 #else
     bool any = false;
     for (int p = 0; p < positions; ++p) {
@@ -162,32 +178,37 @@ struct Windows {
   }
 };
 
-// A unit of the grid: its windows, and its pixels as the runs of a block.
+// A pixel of the grid, and the source's image.
+struct Cursor {
+  int64_t n, y, x;
+  const char* image;
+};
+
+static FASTEBM_INLINE Cursor cursor_at(const Worker& w, const InstructionRow& i, const BufferRow& source, int64_t begin,
+                                       int64_t first) {
+  const int64_t plane = i.height * i.width, n = begin + first / plane;
+  return {n, first % plane / i.width, first % i.width, pixel_of(w, source, n, 0, 0) + i.source_channel * source.bytes};
+}
+
+// A unit of the grid: its windows, and its pixels as the runs of a block. The cursor moves behind it.
 template <int positions>
-static FASTEBM_INLINE Windows<positions> unit_windows(const Worker& w, const InstructionRow& i, const BufferRow& source,
-                                                      int64_t begin, int64_t first, int count, Block& block) {
-  Windows<positions> found;
-  const int64_t plane = i.height * i.width;
-  int64_t n = begin + first / plane, y = first % plane / i.width, x = first % i.width;
-  const char* image = pixel_of(w, source, n, 0, 0) + i.source_channel * source.bytes;
+static FASTEBM_INLINE void unit_windows(const InstructionRow& i, const BufferRow& source, int count, Cursor& at, Block& block,
+                                        Windows<positions>& found) {
   block.runs = 0;
-  for (int p = 0; p < kWindows; ++p) {
-    if (p >= count) {  // computed and not used
-      found.top[p] = found.top[count - 1], found.left[p] = found.left[count - 1], found.pixel[p] = found.pixel[count - 1];
-      continue;
-    }
-    if (p == 0 || x == 0) block.run[block.runs++] = {n, 0, y, x, 1, 0};
+  for (int p = 0; p < count; ++p) {
+    if (p == 0 || at.x == 0) block.run[block.runs++] = {at.n, 0, at.y, at.x, 1, 0};
     ++block.run[block.runs - 1].count;
-    found.top[p] = y * i.stride_y - i.pad_y;
-    found.left[p] = x * i.stride_x - i.pad_x;
-    found.pixel[p] = image + (found.top[p] * source.row_stride + found.left[p] * source.pixel_stride) * source.bytes;
-    if (++x < i.width) continue;
-    x = 0;
-    if (++y < i.height) continue;
-    y = 0;
-    image += source.image_stride * source.bytes, ++n;
+    found.top[p] = at.y * i.stride_y - i.pad_y;
+    found.left[p] = at.x * i.stride_x - i.pad_x;
+    found.pixel[p] = at.image + (found.top[p] * source.row_stride + found.left[p] * source.pixel_stride) * source.bytes;
+    if (++at.x < i.width) continue;
+    at.x = 0;
+    if (++at.y < i.height) continue;
+    at.y = 0;
+    at.image += source.image_stride * source.bytes, ++at.n;
   }
-  return found;
+  for (int p = count; p < kWindows; ++p)  // computed and not used
+    found.top[p] = found.top[count - 1], found.left[p] = found.left[count - 1], found.pixel[p] = found.pixel[count - 1];
 }
 
 constexpr int64_t kTaps = 32;  // whose addresses are found once for all panels
@@ -199,7 +220,7 @@ struct Unit {
   alignas(64) const char* address[kTaps][kWindows];
 };
 
-// The sums of one panel for a unit, as rows of a block.
+// The sums of one panel for a unit, in rows of a block.
 template <class Product, int vectors>
 static FASTEBM_INLINE void sum_panel(const InstructionRow& i, const BufferRow& source, const Unit<Product>& unit,
                                      const char* weights, float* v) {
@@ -227,8 +248,15 @@ static FASTEBM_INLINE void sum_panel(const InstructionRow& i, const BufferRow& s
     }
   for (int p = 0; p < positions; ++p) {
     for (int j = 0; j < vectors; ++j) reinterpret_cast<Vector*>(v + p * kBlock)[j] = sum[p][j];
-    for (int c = vectors * FASTEBM_VECTOR; c < kBlock; ++c) v[p * kBlock + c] = 0;
+    for (int c = vectors * FASTEBM_VECTOR; c < kPanel; ++c) v[p * kBlock + c] = 0;
   }
+}
+
+constexpr int64_t kTogether = kBlock / kPanel;  // panels in a block
+
+static FASTEBM_INLINE void clear_panel(int positions, float* v) {
+  for (int p = 0; p < positions; ++p)
+    for (int c = 0; c < kPanel; ++c) v[p * kBlock + c] = 0;
 }
 
 template <class Product>
@@ -242,20 +270,25 @@ static void convolution_panels(const Worker& w, const InstructionRow& i, int64_t
   share_convolution(w, panels, (pixels + positions - 1) / positions, panel_range, unit_range);
   alignas(64) float v[positions * kBlock];
   Unit<Product> unit;
+  Block block(v, 0, 0);
+  Cursor at = cursor_at(w, i, source, begin, unit_range.begin * positions);
   for (int64_t u = unit_range.begin; u < unit_range.end; ++u) {
-    const int64_t first = u * positions;
-    Block block{v, 0, 0, 0, {}};
-    unit.windows = unit_windows<positions>(w, i, source, begin, first, static_cast<int>(least(positions, pixels - first)), block);
+    unit_windows(i, source, static_cast<int>(least(positions, pixels - u * positions)), at, block, unit.windows);
     for (int64_t ky = 0, t = 0; ky < i.kernel_y; ++ky)
       for (int64_t kx = 0; kx < i.kernel_x && t < kTaps; ++kx, ++t)
         unit.inside[t] = unit.windows.addresses(i, source, ky, kx, unit.address[t]);
-    for (int64_t panel = panel_range.begin; panel < panel_range.end; ++panel) {
+    for (int64_t panel = panel_range.begin; panel < panel_range.end; panel += kTogether) {
+      const int64_t count = least(kTogether, panel_range.end - panel);
       block.channel = static_cast<int>(panel * kPanel);
-      block.valid = static_cast<int>(least(kPanel, i.channels - block.channel));
+      block.valid = static_cast<int>(least(count * kPanel, i.channels - block.channel));
       fetch_ahead(w, i, block);
-      const char* b = weights + panel * panel_bytes;
-      if (block.valid > FASTEBM_VECTOR) sum_panel<Product, kVectors>(i, source, unit, b, v);
-      else sum_panel<Product, 1>(i, source, unit, b, v);
+      for (int64_t k = 0; k < kTogether; ++k) {
+        const char* b = weights + (panel + k) * panel_bytes;
+        const int64_t left = block.valid - k * kPanel;
+        if (left > FASTEBM_VECTOR) sum_panel<Product, kVectors>(i, source, unit, b, v + k * kPanel);
+        else if (left > 0) sum_panel<Product, 1>(i, source, unit, b, v + k * kPanel);
+        else clear_panel(positions, v + k * kPanel);
+      }
       epilogue(w, i, block);
     }
   }

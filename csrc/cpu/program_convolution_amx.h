@@ -191,7 +191,7 @@ static FASTEBM_INLINE void multiply_tiles(const InstructionRow& i, const BufferR
 // The block of pixels that one or two units are.
 static FASTEBM_INLINE Block block_of(const TilePlan& plan, const InstructionRow& i, const TileUnit* units, int count, float* sums,
                                      int64_t channel, int64_t width) {
-  Block block{sums, 0, static_cast<int>(channel), static_cast<int>(least(width, i.channels - channel)), {}};
+  Block block(sums, static_cast<int>(channel), static_cast<int>(least(width, i.channels - channel)));
   for (int k = 0; k < count; ++k) {
     const TileUnit& unit = units[k];
     if (!plan.over_images) {

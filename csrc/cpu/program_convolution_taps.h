@@ -100,8 +100,8 @@ static void convolution_taps(const Worker& w, const InstructionRow& i, int64_t b
     for (int64_t y = tile.y; y < tile.y + tile.height; ++y)
       for (int64_t x = tile.x; x < tile.x + tile.width; x += kBlock) {
         const int count = static_cast<int>(least(kBlock, tile.x + tile.width - x));
-        Block block{v, 1, 0, static_cast<int>(i.channels), {}};
-        block.run[0] = {tile.n, 0, y, x, 1, count};
+        Block block(v, 0, static_cast<int>(i.channels));
+        block.run[block.runs++] = {tile.n, 0, y, x, 1, count};
         fetch_ahead(w, i, block);
         add_taps(i, tile, products, y, x, count, v);
         epilogue(w, i, block);

@@ -18,12 +18,21 @@ static FASTEBM_INLINE int block_pixels(const Block& block) {
   return count;
 }
 
+// Numbers of a row that are computed: those behind the channels are filling.
+static FASTEBM_INLINE int row_numbers(const Block& block) { return static_cast<int>(block.valid > kBlock / 2 ? kBlock : kBlock / 2); }
+
 template <class F>
 static FASTEBM_INLINE void each_value(const Block& block, F f) {
-  const int count = block_pixels(block) * static_cast<int>(kBlock);
+  const int pixels = block_pixels(block);
   float* __restrict v = block.v;
+  if (row_numbers(block) == kBlock) {
 #pragma GCC ivdep
-  for (int i = 0; i < count; ++i) v[i] = f(v[i]);
+    for (int i = 0; i < pixels * kBlock; ++i) v[i] = f(v[i]);
+  } else {
+    for (int p = 0; p < pixels; ++p)
+#pragma GCC ivdep
+      for (int i = 0; i < kBlock / 2; ++i) v[p * kBlock + i] = f(v[p * kBlock + i]);
+  }
 }
 
 // How many numbers of a row are written: of the last block the filling behind the last channel of a buffer too, so that rows are
@@ -62,21 +71,16 @@ static void activate_keeping(const Worker& w, const InstructionRow& i, const Epi
 #endif
   for_each_pixel(w, i, step, block, [&](float* __restrict v, char* p) __attribute__((always_inline)) {
     float slopes[kBlock];
-    if constexpr (kind == Activation::silu) {
-      // One logistic function serves both.
-#pragma GCC ivdep
-      for (int c = 0; c < kBlock; ++c) {
+    for_each_of(row_numbers(block), [&](int c) __attribute__((always_inline)) {
+      if constexpr (kind == Activation::silu) {  // one logistic function serves both
         const float x = v[c], s = sigmoid(x), f = x * s;
         slopes[c] = fused(f, 1.0f - s, s);
         v[c] = f;
-      }
-    } else {
-#pragma GCC ivdep
-      for (int c = 0; c < kBlock; ++c) {
+      } else {
         slopes[c] = derivative_at<kind>(v[c], parameter, false);
         v[c] = activation_at<kind>(v[c], parameter);
       }
-    }
+    });
     store_channels(p, b.bytes, count, [&](int c) __attribute__((always_inline)) { return c < block.valid ? slopes[c] : 0.0f; });
   });
 }
@@ -105,17 +109,8 @@ static void with_constant(const Worker& w, const InstructionRow& i, const Epilog
     for (int p = 0; p < run.count; ++p, v += kBlock) {
       const int64_t x = k.width > 1 ? i.start_x + i.step_x * (run.x + p * run.dx) : 0;
       const float* __restrict c = data + (y * k.width + x) * k.channels + block.channel;
-      if (add) {
-        if (count == 32)
-          for (int n = 0; n < 32; ++n) v[n] += c[n];
-        else
-          for (int n = 0; n < count; ++n) v[n] += c[n];
-      } else {
-        if (count == 32)
-          for (int n = 0; n < 32; ++n) v[n] *= c[n];
-        else
-          for (int n = 0; n < count; ++n) v[n] *= c[n];
-      }
+      if (add) for_each_of(count, [&](int n) __attribute__((always_inline)) { v[n] += c[n]; });
+      else for_each_of(count, [&](int n) __attribute__((always_inline)) { v[n] *= c[n]; });
     }
   }
 }
@@ -149,10 +144,11 @@ static void with_buffer(const Worker& w, const InstructionRow& i, const Epilogue
   if (step.broadcast) {
     for_each_pixel(w, i, step, block, [&](float* __restrict v, const char* p) __attribute__((always_inline)) {
       const float h = bytes == 2 ? widened(*reinterpret_cast<const uint16_t*>(p)) : *reinterpret_cast<const float*>(p);
+      const int count = row_numbers(block);
       if (step.op == EpilogueOp::add)
-        for (int c = 0; c < kBlock; ++c) v[c] = fused(factor, h, v[c]);
+        for_each_of(count, [&](int c) __attribute__((always_inline)) { v[c] = fused(factor, h, v[c]); });
       else
-        for (int c = 0; c < kBlock; ++c) v[c] *= h;
+        for_each_of(count, [&](int c) __attribute__((always_inline)) { v[c] *= h; });
     });
   } else if (step.op == EpilogueOp::multiply) {
     for_each_pixel(w, i, step, block, [&](float* __restrict v, const char* p) __attribute__((always_inline)) {

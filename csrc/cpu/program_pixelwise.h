@@ -102,8 +102,8 @@ static void pixelwise(const Worker& w, const InstructionRow& i, int64_t begin, i
             default: softmax_block(w, i, p, n, y, x0 + k, c0, valid);
           }
         }
-        Block block{v, 1, static_cast<int>(c0), valid, {}};
-        block.run[0] = {n, 0, y, x0, 1, count};
+        Block block(v, static_cast<int>(c0), valid);
+        block.run[block.runs++] = {n, 0, y, x0, 1, count};
         epilogue(w, i, block);
       }
     }

@@ -17,27 +17,30 @@ static FASTEBM_INLINE float number_at(const char* p, int64_t bytes) {
   return bytes == 2 ? widened(*reinterpret_cast<const uint16_t*>(p)) : *reinterpret_cast<const float*>(p);
 }
 
-// Calls f(i, value) for the channels of a row in memory. Full blocks have loops of fixed length, which vectorise best.
+// Calls f(i) for the channels of a row. Full and half blocks have loops of fixed length, which vectorise best.
+template <class F>
+static FASTEBM_INLINE void for_each_of(int count, F f) {
+  if (count == kBlock) {
+#pragma GCC ivdep
+    for (int i = 0; i < kBlock; ++i) f(i);
+  } else if (count == kBlock / 2) {
+#pragma GCC ivdep
+    for (int i = 0; i < kBlock / 2; ++i) f(i);
+  } else {
+#pragma GCC ivdep
+    for (int i = 0; i < count; ++i) f(i);
+  }
+}
+
+// Calls f(i, value) for the channels of a row in memory.
 template <class F>
 static FASTEBM_INLINE void for_each_channel(const char* p, int64_t bytes, int count, F f) {
   if (bytes == 2) {
     const uint16_t* h = reinterpret_cast<const uint16_t*>(p);
-    if (count == 32) {
-#pragma GCC ivdep
-      for (int i = 0; i < 32; ++i) f(i, widened(h[i]));
-    } else {
-#pragma GCC ivdep
-      for (int i = 0; i < count; ++i) f(i, widened(h[i]));
-    }
+    for_each_of(count, [&](int i) __attribute__((always_inline)) { f(i, widened(h[i])); });
   } else {
     const float* h = reinterpret_cast<const float*>(p);
-    if (count == 32) {
-#pragma GCC ivdep
-      for (int i = 0; i < 32; ++i) f(i, h[i]);
-    } else {
-#pragma GCC ivdep
-      for (int i = 0; i < count; ++i) f(i, h[i]);
-    }
+    for_each_of(count, [&](int i) __attribute__((always_inline)) { f(i, h[i]); });
   }
 }
 
@@ -45,22 +48,10 @@ template <class F>
 static FASTEBM_INLINE void store_channels(char* p, int64_t bytes, int count, F value) {
   if (bytes == 2) {
     uint16_t* h = reinterpret_cast<uint16_t*>(p);
-    if (count == 32) {
-#pragma GCC ivdep
-      for (int i = 0; i < 32; ++i) h[i] = narrowed(value(i));
-    } else {
-#pragma GCC ivdep
-      for (int i = 0; i < count; ++i) h[i] = narrowed(value(i));
-    }
+    for_each_of(count, [&](int i) __attribute__((always_inline)) { h[i] = narrowed(value(i)); });
   } else {
     float* h = reinterpret_cast<float*>(p);
-    if (count == 32) {
-#pragma GCC ivdep
-      for (int i = 0; i < 32; ++i) h[i] = value(i);
-    } else {
-#pragma GCC ivdep
-      for (int i = 0; i < count; ++i) h[i] = value(i);
-    }
+    for_each_of(count, [&](int i) __attribute__((always_inline)) { h[i] = value(i); });
   }
 }
 
