@@ -274,8 +274,8 @@ static void run_map(const LaneProgram& program, const LaneInstruction& instructi
 
 // Accumulators of a tile: as many as the registers hold beside what a step reads, and enough to hide the latency of each.
 constexpr int kAccumulators = FASTEBM_VECTOR == 16 ? 16 : FASTEBM_VECTOR == 8 ? 12 : 8;
-// The depth of a block: its samples, `depth` x `width` numbers, stay in L1 beside the weights.
-constexpr int64_t kDepthNumbers = 8192, kDepth = 512;
+// The largest depth of a block: the numbers of a tile's lanes stay in L1 beside the weights of a panel.
+constexpr int64_t kDepth = 128;
 
 // Tiles of a product: each has `rows` x `outputs` sums for `vectors` vectors of lanes.
 struct ProductTile {
@@ -440,8 +440,7 @@ static void run_product(const LaneProgram& program, const LaneInstruction& instr
   int64_t offsets[kDepth];
   ProductTile tile;
   tile.offsets = offsets;
-  const int64_t limit = least(kDepth, kDepthNumbers / width);
-  const int64_t blocks = (instruction.depth + limit - 1) / limit, most = (instruction.depth + blocks - 1) / blocks;
+  const int64_t blocks = (instruction.depth + kDepth - 1) / kDepth, most = (instruction.depth + blocks - 1) / blocks;
   for (int64_t begin = 0; begin < instruction.depth; begin += most) {
     tile.first = begin == 0;
     tile.depth = least(most, instruction.depth - begin);
