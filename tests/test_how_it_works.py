@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-import os
+import importlib
 import re
 import shutil
+import sys
 from pathlib import Path
+
+import pytest
 
 from tests.worked_examples import ROOT, apply_example, run
 
@@ -33,11 +36,18 @@ def test_a_rewrite(tmp_path: Path) -> None:
     assert passed(run(tree, *PYTEST, *own, "-k", "pooling_composition or every_proposal")) >= 14
 
 
-def test_a_sampler_and_a_recipe(tmp_path: Path) -> None:
-    """In a folder of one's own, as a user of the installed package has it."""
-    tests = []
-    for page in ("sampler", "recipe"):
-        tests.append(apply_example(PAGES / f"{page}.md", tmp_path)[-1])
-        assert f"    pytest {tests[-1]}\n" in (PAGES / f"{page}.md").read_text()
-    printed = run(tmp_path, *PYTEST, *tests, PYTHONPATH=os.pathsep.join([str(tmp_path), str(ROOT)]))
-    assert passed(printed) == 6
+@pytest.mark.parametrize("page", ["sampler", "recipe"])
+def test_files_of_ones_own(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In an empty folder, as a user of the installed package has it; the tests run in this process, which is ready."""
+    module, tests = (Path(name).stem for name in apply_example(PAGES / f"{page}.md", tmp_path))
+    assert f"    pytest {tests}.py\n" in (PAGES / f"{page}.md").read_text()
+    monkeypatch.syspath_prepend(tmp_path)
+    try:
+        made = vars(importlib.import_module(tests))
+        found = [value for name, value in made.items() if name.startswith("test_")]
+        assert len(found) == 3
+        for test in found:
+            test()
+    finally:
+        for name in (module, tests):
+            sys.modules.pop(name, None)
