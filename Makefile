@@ -14,7 +14,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow sanitize fuzz lint format docs docs-serve bench gpu-kit kit-python wheel sdist release-check clean distclean
+.PHONY: help install demo test test-slow browser sanitize fuzz lint format docs docs-serve bench gpu-kit kit-python wheel sdist release-check clean distclean
 
 # --- the environment -------------------------------------------------------------------------------------------------
 
@@ -72,6 +72,7 @@ help:
 	@printf 'make demo     train a coarse-to-fine energy model on handwritten digits and sample from it, into $(DEMO_OUT)\n'
 	@printf 'make test     the whole test suite (PYTEST_ARGS="-k normal", say, for a part of it)\n'
 	@printf 'make test-slow  the tests that take minutes\n'
+	@printf 'make browser  what tests of pages in a real browser need, besides Chromium itself; `make test` skips them without\n'
 	@printf 'make sanitize the operators under AddressSanitizer and UBSan, with emulated matrix units\n'
 	@printf 'make fuzz     2,000 hostile tries of each entrance: command line, files, checkpoints, operators, signals\n'
 	@printf 'make install  what both need: the environment $(VENV), torch, fastebm with its compiled operators\n'
@@ -164,6 +165,11 @@ test-slow: $(STAMPS)/test $(STAMPS)/triton-$(OLDEST_TRITON)
 	@FASTEBM_OLDEST_TRITON="$(OLDEST_TRITON_FOLDER)" $(RUN) -m pytest tests -m slow $(PYTEST_ARGS)
 	@$(RUN) -m pytest tests/fuzz --tries 2000 $(PYTEST_ARGS)
 	@$(MAKE) --no-print-directory sanitize
+
+# Drives the Chromium of the system, which is not installed here.
+browser: $(STAMPS)/browser
+	@command -v chromium chromium-browser google-chrome chrome | head -1 | grep . || \
+	    { echo 'there is no Chromium here: `apt install chromium` of Debian has one' >&2; exit 1; }
 
 # A build of its own in build/sanitize. torch is not built with sanitizers, so their libraries come first by LD_PRELOAD;
 # leaks are Python's own business. SANITIZE_TRIES of the fuzzer of raw operators.

@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from unittest import mock
+from xml.etree import ElementTree
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
@@ -127,11 +128,19 @@ def figure(picture: str, page: Page) -> str:
     if not caption or not src:
         log.warning("%s: a picture without alternative text: %s", page.file.src_uri, picture)
         return picture
-    with Image.open(ROOT / "docs" / posixpath.normpath(posixpath.join(page.url, src[1]))) as opened:
-        width, height = opened.size
+    width, height = size_of(ROOT / "docs" / posixpath.normpath(posixpath.join(page.url, src[1])))
     kind = ' class="strip"' if width > STRIP * height else ""
     sized = picture.replace("<img ", f'<img width="{width}" height="{height}" loading="lazy" ', 1)
     return f"<figure{kind}>{sized}<figcaption>{caption[:1].upper()}{caption[1:]}</figcaption></figure>"
+
+
+def size_of(picture: Path) -> tuple[int, int]:
+    """Width and height of a picture in pixels; of a drawing (.svg) those that its first element names."""
+    if picture.suffix == ".svg":
+        drawing = ElementTree.parse(picture).getroot()
+        return int(drawing.attrib["width"]), int(drawing.attrib["height"])
+    with Image.open(picture) as opened:
+        return opened.size
 
 
 def commands() -> Iterator[str]:

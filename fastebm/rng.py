@@ -30,18 +30,20 @@ __all__ = [
     "fold_in_seed",
     "make_chain_ids",
     "make_key",
+    "own_stream",
 ]
 
 MAX_STEP = 2**32
 MAX_CHAIN = 2**56
 MAX_STREAM = 2**8
+FIRST_OWN_STREAM = 128
 MAX_ELEMENTS = 2**34
 _WORD = 2**32 - 1
 
 
 class Stream(IntEnum):
     """What the noise is for; different streams of one seed are independent. Numbers are part of the contract and never
-    reused."""
+    reused. Those from 128 on are never the library's; see `own_stream`."""
 
     LANGEVIN = 0
     INITIAL = 1
@@ -105,6 +107,21 @@ def check_stream(stream: SupportsIndex) -> int:
     if not 0 <= stream < MAX_STREAM:
         raise ValueError(f"stream must be in [0, 256), got {stream}")
     return stream
+
+
+def own_stream(use: SupportsIndex = 0) -> int:
+    """The stream of the `use`-th kind of noise in code of your own, which no stream of the library meets.
+
+    Raises ValueError for a use outside [0, 128), and TypeError for one that is not whole.
+
+    Example:
+        >>> import fastebm
+        >>> noise = fastebm.ops.normal((4, 3), seed=7, step=2, stream=fastebm.rng.own_stream(1))
+    """
+    use = as_int("use", use)
+    if not 0 <= use < MAX_STREAM - FIRST_OWN_STREAM:
+        raise ValueError(f"use must be in [0, {MAX_STREAM - FIRST_OWN_STREAM}), got {use}")
+    return FIRST_OWN_STREAM + use
 
 
 def make_key(

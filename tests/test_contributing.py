@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from fastebm.build_extension import unavailable_reason
-
-ROOT = Path(__file__).resolve().parents[1]
-PAGE = ROOT / "CONTRIBUTING.md"
-
+from tests.worked_examples import ROOT, apply_example, run
 
 COMPILED = """
 from tests.ops.compile_launch_examples import shown
@@ -28,50 +22,11 @@ for example in launch_examples():
 """
 
 
-def apply_example(tree: Path) -> list[str]:
-    """Writes and edits the files that the page names; returns their names."""
-    named = ""
-    names: list[str] = []
-    for name, language, block in re.findall(r"^`([\w/.]+)`:$|^```(\w+)\n(.*?)^```$", PAGE.read_text(), re.M | re.S):
-        if name:
-            named = name
-            continue
-        path = tree / named
-        if language == "diff":
-            lines = block.splitlines(keepends=True)
-            before = "".join(line[1:] for line in lines if line[0] != "+")
-            after = "".join(line[1:] for line in lines if line[0] != "-")
-            text = path.read_text()
-            assert text.count(before) == 1, f"{named} has this not once:\n{before}"
-            path.write_text(text.replace(before, after))
-        else:
-            assert not path.exists(), f"{named} exists already"
-            path.write_text(block)
-        names.append(named)
-    return names
-
-
-def run(tree: Path, *arguments: str, **environment: str) -> str:
-    dropped = {"FASTEBM_BACKEND", "FASTEBM_CPU", "TRITON_INTERPRET"}
-    inherited = {name: value for name, value in os.environ.items() if name not in dropped}
-    done = subprocess.run(
-        [sys.executable, *arguments],
-        cwd=tree,
-        env=inherited | {"PYTHONPATH": str(tree)} | environment,
-        capture_output=True,
-        text=True,
-        timeout=900,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
-    return done.stdout
-
-
 @pytest.mark.skipif(unavailable_reason() is not None, reason=f"C++ can't be compiled here: {unavailable_reason()}")
 def test_adding_an_operator_as_the_page_says(tmp_path: Path) -> None:
     tree = tmp_path / "tree"
     shutil.copytree(ROOT, tree, ignore=shutil.ignore_patterns(".*", "__pycache__", "build", "results", "*.so"))
-    names = apply_example(tree)
+    names = apply_example(ROOT / "CONTRIBUTING.md", tree)
     assert {"csrc/cpu/reflect.cpp", "fastebm/ops/reflect.py", "fastebm/ops/triton/reflect.py"} <= {*names}
     listed = tree / "fastebm" / "build_extension.py"
     listed.write_text(listed.read_text().replace('"-O3"', '"-O1"'))  # compiles in half the time

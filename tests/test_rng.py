@@ -86,3 +86,13 @@ def test_draw_seed_is_governed_by_torch():
     assert first != rng.draw_seed()
     torch.manual_seed(11)
     assert rng.draw_seed() == first
+
+
+def test_streams_of_ones_own_are_nobody_elses():
+    own = [rng.own_stream(use) for use in range(128)]
+    assert len({*own}) == 128
+    assert not {*own} & {int(stream) for stream in rng.Stream}
+    assert [rng.check_stream(stream) for stream in own] == own
+    for wrong in (-1, 128):
+        with pytest.raises(ValueError, match=r"use must be in \[0, 128\)"):
+            rng.own_stream(wrong)

@@ -9,6 +9,7 @@ from collections import Counter
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 
@@ -97,6 +98,23 @@ def test_pictures_have_words(page: Path) -> None:
         assert alt.strip(), f"{picture} has no alternative text, which is its caption on the site"
         assert alt != Path(picture).stem, f"the alternative text of {picture} is the name of its file"
     assert "<img" not in text, "a picture is ![its words](its file)"
+
+
+@pytest.mark.parametrize("drawing", sorted(DOCS.glob("**/*.svg")), ids=lambda path: path.relative_to(DOCS).as_posix())
+def test_drawings_are_legible_on_a_phone(drawing: Path) -> None:
+    """As wide as the column of a narrow screen at most, so that letters keep their size, on a ground of their own."""
+    root = ElementTree.parse(drawing).getroot()
+    width, height = int(root.attrib["width"]), int(root.attrib["height"])
+    assert root.attrib["viewBox"] == f"0 0 {width} {height}"
+    assert width <= 360
+    sizes = [float(each.attrib["font-size"]) for each in root.iter() if "font-size" in each.attrib]
+    assert min(sizes) >= 12
+    ground = root.find("{http://www.w3.org/2000/svg}rect")
+    assert ground is not None
+    assert (ground.attrib["width"], ground.attrib["height"]) == (str(width), str(height))
+    assert "fill" in ground.attrib
+    if importlib.util.find_spec("mkdocs"):
+        assert of_the_site("hooks").size_of(drawing) == (width, height)
 
 
 def test_environment_variables_are_documented() -> None:

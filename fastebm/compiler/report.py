@@ -22,7 +22,11 @@ def describe(captured: Program, rewritten: Program, dtype: torch.dtype, rates: R
     lines = [
         f"program for samples {samples} in {name}; costs are for one sample, without reading weights:",
         _LAYOUT.format("result", "shape", "operation", "inputs", "MFLOP", "kB").rstrip(),
-        *(_row(rewritten, node, dtype) for node in rewritten if not isinstance(node.operation, Input)),
+        *(
+            _LAYOUT.format(*cells(rewritten, node, dtype.itemsize))
+            for node in rewritten
+            if not isinstance(node.operation, Input)
+        ),
         _total("captured", captured, before),
         _total("rewritten", rewritten, after),
         f"{flops:.2f} times fewer FLOPs, {moved:.2f} times fewer bytes",
@@ -31,12 +35,13 @@ def describe(captured: Program, rewritten: Program, dtype: torch.dtype, rates: R
     return "\n".join(lines)
 
 
-def _row(program: Program, node: Node, dtype: torch.dtype) -> str:
-    spent = node_cost(program, node, dtype.itemsize)
+def cells(program: Program, node: Node, itemsize: int) -> tuple[str, ...]:
+    """What a row of `describe` says of a node: result, shape, operation, inputs, MFLOP and kB for one sample."""
+    spent = node_cost(program, node, itemsize)
     operation = f"{type(node.operation).__name__} {node.operation.attributes()}".strip()
     shape = "x".join(map(str, node.shape)) or "1"
     flops, kilobytes = f"{spent.flops / 1e6:.3f}", f"{spent.bytes / 1e3:.1f}"
-    return _LAYOUT.format(node.name, shape, operation, ", ".join(node.inputs), flops, kilobytes)
+    return node.name, shape, operation, ", ".join(node.inputs), flops, kilobytes
 
 
 def _total(label: str, program: Program, spent: Cost) -> str:

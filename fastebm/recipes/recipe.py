@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fastebm import rng
 from fastebm.losses import contrastive_divergence, energy_l2
-from fastebm.sampling import Cascade, Draw, Langevin, ReplayBuffer, Schedule
+from fastebm.sampling import Cascade, Draw, Langevin, ReplayBuffer, Sampler, Schedule
 from fastebm.sampling.langevin import LangevinOptions
 from fastebm.sampling.sampler import Energy
 from fastebm.sampling.starts import Start
@@ -124,7 +124,7 @@ class Recipe:
     Attributes:
         name: of the recipe's function.
         source: the paper, and the file of its authors' repository that has the constants.
-        sampler: of the chains; None where a subclass makes one for each batch.
+        sampler: of the chains, any but `ParallelTempering`; None where a subclass makes one for each batch.
         num_steps: the length of a chain in training.
         start: where chains start that don't go on from a buffer.
         buffer: a function that makes the replay buffer, `buffer(shape, seed=0)`, whose keywords can be overridden; None
@@ -138,7 +138,7 @@ class Recipe:
 
     name: str
     source: str
-    sampler: Langevin | Cascade | None
+    sampler: Sampler[Any] | Cascade | None
     num_steps: int
     start: Start | None
     loss: Loss
@@ -207,7 +207,9 @@ class Recipe:
             )
         if buffer.shape != tuple(real.shape[1:]):
             raise ValueError(f"the buffer has states of {buffer.shape}, but the images are {tuple(real.shape[1:])}")
-        return buffer.draw(len(real), self.num_steps, labels=labels)
+        # A step of MALT takes several steps of the random numbers.
+        steps = self.num_steps * (self.sampler.key_steps if isinstance(self.sampler, Sampler) else 1)
+        return buffer.draw(len(real), steps, labels=labels)
 
     def _start(self, real: Tensor, seed: int, chain_ids: Tensor) -> Tensor:
         if self.start is None:
@@ -217,7 +219,7 @@ class Recipe:
     def _run(
         self, start: Tensor, seed: int, chain_ids: Tensor, start_step: int, conditions: tuple[Tensor, ...], check: bool
     ) -> Tensor:
-        if not isinstance(self.sampler, Langevin):
+        if not isinstance(self.sampler, Sampler):
             raise TypeError(f"{self.name} runs no chain of its own")
         options: dict[str, Any] = {"start_step": start_step, "conditions": conditions, "check": check}
         return self.sampler.sample(start, self.num_steps, seed, chain_ids, **options)

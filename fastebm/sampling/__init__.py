@@ -11,6 +11,7 @@ from fastebm.sampling.mala import MALA
 from fastebm.sampling.mclmc import MCLMC, AdjustedMCLMC, AdjustedState, MicrocanonicalInfo, MicrocanonicalState
 from fastebm.sampling.metropolis import MetropolisInfo
 from fastebm.sampling.minibatches import Minibatches
+from fastebm.sampling.proposals import ProposalSampler, StepNoise
 from fastebm.sampling.replay_buffer import Draw, ReplayBuffer
 from fastebm.sampling.sampler import EnergyState, Sampler
 from fastebm.sampling.schedules import Schedule, constant, cosine, from_epsilon, linear, per_chain, polynomial, table
@@ -39,11 +40,13 @@ __all__ = [
     "Minibatches",
     "ParallelTempering",
     "Precompiled",
+    "ProposalSampler",
     "ReplayBuffer",
     "Sampler",
     "SamplerState",
     "Schedule",
     "StepInfo",
+    "StepNoise",
     "TemperedState",
     "Underdamped",
     "VelocityState",

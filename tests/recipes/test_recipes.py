@@ -101,6 +101,27 @@ def test_a_conditional_energy_gets_the_labels_of_its_chains():
     assert abs(float(loss)) < 1e-4
 
 
+@pytest.mark.parametrize("kind", ["MALT", "a sampler of one's own"])
+def test_a_recipe_runs_any_sampler(kind):
+    """Its chains are those of the sampler at the buffer's addresses, and no step of the random numbers comes twice."""
+
+    class RandomWalk(fastebm.sampling.ProposalSampler):
+        def propose(self, x, gradient, step_size, noise):
+            return x + step_size * noise.normal()
+
+    net = Bowl(1.0)
+    sampler = fastebm.MALT(net, 0.2, 3, friction=1.0) if kind == "MALT" else RandomWalk(net, 0.2)
+    recipe = dataclasses.replace(recipes.uva_tutorial(net), sampler=sampler, num_steps=4)
+    buffer = recipe.buffer((1, 4, 4), seed=5, capacity=16)
+    for cycle in range(2):
+        negatives = recipe.negatives(torch.zeros(6, 1, 4, 4), buffer)
+        draw = negatives.draw
+        assert draw.start_step == cycle * 4 * sampler.key_steps
+        ends = sampler.sample(draw.x, 4, seed=5, chain_ids=draw.chain_ids, start_step=draw.start_step)
+        assert torch.equal(negatives.x, ends)
+    assert sampler.key_steps == (3 if kind == "MALT" else 1)
+
+
 def test_overrides_and_buffers():
     recipe = recipes.igebm(energy, num_steps=3, step_size=2.0, grad_clip=None, clamp=(-1, 1))
     assert recipe.num_steps == 3

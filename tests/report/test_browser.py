@@ -23,7 +23,7 @@ BEYOND_THE_EDGE = """[...document.querySelectorAll('p, h1, h2, h3, h4, dd, img')
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     with playwright.sync_playwright() as started:
-        browser = started.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
+        browser = started.chromium.launch(executable_path=BROWSER, args=["--no-sandbox", "--disable-dev-shm-usage"])
         yield browser
         browser.close()
 
@@ -33,29 +33,32 @@ def test_it_fits_fetches_nothing_and_says_nothing(
     browser: Any, run_of: Callable[[str], Path], kind: str, tmp_path: Path
 ) -> None:
     page_path = write_report(run_of(kind), tmp_path / "page.html")
+    said: list[str] = []
+    fetched: list[str] = []
     colours = set()
+    context = browser.new_context()
+    page = context.new_page()
+    page.on("console", lambda message: said.append(message.text))
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.on("request", lambda request: fetched.append(request.url))
+    page.goto(page_path.as_uri())
     for scheme in ("light", "dark"):
         for width in (1280, 390):
-            said: list[str] = []
-            fetched: list[str] = []
-            context = browser.new_context(viewport={"width": width, "height": 800}, color_scheme=scheme)
-            page = context.new_page()
-            page.on("console", lambda message, said=said: said.append(message.text))
-            page.on("pageerror", lambda error, said=said: said.append(str(error)))
-            page.on("request", lambda request, fetched=fetched: fetched.append(request.url))
-            page.goto(page_path.as_uri())
-            page.wait_for_load_state("load")
-            assert said == []
-            assert [url for url in fetched if not url.startswith("data:")] == [page_path.as_uri()]
+            page.emulate_media(color_scheme=scheme)
+            page.set_viewport_size({"width": width, "height": 800})
+            page.wait_for_function("[...document.images].every(image => image.complete)")
             assert page.evaluate("document.documentElement.scrollWidth") == width
             assert page.evaluate("[...document.images].filter(image => !image.naturalWidth).length") == 0
             assert page.evaluate("document.images.length") >= 5
             assert page.evaluate(BEYOND_THE_EDGE) == []
             colours.add((scheme, page.evaluate("getComputedStyle(document.body).backgroundColor")))
-            page.locator("summary").first.click()
-            assert page.locator("details").first.evaluate("e => e.open")
-            assert page.evaluate("document.documentElement.scrollWidth") == width
-            context.close()
+            for opened in (True, False):
+                page.locator("summary").first.click()
+                assert page.locator("details").first.evaluate("e => e.open") == opened
+                assert page.evaluate("document.documentElement.scrollWidth") == width
+    context.close()
+    assert said == []
+    assert [url for url in fetched if not url.startswith("data:")] == [page_path.as_uri()]
     assert colours == {("light", "rgb(255, 255, 255)"), ("dark", "rgb(13, 17, 23)")}
 
 

@@ -22,7 +22,16 @@ from fastebm.compiler.rewrites.pooling_hoisting import hoist_pooling
 from fastebm.compiler.rewrites.scale_folding import fold_scales
 from fastebm.compiler.rewrites.upsampling_sinking import sink_upsampling
 
-__all__ = ["PASSES", "WITHOUT_POLYPHASE", "Pass", "build_gradient_program", "build_weight_program", "simplify"]
+__all__ = [
+    "FORWARD",
+    "PASSES",
+    "WITHOUT_POLYPHASE",
+    "Pass",
+    "build_gradient_program",
+    "build_weight_program",
+    "rewritten",
+    "simplify",
+]
 
 Pass = Callable[[Program], Iterator[Program]]
 
@@ -57,6 +66,15 @@ def build_weight_program(
 
 def simplify(program: Program, machine: Machine | None = None, passes: Iterable[Pass] = PASSES) -> Program:
     """The program after all rewrites that make it faster on `machine`."""
+    for _, better in rewritten(program, machine, passes):
+        program = better
+    return program
+
+
+def rewritten(
+    program: Program, machine: Machine | None = None, passes: Iterable[Pass] = PASSES
+) -> Iterator[tuple[Pass, Program]]:
+    """The rewrites that make a program faster on `machine`, one by one, each with the program that it gives."""
     machine = machine or Machine()
     passes = tuple(passes)
     changed = True
@@ -65,7 +83,7 @@ def simplify(program: Program, machine: Machine | None = None, passes: Iterable[
         for propose in passes:
             while (better := _first_faster(program, machine, propose)) is not None:
                 program, changed = better, True
-    return program
+                yield propose, program
 
 
 def _first_faster(program: Program, machine: Machine, propose: Pass) -> Program | None:
