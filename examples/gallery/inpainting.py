@@ -109,7 +109,7 @@ columns = {
 save_columns(arguments.out / "filled.png", columns)
 
 # %% [markdown]
-# ![seven unseen digits without their lower half, and what fills it in: both baselines, two chains, and the mean of all](filled.png)
+# ![the lower half of unseen digits, filled in by both baselines, by chains, and by the mean of chains](filled.png)
 #
 # The chains are nearer to the truth than the neighbours, for each kind of hole. The normal distribution is
 # nearer still: a training of minutes does not reach it on images of 64 pixels, and squared errors favour
