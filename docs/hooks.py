@@ -22,6 +22,7 @@ from typing import Any
 from unittest import mock
 
 from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 from PIL import Image
@@ -64,7 +65,10 @@ def on_files(files: Files, config: MkDocsConfig) -> None:
 def text_of(source: Path) -> str:
     """The Markdown of a file outside of docs/."""
     if source.parent == gallery.SCRIPTS:
-        return gallery.page(source)
+        try:
+            return f"---\nhide: [toc]\n---\n\n{gallery.page(source)}"  # it has no sections, and code likes the room
+        except ValueError as error:
+            raise PluginError(str(error)) from error
     text = source.read_text()
     return example(source.name, text) if source.suffix == ".py" else text
 

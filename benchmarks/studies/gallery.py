@@ -48,9 +48,9 @@ def cells(program: str) -> list[Cell]:
 
     Raises ValueError for a cell of words with a line that is no comment.
     """
-    _, *rest = begins = list(_BEGIN.finditer(program))
-    found = []
-    for begin, end in zip(begins, [*(match.start() for match in rest), len(program)], strict=True):
+    found, begins = [], list(_BEGIN.finditer(program))
+    ends = [begin.start() for begin in begins[1:]] + [len(program)]
+    for begin, end in zip(begins, ends, strict=False):
         text, lines = program[begin.end() : end].strip("\n"), program[: begin.end()].count("\n")
         if begin[1].strip() != "[markdown]":
             found.append(Cell(True, text, lines))
@@ -111,9 +111,10 @@ def page(script: Path) -> str:
     Raises ValueError where docs/gallery/NAME is not of this script.
     """
     program, name = script.read_text(), script.stem
-    outputs = json.loads((FOLDER / name / "outputs.json").read_text())
+    stored = FOLDER / name / "outputs.json"
+    outputs = json.loads(stored.read_text()) if stored.exists() else {"digest": ""}
     if outputs["digest"] != digest(program):
-        raise ValueError(f"{name}: the code has changed since it ran: python -m benchmarks.studies.gallery {name}")
+        raise ValueError(f"{name}: its code has not run as it is: python -m benchmarks.studies.gallery {name}")
     pictures, done, parts = f"../../docs/gallery/{name}/", iter(outputs["cells"]), []
     for cell in cells(program):
         if cell.is_code:

@@ -80,6 +80,8 @@ def test_an_error_names_its_line(toy: Path, tmp_path: Path) -> None:
 
 
 def test_a_page_is_of_the_code_that_ran(toy: Path) -> None:
+    with pytest.raises(ValueError, match="has not run"):
+        gallery.page(toy)
     gallery.write(toy)
     page = gallery.page(toy)
     assert page.startswith("# Title\n\nWords.\n\n```python\nimport argparse")
@@ -88,7 +90,7 @@ def test_a_page_is_of_the_code_that_ran(toy: Path) -> None:
     toy.write_text(TOY.replace("Words.", "Other words."))
     assert "Other words." in gallery.page(toy)
     toy.write_text(TOY.replace("quick: ", "slow: "))
-    with pytest.raises(ValueError, match=r"toy: the code has changed since it ran: python -m .*gallery toy"):
+    with pytest.raises(ValueError, match=r"toy: its code has not run as it is: python -m .*gallery toy"):
         gallery.page(toy)
 
 
