@@ -92,5 +92,6 @@ for name, x in (("noise", noise), ("samples", samples), ("unseen digits", unseen
 print(evaluate_digits(samples).explain())
 
 # %% [markdown]
-# [The demo](../../docs/results/digits/README.md) has the whole preset's result, and
+# Samples lie further from the training digits than unseen digits do, and the classifier is sure of fewer of
+# them. [The demo](../../docs/results/digits/README.md) has the result of the whole preset, and
 # [Training](../../docs/training.md) explains the settings. `--run` shows the chains of a run of your own.
