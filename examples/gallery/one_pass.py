@@ -39,10 +39,10 @@ arguments.out.mkdir(parents=True, exist_ok=True)
 small = dataclasses.replace(EC_VAE_DIGITS, iterations=350, warmup=35, width=16, max_width=64, energy_width=8, ema=0.98)
 small = dataclasses.replace(small, energy_learning_rate=1e-3)
 if arguments.quick:
-    small = dataclasses.replace(small, iterations=80, warmup=8, width=8, batch_size=32, ema=0.9)
+    small = dataclasses.replace(small, iterations=80, warmup=8, width=8, batch_size=16, ema=0.9)
     small = dataclasses.replace(small, learning_rate=3e-3, energy_learning_rate=3e-3)
 plain = dataclasses.replace(small, lambda_start=0.0)
-longer = dataclasses.replace(plain, iterations=6 * plain.iterations)
+longer = dataclasses.replace(plain, iterations=(2 if arguments.quick else 6) * plain.iterations)
 configs = {"plain": plain, "plain, longer": longer, "calibrated": small}
 
 images, labels = digits("train")
@@ -52,7 +52,7 @@ for name, config in configs.items():
     with tempfile.TemporaryDirectory() as folder:
         run = fastebm.train(config, images, Path(folder) / "run", progress=False, save_pictures=False)
     seconds[name] = time.process_time() - started
-    samples[name] = run.sample(2000, seed=1)  # one pass of the decoder each
+    samples[name] = run.sample(400 if arguments.quick else 2000, seed=1)  # one pass of the decoder each
 
 # %%
 save_panels(arguments.out / "samples.png", [*((name, x[:100]) for name, x in samples.items()), ("real", images[:100])])
@@ -66,9 +66,10 @@ save_panels(arguments.out / "samples.png", [*((name, x[:100]) for name, x in sam
 
 # %%
 train, test = (Images(to_pixels(x), y) for x, y in (digits("train"), digits("test")))
-classifier = train_features(train, test, images_seen=2_000 if arguments.quick else 30_000)
+classifier = train_features(train, test, images_seen=1_500 if arguments.quick else 30_000)
+real = RealImages(train, test)
 for name, x in samples.items():
-    found = evaluate_samples(x, RealImages(train, test), classifier)
+    found = evaluate_samples(x, real, classifier)
     distances, classes, updates = found.comparison, found.classes, configs[name].iterations
     print(
         f"{name:14} distance {distances.samples.frechet:5.2f}, sure of {classes.confident_share:3.0%}"

@@ -166,8 +166,9 @@ def check_inpainting(lines: list[str], quick: bool) -> None:
 
 def check_one_pass(lines: list[str], quick: bool) -> None:
     """Calibrated samples are nearer than plain ones."""
-    plain, longer, calibrated, noise = (numbers(line)[0] for line in lines)
+    plain, longer, calibrated, real, noise = (numbers(line)[0] for line in lines)
     assert calibrated < 0.9 * plain
+    assert real < calibrated
     assert max(plain, longer) < noise
     assert quick or calibrated < longer
 
