@@ -91,7 +91,7 @@ for density, (energy, start) in DENSITIES.items():
             moving[density, name].append(state.x.clone())
 
 # %% [markdown]
-# The dots are 100 of the chains, and the shade is the density.
+# The dots are some of the chains, and the shade is the density.
 
 # %%
 LIMITS = {"bent": ((-4.2, 4.2), (-2.2, 6.2)), "four modes": ((-4, 4), (-4, 4))}
@@ -126,9 +126,9 @@ frames[0].save(arguments.out / "moving.gif", save_all=True, append_images=frames
 # %% [markdown]
 # ![chains of four samplers from one point on: only tempering reaches all of the four modes](moving.gif)
 #
-# Moments say the same in numbers, over all 2000 chains and the second half of the frames. The error of a
-# mean is in standard deviations of the density; the last columns are the standard deviations found, divided
-# by the exact ones. Each has a number for each axis.
+# Moments say the same in numbers, over all chains and the second half of the frames. The error of a mean is
+# in standard deviations of the density; the last columns are the standard deviations found, divided by the
+# exact ones. Each has a number for each axis.
 
 # %%
 print(f"{'density':12}{'sampler':11}{'error of the means':>20}{'ratio of the stds':>20}")
@@ -139,8 +139,8 @@ for (density, name), positions in moving.items():
     print(f"{density:12}{name:11}{errors[0]:+12.3f} {errors[1]:+.3f} {ratios[0]:13.3f} {ratios[1]:.3f}")
 
 # %% [markdown]
-# On the bent density Langevin's standard deviations are off by the error of its step size, which no longer
-# chain removes. On the four modes the chains of Langevin, MALA and HMC stay where they started. The exact
-# samplers are exact for infinitely long chains; only tempering comes near in this time. [Which
+# On the bent density Langevin's standard deviations are off by the error of its step size, and longer
+# chains would not help. On the four modes the chains of Langevin, MALA and HMC stay where they started. The
+# exact samplers are exact for infinitely long chains; only tempering comes near in this time. [Which
 # one?](../../docs/samplers/README.md#which-one) says what to take when, and [Was my chain any
 # good?](../../docs/diagnostics.md) how to find out where the moments are not known.

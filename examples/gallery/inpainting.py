@@ -1,7 +1,7 @@
 """Holes in unseen digits, filled in by the chains of a small trained energy, beside plain baselines.
 
 python examples/gallery/inpainting.py               # minutes on a core; writes into runs/gallery/inpainting
-python examples/gallery/inpainting.py --run RUN     # seconds: a finished run of digits that trained an energy
+python examples/gallery/inpainting.py --run RUN     # seconds: a finished coarse-to-fine run of digits
 python examples/gallery/inpainting.py --quick       # seconds: shows that it runs, but learns little
 """
 
