@@ -1,6 +1,6 @@
 """What the site adds to the pages of docs/, which stay readable without it; mkdocs.yml names this file.
 
-- Pages of files outside of docs/: `PAGES` and the examples. Other links that leave docs/ lead to the repository.
+- Pages of files outside of docs/: `PAGES`, examples, the gallery. Other links that leave docs/ lead to the repository.
 - The commands and their options, from the parsers of the command line.
 - A picture that stands alone is a figure, with its alternative text as the caption.
 """
@@ -23,9 +23,12 @@ from unittest import mock
 from xml.etree import ElementTree
 
 from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 from PIL import Image
+
+from benchmarks.studies import gallery
 
 ROOT = Path(__file__).resolve().parents[1]
 REPOSITORY = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["urls"]["Source"]
@@ -38,6 +41,7 @@ PAGES = {
 }
 """Pages of the site for files outside of docs/, by their path in the repository."""
 PAGES |= {f"examples/{file.name}": f"examples/{file.stem}.md" for file in sorted((ROOT / "examples").glob("*.py"))}
+PAGES |= {f"examples/gallery/{file.name}": f"gallery/{file.stem}.md" for file in sorted(gallery.SCRIPTS.glob("*.py"))}
 SOURCES = {page: source for source, page in PAGES.items() if source != "README.md"}
 """The files that pages are made of, by the path of the page."""
 COMMANDS = "<!-- commands: made from the parsers when the site is built -->"
@@ -56,9 +60,18 @@ def on_config(config: MkDocsConfig) -> None:
 
 def on_files(files: Files, config: MkDocsConfig) -> None:
     for page, source in SOURCES.items():
-        text = (ROOT / source).read_text()
-        text = example(Path(source).name, text) if source.endswith(".py") else text
-        files.append(File.generated(config, page, content=text))
+        files.append(File.generated(config, page, content=text_of(ROOT / source)))
+
+
+def text_of(source: Path) -> str:
+    """The Markdown of a file outside of docs/."""
+    if source.parent == gallery.SCRIPTS:
+        try:
+            return f"---\nhide: [toc]\n---\n\n{gallery.page(source)}"  # it has no sections, and code likes the room
+        except ValueError as error:
+            raise PluginError(str(error)) from error
+    text = source.read_text()
+    return example(source.name, text) if source.suffix == ".py" else text
 
 
 def example(name: str, program: str) -> str:

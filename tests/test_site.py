@@ -87,6 +87,7 @@ def places() -> list[str]:
 
 def test_each_page_has_one_place() -> None:
     examples = [f"examples/{path.stem}.md" for path in (ROOT / "examples").glob("*.py")]
+    examples += [f"gallery/{path.stem}.md" for path in (ROOT / "examples" / "gallery").glob("*.py")]
     pages = [path.relative_to(DOCS).as_posix() for path in PAGES]
     assert Counter(places()) == Counter([*pages, *examples, "contributing.md", "changelog.md", "benchmarks.md"])
 

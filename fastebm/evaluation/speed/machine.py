@@ -17,7 +17,7 @@ from fastebm.ops import backends
 
 _CHECKOUT = Path(fastebm.__file__).resolve().parents[1]
 # Benchmarks write these folders themselves: a change there does not make the checkout dirty.
-_WRITTEN = (":!benchmarks/results", ":!docs/results")
+_WRITTEN = (":!benchmarks/results", ":!docs/gallery", ":!docs/results")
 
 # Our names of instruction sets and Linux's flags for them, the widest first; the widest names the machine.
 _FEATURES = {"amx": "amx_tile", "avx512": "avx512f", "avx2": "avx2", "neon": "asimd", "sve": "sve"}
