@@ -62,6 +62,23 @@ class Decoder(nn.Module):
         return torch.tanh(self.to_image(self.blocks(h)))
 
 
+class StridedShortcut(nn.Conv2d):
+    """A 1x1 convolution of every `stride`-th pixel, without a bias.
+
+    On CPUs with AVX2 alone these pixels are taken first: there oneDNN's strided one (PyTorch 2.13) writes beyond its
+    weights' gradient where channels are few, and the process aborts some time later.
+    """
+
+    def __init__(self, width_in: int, width_out: int, stride: int):
+        super().__init__(width_in, width_out, 1, stride, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not x.is_cpu or torch.backends.cpu.get_cpu_capability() != "AVX2":
+            return super().forward(x)
+        down, across = self.stride
+        return F.conv2d(x[..., ::down, ::across], self.weight)
+
+
 class ResidualDownBlock(nn.Module):
     """Half the resolution: two conv3x3 with batch norm, the first with stride 2, beside a strided 1x1 shortcut."""
 
@@ -73,9 +90,7 @@ class ResidualDownBlock(nn.Module):
         self.norm2 = nn.BatchNorm2d(width_out)
         self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or width_in != width_out:
-            self.shortcut = nn.Sequential(
-                nn.Conv2d(width_in, width_out, 1, stride, bias=False), nn.BatchNorm2d(width_out)
-            )
+            self.shortcut = nn.Sequential(StridedShortcut(width_in, width_out, stride), nn.BatchNorm2d(width_out))
 
     def forward(self, h: Tensor) -> Tensor:
         main = F.leaky_relu(self.norm1(self.conv1(h)), 0.2)

@@ -12,6 +12,7 @@ from torch import nn
 from fastebm.compiler import energy_gradient
 from fastebm.models import VAE, MultiScaleEnergy
 from fastebm.models.vae import kl_to_prior, squared_error
+from fastebm.models.vae_nets import StridedShortcut
 from fastebm.ops.normal import normal
 
 
@@ -150,3 +151,22 @@ def test_an_energy_of_the_decoders_images_runs_on_fused_kernels(size: int, chann
     eager = energy_gradient(energy, dtype=dtype, engine="autograd")(z)[1]
     assert (slopes - true).norm() <= 2 * (eager - true).norm() + 1e-4 * true.norm()
     assert (energies - expected).abs().max() <= (1e-4 if dtype is torch.float32 else 0.05) * (1 + expected.abs().max())
+
+
+@pytest.mark.parametrize("capability", ["AVX2", "AVX512"])
+@pytest.mark.parametrize("stride", [1, 2, 3])
+def test_a_strided_shortcut_is_a_strided_convolution(
+    monkeypatch: pytest.MonkeyPatch, capability: str, stride: int
+) -> None:
+    """Also where its pixels are taken first, because PyTorch's own writes out of bounds there."""
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    shortcut = StridedShortcut(3, 5, stride).double()
+    x = torch.randn(4, 3, 7, 8, dtype=torch.float64)
+    results = []
+    with torch.backends.mkldnn.flags(enabled=False):
+        for convolution in (shortcut, lambda h: torch.nn.functional.conv2d(h, shortcut.weight, stride=stride)):
+            h = x.clone().requires_grad_()
+            y = convolution(h)
+            results.append((y.detach(), *torch.autograd.grad(y.square().sum(), (h, shortcut.weight))))
+    for ours, expected in zip(*results, strict=True):
+        torch.testing.assert_close(ours, expected)
