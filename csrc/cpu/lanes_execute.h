@@ -274,6 +274,7 @@ static void run_map(const LaneProgram& program, const LaneInstruction& instructi
 
 // Accumulators of a tile: as many as the registers hold beside what a step reads, and enough to hide the latency of each.
 constexpr int kAccumulators = FASTEBM_VECTOR == 16 ? 16 : FASTEBM_VECTOR == 8 ? 12 : 8;
+constexpr int kWhole = FASTEBM_VECTOR == 16 ? 8 : 4;
 // The largest depth of a block: the numbers of a tile's lanes stay in L1 beside the weights of a panel.
 constexpr int64_t kDepth = 128;
 
@@ -330,20 +331,17 @@ static FASTEBM_INLINE void product_tile(const ProductTile& t, int64_t row, int c
       for (int v = 0; v < vectors; ++v) store(t.out[row + r][column + o] + lane + v * FASTEBM_VECTOR, sums[r][o][v]);
 }
 
-// Whole tiles of one row. Lanes are the outer loop: numbers and weights of so few of them stay in L1 meanwhile.
+// Whole tiles of one row, which are multiples of kWhole outputs: as many as fill the accumulators, and of kWhole what is left. Lanes
+// are the outer loop: numbers and weights of so few of them stay in L1 meanwhile.
 template <int vectors>
 static FASTEBM_INLINE void product_columns(const ProductTile& t, int64_t row, int columns, int64_t lane) {
-  constexpr int outputs = kAccumulators / vectors;
+  constexpr int outputs = kAccumulators / vectors, together = outputs % kWhole == 0 ? outputs : 2 * outputs;
   int column = 0;
-  if constexpr (outputs % 4 != 0) {
-    if (columns >= 2 * outputs)  // as what is left of a panel is a tile of 4
-      for (; column < 2 * outputs; column += outputs) product_tile<1, outputs, vectors>(t, row, column, lane);
-  } else {
-    for (; column + outputs <= columns; column += outputs) product_tile<1, outputs, vectors>(t, row, column, lane);
-  }
-  if constexpr (outputs > 8)
-    for (; column + 8 <= columns; column += 8) product_tile<1, 8, vectors>(t, row, column, lane);
-  for (; column < columns; column += 4) product_tile<1, 4, vectors>(t, row, column, lane);
+  for (; column + together <= columns; column += together)
+#pragma GCC unroll 2
+    for (int o = 0; o < together; o += outputs) product_tile<1, outputs, vectors>(t, row, column + o, lane);
+  if constexpr (together != kWhole)
+    for (; column < columns; column += kWhole) product_tile<1, kWhole, vectors>(t, row, column, lane);
 }
 
 template <int rows, int outputs>
@@ -434,7 +432,6 @@ static void product_one(const LaneProgram& program, const LaneInstruction& instr
 
 static void run_product(const LaneProgram& program, const LaneInstruction& instruction, float* arena, int64_t width) {
   if (width == 1) return product_one(program, instruction, arena);
-  constexpr int kWhole = FASTEBM_VECTOR == 16 ? 8 : 4;
   const float* weight = program.constants + instruction.weight;
   const float* bias = instruction.bias < 0 ? nullptr : program.constants + instruction.bias;
   int64_t offsets[kDepth];
@@ -466,7 +463,8 @@ static void run_product(const LaneProgram& program, const LaneInstruction& instr
         for (int64_t r = 0; r < rows && whole > 0; ++r) {
           int64_t lane = 0;
           for (; lane + 2 * FASTEBM_VECTOR <= width; lane += 2 * FASTEBM_VECTOR) product_columns<2>(tile, r, whole, lane);
-          for (; lane < width; lane += FASTEBM_VECTOR) product_columns<1>(tile, r, whole, lane);
+          if constexpr (2 * FASTEBM_VECTOR > kLaneGroup)
+            if (lane < width) product_columns<1>(tile, r, whole, lane);
         }
         if (whole == columns) continue;
         if (rows == 4) product_rest<4>(tile, whole, columns, width);
