@@ -6,7 +6,7 @@ Bernoulli 1996; reflection at walls as of trajectories, Neal, "MCMC using Hamilt
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,18 +17,17 @@ from fastebm.ops.langevin import check_clip
 from fastebm.ops.underdamped import beyond
 from fastebm.sampling.metropolis import (
     Box,
-    MetropolisSampler,
+    PositionSampler,
     check_box,
-    check_inside,
     key_increment,
     positive_schedules,
     walls_of,
 )
-from fastebm.sampling.sampler import Energy, EnergyState, check_steps, constrained, gradient_of, number_of_rows
-from fastebm.sampling.schedules import Schedule, as_schedule, rows_to_try
+from fastebm.sampling.sampler import Energy, EnergyState
+from fastebm.sampling.schedules import Schedule
 
 
-class MALA(MetropolisSampler[EnergyState]):
+class MALA(PositionSampler):
     """Metropolis-adjusted Langevin: samples `p(x) ~ exp(-E(x) / T)` exactly, whatever the step size.
 
     A step proposes `x' = x - step_size * grad E(x) + sqrt(2 * step_size * T) * noise` and accepts it with the
@@ -67,9 +66,7 @@ class MALA(MetropolisSampler[EnergyState]):
         engine: str = "auto",
         reproducible: bool = True,
     ) -> None:
-        self.gradient = gradient_of(energy, dtype, engine, reproducible, needs_energy="MALA")
-        self.step_size, self.temperature = as_schedule(step_size), as_schedule(temperature)
-        self._table(rows_to_try(self.step_size, self.temperature))
+        super().__init__(energy, step_size, temperature, dtype, engine, reproducible)
         self.grad_clip = check_clip("grad_clip", grad_clip)
         self.box = check_box(box)
 
@@ -90,31 +87,6 @@ class MALA(MetropolisSampler[EnergyState]):
     def _table(self, rows: int) -> Tensor:
         step_size, temperature = positive_schedules(rows, step_size=self.step_size, temperature=self.temperature)
         return torch.stack((step_size, (2 * step_size * temperature).sqrt()), dim=-1).float()
-
-    @torch.no_grad()
-    def init(
-        self,
-        x0: Tensor,
-        seed: int | None = None,
-        chain_ids: int | Tensor = 0,
-        *,
-        num_chains: int | None = None,
-        start_step: int = 0,
-        num_steps: int | None = None,
-        mask: Tensor | None = None,
-        known: Tensor | None = None,
-        conditions: Sequence[Tensor] = (),
-    ) -> EnergyState:
-        """The state from which chains start; arguments as in `Langevin.init`.
-
-        With a mask, p is that of the free entries given the known ones.
-        """
-        start_step, _ = check_steps(start_step, 0 if num_steps is None else num_steps)
-        table = self._table(number_of_rows(num_steps, self.step_size, self.temperature))
-        start = self._common(x0, seed, chain_ids, num_chains, start_step, conditions, table, torch.contiguous_format)
-        start["x"], held = constrained(start["x"], mask, known)
-        check_inside(start["x"], self.box)
-        return EnergyState(**start, mask=held)
 
     def _lane_options(self, state: EnergyState) -> SamplerOptions:
         low, high = walls_of(self.box)

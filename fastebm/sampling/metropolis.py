@@ -14,8 +14,19 @@ from torch import Tensor
 from fastebm.ops import CompiledLanes, SamplerOptions, advance_sampler, sampler_steps
 from fastebm.sampling.adaptation import ChainMoments, DualAveraging
 from fastebm.sampling.observers import Observer, all_deferrable, observe_block
-from fastebm.sampling.sampler import EnergyState, Gradient, Sampler, check_steps, copied, key_increment, number_of_rows
-from fastebm.sampling.schedules import Schedule, evaluate, evaluate_together
+from fastebm.sampling.sampler import (
+    Energy,
+    EnergyState,
+    Gradient,
+    Sampler,
+    check_steps,
+    constrained,
+    copied,
+    gradient_of,
+    key_increment,
+    number_of_rows,
+)
+from fastebm.sampling.schedules import Schedule, as_schedule, evaluate, evaluate_together, rows_to_try
 from fastebm.sampling.state import StepInfo
 from fastebm.scalars import as_real, shown
 
@@ -213,6 +224,55 @@ class MetropolisSampler(EnergySampler[State]):
         return replace(state, step=state.step + num_steps * self.key_steps)
 
 
+class PositionSampler(MetropolisSampler[EnergyState]):
+    """A sampler with a Metropolis test whose state is x alone; its schedules are a step size and a temperature."""
+
+    step_size: Schedule
+    box: Box | None = None
+
+    def __init__(
+        self,
+        energy: Energy,
+        step_size: float | Tensor | Schedule,
+        temperature: float | Tensor | Schedule,
+        dtype: torch.dtype | None,
+        engine: str,
+        reproducible: bool,
+    ) -> None:
+        self.gradient = gradient_of(energy, dtype, engine, reproducible, needs_energy=type(self).__name__)
+        self.step_size, self.temperature = as_schedule(step_size), as_schedule(temperature)
+        self._table(rows_to_try(self.step_size, self.temperature))
+
+    @abstractmethod
+    def _table(self, rows: int) -> Tensor:
+        """The schedule `(rows, n)` or `(rows, B, n)`, float32."""
+
+    @torch.no_grad()
+    def init(
+        self,
+        x0: Tensor,
+        seed: int | None = None,
+        chain_ids: int | Tensor = 0,
+        *,
+        num_chains: int | None = None,
+        start_step: int = 0,
+        num_steps: int | None = None,
+        mask: Tensor | None = None,
+        known: Tensor | None = None,
+        conditions: Sequence[Tensor] = (),
+    ) -> EnergyState:
+        """The state from which chains start; arguments as in `Langevin.init`.
+
+        With a mask, p is that of the free entries given the known ones.
+        """
+        start_step, _ = check_steps(start_step, 0 if num_steps is None else num_steps)
+        table = self._table(number_of_rows(num_steps, self.step_size, self.temperature))
+        start = self._common(x0, seed, chain_ids, num_chains, start_step, conditions, table, torch.contiguous_format)
+        start["x"], held = constrained(start["x"], mask, known)
+        check_inside(start["x"], self.box)
+        return EnergyState(**start, mask=held)
+
+
 def by_chain(state: EnergyState) -> Tensor:
     """The schedule of a state as `(S, B, n)`."""
     table = state.schedule
@@ -264,6 +324,7 @@ __all__ = [
     "Gradient",
     "MetropolisInfo",
     "MetropolisSampler",
+    "PositionSampler",
     "by_chain",
     "check_box",
     "check_inside",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, SupportsIndex
 
 import torch
@@ -12,9 +12,9 @@ from torch import Tensor
 from fastebm import rng
 from fastebm.ops import metropolis_
 from fastebm.sampling.diagnostics.accumulators import ordered_dot
-from fastebm.sampling.metropolis import MetropolisSampler, key_increment, positive_schedules
-from fastebm.sampling.sampler import Energy, EnergyState, check_steps, constrained, gradient_of, number_of_rows
-from fastebm.sampling.schedules import Schedule, as_schedule, rows_to_try
+from fastebm.sampling.metropolis import PositionSampler, key_increment, positive_schedules
+from fastebm.sampling.sampler import Energy, EnergyState
+from fastebm.sampling.schedules import Schedule
 from fastebm.scalars import as_int, shown
 
 # Kinds of noise that each of the two laws has: half of the streams that are nobody else's.
@@ -43,7 +43,7 @@ class StepNoise:
         return drawn
 
 
-class ProposalSampler(MetropolisSampler[EnergyState]):
+class ProposalSampler(PositionSampler):
     """A base for samplers of your own: say how a step is proposed, and it samples `p(x) ~ exp(-E(x) / T)` exactly.
 
     A subclass writes `propose`, and `log_proposal_ratio` where proposals are not symmetric. From this class it has the
@@ -83,9 +83,7 @@ class ProposalSampler(MetropolisSampler[EnergyState]):
         engine: str = "auto",
         reproducible: bool = True,
     ) -> None:
-        self.gradient = gradient_of(energy, dtype, engine, reproducible, needs_energy=type(self).__name__)
-        self.step_size, self.temperature = as_schedule(step_size), as_schedule(temperature)
-        self._table(rows_to_try(self.step_size, self.temperature))
+        super().__init__(energy, step_size, temperature, dtype, engine, reproducible)
 
     @abstractmethod
     def propose(self, x: Tensor, gradient: Tensor, step_size: Tensor, noise: StepNoise) -> Tensor:
@@ -118,30 +116,6 @@ class ProposalSampler(MetropolisSampler[EnergyState]):
 
     def _table_of(self, state: EnergyState, steps: Tensor) -> Tensor:
         return torch.stack((steps, state.schedule[0, :, 1].double()), dim=-1).float()[None]
-
-    @torch.no_grad()
-    def init(
-        self,
-        x0: Tensor,
-        seed: int | None = None,
-        chain_ids: int | Tensor = 0,
-        *,
-        num_chains: int | None = None,
-        start_step: int = 0,
-        num_steps: int | None = None,
-        mask: Tensor | None = None,
-        known: Tensor | None = None,
-        conditions: Sequence[Tensor] = (),
-    ) -> EnergyState:
-        """The state from which chains start; arguments as in `Langevin.init`.
-
-        With a mask, p is that of the free entries given the known ones.
-        """
-        start_step, _ = check_steps(start_step, 0 if num_steps is None else num_steps)
-        table = self._table(number_of_rows(num_steps, self.step_size, self.temperature))
-        start = self._common(x0, seed, chain_ids, num_chains, start_step, conditions, table, torch.contiguous_format)
-        start["x"], held = constrained(start["x"], mask, known)
-        return EnergyState(**start, mask=held)
 
     def _updater(self, state: EnergyState) -> Callable[[], Any]:
         one, noise = key_increment(state.key), StepNoise(state)
