@@ -386,13 +386,17 @@ class CompiledGradient:
         self, key: ProgramKey, x: Tensor, conditions: Conditions, expected: Reference
     ) -> Iterator[tuple[str, tuple[Candidate, Agreement] | UnsupportedError]]:
         """Candidates by name, each checked, or why there is none. Made one by one, when they are asked for."""
+
+        def elsewhere(at: Tensor) -> Reference:
+            return reference(self.own, at, conditions, key.compute_dtype)
+
         for made in candidates(self.own.original, self.own.module, key, x, conditions, expected.function):
             if isinstance(made, UnsupportedError):
                 yield made.node, made
                 continue
             try:
                 made.executor.refresh()
-                yield made.name, (made, check_program(_bound(made.executor, conditions), x, expected))
+                yield made.name, (made, check_program(_bound(made.executor, conditions), x, expected, elsewhere))
             except UnsupportedError as refused:
                 yield made.name, refused
             except Exception as error:

@@ -32,12 +32,21 @@ class WeightProgram:
     Args:
         program: that was lowered.
         lowered: with tasks.
+        trained: the weights of the program that gradients are wanted of.
         device: of the samples.
         saving: how many times as many operations autograd carries out for a sample.
     """
 
-    def __init__(self, program: Program, lowered: LoweringResult, device: torch.device, saving: float) -> None:
+    def __init__(
+        self,
+        program: Program,
+        lowered: LoweringResult,
+        trained: frozenset[LazyTensor],
+        device: torch.device,
+        saving: float,
+    ) -> None:
         self.program = program
+        self.trained = trained
         self.saving = saving
         self.lowered = lowered
         self.device = device
@@ -63,7 +72,15 @@ class WeightProgram:
         except LoweringError as error:
             raise UnsupportedError("program", str(error)) from error
         unfolded = differentiate_weights(captured, _trained(captured))
-        return cls(program, lowered, x.device, _flops(unfolded) / max(1, _flops(program)))
+        return cls(program, lowered, trained, x.device, _flops(unfolded) / max(1, _flops(program)))
+
+    def precise(self) -> WeightProgram:
+        """The same program in float32."""
+        try:
+            lowered = lower(self.program, torch.float32.itemsize, self.trained)
+        except LoweringError as error:
+            raise UnsupportedError("program", str(error)) from error
+        return WeightProgram(self.program, lowered, self.trained, self.device, self.saving)
 
     def evaluated(self) -> dict[LazyTensor, Any]:
         """The folded weights of now, with their graph; the constants of the program are set to their values."""

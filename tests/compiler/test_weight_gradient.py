@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -21,6 +22,7 @@ from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
 import fastebm
 from fastebm.compiler import weight_gradient
+from fastebm.compiler.checks import LOW_PRECISION_POINTS
 from fastebm.models import CoarseToFineEnergy, MultiScaleEnergy
 from tests.compiler import networks
 
@@ -736,6 +738,45 @@ def test_a_check_sees_gradients_behind_zeros(zeros: str) -> None:
     assert [p._version for p in net.parameters()] == versions
     nn.init.normal_(net.last.weight)
     assert error(gradient(x, cotangent)[1], references(net, x, cotangent)) < 1e-5
+
+
+def test_a_check_in_16_bits_sees_what_their_rounding_would_hide(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = OF_WEIGHTS.WeightProgram.run
+
+    def off(program: Any, *given: Any) -> tuple[Tensor, list[Tensor]]:
+        energies, gradients = run(program, *given)
+        return energies, [1.03 * gradient for gradient in gradients]
+
+    monkeypatch.setattr(OF_WEIGHTS.WeightProgram, "run", off)
+    with pytest.warns(RuntimeWarning, match="gradients differ from autograd's by 0.03, more than 0.01"):
+        weight_gradient(dense(4, 8, 1), dtype=torch.bfloat16)(*batch((4,)))
+
+
+@pytest.mark.parametrize("at", ["the first point", "one point in three", "most points", "all points"])
+def test_a_rounded_kink_does_not_decide_about_a_program(at: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In 16 bits. What is off at most points is."""
+    net, x = dense(4, 8, 1), batch((4,))[0]
+    found, points = OF_WEIGHTS.WeightGradient._found, itertools.count(-1)  # first, the program in float32
+    wrong: dict[str, Callable[[int], bool]] = {
+        "the first point": lambda n: n == 0,
+        "one point in three": lambda n: n % 3 == 0,
+        "most points": lambda n: n % 3 != 1,
+        "all points": lambda n: True,
+    }
+
+    def kinked(self: Any, program: Any, *given: Any) -> tuple[Tensor, list[Tensor]]:
+        energies, gradients = found(self, program, *given)
+        if (point := next(points)) >= 0 and wrong[at](point):
+            gradients = [1.5 * gradient for gradient in gradients]
+        return energies, gradients
+
+    monkeypatch.setattr(OF_WEIGHTS.WeightGradient, "_found", kinked)
+    gradient = weight_gradient(net, dtype=torch.bfloat16)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        gradient(x, torch.ones(len(x)))
+    assert gradient.engine == ("autograd" if at in ("most points", "all points") else "fused")
+    assert next(points) == LOW_PRECISION_POINTS + 1
 
 
 @pytest.mark.parametrize("hook", ["module", "tensor"])

@@ -165,7 +165,10 @@ def test_a_capture_that_fails_leaves_other_threads_and_torch_alone():
 
 
 def test_threads_train_their_own_nets_while_another_captures():
-    """Attribute access and module calls of other threads go through what the exporter has patched."""
+    """Attribute access and module calls of other threads go through what the exporter has patched.
+
+    Their energies are right up to rounding: `torch.export` turns oneDNN off in the whole process.
+    """
     enough = threading.Event()
 
     def train(seed: int) -> bool:
@@ -178,7 +181,9 @@ def test_threads_train_their_own_nets_while_another_captures():
             energies = net(x)
             energies.sum().backward()
             right &= (
-                torch.equal(energies, expected) and type(net.first) is nn.Conv2d and net.last.weight.grad is not None
+                torch.allclose(energies, expected, rtol=1e-5, atol=1e-6)
+                and type(net.first) is nn.Conv2d
+                and net.last.weight.grad is not None
             )
         return right and expected_gradient is not None
 
