@@ -10,23 +10,7 @@
 
 #if !defined(FASTEBM_TARGET) || defined(__x86_64__)
 
-#define FASTEBM_PRAGMA_TEXT(TEXT) _Pragma(#TEXT)
-#define FASTEBM_PRAGMA(TEXT) FASTEBM_PRAGMA_TEXT(TEXT)
-#define FASTEBM_JOIN_TEXT(A, B) A##B
-#define FASTEBM_JOIN(A, B) FASTEBM_JOIN_TEXT(A, B)
-
-#if defined(FASTEBM_TARGET)
-#include <immintrin.h>
-#if defined(__clang__)
-FASTEBM_PRAGMA(clang attribute push(__attribute__((target(FASTEBM_TARGET))), apply_to = function))
-#elif FASTEBM_VECTOR == 16
-#pragma GCC push_options
-FASTEBM_PRAGMA(GCC target(FASTEBM_TARGET, "prefer-vector-width=512"))
-#else
-#pragma GCC push_options
-FASTEBM_PRAGMA(GCC target(FASTEBM_TARGET))
-#endif
-#endif
+#include "target_begin.h"
 
 namespace fastebm {
 namespace FASTEBM_ISA {
@@ -43,12 +27,6 @@ LaneKernels FASTEBM_JOIN(lane_kernels_, FASTEBM_ISA)() {
 
 }  // namespace fastebm
 
-#if defined(FASTEBM_TARGET)
-#if defined(__clang__)
-#pragma clang attribute pop
-#else
-#pragma GCC pop_options
-#endif
-#endif
+#include "target_end.h"
 
 #endif
