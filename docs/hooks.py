@@ -141,7 +141,11 @@ def figure(picture: str, page: Page) -> str:
     if not caption or not src:
         log.warning("%s: a picture without alternative text: %s", page.file.src_uri, picture)
         return picture
-    width, height = size_of(ROOT / "docs" / posixpath.normpath(posixpath.join(page.url, src[1])))
+    file = ROOT / "docs" / posixpath.normpath(posixpath.join(page.url, src[1]))
+    if not file.is_file():
+        log.warning("%s: there is no picture %s", page.file.src_uri, src[1])
+        return picture
+    width, height = size_of(file)
     kind = ' class="strip"' if width > STRIP * height else ""
     sized = picture.replace("<img ", f'<img width="{width}" height="{height}" loading="lazy" ', 1)
     return f"<figure{kind}>{sized}<figcaption>{caption[:1].upper()}{caption[1:]}</figcaption></figure>"

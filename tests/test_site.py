@@ -92,7 +92,10 @@ def test_each_page_has_one_place() -> None:
     assert Counter(places()) == Counter([*pages, *examples, "contributing.md", "changelog.md", "benchmarks.md"])
 
 
-@pytest.mark.parametrize("page", [*PAGES, ROOT / "README.md"], ids=lambda path: path.relative_to(ROOT).as_posix())
+OTHERS = [ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "benchmarks/README.md")]
+
+
+@pytest.mark.parametrize("page", [*PAGES, *OTHERS], ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_pictures_have_words(page: Path) -> None:
     text = page.read_text()
     for alt, picture in re.findall(r"!\[([^\]]*)\]\(([^)\s]+)", text):

@@ -112,7 +112,10 @@ def page(script: Path) -> str:
     """
     program, name = script.read_text(), script.stem
     stored = FOLDER / name / "outputs.json"
-    outputs = json.loads(stored.read_text()) if stored.exists() else {"digest": ""}
+    try:
+        outputs = json.loads(stored.read_text()) if stored.exists() else {"digest": ""}
+    except ValueError as error:
+        raise ValueError(f"{stored} is damaged ({error}): run this gallery's script again") from error
     if outputs["digest"] != digest(program):
         raise ValueError(f"{name}: its code has not run as it is: python -m benchmarks.studies.gallery {name}")
     pictures, done, parts = f"../../docs/gallery/{name}/", iter(outputs["cells"]), []

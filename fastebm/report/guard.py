@@ -54,7 +54,11 @@ class GuardActions:
 def guard_actions(run: Path, log: Sequence[Mapping[str, Any]], pictures: Pictures) -> GuardActions:
     """What the log and the flight records of a run say."""
     notes = [(line["iteration"], line["note"]) for line in log if "note" in line]
-    found = GuardActions(int(log[-1].get("attempt", 0)) if log else None, notes)
+    found = GuardActions(None, notes)
+    try:
+        found.rollbacks = checked("attempt", log[-1].get("attempt", 0), int) if log else None
+    except (TypeError, ValueError) as error:
+        found.faults.append(f"The last line of the log is damaged: {error}.")
     try:
         paths = records(run)
     except OSError as error:

@@ -126,7 +126,7 @@ class ProposalSampler(PositionSampler):
             row = state.schedule[state.key[2].clamp(max=len(state.schedule) - 1)]
             step_size, temperature = (row[..., i].to(x.dtype).reshape(by_chain) for i in (0, 1))
             at_x = gradient / temperature
-            proposal = self._checked("propose", x, self.propose(x, at_x, step_size, noise))
+            proposal = self._proposed(x, at_x, step_size, noise)
             if state.mask is not None:
                 proposal = torch.where(state.mask, x, proposal)
             found, slope = self._energy_gradient(state, proposal)
@@ -141,14 +141,23 @@ class ProposalSampler(PositionSampler):
 
         return update
 
-    def _checked(self, name: str, x: Tensor, given: Any) -> Tensor:
-        if not isinstance(given, Tensor) or given.shape != x.shape:
-            raise ValueError(f"{type(self).__name__}.{name} must give a tensor {tuple(x.shape)}, got {shown(given)}")
+    def _proposed(self, x: Tensor, gradient: Tensor, step_size: Tensor, noise: StepNoise) -> Tensor:
+        before = 0 if x.is_inference() else x._version
+        given = self.propose(x, gradient, step_size, noise)
+        name = f"{type(self).__name__}.propose"
+        if not isinstance(given, Tensor) or given.shape != x.shape or not given.dtype.is_floating_point:
+            raise ValueError(f"{name} must give a floating-point tensor {tuple(x.shape)}, got {shown(given)}")
+        if not x.is_inference() and x._version != before:
+            raise ValueError(f"{name} wrote to x, the chains' states; it must give a new tensor")
         return given.to(x.dtype).contiguous()
 
     def _summed(self, state: EnergyState, terms: Tensor | float) -> Tensor | float:
         """The logarithm of the proposals' ratio, float64 `(B,)` or a number."""
         x = state.x
+        if not isinstance(terms, (Tensor, int, float)):
+            raise ValueError(
+                f"{type(self).__name__}.log_proposal_ratio must give a tensor or a number, got {shown(terms)}"
+            )
         if not isinstance(terms, Tensor):
             return float(terms)
         if terms.shape == x.shape[:1]:

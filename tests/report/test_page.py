@@ -299,6 +299,20 @@ def test_a_damaged_log(run: Path) -> None:
     (run / "log.jsonl").unlink()
     (run / "log.jsonl").mkdir()
     assert "The log can't be read" in page_of(run).text
+    (run / "log.jsonl").rmdir()
+    os.mkfifo(run / "log.jsonl")
+    os.rename(run / "samples.png", run / "kept")
+    os.mkfifo(run / "samples.png")
+    page = page_of(run)
+    assert "log.jsonl can't be read: it is not a file" in page.text
+    assert "samples.png can't be shown: it is not a file" in page.text
+
+
+@pytest.mark.parametrize("attempt", [math.nan, math.inf, 1.5])
+def test_an_attempt_that_is_no_number(run: Path, attempt: object) -> None:
+    log = RunFolder(run).log
+    log.append(log.lines()[-1] | {"iteration": 10**6, "attempt": attempt})
+    assert "The last line of the log is damaged: attempt" in page_of(run).text
 
 
 def test_numbers_that_are_none(run: Path) -> None:

@@ -138,12 +138,30 @@ def test_bad_input_is_refused():
         def log_proposal_ratio(self, *arguments):
             return torch.zeros(3, 1)
 
+    class InPlace(RandomWalk):
+        def propose(self, x, gradient, step_size, noise):
+            return x.add_(step_size * noise.normal())
+
+    class Complex(RandomWalk):
+        def propose(self, x, gradient, step_size, noise):
+            return x + 1j
+
+    class Forgetful(RandomWalk):
+        def log_proposal_ratio(self, *arguments):
+            torch.zeros(3)
+
     start = torch.zeros(3, 2)
-    with pytest.raises(ValueError, match=r"Narrow.propose must give a tensor \(3, 2\), got"):
+    with pytest.raises(ValueError, match=r"InPlace.propose wrote to x"):
+        InPlace(double_well, 0.4).sample(start, 1, seed=0)
+    with pytest.raises(ValueError, match=r"Complex.propose must give a floating-point tensor \(3, 2\), got"):
+        Complex(double_well, 0.4).sample(start, 1, seed=0)
+    with pytest.raises(ValueError, match=r"Forgetful.log_proposal_ratio must give a tensor or a number, got None"):
+        Forgetful(double_well, 0.4).sample(start, 1, seed=0)
+    with pytest.raises(ValueError, match=r"Narrow.propose must give a floating-point tensor \(3, 2\), got"):
         Narrow(double_well, 0.4).sample(start, 1, seed=0)
     with pytest.raises(ValueError, match=r"Wide.log_proposal_ratio must give \(3,\) or \(3, 2\), got"):
         Wide(double_well, 0.4).sample(start, 1, seed=0)
-    with pytest.raises(ValueError, match="step_size must be finite and be positive"):
+    with pytest.raises(ValueError, match="step_size must be positive and finite"):
         RandomWalk(double_well, 0.0)
     with pytest.raises(TypeError, match="RandomWalk"):
         RandomWalk(fastebm.score_gradient(lambda x: -x), 0.4)
