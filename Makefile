@@ -102,6 +102,7 @@ $(VENV)/bin/python:
 
 # torch comes first and pinned, because the compiled operators are built against it, without build isolation. numpy
 # comes along because torch complains without.
+# compat: a path, and not a finder behind a folder named fastebm that the user may stand beside.
 $(STAMPS)/base: $(BUILD_INPUTS) | $(ENVIRONMENT)
 	$(call say,Installing fastebm)
 	@"$(PY)" -c "$$CHECK_PYTHON"
@@ -111,8 +112,7 @@ $(STAMPS)/base: $(BUILD_INPUTS) | $(ENVIRONMENT)
 	else \
 	    echo 'installing $(TORCH)'; $(PIP) install '$(TORCH)' numpy; \
 	fi
-	@echo 'building and installing fastebm'
-	# compat: a path, and not a finder behind a folder named fastebm that the user may stand beside.
+	@echo 'building and installing fastebm: some minutes of two cores'
 	@$(PIP) install --quiet --no-build-isolation --editable . --config-settings editable_mode=compat
 	@$(RUN) -m fastebm info
 	@mkdir -p "$(@D)" && touch "$@"

@@ -139,7 +139,7 @@ def _check_working_folder() -> None:
 def _stopped(error: BaseException, signals: StopSignals) -> int:
     if distributed.speaks(error):
         print(
-            "\nfastebm: stopped; the same command goes on from the last checkpoint of a training, and with generate",
+            "\nfastebm: stopped; given again, the same command goes on from the last checkpoint, or from what is drawn",
             file=sys.stderr,
         )
     return signals.exit_code or 128 + signal.SIGINT

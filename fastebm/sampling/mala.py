@@ -69,6 +69,7 @@ class MALA(PositionSampler):
         super().__init__(energy, step_size, temperature, dtype, engine, reproducible)
         self.grad_clip = check_clip("grad_clip", grad_clip)
         self.box = check_box(box)
+        self._wall_is_inf = self.box is not None
 
     def __repr__(self) -> str:
         options = f"step_size={self.step_size!r}, temperature={self.temperature!r}"

@@ -44,10 +44,12 @@ class MetropolisInfo(StepInfo):
         accepted: bool `(B,)`.
         log_ratio: float64 `(B,)`, the logarithm of the ratio that was compared with a uniform number; NaN or -inf where
             the proposal's energy was not finite.
+        wall_is_inf: whether -inf says that the proposal lay beyond a wall, which is no error of its energy.
     """
 
     accepted: Tensor
     log_ratio: Tensor
+    wall_is_inf: bool = False
 
     @property
     def acceptance_probability(self) -> Tensor:
@@ -55,16 +57,26 @@ class MetropolisInfo(StepInfo):
         return self.log_ratio.clamp(max=0).exp().nan_to_num(nan=0.0)
 
     @property
+    def energy_error(self) -> Tensor:
+        """`-log_ratio`, float64 `(B,)`: how far the proposal was from keeping its energy, over the temperature.
+
+        0 for one beyond a wall, which is rejected for that alone.
+        """
+        error = -self.log_ratio
+        return error.masked_fill(error == torch.inf, 0.0) if self.wall_is_inf else error
+
+    @property
     def diverged(self) -> Tensor:
         """bool `(B,)`: the proposal was not finite, or its energy error was beyond 1000 units of temperature. Such a
         chain stays where it was."""
-        return ~(self.log_ratio > -DIVERGENCE)
+        return ~(self.energy_error < DIVERGENCE)
 
 
 class EnergySampler(Sampler[State]):
     """A sampler that keeps the energy and the gradient at x between its steps."""
 
     state_type = EnergyState
+    _wall_is_inf: bool = False
 
     def _evaluate(self, state: State) -> State:
         """The state with its energy and gradient, which are evaluated where they are missing."""
@@ -97,7 +109,7 @@ class EnergySampler(Sampler[State]):
             tested = self._updater(after)()
             self.gradient.leave_soon()
         common = *before.kept, before.x, after.x
-        info = StepInfo(*common) if tested is None else MetropolisInfo(*common, *tested)
+        info = StepInfo(*common) if tested is None else MetropolisInfo(*common, *tested, self._wall_is_inf)
         return replace(after, step=after.step + self.key_steps), info
 
     @torch.no_grad()

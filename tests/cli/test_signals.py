@@ -54,7 +54,7 @@ def test_one_signal_cleans_up_and_stops(name: str) -> None:
     assert done.returncode == 128 + getattr(signal, name)
     assert done.stdout == "cleaned up\n"
     assert done.stderr.strip() == (
-        "fastebm: stopped; the same command goes on from the last checkpoint of a training, and with generate"
+        "fastebm: stopped; given again, the same command goes on from the last checkpoint, or from what is drawn"
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -356,14 +357,14 @@ def test_new_weights_are_read_where_the_state_has_no_energy():
 @pytest.mark.parametrize(
     ("make", "error", "words"),
     [
-        (lambda e: fastebm.MALA(e, 0.0), ValueError, "step_size must be finite and be positive"),
-        (lambda e: fastebm.MALA(e, -1.0), ValueError, "step_size must be finite and be positive"),
-        (lambda e: fastebm.MALA(e, 0.1, temperature=0.0), ValueError, "temperature must be finite and be positive"),
-        (lambda e: fastebm.HMC(e, 0.1, 2, temperature=0.0), ValueError, "temperature must be finite and be positive"),
+        (lambda e: fastebm.MALA(e, 0.0), ValueError, "step_size must be positive and finite"),
+        (lambda e: fastebm.MALA(e, -1.0), ValueError, "step_size must be positive and finite"),
+        (lambda e: fastebm.MALA(e, 0.1, temperature=0.0), ValueError, "temperature must be positive and finite"),
+        (lambda e: fastebm.HMC(e, 0.1, 2, temperature=0.0), ValueError, "temperature must be positive and finite"),
         (
             lambda e: fastebm.MALT(e, 0.1, 2, temperature=torch.tensor([1.0, 0.0])),
             ValueError,
-            "temperature must be finite and be positive",
+            "temperature must be positive and finite",
         ),
         (lambda e: fastebm.MALA(e, 0.1, box=(1.0, 0.0)), ValueError, "low < high"),
         (lambda e: fastebm.MALA(e, 0.1, box=3.0), TypeError, r"box must be \(low, high\)"),
@@ -378,8 +379,8 @@ def test_new_weights_are_read_where_the_state_has_no_energy():
             "mass must be finite and positive",
         ),
         (lambda e: fastebm.GHMC(e, 0.1, persistence=1.0), ValueError, r"persistence must be in \[0, 1\)"),
-        (lambda e: fastebm.MALT(e, 0.1, 2, friction=-1.0), ValueError, "friction must be finite and not be negative"),
-        (lambda e: fastebm.Underdamped(e, 0.1, -0.1), ValueError, "friction must be finite and not be negative"),
+        (lambda e: fastebm.MALT(e, 0.1, 2, friction=-1.0), ValueError, "friction must be finite and not negative"),
+        (lambda e: fastebm.Underdamped(e, 0.1, -0.1), ValueError, "friction must be finite and not negative"),
         (lambda e: fastebm.Underdamped(e, 0.1, 1.0, scheme="euler"), ValueError, '"baoab" or "obabo"'),
         (lambda e: fastebm.Underdamped(e, torch.ones(2), torch.ones(3)), ValueError, "different numbers of chains"),
     ],
@@ -675,3 +676,20 @@ def test_warm_ups_that_cannot_work_are_refused(make, options, error, words):
     chain = make(double_well)
     with pytest.raises(error, match=words):
         chain.warm_up(chain.init(torch.zeros(2, 3), seed=1, num_steps=5), **{"num_steps": 20} | options)
+
+
+def test_a_proposal_beyond_a_wall_is_no_error_of_its_energy():
+    """And walls have no temperature that a verdict could judge."""
+    mala = fastebm.MALA(lambda x: 4 * x.sum(1), 0.1, box=(0, 1))
+    x, summary = mala.sample(torch.rand(500, 4), 100, seed=0, diagnostics=True)
+    assert summary.energy_error.mean.isfinite().all()
+    assert not summary.divergences.any()
+    assert not any("diverge" in line or "have the temperature" in line for line in summary.verdict())
+    info = mala.step(mala.init(torch.rand(500, 4), seed=1))[1]
+    beyond = info.log_ratio == -math.inf
+    assert beyond.any()
+    assert not info.accepted[beyond].any()
+    assert not info.diverged.any()
+    assert (info.energy_error == torch.where(beyond, 0.0, -info.log_ratio)).all()
+    assert (x >= 0).all()
+    assert (x <= 1).all()

@@ -245,8 +245,8 @@ class ChainSummary:
         if apart > WRONG_TEMPERATURE * start and apart > TEMPERATURE_ERRORS * error:
             yield (
                 f"The samples have the temperature {self.temperature:.3g}, where step size and noise imply "
-                f"{start:.3g}: the step is too large, the chains are not at rest yet, or a clamp, a clip or a mask "
-                "holds them."
+                f"{start:.3g}: the step is too large, the chains are not at rest yet, or a clamp, a clip, a mask or "
+                "a wall holds them."
             )
 
     def _unjudged(self) -> list[str]:
