@@ -81,6 +81,7 @@ def _known_answer() -> str:
 def _run_facts(path: Path) -> dict[str, Any]:
     from fastebm.runs.folder import RunFolder
     from fastebm.runs.registry import config_of
+    from fastebm.training.trainer.flight import records
 
     folder = RunFolder.existing(path)
     config = config_of(folder)
@@ -91,4 +92,16 @@ def _run_facts(path: Path) -> dict[str, Any]:
         last = lines[-1]
         facts["state"] = f"{last['iteration']} of {config.total_iterations} iterations, {last['seconds']:.0f} s"
         facts |= {name: f"{last[name]:.4g}" for name in METRICS.split() if name in last}
+    if found := records(path):
+        facts["guard"] = f"{_event(max(found, key=os.path.getmtime))}: fastebm flight {path} shows {len(found)} records"
     return facts
+
+
+def _event(record: Path) -> str:
+    """What happened when a flight record was written."""
+    from fastebm.runs.files import read_json
+
+    try:
+        return str(read_json(record)["event"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return f"{record.name} is damaged"

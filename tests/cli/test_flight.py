@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import time
 from pathlib import Path
@@ -28,6 +29,16 @@ def test_it_shows_each_record(trained: Path, capsys: pytest.CaptureFixture[str])
     assert "iteration-000000003-1, updates 3 to 3\n  the guard went back: reason 3\n  Only 1 updates" in printed
     assert str(trained / "flight" / "iteration-000000004-1.png") in printed
     assert printed.index("reason 3") < printed.index("reason 4")
+    write_record(trained, recorder.record(), "the guard gave the run up", "reason 5")
+    newest = records(trained)[-1]
+    os.utime(newest, (time.time() + 9, time.time() + 9))
+    assert main(["info", str(trained)]) == 0
+    assert f"the guard gave the run up: fastebm flight {trained} shows 3 records" in capsys.readouterr().out
+    newest.write_text("[]")
+    os.utime(newest, (time.time() + 9, time.time() + 9))
+    assert main(["info", str(trained)]) == 0
+    assert f"{newest.name} is damaged" in capsys.readouterr().out
+    newest.unlink()
     records(trained)[0].write_text("{}")
     assert main(["flight", str(trained)]) == 2
     assert "is no flight record: it has no event" in capsys.readouterr().err
