@@ -187,7 +187,8 @@ def mixed(x: Tensor, seed: int) -> Tensor:
 
     So they are where samples are: within bounds, at the same offset, as sparse or as correlated.
     """
-    shares = torch.rand((len(x), *(1,) * (x.dim() - 1)), generator=torch.Generator().manual_seed(seed)).to(x) / 2
+    shape, generator = (len(x), *(1,) * (x.dim() - 1)), torch.Generator().manual_seed(seed)
+    shares = torch.rand(shape, generator=generator, device="cpu").to(x) / 2
     return torch.lerp(x, x.roll(1, 0) if len(x) > 1 else x.mean().expand_as(x), shares)
 
 
