@@ -325,8 +325,8 @@ def positive_schedules(num_steps: int, **schedules: float | Tensor | Schedule) -
         plain = name.removesuffix("_or_zero")
         fits = rounded.isfinite() & ((rounded >= 0) if plain != name else (rounded > 0))
         if not bool(fits.all()):
-            needed = "finite and not negative" if plain != name else "positive and finite"
-            raise ValueError(f"{plain} must be {needed} in float32, got {float(value[~fits][0])}")
+            needed = "not negative" if plain != name else "positive"
+            raise ValueError(f"{plain} must be finite and {needed} in float32, got {float(value[~fits][0])}")
     return values
 
 

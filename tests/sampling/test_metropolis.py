@@ -357,14 +357,14 @@ def test_new_weights_are_read_where_the_state_has_no_energy():
 @pytest.mark.parametrize(
     ("make", "error", "words"),
     [
-        (lambda e: fastebm.MALA(e, 0.0), ValueError, "step_size must be positive and finite"),
-        (lambda e: fastebm.MALA(e, -1.0), ValueError, "step_size must be positive and finite"),
-        (lambda e: fastebm.MALA(e, 0.1, temperature=0.0), ValueError, "temperature must be positive and finite"),
-        (lambda e: fastebm.HMC(e, 0.1, 2, temperature=0.0), ValueError, "temperature must be positive and finite"),
+        (lambda e: fastebm.MALA(e, 0.0), ValueError, "step_size must be finite and positive"),
+        (lambda e: fastebm.MALA(e, -1.0), ValueError, "step_size must be finite and positive"),
+        (lambda e: fastebm.MALA(e, 0.1, temperature=0.0), ValueError, "temperature must be finite and positive"),
+        (lambda e: fastebm.HMC(e, 0.1, 2, temperature=0.0), ValueError, "temperature must be finite and positive"),
         (
             lambda e: fastebm.MALT(e, 0.1, 2, temperature=torch.tensor([1.0, 0.0])),
             ValueError,
-            "temperature must be positive and finite",
+            "temperature must be finite and positive",
         ),
         (lambda e: fastebm.MALA(e, 0.1, box=(1.0, 0.0)), ValueError, "low < high"),
         (lambda e: fastebm.MALA(e, 0.1, box=3.0), TypeError, r"box must be \(low, high\)"),

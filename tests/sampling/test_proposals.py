@@ -161,7 +161,7 @@ def test_bad_input_is_refused():
         Narrow(double_well, 0.4).sample(start, 1, seed=0)
     with pytest.raises(ValueError, match=r"Wide.log_proposal_ratio must give \(3,\) or \(3, 2\), got"):
         Wide(double_well, 0.4).sample(start, 1, seed=0)
-    with pytest.raises(ValueError, match="step_size must be positive and finite"):
+    with pytest.raises(ValueError, match="step_size must be finite and positive"):
         RandomWalk(double_well, 0.0)
     with pytest.raises(TypeError, match="RandomWalk"):
         RandomWalk(fastebm.score_gradient(lambda x: -x), 0.4)
