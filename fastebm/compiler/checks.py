@@ -6,6 +6,7 @@ import math
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -29,7 +30,10 @@ __all__ = [
     "near",
     "reference",
     "shaken_by_rounding",
+    "unless_it_raises",
 ]
+
+Found = TypeVar("Found")
 
 # The largest accepted difference from autograd, relative to the gradient: well above rounding, well below the error of
 # a wrong program. The largest seen is 1.1e-3 in float32, for a deep net of leaky ReLUs, where a pre-activation near
@@ -124,12 +128,12 @@ def shaken_by_rounding(own: OwnCode, x: Tensor, conditions: Conditions, expected
 
 
 def check_program(
-    executor: Executor, x: Tensor, expected: Reference, elsewhere: Callable[[Tensor], Reference]
+    executor: Executor, x: Tensor, expected: Reference, elsewhere: Callable[[Tensor], Reference | None]
 ) -> Agreement:
     """Raises DisagreementError if the program's energies or gradient at x differ from autograd's.
 
     A program of 16 bits may be twice as far from float32 as autocast is, or 0.1, at x or in the median of points around
-    it, where `elsewhere` says what autograd finds. It is compared in x's own dtype too.
+    it, where `elsewhere` says what autograd finds, if there is an energy. It is compared in x's own dtype too.
     """
     theirs = (expected.energies, expected.gradient)
     if expected.autocast is None or isinstance(executor, LaneExecutor):
@@ -138,8 +142,10 @@ def check_program(
     precise.refresh()
     _compare(precise(x), theirs, TOLERANCE.get(x.dtype, LOW_PRECISION_FLOOR))
 
-    def errors(at: Tensor) -> tuple[list[float], list[float]]:
+    def errors(at: Tensor) -> tuple[list[float], list[float]] | None:
         known = expected if at is x else elsewhere(at)
+        if known is None:
+            return None
         assert known.autocast is not None
         exact = known.energies, known.gradient
         return _low_precision_errors(executor(at), exact), _low_precision_errors(known.autocast, exact)
@@ -152,34 +158,43 @@ def check_program(
 
 
 def low_precision_excess(
-    errors: Callable[[Tensor], tuple[list[float], list[float]]], x: Tensor
+    errors: Callable[[Tensor], tuple[list[float], list[float]] | None], x: Tensor
 ) -> tuple[int, float, float] | None:
     """Which error of a 16-bit program is larger than autocast's own explain, it, and the largest one allowed.
 
-    Energies have no kinks: theirs counts at x. Where there is no energy at another point, that says nothing.
+    Energies have no kinks: theirs counts at x.
 
     Args:
         errors: at samples like x, those of the program, and those of autocast: first that of energies, then that of the
-            gradient, then those of parts of it.
+            gradient, then those of parts of it. None where there is no energy, which says nothing.
         x: where the program is compared first.
     """
     at_x = errors(x)
+    assert at_x is not None
     excess = _excess(*at_x)
     if excess is None or excess[0] == 0 or not at_x[0][1] <= LOW_PRECISION_KINK:
         return excess
-    found = [at_x]
-    for seed in range(LOW_PRECISION_POINTS):
-        try:
-            found.append(errors(mixed(x, seed)))
-        except Exception:
-            continue
-    finite = [each for each in found if all(math.isfinite(error) for of in each for error in of)]
+    found = [at_x, *(errors(mixed(x, seed)) for seed in range(LOW_PRECISION_POINTS))]
+    finite = [each for each in found if each and all(math.isfinite(error) for of in each for error in of)]
     if len(finite) <= LOW_PRECISION_POINTS // 2:
         return excess
     program, autocast = (
         [statistics.median(each) for each in zip(*of, strict=True)] for of in zip(*finite, strict=True)
     )
     return _excess(program, autocast)
+
+
+def unless_it_raises(find: Callable[[], Found]) -> Found | None:
+    """What an energy's own code gives at points that its owner did not ask for; None where there is no energy.
+
+    Raises UnsupportedError for energies without a program.
+    """
+    try:
+        return find()
+    except UnsupportedError:
+        raise
+    except Exception:
+        return None
 
 
 def mixed(x: Tensor, seed: int) -> Tensor:

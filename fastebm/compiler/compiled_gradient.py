@@ -21,6 +21,7 @@ from fastebm.compiler.checks import (
     gradient_agrees,
     reference,
     shaken_by_rounding,
+    unless_it_raises,
 )
 from fastebm.compiler.executor import AtenExecutor, CompiledExecutor
 from fastebm.compiler.faults import CompilerFaultError, Faults, described
@@ -387,8 +388,8 @@ class CompiledGradient:
     ) -> Iterator[tuple[str, tuple[Candidate, Agreement] | UnsupportedError]]:
         """Candidates by name, each checked, or why there is none. Made one by one, when they are asked for."""
 
-        def elsewhere(at: Tensor) -> Reference:
-            return reference(self.own, at, conditions, key.compute_dtype)
+        def elsewhere(at: Tensor) -> Reference | None:
+            return unless_it_raises(lambda: reference(self.own, at, conditions, key.compute_dtype))
 
         for made in candidates(self.own.original, self.own.module, key, x, conditions, expected.function):
             if isinstance(made, UnsupportedError):

@@ -302,7 +302,7 @@ class RunLog:
         """
         end, before = 0, -1
         try:
-            if self.path.exists() and not self.path.is_file():  # a pipe, say, for which a reader would wait
+            if self.path.exists() and not (self.path.is_file() or self.path.is_dir()):  # a pipe, which has no end
                 raise RunError(f"{self.path} can't be read: it is not a file")
             with self.path.open("rb") as file:
                 for number, text in enumerate(file, 1):

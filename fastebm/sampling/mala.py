@@ -17,7 +17,9 @@ from fastebm.ops.langevin import check_clip
 from fastebm.ops.underdamped import beyond
 from fastebm.sampling.metropolis import (
     Box,
+    MetropolisInfo,
     PositionSampler,
+    WalledMetropolisInfo,
     check_box,
     key_increment,
     positive_schedules,
@@ -69,7 +71,7 @@ class MALA(PositionSampler):
         super().__init__(energy, step_size, temperature, dtype, engine, reproducible)
         self.grad_clip = check_clip("grad_clip", grad_clip)
         self.box = check_box(box)
-        self._wall_is_inf = self.box is not None
+        self._info_type = MetropolisInfo if self.box is None else WalledMetropolisInfo
 
     def __repr__(self) -> str:
         options = f"step_size={self.step_size!r}, temperature={self.temperature!r}"

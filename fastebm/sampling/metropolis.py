@@ -44,12 +44,10 @@ class MetropolisInfo(StepInfo):
         accepted: bool `(B,)`.
         log_ratio: float64 `(B,)`, the logarithm of the ratio that was compared with a uniform number; NaN or -inf where
             the proposal's energy was not finite.
-        wall_is_inf: whether -inf says that the proposal lay beyond a wall, which is no error of its energy.
     """
 
     accepted: Tensor
     log_ratio: Tensor
-    wall_is_inf: bool = False
 
     @property
     def acceptance_probability(self) -> Tensor:
@@ -58,12 +56,9 @@ class MetropolisInfo(StepInfo):
 
     @property
     def energy_error(self) -> Tensor:
-        """`-log_ratio`, float64 `(B,)`: how far the proposal was from keeping its energy, over the temperature.
-
-        0 for one beyond a wall, which is rejected for that alone.
-        """
-        error = -self.log_ratio
-        return error.masked_fill(error == torch.inf, 0.0) if self.wall_is_inf else error
+        """`-log_ratio`, float64 `(B,)`: how far the proposal was from keeping its energy, over the temperature; with
+        MALA's walls 0 for one beyond both, which is rejected for that alone."""
+        return -self.log_ratio
 
     @property
     def diverged(self) -> Tensor:
@@ -72,11 +67,20 @@ class MetropolisInfo(StepInfo):
         return ~(self.energy_error < DIVERGENCE)
 
 
+class WalledMetropolisInfo(MetropolisInfo):
+    """A step whose log_ratio is -inf for a proposal that does not lie between the walls."""
+
+    @property
+    def energy_error(self) -> Tensor:
+        error = -self.log_ratio
+        return error.masked_fill(error == torch.inf, 0.0)
+
+
 class EnergySampler(Sampler[State]):
     """A sampler that keeps the energy and the gradient at x between its steps."""
 
     state_type = EnergyState
-    _wall_is_inf: bool = False
+    _info_type: type[MetropolisInfo] = MetropolisInfo
 
     def _evaluate(self, state: State) -> State:
         """The state with its energy and gradient, which are evaluated where they are missing."""
@@ -109,7 +113,7 @@ class EnergySampler(Sampler[State]):
             tested = self._updater(after)()
             self.gradient.leave_soon()
         common = *before.kept, before.x, after.x
-        info = StepInfo(*common) if tested is None else MetropolisInfo(*common, *tested, self._wall_is_inf)
+        info = StepInfo(*common) if tested is None else self._info_type(*common, *tested)
         return replace(after, step=after.step + self.key_steps), info
 
     @torch.no_grad()
@@ -337,6 +341,7 @@ __all__ = [
     "MetropolisInfo",
     "MetropolisSampler",
     "PositionSampler",
+    "WalledMetropolisInfo",
     "by_chain",
     "check_box",
     "check_inside",

@@ -287,6 +287,7 @@ BROAD = {
     "compiler/candidates.py _lane_candidate": "CompilerFaultError",
     "compiler/candidates.py candidates": "CompilerFaultError",
     "compiler/capture.py _export": "a refusal: the energy's own code ran in PyTorch's exporter",
+    "compiler/checks.py unless_it_raises": "the energy's own code, at points that its owner did not ask for",
     "compiler/compiled_gradient.py _refreshed": "met again by the program made anew, where it is a fault",
     "compiler/compiled_gradient.py _tried": "CompilerFaultError",
     "compiler/compiled_gradient.py timings": "torch.compile's own reason, in the table",
