@@ -67,19 +67,13 @@ class WeightProgram:
         if not trained:
             raise UnsupportedError("weights", "the energies depend on no parameter that requires a gradient")
         program = build_weight_program(forward, trained, machine, WITHOUT_POLYPHASE)
-        try:
-            lowered = lower(program, 8 if x.dtype is torch.float64 else compute_dtype.itemsize, trained)
-        except LoweringError as error:
-            raise UnsupportedError("program", str(error)) from error
+        lowered = _lowered(program, 8 if x.dtype is torch.float64 else compute_dtype.itemsize, trained)
         unfolded = differentiate_weights(captured, _trained(captured))
         return cls(program, lowered, trained, x.device, _flops(unfolded) / max(1, _flops(program)))
 
     def precise(self) -> WeightProgram:
         """The same program in float32."""
-        try:
-            lowered = lower(self.program, torch.float32.itemsize, self.trained)
-        except LoweringError as error:
-            raise UnsupportedError("program", str(error)) from error
+        lowered = _lowered(self.program, torch.float32.itemsize, self.trained)
         return WeightProgram(self.program, lowered, self.trained, self.device, self.saving)
 
     def evaluated(self) -> dict[LazyTensor, Any]:
@@ -115,6 +109,13 @@ class WeightProgram:
         of = [values[result.weight] for result in self.lowered.results]
         given = [each.to(value.dtype) for each, value in zip(folded, of, strict=True)]
         return list(torch.autograd.grad(of, parameters, given, allow_unused=True))
+
+
+def _lowered(program: Program, itemsize: int, trained: frozenset[LazyTensor]) -> LoweringResult:
+    try:
+        return lower(program, itemsize, trained)
+    except LoweringError as error:
+        raise UnsupportedError("program", str(error)) from error
 
 
 def _flops(program: Program) -> int:

@@ -65,7 +65,7 @@ def _readable(path: Path, widest: int) -> tuple[bytes, str, tuple[int, int]]:
     try:
         if path.stat().st_size > LARGEST_FILE:
             raise PictureError(f"{path.name} is left out: it has more than {LARGEST_FILE / 2**20:.0f} MiB.")
-        if path.exists() and not path.is_file():
+        if not path.is_file():  # opening a pipe would wait for a writer
             raise OSError("it is not a file")
         data = path.read_bytes()
         with uninterrupted(), Image.open(io.BytesIO(data), formats=("PNG",)) as picture:

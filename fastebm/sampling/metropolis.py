@@ -80,6 +80,7 @@ class EnergySampler(Sampler[State]):
     """A sampler that keeps the energy and the gradient at x between its steps."""
 
     state_type = EnergyState
+    box: Box | None = None
     _info_type: type[MetropolisInfo] = MetropolisInfo
 
     def _evaluate(self, state: State) -> State:
@@ -136,6 +137,8 @@ class EnergySampler(Sampler[State]):
     temperature: Schedule
 
     def _temperatures(self, num_steps: int) -> float | tuple[float, float] | None:
+        if self.box is not None:  # walls, like clamps, break the identity that a temperature is judged by
+            return None
         found = evaluate(self.temperature, number_of_rows(num_steps, self.temperature))
         return None if found.dim() > 1 else (float(found[0]), float(found[-1]))
 
@@ -244,7 +247,6 @@ class PositionSampler(MetropolisSampler[EnergyState]):
     """A sampler with a Metropolis test whose state is x alone; its schedules are a step size and a temperature."""
 
     step_size: Schedule
-    box: Box | None = None
 
     def __init__(
         self,

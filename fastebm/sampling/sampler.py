@@ -274,9 +274,7 @@ class Sampler(ABC, Generic[State]):
         watched = None
         if diagnostics is not False:
             energies = isinstance(self.gradient, EnergyGradient)
-            # Walls, like clamps, break the identity that gives the temperature.
-            implied = self._temperatures(num_steps) if getattr(self, "box", None) is None else None
-            watched = BatchedDiagnostics(diagnostics, num_steps, implied, energies=energies)
+            watched = BatchedDiagnostics(diagnostics, num_steps, self._temperatures(num_steps), energies=energies)
 
         def run_batch(first: int, last: int, bar: Sequence[Observer]) -> None:
             part = state.rows(first, last)
