@@ -22,8 +22,8 @@ MOST_SEEDS = 1000
 METHODS: dict[str, tuple[dict[str, Any], str]] = {
     "coarse-to-fine": (
         PRESETS,
-        "Train CF-EBM: one energy per resolution, each grown out of the one below. The presets digits and mnist were "
-        "run; the others are the paper's settings, made more cautious, for a GPU and many hours.",
+        "Train CF-EBM: one energy per resolution, each grown out of the one below. The presets digits, mnist "
+        "and pictures are for a CPU; the others are the paper's settings, made more cautious, for a GPU and many hours.",
     ),
     "ec-vae": (
         EC_VAE_PRESETS,
@@ -130,4 +130,5 @@ def _preset(arguments: Sequence[str], presets: Any) -> str:
         flag, equals, value = argument.partition("=")
         if flag == "--preset" and (name := value if equals else following) in presets:
             return name
-    return "cifar10" if any(argument.partition("=")[0] == "--data" for argument in arguments) else "digits"
+    of_data = "pictures" if "pictures" in presets else "cifar10"
+    return of_data if any(argument.partition("=")[0] == "--data" for argument in arguments) else "digits"

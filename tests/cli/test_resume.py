@@ -40,7 +40,7 @@ def test_a_folder_of_pictures_trains_with_one_command_and_resumes(
     run = CoarseToFineRun.load("runs/pets")
     assert run.finished
     assert run.sample(2).shape == (2, 3, 8, 8)
-    assert (run.config.flip, run.config.energy_l2) == (True, 1e-3)  # of the preset for colour images
+    assert (run.config.data_noise, run.config.clamp_ends) == (0.05, True)  # of the preset for pictures
     assert json.loads(Path("runs/pets/config.json").read_text())["images"]["path"] == str(pets)
     capsys.readouterr()
     assert main(["resume", "runs/pets"]) == 0

@@ -10,6 +10,7 @@ Photographs of zebras at 128x128 exploded with their rates, and did not with a q
 (docs/results/zebra128); presets from 64x64 on have those.
 """
 
+import dataclasses
 from typing import Any
 
 from fastebm.training.coarse_to_fine.config import CoarseToFineConfig
@@ -82,6 +83,19 @@ MNIST = CoarseToFineConfig(
 )
 """MNIST, padded to 32x32, gray. Run: docs/results/mnist has the result."""
 
+PICTURES = dataclasses.replace(
+    MNIST,
+    iterations=(600, 600, 1200),
+    learning_rates=(1e-3, 1e-3, 5e-4),
+    channels=3,
+    base_width=8,
+    step_size=4.0,
+    data_noise=0.05,
+    start_temperature=0.0015,
+    energy_l2=0.004,
+)
+"""Any pictures, 32x32, in colour; what `--data` alone takes. Not run."""
+
 CIFAR10 = _large_image_config(
     32, 1_200_000, learning_rates=(1e-3, 1e-3, 1e-3), spectral_norm=False, clamp_ends=True, ema=0.99
 )
@@ -102,6 +116,7 @@ CELEBAHQ512 = _large_image_config(512, 800_000, base_width=48, recompute_from=25
 PRESETS = {
     "digits": DIGITS,
     "mnist": MNIST,
+    "pictures": PICTURES,
     "cifar10": CIFAR10,
     "celeba64": CELEBA64,
     "church128": CHURCH128,

@@ -84,6 +84,7 @@ def test_values_out_of_range_are_refused(changes: dict[str, Any], message: str) 
         dataclasses.replace(CONFIG, **changes)
 
 
+RUN = ("digits", "mnist")
 RESULTS = Path(__file__).parents[3] / "docs" / "results"
 
 
@@ -94,7 +95,7 @@ def test_presets_make_nets_and_say_whether_they_were_run() -> None:
         with torch.device("meta"):  # spectral norms change no shape, and their first iterations take seconds there
             new_net(dataclasses.replace(preset, spectral_norm=False))
         said = lines[next(k for k, line in enumerate(lines) if line.startswith(f"{name.upper()} = ")) :]
-        ending = f'Run: docs/results/{name} has the result."""' if name in ("digits", "mnist") else 'Not run."""'
+        ending = f'Run: docs/results/{name} has the result."""' if name in RUN else 'Not run."""'
         assert next(line for line in said if line.startswith('"""')).endswith(ending)
         assert ending.startswith("Not") or (RESULTS / name / "README.md").is_file()
 
