@@ -12,6 +12,7 @@ each command, run or measurement, by name; the tables of a page are made of thes
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 import re
@@ -22,7 +23,7 @@ from typing import Any
 
 from PIL import Image
 
-from fastebm.cli.seeds import SHOWN
+from fastebm.cli.seeds import SHOWN, TAIL
 from fastebm.evaluation.speed.machine import machine_facts
 from fastebm.evaluation.speed.table import markdown_table
 from fastebm.runs.files import write_json
@@ -111,11 +112,23 @@ def run_facts(run: Path, command: str, commit: str | None) -> Entry:
     folder = RunFolder.existing(run)
     lines = folder.log.lines()
     stages: dict[str, Entry] = {}
+    of_stage: dict[str, list[Entry]] = {}
     for line in lines:
+        of_stage.setdefault(str(line.get("size", 0)), []).append(line)
         stage = stages.setdefault(str(line.get("size", 0)), {"largest_energy": 0.0})
         largest = (line.get(f"largest_energy_{of}", 0.0) for of in ("data", "samples"))
         stage |= {"iterations": line["iteration"], "seconds": line["seconds"], "end_gap": line.get("gap", 0.0)}
         stage["largest_energy"] = max(stage["largest_energy"], *largest)
+    for size, found in of_stage.items():
+        last = found[-max(1, round(len(found) * TAIL)) :]
+        first = found[: max(1, len(found) // 2)]
+        stages[size]["first_half"] = {
+            "displacement": statistics.median(line.get("displacement", 0.0) for line in first)
+        }
+        stages[size]["last_tenth"] = {
+            "largest_energy": max(line.get(f"largest_energy_{of}", 0.0) for line in last for of in ("data", "samples")),
+            **{name: statistics.fmean(line.get(name, 0.0) for line in last) for name in ("gap", "displacement")},
+        }
     newest = max((run / "checkpoints").glob("iteration-*.json"))
     machine = machine_facts("cpu") | {"threads": folder.threads()}
     return {
@@ -165,6 +178,48 @@ def seeds_table(entry: Entry) -> str:
         f"{str(machine['commit'])[:7]}; {summary['finished']} of {len(runs)} runs came to their end.",
     )
     return "\n\n".join((*head, markdown_table(("seed", *names.values()), rows)))
+
+
+def zebra64_sections(entries: dict[str, Entry]) -> dict[str, str]:
+    """The seeds of the page, and single runs with other settings, where a stage nearly came to its end."""
+    found, others = {}, []
+    for name, entry in entries.items():
+        if "stages_cumulative" not in entry:
+            found[name] = seeds_table(entry) if "summary" in entry else energy_scale_table(entry)
+            continue
+        planned = itertools.accumulate(entry["config"]["config"]["iterations"])
+        for (size, stage), whole in zip(entry["stages_cumulative"].items(), planned, strict=False):
+            if int(size) >= 32 and stage["iterations"] > whole - 200:
+                end = stage["last_tenth"]
+                others.append(
+                    (
+                        entry.get("title", name),
+                        f"{size}²",
+                        stage["iterations"],
+                        f"{stage['first_half']['displacement']:.3f}",
+                        f"{end['displacement']:.3f}",
+                        f"{end['largest_energy']:.1f}",
+                        f"{end['gap']:+.2f}",
+                    )
+                )
+    head = ("settings", "stage", "at update", "change of a pixel, first half", "at the end", "largest energy", "gap")
+    return found | {"settings": markdown_table(head, others)}
+
+
+def energy_scale_table(entry: Entry) -> str:
+    """How far chains lower the energy, beside what their way predicts."""
+    rows = [
+        (
+            row["run"],
+            f"{row['step_size']:g}",
+            f"{row['size']}²",
+            f"{row['squared_way']:.0f}",
+            f"{row['predicted']:.2f}",
+            f"{row['fall']:.2f}",
+        )
+        for row in entry["rows"]
+    ]
+    return markdown_table(("run", "η", "level", "d²", "d² / (ηK)", "fall of the energy"), rows)
 
 
 def _run_row(entry: Entry) -> list[str]:
@@ -652,6 +707,7 @@ PAGES: dict[str, Sections] = {
     "tasks": task_sections,
     "translation": translation_sections,
     "zebra128": run_sections,
+    "zebra64": zebra64_sections,
 }
 
 

@@ -36,7 +36,7 @@ class Denoise(ImageTask):
     num_steps: int = 10
     """number of Langevin steps at each resolution"""
     step_size: float | None = None
-    """step size of a Langevin step; by default tuned, and 1 without tuning"""
+    """step size of a Langevin step; by default tuned, and that of the training without tuning"""
     noise_std: float = 0.1
     """standard deviation of the noise of a chain's first Langevin step; it falls to 0"""
     num_chains: int = 8
@@ -53,6 +53,7 @@ class Denoise(ImageTask):
         from fastebm import tasks
         from fastebm.tasks.arguments import check_number
         from fastebm.tasks.image_quality import import_skimage
+        from fastebm.tasks.inputs import training_step_size
 
         if self.tuning_images < 0:
             raise ValueError(f"--tuning-images must not be negative, got {self.tuning_images}")
@@ -72,6 +73,8 @@ class Denoise(ImageTask):
         if self.tuning_images or not self.noisy:
             import_skimage("metrics")  # a missing package is reported before anything runs
         run = self.open()
+        if self.step_size is None:
+            options = dataclasses.replace(options, step_size=training_step_size(run))
         images = self.images(run)
         with self.folder() as out:
             self._denoise(run, images, options, out)

@@ -42,7 +42,7 @@ class Inpaint(ImageTask):
         if self.mask is not None and self.mask_pattern is not None:
             raise ValueError("--mask and --mask-pattern both say where the hole is: give one of them")
         run = self.open()
-        images, options = self.images(run), self._options(run.config)
+        images, options = self.images(run), self._options(run)
         if self.mask is not None:
             hole = tasks.load_hole_mask(self.mask, len(images), run.size)
         else:
@@ -66,10 +66,12 @@ class Inpaint(ImageTask):
         pattern = self.mask_pattern or "square" if self.mask is None else self.mask.name
         self.save_numbers(run, out, result.to_json() | {"pattern": pattern}, lines)
 
-    def _options(self, config: Any) -> Any:
+    def _options(self, run: Any) -> Any:
         """Options with the numbers of training where none were given. Only a cascade has a noise that changes."""
         from fastebm.tasks import InpaintOptions
+        from fastebm.tasks.inputs import training_step_size
 
+        config = run.config
         able = getattr(config, "variant", None) == "cascade" and (
             self.mask is not None or self.mask_pattern != "pixels"
         )
@@ -81,7 +83,7 @@ class Inpaint(ImageTask):
             noise_start = noise_end = getattr(config, "noise_std", 0.0)
         return InpaintOptions(
             num_steps=usual if self.num_steps is None else self.num_steps,
-            step_size=config.step_size if self.step_size is None else self.step_size,
+            step_size=training_step_size(run) if self.step_size is None else self.step_size,
             noise_start=noise_start,
             noise_end=noise_end,
             restarts=self.restarts,

@@ -31,18 +31,20 @@ class Interpolate(ImageTask):
     iterations: int = field(default=60, metadata={"group": "path"})
     """number of iterations that relax a path between images, each a step down the energy and an even redistribution of
     the points"""
-    step_size: float = field(default=0.25, metadata={"group": "path"})
-    """step size of an iteration"""
+    step_size: float | None = field(default=None, metadata={"group": "path"})
+    """step size of an iteration; by default a quarter of that of the training"""
 
     def __call__(self) -> int:
         from fastebm import tasks
+        from fastebm.tasks.inputs import training_step_size
 
         if self.count > MOST:
             raise ValueError(
                 f"--count must be at most {MOST:,}, because each pair is a path of chains, got {self.count}"
             )
-        options = tasks.PathOptions(self.points, self.iterations, self.step_size)
         run = self.open()
+        usual = tasks.PathOptions.step_size * training_step_size(run)
+        options = tasks.PathOptions(self.points, self.iterations, usual if self.step_size is None else self.step_size)
         images = self.images(run)
         if len(images) < 2:
             raise ValueError("a path needs two images, got one: give more with --data or --count")

@@ -33,8 +33,8 @@ GROUPS = {
     "mask mask_pattern tuning_images hide_source size sizes channels brightnesses domain flip data_noise",
     "model": "base_width activation spectral_norm variant fade latent width max_width energy_width energy_depth "
     "kl_weight learned_variance levels flow_steps bound",
-    "chain": "num_steps step_size noise_start noise_end noise_std noisy_starts start_noise start_temperature "
-    "hole_starts continued_starts restart chain_clip step_shrink start_size temperature data_weight "
+    "chain": "num_steps step_size step_growth noise_start noise_end noise_std noisy_starts start_noise "
+    "start_temperature hole_starts continued_starts restart chain_clip step_shrink start_size temperature data_weight "
     "data_term_weight data_term_hinge num_chains random_shifts restarts coarse clamp_ends",
     "training": "iterations batch_sizes batch_size learning_rates learning_rate energy_learning_rate lr_decay "
     "adam_betas flow_betas max_gradient_norm energy_l2 gap_brake gap_hinge trim gradient_penalty chain_kl "

@@ -22,8 +22,8 @@ MOST_SEEDS = 1000
 METHODS: dict[str, tuple[dict[str, Any], str]] = {
     "coarse-to-fine": (
         PRESETS,
-        "Train CF-EBM: one energy per resolution, each grown out of the one below. The presets digits, mnist "
-        "and pictures are for a CPU; the others are the paper's settings, made more cautious, for a GPU and many hours.",
+        "Train CF-EBM: one energy per resolution, each grown out of the one below. The presets digits, mnist and "
+        "pictures are for a CPU; the others are the paper's settings, made more cautious, for a GPU and many hours.",
     ),
     "ec-vae": (
         EC_VAE_PRESETS,

@@ -20,8 +20,8 @@ class Translate(ImageTask):
     """file or folder of images of the other domain, as `fastebm train` takes it, or a single picture; required"""
     num_steps: int = 50
     """number of Langevin steps, at each resolution if there are several"""
-    step_size: float = 1.0
-    """step size of a Langevin step"""
+    step_size: float | None = None
+    """step size of a Langevin step; by default that of the training"""
     noise_std: float = 0.0
     """standard deviation of the noise of a Langevin step"""
     start_noise: float = 0.01
@@ -36,21 +36,22 @@ class Translate(ImageTask):
 
     def __call__(self) -> int:
         from fastebm import tasks
+        from fastebm.tasks.inputs import training_step_size
         from fastebm.tasks.outputs import save_arrays
         from fastebm.tasks.pictures import save_translated
 
         if self.data is None:
             raise ValueError("--data is needed: images of the domain to come from")
+        run = self.open()
         options = tasks.TranslateOptions(
             num_steps=self.num_steps,
-            step_size=self.step_size,
+            step_size=training_step_size(run) if self.step_size is None else self.step_size,
             noise_std=self.noise_std,
             start_noise=self.start_noise,
             snapshots=max(1, min(6, self.num_steps)),
             start_size=self.start_size,
             data_weight=self.data_weight,
         )
-        run = self.open()
         images = self.images(run)
         with self.folder() as out:
             result = together(tasks.translate, run, images, options, seed=self.seed)

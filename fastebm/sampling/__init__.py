@@ -14,7 +14,17 @@ from fastebm.sampling.minibatches import Minibatches
 from fastebm.sampling.proposals import ProposalSampler, StepNoise
 from fastebm.sampling.replay_buffer import Draw, ReplayBuffer
 from fastebm.sampling.sampler import EnergyState, Sampler
-from fastebm.sampling.schedules import Schedule, constant, cosine, from_epsilon, linear, per_chain, polynomial, table
+from fastebm.sampling.schedules import (
+    Schedule,
+    constant,
+    cosine,
+    from_epsilon,
+    linear,
+    per_chain,
+    piecewise_constant,
+    polynomial,
+    table,
+)
 from fastebm.sampling.state import ChainState, SamplerState, StepInfo
 from fastebm.sampling.tempering import ParallelTempering, TemperedState
 from fastebm.sampling.underdamped import Underdamped, VelocityState
@@ -58,6 +68,7 @@ __all__ = [
     "implicit_step",
     "linear",
     "per_chain",
+    "piecewise_constant",
     "polynomial",
     "precompile",
     "schedules",

@@ -1,9 +1,9 @@
 """Schedules of step size and noise (`fastebm.schedules`): functions from the time `t` of a chain, in [0, 1], to values.
 
 A schedule takes a float64 tensor of times and returns a tensor of values of the same shape. `constant`, `linear`,
-`polynomial` and `cosine` make schedules; any callable of that form is one too, and a plain number means
-`constant(number)`. Update `k` of `K` has the time `t = k / (K - 1)`, so that the first update has the start value and
-the last one the end value.
+`polynomial`, `cosine` and `piecewise_constant` make schedules; any callable of that form is one too, and a plain number
+means `constant(number)`. Update `k` of `K` has the time `t = k / (K - 1)`, so that the first update has the start value
+and the last one the end value.
 
 >>> import torch, fastebm
 >>> fastebm.schedules.linear(0.3, 0.1)(torch.tensor([0.0, 0.5, 1.0]))
@@ -81,6 +81,20 @@ class Cosine:
         return f"cosine({self.start:g}, {self.end:g})"
 
 
+@dataclass(frozen=True)
+class PiecewiseConstant:
+    """`values[i]` in part i of as many equal parts as there are values. Build it with `piecewise_constant`."""
+
+    values: tuple[float, ...]
+
+    def __call__(self, t: Tensor) -> Tensor:
+        part = (t * len(self.values)).floor().clamp(0, len(self.values) - 1).long()
+        return torch.tensor(self.values, dtype=t.dtype, device=t.device)[part]
+
+    def __repr__(self) -> str:
+        return f"piecewise_constant({', '.join(f'{value:g}' for value in self.values)})"
+
+
 @dataclass(frozen=True, eq=False)
 class PerChain:
     """Values for each chain: `(B,)` at all times, or `(S, B)` with a row for each update. Build it with `per_chain`."""
@@ -146,6 +160,22 @@ def polynomial(start: float, end: float, power: float) -> Polynomial:
 def cosine(start: float, end: float) -> Cosine:
     """Half a cosine wave from `start` to `end`: flat at both ends, steepest in the middle."""
     return Cosine(*_finite(start=start, end=end))
+
+
+def piecewise_constant(*values: float) -> PiecewiseConstant:
+    """`values[i]` in part i of as many equal parts as there are values.
+
+    A number of updates that is a multiple of the number of values is cut evenly. For a `Cascade` with as many levels as
+    values, each level has its own.
+
+    Raises ValueError without a value.
+
+    >>> fastebm.schedules.evaluate(fastebm.schedules.piecewise_constant(1.0, 4.0), 6)
+    tensor([1., 1., 1., 4., 4., 4.], dtype=torch.float64)
+    """
+    if not values:
+        raise ValueError("a piecewise constant schedule needs at least one value")
+    return PiecewiseConstant(tuple(_finite(**{f"value {number}": value for number, value in enumerate(values)})))
 
 
 class StepAndNoise(TypedDict):

@@ -46,7 +46,7 @@ class DenoiseOptions:
 
     Attributes:
         num_steps: the number of updates at each level.
-        step_size: the step size of the updates.
+        step_size: the step size of the updates; that of a run's training is `run.config.step_size`.
         temperature: the temperature T of the posterior, which weighs the data term; 0 leaves it out. The updates are
             implicit in the data term, so that they are stable at any weight.
         noise_std: the noise of the first update; it falls to 0 linearly.
@@ -205,8 +205,8 @@ def tune_denoising(
 ) -> DenoiseOptions:
     """`options` with the step size, temperature and start size that give the highest mean PSNR on `clean` plus noise.
 
-    Searches a small grid; a few images are enough. Their noise is that of the chain ids from 2^32 on, which no image
-    with a lower number shares. `model` is as in `denoise`.
+    Searches a small grid, step sizes relative to that of the run's training; a few images are enough. Their noise is
+    that of the chain ids from 2^32 on, which no image with a lower number shares. `model` is as in `denoise`.
     """
     options = DenoiseOptions() if options is None else options
     noise = check_number("noise", noise, above=0)
@@ -217,7 +217,12 @@ def tune_denoising(
     starts = [None, *sorted(energy.gradients)[:-1]]
     best, highest = options, -torch.inf
     for start, temperature, step_size in itertools.product(starts, _TEMPERATURES, _STEP_SIZES):
-        tried = dataclasses.replace(options, start_size=start, temperature=temperature, step_size=step_size)
+        tried = dataclasses.replace(
+            options,
+            start_size=start,
+            temperature=temperature / energy.step_size,
+            step_size=step_size * energy.step_size,
+        )
         restored = _restore(energy, noisy, noise, tried, seed, None)
         reached = -float((restored - clean).square().flatten(1).mean(1).log10().mean())
         if reached > highest:
@@ -225,6 +230,7 @@ def tune_denoising(
     return best
 
 
+# In units in which the step size of training is 1.
 _TEMPERATURES = (0.0, 0.0015, 0.003, 0.006, 0.012)
 _STEP_SIZES = (0.75, 1.0, 1.25)
 
@@ -236,15 +242,14 @@ def _restore(
     levels = energy.levels_from(options.start_size, size)
     noisy = _roll(noisy[:, None].expand(-1, options.num_chains, -1, -1, -1), 1 if options.shifts else 0).flatten(0, 1)
     data_term = {}
-    for level in levels:
+    for level, growth in energy.growths(levels).items():
         factor = size // level
-        # A mean of factor^2 pixels has a factor-th of the noise.
-        weight = data_term_weight(options.temperature, noise / factor)
+        # A mean of factor^2 pixels has a factor-th of the noise. An energy with a larger step size is smaller.
+        weight = data_term_weight(options.temperature / growth, noise / factor)
         data_term[level] = F.avg_pool2d(noisy, factor), weight
     noise_std = linear(options.noise_std, 0.0)
-    cascade = Cascade(
-        levels, num_steps=options.num_steps, step_size=options.step_size, noise_std=noise_std, clamp=(-1, 1)
-    )
+    step_size = energy.step_sizes(levels, options.step_size)
+    cascade = Cascade(levels, num_steps=options.num_steps, step_size=step_size, noise_std=noise_std, clamp=(-1, 1))
     start = data_term[min(levels)][0].clamp(-1, 1)
     ends = cascade.sample(None, seed, x0=start, data_term=data_term, batch_size=batch_size)
     return _roll(ends.unflatten(0, (-1, options.num_chains)), -1 if options.shifts else 0).mean(1)

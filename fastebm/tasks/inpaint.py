@@ -184,7 +184,8 @@ def inpaint(
     if not options.coarse:
         start = neighbour_mean(images, hole).repeat_interleave(count, 0) + HOLE_NOISE * start
     noise = linear(options.noise_start, options.noise_end)
-    cascade = Cascade(levels, num_steps=options.num_steps, step_size=options.step_size, noise_std=noise)
+    step_size = energy.step_sizes(levels, options.step_size)
+    cascade = Cascade(levels, num_steps=options.num_steps, step_size=step_size, noise_std=noise)
     ends = cascade.sample(None, seed, x0=start, mask=mask, known=known, batch_size=batch_size).clamp(-1, 1)
     energies, order = energy.energies(ends, batch_size).unflatten(0, (-1, count)).sort(dim=1, stable=True)
     filled = ends.unflatten(0, (-1, count))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -12,10 +12,19 @@ from torch import Tensor
 from fastebm.compiler import EnergyGradient, ScoreGradient, energy_gradient
 from fastebm.distributed import shared_rows
 from fastebm.runs import registry
+from fastebm.sampling import Schedule, piecewise_constant
 from fastebm.sampling.cascade import device_of
 from fastebm.sampling.sampler import Energy, batch_slices
 from fastebm.tasks.arguments import check_layout, check_values
 from fastebm.training import CoarseToFineRun, Run
+
+
+def training_step_size(run: Run | None) -> float:
+    """The step size of the chains that trained a run, at its full size; 1 where none did."""
+    if isinstance(run, CoarseToFineRun):
+        return run.config.step_size_at(run.size)
+    return 1.0 if run is None else float(getattr(run.config, "step_size", 1.0))
+
 
 Model = Run | Energy | str | Path
 """What a task takes: a run, the folder of one, or a bare energy `(B, C, H, W) -> (B,)`, low meaning real."""
@@ -40,6 +49,26 @@ class TaskEnergy:
     gradients: Mapping[int, EnergyGradient] = field(default_factory=dict)
     missing_levels: str = "not a bare energy"
     run: Run | None = None
+
+    @property
+    def step_size(self) -> float:
+        """The step size of the chains that trained the energy at full size; 1 for a bare energy.
+
+        It is the unit of what is measured in steps: the energy of a run with twice the step size is half as large.
+        """
+        return training_step_size(self.run)
+
+    def growths(self, levels: Iterable[int]) -> dict[int, float]:
+        """By what factor the step size of the training at each of `levels` differs from that at full size."""
+        if not isinstance(self.run, CoarseToFineRun):
+            return dict.fromkeys(levels, 1.0)
+        config = self.run.config
+        return {level: config.step_size_at(level) / self.step_size for level in levels}
+
+    def step_sizes(self, levels: Iterable[int], step_size: float) -> float | Schedule:
+        """The step sizes of a cascade through `levels` whose highest has `step_size`, in proportion to the training."""
+        factors = [factor for _, factor in sorted(self.growths(levels).items())]
+        return step_size if set(factors) == {1.0} else piecewise_constant(*(step_size * factor for factor in factors))
 
     def levels(self) -> dict[int, EnergyGradient]:
         """`gradients`, for a cascade. Raises ValueError where there are none."""

@@ -106,7 +106,7 @@ def interpolate_chains(
     cascade = Cascade(
         levels,
         num_steps=config.num_steps,
-        step_size=config.step_size,
+        step_size=energy.step_sizes(levels, energy.step_size),
         noise_std=linear(config.noise_start, config.noise_end),
     )
     shape = (2 * pairs, config.channels, lowest, lowest)

@@ -40,7 +40,7 @@ class TranslateOptions:
 
     Attributes:
         num_steps: the number of updates; with `start_size`, at each level.
-        step_size: the step size of the updates.
+        step_size: the step size of the updates; that of a run's training is `run.config.step_size`.
         noise_std: the noise of the updates.
         start_noise: the standard deviation of the noise that is added to the source images.
         snapshots: the number of states that are kept, after the start, at about equal distances.
@@ -182,8 +182,10 @@ def _from_level(
     levels = energy.levels_from(options.start_size, source.shape[3])
     sources = {level: F.avg_pool2d(source, source.shape[3] // level) for level in levels}
     start = _add_start_noise(sources[min(levels)], options, seed)
-    data_term = {level: (target, options.data_weight) for level, target in sources.items()}
-    cascade = Cascade(levels, num_steps=options.num_steps, step_size=options.step_size, noise_std=options.noise_std)
+    growths = energy.growths(levels)
+    data_term = {level: (target, options.data_weight / growths[level]) for level, target in sources.items()}
+    step_size = energy.step_sizes(levels, options.step_size)
+    cascade = Cascade(levels, num_steps=options.num_steps, step_size=step_size, noise_std=options.noise_std)
     ends = cascade.sample_levels(
         None, seed, x0=start, data_term=data_term if options.data_weight else None, batch_size=batch_size
     )

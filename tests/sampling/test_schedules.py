@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import fastebm
-from fastebm.sampling import constant, cosine, from_epsilon, linear, polynomial, schedules, table
+from fastebm.sampling import constant, cosine, from_epsilon, linear, piecewise_constant, polynomial, schedules, table
 
 TIMES = torch.linspace(0, 1, 11, dtype=torch.float64)
 
@@ -20,6 +20,7 @@ TIMES = torch.linspace(0, 1, 11, dtype=torch.float64)
         (linear(1.0, 2.0), lambda t: 1 + t),
         (polynomial(4.0, 1.0, 2.0), lambda t: 1 + 3 * (1 - t) ** 2),
         (polynomial(0.0, 2.0, 0.5), lambda t: 2 - 2 * math.sqrt(1 - t)),
+        (piecewise_constant(2.0, 0.5), lambda t: 2 if t < 0.5 else 0.5),
         (cosine(3.0, 1.0), lambda t: 2 + math.cos(math.pi * t)),
     ],
 )
@@ -167,3 +168,19 @@ def test_values_for_each_chain_that_do_not_fit_are_refused(make, error, words):
 
 def squares(x):
     return x.square().flatten(1).sum(1)
+
+
+@pytest.mark.parametrize("levels", range(1, 8))
+@pytest.mark.parametrize("num_steps", [1, 2, 3, 15, 20, 75, 1000])
+def test_each_of_several_values_has_equally_many_updates(levels, num_steps):
+    values = [float(2**k) for k in range(levels)]
+    found = schedules.evaluate(piecewise_constant(*values), levels * num_steps)
+    assert found.tolist() == [value for value in values for _ in range(num_steps)]
+
+
+def test_a_schedule_in_parts_needs_finite_values():
+    with pytest.raises(ValueError, match="needs at least one value"):
+        piecewise_constant()
+    with pytest.raises(ValueError, match="value 1=nan"):
+        piecewise_constant(1.0, math.nan)
+    assert repr(piecewise_constant(1, 4)) == "piecewise_constant(1, 4)"

@@ -309,6 +309,7 @@ def _request(run: CoarseToFineRun, count: int, seed: int | None, chunk: int | No
             "levels": sorted(run.levels),
             "num_steps": config.num_steps,
             "step_size": config.step_size,
+            **({} if config.step_growth == 1 else {"step_growth": config.step_growth}),
             "noise_start": config.noise_start,
             "noise_end": config.noise_end,
             "dtype": config.dtype,

@@ -109,7 +109,7 @@ class EnergyTrainer:
         drawn = list(zip(parts, real, ends, strict=True))
 
         def gradients(contrast: float) -> tuple[Tensor, Tensor, Tensor]:
-            loss = EnergyLoss.of(self.config, contrast=contrast)
+            loss = EnergyLoss.of(self.config, self.config.step_size, contrast=contrast)
             found = self.parts.gradients(
                 self.net, self.optimizer, lambda each: loss.backward(self.weights, *each), drawn
             )

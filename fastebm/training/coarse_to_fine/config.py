@@ -62,6 +62,7 @@ class CoarseToFineConfig(EnergyTrainerConfig):
         "hole_starts": (0, 0.99),
         "continued_starts": (0, 0.99),
         "restart": (0, 1),
+        "step_growth": (1e-3, 1e3),
         "step_shrink": (1e-3, 1),
         "domain": (-1, 2**31),
         "max_batch": (0, 2**20),
@@ -90,6 +91,9 @@ class CoarseToFineConfig(EnergyTrainerConfig):
     num_steps: int = 15
     """number of Langevin steps of a chain at each resolution"""
     step_size: float = 1.0
+    step_growth: float = 1.0
+    """factor on the step size from each resolution to the next; with 4, chains move the image that a new level averages
+    as they moved it before, whose gradient is a quarter as large in each of its four pixels"""
     step_shrink: float = 1.0
     """factor on the step size of a chain, up to the end of its resolution, after each Langevin step that raised its
     energy; 1 for none"""
@@ -103,8 +107,8 @@ class CoarseToFineConfig(EnergyTrainerConfig):
     start_noise: float = 0.4
     """largest standard deviation of the noise on those images; each chain draws its own, uniformly from 0 on"""
     start_temperature: float = 0.0
-    """temperature of the energy beside a data term that pulls chains of noisy_starts back to their starts, as in
-    denoising; all chains of an update then share one noise level; 0 for no data term"""
+    """temperature of the energy, at the lowest resolution, beside a data term that pulls chains of noisy_starts back to
+    their starts, as in denoising; all chains of an update then share one noise level; 0 for no data term"""
     hole_starts: float = 0.0
     """share of an update's chains that start at training images with a hole, set to the mean of its surroundings, and
     fill it in at the stage's resolution only with all other pixels fixed, as inpainting does"""
@@ -142,6 +146,8 @@ class CoarseToFineConfig(EnergyTrainerConfig):
             raise ValueError(f"each size must be twice the one before, got sizes {self.sizes}")
         if self.sizes[0] & (self.sizes[0] - 1):
             raise ValueError(f"sizes must be powers of two, got {self.sizes}")
+        if self.step_growth != 1 and self.variant == "expanding":
+            raise ValueError(f"step_growth must be 1 for the variant expanding, got {self.step_growth}")
         shares = {name: getattr(self, name) for name in ("noisy_starts", "hole_starts", "continued_starts")}
         if sum(shares.values()) >= 1:
             given = " and ".join(f"{name} {share}" for name, share in shares.items() if share)
@@ -169,6 +175,10 @@ class CoarseToFineConfig(EnergyTrainerConfig):
     def total_chains(self) -> int:
         """How many chains, and images, the whole run uses."""
         return sum(stage.iterations * stage.batch_size for stage in self.stages)
+
+    def step_size_at(self, size: int) -> float:
+        """The step size of chains at a resolution of the run."""
+        return self.step_size * self.step_growth ** self.sizes.index(size)
 
     def chains_by_start(self, stage: Stage) -> ChainCounts:
         """How many of an update's chains start where."""

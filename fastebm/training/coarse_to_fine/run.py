@@ -17,7 +17,7 @@ from fastebm.runs.checkpoints import Checkpoint, Layout
 from fastebm.runs.folder import RunFolder
 from fastebm.runs.nets import outline, with_weights
 from fastebm.runs.run import Run, trained_checkpoint
-from fastebm.sampling import Cascade, ExpandingCascade, linear
+from fastebm.sampling import Cascade, ExpandingCascade, linear, piecewise_constant
 from fastebm.sampling.cascade import LevelSampler
 from fastebm.training.coarse_to_fine.config import CoarseToFineConfig, Stage
 from fastebm.training.pictures import save_run_pictures
@@ -115,7 +115,10 @@ def reached_levels(
 
 def cascade(config: CoarseToFineConfig, levels: Levels) -> Cascade:
     """The sampler of the "cascade" variant through `levels`."""
-    return Cascade(levels, **_chain_options(config))
+    options = _chain_options(config)
+    if config.step_growth != 1:
+        options["step_size"] = piecewise_constant(*(config.step_size_at(size) for size in sorted(levels)))
+    return Cascade(levels, **options)
 
 
 def expanding_cascade(config: CoarseToFineConfig, net: nn.Module, size: int, beta: float = 1.0) -> ExpandingCascade:

@@ -256,9 +256,8 @@ class CoarseToFineTrainer(Trainer):
         start = noisy.clamp(-1, 1)
         if not config.start_temperature:
             return self._sample_from(stage, beta, first, start, "noisy images")
-        weight = torch.tensor(
-            data_term_weight(config.start_temperature, std.item()), device="cpu"
-        )  # float32, as the schedule is
+        temperature = config.start_temperature / config.step_growth ** config.sizes.index(stage.size)
+        weight = torch.tensor(data_term_weight(temperature, std.item()), device="cpu")  # float32, as the schedule is
         return self._sample_from(stage, beta, first, start, "noisy images", data_term=(noisy, weight))
 
     def _sample_from(
@@ -313,7 +312,7 @@ class CoarseToFineTrainer(Trainer):
         self._blend.fill_(beta)
         weights = self._weights.get(beta, self._fading_weights)
         with self._recomputing(stage, real[:1], beta, enabled=weights.engine == "autograd"):
-            loss = EnergyLoss.of(self.config, contrast=contrast)
+            loss = EnergyLoss.of(self.config, self.config.step_size_at(stage.size), contrast=contrast)
             return loss.backward(weights, part, real, fake, self.config.max_batch)
 
     @contextmanager

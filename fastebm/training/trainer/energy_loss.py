@@ -39,9 +39,9 @@ class EnergyLoss:
     step_size: float = 1.0
 
     @classmethod
-    def of(cls, config: EnergyTrainerConfig, *, contrast: float = 1.0) -> EnergyLoss:
-        """The loss that a config asks for."""
-        return cls(config.energy_l2, config.trim, config.gradient_penalty, contrast, config.chain_kl, config.step_size)
+    def of(cls, config: EnergyTrainerConfig, step_size: float, *, contrast: float = 1.0) -> EnergyLoss:
+        """The loss that a config asks for, where chains have this step size."""
+        return cls(config.energy_l2, config.trim, config.gradient_penalty, contrast, config.chain_kl, step_size)
 
     def backward(
         self, gradient: WeightGradient, part: Part, real: Tensor, fake: Tensor, max_batch: int = 0

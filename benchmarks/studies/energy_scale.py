@@ -1,0 +1,64 @@
+"""How far chains of coarse-to-fine runs lower the energy at each resolution, beside what their way alone predicts.
+
+    python -m benchmarks.studies.energy_scale runs/zebra64/seed-0 ...       fills docs/results/zebra64
+
+A step of size η moves an image by η times the gradient. If all K steps of a chain went the same way, to a point at the
+distance d, the energy would fall by d² / (ηK).
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from benchmarks.harness.pages import PAGES, RESULTS, add_entry
+from fastebm.evaluation.speed.machine import machine_facts
+from fastebm.training.coarse_to_fine.run import CoarseToFineRun
+
+CHAINS = 64
+PAGE = "zebra64"
+Energy = Callable[[Tensor], Tensor]
+
+
+def falls(
+    energies: Mapping[int, Energy], ends: Mapping[int, Tensor], step_size: float, num_steps: int
+) -> list[dict[str, Any]]:
+    """A row for each level above the lowest: the mean fall of the energy along its chains, and their squared way.
+
+    Args:
+        energies: the energy of each level, by size.
+        ends: images (B, C, s, s) at the end of each level, by size.
+    """
+    rows, sizes = [], sorted(ends)
+    for lower, size in itertools.pairwise(sizes):
+        start, end = F.interpolate(ends[lower].clamp(-1, 1), scale_factor=2, mode="nearest"), ends[size]
+        with torch.no_grad():
+            fall = (energies[size](start) - energies[size](end)).mean()
+        way = (end - start).square().flatten(1).sum(1).mean()
+        predicted = way / (step_size * num_steps)
+        rows.append({"size": size, "fall": fall.item(), "squared_way": way.item(), "predicted": predicted.item()})
+    return rows
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="+", type=Path, help="folders of coarse-to-fine runs of the variant cascade")
+    rows = []
+    for path in parser.parse_args(arguments).runs:
+        run = CoarseToFineRun.load(path)
+        settings = {"step_size": run.config.step_size, "num_steps": run.config.num_steps}
+        ends = run.cascade().sample_levels(CHAINS, 0, channels=run.config.channels)
+        rows += [{"run": path.name} | settings | row for row in falls(run.levels, ends, **settings)]
+    entry = {"rows": rows, "chains": CHAINS, "machine": machine_facts("cpu")}
+    add_entry(RESULTS / PAGE, "energy-scale", entry, PAGES[PAGE])
+
+
+if __name__ == "__main__":
+    main()
