@@ -702,6 +702,7 @@ PAGES: dict[str, Sections] = {
     "gpu-model/update": update_sections,
     "mnist": run_sections,
     "one-pass": each(one_pass_table),
+    "pictures": run_sections,
     "restoration": restoration_sections,
     "stability": stability_sections,
     "tasks": task_sections,

@@ -84,7 +84,7 @@ def test_values_out_of_range_are_refused(changes: dict[str, Any], message: str) 
         dataclasses.replace(CONFIG, **changes)
 
 
-RUN = ("digits", "mnist")
+RUN = ("digits", "mnist", "pictures")
 RESULTS = Path(__file__).parents[3] / "docs" / "results"
 
 
