@@ -23,7 +23,7 @@ from typing import Any
 
 from PIL import Image
 
-from fastebm.cli.seeds import SHOWN, TAIL
+from fastebm.cli.seeds import SHOWN, largest_energy, last_tenth
 from fastebm.evaluation.speed.machine import machine_facts
 from fastebm.evaluation.speed.table import markdown_table
 from fastebm.runs.files import write_json
@@ -34,6 +34,8 @@ RESULTS = ROOT / "docs" / "results"
 # What commands write: their numbers, and pictures that take the name of the entry alone.
 NUMBERS = ("numbers.json", "results.json", "detect.json", "evaluation.json", "verdict.json")
 ONLY_PICTURES = ("denoised", "inpainted", "grid")
+NEARLY = 200
+"""By how many updates a stage that was stopped by hand may lack its end and still be shown."""
 
 Entry = dict[str, Any]
 Sections = Callable[[dict[str, Entry]], dict[str, str]]
@@ -111,24 +113,9 @@ def run_facts(run: Path, command: str, commit: str | None) -> Entry:
     """Stages, time and rollbacks of a finished run, and the machine: this one, on which the run was trained."""
     folder = RunFolder.existing(run)
     lines = folder.log.lines()
-    stages: dict[str, Entry] = {}
     of_stage: dict[str, list[Entry]] = {}
     for line in lines:
         of_stage.setdefault(str(line.get("size", 0)), []).append(line)
-        stage = stages.setdefault(str(line.get("size", 0)), {"largest_energy": 0.0})
-        largest = (line.get(f"largest_energy_{of}", 0.0) for of in ("data", "samples"))
-        stage |= {"iterations": line["iteration"], "seconds": line["seconds"], "end_gap": line.get("gap", 0.0)}
-        stage["largest_energy"] = max(stage["largest_energy"], *largest)
-    for size, found in of_stage.items():
-        last = found[-max(1, round(len(found) * TAIL)) :]
-        first = found[: max(1, len(found) // 2)]
-        stages[size]["first_half"] = {
-            "displacement": statistics.median(line.get("displacement", 0.0) for line in first)
-        }
-        stages[size]["last_tenth"] = {
-            "largest_energy": max(line.get(f"largest_energy_{of}", 0.0) for line in last for of in ("data", "samples")),
-            **{name: statistics.fmean(line.get(name, 0.0) for line in last) for name in ("gap", "displacement")},
-        }
     newest = max((run / "checkpoints").glob("iteration-*.json"))
     machine = machine_facts("cpu") | {"threads": folder.threads()}
     return {
@@ -136,8 +123,25 @@ def run_facts(run: Path, command: str, commit: str | None) -> Entry:
         "finished_iteration": lines[-1]["iteration"],
         "training_seconds": lines[-1]["seconds"],
         "rollbacks": json.loads(newest.read_text()).get("state", {}).get("guard", {}).get("rollbacks", []),
-        "stages_cumulative": stages,
+        "stages_cumulative": {size: stage_facts(found) for size, found in of_stage.items()},
         "machine": machine | ({} if commit is None else {"commit": commit, "dirty": None}),
+    }
+
+
+def stage_facts(lines: Sequence[Entry]) -> Entry:
+    """What the lines of a stage's log say of it, of its first half, and of how it ended."""
+    newest, end = lines[-1], last_tenth(lines)
+    moved = [line.get("displacement", 0.0) for line in lines[: max(1, len(lines) // 2)]]
+    return {
+        "largest_energy": largest_energy(lines) or 0.0,
+        "iterations": newest["iteration"],
+        "seconds": newest["seconds"],
+        "end_gap": newest.get("gap", 0.0),
+        "first_half": {"displacement": statistics.median(moved)},
+        "last_tenth": {
+            "largest_energy": largest_energy(end) or 0.0,
+            **{name: statistics.fmean(line.get(name, 0.0) for line in end) for name in ("gap", "displacement")},
+        },
     }
 
 
@@ -182,28 +186,31 @@ def seeds_table(entry: Entry) -> str:
 
 def zebra64_sections(entries: dict[str, Entry]) -> dict[str, str]:
     """The seeds of the page, and single runs with other settings, where a stage nearly came to its end."""
-    found, others = {}, []
-    for name, entry in entries.items():
-        if "stages_cumulative" not in entry:
-            found[name] = seeds_table(entry) if "summary" in entry else energy_scale_table(entry)
-            continue
+    runs = {name: entry for name, entry in entries.items() if "stages_cumulative" in entry}
+    found = {
+        name: seeds_table(entry) if "summary" in entry else energy_scale_table(entry)
+        for name, entry in entries.items()
+        if name not in runs
+    }
+    others = []
+    for name, entry in runs.items():
         planned = itertools.accumulate(entry["config"]["config"]["iterations"])
         for (size, stage), whole in zip(entry["stages_cumulative"].items(), planned, strict=False):
-            if int(size) >= 32 and stage["iterations"] > whole - 200:
-                end = stage["last_tenth"]
-                others.append(
-                    (
-                        entry.get("title", name),
-                        f"{size}²",
-                        stage["iterations"],
-                        f"{stage['first_half']['displacement']:.3f}",
-                        f"{end['displacement']:.3f}",
-                        f"{end['largest_energy']:.1f}",
-                        f"{end['gap']:+.2f}",
-                    )
-                )
+            if int(size) >= 32 and stage["iterations"] > whole - NEARLY:
+                others.append((entry.get("title", name), f"{size}²", *_stage_cells(stage)))
     head = ("settings", "stage", "at update", "change of a pixel, first half", "at the end", "largest energy", "gap")
     return found | {"settings": markdown_table(head, others)}
+
+
+def _stage_cells(stage: Entry) -> tuple[str, ...]:
+    end = stage["last_tenth"]
+    return (
+        str(stage["iterations"]),
+        f"{stage['first_half']['displacement']:.3f}",
+        f"{end['displacement']:.3f}",
+        f"{end['largest_energy']:.1f}",
+        f"{end['gap']:+.2f}",
+    )
 
 
 def energy_scale_table(entry: Entry) -> str:

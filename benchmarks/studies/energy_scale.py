@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,21 +20,22 @@ from torch import Tensor
 
 from benchmarks.harness.pages import PAGES, RESULTS, add_entry
 from fastebm.evaluation.speed.machine import machine_facts
+from fastebm.sampling.sampler import Energy
 from fastebm.training.coarse_to_fine.run import CoarseToFineRun
 
 CHAINS = 64
 PAGE = "zebra64"
-Energy = Callable[[Tensor], Tensor]
 
 
 def falls(
-    energies: Mapping[int, Energy], ends: Mapping[int, Tensor], step_size: float, num_steps: int
+    energies: Mapping[int, Energy], ends: Mapping[int, Tensor], step_sizes: Mapping[int, float], num_steps: int
 ) -> list[dict[str, Any]]:
     """A row for each level above the lowest: the mean fall of the energy along its chains, and their squared way.
 
     Args:
         energies: the energy of each level, by size.
         ends: images (B, C, s, s) at the end of each level, by size.
+        step_sizes: the step size of the chains at each level, by size.
     """
     rows, sizes = [], sorted(ends)
     for lower, size in itertools.pairwise(sizes):
@@ -42,8 +43,16 @@ def falls(
         with torch.no_grad():
             fall = (energies[size](start) - energies[size](end)).mean()
         way = (end - start).square().flatten(1).sum(1).mean()
-        predicted = way / (step_size * num_steps)
-        rows.append({"size": size, "fall": fall.item(), "squared_way": way.item(), "predicted": predicted.item()})
+        predicted = way / (step_sizes[size] * num_steps)
+        rows.append(
+            {
+                "size": size,
+                "step_size": step_sizes[size],
+                "fall": fall.item(),
+                "squared_way": way.item(),
+                "predicted": predicted.item(),
+            }
+        )
     return rows
 
 
@@ -53,9 +62,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     rows = []
     for path in parser.parse_args(arguments).runs:
         run = CoarseToFineRun.load(path)
-        settings = {"step_size": run.config.step_size, "num_steps": run.config.num_steps}
+        num_steps, step_sizes = run.config.num_steps, {size: run.config.step_size_at(size) for size in run.levels}
         ends = run.cascade().sample_levels(CHAINS, 0, channels=run.config.channels)
-        rows += [{"run": path.name} | settings | row for row in falls(run.levels, ends, **settings)]
+        rows += [
+            {"run": path.name, "num_steps": num_steps} | row for row in falls(run.levels, ends, step_sizes, num_steps)
+        ]
     entry = {"rows": rows, "chains": CHAINS, "machine": machine_facts("cpu")}
     add_entry(RESULTS / PAGE, "energy-scale", entry, PAGES[PAGE])
 

@@ -163,17 +163,23 @@ class Seeds:
         return f"seed {entry['seed']}: {entry['iteration']} iterations, {entry['rollbacks']} rollbacks{ratio}"
 
 
+def last_tenth(lines: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
+    """The lines of a log, or of one stage, that say how it ended."""
+    return lines[-max(1, round(TAIL * len(lines))) :]
+
+
+def largest_energy(lines: Sequence[Mapping[str, Any]]) -> float | None:
+    """The largest magnitude of an energy in lines of a log; None where they have none."""
+    names = ("largest_energy_data", "largest_energy_samples")
+    return max((line[name] for line in lines for name in names if name in line), default=None)
+
+
 def facts(path: Path, iterations: int) -> dict[str, Any]:
     """What the log, the checkpoints and the flight records of a run say."""
     folder = RunFolder.existing(path)
     lines = folder.log.lines()
     last = lines[-1] if lines else {}
-    tail = lines[-max(1, round(TAIL * len(lines))) :]
-
-    def largest(among: Sequence[Mapping[str, Any]]) -> float | None:
-        names = ("largest_energy_data", "largest_energy_samples")
-        return max((line[name] for line in among for name in names if name in line), default=None)
-
+    tail = last_tenth(lines)
     gaps = [line["gap"] for line in tail if "gap" in line]
     saved = folder.checkpoints.iterations()
     reached = saved[-1] if saved else 0
@@ -183,8 +189,8 @@ def facts(path: Path, iterations: int) -> dict[str, Any]:
         "rollbacks": int(last.get("attempt", 0)),
         "minutes": round(last.get("seconds", 0.0) / 60, 2),
         "gap_end": statistics.fmean(gaps) if gaps else None,
-        "largest_energy": largest(lines),
-        "largest_energy_end": largest(tail),
+        "largest_energy": largest_energy(lines),
+        "largest_energy_end": largest_energy(tail),
         "diagnoses": [read_json(record)["diagnosis"] for record in records(path)],
     }
 

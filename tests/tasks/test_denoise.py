@@ -1,8 +1,5 @@
 """Denoising against closed forms, with the same result for any batch split; classical denoisers."""
 
-from collections.abc import Callable
-from dataclasses import replace
-
 import pytest
 import torch
 from torch import Tensor
@@ -102,22 +99,6 @@ def test_tuned_options_are_better_than_others_that_were_tried(run: CoarseToFineR
     ]
     assert errors[0] <= min(errors[1:])
     assert tuned.num_steps == 3
-
-
-def test_settings_are_tried_in_the_unit_of_the_training(run: CoarseToFineRun, images: Tensor) -> None:
-    class Quarter(torch.nn.Module):
-        def __init__(self, energy: Callable[[Tensor], Tensor]) -> None:
-            super().__init__()
-            self.energy = energy
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.energy(x) / 4
-
-    plain = replace(run, config=replace(run.config, engine="autograd"))
-    levels = {size: Quarter(energy) for size, energy in run.levels.items()}
-    scaled = replace(plain, config=replace(plain.config, step_size=4 * run.config.step_size), levels=levels)
-    one, four = (tune_denoising(model, images, 0.3, DenoiseOptions(num_steps=2)) for model in (plain, scaled))
-    assert four == replace(one, step_size=4 * one.step_size, temperature=one.temperature / 4)
 
 
 @pytest.mark.parametrize("name", ["non-local means", "total variation"])

@@ -1,4 +1,4 @@
-"""Tasks by runs whose step sizes grow with the resolution: as by those that have one step size and larger energies."""
+"""Tasks by runs with larger steps, or steps that grow with the resolution: as by those with larger energies."""
 
 from __future__ import annotations
 
@@ -30,6 +30,15 @@ def pair(run: CoarseToFineRun) -> tuple[CoarseToFineRun, CoarseToFineRun]:
     plain = replace(run, config=replace(run.config, engine="autograd"))
     levels = {size: Divided(energy, GROWTH**k) for k, (size, energy) in enumerate(sorted(run.levels.items()))}
     return plain, replace(plain, config=replace(plain.config, step_growth=GROWTH), levels=levels)
+
+
+def test_settings_of_denoising_are_tried_in_the_unit_of_the_training(run: CoarseToFineRun, images: Tensor) -> None:
+    plain = replace(run, config=replace(run.config, engine="autograd"))
+    levels = {size: Divided(energy, 4) for size, energy in run.levels.items()}
+    scaled = replace(plain, config=replace(plain.config, step_size=4 * run.config.step_size), levels=levels)
+    options = tasks.DenoiseOptions(num_steps=2)
+    one, four = (tasks.tune_denoising(model, images, 0.3, options) for model in (plain, scaled))
+    assert four == replace(one, step_size=4 * one.step_size, temperature=one.temperature / 4)
 
 
 def test_denoising(pair: tuple[CoarseToFineRun, CoarseToFineRun], images: Tensor) -> None:

@@ -16,7 +16,7 @@ def test_a_straight_way_lowers_the_energy_as_predicted() -> None:
 
     sampler = fastebm.Cascade({4: slope, 8: slope}, step_size=0.5, noise_std=0.0, num_steps=6)
     ends = sampler.sample_levels(3, 0, channels=2)
-    (row,) = falls({4: slope, 8: slope}, ends, step_size=0.5, num_steps=6)
+    (row,) = falls({4: slope, 8: slope}, ends, step_sizes={8: 0.5}, num_steps=6)
     assert row["size"] == 8
     assert row["squared_way"] == pytest.approx(2 * 64 * 0.03**2, rel=1e-4)
     assert row["fall"] == pytest.approx(row["predicted"], rel=1e-3)
@@ -29,5 +29,5 @@ def test_a_bent_way_lowers_it_more() -> None:
 
     start = torch.full((3, 1, 8, 8), 0.5)
     ends = {4: start[..., :4, :4], 8: fastebm.Langevin(well, step_size=0.05, noise_std=0.0).sample(start, 9, 0)}
-    (row,) = falls({4: well, 8: well}, ends, step_size=0.05, num_steps=9)
+    (row,) = falls({4: well, 8: well}, ends, step_sizes={8: 0.05}, num_steps=9)
     assert row["fall"] > 1.5 * row["predicted"]
