@@ -443,8 +443,12 @@ def translation_sections(entries: dict[str, Entry]) -> dict[str, str]:
 
 
 def stability_sections(entries: dict[str, Entry]) -> dict[str, str]:
-    """Two studies, a row for each variant of training."""
-    tables = {"stability": stability_table, "explosions": explosion_table}
+    """Two studies, the second in two dtypes, with a row for each variant of training."""
+    tables = {
+        "stability": stability_table,
+        "explosions": explosion_table,
+        "explosions-float32": explosion_table,
+    }
     return {name: make(entries[name]) for name, make in tables.items() if name in entries}
 
 

@@ -1,11 +1,12 @@
 """Which measure keeps a run from exploding: the smallest run that does, with one setting changed at a time.
 
-    python -m benchmarks.studies.explosions cifar10.npz [--seeds 3] [--variants "as it was" "clipped steps"]
+    python -m benchmarks.studies.explosions cifar10.npz [--seeds 3] [--variants "as it was" "no holes"] [--dtype float32]
 
 "as it was" explodes as the committed run of CIFAR-10 did, only sooner: its rates are four times as high, and nothing
 pulls energies towards 0. The guard may not roll back, so that an explosion ends the run. Runs that reach their end are
 judged in the features of the classifier that `fastebm evaluate` trains, as an energy that collapsed does not explode
-either. Finished rows are kept in results.json of the page, and only missing ones are run.
+either. Finished rows are kept in results.json of the page, and only missing ones are run. Rows of each dtype have an
+entry of their own, because a run's bits, and so the update at which it explodes, depend on it.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from fastebm.evaluation.speed.machine import machine_facts
 from fastebm.training import CoarseToFineConfig, DivergedError, train
 from fastebm.training.coarse_to_fine.presets import PRESETS
 
-ENTRY = "explosions"
+ENTRIES = {"bfloat16": "explosions", "float32": "explosions-float32"}
 BASE: CoarseToFineConfig = dataclasses.replace(
     PRESETS["cifar10"],
     base_width=8,
@@ -68,9 +69,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
 TAIL, SAMPLES = 0.1, 1000
 
 
-def measure(images: Any, variant: str, seed: int, evaluator: SampleEvaluator) -> dict[str, Any]:
+def measure(
+    base: CoarseToFineConfig, images: Any, variant: str, seed: int, evaluator: SampleEvaluator
+) -> dict[str, Any]:
     """One run: where it exploded and what the flight recorder said, or its energies and samples at the end."""
-    config = dataclasses.replace(BASE, channels=images.channels, seed=seed, **VARIANTS[variant])
+    config = dataclasses.replace(base, channels=images.channels, seed=seed, **VARIANTS[variant])
     lines: list[dict[str, Any]] = []
     row: dict[str, Any] = {"variant": variant, "seed": seed, "exploded": None, "distance": None}
     began = time.monotonic()
@@ -103,20 +106,23 @@ def main() -> None:
     parser.add_argument("--page", type=Path, default=RESULTS / "stability")
     parser.add_argument("--seeds", type=int, default=3, help="runs of each variant")
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
+    parser.add_argument("--dtype", choices=ENTRIES, default=BASE.dtype, help="of chains and updates")
     options = parser.parse_args()
+    entry_name = ENTRIES[options.dtype]
+    base = dataclasses.replace(BASE, dtype=options.dtype, update_dtype=options.dtype)
     torch.set_num_threads(1)
-    rows: list[dict[str, Any]] = read_entries(options.page).get(ENTRY, {"rows": []})["rows"]
-    images, test = (open_images(options.data, split=split, size=BASE.sizes[-1]) for split in ("train", "test"))
+    rows: list[dict[str, Any]] = read_entries(options.page).get(entry_name, {"rows": []})["rows"]
+    images, test = (open_images(options.data, split=split, size=base.sizes[-1]) for split in ("train", "test"))
     evaluator = SampleEvaluator(train_features(images), images, test)
     reference = evaluator.reference()
     for seed in range(options.seeds):
         for variant in options.variants:
             if (variant, seed) not in {(row["variant"], row["seed"]) for row in rows}:
-                rows.append(measure(images, variant, seed, evaluator))
+                rows.append(measure(base, images, variant, seed, evaluator))
                 print(rows[-1], flush=True)
                 facts = {"machine": machine_facts("cpu"), "data": options.data.name, "reference": reference}
-                entry = facts | {"rows": rows, "config": dataclasses.asdict(BASE)}
-                add_entry(options.page, ENTRY, entry, stability_sections)
+                entry = facts | {"rows": rows, "config": dataclasses.asdict(base)}
+                add_entry(options.page, entry_name, entry, stability_sections)
 
 
 if __name__ == "__main__":

@@ -170,6 +170,7 @@ def piecewise_constant(*values: float) -> PiecewiseConstant:
 
     Raises ValueError without a value.
 
+    >>> import fastebm
     >>> fastebm.schedules.evaluate(fastebm.schedules.piecewise_constant(1.0, 4.0), 6)
     tensor([1., 1., 1., 4., 4., 4.], dtype=torch.float64)
     """

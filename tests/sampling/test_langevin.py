@@ -597,7 +597,7 @@ def test_a_projection_follows_every_update(x0):
 EXAMPLES = {
     "langevin": 7,
     "cascade": 15,
-    "schedules": 2,
+    "schedules": 4,
     "mala": 4,
     "hmc": 4,
     "underdamped": 4,
