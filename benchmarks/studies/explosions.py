@@ -1,6 +1,6 @@
 """Which measure keeps a run from exploding: the smallest run that does, with one setting changed at a time.
 
-    python -m benchmarks.studies.explosions cifar10.npz [--seeds 3] [--variants "as it was" "no holes"] [--dtype float32]
+    python -m benchmarks.studies.explosions cifar10.npz [--seeds 3] [--variants "no holes"] [--dtype float32]
 
 "as it was" explodes as the committed run of CIFAR-10 did, only sooner: its rates are four times as high, and nothing
 pulls energies towards 0. The guard may not roll back, so that an explosion ends the run. Runs that reach their end are
