@@ -22,29 +22,30 @@ MOST_SEEDS = 1000
 METHODS: dict[str, tuple[dict[str, Any], str]] = {
     "coarse-to-fine": (
         PRESETS,
-        "Train CF-EBM: one energy per resolution, each grown out of the one below. The presets digits, mnist and "
-        "pictures are for a CPU; the others are the paper's settings, made more cautious, for a GPU and many hours.",
+        "Train CF-EBM: one energy per resolution, each grown out of the one below. The presets for a GPU are the "
+        "paper's settings, made more cautious.",
     ),
     "ec-vae": (
         EC_VAE_PRESETS,
         "Train EC-VAE: a variational autoencoder that an energy calibrates; a sample is one pass of its decoder. With "
-        "--lambda-start 0 it is a plain VAE. The preset digits was run; those in colour are for a GPU and many hours.",
+        "--lambda-start 0 it is a plain VAE.",
     ),
     "ec-posterior": (
         EC_POSTERIOR_PRESETS,
         "Train a variational autoencoder whose latent vectors short chains refine. With --num-steps 0 it is a plain "
-        "VAE. The preset digits was run; cifar10 is for a GPU and many hours.",
+        "VAE.",
     ),
     "ec-flow": (
         EC_FLOW_PRESETS,
         "Train a normalising flow that an energy calibrates; a sample is one pass of its inverse. With --lambda-start "
-        "0 it is a plain flow. The preset digits was run.",
+        "0 it is a plain flow.",
     ),
 }
 """The presets of each method, and its description."""
 EVERY_METHOD = (
-    "Without --data it learns scikit-learn's digits, in minutes. With --data and no --preset it takes colour images at "
-    "32x32. The same command continues a run that was stopped, to the same bits."
+    "The presets digits, mnist and pictures are for a CPU, the others for a GPU and many hours. Without --data it "
+    "learns scikit-learn's digits, in minutes. With --data and no --preset it takes the preset pictures: colour images "
+    "at 32x32. The same command continues a run that was stopped, to the same bits."
 )
 
 
@@ -130,5 +131,4 @@ def _preset(arguments: Sequence[str], presets: Any) -> str:
         flag, equals, value = argument.partition("=")
         if flag == "--preset" and (name := value if equals else following) in presets:
             return name
-    of_data = "pictures" if "pictures" in presets else "cifar10"
-    return of_data if any(argument.partition("=")[0] == "--data" for argument in arguments) else "digits"
+    return "pictures" if any(argument.partition("=")[0] == "--data" for argument in arguments) else "digits"

@@ -28,6 +28,22 @@ MNIST_VAE: dict[str, Any] = DIGITS_VAE | {
 }
 """A VAE of MNIST at 32x32 that is small enough for a CPU; the number of iterations is each method's own."""
 
+PICTURES_VAE: dict[str, Any] = {
+    "iterations": 1200,
+    "batch_size": 32,
+    "latent": 64,
+    "width": 16,
+    "max_width": 128,
+    "learning_rate": 1e-3,
+    "lr_decay": 0.3,
+    "flip": True,
+    "warmup": 150,
+    "ema": 0.995,
+    "log_every": 20,
+    "pictures_every": 400,
+}
+"""A VAE of colour images at 32x32 that is small enough for a CPU."""
+
 LONG_RUN: dict[str, Any] = {
     "flip": True,
     "ema": 0.9999,

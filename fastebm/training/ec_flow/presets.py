@@ -43,7 +43,32 @@ EC_FLOW_MNIST = ECFlowConfig(
 )
 """MNIST, padded to 32x32, gray: small nets for a CPU. Not run."""
 
+EC_FLOW_PICTURES = ECFlowConfig(
+    iterations=1500,
+    batch_size=32,
+    flow_steps=4,
+    width=32,
+    energy_width=16,
+    energy_depth=3,
+    energy_l2=0.02,
+    gap_hinge=0.5,
+    energy_learning_rate=3e-4,
+    lr_decay=0.3,
+    num_steps=10,
+    flip=True,
+    warmup=200,
+    ema=0.99,
+    log_every=20,
+    pictures_every=500,
+)
+"""Any pictures, 32x32, in colour, in nets for a CPU; what `--data` alone takes. Not run."""
+
 EC_FLOW_CIFAR10 = ECFlowConfig(warmup=5000, **LONG_RUN)
 """CIFAR-10. Not run."""
 
-EC_FLOW_PRESETS = {"digits": EC_FLOW_DIGITS, "mnist": EC_FLOW_MNIST, "cifar10": EC_FLOW_CIFAR10}
+EC_FLOW_PRESETS = {
+    "digits": EC_FLOW_DIGITS,
+    "mnist": EC_FLOW_MNIST,
+    "pictures": EC_FLOW_PICTURES,
+    "cifar10": EC_FLOW_CIFAR10,
+}
