@@ -59,6 +59,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "trimmed mean": {"trim": 0.1},
     "KL term": {"chain_kl": 1.0},
     "no data term": {"start_temperature": 0.0},
+    "temperature 0.0002": {"start_temperature": 0.0002},
     "no noisy starts": {"noisy_starts": 0.0, "start_temperature": 0.0},
     "no holes": {"hole_starts": 0.0},
     "from noise only": {"noisy_starts": 0.0, "start_temperature": 0.0, "hole_starts": 0.0},
