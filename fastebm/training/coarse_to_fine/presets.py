@@ -91,7 +91,7 @@ PICTURES = dataclasses.replace(
     base_width=8,
     step_size=4.0,
     data_noise=0.05,
-    start_temperature=0.0015,
+    start_temperature=0.0003,
     energy_l2=0.004,
 )
 """Any pictures, 32x32, in colour; what `--data` alone takes. Run: docs/results/pictures has the result."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import fastebm
 from fastebm.data import Images, neighbour_mean, random_hole_masks
 from fastebm.data.masks import HOLE_NOISE
 from fastebm.models import CoarseToFineEnergy
@@ -21,6 +23,7 @@ from fastebm.ops.backends import _extension
 from fastebm.rng import Stream
 from fastebm.runs.folder import RunFolder
 from fastebm.sampling import Cascade, ExpandingCascade
+from fastebm.sampling.data_term import data_term_weight, implicit_step
 from fastebm.training import CoarseToFineConfig, CoarseToFineRun, train
 from fastebm.training.coarse_to_fine.config import Stage
 from fastebm.training.coarse_to_fine.trainer import CoarseToFineTrainer, recompute_blocks
@@ -311,6 +314,25 @@ def test_a_data_term_pulls_chains_back_to_their_noisy_images(tiny: CoarseToFineC
     away, _ = fakes(trainer, real)
     assert torch.equal(away[:3], ends[:3])
     assert not torch.equal(away[3:], ends[3:])
+
+
+@pytest.mark.parametrize("std", [0.01, 0.05, 0.4])
+def test_the_curvature_that_a_data_term_asks_for(std: float) -> None:
+    """Where images differ by noise alone, chains end spread as images are at the curvature of docs/training.md."""
+    temperature, data_noise, step_size = 0.0015, 0.05, 4.0
+    curvature = temperature / std**2 * (math.sqrt(1 + std**2 / data_noise**2) - 1)
+    assert 0 < curvature < temperature / (2 * data_noise**2)
+    noise = torch.randn((2, 4000, 1, 4, 4), generator=torch.Generator().manual_seed(0))
+    noisy = data_noise * noise[0] + std * noise[1]
+    weight = torch.tensor(data_term_weight(temperature, std))
+
+    def spread(steepness: float) -> float:
+        step = implicit_step(step_size, float(weight))
+        sampler = fastebm.Langevin(lambda x: 0.5 * steepness * x.square().flatten(1).sum(1), step, 0.0)
+        return float(sampler.sample(noisy, 2000, data_term=(noisy, weight)).std())
+
+    assert spread(curvature) == pytest.approx(data_noise, rel=0.01)
+    assert spread(0.5 * curvature) > spread(curvature) > spread(2 * curvature)
 
 
 @pytest.mark.parametrize("variant", ["cascade", "expanding"])

@@ -72,9 +72,9 @@ def with_numbers(record: FlightRecord, **numbers: Any) -> FlightRecord:
     return dataclasses.replace(record, numbers=record.numbers | numbers)
 
 
-def with_chains(record: FlightRecord, **arrays: Any) -> FlightRecord:
+def with_chains(record: FlightRecord, kind: str = "noise", **arrays: Any) -> FlightRecord:
     chains = dataclasses.replace(record.chains["noise"], **arrays)
-    return dataclasses.replace(record, chains={"noise": chains})
+    return dataclasses.replace(record, chains={kind: chains})
 
 
 def test_a_healthy_record_has_no_known_cause() -> None:
@@ -109,6 +109,10 @@ def test_chains_that_are_too_coarse() -> None:
     (finding,) = diagnose(with_chains(record, step_curvatures=curvatures, energies=energies))
     assert finding.cause == "coarse"
     assert "in 62% of them (median 3.5, 0.4 before), and 56% of their steps raise the energy" in finding.sentence
+    assert "More data_noise, or a smaller step_size with more steps" in finding.sentence
+    (noisy,) = diagnose(with_chains(record, kind="noisy images", step_curvatures=curvatures, energies=energies))
+    assert "Chains from noisy images are too coarse" in noisy.sentence
+    assert "More data_noise, a smaller start_temperature, or a smaller step_size with more steps" in noisy.sentence
     curvatures[-20::5, 1, 3:10] = 1.9
     assert causes(with_chains(record, step_curvatures=curvatures)) == []
 

@@ -117,9 +117,15 @@ def _coarse(record: FlightRecord) -> Finding | None:
     text = (
         f"Chains from {kind} are too coarse for so steep an energy: step size times curvature is above 2, where a step "
         f"overshoots, in {shares[kind]:.0%} of them (median {product:.2g}{earlier}), and {rising:.0%} of their steps "
-        "raise the energy. More data_noise, or a smaller step_size with more steps, may hold them."
+        f"raise the energy. {_finer(kind)}"
     )
     return Finding("coarse", text, {"share": shares[kind], "median": product, "before": before, "rising": rising})
+
+
+def _finer(kind: str) -> str:
+    """What may help such chains. With a data term, its temperature says how steep an energy they learn."""
+    temperature = " a smaller start_temperature," if kind == "noisy images" else ""
+    return f"More data_noise,{temperature} or a smaller step_size with more steps, may hold them."
 
 
 def _swinging(record: FlightRecord) -> Finding | None:
@@ -129,8 +135,7 @@ def _swinging(record: FlightRecord) -> Finding | None:
         if now >= RISING and before <= RARELY:
             text = (
                 f"Chains from {kind} began to overshoot: {now:.0%} of their steps raise the energy, {before:.0%} did "
-                "before. They are too coarse for so steep an energy. More data_noise, or a smaller step_size with more "
-                "steps, may hold them."
+                f"before. They are too coarse for so steep an energy. {_finer(kind)}"
             )
             return Finding("coarse", text, {"rising": now, "rising_before": before})
     return None
