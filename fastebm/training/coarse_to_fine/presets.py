@@ -113,7 +113,16 @@ CELEBA64 = _large_image_config(
 )
 """CelebA's faces, the middle 140x140 at 64x64 (photographs in smaller nets: docs/results/zebra64). Not run."""
 
-CHURCH128 = _large_image_config(128, 1_000_000)
+CHURCH128 = _large_image_config(
+    128,
+    1_000_000,
+    learning_rates=(1e-3, 1e-3, 5e-4, 2e-4, 1e-4),
+    spectral_norm=False,
+    clamp_ends=True,
+    num_steps=20,
+    step_growth=4.0,
+    energy_l2=0.004,
+)
 """LSUN's churches, and other photographs at 128x128 (a smaller one was: docs/results/zebra128). Not run."""
 
 CELEBAHQ256 = _large_image_config(256, 800_000, recompute_from=256)
