@@ -247,7 +247,7 @@ def _run_row(entry: Entry) -> list[str]:
 
 def reference_ratio(distances: Entry) -> float:
     """The samples' Fréchet distance over that of as many unseen real images."""
-    return distances["beside_reference"]["frechet"] / distances["reference"]["frechet"]
+    return distances["samples_at_reference_count"]["frechet"] / distances["reference"]["frechet"]
 
 
 def run_table(entry: Entry) -> str:
@@ -271,11 +271,11 @@ def run_table(entry: Entry) -> str:
 
 def evaluation_tables(evaluation: Entry) -> list[str]:
     """What `fastebm evaluate` measured in the features of its small classifier."""
-    measured, energy = evaluation["in_features"], evaluation.get("metrics")
+    measured, energy = evaluation["in_features"], evaluation.get("energy_metrics")
     distances, classes, nearest = measured["distances"], measured["classes"], measured["nearest"]
     names = {
         "samples": "samples",
-        "reference": f"real against real: {distances['reference_of']}",
+        "reference": f"real against real: {distances['reference_kind']}",
         "noise": "uniform noise",
     }
     forms = {"frechet": ".3g", "kernel": ".3g", "precision": ".2f", "recall": ".2f"}
@@ -324,6 +324,8 @@ def digits_sections(entries: dict[str, Entry]) -> dict[str, str]:
 
 def images_of(name: str) -> str:
     """The images that an entry of the tasks' page is of, by its name."""
+    if name.startswith("cifar10-pictures-"):
+        return "CIFAR-10, preset pictures"
     return "CIFAR-10" if name.startswith("cifar10-") else "MNIST"
 
 

@@ -141,7 +141,7 @@ class Seeds:
         samples, reference = distances["samples"], distances.get("reference")
         found: dict[str, Any] = {"frechet": samples["frechet"], "reference": None, "ratio": None}
         if reference is not None:
-            beside = distances.get("beside_reference") or samples  # of as many images as the reference
+            beside = distances["samples_at_reference_count"]
             found |= {"reference": reference["frechet"], "ratio": beside["frechet"] / reference["frechet"]}
         return wanted | found
 

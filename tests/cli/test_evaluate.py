@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from safetensors import SafetensorError
 
+from benchmarks.harness.pages import evaluation_tables
 from fastebm.cli import main
 from fastebm.data import digits, to_pixels
 from fastebm.training import CoarseToFineRun, DigitsSource, ECVAEConfig, ImageSource, load, train
@@ -62,6 +63,10 @@ def test_a_run_against_its_own_images(trained: Path, capsys: pytest.CaptureFixtu
     assert 0 <= found["energy_metrics"]["acceptance_data"] <= 1
     assert found["long_chains_in_features"]["count"] == 60
     assert found["features"]["accuracy"] > 0.2
+    # The pages of results show it.
+    tables = "\n".join(evaluation_tables(found))
+    for part in ("| real against real: test images | 60 |", "times that between real images", "| mean energy |"):
+        assert part in tables
     after = {path: path.read_bytes() for path in trained.rglob("*") if path.is_file()}
     assert {path.name for path in after.keys() - before.keys()} == {"evaluation.json", "features.safetensors"}
     assert {path: after[path] for path in before} == before

@@ -71,16 +71,20 @@ def test_a_killed_command_goes_on_to_the_same_bits(tmp_path: Path) -> None:
         assert all(torch.equal(found[0].tensors[name], found[1].tensors[name]) for name in found[0].tensors)
 
 
-@pytest.mark.slow
-def test_runs_are_judged_by_one_classifier(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_runs_are_judged_by_one_classifier(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fastebm.evaluation.metrics.features.IMAGES_SEEN", 1000)
     out = tmp_path / "runs"
-    command = [*TRAIN, "--iterations", "3", "4", "--seeds", "2", "--judge-count", "100", "--out", str(out)]
+    command = [*TRAIN, "--iterations", "3", "4", "--seeds", "2", "--judge-count", "1000", "--out", str(out)]
     assert main(command) == 0
     first = content(out)
     for run in first["runs"]:
         distances = json.loads((out / run["run"] / "judged.json").read_text())["in_features"]["distances"]
         assert run["frechet"] == distances["samples"]["frechet"]
-        assert run["ratio"] == pytest.approx(distances["samples"]["frechet"] / distances["reference"]["frechet"])
+        beside = distances["samples_at_reference_count"]  # of fewer samples, as there are not 1,000 held-out images
+        assert beside["count"] == distances["reference"]["count"] < distances["samples"]["count"] == 1000
+        assert run["ratio"] == pytest.approx(beside["frechet"] / distances["reference"]["frechet"])
     written = (out / "seed-0" / "judged.json").stat().st_mtime_ns
     assert "over the reference" in capsys.readouterr().out
     assert main(command) == 0
