@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import statistics
 import tempfile
 import time
 from pathlib import Path
@@ -24,6 +23,7 @@ import torch
 
 from benchmarks.harness.pages import RESULTS, add_entry, read_entries, stability_sections
 from benchmarks.studies.comparison import SampleEvaluator
+from benchmarks.studies.stability import energies_of
 from fastebm.data import open_images
 from fastebm.evaluation import train_features
 from fastebm.evaluation.speed.machine import machine_facts
@@ -67,7 +67,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "data noise 0.05": {"data_noise": 0.05},
     "half steps, twice as many": {"num_steps": 30, "step_size": 0.5},
 }
-TAIL, SAMPLES = 0.1, 1000
+SAMPLES = 1000
 
 
 def measure(
@@ -85,14 +85,7 @@ def measure(
             row["distance"] = evaluator.samples(run.sample(SAMPLES, seed=0).clamp(-1, 1))["distance"]
         except DivergedError as error:
             row["exploded"] = {"iteration": error.iteration, "reason": error.reason, "diagnosis": diagnosis(path)}
-    largest = [max(line["largest_energy_data"], line["largest_energy_samples"]) for line in lines]
-    tail = max(1, round(TAIL * len(lines)))
-    return row | {
-        "largest_energy": max(largest, default=None),
-        "largest_energy_end": statistics.median(largest[-tail:]) if largest else None,
-        "gap_end": statistics.fmean(abs(line["gap"]) for line in lines[-tail:]) if lines else None,
-        "seconds": round(time.monotonic() - began, 1),
-    }
+    return row | energies_of(lines) | {"seconds": round(time.monotonic() - began, 1)}
 
 
 def diagnosis(run: Path) -> str:

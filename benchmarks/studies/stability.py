@@ -16,12 +16,14 @@ import dataclasses
 import statistics
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from benchmarks.harness.pages import RESULTS, add_entry, read_entries, stability_sections
+from fastebm.cli.seeds import largest_energy, last_tenth
 from fastebm.data import open_images
 from fastebm.evaluation.speed.machine import machine_facts
 from fastebm.training import CoarseToFineConfig, DivergedError, train
@@ -47,7 +49,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "rates fall in the second half": {"lr_decay": 0.5},
     "all": {"energy_l2": 0.02, "learning_rates": LOWER, "data_noise": 0.03, "lr_decay": 0.5},
 }
-TAIL = 0.1
 
 
 def measure(images: Any, variant: str, seed: int) -> dict[str, Any]:
@@ -62,16 +63,22 @@ def measure(images: Any, variant: str, seed: int) -> dict[str, Any]:
             train(config, images, run, progress=False, save_pictures=False, on_log=lines.append)
         except DivergedError as error:
             exploded = {"iteration": error.iteration, "reason": error.reason}
-    largest = [max(line["largest_energy_data"], line["largest_energy_samples"]) for line in lines]
-    tail = lines[-max(1, round(TAIL * len(lines))) :]
     return {
         "variant": variant,
         "seed": seed,
         "exploded": exploded,
-        "largest_energy": max(largest, default=None),
-        "largest_energy_end": statistics.median(largest[-len(tail) :]) if largest else None,
-        "gap_end": statistics.fmean(abs(line["gap"]) for line in tail) if tail else None,
+        **energies_of(lines),
         "seconds": round(time.monotonic() - began, 1),
+    }
+
+
+def energies_of(lines: Sequence[dict[str, Any]]) -> dict[str, float | None]:
+    """The largest energy in a run's log, and the median of the largest and the mean gap in its last tenth."""
+    end = last_tenth(lines)
+    return {
+        "largest_energy": largest_energy(lines),
+        "largest_energy_end": statistics.median(largest_energy([line]) or 0.0 for line in end) if end else None,
+        "gap_end": statistics.fmean(abs(line["gap"]) for line in end) if end else None,
     }
 
 

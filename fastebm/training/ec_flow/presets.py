@@ -3,26 +3,32 @@
 The docstring of each says whether it was run, and with what result.
 """
 
+from typing import Any
+
 from fastebm.training.calibration.presets import LONG_RUN
 from fastebm.training.ec_flow.config import ECFlowConfig
 
+_SMALL: dict[str, Any] = {
+    "batch_size": 32,
+    "flow_steps": 4,
+    "energy_width": 16,
+    "energy_depth": 3,
+    "energy_l2": 0.02,
+    "gap_hinge": 0.5,
+    "lr_decay": 0.3,
+    "num_steps": 10,
+}
+
 EC_FLOW_DIGITS = ECFlowConfig(
+    **_SMALL,
     size=8,
     channels=1,
     brightnesses=17,
     iterations=1800,
-    batch_size=32,
     levels=2,
-    flow_steps=4,
     width=24,
-    energy_width=16,
-    energy_depth=3,
-    energy_l2=0.02,
-    gap_hinge=0.5,
     learning_rate=2e-3,
     energy_learning_rate=5e-4,
-    lr_decay=0.3,
-    num_steps=10,
     warmup=100,
     ema=0.98,
 )
@@ -44,17 +50,10 @@ EC_FLOW_MNIST = ECFlowConfig(
 """MNIST, padded to 32x32, gray: small nets for a CPU. Not run."""
 
 EC_FLOW_PICTURES = ECFlowConfig(
+    **_SMALL,
     iterations=1500,
-    batch_size=32,
-    flow_steps=4,
     width=32,
-    energy_width=16,
-    energy_depth=3,
-    energy_l2=0.02,
-    gap_hinge=0.5,
     energy_learning_rate=3e-4,
-    lr_decay=0.3,
-    num_steps=10,
     flip=True,
     warmup=200,
     ema=0.99,
