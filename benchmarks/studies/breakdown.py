@@ -1,7 +1,7 @@
 """How near the products of a program come to the machine's peak: `python -m benchmarks.studies.breakdown`.
 
 Measures gradients of nets at batch 64 in bfloat16: the whole program, the same with stores as its only epilogues
-(matrix products alone, whose results mean nothing), and a matrix product of 2048 x 2048, interleaved in one process.
+(matrix products alone, whose results mean nothing), and a square matrix product of SIDE, interleaved in one process.
 The entry of this kind of machine in docs/results/speed/breakdown.json is replaced.
 """
 
@@ -27,6 +27,7 @@ from fastebm.ops.instructions import EpilogueOp, Kind, PlannedProgram, decode, e
 from fastebm.runs.files import write_json
 
 NETS = {"CF-EBM": (3, 32, 32), "IGEBM-like residual": (3, 32, 32), "wide residual 28-2": (3, 32, 32)}
+SIDE = 2048
 STORES = (EpilogueOp.STORE, EpilogueOp.STORE_GRADIENT, EpilogueOp.STORE_ENERGIES)
 
 
@@ -44,7 +45,7 @@ def measured(name: str, shape: tuple[int, ...], batch: int, rounds: int) -> dict
     torch.manual_seed(0)
     gradient = energy_gradient(nets.build(name, shape, "cpu"), dtype=torch.bfloat16, engine="fused")
     x = fastebm.ops.uniform((batch, *shape), seed=0) * 2 - 1
-    a, b = (torch.randn(2048, 2048, dtype=torch.bfloat16) for _ in range(2))
+    a, b = (torch.randn(SIDE, SIDE, dtype=torch.bfloat16) for _ in range(2))
     with gradient.chain(), torch.no_grad():
         gradient(x)
         fused = gradient.compiled_program(x)
@@ -69,7 +70,7 @@ def measured(name: str, shape: tuple[int, ...], batch: int, rounds: int) -> dict
         "flops_of_products": flops,
         "rate_of_program": flops / medians["program"],
         "rate_of_products": flops / medians["products"],
-        "rate_of_matrix_product": 2 * 2048**3 / medians["matrix_product"],
+        "rate_of_matrix_product": 2 * SIDE**3 / medians["matrix_product"],
     }
 
 
