@@ -25,9 +25,11 @@ from fastebm.evaluation import train_features
 from fastebm.evaluation.speed.machine import machine_facts
 from fastebm.plotting import save_grid
 from fastebm.tasks import TranslateOptions, translate
+from fastebm.tasks.inputs import training_step_size
 from fastebm.training import CoarseToFineRun
 
-DATA_WEIGHTS = (0.0, 0.03)
+PULLS = (0.0, 0.03)
+"""Data weights, times the step size of the run's training: the share of the way back that a step goes."""
 SHOWN = 40
 
 
@@ -44,6 +46,7 @@ def main() -> None:
     parser.add_argument("--page", type=Path, default=RESULTS / "translation")
     parser.add_argument("--source", type=Path, required=True)
     parser.add_argument("--target", type=Path, required=True)
+    parser.add_argument("--images-seen", type=int, default=60_000, help="by the classifier, over all epochs")
     options = parser.parse_args()
     torch.set_num_threads(1)
     run, name = CoarseToFineRun.load(options.run), options.run.resolve().name
@@ -51,7 +54,7 @@ def main() -> None:
     train, test = (
         [open_images(p, split=part, **wanted) for p in (options.source, options.target)] for part in ("train", "test")
     )
-    classifier = train_features(*(concatenate(*domains) for domains in (train, test)), images_seen=60_000)
+    classifier = train_features(*(concatenate(*domains) for domains in (train, test)), images_seen=options.images_seen)
     sources = to_float(test[0].pixels)
 
     def target_share(images: Tensor) -> float:
@@ -66,9 +69,11 @@ def main() -> None:
 
     rows: list[dict[str, Any]] = [{"chains": "sources", **measure(sources)}]
     starts = [None, *sorted(run.levels, reverse=True)[1:]]
+    step_size = training_step_size(run)
     options.page.mkdir(parents=True, exist_ok=True)
-    for start, data_weight in itertools.product(starts, DATA_WEIGHTS):
-        how = TranslateOptions(num_steps=run.config.num_steps, start_size=start, data_weight=data_weight)
+    for start, pull in itertools.product(starts, PULLS):
+        data_weight = pull / step_size
+        how = TranslateOptions(run.config.num_steps, step_size, start_size=start, data_weight=data_weight)
         images = translate(run, sources, how).images
         chains = f"from {start or run.size}, data weight {data_weight:g}"
         settings = {"chains": chains, "start_size": start or run.size, "data_weight": data_weight}
