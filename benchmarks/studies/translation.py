@@ -30,6 +30,8 @@ from fastebm.training import CoarseToFineRun
 
 PULLS = (0.0, 0.03)
 """Data weights, times the step size of the run's training: the share of the way back that a step goes."""
+LONGER = (3, 6)
+"""Lengths of further chains at full size without a data term, in chains of the training."""
 SHOWN = 40
 
 
@@ -71,16 +73,24 @@ def main() -> None:
     starts = [None, *sorted(run.levels, reverse=True)[1:]]
     step_size = training_step_size(run)
     options.page.mkdir(parents=True, exist_ok=True)
-    for start, pull in itertools.product(starts, PULLS):
-        data_weight = pull / step_size
-        how = TranslateOptions(run.config.num_steps, step_size, start_size=start, data_weight=data_weight)
+    settings = [(*pair, 1) for pair in itertools.product(starts, PULLS)] + [(None, 0.0, times) for times in LONGER]
+    for start, pull, times in settings:
+        data_weight, num_steps = pull / step_size, times * run.config.num_steps
+        how = TranslateOptions(num_steps, step_size, start_size=start, data_weight=data_weight)
         images = translate(run, sources, how).images
         chains = f"from {start or run.size}, data weight {data_weight:g}"
-        settings = {"chains": chains, "start_size": start or run.size, "data_weight": data_weight}
-        rows.append(settings | measure(images))
+        longer = f", {num_steps} updates" if times > 1 else ""
+        what = {
+            "chains": chains + longer,
+            "num_steps": num_steps,
+            "start_size": start or run.size,
+            "data_weight": data_weight,
+        }
+        rows.append(what | measure(images))
         print(rows[-1], flush=True)
         if not data_weight:
-            save_grid(options.page / f"{name}-from-{start or run.size}.png", images[:SHOWN])
+            steps = f"-{num_steps}-steps" if times > 1 else ""
+            save_grid(options.page / f"{name}-from-{start or run.size}{steps}.png", images[:SHOWN])
     samples = run.sample(len(sources))
     save_grid(options.page / f"{name}-samples.png", samples[:SHOWN])
     entry = {
