@@ -30,7 +30,7 @@ from fastebm.training import CoarseToFineRun
 
 PULLS = (0.0, 0.03)
 """Data weights, times the step size of the run's training: the share of the way back that a step goes."""
-LONGER = (3, 6)
+LONGER = (2, 3)
 """Lengths of further chains at full size without a data term, in chains of the training."""
 SHOWN = 40
 

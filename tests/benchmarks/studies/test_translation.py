@@ -45,10 +45,10 @@ def test_a_run_of_two_levels_becomes_an_entry_and_pictures(tmp_path: Path, monke
     assert sources == {"chains": "sources", "classified_as_target": 0, "change": 0, "correlation": pytest.approx(1)}
     assert [(row["start_size"], row["data_weight"], row["num_steps"]) for row in rows] == [
         *((16, 0, 6), (16, 0.015, 6), (8, 0, 6), (8, 0.015, 6)),
-        *((16, 0, 18), (16, 0, 36)),
+        *((16, 0, 12), (16, 0, 18)),
     ]
     assert all(row["change"] > 0 for row in rows)
     assert {path.name for path in page.glob("*.png")} == {
-        f"bright-16-{what}.png" for what in ("from-16", "from-8", "from-16-18-steps", "from-16-36-steps", "samples")
+        f"bright-16-{what}.png" for what in ("from-16", "from-8", "from-16-12-steps", "from-16-18-steps", "samples")
     }
     assert "| from 8, data weight 0 |" in (page / "README.md").read_text()
