@@ -22,9 +22,8 @@ class Flight:
     """number of seconds to wait for that"""
 
     def __call__(self) -> int:
-        from fastebm.runs.files import read_json
         from fastebm.runs.folder import RunFolder
-        from fastebm.training.trainer.flight import records
+        from fastebm.training.trainer.flight import read_summary, records
 
         RunFolder.existing(self.run)
         found = self._asked() if self.now else records(self.run)
@@ -34,10 +33,7 @@ class Flight:
                 "for one."
             )
         for path in found:
-            content = read_json(path)
-            missing = [name for name in ("event", "reason", "diagnosis", "note", "updates") if name not in content]
-            if missing:
-                raise ValueError(f"{path} is no flight record: it has no {missing[0]}")
+            content = read_summary(path)
             updates = content["updates"]
             where = f"updates {updates[0]['iteration']:,} to {updates[-1]['iteration']:,}" if updates else "no updates"
             reason = f": {content['reason']}" if content["reason"] else ""

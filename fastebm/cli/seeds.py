@@ -18,15 +18,19 @@ from fastebm.distributed import ranks
 from fastebm.evaluation.metrics.features import FEATURES_FILE, UNLABELLED
 from fastebm.evaluation.sources import open_real
 from fastebm.report.seeds import HEADINGS
+from fastebm.runs.fields import checked
 from fastebm.runs.files import finite_json, is_leftover, read_json, write_json
 from fastebm.runs.folder import RunError, RunFolder, config_differences
 from fastebm.runs.names import JUDGED, SEEDS
 from fastebm.training import DigitsSource, DivergedError, ImageSource, train
 from fastebm.training.trainer.config import TrainerConfig
-from fastebm.training.trainer.flight import records
+from fastebm.training.trainer.flight import read_summary, records
+from fastebm.training.trainer.loop import WENT_BACK
 
 TAIL = 0.1
 """Share of the lines of a log, the last ones, that say how a run ended."""
+JUDGEMENT = ("judged_count", "judged_iteration", "frechet", "reference", "ratio")
+"""What is known of a run that was judged; the last three are numbers of as many samples as the first one says."""
 SHOWN = HEADINGS | {"ratio": "over the reference"}
 """The numbers of a run that are summarised, and their headings."""
 
@@ -53,6 +57,7 @@ class Seeds:
     def __call__(self) -> int:
         if (size := ranks().size) > 1:
             raise ValueError(f"--seeds trains one run after another in one process, and {size} were started")
+        dataclasses.replace(self.config, seed=self.config.seed + self.count - 1)  # raises where it is too large
         before = self._check_folder()
         entries: list[dict[str, Any]] = []
         self._write(entries, before)  # a command that is killed in its first run then knows its folder
@@ -60,7 +65,7 @@ class Seeds:
             path = self.folder / f"seed-{seed}"
             known = next((entry for entry in before if entry.get("seed") == seed), {})
             entry = self._trained(seed, path, known)
-            if entry["finished"] and self.judge_count:
+            if entry["finished"]:
                 entry |= self._judged(path, known, entry["iteration"])
             entries.append(entry)
             self._write(entries, before)
@@ -85,9 +90,11 @@ class Seeds:
             return []
         try:
             content = read_json(self.folder / SEEDS)
-            stored, entries = dict(content["config"]), list(content["runs"])
+            stored = checked("config", content["config"], dict[str, Any])
+            entries = [_entry(each) for each in checked("runs", content["runs"], list[Any])]
         except (ValueError, KeyError, TypeError) as error:
-            raise RunError(f"{self.folder / SEEDS} is damaged: {error}") from error
+            reason = f"it has no {error}" if isinstance(error, KeyError) else error
+            raise RunError(f"{self.folder / SEEDS} is damaged: {reason}") from error
         differing = {*self.config.mutable_fields, "seed"}
         if differences := config_differences(stored, json.loads(json.dumps(self._settings())), differing):
             raise RunError(f"{self.folder} holds runs with another config ({differences}): choose another folder")
@@ -115,10 +122,11 @@ class Seeds:
 
     def _judged(self, path: Path, known: Mapping[str, Any], iteration: int) -> dict[str, Any]:
         """The distances of a run's samples from real images, beside those of other real images."""
-        wanted = {"judged_count": self.judge_count, "judged_iteration": iteration}
-        names = (*wanted, "frechet", "reference", "ratio")
+        wanted = {"judged_count": self.judge_count or known.get("judged_count"), "judged_iteration": iteration}
         if all(known.get(name) == value for name, value in wanted.items()) and (path / JUDGED).is_file():
-            return {name: known.get(name) for name in names}
+            return {name: known.get(name) for name in JUDGEMENT}
+        if not self.judge_count:
+            return {}
         if getattr(self.config, "domain", -1) >= 0:
             return {"not_judged": "a run of one domain is compared with a set of that domain alone"}
         try:
@@ -186,20 +194,44 @@ def facts(path: Path, iterations: int) -> dict[str, Any]:
     return {
         "iteration": reached,
         "finished": reached == iterations,
-        "rollbacks": int(last.get("attempt", 0)),
+        "rollbacks": max(int(last.get("attempt", 0)), _rollbacks(folder, path)),
         "minutes": round(last.get("seconds", 0.0) / 60, 2),
         "gap_end": statistics.fmean(gaps) if gaps else None,
         "largest_energy": largest_energy(lines),
         "largest_energy_end": largest_energy(tail),
-        "diagnoses": [read_json(record)["diagnosis"] for record in records(path)],
+        "diagnoses": [read_summary(record)["diagnosis"] for record in records(path)],
     }
 
 
+def _rollbacks(folder: RunFolder, path: Path) -> int:
+    """How often the guard went back, by the newest checkpoint, whose line of the log may be gone; or by its records."""
+    checkpoint = folder.checkpoints.load_newest()
+    if checkpoint is None:
+        return sum(read_summary(record)["event"] == WENT_BACK for record in records(path))
+    return len(checkpoint.state.get("guard", {}).get("rollbacks", ()))
+
+
+def _entry(value: Any) -> dict[str, Any]:
+    """The entry of a run in seeds.json. Raises KeyError, TypeError, ValueError for another value."""
+    entry = checked("a run", value, dict[str, Any])
+    for name, hint in {"seed": int, "run": str, "finished": bool, "retries": int, "stopped": str | None}.items():
+        entry[name] = checked(f"{name} of a run", entry[name], hint)
+    for name in (*SHOWN, *JUDGEMENT):
+        checked(f"{name} of a run", entry.get(name), float | None)
+    return entry
+
+
 def summary(entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Mean and standard deviation (of one number less than there are) of the numbers of finished runs."""
+    """Mean and standard deviation (of one number less than there are) of the numbers of finished runs.
+
+    Those of samples are of the runs that were judged by as many as the first one.
+    """
     found: dict[str, Any] = {"runs": len(entries), "finished": sum(bool(entry["finished"]) for entry in entries)}
     for name in SHOWN:
-        values = [e[name] for e in entries if e["finished"] and e.get(name) is not None]
+        there = [entry for entry in entries if entry["finished"] and entry.get(name) is not None]
+        if name in JUDGEMENT:
+            there = [entry for entry in there if entry["judged_count"] == there[0]["judged_count"]]
+        values = [entry[name] for entry in there]
         if values:
             spread = statistics.stdev(values) if len(values) > 1 else None
             found[name] = {"mean": statistics.fmean(values), "spread": spread, "count": len(values)}

@@ -104,7 +104,11 @@ class Train:
     def _folder(self) -> Path:
         if self.out is not None:
             return self.out
-        name = self.preset if self.data is None else os.path.basename(os.path.realpath(self.data)).split(".")[0]
+        name = (
+            self.preset
+            if self.data is None
+            else os.path.basename(os.path.realpath(self.data)).lstrip(".").split(".")[0]
+        )
         method = self.config.kind.replace("_", "-")
         name += f"-{self.seeds}-seeds" if self.seeds > 1 else ""
         return Path("runs") / (name if method == "coarse-to-fine" else f"{name}-{method}")

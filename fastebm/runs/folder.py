@@ -91,7 +91,7 @@ class RunFolder:
                 if not lock(file.fileno()):
                     raise RunError(f"another process is training in {path}: wait for it, or choose another folder")
                 # Files that a killed process has half written. The lock shows that no process is writing them now.
-                for folder in (path, path / "checkpoints", path / "pictures"):
+                for folder in (path, path / "checkpoints", path / "pictures", path / "flight"):
                     remove_leftovers(folder)
             except NoLocksError as error:
                 warnings.warn(

@@ -97,13 +97,19 @@ def training_images(run: Run) -> Images:
 
 
 def held_out_images(run: Run) -> Images:
-    """The test split of the set that the run was trained on. Raises DataError if it has none, RunError as above."""
+    """The test split of the set that the run was trained on. Raises RunError if it has none, and as above."""
     source = source_of(run)
     if isinstance(source, DigitsSource):
         return _digits("test")
     if source.split == HELD_OUT:
         raise RunError(f"{run.path} was trained on the test split of {source.path}: give images that it has not seen")
-    return dataclasses.replace(source, split=HELD_OUT).open()
+    try:
+        return dataclasses.replace(source, split=HELD_OUT).open()
+    except NoSplitError as error:
+        raise RunError(
+            f"{run.path} was trained on all of {source.path}, which has no test split: give images like these that it "
+            "has not seen (--data)"
+        ) from error
 
 
 def matching_images(

@@ -62,7 +62,7 @@ def test_the_demo_from_digits_to_a_verdict(tmp_path: Path, capsys: pytest.Captur
         (["demo", "--count", str(10**9)], "1,000,000,000 samples would need 238.4 GiB of memory"),
         (["demo", "--threads", str(10**20)], "--threads must be at most"),
         (["demo", "--out", "."], "--out must name a folder, got ."),
-        (["demo", "--iterations", "0", "0"], "iterations must lie in [1, 1e+09], got 0"),
+        (["demo", "--iterations", "0", "0"], "iterations must lie in [1, 1e+09), got 0"),
         (["demo", "--iterations", "3"], "--iterations needs 2 values"),
     ],
 )

@@ -41,7 +41,7 @@ def test_it_shows_each_record(trained: Path, capsys: pytest.CaptureFixture[str])
     newest.unlink()
     records(trained)[0].write_text("{}")
     assert main(["flight", str(trained)]) == 2
-    assert "is no flight record: it has no event" in capsys.readouterr().err
+    assert "is no flight record, or a damaged one: it has no 'event'" in capsys.readouterr().err
     assert main(["flight", str(trained.parent)]) == 2
     assert main(["flight", str(trained), "--now"]) == 2
     assert "no process trains in" in capsys.readouterr().err

@@ -16,6 +16,7 @@ from fastebm.cli.seeds import summary, table
 from fastebm.runs.folder import RunFolder
 from fastebm.runs.names import SEEDS
 from fastebm.training import DivergedError
+from fastebm.training.coarse_to_fine.trainer import CoarseToFineTrainer
 from tests.cli.tiny_runs import TRAIN, start
 
 COMMAND = [*TRAIN, "--iterations", "3", "4", "--seeds", "2", "--judge-count", "0"]
@@ -131,6 +132,75 @@ def test_summary_and_table() -> None:
     lines = table(runs).splitlines()
     assert lines[3].split() == ["2", "(stopped)", "100"]
     assert lines[4].split() == ["mean", "2"]
+
+
+def judged(seed: int, count: int | None, ratio: float | None) -> dict[str, Any]:
+    return {"seed": seed, "finished": True, "stopped": None, "judged_count": count, "ratio": ratio}
+
+
+def test_distances_of_different_numbers_of_samples_are_not_averaged() -> None:
+    found = summary([judged(0, 1000, 2.0), judged(1, 1000, 4.0), judged(2, 20, 90.0), judged(3, None, None)])
+    assert found["ratio"] == {"mean": 3.0, "spread": pytest.approx(2**0.5), "count": 2}
+
+
+def test_a_judgement_stays_where_none_is_asked_for(tmp_path: Path) -> None:
+    command = [*TRAIN, "--iterations", "3", "4", "--seeds", "2", "--out", str(tmp_path / "runs"), "--judge-count"]
+    assert main([*command, "0"]) == 0
+    stored = content(tmp_path / "runs")
+    stored["runs"][0] |= {"judged_count": 20, "judged_iteration": 7, "frechet": 3.0, "reference": 1.0, "ratio": 3.0}
+    stored["runs"][1] |= {"judged_count": 20, "judged_iteration": 5, "frechet": 9.0, "reference": 1.0, "ratio": 9.0}
+    (tmp_path / "runs" / SEEDS).write_text(json.dumps(stored))
+    (tmp_path / "runs" / "seed-0" / "judged.json").write_text("{}")
+    assert main([*command, "0"]) == 0
+    first, second = content(tmp_path / "runs")["runs"]
+    assert (first["judged_count"], first["ratio"]) == (20, 3.0)
+    assert "ratio" not in second  # of other weights
+
+
+@pytest.mark.parametrize("first_checkpoint", [4, 99])
+def test_rollbacks_of_a_run_that_was_given_up_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first_checkpoint: int
+) -> None:
+    """Its log is rewound to before the last one: the checkpoint knows them, or else the flight records do."""
+    update = CoarseToFineTrainer.update
+
+    def exploding(self: CoarseToFineTrainer) -> dict[str, float]:
+        if self.iteration == 6:
+            raise DivergedError(7, "for the test")
+        return update(self)
+
+    monkeypatch.setattr(CoarseToFineTrainer, "update", exploding)
+    stages = ["--iterations", "8", "4", "--checkpoint-every", str(first_checkpoint)]
+    assert main([*COMMAND, *stages, "--retries", "2", "--out", str(tmp_path / "runs")]) == 1
+    assert [run["rollbacks"] for run in content(tmp_path / "runs")["runs"]] == [2, 2]
+
+
+def test_the_largest_energy_does_not_depend_on_the_log(tmp_path: Path) -> None:
+    found = []
+    for every in ("1", "3"):
+        out = tmp_path / every
+        assert main([*COMMAND, "--log-every", every, "--out", str(out)]) == 0
+        found.append([run["largest_energy"] for run in content(out)["runs"]])
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize(
+    "runs", ["[5]", "[{}]", '[{"seed": 7}]', '{"a": 1}', '[{"seed": [1], "run": "a", "finished": true, "retries": 0}]']
+)
+def test_a_damaged_entry_is_said_in_one_line(tmp_path: Path, runs: str, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / SEEDS).write_text(f'{{"config": {{}}, "runs": {runs}}}')
+    assert main([*COMMAND, "--out", str(tmp_path)]) == 2
+    said = capsys.readouterr().err
+    assert f"{tmp_path / SEEDS} is damaged: " in said
+    assert said.count("\n") == 1
+
+
+def test_seeds_beyond_the_largest_are_refused_before_any_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*COMMAND, "--seed", str(2**64 - 1), "--out", str(tmp_path / "runs")]) == 2
+    assert "seed must be in [-2^63, 2^64), got 18446744073709551616" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
 
 
 @pytest.mark.parametrize(

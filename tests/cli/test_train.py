@@ -99,6 +99,8 @@ def test_a_method_without_arguments_trains_its_preset_of_digits(method: str) -> 
     assert command._folder() == Path("runs") / ("digits" if method == "coarse-to-fine" else f"digits-{method}")
     of_data = parse_train(method, ["--data", "sets/mnist.npz", "--preset", "digits"])
     assert of_data._folder() == Path("runs") / ("mnist" if method == "coarse-to-fine" else f"mnist-{method}")
+    hidden = parse_train(method, ["--data", "sets/.hidden", "--preset", "digits"])
+    assert hidden._folder() == Path("runs") / ("hidden" if method == "coarse-to-fine" else f"hidden-{method}")
 
 
 @pytest.mark.parametrize("method", ["coarse-to-fine", "ec-vae", "ec-posterior", "ec-flow"])

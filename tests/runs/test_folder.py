@@ -96,9 +96,11 @@ def test_one_process_at_a_time(tmp_path: Path) -> None:
 
 
 def test_what_a_kill_left_half_written_is_swept_away(tmp_path: Path) -> None:
-    (tmp_path / "checkpoints").mkdir()
+    for folder in ("checkpoints", "flight"):
+        (tmp_path / folder).mkdir()
     write_json(tmp_path / "config.json", {})
     parts = [tmp_path / ".log.jsonl.abc.part", tmp_path / "checkpoints" / ".iteration-000000003.json.abc.part"]
+    parts += [tmp_path / "flight" / ".iteration-000000003-1.npz.abc.part"]
     for part in parts:
         part.write_text("half")
     with RunFolder.locked(tmp_path):

@@ -64,7 +64,7 @@ def check_pixels(name: str, width: int, height: int, max_pixels: int) -> None:
     if width * height > max_pixels:
         raise DataError(
             f"{name}: {width}x{height} are more than max_pixels = {max_pixels:,} pixels: refused as a decompression "
-            "bomb; raise max_pixels if it is none"
+            "bomb. If it is none, make the picture smaller, or open it from Python with a larger max_pixels"
         )
 
 

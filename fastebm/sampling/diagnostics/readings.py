@@ -51,7 +51,7 @@ class ChainReadings:
         self._energies: list[Tensor | NDArray[Any]] = []
         self._norms: list[Tensor] = []
         self._pairs: list[Tensor] = []
-        self._before: tuple[int, StepInfo] | None = None
+        self._before: tuple[int, StepInfo, Tensor] | None = None
 
     # For run_observed -------------------------------------------------------------------------------------------------
 
@@ -69,8 +69,13 @@ class ChainReadings:
         now = StepInfo(info.energy, self._free(info.gradient.detach()), info.before, info.after)
         self._norms.append(now.gradient_norm)
         if self._before is not None and self._before[0] == k - 1:
-            self._pairs.append(self._pair(k - 1, self._before[1], now))
-        self._before = k, now
+            _, before, settings = self._before
+            self._pairs.append(self._pair(k - 1, settings, before, now))
+        self._before = (
+            k,
+            now,
+            self._at(self._state.schedule, k).double().clone(),
+        )  # a copy: steps may shrink in place later
 
     # What was read ----------------------------------------------------------------------------------------------------
 
@@ -99,9 +104,9 @@ class ChainReadings:
     def _none(self) -> Tensor:
         return torch.empty(0, len(self._state.x), device=self._state.x.device)
 
-    def _pair(self, k: int, first: StepInfo, second: StepInfo) -> Tensor:
-        """Step size times curvature, and the acceptance, of update k, (2, B)."""
-        step_size, noise_std = self._at(self._state.schedule, k).double().unbind(-1)
+    def _pair(self, k: int, settings: Tensor, first: StepInfo, second: StepInfo) -> Tensor:
+        """Step size times curvature, and the acceptance, of update k with these settings, (2, B)."""
+        step_size, noise_std = settings.unbind(-1)
         way = self._free(second.before - first.before)
         weight, share = self._weight(k, first), self._share(first)
         curvature = _dot(way, second.gradient - first.gradient) / _dot(way, way)

@@ -24,6 +24,10 @@ class Stage:
     first_image: int
 
 
+LEAST_START_NOISE = 1e-6
+"""Least noise of a noisy image with a data term, whose weight is the temperature over the square of the noise."""
+
+
 class ChainCounts(NamedTuple):
     """The chains of an update by where they start, in their order in a batch: from noise, where chains of the update
     before ended, at images with holes, and at noisy images."""
@@ -148,6 +152,11 @@ class CoarseToFineConfig(EnergyTrainerConfig):
             raise ValueError(f"sizes must be powers of two, got {self.sizes}")
         if self.step_growth != 1 and self.variant == "expanding":
             raise ValueError(f"step_growth must be 1 for the variant expanding, got {self.step_growth}")
+        if self.noisy_starts and self.start_temperature and self.start_noise < LEAST_START_NOISE:
+            raise ValueError(
+                f"start_noise must be at least {LEAST_START_NOISE:g} where chains from noisy images have a "
+                f"start_temperature, got {self.start_noise:g}"
+            )
         shares = {name: getattr(self, name) for name in ("noisy_starts", "hole_starts", "continued_starts")}
         if sum(shares.values()) >= 1:
             given = " and ".join(f"{name} {share}" for name, share in shares.items() if share)

@@ -116,7 +116,8 @@ class TrainerConfig(ABC):
         for name, (low, high) in ranges_of(type(self)).items():
             for value in values if isinstance(values := getattr(self, name), tuple) else (values,):
                 if value is not None and not low <= value <= high:
-                    raise ValueError(f"{name} must lie in [{low:g}, {high:g}], got {shown(value)}")
+                    bound = f"{high:g}]" if float(f"{high:g}") <= high else f"{high:g})"  # 1 - 1e-9 is short of 1
+                    raise ValueError(f"{name} must lie in [{low:g}, {bound}, got {shown(value)}")
         if self.microbatches > self.smallest_batch:
             raise ValueError(
                 f"microbatches must be at most the number of images in a batch, got {self.microbatches} and "

@@ -28,9 +28,9 @@ from fastebm.runs.run import Run, belongs_to
 from fastebm.training.images import ImageLevels
 from fastebm.training.tensorboard import TensorBoardWriter
 from fastebm.training.trainer.config import TrainerConfig
-from fastebm.training.trainer.flight import FlightRecorder, take_request, write_record
+from fastebm.training.trainer.flight import FlightRecorder, diagnose, take_request, write_record
 from fastebm.training.trainer.guard import DivergedError, Guard
-from fastebm.training.trainer.metrics import RunningMeans, to_floats
+from fastebm.training.trainer.metrics import LogNumbers, to_floats
 from fastebm.training.trainer.parts import Part, Parts
 from fastebm.training.trainer.progress import ProgressBar
 from fastebm.training.trainer.signals import StoppedError, StopRequest
@@ -39,6 +39,10 @@ OnLog = Callable[[dict[str, Any]], None]
 
 FOR_THE_RECORDER = ("clamped_data",)
 """Metrics that the log does not have."""
+
+
+WENT_BACK = "the guard went back"
+"""The event of the record of a rollback."""
 
 
 class Trainer(ABC):
@@ -67,7 +71,7 @@ class Trainer(ABC):
         self.recorder = FlightRecorder(config.flight_updates if self.ranks.first else 0)
         self.iteration = 0
         self.elapsed_seconds = 0.0
-        self.means = RunningMeans()
+        self.means = LogNumbers()
         self._note = ""
         self.reset()
 
@@ -167,6 +171,9 @@ class Trainer(ABC):
                 self._write_flight(folder, "the run crashed", str(error))
                 raise
             request.raise_if_interrupted()
+        for finding in diagnose(self.recorder.record()) if first else ():
+            if finding.cause == "flat":
+                warnings.warn(f"the run came to its end, but: {finding.sentence}", RuntimeWarning, stacklevel=3)
 
     def _iterate(
         self, folder: RunFolder, bar: ProgressBar, board: TensorBoardWriter, request: StopRequest, pictures: bool
@@ -253,6 +260,7 @@ class Trainer(ABC):
             "means": self.means.state_dict(),
             "seconds": self.elapsed_seconds,
             "config": dataclasses.asdict(self.config),
+            **({"note": self._note} if self._note else {}),
         }
 
     def load_checkpoint(self, checkpoint: Checkpoint) -> None:
@@ -269,6 +277,7 @@ class Trainer(ABC):
             # Checkpoints of older versions have neither of these.
             self.guard.load_state_dict(checked("guard", state.get("guard", {}), dict[str, Any]))
             self.means.load_state_dict(checked("means", state.get("means", {}), dict[str, Any]))
+            self._note = checked("note", state.get("note", ""), str)
             self.load_state(checkpoint)
         except (KeyError, TypeError, ValueError) as error:
             reason = f"it has no {error}" if isinstance(error, KeyError) else error
@@ -285,7 +294,7 @@ class Trainer(ABC):
         if guard.exhausted:
             why = self._write_flight(folder, "the guard gave the run up", error.reason)
             raise DivergedError(error.iteration, error.reason, f"{self._advice(folder)}.{why}") from None
-        why = self._write_flight(folder, "the guard went back", error.reason)
+        why = self._write_flight(folder, WENT_BACK, error.reason)
         rollbacks, checkpoint = guard.state_dict(), None
         if self.ranks.first:
             belongs = belongs_to(self.config, self.run_type)
@@ -293,7 +302,7 @@ class Trainer(ABC):
         checkpoint = self.ranks.broadcast(checkpoint)
         if checkpoint is None:
             self.reset()
-            self.means = RunningMeans()
+            self.means = LogNumbers()
         else:
             self.load_checkpoint(checkpoint)
         guard.load_state_dict(rollbacks)  # the checkpoint had only the earlier rollbacks
@@ -301,12 +310,12 @@ class Trainer(ABC):
         self.recorder.go_back(self.iteration)
         if not self.ranks.first:
             return
+        note = f"The guard went back from iteration {error.iteration} to {self.iteration}: {error.reason}.{why}"
+        self._note = note.replace(f"{folder.path}/", "")  # which may be moved
         with folder.writing("the log or a checkpoint"):
             if checkpoint is not None:
                 folder.checkpoints.overwrite_state(checkpoint, self.state())
             folder.log.rewind(self.iteration)
-        self._note = f"The guard went back from iteration {error.iteration} to {self.iteration}: {error.reason}.{why}"
-        self._note = self._note.replace(f"{folder.path}/", "")  # which may be moved
         warnings.warn(
             f"iteration {error.iteration}: {error.reason}. Back to iteration {self.iteration}, with fresh noise and "
             f"the learning rate times {guard.lr_factor:g} (try {guard.attempt} of {guard.retries}).{why}",
@@ -319,8 +328,11 @@ class Trainer(ABC):
         if not self.ranks.first or not self.recorder.length:
             return ""
         try:
-            with folder.writing("the flight record"):
-                stem, diagnosis = write_record(folder.path, self.recorder.record(), event, reason)
+            stem, diagnosis = write_record(folder.path, self.recorder.record(), event, reason)
+        except OSError as error:
+            where = error.filename or folder.path
+            warnings.warn(f"the flight record can't be written to {where}: {error.strerror}", RuntimeWarning, 3)
+            return ""
         except (ArithmeticError, LookupError, TypeError, ValueError) as error:
             # A fault of the recorder must not end a run that the guard saves.
             warnings.warn(f"the flight record could not be made: {error!r}", RuntimeWarning, stacklevel=3)

@@ -39,25 +39,30 @@ def to_floats(metrics: Metrics) -> dict[str, float]:
     return dict(zip(metrics, torch.stack([value.detach() for value in metrics.values()]).tolist(), strict=True))
 
 
-class RunningMeans:
-    """Means of numbers by name, since they were last popped."""
+class LogNumbers:
+    """Numbers by name since they were last popped: the largest of those of `largest_...`, the means of others."""
+
+    LARGEST = "largest_"
 
     def __init__(self) -> None:
         self._sums: dict[str, float] = {}
+        self._largest: dict[str, float] = {}
         self._count = 0
 
     def add(self, numbers: Mapping[str, float]) -> None:
-        self._sums = {name: self._sums.get(name, 0.0) + value for name, value in numbers.items()}
+        sums, largest = self._sums, self._largest
+        self._sums = {n: sums.get(n, 0.0) + value for n, value in numbers.items() if not n.startswith(self.LARGEST)}
+        self._largest = {n: _larger(largest.get(n), v) for n, v in numbers.items() if n.startswith(self.LARGEST)}
         self._count += 1
 
     def pop(self) -> dict[str, float]:
-        means = {name: total / self._count for name, total in self._sums.items()}
-        self._sums, self._count = {}, 0
-        return means
+        found = {name: total / self._count for name, total in self._sums.items()} | self._largest
+        self._sums, self._largest, self._count = {}, {}, 0
+        return found
 
     def state_dict(self) -> dict[str, Any]:
-        """The sums so far, as JSON values for a checkpoint."""
-        return {"count": self._count, "sums": finite_json(self._sums)}
+        """The sums and the largest so far, as JSON values for a checkpoint."""
+        return {"count": self._count, "sums": finite_json(self._sums), "largest": finite_json(self._largest)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Loads what `state_dict` returned. An empty mapping, from an old run, means no numbers yet.
@@ -68,4 +73,16 @@ class RunningMeans:
         count = checked("their count", state.get("count", 0), int)
         if count < 0 or (sums and not count):
             raise ValueError(f"sums of {shown(count)} numbers have no mean")
-        self._sums, self._count = {name: math.nan if v is None else v for name, v in sums.items()}, count
+        largest = checked("the largest", state.get("largest", {}), dict[str, float | None])
+        # Older runs have sums of these too, of which the mean is the nearest to the largest that is known.
+        largest = {n: v if v is None else v / count for n, v in sums.items() if n.startswith(self.LARGEST)} | largest
+        sums = {name: value for name, value in sums.items() if not name.startswith(self.LARGEST)}
+        self._sums, self._largest = (
+            {name: math.nan if value is None else value for name, value in each.items()} for each in (sums, largest)
+        )
+        self._count = count
+
+
+def _larger(before: float | None, value: float) -> float:
+    """The larger of two numbers; NaN where one is, as that is what went wrong."""
+    return value if before is None or math.isnan(value) else before if math.isnan(before) else max(before, value)

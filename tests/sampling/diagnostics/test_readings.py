@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 import fastebm
+from fastebm.sampling.cascade import _Shrinking
 from fastebm.sampling.diagnostics import ChainReadings, run_observed
 
 STEPS, COUNT = 7, 5
@@ -107,3 +108,15 @@ def test_steps_without_noise_have_no_acceptance_and_an_overshoot_is_seen() -> No
     torch.testing.assert_close(found.step_curvatures, torch.tensor([[0.1, 2.5]]).expand(2, 2))
     assert found.acceptance.isnan().all()
     assert (found.energies.diff(dim=0) > 0).tolist() == [[False, True]] * 4
+
+
+def test_each_update_is_read_with_the_step_that_it_took() -> None:
+    """Also where steps shrink in place: by a tenth after each that raised the energy."""
+    stiff = torch.tensor([1.0, 25.0])
+    sampler = fastebm.Langevin(lambda x: 0.5 * (stiff * x.square()).sum(1), 0.1, 0.0, engine="autograd")
+    shrinking = _Shrinking(sampler, 0.9)
+    start = sampler.init(torch.tensor([[3.0, 0.0], [0.0, 3.0]]), 1, num_steps=5)
+    state = shrinking.with_steps_of_chains(start)
+    found = ChainReadings(state, 5)
+    run_observed(shrinking, state, 5, found, [found])  # type: ignore[arg-type]
+    torch.testing.assert_close(found.step_curvatures, torch.tensor([[0.1, 2.5], [0.1, 2.5 * 0.9**2]]))

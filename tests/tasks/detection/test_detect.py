@@ -18,6 +18,7 @@ from torch import Tensor
 import fastebm
 from fastebm.cli import main
 from fastebm.data import DataError, Images, digits, open_images, to_float
+from fastebm.runs.folder import RunError
 from fastebm.tasks import (
     constant_colours,
     detect_outliers,
@@ -27,11 +28,12 @@ from fastebm.tasks import (
     mean_energy,
     outlier_scores,
     rotate,
+    run_images,
     total_variation,
     uniform_noise,
 )
 from fastebm.tasks.run_images import held_out_images, matching_images, outlier_images, training_images
-from fastebm.training import CoarseToFineRun
+from fastebm.training import CoarseToFineRun, ImageSource
 
 SCORES = ["energy", "gradient_norm", "typicality", "total_variation", "untrained_energy"]
 LEVEL_SCORES = ["level_energy", "level_typicality"]
@@ -306,6 +308,15 @@ def test_nothing_is_resized_or_recoloured_unasked(digits_run: Path, tmp_path: Pa
     assert outlier_images(run, tmp_path / "colour.npz", recolour=True).channels == 1
     with pytest.raises(DataError, match="has no split 'val'"):
         outlier_images(run, tmp_path / "small.npz", "val", fit="pad")
+
+
+def test_a_set_without_a_test_split_says_what_to_give(
+    digits_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    np.savez(tmp_path / "all.npz", np.zeros((9, 8, 8), np.uint8))
+    monkeypatch.setattr(run_images, "source_of", lambda run: ImageSource(tmp_path / "all.npz", 8, 1))
+    with pytest.raises(RunError, match=r"all\.npz, which has no test split: give images like these .*\(--data\)"):
+        held_out_images(CoarseToFineRun.load(digits_run))
 
 
 def test_the_command_writes_numbers_scores_and_pictures(

@@ -464,6 +464,9 @@ def test_chains_from_noise_are_needed(tiny: CoarseToFineConfig, share: float) ->
         dataclasses.replace(tiny, noisy_starts=share)
     with pytest.raises(ValueError, match=r"noisy_starts 0\.5 and hole_starts 0\.5 make a sum that is not below"):
         dataclasses.replace(tiny, noisy_starts=0.5, hole_starts=0.5)
+    for noise in (0.0, 1e-25):
+        with pytest.raises(ValueError, match=r"start_noise must be at least 1e-06 where .* start_temperature, got"):
+            dataclasses.replace(tiny, noisy_starts=0.5, start_temperature=0.01, start_noise=noise)
 
 
 def test_every_line_has_the_health_of_its_updates(tiny: CoarseToFineConfig, images: Tensor, tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from fastebm.training.trainer.flight import (
     FlightRecorder,
     diagnose,
     read_record,
+    read_summary,
     records,
     sentence,
     write_record,
@@ -161,12 +162,31 @@ def test_a_gap_that_rises_or_falls() -> None:
     assert causes(with_numbers(record, gap=changed(record.numbers["gap"], 20, -0.9))) == []
 
 
+def test_a_small_or_falling_gap_of_a_short_record_is_no_rising_one() -> None:
+    """As after a resume, where there is nothing older to compare with."""
+    spread = np.float32(0.3)
+    for gap in (np.full(20, 1e-4), np.linspace(5, 0.1, 10), np.linspace(1e-5, 3e-5, 25), np.full(12, 0.6 * spread)):
+        assert causes(with_numbers(healthy(len(gap)), gap=gap.astype(np.float32))) == []
+    assert causes(with_numbers(healthy(12), gap=np.linspace(0, 0.6, 12, dtype=np.float32))) == ["rising gap"]
+    assert causes(with_numbers(healthy(12), gap=np.linspace(-50, -2, 12, dtype=np.float32))) == []
+    assert causes(with_numbers(healthy(12), gap=np.linspace(0, -9, 12, dtype=np.float32))) == ["falling gap"]
+
+
 def test_weights_that_grow() -> None:
     record = healthy()
     norms = changed(record.weight_norms["weight"], 10, 10.1 * 1.05 ** np.arange(1, 11))
     (finding,) = diagnose(dataclasses.replace(record, weight_norms={"weight": norms}))
     assert finding.cause == "weights grow"
     assert "the learning rate 0.001 is too large" in finding.sentence
+
+
+def test_weights_that_grow_are_seen_in_the_first_updates() -> None:
+    """A rate far too large needs less than the updates that other causes do."""
+    record = dataclasses.replace(healthy(4), weight_norms={"weight": np.array([10, np.nan, 14, np.nan], np.float32)})
+    (finding,) = diagnose(record)
+    assert finding.cause == "weights grow"
+    assert "(norm 10 to 14 in 2)" in finding.sentence
+    assert causes(healthy(4)) == []
 
 
 def test_energies_that_drift_together() -> None:
@@ -346,6 +366,78 @@ def test_a_resumed_run_says_that_its_record_begins_afresh(
     path.with_suffix(".npz").write_bytes(b"damaged")
     with pytest.raises(ValueError, match="is damaged"):
         read_record(path)
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "[]", "{}", '{"event": 1}', '{"event": "", "reason": "", "diagnosis": "", "note": "", "updates": [{}]}']
+    + [f'{{"event": "", "reason": "", "diagnosis": "", "note": "", "updates": {updates}}}' for updates in ("7", "[5]")],
+)
+def test_a_damaged_record_is_named(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "iteration-000000003-1.json"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=rf"{path} is no flight record, or a damaged one: ."):
+        read_summary(path)
+
+
+def test_a_record_that_cannot_be_written_ends_no_run(
+    tiny: CoarseToFineConfig, images: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor does what has the name of the file that asks for one."""
+    update = CoarseToFineTrainer.update
+
+    def once(self: CoarseToFineTrainer) -> dict[str, float]:
+        if self.iteration == 9 and self.guard.attempt == 0:
+            (tmp_path / "flight").write_text("mine")
+            (tmp_path / ".flight").mkdir()
+            raise DivergedError(10, "for the test")
+        return update(self)
+
+    monkeypatch.setattr(CoarseToFineTrainer, "update", once)
+    with pytest.warns(RuntimeWarning) as said:
+        train(tiny, images, tmp_path, progress=False, save_pictures=False)
+    assert any(f"the flight record can't be written to {tmp_path}" in str(each.message) for each in said)
+    assert any("for the test. Back to iteration" in str(each.message) for each in said)
+    assert RunFolder.existing(tmp_path).log.lines()[-1]["iteration"] == tiny.total_iterations
+
+
+def test_a_run_that_ends_flat_warns(
+    tiny: CoarseToFineConfig, images: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = dataclasses.replace(tiny, iterations=(9, 1), spectral_norm=False)
+    update = CoarseToFineTrainer.update
+
+    def collapsing(self: CoarseToFineTrainer) -> dict[str, float]:
+        for weights in self.net.parameters():
+            weights.data.zero_()
+        return update(self)
+
+    monkeypatch.setattr(CoarseToFineTrainer, "update", collapsing)
+    with pytest.warns(RuntimeWarning, match="the run came to its end, but: The energy is flat"):
+        train(config, images, tmp_path, progress=False, save_pictures=False)
+
+
+def test_a_kill_after_a_rollback_keeps_its_note(
+    tiny: CoarseToFineConfig, images: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tests.training.resumed_runs import Stop
+
+    update = CoarseToFineTrainer.update
+
+    def killed(self: CoarseToFineTrainer) -> dict[str, float]:
+        if self.guard.attempt:
+            raise Stop
+        if self.iteration == 9:
+            raise DivergedError(10, "for the test")
+        return update(self)
+
+    monkeypatch.setattr(CoarseToFineTrainer, "update", killed)
+    with pytest.warns(RuntimeWarning, match="for the test"), pytest.raises(Stop):
+        train(tiny, images, tmp_path, progress=False, save_pictures=False)
+    monkeypatch.setattr(CoarseToFineTrainer, "update", update)
+    train(tiny, images, tmp_path, progress=False, save_pictures=False)
+    (noted,) = [line for line in RunFolder.existing(tmp_path).log.lines() if "note" in line]
+    assert noted["note"].startswith("The guard went back from iteration 10 to 9: for the test.")
 
 
 def test_records_of_little_are_written_too(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """The flight recorder: what the last updates of a run were like, for the moment when the guard goes back."""
 
 from fastebm.training.trainer.flight.diagnosis import Finding, diagnose, sentence
-from fastebm.training.trainer.flight.files import read_record, records, take_request, write_record
+from fastebm.training.trainer.flight.files import read_record, read_summary, records, take_request, write_record
 from fastebm.training.trainer.flight.record import ChainRecord, FlightRecord
 from fastebm.training.trainer.flight.recorder import FlightRecorder
 
@@ -12,6 +12,7 @@ __all__ = [
     "FlightRecorder",
     "diagnose",
     "read_record",
+    "read_summary",
     "records",
     "sentence",
     "take_request",

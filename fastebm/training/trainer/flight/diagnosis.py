@@ -14,7 +14,7 @@ from fastebm.training.trainer.flight.record import FlightRecord, mean
 RECENT = 20
 """The last updates, which are compared with those before them."""
 FEWEST = 8
-"""Updates below which nothing but numbers that are not finite is diagnosed."""
+"""Updates below which only numbers that are not finite, and weights that grow, are diagnosed."""
 STEEP_SHARE = 0.25
 """Of chains with a step size times curvature above 2."""
 RISING, RARELY = 0.2, 0.05
@@ -28,6 +28,8 @@ GROWTH = 2.0
 LEAST_GAP, FAR_BEYOND = 1.0, 3.0
 """Energies by which samples must lie below images, as they do so a little in any run; and how many times the largest
 gap before one is that opens within an update."""
+ABOVE_SPREADS = 0.05
+"""By how many spreads of a batch of images samples must lie above images."""
 FLAT = 1e-3
 """Spread of the energies of a batch of images, and norm of gradients along chains, of an energy that says nothing."""
 WEIGHT_GROWTH = 0.01
@@ -61,7 +63,9 @@ class Finding:
 def diagnose(record: FlightRecord) -> list[Finding]:
     """All that the numbers of a record show, what explains most first; nothing where they show none of it."""
     found = [_not_finite(record)]
-    if len(record) >= FEWEST:
+    if len(record) < FEWEST:
+        found.append(_weights_grow(record))
+    else:
         checks = (_coarse, _stuck, _rising_gap, _falling_gap, _weights_grow, _drift, _flat, _jump, _few_chains)
         found += [check(record) for check in checks]
     return [finding for finding in found if finding is not None]
@@ -155,9 +159,10 @@ def _stuck(record: FlightRecord) -> Finding | None:
 
 def _rising_gap(record: FlightRecord) -> Finding | None:
     gap = _number(record, "gap")
-    recent, before = _median(gap[-RECENT:]), _median(np.abs(gap[:-RECENT]))
+    latest, recent, before = _recent_and_before(gap)
     most = _largest(np.abs(gap[:-1]))
-    one_sided = recent > 0 and _share(gap[-RECENT:] > 0, gap[-RECENT:]) >= ONE_SIDED
+    least = max(FLAT, ABOVE_SPREADS * np.nan_to_num(_spread(record.data[-len(latest) :])))
+    one_sided = recent > least and _share(latest > 0, latest) >= ONE_SIDED
     if gap[-1] > max(LEAST_GAP, FAR_BEYOND * np.nan_to_num(most)):
         recent, before = float(gap[-1]), most
     elif not (one_sided and recent > GROWTH * np.nan_to_num(before)):
@@ -165,7 +170,7 @@ def _rising_gap(record: FlightRecord) -> Finding | None:
     earlier = f", after ±{before:.2g} before" if np.isfinite(before) else ""
     text = (
         f"Samples have higher energies than images (gap {recent:+.2g}{earlier}), and contrastive divergence then "
-        "drives the two further apart: nothing brakes it. A gap_brake or gap_hinge may."
+        "drives the two further apart. A gap_brake or gap_hinge, or a stricter one, may hold them."
     )
     return Finding("rising gap", text, {"gap": recent, "before": before})
 
@@ -180,8 +185,8 @@ def _falling_gap(record: FlightRecord) -> Finding | None:
             "larger energy_l2 may keep it from that."
         )
         return Finding("falling gap", text, {"gap": float(gap[-1]), "before": most})
-    recent, before = _median(gap[-RECENT:]), _median(np.abs(gap[:-RECENT]))
-    if not -recent > LEAST_GAP or not _share(gap[-RECENT:] < 0, gap[-RECENT:]) >= ONE_SIDED:
+    latest, recent, before = _recent_and_before(gap)
+    if not -recent > LEAST_GAP or not _share(latest < 0, latest) >= ONE_SIDED:
         return None
     if not -recent > GROWTH * np.nan_to_num(before):
         return None
@@ -285,6 +290,12 @@ def _number(record: FlightRecord, name: str) -> NDArray[Any]:
 
 def _finite(values: NDArray[Any]) -> NDArray[Any]:
     return np.where(np.isfinite(values), values, np.nan)
+
+
+def _recent_and_before(values: NDArray[Any]) -> tuple[NDArray[Any], float, float]:
+    """The recent values, their median, and that of the magnitudes before them; of a short record half is recent."""
+    count = max(1, min(RECENT, len(values) // 2))
+    return values[-count:], _median(values[-count:]), _median(np.abs(values[:-count]))
 
 
 def _median(values: NDArray[Any]) -> float:

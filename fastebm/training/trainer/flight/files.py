@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from fastebm import plotting
+from fastebm.runs.fields import checked
 from fastebm.runs.files import finite_json, read_json, replacing, write_json
 from fastebm.training.trainer.flight.diagnosis import diagnose, sentence
 from fastebm.training.trainer.flight.record import FlightRecord
@@ -67,7 +68,7 @@ def take_request(run: Path) -> bool:
     """Whether the record was asked for since the last time."""
     try:
         (run / REQUEST).unlink()
-    except FileNotFoundError:
+    except OSError:  # there is none, or what has its name is no file
         return False
     return True
 
@@ -79,12 +80,27 @@ def records(run: Path) -> list[Path]:
     return [folder / f"iteration-{iteration:09d}-{number}.json" for iteration, number in sorted(found)]
 
 
+def read_summary(path: Path) -> dict[str, Any]:
+    """What a record's JSON file says. Raises ValueError for one that is damaged, OSError."""
+    try:
+        content = checked("it", read_json(path), dict[str, Any])
+        for name in ("event", "reason", "diagnosis", "note"):
+            content[name] = checked(name, content[name], str)
+        content["updates"] = checked("updates", content["updates"], list[dict[str, Any]])
+        for line in content["updates"]:
+            checked("iteration", line["iteration"], int)
+    except (KeyError, TypeError, ValueError) as error:
+        reason = f"it has no {error}" if isinstance(error, KeyError) else error
+        raise ValueError(f"{path} is no flight record, or a damaged one: {reason}") from error
+    return content
+
+
 def read_record(path: Path) -> tuple[dict[str, Any], FlightRecord]:
     """What a record's JSON file says, and the arrays beside it. Raises ValueError for damaged ones, OSError."""
-    content = read_json(path)
+    content = read_summary(path)
     try:
         with np.load(path.with_suffix(".npz")) as arrays:
-            record = FlightRecord.from_arrays(dict(arrays), str(content.get("note", "")))
+            record = FlightRecord.from_arrays(dict(arrays), content["note"])
     except (KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path.with_suffix('.npz')} is damaged: {error}") from error
     return content, record
