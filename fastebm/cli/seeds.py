@@ -230,7 +230,7 @@ def summary(entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     for name in SHOWN:
         there = [entry for entry in entries if entry["finished"] and entry.get(name) is not None]
         if name in JUDGEMENT:
-            there = [entry for entry in there if entry["judged_count"] == there[0]["judged_count"]]
+            there = [entry for entry in there if entry.get("judged_count") == there[0].get("judged_count")]
         values = [entry[name] for entry in there]
         if values:
             spread = statistics.stdev(values) if len(values) > 1 else None
