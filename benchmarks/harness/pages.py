@@ -322,16 +322,24 @@ def digits_sections(entries: dict[str, Entry]) -> dict[str, str]:
     return {"digits": f"{head}\n\n{markdown_table(('', 'samples', 'real'), rows)}"}
 
 
+IMAGES = {
+    "zebra64-": "zebras at 64x64, preset pictures",
+    "cifar10-pictures-": "CIFAR-10, preset pictures",
+    "cifar10-": "CIFAR-10",
+    "": "MNIST",
+}
+"""What entries of the tasks' page are of, by the beginning of their names; the longest comes first."""
+
+
 def images_of(name: str) -> str:
     """The images that an entry of the tasks' page is of, by its name."""
-    if name.startswith("cifar10-pictures-"):
-        return "CIFAR-10, preset pictures"
-    return "CIFAR-10" if name.startswith("cifar10-") else "MNIST"
+    return next(images for start, images in IMAGES.items() if name.startswith(start))
 
 
 def task_sections(entries: dict[str, Entry]) -> dict[str, str]:
-    """Denoising, inpainting and interpolation on MNIST and CIFAR-10, a table for each."""
-    ordered = sorted(entries.items(), key=lambda item: item[0].startswith("cifar10-"))
+    """Denoising, inpainting and interpolation on MNIST and on photographs, a table for each."""
+    order = list(reversed(IMAGES.values()))
+    ordered = sorted(entries.items(), key=lambda item: order.index(images_of(item[0])))
     denoised = [row for name, numbers in ordered if "denoise-" in name for row in _denoise_rows(name, numbers)]
     errors = ("best", "mean_of_chains", "nearest", "mean", "neighbour_mean")
     inpainted = [
