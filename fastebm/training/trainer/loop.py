@@ -40,7 +40,6 @@ OnLog = Callable[[dict[str, Any]], None]
 FOR_THE_RECORDER = ("clamped_data",)
 """Metrics that the log does not have."""
 
-
 WENT_BACK = "the guard went back"
 """The event of the record of a rollback."""
 
@@ -171,9 +170,8 @@ class Trainer(ABC):
                 self._write_flight(folder, "the run crashed", str(error))
                 raise
             request.raise_if_interrupted()
-        for finding in diagnose(self.recorder.record()) if first else ():
-            if finding.cause == "flat":
-                warnings.warn(f"the run came to its end, but: {finding.sentence}", RuntimeWarning, stacklevel=3)
+        if first:
+            self._warn_of_a_flat_end()
 
     def _iterate(
         self, folder: RunFolder, bar: ProgressBar, board: TensorBoardWriter, request: StopRequest, pictures: bool
@@ -338,6 +336,16 @@ class Trainer(ABC):
             warnings.warn(f"the flight record could not be made: {error!r}", RuntimeWarning, stacklevel=3)
             return ""
         return f" {diagnosis} The last updates are in {stem}.png and .json"
+
+    def _warn_of_a_flat_end(self) -> None:
+        """Warns where the energy has collapsed, which the guard does not see."""
+        try:
+            findings = diagnose(self.recorder.record())
+        except (ArithmeticError, LookupError, TypeError, ValueError):
+            return  # a fault of the diagnosis must not end a run that came to its end
+        for finding in findings:
+            if finding.cause == "flat":
+                warnings.warn(f"the run came to its end, but: {finding.sentence}", RuntimeWarning, stacklevel=4)
 
     def _advice(self, folder: RunFolder) -> str:
         """What is left of a run that the guard gives up, and what to try next."""
