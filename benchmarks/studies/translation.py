@@ -49,6 +49,9 @@ def main() -> None:
     parser.add_argument("--source", type=Path, required=True)
     parser.add_argument("--target", type=Path, required=True)
     parser.add_argument("--images-seen", type=int, default=60_000, help="by the classifier, over all epochs")
+    parser.add_argument(
+        "--starts", type=int, nargs="+", help="sizes at which chains start, by default all of the run's"
+    )
     options = parser.parse_args()
     torch.set_num_threads(1)
     run, name = CoarseToFineRun.load(options.run), options.run.resolve().name
@@ -70,10 +73,15 @@ def main() -> None:
         }
 
     rows: list[dict[str, Any]] = [{"chains": "sources", **measure(sources)}]
-    starts = [None, *sorted(run.levels, reverse=True)[1:]]
+    starts = [
+        None if size == run.size else size
+        for size in sorted(run.levels, reverse=True)
+        if options.starts is None or size in options.starts
+    ]
     step_size = training_step_size(run)
     options.page.mkdir(parents=True, exist_ok=True)
-    settings = [(*pair, 1) for pair in itertools.product(starts, PULLS)] + [(None, 0.0, times) for times in LONGER]
+    settings = [(*pair, 1) for pair in itertools.product(starts, PULLS)]
+    settings += [(None, 0.0, times) for times in LONGER if None in starts]
     for start, pull, times in settings:
         data_weight, num_steps = pull / step_size, times * run.config.num_steps
         how = TranslateOptions(num_steps, step_size, start_size=start, data_weight=data_weight)

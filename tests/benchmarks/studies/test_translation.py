@@ -52,3 +52,6 @@ def test_a_run_of_two_levels_becomes_an_entry_and_pictures(tmp_path: Path, monke
         f"bright-16-{what}.png" for what in ("from-16", "from-8", "from-16-12-steps", "from-16-18-steps", "samples")
     }
     assert "| from 8, data weight 0 |" in (page / "README.md").read_text()
+    monkeypatch.setattr(sys, "argv", [*sys.argv, "--starts", "8"])
+    translation.main()
+    assert [row.get("start_size") for row in read_entries(page)["bright-16"]["rows"]] == [None, 8, 8]
