@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import gc
 import importlib.util
 import os
 import sys
@@ -192,6 +193,34 @@ def test_a_kernel_that_fails_says_so_where_it_is_launched(small_program, monkeyp
             run()
     assert threads[0] != threads[-1] == threading.get_ident()
     run()  # the next call finds nothing half done
+
+
+@compiles
+@pytest.mark.parametrize("enabled", [True, False])
+def test_no_garbage_is_collected_while_threads_parse(small_program, monkeypatch, enabled):
+    """Where CPython's parser fails by it, up to 3.11; the program's own choice is there again afterwards."""
+    from triton.compiler import ASTSource
+
+    from fastebm.ops.triton import compiling
+
+    make_ir, seen = ASTSource.make_ir, []
+
+    def watched(source, *arguments, **options):
+        seen.append(gc.isenabled())
+        return make_ir(source, *arguments, **options)
+
+    run, _, _ = small_program
+    monkeypatch.setattr(ASTSource, "make_ir", watched)
+    monkeypatch.setattr(compiling, "PARSER_FAILS", True)
+    before = gc.isenabled()
+    try:
+        (gc.enable if enabled else gc.disable)()
+        run()
+        assert seen
+        assert not any(seen)
+        assert gc.isenabled() == enabled
+    finally:
+        (gc.enable if before else gc.disable)()
 
 
 @compiles

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextvars
+import gc
 import os
+import sys
 from collections.abc import Callable, Hashable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -23,7 +25,8 @@ MOST_THREADS = 16
 # Kinds of calls whose kernels are known to be compiled.
 KEPT = 256
 _known: dict[Hashable, None] = {}
-# How often a thread asks CPython's parser again, which in 3.11 may fail where threads share it (see `_compiled`).
+# CPython's parser may fail where threads share it (see `_compiled`): in these versions, and how often it is asked again.
+PARSER_FAILS = sys.version_info < (3, 12)
 PARSES = 4
 
 
@@ -52,7 +55,8 @@ def _compiled(compilation: Callable[[], Any]) -> Any:
     """The kernel. CPython's parser is asked again where it says SystemError.
 
     Up to 3.11 it counts its depth for all threads together (python/cpython#106905), and finds the count wrong
-    where a garbage collection within it lets another thread parse.
+    where a garbage collection within it lets another thread parse. `_compile_together` holds collections back; a
+    program's own `gc.collect()` may still come.
     """
     for _ in range(PARSES - 1):
         try:
@@ -80,10 +84,15 @@ def _compile_together(launch_all: Callable[[Launcher], None]) -> None:
         _only_compiled(kernel, *launch, **options)
 
     threads = min(MOST_THREADS, os.cpu_count() or 1)
+    held_back = PARSER_FAILS and gc.isenabled()
     try:
+        if held_back:
+            gc.disable()
         with _Threads(threads) as pool, triton.AsyncCompileMode(pool, ignore_errors=True):
             launch_all(compiled)
     finally:
+        if held_back:
+            gc.enable()
         for kernel in asked:
             _forget_what_failed(kernel)
 
