@@ -25,7 +25,7 @@ MOST_THREADS = 16
 # Kinds of calls whose kernels are known to be compiled.
 KEPT = 256
 _known: dict[Hashable, None] = {}
-# CPython's parser may fail where threads share it (see `_compiled`): in these versions, and how often it is asked again.
+# CPython's parser may fail where threads share it, in these versions (see `_compiled`), and is asked again this often.
 PARSER_FAILS = sys.version_info < (3, 12)
 PARSES = 4
 
