@@ -24,8 +24,7 @@ from fastebm.runs.folder import RunError, RunFolder, config_differences
 from fastebm.runs.names import JUDGED, SEEDS
 from fastebm.training import DigitsSource, DivergedError, ImageSource, train
 from fastebm.training.trainer.config import TrainerConfig
-from fastebm.training.trainer.flight import read_summary, records
-from fastebm.training.trainer.loop import WENT_BACK
+from fastebm.training.trainer.flight import WENT_BACK, read_summary, records
 
 TAIL = 0.1
 """Share of the lines of a log, the last ones, that say how a run ended."""

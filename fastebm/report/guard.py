@@ -10,12 +10,10 @@ from typing import Any
 from fastebm.report.pictures import Picture, PictureError, Pictures
 from fastebm.runs.fields import checked
 from fastebm.runs.files import read_json
-from fastebm.training.trainer.flight import records
+from fastebm.training.trainer.flight import GAVE_UP, check_summary, records
 
 MOST_RECORDS = 20
 MOST_PICTURES = 3
-GAVE_UP = "the guard gave the run up"
-"""The event of a record, as the loop of a training writes it."""
 
 
 @dataclass(frozen=True)
@@ -67,13 +65,12 @@ def guard_actions(run: Path, log: Sequence[Mapping[str, Any]], pictures: Picture
     found.left_out = max(0, len(paths) - MOST_RECORDS)
     for path in reversed(paths[-MOST_RECORDS:]):
         try:
-            content = read_json(path)
-            texts = {n: checked(n, content.get(n), str) for n in ("event", "reason", "diagnosis", "note")}
-            numbers = [checked("iteration", line.get("iteration"), int) for line in checked(
-                "updates", content.get("updates"), list[dict[str, Any]])]  # fmt: skip
+            content = check_summary(read_json(path))
         except (OSError, ValueError, TypeError) as error:
             found.faults.append(f"The flight record {path.name} is damaged: {error}.")
             continue
+        texts = {name: content[name] for name in ("event", "reason", "diagnosis", "note")}
+        numbers = [line["iteration"] for line in content["updates"]]
         updates = f"updates {numbers[0]:,} to {numbers[-1]:,}" if numbers else "no updates"
         found.gave_up |= not found.flights and texts["event"] == GAVE_UP
         picture = None

@@ -28,7 +28,7 @@ from fastebm.runs.run import Run, belongs_to
 from fastebm.training.images import ImageLevels
 from fastebm.training.tensorboard import TensorBoardWriter
 from fastebm.training.trainer.config import TrainerConfig
-from fastebm.training.trainer.flight import FlightRecorder, diagnose, take_request, write_record
+from fastebm.training.trainer.flight import GAVE_UP, WENT_BACK, FlightRecorder, diagnose, take_request, write_record
 from fastebm.training.trainer.guard import DivergedError, Guard
 from fastebm.training.trainer.metrics import LogNumbers, to_floats
 from fastebm.training.trainer.parts import Part, Parts
@@ -39,9 +39,6 @@ OnLog = Callable[[dict[str, Any]], None]
 
 FOR_THE_RECORDER = ("clamped_data",)
 """Metrics that the log does not have."""
-
-WENT_BACK = "the guard went back"
-"""The event of the record of a rollback."""
 
 
 class Trainer(ABC):
@@ -290,7 +287,7 @@ class Trainer(ABC):
         """
         guard = self.guard
         if guard.exhausted:
-            why = self._write_flight(folder, "the guard gave the run up", error.reason)
+            why = self._write_flight(folder, GAVE_UP, error.reason)
             raise DivergedError(error.iteration, error.reason, f"{self._advice(folder)}.{why}") from None
         why = self._write_flight(folder, WENT_BACK, error.reason)
         rollbacks, checkpoint = guard.state_dict(), None

@@ -24,6 +24,8 @@ from fastebm.training.trainer.flight.record import FlightRecord
 
 FOLDER = "flight"
 REQUEST = ".flight"
+WENT_BACK, GAVE_UP = "the guard went back", "the guard gave the run up"
+"""Events of records that the guard causes."""
 _NAME = re.compile(r"iteration-(\d{9})-(\d+)\.json")
 
 
@@ -83,15 +85,22 @@ def records(run: Path) -> list[Path]:
 def read_summary(path: Path) -> dict[str, Any]:
     """What a record's JSON file says. Raises ValueError for one that is damaged, OSError."""
     try:
-        content = checked("it", read_json(path), dict[str, Any])
+        return check_summary(read_json(path))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path} is no flight record, or a damaged one: {error}") from error
+
+
+def check_summary(content: Any) -> dict[str, Any]:
+    """The content of a record's JSON file. Raises TypeError, ValueError for other values."""
+    content = checked("it", content, dict[str, Any])
+    try:
         for name in ("event", "reason", "diagnosis", "note"):
             content[name] = checked(name, content[name], str)
         content["updates"] = checked("updates", content["updates"], list[dict[str, Any]])
         for line in content["updates"]:
             checked("iteration", line["iteration"], int)
-    except (KeyError, TypeError, ValueError) as error:
-        reason = f"it has no {error}" if isinstance(error, KeyError) else error
-        raise ValueError(f"{path} is no flight record, or a damaged one: {reason}") from error
+    except KeyError as error:
+        raise ValueError(f"it has no {error}") from None
     return content
 
 
