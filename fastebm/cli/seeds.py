@@ -24,7 +24,8 @@ from fastebm.runs.folder import RunError, RunFolder, config_differences
 from fastebm.runs.names import JUDGED, SEEDS
 from fastebm.training import DigitsSource, DivergedError, ImageSource, train
 from fastebm.training.trainer.config import TrainerConfig
-from fastebm.training.trainer.flight import WENT_BACK, read_summary, records
+from fastebm.training.trainer.flight import read_summary, records
+from fastebm.training.trainer.guard import saved_rollbacks
 
 TAIL = 0.1
 """Share of the lines of a log, the last ones, that say how a run ended."""
@@ -193,21 +194,13 @@ def facts(path: Path, iterations: int) -> dict[str, Any]:
     return {
         "iteration": reached,
         "finished": reached == iterations,
-        "rollbacks": max(int(last.get("attempt", 0)), _rollbacks(folder, path)),
+        "rollbacks": max(int(last.get("attempt", 0)), saved_rollbacks(folder)),
         "minutes": round(last.get("seconds", 0.0) / 60, 2),
         "gap_end": statistics.fmean(gaps) if gaps else None,
         "largest_energy": largest_energy(lines),
         "largest_energy_end": largest_energy(tail),
         "diagnoses": [read_summary(record)["diagnosis"] for record in records(path)],
     }
-
-
-def _rollbacks(folder: RunFolder, path: Path) -> int:
-    """How often the guard went back, by the newest checkpoint, whose line of the log may be gone; or by its records."""
-    checkpoint = folder.checkpoints.load_newest()
-    if checkpoint is None:
-        return sum(read_summary(record)["event"] == WENT_BACK for record in records(path))
-    return len(checkpoint.state.get("guard", {}).get("rollbacks", ()))
 
 
 def _entry(value: Any) -> dict[str, Any]:

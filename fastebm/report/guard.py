@@ -10,7 +10,9 @@ from typing import Any
 from fastebm.report.pictures import Picture, PictureError, Pictures
 from fastebm.runs.fields import checked
 from fastebm.runs.files import read_json
+from fastebm.runs.folder import RunFolder
 from fastebm.training.trainer.flight import GAVE_UP, check_summary, records
+from fastebm.training.trainer.guard import saved_rollbacks
 
 MOST_RECORDS = 20
 MOST_PICTURES = 3
@@ -34,7 +36,8 @@ class GuardActions:
     """What the guard of a run did.
 
     Attributes:
-        rollbacks: how often the run went back, by the last line of its log; None without any.
+        rollbacks: how often the run went back, by the last line of its log or by what else knows of more; None where
+            neither says anything.
         notes: the iteration and the text of lines of the log that say why.
         flights: the newest records; `left_out` are older ones.
         gave_up: whether the newest record is of a run that the guard gave up.
@@ -57,6 +60,12 @@ def guard_actions(run: Path, log: Sequence[Mapping[str, Any]], pictures: Picture
         found.rollbacks = checked("attempt", log[-1].get("attempt", 0), int) if log else None
     except (TypeError, ValueError) as error:
         found.faults.append(f"The last line of the log is damaged: {error}.")
+    try:
+        saved = saved_rollbacks(RunFolder(run))
+    except (TypeError, OSError) as error:
+        found.faults.append(f"The newest checkpoint does not say how often the guard went back: {error}.")
+    else:
+        found.rollbacks = max(found.rollbacks or 0, saved) if log or saved else None
     try:
         paths = records(run)
     except OSError as error:

@@ -150,9 +150,19 @@ class Checkpoints:
             if not saved:
                 return None
 
-    def _load(self, iteration: int) -> Checkpoint:
-        """Raises ValueError for a damaged checkpoint, OSError for one that can't be read."""
-        weights, description = self._paths(iteration)
+    def newest_state(self) -> dict[str, Any] | None:
+        """The state of the newest checkpoint whose description is good, without its tensors; None where there is none.
+
+        Raises OSError where one can't be read.
+        """
+        for iteration in reversed(self.iterations()):
+            with suppress(FileNotFoundError, ValueError):  # it has just been removed, or it is damaged
+                return self._description(iteration)[1]
+        return None
+
+    def _description(self, iteration: int) -> tuple[str, dict[str, Any]]:
+        """The digest of a checkpoint's tensors, and its state. Raises ValueError for a damaged file, OSError."""
+        description = self._paths(iteration)[1]
         content = read_json(description)
         try:
             found = checked("the iteration", content["iteration"], int)
@@ -167,6 +177,12 @@ class Checkpoints:
             raise ValueError(f"{description.name} does not have the digest that it names")
         if found != iteration:
             raise ValueError(f"{description.name} is of iteration {shown(found)}")
+        return digest, state
+
+    def _load(self, iteration: int) -> Checkpoint:
+        """Raises ValueError for a damaged checkpoint, OSError for one that can't be read."""
+        weights, description = self._paths(iteration)
+        digest, state = self._description(iteration)
         if _digest(weights) != digest:
             raise ValueError(f"its content does not have the digest that {description.name} names")
         try:

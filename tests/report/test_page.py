@@ -171,7 +171,7 @@ def test_a_run_that_the_guard_rolled_back(run: Path, no_curves: None) -> None:
         recorder.finish({"gap": 0.1})
         write_record(run, recorder.record(), "the guard went back", f"reason {iteration}")
     page = page_of(run)
-    assert "the run went back to an earlier checkpoint 2 times" in page.text
+    assert "The run went back to an earlier checkpoint 2 times" in page.text
     assert "Note at update 4 : The guard went back from 4 to 3: a reason." in page.text
     told = [json.loads(path.read_text()) for path in records(run)]
     for content in told:
@@ -195,6 +195,7 @@ def test_a_run_that_the_guard_gave_up(tmp_path: Path) -> None:
     assert f"fastebm resume {tmp_path / 'run'} --retries 4" in page.text
     assert "the guard gave the run up" in page.text
     assert "the guard went back" in page.text
+    assert "The run went back to an earlier checkpoint 1 time." in page.text  # its log has no line
     assert "The guard never went back" not in page.text
 
 

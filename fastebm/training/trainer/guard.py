@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from fastebm import rng
 from fastebm.runs.fields import checked
+from fastebm.runs.folder import RunFolder
+from fastebm.training.trainer.flight import WENT_BACK, read_summary, records
 
 
 class DivergedError(RuntimeError):
@@ -121,3 +124,20 @@ class Guard:
             for name, hint in (("iteration", int), ("back_to", int), ("reason", str)):
                 checked(f"{name} of a rollback", rollback.get(name), hint)
         self.rollbacks = rollbacks
+
+
+def saved_rollbacks(folder: RunFolder) -> int:
+    """How often the guard of a run went back, by its newest checkpoint, or without one by its flight records.
+
+    The last line of the log may say less: lines after the checkpoint to which the guard went back are removed, and a
+    run that was given up soon after wrote none. Raises TypeError for a damaged state, OSError.
+    """
+    state = folder.checkpoints.newest_state()
+    if state is not None:
+        guard = checked("guard", state.get("guard", {}), dict[str, Any])
+        return len(checked("the rollbacks", guard.get("rollbacks", []), list[dict[str, Any]]))
+    events = []
+    for record in records(folder.path):
+        with suppress(ValueError):  # it is damaged
+            events.append(read_summary(record)["event"])
+    return events.count(WENT_BACK)
