@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -84,10 +85,11 @@ class Interpolate(ImageTask):
         """Writes samples beside their nearest training images; distances, with those of unseen images to compare."""
         from fastebm import tasks
         from fastebm.tasks.pictures import save_nearest
+        from fastebm.tasks.run_images import unseen_images
         from fastebm.training import RunError
 
         try:
-            training, unseen = tasks.dataset_images(run, "train"), tasks.images_for(run, count=50)
+            training = tasks.dataset_images(run, "train")
         except (RunError, ValueError) as error:
             return None, f"Without training images there are none that are nearest to samples: {error}"
         samples = together(run.sample, 50, self.seed)
@@ -96,9 +98,13 @@ class Interpolate(ImageTask):
         distances = {
             "samples": float(near.distances[:, 0].mean()),
             "samples_smallest": float(near.distances.min()),
-            "unseen_images": float(tasks.nearest_images(unseen, training, 1).distances.mean()),
         }
+        beside = ""
+        with suppress(RunError, ValueError):  # there are none
+            unseen = tasks.nearest_images(unseen_images(run, 50), training, 1)
+            distances["unseen_images"] = float(unseen.distances.mean())
+            beside = f", {distances['unseen_images']:.2f} from images that were not learned"
         return distances, (
             f"Mean distance to the nearest training image: {distances['samples']:.2f} from samples (the smallest "
-            f"{distances['samples_smallest']:.2f}), {distances['unseen_images']:.2f} from images that were not learned."
+            f"{distances['samples_smallest']:.2f}){beside}."
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from pathlib import Path
 from typing import Literal
 
@@ -71,7 +72,8 @@ def images_for(
 def dataset_images(run: Run, split: str | None = None) -> Images | Tensor:
     """Images of the set that a run was trained on, at its present size; by default the test split, if there is one.
 
-    "train" is what the run was trained on, whatever that part is called.
+    "train" is what the run was trained on, whatever that part is called. It warns where no split is asked for and there
+    are no others.
     """
     source = source_of(run)
     if isinstance(source, DigitsSource):
@@ -79,7 +81,21 @@ def dataset_images(run: Run, split: str | None = None) -> Images | Tensor:
             raise ValueError(f"scikit-learn's digits have no split {split!r}: its splits are train and test")
         return digits("train" if split == "train" else "test", run.size)[0]
     source = _shaped(run, source)
-    images = source.open() if split == "train" else _opened(source, split, otherwise=source.split)
+    if split == "train":
+        images = source.open()
+    elif split is not None:
+        images = _opened(source, split)
+    else:
+        try:
+            images = _held_out(run, source)
+        except RunError:
+            warnings.warn(
+                f"{source.path} has no test split beside what the run was trained on, so these are images that it was "
+                "trained on: on others results may be worse",
+                RuntimeWarning,
+                stacklevel=3,
+            )
+            images = source.open()
     return _pooled(images, run.size)
 
 
@@ -99,8 +115,18 @@ def training_images(run: Run) -> Images:
 def held_out_images(run: Run) -> Images:
     """The test split of the set that the run was trained on. Raises RunError if it has none, and as above."""
     source = source_of(run)
+    return _digits("test") if isinstance(source, DigitsSource) else _held_out(run, source)
+
+
+def unseen_images(run: Run, count: int) -> Tensor:
+    """The first of the test split as `images_for` has them. Raises RunError as `held_out_images`."""
+    source = source_of(run)
     if isinstance(source, DigitsSource):
-        return _digits("test")
+        return digits("test", run.size)[0][:count]
+    return _pooled(_held_out(run, _shaped(run, source)), run.size).batch(slice(0, count))
+
+
+def _held_out(run: Run, source: ImageSource) -> Images:
     if source.split == HELD_OUT:
         raise RunError(f"{run.path} was trained on the test split of {source.path}: give images that it has not seen")
     try:
@@ -170,13 +196,13 @@ def _check_colours(run: CoarseToFineRun, images: Images) -> None:
         )
 
 
-def _opened(source: ImageSource, split: str | None, prefer: str = HELD_OUT, otherwise: str | None = None) -> Images:
+def _opened(source: ImageSource, split: str | None, prefer: str = HELD_OUT) -> Images:
     if split is not None:
         return dataclasses.replace(source, split=split).open()
     try:
         return dataclasses.replace(source, split=prefer).open()
     except NoSplitError:
-        return dataclasses.replace(source, split=otherwise).open()
+        return dataclasses.replace(source, split=None).open()
 
 
 def _with_path(run: Run, path: Path) -> ImageSource:

@@ -26,10 +26,11 @@ from fastebm.tasks import (
     load_hole_mask,
     nearest_images,
     quality,
+    run_images,
     translate,
 )
 from fastebm.tasks.outputs import save_numbers, task_folder
-from fastebm.training import CoarseToFineRun
+from fastebm.training import CoarseToFineRun, ImageSource, RunError
 
 GOOD = torch.zeros(2, 1, 8, 8)
 TASKS: dict[str, Callable[[CoarseToFineRun, Tensor], object]] = {
@@ -170,3 +171,23 @@ def test_a_folder_with_files_stays(tmp_path: Path) -> None:
         assert again == folder
     with pytest.raises(ValueError, match="is a file"), task_folder(folder / "numbers.json", overwrite=True):
         pass
+
+
+@pytest.mark.parametrize("split", [None, "test"])
+def test_images_that_were_learned_are_named_as_such(
+    run: CoarseToFineRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, split: str | None
+) -> None:
+    """A run on a set without parts, and one on the test split, have no others of their own."""
+    pixels = np.random.default_rng(0).integers(0, 256, (9, 8, 8), dtype=np.uint8)
+    name = "pixels" if split is None else "x_test"
+    np.savez(tmp_path / "set.npz", **{name: pixels})
+    monkeypatch.setattr(run_images, "source_of", lambda run: ImageSource(tmp_path / "set.npz", 8, 1, split))
+    with pytest.warns(RuntimeWarning, match=r"set\.npz has no test split beside what the run was trained on"):
+        images = images_for(run, count=3)
+    assert torch.equal(images, images_for(run, split="train", count=3))
+    with pytest.raises(RunError, match="that it has not seen"):
+        run_images.unseen_images(run, 3)
+
+
+def test_unseen_images_are_those_of_the_test_split(run: CoarseToFineRun) -> None:
+    assert torch.equal(run_images.unseen_images(run, 5), images_for(run, count=5))
