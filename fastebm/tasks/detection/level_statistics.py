@@ -8,7 +8,7 @@ every level scores the image, averaged down to its size as in training.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from fastebm.compiler import EnergyGradient
 from fastebm.data import average_pool_to
 from fastebm.sampling.cascade import device_of
 from fastebm.tasks.detection.batches import Energy, ImageBatches, check_finite, gradient_of, image_batches, over_images
+from fastebm.tasks.detection.tails import UpperTail, fisher
 
 
 @dataclass(frozen=True)
@@ -31,12 +32,15 @@ class LevelStatistics:
         mean: float64 (2L,), the mean of the training images' features.
         covariance: float64 (2L, 2L), their covariance.
         count: the number of training images.
+        tails: upper tails of "energy" and "level_typicality" over the training images, for the score "combined", which
+            needs them.
     """
 
     gradients: Mapping[int, EnergyGradient]
     mean: Tensor
     covariance: Tensor
     count: int
+    tails: tuple[UpperTail, UpperTail] | None = None
 
     @classmethod
     def fit(
@@ -68,7 +72,7 @@ class LevelStatistics:
             >>> images = fastebm.ops.uniform((50, 1, 4, 4), seed=0)
             >>> statistics = LevelStatistics.fit({2: energy, 4: energy}, images)
             >>> sorted(outlier_scores(energy, images, levels=statistics))
-            ['energy', 'gradient_norm', 'level_energy', 'level_typicality', 'total_variation']
+            ['combined', 'energy', 'gradient_norm', 'level_energy', 'level_typicality', 'total_variation']
         """
         if not levels:
             raise ValueError("there are no levels: statistics need at least one energy")
@@ -87,7 +91,9 @@ class LevelStatistics:
             )
         covariance = torch.atleast_2d(features.T.cov(correction=0))
         _check_independent(covariance)
-        return cls(gradients, features.mean(0), covariance, len(features))
+        fitted = cls(gradients, features.mean(0), covariance, len(features))
+        energies = features[:, len(levels) - 1]
+        return replace(fitted, tails=(UpperTail.fit(energies), UpperTail.fit(fitted._distances(features))))
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -110,7 +116,7 @@ class LevelStatistics:
         return dict(zip(self.sizes, self.covariance.diagonal().sqrt().tolist(), strict=False))
 
     def scores(self, images: Tensor, first: int = 0, top: tuple[Tensor, Tensor] | None = None) -> dict[str, Tensor]:
-        """The scores "level_energy" and "level_typicality" of images, float64 (B,); `outlier_scores` defines them.
+        """The scores "combined", "level_energy" and "level_typicality", float64 (B,); `outlier_scores` defines them.
 
         Args:
             images: float32 (B, C, S, S) in [-1, 1].
@@ -122,12 +128,19 @@ class LevelStatistics:
         energies = len(self.gradients)
         deviations = self.covariance.diagonal().sqrt()
         standard = ((features - self.mean) / deviations)[:, :energies]
+        distances = self._distances(features)
+        scores = {"level_energy": standard.amax(1), "level_typicality": distances}
+        if self.tails is not None:
+            measured = (features[:, energies - 1], distances)
+            logarithms = (tail.log_probability(each) for tail, each in zip(self.tails, measured, strict=True))
+            scores["combined"] = fisher(logarithms)
+        return scores
+
+    def _distances(self, features: Tensor) -> Tensor:
+        """Mahalanobis distances of features (B, 2L) from the mean: (B,)."""
         factor = torch.linalg.cholesky(self.covariance)
         white = torch.linalg.solve_triangular(factor, (features - self.mean).T, upper=False)
-        return {
-            "level_energy": standard.amax(1),
-            "level_typicality": torch.linalg.vector_norm(white, dim=0),
-        }
+        return torch.linalg.vector_norm(white, dim=0)
 
 
 def _features(

@@ -7,7 +7,9 @@ The scores come from
 - Nalisnick et al., "Detecting Out-of-Distribution Inputs to Deep Generative Models Using Typicality" (2019): the
   distance from the mean energy of training images;
 - Lee et al., "A Simple Unified Framework for Detecting Out-of-Distribution Samples and Adversarial Attacks" (NeurIPS
-  2018): the Mahalanobis distance in features of a net, with their covariance over training images.
+  2018): the Mahalanobis distance in features of a net, with their covariance over training images;
+- Bergamin et al., "Model-agnostic out-of-distribution detection using combined statistical tests" (AISTATS 2022): a
+  test of typicality and one of the gradient, combined by Fisher's method.
 
 Two baselines show what needs no training: the total variation of an image, and the scores of an untrained net.
 """
@@ -41,12 +43,14 @@ from fastebm.tasks.detection.level_statistics import LevelStatistics, gradient_n
 Scores = dict[str, NDArray[np.float32]]
 
 ORDER = (
+    "combined",
     "energy",
     "gradient_norm",
     "typicality",
     "level_energy",
     "level_typicality",
     "total_variation",
+    "untrained_combined",
     "untrained_energy",
     "untrained_level_energy",
     "untrained_level_typicality",
@@ -86,6 +90,9 @@ def outlier_scores(
 ) -> Scores:
     """Scores of N images by name, each a float32 array (N,), high for outliers.
 
+    - "combined": Fisher's combination of "energy" and "level_typicality", if `levels` is passed: -2 (log p + log q),
+      with p and q the probabilities that a training image scores as high by the one and by the other. The score to
+      use where nothing is known of the outliers.
     - "energy": E(x)
     - "gradient_norm": the Euclidean norm of the gradient of E at x
     - "typicality": |E(x) - training_mean|, if that mean is passed (`mean_energy` computes it)
@@ -97,8 +104,9 @@ def outlier_scores(
       mean over training images, with their covariance; it is large for energies that are too low, too
     - "total_variation": the image's `total_variation`, a baseline without an energy
     - "untrained_energy": the energy `untrained`, if it is passed
-    - "untrained_level_energy" and "untrained_level_typicality": those of `untrained_levels`, if it is passed. Its
-      statistics are over training images, its nets untrained: what it finds, simple statistics of pixels show.
+    - "untrained_combined", "untrained_level_energy" and "untrained_level_typicality": those of `untrained_levels`, if
+      it is passed. Its statistics are over training images, its nets untrained: what it finds, simple statistics
+      of pixels show.
 
     Args:
         model: a run, its folder, or what `fastebm.energy_gradient` takes or returns. An `EnergyGradient` has its own

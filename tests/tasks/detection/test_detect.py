@@ -37,7 +37,8 @@ from fastebm.training import CoarseToFineRun, ImageSource
 
 SCORES = ["energy", "gradient_norm", "typicality", "total_variation", "untrained_energy"]
 LEVEL_SCORES = ["level_energy", "level_typicality"]
-RUN_SCORES = [*SCORES[:3], *LEVEL_SCORES, *SCORES[3:], *(f"untrained_{name}" for name in LEVEL_SCORES)]
+RUN_SCORES = ["combined", *SCORES[:3], *LEVEL_SCORES, SCORES[3]]
+RUN_SCORES += [f"untrained_{name}" for name in ("combined", "energy", *LEVEL_SCORES)]
 SYNTHETIC = ["uniform_noise", "constant_colours", "interpolations", "rotated", "flipped"]
 
 
@@ -260,7 +261,7 @@ def test_a_folder_scores_as_its_run_does(digits_run: Path) -> None:
 def test_a_bare_energy_detects_without_levels_and_untrained_nets(tmp_path: Path) -> None:
     pool = uniform_noise(60, 1, 8)
     detection = detect_outliers(lambda x: bowl(x) + x.sum((1, 2, 3)), pool, pool, count=30, engine="autograd")
-    assert list(detection.scores["rotated"]) == [*SCORES[:3], *LEVEL_SCORES, "total_variation"]
+    assert list(detection.scores["rotated"]) == ["combined", *SCORES[:3], *LEVEL_SCORES, "total_variation"]
     assert detection.levels.sizes == (8,)
     assert detection.to_json()["run"] is None
     assert detection.metrics["constant_colours"]["total_variation"].auroc == 0

@@ -9,6 +9,7 @@ import pytest
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from scipy.spatial.distance import mahalanobis
+from scipy.stats import combine_pvalues, expon
 from torch import Tensor
 
 import fastebm
@@ -55,12 +56,27 @@ def test_the_statistics_are_those_of_the_features(statistics: LevelStatistics) -
 def test_scores_of_gaussian_energies_are_known(statistics: LevelStatistics) -> None:
     training, others = features_by_hand(images(300, seed=1)), features_by_hand(images(20, seed=2))
     scores = outlier_scores(LEVELS[4], images(20, seed=2), levels=statistics, engine="autograd")
-    assert list(scores) == ["energy", "gradient_norm", *LEVEL_SCORES, "total_variation"]
+    assert list(scores) == ["combined", "energy", "gradient_norm", *LEVEL_SCORES, "total_variation"]
     standard = (others - training.mean(0)) / training.std(0)
     np.testing.assert_allclose(scores["level_energy"], standard[:, :2].max(1), rtol=1e-4, atol=1e-4)
     inverse = np.linalg.inv(np.cov(training.T, ddof=0))
     expected = [mahalanobis(row, training.mean(0), inverse) for row in others]
     np.testing.assert_allclose(scores["level_typicality"], expected, rtol=1e-3)
+    own = [mahalanobis(row, training.mean(0), inverse) for row in training]
+    statistic = combine_pvalues_by_hand(training[:, 1], others[:, 1], own, expected)
+    np.testing.assert_allclose(scores["combined"], statistic, rtol=2e-3, atol=0.02)  # a rank may differ by rounding
+
+
+def combine_pvalues_by_hand(*pairs: Any) -> NDArray[np.float64]:
+    """SciPy's combination, of shares of training scores, and of exponentials above what a tenth of them exceeds."""
+    found = []
+    for own, scored in (pairs[:2], pairs[2:]):
+        own = np.sort(own)
+        threshold = own[-31]
+        shares = (1 + (own[:, None] >= np.asarray(scored)).sum(0)) / 301
+        beyond = 0.1 * expon.sf(scored, loc=threshold, scale=(own[-30:] - threshold).mean())
+        found.append(np.where(scored > threshold, beyond, shares))
+    return np.array([combine_pvalues(each, method="fisher").statistic for each in np.transpose(found)])
 
 
 def test_squared_distances_of_training_images_have_the_mean_of_chi_square(statistics: LevelStatistics) -> None:
@@ -89,7 +105,8 @@ def test_a_level_below_sees_what_the_highest_rates_as_real() -> None:
     assert aurocs["energy"] < 0.01
     assert aurocs["level_energy"] > 0.95
     assert aurocs["level_typicality"] > 0.99
-    for name in LEVEL_SCORES:
+    assert aurocs["combined"] > 0.99
+    for name in ("combined", *LEVEL_SCORES):
         np.testing.assert_array_equal(outside[name], outside[f"untrained_{name}"])
 
 
