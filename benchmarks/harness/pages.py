@@ -395,8 +395,9 @@ def _interpolate_rows(numbers: Entry) -> list[tuple[str, str]]:
     values |= {
         "distance of samples to the nearest training image": near["samples"],
         "the smallest of these distances": near["samples_smallest"],
-        "distance of images that were not learned": near["unseen_images"],
     }
+    if "unseen_images" in near:
+        values["distance of images that were not learned"] = near["unseen_images"]
     became_lower = ("paths that became lower", f"{images['paths_that_became_lower']} of {images['pairs']}")
     return [became_lower, *((name, f"{value:.2f}") for name, value in values.items())]
 
