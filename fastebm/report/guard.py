@@ -62,8 +62,9 @@ def guard_actions(run: Path, log: Sequence[Mapping[str, Any]], pictures: Picture
         found.faults.append(f"The last line of the log is damaged: {error}.")
     try:
         saved = saved_rollbacks(RunFolder(run))
-    except (TypeError, OSError) as error:
-        found.faults.append(f"The newest checkpoint does not say how often the guard went back: {error}.")
+    except (ValueError, OSError) as error:
+        found.faults.append(f"The checkpoints do not say how often the guard went back: {error}.")
+        found.rollbacks = found.rollbacks or None
     else:
         found.rollbacks = max(found.rollbacks or 0, saved) if log or saved else None
     try:

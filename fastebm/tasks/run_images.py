@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from fastebm.data import Images, average_pool_to, digits, to_pixels
 from fastebm.data.errors import NoSplitError
+from fastebm.data.formats.image_format import split_of
 from fastebm.data.formats.pictures import IMAGE_SUFFIXES, read_picture
 from fastebm.data.preprocessing import Preprocessing
 from fastebm.data.run_source import run_source, source_like
@@ -127,15 +129,21 @@ def unseen_images(run: Run, count: int) -> Tensor:
 
 
 def _held_out(run: Run, source: ImageSource) -> Images:
-    if source.split == HELD_OUT:
-        raise RunError(f"{run.path} was trained on the test split of {source.path}: give images that it has not seen")
-    try:
-        return dataclasses.replace(source, split=HELD_OUT).open()
-    except NoSplitError as error:
+    """The test split of a run's source. Raises RunError where it has none, or the run was trained on that."""
+    trained = split_of(source.path, source.split, key=source.key)
+    if trained == HELD_OUT:
         raise RunError(
-            f"{run.path} was trained on all of {source.path}, which has no test split: give images like these that it "
-            "has not seen (--data)"
-        ) from error
+            f"{run.path} was trained on the test split of {source.path}: give images that it has not seen (--data)"
+        )
+    if trained:
+        with suppress(NoSplitError):
+            return dataclasses.replace(source, split=HELD_OUT).open()
+    # A set that was read as a whole has no test split: a folder of that name in it is a class.
+    part = f"the split {trained}" if trained else f"the array {source.key}" if source.key is not None else "all"
+    raise RunError(
+        f"{run.path} was trained on {part} of {source.path}, which has no test split: give images like these that it "
+        "has not seen (--data)"
+    )
 
 
 def matching_images(

@@ -30,6 +30,7 @@ from PIL import Image
 
 from fastebm.data import DataError, Images, image_format, open_images
 from fastebm.data.errors import printable
+from fastebm.data.formats.image_format import split_of
 from fastebm.data.formats.pickles import read_pickle
 from fastebm.data.formats.pictures import IMAGE_SUFFIXES
 from tests.data import image_files
@@ -265,8 +266,9 @@ def seen(path: Path) -> Images | None:
             images = open_images(path, max_bytes=MAX_BYTES)
     except DataError as error:
         check_message(str(error), path)
-        with time_limit(), suppress(DataError):
-            image_format(path)
+        for reads_less in (image_format, split_of):
+            with time_limit(), suppress(DataError):
+                reads_less(path)
         return None
     assert images.pixels.dtype == torch.uint8
     assert images.pixels.ndim == 4
@@ -274,6 +276,7 @@ def seen(path: Path) -> Images | None:
     assert images.labels is None or images.labels.shape == (len(images),)
     with time_limit():
         assert image_format(path) == tuple(images.pixels.shape[1:])
+        assert split_of(path) == images.split
     return images
 
 

@@ -316,6 +316,29 @@ def test_an_attempt_that_is_no_number(run: Path, attempt: object) -> None:
     assert "The last line of the log is damaged: attempt" in page_of(run).text
 
 
+@pytest.mark.parametrize("guard", [None, {"rollbacks": None}])
+def test_a_checkpoint_that_does_not_say_what_the_guard_did(run: Path, guard: object) -> None:
+    checkpoints = RunFolder(run).checkpoints
+    newest = checkpoints.load_newest()
+    assert newest is not None
+    checkpoints.overwrite_state(newest, newest.state | {"guard": guard})
+    text = page_of(run).text
+    assert "The checkpoints do not say how often the guard went back: in the newest checkpoint " in text
+    assert "Nothing says yet whether the guard went back." in text
+    assert "never went back" not in text
+
+
+def test_records_that_can_not_be_read_do_not_hide_the_others(run: Path) -> None:
+    shutil.rmtree(run / "checkpoints")
+    recorder = FlightRecorder(10)
+    for iteration in (4, 5):
+        recorder.begin({"iteration": iteration})
+        recorder.finish({"gap": 0.1})
+        write_record(run, recorder.record(), "the guard went back", f"reason {iteration}")
+    (run / "flight" / "iteration-000000009-1.json").mkdir()
+    assert "The run went back to an earlier checkpoint 2 times." in page_of(run).text
+
+
 def test_numbers_that_are_none(run: Path) -> None:
     """What explodes is drawn as far as it can be."""
     log = RunFolder(run).log

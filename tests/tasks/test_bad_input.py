@@ -173,20 +173,68 @@ def test_a_folder_with_files_stays(tmp_path: Path) -> None:
         pass
 
 
-@pytest.mark.parametrize("split", [None, "test"])
+def _npz(names: str) -> Callable[[Path], Path]:
+    def write(folder: Path) -> Path:
+        draws = np.random.default_rng(0)
+        np.savez(folder / "set.npz", **{n: draws.integers(0, 256, (9, 8, 8), dtype=np.uint8) for n in names.split()})
+        return folder / "set.npz"
+
+    return write
+
+
+def _folder(names: str) -> Callable[[Path], Path]:
+    def write(folder: Path) -> Path:
+        for number, name in enumerate(names.split()):
+            (folder / "set" / name).mkdir(parents=True)
+            Image.fromarray(np.full((8, 8), number, np.uint8)).save(folder / "set" / name / "a.png")
+        return folder / "set"
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("write", "split", "key", "reason"),
+    [
+        (_npz("pixels"), None, None, "on all of .*, which has no test split"),
+        (_npz("x_train x_test"), "test", None, "on the test split of"),
+        (_npz("x_test"), None, None, "on the test split of"),
+        (_npz("x_train x_val"), None, None, "on the split train of .*, which has no test split"),
+        (_npz("x_train x_val"), "val", None, "on the split val of .*, which has no test split"),
+        (_npz("a b"), None, "a", "on the array a of .*, which has no test split"),
+        (_folder("test"), None, None, "on all of .*, which has no test split"),
+        (_folder("cats test"), None, None, "on all of .*, which has no test split"),
+        (_folder("test val"), None, None, "on all of .*, which has no test split"),
+    ],
+)
 def test_images_that_were_learned_are_named_as_such(
-    run: CoarseToFineRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, split: str | None
+    run: CoarseToFineRun,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    write: Callable[[Path], Path],
+    split: str | None,
+    key: str | None,
+    reason: str,
 ) -> None:
-    """A run on a set without parts, and one on the test split, have no others of their own."""
-    pixels = np.random.default_rng(0).integers(0, 256, (9, 8, 8), dtype=np.uint8)
-    name = "pixels" if split is None else "x_test"
-    np.savez(tmp_path / "set.npz", **{name: pixels})
-    monkeypatch.setattr(run_images, "source_of", lambda run: ImageSource(tmp_path / "set.npz", 8, 1, split))
-    with pytest.warns(RuntimeWarning, match=r"set\.npz has no test split beside what the run was trained on"):
+    """Runs that have no other images of their own: what would be read as the test split is what they learned."""
+    path = write(tmp_path)
+    monkeypatch.setattr(run_images, "source_of", lambda run: ImageSource(path, 8, 1, split, key=key))
+    with pytest.warns(RuntimeWarning, match=r"has no test split beside what the run was trained on"):
         images = images_for(run, count=3)
     assert torch.equal(images, images_for(run, split="train", count=3))
-    with pytest.raises(RunError, match="that it has not seen"):
-        run_images.unseen_images(run, 3)
+    for unseen in (lambda: run_images.unseen_images(run, 3), lambda: run_images.held_out_images(run)):
+        with pytest.raises(RunError, match=reason):
+            unseen()
+
+
+@pytest.mark.parametrize("write", [_npz("x_train x_test"), _folder("train test"), _folder("train test val")])
+def test_a_test_split_was_not_learned(
+    run: CoarseToFineRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: Callable[[Path], Path]
+) -> None:
+    path = write(tmp_path)
+    monkeypatch.setattr(run_images, "source_of", lambda run: ImageSource(path, 8, 1))
+    images = run_images.unseen_images(run, 3)
+    assert torch.equal(images, images_for(run, count=3))
+    assert not torch.equal(images, images_for(run, split="train", count=3))
 
 
 def test_unseen_images_are_those_of_the_test_split(run: CoarseToFineRun) -> None:

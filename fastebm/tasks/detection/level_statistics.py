@@ -32,8 +32,8 @@ class LevelStatistics:
         mean: float64 (2L,), the mean of the training images' features.
         covariance: float64 (2L, 2L), their covariance.
         count: the number of training images.
-        tails: upper tails of "energy" and "level_typicality" over the training images, for the score "combined", which
-            needs them.
+        tails: upper tails over the training images, of the highest level's energy and of "level_typicality" by the
+            statistics of all other images; the score "combined" needs them.
     """
 
     gradients: Mapping[int, EnergyGradient]
@@ -58,8 +58,8 @@ class LevelStatistics:
 
         Args:
             levels: energies by size, for example `CoarseToFineRun.levels`; at least one.
-            training_images: (N, C, S, S), with S the highest size or that times a power of two, N > 2L; the statistics
-                are reliable from thousands of images on.
+            training_images: (N, C, S, S), with S the highest size or that times a power of two, N > 2L + 1; the
+                statistics are reliable from thousands of images on.
 
         The other arguments and errors are those of `outlier_scores`. Raises ValueError also for no levels, too few
         images, and features that don't vary independently, such as those of a constant energy.
@@ -84,16 +84,19 @@ class LevelStatistics:
             return torch.cat([_features(gradients, batch, first) for first, batch in batches])
 
         features = over_images(training_images, of)
-        if len(features) <= features.shape[1]:
+        if len(features) <= features.shape[1] + 1:
             raise ValueError(
-                f"statistics of {len(levels)} levels need more than {features.shape[1]} training images, "
+                f"statistics of {len(levels)} levels need more than {features.shape[1] + 1} training images, "
                 f"got {len(features)}"
             )
         covariance = torch.atleast_2d(features.T.cov(correction=0))
         _check_independent(covariance)
         fitted = cls(gradients, features.mean(0), covariance, len(features))
-        energies = features[:, len(levels) - 1]
-        return replace(fitted, tails=(UpperTail.fit(energies), UpperTail.fit(fitted._distances(features))))
+        # Distances from the statistics of all other images, as an image that is not among them has: by the formula of
+        # Sherman and Morrison.
+        squares, others = fitted._distances(features).square(), len(features) - 1
+        without = (len(features) * squares / (others - squares).clamp(min=1e-9 * others)).sqrt()
+        return replace(fitted, tails=(UpperTail.fit(features[:, len(levels) - 1]), UpperTail.fit(without)))
 
     @property
     def sizes(self) -> tuple[int, ...]:

@@ -91,8 +91,8 @@ def outlier_scores(
     """Scores of N images by name, each a float32 array (N,), high for outliers.
 
     - "combined": Fisher's combination of "energy" and "level_typicality", if `levels` is passed: -2 (log p + log q),
-      with p and q the probabilities that a training image scores as high by the one and by the other. The score to
-      use where nothing is known of the outliers.
+      with p and q the probabilities that a training image scores as high by the one and by the other. The energy is
+      that of the highest of `levels`. The score to use where nothing is known of the outliers.
     - "energy": E(x)
     - "gradient_norm": the Euclidean norm of the gradient of E at x
     - "typicality": |E(x) - training_mean|, if that mean is passed (`mean_energy` computes it)

@@ -7,8 +7,9 @@ Inference Using Extreme Order Statistics" (Annals of Statistics, 1975), for what
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -23,12 +24,12 @@ class UpperTail:
 
     Attributes:
         scores: float64 (N,), ascending.
-        threshold: what a tenth of them lies above.
+        threshold: what at most a tenth of them lies above.
         share: that share, (0, 1).
         excess: their mean distance from the threshold, above 0.
     """
 
-    scores: Tensor
+    scores: Tensor = field(repr=False)
     threshold: float
     share: float
     excess: float
@@ -37,21 +38,23 @@ class UpperTail:
     def fit(cls, scores: Tensor) -> UpperTail:
         """The tail of scores (N,), N at least 2."""
         scores = scores.double().sort().values
-        above = min(max(1, round(SHARE * len(scores))), len(scores) - 1)
-        threshold = float(scores[-above - 1])
-        excess = float((scores[-above:] - threshold).mean())
-        # Equal scores, as those of very few images, have no tail that could be measured.
-        return cls(scores, threshold, above / len(scores), excess or float(scores.std()) or 1.0)
+        threshold = scores[-1 - min(max(1, round(SHARE * len(scores))), len(scores) - 1)]
+        if threshold == scores[-1] and scores[0] < threshold:  # the highest ones are equal
+            threshold = scores[scores < threshold][-1]
+        above = scores[scores > threshold] - threshold
+        if not len(above):  # all are equal, so that there is no tail to be measured
+            return cls(scores, float(threshold), 1 / (len(scores) + 1), 1.0)
+        return cls(scores, float(threshold), len(above) / len(scores), float(above.mean()))
 
     def log_probability(self, scores: Tensor) -> Tensor:
         """Logarithms of the probabilities for scores (B,): float64, at most 0, never rising with the score."""
         scores = scores.double().contiguous()
-        as_high = len(self.scores) - torch.searchsorted(self.scores, scores)
+        as_high = (len(self.scores) - torch.searchsorted(self.scores, scores)).double()
         counted = ((as_high + 1) / (len(self.scores) + 1)).log()
-        beyond = torch.tensor(self.share, dtype=torch.float64, device="cpu").log()
-        return torch.where(
-            scores > self.threshold, beyond - (scores - self.threshold) / self.excess, counted.to(torch.float64)
-        )
+        exponential = math.log(self.share) - (scores - self.threshold) / self.excess
+        # No lower than the share that is as high, which is 0 above the highest one: where scores are equal it is more.
+        beyond = torch.maximum(exponential, (as_high / len(self.scores)).log())
+        return torch.where(scores > self.threshold, beyond, counted)
 
 
 def fisher(log_probabilities: Iterable[Tensor]) -> Tensor:

@@ -130,14 +130,18 @@ def saved_rollbacks(folder: RunFolder) -> int:
     """How often the guard of a run went back, by its newest checkpoint, or without one by its flight records.
 
     The last line of the log may say less: lines after the checkpoint to which the guard went back are removed, and a
-    run that was given up soon after wrote none. Raises TypeError for a damaged state, OSError.
+    run that was given up soon after wrote none. Raises ValueError for a damaged state, OSError for a checkpoint that
+    can't be read.
     """
     state = folder.checkpoints.newest_state()
     if state is not None:
-        guard = checked("guard", state.get("guard", {}), dict[str, Any])
-        return len(checked("the rollbacks", guard.get("rollbacks", []), list[dict[str, Any]]))
+        try:
+            guard = checked("guard", state.get("guard", {}), dict[str, Any])
+            return len(checked("the rollbacks", guard.get("rollbacks", []), list[dict[str, Any]]))
+        except TypeError as error:
+            raise ValueError(f"in the newest checkpoint {error}") from error
     events = []
     for record in records(folder.path):
-        with suppress(ValueError):  # it is damaged
+        with suppress(ValueError, OSError):  # it is damaged
             events.append(read_summary(record)["event"])
     return events.count(WENT_BACK)

@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from fastebm.data import DataError, image_format, open_images
+from fastebm.data.formats.image_format import split_of
 from tests.data.image_files import (
     WRITERS,
     Written,
@@ -138,7 +139,9 @@ def test_the_folder_above_is_enough(name: str, above: str, tmp_path: Path) -> No
         images = open_images(root, split=split)
         assert torch.equal(images.pixels, torch.from_numpy(pixels))
         assert images.name == str(inner)
+        assert split_of(root, split) == images.split
     assert image_format(root)[0] == written.splits["train"][0].shape[1]
+    assert split_of(root) == open_images(root).split == "train"
 
 
 def test_several_data_sets_below_are_named(tmp_path: Path) -> None:

@@ -45,3 +45,25 @@ def test_equal_scores_have_a_tail() -> None:
     found = UpperTail.fit(torch.full((9,), 2.0)).log_probability(torch.tensor([1.0, 2.0, 3.0]))
     assert found.tolist()[:2] == [0, 0]
     assert -10 < float(found[2]) < 0
+
+
+def test_no_probability_is_below_the_share_that_is_as_high() -> None:
+    """Where scores are equal an exponential falls faster than they do."""
+    rounded = torch.from_numpy(np.random.default_rng(0).normal(0, 3, 1000)).round()
+    for scores in (rounded, torch.tensor([0.0] * 99 + [1.0])):
+        found = UpperTail.fit(scores).log_probability(scores.unique())
+        share = (scores >= scores.unique()[:, None]).double().mean(1)
+        assert bool((found.exp() > 0.99 * share).all())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_the_default_dtype_does_not_matter(dtype: torch.dtype) -> None:
+    tail, at = UpperTail.fit(exponential(70_000, 0)), exponential(100, 1)
+    expected, default = tail.log_probability(at), torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        found = tail.log_probability(at)
+    finally:
+        torch.set_default_dtype(default)
+    assert torch.equal(found, expected)
+    assert "tensor" not in repr(tail)
