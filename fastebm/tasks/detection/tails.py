@@ -24,7 +24,7 @@ class UpperTail:
 
     Attributes:
         scores: float64 (N,), ascending.
-        threshold: what at most a tenth of them lies above.
+        threshold: what about a tenth of them lies above.
         share: that share, (0, 1).
         excess: their mean distance from the threshold, above 0.
     """
