@@ -1,4 +1,4 @@
-"""`image_format` finds the channels and sides that `open_images` then returns."""
+"""`image_format` finds the channels and sides that `open_images` then returns, and `split_of` the split."""
 
 import doctest
 import gzip
@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from fastebm.data import DataError, ImageFormat, image_format, open_images
+from fastebm.data.formats.image_format import split_of
 
 
 def idx(path: Path, count: int, height: int, width: int) -> Path:
@@ -51,8 +52,18 @@ def test_the_format_is_that_of_the_opened_images(tmp_path: Path) -> None:
     for source in sources:
         for crop in (None, 4):
             assert image_format(source, crop=crop) == tuple(open_images(source, crop=crop).pixels.shape[1:])
+        assert split_of(source) == open_images(source).split
     assert image_format(tmp_path / "a.npz", "test") == (1, 4, 4)
+    assert split_of(tmp_path / "a.npz", "test") == "test"
     assert str(image_format(tmp_path / "a.npz")) == "3x6x7"
+
+
+def test_pictures_of_several_sizes_have_a_split(tmp_path: Path) -> None:
+    """Nothing of them is read, so that they need no common size."""
+    (tmp_path / "set").mkdir()
+    for split in ("train", "test"):
+        pictures(tmp_path / "set" / split, (5, 6), (6, 6))
+    assert split_of(tmp_path / "set") == "train"
 
 
 def test_pictures_of_several_sizes_have_channels_only(tmp_path: Path) -> None:
@@ -65,10 +76,11 @@ def test_pictures_of_several_sizes_have_channels_only(tmp_path: Path) -> None:
 def test_what_cannot_be_read_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     for source in (tmp_path / "nowhere", tmp_path / "empty"):
-        with pytest.raises(DataError, match=source.name):
-            image_format(source)
+        for reads in (image_format, split_of):
+            with pytest.raises(DataError, match=source.name):
+                reads(source)
 
 
 def test_docstring_example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert doctest.testmod(importlib.import_module("fastebm.data.formats.image_format")) == (0, 4)
+    assert doctest.testmod(importlib.import_module("fastebm.data.formats.image_format")) == (0, 8)
