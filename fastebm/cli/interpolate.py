@@ -99,7 +99,7 @@ class Interpolate(ImageTask):
             "samples": float(near.distances[:, 0].mean()),
             "samples_smallest": float(near.distances.min()),
         }
-        beside = ""
+        beside = "; none are known that were not learned, to compare with"
         with suppress(RunError, ValueError):  # there are none
             unseen = tasks.nearest_images(unseen_images(run, 50), training, 1)
             distances["unseen_images"] = float(unseen.distances.mean())

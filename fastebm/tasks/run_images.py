@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import warnings
 from contextlib import suppress
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fastebm.data import Images, average_pool_to, digits, to_pixels
-from fastebm.data.errors import NoSplitError
+from fastebm.data.errors import DataError, NoSplitError
 from fastebm.data.formats.image_format import split_of
 from fastebm.data.formats.pictures import IMAGE_SUFFIXES, read_picture
 from fastebm.data.preprocessing import Preprocessing
@@ -22,6 +23,7 @@ from fastebm.tasks.inputs import shape
 from fastebm.training import CoarseToFineRun, DigitsSource, ImageSource, Run, RunError
 
 HELD_OUT = "test"
+LEARNED = "these are images that it was trained on: on others results may be worse"
 
 
 def images_for(
@@ -59,6 +61,7 @@ def images_for(
         images = _single_picture(run, Path(data), convert)
     else:
         images = _opened(_shaped(run, _with_path(run, Path(data))) if convert else ImageSource(Path(data)), split)
+        _warn_of_learned(run, Path(data), images)
     if not isinstance(images, Images):
         return images[:count]
     images = _pooled(images, run.size) if convert or data is None else images
@@ -92,8 +95,7 @@ def dataset_images(run: Run, split: str | None = None) -> Images | Tensor:
             images = _held_out(run, source)
         except RunError:
             warnings.warn(
-                f"{source.path} has no test split beside what the run was trained on, so these are images that it was "
-                "trained on: on others results may be worse",
+                f"{source.path} has no test split beside what the run was trained on, so {LEARNED}",
                 RuntimeWarning,
                 stacklevel=3,
             )
@@ -146,6 +148,19 @@ def _held_out(run: Run, source: ImageSource) -> Images:
     )
 
 
+def _warn_of_learned(run: Run, path: Path, images: Images) -> None:
+    """Warns of images from the file or folder of the run's own that it was trained on."""
+    source = run_source(run.path)
+    if isinstance(source, ImageSource) and os.path.realpath(source.path) == os.path.realpath(path):
+        with suppress(DataError):  # the run's own split may be gone
+            if split_of(source.path, source.split, key=source.key) == images.split:
+                warnings.warn(
+                    f"the run knows {path}{images.split and f', {images.split}'}: {LEARNED}",
+                    RuntimeWarning,
+                    stacklevel=3,
+                )
+
+
 def matching_images(
     run: CoarseToFineRun,
     path: Path,
@@ -166,6 +181,8 @@ def matching_images(
     source = dataclasses.replace(_with_path(run, path), channels=channels, key=None)
     images = _opened(source, split, prefer)
     _check_colours(run, images)
+    if prefer == HELD_OUT:
+        _warn_of_learned(run, path, images)
     return images
 
 

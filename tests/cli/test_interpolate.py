@@ -38,7 +38,7 @@ def test_distances_of_unseen_images_only_where_there_are_some(
     assert main(["interpolate", str(tmp_path / "run"), *PATH, str(tmp_path / "out")]) == 0
     told = capsys.readouterr()
     assert "so these are images that it was trained on" in told.err
-    assert "not learned" not in told.out
+    assert "; none are known that were not learned, to compare with." in told.out
     numbers = json.loads((tmp_path / "out" / "numbers.json").read_text())
     assert set(numbers["neighbours"]) == {"samples", "samples_smallest"}
 

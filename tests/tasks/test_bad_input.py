@@ -1,6 +1,7 @@
 """What can't be worked on is refused, with what was given and what is needed; and nothing existing is overwritten."""
 
 import math
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -235,6 +236,24 @@ def test_a_test_split_was_not_learned(
     images = run_images.unseen_images(run, 3)
     assert torch.equal(images, images_for(run, count=3))
     assert not torch.equal(images, images_for(run, split="train", count=3))
+
+
+def test_the_training_images_given_as_data_are_named_as_such(
+    run: CoarseToFineRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, other = _npz("x_train x_test")(tmp_path), tmp_path / "other.npz"
+    other.write_bytes(path.read_bytes())
+    monkeypatch.setattr(run_images, "run_source", lambda folder: ImageSource(path, 8, 1))
+    with pytest.warns(RuntimeWarning, match=r"the run knows .*set\.npz, train: these are images that"):
+        images_for(run, path, split="train")
+    with pytest.warns(RuntimeWarning, match="the run knows"):
+        run_images.matching_images(run, path, "train")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        images_for(run, path)
+        images_for(run, other, split="train")
+        run_images.matching_images(run, path)
+        run_images.matching_images(run, path, prefer="train")  # the training images of `fastebm detect`
 
 
 def test_unseen_images_are_those_of_the_test_split(run: CoarseToFineRun) -> None:
