@@ -8,7 +8,7 @@ every level scores the image, averaged down to its size as in training.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -91,12 +91,13 @@ class LevelStatistics:
             )
         covariance = torch.atleast_2d(features.T.cov(correction=0))
         _check_independent(covariance)
-        fitted = cls(gradients, features.mean(0), covariance, len(features))
+        mean = features.mean(0)
         # Distances from the statistics of all other images, as an image that is not among them has: by the formula of
         # Sherman and Morrison.
-        squares, others = fitted._distances(features).square(), len(features) - 1
+        squares, others = _distances(features, mean, covariance).square(), len(features) - 1
         without = (len(features) * squares / (others - squares).clamp(min=1e-9 * others)).sqrt()
-        return replace(fitted, tails=(UpperTail.fit(features[:, len(levels) - 1]), UpperTail.fit(without)))
+        tails = UpperTail.fit(features[:, len(levels) - 1]), UpperTail.fit(without)
+        return cls(gradients, mean, covariance, len(features), tails)
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -131,19 +132,13 @@ class LevelStatistics:
         energies = len(self.gradients)
         deviations = self.covariance.diagonal().sqrt()
         standard = ((features - self.mean) / deviations)[:, :energies]
-        distances = self._distances(features)
+        distances = _distances(features, self.mean, self.covariance)
         scores = {"level_energy": standard.amax(1), "level_typicality": distances}
         if self.tails is not None:
             measured = (features[:, energies - 1], distances)
             logarithms = (tail.log_probability(each) for tail, each in zip(self.tails, measured, strict=True))
             scores["combined"] = fisher(logarithms)
         return scores
-
-    def _distances(self, features: Tensor) -> Tensor:
-        """Mahalanobis distances of features (B, 2L) from the mean: (B,)."""
-        factor = torch.linalg.cholesky(self.covariance)
-        white = torch.linalg.solve_triangular(factor, (features - self.mean).T, upper=False)
-        return torch.linalg.vector_norm(white, dim=0)
 
 
 def _features(
@@ -162,6 +157,13 @@ def _features(
         energies.append(values.double())
         logarithms.append(norms.double().clamp(min=torch.finfo(torch.float32).tiny).log())
     return torch.stack([*energies, *logarithms], dim=1).cpu()
+
+
+def _distances(features: Tensor, mean: Tensor, covariance: Tensor) -> Tensor:
+    """Mahalanobis distances of features (B, 2L) from their mean: (B,)."""
+    factor = torch.linalg.cholesky(covariance)
+    white = torch.linalg.solve_triangular(factor, (features - mean).T, upper=False)
+    return torch.linalg.vector_norm(white, dim=0)
 
 
 def gradient_norms(slopes: Tensor) -> Tensor:

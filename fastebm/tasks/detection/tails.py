@@ -38,7 +38,7 @@ class UpperTail:
     def fit(cls, scores: Tensor) -> UpperTail:
         """The tail of scores (N,), N at least 2."""
         scores = scores.double().sort().values
-        threshold = scores[-1 - min(max(1, round(SHARE * len(scores))), len(scores) - 1)]
+        threshold = scores[-1 - max(1, round(SHARE * len(scores)))]
         if threshold == scores[-1] and scores[0] < threshold:  # the highest ones are equal
             threshold = scores[scores < threshold][-1]
         above = scores[scores > threshold] - threshold
